@@ -1,0 +1,59 @@
+"""The errors a user may see: one clear text, an exit code, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class KindlingError(Exception):
+    """An error whose text is meant for the user; entry scripts print it and exit with its code."""
+
+    exit_code = 1
+
+
+class Problem(NamedTuple):
+    """One fault in the input: where it stands and what to do about it."""
+
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class ConfigError(KindlingError):
+    """All faults found in a configuration, together."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class UsageError(KindlingError):
+    """A wrong use of the command line."""
+
+    exit_code = 2
+
+
+class TrainingError(KindlingError):
+    """Training cannot go on; the last checkpoint stays valid."""
+
+
+class CheckpointError(KindlingError):
+    """A checkpoint cannot be written or read."""
+
+
+class DataError(KindlingError):
+    """A data set is missing or damaged."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name most like this one, else ``""``."""
+    choices = list(known)
+    lowered = {choice.lower(): choice for choice in choices}
+    matches = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    return f"; did you mean {lowered[matches[0]]!r}?" if matches else ""

@@ -1,0 +1,70 @@
+"""What every test may use: one thread, repeatable hypothesis, the project's root, and the command line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+# Before torch is imported anywhere: one thread for each test, and for the processes it starts.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The same examples in each run, and no deadlines: a busy machine must not turn a test red.
+# `HYPOTHESIS_PROFILE=explore` looks for new examples, and for more of them.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "explore", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked `gpu` where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    """The folder that holds train.py."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `train.py` or `test.py` as a user would: `run_cli(["train.py", "-c", "x.yaml"])`."""
+
+    def run(
+        args: Sequence[str | Path],
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        seconds: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """Start the script `args[0]` of the root in `cwd`; `env` is added to the environment."""
+        script, *rest = args
+        return subprocess.run(
+            [sys.executable, ROOT / script, *rest],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,1 @@
+"""What a run tells: running means, the progress bar, the console, writers and reports."""

@@ -1,4 +1,4 @@
-"""What every test may use: one thread, repeatable hypothesis, the project's root, and the command line."""
+"""What every test may use: one thread, repeatable examples, the root, the command line."""
 
 import os
 import subprocess

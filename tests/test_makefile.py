@@ -38,8 +38,10 @@ def folder(tmp_path: Path, project_root: Path) -> Path:
 def make(folder: Path, *words: str) -> tuple[int, str, list[str]]:
     """Call make; return its exit code, what it printed as errors, and the calls of Python."""
     (folder / "calls").write_text("")
+    outer = ("ARGS", "TESTS", "PYTHON", "VENV", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    env = {name: value for name, value in os.environ.items() if name not in outer}
     command = ["make", f"PYTHON={folder}/python", "VENV=.venv", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr, (folder / "calls").read_text().splitlines()
 
 

@@ -1,4 +1,4 @@
-"""Randomness as a value: seeds derived from names, the random state as plain data, streams kept apart."""
+"""Randomness as a value: seeds derived from names, the random state as plain data."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def capture_random_state() -> RandomState:
     torch_state, (name, keys, position, has_gauss, gauss), python_state = cpu_streams()
     return {
         "torch": torch_state,
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if _cuda_is_in_use() else [],
         "numpy": [str(name), keys.tolist(), int(position), int(has_gauss), float(gauss)],
         "python": python_state,
     }
@@ -81,3 +81,8 @@ def isolated_random_state(seed: int) -> Iterator[None]:
         yield
     finally:
         restore_random_state(state)
+
+
+def _cuda_is_in_use() -> bool:
+    """Tell whether CUDA has started; asking its generators for their state would start it."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

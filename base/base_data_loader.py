@@ -1,0 +1,267 @@
+"""Batches whose order and randomness follow from (seed, epoch, index) alone, from any position."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_collate
+
+from base import batch_reader
+from base.batch_reader import Batch, BatchReader, Key
+from base.errors import DataError
+from base.replayed_loader import as_batches as as_batches
+from base.seeding import derive_generator, derive_seed, isolated_random_state
+
+NO_SAMPLES = torch.empty(0, dtype=torch.int64)
+
+
+class BaseDataLoader:
+    """Divide a data set into training and validation, and give either in batches.
+
+    The order is f(seed, epoch); torch, numpy and python are seeded anew for each sample from
+    (seed, epoch, index). So an epoch is the same with any number of workers and from any start.
+    A data set with ``get_batch(indices) -> batch`` (in memory, nothing random) and torch's own
+    `TensorDataset` are read a whole batch at a time in this process, whatever `num_workers` says.
+
+    The validation part is read from `valid_dataset` where given: the same samples, not augmented.
+    A `seed` given here stays; without one, order and split follow `set_seed`.
+    """
+
+    replays = False
+    has_own_loop = False  # set for a subclass with an `__iter__` of its own, which is replayed
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.has_own_loop = cls.__iter__ is not BaseDataLoader.__iter__
+
+    def __init__(  # noqa: PLR0913  (the first six are pytorch-template's)
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        shuffle: bool,
+        validation_split: float,
+        num_workers: int,
+        collate_fn: Callable[[list[Any]], Batch] = default_collate,
+        *,
+        valid_dataset: Dataset[Any] | None = None,
+        seed: int | None = None,
+        drop_last: bool = False,
+        pin_memory: bool | str = "auto",
+        prefetch_factor: int = 2,
+        persistent_workers: bool | str = "auto",
+        timeout: float = 300.0,
+    ) -> None:
+        self.dataset = dataset
+        self.valid_dataset = dataset if valid_dataset is None else valid_dataset
+        self.batch_size = _at_least(1, batch_size, "batch_size")
+        self.shuffle = shuffle
+        self.validation_split = validation_split
+        self.num_workers = _at_least(0, num_workers, "num_workers")
+        self.collate_fn = collate_fn
+        self.drop_last = drop_last
+        self.pin_memory = torch.cuda.is_available() if pin_memory == "auto" else bool(pin_memory)
+        self.prefetch_factor = _at_least(1, prefetch_factor, "prefetch_factor")
+        self.persistent_workers = bool(persistent_workers)  # "auto" is yes
+        self.timeout = timeout  # seconds to wait for a batch from a worker
+        self.init_kwargs = {  # read by subclasses written for pytorch-template
+            "dataset": dataset,
+            "batch_size": batch_size,
+            "shuffle": False,
+            "collate_fn": collate_fn,
+            "num_workers": num_workers,
+        }
+        self._seed_is_given = seed is not None
+        self.seed = 0 if seed is None else seed
+        self._next_epoch = 0
+        self._is_held_out = False
+        self._valid: BaseDataLoader | None = None
+        self._stock: DataLoader[Batch] | None = None
+        self._divide()
+        if len(self) == 0:
+            raise DataError(
+                f"drop_last leaves no batch: batch_size is {batch_size}, "
+                f"{type(dataset).__name__} has {self.n_samples} samples"
+            )
+
+    def _split_sampler(self, split: float) -> tuple[Any, Any]:
+        """Yours to override, as in pytorch-template: samplers of the training and validation part.
+
+        A training sampler of your own is asked anew for each epoch, with all streams seeded.
+        """
+        return None, None
+
+    def __len__(self) -> int:
+        """Count the batches of an epoch."""
+        whole, rest = divmod(self.n_samples, self.batch_size)
+        return whole if self.drop_last or not rest else whole + 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give the next epoch: each loop over the loader has an order of its own."""
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        return self.batches(epoch * len(self), len(self))
+
+    def batches(self, first: int, count: int) -> Iterator[Batch]:
+        """Give `count` batches from batch `first` of the endless sequence epoch 0, 1, 2, ..."""
+        reader = BatchReader(self.dataset, self.collate_fn)
+        keys = self._keys(first, count, as_lists=reader.get_batch is None)
+        n_workers = self.num_workers if reader.get_batch is None else 0
+        if n_workers or self.pin_memory:
+            source = self._stock_batches(reader, keys, n_workers)
+        else:
+            source = map(reader.__getitems__, keys)
+        for batch in source:
+            yield batch_reader.raise_failure(batch)
+
+    def split_validation(self) -> BaseDataLoader | None:
+        """Return the loader of the held-out part, in fixed order, or None where there is none."""
+        if self._valid is None and len(self._valid_indices):
+            valid = copy.copy(self)
+            valid.dataset, valid.shuffle, valid.drop_last = self.valid_dataset, False, False
+            valid._is_held_out, valid._own_sampler, valid._stock = True, None, None
+            valid._indices, valid._valid_indices = self._valid_indices, NO_SAMPLES
+            valid.n_samples = len(valid._indices)
+            self._valid = valid
+        return self._valid
+
+    def set_seed(self, seed: int) -> None:
+        """Let order, split and augmentation follow this seed, unless one was given at the start."""
+        if self._seed_is_given or seed == self.seed:
+            return
+        self.seed = seed
+        if not self._is_held_out:
+            self._divide()
+        if self._valid is not None:
+            self._valid.seed, self._valid._indices = seed, self._valid_indices
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next ``iter(loader)`` gives."""
+        self._next_epoch = epoch
+
+    def close(self) -> None:
+        """Stop the workers; the next loop starts new ones."""
+        stock, self._stock = self._stock, None
+        batch_reader.stop_workers(getattr(stock, "_iterator", None))
+
+    @property
+    def sampler(self) -> Any:
+        """What chooses this loader's samples, for code that asks its length or indices."""
+        return self._own_sampler or SubsetRandomSampler(self._indices.tolist())
+
+    @property
+    def valid_sampler(self) -> Any:
+        """The same of the held-out part, or None where there is none."""
+        indices = self._valid_indices.tolist()
+        return SubsetRandomSampler(indices) if indices else None
+
+    def _divide(self) -> None:
+        """Choose which samples train and which validate."""
+        self.n_samples = n_samples = _count_samples(self.dataset)
+        with isolated_random_state(derive_seed(self.seed, "split")):
+            self._own_sampler, own_valid = self._split_sampler(self.validation_split)
+            if self._own_sampler is not None:
+                self._indices, self.n_samples = NO_SAMPLES, len(self._own_sampler)
+                self._valid_indices = torch.tensor(sorted(own_valid or ()), dtype=torch.int64)
+                return
+        n_valid = _count_held_out(self.validation_split, n_samples)
+        shuffled = torch.randperm(n_samples, generator=derive_generator(self.seed, "split"))
+        self._valid_indices = shuffled[:n_valid].sort().values
+        self._indices = shuffled[n_valid:].sort().values
+        self.n_samples = len(self._indices)
+
+    def _order(self, epoch: int) -> Tensor:
+        """Return the indices of an epoch's samples, in the order in which they are read."""
+        if self._own_sampler is not None:
+            with isolated_random_state(derive_seed(self.seed, "order", epoch)):
+                return torch.tensor(list(self._own_sampler), dtype=torch.int64)
+        if not self.shuffle:
+            return self._indices
+        generator = derive_generator(self.seed, "order", epoch)
+        return self._indices[torch.randperm(self.n_samples, generator=generator)]
+
+    def _keys(self, first: int, count: int, *, as_lists: bool) -> Iterator[Key]:
+        """Give what identifies each batch; only the epochs touched are shuffled."""
+        order, order_epoch = NO_SAMPLES, -1
+        for position in range(first, first + count):
+            epoch, number = divmod(position, len(self))
+            if epoch != order_epoch:
+                order, order_epoch = self._order(epoch), epoch
+            indices = order[number * self.batch_size : (number + 1) * self.batch_size]
+            key_epoch = 0 if self._is_held_out else epoch
+            yield self.seed, key_epoch, indices.tolist() if as_lists else indices
+
+    def _stock_batches(
+        self, reader: BatchReader, keys: Iterator[Key], n_workers: int
+    ) -> Iterator[Batch]:
+        """Read through torch's DataLoader, which has the workers and the pinned memory."""
+        if self._stock is None:
+            self._handed = _HandedKeys()
+            self._stock = DataLoader(
+                reader,  # type: ignore[arg-type]
+                batch_sampler=self._handed,  # type: ignore[arg-type]
+                collate_fn=batch_reader.as_it_is,
+                num_workers=n_workers,
+                pin_memory=self.pin_memory,
+                prefetch_factor=self.prefetch_factor if n_workers else None,
+                persistent_workers=self.persistent_workers and n_workers > 0,
+                timeout=self.timeout if n_workers else 0,
+                worker_init_fn=batch_reader.leave_signals_to_the_parent,
+                generator=torch.Generator(),  # else each loop draws from the trainer's stream
+            )
+        self._handed.keys = keys
+        iterator = iter(self._stock)
+        is_whole = False
+        try:
+            for batch in iterator:
+                yield batch_reader.raise_failure(batch)
+                if self._handed.keys is not keys:
+                    raise DataError("a second loop over this loader began before the first ended")
+            is_whole = True
+        except RuntimeError as error:  # the reader returns its errors: this is the end of a worker
+            batch_reader.kill_workers(iterator)
+            raise DataError(f"{type(self.dataset).__name__}: {error}") from error
+        finally:
+            if not is_whole:
+                batch_reader.stop_workers(iterator)
+                self.close()
+
+
+class _HandedKeys:
+    """The batch sampler of torch's DataLoader: each loop reads the keys handed over before it."""
+
+    keys: Iterator[Key] = iter(())
+
+    def __iter__(self) -> Iterator[Key]:
+        return self.keys
+
+
+def _at_least(least: int, value: int, name: str) -> int:
+    if value < least:
+        raise DataError(f"{name} must be at least {least}, not {value}")
+    return value
+
+
+def _count_samples(dataset: Any) -> int:
+    name = type(dataset).__name__
+    if not hasattr(dataset, "__len__"):
+        raise DataError(f"{name} has no length; give a stream to torch's own DataLoader instead")
+    if len(dataset) == 0:
+        raise DataError(f"{name} is empty: it has no samples")
+    return len(dataset)
+
+
+def _count_held_out(split: float | None, n_samples: int) -> int:
+    """Count the validation samples; `split` is a fraction (rounded down) or a number of them."""
+    if not split:
+        return 0
+    n_valid = split if isinstance(split, int) else int(round(n_samples * split, 6))
+    is_possible = 0 < split < (n_samples if isinstance(split, int) else 1)
+    if isinstance(split, bool) or not is_possible or not 0 < n_valid < n_samples:
+        raise DataError(
+            f"validation_split {split} of {n_samples} samples leaves one side empty; "
+            "give a fraction below 1 or a whole number of samples"
+        )
+    return n_valid

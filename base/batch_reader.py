@@ -1,0 +1,114 @@
+"""Reading one batch by its key, here or in a worker, and the manners of workers."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_info
+
+from base.errors import DataError
+from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
+
+Batch = Any  # whatever the data set and collate_fn make of some samples
+Key = tuple[int, int, Any]  # seed, epoch, indices into the data set (a tensor or a list)
+
+
+class Failure:
+    """An error on its way from the reader, which may be in a worker, to the loop."""
+
+    def __init__(self, what: str, error: Exception) -> None:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name}:{frame.lineno}"
+        self.message = f"{what}: {type(error).__name__}: {error} ({where})"
+        self.error = error
+        if get_worker_info() is not None:  # not every error can be sent; its text can
+            self.error = RuntimeError("".join(traceback.format_exception(error)))
+
+
+class BatchReader:
+    """Read the batch that a key names; what torch's DataLoader takes for a data set."""
+
+    def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Batch]) -> None:
+        self.dataset, self.collate_fn = dataset, collate_fn
+        self.name = type(dataset).__name__
+        self.get_batch = find_get_batch(dataset) if collate_fn is default_collate else None
+
+    def __getitems__(self, key: Key) -> Batch | Failure:
+        if self.get_batch is not None:
+            try:
+                return self.get_batch(key[2])
+            except Exception as error:
+                return Failure(f"cannot read samples {key[2].tolist()} of {self.name}", error)
+        if get_worker_info() is not None:
+            return self._read_samples(*key)
+        streams = cpu_streams()  # the trainer's: its dropout must not notice the augmentation
+        try:
+            return self._read_samples(*key)
+        finally:
+            set_cpu_streams(streams)
+
+    def _read_samples(self, seed: int, epoch: int, indices: list[int]) -> Batch | Failure:
+        what = ""
+        try:
+            samples = []
+            for index in indices:
+                what = f"cannot read sample {index} of {self.name}"
+                seed_cpu_streams(derive_seed(seed, "sample", epoch, index))
+                samples.append(self.dataset[index])
+            what = f"cannot collate samples {indices} of {self.name}"
+            seed_cpu_streams(derive_seed(seed, "collate", epoch, indices[0]))
+            return self.collate_fn(samples)
+        except Exception as error:
+            return Failure(what, error)
+
+
+def find_get_batch(dataset: Any) -> Callable[[Tensor], Batch] | None:
+    """Return the function that reads many samples at once, or None where there is none."""
+    if hasattr(dataset, "get_batch"):
+        return dataset.get_batch  # type: ignore[no-any-return]
+    if type(dataset) is TensorDataset:
+        return lambda indices: [tensor.index_select(0, indices) for tensor in dataset.tensors]
+    if type(dataset) is Subset and (inner := find_get_batch(dataset.dataset)) is not None:
+        positions = torch.as_tensor(dataset.indices)
+        return lambda indices: inner(positions[indices])
+    return None
+
+
+def raise_failure(batch: Batch | Failure) -> Batch:
+    if isinstance(batch, Failure):
+        raise DataError(batch.message) from batch.error
+    return batch
+
+
+def as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def leave_signals_to_the_parent(_: int) -> None:
+    """Keep on working when a signal meant to end the run reaches the whole process group.
+
+    The parent stops its workers itself, by a second SIGTERM where one does not listen.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def stop_workers(iterator: Any) -> None:
+    """Stop the workers of an iterator of torch's DataLoader, if it has any."""
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+
+
+def kill_workers(iterator: Any) -> None:
+    """End workers that answer no more, for which `stop_workers` would wait."""
+    for worker in getattr(iterator, "_workers", ()):
+        with suppress(RuntimeError):  # torch reports the death of a worker from a signal handler
+            worker.kill()
+            worker.join()

@@ -1,0 +1,138 @@
+"""Positions for a loader that knows none: any object with ``__iter__``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from base.batch_reader import Batch, stop_workers
+from base.errors import DataError
+from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
+
+
+def as_batches(loader: Any, seed: int) -> Any:
+    """Return the loader, or one around it, with ``batches(first, count)`` and the rest."""
+    if hasattr(loader, "batches") and not getattr(loader, "has_own_loop", False):
+        return loader
+    return ReplayedLoader(loader, seed)
+
+
+class ReplayedLoader:
+    """Give a loader of any kind positions: the batches before are drawn and thrown away.
+
+    Each pass over the loader is seeded by (seed, pass), in random streams apart from the trainer's,
+    so it is exact for an equal number of workers. A loader with a length gives that many batches a
+    pass; one without is read until it ends, then anew.
+    """
+
+    replays = True
+
+    def __init__(self, loader: Any, seed: int) -> None:
+        if not hasattr(loader, "__iter__"):
+            raise DataError(f"{type(loader).__name__} is no data loader: it has no __iter__")
+        self.loader, self.seed = loader, seed
+        self.batch_size = getattr(loader, "batch_size", None)
+        self._n_batches = _length(loader)
+        self._iterator: Iterator[Batch] | None = None
+        self._streams: tuple[Any, ...] = ()
+        self._go_to_pass(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["loader"], name)
+
+    def __len__(self) -> int:
+        if self._n_batches is None:
+            raise TypeError(f"{self._name} has no length: set trainer.epoch_steps")
+        return self._n_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+    def batches(self, first: int, count: int) -> Iterator[Batch]:
+        """Give `count` batches from batch `first` of the loader's passes 0, 1, 2, ..."""
+        if self._position != first:
+            self._go_to_pass(first // self._n_batches if self._n_batches else 0)
+        while self._position < first:
+            self._draw()
+        for _ in range(count):
+            yield self._draw()
+
+    def split_validation(self) -> Any:
+        """Return the loader's own validation loader, able to do the same, or None."""
+        split = getattr(self.loader, "split_validation", None)
+        valid = None if split is None else split()
+        return None if valid is None else as_batches(valid, self.seed)
+
+    def set_seed(self, seed: int) -> None:
+        """Seed the passes over the loader from this."""
+        self.seed = seed
+        self._go_to_pass(0)
+
+    def close(self) -> None:
+        """End the pass under way, and its workers."""
+        self._go_to_pass(0)
+
+    @property
+    def _name(self) -> str:
+        return type(self.loader).__name__
+
+    def _go_to_pass(self, number: int) -> None:
+        """Stand before the first batch of a pass."""
+        iterator, self._iterator = self._iterator, None
+        stop_workers(iterator)
+        if isinstance(self.loader, torch.utils.data.DataLoader):
+            self.loader._iterator = None  # workers that persist would go on in their old streams
+        self._pass, self._n_drawn = number, 0
+        self._position = number * (self._n_batches or 0)
+
+    def _draw(self) -> Batch:
+        """Draw the next batch in the loader's streams and put the trainer's back."""
+        trainers = cpu_streams()
+        try:
+            if self._iterator is not None:
+                set_cpu_streams(self._streams)
+            batch = self._next_batch()
+            self._streams = cpu_streams()
+        finally:
+            set_cpu_streams(trainers)
+        self._position += 1
+        self._n_drawn += 1
+        return batch
+
+    def _next_batch(self) -> Batch:
+        if self._n_drawn == self._n_batches:
+            self._go_to_pass(self._pass + 1)
+        if self._iterator is None:
+            self._iterator = self._begin_pass()
+        for batch in self._iterator:
+            return batch
+        if self._n_batches is not None or self._n_drawn == 0:
+            length = "" if self._n_batches is None else f", though its length is {self._n_batches}"
+            raise DataError(f"{self._name} ended after {self._n_drawn} batches{length}")
+        position = self._position
+        self._go_to_pass(self._pass + 1)
+        self._position = position
+        return self._next_batch()
+
+    def _begin_pass(self) -> Iterator[Batch]:
+        """Iterate anew, with all that the order and the workers draw from seeded."""
+        for part in (self.loader, getattr(self.loader, "sampler", None)):
+            if isinstance(generator := getattr(part, "generator", None), torch.Generator):
+                generator.manual_seed(derive_seed(self.seed, "generator", self._pass))
+            if (set_epoch := getattr(part, "set_epoch", None)) is not None:
+                set_epoch(self._pass)
+        seed_cpu_streams(derive_seed(self.seed, "pass", self._pass))
+        return iter(self.loader)
+
+
+def _length(loader: Any) -> int | None:
+    """Count the batches of a pass, or return None where the loader cannot tell."""
+    try:
+        n_batches = len(loader)
+    except TypeError:
+        return None
+    if n_batches == 0:
+        raise DataError(f"{type(loader).__name__} is empty: it has no batches")
+    return n_batches

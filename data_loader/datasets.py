@@ -1,0 +1,96 @@
+"""Data sets: images in memory, read by the batch or, where they are augmented, one by one."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from base.errors import DataError
+
+
+class ArrayDataset(Dataset[list[Tensor]]):
+    """Images kept as they are, uint8 mostly, and made into model input as they are read.
+
+    images  (sample, channel, height, width); white is `white`
+    labels  (sample,)
+    The input is ``(image / white - mean) / std``, float32, with `mean` and `std` for each channel.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        white: float = 255.0,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+    ) -> None:
+        if len(images) != len(labels):
+            raise DataError(f"{len(images)} images, but {len(labels)} labels")
+        self.images, self.labels = images, labels.long()
+        self._factor = 1 / (white * torch.tensor(std).view(-1, 1, 1))
+        self._offset = -torch.tensor(mean).view(-1, 1, 1) / torch.tensor(std).view(-1, 1, 1)
+        self._is_shifted = bool(self._offset.any())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        return [self.as_input(self.images[index]), self.labels[index]]
+
+    def get_batch(self, indices: Tensor) -> list[Tensor]:
+        """Read many samples at once: what collating them one by one would give."""
+        images = self.images.index_select(0, indices)
+        return [self.as_input(images), self.labels.index_select(0, indices)]
+
+    def as_input(self, images: Tensor) -> Tensor:
+        """Scale and normalise one image or many."""
+        scaled = images * self._factor  # makes float32 of uint8
+        return scaled.add_(self._offset) if self._is_shifted else scaled
+
+
+class AugmentedDataset(Dataset[list[Tensor]]):
+    """The images of an `ArrayDataset`, each changed by a random transform before it is scaled."""
+
+    def __init__(self, arrays: ArrayDataset, transform: Callable[[Tensor], Tensor]) -> None:
+        self.arrays, self.transform = arrays, transform
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        image = self.transform(self.arrays.images[index])
+        return [self.arrays.as_input(image), self.arrays.labels[index]]
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """Read the arrays of an npz file."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path}: no such file; data_dir is relative to the current folder, {Path.cwd()}"
+        ) from error
+    except (OSError, ValueError, zlib.error) as error:
+        raise DataError(f"{path}: not a readable npz file: {error}") from error
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read an IDX file of bytes, as MNIST has them, gzipped or not: a uint8 tensor of its shape."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    n_dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    start = 4 + 4 * n_dimensions
+    shape = np.frombuffer(content[4:start], dtype=">u4").astype(int).tolist()
+    if not shape or len(shape) != n_dimensions or len(content) - start != np.prod(shape):
+        raise DataError(f"{path}: not a whole IDX file of bytes; fetch it again")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)

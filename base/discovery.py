@@ -1,0 +1,187 @@
+"""The project's own definitions, read from the syntax trees of its files without importing them."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import sys
+import traceback
+from collections.abc import Iterator
+from importlib import import_module, invalidate_caches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDERS = ("model", "data_loader", "trainer")
+
+# What the last word of a base class, or else a file's path, says about the kind of what it holds.
+_BASE_WORDS = {
+    "Dataset": "dataset",
+    "DataLoader": "data_loader",
+    "Optimizer": "optimizer",
+    "LRScheduler": "lr_scheduler",
+    "Trainer": "trainer",
+    "Callback": "callback",
+    "Transform": "transform",
+    "Loss": "loss",
+    "Metric": "metric",
+}
+_PATH_WORDS = {
+    "loss": "loss",
+    "metric": "metric",
+    "init": "init",
+    "optim": "optimizer",
+    "sched": "lr_scheduler",
+    "transform": "transform",
+    "augment": "transform",
+    "dataset": "dataset",
+    "callback": "callback",
+}
+
+
+class Definition(NamedTuple):
+    """A top-level definition in a file of the project."""
+
+    name: str  # what a config says
+    attribute: str  # what the module says
+    file: str  # relative to the project's root
+    line: int
+    form: str  # "class", "function" or "value"
+    likely_kind: str
+    registry: str = ""  # MODELS, where a decorator gave the name
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    @property
+    def folder(self) -> str:
+        return self.file.partition("/")[0]
+
+
+class Broken(NamedTuple):
+    """A file that does not parse, and why."""
+
+    file: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file} ({self.reason})"
+
+
+def project_root() -> Path:
+    """Return the folder that holds ``model/``, ``data_loader/`` and ``trainer/``."""
+    return _root
+
+
+def set_project_root(path: Path | str) -> None:
+    """Look for names below another folder; the modules of the former one are forgotten."""
+    global _root
+    sys.path[:] = [entry for entry in sys.path if entry != str(_root)]
+    _root = Path(path).resolve()
+    sys.path.insert(0, str(_root))
+    scan.cache_clear()
+    for module in list(sys.modules):
+        if module.partition(".")[0] in FOLDERS:
+            del sys.modules[module]
+
+
+_root = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def scan(folder: str) -> tuple[list[Definition], list[Broken]]:
+    """Return all definitions in the files below a folder of the project, and the broken files."""
+    definitions: dict[tuple[str, str], Definition] = {}
+    broken = []
+    for path in sorted((_root / folder).rglob("*.py")):
+        file = path.relative_to(_root)
+        if "." in path.stem or any(part.startswith(".") for part in file.parts):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError, RecursionError, OSError) as error:
+            broken.append(Broken(file.as_posix(), str(error)))
+            continue
+        for node in tree.body:
+            for each in _definitions(node, file):
+                definitions[each.file, each.name] = each  # as in Python, the last one counts
+    return list(definitions.values()), broken
+
+
+def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
+    kind, place = _likely_kind(node, file), (file.as_posix(), node.lineno)
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        form = "class" if isinstance(node, ast.ClassDef) else "function"
+        if not node.name.startswith("_"):
+            yield Definition(node.name, node.name, *place, form, kind)
+        for registry, name in _decorated_names(node):
+            yield Definition(name, node.name, *place, form, kind, registry)
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if isinstance(node.value, ast.Call | ast.Attribute | ast.Name | ast.Lambda):
+            for target in targets:
+                if isinstance(target, ast.Name) and not target.id.startswith("_"):
+                    yield Definition(target.id, target.id, *place, "value", kind)
+
+
+def _decorated_names(node: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str, str]]:
+    """Yield the registry's variable and the name of each ``@MODELS.register("name")``."""
+    for call in node.decorator_list:
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+            names = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+            if call.func.attr == "register" and names and isinstance(names[0], str):
+                yield ast.unparse(call.func.value).rpartition(".")[2], names[0]
+
+
+def _likely_kind(node: ast.stmt, file: Path) -> str:
+    """Guess what a definition is for, from its base classes, its file and its folder."""
+    if isinstance(node, ast.ClassDef):
+        for base in node.bases:
+            word = ast.unparse(base).rpartition(".")[2]
+            for ending, kind in _BASE_WORDS.items():
+                if word.endswith(ending):
+                    return kind
+    within = "/".join(file.parts[1:]).replace("__init__", "").lower()
+    for word, kind in _PATH_WORDS.items():
+        if word in within:
+            return kind
+    return file.parts[0] if isinstance(node, ast.ClassDef) else "function"
+
+
+def load(found: Definition) -> Any:
+    """Import the one file of a definition and return what it holds under the name.
+
+    Raises:
+        ImportError: the file raises when it is imported; the text says where and what.
+    """
+    parts = Path(found.file).with_suffix("").parts
+    module_name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    if str(_root) not in sys.path:
+        sys.path.insert(0, str(_root))
+    invalidate_caches()
+    try:
+        module = import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever a file of the user may raise
+        raise ImportError(describe_error(error)) from error
+    if Path(module.__file__ or "").resolve() != (_root / found.file).resolve():
+        text = f"is hidden by {module.__file__}, which Python finds first; rename one of them"
+        raise ImportError(f"{found.file} {text}")
+    if not hasattr(module, found.attribute):
+        raise ImportError(f"{found}: {found.attribute!r} is gone once the file is imported")
+    return getattr(module, found.attribute)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return ``model/model.py:12: ValueError: text``: the last place in the project it passed."""
+    stack = traceback.extract_tb(error.__traceback__)
+    places: list[tuple[str, int | None]] = [(frame.filename, frame.lineno) for frame in stack]
+    text = str(error)
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+        text = error.msg
+    for filename, line in reversed(places):
+        path = Path(filename)
+        if path.is_relative_to(_root):
+            within = path.relative_to(_root)
+            if within.parts[0] not in ("base", "logger") and "site-packages" not in within.parts:
+                return f"{within.as_posix()}:{line}: {type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {text}"

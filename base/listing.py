@@ -1,0 +1,61 @@
+"""What a config can name, for people (``--list``) and for editors (``--schema``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from inspect import Parameter
+from typing import Any
+
+from base.registry import KINDS, NameFault, find, listed, names
+from base.signatures import json_schema, signature
+
+
+def describe(kind: str) -> str:
+    """Return the names of a kind with arguments, origin and first line, the project's own first."""
+    lines = [f"{kind}:"]
+    for name, named, origin in _entries(kind):
+        if isinstance(named, NameFault):
+            lines.append(f"  {name}    cannot be used: {named}")
+            continue
+        takes = signature(kind, named)
+        shown = [_shown(parameter) for parameter in takes.parameters.values()]
+        shown += ["**others"] if takes.is_open else []
+        lines.append(f"  {name}({', '.join(shown)})    {origin}")
+        lines += [f"      {_first_line(named)}"] if _first_line(named) else []
+    return "\n".join(lines)
+
+
+def type_schemas() -> dict[str, list[dict[str, Any]]]:
+    """Return for each kind what it can name: the name, a schema of its ``args``, its first line."""
+    return {kind: [_schema(kind, *entry) for entry in _entries(kind)] for kind in KINDS}
+
+
+def _schema(kind: str, name: str, named: Any, origin: str) -> dict[str, Any]:
+    if isinstance(named, NameFault):
+        return {"name": name, "args_schema": {"type": "object"}, "doc": origin}
+    return {"name": name, "args_schema": json_schema(kind, named), "doc": _first_line(named)}
+
+
+def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
+    """Yield each name, what it names (or the fault that keeps it from use) and where from."""
+    origins = {each.name: str(each) for each in listed(kind)}
+    for name in names(kind):
+        named: Any
+        try:
+            named = find(kind, name)
+        except NameFault as fault:
+            named = fault
+        yield name, named, origins.get(name, str(getattr(named, "__module__", "")))
+
+
+def _shown(parameter: Parameter) -> str:
+    if parameter.default is Parameter.empty:
+        return parameter.name
+    return f"{parameter.name}={parameter.default!r}"
+
+
+def _first_line(named: Any) -> str:
+    """Return the first line of an own docstring; an object of a class has none of its own."""
+    is_definition = isinstance(named, type) or hasattr(named, "__name__")
+    lines = (getattr(named, "__doc__", None) or "").strip().splitlines()
+    return lines[0] if lines and is_definition else ""

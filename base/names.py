@@ -1,0 +1,243 @@
+"""The second stage of a config's validation, and the one constructor call.
+
+``check_names`` looks up every name of a config and holds its arguments against the signature of
+what it names, before anything is built; ``build`` makes what a ``{type, args}`` section means.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from inspect import Parameter
+from types import NoneType
+from typing import Any, get_args
+
+import torch
+
+from base.config.durations import parse_duration
+from base.discovery import describe_error
+from base.errors import ConfigError, KindlingError, Problem, nearest
+from base.listing import describe, type_schemas
+from base.registry import find
+from base.signatures import (
+    DURATION_ARGUMENTS,
+    FILLED_IN,
+    INJECTED,
+    Signature,
+    signature,
+    value_fault,
+)
+
+__all__ = ["DURATION_ARGUMENTS", "FILLED_IN", "build", "check_names", "describe", "type_schemas"]
+
+Keys = tuple[str | int, ...]
+Section = Mapping[str, Any]
+Fault = tuple[Keys, str]
+
+
+def check_names(config: Any) -> None:
+    """Check all names and arguments of a config in its normal form; nothing is built.
+
+    Raises:
+        ConfigError: with all faults together.
+    """
+    faults = []
+    for kind, keys, section in _sections(config):
+        faults += _faults(kind, keys, section)
+        if kind == "optimizer":
+            faults += _rule_faults(keys, section)
+    if faults:
+        raise ConfigError([config.problem(keys, message) for keys, message in faults])
+
+
+def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> Any:
+    """Make what a ``{type, args}`` section means; functions of data get their ``args`` bound.
+
+    Sections inside ``args`` (a dataset, transforms, schedulers) are built first, with the same
+    injected arguments where they are of the same kind.
+
+    Args:
+        where: the section's place in the config, for errors.
+        injected: further arguments, which a config cannot give (``params``, ``optimizer``).
+
+    Raises:
+        ConfigError: the name is unknown, or the constructor refuses the arguments.
+    """
+
+    def build_inner(inner: str, part: Section, _: Keys) -> Any:
+        return build(inner, part, where=where, **(injected if inner == kind else {}))
+
+    try:
+        named = find(kind, section["type"])
+    except KindlingError as error:
+        raise ConfigError([Problem(where, str(error))]) from error
+    parameters = signature(kind, named).parameters
+    args = {}
+    for name, value in (section.get("args") or {}).items():
+        value = _replace_sections(kind, (name,), value, build_inner)
+        args[name] = _as_annotated(parameters.get(name), _composed(kind, name, value))
+    try:
+        return _call(kind, named, args, injected)
+    except (TypeError, ValueError) as error:
+        text = f"{section['type']} cannot be built: {describe_error(error)}"
+        raise ConfigError([Problem(where, text)]) from error
+
+
+def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Keys, Section]]:
+    """Yield kind, keys and value of each ``{type, args}`` section."""
+    loaders = ("data_loader", "valid_data_loader", "test_data_loader")
+    for key in ("model", *loaders, "optimizer", "lr_scheduler", "trainer"):
+        if config.get(key):
+            yield "data_loader" if key in loaders else key, (key,), config[key]
+    for name, section in (config.get("optimizers") or {}).items():
+        yield "optimizer", ("optimizers", name), section
+        if section.get("lr_scheduler"):
+            keys = ("optimizers", name, "lr_scheduler")
+            yield "lr_scheduler", keys, section["lr_scheduler"]
+    for key, kind in (("loss", "loss"), ("metrics", "metric"), ("callbacks", "callback")):
+        for number, section in enumerate(config.get(key) or ()):
+            yield kind, (key, number), section
+    for number, rule in enumerate(config.get("init") or ()):
+        for name in rule:
+            if name != "match":
+                yield "init", ("init", number, name), rule[name]
+
+
+def _faults(kind: str, keys: Keys, section: Section) -> list[Fault]:
+    """Return what is wrong with one section and with those inside its ``args``."""
+    type_keys = keys if kind == "function" else (*keys, "type")
+    try:
+        named = find(kind, section["type"])
+    except KindlingError as error:
+        return [(type_keys, str(error))]
+    args = section.get("args") or {}
+    if not isinstance(args, Mapping):
+        return [((*keys, "args"), "expected a mapping of arguments")]
+
+    takes, faults = signature(kind, named), []
+    missing = [name for name in takes.required if name not in args]
+    if missing:
+        plural = "s" if len(missing) > 1 else ""
+        faults.append((type_keys, f"{section['type']} needs argument{plural} {_list(missing)}"))
+
+    def check_inner(inner: str, part: Section, inner_keys: Keys) -> None:
+        faults.extend(_faults(inner, (*keys, "args", *inner_keys), part))
+
+    for name, value in args.items():
+        message = _argument_fault(kind, section["type"], takes, name, value)
+        if message:
+            faults.append(((*keys, "args", name), message))
+        _replace_sections(kind, (name,), value, check_inner)
+    return faults
+
+
+def _rule_faults(keys: Keys, section: Section) -> list[Fault]:
+    """Return the faults of ``param_groups``: beside match and freeze, the optimizer's arguments."""
+    try:
+        takes = signature("optimizer", find("optimizer", section["type"]))
+    except KindlingError:
+        return []  # said already
+    faults = []
+    for number, rule in enumerate(section.get("param_groups") or ()):
+        for name in rule:
+            if name not in ("match", "freeze"):
+                place = (*keys, "param_groups", number, name)
+                message = _argument_fault("optimizer", section["type"], takes, name, rule[name])
+                faults += [(place, message)] if message else []
+    return faults
+
+
+def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, value: Any) -> str:
+    """Return what is wrong with one argument, or an empty text."""
+    if name == "self" or name in takes.injected:
+        return f"{name!r} is given by Kindling; leave it out"
+    parameter = takes.parameters.get(name)
+    if parameter is None and takes.is_open:
+        return ""
+    if parameter is None:
+        known = f" (it takes {_list(takes.parameters) or 'none'})"
+        return f"unknown argument for {type_name}{nearest(str(name), takes.parameters) or known}"
+    if parameter.kind is Parameter.POSITIONAL_ONLY:
+        return f"{type_name} takes it by position only, so a config cannot give it"
+    if kind == "lr_scheduler" and name in DURATION_ARGUMENTS:
+        try:
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, str):
+                    parse_duration(item)
+        except ValueError as error:
+            return str(error)
+        if isinstance(value, str):
+            return ""
+    return value_fault(parameter, value)
+
+
+def _replace_sections(
+    kind: str, keys: Keys, value: Any, replace: Callable[[str, Section, Keys], Any]
+) -> Any:
+    """Return an argument's value with each section in it replaced; the name tells their kind.
+
+    Mappings with keys beside ``type`` and ``args`` are the project's own, and stay.
+    """
+    inner = _inner_kind(kind, str(keys[0]))
+    if inner is None:
+        return value
+    if isinstance(value, list):
+        each = enumerate(value)
+        return [_replace_sections(kind, (*keys, number), item, replace) for number, item in each]
+    if inner == "function" and isinstance(value, str):
+        return replace(inner, {"type": value}, keys)
+    if isinstance(value, Mapping) and "type" in value and set(value) <= {"type", "args"}:
+        return replace(inner, value, keys)
+    return value
+
+
+def _inner_kind(kind: str, name: str) -> str | None:
+    if kind == "lr_scheduler":
+        return {"schedulers": kind, "lr_lambda": "function", "scale_fn": "function"}.get(name)
+    if kind not in ("data_loader", "dataset", "transform"):
+        return None
+    known = {"dataset": "dataset", "transform": "transform", "transforms": "transform"}
+    return "function" if name == "collate_fn" else known.get(name.rpartition("_")[2])
+
+
+def _composed(kind: str, name: str, value: Any) -> Any:
+    """Make one transform of a list of them where the argument's name is in the singular."""
+    is_one = _inner_kind(kind, name) == "transform" and name.endswith("transform")
+    if is_one and isinstance(value, list) and value and all(map(callable, value)):
+        return find("transform", "Compose")(value)
+    return value
+
+
+def _as_annotated(parameter: Parameter | None, value: Any) -> Any:
+    """Turn a text into the dtype or enum member, a list into the tensor, that is asked for."""
+    annotation = None if parameter is None else parameter.annotation
+    members = get_args(annotation) or (annotation,)
+    if (
+        isinstance(value, list)
+        and torch.Tensor in members
+        and set(members) <= {torch.Tensor, NoneType}
+    ):
+        return torch.tensor(value, dtype=torch.get_default_dtype())
+    if isinstance(value, str) and torch.dtype in members:
+        dtype = getattr(torch, value.removeprefix("torch."), None)
+        return dtype if isinstance(dtype, torch.dtype) else value
+    for member in members:
+        if isinstance(value, str) and isinstance(member, type) and issubclass(member, Enum):
+            return next((each for each in member if value in (each.name, each.value)), value)
+    return value
+
+
+def _call(kind: str, named: Any, args: dict[str, Any], injected: dict[str, Any]) -> Any:
+    """Call a class or a builder; bind ``args`` to a function of data."""
+    if kind in ("loss", "metric", "init", "function") and not isinstance(named, type):
+        return functools.partial(named, **args) if args else named
+    first = INJECTED.get(kind, "")
+    if first in injected:
+        rest = {name: value for name, value in injected.items() if name != first}
+        return named(injected[first], **args, **rest)
+    return named(**args, **injected)
+
+
+def _list(words: Any) -> str:
+    return ", ".join(map(str, words))

@@ -1,0 +1,208 @@
+"""Names in a config -> the classes and functions of the project, then those of torch.
+
+A class or function defined at the top of a file of ``model/``, ``data_loader/`` or ``trainer/``
+can be named by its own name, without a decorator. Only the file that holds it is imported: a
+broken or slow neighbour costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any, NamedTuple, TypeVar
+
+from base.discovery import FOLDERS, Definition, load, project_root, scan
+from base.discovery import set_project_root as _set_project_root
+from base.errors import ConfigError, Problem, nearest
+from base.torch_names import HOMES
+
+Named = TypeVar("Named")
+
+
+class Kind(NamedTuple):
+    """Where the project's own things of a kind stand, and what they must be."""
+
+    folders: tuple[str, ...]
+    forms: tuple[str, ...] = ("class", "function")
+    parent: str = ""  # module:class that a class of this kind must inherit from
+
+
+_CLASS, _ANY = ("class",), ("class", "function", "value")
+_KINDS = {
+    "model": Kind(("model",), parent="torch.nn:Module"),
+    "init": Kind(("model",), ("function",)),
+    "loss": Kind(("model",), _ANY),
+    "metric": Kind(("model",), _ANY),
+    "data_loader": Kind(("data_loader",)),
+    "dataset": Kind(("data_loader",)),
+    "transform": Kind(("data_loader",)),
+    "optimizer": Kind(("model", "trainer"), parent="torch.optim:Optimizer"),
+    "lr_scheduler": Kind(("model", "trainer")),
+    "trainer": Kind(("trainer",), _CLASS, "base.base_trainer:BaseTrainer"),
+    "callback": Kind(("trainer",), _CLASS, "base.callbacks:Callback"),
+    "function": Kind(FOLDERS, ("function", "value")),  # lr_lambda, collate_fn
+}
+KINDS = tuple(kind for kind in _KINDS if kind != "function")
+
+
+class NameFault(ConfigError, LookupError):  # noqa: N818 -- as UnknownName, which is a promise
+    """A name that cannot be used; the text says why and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__([Problem("", message)])
+
+
+class UnknownName(NameFault):
+    """A name that nothing answers to."""
+
+
+class Registry:
+    """The names of one kind that were given by a decorator, beside those found by themselves.
+
+    >>> @MODELS.register("small-net")
+    ... class SmallNet(BaseModel): ...
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.registered: dict[str, Any] = {}
+
+    def register(self, name: str) -> Callable[[Named], Named]:
+        """Give the decorated class or function another name; one already taken is an error."""
+        if not _is_plain(name):
+            raise NameFault(f"{name!r} cannot be registered: give a name like 'small-net'")
+
+        def keep(named: Named) -> Named:
+            holder = _identity(self.registered.get(name, named))
+            if holder != _identity(named):
+                text = f"{self.kind} {name!r} is {holder} already"
+                raise NameFault(f"{text}; give {_identity(named)} another name")
+            self.registered[name] = named
+            return named
+
+        return keep
+
+
+MODELS, INITS, LOSSES, METRICS = (Registry(k) for k in ("model", "init", "loss", "metric"))
+DATA_LOADERS, DATASETS = Registry("data_loader"), Registry("dataset")
+TRANSFORMS, OPTIMIZERS = Registry("transform"), Registry("optimizer")
+LR_SCHEDULERS, TRAINERS, CALLBACKS = (Registry(k) for k in ("lr_scheduler", "trainer", "callback"))
+_REGISTRIES = {name: it for name, it in vars().items() if isinstance(it, Registry)}
+_REGISTERED = {registry.kind: registry.registered for registry in _REGISTRIES.values()}
+
+
+def find(kind: str, name: str) -> Any:
+    """Return the class, function or object that a config of this kind means by ``name``.
+
+    Raises:
+        UnknownName: nothing is called so; the text has near misses and where it looked.
+        NameFault: the name is malformed, defined twice, of another kind, or its file fails.
+    """
+    if not _is_plain(name):
+        raise NameFault(f"{name!r} is no name of a {kind}: give its last word, no path and no dots")
+    found = definition(kind, name)
+    if found is not None:
+        return _checked(kind, found)
+    if name in _REGISTERED.get(kind, ()):
+        return _REGISTERED[kind][name]
+    torch_name = f"{name}_" if kind == "init" and not name.endswith("_") else name
+    for home in HOMES.get(kind, ()):
+        member = home.get(torch_name)
+        if member is not None:
+            return member
+    raise UnknownName(_unknown(kind, name))
+
+
+def names(kind: str) -> list[str]:
+    """Return what can be named: the project's own, then torch's; imports no file of the project."""
+    own = [each.name for each in listed(kind)] + list(_REGISTERED.get(kind, ()))
+    behind = (name for home in HOMES.get(kind, ()) for name in sorted(home.members()))
+    return list(dict.fromkeys([*own, *behind]))
+
+
+def listed(kind: str) -> list[Definition]:
+    """Return the project's definitions that are meant for this kind, by name."""
+    return sorted(each for each in _candidates(kind) if _is_meant(kind, each))
+
+
+def definition(kind: str, name: str) -> Definition | None:
+    """Return where the project defines this name for this kind, or None.
+
+    Of several, the one that is meant for the kind is taken: that of ``loss.py`` for a loss.
+
+    Raises:
+        NameFault: the name is defined twice.
+    """
+    found = [each for each in _candidates(kind) if each.name == name]
+    if len(found) > 1:
+        found = [each for each in found if _is_meant(kind, each)] or found
+    if len(found) > 1:
+        places = " and ".join(map(str, found))
+        raise NameFault(f"{kind} {name!r} is defined twice, in {places}; rename one of them")
+    return found[0] if found else None
+
+
+def set_project_root(path: Any) -> None:
+    """Look for names below another folder; what is registered so far is forgotten."""
+    _set_project_root(path)
+    for registered in _REGISTERED.values():
+        registered.clear()
+
+
+def _is_plain(name: Any) -> bool:
+    is_word = isinstance(name, str) and name.replace("-", "_").isidentifier()
+    return is_word and not name.startswith("_") and "__" not in name
+
+
+def _identity(named: Any) -> str:
+    return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', repr(named))}"
+
+
+def _candidates(kind: str) -> Iterator[Definition]:
+    """Yield what may be of this kind: what its folders define, and what was decorated for it."""
+    if kind not in _KINDS:
+        raise NameFault(f"there is no kind {kind!r}{nearest(kind, KINDS)}")
+    for folder in FOLDERS:
+        for each in scan(folder)[0]:
+            if each.registry in _REGISTRIES:
+                if _REGISTRIES[each.registry].kind == kind:
+                    yield each
+            elif folder in _KINDS[kind].folders and each.form in _KINDS[kind].forms:
+                yield each
+
+
+def _is_meant(kind: str, found: Definition) -> bool:
+    return found.registry in _REGISTRIES or found.likely_kind == kind
+
+
+def _checked(kind: str, found: Definition) -> Any:
+    """Import a definition and make sure that it can be of this kind."""
+    try:
+        named = load(found)
+    except ImportError as error:
+        raise NameFault(str(error)) from error
+    module, _, parent_name = _KINDS[kind].parent.partition(":")
+    if module and isinstance(named, type):
+        parent = getattr(import_module(module), parent_name)
+        if not issubclass(named, parent):
+            text = f"{found.attribute!r} cannot be a {kind}: it is no subclass of {parent_name}"
+            raise NameFault(f"{found}: {text}")
+    if not callable(named) and not hasattr(named, "update"):
+        text = f"{found.attribute!r} cannot be a {kind}: it is a {type(named).__name__}"
+        raise NameFault(f"{found}: {text}")
+    return named
+
+
+def _unknown(kind: str, name: str) -> str:
+    places = [f"{folder}/" for folder in _KINDS[kind].folders]
+    places += [home.module for home in HOMES.get(kind, ())]
+    text = f"there is no {kind} {name!r}{nearest(name, names(kind))} Looked in {', '.join(places)}"
+    text = text.replace("' Looked", "'; looked")
+    if kind in KINDS:
+        text += f"; `python train.py --list {kind}` shows all"
+    broken = [str(each) for folder in _KINDS[kind].folders for each in scan(folder)[1]]
+    return text + (f"; not read, since it does not parse: {', '.join(broken)}" if broken else "")
+
+
+__all__ = [*_REGISTRIES, "KINDS", "Definition", "NameFault", "Registry", "UnknownName"]
+__all__ += ["definition", "find", "listed", "names", "project_root", "set_project_root"]

@@ -1,0 +1,181 @@
+"""What a class or function takes: read from signatures, without a call."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Callable
+from inspect import Parameter
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+# Arguments that Kindling gives itself, first: a config must leave them out.
+INJECTED = {"optimizer": "params", "lr_scheduler": "optimizer", "trainer": "experiment"}
+# Arguments that Kindling fills in from the length of the run where a config leaves them out.
+FILLED_IN = {"OneCycleLR": ("total_steps",), "CosineAnnealingLR": ("T_max",)}
+# Arguments of schedulers that may be durations.
+DURATION_ARGUMENTS = frozenset(
+    ("T_0", "T_max", "milestones", "step_size", "total_iters", "total_steps")
+)
+
+_MEANINGS = {
+    "int": ("a whole number", "integer", (int,)),
+    "float": ("a number", "number", (int, float)),
+    "bool": ("true or false", "boolean", (bool,)),
+    "str": ("a text", "string", (str,)),
+    "None": ("null", "null", (type(None),)),
+    "Tensor": ("a list of numbers", "array", (list,)),
+}
+
+
+class Signature(NamedTuple):
+    """The arguments that a config may give, and those that it must.
+
+    Args:
+        is_open: any other argument is taken too.
+        injected: what Kindling gives.
+    """
+
+    parameters: dict[str, Parameter]
+    required: tuple[str, ...]
+    injected: tuple[str, ...]
+    is_open: bool
+
+
+def signature(kind: str, named: Any) -> Signature:
+    """Return what a config of this kind may write under ``args`` for the object found."""
+    if isinstance(named, type):
+        parameters, inherited, is_open = _of_class(named)
+    elif inspect.isroutine(named) or not hasattr(named, "forward"):
+        parameters, inherited, is_open = _of_function(named)
+    else:
+        parameters, inherited, is_open = {}, set(), False  # a module that is built already
+    injected: tuple[str, ...] = ()
+    if kind in INJECTED:
+        injected = (INJECTED[kind],) if INJECTED[kind] in parameters else tuple(parameters)[:1]
+    elif kind in ("loss", "metric", "init", "function") and not isinstance(named, type):
+        # Called with data: (tensor), or (output, target) and what a trainer of your own adds.
+        injected = tuple(parameters)[: 2 if kind in ("loss", "metric") else 1]
+        inherited = set(parameters)
+    filled_in = FILLED_IN.get(getattr(named, "__name__", ""), ())
+    required = tuple(
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is Parameter.empty and name not in {*injected, *inherited, *filled_in}
+    )
+    allowed = {name: each for name, each in parameters.items() if name not in injected}
+    return Signature(allowed, required, injected, is_open)
+
+
+def value_fault(parameter: Parameter, value: Any) -> str:
+    """Return what is wrong with a value, judged by simple annotations only; empty for nothing."""
+    members = simple_types(parameter.annotation)
+    if not members or type(value) is type(parameter.default):
+        return ""
+    for member in members:
+        is_number_for_bool = isinstance(value, bool) and member in ("int", "float")
+        if isinstance(value, _MEANINGS[member][2]) and not is_number_for_bool:
+            return ""
+    expected = " or ".join(_MEANINGS[member][0] for member in members if member != "None")
+    return f"expected {expected}, found {value!r}"
+
+
+def simple_types(annotation: Any) -> list[str]:
+    """Return the members of an annotation made of int, float, bool, str, None and Tensor only."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [getattr(member, "__name__", "?") for member in get_args(annotation)]
+    elif isinstance(annotation, str):
+        text = re.sub(r"^(?:typing\.)?Optional\[(.*)\]$", r"\1 | None", annotation.strip("'\""))
+        members = [member.strip().removeprefix("torch.") for member in text.split("|")]
+    else:
+        members = [getattr(annotation, "__name__", "?")]
+    members = ["None" if member == "NoneType" else member for member in members]
+    return members if all(member in _MEANINGS for member in members) else []
+
+
+def json_schema(kind: str, named: Any) -> dict[str, Any]:
+    """Return a JSON Schema (draft 7) of ``args``."""
+    takes = signature(kind, named)
+    return {
+        "type": "object",
+        "properties": {name: _property(kind, each) for name, each in takes.parameters.items()},
+        "required": list(takes.required),
+        "additionalProperties": takes.is_open,
+    }
+
+
+def _property(kind: str, parameter: Parameter) -> dict[str, Any]:
+    members = [_MEANINGS[member][1] for member in simple_types(parameter.annotation)]
+    if members and kind == "lr_scheduler" and parameter.name in DURATION_ARGUMENTS:
+        members.append("string")
+    default = parameter.default
+    if members and default is None:
+        members.append("null")
+    shape: dict[str, Any] = {"type": sorted(set(members))} if members else {}
+    if isinstance(default, (int, float, str, bool, type(None))):
+        shape["default"] = default
+    return shape
+
+
+def _of_function(function: Any) -> tuple[dict[str, Parameter], set[str], bool]:
+    try:
+        parameters, rest = _split(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError):  # built in, and silent about it
+        return {}, set(), True
+    if rest and (function.__module__ or "").startswith("torchvision."):
+        returned = get_type_hints(function).get("return")
+        if isinstance(returned, type):
+            more, _, is_open = _of_class(returned)
+            return {**more, **parameters}, set(more) - set(parameters), is_open
+    return parameters, set(), bool(rest)
+
+
+def _of_class(cls: type[Any]) -> tuple[dict[str, Parameter], set[str], bool]:
+    """Collect the parameters of ``__init__`` and, through ``**kwargs``, of those above it."""
+    parameters: dict[str, Parameter] = {}
+    inherited: set[str] = set()
+    rest = ""
+    for base in cls.__mro__[:-1]:
+        if "__new__" in vars(base) and base.__module__ != "typing" and not parameters:
+            return {}, set(), True
+        init = vars(base).get("__init__")
+        if init is None or (base.__module__ == "torch.nn.modules.module" and not rest):
+            continue
+        try:
+            own, rest = _split(list(inspect.signature(init).parameters.values())[1:])
+        except (ValueError, TypeError):
+            return parameters, inherited, True
+        inherited |= (set(own) - set(parameters)) if parameters or inherited else set()
+        parameters = {**own, **parameters}
+        if not rest or not _passes_on(init, rest):
+            break
+    return parameters, inherited, bool(rest)
+
+
+def _split(parameters: Any) -> tuple[dict[str, Parameter], str]:
+    """Return the parameters that have a name to call them by, and the name of ``**kwargs``."""
+    several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    named = {each.name: each for each in parameters if each.kind not in several}
+    rest = [each.name for each in parameters if each.kind is Parameter.VAR_KEYWORD]
+    return named, rest[0] if rest else ""
+
+
+def _passes_on(init: Callable[..., None], rest: str) -> bool:
+    """Say whether ``**kwargs`` are used for nothing but the call of another ``__init__``."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(init)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == rest]
+    passed = [
+        keyword.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "__init__"
+        for keyword in node.keywords
+        if keyword.arg is None
+    ]
+    return bool(passed) and all(use in passed for use in uses)

@@ -1,6 +1,7 @@
 """The console and the log file: a header once, then one row an epoch."""
 
 import logging
+import os
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -8,131 +9,121 @@ from pathlib import Path
 
 from logger.progress import above_bars
 
-ROW = 25  # the level of the rows: above INFO, below WARNING
-LOGGER = "kindling"
-_CONSOLE_LEVELS = {0: logging.WARNING, 1: ROW, 2: logging.DEBUG}
+ROW = 25  # the level of epoch rows, between INFO and WARNING: logger.log(ROW, line)
+logging.addLevelName(ROW, "ROW")
 
 
 def setup_logging(folder: Path | None, verbosity: int = 2) -> logging.Logger:
-    """Send the log to the console and, with a folder, to its `log.txt`; a second call starts over.
+    """Send the logger "kindling" to the console and, with a folder, to the end of its `log.txt`.
 
-    Verbosity 0 shows warnings and errors, 1 the epoch rows too, 2 everything. The file gets all.
+    Verbosity 0 shows warnings and errors, 1 the epoch rows too, 2 everything; the file has it all.
+    A second call starts anew.
     """
     close_logging()
-    logger = logging.getLogger(LOGGER)
+    logger = logging.getLogger("kindling")
     logger.setLevel(logging.DEBUG)
-    logger.propagate = False  # a handler on the root logger would print every line twice
-    console = _Console(_CONSOLE_LEVELS[verbosity])
-    logger.addHandler(console)
+    logger.propagate = False  # with a handler on the root logger each line would come twice
+    logger.addHandler(_Console({0: logging.WARNING, 1: ROW, 2: logging.DEBUG}[verbosity]))
     if folder is not None:
         file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        line = "%(asctime)s %(levelname)-7s %(message)s"
+        file.setFormatter(logging.Formatter(line, datefmt="%Y-%m-%d %H:%M:%S"))
         logger.addHandler(file)
     return logger
 
 
 def close_logging() -> None:
-    """Close the log file and leave the logger as if it had never been set up."""
-    logger = logging.getLogger(LOGGER)
+    """Close the log file, and leave the logger as if it had never been set up."""
+    logger = logging.getLogger("kindling")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
     logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 class _Console(logging.Handler):
-    """Print text bare to stdout, and warnings with their level to stderr, above any bar."""
+    """Print text bare to stdout, and warnings by their level's name to stderr, above any bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        warns = record.levelno >= logging.WARNING
+        stream = sys.stderr if warns else sys.stdout
         try:
-            text = self.format(record)
-            stream = sys.stdout
-            if record.levelno >= logging.WARNING:
-                text, stream = f"{record.levelname.lower()}: {text}", sys.stderr
-            encoding = getattr(stream, "encoding", None) or "utf-8"
-            text = text.encode(encoding, "backslashreplace").decode(encoding)
+            text = f"{record.levelname.lower()}: " * warns + self.format(record)
+            encoding = stream.encoding or "utf-8"
             with above_bars():
-                print(text, file=stream, flush=True)
+                print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+                stream.flush()
+        except BrokenPipeError:
+            # The reader has left (`| head`). The run goes on, and its log.txt has the rest.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except Exception:
             self.handleError(record)
 
 
 def format_header(facts: Mapping[str, object]) -> str:
     """Return the facts of a run as aligned lines; those that are None are left out."""
-    width = max(map(text_width, facts), default=0)
-    lines = []
-    for name, fact in facts.items():
-        if fact is not None:
-            indented = str(fact).replace("\n", "\n" + " " * (width + 2))
-            lines.append(f"{pad(name, width)}  {indented}")
-    return "\n".join(lines)
+    width = max(map(text_width, facts), default=0) + 2
+    return "\n".join(
+        pad(name, width) + str(fact).replace("\n", "\n" + " " * width)
+        for name, fact in facts.items()
+        if fact is not None
+    )
 
 
 class EpochTable:
     """Lay out one fixed-width row an epoch; `*` marks the best.
 
-    With `columns` given those are shown, else those of the first row; names that come later are
-    added on the right, and the header is repeated.
+    With `columns` only those are shown; without, all that the rows bring: a name that comes later
+    is added on the right, under a new header.
     """
 
     def __init__(self, columns: Sequence[str] | None = None, repeat_every: int = 40) -> None:
         self.columns = list(columns or [])
-        self._fixed = columns is not None
+        self._grows = columns is None
         self._repeat_every = repeat_every
-        self._rows = 0
+        self._n_rows = 0
 
     def lines(self, values: Mapping[str, object], best: bool = False) -> list[str]:
-        """Return the row of one epoch, after the header where it is due."""
-        new = [] if self._fixed else [name for name in values if name not in self.columns]
+        """Return the row of one epoch, after the header where one is due."""
+        new = [name for name in values if self._grows and name not in self.columns]
         self.columns += new
-        header = [self.header()] if new or self._rows % self._repeat_every == 0 else []
-        self._rows += 1
-        cells = [
-            pad(format_value(name, values.get(name)), self._width(name), right=True)
-            for name in self.columns
-        ]
-        return [*header, "  ".join(cells) + (" *" if best else "")]
+        cells = [format_value(name, values.get(name)) for name in self.columns]
+        lines = [self._line(cells) + " *" * best]
+        if new or self._n_rows % self._repeat_every == 0:
+            lines.insert(0, self._line([shorten(name) for name in self.columns]))
+        self._n_rows += 1
+        return lines
 
-    def header(self) -> str:
-        """Return the names over the columns."""
-        return "  ".join(pad(shorten(name), self._width(name), right=True) for name in self.columns)
-
-    def _width(self, name: str) -> int:
-        return (
-            text_width(shorten(name))
-            if name in ("epoch", "step")
-            else max(10, text_width(shorten(name)))
-        )
+    def _line(self, cells: list[str]) -> str:
+        least = {"epoch": 5, "step": 8}
+        widths = [max(text_width(shorten(n)), least.get(n, 10)) for n in self.columns]
+        return "  ".join(pad(c, w, right=True) for c, w in zip(cells, widths, strict=True))
 
 
 def format_value(name: str, value: object) -> str:
     """Return a value as a person reads it: rates in powers of ten, seconds, four decimals."""
-    if value is None:
-        return "-"
     if not isinstance(value, float):
-        return str(value)
+        return "-" if value is None else str(value)
     if name.split("/")[0] == "lr":
         return f"{value:.2e}"
     if name.endswith("seconds"):
         return f"{value:.1f}"
-    small = value == 0 or 1e-3 <= abs(value) < 1e4
-    return f"{value:.4f}" if small else f"{value:.3e}"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"
 
 
 def text_width(text: str) -> int:
-    """Return how many terminal cells a text fills: 2 for wide letters, 0 for combining marks."""
-    return sum(
-        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
-        for c in text
-    )
+    """Return how many cells of a terminal a text fills: two for wide letters, none for accents."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
 
 
 def pad(text: str, width: int, right: bool = False) -> str:
-    """Fill up with spaces to `width` cells; on the left with `right`."""
-    space = " " * max(0, width - text_width(text))
+    """Fill a text up with spaces to `width` cells, to the right end where asked."""
+    space = " " * (width - text_width(text))
     return space + text if right else text + space
 
 
-def shorten(name: str, limit: int = 24) -> str:
-    """Return a long name with its middle left out."""
-    return name if text_width(name) <= limit else f"{name[: limit // 2]}…{name[1 - limit // 2 :]}"
+def shorten(name: str) -> str:
+    """Return a name of more than 24 letters with its middle left out."""
+    return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,40 +13,36 @@ Row = Mapping[str, object]
 
 
 class CsvWriter(Writer):
-    """Append rows to a CSV file; floats are written so that reading gives the same bits."""
+    """Append rows to a CSV file, or go on with one; a last line that a crash cut short is lost."""
 
     name = "metrics.csv"
 
     def __init__(self, path: Path) -> None:
-        """Go on with the file if it is there; a last line cut short by a crash is dropped."""
         self.path = path
         self._columns: list[str] | None = None
 
     def add_row(self, row: Row) -> None:
-        """Append a row; the first that brings a new column rewrites the file with it."""
-        columns = self._read_columns()
-        new = [name for name in row if name not in columns]
-        if new:
-            self._rewrite([*columns, *new], [*read_rows(self.path), row])
+        """Append a row; one that brings a new column rewrites the file with it."""
+        if self._columns is None:
+            self._rewrite(read_rows(self.path))
+        columns = self._columns or []
+        if not columns or not row.keys() <= set(columns):
+            self._rewrite([*read_rows(self.path), row])
         else:
             with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(_lines([row], columns))
+                file.write(_as_text([row], columns))
 
     def truncate_after(self, last: float, column: str = "step") -> None:
         """Drop the rows whose `column` is beyond `last`: a resumed run writes them again."""
-        kept = [row for row in read_rows(self.path) if float(row[column]) <= last]
-        if self.path.exists():
-            self._rewrite(self._read_columns(), kept)
+        self._rewrite([row for row in read_rows(self.path) if number(row[column]) <= last])
 
-    def _read_columns(self) -> list[str]:
-        if self._columns is None:
-            rows = list(csv.reader(io.StringIO(_whole_lines(self.path), newline="")))
-            self._rewrite(rows[0] if rows else [], read_rows(self.path))
-        return self._columns or []
-
-    def _rewrite(self, columns: list[str], rows: Iterable[Row]) -> None:
-        header = dict(zip(columns, columns, strict=True))
-        write_whole(self.path, _lines([header, *rows], columns) if columns else "")
+    def _rewrite(self, rows: Iterable[Row]) -> None:
+        header = next(csv.reader([_whole_lines(self.path).partition("\n")[0]]), [])
+        rows = list(rows)
+        columns = list(dict.fromkeys([*header, *(name for row in rows for name in row)]))
+        header_row = dict(zip(columns, columns, strict=True))
+        if columns:
+            write_whole(self.path, _as_text([header_row, *rows], columns).encode())
         self._columns = columns
 
 
@@ -54,13 +51,20 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(_whole_lines(path), newline=""), restval=""))
 
 
+def number(text: str) -> float:
+    """Return the number that a cell holds; nan where it holds none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _whole_lines(path: Path) -> str:
     text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
     return text[: text.rfind("\n") + 1]
 
 
-def _lines(rows: Iterable[Row], columns: list[str]) -> str:
+def _as_text(rows: Iterable[Row], columns: list[str]) -> str:
     buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writerows(rows)
+    csv.DictWriter(buffer, columns, lineterminator="\n").writerows(rows)  # floats by repr: exact
     return buffer.getvalue()

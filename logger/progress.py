@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
-from types import TracebackType
 from typing import TextIO
 
 from tqdm.std import tqdm
@@ -14,15 +13,11 @@ REDRAW_SECONDS = 0.1
 
 
 class _Line(tqdm):  # type: ignore[type-arg]
-    monitor_interval = 0  # no watching thread: the loop redraws, and forked workers stay simple
+    monitor_interval = 0  # no thread that watches: the loop redraws
 
 
-class ProgressBar:
-    """Show how far `total` steps have come; nothing at all where nobody watches.
-
-    The text behind the bar may be a callable: it is called only when the line is redrawn, ten times
-    a second at most, so it may wait for the device.
-    """
+class ProgressBar(AbstractContextManager["ProgressBar"]):
+    """Show how far the steps of an epoch have come; nothing where nobody can see it move."""
 
     def __init__(
         self,
@@ -32,17 +27,17 @@ class ProgressBar:
         enabled: bool = True,
         stream: TextIO | None = None,
     ) -> None:
-        self._stream = stream or sys.stdout
+        stream = stream or sys.stdout
+        self._line: _Line | None = None
         self._text: str | Callable[[], str] = ""
         self._pending = 0
         self._next_redraw = perf_counter() + REDRAW_SECONDS
-        self._line: _Line | None = None
-        if enabled and can_redraw(self._stream):
+        if enabled and can_redraw(stream):
             self._line = _Line(
+                desc=description,
                 total=total,
                 initial=initial,
-                desc=description,
-                file=self._stream,
+                file=stream,
                 leave=False,
                 dynamic_ncols=True,
                 mininterval=0,
@@ -50,21 +45,20 @@ class ProgressBar:
             )
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more steps, and redraw when a tenth of a second has gone."""
-        if self._line is None:
-            return
-        self._pending += n
-        if perf_counter() >= self._next_redraw:
-            self._redraw(self._line)
+        """Count `n` more steps; the line is redrawn ten times a second at most."""
+        if self._line is not None:
+            self._pending += n
+            if perf_counter() >= self._next_redraw:
+                self._redraw(self._line)
 
     def show(self, text: str | Callable[[], str]) -> None:
-        """Set what stands behind the bar from the next redraw on."""
+        """Set the text behind the bar; a callable is only asked when the line is redrawn."""
         self._text = text
 
     def write(self, line: str) -> None:
         """Print a whole line above the bar."""
         with above_bars():
-            print(line, file=self._stream, flush=True)
+            print(line, flush=True)
 
     def close(self) -> None:
         """Wipe the line; later calls do nothing."""
@@ -72,15 +66,7 @@ class ProgressBar:
             self._line.close()
             self._line = None
 
-    def __enter__(self) -> "ProgressBar":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
 
     def _redraw(self, line: _Line) -> None:
@@ -91,18 +77,22 @@ class ProgressBar:
         self._next_redraw = perf_counter() + REDRAW_SECONDS
 
 
-def above_bars() -> AbstractContextManager[None]:
-    """Take every bar off the screen while the block prints, then draw them again."""
-    return _bars_lifted()
-
-
 @contextmanager
-def _bars_lifted() -> Iterator[None]:
-    with tqdm.external_write_mode(file=sys.stdout):
-        yield
+def above_bars() -> Iterator[None]:
+    """Take every tqdm line off the screen while the block prints, then draw them again."""
+    with tqdm.get_lock():  # type: ignore[no-untyped-call]
+        lines = [line for line in getattr(tqdm, "_instances", ()) if hasattr(line, "start_t")]
+        for line in lines:
+            line.clear(nolock=True)
+        try:
+            yield
+        finally:
+            for line in lines:
+                line.refresh(nolock=True)
 
 
 def can_redraw(stream: TextIO) -> bool:
     """Say whether a line can be wiped there: a terminal that is not dumb, or a notebook."""
-    terminal = stream.isatty() and os.environ.get("TERM", "") != "dumb"
-    return terminal or "ipykernel.iostream" in sys.modules
+    if type(stream).__module__.startswith("ipykernel"):
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"

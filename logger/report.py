@@ -1,115 +1,97 @@
 """What a run leaves for its reader: curves, test results, tables."""
 
+import io
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from logger.csv_writer import read_rows
+from logger.csv_writer import number, read_rows
 from logger.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Table = list[list[float]]
+Curve = tuple[list[float], list[float]]
 
 
 def write_curves(folder: Path) -> Path | None:
     """Draw `metrics.csv` into `report/curves.png`: one axis a metric, its phases together."""
-    rows = read_rows(folder / "metrics.csv")
-    curves = _curves(rows)
-    figure = _new_figure(5 * min(3, len(curves)), 3.2 * math.ceil(len(curves) / 3))
-    if not curves or figure is None:
+    curves = _read_curves(folder / "metrics.csv")
+    n_columns = min(3, len(curves))
+    n_rows = math.ceil(len(curves) / 3)
+    figure = _new_figure(5 * n_columns, 3.2 * n_rows) if curves else None
+    if figure is None:
         return None
-    for place, (metric, phases) in enumerate(curves.items(), start=1):
-        axis = figure.add_subplot(math.ceil(len(curves) / 3), min(3, len(curves)), place)
-        for phase, (xs, ys) in phases.items():
-            axis.plot(xs, ys, label=phase, marker="." if len(xs) < 30 else None)
-        axis.set_title(metric)
+
+    for place, (metric, lines) in enumerate(curves.items(), start=1):
+        axis = figure.add_subplot(n_rows, n_columns, place, title=metric)
+        for label, (xs, ys) in lines.items():
+            axis.plot(xs, ys, label=label, marker="." if len(xs) < 30 else "")
         axis.grid(visible=True, alpha=0.3)
-        if list(phases) != [metric]:
-            axis.legend()
+        axis.legend()
     return _save(figure, folder / "report" / "curves.png")
 
 
-def write_test_report(folder: Path, values: Mapping[str, object]) -> Path:
+def write_test_report(folder: Path, values: Mapping[str, Any]) -> Path:
     """Write numbers to `report/test.json`; a 2-D value goes to `report/<name>.csv` and a picture.
 
-    A number that is not finite is written as null: JSON has no other word for it.
+    A number that is not finite becomes null, for JSON has no word for it.
     """
-    numbers: dict[str, object] = {}
+    numbers = {}
     for name, value in values.items():
-        table = _as_table(value)
-        if table is None:
-            numbers[name] = _plain(value)
+        plain = _as_plain(value)
+        if isinstance(plain, list) and plain and all(isinstance(row, list) for row in plain):
+            _write_table(folder / "report" / name.replace("/", "_"), plain)
         else:
-            _write_table(folder / "report" / name.replace("/", "_"), table)
+            numbers[name] = plain
     path = folder / "report" / "test.json"
-    write_whole(path, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
+    write_whole(path, (json.dumps(numbers, indent=2, allow_nan=False) + "\n").encode())
     return path
 
 
-def _curves(rows: list[dict[str, str]]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """Gather metric -> phase -> (x, y) from the rows; x is the epoch where there is one."""
-    curves: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    names = [name for name in (rows[0] if rows else {}) if name not in ("epoch", "step")]
-    for name in names:
-        phase, _, metric = name.partition("/")
-        xs, ys = curves.setdefault(metric or name, {}).setdefault(phase, ([], []))
-        for place, row in enumerate(rows, start=1):
-            y = _number(row[name])
-            if math.isfinite(y):
-                xs.append(_number(row.get("epoch", str(place))))
-                ys.append(y)
-    return {
-        metric: phases for metric, phases in curves.items() if any(p[1] for p in phases.values())
-    }
+def _read_curves(path: Path) -> dict[str, dict[str, Curve]]:
+    """Return metric -> label -> (xs, ys): `train/loss` and `valid/loss` are lines of `loss`."""
+    curves: dict[str, dict[str, Curve]] = {}
+    rows = read_rows(path)
+    for name in rows[0] if rows else []:
+        points = [(number(r.get("epoch", str(i))), number(r[name])) for i, r in enumerate(rows)]
+        points = [point for point in points if all(map(math.isfinite, point))]
+        if points and name not in ("epoch", "step"):
+            first, _, rest = name.partition("/")
+            is_phase = first in ("train", "valid", "test") and rest
+            metric, label = (rest, first) if is_phase else (first, name)
+            curves.setdefault(metric, {})[label] = ([x for x, _ in points], [y for _, y in points])
+    return curves
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-def _plain(value: object) -> object:
+def _as_plain(value: Any) -> Any:
+    """Return numbers, lists and dicts for tensors and arrays too."""
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, Tensor):
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
+        return {str(name): _as_plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _as_table(value: object) -> Table | None:
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, Sequence) and value and isinstance(value[0], Sequence):
-        return [list(row) for row in value]
-    return None
-
-
-def _write_table(path: Path, table: Table) -> None:
-    lines = [",".join(map(str, row)) for row in table]
-    write_whole(path.with_suffix(".csv"), "\n".join(lines) + "\n")
+def _write_table(path: Path, rows: list[list[float | None]]) -> None:
+    lines = [",".join("" if cell is None else str(cell) for cell in row) for row in rows]
+    write_whole(path.with_name(f"{path.name}.csv"), ("\n".join(lines) + "\n").encode())
     figure = _new_figure(5, 4.5)
     if figure is not None:
-        axis = figure.add_subplot()
-        axis.set_title(path.name)
-        figure.colorbar(axis.imshow(table, cmap="viridis"))
-        _save(figure, path.with_suffix(".png"))
+        cells = [[math.nan if cell is None else cell for cell in row] for row in rows]
+        axis = figure.add_subplot(title=path.name)
+        figure.colorbar(axis.imshow(cells))
+        _save(figure, path.with_name(f"{path.name}.png"))
 
 
 def _new_figure(width: float, height: float) -> "Figure | None":
-    """Return an empty figure, or None after one warning where matplotlib is missing."""
+    """Return an empty figure; None, after one warning, where matplotlib is missing."""
     try:
-        from matplotlib.figure import Figure
+        from matplotlib.figure import Figure  # takes a second, so not before it is needed
     except ImportError as error:
         text = "no pictures in the report: %s (pip install matplotlib)"
         logging.getLogger("kindling").warning(text, error)
@@ -118,6 +100,7 @@ def _new_figure(width: float, height: float) -> "Figure | None":
 
 
 def _save(figure: "Figure", path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, format="png")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120, format="png")
+    write_whole(path, buffer.getvalue())
     return path

@@ -1,21 +1,22 @@
-"""Where the numbers of a run go: TensorBoard, a CSV file, or a writer of your own."""
+"""Where the numbers of a run go: TensorBoard, `metrics.csv`, or a writer of your own."""
 
 import importlib.util
 import logging
 import os
+import socket
+import sys
+import time
+import types
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 
 class Writer:
-    """Do nothing with everything; override what your writer can keep."""
+    """Do nothing with everything: override what yours can keep, and put it into `Writers`."""
 
     name = "writer"
 
@@ -23,7 +24,7 @@ class Writer:
         """Raise an error if this writer cannot work here, before the training begins."""
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Keep named numbers as points of their curves."""
+        """Keep named numbers, each a point of its curve."""
 
     def add_row(self, row: Mapping[str, object]) -> None:
         """Keep the row of one epoch."""
@@ -38,7 +39,7 @@ class Writer:
         """Put everything on disk."""
 
     def close(self) -> None:
-        """Finish; nothing is written after."""
+        """Finish: nothing comes after."""
 
 
 class Writers(Writer):
@@ -55,9 +56,9 @@ class Writers(Writer):
         self._each("add_row", row)
 
     def add_images(self, tag: str, images: Tensor, step: int) -> None:
-        if images.dim() != 4:
+        if images.dim() != 4 or images.shape[1] not in (1, 3):
             shape = tuple(images.shape)
-            raise ValueError(f"{tag}: (batch, channel, height, width) was expected, found {shape}")
+            raise ValueError(f"{tag}: (batch, 1 or 3, height, width) was expected, found {shape}")
         self._each("add_images", tag, images, step)
 
     def add_text(self, tag: str, text: str, step: int) -> None:
@@ -73,53 +74,78 @@ class Writers(Writer):
         for writer in list(self.writers):
             try:
                 getattr(writer, method)(*arguments)
-            except Exception as error:
+            except Exception as error:  # whatever it is, no writer is worth a run
                 self.writers.remove(writer)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 text = "%s is off, training goes on without it: %s"
                 logging.getLogger("kindling").warning(text, writer.name, reason)
 
 
 class TensorBoardWriter(Writer):
-    """Write event files; TensorBoard is imported when the first value comes, not before."""
+    """Write one event file a run or resume; TensorBoard is imported when the first value comes.
+
+    Events are written here and now, all scalars of a step in one: torch's `SummaryWriter` takes an
+    event and a queue for each (14 times the time), and tells of a full disk from another thread.
+    """
 
     name = "TensorBoard"
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        """On resume, points from `purge_step` on that the interrupted run left are void."""
+        """On resume, points from `purge_step` on that the earlier files hold are void."""
         self.folder = folder
         self.purge_step = purge_step
-        self._summary_writer: SummaryWriter | None = None
+        self._file: BinaryIO | None = None
 
     def open(self) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise ImportError("tensorboard is not installed (pip install tensorboard)")
 
-    @property
-    def summary_writer(self) -> "SummaryWriter":
-        """Torch's own writer, for what this interface has no method for."""
-        if self._summary_writer is None:
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                from torch.utils.tensorboard import SummaryWriter
-            self._summary_writer = SummaryWriter(str(self.folder), purge_step=self.purge_step)
-        return self._summary_writer
-
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        for tag, value in values.items():
-            self.summary_writer.add_scalar(tag, value, step)
+        points = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+        self._write(step=step, summary={"value": points})
 
     def add_images(self, tag: str, images: Tensor, step: int) -> None:
-        self.summary_writer.add_images(tag, images.detach().float().cpu().clamp(0, 1), step)
+        images = images.detach().float().clamp(0, 1).cpu()
+        image = _import_quietly().summary.image
+        self._write(step=step, summary=image(tag, images, dataformats="NCHW"))
 
     def add_text(self, tag: str, text: str, step: int) -> None:
-        self.summary_writer.add_text(tag, text, step)
-
-    def flush(self) -> None:
-        if self._summary_writer is not None:
-            self._summary_writer.flush()
+        self._write(step=step, summary=_import_quietly().summary.text(tag, text))
 
     def close(self) -> None:
-        if self._summary_writer is not None:
-            self._summary_writer.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, **fields: Any) -> None:
+        if self._file is None:
+            self._start()
+        event = self._new_event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def _start(self) -> None:
+        tensorboard = _import_quietly()
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        # Files are read in the order of their names, and a purge is for what was read before it.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stamps = [p.name.split(".")[3] for p in self.folder.glob("events.out.tfevents.*")]
+        stamp = max([int(time.time()), *(int(s) + 1 for s in stamps if s.isdigit())])
+        path = (
+            self.folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
+        )
+        self._file = path.open("xb")
+        self._records = tensorboard.RecordWriter(self._file)
+        self._new_event = Event
+        self._write(file_version="brain.Event:2")
+        if self.purge_step is not None:
+            self._write(step=self.purge_step, session_log={"status": "START"})
+
+
+def _import_quietly() -> Any:
+    # A module of this name makes tensorboard leave TensorFlow alone, its seconds and its chatter.
+    sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch.utils.tensorboard as tensorboard
+    return tensorboard

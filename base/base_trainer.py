@@ -1,0 +1,347 @@
+"""The loop. Read this file first, from `train` downwards; override the block marked as yours."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from base.base_model import forbid_new_layers
+from base.batch import count_samples, draw, inputs_of, target_of
+from base.checkpoint import CheckpointStore, read, restore
+from base.errors import TrainingError
+from base.experiment import Experiment
+from base.memory import FiniteWatch, Precision
+from base.optim import learning_rates
+from base.run_log import RunLog, nonfinite_message, tell_header
+from base.seeding import derive_seed, isolated_random_state
+from base.signals import InterruptedRunError, SignalFlags
+from base.state import ExponentialMovingAverage, Monitor, Progress, RandomState, Stateful
+from base.stepper import build_steppers
+from base.test_phase import choose_checkpoint, run_test
+from base.timing import Every, Window
+from base.values import summarise, with_total
+from logger.meters import Meters
+
+Values = dict[str, Any]
+
+
+class StopRequested(Exception):  # noqa: N818  (no error)
+    """Unwinds the loop from a place where the state is whole."""
+
+
+class BaseTrainer:
+    """Trains, validates, saves and resumes::
+
+        resume
+        for each epoch:
+            for each batch: train_step(batch)
+            for each batch: valid_step(batch)
+            schedule, log, save
+
+    Args:
+        experiment: everything that the config names, built.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.config, self.settings = experiment.config, experiment.settings
+        self.device, self.model = experiment.device, experiment.model
+        self.losses, self.metrics = experiment.losses, experiment.metrics
+        self.optimizers, self.schedules = experiment.optimizers, experiment.schedules
+        self.train_loader, self.valid_loader = experiment.train_loader, experiment.valid_loader
+        self.callbacks = experiment.callbacks
+
+        memory = self.config["memory"]
+        self.precision = Precision(memory["precision"], self.device)
+        self.steppers = build_steppers(experiment, self.precision)
+        self.window = Window(memory["accumulate"])
+        self.progress = Progress()
+        self.monitor = Monitor(experiment.monitor, self.settings.early_stop)
+        self.meters = Meters(self.device)
+        self.valid_metrics = copy.deepcopy(self.metrics)
+        self.ema: ExponentialMovingAverage | None = None
+        if self.settings.ema is not None:
+            self.ema = ExponentialMovingAverage(self.model, **self.settings.ema)
+
+        self.stateful: dict[str, Stateful] = {}
+        self.register("model", self.model)
+        self.register("optimizer", self.optimizers)
+        self.register("schedule", self.schedules)
+        self.register("scaler", {name: one.scaler for name, one in self.steppers.items()})
+        self.register("metric", self.metrics)
+        self.register("callback", self.callbacks)
+        self.register("ema", {} if self.ema is None else self.ema)
+        self.register("monitor", self.monitor)
+        self.register("meters", self.meters)
+        self.register("progress", self.progress)
+        self.register("random", RandomState())
+
+        lengths = (experiment.steps_per_epoch, experiment.total_steps)
+        self.save_every = Every(self.settings.save_every, *lengths)
+        self.log_every = Every(self.settings.log_every, *lengths)
+        self.signals = SignalFlags()
+        self.finite = FiniteWatch()
+        self.run_log = RunLog(None, self.settings)
+        self.store: CheckpointStore | None = None
+        self._phase_metrics = self.metrics
+        self._saved_at: tuple[int, int, int] | None = None
+
+    @final
+    def register(self, name: str, value: Any) -> None:
+        """Save and resume this object too: anything with ``state_dict``, or a dict of such."""
+        if isinstance(value, dict):
+            self.stateful.update({f"{name}.{key}": inner for key, inner in value.items()})
+        else:
+            self.stateful[name] = value
+
+    # --- Yours to override, from the most common to the rarest -----------------------------------
+
+    def forward(self, batch: Any) -> Any:
+        """Call the model on the inputs of a batch: a pair, a tuple or a dict (see ``batch:``)."""
+        args, kwargs = inputs_of(batch, self.config["batch"])
+        return self.model(*args, **kwargs)
+
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        """Return the losses by name; ``"loss"``, or else their weighted sum, is minimised."""
+        target = target_of(batch, self.config["batch"])
+        return {name: loss(outputs, target) for name, loss in self.losses.items()}
+
+    def predict(self, outputs: Any) -> Any:
+        """Turn outputs into what the metrics compare with the target."""
+        return outputs
+
+    def train_step(self, batch: Any) -> Values:
+        """Train on one batch; return the values to log. Several networks: write the whole step."""
+        outputs = self.forward(batch)
+        losses = with_total(self.compute_losses(outputs, batch), self.losses)
+        self.backward(losses["loss"])
+        self.update(again=lambda: self.compute_losses(self.forward(batch), batch))
+        self.measure(outputs, batch)
+        return losses
+
+    def valid_step(self, batch: Any) -> Values:
+        """Evaluate one batch, without gradients; return the values to log."""
+        outputs = self.forward(batch)
+        losses = with_total(self.compute_losses(outputs, batch), self.losses)
+        self.measure(outputs, batch)
+        return losses
+
+    # --- Tools of a step -------------------------------------------------------------------------
+
+    @final
+    def backward(self, loss: Tensor, only: str | None = None, retain_graph: bool = False) -> None:
+        """Add the gradients of ``loss``, for the parameters of the optimizer ``only`` if given.
+
+        Precision, loss scaling and accumulation are seen to here.
+        """
+        self.finite.watch(loss)
+        if self.window.size > 1:
+            loss = loss / self.window.size
+        stepper = self.steppers[only or self._lone_network()]
+        inputs = None if only is None else stepper.parameters
+        with self.precision.full():
+            stepper.scaler.scale(loss).backward(inputs=inputs, retain_graph=retain_graph)
+
+    @final
+    def update(self, name: str | None = None, again: Callable[[], Values] | None = None) -> None:
+        """Step an optimizer at the end of an accumulation window: clip, step, clear, schedule.
+
+        Args:
+            name: which optimizer; not needed where there is one.
+            again: computes the losses anew, for LBFGS, which asks for them several times a step.
+        """
+        if self.window.is_full:
+            if not self.finite.all_finite():
+                raise TrainingError(nonfinite_message(self))
+            self.meters.update(self.steppers[name or self._lone_network()].step(again))
+
+    @final
+    def measure(self, outputs: Any, batch: Any) -> None:
+        """Let the metrics see the predictions for a batch."""
+        if self._phase_metrics:
+            with torch.no_grad():
+                predictions = self.predict(outputs)
+                target = target_of(batch, self.config["batch"])
+                for metric in self._phase_metrics.values():
+                    metric.update(predictions, target)
+
+    def _lone_network(self) -> str:
+        if len(self.optimizers) == 1:
+            return next(iter(self.optimizers))
+        raise TrainingError(f"say which of the networks: {', '.join(self.optimizers)}")
+
+    # --- The recipe ------------------------------------------------------------------------------
+
+    @final
+    def train(self, folder: Path | None = None, resume_from: Path | None = None) -> Values:
+        """Train to the end, from the start or from a checkpoint; return the last epoch's values.
+
+        Raises:
+            InterruptedRunError: a signal asked for a stop; the state is saved.
+            TrainingError: a loss was not finite; the last checkpoint stays valid.
+        """
+        values: Values = {}
+        with self.signals, ExitStack() as stack:
+            self._open(folder, resume_from, stack)
+            try:
+                while not self.is_finished():
+                    values = {**self.train_epoch(), **self.validate()}
+                    self.end_epoch(values)
+                self.save()
+                if self.settings.test and folder is not None:
+                    values = {**values, **run_test(self, choose_checkpoint(folder), folder)}
+            except StopRequested:
+                self.save()
+                raise InterruptedRunError(self.signals.stop, folder, self.progress.step) from None
+        return values
+
+    @final
+    def train_epoch(self) -> Values:
+        """Train on what is left of the epoch; return the means over all of it."""
+        self.model.train()
+        self._phase_metrics = self.metrics if self.settings.train_metrics else {}
+        first, count = self.progress.batches_total, self._batches_left()
+        with self.run_log.bar(self.progress, self.experiment.batches_per_epoch) as bar:
+            for number, batch in enumerate(draw(self.train_loader, first, count, self.device)):
+                self.window.place(number, count)
+                is_first = self.progress.batches_total == 0
+                guard = forbid_new_layers(self.model) if is_first else nullcontext()
+                with self.precision.autocast(), guard:
+                    values = self.train_step(batch)
+                n_samples = count_samples(batch)
+                self.meters.update(values, n_samples)
+                self.progress.advance(n_samples)
+                self.run_log.last = values
+                bar.update()
+                if self.window.is_full:
+                    self.end_step(values)
+        return summarise("train", self.meters, self._phase_metrics)
+
+    @final
+    def end_step(self, values: Values) -> None:
+        """Do what belongs to a step boundary: average, log, save, stop."""
+        self.progress.step += 1
+        if self.ema is not None:
+            self.ema.update()
+        if self.log_every.is_due_at_step(self.progress.step):
+            rates = learning_rates(self.optimizers)
+            self.run_log.log_step(values, rates, self.progress.step)
+        for callback in self.callbacks.values():
+            callback.on_step_end(self)
+        if self.signals.save or self.save_every.is_due_at_step(self.progress.step):
+            self.signals.save = False
+            self.save()
+        if self.signals.stop:
+            raise StopRequested
+
+    @final
+    def validate(self) -> Values:
+        """Evaluate on the validation data, where this epoch is one to do so."""
+        is_due = (self.progress.epoch + 1) % self.settings.validate_every == 0
+        if self.valid_loader is None or not is_due:
+            return {}
+        return self.evaluate(self.valid_loader, "valid")
+
+    @final
+    def evaluate(self, loader: Any, phase: str, max_batches: int | None = None) -> Values:
+        """Return losses and metrics over a loader; random streams and weights stay untouched."""
+        meters = Meters(self.device)
+        count = len(loader) if max_batches is None else min(max_batches, len(loader))
+        self._phase_metrics = self.valid_metrics
+        for metric in self.valid_metrics.values():
+            metric.reset()
+        seed = derive_seed(self.config["seed"], phase, self.progress.epoch)
+        averaged = nullcontext() if self.ema is None else self.ema.swapped_in()
+        self.model.eval()
+        with isolated_random_state(seed), averaged, torch.inference_mode():
+            for batch in draw(loader, 0, count, self.device):
+                if self.signals.stop:
+                    raise StopRequested
+                with self.precision.autocast():
+                    values = self.valid_step(batch)
+                meters.update(values, count_samples(batch))
+            return summarise(phase, meters, self.valid_metrics)
+
+    @final
+    def end_epoch(self, values: Values) -> None:
+        """Schedule, compare, log and save."""
+        is_whole = self.progress.batch >= self.experiment.batches_per_epoch
+        rates = learning_rates(self.optimizers)
+        if is_whole:
+            for schedule in self.schedules.values():
+                schedule.after_epoch(values)
+        is_best = self.monitor.update(values, self.progress.epoch + 1)
+        values.update(self.run_log.log_epoch(values, rates, self.progress, is_best))
+        for callback in self.callbacks.values():
+            callback.on_epoch_end(self, values)
+        if is_whole:  # not where the last of all steps falls into the middle of an epoch
+            self.progress.start_next_epoch()
+            for sums in (self.meters, *self.metrics.values()):
+                sums.reset()
+        if is_best or (is_whole and self.save_every.is_due_after_epoch(self.progress.epoch)):
+            self.save(values, is_best)
+        if self.signals.stop and not self.is_finished():
+            raise StopRequested
+
+    @final
+    def is_finished(self) -> bool:
+        """Tell whether all steps were made or patience is over."""
+        return self.progress.step >= self.experiment.total_steps or self.monitor.is_exhausted
+
+    @final
+    def save(self, values: Values | None = None, is_best: bool = False) -> None:
+        """Write a checkpoint of everything in ``stateful``, unless this very state has one."""
+        position = (self.progress.epoch, self.progress.batch, self.progress.step)
+        if self.store is None or position == self._saved_at:
+            return
+        self.store.save(
+            {name: value.state_dict() for name, value in self.stateful.items()},
+            step=self.progress.step,
+            epoch=self.progress.epoch,
+            metrics=values or {},
+            is_best=is_best,
+            facts={"config": self.config.to_yaml()},
+        )
+        self._saved_at = position
+
+    @final
+    def check(self) -> None:
+        """Try two batches of validation and the name to monitor, before any file is made.
+
+        Raises:
+            ConfigError: what the config monitors is not among the values there.
+        """
+        if self.valid_loader is not None:
+            values = self.evaluate(self.valid_loader, "valid", max_batches=2)
+            self.monitor.check(values)
+
+    # --- Below: what the recipe is made of -------------------------------------------------------
+
+    def _open(self, folder: Path | None, resume_from: Path | None, stack: ExitStack) -> None:
+        """Make ready to write, restore the state, and see that all is closed in the end."""
+        if folder is not None:
+            self.store = CheckpointStore(folder / "checkpoints", keep=self.settings.keep)
+            self.store.sweep()
+            self.store.probe()
+        resumed_at = None
+        if resume_from is not None:
+            restore(self.stateful, read(resume_from))
+            resumed_at = self.progress
+        self.run_log = RunLog(folder, self.settings, resumed_at)
+        self.writers = self.run_log.writers
+        stack.callback(self.run_log.close)
+        tell_header(self, folder)
+        for callback in self.callbacks.values():
+            stack.callback(callback.on_end, self)
+            callback.on_start(self)
+
+    def _batches_left(self) -> int:
+        in_epoch = self.experiment.batches_per_epoch - self.progress.batch
+        steps_left = self.experiment.total_steps - self.progress.step
+        return min(in_epoch, steps_left * self.window.accumulate)

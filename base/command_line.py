@@ -1,0 +1,182 @@
+"""The command line of train.py and test.py; torch is not imported here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from base.config import Config, load_config
+from base.errors import KindlingError, UsageError, nearest
+from base.run_folder import find_newest_run, run_of
+
+SHORT_FORMS = {
+    "lr": "optimizer.args.lr",
+    "bs": "data_loader.args.batch_size",
+    "epochs": "trainer.epochs",
+    "seed": "seed",
+    "name": "name",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name the nearest option and leave through UsageError."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        unknown = [word for word in message.split() if word.startswith("-")]
+        hint = next((nearest(word.partition("=")[0], known) for word in unknown), "")
+        raise UsageError(f"{self.prog}: {message}{hint}; see `python {self.prog} --help`")
+
+
+def _parser(prog: str, description: str) -> Parser:
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment's config")
+    parser.add_argument(
+        "-d", "--device", metavar="DEVICE", help="auto (default), cpu, cuda, mps, or a GPU's number"
+    )
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override values of the config: --set trainer.epochs=3 model.args.width=16",
+    )  # fmt: skip
+    return parser
+
+
+def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments of train.py.
+
+    Raises:
+        UsageError: unknown options, or neither a config nor a run to resume.
+    """
+    parser = _parser("train.py", "Train a model from one config file, or go on with a run.")
+    parser.add_argument(
+        "-r", "--resume", nargs="?", const="newest", metavar="PATH",
+        help="go on with a run or checkpoint: a path, nothing for the newest run of that name, "
+        "or `auto`: the newest if there is one, else start anew",
+    )  # fmt: skip
+    for name, key in SHORT_FORMS.items():
+        parser.add_argument(f"--{name}", metavar="VALUE", help=f"short for --set {key}=VALUE")
+    parser.add_argument(
+        "--print-config", action="store_true", help="show each value and where it comes from"
+    )
+    parser.add_argument(
+        "--list", nargs="?", const="all", metavar="KIND", help="show what a config can name"
+    )
+    parser.add_argument("--schema", action="store_true", help="print the JSON Schema for editors")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build all, try one batch, show tables, write nothing",
+    )
+    options = parser.parse_args(arguments)
+    for name, key in SHORT_FORMS.items():
+        value = getattr(options, name)
+        if value is not None:
+            options.overrides.append(f"{key}={value}")
+    needs_config = options.list is None and not options.schema
+    if needs_config and options.config is None and options.resume is None:
+        parser.error("name a config with -c FILE, or a run to go on with by -r")
+    return options
+
+
+def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments of test.py."""
+    parser = _parser("test.py", "Evaluate a run's best checkpoint on its test data.")
+    parser.add_argument(
+        "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
+        help="the run or checkpoint; without it the newest run (of the config's name, with -c)",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
+    """Load the config that the options ask for; return it and the checkpoint or run to resume.
+
+    Raises:
+        ConfigError: faults in the config, all together.
+        UsageError, CheckpointError: there is no such run.
+    """
+    config = None
+    if options.config is not None:
+        config = load_config(options.config, options.overrides)
+    if options.resume is None:
+        assert config is not None  # parse_train saw to it
+        return config, None
+
+    resume_from = find_resumed(options.resume, config)
+    if config is None and resume_from is None:
+        raise UsageError("-r auto: there is no run yet; name a config with -c to start one")
+    if config is None:
+        assert resume_from is not None
+        config = load_config(run_of(resume_from) / "config.yaml", options.overrides)
+    return config, resume_from
+
+
+def choose_tested(options: argparse.Namespace) -> tuple[Config, Path]:
+    """Return the config of the run that test.py asks for, and the run or checkpoint.
+
+    With ``-c`` the data and batch sections are those of that config; all else stays the run's.
+    """
+    other = None if options.config is None else load_config(options.config)
+    path = find_resumed(options.resume, other)
+    if path is None:
+        raise UsageError("-r auto: there is no run yet; train one first")
+    overrides = list(options.overrides)
+    if other is not None:
+        swapped = ("data_loader", "valid_data_loader", "test_data_loader", "batch")
+        overrides += [f"{key}={json.dumps(other[key])}" for key in swapped]
+    return load_config(run_of(path) / "config.yaml", overrides), path
+
+
+def find_resumed(wanted: str, config: Config | None) -> Path | None:
+    """Return the run or checkpoint that ``-r`` means; None where ``auto`` finds none.
+
+    Raises:
+        UsageError: there is no run to go on with.
+    """
+    if wanted not in ("newest", "auto"):
+        run_of(Path(wanted))
+        return Path(wanted)
+    save_dir = Path(config["trainer"]["save_dir"] if config is not None else "saved")
+    name = None if config is None else config["name"]
+    newest = find_newest_run(save_dir, name)
+    if newest is None and wanted == "newest":
+        which = f"{save_dir / name}" if name else f"{save_dir}"
+        raise UsageError(f"-r: no run with a checkpoint in {which}; name one: -r PATH")
+    return newest
+
+
+def show_names(options: argparse.Namespace) -> int:
+    """Carry out ``--list`` and ``--schema``."""
+    from base.config import json_schema
+    from base.names import describe, type_schemas
+    from base.registry import KINDS
+
+    if options.schema:
+        print(json.dumps(json_schema(type_schemas()), indent=1, ensure_ascii=False))
+        return 0
+    if options.list != "all" and options.list not in KINDS:
+        known = f"{nearest(options.list, KINDS)} (there are {', '.join(KINDS)})"
+        raise UsageError(f"--list {options.list}: no such kind{known}")
+    kinds = list(KINDS) if options.list == "all" else [options.list]
+    print("\n".join(describe(kind) for kind in kinds))
+    return 0
+
+
+def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run an entry script: a KindlingError ends it with one clear text and its exit code."""
+    try:
+        code = main(sys.argv[1:])
+    except KindlingError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:  # `... | head` has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)

@@ -1,0 +1,244 @@
+"""From a checked config to built objects: what a trainer is given."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from base.base_data_loader import as_batches
+from base.callbacks import Callback
+from base.config import Config
+from base.errors import ConfigError, UsageError
+from base.initialise import InitRecord, initialise
+from base.losses import build_losses
+from base.match import NoMatch, match_parameters
+from base.memory import prepare_model
+from base.metrics import build_metrics
+from base.names import build
+from base.optim import Schedule, build_optimizer, build_schedule, check_ownership
+from base.registry import find
+
+
+@dataclass
+class Experiment:
+    """Everything that a config names, built and on its device."""
+
+    config: Config
+    device: torch.device
+    model: nn.Module
+    losses: dict[str, Any]
+    metrics: dict[str, Any]
+    optimizers: dict[str, Optimizer]
+    schedules: dict[str, Schedule]
+    train_loader: Any
+    valid_loader: Any
+    callbacks: dict[str, Callback]
+    batches_per_epoch: int
+    total_steps: int
+    init_records: list[InitRecord] = field(default_factory=list)
+
+    @property
+    def settings(self) -> SimpleNamespace:
+        """The config's ``trainer:`` section, as attributes."""
+        return SimpleNamespace(**self.config["trainer"])
+
+    @property
+    def monitor(self) -> str:
+        """The rule that picks the best epoch."""
+        chosen: str | None = self.config["trainer"]["monitor"]
+        return chosen or ("min train/loss" if self.valid_loader is None else "min valid/loss")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.batches_per_epoch / self.config["memory"]["accumulate"])
+
+    @property
+    def n_epochs(self) -> int:
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+
+def optimizer_sections(config: Config) -> dict[str, Mapping[str, Any]]:
+    """Return the optimizer sections by name; a lone ``optimizer:`` is called ``main``."""
+    if config["optimizers"] is not None:
+        return dict(config["optimizers"])
+    return {"main": {**config["optimizer"], "lr_scheduler": config["lr_scheduler"]}}
+
+
+def where_of(config: Config, name: str) -> str:
+    """Return where the section of an optimizer stands, for messages."""
+    keys = ("optimizers", name) if config["optimizers"] is not None else ("optimizer",)
+    return f"{config.where(*keys)}: {'.'.join(keys)}"
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn ``-d`` into a device: ``auto``, ``cpu``, ``cuda``, ``mps``, or the number of a GPU.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    if "," in name:
+        n = name.count(",") + 1
+        text = f"-d {name}: a process trains on one device; start {n} of them with torchrun"
+        raise UsageError(
+            f"{text}: CUDA_VISIBLE_DEVICES={name} torchrun --nproc-per-node {n} train.py"
+        )
+    try:
+        device = torch.device(f"cuda:{name}" if name.isdigit() else name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"-d {name}: no such device; use auto, cpu, cuda, mps or a number"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        n = torch.cuda.device_count()
+        raise UsageError(f"-d {name}: there are {n} CUDA devices here; use `-d auto` or `-d cpu`")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("-d mps: Metal is not available here; use `-d auto` or `-d cpu`")
+    return device
+
+
+def make_repeatable(config: Config) -> None:
+    """Set torch to deterministic algorithms where the config asks for it."""
+    torch.use_deterministic_algorithms(config["deterministic"])
+    if config["deterministic"]:
+        torch.backends.cudnn.benchmark = False
+
+
+def build_experiment(config: Config, device: torch.device) -> Experiment:
+    """Build data, model, losses, metrics, optimizers and schedules.
+
+    Raises:
+        ConfigError: arguments that do not fit what they are given to, with their place.
+    """
+    train_loader, valid_loader = build_loaders(config)
+    model, init_records = build_model(config, device)
+    losses = build_losses(config["loss"] or [])
+    for loss in losses.values():
+        loss.to(device)
+
+    settings, accumulate = config["trainer"], config["memory"]["accumulate"]
+    batches_per_epoch = batches_in_epoch(config, train_loader)
+    steps_per_epoch = math.ceil(batches_per_epoch / accumulate)
+    total_steps = settings["steps"] or settings["epochs"] * steps_per_epoch
+
+    optimizers, schedules = {}, {}
+    for name, section in optimizer_sections(config).items():
+        where = where_of(config, name)
+        optimizers[name] = build_optimizer(model, section, where)
+        schedule = build_schedule(
+            optimizers[name], section["lr_scheduler"], steps_per_epoch, total_steps, where
+        )
+        if schedule is not None:
+            schedules[name] = schedule
+    check_ownership(model, optimizers)
+
+    return Experiment(
+        config=config,
+        device=device,
+        model=model,
+        losses=losses,
+        metrics=build_metrics(config["metrics"]),
+        optimizers=optimizers,
+        schedules=schedules,
+        train_loader=train_loader,
+        valid_loader=valid_loader,
+        callbacks=build_callbacks(config),
+        batches_per_epoch=batches_per_epoch,
+        total_steps=total_steps,
+        init_records=init_records,
+    )
+
+
+def build_model(config: Config, device: torch.device) -> tuple[nn.Module, list[InitRecord]]:
+    """Build the model, initialise and freeze it as the config says, and put it on the device."""
+    model: nn.Module = build("model", config["model"], where=config.where("model"))
+    records = initialise(model, config["init"], find)
+    for number, pattern in enumerate(config["freeze"]):
+        try:
+            names = match_parameters(model, pattern)
+        except NoMatch as error:
+            raise ConfigError([config.problem(("freeze", number), str(error))]) from error
+        for name in names:
+            model.get_parameter(name).requires_grad_(False)
+    model.to(device)
+    prepare_model(model, config["memory"], device)
+    return model, records
+
+
+def build_loaders(config: Config) -> tuple[Any, Any]:
+    """Build the training loader and, from it or from its own section, the one for validation."""
+    seed = config["seed"]
+    loader = build("data_loader", config["data_loader"], where=config.where("data_loader"))
+    if hasattr(loader, "set_seed"):
+        loader.set_seed(seed)
+    if config["valid_data_loader"] is not None:
+        section = config["valid_data_loader"]
+        valid_loader = build("data_loader", section, where=config.where("valid_data_loader"))
+    else:
+        valid_loader = loader.split_validation() if hasattr(loader, "split_validation") else None
+    return as_batches(loader, seed), None if valid_loader is None else as_batches(
+        valid_loader, seed
+    )
+
+
+def build_test_loader(config: Config) -> Any:
+    """Build the loader of the test data: its own section, or the training one with training=False.
+
+    Raises:
+        ConfigError: the config names no test data and its loader has no ``training`` argument.
+    """
+    section = config["test_data_loader"]
+    if section is None:
+        section = config["data_loader"]
+        accepted = inspect.signature(find("data_loader", section["type"])).parameters
+        if "training" not in accepted:
+            text = f"{section['type']} has no `training` argument that would give its test data"
+            problem = config.problem(("data_loader",), f"{text}; add a test_data_loader section")
+            raise ConfigError([problem])
+        plain = {"training": False, "shuffle": False, "validation_split": 0.0, "augment": False}
+        given = {key: value for key, value in plain.items() if key in accepted}
+        section = {"type": section["type"], "args": {**section["args"], **given}}
+    loader = build("data_loader", section, where=config.where("data_loader"))
+    return as_batches(loader, config["seed"])
+
+
+def batches_in_epoch(config: Config, loader: Any) -> int:
+    """Return how many batches make an epoch.
+
+    Raises:
+        ConfigError: the loader does not know its length and the config does not say it.
+    """
+    if config["trainer"]["epoch_steps"] is not None:
+        return int(config["trainer"]["epoch_steps"] * config["memory"]["accumulate"])
+    try:
+        n_batches = len(loader)
+    except TypeError as error:
+        text = f"{error}; say how many steps make an epoch: `trainer: {{epoch_steps: 500}}`"
+        raise ConfigError([config.problem(("data_loader",), text)]) from error
+    if n_batches == 0:
+        raise ConfigError([config.problem(("data_loader",), "the loader gives no batch")])
+    return n_batches
+
+
+def build_callbacks(config: Config) -> dict[str, Callback]:
+    """Build the callbacks by name."""
+    callbacks: dict[str, Callback] = {}
+    for number, section in enumerate(config["callbacks"]):
+        if section["type"] in callbacks:
+            problem = config.problem(("callbacks", number), f"{section['type']} is there twice")
+            raise ConfigError([problem])
+        where = config.where("callbacks", number)
+        callbacks[section["type"]] = build("callback", section, where=where)
+    return callbacks

@@ -1,0 +1,258 @@
+"""Parameter groups, optimizers and learning rate schedules from their config sections."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from base.config.durations import parse_duration
+from base.errors import ConfigError, Problem
+from base.match import NoMatch, match_parameters
+from base.names import FILLED_IN, build
+
+Section = Mapping[str, Any]
+
+DURATION_ARGUMENTS = ("total_steps", "T_max", "total_iters", "step_size", "T_0", "milestones")
+
+
+def parameter_groups(
+    model: nn.Module, rules: Sequence[Section], params: Any = "*", where: str = "optimizer"
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters that ``params`` matches into groups of equal options.
+
+    Later rules win, key by key; a rule with ``freeze: true`` takes its parameters out of training.
+    The result goes to any torch optimizer: ``params`` holds pairs (name, parameter).
+
+    Raises:
+        ConfigError: a rule matches no parameter.
+    """
+    named = dict(model.named_parameters())
+    options: dict[str, dict[str, Any]] = {
+        name: {} for name in _match(model, params, f"{where}.params")
+    }
+    for number, rule in enumerate(rules):
+        overrides = {key: value for key, value in rule.items() if key != "match"}
+        matched = _match(model, rule["match"], f"{where}.param_groups.{number}.match")
+        for name in matched:
+            if name in options:
+                options[name] = {**options[name], **overrides}
+
+    groups: dict[str, dict[str, Any]] = {}
+    for name, chosen in options.items():
+        settings = {key: value for key, value in chosen.items() if key != "freeze"}
+        if chosen.get("freeze"):
+            named[name].requires_grad_(False)
+        if named[name].requires_grad:
+            group = groups.setdefault(repr(sorted(settings.items())), {"params": [], **settings})
+            group["params"].append((name, named[name]))
+    if not groups:
+        raise ConfigError([Problem(where, "no parameter is left to train: all are frozen")])
+    return list(groups.values())
+
+
+def _match(model: nn.Module, pattern: Any, where: str) -> list[str]:
+    try:
+        return match_parameters(model, pattern)
+    except NoMatch as error:
+        raise ConfigError([Problem(where, str(error))]) from error
+
+
+def build_optimizer(model: nn.Module, section: Section, where: str = "optimizer") -> Optimizer:
+    """Make the optimizer of a config section over the parameters that it claims."""
+    groups = parameter_groups(model, section["param_groups"], section["params"], where)
+    optimizer: Optimizer = build("optimizer", section, where=where, params=groups)
+    return optimizer
+
+
+def check_ownership(model: nn.Module, optimizers: Mapping[str, Optimizer]) -> None:
+    """Make sure that no parameter belongs to two optimizers and every trainable one to some.
+
+    Raises:
+        ConfigError: with the names of the parameters concerned.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    owner: dict[int, str] = {}
+    problems = []
+    for optimizer_name, optimizer in optimizers.items():
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            other = owner.setdefault(id(parameter), optimizer_name)
+            if other != optimizer_name:
+                text = f"{names[id(parameter)]!r} is also claimed by {other!r}; narrow one pattern"
+                problems.append(Problem(f"optimizers.{optimizer_name}.params", text))
+    orphans = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in owner
+    ]
+    if orphans:
+        shown = ", ".join(orphans[:5]) + (", ..." if len(orphans) > 5 else "")
+        text = f"no optimizer trains {shown}; widen a params pattern, or freeze them with `freeze:`"
+        problems.append(Problem("optimizers", text))
+    if problems:
+        raise ConfigError(problems)
+
+
+def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
+    """Return the rate of each parameter group: ``lr``, or ``lr/<network>/<group>`` of several."""
+    rates = {}
+    for name, optimizer in optimizers.items():
+        for number, group in enumerate(optimizer.param_groups):
+            parts = ["lr", name] if len(optimizers) > 1 else ["lr"]
+            if len(optimizer.param_groups) > 1:
+                parts.append(str(number))
+            rates["/".join(parts)] = float(group["lr"])
+    return rates
+
+
+class Schedule:
+    """A torch scheduler and when to step it: after each step or each epoch, after a warm-up.
+
+    Args:
+        every: ``"step"`` or ``"epoch"``.
+        monitor: the logged value that ReduceLROnPlateau follows.
+        warmup_steps: the rate rises in a line from ``lr / warmup_steps`` to ``lr`` over so many
+            optimizer steps (Goyal et al., 2017); the scheduler itself begins after them.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None,
+        every: str = "epoch",
+        monitor: str | None = None,
+        warmup_steps: int = 0,
+    ) -> None:
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.every = every
+        self.monitor = monitor
+        self.warmup_steps = warmup_steps
+        self.n_steps = 0
+        self.targets = [group["lr"] for group in optimizer.param_groups]
+        if self.is_warming_up:
+            self._set_warmup_rate()
+
+    @property
+    def is_warming_up(self) -> bool:
+        return self.n_steps < self.warmup_steps
+
+    def after_step(self) -> None:
+        """Follow one step of the optimizer."""
+        if self.is_warming_up:
+            self.n_steps += 1
+            self._set_warmup_rate()
+        elif self.scheduler is not None and self.every == "step":
+            self.scheduler.step()
+
+    def after_epoch(self, log: Mapping[str, float]) -> None:
+        """Follow the end of an epoch, whose logged values are ``log``."""
+        if self.scheduler is None or self.is_warming_up or self.every == "step":
+            return
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(self._monitored(log))
+        else:
+            self.scheduler.step()
+
+    def _monitored(self, log: Mapping[str, float]) -> float:
+        if self.monitor not in log:
+            text = f"nothing called {self.monitor!r} is logged (there are {', '.join(log)})"
+            raise ConfigError([Problem("lr_scheduler.monitor", text)])
+        return log[self.monitor]
+
+    def _set_warmup_rate(self) -> None:
+        fraction = min(1.0, (self.n_steps + 1) / self.warmup_steps)
+        for group, target in zip(self.optimizer.param_groups, self.targets, strict=True):
+            group["lr"] = target * fraction
+
+    def state_dict(self) -> dict[str, Any]:
+        inner = {} if self.scheduler is None else plain_state(self.scheduler)
+        return {"n_steps": self.n_steps, "targets": list(self.targets), "scheduler": inner}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there; lengths that the config decides (``total_steps``) stay as they are."""
+        self.n_steps, self.targets = state_dict["n_steps"], list(state_dict["targets"])
+        if self.scheduler is not None and state_dict["scheduler"]:
+            own = ("total_steps", "_schedule_phases", "T_max")
+            kept = {key: value for key, value in vars(self.scheduler).items() if key in own}
+            self.scheduler.load_state_dict({**state_dict["scheduler"], **kept})
+
+
+def plain_state(scheduler: LRScheduler) -> dict[str, Any]:
+    """Return the scheduler's state without bound methods and other code that some keep in it."""
+    return {key: _plain(value) for key, value in scheduler.state_dict().items() if _is_data(value)}
+
+
+def _is_data(value: Any) -> bool:
+    return not callable(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items() if _is_data(inner)}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(inner) for inner in value)
+    return value
+
+
+@dataclass
+class Lengths:
+    """What a duration in a schedule is counted in: a scheduler ticks each step or each epoch."""
+
+    steps_per_epoch: int
+    total_steps: int
+    steps_per_tick: int
+    ticks: int
+    """How often the scheduler is stepped in the whole training, warm-up left out."""
+
+    def in_ticks(self, value: Any) -> Any:
+        """Turn a duration, or a list of them, into ticks; leave numbers as they are."""
+        if isinstance(value, list):
+            return [self.in_ticks(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        steps = parse_duration(value).in_steps(self.steps_per_epoch, self.total_steps)
+        return max(1, round(steps / self.steps_per_tick))
+
+
+def build_schedule(
+    optimizer: Optimizer,
+    section: Section | None,
+    steps_per_epoch: int,
+    total_steps: int,
+    where: str = "lr_scheduler",
+) -> Schedule | None:
+    """Make the schedule of a config section; None for no section.
+
+    Durations (``2 epochs``, ``5%``) become counts of the scheduler's own steps, and the lengths
+    that torch demands (``OneCycleLR.total_steps``, ``CosineAnnealingLR.T_max``) are filled in.
+    """
+    if section is None:
+        return None
+    warmup_steps = 0
+    if section["warmup"] is not None:
+        warmup_steps = parse_duration(section["warmup"]).in_steps(steps_per_epoch, total_steps)
+    per_tick = 1 if section["every"] == "step" else steps_per_epoch
+    ticks = max(1, math.ceil((total_steps - warmup_steps) / per_tick))
+    lengths = Lengths(steps_per_epoch, total_steps, per_tick, ticks)
+    scheduler = _build_scheduler(optimizer, section, lengths, where)
+    return Schedule(optimizer, scheduler, section["every"], section["monitor"], warmup_steps)
+
+
+def _build_scheduler(optimizer: Optimizer, section: Section, lengths: Lengths, where: str) -> Any:
+    """Build a scheduler and, first, those that it consists of."""
+    name, args = section["type"], dict(section.get("args") or {})
+    args.update({key: lengths.in_ticks(args[key]) for key in DURATION_ARGUMENTS if key in args})
+    for key in FILLED_IN.get(name, ()):
+        if key not in args and "epochs" not in args:
+            args[key] = lengths.ticks
+    if "schedulers" in args:
+        parts = args["schedulers"]
+        args["schedulers"] = [_build_scheduler(optimizer, part, lengths, where) for part in parts]
+    injected = {} if name == "ChainedScheduler" else {"optimizer": optimizer}
+    return build("lr_scheduler", {"type": name, "args": args}, where=where, **injected)

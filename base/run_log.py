@@ -1,0 +1,200 @@
+"""What a run tells while it trains: header, bar, rows, curves; and the folder that holds them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from base.config import Config, load_config
+from base.optim import learning_rates
+from base.run_folder import create_run_folder, lock, run_of, write_environment
+from base.state import Progress
+from logger.console import ROW, EpochTable, close_logging, format_header, setup_logging
+from logger.csv_writer import CsvWriter
+from logger.progress import ProgressBar
+from logger.writers import TensorBoardWriter, Writers
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
+
+log = logging.getLogger("kindling")
+
+QUIET_COLUMNS = ("step", "samples_per_second", "memory_mb")
+"""Columns of metrics.csv that the console's row leaves out."""
+
+
+@contextmanager
+def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Path]:
+    """Make the run's folder, or go back to the resumed one; hold it and log into it.
+
+    Raises:
+        UsageError: the folder cannot be made, or another process holds it.
+    """
+    if resume_from is None:
+        folder = create_run_folder(config["trainer"]["save_dir"], config["name"])
+    else:
+        folder = run_of(resume_from)
+    with lock(folder):
+        setup_logging(folder, config["trainer"]["verbosity"])
+        try:
+            for note in config.notes:
+                log.info(note)
+            if resume_from is not None:
+                _tell_changes(config, folder)
+            (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+            write_environment(folder)
+            yield folder
+        finally:
+            close_logging()
+
+
+def _tell_changes(config: Config, folder: Path) -> None:
+    changes = load_config(folder / "config.yaml").difference(config)
+    for key, old, new in changes:
+        log.info(f"changed since the run began: {key}: {old!r} -> {new!r}")
+
+
+class RunLog:
+    """Sends the values of a run to console, metrics.csv and TensorBoard.
+
+    Args:
+        folder: the run's folder; None writes no files.
+        resumed_at: where a resumed run goes on; what was logged beyond it is dropped.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        settings: SimpleNamespace,
+        resumed_at: Progress | None = None,
+    ) -> None:
+        self.settings = settings
+        self.table = EpochTable()
+        self.last: Mapping[str, Any] = {}
+        self._started, self._samples = time.perf_counter(), 0
+        writers: list[Any] = []
+        if folder is not None:
+            csv = CsvWriter(folder / "metrics.csv")
+            if resumed_at is not None:
+                csv.truncate_after(resumed_at.epoch, column="epoch")
+            writers.append(csv)
+            if settings.tensorboard:
+                purge_step = None if resumed_at is None else resumed_at.step + 1
+                writers.append(TensorBoardWriter(folder, purge_step=purge_step))
+        self.writers = Writers(writers)
+
+    def bar(self, progress: Progress, n_batches: int) -> ProgressBar:
+        """Begin an epoch: start its clock and show its bar."""
+        self._started, self._samples = time.perf_counter(), progress.samples
+        bar = ProgressBar(
+            n_batches,
+            initial=progress.batch,
+            description=f"epoch {progress.epoch + 1}",
+            enabled=self.settings.progress and self.settings.verbosity > 0,
+        )
+        bar.show(self._loss_text)
+        return bar
+
+    def _loss_text(self) -> str:
+        loss = self.last.get("loss")
+        return "" if loss is None else f"loss {float(loss):.4f}"  # waits, ten times a second
+
+    def log_step(self, values: Mapping[str, Any], rates: Mapping[str, float], step: int) -> None:
+        """Write the values of one step to the curves."""
+        # The one wait for the device, each `log_every` steps.
+        numbers = {f"step/{name}": float(value) for name, value in values.items()}
+        self.writers.add_scalars({**numbers, **rates}, step)
+
+    def log_epoch(
+        self,
+        values: Mapping[str, float],
+        rates: Mapping[str, float],
+        progress: Progress,
+        is_best: bool,
+    ) -> dict[str, float]:
+        """Write the values of an epoch everywhere; return what was added to them."""
+        seconds = time.perf_counter() - self._started
+        added = {
+            **rates,
+            "seconds": seconds,
+            "samples_per_second": (progress.samples - self._samples) / max(seconds, 1e-9),
+            "memory_mb": peak_memory_mb(),
+        }
+        row = {"epoch": progress.epoch + 1, "step": progress.step, **values, **added}
+        self.writers.add_scalars({**values, **added}, progress.step)
+        self.writers.add_row(row)
+        self.writers.flush()
+        shown = {name: value for name, value in row.items() if self._is_shown(name, rates)}
+        for line in self.table.lines(shown, is_best):
+            log.log(ROW, line)
+        return added
+
+    def _is_shown(self, name: str, rates: Mapping[str, float]) -> bool:
+        is_further_rate = name in rates and name != next(iter(rates))
+        return name not in QUIET_COLUMNS and name.count("/") < 2 and not is_further_rate
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        self.writers.close()
+
+
+def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:
+    """Log what is about to be trained, where, and how to go on with it."""
+    log.info(format_header(header_facts(trainer, folder)))
+
+
+def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
+    """Return the facts of a run's header, by name."""
+    parameters = list(trainer.model.parameters())
+    n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    n_all = sum(p.numel() for p in parameters)
+    frozen = "" if n_trainable == n_all else f" ({n_all - n_trainable:,} more are frozen)"
+    experiment = trainer.experiment
+    sizes = [f"{experiment.batches_per_epoch:,} batches an epoch"]
+    for name, loader in (("train", trainer.train_loader), ("valid", trainer.valid_loader)):
+        n_samples = getattr(loader, "n_samples", None)
+        if n_samples is not None:
+            sizes.append(f"{n_samples:,} {name}")
+    device = str(trainer.device)
+    if trainer.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(trainer.device)})"
+    return {
+        "folder": folder,
+        "device": f"{device}, {trainer.precision.name}",
+        "model": f"{type(trainer.model).__name__}, {n_trainable:,} parameters{frozen}",
+        "data": ", ".join(sizes),
+        "length": f"{experiment.n_epochs} epochs, {experiment.total_steps:,} steps",
+        "best by": trainer.monitor.rule,
+        "resume by": None if folder is None else f"python train.py -r {folder}",
+    }
+
+
+def peak_memory_mb() -> float:
+    """Return the peak of memory so far in MB: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def nonfinite_message(trainer: BaseTrainer) -> str:
+    """Say what was seen before a loss that is not finite, and what helps."""
+    last = ", ".join(f"{name} {float(value):g}" for name, value in trainer.run_log.last.items())
+    rates = ", ".join(f"{k} {v:g}" for k, v in learning_rates(trainer.optimizers).items())
+    return (
+        f"the loss is not finite at step {trainer.progress.step + 1} ({rates}; the step before it: "
+        f"{last or 'none'}). Nothing was updated and the last checkpoint is good: lower the rate, "
+        "clip with `optimizer: {clip_norm: 1.0}`, or look at the data"
+    )

@@ -1,0 +1,65 @@
+"""Signals set a flag; the loop looks at it at the next step boundary.
+
+Nothing is saved inside a handler: it may interrupt torch at any place.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from base.errors import KindlingError
+
+FORCE_WITHIN_SECONDS = 2.0
+
+
+class InterruptedRunError(KindlingError):
+    """Training was stopped by a signal, after its state was saved."""
+
+    def __init__(self, number: int | None, folder: Path | None, step: int) -> None:
+        name = signal.Signals(number or signal.SIGTERM).name
+        go_on = "" if folder is None else f"; go on by: python train.py -r {folder}"
+        super().__init__(f"stopped by {name} after step {step}, and saved{go_on}")
+        self.exit_code = 128 + (number or signal.SIGTERM)
+
+
+class SignalFlags:
+    """Within the block SIGINT and SIGTERM ask for a stop, SIGUSR1 for a checkpoint.
+
+    A second Ctrl-C within two seconds raises KeyboardInterrupt at once. Outside the main
+    thread (a notebook's server, a test) signals are left alone.
+    """
+
+    def __init__(self) -> None:
+        self.stop: int | None = None
+        self.save = False
+        self._last_interrupt = -FORCE_WITHIN_SECONDS
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> SignalFlags:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+                number = getattr(signal, name, None)
+                if number is not None:
+                    self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number == getattr(signal, "SIGUSR1", None):
+            self.save = True
+            return
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self._last_interrupt < FORCE_WITHIN_SECONDS:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            self._last_interrupt = now
+        self.stop = number

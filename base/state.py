@@ -1,0 +1,175 @@
+"""Small things with state that a run consists of, beside the model and its optimizers.
+
+Each has ``state_dict`` and ``load_state_dict`` and is put into ``trainer.stateful`` by name.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from base.errors import ConfigError, Problem, nearest
+from base.seeding import capture_random_state, restore_random_state
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Anything that can be saved and resumed."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+@dataclass
+class Progress:
+    """How far training has come: whole epochs, batches of the running epoch, steps, samples."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    samples: int = 0
+    batches_total: int = 0
+    """Batches drawn since the start: the position in the endless order of the data."""
+
+    def advance(self, n_samples: int) -> None:
+        """Count one batch."""
+        self.batch += 1
+        self.batches_total += 1
+        self.samples += n_samples
+
+    def start_next_epoch(self) -> None:
+        """Count one epoch."""
+        self.epoch += 1
+        self.batch = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, value in state_dict.items():
+            setattr(self, name, value)
+
+
+class RandomState:
+    """The random streams of torch (CPU and CUDA), numpy and Python as one stateful object."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return capture_random_state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        restore_random_state(state_dict)
+
+
+class Monitor:
+    """Watches one logged value: tells the best epoch and when patience is over.
+
+    Args:
+        rule: ``"max valid/accuracy"``, ``"min train/loss"`` or ``"off"``.
+        patience: epochs without improvement after which ``is_exhausted`` is true; None never.
+    """
+
+    def __init__(self, rule: str, patience: int | None = None) -> None:
+        self.rule = rule
+        self.mode, _, self.key = rule.partition(" ")
+        self.patience = patience
+        self.best = math.inf if self.mode == "min" else -math.inf
+        self.best_epoch = 0
+        self.epochs_without_improvement = 0
+
+    @property
+    def is_off(self) -> bool:
+        return self.mode == "off"
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self.patience is not None and self.epochs_without_improvement >= self.patience
+
+    def check(self, log: Mapping[str, float]) -> None:
+        """Make sure that the watched value is among those logged.
+
+        Raises:
+            ConfigError: it is not; with those that there are.
+        """
+        if not self.is_off and self.key not in log:
+            known = [key for key in log if key.startswith(("train/", "valid/"))]
+            text = f"nothing called {self.key!r} is logged{nearest(self.key, known)}"
+            raise ConfigError([Problem("trainer.monitor", f"{text}; there are {', '.join(known)}")])
+
+    def update(self, log: Mapping[str, float], epoch: int) -> bool:
+        """Take the values of an epoch; return whether it is the best so far."""
+        if self.is_off:
+            return False
+        if self.key not in log and self.key.startswith("valid/"):
+            return False  # this epoch was not validated
+        self.check(log)
+        value = log[self.key]
+        improved = value < self.best if self.mode == "min" else value > self.best
+        if improved:
+            self.best, self.best_epoch, self.epochs_without_improvement = value, epoch, 0
+        else:
+            self.epochs_without_improvement += 1
+        return improved
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ("mode", "key", "best", "best_epoch", "epochs_without_improvement")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there, unless another value is watched now: then nothing is best yet."""
+        if (state_dict["mode"], state_dict["key"]) == (self.mode, self.key):
+            for name, value in state_dict.items():
+                setattr(self, name, value)
+
+
+class ExponentialMovingAverage:
+    """A second set of weights that follows the trained one slowly.
+
+    Each step ``average = decay * average + (1 - decay) * weight`` (Polyak and Juditsky, 1992); in
+    the first steps the decay is at most ``(1 + step) / (10 + step)``, so that the average does
+    not hang on the random start. Buffers (the statistics of BatchNorm) are those of the model.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.n_updates = 0
+        self.weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.averages = [copy.deepcopy(weight.detach()) for weight in self.weights]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights as they are after a step."""
+        self.n_updates += 1
+        decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
+        weights: list[Tensor] = [weight.detach() for weight in self.weights]
+        torch._foreach_lerp_(self.averages, weights, 1 - decay)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Let the model hold the averages inside the block, and its own weights after it."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for weight, average in zip(self.weights, self.averages, strict=True):
+            kept = weight.detach().clone()
+            weight.data.copy_(average)
+            average.copy_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"n_updates": self.n_updates, "averages": list(self.averages)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.n_updates = state_dict["n_updates"]
+        for average, saved in zip(self.averages, state_dict["averages"], strict=True):
+            average.copy_(saved)

@@ -1,0 +1,88 @@
+"""One optimizer's step and all that belongs to it, for each network of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from base.experiment import Experiment, optimizer_sections
+from base.memory import Precision
+from base.optim import Schedule
+from base.values import with_total
+
+
+@dataclass
+class Stepper:
+    """Clips, steps, clears and schedules one optimizer.
+
+    Args:
+        clip_norm, clip_value: limits of the gradients' norm and of each of their entries.
+        prefix: before the names of the values returned; empty where there is one network.
+    """
+
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    schedule: Schedule | None
+    clip_norm: float | None
+    clip_value: float | None
+    weighted_losses: Mapping[str, Any]
+    prefix: str = ""
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def step(self, again: Callable[[], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+        """Use the gradients gathered; return their norm where it is limited.
+
+        Args:
+            again: computes the losses anew; LBFGS calls for them several times a step.
+        """
+        values = self._clip()
+        if isinstance(self.optimizer, LBFGS) and again is not None:
+            self.optimizer.step(lambda: self._loss_again(again))
+        else:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.schedule is not None:
+            self.schedule.after_step()
+        return values
+
+    def _clip(self) -> dict[str, Tensor]:
+        if self.clip_norm is None and self.clip_value is None:
+            return {}
+        self.scaler.unscale_(self.optimizer)
+        parameters = self.parameters
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.clip_value)
+        if self.clip_norm is None:
+            return {}
+        return {f"{self.prefix}grad_norm": nn.utils.clip_grad_norm_(parameters, self.clip_norm)}
+
+    def _loss_again(self, again: Callable[[], dict[str, Tensor]]) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = with_total(again(), self.weighted_losses)["loss"]
+        loss.backward()
+        return loss
+
+
+def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, Stepper]:
+    """Make the stepper of each optimizer, by its name."""
+    steppers = {}
+    for name, section in optimizer_sections(experiment.config).items():
+        steppers[name] = Stepper(
+            optimizer=experiment.optimizers[name],
+            scaler=precision.make_scaler(),
+            schedule=experiment.schedules.get(name),
+            clip_norm=section["clip_norm"],
+            clip_value=section["clip_value"],
+            weighted_losses=experiment.losses,
+            prefix="" if len(experiment.optimizers) == 1 else f"{name}_",
+        )
+    return steppers

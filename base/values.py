@@ -1,0 +1,39 @@
+"""The named values that a step and an epoch give: losses with their sum, means, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from base.errors import TrainingError
+from logger.meters import Meters
+
+
+def with_total(losses: Mapping[str, Tensor], weighted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Add ``"loss"``, the sum by the config's weights, unless it is there already."""
+    if "loss" in losses:
+        return dict(losses)
+    if not losses:
+        raise TrainingError("there is no loss to minimise: name one in the config's `loss:`")
+    weights = {name: loss.weight for name, loss in weighted.items()}
+    terms = [loss * weights.get(name, 1.0) for name, loss in losses.items()]
+    total = sum(terms[1:], start=terms[0])
+    return {"loss": total, **losses} if len(losses) > 1 else {"loss": total}
+
+
+def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the means and metrics of a phase as ``train/loss``, ``valid/accuracy``, ...
+
+    A metric of several numbers gives ``valid/recall/<class>``; a table (a confusion matrix) is no
+    number and is left to the test report.
+    """
+    values = {f"{phase}/{name}": value for name, value in meters.compute().items()}
+    for name, metric in metrics.items():
+        result = metric.compute()
+        if isinstance(result, Mapping):
+            values.update({f"{phase}/{name}/{key}": float(part) for key, part in result.items()})
+        elif not isinstance(result, Tensor) or result.numel() == 1:
+            values[f"{phase}/{name}"] = float(result)
+    return values

@@ -1,0 +1,39 @@
+"""Evaluate a run's best checkpoint: ``python test.py -r saved/digits/<run>``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from base.command_line import choose_tested, parse_test, run
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, load, build, run."""
+    options = parse_test(arguments)
+    config, path = choose_tested(options)
+
+    import torch
+
+    from base.experiment import build_experiment, choose_device, make_repeatable
+    from base.names import build, check_names
+    from base.run_folder import run_of
+    from base.test_phase import choose_checkpoint, run_test
+    from logger.console import setup_logging
+
+    check_names(config)
+    device = choose_device(options.device or config["device"])
+    make_repeatable(config)
+    torch.manual_seed(config["seed"])
+
+    setup_logging(None)
+    experiment = build_experiment(config, device)
+    where = config.where("trainer")
+    trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
+    values = run_test(trainer, choose_checkpoint(path), run_of(path))
+    print(json.dumps(values))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,46 @@
+"""Train a model: ``python train.py -c config/digits.yaml``; ``-r`` goes on with a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from base.command_line import choose_config, parse_train, run, show_names
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse, load, build, run."""
+    options = parse_train(arguments)
+    if options.schema or options.list is not None:
+        return show_names(options)
+    config, resume_from = choose_config(options)
+    if options.print_config:
+        print(config.describe(), end="")
+        return 0
+
+    # A config with a fault in its structure has ended by now, before torch is imported.
+    import torch
+
+    from base.experiment import build_experiment, choose_device, make_repeatable
+    from base.inspection import dry_run
+    from base.names import build, check_names
+    from base.run_log import open_folder
+
+    check_names(config)
+    device = choose_device(options.device or config["device"])
+    make_repeatable(config)
+    torch.manual_seed(config["seed"])
+
+    experiment = build_experiment(config, device)
+    where = config.where("trainer")
+    trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
+    if options.dry_run:
+        print(dry_run(trainer), end="")
+        return 0
+    trainer.check()
+    with open_folder(config, resume_from) as folder:
+        trainer.train(folder, resume_from)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Yours: trainers, callbacks."""

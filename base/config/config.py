@@ -1,0 +1,81 @@
+"""The config as the program sees it: plain values, and for each the place it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from base.config.kinds import Keys
+from base.config.tree import DEFAULT, Node, dotted
+from base.config.writing import to_lines
+from base.errors import Problem
+
+
+class Config(Mapping[str, Any]):
+    """The resolved config with all defaults: ``config["trainer"]["epochs"]``."""
+
+    def __init__(
+        self, root: Node, path: Path | None, notes: Sequence[str] = (), is_template: bool = False
+    ) -> None:
+        self.path = path
+        self.notes = list(notes)  # lines to log at the start
+        self.is_template = is_template  # was it in pytorch-template's format?
+        self._root = root
+        self._values: dict[str, Any] = root.plain()
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Config({str(self.path)!r}, name={self['name']!r})"
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The user's own sections and keys."""
+        extra: dict[str, Any] = self["extra"]
+        return extra
+
+    def where(self, *keys: str | int) -> str:
+        """Return the place of an entry, or of the nearest one around it that was written."""
+        node, where = self._root, self._root.where
+        for key in keys:
+            child = node.child(key)
+            if child is None:
+                break
+            node, where = child, where if child.where == DEFAULT else child.where
+        return str(where)
+
+    def problem(self, keys: Keys, message: str) -> Problem:
+        """Return a problem with the entry under these keys."""
+        return Problem(self.where(*keys), f"{dotted(keys)}: {message}" if keys else message)
+
+    def to_yaml(self) -> str:
+        """Return the whole config as YAML; loading it gives an equal config."""
+        return "\n".join(to_lines(self._root)) + "\n"
+
+    def describe(self) -> str:
+        """Return the config as YAML in which each value says where it was set."""
+        return "\n".join(to_lines(self._root, origins=True)) + "\n"
+
+    def difference(self, other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+        """Return (dotted key, value here, value there) where two configs differ; None is absent."""
+        ours, theirs = dict(_leaves(dict(self))), dict(_leaves(dict(other)))
+        keys = [*ours, *(key for key in theirs if key not in ours)]
+        pairs = [(key, ours.get(key), theirs.get(key)) for key in keys]
+        return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[str, Any]]:
+    is_tree = isinstance(value, dict | list) and value
+    if not is_tree:
+        yield dotted(keys), value
+        return
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(child, (*keys, key))

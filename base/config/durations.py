@@ -1,0 +1,38 @@
+"""Lengths of training: ``500 steps``, ``2 epochs`` or ``5%``, read by one function."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+PATTERN = r"^(?:[0-9]{1,12} ?steps?|[0-9]{1,9}(?:\.[0-9]{1,9})? ?(?:epochs?|%))$"
+
+
+class Duration(NamedTuple):
+    """A length: whole steps, epochs (parts of one allowed), or per cent of the whole training."""
+
+    amount: float
+    unit: str  # "steps", "epochs" or "%"
+
+    def in_steps(self, steps_per_epoch: int, total_steps: int) -> int:
+        """Return the number of steps, at least 1, rounded to the nearest (a half to the even)."""
+        whole = {"steps": 1, "epochs": steps_per_epoch, "%": total_steps / 100}[self.unit]
+        return max(1, round(self.amount * whole))
+
+    def __str__(self) -> str:
+        unit = self.unit.rstrip("s") if self.amount == 1 else self.unit
+        return f"{self.amount:.12g}{'' if unit == '%' else ' '}{unit}"
+
+
+def parse_duration(text: str) -> Duration:
+    """Read a duration; a ValueError says what to write instead."""
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        raise ValueError(f"a number needs a unit: '{text} steps', '{text} epochs' or '{text}%'")
+    if not isinstance(text, str) or not re.match(PATTERN, text.strip()):
+        raise ValueError("expected a duration such as '500 steps', '2 epochs' or '5%'")
+
+    number, unit = re.findall(r"[0-9.]+|[a-z%]+", text)
+    amount = float(number)
+    if amount <= 0 or (unit == "%" and amount > 100):
+        raise ValueError("a duration is more than nothing, and at most 100%")
+    return Duration(amount, unit if unit == "%" else unit.rstrip("s") + "s")

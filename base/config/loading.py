@@ -1,0 +1,149 @@
+"""From a file and options to a checked config: read, inherit, override, look up, validate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from base.config.config import Config
+from base.config.interpolation import has_references, interpolate
+from base.config.kinds import Run
+from base.config.reader import MAX_DEPTH, MAX_KEY, one_line, read_file, read_text
+from base.config.schema import ROOT
+from base.config.template import is_template, translate
+from base.config.tree import Node, Where, dotted, show
+from base.errors import ConfigError, Problem
+
+MAX_FILES = 64
+
+
+def load_config(
+    path: Path | None, overrides: Sequence[str] = (), text: str | None = None
+) -> Config:
+    """Load a YAML or JSON file, or a text that stands for it, and apply `a.b=value` overrides.
+
+    Every fault that can be found is in the one ConfigError; torch is not imported.
+    """
+    sources = _Sources()
+    try:
+        root = sources.load(Path(path or "config"), text if path else text or "", None, ())
+        for override in overrides:
+            root = _expanded(_override(root, override, sources.problems))
+        root = _checked(root, sources.problems)
+    except ConfigError as error:
+        raise ConfigError([*sources.problems, *error.problems]) from error
+    if sources.problems:
+        raise ConfigError(sources.problems)
+    return Config(root, path, sources.notes, sources.is_template)
+
+
+def merge(parent: Node, child: Node) -> Node:
+    """Lay one tree over another: deep, lists replaced; a new `type` drops the parent's `args`."""
+    if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
+        return child
+    merged = dict(parent.value)
+    old, new = merged.get("type"), child.value.get("type")
+    if old and new and old.value != new.value:
+        merged.pop("args", None)
+    for name, node in child.value.items():
+        merged[name] = merge(merged[name], node) if name in merged else node
+    return Node(merged, child.where)
+
+
+class _Sources:
+    """Loads a file over those that it inherits from."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        self.is_template = False
+        self.n_files = 0
+
+    def load(
+        self, path: Path, text: str | None, asked: Where | None, above: tuple[Path, ...]
+    ) -> Node:
+        """Return the merged tree of a file; `asked` is where another file names it."""
+        self.n_files += 1
+        if self.n_files > MAX_FILES:
+            raise ConfigError([Problem(str(asked), f"inherit: more than {MAX_FILES} files")])
+        if text is not None:
+            root = read_text(text, str(path), self.problems)
+        else:
+            root = read_file(path, self.problems, asked)
+        if not isinstance(root.value, dict | None):
+            fault = f"a config is a section of keys, found {show(root.value)}"
+            raise ConfigError([Problem(str(root.where), fault)])
+
+        root = Node(root.value or {}, root.where)
+        if is_template(root, path):
+            self.is_template = True
+            root, notes = translate(root, str(path))
+            self.notes += notes
+        above = (*above, path.resolve())
+        if above[-1] in above[:-1]:
+            names = " -> ".join(file.name for file in above)
+            raise ConfigError([Problem(str(asked), f"inherit: goes round in a circle: {names}")])
+        return self._inherit(_expanded(root), path, above)
+
+    def _inherit(self, root: Node, path: Path, above: tuple[Path, ...]) -> Node:
+        entries = dict(root.value)
+        names = entries.pop("inherit", Node(None))
+        faults: list[Problem] = []
+        ROOT.check_entry("inherit", names, ("inherit",), Run(faults))
+        if faults:
+            raise ConfigError(faults)
+        merged = Node({}, root.where)
+        for name in names.value or []:
+            merged = merge(merged, self.load(path.parent / name.value, None, name.where, above))
+        return merge(merged, Node(entries, root.where))
+
+
+def _override(root: Node, text: str, problems: list[Problem]) -> Node:
+    """Return the tree with one `a.b=value` applied; what is wrong with it is noted."""
+    where = Where(one_line(f"--set {text[:200]}"))
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    keys[0] = ROOT.aliases.get(keys[0], keys[0])
+    try:
+        if not equals or not all(key.isprintable() and 0 < len(key) <= MAX_KEY for key in keys):
+            raise ValueError("write it as key=value or section.key=value")
+        if keys[0] == "inherit" or len(keys) > MAX_DEPTH:
+            raise ValueError(f"{dotted((*keys[:4],))} cannot be set from here")
+        new = read_text(value, where.source, problems, depth=len(keys), has_lines=False)
+        return _put(root, tuple(keys), new, ())
+    except ValueError as error:
+        problems.append(Problem(str(where), str(error)))
+    except ConfigError as error:
+        problems += error.problems
+    return root
+
+
+def _put(node: Node, keys: tuple[str, ...], new: Node, above: tuple[str, ...]) -> Node:
+    if not keys:
+        return new
+    key, here = keys[0], (*above, keys[0])
+    child = node.child(key)
+    if isinstance(node.value, list):
+        if child is None:
+            raise ValueError(f"{dotted(above)} has {len(node.value)} items; there is no {key!r}")
+        items = list(node.value)
+        items[int(key)] = _put(child, keys[1:], new, here)
+        return Node(items, node.where)
+    if not isinstance(node.value, dict | None):
+        raise ValueError(f"{dotted(above)} is {show(node.value)}, not a section")
+    entries = node.value or {}
+    return Node({**entries, key: _put(child or Node(None, new.where), keys[1:], new, here)}, node.where)
+
+
+def _expanded(root: Node) -> Node:
+    return ROOT.check(root, (), Run([], fill=False, references=True))
+
+
+def _checked(root: Node, problems: list[Problem]) -> Node:
+    """Return the tree with defaults filled in and references looked up; faults are noted."""
+    faults: list[Problem] = []
+    filled = ROOT.check(root, (), Run(faults, references=True))
+    if not has_references(filled):
+        problems += faults
+        return filled
+    return ROOT.check(interpolate(filled, problems), (), Run(problems))

@@ -1,0 +1,207 @@
+"""Every key that a config may have: its kind, its default and what it is for."""
+
+from __future__ import annotations
+
+import re
+
+from base.config.durations import PATTERN, parse_duration
+from base.config.kinds import (
+    ABSENT,
+    REQUIRED,
+    SAME_AS_TYPE,
+    Anything,
+    Key,
+    ListOf,
+    OneOf,
+    Scalar,
+    Section,
+)
+
+
+def check_folder_name(text: object) -> None:
+    """Raise a ValueError that says why the text cannot be the name of one folder."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("expected a name for the run's folder")
+    if text in (".", "..") or "/" in text or "\\" in text or not text.isprintable():
+        raise ValueError(f"{text[:60]!r} is no name for a single folder (no '/', '\\', '..')")
+    if len(text.encode()) > 200:
+        raise ValueError("a name has at most 200 bytes")
+
+
+def check_monitor(text: object) -> None:
+    """Raise a ValueError unless the text is 'off', 'min NAME' or 'max NAME'."""
+    if not isinstance(text, str) or not re.fullmatch(r"off|(min|max) +\S.*", text):
+        raise ValueError("expected 'min NAME', 'max NAME' (such as 'max valid/accuracy') or 'off'")
+
+
+TEXT = Scalar("text", {"type": "string", "minLength": 1})
+FOLDER = Scalar("a name", {"type": "string", "minLength": 1}, check_folder_name)
+MONITOR = Scalar("a monitor", {"type": "string", "pattern": "^(off|(min|max) )"}, check_monitor)
+DURATION = Scalar("a duration", {"type": "string", "pattern": PATTERN}, parse_duration)
+SWITCH = Scalar("true or false", {"type": "boolean"})
+COUNT = Scalar("a whole number of at least 1", {"type": "integer", "minimum": 1})
+SEED = Scalar("a whole number from 0", {"type": "integer", "minimum": 0, "maximum": 2**63 - 1})
+NUMBER = Scalar("a number", {"type": "number"})
+POSITIVE = Scalar("a number above 0", {"type": "number", "exclusiveMinimum": 0})
+FRACTION = Scalar(
+    "a number between 0 and 1", {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+)
+POSITION = Scalar("a name or a position", {"type": ["string", "integer"]})
+ANYTHING = Anything()
+OPEN = Section({}, others=ANYTHING)
+
+_TYPE_MATCH = Section(
+    {"type": Key(OneOf("a class name or a list", (TEXT, ListOf(TEXT))), REQUIRED, "Class names.")}
+)
+PATTERN_KIND = OneOf(
+    "a pattern ('head.*', 're:...', {type: Conv2d}, or a list of these)",
+    (TEXT, _TYPE_MATCH, ListOf(OneOf("a pattern", (TEXT, _TYPE_MATCH)))),
+)
+PATTERNS = ListOf(OneOf(PATTERN_KIND.expected, PATTERN_KIND.kinds), single=True)
+
+
+def choice(*names: str) -> Scalar:
+    """Return the kind of a key that takes one of a few words."""
+    return Scalar(f"one of {', '.join(names)}", {"type": "string", "enum": list(names)})
+
+
+def named(kind: str, *short: str, **more: Key) -> Section:
+    """Return a section of `type` and `args`, and of more keys; a word alone is the type."""
+    keys = {
+        "type": Key(TEXT, REQUIRED, f"Name of the {kind.replace('_', ' ')}: yours or torch's."),
+        "args": Key(OPEN, {}, "Its arguments."),
+    }
+    return Section(keys | more, short=("string", *short), names=kind)
+
+
+INIT_RULE = Section(
+    {"match": Key(PATTERN_KIND, REQUIRED, "The parameters or modules that the rule is for.")},
+    others=named("init", "number"),
+)
+GROUP_RULE = Section(
+    {
+        "match": Key(PATTERN_KIND, REQUIRED, "The parameters that the rule is for."),
+        "freeze": Key(SWITCH, ABSENT, "Leave these parameters as they are."),
+    },
+    others=ANYTHING,
+)
+
+LR_SCHEDULER = named(
+    "lr_scheduler",
+    every=Key(choice("epoch", "step"), "epoch", "When the scheduler steps."),
+    monitor=Key(TEXT, None, "What ReduceLROnPlateau watches, such as valid/loss."),
+    warmup=Key(DURATION, None, "Raise the learning rate from near 0 over this time first."),
+)
+
+_OPTIMIZER_KEYS = {
+    "param_groups": Key(ListOf(GROUP_RULE), [], "Rules {match, freeze, any argument}; later win."),
+    "clip_norm": Key(POSITIVE, None, "Scale gradients down to this norm."),
+    "clip_value": Key(POSITIVE, None, "Cut each gradient off at this size."),
+}
+OPTIMIZER = named(
+    "optimizer",
+    params=Key(PATTERN_KIND, "*", "The parameters that it trains."),
+    **_OPTIMIZER_KEYS,
+)
+NAMED_OPTIMIZER = named(
+    "optimizer",
+    params=Key(PATTERN_KIND, REQUIRED, "The parameters that it trains."),
+    lr_scheduler=Key(LR_SCHEDULER, None, "Its learning rate over time."),
+    **_OPTIMIZER_KEYS,
+)
+
+LOSS = named(
+    "loss",
+    weight=Key(NUMBER, 1.0, "Its factor in the sum."),
+    name=Key(TEXT, SAME_AS_TYPE, "Its name in logs."),
+)
+METRIC = named(
+    "metric",
+    name=Key(TEXT, SAME_AS_TYPE, "Its name in logs."),
+    over=Key(choice("batch", "epoch"), "batch", "Call a function on each batch or on all of it."),
+)
+
+BATCH = Section(
+    {
+        "inputs": Key(ListOf(POSITION, single=True), None, "What of a batch the model takes."),
+        "target": Key(POSITION, None, "What of a batch the losses and metrics compare with."),
+    }
+)
+
+MEMORY = Section(
+    {
+        "precision": Key(choice("fp32", "tf32", "bf16", "fp16"), "fp32", "Numbers to compute in."),
+        "accumulate": Key(COUNT, 1, "Batches whose gradients make one step."),
+        "channels_last": Key(SWITCH, False, "Keep images with the channels innermost."),
+        "compile": Key(SWITCH, False, "Run the model through torch.compile."),
+        "checkpoint_activations": Key(PATTERNS, [], "Modules to compute again on the way back."),
+        "inplace": Key(SWITCH, False, "Let activations overwrite their inputs."),
+        "cudnn_benchmark": Key(SWITCH, False, "Try cuDNN's algorithms and keep the fastest."),
+    }
+)
+
+EMA = Section({"decay": Key(FRACTION, 0.999, "Share of the old average kept at each step.")})
+
+TRAINER = Section(
+    {
+        "type": Key(TEXT, "Trainer", "Name of the trainer class."),
+        "args": Key(OPEN, {}, "Its own arguments."),
+        "epochs": Key(COUNT, None, "Length of the training in epochs."),
+        "steps": Key(COUNT, None, "Length of the training in steps, instead of epochs."),
+        "epoch_steps": Key(COUNT, None, "Steps in an epoch, where it is not one pass."),
+        "monitor": Key(MONITOR, None, "What makes the best: 'max valid/accuracy', 'off'."),
+        "early_stop": Key(COUNT, None, "Epochs without a new best before training ends."),
+        "save_dir": Key(TEXT, "saved", "Folder of all runs."),
+        "save_every": Key(DURATION, "1 epoch", "Time between two checkpoints."),
+        "keep": Key(
+            Scalar("a whole number of at least 2", {"type": "integer", "minimum": 2}),
+            3,
+            "Last checkpoints to keep, beside the best.",
+        ),
+        "validate_every": Key(COUNT, 1, "Epochs between two validations."),
+        "log_every": Key(DURATION, "50 steps", "Time between two entries in the logs."),
+        "ema": Key(EMA, None, "Average the weights over time, and validate the average."),
+        "test": Key(SWITCH, False, "Test the best model at the end."),
+        "tensorboard": Key(SWITCH, True, "Write TensorBoard events."),
+        "progress": Key(SWITCH, True, "Show a progress bar in a terminal."),
+        "train_metrics": Key(SWITCH, True, "Compute the metrics on training batches too."),
+        "verbosity": Key(
+            Scalar("0, 1 or 2", {"type": "integer", "minimum": 0, "maximum": 2}),
+            2,
+            "0 shows warnings, 1 information, 2 all.",
+        ),
+    },
+    names="trainer",
+    exactly_one=("epochs", "steps"),
+)
+
+ROOT = Section(
+    {
+        "inherit": Key(ListOf(TEXT, single=True), ABSENT, "Files that this one changes."),
+        "name": Key(FOLDER, REQUIRED, "Name of the experiment, and of its folder."),
+        "seed": Key(SEED, 42, "Where all randomness starts."),
+        "deterministic": Key(SWITCH, False, "Refuse operations that differ between two runs."),
+        "device": Key(TEXT, "auto", "'auto', 'cpu', 'cuda', 'mps' or numbers such as '0,1'."),
+        "model": Key(named("model"), REQUIRED, "The network; `arch` is another name for it."),
+        "init": Key(ListOf(INIT_RULE), [], "Rules for initial weights; later rules win."),
+        "data_loader": Key(named("data_loader"), REQUIRED, "The training data."),
+        "valid_data_loader": Key(named("data_loader"), None, "Validation data of its own."),
+        "test_data_loader": Key(named("data_loader"), None, "The test data."),
+        "batch": Key(BATCH, {}, "Which parts of a batch are inputs and target."),
+        "optimizer": Key(OPTIMIZER, None, "What trains the network."),
+        "lr_scheduler": Key(LR_SCHEDULER, None, "The learning rate over time."),
+        "optimizers": Key(
+            Section({}, others=NAMED_OPTIMIZER), None, "Several optimizers by name, each with params."
+        ),
+        "loss": Key(ListOf(LOSS, single=True, unique="name"), [], "What is minimised."),
+        "metrics": Key(ListOf(METRIC, unique="name"), [], "What else is measured."),
+        "freeze": Key(PATTERNS, [], "Parameters that are not trained."),
+        "memory": Key(MEMORY, {}, "Ways to save memory and time."),
+        "trainer": Key(TRAINER, REQUIRED, "Length, saving and reports of the training."),
+        "callbacks": Key(ListOf(named("callback")), [], "Parts that look on at four points."),
+        "extra": Key(OPEN, {}, "Values of your own."),
+    },
+    aliases={"arch": "model"},
+    exactly_one=("optimizer", "optimizers"),
+    never_both=("lr_scheduler", "optimizers"),
+)

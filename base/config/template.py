@@ -1,0 +1,98 @@
+"""Translate a config in pytorch-template's format into ours, places kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from base.config.kinds import Run, Section
+from base.config.schema import ROOT
+from base.config.tree import Node, dotted
+
+
+def is_template(root: Node, path: Path) -> bool:
+    """Say whether a file is written in pytorch-template's format."""
+    trainer = root.value.get("trainer", root).value
+    in_trainer = isinstance(trainer, dict) and not trainer.keys().isdisjoint(_RENAMED)
+    in_json = path.suffix == ".json" and "arch" in root.value
+    return "n_gpu" in root.value or ((in_trainer or in_json) and _OURS.isdisjoint(root.value))
+
+
+def translate(root: Node, source: str) -> tuple[Node, list[str]]:
+    """Return the config in our form, and notes for the log.
+
+    What the format knows is taken strictly, keys of our own form where they fit; the rest goes
+    to `extra` in the same shape. Keys that begin with `_` are comments.
+    """
+    taken, extra = _split(root, ROOT)
+    unread = list(extra)
+    for name, node in root.value.items():
+        new = _RENAMED.get(name, name)
+        kind = ROOT.keys[new].kind if new in taken and name not in extra else None
+        if isinstance(kind, Section) and kind.names and isinstance(taken[new].value, dict):
+            section, own = _split(taken[new], kind)
+            taken[new] = Node(section, node.where)
+            unread += [dotted((name, key)) for key in own]
+            extra |= {name: Node(own, node.where)} if own else {}
+
+    notes = [f"read by nothing: {', '.join(unread)}"] if unread else []
+    n_gpu = root.value.get("n_gpu", root).value
+    if isinstance(n_gpu, int) and n_gpu > 1:
+        command = f"torchrun --nproc-per-node {n_gpu} train.py -c {source}"
+        notes.append(f"n_gpu is {n_gpu}: one process drives one device; start with `{command}`")
+    given = taken["extra"].value if "extra" in taken else {}
+    return Node({**taken, "extra": Node({**given, **extra}, root.where)}, root.where), notes
+
+
+def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Node]]:
+    """Return what a section of ours takes, translated, and the entries that are the user's own."""
+    taken: dict[str, Node] = {}
+    own: dict[str, Node] = {}
+    hidden = {new for old, new in _RENAMED.items() if old in node.value}
+    for name, child in node.value.items():
+        change = _CHANGES.get(name, lambda value: value)
+        problems: list[Any] = []
+        section.check_entry(name, child, (), Run(problems, references=True))
+        if name.startswith("_"):
+            continue
+        if name in _RENAMED or name in _STRICT:
+            taken[_RENAMED.get(name, name)] = Node(change(child.value), child.where)
+        elif name in hidden or problems:
+            own[name] = child
+        else:
+            taken[name] = child
+    return taken, own
+
+
+def _monitor(value: Any) -> Any:
+    if not (match := re.fullmatch(r"(min|max)\s+(val_|valid_|train_)?([^\s/]+)", str(value))):
+        return value
+    return f"{match[1]} {'valid' if (match[2] or '').startswith('val') else 'train'}/{match[3]}"
+
+
+def _early_stop(value: Any) -> Any:
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else value
+    is_off = value in ("inf", "Infinity") or (isinstance(value, int | float) and not 0 < value < 1e9)
+    return None if is_off else value
+
+
+_RENAMED = {
+    "arch": "model",
+    "n_gpu": "device",
+    "save_period": "save_every",
+    "tensorboardX": "tensorboard",
+    "len_epoch": "epoch_steps",
+}
+_STRICT = {"name", "data_loader", "optimizer", "loss", "metrics", "lr_scheduler", "trainer"}
+_STRICT |= {"epochs", "save_dir", "verbosity", "monitor", "early_stop", "type", "args"}
+_OURS = {"model", "init", "batch", "optimizers", "memory", "callbacks", "inherit", "extra"}
+_CHANGES: dict[str, Callable[[Any], Any]] = {
+    "n_gpu": lambda value: "cpu" if value == 0 else "auto",
+    "lr_scheduler": lambda value: value or None,
+    "save_period": lambda value: f"{value} epochs" if isinstance(value, int) else value,
+    "monitor": _monitor,
+    "early_stop": _early_stop,
+}

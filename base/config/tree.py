@@ -1,0 +1,69 @@
+"""A config as a tree in which every value remembers where it was written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Where(NamedTuple):
+    """A place in a file, lines and columns counted from 1, or the text of an option (line 0)."""
+
+    source: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+
+
+DEFAULT = Where("default")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A scalar, a ``dict[str, Node]`` or a ``list[Node]``; an entry of a dict starts at its key."""
+
+    value: Any
+    where: Where = DEFAULT
+
+    def plain(self) -> Any:
+        """Return the value without positions."""
+        if isinstance(self.value, dict):
+            return {name: child.plain() for name, child in self.value.items()}
+        if isinstance(self.value, list):
+            return [child.plain() for child in self.value]
+        return self.value
+
+    def child(self, key: str | int) -> Node | None:
+        """Return the entry under a name or an index (also one written as text), or None."""
+        if isinstance(self.value, dict):
+            return self.value.get(key)
+        if isinstance(self.value, list) and str(key).isdecimal() and len(str(key)) < 9:
+            return self.value[int(key)] if int(key) < len(self.value) else None
+        return None
+
+
+def from_plain(value: Any, where: Where = DEFAULT) -> Node:
+    """Return the tree of plain data, all of it written at one place."""
+    if isinstance(value, dict):
+        return Node({name: from_plain(child, where) for name, child in value.items()}, where)
+    if isinstance(value, list):
+        return Node([from_plain(child, where) for child in value], where)
+    return Node(value, where)
+
+
+def dotted(keys: tuple[str | int, ...]) -> str:
+    """Return the name that users read: ``optimizer.args.lr``."""
+    return ".".join(str(key) for key in keys)
+
+
+def show(value: Any) -> str:
+    """Describe a value that was found, in a few words."""
+    if isinstance(value, dict):
+        return "a section"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str):
+        return f"the text {value[:60]!r}"
+    return "null" if value is None else str(value).lower()[:60]

@@ -1,0 +1,54 @@
+"""Write a tree as block YAML that loads again as it is, with or without each value's origin."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from base.config.tree import Node
+
+_PLAIN = re.compile(r"[A-Za-z_][\w./-]*( [\w./-]+)*|[0-9]+ (steps?|epochs?)", re.ASCII)
+_TAKEN = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # YAML 1.1's words too
+
+
+def to_lines(node: Node, *, origins: bool = False) -> Iterator[str]:
+    """Yield the lines of a mapping or a list; with origins, each value says where it was set."""
+    is_list = isinstance(node.value, list)
+    pairs = [("-", item) for item in node.value] if is_list else node.value.items()
+    for name, child in pairs:
+        head = name if is_list else f"{as_word(name)}:"
+        if _fits_a_line(child):
+            comment = f"  # {_origin(child)}" if origins else ""
+            yield f"{head} {as_word(child.plain())}{comment}"
+            continue
+        if not is_list:
+            yield head
+        for i, line in enumerate(to_lines(child, origins=origins)):
+            yield f"- {line}" if is_list and i == 0 else f"  {line}"
+
+
+def as_word(value: Any) -> str:
+    """Return YAML, on one line, for a single value, a list of them or an empty mapping."""
+    if isinstance(value, list):
+        return f"[{', '.join(as_word(item) for item in value)}]"
+    if isinstance(value, float):
+        word = {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
+        return word if "." in word else word.replace("e", ".0e")  # which YAML 1.1 reads as well
+    if not isinstance(value, str):
+        return json.dumps(value) if isinstance(value, bool | int | None) else "{}"
+    if _PLAIN.fullmatch(value) and value.lower() not in _TAKEN:
+        return value
+    quoted = json.dumps(value.replace("${", "$${"), ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
+
+
+def _fits_a_line(node: Node) -> bool:
+    if isinstance(node.value, list):
+        return not any(isinstance(item.value, dict | list) for item in node.value)
+    return not (isinstance(node.value, dict) and node.value)
+
+
+def _origin(node: Node) -> str:
+    return f"{node.where.source}:{node.where.line}" if node.where.line else node.where.source

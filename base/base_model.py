@@ -1,0 +1,206 @@
+"""BaseModel: an ``nn.Module`` that finds, freezes, replaces and counts its parts by pattern.
+
+Each verb is a function too, for models that are plain ``nn.Module``.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from base.errors import TrainingError
+from base.match import Pattern, match_modules, match_parameters
+
+Factory = nn.Module | type[nn.Module] | Callable[[nn.Module], nn.Module]
+
+
+class BaseModel(nn.Module):
+    """Base of all models: write ``__init__`` and ``forward``."""
+
+    @abstractmethod
+    def forward(self, *inputs: Any) -> Any:
+        """Return the outputs for a batch of inputs."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method `forward`")
+
+    def find(self, pattern: Pattern) -> dict[str, nn.Module]:
+        """Return the modules that match, by dotted name."""
+        return find_modules(self, pattern)
+
+    def find_parameters(self, pattern: Pattern) -> dict[str, nn.Parameter]:
+        """Return the parameters that match, by dotted name."""
+        return find_parameters(self, pattern)
+
+    def freeze(self, pattern: Pattern) -> list[str]:
+        """Stop training the parameters that match, as ``stem.*``; return their names."""
+        return set_trainable(self, pattern, False)
+
+    def unfreeze(self, pattern: Pattern) -> list[str]:
+        """Train the parameters that match; return their names."""
+        return set_trainable(self, pattern, True)
+
+    def replace(self, pattern: Pattern, new: Factory) -> list[str]:
+        """Put new modules in the place of those that match; return their names."""
+        return replace_modules(self, pattern, new)
+
+    def n_parameters(self, trainable_only: bool = False) -> int:
+        """Return how many numbers the model holds, or can train."""
+        return count_parameters(self, trainable_only)
+
+    def __str__(self) -> str:
+        return (
+            f"{super().__str__()}\nTrainable parameters: {self.n_parameters(trainable_only=True)}"
+        )
+
+
+def find_modules(model: nn.Module, pattern: Pattern) -> dict[str, nn.Module]:
+    """Return the modules that match, by dotted name."""
+    return {name: model.get_submodule(name) for name in match_modules(model, pattern)}
+
+
+def find_parameters(model: nn.Module, pattern: Pattern) -> dict[str, nn.Parameter]:
+    """Return the parameters that match, by dotted name."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name] for name in match_parameters(model, pattern)}
+
+
+def set_trainable(model: nn.Module, pattern: Pattern, trainable: bool) -> list[str]:
+    """Freeze or unfreeze the parameters that match; return their names."""
+    found = find_parameters(model, pattern)
+    for parameter in found.values():
+        parameter.requires_grad_(trainable)
+    return list(found)
+
+
+def replace_modules(model: nn.Module, pattern: Pattern, new: Factory) -> list[str]:
+    """Put new modules in the place of those that match; return their names.
+
+    ``new`` is a module (each further place gets a copy), a class that needs no arguments, or a
+    function that is given the old module. A new module goes to the old one's device and mode.
+    A match inside another match goes with it; a shared module is replaced at all its places.
+    """
+    found = find_modules(model, pattern)
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            places.setdefault(id(child), []).append((parent, name))
+
+    replaced: list[str] = []
+    for name, old in found.items():
+        if any(name.startswith(f"{outer}.") for outer in replaced):
+            continue
+        module = _make(new, old, is_first=not replaced).train(old.training)
+        if first := next(old.parameters(), None) if old is not module else None:
+            module.to(first.device)
+        for parent, attribute in places[id(old)]:
+            setattr(parent, attribute, module)
+        replaced.append(name)
+    return replaced
+
+
+def _make(new: Factory, old: nn.Module, is_first: bool) -> nn.Module:
+    if isinstance(new, nn.Module):
+        return new if is_first else copy.deepcopy(new)
+    module = new() if isinstance(new, type) else new(old)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"a replacement must be a module, not {type(module).__name__}")
+    return module
+
+
+def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
+    """Return how many numbers the parameters hold; shared ones count once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+@contextmanager
+def forbid_new_layers(model: nn.Module) -> Iterator[None]:
+    """Catch layers that the model makes in ``forward``: they start anew at each call, untrained.
+
+    Meant for the first batch. Layers with parameters, buffers or dropout are faults, and so are
+    lone parameters; ``nn.ReLU()(x)`` has nothing to learn and passes. What torch makes for itself,
+    and what is made outside of the model's own methods, as in a loss, is left alone.
+
+    Raises:
+        TrainingError: names each such layer, the line that makes it, and where it belongs.
+    """
+    owners = {id(module) for module in model.modules()}
+    made: list[tuple[Any, str]] = []
+    init, create = nn.Module.__init__, nn.Parameter.__new__
+
+    def init_and_note(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        init(module, *args, **kwargs)
+        made.extend(_made_in_forward(module, owners))
+
+    def create_and_note(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        parameter = create(cls, *args, **kwargs)
+        made.extend(_made_in_forward(parameter, owners))
+        return parameter
+
+    nn.Module.__init__ = init_and_note  # type: ignore[assignment]
+    nn.Parameter.__new__ = create_and_note  # type: ignore[method-assign]
+    try:
+        yield
+    except Exception as error:
+        # A layer made late often fails at once: its weights are not on the model's device.
+        raise (_late_layers(model, made) or error) from error
+    finally:
+        nn.Module.__init__, nn.Parameter.__new__ = init, create  # type: ignore[method-assign]
+    if fault := _late_layers(model, made):
+        raise fault
+
+
+def _made_in_forward(made: Any, owners: set[int]) -> list[tuple[Any, str]]:
+    """Return the new layer and the line that makes it, if that line serves the model's forward."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame and frame.f_code.co_name == "__init__":  # of the layer, and of those around it
+        made = frame.f_locals.get("self", made)
+        frame = frame.f_back
+    if frame is None or Path(torch.__file__).parent in Path(frame.f_code.co_filename).parents:
+        return []
+    line = f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno}"
+    while frame and id(frame.f_locals.get("self")) not in owners:
+        frame = frame.f_back
+    if frame is None:
+        return []
+    owner = type(frame.f_locals["self"]).__name__
+    return [(made, f"made in {owner}.{frame.f_code.co_name} ({line})")]
+
+
+def _late_layers(model: nn.Module, made: list[tuple[Any, str]]) -> TrainingError | None:
+    found = {id(thing): (thing, line) for thing, line in made if _has_state(thing)}
+    for thing, _ in list(found.values()):
+        if isinstance(thing, nn.Module):  # its parts are told with it
+            parts = [*list(thing.modules())[1:], *thing.parameters()]
+            found = {key: value for key, value in found.items() if key not in set(map(id, parts))}
+    if not found:
+        return None
+    names = {id(thing): name for name, thing in [*model.named_modules(), *model.named_parameters()]}
+    lines = [
+        (f"{names[key]}: " if key in names else "") + f"{_in_words(thing)} is {line}"
+        for key, (thing, line) in found.items()
+    ]
+    advice = "such layers are never trained: make them in __init__ and only call them in forward"
+    return TrainingError("\n".join([*lines, advice]))
+
+
+def _has_state(thing: Any) -> bool:
+    if not isinstance(thing, nn.Module):
+        return True
+    has_dropout = any(isinstance(part, _DropoutNd) for part in thing.modules())
+    return has_dropout or any(True for _ in (*thing.parameters(), *thing.buffers()))
+
+
+def _in_words(thing: Any) -> str:
+    if isinstance(thing, nn.Module):
+        is_leaf = next(thing.children(), None) is None
+        return repr(thing) if is_leaf else type(thing).__name__
+    return f"a parameter of shape {tuple(thing.shape)}"

@@ -1,0 +1,101 @@
+"""Losses from a config: a function, a module class or a module instance, each with a weight."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.errors import ConfigError, Problem, TrainingError
+from base.registry import find as find_named
+
+
+@dataclass
+class WeightedLoss:
+    """One named loss; calling it gives the loss itself, ``weight`` is its share of the sum."""
+
+    name: str
+    function: Callable[..., Any]
+    weight: float = 1.0
+
+    def __call__(self, output: Any, target: Any) -> Tensor:
+        """Return the unweighted loss, a tensor with one number."""
+        value = self.function(output, target)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")
+        return value.reshape(())
+
+    def to(self, device: torch.device | str) -> WeightedLoss:
+        """Move the loss's own tensors, such as class weights."""
+        if isinstance(self.function, nn.Module):
+            self.function.to(device)
+        elif isinstance(self.function, functools.partial):
+            keywords = {
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in self.function.keywords.items()
+            }
+            self.function = functools.partial(self.function.func, **keywords)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the buffers and parameters of a loss that is a module."""
+        return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if isinstance(self.function, nn.Module):
+            self.function.load_state_dict(state)
+
+
+def build_losses(
+    sections: Sequence[Mapping[str, Any]], find: Callable[[str, str], Any] = find_named
+) -> dict[str, WeightedLoss]:
+    """Build the losses of the config's ``loss`` list (normal form), by name.
+
+    Raises:
+        ConfigError: a name is taken or unknown, or arguments do not fit; all faults together.
+    """
+    losses: dict[str, WeightedLoss] = {}
+    problems: list[Problem] = []
+    for index, section in enumerate(sections):
+        name = section["name"]
+        if name in losses or (name == "loss" and len(sections) > 1):
+            holder = "another loss" if name in losses else "the sum of all"
+            problems.append(Problem(f"loss[{index}].name", f"{name!r} is taken by {holder}"))
+            continue
+        try:
+            function = _build(find("loss", section["type"]), section["args"])
+        except (TypeError, ValueError, LookupError) as error:
+            problems.append(Problem(f"loss[{index}]", f"{section['type']}: {error}"))
+            continue
+        losses[name] = WeightedLoss(name, function, section["weight"])
+    if problems:
+        raise ConfigError(problems)
+    return losses
+
+
+def _build(found: Any, args: Mapping[str, Any]) -> Callable[..., Any]:
+    if isinstance(found, nn.Module):
+        if args:
+            raise TypeError("it is built in its own file and takes no args here")
+        return found
+    if getattr(found, "__module__", "").startswith("torch."):
+        args = _with_tensors(args)
+    function = found(**args) if isinstance(found, type) else functools.partial(found, **args)
+    if not callable(function):
+        raise TypeError("it cannot be called with (output, target)")
+    return function
+
+
+def _with_tensors(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Torch's losses take the weights of classes as tensors; a config can only hold lists."""
+    return {
+        name: torch.tensor(value, dtype=torch.float32)
+        if name in ("weight", "pos_weight") and isinstance(value, list | tuple)
+        else value
+        for name, value in args.items()
+    }

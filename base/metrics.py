@@ -1,0 +1,206 @@
+"""One face for all metrics: functions, the project's own classes, torchmetrics' objects."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from base import object_state
+from base.batch import count_samples
+from base.errors import ConfigError, Problem, TrainingError
+from base.metric_values import as_result, describe, detached, device_of, join, on_cpu
+from base.registry import find as find_named
+
+Result = float | dict[str, float] | Tensor
+
+
+class Metric(ABC):
+    """``update`` for each batch, ``compute`` at the end, ``reset`` before the next epoch."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @final
+    def update(self, output: Any, target: Any) -> None:
+        """Take in a batch; raise TrainingError, with the metric's name, where it fails."""
+        try:
+            self._update(detached(output), target)
+        except Exception as error:
+            given = f"output {describe(output)} and target {describe(target)}"
+            text = f"metric {self.name!r} fails on {given}: {type(error).__name__}: {error}"
+            raise TrainingError(text) from error
+
+    @final
+    def compute(self) -> Result:
+        """Return a number, numbers by name, or a table (a 2-D tensor); NaN before any batch."""
+        try:
+            return as_result(self._compute())
+        except Exception as error:
+            text = f"metric {self.name!r} cannot be computed: {type(error).__name__}: {error}"
+            raise TrainingError(text) from error
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget all batches."""
+
+    @abstractmethod
+    def _update(self, output: Any, target: Any) -> None: ...
+
+    @abstractmethod
+    def _compute(self) -> Any: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``update`` has gathered, as tensors and plain data."""
+        return object_state.capture(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a captured state."""
+        object_state.restore(self, state)
+
+
+class SampleMean(Metric):
+    """The mean over all samples of a function that gives the mean over those of a batch."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        super().__init__(name)
+        self.function = function
+        self.needs_cpu = False
+        self.reset()
+
+    def reset(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.n_samples = 0
+
+    def _update(self, output: Any, target: Any) -> None:
+        value = self._call(output, target)
+        n_samples = count_samples(target if isinstance(target, Tensor) else (output, target))
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"it gives shape {tuple(value.shape)} where one number is needed")
+            # No wait for the device: the sum stays there, in double precision where there is one.
+            dtype = torch.float32 if value.device.type == "mps" else torch.float64
+            total = torch.as_tensor(self.total, dtype=dtype, device=value.device)
+            self.total = torch.add(total, value.detach().reshape(()), alpha=n_samples)
+        else:
+            self.total = self.total + float(value) * n_samples
+        self.n_samples += n_samples
+
+    def _call(self, output: Any, target: Any) -> Any:
+        """Call the function; one that uses numpy gets copies on the CPU once torch refuses."""
+        if not self.needs_cpu:
+            try:
+                return self.function(output, target)
+            except TypeError as error:
+                if "numpy" not in str(error) and "ScalarType" not in str(error):
+                    raise
+                self.needs_cpu = True
+        return self.function(on_cpu(output), on_cpu(target))
+
+    def _compute(self) -> Any:
+        return self.total / self.n_samples if self.n_samples else float("nan")
+
+
+class WholeEpoch(Metric):
+    """A function called once on all outputs and targets of an epoch, gathered on the CPU."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        super().__init__(name)
+        self.function = function
+        self.reset()
+
+    def reset(self) -> None:
+        self.outputs: list[Any] = []
+        self.targets: list[Any] = []
+
+    def _update(self, output: Any, target: Any) -> None:
+        self.outputs.append(on_cpu(output))
+        self.targets.append(on_cpu(target))
+
+    def _compute(self) -> Any:
+        if not self.outputs:
+            return float("nan")
+        return self.function(join(self.outputs), join(self.targets))
+
+
+class ObjectMetric(Metric):
+    """An object with ``update(output, target)``, ``compute()`` and ``reset()``."""
+
+    def __init__(self, name: str, instance: Any) -> None:
+        super().__init__(name)
+        self.instance = instance
+        self.n_updates = 0
+        self._unplaced: Mapping[str, Any] | None = {}
+
+    def reset(self) -> None:
+        self.instance.reset()
+        self.n_updates = 0
+
+    def _update(self, output: Any, target: Any) -> None:
+        if self._unplaced is not None:
+            self._place(device_of(output))
+        self.instance.update(output, target)
+        self.n_updates += 1
+
+    def _place(self, device: torch.device) -> None:
+        """Put the object, and a state that was loaded on the CPU, where the batches are."""
+        if isinstance(self.instance, nn.Module):
+            self.instance.to(device)
+        object_state.restore(self.instance, self._unplaced or {}, device)
+        self._unplaced = None
+
+    def _compute(self) -> Any:
+        return self.instance.compute() if self.n_updates else float("nan")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the object's attributes, and how many batches it has seen."""
+        return {"n_updates": self.n_updates, "instance": object_state.capture(self.instance)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.n_updates, self._unplaced = state["n_updates"], state["instance"]
+        object_state.restore(self.instance, state["instance"])
+
+
+def build_metrics(
+    sections: Sequence[Mapping[str, Any]], find: Callable[[str, str], Any] = find_named
+) -> dict[str, Metric]:
+    """Build the metrics of the config's ``metrics`` list (normal form), by name.
+
+    Raises:
+        ConfigError: a name is taken or unknown, or arguments do not fit; all faults together.
+    """
+    metrics: dict[str, Metric] = {}
+    problems: list[Problem] = []
+    for index, section in enumerate(sections):
+        name = section["name"]
+        if name in metrics or name == "loss":
+            holder = "the loss" if name == "loss" else "another metric"
+            problems.append(Problem(f"metrics[{index}].name", f"{name!r} is taken by {holder}"))
+            continue
+        try:
+            found = find("metric", section["type"])
+            metrics[name] = _build(name, found, section["args"], section["over"] == "epoch")
+        except (TypeError, ValueError, LookupError) as error:
+            problems.append(Problem(f"metrics[{index}]", f"{section['type']}: {error}"))
+    if problems:
+        raise ConfigError(problems)
+    return metrics
+
+
+def _build(name: str, found: Any, args: Mapping[str, Any], over_epoch: bool) -> Metric:
+    is_built_here = isinstance(found, type)
+    built = found(**args) if is_built_here else found
+    missing = [verb for verb in ("update", "compute", "reset") if not hasattr(built, verb)]
+    if not missing:
+        if args and not is_built_here:
+            raise TypeError("it is built in its own file and takes no args here")
+        return ObjectMetric(name, built if is_built_here else copy.deepcopy(built))
+    if not callable(built):
+        raise TypeError(f"a metric can be called or has update, compute, reset; no {missing[0]}")
+    function = functools.partial(built, **args) if args and not is_built_here else built
+    return WholeEpoch(name, function) if over_epoch else SampleMean(name, function)

@@ -1,0 +1,93 @@
+"""The state of an object that has no ``state_dict``: its attributes, as far as they are plain data.
+
+Metrics that people write keep numbers, lists, tensors, arrays and other small objects. They are
+captured as what a checkpoint may hold, and put back into an object that was built the same way:
+nothing in a checkpoint says what to build. Functions, generators and open files are left out.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import deque
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
+_KIND = "kindling:kind"  # marks what is not stored as itself
+
+
+class _NotPlainError(Exception):
+    """A value that no checkpoint may hold."""
+
+
+def capture(thing: Any, above: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Return the plain attributes of an object, tensors and arrays copied to the CPU."""
+    if id(thing) in above:
+        raise _NotPlainError("it refers to itself")
+    state = {}
+    for name, value in vars(thing).items():
+        try:
+            state[name] = _pack(value, (*above, id(thing)))
+        except _NotPlainError:
+            continue
+    return state
+
+
+def restore(thing: Any, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+    """Put captured attributes back; tensors that were not on the CPU go to ``device``."""
+    for name, value in state.items():
+        object.__setattr__(thing, name, _unpack(value, vars(thing).get(name), device))
+
+
+def _pack(value: Any, above: tuple[int, ...]) -> Any:
+    if isinstance(value, Tensor):
+        copy = value.detach().to("cpu", copy=True)
+        return copy if value.device.type == "cpu" else {_KIND: "moved", "tensor": copy}
+    if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+        content = {"values": value.tolist(), "dtype": value.dtype.str, "shape": value.shape}
+        return {_KIND: "array", **content}
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, Mapping) and all(type(key) in _PLAIN for key in value):
+        return {key: _pack(item, above) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | deque):
+        items = [_pack(item, above) for item in value]
+        return type(value)(items) if type(value) in (tuple, set) else items
+    if hasattr(value, "__dict__") and not isinstance(value, (*_CODE, Mapping)):
+        return {_KIND: "object", "attributes": capture(value, above)}
+    raise _NotPlainError(type(value).__name__)
+
+
+def _unpack(value: Any, old: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, list | tuple | set):
+        items = type(value)(_unpack(item, None, device) for item in value)
+        return deque(items, old.maxlen) if isinstance(old, deque) else items
+    if not isinstance(value, dict):
+        return value
+    kind = value.get(_KIND)
+    if kind == "moved":
+        return value["tensor"].to(device)
+    if kind == "array":
+        return np.array(value["values"], dtype=value["dtype"]).reshape(value["shape"])[()]
+    if kind == "object":
+        if hasattr(old, "__dict__"):
+            restore(old, value["attributes"], device)
+        return old
+    return _fill(old if isinstance(old, MutableMapping) else {}, value, device)
+
+
+def _fill(
+    old: MutableMapping[Any, Any], value: dict[Any, Any], device: torch.device | str
+) -> MutableMapping[Any, Any]:
+    """A mapping keeps its own class (``defaultdict``, ``Counter``), and the objects in it."""
+    items = {key: _unpack(item, old.get(key), device) for key, item in value.items()}
+    old.clear()
+    old.update(items)
+    return old

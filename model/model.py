@@ -1,0 +1,95 @@
+"""The networks. A class defined here can be named in a config, with its arguments."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from base import BaseModel
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, BatchNorm, ReLU; the size of the image stays the same when ``stride`` is 1."""
+
+    def __init__(self, n_in: int, n_out: int, kernel_size: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(n_in, n_out, kernel_size, stride, padding, bias=False)
+        self.norm = nn.BatchNorm2d(n_out)
+        self.relu = nn.ReLU()
+
+
+class DigitsNet(BaseModel):
+    """A small convolutional network for 8x8 digits: about 0.99 on digits it has not seen."""
+
+    def __init__(self, width: int = 32, n_classes: int = 10, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.stem = ConvBlock(1, width)
+        self.body = nn.Sequential(
+            ConvBlock(width, 2 * width, stride=2),
+            ConvBlock(2 * width, 2 * width),
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(2 * width, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # (batch, 1, 8, 8) -> (batch, n_classes)
+        features = self.body(self.stem(images))
+        return self.head(self.dropout(features.mean(dim=(2, 3))))
+
+
+class LeNet(BaseModel):
+    """LeNet-5 (LeCun et al., 1998) with ReLU and max pooling, for 28x28 images in grey."""
+
+    def __init__(self, n_classes: int = 10) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 6, kernel_size=5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, kernel_size=5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        self.head = MLP(16 * 5 * 5, hidden=[120, 84], n_outputs=n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # (batch, 1, 28, 28) -> (batch, n_classes)
+        return self.head(self.features(images))
+
+
+class MnistModel(BaseModel):
+    """The network of pytorch-template's example; it gives log-probabilities, for ``nll_loss``."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 10, kernel_size=5)
+        self.conv2 = nn.Conv2d(10, 20, kernel_size=5)
+        self.conv2_drop = nn.Dropout2d()
+        self.fc1 = nn.Linear(320, 50)
+        self.fc2 = nn.Linear(50, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # (batch, 1, 28, 28) -> (batch, num_classes)
+        x = F.relu(F.max_pool2d(self.conv1(images), 2))
+        x = F.relu(F.max_pool2d(self.conv2_drop(self.conv2(x)), 2))
+        x = F.relu(self.fc1(x.flatten(1)))
+        x = F.dropout(x, training=self.training)
+        return F.log_softmax(self.fc2(x), dim=1)
+
+
+class MLP(BaseModel):
+    """Linear layers with ReLU between them; each sample is flattened first."""
+
+    def __init__(
+        self, n_inputs: int, hidden: list[int], n_outputs: int, dropout: float = 0
+    ) -> None:
+        super().__init__()
+        sizes = [n_inputs, *hidden]
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise(sizes):
+            layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
+        self.hidden = nn.Sequential(*layers)
+        self.head = nn.Linear(sizes[-1], n_outputs)
+
+    def forward(self, inputs: Tensor) -> Tensor:  # (batch, ...) -> (batch, n_outputs)
+        return self.head(self.hidden(inputs.flatten(1)))

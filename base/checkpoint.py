@@ -1,0 +1,327 @@
+"""Checkpoints that outlive kills, full disks, flipped bits and changed models.
+
+One is a folder ``step-00000480`` of ``state.pt`` and ``manifest.json``: it appears by one rename
+once all of it is on the disk, and each byte is verified before any is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from base.errors import CheckpointError
+from base.restore import load_weights, restore
+from base.run_folder import must_exist
+from base.state_file import plain_copy, read_state, sync_folder, write_bytes, write_state
+
+__all__ = ["CheckpointStore", "load_weights", "migrations", "read", "read_manifest", "restore"]
+
+LOG = logging.getLogger("kindling")
+VERSION = "0.1.0"
+FORMAT = 1
+# migrations[k] turns a state of format k into one of format k + 1.
+migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+STATE, MANIFEST = "state.pt", "manifest.json"
+# A "~" marks the older of two checkpoints of one step, until the newer one is safe.
+STEP = re.compile(r"step-(\d{8,})(~?)")
+
+
+class CheckpointStore:
+    """The checkpoints of one run: writes, finds and prunes them."""
+
+    def __init__(self, folder: Path | str, keep: int = 3) -> None:
+        assert keep >= 2, "one checkpoint is not enough: it may be the damaged one"
+        self.folder = Path(folder)
+        self.keep = keep
+        self._protected: set[Path] = set()
+
+    def probe(self) -> None:
+        """Write and remove a file, so that a bad folder stops the run before its first step."""
+        probe = self.folder / f".tmp-probe-{secrets.token_hex(4)}"
+        try:
+            if not self.folder.exists():
+                self.folder.mkdir()
+            write_bytes(probe, b"probe")
+            probe.unlink()
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot write here: {_why(error)}") from error
+
+    def sweep(self) -> None:
+        """Remove what a killed process left behind; call it when the run's lock is held."""
+        for pattern in (".tmp-*", ".trash-*"):
+            for leftover in self.folder.glob(pattern):
+                _remove(leftover)
+
+    def protect(self, path: Path | str) -> None:
+        """Keep the checkpoint that a run was resumed from, however old it gets."""
+        path = Path(path)
+        self._protected.add((path.parent if path.name == STATE else path).resolve())
+
+    def save(
+        self,
+        state: dict[str, Any],
+        *,
+        step: int,
+        epoch: int,
+        metrics: Mapping[str, float],
+        is_best: bool,
+        facts: Mapping[str, Any],
+    ) -> Path:
+        """Write one checkpoint and return its folder; on an error the older ones are untouched."""
+        storages: dict[int, int] = {}
+        state = plain_copy(state, "state", storages)
+        path = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".tmp-{step:08d}-{secrets.token_hex(4)}"
+        if not metrics and (earlier := _manifest_or_none(path)):
+            # The same step again, as on a signal: what was known of it stays known.
+            metrics, is_best = earlier["metrics"], earlier["is_best"]
+        manifest = {
+            "format": FORMAT,
+            "framework_version": VERSION,
+            "torch_version": str(torch.__version__),
+            "python_version": platform.python_version(),
+            "step": step,
+            "epoch": epoch,
+            "metrics": {name: float(value) for name, value in metrics.items()},
+            "is_best": bool(is_best),
+            "facts": dict(facts),
+        }
+        try:
+            if not self.folder.exists():
+                self.folder.mkdir()
+            self._check_space(sum(storages.values()))
+            temporary.mkdir()
+            manifest["files"] = {STATE: write_state(temporary / STATE, state)}
+            write_bytes(temporary / MANIFEST, _sealed({**manifest, "complete": True}))
+            sync_folder(temporary)
+            self._commit(temporary, path)
+        except BaseException as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not isinstance(error, Exception):
+                raise
+            raise CheckpointError(
+                f"{path}: checkpoint not written: {_why(error)}; {sum(storages.values())} bytes "
+                f"needed, {_free(self.folder)} free; the checkpoints before it are untouched"
+            ) from error
+        self._tidy(path, step, is_best)
+        return path
+
+    def _check_space(self, n_bytes: int) -> None:
+        """Fail before writing, with some room for the file's own tables."""
+        disk = shutil.disk_usage(self.folder)
+        if disk.total and disk.free < n_bytes + n_bytes // 16 + (1 << 20):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _commit(self, temporary: Path, path: Path) -> None:
+        """Rename into place; an older checkpoint of the same step stays readable throughout."""
+        replaced = path.with_name(path.name + "~")
+        if path.exists():
+            if replaced.exists():
+                _discard(replaced)
+            path.rename(replaced)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
+        sync_folder(self.folder)
+
+    def _tidy(self, saved: Path, step: int, is_best: bool) -> None:
+        """Write the hints and prune; the checkpoint is safe, so errors here are only reported."""
+        try:
+            for name in ["last.json", "best.json"][: 1 + is_best]:
+                temporary = self.folder / f".tmp-{secrets.token_hex(4)}-{name}"
+                write_bytes(temporary, json.dumps({"step": step}).encode())
+                temporary.replace(self.folder / name)
+            self._prune(saved)
+        except OSError as error:
+            LOG.warning("%s: saved, but tidying up failed: %s", saved, _why(error))
+
+    def _prune(self, saved: Path) -> None:
+        """Discard all but the last `keep` whole ones, the best, the saved and the protected."""
+        manifests = {path: _manifest_or_none(path) for path in _listed(self.folder)}
+        spared = {saved, *_marked_best(manifests)[:1]}
+        n_whole = 0
+        for path, manifest in manifests.items():
+            if _order(path) > _order(saved):
+                # Steps only grow: this one is from before the run went back to an earlier step.
+                path.rename(path.with_name(f"aside-{path.name}-{secrets.token_hex(4)}"))
+            elif path.name.endswith("~") and manifests.get(path.with_name(path.name[:-1])):
+                _discard(path)
+            elif n_whole < self.keep or path in spared or path.resolve() in self._protected:
+                n_whole += manifest is not None
+            else:
+                _discard(path)
+
+    def newest(self) -> Path | None:
+        """Return the newest valid checkpoint, with a warning for each damaged one passed over."""
+        return _first_valid(self.folder, _listed(self.folder))[0]
+
+    def best(self) -> Path | None:
+        """Return the last valid checkpoint that was the best of its run when saved."""
+        manifests = {path: _manifest_or_none(path) for path in _listed(self.folder)}
+        return _first_valid(self.folder, _marked_best(manifests))[0]
+
+
+def read(path: Path | str) -> dict[str, Any]:
+    """Return the verified state of a checkpoint, or the newest valid one of a run's folder.
+
+    An explicitly named checkpoint (its folder or state.pt) is that one or an error, never another.
+    """
+    path = must_exist(path)
+    folder = path.parent if path.name == STATE and path.is_file() else path
+    if STEP.fullmatch(folder.name) or (folder / MANIFEST).exists():
+        return _read_checkpoint(folder)
+    if (folder / "checkpoints").is_dir():
+        folder = folder / "checkpoints"
+    found, state = _first_valid(folder, _listed(folder))
+    if found is None:
+        raise CheckpointError(f"{path}: holds no checkpoint (a folder like step-00000480)")
+    return state
+
+
+def read_manifest(folder: Path | str) -> dict[str, Any]:
+    """Return a checkpoint's manifest (step, epoch, metrics, facts ...) if it is whole and known."""
+    folder = Path(folder)
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        version = manifest["format"]
+        if version > FORMAT:
+            raise _NewerFormatError(
+                f"{folder}: written by a newer version: its format is {version}, this one reads up "
+                f"to {FORMAT}; update this code"
+            )
+        if json.loads(_sealed(manifest)) != manifest or manifest["complete"] is not True:
+            raise CheckpointError("its manifest is damaged")
+        for name, facts in manifest["files"].items():
+            n_bytes = (folder / name).stat().st_size
+            if n_bytes != facts["bytes"]:
+                raise CheckpointError(f"{name} has {n_bytes} bytes, not {facts['bytes']}")
+    except _NewerFormatError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{folder}: no whole checkpoint: {_why(error)}") from error
+    return manifest
+
+
+def _first_valid(folder: Path, paths: Iterable[Path]) -> tuple[Path | None, dict[str, Any]]:
+    """Return the first checkpoint that can be read; say in one line which ones could not."""
+    damaged: list[str] = []
+    for path in paths:
+        try:
+            state = _read_checkpoint(path)
+        except _NewerFormatError:
+            raise
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        if damaged:
+            LOG.warning("%s; going back to %s", "; ".join(damaged), path)
+        return path, state
+    if damaged:
+        raise CheckpointError(
+            f"{folder}: not one of its checkpoints is whole; start anew without -r, or name "
+            "another run:\n  " + "\n  ".join(damaged)
+        )
+    return None, {}
+
+
+def _read_checkpoint(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    try:
+        state: dict[str, Any] = read_state(folder / STATE, manifest["files"][STATE]["sha256"])
+        if not isinstance(state, dict):
+            raise CheckpointError(f"it holds a {type(state).__name__}, not a dict")
+        for version in range(manifest["format"], FORMAT):
+            state = migrations[version](state)
+    except Exception as error:
+        raise CheckpointError(f"{folder / STATE}: {_why(error)}") from error
+    return state
+
+
+class _NewerFormatError(CheckpointError):
+    """A whole checkpoint of a later version: not damaged, so never passed over."""
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """Return a manifest as JSON with a checksum of the rest of it."""
+    content = _json_ready({key: item for key, item in manifest.items() if key != "checksum"})
+    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "checksum": checksum}, indent=2).encode() + b"\n"
+
+
+def _json_ready(value: Any) -> Any:
+    """Replace the floats that JSON lacks (nan, inf) by their names."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
+    try:
+        return read_manifest(folder)
+    except CheckpointError:
+        return None
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the highest step first, whatever their dates."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in entries if STEP.fullmatch(path.name)), key=_order, reverse=True)
+
+
+def _order(path: Path) -> tuple[int, bool]:
+    """Return the step of a checkpoint, and whether it is the newer one of that step."""
+    return int(path.name[5:].rstrip("~")), not path.name.endswith("~")
+
+
+def _marked_best(manifests: Mapping[Path, dict[str, Any] | None]) -> list[Path]:
+    return [path for path, manifest in manifests.items() if manifest and manifest["is_best"]]
+
+
+def _discard(folder: Path) -> None:
+    """Remove a checkpoint so that it is there whole or not at all."""
+    trash = folder.with_name(f".trash-{secrets.token_hex(4)}-{folder.name}")
+    folder.rename(trash)
+    _remove(trash)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _free(folder: Path) -> str:
+    try:
+        return str(shutil.disk_usage(folder).free)
+    except OSError:
+        return "an unknown number"
+
+
+def _why(error: BaseException) -> str:
+    """Return the cause in one line."""
+    if isinstance(error, OSError) and error.errno:
+        return f"{os.strerror(error.errno)} (errno {error.errno})"
+    text = (str(error) or "no reason given").strip().splitlines()[0][:300]
+    return text if isinstance(error, CheckpointError) else f"{type(error).__name__}: {text}"

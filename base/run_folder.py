@@ -1,0 +1,213 @@
+"""The folder of one run: made exclusively, found again by its number, held by one process."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from base.errors import UsageError, nearest
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+LOG = logging.getLogger("kindling")
+STAMP = "run.json"
+Order = tuple[int, str, str]
+
+
+def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = None) -> Path:
+    """Make ``save_dir/name/MMDD_HHMMSS`` for one run alone; if taken, with ``_2``, ``_3``, ..."""
+    now = now or datetime.now()
+    parent = Path(save_dir) / name
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        # Clocks jump, and MMDD begins again at new year: runs are ordered by a count.
+        number = 1 + max((order[0] for order, _ in _runs(Path(save_dir))), default=0)
+        folder = _make_new(parent / now.strftime("%m%d_%H%M%S"))
+        started = now.astimezone(timezone.utc).isoformat()
+        stamp = json.dumps({"number": number, "started": started})
+        (folder / STAMP).write_text(stamp + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{parent}: cannot make a run's folder: {error.strerror}") from error
+    return folder
+
+
+def find_newest_run(save_dir: Path | str, name: str | None = None) -> Path | None:
+    """Return the run started last that holds a checkpoint (of this name, or of any name)."""
+    runs = [folder for _, folder in sorted(_runs(Path(save_dir), name), reverse=True)]
+    for folder in runs:
+        if any((folder / "checkpoints").glob("step-*")):
+            if folder != runs[0]:
+                LOG.warning("%s holds no checkpoint; the last with one is %s", runs[0], folder)
+            return folder
+    if runs:
+        where = Path(save_dir) / (name or "")
+        LOG.warning("%s: none of its %d runs holds a checkpoint", where, len(runs))
+    return None
+
+
+def run_of(path: Path | str) -> Path:
+    """Return the run's folder for it, for its checkpoints, for one of these or for a state.pt."""
+    path = must_exist(path)
+    for folder in (path, *path.parents, *path.absolute().parents):
+        if (folder / STAMP).is_file() or (folder / "checkpoints").is_dir():
+            inside = path.absolute().relative_to(folder.absolute()).parts
+            if not inside or inside[0] == "checkpoints":
+                return folder
+    raise UsageError(f"{path}: this is no run: name its folder, like saved/digits/0131_235959")
+
+
+def must_exist(path: Path | str) -> Path:
+    """Return the path, or say which name that exists is most like it."""
+    path = Path(path)
+    missing = path.absolute()
+    if _exists(missing):
+        return path
+    while not _exists(missing.parent):
+        missing = missing.parent
+    folder = missing.parent
+    known = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    hint = nearest(missing.name, known)
+    raise UsageError(f"{path}: no such file or folder: {folder} has no {missing.name!r}{hint}")
+
+
+def write_environment(folder: Path) -> None:
+    """Write ``env.txt``: what a result depends on beside the config and the data."""
+    import torch
+
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    lines = {
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "git": _git_state(Path(__file__).resolve().parent.parent),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
+        "numpy": _version("numpy"),
+        "cuda": torch.version.cuda or "none",
+        "cudnn": cudnn or "none",
+        "devices": ", ".join(gpus) or "cpu",
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    text = "".join(f"{name:<12} {value}\n" for name, value in lines.items())
+    (folder / "env.txt").write_text(text, encoding="utf-8")
+
+
+class RunLock:
+    """A run's folder, held by this process until the block's end or its own, however it comes."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        if descriptor is not None:
+            # Workers may outlive a killed trainer: they must not go on holding its folder.
+            os.register_at_fork(after_in_child=self.release)
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the folder; a second call does nothing."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def lock(folder: Path | str) -> RunLock:
+    """Hold the folder for this process alone; if another has it, say which."""
+    if fcntl is None:
+        return RunLock(None)
+    path = Path(folder) / "LOCK"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be made: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "just started"
+        os.close(descriptor)
+        message = f"{folder}: another process has this run: {holder}; wait for it, or stop it"
+        raise UsageError(message) from error
+    except OSError as error:  # some network file systems have no locks
+        LOG.warning("%s: no lock here (%s): let no second run use it", folder, error.strerror)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+    return RunLock(descriptor)
+
+
+def _make_new(folder: Path) -> Path:
+    """Make a folder that no one else has made: mkdir tells who was first."""
+    for suffix in itertools.chain([""], (f"_{number}" for number in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            made = folder.with_name(folder.name + suffix)
+            made.mkdir()
+            break
+    return made
+
+
+def _runs(save_dir: Path, name: str | None = None) -> Iterator[tuple[Order, Path]]:
+    """Yield the runs of one name, or of all, each with what it is ordered by."""
+    for parent in [save_dir / name] if name else _folders(save_dir):
+        for folder in _folders(parent):
+            try:
+                stamp = json.loads((folder / STAMP).read_bytes())
+                order = (int(stamp["number"]), str(stamp["started"]), folder.name)
+            except (OSError, ValueError, LookupError, TypeError):
+                order = (0, "", folder.name)  # not stamped by us: older than all that are
+            yield order, folder
+
+
+def _folders(parent: Path) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return [parent / entry.name for entry in os.scandir(parent) if entry.is_dir()]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, not ours to see, or no path at all
+        return False
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _git_state(folder: Path) -> str:
+    """Return the commit of the code, and how many files differ from it."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = len(_git(folder, "status", "--porcelain").splitlines())
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+    return f"{commit} ({changed} files changed)" if changed else f"{commit} (clean)"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()

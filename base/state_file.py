@@ -1,0 +1,172 @@
+"""One file of state: plain data and tensors, written with real errors, read with suspicion."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickletools
+import re
+import sys
+import zipfile
+from collections import Counter, OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from torch import Tensor, nn
+
+from base.errors import CheckpointError
+
+MAX_DEPTH = 64
+CHUNK = 1 << 26  # bytes to hash and write at once
+KEYS = (str, int, float, bool, type(None))
+LEAVES = (*KEYS, complex, torch.Size, torch.dtype, torch.device)
+# All that a pickle of ours may name; `weights_only` lets more pass, some of it a memory bomb.
+GLOBALS = re.compile(
+    r"__builtin__ complex|collections (OrderedDict|Counter)|torch (\w+Storage|Size|[a-z]\w*)"
+    r"|torch\._utils _rebuild_\w+|torch\.storage UntypedStorage|torch\.serialization _get_layout"
+)
+
+
+def plain_copy(value: Any, where: str, storages: dict[int, int], depth: int = 0) -> Any:
+    """Copy all but the tensors' numbers, so that equal states give equal bytes; note sizes.
+
+    What ``weights_only`` would refuse to read is refused here, by the name of its place.
+    """
+    kind = type(value)
+    if kind is str:
+        return sys.intern(value)  # pickle writes one object once: equal strings must be one
+    if kind in LEAVES:
+        return value
+    if isinstance(value, Tensor):
+        return _plain_tensor(value, where, storages)
+    if kind in (list, tuple) and depth < MAX_DEPTH:
+        return kind(
+            plain_copy(item, f"{where}[{i}]", storages, depth + 1) for i, item in enumerate(value)
+        )
+    if kind not in (dict, OrderedDict, Counter) or depth >= MAX_DEPTH:
+        problem = f"nested deeper than {MAX_DEPTH}" if depth >= MAX_DEPTH else kind.__qualname__
+        raise CheckpointError(
+            f"{where}: {problem}: a checkpoint holds tensors and plain data only "
+            "(dict, list, tuple, str, int, float, bool, None); give it as one of these"
+        )
+    copied: Any = kind()
+    for key, item in value.items():
+        if type(key) not in KEYS:
+            raise CheckpointError(f"{where}: the key {key!r} is no str or number: give it as one")
+        name = f"{where}[{key!r}]"
+        copied[plain_copy(key, name, storages)] = plain_copy(item, name, storages, depth + 1)
+    if hasattr(value, "_metadata"):  # the versions of a module's parts
+        copied._metadata = plain_copy(value._metadata, f"{where}._metadata", storages, depth + 1)
+    return copied
+
+
+def _plain_tensor(tensor: Tensor, where: str, storages: dict[int, int]) -> Tensor:
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:
+        kind = "a tensor on meta" if tensor.is_meta else type(tensor).__qualname__
+        raise CheckpointError(f"{where}: {kind} cannot be saved: give a plain tensor with data")
+    tensor = tensor.detach()
+    if tensor.layout is not torch.strided:
+        return tensor
+    # A view would save all that it looks into; an expanded tensor would look like an attack.
+    if tensor.untyped_storage().nbytes() != tensor.nbytes:
+        tensor = tensor.cpu().clone(memory_format=torch.contiguous_format)
+    storages[tensor.untyped_storage().data_ptr()] = tensor.nbytes
+    return tensor
+
+
+def write_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Write a plain state to the disk itself; return its size in bytes and its sha256."""
+    with _CheckedFile(path) as file:
+        torch.save(state, cast("BinaryIO", file))
+    return {"bytes": file.n_bytes, "sha256": file.sha256.hexdigest()}
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file to the disk itself."""
+    with _CheckedFile(path) as file:
+        file.write(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power loss (where folders can be synced)."""
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class _CheckedFile:
+    """A new file that hashes what it writes; its first error is raised at the end of the block.
+
+    Not before: raised through torch's writer it would come out as a RuntimeError without errno.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.n_bytes = 0
+        self.sha256 = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def __enter__(self) -> _CheckedFile:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        self.descriptor = os.open(self.path, flags, 0o666)
+        return self
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data)
+        self.n_bytes += len(view)
+        for start in range(0, 0 if self.error else len(view), CHUNK):
+            chunk = view[start : start + CHUNK]
+            self.sha256.update(chunk)
+            try:
+                while chunk:
+                    chunk = chunk[os.write(self.descriptor, chunk) :]
+            except OSError as error:
+                self.error = error
+                break
+        return len(view)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered here."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if self.error:
+                raise self.error
+            if kind is None:
+                os.fsync(self.descriptor)
+        finally:
+            os.close(self.descriptor)
+
+
+def read_state(path: Path, sha256: str) -> Any:
+    """Return what `write_state` wrote, tensors on the CPU; raise if any byte is another."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        if digest.hexdigest() != sha256:
+            raise CheckpointError("damaged: its sha256 is not the one in the manifest")
+        _check_archive(file, size=file.tell())
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _check_archive(file: BinaryIO, size: int) -> None:
+    """Refuse an archive that would unpack to more than it is, or whose pickle names code."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if len(set(names)) < len(names) or any(re.match(r"[/\\]|.*\.\.|.:", n) for n in names):
+            raise CheckpointError("refused: its member names are doubled or absolute")
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > size:
+            raise CheckpointError("refused: it would unpack to more than its size")
+        for name in names:
+            pickled = archive.read(name) if name.endswith("data.pkl") else b"."
+            for opcode, named, _ in pickletools.genops(pickled):
+                if opcode.name == "GLOBAL" and not GLOBALS.fullmatch(str(named)):
+                    raise CheckpointError(f"refused: it names {named!r}, which is no plain data")

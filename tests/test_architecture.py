@@ -140,6 +140,28 @@ def test_python_agrees_that_torch_is_not_loaded() -> None:
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
+def calls_in(path: Path, function: str) -> tuple[set[str], set[str]]:
+    """What a function calls (the last word of each call), and its decorators."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [node for node in ast.walk(tree) if getattr(node, "name", None) == function]
+    assert len(found) == 1, f"{path.name}: {function} stands there {len(found)} times"
+    (node,) = found
+    assert isinstance(node, ast.FunctionDef)
+    calls = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)]
+    called = {getattr(func, "attr", getattr(func, "id", "")) for func in calls}
+    return called, {ast.unparse(each) for each in node.decorator_list}
+
+
+def test_from_main_to_backward_is_five_calls() -> None:
+    chain = ["main", "train", "train_epoch", "train_step", "backward"]
+    loop = ROOT / "base/base_trainer.py"
+    places = [ROOT / "train.py", loop, loop, loop, loop]
+    for path, caller, callee in zip(places, chain, [*chain[1:], "backward"], strict=True):
+        called, decorators = calls_in(path, caller)
+        assert callee in called, f"{path.name}: {caller} does not call {callee} itself"
+        assert ("final" in decorators) == (caller in ("train", "train_epoch", "backward"))
+
+
 def framework_files() -> list[Path]:
     """All but tests, examples and benchmarks."""
     scripts = sorted(ROOT.glob("*.py")) if IS_THE_TEMPLATE else []

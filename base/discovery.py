@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from importlib import import_module, invalidate_caches
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 FOLDERS = ("model", "data_loader", "trainer")
@@ -57,39 +59,31 @@ class Definition(NamedTuple):
         return self.file.partition("/")[0]
 
 
-class Broken(NamedTuple):
-    """A file that does not parse, and why."""
-
-    file: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file} ({self.reason})"
-
-
 def project_root() -> Path:
     """Return the folder that holds ``model/``, ``data_loader/`` and ``trainer/``."""
     return _root
 
 
 def set_project_root(path: Path | str) -> None:
-    """Look for names below another folder; the modules of the former one are forgotten."""
+    """Look for names below another folder; the modules of the former one are put aside."""
     global _root
-    sys.path[:] = [entry for entry in sys.path if entry != str(_root)]
+    of_project = [name for name in sys.modules if name.partition(".")[0] in FOLDERS]
+    _parked[_root] = {name: sys.modules.pop(name) for name in of_project}
+    sys.path[:] = [entry for entry in sys.path if entry != str(_root) or _root == _HOME]
     _root = Path(path).resolve()
     sys.path.insert(0, str(_root))
+    sys.modules.update(_parked.get(_root, {}))
     scan.cache_clear()
-    for module in list(sys.modules):
-        if module.partition(".")[0] in FOLDERS:
-            del sys.modules[module]
 
 
-_root = Path(__file__).resolve().parent.parent
+_HOME = Path(__file__).resolve().parent.parent
+_root = _HOME
+_parked: dict[Path, dict[str, ModuleType]] = {}
 
 
 @functools.cache
-def scan(folder: str) -> tuple[list[Definition], list[Broken]]:
-    """Return all definitions in the files below a folder of the project, and the broken files."""
+def scan(folder: str) -> tuple[list[Definition], list[str]]:
+    """Return the definitions in a folder of the project, and the files that do not parse."""
     definitions: dict[tuple[str, str], Definition] = {}
     broken = []
     for path in sorted((_root / folder).rglob("*.py")):
@@ -99,7 +93,7 @@ def scan(folder: str) -> tuple[list[Definition], list[Broken]]:
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError, RecursionError, OSError) as error:
-            broken.append(Broken(file.as_posix(), str(error)))
+            broken.append(f"{file.as_posix()} ({error})")
             continue
         for node in tree.body:
             for each in _definitions(node, file):
@@ -140,10 +134,10 @@ def _likely_kind(node: ast.stmt, file: Path) -> str:
             for ending, kind in _BASE_WORDS.items():
                 if word.endswith(ending):
                     return kind
-    within = "/".join(file.parts[1:]).replace("__init__", "").lower()
-    for word, kind in _PATH_WORDS.items():
-        if word in within:
-            return kind
+    for word in re.findall(r"[a-z]+", "/".join(file.parts[1:]).replace("__init__", "").lower()):
+        for beginning, kind in _PATH_WORDS.items():
+            if word.startswith(beginning):
+                return kind
     return file.parts[0] if isinstance(node, ast.ClassDef) else "function"
 
 

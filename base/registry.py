@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
-from base.discovery import FOLDERS, Definition, load, project_root, scan
-from base.discovery import set_project_root as _set_project_root
+from base.discovery import FOLDERS, Definition, load, project_root, scan, set_project_root
 from base.errors import ConfigError, Problem, nearest
 from base.torch_names import HOMES
+
+__all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and what is below
 
 Named = TypeVar("Named")
 
@@ -142,13 +143,6 @@ def definition(kind: str, name: str) -> Definition | None:
     return found[0] if found else None
 
 
-def set_project_root(path: Any) -> None:
-    """Look for names below another folder; what is registered so far is forgotten."""
-    _set_project_root(path)
-    for registered in _REGISTERED.values():
-        registered.clear()
-
-
 def _is_plain(name: Any) -> bool:
     is_word = isinstance(name, str) and name.replace("-", "_").isidentifier()
     return is_word and not name.startswith("_") and "__" not in name
@@ -187,7 +181,7 @@ def _checked(kind: str, found: Definition) -> Any:
         if not issubclass(named, parent):
             text = f"{found.attribute!r} cannot be a {kind}: it is no subclass of {parent_name}"
             raise NameFault(f"{found}: {text}")
-    if not callable(named) and not hasattr(named, "update"):
+    if not callable(named) and not hasattr(named, "compute"):
         text = f"{found.attribute!r} cannot be a {kind}: it is a {type(named).__name__}"
         raise NameFault(f"{found}: {text}")
     return named
@@ -196,13 +190,8 @@ def _checked(kind: str, found: Definition) -> Any:
 def _unknown(kind: str, name: str) -> str:
     places = [f"{folder}/" for folder in _KINDS[kind].folders]
     places += [home.module for home in HOMES.get(kind, ())]
-    text = f"there is no {kind} {name!r}{nearest(name, names(kind))} Looked in {', '.join(places)}"
-    text = text.replace("' Looked", "'; looked")
-    if kind in KINDS:
-        text += f"; `python train.py --list {kind}` shows all"
-    broken = [str(each) for folder in _KINDS[kind].folders for each in scan(folder)[1]]
-    return text + (f"; not read, since it does not parse: {', '.join(broken)}" if broken else "")
-
-
-__all__ = [*_REGISTRIES, "KINDS", "Definition", "NameFault", "Registry", "UnknownName"]
-__all__ += ["definition", "find", "listed", "names", "project_root", "set_project_root"]
+    text = f"there is no {kind} {name!r}{nearest(name, names(kind))}"
+    text += f" (looked in {', '.join(places)}"
+    text += f"; `python train.py --list {kind}` shows all)" if kind in KINDS else ")"
+    broken = [each for folder in _KINDS[kind].folders for each in scan(folder)[1]]
+    return text + (f"; not read, as it does not parse: {', '.join(broken)}" if broken else "")

@@ -10,9 +10,10 @@ import types
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Writer:
@@ -29,7 +30,7 @@ class Writer:
     def add_row(self, row: Mapping[str, object]) -> None:
         """Keep the row of one epoch."""
 
-    def add_images(self, tag: str, images: Tensor, step: int) -> None:
+    def add_images(self, tag: str, images: "Tensor", step: int) -> None:
         """Keep images  # (batch, channel, height, width), 0 to 1."""
 
     def add_text(self, tag: str, text: str, step: int) -> None:
@@ -55,7 +56,7 @@ class Writers(Writer):
     def add_row(self, row: Mapping[str, object]) -> None:
         self._each("add_row", row)
 
-    def add_images(self, tag: str, images: Tensor, step: int) -> None:
+    def add_images(self, tag: str, images: "Tensor", step: int) -> None:
         if images.dim() != 4 or images.shape[1] not in (1, 3):
             shape = tuple(images.shape)
             raise ValueError(f"{tag}: (batch, 1 or 3, height, width) was expected, found {shape}")
@@ -104,7 +105,7 @@ class TensorBoardWriter(Writer):
         points = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
         self._write(step=step, summary={"value": points})
 
-    def add_images(self, tag: str, images: Tensor, step: int) -> None:
+    def add_images(self, tag: str, images: "Tensor", step: int) -> None:
         images = images.detach().float().clamp(0, 1).cpu()
         image = _import_quietly().summary.image
         self._write(step=step, summary=image(tag, images, dataformats="NCHW"))

@@ -1,0 +1,193 @@
+"""Writers: what they keep can be read back, and none can stop a run."""
+
+import logging
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from logger.writers import TensorBoardWriter, Writer, Writers
+
+
+def read_back(folder: Path):
+    """Return what TensorBoard's own reader sees."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    return accumulator.Reload()
+
+
+class Remembering(Writer):
+    name = "memory"
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def add_scalars(self, values, step):
+        self.seen.append((step, dict(values)))
+
+    def add_row(self, row):
+        self.seen.append(dict(row))
+
+
+class Failing(Writer):
+    name = "disk"
+
+    def __init__(self, method: str, error: Exception) -> None:
+        def fail(*_):
+            raise error
+
+        setattr(self, method, fail)
+
+
+def use(writers: Writers) -> None:
+    for step in range(3):
+        writers.add_scalars({"loss": 0.5}, step)
+        writers.add_images("samples", torch.zeros(2, 3, 4, 4), step)
+        writers.add_text("notes", "text", step)
+        writers.add_row({"step": step})
+        writers.flush()
+    writers.close()
+
+
+@pytest.mark.parametrize(
+    "method", ["open", "add_scalars", "add_row", "add_images", "add_text", "flush", "close"]
+)
+def test_a_failing_writer_warns_once_and_the_others_go_on(method, caplog):
+    memory = Remembering()
+    error = OSError(28, "No space left on device\nand more of it")
+    use(Writers([Failing(method, error), memory]))
+    assert len(memory.seen) == 6
+    assert [r.getMessage() for r in caplog.records] == [
+        "disk is off, training goes on without it: [Errno 28] No space left on device"
+    ]
+
+
+def test_an_error_without_a_text_is_named_by_its_kind(caplog):
+    use(Writers([Failing("add_row", KeyError())]))
+    assert caplog.messages == ["disk is off, training goes on without it: KeyError"]
+
+
+def test_a_users_interrupt_is_no_failure_of_a_writer():
+    with pytest.raises(KeyboardInterrupt):
+        use(Writers([Failing("add_row", KeyboardInterrupt())]))
+
+
+def test_without_tensorboard_one_line_says_what_to_install(monkeypatch, caplog, tmp_path):
+    for name in [n for n in sys.modules if n.split(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    memory = Remembering()
+    use(Writers([TensorBoardWriter(tmp_path), memory]))
+    assert len(memory.seen) == 6
+    (message,) = caplog.messages
+    assert "TensorBoard is off" in message
+    assert "pip install tensorboard" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_and_torch_that_disagree_warn_once(monkeypatch, caplog, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    use(Writers([TensorBoardWriter(tmp_path), Remembering()]))
+    (message,) = caplog.messages
+    assert "TensorBoard is off" in message
+
+
+def test_a_disk_that_fails_under_tensorboard_warns_once_in_one_line(caplog, tmp_path):
+    writers = Writers([TensorBoardWriter(tmp_path / "file" / "run")])
+    (tmp_path / "file").write_text("a file where the folder should be")
+    use(writers)
+    assert len(caplog.messages) == 1
+    assert writers.writers == []
+
+
+def test_tensorboard_reads_back_each_scalar_text_and_image(tmp_path):
+    writer = TensorBoardWriter(tmp_path)
+    values = {step: {"train/loss": 1 / step, "lr": 0.1 * step} for step in (50, 100, 150)}
+    for step, point in values.items():
+        writer.add_scalars(point, step)
+    image = torch.linspace(-1, 2, 2 * 3 * 8 * 8, requires_grad=True).reshape(2, 3, 8, 8)
+    writer.add_images("samples", image, 150)
+    writer.add_text("config", "name: digits", 150)
+
+    events = read_back(tmp_path)  # before close: what was written is on disk
+    for tag in ("train/loss", "lr"):
+        read = {e.step: e.value for e in events.Scalars(tag)}
+        assert read == pytest.approx({step: point[tag] for step, point in values.items()})
+    (picture,) = events.Images("samples")
+    assert (picture.height, picture.width) == (8, 16)
+    (text,) = events.Tensors("config/text_summary")
+    assert text.tensor_proto.string_val == [b"name: digits"]
+    writer.close()
+
+
+@pytest.mark.parametrize("cut", [0, 3, 5, 10])
+def test_after_a_resume_no_step_is_there_twice(cut, tmp_path):
+    first = TensorBoardWriter(tmp_path)
+    for step in range(1, 11):
+        first.add_scalars({"loss": float(step)}, step)
+    # Killed here: no close. The run goes on from the checkpoint of step `cut`.
+    resumed = TensorBoardWriter(tmp_path, purge_step=cut + 1)
+    for step in range(cut + 1, 13):
+        resumed.add_scalars({"loss": -float(step)}, step)
+    resumed.close()
+    first.close()
+    read = [(e.step, e.value) for e in read_back(tmp_path).Scalars("loss")]
+    kept = [(step, float(step)) for step in range(1, cut + 1)]
+    assert read == kept + [(step, -float(step)) for step in range(cut + 1, 13)]
+
+
+def test_event_files_sort_in_the_order_of_the_runs_whatever_the_clock_says(tmp_path):
+    (tmp_path / "events.out.tfevents.9000000000.other.1").touch()
+    for k in range(3):
+        writer = TensorBoardWriter(tmp_path)
+        writer.add_scalars({"loss": float(k)}, k)
+        writer.close()
+    assert [e.value for e in read_back(tmp_path).Scalars("loss")] == [0, 1, 2]
+    stamps = sorted(path.name.split(".")[3] for path in tmp_path.iterdir())
+    assert stamps == [f"900000000{k}" for k in range(4)]
+
+
+def test_nothing_is_imported_written_or_started_before_the_first_value(project_root, tmp_path):
+    code = (
+        "import sys, pathlib; from logger.writers import *\n"
+        "writers = Writers([TensorBoardWriter(pathlib.Path(sys.argv[1]))])\n"
+        "writers.flush(); writers.close()\n"
+        "assert not {'torch', 'tensorboard', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, cwd=project_root)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_tensorflow_is_left_alone_and_no_import_speaks(project_root, tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
+    code = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1])\n"
+        "from logger.writers import *\n"
+        "writers = Writers([TensorBoardWriter(pathlib.Path(sys.argv[1]) / 'run')])\n"
+        "writers.add_scalars({'loss': 1.0}, 1); assert writers.writers; writers.close()\n"
+    )
+    command = [sys.executable, "-W", "always", "-c", code, tmp_path]
+    run = subprocess.run(command, check=True, cwd=project_root, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("", "")
+
+
+def test_no_thread_stands_beside_the_workers(tmp_path):
+    before = threading.active_count()
+    writer = TensorBoardWriter(tmp_path)
+    writer.add_scalars({"loss": 1.0}, 1)
+    assert threading.active_count() == before
+    writer.close()
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 8, 3), (1, 2, 3, 4, 5)])
+def test_images_of_another_shape_are_the_callers_error(shape, tmp_path):
+    with pytest.raises(ValueError, match=r"samples: \(batch, 1 or 3, height, width\)"):
+        Writers([TensorBoardWriter(tmp_path)]).add_images("samples", torch.zeros(shape), 1)

@@ -25,7 +25,7 @@ from base.state import ExponentialMovingAverage, Monitor, Progress, RandomState,
 from base.stepper import build_steppers
 from base.test_phase import choose_checkpoint, run_test
 from base.timing import Every, Window
-from base.values import summarise, with_total
+from base.values import detach, summarise, with_total
 from logger.meters import Meters
 
 Values = dict[str, Any]
@@ -213,7 +213,7 @@ class BaseTrainer:
                 is_first = self.progress.batches_total == 0
                 guard = forbid_new_layers(self.model) if is_first else nullcontext()
                 with self.precision.autocast(), guard:
-                    values = self.train_step(batch)
+                    values = detach(self.train_step(batch))
                 n_samples = count_samples(batch)
                 self.meters.update(values, n_samples)
                 self.progress.advance(n_samples)
@@ -264,7 +264,7 @@ class BaseTrainer:
                 if self.signals.stop:
                     raise StopRequested
                 with self.precision.autocast():
-                    values = self.valid_step(batch)
+                    values = detach(self.valid_step(batch))
                 meters.update(values, count_samples(batch))
             return summarise(phase, meters, self.valid_metrics)
 

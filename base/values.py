@@ -23,6 +23,11 @@ def with_total(losses: Mapping[str, Tensor], weighted: Mapping[str, Any]) -> dic
     return {"loss": total, **losses} if len(losses) > 1 else {"loss": total}
 
 
+def detach(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Let go of the graph behind the values of a step, which would keep its activations alive."""
+    return {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
+
+
 def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the means and metrics of a phase as ``train/loss``, ``valid/accuracy``, ...
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from base.config.kinds import Keys
-from base.config.tree import DEFAULT, Node, dotted
+from base.config.tree import DEFAULT, Keys, Node, dotted, problem_at
 from base.config.writing import to_lines
 from base.errors import Problem
 
@@ -54,7 +53,7 @@ class Config(Mapping[str, Any]):
 
     def problem(self, keys: Keys, message: str) -> Problem:
         """Return a problem with the entry under these keys."""
-        return Problem(self.where(*keys), f"{dotted(keys)}: {message}" if keys else message)
+        return problem_at(self.where(*keys), keys, message)
 
     def to_yaml(self) -> str:
         """Return the whole config as YAML; loading it gives an equal config."""

@@ -3,77 +3,59 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from typing import Any
 
-from base.config.kinds import REFERENCE, UNKNOWN, Keys, Run
+from base.config.kinds import REFERENCE, UNKNOWN, Run
 from base.config.reader import MAX_DEPTH
-from base.config.tree import Node, dotted, show
+from base.config.tree import Keys, Node, problem_at, show
 from base.config.writing import as_word
-from base.errors import ConfigError, Problem, nearest
+from base.errors import ConfigError, Problem
 
 _TOKEN = re.compile(r"\$\$\{|\$\{[^{}]*\}|\$\{")
 
 
-def has_references(node: Node) -> bool:
-    """Say whether any text of the tree has something to look up, or an escape."""
-    if isinstance(node.value, dict):
-        return any(has_references(child) for child in node.value.values())
-    if isinstance(node.value, list):
-        return any(has_references(child) for child in node.value)
-    return isinstance(node.value, str) and "${" in node.value
-
-
 def interpolate(root: Node, problems: list[Problem]) -> Node:
     """Return the tree with every reference looked up in it; what fails is noted, and UNKNOWN."""
-    return _Lookup(root, Run(problems)).resolve(root, ())
+    return _Lookup(root, Run(problems)).resolve(root, (), 0)
 
 
-@dataclass
 class _Lookup:
-    root: Node
-    run: Run
-    active: list[str] = field(default_factory=list)  # the references being looked up
-    budget: int = 4_000_000  # characters, and 20 a value
+    def __init__(self, root: Node, run: Run) -> None:
+        self.root, self.run = root, run
+        self.active: list[str] = []  # the references being looked up, one inside the other
+        self.budget = 4_000_000  # characters, and 20 a value
 
-    def resolve(self, node: Node, keys: Keys, depth: int = 0) -> Node:
+    def resolve(self, node: Node, keys: Keys, depth: int) -> Node:
         self.budget -= 20 + (len(node.value) if isinstance(node.value, str) else 0)
         if self.budget < 0 or depth > MAX_DEPTH:
-            fault = f"{dotted(keys[:4])}...: references make the config too large or too deep"
-            raise ConfigError([Problem(str(node.where), fault)])
+            fault = "references make the config too large or too deep"
+            raise ConfigError([problem_at(node.where, keys[:4], fault)])
 
-        if isinstance(node.value, dict):
-            entries = node.value.items()
-            named = {k: self.resolve(child, (*keys, k), depth + 1) for k, child in entries}
-            return Node(named, node.where)
-        if isinstance(node.value, list):
-            items = enumerate(node.value)
-            listed = [self.resolve(child, (*keys, i), depth + 1) for i, child in items]
-            return Node(listed, node.where)
-        if isinstance(node.value, str) and "${" in node.value:
-            return self._text(node, keys, depth)
-        return node
+        value = node.value
+        if isinstance(value, dict):
+            value = {k: self.resolve(child, (*keys, k), depth + 1) for k, child in value.items()}
+        elif isinstance(value, list):
+            value = [self.resolve(item, (*keys, i), depth + 1) for i, item in enumerate(value)]
+        elif isinstance(value, str) and REFERENCE.fullmatch(value):
+            value = self._target(node, value, keys, depth)
+        elif isinstance(value, str) and "${" in value:
+            parts = [self._part(node, token, keys, depth) for token in _TOKEN.finditer(value)]
+            texts = iter(parts)
+            value = UNKNOWN if UNKNOWN in parts else _TOKEN.sub(lambda _: next(texts), value)
+        return Node(value, node.where)
 
-    def _text(self, node: Node, keys: Keys, depth: int) -> Node:
-        if REFERENCE.fullmatch(node.value):
-            return Node(self._target(node, node.value, keys, depth).value, node.where)
+    def _part(self, node: Node, token: re.Match[str], keys: Keys, depth: int) -> str:
+        """Return the text that replaces one token inside a text, or UNKNOWN."""
+        if token.group() == "$${":
+            return "${"
+        value = self._target(node, token.group(), keys, depth)
+        if isinstance(value, dict | list):
+            fault = f"{token.group()} is {show(value)} and cannot stand inside a text"
+            value = self._fail(node, keys, fault)
+        return value if isinstance(value, str) or value is UNKNOWN else as_word(value)
 
-        failed = False
-
-        def replace(match: re.Match[str]) -> str:
-            nonlocal failed
-            if match.group() == "$${":
-                return "${"
-            value = self._target(node, match.group(), keys, depth).value
-            failed |= value is UNKNOWN
-            if isinstance(value, dict | list):
-                fault = f"{match.group()} is {show(value)} and cannot stand inside a text"
-                self.run.problem(node, keys, fault)
-            return value if isinstance(value, str) else as_word(value)
-
-        text = _TOKEN.sub(replace, node.value)
-        return Node(UNKNOWN if failed else text, node.where)
-
-    def _target(self, node: Node, reference: str, keys: Keys, depth: int) -> Node:
+    def _target(self, node: Node, reference: str, keys: Keys, depth: int) -> Any:
+        """Return the value that a reference names, itself looked up, or UNKNOWN."""
         name = reference[2:-1].strip()
         if reference == "${":
             return self._fail(node, keys, "'${' without its '}'; a plain '${' is written '$${'")
@@ -83,17 +65,18 @@ class _Lookup:
 
         target = self.root
         for part in name.split("."):
+            known = target.value if isinstance(target.value, dict) else ()
             child = target.child(part)
             if child is None:
-                known = target.value if isinstance(target.value, dict) else ()
-                return self._fail(node, keys, f"{reference}: no {part!r} here{nearest(part, known)}")
+                return self._fail(
+                    node, keys, f"{reference}: no {part!r}{self.run.near(part, known)}"
+                )
             target = child
-
         self.active.append(name)
-        found = self.resolve(target, keys, depth + 1)
+        found = self.resolve(target, keys, depth + 1).value
         self.active.pop()
         return found
 
-    def _fail(self, node: Node, keys: Keys, message: str) -> Node:
+    def _fail(self, node: Node, keys: Keys, message: str) -> Any:
         self.run.problem(node, keys, message)
-        return Node(UNKNOWN, node.where)
+        return UNKNOWN

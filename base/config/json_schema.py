@@ -8,7 +8,16 @@ from typing import Any
 from base.config.schema import ROOT
 
 KINDS = (
- "model", "init", "loss", "metric", "data_loader", "optimizer", "lr_scheduler", "trainer", "callback")
+    "model",
+    "init",
+    "loss",
+    "metric",
+    "data_loader",
+    "optimizer",
+    "lr_scheduler",
+    "trainer",
+    "callback",
+)
 
 
 def json_schema(

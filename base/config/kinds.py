@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any
 
-from base.config.tree import Node, dotted, from_plain, show
+from base.config.tree import Keys, Node, from_plain, problem_at, show
 from base.errors import Problem, nearest
 
 ABSENT: Any = object()  # a default: the key may be missing, and stays so
@@ -17,9 +18,9 @@ SAME_AS_TYPE: Any = object()  # a default: what `type` says
 UNKNOWN: Any = object()  # a value that could not be looked up; it passes every check
 
 REFERENCE = re.compile(r"\$\{[^{}]*\}")
-_TYPES: dict[str, Any] = {"integer": int, "number": int | float, "string": str, "boolean": bool}
-
-Keys = tuple[str | int, ...]
+MAX_PROBLEMS = 100  # reported in full
+_TYPES = {"integer": (int,), "number": (int, float), "string": (str,), "boolean": (bool,)}
+_HUGE = 1e300  # what is larger, infinite or not a number is out of every range
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,30 @@ class Run:
     references: bool = False  # values `${a.b}` are still to be looked up, and left alone
 
     def problem(self, node: Node, keys: Keys, message: str) -> None:
-        where = f"{dotted(keys)}: " if keys else ""
-        self.problems.append(Problem(str(node.where), where + message))
+        self.problems.append(problem_at(node.where, keys, message))
+
+    def near(self, name: object, known: Iterable[str]) -> str:
+        """Return the nearest name as `nearest` does, within bounds, and not for ever."""
+        is_much = len(self.problems) > MAX_PROBLEMS
+        return "" if is_much else nearest(str(name)[:100], islice(known, 200))
 
 
-class Kind(Protocol):
-    """What may stand under a key."""
+class Kind:
+    """What may stand under a key: any plain data, unless a subclass says more."""
 
     def check(self, node: Node, keys: Keys, run: Run) -> Node:
         """Return the tree in its normal form, and note what is wrong with it."""
-        ...
+        is_reference = isinstance(node.value, str) and REFERENCE.fullmatch(node.value)
+        if node.value is UNKNOWN or (run.references and is_reference):
+            return node  # cannot be judged (yet)
+        return self._check(node, keys, run)
 
     def json_schema(self) -> dict[str, Any]:
         """Return JSON Schema (draft 7), short forms included."""
-        ...
+        return {}
+
+    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+        return node
 
 
 @dataclass(frozen=True)
@@ -55,45 +66,39 @@ class Key:
     default: Any
     doc: str
 
+    def json_schema(self) -> dict[str, Any]:
+        choices = [self.kind.json_schema(), {"$ref": "#/definitions/reference"}]
+        choices += [{"type": "null"}] if self.default is None else []
+        schema = {"description": self.doc, "anyOf": choices}
+        is_plain = isinstance(self.default, str | int | float | list | dict)
+        return schema | ({"default": self.default} if is_plain else {})
+
 
 @dataclass(frozen=True)
-class Scalar:
+class Scalar(Kind):
     """A single value: what an error says was expected, and the JSON Schema that it must meet."""
 
     expected: str
     schema: Mapping[str, Any]
     parse: Callable[[Any], object] | None = None  # a ValueError from it is the problem
 
-    def check(self, node: Node, keys: Keys, run: Run) -> Node:
-        if _is_open(node, run):
-            return node
+    def json_schema(self) -> dict[str, Any]:
+        return dict(self.schema)
+
+    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
         try:
             if self.parse:
                 self.parse(node.value)
             elif not _accepts(self.schema, node.value):
-                near = nearest(str(node.value), map(str, self.schema.get("enum", ())))
+                near = run.near(node.value, self.schema.get("enum", ()))
                 raise ValueError(f"expected {self.expected}, found {show(node.value)}{near}")
         except ValueError as error:
             run.problem(node, keys, str(error))
         return node
 
-    def json_schema(self) -> dict[str, Any]:
-        return dict(self.schema)
-
 
 @dataclass(frozen=True)
-class Anything:
-    """Any plain data."""
-
-    def check(self, node: Node, keys: Keys, run: Run) -> Node:
-        return node
-
-    def json_schema(self) -> dict[str, Any]:
-        return {}
-
-
-@dataclass(frozen=True)
-class Section:
+class Section(Kind):
     """A mapping with known keys; others are errors, unless `others` says what they hold."""
 
     keys: Mapping[str, Key]
@@ -104,9 +109,28 @@ class Section:
     never_both: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
 
-    def check(self, node: Node, keys: Keys, run: Run) -> Node:
-        if _is_open(node, run):
-            return node
+    def check_entry(self, name: str, child: Node, keys: Keys, run: Run) -> Node:
+        """Return one entry in its normal form, and note what is wrong with it."""
+        key = self.keys.get(name)
+        kind = key.kind if key else self.others
+        if kind is None:
+            run.problem(child, keys, f"unknown key{run.near(name, self.keys)}")
+            return child
+        is_off = key and key.default is None and child.value is None
+        return child if is_off else kind.check(child, keys, run)
+
+    def json_schema(self) -> dict[str, Any]:
+        properties = {name: key.json_schema() for name, key in self.keys.items()}
+        schema: dict[str, Any] = {
+            "type": ["object", "null"],
+            "properties": properties | {old: properties[new] for old, new in self.aliases.items()},
+            "additionalProperties": self.others.json_schema() if self.others else False,
+        }
+        if self.names:
+            schema["allOf"] = [{"$ref": f"#/definitions/{self.names}"}]
+        return {"anyOf": [{"type": list(self.short)}, schema]} if self.short else schema
+
+    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
         value = self._expand(node)
         if not isinstance(value, dict):
             run.problem(node, keys, f"expected a section of keys, found {show(value)}")
@@ -115,77 +139,66 @@ class Section:
         entries: dict[str, Node] = {}
         for given, child in value.items():
             name = self.aliases.get(given, given)
-            if name in value and name != given:
+            if name != given and name in value:
                 run.problem(child, keys, f"{given!r} is another name for {name!r}; give one")
-                name = given
-            entries[name] = self.check_entry(name, child, (*keys, name), run)
-        node = Node(entries, node.where)
-        return self._complete(node, keys, run) if run.fill else node
-
-    def json_schema(self) -> dict[str, Any]:
-        properties = {name: key_schema(key) for name, key in self.keys.items()}
-        properties |= {alias: properties[name] for alias, name in self.aliases.items()}
-        others = self.others.json_schema() if self.others else False
-        schema = {"type": "object", "properties": properties, "additionalProperties": others}
-        if self.names:
-            schema["allOf"] = [{"$ref": f"#/definitions/{self.names}"}]
-        return {"anyOf": [{"type": list(self.short)}, schema]} if self.short else schema
+                entries[given] = child
+            else:
+                entries[name] = self.check_entry(name, child, (*keys, name), run)
+        if not run.fill:
+            return Node(entries, node.where)
+        node = Node(self._with_defaults(entries, node, keys, run), node.where)
+        self._check_choices(node, keys, run)
+        return node
 
     def _expand(self, node: Node) -> Any:
-        value = {} if node.value is None else node.value
-        if isinstance(value, str) and "string" in self.short:
+        if "string" in self.short and isinstance(node.value, str):
             return {"type": node}
-        if "number" in self.short and _accepts({"type": "number"}, value):
+        if "number" in self.short and _accepts({"type": "number"}, node.value):
             return {"type": Node("constant_", node.where), "args": Node({"val": node}, node.where)}
-        return value
+        return {} if node.value is None else node.value
 
-    def check_entry(self, name: str, child: Node, keys: Keys, run: Run) -> Node:
-        key = self.keys.get(name)
-        kind = key.kind if key else self.others
-        if kind is None:
-            if name not in self.aliases:
-                run.problem(child, keys, f"unknown key{nearest(name, self.keys)}")
-            return child
-        if key and child.value is None and key.default is None:
-            return child
-        return kind.check(child, keys, run)
-
-    def _complete(self, node: Node, keys: Keys, run: Run) -> Node:
-        entries: dict[str, Node] = {}
+    def _with_defaults(
+        self, entries: dict[str, Node], node: Node, keys: Keys, run: Run
+    ) -> dict[str, Node]:
+        complete: dict[str, Node] = {}
         for name, key in self.keys.items():
-            if name in node.value:
-                entries[name] = node.value[name]
+            if name in entries:
+                complete[name] = entries[name]
             elif key.default is REQUIRED:
                 run.problem(node, (*keys, name), f"missing; {key.doc[0].lower()}{key.doc[1:]}")
+            elif key.default is SAME_AS_TYPE:
+                complete[name] = Node(entries["type"].value if "type" in entries else UNKNOWN)
             elif key.default is not ABSENT:
-                same = key.default is SAME_AS_TYPE
-                default = node.child("type") or Node(UNKNOWN) if same else from_plain(key.default)
-                entries[name] = self.check_entry(name, Node(default.value), (*keys, name), run)
-        node = Node({**entries, **node.value}, node.where)
+                default = from_plain(key.default)
+                complete[name] = self.check_entry(name, default, (*keys, name), run)
+        return {**complete, **entries}
 
-        for group in filter(None, (self.exactly_one, self.never_both)):
+    def _check_choices(self, node: Node, keys: Keys, run: Run) -> None:
+        for group in (self.exactly_one, self.never_both):
             given = [name for name in group if node.value[name].value is not None]
             if len(given) > 1:
-                places = ", ".join(f"{name!r} at {node.value[name].where}" for name in given)
+                places = " and ".join(f"{name!r} at {node.value[name].where}" for name in given)
                 both = f"{places} exclude each other; keep one (null switches the other off)"
                 run.problem(node.value[given[-1]], (*keys, given[-1]), both)
-            elif not given and group is self.exactly_one:
-                choice = " or ".join(repr(name) for name in group)
-                run.problem(node, keys, f"one of {choice} must be given")
-        return node
+        if self.exactly_one and all(node.value[name].value is None for name in self.exactly_one):
+            choice = " or ".join(repr(name) for name in self.exactly_one)
+            run.problem(node, keys, f"{choice} must be given")
 
 
 @dataclass(frozen=True)
-class ListOf:
+class ListOf(Kind):
     """A list; null is an empty one, and with `single` one item stands for a list of one."""
 
     item: Kind
     single: bool = False
     unique: str = ""  # the key in which no two items may agree
 
-    def check(self, node: Node, keys: Keys, run: Run) -> Node:
-        if _is_open(node, run):
-            return node
+    def json_schema(self) -> dict[str, Any]:
+        item = self.item.json_schema()
+        schema = {"type": ["array", "null"], "items": item}
+        return {"anyOf": [schema, item]} if self.single else schema
+
+    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
         value = [] if node.value is None else node.value
         if not isinstance(value, list):
             if not self.single:
@@ -202,20 +215,18 @@ class ListOf:
                 run.problem(item, (*keys, i, self.unique), two)
         return Node(items, node.where)
 
-    def json_schema(self) -> dict[str, Any]:
-        item = self.item.json_schema()
-        schema = {"type": ["array", "null"], "items": item}
-        return {"anyOf": [schema, item]} if self.single else schema
-
 
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(Kind):
     """The first of several kinds that fits."""
 
     expected: str
     kinds: tuple[Kind, ...]
 
-    def check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def json_schema(self) -> dict[str, Any]:
+        return {"anyOf": [kind.json_schema() for kind in self.kinds]}
+
+    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
         for kind in self.kinds:
             problems: list[Problem] = []
             checked = kind.check(node, keys, replace(run, problems=problems))
@@ -224,40 +235,17 @@ class OneOf:
         run.problem(node, keys, f"expected {self.expected}, found {show(node.value)}")
         return node
 
-    def json_schema(self) -> dict[str, Any]:
-        return {"anyOf": [kind.json_schema() for kind in self.kinds]}
-
-
-def key_schema(key: Key) -> dict[str, Any]:
-    """Return the JSON Schema of one key: its kind, null or a reference, default and doc."""
-    choices = [key.kind.json_schema(), {"$ref": "#/definitions/reference"}]
-    choices += [{"type": "null"}] if key.default is None else []
-    known = key.default is not None and all(
-        key.default is not mark for mark in (ABSENT, REQUIRED, SAME_AS_TYPE)
-    )
-    return {"description": key.doc, "anyOf": choices} | ({"default": key.default} if known else {})
-
-
-def _is_open(node: Node, run: Run) -> bool:
-    """Say whether a value cannot be judged (yet)."""
-    is_reference = isinstance(node.value, str) and REFERENCE.fullmatch(node.value)
-    return node.value is UNKNOWN or bool(run.references and is_reference)
-
 
 def _accepts(schema: Mapping[str, Any], value: Any) -> bool:
     """Check a single value as JSON Schema does, but strictly: true is no 1, and 1.0 no integer."""
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    if not any(
-        isinstance(value, _TYPES[name]) and (isinstance(value, bool) <= (name == "boolean"))
-        for name in types
-    ):
+    if type(value) not in [known for name in types for known in _TYPES[name]]:
         return False
     if isinstance(value, str):
         return len(value) >= schema.get("minLength", 0) and value in schema.get("enum", [value])
-    return (
-        abs(value) <= 1e300  # so neither infinite nor not-a-number
-        and value >= schema.get("minimum", value)
-        and value <= schema.get("maximum", value)
-        and value > schema.get("exclusiveMinimum", -math.inf)
-        and value < schema.get("exclusiveMaximum", math.inf)
+    low, high = schema.get("minimum", -_HUGE), schema.get("maximum", _HUGE)
+    above, below = (
+        schema.get("exclusiveMinimum", -math.inf),
+        schema.get("exclusiveMaximum", math.inf),
     )
+    return bool(low <= value <= high and above < value < below)

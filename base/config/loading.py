@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from base.config.config import Config
-from base.config.interpolation import has_references, interpolate
-from base.config.kinds import Run
-from base.config.reader import MAX_DEPTH, MAX_KEY, one_line, read_file, read_text
+from base.config.interpolation import interpolate
+from base.config.kinds import MAX_PROBLEMS, Run
+from base.config.reader import MAX_DEPTH, MAX_KEY, read_file, read_text
 from base.config.schema import ROOT
 from base.config.template import is_template, translate
-from base.config.tree import Node, Where, dotted, show
+from base.config.tree import Node, Where, dotted, one_line, show
 from base.errors import ConfigError, Problem
 
 MAX_FILES = 64
@@ -31,9 +31,9 @@ def load_config(
             root = _expanded(_override(root, override, sources.problems))
         root = _checked(root, sources.problems)
     except ConfigError as error:
-        raise ConfigError([*sources.problems, *error.problems]) from error
+        raise _error([*sources.problems, *error.problems]) from error
     if sources.problems:
-        raise ConfigError(sources.problems)
+        raise _error(sources.problems)
     return Config(root, path, sources.notes, sources.is_template)
 
 
@@ -67,7 +67,7 @@ class _Sources:
         if self.n_files > MAX_FILES:
             raise ConfigError([Problem(str(asked), f"inherit: more than {MAX_FILES} files")])
         if text is not None:
-            root = read_text(text, str(path), self.problems)
+            root = read_text(text, Where(str(path), 1, 1), self.problems)
         else:
             root = read_file(path, self.problems, asked)
         if not isinstance(root.value, dict | None):
@@ -109,7 +109,7 @@ def _override(root: Node, text: str, problems: list[Problem]) -> Node:
             raise ValueError("write it as key=value or section.key=value")
         if keys[0] == "inherit" or len(keys) > MAX_DEPTH:
             raise ValueError(f"{dotted((*keys[:4],))} cannot be set from here")
-        new = read_text(value, where.source, problems, depth=len(keys), has_lines=False)
+        new = read_text(value, where, problems, depth=len(keys))
         return _put(root, tuple(keys), new, ())
     except ValueError as error:
         problems.append(Problem(str(where), str(error)))
@@ -132,7 +132,9 @@ def _put(node: Node, keys: tuple[str, ...], new: Node, above: tuple[str, ...]) -
     if not isinstance(node.value, dict | None):
         raise ValueError(f"{dotted(above)} is {show(node.value)}, not a section")
     entries = node.value or {}
-    return Node({**entries, key: _put(child or Node(None, new.where), keys[1:], new, here)}, node.where)
+    return Node(
+        {**entries, key: _put(child or Node(None, new.where), keys[1:], new, here)}, node.where
+    )
 
 
 def _expanded(root: Node) -> Node:
@@ -143,7 +145,13 @@ def _checked(root: Node, problems: list[Problem]) -> Node:
     """Return the tree with defaults filled in and references looked up; faults are noted."""
     faults: list[Problem] = []
     filled = ROOT.check(root, (), Run(faults, references=True))
-    if not has_references(filled):
+    if "${" not in str(filled.plain()):  # in none of its texts
         problems += faults
         return filled
     return ROOT.check(interpolate(filled, problems), (), Run(problems))
+
+
+def _error(problems: list[Problem]) -> ConfigError:
+    rest = len(problems) - MAX_PROBLEMS
+    more = [Problem("", f"and {rest} more problems")] if rest > 0 else []
+    return ConfigError([*problems[:MAX_PROBLEMS], *more])

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from base.config.tree import Node, Where, dotted
+from base.config.tree import Keys, Node, Where, one_line, problem_at
 from base.errors import ConfigError, Problem, nearest
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 64
-MAX_NODES = 100_000  # with every alias counted as often as it is used
-MAX_KEY = 100  # characters; YAML allows 1,024 for a key with all its escapes
+MAX_VALUES = 100_000  # every alias counted as often as it is used
+MAX_KEY = 100  # characters; YAML allows 1,024 with all escapes
 
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # only its events are used
-_UNPRINTABLE = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_UNREADABLE = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_PAIR = re.compile(r"\\u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w")  # one character, escaped as two
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_WORDS = dict.fromkeys(["", "~", "null", "Null", "NULL"], None)
+_WORDS: dict[str, bool | None] = dict.fromkeys(["", "~", "null", "Null", "NULL"])
 _WORDS |= dict.fromkeys(["true", "True", "TRUE"], True)
 _WORDS |= dict.fromkeys(["false", "False", "FALSE"], False)
-_PAIR = re.compile(r"\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
 
 
 def read_file(path: Path, problems: list[Problem], asked: Where | None = None) -> Node:
@@ -33,33 +35,29 @@ def read_file(path: Path, problems: list[Problem], asked: Where | None = None) -
     try:
         if not path.is_file():
             found = "this is no file" if path.exists() else "no such file"
-            near = nearest(path.name, _names_beside(path))
-            raise ConfigError([Problem(str(asked), f"{found}: {one_line(path)}{near}")])
+            beside = islice(path.parent.iterdir(), 2000) if path.parent.is_dir() else ()
+            near = nearest(path.name, [entry.name for entry in beside])
+            raise ConfigError([problem_at(asked, (), f"{found}: {path}{near}")])
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8-sig") if len(data) <= MAX_BYTES else "x" * (MAX_BYTES + 1)
+        text = data[:MAX_BYTES].decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        before = data[: error.start].decode()
-        raise ConfigError([_at(path, before, "not UTF-8; save the file as UTF-8")]) from error
+        line = data[: error.start].count(b"\n") + 1
+        fault = "not UTF-8; save the file as UTF-8"
+        raise ConfigError([problem_at(Where(one_line(path), line, 1), (), fault)]) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        fault = f"cannot read {one_line(path)}: {reason}"
-        raise ConfigError([Problem(str(asked), fault)]) from error
-    return read_text(text, str(path), problems)
+        raise ConfigError([problem_at(asked, (), f"cannot read {path}: {reason}")]) from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError([problem_at(asked, (), f"{path} is larger than 1 MB; a config is short")])
+    return read_text(text, Where(str(path), 1, 1), problems)
 
 
-def read_text(
-    text: str, source: str, problems: list[Problem], *, depth: int = 0, has_lines: bool = True
-) -> Node:
-    """Read text as `read_file` does; without lines, every place is the source itself."""
-    if len(text) > MAX_BYTES:
-        raise ConfigError([Problem(one_line(source), "longer than 1 MB; a config is short")])
-    if bad := _UNPRINTABLE.search(text):
-        found = f"the character {bad.group()!r} cannot stand in a config"
-        raise ConfigError([_at(source, text[: bad.start()], found)])
-    if source.endswith(".json"):  # what JSON allows and YAML does not: tabs, halves of a character
-        text = _PAIR.sub(_join_pair, text.replace("\t", " "))
-    return _Reader(text, one_line(source), problems, has_lines).document(depth)
+def read_text(text: str, start: Where, problems: list[Problem], depth: int = 0) -> Node:
+    """Read text as `read_file` does; where the start has no line, every place is the start."""
+    if start.source.endswith(".json"):  # what JSON allows and YAML does not
+        text = _PAIR.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), text.replace("\t", " "))
+    return _Reader(text, start, problems).document(depth)
 
 
 def scalar(text: str) -> Any:
@@ -78,39 +76,48 @@ def scalar(text: str) -> Any:
 class _Reader:
     """Builds a tree from the parser's events, which need no recursion of the parser's own."""
 
-    def __init__(self, text: str, source: str, problems: list[Problem], has_lines: bool) -> None:
-        self.parser = _PARSER(text)
-        self.source, self.problems, self.has_lines = source, problems, has_lines
+    def __init__(self, text: str, start: Where, problems: list[Problem]) -> None:
+        self.start = Where(one_line(start.source), start.line, start.column)
+        self.problems = problems
         self.anchors: dict[str, Node] = {}
-        self.n_nodes = 0
+        self.n_values = 0
+        if bad := _UNREADABLE.search(text):
+            line, column = (
+                text.count("\n", 0, bad.start()),
+                bad.start() - text.rfind("\n", 0, bad.start()),
+            )
+            where = Where(self.start.source, self.start.line and line + 1, column)
+            raise self.fatal(where, f"the character {bad[0]!r} cannot stand in a config")
+        if len(text) > MAX_BYTES:
+            raise self.fatal(self.start, "longer than 1 MB; a config is short")
+        self.parser = _PARSER(text)
 
     def document(self, depth: int) -> Node:
         self.next()  # start of the stream
         if isinstance(self.next(), yaml.StreamEndEvent):
-            return Node(None, self.where(yaml.Event()))
+            return Node(None, self.start)
         node = self.node(self.next(), (), depth)
         self.next()  # end of the document
         if not isinstance(after := self.next(), yaml.StreamEndEvent):
-            raise self.fatal(after, "a second document begins here; a config is one document")
+            fault = "a second document begins here; a config is one document"
+            raise self.fatal(self.where(after.start_mark), fault)
         return node
 
-    def next(self) -> yaml.Event:
+    def next(self) -> Any:
         try:
             return self.parser.get_event()
         except yaml.MarkedYAMLError as error:
-            event = yaml.Event(error.problem_mark or error.context_mark)
-            context = f" {error.context}" if error.context else ""
-            raise self.fatal(event, f"not valid YAML{context}: {error.problem}") from error
+            where = self.where(error.problem_mark or error.context_mark)
+            fault = " ".join(filter(None, ["not valid YAML:", error.context, error.problem]))
+            raise self.fatal(where, fault) from error
         except (yaml.YAMLError, ValueError, OverflowError) as error:
-            raise self.fatal(yaml.Event(), f"not valid YAML: {error}") from error
+            raise self.fatal(self.start, f"not valid YAML: {error}") from error
 
-    def node(
-        self, event: Any, keys: tuple[str | int, ...], depth: int, where: Where | None = None
-    ) -> Node:
-        where = where or self.where(event)
+    def node(self, event: Any, keys: Keys, depth: int, where: Where | None = None) -> Node:
+        where = where or self.where(event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event, keys, depth, where)
-        self.count(event, 1, depth)
+        self.count(where, 1, depth)
         if event.tag is not None:
             self.problem(where, keys, f"the tag {event.tag!r} is not allowed; write plain values")
 
@@ -124,104 +131,81 @@ class _Reader:
             self.anchors[event.anchor] = node
         return node
 
-    def scalar(self, event: Any, keys: tuple[str | int, ...], where: Where) -> Any:
+    def scalar(self, event: Any, keys: Keys, where: Where) -> Any:
         try:
             value = scalar(event.value) if event.implicit[0] else event.value
             str(value).encode()
         except UnicodeEncodeError:
             self.problem(where, keys, "half of a character (a lone surrogate) cannot stand here")
-            return ""
         except ValueError:
             self.problem(where, keys, "a number with too many digits")
-            return 0
-        return value
+        else:
+            return value
 
-    def items(self, keys: tuple[str | int, ...], depth: int) -> list[Node]:
+    def items(self, keys: Keys, depth: int) -> list[Node]:
         items: list[Node] = []
         while not isinstance(event := self.next(), yaml.SequenceEndEvent):
             items.append(self.node(event, (*keys, len(items)), depth + 1))
         return items
 
-    def entries(self, keys: tuple[str | int, ...], depth: int) -> dict[str, Node]:
+    def entries(self, keys: Keys, depth: int) -> dict[str, Node]:
         entries: dict[str, Node] = {}
         while not isinstance(event := self.next(), yaml.MappingEndEvent):
-            where = self.where(event)
+            where = self.where(event.start_mark)
             key = self.node(event, keys, depth + 1).value
             name = key if isinstance(key, str) else "?"
             value = self.node(self.next(), (*keys, name), depth + 1, where)
             if fault := self.fault_of_key(key, event):
                 self.problem(where, keys, fault)
             elif name in entries:
-                line = entries[name].where.line
-                self.problem(where, (*keys, name), f"this key stands twice; first on line {line}")
+                first = entries[name].where
+                self.problem(
+                    where, (*keys, name), f"this key stands twice; first on line {first.line}"
+                )
             else:
                 entries[name] = value
         return entries
 
     def fault_of_key(self, key: Any, event: Any) -> str:
-        if not isinstance(event, yaml.ScalarEvent):
-            return "a key is a single word"
         if not isinstance(key, str):
-            return f"the key {event.value[:60]} is not text; write it in quotes"
+            word = f"{event.value[:60]} " if isinstance(event, yaml.ScalarEvent) else ""
+            return f"the key {word}is no text; a key is a word, or is written in quotes"
         if len(key) > MAX_KEY:
             return f"a key has at most {MAX_KEY} characters"
-        if key == "<<" and event.implicit[0]:
-            return "merge keys (<<) are not read; use 'inherit: FILE' or '${a.b}'"
-        return ""
+        is_merge = key == "<<" and isinstance(event, yaml.ScalarEvent) and event.implicit[0]
+        return "merge keys (<<) are not read; use 'inherit: FILE' or '${a.b}'" if is_merge else ""
 
-    def alias(
-        self, event: Any, keys: tuple[str | int, ...], depth: int, where: Where
-    ) -> Node:
+    def alias(self, event: Any, keys: Keys, depth: int, where: Where) -> Node:
         if event.anchor not in self.anchors:
             self.problem(where, keys, f"the alias *{event.anchor} stands before or in its anchor")
             return Node(None, where)
         node = self.anchors[event.anchor]
-        self.count(event, *extent(node, depth))
+        self.count(where, *extent(node, depth))
         return Node(node.value, where)
 
-    def count(self, event: Any, n_nodes: int, depth: int) -> None:
-        self.n_nodes += n_nodes
+    def count(self, where: Where, n_values: int, depth: int) -> None:
+        self.n_values += n_values
         if depth > MAX_DEPTH:
-            raise self.fatal(event, f"nested deeper than {MAX_DEPTH} levels")
-        if self.n_nodes > MAX_NODES:
-            raise self.fatal(event, f"more than {MAX_NODES:,} values")
+            raise self.fatal(where, f"nested deeper than {MAX_DEPTH} levels")
+        if self.n_values > MAX_VALUES:
+            raise self.fatal(where, f"more than {MAX_VALUES:,} values")
 
-    def where(self, event: Any) -> Where:
-        if not self.has_lines:
-            return Where(self.source)
-        mark = event.start_mark
-        return Where(self.source, *((mark.line + 1, mark.column + 1) if mark else (1, 1)))
+    def where(self, mark: Any) -> Where:
+        if not (self.start.line and mark):
+            return self.start
+        return Where(self.start.source, mark.line + 1, mark.column + 1)
 
-    def problem(self, where: Where, keys: tuple[str | int, ...], message: str) -> None:
-        text = f"{dotted(keys)}: {message}" if keys else message
-        self.problems.append(Problem(str(where), one_line(text)))
+    def problem(self, where: Where, keys: Keys, message: str) -> None:
+        self.problems.append(problem_at(where, keys, message))
 
-    def fatal(self, event: Any, message: str) -> ConfigError:
-        return ConfigError([Problem(str(self.where(event)), one_line(message))])
+    def fatal(self, where: Where, message: str) -> ConfigError:
+        return ConfigError([problem_at(where, (), message)])
 
 
-def extent(node: Node, depth: int = 0) -> tuple[int, int]:
+def extent(node: Node, depth: int) -> tuple[int, int]:
     """Return the number of values in a tree and the depth of the deepest."""
     inner = node.value.values() if isinstance(node.value, dict) else node.value
     if not isinstance(node.value, dict | list) or not node.value:
         return 1, depth
     sizes, depths = zip(*(extent(child, depth + 1) for child in inner), strict=True)
     return 1 + sum(sizes), max(depths)
-
-
-def _names_beside(path: Path) -> list[str]:
-    return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-
-
-def _at(source: Path | str, before: str, message: str) -> Problem:
-    line = before.count("\n") + 1
-    return Problem(f"{one_line(source)}:{line}:{len(before) - before.rfind(chr(10))}", message)
-
-
-def one_line(text: Path | str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
-
-
-def _join_pair(match: re.Match[str]) -> str:
-    units = int(match[1], 16).to_bytes(2, "big") + int(match[2], 16).to_bytes(2, "big")
-    return units.decode("utf-16-be")

@@ -9,8 +9,8 @@ from base.config.kinds import (
     ABSENT,
     REQUIRED,
     SAME_AS_TYPE,
-    Anything,
     Key,
+    Kind,
     ListOf,
     OneOf,
     Scalar,
@@ -47,7 +47,7 @@ FRACTION = Scalar(
     "a number between 0 and 1", {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 )
 POSITION = Scalar("a name or a position", {"type": ["string", "integer"]})
-ANYTHING = Anything()
+ANYTHING = Kind()
 OPEN = Section({}, others=ANYTHING)
 
 _TYPE_MATCH = Section(
@@ -191,7 +191,9 @@ ROOT = Section(
         "optimizer": Key(OPTIMIZER, None, "What trains the network."),
         "lr_scheduler": Key(LR_SCHEDULER, None, "The learning rate over time."),
         "optimizers": Key(
-            Section({}, others=NAMED_OPTIMIZER), None, "Several optimizers by name, each with params."
+            Section({}, others=NAMED_OPTIMIZER),
+            None,
+            "Several optimizers by name, each with params.",
         ),
         "loss": Key(ListOf(LOSS, single=True, unique="name"), [], "What is minimised."),
         "metrics": Key(ListOf(METRIC, unique="name"), [], "What else is measured."),

@@ -75,7 +75,9 @@ def _monitor(value: Any) -> Any:
 def _early_stop(value: Any) -> Any:
     if isinstance(value, float):
         value = int(value) if value.is_integer() else value
-    is_off = value in ("inf", "Infinity") or (isinstance(value, int | float) and not 0 < value < 1e9)
+    is_off = value in ("inf", "Infinity") or (
+        isinstance(value, int | float) and not 0 < value < 1e9
+    )
     return None if is_off else value
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from base.errors import Problem
+
 
 class Where(NamedTuple):
     """A place in a file, lines and columns counted from 1, or the text of an option (line 0)."""
@@ -18,9 +20,10 @@ class Where(NamedTuple):
 
 
 DEFAULT = Where("default")
+Keys = tuple[str | int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Node:
     """A scalar, a ``dict[str, Node]`` or a ``list[Node]``; an entry of a dict starts at its key."""
 
@@ -44,18 +47,28 @@ class Node:
         return None
 
 
-def from_plain(value: Any, where: Where = DEFAULT) -> Node:
-    """Return the tree of plain data, all of it written at one place."""
+def from_plain(value: Any) -> Node:
+    """Return the tree of a default."""
     if isinstance(value, dict):
-        return Node({name: from_plain(child, where) for name, child in value.items()}, where)
+        return Node({name: from_plain(child) for name, child in value.items()})
     if isinstance(value, list):
-        return Node([from_plain(child, where) for child in value], where)
-    return Node(value, where)
+        return Node([from_plain(child) for child in value])
+    return Node(value)
 
 
-def dotted(keys: tuple[str | int, ...]) -> str:
+def dotted(keys: Keys) -> str:
     """Return the name that users read: ``optimizer.args.lr``."""
     return ".".join(str(key) for key in keys)
+
+
+def problem_at(where: Where | str, keys: Keys, message: str) -> Problem:
+    """Return a problem with the entry under these keys, on one line."""
+    return Problem(str(where), one_line(f"{dotted(keys)}: {message}" if keys else message))
+
+
+def one_line(text: object) -> str:
+    """Return text with whatever is no visible character written as an escape."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def show(value: Any) -> str:

@@ -10,6 +10,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -99,8 +100,9 @@ def replace_modules(model: nn.Module, pattern: Pattern, new: Factory) -> list[st
         if any(name.startswith(f"{outer}.") for outer in replaced):
             continue
         module = _make(new, old, is_first=not replaced).train(old.training)
-        if first := next(old.parameters(), None) if old is not module else None:
-            module.to(first.device)
+        near = next(chain(old.parameters(), model.parameters()), None)
+        if near is not None:
+            module.to(near.device)
         for parent, attribute in places[id(old)]:
             setattr(parent, attribute, module)
         replaced.append(name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import ConfigError, Problem, TrainingError
-from base.registry import find as find_named
+from base.names import build as build_named
 
 
 @dataclass
@@ -52,7 +52,7 @@ class WeightedLoss:
 
 
 def build_losses(
-    sections: Sequence[Mapping[str, Any]], find: Callable[[str, str], Any] = find_named
+    sections: Sequence[Mapping[str, Any]], build: Callable[..., Any] = build_named
 ) -> dict[str, WeightedLoss]:
     """Build the losses of the config's ``loss`` list (normal form), by name.
 
@@ -62,40 +62,17 @@ def build_losses(
     losses: dict[str, WeightedLoss] = {}
     problems: list[Problem] = []
     for index, section in enumerate(sections):
-        name = section["name"]
+        name, where = section["name"], f"loss[{index}]"
         if name in losses or (name == "loss" and len(sections) > 1):
             holder = "another loss" if name in losses else "the sum of all"
-            problems.append(Problem(f"loss[{index}].name", f"{name!r} is taken by {holder}"))
+            problems.append(Problem(f"{where}.name", f"{name!r} is taken by {holder}"))
             continue
         try:
-            function = _build(find("loss", section["type"]), section["args"])
-        except (TypeError, ValueError, LookupError) as error:
-            problems.append(Problem(f"loss[{index}]", f"{section['type']}: {error}"))
-            continue
-        losses[name] = WeightedLoss(name, function, section["weight"])
+            losses[name] = WeightedLoss(
+                name, build("loss", section, where=where), section["weight"]
+            )
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
     return losses
-
-
-def _build(found: Any, args: Mapping[str, Any]) -> Callable[..., Any]:
-    if isinstance(found, nn.Module):
-        if args:
-            raise TypeError("it is built in its own file and takes no args here")
-        return found
-    if getattr(found, "__module__", "").startswith("torch."):
-        args = _with_tensors(args)
-    function = found(**args) if isinstance(found, type) else functools.partial(found, **args)
-    if not callable(function):
-        raise TypeError("it cannot be called with (output, target)")
-    return function
-
-
-def _with_tensors(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Torch's losses take the weights of classes as tensors; a config can only hold lists."""
-    return {
-        name: torch.tensor(value, dtype=torch.float32)
-        if name in ("weight", "pos_weight") and isinstance(value, list | tuple)
-        else value
-        for name, value in args.items()
-    }

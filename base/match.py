@@ -131,7 +131,7 @@ def _nothing(part: str | Mapping[str, Any], items: list[_Item], kind: str) -> st
     names = [name for item in items for name in item.names]
     sample = ", ".join(names[:: max(1, len(names) // 4)][:4])
     near = _near_miss(part, items)
-    return f"no {kind} matches {part!r}{near or '; the'} names look like: {sample}, ..."
+    return f"no {kind} matches {part!r}{near or '; names'} look like: {sample}, ..."
 
 
 def _near_miss(part: str, items: list[_Item]) -> str:
@@ -145,5 +145,5 @@ def _near_miss(part: str, items: list[_Item]) -> str:
     mended = prefix + re.sub(r"(?<!\\)[A-Za-z_]\w+", closest, body)
     for attempt in (f"{part}.*", f"*.{part}", mended, f"{mended}.*", f"*.{mended}"):
         if any(map(_test(attempt), items)):
-            return f"; did you mean {attempt!r}? The"
+            return f"; did you mean {attempt!r}? Names"
     return ""

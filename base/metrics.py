@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -15,7 +13,7 @@ from base import object_state
 from base.batch import count_samples
 from base.errors import ConfigError, Problem, TrainingError
 from base.metric_values import as_result, describe, detached, device_of, join, on_cpu
-from base.registry import find as find_named
+from base.names import build as build_named
 
 Result = float | dict[str, float] | Tensor
 
@@ -167,7 +165,7 @@ class ObjectMetric(Metric):
 
 
 def build_metrics(
-    sections: Sequence[Mapping[str, Any]], find: Callable[[str, str], Any] = find_named
+    sections: Sequence[Mapping[str, Any]], build: Callable[..., Any] = build_named
 ) -> dict[str, Metric]:
     """Build the metrics of the config's ``metrics`` list (normal form), by name.
 
@@ -177,30 +175,26 @@ def build_metrics(
     metrics: dict[str, Metric] = {}
     problems: list[Problem] = []
     for index, section in enumerate(sections):
-        name = section["name"]
+        name, where = section["name"], f"metrics[{index}]"
         if name in metrics or name == "loss":
             holder = "the loss" if name == "loss" else "another metric"
-            problems.append(Problem(f"metrics[{index}].name", f"{name!r} is taken by {holder}"))
+            problems.append(Problem(f"{where}.name", f"{name!r} is taken by {holder}"))
             continue
         try:
-            found = find("metric", section["type"])
-            metrics[name] = _build(name, found, section["args"], section["over"] == "epoch")
-        except (TypeError, ValueError, LookupError) as error:
-            problems.append(Problem(f"metrics[{index}]", f"{section['type']}: {error}"))
+            metrics[name] = _adapt(name, build("metric", section, where=where), section, where)
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
     return metrics
 
 
-def _build(name: str, found: Any, args: Mapping[str, Any], over_epoch: bool) -> Metric:
-    is_built_here = isinstance(found, type)
-    built = found(**args) if is_built_here else found
+def _adapt(name: str, built: Any, section: Mapping[str, Any], where: str) -> Metric:
     missing = [verb for verb in ("update", "compute", "reset") if not hasattr(built, verb)]
     if not missing:
-        if args and not is_built_here:
-            raise TypeError("it is built in its own file and takes no args here")
-        return ObjectMetric(name, built if is_built_here else copy.deepcopy(built))
+        return ObjectMetric(name, built)
     if not callable(built):
-        raise TypeError(f"a metric can be called or has update, compute, reset; no {missing[0]}")
-    function = functools.partial(built, **args) if args and not is_built_here else built
-    return WholeEpoch(name, function) if over_epoch else SampleMean(name, function)
+        text = f"{section['type']} has no {missing[0]}() and cannot be called: it is no metric"
+        raise ConfigError([Problem(where, text)])
+    kind = WholeEpoch if section["over"] == "epoch" else SampleMean
+    return kind(name, built)

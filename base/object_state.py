@@ -7,7 +7,7 @@ nothing in a checkpoint says what to build. Functions, generators and open files
 
 from __future__ import annotations
 
-import types
+import sys
 from collections import deque
 from collections.abc import Mapping, MutableMapping
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_CODE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType)
 _KIND = "kindling:kind"  # marks what is not stored as itself
 
 
@@ -58,9 +57,14 @@ def _pack(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, list | tuple | set | deque):
         items = [_pack(item, above) for item in value]
         return type(value)(items) if type(value) in (tuple, set) else items
-    if hasattr(value, "__dict__") and not isinstance(value, (*_CODE, Mapping)):
+    if hasattr(value, "__dict__") and not isinstance(value, type) and _is_ours(type(value)):
         return {_KIND: "object", "attributes": capture(value, above)}
     raise _NotPlainError(type(value).__name__)
+
+
+def _is_ours(cls: type) -> bool:
+    """Tell whether a class is of a project or a package; Python's own (loggers, files) are not."""
+    return cls.__module__.partition(".")[0] not in sys.stdlib_module_names
 
 
 def _unpack(value: Any, old: Any, device: torch.device | str) -> Any:

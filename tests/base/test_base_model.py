@@ -1,0 +1,236 @@
+"""Models find, freeze, replace and count their parts, and make no layers in forward."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from base import BaseModel
+from base.base_model import (
+    count_parameters,
+    find_modules,
+    find_parameters,
+    forbid_new_layers,
+    replace_modules,
+    set_trainable,
+)
+from base.errors import TrainingError
+from base.match import NoMatch
+
+
+class Net(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU())
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.head(self.stem(x))
+
+
+def test_a_model_prints_its_trainable_parameters_as_pytorch_template_does():
+    model = Net()
+    assert str(model).endswith(f"\nTrainable parameters: {4 * 3 + 3 + 3 * 3 + 3 + 3 * 2 + 2}")
+    model.freeze("stem.*")
+    assert str(model).endswith("\nTrainable parameters: 8")
+
+
+def test_a_model_without_forward_says_so():
+    class Empty(BaseModel):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Empty needs a method `forward`"):
+        Empty()(torch.zeros(1))
+
+
+def test_modules_and_parameters_are_found_by_name():
+    model = Net()
+    assert model.find({"type": "ReLU"}) == {"stem.1": model.stem[1], "stem.3": model.stem[3]}
+    assert list(model.find_parameters("head.*")) == ["head.weight", "head.bias"]
+    assert model.find_parameters("head.bias")["head.bias"] is model.head.bias
+
+
+def test_frozen_parameters_keep_their_values_and_unfrozen_ones_learn_again():
+    model = Net()
+    before = copy.deepcopy(model.state_dict())
+    assert model.freeze("stem.*") == [name for name in before if name.startswith("stem")]
+
+    def step() -> set[str]:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        model(torch.randn(8, 4)).square().sum().backward()
+        torch.optim.SGD(trained, lr=0.1).step()
+        return {name for name, now in model.state_dict().items() if not now.equal(before[name])}
+
+    assert step() == {"head.weight", "head.bias"}
+    model.unfreeze("stem.2.*")
+    assert step() == {"head.weight", "head.bias", "stem.2.weight", "stem.2.bias"}
+
+
+def test_parameters_are_counted_all_or_trainable_and_shared_ones_once():
+    model = Net()
+    model.other = nn.Linear(3, 2)
+    model.other.weight = model.head.weight
+    expected = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    assert model.n_parameters() == expected == 35 + 2
+    model.freeze("head.*")
+    assert model.n_parameters(trainable_only=True) == expected - 8
+
+
+def test_a_class_a_function_or_a_module_replaces_what_matches():
+    model = Net()
+    assert model.replace({"type": "ReLU"}, nn.SiLU) == ["stem.1", "stem.3"]
+    assert [type(layer) for layer in model.stem[1::2]] == [nn.SiLU, nn.SiLU]
+    assert model.stem[1] is not model.stem[3]
+
+    model.replace("head", lambda old: nn.Linear(old.in_features, 7))
+    assert model(torch.zeros(1, 4)).shape == (1, 7)
+
+    head = nn.Linear(3, 5)
+    model.replace("head", head)
+    assert model.head is head
+
+
+def test_a_module_that_replaces_several_is_copied_not_shared():
+    model, new = Net(), nn.PReLU()
+    model.replace({"type": "ReLU"}, new)
+    assert model.stem[1] is new
+    assert isinstance(model.stem[3], nn.PReLU)
+    assert model.stem[3] is not new
+
+
+def test_a_replacement_keeps_the_mode_and_the_device_of_what_it_replaces():
+    model = Net().to("meta").eval()
+    model.replace("head", nn.Sequential(nn.Linear(3, 2), nn.Dropout()))
+    assert not model.head.training
+    assert model.head[0].weight.device.type == "meta"
+
+
+def test_a_match_inside_a_replaced_module_goes_with_it_and_shared_modules_stay_shared():
+    model = Net()
+    model.again = model.head
+    assert model.replace(["stem", "stem.*"], nn.Identity) == ["stem"]
+    model.replace("head", nn.Identity)
+    assert model.again is model.head
+    assert type(model.head) is nn.Identity
+
+
+def test_only_a_module_can_replace_a_module():
+    with pytest.raises(TypeError, match="must be a module, not int"):
+        Net().replace("head", lambda old: 3)
+
+
+def test_plain_modules_are_handled_by_functions_of_the_same_kind():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    assert list(find_modules(model, "0")) == ["0"]
+    assert list(find_parameters(model, "*.bias")) == ["0.bias"]
+    assert set_trainable(model, "0.weight", False) == ["0.weight"]
+    assert (count_parameters(model), count_parameters(model, trainable_only=True)) == (6, 2)
+    replace_modules(model, "1", nn.Tanh)
+    assert type(model[1]) is nn.Tanh
+    with pytest.raises(NoMatch):
+        find_modules(model, "2")
+
+
+# --- layers made in forward ----------------------------------------------------------------------
+
+
+class LateNet(nn.Module):
+    """Does in forward what a test asks for."""
+
+    def __init__(self, act) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.act = act
+
+    def forward(self, x):
+        return self.act(self, self.linear(x))
+
+
+def caught(act) -> str:
+    with pytest.raises(TrainingError) as raised, forbid_new_layers(model := LateNet(act)):
+        model(torch.ones(2, 4))
+    return str(raised.value)
+
+
+def test_a_layer_made_in_forward_is_caught_by_class_and_line():
+    text = caught(lambda self, x: nn.BatchNorm1d(4)(x))
+    assert text.startswith("BatchNorm1d(4, ")
+    assert "is made in LateNet.<lambda> (base/test_base_model.py:" in text
+    assert text.endswith("make them in __init__ and only call them in forward")
+
+
+def test_a_layer_kept_on_first_use_is_caught_by_its_name():
+    def act(self, x):
+        self.late = nn.Linear(4, 4)
+        return self.late(x)
+
+    assert caught(act).startswith("late: Linear(in_features=4, ")
+
+
+def test_a_lone_parameter_is_caught():
+    def act(self, x):
+        self.scale = nn.Parameter(torch.ones(4))
+        return x * self.scale
+
+    assert caught(act).startswith("scale: a parameter of shape (4,) is made in LateNet.")
+
+
+def test_a_block_is_told_once_and_not_by_its_parts():
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+
+    def act(self, x):
+        Block()
+        nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+        return x
+
+    text = caught(act)
+    assert [line.split()[0] for line in text.splitlines()[:-1]] == ["Block", "Sequential"]
+
+
+def test_dropout_is_caught_for_it_ignores_eval_but_layers_without_state_pass():
+    assert caught(lambda self, x: nn.Dropout(0.5)(x)).startswith("Dropout(p=0.5")
+    with forbid_new_layers(model := LateNet(lambda self, x: nn.ReLU()(x))):
+        model(torch.ones(2, 4))
+
+
+def test_a_layer_that_fails_at_once_is_told_rather_than_its_failure():
+    text = caught(lambda self, x: nn.Linear(4, 4, device="meta")(x))
+    assert text.startswith("Linear(")
+
+
+def test_other_errors_pass_unchanged():
+    with pytest.raises(ZeroDivisionError), forbid_new_layers(model := LateNet(lambda *_: 1 / 0)):
+        model(torch.ones(2, 4))
+
+
+def test_lazy_layers_parametrised_ones_and_what_a_loss_makes_are_left_alone():
+    model = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
+    model.append(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    with forbid_new_layers(model):
+        output = model(torch.ones(2, 4))
+        nn.CrossEntropyLoss(weight=torch.ones(2))(output, torch.tensor([0, 1]))
+        nn.Parameter(torch.ones(1))
+    assert output.shape == (2, 2)
+
+
+def test_a_copy_made_by_torch_itself_in_forward_is_left_alone():
+    def act(self, x):
+        return F.relu(torch.func.functional_call(self.linear, dict(self.linear.state_dict()), x))
+
+    with forbid_new_layers(model := LateNet(act)):
+        model(torch.ones(2, 4))
+
+
+def test_torch_is_as_before_afterwards():
+    before = nn.Module.__init__, nn.Parameter.__new__
+    caught(lambda self, x: nn.Linear(4, 4)(x))
+    with forbid_new_layers(Net()):
+        pass
+    assert (nn.Module.__init__, nn.Parameter.__new__) == before
+    assert isinstance(nn.Parameter(torch.ones(1)), nn.Parameter)

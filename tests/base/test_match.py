@@ -1,0 +1,137 @@
+"""Patterns name parameters and modules; what matches nothing is told with what is there."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from base.match import NoMatch, check_pattern, match_modules, match_parameters
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+        self.head = nn.Linear(2, 2)
+        self.theta = nn.Parameter(torch.zeros(1))
+
+
+STEM = ["stem.0.weight", "stem.0.bias", "stem.1.weight", "stem.1.bias"]
+HEAD = ["head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*", ["theta", *STEM, *HEAD]),
+        ("head.*", HEAD),
+        ("*.bias", ["stem.0.bias", "stem.1.bias", "head.bias"]),
+        ("stem.[0]*", ["stem.0.weight", "stem.0.bias"]),
+        (r"re:stem\.\d\.weight", ["stem.0.weight", "stem.1.weight"]),
+        ({"type": "Conv2d"}, ["stem.0.weight", "stem.0.bias"]),
+        ({"type": ["Linear", "Conv2d"]}, ["stem.0.weight", "stem.0.bias", *HEAD]),
+        ({"type": "_BatchNorm"}, ["stem.1.weight", "stem.1.bias"]),  # subclasses count
+        ({"type": "Net"}, ["theta"]),  # the class that owns it, not what lies around it
+        (["head.bias", {"type": "BatchNorm2d"}, "*.1.*"], [*STEM[2:], "head.bias"]),
+    ],
+)
+def test_a_pattern_gives_parameters_in_the_models_order(pattern, names):
+    assert match_parameters(Net(), pattern) == names
+
+
+def test_modules_are_matched_by_the_same_language_and_the_model_itself_is_none():
+    assert match_modules(Net(), "*") == ["stem", "stem.0", "stem.1", "head"]
+    assert match_modules(Net(), [{"type": "Linear"}, "re:stem"]) == ["stem", "head"]
+
+
+def test_a_regular_expression_must_fit_the_whole_name():
+    with pytest.raises(NoMatch):
+        match_parameters(Net(), "re:head")
+    assert match_parameters(Net(), "re:head.*") == HEAD
+
+
+def test_upper_and_lower_case_differ():
+    with pytest.raises(NoMatch, match=r"did you mean 'head\.\*'"):
+        match_parameters(Net(), "Head.*")
+
+
+def test_a_shared_parameter_counts_once_and_answers_to_each_of_its_names():
+    model = Net()
+    model.tied = nn.Linear(2, 2)
+    model.tied.weight = model.head.weight
+    assert match_parameters(model, "*.weight").count("head.weight") == 1
+    assert "tied.weight" not in match_parameters(model, "*")
+    assert match_parameters(model, "tied.*") == ["head.weight", "tied.bias"]
+
+
+def test_a_shared_module_counts_once():
+    model = Net()
+    model.again = model.head
+    assert match_modules(model, {"type": "Linear"}) == ["head"]
+    assert match_modules(model, "again") == ["head"]
+
+
+def test_a_parametrised_weight_belongs_to_its_layer():
+    model = nn.Sequential(weight_norm(nn.Linear(2, 2)), nn.Linear(2, 2))
+    lone = weight_norm(nn.Conv1d(2, 2, 1))
+    assert len(match_parameters(model, {"type": "Linear"})) == 5
+    assert len(match_parameters(lone, {"type": "Conv1d"})) == 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "suggestion"),
+    [
+        ("haed.*", "head.*"),
+        ("head", "head.*"),  # a module where a parameter is meant
+        ("bias", "*.bias"),
+        ("stem.0.wieght", "stem.0.weight"),
+        (r"re:haed\..*", r"re:head\..*"),
+        (["*.bias", "steam.*"], "stem.*"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_told_with_one_that_would(pattern, suggestion):
+    with pytest.raises(NoMatch) as raised:
+        match_parameters(Net(), pattern)
+    text = str(raised.value)
+    assert f"did you mean {suggestion!r}?" in text
+    assert "ames look like: theta, " in text
+    assert match_parameters(Net(), suggestion)
+
+
+def test_without_a_near_miss_the_names_are_shown():
+    with pytest.raises(NoMatch) as raised:
+        match_parameters(Net(), "encoder.*")
+    assert str(raised.value).startswith("no parameter matches 'encoder.*'; names look like: theta")
+
+
+def test_each_pattern_of_a_list_must_match_something():
+    with pytest.raises(NoMatch, match=r"'\*norm\*'"):
+        match_parameters(Net(), ["*.bias", "*norm*"])
+
+
+def test_types_that_torch_knows_may_be_absent_but_misspelt_ones_may_not():
+    assert match_parameters(Net(), {"type": ["LSTM", "Linear"]}) == HEAD
+    with pytest.raises(NoMatch, match="'Conv2D'; did you mean 'Conv2d'?"):
+        match_parameters(Net(), {"type": ["Conv2D", "Linear"]})
+    with pytest.raises(NoMatch, match="no module is of type LSTM; .* BatchNorm2d, Conv2d, Linear"):
+        match_modules(Net(), {"type": "LSTM"})
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["", [], None, 3, {}, {"type": None}, {"type": []}, {"type": [1]}, {"kind": "Conv2d"}, ["*", 1]],
+)
+def test_what_is_no_pattern_is_refused_with_the_form_it_should_have(pattern):
+    for refuse in (check_pattern, lambda pattern: match_parameters(Net(), pattern)):
+        with pytest.raises(NoMatch, match=r"a pattern (is a name|by class)"):
+            refuse(pattern)
+
+
+def test_a_broken_regular_expression_is_told_as_such():
+    with pytest.raises(NoMatch, match=r"'re:\(' is no regular expression: .*unterminated"):
+        check_pattern("re:(")
+
+
+def test_a_model_without_parameters_is_no_crash():
+    with pytest.raises(NoMatch, match="no parameter matches"):
+        match_parameters(nn.ReLU(), "*")

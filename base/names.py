@@ -232,11 +232,8 @@ def _call(kind: str, named: Any, args: dict[str, Any], injected: dict[str, Any])
     """Call a class or a builder; bind ``args`` to a function of data."""
     if kind in ("loss", "metric", "init", "function") and not isinstance(named, type):
         return functools.partial(named, **args) if args else named
-    first = INJECTED.get(kind, "")
-    if first in injected:
-        rest = {name: value for name, value in injected.items() if name != first}
-        return named(injected[first], **args, **rest)
-    return named(**args, **injected)
+    own_names = dict(zip((INJECTED.get(kind, ""),), signature(kind, named).injected, strict=False))
+    return named(**args, **{own_names.get(name, name): injected[name] for name in injected})
 
 
 def _list(words: Any) -> str:

@@ -23,7 +23,7 @@ DURATION_ARGUMENTS = frozenset(
 _MEANINGS = {
     "int": ("a whole number", "integer", (int,)),
     "float": ("a number", "number", (int, float)),
-    "bool": ("true or false", "boolean", (bool,)),
+    "bool": ("true or false", "boolean", (bool, int)),
     "str": ("a text", "string", (str,)),
     "None": ("null", "null", (type(None),)),
     "Tensor": ("a list of numbers", "array", (list,)),

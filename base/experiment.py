@@ -58,7 +58,8 @@ class Experiment:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(self.batches_per_epoch / self.config["memory"]["accumulate"])
+        accumulate: int = self.config["memory"]["accumulate"]
+        return math.ceil(self.batches_per_epoch / accumulate)
 
     @property
     def n_epochs(self) -> int:

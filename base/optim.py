@@ -160,7 +160,7 @@ class Schedule:
             self.scheduler.step()
 
     def _monitored(self, log: Mapping[str, float]) -> float:
-        if self.monitor not in log:
+        if self.monitor is None or self.monitor not in log:
             text = f"nothing called {self.monitor!r} is logged (there are {', '.join(log)})"
             raise ConfigError([Problem("lr_scheduler.monitor", text)])
         return log[self.monitor]

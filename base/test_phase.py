@@ -38,7 +38,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     """
     loader = build_test_loader(trainer.config)
     state = read(checkpoint)
-    wanted = {name: trainer.stateful[name] for name in ("model", "ema") if name in trainer.stateful}
+    wanted = {name: one for name, one in trainer.stateful.items() if name in ("model", "ema")}
     restore(wanted, {name: state[name] for name in wanted})
 
     values = {key.partition("/")[2]: v for key, v in trainer.evaluate(loader, "test").items()}

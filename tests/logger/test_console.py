@@ -57,6 +57,16 @@ def test_the_root_logger_is_left_alone(capsys):
     assert capsys.readouterr().out == "once\n"
 
 
+def test_a_handler_on_the_root_logger_prints_no_line_again(capsys):
+    root = logging.StreamHandler(sys.stdout)
+    logging.root.addHandler(root)
+    try:
+        setup_logging(None).info("once")
+    finally:
+        logging.root.removeHandler(root)
+    assert capsys.readouterr().out == "once\n"
+
+
 def test_letters_that_the_console_cannot_write_are_spelled_out(monkeypatch):
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii"))
@@ -69,6 +79,7 @@ def test_a_reader_who_leaves_does_not_end_the_run(project_root, tmp_path):
         "import pathlib, sys; from logger.console import setup_logging\n"
         "logger = setup_logging(pathlib.Path(sys.argv[1]))\n"
         "for k in range(20_000): logger.info('line %d', k)\n"
+        "print('a line of the user', flush=True)\n"
     )
     run = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],

@@ -68,11 +68,14 @@ def build_losses(
             problems.append(Problem(f"{where}.name", f"{name!r} is taken by {holder}"))
             continue
         try:
-            losses[name] = WeightedLoss(
-                name, build("loss", section, where=where), section["weight"]
-            )
+            function = build("loss", section, where=where)
         except ConfigError as error:
             problems += error.problems
+            continue
+        if not callable(function):
+            text = f"{section['type']} cannot be called with (output, target): it is no loss"
+            problems.append(Problem(where, text))
+        losses[name] = WeightedLoss(name, function, section["weight"])
     if problems:
         raise ConfigError(problems)
     return losses

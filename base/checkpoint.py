@@ -200,15 +200,16 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     """Return a checkpoint's manifest (step, epoch, metrics, facts ...) if it is whole and known."""
     folder = Path(folder)
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        content = (folder / MANIFEST).read_bytes()
+        manifest: dict[str, Any] = json.loads(content)
+        if _sealed(manifest) != content or manifest["complete"] is not True:
+            raise CheckpointError("its manifest is damaged")
         version = manifest["format"]
         if version > FORMAT:
             raise _NewerFormatError(
                 f"{folder}: written by a newer version: its format is {version}, this one reads up "
                 f"to {FORMAT}; update this code"
             )
-        if json.loads(_sealed(manifest)) != manifest or manifest["complete"] is not True:
-            raise CheckpointError("its manifest is damaged")
         for name, facts in manifest["files"].items():
             n_bytes = (folder / name).stat().st_size
             if n_bytes != facts["bytes"]:

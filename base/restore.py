@@ -12,20 +12,22 @@ from torch.nn.parameter import is_lazy
 
 from base.errors import CheckpointError, nearest
 
+COMPARED = (nn.Module, torch.optim.Optimizer)
 EXTRA = "_extra_state"  # ends the keys where modules keep what is no tensor
 
 
 def restore(stateful: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Give each object of `stateful` its state from `state`, which has the same names.
 
-    All names, keys and shapes are compared before anything is changed; modules come last, so that
-    they are unchanged even when another object refuses its state.
+    All names, keys and shapes are compared before anything is changed. What cannot be compared is
+    loaded first, so that modules and optimizers are unchanged even when it refuses its state.
     """
     problems = _name_problems("", stateful, state)
-    for name in stateful.keys() & state.keys():
-        problems += _problems(name, stateful[name], state[name])
+    for name in stateful:
+        if name in state:
+            problems += _problems(name, stateful[name], state[name])
     _raise_all(problems)
-    for name in sorted(stateful, key=lambda name: isinstance(stateful[name], nn.Module)):
+    for name in sorted(stateful, key=lambda name: isinstance(stateful[name], COMPARED)):
         try:
             stateful[name].load_state_dict(_own_copy(stateful[name], state[name]))
         except Exception as error:
@@ -42,7 +44,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
 
 def _problems(name: str, thing: object, state: Any) -> list[str]:
     """Return what keeps a module or an optimizer from taking this state."""
-    if not isinstance(thing, (nn.Module, torch.optim.Optimizer)):
+    if not isinstance(thing, COMPARED):
         return []
     if not isinstance(state, Mapping):
         return [f"{name}: the checkpoint has a {type(state).__name__} here, not a dict"]

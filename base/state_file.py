@@ -108,7 +108,7 @@ class _CheckedFile:
         self.path = path
         self.n_bytes = 0
         self.sha256 = hashlib.sha256()
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def __enter__(self) -> _CheckedFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -117,16 +117,15 @@ class _CheckedFile:
 
     def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data)
-        self.n_bytes += len(view)
-        for start in range(0, 0 if self.error else len(view), CHUNK):
-            chunk = view[start : start + CHUNK]
-            self.sha256.update(chunk)
-            try:
+        try:
+            for start in range(0, 0 if self.error else len(view), CHUNK):
+                chunk = view[start : start + CHUNK]
+                self.n_bytes += len(chunk)
+                self.sha256.update(chunk)
                 while chunk:
                     chunk = chunk[os.write(self.descriptor, chunk) :]
-            except OSError as error:
-                self.error = error
-                break
+        except BaseException as error:  # raised in __exit__
+            self.error = error
         return len(view)
 
     def flush(self) -> None:

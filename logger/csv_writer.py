@@ -34,7 +34,7 @@ class CsvWriter(Writer):
 
     def truncate_after(self, last: float, column: str = "step") -> None:
         """Drop the rows whose `column` is beyond `last`: a resumed run writes them again."""
-        self._rewrite([row for row in read_rows(self.path) if number(row[column]) <= last])
+        self._rewrite([row for row in read_rows(self.path) if number(row.get(column, "")) <= last])
 
     def _rewrite(self, rows: Iterable[Row]) -> None:
         header = next(csv.reader([_whole_lines(self.path).partition("\n")[0]]), [])

@@ -74,6 +74,16 @@ def test_rows_may_be_cut_by_another_column(path):
     assert [row["epoch"] for row in read_rows(path)] == ["1", "2"]
 
 
+def test_a_file_that_a_person_emptied_or_spoilt_does_not_stop_a_resume(path):
+    path.parent.mkdir()
+    for spoilt in ("", "\n", "a;b\n1;2\n", "step,loss\nx,1\n10\n"):
+        path.write_text(spoilt)
+        writer = CsvWriter(path)
+        writer.truncate_after(10)
+        writer.add_row({"step": 20, "loss": 0.5})
+        assert read_rows(path)[-1].items() >= {("step", "20"), ("loss", "0.5")}
+
+
 @pytest.mark.parametrize("torn", ["2,20,0.", "2", "\x00\x00", "\xff"])
 def test_a_line_cut_short_by_a_crash_is_dropped(torn, path):
     CsvWriter(path).add_row(rows(1, 1)[0])

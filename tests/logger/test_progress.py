@@ -225,3 +225,10 @@ def test_the_bar_starts_no_thread(terminal):
         tqdm.monitor = None
     with ProgressBar(5):
         assert "TMonitor" not in {type(thread).__name__ for thread in threading.enumerate()}
+
+
+def test_a_notebook_can_redraw_though_it_is_no_terminal():
+    out_stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    with ProgressBar(5, description="epoch 1", stream=out_stream()) as bar:
+        assert "epoch 1:" in bar._line.fp.getvalue()
+    assert not progress.can_redraw(io.StringIO())

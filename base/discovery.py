@@ -26,6 +26,7 @@ _BASE_WORDS = {
     "Transform": "transform",
     "Loss": "loss",
     "Metric": "metric",
+    **dict.fromkeys(("NamedTuple", "Enum", "Protocol", "TypedDict", "Error", "Exception"), ""),
 }
 _PATH_WORDS = {
     "loss": "loss",
@@ -130,7 +131,7 @@ def _likely_kind(node: ast.stmt, file: Path) -> str:
     """Guess what a definition is for, from its base classes, its file and its folder."""
     if isinstance(node, ast.ClassDef):
         for base in node.bases:
-            word = ast.unparse(base).rpartition(".")[2]
+            word = ast.unparse(base).partition("[")[0].rpartition(".")[2]
             for ending, kind in _BASE_WORDS.items():
                 if word.endswith(ending):
                     return kind

@@ -26,8 +26,18 @@ def describe(kind: str) -> str:
 
 
 def type_schemas() -> dict[str, list[dict[str, Any]]]:
-    """Return for each kind what it can name: the name, a schema of its ``args``, its first line."""
-    return {kind: [_schema(kind, *entry) for entry in _entries(kind)] for kind in KINDS}
+    """Return for each kind what it can name: the name, a schema of its ``args``, its first line.
+
+    The layers of torch.nn are left out: they can be named as models, but seldom are.
+    """
+    return {
+        kind: [_schema(kind, *entry) for entry in _entries(kind) if not _is_layer(kind, *entry)]
+        for kind in KINDS
+    }
+
+
+def _is_layer(kind: str, name: str, named: Any, origin: str) -> bool:
+    return kind == "model" and origin.startswith("torch.nn.")
 
 
 def _schema(kind: str, name: str, named: Any, origin: str) -> dict[str, Any]:
@@ -51,7 +61,8 @@ def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
 def _shown(parameter: Parameter) -> str:
     if parameter.default is Parameter.empty:
         return parameter.name
-    return f"{parameter.name}={parameter.default!r}"
+    default = getattr(parameter.default, "__name__", repr(parameter.default))
+    return f"{parameter.name}={default}"
 
 
 def _first_line(named: Any) -> str:

@@ -48,6 +48,8 @@ def check_names(config: Any) -> None:
         if kind == "optimizer":
             faults += _rule_faults(keys, section)
     if faults:
+        order = list(config)
+        faults.sort(key=lambda fault: order.index(fault[0][0]))
         raise ConfigError([config.problem(keys, message) for keys, message in faults])
 
 

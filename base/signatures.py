@@ -101,8 +101,8 @@ def json_schema(kind: str, named: Any) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": {name: _property(kind, each) for name, each in takes.parameters.items()},
-        "required": list(takes.required),
         "additionalProperties": takes.is_open,
+        **({"required": list(takes.required)} if takes.required else {}),
     }
 
 
@@ -114,6 +114,8 @@ def _property(kind: str, parameter: Parameter) -> dict[str, Any]:
     if members and default is None:
         members.append("null")
     shape: dict[str, Any] = {"type": sorted(set(members))} if members else {}
+    if len(shape.get("type", ())) == 1:
+        shape["type"] = members[0]
     if isinstance(default, (int, float, str, bool, type(None))):
         shape["default"] = default
     return shape
@@ -127,8 +129,10 @@ def _of_function(function: Any) -> tuple[dict[str, Parameter], set[str], bool]:
     if rest and (function.__module__ or "").startswith("torchvision."):
         returned = get_type_hints(function).get("return")
         if isinstance(returned, type):
-            more, _, is_open = _of_class(returned)
-            return {**more, **parameters}, set(more) - set(parameters), is_open
+            of_class, _, is_open = _of_class(returned)
+            # What has no default there, the builder gives itself: the blocks, the layers.
+            more = {name: it for name, it in of_class.items() if it.default is not it.empty}
+            return {**more, **parameters}, set(), is_open
     return parameters, set(), bool(rest)
 
 

@@ -83,10 +83,12 @@ def test_all_faults_come_together_each_with_its_place(faults: Faults) -> None:
         "model": "{type: Linaer}",
         "optimizer": "{type: Adam, args: {lrr: 0.1, eps: tiny, params: 3}}",
         "loss": "[{type: weighted, args: {factr: 2}}, nothing_like_it]",
+        "trainer": "{type: Coch, epochs: 1}",
     }
     found = faults(**sections)
     words = [(2, "model", "type"), (4, "optimizer", "lrr"), (4, "optimizer", "eps")]
     words += [(4, "optimizer", "params"), (5, "loss", "factr"), (5, "loss", "nothing_like_it")]
+    words += [(6, "trainer", "type")]
     places = [
         f"config:{line}:{f'{section}: {sections[section]}'.index(word) + 1}"
         for line, section, word in words
@@ -224,6 +226,8 @@ def test_a_network_of_torchvision_is_checked_against_its_class(faults: Faults) -
     assert faults(model="{type: resnet18, args: {num_classes: 10, weights: null}}") == []
     (fault,) = faults(model="{type: resnet18, args: {num_clases: 10}}")
     assert "unknown argument for resnet18; did you mean 'num_classes'?" in fault
+    (fault,) = faults(model="{type: resnet18, args: {layers: [2, 2, 2, 2]}}")
+    assert "unknown argument for resnet18" in fault  # the builder gives it
     (fault,) = faults(model="{type: resnet18, args: {num_classes: ten}}")
     assert "model.args.num_classes: expected a whole number, found 'ten'" in fault
 

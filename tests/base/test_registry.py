@@ -65,6 +65,39 @@ def test_private_names_and_inner_classes_are_not_named(project: Write) -> None:
             find("model", name)
 
 
+def test_base_classes_and_files_say_what_is_listed_for_which_kind(project: Write) -> None:
+    source = """
+        from typing import NamedTuple
+        from torch.utils.data import Dataset
+        class Facts(NamedTuple): ...
+        class Digits(Dataset[int]): ...
+        class Loader: ...
+        def pad(samples): ...
+        """
+    project(
+        {
+            "data_loader/loaders.py": source,
+            "data_loader/transforms.py": "class Shift: ...\ndef flip(image): ...",
+            "model/model.py": "class Net: ...\ndef helper(): ...",
+            "model/definitions.py": "class Other: ...",
+            "model/losses/focal.py": "class Focal: ...\ndef dice(output, target): ...",
+            "trainer/callbacks.py": "class Watch: ...\ndef helper(): ...",
+            "trainer/trainer.py": "class Coach: ...",
+        }
+    )
+    expected = {
+        "data_loader": ["Loader"],
+        "dataset": ["Digits"],
+        "transform": ["Shift", "flip"],
+        "model": ["Net", "Other"],
+        "loss": ["Focal", "dice"],
+        "callback": ["Watch"],
+        "trainer": ["Coach"],
+    }
+    for kind in KINDS:
+        assert [each.name for each in registry.listed(kind)] == expected.get(kind, []), kind
+
+
 def test_the_projects_own_name_wins_over_torchs(project: Write) -> None:
     source = "from torch.optim import Adam as A\nclass Adam(A): pass"
     project({"trainer/optim.py": source, "model/loss.py": "def mse_loss(output, target): ..."})

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     import torch
 
     from base.experiment import build_experiment, choose_device, make_repeatable
-    from base.inspection import dry_run
+    from base.inspection import check, dry_run
     from base.names import build, check_names
     from base.run_log import open_folder
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.dry_run:
         print(dry_run(trainer), end="")
         return 0
-    trainer.check()
+    check(trainer)
     with open_folder(config, resume_from) as folder:
         trainer.train(folder, resume_from)
     return 0

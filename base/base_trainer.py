@@ -25,7 +25,7 @@ from base.state import ExponentialMovingAverage, Monitor, Progress, RandomState,
 from base.stepper import build_steppers
 from base.test_phase import choose_checkpoint, run_test
 from base.timing import Every, Window
-from base.values import detach, summarise, with_total
+from base.values import check_watched, detach, summarise, with_total
 from logger.meters import Meters
 
 Values = dict[str, Any]
@@ -237,6 +237,8 @@ class BaseTrainer:
         if self.signals.save or self.save_every.is_due_at_step(self.progress.step):
             self.signals.save = False
             self.save()
+        if self.progress.step == 1:
+            check_watched(self, summarise("train", self.meters, self._phase_metrics))
         if self.signals.stop:
             raise StopRequested
 
@@ -309,17 +311,6 @@ class BaseTrainer:
             facts={"config": self.config.to_yaml()},
         )
         self._saved_at = position
-
-    @final
-    def check(self) -> None:
-        """Try two batches of validation and the name to monitor, before any file is made.
-
-        Raises:
-            ConfigError: what the config monitors is not among the values there.
-        """
-        if self.valid_loader is not None:
-            values = self.evaluate(self.valid_loader, "valid", max_batches=2)
-            self.monitor.check(values)
 
     # --- Below: what the recipe is made of -------------------------------------------------------
 

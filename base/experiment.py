@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from base.base_data_loader import as_batches
 from base.callbacks import Callback
@@ -53,8 +54,7 @@ class Experiment:
     @property
     def monitor(self) -> str:
         """The rule that picks the best epoch."""
-        chosen: str | None = self.config["trainer"]["monitor"]
-        return chosen or ("min train/loss" if self.valid_loader is None else "min valid/loss")
+        return choose_monitor(self.config, self.valid_loader)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,6 +71,12 @@ def optimizer_sections(config: Config) -> dict[str, Mapping[str, Any]]:
     if config["optimizers"] is not None:
         return dict(config["optimizers"])
     return {"main": {**config["optimizer"], "lr_scheduler": config["lr_scheduler"]}}
+
+
+def choose_monitor(config: Config, valid_loader: Any) -> str:
+    """Return the rule that picks the best epoch: the config's, else the lowest loss."""
+    chosen: str | None = config["trainer"]["monitor"]
+    return chosen or ("min train/loss" if valid_loader is None else "min valid/loss")
 
 
 def where_of(config: Config, name: str) -> str:
@@ -143,6 +149,8 @@ def build_experiment(config: Config, device: torch.device) -> Experiment:
         )
         if schedule is not None:
             schedules[name] = schedule
+            if isinstance(schedule.scheduler, ReduceLROnPlateau) and schedule.monitor is None:
+                schedule.monitor = choose_monitor(config, valid_loader)[4:]
     check_ownership(model, optimizers)
 
     return Experiment(

@@ -7,10 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from base.batch import draw
 from base.run_log import header_facts, peak_memory_mb
+from base.values import check_watched, detach
 from logger.console import format_header, format_value, pad, text_width
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
+
+
+def check(trainer: BaseTrainer) -> None:
+    """Try two batches of validation and the names to monitor, before any file is made.
+
+    Raises:
+        ConfigError: what the config monitors is not among the values there.
+    """
+    if trainer.valid_loader is not None:
+        check_watched(trainer, trainer.evaluate(trainer.valid_loader, "valid", max_batches=2))
 
 
 def dry_run(trainer: BaseTrainer) -> str:
@@ -23,11 +34,11 @@ def dry_run(trainer: BaseTrainer) -> str:
     trainer.model.train()
     batch = next(draw(trainer.train_loader, 0, 1, trainer.device))
     with trainer.precision.autocast():
-        values = trainer.train_step(batch)
+        values = detach(trainer.train_step(batch))
     parts.append("one training batch: " + _numbers(values.items()))
     if trainer.valid_loader is not None:
         values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=1)
-        trainer.monitor.check(values)
+        check_watched(trainer, values)
         parts.append("one validation batch: " + _numbers(values.items()))
     parts.append(f"peak memory: {peak_memory_mb():.0f} MB")
     parts.append("nothing was written")

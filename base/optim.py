@@ -115,7 +115,7 @@ class Schedule:
 
     Args:
         every: ``"step"`` or ``"epoch"``.
-        monitor: the logged value that ReduceLROnPlateau follows.
+        monitor: the logged value that ReduceLROnPlateau follows; epochs without it are left out.
         warmup_steps: the rate rises in a line from ``lr / warmup_steps`` to ``lr`` over so many
             optimizer steps (Goyal et al., 2017); the scheduler itself begins after them.
     """
@@ -154,16 +154,10 @@ class Schedule:
         """Follow the end of an epoch, whose logged values are ``log``."""
         if self.scheduler is None or self.is_warming_up or self.every == "step":
             return
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(self._monitored(log))
-        else:
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
-
-    def _monitored(self, log: Mapping[str, float]) -> float:
-        if self.monitor is None or self.monitor not in log:
-            text = f"nothing called {self.monitor!r} is logged (there are {', '.join(log)})"
-            raise ConfigError([Problem("lr_scheduler.monitor", text)])
-        return log[self.monitor]
+        elif self.monitor in log:  # else this epoch was not validated
+            self.scheduler.step(log[self.monitor])
 
     def _set_warmup_rate(self) -> None:
         fraction = min(1.0, (self.n_steps + 1) / self.warmup_steps)

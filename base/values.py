@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from base.errors import TrainingError
+from base.errors import ConfigError, TrainingError, nearest
 from logger.meters import Meters
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
 
 
 def with_total(losses: Mapping[str, Tensor], weighted: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -42,3 +45,26 @@ def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[st
         elif not isinstance(result, Tensor) or result.numel() == 1:
             values[f"{phase}/{name}"] = float(result)
     return values
+
+
+def check_watched(trainer: BaseTrainer, log: Mapping[str, Any]) -> None:
+    """Make sure that what the config monitors is among the values of a phase.
+
+    Raises:
+        ConfigError: a name is not among them.
+    """
+    watched = {("trainer", "monitor"): trainer.monitor.key}
+    for name, schedule in trainer.schedules.items():
+        lone = trainer.config["optimizers"] is None
+        keys = ("lr_scheduler", "monitor") if lone else ("optimizers", name, "lr_scheduler")
+        watched[keys] = schedule.monitor or ""
+    phase = next(iter(log)).partition("/")[0]
+    faults = [
+        trainer.config.problem(
+            keys, f"nothing called {key!r} is logged{nearest(key, log)}; there are {', '.join(log)}"
+        )
+        for keys, key in watched.items()
+        if key.startswith(f"{phase}/") and key not in log
+    ]
+    if faults:
+        raise ConfigError(faults)

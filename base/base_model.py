@@ -1,6 +1,6 @@
 """BaseModel: an ``nn.Module`` that finds, freezes, replaces and counts its parts by pattern.
 
-Each verb is a function too, for models that are plain ``nn.Module``.
+Each verb is a function, for models that are plain ``nn.Module``, and a method of BaseModel.
 """
 
 from __future__ import annotations
@@ -25,44 +25,6 @@ from base.match import Pattern, match_modules, match_parameters
 Factory = nn.Module | type[nn.Module] | Callable[[nn.Module], nn.Module]
 
 
-class BaseModel(nn.Module):
-    """Base of all models: write ``__init__`` and ``forward``."""
-
-    @abstractmethod
-    def forward(self, *inputs: Any) -> Any:
-        """Return the outputs for a batch of inputs."""
-        raise NotImplementedError(f"{type(self).__name__} needs a method `forward`")
-
-    def find(self, pattern: Pattern) -> dict[str, nn.Module]:
-        """Return the modules that match, by dotted name."""
-        return find_modules(self, pattern)
-
-    def find_parameters(self, pattern: Pattern) -> dict[str, nn.Parameter]:
-        """Return the parameters that match, by dotted name."""
-        return find_parameters(self, pattern)
-
-    def freeze(self, pattern: Pattern) -> list[str]:
-        """Stop training the parameters that match, as ``stem.*``; return their names."""
-        return set_trainable(self, pattern, False)
-
-    def unfreeze(self, pattern: Pattern) -> list[str]:
-        """Train the parameters that match; return their names."""
-        return set_trainable(self, pattern, True)
-
-    def replace(self, pattern: Pattern, new: Factory) -> list[str]:
-        """Put new modules in the place of those that match; return their names."""
-        return replace_modules(self, pattern, new)
-
-    def n_parameters(self, trainable_only: bool = False) -> int:
-        """Return how many numbers the model holds, or can train."""
-        return count_parameters(self, trainable_only)
-
-    def __str__(self) -> str:
-        return (
-            f"{super().__str__()}\nTrainable parameters: {self.n_parameters(trainable_only=True)}"
-        )
-
-
 def find_modules(model: nn.Module, pattern: Pattern) -> dict[str, nn.Module]:
     """Return the modules that match, by dotted name."""
     return {name: model.get_submodule(name) for name in match_modules(model, pattern)}
@@ -74,11 +36,19 @@ def find_parameters(model: nn.Module, pattern: Pattern) -> dict[str, nn.Paramete
     return {name: parameters[name] for name in match_parameters(model, pattern)}
 
 
-def set_trainable(model: nn.Module, pattern: Pattern, trainable: bool) -> list[str]:
-    """Freeze or unfreeze the parameters that match; return their names."""
+def freeze_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
+    """Stop training the parameters that match, as ``stem.*``; return their names."""
     found = find_parameters(model, pattern)
     for parameter in found.values():
-        parameter.requires_grad_(trainable)
+        parameter.requires_grad_(False)
+    return list(found)
+
+
+def unfreeze_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
+    """Train the parameters that match; return their names."""
+    found = find_parameters(model, pattern)
+    for parameter in found.values():
+        parameter.requires_grad_(True)
     return list(found)
 
 
@@ -121,6 +91,32 @@ def _make(new: Factory, old: nn.Module, is_first: bool) -> nn.Module:
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
     """Return how many numbers the parameters hold; shared ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+class BaseModel(nn.Module):
+    """Base of all models: write ``__init__`` and ``forward``.
+
+    >>> model.find({"type": "Conv2d"})  # the modules that match, by name
+    >>> model.freeze("stem.*")          # stop training these parameters; model.unfreeze("stem.*")
+    >>> model.replace("head", nn.Linear(64, 3))
+    """
+
+    find = find_modules
+    find_parameters = find_parameters
+    freeze = freeze_parameters
+    unfreeze = unfreeze_parameters
+    replace = replace_modules
+    n_parameters = count_parameters
+
+    @abstractmethod
+    def forward(self, *inputs: Any) -> Any:
+        """Return the outputs for a batch of inputs."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method `forward`")
+
+    def __str__(self) -> str:
+        return (
+            f"{super().__str__()}\nTrainable parameters: {self.n_parameters(trainable_only=True)}"
+        )
 
 
 @contextmanager

@@ -65,7 +65,11 @@ class ConfusionMatrix:
         if self.ignore_index is not None:
             is_counted = (true != self.ignore_index).long()
             true = true * is_counted
-        places = true * len(self.counts) + predicted
+        n = len(self.counts)
+        if output.ndim > target.ndim and output.shape[1] > n:
+            raise ValueError(f"there are scores for {output.shape[1]} classes, not for {n}")
+        # A class that is none falls outside of the table, where torch refuses it.
+        places = torch.where((predicted >= 0) & (predicted < n), true * n + predicted, -1)
         self.counts.view(-1).scatter_add_(0, places, is_counted)
 
     def compute(self) -> Any:

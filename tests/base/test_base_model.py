@@ -13,8 +13,9 @@ from base.base_model import (
     find_modules,
     find_parameters,
     forbid_new_layers,
+    freeze_parameters,
     replace_modules,
-    set_trainable,
+    unfreeze_parameters,
 )
 from base.errors import TrainingError
 from base.match import NoMatch
@@ -125,7 +126,8 @@ def test_plain_modules_are_handled_by_functions_of_the_same_kind():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     assert list(find_modules(model, "0")) == ["0"]
     assert list(find_parameters(model, "*.bias")) == ["0.bias"]
-    assert set_trainable(model, "0.weight", False) == ["0.weight"]
+    assert freeze_parameters(model, "*") == ["0.weight", "0.bias"]
+    assert unfreeze_parameters(model, "0.bias") == ["0.bias"]
     assert (count_parameters(model), count_parameters(model, trainable_only=True)) == (6, 2)
     replace_modules(model, "1", nn.Tanh)
     assert type(model[1]) is nn.Tanh

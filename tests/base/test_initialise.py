@@ -82,7 +82,10 @@ LAYERS = {
         ("xavier_uniform_", lambda fan_in, fan_out: 2 / (fan_in + fan_out)),
         ("xavier_normal", lambda fan_in, fan_out: 2 / (fan_in + fan_out)),
         ("kaiming_uniform_", lambda fan_in, fan_out: 2 / fan_in),
-        ({"type": "kaiming_normal", "args": {"mode": "fan_out"}}, lambda fan_in, fan_out: 2 / fan_out),
+        (
+            {"type": "kaiming_normal", "args": {"mode": "fan_out"}},
+            lambda fan_in, fan_out: 2 / fan_out,
+        ),
         ({"type": "trunc_normal_", "args": {"std": 0.1, "a": -9, "b": 9}}, lambda *_: 0.1**2),
     ],
 )
@@ -198,13 +201,15 @@ def test_a_layer_without_bias_does_not_make_the_usual_rule_fail():
 def test_a_scheme_that_gives_another_shape_is_refused():
     rules = [{"match": "head.weight", "weight": "row"}]
 
-    with pytest.raises(ConfigError, match=r"'head.weight' of shape \(4, 8\): it gives shape \(8,\)"):
+    with pytest.raises(
+        ConfigError, match=r"'head.weight' of shape \(4, 8\): it gives shape \(8,\)"
+    ):
         initialise(Net(), rules, lambda kind, name: lambda tensor: tensor[0])
 
 
 def test_a_lazy_layer_is_named_rather_than_a_crash():
     model = nn.Sequential(nn.LazyLinear(3))
-    with pytest.raises(ConfigError, match="cannot set '0.weight'"):
+    with pytest.raises(ConfigError, match=r"cannot set '0\.weight'"):
         initialise(model, [{"match": "*", "weight": 0}], find)
     assert initialise(model, [], find)[0].scheme == "default"
 

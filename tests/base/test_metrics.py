@@ -225,12 +225,12 @@ def test_an_error_names_the_metric_and_what_it_was_given():
         "metric 'my_score' fails on output {a: (23, 4)} and target ((23,), list): "
         "RuntimeError: no such class"
     )
-    with pytest.raises(TrainingError, match="metric 'x' .*it gives shape \\(23,\\)"):
+    with pytest.raises(TrainingError, match=r"metric 'x' .*it gives shape \(23,\)"):
         SampleMean("x", lambda output, target: output.argmax(1) == target).update(OUTPUT, TARGET)
 
     late = WholeEpoch("auc", broken)
     late.update(OUTPUT, TARGET)
-    with pytest.raises(TrainingError, match="metric 'auc' cannot be computed: .*no such class"):
+    with pytest.raises(TrainingError, match=r"metric 'auc' cannot be computed: .*no such class"):
         late.compute()
 
 

@@ -1,0 +1,173 @@
+"""The shipped metrics, over unequal batches, against the whole set counted directly."""
+
+import time
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from base.errors import TrainingError
+from base.metrics import build_metrics
+from model.metric import (
+    F1,
+    ConfusionMatrix,
+    Precision,
+    Recall,
+    accuracy,
+    top_k_acc,
+    top_k_accuracy,
+)
+
+torch.manual_seed(0)
+N_CLASSES = 5
+OUTPUT, TARGET = torch.randn(101, N_CLASSES), torch.randint(0, N_CLASSES - 1, (101,))
+PREDICTED = OUTPUT.argmax(dim=1)
+SPLIT = [32, 32, 32, 5]
+BATCHES = list(zip(OUTPUT.split(SPLIT), TARGET.split(SPLIT), strict=True))
+
+
+def measured(name: str, **args):
+    section = {"type": name, "args": args, "name": name, "over": "batch"}
+    metric = build_metrics([section])[name]
+    for output, target in BATCHES:
+        metric.update(output, target)
+    return metric.compute()
+
+
+def by_hand(true_class: int, taken_class: int) -> int:
+    pairs = zip(TARGET.tolist(), PREDICTED.tolist(), strict=True)
+    return sum(pair == (true_class, taken_class) for pair in pairs)
+
+
+TABLE = torch.tensor([[by_hand(t, p) for p in range(N_CLASSES)] for t in range(N_CLASSES)])
+
+
+def test_accuracy_is_the_share_of_right_ones_over_all_batches():
+    assert measured("accuracy") == pytest.approx((PREDICTED == TARGET).double().mean().item())
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, N_CLASSES])
+def test_top_k_looks_among_the_k_best_scores(k):
+    right = 0
+    for scores, true in zip(OUTPUT.tolist(), TARGET.tolist(), strict=True):
+        right += true in sorted(range(N_CLASSES), key=lambda c: -scores[c])[:k]
+    assert measured("top_k_accuracy", k=k) == pytest.approx(right / len(TARGET))
+    assert measured("top_k_acc", k=k) == measured("top_k_accuracy", k=k)
+    assert top_k_acc(OUTPUT, TARGET) == top_k_accuracy(OUTPUT, TARGET, k=3)
+
+
+def test_the_confusion_matrix_counts_true_classes_in_rows():
+    assert measured("ConfusionMatrix").equal(TABLE)
+    assert measured("ConfusionMatrix", n_classes=7).shape == (7, 7)
+
+
+@pytest.mark.parametrize("name", ["Precision", "Recall", "F1"])
+def test_scores_by_class_follow_their_formulas(name):
+    scores = measured(name)
+    assert list(scores) == ["macro", *map(str, range(N_CLASSES))]
+    for index in range(N_CLASSES):
+        hits = TABLE[index, index].item()
+        wrongly, missed = TABLE[:, index].sum() - hits, TABLE[index].sum() - hits
+        below = {
+            "Precision": hits + wrongly,
+            "Recall": hits + missed,
+            "F1": hits + (wrongly + missed) / 2,
+        }[name]
+        assert scores[str(index)] == pytest.approx((hits / below).item() if below > 0 else 0.0)
+
+
+@pytest.mark.parametrize("output", [OUTPUT, F.one_hot(TARGET % 2, N_CLASSES).float()])
+def test_scores_are_those_of_scikit_learn(output):
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    true, taken = TARGET.tolist(), output.argmax(dim=1).tolist()
+    scorers = {
+        Precision: sklearn_metrics.precision_score,
+        Recall: sklearn_metrics.recall_score,
+        F1: sklearn_metrics.f1_score,
+    }
+    for metric_class, scorer in scorers.items():
+        metric = metric_class()
+        for part, target in zip(output.split(SPLIT), TARGET.split(SPLIT), strict=True):
+            metric.update(part, target)
+        scores = metric.compute()
+        each = scorer(true, taken, average=None, labels=range(N_CLASSES), zero_division=0)
+        assert [scores[str(index)] for index in range(N_CLASSES)] == pytest.approx(list(each))
+        macro = scorer(true, taken, average="macro", zero_division=0)
+        assert scores["macro"] == pytest.approx(macro)
+
+
+def test_the_mean_loss_is_that_over_all_samples():
+    expected = F.cross_entropy(OUTPUT, TARGET).item()
+    assert measured("MeanLoss") == pytest.approx(expected, rel=1e-6)
+    smoothed = F.cross_entropy(OUTPUT, TARGET, label_smoothing=0.1).item()
+    found = measured("MeanLoss", loss="smooth_cross_entropy", args={"smoothing": 0.1})
+    assert found == pytest.approx(smoothed, rel=1e-6)
+
+
+def test_segmentation_is_measured_by_pixel():
+    output, target = torch.randn(3, 4, 6, 5), torch.randint(0, 4, (3, 6, 5))
+    expected = (output.argmax(dim=1) == target).double().mean().item()
+    assert accuracy(output, target).item() == pytest.approx(expected)
+    matrix = ConfusionMatrix()
+    matrix.update(output, target)
+    assert matrix.compute().diagonal().sum() == round(expected * target.numel())
+    best = output.topk(2, dim=1).indices
+    hits = (best[:, 0] == target) | (best[:, 1] == target)
+    assert top_k_accuracy(output, target, k=2) == hits.float().mean()
+
+
+def test_ignored_targets_are_not_counted():
+    target = TARGET.clone()
+    target[::3] = -100
+    matrix, kept = ConfusionMatrix(ignore_index=-100), ConfusionMatrix()
+    matrix.update(OUTPUT, target)
+    kept.update(OUTPUT[target >= 0], target[target >= 0])
+    assert matrix.compute().equal(kept.compute())
+
+
+def test_predictions_may_come_as_class_indices():
+    assert accuracy(PREDICTED, TARGET) == accuracy(OUTPUT, TARGET)
+    matrix = ConfusionMatrix(n_classes=N_CLASSES)
+    matrix.update(PREDICTED, TARGET)
+    assert matrix.compute().equal(TABLE)
+    with pytest.raises(ValueError, match="n_classes"):
+        ConfusionMatrix().update(PREDICTED, TARGET)
+    with pytest.raises(ValueError, match="class indices are needed"):
+        accuracy(OUTPUT[:, 0], TARGET)
+
+
+@pytest.mark.parametrize("wrong", [N_CLASSES, -1])
+def test_a_target_that_is_no_class_is_an_error_not_a_count_elsewhere(wrong):
+    target = TARGET.clone()
+    target[3] = wrong
+    section = {"type": "ConfusionMatrix", "args": {}, "name": "table", "over": "batch"}
+    with pytest.raises(TrainingError, match="metric 'table' fails"):
+        build_metrics([section])["table"].update(OUTPUT, target)
+
+
+def test_a_prediction_that_is_no_class_is_an_error_not_a_count_elsewhere():
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        ConfusionMatrix(n_classes=3).update(torch.tensor([0, 3]), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="scores for 5 classes, not for 3"):
+        ConfusionMatrix(n_classes=3).update(OUTPUT, TARGET)
+
+
+def test_counts_stay_tensors_until_they_are_asked_for():
+    assert isinstance(accuracy(OUTPUT, TARGET), torch.Tensor)
+    matrix = ConfusionMatrix()
+    matrix.update(OUTPUT, TARGET)
+    assert isinstance(matrix.counts, torch.Tensor)
+
+
+def test_accuracy_is_cheap():
+    output, target = torch.randn(128, 10), torch.randint(0, 10, (128,))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        for _ in range(50):
+            accuracy(output, target)
+        best = min(best, (time.perf_counter() - start) / 50)
+    torch.set_num_threads(threads)
+    assert best < 50e-6  # 10 us on a quiet machine

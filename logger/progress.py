@@ -80,7 +80,7 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
 @contextmanager
 def above_bars() -> Iterator[None]:
     """Take every tqdm line off the screen while the block prints, then draw them again."""
-    with tqdm.get_lock():  # type: ignore[no-untyped-call]
+    with tqdm.get_lock():
         lines = [line for line in getattr(tqdm, "_instances", ()) if hasattr(line, "start_t")]
         for line in lines:
             line.clear(nolock=True)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_collate
 
-from base import batch_reader
-from base.batch_reader import Batch, BatchReader, Key
+from base.batch_reader import Batch, BatchReader, Key, raise_failure
 from base.errors import DataError
 from base.replayed_loader import as_batches as as_batches
 from base.seeding import derive_generator, derive_seed, isolated_random_state
+from base.workers import as_it_is, leave_signals_to_the_parent, stop_workers, watched
 
 NO_SAMPLES = torch.empty(0, dtype=torch.int64)
 
@@ -110,11 +110,10 @@ class BaseDataLoader:
         keys = self._keys(first, count, as_lists=reader.get_batch is None)
         n_workers = self.num_workers if reader.get_batch is None else 0
         if n_workers or self.pin_memory:
-            source = self._stock_batches(reader, keys, n_workers)
+            yield from self._stock_batches(reader, keys, n_workers)
         else:
-            source = map(reader.__getitems__, keys)
-        for batch in source:
-            yield batch_reader.raise_failure(batch)
+            for key in keys:
+                yield raise_failure(reader.__getitems__(key))
 
     def split_validation(self) -> BaseDataLoader | None:
         """Return the loader of the held-out part, in fixed order, or None where there is none."""
@@ -144,7 +143,7 @@ class BaseDataLoader:
     def close(self) -> None:
         """Stop the workers; the next loop starts new ones."""
         stock, self._stock = self._stock, None
-        batch_reader.stop_workers(getattr(stock, "_iterator", None))
+        stop_workers(getattr(stock, "_iterator", None))
 
     @property
     def sampler(self) -> Any:
@@ -202,30 +201,26 @@ class BaseDataLoader:
             self._stock = DataLoader(
                 reader,  # type: ignore[arg-type]
                 batch_sampler=self._handed,  # type: ignore[arg-type]
-                collate_fn=batch_reader.as_it_is,
+                collate_fn=as_it_is,
                 num_workers=n_workers,
                 pin_memory=self.pin_memory,
                 prefetch_factor=self.prefetch_factor if n_workers else None,
                 persistent_workers=self.persistent_workers and n_workers > 0,
-                timeout=self.timeout if n_workers else 0,
-                worker_init_fn=batch_reader.leave_signals_to_the_parent,
+                worker_init_fn=leave_signals_to_the_parent,
                 generator=torch.Generator(),  # else each loop draws from the trainer's stream
             )
         self._handed.keys = keys
         iterator = iter(self._stock)
         is_whole = False
         try:
-            for batch in iterator:
-                yield batch_reader.raise_failure(batch)
+            for batch in watched(iterator, self.timeout, type(self.dataset).__name__):
+                yield batch
                 if self._handed.keys is not keys:
                     raise DataError("a second loop over this loader began before the first ended")
             is_whole = True
-        except RuntimeError as error:  # the reader returns its errors: this is the end of a worker
-            batch_reader.kill_workers(iterator)
-            raise DataError(f"{type(self.dataset).__name__}: {error}") from error
         finally:
             if not is_whole:
-                batch_reader.stop_workers(iterator)
+                stop_workers(iterator)
                 self.close()
 
 
@@ -257,9 +252,11 @@ def _count_held_out(split: float | None, n_samples: int) -> int:
     """Count the validation samples; `split` is a fraction (rounded down) or a number of them."""
     if not split:
         return 0
-    n_valid = split if isinstance(split, int) else int(round(n_samples * split, 6))
-    is_possible = 0 < split < (n_samples if isinstance(split, int) else 1)
-    if isinstance(split, bool) or not is_possible or not 0 < n_valid < n_samples:
+    is_count = isinstance(split, int) and not isinstance(split, bool)
+    n_valid = 0
+    if is_count or 0 < split < 1:
+        n_valid = int(split if is_count else round(n_samples * split, 6))
+    if not 0 < n_valid < n_samples:
         raise DataError(
             f"validation_split {split} of {n_samples} samples leaves one side empty; "
             "give a fraction below 1 or a whole number of samples"

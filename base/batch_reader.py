@@ -1,11 +1,9 @@
-"""Reading one batch by its key, here or in a worker, and the manners of workers."""
+"""Reading one batch by its key, here or in a worker."""
 
 from __future__ import annotations
 
-import signal
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,30 +83,3 @@ def raise_failure(batch: Batch | Failure) -> Batch:
     if isinstance(batch, Failure):
         raise DataError(batch.message) from batch.error
     return batch
-
-
-def as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def leave_signals_to_the_parent(_: int) -> None:
-    """Keep on working when a signal meant to end the run reaches the whole process group.
-
-    The parent stops its workers itself, by a second SIGTERM where one does not listen.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-
-
-def stop_workers(iterator: Any) -> None:
-    """Stop the workers of an iterator of torch's DataLoader, if it has any."""
-    if hasattr(iterator, "_shutdown_workers"):
-        iterator._shutdown_workers()
-
-
-def kill_workers(iterator: Any) -> None:
-    """End workers that answer no more, for which `stop_workers` would wait."""
-    for worker in getattr(iterator, "_workers", ()):
-        with suppress(RuntimeError):  # torch reports the death of a worker from a signal handler
-            worker.kill()
-            worker.join()

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from base.batch_reader import Batch, stop_workers
+from base.batch_reader import Batch
 from base.errors import DataError
 from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
+from base.workers import stop_workers
 
 
 def as_batches(loader: Any, seed: int) -> Any:
@@ -40,7 +41,9 @@ class ReplayedLoader:
         self._go_to_pass(0)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["loader"], name)
+        if name == "loader":  # not set yet: a copy is being made
+            raise AttributeError(name)
+        return getattr(self.loader, name)
 
     def __len__(self) -> int:
         if self._n_batches is None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from base.base_data_loader import BaseDataLoader
+from base.seeding import derive_generator
 from data_loader.datasets import ArrayDataset, AugmentedDataset, read_npz
+from data_loader.public_sets import load_in_memory, load_one_by_one
 from data_loader.transforms import RandomShift
 
 
@@ -39,4 +42,92 @@ class DigitsDataLoader(BaseDataLoader):
             validation_split if training else 0,
             num_workers,
             valid_dataset=images,
+        )
+
+
+class TorchvisionDataLoader(BaseDataLoader):
+    """A public image set by name: MNIST, FashionMNIST, KMNIST, CIFAR10 or CIFAR100, normalised.
+
+    `in_memory` decodes it once and normalises whole batches; otherwise torchvision decodes each
+    sample, in workers if asked. `augment` shifts by a few pixels and, where that makes sense,
+    mirrors. The files are downloaded into `data_dir`, or read where they already lie there.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        dataset: str,
+        data_dir: str = "data",
+        batch_size: int = 128,
+        shuffle: bool = True,
+        validation_split: float = 0.1,
+        num_workers: int = 0,
+        training: bool = True,
+        download: bool = True,
+        in_memory: bool = True,
+        augment: bool = False,
+    ) -> None:
+        load = load_in_memory if in_memory else load_one_by_one
+        images, valid_images = load(
+            dataset,
+            Path(data_dir),
+            training=training,
+            download=download,
+            augment=augment and training,
+        )
+        super().__init__(
+            images,
+            batch_size,
+            shuffle and training,
+            validation_split if training else 0,
+            num_workers,
+            valid_dataset=valid_images,
+        )
+
+
+class MnistDataLoader(TorchvisionDataLoader):
+    """MNIST, with the name and arguments that it has in pytorch-template."""
+
+    def __init__(
+        self,
+        data_dir: str,
+        batch_size: int,
+        shuffle: bool = True,
+        validation_split: float = 0.0,
+        num_workers: int = 1,
+        training: bool = True,
+    ) -> None:
+        super().__init__(
+            "MNIST", data_dir, batch_size, shuffle, validation_split, num_workers, training
+        )
+
+
+class SyntheticDataLoader(BaseDataLoader):
+    """Images made from a seed, no file needed: a pattern for each class, under noise.
+
+    `training=False` gives other noise on the same patterns, `n_samples` of it.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        n_samples: int = 512,
+        shape: Sequence[int] = (3, 32, 32),
+        n_classes: int = 10,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        validation_split: float = 0.1,
+        num_workers: int = 0,
+        training: bool = True,
+        noise: float = 1.0,
+        data_seed: int = 0,
+    ) -> None:
+        patterns = torch.randn((n_classes, *shape), generator=derive_generator(data_seed, "class"))
+        generator = derive_generator(data_seed, "train" if training else "test")
+        labels = torch.randint(n_classes, (n_samples,), generator=generator)
+        images = torch.randn((n_samples, *shape), generator=generator).mul_(noise)
+        super().__init__(
+            ArrayDataset(images.add_(patterns[labels]), labels, white=1),
+            batch_size,
+            shuffle and training,
+            validation_split if training else 0,
+            num_workers,
         )

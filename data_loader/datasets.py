@@ -51,7 +51,7 @@ class ArrayDataset(Dataset[list[Tensor]]):
 
     def as_input(self, images: Tensor) -> Tensor:
         """Scale and normalise one image or many."""
-        scaled = images * self._factor  # makes float32 of uint8
+        scaled = images.to(torch.float32, copy=True).mul_(self._factor)
         return scaled.add_(self._offset) if self._is_shifted else scaled
 
 

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from base.config.kinds import REQUIRED
 from base.config.schema import ROOT
-
-KINDS = (
-    "model",
-    "init",
-    "loss",
-    "metric",
-    "data_loader",
-    "optimizer",
-    "lr_scheduler",
-    "trainer",
-    "callback",
-)
 
 
 def json_schema(
     type_schemas: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Return the schema; `type_schemas[kind]` lists {name, args_schema, doc} of what has a name."""
+    root = ROOT.json_schema()
+    kinds = sorted({*re.findall(r"#/definitions/(\w+)", str(root))} - {"reference"})
+    named = {kind: _named((type_schemas or {}).get(kind, ())) for kind in kinds}
     reference = {"type": "string", "pattern": r"\$\{[^{}]*\}", "description": "Another value."}
-    definitions = {kind: _named((type_schemas or {}).get(kind, ())) for kind in KINDS}
+    needed = [name for name, key in ROOT.keys.items() if key.default is REQUIRED]
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Kindling config",
-        "definitions": {"reference": reference, **definitions},
-        **ROOT.json_schema(),
+        "definitions": {"reference": reference, **named},
+        # A file that inherits may leave out anything; `arch` may stand for `model`.
+        "anyOf": [{"required": ["inherit"]}, {"required": sorted({*needed} - {"model"})}],
+        **root,
     }
 
 
 def _named(types: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    if not types:
-        return {}
+    """Return what holds for a section whose `type` is one of these: its name and its arguments."""
     known = [{"const": entry["name"], "description": entry.get("doc", "")} for entry in types]
     rules = [
         {
@@ -45,13 +39,12 @@ def _named(types: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         }
         for entry in types
     ]
-    return {"properties": {"type": {"anyOf": [*known, {"type": "string"}]}}, "allOf": rules}
+    names = {"properties": {"type": {"anyOf": [*known, {"type": "string"}]}}}
+    return {**names, "allOf": rules} if types else {}
 
 
 def _or_reference(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Let each argument be a `${reference}` instead."""
-    either = {
-        name: {"anyOf": [argument, {"$ref": "#/definitions/reference"}]}
-        for name, argument in schema.get("properties", {}).items()
-    }
-    return {**schema, "properties": either}
+    reference = {"$ref": "#/definitions/reference"}
+    arguments = schema.get("properties", {}).items()
+    return {**schema, "properties": {name: {"anyOf": [a, reference]} for name, a in arguments}}

@@ -18,7 +18,7 @@ def to_lines(node: Node, *, origins: bool = False) -> Iterator[str]:
     is_list = isinstance(node.value, list)
     pairs = [("-", item) for item in node.value] if is_list else node.value.items()
     for name, child in pairs:
-        head = name if is_list else f"{as_word(name)}:"
+        head = "-" if is_list else f"{_quoted(name)}:"
         if _fits_a_line(child):
             comment = f"  # {_origin(child)}" if origins else ""
             yield f"{head} {as_word(child.plain())}{comment}"
@@ -38,9 +38,14 @@ def as_word(value: Any) -> str:
         return word if "." in word else word.replace("e", ".0e")  # which YAML 1.1 reads as well
     if not isinstance(value, str):
         return json.dumps(value) if isinstance(value, bool | int | None) else "{}"
-    if _PLAIN.fullmatch(value) and value.lower() not in _TAKEN:
-        return value
-    quoted = json.dumps(value.replace("${", "$${"), ensure_ascii=False)
+    return _quoted(value.replace("${", "$${"))
+
+
+def _quoted(text: str) -> str:
+    """Return text as YAML, in quotes where it needs them."""
+    if _PLAIN.fullmatch(text) and text.lower() not in _TAKEN:
+        return text
+    quoted = json.dumps(text, ensure_ascii=False)
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
 
 

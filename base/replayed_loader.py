@@ -33,12 +33,12 @@ class ReplayedLoader:
     def __init__(self, loader: Any, seed: int) -> None:
         if not hasattr(loader, "__iter__"):
             raise DataError(f"{type(loader).__name__} is no data loader: it has no __iter__")
-        self.loader, self.seed = loader, seed
+        self.loader = loader
         self.batch_size = getattr(loader, "batch_size", None)
         self._n_batches = _length(loader)
         self._iterator: Iterator[Batch] | None = None
         self._streams: tuple[Any, ...] = ()
-        self._go_to_pass(0)
+        self.set_seed(seed)
 
     def __getattr__(self, name: str) -> Any:
         if name == "loader":  # not set yet: a copy is being made
@@ -69,8 +69,10 @@ class ReplayedLoader:
         return None if valid is None else as_batches(valid, self.seed)
 
     def set_seed(self, seed: int) -> None:
-        """Seed the passes over the loader from this."""
+        """Seed the passes over the loader from this, and the loader itself where it can be."""
         self.seed = seed
+        if hasattr(self.loader, "set_seed"):
+            self.loader.set_seed(seed)
         self._go_to_pass(0)
 
     def close(self) -> None:

@@ -474,7 +474,7 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new(tmp_path, scenario, power
 @scenarios
 def test_a_real_kill_at_every_single_call_leaves_the_old_or_the_new(tmp_path, scenario, power):
     prepare(tmp_path / "prepared", scenario)
-    assert kill_everywhere(tmp_path, scenario, power, kill=killed_in_truth, every=1) > 70
+    assert kill_everywhere(tmp_path, scenario, power, kill=killed_in_truth, every=1) > 60
 
 
 def kill_everywhere(tmp_path: Path, scenario: str, power: str, kill, every: int) -> int:
@@ -573,6 +573,7 @@ def test_an_io_error_at_any_call_is_told_and_loses_nothing(
         assert (scenario, outcome) == ("first", "raised") or found is not None
         assert found is None or any(same(found, state) for state in states)
         assert outcome == "warned" or not list(store.folder.glob(".tmp-*"))
+        assert scenario != "the same step" or lasting or (store.folder / "step-00000005").exists()
         outcomes.add(outcome)
         if faults.count < at:
             break

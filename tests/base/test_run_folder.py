@@ -1,0 +1,330 @@
+"""Run folders: each made once, the newest found again, one process in each at a time."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from base import run_folder
+from base.errors import UsageError
+from base.run_folder import (
+    create_run_folder,
+    find_newest_run,
+    lock,
+    must_exist,
+    run_of,
+    write_environment,
+)
+
+NOON = datetime(2026, 3, 1, 12, 0, 0)
+
+
+def add_checkpoint(run: Path, step: int = 1) -> Path:
+    """Make what counts as a checkpoint in a run."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    (folder / "state.pt").touch()
+    return folder
+
+
+# --- Making --------------------------------------------------------------------------------------
+
+
+def test_a_run_gets_a_folder_by_its_time(tmp_path):
+    folder = create_run_folder(tmp_path / "saved", "digits", NOON)
+    assert folder == tmp_path / "saved" / "digits" / "0301_120000"
+    assert folder.is_dir()
+
+
+def test_32_runs_started_in_the_same_second_have_32_folders(tmp_path):
+    with ThreadPoolExecutor(32) as pool:
+        made = list(pool.map(lambda _: create_run_folder(tmp_path, "x", NOON), range(32)))
+    assert len(set(made)) == 32
+    assert {path.name for path in made} >= {"0301_120000", "0301_120000_2", "0301_120000_32"}
+
+
+def test_a_folder_that_is_there_is_never_taken_over(tmp_path):
+    first = create_run_folder(tmp_path, "x", NOON)
+    (first / "metrics.csv").write_text("precious")
+    second = create_run_folder(tmp_path, "x", NOON)
+    assert second.name == "0301_120000_2"
+    assert (first / "metrics.csv").read_text() == "precious"
+
+
+def test_a_place_where_no_folder_can_be_made_is_named(tmp_path):
+    (tmp_path / "saved").touch()
+    with pytest.raises(UsageError, match="saved/x: cannot make a run's folder: Not a directory"):
+        create_run_folder(tmp_path / "saved", "x")
+    with pytest.raises(UsageError, match="name too long"):
+        create_run_folder(tmp_path, "x" * 300)
+
+
+@pytest.mark.parametrize("name", ["中文", "two words", "-dash", "it's", "🙂", "x" * 255])
+def test_names_of_any_script_work(tmp_path, name):
+    folder = create_run_folder(tmp_path, name)
+    add_checkpoint(folder)
+    assert find_newest_run(tmp_path, name) == folder
+    assert run_of(folder / "checkpoints") == folder
+
+
+# --- Finding -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [
+        [NOON, NOON, NOON],
+        [NOON, NOON - timedelta(hours=1), NOON - timedelta(days=2)],
+        [datetime(2026, 12, 31, 23, 59, 59), datetime(2027, 1, 1), datetime(2027, 1, 2)],
+    ],
+    ids=["frozen", "backwards", "new year"],
+)
+def test_the_newest_run_is_the_one_started_last_whatever_the_clock_says(tmp_path, clock):
+    runs = [create_run_folder(tmp_path, "x", now) for now in clock]
+    for age, run in enumerate(runs):
+        add_checkpoint(run)
+        os.utime(run, (1_000_000 - age, 1_000_000 - age))
+    assert find_newest_run(tmp_path, "x") == runs[-1]
+
+
+def test_the_newest_of_all_names_is_found(tmp_path):
+    runs = [create_run_folder(tmp_path, name, NOON) for name in ("b", "c", "a")]
+    for run in runs:
+        add_checkpoint(run)
+    assert find_newest_run(tmp_path) == runs[-1]
+    assert find_newest_run(tmp_path, "b") == runs[0]
+
+
+def test_runs_without_a_checkpoint_are_passed_over_and_named(tmp_path, caplog):
+    first, second = (create_run_folder(tmp_path, "x", NOON) for _ in range(2))
+    (second / "checkpoints" / ".tmp-00000001-ab").mkdir(parents=True)
+    assert find_newest_run(tmp_path, "x") is None
+    assert "none of its 2 runs holds a checkpoint" in caplog.text
+
+    caplog.clear()
+    add_checkpoint(first)
+    assert find_newest_run(tmp_path, "x") == first
+    assert f"{second} holds no checkpoint" in caplog.text
+
+
+def test_no_runs_are_no_error(tmp_path, caplog):
+    assert find_newest_run(tmp_path / "saved") is None
+    assert find_newest_run(tmp_path, "x") is None
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("stamp", ["", "{", "[]", '{"number": null}', "\xff"])
+def test_a_damaged_stamp_makes_a_run_old_not_an_error(tmp_path, stamp):
+    damaged = create_run_folder(tmp_path, "x", NOON)
+    run = create_run_folder(tmp_path, "x", NOON)
+    (damaged / "run.json").write_bytes(stamp.encode("latin-1"))
+    for each in (run, damaged):
+        add_checkpoint(each)
+    assert find_newest_run(tmp_path, "x") == run
+    shutil.rmtree(run)
+    assert find_newest_run(tmp_path, "x") == damaged
+
+
+@pytest.mark.parametrize("n_runs", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_thousands_of_runs_are_no_wait(tmp_path, n_runs):
+    for number in range(n_runs):
+        folder = tmp_path / "x" / f"{number:05d}"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"number": number, "started": ""}))
+    add_checkpoint(tmp_path / "x" / "00005")
+
+    started = time.perf_counter()
+    assert find_newest_run(tmp_path, "x").name == "00005"
+    found = time.perf_counter()
+    create_run_folder(tmp_path, "x")
+    assert found - started < 1
+    assert time.perf_counter() - found < 1
+
+
+# --- Which run a path belongs to -----------------------------------------------------------------
+
+
+def test_each_path_of_a_run_leads_to_its_folder(tmp_path, monkeypatch):
+    run = create_run_folder(tmp_path, "x", NOON)
+    checkpoint = add_checkpoint(run)
+    for path in (run, run / "checkpoints", checkpoint, checkpoint / "state.pt"):
+        assert run_of(path) == run
+        assert run_of(str(path)) == run
+
+    monkeypatch.chdir(tmp_path)
+    assert run_of("x/0301_120000/checkpoints/step-00000001") == Path("x/0301_120000")
+    monkeypatch.chdir(checkpoint)
+    assert run_of("state.pt").samefile(run)
+    assert run_of("../..").samefile(run)
+
+
+def test_a_run_behind_a_link_is_found(tmp_path):
+    run = create_run_folder(tmp_path, "x", NOON)
+    add_checkpoint(run)
+    (tmp_path / "latest").symlink_to(run)
+    assert run_of(tmp_path / "latest" / "checkpoints" / "step-00000001").samefile(run)
+
+
+def test_what_is_no_run_is_said(tmp_path):
+    run = create_run_folder(tmp_path, "digits", NOON)
+    (run / "report").mkdir()
+    for path in (tmp_path, tmp_path / "digits", run / "report"):
+        with pytest.raises(UsageError, match="this is no run"):
+            run_of(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("digit", "no 'digit'; did you mean 'digits'?"),
+        ("digits/0301_120001", "did you mean '0301_120000'?"),
+        ("digist/0301_120000/checkpoints", "no 'digist'; did you mean 'digits'?"),
+        ("digits/0301_120000/run.json/x", "no 'x'"),
+        ("x" * 4000, "no such file or folder"),
+        ("nul\0", "no such file or folder"),
+    ],
+)
+def test_a_missing_path_names_the_nearest(tmp_path, path, words):
+    create_run_folder(tmp_path, "digits", NOON)
+    with pytest.raises(UsageError) as info:
+        must_exist(tmp_path / path)
+    assert words in str(info.value)
+
+
+# --- What is written about the surroundings ------------------------------------------------------
+
+
+def test_environment_tells_versions_code_and_command(tmp_path, monkeypatch):
+    import numpy
+    import torch
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "-c", "config/two words.yaml"])
+    write_environment(tmp_path)
+    lines = (tmp_path / "env.txt").read_text().splitlines()
+    facts = {name: value for name, _, value in (line.partition(" ") for line in lines)}
+
+    assert facts["command"].endswith("train.py -c 'config/two words.yaml'")
+    for package in (torch, numpy):
+        assert facts[package.__name__].strip() in package.__version__
+    assert int(facts["cores"]) == os.cpu_count()
+    assert facts["python"].strip() == sys.version.split()[0]
+    assert facts["torchvision"].strip() == metadata.version("torchvision")
+
+
+def test_git_state_is_the_commit_and_what_differs_from_it(tmp_path):
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", tmp_path, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    (tmp_path / "a.py").write_text("1")
+    git("add", "a.py")
+    git("commit", "-qm", "one")
+    commit = git("rev-parse", "HEAD")
+    assert run_folder._git_state(tmp_path) == f"{commit} (clean)"
+
+    (tmp_path / "a.py").write_text("2")
+    (tmp_path / "b.py").write_text("new")
+    assert run_folder._git_state(tmp_path) == f"{commit} (2 files changed)"
+
+
+def test_without_git_the_environment_is_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    write_environment(tmp_path)
+    assert "git          none" in (tmp_path / "env.txt").read_text()
+
+
+def test_finding_a_run_does_not_wait_for_torch():
+    code = "import sys, base.run_folder; sys.exit('torch' in sys.modules)"
+    root = Path(run_folder.__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+# --- One process in a folder ---------------------------------------------------------------------
+
+
+def test_a_second_lock_names_the_holder_until_the_first_lets_go(tmp_path):
+    words = rf"another process has this run: .*{os.getpid()}"
+    with lock(tmp_path), pytest.raises(UsageError, match=words):
+        lock(tmp_path)
+    held = lock(tmp_path)
+    held.release()
+    held.release()
+    lock(tmp_path).release()
+
+
+def test_of_two_at_once_exactly_one_proceeds(tmp_path):
+    def take(folder: Path):
+        try:
+            return lock(folder)
+        except UsageError:
+            return None
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(50):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            held = [each for each in pool.map(take, [folder, folder]) if each]
+            assert len(held) == 1
+            held[0].release()
+
+
+def start_holder(folder: Path, then: str) -> subprocess.Popen:
+    """Start a process that takes the lock, does something more, tells its number and waits."""
+    code = f"""
+import os, sys, time
+from pathlib import Path
+from base.run_folder import lock
+held = lock(Path(sys.argv[1]))
+{then}
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+    root = Path(run_folder.__file__).parent.parent
+    command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_lock_of_a_killed_process_is_gone_though_its_worker_lives(tmp_path):
+    """A DataLoader's workers look for their parent only every few seconds."""
+    note = "Path(sys.argv[1], 'worker').write_text(str(os.getpid()))"
+    holder = start_holder(tmp_path, then=f"if os.fork() == 0: {note}; time.sleep(60)")
+    try:
+        assert int(holder.stdout.readline()) == holder.pid
+        with pytest.raises(UsageError, match=str(holder.pid)):
+            lock(tmp_path)
+        holder.kill()
+        holder.wait()
+        worker_pid = wait_for_number(tmp_path / "worker")
+        os.kill(worker_pid, 0)  # it lives
+        lock(tmp_path).release()
+        os.kill(worker_pid, signal.SIGKILL)
+    finally:
+        holder.kill()
+        holder.stdout.close()
+
+
+def wait_for_number(path: Path) -> int:
+    while not (path.exists() and path.read_text()):
+        time.sleep(0.01)
+    return int(path.read_text())
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
+    with pytest.raises(UsageError, match="missing/LOCK: cannot be made: No such file"):
+        lock(tmp_path / "missing")
+
+
+def test_where_the_system_has_no_locks_a_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "fcntl", None)
+    with lock(tmp_path), lock(tmp_path):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,13 +73,13 @@ class AugmentedDataset(Dataset[list[Tensor]]):
 def read_npz(path: Path) -> dict[str, Tensor]:
     """Read the arrays of an npz file."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
     except FileNotFoundError as error:
         raise DataError(
             f"{path}: no such file; data_dir is relative to the current folder, {Path.cwd()}"
         ) from error
-    except (OSError, ValueError, zlib.error) as error:
+    except Exception as error:  # numpy and zipfile raise a dozen kinds
         raise DataError(f"{path}: not a readable npz file: {error}") from error
 
 
@@ -90,7 +91,7 @@ def read_idx(path: Path) -> Tensor:
         raise DataError(f"{path}: cannot be read: {error}") from error
     n_dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     start = 4 + 4 * n_dimensions
-    shape = np.frombuffer(content[4:start], dtype=">u4").astype(int).tolist()
-    if not shape or len(shape) != n_dimensions or len(content) - start != np.prod(shape):
+    shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
+    if not shape or not 0 < math.prod(shape) == len(content) - start:
         raise DataError(f"{path}: not a whole IDX file of bytes; fetch it again")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)

@@ -13,18 +13,17 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_test(arguments)
     config, path = choose_tested(options)
 
-    import torch
-
     from base.experiment import build_experiment, choose_device, make_repeatable
     from base.names import build, check_names
     from base.run_folder import run_of
+    from base.seeding import seed_everything
     from base.test_phase import choose_checkpoint, run_test
     from logger.console import setup_logging
 
     check_names(config)
     device = choose_device(options.device or config["device"])
     make_repeatable(config)
-    torch.manual_seed(config["seed"])
+    seed_everything(config["seed"])
 
     setup_logging(None)
     experiment = build_experiment(config, device)

@@ -18,17 +18,16 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
     # A config with a fault in its structure has ended by now, before torch is imported.
-    import torch
-
     from base.experiment import build_experiment, choose_device, make_repeatable
     from base.inspection import check, dry_run
     from base.names import build, check_names
     from base.run_log import open_folder
+    from base.seeding import seed_everything
 
     check_names(config)
     device = choose_device(options.device or config["device"])
     make_repeatable(config)
-    torch.manual_seed(config["seed"])
+    seed_everything(config["seed"])
 
     experiment = build_experiment(config, device)
     where = config.where("trainer")

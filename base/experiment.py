@@ -118,9 +118,7 @@ def choose_device(name: str) -> torch.device:
 
 def make_repeatable(config: Config) -> None:
     """Set torch to deterministic algorithms where the config asks for it."""
-    # Only where it changes something: the call alone imports torch's compiler, one to two seconds.
-    if config["deterministic"] != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(config["deterministic"])
+    torch.use_deterministic_algorithms(config["deterministic"])
     if config["deterministic"]:
         torch.backends.cudnn.benchmark = False
 

@@ -89,7 +89,7 @@ class _Sources:
         entries = dict(root.value)
         names = entries.pop("inherit", Node(None))
         faults: list[Problem] = []
-        ROOT.check_entry("inherit", names, ("inherit",), Run(faults))
+        names = ROOT.check_entry("inherit", names, ("inherit",), Run(faults))
         if faults:
             raise ConfigError(faults)
         merged = Node({}, root.where)

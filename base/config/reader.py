@@ -73,12 +73,18 @@ def scalar(text: str) -> Any:
     return float(text.replace(".", "")) if _INFINITE.fullmatch(text) else text
 
 
+def _json_word(text: str) -> Any:
+    """Return what a bare word means in the JSON that Python writes."""
+    return float(text) if text in ("NaN", "Infinity", "-Infinity") else scalar(text)
+
+
 class _Reader:
     """Builds a tree from the parser's events, which need no recursion of the parser's own."""
 
     def __init__(self, text: str, start: Where, problems: list[Problem]) -> None:
         self.start = Where(one_line(start.source), start.line, start.column)
         self.problems = problems
+        self.word = _json_word if start.source.endswith(".json") else scalar
         self.anchors: dict[str, Node] = {}
         self.n_values = 0
         if bad := _UNREADABLE.search(text):
@@ -133,7 +139,7 @@ class _Reader:
 
     def scalar(self, event: Any, keys: Keys, where: Where) -> Any:
         try:
-            value = scalar(event.value) if event.implicit[0] else event.value
+            value = self.word(event.value) if event.implicit[0] else event.value
             str(value).encode()
         except UnicodeEncodeError:
             self.problem(where, keys, "half of a character (a lone surrogate) cannot stand here")

@@ -10,6 +10,7 @@ from typing import Any
 from base.config.kinds import Run, Section
 from base.config.schema import ROOT
 from base.config.tree import Node, dotted
+from base.errors import Problem
 
 
 def is_template(root: Node, path: Path) -> bool:
@@ -52,13 +53,14 @@ def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Nod
     own: dict[str, Node] = {}
     hidden = {new for old, new in _RENAMED.items() if old in node.value}
     for name, child in node.value.items():
+        new = _RENAMED.get(name, name)
         change = _CHANGES.get(name, lambda value: value)
-        problems: list[Any] = []
+        problems: list[Problem] = []
         section.check_entry(name, child, (), Run(problems, references=True))
         if name.startswith("_"):
             continue
-        if name in _RENAMED or name in _STRICT:
-            taken[_RENAMED.get(name, name)] = Node(change(child.value), child.where)
+        if new in section.keys and name in {*_STRICT, *_RENAMED}:
+            taken[new] = Node(change(child.value), child.where)
         elif name in hidden or problems:
             own[name] = child
         else:
@@ -75,9 +77,7 @@ def _monitor(value: Any) -> Any:
 def _early_stop(value: Any) -> Any:
     if isinstance(value, float):
         value = int(value) if value.is_integer() else value
-    is_off = value in ("inf", "Infinity") or (
-        isinstance(value, int | float) and not 0 < value < 1e9
-    )
+    is_off = value == "inf" or (isinstance(value, int | float) and not 0 < value < 1e9)
     return None if is_off else value
 
 

@@ -28,7 +28,7 @@ NAMES = sorted(
     | {"n_gpu", "arch", "save_period", "tensorboardX", "len_epoch", "match", "freeze", "decay"}
 )
 words = st.sampled_from([*NAMES, "${name}", "${extra}", "$${", "1 epoch", "5%", "min val_loss"])
-texts = st.one_of(words, st.text(max_size=20))
+texts = st.one_of(words, st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), texts, st.just(10**400)
 )
@@ -89,18 +89,23 @@ def test_a_valid_config_with_arbitrary_changes(folder, more, indent):
     load_or_fail(path)
 
 
+def escaped(tree):
+    """Return the tree with every text written so that it means itself."""
+    if isinstance(tree, dict):
+        return {name: escaped(child) for name, child in tree.items()}
+    if isinstance(tree, list):
+        return [escaped(child) for child in tree]
+    return tree.replace("${", "$${") if isinstance(tree, str) else tree
+
+
 @fuzz
 @given(extra=trees)
 def test_any_data_in_the_open_section_survives(folder, extra):
     path = folder / "x.json"
-    text = json.dumps(SMALL | {"extra": {"x": extra}})
-    path.write_text(text.replace("${", "$${"))
+    path.write_text(json.dumps(SMALL | {"extra": {"x": escaped(extra)}}))
     config = load_or_fail(path)
-    keys = re.findall(r'"([^"]{101,})":', text)
-    if config is not None:
-        assert config.extra["x"] == (extra if "${" not in text else config.extra["x"])
-    else:
-        assert keys or re.search(r"\\u|\d{300}", text)
+    assert config is not None
+    assert config.extra["x"] == extra
 
 
 @fuzz

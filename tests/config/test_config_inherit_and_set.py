@@ -109,6 +109,10 @@ def test_inherit_takes_file_names(write, names):
     assert "inherit" in error_of(write(f"inherit: {names}\n"))
 
 
+def test_inherit_looks_nothing_up(write):
+    assert error_of(write("inherit: ${name}\n")) == "x.yaml:1:1: no such file: ${name}"
+
+
 def test_a_fault_in_a_parent_is_shown_there(write):
     write(PARENT + "sede: 1\nseed: 1\nseed: 2\n", "p.yaml")
     assert error_of(write("inherit: p.yaml\nnmae: x\n")).splitlines() == [

@@ -186,17 +186,20 @@ def test_own_sections_and_keys_are_kept_and_named_in_one_note(changed):
         trainer__my_key=5,
         trainer__save_freq=3,
         arch__pretrained="x.pth",
+        args={"not": "ours"},
         _comment="for people",
         trainer___note="for people",
     )
     assert config.extra == {
         "visualization": {"tensorboardX": True, "log_dir": "saved/runs"},
         "seeds": [1, 2],
+        "args": {"not": "ours"},
         "trainer": {"my_key": 5, "save_freq": 3},
         "arch": {"pretrained": "x.pth"},
     }
     assert config.notes == [
-        "read by nothing: visualization, seeds, arch.pretrained, trainer.my_key, trainer.save_freq"
+        "read by nothing: visualization, seeds, args, arch.pretrained, trainer.my_key, "
+        "trainer.save_freq"
     ]
     assert config.where("extra", "trainer", "my_key").startswith("config.json:")
 

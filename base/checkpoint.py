@@ -89,7 +89,7 @@ class CheckpointStore:
         temporary = self.folder / f".tmp-{step:08d}-{secrets.token_hex(4)}"
         if not metrics and (earlier := _manifest_or_none(path)):
             # The same step again, as on a signal: what was known of it stays known.
-            metrics, is_best = earlier["metrics"], earlier["is_best"]
+            metrics, is_best = earlier["metrics"], is_best or earlier["is_best"]
         manifest = {
             "format": FORMAT,
             "framework_version": VERSION,
@@ -323,6 +323,7 @@ def _free(folder: Path) -> str:
 def _why(error: BaseException) -> str:
     """Return the cause in one line."""
     if isinstance(error, OSError) and error.errno:
-        return f"{os.strerror(error.errno)} (errno {error.errno})"
+        where = f" at {error.filename}" if error.filename else ""
+        return f"{os.strerror(error.errno)} (errno {error.errno}){where}"
     text = (str(error) or "no reason given").strip().splitlines()[0][:300]
     return text if isinstance(error, CheckpointError) else f"{type(error).__name__}: {text}"

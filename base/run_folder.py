@@ -89,7 +89,6 @@ def write_environment(folder: Path) -> None:
     """Write ``env.txt``: what a result depends on beside the config and the data."""
     import torch
 
-    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     lines = {
         "command": shlex.join([sys.executable, *sys.argv]),
@@ -100,7 +99,7 @@ def write_environment(folder: Path) -> None:
         "torchvision": _version("torchvision"),
         "numpy": _version("numpy"),
         "cuda": torch.version.cuda or "none",
-        "cudnn": cudnn or "none",
+        "cudnn": torch.backends.cudnn.version() or "none",
         "devices": ", ".join(gpus) or "cpu",
         "platform": platform.platform(),
         "cores": os.cpu_count(),

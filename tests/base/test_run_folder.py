@@ -142,12 +142,12 @@ def test_thousands_of_runs_are_no_wait(tmp_path, n_runs):
         (folder / "run.json").write_text(json.dumps({"number": number, "started": ""}))
     add_checkpoint(tmp_path / "x" / "00005")
 
-    started = time.perf_counter()
+    started = time.process_time()
     assert find_newest_run(tmp_path, "x").name == "00005"
-    found = time.perf_counter()
+    found = time.process_time()
     create_run_folder(tmp_path, "x")
     assert found - started < 1
-    assert time.perf_counter() - found < 1
+    assert time.process_time() - found < 1
 
 
 # --- Which run a path belongs to -----------------------------------------------------------------
@@ -298,19 +298,19 @@ def test_the_lock_of_a_killed_process_is_gone_though_its_worker_lives(tmp_path):
     """A DataLoader's workers look for their parent only every few seconds."""
     note = "Path(sys.argv[1], 'worker').write_text(str(os.getpid()))"
     holder = start_holder(tmp_path, then=f"if os.fork() == 0: {note}; time.sleep(60)")
+    assert int(holder.stdout.readline()) == holder.pid
+    worker_pid = wait_for_number(tmp_path / "worker")
     try:
-        assert int(holder.stdout.readline()) == holder.pid
         with pytest.raises(UsageError, match=str(holder.pid)):
             lock(tmp_path)
         holder.kill()
         holder.wait()
-        worker_pid = wait_for_number(tmp_path / "worker")
         os.kill(worker_pid, 0)  # it lives
         lock(tmp_path).release()
-        os.kill(worker_pid, signal.SIGKILL)
     finally:
         holder.kill()
         holder.stdout.close()
+        os.kill(worker_pid, signal.SIGKILL)
 
 
 def wait_for_number(path: Path) -> int:

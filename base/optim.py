@@ -14,11 +14,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from base.config.durations import parse_duration
 from base.errors import ConfigError, Problem
 from base.match import NoMatch, match_parameters
-from base.names import FILLED_IN, build
+from base.names import DURATION_ARGUMENTS, FILLED_IN, build
 
 Section = Mapping[str, Any]
-
-DURATION_ARGUMENTS = ("total_steps", "T_max", "total_iters", "step_size", "T_0", "milestones")
 
 
 def parameter_groups(
@@ -30,7 +28,7 @@ def parameter_groups(
     The result goes to any torch optimizer: ``params`` holds pairs (name, parameter).
 
     Raises:
-        ConfigError: a rule matches no parameter.
+        ConfigError: a rule matches no parameter, or none that ``params`` does.
     """
     named = dict(model.named_parameters())
     options: dict[str, dict[str, Any]] = {
@@ -38,10 +36,13 @@ def parameter_groups(
     }
     for number, rule in enumerate(rules):
         overrides = {key: value for key, value in rule.items() if key != "match"}
-        matched = _match(model, rule["match"], f"{where}.param_groups.{number}.match")
+        place = f"{where}.param_groups.{number}.match"
+        matched = [name for name in _match(model, rule["match"], place) if name in options]
+        if not matched:
+            text = f"{rule['match']!r} matches only parameters that {where}.params leaves out"
+            raise ConfigError([Problem(place, text)])
         for name in matched:
-            if name in options:
-                options[name] = {**options[name], **overrides}
+            options[name] = {**options[name], **overrides}
 
     groups: dict[str, dict[str, Any]] = {}
     for name, chosen in options.items():
@@ -66,7 +67,11 @@ def _match(model: nn.Module, pattern: Any, where: str) -> list[str]:
 def build_optimizer(model: nn.Module, section: Section, where: str = "optimizer") -> Optimizer:
     """Make the optimizer of a config section over the parameters that it claims."""
     groups = parameter_groups(model, section["param_groups"], section["params"], where)
-    optimizer: Optimizer = build("optimizer", section, where=where, params=groups)
+    try:
+        optimizer: Optimizer = build("optimizer", section, where=where, params=groups)
+    except RuntimeError as error:  # arguments that exclude each other, as fused and foreach
+        text = f"{section['type']} cannot be built: {error}"
+        raise ConfigError([Problem(where, text)]) from error
     return optimizer
 
 

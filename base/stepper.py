@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from base.experiment import Experiment, optimizer_sections
+from base.config import Config
+from base.errors import ConfigError, Problem, TrainingError
+from base.experiment import Experiment, optimizer_sections, where_of
 from base.memory import Precision
 from base.optim import Schedule
 from base.values import with_total
@@ -26,6 +28,7 @@ class Stepper:
     """
 
     optimizer: Optimizer
+    precision: Precision
     scaler: torch.amp.GradScaler
     schedule: Schedule | None
     clip_norm: float | None
@@ -44,12 +47,14 @@ class Stepper:
             again: computes the losses anew; LBFGS calls for them several times a step.
         """
         values = self._clip()
-        if isinstance(self.optimizer, LBFGS) and again is not None:
-            self.optimizer.step(lambda: self._loss_again(again))
-        else:
-            self.scaler.step(self.optimizer)
+        with self.precision.full():
+            if isinstance(self.optimizer, LBFGS):
+                self.optimizer.step(lambda: self._loss_again(again))
+            else:
+                self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        torch.clear_autocast_cache()  # of the old weights: the step may go on with the new ones
         if self.schedule is not None:
             self.schedule.after_step()
         return values
@@ -65,19 +70,31 @@ class Stepper:
             return {}
         return {f"{self.prefix}grad_norm": nn.utils.clip_grad_norm_(parameters, self.clip_norm)}
 
-    def _loss_again(self, again: Callable[[], dict[str, Tensor]]) -> Tensor:
+    def _loss_again(self, again: Callable[[], dict[str, Tensor]] | None) -> Tensor:
+        if again is None:
+            text = "LBFGS computes the losses several times a step: give `update` a function"
+            raise TrainingError(f"{text}, `self.update(again=lambda: ...)`")
         self.optimizer.zero_grad()
-        loss = with_total(again(), self.weighted_losses)["loss"]
+        torch.clear_autocast_cache()
+        with self.precision.autocast():
+            loss = with_total(again(), self.weighted_losses)["loss"]
         loss.backward()
         return loss
 
 
 def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, Stepper]:
-    """Make the stepper of each optimizer, by its name."""
+    """Make the stepper of each optimizer, by its name.
+
+    Raises:
+        ConfigError: options that LBFGS would undo.
+    """
     steppers = {}
     for name, section in optimizer_sections(experiment.config).items():
+        if isinstance(experiment.optimizers[name], LBFGS):
+            _check_lbfgs(experiment.config, name, section)
         steppers[name] = Stepper(
             optimizer=experiment.optimizers[name],
+            precision=precision,
             scaler=precision.make_scaler(),
             schedule=experiment.schedules.get(name),
             clip_norm=section["clip_norm"],
@@ -86,3 +103,18 @@ def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, St
             prefix="" if len(experiment.optimizers) == 1 else f"{name}_",
         )
     return steppers
+
+
+def _check_lbfgs(config: Config, name: str, section: Mapping[str, Any]) -> None:
+    """Refuse what the optimizer's own calls of the last batch's losses would undo."""
+    memory = config["memory"]
+    refused = {
+        "clip_norm": section["clip_norm"] is not None,
+        "clip_value": section["clip_value"] is not None,
+        "memory.accumulate": memory["accumulate"] > 1,
+        "memory.precision: fp16": memory["precision"] == "fp16",
+    }
+    faults = [option for option, is_set in refused.items() if is_set]
+    if faults:
+        text = f"LBFGS makes its own gradients, beside {', '.join(faults)}; leave that out"
+        raise ConfigError([Problem(where_of(config, name), text)])

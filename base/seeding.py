@@ -56,7 +56,7 @@ def capture_random_state() -> RandomState:
     torch_state, (name, keys, position, has_gauss, gauss), python_state = cpu_streams()
     return {
         "torch": torch_state,
-        "cuda": torch.cuda.get_rng_state_all() if _cuda_is_in_use() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "numpy": [str(name), keys.tolist(), int(position), int(has_gauss), float(gauss)],
         "python": python_state,
     }
@@ -77,12 +77,9 @@ def isolated_random_state(seed: int) -> Iterator[None]:
     """Seed all streams for the block; afterwards they stand where they stood before it."""
     state = capture_random_state()
     try:
-        seed_everything(seed)
+        seed_cpu_streams(seed)
+        if torch.cuda.is_initialized():  # else the seed would wait for CUDA's start and outlive us
+            torch.cuda.manual_seed_all(seed)
         yield
     finally:
         restore_random_state(state)
-
-
-def _cuda_is_in_use() -> bool:
-    """Tell whether CUDA has started; asking its generators for their state would start it."""
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import random
 import signal
 import time
@@ -21,6 +22,7 @@ from torch.utils.data import (
 )
 
 from base.base_data_loader import BaseDataLoader
+from base.batch_reader import BatchReader
 from base.errors import DataError
 from base.seeding import derive_seed, seed_everything
 
@@ -171,8 +173,8 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone():
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("dataset", [Noisy(), InMemory()], ids=["one by one", "by the batch"])
 def test_loading_leaves_the_trainers_streams_alone(workers, dataset):
-    def draw():
-        return torch.rand(()).item(), float(np.random.random()), random.random()
+    def draw():  # the last two keep a second number for the next call
+        return torch.rand(()).item(), np.random.standard_normal(), random.gauss(0, 1)
 
     seed_everything(3)
     expected = [draw() for _ in range(6)]
@@ -410,6 +412,33 @@ def test_a_signal_to_the_whole_group_does_not_lose_the_workers():
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(psutil.Process().children()[0].pid, number)
     assert len(list(batches)) == 21
+    loader.close()
+
+
+def test_what_goes_to_a_worker_can_be_pickled():
+    reader = pickle.loads(pickle.dumps(BatchReader(Noisy(), default_collate)))
+    seed_everything(derive_seed(11, "sample", 2, 3))
+    assert torch.equal(reader.__getitems__((11, 2, [3])), Noisy()[3].view(1, 4))
+
+
+# Pinned memory
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("dataset", [Noisy(), InMemory()], ids=["one by one", "by the batch"])
+def test_pinning_changes_no_batch(workers, dataset):
+    loader = make(dataset, workers=workers, pin_memory=True)
+    assert same(list(loader.batches(3, 5)), list(make(dataset, pin_memory=False).batches(3, 5)))
+    loader.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("dataset", [Noisy(), InMemory()], ids=["one by one", "by the batch"])
+def test_batches_are_pinned_where_there_is_cuda(workers, dataset):
+    loader = make(dataset, workers=workers)
+    assert all(batch.is_pinned() for batch in loader)
     loader.close()
 
 

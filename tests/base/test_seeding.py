@@ -74,6 +74,26 @@ def test_an_isolated_block_is_seeded_and_leaves_no_trace():
     assert draw() == outside_expected
 
 
+def test_an_isolated_block_leaves_no_seed_waiting_for_cuda():
+    queued = len(torch.cuda._queued_calls)
+    with isolated_random_state(5):
+        torch.rand(1)
+    assert len(torch.cuda._queued_calls) == queued
+
+
+@pytest.mark.gpu
+def test_an_isolated_block_leaves_no_trace_on_the_gpu():
+    torch.rand(1, device="cuda")
+    seed_everything(1)
+    expected = torch.rand(4, device="cuda")
+    seed_everything(1)
+    with isolated_random_state(5):
+        inside = torch.rand(4, device="cuda")
+    assert torch.equal(torch.rand(4, device="cuda"), expected)
+    seed_everything(5)
+    assert torch.equal(torch.rand(4, device="cuda"), inside)
+
+
 @pytest.mark.gpu
 def test_the_state_of_every_gpu_is_kept():
     torch.rand(1, device="cuda")

@@ -6,6 +6,8 @@ import importlib.util
 import re
 import socket
 import struct
+import subprocess
+import sys
 import urllib.request
 
 import numpy as np
@@ -205,6 +207,14 @@ def test_offline_one_line_names_the_files_and_the_folder(tmp_path, offline, capf
 def test_without_download_nothing_is_fetched(tmp_path):
     with pytest.raises(DataError, match=r"CIFAR10 is not in .* \(download is false\)"):
         TorchvisionDataLoader("CIFAR10", tmp_path, download=False)
+
+
+@pytest.mark.slow
+def test_torchvision_is_not_imported_until_it_is_needed(project_root):
+    code = "import sys, data_loader.data_loaders; sys.exit('torchvision' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=project_root, check=False).returncode == 0
+    )
 
 
 def test_an_unknown_set_is_named_with_its_neighbour(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-PATTERN = r"^(?:[0-9]{1,12} ?steps?|[0-9]{1,9}(?:\.[0-9]{1,9})? ?(?:epochs?|%))$"
+DURATION_PATTERN = r"^(?:[0-9]{1,12} ?steps?|[0-9]{1,9}(?:\.[0-9]{1,9})? ?(?:epochs?|%))$"
 
 
 class Duration(NamedTuple):
@@ -28,7 +28,7 @@ def parse_duration(text: str) -> Duration:
     """Read a duration; a ValueError says what to write instead."""
     if isinstance(text, int | float) and not isinstance(text, bool):
         raise ValueError(f"a number needs a unit: '{text} steps', '{text} epochs' or '{text}%'")
-    if not isinstance(text, str) or not re.match(PATTERN, text.strip()):
+    if not isinstance(text, str) or not re.match(DURATION_PATTERN, text.strip()):
         raise ValueError("expected a duration such as '500 steps', '2 epochs' or '5%'")
 
     number, unit = re.findall(r"[0-9.]+|[a-z%]+", text)

@@ -23,10 +23,11 @@ class _Lookup:
     def __init__(self, root: Node, run: Run) -> None:
         self.root, self.run = root, run
         self.active: list[str] = []  # the references being looked up, one inside the other
-        self.budget = 4_000_000  # characters, and 20 a value
+        self.budget = 2_000_000  # for what is copied: its characters, and 20 a value
 
     def resolve(self, node: Node, keys: Keys, depth: int) -> Node:
-        self.budget -= 20 + (len(node.value) if isinstance(node.value, str) else 0)
+        if self.active:
+            self.budget -= 20 + (len(node.value) if isinstance(node.value, str) else 0)
         if self.budget < 0 or depth > MAX_DEPTH:
             fault = "references make the config too large or too deep"
             raise ConfigError([problem_at(node.where, keys[:4], fault)])

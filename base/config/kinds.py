@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -76,11 +76,11 @@ class Key:
 
 @dataclass(frozen=True)
 class Scalar(Kind):
-    """A single value: what an error says was expected, and the JSON Schema that it must meet."""
+    """A value that is taken as a whole, and the JSON Schema that it must meet."""
 
-    expected: str
+    expected: str  # what an error says
     schema: Mapping[str, Any]
-    parse: Callable[[Any], object] | None = None  # a ValueError from it is the problem
+    parse: Callable[[Any], object] | None = None  # checks more; a ValueError is the problem
 
     def json_schema(self) -> dict[str, Any]:
         return dict(self.schema)
@@ -88,7 +88,7 @@ class Scalar(Kind):
     def _check(self, node: Node, keys: Keys, run: Run) -> Node:
         try:
             if self.parse:
-                self.parse(node.value)
+                self.parse(node.plain())
             elif not _accepts(self.schema, node.value):
                 near = run.near(node.value, self.schema.get("enum", ()))
                 raise ValueError(f"expected {self.expected}, found {show(node.value)}{near}")
@@ -214,26 +214,6 @@ class ListOf(Kind):
                 two = f"{name.value!r} is taken by item {seen[name.value]}; give another name"
                 run.problem(item, (*keys, i, self.unique), two)
         return Node(items, node.where)
-
-
-@dataclass(frozen=True)
-class OneOf(Kind):
-    """The first of several kinds that fits."""
-
-    expected: str
-    kinds: tuple[Kind, ...]
-
-    def json_schema(self) -> dict[str, Any]:
-        return {"anyOf": [kind.json_schema() for kind in self.kinds]}
-
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
-        for kind in self.kinds:
-            problems: list[Problem] = []
-            checked = kind.check(node, keys, replace(run, problems=problems))
-            if not problems:
-                return checked
-        run.problem(node, keys, f"expected {self.expected}, found {show(node.value)}")
-        return node
 
 
 def _accepts(schema: Mapping[str, Any], value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ MAX_KEY = 100  # characters; YAML allows 1,024 with all escapes
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # only its events are used
 _UNREADABLE = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PAIR = re.compile(r"\\u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w")  # one character, escaped as two
-_INTEGER = re.compile(r"[-+]?[0-9]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_INFINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_WORDS: dict[str, bool | None] = dict.fromkeys(["", "~", "null", "Null", "NULL"])
-_WORDS |= dict.fromkeys(["true", "True", "TRUE"], True)
-_WORDS |= dict.fromkeys(["false", "False", "FALSE"], False)
+# What unquoted words mean in YAML 1.2's core schema; the rest is text.
+_WORDS: tuple[tuple[str, Callable[[str], Any]], ...] = (
+    (r"|~|null|Null|NULL", lambda _: None),
+    (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+    (r"[-+]?[0-9]+", int),
+    (r"0o[0-7]+|0x[0-9a-fA-F]+", lambda text: int(text, 0)),
+    (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", float),
+    (r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", lambda text: float(text.replace(".", ""))),
+)
+_JSON_WORDS = ((r"NaN|-?Infinity", float), *_WORDS)  # as Python writes JSON
 
 
 def read_file(path: Path, problems: list[Problem], asked: Where | None = None) -> Node:
@@ -40,16 +45,15 @@ def read_file(path: Path, problems: list[Problem], asked: Where | None = None) -
             raise ConfigError([problem_at(asked, (), f"{found}: {path}{near}")])
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-        text = data[:MAX_BYTES].decode("utf-8-sig")
+        if len(data) > MAX_BYTES:
+            raise ValueError("it is larger than 1 MB")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        fault = "not UTF-8; save the file as UTF-8"
-        raise ConfigError([problem_at(Where(one_line(path), line, 1), (), fault)]) from error
+        where = Where(one_line(path), data[: error.start].count(b"\n") + 1, 1)
+        raise ConfigError([problem_at(where, (), "not UTF-8; save it as UTF-8")]) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError([problem_at(asked, (), f"cannot read {path}: {reason}")]) from error
-    if len(data) > MAX_BYTES:
-        raise ConfigError([problem_at(asked, (), f"{path} is larger than 1 MB; a config is short")])
     return read_text(text, Where(str(path), 1, 1), problems)
 
 
@@ -60,42 +64,21 @@ def read_text(text: str, start: Where, problems: list[Problem], depth: int = 0) 
     return _Reader(text, start, problems).document(depth)
 
 
-def scalar(text: str) -> Any:
-    """Return what an unquoted word means in YAML 1.2's core schema."""
-    if text in _WORDS:
-        return _WORDS[text]
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    if re.fullmatch("0o[0-7]+|0x[0-9a-fA-F]+", text):
-        return int(text, 0)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    return float(text.replace(".", "")) if _INFINITE.fullmatch(text) else text
-
-
-def _json_word(text: str) -> Any:
-    """Return what a bare word means in the JSON that Python writes."""
-    return float(text) if text in ("NaN", "Infinity", "-Infinity") else scalar(text)
-
-
 class _Reader:
     """Builds a tree from the parser's events, which need no recursion of the parser's own."""
 
     def __init__(self, text: str, start: Where, problems: list[Problem]) -> None:
         self.start = Where(one_line(start.source), start.line, start.column)
         self.problems = problems
-        self.word = _json_word if start.source.endswith(".json") else scalar
+        self.words = _JSON_WORDS if start.source.endswith(".json") else _WORDS
         self.anchors: dict[str, Node] = {}
         self.n_values = 0
         if bad := _UNREADABLE.search(text):
-            line, column = (
-                text.count("\n", 0, bad.start()),
-                bad.start() - text.rfind("\n", 0, bad.start()),
-            )
-            where = Where(self.start.source, self.start.line and line + 1, column)
+            *above, line = text[: bad.start()].split("\n")
+            where = Where(self.start.source, self.start.line and len(above) + 1, len(line) + 1)
             raise self.fatal(where, f"the character {bad[0]!r} cannot stand in a config")
         if len(text) > MAX_BYTES:
-            raise self.fatal(self.start, "longer than 1 MB; a config is short")
+            raise self.fatal(self.start, "longer than 1 MB")
         self.parser = _PARSER(text)
 
     def document(self, depth: int) -> Node:
@@ -138,8 +121,10 @@ class _Reader:
         return node
 
     def scalar(self, event: Any, keys: Keys, where: Where) -> Any:
+        words = self.words if event.implicit[0] else ()
+        reads = (read for pattern, read in words if re.fullmatch(pattern, event.value))
         try:
-            value = self.word(event.value) if event.implicit[0] else event.value
+            value = next(reads, str)(event.value)
             str(value).encode()
         except UnicodeEncodeError:
             self.problem(where, keys, "half of a character (a lone surrogate) cannot stand here")
@@ -164,10 +149,8 @@ class _Reader:
             if fault := self.fault_of_key(key, event):
                 self.problem(where, keys, fault)
             elif name in entries:
-                first = entries[name].where
-                self.problem(
-                    where, (*keys, name), f"this key stands twice; first on line {first.line}"
-                )
+                fault = f"this key stands twice; first on line {entries[name].where.line}"
+                self.problem(where, (*keys, name), fault)
             else:
                 entries[name] = value
         return entries

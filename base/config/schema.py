@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
-from base.config.durations import PATTERN, parse_duration
+from base.config.durations import DURATION_PATTERN, parse_duration
 from base.config.kinds import (
     ABSENT,
     REQUIRED,
@@ -12,13 +13,13 @@ from base.config.kinds import (
     Key,
     Kind,
     ListOf,
-    OneOf,
     Scalar,
     Section,
 )
+from base.config.tree import show
 
 
-def check_folder_name(text: object) -> None:
+def check_folder_name(text: Any) -> None:
     """Raise a ValueError that says why the text cannot be the name of one folder."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError("expected a name for the run's folder")
@@ -28,16 +29,27 @@ def check_folder_name(text: object) -> None:
         raise ValueError("a name has at most 200 bytes")
 
 
-def check_monitor(text: object) -> None:
+def check_monitor(text: Any) -> None:
     """Raise a ValueError unless the text is 'off', 'min NAME' or 'max NAME'."""
     if not isinstance(text, str) or not re.fullmatch(r"off|(min|max) +\S.*", text):
         raise ValueError("expected 'min NAME', 'max NAME' (such as 'max valid/accuracy') or 'off'")
 
 
+def check_pattern(value: Any) -> None:
+    """Raise a ValueError unless the value is a pattern of `base/match.py`, as far as form goes."""
+    for part in value if isinstance(value, list) and value else [value]:
+        is_match = isinstance(part, dict) and list(part) == ["type"]
+        names = part["type"] if is_match else part
+        names = names if is_match and isinstance(names, list) and names else [names]
+        if not all(isinstance(name, str) and name for name in names):
+            forms = "'head.*', 're:...', {type: Conv2d}, or a list of these"
+            raise ValueError(f"expected a pattern ({forms}), found {show(value)}")
+
+
 TEXT = Scalar("text", {"type": "string", "minLength": 1})
 FOLDER = Scalar("a name", {"type": "string", "minLength": 1}, check_folder_name)
 MONITOR = Scalar("a monitor", {"type": "string", "pattern": "^(off|(min|max) )"}, check_monitor)
-DURATION = Scalar("a duration", {"type": "string", "pattern": PATTERN}, parse_duration)
+DURATION = Scalar("a duration", {"type": "string", "pattern": DURATION_PATTERN}, parse_duration)
 SWITCH = Scalar("true or false", {"type": "boolean"})
 COUNT = Scalar("a whole number of at least 1", {"type": "integer", "minimum": 1})
 SEED = Scalar("a whole number from 0", {"type": "integer", "minimum": 0, "maximum": 2**63 - 1})
@@ -50,14 +62,15 @@ POSITION = Scalar("a name or a position", {"type": ["string", "integer"]})
 ANYTHING = Kind()
 OPEN = Section({}, others=ANYTHING)
 
-_TYPE_MATCH = Section(
-    {"type": Key(OneOf("a class name or a list", (TEXT, ListOf(TEXT))), REQUIRED, "Class names.")}
+_NAMES = {"anyOf": [TEXT.schema, {"type": "array", "items": TEXT.schema, "minItems": 1}]}
+_CLASSES = {"type": "object", "properties": {"type": _NAMES}, "required": ["type"]}
+_MATCHES = {"anyOf": [TEXT.schema, _CLASSES]}
+PATTERN = Scalar(
+    "a pattern",
+    {"anyOf": [*_MATCHES["anyOf"], {"type": "array", "items": _MATCHES}]},
+    check_pattern,
 )
-PATTERN_KIND = OneOf(
-    "a pattern ('head.*', 're:...', {type: Conv2d}, or a list of these)",
-    (TEXT, _TYPE_MATCH, ListOf(OneOf("a pattern", (TEXT, _TYPE_MATCH)))),
-)
-PATTERNS = ListOf(OneOf(PATTERN_KIND.expected, PATTERN_KIND.kinds), single=True)
+PATTERNS = ListOf(PATTERN, single=True)
 
 
 def choice(*names: str) -> Scalar:
@@ -75,12 +88,12 @@ def named(kind: str, *short: str, **more: Key) -> Section:
 
 
 INIT_RULE = Section(
-    {"match": Key(PATTERN_KIND, REQUIRED, "The parameters or modules that the rule is for.")},
+    {"match": Key(PATTERN, REQUIRED, "The parameters or modules that the rule is for.")},
     others=named("init", "number"),
 )
 GROUP_RULE = Section(
     {
-        "match": Key(PATTERN_KIND, REQUIRED, "The parameters that the rule is for."),
+        "match": Key(PATTERN, REQUIRED, "The parameters that the rule is for."),
         "freeze": Key(SWITCH, ABSENT, "Leave these parameters as they are."),
     },
     others=ANYTHING,
@@ -100,12 +113,12 @@ _OPTIMIZER_KEYS = {
 }
 OPTIMIZER = named(
     "optimizer",
-    params=Key(PATTERN_KIND, "*", "The parameters that it trains."),
+    params=Key(PATTERN, "*", "The parameters that it trains."),
     **_OPTIMIZER_KEYS,
 )
 NAMED_OPTIMIZER = named(
     "optimizer",
-    params=Key(PATTERN_KIND, REQUIRED, "The parameters that it trains."),
+    params=Key(PATTERN, REQUIRED, "The parameters that it trains."),
     lr_scheduler=Key(LR_SCHEDULER, None, "Its learning rate over time."),
     **_OPTIMIZER_KEYS,
 )

@@ -54,7 +54,7 @@ def folder(tmp_path_factory):
 def load_or_fail(path: Path, overrides=()) -> Config | None:
     """Load, and hold what is promised of every outcome."""
     beside = set(path.parent.iterdir())
-    start = time.perf_counter()
+    start = time.process_time()
     config = None
     try:
         config = load_config(path, overrides)
@@ -63,7 +63,7 @@ def load_or_fail(path: Path, overrides=()) -> Config | None:
         assert lines
         for line in lines:
             assert re.match(r"(--set .*|.*x\.(yaml|json)(:\d+:\d+)?): .|and \d+ more", line), line
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert set(path.parent.iterdir()) == beside
     if config is not None:
         again = load_config(None, text=config.to_yaml())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,20 @@ def test_not_a_number_is_read(load):
         (f"extra: {'[' * 65}{']' * 65}\n", "nested deeper than 64 levels"),
         ("extra: " + "[" * 200_000, "nested deeper than 64 levels"),
         ("extra: " + "{a: " * 70 + "\n", "nested deeper than 64 levels"),
-        ("extra: [" + "1," * 100_000 + "]\n", "more than 100,000 values"),
-        ("#" * 1_000_000, "x.yaml is larger than 1 MB"),
+        ("#" * 1_000_000, "cannot read x.yaml: it is larger than 1 MB"),
     ],
 )
 def test_what_a_config_may_not_hold_is_refused_with_its_place(faults, more, expected):
     found = faults(more)
     assert any(expected in line for line in found), found
     assert all(line.isprintable() and len(line) < 400 for line in found)
+
+
+def test_the_number_of_values_is_bounded(faults, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_VALUES", 1000)
+    found = faults("extra: [" + "1," * 1000 + "]\n")
+    assert len(found) == 1
+    assert re.match(r"x.yaml:6:\d+: more than 1,000 values", found[0])
 
 
 def test_depth_of_64_is_allowed(load):

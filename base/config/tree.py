@@ -47,15 +47,6 @@ class Node:
         return None
 
 
-def from_plain(value: Any) -> Node:
-    """Return the tree of a default."""
-    if isinstance(value, dict):
-        return Node({name: from_plain(child) for name, child in value.items()})
-    if isinstance(value, list):
-        return Node([from_plain(child) for child in value])
-    return Node(value)
-
-
 def dotted(keys: Keys) -> str:
     """Return the name that users read: ``optimizer.args.lr``."""
     return ".".join(str(key) for key in keys)

@@ -6,7 +6,7 @@ import pytest
 
 from base.config import load_config
 from base.config.loading import merge
-from base.config.tree import from_plain
+from base.config.tree import Node
 from base.errors import ConfigError
 
 PARENT = """\
@@ -38,6 +38,11 @@ def test_a_child_changes_its_parent_deeply_and_places_stay(write):
     assert config.where("trainer", "log_every") == "base/parent.yaml:5:1"
 
 
+def tree(value):
+    is_section = isinstance(value, dict)
+    return Node({name: tree(child) for name, child in value.items()} if is_section else value)
+
+
 @pytest.mark.parametrize("word", ["AdamW", "{type: AdamW}"])
 def test_a_new_type_drops_the_arguments_of_the_old(write, word):
     write(PARENT, "p.yaml")
@@ -54,7 +59,7 @@ def test_the_same_type_keeps_the_arguments(write, word):
 
 def test_a_type_changed_deep_inside_arguments_drops_its_arguments_too():
     parent = {"t": {"type": "A", "args": {"x": 1}, "y": 2}}
-    merged = merge(from_plain(parent), from_plain({"t": {"type": "B"}})).plain()
+    merged = merge(tree(parent), tree({"t": {"type": "B"}})).plain()
     assert merged == {"t": {"type": "B", "y": 2}}
 
 

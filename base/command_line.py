@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from base.config import Config, load_config
-from base.errors import KindlingError, UsageError, nearest
+from base.errors import ConfigError, KindlingError, UsageError, nearest
 from base.run_folder import find_newest_run, run_of
 
 SHORT_FORMS = {
@@ -22,26 +22,40 @@ SHORT_FORMS = {
     "name": "name",
 }
 
+TRAIN_EXAMPLES = """examples:
+  python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
+  python train.py -r                                        the newest run
+  python train.py -r saved/digits/0131_235959 --epochs 40   longer
+
+exit codes: 0 done; 1 failed, the last checkpoint stays good; 2 a fault in the
+config or the command; 130, 143 stopped by Ctrl-C or SIGTERM, and saved.
+SIGUSR1 saves and goes on."""
+
+TEST_EXAMPLES = """examples:
+  python test.py -r saved/digits/0131_235959
+  python test.py -r saved/digits/0131_235959/checkpoints/step-00000220"""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors name the nearest option and leave through UsageError."""
 
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings]
-        unknown = [word for word in message.split() if word.startswith("-")]
-        hint = next((nearest(word.partition("=")[0], known) for word in unknown), "")
+        _, unknown, words = message.partition("unrecognized arguments: ")
+        hint = nearest(words.split()[0].partition("=")[0], known) if unknown else ""
         raise UsageError(f"{self.prog}: {message}{hint}; see `python {self.prog} --help`")
 
 
-def _parser(prog: str, description: str) -> Parser:
-    parser = Parser(prog=prog, description=description, allow_abbrev=False)
+def _parser(prog: str, description: str, epilog: str) -> Parser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog, None, description, epilog, formatter_class=layout, allow_abbrev=False)
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment's config")
     parser.add_argument(
         "-d", "--device", metavar="DEVICE", help="auto (default), cpu, cuda, mps, or a GPU's number"
     )
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="override values of the config: --set trainer.epochs=3 model.args.width=16",
+        help="change values of the config: --set trainer.epochs=3 model.args.width=16",
     )  # fmt: skip
     return parser
 
@@ -52,25 +66,29 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: unknown options, or neither a config nor a run to resume.
     """
-    parser = _parser("train.py", "Train a model from one config file, or go on with a run.")
+    text = "Train a model from one config file, or go on with a run."
+    parser = _parser("train.py", text, TRAIN_EXAMPLES)
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", metavar="PATH",
-        help="go on with a run or checkpoint: a path, nothing for the newest run of that name, "
-        "or `auto`: the newest if there is one, else start anew",
+        help="go on with a run or from one of its checkpoints; without PATH with the newest run "
+        "(of the config's name, with -c); `auto`: with the newest if there is one, else start "
+        "anew. The config is the run's own; with -c that one, on the run's state",
     )  # fmt: skip
     for name, key in SHORT_FORMS.items():
         parser.add_argument(f"--{name}", metavar="VALUE", help=f"short for --set {key}=VALUE")
-    parser.add_argument(
+    show = parser.add_argument_group("instead of training")
+    show.add_argument(
         "--print-config", action="store_true", help="show each value and where it comes from"
     )
-    parser.add_argument(
-        "--list", nargs="?", const="all", metavar="KIND", help="show what a config can name"
+    show.add_argument(
+        "--dry-run", action="store_true", help="build all, try a batch, show tables; write nothing"
     )
-    parser.add_argument("--schema", action="store_true", help="print the JSON Schema for editors")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="build all, try one batch, show tables, write nothing",
+    show.add_argument(
+        "--list", nargs="?", const="all", metavar="KIND",
+        help="show what a config can name: of one kind (model, loss, metric ...) or of all",
+    )  # fmt: skip
+    show.add_argument(
+        "--schema", action="store_true", help="print the JSON Schema with which editors complete"
     )
     options = parser.parse_args(arguments)
     for name, key in SHORT_FORMS.items():
@@ -85,10 +103,12 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
 
 def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the arguments of test.py."""
-    parser = _parser("test.py", "Evaluate a run's best checkpoint on its test data.")
+    text = "Evaluate a run's best checkpoint on its test data; write report/test.json."
+    parser = _parser("test.py", text, TEST_EXAMPLES)
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
-        help="the run or checkpoint; without it the newest run (of the config's name, with -c)",
+        help="the run, or one of its checkpoints; without PATH the newest run (of the config's "
+        "name, with -c). With -c the data sections are those of that config",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
@@ -102,18 +122,35 @@ def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
     """
     config = None
     if options.config is not None:
-        config = load_config(options.config, options.overrides)
+        config = _load(options.config, options)
     if options.resume is None:
         assert config is not None  # parse_train saw to it
         return config, None
 
-    resume_from = find_resumed(options.resume, config)
+    resume_from = find_resumed(options.resume, config, options.overrides)
     if config is None and resume_from is None:
         raise UsageError("-r auto: there is no run yet; name a config with -c to start one")
     if config is None:
         assert resume_from is not None
-        config = load_config(run_of(resume_from) / "config.yaml", options.overrides)
+        config = _load(run_of(resume_from) / "config.yaml", options)
     return config, resume_from
+
+
+def _load(path: Path, options: argparse.Namespace) -> Config:
+    """Load a config with the options' values; say where --lr belongs if there is no one place."""
+    try:
+        return load_config(path, options.overrides)
+    except ConfigError:
+        if options.lr is not None:
+            lr = f"{SHORT_FORMS['lr']}={options.lr}"
+            others = [override for override in options.overrides if override != lr]
+            names = load_config(path, others)["optimizers"]
+            if names:
+                choices = " or ".join(
+                    f"--set optimizers.{name}.args.lr={options.lr}" for name in names
+                )
+                raise UsageError(f"--lr: {path} has several optimizers; use {choices}") from None
+        raise
 
 
 def choose_tested(options: argparse.Namespace) -> tuple[Config, Path]:
@@ -122,7 +159,7 @@ def choose_tested(options: argparse.Namespace) -> tuple[Config, Path]:
     With ``-c`` the data and batch sections are those of that config; all else stays the run's.
     """
     other = None if options.config is None else load_config(options.config)
-    path = find_resumed(options.resume, other)
+    path = find_resumed(options.resume, other, options.overrides)
     if path is None:
         raise UsageError("-r auto: there is no run yet; train one first")
     overrides = list(options.overrides)
@@ -132,8 +169,10 @@ def choose_tested(options: argparse.Namespace) -> tuple[Config, Path]:
     return load_config(run_of(path) / "config.yaml", overrides), path
 
 
-def find_resumed(wanted: str, config: Config | None) -> Path | None:
+def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = ()) -> Path | None:
     """Return the run or checkpoint that ``-r`` means; None where ``auto`` finds none.
+
+    Without a config the overrides may say of which name it is, and in which folder.
 
     Raises:
         UsageError: there is no run to go on with.
@@ -141,8 +180,10 @@ def find_resumed(wanted: str, config: Config | None) -> Path | None:
     if wanted not in ("newest", "auto"):
         run_of(Path(wanted))
         return Path(wanted)
-    save_dir = Path(config["trainer"]["save_dir"] if config is not None else "saved")
-    name = None if config is None else config["name"]
+    given = {key: value for key, _, value in (text.partition("=") for text in overrides)}
+    if config is not None:
+        given = {"name": config["name"], "trainer.save_dir": config["trainer"]["save_dir"]}
+    save_dir, name = Path(given.get("trainer.save_dir", "saved")), given.get("name")
     newest = find_newest_run(save_dir, name)
     if newest is None and wanted == "newest":
         which = f"{save_dir / name}" if name else f"{save_dir}"
@@ -169,8 +210,11 @@ def show_names(options: argparse.Namespace) -> int:
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run an entry script: a KindlingError ends it with one clear text and its exit code."""
+    if sys.stdout is None:  # closed by who started us: `>&-`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
     try:
         code = main(sys.argv[1:])
+        sys.stdout.flush()
     except KindlingError as error:
         print(error, file=sys.stderr)
         code = error.exit_code

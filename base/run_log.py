@@ -16,10 +16,13 @@ import torch
 from base.config import Config, load_config
 from base.optim import learning_rates
 from base.run_folder import create_run_folder, lock, run_of, write_environment
+from base.signals import resume_command
 from base.state import Progress
 from logger.console import ROW, EpochTable, close_logging, format_header, setup_logging
 from logger.csv_writer import CsvWriter
+from logger.files import write_whole
 from logger.progress import ProgressBar
+from logger.report import write_curves
 from logger.writers import TensorBoardWriter, Writers
 
 if TYPE_CHECKING:
@@ -47,13 +50,27 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
         try:
             for note in config.notes:
                 log.info(note)
-            if resume_from is not None:
+            if resume_from is None:
+                _keep(config, folder)
+            else:
                 _tell_changes(config, folder)
-            (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-            write_environment(folder)
             yield folder
+            _draw_curves(folder)
         finally:
             close_logging()
+
+
+def _keep(config: Config, folder: Path) -> None:
+    """Write down what is run, and on what."""
+    write_whole(folder / "config.yaml", config.to_yaml().encode())
+    write_environment(folder)
+
+
+def _draw_curves(folder: Path) -> None:
+    try:
+        write_curves(folder)
+    except Exception as error:  # no picture is worth a run
+        log.warning("no curves in %s: %s", folder / "report", error)
 
 
 def _tell_changes(config: Config, folder: Path) -> None:
@@ -147,8 +164,26 @@ class RunLog:
 
 
 def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:
-    """Log what is about to be trained, where, and how to go on with it."""
+    """Log what is about to be trained, where, and how to go on with it.
+
+    A resumed run takes on its new config here, once its state is known to fit.
+    """
     log.info(format_header(header_facts(trainer, folder)))
+    if folder is not None and trainer.progress.step > 0:
+        _keep(trainer.config, folder)
+    if trainer.is_finished():
+        log.log(ROW, _finished_message(trainer))
+
+
+def _finished_message(trainer: BaseTrainer) -> str:
+    settings = trainer.settings
+    if trainer.monitor.is_exhausted:
+        text, longer = f"early stop after epoch {trainer.progress.epoch}", "trainer.early_stop=null"
+    else:
+        text = f"step {trainer.progress.step} of {trainer.experiment.total_steps}"
+        unit = "epochs" if settings.steps is None else "steps"
+        longer = f"trainer.{unit}=N"
+    return f"nothing is left to train: {text}; to go on longer, add --set {longer}"
 
 
 def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
@@ -173,7 +208,7 @@ def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         "data": ", ".join(sizes),
         "length": f"{experiment.n_epochs} epochs, {experiment.total_steps:,} steps",
         "best by": trainer.monitor.rule,
-        "resume by": None if folder is None else f"python train.py -r {folder}",
+        "resume by": None if folder is None else resume_command(folder),
     }
 
 

@@ -5,6 +5,7 @@ Nothing is saved inside a handler: it may interrupt torch at any place.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 import time
@@ -17,12 +18,17 @@ from base.errors import KindlingError
 FORCE_WITHIN_SECONDS = 2.0
 
 
+def resume_command(folder: Path) -> str:
+    """Return what to type to go on with a run."""
+    return f"python train.py -r {shlex.quote(str(folder))}"
+
+
 class InterruptedRunError(KindlingError):
     """Training was stopped by a signal, after its state was saved."""
 
     def __init__(self, number: int | None, folder: Path | None, step: int) -> None:
         name = signal.Signals(number or signal.SIGTERM).name
-        go_on = "" if folder is None else f"; go on by: python train.py -r {folder}"
+        go_on = "" if folder is None else f"; go on by: {resume_command(folder)}"
         super().__init__(f"stopped by {name} after step {step}, and saved{go_on}")
         self.exit_code = 128 + (number or signal.SIGTERM)
 

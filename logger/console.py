@@ -54,8 +54,9 @@ class _Console(logging.Handler):
             with above_bars():
                 print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
                 stream.flush()
-        except BrokenPipeError:
-            # The reader has left (`| head`). The run goes on, and its log.txt has the rest.
+        except OSError:
+            # The reader has left (`| head`), or the disk under `> file` is full. The run goes on,
+            # and its log.txt has the rest.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except Exception:
             self.handleError(record)

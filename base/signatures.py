@@ -151,7 +151,8 @@ def _of_class(cls: type[Any]) -> tuple[dict[str, Parameter], set[str], bool]:
             own, rest = _split(list(inspect.signature(init).parameters.values())[1:])
         except (ValueError, TypeError):
             return parameters, inherited, True
-        inherited |= (set(own) - set(parameters)) if parameters or inherited else set()
+        if init is not cls.__init__:  # the class may give these itself
+            inherited |= set(own) - set(parameters)
         parameters = {**own, **parameters}
         if not rest or not _passes_on(init, rest):
             break

@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing.util import Finalize
 from typing import Any
+from weakref import WeakSet
 
 from base.batch_reader import Batch, raise_failure
 from base.errors import DataError
@@ -17,6 +19,7 @@ from base.errors import DataError
 def watched(iterator: Any, seconds: float, name: str) -> Iterator[Batch]:
     """Give an iterator's batches; the death of a worker, or a wait too long, is a `DataError`."""
     watchdog = _Watchdog(getattr(iterator, "_workers", []), seconds)
+    _ITERATORS.add(iterator)
     try:
         while True:
             watchdog.deadline = time.monotonic() + (seconds or math.inf)
@@ -70,10 +73,7 @@ class _Watchdog:
 
     def kill_workers(self) -> None:
         """End the workers, deaf or not."""
-        for worker in self._workers:
-            with suppress(RuntimeError):  # torch reports their death from a signal handler
-                worker.kill()
-                worker.join()
+        _kill(self._workers)
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -88,4 +88,20 @@ class _Watchdog:
                 return
 
 
+def _kill(workers: list[Any]) -> None:
+    for worker in workers:
+        with suppress(RuntimeError):  # torch reports their death from a signal handler
+            worker.kill()
+            worker.join()
+
+
+def _kill_all() -> None:
+    for iterator in list(_ITERATORS):
+        _kill(getattr(iterator, "_workers", []))
+
+
 _END = object()
+# The traceback of an error that nobody catches keeps iterators alive to the end of the process,
+# where multiprocessing sends each worker one SIGTERM, which it takes for the group's, and waits.
+_ITERATORS: WeakSet[Any] = WeakSet()
+Finalize(None, _kill_all, exitpriority=10)

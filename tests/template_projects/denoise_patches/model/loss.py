@@ -1,0 +1,3 @@
+import torch.nn as nn
+
+mse_loss = nn.functional.mse_loss

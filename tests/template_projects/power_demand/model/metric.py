@@ -1,0 +1,1 @@
+# none needed: the loss says it all

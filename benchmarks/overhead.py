@@ -106,7 +106,7 @@ def framework(n_steps: int, folder: Path, is_on: bool, metrics: str = "[]") -> f
         epochs.append(time.perf_counter() - begin)
         return values
 
-    trainer.train_epoch = timed  # type: ignore[method-assign]
+    trainer.train_epoch = timed  # type: ignore
     trainer.train(folder if is_on else None)
     seconds = sum(epochs)
     assert seconds <= time.perf_counter() - start
@@ -205,8 +205,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, "
-          f"{os.cpu_count()} cores, {options.threads} threads, {options.rounds} rounds")  # fmt: skip
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"{versions}, {os.cpu_count()} cores, {options.threads} threads, {options.rounds} rounds")
     measure_steps(options.rounds, options.steps)
     measure_start(options.rounds)
 

@@ -45,7 +45,8 @@ def initialise(model: nn.Module) -> None:
 
 def groups(model: nn.Module) -> list[dict]:
     """Weight decay for the weights of layers, none for biases and norms."""
-    decayed, spared = [], []
+    decayed: list[Tensor] = []
+    spared: list[Tensor] = []
     for name, parameter in model.named_parameters():
         is_spared = name.endswith(".bias") or "norm" in name
         (spared if is_spared else decayed).append(parameter)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import hashlib
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from digest import digest, digest_of, loss_log
 
 from base.callbacks import Callback
 from base.checkpoint import read
@@ -68,41 +67,6 @@ def run(
         for loader in (experiment.train_loader, experiment.valid_loader):
             loader.close()
     return folder
-
-
-def digest(folder: Path) -> str:
-    """Return a hash of all state in the last checkpoint and of the loss log, times left out."""
-    return digest_of([read(folder), loss_log(folder)])
-
-
-def digest_of(value: Any) -> str:
-    """Return a hash over nested plain data and the bits of tensors."""
-    hasher = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            hasher.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            hasher.update(value.contiguous().numpy().tobytes())
-        elif isinstance(value, dict):
-            add([item for pair in value.items() for item in pair])
-        elif isinstance(value, list | tuple):
-            for item in value:
-                add(item)
-        else:
-            hasher.update(repr(value).encode())
-
-    add(value)
-    return hasher.hexdigest()
-
-
-def loss_log(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv without what depends on the clock and the machine."""
-    if not (folder / "metrics.csv").exists():
-        return []
-    measured = ("seconds", "samples_per_second", "memory_mb")
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in measured} for row in rows]
 
 
 def n_steps(overrides: list[str]) -> int:

@@ -1,0 +1,111 @@
+"""A small experiment, a finished run of it, and ways to start the scripts on them."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import ROOT, Done, Script
+
+# 477 digits in 5 batches, 3 epochs: dropout, shifted images, averages, a rate that changes each
+# step. Runs go to `saved/` below the current folder, which is the test's own.
+TINY = f"""
+name: tiny
+seed: 7
+model: {{type: DigitsNet, args: {{width: 4, dropout: 0.3}}}}
+data_loader:
+  type: DigitsDataLoader
+  args: {{data_dir: {ROOT / "data"}, batch_size: 96, validation_split: 960, augment: true}}
+optimizer: {{type: AdamW, args: {{lr: 0.003}}}}
+lr_scheduler: {{type: OneCycleLR, args: {{max_lr: 0.01}}, every: step}}
+loss: cross_entropy
+metrics: [accuracy]
+trainer: {{epochs: 3, ema: {{decay: 0.9}}, save_every: 1 steps, log_every: 1 steps, keep: 99}}
+"""
+N_STEPS = 15
+
+
+class Workplace:
+    """A folder of one test, with `tiny.yaml` in it, where scripts are started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
+
+    def start(self, *args: str | Path, terminal: str | None = None, **env: str) -> Script:
+        """Start `train.py` (or another script, if the first word ends so)."""
+        words = args if str(args[0]).endswith(".py") else ("train.py", *args)
+        return Script(words, self.folder, env, terminal)
+
+    def run(self, *args: str | Path, **env: str) -> Done:
+        """Start a script and wait for its end."""
+        return self.start(*args, **env).wait()
+
+    def train(self, *args: str | Path, **env: str) -> Path:
+        """Train `tiny.yaml` from the start, with success; return the run's folder."""
+        former = set(self.runs())
+        done = self.run("-c", "tiny.yaml", *args, **env)
+        assert done.returncode == 0, done.stderr
+        (new,) = set(self.runs()) - former
+        return new
+
+    def runs(self) -> list[Path]:
+        """Return the runs' folders, the oldest first."""
+        return sorted(self.folder.glob("saved/*/*/"))
+
+    def files(self) -> set[str]:
+        """Return all that is there beside what the test itself has written."""
+        found = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*")}
+        return {name for name in found if not name.startswith((".std", "tiny.yaml"))}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    """A folder of the test's own."""
+    return Workplace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whole run, with a checkpoint of each step."""
+    return Workplace(tmp_path_factory.mktemp("finished")).train()
+
+
+@pytest.fixture
+def finished(place: Workplace, finished_once: Path) -> Path:
+    """A copy of the finished run in the test's folder."""
+    folder = place.folder / "saved" / "tiny" / finished_once.name
+    shutil.copytree(finished_once, folder)
+    return folder
+
+
+@pytest.fixture
+def cut(finished: Path) -> Path:
+    """The same as it was when its process was killed after step 7, in the second epoch."""
+    for checkpoint in (finished / "checkpoints").glob("step-*"):
+        if int(checkpoint.name[5:]) > 7:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(finished / "report")
+    return finished
+
+
+@pytest.fixture(scope="session")
+def whole(finished_once: Path) -> str:
+    """The digest of the unbroken run."""
+    from digest import digest
+
+    return digest(finished_once)
+
+
+@pytest.fixture(scope="session")
+def rows() -> Callable[[Path], list[dict[str, str]]]:
+    """Read a run's metrics.csv: `rows(folder)`."""
+
+    def read(folder: Path) -> list[dict[str, str]]:
+        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    return read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -79,9 +80,11 @@ def choose_monitor(config: Config, valid_loader: Any) -> str:
     return chosen or ("min train/loss" if valid_loader is None else "min valid/loss")
 
 
-def where_of(config: Config, name: str) -> str:
-    """Return where the section of an optimizer stands, for messages."""
-    keys = ("optimizers", name) if config["optimizers"] is not None else ("optimizer",)
+def where_of(config: Config, name: str, key: str = "optimizer") -> str:
+    """Return where the section of an optimizer, or its ``lr_scheduler``, stands, for messages."""
+    keys: tuple[str, ...] = (key,)
+    if config["optimizers"] is not None:
+        keys = ("optimizers", name) if key == "optimizer" else ("optimizers", name, key)
     return f"{config.where(*keys)}: {'.'.join(keys)}"
 
 
@@ -91,6 +94,10 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UsageError: there is no such device here.
     """
+    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if n_processes > 1:
+        text = f"torchrun started {n_processes} processes, but training over several is not built"
+        raise UsageError(f"{text} yet: start one, `python train.py ...`, with `-d` for its device")
     accelerator = (
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     )
@@ -98,10 +105,9 @@ def choose_device(name: str) -> torch.device:
         return accelerator or torch.device("cpu")
     if "," in name:
         n = name.count(",") + 1
-        text = f"-d {name}: a process trains on one device; start {n} of them with torchrun"
-        raise UsageError(
-            f"{text}: CUDA_VISIBLE_DEVICES={name} torchrun --nproc-per-node {n} train.py"
-        )
+        command = f"CUDA_VISIBLE_DEVICES={name} torchrun --nproc-per-node {n} train.py"
+        text = f"-d {name}: a process trains on one device; several are started with `{command}`"
+        raise UsageError(f"{text}, which is not built yet: name one device")
     try:
         device = torch.device(f"cuda:{name}" if name.isdigit() else name)
     except RuntimeError as error:
@@ -142,10 +148,13 @@ def build_experiment(config: Config, device: torch.device) -> Experiment:
 
     optimizers, schedules = {}, {}
     for name, section in optimizer_sections(config).items():
-        where = where_of(config, name)
-        optimizers[name] = build_optimizer(model, section, where)
+        optimizers[name] = build_optimizer(model, section, where_of(config, name))
         schedule = build_schedule(
-            optimizers[name], section["lr_scheduler"], steps_per_epoch, total_steps, where
+            optimizers[name],
+            section["lr_scheduler"],
+            steps_per_epoch,
+            total_steps,
+            where_of(config, name, "lr_scheduler"),
         )
         if schedule is not None:
             schedules[name] = schedule

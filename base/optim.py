@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from base.config.durations import parse_duration
 from base.errors import ConfigError, Problem
@@ -140,28 +141,25 @@ class Schedule:
         self.warmup_steps = warmup_steps
         self.n_steps = 0
         self.targets = [group["lr"] for group in optimizer.param_groups]
-        if self.is_warming_up:
+        if warmup_steps:
             self._set_warmup_rate()
-
-    @property
-    def is_warming_up(self) -> bool:
-        return self.n_steps < self.warmup_steps
 
     def after_step(self) -> None:
         """Follow one step of the optimizer."""
-        if self.is_warming_up:
-            self.n_steps += 1
+        self.n_steps += 1
+        if self.n_steps <= self.warmup_steps:
             self._set_warmup_rate()
         elif self.scheduler is not None and self.every == "step":
             self.scheduler.step()
 
     def after_epoch(self, log: Mapping[str, float]) -> None:
         """Follow the end of an epoch, whose logged values are ``log``."""
-        if self.scheduler is None or self.is_warming_up or self.every == "step":
+        has_begun = self.n_steps > self.warmup_steps
+        if self.scheduler is None or not has_begun or self.every == "step":
             return
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
-        elif self.monitor in log:  # else this epoch was not validated
+        elif self.monitor is not None and self.monitor in log:  # else this epoch was not validated
             self.scheduler.step(log[self.monitor])
 
     def _set_warmup_rate(self) -> None:
@@ -177,9 +175,18 @@ class Schedule:
         """Go on from there; lengths that the config decides (``total_steps``) stay as they are."""
         self.n_steps, self.targets = state_dict["n_steps"], list(state_dict["targets"])
         if self.scheduler is not None and state_dict["scheduler"]:
-            own = ("total_steps", "_schedule_phases", "T_max")
-            kept = {key: value for key, value in vars(self.scheduler).items() if key in own}
-            self.scheduler.load_state_dict({**state_dict["scheduler"], **kept})
+            self.scheduler.load_state_dict(
+                _with_own_lengths(self.scheduler, state_dict["scheduler"])
+            )
+
+
+def _with_own_lengths(scheduler: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    own = ("total_steps", "_schedule_phases", "T_max", "_milestones")
+    kept = {key: value for key, value in vars(scheduler).items() if key in own}
+    if "_schedulers" in state:
+        pairs = zip(scheduler._schedulers, state["_schedulers"], strict=True)
+        kept["_schedulers"] = [_with_own_lengths(inner, part) for inner, part in pairs]
+    return {**state, **kept}
 
 
 def plain_state(scheduler: LRScheduler) -> dict[str, Any]:
@@ -230,6 +237,9 @@ def build_schedule(
 
     Durations (``2 epochs``, ``5%``) become counts of the scheduler's own steps, and the lengths
     that torch demands (``OneCycleLR.total_steps``, ``CosineAnnealingLR.T_max``) are filled in.
+
+    Raises:
+        ConfigError: the scheduler cannot be built, or would not last for all of training.
     """
     if section is None:
         return None
@@ -240,6 +250,13 @@ def build_schedule(
     ticks = max(1, math.ceil((total_steps - warmup_steps) / per_tick))
     lengths = Lengths(steps_per_epoch, total_steps, per_tick, ticks)
     scheduler = _build_scheduler(optimizer, section, lengths, where)
+    n_calls = total_steps // per_tick - warmup_steps // per_tick
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < n_calls:
+        text = f"OneCycleLR ends after {scheduler.total_steps} steps, training takes {n_calls}"
+        raise ConfigError([Problem(where, f"{text}; leave out total_steps, which fits it")])
+    if isinstance(scheduler, ReduceLROnPlateau) and section["every"] == "step":
+        text = "ReduceLROnPlateau follows a value of each epoch; write `every: epoch`"
+        raise ConfigError([Problem(where, text)])
     return Schedule(optimizer, scheduler, section["every"], section["monitor"], warmup_steps)
 
 
@@ -251,7 +268,17 @@ def _build_scheduler(optimizer: Optimizer, section: Section, lengths: Lengths, w
         if key not in args and "epochs" not in args:
             args[key] = lengths.ticks
     if "schedulers" in args:
-        parts = args["schedulers"]
-        args["schedulers"] = [_build_scheduler(optimizer, part, lengths, where) for part in parts]
+        parts = zip(args["schedulers"], _lengths_of_parts(args, lengths), strict=True)
+        args["schedulers"] = [_build_scheduler(optimizer, *part, where) for part in parts]
     injected = {} if name == "ChainedScheduler" else {"optimizer": optimizer}
     return build("lr_scheduler", {"type": name, "args": args}, where=where, **injected)
+
+
+def _lengths_of_parts(args: Mapping[str, Any], lengths: Lengths) -> list[Lengths]:
+    """Divide the ticks at the milestones; schedulers that are chained all run from end to end."""
+    milestones = args.get("milestones", [])
+    n_parts = len(args["schedulers"])
+    if not isinstance(milestones, list) or len(milestones) != n_parts - 1:
+        return [lengths] * n_parts
+    bounds = [0, *milestones, lengths.ticks]
+    return [replace(lengths, ticks=max(1, end - start)) for start, end in pairwise(bounds)]

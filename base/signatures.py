@@ -17,7 +17,10 @@ INJECTED = {"optimizer": "params", "lr_scheduler": "optimizer", "trainer": "expe
 FILLED_IN = {"OneCycleLR": ("total_steps",), "CosineAnnealingLR": ("T_max",)}
 # Arguments of schedulers that may be durations.
 DURATION_ARGUMENTS = frozenset(
-    ("T_0", "T_max", "milestones", "step_size", "total_iters", "total_steps")
+    (
+        *("T_0", "T_max", "milestones", "total_iters", "total_steps"),
+        *("step_size", "step_size_up", "step_size_down"),
+    )
 )
 
 _MEANINGS = {

@@ -18,7 +18,7 @@ from base.errors import TrainingError
 from base.experiment import Experiment
 from base.memory import FiniteWatch, Precision
 from base.optim import learning_rates
-from base.run_log import RunLog, nonfinite_message, tell_header
+from base.run_log import RunLog, nonfinite_message, tell_end, tell_header
 from base.seeding import derive_seed, isolated_random_state
 from base.signals import InterruptedRunError, SignalFlags
 from base.state import ExponentialMovingAverage, Monitor, Progress, RandomState, Stateful
@@ -194,6 +194,7 @@ class BaseTrainer:
                     values = {**self.train_epoch(), **self.validate()}
                     self.end_epoch(values)
                 self.save()
+                tell_end(self, folder)
                 if self.settings.test and folder is not None:
                     values = {**values, **run_test(self, choose_checkpoint(folder), folder)}
             except StopRequested:
@@ -238,7 +239,7 @@ class BaseTrainer:
             self.signals.save = False
             self.save()
         if self.progress.step == 1:
-            check_watched(self, summarise("train", self.meters, self._phase_metrics))
+            check_watched(self, "train", summarise("train", self.meters, self._phase_metrics))
         if self.signals.stop:
             raise StopRequested
 
@@ -323,10 +324,14 @@ class BaseTrainer:
         resumed_at = None
         if resume_from is not None:
             restore(self.stateful, read(resume_from))
+            if self.store is not None:
+                self.store.protect(resume_from)
             resumed_at = self.progress
         self.run_log = RunLog(folder, self.settings, resumed_at)
         self.writers = self.run_log.writers
         stack.callback(self.run_log.close)
+        for loader in (self.train_loader, self.valid_loader):
+            stack.callback(getattr(loader, "close", lambda: None))
         tell_header(self, folder)
         for callback in self.callbacks.values():
             stack.callback(callback.on_end, self)

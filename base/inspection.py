@@ -21,7 +21,8 @@ def check(trainer: BaseTrainer) -> None:
         ConfigError: what the config monitors is not among the values there.
     """
     if trainer.valid_loader is not None:
-        check_watched(trainer, trainer.evaluate(trainer.valid_loader, "valid", max_batches=2))
+        values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
+        check_watched(trainer, "valid", values)
 
 
 def dry_run(trainer: BaseTrainer) -> str:
@@ -38,7 +39,7 @@ def dry_run(trainer: BaseTrainer) -> str:
     parts.append("one training batch: " + _numbers(values.items()))
     if trainer.valid_loader is not None:
         values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=1)
-        check_watched(trainer, values)
+        check_watched(trainer, "valid", values)
         parts.append("one validation batch: " + _numbers(values.items()))
     parts.append(f"peak memory: {peak_memory_mb():.0f} MB")
     parts.append("nothing was written")

@@ -47,24 +47,25 @@ def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[st
     return values
 
 
-def check_watched(trainer: BaseTrainer, log: Mapping[str, Any]) -> None:
-    """Make sure that what the config monitors is among the values of a phase.
+def check_watched(trainer: BaseTrainer, phase: str, log: Mapping[str, Any]) -> None:
+    """Make sure that what the config monitors is among the values of this phase or of another.
 
     Raises:
         ConfigError: a name is not among them.
     """
-    watched = {("trainer", "monitor"): trainer.monitor.key}
+    watched: dict[tuple[str, ...], str] = {("trainer", "monitor"): trainer.monitor.key}
     for name, schedule in trainer.schedules.items():
         lone = trainer.config["optimizers"] is None
         keys = ("lr_scheduler", "monitor") if lone else ("optimizers", name, "lr_scheduler")
         watched[keys] = schedule.monitor or ""
-    phase = next(iter(log)).partition("/")[0]
+    others = {"train", "valid"} if trainer.valid_loader is not None else {"train"}
+    others.discard(phase)
     faults = [
         trainer.config.problem(
             keys, f"nothing called {key!r} is logged{nearest(key, log)}; there are {', '.join(log)}"
         )
         for keys, key in watched.items()
-        if key.startswith(f"{phase}/") and key not in log
+        if key and key not in log and key.partition("/")[0] not in others
     ]
     if faults:
         raise ConfigError(faults)

@@ -18,7 +18,14 @@ from base.optim import learning_rates
 from base.run_folder import create_run_folder, lock, run_of, write_environment
 from base.signals import resume_command
 from base.state import Progress
-from logger.console import ROW, EpochTable, close_logging, format_header, setup_logging
+from logger.console import (
+    ROW,
+    EpochTable,
+    close_logging,
+    format_header,
+    format_value,
+    setup_logging,
+)
 from logger.csv_writer import CsvWriter
 from logger.files import write_whole
 from logger.progress import ProgressBar
@@ -184,6 +191,16 @@ def _finished_message(trainer: BaseTrainer) -> str:
         unit = "epochs" if settings.steps is None else "steps"
         longer = f"trainer.{unit}=N"
     return f"nothing is left to train: {text}; to go on longer, add --set {longer}"
+
+
+def tell_end(trainer: BaseTrainer, folder: Path | None) -> None:
+    """Log which epoch was best, and how to test it."""
+    monitor = trainer.monitor
+    if monitor.best_epoch:
+        value = format_value(monitor.key, monitor.best)
+        log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")
+    if folder is not None:
+        log.info(f"test by: python test.py -r {folder}")
 
 
 def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:

@@ -42,7 +42,10 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
     n_gpu = root.value.get("n_gpu", root).value
     if isinstance(n_gpu, int) and n_gpu > 1:
         command = f"torchrun --nproc-per-node {n_gpu} train.py -c {source}"
-        notes.append(f"n_gpu is {n_gpu}: one process drives one device; start with `{command}`")
+        notes.append(
+            f"n_gpu is {n_gpu}: a process drives one device, so this run uses one; several are "
+            f"started with `{command}`, which is not built yet"
+        )
     given = taken["extra"].value if "extra" in taken else {}
     return Node({**taken, "extra": Node({**given, **extra}, root.where)}, root.where), notes
 

@@ -21,7 +21,10 @@ def with_total(losses: Mapping[str, Tensor], weighted: Mapping[str, Any]) -> dic
     if not losses:
         raise TrainingError("there is no loss to minimise: name one in the config's `loss:`")
     weights = {name: loss.weight for name, loss in weighted.items()}
-    terms = [loss * weights.get(name, 1.0) for name, loss in losses.items()]
+    # A product with 1 would be one more operation, forward and backward.
+    terms = [
+        loss if weights.get(name, 1) == 1 else loss * weights[name] for name, loss in losses.items()
+    ]
     total = sum(terms[1:], start=terms[0])
     return {"loss": total, **losses} if len(losses) > 1 else {"loss": total}
 

@@ -19,7 +19,7 @@ log = logging.getLogger("kindling")
 
 
 def choose_checkpoint(path: Path) -> Path:
-    """Return the best checkpoint of a run, else its newest; a checkpoint is itself.
+    """Return a run's best checkpoint, or its newest where none is marked; a checkpoint is itself.
 
     Raises:
         CheckpointError: the run holds none that is whole.

@@ -90,11 +90,15 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 def count_samples(batch: Any) -> int:
     """Return the size of the first dimension of the first tensor in a batch, or 1."""
+    first = next(_tensors(batch), None)
+    return 1 if first is None else len(first)
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a batch, however nested, that have a dimension."""
     if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else 1
-    items = batch.values() if isinstance(batch, Mapping) else batch
-    if isinstance(items, (list, tuple)) or isinstance(batch, Mapping):
-        for item in items:
-            if isinstance(item, (Tensor, list, tuple, Mapping)):
-                return count_samples(item)
-    return 1
+        if batch.dim():
+            yield batch
+    elif isinstance(batch, (list, tuple, Mapping)):
+        for item in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(item)

@@ -1,0 +1,184 @@
+"""What goes to the model and what is the target, for batches of every shape that people have."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from toy import make
+
+from base.batch import count_samples, draw, inputs_of, target_of, to_device
+from base.errors import ConfigError
+
+NO_RULES: dict[str, Any] = {"inputs": None, "target": None}
+A, B, C, Y = (torch.full((4, n), float(n)) for n in (1, 2, 3, 4))
+Triple = namedtuple("Triple", "first second label")
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("batch", "rules", "inputs", "target"),
+    [
+        ((A, Y), {}, ([A], {}), Y),
+        ([A, Y], {}, ([A], {}), Y),
+        ((A, B, Y), {}, ([A, B], {}), Y),
+        (Triple(A, B, Y), {}, ([A, B], {}), Y),
+        (A, {}, ([A], {}), A),
+        ([A], {}, ([A], {}), A),
+        ({"x": A, "target": Y}, {}, ([], {"x": A}), Y),
+        ({"x": A, "mask": B, "labels": Y}, {}, ([], {"x": A, "mask": B}), Y),
+        ({"x": A, "answer": Y}, {"target": "answer"}, ([], {"x": A}), Y),
+        ({"x": A, "id": B, "y": Y}, {"inputs": ["x"]}, ([A], {}), Y),
+        ({"x": A, "z": B, "y": Y}, {"inputs": ["z", "x"], "target": "y"}, ([B, A], {}), Y),
+        ((Y, A, B), {"inputs": [2, 1], "target": 0}, ([B, A], {}), Y),
+        ((A, B, Y), {"inputs": [0]}, ([A], {}), Y),
+        ((A, Y, B), {"target": 1, "inputs": [0, -1]}, ([A, B], {}), Y),
+        ({"x": A}, {"inputs": ["x"], "target": "x"}, ([A], {}), A),
+    ],
+)
+def test_inputs_and_target(batch: Any, rules: Any, inputs: Any, target: Any) -> None:
+    args, kwargs = inputs_of(batch, {**NO_RULES, **rules})
+    assert [id(arg) for arg in args] == [id(arg) for arg in inputs[0]]
+    assert {k: id(v) for k, v in kwargs.items()} == {k: id(v) for k, v in inputs[1].items()}
+    assert target_of(batch, {**NO_RULES, **rules}) is target
+
+
+@pytest.mark.parametrize(
+    ("batch", "rules", "where", "words"),
+    [
+        ({"x": A, "out": Y}, {}, "batch.target", ["'x', 'out'", "batch: {target"]),
+        ({"x": A, "out": Y}, {"target": "ot"}, "batch.target", ["'ot'", "did you mean 'out'"]),
+        ({"x": A, "y": Y}, {"inputs": ["xx"]}, "batch.inputs", ["'xx'", "it has 'x', 'y'"]),
+        ((A, Y), {"inputs": [5]}, "batch.inputs", ["item 5", "sequence of 2"]),
+        ((A, Y), {"inputs": ["x"]}, "batch.inputs", ["'x'", "sequence of 2"]),
+        ((A, Y), {"target": 2}, "batch.target", ["item 2", "sequence of 2"]),
+        (A, {"target": "y"}, "batch.target", ["'y'", "one Tensor"]),
+    ],
+)
+def test_what_a_batch_has_not_is_told(batch: Any, rules: Any, where: str, words: list[str]) -> None:
+    rules = {**NO_RULES, **rules}
+    with pytest.raises(ConfigError) as caught:
+        _ = inputs_of(batch, rules), target_of(batch, rules)
+    assert str(caught.value).startswith(where)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "n"),
+    [
+        (A, 4),
+        (torch.tensor(1.0), 1),
+        ([A, Y], 4),
+        ({"x": A}, 4),
+        ({"names": ["p", "q", "r", "s"], "x": A}, 4),
+        ([["p", "q", "r", "s"], A], 4),
+        ({"meta": {"scale": 2.0}, "x": [A, B]}, 4),
+        ({"empty": [], "x": A}, 4),
+        ("text", 1),
+        ({}, 1),
+        (None, 1),
+    ],
+)
+def test_samples_are_counted_by_the_first_tensor(batch: Any, n: int) -> None:
+    assert count_samples(batch) == n
+
+
+def test_samples_of_what_torch_collates() -> None:
+    samples = [{"name": str(i), "x": torch.ones(3), "y": i} for i in range(5)]
+    assert count_samples(default_collate(samples)) == 5
+
+
+def test_tensors_are_moved_however_nested() -> None:
+    batch = {"pair": (A, [B, "text"]), "named": Triple(A, None, 3), "plain": 2.5}
+    moved = to_device(batch, torch.device("meta"))
+    assert moved["pair"][0].is_meta
+    assert moved["pair"][1][0].is_meta
+    assert moved["pair"][1][1] == "text"
+    assert isinstance(moved["named"], Triple)
+    assert moved["named"].first.is_meta
+    assert moved["named"][1:] == (None, 3)
+    assert moved["plain"] == 2.5
+
+
+def test_a_batch_that_moves_itself_is_asked_to() -> None:
+    class Graph:
+        def to(self, device: torch.device) -> str:
+            return f"moved to {device}"
+
+    assert to_device([Graph()], CPU) == ["moved to cpu"]
+
+
+def test_a_packed_sequence_stays_one() -> None:
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
+    moved = to_device((packed, Y), CPU)
+    assert isinstance(moved[0], nn.utils.rnn.PackedSequence)
+    torch.testing.assert_close(moved[0].data, packed.data)
+    assert nn.GRU(2, 2)(moved[0])[1].shape == (1, 2, 2)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.layer(x) * scale
+
+
+@pytest.mark.parametrize(
+    ("collate", "rules"),
+    [
+        (lambda x, s, y: {"x": x, "scale": s, "label": y}, "{}"),
+        (lambda x, s, y: {"scale": s, "x": x, "label": y}, "{}"),
+        (lambda x, s, y: (x, s, y), "{}"),
+        (lambda x, s, y: [y, s, x], "{inputs: [2, 1], target: 0}"),
+        (lambda x, s, y: {"a": x, "b": s, "c": y, "id": 1}, "{inputs: [a, b], target: c}"),
+    ],
+)
+def test_a_model_of_two_inputs_learns_the_same_from_each_form(
+    collate: Any, rules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = [train_two_inputs(monkeypatch, lambda x, s, y: (x, s, y), "{}")]
+    results.append(train_two_inputs(monkeypatch, collate, rules))
+    assert results[0] == results[1]
+
+
+def train_two_inputs(monkeypatch: pytest.MonkeyPatch, collate: Any, rules: str) -> list[float]:
+    from base.registry import DATA_LOADERS, MODELS
+
+    generator = torch.Generator().manual_seed(0)
+    x, s = torch.randn(12, 5, generator=generator), torch.rand(12, 1, generator=generator)
+    y = torch.randint(3, (12,), generator=generator)
+
+    class Parts:
+        batch_size = 4
+
+        def __iter__(self) -> Any:
+            return (collate(*(part[i : i + 4] for part in (x, s, y))) for i in range(0, 12, 4))
+
+        def __len__(self) -> int:
+            return 3
+
+    monkeypatch.setitem(MODELS.registered, "TwoInputs", TwoInputs)
+    monkeypatch.setitem(DATA_LOADERS.registered, "Parts", Parts)
+    trainer = make(
+        "model={type: TwoInputs}",
+        "data_loader={type: Parts}",
+        f"batch={rules}",
+        "metrics=[accuracy]",
+    )
+    trainer.train()
+    return trainer.model.layer.weight.flatten().tolist()
+
+
+def test_batches_are_drawn_from_a_position_on() -> None:
+    trainer = make()
+    whole = list(draw(trainer.train_loader, 0, 5, CPU))
+    rest = list(draw(trainer.train_loader, 3, 2, CPU))
+    for ours, theirs in zip(rest, whole[3:], strict=True):
+        assert torch.equal(ours[0], theirs[0])

@@ -1,0 +1,60 @@
+"""Windows and durations come due where a list of all steps says they do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from base.timing import Every, Window
+
+
+@given(accumulate=st.integers(1, 6), n_windows=st.integers(1, 5), missing=st.integers(0, 5))
+def test_windows_are_the_chunks_of_an_epoch(accumulate: int, n_windows: int, missing: int) -> None:
+    n_batches = max(1, accumulate * n_windows - missing)
+    numbers = list(range(n_batches))
+    chunks = [numbers[i : i + accumulate] for i in range(0, n_batches, accumulate)]
+    window = Window(accumulate)
+    for chunk in chunks:
+        for number in chunk:
+            window.place(number, n_batches)
+            assert window.size == len(chunk)
+            assert window.is_full == (number == chunk[-1])
+
+
+@given(accumulate=st.integers(1, 6), done=st.integers(0, 4), n_batches=st.integers(1, 30))
+def test_a_resumed_epoch_has_the_windows_of_a_whole_one(
+    accumulate: int, done: int, n_batches: int
+) -> None:
+    first = min(done * accumulate, n_batches)
+    whole, rest = Window(accumulate), Window(accumulate)
+    for number in range(first, n_batches):
+        whole.place(number, n_batches)
+        rest.place(number - first, n_batches - first)
+        assert vars(rest) == vars(whole)
+
+
+def due(text: str, steps_per_epoch: int = 4, total: int = 40) -> tuple[list[int], list[int]]:
+    every = Every(text, steps_per_epoch, total)
+    steps = [step for step in range(1, total + 1) if every.is_due_at_step(step)]
+    epochs = [n for n in range(1, total // steps_per_epoch + 1) if every.is_due_after_epoch(n)]
+    return steps, epochs
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "epochs"),
+    [
+        ("15 steps", [15, 30], []),
+        ("1 step", list(range(1, 41)), []),
+        ("1 epoch", [], list(range(1, 11))),
+        ("3 epochs", [], [3, 6, 9]),
+        ("25%", [10, 20, 30, 40], []),
+        ("100%", [40], []),
+        ("0.5 epochs", list(range(2, 41, 2)), []),
+        ("1.5 epochs", [6, 12, 18, 24, 30, 36], []),
+        ("0.001 epochs", list(range(1, 41)), []),
+        ("50 steps", [], []),
+    ],
+)
+def test_what_comes_due_when(text: str, steps: list[int], epochs: list[int]) -> None:
+    assert due(text) == (steps, epochs)

@@ -166,8 +166,8 @@ def test_devices(changed):
     config = changed(n_gpu=4)
     assert config["device"] == "auto"
     assert config.notes == [
-        "n_gpu is 4: one process drives one device; start with "
-        "`torchrun --nproc-per-node 4 train.py -c config.json`"
+        "n_gpu is 4: a process drives one device, so this run uses one; several are started with "
+        "`torchrun --nproc-per-node 4 train.py -c config.json`, which is not built yet"
     ]
     assert changed(n_gpu=[0, 1])["device"] == "auto"
 

@@ -198,7 +198,10 @@ def show_names(options: argparse.Namespace) -> int:
     from base.registry import KINDS
 
     if options.schema:
-        print(json.dumps(json_schema(type_schemas()), indent=1, ensure_ascii=False))
+        import torch
+
+        schema = {"$comment": f"torch {torch.__version__}", **json_schema(type_schemas())}
+        print(json.dumps(schema, ensure_ascii=False, separators=(",", ":")))
         return 0
     if options.list != "all" and options.list not in KINDS:
         known = f"{nearest(options.list, KINDS)} (there are {', '.join(KINDS)})"

@@ -28,16 +28,19 @@ def describe(kind: str) -> str:
 def type_schemas() -> dict[str, list[dict[str, Any]]]:
     """Return for each kind what it can name: the name, a schema of its ``args``, its first line.
 
-    The layers of torch.nn are left out: they can be named as models, but seldom are.
+    The layers of torch.nn and all of torchvision are left out: an editor's list of 300 more names
+    hides those that are looked for. They can be named all the same.
     """
     return {
-        kind: [_schema(kind, *entry) for entry in _entries(kind) if not _is_layer(kind, *entry)]
+        kind: [
+            _schema(kind, *entry) for entry in _entries(kind) if not _is_left_out(kind, entry[2])
+        ]
         for kind in KINDS
     }
 
 
-def _is_layer(kind: str, name: str, named: Any, origin: str) -> bool:
-    return kind == "model" and origin.startswith("torch.nn.")
+def _is_left_out(kind: str, origin: str) -> bool:
+    return origin.startswith("torchvision.") or (kind == "model" and origin.startswith("torch.nn."))
 
 
 def _schema(kind: str, name: str, named: Any, origin: str) -> dict[str, Any]:

@@ -52,9 +52,15 @@ def _problems(name: str, thing: object, state: Any) -> list[str]:
         return _module_problems(f"{name}." if name else "", thing.state_dict(), state)
     ours = [len(group["params"]) for group in thing.param_groups]
     saved = [len(group["params"]) for group in state.get("param_groups", [])]
-    if ours == saved:
-        return []
-    return [f"{name}: parameters per group are {saved} in the checkpoint, {ours} here"]
+    if ours != saved:
+        return [f"{name}: parameters per group are {saved} in the checkpoint, {ours} here"]
+    # Options come with versions of torch and with schedulers; another optimizer lacks some as well.
+    here, there = (
+        set().union(*map(set, groups)) for groups in (thing.param_groups, state["param_groups"])
+    )
+    if here - there and there - here:
+        return [f"{name}: the checkpoint's is no {type(thing).__name__}: {sorted(there - here)}"]
+    return []
 
 
 def _module_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
 log = logging.getLogger("kindling")
+
+KEPT_IN_STATE = re.compile(
+    r"^optimizer(s\.\w+)?\.(args|param_groups)\b|"
+    r"\blr_scheduler\.args\.(?!(T_max|total_steps|milestones)$)"
+)
+"""Keys of the config that set what an optimizer's or a scheduler's saved state holds too."""
 
 QUIET_COLUMNS = ("step", "samples_per_second", "memory_mb")
 """Columns of metrics.csv that the console's row leaves out."""
@@ -84,6 +91,9 @@ def _tell_changes(config: Config, folder: Path) -> None:
     changes = load_config(folder / "config.yaml").difference(config)
     for key, old, new in changes:
         log.info(f"changed since the run began: {key}: {old!r} -> {new!r}")
+    kept = [key for key, _, _ in changes if KEPT_IN_STATE.search(key)]
+    if kept:
+        log.warning("%s: what the optimizer and its schedule have saved stays", ", ".join(kept))
 
 
 class RunLog:

@@ -100,9 +100,8 @@ class Monitor:
         value = log[self.key]
         improved = value < self.best if self.mode == "min" else value > self.best
         if improved:
-            self.best, self.best_epoch, self.epochs_without_improvement = value, epoch, 0
-        else:
-            self.epochs_without_improvement += 1
+            self.best, self.best_epoch = value, epoch
+        self.epochs_without_improvement = epoch - self.best_epoch
         return improved
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,6 +156,9 @@ class ExponentialMovingAverage:
         return {"n_updates": self.n_updates, "averages": list(self.averages)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved = state_dict["averages"]
+        if [average.shape for average in self.averages] != [average.shape for average in saved]:
+            raise ValueError("the averages are of other shapes than the weights that are trained")
         self.n_updates = state_dict["n_updates"]
-        for average, saved in zip(self.averages, state_dict["averages"], strict=True):
-            average.copy_(saved)
+        for average, other in zip(self.averages, saved, strict=True):
+            average.copy_(other)

@@ -88,6 +88,7 @@ class BaseTrainer:
         self.signals = SignalFlags()
         self.finite = FiniteWatch()
         self.run_log = RunLog(None, self.settings)
+        self.writers = self.run_log.writers
         self.store: CheckpointStore | None = None
         self._phase_metrics = self.metrics
         self._saved_at: tuple[int, int, int] | None = None

@@ -22,9 +22,9 @@ class WeightedLoss:
     function: Callable[..., Any]
     weight: float = 1.0
 
-    def __call__(self, output: Any, target: Any) -> Tensor:
-        """Return the unweighted loss, a tensor with one number."""
-        value = self.function(output, target)
+    def __call__(self, output: Any, target: Any, *more: Any) -> Tensor:
+        """Return the unweighted loss, a tensor with one number; a trainer may give it more."""
+        value = self.function(output, target, *more)
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")

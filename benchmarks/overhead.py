@@ -177,14 +177,25 @@ stepper.Stepper.step = first
 train.main(["-c", "config/digits.yaml", "--set", "trainer.save_dir={saved}"])
 """
 IMPORT = "import time, torch; print(time.time() - {start}, time.process_time())"
+BARE = """
+import time, torch
+layers = torch.nn.Conv2d(1, 32, 3), torch.nn.Flatten(), torch.nn.Linear(1152, 10)
+model = torch.nn.Sequential(*layers)
+optimizer = torch.optim.AdamW(model.parameters())
+loss = torch.nn.functional.cross_entropy(model(torch.randn(128, 1, 8, 8)), torch.arange(128) % 10)
+loss.backward()
+optimizer.step()
+print(time.time() - {start}, time.process_time())
+"""
 
 
 def measure_start(rounds: int) -> None:
     """Print the time from process start to the end of the first step, against `import torch`."""
-    taken: dict[str, list[list[float]]] = {"import torch": [], "first step": []}
+    scripts = {"import torch": IMPORT, "bare first step": BARE, "first step": FIRST_STEP}
+    taken: dict[str, list[list[float]]] = {name: [] for name in scripts}
     with tempfile.TemporaryDirectory() as saved:
         for number in range(rounds + 1):
-            for name, code in (("import torch", IMPORT), ("first step", FIRST_STEP)):
+            for name, code in scripts.items():
                 text = code.format(root=str(ROOT), start=time.time(), saved=saved)
                 result = subprocess.run(
                     [sys.executable, "-c", text], capture_output=True, text=True, check=True

@@ -47,8 +47,8 @@ def checkpoint_activations(model: nn.Module, patterns: Sequence[Any]) -> None:
     See ``torch.utils.checkpoint``; the random state is kept, so dropout drops the same units.
 
     Raises:
-        ConfigError: nothing matches, or a matched module holds a BatchNorm, whose running
-            statistics the second forward would move twice.
+        ConfigError: nothing matches, or a matched module holds a BatchNorm or the like, whose
+            running statistics the second forward would move once more.
     """
     where = "memory.checkpoint_activations"
     modules = dict(model.named_modules())
@@ -58,11 +58,17 @@ def checkpoint_activations(model: nn.Module, patterns: Sequence[Any]) -> None:
         raise ConfigError([Problem(where, str(error))]) from error
     for name in names:
         module = modules[name]
-        if any(isinstance(inner, nn.modules.batchnorm._BatchNorm) for inner in module.modules()):
-            text = f"{name!r} holds a BatchNorm, whose running statistics would be moved twice"
+        moving = next((inner for inner in module.modules() if _has_running_statistics(inner)), None)
+        if moving is not None:
+            text = f"{name!r} holds a {type(moving).__name__}"
+            text += ", whose running statistics would be moved twice"
             raise ConfigError([Problem(where, f"{text}; leave it out, or use GroupNorm")])
         if not any(name.startswith(f"{other}.") for other in names):
             module.forward = _recomputed(module, module.forward)
+
+
+def _has_running_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
 
 
 def _recomputed(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -53,6 +53,8 @@ class Stepper:
             else:
                 self.scaler.step(self.optimizer)
         self.scaler.update()
+        # Where fp16 left out the very first step, torch would warn of the scheduler's.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.optimizer.zero_grad()
         torch.clear_autocast_cache()  # of the old weights: the step may go on with the new ones
         if self.schedule is not None:

@@ -36,13 +36,16 @@ _JSON_WORDS = ((r"NaN|-?Infinity", float), *_WORDS)  # as Python writes JSON
 
 def read_file(path: Path, problems: list[Problem], asked: Where | None = None) -> Node:
     """Read a file; raise ConfigError where nothing can be read, note lesser faults in problems."""
+    name = f": {path}" if asked else ""
     asked = asked or Where(one_line(path))
     try:
+        if path.is_dir():
+            raise ConfigError([problem_at(asked, (), f"this is a folder, not a file{name}")])
         if not path.is_file():
             found = "this is no file" if path.exists() else "no such file"
             beside = islice(path.parent.iterdir(), 2000) if path.parent.is_dir() else ()
             near = nearest(path.name, [entry.name for entry in beside])
-            raise ConfigError([problem_at(asked, (), f"{found}: {path}{near}")])
+            raise ConfigError([problem_at(asked, (), f"{found}{name}{near}")])
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:

@@ -192,7 +192,7 @@ def test_a_missing_file_names_the_nearest_one(write):
     write("", "config/digits.yaml")
     with pytest.raises(ConfigError) as caught:
         load_config(Path("config/digit.yaml"))
-    expected = "no such file: config/digit.yaml; did you mean 'digits.yaml'?"
+    expected = "no such file; did you mean 'digits.yaml'?"
     assert str(caught.value) == f"config/digit.yaml: {expected}"
 
 

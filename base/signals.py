@@ -56,7 +56,8 @@ class SignalFlags:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # it was not set from Python, and cannot be set back
+                signal.signal(number, handler)
         self._previous.clear()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

@@ -1,0 +1,264 @@
+"""Signals set flags; the loop acts on them where its state is whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import assert_same, make, run
+
+from base.callbacks import Callback
+from base.checkpoint import read
+from base.signals import InterruptedRunError, SignalFlags
+from trainer.trainer import Trainer
+
+THREE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_flags_are_set_and_handlers_restored() -> None:
+    before = [signal.getsignal(number) for number in THREE]
+    with SignalFlags() as flags:
+        assert (flags.stop, flags.save) == (None, False)
+        send(signal.SIGUSR1)
+        assert (flags.stop, flags.save) == (None, True)
+        send(signal.SIGTERM)
+        assert flags.stop == signal.SIGTERM
+        send(signal.SIGINT)
+        assert flags.stop == signal.SIGINT
+    assert [signal.getsignal(number) for number in THREE] == before
+
+
+def test_handlers_are_restored_after_an_exception() -> None:
+    before = [signal.getsignal(number) for number in THREE]
+    with pytest.raises(ZeroDivisionError), SignalFlags():
+        _ = 1 / 0
+    assert [signal.getsignal(number) for number in THREE] == before
+
+
+def interrupt_twice(flags: SignalFlags) -> None:
+    with flags:
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+
+
+def test_a_second_interrupt_at_once_raises() -> None:
+    before = [signal.getsignal(number) for number in THREE]
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_twice(SignalFlags())
+    assert [signal.getsignal(number) for number in THREE] == before
+
+
+def test_a_second_interrupt_later_only_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 102.5])
+    monkeypatch.setattr("base.signals.time.monotonic", lambda: next(clock))
+    flags = SignalFlags()
+    interrupt_twice(flags)
+    assert flags.stop == signal.SIGINT
+
+
+def test_terminate_and_interrupt_do_not_add_up() -> None:
+    with SignalFlags() as flags:
+        send(signal.SIGTERM)
+        send(signal.SIGINT)
+        send(signal.SIGTERM)
+    assert flags.stop == signal.SIGTERM
+
+
+def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`signal.signal` tells None for those, and does not take it back."""
+    given: list[Any] = []
+
+    def foreign(number: int, handler: Any) -> None:
+        assert handler is not None
+        given.append(handler)
+
+    monkeypatch.setattr("base.signals.signal.signal", foreign)
+    with SignalFlags():
+        assert len(given) == 3
+    assert len(given) == 3
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone() -> None:
+    before = [signal.getsignal(number) for number in THREE]
+    seen: list[Any] = []
+
+    def work() -> None:
+        with SignalFlags():
+            seen.extend(signal.getsignal(number) for number in THREE)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_exit_code_is_that_of_a_shell(number: int, code: int) -> None:
+    error = InterruptedRunError(number, Path("saved/x/1"), 7)
+    assert error.exit_code == code
+    assert str(error) == (
+        f"stopped by {signal.Signals(number).name} after step 7, and saved; "
+        "go on by: python train.py -r saved/x/1"
+    )
+
+
+# --- In the loop ----------------------------------------------------------------------------------
+
+
+class Signal(Callback):
+    """Sends a real signal at one step."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_step_end(self, trainer: Any) -> None:
+        if trainer.progress.step == self.step:
+            send(self.number)
+
+
+def train(folder: Path, trainer: Any, resume: bool = False) -> Any:
+    folder.mkdir(exist_ok=True)
+    trainer.train(folder, folder if resume else None)
+    return trainer
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [3, 5, 7])
+def test_a_stop_is_acted_on_at_that_step_and_resumes(
+    number: int, step: int, tmp_path: Path
+) -> None:
+    train(tmp_path / "whole", make())
+    trainer = make()
+    trainer.callbacks["signal"] = Signal(number, step)
+    with pytest.raises(InterruptedRunError, match=f"after step {step}, and saved") as caught:
+        train(tmp_path / "cut", trainer)
+    assert caught.value.exit_code == 128 + number
+    assert read(tmp_path / "cut")["progress"]["step"] == step
+    train(tmp_path / "cut", make(), resume=True)
+    assert_same(read(tmp_path / "cut"), read(tmp_path / "whole"))
+
+
+def test_a_stop_is_left_for_the_end_of_a_window(tmp_path: Path) -> None:
+    class InMidWindow(Trainer):
+        def train_step(self, batch: Any) -> Any:
+            values = super().train_step(batch)
+            if self.progress.batches_total == 3 and not self.window.is_full:
+                send(signal.SIGTERM)
+            return values
+
+    options = ["memory.accumulate=5"]
+    with pytest.raises(InterruptedRunError, match="after step 1"):
+        train(tmp_path / "cut", make(*options, trainer=InMidWindow))
+    assert read(tmp_path / "cut")["progress"]["batch"] == 5
+
+
+class StopsInValidation(Trainer):
+    """Gets SIGTERM while it validates the second epoch."""
+
+    def valid_step(self, batch: Any) -> Any:
+        if self.progress.epoch == 1:
+            send(signal.SIGTERM)
+        return super().valid_step(batch)
+
+
+VALIDATED = [
+    "trainer.epochs=3",
+    "trainer.ema={decay: 0.9}",
+    "metrics=[accuracy]",
+    "data_loader.args.batch_size=2",
+]
+
+
+def test_a_stop_in_validation_saves_the_state_before_it_and_resumes(tmp_path: Path) -> None:
+    train(tmp_path / "whole", make(*VALIDATED))
+    trainer = make(*VALIDATED, trainer=StopsInValidation)
+    with pytest.raises(InterruptedRunError):
+        train(tmp_path / "cut", trainer)
+    saved = read(tmp_path / "cut")
+    assert (saved["progress"]["epoch"], saved["progress"]["batch"]) == (1, 10)
+    assert saved["monitor"]["best_epoch"] <= 1
+    train(tmp_path / "cut", make(*VALIDATED), resume=True)
+    assert_same(read(tmp_path / "cut"), read(tmp_path / "whole"))
+
+
+def test_a_stop_at_the_end_of_an_epoch_counts_it(tmp_path: Path) -> None:
+    class AtTheEnd(Callback):
+        def on_epoch_end(self, trainer: Any, values: Any) -> None:
+            send(signal.SIGTERM)
+
+    trainer = make("trainer.epochs=3")
+    trainer.callbacks["end"] = AtTheEnd()
+    with pytest.raises(InterruptedRunError, match="after step 5"):
+        train(tmp_path / "cut", trainer)
+    progress = read(tmp_path / "cut")["progress"]
+    assert (progress["epoch"], progress["batch"]) == (1, 0)
+    train(tmp_path / "whole", make("trainer.epochs=3"))
+    train(tmp_path / "cut", make("trainer.epochs=3"), resume=True)
+    assert_same(read(tmp_path / "cut"), read(tmp_path / "whole"))
+
+
+def test_a_stop_at_the_end_of_training_is_no_stop(tmp_path: Path) -> None:
+    class AtTheEnd(Callback):
+        def on_epoch_end(self, trainer: Any, values: Any) -> None:
+            if trainer.progress.step == 10:
+                send(signal.SIGTERM)
+
+    trainer = make()
+    trainer.callbacks["end"] = AtTheEnd()
+    train(tmp_path / "run", trainer)
+    assert trainer.is_finished()
+
+
+def test_sigusr1_saves_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    options = ["trainer.keep=9"]
+    train(tmp_path / "plain", make(*options))
+    trainer = make(*options)
+    trainer.callbacks["signal"] = Signal(signal.SIGUSR1, 3)
+    train(tmp_path / "saved", trainer)
+    folders = {path.name for path in (tmp_path / "saved" / "checkpoints").glob("step-*")}
+    others = {path.name for path in (tmp_path / "plain" / "checkpoints").glob("step-*")}
+    assert folders == others | {"step-00000003"}
+    assert_same(read(tmp_path / "saved"), read(tmp_path / "plain"))
+
+
+def test_a_double_interrupt_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    class Twice(Callback):
+        def on_step_end(self, trainer: Any) -> None:
+            if trainer.progress.step == 7:
+                send(signal.SIGINT)
+                send(signal.SIGINT)
+
+    trainer = make()
+    trainer.callbacks["twice"] = Twice()
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", trainer)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert read(tmp_path / "cut")["progress"]["step"] == 5
+    run(tmp_path / "cut", resume=True)
+    run(tmp_path / "whole")
+    assert_same(read(tmp_path / "cut"), read(tmp_path / "whole"))
+
+
+def test_a_stop_in_the_test_phase_keeps_the_final_state(tmp_path: Path) -> None:
+    """The best weights are in the model then: they must not be saved as the last state."""
+
+    class InTheTest(Trainer):
+        def valid_step(self, batch: Any) -> Any:
+            if self.is_finished() and self.progress.batch == 0:
+                send(signal.SIGTERM)
+            return super().valid_step(batch)
+
+    options = ["trainer.test=true", "optimizer.args.lr=3", "trainer.monitor=min valid/loss"]
+    train(tmp_path / "whole", make("optimizer.args.lr=3"))
+    with pytest.raises(InterruptedRunError):
+        train(tmp_path / "cut", make(*options, "data_loader.args.batch_size=4", trainer=InTheTest))
+    assert_same(read(tmp_path / "cut"), read(tmp_path / "whole"))

@@ -55,8 +55,9 @@ class MemoryReport(Callback):
         self.epochs = epochs
 
     def on_epoch_end(self, trainer: BaseTrainer, values: Mapping[str, float]) -> None:
-        if trainer.progress.epoch <= self.epochs:
-            log.info(f"memory after epoch {trainer.progress.epoch}: {values['memory_mb']:.0f} MB")
+        epoch = trainer.progress.epoch + 1
+        if epoch <= self.epochs:
+            log.info(f"memory after epoch {epoch}: {values['memory_mb']:.0f} MB")
 
 
 class ImageSamples(Callback):

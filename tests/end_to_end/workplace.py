@@ -33,7 +33,7 @@ class Workplace:
 
     def start(self, *args: str | Path, terminal: str | None = None, **env: str) -> Script:
         """Start `train.py` (or another script, if the first word ends so)."""
-        words = args if str(args[0]).endswith(".py") else ("train.py", *args)
+        words = args if args and str(args[0]).endswith(".py") else ("train.py", *args)
         return Script(words, self.folder, env, terminal)
 
     def run(self, *args: str | Path, **env: str) -> Done:

@@ -181,6 +181,9 @@ def _checked(kind: str, found: Definition) -> Any:
         if not issubclass(named, parent):
             text = f"{found.attribute!r} cannot be a {kind}: it is no subclass of {parent_name}"
             raise NameFault(f"{found}: {text}")
+    if kind == "trainer" and hasattr(named, "_train_epoch"):
+        text = f"{found.attribute!r} is a trainer for pytorch-template, with a loop of its own"
+        raise NameFault(f"{found}: {text}: docs/from-pytorch-template.md, section 4, ports it")
     if not callable(named) and not hasattr(named, "compute"):
         text = f"{found.attribute!r} cannot be a {kind}: it is a {type(named).__name__}"
         raise NameFault(f"{found}: {text}")

@@ -194,7 +194,7 @@ class BaseTrainer:
                 while not self.is_finished():
                     values = {**self.train_epoch(), **self.validate()}
                     self.end_epoch(values)
-                self.save()
+                self.save(values)
                 tell_end(self, folder)
                 if self.settings.test and folder is not None:
                     values = {**values, **run_test(self, choose_checkpoint(folder), folder)}
@@ -281,6 +281,7 @@ class BaseTrainer:
             for schedule in self.schedules.values():
                 schedule.after_epoch(values)
         is_best = self.monitor.update(values, self.progress.epoch + 1)
+        self._saved_at = None  # a state of this very step does not know of it
         values.update(self.run_log.log_epoch(values, rates, self.progress, is_best))
         for callback in self.callbacks.values():
             callback.on_epoch_end(self, values)

@@ -22,7 +22,7 @@ from base.run_log import RunLog, nonfinite_message, tell_end, tell_header
 from base.seeding import derive_seed, isolated_random_state
 from base.signals import InterruptedRunError, SignalFlags
 from base.state import ExponentialMovingAverage, Monitor, Progress, RandomState, Stateful
-from base.stepper import build_steppers
+from base.stepper import build_steppers, choose_stepper
 from base.test_phase import choose_checkpoint, run_test
 from base.timing import Every, Window
 from base.values import check_watched, detach, summarise, with_total
@@ -144,8 +144,8 @@ class BaseTrainer:
         self.finite.watch(loss)
         if self.window.size > 1:
             loss = loss / self.window.size
-        stepper = self.steppers[only or self._lone_network()]
-        inputs = None if only is None else stepper.parameters
+        stepper = choose_stepper(self.steppers, only)
+        inputs = None if only is None else stepper.trainable
         with self.precision.full():
             stepper.scaler.scale(loss).backward(inputs=inputs, retain_graph=retain_graph)
 
@@ -160,7 +160,7 @@ class BaseTrainer:
         if self.window.is_full:
             if not self.finite.all_finite():
                 raise TrainingError(nonfinite_message(self))
-            self.meters.update(self.steppers[name or self._lone_network()].step(again))
+            self.meters.update(choose_stepper(self.steppers, name).step(again))
 
     @final
     def measure(self, outputs: Any, batch: Any) -> None:
@@ -171,11 +171,6 @@ class BaseTrainer:
                 target = target_of(batch, self.config["batch"])
                 for metric in self._phase_metrics.values():
                     metric.update(predictions, target)
-
-    def _lone_network(self) -> str:
-        if len(self.optimizers) == 1:
-            return next(iter(self.optimizers))
-        raise TrainingError(f"say which of the networks: {', '.join(self.optimizers)}")
 
     # --- The recipe ------------------------------------------------------------------------------
 

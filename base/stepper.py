@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from base.config import Config
-from base.errors import ConfigError, Problem, TrainingError
+from base.errors import ConfigError, Problem, TrainingError, nearest
 from base.experiment import Experiment, optimizer_sections, where_of
 from base.memory import Precision
 from base.optim import Schedule
@@ -39,6 +39,11 @@ class Stepper:
     @property
     def parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def trainable(self) -> list[Tensor]:
+        """The parameters without those that a step has frozen for a while."""
+        return [parameter for parameter in self.parameters if parameter.requires_grad]
 
     def step(self, again: Callable[[], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
         """Use the gradients gathered; return their norm where it is limited.
@@ -105,6 +110,23 @@ def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, St
             prefix="" if len(experiment.optimizers) == 1 else f"{name}_",
         )
     return steppers
+
+
+def choose_stepper(steppers: Mapping[str, Stepper], name: str | None) -> Stepper:
+    """Return the stepper of that name; without a name, the only one.
+
+    Raises:
+        TrainingError: there is none of that name, or several.
+    """
+    if name is None and len(steppers) == 1:
+        return next(iter(steppers.values()))
+    known = ", ".join(steppers)
+    if name is None:
+        raise TrainingError(f"say which of the networks: {known}")
+    if name not in steppers:
+        text = f"there is no optimizer {name!r}{nearest(name, steppers)}"
+        raise TrainingError(f"{text}; there are {known}")
+    return steppers[name]
 
 
 def _check_lbfgs(config: Config, name: str, section: Mapping[str, Any]) -> None:

@@ -301,6 +301,16 @@ def test_recomputed_activations_give_equal_weights_with_dropout(pattern: str) ->
 
 
 @pytest.mark.usefixtures("_stack")
+def test_what_lies_inside_is_recomputed_once() -> None:
+    trainer = make("model={type: Stack}", "memory.checkpoint_activations=['*']")
+    calls: list[int] = []
+    trainer.model.first.inner[0].register_forward_hook(lambda *_: calls.append(1))
+    trainer.model.train()
+    trainer.train_step(next(batches(trainer)))
+    assert len(calls) == 2
+
+
+@pytest.mark.usefixtures("_stack")
 def test_recomputed_activations_in_bf16_resume(tmp_path: Path) -> None:
     options = "memory={checkpoint_activations: ['first'], precision: bf16, accumulate: 2}"
     assert_resumes(tmp_path, "model={type: Stack}", options)

@@ -329,8 +329,16 @@ def test_lengths_inside_a_sequence_are_those_of_their_part() -> None:
     assert rates == expected
 
 
-def test_a_longer_run_on_an_old_state_takes_the_new_length(tmp_path: Path) -> None:
-    cosine = section("CosineAnnealingLR", every="step")
+PARTS = (
+    "{type: SequentialLR, every: step, args: {milestones: [1 epoch], schedulers: "
+    "[{type: ConstantLR}, {type: CosineAnnealingLR, args: {eta_min: 0.01}}]}}"
+)
+
+
+@pytest.mark.parametrize(
+    "cosine", [section("CosineAnnealingLR", every="step"), f"lr_scheduler={PARTS}"]
+)
+def test_a_longer_run_on_an_old_state_takes_the_new_length(cosine: str, tmp_path: Path) -> None:
     run(tmp_path, "trainer.epochs=2", cosine, stop_at=4)
     longer = run(tmp_path, "trainer.epochs=3", cosine, resume=True)
     assert learning_rates(longer.optimizers)["lr"] == pytest.approx(0.01)

@@ -74,6 +74,7 @@ class BaseTrainer:
         self.register("optimizer", self.optimizers)
         self.register("schedule", self.schedules)
         self.register("scaler", {name: one.scaler for name, one in self.steppers.items()})
+        self.register("loss", {k: loss for k, loss in self.losses.items() if loss.state_dict()})
         self.register("metric", self.metrics)
         self.register("callback", self.callbacks)
         self.register("ema", {} if self.ema is None else self.ema)
@@ -85,8 +86,7 @@ class BaseTrainer:
         lengths = (experiment.steps_per_epoch, experiment.total_steps)
         self.save_every = Every(self.settings.save_every, *lengths)
         self.log_every = Every(self.settings.log_every, *lengths)
-        self.signals = SignalFlags()
-        self.finite = FiniteWatch()
+        self.signals, self.finite = SignalFlags(), FiniteWatch()
         self.run_log = RunLog(None, self.settings)
         self.writers = self.run_log.writers
         self.store: CheckpointStore | None = None

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import CONFIG, CPU, assert_same, batches, make, run, weights
+from toy import CONFIG, CPU, assert_resumes, assert_same, batches, make, run, weights
 
 from base.base_trainer import BaseTrainer
 from base.callbacks import Callback
 from base.checkpoint import CheckpointStore, read
 from base.errors import ConfigError, DataError, TrainingError
 from base.inspection import check
-from base.registry import DATA_LOADERS, MODELS
+from base.registry import DATA_LOADERS, LOSSES, MODELS
 from base.test_phase import choose_checkpoint
 from trainer.trainer import Trainer
 
@@ -585,6 +585,26 @@ def test_what_changes_numbers_is_final(name: str) -> None:
 )
 def test_what_is_yours_is_not_final(name: str) -> None:
     assert not hasattr(getattr(BaseTrainer, name), "__final__")
+
+
+class Centered(nn.Module):
+    """A loss that remembers: it follows the mean of the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(3))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            self.center.lerp_(output.detach().mean(0), 0.5)
+        return F.cross_entropy(output - self.center, target)
+
+
+def test_a_loss_with_state_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES.registered, "Centered", Centered)
+    assert_resumes(tmp_path, "loss=Centered")
+    run(tmp_path / "plain")
+    assert not any(name.startswith("loss") for name in read(tmp_path / "plain"))
 
 
 def test_more_state_is_one_line(tmp_path: Path) -> None:

@@ -41,11 +41,13 @@ def as_it_is(batch: Batch) -> Batch:
 
 
 def leave_signals_to_the_parent(_: int) -> None:
-    """Keep on working when a signal meant to end the run reaches the whole process group.
+    """Keep on working when a signal meant for the run reaches the whole process group.
 
     The parent stops its workers itself, by a second SIGTERM where one does not listen.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 

@@ -62,7 +62,9 @@ class Script:
         end = time.monotonic() + seconds
         while not condition():
             assert self.process.exitcode is None, f"it ended: {self.read()}"
-            assert time.monotonic() < end, f"not so after {seconds} s: {self.read()}"
+            if time.monotonic() > end:
+                self.kill()
+                raise TimeoutError(f"not so after {seconds} s")
             time.sleep(0.005)
 
     def signal(self, number: int) -> None:
@@ -96,6 +98,7 @@ def _run(args: list[str], cwd: str, env: Mapping[str, str], streams: list[str]) 
     sys.path[:] = [str(ROOT), *(path for path in sys.path if "tests" not in path)]
     # What the fork has inherited is not what a shell's child begins with.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     try:

@@ -1,0 +1,196 @@
+"""`train.py -r` as a user calls it: what it goes on with, what it tells, what it leaves alone."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from digest import digest
+from workplace import Workplace
+
+pytestmark = pytest.mark.end_to_end
+Rows = Callable[[Path], list[dict[str, str]]]
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Return what a run consists of: all files but its log and its lock."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("log.txt", "LOCK")
+    }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-r"],
+        ["-r", "auto"],
+        ["-r", "auto", "-c", "tiny.yaml"],
+        ["-r", "-c", "tiny.yaml"],
+        ["-r", "RUN"],
+        ["-r", "RUN/checkpoints"],
+        ["-r", "RUN/checkpoints/step-00000007"],
+        ["-r", "RUN/checkpoints/step-00000004/state.pt"],
+        ["-r", "-d", "cpu", "--name", "tiny"],
+    ],
+    ids=" ".join,
+)
+def test_each_way_to_resume_ends_with_the_same_bits(
+    place: Workplace, cut: Path, whole: str, words: list[str], rows: Rows
+) -> None:
+    run = str(cut.relative_to(place.folder))
+    done = place.run(*(word.replace("RUN", run) for word in words))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert digest(cut) == whole
+    assert [row["epoch"] for row in rows(cut)] == ["1", "2", "3"]
+    assert place.runs() == [cut]
+
+
+def test_auto_starts_anew_where_there_is_no_run_of_that_name(
+    place: Workplace, finished: Path
+) -> None:
+    done = place.run("-r", "auto", "-c", "tiny.yaml", "--name", "other", "--epochs", "1")
+    assert done.returncode == 0
+    assert [folder.parent.name for folder in place.runs()] == ["other", "tiny"]
+
+
+def test_a_finished_run_says_so_and_how_to_go_on(
+    place: Workplace, finished: Path, whole: str, rows: Rows
+) -> None:
+    done = place.run("-r")
+    assert (done.returncode, done.stderr) == (0, "")
+    message = "nothing is left to train: step 15 of 15; to go on longer, add --set trainer.epochs=N"
+    assert message in done.stdout
+    assert digest(finished) == whole
+
+    longer = place.run("-r", "--set", "trainer.epochs=4")
+    assert longer.returncode == 0
+    assert "changed since the run began: trainer.epochs: 3 -> 4" in longer.stdout
+    assert [row["step"] for row in rows(finished)] == ["5", "10", "15", "20"]
+
+
+def test_a_run_that_stopped_early_says_how_to_go_on(place: Workplace) -> None:
+    words = ["trainer.monitor=max lr", "trainer.early_stop=1", "lr_scheduler=null"]
+    words[0] = "trainer.monitor=min valid/accuracy"
+    place.train("--set", *words, "trainer.epochs=8", "optimizer.args.lr=0.05")
+    done = place.run("-r")
+    assert done.returncode == 0
+    assert "early stop after epoch" in done.stdout
+    assert "add --set trainer.early_stop=null" in done.stdout
+
+
+def test_a_new_config_lists_what_differs_and_becomes_the_runs_own(
+    place: Workplace, cut: Path
+) -> None:
+    words = ["-r", str(cut), "-c", "tiny.yaml", "--set", "trainer.keep=7", "optimizer.clip_norm=1"]
+    done = place.run(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    changes = [line for line in done.stdout.splitlines() if line.startswith("changed since")]
+    assert changes == [
+        "changed since the run began: optimizer.clip_norm: None -> 1",
+        "changed since the run began: trainer.keep: 99 -> 7",
+    ]
+    assert "keep: 7\n" in (cut / "config.yaml").read_text()
+    assert "changed since the run began: trainer.keep: 99 -> 7" in (cut / "log.txt").read_text()
+
+
+def test_a_rate_that_the_saved_state_holds_is_told_to_stay(place: Workplace, cut: Path) -> None:
+    done = place.run("-r", "--lr", "0.5", "--set", "lr_scheduler.args.max_lr=0.2", "seed=7")
+    assert done.returncode == 0
+    assert done.stderr == (
+        "warning: optimizer.args.lr, lr_scheduler.args.max_lr: what the optimizer and its schedule "
+        "have saved stays\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            "model.args.width=8",
+            "model.head.weight: shape (10, 8) in the checkpoint, shape (10, 16)",
+        ),
+        ("lr_scheduler=null", "schedule.main: only in the checkpoint"),
+        ("optimizer.type=SGD", "optimizer.main: the checkpoint's is no SGD"),
+        ("optimizer.param_groups=[{match: '*bias', lr: 1}]", "parameters per group are"),
+        ("trainer.ema=null", "ema: only in the checkpoint"),
+    ],
+)
+def test_a_config_that_does_not_fit_changes_nothing(
+    place: Workplace, cut: Path, whole: str, change: str, told: str
+) -> None:
+    before = snapshot(cut)
+    done = place.run("-r", "--set", change)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert snapshot(cut) == before
+    assert place.run("-r").returncode == 0
+    assert digest(cut) == whole
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_one_warning(
+    place: Workplace, cut: Path, whole: str
+) -> None:
+    flip(cut / "checkpoints" / "step-00000007" / "state.pt")
+    done = place.run("-r")
+    assert done.returncode == 0
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("warning: ")
+    assert "step-00000007" in warning
+    assert "going back to " in warning
+    assert "step-00000006" in warning
+    assert digest(cut) == whole
+
+
+def test_a_damaged_checkpoint_named_itself_is_an_error(place: Workplace, cut: Path) -> None:
+    named = cut / "checkpoints" / "step-00000007"
+    flip(named / "state.pt")
+    before = snapshot(cut)
+    done = place.run("-r", named)
+    assert done.returncode == 1
+    assert str(named) in done.stderr
+    assert snapshot(cut) == before
+
+
+@pytest.mark.parametrize("how", ["damaged", "absent"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_without_a_whole_checkpoint_is_left_alone(
+    place: Workplace, cut: Path, how: str, named: bool
+) -> None:
+    for checkpoint in (cut / "checkpoints").glob("step-*"):
+        if how == "damaged":
+            flip(checkpoint / "state.pt")
+        else:
+            shutil.rmtree(checkpoint)
+    before = snapshot(cut)
+    done = place.run("-r", *([cut] if named else []))
+    # That no run there has a checkpoint is a wrong use of a bare -r; all else has failed.
+    assert done.returncode == (2 if how == "absent" and not named else 1)
+    assert ("not one of its checkpoints is whole" if how == "damaged" else "no") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert snapshot(cut) == before
+    assert place.runs() == [cut]
+
+
+def test_of_two_processes_on_one_run_the_second_is_refused(place: Workplace, cut: Path) -> None:
+    first = place.start("-r", "--set", "trainer.epochs=500")
+    first.wait_until(lambda: str(first.pid) in (cut / "LOCK").read_text())
+    second = place.run("-r")
+    assert second.returncode == 2
+    assert "another process has this run" in second.stderr
+    assert f'"pid": {first.pid}' in second.stderr
+    first.signal(signal.SIGTERM)
+    assert first.wait().returncode == 143
+    assert place.run("-r", "--set", "trainer.epochs=4").returncode == 0

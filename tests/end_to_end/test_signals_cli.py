@@ -1,0 +1,162 @@
+"""Signals to a running `train.py`: what is saved and told, who ends, how the run goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shlex
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from digest import digest, digest_of
+from processes import Script
+from workplace import Workplace
+
+from base.checkpoint import read
+
+pytestmark = pytest.mark.end_to_end
+N_KILLS = int(os.environ.get("KINDLING_KILLS", "4"))
+Rows = Callable[[Path], list[dict[str, str]]]
+WORKERS = "data_loader.args.num_workers"
+
+
+def newest_step(place: Workplace) -> int:
+    """Return the step of the newest checkpoint of the only run; 0 for none."""
+    found = place.folder.glob("saved/*/*/checkpoints/step-????????")
+    return max((int(path.name[5:]) for path in found), default=0)
+
+
+def workers_of(script: Script) -> list[psutil.Process]:
+    """Return the processes that read data for it."""
+    return psutil.Process(script.pid).children(recursive=True)
+
+
+def ended(processes: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    return not alive
+
+
+def resume_as_printed(place: Workplace, text: str) -> None:
+    """Type the command that an interrupted run has printed."""
+    (command,) = re.findall(r"go on by: python train\.py (.+)", text)
+    done = place.run(*shlex.split(command))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_prints_a_command_that_goes_on(
+    place: Workplace, whole: str, number: signal.Signals, code: int, n_workers: int
+) -> None:
+    words = ["trainer.save_every=1 epoch", f"{WORKERS}={n_workers}"]
+    script = place.start("-c", "tiny.yaml", "--set", *words)
+    script.wait_until(lambda: newest_step(place) >= 5)
+    workers = workers_of(script)
+    assert len(workers) == n_workers
+    # To the whole group, as a terminal sends Ctrl-C: the workers must not die of it first.
+    script.signal_group(number)
+    done = script.wait()
+    assert done.returncode == code
+    assert re.fullmatch(
+        rf"stopped by {number.name} after step \d+, and saved; go on by: "
+        rf"python train\.py -r saved/tiny/\d{{4}}_\d{{6}}\n",
+        done.stderr,
+    )
+    step = int(re.findall(r"after step (\d+)", done.stderr)[0])
+    assert newest_step(place) == step
+    assert ended(workers)
+    resume_as_printed(place, done.stderr)
+    (folder,) = place.runs()
+    assert digest(folder) == whole
+
+
+def test_a_folder_with_a_space_is_quoted(tmp_path: Path) -> None:
+    (tmp_path / "my work").mkdir()
+    place = Workplace(tmp_path / "my work")
+    save_dir = tmp_path / "my work" / "saved"
+    script = place.start("-c", "tiny.yaml", "--set", f"trainer.save_dir={save_dir}")
+    script.wait_until(lambda: newest_step(place) >= 2)
+    script.signal(signal.SIGTERM)
+    done = script.wait()
+    assert f"-r '{save_dir}/tiny/" in done.stderr
+    resume_as_printed(place, done.stderr)
+
+
+def test_sigterm_in_validation_is_acted_on_there(place: Workplace, whole: str) -> None:
+    script = place.start("-c", "tiny.yaml", "--set", "trainer.save_every=5 steps")
+    script.wait_until(lambda: newest_step(place) == 5)  # the last step before validation
+    script.signal(signal.SIGTERM)
+    done = script.wait()
+    assert done.returncode == 143
+    resume_as_printed(place, done.stderr)
+    (folder,) = place.runs()
+    assert digest(folder) == whole
+
+
+def test_a_second_ctrl_c_ends_at_once_and_leaves_no_worker(place: Workplace) -> None:
+    words = ["trainer.epochs=1000", f"{WORKERS}=2", "lr_scheduler=null"]
+    script = place.start("-c", "tiny.yaml", "--set", *words)
+    script.wait_until(lambda: newest_step(place) >= 2 and len(workers_of(script)) == 2)
+    workers = workers_of(script)
+    script.signal_group(signal.SIGINT)
+    time.sleep(0.002)
+    script.signal_group(signal.SIGINT)
+    done = script.wait()
+    assert done.returncode == 130
+    assert ended(workers)
+    # Whatever it was doing, what is there is good.
+    assert place.run("-r", "--set", "trainer.epochs=1").returncode == 0
+
+
+def test_sigusr1_saves_and_changes_nothing(place: Workplace, finished_once: Path) -> None:
+    words = ["trainer.save_every=100 epochs", "trainer.monitor=off", f"{WORKERS}=1"]
+    script = place.start("-c", "tiny.yaml", "--set", *words)
+    script.wait_until(lambda: any(place.folder.glob("saved/*/*/metrics.csv")))
+    script.signal_group(signal.SIGUSR1)  # as a batch system does, which knows no other way
+    done = script.wait()
+    assert (done.returncode, done.stderr) == (0, "")
+    (folder,) = place.runs()
+    steps = sorted(int(path.name[5:]) for path in (folder / "checkpoints").glob("step-*"))
+    assert len(steps) == 2
+    assert steps[-1] == 15
+    states = [read(run) for run in (folder, finished_once)]
+    for name in ("model", "optimizer.main", "ema", "random"):
+        assert digest_of(states[0][name]) == digest_of(states[1][name])
+
+
+def kill_until_done(place: Workplace, words: list[str], n_kills: int, seed: int) -> int:
+    """Start again and again, kill -9 at random moments, then let it end; count the kills."""
+    draw = random.Random(seed)
+    n_killed = 0
+    for _ in range(n_kills):
+        former = newest_step(place)
+        workers = f"{WORKERS}={draw.choice([0, 1, 2])}"
+        script = place.start("-r", "auto", "-c", "tiny.yaml", "--set", workers, *words)
+        moment = time.monotonic() + 60
+        while script.process.exitcode is None and time.monotonic() < moment:
+            if newest_step(place) > former:
+                moment = min(moment, time.monotonic() + draw.uniform(0, 0.3))
+            time.sleep(0.001)
+        script.kill()
+        n_killed += script.wait().returncode == -signal.SIGKILL
+    done = place.run("-r", "auto", "-c", "tiny.yaml", "--set", *words)
+    assert done.returncode == 0, done.stderr
+    return n_killed
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(None, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_a_run_ends_with_the_same_bits(
+    place: Workplace, whole: str, seed: int | None
+) -> None:
+    """`KINDLING_KILLS=100` kills more often, on a longer run."""
+    n_kills = N_KILLS if seed is not None else 4 * N_KILLS
+    seed = random.randrange(10**6) if seed is None else seed
+    print(f"seed {seed}")  # shown where the test fails
+    assert kill_until_done(place, ["trainer.save_every=2 steps"], n_kills, seed) > 0
+    (folder,) = place.runs()
+    assert digest(folder) == whole

@@ -91,7 +91,7 @@ class BaseTrainer:
         self.writers = self.run_log.writers
         self.store: CheckpointStore | None = None
         self._phase_metrics = self.metrics
-        self._saved_at: tuple[int, int, int] | None = None
+        self._saved_at: Values | None = None
 
     @final
     def register(self, name: str, value: Any) -> None:
@@ -280,6 +280,7 @@ class BaseTrainer:
         values.update(self.run_log.log_epoch(values, rates, self.progress, is_best))
         for callback in self.callbacks.values():
             callback.on_epoch_end(self, values)
+        self.progress.closed_at = self.progress.step
         if is_whole:  # not where the last of all steps falls into the middle of an epoch
             self.progress.start_next_epoch()
             for sums in (self.meters, *self.metrics.values()):
@@ -291,13 +292,15 @@ class BaseTrainer:
 
     @final
     def is_finished(self) -> bool:
-        """Tell whether all steps were made or patience is over."""
-        return self.progress.step >= self.experiment.total_steps or self.monitor.is_exhausted
+        """Tell whether all steps were made, the last epoch validated too, or patience is over."""
+        is_closed = self.progress.closed_at == self.progress.step
+        is_long_enough = self.progress.step >= self.experiment.total_steps
+        return (is_long_enough and is_closed) or self.monitor.is_exhausted
 
     @final
     def save(self, values: Values | None = None, is_best: bool = False) -> None:
         """Write a checkpoint of everything in ``stateful``, unless this very state has one."""
-        position = (self.progress.epoch, self.progress.batch, self.progress.step)
+        position = self.progress.state_dict()
         if self.store is None or position == self._saved_at:
             return
         self.store.save(
@@ -323,7 +326,7 @@ class BaseTrainer:
             restore(self.stateful, read(resume_from))
             if self.store is not None:
                 self.store.protect(resume_from)
-            resumed_at = self.progress
+            resumed_at = None if self.is_finished() else self.progress
         self.run_log = RunLog(folder, self.settings, resumed_at)
         self.writers = self.run_log.writers
         stack.callback(self.run_log.close)

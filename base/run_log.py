@@ -117,11 +117,14 @@ class RunLog:
         writers: list[Any] = []
         if folder is not None:
             csv = CsvWriter(folder / "metrics.csv")
+            purge_step = None
             if resumed_at is not None:
-                csv.truncate_after(resumed_at.epoch, column="epoch")
+                dropped = csv.truncate_after(resumed_at.epoch, column="epoch")
+                # Where this very step ended an epoch, the epoch's values come once more.
+                comes_again = any(row.get("step") == str(resumed_at.step) for row in dropped)
+                purge_step = resumed_at.step + (not comes_again)
             writers.append(csv)
             if settings.tensorboard:
-                purge_step = None if resumed_at is None else resumed_at.step + 1
                 writers.append(TensorBoardWriter(folder, purge_step=purge_step))
         self.writers = Writers(writers)
 

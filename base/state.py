@@ -37,6 +37,8 @@ class Progress:
     samples: int = 0
     batches_total: int = 0
     """Batches drawn since the start: the position in the endless order of the data."""
+    closed_at: int = 0
+    """The step at which an epoch was last validated and logged, its beginning or all of it."""
 
     def advance(self, n_samples: int) -> None:
         """Count one batch."""

@@ -32,9 +32,12 @@ class CsvWriter(Writer):
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 file.write(_as_text([row], columns))
 
-    def truncate_after(self, last: float, column: str = "step") -> None:
-        """Drop the rows whose `column` is beyond `last`: a resumed run writes them again."""
-        self._rewrite([row for row in read_rows(self.path) if number(row.get(column, "")) <= last])
+    def truncate_after(self, last: float, column: str = "step") -> list[dict[str, str]]:
+        """Drop and return the rows with `column` beyond `last`: a resumed run writes them again."""
+        rows = read_rows(self.path)
+        kept = [row for row in rows if number(row.get(column, "")) <= last]
+        self._rewrite(kept)
+        return [row for row in rows if row not in kept]
 
     def _rewrite(self, rows: Iterable[Row]) -> None:
         header = next(csv.reader([_whole_lines(self.path).partition("\n")[0]]), [])

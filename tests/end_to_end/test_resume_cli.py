@@ -80,6 +80,19 @@ def test_a_finished_run_says_so_and_how_to_go_on(
     assert [row["step"] for row in rows(finished)] == ["5", "10", "15", "20"]
 
 
+def test_a_run_that_ended_in_mid_epoch_keeps_its_last_row(place: Workplace, rows: Rows) -> None:
+    steps = ["lr_scheduler=null", "trainer.epochs=null", "trainer.steps=8"]
+    folder = place.train("--set", *steps)
+    former = rows(folder)
+    assert [row["step"] for row in former] == ["5", "8"]
+    assert place.run("-r").returncode == 0
+    assert rows(folder) == former
+    assert place.run("-r", "--set", "trainer.steps=12").returncode == 0
+    assert [(row["epoch"], row["step"]) for row in rows(folder)] == [
+        ("1", "5"), ("2", "10"), ("3", "12"),
+    ]  # fmt: skip
+
+
 def test_a_run_that_stopped_early_says_how_to_go_on(place: Workplace) -> None:
     words = ["trainer.monitor=max lr", "trainer.early_stop=1", "lr_scheduler=null"]
     words[0] = "trainer.monitor=min valid/accuracy"

@@ -87,14 +87,19 @@ def test_a_folder_with_a_space_is_quoted(tmp_path: Path) -> None:
     resume_as_printed(place, done.stderr)
 
 
-def test_sigterm_in_validation_is_acted_on_there(place: Workplace, whole: str) -> None:
-    script = place.start("-c", "tiny.yaml", "--set", "trainer.save_every=5 steps")
-    script.wait_until(lambda: newest_step(place) == 5)  # the last step before validation
+@pytest.mark.parametrize("step", [5, 15])
+def test_a_stop_in_validation_is_made_up_for(
+    place: Workplace, whole: str, step: int, rows: Rows
+) -> None:
+    """At step 15 all training is done, but not the validation, nor the row, nor the best mark."""
+    script = place.start("-c", "tiny.yaml", "--set", "trainer.save_every=1 steps")
+    script.wait_until(lambda: newest_step(place) == step)  # the last step before validation
     script.signal(signal.SIGTERM)
     done = script.wait()
     assert done.returncode == 143
     resume_as_printed(place, done.stderr)
     (folder,) = place.runs()
+    assert [row["step"] for row in rows(folder)] == ["5", "10", "15"]
     assert digest(folder) == whole
 
 

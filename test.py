@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     seed_everything(config["seed"])
 
     setup_logging(None)
-    experiment = build_experiment(config, device)
+    experiment = build_experiment(config, device, weights=False)
     where = config.where("trainer")
     trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
     values = run_test(trainer, choose_checkpoint(path), run_of(path))

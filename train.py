@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     make_repeatable(config)
     seed_everything(config["seed"])
 
-    experiment = build_experiment(config, device)
+    experiment = build_experiment(config, device, weights=resume_from is None)
     where = config.where("trainer")
     trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
     if options.dry_run:

@@ -21,6 +21,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from base.errors import TrainingError
 from base.match import Pattern, match_modules, match_parameters
+from base.shape_errors import explain_shape_errors
 
 Factory = nn.Module | type[nn.Module] | Callable[[nn.Module], nn.Module]
 
@@ -93,6 +94,34 @@ def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
+def check_model(model: nn.Module) -> None:
+    """Make sure that no trainable module hides in a plain list or dict, where torch finds none.
+
+    Raises:
+        ValueError: names each such attribute and what to use instead.
+    """
+    known = set(model.modules())
+    lines = []
+    for name, owner in model.named_modules():
+        for attribute, value in vars(owner).items():
+            kept = value.values() if isinstance(value, dict) else value
+            if attribute in ("_modules", "_parameters") or not isinstance(
+                value, list | tuple | dict
+            ):
+                continue
+            hidden = [m for m in kept if isinstance(m, nn.Module) and m not in known]
+            if any(p.requires_grad for module in hidden for p in module.parameters()):
+                container = "ModuleDict" if isinstance(value, dict) else "ModuleList"
+                kinds = ", ".join(sorted({type(module).__name__ for module in hidden}))
+                place = f"{name}.{attribute}" if name else attribute
+                lines.append(
+                    f"{place} of {type(owner).__name__} is a plain {type(value).__name__} of "
+                    f"{kinds}, whose parameters torch does not find; make it an nn.{container}"
+                )
+    if lines:
+        raise ValueError("\n".join([*lines, "(one that is meant to stay hidden must be frozen)"]))
+
+
 class BaseModel(nn.Module):
     """Base of all models: write ``__init__`` and ``forward``.
 
@@ -154,6 +183,13 @@ def forbid_new_layers(model: nn.Module) -> Iterator[None]:
         nn.Module.__init__, nn.Parameter.__new__ = init, create  # type: ignore[method-assign]
     if fault := _late_layers(model, made):
         raise fault
+
+
+@contextmanager
+def guard_first_batch(model: nn.Module) -> Iterator[None]:
+    """Catch on the first batch what would go wrong on each: new layers, shapes that do not fit."""
+    with explain_shape_errors(model), forbid_new_layers(model):
+        yield
 
 
 def _made_in_forward(made: Any, owners: set[int]) -> list[tuple[Any, str]]:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from base.base_model import forbid_new_layers
+from base.base_model import guard_first_batch
 from base.batch import count_samples, draw, inputs_of, target_of
-from base.checkpoint import CheckpointStore, read, restore
+from base.capture import Capture
+from base.checkpoint import CheckpointStore
 from base.errors import TrainingError
 from base.experiment import Experiment
 from base.memory import FiniteWatch, Precision
 from base.optim import learning_rates
-from base.run_log import RunLog, nonfinite_message, tell_end, tell_header
+from base.run_log import RunLog, nonfinite_message, open_run, tell_end
 from base.seeding import derive_seed, isolated_random_state
 from base.signals import InterruptedRunError, SignalFlags
 from base.state import ExponentialMovingAverage, Monitor, Progress, RandomState, Stateful
-from base.stepper import build_steppers, choose_stepper
+from base.stepper import build_steppers, choose_stepper, only
 from base.test_phase import choose_checkpoint, run_test
 from base.timing import Every, Window
-from base.values import check_watched, detach, summarise, with_total
+from base.values import check_watched, detach, summarise, weigh, with_total
 from logger.meters import Meters
 
 Values = dict[str, Any]
@@ -48,6 +49,9 @@ class BaseTrainer:
         experiment: everything that the config names, built.
     """
 
+    folder: Path | None = None
+    store: CheckpointStore | None = None
+
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.config, self.settings = experiment.config, experiment.settings
@@ -57,10 +61,9 @@ class BaseTrainer:
         self.train_loader, self.valid_loader = experiment.train_loader, experiment.valid_loader
         self.callbacks = experiment.callbacks
 
-        memory = self.config["memory"]
-        self.precision = Precision(memory["precision"], self.device)
+        self.precision = Precision(self.config["memory"]["precision"], self.device)
         self.steppers = build_steppers(experiment, self.precision)
-        self.window = Window(memory["accumulate"])
+        self.window = Window(self.config["memory"]["accumulate"])
         self.progress = Progress()
         self.monitor = Monitor(experiment.monitor, self.settings.early_stop)
         self.meters = Meters(self.device)
@@ -74,7 +77,7 @@ class BaseTrainer:
         self.register("optimizer", self.optimizers)
         self.register("schedule", self.schedules)
         self.register("scaler", {name: one.scaler for name, one in self.steppers.items()})
-        self.register("loss", {k: loss for k, loss in self.losses.items() if loss.state_dict()})
+        self.register("loss", {k: loss for k, loss in self.losses.items() if loss.has_state})
         self.register("metric", self.metrics)
         self.register("callback", self.callbacks)
         self.register("ema", {} if self.ema is None else self.ema)
@@ -86,10 +89,10 @@ class BaseTrainer:
         lengths = (experiment.steps_per_epoch, experiment.total_steps)
         self.save_every = Every(self.settings.save_every, *lengths)
         self.log_every = Every(self.settings.log_every, *lengths)
+        self.capture = Capture(self.config["capture"], self.model, *lengths)
         self.signals, self.finite = SignalFlags(), FiniteWatch()
         self.run_log = RunLog(None, self.settings)
         self.writers = self.run_log.writers
-        self.store: CheckpointStore | None = None
         self._phase_metrics = self.metrics
         self._saved_at: Values | None = None
 
@@ -111,7 +114,7 @@ class BaseTrainer:
     def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
         """Return the losses by name; ``"loss"``, or else their weighted sum, is minimised."""
         target = target_of(batch, self.config["batch"])
-        return {name: loss(outputs, target) for name, loss in self.losses.items()}
+        return {name: loss(outputs, target, batch=batch) for name, loss in self.losses.items()}
 
     def predict(self, outputs: Any) -> Any:
         """Turn outputs into what the metrics compare with the target."""
@@ -120,11 +123,11 @@ class BaseTrainer:
     def train_step(self, batch: Any) -> Values:
         """Train on one batch; return the values to log. Several networks: write the whole step."""
         outputs = self.forward(batch)
-        losses = with_total(self.compute_losses(outputs, batch), self.losses)
-        self.backward(losses["loss"])
+        values, minimised = weigh(self, self.compute_losses(outputs, batch))
+        self.backward(minimised)
         self.update(again=lambda: self.compute_losses(self.forward(batch), batch))
         self.measure(outputs, batch)
-        return losses
+        return values
 
     def valid_step(self, batch: Any) -> Values:
         """Evaluate one batch, without gradients; return the values to log."""
@@ -136,31 +139,57 @@ class BaseTrainer:
     # --- Tools of a step -------------------------------------------------------------------------
 
     @final
-    def backward(self, loss: Tensor, only: str | None = None, retain_graph: bool = False) -> None:
+    def backward(
+        self,
+        loss: Tensor | Sequence[Tensor],
+        only: str | None = None,
+        retain_graph: bool = False,
+    ) -> None:
         """Add the gradients of ``loss``, for the parameters of the optimizer ``only`` if given.
 
-        Precision, loss scaling and accumulation are seen to here.
+        Precision, loss scaling and accumulation are seen to here. Of several losses each has a
+        backward pass of its own; the graph they share is kept until the last of them.
         """
-        self.finite.watch(loss)
-        if self.window.size > 1:
-            loss = loss / self.window.size
+        losses = [loss] if isinstance(loss, Tensor) else list(loss)
         stepper = choose_stepper(self.steppers, only)
         inputs = None if only is None else stepper.trainable
-        with self.precision.full():
-            stepper.scaler.scale(loss).backward(inputs=inputs, retain_graph=retain_graph)
+        for number, part in enumerate(losses, start=1):
+            self.finite.watch(part)
+            share = part if self.window.size == 1 else part / self.window.size
+            keep = retain_graph or number < len(losses)
+            with self.capture.backward(stepper.scaler), self.precision.full():
+                stepper.scaler.scale(share).backward(inputs=inputs, retain_graph=keep)
 
     @final
     def update(self, name: str | None = None, again: Callable[[], Values] | None = None) -> None:
-        """Step an optimizer at the end of an accumulation window: clip, step, clear, schedule.
+        """Step an optimizer at the end of an accumulation window: clip, step, clear.
+
+        At a step that its ``every:`` leaves out, the gradients are dropped instead.
 
         Args:
             name: which optimizer; not needed where there is one.
             again: computes the losses anew, for LBFGS, which asks for them several times a step.
         """
-        if self.window.is_full:
-            if not self.finite.all_finite():
-                raise TrainingError(nonfinite_message(self))
-            self.meters.update(choose_stepper(self.steppers, name).step(again))
+        if not self.window.is_full:
+            return
+        if not self.finite.all_finite():
+            raise TrainingError(nonfinite_message(self))
+        stepper = choose_stepper(self.steppers, name)
+        if self.is_due(name):
+            self.capture.read_parameters(stepper.parameters, stepper.scaler)
+            self.meters.update(stepper.step(self.progress.step, again))
+        else:
+            stepper.optimizer.zero_grad()
+
+    @final
+    def is_due(self, name: str | None = None) -> bool:
+        """Tell whether this optimizer steps at the step that is being made, by its ``every:``."""
+        return (self.progress.step + 1) % choose_stepper(self.steppers, name).every == 0
+
+    @final
+    def only(self, name: str) -> AbstractContextManager[None]:
+        """Return a context in which the other optimizers' parameters collect no gradients."""
+        return only(self.steppers, name)
 
     @final
     def measure(self, outputs: Any, batch: Any) -> None:
@@ -170,7 +199,7 @@ class BaseTrainer:
                 predictions = self.predict(outputs)
                 target = target_of(batch, self.config["batch"])
                 for metric in self._phase_metrics.values():
-                    metric.update(predictions, target)
+                    metric.update(predictions, target, batch)
 
     # --- The recipe ------------------------------------------------------------------------------
 
@@ -184,7 +213,7 @@ class BaseTrainer:
         """
         values: Values = {}
         with self.signals, ExitStack() as stack:
-            self._open(folder, resume_from, stack)
+            open_run(self, folder, resume_from, stack)
             try:
                 while not self.is_finished():
                     values = {**self.train_epoch(), **self.validate()}
@@ -201,14 +230,15 @@ class BaseTrainer:
     @final
     def train_epoch(self) -> Values:
         """Train on what is left of the epoch; return the means over all of it."""
-        self.model.train()
+        self.experiment.freezing.begin_epoch(self.progress.step)
         self._phase_metrics = self.metrics if self.settings.train_metrics else {}
-        first, count = self.progress.batches_total, self._batches_left()
+        first, count = self.progress.batches_total, self.experiment.batches_left(self.progress)
         with self.run_log.bar(self.progress, self.experiment.batches_per_epoch) as bar:
             for number, batch in enumerate(draw(self.train_loader, first, count, self.device)):
                 self.window.place(number, count)
+                self.capture.start(self.progress.step + 1)
                 is_first = self.progress.batches_total == 0
-                guard = forbid_new_layers(self.model) if is_first else nullcontext()
+                guard = guard_first_batch(self.model) if is_first else nullcontext()
                 with self.precision.autocast(), guard:
                     values = detach(self.train_step(batch))
                 n_samples = count_samples(batch)
@@ -222,13 +252,17 @@ class BaseTrainer:
 
     @final
     def end_step(self, values: Values) -> None:
-        """Do what belongs to a step boundary: average, log, save, stop."""
+        """Do what belongs to a step boundary: schedule, thaw, average, log, save, stop."""
         self.progress.step += 1
+        for schedule in self.schedules.values():
+            schedule.after_step()
+        self.experiment.freezing.after_step(self.progress.step)
         if self.ema is not None:
             self.ema.update()
         if self.log_every.is_due_at_step(self.progress.step):
             rates = learning_rates(self.optimizers)
             self.run_log.log_step(values, rates, self.progress.step)
+        self.capture.finish(self.writers)
         for callback in self.callbacks.values():
             callback.on_step_end(self)
         if self.signals.save or self.save_every.is_due_at_step(self.progress.step):
@@ -312,32 +346,3 @@ class BaseTrainer:
             facts={"config": self.config.to_yaml()},
         )
         self._saved_at = position
-
-    # --- Below: what the recipe is made of -------------------------------------------------------
-
-    def _open(self, folder: Path | None, resume_from: Path | None, stack: ExitStack) -> None:
-        """Make ready to write, restore the state, and see that all is closed in the end."""
-        if folder is not None:
-            self.store = CheckpointStore(folder / "checkpoints", keep=self.settings.keep)
-            self.store.sweep()
-            self.store.probe()
-        resumed_at = None
-        if resume_from is not None:
-            restore(self.stateful, read(resume_from))
-            if self.store is not None:
-                self.store.protect(resume_from)
-            resumed_at = None if self.is_finished() else self.progress
-        self.run_log = RunLog(folder, self.settings, resumed_at)
-        self.writers = self.run_log.writers
-        stack.callback(self.run_log.close)
-        for loader in (self.train_loader, self.valid_loader):
-            stack.callback(getattr(loader, "close", lambda: None))
-        tell_header(self, folder)
-        for callback in self.callbacks.values():
-            stack.callback(callback.on_end, self)
-            callback.on_start(self)
-
-    def _batches_left(self) -> int:
-        in_epoch = self.experiment.batches_per_epoch - self.progress.batch
-        steps_left = self.experiment.total_steps - self.progress.step
-        return min(in_epoch, steps_left * self.window.accumulate)

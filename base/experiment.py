@@ -12,21 +12,29 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from base.base_data_loader import as_batches
+from base.base_model import check_model
+from base.batch import draw, inputs_of
 from base.callbacks import Callback
 from base.config import Config
-from base.errors import ConfigError, UsageError
+from base.errors import CheckpointError, ConfigError, UsageError
+from base.freezing import Freezing
 from base.initialise import InitRecord, initialise
 from base.losses import build_losses
-from base.match import NoMatch, match_parameters
+from base.match import NoMatch
 from base.memory import prepare_model
 from base.metrics import build_metrics
 from base.names import build
 from base.optim import Schedule, build_optimizer, build_schedule, check_ownership
 from base.registry import find
+from base.seeding import derive_seed, isolated_random_state
+from base.shape_errors import explain_shape_errors
+from base.state import Progress
+from base.weights import load_from
 
 
 @dataclass
@@ -45,7 +53,9 @@ class Experiment:
     callbacks: dict[str, Callback]
     batches_per_epoch: int
     total_steps: int
+    freezing: Freezing
     init_records: list[InitRecord] = field(default_factory=list)
+    loaded: dict[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> SimpleNamespace:
@@ -66,12 +76,19 @@ class Experiment:
     def n_epochs(self) -> int:
         return math.ceil(self.total_steps / self.steps_per_epoch)
 
+    def batches_left(self, progress: Progress) -> int:
+        """Return how many batches are left of the epoch that is under way, or of the training."""
+        accumulate: int = self.config["memory"]["accumulate"]
+        of_training = (self.total_steps - progress.step) * accumulate
+        return min(self.batches_per_epoch - progress.batch, of_training)
+
 
 def optimizer_sections(config: Config) -> dict[str, Mapping[str, Any]]:
     """Return the optimizer sections by name; a lone ``optimizer:`` is called ``main``."""
     if config["optimizers"] is not None:
         return dict(config["optimizers"])
-    return {"main": {**config["optimizer"], "lr_scheduler": config["lr_scheduler"]}}
+    lone = {"lr_scheduler": config["lr_scheduler"], "every": "1 step"}
+    return {"main": {**config["optimizer"], **lone}}
 
 
 def choose_monitor(config: Config, valid_loader: Any) -> str:
@@ -129,23 +146,30 @@ def make_repeatable(config: Config) -> None:
         torch.backends.cudnn.benchmark = False
 
 
-def build_experiment(config: Config, device: torch.device) -> Experiment:
+def build_experiment(config: Config, device: torch.device, weights: bool = True) -> Experiment:
     """Build data, model, losses, metrics, optimizers and schedules.
+
+    Args:
+        weights: whether to load ``model.weights``; a run that goes on has weights of its own.
 
     Raises:
         ConfigError: arguments that do not fit what they are given to, with their place.
     """
     train_loader, valid_loader = build_loaders(config)
-    model, init_records = build_model(config, device)
-    losses = build_losses(config["loss"] or [])
-    for loss in losses.values():
-        loss.to(device)
-
+    model, init_records = build_model(config, train_loader)
+    loaded = load_weights(config, model) if weights and config["model"]["weights"] else {}
     settings, accumulate = config["trainer"], config["memory"]["accumulate"]
     batches_per_epoch = batches_in_epoch(config, train_loader)
     steps_per_epoch = math.ceil(batches_per_epoch / accumulate)
     total_steps = settings["steps"] or settings["epochs"] * steps_per_epoch
 
+    with isolated_random_state(derive_seed(config["seed"], "loss")):
+        losses = build_losses(config["loss"], steps_per_epoch, total_steps)
+    for loss in losses.values():
+        loss.to(device)
+    freezing = build_freezing(config, model, steps_per_epoch, total_steps)
+    model.to(device)
+    prepare_model(model, config["memory"], device)
     optimizers, schedules = {}, {}
     for name, section in optimizer_sections(config).items():
         optimizers[name] = build_optimizer(model, section, where_of(config, name))
@@ -161,6 +185,7 @@ def build_experiment(config: Config, device: torch.device) -> Experiment:
             if isinstance(schedule.scheduler, ReduceLROnPlateau) and schedule.monitor is None:
                 schedule.monitor = choose_monitor(config, valid_loader)[4:]
     check_ownership(model, optimizers)
+    freezing.begin_epoch(0)  # what thaws later belongs to an optimizer by now
 
     return Experiment(
         config=config,
@@ -175,24 +200,53 @@ def build_experiment(config: Config, device: torch.device) -> Experiment:
         callbacks=build_callbacks(config),
         batches_per_epoch=batches_per_epoch,
         total_steps=total_steps,
+        freezing=freezing,
         init_records=init_records,
+        loaded=loaded,
     )
 
 
-def build_model(config: Config, device: torch.device) -> tuple[nn.Module, list[InitRecord]]:
-    """Build the model, initialise and freeze it as the config says, and put it on the device."""
+def build_model(config: Config, train_loader: Any) -> tuple[nn.Module, list[InitRecord]]:
+    """Build the model and initialise it as the config says."""
     model: nn.Module = build("model", config["model"], where=config.where("model"))
-    records = initialise(model, config["init"], find)
-    for number, pattern in enumerate(config["freeze"]):
-        try:
-            names = match_parameters(model, pattern)
-        except NoMatch as error:
-            raise ConfigError([config.problem(("freeze", number), str(error))]) from error
-        for name in names:
-            model.get_parameter(name).requires_grad_(False)
-    model.to(device)
-    prepare_model(model, config["memory"], device)
-    return model, records
+    try:
+        check_model(model)
+    except ValueError as error:
+        raise ConfigError([config.problem(("model",), str(error))]) from error
+    if any(is_lazy(parameter) for parameter in (*model.parameters(), *model.buffers())):
+        infer_shapes(config, model, train_loader)
+    return model, initialise(model, config["init"], find, config.problem)
+
+
+def infer_shapes(config: Config, model: nn.Module, train_loader: Any) -> None:
+    """Let lazy layers take their shapes from the first batch of the training data."""
+    with isolated_random_state(config["seed"]), torch.no_grad(), explain_shape_errors(model):
+        batch = next(draw(train_loader, 0, 1, torch.device("cpu")))
+        args, kwargs = inputs_of(batch, config["batch"])
+        model.eval()(*args, **kwargs)
+    model.train()
+    left = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if left:
+        text = f"{', '.join(left[:5])}: no shape yet, as the first batch did not pass there"
+        raise ConfigError([config.problem(("model",), text)])
+
+
+def load_weights(config: Config, model: nn.Module) -> dict[str, str]:
+    """Load ``model.weights``; return where each parameter and buffer came from."""
+    try:
+        return load_from(model, config["model"]["weights"])
+    except (CheckpointError, NoMatch) as error:
+        raise ConfigError([config.problem(("model", "weights"), str(error))]) from error
+
+
+def build_freezing(
+    config: Config, model: nn.Module, steps_per_epoch: int, total_steps: int
+) -> Freezing:
+    """Freeze what the config's rules say."""
+    try:
+        return Freezing(model, config["freeze"], steps_per_epoch, total_steps)
+    except NoMatch as error:
+        raise ConfigError([config.problem(("freeze",), str(error))]) from error
 
 
 def build_loaders(config: Config) -> tuple[Any, Any]:

@@ -8,86 +8,146 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 
 from base.errors import ConfigError, Problem, nearest
-from base.match import NoMatch, match_parameters
+from base.init_presets import PresetError, call_init_weights, preset_schemes
+from base.match import NoMatch, match_parameters, owner_and_leaf
 
 Rule = Mapping[str, Any]
+Keys = tuple[str | int, ...]
 
 
 class InitRecord(NamedTuple):
-    """What a parameter was set to: ``default`` where no rule touched it."""
+    """What a parameter was set to: ``default``, which is torch's, where no rule touched it."""
 
     name: str
     shape: tuple[int, ...]
     scheme: str
 
 
+def _dotted(keys: Keys, message: str) -> Problem:
+    return Problem(".".join(map(str, keys)), message)
+
+
+def initialise(
+    model: nn.Module,
+    rules: Sequence[Rule],
+    find: Callable[[str, str], Any],
+    problem: Callable[[Keys, str], Problem] = _dotted,
+) -> list[InitRecord]:
+    """Set the parameters by rules ``{match, preset, weight, bias, ...}``; tell each one's scheme.
+
+    ``match`` chooses parameters by dotted name or by their owner's type; the other keys are globs
+    on the last part of a name (``weight``, ``bias``, ``weight_hh_*``). Later rules win, key by key;
+    within a rule, its keys win over its preset. A scheme is ``{type, args}``, its name, or a
+    number. Either all values change or none does.
+
+    Args:
+        find: gives the function of a kind (``init``) and a name.
+        problem: makes a problem of its place in the config and its text.
+
+    Raises:
+        ConfigError: all rules that cannot be followed.
+    """
+    state = (*model.named_parameters(), *model.named_buffers()) if rules else ()
+    before = [(value, value.detach().clone()) for _, value in state if not is_lazy(value)]
+    work = _Work(model, find, problem)
+    with torch.no_grad():
+        for number, rule in enumerate(rules):
+            work.read_rule(number, rule)
+        work.draw()
+        if work.problems:
+            for value, old in before:
+                value.copy_(old)
+            raise ConfigError(work.problems)
+    return [
+        InitRecord(name, _shape(parameter), work.texts.get(name, "default"))
+        for name, parameter in model.named_parameters()
+    ]
+
+
 class _Scheme(NamedTuple):
-    where: str  # its place in the config: init[1].weight
+    keys: Keys  # its place in the config: init, 1, weight
     text: str
     function: Callable[..., Any]
     args: Mapping[str, Any]
 
 
-def initialise(
-    model: nn.Module, rules: Sequence[Rule], find: Callable[[str, str], Any]
-) -> list[InitRecord]:
-    """Set the parameters by rules ``{match, weight, bias, ...}`` and tell each one's scheme.
+class _Work:
+    """The rules read so far: schemes still to be drawn, texts of those drawn, and faults."""
 
-    ``match`` chooses parameters by dotted name or by their owner's type; the other keys are globs
-    on the last part of a name (``weight``, ``bias``, ``weight_hh_*``). Later rules win, key by key.
-    A scheme is ``{type, args}``, its name, or a number. Either all values change or none does.
-    """
-    problems: list[Problem] = []
-    chosen: dict[str, _Scheme] = {}
-    for index, rule in enumerate(rules):
-        chosen.update(_read_rule(model, rule, f"init[{index}]", find, problems))
-    parameters = dict(model.named_parameters())
-    values = _draw(parameters, chosen, problems)
-    if problems:
-        raise ConfigError(problems)
+    def __init__(
+        self,
+        model: nn.Module,
+        find: Callable[[str, str], Any],
+        problem: Callable[[Keys, str], Problem],
+    ) -> None:
+        self.model, self.find, self.problem = model, find, problem
+        self.problems: list[Problem] = []
+        self.pending: dict[str, _Scheme] = {}
+        self.texts: dict[str, str] = {}
 
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(value)
-    return [
-        InitRecord(name, _shape(parameter), chosen[name].text if name in chosen else "default")
-        for name, parameter in parameters.items()
-    ]
-
-
-def _read_rule(
-    model: nn.Module,
-    rule: Rule,
-    where: str,
-    find: Callable[[str, str], Any],
-    problems: list[Problem],
-) -> dict[str, _Scheme]:
-    try:
-        names = match_parameters(model, rule["match"])
-    except NoMatch as error:
-        problems.append(Problem(f"{where}.match", str(error)))
-        return {}
-    chosen: dict[str, _Scheme] = {}
-    leaves = sorted({name.rpartition(".")[2] for name in names})
-    for key in (key for key in rule if key != "match"):
+    def read_rule(self, number: int, rule: Rule) -> None:
         try:
-            scheme = _read_scheme(rule[key], f"{where}.{key}", find)
-        except LookupError as error:
-            problems.append(Problem(f"{where}.{key}", str(error)))
-            continue
-        hits = [name for name in names if fnmatchcase(name.rpartition(".")[2], key)]
+            names = match_parameters(self.model, rule["match"])
+        except NoMatch as error:
+            self._note(("init", number, "match"), error)
+            return
+        if set(rule) == {"match"}:
+            self._note(("init", number), "it sets nothing; add `preset: kaiming` or `weight: 0`")
+        if "preset" in rule:
+            try:
+                self._read_preset(rule["preset"], ("init", number), names)
+            except PresetError as error:
+                self._note(("init", number), error)
+        for key in (key for key in rule if key not in ("match", "preset")):
+            try:
+                scheme = _read_scheme(rule[key], ("init", number, key), self.find)
+            except LookupError as error:
+                self._note(("init", number, key), error)
+                continue
+            self._choose(scheme, key, names, is_alone=len(rule) == 2)
+
+    def draw(self) -> None:
+        """Set what was chosen so far, in the model's order."""
+        for name, parameter in self.model.named_parameters():
+            if name not in self.pending:
+                continue
+            scheme = self.pending[name]
+            try:
+                module = self.model.get_submodule(owner_and_leaf(name)[0])
+                parameter.copy_(_values(scheme, parameter, module))
+            except Exception as error:  # whatever a project's own scheme raises, it is named
+                fault = f"{scheme.text} cannot set {name!r} of shape {_shape(parameter)}: {error}"
+                self._note(scheme.keys, fault)
+            self.texts[name] = scheme.text
+        self.pending.clear()
+
+    def _read_preset(self, preset: str, keys: Keys, names: list[str]) -> None:
+        if preset == "from_model":
+            self.draw()  # so that the model builds on the rules before it, and those after on it
+            self.texts.update(dict.fromkeys(call_init_weights(self.model, names), preset))
+            return
+        for name, section in preset_schemes(self.model, preset, names).items():
+            self.pending[name] = _read_scheme(section, keys, _find_in_torch)
+
+    def _choose(self, scheme: _Scheme, key: str, names: list[str], is_alone: bool) -> None:
+        leaves = {name: owner_and_leaf(name)[1] for name in names}
+        hits = [name for name in names if fnmatchcase(leaves[name], key)]
         # A layer may go without a bias; any other name that is not there is a slip.
-        if not hits and (key not in ("weight", "bias") or len(rule) == 2):
-            near = nearest(key, leaves) or f"; they are named {', '.join(leaves)}"
-            problems.append(Problem(f"{where}.{key}", f"no matched parameter has that name{near}"))
-        chosen.update(dict.fromkeys(hits, scheme))
-    return chosen
+        if not hits and (is_alone or key not in ("weight", "bias")):
+            known = sorted(set(leaves.values()))
+            near = nearest(key, known) or f"; they are named {', '.join(known)}"
+            self._note(scheme.keys, f"no matched parameter has that name{near}")
+        self.pending.update(dict.fromkeys(hits, scheme))
+
+    def _note(self, keys: Keys, message: object) -> None:
+        self.problems.append(self.problem(keys, str(message)))
 
 
-def _read_scheme(value: Any, where: str, find: Callable[[str, str], Any]) -> _Scheme:
+def _read_scheme(value: Any, keys: Keys, find: Callable[[str, str], Any]) -> _Scheme:
     if isinstance(value, int | float):
         value = {"type": "constant_", "args": {"val": value}}
     elif isinstance(value, str):
@@ -97,35 +157,43 @@ def _read_scheme(value: Any, where: str, find: Callable[[str, str], Any]) -> _Sc
     text = getattr(function, "__name__", name)
     if args:
         text += f"({', '.join(f'{key}={args[key]}' for key in args)})"
-    return _Scheme(where, text, function, args)
+    return _Scheme(keys, text, function, args)
 
 
-def _draw(
-    parameters: Mapping[str, nn.Parameter], chosen: Mapping[str, _Scheme], problems: list[Problem]
-) -> dict[str, Tensor]:
-    """Compute all new values, in the model's order, so that a fault is met before any change."""
-    values: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        if name not in chosen:
-            continue
-        scheme = chosen[name]
-        try:
-            value = parameter.detach().clone()
-            with torch.no_grad():
-                result = scheme.function(value, **scheme.args)
-            values[name] = _checked(result if isinstance(result, Tensor) else value, parameter)
-        except Exception as error:  # whatever a project's own scheme raises, it is named
-            fault = f"{scheme.text} cannot set {name!r} of shape {_shape(parameter)}: {error}"
-            problems.append(Problem(scheme.where, fault))
-    return values
+def _find_in_torch(_: str, name: str) -> Any:
+    return getattr(nn.init, name)
 
 
-def _checked(value: Tensor, parameter: nn.Parameter) -> Tensor:
+def _values(scheme: _Scheme, parameter: Tensor, module: nn.Module) -> Tensor:
+    """Return the values that a scheme gives a parameter of this module; it is not changed.
+
+    Torch's functions take a weight to be (out, in, *kernel). That of a transposed convolution is
+    not: it is drawn in that form, so that fans and directions are its own. A padding row of an
+    embedding stays 0, as torch leaves it. A project's own function gets the parameter as it is.
+    """
+    value = parameter.detach().clone()
+    is_torchs = scheme.function.__module__ == "torch.nn.init"
+    groups = 0
+    if is_torchs and isinstance(module, _ConvTransposeNd) and value.ndim > 2:
+        groups = module.groups
+        value = _exchange_channels(value, groups)
+    result = scheme.function(value, **scheme.args)
+    value = result if isinstance(result, Tensor) else value
+    if groups:
+        value = _exchange_channels(value, groups)
+    is_embedding = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    if is_torchs and is_embedding and isinstance(module.padding_idx, int):
+        value[module.padding_idx] = 0
     if value.shape != parameter.shape:
         raise ValueError(f"it gives shape {tuple(value.shape)}")
     return value
 
 
+def _exchange_channels(weight: Tensor, groups: int) -> Tensor:
+    """Turn (in, out / groups, *kernel) into (out, in / groups, *kernel); twice gives it back."""
+    by_group = weight.reshape(groups, -1, *weight.shape[1:])
+    return by_group.transpose(1, 2).flatten(0, 1).contiguous()
+
+
 def _shape(parameter: Tensor) -> tuple[int, ...]:
-    lazy = isinstance(parameter, UninitializedParameter)
-    return () if lazy else tuple(parameter.shape)
+    return () if is_lazy(parameter) else tuple(parameter.shape)

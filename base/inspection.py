@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from base.audit import audit, whole_table
+from base.base_model import guard_first_batch
 from base.batch import draw
 from base.run_log import header_facts, peak_memory_mb
+from base.shape_errors import explain_shape_errors
+from base.summary import summarise_model, table_rows
 from base.values import check_watched, detach
 from logger.console import format_header, format_value, pad, text_width
 
@@ -20,21 +24,31 @@ def check(trainer: BaseTrainer) -> None:
     Raises:
         ConfigError: what the config monitors is not among the values there.
     """
-    if trainer.valid_loader is not None:
-        values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
-        check_watched(trainer, "valid", values)
+    with explain_shape_errors(trainer.model):
+        if trainer.valid_loader is not None:
+            values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
+            check_watched(trainer, "valid", values)
+        elif not _has_own_step(trainer):
+            trainer.evaluate(trainer.train_loader, "train", max_batches=1)
+
+
+def _has_own_step(trainer: BaseTrainer) -> bool:
+    classes = type(trainer).__mro__
+    return any("train_step" in vars(cls) for cls in classes if cls.__name__ != "BaseTrainer")
 
 
 def dry_run(trainer: BaseTrainer) -> str:
     """Train on one batch and validate on one; return what was built and what came of it."""
+    batch = next(draw(trainer.train_loader, 0, 1, trainer.device))
+    with explain_shape_errors(trainer.model):
+        layers = model_table(trainer, batch)
     parts = [
         format_header(header_facts(trainer, None)),
-        "model:\n" + model_table(trainer),
-        "parameters:\n" + parameter_table(trainer),
+        "model:\n" + layers,
+        "parameters:\n" + whole_table(audit(trainer.experiment)),
     ]
     trainer.model.train()
-    batch = next(draw(trainer.train_loader, 0, 1, trainer.device))
-    with trainer.precision.autocast():
+    with trainer.precision.autocast(), guard_first_batch(trainer.model):
         values = detach(trainer.train_step(batch))
     parts.append("one training batch: " + _numbers(values.items()))
     if trainer.valid_loader is not None:
@@ -46,36 +60,16 @@ def dry_run(trainer: BaseTrainer) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def model_table(trainer: BaseTrainer) -> str:
-    """Return a line for each module that holds parameters of its own."""
-    rows: list[Sequence[Any]] = [("module", "type", "parameters", "trainable")]
-    for name, module in trainer.model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if own:
-            n_trainable = sum(p.numel() for p in own if p.requires_grad)
-            n_all = sum(p.numel() for p in own)
-            rows.append(
-                (name or "(model)", type(module).__name__, f"{n_all:,}", f"{n_trainable:,}")
-            )
-    return _table(rows)
+def model_table(trainer: BaseTrainer, batch: Any) -> str:
+    """Return a line for each layer, with the shapes that the batch has there."""
 
+    def run() -> None:
+        try:
+            trainer.forward(batch)
+        except NotImplementedError:  # several networks: the step knows how they are called
+            trainer.valid_step(batch)
 
-def parameter_table(trainer: BaseTrainer) -> str:
-    """Return a line for each parameter: shape, scheme, optimizer and group, rate, decay."""
-    places = {}
-    for name, optimizer in trainer.optimizers.items():
-        for number, group in enumerate(optimizer.param_groups):
-            for parameter in group["params"]:
-                rate = format_value("lr", float(group["lr"]))
-                decay = group.get("weight_decay", "-")
-                places[id(parameter)] = (f"{name}/{number}", rate, str(decay))
-    rows: list[Sequence[Any]] = [("name", "shape", "init", "group", "lr", "weight_decay")]
-    parameters = dict(trainer.model.named_parameters())
-    for record in trainer.experiment.init_records:
-        shape = "x".join(map(str, record.shape)) or "-"
-        place = places.get(id(parameters[record.name]), ("frozen", "-", "-"))
-        rows.append((record.name, shape, record.scheme, *place))
-    return _table(rows)
+    return _table(table_rows(summarise_model(trainer.model, run)))
 
 
 def _numbers(items: Iterable[tuple[str, Any]]) -> str:

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from base.compared import Compared, build_list
+from base.config.durations import parse_duration
 from base.errors import ConfigError, Problem, TrainingError
 from base.names import build as build_named
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that goes from one number to another: a function of the steps made, no state.
+
+    ``cosine`` is half a wave, slow at both ends; ``step`` jumps once ``over`` has passed.
+
+    Args:
+        over, after: lengths of the way and of the wait before it, in optimizer steps.
+    """
+
+    start: float
+    end: float
+    over: int
+    after: int = 0
+    shape: str = "linear"
+
+    def at(self, step: int) -> float:
+        """Return the weight in the step that follows so many others."""
+        done = min(max((step - self.after) / self.over, 0.0), 1.0)
+        if self.shape == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        elif self.shape == "step":
+            done = float(done == 1)
+        return (1 - done) * self.start + done * self.end
 
 
 @dataclass
@@ -20,15 +50,32 @@ class WeightedLoss:
 
     name: str
     function: Callable[..., Any]
-    weight: float = 1.0
+    weight: float | Ramp = 1.0
+    compared: Compared = field(default_factory=Compared)
 
-    def __call__(self, output: Any, target: Any, *more: Any) -> Tensor:
-        """Return the unweighted loss, a tensor with one number; a trainer may give it more."""
+    def __post_init__(self) -> None:
+        self.as_built = copy.deepcopy(self._whole_state())  # on the CPU: nothing was moved yet
+
+    def __call__(self, output: Any, target: Any, *more: Any, batch: Any = None) -> Tensor:
+        """Return the unweighted loss, a tensor with one number.
+
+        Args:
+            output, target: all of them; what the config's ``output`` and ``target`` name is picked.
+            more: further arguments that a trainer of your own gives to its loss.
+            batch: where ``target`` is looked for if it is no part of the target.
+        """
+        output, target = self.compared(output, target, batch)
         value = self.function(output, target, *more)
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")
         return value.reshape(())
+
+    def weight_at(self, step: int | None) -> float:
+        """Return the weight in the step that follows so many others; None: the final one."""
+        if not isinstance(self.weight, Ramp):
+            return self.weight
+        return self.weight.end if step is None else self.weight.at(step)
 
     def to(self, device: torch.device | str) -> WeightedLoss:
         """Move the loss's own tensors, such as class weights."""
@@ -42,40 +89,92 @@ class WeightedLoss:
             self.function = functools.partial(self.function.func, **keywords)
         return self
 
+    @property
+    def has_state(self) -> bool:
+        return bool(self._whole_state())
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the buffers and parameters of a loss that is a module."""
-        return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
+        """Return what the loss has changed since it was built; the rest comes from the config."""
+        return {
+            name: value
+            for name, value in self._whole_state().items()
+            if not _is_same(value, self.as_built.get(name))
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if isinstance(self.function, nn.Module):
-            self.function.load_state_dict(state)
+            self.function.load_state_dict({**self._whole_state(), **state})
+
+    def _whole_state(self) -> dict[str, Any]:
+        return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    are_tensors = isinstance(value, Tensor) and isinstance(other, Tensor)
+    return are_tensors and torch.equal(value.cpu(), other)
+
+
+def terms(
+    losses: Mapping[str, Tensor], weighted: Mapping[str, WeightedLoss], step: int | None = None
+) -> dict[str, Tensor]:
+    """Return the terms of the sum: each loss times its weight after ``step`` steps, or its last.
+
+    One of weight 0 is left out, unless all are: it costs no backward pass, and a value in it that
+    is not finite does no harm. A trainer's own ``"loss"`` is the one term.
+    """
+    if "loss" in losses:
+        return {"loss": losses["loss"]}
+    weights = {k: weighted[k].weight_at(step) if k in weighted else 1.0 for k in losses}
+    return {
+        # A product with 1 would be one more operation, forward and backward.
+        name: loss if weights[name] == 1 else loss * weights[name]
+        for name, loss in losses.items()
+        if weights[name] != 0 or not any(weights.values())
+    }
 
 
 def build_losses(
-    sections: Sequence[Mapping[str, Any]], build: Callable[..., Any] = build_named
+    sections: Sequence[Mapping[str, Any]],
+    steps_per_epoch: int = 1,
+    total_steps: int = 1,
+    build: Callable[..., Any] = build_named,
 ) -> dict[str, WeightedLoss]:
     """Build the losses of the config's ``loss`` list (normal form), by name.
 
+    Args:
+        steps_per_epoch, total_steps: what the durations of weights are counted in.
+
     Raises:
-        ConfigError: a name is taken or unknown, or arguments do not fit; all faults together.
+        ConfigError: a name is taken or unknown, arguments do not fit, or a loss has parameters to
+            train; all faults together.
     """
-    losses: dict[str, WeightedLoss] = {}
-    problems: list[Problem] = []
-    for index, section in enumerate(sections):
-        name, where = section["name"], f"loss[{index}]"
-        if name in losses or (name == "loss" and len(sections) > 1):
-            holder = "another loss" if name in losses else "the sum of all"
-            problems.append(Problem(f"{where}.name", f"{name!r} is taken by {holder}"))
-            continue
-        try:
-            function = build("loss", section, where=where)
-        except ConfigError as error:
-            problems += error.problems
-            continue
-        if not callable(function):
-            text = f"{section['type']} cannot be called with (output, target): it is no loss"
-            problems.append(Problem(where, text))
-        losses[name] = WeightedLoss(name, function, section["weight"])
-    if problems:
-        raise ConfigError(problems)
-    return losses
+
+    def steps(duration: str) -> int:
+        return parse_duration(duration).in_steps(steps_per_epoch, total_steps)
+
+    def make(section: Mapping[str, Any], where: str) -> WeightedLoss:
+        name, weight = section["name"], section["weight"]
+        if name == "loss" and (len(sections) > 1 or weight != 1):
+            raise ConfigError([Problem(f"{where}.name", f"{name!r} is taken by the sum of all")])
+        function = build("loss", section, where=where)
+        _check(function, section["type"], where)
+        if isinstance(weight, Mapping):
+            after = 0 if weight["after"] is None else steps(weight["after"])
+            ends = (weight["from"], weight["to"])
+            weight = Ramp(*ends, steps(weight["over"]), after, weight["shape"])
+        return WeightedLoss(name, function, weight, Compared.of(section, where))
+
+    return build_list("loss", "loss", sections, make)
+
+
+def _check(function: Any, type_name: str, where: str) -> None:
+    """Refuse what is no loss, or what no optimizer would train."""
+    if not callable(function):
+        text = f"{type_name} cannot be called with (output, target): it is no loss"
+        raise ConfigError([Problem(where, text)])
+    named = function.named_parameters() if isinstance(function, nn.Module) else ()
+    trainable = [name for name, parameter in named if parameter.requires_grad]
+    if trainable:
+        text = f"no optimizer trains {type_name}'s own {', '.join(trainable[:5])}: have the model"
+        text += " hold what is to be trained, or freeze it with `requires_grad_(False)`"
+        raise ConfigError([Problem(where, text)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -39,24 +39,35 @@ def match_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
 
     A shared parameter answers to each of its names and is returned once, under the first.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    classes = _classes(model)
     items: dict[int, _Item] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        # A parametrised weight belongs to its layer, not to the list that keeps its parts.
-        owner = re.split(r"\.?\bparametrizations\.", name.rpartition(".")[0])[0]
         item = items.setdefault(id(parameter), _Item([], []))
         item.names.append(name)
-        item.classes.extend(_class_names(modules[owner]))
-    return _select(pattern, list(items.values()), "parameter")
+        item.classes.extend(classes[owner_and_leaf(name)[0]])
+    return _select(pattern, list(items.values()), "parameter", classes)
 
 
 def match_modules(model: nn.Module, pattern: Pattern) -> list[str]:
     """Return the names of the modules below the model that match, a shared one once."""
+    classes = _classes(model)
     items: dict[int, _Item] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if name:
-            items.setdefault(id(module), _Item([], _class_names(module))).names.append(name)
-    return _select(pattern, list(items.values()), "module")
+            items.setdefault(id(module), _Item([], classes[name])).names.append(name)
+    return _select(pattern, list(items.values()), "module", classes)
+
+
+def match_names(
+    names: Iterable[str], pattern: Pattern, model: nn.Module | None = None
+) -> list[str]:
+    """Return those of the names that match, as of a file of weights; each stands for itself.
+
+    With a model, the parameters and buffers that it has answer to their owner's type too.
+    """
+    classes = {} if model is None else _classes(model)
+    items = [_Item([name], classes.get(owner_and_leaf(name)[0], [])) for name in names]
+    return _select(pattern, items, "weight", classes)
 
 
 def check_pattern(pattern: Pattern) -> None:
@@ -65,14 +76,36 @@ def check_pattern(pattern: Pattern) -> None:
         _test(part)
 
 
-def _select(pattern: Pattern, items: list[_Item], kind: str) -> list[str]:
+def owner_and_leaf(name: str) -> tuple[str, str]:
+    """Split a parameter's name into that of its module and its own.
+
+    A parametrised weight belongs to its layer, not to the list that keeps its parts:
+    ``head.parametrizations.weight.original`` is the ``weight`` of ``head``.
+    """
+    owner, _, leaf = name.rpartition(".")
+    owner, *inner = re.split(r"\.?\bparametrizations\.", owner)
+    return owner, inner[0] if inner and leaf == "original" else leaf
+
+
+def _classes(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of each module's class and of those it derives from."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: [cls.__name__ for cls in type(module).__mro__] for name, module in modules}
+
+
+def _select(
+    pattern: Pattern, items: list[_Item], kind: str, classes: Mapping[str, list[str]]
+) -> list[str]:
+    """Choose among items; ``classes`` are those of all modules by name, for what is at fault."""
     chosen: set[int] = set()
     for part in _parts(pattern):
         test = _test(part)
         found = [index for index, item in enumerate(items) if test(item)]
         if isinstance(part, Mapping):
-            _refuse_unknown_types(_types(part), items)
-        if not found:
+            _refuse_unknown_types(_types(part), classes)
+            if not found:
+                raise NoMatch(_no_such_type(_types(part), items, kind, classes))
+        elif not found:
             raise NoMatch(_nothing(part, items, kind))
         chosen.update(found)
     return [items[index].names[0] for index in sorted(chosen)]
@@ -109,25 +142,29 @@ def _types(part: Mapping[str, Any]) -> list[str]:
     return list(types)
 
 
-def _class_names(module: nn.Module) -> list[str]:
-    return [cls.__name__ for cls in type(module).__mro__]
-
-
-def _refuse_unknown_types(types: list[str], items: list[_Item]) -> None:
+def _refuse_unknown_types(types: list[str], classes: Mapping[str, list[str]]) -> None:
     """A class that is absent here may stand in a list of types; one that nobody knows may not."""
     from torch import nn
 
-    present = {name for item in items for name in item.classes}
+    present = {name for each in classes.values() for name in each}
     for name in types:
         if name not in present and not hasattr(nn, name):
             near = nearest(name, present) or nearest(name, vars(nn))
             raise NoMatch(f"no module is of type {name!r}{near}")
 
 
-def _nothing(part: str | Mapping[str, Any], items: list[_Item], kind: str) -> str:
-    if isinstance(part, Mapping):
-        present = ", ".join(sorted({item.classes[0] for item in items}))
-        return f"no {kind} is of type {' or '.join(_types(part))}; the types here are: {present}"
+def _no_such_type(
+    types: list[str], items: list[_Item], kind: str, classes: Mapping[str, list[str]]
+) -> str:
+    text = f"no {kind} is of type {' or '.join(types)}"
+    for name, each in classes.items():
+        if name and not set(types).isdisjoint(each):
+            return f"{text}: such modules hold none themselves; name what is in them: '{name}.*'"
+    present = ", ".join(sorted({item.classes[0] for item in items if item.classes}))
+    return f"{text}; the types here are: {present or 'none'}"
+
+
+def _nothing(part: str, items: list[_Item], kind: str) -> str:
     names = [name for item in items for name in item.names]
     sample = ", ".join(names[:: max(1, len(names) // 4)][:4])
     near = _near_miss(part, items)
@@ -143,7 +180,11 @@ def _near_miss(part: str, items: list[_Item]) -> str:
 
     prefix, body = ("re:", part[3:]) if part.startswith("re:") else ("", part)
     mended = prefix + re.sub(r"(?<!\\)[A-Za-z_]\w+", closest, body)
-    for attempt in (f"{part}.*", f"*.{part}", mended, f"{mended}.*", f"*.{mended}"):
+    attempts = [f"{part}.*", f"*.{part}", mended, f"{mended}.*", f"*.{mended}"]
+    # A parameter where its module is meant, and a prefix that belongs to another program.
+    others = () if prefix else (part.rpartition(".")[0], part.partition(".")[2])
+    attempts += [each for each in others if re.match(r"\w", each)]
+    for attempt in attempts:
         if any(map(_test(attempt), items)):
             return f"; did you mean {attempt!r}? Names"
     return ""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from base import object_state
 from base.batch import count_samples
+from base.compared import Compared, build_list
 from base.errors import ConfigError, Problem, TrainingError
 from base.metric_values import as_result, describe, detached, device_of, join, on_cpu
 from base.names import build as build_named
@@ -23,10 +24,15 @@ class Metric(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.compared = Compared()
 
     @final
-    def update(self, output: Any, target: Any) -> None:
-        """Take in a batch; raise TrainingError, with the metric's name, where it fails."""
+    def update(self, output: Any, target: Any, batch: Any = None) -> None:
+        """Take in a batch; raise TrainingError, with the metric's name, where it fails.
+
+        Where the config names an ``output`` or a ``target``, that part is picked (see `Compared`).
+        """
+        output, target = self.compared(output, target, batch)
         try:
             self._update(detached(output), target)
         except Exception as error:
@@ -55,7 +61,9 @@ class Metric(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``update`` has gathered, as tensors and plain data."""
-        return object_state.capture(self)
+        state = object_state.capture(self)
+        del state["compared"]  # the config's
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a captured state."""
@@ -172,21 +180,15 @@ def build_metrics(
     Raises:
         ConfigError: a name is taken or unknown, or arguments do not fit; all faults together.
     """
-    metrics: dict[str, Metric] = {}
-    problems: list[Problem] = []
-    for index, section in enumerate(sections):
-        name, where = section["name"], f"metrics[{index}]"
-        if name in metrics or name == "loss":
-            holder = "the loss" if name == "loss" else "another metric"
-            problems.append(Problem(f"{where}.name", f"{name!r} is taken by {holder}"))
-            continue
-        try:
-            metrics[name] = _adapt(name, build("metric", section, where=where), section, where)
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    return metrics
+
+    def make(section: Mapping[str, Any], where: str) -> Metric:
+        if section["name"] == "loss":
+            raise ConfigError([Problem(f"{where}.name", "'loss' is taken by the loss")])
+        metric = _adapt(section["name"], build("metric", section, where=where), section, where)
+        metric.compared = Compared.of(section, where)
+        return metric
+
+    return build_list("metric", "metrics", sections, make)
 
 
 def _adapt(name: str, built: Any, section: Mapping[str, Any], where: str) -> Metric:

@@ -20,12 +20,14 @@ from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, nearest
 from base.listing import describe, type_schemas
 from base.registry import find
+from base.same_padding import conv_class
 from base.signatures import (
     DURATION_ARGUMENTS,
     FILLED_IN,
     INJECTED,
     Signature,
     signature,
+    takes_modules,
     value_fault,
 )
 
@@ -77,8 +79,12 @@ def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> A
     parameters = signature(kind, named).parameters
     args = {}
     for name, value in (section.get("args") or {}).items():
-        value = _replace_sections(kind, (name,), value, build_inner)
-        args[name] = _as_annotated(parameters.get(name), _composed(kind, name, value))
+        parameter = parameters.get(name)
+        inner = _inner_kind(kind, name, parameter, value)
+        made = _replace_sections(inner, (name,), value, build_inner)
+        made = _with_names(parameter, made, value) if inner == "model" else made
+        args[name] = _as_annotated(parameter, _composed(kind, name, made))
+    named = conv_class(named, args) if kind == "model" else named
     try:
         return _call(kind, named, args, injected)
     except (TypeError, ValueError) as error:
@@ -102,7 +108,7 @@ def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Keys, Section]]:
             yield kind, (key, number), section
     for number, rule in enumerate(config.get("init") or ()):
         for name in rule:
-            if name != "match":
+            if name not in ("match", "preset"):
                 yield "init", ("init", number, name), rule[name]
 
 
@@ -130,7 +136,10 @@ def _faults(kind: str, keys: Keys, section: Section) -> list[Fault]:
         message = _argument_fault(kind, section["type"], takes, name, value)
         if message:
             faults.append(((*keys, "args", name), message))
-        _replace_sections(kind, (name,), value, check_inner)
+        inner = _inner_kind(kind, name, takes.parameters.get(name), value)
+        if inner == "model":
+            faults += _layer_faults(takes, keys, name, value)
+        _replace_sections(inner, (name,), value, check_inner)
     return faults
 
 
@@ -143,7 +152,7 @@ def _rule_faults(keys: Keys, section: Section) -> list[Fault]:
     faults = []
     for number, rule in enumerate(section.get("param_groups") or ()):
         for name in rule:
-            if name not in ("match", "freeze"):
+            if name not in ("match", "preset", "freeze"):
                 place = (*keys, "param_groups", number, name)
                 message = _argument_fault("optimizer", section["type"], takes, name, rule[name])
                 faults += [(place, message)] if message else []
@@ -175,26 +184,31 @@ def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, valu
 
 
 def _replace_sections(
-    kind: str, keys: Keys, value: Any, replace: Callable[[str, Section, Keys], Any]
+    inner: str | None, keys: Keys, value: Any, replace: Callable[[str, Section, Keys], Any]
 ) -> Any:
-    """Return an argument's value with each section in it replaced; the name tells their kind.
+    """Return an argument's value with each section in it, all of the kind ``inner``, replaced.
 
     Mappings with keys beside ``type`` and ``args`` are the project's own, and stay.
     """
-    inner = _inner_kind(kind, str(keys[0]))
     if inner is None:
         return value
     if isinstance(value, list):
         each = enumerate(value)
-        return [_replace_sections(kind, (*keys, number), item, replace) for number, item in each]
-    if inner == "function" and isinstance(value, str):
+        return [_replace_sections(inner, (*keys, number), item, replace) for number, item in each]
+    if inner in ("function", "model") and isinstance(value, str):
         return replace(inner, {"type": value}, keys)
-    if isinstance(value, Mapping) and "type" in value and set(value) <= {"type", "args"}:
+    is_section = isinstance(value, Mapping) and "type" in value
+    if is_section and (inner == "model" or set(value) <= {"type", "args"}):
         return replace(inner, value, keys)
     return value
 
 
-def _inner_kind(kind: str, name: str) -> str | None:
+def _inner_kind(kind: str, name: str, parameter: Parameter | None, value: Any) -> str | None:
+    """Return the kind of the sections in an argument: its name tells it, a module's annotation."""
+    if kind == "model":
+        if parameter is None:  # one of `**networks`
+            return kind if isinstance(value, Mapping) and "type" in value else None
+        return kind if takes_modules(parameter) else None
     if kind == "lr_scheduler":
         return {"schedulers": kind, "lr_lambda": "function", "scale_fn": "function"}.get(name)
     if kind not in ("data_loader", "dataset", "transform"):
@@ -203,9 +217,45 @@ def _inner_kind(kind: str, name: str) -> str | None:
     return "function" if name == "collate_fn" else known.get(name.rpartition("_")[2])
 
 
+def _layer_faults(takes: Signature, keys: Keys, name: str, value: Any) -> list[Fault]:
+    """Return what is wrong with the form of modules in an argument: their sections and names."""
+    faults: list[Fault] = []
+    seen: set[str] = set()
+    is_list = isinstance(value, list)
+    for number, layer in enumerate(value if is_list else [value]):
+        place = (*keys, "args", name, number) if is_list else (*keys, "args", name)
+        if isinstance(layer, str) or layer is None:
+            continue
+        if not isinstance(layer, Mapping) or "type" not in layer:
+            faults.append((place, "expected a layer: its type, or {type, name, args}"))
+            continue
+        for key in layer:
+            if key not in ("type", "args", "name"):
+                near = nearest(str(key), ("type", "args", "name"))
+                faults.append(((*place, key), f"unknown key of a layer{near}"))
+        label = layer.get("name")
+        if label is not None and (not isinstance(label, str) or not label or "." in label):
+            faults.append(((*place, "name"), f"{label!r} is no name of a layer: a word, no dots"))
+        elif label is not None and label in seen:
+            faults.append(((*place, "name"), f"{label!r} is taken by a layer above"))
+        seen.add(str(label))
+    return faults
+
+
+def _with_names(parameter: Parameter | None, layers: Any, value: Any) -> Any:
+    """Turn a list of built layers into a dict by name, or number, where that is asked for."""
+    annotation = "" if parameter is None else str(parameter.annotation)
+    if layers is None or not annotation.startswith("dict["):
+        return layers
+    if not isinstance(value, list):
+        value, layers = [value], [layers]
+    labels = [layer.get("name") if isinstance(layer, Mapping) else None for layer in value]
+    return {label or str(number): layers[number] for number, label in enumerate(labels)}
+
+
 def _composed(kind: str, name: str, value: Any) -> Any:
     """Make one transform of a list of them where the argument's name is in the singular."""
-    is_one = _inner_kind(kind, name) == "transform" and name.endswith("transform")
+    is_one = _inner_kind(kind, name, None, value) == "transform" and name.endswith("transform")
     if is_one and isinstance(value, list) and value and all(map(callable, value)):
         return find("transform", "Compose")(value)
     return value

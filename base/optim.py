@@ -1,9 +1,9 @@
-"""Parameter groups, optimizers and learning rate schedules from their config sections."""
+"""Optimizers and learning rate schedules from their config sections."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -14,94 +14,50 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from base.config.durations import parse_duration
 from base.errors import ConfigError, Problem
-from base.match import NoMatch, match_parameters
 from base.names import DURATION_ARGUMENTS, FILLED_IN, build
+from base.parameter_groups import Section, check_ownership, parameter_groups, shown
 
-Section = Mapping[str, Any]
+__all__ = ["Schedule", "build_optimizer", "build_schedule", "check_ownership", "learning_rates"]
+
+# Arguments of schedulers that are rates, one for all groups or a list; and other such lists.
+SCALED = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
+SCALED["ReduceLROnPlateau"] = ("min_lr",)
+LISTED = ("lr_lambda", "base_momentum", "max_momentum")
 
 
-def parameter_groups(
-    model: nn.Module, rules: Sequence[Section], params: Any = "*", where: str = "optimizer"
-) -> list[dict[str, Any]]:
-    """Sort the trainable parameters that ``params`` matches into groups of equal options.
+def build_optimizer(
+    model: nn.Module, section: Section, where: str = "optimizer", later: Collection[str] = ()
+) -> Optimizer:
+    """Make the optimizer of a config section over the parameters that it claims.
 
-    Later rules win, key by key; a rule with ``freeze: true`` takes its parameters out of training.
-    The result goes to any torch optimizer: ``params`` holds pairs (name, parameter).
-
-    Raises:
-        ConfigError: a rule matches no parameter, or none that ``params`` does.
+    Args:
+        later: names of parameters that are frozen now and trained later.
     """
-    named = dict(model.named_parameters())
-    options: dict[str, dict[str, Any]] = {
-        name: {} for name in _match(model, params, f"{where}.params")
-    }
-    for number, rule in enumerate(rules):
-        overrides = {key: value for key, value in rule.items() if key != "match"}
-        place = f"{where}.param_groups.{number}.match"
-        matched = [name for name in _match(model, rule["match"], place) if name in options]
-        if not matched:
-            text = f"{rule['match']!r} matches only parameters that {where}.params leaves out"
+    groups = parameter_groups(model, section, where, later)
+    for group in groups:
+        _check_group(section, group, where)
+    return _construct(section, groups, where)
+
+
+def _check_group(section: Section, group: Section, where: str) -> None:
+    """Let the optimizer judge a group's own arguments: by itself it looks at its ``args`` only."""
+    own = [key for key in group if key != "params"]
+    if own:
+        args = {**section["args"], **{key: group[key] for key in own}}
+        place = f"{where}.param_groups ({shown([name for name, _ in group['params']])})"
+        taken = _construct({**section, "args": args}, group["params"], place).defaults
+        if ignored := [key for key in own if key not in taken]:
+            text = f"{section['type']} takes {shown(ignored)} for all parameters alike, in `args`"
             raise ConfigError([Problem(place, text)])
-        for name in matched:
-            options[name] = {**options[name], **overrides}
-
-    groups: dict[str, dict[str, Any]] = {}
-    for name, chosen in options.items():
-        settings = {key: value for key, value in chosen.items() if key != "freeze"}
-        if chosen.get("freeze"):
-            named[name].requires_grad_(False)
-        if named[name].requires_grad:
-            group = groups.setdefault(repr(sorted(settings.items())), {"params": [], **settings})
-            group["params"].append((name, named[name]))
-    if not groups:
-        raise ConfigError([Problem(where, "no parameter is left to train: all are frozen")])
-    return list(groups.values())
 
 
-def _match(model: nn.Module, pattern: Any, where: str) -> list[str]:
+def _construct(section: Section, params: Any, where: str) -> Optimizer:
     try:
-        return match_parameters(model, pattern)
-    except NoMatch as error:
-        raise ConfigError([Problem(where, str(error))]) from error
-
-
-def build_optimizer(model: nn.Module, section: Section, where: str = "optimizer") -> Optimizer:
-    """Make the optimizer of a config section over the parameters that it claims."""
-    groups = parameter_groups(model, section["param_groups"], section["params"], where)
-    try:
-        optimizer: Optimizer = build("optimizer", section, where=where, params=groups)
+        optimizer: Optimizer = build("optimizer", section, where=where, params=params)
     except RuntimeError as error:  # arguments that exclude each other, as fused and foreach
         text = f"{section['type']} cannot be built: {error}"
         raise ConfigError([Problem(where, text)]) from error
     return optimizer
-
-
-def check_ownership(model: nn.Module, optimizers: Mapping[str, Optimizer]) -> None:
-    """Make sure that no parameter belongs to two optimizers and every trainable one to some.
-
-    Raises:
-        ConfigError: with the names of the parameters concerned.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    owner: dict[int, str] = {}
-    problems = []
-    for optimizer_name, optimizer in optimizers.items():
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            other = owner.setdefault(id(parameter), optimizer_name)
-            if other != optimizer_name:
-                text = f"{names[id(parameter)]!r} is also claimed by {other!r}; narrow one pattern"
-                problems.append(Problem(f"optimizers.{optimizer_name}.params", text))
-    orphans = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in owner
-    ]
-    if orphans:
-        shown = ", ".join(orphans[:5]) + (", ..." if len(orphans) > 5 else "")
-        text = f"no optimizer trains {shown}; widen a params pattern, or freeze them with `freeze:`"
-        problems.append(Problem("optimizers", text))
-    if problems:
-        raise ConfigError(problems)
 
 
 def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
@@ -249,6 +205,7 @@ def build_schedule(
     per_tick = 1 if section["every"] == "step" else steps_per_epoch
     ticks = max(1, math.ceil((total_steps - warmup_steps) / per_tick))
     lengths = Lengths(steps_per_epoch, total_steps, per_tick, ticks)
+    section = fit_to_groups(optimizer, section, where)
     scheduler = _build_scheduler(optimizer, section, lengths, where)
     n_calls = total_steps // per_tick - warmup_steps // per_tick
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < n_calls:
@@ -258,6 +215,43 @@ def build_schedule(
         text = "ReduceLROnPlateau follows a value of each epoch; write `every: epoch`"
         raise ConfigError([Problem(where, text)])
     return Schedule(optimizer, scheduler, section["every"], section["monitor"], warmup_steps)
+
+
+def fit_to_groups(optimizer: Optimizer, section: Section, where: str) -> Section:
+    """Make one rate a list where groups have different rates, so that their ratios stay.
+
+    A rate that a scheduler is given is meant for the optimizer's own ``lr``: a group of ten times
+    that ``lr`` gets ten times that rate. If that ``lr`` is 0, the fastest group counts instead.
+
+    Raises:
+        ConfigError: a list does not fit the groups, or a floor would raise some of them.
+    """
+    if not isinstance(section, Mapping) or "type" not in section:
+        raise ConfigError([Problem(where, f"expected {{type: ..., args: ...}}, found {section!r}")])
+    args, rates = dict(section.get("args") or {}), [float(g["lr"]) for g in optimizer.param_groups]
+    scaled, fault = SCALED.get(section["type"], ()), ""
+    for key in (*scaled, *LISTED):
+        value = args.get(key)
+        if isinstance(value, list) and len(value) != len(rates):
+            fault = f"{key} has {len(value)} values for {len(rates)} parameter groups"
+        elif key in scaled and isinstance(value, int | float) and len(set(rates)) > 1:
+            own_rate = float(optimizer.defaults["lr"]) or max(rates)
+            args[key] = [value * (rate / own_rate) for rate in rates]
+    if section["type"].startswith("Cosine") and min(rates) < args.get("eta_min", 0) <= max(rates):
+        fault = f"eta_min {args['eta_min']} is one floor for all, and some groups begin below it"
+    if fault:
+        raise ConfigError([Problem(where, f"{fault}; the groups are {_in_words(optimizer)}")])
+    if "schedulers" in args:
+        args["schedulers"] = [fit_to_groups(optimizer, x, where) for x in args["schedulers"] or ()]
+    return {**section, "args": args}
+
+
+def _in_words(optimizer: Optimizer) -> str:
+    """Return the groups in one line: number, rate and the first names."""
+    return "; ".join(
+        f"{number}: lr {float(group['lr']):g}, {shown(group.get('param_names', []), 2)}"
+        for number, group in enumerate(optimizer.param_groups)
+    )
 
 
 def _build_scheduler(optimizer: Optimizer, section: Section, lengths: Lengths, where: str) -> Any:

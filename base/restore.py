@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,10 @@ from torch.nn.parameter import is_lazy
 
 from base.errors import CheckpointError, nearest
 
+Groups: TypeAlias = Sequence[Mapping[str, Any]]
 COMPARED = (nn.Module, torch.optim.Optimizer)
+MAX_ROWS = 12  # of a table in a message
+ABSENT: tuple[str, frozenset[str]] = ("-", frozenset())
 EXTRA = "_extra_state"  # ends the keys where modules keep what is no tensor
 
 
@@ -50,10 +53,8 @@ def _problems(name: str, thing: object, state: Any) -> list[str]:
         return [f"{name}: the checkpoint has a {type(state).__name__} here, not a dict"]
     if isinstance(thing, nn.Module):
         return _module_problems(f"{name}." if name else "", thing.state_dict(), state)
-    ours = [len(group["params"]) for group in thing.param_groups]
-    saved = [len(group["params"]) for group in state.get("param_groups", [])]
-    if ours != saved:
-        return [f"{name}: parameters per group are {saved} in the checkpoint, {ours} here"]
+    if problems := _group_problems(name, thing.param_groups, state.get("param_groups", [])):
+        return problems
     # Options come with versions of torch and with schedulers; another optimizer lacks some as well.
     here, there = (
         set().union(*map(set, groups)) for groups in (thing.param_groups, state["param_groups"])
@@ -61,6 +62,43 @@ def _problems(name: str, thing: object, state: Any) -> list[str]:
     if here - there and there - here:
         return [f"{name}: the checkpoint's is no {type(thing).__name__}: {sorted(there - here)}"]
     return []
+
+
+def _group_problems(name: str, ours: Groups, saved: Groups) -> list[str]:
+    """Compare which parameters are in which group, by name where the checkpoint has names."""
+    here, there = ([group.get("param_names") for group in groups] for groups in (ours, saved))
+    n_here, n_there = ([len(group["params"]) for group in groups] for groups in (ours, saved))
+    is_named = None not in (*here, *there)
+    if here == there if is_named else n_here == n_there:
+        return []
+    text = f"{name}: parameters per group are {n_there} in the checkpoint, {n_here} here"
+    return [f"{text}{_group_table(here, there) if is_named else ''}"]
+
+
+def _group_table(ours: list[Any], saved: list[Any]) -> str:
+    """Return a line for each parameter whose group has changed, the more it has the earlier."""
+    here, there = _companions(ours), _companions(saved)
+    change = {
+        name: len(here.get(name, ABSENT)[1] ^ there.get(name, ABSENT)[1])
+        for names in (*saved, *ours)
+        for name in names
+    }
+    changed = sorted(filter(change.get, change), key=change.__getitem__, reverse=True)
+    rows = [("parameter", "group then", "group now")]
+    rows += [(name, there.get(name, ABSENT)[0], here.get(name, ABSENT)[0]) for name in changed]
+    width = max(len(row[0]) for row in rows[: MAX_ROWS + 1])
+    lines = [f"    {row[0]:{width}}  {row[1]:10}  {row[2]}" for row in rows[: MAX_ROWS + 1]]
+    lines += [f"    and {len(changed) - MAX_ROWS} more"] * (len(changed) > MAX_ROWS)
+    if not changed:  # torch goes by the place in a group
+        lines = ["    the same in each group, but in another order"]
+    advice = "go on with the groups of then, or start anew from the weights: leave out -r and write"
+    return "\n".join(["", *lines, f"    {advice} `model: {{weights: RUN}}`, RUN being its folder"])
+
+
+def _companions(groups: list[Any]) -> dict[str, tuple[str, frozenset[str]]]:
+    """Return the number of each parameter's group, and all that are in it."""
+    sets = enumerate(map(frozenset, groups))
+    return {name: (str(number), names) for number, names in sets for name in names}
 
 
 def _module_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:

@@ -7,13 +7,15 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from base.audit import audit, short_table, write_csv
+from base.checkpoint import CheckpointStore, read, restore
 from base.config import Config, load_config
 from base.optim import learning_rates
 from base.run_folder import create_run_folder, lock, run_of, write_environment
@@ -183,12 +185,43 @@ class RunLog:
         self.writers.close()
 
 
+def open_run(
+    trainer: BaseTrainer, folder: Path | None, resume_from: Path | None, stack: ExitStack
+) -> None:
+    """Make ready to write, restore the state, and see that all is closed in the end."""
+    if folder is not None:
+        trainer.store = CheckpointStore(folder / "checkpoints", keep=trainer.settings.keep)
+        trainer.store.sweep()
+        trainer.store.probe()
+    resumed_at = None
+    if resume_from is not None:
+        restore(trainer.stateful, read(resume_from))
+        if trainer.store is not None:
+            trainer.store.protect(resume_from)
+        resumed_at = None if trainer.is_finished() else trainer.progress
+    trainer.folder = folder
+    trainer.run_log = RunLog(folder, trainer.settings, resumed_at)
+    trainer.writers = trainer.run_log.writers
+    stack.callback(trainer.run_log.close)
+    stack.callback(trainer.capture.remove)
+    for loader in (trainer.train_loader, trainer.valid_loader):
+        stack.callback(getattr(loader, "close", lambda: None))
+    tell_header(trainer, folder)
+    for callback in trainer.callbacks.values():
+        stack.callback(callback.on_end, trainer)
+        callback.on_start(trainer)
+
+
 def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:
     """Log what is about to be trained, where, and how to go on with it.
 
     A resumed run takes on its new config here, once its state is known to fit.
     """
+    rows = audit(trainer.experiment)
     log.info(format_header(header_facts(trainer, folder)))
+    log.info("parameters:\n" + short_table(rows))
+    if folder is not None:
+        write_csv(rows, folder / "parameters.csv")
     if folder is not None and trainer.progress.step > 0:
         _keep(trainer.config, folder)
     if trainer.is_finished():

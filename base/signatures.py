@@ -85,6 +85,12 @@ def value_fault(parameter: Parameter, value: Any) -> str:
     return f"expected {expected}, found {value!r}"
 
 
+def takes_modules(parameter: Parameter) -> bool:
+    """Tell whether an argument is annotated as a module, or as a list or dict of modules."""
+    text = str(parameter.annotation)
+    return bool(re.search(r"\bnn\.(modules\.module\.)?Module\b", text)) and "type[" not in text
+
+
 def simple_types(annotation: Any) -> list[str]:
     """Return the members of an annotation made of int, float, bool, str, None and Tensor only."""
     if get_origin(annotation) in (Union, types.UnionType):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,30 +13,35 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from base.config import Config
+from base.config.durations import parse_duration
 from base.errors import ConfigError, Problem, TrainingError, nearest
 from base.experiment import Experiment, optimizer_sections, where_of
+from base.losses import WeightedLoss
 from base.memory import Precision
-from base.optim import Schedule
 from base.values import with_total
+
+log = logging.getLogger("kindling")
 
 
 @dataclass
 class Stepper:
-    """Clips, steps, clears and schedules one optimizer.
+    """Clips, steps and clears one optimizer.
 
     Args:
         clip_norm, clip_value: limits of the gradients' norm and of each of their entries.
+        every: it steps at each so many steps of the run.
         prefix: before the names of the values returned; empty where there is one network.
     """
 
     optimizer: Optimizer
     precision: Precision
     scaler: torch.amp.GradScaler
-    schedule: Schedule | None
     clip_norm: float | None
     clip_value: float | None
-    weighted_losses: Mapping[str, Any]
+    weighted_losses: Mapping[str, WeightedLoss]
+    every: int = 1
     prefix: str = ""
+    has_stepped: bool = False
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -45,26 +52,44 @@ class Stepper:
         """The parameters without those that a step has frozen for a while."""
         return [parameter for parameter in self.parameters if parameter.requires_grad]
 
-    def step(self, again: Callable[[], dict[str, Tensor]] | None = None) -> dict[str, Tensor]:
+    def step(
+        self, n_steps: int, again: Callable[[], dict[str, Any]] | None = None
+    ) -> dict[str, Tensor]:
         """Use the gradients gathered; return their norm where it is limited.
 
         Args:
+            n_steps: the steps that the run has made.
             again: computes the losses anew; LBFGS calls for them several times a step.
         """
+        self._tell_unreached(n_steps)
         values = self._clip()
         with self.precision.full():
             if isinstance(self.optimizer, LBFGS):
-                self.optimizer.step(lambda: self._loss_again(again))
+                self.optimizer.step(lambda: self._loss_again(n_steps, again))
             else:
                 self.scaler.step(self.optimizer)
         self.scaler.update()
-        # Where fp16 left out the very first step, torch would warn of the scheduler's.
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]
         self.optimizer.zero_grad()
         torch.clear_autocast_cache()  # of the old weights: the step may go on with the new ones
-        if self.schedule is not None:
-            self.schedule.after_step()
         return values
+
+    def _tell_unreached(self, n_steps: int) -> None:
+        """Name, at the first step, the parameters that no loss has given a gradient."""
+        if self.has_stepped or isinstance(self.optimizer, LBFGS):
+            return
+        if not all(loss.weight_at(n_steps) for loss in self.weighted_losses.values()):
+            return  # a loss whose weight is still 0 will reach more
+        self.has_stepped = True
+        unreached = [
+            name
+            for group in self.optimizer.param_groups
+            for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False)
+            if parameter.requires_grad and parameter.grad is None
+        ]
+        if unreached:
+            shown = ", ".join(unreached[:8]) + (", ..." if len(unreached) > 8 else "")
+            text = "no loss reaches %s: not trained by this step; is it used in forward?"
+            log.warning(text, shown)
 
     def _clip(self) -> dict[str, Tensor]:
         if self.clip_norm is None and self.clip_value is None:
@@ -77,14 +102,14 @@ class Stepper:
             return {}
         return {f"{self.prefix}grad_norm": nn.utils.clip_grad_norm_(parameters, self.clip_norm)}
 
-    def _loss_again(self, again: Callable[[], dict[str, Tensor]] | None) -> Tensor:
+    def _loss_again(self, n_steps: int, again: Callable[[], dict[str, Any]] | None) -> Tensor:
         if again is None:
             text = "LBFGS computes the losses several times a step: give `update` a function"
             raise TrainingError(f"{text}, `self.update(again=lambda: ...)`")
         self.optimizer.zero_grad()
         torch.clear_autocast_cache()
         with self.precision.autocast():
-            loss = with_total(again(), self.weighted_losses)["loss"]
+            loss: Tensor = with_total(again(), self.weighted_losses, n_steps)["loss"]
         loss.backward()
         return loss
 
@@ -96,17 +121,20 @@ def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, St
         ConfigError: options that LBFGS would undo.
     """
     steppers = {}
+    lengths = (experiment.steps_per_epoch, experiment.total_steps)
     for name, section in optimizer_sections(experiment.config).items():
+        # The loop steps the schedules; torch would warn where fp16 or `every` left out a step.
+        experiment.optimizers[name]._opt_called = True  # type: ignore[attr-defined]
         if isinstance(experiment.optimizers[name], LBFGS):
             _check_lbfgs(experiment.config, name, section)
         steppers[name] = Stepper(
             optimizer=experiment.optimizers[name],
             precision=precision,
             scaler=precision.make_scaler(),
-            schedule=experiment.schedules.get(name),
             clip_norm=section["clip_norm"],
             clip_value=section["clip_value"],
             weighted_losses=experiment.losses,
+            every=parse_duration(section["every"]).in_steps(*lengths),
             prefix="" if len(experiment.optimizers) == 1 else f"{name}_",
         )
     return steppers
@@ -127,6 +155,22 @@ def choose_stepper(steppers: Mapping[str, Stepper], name: str | None) -> Stepper
         text = f"there is no optimizer {name!r}{nearest(name, steppers)}"
         raise TrainingError(f"{text}; there are {known}")
     return steppers[name]
+
+
+@contextmanager
+def only(steppers: Mapping[str, Stepper], name: str) -> Iterator[None]:
+    """Switch ``requires_grad`` off in what all other optimizers train, and on again in the end."""
+    chosen = choose_stepper(steppers, name)
+    others = [
+        p for stepper in steppers.values() if stepper is not chosen for p in stepper.trainable
+    ]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 def _check_lbfgs(config: Config, name: str, section: Mapping[str, Any]) -> None:

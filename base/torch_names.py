@@ -24,6 +24,7 @@ LOSS_FUNCTIONS = frozenset((
     "triplet_margin_with_distance_loss",
 ))
 # fmt: on
+LAYERS = ("Sequential", "Residual", "Networks")
 
 
 class Home(NamedTuple):
@@ -97,6 +98,7 @@ _is_callback = _subclass_of("base.callbacks", "Callback")
 # Cheap homes come first: torchvision takes two seconds to import, and is asked last.
 HOMES: dict[str, tuple[Home, ...]] = {
     "model": (
+        Home("base.layers", "base.layers", lambda name, _: name in LAYERS),
         Home("torch.nn", _NN, _is_layer),
         Home("torchvision.models", "torchvision.models", lambda *_: True, _networks),
     ),

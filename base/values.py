@@ -8,25 +8,49 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from base.errors import ConfigError, TrainingError, nearest
+from base.loss_gradients import due_gradients
+from base.losses import Ramp, WeightedLoss, terms
 from logger.meters import Meters
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
 
-def with_total(losses: Mapping[str, Tensor], weighted: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Add ``"loss"``, the sum by the config's weights, unless it is there already."""
+def with_total(
+    losses: Mapping[str, Tensor], weighted: Mapping[str, WeightedLoss], step: int | None = None
+) -> dict[str, Any]:
+    """Add ``"loss"``, the sum by the config's weights, unless it is there already.
+
+    Args:
+        step: how many steps were made; weights that move are then told as ``weight/<name>``. None
+            takes their final values, so that validations of one run can be compared.
+    """
     if "loss" in losses:
         return dict(losses)
     if not losses:
         raise TrainingError("there is no loss to minimise: name one in the config's `loss:`")
-    weights = {name: loss.weight for name, loss in weighted.items()}
-    # A product with 1 would be one more operation, forward and backward.
-    terms = [
-        loss if weights.get(name, 1) == 1 else loss * weights[name] for name, loss in losses.items()
-    ]
-    total = sum(terms[1:], start=terms[0])
-    return {"loss": total, **losses} if len(losses) > 1 else {"loss": total}
+    first, *others = terms(losses, weighted, step).values()
+    values: dict[str, Any] = {"loss": sum(others, start=first)}
+    if len(losses) > 1:
+        values.update(losses)
+    if step is not None:
+        known = {name: weighted[name] for name in losses if name in weighted}
+        moving = {name: loss for name, loss in known.items() if isinstance(loss.weight, Ramp)}
+        values.update({f"weight/{name}": loss.weight_at(step) for name, loss in moving.items()})
+    return values
+
+
+def weigh(
+    trainer: BaseTrainer, losses: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], Tensor | list[Tensor]]:
+    """Return what a step logs of its losses and what it minimises: their sum, or each by itself."""
+    step = trainer.progress.step
+    values = with_total(losses, trainer.losses, step)
+    values.update(due_gradients(trainer, losses))
+    if trainer.settings.backward == "sum":
+        return values, values["loss"]
+    parts = terms(losses, trainer.losses, step).values()
+    return values, [part for part in parts if part.requires_grad] or values["loss"]
 
 
 def detach(values: Mapping[str, Any]) -> dict[str, Any]:

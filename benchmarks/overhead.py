@@ -32,6 +32,7 @@ from torch.utils.data import TensorDataset
 from base.base_data_loader import BaseDataLoader
 from base.config import load_config
 from base.experiment import Experiment
+from base.freezing import Freezing
 from base.losses import build_losses
 from base.metrics import build_metrics
 from trainer.trainer import Trainer
@@ -93,6 +94,7 @@ def framework(n_steps: int, folder: Path, is_on: bool, metrics: str = "[]") -> f
             losses=build_losses(config["loss"]), metrics=build_metrics(config["metrics"]),
             optimizers={"main": optimizer}, schedules={}, train_loader=loader, valid_loader=None,
             callbacks={}, batches_per_epoch=N_BATCHES, total_steps=n_steps,
+            freezing=Freezing(model, [], N_BATCHES, n_steps),
         )
     )  # fmt: skip
     start = time.perf_counter()

@@ -8,12 +8,19 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Histogram(NamedTuple):
+    """How many values lie in each bucket: ``counts[k]`` from ``limits[k]`` to ``limits[k + 1]``."""
+
+    limits: Sequence[float]
+    counts: Sequence[float]
 
 
 class Writer:
@@ -32,6 +39,9 @@ class Writer:
 
     def add_images(self, tag: str, images: "Tensor", step: int) -> None:
         """Keep images  # (batch, channel, height, width), 0 to 1."""
+
+    def add_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
+        """Keep named histograms."""
 
     def add_text(self, tag: str, text: str, step: int) -> None:
         """Keep a text."""
@@ -61,6 +71,9 @@ class Writers(Writer):
             shape = tuple(images.shape)
             raise ValueError(f"{tag}: (batch, 1 or 3, height, width) was expected, found {shape}")
         self._each("add_images", tag, images, step)
+
+    def add_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
+        self._each("add_histograms", histograms, step)
 
     def add_text(self, tag: str, text: str, step: int) -> None:
         self._each("add_text", tag, text, step)
@@ -110,6 +123,10 @@ class TensorBoardWriter(Writer):
         image = _import_quietly().summary.image
         self._write(step=step, summary=image(tag, images, dataformats="NCHW"))
 
+    def add_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
+        points = [{"tag": tag, "histo": _trim(one)} for tag, one in histograms.items()]
+        self._write(step=step, summary={"value": points})
+
     def add_text(self, tag: str, text: str, step: int) -> None:
         self._write(step=step, summary=_import_quietly().summary.text(tag, text))
 
@@ -141,6 +158,15 @@ class TensorBoardWriter(Writer):
         self._write(file_version="brain.Event:2")
         if self.purge_step is not None:
             self._write(step=self.purge_step, session_log={"status": "START"})
+
+
+def _trim(histogram: Histogram) -> dict[str, Any]:
+    """Return the fields of TensorBoard's message, without the empty buckets at both ends."""
+    filled = [k for k, count in enumerate(histogram.counts) if count] or [0]
+    first, last = filled[0], filled[-1] + 1
+    limits, counts = histogram.limits[first : last + 1], histogram.counts[first:last]
+    ends = {"min": limits[0], "max": limits[-1], "num": sum(counts)}
+    return {**ends, "bucket_limit": limits[1:], "bucket": counts}
 
 
 def _import_quietly() -> Any:

@@ -8,35 +8,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from base import BaseModel
+from base.match import Pattern
+from model.layers import ConvBlock, check_images
 
 
-class ConvBlock(nn.Sequential):
-    """Convolution, BatchNorm, ReLU; the size of the image stays the same when ``stride`` is 1."""
+class SmallCNN(BaseModel):
+    """Convolutions and one mean over the image: for images of any size.
 
-    def __init__(self, n_in: int, n_out: int, kernel_size: int = 3, stride: int = 1) -> None:
+    Args:
+        width: channels of the first layer; each stage halves the image and doubles them.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        n_classes: int = 10,
+        width: int = 32,
+        n_stages: int = 2,
+        dropout: float = 0.1,
+    ) -> None:
         super().__init__()
-        padding = kernel_size // 2
-        self.conv = nn.Conv2d(n_in, n_out, kernel_size, stride, padding, bias=False)
-        self.norm = nn.BatchNorm2d(n_out)
-        self.relu = nn.ReLU()
-
-
-class DigitsNet(BaseModel):
-    """A small convolutional network for 8x8 digits: about 0.99 on digits it has not seen."""
-
-    def __init__(self, width: int = 32, n_classes: int = 10, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.stem = ConvBlock(1, width)
-        self.body = nn.Sequential(
-            ConvBlock(width, 2 * width, stride=2),
-            ConvBlock(2 * width, 2 * width),
-        )
+        self.in_channels = in_channels
+        self.stem = ConvBlock(in_channels, width)
+        self.body = nn.Sequential()
+        for n_out in (width * 2**stage for stage in range(1, n_stages + 1)):
+            self.body.append(ConvBlock(n_out // 2, n_out, stride=2))
+            self.body.append(ConvBlock(n_out, n_out))
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(2 * width, n_classes)
+        self.head = nn.Linear(width * 2**n_stages, n_classes)
 
-    def forward(self, images: Tensor) -> Tensor:  # (batch, 1, 8, 8) -> (batch, n_classes)
+    def forward(self, images: Tensor) -> Tensor:  # (batch, channel, h, w) -> (batch, n_classes)
+        check_images(self, images, self.in_channels)
         features = self.body(self.stem(images))
         return self.head(self.dropout(features.mean(dim=(2, 3))))
+
+    @property
+    def layer_order(self) -> list[Pattern]:
+        """All parameters from the input to the output, for ``optimizer.layer_decay``."""
+        return ["stem.*", *(f"body.{number}.*" for number in range(len(self.body))), "head.*"]
+
+
+class DigitsNet(SmallCNN):
+    """The small network for 8x8 digits: about 0.99 on digits it has not seen."""
+
+    def __init__(self, width: int = 32, n_classes: int = 10, dropout: float = 0.1) -> None:
+        super().__init__(1, n_classes, width, n_stages=1, dropout=dropout)
 
 
 class LeNet(BaseModel):
@@ -55,6 +71,7 @@ class LeNet(BaseModel):
         self.head = MLP(16 * 5 * 5, hidden=[120, 84], n_outputs=n_classes)
 
     def forward(self, images: Tensor) -> Tensor:  # (batch, 1, 28, 28) -> (batch, n_classes)
+        check_images(self, images, 1, (28, 28))
         return self.head(self.features(images))
 
 

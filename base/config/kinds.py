@@ -18,7 +18,10 @@ UNKNOWN: Any = object()  # a value that could not be looked up; it passes every 
 
 REFERENCE = re.compile(r"\$\{[^{}]*\}")
 MAX_PROBLEMS = 100  # reported in full
-_TYPES = {"integer": (int,), "number": (int, float), "string": (str,), "boolean": (bool,)}
+_TYPES: dict[str, tuple[type, ...]] = {
+    **{"integer": (int,), "number": (int, float), "string": (str,), "boolean": (bool,)},
+    "array": (list,),
+}
 _HUGE = 1e300  # what is larger, infinite or not a number is out of every range
 
 
@@ -102,6 +105,7 @@ class Section(Kind):
 
     keys: Mapping[str, Key]
     short: tuple[str, ...] = ()  # "string": the word alone is the type; "number": constant_
+    short_key: str = "type"  # what a value of a short form is; "match" takes every form of pattern
     others: Kind | None = None
     names: str = ""  # the kind of thing that `type` names
     exactly_one: tuple[str, ...] = ()
@@ -127,7 +131,10 @@ class Section(Kind):
         }
         if self.names:
             schema["allOf"] = [{"$ref": f"#/definitions/{self.names}"}]
-        return {"anyOf": [{"type": list(self.short)}, schema]} if self.short else schema
+        short: list[dict[str, Any]] = [{"type": list(self.short)}] if self.short else []
+        if self.short_key == "match":  # {type: Conv2d} is a pattern too
+            short.append({"type": "object", "required": ["type"], "maxProperties": 1})
+        return {"anyOf": [*short, schema]} if short else schema
 
     def _check(self, node: Node, keys: Keys, run: Run) -> Node:
         value = self._expand(node)
@@ -150,6 +157,10 @@ class Section(Kind):
         return node
 
     def _expand(self, node: Node) -> Any:
+        is_short = any(type(node.value) in _TYPES[name] for name in self.short)
+        is_class = isinstance(node.value, dict) and [*node.value] == ["type"]
+        if self.short_key != "type" and (is_short or (is_class and self.short_key == "match")):
+            return {self.short_key: node}
         if "string" in self.short and isinstance(node.value, str):
             return {"type": node}
         if "number" in self.short and _accepts({"type": "number"}, node.value):
@@ -168,7 +179,8 @@ class Section(Kind):
             elif key.default is SAME_AS_TYPE:
                 complete[name] = Node(entries["type"].value if "type" in entries else UNKNOWN)
             elif key.default is not ABSENT:
-                default = Node(key.default)  # a scalar, or an empty list or section
+                value = key.default  # a scalar, a list of them, or an empty section
+                default = Node([Node(item) for item in value] if isinstance(value, list) else value)
                 complete[name] = self.check_entry(name, default, (*keys, name), run)
         return {**complete, **entries}
 
@@ -182,6 +194,21 @@ class Section(Kind):
         if self.exactly_one and all(node.value[name].value is None for name in self.exactly_one):
             choice = " or ".join(repr(name) for name in self.exactly_one)
             run.problem(node, keys, f"{choice} must be given")
+
+
+@dataclass(frozen=True)
+class Either(Kind):
+    """A section where a mapping is given, a plain value else."""
+
+    plain: Scalar
+    section: Section
+
+    def json_schema(self) -> dict[str, Any]:
+        return {"anyOf": [self.plain.json_schema(), self.section.json_schema()]}
+
+    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+        kind = self.section if isinstance(node.value, dict) else self.plain
+        return kind.check(node, keys, run)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,17 @@ import re
 from typing import Any
 
 from base.config.durations import DURATION_PATTERN, parse_duration
-from base.config.kinds import ABSENT, REQUIRED, SAME_AS_TYPE, Key, Kind, ListOf, Scalar, Section
+from base.config.kinds import (
+    ABSENT,
+    REQUIRED,
+    SAME_AS_TYPE,
+    Either,
+    Key,
+    Kind,
+    ListOf,
+    Scalar,
+    Section,
+)
 from base.config.tree import show
 
 
@@ -61,6 +71,10 @@ SHARE = Scalar("a number between 0 and 1", POSITIVE.schema | {"exclusiveMaximum"
 POSITION = Scalar("a name or a position", {"type": ["string", "integer"]})
 PATTERN = Scalar("a pattern", {"type": ["string", "array", "object"]}, check_pattern)
 PATTERNS = ListOf(PATTERN, single=True)
+INIT_PRESETS = (
+    *("kaiming", "xavier", "orthogonal", "truncated_normal"),
+    *("zero_last_norm", "from_model"),
+)
 ANYTHING = Kind()
 OPEN = Section({}, others=ANYTHING)
 
@@ -75,15 +89,40 @@ def named(kind: str, *short: str, **more: Key) -> Section:
 
 
 INIT_RULE = Section(
-    {"match": Key(PATTERN, REQUIRED, "The parameters or modules that the rule is for.")},
+    {
+        "match": Key(PATTERN, "*", "The parameters or modules that the rule is for."),
+        "preset": Key(choice(*INIT_PRESETS), ABSENT, "A whole scheme by its name."),
+    },
+    short=("string",),
+    short_key="preset",
     others=named("init", "number"),
+)
+FREEZE_RULE = Section(
+    {
+        "match": Key(PATTERN, REQUIRED, "The parameters that are not trained."),
+        "until": Key(DURATION, None, "Train them after this time."),
+    },
+    short=("string", "array"),
+    short_key="match",
 )
 GROUP_RULE = Section(
     {
-        "match": Key(PATTERN, REQUIRED, "The parameters that the rule is for."),
+        "match": Key(PATTERN, "*", "The parameters that the rule is for."),
+        "preset": Key(choice("no_decay"), ABSENT, "No weight decay on biases and norm layers."),
         "freeze": Key(SWITCH, ABSENT, "Leave these parameters as they are."),
     },
+    short=("string",),
+    short_key="preset",
     others=ANYTHING,
+)
+WEIGHTS = Section(
+    {
+        "file": Key(TEXT, REQUIRED, "A file of weights, or a run or checkpoint of Kindling."),
+        "only": Key(PATTERNS, [], "Load these parameters and buffers alone."),
+        "skip": Key(PATTERNS, [], "Leave these as the model and `init` made them."),
+    },
+    short=("string",),
+    short_key="file",
 )
 
 LR_SCHEDULER = named(
@@ -95,32 +134,67 @@ LR_SCHEDULER = named(
 
 _OPTIMIZER_KEYS = {
     "param_groups": Key(ListOf(GROUP_RULE), [], "Rules {match, freeze, any argument}; later win."),
+    "layer_decay": Key(SHARE, None, "The rate of each layer is this times that of the next one."),
     "clip_norm": Key(POSITIVE, None, "Scale gradients down to this norm."),
     "clip_value": Key(POSITIVE, None, "Cut each gradient off at this size."),
 }
 _PARAMS = "The parameters that it trains."
 OPTIMIZER = named("optimizer", params=Key(PATTERN, "*", _PARAMS), **_OPTIMIZER_KEYS)
+_OPTIMIZER_KEYS["every"] = Key(DURATION, "1 step", "It steps once in this time.")
 _OPTIMIZER_KEYS["lr_scheduler"] = Key(LR_SCHEDULER, None, "Its learning rate over time.")
 OPTIMIZERS = Section(
     {}, others=named("optimizer", params=Key(PATTERN, REQUIRED, _PARAMS), **_OPTIMIZER_KEYS)
 )
 
+RAMP = Section(
+    {
+        "from": Key(NUMBER, 0.0, "The factor at the start."),
+        "to": Key(NUMBER, 1.0, "The factor at the end."),
+        "over": Key(DURATION, "100%", "The time between them."),
+        "after": Key(DURATION, None, "The time before the factor begins to change."),
+        "shape": Key(choice("linear", "cosine", "step"), "linear", "How it changes."),
+    }
+)
 LOSS = named(
     "loss",
-    weight=Key(NUMBER, 1.0, "Its factor in the sum."),
+    weight=Key(Either(NUMBER, RAMP), 1.0, "Its factor in the sum."),
+    output=Key(POSITION, None, "Which of the model's outputs it compares."),
+    target=Key(POSITION, None, "Which item of the batch, or of its target, it compares with."),
     name=Key(TEXT, SAME_AS_TYPE, "Its name in logs."),
 )
 METRIC = named(
     "metric",
+    output=Key(POSITION, None, "Which of the predictions it compares."),
+    target=Key(POSITION, None, "Which item of the batch, or of its target, it compares with."),
     name=Key(TEXT, SAME_AS_TYPE, "Its name in logs."),
     over=Key(choice("batch", "epoch"), "batch", "Call a function on each batch or on all of it."),
 )
 
+MODEL = named("model", weights=Key(WEIGHTS, None, "Where its weights come from."))
 BATCH = Section(
     {
         "inputs": Key(ListOf(POSITION, single=True), None, "What of a batch the model takes."),
         "target": Key(POSITION, None, "What of a batch the losses and metrics compare with."),
     }
+)
+
+CAPTURE_RULE = Section(
+    {
+        "match": Key(PATTERN, "*", "The modules, or for `parameters` the parameters, to record."),
+        "of": Key(
+            choice("activations", "gradients", "parameters"),
+            "activations",
+            "What of them to record.",
+        ),
+        "record": Key(
+            ListOf(choice("scalars", "histograms", "images"), single=True),
+            ["scalars"],
+            "In which forms.",
+        ),
+        "every": Key(DURATION, "100 steps", "Time between two records."),
+    },
+    short=("string", "array"),
+    short_key="match",
 )
 
 MEMORY = Section(
@@ -151,6 +225,12 @@ TRAINER = Section(
         "keep": Key(whole(2), 3, "Last checkpoints to keep, beside the best."),
         "validate_every": Key(COUNT, 1, "Epochs between two validations."),
         "log_every": Key(DURATION, "50 steps", "Time between two entries in the logs."),
+        "backward": Key(
+            choice("sum", "separate"), "sum", "One backward pass of the sum, or one for each loss."
+        ),
+        "loss_gradients": Key(
+            DURATION, None, "Time between two logs of each loss's gradient norm, and of conflicts."
+        ),
         "ema": Key(EMA, None, "Average the weights over time, and validate the average."),
         "test": Key(SWITCH, False, "Test the best model at the end."),
         "tensorboard": Key(SWITCH, True, "Write TensorBoard events."),
@@ -169,7 +249,7 @@ ROOT = Section(
         "seed": Key(whole(0), 42, "Where all randomness starts."),
         "deterministic": Key(SWITCH, False, "Refuse operations that differ between two runs."),
         "device": Key(TEXT, "auto", "'auto', 'cpu', 'cuda', 'mps' or numbers such as '0,1'."),
-        "model": Key(named("model"), REQUIRED, "The network; `arch` is another name for it."),
+        "model": Key(MODEL, REQUIRED, "The network; `arch` is another name for it."),
         "init": Key(ListOf(INIT_RULE), [], "Rules for initial weights; later rules win."),
         "data_loader": Key(named("data_loader"), REQUIRED, "The training data."),
         "valid_data_loader": Key(named("data_loader"), None, "Validation data of its own."),
@@ -180,7 +260,8 @@ ROOT = Section(
         "optimizers": Key(OPTIMIZERS, None, "Several optimizers by name, each with params."),
         "loss": Key(ListOf(LOSS, single=True, unique="name"), [], "What is minimised."),
         "metrics": Key(ListOf(METRIC, unique="name"), [], "What else is measured."),
-        "freeze": Key(PATTERNS, [], "Parameters that are not trained."),
+        "freeze": Key(ListOf(FREEZE_RULE, single=True), [], "Parameters that are not trained."),
+        "capture": Key(ListOf(CAPTURE_RULE, single=True), [], "What to record of modules."),
         "memory": Key(MEMORY, {}, "Ways to save memory and time."),
         "trainer": Key(TRAINER, REQUIRED, "Length, saving and reports of the training."),
         "callbacks": Key(ListOf(named("callback")), [], "Parts that look on at four points."),

@@ -53,8 +53,9 @@ def dotted(keys: Keys) -> str:
 
 
 def problem_at(where: Where | str, keys: Keys, message: str) -> Problem:
-    """Return a problem with the entry under these keys, on one line."""
-    return Problem(str(where), one_line(f"{dotted(keys)}: {message}" if keys else message))
+    """Return a problem with the entry under these keys; what is quoted in it stays on its line."""
+    name = f"{one_line(dotted(keys))}: " if keys else ""
+    return Problem(str(where), name + "\n".join(map(one_line, message.split("\n"))))
 
 
 def one_line(text: object) -> str:

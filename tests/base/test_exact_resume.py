@@ -119,15 +119,15 @@ def test_each_part_of_the_state_is_needed(tmp_path: Path, left_out: str, monkeyp
     """The oracle sees a fault: with one part not restored, the end differs."""
     whole = digest(run(tmp_path, []))
     folder = run(tmp_path, [], stop_at=3)
-    from base import base_trainer
+    from base import run_log
 
-    restore = base_trainer.restore
+    restore = run_log.restore
 
     def forgetful(stateful: Any, state: Any) -> None:
         fresh = {name: stateful[name].state_dict() for name in stateful}
         restore(stateful, {**state, left_out: fresh[left_out]})
 
-    monkeypatch.setattr(base_trainer, "restore", forgetful)
+    monkeypatch.setattr(run_log, "restore", forgetful)
     with contextlib.suppress(ValueError):  # a schedule that is stepped too often refuses
         run(tmp_path, [], resume=folder)
     assert digest(folder) != whole

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from base.errors import ConfigError
+from base.errors import ConfigError, Problem
 from base.initialise import initialise
-from base.registry import UnknownName, find
+from base.registry import UnknownName, find, names
 
 
 class Net(nn.Module):
@@ -65,48 +66,128 @@ def test_later_rules_win_key_by_key():
     assert values["stem.1.bias"] == {0.5}
 
 
+# Fans as the layers compute: inputs that make an output, outputs (of all groups) that one input
+# of the kernel's size makes. The weight of a transposed convolution is (in, out / groups, k, k).
 LAYERS = {
-    "conv": (nn.Conv2d(16, 32, 3), 16 * 9, 32 * 9),
-    "grouped": (nn.Conv2d(16, 64, 3, groups=2), 8 * 9, 64 * 9),
-    "transposed": (nn.ConvTranspose2d(32, 16, 3), 16 * 9, 32 * 9),
-    "linear": (nn.Linear(100, 50), 100, 50),
+    "conv": (nn.Conv2d(32, 64, 3), 32 * 9, 64 * 9),
+    "grouped": (nn.Conv2d(64, 128, 3, groups=4), 16 * 9, 128 * 9),
+    "transposed": (nn.ConvTranspose2d(64, 32, 3), 64 * 9, 32 * 9),
+    "transposed and grouped": (nn.ConvTranspose1d(128, 32, 9, groups=2), 64 * 9, 32 * 9),
+    "linear": (nn.Linear(200, 100), 200, 100),
 }
 
 
+def truncated(std: float, a: float, b: float) -> tuple[float, float]:
+    """Mean and variance of a normal distribution that is cut at a and b."""
+    low, high = a / std, b / std
+    density = [math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in (low, high)]
+    mass = (math.erf(high / math.sqrt(2)) - math.erf(low / math.sqrt(2))) / 2
+    shift = (density[0] - density[1]) / mass
+    spread = 1 + (low * density[0] - high * density[1]) / mass - shift**2
+    return std * shift, std**2 * spread
+
+
+# Mean and variance by the formula of each paper, from the fans.
+RANDOM = {
+    "normal_": ({"mean": 0.1, "std": 0.02}, lambda fan_in, fan_out: (0.1, 0.02**2)),
+    "uniform_": ({"a": -0.1, "b": 0.3}, lambda fan_in, fan_out: (0.1, 0.4**2 / 12)),
+    "trunc_normal_": ({"std": 0.1, "a": -0.1, "b": 0.2}, lambda *_: truncated(0.1, -0.1, 0.2)),
+    "xavier_uniform_": ({"gain": 2}, lambda fan_in, fan_out: (0, 4 * 2 / (fan_in + fan_out))),
+    "xavier_normal_": ({}, lambda fan_in, fan_out: (0, 2 / (fan_in + fan_out))),
+    "kaiming_uniform_": ({"a": 0.5}, lambda fan_in, fan_out: (0, 2 / (1 + 0.5**2) / fan_in)),
+    "kaiming_normal_": (
+        {"mode": "fan_out", "nonlinearity": "relu"},
+        lambda fan_in, fan_out: (0, 2 / fan_out),
+    ),
+}
+FIXED = {"constant_", "ones_", "zeros_", "eye_", "dirac_", "orthogonal_", "sparse_"}
+
+
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize(
-    ("scheme", "variance"),
-    [
-        ({"type": "normal_", "args": {"std": 0.02}}, lambda fan_in, fan_out: 0.02**2),
-        ({"type": "uniform_", "args": {"a": -0.3, "b": 0.3}}, lambda fan_in, fan_out: 0.6**2 / 12),
-        ("xavier_uniform_", lambda fan_in, fan_out: 2 / (fan_in + fan_out)),
-        ("xavier_normal", lambda fan_in, fan_out: 2 / (fan_in + fan_out)),
-        ("kaiming_uniform_", lambda fan_in, fan_out: 2 / fan_in),
-        (
-            {"type": "kaiming_normal", "args": {"mode": "fan_out"}},
-            lambda fan_in, fan_out: 2 / fan_out,
-        ),
-        ({"type": "trunc_normal_", "args": {"std": 0.1, "a": -9, "b": 9}}, lambda *_: 0.1**2),
-    ],
-)
-def test_the_variance_of_a_scheme_is_that_of_its_formula(layer, scheme, variance):
-    module, fan_in, fan_out = LAYERS[layer]
+@pytest.mark.parametrize("scheme", RANDOM)
+def test_mean_and_variance_of_a_scheme_are_those_of_its_formula(layer, scheme):
+    module, *fans = LAYERS[layer]
+    args, formula = RANDOM[scheme]
     model = nn.Sequential(copy.deepcopy(module))
     torch.manual_seed(0)
-    initialise(model, [{"match": "*", "weight": scheme, "bias": 0}], find)
+    rule = {"match": "*", "weight": {"type": scheme.rstrip("_"), "args": args}, "bias": 0}
+    initialise(model, [rule], find)
     weight = model[0].weight.detach()
-    expected = variance(fan_in, fan_out)
+    mean, variance = formula(*fans)
+    # Five standard errors of each estimate; a normal's variance has the widest.
     n = weight.numel()
-    assert weight.var().item() == pytest.approx(expected, rel=6 * math.sqrt(2 / n))
-    assert abs(weight.mean().item()) < 4 * math.sqrt(expected / n)
+    assert weight.mean().item() == pytest.approx(mean, abs=5 * math.sqrt(variance / n))
+    assert weight.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / n))
     assert model[0].bias.count_nonzero() == 0
 
 
-def test_orthogonal_rows_are_orthogonal():
-    model = nn.Sequential(nn.Linear(20, 10))
-    initialise(model, [{"match": "*", "weight": {"type": "orthogonal", "args": {"gain": 2}}}], find)
+def test_no_scheme_of_torch_is_left_out_of_these_tests():
+    assert set(names("init")) >= set(RANDOM) | FIXED
+    assert {name for name in names("init") if name in vars(nn.init)} == set(RANDOM) | FIXED
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_orthogonal_maps_have_orthogonal_rows_or_columns(layer):
+    module = copy.deepcopy(LAYERS[layer][0])
+    rule = {"match": "*", "weight": {"type": "orthogonal", "args": {"gain": 2}}}
+    initialise(nn.Sequential(module), [rule], find)
+    weight = module.weight.detach()
+    if "transposed" in layer:  # the rows are the outputs: all inputs of each, its groups in order
+        parts = weight.chunk(module.groups)
+        weight = torch.cat([part.transpose(0, 1) for part in parts])
+    rows = weight.flatten(1)
+    square = rows @ rows.T if rows.shape[0] <= rows.shape[1] else rows.T @ rows
+    torch.testing.assert_close(square, 4 * torch.eye(len(square)), atol=1e-4, rtol=0)
+
+
+def test_sparse_leaves_a_share_of_each_column_zero():
+    model = nn.Sequential(nn.Linear(400, 100))
+    torch.manual_seed(0)
+    rule = {"match": "*", "weight": {"type": "sparse_", "args": {"sparsity": 0.25, "std": 0.1}}}
+    initialise(model, [rule], find)
     weight = model[0].weight.detach()
-    torch.testing.assert_close(weight @ weight.T, 4 * torch.eye(10), atol=1e-5, rtol=0)
+    assert (weight == 0).sum(dim=0).tolist() == [25] * 400
+    assert weight.var().item() == pytest.approx(0.75 * 0.1**2, rel=0.05)
+    assert abs(weight.mean().item()) < 5 * math.sqrt(0.75 * 0.1**2 / weight.numel())
+
+
+IDENTITIES = [
+    (nn.Linear(6, 6), "eye_", {}, (6,)),
+    (nn.Conv2d(6, 6, 3, padding=1, groups=3), "dirac_", {"groups": 3}, (6, 5, 5)),
+    (nn.ConvTranspose1d(6, 6, 5, padding=2), "dirac_", {}, (6, 8)),
+    (nn.ConvTranspose2d(6, 6, 3, padding=1, groups=2), "dirac_", {"groups": 2}, (6, 5, 5)),
+    (nn.ConvTranspose3d(4, 4, 3, padding=1), "dirac_", {}, (4, 3, 3, 3)),
+]
+
+
+@pytest.mark.parametrize(("module", "scheme", "args", "shape"), IDENTITIES)
+def test_identities_give_back_their_input(module, scheme, args, shape):
+    rule = {"match": "*", "weight": {"type": scheme, "args": args}, "bias": 0}
+    initialise(nn.Sequential(module), [rule], find)
+    inputs = torch.randn(2, *shape)
+    torch.testing.assert_close(module(inputs), inputs)
+
+
+def test_dirac_passes_the_first_channels_where_a_transposed_convolution_widens():
+    module = nn.ConvTranspose2d(2, 5, 3, padding=1)
+    initialise(nn.Sequential(module), [{"match": "*", "weight": "dirac_", "bias": 0}], find)
+    inputs = torch.randn(1, 2, 4, 4)
+    outputs = module(inputs)
+    torch.testing.assert_close(outputs[:, :2], inputs)
+    assert outputs[:, 2:].count_nonzero() == 0
+
+
+def test_a_padding_row_of_an_embedding_stays_zero():
+    model = nn.Sequential(nn.Embedding(5, 3, padding_idx=1))
+    initialise(model, [{"match": "*", "weight": "normal_"}], find)
+    assert (model[0].weight == 0).all(dim=1).tolist() == [False, True, False, False, False]
+
+
+def test_a_parametrised_weight_is_a_weight():
+    model = nn.Sequential(spectral_norm(nn.Linear(4, 4)))
+    records = initialise(model, [{"match": {"type": "Linear"}, "weight": "eye_"}], find)
+    assert schemes(records)["0.parametrizations.weight.original"] == "eye_"
+    assert model[0].parametrizations.weight.original.equal(torch.eye(4))
 
 
 def test_a_seed_makes_it_repeatable():
@@ -133,6 +214,17 @@ def test_any_parameter_can_be_named_also_by_a_glob():
     assert records["rnn.weight_ih_l0"] == "default"
     assert model.theta.tolist() == [0.25] * 3
     assert model.rnn.bias_hh_l0.count_nonzero() == 0
+
+
+def test_a_function_of_the_project_gets_a_transposed_convolutions_weight_as_it_is():
+    shapes = []
+
+    def note(tensor):
+        shapes.append(tuple(tensor.shape))
+
+    model = nn.Sequential(nn.ConvTranspose2d(6, 4, 3, groups=2))
+    initialise(model, [{"match": "*.weight", "weight": "note"}], lambda kind, name: note)
+    assert shapes == [(6, 2, 3, 3)]
 
 
 def test_a_function_of_the_project_may_change_the_tensor_or_return_a_new_one():
@@ -177,12 +269,12 @@ def test_all_faults_are_told_together():
     found = problems(Net(), rules)
     told = [(where, message.split("; did")[0].split(":")[0]) for where, message in found]
     assert [where for where, _ in told] == [
-        "init[0].match",
-        "init[1].weigth",
-        "init[3].bias",
-        "init[5].weight",
-        "init[2].weight",
-        "init[4].weight",
+        "init.0.match",
+        "init.1.weigth",
+        "init.3.bias",
+        "init.5.weight",
+        "init.2.weight",
+        "init.4.weight",
     ]
     text = "\n".join(message for _, message in found)
     assert "did you mean 'head.*'?" in text
@@ -212,6 +304,20 @@ def test_a_lazy_layer_is_named_rather_than_a_crash():
     with pytest.raises(ConfigError, match=r"cannot set '0\.weight'"):
         initialise(model, [{"match": "*", "weight": 0}], find)
     assert initialise(model, [], find)[0].scheme == "default"
+
+
+def test_a_rule_that_sets_nothing_is_told_so():
+    assert problems(Net(), [{"match": "head.*"}]) == [
+        ("init.0", "it sets nothing; add `preset: kaiming` or `weight: 0`")
+    ]
+
+
+def test_the_caller_may_place_the_problems_in_a_file():
+    def at_line_3(keys, message):
+        return Problem(f"x.yaml:3: {'/'.join(map(str, keys))}", message)
+
+    with pytest.raises(ConfigError, match=r"x\.yaml:3: init/0/match: no parameter matches"):
+        initialise(Net(), [{"match": "haed.*", "weight": 0}], find, at_line_3)
 
 
 def test_an_unknown_scheme_gets_the_nearest_name():

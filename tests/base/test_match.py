@@ -5,7 +5,14 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from base.match import NoMatch, check_pattern, match_modules, match_parameters
+from base.match import (
+    NoMatch,
+    check_pattern,
+    match_modules,
+    match_names,
+    match_parameters,
+    owner_and_leaf,
+)
 
 
 class Net(nn.Module):
@@ -79,6 +86,74 @@ def test_a_parametrised_weight_belongs_to_its_layer():
 
 
 @pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("theta", ("", "theta")),
+        ("stem.0.weight", ("stem.0", "weight")),
+        ("head.parametrizations.weight.original", ("head", "weight")),
+        ("head.parametrizations.weight.original0", ("head", "original0")),
+        ("parametrizations.weight.original", ("", "weight")),
+    ],
+)
+def test_a_name_is_split_into_that_of_the_layer_and_its_own(name, parts):
+    assert owner_and_leaf(name) == parts
+
+
+NAMES = [*Net().state_dict(), "old.weight"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*running*", ["stem.1.running_mean", "stem.1.running_var"]),
+        ({"type": "BatchNorm2d"}, [name for name in NAMES if name.startswith("stem.1.")]),
+        ([{"type": "Linear"}, "old.*"], [*HEAD, "old.weight"]),
+        (r"re:.*\.weight", ["stem.0.weight", "stem.1.weight", "head.weight", "old.weight"]),
+    ],
+)
+def test_names_of_a_file_are_matched_by_the_same_language(pattern, names):
+    assert match_names(NAMES, pattern, Net()) == names
+
+
+def test_each_name_of_a_file_stands_for_itself():
+    model = Net()
+    model.tied = model.head
+    names = list(model.state_dict())
+    assert match_names(names, "*.bias", model)[-2:] == ["head.bias", "tied.bias"]
+    assert match_names(names, {"type": "Linear"}, model)[2:] == ["tied.weight", "tied.bias"]
+
+
+def test_names_alone_have_no_types():
+    assert match_names(["a.weight", "b.weight"], "b.*") == ["b.weight"]
+    with pytest.raises(NoMatch, match="no weight is of type Linear; the types here are: none"):
+        match_names(["a.weight"], {"type": "Linear"})
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+
+def test_a_type_that_only_holds_other_modules_is_told_with_what_is_in_them():
+    model = nn.Sequential(nn.ReLU(), Block(), Block())
+    with pytest.raises(NoMatch, match=r"no parameter is of type Block: .* in them: '1\.\*'"):
+        match_parameters(model, {"type": "Block"})
+    assert match_parameters(model, "1.*") == ["1.layer.weight", "1.layer.bias"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "suggestion"),
+    [("head.weight", "head"), ("model.stem.0", "stem.0")],
+)
+def test_a_module_is_found_from_its_parameter_and_from_a_longer_name(pattern, suggestion):
+    with pytest.raises(NoMatch) as raised:
+        match_modules(Net(), pattern)
+    assert f"did you mean {suggestion!r}?" in str(raised.value)
+    assert match_modules(Net(), suggestion)
+
+
+@pytest.mark.parametrize(
     ("pattern", "suggestion"),
     [
         ("haed.*", "head.*"),
@@ -87,6 +162,7 @@ def test_a_parametrised_weight_belongs_to_its_layer():
         ("stem.0.wieght", "stem.0.weight"),
         (r"re:haed\..*", r"re:head\..*"),
         (["*.bias", "steam.*"], "stem.*"),
+        ("module.head.*", "head.*"),  # a prefix that another program gave
     ],
 )
 def test_a_pattern_that_matches_nothing_is_told_with_one_that_would(pattern, suggestion):
@@ -98,10 +174,12 @@ def test_a_pattern_that_matches_nothing_is_told_with_one_that_would(pattern, sug
     assert match_parameters(Net(), suggestion)
 
 
-def test_without_a_near_miss_the_names_are_shown():
+@pytest.mark.parametrize("pattern", ["encoder.*", "encoder.*.weight", "*.gamma", r"re:(gru.x)"])
+def test_without_a_near_miss_the_names_are_shown(pattern):
     with pytest.raises(NoMatch) as raised:
-        match_parameters(Net(), "encoder.*")
-    assert str(raised.value).startswith("no parameter matches 'encoder.*'; names look like: theta")
+        match_parameters(Net(), pattern)
+    text = f"no parameter matches {pattern!r}; names look like: theta"
+    assert str(raised.value).startswith(text)
 
 
 def test_each_pattern_of_a_list_must_match_something():

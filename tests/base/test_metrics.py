@@ -286,9 +286,9 @@ def test_faults_in_the_list_are_told_together():
     with pytest.raises(ConfigError) as raised:
         build_metrics(sections, build)
     assert [str(problem) for problem in raised.value.problems] == [
-        "metrics[1].name: 'a' is taken by another metric",
-        "metrics[2]: Halfway has no compute() and cannot be called: it is no metric",
-        "metrics[3].name: 'loss' is taken by the loss",
+        "metrics.1.name: 'a' is taken by another metric",
+        "metrics.2: Halfway has no compute() and cannot be called: it is no metric",
+        "metrics.3.name: 'loss' is taken by the loss",
     ]
 
 

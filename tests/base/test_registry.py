@@ -294,7 +294,8 @@ def test_the_list_of_loss_functions_is_complete(project: Write) -> None:
 def test_models_are_torchs_layers_and_torchvisions_networks() -> None:
     from torchvision import models
 
-    assert find("model", "Sequential") is nn.Sequential
+    assert find("model", "Linear") is nn.Linear
+    assert issubclass(find("model", "Sequential"), nn.Sequential)
     assert find("model", "resnet18") is models.resnet18
     assert set(models.list_models()) <= set(names("model"))
     for name in ("Module", "get_model", "list_models", "ResNet18_Weights", "BCELoss"):

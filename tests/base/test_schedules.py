@@ -179,6 +179,184 @@ def test_the_scheduler_steps_once_for_each_step_of_the_optimizer_under_accumulat
     assert rates == one_cycle
 
 
+# --- Groups of different rates --------------------------------------------------------------------
+
+GROUPS = "optimizer.param_groups=[{match: '*.bias', lr: 0.5}]"
+LEVEL = {  # arguments without a floor that is one number for all groups
+    **{name: arguments for name, (arguments, _) in CASES.items()},
+    "CosineAnnealingLR": "{}",
+}
+
+
+def rates_of_groups(*overrides: str) -> list[tuple[float, ...]]:
+    """Train and return the rates of all groups at each step."""
+    trainer = make("trainer.epochs=3", MOMENTUM, *overrides)
+    noted: list[tuple[float, ...]] = []
+    optimizer = trainer.optimizers["main"]
+    optimizer.register_step_pre_hook(lambda o, *_: noted.append(_rates(o)))
+    trainer.train()
+    return [*noted, _rates(optimizer)]
+
+
+def _rates(optimizer: Any) -> tuple[float, ...]:
+    return tuple(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def groups_by_hand(scheduler: Any) -> list[tuple[float, ...]]:
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    groups = [{"params": weights[:1]}, {"params": weights[1:], "lr": 0.5}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    made, rates = scheduler(optimizer), []
+    for _ in range(TOTAL):
+        rates.append(_rates(optimizer))
+        optimizer.step()
+        made.step()
+    return [*rates, _rates(optimizer)]
+
+
+@pytest.mark.parametrize("warmup", ["", ", warmup: 4 steps"])
+@pytest.mark.parametrize("every", ["step", "epoch"])
+@pytest.mark.parametrize("name", LEVEL)
+def test_ratios_between_groups_survive(name: str, every: str, warmup: str) -> None:
+    own = f"lr_scheduler={{type: {name}, every: {every}, args: {LEVEL[name]}{warmup}}}"
+    rates = rates_of_groups(GROUPS, own)
+    assert len({first for first, _ in rates}) > 1, "the schedule does something"
+    for first, second in rates:
+        assert second == pytest.approx(5 * first, rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "by_hand"),
+    [
+        ("OneCycleLR", "{max_lr: 0.4}", lambda o: S.OneCycleLR(o, [0.4, 2.0], total_steps=TOTAL)),
+        (
+            "CyclicLR",
+            "{base_lr: 0.01, max_lr: 0.4, step_size_up: 3}",
+            lambda o: S.CyclicLR(o, [0.01, 0.05], [0.4, 2.0], 3),
+        ),
+    ],
+)
+def test_one_rate_is_scaled_to_each_groups_own(name: str, one: str, by_hand: Any) -> None:
+    rates = rates_of_groups(GROUPS, f"lr_scheduler={{type: {name}, every: step, args: {one}}}")
+    assert rates == [pytest.approx(each, rel=1e-12) for each in groups_by_hand(by_hand)]
+
+
+@pytest.mark.parametrize(
+    ("name", "lists", "by_hand"),
+    [
+        (
+            "OneCycleLR",
+            "{max_lr: [0.4, 0.7], base_momentum: [0.5, 0.6], max_momentum: [0.7, 0.8]}",
+            lambda o: S.OneCycleLR(
+                o,
+                [0.4, 0.7],
+                total_steps=TOTAL,
+                base_momentum=[0.5, 0.6],
+                max_momentum=[0.7, 0.8],
+            ),
+        ),
+        (
+            "CyclicLR",
+            "{base_lr: [0.01, 0.02], max_lr: [0.4, 0.7], step_size_up: 3}",
+            lambda o: S.CyclicLR(o, [0.01, 0.02], [0.4, 0.7], 3),
+        ),
+        (
+            "LambdaLR",
+            "{lr_lambda: [halve, shrink]}",
+            lambda o: S.LambdaLR(o, [lambda k: 0.5**k, lambda k: 1 / (k + 1)]),
+        ),
+        (
+            "MultiplicativeLR",
+            "{lr_lambda: [halve, shrink]}",
+            lambda o: S.MultiplicativeLR(o, [lambda k: 0.5**k, lambda k: 1 / (k + 1)]),
+        ),
+        (
+            "SequentialLR",
+            "{schedulers: [{type: ConstantLR, args: {factor: 0.2, total_iters: 2}}, {type: "
+            "CyclicLR, args: {base_lr: 0.01, max_lr: 0.4, step_size_up: 3}}], milestones: [2]}",
+            lambda o: S.SequentialLR(
+                o,
+                [S.ConstantLR(o, 0.2, 2), S.CyclicLR(o, [0.01, 0.05], [0.4, 2.0], 3)],
+                milestones=[2],
+            ),
+        ),
+    ],
+)
+def test_a_list_gives_each_group_its_own(name: str, lists: str, by_hand: Any) -> None:
+    rates = rates_of_groups(GROUPS, f"lr_scheduler={{type: {name}, every: step, args: {lists}}}")
+    assert rates == [pytest.approx(each, rel=1e-12) for each in groups_by_hand(by_hand)]
+
+
+def test_one_rate_for_groups_of_equal_rates_is_taken_as_it_is() -> None:
+    equal = "optimizer.param_groups=[{match: '*', lr: 0.5}, {match: '*.bias', weight_decay: 0.1}]"
+    rates = rates_of_groups(equal, section("OneCycleLR", every="step"))
+    expected = by_hand(CASES["OneCycleLR"][1], TOTAL, 1)
+    assert rates[:-1] == [(rate, rate) for rate in expected]
+
+
+def test_an_own_rate_of_zero_leaves_the_number_to_the_fastest_group() -> None:
+    """Nothing is trained but what a rule gives a rate."""
+    zero = "optimizer.args={lr: 0, momentum: 0.9}"
+    rates = rates_of_groups(GROUPS, zero, section("OneCycleLR", every="step"))
+    assert [second for _, second in rates[:-1]] == by_hand(CASES["OneCycleLR"][1], TOTAL, 1)
+    assert {first for first, _ in rates} == {0.0}
+
+
+@pytest.mark.parametrize(("floor", "ends"), [("0.04", (0.04, 0.2)), ("[0.04, 0.06]", (0.04, 0.06))])
+def test_plateau_has_a_floor_for_each_group(floor: str, ends: tuple[float, float]) -> None:
+    args = f"{{patience: 0, factor: 0.5, threshold: 10, min_lr: {floor}}}"
+    rates = rates_of_groups(
+        GROUPS, "trainer.epochs=5", f"lr_scheduler={{type: ReduceLROnPlateau, args: {args}}}"
+    )
+    assert rates[5] == (0.1 * 0.5, 0.5 * 0.5)
+    assert rates[-1] == pytest.approx(ends)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        ("{type: OneCycleLR, args: {max_lr: [1, 2, 3]}}", "max_lr has 3 values for 2"),
+        ("{type: OneCycleLR, args: {max_lr: 1, base_momentum: [0.5]}}", "base_momentum has 1"),
+        ("{type: CyclicLR, args: {base_lr: [0.1], max_lr: 1}}", "base_lr has 1 values for 2"),
+        ("{type: ReduceLROnPlateau, args: {min_lr: [1]}}", "min_lr has 1 values for 2"),
+        ("{type: LambdaLR, args: {lr_lambda: [halve]}}", "lr_lambda has 1 values for 2"),
+        (
+            "{type: ChainedScheduler, args: {schedulers: [{type: ConstantLR}, "
+            "{type: LambdaLR, args: {lr_lambda: [halve]}}]}}",
+            "lr_lambda has 1 values for 2",
+        ),
+        ("{type: CosineAnnealingLR, args: {eta_min: 0.2}}", "eta_min 0.2 is one floor for all"),
+        (
+            "{type: CosineAnnealingWarmRestarts, args: {T_0: 2, eta_min: 0.5}}",
+            "eta_min 0.5 is one floor for all, and some groups begin below it",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_groups_shows_them(scheduler: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        make(MOMENTUM, GROUPS, f"lr_scheduler={scheduler}")
+    groups = "the groups are 0: lr 0.1, hidden.0.weight, head.weight; "
+    assert f"{groups}1: lr 0.5, hidden.0.bias, head.bias" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_floor_that_all_groups_begin_below_or_above_is_taken() -> None:
+    """So is any with one rate, where it is a line up as much as down."""
+    for floor in (0.05, 0.6):
+        make(
+            MOMENTUM,
+            GROUPS,
+            f"lr_scheduler={{type: CosineAnnealingLR, args: {{eta_min: {floor}}}}}",
+        )
+    make(MOMENTUM, "lr_scheduler={type: CosineAnnealingLR, args: {eta_min: 0.1}}")
+
+
+@pytest.mark.parametrize("every", ["step", "epoch"])
+@pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR", "SequentialLR"])
+def test_scaled_rates_resume_to_the_same_bits(name: str, every: str, tmp_path: Path) -> None:
+    assert_resumes(tmp_path, MOMENTUM, GROUPS, section(name, every=every), stop_at=6)
+
+
 # --- ReduceLROnPlateau ----------------------------------------------------------------------------
 
 PLATEAU = "{type: ReduceLROnPlateau, args: {patience: 0, factor: 0.5, threshold: 10}"
@@ -367,6 +545,10 @@ def test_a_longer_run_on_an_old_state_takes_the_new_length(cosine: str, tmp_path
         ("{type: SequentialLR, args: {schedulers: [{type: ConstantLR}, {type: ConstantLR}], "
          "milestones: 2}}", "milestones|int"),
         ("{type: LRScheduler}", "LRScheduler"),
+        ("{type: SequentialLR, args: {schedulers: [ConstantLR], milestones: []}}",
+         r"expected \{type: .*\}, found 'ConstantLR'"),
+        ("{type: ChainedScheduler, args: {schedulers: [{args: {factor: 2}}]}}",
+         r"expected \{type: .*\}, found"),
     ],
 )  # fmt: skip
 def test_misuse_is_one_clear_error_with_its_place(scheduler: str, message: str) -> None:

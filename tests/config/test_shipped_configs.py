@@ -33,7 +33,7 @@ def test_the_schema_accepts_it_and_refuses_a_slip(path: Path) -> None:
     validator = jsonschema.Draft7Validator(SCHEMA)
     assert [error.message for error in validator.iter_errors(resolved)] == []
     assert list(validator.iter_errors({**resolved, "epohcs": 3}))
-    resolved["optimizer"]["args"]["lrr"] = 1
+    (resolved["optimizer"] or next(iter(resolved["optimizers"].values())))["args"]["lrr"] = 1
     assert list(validator.iter_errors(resolved))
     assert "name" in written
 

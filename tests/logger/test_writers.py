@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from logger.writers import TensorBoardWriter, Writer, Writers
+from logger.writers import Histogram, TensorBoardWriter, Writer, Writers
+
+KINDS = ("scalars", "images", "histograms")
 
 
 def read_back(folder: Path):
@@ -19,7 +21,7 @@ def read_back(folder: Path):
         warnings.simplefilter("ignore")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    accumulator = EventAccumulator(str(folder), size_guidance=dict.fromkeys(KINDS, 0))
     return accumulator.Reload()
 
 
@@ -50,6 +52,7 @@ def use(writers: Writers) -> None:
     for step in range(3):
         writers.add_scalars({"loss": 0.5}, step)
         writers.add_images("samples", torch.zeros(2, 3, 4, 4), step)
+        writers.add_histograms({"weights": Histogram([0.0, 1.0], [3])}, step)
         writers.add_text("notes", "text", step)
         writers.add_row({"step": step})
         writers.flush()
@@ -57,7 +60,11 @@ def use(writers: Writers) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", ["open", "add_scalars", "add_row", "add_images", "add_text", "flush", "close"]
+    "method",
+    [
+        *("open", "add_scalars", "add_row", "add_images", "add_histograms", "add_text"),
+        *("flush", "close"),
+    ],
 )
 def test_a_failing_writer_warns_once_and_the_others_go_on(method, caplog):
     memory = Remembering()
@@ -124,6 +131,28 @@ def test_tensorboard_reads_back_each_scalar_text_and_image(tmp_path):
     assert (picture.height, picture.width) == (8, 16)
     (text,) = events.Tensors("config/text_summary")
     assert text.tensor_proto.string_val == [b"name: digits"]
+    writer.close()
+
+
+def test_tensorboard_reads_back_each_bucket_between_the_empty_ends(tmp_path):
+    writer = TensorBoardWriter(tmp_path)
+    limits = [-3.0, -1.0, 0.0, 0.5, 2.0, 9.0]
+    histograms = {
+        "weights": Histogram(limits, [0, 4, 0, 6, 0]),
+        "all": Histogram(limits, [1, 2, 3, 4, 5]),
+        "nothing": Histogram(limits, [0, 0, 0, 0, 0]),
+    }
+    writer.add_histograms(histograms, 7)
+    events = read_back(tmp_path)
+    (event,) = events.Histograms("weights")
+    value = event.histogram_value
+    assert (event.step, value.min, value.max, value.num) == (7, -1, 2, 10)
+    # A bucket reaches from the limit before it, the first one from the least value.
+    assert (value.bucket_limit, value.bucket) == ([0, 0.5, 2], [4, 0, 6])
+    value = events.Histograms("all")[0].histogram_value
+    assert (value.min, value.max, value.num) == (-3, 9, 15)
+    assert (value.bucket_limit, value.bucket) == (limits[1:], [1, 2, 3, 4, 5])
+    assert events.Histograms("nothing")[0].histogram_value.num == 0
     writer.close()
 
 

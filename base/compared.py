@@ -1,0 +1,103 @@
+"""What losses and metrics share: a list in the config, and the parts that each of it compares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any, TypeVar
+
+from base.errors import ConfigError, Problem, nearest
+
+Built = TypeVar("Built")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Which of the model's outputs is held against which item of a batch.
+
+    Args:
+        where: the section's place in the config, for errors.
+        output: a key of a dict, a field of a named tuple or a dataclass, or a position in a tuple
+            or a list; None is the whole output.
+        target: likewise, of the target or else of the batch itself; None is the whole target.
+    """
+
+    where: str = ""
+    output: str | int | None = None
+    target: str | int | None = None
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any], where: str) -> Compared:
+        """Read a section; one that was written by hand may lack both keys."""
+        return cls(where, section.get("output"), section.get("target"))
+
+    def __call__(self, output: Any, target: Any, batch: Any = None) -> tuple[Any, Any]:
+        """Return the two parts.
+
+        Raises:
+            ConfigError: there is no such part; it lists those that are there.
+        """
+        if self.output is not None:
+            output = self._pick("output", self.output, {"output": output})
+        if self.target is not None:
+            target = self._pick("target", self.target, {"target": target, "batch": batch})
+        return output, target
+
+    def _pick(self, key: str, wanted: str | int, places: Mapping[str, Any]) -> Any:
+        parts = {name: _parts(value) for name, value in places.items() if value is not None}
+        for found in parts.values():
+            if wanted in found:
+                return found[wanted]
+        known = {name: _names(found) for name, found in parts.items()}
+        there = "; ".join(
+            f"the {name} has {', '.join(known[name])}"
+            if known[name]
+            else f"the {name} is one {type(places[name]).__name__}"
+            for name in parts
+        )
+        near = nearest(str(wanted), [name for names in known.values() for name in names])
+        text = f"there is no {wanted!r}{near} ({there})"
+        raise ConfigError([Problem(f"{self.where}.{key}", text)])
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    """Return what can be picked of a value, by name and by position from either end."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (list, tuple)):
+        positions = zip(range(-len(value), len(value)), (*value, *value), strict=True)
+        return {**dict(positions), **dict(zip(getattr(value, "_fields", ()), value, strict=False))}
+    return vars(value) if is_dataclass(value) else {}
+
+
+def _names(parts: Iterable[Any]) -> list[str]:
+    return [str(name) for name in parts if not (isinstance(name, int) and name < 0)]
+
+
+def build_list(
+    kind: str,
+    key: str,
+    sections: Sequence[Mapping[str, Any]],
+    make: Callable[[Mapping[str, Any], str], Built],
+) -> dict[str, Built]:
+    """Build the sections of a list of the config (normal form), by name.
+
+    Args:
+        kind: what each one is, for errors.
+        key: the list's place in the config.
+        make: builds one from its section and its place; its ConfigErrors are told together.
+    """
+    built: dict[str, Built] = {}
+    problems: list[Problem] = []
+    for number, section in enumerate(sections):
+        name, where = section["name"], f"{key}.{number}"
+        try:
+            if name in built:
+                text = f"{name!r} is taken by another {kind}"
+                raise ConfigError([Problem(f"{where}.name", text)])
+            built[name] = make(section, where)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return built

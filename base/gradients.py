@@ -1,0 +1,221 @@
+"""Gradients of chosen tensors, on any module: a critic's slope, what an input does, layer norms.
+
+All but `layer_gradient_norms` use ``torch.autograd.grad``: no ``.grad``, ``requires_grad`` or mode
+of a module is another one afterwards. They work in full precision, outside of autocast, so that
+fp16 cannot round a small slope to nothing and no loss scale has to be taken out of it; and under
+``no_grad`` and ``inference_mode`` too, as in ``valid_step``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.errors import TrainingError, nearest
+
+Target = int | Tensor | None
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, target: float = 1.0
+) -> Tensor:
+    """Return the mean of (norm of the critic's slope - target) squared, between real and fake.
+
+    Gulrajani et al. 2017, "Improved Training of Wasserstein GANs". Add it to the critic's loss
+    times a weight (10 there), and give the sum to ``self.backward``: the penalty itself holds no
+    loss scale, so that fp16's scaler multiplies it once, like every other loss.
+
+    Args:
+        critic: gives a number or more for each sample, which must not depend on its neighbours.
+        real, fake: of one shape, (batch, ...); neither gets a gradient.
+
+    Raises:
+        TrainingError: the shapes differ.
+    """
+    if real.shape != fake.shape:
+        shapes = f"{tuple(real.shape)} and {tuple(fake.shape)}"
+        raise TrainingError(f"gradient_penalty: real and fake must have one shape, not {shapes}")
+    create_graph = torch.is_grad_enabled()
+    real, fake = _detached(real), _detached(fake)
+    with _full_precision(real.device):
+        share = torch.rand_like(real.flatten(1)[:, :1]).reshape(-1, *[1] * (real.dim() - 1))
+        between = (share * real + (1 - share) * fake).requires_grad_()
+        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=create_graph)
+        return torch.square(slope.flatten(1).norm(dim=1) - target).mean()
+
+
+def saliency(model: nn.Module, inputs: Tensor, target: Target = None) -> Tensor:
+    """Return how much each input moves its sample's score: the slope's size.
+
+    Simonyan et al. 2014, "Deep Inside Convolutional Networks". The model is in evaluation mode
+    meanwhile. Images give one map each, (batch, 1, height, width), by the largest of the channels;
+    other inputs a value each.
+
+    Args:
+        target: the class whose score is followed, one for all or one a sample; without it each
+            sample's highest.
+    """
+    return _as_map(_mean_slope(model, inputs, target, lambda points: [points]))
+
+
+def smooth_saliency(
+    model: nn.Module,
+    inputs: Tensor,
+    target: Target = None,
+    noise: float = 0.15,
+    n_samples: int = 25,
+    seed: int = 0,
+) -> Tensor:
+    """Return the saliency of the mean slope over noisy copies: SmoothGrad, Smilkov et al. 2017.
+
+    Args:
+        noise: standard deviation, as a share of each sample's own range.
+        seed: of the noise, which has a stream of its own.
+    """
+
+    def noisy(images: Tensor) -> Iterator[Tensor]:
+        generator = torch.Generator(images.device).manual_seed(seed)
+        dims = tuple(range(1, images.dim()))
+        spread = noise * (images.amax(dims, keepdim=True) - images.amin(dims, keepdim=True))
+        for _ in range(n_samples):
+            yield images + spread * torch.empty_like(images).normal_(generator=generator)
+
+    return _as_map(_mean_slope(model, inputs, target, noisy))
+
+
+def integrated_gradients(
+    model: nn.Module,
+    inputs: Tensor,
+    target: Target = None,
+    baseline: Tensor | None = None,
+    n_steps: int = 50,
+) -> Tensor:
+    """Return each input's share in its sample's score; the shape is that of the inputs.
+
+    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks": the shares of a sample add
+    up to score(inputs) - score(baseline), the more nearly the more steps.
+
+    Args:
+        baseline: where the straight way to the inputs begins; zeros without it.
+    """
+    inputs = _detached(inputs)
+    way = inputs if baseline is None else inputs - baseline
+
+    def between(ends: Tensor) -> Iterator[Tensor]:
+        for number in range(n_steps):
+            yield ends - way * (number + 0.5) / n_steps
+
+    return way * _mean_slope(model, inputs, target, between)
+
+
+def layer_gradient_norms(model: nn.Module, scale: float | Tensor = 1.0) -> dict[str, Tensor]:
+    """Return the norm of the present ``.grad`` of each layer's own parameters, by name.
+
+    Args:
+        scale: what the loss was multiplied by, as ``scaler.get_scale()``.
+    """
+    norms = {}
+    for name, module in model.named_modules():
+        gradients = [p.grad for p in module.parameters(recurse=False) if p.grad is not None]
+        if gradients:
+            total = nn.utils.get_total_norm(map(at_least_float32, gradients))
+            norms[name or "(model)"] = total / scale
+    return norms
+
+
+def gradient_of(model: nn.Module, name: str, loss_fn: Callable[[], Tensor]) -> Tensor:
+    """Return the gradient of a loss with respect to the output of the module ``name``.
+
+    Args:
+        loss_fn: runs one forward pass, in the mode that the model is in, and returns the loss.
+
+    Raises:
+        TrainingError: there is no such module; it was not called once; it gave no single tensor of
+            real numbers; the loss does not depend on it.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if name not in modules:
+        raise TrainingError(f"the model has no module {name!r}{nearest(name, modules)}")
+    points: list[Tensor] = []
+
+    def branch(module: nn.Module, args: Any, output: Any) -> Tensor:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            found = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise TrainingError(f"{name!r} gives {found}, not one tensor of real numbers")
+        points.append(output if output.requires_grad else output.detach().requires_grad_())
+        return points[-1].clone()  # what overwrites it afterwards leaves the point alone
+
+    handle = modules[name].register_forward_hook(branch)
+    try:
+        with _full_precision(next(model.parameters(), torch.empty(0)).device):
+            loss, gradient = loss_fn(), None
+            if len(points) != 1:
+                raise TrainingError(f"{name!r} was called {len(points)} times, not once")
+            if loss.requires_grad:
+                (gradient,) = torch.autograd.grad(loss, points, allow_unused=True)
+    finally:
+        handle.remove()
+    if gradient is None:
+        raise TrainingError(f"the loss does not depend on the output of {name!r}")
+    return gradient
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return the tensor without its graph, dense, in float32 or wider."""
+    return tensor.detach().to_dense().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Leave autocast and ``inference_mode``, and with it ``no_grad``."""
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    """Let go of the graph; under autocast also of half precision, which no weight has there."""
+    is_reduced = torch.is_autocast_enabled(tensor.device.type)
+    return at_least_float32(tensor) if is_reduced else tensor.detach()
+
+
+def _mean_slope(
+    model: nn.Module, inputs: Tensor, target: Target, places: Callable[[Tensor], Any]
+) -> Tensor:
+    """Return the slope of each sample's score, averaged over the places made from the inputs."""
+    inputs, modes = _detached(inputs), {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with _full_precision(inputs.device):
+            inputs = inputs.clone()  # what was made in inference mode takes part in no graph
+            chosen = _choose(model, inputs, target)
+            total, count = torch.zeros_like(inputs), 0
+            for place in places(inputs):
+                place = place.detach().requires_grad_()
+                score = _scores(model(place)).gather(1, chosen.unsqueeze(1))
+                total, count = total + torch.autograd.grad(score.sum(), place)[0], count + 1
+            return total / count
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _choose(model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
+    if target is None:
+        with torch.no_grad():
+            return _scores(model(inputs)).argmax(dim=1)
+    return torch.as_tensor(target, device=inputs.device).expand(len(inputs))
+
+
+def _scores(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        found = type(output).__name__
+        raise TrainingError(f"the model must give one tensor (batch, classes), not a {found}")
+    return output.reshape(len(output), -1)
+
+
+def _as_map(slope: Tensor) -> Tensor:
+    return slope.abs().amax(dim=1, keepdim=True) if slope.dim() == 4 else slope.abs()

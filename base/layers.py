@@ -1,0 +1,59 @@
+"""Networks written whole in a config: layers in a row, residual blocks, several networks."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+class Sequential(nn.Sequential):
+    """Layers in a row, by name: ``model.stem``; the numbers of those without one are theirs.
+
+    A layer is ``{type, name, args}`` or, without arguments, its type alone; it may be a Sequential
+    or a Residual again.
+    """
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+
+class Residual(nn.Module):
+    """``layers(x) + shortcut(x)``; without a shortcut, plus x (He et al., 2016)."""
+
+    def __init__(
+        self, layers: dict[str, nn.Module], shortcut: dict[str, nn.Module] | None = None
+    ) -> None:
+        super().__init__()
+        self.layers = Sequential(layers)
+        self.shortcut = Sequential(shortcut) if shortcut else nn.Identity()
+
+    @property
+    def last_norm(self) -> str | None:
+        """The name of the norm that ``init: zero_last_norm`` sets to 0."""
+        names = [f"layers.{n}" for n, layer in self.layers.named_modules() if _is_norm(layer)]
+        return names[-1] if names else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x) + self.shortcut(x)  # type: ignore[no-any-return]
+
+
+class Networks(nn.Module):
+    """Several networks by name, ``model.generator``, for a trainer that calls each itself."""
+
+    def __init__(self, **networks: nn.Module) -> None:
+        super().__init__()
+        for name, network in networks.items():
+            self.add_module(name, network)
+
+    def forward(self, *inputs: object) -> object:
+        names = ", ".join(dict(self.named_children()))
+        text = f"Networks holds {names} and cannot be called itself: a trainer calls each of them"
+        raise NotImplementedError(f"{text} in its train_step (`trainer: {{type: ...}}`)")
+
+
+def _is_norm(layer: nn.Module) -> bool:
+    return isinstance(layer, NORMS)

@@ -1,0 +1,80 @@
+"""Weights of a model from a file, all of them or those that a config asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.checkpoint import CheckpointStore, read
+from base.errors import CheckpointError, nearest
+from base.match import match_names
+from base.restore import load_weights
+
+
+def load_from(model: nn.Module, section: Mapping[str, Any]) -> dict[str, str]:
+    """Load what ``only`` and ``skip`` leave of a file; return where each name came from.
+
+    ``file`` is a file of weights (``.pt``, ``.pth``, ``.safetensors``), a run or a checkpoint. All
+    that is not left out must be there and fit, in both directions; else nothing is changed.
+
+    Raises:
+        CheckpointError: the file cannot be read or does not fit.
+        NoMatch: a pattern matches nothing.
+    """
+    path = Path(section["file"])
+    saved, own = read_weights(path), model.state_dict()
+    known = list(dict.fromkeys([*own, *saved]))
+    chosen = set(match_names(known, section["only"], model) if section["only"] else known)
+    chosen -= set(match_names(known, section["skip"], model) if section["skip"] else ())
+    kept = {name: value for name, value in own.items() if name not in chosen}
+    try:
+        load_weights(model, {**kept, **{n: v for n, v in saved.items() if n in chosen}})
+    except CheckpointError as error:
+        text = f"{path}: {str(error).replace('checkpoint', 'file')}"
+        raise CheckpointError(f"{text}\nwhat is not to be loaded is named by `skip`") from error
+    return {name: path.name for name in saved if name in chosen}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file, by name; no code in it is run.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds no weights.
+    """
+    if path.is_dir():
+        store = CheckpointStore(path / "checkpoints")
+        chosen = (store.best() or store.newest()) if store.folder.is_dir() else path
+        return dict(read(chosen or path)["model"])
+    if not path.exists():
+        beside = [str(each) for each in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise CheckpointError(f"{path}: no such file{nearest(str(path), beside)}")
+    try:
+        state = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch raises some thirty kinds for a damaged file
+        text = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{path}: not a readable file of weights: {text}") from error
+    for key in ("state_dict", "model"):  # as many save it beside other things
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path}: no weights in it: it holds a {type(state).__name__}")
+    return dict(state)
+
+
+def _load_torch(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _load_safetensors(path: Path) -> Any:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        text = "reading it needs safetensors (pip install safetensors)"
+        raise CheckpointError(f"{path}: {text}") from error
+    return load_file(path)

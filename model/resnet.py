@@ -1,0 +1,79 @@
+"""ResNet in the form for small images (He et al., 2016, arXiv:1512.03385, section 4.2)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from base import BaseModel
+from base.match import Pattern
+from model.layers import ConvBlock, check_images
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside an identity; the last norm's weight 0 makes it the identity."""
+
+    last_norm = "norm2"  # what `init: zero_last_norm` sets to 0
+
+    def __init__(self, n_in: int, n_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride, self.n_new = stride, n_out - n_in
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(n_out)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(n_out)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:  # (batch, n_in, h, w) -> (batch, n_out, h / s, w / s)
+        # The paper's option A, without parameters: every other pixel, zeros for new channels.
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.n_new))
+        x = self.relu1(self.norm1(self.conv1(x)))
+        return self.relu2(shortcut + self.norm2(self.conv2(x)))
+
+
+class ResNet(BaseModel):
+    """Residual blocks in stages, then one mean over the image: for 8x8 to 32x32, or any size.
+
+    Args:
+        depth: layers with weights, 6n + 2: 20, 32, 44, 56, 110 in the paper; three stages.
+        blocks: blocks of each stage, in place of ``depth``: [2, 2] for two short stages.
+        width: channels of the first stage; each further one halves the image and doubles them.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        n_classes: int = 10,
+        depth: int = 20,
+        width: int = 16,
+        blocks: list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if blocks is None:
+            if depth < 8 or depth % 6 != 2:
+                raise ValueError(f"depth is 6n + 2 (8, 14, 20, 32, 56), not {depth}; or use blocks")
+            blocks = [(depth - 2) // 6] * 3
+        if not blocks or min(blocks) < 1:
+            raise ValueError(f"blocks are how many each stage has, such as [2, 2], not {blocks}")
+        self.in_channels = in_channels
+        self.stem = ConvBlock(in_channels, width)
+        self.stages = nn.Sequential()
+        n_in = width
+        for stage, n_blocks in enumerate(blocks):
+            n_out, stride = width * 2**stage, 1 if stage == 0 else 2
+            first = ResidualBlock(n_in, n_out, stride)
+            others = [ResidualBlock(n_out, n_out) for _ in range(n_blocks - 1)]
+            self.stages.append(nn.Sequential(first, *others))
+            n_in = n_out
+        self.head = nn.Linear(n_in, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:  # (batch, channel, h, w) -> (batch, n_classes)
+        check_images(self, images, self.in_channels)
+        return self.head(self.stages(self.stem(images)).mean(dim=(2, 3)))
+
+    @property
+    def layer_order(self) -> list[Pattern]:
+        """All parameters from the input to the output, for ``optimizer.layer_decay``."""
+        blocks = self.find({"type": "ResidualBlock"})
+        return ["stem.*", *(f"{name}.*" for name in blocks), "head.*"]

@@ -1,0 +1,111 @@
+"""`freeze:` keeps parameters and statistics as they are, for good or for a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from toy import assert_resumes, make, run, weights
+
+from base.base_model import check_model
+from base.errors import ConfigError
+from base.freezing import Freezing
+
+LATER = "freeze=[{match: 'hidden.*', until: 1 epoch}]"  # 5 steps an epoch, 2 epochs
+
+
+def changed(folder: Path, *overrides: str) -> set[str]:
+    before = weights(make(*overrides))
+    after = weights(run(folder, *overrides))
+    return {name for name in before if not before[name].equal(after[name])}
+
+
+def test_what_is_frozen_for_good_never_moves(tmp_path: Path) -> None:
+    assert changed(tmp_path, "freeze=hidden.*") == {"head.weight", "head.bias"}
+
+
+def test_what_thaws_stands_still_until_then_and_moves_after(tmp_path: Path) -> None:
+    all_names = {"head.weight", "head.bias", "hidden.0.weight", "hidden.0.bias"}
+    assert changed(tmp_path / "two", LATER) == all_names
+    one = [LATER, "trainer.epochs=1"]
+    assert changed(tmp_path / "one", *one) == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("stop_at", [3, 5, 7])
+def test_thawing_survives_a_resume(tmp_path: Path, stop_at: int) -> None:
+    adam = "optimizer={type: Adam, args: {lr: 0.01}}"
+    assert_resumes(tmp_path, LATER, adam, stop_at=stop_at)
+
+
+def test_of_several_rules_the_last_one_counts() -> None:
+    rules = "freeze=['*', {match: 'head.*', until: 50%}, {match: 'hidden.0.bias', until: 2 steps}]"
+    freezing = make(rules).experiment.freezing
+    assert freezing.until == {
+        "head.weight": "50%", "head.bias": "50%", "hidden.0.bias": "2 steps",
+    }  # fmt: skip
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.head = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stem(x))
+
+
+def rule(match: Any, until: str | None = None) -> dict[str, Any]:
+    return {"match": match, "until": until}
+
+
+def moved(model: Normed) -> list[bool]:
+    """Tell for each BatchNorm whether a training batch moves its statistics."""
+    before = [model.stem[1].running_mean.clone(), model.head[1].running_mean.clone()]
+    model(torch.randn(8, 4) + 3)
+    after = [model.stem[1].running_mean, model.head[1].running_mean]
+    return [not a.equal(b) for a, b in zip(before, after, strict=True)]
+
+
+def test_frozen_batch_norm_stays_in_evaluation_until_it_thaws() -> None:
+    model = Normed()
+    freezing = Freezing(model, [rule("stem.*", "3 steps")], 5, 10)
+    freezing.begin_epoch(0)
+    assert moved(model) == [False, True]
+    freezing.after_step(2)
+    assert moved(model) == [False, True]
+    freezing.after_step(3)
+    assert moved(model) == [True, True]
+    freezing.begin_epoch(2)  # as a resume from before would
+    assert moved(model) == [False, True]
+
+
+def test_a_norm_that_keeps_a_trained_parameter_keeps_training() -> None:
+    model = Normed()
+    Freezing(model, [rule("*.1.weight")], 5, 10).begin_epoch(0)
+    assert moved(model) == [True, True]
+
+
+def test_a_rule_that_matches_nothing_is_an_error_with_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"freeze: no parameter matches 'hiden\.\*'; did you"):
+        make("freeze=hiden.*")
+
+
+@pytest.mark.parametrize("container", [list, tuple, dict])
+def test_a_module_hidden_in_a_plain_container_is_named(container: type) -> None:
+    model = nn.Sequential(nn.Linear(1, 1))
+    inner = [nn.ReLU(), nn.Linear(2, 2)]
+    model[0].blocks = dict(enumerate(inner)) if container is dict else container(inner)
+    expected = "ModuleDict" if container is dict else "ModuleList"
+    with pytest.raises(ValueError, match=rf"0\.blocks of Linear is a plain .* nn\.{expected}"):
+        check_model(model)
+
+
+def test_a_hidden_module_that_is_known_or_frozen_is_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
+    model.again = [model[0], nn.ReLU()]
+    model.teacher = [nn.Linear(1, 1).requires_grad_(False)]
+    check_model(model)

@@ -1,0 +1,175 @@
+"""A network written whole in a config is the one that would be written in Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from toy import make, run
+
+from base.errors import ConfigError
+from base.registry import MODELS
+
+LAYERS = """
+name: toy
+seed: 3
+model:
+  type: Sequential
+  args:
+    layers:
+      - {type: Conv2d, name: stem, args: {in_channels: 1, out_channels: 4, kernel_size: [1, 3]}}
+      - ReLU
+      - type: Residual
+        name: block
+        args:
+          layers:
+            - {type: Conv2d, name: conv, args: {in_channels: 4, out_channels: 4, kernel_size: 1}}
+            - {type: BatchNorm2d, args: {num_features: 4}}
+      - Flatten
+      - {type: Linear, name: head, args: {in_features: 12, out_features: 3}}
+data_loader:
+  type: SyntheticDataLoader
+  args: {n_samples: 24, shape: [1, 1, 5], n_classes: 3, batch_size: 4, validation_split: 4}
+optimizer: {type: SGD, args: {lr: 0.1}}
+loss: cross_entropy
+trainer: {epochs: 2, tensorboard: false, progress: false, verbosity: 0}
+"""
+LAZY = LAYERS.replace(
+    "Conv2d, name: stem, args: {in_channels: 1, ", "LazyConv2d, name: stem, args: {"
+)
+LAZY = LAZY.replace(
+    "Linear, name: head, args: {in_features: 12, ", "LazyLinear, name: head, args: {"
+)
+
+
+class ByHand(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, (1, 3))
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head((x + self.norm(self.conv(x))).flatten(1))
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        make(text=text)
+    return str(raised.value).splitlines()
+
+
+def test_it_computes_what_the_same_layers_do_by_hand() -> None:
+    model, by_hand = make(text=LAYERS).model, ByHand()
+    values = [value.clone() for value in model.state_dict().values()]
+    by_hand.load_state_dict(dict(zip(by_hand.state_dict(), values, strict=True)))
+    images = torch.randn(4, 1, 1, 5)
+    assert torch.equal(model(images), by_hand(images))
+
+
+def test_layers_go_by_their_names_and_numbers() -> None:
+    model = make(text=LAYERS).model
+    assert list(dict(model.named_children())) == ["stem", "1", "block", "3", "head"]
+    assert "block.layers.conv.weight" in model.state_dict()
+    assert model.block.last_norm == "layers.1"
+
+
+def test_lazy_layers_take_their_shapes_from_the_data_and_then_train(tmp_path: Any) -> None:
+    before = torch.random.get_rng_state()
+    model = make(text=LAZY).model
+    plain = make(text=LAYERS).model
+    shapes = {name: value.shape for name, value in plain.state_dict().items()}
+    assert {name: value.shape for name, value in model.state_dict().items()} == shapes
+    assert model.block.layers[1].num_batches_tracked == 0, "the batch left a trace"
+    assert type(model.stem) is nn.Conv2d
+    torch.random.set_rng_state(before)
+    trained = run(tmp_path / "run", text=LAZY)
+    assert trained.progress.step == 10
+
+
+def test_what_no_batch_gives_a_shape_is_named() -> None:
+    text = LAZY.replace("- ReLU", "- {type: Forgets, name: forgets}")
+
+    class Forgets(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.LazyLinear(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    MODELS.registered["Forgets"] = Forgets
+    try:
+        (line,) = problems(text)
+    finally:
+        del MODELS.registered["Forgets"]
+    assert "forgets.inner.weight, forgets.inner.bias: no shape yet" in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("- ReLU", "- ReLo", "no model 'ReLo'; did you mean 'ReLU'"),
+        ("- ReLU", "- 3", "expected a layer: its type, or {type, name, args}"),
+        ("- ReLU", "- {name: x}", "expected a layer: its type, or {type, name, args}"),
+        ("- ReLU", "- {type: ReLU, nam: x}", "unknown key of a layer; did you mean 'name'"),
+        ("- ReLU", "- {type: ReLU, name: stem}", "'stem' is taken by a layer above"),
+        ("- ReLU", "- {type: ReLU, name: a.b}", "'a.b' is no name of a layer"),
+        ("kernel_size: 1", "kernl_size: 1", "unknown argument for Conv2d; did you mean 'kernel_s"),
+        ("num_features: 4", "num_features: x", "expected a whole number, found 'x'"),
+    ],
+)
+def test_each_slip_is_told_with_its_place(old: str, new: str, expected: str) -> None:
+    assert old in LAYERS
+    lines = problems(LAYERS.replace(old, new))
+    assert any(expected in line for line in lines), lines
+    assert "model.args.layers" in lines[0]
+
+
+def test_an_argument_annotated_as_a_module_takes_a_section() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, encoder: nn.Module, heads: list[nn.Module], size: int = 1) -> None:
+            super().__init__()
+            self.encoder, self.heads = encoder, nn.ModuleList(heads)
+
+    MODELS.registered["Wrapper"] = Wrapper
+    try:
+        text = LAYERS[: LAYERS.index("model:")] + LAYERS[LAYERS.index("data_loader:") :]
+        inner = "{type: Wrapper, args: {encoder: {type: Linear, args: {in_features: 5, "
+        inner += "out_features: 3}}, heads: [ReLU, {type: Sequential, args: {layers: [Tanh]}}]}}"
+        model = make(text=f"model: {inner}\n{text}").model
+    finally:
+        del MODELS.registered["Wrapper"]
+    assert isinstance(model.encoder, nn.Linear)
+    assert next(type(head) for head in model.heads) is nn.ReLU
+    assert isinstance(model.heads[1][0], nn.Tanh)
+
+
+NETWORKS = LAYERS[: LAYERS.index("model:")] + LAYERS[LAYERS.index("data_loader:") :]
+NETWORKS += "model: {type: Networks, args: {small: {type: Linear, args: {in_features: 2, "
+NETWORKS += "out_features: 3}}, big: {type: LeNet}}}\n"
+
+
+def test_several_networks_are_found_by_their_names() -> None:
+    model = make(text=NETWORKS).model
+    assert isinstance(model.small, nn.Linear)
+    assert list(dict(model.named_children())) == ["small", "big"]
+    with pytest.raises(NotImplementedError, match="Networks holds small, big"):
+        model(torch.zeros(1))
+
+
+def test_a_slip_within_a_network_is_told() -> None:
+    (line,) = problems(NETWORKS.replace("in_features: 2", "in_feature: 2, in_features: 2"))
+    assert "model.args.small.args.in_feature: unknown argument for Linear" in line
+
+
+def test_same_padding_goes_with_a_stride() -> None:
+    text = LAYERS.replace(
+        "kernel_size: [1, 3]}", "kernel_size: [1, 3], stride: [1, 2], padding: same}"
+    )
+    model = make(text=text).model
+    assert isinstance(model.stem, nn.Conv2d)
+    assert model(torch.zeros(2, 1, 1, 5)).shape == (2, 3)  # 5 columns became 3

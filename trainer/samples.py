@@ -1,0 +1,76 @@
+"""Pictures of what a generator has learnt, epoch by epoch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from base.callbacks import Callback
+from base.errors import ConfigError
+from base.seeding import derive_seed, isolated_random_state
+from logger.files import write_whole
+
+
+class GeneratedSamples(Callback):
+    """Shows the same samples after each epoch: in TensorBoard, and in ``report/samples.png``.
+
+    The trainer has a method ``generate(n_images)`` that returns images (batch, 1 or 3, height,
+    width) from 0 to 1. It draws from the same noise each time, and training's random numbers stay
+    as they were. With ``trainer.ema`` the averaged weights are shown.
+    """
+
+    def __init__(self, n_images: int = 64, columns: int = 8) -> None:
+        self.n_images, self.columns = n_images, columns
+
+    def on_start(self, trainer: Any) -> None:
+        if not callable(getattr(trainer, "generate", None)):
+            text = f"GeneratedSamples asks {type(trainer).__name__} for a method `generate`"
+            where = ("trainer", "type")
+            raise ConfigError([trainer.config.problem(where, f"{text}; GANTrainer shows one")])
+
+    def on_epoch_end(self, trainer: Any, values: Mapping[str, float]) -> None:
+        grid = make_grid(self.draw(trainer), self.columns)
+        trainer.writers.add_images("samples", grid[None], trainer.progress.step)
+        if trainer.folder is not None:
+            write_whole(trainer.folder / "report" / "samples.png", as_png(grid))
+
+    def draw(self, trainer: Any) -> Tensor:
+        """Return the images  # (batch, channel, height, width), 0 to 1."""
+        seed = derive_seed(trainer.config["seed"], "samples")
+        averaged = nullcontext() if trainer.ema is None else trainer.ema.swapped_in()
+        modes = {module: module.training for module in trainer.model.modules()}
+        trainer.model.eval()
+        try:
+            with isolated_random_state(seed), averaged, torch.inference_mode():
+                images: Tensor = trainer.generate(self.n_images)
+                return images.float().cpu()
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+def make_grid(images: Tensor, columns: int) -> Tensor:
+    """Put images in rows, small ones made larger  # (channel, height, width)."""
+    larger = F.interpolate(images, scale_factor=max(1, 32 // images.shape[-1]))
+    n, channels, height, width = larger.shape
+    rows = -(-n // columns)
+    larger = torch.cat([larger, larger.new_zeros(rows * columns - n, channels, height, width)])
+    framed = F.pad(larger, (1, 1, 1, 1), value=0.5)
+    cells = framed.view(rows, columns, channels, height + 2, width + 2)
+    return cells.permute(2, 0, 3, 1, 4).reshape(channels, rows * (height + 2), -1)
+
+
+def as_png(image: Tensor) -> bytes:
+    """Return an image (channel, height, width), 0 to 1, as the content of a file."""
+    from PIL import Image
+
+    pixels = (image * 255).round().byte().permute(1, 2, 0).squeeze(-1).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png")
+    return buffer.getvalue()

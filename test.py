@@ -20,16 +20,17 @@ def main(arguments: Sequence[str]) -> int:
     from base.test_phase import choose_checkpoint, run_test
     from logger.console import setup_logging
 
-    check_names(config)
-    device = choose_device(options.device or config["device"])
-    make_repeatable(config)
-    seed_everything(config["seed"])
+    with config.placed():  # errors then say where in the file
+        check_names(config)
+        device = choose_device(options.device or config["device"])
+        make_repeatable(config)
+        seed_everything(config["seed"])
 
-    setup_logging(None)
-    experiment = build_experiment(config, device, weights=False)
-    where = config.where("trainer")
-    trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
-    values = run_test(trainer, choose_checkpoint(path), run_of(path))
+        setup_logging(None)
+        experiment = build_experiment(config, device, weights=False)
+        where = config.where("trainer")
+        trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
+        values = run_test(trainer, choose_checkpoint(path), run_of(path))
     print(json.dumps(values))
     return 0
 

@@ -24,20 +24,21 @@ def main(arguments: Sequence[str]) -> int:
     from base.run_log import open_folder
     from base.seeding import seed_everything
 
-    check_names(config)
-    device = choose_device(options.device or config["device"])
-    make_repeatable(config)
-    seed_everything(config["seed"])
+    with config.placed():  # errors then say where in the file
+        check_names(config)
+        device = choose_device(options.device or config["device"])
+        make_repeatable(config)
+        seed_everything(config["seed"])
 
-    experiment = build_experiment(config, device, weights=resume_from is None)
-    where = config.where("trainer")
-    trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
-    if options.dry_run:
-        print(dry_run(trainer), end="")
-        return 0
-    check(trainer)
-    with open_folder(config, resume_from) as folder:
-        trainer.train(folder, resume_from)
+        experiment = build_experiment(config, device, weights=resume_from is None)
+        where = config.where("trainer")
+        trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
+        if options.dry_run:
+            print(dry_run(trainer), end="")
+            return 0
+        check(trainer)
+        with open_folder(config, resume_from) as folder:
+            trainer.train(folder, resume_from)
     return 0
 
 

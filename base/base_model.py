@@ -223,7 +223,7 @@ def _late_layers(model: nn.Module, made: list[tuple[Any, str]]) -> TrainingError
         for key, (thing, line) in found.items()
     ]
     advice = "such layers are never trained: make them in __init__ and only call them in forward"
-    return TrainingError("\n".join([*lines, advice]))
+    return TrainingError("\n".join([*dict.fromkeys(lines), advice]))
 
 
 def _has_state(thing: Any) -> bool:

@@ -64,7 +64,7 @@ class Capture:
             try:
                 self._rules.append((n_steps, _names(model, rule), rule))
             except NoMatch as error:
-                problems.append(Problem(f"capture[{number}].match", str(error)))
+                problems.append(Problem(f"capture.{number}.match", str(error)))
         if problems:
             raise ConfigError(problems)
 

@@ -29,7 +29,8 @@ from base.match import NoMatch
 from base.memory import prepare_model
 from base.metrics import build_metrics
 from base.names import build
-from base.optim import Schedule, build_optimizer, build_schedule, check_ownership
+from base.optim import Schedule, build_optimizer, build_schedule
+from base.parameter_groups import check_ownership
 from base.registry import find
 from base.seeding import derive_seed, isolated_random_state
 from base.shape_errors import explain_shape_errors
@@ -172,7 +173,7 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
     prepare_model(model, config["memory"], device)
     optimizers, schedules = {}, {}
     for name, section in optimizer_sections(config).items():
-        optimizers[name] = build_optimizer(model, section, where_of(config, name))
+        optimizers[name] = build_optimizer(model, section, where_of(config, name), freezing.until)
         schedule = build_schedule(
             optimizers[name],
             section["lr_scheduler"],
@@ -184,7 +185,7 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
             schedules[name] = schedule
             if isinstance(schedule.scheduler, ReduceLROnPlateau) and schedule.monitor is None:
                 schedule.monitor = choose_monitor(config, valid_loader)[4:]
-    check_ownership(model, optimizers)
+    check_ownership(model, optimizers, freezing.until)
     freezing.begin_epoch(0)  # what thaws later belongs to an optimizer by now
 
     return Experiment(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from base.audit import audit, whole_table
 from base.base_model import guard_first_batch
 from base.batch import draw
+from base.errors import ConfigError
 from base.run_log import header_facts, peak_memory_mb
 from base.shape_errors import explain_shape_errors
 from base.summary import summarise_model, table_rows
@@ -22,9 +23,15 @@ def check(trainer: BaseTrainer) -> None:
     """Try two batches of validation and the names to monitor, before any file is made.
 
     Raises:
-        ConfigError: what the config monitors is not among the values there.
+        ConfigError: what the config monitors is not among the values there, or keys contradict.
     """
-    with explain_shape_errors(trainer.model):
+    if trainer.config["capture"] and not trainer.settings.tensorboard:
+        text = "what is captured goes to TensorBoard, which `trainer.tensorboard` switches off"
+        raise ConfigError([trainer.config.problem(("capture",), text)])
+    if trainer.settings.early_stop is not None and trainer.settings.monitor == "off":
+        text = "there is nothing to stop by while `trainer.monitor` is off"
+        raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
+    with guard_first_batch(trainer.model):
         if trainer.valid_loader is not None:
             values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
             check_watched(trainer, "valid", values)

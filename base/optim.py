@@ -15,9 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from base.config.durations import parse_duration
 from base.errors import ConfigError, Problem
 from base.names import DURATION_ARGUMENTS, FILLED_IN, build
-from base.parameter_groups import Section, check_ownership, parameter_groups, shown
-
-__all__ = ["Schedule", "build_optimizer", "build_schedule", "check_ownership", "learning_rates"]
+from base.parameter_groups import Section, parameter_groups, shown
 
 # Arguments of schedulers that are rates, one for all groups or a list; and other such lists.
 SCALED = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}

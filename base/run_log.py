@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kindling")
 
 KEPT_IN_STATE = re.compile(
-    r"^optimizer(s\.\w+)?\.(args|param_groups)\b|"
+    r"^optimizer(s\.\w+)?\.(args|param_groups|layer_decay)\b|"
     r"\blr_scheduler\.args\.(?!(T_max|total_steps|milestones)$)"
 )
 """Keys of the config that set what an optimizer's or a scheduler's saved state holds too."""

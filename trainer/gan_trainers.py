@@ -169,5 +169,5 @@ class WGANGPTrainer(AdversarialTrainer):
 
 def cross_entropy(scores: Tensor, target: float) -> Tensor:
     """Return the mean cross entropy of scores (logits) whose probability should be `target`."""
-    scores = scores.float()  # in bf16 a target of 0.9 is 0.8984
+    scores = scores.float()  # a target of 0.9 would be 0.8984 in bf16
     return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, target))

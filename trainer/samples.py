@@ -44,15 +44,10 @@ class GeneratedSamples(Callback):
         """Return the images  # (batch, channel, height, width), 0 to 1."""
         seed = derive_seed(trainer.config["seed"], "samples")
         averaged = nullcontext() if trainer.ema is None else trainer.ema.swapped_in()
-        modes = {module: module.training for module in trainer.model.modules()}
-        trainer.model.eval()
-        try:
-            with isolated_random_state(seed), averaged, torch.inference_mode():
-                images: Tensor = trainer.generate(self.n_images)
-                return images.float().cpu()
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        trainer.model.eval()  # each epoch begins with `model.train()`
+        with isolated_random_state(seed), averaged, torch.inference_mode():
+            images: Tensor = trainer.generate(self.n_images)
+        return images.float().cpu()
 
 
 def make_grid(images: Tensor, columns: int) -> Tensor:

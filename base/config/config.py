@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from base.config.tree import DEFAULT, Keys, Node, dotted, problem_at
 from base.config.writing import to_lines
-from base.errors import Problem
+from base.errors import ConfigError, Problem
 
 
 class Config(Mapping[str, Any]):
@@ -54,6 +55,18 @@ class Config(Mapping[str, Any]):
     def problem(self, keys: Keys, message: str) -> Problem:
         """Return a problem with the entry under these keys."""
         return problem_at(self.where(*keys), keys, message)
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Add file, line and column to errors that name a key alone, as ``loss.0.output``."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError([self._placed(problem) for problem in error.problems]) from error
+
+    def _placed(self, problem: Problem) -> Problem:
+        keys = [int(key) if key.isdigit() else key for key in problem.where.split(".")]
+        return self.problem(tuple(keys), problem.message) if keys[0] in self else problem
 
     def to_yaml(self) -> str:
         """Return the whole config as YAML; loading it gives an equal config."""

@@ -250,7 +250,7 @@ ROOT = Section(
         "deterministic": Key(SWITCH, False, "Refuse operations that differ between two runs."),
         "device": Key(TEXT, "auto", "'auto', 'cpu', 'cuda', 'mps' or numbers such as '0,1'."),
         "model": Key(MODEL, REQUIRED, "The network; `arch` is another name for it."),
-        "init": Key(ListOf(INIT_RULE), [], "Rules for initial weights; later rules win."),
+        "init": Key(ListOf(INIT_RULE, single=True), [], "Rules for initial weights; later win."),
         "data_loader": Key(named("data_loader"), REQUIRED, "The training data."),
         "valid_data_loader": Key(named("data_loader"), None, "Validation data of its own."),
         "test_data_loader": Key(named("data_loader"), None, "The test data."),

@@ -713,3 +713,15 @@ def test_batches_go_to_the_device() -> None:
     trainer = make()
     assert trainer.device == CPU
     assert {p.device for p in trainer.model.parameters()} == {CPU}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["capture=hidden", "trainer.tensorboard=false"], "capture: what is captured goes to Tens"),
+        (["trainer.monitor=off", "trainer.early_stop=3"], "trainer.early_stop: there is nothing"),
+    ],
+)
+def test_keys_that_contradict_are_told_before_training(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        check(make(*overrides))

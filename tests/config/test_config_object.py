@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from base.config import Config, load_config
+from base.errors import ConfigError, Problem
 
 RICH = """\
 metrics: [a, {type: b, args: {k: [1, [2, {c: d}], []]}}]
@@ -100,3 +101,14 @@ def test_difference_lists_dotted_keys(load):
     ]
     assert old.difference(old) == []
     assert old.difference(dict(old)) == []
+
+
+def test_errors_that_name_a_key_get_its_place(load):
+    config = load("loss:\n  - nll\n  - mse\n")
+    problems = [Problem("loss.1.output", "is not there"), Problem("", "alone"), Problem("x y", "z")]
+    with pytest.raises(ConfigError) as raised, config.placed():
+        raise ConfigError(problems)
+    first, *others = map(str, raised.value.problems)
+    assert first == f"{config.where('loss', 1)}: loss.1.output: is not there"
+    assert config.where("loss", 1).endswith(":5")
+    assert others == ["alone", "x y: z"]

@@ -1,4 +1,4 @@
-"""Distillation: the loss by its formula, a teacher that stays as it is, and runs without its file."""
+"""Distillation: the loss by its formula, a teacher that stays as it is and needs no file later."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class BaseTrainer:
         if not self.finite.all_finite():
             raise TrainingError(nonfinite_message(self))
         stepper = choose_stepper(self.steppers, name)
-        if self.is_due(name):
+        if stepper.every == 1 or self.is_due(name):
             self.capture.read_parameters(stepper.parameters, stepper.scaler)
             self.meters.update(stepper.step(self.progress.step, again))
         else:

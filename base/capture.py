@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from itertools import count
 from typing import Any
@@ -25,6 +25,8 @@ from logger.writers import Histogram, Writer
 MAX_SLICES = 64
 BUCKETS = [1e-12 * 1.1**power for power in range(1215)]  # TensorBoard's own, on to float32's end
 LIMITS = [-limit for limit in reversed(BUCKETS)] + BUCKETS
+
+NOTHING = nullcontext()
 
 Rules = Sequence[Mapping[str, Any]]
 
@@ -77,7 +79,7 @@ class Capture:
 
     def start(self, step: int) -> None:
         """Begin the record of a step that is due; within a step only the first call counts."""
-        if step == self._step:
+        if not self._rules or step == self._step:
             return
         self.remove()
         self._step = step
@@ -88,9 +90,12 @@ class Capture:
             module = self._model.get_submodule(name)
             self._handles.append(module.register_forward_hook(partial(self._see_call, name)))
 
-    @contextmanager
-    def backward(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
+    def backward(self, scaler: torch.amp.GradScaler) -> AbstractContextManager[None]:
         """Record the gradients of the backward pass within; what the scaler did is undone."""
+        return self._backward(scaler) if self._wanted else NOTHING
+
+    @contextmanager
+    def _backward(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
         self._scaler = scaler
         try:
             yield
@@ -99,14 +104,18 @@ class Capture:
 
     def read_parameters(self, parameters: Iterable[Tensor], scaler: torch.amp.GradScaler) -> None:
         """Record the gradients that an optimizer is about to use, before they are clipped."""
-        mine = set(map(id, parameters)) if self._wanted else set()
-        for name, parameter in self._model.named_parameters() if mine else ():
+        if not self._wanted:
+            return
+        mine = set(map(id, parameters))
+        for name, parameter in self._model.named_parameters():
             formats = self._wanted.get((name, "parameters"))
             if formats and id(parameter) in mine and parameter.grad is not None:
                 self._keep(f"{name}/gradient", 0, _unscaled(parameter.grad, scaler), formats)
 
     def finish(self, writers: Writer) -> None:
         """Write the record of the step, and let go of everything."""
+        if not self._wanted:
+            return
         scalars: dict[str, float] = {}
         for tag, parts in self._recorded("scalars").items():
             scalars.update({f"{tag}/{name}": value for name, value in _numbers(parts).items()})

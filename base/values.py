@@ -34,9 +34,9 @@ def with_total(
     if len(losses) > 1:
         values.update(losses)
     if step is not None:
-        known = {name: weighted[name] for name in losses if name in weighted}
-        moving = {name: loss for name, loss in known.items() if isinstance(loss.weight, Ramp)}
-        values.update({f"weight/{name}": loss.weight_at(step) for name, loss in moving.items()})
+        for name, loss in weighted.items():
+            if isinstance(loss.weight, Ramp) and name in losses:
+                values[f"weight/{name}"] = loss.weight_at(step)
     return values
 
 

@@ -566,7 +566,7 @@ def test_rules_that_match_nothing_are_told_together() -> None:
     with pytest.raises(ConfigError) as caught:
         capture(a_net(), *rules)
     places = [problem.where for problem in caught.value.problems]
-    assert places == ["capture[0].match", "capture[2].match"]
+    assert places == ["capture.0.match", "capture.2.match"]
     assert "'9'" in str(caught.value)
     assert "did you mean '4.weight'" in str(caught.value)
 
@@ -575,7 +575,7 @@ def test_the_inside_of_a_compiled_model_is_refused() -> None:
     net = a_net()
     net.compile(backend="eager")
     capture(net, rule(of="parameters"))
-    with pytest.raises(ConfigError, match=r"capture\[0\]\.match: .* leave out memory\.compile"):
+    with pytest.raises(ConfigError, match=r"capture\.0\.match: .* leave out memory\.compile"):
         capture(net, rule("0"))
 
 
@@ -677,5 +677,5 @@ def test_of_two_networks_each_has_its_own_gradients(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_rule_that_matches_nothing_stops_before_the_training() -> None:
-    with pytest.raises(ConfigError, match=r"capture\[0\]\.match: .*did you mean 'hidden\.0'"):
+    with pytest.raises(ConfigError, match=r"capture\.0\.match: .*did you mean 'hidden\.0'"):
         make("capture=hiden.0")

@@ -35,7 +35,7 @@ from base.registry import find
 from base.seeding import derive_seed, isolated_random_state
 from base.shape_errors import explain_shape_errors
 from base.state import Progress
-from base.weights import load_from
+from base.weights import load_from, sections_with_weights
 
 
 @dataclass
@@ -158,7 +158,7 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
     """
     train_loader, valid_loader = build_loaders(config)
     model, init_records = build_model(config, train_loader)
-    loaded = load_weights(config, model) if weights and config["model"]["weights"] else {}
+    loaded = load_weights(config, model) if weights else {}
     settings, accumulate = config["trainer"], config["memory"]["accumulate"]
     batches_per_epoch = batches_in_epoch(config, train_loader)
     steps_per_epoch = math.ceil(batches_per_epoch / accumulate)
@@ -233,11 +233,17 @@ def infer_shapes(config: Config, model: nn.Module, train_loader: Any) -> None:
 
 
 def load_weights(config: Config, model: nn.Module) -> dict[str, str]:
-    """Load ``model.weights``; return where each parameter and buffer came from."""
-    try:
-        return load_from(model, config["model"]["weights"])
-    except (CheckpointError, NoMatch) as error:
-        raise ConfigError([config.problem(("model", "weights"), str(error))]) from error
+    """Load what ``weights`` names, of the model and its networks; return what came from where."""
+    loaded: dict[str, str] = {}
+    for prefix, section in sections_with_weights(config["model"]):
+        names = [name for part in prefix.split(".") if part for name in ("args", part)]
+        try:
+            found = load_from(model.get_submodule(prefix), section)
+        except (CheckpointError, NoMatch, AttributeError) as error:
+            problem = config.problem(("model", *names, "weights"), str(error))
+            raise ConfigError([problem]) from error
+        loaded.update({f"{prefix}.{n}" if prefix else n: file for n, file in found.items()})
+    return loaded
 
 
 def build_freezing(

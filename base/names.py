@@ -229,10 +229,14 @@ def _layer_faults(takes: Signature, keys: Keys, name: str, value: Any) -> list[F
         if not isinstance(layer, Mapping) or "type" not in layer:
             faults.append((place, "expected a layer: its type, or {type, name, args}"))
             continue
+        known = ("type", "args", "name" if is_list else "weights")
         for key in layer:
-            if key not in ("type", "args", "name"):
-                near = nearest(str(key), ("type", "args", "name"))
+            if key not in known:
+                near = nearest(str(key), known) or f"; it has {_list(known)}"
                 faults.append(((*place, key), f"unknown key of a layer{near}"))
+        if layer.get("weights") is not None and not _is_weights(layer["weights"]):
+            text = "expected a file, or {file, only, skip}"
+            faults.append(((*place, "weights"), text))
         label = layer.get("name")
         if label is not None and (not isinstance(label, str) or not label or "." in label):
             faults.append(((*place, "name"), f"{label!r} is no name of a layer: a word, no dots"))
@@ -240,6 +244,11 @@ def _layer_faults(takes: Signature, keys: Keys, name: str, value: Any) -> list[F
             faults.append(((*place, "name"), f"{label!r} is taken by a layer above"))
         seen.add(str(label))
     return faults
+
+
+def _is_weights(value: Any) -> bool:
+    is_section = isinstance(value, Mapping) and "file" in value
+    return isinstance(value, str) or (is_section and set(value) <= {"file", "only", "skip"})
 
 
 def _with_names(parameter: Parameter | None, layers: Any, value: Any) -> Any:

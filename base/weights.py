@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ from base.checkpoint import CheckpointStore, read
 from base.errors import CheckpointError, nearest
 from base.match import match_names
 from base.restore import load_weights
+from base.run_folder import find_newest_run
 
 
 def load_from(model: nn.Module, section: Mapping[str, Any]) -> dict[str, str]:
     """Load what ``only`` and ``skip`` leave of a file; return where each name came from.
 
-    ``file`` is a file of weights (``.pt``, ``.pth``, ``.safetensors``), a run or a checkpoint. All
-    that is not left out must be there and fit, in both directions; else nothing is changed.
+    ``file`` is a file of weights (``.pt``, ``.pth``, ``.safetensors``), a checkpoint, a run (its
+    best) or the folder of all runs of a name (the newest). All that is not left out must be there
+    and fit, in both directions; else nothing is changed.
 
     Raises:
         CheckpointError: the file cannot be read or does not fit.
@@ -39,6 +41,27 @@ def load_from(model: nn.Module, section: Mapping[str, Any]) -> dict[str, str]:
     return {name: path.name for name in saved if name in chosen}
 
 
+def sections_with_weights(
+    section: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the ``weights`` of a model's section, and of those in its arguments, in normal form.
+
+    Each comes with the name of its module: that of the argument which the module was given as.
+    """
+    given = section.get("weights")
+    if given is not None:
+        given = {"file": given} if isinstance(given, str) else given
+        lists = {key: _as_list(given.get(key)) for key in ("only", "skip")}
+        yield prefix, {"file": given["file"], **lists}
+    for name, value in (section.get("args") or {}).items():
+        if isinstance(value, Mapping) and "type" in value:
+            yield from sections_with_weights(value, f"{prefix}.{name}" if prefix else name)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file, by name; no code in it is run.
 
@@ -46,6 +69,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: there is no such file, or it holds no weights.
     """
     if path.is_dir():
+        if not (path / "checkpoints").is_dir() and not (path / "manifest.json").is_file():
+            path = find_newest_run(path.parent, path.name) or path
         store = CheckpointStore(path / "checkpoints")
         chosen = (store.best() or store.newest()) if store.folder.is_dir() else path
         return dict(read(chosen or path)["model"])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy import make, run, weights
+from toy import NETWORKS, make, run, weights
 
-from base.errors import CheckpointError
+from base.errors import CheckpointError, ConfigError
 from base.match import NoMatch
 from base.weights import load_from, read_weights
 
@@ -135,3 +135,40 @@ def test_torchvisions_networks_take_a_file(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "net.pth")
     own = fresh.model.state_dict()
     assert all(own[n].equal(v) for n, v in state.items() if not n.startswith("classifier.1"))
+
+
+NESTED = """
+type: Networks
+args:
+  small: {type: MLP, args: {n_inputs: 5, hidden: [6], n_outputs: 3}, weights: WEIGHTS}
+  other: {type: MLP, args: {n_inputs: 5, hidden: [6], n_outputs: 3}}
+"""
+
+
+def nested(weights_of_it: str) -> Any:
+    text = NETWORKS[: NETWORKS.index("model:")] + NETWORKS[NETWORKS.index("data_loader:") :]
+    text = text.replace("generator.*", "small.*").replace("critic.*", "other.*")
+    indented = NESTED.replace("WEIGHTS", weights_of_it).replace("\n", "\n  ")
+    return make(text=f"{text}\nmodel: {indented}\n")
+
+
+def test_a_network_of_several_takes_weights_of_its_own(tmp_path: Path) -> None:
+    trained = weights(run(tmp_path / "saved" / "toy" / "0101_000000"))
+    made = nested(str(tmp_path / "saved" / "toy"))  # the newest run of that name
+    own = weights(made)
+    assert all(own[f"small.{name}"].equal(value) for name, value in trained.items())
+    assert not own["other.head.weight"].equal(trained["head.weight"])
+    assert made.experiment.loaded == {f"small.{name}": "toy" for name in trained}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("3", "small.weights: expected a file, or {file, only, skip}"),
+        ("{fil: a}", "small.weights: expected a file, or {file, only, skip}"),
+        ("nowhere.pth", r"model\.args\.small\.weights: nowhere\.pth: no such file"),
+    ],
+)
+def test_a_slip_in_the_weights_of_a_network_has_its_place(given: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        nested(given)

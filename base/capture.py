@@ -153,9 +153,9 @@ class Capture:
     def _watch(self, tag: str, number: int, value: Tensor, formats: set[str]) -> None:
         total: Tensor | None = None  # lives as long as the graph does, for one more backward pass
 
-        def add(gradient: Tensor) -> None:
+        def add(gradient: Tensor | None) -> None:  # None: a convolution within a penalty's slope
             nonlocal total
-            if self._scaler is not None:
+            if gradient is not None and self._scaler is not None:
                 found = _unscaled(gradient, self._scaler)
                 total = found if total is None else total + found
                 self._keep(tag, number, total, formats)

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from base.compared import Compared, build_list
 from base.config.durations import parse_duration
-from base.errors import ConfigError, Problem, TrainingError
+from base.discovery import describe_error
+from base.errors import ConfigError, KindlingError, Problem, TrainingError
+from base.metric_values import describe
 from base.names import build as build_named
 
 
@@ -63,9 +65,19 @@ class WeightedLoss:
             output, target: all of them; what the config's ``output`` and ``target`` name is picked.
             more: further arguments that a trainer of your own gives to its loss.
             batch: where ``target`` is looked for if it is no part of the target.
+
+        Raises:
+            TrainingError: the loss refuses what it is given, or gives no number.
         """
         output, target = self.compared(output, target, batch)
-        value = self.function(output, target, *more)
+        try:
+            value = self.function(output, target, *more)
+        except KindlingError:
+            raise
+        except Exception as error:
+            given = f"output {describe(output)} and target {describe(target)}"
+            text = f"loss {self.name!r} fails on {given}: {describe_error(error)}"
+            raise TrainingError(text) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")

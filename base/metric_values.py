@@ -69,7 +69,7 @@ def as_result(value: Any) -> float | dict[str, float] | Tensor:
 
 
 def describe(value: Any) -> str:
-    """Say in a few words what a metric was given."""
+    """Say in a few words what a loss or a metric was given."""
     if isinstance(value, Tensor | np.ndarray):
         return str(tuple(value.shape))
     if isinstance(value, Mapping):

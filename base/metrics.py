@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from base import object_state
 from base.batch import count_samples
 from base.compared import Compared, build_list
+from base.discovery import describe_error
 from base.errors import ConfigError, Problem, TrainingError
 from base.metric_values import as_result, describe, detached, device_of, join, on_cpu
 from base.names import build as build_named
@@ -37,7 +38,7 @@ class Metric(ABC):
             self._update(detached(output), target)
         except Exception as error:
             given = f"output {describe(output)} and target {describe(target)}"
-            text = f"metric {self.name!r} fails on {given}: {type(error).__name__}: {error}"
+            text = f"metric {self.name!r} fails on {given}: {describe_error(error)}"
             raise TrainingError(text) from error
 
     @final
@@ -46,7 +47,7 @@ class Metric(ABC):
         try:
             return as_result(self._compute())
         except Exception as error:
-            text = f"metric {self.name!r} cannot be computed: {type(error).__name__}: {error}"
+            text = f"metric {self.name!r} cannot be computed: {describe_error(error)}"
             raise TrainingError(text) from error
 
     @abstractmethod

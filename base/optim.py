@@ -52,8 +52,8 @@ def _check_group(section: Section, group: Section, where: str) -> None:
 def _construct(section: Section, params: Any, where: str) -> Optimizer:
     try:
         optimizer: Optimizer = build("optimizer", section, where=where, params=params)
-    except RuntimeError as error:  # arguments that exclude each other, as fused and foreach
-        text = f"{section['type']} cannot be built: {error}"
+    except (RuntimeError, IndexError) as error:  # fused and foreach together; `betas: [0.9]`
+        text = f"{section['type']} cannot be built: {type(error).__name__}: {error}"
         raise ConfigError([Problem(where, text)]) from error
     return optimizer
 

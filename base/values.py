@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from base.errors import ConfigError, TrainingError, nearest
+from base.errors import ConfigError, Problem, TrainingError, nearest
 from base.loss_gradients import due_gradients
 from base.losses import Ramp, WeightedLoss, terms
 from logger.meters import Meters
@@ -63,9 +63,15 @@ def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[st
 
     A metric of several numbers gives ``valid/recall/<class>``; a table (a confusion matrix) is no
     number and is left to the test report.
+
+    Raises:
+        ConfigError: a metric has the name of a loss.
     """
     values = {f"{phase}/{name}": value for name, value in meters.compute().items()}
     for name, metric in metrics.items():
+        if f"{phase}/{name}" in values:
+            text = f"a loss, or a value of the trainer, is called {name!r} too; give another name"
+            raise ConfigError([Problem(f"{metric.compared.where}.name", text)])
         result = metric.compute()
         if isinstance(result, Mapping):
             values.update({f"{phase}/{name}/{key}": float(part) for key, part in result.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,55 +10,35 @@ from torch import Tensor
 
 from base import BaseTrainer
 from base.batch import inputs_of, target_of
-from base.errors import CheckpointError, ConfigError, nearest
+from base.errors import ConfigError, nearest
 from base.experiment import Experiment
-from base.restore import load_weights
-from base.run_folder import find_newest_run
 from base.values import with_total
-from base.weights import read_weights
+from base.weights import sections_with_weights
 
 
 class DistillationTrainer(BaseTrainer):
     """Distillation (Hinton et al., 2015): the student learns the teacher's softened answers too.
 
-    The model is ``{type: Networks, args: {student: ..., teacher: ...}}`` with ``freeze:
-    ["teacher.*"]``. The teacher stays in evaluation, and no gradient is computed for it. Both give
-    scores (batch, n_classes, ...). ``loss:`` is what the student would be trained on alone; metrics
-    see the student. Checkpoints hold both, so that a resume or a test does not need the file.
+    The model is ``Networks`` of a ``student`` and a ``teacher``, the latter with ``weights:``, and
+    ``freeze: ["teacher.*"]``. The teacher stays in evaluation, and no gradient is computed for it.
+    Both give scores (batch, n_classes, ...). ``loss:`` is what the student would be trained on
+    alone; metrics see the student. Checkpoints hold both networks.
 
     Args:
-        teacher_weights: a file of weights, a run, a checkpoint, or a folder of runs (its newest).
         temperature: what both networks' scores are divided by for the softened answers.
         alpha: the share of the softened answers in the loss.
     """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        teacher_weights: str,
-        temperature: float = 4.0,
-        alpha: float = 0.9,
+        self, experiment: Experiment, temperature: float = 4.0, alpha: float = 0.9
     ) -> None:
         super().__init__(experiment)
         self.temperature, self.alpha = temperature, alpha
         self._check()
         self.student = self.model.get_submodule("student")
         self.teacher = self.model.get_submodule("teacher")
-        self._fault: ConfigError | None = None
-        try:
-            path = newest_run(Path(teacher_weights))
-            weights = read_weights(path)
-            load_weights(self.teacher, weights)
-            experiment.loaded.update({f"teacher.{name}": str(path) for name in weights})
-        except CheckpointError as error:
-            text = f"{error}; train the teacher first, or name its run"
-            self._fault = self._config_error("trainer", "args", "teacher_weights", text=text)
-        # A checkpoint that is read after this, for a resume or a test, holds the teacher.
-        self.model.register_load_state_dict_post_hook(lambda *_: setattr(self, "_fault", None))
 
     def forward(self, batch: Any) -> dict[str, Any]:
-        if self.model.training and self._fault is not None:
-            raise self._fault
         args, kwargs = inputs_of(batch, self.config["batch"])
         self.teacher.eval()  # each epoch begins with `model.train()`
         with torch.no_grad():
@@ -84,6 +63,9 @@ class DistillationTrainer(BaseTrainer):
             if name not in known:
                 text = f"there is no {name!r}{nearest(name, known)}; it takes Networks of both"
                 raise self._config_error("model", text=text)
+        if not {"", "teacher"} & dict(sections_with_weights(self.config["model"])).keys():
+            text = "it is to be trained already: name its `weights:`, a file or a run"
+            raise self._config_error("model", "args", "teacher", text=text)
         trained = {p for one in self.steppers.values() for p in one.parameters}
         if trained & set(self.model.get_submodule("teacher").parameters()):
             text = 'an optimizer has parameters of the teacher; add "teacher.*", without `until`'
@@ -107,11 +89,3 @@ def soft_cross_entropy(scores: Tensor, teacher_scores: Tensor, temperature: floa
     theirs = F.log_softmax(teacher_scores / temperature, dim=1)
     divergence = (theirs.exp() * (theirs - ours)).sum(dim=1)
     return temperature**2 * divergence.mean()
-
-
-def newest_run(path: Path) -> Path:
-    """Return the newest run of a folder of runs, as saved/digits; any other path as it is."""
-    is_run = (path / "checkpoints").is_dir() or (path / "manifest.json").is_file()
-    if is_run or not path.is_dir():
-        return path
-    return find_newest_run(path.parent, path.name) or path

@@ -396,6 +396,22 @@ def test_a_penalty_that_computes_activations_again_does_not_count_them_again() -
     assert kept[1] == pytest.approx(kept[3])
 
 
+def test_an_output_that_a_penalty_gives_no_gradient_is_left_out() -> None:
+    """Torch calls its hooks with None: the slope of a convolution does not depend on its input."""
+    critic = nn.Sequential(nn.Conv2d(1, 2, 3), nn.LeakyReLU(), nn.Conv2d(2, 1, 4), nn.Flatten())
+    points = images(4).float()
+    features = critic[:2](points)
+    (expected,) = torch.autograd.grad(critic[2:](features).sum(), features)
+
+    seen, kept = capture(critic, rule("1", "gradients")), Kept()
+    seen.start(1)
+    loss = critic(points).sum() + gradient_penalty(critic, points, points)
+    with seen.backward(OFF):
+        loss.backward()
+    seen.finish(kept)
+    assert kept.scalars["capture/1/gradient/norm"] == pytest.approx(float(expected.norm()))
+
+
 def test_the_gradients_of_several_backward_passes_add_up() -> None:
     """Two losses, each with its own pass through the same graph, count as their sum does."""
     rules = [rule(of=of, record=["scalars", "images"]) for of in ("gradients", "parameters")]

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from toy import assert_resumes, assert_same, batches, make, run, weights
 
 from base.compared import Compared
 from base.errors import ConfigError, TrainingError
+from base.inspection import check
 from base.losses import Ramp, WeightedLoss, build_losses, terms
 from base.metrics import build_metrics
 from base.values import with_total
@@ -111,6 +113,29 @@ def test_a_loss_of_one_element_is_a_scalar_and_other_shapes_are_named():
         per_sample(OUTPUT, TARGET)
     with pytest.raises(TrainingError, match=r"loss 'x' must give one number as a tensor, not 0\.5"):
         WeightedLoss("x", lambda output, target: 0.5)(OUTPUT, TARGET)
+
+
+def test_an_error_names_the_loss_what_it_was_given_and_the_line():
+    def broken(output, target):
+        raise KeyError("no such class")
+
+    with pytest.raises(TrainingError) as raised:
+        WeightedLoss("mine", broken)({"scores": OUTPUT}, (TARGET,))
+    assert re.fullmatch(
+        r"loss 'mine' fails on output \{scores: \(6, 3\)\} and target \(\(6,\)\): "
+        r"tests/base/test_losses.py:\d+: KeyError: 'no such class'",
+        str(raised.value),
+    )
+    compared = Compared("loss.0", output="score")
+    with pytest.raises(ConfigError, match="did you mean 'scores'"):  # a clear error stays as it is
+        WeightedLoss("x", WeightedLoss("inner", F.cross_entropy, 1.0, compared))({"scores": 1}, 2)
+
+
+def test_a_metric_with_the_name_of_a_loss_is_refused_and_hides_nothing():
+    named = "loss=[{type: cross_entropy, name: accuracy}, {type: cross_entropy, weight: 0}]"
+    with pytest.raises(ConfigError, match=r"metrics\.0\.name: .*'accuracy' too; give another name"):
+        check(make(named, "metrics=[accuracy]"))
+    check(make(named, "metrics=[{type: accuracy, name: share}]"))
 
 
 def test_faults_are_told_together():

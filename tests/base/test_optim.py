@@ -95,6 +95,12 @@ def test_lbfgs_says_that_it_takes_one_group() -> None:
         make(f"optimizer={{type: LBFGS, args: {{lr: 0.5}}, param_groups: {groups}}}")
 
 
+@pytest.mark.parametrize("rules", ["args.betas=[0.9]", "param_groups=[{betas: [0.9]}]"])
+def test_a_list_that_is_too_short_for_the_optimizer_is_told(rules: str) -> None:
+    with pytest.raises(ConfigError, match=r"optimizer.*: AdamW cannot be built: IndexError: "):
+        make("optimizer={type: AdamW, args: {lr: 0.1}}", f"optimizer.{rules}")
+
+
 def test_muon_trains_the_matrices_beside_another_optimizer(tmp_path: Path) -> None:
     text = NETWORKS.replace(
         "{type: Pair}", "{type: MLP, args: {n_inputs: 2, n_outputs: 2, hidden: [4]}}"

@@ -45,12 +45,17 @@ trainer: {epochs: 2, tensorboard: false, progress: false, verbosity: 0}
 """
 
 
-def make(*overrides: str, trainer: type[BaseTrainer] = Trainer, text: str = CONFIG) -> Any:
+def make(
+    *overrides: str,
+    trainer: type[BaseTrainer] = Trainer,
+    text: str = CONFIG,
+    weights: bool = True,
+) -> Any:
     """Load, check and build, as train.py does."""
     config = load_config(None, overrides, text=text)
     check_names(config)
     torch.manual_seed(config["seed"])
-    return trainer(build_experiment(config, CPU))
+    return trainer(build_experiment(config, CPU, weights=weights))
 
 
 def run(
@@ -63,7 +68,7 @@ def run(
 ) -> Any:
     """Train with files in ``folder``, and stop as after SIGTERM at one step; return the trainer."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = make(*overrides, trainer=trainer, text=text)
+    made = make(*overrides, trainer=trainer, text=text, weights=not resume)
     if stop_at is not None:
         made.callbacks["StopAt"] = StopAt(stop_at)
     try:

@@ -28,7 +28,7 @@ TEXT = CONFIG.replace(
   type: Networks
   args:
     student: {STUDENT}
-    teacher: {{type: Teacher}}
+    teacher: {{type: Teacher, weights: TEACHER}}
 freeze: ["teacher.*"]
 metrics: [accuracy]""",
 )
@@ -56,12 +56,13 @@ def teacher_file(tmp_path: Path) -> Path:
     return tmp_path / "teacher.pt"
 
 
-def distilling(file: Path, **arguments: Any) -> Any:
-    return functools.partial(DistillationTrainer, teacher_weights=str(file), **arguments)
+def taught_by(file: Path) -> str:
+    return TEXT.replace("TEACHER", str(file))
 
 
 def built(file: Path, *overrides: str, **arguments: Any) -> Any:
-    return make(*overrides, text=TEXT, trainer=distilling(file, **arguments))
+    trainer = functools.partial(DistillationTrainer, **arguments)
+    return make(*overrides, text=taught_by(file), trainer=trainer)
 
 
 # --- The loss ------------------------------------------------------------------------------------
@@ -187,33 +188,16 @@ def test_a_distillation_resumes_to_the_same_bits(
         "trainer.ema={decay: 0.9}",
         "optimizer.clip_norm=0.5",
     ]
-    assert_resumes(tmp_path, *options, text=TEXT, trainer=distilling(teacher_file), stop_at=4)
+    assert_resumes(
+        tmp_path, *options, text=taught_by(teacher_file), trainer=DistillationTrainer, stop_at=4
+    )
 
 
 # --- Where the teacher comes from ----------------------------------------------------------------
 
 
-def test_a_teacher_is_a_run_or_a_checkpoint_or_the_newest_of_several(tmp_path: Path) -> None:
-    text = CONFIG.replace(
-        "type: MLP, args: {n_inputs: 5, hidden: [6], n_outputs: 3}", "type: Teacher"
-    )
-    for name, seed in (("0101_000000", 1), ("0101_000001", 2)):
-        taught = run(tmp_path / "teacher" / name, f"seed={seed}", text=text)
-    newest = tmp_path / "teacher" / "0101_000001"
-    expected = dict(taught.model.state_dict())
-    last = CheckpointStore(newest / "checkpoints").newest()
-    for path in (last, last / "state.pt"):
-        assert_same(dict(built(path).model.teacher.state_dict()), expected)
-    best = CheckpointStore(newest / "checkpoints").best()
-    expected = {k: v for k, v in read(best)["model"].items()}
-    for path in (newest, tmp_path / "teacher"):
-        made = built(path)
-        assert_same(dict(made.model.teacher.state_dict()), expected)
-        assert made.experiment.loaded["teacher.1.weight"] == str(newest)
-
-
 def test_a_resume_does_not_need_the_file(teacher_file: Path, tmp_path: Path) -> None:
-    how = {"text": TEXT, "trainer": distilling(teacher_file)}
+    how = {"text": taught_by(teacher_file), "trainer": DistillationTrainer}
     run(tmp_path / "whole", **how)
     run(tmp_path / "cut", stop_at=3, **how)
     teacher_file.unlink()
@@ -222,12 +206,12 @@ def test_a_resume_does_not_need_the_file(teacher_file: Path, tmp_path: Path) -> 
 
 
 def test_a_test_does_not_need_the_file(teacher_file: Path, tmp_path: Path) -> None:
-    trainer = run(tmp_path / "run", text=TEXT, trainer=distilling(teacher_file))
+    trainer = run(tmp_path / "run", text=taught_by(teacher_file), trainer=DistillationTrainer)
     last = CheckpointStore(tmp_path / "run" / "checkpoints").newest()
     values = run_test(trainer, last, tmp_path / "run")
     teacher_file.unlink()
-    config = load_config(None, text=TEXT)
-    again = distilling(teacher_file)(build_experiment(config, CPU, weights=False))
+    config = load_config(None, text=taught_by(teacher_file))
+    again = DistillationTrainer(build_experiment(config, CPU, weights=False))
     assert run_test(again, last, tmp_path / "run") == values
     assert {"accuracy", "soft", "hard", "loss"} == set(values)
 
@@ -235,19 +219,10 @@ def test_a_test_does_not_need_the_file(teacher_file: Path, tmp_path: Path) -> No
 # --- What does not fit ---------------------------------------------------------------------------
 
 
-def test_a_teacher_that_is_not_there_stops_before_the_first_step(tmp_path: Path) -> None:
-    trainer = built(tmp_path / "techer.pt")
-    (tmp_path / "teacher.pt").touch()
-    before = weights(trainer)
-    with pytest.raises(ConfigError, match=r"teacher_weights: .*techer.pt: no such file.*train the"):
-        trainer.train()
-    assert_same(weights(trainer), before)
-
-
-def test_a_teacher_of_another_shape_is_told(teacher_file: Path) -> None:
-    trainer = built(teacher_file, "model.args.teacher={type: Teacher, args: {width: 9}}")
-    with pytest.raises(ConfigError, match=r"1.weight: shape \(8, 5\).*shape \(9, 5\)"):
-        trainer.train()
+def test_a_teacher_without_weights_is_told() -> None:
+    text = TEXT.replace(", weights: TEACHER", "")
+    with pytest.raises(ConfigError, match=r"model\.args\.teacher: it is to be trained already"):
+        make(text=text, trainer=DistillationTrainer)
 
 
 @pytest.mark.parametrize(
@@ -271,5 +246,6 @@ def test_what_makes_no_sense_is_told(
 
 
 def test_a_model_without_a_student_is_told(teacher_file: Path) -> None:
+    text = taught_by(teacher_file).replace("    student:", "    studnt:")
     with pytest.raises(ConfigError, match="model: there is no 'student'; did you mean 'studnt'"):
-        make(text=TEXT.replace("    student:", "    studnt:"), trainer=distilling(teacher_file))
+        make(text=text, trainer=DistillationTrainer)

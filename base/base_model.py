@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from base.errors import TrainingError
+from base.layers import NoForward
 from base.match import Pattern, match_modules, match_parameters
 from base.shape_errors import explain_shape_errors
 
@@ -95,24 +96,23 @@ def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
 
 
 def check_model(model: nn.Module) -> None:
-    """Make sure that no trainable module hides in a plain list or dict, where torch finds none.
+    """Make sure that nothing to be trained hides in plain lists or dicts, where torch finds none.
 
     Raises:
         ValueError: names each such attribute and what to use instead.
     """
-    known = set(model.modules())
+    known = {id(thing) for thing in (*model.modules(), *model.parameters())}
     lines = []
     for name, owner in model.named_modules():
         for attribute, value in vars(owner).items():
-            kept = value.values() if isinstance(value, dict) else value
-            if attribute in ("_modules", "_parameters") or not isinstance(
-                value, list | tuple | dict
-            ):
+            if attribute in _OF_TORCH or not isinstance(value, _CONTAINERS):
                 continue
-            hidden = [m for m in kept if isinstance(m, nn.Module) and m not in known]
-            if any(p.requires_grad for module in hidden for p in module.parameters()):
-                container = "ModuleDict" if isinstance(value, dict) else "ModuleList"
-                kinds = ", ".join(sorted({type(module).__name__ for module in hidden}))
+            hidden = [thing for thing in _in_containers(value) if id(thing) not in known]
+            if any(p.requires_grad for thing in hidden for p in _parameters_of(thing)):
+                is_module = any(isinstance(thing, nn.Module) for thing in hidden)
+                container = "Module" if is_module else "Parameter"
+                container += "Dict" if isinstance(value, dict) else "List"
+                kinds = ", ".join(sorted({type(thing).__name__ for thing in hidden}))
                 place = f"{name}.{attribute}" if name else attribute
                 lines.append(
                     f"{place} of {type(owner).__name__} is a plain {type(value).__name__} of "
@@ -120,6 +120,23 @@ def check_model(model: nn.Module) -> None:
                 )
     if lines:
         raise ValueError("\n".join([*lines, "(one that is meant to stay hidden must be frozen)"]))
+
+
+_CONTAINERS = (list, tuple, dict)
+_OF_TORCH = ("_modules", "_parameters", "_flat_weights")  # the last: what an LSTM's kernel is given
+
+
+def _in_containers(value: Any, levels: int = 4) -> Iterator[nn.Module | nn.Parameter]:
+    """Yield the modules and parameters in lists, tuples and dicts, one in the other too."""
+    if isinstance(value, nn.Module | nn.Parameter):
+        yield value
+    elif isinstance(value, _CONTAINERS) and levels:
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _in_containers(each, levels - 1)
+
+
+def _parameters_of(thing: nn.Module | nn.Parameter) -> Iterator[nn.Parameter]:
+    return thing.parameters() if isinstance(thing, nn.Module) else iter([thing])
 
 
 class BaseModel(nn.Module):
@@ -140,7 +157,7 @@ class BaseModel(nn.Module):
     @abstractmethod
     def forward(self, *inputs: Any) -> Any:
         """Return the outputs for a batch of inputs."""
-        raise NotImplementedError(f"{type(self).__name__} needs a method `forward`")
+        raise NoForward(f"{type(self).__name__} needs a method `forward`")
 
     def __str__(self) -> str:
         return (
@@ -222,6 +239,8 @@ def _late_layers(model: nn.Module, made: list[tuple[Any, str]]) -> TrainingError
         (f"{names[key]}: " if key in names else "") + f"{_in_words(thing)} is {line}"
         for key, (thing, line) in found.items()
     ]
+    # Made anew in each of several calls, it bears its name in the last one only.
+    lines = [line for line in lines if not any(each.endswith(f": {line}") for each in lines)]
     advice = "such layers are never trained: make them in __init__ and only call them in forward"
     return TrainingError("\n".join([*dict.fromkeys(lines), advice]))
 

@@ -254,14 +254,14 @@ class BaseTrainer:
     def end_step(self, values: Values) -> None:
         """Do what belongs to a step boundary: schedule, thaw, average, log, save, stop."""
         self.progress.step += 1
+        self.progress.rates = learning_rates(self.optimizers)  # those that this step used
         for schedule in self.schedules.values():
             schedule.after_step()
         self.experiment.freezing.after_step(self.progress.step)
         if self.ema is not None:
             self.ema.update()
         if self.log_every.is_due_at_step(self.progress.step):
-            rates = learning_rates(self.optimizers)
-            self.run_log.log_step(values, rates, self.progress.step)
+            self.run_log.log_step(values, self.progress)
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():
             callback.on_step_end(self)
@@ -305,13 +305,12 @@ class BaseTrainer:
     def end_epoch(self, values: Values) -> None:
         """Schedule, compare, log and save."""
         is_whole = self.progress.batch >= self.experiment.batches_per_epoch
-        rates = learning_rates(self.optimizers)
         if is_whole:
             for schedule in self.schedules.values():
                 schedule.after_epoch(values)
         is_best = self.monitor.update(values, self.progress.epoch + 1)
         self._saved_at = None  # a state of this very step does not know of it
-        values.update(self.run_log.log_epoch(values, rates, self.progress, is_best))
+        values.update(self.run_log.log_epoch(values, self.progress, is_best))
         for callback in self.callbacks.values():
             callback.on_epoch_end(self, values)
         self.progress.closed_at = self.progress.step

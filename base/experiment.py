@@ -99,11 +99,10 @@ def choose_monitor(config: Config, valid_loader: Any) -> str:
 
 
 def where_of(config: Config, name: str, key: str = "optimizer") -> str:
-    """Return where the section of an optimizer, or its ``lr_scheduler``, stands, for messages."""
-    keys: tuple[str, ...] = (key,)
-    if config["optimizers"] is not None:
-        keys = ("optimizers", name) if key == "optimizer" else ("optimizers", name, key)
-    return f"{config.where(*keys)}: {'.'.join(keys)}"
+    """Return the keys under which an optimizer, or its ``lr_scheduler``, stands."""
+    if config["optimizers"] is None:
+        return key
+    return f"optimizers.{name}" if key == "optimizer" else f"optimizers.{name}.{key}"
 
 
 def choose_device(name: str) -> torch.device:

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from base.errors import KindlingError, nearest
 from base.layers import NORMS
-from base.match import owner_and_leaf
+from base.match import owner_and_leaf, whole_of
 
 Section = Mapping[str, Any]
 
@@ -49,8 +49,8 @@ def preset_schemes(model: nn.Module, preset: str, names: Sequence[str]) -> dict[
         return _zero_last_norms(model, names)
     chosen = {}
     for name in names:
-        owner, leaf = owner_and_leaf(name)
-        section = _section(preset, model.get_submodule(owner), leaf)
+        owner, _ = owner_and_leaf(name)
+        section = _section(preset, model.get_submodule(owner), whole_of(name))
         if section is not None:
             chosen[name] = section
     if not chosen:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from base.errors import ConfigError, Problem, nearest
 from base.init_presets import PresetError, call_init_weights, preset_schemes
-from base.match import NoMatch, match_parameters, owner_and_leaf
+from base.match import NoMatch, match_parameters, owner_and_leaf, whole_of
 
 Rule = Mapping[str, Any]
 Keys = tuple[str | int, ...]
@@ -112,13 +112,21 @@ class _Work:
 
     def draw(self) -> None:
         """Set what was chosen so far, in the model's order."""
-        for name, parameter in self.model.named_parameters():
-            if name not in self.pending:
-                continue
-            scheme = self.pending[name]
+        parameters = {n: p for n, p in self.model.named_parameters() if n in self.pending}
+        drawn: set[tuple[str, str]] = set()  # weights in several parts: once for all of these
+        # A rule for one part alone counts beside one for the weight.
+        for name in sorted(
+            parameters, key=lambda name: not _is_for_whole(name, self.pending[name])
+        ):
+            scheme, parameter = self.pending[name], parameters[name]
+            place = owner_and_leaf(name)[0], whole_of(name)
+            module = self.model.get_submodule(place[0])
             try:
-                module = self.model.get_submodule(owner_and_leaf(name)[0])
-                parameter.copy_(_values(scheme, parameter, module))
+                if not _is_for_whole(name, scheme):
+                    parameter.copy_(_values(scheme, parameter, module))
+                elif place not in drawn:
+                    drawn.add(place)
+                    _set_whole(module, place[1], scheme)
             except Exception as error:  # whatever a project's own scheme raises, it is named
                 fault = f"{scheme.text} cannot set {name!r} of shape {_shape(parameter)}: {error}"
                 self._note(scheme.keys, fault)
@@ -135,7 +143,7 @@ class _Work:
 
     def _choose(self, scheme: _Scheme, key: str, names: list[str], is_alone: bool) -> None:
         leaves = {name: owner_and_leaf(name)[1] for name in names}
-        hits = [name for name in names if fnmatchcase(leaves[name], key)]
+        hits = [n for n in names if fnmatchcase(leaves[n], key) or fnmatchcase(whole_of(n), key)]
         # A layer may go without a bias; any other name that is not there is a slip.
         if not hits and (is_alone or key not in ("weight", "bias")):
             known = sorted(set(leaves.values()))
@@ -187,6 +195,20 @@ def _values(scheme: _Scheme, parameter: Tensor, module: nn.Module) -> Tensor:
     if value.shape != parameter.shape:
         raise ValueError(f"it gives shape {tuple(value.shape)}")
     return value
+
+
+def _is_for_whole(name: str, scheme: _Scheme) -> bool:
+    """Tell whether a scheme is for a weight of which this parameter is one of several parts."""
+    leaf = owner_and_leaf(name)[1]
+    return whole_of(name) != leaf and not fnmatchcase(leaf, str(scheme.keys[-1]))
+
+
+def _set_whole(module: nn.Module, name: str, scheme: _Scheme) -> None:
+    """Set a parametrised weight, as that of weight_norm: torch finds what its parts must be."""
+    value = _values(scheme, getattr(module, name), module)
+    setattr(module, name, value)
+    if not torch.allclose(getattr(module, name), value, atol=1e-6):
+        raise ValueError("its parametrization cannot give these values")
 
 
 def _exchange_channels(weight: Tensor, groups: int) -> Tensor:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from base.errors import TrainingError
+
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+class NoForward(TrainingError, NotImplementedError):  # noqa: N818 (it reads as what happened)
+    """A model is called that has nothing to be called by."""
 
 
 class Sequential(nn.Sequential):
@@ -52,7 +58,7 @@ class Networks(nn.Module):
     def forward(self, *inputs: object) -> object:
         names = ", ".join(dict(self.named_children()))
         text = f"Networks holds {names} and cannot be called itself: a trainer calls each of them"
-        raise NotImplementedError(f"{text} in its train_step (`trainer: {{type: ...}}`)")
+        raise NoForward(f"{text} in its train_step (`trainer: {{type: ...}}`)")
 
 
 def _is_norm(layer: nn.Module) -> bool:

@@ -87,6 +87,12 @@ def owner_and_leaf(name: str) -> tuple[str, str]:
     return owner, inner[0] if inner and leaf == "original" else leaf
 
 
+def whole_of(name: str) -> str:
+    """Return a parameter's own name; for a part of a weight, as with weight_norm, the weight's."""
+    found = re.search(r"\bparametrizations\.(\w+)\.original\d+$", name)
+    return found[1] if found else owner_and_leaf(name)[1]
+
+
 def _classes(model: nn.Module) -> dict[str, list[str]]:
     """Return the names of each module's class and of those it derives from."""
     modules = model.named_modules(remove_duplicate=False)
@@ -166,6 +172,8 @@ def _no_such_type(
 
 def _nothing(part: str, items: list[_Item], kind: str) -> str:
     names = [name for item in items for name in item.names]
+    if not names:
+        return f"no {kind} matches {part!r}: there are none"
     sample = ", ".join(names[:: max(1, len(names) // 4)][:4])
     near = _near_miss(part, items)
     return f"no {kind} matches {part!r}{near or '; names'} look like: {sample}, ..."

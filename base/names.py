@@ -7,19 +7,22 @@ what it names, before anything is built; ``build`` makes what a ``{type, args}``
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from inspect import Parameter
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
 import torch
+from torch import nn
 
 from base.config.durations import parse_duration
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, nearest
 from base.listing import describe, type_schemas
-from base.registry import find
+from base.registry import find, project_root
 from base.same_padding import conv_class
 from base.signatures import (
     DURATION_ARGUMENTS,
@@ -87,7 +90,9 @@ def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> A
     named = conv_class(named, args) if kind == "model" else named
     try:
         return _call(kind, named, args, injected)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
+        if isinstance(error, KindlingError) or _is_fault_of_code(error):
+            raise
         text = f"{section['type']} cannot be built: {describe_error(error)}"
         raise ConfigError([Problem(where, text)]) from error
 
@@ -238,12 +243,19 @@ def _layer_faults(takes: Signature, keys: Keys, name: str, value: Any) -> list[F
             text = "expected a file, or {file, only, skip}"
             faults.append(((*place, "weights"), text))
         label = layer.get("name")
-        if label is not None and (not isinstance(label, str) or not label or "." in label):
-            faults.append(((*place, "name"), f"{label!r} is no name of a layer: a word, no dots"))
+        if label is not None and not _is_label(label):
+            text = f"{label!r} is no name of a layer: a word, no number, no dots"
+            faults.append(((*place, "name"), f"{text}, nothing that nn.Module has"))
         elif label is not None and label in seen:
             faults.append(((*place, "name"), f"{label!r} is taken by a layer above"))
         seen.add(str(label))
     return faults
+
+
+def _is_label(value: Any) -> bool:
+    is_word = isinstance(value, str) and value != "" and "." not in value
+    # Layers without a name go by their numbers.
+    return is_word and not value.isdigit() and not hasattr(nn.Module, value)
 
 
 def _is_weights(value: Any) -> bool:
@@ -295,6 +307,13 @@ def _call(kind: str, named: Any, args: dict[str, Any], injected: dict[str, Any])
         return functools.partial(named, **args) if args else named
     own_names = dict(zip((INJECTED.get(kind, ""),), signature(kind, named).injected, strict=False))
     return named(**args, **{own_names.get(name, name): injected[name] for name in injected})
+
+
+def _is_fault_of_code(error: Exception) -> bool:
+    """Tell what needs its traceback: what a line of the project raises but to refuse a value."""
+    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    is_ours = file.is_relative_to(project_root()) and "site-packages" not in file.parts
+    return is_ours and not isinstance(error, TypeError | ValueError)
 
 
 def _list(words: Any) -> str:

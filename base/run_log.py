@@ -115,6 +115,7 @@ class RunLog:
         self.settings = settings
         self.table = EpochTable()
         self.last: Mapping[str, Any] = {}
+        self._logged_at = 0
         self._started, self._samples = time.perf_counter(), 0
         writers: list[Any] = []
         if folder is not None:
@@ -146,21 +147,22 @@ class RunLog:
         loss = self.last.get("loss")
         return "" if loss is None else f"loss {float(loss):.4f}"  # waits, ten times a second
 
-    def log_step(self, values: Mapping[str, Any], rates: Mapping[str, float], step: int) -> None:
+    def log_step(self, values: Mapping[str, Any], progress: Progress) -> None:
         """Write the values of one step to the curves."""
         # The one wait for the device, each `log_every` steps.
         numbers = {f"step/{name}": float(value) for name, value in values.items()}
-        self.writers.add_scalars({**numbers, **rates}, step)
+        self.writers.add_scalars({**numbers, **progress.rates}, progress.step)
+        self._logged_at = progress.step
 
     def log_epoch(
         self,
         values: Mapping[str, float],
-        rates: Mapping[str, float],
         progress: Progress,
         is_best: bool,
     ) -> dict[str, float]:
         """Write the values of an epoch everywhere; return what was added to them."""
         seconds = time.perf_counter() - self._started
+        rates = progress.rates
         added = {
             **rates,
             "seconds": seconds,
@@ -168,7 +170,10 @@ class RunLog:
             "memory_mb": peak_memory_mb(),
         }
         row = {"epoch": progress.epoch + 1, "step": progress.step, **values, **added}
-        self.writers.add_scalars({**values, **added}, progress.step)
+        shown = {**values, **added}
+        for name in rates if self._logged_at == progress.step else ():
+            del shown[name]  # this step's are there
+        self.writers.add_scalars(shown, progress.step)
         self.writers.add_row(row)
         self.writers.flush()
         shown = {name: value for name, value in row.items() if self._is_shown(name, rates)}

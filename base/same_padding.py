@@ -61,7 +61,33 @@ class SamePadConv3d(SamePad, nn.Conv3d):
     """Conv3d with ``padding="same"`` at any stride."""
 
 
-_SAME = {nn.Conv1d: SamePadConv1d, nn.Conv2d: SamePadConv2d, nn.Conv3d: SamePadConv3d}
+class _LazySamePad(SamePad):
+    """Takes ``in_channels`` from the first batch, as torch's lazy layers do."""
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: str = "same",
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        lazy: Any = super(SamePad, self)  # torch's: SamePad itself counts channels first
+        lazy.__init__(out_channels, kernel_size, stride, 0, *args, **kwargs)
+
+
+_SAME: dict[Any, Any] = {
+    nn.Conv1d: SamePadConv1d,
+    nn.Conv2d: SamePadConv2d,
+    nn.Conv3d: SamePadConv3d,
+}
+_SAME |= {
+    lazy: type(
+        f"LazySamePadConv{n}d", (_LazySamePad, lazy), {"cls_to_become": _SAME[lazy.cls_to_become]}
+    )
+    for n, lazy in enumerate((nn.LazyConv1d, nn.LazyConv2d, nn.LazyConv3d), start=1)
+}
 
 
 def conv_class(named: Any, args: Mapping[str, Any]) -> Any:

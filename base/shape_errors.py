@@ -29,6 +29,12 @@ _ABOUT_SHAPES = re.compile(
     r"(?i)\b(sizes?|shapes?|dim(ension)?s?|[1-5]D|channels?|elements|subscripts?|to unpack)\b"
     r"|broadcast|index out of range in self|out of bounds"
 )
+# What Python says where a layer is given a tuple, or fewer things than it takes.
+_ABOUT_INPUTS = re.compile(
+    r"must be Tensor, not|invalid combination of arguments|forward\(\) (missing|takes|got an unex)"
+    r"|^'(tuple|list|dict|NoneType)' object has no attribute"
+)
+_KINDS = (RuntimeError, ValueError, IndexError, AssertionError, TypeError, AttributeError)
 
 
 @contextmanager
@@ -56,7 +62,7 @@ def explain_shape_errors(model: nn.Module) -> Iterator[None]:
     handle = register_module_forward_hook(note)  # one for all, so that no layer looks any different
     try:
         yield
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+    except _KINDS as error:
         text = _explain(error, names, last)
         if text is None:
             raise
@@ -79,7 +85,8 @@ def _explain(error: Exception, names: Mapping[int, str], last: str) -> str | Non
     tensor = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
     check = next((check for kinds, check in _CHECKS if isinstance(layer, kinds)), None)
     advice = check(layer, tensor) if check and tensor is not None else None
-    if advice is None and not _ABOUT_SHAPES.search(str(error)):
+    is_about = _ABOUT_INPUTS if isinstance(error, TypeError | AttributeError) else _ABOUT_SHAPES
+    if not is_about.search(str(error)) and (advice is None or is_about is _ABOUT_INPUTS):
         return None
     what = type(layer).__name__ if any(layer.children()) else repr(layer)
     head = f"{names[id(layer)]}: {what} was given {inputs_text(args, kwargs) or 'no tensor'}"

@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -39,6 +39,8 @@ class Progress:
     """Batches drawn since the start: the position in the endless order of the data."""
     closed_at: int = 0
     """The step at which an epoch was last validated and logged, its beginning or all of it."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """The learning rates of the last step, as they go to the log."""
 
     def advance(self, n_samples: int) -> None:
         """Count one batch."""

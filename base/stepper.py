@@ -118,8 +118,9 @@ def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, St
     """Make the stepper of each optimizer, by its name.
 
     Raises:
-        ConfigError: options that LBFGS would undo.
+        ConfigError: options that LBFGS would undo, or that a compiled model cannot take.
     """
+    _check_compiled(experiment.config)
     steppers = {}
     lengths = (experiment.steps_per_epoch, experiment.total_steps)
     for name, section in optimizer_sections(experiment.config).items():
@@ -171,6 +172,22 @@ def only(steppers: Mapping[str, Stepper], name: str) -> Iterator[None]:
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
+
+
+def _check_compiled(config: Config) -> None:
+    """Refuse several backward passes through a compiled graph, whose buffers the first one uses up.
+
+    Torch has a switch, ``torch._functorch.config.donated_buffer``, but graphs that were compiled
+    without it come back from the cache on disk, and then give wrong gradients.
+    """
+    settings = config["trainer"]
+    several = {
+        "trainer.backward: separate": settings["backward"] == "separate",
+        "trainer.loss_gradients": settings["loss_gradients"] is not None,
+    }
+    if config["memory"]["compile"] and (keys := [key for key, is_set in several.items() if is_set]):
+        text = f"a compiled model takes one backward pass a batch: leave out {', '.join(keys)}"
+        raise ConfigError([config.problem(("memory", "compile"), text)])
 
 
 def _check_lbfgs(config: Config, name: str, section: Mapping[str, Any]) -> None:

@@ -84,16 +84,20 @@ def check_watched(trainer: BaseTrainer, phase: str, log: Mapping[str, Any]) -> N
     """Make sure that what the config monitors is among the values of this phase or of another.
 
     Raises:
-        ConfigError: a name is not among them.
+        ConfigError: a name is not among them, or a schedule that follows a value has none.
     """
+    faults: list[Problem] = []
     watched: dict[tuple[str, ...], str] = {("trainer", "monitor"): trainer.monitor.key}
     for name, schedule in trainer.schedules.items():
         lone = trainer.config["optimizers"] is None
-        keys = ("lr_scheduler", "monitor") if lone else ("optimizers", name, "lr_scheduler")
-        watched[keys] = schedule.monitor or ""
+        keys = () if lone else ("optimizers", name)
+        watched[keys := (*keys, "lr_scheduler", "monitor")] = schedule.monitor or ""
+        if schedule.monitor == "":
+            text = "ReduceLROnPlateau has nothing to follow while `trainer.monitor` is off; name it"
+            faults.append(trainer.config.problem(keys, f"{text}, as in `monitor: valid/loss`"))
     others = {"train", "valid"} if trainer.valid_loader is not None else {"train"}
     others.discard(phase)
-    faults = [
+    faults += [
         trainer.config.problem(
             keys, f"nothing called {key!r} is logged{nearest(key, log)}; there are {', '.join(log)}"
         )

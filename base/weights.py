@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except CheckpointError:
         raise
     except Exception as error:  # torch raises some thirty kinds for a damaged file
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if found := re.search(r"GLOBAL (\S+)", str(error)):  # torch advises to run it all the same
+            text = f"it holds a {found[1]}, which is code, and no code is run: save the model's"
+            text += " `state_dict()` alone"
         raise CheckpointError(f"{path}: not a readable file of weights: {text}") from error
     for key in ("state_dict", "model"):  # as many save it beside other things
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

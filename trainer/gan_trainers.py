@@ -67,7 +67,7 @@ class AdversarialTrainer(BaseTrainer):
 
     def generate(self, n_images: int) -> Tensor:
         """Return images from 0 to 1 for people to look at."""
-        return ((self.generator(self.noise(n_images)) + 1) / 2).clamp(0, 1)
+        return (self.generator(self.noise(n_images)) + 1) / 2
 
 
 class GANTrainer(AdversarialTrainer):

@@ -29,10 +29,15 @@ class GeneratedSamples(Callback):
         self.n_images, self.columns = n_images, columns
 
     def on_start(self, trainer: Any) -> None:
+        name, where = type(trainer).__name__, ("trainer", "type")
         if not callable(getattr(trainer, "generate", None)):
-            text = f"GeneratedSamples asks {type(trainer).__name__} for a method `generate`"
-            where = ("trainer", "type")
-            raise ConfigError([trainer.config.problem(where, f"{text}; GANTrainer shows one")])
+            text = f"GeneratedSamples asks {name} for a method `generate`; GANTrainer shows one"
+            raise ConfigError([trainer.config.problem(where, text)])
+        shape = tuple(self.draw(trainer).shape)
+        if len(shape) != 4 or shape[1] not in (1, 3):
+            text = "GeneratedSamples shows images (batch, 1 or 3, height, width)"
+            problem = trainer.config.problem(where, f"{text}; {name}.generate gave {shape}")
+            raise ConfigError([problem])
 
     def on_epoch_end(self, trainer: Any, values: Mapping[str, float]) -> None:
         grid = make_grid(self.draw(trainer), self.columns)
@@ -47,7 +52,7 @@ class GeneratedSamples(Callback):
         trainer.model.eval()  # each epoch begins with `model.train()`
         with isolated_random_state(seed), averaged, torch.inference_mode():
             images: Tensor = trainer.generate(self.n_images)
-        return images.float().cpu()
+        return images.float().clamp(0, 1).cpu()
 
 
 def make_grid(images: Tensor, columns: int) -> Tensor:

@@ -180,6 +180,17 @@ def test_a_lone_parameter_is_caught():
     assert caught(act).startswith("scale: a parameter of shape (4,) is made in LateNet.")
 
 
+def test_what_each_call_makes_anew_is_told_once():
+    def act(self, x):
+        self.scale = nn.Parameter(torch.ones(4))
+        return x * self.scale
+
+    with pytest.raises(TrainingError) as raised, forbid_new_layers(model := LateNet(act)):
+        model(model(torch.ones(2, 4)))
+    (line, _) = str(raised.value).splitlines()
+    assert line.startswith("scale: a parameter of shape (4,) ")
+
+
 def test_a_block_is_told_once_and_not_by_its_parts():
     class Block(nn.Module):
         def __init__(self) -> None:

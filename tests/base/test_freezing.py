@@ -104,6 +104,23 @@ def test_a_module_hidden_in_a_plain_container_is_named(container: type) -> None:
         check_model(model)
 
 
+def test_what_hides_deeper_or_alone_is_named_too() -> None:
+    model = nn.Sequential(nn.Linear(1, 1))
+    model.rows = [[nn.Linear(1, 1)], {"a": nn.Linear(1, 1)}]
+    model.scales = [nn.Parameter(torch.ones(1))]
+    model.rows.append(model.rows)  # no end
+    with pytest.raises(ValueError, match="plain list") as raised:
+        check_model(model)
+    rows, scales, _ = str(raised.value).splitlines()
+    assert rows.startswith("rows of Sequential is a plain list of Linear,")
+    assert scales.endswith("of Parameter, whose parameters torch does not find; make it an "
+                           "nn.ParameterList")  # fmt: skip
+
+
+def test_a_weight_that_an_lstm_computes_is_not_hidden() -> None:
+    check_model(nn.utils.parametrizations.weight_norm(nn.LSTM(2, 2), "weight_hh_l0"))
+
+
 def test_a_hidden_module_that_is_known_or_frozen_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
     model.again = [model[0], nn.ReLU()]

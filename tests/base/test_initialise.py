@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from base.errors import ConfigError, Problem
 from base.initialise import initialise
@@ -282,6 +282,36 @@ def test_all_faults_are_told_together():
     assert "'zeros_'" in text
     assert "kaiming_normal_ cannot set 'stem.1.weight' of shape (8,): Fan in" in text
     assert "normal_(sdt=1) cannot set 'head.weight' of shape (4, 8)" in text
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [{"match": "*", "preset": "orthogonal"}],
+        [{"match": {"type": "Linear"}, "weight": "orthogonal_", "bias": 0}],
+    ],
+)
+def test_a_weight_with_weight_norm_is_what_the_layer_then_computes(rules):
+    model = nn.Sequential(weight_norm(nn.Linear(8, 4)), nn.Linear(4, 4))
+    records = schemes(initialise(model, rules, find))
+    torch.testing.assert_close(model[0].weight @ model[0].weight.T, torch.eye(4))
+    parts = ["0.parametrizations.weight.original0", "0.parametrizations.weight.original1"]
+    assert [records[name] for name in parts] == ["orthogonal_", "orthogonal_"]
+    assert records["0.bias"] in ("zeros_", "constant_(val=0)")
+
+
+def test_a_part_of_such_a_weight_may_have_a_rule_of_its_own():
+    model = nn.Sequential(weight_norm(nn.Linear(8, 4)))
+    rules = [{"match": "*", "original0": 3}, {"match": "*", "weight": "orthogonal_"}]
+    initialise(model, [{**rules[1], **rules[0]}], find)
+    torch.testing.assert_close(model[0].weight @ model[0].weight.T, 9 * torch.eye(4))
+
+
+def test_a_value_that_weight_norm_cannot_give_is_refused():
+    model = nn.Sequential(weight_norm(nn.Linear(8, 4)))
+    ((where, text),) = problems(model, [{"match": "*", "weight": 0}])
+    assert where == "init.0.weight"
+    assert "its parametrization cannot give these values" in text
 
 
 def test_a_layer_without_bias_does_not_make_the_usual_rule_fail():

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from toy import make, run
 
-from base.errors import ConfigError
+from base.errors import ConfigError, TrainingError
+from base.layers import NoForward
 from base.registry import MODELS
 
 LAYERS = """
@@ -118,6 +119,8 @@ def test_what_no_batch_gives_a_shape_is_named() -> None:
         ("- ReLU", "- {type: ReLU, nam: x}", "unknown key of a layer; did you mean 'name'"),
         ("- ReLU", "- {type: ReLU, name: stem}", "'stem' is taken by a layer above"),
         ("- ReLU", "- {type: ReLU, name: a.b}", "'a.b' is no name of a layer"),
+        ("- ReLU", "- {type: ReLU, name: '0'}", "'0' is no name of a layer"),  # that of the first
+        ("- ReLU", "- {type: ReLU, name: train}", "'train' is no name of a layer"),
         ("kernel_size: 1", "kernl_size: 1", "unknown argument for Conv2d; did you mean 'kernel_s"),
         ("num_features: 4", "num_features: x", "expected a whole number, found 'x'"),
     ],
@@ -157,8 +160,9 @@ def test_several_networks_are_found_by_their_names() -> None:
     model = make(text=NETWORKS).model
     assert isinstance(model.small, nn.Linear)
     assert list(dict(model.named_children())) == ["small", "big"]
-    with pytest.raises(NotImplementedError, match="Networks holds small, big"):
+    with pytest.raises(NoForward, match="Networks holds small, big"):
         model(torch.zeros(1))
+    assert issubclass(NoForward, TrainingError)  # told in one line, as by a trainer for one network
 
 
 def test_a_slip_within_a_network_is_told() -> None:

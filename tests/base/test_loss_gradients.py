@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import assert_same, batches, make, weights
 
+from base.errors import ConfigError
 from base.loss_gradients import loss_gradients
 from trainer.trainer import Trainer
 
@@ -223,3 +224,11 @@ def test_gradients_that_overflow_in_fp16_show_as_not_finite() -> None:
     values = gradients_of_first_step("fp16", 1e3)
     assert not math.isfinite(values["grad_norm/size"])
     assert math.isfinite(values["grad_norm/fit"])
+
+
+@pytest.mark.parametrize("option", ["backward=separate", "loss_gradients=1 epoch"])
+def test_several_backward_passes_through_a_compiled_model_are_refused(option: str) -> None:
+    """Torch raises at the first step, or gives wrong gradients where its cache is warm."""
+    key = option.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"memory\.compile: .* leave out trainer\.{key}"):
+        make("memory.compile=true", f"trainer.{option}")

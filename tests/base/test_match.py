@@ -123,6 +123,11 @@ def test_each_name_of_a_file_stands_for_itself():
     assert match_names(names, {"type": "Linear"}, model)[2:] == ["tied.weight", "tied.bias"]
 
 
+def test_where_there_is_nothing_to_match_that_is_said():
+    with pytest.raises(NoMatch, match=r"^no parameter matches '\*': there are none$"):
+        match_parameters(nn.ReLU(), "*")
+
+
 def test_names_alone_have_no_types():
     assert match_names(["a.weight", "b.weight"], "b.*") == ["b.weight"]
     with pytest.raises(NoMatch, match="no weight is of type Linear; the types here are: none"):

@@ -429,8 +429,13 @@ def test_a_constructors_refusal_is_a_config_error_with_its_place(project: Write)
         class Other(nn.Module):
             def __init__(self):
                 raise RuntimeError("our own slip")
+        class Late(nn.Module):
+            def __init__(self):
+                self.head = nn.Linear(2, 2)
         """
     project({"model/model.py": source})
+    with pytest.raises(ConfigError, match=r"Late cannot be built: model/model\.py:11: Attrib"):
+        build("model", {"type": "Late"})
     with pytest.raises(ConfigError) as raised:
         build("model", {"type": "Net", "args": {}}, where="x.yaml:3:8")
     expected = "x.yaml:3:8: Net cannot be built: model/model.py:5: ValueError: width is odd"
@@ -440,6 +445,9 @@ def test_a_constructors_refusal_is_a_config_error_with_its_place(project: Write)
         build("model", {"type": "Net", "args": {"wdth": 3}}, where="x.yaml:3:8")
     with pytest.raises(RuntimeError, match="our own slip"):
         build("model", {"type": "Other"})
+    width = {"in_features": -1, "out_features": 2}
+    with pytest.raises(ConfigError, match=r"^Linear cannot be built: RuntimeError: .*negative"):
+        build("model", {"type": "Linear", "args": width})
     with pytest.raises(ConfigError, match=r"^x\.yaml:3:8: there is no model 'Nott'"):
         build("model", {"type": "Nott"}, where="x.yaml:3:8")
 

@@ -103,3 +103,19 @@ def test_torchs_layer_becomes_ours_where_torch_would_refuse(named, args, built):
     assert conv_class(named, args) is built
     if built in OURS.values():
         built(1, 1, 3, **args)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_lazy_one_becomes_what_is_written_out(n):
+    torch.manual_seed(0)
+    args = {"out_channels": 4, "kernel_size": 3, "stride": 2, "padding": "same", "bias": False}
+    layer = conv_class(getattr(nn, f"LazyConv{n}d"), args)(**args)
+    images = torch.randn(2, 3, *(7, 6, 5)[:n])
+    first = layer(images)  # padded in the very call that finds the channels
+    assert type(layer) is OURS[n]
+    written = OURS[n](3, **args)
+    written.load_state_dict(layer.state_dict())
+    assert first.shape[2:] == (4, 3, 3)[:n]
+    assert first.equal(layer(images))
+    assert first.equal(written(images))
+    assert conv_class(nn.LazyConv2d, {"padding": "same"}) is nn.LazyConv2d

@@ -189,6 +189,19 @@ def test_unpacking_a_shape_is_told_of_the_model_itself():
     assert text.startswith("(model): Unpack() was given x: 2x7\n  in base/test_shape_errors.py:")
 
 
+@pytest.mark.parametrize("after", [nn.Linear(4, 2), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1)])
+def test_a_layer_after_one_that_gives_a_tuple_is_told(after):
+    lines = told(Net(rnn=nn.GRU(3, 4), head=after), images(5, 2, 3)).splitlines()
+    assert lines[0] == f"head: {after!r} was given (5x2x4, 1x2x4)"
+    assert "  the layer before was rnn, which gave (5x2x4, 1x2x4)" in lines
+
+
+def test_a_layer_that_takes_more_than_one_input_is_told():
+    text = told(Net(mix=nn.MultiheadAttention(4, 1)), images(2, 3, 4))
+    assert text.startswith("mix: MultiheadAttention was given 2x3x4\n")
+    assert "missing 2 required positional arguments: 'key' and 'value'" in text
+
+
 def test_attention_told_by_its_assertions():
     text = told(nn.TransformerEncoderLayer(8, 2, 16), images(2, 4, 6))
     assert text.startswith("self_attn: MultiheadAttention was given 2x4x6, 2x4x6, 2x4x6: dimensi")
@@ -231,6 +244,8 @@ class Fails(nn.Module):
         IndexError("list index out of range"),
         AssertionError(),
         KeyError("size"),
+        TypeError("unsupported operand type(s) for +: 'int' and 'str'"),
+        AttributeError("'Net' object has no attribute 'sizes'"),
         TrainingError("the size of it"),
         KeyboardInterrupt(),
     ],

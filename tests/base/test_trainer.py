@@ -276,6 +276,14 @@ def test_a_misspelt_value_for_plateau_is_an_error_before_training() -> None:
         check(make(plateau))
 
 
+def test_a_plateau_with_nothing_to_follow_is_an_error_before_training() -> None:
+    """It would take the value of `trainer.monitor`, which is off: the rate would never fall."""
+    plateau = "lr_scheduler={type: ReduceLROnPlateau}"
+    with pytest.raises(ConfigError, match=r"lr_scheduler\.monitor: .*as in `monitor: valid/loss`"):
+        check(make(plateau, "trainer.monitor=off"))
+    check(make(plateau))
+
+
 def test_metrics_of_training_can_be_left_out() -> None:
     with_metrics = train("metrics=[accuracy]")
     without = train("metrics=[accuracy]", "trainer.train_metrics=false")
@@ -725,3 +733,19 @@ def test_batches_go_to_the_device() -> None:
 def test_keys_that_contradict_are_told_before_training(overrides: list[str], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         check(make(*overrides))
+
+
+def test_the_rate_in_the_log_is_the_one_that_the_step_used(tmp_path: Path) -> None:
+    schedule = "lr_scheduler={type: LinearLR, every: step, args: {start_factor: 1.0, end_factor: "
+    schedule += "0.0, total_iters: 10}}"
+    seen: list[float] = []
+
+    class Noting(Trainer):
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            seen.append(self.optimizers["main"].param_groups[0]["lr"])
+            return super().train_step(batch)
+
+    run(tmp_path, schedule, "trainer.log_every=1 steps", trainer=Noting)
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["lr"]) for row in rows] == [seen[4], seen[9]] == pytest.approx([0.06, 0.01])

@@ -93,7 +93,11 @@ def test_a_run_and_a_checkpoint_give_their_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"", "not a readable file"), (b"text", "not a readable file"), (None, "no such file")],
+    [
+        (b"", "not a readable file of weights: EOFError"),
+        (b"hello", "not a readable file of weights: KeyError: 101"),
+        (None, "no such file"),
+    ],
 )
 def test_a_file_that_is_none_is_told_in_one_line(
     tmp_path: Path, content: bytes | None, expected: str
@@ -113,8 +117,11 @@ def test_a_near_name_is_told(tmp_path: Path) -> None:
 
 def test_no_code_of_a_file_runs(tmp_path: Path) -> None:
     torch.save(small(), tmp_path / "whole_model.pth")
-    with pytest.raises(CheckpointError, match="not a readable file of weights"):
+    with pytest.raises(CheckpointError, match="not a readable file of weights") as raised:
         read_weights(tmp_path / "whole_model.pth")
+    kind = f"{type(small()).__module__}.{type(small()).__qualname__}"
+    assert f"holds a {kind}, which is code, and no code is run: save the mod" in str(raised.value)
+    assert "\x1b" not in str(raised.value)
 
 
 def test_a_pattern_that_matches_no_weight_is_an_error(tmp_path: Path) -> None:

@@ -71,6 +71,10 @@ def test_in_a_pipe_there_are_the_header_and_the_rows_alone(place: Workplace) -> 
     lines = done.stdout.splitlines()
     header = [line.split("  ")[0] for line in lines[:7]]
     assert header == ["folder", "device", "model", "data", "length", "best by", "resume by"]
+    assert lines[7] == "parameters:"
+    assert lines[8].split()[:4] == ["group", "lr", "decay", "trainable"]
+    assert lines[9].split()[0] == "main/0"
+    lines = lines[3:]  # below the three lines of that table
     assert lines[7].split() == [
         "epoch", "train/loss", "train/accuracy", "valid/loss", "valid/accuracy", "lr", "seconds",
     ]  # fmt: skip
@@ -80,7 +84,7 @@ def test_in_a_pipe_there_are_the_header_and_the_rows_alone(place: Workplace) -> 
     assert len({len(line.removesuffix(" *")) for line in lines[7:11]}) == 1
 
 
-@pytest.mark.parametrize(("verbosity", "n_lines"), [(0, 0), (1, 4), (2, 13)])
+@pytest.mark.parametrize(("verbosity", "n_lines"), [(0, 0), (1, 4), (2, 16)])
 def test_verbosity_says_how_much_is_shown(place: Workplace, verbosity: int, n_lines: int) -> None:
     done = place.run("-c", "tiny.yaml", "--set", f"trainer.verbosity={verbosity}")
     assert (done.returncode, done.stderr) == (0, "")

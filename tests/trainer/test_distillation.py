@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ import torch.nn.functional as F
 from torch import nn
 from toy import CONFIG, CPU, assert_resumes, assert_same, batches, make, run, weights
 
+import train
 from base.checkpoint import CheckpointStore, read
 from base.config import load_config
 from base.errors import ConfigError
 from base.experiment import build_experiment
 from base.registry import MODELS
 from base.test_phase import run_test
+from logger.csv_writer import read_rows
 from trainer.distillation_trainer import DistillationTrainer, soft_cross_entropy
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 STUDENT = "{type: MLP, args: {n_inputs: 5, hidden: [6], n_outputs: 3}}"
 TEXT = CONFIG.replace(
     "model: {type: MLP, args: {n_inputs: 5, hidden: [6], n_outputs: 3}}",
@@ -249,3 +253,21 @@ def test_a_model_without_a_student_is_told(teacher_file: Path) -> None:
     text = taught_by(teacher_file).replace("    student:", "    studnt:")
     with pytest.raises(ConfigError, match="model: there is no 'student'; did you mean 'studnt'"):
         make(text=text, trainer=DistillationTrainer)
+
+
+@pytest.mark.slow
+def test_the_shipped_teacher_teaches_the_shipped_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    weights_of = f"model.args.teacher.weights={tmp_path / 'digits_teacher'}"
+    for name, n, more in (("digits_teacher", 8, []), ("digits_distillation", 20, [weights_of])):
+        shorter = [f"trainer.save_dir={tmp_path}", f"trainer.epochs={n}", "trainer.test=true"]
+        assert train.main(["-c", f"config/{name}.yaml", "--set", *shorter, *more]) == 0
+    reports = {
+        path.parts[-4]: json.loads(path.read_text()) for path in tmp_path.rglob("report/test.json")
+    }
+    assert reports["digits_teacher"]["accuracy"] > 0.95
+    assert reports["digits_distillation"]["accuracy"] > 0.9
+    rows = read_rows(next((tmp_path / "digits_distillation").glob("*/metrics.csv")))
+    assert float(rows[-1]["valid/soft"]) < 0.5 * float(rows[0]["valid/soft"])

@@ -15,13 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 from toy import assert_resumes, assert_same, batches, make, run, weights
 
+import train
 from base.callbacks import Callback
 from base.checkpoint import read
 from base.errors import ConfigError
 from base.registry import CALLBACKS, MODELS
+from data_loader.datasets import read_npz
 from logger.csv_writer import read_rows
 from trainer.gan_trainers import GANTrainer, WGANGPTrainer
-from trainer.samples import as_png, make_grid
+from trainer.samples import GeneratedSamples, as_png, make_grid
 from trainer.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -169,6 +171,23 @@ def test_each_network_gets_the_gradients_of_its_own_loss_alone(kind: str) -> Non
         for parameter, gradient in zip(ours, expected, strict=True):
             torch.testing.assert_close(parameter.grad, gradient)
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_in_fp16_are_those_in_fp32_but_for_its_digits(kind: str) -> None:
+    gradients = {}
+    for precision in ("fp32", "fp16"):
+        trainer = built(kind, f"memory={{precision: {precision}, accumulate: 2}}")
+        trainer.window.place(0, 2)
+        torch.manual_seed(5)
+        with trainer.precision.autocast():
+            trainer.train_step(next(batches(trainer)))
+        scale = {name: one.scaler.get_scale() for name, one in trainer.steppers.items()}
+        assert set(scale.values()) == {1.0 if precision == "fp32" else 2.0**16}
+        gradients[precision] = {n: p.grad / scale[n.partition(".")[0]] for n, p in named(trainer)}
+    for name, exact in gradients["fp32"].items():
+        distance = (gradients["fp16"][name] - exact).norm()
+        assert distance <= 0.02 * exact.norm() + 1e-4, name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -327,9 +346,20 @@ class Seen(Callback):
         self.images.append(trainer.callbacks["GeneratedSamples"].draw(trainer))
 
 
+class Seen300(GeneratedSamples):
+    """Leaves the tensor of 300 samples in the run's folder."""
+
+    def __init__(self) -> None:
+        super().__init__(n_images=300)
+
+    def on_end(self, trainer: Any) -> None:
+        torch.save(self.draw(trainer), trainer.folder / "samples.pt")
+
+
 @pytest.fixture(autouse=True)
 def _seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CALLBACKS.registered, "Seen", Seen)
+    monkeypatch.setitem(CALLBACKS.registered, "Seen300", Seen300)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -423,9 +453,45 @@ def test_a_generator_that_does_not_tell_its_noise_is_told(monkeypatch: pytest.Mo
         built("dcgan", "model.args.generator={type: Plain}")
 
 
-def test_samples_of_a_trainer_that_makes_none_are_told(tmp_path: Path) -> None:
+def test_samples_of_a_trainer_that_makes_none_are_told() -> None:
     with pytest.raises(ConfigError, match=r"asks Trainer for a method `generate`"):
         make("callbacks=[GeneratedSamples]", trainer=Trainer).train()
 
 
+def test_samples_that_are_no_images_are_told_before_the_first_step() -> None:
+    class Points(GANTrainer):
+        def generate(self, n_images: int) -> Tensor:
+            return torch.zeros(n_images, 2)
+
+    trainer = make("callbacks=[GeneratedSamples]", text=GAN, trainer=Points)
+    with pytest.raises(ConfigError, match=r"trainer.type: .*Points.generate gave \(64, 2\)"):
+        trainer.train()
+    assert trainer.progress.step == 0
+
+
 # --- On real digits ------------------------------------------------------------------------------
+
+
+# --- On real digits ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits_dcgan", "digits_wgan_gp"])
+def test_a_shipped_config_makes_digits(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A seventh of the run: losses in bounds, and samples near to real digits, of every class."""
+    monkeypatch.chdir(ROOT)
+    shorter = [f"trainer.save_dir={tmp_path}", "trainer.steps=600", "trainer.epoch_steps=150"]
+    assert train.main(["-c", f"config/{name}.yaml", "--set", *shorter, "callbacks=[Seen300]"]) == 0
+    (folder,) = (tmp_path / name).iterdir()
+    assert_bounded(folder, at_most=10)
+
+    arrays = read_npz(ROOT / "data" / "digits.npz")
+    images, labels = arrays["images"].flatten(1) / 16, arrays["labels"].long()
+    samples = torch.load(folder / "samples.pt").flatten(1)
+    nearest_image = torch.cdist(samples, images).min(dim=1).values.mean()
+    assert nearest_image < 1.8  # noise has 3.0, digits that are left out have 1.0
+    centres = torch.stack([images[labels == k].mean(dim=0) for k in range(10)])
+    classes = torch.cdist(samples, centres).argmin(dim=1)
+    assert len(classes.unique()) == 10

@@ -84,9 +84,9 @@ def _explain(error: Exception, names: Mapping[int, str], last: str) -> str | Non
     layer, args, kwargs = call["self"], call["args"], call["kwargs"]
     tensor = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
     check = next((check for kinds, check in _CHECKS if isinstance(layer, kinds)), None)
-    advice = check(layer, tensor) if check and tensor is not None else None
-    is_about = _ABOUT_INPUTS if isinstance(error, TypeError | AttributeError) else _ABOUT_SHAPES
-    if not is_about.search(str(error)) and (advice is None or is_about is _ABOUT_INPUTS):
+    is_input = isinstance(error, TypeError | AttributeError)
+    advice = check(layer, tensor) if check and tensor is not None and not is_input else None
+    if advice is None and not (_ABOUT_INPUTS if is_input else _ABOUT_SHAPES).search(str(error)):
         return None
     what = type(layer).__name__ if any(layer.children()) else repr(layer)
     head = f"{names[id(layer)]}: {what} was given {inputs_text(args, kwargs) or 'no tensor'}"

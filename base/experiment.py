@@ -24,6 +24,7 @@ from base.config import Config
 from base.errors import CheckpointError, ConfigError, UsageError
 from base.freezing import Freezing
 from base.initialise import InitRecord, initialise
+from base.layers import NoForward
 from base.losses import build_losses
 from base.match import NoMatch
 from base.memory import prepare_model
@@ -223,9 +224,14 @@ def infer_shapes(config: Config, model: nn.Module, train_loader: Any) -> None:
     with isolated_random_state(config["seed"]), torch.no_grad(), explain_shape_errors(model):
         batch = next(draw(train_loader, 0, 1, torch.device("cpu")))
         args, kwargs = inputs_of(batch, config["batch"])
-        model.eval()(*args, **kwargs)
+        try:
+            model.eval()(*args, **kwargs)
+        except NoForward as error:
+            text = f"{error}; lazy layers there take no shape from a batch: give their sizes"
+            raise ConfigError([config.problem(("model",), text)]) from error
     model.train()
-    left = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    named = (*model.named_parameters(), *model.named_buffers())
+    left = [name for name, value in named if is_lazy(value)]
     if left:
         text = f"{', '.join(left[:5])}: no shape yet, as the first batch did not pass there"
         raise ConfigError([config.problem(("model",), text)])

@@ -61,13 +61,21 @@ class Freezing:
             parameter.requires_grad_(step >= begin)
         for module in self._held:
             module.train()
-        self._held = [m for m in self.model.modules() if m.training and is_frozen_norm(m)]
+        self._held = [module for module in frozen_norms(self.model) if module.training]
         for module in self._held:
             module.eval()
 
 
-def is_frozen_norm(module: nn.Module) -> bool:
-    """Tell whether a layer keeps running statistics that go with parameters which are frozen."""
-    own = list(module.parameters(recurse=False))
-    is_kept = isinstance(module, _NormBase) and module.track_running_stats
-    return is_kept and bool(own) and not any(parameter.requires_grad for parameter in own)
+def frozen_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the layers with running statistics whose parameters are all frozen.
+
+    One without parameters of its own goes with those of the module around it.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, _NormBase) and module.track_running_stats:
+            around = model.get_submodule(name.rpartition(".")[0])
+            parameters = list(module.parameters()) or list(around.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                found.append(module)
+    return found

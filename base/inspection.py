@@ -54,7 +54,7 @@ def dry_run(trainer: BaseTrainer) -> str:
         "model:\n" + layers,
         "parameters:\n" + whole_table(audit(trainer.experiment)),
     ]
-    trainer.model.train()
+    trainer.experiment.freezing.begin_epoch(0)
     with trainer.precision.autocast(), guard_first_batch(trainer.model):
         values = detach(trainer.train_step(batch))
     parts.append("one training batch: " + _numbers(values.items()))

@@ -88,7 +88,8 @@ def value_fault(parameter: Parameter, value: Any) -> str:
 def takes_modules(parameter: Parameter) -> bool:
     """Tell whether an argument is annotated as a module, or as a list or dict of modules."""
     text = str(parameter.annotation)
-    return bool(re.search(r"\bnn\.(modules\.module\.)?Module\b", text)) and "type[" not in text
+    is_module = re.search(r"\bnn\.(modules\.module\.)?Module\b|\bTransformer\w+Layer\b", text)
+    return bool(is_module) and "type[" not in text
 
 
 def simple_types(annotation: Any) -> list[str]:

@@ -89,6 +89,13 @@ def test_a_norm_that_keeps_a_trained_parameter_keeps_training() -> None:
     assert moved(model) == [True, True]
 
 
+def test_a_norm_without_parameters_goes_with_those_around_it() -> None:
+    model = Normed()
+    model.stem[1] = nn.BatchNorm1d(4, affine=False)
+    Freezing(model, [rule("stem.*")], 5, 10).begin_epoch(0)
+    assert moved(model) == [False, True]
+
+
 def test_a_rule_that_matches_nothing_is_an_error_with_its_place() -> None:
     with pytest.raises(ConfigError, match=r"freeze: no parameter matches 'hiden\.\*'; did you"):
         make("freeze=hiden.*")

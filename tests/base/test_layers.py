@@ -177,3 +177,40 @@ def test_same_padding_goes_with_a_stride() -> None:
     model = make(text=text).model
     assert isinstance(model.stem, nn.Conv2d)
     assert model(torch.zeros(2, 1, 1, 5)).shape == (2, 3)  # 5 columns became 3
+
+
+def test_a_lazy_buffer_that_no_batch_reaches_is_named_too() -> None:
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.norm = nn.Linear(5, 3), nn.LazyBatchNorm2d(affine=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x.flatten(1))
+
+    MODELS.registered["Skips"] = Skips
+    try:
+        text = LAYERS[: LAYERS.index("model:")] + LAYERS[LAYERS.index("data_loader:") :]
+        (line,) = problems(f"model: Skips\n{text}")
+    finally:
+        del MODELS.registered["Skips"]
+    assert "norm.running_mean, norm.running_var: no shape yet" in line
+
+
+def test_lazy_layers_in_networks_are_told() -> None:
+    lazy = "small: {type: LazyLinear, args: {out_features: 3}}"
+    old = "small: {type: Linear, args: {in_features: 2, out_features: 3}}"
+    assert old in NETWORKS
+    (line,) = problems(NETWORKS.replace(old, lazy))
+    assert "lazy layers there take no shape from a batch: give their sizes" in line
+
+
+def test_torchs_transformer_is_built_of_its_layer() -> None:
+    layer = "{type: TransformerEncoderLayer, args: {d_model: 4, nhead: 2, batch_first: true}}"
+    text = LAYERS[: LAYERS.index("model:")] + LAYERS[LAYERS.index("data_loader:") :]
+    text += f"model: {{type: TransformerEncoder, args: {{encoder_layer: {layer}, num_layers: 2}}}}"
+    config = load_config(None, text=text)
+    check_names(config)
+    model = build("model", config["model"])
+    assert isinstance(model, nn.TransformerEncoder)
+    assert len(model.layers) == 2

@@ -71,7 +71,7 @@ def frozen_norms(model: nn.Module) -> list[nn.Module]:
 
     One without parameters of its own goes with those of the module around it.
     """
-    found = []
+    found: list[nn.Module] = []
     for name, module in model.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats:
             around = model.get_submodule(name.rpartition(".")[0])

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 from toy import make, run
 
+from base.config import load_config
 from base.errors import ConfigError, TrainingError
 from base.layers import NoForward
+from base.names import build, check_names
 from base.registry import MODELS
 
 LAYERS = """

@@ -80,13 +80,19 @@ def check_ownership(
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     owner: dict[int, str] = {}
-    problems = []
+    claimed: dict[tuple[str, str], list[str]] = {}
     for optimizer_name, optimizer in optimizers.items():
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             other = owner.setdefault(id(parameter), optimizer_name)
             if other != optimizer_name:
-                text = f"{names[id(parameter)]!r} is also claimed by {other!r}; narrow one pattern"
-                problems.append(Problem(f"optimizers.{optimizer_name}.params", text))
+                claimed.setdefault((optimizer_name, other), []).append(names[id(parameter)])
+    problems = [
+        Problem(
+            f"optimizers.{name}.params",
+            f"what {other!r} claims too: {shown(parameters)}; narrow one pattern",
+        )
+        for (name, other), parameters in claimed.items()
+    ]
     orphans = [
         name
         for name, parameter in model.named_parameters()

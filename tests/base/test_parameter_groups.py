@@ -463,7 +463,7 @@ def test_two_owners_and_orphans_are_told_together() -> None:
         check_ownership(model, optimizers)
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
-    assert "optimizers.two.params: 'stem.bias' is also claimed by 'one'" in lines[0]
+    assert "optimizers.two.params: what 'one' claims too: stem.bias" in lines[0]
     assert "no optimizer trains head.weight, head.bias" in lines[1]
 
 

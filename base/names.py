@@ -16,11 +16,11 @@ from types import NoneType
 from typing import Any, get_args
 
 import torch
-from torch import nn
 
 from base.config.durations import parse_duration
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, nearest
+from base.layer_sections import layer_faults, with_names
 from base.listing import describe, type_schemas
 from base.registry import find, project_root
 from base.same_padding import conv_class
@@ -85,7 +85,7 @@ def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> A
         parameter = parameters.get(name)
         inner = _inner_kind(kind, name, parameter, value)
         made = _replace_sections(inner, (name,), value, build_inner)
-        made = _with_names(parameter, made, value) if inner == "model" else made
+        made = with_names(parameter, made, value) if inner == "model" else made
         args[name] = _as_annotated(parameter, _composed(kind, name, made))
     named = conv_class(named, args) if kind == "model" else named
     try:
@@ -143,7 +143,7 @@ def _faults(kind: str, keys: Keys, section: Section) -> list[Fault]:
             faults.append(((*keys, "args", name), message))
         inner = _inner_kind(kind, name, takes.parameters.get(name), value)
         if inner == "model":
-            faults += _layer_faults(takes, keys, name, value)
+            faults += layer_faults((*keys, "args", name), value)
         _replace_sections(inner, (name,), value, check_inner)
     return faults
 
@@ -220,58 +220,6 @@ def _inner_kind(kind: str, name: str, parameter: Parameter | None, value: Any) -
         return None
     known = {"dataset": "dataset", "transform": "transform", "transforms": "transform"}
     return "function" if name == "collate_fn" else known.get(name.rpartition("_")[2])
-
-
-def _layer_faults(takes: Signature, keys: Keys, name: str, value: Any) -> list[Fault]:
-    """Return what is wrong with the form of modules in an argument: their sections and names."""
-    faults: list[Fault] = []
-    seen: set[str] = set()
-    is_list = isinstance(value, list)
-    for number, layer in enumerate(value if is_list else [value]):
-        place = (*keys, "args", name, number) if is_list else (*keys, "args", name)
-        if isinstance(layer, str) or layer is None:
-            continue
-        if not isinstance(layer, Mapping) or "type" not in layer:
-            faults.append((place, "expected a layer: its type, or {type, name, args}"))
-            continue
-        known = ("type", "args", "name" if is_list else "weights")
-        for key in layer:
-            if key not in known:
-                near = nearest(str(key), known) or f"; it has {_list(known)}"
-                faults.append(((*place, key), f"unknown key of a layer{near}"))
-        if layer.get("weights") is not None and not _is_weights(layer["weights"]):
-            text = "expected a file, or {file, only, skip}"
-            faults.append(((*place, "weights"), text))
-        label = layer.get("name")
-        if label is not None and not _is_label(label):
-            text = f"{label!r} is no name of a layer: a word, no number, no dots"
-            faults.append(((*place, "name"), f"{text}, nothing that nn.Module has"))
-        elif label is not None and label in seen:
-            faults.append(((*place, "name"), f"{label!r} is taken by a layer above"))
-        seen.add(str(label))
-    return faults
-
-
-def _is_label(value: Any) -> bool:
-    is_word = isinstance(value, str) and value != "" and "." not in value
-    # Layers without a name go by their numbers.
-    return is_word and not value.isdigit() and not hasattr(nn.Module, value)
-
-
-def _is_weights(value: Any) -> bool:
-    is_section = isinstance(value, Mapping) and "file" in value
-    return isinstance(value, str) or (is_section and set(value) <= {"file", "only", "skip"})
-
-
-def _with_names(parameter: Parameter | None, layers: Any, value: Any) -> Any:
-    """Turn a list of built layers into a dict by name, or number, where that is asked for."""
-    annotation = "" if parameter is None else str(parameter.annotation)
-    if layers is None or not annotation.startswith("dict["):
-        return layers
-    if not isinstance(value, list):
-        value, layers = [value], [layers]
-    labels = [layer.get("name") if isinstance(layer, Mapping) else None for layer in value]
-    return {label or str(number): layers[number] for number, label in enumerate(labels)}
 
 
 def _composed(kind: str, name: str, value: Any) -> Any:

@@ -64,7 +64,7 @@ def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Nod
             continue
         if new in section.keys and name in {*_STRICT, *_RENAMED}:
             taken[new] = Node(change(child.value), child.where)
-        elif name in hidden or problems:
+        elif name in hidden or problems or (name in _WORDS and isinstance(child.value, str)):
             own[name] = child
         else:
             taken[name] = child
@@ -94,6 +94,7 @@ _RENAMED = {
 _STRICT = {"name", "data_loader", "optimizer", "loss", "metrics", "lr_scheduler", "trainer"}
 _STRICT |= {"epochs", "save_dir", "verbosity", "monitor", "early_stop", "type", "args"}
 _OURS = {"model", "init", "batch", "optimizers", "memory", "callbacks", "inherit", "extra"}
+_WORDS = {"init", "capture", "weights"}  # where a lone word is likely one of the project's own
 _CHANGES: dict[str, Callable[[Any], Any]] = {
     "n_gpu": lambda value: "cpu" if value == 0 else "auto",
     "lr_scheduler": lambda value: value or None,

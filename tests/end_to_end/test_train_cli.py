@@ -184,8 +184,8 @@ def test_a_dry_run_tries_a_batch_shows_tables_and_writes_nothing(place: Workplac
     assert (done.returncode, done.stderr) == (0, "")
     for part in (
         r"^model +DigitsNet, 1,030 parameters$",
-        r"^  stem\.conv +Conv2d +36 +36$",
-        r"^  stem\.conv\.weight +4x1x3x3 +default +main/0 +4\.00e-04 +0\.01$",
+        r"^  stem\.conv +Conv2d +(\d+)x1x8x8 +\1x4x8x8 +36 +yes +[\d,]+$",
+        r"^  stem\.conv\.weight +4x1x3x3 +36 +default +main/0 +4\.00e-04 +0\.01 +yes$",
         r"^one training batch: loss \d\.\d+$",
         r"^one validation batch: valid/loss \d\.\d+, valid/accuracy 0\.\d+$",
         r"^peak memory: \d+ MB$",
@@ -209,7 +209,8 @@ def test_a_run_from_a_shell_leaves_the_folder_as_documented(
     names = {path.name for path in folder.iterdir()}
     (events,) = (name for name in names if name.startswith("events.out.tfevents."))
     assert names - {"LOCK", "run.json", events} == {
-        "config.yaml", "env.txt", "log.txt", "metrics.csv", "checkpoints", "report",
+        "config.yaml", "env.txt", "log.txt", "metrics.csv", "parameters.csv",
+        "checkpoints", "report",
     }  # fmt: skip
     kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     assert kept[-2:] == ["step-00000014", "step-00000015"]

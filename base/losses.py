@@ -81,7 +81,7 @@ class WeightedLoss:
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")
-        return value.reshape(())
+        return value if value.dim() == 0 else value.reshape(())  # it would add to the graph
 
     def weight_at(self, step: int | None) -> float:
         """Return the weight in the step that follows so many others; None: the final one."""

@@ -70,7 +70,7 @@ class BaseTrainer:
         self.valid_metrics = copy.deepcopy(self.metrics)
         self.ema: ExponentialMovingAverage | None = None
         if self.settings.ema is not None:
-            self.ema = ExponentialMovingAverage(self.model, **self.settings.ema)
+            self.ema = ExponentialMovingAverage(experiment.trained, **self.settings.ema)
 
         self.stateful: dict[str, Stateful] = {}
         self.register("model", self.model)

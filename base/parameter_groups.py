@@ -151,7 +151,12 @@ def _decay_layers(model: nn.Module, options: Options, section: Section, where: s
     See "discriminative fine-tuning" (Howard and Ruder, 2018) and, in this form, Clark et al., 2020.
     """
     where, kind = f"{where}.layer_decay", type(model).__name__
-    order = getattr(model, "layer_order", None)
+    order = getattr(model, "layer_order", None) or [
+        f"{name}.{each}"  # of one of several networks: of those whose parameters are claimed
+        for name, network in model.named_children()
+        for each in getattr(network, "layer_order", ())
+        if isinstance(each, str) and any(claimed.startswith(f"{name}.") for claimed in options)
+    ]
     if not order:
         parts = {n.split(".")[0] + ".*" * ("." in n): 0 for n, _ in model.named_parameters()}
         text = f"{kind} does not tell the order of its layers; write into the class, from input"

@@ -125,13 +125,16 @@ class ExponentialMovingAverage:
     Each step ``average = decay * average + (1 - decay) * weight`` (Polyak and Juditsky, 1992); in
     the first steps the decay is at most ``(1 + step) / (10 + step)``, so that the average does
     not hang on the random start. Buffers (the statistics of BatchNorm) are those of the model.
+
+    Args:
+        weights: the parameters that are trained, now or later, by name.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, weights: Mapping[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
         self.n_updates = 0
-        self.weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.averages = [copy.deepcopy(weight.detach()) for weight in self.weights]
+        self.weights = list(weights.values())
+        self.averages = {name: copy.deepcopy(weight.detach()) for name, weight in weights.items()}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -139,7 +142,7 @@ class ExponentialMovingAverage:
         self.n_updates += 1
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
         weights: list[Tensor] = [weight.detach() for weight in self.weights]
-        torch._foreach_lerp_(self.averages, weights, 1 - decay)
+        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -151,18 +154,19 @@ class ExponentialMovingAverage:
             self._swap()
 
     def _swap(self) -> None:
-        for weight, average in zip(self.weights, self.averages, strict=True):
+        for weight, average in zip(self.weights, self.averages.values(), strict=True):
             kept = weight.detach().clone()
             weight.data.copy_(average)
             average.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"n_updates": self.n_updates, "averages": list(self.averages)}
+        return {"n_updates": self.n_updates, "averages": dict(self.averages)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         saved = state_dict["averages"]
-        if [average.shape for average in self.averages] != [average.shape for average in saved]:
-            raise ValueError("the averages are of other shapes than the weights that are trained")
+        shapes = {name: average.shape for name, average in self.averages.items()}
+        if shapes != {name: average.shape for name, average in saved.items()}:
+            raise ValueError("the averages are of other weights than those that are trained")
         self.n_updates = state_dict["n_updates"]
-        for average, other in zip(self.averages, saved, strict=True):
-            average.copy_(other)
+        for name, average in self.averages.items():
+            average.copy_(saved[name])

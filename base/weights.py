@@ -64,7 +64,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file, by name; no code in it is run.
+    """Return the tensors of a file, by name; no code in it is run. Of a run, averages where kept.
 
     Raises:
         CheckpointError: there is no such file, or it holds no weights.
@@ -74,7 +74,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             path = find_newest_run(path.parent, path.name) or path
         store = CheckpointStore(path / "checkpoints")
         chosen = (store.best() or store.newest()) if store.folder.is_dir() else path
-        return dict(read(chosen or path)["model"])
+        state = read(chosen or path)
+        return {**state["model"], **state.get("ema", {}).get("averages", {})}
     if not path.exists():
         beside = [str(each) for each in path.parent.glob("*")] if path.parent.is_dir() else []
         raise CheckpointError(f"{path}: no such file{nearest(str(path), beside)}")

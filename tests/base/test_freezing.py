@@ -40,6 +40,15 @@ def test_thawing_survives_a_resume(tmp_path: Path, stop_at: int) -> None:
     assert_resumes(tmp_path, LATER, adam, stop_at=stop_at)
 
 
+def test_what_thaws_is_averaged_too(tmp_path: Path) -> None:
+    trainer = run(tmp_path, LATER, "trainer.ema={decay: 0.5}")
+    average = trainer.ema.averages
+    assert set(average) == set(weights(trainer))
+    start = weights(make(LATER))
+    assert not average["hidden.0.weight"].equal(start["hidden.0.weight"])
+    assert not average["hidden.0.weight"].equal(weights(trainer)["hidden.0.weight"])
+
+
 def test_of_several_rules_the_last_one_counts() -> None:
     rules = "freeze=['*', {match: 'head.*', until: 50%}, {match: 'hidden.0.bias', until: 2 steps}]"
     freezing = make(rules).experiment.freezing

@@ -576,3 +576,21 @@ def test_without_names_only_the_sizes_are_compared() -> None:
     other = build_optimizer(model, section(param_groups=[{"match": "head.*", "lr": 0.2}]))
     with pytest.raises(CheckpointError, match=r"group are \[6\] in the checkpoint, \[4, 2\] here$"):
         restore({"main": other}, {"main": plain})
+
+
+def test_layer_decay_takes_the_order_of_one_of_several_networks() -> None:
+    class Small(TwoLayers):
+        layer_order = ("stem.*", "norm.*", "head.*")
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = Small(), TwoLayers()
+
+    groups = parameter_groups(Both(), section(params="one.*", layer_decay=0.5))
+    rates = {name: group["lr"] for group in groups for name, _ in group["params"]}
+    expected = {"one.stem": 0.25, "one.norm": 0.5, "one.head": 1.0}
+    base = rates["one.head.weight"]
+    assert {name: rate / base for name, rate in rates.items()} == {
+        name: share for name in rates for part, share in expected.items() if name.startswith(part)
+    }

@@ -402,8 +402,8 @@ def test_the_test_phase_takes_the_best_model(ema: str, tmp_path: Path) -> None:
     model = make().model.eval()
     model.load_state_dict(state["model"])
     if ema != "null":
-        for weight, average in zip(model.parameters(), state["ema"]["averages"], strict=True):
-            weight.data.copy_(average)
+        for name, average in state["ema"]["averages"].items():
+            model.get_parameter(name).data.copy_(average)
     args = {**trainer.config["data_loader"]["args"], "training": False, "validation_split": 0}
     data = type(trainer.train_loader)(**args)
     parts = [torch.cat(part) for part in zip(*data.batches(0, len(data)), strict=True)]

@@ -91,6 +91,14 @@ def test_a_run_and_a_checkpoint_give_their_weights(tmp_path: Path) -> None:
     assert all(weights(make(f"model.weights={newest}"))[n].equal(v) for n, v in trained.items())
 
 
+def test_a_run_with_averages_gives_these(tmp_path: Path) -> None:
+    trained = run(tmp_path / "run", "trainer.ema={decay: 0.9}")
+    (newest,) = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1:]
+    fresh = weights(make(f"model.weights={newest}"))
+    assert all(fresh[name].equal(value) for name, value in trained.ema.averages.items())
+    assert not fresh["head.weight"].equal(weights(trained)["head.weight"])
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

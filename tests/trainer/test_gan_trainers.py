@@ -388,7 +388,7 @@ def test_samples_are_of_the_same_noise_each_time_and_of_the_averaged_weights() -
     assert len({tuple(image.flatten().tolist()) for image in first}) == 64
 
     before = weights(trainer)
-    for average in trainer.ema.averages:
+    for average in trainer.ema.averages.values():
         average.zero_()
     averaged = trainer.callbacks["GeneratedSamples"].draw(trainer)
     assert torch.equal(averaged, torch.full_like(averaged, 0.5))  # tanh of nothing

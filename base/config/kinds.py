@@ -145,6 +145,9 @@ class Section(Kind):
         entries: dict[str, Node] = {}
         for given, child in value.items():
             name = self.aliases.get(given, given)
+            if child.value is None and name not in self.keys and isinstance(self.others, Section):
+                entries |= {} if run.fill else {name: child}  # it takes out one that is inherited
+                continue
             if name != given and name in value:
                 run.problem(child, keys, f"{given!r} is another name for {name!r}; give one")
                 entries[given] = child

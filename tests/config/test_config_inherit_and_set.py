@@ -198,3 +198,13 @@ def test_an_override_gets_the_same_checks(faults, override, expected):
 
 def test_faults_of_several_overrides_come_together(faults):
     assert len(faults("", "a=1", "b=[", "c", "trainer.keep=1")) == 4
+
+
+def test_null_takes_out_one_of_several_that_are_inherited(write):
+    several = "a: {type: SGD, params: a.*}, b: {type: SGD, params: b.*}"
+    parent = (
+        f"name: p\nmodel: N\ndata_loader: D\ntrainer: {{epochs: 1}}\noptimizers: {{{several}}}\n"
+    )
+    write(parent, "parent.yaml")
+    child = load_config(write("inherit: parent.yaml\noptimizers: {a: null}\n", "child.yaml"))
+    assert list(child["optimizers"]) == ["b"]

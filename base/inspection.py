@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from base.audit import audit, whole_table
 from base.base_model import guard_first_batch
+from base.base_trainer import BaseTrainer
 from base.batch import draw
 from base.errors import ConfigError
 from base.run_log import header_facts, peak_memory_mb
@@ -14,9 +15,6 @@ from base.shape_errors import explain_shape_errors
 from base.summary import summarise_model, table_rows
 from base.values import check_watched, detach
 from logger.console import format_header, format_value, pad, text_width
-
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
 
 
 def check(trainer: BaseTrainer) -> None:
@@ -35,13 +33,8 @@ def check(trainer: BaseTrainer) -> None:
         if trainer.valid_loader is not None:
             values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
             check_watched(trainer, "valid", values)
-        elif not _has_own_step(trainer):
+        elif type(trainer).train_step is BaseTrainer.train_step:
             trainer.evaluate(trainer.train_loader, "train", max_batches=1)
-
-
-def _has_own_step(trainer: BaseTrainer) -> bool:
-    classes = type(trainer).__mro__
-    return any("train_step" in vars(cls) for cls in classes if cls.__name__ != "BaseTrainer")
 
 
 def dry_run(trainer: BaseTrainer) -> str:

@@ -222,11 +222,12 @@ def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:
 
     A resumed run takes on its new config here, once its state is known to fit.
     """
-    rows = audit(trainer.experiment)
     log.info(format_header(header_facts(trainer, folder)))
-    log.info("parameters:\n" + short_table(rows))
-    if folder is not None:
-        write_csv(rows, folder / "parameters.csv")
+    if trainer.progress.step == 0:  # a run that goes on keeps what it began with
+        rows = audit(trainer.experiment)
+        log.info("parameters:\n" + short_table(rows))
+        if folder is not None:
+            write_csv(rows, folder / "parameters.csv")
     if folder is not None and trainer.progress.step > 0:
         _keep(trainer.config, folder)
     if trainer.is_finished():

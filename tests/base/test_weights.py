@@ -99,6 +99,16 @@ def test_a_run_with_averages_gives_these(tmp_path: Path) -> None:
     assert not fresh["head.weight"].equal(weights(trained)["head.weight"])
 
 
+def test_a_resume_keeps_the_table_of_what_was_loaded(tmp_path: Path) -> None:
+    run(tmp_path / "first")
+    words = f"model.weights={tmp_path / 'first'}"
+    run(tmp_path / "second", words, stop_at=3)
+    table = (tmp_path / "second" / "parameters.csv").read_bytes()
+    assert b",first," in table
+    run(tmp_path / "second", words, resume=True)
+    assert (tmp_path / "second" / "parameters.csv").read_bytes() == table
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -1,0 +1,148 @@
+"""Targets from the texts of a list or a table, with all that is wrong with them told at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from base.errors import DataError, Problem, nearest
+
+TASKS = ("classification", "regression", "multilabel")
+N_SHOWN = 10  # faults told of one file
+MOST_CLASSES = 1_000_000  # found by themselves; a higher number is no class but a slip
+
+Texts = Sequence[Sequence[str]]  # (sample, column)
+Place = Callable[[int, int], str]  # sample and column -> where that text stands
+Classes = Sequence[Any] | int | None  # their names, how many, or None: as the texts have them
+
+
+def raise_problems(problems: Sequence[Problem]) -> None:
+    """Raise the first ten faults and the number of the others; do nothing where there are none."""
+    if problems:
+        others = len(problems) - N_SHOWN
+        more = [f"... and {others} more"] if others > 0 else []
+        raise DataError("\n".join([*map(str, problems[:N_SHOWN]), *more]))
+
+
+def read_targets(
+    texts: Texts, place: Place, task: str, classes: Classes, separator: str | None = None
+) -> tuple[Tensor, list[str] | None]:
+    """Return the targets that the texts mean, and the names of the classes where there are any.
+
+    classification   one column of class names or numbers: int64 (n,); more, of numbers: (n, k)
+    regression       numbers: float32 (n, k)
+    multilabel       columns of 0 and 1, or names joined by `separator` in one: float32 (n, k)
+
+    Raises:
+        DataError: with all faults, each with its place.
+    """
+    if task not in TASKS:
+        raise DataError(
+            f"there is no task {task!r}{nearest(str(task), TASKS)} ({', '.join(TASKS)})"
+        )
+    names = class_names(classes)
+    if task == "multilabel" and separator:
+        return _several_hot([row[0].split(separator) for row in texts], place, names)
+    if task == "classification" and all(len(row) == 1 for row in texts):
+        return _class_numbers([row[0] for row in texts], place, names)
+    readers = {"classification": _class_number, "regression": _number, "multilabel": _zero_or_one}
+    values, problems = [], []
+    for sample, row in enumerate(texts):
+        for column, text in enumerate(row):
+            try:
+                values.append(readers[task](text))
+            except ValueError as error:
+                problems.append(Problem(place(sample, column), str(error)))
+    raise_problems(problems)
+    dtype = torch.int64 if task == "classification" else torch.float32
+    return torch.tensor(values, dtype=dtype).view(len(texts), -1), names
+
+
+def class_names(classes: Classes) -> list[str] | None:
+    """Return the names that a `classes` argument means: those given, or the numbers below it."""
+    if classes is None:
+        return None
+    names = list(map(str, range(classes) if isinstance(classes, int) else classes))
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise DataError(f"classes names {twice[0]!r} twice" if twice else "classes is empty")
+    return names
+
+
+def _class_numbers(
+    column: list[str], place: Place, names: list[str] | None
+) -> tuple[Tensor, list[str]]:
+    numbers = {text: int(text) for text in set(column) if text.removeprefix("-").isdecimal()}
+    are_numbers = len(numbers) == len(set(column))
+    faults = {"": "no label"}
+    if names is None and are_numbers:
+        names = list(map(str, range(min(MOST_CLASSES, max(numbers.values(), default=-1) + 1))))
+    elif names is None:
+        names = sorted(set(column) - {""})
+        n_numbers = sum(text in numbers for text in column)
+        are_strange = n_numbers <= len(column) / 2
+        for text in names if numbers else ():
+            if (text in numbers) == are_strange:
+                kinds = ("number", "names") if are_strange else ("name", "numbers")
+                faults[text] = f"{text!r} is a {kinds[0]} among {kinds[1]}; `classes` may list all"
+    known = {name: number for number, name in enumerate(names)}
+    if are_numbers and not known.keys() >= numbers.keys():
+        known = {text: number for text, number in numbers.items() if 0 <= number < len(names)}
+        outside = f"is out of range: there are {len(names)} classes, from 0"
+        faults |= {text: f"class {text} {outside}" for text in numbers.keys() - known.keys()}
+    for text in set(column) - known.keys() - faults.keys():
+        faults[text] = f"unknown class {text!r}{nearest(text, names)}"
+    raise_problems(
+        [
+            Problem(place(sample, 0), faults[text])
+            for sample, text in enumerate(column)
+            if text in faults
+        ]
+    )
+    return torch.tensor([known[text] for text in column], dtype=torch.int64), names
+
+
+def _several_hot(
+    labels: list[list[str]], place: Place, names: list[str] | None
+) -> tuple[Tensor, list[str]]:
+    """Return a row of 0 and 1 for each sample; a sample may have no label at all."""
+    labels = [[label.strip() for label in row if label.strip()] for row in labels]
+    names = sorted({label for row in labels for label in row}) if names is None else names
+    known = {name: number for number, name in enumerate(names)}
+    targets = torch.zeros(len(labels), len(names))
+    problems = []
+    for sample, row in enumerate(labels):
+        for label in row:
+            if label in known:
+                targets[sample, known[label]] = 1
+            else:
+                text = f"unknown class {label!r}{nearest(label, names)}"
+                problems.append(Problem(place(sample, 0), text))
+    raise_problems(problems)
+    return targets, names
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"expected a number, found {text!r}")
+    return value
+
+
+def _class_number(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"expected a class number (of several columns), found {text!r}")
+    return int(text)
+
+
+def _zero_or_one(text: str) -> float:
+    if text not in ("0", "1"):
+        raise ValueError(f"expected 0 or 1, found {text!r}")
+    return float(text)

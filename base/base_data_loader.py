@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_collate
 
 from base.batch_reader import Batch, BatchReader, Key, raise_failure
+from base.cores import free_cores
 from base.errors import DataError
 from base.replayed_loader import as_batches as as_batches
 from base.seeding import derive_generator, derive_seed, isolated_random_state
+from base.splits import divide, draw_weighted, number_repeats, sample_weights
+from base.threads import pinned, read_ahead
 from base.workers import as_it_is, leave_signals_to_the_parent, stop_workers, watched
 
 NO_SAMPLES = torch.empty(0, dtype=torch.int64)
@@ -25,9 +28,13 @@ class BaseDataLoader:
     The order is f(seed, epoch); torch, numpy and python are seeded anew for each sample from
     (seed, epoch, index). So an epoch is the same with any number of workers and from any start.
     A data set with ``get_batch(indices) -> batch`` (in memory, nothing random) and torch's own
-    `TensorDataset` are read a whole batch at a time in this process, whatever `num_workers` says.
+    `TensorDataset` are read a whole batch at a time in this process, whatever `num_workers` says;
+    one with ``get_keyed_batch(indices, seed, epoch)`` says itself what `readers` it is for.
 
     The validation part is read from `valid_dataset` where given: the same samples, not augmented.
+    It is a share or a number of the samples, or a mapping (see `base/splits.py`); `sampling` draws
+    the training samples with replacement: ``balanced``, or weights by class or by sample.
+    `num_workers` is a number or ``auto``: the free cores, where reading needs them.
     A `seed` given here stays; without one, order and split follow `set_seed`.
     """
 
@@ -43,11 +50,12 @@ class BaseDataLoader:
         dataset: Dataset[Any],
         batch_size: int,
         shuffle: bool,
-        validation_split: float,
-        num_workers: int,
+        validation_split: float | Mapping[str, Any],
+        num_workers: int | str,
         collate_fn: Callable[[list[Any]], Batch] = default_collate,
         *,
         valid_dataset: Dataset[Any] | None = None,
+        sampling: str | Sequence[float] | None = None,
         seed: int | None = None,
         drop_last: bool = False,
         pin_memory: bool | str = "auto",
@@ -60,7 +68,8 @@ class BaseDataLoader:
         self.batch_size = _at_least(1, batch_size, "batch_size")
         self.shuffle = shuffle
         self.validation_split = validation_split
-        self.num_workers = _at_least(0, num_workers, "num_workers")
+        self.num_workers = _count_workers(num_workers)
+        self.sampling = sampling
         self.collate_fn = collate_fn
         self.drop_last = drop_last
         self.pin_memory = torch.cuda.is_available() if pin_memory == "auto" else bool(pin_memory)
@@ -87,7 +96,7 @@ class BaseDataLoader:
                 f"{type(dataset).__name__} has {self.n_samples} samples"
             )
 
-    def _split_sampler(self, split: float) -> tuple[Any, Any]:
+    def _split_sampler(self, split: Any) -> tuple[Any, Any]:
         """Yours to override, as in pytorch-template: samplers of the training and validation part.
 
         A training sampler of your own is asked anew for each epoch, with all streams seeded.
@@ -107,9 +116,13 @@ class BaseDataLoader:
     def batches(self, first: int, count: int) -> Iterator[Batch]:
         """Give `count` batches from batch `first` of the endless sequence epoch 0, 1, 2, ..."""
         reader = BatchReader(self.dataset, self.collate_fn)
-        keys = self._keys(first, count, as_lists=reader.get_batch is None)
-        n_workers = self.num_workers if reader.get_batch is None else 0
-        if n_workers or self.pin_memory:
+        keys = self._keys(first, count, reader)
+        n_workers = 0 if reader.readers == "none" else self.num_workers
+        if n_workers and reader.readers == "threads":
+            ahead = n_workers * self.prefetch_factor
+            read = pinned(reader.__getitems__) if self.pin_memory else reader.__getitems__
+            yield from read_ahead(read, keys, n_workers, ahead, self.timeout)
+        elif n_workers or self.pin_memory:
             yield from self._stock_batches(reader, keys, n_workers)
         else:
             for key in keys:
@@ -121,10 +134,24 @@ class BaseDataLoader:
             valid = copy.copy(self)
             valid.dataset, valid.shuffle, valid.drop_last = self.valid_dataset, False, False
             valid._is_held_out, valid._own_sampler, valid._stock = True, None, None
+            valid._weights = None
             valid._indices, valid._valid_indices = self._valid_indices, NO_SAMPLES
             valid.n_samples = len(valid._indices)
             self._valid = valid
         return self._valid
+
+    def sample_ids(self) -> list[str] | None:
+        """Return the id of each sample of an epoch, sorted by place: its name, or its number."""
+        if self._own_sampler is not None:
+            return None
+        names = getattr(self.dataset, "ids", None)
+        places = self._indices.tolist()
+        return list(map(str, places)) if names is None else [names[place] for place in places]
+
+    @property
+    def source_of_ids(self) -> int:
+        """Tell apart the data that ids belong to."""
+        return id(getattr(self.dataset, "source", self.dataset))
 
     def set_seed(self, seed: int) -> None:
         """Let order, split and augmentation follow this seed, unless one was given at the start."""
@@ -135,6 +162,13 @@ class BaseDataLoader:
             self._divide()
         if self._valid is not None:
             self._valid.seed, self._valid._indices = seed, self._valid_indices
+
+    def how_read(self) -> str:
+        """Say in a few words where batches come from."""
+        readers = BatchReader(self.dataset, self.collate_fn).readers
+        if readers == "none":
+            return "in memory, by the batch"
+        return f"{self.num_workers} {readers}" if self.num_workers else "one by one, no workers"
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next ``iter(loader)`` gives."""
@@ -159,35 +193,45 @@ class BaseDataLoader:
     def _divide(self) -> None:
         """Choose which samples train and which validate."""
         self.n_samples = n_samples = _count_samples(self.dataset)
+        self._weights: Tensor | None = None  # how often each sample is drawn, where that differs
         with isolated_random_state(derive_seed(self.seed, "split")):
             self._own_sampler, own_valid = self._split_sampler(self.validation_split)
             if self._own_sampler is not None:
                 self._indices, self.n_samples = NO_SAMPLES, len(self._own_sampler)
                 self._valid_indices = torch.tensor(sorted(own_valid or ()), dtype=torch.int64)
                 return
-        n_valid = _count_held_out(self.validation_split, n_samples)
-        shuffled = torch.randperm(n_samples, generator=derive_generator(self.seed, "split"))
-        self._valid_indices = shuffled[:n_valid].sort().values
-        self._indices = shuffled[n_valid:].sort().values
+        targets = getattr(self.dataset, "targets", None)
+        split = self.validation_split
+        self._indices, self._valid_indices = divide(split, n_samples, self.seed, targets)
         self.n_samples = len(self._indices)
+        weights = sample_weights(self.sampling, targets, n_samples)
+        self._weights = None if weights is None else weights[self._indices]
 
     def _order(self, epoch: int) -> Tensor:
         """Return the indices of an epoch's samples, in the order in which they are read."""
         if self._own_sampler is not None:
             with isolated_random_state(derive_seed(self.seed, "order", epoch)):
                 return torch.tensor(list(self._own_sampler), dtype=torch.int64)
-        if not self.shuffle:
+        if not self.shuffle and self._weights is None:
             return self._indices
         generator = derive_generator(self.seed, "order", epoch)
+        if self._weights is not None:
+            return self._indices[draw_weighted(self._weights, self.n_samples, generator)]
         return self._indices[torch.randperm(self.n_samples, generator=generator)]
 
-    def _keys(self, first: int, count: int, *, as_lists: bool) -> Iterator[Key]:
-        """Give what identifies each batch; only the epochs touched are shuffled."""
+    def _keys(self, first: int, count: int, reader: BatchReader) -> Iterator[Key]:
+        """Give what identifies each batch; only the epochs touched are shuffled.
+
+        A sample that is drawn again in an epoch gets the length added, for another random change.
+        """
+        as_lists, may_repeat = not reader.takes_tensors, reader.get_batch is None
         order, order_epoch = NO_SAMPLES, -1
         for position in range(first, first + count):
             epoch, number = divmod(position, len(self))
             if epoch != order_epoch:
                 order, order_epoch = self._order(epoch), epoch
+                if self._weights is not None and may_repeat:
+                    order = order + number_repeats(order) * len(self.dataset)  # type: ignore[arg-type]
             indices = order[number * self.batch_size : (number + 1) * self.batch_size]
             key_epoch = 0 if self._is_held_out else epoch
             yield self.seed, key_epoch, indices.tolist() if as_lists else indices
@@ -239,6 +283,14 @@ def _at_least(least: int, value: int, name: str) -> int:
     return value
 
 
+def _count_workers(num_workers: int | str) -> int:
+    if num_workers == "auto":
+        return free_cores()
+    if not isinstance(num_workers, int):
+        raise DataError(f"num_workers: a whole number or 'auto', not {num_workers!r}")
+    return _at_least(0, num_workers, "num_workers")
+
+
 def _count_samples(dataset: Any) -> int:
     name = type(dataset).__name__
     if not hasattr(dataset, "__len__"):
@@ -246,19 +298,3 @@ def _count_samples(dataset: Any) -> int:
     if len(dataset) == 0:
         raise DataError(f"{name} is empty: it has no samples")
     return len(dataset)
-
-
-def _count_held_out(split: float | None, n_samples: int) -> int:
-    """Count the validation samples; `split` is a fraction (rounded down) or a number of them."""
-    if not split:
-        return 0
-    is_count = isinstance(split, int) and not isinstance(split, bool)
-    n_valid = 0
-    if is_count or 0 < split < 1:
-        n_valid = int(split if is_count else round(n_samples * split, 6))
-    if not 0 < n_valid < n_samples:
-        raise DataError(
-            f"validation_split {split} of {n_samples} samples leaves one side empty; "
-            "give a fraction below 1 or a whole number of samples"
-        )
-    return n_valid

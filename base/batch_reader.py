@@ -22,48 +22,85 @@ class Failure:
     """An error on its way from the reader, which may be in a worker, to the loop."""
 
     def __init__(self, what: str, error: Exception) -> None:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(frame.filename).name}:{frame.lineno}"
-        self.message = f"{what}: {type(error).__name__}: {error} ({where})"
+        self.message = f"{what}: {error}"
+        if not isinstance(error, DataError):  # which says itself where and what
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(frame.filename).name}:{frame.lineno}"
+            self.message = f"{what}: {type(error).__name__}: {error} ({where})"
         self.error = error
         if get_worker_info() is not None:  # not every error can be sent; its text can
             self.error = RuntimeError("".join(traceback.format_exception(error)))
 
 
 class BatchReader:
-    """Read the batch that a key names; what torch's DataLoader takes for a data set."""
+    """Read the batch that a key names; what torch's DataLoader takes for a data set.
+
+    Indices of the length and more ask for sample ``index % length`` in another random form. A data
+    set may read whole batches: by ``get_batch(indices)`` where nothing is random, by
+    ``get_keyed_batch(indices, seed, epoch)`` where all that is random follows from these.
+    """
 
     def __init__(self, dataset: Any, collate_fn: Callable[[list[Any]], Batch]) -> None:
         self.dataset, self.collate_fn = dataset, collate_fn
-        self.name = type(dataset).__name__
-        self.get_batch = find_get_batch(dataset) if collate_fn is default_collate else None
+        self.name = getattr(dataset, "name", type(dataset).__name__)
+        is_plain = collate_fn is default_collate
+        self.get_batch = find_get_batch(dataset) if is_plain else None
+        self.get_keyed_batch = getattr(dataset, "get_keyed_batch", None) if is_plain else None
+
+    @property
+    def readers(self) -> str:
+        """What reads faster than this thread: "none" (it is in memory), "threads", "processes"."""
+        if self.get_batch is not None:
+            return "none"
+        return "processes" if self.get_keyed_batch is None else str(self.dataset.readers)
+
+    @property
+    def takes_tensors(self) -> bool:
+        """Whether a key holds its indices as a tensor; else as a list."""
+        return self.get_batch is not None or self.get_keyed_batch is not None
 
     def __getitems__(self, key: Key) -> Batch | Failure:
+        seed, epoch, indices = key
         if self.get_batch is not None:
-            try:
-                return self.get_batch(key[2])
-            except Exception as error:
-                return Failure(f"cannot read samples {key[2].tolist()} of {self.name}", error)
+            return self._read_batch(self.get_batch, indices)
+        if self.get_keyed_batch is not None and not self.dataset.uses_streams:
+            return self._read_batch(self.get_keyed_batch, indices, seed, epoch)
         if get_worker_info() is not None:
-            return self._read_samples(*key)
+            return self._read_drawing(*key)
         streams = cpu_streams()  # the trainer's: its dropout must not notice the augmentation
         try:
-            return self._read_samples(*key)
+            return self._read_drawing(*key)
         finally:
             set_cpu_streams(streams)
+
+    def _read_batch(self, read: Callable[..., Batch], indices: Tensor, *args: Any) -> Any:
+        try:
+            return read(indices, *args)
+        except Exception as error:
+            return Failure(f"cannot read samples {_few(indices.tolist())} of {self.name}", error)
+
+    def _read_drawing(self, seed: int, epoch: int, indices: Any) -> Batch | Failure:
+        if self.get_keyed_batch is not None:
+            return self._read_batch(self.get_keyed_batch, indices, seed, epoch)
+        return self._read_samples(seed, epoch, indices)
 
     def _read_samples(self, seed: int, epoch: int, indices: list[int]) -> Batch | Failure:
         what = ""
         try:
-            samples = []
+            samples, n_samples = [], len(self.dataset)
             for index in indices:
-                what = f"cannot read sample {index} of {self.name}"
+                what = f"cannot read sample {index % n_samples} of {self.name}"
                 seed_cpu_streams(derive_seed(seed, "sample", epoch, index))
-                samples.append(self.dataset[index])
+                samples.append(self.dataset[index % n_samples])
             what = f"cannot collate samples {indices} of {self.name}"
             return self.collate_fn(samples)  # its own draws go on in the last sample's streams
         except Exception as error:
             return Failure(what, error)
+
+
+def _few(indices: list[int]) -> str:
+    """Return the indices of a batch, or how it begins."""
+    return str(indices) if len(indices) <= 8 else f"{str(indices[:8])[:-1]}, ...]"
 
 
 def find_get_batch(dataset: Any) -> Callable[[Tensor], Batch] | None:

@@ -20,6 +20,7 @@ from base.config import Config, load_config
 from base.optim import learning_rates
 from base.run_folder import create_run_folder, lock, run_of, write_environment
 from base.signals import resume_command
+from base.splits import keep_split
 from base.state import Progress
 from logger.console import (
     ROW,
@@ -198,6 +199,7 @@ def open_run(
         trainer.store = CheckpointStore(folder / "checkpoints", keep=trainer.settings.keep)
         trainer.store.sweep()
         trainer.store.probe()
+        keep_split(folder / "split.csv", trainer.train_loader, trainer.valid_loader)
     resumed_at = None
     if resume_from is not None:
         restore(trainer.stateful, read(resume_from))
@@ -267,6 +269,8 @@ def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         n_samples = getattr(loader, "n_samples", None)
         if n_samples is not None:
             sizes.append(f"{n_samples:,} {name}")
+    if hasattr(trainer.train_loader, "how_read"):
+        sizes.append(trainer.train_loader.how_read())
     device = str(trainer.device)
     if trainer.device.type == "cuda":
         device += f" ({torch.cuda.get_device_name(trainer.device)})"

@@ -9,7 +9,8 @@ import torch
 
 from base.base_data_loader import BaseDataLoader
 from base.seeding import derive_generator
-from data_loader.datasets import ArrayDataset, AugmentedDataset, read_npz
+from data_loader.datasets import ArrayDataset, read_npz
+from data_loader.pipeline import Pipeline, TransformedDataset
 from data_loader.public_sets import load_in_memory, load_one_by_one
 from data_loader.transforms import RandomShift
 
@@ -34,14 +35,15 @@ class DigitsDataLoader(BaseDataLoader):
         is_test = torch.zeros(len(arrays["labels"]), dtype=torch.bool)
         is_test[arrays["test_ids"]] = True
         chosen = ~is_test if training else is_test
-        images = ArrayDataset(arrays["images"][chosen, None], arrays["labels"][chosen], white=16)
+        images = ArrayDataset(arrays["images"][chosen, None], arrays["labels"][chosen])
+        changes = [RandomShift(1)] if augment and training else []
         super().__init__(
-            AugmentedDataset(images, RandomShift(1)) if augment and training else images,
+            TransformedDataset(images, Pipeline(changes, white=16)),
             batch_size,
             shuffle and training,
             validation_split if training else 0,
             num_workers,
-            valid_dataset=images,
+            valid_dataset=TransformedDataset(images, Pipeline(white=16)),
         )
 
 
@@ -125,7 +127,7 @@ class SyntheticDataLoader(BaseDataLoader):
         labels = torch.randint(n_classes, (n_samples,), generator=generator)
         images = torch.randn((n_samples, *shape), generator=generator).mul_(noise)
         super().__init__(
-            ArrayDataset(images.add_(patterns[labels]), labels, white=1),
+            ArrayDataset(images.add_(patterns[labels]), labels),
             batch_size,
             shuffle and training,
             validation_split if training else 0,

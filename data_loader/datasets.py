@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,57 +16,28 @@ from base.errors import DataError
 
 
 class ArrayDataset(Dataset[list[Tensor]]):
-    """Images kept as they are, uint8 mostly, and made into model input as they are read.
+    """Images, or rows of numbers, in memory, as they are.
 
-    images  (sample, channel, height, width); white is `white`
-    labels  (sample,)
-    The input is ``(image / white - mean) / std``, float32, with `mean` and `std` for each channel.
+    inputs   (sample, channel, height, width), uint8 mostly, of which `white` is white; or
+             (sample, column)
+    targets  (sample,) or (sample, target)
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        white: float = 255.0,
-        mean: Sequence[float] = (0.0,),
-        std: Sequence[float] = (1.0,),
-    ) -> None:
-        if len(images) != len(labels):
-            raise DataError(f"{len(images)} images, but {len(labels)} labels")
-        self.images, self.labels = images, labels.long()
-        self._factor = 1 / (white * torch.tensor(std).view(-1, 1, 1))
-        self._offset = -torch.tensor(mean).view(-1, 1, 1) / torch.tensor(std).view(-1, 1, 1)
-        self._is_shifted = bool(self._offset.any())
+    def __init__(self, inputs: Tensor, targets: Tensor, white: float = 255.0) -> None:
+        if len(inputs) != len(targets):
+            raise DataError(f"{len(inputs)} images, but {len(targets)} labels")
+        self.images, self.white = inputs, white
+        self.targets = targets if targets.is_floating_point() else targets.long()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> list[Tensor]:
-        return [self.as_input(self.images[index]), self.labels[index]]
+        return [self.images[index], self.targets[index]]
 
     def get_batch(self, indices: Tensor) -> list[Tensor]:
         """Read many samples at once: what collating them one by one would give."""
-        images = self.images.index_select(0, indices)
-        return [self.as_input(images), self.labels.index_select(0, indices)]
-
-    def as_input(self, images: Tensor) -> Tensor:
-        """Scale and normalise one image or many."""
-        scaled = images.to(torch.float32, copy=True).mul_(self._factor)
-        return scaled.add_(self._offset) if self._is_shifted else scaled
-
-
-class AugmentedDataset(Dataset[list[Tensor]]):
-    """The images of an `ArrayDataset`, each changed by a random transform before it is scaled."""
-
-    def __init__(self, arrays: ArrayDataset, transform: Callable[[Tensor], Tensor]) -> None:
-        self.arrays, self.transform = arrays, transform
-
-    def __len__(self) -> int:
-        return len(self.arrays)
-
-    def __getitem__(self, index: int) -> list[Tensor]:
-        image = self.transform(self.arrays.images[index])
-        return [self.arrays.as_input(image), self.arrays.labels[index]]
+        return [self.images.index_select(0, indices), self.targets.index_select(0, indices)]
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:

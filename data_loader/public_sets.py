@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.errors import DataError, nearest
-from data_loader.datasets import ArrayDataset, AugmentedDataset, read_idx
-from data_loader.transforms import Chain, RandomFlip, RandomShift
+from data_loader.datasets import ArrayDataset, read_idx
+from data_loader.pipeline import Pipeline, TransformedDataset
+from data_loader.transforms import RandomFlip, RandomShift
 
 SECONDS_TO_CONNECT = 20
 IDX_FILES = (  # (images, labels) of the training set, then of the test set
@@ -65,11 +66,11 @@ def load_in_memory(
         images, labels = read_idx(files[0])[:, None], read_idx(files[1])
     else:
         images, labels = _decode(open_with_torchvision(name, data_dir, training, download))
-    arrays = ArrayDataset(images, labels, mean=facts.mean, std=facts.std)
-    if not augment:
-        return arrays, arrays
-    flips = [RandomFlip()] if facts.flip else []
-    return AugmentedDataset(arrays, Chain([RandomShift(facts.shift), *flips])), arrays
+    arrays, changes = ArrayDataset(images, labels), []
+    if augment:
+        changes = [RandomShift(facts.shift), *([RandomFlip()] if facts.flip else [])]
+    pipelines = [Pipeline(each, mean=facts.mean, std=facts.std) for each in (changes, [])]
+    return TransformedDataset(arrays, pipelines[0]), TransformedDataset(arrays, pipelines[1])
 
 
 def load_one_by_one(

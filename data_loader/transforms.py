@@ -1,43 +1,166 @@
-"""Random changes of one image, drawn from torch's stream, seeded by the loader for each sample."""
+"""Random changes of images, a whole batch at once, each image by numbers of its own.
+
+A transform here has ``batch(images, draws)``: images (sample, channel, height, width), and the
+`Draws` that give each sample its numbers from (seed, epoch, index). It may be called on one image
+(channel, height, width) too, and then draws from torch's stream.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Transform = Callable[[Tensor], Tensor]
+from base.keyed import Draws
 
 
-class RandomShift:
-    """Move an image (channel, height, width) by up to `pixels` each way; black comes in."""
+class KeyedTransform:
+    """A transform of a batch that draws each sample's numbers by its key: override ``batch``."""
+
+    def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return the images (sample, channel, height, width), each changed in its own way."""
+        raise NotImplementedError
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.batch(image[None], Draws.from_torch(1))[0]
+
+
+class RandomShift(KeyedTransform):
+    """Move an image by up to `pixels` each way; black comes in."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
 
-    def __call__(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
-        top, left = torch.randint(2 * self.pixels + 1, (2,)).tolist()
-        padded = F.pad(image, [self.pixels] * 4)
-        return padded[..., top : top + height, left : left + width]
+    def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        offsets = draws.integers(2 * self.pixels + 1, 2)
+        size = (images.shape[-2], images.shape[-1])
+        return crop(F.pad(images, [self.pixels] * 4), offsets[:, 0], offsets[:, 1], size)
 
 
-class RandomFlip:
-    """Mirror every second image from left to right."""
+class RandomFlip(KeyedTransform):
+    """Mirror an image from left to right (`dim` -1) or from top to bottom (-2), in `p` of cases."""
 
-    def __call__(self, image: Tensor) -> Tensor:
-        return image.flip(-1) if torch.rand(()) < 0.5 else image
+    def __init__(self, p: float = 0.5, dim: int = -1) -> None:
+        self.p, self.dim = p, dim
+
+    def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        is_flipped = (draws.uniform()[:, 0] < self.p).view(-1, 1, 1, 1)
+        return torch.where(is_flipped, images.flip(self.dim), images)
 
 
-class Chain:
-    """Apply one transform after the other."""
+class RandomCutout(KeyedTransform):
+    """Black out a square of `pixels`, its centre anywhere (DeVries and Taylor, 2017)."""
 
-    def __init__(self, transforms: list[Transform]) -> None:
-        self.transforms = transforms
+    def __init__(self, pixels: int) -> None:
+        self.pixels = pixels
 
-    def __call__(self, image: Tensor) -> Tensor:
-        for transform in self.transforms:
-            image = transform(image)
-        return image
+    def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        centres, is_inside = draws.uniform(2), []
+        for side, size in enumerate(images.shape[-2:]):
+            first = (centres[:, side : side + 1] * size).floor() - self.pixels // 2
+            places = torch.arange(size, device=images.device)
+            is_inside.append((places >= first) & (places < first + self.pixels))
+        is_cut = is_inside[0][:, None, :, None] & is_inside[1][:, None, None, :]
+        return images.masked_fill(is_cut, 0)
+
+
+class RandomCrop(KeyedTransform):
+    """Cut out a part of `size` (height, width) after padding: torchvision's, by the batch."""
+
+    def __init__(self, size: Sequence[int], pad: Callable[[Tensor], Tensor]) -> None:
+        self.size, self.pad = (size[0], size[1]), pad
+
+    def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        images = self.pad(images)
+        spare = [have - want for have, want in zip(images.shape[-2:], self.size, strict=True)]
+        if min(spare) < 0:
+            found = "x".join(map(str, images.shape[-2:]))
+            raise ValueError(f"RandomCrop of {self.size[0]}x{self.size[1]} from images of {found}")
+        offsets = (draws.uniform(2) * (torch.tensor(spare, device=images.device) + 1)).long()
+        return crop(images, offsets[:, 0], offsets[:, 1], self.size)
+
+
+class RandomResizedCrop(KeyedTransform):
+    """Cut out a part of random area and shape and bring it to `size`: torchvision's, by key."""
+
+    N_TRIES = 10
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        scale: Sequence[float],
+        ratio: Sequence[float],
+        resize: Callable[..., Tensor],
+    ) -> None:
+        self.size, self.scale, self.ratio, self.resize = list(size), scale, ratio, resize
+
+    def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        numbers = draws.uniform(4 * self.N_TRIES).view(len(images), self.N_TRIES, 4).tolist()
+        height, width = images.shape[-2:]
+        boxes = [self._box(tries, height, width) for tries in numbers]
+        return torch.stack(
+            [self.resize(image, *box) for image, box in zip(images, boxes, strict=True)]
+        )
+
+    def _box(self, tries: list[list[float]], height: int, width: int) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of the first try that fits, else the largest part."""
+        low, high = map(math.log, self.ratio)
+        for area, shape, top, left in tries:
+            area = height * width * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(low + shape * (high - low))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut a part of one size out of each image, at its own place: ``top``, ``left`` (sample,)."""
+    height, width = size
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    places = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).flatten(1)
+    n_samples, n_channels = images.shape[:2]
+    places = places[:, None].expand(-1, n_channels, -1)
+    return images.flatten(2).gather(2, places).view(n_samples, n_channels, height, width)
+
+
+def by_key(transform: Any) -> KeyedTransform | None:
+    """Return what does the same as a random transform of torchvision by key; None where none does.
+
+    The distribution is torchvision's; the numbers drawn are not.
+    """
+    module, name = type(transform).__module__, type(transform).__name__
+    if not module.startswith("torchvision.transforms"):
+        return None
+    if name == "RandomHorizontalFlip":
+        return RandomFlip(transform.p)
+    if name == "RandomVerticalFlip":
+        return RandomFlip(transform.p, dim=-2)
+    from torchvision.transforms.v2 import functional
+
+    if name == "RandomCrop" and not transform.pad_if_needed:
+        padding, fill, mode = transform.padding, transform.fill, transform.padding_mode
+        if isinstance(fill, dict):  # v2 keeps one fill a kind of input
+            return None
+        if padding is None:
+            return RandomCrop(transform.size, lambda images: images)
+        left, right, top, bottom = padding
+        sides = [left, top, right, bottom]
+        return RandomCrop(transform.size, lambda x: functional.pad(x, sides, fill, mode))
+    if name == "RandomResizedCrop":
+
+        def resize(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+            return functional.resized_crop(
+                image, top, left, height, width, list(transform.size),
+                transform.interpolation, transform.antialias,
+            )  # fmt: skip
+
+        return RandomResizedCrop(transform.size, transform.scale, transform.ratio, resize)
+    return None

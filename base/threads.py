@@ -1,0 +1,54 @@
+"""Batches read ahead by threads of this process: for reading that lets go of Python's lock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooLongError
+from typing import Any
+
+import torch
+
+from base.batch_reader import Batch, Key, raise_failure
+from base.errors import DataError
+
+
+def read_ahead(
+    read: Callable[[Key], Any], keys: Iterator[Key], n_threads: int, ahead: int, seconds: float
+) -> Iterator[Batch]:
+    """Give the batch of each key, in order; at most ``ahead`` of them are read before their turn.
+
+    Args:
+        seconds: how long to wait for one batch; 0 waits for ever.
+
+    Raises:
+        DataError: a batch did not come in time.
+    """
+    # One core a thread. Torch takes that number for threads to come too, not for this one.
+    pool = ThreadPoolExecutor(n_threads, "reader", torch.set_num_threads, (1,))
+    pending: deque[Any] = deque()
+    try:
+        for key in keys:
+            pending.append(pool.submit(read, key))
+            if len(pending) > ahead:
+                yield _result(pending, seconds)
+        while pending:
+            yield _result(pending, seconds)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def pinned(read: Callable[[Key], Any]) -> Callable[[Key], Any]:
+    """Return the same reading, into memory from which a GPU can copy by itself."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    return lambda key: pin_memory(read(key))
+
+
+def _result(pending: deque[Any], seconds: float) -> Batch:
+    future = pending.popleft()
+    try:
+        return raise_failure(future.result(seconds or None))
+    except TooLongError as error:
+        raise DataError(f"no batch for {seconds:g} s; is a disk or a network stuck?") from error

@@ -1,0 +1,212 @@
+"""From samples to model input: transforms keyed by sample, then float and normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from base.batch_reader import find_get_batch
+from base.errors import DataError
+from base.keyed import Draws
+from base.seeding import derive_seed, seed_cpu_streams
+from data_loader.images import as_image
+from data_loader.transforms import by_key
+
+Images = Tensor | list[Tensor]  # (sample, channel, height, width), or a list of unequal images
+
+# Transforms of torchvision that draw nothing, so that they may change a whole batch at once.
+DRAWING_NOTHING = frozenset((
+    "CenterCrop", "ConvertImageDtype", "Grayscale", "Identity", "Normalize", "Pad", "Resize", "RGB",
+    "ToDtype",
+))  # fmt: skip
+NEEDLESS = frozenset(("PILToTensor", "ToImage", "ToPureTensor"))  # images are tensors by now
+
+
+class Pipeline:
+    """Apply transforms to the images of a batch and normalise them.
+
+    Those with ``batch(images, draws)``, and torchvision's that draw nothing or that `by_key` knows,
+    are applied to the batch; from the first other one on, each sample is changed by itself, with
+    torch's, numpy's and python's streams seeded from (seed, epoch, index).
+
+    Args:
+        white: what is white in images of whole numbers; they are divided by it.
+        mean, std: of each channel, from 0 to 1; of each column for (sample, column) data.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[Callable[..., Any]] = (),
+        white: float = 255.0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        self.stages = [stage for each in transforms for stage in _stages(each)]
+        self.white, self.is_normalised = white, False
+        self.mean, self.std = torch.zeros(1), torch.ones(1)
+        if mean is not None and std is not None:
+            self.normalise(mean, std)
+        first = (number for number, stage in enumerate(self.stages) if isinstance(stage, _Single))
+        self._n_batched = next(first, len(self.stages))
+        self.has_streams = self._n_batched < len(self.stages)
+
+    def __call__(self, images: Images, seed: int, epoch: int, indices: Tensor) -> Tensor:
+        """Return model input, float32: what each sample by itself would give, stacked."""
+        draws = Draws.of_samples(seed, epoch, indices)
+        for stage in self.stages[: self._n_batched]:
+            images = _apply(stage, images, draws)
+        if self.has_streams:
+            changed = []
+            for number, index in enumerate(indices.tolist()):
+                seed_cpu_streams(derive_seed(seed, "transform", epoch, index))
+                one, left = images[number][None], draws.sample(number)
+                for stage in self.stages[self._n_batched :]:
+                    one = stage.batch(one, left)
+                changed.append(one[0])
+            images = _stacked(changed)
+        if isinstance(images, list):
+            shapes = sorted({tuple(image.shape) for image in images})
+            text = f"a batch has images of unequal shapes, {shapes[0]} and {shapes[-1]}"
+            raise DataError(f"{text}: add a transform that makes them equal, such as Resize")
+        return self.as_input(images)
+
+    def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take these away from, and divide by these, each channel or column from now on."""
+        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self.is_normalised = True
+
+    def as_input(self, images: Tensor) -> Tensor:
+        """Scale whole numbers to 0 .. 1 and normalise."""
+        shape = (-1, 1, 1) if images.dim() == 4 else (-1,)
+        mean, std = (x.to(images.device).view(shape) for x in (self.mean, self.std))
+        white = 1.0 if images.is_floating_point() else self.white
+        scaled = images.to(torch.float32, copy=True).mul_(1 / (white * std))
+        return scaled.sub_(mean / std) if self.mean.any() else scaled
+
+
+class TransformedDataset(Dataset[Any]):
+    """A data set seen through a pipeline, a batch at a time: ``[inputs, *what goes with them]``."""
+
+    def __init__(self, source: Any, pipeline: Pipeline, mode: str | None = None) -> None:
+        self.source, self.pipeline, self.mode = source, pipeline, mode
+        self.name = type(source).__name__
+        self._get_batch = find_get_batch(source)
+        for name in ("targets", "classes", "ids"):
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
+        if hasattr(source, "shuffled_order"):
+            self.shuffled_order = source.shuffled_order
+
+    @property
+    def uses_streams(self) -> bool:
+        """Whether something may draw from torch's, numpy's or python's stream."""
+        is_ready_made = self._get_batch is not None or hasattr(self.source, "image")
+        return self.pipeline.has_streams or not is_ready_made
+
+    @property
+    def readers(self) -> str:
+        """Threads share the streams, so they serve where nothing draws from these."""
+        if self.uses_streams:
+            return "processes"
+        return "threads" if self._get_batch is None else "none"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Any:
+        return [part[0] for part in self.get_keyed_batch(torch.tensor([index]), 0, 0)]
+
+    def get_keyed_batch(self, indices: Tensor, seed: int, epoch: int) -> list[Any]:
+        """Read and transform samples; what is random follows from the arguments alone.
+
+        Args:
+            indices: of the samples; the length and more added to one asks for the same sample,
+                changed in another way.
+        """
+        places = indices % len(self)
+        if self._get_batch is not None:
+            images, *rest = self._get_batch(places)
+        else:
+            seeds = [derive_seed(seed, "sample", epoch, index) for index in indices.tolist()]
+            samples = list(map(self._sample, places.tolist(), seeds))
+            images = _stacked([image for image, *_ in samples])
+            rest = [default_collate([sample[place] for sample in samples])
+                    for place in range(1, len(samples[0]))]  # fmt: skip
+        return [self.pipeline(images, seed, epoch, indices), *rest]
+
+    def _sample(self, index: int, seed: int) -> list[Any]:
+        """Read one sample: its image as a tensor, and what goes with it."""
+        if self.uses_streams:
+            seed_cpu_streams(seed)
+        sample = self.source[index]
+        parts = list(sample) if isinstance(sample, (list, tuple)) else [sample]
+        if not hasattr(self.source, "image"):  # a user's own, or torchvision's
+            parts[0] = _as_input(parts[0], self.mode, f"sample {index}")
+        return parts
+
+
+class _Batched:
+    """A function of a whole batch, in which nothing is random."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        return self.function(images)
+
+
+class _Single(_Batched):
+    """A transform of one image that may draw from the streams."""
+
+    def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        image = self.function(images[0])
+        name = type(self.function).__name__
+        return _as_input(image, None, f"the result of {name}").as_subclass(Tensor)[None]
+
+
+def _stages(transform: Any) -> list[Any]:
+    """Return a transform, or the parts of a composed one, as stages of the pipeline."""
+    module, name = type(transform).__module__, type(transform).__name__
+    is_torchvisions = module.startswith("torchvision.transforms")
+    if is_torchvisions and name == "Compose":
+        return [stage for each in transform.transforms for stage in _stages(each)]
+    if is_torchvisions and name in NEEDLESS:
+        return []
+    if is_torchvisions and name == "ToTensor":
+        return [_Batched(lambda images: images.to(torch.float32) / 255)]
+    if hasattr(transform, "batch"):
+        return [transform]
+    if is_torchvisions and name in DRAWING_NOTHING:
+        return [_Batched(transform)]
+    return [by_key(transform) or _Single(transform)]
+
+
+def _as_input(value: Any, mode: str | None, where: str) -> Tensor:
+    """Return an image as a tensor (channel, height, width); other arrays as they are."""
+    is_array = isinstance(value, (np.ndarray, Tensor))
+    if is_array and value.ndim not in (2, 3):
+        return torch.as_tensor(value)
+    return as_image(value, mode, where)
+
+
+def _apply(stage: Any, images: Images, draws: Draws) -> Images:
+    """Apply a stage to the batch, or to each image where they are unequal."""
+    if isinstance(images, Tensor):
+        whole: Tensor = stage.batch(images, draws)
+        return whole
+    parts = [draws.sample(number) for number in range(len(images))]
+    changed = [stage.batch(x[None], part)[0] for x, part in zip(images, parts, strict=True)]
+    draws.n_drawn = parts[0].n_drawn  # of each sample equally many
+    return _stacked(changed)
+
+
+def _stacked(images: list[Tensor]) -> Images:
+    """Make one tensor of images of one shape."""
+    if all(x.shape == images[0].shape and x.dtype == images[0].dtype for x in images):
+        return torch.stack(images)
+    return images

@@ -1,0 +1,86 @@
+"""The mean and standard deviation of a data set's channels, computed once and kept."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from base.batch_reader import find_get_batch
+from base.errors import DataError
+from base.threads import read_ahead
+
+log = logging.getLogger("kindling")
+
+AT_ONCE = 4096  # samples of an in-memory set that are summed together
+
+
+def channel_statistics(
+    source: Any, indices: Tensor, white: float, n_threads: int, folder: Path
+) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel (or column) over some samples.
+
+    Numbers are from 0 to 1 where images are of whole numbers; each pixel counts alike, as in
+    ``images.mean(dim=(0, 2, 3))``. What had to be read from files is kept in ``folder``, under a
+    name from the data set's fingerprint and the samples.
+    """
+    kept: Path | None = None
+    if hasattr(source, "fingerprint"):
+        content = f"{source.fingerprint()} {white}".encode() + indices.numpy().tobytes()
+        kept = folder / f"statistics-{hashlib.blake2b(content, digest_size=12).hexdigest()}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found = json.loads(kept.read_text())
+            return found["mean"], found["std"]
+    mean, std = _compute(source, indices, white, n_threads)
+    if kept is not None:
+        with contextlib.suppress(OSError):  # not kept: computed anew next time
+            folder.mkdir(parents=True, exist_ok=True)
+            part = kept.with_suffix(f".{os.getpid()}.partial")
+            part.write_text(json.dumps({"mean": mean, "std": std}))
+            part.replace(kept)
+    return mean, std
+
+
+def _compute(
+    source: Any, indices: Tensor, white: float, n_threads: int
+) -> tuple[list[float], list[float]]:
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for images in _read(source, indices, n_threads):
+        scale = 1.0 if images.is_floating_point() else white
+        values = images.to(torch.float64).div_(scale)
+        rows = values.flatten(2).transpose(0, 1).flatten(1) if values.dim() > 2 else values.T
+        count += rows.shape[1]
+        total = total + rows.sum(1)
+        squares = squares + rows.square().sum(1)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_(min=0).sqrt()
+    if not std.isfinite().all():
+        raise DataError("normalize: auto: the data hold numbers that are not finite")
+    std[std == 0] = 1.0  # a constant stays a constant
+    log.info(f"normalize  mean {_few(mean)}, std {_few(std)}, of {len(indices):,} samples")
+    return mean.tolist(), std.tolist()
+
+
+def _read(source: Any, indices: Tensor, n_threads: int) -> Iterator[Tensor]:
+    """Give the images: many at once from memory, else one by one, decoded in threads."""
+    get_batch = find_get_batch(source)
+    if get_batch is not None:
+        for part in indices.split(AT_ONCE):
+            yield get_batch(part)[0]
+    else:
+        keys = ((0, 0, index) for index in indices.tolist())
+        read = lambda key: source.image(key[2])[None]  # noqa: E731
+        yield from read_ahead(read, keys, max(1, n_threads), 4 * max(1, n_threads), 0)
+
+
+def _few(numbers: Tensor) -> str:
+    text = ", ".join(f"{x:.4f}" for x in numbers[:4].tolist())
+    return f"{text}, ..." if len(numbers) > 4 else text

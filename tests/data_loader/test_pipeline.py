@@ -1,0 +1,207 @@
+"""Transforms keyed by sample: by the batch, one by one, in threads and processes, all alike."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from base.base_data_loader import BaseDataLoader
+from base.errors import DataError
+from base.keyed import Draws
+from base.seeding import cpu_streams, seed_everything
+from data_loader.datasets import ArrayDataset
+from data_loader.pipeline import Pipeline, TransformedDataset
+from data_loader.transforms import RandomCutout, RandomFlip, RandomShift, by_key
+
+IMAGES = torch.randint(0, 256, (40, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator())
+LABELS = torch.arange(40)
+
+
+class OneByOne(Dataset):
+    """The same images as if they were decoded from files."""
+
+    def __len__(self):
+        return len(IMAGES)
+
+    def image(self, index):
+        return IMAGES[index]
+
+    def __getitem__(self, index):
+        return self.image(index), LABELS[index]
+
+
+def jitter(image):
+    """A user's own transform: draws from all three streams."""
+    shift = torch.randint(100, ()) + np.random.randint(100) + random.randrange(100)
+    return (image + shift).to(torch.uint8)
+
+
+def loader(source, transforms, n_workers=0, **more):
+    dataset = TransformedDataset(source, Pipeline(transforms))
+    return BaseDataLoader(dataset, 8, True, 0, n_workers, seed=3, **more)
+
+
+def epoch(data, first=0, count=5):
+    return list(data.batches(first, count))
+
+
+def assert_equal(batches, others):
+    assert len(batches) == len(others) > 0
+    for one, other in zip(batches, others, strict=True):
+        for part, other_part in zip(one, other, strict=True):
+            assert torch.equal(part, other_part)
+
+
+KEYED = [RandomShift(2), RandomFlip(), RandomCutout(4)]
+
+
+@pytest.mark.parametrize("transforms", [[], KEYED, [jitter], [*KEYED, jitter, RandomFlip()]])
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_every_path_gives_the_same_batches(transforms, n_workers):
+    expected = epoch(loader(ArrayDataset(IMAGES, LABELS), transforms))
+    assert_equal(epoch(loader(ArrayDataset(IMAGES, LABELS), transforms, n_workers)), expected)
+    assert_equal(epoch(loader(OneByOne(), transforms, n_workers)), expected)
+    assert_equal(epoch(loader(OneByOne(), transforms, n_workers), 2, 3), expected[2:])
+
+
+@pytest.mark.parametrize("transforms", [KEYED, [jitter]])
+def test_a_batch_is_its_samples_by_themselves_and_epochs_differ(transforms):
+    dataset = TransformedDataset(OneByOne(), Pipeline(transforms))
+    indices = torch.tensor([3, 30, 7])
+    whole = dataset.get_keyed_batch(indices, 1, 4)[0]
+    parts = [dataset.get_keyed_batch(index[None], 1, 4)[0] for index in indices]
+    assert torch.equal(whole, torch.cat(parts))
+    for seed, number in ((1, 5), (2, 4)):
+        assert not torch.equal(whole, dataset.get_keyed_batch(indices, seed, number)[0])
+
+
+@pytest.mark.parametrize("transforms", [KEYED, [jitter]])
+def test_the_trainers_streams_do_not_notice(transforms):
+    seed_everything(5)
+    before = cpu_streams()
+    epoch(loader(ArrayDataset(IMAGES, LABELS), transforms))
+    for one, other in zip(before, cpu_streams(), strict=True):
+        assert str(one) == str(other)
+
+
+def test_pixels_are_scaled_and_normalised_by_channel():
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0])
+    pipeline = Pipeline(white=120, mean=mean.tolist(), std=std.tolist())
+    expected = ((IMAGES.movedim(1, -1) / 120 - mean) / std).movedim(-1, 1)
+    dataset = TransformedDataset(ArrayDataset(IMAGES, LABELS), pipeline)
+    for _ in range(2):  # what is in memory stays as it is
+        batch = dataset.get_keyed_batch(LABELS, 0, 0)[0]
+        torch.testing.assert_close(batch, expected)
+        batch.add_(7)
+
+
+def test_images_of_unequal_shapes_are_changed_one_by_one_and_then_stacked():
+    from torchvision.transforms import v2
+
+    class Ragged(OneByOne):
+        def image(self, index):
+            return IMAGES[index][:, : 6 + index % 3]
+
+    crop = v2.RandomCrop(5)
+    dataset = TransformedDataset(Ragged(), Pipeline([RandomFlip(), crop]))
+    batch = dataset.get_keyed_batch(torch.arange(9), 0, 0)[0]
+    assert batch.shape == (9, 3, 5, 5)
+    single = dataset.get_keyed_batch(torch.tensor([7]), 0, 0)[0]
+    assert torch.equal(batch[7], single[0])
+    with pytest.raises(DataError, match=r"unequal shapes, \(3, 6, 10\) and \(3, 8, 10\)"):
+        TransformedDataset(Ragged(), Pipeline()).get_keyed_batch(torch.arange(9), 0, 0)
+
+
+def test_a_shift_moves_every_way_and_brings_in_black():
+    images = torch.zeros(400, 1, 5, 5, dtype=torch.uint8)
+    images[:, 0, 2, 2] = 9
+    shifted = RandomShift(2).batch(images, Draws.of_samples(0, 0, torch.arange(400)))
+    places = {tuple(s[0].nonzero()[0].tolist()) for s in shifted}
+    assert places == {(row, column) for row in range(5) for column in range(5)}
+    assert (shifted.flatten(1).sum(1) == 9).all()
+
+
+def test_a_transform_of_ours_changes_a_single_image_too():
+    seed_everything(0)
+    mirrored = [torch.equal(RandomFlip()(IMAGES[0]), IMAGES[0].flip(-1)) for _ in range(200)]
+    assert 70 < sum(mirrored) < 130
+
+
+def test_a_cutout_blacks_out_a_square_inside_the_image():
+    images = torch.ones(300, 2, 9, 9)
+    cut = RandomCutout(4).batch(images, Draws.of_samples(0, 0, torch.arange(300))) == 0
+    assert torch.equal(cut[:, 0], cut[:, 1])
+    sizes = cut[:, 0].flatten(1).sum(1)
+    assert sizes.max() == 16
+    assert sizes.min() == 4  # the centre in a corner
+    rows, columns = cut[:, 0].any(2).sum(1), cut[:, 0].any(1).sum(1)
+    assert torch.equal(rows * columns, sizes)
+
+
+@pytest.mark.parametrize("name", ["crop", "padded", "reflected", "flip", "vertical"])
+def test_torchvisions_transform_by_key_has_its_distribution(name):
+    """Each result of the one is a result of the other, about as often."""
+    from torchvision.transforms import v2
+
+    image = torch.arange(20, dtype=torch.uint8).view(1, 4, 5)
+    transform = {
+        "crop": v2.RandomCrop((3, 2)),
+        "padded": v2.RandomCrop((4, 5), padding=1, fill=3),
+        "reflected": v2.RandomCrop((4, 5), padding=[1, 2], padding_mode="reflect"),
+        "flip": v2.RandomHorizontalFlip(0.3),
+        "vertical": v2.RandomVerticalFlip(),
+    }[name]
+    n = 3000
+    seed_everything(1)
+    expected = [bytes(transform(image).flatten().tolist()) for _ in range(n)]
+    draws = Draws.of_samples(0, 0, torch.arange(n))
+    found = by_key(transform).batch(image.expand(n, 1, 4, 5), draws)
+    found = [bytes(each.flatten().tolist()) for each in found]
+    assert set(found) == set(expected)
+    for result in set(expected):
+        share = expected.count(result) / n
+        assert abs(found.count(result) / n - share) < 5 * (share / n) ** 0.5
+
+
+def test_a_resized_crop_by_key_takes_parts_of_torchvisions_areas_and_shapes():
+    from torchvision.transforms import v2
+
+    transform = by_key(v2.RandomResizedCrop(4, scale=(0.2, 0.6), ratio=(0.5, 2.0)))
+    seed_everything(1)
+    numbers = torch.rand(1000, 10, 4).tolist()
+    boxes = torch.tensor([transform._box(tries, 60, 80) for tries in numbers], dtype=torch.float64)
+    theirs = torch.tensor(
+        [v2.RandomResizedCrop(4, (0.2, 0.6), (0.5, 2.0)).make_params([IMAGES.new_zeros(3, 60, 80)])
+         [key] for _ in range(1000) for key in ("top", "left", "height", "width")],
+        dtype=torch.float64,
+    ).view(1000, 4)  # fmt: skip
+    for mine, other in zip(boxes.T, theirs.T, strict=True):
+        spread = other.std() / 1000**0.5
+        assert abs(mine.mean() - other.mean()) < 5 * spread
+        assert abs(mine.std() - other.std()) < 0.1 * other.std()
+    batch = transform.batch(IMAGES, Draws.of_samples(0, 0, LABELS))
+    assert batch.shape == (40, 3, 4, 4)
+
+
+def test_draws_are_uniform_and_follow_from_seed_epoch_and_index():
+    numbers = Draws.of_samples(1, 2, torch.arange(20000)).uniform(3)
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    counts = torch.histc(numbers, 20, 0, 1)
+    assert ((counts - 3000).abs() < 5 * 3000**0.5).all()
+    assert torch.corrcoef(numbers.T).fill_diagonal_(0).abs().max() < 0.03
+    steps = torch.corrcoef(torch.stack([numbers[:-1, 0], numbers[1:, 0]]))[0, 1]
+    assert abs(steps) < 0.03
+    again = Draws.of_samples(1, 2, [77, 5])
+    first, rest = again.uniform(), again.uniform(2)
+    assert torch.equal(torch.cat([first, rest], 1), numbers[[77, 5]])
+    assert Draws.of_samples(1, 2, range(500)).integers(7).unique().tolist() == list(range(7))
+
+
+def test_data_that_are_no_images_pass_through():
+    rows = torch.randn(6, 4)
+    dataset = TransformedDataset(TensorDataset(rows, LABELS[:6]), Pipeline())
+    inputs, targets = dataset.get_keyed_batch(torch.tensor([5, 0]), 0, 0)
+    assert torch.equal(inputs, rows[[5, 0]])
+    assert targets.tolist() == [5, 0]

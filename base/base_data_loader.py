@@ -26,6 +26,7 @@ class BaseDataLoader:
     (seed, epoch, index). So an epoch is the same with any number of workers and from any start.
     A data set with ``get_batch(indices) -> batch`` (in memory, nothing random) and torch's own
     `TensorDataset` are read a whole batch at a time in this process, whatever `num_workers` says.
+    A data set with ``shuffled_order(indices, generator) -> indices`` chooses the order itself.
 
     The validation part is read from `valid_dataset` where given: the same samples, not augmented.
     A `seed` given here stays; without one, order and split follow `set_seed`.
@@ -179,6 +180,8 @@ class BaseDataLoader:
         if not self.shuffle:
             return self._indices
         generator = derive_generator(self.seed, "order", epoch)
+        if hasattr(self.dataset, "shuffled_order"):
+            return self.dataset.shuffled_order(self._indices, generator)  # type: ignore[no-any-return]
         return self._indices[torch.randperm(self.n_samples, generator=generator)]
 
     def _keys(self, first: int, count: int, *, as_lists: bool) -> Iterator[Key]:

@@ -30,6 +30,7 @@ class BaseDataLoader:
     A data set with ``get_batch(indices) -> batch`` (in memory, nothing random) and torch's own
     `TensorDataset` are read a whole batch at a time in this process, whatever `num_workers` says;
     one with ``get_keyed_batch(indices, seed, epoch)`` says itself what `readers` it is for.
+    A data set with ``shuffled_order(indices, generator) -> indices`` chooses the order itself.
 
     The validation part is read from `valid_dataset` where given: the same samples, not augmented.
     It is a share or a number of the samples, or a mapping (see `base/splits.py`); `sampling` draws
@@ -217,6 +218,8 @@ class BaseDataLoader:
         generator = derive_generator(self.seed, "order", epoch)
         if self._weights is not None:
             return self._indices[draw_weighted(self._weights, self.n_samples, generator)]
+        if hasattr(self.dataset, "shuffled_order"):
+            return self.dataset.shuffled_order(self._indices, generator)  # type: ignore[no-any-return]
         return self._indices[torch.randperm(self.n_samples, generator=generator)]
 
     def _keys(self, first: int, count: int, reader: BatchReader) -> Iterator[Key]:

@@ -188,9 +188,10 @@ def _stages(transform: Any) -> list[Any]:
 
 def _as_input(value: Any, mode: str | None, where: str) -> Tensor:
     """Return an image as a tensor (channel, height, width); other arrays as they are."""
-    is_array = isinstance(value, (np.ndarray, Tensor))
-    if is_array and value.ndim not in (2, 3):
-        return torch.as_tensor(value)
+    if isinstance(value, (np.ndarray, Tensor)):
+        is_grey = value.ndim == 2 and (mode is not None or value.dtype in (np.uint8, torch.uint8))
+        if value.ndim != 3 and not is_grey:
+            return torch.as_tensor(value)
     return as_image(value, mode, where)
 
 

@@ -69,6 +69,14 @@ class Stuck(Noisy):
         return super().__getitem__(index)
 
 
+class Ordered(Noisy):
+    """Reads the odd samples first, each half shuffled."""
+
+    def shuffled_order(self, indices, generator):
+        shuffled = indices[torch.randperm(len(indices), generator=generator)]
+        return torch.cat([shuffled[shuffled % 2 == 1], shuffled[shuffled % 2 == 0]])
+
+
 class InMemory(Noisy):
     """Read by the batch."""
 
@@ -119,6 +127,29 @@ def test_any_start_gives_what_the_whole_gives_from_there(workers):
     for first, count in ((0, 15), (1, 3), (5, 2), (6, 6), (11, 4), (14, 1), (3, 0)):
         assert same(list(loader.batches(first, count)), whole[first : first + count])
     loader.close()
+
+
+def test_a_data_set_may_choose_the_order_of_what_it_trains_on():
+    loader = make(Ordered(), split=0.2)
+    order = list(itertools.chain(*ids(loader.batches(0, len(loader)))))
+    kept = set(range(22)) - set(itertools.chain(*ids(loader.split_validation())))
+    generator = torch.Generator().manual_seed(derive_seed(11, "order", 0))
+    expected = Ordered().shuffled_order(torch.tensor(sorted(kept)), generator)
+    assert order == expected.tolist()
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_any_start_in_a_chosen_order_gives_what_the_whole_gives(workers):
+    whole = list(make(Ordered()).batches(0, 12))
+    assert ids(whole[:6]) != ids(whole[6:])
+    loader = make(Ordered(), workers=workers)
+    for first in (0, 1, 5, 6, 11):
+        assert same(list(loader.batches(first, 12 - first)), whole[first:])
+    loader.close()
+
+
+def test_without_shuffling_a_chosen_order_is_not_asked():
+    assert list(itertools.chain(*ids(make(Ordered(), shuffle=False)))) == list(range(22))
 
 
 def test_a_start_in_the_middle_reads_nothing_before_it():

@@ -164,6 +164,11 @@ class BaseDataLoader:
         if self._valid is not None:
             self._valid.seed, self._valid._indices = seed, self._valid_indices
 
+    def place_on(self, device: torch.device) -> None:
+        """Let data that lie in memory lie on the device, where they fit beside the training."""
+        if hasattr(self.dataset, "place_on") and self.dataset.place_on(device):
+            self.pin_memory = False
+
     def how_read(self) -> str:
         """Say in a few words where batches come from."""
         readers = BatchReader(self.dataset, self.collate_fn).readers

@@ -163,6 +163,8 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         ConfigError: arguments that do not fit what they are given to, with their place.
     """
     train_loader, valid_loader = build_loaders(config)
+    for loader in (train_loader, valid_loader):
+        getattr(loader, "place_on", lambda _: None)(device)
     model, init_records = build_model(config, train_loader)
     loaded = load_weights(config, model) if weights else {}
     settings, accumulate = config["trainer"], config["memory"]["accumulate"]

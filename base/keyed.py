@@ -27,18 +27,26 @@ FIRST, SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 class Draws:
     """Where the random numbers of a batch come from: one key a sample, any number of draws.
 
-    keys  (sample,) int64
+    They are made on the CPU, where they cost little, and handed over to the images' device.
+
+    keys  (sample,) int64, on the CPU
     """
 
-    def __init__(self, keys: Tensor) -> None:
-        self.keys = keys
+    def __init__(self, keys: Tensor, device: torch.device | None = None) -> None:
+        self.keys, self.device = keys, device
         self.n_drawn = 0
 
     @classmethod
-    def of_samples(cls, seed: int, epoch: int, indices: Tensor | Sequence[int]) -> Draws:
-        """Return the draws of these samples in this epoch, on the device of ``indices``."""
+    def of_samples(
+        cls,
+        seed: int,
+        epoch: int,
+        indices: Tensor | Sequence[int],
+        device: torch.device | None = None,
+    ) -> Draws:
+        """Return the draws of these samples in this epoch."""
         start = derive_seed(seed, "sample", epoch)
-        return cls(_mix(torch.as_tensor(indices, dtype=torch.int64) * STEP + start))
+        return cls(_mix(torch.as_tensor(indices, dtype=torch.int64) * STEP + start), device)
 
     @classmethod
     def from_torch(cls, n_samples: int) -> Draws:
@@ -47,20 +55,29 @@ class Draws:
 
     def sample(self, number: int) -> Draws:
         """Return what is left to draw for one sample of the batch."""
-        part = Draws(self.keys[number : number + 1])
+        part = Draws(self.keys[number : number + 1], self.device)
         part.n_drawn = self.n_drawn
         return part
 
     def uniform(self, n: int = 1) -> Tensor:
-        """Draw ``n`` numbers of [0, 1) a sample: (sample, n) float32."""
-        counters = torch.arange(self.n_drawn + 1, self.n_drawn + n + 1, device=self.keys.device)
-        self.n_drawn += n
-        words = _mix(self.keys[:, None] + counters * STEP)
-        return _shifted(words, 40).to(torch.float32) * 2**-24
+        """Draw ``n`` numbers of [0, 1) a sample: (sample, n) float32, on the device."""
+        numbers = self._draw(n)
+        return numbers if self.device is None else numbers.to(self.device, non_blocking=True)
+
+    def numbers(self, n: int) -> list[list[float]]:
+        """Draw the same as plain numbers, for what is decided here and not on the device."""
+        drawn: list[list[float]] = self._draw(n).tolist()
+        return drawn
 
     def integers(self, high: int, n: int = 1) -> Tensor:
         """Draw ``n`` whole numbers of 0 .. high-1 a sample: (sample, n) int64."""
         return (self.uniform(n) * high).to(torch.int64).clamp_(max=high - 1)
+
+    def _draw(self, n: int) -> Tensor:
+        counters = torch.arange(self.n_drawn + 1, self.n_drawn + n + 1)
+        self.n_drawn += n
+        words = _mix(self.keys[:, None] + counters * STEP)
+        return _shifted(words, 40).to(torch.float32) * 2**-24
 
 
 def _shifted(words: Tensor, n_bits: int) -> Tensor:

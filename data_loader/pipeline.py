@@ -14,6 +14,7 @@ from base.batch_reader import find_get_batch
 from base.errors import DataError
 from base.keyed import Draws
 from base.seeding import derive_seed, seed_cpu_streams
+from data_loader.datasets import ArrayDataset
 from data_loader.images import as_image
 from data_loader.transforms import by_key
 
@@ -54,10 +55,11 @@ class Pipeline:
         first = (number for number, stage in enumerate(self.stages) if isinstance(stage, _Single))
         self._n_batched = next(first, len(self.stages))
         self.has_streams = self._n_batched < len(self.stages)
+        self.is_slow = any(getattr(stage, "is_slow", False) for stage in self.stages)
 
     def __call__(self, images: Images, seed: int, epoch: int, indices: Tensor) -> Tensor:
         """Return model input, float32: what each sample by itself would give, stacked."""
-        draws = Draws.of_samples(seed, epoch, indices)
+        draws = Draws.of_samples(seed, epoch, indices, images[0].device)
         for stage in self.stages[: self._n_batched]:
             images = _apply(stage, images, draws)
         if self.has_streams:
@@ -95,6 +97,7 @@ class TransformedDataset(Dataset[Any]):
     def __init__(self, source: Any, pipeline: Pipeline, mode: str | None = None) -> None:
         self.source, self.pipeline, self.mode = source, pipeline, mode
         self.name = type(source).__name__
+        self.device: torch.device | None = None  # where the data lie, if not here
         self._get_batch = find_get_batch(source)
         for name in ("targets", "classes", "ids"):
             if hasattr(source, name):
@@ -113,7 +116,20 @@ class TransformedDataset(Dataset[Any]):
         """Threads share the streams, so they serve where nothing draws from these."""
         if self.uses_streams:
             return "processes"
-        return "threads" if self._get_batch is None else "none"
+        is_quick = self._get_batch is not None and not self.pipeline.is_slow
+        return "none" if is_quick else "threads"
+
+    def place_on(self, device: torch.device) -> bool:
+        """Copy data in memory to a GPU where they fill less than a third of what is free there."""
+        images, targets = (getattr(self.source, name, None) for name in ("images", "targets"))
+        if self._get_batch is None or device.type != "cuda" or images is None:
+            return False
+        if images.nbytes + targets.nbytes > torch.cuda.mem_get_info(device)[0] / 3:
+            return False
+        if not hasattr(self.source, "placed"):  # the validation part reads the same copy
+            self.source.placed = ArrayDataset(images.to(device), targets.to(device))
+        self._get_batch, self.device = self.source.placed.get_batch, device
+        return True
 
     def __len__(self) -> int:
         return len(self.source)
@@ -129,6 +145,8 @@ class TransformedDataset(Dataset[Any]):
                 changed in another way.
         """
         places = indices % len(self)
+        if self.device is not None:
+            places = places.to(self.device, non_blocking=True)
         if self._get_batch is not None:
             images, *rest = self._get_batch(places)
         else:

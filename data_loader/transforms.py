@@ -88,6 +88,7 @@ class RandomResizedCrop(KeyedTransform):
     """Cut out a part of random area and shape and bring it to `size`: torchvision's, by key."""
 
     N_TRIES = 10
+    is_slow = True  # one image after the other, and worth threads where the data are in memory
 
     def __init__(
         self,
@@ -99,9 +100,11 @@ class RandomResizedCrop(KeyedTransform):
         self.size, self.scale, self.ratio, self.resize = list(size), scale, ratio, resize
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
-        numbers = draws.uniform(4 * self.N_TRIES).view(len(images), self.N_TRIES, 4).tolist()
         height, width = images.shape[-2:]
-        boxes = [self._box(tries, height, width) for tries in numbers]
+        boxes = [
+            self._box([numbers[i : i + 4] for i in range(0, 4 * self.N_TRIES, 4)], height, width)
+            for numbers in draws.numbers(4 * self.N_TRIES)
+        ]
         return torch.stack(
             [self.resize(image, *box) for image, box in zip(images, boxes, strict=True)]
         )

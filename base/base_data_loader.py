@@ -152,7 +152,7 @@ class BaseDataLoader:
     @property
     def source_of_ids(self) -> int:
         """Tell apart the data that ids belong to."""
-        return id(getattr(self.dataset, "source", self.dataset))
+        return id(getattr(self.dataset, "reads_from", self.dataset))
 
     def set_seed(self, seed: int) -> None:
         """Let order, split and augmentation follow this seed, unless one was given at the start."""

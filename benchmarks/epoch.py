@@ -2,8 +2,9 @@
 
     python benchmarks/epoch.py [--rounds 5] [--data data]
 
-Fashion-MNIST (unpacked under DATA/FashionMNIST/raw; 54,000 to train on, 6,000 to validate on), the network of pytorch-template, Adam, 128
-a batch. LIMIT is a bare loop over one preloaded, normalised tensor, batches by index, no `.item()`.
+Fashion-MNIST, unpacked under DATA/FashionMNIST/raw (54,000 to train on, 6,000 to validate on), the
+network of pytorch-template, Adam, 128 a batch. LIMIT is a bare loop over one preloaded, normalised
+tensor, batches by index, no `.item()`.
 All take turns in one process, A B C A B C ..., and medians are given, because machines are shared.
 """
 

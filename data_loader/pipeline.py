@@ -14,8 +14,8 @@ from base.batch_reader import find_get_batch
 from base.errors import DataError
 from base.keyed import Draws
 from base.seeding import derive_seed, seed_cpu_streams
-from data_loader.datasets import ArrayDataset
 from data_loader.images import as_image
+from data_loader.in_memory import InMemoryDataset
 from data_loader.transforms import by_key
 
 Images = Tensor | list[Tensor]  # (sample, channel, height, width), or a list of unequal images
@@ -95,7 +95,7 @@ class TransformedDataset(Dataset[Any]):
     """A data set seen through a pipeline, a batch at a time: ``[inputs, *what goes with them]``."""
 
     def __init__(self, source: Any, pipeline: Pipeline, mode: str | None = None) -> None:
-        self.source, self.pipeline, self.mode = source, pipeline, mode
+        self.reads_from, self.pipeline, self.mode = source, pipeline, mode
         self.name = type(source).__name__
         self.device: torch.device | None = None  # where the data lie, if not here
         self._get_batch = find_get_batch(source)
@@ -108,7 +108,7 @@ class TransformedDataset(Dataset[Any]):
     @property
     def uses_streams(self) -> bool:
         """Whether something may draw from torch's, numpy's or python's stream."""
-        is_ready_made = self._get_batch is not None or hasattr(self.source, "image")
+        is_ready_made = self._get_batch is not None or hasattr(self.reads_from, "image")
         return self.pipeline.has_streams or not is_ready_made
 
     @property
@@ -121,18 +121,18 @@ class TransformedDataset(Dataset[Any]):
 
     def place_on(self, device: torch.device) -> bool:
         """Copy data in memory to a GPU where they fill less than a third of what is free there."""
-        images, targets = (getattr(self.source, name, None) for name in ("images", "targets"))
-        if self._get_batch is None or device.type != "cuda" or images is None:
+        inputs, targets = (getattr(self.reads_from, name, None) for name in ("inputs", "targets"))
+        if inputs is None or targets is None or device.type != "cuda":
             return False
-        if images.nbytes + targets.nbytes > torch.cuda.mem_get_info(device)[0] / 3:
+        if inputs.nbytes + targets.nbytes > torch.cuda.mem_get_info(device)[0] / 3:
             return False
-        if not hasattr(self.source, "placed"):  # the validation part reads the same copy
-            self.source.placed = ArrayDataset(images.to(device), targets.to(device))
-        self._get_batch, self.device = self.source.placed.get_batch, device
+        if not hasattr(self.reads_from, "placed"):  # the validation part reads the same copy
+            self.reads_from.placed = InMemoryDataset(inputs.to(device), targets.to(device))
+        self._get_batch, self.device = self.reads_from.placed.get_batch, device
         return True
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.reads_from)
 
     def __getitem__(self, index: int) -> Any:
         return [part[0] for part in self.get_keyed_batch(torch.tensor([index]), 0, 0)]
@@ -161,9 +161,9 @@ class TransformedDataset(Dataset[Any]):
         """Read one sample: its image as a tensor, and what goes with it."""
         if self.uses_streams:
             seed_cpu_streams(seed)
-        sample = self.source[index]
+        sample = self.reads_from[index]
         parts = list(sample) if isinstance(sample, (list, tuple)) else [sample]
-        if not hasattr(self.source, "image"):  # a user's own, or torchvision's
+        if not hasattr(self.reads_from, "image"):  # a user's own, or torchvision's
             parts[0] = _as_input(parts[0], self.mode, f"sample {index}")
         return parts
 

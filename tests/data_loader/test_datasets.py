@@ -9,13 +9,14 @@ import torch
 from torch.utils.data import default_collate
 
 from base.errors import DataError
-from data_loader.datasets import ArrayDataset, read_idx, read_npz
+from data_loader.datasets import read_idx, read_npz
+from data_loader.in_memory import InMemoryDataset
 
 IMAGES = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5).to(torch.uint8)
 
 
 def test_a_batch_is_the_samples_collated():
-    dataset = ArrayDataset(IMAGES, torch.tensor([1, 0]))
+    dataset = InMemoryDataset(IMAGES, torch.tensor([1, 0]))
     batch = dataset.get_batch(torch.tensor([1, 0, 1]))
     expected = default_collate([dataset[1], dataset[0], dataset[1]])
     assert type(batch) is type(expected)
@@ -23,8 +24,8 @@ def test_a_batch_is_the_samples_collated():
 
 
 def test_images_and_labels_must_be_equally_many():
-    with pytest.raises(DataError, match="2 images, but 3 labels"):
-        ArrayDataset(IMAGES, torch.zeros(3))
+    with pytest.raises(DataError, match="2 inputs, but 3 targets"):
+        InMemoryDataset(IMAGES, torch.zeros(3))
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 4)])

@@ -11,7 +11,7 @@ from base.base_data_loader import BaseDataLoader
 from base.errors import DataError
 from base.keyed import Draws
 from base.seeding import cpu_streams, seed_everything
-from data_loader.datasets import ArrayDataset
+from data_loader.in_memory import InMemoryDataset
 from data_loader.pipeline import Pipeline, TransformedDataset
 from data_loader.transforms import RandomCutout, RandomFlip, RandomShift, by_key
 
@@ -60,8 +60,8 @@ KEYED = [RandomShift(2), RandomFlip(), RandomCutout(4)]
 @pytest.mark.parametrize("transforms", [[], KEYED, [jitter], [*KEYED, jitter, RandomFlip()]])
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_every_path_gives_the_same_batches(transforms, n_workers):
-    expected = epoch(loader(ArrayDataset(IMAGES, LABELS), transforms))
-    assert_equal(epoch(loader(ArrayDataset(IMAGES, LABELS), transforms, n_workers)), expected)
+    expected = epoch(loader(InMemoryDataset(IMAGES, LABELS), transforms))
+    assert_equal(epoch(loader(InMemoryDataset(IMAGES, LABELS), transforms, n_workers)), expected)
     assert_equal(epoch(loader(OneByOne(), transforms, n_workers)), expected)
     assert_equal(epoch(loader(OneByOne(), transforms, n_workers), 2, 3), expected[2:])
 
@@ -81,7 +81,7 @@ def test_a_batch_is_its_samples_by_themselves_and_epochs_differ(transforms):
 def test_the_trainers_streams_do_not_notice(transforms):
     seed_everything(5)
     before = cpu_streams()
-    epoch(loader(ArrayDataset(IMAGES, LABELS), transforms))
+    epoch(loader(InMemoryDataset(IMAGES, LABELS), transforms))
     for one, other in zip(before, cpu_streams(), strict=True):
         assert str(one) == str(other)
 
@@ -90,7 +90,7 @@ def test_pixels_are_scaled_and_normalised_by_channel():
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0])
     pipeline = Pipeline(white=120, mean=mean.tolist(), std=std.tolist())
     expected = ((IMAGES.movedim(1, -1) / 120 - mean) / std).movedim(-1, 1)
-    dataset = TransformedDataset(ArrayDataset(IMAGES, LABELS), pipeline)
+    dataset = TransformedDataset(InMemoryDataset(IMAGES, LABELS), pipeline)
     for _ in range(2):  # what is in memory stays as it is
         batch = dataset.get_keyed_batch(LABELS, 0, 0)[0]
         torch.testing.assert_close(batch, expected)

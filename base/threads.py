@@ -1,22 +1,24 @@
-"""Batches read ahead by threads of this process: for reading that lets go of Python's lock."""
+"""Reading ahead by threads of this process: for reading that lets go of Python's lock."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooLongError
+from contextlib import closing
 from typing import Any
 
 import torch
 
 from base.batch_reader import Batch, Key, raise_failure
 from base.errors import DataError
+from logger.progress import ProgressBar
 
 
 def read_ahead(
-    read: Callable[[Key], Any], keys: Iterator[Key], n_threads: int, ahead: int, seconds: float
-) -> Iterator[Batch]:
+    read: Callable[[Any], Any], keys: Iterator[Any], n_threads: int, ahead: int, seconds: float
+) -> Generator[Batch, None, None]:
     """Give the batch of each key, in order; at most ``ahead`` of them are read before their turn.
 
     Args:
@@ -37,6 +39,17 @@ def read_ahead(
             yield _result(pending, seconds)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_each(
+    read: Callable[[Any], Any], keys: Sequence[Any], n_threads: int, description: str
+) -> Generator[Any, None, None]:
+    """Give what is read for each key, in order, behind a progress bar where one can be seen."""
+    results = read_ahead(read, iter(keys), n_threads, 4 * n_threads, seconds=0)
+    with closing(results), ProgressBar(len(keys), description=description) as bar:
+        for result in results:
+            yield result
+            bar.update()
 
 
 def pinned(read: Callable[[Key], Any]) -> Callable[[Key], Any]:

@@ -1,0 +1,141 @@
+"""Images decoded once: kept in memory, or in a file for later runs too."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from base.cores import free_cores
+from base.errors import ConfigError, DataError, Problem
+from base.free_memory import free_memory
+from data_loader.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
+
+log = logging.getLogger("kindling")
+
+NEEDED = ("image", "image_shape", "fingerprint", "targets", "ids", "place")
+
+
+def cached(
+    dataset: Any, where: str, folder: Path = Path(".cache"), n_threads: int | None = None
+) -> CachedImages:
+    """Decode the images of a data set such as `ImageFiles` once, in threads: now, or earlier.
+
+    Args:
+        where: ``memory``: for this run, one copy for all workers, forked or spawned; ``disk``: in
+            a file in `folder`, which other processes and later runs use too. Filling it goes on
+            where it was interrupted. When a file of the data set, or how it is decoded, changes,
+            the cache is another file.
+        n_threads: by default as many as there are free cores.
+
+    Raises:
+        ConfigError: `where` is neither.
+        DataError: there is not enough memory or room on the disk, which is checked before anything
+            is decoded; the folder cannot be written; an image cannot be read.
+    """
+    if where not in ("memory", "disk"):
+        raise ConfigError([Problem("cache", f"{where!r} is none of none, memory, disk")])
+    name = type(dataset).__name__
+    if missing := [each for each in NEEDED if not hasattr(dataset, each)]:
+        raise DataError(f"{name} cannot be cached: it has no {', '.join(missing)}; use cache: none")
+    if not hasattr(os, "pwrite"):
+        raise DataError("caching is not for Windows; use cache: none")
+    n_threads = n_threads or free_cores()
+    if where == "memory":
+        pixels, layout = _in_memory(dataset, n_threads)
+    else:
+        from data_loader.cache_file import CacheFile  # needs Unix
+
+        pixels, layout = CacheFile(dataset, Path(folder), n_threads).open()
+    kind = CachedBatches if layout.is_uniform else CachedImages
+    return kind(dataset, pixels, layout)
+
+
+class CachedImages(Dataset[tuple[Tensor, Tensor]]):
+    """A data set of images whose pixels lie ready; what it gives is what its source gives.
+
+    Images are views of what is kept: change a copy. Made by `cached`.
+    """
+
+    def __init__(self, source: Any, pixels: SharedPixels, layout: Layout) -> None:
+        self.source, self.pixels, self.layout = source, pixels, layout
+        for name in ("targets", "ids", "classes"):
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
+
+    def __len__(self) -> int:
+        return len(self.layout.shapes)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.image(index), self.source.targets[index]
+
+    def image(self, index: int) -> Tensor:
+        """Return an image: uint8 (channel, height, width)."""
+        index = range(len(self))[index]  # an IndexError ends a loop over a data set
+        first, end = self.layout.offsets[index : index + 2].tolist()
+        return self.pixels.values[first:end].view(self.image_shape(index))
+
+    def image_shape(self, index: int) -> tuple[int, int, int]:
+        """Return the shape of an image."""
+        return tuple(self.layout.shapes[index].tolist())
+
+    def place(self, index: int) -> str:
+        """Say where an image is listed, and its path."""
+        return self.source.place(index)
+
+    def fingerprint(self) -> str:
+        """Return the source's hash of the files and of how they are decoded."""
+        return self.source.fingerprint()
+
+
+class CachedBatches(CachedImages):
+    """The same of images of one shape, read many at once."""
+
+    @property
+    def images(self) -> Tensor:
+        """All images: uint8 (image, channel, height, width)."""
+        return self.pixels.values.view(len(self), *self.image_shape(0))
+
+    def image(self, index: int) -> Tensor:
+        """Return an image: uint8 (channel, height, width)."""
+        return self.images[index]
+
+    def get_batch(self, indices: Tensor) -> list[Tensor]:
+        """Read many samples at once."""
+        return [self.images.index_select(0, indices), self.source.targets.index_select(0, indices)]
+
+
+def _in_memory(source: Any, n_threads: int) -> tuple[SharedPixels, Layout]:
+    layout = read_layout(source, n_threads)
+    needed, free = layout.n_bytes, free_memory()
+    sizes = f"{needed / 1e6:,.0f} MB"
+    if needed > 0.9 * free:
+        raise DataError(
+            f"cache: memory: {len(source):,} images need {sizes} decoded, {free / 1e6:,.0f} MB are "
+            "free, of which a tenth is left for the rest; use cache: disk, or a smaller `resize`"
+        )
+    descriptor = _file_in_memory()
+    try:
+        os.ftruncate(descriptor, needed)
+        with closing(decode_each(source, layout, 0, n_threads)) as decoded:
+            for index, data in decoded:
+                write_at(descriptor, data, int(layout.offsets[index]))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    log.info(f"cache: {len(source):,} images in memory ({sizes})")
+    return SharedPixels(descriptor, start=0), layout
+
+
+def _file_in_memory() -> int:
+    """Open a file without a name, in memory where the system has that (Linux)."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("pixels")  # not in /dev/shm, which containers keep small
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -128,10 +128,10 @@ def _decorated_names(node: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str
 
 
 def _likely_kind(node: ast.stmt, file: Path) -> str:
-    """Guess what a definition is for, from its base classes, its file and its folder."""
+    """Guess what a definition is for: from base classes, its own name, its file and folder."""
     if isinstance(node, ast.ClassDef):
-        for base in node.bases:
-            word = ast.unparse(base).partition("[")[0].rpartition(".")[2]
+        bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
+        for word in (*bases, node.name):
             for ending, kind in _BASE_WORDS.items():
                 if word.endswith(ending):
                     return kind

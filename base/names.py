@@ -218,8 +218,9 @@ def _inner_kind(kind: str, name: str, parameter: Parameter | None, value: Any) -
         return {"schedulers": kind, "lr_lambda": "function", "scale_fn": "function"}.get(name)
     if kind not in ("data_loader", "dataset", "transform"):
         return None
-    known = {"dataset": "dataset", "transform": "transform", "transforms": "transform"}
-    return "function" if name == "collate_fn" else known.get(name.rpartition("_")[2])
+    word = name.rpartition("_")[2].removesuffix("s")  # one of them, or a list
+    known = {"dataset": "dataset", "transform": "transform"}
+    return "function" if name == "collate_fn" else known.get(word)
 
 
 def _composed(kind: str, name: str, value: Any) -> Any:

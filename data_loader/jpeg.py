@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
@@ -66,17 +67,13 @@ def _orientation_in(segment: bytes) -> int:
 
 @functools.cache
 def fastest_decoder() -> Decoder:
-    """Return the fastest decoder that is installed; each lets other threads run meanwhile.
-
-    Raises:
-        ImportError: there is none, not even torchvision's.
-    """
-    for name in ("simplejpeg", "opencv"):
+    """Return the fastest decoder that is installed; each lets other threads run meanwhile."""
+    for make in DECODERS.values():
         try:
-            return DECODERS[name]()
+            return make()
         except ImportError:
             continue
-    return DECODERS["torchvision"]()
+    raise AssertionError("PIL is always there")
 
 
 def _simplejpeg() -> Decoder:
@@ -101,15 +98,35 @@ def _opencv() -> Decoder:
 
 
 def _torchvision() -> Decoder:
-    from torchvision.io import ImageReadMode, decode_jpeg  # takes seconds
+    from torchvision.io import ImageReadMode  # takes seconds, and brings the operator
 
-    modes = {"RGB": ImageReadMode.RGB, "L": ImageReadMode.GRAY}
-    return lambda data, mode: decode_jpeg(
-        torch.frombuffer(bytearray(data), dtype=torch.uint8), modes[mode]
-    )
+    if not hasattr(torch.ops.image, "decode_jpeg"):
+        raise ImportError("this torchvision decodes no images")
+    modes = {"RGB": ImageReadMode.RGB.value, "L": ImageReadMode.GRAY.value}
+
+    def decode(data: bytes, mode: str) -> Tensor:
+        content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        # The function around it warns at each call that it will move to another package.
+        return torch.ops.image.decode_jpeg(content, modes[mode], False)
+
+    return decode
 
 
-DECODERS = {"simplejpeg": _simplejpeg, "opencv": _opencv, "torchvision": _torchvision}
+def _pil() -> Decoder:
+    def decode(data: bytes, mode: str) -> Tensor:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft(mode, image.size)
+            return from_hwc(np.array(image.convert(mode)))
+
+    return decode
+
+
+DECODERS = {  # from the fastest on
+    "simplejpeg": _simplejpeg,
+    "opencv": _opencv,
+    "torchvision": _torchvision,
+    "PIL": _pil,
+}
 
 
 def from_hwc(pixels: Any) -> Tensor:

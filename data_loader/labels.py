@@ -92,7 +92,7 @@ def _class_numbers(
     known = {name: number for number, name in enumerate(names)}
     if are_numbers and not known.keys() >= numbers.keys():
         known = {text: number for text, number in numbers.items() if 0 <= number < len(names)}
-        outside = f"is out of range: there are {len(names)} classes, from 0"
+        outside = f"is out of range, 0 to {len(names) - 1}"
         faults |= {text: f"class {text} {outside}" for text in numbers.keys() - known.keys()}
     for text in set(column) - known.keys() - faults.keys():
         faults[text] = f"unknown class {text!r}{nearest(text, names)}"

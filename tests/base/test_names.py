@@ -169,6 +169,21 @@ def test_datasets_and_transforms_within_a_loader_are_checked(faults: Faults) -> 
     assert len(found) == 4
 
 
+def test_a_list_of_datasets_is_checked_and_built(faults: Faults, project: Write) -> None:
+    project({"data_loader/loaders.py": DATA})
+    parts = "[{type: Numbers, args: {n: 2}}, {type: Numbers, args: {m: 3}}, {type: Nmbers}]"
+    joined = f"{{type: Joined, args: {{datasets: {parts}}}}}"
+    found = faults(data_loader=f"{{type: Loader, args: {{dataset: {joined}}}}}")
+    where = "data_loader.args.dataset.args.datasets"
+    assert f"{where}.1.type: Numbers needs argument n" in found[0]
+    assert f"{where}.1.args.m: unknown argument for Numbers; did you mean 'n'?" in found[1]
+    assert f"{where}.2.type: there is no dataset 'Nmbers'; did you mean 'Numbers'?" in found[2]
+    assert len(found) == 3
+    sections = [{"type": "Numbers", "args": {"n": n}} for n in (2, 3)]
+    joined = build("dataset", {"type": "Joined", "args": {"datasets": sections}})
+    assert [len(part) for part in joined.datasets] == [2, 3]
+
+
 def test_mappings_of_the_projects_own_form_are_left_alone(faults: Faults) -> None:
     own = "{dataset: {type: csv, path: x}, transform: strong}"
     assert faults(data_loader=f"{{type: Loader, args: {own}}}") == []
@@ -389,6 +404,8 @@ class Numbers(Dataset):
     def __init__(self, n: int, transform=None):
         self.n, self.transform = n, transform
     def __len__(self): return self.n
+class Joined(Dataset):
+    def __init__(self, datasets): self.datasets = datasets
 class Loader:
     def __init__(self, dataset, transforms=(), collate_fn=None, own=None):
         self.__dict__.update(dataset=dataset, transforms=transforms, collate_fn=collate_fn, own=own)

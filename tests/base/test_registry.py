@@ -71,6 +71,7 @@ def test_base_classes_and_files_say_what_is_listed_for_which_kind(project: Write
         from torch.utils.data import Dataset
         class Facts(NamedTuple): ...
         class Digits(Dataset[int]): ...
+        class FirstDigitsDataset(Digits): ...
         class Loader: ...
         def pad(samples): ...
         """
@@ -87,7 +88,7 @@ def test_base_classes_and_files_say_what_is_listed_for_which_kind(project: Write
     )
     expected = {
         "data_loader": ["Loader"],
-        "dataset": ["Digits"],
+        "dataset": ["Digits", "FirstDigitsDataset"],
         "transform": ["Shift", "flip"],
         "model": ["Net", "Other"],
         "loss": ["Focal", "dice"],

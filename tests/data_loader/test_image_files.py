@@ -1,0 +1,270 @@
+"""Data sets of image files: what they hold, and what is said of those that are wrong."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from base.errors import ConfigError, DataError
+from base.names import build
+from data_loader.image_files import ImageFiles, ImageFolderDataset, ImageListDataset
+
+
+def save(path: Path, seed: int = 0, size: tuple[int, int] = (7, 5)) -> np.ndarray:
+    """Save an image of noise, (height, width, 3), without loss."""
+    pixels = np.random.RandomState(seed).randint(0, 256, (*size, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes: two images in dog (one in a folder of its own), one in cat, one in Bär."""
+    for seed, name in enumerate(["dog/b.png", "dog/more/a.PNG", "cat/1 2.png", "Bär/写真.png"]):
+        save(tmp_path / "set" / name, seed)
+    return tmp_path / "set"
+
+
+def write(folder: Path, text: str, **options) -> str:
+    (folder / "list.txt").write_bytes(text.encode(**options))
+    return str(folder / "list.txt")
+
+
+def lines_of(error: pytest.ExceptionInfo, folder: Path) -> list[str]:
+    return str(error.value).replace(f"{folder}/", "").split("\n")
+
+
+def test_a_folder_of_classes_is_read(folder):
+    dataset = build("dataset", {"type": "ImageFolderDataset", "args": {"root": str(folder)}})
+    assert isinstance(dataset, ImageFolderDataset)
+    assert dataset.classes == ["Bär", "cat", "dog"]
+    assert dataset.ids == ["Bär/写真.png", "cat/1 2.png", "dog/b.png", "dog/more/a.PNG"]
+    assert dataset.targets.tolist() == [0, 1, 2, 2]
+    assert dataset.targets.dtype == torch.int64
+    assert len(dataset) == 4
+    for index, seed in enumerate([3, 2, 0, 1]):
+        image, target = dataset[index]
+        expected = np.random.RandomState(seed).randint(0, 256, (7, 5, 3), dtype=np.uint8)
+        assert torch.equal(image, torch.from_numpy(expected).movedim(-1, 0))
+        assert torch.equal(image, dataset.image(index))
+        assert target == dataset.targets[index]
+        assert dataset.image_shape(index) == (3, 7, 5)
+        assert dataset.place(index) == f"{folder}/{dataset.ids[index]}"
+
+
+def test_mode_and_size_are_as_asked(folder):
+    args = {"root": str(folder), "mode": "grey", "resize": [4, 6]}
+    dataset = build("dataset", {"type": "ImageFolderDataset", "args": args})
+    assert dataset[0][0].shape == (1, 4, 6)
+    assert dataset.image_shape(0) == (1, 4, 6)
+
+
+def test_hidden_and_other_files_are_left_out(folder):
+    for name in (".git/x.png", "dog/.thumbs/x.png", "dog/.x.png", "dog/x.txt.png"):
+        save(folder / name)
+    (folder / "dog/x.txt.png").rename(folder / "dog/x.txt")
+    (folder / "README").write_text("")
+    assert len(ImageFolderDataset(str(folder))) == 4
+    with pytest.raises(DataError, match="an empty class folder"):
+        ImageFolderDataset(str(folder), extensions=[".jpg"])
+    assert len(ImageFolderDataset(str(folder), extensions=["png"])) == 4
+
+
+def test_all_that_is_wrong_in_a_folder_is_told(folder):
+    (folder / "fox").mkdir()
+    (folder / "owl/deep").mkdir(parents=True)
+    save(folder / "stray.png")
+    with pytest.raises(DataError) as error:
+        ImageFolderDataset(str(folder))
+    found = lines_of(error, folder)
+    assert found[0] == "stray.png: an image beside the class folders"
+    assert [line.split(" (")[0] for line in found[1:]] == [
+        "fox: an empty class folder",
+        "owl: an empty class folder",
+    ]
+
+
+def test_a_folder_that_is_missing_or_flat_is_told(tmp_path):
+    with pytest.raises(DataError, match=r"none: no such folder; it is looked for from "):
+        ImageFolderDataset(str(tmp_path / "none"))
+    with pytest.raises(DataError, match="no class folders"):
+        ImageFolderDataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_list_is_read(folder, newline, mark):
+    lines = ["# made by hand", "", "dog/b.png\tdog", "'cat/1 2.png'  cat  # asleep"]
+    lines += ["   ", '"Bär/写真.png" Bär', f"{folder}/dog/more/a.PNG dog"]
+    list_file = write(folder, mark + newline.join(lines))
+    dataset = build("dataset", {"type": "ImageListDataset", "args": {"list_file": list_file}})
+    assert isinstance(dataset, ImageListDataset)
+    assert dataset.ids == ["dog/b.png", "cat/1 2.png", "Bär/写真.png", f"{folder}/dog/more/a.PNG"]
+    assert dataset.classes == ["Bär", "cat", "dog"]
+    assert dataset.targets.tolist() == [2, 1, 0, 2]
+    assert [dataset.place(i).split(": ")[0] for i in range(4)] == [
+        f"{list_file}:{line}" for line in (3, 4, 6, 7)
+    ]
+    assert torch.equal(dataset[3][0], ImageFolderDataset(str(folder))[3][0])
+
+
+def test_a_list_may_lie_elsewhere(folder, tmp_path):
+    list_file = write(tmp_path, "dog/b.png 0\ndog/more/a.PNG 1")
+    assert len(ImageListDataset(list_file, root=str(folder))) == 2
+    assert len(ImageListDataset(list_file, str(folder), classes=["x", "y"])) == 2
+    with pytest.raises(DataError, match=r"list.txt:1: dog/b.png: no such file"):
+        ImageListDataset(list_file)
+
+
+def test_labels_are_numbers_names_or_names_in_a_given_order(folder):
+    numbers = write(folder, "dog/b.png 2\ndog/more/a.PNG 0")
+    assert ImageListDataset(numbers).targets.tolist() == [2, 0]
+    assert ImageListDataset(numbers).classes == ["0", "1", "2"]
+    assert ImageListDataset(numbers, classes=["a", "b", "c"]).targets.tolist() == [2, 0]
+    assert ImageListDataset(numbers, classes=5).classes == ["0", "1", "2", "3", "4"]
+    assert ImageListDataset(numbers, classes=[2, 0]).targets.tolist() == [0, 1]
+    names = write(folder, "dog/b.png x\ndog/more/a.PNG y")
+    assert ImageListDataset(names, classes=["z", "y", "x"]).targets.tolist() == [2, 1]
+
+
+def test_label_columns_can_be_chosen(folder):
+    list_file = write(folder, "dog/b.png 2 7 0.5\ndog/more/a.PNG 0 9 -1e3")
+    assert ImageListDataset(list_file, label=1).targets.tolist() == [2, 0]
+    assert ImageListDataset(list_file, label=[2, 1]).targets.tolist() == [[7, 2], [9, 0]]
+    dataset = ImageListDataset(list_file, label=[3], task="regression")
+    assert dataset.targets.tolist() == [[0.5], [-1000]]
+    assert dataset.targets.dtype == torch.float32
+    assert not hasattr(dataset, "classes")
+    with pytest.raises(DataError, match=r"list.txt:1: 3 labels, but column 4 is asked for"):
+        ImageListDataset(list_file, label=4)
+    for label in (0, [], [1.5], "first"):
+        with pytest.raises(DataError, match="give the number of a column behind the path"):
+            ImageListDataset(list_file, label=label)
+
+
+def test_lines_of_a_wrong_form_are_told_together(folder):
+    list_file = write(folder, "dog/b.png\ncat/1 2.png 0\n'dog/b.png 0\n'a'b 0\ndog/b.png 0")
+    with pytest.raises(DataError) as error:
+        ImageListDataset(list_file)
+    assert lines_of(error, folder) == [
+        "list.txt:1: no label; a line is a path and a label, with a blank between",
+        "list.txt:2: 2 labels; quote a path with blanks, or choose with `label`",
+        "list.txt:3: a quote that is not closed, or not followed by a blank: 'dog/b.png",
+        "list.txt:4: a quote that is not closed, or not followed by a blank: 'a'b",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        (["a", "1", "b"], None, "list.txt:2: '1' is a number among names; `classes` may list all"),
+        (["2", "1", "b"], None, "list.txt:3: 'b' is a name among numbers; `classes` may list all"),
+        (["a", "dog", "do"], ["a", "dog"], "list.txt:3: unknown class 'do'; did you mean 'dog'?"),
+        (["0", "2", "1"], ["cat", "dog"], "list.txt:2: class 2 is out of range, 0 to 1"),
+        (["0", "-1", "1"], None, "list.txt:2: class -1 is out of range, 0 to 1"),
+        (["0", "1", "1"], 1, None),
+        (["0", "9000000", "1"], None, "list.txt:2: class 9000000 is out of range, 0 to 999999"),
+        (["0.5", "0", "1"], 2, "list.txt:1: unknown class '0.5'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_label_is_told(folder, labels, classes, message):
+    paths = ["dog/b.png", "dog/more/a.PNG", "Bär/写真.png"]
+    pairs = zip(paths, labels, strict=True)
+    list_file = write(folder, "\n".join(f"{path} {label}" for path, label in pairs))
+    with pytest.raises(DataError) as error:
+        ImageListDataset(list_file, classes=classes)
+    expected = [f"list.txt:{n}: class 1 is out of range, 0 to 0" for n in (2, 3)]
+    assert lines_of(error, folder) == ([message] if message else expected)
+
+
+def test_classes_must_be_names_of_their_own(folder):
+    list_file = write(folder, "dog/b.png x")
+    with pytest.raises(DataError, match="classes names 'x' twice"):
+        ImageListDataset(list_file, classes=["x", "y", "x"])
+    with pytest.raises(DataError, match="classes is empty"):
+        ImageListDataset(list_file, classes=[])
+    with pytest.raises(DataError, match="no task 'regresion'; did you mean 'regression'"):
+        ImageListDataset(list_file, task="regresion")
+
+
+def test_missing_files_are_all_named_at_the_start(folder):
+    gone = [f"cat/{number}.png 0" for number in range(13)]
+    list_file = write(folder, "\n".join(["dog/b.png 0", *gone, "none/x.png 0", "dog 0"]))
+    with pytest.raises(DataError) as error:
+        ImageListDataset(list_file)
+    found = lines_of(error, folder)
+    assert found[0] == "list.txt:2: cat/0.png: no such file"
+    assert found[9] == "list.txt:11: cat/9.png: no such file"
+    assert found[10:] == ["... and 5 more"]
+
+
+def test_a_file_listed_twice_is_told_with_both_lines(folder):
+    list_file = write(folder, "dog/b.png 0\n# again\n./dog/b.png 1")
+    with pytest.raises(DataError) as error:
+        ImageListDataset(list_file)
+    text = "list.txt:3: ./dog/b.png: listed already at list.txt:1: dog/b.png"
+    assert lines_of(error, folder) == [text]
+
+
+def test_a_list_that_is_no_text_or_empty_is_told(folder):
+    with pytest.raises(DataError, match=r"list.txt: no such file; it is looked for from"):
+        ImageListDataset(str(folder / "list.txt"))
+    with pytest.raises(DataError, match=r"list.txt: no images are listed"):
+        ImageListDataset(write(folder, "# nothing\n"))
+    with pytest.raises(DataError, match=r"list.txt: cannot be read as a text in UTF-8"):
+        ImageListDataset(write(folder, "dog/é.png 1", encoding="latin-1"))
+
+
+def test_a_damaged_image_is_named_with_its_line(folder):
+    list_file = write(folder, "dog/b.png 0\ncat/x.png 1")
+    (folder / "cat/x.png").write_bytes((folder / "dog/b.png").read_bytes()[:90])
+    dataset = ImageListDataset(list_file)
+    with pytest.raises(DataError, match=r"list.txt:2: cat/x.png: cut short or damaged"):
+        dataset[1]
+
+
+@pytest.mark.parametrize("resize", [0, -3, 2.5, [3], [3, 4, 5], "12", [3, 0], True])
+def test_a_size_that_is_none_is_told(folder, resize):
+    with pytest.raises(DataError, match="give the shorter side in pixels or"):
+        ImageFolderDataset(str(folder), resize=resize)
+
+
+def test_the_fingerprint_follows_list_files_and_settings(folder):
+    original = ImageFolderDataset(str(folder)).fingerprint()
+    assert ImageFolderDataset(str(folder)).fingerprint() == original
+    others = {
+        ImageFolderDataset(str(folder), mode="grey").fingerprint(),
+        ImageFolderDataset(str(folder), resize=4).fingerprint(),
+    }
+    os.utime(folder / "dog/b.png", ns=(1, 1))
+    others.add(ImageFolderDataset(str(folder)).fingerprint())
+    with (folder / "dog/b.png").open("ab") as file:
+        file.write(b"x")
+    os.utime(folder / "dog/b.png", ns=(1, 1))
+    others.add(ImageFolderDataset(str(folder)).fingerprint())
+    save(folder / "dog/c.png")
+    others.add(ImageFolderDataset(str(folder)).fingerprint())
+    assert len({original, *others}) == 6
+
+
+def test_a_data_set_can_be_sent_to_another_process(folder):
+    dataset = ImageListDataset(write(folder, "dog/b.png 0\ndog/more/a.PNG 1"))
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copy[1][0], dataset[1][0])
+    assert copy.place(1) == dataset.place(1)
+
+
+def test_own_image_files_need_only_a_list(folder):
+    dataset = ImageFiles(folder, ["dog/b.png"], torch.tensor([[0.5, 1]]))
+    assert dataset[0][1].tolist() == [0.5, 1]
+    assert dataset.place(0) == f"{folder}/dog/b.png"
+
+
+def test_a_wrong_argument_in_a_config_is_a_config_error(folder):
+    with pytest.raises(ConfigError, match="ImageFolderDataset cannot be built"):
+        build("dataset", {"type": "ImageFolderDataset", "args": {"rot": str(folder)}})

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from base.base_data_loader import BaseDataLoader
-from base.seeding import derive_generator
 from data_loader.datasets import ArrayDataset, read_npz
+from data_loader.in_memory import synthetic_images
 from data_loader.pipeline import Pipeline, TransformedDataset
 from data_loader.public_sets import load_in_memory, load_one_by_one
 from data_loader.transforms import RandomShift
@@ -122,12 +122,9 @@ class SyntheticDataLoader(BaseDataLoader):
         noise: float = 1.0,
         data_seed: int = 0,
     ) -> None:
-        patterns = torch.randn((n_classes, *shape), generator=derive_generator(data_seed, "class"))
-        generator = derive_generator(data_seed, "train" if training else "test")
-        labels = torch.randint(n_classes, (n_samples,), generator=generator)
-        images = torch.randn((n_samples, *shape), generator=generator).mul_(noise)
+        part = "train" if training else "test"
         super().__init__(
-            ArrayDataset(images.add_(patterns[labels]), labels),
+            ArrayDataset(*synthetic_images(n_samples, shape, n_classes, noise, data_seed, part)),
             batch_size,
             shuffle and training,
             validation_split if training else 0,

@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 
 from base.errors import DataError
 
+IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
 
 class ArrayDataset(Dataset[list[Tensor]]):
     """Images, or rows of numbers, in memory, as they are.
@@ -54,14 +56,19 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def read_idx(path: Path) -> Tensor:
-    """Read an IDX file of bytes, as MNIST has them, gzipped or not: a uint8 tensor of its shape."""
+    """Read an IDX file, as MNIST has them, gzipped or not: a tensor of its shape, uint8 mostly."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except FileNotFoundError as error:
+        text = f"no such file; it is looked for from {Path.cwd()}"
+        raise DataError(f"{path}: {text}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    n_dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
-    start = 4 + 4 * n_dimensions
+    is_idx = len(content) > 3 and content[:2] == b"\0\0" and content[2] in IDX_TYPES
+    dtype = np.dtype(IDX_TYPES[content[2]] if is_idx else "u1")
+    start = 4 + 4 * content[3] if is_idx else 4
     shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
-    if not shape or not 0 < math.prod(shape) == len(content) - start:
-        raise DataError(f"{path}: not a whole IDX file of bytes; fetch it again")
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).view(shape)
+    if not shape or not 0 < math.prod(shape) * dtype.itemsize == len(content) - start:
+        raise DataError(f"{path}: not a whole IDX file of numbers; fetch it again")
+    array = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    return torch.from_numpy(array.astype(dtype.newbyteorder("=")))

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.errors import DataError, nearest
 from data_loader.datasets import ArrayDataset, read_idx
+from data_loader.in_memory import in_memory_arrays
 from data_loader.pipeline import Pipeline, TransformedDataset
 from data_loader.transforms import RandomFlip, RandomShift
 
@@ -65,7 +64,9 @@ def load_in_memory(
     if facts.archive is None and all(file.exists() for file in files):
         images, labels = read_idx(files[0])[:, None], read_idx(files[1])
     else:
-        images, labels = _decode(open_with_torchvision(name, data_dir, training, download))
+        held = in_memory_arrays(open_with_torchvision(name, data_dir, training, download))
+        assert held is not None, "each of PUBLIC_SETS lies in memory"
+        images, labels = held
     arrays, changes = ArrayDataset(images, labels), []
     if augment:
         changes = [RandomShift(facts.shift), *([RandomFlip()] if facts.flip else [])]
@@ -119,13 +120,6 @@ def _wanted(name: str, data_dir: Path) -> str:
         return f"{archive} into {data_dir}/"
     files = ", ".join(f"{file}.gz" for pair in IDX_FILES for file in pair)
     return f"{files} into {data_dir / name / 'raw'}/"
-
-
-def _decode(dataset: Any) -> tuple[Tensor, Tensor]:
-    """Return a torchvision set's pixels (sample, channel, height, width) and labels."""
-    pixels = torch.as_tensor(dataset.data)
-    images = pixels[:, None] if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    return images, torch.as_tensor(dataset.targets)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,174 @@
+"""Data sets made of others: several joined to one, or a part of one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from base.errors import DataError, Problem, nearest
+from data_loader.image_files import read_text
+from data_loader.labels import raise_problems
+
+
+class _Composed(Dataset[Any]):
+    """Samples of other data sets, each found by the number of its part and its index in that.
+
+    What all parts offer (targets, classes, ids, place, image, image_shape, fingerprint,
+    get_batch) is offered, too.
+    """
+
+    def __init__(self, parts: list[Any], numbers: Tensor, indices: Tensor) -> None:
+        self.parts, self._numbers, self._indices = parts, numbers, indices
+        if _all_have(parts, "targets"):
+            targets = [torch.as_tensor(part.targets) for part in parts]
+            self.targets = self._gathered(targets)
+        if _all_have(parts, "classes"):
+            self.classes = parts[0].classes
+        if _all_have(parts, "ids"):
+            self.ids = self._joined_ids()
+        for name in ("place", "image", "image_shape"):
+            if _all_have(parts, name):
+                setattr(self, name, functools.partial(self._of_part, name))
+        if _all_have(parts, "fingerprint"):
+            self.fingerprint = self._fingerprint
+        if _all_have(parts, "get_batch"):
+            first = [part.get_batch(torch.tensor([0])) for part in parts]
+            if len({str([(each.shape, each.dtype) for each in batch]) for batch in first}) == 1:
+                self.get_batch = self._get_batch
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.parts[self._numbers[index]][int(self._indices[index])]
+
+    def _of_part(self, name: str, index: int) -> Any:
+        return getattr(self.parts[self._numbers[index]], name)(int(self._indices[index]))
+
+    def _get_batch(self, indices: Tensor) -> list[Tensor]:
+        """Read many samples at once, from each part those that are its own."""
+        numbers, inner = self._numbers[indices], self._indices[indices]
+        if len(self.parts) == 1:
+            return self.parts[0].get_batch(inner)
+        order = numbers.argsort(stable=True)
+        batches = [
+            self.parts[number].get_batch(inner[numbers == number])
+            for number in numbers.unique().tolist()
+        ]
+        back = order.argsort()
+        return [torch.cat(each)[back] for each in zip(*batches, strict=True)]
+
+    def _gathered(self, values: list[Tensor]) -> Tensor:
+        """Return one value for each sample, of those that each part has."""
+        firsts = torch.tensor([0, *map(len, values[:-1])]).cumsum(0)
+        return torch.cat(values)[firsts[self._numbers] + self._indices]
+
+    def _joined_ids(self) -> list[str]:
+        pairs = list(zip(self._numbers.tolist(), self._indices.tolist(), strict=True))
+        names = [list(part.ids) for part in self.parts]
+        ids = [names[number][index] for number, index in pairs]
+        if len(set(ids)) < len(ids):  # as two folders may have them: told apart by their part
+            return [f"{number}:{names[number][index]}" for number, index in pairs]
+        return ids
+
+    def _fingerprint(self) -> str:
+        """Return a hash of those of the parts, and of what is taken from them."""
+        state = hashlib.blake2b(repr([part.fingerprint() for part in self.parts]).encode())
+        state.update(torch.stack([self._numbers, self._indices]).numpy().tobytes())
+        return state.hexdigest()[:32]
+
+
+class ConcatenatedDataset(_Composed):
+    """Several data sets behind each other, as one.
+
+    Raises:
+        DataError: their classes, or the forms of their targets, differ.
+    """
+
+    def __init__(self, datasets: list[Dataset[Any]]) -> None:
+        if not datasets:
+            raise DataError("datasets: give at least one")
+        _refuse_others("classes", [getattr(each, "classes", None) for each in datasets])
+        forms = [_form(each.targets) if hasattr(each, "targets") else None for each in datasets]
+        _refuse_others("targets", forms)
+        sizes = torch.tensor([len(each) for each in datasets])  # type: ignore[arg-type]
+        numbers = torch.arange(len(sizes)).repeat_interleave(sizes)
+        indices = torch.cat([torch.arange(size) for size in sizes.tolist()])
+        super().__init__(list(datasets), numbers, indices)
+
+
+class SubsetDataset(_Composed):
+    """Some samples of a data set: the `first` so many, or those of some indices or ids.
+
+    Args:
+        ids: a text file with an id on each line, such as the path of an image.
+
+    Raises:
+        DataError: not one of the three is given, or it names what is not there.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        indices: Sequence[int] | None = None,
+        first: int | None = None,
+        ids: str | None = None,
+    ) -> None:
+        if sum(each is not None for each in (indices, first, ids)) != 1:
+            raise DataError("SubsetDataset: give one of indices, first and ids")
+        n_samples = len(dataset)  # type: ignore[arg-type]
+        if first is not None:
+            indices = range(first)
+        chosen = list(_indices_of_ids(dataset, ids) if ids is not None else indices or ())
+        if not chosen:
+            raise DataError("SubsetDataset: no samples are chosen")
+        wrong = [each for each in chosen if not 0 <= each < n_samples]
+        if wrong or len(set(chosen)) < len(chosen):
+            text = f"there is no sample {wrong[0]}" if wrong else "an index stands there twice"
+            raise DataError(f"SubsetDataset: {text}; {n_samples} samples, counted from 0")
+        super().__init__(
+            [dataset], torch.zeros(len(chosen), dtype=torch.int64), torch.tensor(chosen)
+        )
+
+
+def _indices_of_ids(dataset: Any, file: str) -> list[int]:
+    if not hasattr(dataset, "ids"):
+        raise DataError(f"{file}: {type(dataset).__name__} has no ids; choose by indices")
+    known = {name: index for index, name in enumerate(dataset.ids)}
+    found: dict[str, int] = {}
+    problems = []
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        name = line.strip()
+        if name in found:
+            problems.append(
+                Problem(f"{file}:{number}", f"{name!r} stands in line {found[name]}, too")
+            )
+        elif name and name not in known:
+            near = nearest(name, known) if len(known) < 10_000 else ""  # it takes long
+            problems.append(Problem(f"{file}:{number}", f"there is no id {name!r}{near}"))
+        elif name:
+            found[name] = number
+    raise_problems(problems)
+    return [known[name] for name in found]
+
+
+def _all_have(parts: list[Any], name: str) -> bool:
+    return all(hasattr(part, name) for part in parts)
+
+
+def _form(targets: Any) -> str:
+    targets = torch.as_tensor(targets)
+    return f"{targets.dtype} {('n', *targets.shape[1:])}"
+
+
+def _refuse_others(what: str, values: list[Any]) -> None:
+    for number, value in enumerate(values):
+        if value != values[0]:
+            text = f"{what} of data set {number} are {value}, those of data set 0 {values[0]}"
+            raise DataError(f"ConcatenatedDataset: {text}")

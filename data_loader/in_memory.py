@@ -1,0 +1,148 @@
+"""Data sets whose samples lie in memory, read many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from base.errors import DataError
+from base.seeding import derive_generator
+from data_loader.datasets import ArrayDataset
+from data_loader.labels import Classes, class_names
+
+
+class InMemoryDataset(ArrayDataset):
+    """Inputs and their targets in memory, with names of the classes and places for errors.
+
+    Args:
+        inputs: images uint8 (sample, channel, height, width), or anything (sample, ...).
+        targets: class numbers (sample,), or (sample, k); floats for other tasks.
+        source: the file that they come from.
+
+    Raises:
+        DataError: they are not equally many, or a target is no number or no class.
+    """
+
+    def __init__(
+        self, inputs: Tensor, targets: Tensor, classes: Classes = None, *, source: str = ""
+    ) -> None:
+        names = class_names(classes)
+        self.source = source or type(self).__name__
+        if len(inputs) != len(targets):
+            raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
+        super().__init__(inputs, _checked_targets(targets, names, self.source))
+        if names is not None:
+            self.classes = names
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        return [_as_input(self.images[index].clone()), self.targets[index]]
+
+    def get_batch(self, indices: Tensor) -> list[Tensor]:
+        """Read many samples at once: what collating them one by one would give."""
+        images, targets = super().get_batch(indices)
+        return [_as_input(images), targets]
+
+    @property
+    def ids(self) -> list[str]:
+        """The number of each sample, as a text."""
+        return list(map(str, range(len(self))))
+
+    def place(self, index: int) -> str:
+        """Say which sample of which file is meant."""
+        return f"{self.source}: sample {index}"
+
+
+class SyntheticDataset(InMemoryDataset):
+    """Images made from a seed, uint8 in memory: a pattern for each class, under noise.
+
+    Args:
+        part: another name gives other noise and classes on the same patterns.
+    """
+
+    def __init__(
+        self,
+        n_samples: int = 512,
+        shape: Sequence[int] = (3, 32, 32),
+        n_classes: int = 10,
+        noise: float = 1.0,
+        data_seed: int = 0,
+        part: str = "train",
+    ) -> None:
+        images, labels = synthetic_images(n_samples, shape, n_classes, noise, data_seed, part)
+        pixels = images.mul_(255 / 8).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+        super().__init__(pixels, labels, n_classes)
+
+
+def synthetic_images(
+    n_samples: int, shape: Sequence[int], n_classes: int, noise: float, data_seed: int, part: str
+) -> tuple[Tensor, Tensor]:
+    """Make float images (sample, *shape), about 0 and of variance 1 + noise², and their classes."""
+    patterns = torch.randn((n_classes, *shape), generator=derive_generator(data_seed, "class"))
+    generator = derive_generator(data_seed, part)
+    labels = torch.randint(n_classes, (n_samples,), generator=generator)
+    images = torch.randn((n_samples, *shape), generator=generator).mul_(noise)
+    return images.add_(patterns[labels]), labels
+
+
+def in_memory(dataset: Any) -> InMemoryDataset | None:
+    """Return a data set of torchvision as one in memory; None where it is not, or transforms."""
+    arrays = in_memory_arrays(dataset)
+    if arrays is None or any(
+        getattr(dataset, f"{kind}transform", None) for kind in ("", "target_")
+    ):
+        return None
+    classes = getattr(dataset, "classes", None)
+    return InMemoryDataset(*arrays, classes, source=type(dataset).__name__)
+
+
+def in_memory_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the images and targets that a data set of torchvision holds, or None of others.
+
+    MNIST and its like, CIFAR and SVHN do: images uint8 (sample, channel, height, width).
+    """
+    pixels, targets = getattr(dataset, "data", None), getattr(dataset, "targets", None)
+    targets = getattr(dataset, "labels", None) if targets is None else targets
+    if not isinstance(pixels, Tensor | np.ndarray) or targets is None:
+        return None
+    images = torch.as_tensor(pixels)
+    if images.dtype != torch.uint8 or images.dim() not in (3, 4):
+        return None
+    if images.dim() == 3:
+        images = images[:, None]
+    elif images.shape[1] not in (1, 3):
+        images = images.permute(0, 3, 1, 2).contiguous()
+    return images, torch.as_tensor(targets)
+
+
+def _as_input(values: Tensor) -> Tensor:
+    """Return what a model takes: bytes as they are, floats in float32, whole numbers in int64."""
+    if values.dtype == torch.uint8:
+        return values
+    return values.float() if values.is_floating_point() else values.long()
+
+
+def _checked_targets(targets: Tensor, names: list[str] | None, source: str) -> Tensor:
+    """Return class numbers in int64, other targets in float32."""
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        targets = targets.float()
+        _refuse(~targets.isfinite(), targets, source, "no number")
+        return targets
+    targets = targets.long()
+    highest = None if names is None or targets.dim() > 1 else len(names) - 1
+    _refuse(targets < 0, targets, source, "no class: it is below 0")
+    if highest is not None:
+        _refuse(targets > highest, targets, source, f"no class: they are 0 to {highest}")
+    return targets
+
+
+def _refuse(are_wrong: Tensor, targets: Tensor, source: str, text: str) -> None:
+    places = are_wrong.nonzero()
+    if len(places):
+        first = places[0].tolist()
+        more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+        value = targets[tuple(first)].item()
+        raise DataError(f"{source}: sample {first[0]}: target {value} is {text}{more}")

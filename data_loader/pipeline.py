@@ -121,7 +121,7 @@ class TransformedDataset(Dataset[Any]):
 
     def place_on(self, device: torch.device) -> bool:
         """Copy data in memory to a GPU where they fill less than a third of what is free there."""
-        inputs, targets = (getattr(self.reads_from, name, None) for name in ("inputs", "targets"))
+        inputs, targets = (getattr(self.reads_from, name, None) for name in ("images", "targets"))
         if inputs is None or targets is None or device.type != "cuda":
             return False
         if inputs.nbytes + targets.nbytes > torch.cuda.mem_get_info(device)[0] / 3:

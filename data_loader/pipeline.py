@@ -189,6 +189,8 @@ class _Single(_Batched):
 
 def _stages(transform: Any) -> list[Any]:
     """Return a transform, or the parts of a composed one, as stages of the pipeline."""
+    if not callable(transform):
+        raise DataError(f"transforms: {transform!r} is none; give {{type: ..., args: ...}}")
     module, name = type(transform).__module__, type(transform).__name__
     is_torchvisions = module.startswith("torchvision.transforms")
     if is_torchvisions and name == "Compose":

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from base.base_model import guard_first_batch
-from base.batch import count_samples, draw, inputs_of, target_of
+from base.batch import count_samples, inputs_of, target_of
 from base.capture import Capture
 from base.checkpoint import CheckpointStore
+from base.clock import Clock
 from base.errors import TrainingError
 from base.experiment import Experiment
+from base.feed import feed
 from base.memory import FiniteWatch, Precision
 from base.optim import learning_rates
 from base.run_log import RunLog, nonfinite_message, open_run, tell_end
@@ -66,7 +68,7 @@ class BaseTrainer:
         self.window = Window(self.config["memory"]["accumulate"])
         self.progress = Progress()
         self.monitor = Monitor(experiment.monitor, self.settings.early_stop)
-        self.meters = Meters(self.device)
+        self.meters, self.clock = Meters(self.device), Clock()
         self.valid_metrics = copy.deepcopy(self.metrics)
         self.ema: ExponentialMovingAverage | None = None
         if self.settings.ema is not None:
@@ -230,12 +232,13 @@ class BaseTrainer:
     @final
     def train_epoch(self) -> Values:
         """Train on what is left of the epoch; return the means over all of it."""
+        self.clock.lap("logging")  # of the end of the epoch before
         self.experiment.freezing.begin_epoch(self.progress.step)
         self._phase_metrics = self.metrics if self.settings.train_metrics else {}
         first, count = self.progress.batches_total, self.experiment.batches_left(self.progress)
         with self.run_log.bar(self.progress, self.experiment.batches_per_epoch) as bar:
-            for number, batch in enumerate(draw(self.train_loader, first, count, self.device)):
-                self.window.place(number, count)
+            for batch in feed(self, self.train_loader, first, count):
+                self.window.place(self.progress.batches_total - first, count)
                 self.capture.start(self.progress.step + 1)
                 is_first = self.progress.batches_total == 0
                 guard = guard_first_batch(self.model) if is_first else nullcontext()
@@ -245,6 +248,7 @@ class BaseTrainer:
                 self.meters.update(values, n_samples)
                 self.progress.advance(n_samples)
                 self.run_log.last = values
+                del batch  # nothing of a step lives on beside the next batch
                 bar.update()
                 if self.window.is_full:
                     self.end_step(values)
@@ -260,6 +264,7 @@ class BaseTrainer:
         self.experiment.freezing.after_step(self.progress.step)
         if self.ema is not None:
             self.ema.update()
+        self.clock.lap("compute")
         if self.log_every.is_due_at_step(self.progress.step):
             self.run_log.log_step(values, self.progress)
         self.capture.finish(self.writers)
@@ -268,6 +273,7 @@ class BaseTrainer:
         if self.signals.save or self.save_every.is_due_at_step(self.progress.step):
             self.signals.save = False
             self.save()
+        self.clock.lap("logging")
         if self.progress.step == 1:
             check_watched(self, "train", summarise("train", self.meters, self._phase_metrics))
         if self.signals.stop:
@@ -293,12 +299,13 @@ class BaseTrainer:
         averaged = nullcontext() if self.ema is None else self.ema.swapped_in()
         self.model.eval()
         with isolated_random_state(seed), averaged, torch.inference_mode():
-            for batch in draw(loader, 0, count, self.device):
+            for batch in feed(self, loader, 0, count):
                 if self.signals.stop:
                     raise StopRequested
                 with self.precision.autocast():
                     values = detach(self.valid_step(batch))
                 meters.update(values, count_samples(batch))
+                del batch
             return summarise(phase, meters, self.valid_metrics)
 
     @final
@@ -310,7 +317,7 @@ class BaseTrainer:
                 schedule.after_epoch(values)
         is_best = self.monitor.update(values, self.progress.epoch + 1)
         self._saved_at = None  # a state of this very step does not know of it
-        values.update(self.run_log.log_epoch(values, self.progress, is_best))
+        values.update(self.run_log.log_epoch(values, self.progress, is_best, self.clock))
         for callback in self.callbacks.values():
             callback.on_epoch_end(self, values)
         self.progress.closed_at = self.progress.step

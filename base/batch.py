@@ -69,12 +69,6 @@ def _item(batch: Any, key: Any, where: str) -> Any:
         raise ConfigError([Problem(where, message)]) from None
 
 
-def draw(loader: Any, first: int, count: int, device: torch.device) -> Iterator[Any]:
-    """Give batches first .. first+count of a loader, on the device."""
-    for batch in loader.batches(first, count):
-        yield to_device(batch, device)
-
-
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move all tensors of a batch, however nested; copies do not make the CPU wait."""
     if isinstance(batch, Tensor):
@@ -90,15 +84,15 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 def count_samples(batch: Any) -> int:
     """Return the size of the first dimension of the first tensor in a batch, or 1."""
-    first = next(_tensors(batch), None)
+    first = next(tensors(batch), None)
     return 1 if first is None else len(first)
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
+def tensors(batch: Any) -> Iterator[Tensor]:
     """Yield the tensors of a batch, however nested, that have a dimension."""
     if isinstance(batch, Tensor):
         if batch.dim():
             yield batch
     elif isinstance(batch, (list, tuple, Mapping)):
         for item in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors(item)
+            yield from tensors(item)

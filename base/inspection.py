@@ -8,7 +8,7 @@ from typing import Any
 from base.audit import audit, whole_table
 from base.base_model import guard_first_batch
 from base.base_trainer import BaseTrainer
-from base.batch import draw
+from base.batch import to_device
 from base.errors import ConfigError
 from base.run_log import header_facts, peak_memory_mb
 from base.shape_errors import explain_shape_errors
@@ -39,7 +39,7 @@ def check(trainer: BaseTrainer) -> None:
 
 def dry_run(trainer: BaseTrainer) -> str:
     """Train on one batch and validate on one; return what was built and what came of it."""
-    batch = next(draw(trainer.train_loader, 0, 1, trainer.device))
+    batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
     with explain_shape_errors(trainer.model):
         layers = model_table(trainer, batch)
     parts = [

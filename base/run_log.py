@@ -16,6 +16,7 @@ import torch
 
 from base.audit import audit, short_table, write_csv
 from base.checkpoint import CheckpointStore, read, restore
+from base.clock import Clock, advice, facts_of, write_times
 from base.config import Config, load_config
 from base.optim import learning_rates
 from base.run_folder import create_run_folder, lock, run_of, write_environment
@@ -86,6 +87,7 @@ def _keep(config: Config, folder: Path) -> None:
 def _draw_curves(folder: Path) -> None:
     try:
         write_curves(folder)
+        write_times(folder)
     except Exception as error:  # no picture is worth a run
         log.warning("no curves in %s: %s", folder / "report", error)
 
@@ -116,6 +118,8 @@ class RunLog:
         self.settings = settings
         self.table = EpochTable()
         self.last: Mapping[str, Any] = {}
+        self.facts: Mapping[str, Any] = {}
+        self._advised = ""
         self._logged_at = 0
         self._started, self._samples = time.perf_counter(), 0
         writers: list[Any] = []
@@ -160,8 +164,11 @@ class RunLog:
         values: Mapping[str, float],
         progress: Progress,
         is_best: bool,
+        clock: Clock,
     ) -> dict[str, float]:
         """Write the values of an epoch everywhere; return what was added to them."""
+        clock.lap("compute")
+        times = clock.take()
         seconds = time.perf_counter() - self._started
         rates = progress.rates
         added = {
@@ -169,6 +176,8 @@ class RunLog:
             "seconds": seconds,
             "samples_per_second": (progress.samples - self._samples) / max(seconds, 1e-9),
             "memory_mb": peak_memory_mb(),
+            **{f"time/{part}": spent for part, spent in times.items()},
+            "wait": times["data"] / max(sum(times.values()), 1e-9),
         }
         row = {"epoch": progress.epoch + 1, "step": progress.step, **values, **added}
         shown = {**values, **added}
@@ -180,11 +189,20 @@ class RunLog:
         shown = {name: value for name, value in row.items() if self._is_shown(name, rates)}
         for line in self.table.lines(shown, is_best):
             log.log(ROW, line)
+        self._advise(times)
         return added
+
+    def _advise(self, times: Mapping[str, float]) -> None:
+        """Say once what would make epochs of a second or more faster."""
+        text = advice(times, self.facts) if self.facts and sum(times.values()) > 1 else None
+        if text is not None and text.partition(": ")[2] != self._advised:
+            self._advised = text.partition(": ")[2]
+            log.info(f"faster: {text}")
 
     def _is_shown(self, name: str, rates: Mapping[str, float]) -> bool:
         is_further_rate = name in rates and name != next(iter(rates))
-        return name not in QUIET_COLUMNS and name.count("/") < 2 and not is_further_rate
+        is_quiet = name in QUIET_COLUMNS or name.startswith("time/") or name.count("/") > 1
+        return not is_quiet and not is_further_rate
 
     def close(self) -> None:
         """Write out what is pending."""
@@ -209,6 +227,7 @@ def open_run(
     trainer.folder = folder
     trainer.run_log = RunLog(folder, trainer.settings, resumed_at)
     trainer.writers = trainer.run_log.writers
+    trainer.run_log.facts = facts_of(trainer)
     stack.callback(trainer.run_log.close)
     stack.callback(trainer.capture.remove)
     for loader in (trainer.train_loader, trainer.valid_loader):
@@ -217,6 +236,7 @@ def open_run(
     for callback in trainer.callbacks.values():
         stack.callback(callback.on_end, trainer)
         callback.on_start(trainer)
+    trainer.clock.start()
 
 
 def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:

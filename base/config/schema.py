@@ -201,6 +201,7 @@ MEMORY = Section(
     {
         "precision": Key(choice("fp32", "tf32", "bf16", "fp16"), "fp32", "Numbers to compute in."),
         "accumulate": Key(COUNT, 1, "Batches whose gradients make one step."),
+        "prefetch": Key(whole(0), 2, "Batches copied to a GPU ahead of their turn."),
         "channels_last": Key(SWITCH, False, "Keep images with the channels innermost."),
         "compile": Key(SWITCH, False, "Run the model through torch.compile."),
         "checkpoint_activations": Key(PATTERNS, [], "Modules to compute again on the way back."),

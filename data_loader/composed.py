@@ -26,12 +26,20 @@ class _Composed(Dataset[Any]):
     def __init__(self, parts: list[Any], numbers: Tensor, indices: Tensor) -> None:
         self.parts, self._numbers, self._indices = parts, numbers, indices
         if _all_have(parts, "targets"):
-            targets = [torch.as_tensor(part.targets) for part in parts]
-            self.targets = self._gathered(targets)
+            firsts = torch.tensor([0, *map(len, parts[:-1])]).cumsum(0)
+            targets = torch.cat([torch.as_tensor(part.targets) for part in parts])
+            self.targets = targets[firsts[numbers] + indices]
         if _all_have(parts, "classes"):
             self.classes = parts[0].classes
         if _all_have(parts, "ids"):
-            self.ids = self._joined_ids()
+            ids = self._gathered([part.ids for part in parts])
+            if len(set(ids)) < len(ids):  # as two folders may have them: told apart by their part
+                ids = [
+                    f"{number}:{name}" for number, name in zip(numbers.tolist(), ids, strict=True)
+                ]
+            self.ids = ids
+        if _all_have(parts, "files"):
+            self.files = self._gathered([part.files for part in parts])
         for name in ("place", "image", "image_shape"):
             if _all_have(parts, name):
                 setattr(self, name, functools.partial(self._of_part, name))
@@ -64,18 +72,10 @@ class _Composed(Dataset[Any]):
         back = order.argsort()
         return [torch.cat(each)[back] for each in zip(*batches, strict=True)]
 
-    def _gathered(self, values: list[Tensor]) -> Tensor:
-        """Return one value for each sample, of those that each part has."""
-        firsts = torch.tensor([0, *map(len, values[:-1])]).cumsum(0)
-        return torch.cat(values)[firsts[self._numbers] + self._indices]
-
-    def _joined_ids(self) -> list[str]:
-        pairs = list(zip(self._numbers.tolist(), self._indices.tolist(), strict=True))
-        names = [list(part.ids) for part in self.parts]
-        ids = [names[number][index] for number, index in pairs]
-        if len(set(ids)) < len(ids):  # as two folders may have them: told apart by their part
-            return [f"{number}:{names[number][index]}" for number, index in pairs]
-        return ids
+    def _gathered(self, values: list[list[str]]) -> list[str]:
+        """Return one text for each sample, of those that each part has."""
+        pairs = zip(self._numbers.tolist(), self._indices.tolist(), strict=True)
+        return [values[number][index] for number, index in pairs]
 
     def _fingerprint(self) -> str:
         """Return a hash of those of the parts, and of what is taken from them."""

@@ -195,16 +195,16 @@ def test_idx_files_make_a_data_set(tmp_path):
 def test_synthetic_images_follow_from_their_seed():
     args = {"n_samples": 300, "shape": [1, 8, 8], "n_classes": 3, "noise": 0.3}
     one = build("dataset", {"type": "SyntheticDataset", "args": args})
-    assert one.images.dtype == torch.uint8
-    assert one.images.shape == (300, 1, 8, 8)
+    assert one.inputs.dtype == torch.uint8
+    assert one.inputs.shape == (300, 1, 8, 8)
     assert len(one.classes) == 3
     assert_batches_are_samples_collated(one)
-    assert torch.equal(one.images, SyntheticDataset(**args).images)
+    assert torch.equal(one.inputs, SyntheticDataset(**args).inputs)
     other, test = SyntheticDataset(**args, data_seed=1), SyntheticDataset(**args, part="test")
-    assert not torch.equal(one.images, other.images)
-    assert not torch.equal(one.images, test.images)
+    assert not torch.equal(one.inputs, other.inputs)
+    assert not torch.equal(one.inputs, test.inputs)
     for number in range(3):  # classes look alike in both parts
-        means = [each.images[each.targets == number].float().mean(0) for each in (one, test)]
+        means = [each.inputs[each.targets == number].float().mean(0) for each in (one, test)]
         assert (means[0] - means[1]).abs().max() < 12
         assert means[0].std() > 20
 
@@ -216,7 +216,7 @@ def test_the_synthetic_loader_has_the_same_images_as_floats():
     assert torch.equal(labels, dataset.targets)
     assert images.dtype == torch.float32
     pixels = (images * 255 / 8 + 127.5).clamp(0, 255)
-    assert (pixels - dataset.images).abs().max() <= 0.51
+    assert (pixels - dataset.inputs).abs().max() <= 0.51
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_part_is_that_of_torch():
     assert torch.equal(dataset.targets, whole.targets[[4, 0, 3]])
     assert dataset.ids == ["4", "0", "3"]
     batch = find_get_batch(dataset)(torch.tensor([2, 1]))
-    assert torch.equal(batch[0], whole.images[[3, 0]])
+    assert torch.equal(batch[0], whole.inputs[[3, 0]])
     assert SubsetDataset(whole, first=2).ids == ["0", "1"]
 
 
@@ -77,6 +77,7 @@ def test_images_keep_what_image_files_offer(folder):
     joined = ConcatenatedDataset([part, SubsetDataset(whole, [1])])
     for dataset, ids in ((part, ["dog/3.png", "cat/1.png"]), (joined, [*part.ids, "cat/2.png"])):
         assert dataset.ids == ids
+        assert dataset.files == [f"{folder}/{name}" for name in ids]
         assert dataset.classes == ["cat", "dog"]
         assert dataset.image(0).unique().tolist() == [3]
         assert dataset.image_shape(1) == (3, 3, 4)

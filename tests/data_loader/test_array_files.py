@@ -71,6 +71,7 @@ def test_what_is_not_compressed_is_mapped_and_equal(tmp_path, order, dtype):
         np.testing.assert_array_equal(inputs.numpy(), array)
         kind = "uint8" if dtype == "u1" else "float32" if "f" in dtype else "int64"
         assert inputs.dtype == getattr(torch, kind)
+        assert getattr(ArrayFileDataset(**args), "white", 255) == (255 if dtype == "u1" else 1)
 
 
 def test_layouts_give_channel_height_width(tmp_path):
@@ -88,6 +89,9 @@ def test_layouts_give_channel_height_width(tmp_path):
     [
         (NHWC, None, r"x.npy: \(6, 4, 5, 3\) looks like images; say so with layout: NHWC"),
         (NHWC.repeat(9, 1), "NCHW", "is not that of images in layout NCHW"),
+        (NHWC.astype(np.int32), "NHWC", "x.npy: sample 0: pixels of torch.int32; give uint8"),
+        (NHWC.astype(np.float32), "NHWC", "x.npy: sample 0: floats from 5 to 251; divide by 255"),
+        (np.full((6, 4, 4, 3), np.nan), "NHWC", "x.npy: sample 0: pixels that are NaN or infinite"),
         (NHWC[..., 0], "NHWC", "is not that of images in layout NHWC"),
         (NHWC, "NHW", "is not that of images in layout NHW"),
         (NHWC, "NWHC", "no layout 'NWHC'; did you mean 'NHWC'"),
@@ -195,16 +199,16 @@ def test_idx_files_make_a_data_set(tmp_path):
 def test_synthetic_images_follow_from_their_seed():
     args = {"n_samples": 300, "shape": [1, 8, 8], "n_classes": 3, "noise": 0.3}
     one = build("dataset", {"type": "SyntheticDataset", "args": args})
-    assert one.inputs.dtype == torch.uint8
-    assert one.inputs.shape == (300, 1, 8, 8)
+    assert one.images.dtype == torch.uint8
+    assert one.images.shape == (300, 1, 8, 8)
     assert len(one.classes) == 3
     assert_batches_are_samples_collated(one)
-    assert torch.equal(one.inputs, SyntheticDataset(**args).inputs)
+    assert torch.equal(one.images, SyntheticDataset(**args).images)
     other, test = SyntheticDataset(**args, data_seed=1), SyntheticDataset(**args, part="test")
-    assert not torch.equal(one.inputs, other.inputs)
-    assert not torch.equal(one.inputs, test.inputs)
+    assert not torch.equal(one.images, other.images)
+    assert not torch.equal(one.images, test.images)
     for number in range(3):  # classes look alike in both parts
-        means = [each.inputs[each.targets == number].float().mean(0) for each in (one, test)]
+        means = [each.images[each.targets == number].float().mean(0) for each in (one, test)]
         assert (means[0] - means[1]).abs().max() < 12
         assert means[0].std() > 20
 
@@ -216,7 +220,7 @@ def test_the_synthetic_loader_has_the_same_images_as_floats():
     assert torch.equal(labels, dataset.targets)
     assert images.dtype == torch.float32
     pixels = (images * 255 / 8 + 127.5).clamp(0, 255)
-    assert (pixels - dataset.inputs).abs().max() <= 0.51
+    assert (pixels - dataset.images).abs().max() <= 0.51
 
 
 @pytest.mark.parametrize(

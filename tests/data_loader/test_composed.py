@@ -66,7 +66,7 @@ def test_a_part_is_that_of_torch():
     assert torch.equal(dataset.targets, whole.targets[[4, 0, 3]])
     assert dataset.ids == ["4", "0", "3"]
     batch = find_get_batch(dataset)(torch.tensor([2, 1]))
-    assert torch.equal(batch[0], whole.inputs[[3, 0]])
+    assert torch.equal(batch[0], whole.images[[3, 0]])
     assert SubsetDataset(whole, first=2).ids == ["0", "1"]
 
 

@@ -38,8 +38,8 @@ def faults(error: pytest.ExceptionInfo) -> list[str]:
 def test_numbers_and_classes_are_read(write, text):
     args = {"file": write(text), "target": "kind", "inputs": ["width", "length"]}
     dataset = build("dataset", {"type": "CsvDataset", "args": args})
-    assert dataset.inputs.tolist() == [[2, 1.5], [0, pytest.approx(-0.1)], [8, 7]]
-    assert dataset.inputs.dtype == torch.float32
+    assert dataset.images.tolist() == [[2, 1.5], [0, pytest.approx(-0.1)], [8, 7]]
+    assert dataset.images.dtype == torch.float32
     assert dataset.targets.tolist() == [1, 0, 1]
     assert dataset.classes == ["iris", "rose"]
     assert dataset.place(2).endswith("t.csv:5")
@@ -51,8 +51,8 @@ def test_numbers_and_classes_are_read(write, text):
 
 def test_all_other_columns_are_inputs_unless_chosen(write):
     dataset = CsvDataset(write("a,b,c\n1,2,0\n3,4,1"), "c")
-    assert dataset.inputs.tolist() == [[1, 2], [3, 4]]
-    assert CsvDataset(write("a;b;c\n1;2;0\n3;4;1"), "c", "b", delimiter=";").inputs.tolist() == [
+    assert dataset.images.tolist() == [[1, 2], [3, 4]]
+    assert CsvDataset(write("a;b;c\n1;2;0\n3;4;1"), "c", "b", delimiter=";").images.tolist() == [
         [2],
         [4],
     ]

@@ -33,6 +33,7 @@ class InMemoryDataset(Dataset[list[Tensor]]):
         self.images, self.targets = inputs, _checked_targets(targets, names, self.source)
         if len(inputs) != len(targets):
             raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
+        self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers are no brightness
         if names is not None:
             self.classes = names
 

@@ -71,6 +71,7 @@ def test_what_is_not_compressed_is_mapped_and_equal(tmp_path, order, dtype):
         np.testing.assert_array_equal(inputs.numpy(), array)
         kind = "uint8" if dtype == "u1" else "float32" if "f" in dtype else "int64"
         assert inputs.dtype == getattr(torch, kind)
+        assert getattr(ArrayFileDataset(**args), "white", 255) == (255 if dtype == "u1" else 1)
 
 
 def test_layouts_give_channel_height_width(tmp_path):
@@ -88,6 +89,9 @@ def test_layouts_give_channel_height_width(tmp_path):
     [
         (NHWC, None, r"x.npy: \(6, 4, 5, 3\) looks like images; say so with layout: NHWC"),
         (NHWC.repeat(9, 1), "NCHW", "is not that of images in layout NCHW"),
+        (NHWC.astype(np.int32), "NHWC", "x.npy: sample 0: pixels of torch.int32; give uint8"),
+        (NHWC.astype(np.float32), "NHWC", "x.npy: sample 0: floats from 5 to 251; divide by 255"),
+        (np.full((6, 4, 4, 3), np.nan), "NHWC", "x.npy: sample 0: pixels that are NaN or infinite"),
         (NHWC[..., 0], "NHWC", "is not that of images in layout NHWC"),
         (NHWC, "NHW", "is not that of images in layout NHW"),
         (NHWC, "NWHC", "no layout 'NWHC'; did you mean 'NHWC'"),

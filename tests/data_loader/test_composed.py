@@ -77,6 +77,7 @@ def test_images_keep_what_image_files_offer(folder):
     joined = ConcatenatedDataset([part, SubsetDataset(whole, [1])])
     for dataset, ids in ((part, ["dog/3.png", "cat/1.png"]), (joined, [*part.ids, "cat/2.png"])):
         assert dataset.ids == ids
+        assert dataset.files == [f"{folder}/{name}" for name in ids]
         assert dataset.classes == ["cat", "dog"]
         assert dataset.image(0).unique().tolist() == [3]
         assert dataset.image_shape(1) == (3, 3, 4)

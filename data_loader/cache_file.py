@@ -64,7 +64,7 @@ class CacheFile:
                         break
                     self._fill(descriptor)
         except OSError as error:
-            advice = "name another cache_dir, or use cache: memory"
+            advice = "name another folder for it, or use cache: memory"
             raise DataError(f"{self.folder}: no cache there: {error}; {advice}") from error
         descriptor, layout = found
         log.info(f"cache: {self.path} ({len(layout.shapes):,} images, {_megabytes(layout)})")

@@ -127,7 +127,8 @@ def _read_index(path: Path) -> ShardIndex | None:
 
 
 def _cache_path(shard: Path) -> Path:
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.path.expanduser("~/.cache")  # noqa: PTH111 -- Path's fails where there is no home
+    folder = os.environ.get("XDG_CACHE_HOME") or home
     name = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:32]
     return Path(folder) / "kindling" / "shards" / f"{name}.index"
 
@@ -207,7 +208,7 @@ def read_classes(folder: Path) -> list[str]:
     for path in (folder / "classes.txt", folder / "classes.json"):
         try:
             text = path.read_text(encoding="utf-8")
-            names: Any = text.splitlines() if path.suffix == ".txt" else json.loads(text)
+            names: Any = text.rstrip().splitlines() if path.suffix == ".txt" else json.loads(text)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:

@@ -144,14 +144,14 @@ def scan(shard: Path) -> tuple[ShardIndex, list[str]]:
     samples: list[tuple[bytes, list[int]]] = []
     faults: list[str] = []
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with tarfile.open(shard, "r:", errors="backslashreplace") as tar:
             for key, members in _groups(tar, faults).items():
                 try:
                     samples.append(_sample(tar, key, members))
                 except DataError as error:
                     faults.append(str(error))
-    except tarfile.TarError as error:
-        faults.append(f"no plain tar file: {error}")
+    except (tarfile.TarError, OSError) as error:
+        faults.append(f"no plain tar file that can be read: {error}")
     names = np.array([name for name, _ in samples] or [], dtype="S" if samples else "S1")
     numbers = np.array([row for _, row in samples], dtype=np.int64).reshape(-1, 5)
     index = ShardIndex(stamp, names, labels=numbers[:, 0], places=numbers[:, 1:])

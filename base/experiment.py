@@ -190,8 +190,8 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         optimizers[name] = build_optimizer(
             model, section, where_of(config, name), freezing.until, memory["fused"]
         )
-        if memory["offload_optimizer"] and device.type != "cpu":
-            offload_state(optimizers[name])
+        if memory["offload_optimizer"]:
+            offload_state(optimizers[name], device)
         schedule = build_schedule(
             optimizers[name],
             section["lr_scheduler"],

@@ -30,8 +30,9 @@ def prepare_model(model: nn.Module, memory: Mapping[str, Any], device: torch.dev
     if memory["compile"]:
         model.compile(mode=None if memory["compile"] is True else memory["compile"])
     if device.type == "cpu":
-        offloaded = [name for name in ("activations", "optimizer") if memory[f"offload_{name}"]]
-        notes += [f"offload_{name}: nothing to move, all is in CPU memory" for name in offloaded]
+        offloaded = [key for key in ("offload_activations", "offload_optimizer") if memory[key]]
+        if offloaded:
+            notes.append(f"{' and '.join(offloaded)}: nothing to move, all is in CPU memory")
     return notes
 
 

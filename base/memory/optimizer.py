@@ -150,8 +150,10 @@ class OffloadedState:
         self._send(list(optimizer.state))
 
 
-def offload_state(optimizer: Optimizer) -> OffloadedState:
+def offload_state(optimizer: Optimizer, device: torch.device) -> None:
     """Keep the state in pinned memory, copied on the device's own stream without waiting."""
+    if device.type == "cpu":
+        return  # it is there already
 
     def to_host(value: Tensor, host: Tensor | None) -> Tensor:
         if host is None:
@@ -160,9 +162,7 @@ def offload_state(optimizer: Optimizer) -> OffloadedState:
 
     # What reads the state on the CPU waits for the copies.
     optimizer.register_state_dict_pre_hook(lambda _: torch.accelerator.synchronize())
-    return OffloadedState(
-        optimizer, to_host, lambda host, like: host.to(like.device, non_blocking=True)
-    )
+    OffloadedState(optimizer, to_host, lambda host, like: host.to(like.device, non_blocking=True))
 
 
 class StepInBackward:

@@ -55,7 +55,8 @@ def find_micro_batch(trainer: BaseTrainer, batch: Any) -> int:
         TrainingError: not even one does.
     """
     n_samples = size = count_samples(batch)
-    while not _fits(trainer, batch, size, n_samples):
+    fits = fits_on_cpu if trainer.device.type == "cpu" else fits_on_device
+    while not fits(trainer, batch, size, n_samples):
         if size == 1:
             text = "memory.micro_batch: not even one sample fits into memory; look at the table of"
             raise TrainingError(f"{text} docs/memory.md for what else saves some")
@@ -63,13 +64,17 @@ def find_micro_batch(trainer: BaseTrainer, batch: Any) -> int:
     return size
 
 
-def _fits(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
-    if trainer.device.type == "cpu":  # where nothing is refused: the process is killed
-        return _estimated_bytes(trainer, batch, size, n_samples) <= free_bytes()
+def fits_on_cpu(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
+    """Tell from a few samples: there nothing is refused, the process is killed."""
+    return estimated_bytes(trainer, batch, size, n_samples) <= free_bytes()
+
+
+def fits_on_device(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
+    """Tell whether a step goes through, beside what an optimizer keeps from its first step on."""
     is_enough = True
+    trained = trainer.experiment.trained.values()
     try:
-        # What an optimizer will keep, at its first step, of each number.
-        later = [torch.empty_like(p) for p in trainer.experiment.trained.values() for _ in range(2)]
+        later = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
         with trial(trainer):
             try_step(trainer, cut(batch, 0, size, n_samples))
         del later
@@ -77,11 +82,12 @@ def _fits(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
         is_enough = False
     if not is_enough:  # outside of the clause, whose error holds all that was computed
         gc.collect()
-        torch.accelerator.empty_cache()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
     return is_enough
 
 
-def _estimated_bytes(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> float:
+def estimated_bytes(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> float:
     """Return what a step with so many samples needs, from what autograd keeps of two and four."""
     parameters = list(trainer.model.parameters())
     fixed = sum(3 * p.nbytes for p in parameters if p.requires_grad)  # gradient, Adam's state

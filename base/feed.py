@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from base.batch import tensors, to_device
+from base.batch import tensors_in, to_device
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -70,6 +70,6 @@ class CopiesAhead(Copies):
         batch, event = copied
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(event)
-        for tensor in tensors(batch):
+        for tensor in tensors_in(batch):
             tensor.record_stream(stream)  # its memory is not used again before the step is over
         return batch

@@ -15,18 +15,17 @@ from base.base_model import guard_first_batch
 from base.batch import count_samples, draw, inputs_of, target_of
 from base.capture import Capture
 from base.checkpoint import CheckpointStore
-from base.errors import TrainingError
 from base.experiment import Experiment
-from base.memory import FiniteWatch, Precision
+from base.memory import EmptyCache, FiniteWatch, Precision, offload_activations
 from base.optim import learning_rates
-from base.run_log import RunLog, nonfinite_message, open_run, tell_end
+from base.run_log import RunLog, open_run, refuse_nonfinite, tell_end
 from base.seeding import derive_seed, isolated_random_state
 from base.signals import InterruptedRunError, SignalFlags
 from base.state import ExponentialMovingAverage, Monitor, Progress, RandomState, Stateful
 from base.stepper import build_steppers, choose_stepper, only
 from base.test_phase import choose_checkpoint, run_test
 from base.timing import Every, Window
-from base.values import check_watched, detach, summarise, weigh, with_total
+from base.values import check_watched, detach, mean_of, summarise, weigh, with_total
 from logger.meters import Meters
 
 Values = dict[str, Any]
@@ -51,6 +50,7 @@ class BaseTrainer:
 
     folder: Path | None = None
     store: CheckpointStore | None = None
+    _saved_at: Values | None = None
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
@@ -63,7 +63,13 @@ class BaseTrainer:
 
         self.precision = Precision(self.config["memory"]["precision"], self.device)
         self.steppers = build_steppers(experiment, self.precision)
-        self.window = Window(self.config["memory"]["accumulate"])
+        memory, lengths = (
+            self.config["memory"],
+            (experiment.steps_per_epoch, experiment.total_steps),
+        )
+        self.window = Window(memory["accumulate"], memory["micro_batch"])
+        self.offload = offload_activations(memory["offload_activations"], self.device)
+        self.empty_cache = EmptyCache(memory["empty_cache"], *lengths)
         self.progress = Progress()
         self.monitor = Monitor(experiment.monitor, self.settings.early_stop)
         self.meters = Meters(self.device)
@@ -86,7 +92,6 @@ class BaseTrainer:
         self.register("progress", self.progress)
         self.register("random", RandomState())
 
-        lengths = (experiment.steps_per_epoch, experiment.total_steps)
         self.save_every = Every(self.settings.save_every, *lengths)
         self.log_every = Every(self.settings.log_every, *lengths)
         self.capture = Capture(self.config["capture"], self.model, *lengths)
@@ -94,7 +99,6 @@ class BaseTrainer:
         self.run_log = RunLog(None, self.settings)
         self.writers = self.run_log.writers
         self._phase_metrics = self.metrics
-        self._saved_at: Values | None = None
 
     @final
     def register(self, name: str, value: Any) -> None:
@@ -155,9 +159,9 @@ class BaseTrainer:
         inputs = None if only is None else stepper.trainable
         for number, part in enumerate(losses, start=1):
             self.finite.watch(part)
-            share = part if self.window.size == 1 else part / self.window.size
-            keep = retain_graph or number < len(losses)
-            with self.capture.backward(stepper.scaler), self.precision.full():
+            share = part if self.window.divisor == 1 else part / self.window.divisor
+            keep, stepping = retain_graph or number < len(losses), stepper.stepping(self)
+            with self.capture.backward(stepper.scaler), self.precision.full(), stepping:
                 stepper.scaler.scale(share).backward(inputs=inputs, retain_graph=keep)
 
     @final
@@ -172,14 +176,13 @@ class BaseTrainer:
         """
         if not self.window.is_full:
             return
-        if not self.finite.all_finite():
-            raise TrainingError(nonfinite_message(self))
+        refuse_nonfinite(self)
         stepper = choose_stepper(self.steppers, name)
         if stepper.every == 1 or self.is_due(name):
             self.capture.read_parameters(stepper.parameters, stepper.scaler)
             self.meters.update(stepper.step(self.progress.step, again))
         else:
-            stepper.optimizer.zero_grad()
+            stepper.clear()
 
     @final
     def is_due(self, name: str | None = None) -> bool:
@@ -237,14 +240,14 @@ class BaseTrainer:
             for number, batch in enumerate(draw(self.train_loader, first, count, self.device)):
                 self.window.place(number, count)
                 self.capture.start(self.progress.step + 1)
-                is_first = self.progress.batches_total == 0
-                guard = guard_first_batch(self.model) if is_first else nullcontext()
-                with self.precision.autocast(), guard:
-                    values = detach(self.train_step(batch))
-                n_samples = count_samples(batch)
-                self.meters.update(values, n_samples)
-                self.progress.advance(n_samples)
-                self.run_log.last = values
+                is_first, parts = self.progress.batches_total == 0, []
+                for part, n_samples in self.window.parts(batch):
+                    guard = guard_first_batch(self.model) if is_first else nullcontext()
+                    with self.precision.autocast(), self.offload(), guard:
+                        parts.append((detach(self.train_step(part)), n_samples))
+                    self.meters.update(*parts[-1])
+                self.progress.advance(count_samples(batch))
+                self.run_log.last = values = mean_of(parts)
                 bar.update()
                 if self.window.is_full:
                     self.end_step(values)
@@ -258,6 +261,7 @@ class BaseTrainer:
         for schedule in self.schedules.values():
             schedule.after_step()
         self.experiment.freezing.after_step(self.progress.step)
+        self.empty_cache.after_step(self.progress.step)
         if self.ema is not None:
             self.ema.update()
         if self.log_every.is_due_at_step(self.progress.step):

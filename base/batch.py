@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from base.errors import ConfigError, Problem, nearest
+from base.errors import ConfigError, Problem, TrainingError, nearest
 
+CONTAINERS = (list, tuple, Mapping)
 TARGET_NAMES = ("target", "targets", "label", "labels", "y")
 
 Rules = Mapping[str, Any]
@@ -79,26 +81,73 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """Move all tensors of a batch, however nested; copies do not make the CPU wait."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(value, device) for value in batch)
+    if isinstance(batch, CONTAINERS):
+        return with_entries(batch, lambda entry: to_device(entry, device))
     return batch.to(device) if hasattr(batch, "to") else batch
+
+
+def with_entries(container: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a dict, list, tuple or named tuple like this one, each of its entries changed."""
+    if isinstance(container, Mapping):
+        return {key: change(entry) for key, entry in container.items()}
+    entries = map(change, container)
+    is_named = hasattr(container, "_fields")
+    return type(container)(*entries) if is_named else type(container)(entries)
+
+
+def in_full_precision(value: Any) -> Any:
+    """Return tensors of half precision in float32, with their graph, however nested."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(torch.promote_types(value.dtype, torch.float32))
+    return with_entries(value, in_full_precision) if isinstance(value, CONTAINERS) else value
 
 
 def count_samples(batch: Any) -> int:
     """Return the size of the first dimension of the first tensor in a batch, or 1."""
-    first = next(_tensors(batch), None)
+    first = next(tensors_in(batch), None)
     return 1 if first is None else len(first)
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
+def cut(batch: Any, begin: int, end: int, n_samples: int) -> Any:
+    """Return some of the samples of a batch, in the form that it has; tensors are views.
+
+    Cut is whatever has as many entries as there are samples: tensors and arrays along their first
+    dimension, and lists of one thing for each sample. The rest is the same for all.
+
+    Raises:
+        TrainingError: a part of the batch is of a class that says nothing of its samples.
+    """
+    return _cut_entry(batch, begin, end, n_samples, is_outer=True)
+
+
+def _cut_entry(value: Any, begin: int, end: int, n_samples: int, is_outer: bool = False) -> Any:
+    if isinstance(value, Tensor | np.ndarray):
+        return value[begin:end] if value.ndim and len(value) == n_samples else value
+    if isinstance(value, CONTAINERS):
+        if not (is_outer or isinstance(value, Mapping)) and _has_one_a_sample(value, n_samples):
+            return value[begin:end]
+        return with_entries(value, lambda entry: _cut_entry(entry, begin, end, n_samples))
+    if hasattr(value, "to"):
+        kind = type(value).__name__
+        raise TrainingError(
+            f"memory.micro_batch cannot cut a {kind}: leave it out, or give tensors"
+        )
+    return value
+
+
+def _has_one_a_sample(items: Sequence[Any], n_samples: int) -> bool:
+    """Tell a list of samples from a few tensors of all samples, where there are as many."""
+    tensors = [item for item in items if isinstance(item, Tensor) and item.dim()]
+    return len(items) == n_samples and not (
+        tensors and all(len(tensor) == n_samples for tensor in tensors)
+    )
+
+
+def tensors_in(batch: Any) -> Iterator[Tensor]:
     """Yield the tensors of a batch, however nested, that have a dimension."""
     if isinstance(batch, Tensor):
         if batch.dim():
             yield batch
-    elif isinstance(batch, (list, tuple, Mapping)):
+    elif isinstance(batch, CONTAINERS):
         for item in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors(item)
+            yield from tensors_in(item)

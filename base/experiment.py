@@ -27,7 +27,7 @@ from base.initialise import InitRecord, initialise
 from base.layers import NoForward
 from base.losses import build_losses
 from base.match import NoMatch
-from base.memory import prepare_model
+from base.memory import check_combinations, offload_state, prepare_model
 from base.metrics import build_metrics
 from base.names import build
 from base.optim import Schedule, build_optimizer, build_schedule
@@ -58,6 +58,7 @@ class Experiment:
     freezing: Freezing
     init_records: list[InitRecord] = field(default_factory=list)
     loaded: dict[str, str] = field(default_factory=dict)
+    memory_notes: list[str] = field(default_factory=list)
 
     @property
     def settings(self) -> SimpleNamespace:
@@ -162,12 +163,17 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
     Raises:
         ConfigError: arguments that do not fit what they are given to, with their place.
     """
+    check_combinations(config)
     train_loader, valid_loader = build_loaders(config)
     for loader in (train_loader, valid_loader):
         getattr(loader, "place_on", lambda _: None)(device)
     model, init_records = build_model(config, train_loader)
     loaded = load_weights(config, model) if weights else {}
-    settings, accumulate = config["trainer"], config["memory"]["accumulate"]
+    settings, memory, accumulate = (
+        config["trainer"],
+        config["memory"],
+        config["memory"]["accumulate"],
+    )
     batches_per_epoch = batches_in_epoch(config, train_loader)
     steps_per_epoch = math.ceil(batches_per_epoch / accumulate)
     total_steps = settings["steps"] or settings["epochs"] * steps_per_epoch
@@ -178,10 +184,14 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         loss.to(device)
     freezing = build_freezing(config, model, steps_per_epoch, total_steps)
     model.to(device)
-    prepare_model(model, config["memory"], device)
+    memory_notes = prepare_model(model, memory, device)
     optimizers, schedules = {}, {}
     for name, section in optimizer_sections(config).items():
-        optimizers[name] = build_optimizer(model, section, where_of(config, name), freezing.until)
+        optimizers[name] = build_optimizer(
+            model, section, where_of(config, name), freezing.until, memory["fused"]
+        )
+        if memory["offload_optimizer"]:
+            offload_state(optimizers[name], device)
         schedule = build_schedule(
             optimizers[name],
             section["lr_scheduler"],
@@ -212,6 +222,7 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         freezing=freezing,
         init_records=init_records,
         loaded=loaded,
+        memory_notes=memory_notes,
     )
 
 

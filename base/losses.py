@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from base.batch import in_full_precision, tensors_in
 from base.compared import Compared, build_list
 from base.config.durations import parse_duration
 from base.discovery import describe_error
@@ -71,8 +72,8 @@ class WeightedLoss:
         """
         output, target = self.compared(output, target, batch)
         try:
-            value = self.function(output, target, *more)
-        except KindlingError:
+            value = self._in_full_precision(output, target, *more)
+        except (KindlingError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             given = f"output {describe(output)} and target {describe(target)}"
@@ -82,6 +83,14 @@ class WeightedLoss:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")
         return value if value.dim() == 0 else value.reshape(())  # it would add to the graph
+
+    def _in_full_precision(self, *args: Any) -> Any:
+        """Call the function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
+        first = next(tensors_in(args), None)
+        if first is None or not torch.is_autocast_enabled(first.device.type):
+            return self.function(*args)
+        with torch.autocast(first.device.type, enabled=False):
+            return self.function(*in_full_precision(args))
 
     def weight_at(self, step: int | None) -> float:
         """Return the weight in the step that follows so many others; None: the final one."""

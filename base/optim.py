@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from base.config.durations import parse_duration
 from base.errors import ConfigError, Problem
+from base.memory.optimizer import choose_fused
 from base.names import DURATION_ARGUMENTS, FILLED_IN, build
 from base.parameter_groups import Section, parameter_groups, shown
 
@@ -24,17 +25,28 @@ LISTED = ("lr_lambda", "base_momentum", "max_momentum")
 
 
 def build_optimizer(
-    model: nn.Module, section: Section, where: str = "optimizer", later: Collection[str] = ()
+    model: nn.Module,
+    section: Section,
+    where: str = "optimizer",
+    later: Collection[str] = (),
+    fused: bool | str = False,
 ) -> Optimizer:
     """Make the optimizer of a config section over the parameters that it claims.
 
     Args:
         later: names of parameters that are frozen now and trained later.
+        fused: whether to take torch's fused form; ``auto`` where there is one.
     """
     groups = parameter_groups(model, section, where, later)
     for group in groups:
         _check_group(section, group, where)
-    return _construct(section, groups, where)
+    if fused == "auto" and any(getattr(module, "sparse", False) for module in model.modules()):
+        fused = False  # an embedding whose gradients are sparse
+
+    def construct(section: Section) -> Optimizer:
+        return _construct(section, [dict(group) for group in groups], where)
+
+    return choose_fused(construct, section, fused, where)
 
 
 def _check_group(section: Section, group: Section, where: str) -> None:

@@ -17,6 +17,8 @@ import torch
 from base.audit import audit, short_table, write_csv
 from base.checkpoint import CheckpointStore, read, restore
 from base.config import Config, load_config
+from base.errors import TrainingError
+from base.memory.settle import settle
 from base.optim import learning_rates
 from base.run_folder import create_run_folder, lock, run_of, write_environment
 from base.signals import resume_command
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kindling")
 
 KEPT_IN_STATE = re.compile(
-    r"^optimizer(s\.\w+)?\.(args|param_groups|layer_decay)\b|"
+    r"^optimizer(s\.\w+)?\.(args|param_groups|layer_decay)\b|^memory\.fused$|"
     r"\blr_scheduler\.args\.(?!(T_max|total_steps|milestones)$)"
 )
 """Keys of the config that set what an optimizer's or a scheduler's saved state holds too."""
@@ -206,6 +208,8 @@ def open_run(
         if trainer.store is not None:
             trainer.store.protect(resume_from)
         resumed_at = None if trainer.is_finished() else trainer.progress
+    if settle(trainer) and folder is not None:
+        _keep(trainer.config, folder)
     trainer.folder = folder
     trainer.run_log = RunLog(folder, trainer.settings, resumed_at)
     trainer.writers = trainer.run_log.writers
@@ -279,10 +283,22 @@ def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         "device": f"{device}, {trainer.precision.name}",
         "model": f"{type(trainer.model).__name__}, {n_trainable:,} parameters{frozen}",
         "data": ", ".join(sizes),
+        "memory": ", ".join(memory_facts(trainer)) or None,
         "length": f"{experiment.n_epochs} epochs, {experiment.total_steps:,} steps",
         "best by": trainer.monitor.rule,
         "resume by": None if folder is None else resume_command(folder),
     }
+
+
+def memory_facts(trainer: BaseTrainer) -> list[str]:
+    """Return what was chosen or found out for the ``memory:`` section."""
+    chosen = " (auto)" if trainer.config["memory"]["fused"] == "auto" else ""
+    fused = {
+        f"fused {type(optimizer).__name__}{chosen}": None
+        for optimizer in trainer.optimizers.values()
+        if any(group.get("fused") for group in optimizer.param_groups)
+    }
+    return [*trainer.experiment.memory_notes, *fused]
 
 
 def peak_memory_mb() -> float:
@@ -297,11 +313,17 @@ def peak_memory_mb() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def nonfinite_message(trainer: BaseTrainer) -> str:
-    """Say what was seen before a loss that is not finite, and what helps."""
+def refuse_nonfinite(trainer: BaseTrainer) -> None:
+    """Say what was seen before a loss that is not finite, and what helps.
+
+    Raises:
+        TrainingError: a loss since the last call was not finite.
+    """
+    if trainer.finite.all_finite():
+        return
     last = ", ".join(f"{name} {float(value):g}" for name, value in trainer.run_log.last.items())
     rates = ", ".join(f"{k} {v:g}" for k, v in learning_rates(trainer.optimizers).items())
-    return (
+    raise TrainingError(
         f"the loss is not finite at step {trainer.progress.step + 1} ({rates}; the step before it: "
         f"{last or 'none'}). Nothing was updated and the last checkpoint is good: lower the rate, "
         "clip with `optimizer: {clip_norm: 1.0}`, or look at the data"

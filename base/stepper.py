@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from base.config import Config
 from base.config.durations import parse_duration
-from base.errors import ConfigError, Problem, TrainingError, nearest
-from base.experiment import Experiment, optimizer_sections, where_of
+from base.errors import TrainingError, nearest
+from base.experiment import Experiment, optimizer_sections
 from base.losses import WeightedLoss
-from base.memory import Precision
+from base.memory import Precision, StepInBackward
+from base.run_log import refuse_nonfinite
 from base.values import with_total
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
 
 log = logging.getLogger("kindling")
 
@@ -29,6 +32,8 @@ class Stepper:
 
     Args:
         clip_norm, clip_value: limits of the gradients' norm and of each of their entries.
+        set_to_none: frees gradients after a step; else they stay, as zeros.
+        in_backward: has made the step by the time that it is asked for.
         every: it steps at each so many steps of the run.
         prefix: before the names of the values returned; empty where there is one network.
     """
@@ -39,6 +44,8 @@ class Stepper:
     clip_norm: float | None
     clip_value: float | None
     weighted_losses: Mapping[str, WeightedLoss]
+    set_to_none: bool = True
+    in_backward: StepInBackward | None = None
     every: int = 1
     prefix: str = ""
     has_stepped: bool = False
@@ -66,12 +73,29 @@ class Stepper:
         with self.precision.full():
             if isinstance(self.optimizer, LBFGS):
                 self.optimizer.step(lambda: self._loss_again(n_steps, again))
-            else:
+            elif self.in_backward is None:
                 self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad()
+        self.clear()
         torch.clear_autocast_cache()  # of the old weights: the step may go on with the new ones
         return values
+
+    def clear(self) -> None:
+        """Drop the gradients gathered."""
+        self.optimizer.zero_grad(set_to_none=self.set_to_none)
+        if self.in_backward is not None:
+            self.in_backward.stepped.clear()
+
+    def stepping(self, trainer: BaseTrainer) -> AbstractContextManager[None]:
+        """Return the context of a backward pass: in a step's last one the step itself may be made.
+
+        Raises:
+            TrainingError: the loss is not finite; after the pass it would be too late to say so.
+        """
+        if self.in_backward is None or not trainer.window.is_full:
+            return nullcontext()
+        refuse_nonfinite(trainer)
+        return self.in_backward.armed()
 
     def _tell_unreached(self, n_steps: int) -> None:
         """Name, at the first step, the parameters that no loss has given a gradient."""
@@ -80,11 +104,12 @@ class Stepper:
         if not all(loss.weight_at(n_steps) for loss in self.weighted_losses.values()):
             return  # a loss whose weight is still 0 will reach more
         self.has_stepped = True
+        reached = self.in_backward.stepped if self.in_backward else ()
         unreached = [
             name
             for group in self.optimizer.param_groups
             for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False)
-            if parameter.requires_grad and parameter.grad is None
+            if parameter.requires_grad and parameter.grad is None and parameter not in reached
         ]
         if unreached:
             shown = ", ".join(unreached[:8]) + (", ..." if len(unreached) > 8 else "")
@@ -115,26 +140,23 @@ class Stepper:
 
 
 def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, Stepper]:
-    """Make the stepper of each optimizer, by its name.
-
-    Raises:
-        ConfigError: options that LBFGS would undo, or that a compiled model cannot take.
-    """
-    _check_compiled(experiment.config)
-    steppers = {}
+    """Make the stepper of each optimizer, by its name."""
+    steppers, memory = {}, experiment.config["memory"]
     lengths = (experiment.steps_per_epoch, experiment.total_steps)
     for name, section in optimizer_sections(experiment.config).items():
         # The loop steps the schedules; torch would warn where fp16 or `every` left out a step.
         experiment.optimizers[name]._opt_called = True  # type: ignore[attr-defined]
-        if isinstance(experiment.optimizers[name], LBFGS):
-            _check_lbfgs(experiment.config, name, section)
+        optimizer = experiment.optimizers[name]
+        in_backward = StepInBackward(optimizer) if memory["optimizer_in_backward"] else None
         steppers[name] = Stepper(
-            optimizer=experiment.optimizers[name],
+            optimizer=optimizer,
             precision=precision,
             scaler=precision.make_scaler(),
             clip_norm=section["clip_norm"],
             clip_value=section["clip_value"],
             weighted_losses=experiment.losses,
+            set_to_none=memory["set_to_none"],
+            in_backward=in_backward,
             every=parse_duration(section["every"]).in_steps(*lengths),
             prefix="" if len(experiment.optimizers) == 1 else f"{name}_",
         )
@@ -172,34 +194,3 @@ def only(steppers: Mapping[str, Stepper], name: str) -> Iterator[None]:
     finally:
         for parameter in others:
             parameter.requires_grad_(True)
-
-
-def _check_compiled(config: Config) -> None:
-    """Refuse several backward passes through a compiled graph, whose buffers the first one uses up.
-
-    Torch has a switch, ``torch._functorch.config.donated_buffer``, but graphs that were compiled
-    without it come back from the cache on disk, and then give wrong gradients.
-    """
-    settings = config["trainer"]
-    several = {
-        "trainer.backward: separate": settings["backward"] == "separate",
-        "trainer.loss_gradients": settings["loss_gradients"] is not None,
-    }
-    if config["memory"]["compile"] and (keys := [key for key, is_set in several.items() if is_set]):
-        text = f"a compiled model takes one backward pass a batch: leave out {', '.join(keys)}"
-        raise ConfigError([config.problem(("memory", "compile"), text)])
-
-
-def _check_lbfgs(config: Config, name: str, section: Mapping[str, Any]) -> None:
-    """Refuse what the optimizer's own calls of the last batch's losses would undo."""
-    memory = config["memory"]
-    refused = {
-        "clip_norm": section["clip_norm"] is not None,
-        "clip_value": section["clip_value"] is not None,
-        "memory.accumulate": memory["accumulate"] > 1,
-        "memory.precision: fp16": memory["precision"] == "fp16",
-    }
-    faults = [option for option, is_set in refused.items() if is_set]
-    if faults:
-        text = f"LBFGS makes its own gradients, beside {', '.join(faults)}; leave that out"
-        raise ConfigError([Problem(where_of(config, name), text)])

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+from base.batch import count_samples, cut
 from base.config.durations import parse_duration
 
 
 class Window:
     """The batches whose gradients make one step; the last window of an epoch may be shorter.
 
-    A loss is divided by ``size``, the window's own, so that a short one weighs as it should.
+    A loss is divided by ``divisor``: the number of batches in the window, so that a short one
+    weighs as it should, times the parts of a batch that is cut.
+
+    Args:
+        accumulate: batches in a window.
+        micro_batch: samples in a part of a batch; None leaves batches whole.
     """
 
-    def __init__(self, accumulate: int = 1) -> None:
-        self.accumulate = accumulate
-        self.size, self.is_full = 1, True
+    def __init__(self, accumulate: int = 1, micro_batch: int | None = None) -> None:
+        self.accumulate, self.micro_batch = accumulate, micro_batch
+        self.size, self.divisor, self.is_full = 1, 1.0, True
 
     def place(self, number: int, count: int) -> None:
         """Move to batch ``number`` of the ``count`` that are left of the epoch."""
         position = number % self.accumulate
         self.size = min(self.accumulate, count - number + position)
-        self.is_full = position == self.size - 1
+        self.divisor, self.is_full = self.size, position == self.size - 1
+
+    def parts(self, batch: Any) -> Iterator[tuple[Any, int]]:
+        """Give the batch in parts, with the samples of each; a part weighs by its samples."""
+        n_samples, is_last = count_samples(batch), self.is_full
+        length = self.micro_batch or n_samples
+        for begin in range(0, max(n_samples, 1), length):
+            end = min(begin + length, n_samples)
+            part = batch if end - begin == n_samples else cut(batch, begin, end, n_samples)
+            self.divisor = self.size * n_samples / max(end - begin, 1)
+            self.is_full = is_last and end == n_samples
+            yield part, end - begin
 
 
 class Every:

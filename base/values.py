@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -56,6 +56,18 @@ def weigh(
 def detach(values: Mapping[str, Any]) -> dict[str, Any]:
     """Let go of the graph behind the values of a step, which would keep its activations alive."""
     return {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
+
+
+def mean_of(parts: Sequence[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
+    """Return a batch's values from those of its parts, each the mean of so many samples."""
+    if len(parts) == 1:
+        return dict(parts[0][0])
+    totals: dict[str, tuple[Any, int]] = {}
+    for values, n_samples in parts:
+        for name, value in values.items():
+            total, count = totals.get(name, (0.0, 0))
+            totals[name] = total + value * n_samples, count + n_samples
+    return {name: total / max(count, 1) for name, (total, count) in totals.items()}
 
 
 def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -36,6 +36,12 @@ class Config(Mapping[str, Any]):
     def __repr__(self) -> str:
         return f"Config({str(self.path)!r}, name={self['name']!r})"
 
+    def resolve(self, section: str, key: str, value: Any) -> None:
+        """Put what the run has found out in the place of ``auto``: it is kept with the run."""
+        self._values[section][key] = value
+        entries = self._root.value[section].value
+        entries[key] = Node(value, entries[key].where)
+
     @property
     def extra(self) -> dict[str, Any]:
         """The user's own sections and keys."""

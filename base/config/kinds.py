@@ -36,10 +36,11 @@ class Run:
     def problem(self, node: Node, keys: Keys, message: str) -> None:
         self.problems.append(problem_at(node.where, keys, message))
 
-    def near(self, name: object, known: Iterable[str]) -> str:
+    def near(self, name: object, known: Iterable[object]) -> str:
         """Return the nearest name as `nearest` does, within bounds, and not for ever."""
         is_much = len(self.problems) > MAX_PROBLEMS
-        return "" if is_much else nearest(str(name)[:100], islice(known, 200))
+        words = (each for each in islice(known, 200) if isinstance(each, str))
+        return "" if is_much else nearest(str(name)[:100], words)
 
 
 class Kind:

@@ -59,6 +59,18 @@ def whole(low: int, high: int = 2**63 - 1) -> Scalar:
     return Scalar(f"a whole number {limits}", schema)
 
 
+def check_micro_batch(value: Any) -> None:
+    """Raise a ValueError unless the value is a number of samples or 'auto'."""
+    if value != "auto" and (type(value) is not int or not 1 <= value < 2**63):
+        raise ValueError(f"expected a number of samples, 'auto' or null, found {show(value)}")
+
+
+def switch_or(*names: str) -> Scalar:
+    """Return the kind of a key that takes true, false or one of a few words."""
+    schema = {"type": ["boolean", "string"], "enum": [True, False, *names]}
+    return Scalar(f"true, false or {' or '.join(names)}", schema)
+
+
 TEXT = Scalar("text", {"type": "string", "minLength": 1})
 FOLDER = Scalar("a name", {"type": "string", "minLength": 1}, check_folder_name)
 MONITOR = Scalar("a monitor", {"type": "string", "pattern": "^(off|(min|max) )"}, check_monitor)
@@ -197,15 +209,29 @@ CAPTURE_RULE = Section(
     short_key="match",
 )
 
+MICRO_BATCH = Scalar(
+    "a number of samples, 'auto' or null",
+    {"type": ["integer", "string"], "minimum": 1, "pattern": "^auto$"},
+    check_micro_batch,
+)
+COMPILE = switch_or("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+AUTO = switch_or("auto")
 MEMORY = Section(
     {
         "precision": Key(choice("fp32", "tf32", "bf16", "fp16"), "fp32", "Numbers to compute in."),
         "accumulate": Key(COUNT, 1, "Batches whose gradients make one step."),
-        "channels_last": Key(SWITCH, False, "Keep images with the channels innermost."),
-        "compile": Key(SWITCH, False, "Run the model through torch.compile."),
+        "micro_batch": Key(MICRO_BATCH, None, "Cut each batch into parts of so many samples."),
         "checkpoint_activations": Key(PATTERNS, [], "Modules to compute again on the way back."),
-        "inplace": Key(SWITCH, False, "Let activations overwrite their inputs."),
+        "offload_activations": Key(SWITCH, False, "Keep them in CPU memory till the way back."),
+        "offload_optimizer": Key(SWITCH, False, "Keep its state in CPU memory between steps."),
+        "optimizer_in_backward": Key(SWITCH, False, "Use and free each gradient at once."),
+        "inplace": Key(SWITCH, False, "Let activations overwrite their inputs where that is safe."),
+        "set_to_none": Key(SWITCH, True, "Free gradients after a step; false sets them to 0."),
+        "channels_last": Key(AUTO, "auto", "Keep images with the channels innermost."),
+        "fused": Key(AUTO, "auto", "Let the optimizer do its step in one kernel."),
+        "compile": Key(COMPILE, False, "Run the model through torch.compile, in this mode."),
         "cudnn_benchmark": Key(SWITCH, False, "Try cuDNN's algorithms and keep the fastest."),
+        "empty_cache": Key(DURATION, None, "Time between two returns of unused GPU memory."),
     }
 )
 

@@ -10,23 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from toy import CPU, assert_resumes, assert_same, batches, make, weights
+from toy import CONFIG, CPU, assert_resumes, assert_same, batches, make, weights
 
+from base.config import load_config
 from base.errors import ConfigError
 from base.experiment import make_repeatable
 from base.memory import FiniteWatch, Precision, checkpoint_activations, prepare_model
 from base.registry import MODELS
 from trainer.trainer import Trainer
 
-MEMORY: dict[str, Any] = {
-    "precision": "fp32",
-    "accumulate": 1,
-    "channels_last": False,
-    "compile": False,
-    "checkpoint_activations": [],
-    "inplace": False,
-    "cudnn_benchmark": False,
-}
+MEMORY: dict[str, Any] = dict(load_config(None, text=CONFIG)["memory"])
 CONVOLUTION = "model={type: DigitsNet, args: {width: 2, n_classes: 3, dropout: 0.5}}"
 IMAGES = (
     "data_loader={type: SyntheticDataLoader, args: {n_samples: 24, shape: [1, 8, 8], "
@@ -345,9 +338,9 @@ def test_in_place_activations_give_equal_weights() -> None:
     plain = make(CONVOLUTION, IMAGES)
     plain.train()
     in_place = make(CONVOLUTION, IMAGES, "memory.inplace=true")
+    in_place.train()
     changed = [m for m in in_place.model.modules() if getattr(m, "inplace", False)]
     assert {type(module) for module in changed} == {nn.ReLU, nn.Dropout}
-    in_place.train()
     assert_same(in_place.model.state_dict(), plain.model.state_dict())
 
 
@@ -385,11 +378,12 @@ def test_a_compiled_model_gives_equal_outputs_and_names() -> None:
 
 
 def test_compile_is_asked_for_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda module: asked.append(module))
+    asked: list[tuple[nn.Module, Any]] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda one, mode: asked.append((one, mode)))
     model = nn.Linear(2, 2)
-    prepare_model(model, {**MEMORY, "compile": True}, CPU)
-    assert asked == [model]
+    for mode in (True, "max-autotune"):
+        prepare_model(model, {**MEMORY, "compile": mode}, CPU)
+    assert asked == [(model, None), (model, "max-autotune")]
 
 
 # --- Non-finite losses, determinism ---------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ def test_an_optimizer_makes_the_steps_of_a_loop_by_hand(name: str) -> None:
     twin = make().model
     twin.load_state_dict(trainer.model.state_dict())
     args = trainer.config["optimizer"]["args"]
-    by_hand = getattr(torch.optim, name)(twin.parameters(), **args)
+    kind = getattr(torch.optim, name)
+    if "fused" in inspect.signature(kind).parameters:  # other last digits, and what `auto` takes
+        args = {**args, "fused": True}
+    by_hand = kind(twin.parameters(), **args)
     for inputs, target in batches(trainer):
         by_hand.zero_grad()
         F.cross_entropy(twin(inputs), target).backward()
@@ -85,7 +89,9 @@ def test_lbfgs_lowers_the_loss_as_by_hand() -> None:
     ],
 )
 def test_lbfgs_refuses_what_its_own_calls_of_the_loss_would_undo(more: str, word: str) -> None:
-    with pytest.raises(ConfigError, match=rf"(?s)optimizer.*LBFGS.*{word}"):
+    with pytest.raises(
+        ConfigError, match=rf"{word}.* does not go with optimizer: LBFGS .*own gradients"
+    ):
         make("optimizer={type: LBFGS, args: {lr: 0.5}}", more)
 
 

@@ -1,0 +1,203 @@
+"""In how many kernels an optimizer steps, when it does, and where its state is meanwhile."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from base.errors import ConfigError, Problem, TrainingError
+
+Section = Mapping[str, Any]
+
+IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}
+PART_BYTES = 64 << 20  # of parameters whose state is on the device at once
+
+
+def choose_fused(
+    construct: Callable[[Section], Optimizer], section: Section, wish: bool | str, where: str
+) -> Optimizer:
+    """Build an optimizer, in its fused form if torch has one for these parameters.
+
+    What the section itself says of the implementation stands.
+
+    Raises:
+        ConfigError: ``fused: true``, and torch has none.
+    """
+    optimizer = construct(section)
+    named = {key for part in (section["args"], *section["param_groups"]) for key in part}
+    if not wish or named & IMPLEMENTATIONS:
+        return optimizer
+    fault = _why_not_fused(optimizer)
+    if not fault:
+        return construct({**section, "args": {**section["args"], "fused": True}})
+    if wish is True:
+        raise ConfigError([Problem(where, f"{fault}; write `memory: {{fused: auto}}`")])
+    return optimizer
+
+
+def _why_not_fused(optimizer: Optimizer) -> str:
+    """Let torch say whether it has a kernel for each device and number format, by trying a step."""
+    name, accepted = type(optimizer).__name__, inspect.signature(type(optimizer)).parameters
+    if "fused" not in accepted:
+        return f"{name} has no fused form"
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    kinds = {
+        (p.device, p.dtype): nn.Parameter(torch.zeros_like(p[:1])) for p in parameters if p.dim()
+    }
+    options = {key: value for key, value in optimizer.defaults.items() if key in accepted}
+    try:
+        twin = type(optimizer)(list(kinds.values()), **{**options, "fused": True})
+        for parameter in kinds.values():
+            parameter.grad = torch.zeros_like(parameter)
+        twin.step()
+    except RuntimeError as error:
+        return f"{name} has no fused form here: {error}"
+    return ""
+
+
+@contextmanager
+def showing(optimizer: Optimizer, number: int, parameters: list[Tensor]) -> Iterator[None]:
+    """Let an optimizer see some parameters of one of its groups; its state stays one.
+
+    Raises:
+        TrainingError: the step changes its group, which would come once for each part.
+    """
+    groups, group = optimizer.param_groups, optimizer.param_groups[number]
+    part = {**group, "params": parameters}
+    optimizer.param_groups = [part]
+    try:
+        yield
+    finally:
+        optimizer.param_groups = groups
+    if changed := [key for key in part if key != "params" and part[key] is not group.get(key)]:
+        text = f"{type(optimizer).__name__} counts in its groups ({', '.join(changed)})"
+        raise TrainingError(
+            f"{text}: it cannot step in parts; leave out memory.offload_optimizer "
+            "and memory.optimizer_in_backward"
+        )
+
+
+class OffloadedState:
+    """Keeps an optimizer's state in CPU memory; on the device is that of a part, for its step.
+
+    ``state_dict`` and ``load_state_dict`` are those of the optimizer, whose ``step`` this replaces.
+
+    Args:
+        to_host: copies a tensor into the host's one, if there is one yet, and returns that.
+        to_device: copies a tensor of the host to where the parameter is.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        to_host: Callable[[Tensor, Tensor | None], Tensor],
+        to_device: Callable[[Tensor, Tensor], Tensor],
+        part_bytes: int = PART_BYTES,
+    ) -> None:
+        self.optimizer, self.part_bytes = optimizer, part_bytes
+        self._to_host, self._to_device = to_host, to_device
+        self._hosts: dict[Tensor, dict[str, Tensor]] = {}
+        self._whole_step = optimizer.step
+        # A method of the optimizer itself, as torch's schedulers wrap it.
+        step = MethodType(lambda _, closure=None: self.step(), optimizer)
+        optimizer.step = step  # type: ignore[method-assign]
+        optimizer.register_load_state_dict_post_hook(self._take_loaded)
+
+    def step(self) -> None:
+        """Step over all parameters that have a gradient, some at a time."""
+        for number, group in enumerate(self.optimizer.param_groups):
+            for part in self._parts(p for p in group["params"] if p.grad is not None):
+                self._bring(part)
+                with showing(self.optimizer, number, part):
+                    self._whole_step()
+                self._send(part)
+
+    def _parts(self, parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        part: list[Tensor] = []
+        n_bytes = 0
+        for parameter in parameters:
+            part.append(parameter)
+            n_bytes += parameter.nbytes
+            if n_bytes >= self.part_bytes:
+                yield part
+                part, n_bytes = [], 0
+        if part:
+            yield part
+
+    def _bring(self, parameters: Iterable[Tensor]) -> None:
+        for parameter in parameters:
+            for key, host in self._hosts.get(parameter, {}).items():
+                self.optimizer.state[parameter][key] = self._to_device(host, parameter)
+
+    def _send(self, parameters: Iterable[Tensor]) -> None:
+        for parameter in parameters:
+            state = self.optimizer.state.get(parameter, {})
+            hosts = self._hosts.setdefault(parameter, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.dim():  # a count of steps stays
+                    state[key] = hosts[key] = self._to_host(value, hosts.get(key))
+
+    def _take_loaded(self, optimizer: Optimizer) -> None:
+        self._hosts.clear()
+        self._send(list(optimizer.state))
+
+
+def offload_state(optimizer: Optimizer, device: torch.device) -> None:
+    """Keep the state in pinned memory, copied on the device's own stream without waiting."""
+    if device.type == "cpu":
+        return  # it is there already
+
+    def to_host(value: Tensor, host: Tensor | None) -> Tensor:
+        if host is None:
+            host = torch.empty_like(value, device="cpu", pin_memory=True)
+        return host.copy_(value, non_blocking=True)
+
+    # What reads the state on the CPU waits for the copies.
+    optimizer.register_state_dict_pre_hook(lambda _: torch.accelerator.synchronize())
+    OffloadedState(optimizer, to_host, lambda host, like: host.to(like.device, non_blocking=True))
+
+
+class StepInBackward:
+    """Uses each gradient as soon as a backward pass has all of it, and frees it."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.stepped: set[Tensor] = set()
+        self._is_armed = False
+        for number, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                is_trained = parameter.requires_grad  # now; a frozen one may thaw
+                parameter.requires_grad_(True)
+                parameter.register_post_accumulate_grad_hook(partial(self._use, number))
+                parameter.requires_grad_(is_trained)
+
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        """Let the one backward pass of a step use the gradients.
+
+        Raises:
+            TrainingError: there was a backward pass since the last update.
+        """
+        if self.stepped:
+            text = "memory.optimizer_in_backward: a second backward pass before `self.update()`"
+            raise TrainingError(f"{text}: its gradients would be a step of their own")
+        self._is_armed = True
+        try:
+            yield
+        finally:
+            self._is_armed = False
+
+    def _use(self, number: int, parameter: Tensor) -> None:
+        if self._is_armed:
+            with showing(self.optimizer, number, [parameter]):
+                self.optimizer.step()
+            parameter.grad = None
+            self.stepped.add(parameter)

@@ -1,0 +1,131 @@
+"""What the first batch decides: how far it must be cut, and which activations may be in place."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from base.batch import count_samples, cut, draw, tensors_in
+from base.errors import TrainingError
+from base.memory.inplace import choose_inplace
+from base.memory.trial import SavedBytes, trial, try_step
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
+
+log = logging.getLogger("kindling")
+
+
+def settle(trainer: BaseTrainer) -> bool:
+    """Try the first batch where an option asks for it; return whether the config now says more.
+
+    The number that ``micro_batch: auto`` finds takes its place in the config, so that a run that
+    goes on has the same. Weights, buffers and random streams are as before.
+
+    Raises:
+        TrainingError: not even one sample fits.
+    """
+    memory, notes = trainer.config["memory"], trainer.experiment.memory_notes
+    is_auto = bool(memory["micro_batch"] == "auto")
+    if is_auto or memory["inplace"]:
+        trainer.window.micro_batch = None
+        batch = next(draw(trainer.train_loader, 0, 1, trainer.device))
+        trainer.experiment.freezing.begin_epoch(trainer.progress.step)
+        if memory["inplace"]:
+            notes.append(choose_inplace(trainer, batch))
+        if is_auto:
+            size = find_micro_batch(trainer, batch)
+            notes.append(f"micro_batch {size} (auto; to keep it, memory.micro_batch={size})")
+            trainer.config.resolve("memory", "micro_batch", size)
+        trainer.window.micro_batch = memory["micro_batch"]
+    if trainer.window.micro_batch is not None:
+        _tell_batch_norm(trainer)
+    return is_auto
+
+
+def find_micro_batch(trainer: BaseTrainer, batch: Any) -> int:
+    """Return how many samples at once fit: all of the batch, a half, a quarter, ...
+
+    Raises:
+        TrainingError: not even one does.
+    """
+    n_samples = size = count_samples(batch)
+    fits = fits_on_cpu if trainer.device.type == "cpu" else fits_on_device
+    while not fits(trainer, batch, size, n_samples):
+        if size == 1:
+            text = "memory.micro_batch: not even one sample fits into memory; look at the table of"
+            raise TrainingError(f"{text} docs/memory.md for what else saves some")
+        size = (size + 1) // 2
+    return size
+
+
+def fits_on_cpu(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
+    """Tell from a few samples: there nothing is refused, the process is killed."""
+    return estimated_bytes(trainer, batch, size, n_samples) <= free_bytes()
+
+
+def fits_on_device(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
+    """Tell whether a step goes through, beside what an optimizer keeps from its first step on."""
+    is_enough = True
+    trained = trainer.experiment.trained.values()
+    try:
+        later = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
+        with trial(trainer):
+            try_step(trainer, cut(batch, 0, size, n_samples))
+        del later
+    except torch.OutOfMemoryError:
+        is_enough = False
+    if not is_enough:  # outside of the clause, whose error holds all that was computed
+        gc.collect()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+    return is_enough
+
+
+def estimated_bytes(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> float:
+    """Return what a step with so many samples needs, from what autograd keeps of two and four."""
+    parameters = list(trainer.model.parameters())
+    fixed = sum(3 * p.nbytes for p in parameters if p.requires_grad)  # gradient, Adam's state
+    counts = [min(count, n_samples) for count in (2, 4)]
+    found = [saved_bytes(trainer, cut(batch, 0, count, n_samples)) for count in counts]
+    slope = (found[1] - found[0]) / max(counts[1] - counts[0], 1)
+    return fixed + found[0] + slope * (size - counts[0])
+
+
+def saved_bytes(trainer: BaseTrainer, batch: Any) -> int:
+    """Return the bytes that autograd keeps for the backward pass of a step on this batch."""
+    there = [*trainer.model.parameters(), *tensors_in(batch)]
+    saved = SavedBytes(there)
+    with trial(trainer), saved:
+        try_step(trainer, batch)
+    return sum(saved.sizes.values())
+
+
+def free_bytes() -> float:
+    """Return how much of the machine's memory, and of the control group's, is free."""
+    free = []
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        free.append(int(text.partition("MemAvailable:")[2].split()[0]) << 10)
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        if limit != "max":
+            free.append(int(limit) - int((group / "memory.current").read_text(encoding="ascii")))
+    except (OSError, ValueError, IndexError):
+        if not free and hasattr(os, "sysconf"):
+            free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    return min(free, default=float("inf"))
+
+
+def _tell_batch_norm(trainer: BaseTrainer) -> None:
+    modules = trainer.model.modules()
+    norms = [m for m in modules if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    size, batch_size = trainer.window.micro_batch, getattr(trainer.train_loader, "batch_size", None)
+    if norms and not (batch_size and size and size >= batch_size):
+        text = "memory.micro_batch: the %d BatchNorm layers see %d samples at a time"
+        log.warning(f"{text}, not the batch's: other statistics, other numbers", len(norms), size)

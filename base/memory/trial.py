@@ -1,0 +1,76 @@
+"""Steps that are tried before training: nothing is updated, and all is put back afterwards."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
+
+
+@contextmanager
+def trial(trainer: BaseTrainer) -> Iterator[None]:
+    """Hold updates and metrics back; restore buffers, random streams and what else has state.
+
+    Gradients, of which there are none before training, are freed.
+    """
+    modules = list(trainer.model.modules())
+    buffers = [(module._buffers, dict(module._buffers)) for module in modules]
+    numbers = [(b, b.clone()) for _, kept in buffers for b in kept.values() if b is not None]
+    states = {
+        name: (one, copy.deepcopy(one.state_dict()))
+        for name, one in trainer.stateful.items()
+        if name != "model" and not name.startswith("optimizer.")
+    }
+    window, metrics = vars(trainer.window).copy(), trainer._phase_metrics
+    trainer.window.is_full, trainer.window.divisor = False, 1.0
+    trainer._phase_metrics = {}
+    try:
+        yield
+    finally:
+        vars(trainer.window).update(window)
+        trainer._phase_metrics = metrics
+        trainer.finite.all_finite()  # forget what was seen
+        for parameter in trainer.model.parameters():
+            parameter.grad = None
+        for owned, kept in buffers:
+            owned.update(kept)
+        with torch.no_grad():
+            for buffer, former in numbers:
+                buffer.copy_(former)
+        for one, state in states.values():
+            one.load_state_dict(state)
+
+
+def try_step(trainer: BaseTrainer, batch: Any) -> dict[str, Any]:
+    """Run the forward and the backward pass of a step within a `trial`; return its values."""
+    with trainer.precision.autocast(), trainer.offload():
+        values: dict[str, Any] = trainer.train_step(batch)
+    return values
+
+
+class SavedBytes(saved_tensors_hooks):
+    """Counts the bytes that autograd keeps of what is computed within, each storage once.
+
+    Args:
+        kept: tensors that are there anyhow: parameters, the batch.
+    """
+
+    def __init__(self, kept: list[Tensor]) -> None:
+        self.sizes: dict[int, int] = {}
+        known = {tensor.untyped_storage().data_ptr() for tensor in kept}
+
+        def note(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                self.sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor.detach()  # itself it would keep the node alive that gave it
+
+        super().__init__(note, lambda tensor: tensor)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from base.batch import count_samples, cut, draw, tensors_in
 from base.errors import TrainingError
+from base.free_memory import free_memory
 from base.memory.inplace import choose_inplace
 from base.memory.trial import SavedBytes, trial, try_step
 
@@ -41,7 +40,7 @@ def settle(trainer: BaseTrainer) -> bool:
         if is_auto:
             size = find_micro_batch(trainer, batch)
             notes.append(f"micro_batch {size} (auto; to keep it, memory.micro_batch={size})")
-            trainer.config.resolve("memory", "micro_batch", size)
+            trainer.config.resolve("memory", "micro_batch", value=size)
         trainer.window.micro_batch = memory["micro_batch"]
     if trainer.window.micro_batch is not None:
         _tell_batch_norm(trainer)
@@ -66,7 +65,7 @@ def find_micro_batch(trainer: BaseTrainer, batch: Any) -> int:
 
 def fits_on_cpu(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
     """Tell from a few samples: there nothing is refused, the process is killed."""
-    return estimated_bytes(trainer, batch, size, n_samples) <= free_bytes()
+    return estimated_bytes(trainer, batch, size, n_samples) <= free_memory()
 
 
 def fits_on_device(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
@@ -104,22 +103,6 @@ def saved_bytes(trainer: BaseTrainer, batch: Any) -> int:
     with trial(trainer), saved:
         try_step(trainer, batch)
     return sum(saved.sizes.values())
-
-
-def free_bytes() -> float:
-    """Return how much of the machine's memory, and of the control group's, is free."""
-    free = []
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        free.append(int(text.partition("MemAvailable:")[2].split()[0]) << 10)
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        if limit != "max":
-            free.append(int(limit) - int((group / "memory.current").read_text(encoding="ascii")))
-    except (OSError, ValueError, IndexError):
-        if not free and hasattr(os, "sysconf"):
-            free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
-    return min(free, default=float("inf"))
 
 
 def _tell_batch_norm(trainer: BaseTrainer) -> None:

@@ -21,6 +21,7 @@ from base.base_model import check_model
 from base.batch import inputs_of
 from base.callbacks import Callback
 from base.config import Config
+from base.cores import OtherLoad, use_threads
 from base.errors import CheckpointError, ConfigError, UsageError
 from base.freezing import Freezing
 from base.initialise import InitRecord, initialise
@@ -58,6 +59,7 @@ class Experiment:
     freezing: Freezing
     init_records: list[InitRecord] = field(default_factory=list)
     loaded: dict[str, str] = field(default_factory=dict)
+    load: OtherLoad = field(default_factory=OtherLoad)
     memory_notes: list[str] = field(default_factory=list)
 
     @property
@@ -148,7 +150,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def make_repeatable(config: Config) -> None:
-    """Set torch to deterministic algorithms where the config asks for it."""
+    """Set the number of threads; and deterministic algorithms where the config asks for them."""
+    use_threads(config)
     torch.use_deterministic_algorithms(config["deterministic"])
     if config["deterministic"]:
         torch.backends.cudnn.benchmark = False

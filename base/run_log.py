@@ -18,6 +18,7 @@ from base.audit import audit, short_table, write_csv
 from base.checkpoint import CheckpointStore, read, restore
 from base.clock import Clock, advice, facts_of, write_times
 from base.config import Config, load_config
+from base.cores import warn_of_load
 from base.errors import TrainingError
 from base.memory.settle import settle
 from base.optim import learning_rates
@@ -249,6 +250,7 @@ def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:
     A resumed run takes on its new config here, once its state is known to fit.
     """
     log.info(format_header(header_facts(trainer, folder)))
+    warn_of_load(trainer.experiment)
     if trainer.progress.step == 0:  # a run that goes on keeps what it began with
         rows = audit(trainer.experiment)
         log.info("parameters:\n" + short_table(rows))
@@ -300,7 +302,7 @@ def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         device += f" ({torch.cuda.get_device_name(trainer.device)})"
     return {
         "folder": folder,
-        "device": f"{device}, {trainer.precision.name}",
+        "device": f"{device}, {trainer.precision.name}{_threads(trainer.device)}",
         "model": f"{type(trainer.model).__name__}, {n_trainable:,} parameters{frozen}",
         "data": ", ".join(sizes),
         "memory": ", ".join(memory_facts(trainer)) or None,
@@ -308,6 +310,11 @@ def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         "best by": trainer.monitor.rule,
         "resume by": None if folder is None else resume_command(folder),
     }
+
+
+def _threads(device: torch.device) -> str:
+    n_threads = torch.get_num_threads()
+    return f", {n_threads} thread{'s' * (n_threads > 1)}" if device.type == "cpu" else ""
 
 
 def memory_facts(trainer: BaseTrainer) -> list[str]:

@@ -36,11 +36,13 @@ class Config(Mapping[str, Any]):
     def __repr__(self) -> str:
         return f"Config({str(self.path)!r}, name={self['name']!r})"
 
-    def resolve(self, section: str, key: str, value: Any) -> None:
+    def resolve(self, *keys: str, value: Any) -> None:
         """Put what the run has found out in the place of ``auto``: it is kept with the run."""
-        self._values[section][key] = value
-        entries = self._root.value[section].value
-        entries[key] = Node(value, entries[key].where)
+        values, entries = self._values, self._root.value
+        for key in keys[:-1]:
+            values, entries = values[key], entries[key].value
+        values[keys[-1]] = value
+        entries[keys[-1]] = Node(value, entries[keys[-1]].where)
 
     @property
     def extra(self) -> dict[str, Any]:

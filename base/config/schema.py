@@ -59,10 +59,16 @@ def whole(low: int, high: int = 2**63 - 1) -> Scalar:
     return Scalar(f"a whole number {limits}", schema)
 
 
-def check_micro_batch(value: Any) -> None:
-    """Raise a ValueError unless the value is a number of samples or 'auto'."""
-    if value != "auto" and (type(value) is not int or not 1 <= value < 2**63):
-        raise ValueError(f"expected a number of samples, 'auto' or null, found {show(value)}")
+def whole_or_auto(what: str, high: int = 2**63 - 1) -> Scalar:
+    """Return the kind of a key that takes a whole number of at least 1, or 'auto'."""
+
+    def check(value: Any) -> None:
+        if value != "auto" and (type(value) is not int or not 1 <= value <= high):
+            limit = "" if high == 2**63 - 1 else f" up to {high}"
+            raise ValueError(f"expected {what}{limit}, found {show(value)}")
+
+    schema = {"type": ["integer", "string"], "minimum": 1, "maximum": high, "pattern": "^auto$"}
+    return Scalar(what, schema, check)
 
 
 def switch_or(*names: str) -> Scalar:
@@ -209,11 +215,8 @@ CAPTURE_RULE = Section(
     short_key="match",
 )
 
-MICRO_BATCH = Scalar(
-    "a number of samples, 'auto' or null",
-    {"type": ["integer", "string"], "minimum": 1, "pattern": "^auto$"},
-    check_micro_batch,
-)
+MICRO_BATCH = whole_or_auto("a number of samples, 'auto' or null")
+THREADS = whole_or_auto("a number of threads or 'auto'", 1024)
 COMPILE = switch_or("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 AUTO = switch_or("auto")
 MEMORY = Section(
@@ -269,6 +272,13 @@ TRAINER = Section(
     exactly_one=("epochs", "steps"),
 )
 
+PROFILE = Section(
+    {
+        "epochs": Key(ListOf(COUNT, single=True), [1], "Which epochs, counted from 1."),
+        "steps": Key(whole(1, 1000), 20, "Steps to record in each, after 3 that are not."),
+    }
+)
+
 ROOT = Section(
     {
         "inherit": Key(ListOf(TEXT, single=True), ABSENT, "Files that this one changes."),
@@ -276,6 +286,7 @@ ROOT = Section(
         "seed": Key(whole(0), 42, "Where all randomness starts."),
         "deterministic": Key(SWITCH, False, "Refuse operations that differ between two runs."),
         "device": Key(TEXT, "auto", "'auto', 'cpu', 'cuda', 'mps' or numbers such as '0,1'."),
+        "threads": Key(THREADS, "auto", "Threads that torch computes in on the CPU."),
         "model": Key(MODEL, REQUIRED, "The network; `arch` is another name for it."),
         "init": Key(ListOf(INIT_RULE, single=True), [], "Rules for initial weights; later win."),
         "data_loader": Key(named("data_loader"), REQUIRED, "The training data."),
@@ -292,6 +303,7 @@ ROOT = Section(
         "memory": Key(MEMORY, {}, "Ways to save memory and time."),
         "trainer": Key(TRAINER, REQUIRED, "Length, saving and reports of the training."),
         "callbacks": Key(ListOf(named("callback")), [], "Parts that look on at four points."),
+        "profile": Key(PROFILE, None, "Record where the time of some steps goes."),
         "extra": Key(OPEN, {}, "Values of your own."),
     },
     aliases={"arch": "model"},

@@ -40,7 +40,7 @@ def settle(trainer: BaseTrainer) -> bool:
         if is_auto:
             size = find_micro_batch(trainer, batch)
             notes.append(f"micro_batch {size} (auto; to keep it, memory.micro_batch={size})")
-            trainer.config.resolve("memory", "micro_batch", size)
+            trainer.config.resolve("memory", "micro_batch", value=size)
         trainer.window.micro_batch = memory["micro_batch"]
     if trainer.window.micro_batch is not None:
         _tell_batch_norm(trainer)

@@ -22,7 +22,8 @@ IMAGES = (
     "n_classes: 3, batch_size: 8, validation_split: 4}}"
 )
 PLAIN = ("memory={channels_last: false, fused: false}",)
-SGD = "optimizer={type: SGD, args: {lr: 0.1, momentum: 0.9}, param_groups: [{match: '*bias', lr: 0.05}]}"
+SGD = "optimizer={type: SGD, args: {lr: 0.1, momentum: 0.9}, "
+SGD += "param_groups: [{match: '*bias', lr: 0.05}]}"
 EXACT, CLOSE, HALF = 0.0, 1e-5, 3e-2
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.cores import free_cores
+from base.cores import usable_cores
 from logger.csv_writer import number, read_rows
 from logger.files import write_whole
 
@@ -58,7 +58,7 @@ def facts_of(trainer: BaseTrainer) -> dict[str, Any]:
         "readers": loader.readers() if hasattr(loader, "readers") else "processes",
         "num_workers": getattr(loader, "num_workers", None),
         "cache": getattr(loader, "cache", None),
-        "free_cores": free_cores(),
+        "cores": usable_cores(),
         "device": trainer.device.type,
     }
 
@@ -74,7 +74,7 @@ def advice(seconds: Mapping[str, float], facts: Mapping[str, Any]) -> str | None
     shares = {part: seconds[part] / total for part in PARTS} if total else {}
     if shares.get("data", 0) > HIGH:
         text = f"{shares['data']:.0%} of the time is waiting for data: "
-        n_workers, n_cores = facts["num_workers"], facts["free_cores"]
+        n_workers, n_cores = facts["num_workers"], facts["cores"]
         if facts["readers"] != "none" and n_workers is not None and n_workers < n_cores:
             return f"{text}set data_loader.args.num_workers: {n_cores}"
         if facts["cache"] == "none" and facts["readers"] != "none":

@@ -10,7 +10,7 @@ from base.base_model import guard_first_batch
 from base.base_trainer import BaseTrainer
 from base.batch import to_device
 from base.errors import ConfigError
-from base.run_log import header_facts, peak_memory_mb
+from base.header import header_facts, peak_memory_mb
 from base.shape_errors import explain_shape_errors
 from base.summary import summarise_model, table_rows
 from base.values import check_watched, detach

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,18 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from base.audit import audit, short_table, write_csv
 from base.checkpoint import CheckpointStore, read, restore
 from base.clock import Clock, advice, facts_of, write_times
 from base.config import Config, load_config
 from base.cores import warn_of_load
 from base.errors import TrainingError
+from base.header import header_facts, peak_memory_mb
 from base.memory.settle import settle
 from base.optim import learning_rates
 from base.run_folder import create_run_folder, lock, run_of, write_environment
-from base.signals import resume_command
 from base.splits import keep_split
 from base.state import Progress
 from logger.console import (
@@ -281,63 +278,6 @@ def tell_end(trainer: BaseTrainer, folder: Path | None) -> None:
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")
     if folder is not None:
         log.info(f"test by: python test.py -r {folder}")
-
-
-def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
-    """Return the facts of a run's header, by name."""
-    parameters = list(trainer.model.parameters())
-    n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    n_all = sum(p.numel() for p in parameters)
-    frozen = "" if n_trainable == n_all else f" ({n_all - n_trainable:,} more are frozen)"
-    experiment = trainer.experiment
-    sizes = [f"{experiment.batches_per_epoch:,} batches an epoch"]
-    for name, loader in (("train", trainer.train_loader), ("valid", trainer.valid_loader)):
-        n_samples = getattr(loader, "n_samples", None)
-        if n_samples is not None:
-            sizes.append(f"{n_samples:,} {name}")
-    if hasattr(trainer.train_loader, "how_read"):
-        sizes.append(trainer.train_loader.how_read())
-    device = str(trainer.device)
-    if trainer.device.type == "cuda":
-        device += f" ({torch.cuda.get_device_name(trainer.device)})"
-    return {
-        "folder": folder,
-        "device": f"{device}, {trainer.precision.name}{_threads(trainer.device)}",
-        "model": f"{type(trainer.model).__name__}, {n_trainable:,} parameters{frozen}",
-        "data": ", ".join(sizes),
-        "memory": ", ".join(memory_facts(trainer)) or None,
-        "length": f"{experiment.n_epochs} epochs, {experiment.total_steps:,} steps",
-        "best by": trainer.monitor.rule,
-        "resume by": None if folder is None else resume_command(folder),
-    }
-
-
-def _threads(device: torch.device) -> str:
-    n_threads = torch.get_num_threads()
-    return f", {n_threads} thread{'s' * (n_threads > 1)}" if device.type == "cpu" else ""
-
-
-def memory_facts(trainer: BaseTrainer) -> list[str]:
-    """Return what was chosen or found out for the ``memory:`` section."""
-    chosen = " (auto)" if trainer.config["memory"]["fused"] == "auto" else ""
-    fused = {
-        f"fused {type(optimizer).__name__}{chosen}": None
-        for optimizer in trainer.optimizers.values()
-        if any(group.get("fused") for group in optimizer.param_groups)
-    }
-    return [*trainer.experiment.memory_notes, *fused]
-
-
-def peak_memory_mb() -> float:
-    """Return the peak of memory so far in MB: of the GPU where there is one, else resident."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def refuse_nonfinite(trainer: BaseTrainer) -> None:

@@ -22,7 +22,7 @@ from trainer.trainer import Trainer
 FACTS = {
     "readers": "processes",
     "num_workers": 0,
-    "free_cores": 4,
+    "cores": 4,
     "cache": "none",
     "device": "cpu",
 }

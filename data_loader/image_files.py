@@ -146,6 +146,7 @@ class ImageFolderDataset(ImageFiles):
         resize: int | Sequence[int] | None = None,
         extensions: Sequence[str] = EXTENSIONS,
     ) -> None:
+        extensions = [extensions] if isinstance(extensions, str) else extensions
         endings = tuple(f".{each.lower().lstrip('.')}" for each in extensions)
         folder = Path(root)
         if not folder.is_dir():

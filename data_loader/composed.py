@@ -127,7 +127,7 @@ class SubsetDataset(_Composed):
         chosen = list(_indices_of_ids(dataset, ids) if ids is not None else indices or ())
         if not chosen:
             raise DataError("SubsetDataset: no samples are chosen")
-        wrong = [each for each in chosen if not 0 <= each < n_samples]
+        wrong = [each for each in chosen if type(each) is not int or not 0 <= each < n_samples]
         if wrong or len(set(chosen)) < len(chosen):
             text = f"there is no sample {wrong[0]}" if wrong else "an index stands there twice"
             raise DataError(f"SubsetDataset: {text}; {n_samples} samples, counted from 0")

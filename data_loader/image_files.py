@@ -118,15 +118,13 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         return os.path.join(self.root, self.ids[index])  # noqa: PTH118 -- as above
 
     def _refuse_repeats(self) -> None:
-        first: dict[str, int] = {}
         names = list(map(os.path.normpath, self.ids))
+        if len(set(names)) == len(names):
+            return
+        first: dict[str, int] = {}
         repeats = [i for i, name in enumerate(names) if first.setdefault(name, i) != i]
-        raise_problems(
-            [
-                Problem(self.place(i), f"listed already at {self.place(first[names[i]])}")
-                for i in repeats
-            ]
-        )
+        texts = [f"listed already at {self.place(first[names[i]])}" for i in repeats]
+        raise_problems([Problem(self.place(i), t) for i, t in zip(repeats, texts, strict=True)])
 
 
 class ImageFolderDataset(ImageFiles):
@@ -146,6 +144,7 @@ class ImageFolderDataset(ImageFiles):
         resize: int | Sequence[int] | None = None,
         extensions: Sequence[str] = EXTENSIONS,
     ) -> None:
+        extensions = [extensions] if isinstance(extensions, str) else extensions
         endings = tuple(f".{each.lower().lstrip('.')}" for each in extensions)
         folder = Path(root)
         if not folder.is_dir():
@@ -168,6 +167,9 @@ class ImageFolderDataset(ImageFiles):
         super().__init__(
             root, [each for names in ids for each in names], numbers, classes, mode, resize
         )
+
+    def refuse_missing(self) -> None:
+        """Do nothing: the files were found a moment ago."""
 
 
 class ImageListDataset(ImageFiles):

@@ -74,6 +74,8 @@ class SyntheticDataset(InMemoryDataset):
         data_seed: int = 0,
         part: str = "train",
     ) -> None:
+        if min(n_samples, n_classes, *shape) < 1:
+            raise DataError("SyntheticDataset: n_samples, n_classes and shape must be at least 1")
         images, labels = synthetic_images(n_samples, shape, n_classes, noise, data_seed, part)
         pixels = images.mul_(255 / 8).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
         super().__init__(pixels, labels, n_classes)

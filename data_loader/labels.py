@@ -66,6 +66,8 @@ def class_names(classes: Classes) -> list[str] | None:
     """Return the names that a `classes` argument means: those given, or the numbers below it."""
     if classes is None:
         return None
+    if isinstance(classes, str | bool):
+        raise DataError(f"classes is {classes!r}; give a list of names, or how many there are")
     names = list(map(str, range(classes) if isinstance(classes, int) else classes))
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:

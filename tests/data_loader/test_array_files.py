@@ -213,6 +213,12 @@ def test_synthetic_images_follow_from_their_seed():
         assert means[0].std() > 20
 
 
+@pytest.mark.parametrize("args", [{"n_samples": 0}, {"n_classes": 0}, {"shape": [3, 0, 4]}])
+def test_synthetic_images_of_nothing_are_refused(args):
+    with pytest.raises(DataError, match="must be at least 1"):
+        SyntheticDataset(**args)
+
+
 def test_the_synthetic_loader_has_the_same_images_as_floats():
     loader = SyntheticDataLoader(40, (1, 4, 4), 3, shuffle=False, validation_split=0)
     dataset = SyntheticDataset(40, (1, 4, 4), 3)

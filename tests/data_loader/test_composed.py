@@ -125,7 +125,7 @@ def test_a_choice_that_is_none_is_told(folder):
     for args in ({"first": 0}, {"indices": []}):
         with pytest.raises(DataError, match="no samples are chosen"):
             SubsetDataset(whole, **args)
-    for args, number in (({"first": 4}, 3), ({"indices": [0, -1]}, -1)):
+    for args, number in (({"first": 4}, 3), ({"indices": [0, -1]}, -1), ({"indices": [0.5]}, 0.5)):
         with pytest.raises(DataError, match=f"there is no sample {number}; 3 samples, counted"):
             SubsetDataset(whole, **args)
     with pytest.raises(DataError, match="an index stands there twice"):

@@ -72,7 +72,8 @@ def test_hidden_and_other_files_are_left_out(folder):
     assert len(ImageFolderDataset(str(folder))) == 4
     with pytest.raises(DataError, match="an empty class folder"):
         ImageFolderDataset(str(folder), extensions=[".jpg"])
-    assert len(ImageFolderDataset(str(folder), extensions=["png"])) == 4
+    for extensions in (["png"], "png"):
+        assert len(ImageFolderDataset(str(folder), extensions=extensions)) == 4
 
 
 def test_all_that_is_wrong_in_a_folder_is_told(folder):
@@ -188,6 +189,8 @@ def test_classes_must_be_names_of_their_own(folder):
         ImageListDataset(list_file, classes=["x", "y", "x"])
     with pytest.raises(DataError, match="classes is empty"):
         ImageListDataset(list_file, classes=[])
+    with pytest.raises(DataError, match="classes is 'xyz'; give a list of names"):
+        ImageListDataset(list_file, classes="xyz")
     with pytest.raises(DataError, match="no task 'regresion'; did you mean 'regression'"):
         ImageListDataset(list_file, task="regresion")
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from toy import CPU, assert_resumes, batches, make, weights
 
 from base.errors import ConfigError
+from base.header import header_facts, memory_facts
 from base.memory import combinations as table
 from base.memory.activations import OffloadedActivations
 from base.memory.optimizer import OffloadedState
 from base.registry import LOSSES, MODELS
-from base.run_log import header_facts, memory_facts
 
 IMAGES = (
     "data_loader={type: SyntheticDataLoader, args: {n_samples: 22, shape: [1, 8, 8], "

@@ -11,6 +11,7 @@ from base.base_trainer import BaseTrainer
 from base.batch import to_device
 from base.errors import ConfigError
 from base.header import header_facts, peak_memory_mb
+from base.memory.settle import settle
 from base.shape_errors import explain_shape_errors
 from base.summary import summarise_model, table_rows
 from base.values import check_watched, detach
@@ -40,6 +41,7 @@ def check(trainer: BaseTrainer) -> None:
 def dry_run(trainer: BaseTrainer) -> str:
     """Train on one batch and validate on one; return what was built and what came of it."""
     batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
+    settle(trainer)
     with explain_shape_errors(trainer.model):
         layers = model_table(trainer, batch)
     parts = [
@@ -48,8 +50,10 @@ def dry_run(trainer: BaseTrainer) -> str:
         "parameters:\n" + whole_table(audit(trainer.experiment)),
     ]
     trainer.experiment.freezing.begin_epoch(0)
-    with trainer.precision.autocast(), guard_first_batch(trainer.model):
-        values = detach(trainer.train_step(batch))
+    values = {}
+    for part, _ in trainer.window.parts(batch):
+        with trainer.precision.autocast(), trainer.offload(), guard_first_batch(trainer.model):
+            values = detach(trainer.train_step(part))
     parts.append("one training batch: " + _numbers(values.items()))
     if trainer.valid_loader is not None:
         values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=1)

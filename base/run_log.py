@@ -21,6 +21,7 @@ from base.cores import warn_of_load
 from base.errors import TrainingError
 from base.memory.settle import settle
 from base.optim import learning_rates
+from base.profiling import Profiler
 from base.run_folder import create_run_folder, lock, run_of, write_environment
 from base.signals import resume_command
 from base.splits import keep_split
@@ -212,6 +213,8 @@ def open_run(
     if settle(trainer) and folder is not None:
         _keep(trainer.config, folder)
     trainer.folder = folder
+    if folder is not None and trainer.config["profile"] is not None:
+        trainer.callbacks["profile"] = Profiler(**trainer.config["profile"])
     trainer.run_log = RunLog(folder, trainer.settings, resumed_at)
     trainer.writers = trainer.run_log.writers
     stack.callback(trainer.run_log.close)

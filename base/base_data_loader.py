@@ -169,9 +169,13 @@ class BaseDataLoader:
         if hasattr(self.dataset, "place_on") and self.dataset.place_on(device):
             self.pin_memory = False
 
+    def readers(self) -> str:
+        """Return what reads: "none" (the data are in memory), "threads" or "processes"."""
+        return BatchReader(self.dataset, self.collate_fn).readers
+
     def how_read(self) -> str:
         """Say in a few words where batches come from."""
-        readers = BatchReader(self.dataset, self.collate_fn).readers
+        readers = self.readers()
         if readers == "none":
             return "in memory, by the batch"
         return f"{self.num_workers} {readers}" if self.num_workers else "one by one, no workers"
@@ -267,6 +271,7 @@ class BaseDataLoader:
         try:
             for batch in watched(iterator, self.timeout, type(self.dataset).__name__):
                 yield batch
+                del batch
                 if self._handed.keys is not keys:
                     raise DataError("a second loop over this loader began before the first ended")
             is_whole = True

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from base.base_model import guard_first_batch
-from base.batch import count_samples, draw, inputs_of, target_of
+from base.batch import count_samples, inputs_of, target_of
 from base.capture import Capture
 from base.checkpoint import CheckpointStore
+from base.clock import Clock
 from base.experiment import Experiment
+from base.feed import feed
 from base.memory import EmptyCache, FiniteWatch, Precision, offload_activations
 from base.optim import learning_rates
 from base.run_log import RunLog, open_run, refuse_nonfinite, tell_end
 from base.seeding import derive_seed, isolated_random_state
 from base.signals import InterruptedRunError, SignalFlags
-from base.state import ExponentialMovingAverage, Monitor, Progress, RandomState, Stateful
+from base.state import ExponentialMovingAverage, Monitor, Progress, Stateful, parts_with_state
 from base.stepper import build_steppers, choose_stepper, only
 from base.test_phase import choose_checkpoint, run_test
 from base.timing import Every, Window
@@ -63,34 +65,22 @@ class BaseTrainer:
 
         self.precision = Precision(self.config["memory"]["precision"], self.device)
         self.steppers = build_steppers(experiment, self.precision)
-        memory, lengths = (
-            self.config["memory"],
-            (experiment.steps_per_epoch, experiment.total_steps),
-        )
+        memory = self.config["memory"]
+        lengths = (experiment.steps_per_epoch, experiment.total_steps)
         self.window = Window(memory["accumulate"], memory["micro_batch"])
         self.offload = offload_activations(memory["offload_activations"], self.device)
         self.empty_cache = EmptyCache(memory["empty_cache"], *lengths)
         self.progress = Progress()
         self.monitor = Monitor(experiment.monitor, self.settings.early_stop)
-        self.meters = Meters(self.device)
+        self.meters, self.clock = Meters(self.device), Clock()
         self.valid_metrics = copy.deepcopy(self.metrics)
         self.ema: ExponentialMovingAverage | None = None
         if self.settings.ema is not None:
             self.ema = ExponentialMovingAverage(experiment.trained, **self.settings.ema)
 
         self.stateful: dict[str, Stateful] = {}
-        self.register("model", self.model)
-        self.register("optimizer", self.optimizers)
-        self.register("schedule", self.schedules)
-        self.register("scaler", {name: one.scaler for name, one in self.steppers.items()})
-        self.register("loss", {k: loss for k, loss in self.losses.items() if loss.has_state})
-        self.register("metric", self.metrics)
-        self.register("callback", self.callbacks)
-        self.register("ema", {} if self.ema is None else self.ema)
-        self.register("monitor", self.monitor)
-        self.register("meters", self.meters)
-        self.register("progress", self.progress)
-        self.register("random", RandomState())
+        for name, part in parts_with_state(self).items():
+            self.register(name, part)
 
         self.save_every = Every(self.settings.save_every, *lengths)
         self.log_every = Every(self.settings.log_every, *lengths)
@@ -233,12 +223,13 @@ class BaseTrainer:
     @final
     def train_epoch(self) -> Values:
         """Train on what is left of the epoch; return the means over all of it."""
+        self.clock.lap("logging")  # of the end of the epoch before
         self.experiment.freezing.begin_epoch(self.progress.step)
         self._phase_metrics = self.metrics if self.settings.train_metrics else {}
         first, count = self.progress.batches_total, self.experiment.batches_left(self.progress)
         with self.run_log.bar(self.progress, self.experiment.batches_per_epoch) as bar:
-            for number, batch in enumerate(draw(self.train_loader, first, count, self.device)):
-                self.window.place(number, count)
+            for batch in feed(self, self.train_loader, first, count):
+                self.window.place(self.progress.batches_total - first, count)
                 self.capture.start(self.progress.step + 1)
                 is_first, parts = self.progress.batches_total == 0, []
                 for part, n_samples in self.window.parts(batch):
@@ -248,6 +239,7 @@ class BaseTrainer:
                     self.meters.update(*parts[-1])
                 self.progress.advance(count_samples(batch))
                 self.run_log.last = values = mean_of(parts)
+                del batch, part  # nothing of a step lives on beside the next batch
                 bar.update()
                 if self.window.is_full:
                     self.end_step(values)
@@ -264,6 +256,7 @@ class BaseTrainer:
         self.empty_cache.after_step(self.progress.step)
         if self.ema is not None:
             self.ema.update()
+        self.clock.lap("compute")
         if self.log_every.is_due_at_step(self.progress.step):
             self.run_log.log_step(values, self.progress)
         self.capture.finish(self.writers)
@@ -272,6 +265,7 @@ class BaseTrainer:
         if self.signals.save or self.save_every.is_due_at_step(self.progress.step):
             self.signals.save = False
             self.save()
+        self.clock.lap("logging")
         if self.progress.step == 1:
             check_watched(self, "train", summarise("train", self.meters, self._phase_metrics))
         if self.signals.stop:
@@ -297,12 +291,13 @@ class BaseTrainer:
         averaged = nullcontext() if self.ema is None else self.ema.swapped_in()
         self.model.eval()
         with isolated_random_state(seed), averaged, torch.inference_mode():
-            for batch in draw(loader, 0, count, self.device):
+            for batch in feed(self, loader, 0, count):
                 if self.signals.stop:
                     raise StopRequested
                 with self.precision.autocast():
                     values = detach(self.valid_step(batch))
                 meters.update(values, count_samples(batch))
+                del batch
             return summarise(phase, meters, self.valid_metrics)
 
     @final
@@ -314,7 +309,7 @@ class BaseTrainer:
                 schedule.after_epoch(values)
         is_best = self.monitor.update(values, self.progress.epoch + 1)
         self._saved_at = None  # a state of this very step does not know of it
-        values.update(self.run_log.log_epoch(values, self.progress, is_best))
+        values.update(self.run_log.log_epoch(values, self.progress, is_best, self.clock))
         for callback in self.callbacks.values():
             callback.on_epoch_end(self, values)
         self.progress.closed_at = self.progress.step

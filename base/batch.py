@@ -71,12 +71,6 @@ def _item(batch: Any, key: Any, where: str) -> Any:
         raise ConfigError([Problem(where, message)]) from None
 
 
-def draw(loader: Any, first: int, count: int, device: torch.device) -> Iterator[Any]:
-    """Give batches first .. first+count of a loader, on the device."""
-    for batch in loader.batches(first, count):
-        yield to_device(batch, device)
-
-
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move all tensors of a batch, however nested; copies do not make the CPU wait."""
     if isinstance(batch, Tensor):

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from base.base_data_loader import as_batches
 from base.base_model import check_model
-from base.batch import draw, inputs_of
+from base.batch import inputs_of
 from base.callbacks import Callback
 from base.config import Config
 from base.cores import OtherLoad, use_threads
@@ -244,7 +244,7 @@ def build_model(config: Config, train_loader: Any) -> tuple[nn.Module, list[Init
 def infer_shapes(config: Config, model: nn.Module, train_loader: Any) -> None:
     """Let lazy layers take their shapes from the first batch of the training data."""
     with isolated_random_state(config["seed"]), torch.no_grad(), explain_shape_errors(model):
-        batch = next(draw(train_loader, 0, 1, torch.device("cpu")))
+        batch = next(train_loader.batches(0, 1))
         args, kwargs = inputs_of(batch, config["batch"])
         try:
             model.eval()(*args, **kwargs)

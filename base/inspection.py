@@ -8,12 +8,12 @@ from typing import Any
 from base.audit import audit, whole_table
 from base.base_model import guard_first_batch
 from base.base_trainer import BaseTrainer
-from base.batch import draw
+from base.batch import to_device
 from base.errors import ConfigError
+from base.header import header_facts, peak_memory_mb
 from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
 from base.profiling import check_profile
-from base.run_log import header_facts, peak_memory_mb
 from base.shape_errors import explain_shape_errors
 from base.summary import summarise_model, table_rows
 from base.values import check_watched, detach
@@ -44,7 +44,7 @@ def check(trainer: BaseTrainer) -> None:
 def dry_run(trainer: BaseTrainer) -> str:
     """Train on one batch and validate on one; return what was built and what came of it."""
     settle(trainer)
-    batch = next(draw(trainer.train_loader, 0, 1, trainer.device))
+    batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
     with explain_shape_errors(trainer.model):
         layers = model_table(trainer, batch)
     parts = [

@@ -84,7 +84,7 @@ def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> A
     for name, value in (section.get("args") or {}).items():
         parameter = parameters.get(name)
         inner = _inner_kind(kind, name, parameter, value)
-        made = _replace_sections(inner, (name,), value, build_inner)
+        made = _replace_sections(inner, (name,), _worded(parameter, value), build_inner)
         made = with_names(parameter, made, value) if inner == "model" else made
         args[name] = _as_annotated(parameter, _composed(kind, name, made))
     named = conv_class(named, args) if kind == "model" else named
@@ -144,7 +144,7 @@ def _faults(kind: str, keys: Keys, section: Section) -> list[Fault]:
         inner = _inner_kind(kind, name, takes.parameters.get(name), value)
         if inner == "model":
             faults += layer_faults((*keys, "args", name), value)
-        _replace_sections(inner, (name,), value, check_inner)
+        _replace_sections(inner, (name,), _worded(takes.parameters.get(name), value), check_inner)
     return faults
 
 
@@ -221,6 +221,13 @@ def _inner_kind(kind: str, name: str, parameter: Parameter | None, value: Any) -
     word = name.rpartition("_")[2].removesuffix("s")  # one of them, or a list
     known = {"dataset": "dataset", "transform": "transform"}
     return "function" if name == "collate_fn" else known.get(word)
+
+
+def _worded(parameter: Parameter | None, value: Any) -> Any:
+    """Return a list of things to call with each word in it as the section that it stands for."""
+    if not isinstance(value, list) or "Callable" not in str(getattr(parameter, "annotation", "")):
+        return value
+    return [{"type": item} if isinstance(item, str) else item for item in value]
 
 
 def _composed(kind: str, name: str, value: Any) -> Any:

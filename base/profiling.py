@@ -57,13 +57,13 @@ class Profiler(Callback):
     def on_step_end(self, trainer: BaseTrainer) -> None:
         """Begin after the first step of an epoch, and end with the last one to record."""
         epoch = trainer.progress.epoch + 1
-        if self._running is not None:
+        if not trainer.experiment.batches_left(trainer.progress):
+            self.on_end(trainer)  # validation is not recorded
+        elif self._running is not None:
             self._running.step()
         elif epoch in self.epochs:
             self.epochs.remove(epoch)
             self._begin(trainer, epoch)
-        if not trainer.experiment.batches_left(trainer.progress):
-            self.on_end(trainer)  # validation is not recorded
 
     def on_end(self, trainer: BaseTrainer) -> None:
         """Write what is there, also of a run that is stopped."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,18 +11,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from base.audit import audit, short_table, write_csv
 from base.checkpoint import CheckpointStore, read, restore
+from base.clock import Clock, advice, facts_of, write_times
 from base.config import Config, load_config
 from base.cores import warn_of_load
 from base.errors import TrainingError
+from base.header import header_facts, peak_memory_mb
 from base.memory.settle import settle
 from base.optim import learning_rates
 from base.profiling import Profiler
 from base.run_folder import create_run_folder, lock, run_of, write_environment
-from base.signals import resume_command
 from base.splits import keep_split
 from base.state import Progress
 from logger.console import (
@@ -90,6 +88,7 @@ def _keep(config: Config, folder: Path) -> None:
 def _draw_curves(folder: Path) -> None:
     try:
         write_curves(folder)
+        write_times(folder)
     except Exception as error:  # no picture is worth a run
         log.warning("no curves in %s: %s", folder / "report", error)
 
@@ -120,6 +119,8 @@ class RunLog:
         self.settings = settings
         self.table = EpochTable()
         self.last: Mapping[str, Any] = {}
+        self.facts: Mapping[str, Any] = {}
+        self._advised = ""
         self._logged_at = 0
         self._started, self._samples = time.perf_counter(), 0
         writers: list[Any] = []
@@ -164,8 +165,11 @@ class RunLog:
         values: Mapping[str, float],
         progress: Progress,
         is_best: bool,
+        clock: Clock,
     ) -> dict[str, float]:
         """Write the values of an epoch everywhere; return what was added to them."""
+        clock.lap("compute")
+        times = clock.take()
         seconds = time.perf_counter() - self._started
         rates = progress.rates
         added = {
@@ -173,6 +177,8 @@ class RunLog:
             "seconds": seconds,
             "samples_per_second": (progress.samples - self._samples) / max(seconds, 1e-9),
             "memory_mb": peak_memory_mb(),
+            **{f"time/{part}": spent for part, spent in times.items()},
+            "wait": times["data"] / max(sum(times.values()), 1e-9),
         }
         row = {"epoch": progress.epoch + 1, "step": progress.step, **values, **added}
         shown = {**values, **added}
@@ -184,11 +190,20 @@ class RunLog:
         shown = {name: value for name, value in row.items() if self._is_shown(name, rates)}
         for line in self.table.lines(shown, is_best):
             log.log(ROW, line)
+        self._advise(times)
         return added
+
+    def _advise(self, times: Mapping[str, float]) -> None:
+        """Say once what would make epochs of a second or more faster."""
+        text = advice(times, self.facts) if self.facts and sum(times.values()) > 1 else None
+        if text is not None and text.partition(": ")[2] != self._advised:
+            self._advised = text.partition(": ")[2]
+            log.info(f"faster: {text}")
 
     def _is_shown(self, name: str, rates: Mapping[str, float]) -> bool:
         is_further_rate = name in rates and name != next(iter(rates))
-        return name not in QUIET_COLUMNS and name.count("/") < 2 and not is_further_rate
+        is_quiet = name in QUIET_COLUMNS or name.startswith("time/") or name.count("/") > 1
+        return not is_quiet and not is_further_rate
 
     def close(self) -> None:
         """Write out what is pending."""
@@ -217,6 +232,7 @@ def open_run(
         trainer.callbacks["profile"] = Profiler(**trainer.config["profile"])
     trainer.run_log = RunLog(folder, trainer.settings, resumed_at)
     trainer.writers = trainer.run_log.writers
+    trainer.run_log.facts = facts_of(trainer)
     stack.callback(trainer.run_log.close)
     stack.callback(trainer.capture.remove)
     for loader in (trainer.train_loader, trainer.valid_loader):
@@ -225,6 +241,7 @@ def open_run(
     for callback in trainer.callbacks.values():
         stack.callback(callback.on_end, trainer)
         callback.on_start(trainer)
+    trainer.clock.start()
 
 
 def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:
@@ -264,63 +281,6 @@ def tell_end(trainer: BaseTrainer, folder: Path | None) -> None:
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")
     if folder is not None:
         log.info(f"test by: python test.py -r {folder}")
-
-
-def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
-    """Return the facts of a run's header, by name."""
-    parameters = list(trainer.model.parameters())
-    n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    n_all = sum(p.numel() for p in parameters)
-    frozen = "" if n_trainable == n_all else f" ({n_all - n_trainable:,} more are frozen)"
-    experiment = trainer.experiment
-    sizes = [f"{experiment.batches_per_epoch:,} batches an epoch"]
-    for name, loader in (("train", trainer.train_loader), ("valid", trainer.valid_loader)):
-        n_samples = getattr(loader, "n_samples", None)
-        if n_samples is not None:
-            sizes.append(f"{n_samples:,} {name}")
-    if hasattr(trainer.train_loader, "how_read"):
-        sizes.append(trainer.train_loader.how_read())
-    device = str(trainer.device)
-    if trainer.device.type == "cuda":
-        device += f" ({torch.cuda.get_device_name(trainer.device)})"
-    return {
-        "folder": folder,
-        "device": f"{device}, {trainer.precision.name}{_threads(trainer.device)}",
-        "model": f"{type(trainer.model).__name__}, {n_trainable:,} parameters{frozen}",
-        "data": ", ".join(sizes),
-        "memory": ", ".join(memory_facts(trainer)) or None,
-        "length": f"{experiment.n_epochs} epochs, {experiment.total_steps:,} steps",
-        "best by": trainer.monitor.rule,
-        "resume by": None if folder is None else resume_command(folder),
-    }
-
-
-def _threads(device: torch.device) -> str:
-    n_threads = torch.get_num_threads()
-    return f", {n_threads} thread{'s' * (n_threads > 1)}" if device.type == "cpu" else ""
-
-
-def memory_facts(trainer: BaseTrainer) -> list[str]:
-    """Return what was chosen or found out for the ``memory:`` section."""
-    chosen = " (auto)" if trainer.config["memory"]["fused"] == "auto" else ""
-    fused = {
-        f"fused {type(optimizer).__name__}{chosen}": None
-        for optimizer in trainer.optimizers.values()
-        if any(group.get("fused") for group in optimizer.param_groups)
-    }
-    return [*trainer.experiment.memory_notes, *fused]
-
-
-def peak_memory_mb() -> float:
-    """Return the peak of memory so far in MB: of the GPU where there is one, else resident."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def refuse_nonfinite(trainer: BaseTrainer) -> None:

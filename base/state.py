@@ -10,12 +10,15 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from base.seeding import capture_random_state, restore_random_state
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
 
 
 @runtime_checkable
@@ -69,6 +72,24 @@ class RandomState:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         restore_random_state(state_dict)
+
+
+def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
+    """Return what a training consists of, by the names that it has in checkpoints."""
+    return {
+        "model": trainer.model,
+        "optimizer": trainer.optimizers,
+        "schedule": trainer.schedules,
+        "scaler": {name: stepper.scaler for name, stepper in trainer.steppers.items()},
+        "loss": {name: loss for name, loss in trainer.losses.items() if loss.has_state},
+        "metric": trainer.metrics,
+        "callback": trainer.callbacks,
+        "ema": {} if trainer.ema is None else trainer.ema,
+        "monitor": trainer.monitor,
+        "meters": trainer.meters,
+        "progress": trainer.progress,
+        "random": RandomState(),
+    }
 
 
 class Monitor:

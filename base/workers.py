@@ -28,6 +28,7 @@ def watched(iterator: Any, seconds: float, name: str) -> Iterator[Batch]:
             if batch is _END:
                 return
             yield raise_failure(batch)
+            del batch  # the reader of it may be through with it before the next one is here
     except (RuntimeError, OSError, EOFError) as error:  # how it shows that a worker is no more
         watchdog.kill_workers()
         found = f"no batch for {seconds:g} s" if watchdog.has_bitten else str(error)

@@ -174,7 +174,9 @@ def main() -> None:
     for name, values in seconds.items():
         ratios = [statistics.median(map(lambda a, b: a / b, values, to)) for to in (limit, best)]
         spread = f"{min(values):.1f}-{max(values):.1f}"
-        print(f"{name:36}{statistics.median(values):9.2f}{spread:>14}{ratios[0]:9.2f}{ratios[1]:14.2f}")
+        print(
+            f"{name:36}{statistics.median(values):9.2f}{spread:>14}{ratios[0]:9.2f}{ratios[1]:14.2f}"
+        )
 
 
 if __name__ == "__main__":

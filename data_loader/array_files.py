@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ from torch import Tensor
 
 from base.errors import DataError, nearest
 from data_loader.datasets import read_idx
+from data_loader.images import as_image
 from data_loader.in_memory import InMemoryDataset
 from data_loader.labels import Classes
 
 LAYOUTS = ("NCHW", "NHWC", "NHW")
+MOST_CHANNELS = 16  # more than this is a height or a width
 
 Array = np.ndarray[Any, Any]
 
@@ -123,7 +124,7 @@ def _as_tensor(array: Array, where: str) -> Tensor:
 
 def _laid_out(inputs: Tensor, layout: str | None, where: str) -> Tensor:
     """Return images as (sample, channel, height, width)."""
-    shape: Sequence[int] = tuple(inputs.shape)
+    shape = tuple(inputs.shape)
     if layout is None:
         if inputs.dim() == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
             raise DataError(f"{where}: {shape} looks like images; say so with layout: NHWC")
@@ -131,9 +132,9 @@ def _laid_out(inputs: Tensor, layout: str | None, where: str) -> Tensor:
     if layout not in LAYOUTS:
         known = f"{nearest(str(layout), LAYOUTS)} ({', '.join(LAYOUTS)})"
         raise DataError(f"there is no layout {layout!r}{known}")
-    channels = None if layout == "NHW" or inputs.dim() != 4 else shape[layout.index("C")]
-    if inputs.dim() != len(layout) or channels not in (None, 1, 2, 3, 4):
+    if inputs.dim() != len(layout) or ("C" in layout and shape[layout.index("C")] > MOST_CHANNELS):
         raise DataError(f"{where}: its shape {shape} is not that of images in layout {layout}")
-    if layout == "NHW":
-        return inputs[:, None]
-    return inputs.permute(0, 3, 1, 2) if layout == "NHWC" else inputs
+    images = inputs[:, None] if layout == "NHW" else inputs
+    images = inputs.permute(0, 3, 1, 2) if layout == "NHWC" else images
+    as_image(images[0], where=f"{where}: sample 0")  # told early what all have in common
+    return images

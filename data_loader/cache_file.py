@@ -1,9 +1,12 @@
 """A file of decoded pixels that outlives the run: filled once, by one process, and never in part.
 
-It is written as ``.partial``, which the filling process locks; others wait for it. After a kill
-the next one goes on with it. When whole it is renamed to ``.pixels``. It holds, one behind the
-other: the header (`_header`: format, number, checksum), the shapes, a sum of each image's bytes
-(0 while it is not written), and from the next full 4096 on the pixels.
+It is written as ``.partial``, which the filling process locks; others wait for it. When whole it
+is renamed to ``.pixels``. After a kill, Ctrl-C, or an image that cannot be read, the next process
+goes on with the partial file; on a full disk it is removed, for others need the room. Caches of
+the images as they were before are named, not removed: another config may use them.
+
+A file holds, one behind the other: the header (`_header`: format, number, checksum), the shapes, a
+sum of each image's bytes (0 while it is not written), and from the next full 4096 on the pixels.
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ class CacheFile:
                         break
                     self._fill(descriptor)
         except OSError as error:
-            advice = "name another cache_dir, or use cache: memory"
+            advice = "name another folder for it, or use cache: memory"
             raise DataError(f"{self.folder}: no cache there: {error}; {advice}") from error
         descriptor, layout = found
         log.info(f"cache: {self.path} ({len(layout.shapes):,} images, {_megabytes(layout)})")
@@ -196,23 +199,17 @@ class CacheFile:
         os.ftruncate(descriptor, 0)
         self.partial.unlink()
         free = f"{shutil.disk_usage(self.folder).free / 1e6:,.1f} MB are free"
-        text = f"{error.strerror}: the cache needs {_megabytes(layout)}, {free}; it was removed"
-        return DataError(f"{self.folder}: {text}. Make room, name another folder, or `resize`")
+        text = f"{error.strerror}: the cache needs {_megabytes(layout)}, {free}; it was not kept"
+        return DataError(f"{self.folder}: {text}; make room, name another folder, or `resize`")
 
     def _tell_of_older(self) -> None:
         """Name caches of the same images as they were, or as they were decoded, before."""
-        older = [
-            each
-            for each in sorted(self.folder.glob(f"{self.origin.hexdigest()}-*"))
-            if each not in (self.path, self.partial)
-        ]
-        if older:
-            n_bytes = sum(each.stat().st_blocks * 512 for each in older)
+        files = sorted(self.folder.glob(f"{self.origin.hexdigest()}-*"))
+        if older := [each for each in files if each != self.path]:
+            size = f"{sum(each.stat().st_blocks for each in older) * 512 / 1e6:,.1f} MB"
             names = " ".join(map(str, older))
-            log.info(
-                f"cache: there are older caches of these images ({n_bytes / 1e6:,.1f} MB); "
-                f"unless another config uses them: rm {names}"
-            )
+            text = "older caches of these images; unless another config uses them: rm"
+            log.info(f"cache: there are {size} of {text} {names}")
 
 
 def fingerprint_of(source: Any) -> str:

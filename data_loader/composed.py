@@ -15,28 +15,20 @@ from base.errors import DataError, Problem, nearest
 from data_loader.image_files import read_text
 from data_loader.labels import raise_problems
 
+OFFERED = ("targets", "classes", "ids", "files", "place", "image", "image_shape", "fingerprint")
+
 
 class _Composed(Dataset[Any]):
     """Samples of other data sets, each found by the number of its part and its index in that.
 
-    What all parts offer (targets, classes, ids, place, image, image_shape, fingerprint,
-    get_batch) is offered, too.
+    What all parts offer is offered, too: OFFERED, and get_batch where it gives equal shapes.
     """
 
     def __init__(self, parts: list[Any], numbers: Tensor, indices: Tensor) -> None:
         self.parts, self._numbers, self._indices = parts, numbers, indices
-        if _all_have(parts, "targets"):
-            targets = [torch.as_tensor(part.targets) for part in parts]
-            self.targets = self._gathered(targets)
-        if _all_have(parts, "classes"):
-            self.classes = parts[0].classes
-        if _all_have(parts, "ids"):
-            self.ids = self._joined_ids()
-        for name in ("place", "image", "image_shape"):
+        for name in OFFERED:
             if _all_have(parts, name):
-                setattr(self, name, functools.partial(self._of_part, name))
-        if _all_have(parts, "fingerprint"):
-            self.fingerprint = self._fingerprint
+                setattr(self, name, self._joined(name))
         if _all_have(parts, "get_batch"):
             first = [part.get_batch(torch.tensor([0])) for part in parts]
             if len({str([(each.shape, each.dtype) for each in batch]) for batch in first}) == 1:
@@ -64,18 +56,25 @@ class _Composed(Dataset[Any]):
         back = order.argsort()
         return [torch.cat(each)[back] for each in zip(*batches, strict=True)]
 
-    def _gathered(self, values: list[Tensor]) -> Tensor:
-        """Return one value for each sample, of those that each part has."""
-        firsts = torch.tensor([0, *map(len, values[:-1])]).cumsum(0)
-        return torch.cat(values)[firsts[self._numbers] + self._indices]
-
-    def _joined_ids(self) -> list[str]:
+    def _joined(self, name: str) -> Any:
+        """Return one of what is offered, made of that of each part."""
+        if name == "fingerprint":
+            return self._fingerprint
+        if name in ("place", "image", "image_shape"):
+            return functools.partial(self._of_part, name)
+        values = [getattr(part, name) for part in self.parts]
+        if name == "classes":
+            return values[0]
+        if name == "targets":
+            firsts = torch.tensor([0, *map(len, values[:-1])]).cumsum(0)
+            return torch.cat(list(map(torch.as_tensor, values)))[
+                firsts[self._numbers] + self._indices
+            ]
         pairs = list(zip(self._numbers.tolist(), self._indices.tolist(), strict=True))
-        names = [list(part.ids) for part in self.parts]
-        ids = [names[number][index] for number, index in pairs]
-        if len(set(ids)) < len(ids):  # as two folders may have them: told apart by their part
-            return [f"{number}:{names[number][index]}" for number, index in pairs]
-        return ids
+        texts = [values[number][index] for number, index in pairs]
+        if name == "ids" and len(set(texts)) < len(texts):  # told apart by the number of the part
+            return [f"{number}:{values[number][index]}" for number, index in pairs]
+        return texts
 
     def _fingerprint(self) -> str:
         """Return a hash of those of the parts, and of what is taken from them."""

@@ -84,6 +84,11 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
             return self._path(index)
         return f"{self.source}:{int(self.lines[index])}: {self.ids[index]}"
 
+    @property
+    def files(self) -> list[str]:
+        """The path of each image."""
+        return list(map(self._path, range(len(self))))
+
     def fingerprint(self) -> str:
         """Return a hash of the list of files, their sizes and times, and how they are decoded."""
         state = hashlib.blake2b(repr((self.mode, self.resize)).encode(), digest_size=16)

@@ -152,9 +152,15 @@ def _open_with_pil(file: BinaryIO, where: str) -> Image.Image:
         raise DataError(f"{where}: {error}") from error
     except Exception as error:
         file.seek(0)
-        start = file.read(12)
-        text = f"no image that PIL can read: it begins with {start!r}" if start else "an empty file"
-        raise DataError(f"{where}: {text}") from error
+        raise DataError(f"{where}: {_why_no_image(file.read(12))}") from error
+
+
+def _why_no_image(start: bytes) -> str:
+    if not start:
+        return "an empty file"
+    if start.startswith((b"\xff\xd8", b"\x89PNG")):
+        return "cut short or damaged: not even its size can be read"
+    return f"no image that PIL can read: it begins with {start!r}"
 
 
 def _header_by_pil(file: BinaryIO, where: str) -> Header:

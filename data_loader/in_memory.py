@@ -30,21 +30,22 @@ class InMemoryDataset(Dataset[list[Tensor]]):
     ) -> None:
         names = class_names(classes)
         self.source = source or type(self).__name__
-        self.inputs, self.targets = inputs, _checked_targets(targets, names, self.source)
+        self.images, self.targets = inputs, _checked_targets(targets, names, self.source)
         if len(inputs) != len(targets):
             raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
+        self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers are no brightness
         if names is not None:
             self.classes = names
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> list[Tensor]:
-        return [_as_input(self.inputs[index].clone()), self.targets[index]]
+        return [_as_input(self.images[index].clone()), self.targets[index]]
 
     def get_batch(self, indices: Tensor) -> list[Tensor]:
         """Read many samples at once: what collating them one by one would give."""
-        inputs = self.inputs.index_select(0, indices)
+        inputs = self.images.index_select(0, indices)
         return [_as_input(inputs), self.targets.index_select(0, indices)]
 
     @property

@@ -121,7 +121,7 @@ class TransformedDataset(Dataset[Any]):
 
     def place_on(self, device: torch.device) -> bool:
         """Copy data in memory to a GPU where they fill less than a third of what is free there."""
-        inputs, targets = (getattr(self.reads_from, name, None) for name in ("inputs", "targets"))
+        inputs, targets = (getattr(self.reads_from, name, None) for name in ("images", "targets"))
         if inputs is None or targets is None or device.type != "cuda":
             return False
         if inputs.nbytes + targets.nbytes > torch.cuda.mem_get_info(device)[0] / 3:
@@ -189,6 +189,8 @@ class _Single(_Batched):
 
 def _stages(transform: Any) -> list[Any]:
     """Return a transform, or the parts of a composed one, as stages of the pipeline."""
+    if not callable(transform):
+        raise DataError(f"transforms: {transform!r} is none; give {{type: ..., args: ...}}")
     module, name = type(transform).__module__, type(transform).__name__
     is_torchvisions = module.startswith("torchvision.transforms")
     if is_torchvisions and name == "Compose":

@@ -127,7 +127,8 @@ def _read_index(path: Path) -> ShardIndex | None:
 
 
 def _cache_path(shard: Path) -> Path:
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.path.expanduser("~/.cache")  # noqa: PTH111 -- Path's fails where there is no home
+    folder = os.environ.get("XDG_CACHE_HOME") or home
     name = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:32]
     return Path(folder) / "kindling" / "shards" / f"{name}.index"
 
@@ -143,14 +144,14 @@ def scan(shard: Path) -> tuple[ShardIndex, list[str]]:
     samples: list[tuple[bytes, list[int]]] = []
     faults: list[str] = []
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with tarfile.open(shard, "r:", errors="backslashreplace") as tar:
             for key, members in _groups(tar, faults).items():
                 try:
                     samples.append(_sample(tar, key, members))
                 except DataError as error:
                     faults.append(str(error))
-    except tarfile.TarError as error:
-        faults.append(f"no plain tar file: {error}")
+    except (tarfile.TarError, OSError) as error:
+        faults.append(f"no plain tar file that can be read: {error}")
     names = np.array([name for name, _ in samples] or [], dtype="S" if samples else "S1")
     numbers = np.array([row for _, row in samples], dtype=np.int64).reshape(-1, 5)
     index = ShardIndex(stamp, names, labels=numbers[:, 0], places=numbers[:, 1:])
@@ -207,7 +208,7 @@ def read_classes(folder: Path) -> list[str]:
     for path in (folder / "classes.txt", folder / "classes.json"):
         try:
             text = path.read_text(encoding="utf-8")
-            names: Any = text.splitlines() if path.suffix == ".txt" else json.loads(text)
+            names: Any = text.rstrip().splitlines() if path.suffix == ".txt" else json.loads(text)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:

@@ -102,7 +102,10 @@ def write_shards(options: argparse.Namespace) -> int:
         stage.mkdir(parents=True)
         if shutil.disk_usage(stage).free < sum(sizes) + 3 * BLOCK * len(sizes):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write_bytes(stage / "classes.txt", "".join(f"{name}\n" for name in classes).encode())
+        write_bytes(
+            stage / "classes.txt",
+            "".join(f"{name}\n" for name in classes).encode(errors="backslashreplace"),
+        )
         _fill(stage / out.name, images, shards)
         new = {path.replace(out.with_name(path.name)) for path in sorted(stage.iterdir())}
         for path in old - new:

@@ -68,7 +68,7 @@ class RandomCutout(KeyedTransform):
         return images.masked_fill(is_cut, 0)
 
 
-class RandomCrop(KeyedTransform):
+class _Crop(KeyedTransform):
     """Cut out a part of `size` (height, width) after padding: torchvision's, by the batch."""
 
     def __init__(self, size: Sequence[int], pad: Callable[[Tensor], Tensor]) -> None:
@@ -84,7 +84,7 @@ class RandomCrop(KeyedTransform):
         return crop(images, offsets[:, 0], offsets[:, 1], self.size)
 
 
-class RandomResizedCrop(KeyedTransform):
+class _ResizedCrop(KeyedTransform):
     """Cut out a part of random area and shape and bring it to `size`: torchvision's, by key."""
 
     N_TRIES = 10
@@ -153,10 +153,10 @@ def by_key(transform: Any) -> KeyedTransform | None:
         if isinstance(fill, dict):  # v2 keeps one fill a kind of input
             return None
         if padding is None:
-            return RandomCrop(transform.size, lambda images: images)
+            return _Crop(transform.size, lambda images: images)
         left, right, top, bottom = padding
         sides = [left, top, right, bottom]
-        return RandomCrop(transform.size, lambda x: functional.pad(x, sides, fill, mode))
+        return _Crop(transform.size, lambda x: functional.pad(x, sides, fill, mode))
     if name == "RandomResizedCrop":
 
         def resize(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
@@ -165,5 +165,5 @@ def by_key(transform: Any) -> KeyedTransform | None:
                 transform.interpolation, transform.antialias,
             )  # fmt: skip
 
-        return RandomResizedCrop(transform.size, transform.scale, transform.ratio, resize)
+        return _ResizedCrop(transform.size, transform.scale, transform.ratio, resize)
     return None

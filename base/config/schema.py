@@ -222,6 +222,7 @@ MEMORY = Section(
     {
         "precision": Key(choice("fp32", "tf32", "bf16", "fp16"), "fp32", "Numbers to compute in."),
         "accumulate": Key(COUNT, 1, "Batches whose gradients make one step."),
+        "prefetch": Key(whole(0), 2, "Batches copied to a GPU ahead of their turn."),
         "micro_batch": Key(MICRO_BATCH, None, "Cut each batch into parts of so many samples."),
         "checkpoint_activations": Key(PATTERNS, [], "Modules to compute again on the way back."),
         "offload_activations": Key(SWITCH, False, "Keep them in CPU memory till the way back."),

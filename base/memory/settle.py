@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from base.batch import count_samples, cut, draw, tensors_in
+from base.batch import count_samples, cut, tensors_in, to_device
 from base.errors import TrainingError
 from base.free_memory import free_memory
 from base.memory.inplace import choose_inplace
@@ -33,7 +33,7 @@ def settle(trainer: BaseTrainer) -> bool:
     is_auto = bool(memory["micro_batch"] == "auto")
     if is_auto or memory["inplace"]:
         trainer.window.micro_batch = None
-        batch = next(draw(trainer.train_loader, 0, 1, trainer.device))
+        batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
         trainer.experiment.freezing.begin_epoch(trainer.progress.step)
         if memory["inplace"]:
             notes.append(choose_inplace(trainer, batch))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from toy import make
 
-from base.batch import count_samples, draw, inputs_of, target_of, to_device
+from base.batch import count_samples, inputs_of, target_of, to_device
 from base.errors import ConfigError
 
 NO_RULES: dict[str, Any] = {"inputs": None, "target": None}
@@ -174,11 +174,3 @@ def train_two_inputs(monkeypatch: pytest.MonkeyPatch, collate: Any, rules: str) 
     )
     trainer.train()
     return trainer.model.layer.weight.flatten().tolist()
-
-
-def test_batches_are_drawn_from_a_position_on() -> None:
-    trainer = make()
-    whole = list(draw(trainer.train_loader, 0, 5, CPU))
-    rest = list(draw(trainer.train_loader, 3, 2, CPU))
-    for ours, theirs in zip(rest, whole[3:], strict=True):
-        assert torch.equal(ours[0], theirs[0])

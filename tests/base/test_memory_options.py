@@ -5,29 +5,25 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from toy import CPU, assert_resumes, assert_same, batches, make, weights
+from toy import CPU, make, weights
 
 from base.errors import ConfigError
-from base.experiment import build_experiment
-from base.memory import combinations as table
 from base.memory.activations import OffloadedActivations
 from base.memory.optimizer import OffloadedState
-from base.registry import LOSSES, MODELS
-from base.run_log import header_facts, memory_facts
-from trainer.trainer import Trainer
+from base.registry import MODELS
 
 IMAGES = (
     "data_loader={type: SyntheticDataLoader, args: {n_samples: 22, shape: [1, 8, 8], "
     "n_classes: 3, batch_size: 8, validation_split: 4}}"
 )
 PLAIN = ("memory={channels_last: false, fused: false}",)
-SGD = "optimizer={type: SGD, args: {lr: 0.1, momentum: 0.9}, param_groups: [{match: '*bias', lr: 0.05}]}"
+SGD = "optimizer={type: SGD, args: {lr: 0.1, momentum: 0.9}, "
+SGD += "param_groups: [{match: '*bias', lr: 0.05}]}"
 EXACT, CLOSE, HALF = 0.0, 1e-5, 3e-2
 
 

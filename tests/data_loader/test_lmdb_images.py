@@ -51,7 +51,7 @@ def test_images_are_those_that_were_written(list_file):
     assert dataset.fingerprint() != other.fingerprint()
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_open_the_database_themselves(list_file, start):
     dataset = open_database(list_file)
     dataset[0]

@@ -471,6 +471,25 @@ def test_a_compressed_tar_is_refused(small, tmp_path):
         ShardDataset(tmp_path / "packed.tar")
 
 
+def test_a_disk_that_cannot_be_read_is_an_error_of_the_shard(small, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(tarfile.TarFile, "next", fail)
+    with pytest.raises(DataError, match=r"small\.tar: no plain tar file that can be read: .*error"):
+        ShardDataset(small)
+
+
+def test_a_name_that_is_no_utf8_is_shown_as_it_can_be(tmp_path, capsys):
+    name = b"caf\xe9".decode(errors="surrogateescape")
+    tar = make_tar(tmp_path / "x.tar", [(f"{name}.png", png()), (f"{name}.cls", b"0")])
+    dataset = ShardDataset(tar)
+    assert dataset.ids == ["caf\\xe9.png"]
+    assert dataset[0][0].shape == (3, 3, 4)
+    assert check(make_tar(tar, [(f"{name}.png", png())])) == 1
+    assert "caf\\xe9.png: no label" in capsys.readouterr().out
+
+
 def test_a_name_in_two_shards_is_refused(small, tmp_path):
     make_tar(
         tmp_path / "other.tar",

@@ -1,0 +1,75 @@
+"""Batches on the device, one after the other."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from base.batch import tensors_in, to_device
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
+
+
+def feed(trainer: BaseTrainer, loader: Any, first: int, count: int) -> Iterator[Any]:
+    """Give batches first .. first+count of a loader, on the device; none is kept here.
+
+    On a GPU the config's ``memory.prefetch`` batches are copied ahead of their turn, from pinned
+    memory and beside the computation: that many lie there at most, besides the one in use.
+    """
+    clock, device = trainer.clock, trainer.device
+    clock.lap("compute")
+    prefetch = trainer.config["memory"]["prefetch"] if device.type == "cuda" else 0
+    copies = CopiesAhead(device) if prefetch else Copies(device)
+    copied: deque[Any] = deque()
+    for batch in loader.batches(first, count):
+        clock.lap("data")
+        copied.append(copies.begin(batch))
+        del batch
+        clock.lap("copy")
+        if len(copied) > prefetch:
+            yield copies.finish(copied.popleft())
+            clock.lap("compute")
+    while copied:
+        yield copies.finish(copied.popleft())
+        clock.lap("compute")
+
+
+class Copies:
+    """Bring batches to the device, each in its turn."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def begin(self, batch: Any) -> Any:
+        """Begin to copy; return what `finish` takes."""
+        return to_device(batch, self.device)
+
+    def finish(self, copied: Any) -> Any:
+        """Return the batch, ready for the computation."""
+        return copied
+
+
+class CopiesAhead(Copies):
+    """Bring batches to a GPU on a stream of their own, beside the computation."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.stream = torch.cuda.Stream(device)
+
+    def begin(self, batch: Any) -> Any:
+        # What data in memory on the GPU are made of was computed there, on the main stream.
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            return to_device(batch, self.device), self.stream.record_event()
+
+    def finish(self, copied: Any) -> Any:
+        batch, event = copied
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(event)
+        for tensor in tensors_in(batch):
+            tensor.record_stream(stream)  # its memory is not used again before the step is over
+        return batch

@@ -1,0 +1,181 @@
+"""The loader for any data set: cache, split, sampling, transforms and normalisation by config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from base.base_data_loader import BaseDataLoader
+from base.batch_reader import Batch, find_get_batch
+from base.cores import free_cores
+from base.errors import DataError, nearest
+from base.splits import divide
+from data_loader.cache import cached
+from data_loader.in_memory import in_memory
+from data_loader.pipeline import Pipeline, TransformedDataset
+from data_loader.statistics import channel_statistics
+
+IMAGENET: dict[str, Sequence[float]] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+CACHES = ("none", "memory", "disk")
+
+
+class DatasetLoader(BaseDataLoader):
+    """Batches of a data set: cached, divided, changed at random and normalised as the config says.
+
+    Args:
+        dataset: the data set to train on (and, with `split`, to validate on): ours, torchvision's
+            or your own, whose samples are (image, target); the image a PIL image, an array
+            (height, width, channel) or a tensor (channel, height, width).
+        split: what to hold out: `0.1`, `500`, `{valid: 0.1, stratify: true}`, or one of several
+            folds, `{folds: 5, fold: 0, stratify: true}`.
+        valid_dataset, test_dataset: validation and test data of their own.
+        transforms, valid_transforms: lists of transforms, for training and for all else.
+        normalize: `auto` (mean and std of the training part), `imagenet`, `{mean: ..., std: ...}`,
+            or null: from 0 to 1.
+        mode: `RGB` or `grey`, what your own or torchvision's images are converted to.
+        cache: `none`; `memory` or `disk`, decoded pixels kept as uint8 there.
+        cache_dir: folder of what is kept on disk.
+        sampling: `balanced`, or weights by class or by sample.
+        num_workers: threads, or processes where transforms draw from the global random streams;
+            `auto` takes the free cores. Data in memory need none.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        dataset: Any,
+        batch_size: int,
+        shuffle: bool = True,
+        split: float | Mapping[str, Any] | None = None,
+        num_workers: int | str = "auto",
+        *,
+        valid_dataset: Any = None,
+        test_dataset: Any = None,
+        training: bool = True,
+        transforms: Sequence[Callable[..., Any]] = (),
+        valid_transforms: Sequence[Callable[..., Any]] = (),
+        normalize: str | Mapping[str, Sequence[float]] | None = None,
+        mode: str | None = None,
+        cache: str = "none",
+        cache_dir: str = ".cache",
+        sampling: str | Sequence[float] | None = None,
+        drop_last: bool = False,
+        pin_memory: bool | str = "auto",
+        prefetch_factor: int = 2,
+        timeout: float = 300.0,
+    ) -> None:
+        if not training and test_dataset is None:
+            raise DataError("there is no test data: give the loader a `test_dataset`")
+        if split is not None and valid_dataset is not None:
+            raise DataError("give `split` or a `valid_dataset`, not both")
+        if cache not in CACHES:
+            text = f"cache: one of {', '.join(CACHES)}, not {cache!r}"
+            raise DataError(f"{text}{nearest(str(cache), CACHES)}")
+        self.cache, self.cache_dir = cache, Path(cache_dir)
+        self._caches: dict[int, Any] = {}
+        source = self._source(dataset, mode)
+        self._normalize, self._trained_on = normalize, (source, split)
+        self._own_valid = None if valid_dataset is None else self._source(valid_dataset, mode)
+        if self._own_valid is not None:
+            check_apart(source, self._own_valid, "training", "validation")
+        if not training:
+            source, split, shuffle, sampling, drop_last = (
+                self._source(test_dataset, mode), None, False, None, False
+            )  # fmt: skip
+            self._own_valid, transforms = None, valid_transforms
+        white = float(getattr(source, "white", 255.0))
+        statistics = _given_statistics(normalize)
+        self._pipelines = [Pipeline(x, white, **statistics) for x in (transforms, valid_transforms)]
+        held_out = source if self._own_valid is None else self._own_valid
+        super().__init__(
+            TransformedDataset(self._cached(source), self._pipelines[0], mode),
+            batch_size,
+            shuffle,
+            0 if split is None else split,
+            num_workers,
+            valid_dataset=TransformedDataset(self._cached(held_out), self._pipelines[1], mode),
+            sampling=sampling,
+            drop_last=drop_last,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor,
+            timeout=timeout,
+        )
+
+    def batches(self, first: int, count: int) -> Iterator[Batch]:
+        """Give batches; the statistics to normalise by are there before the first one."""
+        if self._normalize == "auto" and not self._pipelines[0].is_normalised:
+            source, split = self._trained_on
+            targets = getattr(source, "targets", None)
+            trained_on = divide(split, len(source), self.seed, targets)[0]
+            white, n_threads = self._pipelines[0].white, free_cores()
+            source = self._cached(source)
+            found = channel_statistics(source, trained_on, white, n_threads, self.cache_dir)
+            for pipeline in self._pipelines:
+                pipeline.normalise(*found)
+        yield from super().batches(first, count)
+
+    def _divide(self) -> None:
+        super()._divide()
+        if self._own_valid is not None:
+            self._valid_indices = torch.arange(len(self._own_valid))
+
+    def _source(self, dataset: Any, mode: str | None) -> Any:
+        """Return the data set, in memory where torchvision holds it there anyway."""
+        if not hasattr(dataset, "__getitem__"):
+            found = f"a {type(dataset).__name__}, {str(dataset)[:60]!r}"
+            raise DataError(f"dataset: expected {{type: ..., args: ...}}, found {found}")
+        return (in_memory(dataset) if mode is None else None) or dataset
+
+    def _cached(self, source: Any) -> Any:
+        """Return the data set with its decoded images kept; the same one for the same one."""
+        if self.cache == "none" or find_get_batch(source) is not None:
+            return source
+        if not hasattr(source, "image"):
+            text = f"{type(source).__name__} is no data set of image files"
+            raise DataError(f"cache: {self.cache}: {text}; use ImageFolderDataset or the like")
+        if id(source) not in self._caches:
+            self._caches[id(source)] = cached(source, self.cache, self.cache_dir)
+        return self._caches[id(source)]
+
+
+def check_apart(one: Any, other: Any, name: str, other_name: str) -> None:
+    """Make sure that two data sets share no file and number their classes alike.
+
+    Raises:
+        DataError: they do not.
+    """
+    classes, other_classes = getattr(one, "classes", None), getattr(other, "classes", None)
+    if classes is not None and other_classes is not None and classes != other_classes:
+        text = ", ".join(sorted(set(classes) ^ set(other_classes))[:5]) or "in another order"
+        raise DataError(f"{name} and {other_name} data differ in their classes: {text}")
+    files = {Path(file).resolve(): i for i, file in enumerate(getattr(one, "files", ()))}
+    shared = [
+        (files[path], i)
+        for i, file in enumerate(getattr(other, "files", ()))
+        if (path := Path(file).resolve()) in files
+    ]
+    if shared:
+        first, second = one.place(shared[0][0]), other.place(shared[0][1])
+        text = f"{len(shared)} files are both {name} and {other_name} data"
+        raise DataError(f"{text}: {first} is {second}")
+
+
+def _given_statistics(normalize: Any) -> dict[str, Sequence[float]]:
+    """Return mean and std where the config gives them; none to be computed, or for 0 to 1."""
+    if normalize is None or normalize == "auto":
+        return {}
+    if normalize == "imagenet":
+        return IMAGENET
+    if not isinstance(normalize, Mapping) or set(normalize) != {"mean", "std"}:
+        text = "normalize: auto, imagenet, {mean: ..., std: ...} or null"
+        raise DataError(f"{text}, not {normalize!r}")
+    lists: dict[str, Sequence[float]] = {
+        k: v if isinstance(v, list) else [v] for k, v in normalize.items()
+    }
+    if not all(isinstance(x, int | float) for numbers in lists.values() for x in numbers):
+        raise DataError(f"normalize: mean and std are numbers, found {normalize!r}")
+    if min(lists["std"]) <= 0:
+        raise DataError(f"normalize: std must be above 0, found {lists['std']}")
+    return lists

@@ -1,0 +1,233 @@
+"""Batches on their way to the step: what outlives a step, what is copied ahead, where time goes."""
+
+import csv
+import gc
+import time
+import weakref
+from collections import deque
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from base import feed as feeding
+from base.base_data_loader import BaseDataLoader
+from base.clock import PARTS, Clock, advice
+from base.feed import Copies, feed
+from tests.base.toy import CPU, make, run
+from trainer.trainer import Trainer
+
+FACTS = {
+    "readers": "processes",
+    "num_workers": 0,
+    "cores": 4,
+    "cache": "none",
+    "device": "cpu",
+}
+
+
+class Watched(Dataset):
+    """Notes, whenever a batch is asked for, what of the steps before is still alive."""
+
+    def __init__(self, in_memory, as_dict):
+        self.alive, self.born = [], []
+        if in_memory:
+            self.get_batch = self._get_batch
+        self.as_dict = as_dict
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        if index % 2 == 0:
+            self._look()
+        return self._keep(torch.ones(5), torch.tensor(1))
+
+    def _get_batch(self, indices):
+        self._look()
+        return self._keep(torch.ones(len(indices), 5), torch.ones(len(indices), dtype=torch.int64))
+
+    def _look(self):
+        gc.collect()
+        self.alive.append([kind for kind, born in self.born if born() is not None])
+
+    def _keep(self, inputs, target):
+        if hasattr(self, "get_batch"):
+            self.born += [("batch", weakref.ref(inputs)), ("batch", weakref.ref(target))]
+        return {"x": inputs, "target": target} if self.as_dict else [inputs, target]
+
+
+class Mark:
+    pass
+
+
+class Noting(Trainer):
+    """Notes the birth of all that a step makes."""
+
+    def note(self, kind, tensor):
+        self.watched.born.append((kind, weakref.ref(tensor)))
+        if tensor.requires_grad:  # the graph keeps its hooks, and these what they know
+            mark = Mark()
+            tensor.register_hook(lambda gradient, mark=mark: gradient)
+            self.watched.born.append(("graph", weakref.ref(mark)))
+
+    def forward(self, batch):
+        self.note("batch", batch["x"] if isinstance(batch, dict) else batch[0])
+        outputs = super().forward({"inputs": batch["x"], "target": batch["target"]}
+                                  if isinstance(batch, dict) else batch)  # fmt: skip
+        self.note("outputs", outputs)
+        return outputs
+
+    def compute_losses(self, outputs, batch):
+        losses = super().compute_losses(outputs, batch)
+        for loss in losses.values():
+            self.note("loss", loss)
+        return losses
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("as_dict", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_nothing_of_a_step_is_alive_when_the_next_batch_is_made(in_memory, as_dict, accumulate):
+    trainer = make(f"memory.accumulate={accumulate}", "metrics=[accuracy]", trainer=Noting)
+    if as_dict:
+        trainer.config["batch"]["inputs"] = ["inputs"]
+    trainer.watched = Watched(in_memory, as_dict)
+    trainer.train_loader = BaseDataLoader(trainer.watched, 2, False, 0, 0)
+    trainer.valid_loader = BaseDataLoader(trainer.watched, 2, False, 0, 0)
+    trainer.experiment.batches_per_epoch = 6
+    trainer.train_epoch()
+    trainer.evaluate(trainer.valid_loader, "valid")
+    assert {"batch", "outputs", "loss", "graph"} <= {kind for kind, _ in trainer.watched.born}
+    assert len(trainer.watched.alive) >= 12
+    assert trainer.watched.alive == [[] for _ in trainer.watched.alive]
+
+
+def trainer_of(batches, device="cpu", prefetch=2):
+    loader = SimpleNamespace(batches=batches)
+    config = {"memory": {"prefetch": prefetch}}
+    return SimpleNamespace(clock=Clock(), device=torch.device(device), config=config), loader
+
+
+class Noted(Copies):
+    """Copies to a device that only notes what lies there."""
+
+    there: ClassVar[deque] = deque()
+    most = 0
+
+    def begin(self, batch):
+        Noted.there.append(batch)
+        Noted.most = max(Noted.most, len(Noted.there))
+        return batch
+
+    def finish(self, copied):
+        assert copied is Noted.there[0]
+        return copied
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 5])
+def test_no_more_batches_are_copied_ahead_than_the_config_says(monkeypatch, prefetch):
+    monkeypatch.setattr(feeding, "CopiesAhead", Noted)
+    Noted.there, Noted.most, drawn = deque(), 0, []
+
+    def batches(first, count):
+        for number in range(first, first + count):
+            drawn.append(number)
+            yield torch.full((2,), number)
+
+    trainer, loader = trainer_of(batches, "cuda", prefetch)
+    given = []
+    for batch in feed(trainer, loader, 3, 10):
+        given.append(int(batch[0]))
+        assert len(drawn) <= len(given) + prefetch
+        Noted.there.popleft()
+    assert given == list(range(3, 13))
+    assert Noted.most == prefetch + 1
+
+
+@pytest.mark.gpu
+def test_copies_ahead_on_a_gpu_are_the_batches_themselves():
+    batches = [(torch.full((256, 1024), float(n)).pin_memory(), torch.arange(n)) for n in range(9)]
+    trainer, loader = trainer_of(lambda first, count: iter(batches[first : first + count]), "cuda")
+    for number, (images, labels) in enumerate(feed(trainer, loader, 0, 9)):
+        assert images.is_cuda
+        assert torch.equal((images * 2).cpu(), batches[number][0] * 2)
+        assert torch.equal(labels.cpu(), batches[number][1])
+
+
+def test_an_epochs_time_is_divided_into_its_parts(tmp_path):
+    """Each part is slowed down by itself, and only its own time grows."""
+
+    def times(name, **slow):
+        class Slow(Trainer):
+            def forward(self, batch):
+                time.sleep(slow.get("compute", 0))
+                return super().forward(batch)
+
+            def save(self, *args):
+                time.sleep(slow.get("logging", 0))
+                super().save(*args)
+
+        class SlowLoader(BaseDataLoader):
+            def batches(self, first, count):
+                for batch in super().batches(first, count):
+                    time.sleep(slow.get("data", 0))
+                    yield batch
+
+        def made(experiment):
+            trainer = Slow(experiment)
+            trainer.train_loader.__class__ = SlowLoader
+            return trainer
+
+        run(tmp_path / name, "trainer.save_every=1 steps", "trainer.epochs=1", trainer=made)
+        with (tmp_path / name / "metrics.csv").open() as file:
+            row = next(csv.DictReader(file))
+        found = {part: float(row[f"time/{part}"]) for part in PARTS}
+        assert sum(found.values()) == pytest.approx(float(row["seconds"]), abs=0.1)
+        return found
+
+    plain = times("plain")
+    for part in ("data", "compute", "logging"):
+        slow = times(part, **{part: 0.05})
+        assert slow[part] - plain[part] > 0.2, part
+        others = {other: slow[other] for other in PARTS if other != part}
+        assert all(slow[part] > 2 * spent for spent in others.values()), (part, others)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "facts", "expected"),
+    [
+        ((5, 0, 5, 0), {}, "50% of the time is waiting for data: set data_loader.args.num_w"),
+        ((5, 0, 5, 0), {"num_workers": 4}, "set data_loader.args.cache: memory"),
+        ((5, 0, 5, 0), {"num_workers": 4, "cache": None}, "let the data set read quicker"),
+        ((5, 0, 5, 0), {"readers": "none"}, "let the data set read quicker"),
+        ((5, 0, 5, 0), {"num_workers": None, "cache": None}, "let the data set read quicker"),
+        ((0, 3, 5, 0), {"device": "cuda"}, "copying to the device: set data_loader.args.pin"),
+        ((0, 0, 5, 5), {}, "50% of the time is logging and saving: raise trainer.save_every"),
+        ((1, 0, 9, 1), {}, None),
+        ((0, 0, 0, 0), {}, None),
+    ],
+)  # fmt: skip
+def test_the_advice_follows_from_the_times(seconds, facts, expected):
+    found = advice(dict(zip(PARTS, seconds, strict=True)), {**FACTS, **facts})
+    assert found is None if expected is None else expected in found
+
+
+def test_the_report_has_the_times_of_each_epoch_and_a_slow_loader_is_told(tmp_path, caplog):
+    trainer = make("trainer.verbosity=2", "trainer.epochs=2")
+    batches = trainer.train_loader.batches
+
+    def slow(first, count):
+        for batch in batches(first, count):
+            time.sleep(0.25)
+            yield batch
+
+    trainer.train_loader.batches = slow
+    with caplog.at_level("INFO", "kindling"):
+        trainer.train(tmp_path)
+    told = [text for text in caplog.messages if text.startswith("faster: ")]
+    assert len(told) == 1, "said once, not each epoch"
+    assert "waiting for data" in told[0]
+    assert trainer.device == CPU

@@ -11,7 +11,9 @@ from base.base_trainer import BaseTrainer
 from base.batch import to_device
 from base.errors import ConfigError
 from base.header import header_facts, peak_memory_mb
+from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
+from base.profiling import check_profile
 from base.shape_errors import explain_shape_errors
 from base.summary import summarise_model, table_rows
 from base.values import check_watched, detach
@@ -30,6 +32,7 @@ def check(trainer: BaseTrainer) -> None:
     if trainer.settings.early_stop is not None and trainer.settings.monitor == "off":
         text = "there is nothing to stop by while `trainer.monitor` is off"
         raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
+    check_profile(trainer)
     with guard_first_batch(trainer.model):
         if trainer.valid_loader is not None:
             values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
@@ -40,8 +43,8 @@ def check(trainer: BaseTrainer) -> None:
 
 def dry_run(trainer: BaseTrainer) -> str:
     """Train on one batch and validate on one; return what was built and what came of it."""
-    batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
     settle(trainer)
+    batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
     with explain_shape_errors(trainer.model):
         layers = model_table(trainer, batch)
     parts = [
@@ -60,6 +63,8 @@ def dry_run(trainer: BaseTrainer) -> str:
         check_watched(trainer, "valid", values)
         parts.append("one validation batch: " + _numbers(values.items()))
     parts.append(f"peak memory: {peak_memory_mb():.0f} MB")
+    estimate = estimate_memory(trainer, batch)
+    parts.append("memory: " + estimate.text(free_bytes(trainer.device)))
     parts.append("nothing was written")
     return "\n\n".join(parts) + "\n"
 

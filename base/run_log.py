@@ -20,6 +20,7 @@ from base.errors import TrainingError
 from base.header import header_facts, peak_memory_mb
 from base.memory.settle import settle
 from base.optim import learning_rates
+from base.profiling import Profiler
 from base.run_folder import create_run_folder, lock, run_of, write_environment
 from base.splits import keep_split
 from base.state import Progress
@@ -227,6 +228,8 @@ def open_run(
     if settle(trainer) and folder is not None:
         _keep(trainer.config, folder)
     trainer.folder = folder
+    if folder is not None and trainer.config["profile"] is not None:
+        trainer.callbacks["profile"] = Profiler(**trainer.config["profile"])
     trainer.run_log = RunLog(folder, trainer.settings, resumed_at)
     trainer.writers = trainer.run_log.writers
     trainer.run_log.facts = facts_of(trainer)

@@ -64,8 +64,7 @@ def whole_or_auto(what: str, high: int = 2**63 - 1) -> Scalar:
 
     def check(value: Any) -> None:
         if value != "auto" and (type(value) is not int or not 1 <= value <= high):
-            limit = "" if high == 2**63 - 1 else f" up to {high}"
-            raise ValueError(f"expected {what}{limit}, found {show(value)}")
+            raise ValueError(f"expected {what}, found {show(value)}")
 
     schema = {"type": ["integer", "string"], "minimum": 1, "maximum": high, "pattern": "^auto$"}
     return Scalar(what, schema, check)
@@ -216,7 +215,7 @@ CAPTURE_RULE = Section(
 )
 
 MICRO_BATCH = whole_or_auto("a number of samples, 'auto' or null")
-THREADS = whole_or_auto("a number of threads or 'auto'", 1024)
+THREADS = whole_or_auto("a number of threads up to 1024, or 'auto'", 1024)
 COMPILE = switch_or("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 AUTO = switch_or("auto")
 MEMORY = Section(

@@ -97,12 +97,16 @@ def estimated_bytes(trainer: BaseTrainer, batch: Any, size: int, n_samples: int)
 
 
 def saved_bytes(trainer: BaseTrainer, batch: Any) -> int:
-    """Return the bytes that autograd keeps for the backward pass of a step on this batch."""
+    """Return the bytes that the activations of a step on this batch take, and their gradients.
+
+    Autograd keeps the activations. On the way back one gradient comes into a layer and another
+    goes out of it, each taken to be as large as the largest activation.
+    """
     there = [*trainer.model.parameters(), *tensors_in(batch)]
     saved = SavedBytes(there)
     with trial(trainer), saved:
         try_step(trainer, batch)
-    return sum(saved.sizes.values())
+    return saved.peak + 2 * saved.largest
 
 
 def _tell_batch_norm(trainer: BaseTrainer) -> None:

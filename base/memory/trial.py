@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import weakref
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -59,18 +61,30 @@ def try_step(trainer: BaseTrainer, batch: Any) -> dict[str, Any]:
 class SavedBytes(saved_tensors_hooks):
     """Counts the bytes that autograd keeps of what is computed within, each storage once.
 
+    ``peak`` is the most that were kept at a time, as a step may go backward several times, and
+    ``largest`` the largest of them alone.
+
     Args:
         kept: tensors that are there anyhow: parameters, the batch.
     """
 
     def __init__(self, kept: list[Tensor]) -> None:
-        self.sizes: dict[int, int] = {}
+        self.peak = self.largest = self._now = 0
+        self._uses: Counter[int] = Counter()
         known = {tensor.untyped_storage().data_ptr() for tensor in kept}
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
+            saved = tensor.detach()  # itself it would keep the node alive that gave it
             if storage.data_ptr() not in known:
-                self.sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor.detach()  # itself it would keep the node alive that gave it
+                self._count(storage.data_ptr(), storage.nbytes(), +1)
+                weakref.finalize(saved, self._count, storage.data_ptr(), storage.nbytes(), -1)
+            return saved
 
         super().__init__(note, lambda tensor: tensor)
+
+    def _count(self, place: int, n_bytes: int, uses: int) -> None:
+        was_kept = self._uses[place] > 0
+        self._uses[place] += uses
+        self._now += n_bytes * ((self._uses[place] > 0) - was_kept)
+        self.peak, self.largest = max(self.peak, self._now), max(self.largest, n_bytes)

@@ -85,8 +85,7 @@ def step(trainer: Trainer, batch: Any, saved: SavedBytes | None = None) -> int:
         with trainer.precision.autocast(), saved or trainer.offload():
             trainer.train_step(part)
         if saved is not None:
-            most = max(most, sum(saved.sizes.values()))
-            saved.sizes.clear()
+            most = max(most, saved.peak)
     return most
 
 

@@ -5,7 +5,8 @@
 
 On CUDA the peak is the allocator's. On the CPU it is counted: what autograd keeps for the backward
 pass, each storage once, with the gradients and the optimizer's state that are there at that time.
-Left out is what is freed within the forward pass (what `inplace` saves of it)
+Left out is what is freed within the forward pass, which is most of what `inplace` saves, and what
+`offload_*` keep in CPU memory, which is no gain there.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def whole_or_auto(what: str, high: int = 2**63 - 1) -> Scalar:
 def switch_or(*names: str) -> Scalar:
     """Return the kind of a key that takes true, false or one of a few words."""
     schema = {"type": ["boolean", "string"], "enum": [True, False, *names]}
-    return Scalar(f"true, false or {' or '.join(names)}", schema)
+    return Scalar(f"one of true, false, {', '.join(names)}", schema)
 
 
 TEXT = Scalar("text", {"type": "string", "minLength": 1})

@@ -320,5 +320,5 @@ def test_a_micro_batch_is_a_number_or_auto(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["fast", "max-autotun", "1"])
 def test_a_mode_of_the_compiler_is_one_of_torch_s(value: str) -> None:
-    with pytest.raises(ConfigError, match=r"memory.compile: expected true, false or default"):
+    with pytest.raises(ConfigError, match=r"memory.compile: expected one of true, false, default"):
         make(f"memory.compile={value}")

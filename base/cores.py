@@ -52,9 +52,12 @@ class OtherLoad:
 
     def _busy_seconds(self) -> float:
         """Return how long our cores have worked, but not for this process and its children."""
+        lines = read_lines(self._proc / "stat")
+        if not lines:  # not Linux
+            return 0.0
         ours = {f"cpu{number}" for number in _cores()}
         ticks = 0
-        for name, *counts in map(str.split, read_lines(self._proc / "stat")):
+        for name, *counts in map(str.split, lines):
             if name in ours:  # user nice system idle iowait irq softirq steal ...
                 ticks += sum(int(counts[place]) for place in (0, 1, 2, 5, 6, 7))
         for child in multiprocessing.active_children():

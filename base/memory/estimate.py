@@ -64,6 +64,8 @@ class Estimate(NamedTuple):
         text = f"about {_mb(self.total(n))} MB with batch {n:,} ({parts})"
         if self.activations is None:
             return f"{text}; the batch cannot be cut to see what others would take"
+        if self.activations == 0.0:
+            return f"{text}; larger ones take little more, as memory.micro_batch cuts them"
         if free == UNLIMITED:
             return text
         largest = self.largest(free)

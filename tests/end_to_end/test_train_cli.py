@@ -189,6 +189,7 @@ def test_a_dry_run_tries_a_batch_shows_tables_and_writes_nothing(place: Workplac
         r"^one training batch: loss \d\.\d+$",
         r"^one validation batch: valid/loss \d\.\d+, valid/accuracy 0\.\d+$",
         r"^peak memory: \d+ MB$",
+        r"^memory: about [\d.]+ MB with batch 96 \(.*\); the largest .*: about [\d,]+$",
     ):
         assert re.search(part, done.stdout, re.MULTILINE), part
     assert place.files() == set()

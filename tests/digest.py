@@ -41,7 +41,7 @@ def loss_log(folder: Path) -> list[dict[str, str]]:
     """Return the rows of metrics.csv without what depends on the clock and the machine."""
     if not (folder / "metrics.csv").exists():
         return []
-    measured = ("seconds", "samples_per_second", "memory_mb")
+    measured = ("seconds", "samples_per_second", "memory_mb", "wait")
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in measured} for row in rows]
+    return [{k: v for k, v in row.items() if k not in measured and not k.startswith("time/")} for row in rows]

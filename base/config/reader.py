@@ -100,6 +100,8 @@ class _Reader:
             return self.parser.get_event()
         except yaml.MarkedYAMLError as error:
             where = self.where(error.problem_mark or error.context_mark)
+            if "nesting depth" in str(error.problem or error.context):  # libyaml's own limit
+                raise self.fatal(where, f"nested deeper than {MAX_DEPTH} levels") from error
             fault = " ".join(filter(None, ["not valid YAML:", error.context, error.problem]))
             raise self.fatal(where, fault) from error
         except (yaml.YAMLError, ValueError, OverflowError) as error:

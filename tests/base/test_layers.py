@@ -66,7 +66,7 @@ def problems(text: str) -> list[str]:
 
 
 def test_it_computes_what_the_same_layers_do_by_hand() -> None:
-    model, by_hand = make(text=LAYERS).model, ByHand()
+    model, by_hand = make("memory.channels_last=false", text=LAYERS).model, ByHand()
     values = [value.clone() for value in model.state_dict().values()]
     by_hand.load_state_dict(dict(zip(by_hand.state_dict(), values, strict=True)))
     images = torch.randn(4, 1, 1, 5)

@@ -27,7 +27,7 @@ class DigitsDataLoader(BaseDataLoader):
         batch_size: int = 128,
         shuffle: bool = True,
         validation_split: float = 0.1,
-        num_workers: int = 0,
+        num_workers: int | str = 0,
         training: bool = True,
         augment: bool = False,
     ) -> None:
@@ -62,7 +62,7 @@ class TorchvisionDataLoader(BaseDataLoader):
         batch_size: int = 128,
         shuffle: bool = True,
         validation_split: float = 0.1,
-        num_workers: int = 0,
+        num_workers: int | str = 0,
         training: bool = True,
         download: bool = True,
         in_memory: bool = True,
@@ -95,7 +95,7 @@ class MnistDataLoader(TorchvisionDataLoader):
         batch_size: int,
         shuffle: bool = True,
         validation_split: float = 0.0,
-        num_workers: int = 1,
+        num_workers: int | str = 1,
         training: bool = True,
     ) -> None:
         super().__init__(
@@ -117,7 +117,7 @@ class SyntheticDataLoader(BaseDataLoader):
         batch_size: int = 32,
         shuffle: bool = True,
         validation_split: float = 0.1,
-        num_workers: int = 0,
+        num_workers: int | str = 0,
         training: bool = True,
         noise: float = 1.0,
         data_seed: int = 0,

@@ -44,4 +44,7 @@ def loss_log(folder: Path) -> list[dict[str, str]]:
     measured = ("seconds", "samples_per_second", "memory_mb", "wait")
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in measured and not k.startswith("time/")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in measured and not k.startswith("time/")}
+        for row in rows
+    ]

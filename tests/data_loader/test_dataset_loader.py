@@ -1,0 +1,234 @@
+"""One loader for any data set: what a config says of cache, split, statistics and transforms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from base.errors import DataError
+from data_loader.dataset_loader import DatasetLoader
+from data_loader.image_files import ImageFolderDataset
+from data_loader.in_memory import InMemoryDataset, SyntheticDataset
+from data_loader.transforms import RandomFlip, RandomShift
+from tests.base.toy import assert_resumes
+
+PIXELS = torch.randint(0, 256, (60, 3, 8, 6), dtype=torch.uint8)
+CLASSES = torch.arange(60) % 3
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The same images as PNG files, in a folder for each class."""
+    for index, (pixels, number) in enumerate(zip(PIXELS, CLASSES.tolist(), strict=True)):
+        path = tmp_path / "images" / f"class{number}" / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+    return tmp_path / "images"
+
+
+def in_memory() -> InMemoryDataset:
+    return InMemoryDataset(PIXELS, CLASSES)
+
+
+def all_of(loader: DatasetLoader, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = list(loader.batches(epoch * len(loader), len(loader)))
+    return torch.cat([images for images, _ in batches]), torch.cat([y for _, y in batches])
+
+
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
+def test_auto_normalises_by_the_training_part_in_validation_too(folder, tmp_path, cache):
+    loader = DatasetLoader(
+        ImageFolderDataset(str(folder)), 16, split=0.25, normalize="auto",
+        cache=cache, cache_dir=str(tmp_path / "cache"), num_workers=2,
+    )  # fmt: skip
+    paths = [folder / name for name in loader.dataset.ids]
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths]) / 255
+    trained = pixels[loader._indices.numpy()]
+    mean, std = trained.mean((0, 1, 2)), trained.std((0, 1, 2))
+    images, _ = all_of(loader)
+    assert images.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (images.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
+    held_out = loader.split_validation()
+    expected = (pixels[held_out._indices.numpy()] - mean) / std
+    found = all_of(held_out)[0].permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_statistics_are_kept_and_made_anew_when_a_file_changes(folder, tmp_path, monkeypatch):
+    read = Counter()
+    image = ImageFolderDataset.image
+    monkeypatch.setattr(
+        ImageFolderDataset, "image", lambda self, i: read.update([i]) or image(self, i)
+    )
+
+    def mean() -> float:
+        read.clear()
+        dataset = ImageFolderDataset(str(folder))
+        loader = DatasetLoader(dataset, 60, normalize="auto", cache_dir=str(tmp_path / "cache"))
+        next(loader.batches(0, 1))
+        return float(loader._pipelines[0].mean[0])
+
+    first = mean()
+    assert set(read.values()) == {2}, "once for the statistics, once for the batch"
+    assert mean() == first
+    assert set(read.values()) == {1}, "the statistics were kept"
+    Image.new("RGB", (6, 8), "white").save(folder / "class0" / "000.png")
+    assert mean() > first
+
+
+@pytest.mark.parametrize("transforms", [[], [RandomShift(1), RandomFlip()]])
+def test_caches_threads_and_memory_give_the_same_batches(folder, tmp_path, transforms):
+    def batches(dataset, **more):
+        loader = DatasetLoader(
+            dataset, 16, transforms=transforms, split={"valid": 0.2, "stratify": True},
+            cache_dir=str(tmp_path / "cache"), **more,
+        )  # fmt: skip
+        return [*all_of(loader, 3), *all_of(loader.split_validation())]
+
+    dataset = ImageFolderDataset(str(folder))
+    expected = batches(dataset, num_workers=0)
+    arrays = torch.stack([dataset.image(i) for i in range(60)])
+    for found in (
+        batches(dataset, num_workers=2),
+        batches(dataset, cache="memory"),
+        batches(dataset, cache="disk", num_workers=2),
+        batches(InMemoryDataset(arrays, dataset.targets)),
+    ):
+        assert all(map(torch.equal, found, expected))
+
+
+def test_validation_and_test_data_of_their_own(folder):
+    other = SyntheticDataset(12, (3, 8, 6), 3)
+    loader = DatasetLoader(in_memory(), 16, valid_dataset=other, test_dataset=other)
+    assert loader.n_samples == 60
+    images, labels = all_of(loader.split_validation())
+    assert torch.equal(images, other.images.float() * (1 / 255))
+    assert torch.equal(labels, other.targets)
+    tested = DatasetLoader(
+        in_memory(), 16, test_dataset=other, training=False, shuffle=True, sampling="balanced"
+    )
+    assert torch.equal(all_of(tested)[1], other.targets)
+    assert tested.split_validation() is None
+
+
+def test_the_same_files_must_not_train_and_validate(folder, tmp_path):
+    dataset = ImageFolderDataset(str(folder))
+    with pytest.raises(DataError, match=r"60 files are both training and validation data: .*000"):
+        DatasetLoader(dataset, 16, valid_dataset=ImageFolderDataset(str(folder)))
+
+
+def test_classes_must_be_numbered_alike(folder, tmp_path):
+    other = tmp_path / "other" / "class1"
+    other.mkdir(parents=True)
+    Image.new("RGB", (6, 8)).save(other / "x.png")
+    with pytest.raises(DataError, match="differ in their classes: class0, class2"):
+        DatasetLoader(
+            ImageFolderDataset(str(folder)), 16, valid_dataset=ImageFolderDataset(str(other.parent))
+        )
+
+
+def test_a_sample_that_is_drawn_again_is_changed_in_another_way():
+    images = torch.arange(8 * 5 * 5, dtype=torch.uint8).view(8, 1, 5, 5)
+    dataset = InMemoryDataset(images, torch.tensor([0] * 7 + [1]))
+    loader = DatasetLoader(dataset, 8, sampling="balanced", transforms=[RandomShift(2)])
+    changed, labels = all_of(loader)
+    rare = changed[labels == 1]
+    assert len(rare) > 2
+    assert len({tuple(image.flatten().tolist()) for image in rare}) > 1
+
+
+class Mine(Dataset):
+    """A user's own: whatever an image may be."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return self.make(PIXELS[index]), index
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: x.permute(1, 2, 0), "channel"),
+        (lambda x: x.numpy(), "channel"),
+        (lambda x: x.float(), "255"),
+        (lambda x: "text", "str"),
+    ],
+)
+def test_an_image_in_another_form_is_told_with_its_sample(make, message):
+    loader = DatasetLoader(Mine(make), 4, num_workers=0, mode="RGB", shuffle=False)
+    with pytest.raises(DataError, match=f"sample 0.*{message}"):
+        next(loader.batches(0, 1))
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_pil_arrays_and_tensors_of_a_users_data_set_are_the_same(n_workers):
+    forms = [
+        lambda x: x,
+        lambda x: x.permute(1, 2, 0).numpy(),
+        lambda x: Image.fromarray(x.permute(1, 2, 0).numpy()),
+        lambda x: x.permute(1, 2, 0).numpy()[:, ::-1][:, ::-1],
+    ]
+    loaders = [DatasetLoader(Mine(make), 4, num_workers=0, shuffle=False) for make in forms]
+    for loader in loaders:
+        assert torch.equal(next(loader.batches(0, 1))[0], PIXELS[:4].float() * (1 / 255))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"cache": "memroy"}, "cache: one of none, memory, disk, not 'memroy'; did you mean"),
+        ({"normalize": "imagnet"}, "normalize: auto, imagenet"),
+        ({"normalize": {"mean": [0.5], "std": [0]}}, "std must be above 0"),
+        ({"normalize": {"mean": "x", "std": 1}}, "mean and std are numbers"),
+        ({"split": 0.1, "valid_dataset": SyntheticDataset(4)}, "give `split` or a `valid_dataset`"),
+        ({"training": False}, "there is no test data"),
+        ({"split": {"folds": 3, "fold": 3}}, "split.fold: a number from 0 to 2, not 3"),
+        ({"num_workers": "many"}, "num_workers: a whole number or 'auto'"),
+    ],
+)
+def test_what_cannot_be_done_is_told(more, message):
+    with pytest.raises(DataError, match=message):
+        DatasetLoader(in_memory(), 16, **more)
+
+
+def test_imagenets_statistics_go_by_their_name():
+    images = all_of(DatasetLoader(in_memory(), 16, shuffle=False, normalize="imagenet"))[0]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (PIXELS.permute(0, 2, 3, 1) / 255 - mean) / std
+    torch.testing.assert_close(images.permute(0, 2, 3, 1), expected)
+
+
+@pytest.mark.parametrize("cache", ["none", "memory"])
+def test_a_run_that_was_cut_in_mid_epoch_ends_with_the_same_bits(folder, tmp_path, cache):
+    text = f"""
+name: files
+seed: 3
+model: {{type: MLP, args: {{n_inputs: 144, hidden: [6], n_outputs: 3}}}}
+data_loader:
+  type: DatasetLoader
+  args:
+    dataset: {{type: ImageFolderDataset, args: {{root: "{folder}"}}}}
+    batch_size: 12
+    split: {{folds: 5, fold: 1, stratify: true}}
+    sampling: balanced
+    transforms: [{{type: RandomShift, args: {{pixels: 2}}}}, RandomFlip]
+    normalize: auto
+    cache: {cache}
+    cache_dir: "{tmp_path / "cache"}"
+    num_workers: 2
+optimizer: {{type: SGD, args: {{lr: 0.1}}}}
+loss: cross_entropy
+trainer: {{epochs: 2, tensorboard: false, progress: false, verbosity: 0}}
+"""
+    assert_resumes(tmp_path, text=text)

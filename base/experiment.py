@@ -152,7 +152,8 @@ def choose_device(name: str) -> torch.device:
 def make_repeatable(config: Config) -> None:
     """Set the number of threads; and deterministic algorithms where the config asks for them."""
     use_threads(config)
-    torch.use_deterministic_algorithms(config["deterministic"])
+    if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:
+        torch.use_deterministic_algorithms(config["deterministic"])  # takes a second or two
     if config["deterministic"]:
         torch.backends.cudnn.benchmark = False
 

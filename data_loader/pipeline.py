@@ -59,6 +59,8 @@ class Pipeline:
 
     def __call__(self, images: Images, seed: int, epoch: int, indices: Tensor) -> Tensor:
         """Return model input, float32: what each sample by itself would give, stacked."""
+        if not self.stages and isinstance(images, Tensor):
+            return self.as_input(images)
         draws = Draws.of_samples(seed, epoch, indices, images[0].device)
         for stage in self.stages[: self._n_batched]:
             images = _apply(stage, images, draws)

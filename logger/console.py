@@ -103,11 +103,13 @@ class EpochTable:
 
 
 def format_value(name: str, value: object) -> str:
-    """Return a value as a person reads it: rates in powers of ten, seconds, four decimals."""
+    """Return a value as a person reads it: rates in powers of ten, seconds, shares, decimals."""
     if not isinstance(value, float):
         return "-" if value is None else str(value)
     if name.split("/")[0] == "lr":
         return f"{value:.2e}"
+    if name == "wait":  # the share of an epoch's time
+        return f"{value:.0%}"
     if name.endswith("seconds"):
         return f"{value:.1f}"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3e}"

@@ -14,6 +14,9 @@ from logger.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NOT_DRAWN = ("epoch", "step", "seconds", "samples_per_second", "memory_mb", "time", "wait")
+"""Columns of metrics.csv that say how it was computed, not how well."""
+
 Curve = tuple[list[float], list[float]]
 
 
@@ -59,7 +62,7 @@ def _read_curves(path: Path) -> dict[str, dict[str, Curve]]:
     for name in rows[0] if rows else []:
         points = [(number(r.get("epoch", str(i))), number(r[name])) for i, r in enumerate(rows)]
         points = [point for point in points if all(map(math.isfinite, point))]
-        if points and name not in ("epoch", "step"):
+        if points and name.partition("/")[0] not in NOT_DRAWN:
             first, _, rest = name.partition("/")
             is_phase = first in ("train", "valid", "test") and rest
             metric, label = (rest, first) if is_phase else (first, name)

@@ -19,7 +19,7 @@ from processes import Done
 from workplace import Workplace
 
 pytestmark = pytest.mark.end_to_end
-ROW = re.compile(r" +\d  .*\d\.\d{4}  .*\d\.\d\d?e-\d\d +\d+\.\d( \*)?")
+ROW = re.compile(r" +\d  .*\d\.\d{4}  .*\d\.\d\d?e-\d\d +\d+\.\d +\d+%( \*)?")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
@@ -69,14 +69,17 @@ def test_in_a_pipe_there_are_the_header_and_the_rows_alone(place: Workplace) -> 
     assert (done.returncode, done.stderr) == (0, "")
     assert not CONTROL.search(done.stdout)
     lines = done.stdout.splitlines()
-    header = [line.split("  ")[0] for line in lines[:7]]
-    assert header == ["folder", "device", "model", "data", "length", "best by", "resume by"]
-    assert lines[7] == "parameters:"
-    assert lines[8].split()[:4] == ["group", "lr", "decay", "trainable"]
-    assert lines[9].split()[0] == "main/0"
-    lines = lines[3:]  # below the three lines of that table
+    header = [line.split("  ")[0] for line in lines[:8]]
+    assert header == [
+        "folder", "device", "model", "data", "memory", "length", "best by", "resume by"
+    ]  # fmt: skip
+    assert lines[8] == "parameters:"
+    assert lines[9].split()[:4] == ["group", "lr", "decay", "trainable"]
+    assert lines[10].split()[0] == "main/0"
+    lines = lines[4:]  # below the three lines of that table
     assert lines[7].split() == [
-        "epoch", "train/loss", "train/accuracy", "valid/loss", "valid/accuracy", "lr", "seconds",
+        "epoch", "train/loss", "train/accuracy", "valid/loss", "valid/accuracy",
+        "lr", "seconds", "wait",
     ]  # fmt: skip
     assert all(ROW.fullmatch(line) for line in lines[8:11])
     assert lines[8].endswith("*")  # the first epoch is the best so far
@@ -84,7 +87,7 @@ def test_in_a_pipe_there_are_the_header_and_the_rows_alone(place: Workplace) -> 
     assert len({len(line.removesuffix(" *")) for line in lines[7:11]}) == 1
 
 
-@pytest.mark.parametrize(("verbosity", "n_lines"), [(0, 0), (1, 4), (2, 16)])
+@pytest.mark.parametrize(("verbosity", "n_lines"), [(0, 0), (1, 4), (2, 17)])
 def test_verbosity_says_how_much_is_shown(place: Workplace, verbosity: int, n_lines: int) -> None:
     done = place.run("-c", "tiny.yaml", "--set", f"trainer.verbosity={verbosity}")
     assert (done.returncode, done.stderr) == (0, "")
@@ -102,7 +105,7 @@ def test_in_a_terminal_the_bar_leaves_whole_rows_behind(place: Workplace) -> Non
     shown = on_screen(sent)
     rows = [line for line in shown if ROW.fullmatch(line)]
     assert [row.split()[0] for row in rows] == ["1", "2"]
-    assert not [line for line in shown if "%" in line]
+    assert not [line for line in shown if "it/s" in line]
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ class BaseDataLoader:
 
     def _divide(self) -> None:
         """Choose which samples train and which validate."""
-        self.n_samples = n_samples = _count_samples(self.dataset)
+        self.n_samples = n_samples = count_samples(self.dataset)
         self._weights: Tensor | None = None  # how often each sample is drawn, where that differs
         with isolated_random_state(derive_seed(self.seed, "split")):
             self._own_sampler, own_valid = self._split_sampler(self.validation_split)
@@ -304,7 +304,8 @@ def _count_workers(num_workers: int | str) -> int:
     return _at_least(0, num_workers, "num_workers")
 
 
-def _count_samples(dataset: Any) -> int:
+def count_samples(dataset: Any) -> int:
+    """Return the length of a data set, which must have one above 0."""
     name = type(dataset).__name__
     if not hasattr(dataset, "__len__"):
         raise DataError(f"{name} has no length; give a stream to torch's own DataLoader instead")

@@ -48,6 +48,9 @@ def divide(split: Any, n_samples: int, seed: int, targets: Any = None) -> tuple[
 
 def count_held_out(split: float | None, n_samples: int) -> int:
     """Count the validation samples; ``split`` is a fraction (rounded down) or a number of them."""
+    if not isinstance(split, int | float | None):
+        text = "a share or number of samples, or {folds: 5, fold: 0}"
+        raise DataError(f"split: {text}, not {split!r}")
     if not split:
         return 0
     is_count = isinstance(split, int) and not isinstance(split, bool)
@@ -159,6 +162,8 @@ def _rules(split: Any) -> dict[str, Any]:
             raise DataError(f"split.{key}: unknown key{nearest(str(key), KEYS)}")
     if ("folds" in split) == ("valid" in split) or ("fold" in split) != ("folds" in split):
         raise DataError(f"split: give {{valid: 0.1}} or {{folds: 5, fold: 0}}, not {dict(split)}")
+    if not isinstance(split.get("stratify", False), bool):
+        raise DataError(f"split.stratify: true or false, not {split['stratify']!r}")
     return dict(split)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from base.base_data_loader import BaseDataLoader
+from base.base_data_loader import BaseDataLoader, count_samples
 from base.batch_reader import Batch, find_get_batch
 from base.cores import free_cores
 from base.errors import DataError, nearest
 from base.splits import divide
 from data_loader.cache import cached
+from data_loader.images import find_mode
 from data_loader.in_memory import in_memory
 from data_loader.pipeline import Pipeline, TransformedDataset
 from data_loader.statistics import channel_statistics
@@ -73,17 +75,21 @@ class DatasetLoader(BaseDataLoader):
         if cache not in CACHES:
             text = f"cache: one of {', '.join(CACHES)}, not {cache!r}"
             raise DataError(f"{text}{nearest(str(cache), CACHES)}")
+        if mode is not None:
+            find_mode(mode)
         self.cache, self.cache_dir = cache, Path(cache_dir)
         self._caches: dict[int, Any] = {}
-        source = self._source(dataset, mode)
+        source = self._source(dataset, mode, "dataset")
+        tested = None if test_dataset is None else self._source(test_dataset, mode, "test_dataset")
+        if tested is not None:
+            check_apart(source, tested, "training", "test")
         self._normalize, self._trained_on = normalize, (source, split)
-        self._own_valid = None if valid_dataset is None else self._source(valid_dataset, mode)
-        if self._own_valid is not None:
+        self._own_valid = None
+        if valid_dataset is not None:
+            self._own_valid = self._source(valid_dataset, mode, "valid_dataset")
             check_apart(source, self._own_valid, "training", "validation")
         if not training:
-            source, split, shuffle, sampling, drop_last = (
-                self._source(test_dataset, mode), None, False, None, False
-            )  # fmt: skip
+            source, split, shuffle, sampling, drop_last = tested, None, False, None, False
             self._own_valid, transforms = None, valid_transforms
         white = float(getattr(source, "white", 255.0))
         statistics = _given_statistics(normalize)
@@ -121,12 +127,18 @@ class DatasetLoader(BaseDataLoader):
         if self._own_valid is not None:
             self._valid_indices = torch.arange(len(self._own_valid))
 
-    def _source(self, dataset: Any, mode: str | None) -> Any:
+    def _source(self, dataset: Any, mode: str | None, argument: str) -> Any:
         """Return the data set, in memory where torchvision holds it there anyway."""
-        if not hasattr(dataset, "__getitem__"):
-            found = f"a {type(dataset).__name__}, {str(dataset)[:60]!r}"
-            raise DataError(f"dataset: expected {{type: ..., args: ...}}, found {found}")
-        return (in_memory(dataset) if mode is None else None) or dataset
+        name = type(dataset).__name__
+        if not hasattr(dataset, "__getitem__") or isinstance(dataset, str | list | Mapping):
+            found = f"a value of type {name}, {str(dataset)[:60]!r}"
+            raise DataError(f"{argument}: expected {{type: ..., args: ...}}, found {found}")
+        if mode is None:
+            dataset = in_memory(dataset) or dataset
+        elif find_get_batch(dataset) is not None or hasattr(dataset, "image"):
+            raise DataError(f"mode: {name} gives its images in a mode by itself; leave it out here")
+        count_samples(dataset)
+        return dataset
 
     def _cached(self, source: Any) -> Any:
         """Return the data set with its decoded images kept; the same one for the same one."""
@@ -174,8 +186,12 @@ def _given_statistics(normalize: Any) -> dict[str, Sequence[float]]:
     lists: dict[str, Sequence[float]] = {
         k: v if isinstance(v, list) else [v] for k, v in normalize.items()
     }
-    if not all(isinstance(x, int | float) for numbers in lists.values() for x in numbers):
+    if not all(lists.values()) or not all(map(_is_number, [*lists["mean"], *lists["std"]])):
         raise DataError(f"normalize: mean and std are numbers, found {normalize!r}")
     if min(lists["std"]) <= 0:
         raise DataError(f"normalize: std must be above 0, found {lists['std']}")
     return lists
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -47,6 +47,8 @@ class Pipeline:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
+        if not isinstance(transforms, Sequence) or isinstance(transforms, str):
+            raise DataError(f"transforms: a list, not {transforms!r}; give [{{type: ...}}, ...]")
         self.stages = [stage for each in transforms for stage in _stages(each)]
         self.white, self.is_normalised = white, False
         self.mean, self.std = torch.zeros(1), torch.ones(1)
@@ -74,9 +76,7 @@ class Pipeline:
                 changed.append(one[0])
             images = _stacked(changed)
         if isinstance(images, list):
-            shapes = sorted({tuple(image.shape) for image in images})
-            text = f"a batch has images of unequal shapes, {shapes[0]} and {shapes[-1]}"
-            raise DataError(f"{text}: add a transform that makes them equal, such as Resize")
+            raise DataError(_unequal(images, indices))
         return self.as_input(images)
 
     def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -89,6 +89,10 @@ class Pipeline:
         shape = (-1, 1, 1) if images.dim() == 4 else (-1,)
         mean, std = (x.to(images.device).view(shape) for x in (self.mean, self.std))
         white = 1.0 if images.is_floating_point() else self.white
+        for numbers in (mean, std):
+            if numbers.numel() not in (1, images.shape[1]):
+                text = f"{numbers.numel()} numbers of mean or std, but images have"
+                raise DataError(f"normalize: {text} {images.shape[1]} channels")
         scaled = images.to(torch.float32, copy=True).mul_(1 / (white * std))
         return scaled.sub_(mean / std) if self.mean.any() else scaled
 
@@ -192,7 +196,8 @@ class _Single(_Batched):
 def _stages(transform: Any) -> list[Any]:
     """Return a transform, or the parts of a composed one, as stages of the pipeline."""
     if not callable(transform):
-        raise DataError(f"transforms: {transform!r} is none; give {{type: ..., args: ...}}")
+        text = f"{type(transform).__name__} cannot be called, so it is no transform"
+        raise DataError(f"transforms: {text}; give {{type: ..., args: ...}}")
     module, name = type(transform).__module__, type(transform).__name__
     is_torchvisions = module.startswith("torchvision.transforms")
     if is_torchvisions and name == "Compose":
@@ -221,11 +226,30 @@ def _apply(stage: Any, images: Images, draws: Draws) -> Images:
     """Apply a stage to the batch, or to each image where they are unequal."""
     if isinstance(images, Tensor):
         whole: Tensor = stage.batch(images, draws)
+        if not isinstance(whole, Tensor) or len(whole) != len(images):
+            found = tuple(whole.shape) if isinstance(whole, Tensor) else f"a {type(whole).__name__}"
+            text = f"{type(stage).__name__} was given images {tuple(images.shape)} and gave {found}"
+            raise DataError(f"{text}; `batch` returns all of them, as a tensor")
         return whole
     parts = [draws.sample(number) for number in range(len(images))]
     changed = [stage.batch(x[None], part)[0] for x, part in zip(images, parts, strict=True)]
     draws.n_drawn = parts[0].n_drawn  # of each sample equally many
     return _stacked(changed)
+
+
+def _unequal(images: list[Tensor], indices: Tensor) -> str:
+    """Say which two samples of a batch differ in shape or dtype."""
+    forms = [(tuple(image.shape), image.dtype) for image in images]
+    other = next(number for number, form in enumerate(forms) if form != forms[0])
+    facts = [
+        f"sample {int(indices[number])} is {forms[number][0]}"
+        f"{f' of {forms[number][1]}' if forms[0][0] == forms[other][0] else ''}"
+        for number in (other, 0)
+    ]
+    text = f"{facts[0]}, {facts[1].replace(' is ', ' ')}"
+    return (
+        f"images of unequal shapes: {text}; add a transform that makes them equal, such as Resize"
+    )
 
 
 def _stacked(images: list[Tensor]) -> Images:

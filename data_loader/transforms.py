@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from base.errors import DataError
 from base.keyed import Draws
 
 
@@ -33,9 +34,10 @@ class RandomShift(KeyedTransform):
     """Move an image by up to `pixels` each way; black comes in."""
 
     def __init__(self, pixels: int) -> None:
-        self.pixels = pixels
+        self.pixels = _checked("RandomShift: pixels", pixels, pixels >= 0, "at least 0")
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        refuse_no_images(self, images)
         offsets = draws.integers(2 * self.pixels + 1, 2)
         size = (images.shape[-2], images.shape[-1])
         return crop(F.pad(images, [self.pixels] * 4), offsets[:, 0], offsets[:, 1], size)
@@ -45,9 +47,11 @@ class RandomFlip(KeyedTransform):
     """Mirror an image from left to right (`dim` -1) or from top to bottom (-2), in `p` of cases."""
 
     def __init__(self, p: float = 0.5, dim: int = -1) -> None:
-        self.p, self.dim = p, dim
+        self.p = _checked("RandomFlip: p", p, 0 <= p <= 1, "from 0 to 1")
+        self.dim = _checked("RandomFlip: dim", dim, dim in (-1, -2), "-1 or -2")
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        refuse_no_images(self, images)
         is_flipped = (draws.uniform()[:, 0] < self.p).view(-1, 1, 1, 1)
         return torch.where(is_flipped, images.flip(self.dim), images)
 
@@ -56,9 +60,10 @@ class RandomCutout(KeyedTransform):
     """Black out a square of `pixels`, its centre anywhere (DeVries and Taylor, 2017)."""
 
     def __init__(self, pixels: int) -> None:
-        self.pixels = pixels
+        self.pixels = _checked("RandomCutout: pixels", pixels, pixels >= 1, "at least 1")
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        refuse_no_images(self, images)
         centres, is_inside = draws.uniform(2), []
         for side, size in enumerate(images.shape[-2:]):
             first = (centres[:, side : side + 1] * size).floor() - self.pixels // 2
@@ -121,6 +126,23 @@ class _ResizedCrop(KeyedTransform):
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
         w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
         return (height - h) // 2, (width - w) // 2, h, w
+
+
+def refuse_no_images(transform: Any, images: Tensor) -> None:
+    """Make sure that a transform is given images.
+
+    Raises:
+        DataError: it is given something else, such as the rows of a table.
+    """
+    if images.dim() != 4:
+        text = "is for images (sample, channel, height, width)"
+        raise DataError(f"{type(transform).__name__} {text}, not for data {tuple(images.shape)}")
+
+
+def _checked(what: str, value: Any, is_good: bool, wanted: str) -> Any:
+    if not is_good:
+        raise DataError(f"{what} must be {wanted}, not {value!r}")
+    return value
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:

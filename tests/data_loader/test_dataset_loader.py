@@ -15,7 +15,7 @@ from base.errors import DataError
 from data_loader.dataset_loader import DatasetLoader
 from data_loader.image_files import ImageFolderDataset
 from data_loader.in_memory import InMemoryDataset, SyntheticDataset
-from data_loader.transforms import RandomFlip, RandomShift
+from data_loader.transforms import RandomCutout, RandomFlip, RandomShift
 from tests.base.toy import assert_resumes
 
 PIXELS = torch.randint(0, 256, (60, 3, 8, 6), dtype=torch.uint8)
@@ -195,6 +195,22 @@ def test_pil_arrays_and_tensors_of_a_users_data_set_are_the_same(n_workers):
         ({"training": False}, "there is no test data"),
         ({"split": {"folds": 3, "fold": 3}}, "split.fold: a number from 0 to 2, not 3"),
         ({"num_workers": "many"}, "num_workers: a whole number or 'auto'"),
+        ({"split": "abc"}, "split: a share or number of samples, .* not 'abc'"),
+        ({"split": [1]}, r"split: a share or number of samples, .* not \[1\]"),
+        ({"split": {"valid": "x"}}, "split: a share or number of samples, .* not 'x'"),
+        ({"split": {"valid": 0.1, "stratify": "maybe"}}, "split.stratify: true or false"),
+        ({"normalize": {"mean": [], "std": []}}, "mean and std are numbers"),
+        ({"normalize": {"mean": [float("nan")], "std": [1]}}, "mean and std are numbers"),
+        ({"normalize": {"mean": [0.5], "std": [float("inf")]}}, "mean and std are numbers"),
+        ({"transforms": 3}, "transforms: a list, not 3"),
+        ({"transforms": "RandomFlip"}, "transforms: a list, not 'RandomFlip'"),
+        ({"transforms": RandomFlip()}, "transforms: a list, not .*RandomFlip"),
+        ({"transforms": [object()]}, "transforms: object cannot be called"),
+        ({"mode": "RBG"}, "there is no image mode 'RBG'; did you mean 'RGB'"),
+        ({"mode": "grey"}, "mode: InMemoryDataset .* by itself"),
+        ({"valid_dataset": 3}, "valid_dataset: expected .* found a value of type int"),
+        ({"valid_dataset": "abc"}, "valid_dataset: expected .* found a value of type str"),
+        ({"test_dataset": 3}, "test_dataset: expected .* found a value of type int"),
     ],
 )
 def test_what_cannot_be_done_is_told(more, message):
@@ -232,3 +248,88 @@ loss: cross_entropy
 trainer: {{epochs: 2, tensorboard: false, progress: false, verbosity: 0}}
 """
     assert_resumes(tmp_path, text=text)
+
+
+def test_a_data_set_must_have_a_length_and_samples():
+    class Endless:
+        def __getitem__(self, index):
+            return PIXELS[0], 0
+
+    with pytest.raises(DataError, match="Endless has no length"):
+        DatasetLoader(Endless(), 4)
+    with pytest.raises(DataError, match="InMemoryDataset is empty"):
+        DatasetLoader(InMemoryDataset(PIXELS[:0], CLASSES[:0]), 4)
+
+
+def test_the_same_files_must_not_train_and_test(folder):
+    dataset = ImageFolderDataset(str(folder))
+    with pytest.raises(DataError, match="60 files are both training and test data"):
+        DatasetLoader(dataset, 16, test_dataset=ImageFolderDataset(str(folder)))
+
+
+@pytest.mark.parametrize("numbers", [[0.5, 0.5], [0.5] * 3])
+def test_mean_and_std_fit_the_channels(numbers):
+    grey = InMemoryDataset(PIXELS[:, :1], CLASSES)
+    loader = DatasetLoader(grey, 16, normalize={"mean": numbers, "std": numbers})
+    with pytest.raises(DataError, match=rf"normalize: {len(numbers)} numbers .* 1 channel"):
+        next(loader.batches(0, 1))
+
+
+@pytest.mark.parametrize("transform", [RandomFlip(), RandomShift(1), RandomCutout(1)])
+def test_a_transform_of_images_refuses_rows_of_a_table(transform):
+    rows = InMemoryDataset(torch.rand(8, 2), torch.arange(8))
+    loader = DatasetLoader(rows, 8, transforms=[transform])
+    with pytest.raises(DataError, match=rf"{type(transform).__name__} is for images .*\(8, 2\)"):
+        next(loader.batches(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RandomShift(-1), "RandomShift: pixels"),
+        (lambda: RandomCutout(0), "RandomCutout: pixels"),
+        (lambda: RandomFlip(2), "RandomFlip: p"),
+        (lambda: RandomFlip(dim=0), "RandomFlip: dim"),
+    ],
+)
+def test_a_transform_refuses_what_it_cannot_do(make, message):
+    with pytest.raises(DataError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_unequal_images_are_told_with_their_samples(folder, n_workers):
+    Image.new("RGB", (9, 9)).save(folder / "class0" / "003.png")
+    loader = DatasetLoader(ImageFolderDataset(str(folder)), 4, False, num_workers=n_workers)
+    with pytest.raises(DataError, match=r"sample 1 is \(3, 9, 9\), sample 0 \(3, 8, 6\).*Resize"):
+        next(loader.batches(0, 1))
+
+
+class Wrong:
+    """A transform that gives something else than an image of the same batch."""
+
+    def __init__(self, result):
+        self.result = result
+
+    def __call__(self, image):
+        return self.result
+
+
+class WrongBatch(Wrong):
+    def batch(self, images, draws):
+        return self.result
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (Wrong(None), "the result of Wrong: a NoneType"),
+        (Wrong((1, 2)), "the result of Wrong: a tuple"),
+        (WrongBatch(None), "WrongBatch .* gave a NoneType"),
+        (WrongBatch(PIXELS[:2]), r"WrongBatch .* gave \(2, 3, 8, 6\)"),
+    ],
+)
+def test_a_transform_that_gives_something_else_is_named(transform, message):
+    loader = DatasetLoader(in_memory(), 16, transforms=[transform], num_workers=0)
+    with pytest.raises(DataError, match=message):
+        next(loader.batches(0, 1))

@@ -18,9 +18,9 @@ from base.registry import project_root, set_project_root
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ["models", "initialisation", "parameter-groups", "losses", "gans", "gradients"]
-PAGES += ["memory", "speed"]
+PAGES += ["data-sets", "memory", "speed"]
 BLOCK = re.compile(r"^```(python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE = re.compile(r"# ((?:config|model|data_loader|trainer)/\S+\.(?:yaml|py))\n")
+FILE = re.compile(r"# ((?:config|model|data_loader|trainer)/\S+\.(?:yaml|py)|make_\w+\.py)\n")
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -40,9 +40,16 @@ FRAGMENTS = [(page, number) for page in PAGES for number in range(len(of(page, "
 SCRIPTS = [(page, number) for page in PAGES for number in range(len(of(page, "python")))]
 
 
+def run_script(path: Path) -> None:
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, path.name]
+    done = subprocess.run(command, cwd=path.parent, env=settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A project for each page, with its files."""
+    """A project for each page, with its files, and with the data that its ``make_*.py`` makes."""
     made = {}
     for page in PAGES:
         folder = made[page] = tmp_path_factory.mktemp(page)
@@ -51,9 +58,11 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for part in ("base", "logger", "data"):
             (folder / part).symlink_to(ROOT / part)
         for path, text in blocks(page):
-            if "/" in path:
+            if path.endswith((".yaml", ".py")):
                 assert not (folder / path).exists(), f"docs/{page}.md would overwrite {path}"
                 (folder / path).write_text(text, encoding="utf-8")
+            if path.startswith("make_"):
+                run_script(folder / path)
     return made
 
 
@@ -101,12 +110,4 @@ def test_a_script_of_a_page_runs(page: str, number: int, projects: dict[str, Pat
     _, text = of(page, "python")[number]
     path = projects[page] / f"script_{number}.py"
     path.write_text(text, encoding="utf-8")
-    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, path.name],
-        cwd=projects[page],
-        env=settings,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(path)

@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from base.names import build
 from data_loader.image_files import ImageFolderDataset
 from data_loader.images import decode_image
 from data_loader.jpeg import DECODERS, Decoder
@@ -93,6 +94,29 @@ class Threaded:
         return self.crop(self.decode(data, "RGB"))
 
 
+class FromConfig:
+    """What a config gives: keyed crops in threads, float32 from 0 to 1 in the end."""
+
+    def __init__(self, folder: Path, cache: str, n_threads: int) -> None:
+        section = {
+            "type": "DatasetLoader",
+            "args": {
+                "dataset": {"type": "ImageFolderDataset", "args": {"root": str(folder)}},
+                "batch_size": BATCH_SIZE,
+                "transforms": [{"type": "RandomResizedCrop", "args": {"size": SIZE}}],
+                "cache": cache,
+                "num_workers": n_threads,
+            },
+        }
+        self.loader = build("data_loader", section)
+        self.n_epochs = 0
+
+    def __call__(self) -> Iterator[Tensor]:
+        self.n_epochs += 1
+        for images, _ in self.loader.batches(self.n_epochs * len(self.loader), len(self.loader)):
+            yield images
+
+
 def installed_decoders() -> dict[str, Decoder]:
     """Return those decoders that can be imported here."""
     found = {}
@@ -146,7 +170,9 @@ def main() -> None:
         }
         for name, decode in decoders.items():
             variants[f"{name}, {n_threads} threads"] = Threaded(folder, decode, n_threads)
-        # Further ways of reading the folder are added here: a config's pipeline, cached pixels.
+        for cache in ("none", "memory"):
+            name = f"DatasetLoader, {n_threads} threads, cache: {cache}"
+            variants[name] = FromConfig(folder, cache, n_threads)
         report(variants, options.rounds, base="PIL ImageFolder, 2 workers")
 
 
@@ -158,11 +184,11 @@ def report(variants: dict[str, Variant], n_rounds: int, base: str) -> None:
             rate = images_per_second(variant)
             if number:  # the first round warms up
                 rates[name].append(rate)
-    print(f"{'':32}{'images/s':>9}{'range':>14}{'/ PIL, 2 workers':>18}")
+    print(f"{'':44}{'images/s':>9}{'range':>14}{'/ PIL, 2 workers':>18}")
     for name, values in rates.items():
         ratio = statistics.median(map(lambda a, b: a / b, values, rates[base]))
         spread = f"{min(values):.0f}-{max(values):.0f}"
-        print(f"{name:32}{statistics.median(values):9.0f}{spread:>14}{ratio:18.2f}")
+        print(f"{name:44}{statistics.median(values):9.0f}{spread:>14}{ratio:18.2f}")
 
 
 if __name__ == "__main__":

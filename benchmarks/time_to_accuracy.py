@@ -2,9 +2,9 @@
 
     python benchmarks/time_to_accuracy.py [--seeds 5] [config/fashion_mnist_fast.yaml ...]
 
-Each run is `python train.py -c CONFIG --seed N`, as a user starts it, in a process of its own, timed
-from its start to its end: imports, reading, training, validation, checkpoints, the test. The accuracy
-is that of report/test.json: the 10,000 test images, which no training and no choice has seen.
+Each run is `python train.py -c CONFIG --seed N`, as a user starts it, in a process of its own, and
+timed from its start to its end: imports, reading, training, checkpoints, curves, the test. The
+accuracy is that of report/test.json, of the 10,000 test images, which no training has seen.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from base.base_data_loader import count_samples
 from base.errors import DataError, Problem, nearest
 from data_loader.image_files import read_text
 from data_loader.labels import raise_problems
@@ -91,8 +92,10 @@ class ConcatenatedDataset(_Composed):
     """
 
     def __init__(self, datasets: list[Dataset[Any]]) -> None:
-        if not datasets:
-            raise DataError("datasets: give at least one")
+        if not isinstance(datasets, list) or not datasets:
+            raise DataError("datasets: a list; give at least one")
+        for each in datasets:
+            check_data_set(each, "datasets")
         _refuse_others("classes", [getattr(each, "classes", None) for each in datasets])
         forms = [_form(each.targets) if hasattr(each, "targets") else None for each in datasets]
         _refuse_others("targets", forms)
@@ -121,9 +124,12 @@ class SubsetDataset(_Composed):
     ) -> None:
         if sum(each is not None for each in (indices, first, ids)) != 1:
             raise DataError("SubsetDataset: give one of indices, first and ids")
+        check_data_set(dataset, "dataset")
         n_samples = len(dataset)  # type: ignore[arg-type]
         if first is not None:
             indices = range(first)
+        if not isinstance(indices, Sequence | None):
+            raise DataError(f"SubsetDataset: indices: a list, not {indices!r}")
         chosen = list(_indices_of_ids(dataset, ids) if ids is not None else indices or ())
         if not chosen:
             raise DataError("SubsetDataset: no samples are chosen")
@@ -134,6 +140,14 @@ class SubsetDataset(_Composed):
         super().__init__(
             [dataset], torch.zeros(len(chosen), dtype=torch.int64), torch.tensor(chosen)
         )
+
+
+def check_data_set(value: Any, argument: str) -> None:
+    """Make sure that an argument was given a data set, and not a name or a number."""
+    if not hasattr(value, "__getitem__") or isinstance(value, str | list | Mapping):
+        found = f"a value of type {type(value).__name__}, {str(value)[:60]!r}"
+        raise DataError(f"{argument}: expected {{type: ..., args: ...}}, found {found}")
+    count_samples(value)
 
 
 def _indices_of_ids(dataset: Any, file: str) -> list[int]:

@@ -98,6 +98,14 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         """The name of each image in its tar."""
         return [name.decode() for index in self._indexes for name in index.names.tolist()]
 
+    @property
+    def files(self) -> list[str]:
+        """The path of each image: that of its shard, and its name in it."""
+        pairs = zip(self.shards, self._indexes, strict=True)
+        return [
+            f"{shard}/{name.decode()}" for shard, index in pairs for name in index.names.tolist()
+        ]
+
     def place(self, index: int) -> str:
         """Say where a sample lies: ``train-000003.tar: 000123.jpg``."""
         shard, sample = self._locate(index)

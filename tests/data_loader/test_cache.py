@@ -399,6 +399,19 @@ def test_a_limit_on_the_size_of_files_is_a_clear_error(tmp_path, kept_in):
     assert list(kept_in.iterdir()) == []
 
 
+def test_a_limit_on_the_size_of_files_in_memory_is_a_clear_error(tmp_path):
+    source = make_images(tmp_path / "images", [(1000, 1000)] * 4)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+        with pytest.raises(DataError, match=r"memory: 12 MB cannot be laid out: File too large"):
+            cached(source, "memory")
+
+    process = in_process(fill)
+    process.join()
+    assert process.exitcode == 0
+
+
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
     source = make_images(tmp_path / "images")
     (tmp_path / "file").write_text("")

@@ -13,7 +13,7 @@ from base.errors import DataError
 from base.names import build
 from data_loader.composed import ConcatenatedDataset, SubsetDataset
 from data_loader.image_files import ImageFolderDataset
-from data_loader.in_memory import InMemoryDataset
+from data_loader.in_memory import InMemoryDataset, SyntheticDataset
 
 
 def arrays(n: int, seed: int, shape: tuple[int, ...] = (1, 2, 2), n_classes: int = 3):
@@ -139,3 +139,18 @@ def test_a_choice_that_is_none_is_told(folder):
     ]
     with pytest.raises(DataError, match="Own has no ids; choose by indices"):
         SubsetDataset(Own(), ids=str(folder / "ids.txt"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ConcatenatedDataset([3]), "datasets: expected .*found a value of type int"),
+        (lambda: ConcatenatedDataset(SyntheticDataset(4)), "datasets: a list"),
+        (lambda: SubsetDataset(3, indices=[0]), "dataset: expected .*found a value of type int"),
+        (lambda: SubsetDataset(SyntheticDataset(4), indices=3), "indices: a list"),
+        (lambda: SubsetDataset(SyntheticDataset(4), first=-1), "no samples are chosen"),
+    ],
+)
+def test_what_is_no_data_set_is_told(make, message):
+    with pytest.raises(DataError, match=message):
+        make()

@@ -15,6 +15,8 @@ from base.errors import DataError
 from data_loader.dataset_loader import DatasetLoader
 from data_loader.image_files import ImageFolderDataset
 from data_loader.in_memory import InMemoryDataset, SyntheticDataset
+from data_loader.shard_writer import main as write_shards
+from data_loader.shards import ShardDataset
 from data_loader.transforms import RandomCutout, RandomFlip, RandomShift
 from tests.base.toy import assert_resumes
 
@@ -333,3 +335,22 @@ def test_a_transform_that_gives_something_else_is_named(transform, message):
     loader = DatasetLoader(in_memory(), 16, transforms=[transform], num_workers=0)
     with pytest.raises(DataError, match=message):
         next(loader.batches(0, 1))
+
+
+def test_links_do_not_hide_that_files_train_and_validate(folder, tmp_path):
+    (tmp_path / "linked").symlink_to(folder)
+    for file in folder.glob("*/*"):
+        link = tmp_path / "links" / file.parent.name / f"as_{file.name}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    for name in ("linked", "links"):
+        other = ImageFolderDataset(str(tmp_path / name))
+        with pytest.raises(DataError, match="60 files are both training and validation data"):
+            DatasetLoader(ImageFolderDataset(str(folder)), 16, valid_dataset=other)
+
+
+def test_the_same_shards_must_not_train_and_validate(folder, tmp_path):
+    assert write_shards(["write", str(folder), str(tmp_path / "all"), "--count", "25"]) == 0
+    one, other = (ShardDataset(str(tmp_path / name)) for name in ("all-*.tar", "all-000001.tar"))
+    with pytest.raises(DataError, match=r"25 files are both .*: all-000001.tar: 000025.png is all"):
+        DatasetLoader(one, 16, valid_dataset=other)

@@ -105,11 +105,17 @@ class TransformedDataset(Dataset[Any]):
         self.name = type(source).__name__
         self.device: torch.device | None = None  # where the data lie, if not here
         self._get_batch = find_get_batch(source)
-        for name in ("targets", "classes", "ids"):
+        for name in ("targets", "classes"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
         if hasattr(source, "shuffled_order"):
             self.shuffled_order = source.shuffled_order
+
+    @property
+    def ids(self) -> list[str]:
+        """The id of each sample; no attribute where the data set has none."""
+        ids: list[str] = self.reads_from.ids
+        return ids
 
     @property
     def uses_streams(self) -> bool:

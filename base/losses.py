@@ -78,7 +78,7 @@ class WeightedLoss:
         except Exception as error:
             given = f"output {describe(output)} and target {describe(target)}"
             text = f"loss {self.name!r} fails on {given}: {describe_error(error)}"
-            raise TrainingError(text) from error
+            raise TrainingError(f"{text}{_about_classes(target, error)}") from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")
@@ -199,3 +199,11 @@ def _check(function: Any, type_name: str, where: str) -> None:
         text = f"no optimizer trains {type_name}'s own {', '.join(trainable[:5])}: have the model"
         text += " hold what is to be trained, or freeze it with `requires_grad_(False)`"
         raise ConfigError([Problem(where, text)])
+
+
+def _about_classes(target: Any, error: Exception) -> str:
+    """Say which classes a target has where the model has too few outputs for them."""
+    if "out of bounds" not in str(error) or not isinstance(target, Tensor):
+        return ""
+    low, high = (int(x) for x in torch.aminmax(target))
+    return f" (targets are {low} to {high}: give the model one output for each class, n_classes)"

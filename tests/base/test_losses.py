@@ -591,3 +591,9 @@ class RunningTrainer(Trainer):
 
 def test_a_loss_with_a_running_mean_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert_resumes(tmp_path, trainer=RunningTrainer)
+
+
+def test_a_class_that_the_model_lacks_is_told_with_the_remedy():
+    loss = WeightedLoss("classes", F.cross_entropy)
+    with pytest.raises(TrainingError, match=r"Target 2 is out .*targets are 0 to 2.*n_classes"):
+        loss(torch.zeros(4, 2), torch.tensor([0, 1, 2, 0]))

@@ -227,7 +227,7 @@ def test_imagenets_statistics_go_by_their_name():
     torch.testing.assert_close(images.permute(0, 2, 3, 1), expected)
 
 
-@pytest.mark.parametrize("cache", ["none", "memory"])
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
 def test_a_run_that_was_cut_in_mid_epoch_ends_with_the_same_bits(folder, tmp_path, cache):
     text = f"""
 name: files

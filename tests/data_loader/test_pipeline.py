@@ -110,7 +110,7 @@ def test_images_of_unequal_shapes_are_changed_one_by_one_and_then_stacked():
     assert batch.shape == (9, 3, 5, 5)
     single = dataset.get_keyed_batch(torch.tensor([7]), 0, 0)[0]
     assert torch.equal(batch[7], single[0])
-    with pytest.raises(DataError, match=r"unequal shapes, \(3, 6, 10\) and \(3, 8, 10\)"):
+    with pytest.raises(DataError, match=r"sample 1 is \(3, 7, 10\), sample 0 \(3, 6, 10\)"):
         TransformedDataset(Ragged(), Pipeline()).get_keyed_batch(torch.arange(9), 0, 0)
 
 

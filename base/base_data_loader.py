@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_c
 
 from base.batch_reader import Batch, BatchReader, Key, raise_failure
 from base.cores import free_cores
-from base.errors import DataError
+from base.errors import DataError, nearest
 from base.replayed_loader import as_batches as as_batches
 from base.seeding import derive_generator, derive_seed, isolated_random_state
 from base.splits import divide, draw_weighted, number_repeats, sample_weights
 from base.threads import pinned, read_ahead
 from base.workers import as_it_is, leave_signals_to_the_parent, stop_workers, watched
 
+WORKERS = ("auto", "threads", "processes")
 NO_SAMPLES = torch.empty(0, dtype=torch.int64)
 
 
@@ -35,7 +36,8 @@ class BaseDataLoader:
     The validation part is read from `valid_dataset` where given: the same samples, not augmented.
     It is a share or a number of the samples, or a mapping (see `base/splits.py`); `sampling` draws
     the training samples with replacement: ``balanced``, or weights by class or by sample.
-    `num_workers` is a number or ``auto``: the free cores, where reading needs them.
+    `num_workers` is a number or ``auto``: the free cores, where reading needs them. They are
+    `workers`: ``threads``, ``processes``, or by ``auto`` what serves these data best.
     A `seed` given here stays; without one, order and split follow `set_seed`.
     """
 
@@ -57,6 +59,7 @@ class BaseDataLoader:
         *,
         valid_dataset: Dataset[Any] | None = None,
         sampling: str | Sequence[float] | None = None,
+        workers: str = "auto",
         seed: int | None = None,
         drop_last: bool = False,
         pin_memory: bool | str = "auto",
@@ -70,7 +73,10 @@ class BaseDataLoader:
         self.shuffle = shuffle
         self.validation_split = validation_split
         self.num_workers = _count_workers(num_workers)
-        self.sampling = sampling
+        if workers not in WORKERS:
+            text = f"workers: one of {', '.join(WORKERS)}, not {workers!r}"
+            raise DataError(f"{text}{nearest(str(workers), WORKERS)}")
+        self.sampling, self.workers = sampling, workers
         self.collate_fn = collate_fn
         self.drop_last = drop_last
         self.pin_memory = torch.cuda.is_available() if pin_memory == "auto" else bool(pin_memory)
@@ -117,9 +123,11 @@ class BaseDataLoader:
     def batches(self, first: int, count: int) -> Iterator[Batch]:
         """Give `count` batches from batch `first` of the endless sequence epoch 0, 1, 2, ..."""
         reader = BatchReader(self.dataset, self.collate_fn)
-        keys = self._keys(first, count, reader)
-        n_workers = 0 if reader.readers == "none" else self.num_workers
-        if n_workers and reader.readers == "threads":
+        readers = self._readers(reader)
+        n_workers = 0 if readers == "none" else self.num_workers
+        as_lists = not reader.takes_tensors or (n_workers > 0 and readers == "processes")
+        keys = self._keys(first, count, as_lists, may_repeat=reader.get_batch is None)
+        if n_workers and readers == "threads":
             ahead = n_workers * self.prefetch_factor
             read = pinned(reader.__getitems__) if self.pin_memory else reader.__getitems__
             yield from read_ahead(read, keys, n_workers, ahead, self.timeout)
@@ -171,7 +179,12 @@ class BaseDataLoader:
 
     def readers(self) -> str:
         """Return what reads: "none" (the data are in memory), "threads" or "processes"."""
-        return BatchReader(self.dataset, self.collate_fn).readers
+        return self._readers(BatchReader(self.dataset, self.collate_fn))
+
+    def _readers(self, reader: BatchReader) -> str:
+        if self.workers == "auto" or (self.workers == "threads" and reader.readers == "processes"):
+            return reader.readers  # threads share the random streams: then they cannot serve
+        return self.workers
 
     def how_read(self) -> str:
         """Say in a few words where batches come from."""
@@ -231,12 +244,11 @@ class BaseDataLoader:
             return self.dataset.shuffled_order(self._indices, generator)  # type: ignore[no-any-return]
         return self._indices[torch.randperm(self.n_samples, generator=generator)]
 
-    def _keys(self, first: int, count: int, reader: BatchReader) -> Iterator[Key]:
+    def _keys(self, first: int, count: int, as_lists: bool, may_repeat: bool) -> Iterator[Key]:
         """Give what identifies each batch; only the epochs touched are shuffled.
 
         A sample that is drawn again in an epoch gets the length added, for another random change.
         """
-        as_lists, may_repeat = not reader.takes_tensors, reader.get_batch is None
         order, order_epoch = NO_SAMPLES, -1
         for position in range(first, first + count):
             epoch, number = divmod(position, len(self))

@@ -61,15 +61,17 @@ class BatchReader:
 
     def __getitems__(self, key: Key) -> Batch | Failure:
         seed, epoch, indices = key
+        if self.takes_tensors:
+            indices = torch.as_tensor(indices)  # a list where it came to another process
         if self.get_batch is not None:
             return self._read_batch(self.get_batch, indices)
         if self.get_keyed_batch is not None and not self.dataset.uses_streams:
             return self._read_batch(self.get_keyed_batch, indices, seed, epoch)
         if get_worker_info() is not None:
-            return self._read_drawing(*key)
+            return self._read_drawing(seed, epoch, indices)
         streams = cpu_streams()  # the trainer's: its dropout must not notice the augmentation
         try:
-            return self._read_drawing(*key)
+            return self._read_drawing(seed, epoch, indices)
         finally:
             set_cpu_streams(streams)
 

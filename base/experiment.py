@@ -154,8 +154,7 @@ def make_repeatable(config: Config) -> None:
     use_threads(config)
     if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:
         torch.use_deterministic_algorithms(config["deterministic"])  # takes a second or two
-    if config["deterministic"]:
-        torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark &= not config["deterministic"]
 
 
 def build_experiment(config: Config, device: torch.device, weights: bool = True) -> Experiment:

@@ -30,6 +30,7 @@ class DigitsDataLoader(BaseDataLoader):
         num_workers: int | str = 0,
         training: bool = True,
         augment: bool = False,
+        workers: str = "auto",
     ) -> None:
         arrays = read_npz(Path(data_dir) / "digits.npz")
         is_test = torch.zeros(len(arrays["labels"]), dtype=torch.bool)
@@ -44,6 +45,7 @@ class DigitsDataLoader(BaseDataLoader):
             validation_split if training else 0,
             num_workers,
             valid_dataset=TransformedDataset(images, Pipeline(white=16)),
+            workers=workers,
         )
 
 

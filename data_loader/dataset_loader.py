@@ -46,6 +46,7 @@ class DatasetLoader(BaseDataLoader):
         sampling: `balanced`, or weights by class or by sample.
         num_workers: threads, or processes where transforms draw from the global random streams;
             `auto` takes the free cores. Data in memory need none.
+        workers: `threads` or `processes`, where `auto` chooses another than serves you.
     """
 
     def __init__(  # noqa: PLR0913
@@ -66,6 +67,7 @@ class DatasetLoader(BaseDataLoader):
         cache: str = "none",
         cache_dir: str = ".cache",
         sampling: str | Sequence[float] | None = None,
+        workers: str = "auto",
         drop_last: bool = False,
         pin_memory: bool | str = "auto",
         prefetch_factor: int = 2,
@@ -106,6 +108,7 @@ class DatasetLoader(BaseDataLoader):
             num_workers,
             valid_dataset=TransformedDataset(self._cached(held_out), self._pipelines[1], mode),
             sampling=sampling,
+            workers=workers,
             drop_last=drop_last,
             pin_memory=pin_memory,
             prefetch_factor=prefetch_factor,

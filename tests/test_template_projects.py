@@ -91,7 +91,7 @@ class Project:
     @property
     def columns(self) -> set[str]:
         with (self.run / "metrics.csv").open() as file:
-            return set(next(csv.reader(file)))
+            return {name for name in next(csv.reader(file)) if not name.startswith("time/")}
 
     @property
     def log(self) -> str:

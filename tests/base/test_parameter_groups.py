@@ -115,7 +115,6 @@ def test_a_run_with_rules_makes_the_steps_of_groups_by_hand() -> None:
         "optimizer.type=AdamW",
         "optimizer.args={lr: 0.01, weight_decay: 0.3}",
         f"optimizer.param_groups={RULES}",
-        "memory.fused=false",
     )
     twin = make().model
     twin.load_state_dict(trainer.model.state_dict())

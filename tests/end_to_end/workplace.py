@@ -14,7 +14,8 @@ seed: 7
 model: {{type: DigitsNet, args: {{width: 4, dropout: 0.3}}}}
 data_loader:
   type: DigitsDataLoader
-  args: {{data_dir: {ROOT / "data"}, batch_size: 96, validation_split: 960, augment: true}}
+  args: {{data_dir: {ROOT / "data"}, batch_size: 96, validation_split: 960, augment: true,
+         workers: processes}}
 optimizer: {{type: AdamW, args: {{lr: 0.003}}}}
 lr_scheduler: {{type: OneCycleLR, args: {{max_lr: 0.01}}, every: step}}
 loss: cross_entropy

@@ -53,14 +53,16 @@ def facts_of(trainer: BaseTrainer) -> dict[str, Any]:
 
     ``readers`` says where batches come from: ``none`` is memory, else threads or processes;
     ``num_workers``, ``cache`` and ``pin_memory`` are None where the loader has no such argument.
+    ``profiled`` are the epochs, counted from 1, whose times are a profiler's too.
     """
-    loader = trainer.train_loader
+    loader, profile = trainer.train_loader, trainer.config["profile"]
     return {
         "readers": loader.readers() if hasattr(loader, "readers") else "processes",
         "num_workers": getattr(loader, "num_workers", None),
         "cache": getattr(loader, "cache", None),
         "pin_memory": getattr(loader, "pin_memory", None),
         "prefetch": trainer.config["memory"]["prefetch"],
+        "profiled": [] if profile is None else profile["epochs"],
         "cores": usable_cores(),
         "device": trainer.device.type,
     }
@@ -108,6 +110,7 @@ def write_times(folder: Path, facts: Mapping[str, Any]) -> None:
         for row in rows:
             cells = "".join(f"{number(row[name]):10.2f}" for name in names)
             lines.append(f"{row['epoch']:>10}{cells}")
-        sums = {part: sum(number(row[f"time/{part}"]) for row in rows) for part in PARTS}
+        plain = [row for row in rows if number(row["epoch"]) not in facts["profiled"]]
+        sums = {part: sum(number(row[f"time/{part}"]) for row in plain) for part in PARTS}
         lines.append(f"\nfaster: {advice(sums, facts) or 'nothing stands out'}")
         write_whole(folder / "report" / "time.txt", ("\n".join(lines) + "\n").encode())

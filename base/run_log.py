@@ -189,12 +189,13 @@ class RunLog:
         shown = {name: value for name, value in row.items() if self._is_shown(name, rates)}
         for line in self.table.lines(shown, is_best):
             log.log(ROW, line)
-        self._advise(times)
+        if self.facts and row["epoch"] not in self.facts["profiled"]:
+            self._advise(times)
         return added
 
     def _advise(self, times: Mapping[str, float]) -> None:
         """Say once what would make epochs of a second or more faster."""
-        text = advice(times, self.facts) if self.facts else None
+        text = advice(times, self.facts)
         if text is not None and text.partition(": ")[2] != self._advised:
             self._advised = text.partition(": ")[2]
             log.info(f"faster: {text}")

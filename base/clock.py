@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PARTS = ("data", "copy", "compute", "logging")
 HIGH = 0.2  # a share of the epoch, beside the computation, that is worth a word
+LEAST_SECONDS = 1.0  # whatever takes less is quick enough
 
 
 class Clock:
@@ -51,13 +52,17 @@ def facts_of(trainer: BaseTrainer) -> dict[str, Any]:
     """Return what the advice depends on, beside the times.
 
     ``readers`` says where batches come from: ``none`` is memory, else threads or processes;
-    ``cache`` is None where the loader has no such argument.
+    ``num_workers``, ``cache`` and ``pin_memory`` are None where the loader has no such argument.
+    ``profiled`` are the epochs, counted from 1, whose times are a profiler's too.
     """
-    loader = trainer.train_loader
+    loader, profile = trainer.train_loader, trainer.config["profile"]
     return {
         "readers": loader.readers() if hasattr(loader, "readers") else "processes",
         "num_workers": getattr(loader, "num_workers", None),
         "cache": getattr(loader, "cache", None),
+        "pin_memory": getattr(loader, "pin_memory", None),
+        "prefetch": trainer.config["memory"]["prefetch"],
+        "profiled": [] if profile is None else profile["epochs"],
         "cores": usable_cores(),
         "device": trainer.device.type,
     }
@@ -71,8 +76,10 @@ def advice(seconds: Mapping[str, float], facts: Mapping[str, Any]) -> str | None
         facts: what `facts_of` gives.
     """
     total = sum(seconds.values())
-    shares = {part: seconds[part] / total for part in PARTS} if total else {}
-    if shares.get("data", 0) > HIGH:
+    if total < LEAST_SECONDS:
+        return None
+    shares = {part: seconds[part] / total for part in PARTS}
+    if shares["data"] > HIGH:
         text = f"{shares['data']:.0%} of the time is waiting for data: "
         n_workers, n_cores = facts["num_workers"], facts["cores"]
         if facts["readers"] != "none" and n_workers is not None and n_workers < n_cores:
@@ -80,16 +87,20 @@ def advice(seconds: Mapping[str, float], facts: Mapping[str, Any]) -> str | None
         if facts["cache"] == "none" and facts["readers"] != "none":
             return f"{text}set data_loader.args.cache: memory, or disk"
         return f"{text}let the data set read quicker, from memory or from smaller files"
-    if shares.get("copy", 0) > HIGH:
-        text = f"{shares['copy']:.0%} of the time is copying to the device"
-        return f"{text}: set data_loader.args.pin_memory: true and memory.prefetch: 2"
-    if shares.get("logging", 0) > HIGH:
+    if shares["copy"] > HIGH and facts["device"] == "cuda":  # elsewhere nothing copies by itself
+        text = f"{shares['copy']:.0%} of the time is copying to the device: "
+        if facts["pin_memory"] is False:
+            return f"{text}set data_loader.args.pin_memory: true"
+        if facts["prefetch"] == 0:
+            return f"{text}set memory.prefetch: 2"
+        return f"{text}let the data set give less, as images in uint8"
+    if shares["logging"] > HIGH:
         text = f"{shares['logging']:.0%} of the time is logging and saving"
         return f"{text}: raise trainer.save_every and trainer.log_every"
     return None
 
 
-def write_times(folder: Path) -> None:
+def write_times(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write each epoch's times, and the advice for all of them, into ``report/time.txt``."""
     names = [f"time/{part}" for part in PARTS]
     rows = [row for row in read_rows(folder / "metrics.csv") if row.get(names[0])]
@@ -99,4 +110,7 @@ def write_times(folder: Path) -> None:
         for row in rows:
             cells = "".join(f"{number(row[name]):10.2f}" for name in names)
             lines.append(f"{row['epoch']:>10}{cells}")
+        plain = [row for row in rows if number(row["epoch"]) not in facts["profiled"]]
+        sums = {part: sum(number(row[f"time/{part}"]) for row in plain) for part in PARTS}
+        lines.append(f"\nfaster: {advice(sums, facts) or 'nothing stands out'}")
         write_whole(folder / "report" / "time.txt", ("\n".join(lines) + "\n").encode())

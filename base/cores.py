@@ -76,6 +76,7 @@ def use_threads(config: Config) -> None:
     if config["threads"] == "auto":
         config.resolve("threads", value=min(usable_cores(), torch.get_num_threads()))
     torch.set_num_threads(config["threads"])
+    torch.get_num_threads()  # settles it: else our first operation takes what a reader's thread set
 
 
 def warn_of_load(experiment: Experiment) -> None:

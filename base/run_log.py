@@ -88,7 +88,6 @@ def _keep(config: Config, folder: Path) -> None:
 def _draw_curves(folder: Path) -> None:
     try:
         write_curves(folder)
-        write_times(folder)
     except Exception as error:  # no picture is worth a run
         log.warning("no curves in %s: %s", folder / "report", error)
 
@@ -116,7 +115,7 @@ class RunLog:
         settings: SimpleNamespace,
         resumed_at: Progress | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._folder = settings, folder
         self.table = EpochTable()
         self.last: Mapping[str, Any] = {}
         self.facts: Mapping[str, Any] = {}
@@ -190,12 +189,13 @@ class RunLog:
         shown = {name: value for name, value in row.items() if self._is_shown(name, rates)}
         for line in self.table.lines(shown, is_best):
             log.log(ROW, line)
-        self._advise(times)
+        if self.facts and row["epoch"] not in self.facts["profiled"]:
+            self._advise(times)
         return added
 
     def _advise(self, times: Mapping[str, float]) -> None:
         """Say once what would make epochs of a second or more faster."""
-        text = advice(times, self.facts) if self.facts and sum(times.values()) > 1 else None
+        text = advice(times, self.facts)
         if text is not None and text.partition(": ")[2] != self._advised:
             self._advised = text.partition(": ")[2]
             log.info(f"faster: {text}")
@@ -206,8 +206,13 @@ class RunLog:
         return not is_quiet and not is_further_rate
 
     def close(self) -> None:
-        """Write out what is pending."""
+        """Write out what is pending, and where the time went."""
         self.writers.close()
+        if self._folder is not None:
+            try:
+                write_times(self._folder, self.facts)
+            except OSError as error:  # no table is worth a run
+                log.warning("no times in %s: %s", self._folder / "report", error)
 
 
 def open_run(

@@ -27,7 +27,8 @@ def read_ahead(
     Raises:
         DataError: a batch did not come in time.
     """
-    # One core a thread. Torch takes that number for threads to come too, not for this one.
+    # One core a thread. Torch takes that number for threads to come too, and for those that have
+    # computed nothing yet; for this one `use_threads` has settled its own.
     pool = ThreadPoolExecutor(n_threads, "reader", torch.set_num_threads, (1,))
     pending: deque[Any] = deque()
     try:

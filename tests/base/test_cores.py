@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from base import cores
 from base.config import load_config
 from base.cores import OtherLoad, free_cores, usable_cores, use_threads, warn_of_load
 from base.run_log import header_facts
+from base.threads import read_ahead
 from train import main
 
 QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
@@ -130,6 +132,20 @@ def test_auto_is_the_usable_cores_but_not_more_than_torch_takes(
         config = make().config
         use_threads(config)
         assert (config["threads"], torch.get_num_threads()) == (expected, expected)
+
+
+def test_readers_leave_the_number_of_a_thread_that_has_computed_nothing_yet() -> None:
+    """A run that goes on begins so: with a number, and perhaps with images read in threads."""
+
+    config = make("threads=3").config
+
+    def begin() -> int:
+        use_threads(config)
+        assert list(read_ahead(int, iter("123"), 2, 2, seconds=0)) == [1, 2, 3]
+        return torch.get_num_threads()
+
+    with ThreadPoolExecutor(1) as fresh:
+        assert fresh.submit(begin).result() == 3
 
 
 def test_a_number_is_taken_as_it_is_and_shown_in_the_header() -> None:

@@ -1,10 +1,9 @@
 """Batches on their way to the step: what outlives a step, what is copied ahead, where time goes."""
 
 import csv
-import gc
-import time
 import weakref
 from collections import deque
+from contextlib import closing
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -12,8 +11,11 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from base import base_data_loader, threads
 from base import feed as feeding
 from base.base_data_loader import BaseDataLoader
+from base.base_trainer import BaseTrainer
+from base.batch_reader import BatchReader
 from base.clock import PARTS, Clock, advice
 from base.feed import Copies, feed
 from tests.base.toy import CPU, make, run
@@ -24,7 +26,9 @@ FACTS = {
     "num_workers": 0,
     "cores": 4,
     "cache": "none",
-    "device": "cpu",
+    "pin_memory": True,
+    "prefetch": 2,
+    "device": "cuda",
 }
 
 
@@ -50,7 +54,6 @@ class Watched(Dataset):
         return self._keep(torch.ones(len(indices), 5), torch.ones(len(indices), dtype=torch.int64))
 
     def _look(self):
-        gc.collect()
         self.alive.append([kind for kind, born in self.born if born() is not None])
 
     def _keep(self, inputs, target):
@@ -101,6 +104,59 @@ def test_nothing_of_a_step_is_alive_when_the_next_batch_is_made(in_memory, as_di
     trainer.train_epoch()
     trainer.evaluate(trainer.valid_loader, "valid")
     assert {"batch", "outputs", "loss", "graph"} <= {kind for kind, _ in trainer.watched.born}
+    assert len(trainer.watched.alive) >= 12
+    assert trainer.watched.alive == [[] for _ in trainer.watched.alive]
+
+
+class Plain(Dataset):
+    """Samples for workers to read; by threads where it says so."""
+
+    uses_streams = False
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return [torch.ones(5), torch.tensor(1)]
+
+
+class Keyed(Plain):
+    readers = "threads"
+
+    def get_keyed_batch(self, indices, seed, epoch):
+        return [torch.ones(len(indices), 5), torch.ones(len(indices), dtype=torch.int64)]
+
+
+@pytest.mark.parametrize("dataset", [Keyed(), Plain()])
+def test_nothing_of_a_step_is_alive_when_a_worker_is_asked_for_the_next(dataset, monkeypatch):
+    trainer = make("metrics=[accuracy]", trainer=Noting)
+    trainer.watched = Watched(in_memory=False, as_dict=False)
+
+    class Looking:
+        """Looks before each batch that the workers are waited for."""
+
+        def __init__(self, iterator):
+            self._inner, self._workers = iterator, iterator._workers
+
+        def __next__(self):
+            trainer.watched._look()
+            return next(self._inner)
+
+    def result(*args, wait=threads._result):
+        trainer.watched._look()
+        return wait(*args)
+
+    def watched(iterator, *args, watch=base_data_loader.watched):
+        return watch(Looking(iterator), *args)
+
+    monkeypatch.setattr(threads, "_result", result)
+    monkeypatch.setattr(base_data_loader, "watched", watched)
+    with closing(BaseDataLoader(dataset, 2, False, 0, 1)) as loader:
+        trainer.train_loader = loader
+        trainer.experiment.batches_per_epoch = 6
+        trainer.train_epoch()
+        trainer.evaluate(loader, "valid")
+    assert {"batch", "outputs", "loss", "graph"} == {kind for kind, _ in trainer.watched.born}
     assert len(trainer.watched.alive) >= 12
     assert trainer.watched.alive == [[] for _ in trainer.watched.alive]
 
@@ -157,43 +213,73 @@ def test_copies_ahead_on_a_gpu_are_the_batches_themselves():
         assert torch.equal(labels.cpu(), batches[number][1])
 
 
-def test_an_epochs_time_is_divided_into_its_parts(tmp_path):
-    """Each part is slowed down by itself, and only its own time grows."""
+class HandClock:
+    """A clock that goes on only when it is told to: a busy machine must not turn a test red."""
 
-    def times(name, **slow):
-        class Slow(Trainer):
-            def forward(self, batch):
-                time.sleep(slow.get("compute", 0))
-                return super().forward(batch)
+    def __init__(self):
+        self.now = 0.0
 
-            def save(self, *args):
-                time.sleep(slow.get("logging", 0))
-                super().save(*args)
+    def perf_counter(self):
+        return self.now
 
-        class SlowLoader(BaseDataLoader):
-            def batches(self, first, count):
-                for batch in super().batches(first, count):
-                    time.sleep(slow.get("data", 0))
-                    yield batch
+    def sleep(self, seconds):
+        self.now += seconds
 
-        def made(experiment):
-            trainer = Slow(experiment)
-            trainer.train_loader.__class__ = SlowLoader
-            return trainer
 
-        run(tmp_path / name, "trainer.save_every=1 steps", "trainer.epochs=1", trainer=made)
-        with (tmp_path / name / "metrics.csv").open() as file:
-            row = next(csv.DictReader(file))
-        found = {part: float(row[f"time/{part}"]) for part in PARTS}
-        assert sum(found.values()) == pytest.approx(float(row["seconds"]), abs=0.1)
-        return found
+@pytest.mark.parametrize(
+    ("slow", "n_times", "told"),
+    [
+        ("data", 6, "faster: 100% of the time is waiting for data: let the data set read quicker"),
+        ("copy", 6, None),  # there is nothing to set on the CPU
+        ("compute", 6, None),
+        ("logging", 5, "faster: 100% of the time is logging and saving: raise trainer.save_ever"),
+    ],
+)
+def test_an_epochs_time_goes_to_the_part_that_is_slow_and_the_advice_follows(
+    slow, n_times, told, tmp_path, monkeypatch, caplog
+):
+    """Five batches of training, one of validation; a checkpoint at each of five steps."""
+    hand = HandClock()
+    monkeypatch.setattr("base.clock.time", hand)
+    monkeypatch.setattr("base.run_log.time", hand)
 
-    plain = times("plain")
-    for part in ("data", "compute", "logging"):
-        slow = times(part, **{part: 0.05})
-        assert slow[part] - plain[part] > 0.2, part
-        others = {other: slow[other] for other in PARTS if other != part}
-        assert all(slow[part] > 2 * spent for spent in others.values()), (part, others)
+    def slowed(part, function):
+        def with_sleep(*args):
+            hand.sleep(0.5 * (part == slow))
+            return function(*args)
+
+        return with_sleep
+
+    class Slow(Trainer):
+        forward = slowed("compute", Trainer.forward)
+        save = slowed("logging", Trainer.save)
+
+    monkeypatch.setattr(BatchReader, "__getitems__", slowed("data", BatchReader.__getitems__))
+    monkeypatch.setattr(feeding, "to_device", slowed("copy", feeding.to_device))
+    with caplog.at_level("INFO", "kindling"):
+        run(tmp_path, "trainer.save_every=1 steps", "trainer.epochs=1", trainer=Slow)
+    with (tmp_path / "metrics.csv").open() as file:
+        row = next(csv.DictReader(file))
+    expected = {part: 0.5 * n_times * (part == slow) for part in PARTS}
+    assert {part: float(row[f"time/{part}"]) for part in PARTS} == expected
+    assert float(row["seconds"]) == sum(expected.values())
+    assert float(row["wait"]) == (slow == "data")
+    found = [text for text in caplog.messages if text.startswith("faster: ")]
+    assert found == [] if told is None else [text[: len(told)] for text in found] == [told]
+
+
+def test_a_profiler_is_no_reason_to_save_less_often(tmp_path, monkeypatch, caplog):
+    hand = HandClock()
+    monkeypatch.setattr("base.clock.time", hand)
+    forward = BaseTrainer.forward
+    monkeypatch.setattr(BaseTrainer, "forward", lambda *args: hand.sleep(0.5) or forward(*args))
+    monkeypatch.setattr("base.profiling._write", lambda *_: hand.sleep(3))
+    with caplog.at_level("INFO", "kindling"):
+        run(tmp_path, "profile={epochs: [2], steps: 1}")
+    assert not [text for text in caplog.messages if text.startswith("faster: ")]
+    *_, second, _, whole = (tmp_path / "report" / "time.txt").read_text().splitlines()
+    assert second.split() == ["2", "0.00", "0.00", "3.00", "3.00"]
+    assert whole == "faster: nothing stands out"
 
 
 @pytest.mark.parametrize(
@@ -204,9 +290,13 @@ def test_an_epochs_time_is_divided_into_its_parts(tmp_path):
         ((5, 0, 5, 0), {"num_workers": 4, "cache": None}, "let the data set read quicker"),
         ((5, 0, 5, 0), {"readers": "none"}, "let the data set read quicker"),
         ((5, 0, 5, 0), {"num_workers": None, "cache": None}, "let the data set read quicker"),
-        ((0, 3, 5, 0), {"device": "cuda"}, "copying to the device: set data_loader.args.pin"),
+        ((0, 3, 5, 0), {"pin_memory": False}, "38% of the time is copying to the device: set data"),
+        ((0, 3, 5, 0), {"prefetch": 0}, "copying to the device: set memory.prefetch: 2"),
+        ((0, 3, 5, 0), {}, "copying to the device: let the data set give less, as images in uint8"),
+        ((0, 3, 5, 0), {"device": "mps", "pin_memory": False}, None),
         ((0, 0, 5, 5), {}, "50% of the time is logging and saving: raise trainer.save_every"),
         ((1, 0, 9, 1), {}, None),
+        ((0.5, 0, 0.4, 0), {}, None),
         ((0, 0, 0, 0), {}, None),
     ],
 )  # fmt: skip
@@ -215,13 +305,17 @@ def test_the_advice_follows_from_the_times(seconds, facts, expected):
     assert found is None if expected is None else expected in found
 
 
-def test_the_report_has_the_times_of_each_epoch_and_a_slow_loader_is_told(tmp_path, caplog):
+def test_the_report_has_the_times_of_each_epoch_and_a_slow_loader_is_told(
+    tmp_path, monkeypatch, caplog
+):
+    hand = HandClock()
+    monkeypatch.setattr("base.clock.time", hand)
     trainer = make("trainer.verbosity=2", "trainer.epochs=2")
     batches = trainer.train_loader.batches
 
     def slow(first, count):
         for batch in batches(first, count):
-            time.sleep(0.25)
+            hand.sleep(0.25)
             yield batch
 
     trainer.train_loader.batches = slow
@@ -231,3 +325,8 @@ def test_the_report_has_the_times_of_each_epoch_and_a_slow_loader_is_told(tmp_pa
     assert len(told) == 1, "said once, not each epoch"
     assert "waiting for data" in told[0]
     assert trainer.device == CPU
+    _, _, titles, *rows, _, whole = (tmp_path / "report" / "time.txt").read_text().splitlines()
+    assert titles.split() == ["epoch", *PARTS]
+    zeros = ["0.00"] * 3
+    assert [row.split() for row in rows] == [["1", "1.25", *zeros], ["2", "1.25", *zeros]]
+    assert whole == told[0]

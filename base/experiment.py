@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -16,9 +16,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from base.base_data_loader import as_batches
 from base.base_model import check_model
-from base.batch import inputs_of
+from base.batch import inputs_of, to_device
 from base.callbacks import Callback
 from base.config import Config
 from base.cores import OtherLoad, use_threads
@@ -26,6 +25,7 @@ from base.errors import CheckpointError, ConfigError, UsageError
 from base.freezing import Freezing
 from base.initialise import InitRecord, initialise
 from base.layers import NoForward
+from base.loaders import batches_in_epoch, build_loaders
 from base.losses import build_losses
 from base.match import NoMatch
 from base.memory import check_combinations, offload_state, prepare_model
@@ -187,7 +187,8 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         loss.to(device)
     freezing = build_freezing(config, model, steps_per_epoch, total_steps)
     model.to(device)
-    memory_notes = prepare_model(model, memory, device)
+    forward = functools.partial(call_once, config, train_loader, device)
+    memory_notes = prepare_model(model, memory, device, forward)
     optimizers, schedules = {}, {}
     for name, section in optimizer_sections(config).items():
         optimizers[name] = build_optimizer(
@@ -241,13 +242,18 @@ def build_model(config: Config, train_loader: Any) -> tuple[nn.Module, list[Init
     return model, initialise(model, config["init"], find, config.problem)
 
 
+def call_once(config: Config, loader: Any, device: torch.device, model: nn.Module) -> Any:
+    """Call a model on the first batch of a loader."""
+    batch = to_device(next(loader.batches(0, 1)), device)
+    args, kwargs = inputs_of(batch, config["batch"])
+    return model(*args, **kwargs)
+
+
 def infer_shapes(config: Config, model: nn.Module, train_loader: Any) -> None:
     """Let lazy layers take their shapes from the first batch of the training data."""
     with isolated_random_state(config["seed"]), torch.no_grad(), explain_shape_errors(model):
-        batch = next(train_loader.batches(0, 1))
-        args, kwargs = inputs_of(batch, config["batch"])
         try:
-            model.eval()(*args, **kwargs)
+            call_once(config, train_loader, torch.device("cpu"), model.eval())
         except NoForward as error:
             text = f"{error}; lazy layers there take no shape from a batch: give their sizes"
             raise ConfigError([config.problem(("model",), text)]) from error
@@ -281,61 +287,6 @@ def build_freezing(
         return Freezing(model, config["freeze"], steps_per_epoch, total_steps)
     except NoMatch as error:
         raise ConfigError([config.problem(("freeze",), str(error))]) from error
-
-
-def build_loaders(config: Config) -> tuple[Any, Any]:
-    """Build the training loader and, from it or from its own section, the one for validation."""
-    seed = config["seed"]
-    loader = build("data_loader", config["data_loader"], where=config.where("data_loader"))
-    if hasattr(loader, "set_seed"):
-        loader.set_seed(seed)
-    if config["valid_data_loader"] is not None:
-        section = config["valid_data_loader"]
-        valid_loader = build("data_loader", section, where=config.where("valid_data_loader"))
-    else:
-        valid_loader = loader.split_validation() if hasattr(loader, "split_validation") else None
-    return as_batches(loader, seed), None if valid_loader is None else as_batches(
-        valid_loader, seed
-    )
-
-
-def build_test_loader(config: Config) -> Any:
-    """Build the loader of the test data: its own section, or the training one with training=False.
-
-    Raises:
-        ConfigError: the config names no test data and its loader has no ``training`` argument.
-    """
-    section = config["test_data_loader"]
-    if section is None:
-        section = config["data_loader"]
-        accepted = inspect.signature(find("data_loader", section["type"])).parameters
-        if "training" not in accepted:
-            text = f"{section['type']} has no `training` argument that would give its test data"
-            problem = config.problem(("data_loader",), f"{text}; add a test_data_loader section")
-            raise ConfigError([problem])
-        plain = {"training": False, "shuffle": False, "validation_split": 0.0, "augment": False}
-        given = {key: value for key, value in plain.items() if key in accepted}
-        section = {"type": section["type"], "args": {**section["args"], **given}}
-    loader = build("data_loader", section, where=config.where("data_loader"))
-    return as_batches(loader, config["seed"])
-
-
-def batches_in_epoch(config: Config, loader: Any) -> int:
-    """Return how many batches make an epoch.
-
-    Raises:
-        ConfigError: the loader does not know its length and the config does not say it.
-    """
-    if config["trainer"]["epoch_steps"] is not None:
-        return int(config["trainer"]["epoch_steps"] * config["memory"]["accumulate"])
-    try:
-        n_batches = len(loader)
-    except TypeError as error:
-        text = f"{error}; say how many steps make an epoch: `trainer: {{epoch_steps: 500}}`"
-        raise ConfigError([config.problem(("data_loader",), text)]) from error
-    if n_batches == 0:
-        raise ConfigError([config.problem(("data_loader",), "the loader gives no batch")])
-    return n_batches
 
 
 def build_callbacks(config: Config) -> dict[str, Callback]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from base.checkpoint import CheckpointStore, read, restore
-from base.experiment import build_test_loader
+from base.loaders import build_test_loader
 from logger.report import write_test_report
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,17 +12,26 @@ from torch.nn.modules.conv import _ConvNd
 
 from base.config.durations import parse_duration
 from base.memory.activations import checkpoint_activations
+from base.seeding import isolated_random_state
 
 
-def prepare_model(model: nn.Module, memory: Mapping[str, Any], device: torch.device) -> list[str]:
+def prepare_model(
+    model: nn.Module,
+    memory: Mapping[str, Any],
+    device: torch.device,
+    forward: Callable[[nn.Module], Any] | None = None,
+) -> list[str]:
     """Apply the options that change how the model runs; return what to tell of them.
 
     The names of its parameters stay as they are.
 
+    Args:
+        forward: calls a model on a batch; ``auto`` changes nothing without having tried.
+
     Raises:
         ConfigError: a pattern matches no module, or an option would change what is computed.
     """
-    notes = _lay_out(model, memory["channels_last"], device)
+    notes = _lay_out(model, memory["channels_last"], device, forward)
     if memory["checkpoint_activations"]:
         checkpoint_activations(model, memory["checkpoint_activations"])
     if memory["precision"] == "tf32":
@@ -36,24 +46,41 @@ def prepare_model(model: nn.Module, memory: Mapping[str, Any], device: torch.dev
     return notes
 
 
-def _lay_out(model: nn.Module, wish: bool | str, device: torch.device) -> list[str]:
+def _lay_out(
+    model: nn.Module,
+    wish: bool | str,
+    device: torch.device,
+    forward: Callable[[nn.Module], Any] | None,
+) -> list[str]:
     """Put the channels of convolutions innermost where asked for, or where it is known to help.
 
     A convolution brings its input into the layout of its weights, and what follows keeps it: the
-    batch need not be converted.
+    batch need not be converted. A model whose ``view`` wants the other layout stays as it is.
     """
-    weights = [
-        parameter
-        for module in model.modules()
-        if isinstance(module, _ConvNd)
-        for parameter in module.parameters()
-        if parameter.dim() == 4
-    ]
-    if not wish or not weights or (wish == "auto" and device.type not in ("cpu", "cuda")):
+    if not wish or not _convolution_weights(model):
         return []
-    for weight in weights:
-        weight.data = weight.data.to(memory_format=torch.channels_last)
+    if wish == "auto":
+        if device.type not in ("cpu", "cuda") or forward is None:
+            return []
+        try:
+            twin = copy.deepcopy(model).eval()  # whatever a first call changes, it changes there
+            _innermost(twin)
+            with isolated_random_state(0), torch.no_grad():
+                forward(twin)
+        except Exception:
+            return []  # if the model itself is wrong, it is told where it is called for good
+    _innermost(model)
     return [f"channels_last{' (auto)' if wish == 'auto' else ''}"]
+
+
+def _innermost(model: nn.Module) -> None:
+    for weight in _convolution_weights(model):
+        weight.data = weight.data.to(memory_format=torch.channels_last)
+
+
+def _convolution_weights(model: nn.Module) -> list[nn.Parameter]:
+    convolutions = (module for module in model.modules() if isinstance(module, _ConvNd))
+    return [p for module in convolutions for p in module.parameters() if p.dim() == 4]
 
 
 class EmptyCache:

@@ -57,7 +57,7 @@ def test_a_signal_saves_and_prints_a_command_that_goes_on(
     script = place.start("-c", "tiny.yaml", "--set", *words)
     script.wait_until(lambda: newest_step(place) >= 5)
     workers = workers_of(script)
-    assert len(workers) == n_workers
+    assert len(workers) == 2 * n_workers  # of training and of validation
     # To the whole group, as a terminal sends Ctrl-C: the workers must not die of it first.
     script.signal_group(number)
     done = script.wait()
@@ -106,7 +106,7 @@ def test_a_stop_in_validation_is_made_up_for(
 def test_a_second_ctrl_c_ends_at_once_and_leaves_no_worker(place: Workplace) -> None:
     words = ["trainer.epochs=1000", f"{WORKERS}=2", "lr_scheduler=null"]
     script = place.start("-c", "tiny.yaml", "--set", *words)
-    script.wait_until(lambda: newest_step(place) >= 2 and len(workers_of(script)) == 2)
+    script.wait_until(lambda: newest_step(place) >= 2 and len(workers_of(script)) == 4)
     workers = workers_of(script)
     script.signal_group(signal.SIGINT)
     time.sleep(0.002)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 PARTS = ("data", "copy", "compute", "logging")
 HIGH = 0.2  # a share of the epoch, beside the computation, that is worth a word
+OFTEN = 0.5  # a share of the steps
 LEAST_SECONDS = 1.0  # whatever takes less is quick enough
 
 
@@ -34,7 +35,18 @@ class Clock:
     def start(self) -> None:
         """Begin with nothing counted."""
         self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._n_steps = self._n_idle = 0
         self._last = time.perf_counter()
+
+    def end_step(self, device_is_idle: bool) -> None:
+        """Count what has passed as ``compute``, and the steps after which a GPU is out of work."""
+        self.lap("compute")
+        self._n_steps += 1
+        self._n_idle += device_is_idle
+
+    def idle_share(self) -> float:
+        """Return after which share of the steps the GPU had nothing left to do."""
+        return self._n_idle / max(self._n_steps, 1)
 
     def lap(self, part: str) -> None:
         """Count the time since the last lap as this part's."""
@@ -45,6 +57,7 @@ class Clock:
     def take(self) -> dict[str, float]:
         """Return the seconds of each part, and begin anew."""
         taken, self.seconds = self.seconds, dict.fromkeys(PARTS, 0.0)
+        self._n_steps = self._n_idle = 0
         return taken
 
 
@@ -53,7 +66,8 @@ def facts_of(trainer: BaseTrainer) -> dict[str, Any]:
 
     ``readers`` says where batches come from: ``none`` is memory, else threads or processes;
     ``num_workers``, ``cache`` and ``pin_memory`` are None where the loader has no such argument.
-    ``profiled`` are the epochs, counted from 1, whose times are a profiler's too.
+    ``profiled`` are the epochs, counted from 1, whose times are a profiler's too; ``idle`` is to be
+    the last `Clock.idle_share`.
     """
     loader, profile = trainer.train_loader, trainer.config["profile"]
     return {
@@ -62,6 +76,8 @@ def facts_of(trainer: BaseTrainer) -> dict[str, Any]:
         "cache": getattr(loader, "cache", None),
         "pin_memory": getattr(loader, "pin_memory", None),
         "prefetch": trainer.config["memory"]["prefetch"],
+        "batch_size": getattr(loader, "batch_size", None),
+        "idle": 0.0,
         "profiled": [] if profile is None else profile["epochs"],
         "cores": usable_cores(),
         "device": trainer.device.type,
@@ -97,6 +113,9 @@ def advice(seconds: Mapping[str, float], facts: Mapping[str, Any]) -> str | None
     if shares["logging"] > HIGH:
         text = f"{shares['logging']:.0%} of the time is logging and saving"
         return f"{text}: raise trainer.save_every and trainer.log_every"
+    if facts["idle"] > OFTEN and facts["batch_size"] is not None:
+        text = f"after {facts['idle']:.0%} of the steps the GPU has nothing left to do: "
+        return f"{text}raise data_loader.args.batch_size above {facts['batch_size']}"
     return None
 
 

@@ -32,10 +32,10 @@ def feed(trainer: BaseTrainer, loader: Any, first: int, count: int) -> Iterator[
         clock.lap("copy")
         if len(copied) > prefetch:
             yield copies.finish(copied.popleft())
-            clock.lap("compute")
+            clock.end_step(copies.is_out_of_work())
     while copied:
         yield copies.finish(copied.popleft())
-        clock.lap("compute")
+        clock.end_step(copies.is_out_of_work())
 
 
 class Copies:
@@ -51,6 +51,10 @@ class Copies:
     def finish(self, copied: Any) -> Any:
         """Return the batch, ready for the computation."""
         return copied
+
+    def is_out_of_work(self) -> bool:
+        """Tell, without waiting, whether a GPU has done all that it was given."""
+        return self.device.type == "cuda" and torch.cuda.current_stream(self.device).query()
 
 
 class CopiesAhead(Copies):

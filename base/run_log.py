@@ -118,7 +118,7 @@ class RunLog:
         self.settings, self._folder = settings, folder
         self.table = EpochTable()
         self.last: Mapping[str, Any] = {}
-        self.facts: Mapping[str, Any] = {}
+        self.facts: dict[str, Any] = {}
         self._advised = ""
         self._logged_at = 0
         self._started, self._samples = time.perf_counter(), 0
@@ -168,7 +168,7 @@ class RunLog:
     ) -> dict[str, float]:
         """Write the values of an epoch everywhere; return what was added to them."""
         clock.lap("compute")
-        times = clock.take()
+        idle, times = clock.idle_share(), clock.take()
         seconds = time.perf_counter() - self._started
         rates = progress.rates
         added = {
@@ -190,6 +190,7 @@ class RunLog:
         for line in self.table.lines(shown, is_best):
             log.log(ROW, line)
         if self.facts and row["epoch"] not in self.facts["profiled"]:
+            self.facts["idle"] = idle
             self._advise(times)
         return added
 

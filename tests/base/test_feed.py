@@ -1,6 +1,7 @@
 """Batches on their way to the step: what outlives a step, what is copied ahead, where time goes."""
 
 import csv
+import time
 import weakref
 from collections import deque
 from contextlib import closing
@@ -28,6 +29,8 @@ FACTS = {
     "cache": "none",
     "pin_memory": True,
     "prefetch": 2,
+    "batch_size": 32,
+    "idle": 0.1,
     "device": "cuda",
 }
 
@@ -182,6 +185,10 @@ class Noted(Copies):
         assert copied is Noted.there[0]
         return copied
 
+    def is_out_of_work(self):
+        Noted.there.popleft()  # its step is over
+        return not Noted.there
+
 
 @pytest.mark.parametrize("prefetch", [1, 2, 5])
 def test_no_more_batches_are_copied_ahead_than_the_config_says(monkeypatch, prefetch):
@@ -198,9 +205,9 @@ def test_no_more_batches_are_copied_ahead_than_the_config_says(monkeypatch, pref
     for batch in feed(trainer, loader, 3, 10):
         given.append(int(batch[0]))
         assert len(drawn) <= len(given) + prefetch
-        Noted.there.popleft()
     assert given == list(range(3, 13))
     assert Noted.most == prefetch + 1
+    assert trainer.clock.idle_share() == 1 / 10, "asked after each step"
 
 
 @pytest.mark.gpu
@@ -211,6 +218,18 @@ def test_copies_ahead_on_a_gpu_are_the_batches_themselves():
         assert images.is_cuda
         assert torch.equal((images * 2).cpu(), batches[number][0] * 2)
         assert torch.equal(labels.cpu(), batches[number][1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("size", "least", "most"), [(8, 0.8, 1.0), (8192, 0.0, 0.3)])
+def test_a_gpu_is_out_of_work_where_steps_are_small(size, least, most):
+    square = torch.rand(size, size, device="cuda")
+    torch.cuda.synchronize()
+    trainer, loader = trainer_of(lambda _, count: iter([torch.ones(2)] * count), "cuda")
+    for _ in feed(trainer, loader, 0, 20):
+        square @ square
+        time.sleep(0.001)
+    assert least <= trainer.clock.idle_share() <= most
 
 
 class HandClock:
@@ -296,6 +315,10 @@ def test_a_profiler_is_no_reason_to_save_less_often(tmp_path, monkeypatch, caplo
         ((0, 3, 5, 0), {"device": "mps", "pin_memory": False}, None),
         ((0, 0, 5, 5), {}, "50% of the time is logging and saving: raise trainer.save_every"),
         ((1, 0, 9, 1), {}, None),
+        ((0, 0, 5, 0), {"idle": 0.8}, "80% of the steps the GPU has nothing left to do: "
+         "raise data_loader.args.batch_size above 32"),
+        ((5, 0, 5, 0), {"idle": 0.8}, "waiting for data"),
+        ((0, 0, 5, 0), {"idle": 0.8, "batch_size": None}, None),
         ((0.5, 0, 0.4, 0), {}, None),
         ((0, 0, 0, 0), {}, None),
     ],
@@ -330,3 +353,19 @@ def test_the_report_has_the_times_of_each_epoch_and_a_slow_loader_is_told(
     zeros = ["0.00"] * 3
     assert [row.split() for row in rows] == [["1", "1.25", *zeros], ["2", "1.25", *zeros]]
     assert whole == told[0]
+
+
+def test_a_run_that_began_without_times_goes_on_with_them(tmp_path):
+    run(tmp_path, stop_at=6)
+    path = tmp_path / "metrics.csv"
+    with path.open() as file:
+        (first,) = csv.DictReader(file)
+    old = {name: cell for name, cell in first.items() if not name.startswith(("time/", "wait"))}
+    path.write_text(",".join(old) + "\n" + ",".join(old.values()) + "\n")
+    run(tmp_path, resume=True)
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {name: rows[0][name] for name in old} == old
+    assert [row["epoch"] for row in rows if row["time/data"]] == ["2"]
+    _, _, _, *shown, _, _ = (tmp_path / "report" / "time.txt").read_text().splitlines()
+    assert [row.split()[0] for row in shown] == ["2"]

@@ -247,7 +247,8 @@ def test_a_number_format_without_a_kernel_is_left_to_the_plain_step(
 @pytest.mark.parametrize(("wish", "is_last"), [("auto", True), ("true", True), ("false", False)])
 def test_convolutions_are_laid_out_as_asked(wish: str, is_last: bool) -> None:
     """One channel too: there the strides alone tell, and all that follows goes by them."""
-    trainer = make("model={type: LeNet}", f"memory.channels_last={wish}")
+    images = "data_loader.args.shape=[1, 28, 28]"
+    trainer = make("model={type: LeNet}", f"memory.channels_last={wish}", images)
     first, second = trainer.model.features[0], trainer.model.features[3]
     seen = first(torch.randn(2, 1, 28, 28))
     for tensor in (second.weight, seen, second(seen)):

@@ -425,7 +425,7 @@ class ScriptedUntilTest(Trainer):
 
 def test_no_test_without_being_asked(tmp_path: Path) -> None:
     run(tmp_path)
-    assert not (tmp_path / "report").exists()
+    assert not (tmp_path / "report" / "test.json").exists()
 
 
 # --- Losses that are not finite -------------------------------------------------------------------

@@ -153,7 +153,7 @@ def test_print_config_tells_where_each_value_comes_from(
         "seed: 7  # tiny.yaml:3",
         "lr: 0.1  # --set optimizer.args.lr=0.1",
         "keep: 5  # --set trainer.keep=5",
-        "epochs: 3  # tiny.yaml:12",
+        "epochs: 3  # tiny.yaml:13",
         "precision: fp32  # default",
     ):
         assert line in lines

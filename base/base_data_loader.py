@@ -173,8 +173,12 @@ class BaseDataLoader:
             self._valid.seed, self._valid._indices = seed, self._valid_indices
 
     def place_on(self, device: torch.device) -> None:
-        """Let data that lie in memory lie on the device, where they fit beside the training."""
-        if hasattr(self.dataset, "place_on") and self.dataset.place_on(device):
+        """Let data that lie in memory lie on the device, where they fit beside the training.
+
+        Not where other processes read them: what was forked cannot use the parent's GPU.
+        """
+        place = getattr(self.dataset, "place_on", None)
+        if place is not None and self.readers() == "none" and place(device):
             self.pin_memory = False
 
     def readers(self) -> str:

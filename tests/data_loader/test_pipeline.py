@@ -205,3 +205,16 @@ def test_data_that_are_no_images_pass_through():
     inputs, targets = dataset.get_keyed_batch(torch.tensor([5, 0]), 0, 0)
     assert torch.equal(inputs, rows[[5, 0]])
     assert targets.tolist() == [5, 0]
+
+
+@pytest.mark.parametrize(
+    ("transforms", "more", "is_asked"),
+    [(KEYED, {}, True), ([jitter], {}, False), (KEYED, {"workers": "processes"}, False)],
+)
+def test_data_that_other_processes_read_are_not_put_on_a_gpu(
+    monkeypatch, transforms, more, is_asked
+):
+    asked = []
+    monkeypatch.setattr(TransformedDataset, "place_on", lambda self, device: asked.append(device))
+    loader(InMemoryDataset(IMAGES, LABELS), transforms, 2, **more).place_on(torch.device("cuda"))
+    assert bool(asked) == is_asked

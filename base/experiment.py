@@ -24,6 +24,7 @@ from base.cores import OtherLoad, use_threads
 from base.errors import CheckpointError, ConfigError, UsageError
 from base.freezing import Freezing
 from base.initialise import InitRecord, initialise
+from base.late_dynamo import put_off_dynamo
 from base.layers import NoForward
 from base.loaders import batches_in_epoch, build_loaders
 from base.losses import build_losses
@@ -167,6 +168,7 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         ConfigError: arguments that do not fit what they are given to, with their place.
     """
     check_combinations(config)
+    put_off_dynamo()
     train_loader, valid_loader = build_loaders(config)
     for loader in (train_loader, valid_loader):
         getattr(loader, "place_on", lambda _: None)(device)

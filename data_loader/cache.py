@@ -79,7 +79,8 @@ class CachedImages(Dataset[tuple[Tensor, Tensor]]):
         """Return an image: uint8 (channel, height, width)."""
         index = range(len(self))[index]  # an IndexError ends a loop over a data set
         first, end = self.layout.offsets[index : index + 2].tolist()
-        return self.pixels.values[first:end].view(self.image_shape(index))
+        n_channels, height, width = self.image_shape(index)
+        return self.pixels.values[first:end].view(height, width, n_channels).permute(2, 0, 1)
 
     def image_shape(self, index: int) -> tuple[int, int, int]:
         """Return the shape of an image."""
@@ -100,7 +101,7 @@ class CachedBatches(CachedImages):
     @property
     def images(self) -> Tensor:
         """All images: uint8 (image, channel, height, width)."""
-        return self.pixels.values.view(len(self), *self.image_shape(0))
+        return _as_channels_last(self.pixels.values.view(len(self), -1), self.image_shape(0))
 
     def image(self, index: int) -> Tensor:
         """Return an image: uint8 (channel, height, width)."""
@@ -108,7 +109,14 @@ class CachedBatches(CachedImages):
 
     def get_batch(self, indices: Tensor) -> list[Tensor]:
         """Read many samples at once."""
-        return [self.images.index_select(0, indices), self.source.targets.index_select(0, indices)]
+        rows = self.pixels.values.view(len(self), -1).index_select(0, indices)
+        images = _as_channels_last(rows, self.image_shape(0))
+        return [images, self.source.targets.index_select(0, indices)]
+
+
+def _as_channels_last(rows: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    n_channels, height, width = shape
+    return rows.view(-1, height, width, n_channels).permute(0, 3, 1, 2)
 
 
 def _in_memory(source: Any, n_threads: int) -> tuple[SharedPixels, Layout]:

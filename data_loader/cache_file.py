@@ -33,7 +33,7 @@ from data_loader.pixels import Layout, SharedPixels, decode_each, read_layout, w
 
 log = logging.getLogger("kindling")
 
-FORMAT = 1
+FORMAT = 2
 MAGIC = b"kindling pixels\n"
 N_HEADER = len(MAGIC) + 16 + 32  # bytes: magic, format and number of images, checksum
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -57,7 +57,8 @@ class Pipeline:
         first = (number for number, stage in enumerate(self.stages) if isinstance(stage, _Single))
         self._n_batched = next(first, len(self.stages))
         self.has_streams = self._n_batched < len(self.stages)
-        self.is_slow = any(getattr(stage, "is_slow", False) for stage in self.stages)
+        takes_lists = [hasattr(stage, "takes_lists") for stage in self.stages]
+        self.is_slow, self.begins_with_lists = any(takes_lists), takes_lists[:1] == [True]
 
     def __call__(self, images: Images, seed: int, epoch: int, indices: Tensor) -> Tensor:
         """Return model input, float32: what each sample by itself would give, stacked."""
@@ -89,11 +90,12 @@ class Pipeline:
         shape = (-1, 1, 1) if images.dim() == 4 else (-1,)
         mean, std = (x.to(images.device).view(shape) for x in (self.mean, self.std))
         white = 1.0 if images.is_floating_point() else self.white
+        images = images.float() if images.is_floating_point() else images
         for numbers in (mean, std):
             if numbers.numel() not in (1, images.shape[1]):
                 text = f"{numbers.numel()} numbers of mean or std, but images have"
                 raise DataError(f"normalize: {text} {images.shape[1]} channels")
-        scaled = images.to(torch.float32, copy=True).mul_(1 / (white * std))
+        scaled = images * (1 / (white * std))  # float32, also of whole numbers
         return scaled.sub_(mean / std) if self.mean.any() else scaled
 
 
@@ -105,6 +107,7 @@ class TransformedDataset(Dataset[Any]):
         self.name = type(source).__name__
         self.device: torch.device | None = None  # where the data lie, if not here
         self._get_batch = find_get_batch(source)
+        self._gives_lists = pipeline.begins_with_lists and hasattr(source, "image")
         for name in ("targets", "classes"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
@@ -159,12 +162,13 @@ class TransformedDataset(Dataset[Any]):
         places = indices % len(self)
         if self.device is not None:
             places = places.to(self.device, non_blocking=True)
-        if self._get_batch is not None:
+        if self._get_batch is not None and not self._gives_lists:
             images, *rest = self._get_batch(places)
         else:
             seeds = [derive_seed(seed, "sample", epoch, index) for index in indices.tolist()]
             samples = list(map(self._sample, places.tolist(), seeds))
-            images = _stacked([image for image, *_ in samples])
+            images = [image for image, *_ in samples]
+            images = images if self.pipeline.begins_with_lists else _stacked(images)
             rest = [default_collate([sample[place] for sample in samples])
                     for place in range(1, len(samples[0]))]  # fmt: skip
         return [self.pipeline(images, seed, epoch, indices), *rest]
@@ -230,11 +234,12 @@ def _as_input(value: Any, mode: str | None, where: str) -> Tensor:
 
 def _apply(stage: Any, images: Images, draws: Draws) -> Images:
     """Apply a stage to the batch, or to each image where they are unequal."""
-    if isinstance(images, Tensor):
+    if isinstance(images, Tensor) or hasattr(stage, "takes_lists"):
         whole: Tensor = stage.batch(images, draws)
         if not isinstance(whole, Tensor) or len(whole) != len(images):
             found = tuple(whole.shape) if isinstance(whole, Tensor) else f"a {type(whole).__name__}"
-            text = f"{type(stage).__name__} was given images {tuple(images.shape)} and gave {found}"
+            given = (len(images), *images[0].shape)
+            text = f"{type(stage).__name__} was given images {given} and gave {found}"
             raise DataError(f"{text}; `batch` returns all of them, as a tensor")
         return whole
     parts = [draws.sample(number) for number in range(len(images))]

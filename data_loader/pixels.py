@@ -1,4 +1,7 @@
-"""Pixels of many images, one after the other in a file, which all processes read in place."""
+"""Pixels of many images, one after the other in a file, which all processes read in place.
+
+Those of one image lie as decoders give them and resizing is quickest with: by row, column, channel.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ def decode_each(
         if image.dtype != torch.uint8 or tuple(image.shape) != expected:
             found = f"{image.dtype} {tuple(image.shape)}, not uint8 {expected} as its header says"
             raise DataError(f"{source.place(index)}: decodes to {found}; it cannot be cached")
-        return index, image.contiguous().flatten().numpy()
+        return index, image.permute(1, 2, 0).contiguous().flatten().numpy()
 
     return read_each(decode, range(first, len(source)), n_threads, "caching images")
 

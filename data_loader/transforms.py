@@ -93,7 +93,7 @@ class _ResizedCrop(KeyedTransform):
     """Cut out a part of random area and shape and bring it to `size`: torchvision's, by key."""
 
     N_TRIES = 10
-    is_slow = True  # one image after the other, and worth threads where the data are in memory
+    takes_lists = True  # of unequal images, and is worth threads where the data are in memory
 
     def __init__(
         self,
@@ -104,15 +104,12 @@ class _ResizedCrop(KeyedTransform):
     ) -> None:
         self.size, self.scale, self.ratio, self.resize = list(size), scale, ratio, resize
 
-    def batch(self, images: Tensor, draws: Draws) -> Tensor:
-        height, width = images.shape[-2:]
-        boxes = [
-            self._box([numbers[i : i + 4] for i in range(0, 4 * self.N_TRIES, 4)], height, width)
-            for numbers in draws.numbers(4 * self.N_TRIES)
-        ]
-        return torch.stack(
-            [self.resize(image, *box) for image, box in zip(images, boxes, strict=True)]
-        )
+    def batch(self, images: Tensor | Sequence[Tensor], draws: Draws) -> Tensor:
+        crops = []
+        for image, numbers in zip(images, draws.numbers(4 * self.N_TRIES), strict=True):
+            tries = [numbers[i : i + 4] for i in range(0, 4 * self.N_TRIES, 4)]
+            crops.append(self.resize(image, *self._box(tries, *image.shape[-2:])))
+        return torch.stack(crops)
 
     def _box(self, tries: list[list[float]], height: int, width: int) -> tuple[int, int, int, int]:
         """Return top, left, height and width of the first try that fits, else the largest part."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, final
 
@@ -18,7 +18,7 @@ from base.checkpoint import CheckpointStore
 from base.clock import Clock
 from base.experiment import Experiment
 from base.feed import feed
-from base.memory import EmptyCache, FiniteWatch, Precision, offload_activations
+from base.memory import NOTHING, EmptyCache, FiniteWatch, Precision, offload_activations
 from base.optim import learning_rates
 from base.run_log import RunLog, open_run, refuse_nonfinite, tell_end
 from base.seeding import derive_seed, isolated_random_state
@@ -233,11 +233,11 @@ class BaseTrainer:
                 self.capture.start(self.progress.step + 1)
                 is_first, parts = self.progress.batches_total == 0, []
                 for part, n_samples in self.window.parts(batch):
-                    guard = guard_first_batch(self.model) if is_first else nullcontext()
+                    guard = guard_first_batch(self.model) if is_first else NOTHING
                     with self.precision.autocast(), self.offload(), guard:
                         parts.append((detach(self.train_step(part)), n_samples))
                     self.meters.update(*parts[-1])
-                self.progress.advance(count_samples(batch))
+                self.progress.advance(sum(n_samples for _, n_samples in parts))
                 self.run_log.last = values = mean_of(parts)
                 del batch, part  # nothing of a step lives on beside the next batch
                 bar.update()
@@ -288,7 +288,7 @@ class BaseTrainer:
         for metric in self.valid_metrics.values():
             metric.reset()
         seed = derive_seed(self.config["seed"], phase, self.progress.epoch)
-        averaged = nullcontext() if self.ema is None else self.ema.swapped_in()
+        averaged = NOTHING if self.ema is None else self.ema.swapped_in()
         self.model.eval()
         with isolated_random_state(seed), averaged, torch.inference_mode():
             for batch in feed(self, loader, 0, count):

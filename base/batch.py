@@ -28,11 +28,11 @@ def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
     """
     if rules["inputs"] is not None:
         return [_item(batch, key, "batch.inputs") for key in rules["inputs"]], {}
+    if isinstance(batch, (list, tuple)) and len(batch) > 1:
+        return list(batch[:-1]), {}
     if isinstance(batch, Mapping):
         target = _target_name(batch, rules)
         return [], {name: value for name, value in batch.items() if name != target}
-    if isinstance(batch, (list, tuple)) and len(batch) > 1:
-        return list(batch[:-1]), {}
     return [batch[0] if isinstance(batch, (list, tuple)) else batch], {}
 
 
@@ -40,9 +40,9 @@ def target_of(batch: Any, rules: Rules) -> Any:
     """Return the target of a batch; a lone tensor is its own (an autoencoder)."""
     if rules["target"] is not None:
         return _item(batch, rules["target"], "batch.target")
-    if isinstance(batch, Mapping):
-        return batch[_target_name(batch, rules)]
-    return batch[-1] if isinstance(batch, (list, tuple)) else batch
+    if isinstance(batch, (list, tuple)):
+        return batch[-1]
+    return batch[_target_name(batch, rules)] if isinstance(batch, Mapping) else batch
 
 
 def _target_name(batch: Mapping[str, Any], rules: Rules) -> str:
@@ -98,8 +98,13 @@ def in_full_precision(value: Any) -> Any:
 
 def count_samples(batch: Any) -> int:
     """Return the size of the first dimension of the first tensor in a batch, or 1."""
-    first = next(tensors_in(batch), None)
-    return 1 if first is None else len(first)
+    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], Tensor):
+        first: Tensor | None = batch[0]  # by far the most common, and asked for at each step
+    else:
+        first = batch if isinstance(batch, Tensor) else None
+    if first is None or not first.dim():
+        first = next(tensors_in(batch), None)
+    return 1 if first is None else first.shape[0]
 
 
 def cut(batch: Any, begin: int, end: int, n_samples: int) -> Any:

@@ -61,8 +61,8 @@ class BatchReader:
 
     def __getitems__(self, key: Key) -> Batch | Failure:
         seed, epoch, indices = key
-        if self.takes_tensors:
-            indices = torch.as_tensor(indices)  # a list where it came to another process
+        if self.takes_tensors and not isinstance(indices, Tensor):
+            indices = torch.as_tensor(indices)  # a list came to another process
         if self.get_batch is not None:
             return self._read_batch(self.get_batch, indices)
         if self.get_keyed_batch is not None and not self.dataset.uses_streams:

@@ -42,11 +42,11 @@ class Copies:
     """Bring batches to the device, each in its turn."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.kind = device, device.type
 
     def begin(self, batch: Any) -> Any:
         """Begin to copy; return what `finish` takes."""
-        return to_device(batch, self.device)
+        return batch if self.kind == "cpu" else to_device(batch, self.device)
 
     def finish(self, copied: Any) -> Any:
         """Return the batch, ready for the computation."""
@@ -54,7 +54,7 @@ class Copies:
 
     def is_out_of_work(self) -> bool:
         """Tell, without waiting, whether a GPU has done all that it was given."""
-        return self.device.type == "cuda" and torch.cuda.current_stream(self.device).query()
+        return self.kind == "cuda" and torch.cuda.current_stream(self.device).query()
 
 
 class CopiesAhead(Copies):

@@ -79,14 +79,16 @@ class WeightedLoss:
             given = f"output {describe(output)} and target {describe(target)}"
             text = f"loss {self.name!r} fails on {given}: {describe_error(error)}"
             raise TrainingError(f"{text}{_about_classes(target, error)}") from error
+        if isinstance(value, Tensor) and not value.dim():
+            return value
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")
-        return value if value.dim() == 0 else value.reshape(())  # it would add to the graph
+        return value.reshape(())  # which adds to the graph
 
     def _in_full_precision(self, *args: Any) -> Any:
         """Call the function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
-        first = next(tensors_in(args), None)
+        first = args[0] if isinstance(args[0], Tensor) else next(tensors_in(args), None)
         if first is None or not torch.is_autocast_enabled(first.device.type):
             return self.function(*args)
         with torch.autocast(first.device.type, enabled=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from base.config.durations import parse_duration
 from base.errors import TrainingError, nearest
 from base.experiment import Experiment, optimizer_sections
 from base.losses import WeightedLoss
-from base.memory import Precision, StepInBackward
+from base.memory import NOTHING, Precision, StepInBackward
 from base.run_log import refuse_nonfinite
 from base.values import with_total
 
@@ -93,7 +93,7 @@ class Stepper:
             TrainingError: the loss is not finite; after the pass it would be too late to say so.
         """
         if self.in_backward is None or not trainer.window.is_full:
-            return nullcontext()
+            return NOTHING
         refuse_nonfinite(trainer)
         return self.in_backward.armed()
 

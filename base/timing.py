@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from base.batch import count_samples, cut
@@ -30,16 +30,20 @@ class Window:
         self.size = min(self.accumulate, count - number + position)
         self.divisor, self.is_full = self.size, position == self.size - 1
 
-    def parts(self, batch: Any) -> Iterator[tuple[Any, int]]:
+    def parts(self, batch: Any) -> Iterable[tuple[Any, int]]:
         """Give the batch in parts, with the samples of each; a part weighs by its samples."""
-        n_samples, is_last = count_samples(batch), self.is_full
-        length = self.micro_batch or n_samples
-        for begin in range(0, max(n_samples, 1), length):
+        n_samples = count_samples(batch)
+        if self.micro_batch is None or self.micro_batch >= n_samples:
+            return ((batch, n_samples),)
+        return self._cut(batch, n_samples, self.micro_batch)
+
+    def _cut(self, batch: Any, n_samples: int, length: int) -> Iterator[tuple[Any, int]]:
+        is_last = self.is_full
+        for begin in range(0, n_samples, length):
             end = min(begin + length, n_samples)
-            part = batch if end - begin == n_samples else cut(batch, begin, end, n_samples)
-            self.divisor = self.size * n_samples / max(end - begin, 1)
+            self.divisor = self.size * n_samples / (end - begin)
             self.is_full = is_last and end == n_samples
-            yield part, end - begin
+            yield cut(batch, begin, end, n_samples), end - begin
 
 
 class Every:

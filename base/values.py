@@ -58,10 +58,10 @@ def detach(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
 
 
-def mean_of(parts: Sequence[tuple[Mapping[str, Any], int]]) -> dict[str, Any]:
+def mean_of(parts: Sequence[tuple[dict[str, Any], int]]) -> dict[str, Any]:
     """Return a batch's values from those of its parts, each the mean of so many samples."""
     if len(parts) == 1:
-        return dict(parts[0][0])
+        return parts[0][0]
     totals: dict[str, tuple[Any, int]] = {}
     for values, n_samples in parts:
         for name, value in values.items():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Meters:
-    """Keep the weighted mean of each named value, summed on the device where the value lives.
+    """Keep the weighted mean of each named value, summed on the accelerator where the value lives.
 
     meters.update({"loss": loss, "accuracy": 0.5}, n=len(target))
     meters.compute()  # {"loss": 0.6931, "accuracy": 0.5}
@@ -28,13 +28,14 @@ class Meters:
     def update(self, values: Mapping[str, Tensor | float], n: int = 1) -> None:
         """Add one value a name, each the mean of `n` samples."""
         for name, value in values.items():
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not is_at_hand(value, self.device):
                 total = self._tensors.get(name)
                 if total is None or value.dim() or total.device != value.device:
                     total, value = self._prepare(name, value)
                 total.add_(value.detach(), alpha=n)
             else:
-                self._numbers[name] = self._numbers.get(name, 0.0) + float(value) * n
+                number = _number(name, value) if isinstance(value, Tensor) else float(value)
+                self._numbers[name] = self._numbers.get(name, 0.0) + number * n
             self._counts[name] = self._counts.get(name, 0) + n
 
     def compute(self) -> dict[str, float]:
@@ -64,8 +65,7 @@ class Meters:
 
     def _prepare(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum and the value, both without dimensions and on one device."""
-        if value.numel() != 1:
-            raise ValueError(f"{name}: one number was expected, found shape {tuple(value.shape)}")
+        _refuse_many(name, value)
         total = self._tensors.get(name)
         # A sum goes to an accelerator once and stays: coming back would be a wait.
         stays = total is not None and total.device.type != "cpu"
@@ -75,3 +75,20 @@ class Meters:
             total = torch.zeros((), dtype=kind) if total is None else total
             self._tensors[name] = total = total.to(device, kind)
         return total, value.detach().reshape(()).to(device, non_blocking=True)
+
+
+def is_at_hand(value: Tensor, device: torch.device | None) -> bool:
+    """Tell whether a number can be read without a wait, and its sum is not kept elsewhere."""
+    return value.is_cpu and (device is None or device.type == "cpu")
+
+
+def _number(name: str, value: Tensor) -> float:
+    """Return a number that lies on the CPU, where nothing is waited for."""
+    if value.dim():
+        _refuse_many(name, value)
+    return float(value.item())
+
+
+def _refuse_many(name: str, value: Tensor) -> None:
+    if value.numel() != 1:
+        raise ValueError(f"{name}: one number was expected, found shape {tuple(value.shape)}")

@@ -4,9 +4,10 @@ from base.memory.activations import checkpoint_activations, offload_activations
 from base.memory.combinations import check_combinations
 from base.memory.model import EmptyCache, prepare_model
 from base.memory.optimizer import StepInBackward, offload_state
-from base.memory.precision import FiniteWatch, Precision
+from base.memory.precision import NOTHING, FiniteWatch, Precision
 
 __all__ = [
+    "NOTHING",
     "EmptyCache",
     "FiniteWatch",
     "Precision",

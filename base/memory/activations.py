@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from base.errors import ConfigError, Problem, TrainingError
 from base.match import NoMatch, match_modules
+from base.memory.precision import NOTHING
 
 WHERE = "memory.checkpoint_activations"
 
@@ -91,7 +92,7 @@ def offload_activations(
 ) -> Callable[[], AbstractContextManager[Any]]:
     """Return what makes the context of a training step: on the CPU there is nothing to move."""
     if not is_wanted or device.type == "cpu":
-        return nullcontext
+        return lambda: NOTHING
     return functools.partial(OffloadedActivations, device)
 
 

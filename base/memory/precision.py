@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NOTHING = nullcontext()
 REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -22,6 +23,7 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.device = device
+        self._reduced = REDUCED.get(name)
 
     def make_scaler(self) -> torch.amp.GradScaler:
         """Return a loss scaler; it does nothing unless the precision is fp16."""
@@ -29,15 +31,13 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which forward and losses are computed."""
-        if self.name in REDUCED:
-            return torch.autocast(self.device.type, dtype=REDUCED[self.name])
-        return nullcontext()
+        if self._reduced is None:
+            return NOTHING
+        return torch.autocast(self.device.type, dtype=self._reduced)
 
     def full(self) -> AbstractContextManager[Any]:
         """Return the context for what autocast must not touch: the backward pass."""
-        if self.name in REDUCED:
-            return torch.autocast(self.device.type, enabled=False)
-        return nullcontext()
+        return NOTHING if self._reduced is None else torch.autocast(self.device.type, enabled=False)
 
 
 class FiniteWatch:
@@ -54,9 +54,8 @@ class FiniteWatch:
 
     def watch(self, loss: Tensor) -> None:
         """Take note of a loss that is about to be minimised."""
-        loss = loss.detach()
-        if loss.device.type == "cuda":
-            flag = torch.isfinite(loss).to("cpu", non_blocking=True)
+        if loss.is_cuda:
+            flag = torch.isfinite(loss.detach()).to("cpu", non_blocking=True)
             event = torch.cuda.Event()
             event.record()
             self._pending.append((flag, event))

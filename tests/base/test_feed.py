@@ -274,7 +274,7 @@ def test_an_epochs_time_goes_to_the_part_that_is_slow_and_the_advice_follows(
         save = slowed("logging", Trainer.save)
 
     monkeypatch.setattr(BatchReader, "__getitems__", slowed("data", BatchReader.__getitems__))
-    monkeypatch.setattr(feeding, "to_device", slowed("copy", feeding.to_device))
+    monkeypatch.setattr(feeding.Copies, "begin", slowed("copy", feeding.Copies.begin))
     with caplog.at_level("INFO", "kindling"):
         run(tmp_path, "trainer.save_every=1 steps", "trainer.epochs=1", trainer=Slow)
     with (tmp_path / "metrics.csv").open() as file:

@@ -24,6 +24,7 @@ from base.errors import ConfigError, DataError, TrainingError
 from base.inspection import check
 from base.registry import DATA_LOADERS, LOSSES, MODELS
 from base.test_phase import choose_checkpoint
+from logger.meters import Meters
 from trainer.trainer import Trainer
 
 APART = (
@@ -681,6 +682,7 @@ def test_nothing_waits_for_the_device_in_a_step(k: int, monkeypatch: pytest.Monk
     trainer.progress.start_next_epoch()
     watched: list[Tensor] = []
     monkeypatch.setattr(trainer.finite, "watch", watched.append)  # on the CPU it looks at once
+    monkeypatch.setattr(trainer, "meters", Meters("meta"))  # on the CPU they look at once as well
     monkeypatch.setattr("base.base_trainer.summarise", lambda *_: {})
     with Waits() as waits:
         float(torch.ones(()))

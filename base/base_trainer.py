@@ -262,6 +262,8 @@ class BaseTrainer:
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():
             callback.on_step_end(self)
+        if self.store is not None:
+            self.store.check()  # of a checkpoint that is written meanwhile
         if self.signals.save or self.save_every.is_due_at_step(self.progress.step):
             self.signals.save = False
             self.save()

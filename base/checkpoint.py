@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from base.background_save import Background, Snapshot
 from base.errors import CheckpointError
+from base.manifest import sealed
 from base.restore import load_weights, restore
 from base.run_folder import must_exist
 from base.state_file import plain_copy, read_state, sync_folder, write_bytes, write_state
@@ -44,8 +45,11 @@ STEP = re.compile(r"step-(\d{8,})(~?)")
 class CheckpointStore:
     """The checkpoints of one run: writes, finds and prunes them."""
 
-    def __init__(self, folder: Path | str, keep: int = 3) -> None:
+    def __init__(self, folder: Path | str, keep: int = 3, in_background: bool = False) -> None:
+        """With ``in_background`` a thread writes, one checkpoint at a time, what `save` copies."""
         assert keep >= 2, "one checkpoint is not enough: it may be the damaged one"
+        self.snapshot = Snapshot() if in_background else None
+        self.background = Background()
         self.folder = Path(folder)
         self.keep = keep
         self._protected: set[Path] = set()
@@ -82,11 +86,14 @@ class CheckpointStore:
         is_best: bool,
         facts: Mapping[str, Any],
     ) -> Path:
-        """Write one checkpoint and return its folder; on an error the older ones are untouched."""
+        """Write one checkpoint and return its folder; on an error the older ones are untouched.
+
+        In the background, the error comes from a later call of `check`, `wait` or this function.
+        """
+        self.wait()
         storages: dict[int, int] = {}
         state = plain_copy(state, "state", storages)
         path = self.folder / f"step-{step:08d}"
-        temporary = self.folder / f".tmp-{step:08d}-{secrets.token_hex(4)}"
         if not metrics and (earlier := _manifest_or_none(path)):
             # The same step again, as on a signal: what was known of it stays known.
             metrics, is_best = earlier["metrics"], is_best or earlier["is_best"]
@@ -101,13 +108,34 @@ class CheckpointStore:
             "is_best": bool(is_best),
             "facts": dict(facts),
         }
+        n_bytes = sum(storages.values())
+        if self.snapshot is None:
+            self._write(path, state, manifest, n_bytes)
+        else:
+            copied = self.snapshot.take(state)
+            self.background.start(partial(self._write, path, copied, manifest, n_bytes))
+        return path
+
+    def check(self) -> None:
+        """Raise the error of a checkpoint that was written in the background, if it is known."""
+        self.background.check()
+
+    def wait(self) -> None:
+        """Wait until what `save` was given is on the disk, or raise why it is not."""
+        self.background.wait()
+
+    def _write(
+        self, path: Path, state: dict[str, Any], manifest: dict[str, Any], n_bytes: int
+    ) -> None:
+        step = manifest["step"]
+        temporary = self.folder / f".tmp-{step:08d}-{secrets.token_hex(4)}"
         try:
             if not self.folder.exists():
                 self.folder.mkdir()
-            self._check_space(sum(storages.values()))
+            self._check_space(n_bytes)
             temporary.mkdir()
             manifest["files"] = {STATE: write_state(temporary / STATE, state)}
-            write_bytes(temporary / MANIFEST, _sealed({**manifest, "complete": True}))
+            write_bytes(temporary / MANIFEST, sealed({**manifest, "complete": True}))
             sync_folder(temporary)
             self._commit(temporary, path)
         except BaseException as error:
@@ -115,11 +143,10 @@ class CheckpointStore:
             if not isinstance(error, Exception):
                 raise
             raise CheckpointError(
-                f"{path}: checkpoint not written: {_why(error)}; {sum(storages.values())} bytes "
+                f"{path}: checkpoint not written: {_why(error)}; {n_bytes} bytes "
                 f"needed, {_free(self.folder)} free; the checkpoints before it are untouched"
             ) from error
-        self._tidy(path, step, is_best)
-        return path
+        self._tidy(path, step, manifest["is_best"])
 
     def _check_space(self, n_bytes: int) -> None:
         """Fail before writing, with some room for the file's own tables."""
@@ -202,7 +229,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     try:
         content = (folder / MANIFEST).read_bytes()
         manifest: dict[str, Any] = json.loads(content)
-        if _sealed(manifest) != content or manifest["complete"] is not True:
+        if sealed(manifest) != content or manifest["complete"] is not True:
             raise CheckpointError("its manifest is damaged")
         version = manifest["format"]
         if version > FORMAT:
@@ -258,22 +285,6 @@ def _read_checkpoint(folder: Path) -> dict[str, Any]:
 
 class _NewerFormatError(CheckpointError):
     """A whole checkpoint of a later version: not damaged, so never passed over."""
-
-
-def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    """Return a manifest as JSON with a checksum of the rest of it."""
-    content = _json_ready({key: item for key, item in manifest.items() if key != "checksum"})
-    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return json.dumps({**content, "checksum": checksum}, indent=2).encode() + b"\n"
-
-
-def _json_ready(value: Any) -> Any:
-    """Replace the floats that JSON lacks (nan, inf) by their names."""
-    if isinstance(value, Mapping):
-        return {str(key): _json_ready(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_json_ready(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _manifest_or_none(folder: Path) -> dict[str, Any] | None:

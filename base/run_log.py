@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from base.audit import audit, short_table, write_csv
+from base.background_save import in_background
 from base.checkpoint import CheckpointStore, read, restore
 from base.clock import Clock, advice, facts_of, write_times
 from base.config import Config, load_config
@@ -221,7 +222,13 @@ def open_run(
 ) -> None:
     """Make ready to write, restore the state, and see that all is closed in the end."""
     if folder is not None:
-        trainer.store = CheckpointStore(folder / "checkpoints", keep=trainer.settings.keep)
+        settings = trainer.settings
+        trainer.store = CheckpointStore(
+            folder / "checkpoints",
+            settings.keep,
+            in_background(settings.async_save, trainer.device),
+        )
+        stack.callback(trainer.store.wait)
         trainer.store.sweep()
         trainer.store.probe()
         keep_split(folder / "split.csv", trainer.train_loader, trainer.valid_loader)
@@ -281,6 +288,8 @@ def _finished_message(trainer: BaseTrainer) -> str:
 
 def tell_end(trainer: BaseTrainer, folder: Path | None) -> None:
     """Log which epoch was best, and how to test it."""
+    if trainer.store is not None:
+        trainer.store.wait()
     monitor = trainer.monitor
     if monitor.best_epoch:
         value = format_value(monitor.key, monitor.best)

@@ -252,6 +252,7 @@ TRAINER = Section(
         "save_dir": Key(TEXT, "saved", "Folder of all runs."),
         "save_every": Key(DURATION, "1 epoch", "Time between two checkpoints."),
         "keep": Key(whole(2), 3, "Last checkpoints to keep, beside the best."),
+        "async_save": Key(AUTO, "auto", "Write checkpoints beside the training; auto: on a GPU."),
         "validate_every": Key(COUNT, 1, "Epochs between two validations."),
         "log_every": Key(DURATION, "50 steps", "Time between two entries in the logs."),
         "backward": Key(

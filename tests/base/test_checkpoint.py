@@ -323,7 +323,7 @@ def test_paths_that_hold_no_checkpoint_say_so(store, tmp_path):
 def write_manifest(path: Path, **changes) -> None:
     """Change a manifest and seal it again."""
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_bytes(checkpoint._sealed({**manifest, **changes}))
+    (path / "manifest.json").write_bytes(checkpoint.sealed({**manifest, **changes}))
 
 
 def forge(path: Path, content: bytes) -> Path:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils.flop_counter import FlopCounterMode
 
 from base.seeding import isolated_random_state
 
@@ -132,6 +131,8 @@ class _Record:
     """Hooks that note each call and what was computed in it, and the rows that come of this."""
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import FlopCounterMode  # takes a while: not for each run
+
         self.counter = FlopCounterMode(display=False, custom_mapping=_FUSED)
         self.calls: dict[int, LayerRow] = {}  # by the order in which they began
         self.running: list[list[int]] = []  # (order, flops before it, flops of calls inside it)

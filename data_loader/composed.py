@@ -22,7 +22,8 @@ OFFERED = ("targets", "classes", "ids", "files", "place", "image", "image_shape"
 class _Composed(Dataset[Any]):
     """Samples of other data sets, each found by the number of its part and its index in that.
 
-    What all parts offer is offered, too: OFFERED, and get_batch where it gives equal shapes.
+    What all parts offer is offered, too: OFFERED, shuffled_order, and get_batch where it gives
+    equal shapes.
     """
 
     def __init__(self, parts: list[Any], numbers: Tensor, indices: Tensor) -> None:
@@ -34,6 +35,8 @@ class _Composed(Dataset[Any]):
             first = [part.get_batch(torch.tensor([0])) for part in parts]
             if len({str([(each.shape, each.dtype) for each in batch]) for batch in first}) == 1:
                 self.get_batch = self._get_batch
+        if _all_have(parts, "shuffled_order"):
+            self.shuffled_order = self._shuffled_order
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -56,6 +59,21 @@ class _Composed(Dataset[Any]):
         ]
         back = order.argsort()
         return [torch.cat(each)[back] for each in zip(*batches, strict=True)]
+
+    def _shuffled_order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the order in which an epoch reads these samples, each part in an order of its own.
+
+        Which part comes next is drawn, so that they mix, and each is read in one pass.
+        """
+        numbers = self._numbers[indices]
+        mixed = numbers[torch.randperm(len(numbers), generator=generator)]
+        order = torch.empty_like(indices)
+        for number in numbers.unique().tolist():
+            own = indices[numbers == number]
+            inner, places = self._indices[own].sort()
+            sequence = self.parts[number].shuffled_order(inner, generator)
+            order[mixed == number] = own[places[torch.searchsorted(inner, sequence)]]
+        return order
 
     def _joined(self, name: str) -> Any:
         """Return one of what is offered, made of that of each part."""

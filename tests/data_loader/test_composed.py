@@ -1,5 +1,6 @@
 """Joined data sets, and parts of one, offer what those they are made of offer."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -154,3 +155,41 @@ def test_a_choice_that_is_none_is_told(folder):
 def test_what_is_no_data_set_is_told(make, message):
     with pytest.raises(DataError, match=message):
         make()
+
+
+class OneAfterTheOther(Dataset):
+    """Is read in one pass, as shards are: its shuffled order goes through blocks of four."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.targets = n, torch.arange(n)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int):
+        return torch.zeros(1), index
+
+    def shuffled_order(self, indices, generator):
+        blocks = torch.randperm(self.n // 4 + 1, generator=generator)
+        return indices[blocks[indices // 4].argsort(stable=True)]
+
+
+def test_an_order_of_reading_outlives_joining_and_choosing():
+    parts = [OneAfterTheOther(40), OneAfterTheOther(24)]
+    joined = ConcatenatedDataset([SubsetDataset(parts[0], indices=[*range(39, 3, -1)]), parts[1]])
+    wanted = torch.arange(0, 60, 2)
+    order = joined.shuffled_order(wanted, torch.Generator().manual_seed(1))
+    assert sorted(order.tolist()) == wanted.tolist()
+    again = joined.shuffled_order(wanted, torch.Generator().manual_seed(1))
+    assert torch.equal(order, again)
+    assert not torch.equal(order, joined.shuffled_order(wanted, torch.Generator().manual_seed(2)))
+    for number in (0, 1):  # each part is left and begun a block at a time
+        blocks = [joined[index][1] // 4 for index in order.tolist() if (index >= 36) == number]
+        assert sum(a != b for a, b in itertools.pairwise(blocks)) == len(set(blocks)) - 1
+    sides = [index >= 36 for index in order.tolist()]
+    assert sum(a != b for a, b in itertools.pairwise(sides)) > 4, "the parts mix"
+
+
+def test_there_is_no_order_of_reading_where_one_part_has_none():
+    parts = [OneAfterTheOther(8), InMemoryDataset(torch.zeros(8, 1), torch.arange(8))]
+    assert not hasattr(ConcatenatedDataset(parts), "shuffled_order")

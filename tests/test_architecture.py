@@ -194,7 +194,7 @@ def test_a_file_fits_in_350_lines() -> None:
 
 # Lines of code, without blanks, comments and docstrings; see docs/decisions/0006.
 def test_the_engine_stays_under_its_budget() -> None:
-    assert sum(n_code_lines(path) for path in files_of("base")) < 8600
+    assert sum(n_code_lines(path) for path in files_of("base")) < 8800
 
 
 @pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project may grow as it likes")

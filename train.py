@@ -23,7 +23,9 @@ def main(arguments: Sequence[str]) -> int:
     from base.names import build, check_names
     from base.run_log import open_folder
     from base.seeding import seed_everything
+    from logger.console import setup_logging
 
+    setup_logging(None, config["trainer"]["verbosity"])
     with config.placed():  # errors then say where in the file
         check_names(config)
         device = choose_device(options.device or config["device"])

@@ -21,8 +21,8 @@ Key = tuple[int, int, Any]  # seed, epoch, indices into the data set (a tensor o
 class Failure:
     """An error on its way from the reader, which may be in a worker, to the loop."""
 
-    def __init__(self, what: str, error: Exception) -> None:
-        self.message = f"{what}: {error}"
+    def __init__(self, what: str, error: Exception, is_of_many: bool = False) -> None:
+        self.message = f"{error} ({what})" if is_of_many else f"{what}: {error}"
         if not isinstance(error, DataError):  # which says itself where and what
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}:{frame.lineno}"
@@ -79,7 +79,8 @@ class BatchReader:
         try:
             return read(indices, *args)
         except Exception as error:
-            return Failure(f"cannot read samples {_few(indices.tolist())} of {self.name}", error)
+            few = _few(indices.tolist())
+            return Failure(f"cannot read samples {few} of {self.name}", error, is_of_many=True)
 
     def _read_drawing(self, seed: int, epoch: int, indices: Any) -> Batch | Failure:
         if self.get_keyed_batch is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from base.changed_config import refuse_another_run
 from base.config import Config, load_config
 from base.errors import ConfigError, KindlingError, UsageError, nearest
 from base.run_folder import find_newest_run, run_of
@@ -74,6 +76,10 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
         "(of the config's name, with -c); `auto`: with the newest if there is one, else start "
         "anew. The config is the run's own; with -c that one, on the run's state",
     )  # fmt: skip
+    parser.add_argument(
+        "--allow-change", action="store_true",
+        help="with -r: go on although the config would make another run of it",
+    )  # fmt: skip
     for name, key in SHORT_FORMS.items():
         parser.add_argument(f"--{name}", metavar="VALUE", help=f"short for --set {key}=VALUE")
     show = parser.add_argument_group("instead of training")
@@ -133,6 +139,8 @@ def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
     if config is None:
         assert resume_from is not None
         config = _load(run_of(resume_from) / "config.yaml", options)
+    if resume_from is not None and not options.allow_change:
+        refuse_another_run(config, run_of(resume_from))
     return config, resume_from
 
 
@@ -211,18 +219,31 @@ def show_names(options: argparse.Namespace) -> int:
     return 0
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nobody waits for it: what is held is let go of, as for Ctrl-C."""
+
+    number = signal.SIGTERM
+
+    @classmethod
+    def raised(cls, *_: object) -> None:
+        raise cls
+
+
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run an entry script: a KindlingError ends it with one clear text and its exit code."""
     if sys.stdout is None:  # closed by who started us: `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
+    signal.signal(signal.SIGTERM, Terminated.raised)  # training sets its own
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except KindlingError as error:
         print(error, file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
-        code = 130
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Terminated) else signal.SIGINT
+        print(f"stopped by {signal.Signals(number).name}, nothing more was saved", file=sys.stderr)
+        code = 128 + number
     except BrokenPipeError:  # `... | head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141

@@ -29,7 +29,7 @@ from base.layers import NoForward
 from base.loaders import batches_in_epoch, build_loaders
 from base.losses import build_losses
 from base.match import NoMatch
-from base.memory import check_combinations, offload_state, prepare_model
+from base.memory import check_combinations, keep_freed_memory, offload_state, prepare_model
 from base.metrics import build_metrics
 from base.names import build
 from base.optim import Schedule, build_optimizer, build_schedule
@@ -169,6 +169,7 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
     """
     check_combinations(config)
     put_off_dynamo()
+    keep_freed_memory(device)
     train_loader, valid_loader = build_loaders(config)
     for loader in (train_loader, valid_loader):
         getattr(loader, "place_on", lambda _: None)(device)

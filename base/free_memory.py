@@ -6,6 +6,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 from base.control_groups import GROUPS, PROC, control_groups, read_lines
 
 UNLIMITED = sys.maxsize
@@ -15,18 +20,28 @@ VERSION_2 = ("memory.max", "memory.current", "")
 
 
 def free_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
-    """Return the bytes that are free: of the machine, and under the limits of control groups.
+    """Return the bytes that are free: of the machine, and under the limits of control groups and of
+    the process itself (``ulimit -v``).
 
     Pages that only keep a file's content count as free. Where nothing is known, as on macOS, the
     answer is `UNLIMITED`.
     """
-    return min(_free_of_machine(proc), *_free_of_groups(proc, groups), UNLIMITED)
+    return min(
+        _free_of_machine(proc), *_free_of_groups(proc, groups), _free_of_process(proc), UNLIMITED
+    )
 
 
 def _free_of_machine(proc: Path) -> int:
     lines = read_lines(proc / "meminfo")
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
     return kilobytes[0] * 1024 if kilobytes else UNLIMITED
+
+
+def _free_of_process(proc: Path) -> int:
+    if resource is None or (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) < 0:
+        return UNLIMITED
+    lines = [line for line in read_lines(proc / "self" / "status") if line.startswith("VmSize:")]
+    return max(0, limit - int(lines[0].split()[1]) * 1024) if lines else UNLIMITED
 
 
 def _free_of_groups(proc: Path, groups: Path) -> Iterator[int]:

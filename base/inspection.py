@@ -11,6 +11,7 @@ from base.base_trainer import BaseTrainer
 from base.batch import to_device
 from base.errors import ConfigError
 from base.header import header_facts, peak_memory_mb
+from base.label_check import checked_labels
 from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
 from base.profiling import check_profile
@@ -33,7 +34,7 @@ def check(trainer: BaseTrainer) -> None:
         text = "there is nothing to stop by while `trainer.monitor` is off"
         raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
     check_profile(trainer)
-    with guard_first_batch(trainer.model):
+    with guard_first_batch(trainer.model), checked_labels(trainer):
         if trainer.valid_loader is not None:
             values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
             check_watched(trainer, "valid", values)
@@ -55,7 +56,8 @@ def dry_run(trainer: BaseTrainer) -> str:
     trainer.experiment.freezing.begin_epoch(0)
     values = {}
     for part, _ in trainer.window.parts(batch):
-        with trainer.precision.autocast(), trainer.offload(), guard_first_batch(trainer.model):
+        guard, labels = guard_first_batch(trainer.model), checked_labels(trainer)
+        with trainer.precision.autocast(), trainer.offload(), guard, labels:
             values = detach(trainer.train_step(part))
     parts.append("one training batch: " + _numbers(values.items()))
     if trainer.valid_loader is not None:

@@ -208,4 +208,5 @@ def _about_classes(target: Any, error: Exception) -> str:
     if "out of bounds" not in str(error) or not isinstance(target, Tensor):
         return ""
     low, high = (int(x) for x in torch.aminmax(target))
-    return f" (targets are {low} to {high}: give the model one output for each class, n_classes)"
+    advice = "the first class is 0" if low < 0 else "give the model one output for each, n_classes"
+    return f" (targets are {low} to {high}: {advice}; or mend the labels)"

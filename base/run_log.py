@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from base.audit import audit, short_table, write_csv
 from base.background_save import in_background
+from base.changed_config import OWN_STATE, differences, table_of
 from base.checkpoint import CheckpointStore, read, restore
 from base.clock import Clock, advice, facts_of, write_times
-from base.config import Config, load_config
+from base.config import Config
 from base.cores import warn_of_load
 from base.errors import TrainingError
 from base.header import header_facts, peak_memory_mb
@@ -43,12 +43,6 @@ if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
 log = logging.getLogger("kindling")
-
-KEPT_IN_STATE = re.compile(
-    r"^optimizer(s\.\w+)?\.(args|param_groups|layer_decay)\b|^memory\.fused$|"
-    r"\blr_scheduler\.args\.(?!(T_max|total_steps|milestones)$)"
-)
-"""Keys of the config that set what an optimizer's or a scheduler's saved state holds too."""
 
 QUIET_COLUMNS = ("step", "samples_per_second", "memory_mb")
 """Columns of metrics.csv that the console's row leaves out."""
@@ -94,10 +88,10 @@ def _draw_curves(folder: Path) -> None:
 
 
 def _tell_changes(config: Config, folder: Path) -> None:
-    changes = load_config(folder / "config.yaml").difference(config)
-    for key, old, new in changes:
-        log.info(f"changed since the run began: {key}: {old!r} -> {new!r}")
-    kept = [key for key, _, _ in changes if KEPT_IN_STATE.search(key)]
+    changes = differences(config, folder)
+    if changes:
+        log.info(f"changed since the run began:\n{table_of(changes)}")
+    kept = [key for key, _, _ in changes if OWN_STATE.search(key)]
     if kept:
         log.warning("%s: what the optimizer and its schedule have saved stays", ", ".join(kept))
 

@@ -59,7 +59,7 @@ def count_held_out(split: float | None, n_samples: int) -> int:
         n_valid = int(split if is_count else round(n_samples * split, 6))
     if not 0 < n_valid < n_samples:
         raise DataError(
-            f"validation_split {split} of {n_samples} samples leaves one side empty; "
+            f"holding out {split} of {n_samples} samples leaves one side empty; "
             "give a fraction below 1 or a whole number of samples"
         )
     return n_valid

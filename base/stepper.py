@@ -77,7 +77,8 @@ class Stepper:
                 self.scaler.step(self.optimizer)
         self.scaler.update()
         self.clear()
-        torch.clear_autocast_cache()  # of the old weights: the step may go on with the new ones
+        if self.precision.is_reduced:
+            torch.clear_autocast_cache()  # of the old weights: the step may go on with the new ones
         return values
 
     def clear(self) -> None:

@@ -62,9 +62,15 @@ class IdxDataset(InMemoryDataset):
     """
 
     def __init__(self, images: str, labels: str, classes: Classes = None) -> None:
-        pixels = read_idx(Path(images))
+        pixels, numbers = read_idx(Path(images)), read_idx(Path(labels))
+        for file, values, is_right in ((images, pixels, pixels.dim() > 1),
+                                       (labels, numbers, numbers.dim() == 1)):  # fmt: skip
+            if not is_right:
+                wanted = "images" if file == images else "labels"
+                text = f"{file}: it holds {tuple(values.shape)}, which are no {wanted}"
+                raise DataError(f"{text}; are `images` and `labels` exchanged?")
         pixels = pixels[:, None] if pixels.dim() == 3 else pixels
-        super().__init__(pixels, read_idx(Path(labels)), classes, source=images)
+        super().__init__(pixels, numbers, classes, source=images)
 
 
 def read_array(name: str, file: str | None = None) -> Array:

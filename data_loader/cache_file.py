@@ -1,9 +1,9 @@
 """A file of decoded pixels that outlives the run: filled once, by one process, and never in part.
 
 It is written as ``.partial``, which the filling process locks; others wait for it. When whole it
-is renamed to ``.pixels``. After a kill, Ctrl-C, or an image that cannot be read, the next process
-goes on with the partial file; on a full disk it is removed, for others need the room. Caches of
-the images as they were before are named, not removed: another config may use them.
+is renamed to ``.pixels``. After a kill or Ctrl-C the next process goes on with the partial file; on
+a full disk, or where an image cannot be read, it is removed. Caches of the images as they were
+before are named, not removed: another config may use them.
 
 A file holds, one behind the other: the header (`_header`: format, number, checksum), the shapes, a
 sum of each image's bytes (0 while it is not written), and from the next full 4096 on the pixels.
@@ -68,7 +68,8 @@ class CacheFile:
                     self._fill(descriptor)
         except OSError as error:
             advice = "name another folder for it, or use cache: memory"
-            raise DataError(f"{self.folder}: no cache there: {error}; {advice}") from error
+            text = f"{self.folder}: no cache there: {error.strerror or error}; {advice}"
+            raise DataError(text) from error
         descriptor, layout = found
         log.info(f"cache: {self.path} ({len(layout.shapes):,} images, {_megabytes(layout)})")
         return SharedPixels(descriptor, _start(len(layout.shapes))), layout
@@ -172,10 +173,17 @@ class CacheFile:
                 f"cache: going on with {self.partial}: {n_written:,} of {n:,} images are there"
             )
         decoded = decode_each(self.source, layout, n_written, self.n_threads)
-        with contextlib.closing(decoded):
-            for index, data in decoded:
-                write_at(descriptor, data, _start(n) + int(layout.offsets[index]))
-                write_at(descriptor, struct.pack("<I", _sum(data)), sums + 4 * index)
+        try:
+            with contextlib.closing(decoded):
+                for index, data in decoded:
+                    write_at(descriptor, data, _start(n) + int(layout.offsets[index]))
+                    write_at(descriptor, struct.pack("<I", _sum(data)), sums + 4 * index)
+        except DataError:
+            self.partial.unlink()  # for images that are to be mended, and are other ones then
+            raise
+        except KeyboardInterrupt:
+            log.warning(f"cache: stopped; the next run goes on with {self.partial}")
+            raise
 
     def _count_written(self, descriptor: int, layout: Layout, sums: int) -> int:
         """Count the images, from the first on, whose bytes are those that were to be written.
@@ -200,7 +208,10 @@ class CacheFile:
         self.partial.unlink()
         free = f"{shutil.disk_usage(self.folder).free / 1e6:,.1f} MB are free"
         text = f"{error.strerror}: the cache needs {_megabytes(layout)}, {free}; it was not kept"
-        return DataError(f"{self.folder}: {text}; make room, name another folder, or `resize`")
+        advice = "make room, name another folder, or `resize`"
+        if error.errno == errno.EFBIG:
+            advice = "raise the limit on the size of a file (ulimit -f), or `resize`"
+        return DataError(f"{self.folder}: {text}; {advice}")
 
     def _tell_of_older(self) -> None:
         """Name caches of the same images as they were, or as they were decoded, before."""

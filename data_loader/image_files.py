@@ -169,7 +169,20 @@ class ImageFolderDataset(ImageFiles):
         )
 
     def refuse_missing(self) -> None:
-        """Do nothing: the files were found a moment ago."""
+        """Refuse links to files that are there, too: one image would train and be validated."""
+        paths = map(self._path, range(len(self)))
+        links = [index for index, path in enumerate(paths) if os.path.islink(path)]  # noqa: PTH114
+        if links:
+            real = {
+                os.path.realpath(self._path(i)): i for i in range(len(self)) if i not in {*links}
+            }
+            problems = []
+            for index in links:
+                path = os.path.realpath(self._path(index))
+                if real.setdefault(path, index) != index:
+                    text = f"a link to {self.ids[real[path]]}, which is in the set already"
+                    problems.append(Problem(self.place(index), text))
+            raise_problems(problems)
 
 
 class ImageListDataset(ImageFiles):

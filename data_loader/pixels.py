@@ -94,7 +94,12 @@ class SharedPixels:
         weakref.finalize(self, os.close, descriptor)
         # Without NORESERVE Linux wants room for a copy of it all, should all be written to.
         flags = mmap.MAP_PRIVATE | MAP_NORESERVE
-        mapped = mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        try:
+            mapped = mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError as error:  # a limit of the process (ulimit -v)
+            size = os.fstat(descriptor).st_size / 1e6
+            text = f"cached pixels cannot be mapped ({size:,.0f} MB): {error.strerror}"
+            raise DataError(f"{text}; raise the limit, or use a smaller `resize`") from error
         self.values = torch.frombuffer(mapped, dtype=torch.uint8, offset=start)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -93,7 +93,8 @@ def open_index(shard: Path) -> ShardIndex:
     index, faults = scan(shard)
     if faults:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-        raise DataError(f"{faults[0]}{more}")
+        advice = f"`python -m data_loader.shards check {shard}` lists all; write or fetch it anew"
+        raise DataError(f"{faults[0]}{more}; {advice}")
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import functools
 import io
 import itertools
 import math
@@ -16,14 +18,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from base.command_line import Parser
+from base.cores import free_cores
 from base.errors import DataError, UsageError
 from base.state_file import sync_folder, write_bytes
+from base.threads import read_each
 from data_loader.image_files import ImageFiles, ImageFolderDataset, ImageListDataset
+from data_loader.images import decode_image
 from data_loader.shard_index import (
     BLOCK,
+    ShardIndex,
     find_faults,
     find_shards,
     read_classes,
@@ -54,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     limit.add_argument("--count", type=_count, help="of images in a shard, instead of a size")
     write.add_argument("--shuffle", action="store_true", help="mix the classes: for training")
     write.add_argument("--seed", type=int, default=0, help="of the shuffling")
+    write.add_argument("--label", type=_count, help="the column of a list, from 1 behind the path")
     write.add_argument("--overwrite", action="store_true", help="replace the shards of this name")
     check = commands.add_parser("check", allow_abbrev=False)
     check.add_argument("shards", nargs="+", metavar="SHARDS", help="files, or a quoted pattern")
@@ -87,7 +93,7 @@ def write_shards(options: argparse.Namespace) -> int:
         raise UsageError(
             f"{min(old)}: {len(old)} shards of this name exist; --overwrite replaces them"
         )
-    images = _read_source(options.source)
+    images = _read_source(options.source, options.label)
     classes = _common_classes(images.classes, out.parent, options.overwrite)
     order = list(range(len(images)))
     if options.shuffle:
@@ -96,7 +102,7 @@ def write_shards(options: argparse.Namespace) -> int:
     limits = (math.inf, options.count) if options.count else (options.size, math.inf)
     shards = list(_divide(order, sizes, *limits))
 
-    stage = out.with_name(f".tmp-{out.name}")
+    stage, was_there = out.with_name(f".tmp-{out.name}"), out.parent.exists()
     try:
         shutil.rmtree(stage, ignore_errors=True)  # of a write that was killed
         stage.mkdir(parents=True)
@@ -106,7 +112,10 @@ def write_shards(options: argparse.Namespace) -> int:
             stage / "classes.txt",
             "".join(f"{name}\n" for name in classes).encode(errors="backslashreplace"),
         )
-        _fill(stage / out.name, images, shards)
+        try:
+            _fill(stage / out.name, images, shards)
+        except DataError as error:
+            raise UsageError(f"{error}; nothing was written") from error
         new = {path.replace(out.with_name(path.name)) for path in sorted(stage.iterdir())}
         for path in old - new:
             path.unlink()
@@ -116,13 +125,18 @@ def write_shards(options: argparse.Namespace) -> int:
         raise DataError(f"{out}: not written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if not was_there:
+            with contextlib.suppress(OSError):  # it holds the shards
+                out.parent.rmdir()
     print(f"{out}: {len(images)} images of {len(classes)} classes in {len(shards)} shards")
     return 0
 
 
-def _read_source(source: Path) -> ImageFiles:
+def _read_source(source: Path, label: int | None) -> ImageFiles:
     try:
-        return ImageFolderDataset(str(source)) if source.is_dir() else ImageListDataset(str(source))
+        if source.is_dir():
+            return ImageFolderDataset(str(source))
+        return ImageListDataset(str(source), label=label)
     except DataError as error:
         raise UsageError(str(error)) from error
 
@@ -157,16 +171,17 @@ def _divide(
 def _fill(start: Path, images: ImageFiles, shards: Sequence[Sequence[int]]) -> None:
     """Write shards and their indexes; equal images give equal tars."""
     keys = (f"{number:06d}" for number in itertools.count())
-    with tqdm(total=len(images), unit=" images", leave=False, disable=None) as bar:
+    order = [image for shard in shards for image in shard]
+    read = functools.partial(_read, images)
+    with contextlib.closing(read_each(read, order, free_cores(), "writing shards")) as contents:
         for number, shard in enumerate(shards):
             path = start.with_name(f"{start.name}-{number:06d}.tar")
             with path.open("xb") as file:
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                     for image, key in zip(shard, keys, strict=False):
                         suffix = Path(images.ids[image]).suffix.lower()
-                        _add(tar, f"{key}{suffix}", _read(images, image))
+                        _add(tar, f"{key}{suffix}", next(contents))
                         _add(tar, f"{key}.cls", str(int(images.targets[image])).encode())
-                        bar.update()
                 file.flush()
                 os.fsync(file.fileno())
             index, faults = scan(path)
@@ -181,11 +196,32 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _read(images: ImageFiles, index: int) -> bytes:
+    """Return the file of an image, once it is known to hold one."""
     path = images.encoded(index)
     try:
-        return path if isinstance(path, bytes) else path.read_bytes()
+        content = path if isinstance(path, bytes) else path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{images.place(index)}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{images.place(index)}: cannot be read: {error.strerror}") from error
+    decode_image(content, where=images.place(index))
+    return content
+
+
+def _undecodable(shard: Path, index: ShardIndex) -> list[str]:
+    """Return what is wrong with the images of a shard themselves."""
+
+    def fault(sample: int) -> str:
+        offset, size = index.places[sample, :2].tolist()
+        try:
+            content = os.pread(file.fileno(), size, offset)
+            decode_image(content, where=f"{shard}: {index.name(sample)}")
+        except DataError as error:
+            return str(error)
+        return ""
+
+    with shard.open("rb") as file:
+        faults = read_each(fault, range(len(index.labels)), free_cores(), "checking images")
+        with contextlib.closing(faults):
+            return [each for each in faults if each]
 
 
 def check_shards(patterns: Sequence[str]) -> int:
@@ -198,6 +234,7 @@ def check_shards(patterns: Sequence[str]) -> int:
     indexes, faults = [], []
     for shard in shards:
         index, found = scan(shard)
+        found += _undecodable(shard, index) if not found else []
         print(f"{shard}: {len(index.labels)} samples{f', {len(found)} faults' if found else ''}")
         indexes.append(index)
         faults += found

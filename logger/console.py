@@ -4,12 +4,16 @@ import logging
 import os
 import sys
 import unicodedata
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from logger.progress import above_bars
 
 ROW = 25  # the level of epoch rows, between INFO and WARNING: logger.log(ROW, line)
+Handler = TypeVar("Handler", bound=logging.Handler)
+
 logging.addLevelName(ROW, "ROW")
 
 
@@ -17,8 +21,9 @@ def setup_logging(folder: Path | None, verbosity: int = 2) -> logging.Logger:
     """Send the logger "kindling" to the console and, with a folder, to the end of its `log.txt`.
 
     Verbosity 0 shows warnings and errors, 1 the epoch rows too, 2 everything; the file has it all.
-    A second call starts anew.
+    A second call starts anew; what was said while there was no folder goes into its file, too.
     """
+    said = [record for handler in _handlers(_Kept) for record in handler.records]
     close_logging()
     logger = logging.getLogger("kindling")
     logger.setLevel(logging.DEBUG)
@@ -29,6 +34,10 @@ def setup_logging(folder: Path | None, verbosity: int = 2) -> logging.Logger:
         line = "%(asctime)s %(levelname)-7s %(message)s"
         file.setFormatter(logging.Formatter(line, datefmt="%Y-%m-%d %H:%M:%S"))
         logger.addHandler(file)
+        for record in said:
+            file.handle(record)
+    else:
+        logger.addHandler(_Kept())
     return logger
 
 
@@ -40,6 +49,21 @@ def close_logging() -> None:
         handler.close()
     logger.propagate = True
     logger.setLevel(logging.NOTSET)
+
+
+def _handlers(kind: type[Handler]) -> list[Handler]:
+    return [each for each in logging.getLogger("kindling").handlers if isinstance(each, kind)]
+
+
+class _Kept(logging.Handler):
+    """Keep what is said before there is a file for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=1000)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
 
 
 class _Console(logging.Handler):

@@ -1,6 +1,7 @@
 """Options that trade precision, time and memory: the ``memory:`` section of a config."""
 
 from base.memory.activations import checkpoint_activations, offload_activations
+from base.memory.allocator import keep_freed_memory
 from base.memory.combinations import check_combinations
 from base.memory.model import EmptyCache, prepare_model
 from base.memory.optimizer import StepInBackward, offload_state
@@ -14,6 +15,7 @@ __all__ = [
     "StepInBackward",
     "check_combinations",
     "checkpoint_activations",
+    "keep_freed_memory",
     "offload_activations",
     "offload_state",
     "prepare_model",

@@ -43,6 +43,8 @@ def prepare_model(
         offloaded = [key for key in ("offload_activations", "offload_optimizer") if memory[key]]
         if offloaded:
             notes.append(f"{' and '.join(offloaded)}: nothing to move, all is in CPU memory")
+        if memory["precision"] == "tf32":
+            notes.append("tf32: a GPU's; on a CPU the same as fp32")
     return notes
 
 

@@ -24,6 +24,7 @@ class Precision:
         self.name = name
         self.device = device
         self._reduced = REDUCED.get(name)
+        self.is_reduced = self._reduced is not None
 
     def make_scaler(self) -> torch.amp.GradScaler:
         """Return a loss scaler; it does nothing unless the precision is fp16."""

@@ -71,3 +71,9 @@ def test_more_used_than_allowed_leaves_nothing(system):
 
 def test_a_system_that_does_not_tell_has_no_limit(tmp_path):
     assert free_memory(tmp_path, tmp_path) == UNLIMITED
+
+
+def test_a_limit_of_the_process_itself_counts(system, monkeypatch):
+    monkeypatch.setattr("base.free_memory.resource.getrlimit", lambda _: (5 << 20, -1))
+    places = system({"proc/self/status": "Name:\tpython\nVmSize:\t   1024 kB\n"})
+    assert free_memory(*places) == 4 << 20

@@ -141,7 +141,8 @@ def memory_of_its_own():
 
 def read_all(kept, answer):
     before = memory_of_its_own()
-    answer.put((int(kept.images.sum()), memory_of_its_own() - before))
+    parts = kept.pixels.values.split(1 << 16)  # a sum of bytes makes int64 of them first
+    answer.put((sum(int(part.sum()) for part in parts), memory_of_its_own() - before))
 
 
 def test_workers_share_the_pixels_without_a_copy(tmp_path, where, kept_in):
@@ -151,7 +152,7 @@ def test_workers_share_the_pixels_without_a_copy(tmp_path, where, kept_in):
     process = in_process(read_all, kept, answer)
     total, n_bytes = answer.get()
     process.join()
-    assert total == int(kept.images.sum())
+    assert total == sum(int(source.image(index).sum()) for index in range(len(source)))
     assert n_bytes < 6e6
 
 
@@ -234,12 +235,18 @@ def test_a_killed_filling_goes_on_where_it_stopped(tmp_path, kept_in, caplog):
 def half_filled(source, kept_in, monkeypatch):
     """Leave a partial file with five images."""
     with monkeypatch.context() as patch:
-        patch.setattr(CountedImages, "image", functools.partialmethod(fail_from, 5))
-        with pytest.raises(DataError):
+        patch.setattr(CountedImages, "image", functools.partialmethod(stop_from, 5))
+        with pytest.raises(KeyboardInterrupt):
             cached(source, "disk", kept_in, 1)
     (partial,) = kept_in.iterdir()
     assert partial.suffix == ".partial"
     return partial
+
+
+def stop_from(self, first, index):
+    if index >= first:
+        raise KeyboardInterrupt
+    return ImageFiles.image(self, index)
 
 
 def fail_from(self, first, index):
@@ -399,6 +406,18 @@ def test_a_limit_on_the_size_of_files_is_a_clear_error(tmp_path, kept_in):
     assert list(kept_in.iterdir()) == []
 
 
+def test_too_little_room_for_addresses_is_a_clear_error(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    source = make_images(tmp_path / "images", UNIFORM)
+    monkeypatch.setattr("data_loader.pixels.mmap.mmap", refuse)
+    with pytest.raises(
+        DataError, match=r"cannot be mapped .*: Cannot allocate memory; raise the l"
+    ):
+        cached(source, "memory", tmp_path / "cache")
+
+
 def test_a_limit_on_the_size_of_files_in_memory_is_a_clear_error(tmp_path):
     source = make_images(tmp_path / "images", [(1000, 1000)] * 4)
 
@@ -429,12 +448,13 @@ def test_a_whole_cache_is_read_from_a_read_only_folder(tmp_path, kept_in):
 
 
 @pytest.mark.parametrize("damage", [lambda path: cut_in_half(path), Path.unlink])
-def test_an_unreadable_image_is_named_and_the_rest_is_kept(tmp_path, kept_in, damage):
+def test_an_unreadable_image_is_named_and_nothing_is_left(tmp_path, kept_in, damage):
     source = make_images(tmp_path / "images", [(60, 50)] * 8)
     whole = (tmp_path / "images/6.png").read_bytes()
     damage(tmp_path / "images/6.png")
     with pytest.raises(DataError, match=r"6\.png"):
         cached(source, "disk", kept_in)
+    assert not list(kept_in.glob("*"))
     (tmp_path / "images/6.png").write_bytes(whole)
     assert_same(cached(source, "disk", kept_in), source)
 
@@ -443,7 +463,7 @@ def cut_in_half(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
-def test_a_failed_filling_keeps_what_was_decoded(tmp_path, kept_in, monkeypatch):
+def test_a_stopped_filling_keeps_what_was_decoded(tmp_path, kept_in, monkeypatch):
     source = make_images(tmp_path / "images", RAGGED)
     half_filled(source, kept_in, monkeypatch)
     assert source.decoded() == []
@@ -471,6 +491,7 @@ def test_an_interrupt_stops_the_filling_at_once(tmp_path, where, kept_in):
     source = make_images(tmp_path / "images", UNIFORM * 10, seconds=0.05)
 
     def fill():
+        logging.getLogger("kindling").addHandler(logging.FileHandler(tmp_path / "said"))
         try:
             cached(source, where, kept_in, 2)
         except KeyboardInterrupt:
@@ -486,6 +507,8 @@ def test_an_interrupt_stops_the_filling_at_once(tmp_path, where, kept_in):
     assert time.monotonic() - start < 0.5
     assert process.exitcode == 7
     assert len(source.decoded()) < 40
+    said = (tmp_path / "said").read_text()
+    assert ("the next run goes on with" in said) == (where == "disk")
 
 
 def test_nothing_is_left_open(tmp_path, where, kept_in):

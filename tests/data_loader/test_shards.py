@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -721,6 +722,33 @@ def test_check_counts_and_finds_faults(written, tmp_path, capsys):
     assert "1 shards, 1 samples, 2 faults" in out
     with pytest.raises(UsageError, match="no such shard"):
         check(tmp_path / "bed.tar")
+
+
+@pytest.mark.parametrize("damage", [b"", b"hello", None])
+def test_a_damaged_image_is_not_written_and_is_found(folder, tmp_path, capsys, damage):
+    folder = Path(shutil.copytree(folder, tmp_path / "images"))
+    path = sorted((folder / "cat").iterdir())[2]
+    whole = path.read_bytes()
+    damaged = whole[: len(whole) // 2] if damage is None else damage
+    path.write_bytes(damaged)
+    with pytest.raises(UsageError, match=rf"cat/{path.name}: .*; nothing was written"):
+        write(folder, tmp_path / "out" / "train")
+    assert not (tmp_path / "out").exists()
+    if damaged:
+        bad = make_tar(tmp_path / "bad.tar", [("1.png", damaged), ("1.cls", b"0")])
+        assert check(bad) == 1
+        assert "bad.tar: 1.png: " in capsys.readouterr().out
+
+
+def test_a_column_of_a_list_is_chosen(folder, tmp_path):
+    names = sorted(folder.rglob("*.*"))[:3]
+    rows = [f"{name} {number} {2 - number}" for number, name in enumerate(names)]
+    (tmp_path / "list.txt").write_text("\n".join(rows))
+    with pytest.raises(UsageError, match=r"list\.txt:1: 2 labels"):
+        write(tmp_path / "list.txt", tmp_path / "train")
+    write(tmp_path / "list.txt", tmp_path / "train", "--label", 2)
+    shards = ShardDataset(str(tmp_path / "train-000000.tar"))
+    assert shards.targets.tolist() == [2, 1, 0]
 
 
 @pytest.mark.end_to_end

@@ -76,7 +76,7 @@ def test_a_finished_run_says_so_and_how_to_go_on(
 
     longer = place.run("-r", "--set", "trainer.epochs=4")
     assert longer.returncode == 0
-    assert "changed since the run began: trainer.epochs: 3 -> 4" in longer.stdout
+    assert "trainer.epochs  3     4    taken on\n" in longer.stdout
     assert [row["step"] for row in rows(finished)] == ["5", "10", "15", "20"]
 
 
@@ -109,17 +109,58 @@ def test_a_new_config_lists_what_differs_and_becomes_the_runs_own(
     words = ["-r", str(cut), "-c", "tiny.yaml", "--set", "trainer.keep=7", "optimizer.clip_norm=1"]
     done = place.run(*words)
     assert (done.returncode, done.stderr) == (0, "")
-    changes = [line for line in done.stdout.splitlines() if line.startswith("changed since")]
-    assert changes == [
-        "changed since the run began: optimizer.clip_norm: None -> 1",
-        "changed since the run began: trainer.keep: 99 -> 7",
-    ]
+    table = (
+        "changed since the run began:\n"
+        "  key                  then  now\n"
+        "  optimizer.clip_norm  -     1    taken on\n"
+        "  trainer.keep         99    7    taken on\n"
+    )
+    assert table in done.stdout
     assert "keep: 7\n" in (cut / "config.yaml").read_text()
-    assert "changed since the run began: trainer.keep: 99 -> 7" in (cut / "log.txt").read_text()
+    assert table in (cut / "log.txt").read_text()
+
+
+def test_what_would_make_another_run_is_refused_at_once_with_the_way_to_start_anew(
+    place: Workplace, cut: Path, whole: str
+) -> None:
+    before = snapshot(cut)
+    changes = ["data_loader.args.batch_size=48", "seed=8", "trainer.keep=7"]
+    done = place.run("-r", str(cut), "--set", *changes)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"{cut}: seed, data_loader.args.batch_size would make another run of this one:",
+        "  key                          then  now",
+        "  seed                         7     8    another run",
+        "  data_loader.args.batch_size  96    48   another run",
+        "  trainer.keep                 99    7    taken on",
+        "go on with the values of then; or start anew from the weights: leave out -r and write "
+        f"`model: {{weights: {cut}}}`; or add --allow-change",
+    ]
+    assert snapshot(cut) == before
+    assert place.run("-c", "tiny.yaml", "--set", f"model.weights={cut}").returncode == 0
+    words = ["-r", str(cut), "--allow-change", "--set", "model.args.dropout=0.1"]
+    assert place.run(*words).returncode == 0
+    assert digest(cut) != whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "data_loader.args.num_workers=1",
+        "trainer.log_every=2 steps",
+        "trainer.tensorboard=false",
+        "trainer.early_stop=9",
+        "trainer.save_every=3 steps",
+    ],
+)
+def test_what_leaves_the_run_the_same_passes(place: Workplace, cut: Path, change: str) -> None:
+    done = place.run("-r", "--set", change)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "taken on" in done.stdout
 
 
 def test_a_rate_that_the_saved_state_holds_is_told_to_stay(place: Workplace, cut: Path) -> None:
-    done = place.run("-r", "--lr", "0.5", "--set", "lr_scheduler.args.max_lr=0.2", "seed=7")
+    done = place.run("-r", "--lr", "0.5", "--set", "lr_scheduler.args.max_lr=0.2")
     assert done.returncode == 0
     assert done.stderr == (
         "warning: optimizer.args.lr, lr_scheduler.args.max_lr: what the optimizer and its schedule "
@@ -144,7 +185,7 @@ def test_a_config_that_does_not_fit_changes_nothing(
     place: Workplace, cut: Path, whole: str, change: str, told: str
 ) -> None:
     before = snapshot(cut)
-    done = place.run("-r", "--set", change)
+    done = place.run("-r", "--allow-change", "--set", change)
     assert done.returncode == 1
     assert told in done.stderr
     assert "Traceback" not in done.stderr

@@ -183,3 +183,12 @@ def test_numbers_are_shown_as_people_read_them(name, value, shown):
 )
 def test_the_width_of_a_text_is_counted_in_cells(text, width):
     assert text_width(text) == width
+
+
+def test_what_is_said_before_there_is_a_file_comes_into_it_once(capsys, tmp_path):
+    setup_logging(None).info("early")
+    setup_logging(tmp_path).info("late")
+    setup_logging(tmp_path).info("later")
+    assert capsys.readouterr().out == "early\nlate\nlater\n"
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split()[-1] for line in lines] == ["early", "late", "later"]

@@ -1,0 +1,83 @@
+"""Labels that no output stands for are found before the first step, each by its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from toy import make
+
+from base.errors import DataError
+from base.inspection import check, dry_run
+from base.label_check import is_over_classes, refuse_wrong_labels
+
+
+class Listed:
+    """A data set whose samples have a place."""
+
+    def __init__(self, targets: Any) -> None:
+        self.targets = targets
+
+    def place(self, index: int) -> str:
+        return f"list.txt:{index + 3}"
+
+
+def test_labels_out_of_range_are_named_with_the_highest():
+    with pytest.raises(DataError) as caught:
+        refuse_wrong_labels(Listed(torch.tensor([0, 7, 2, -1, 1])), 3)
+    assert str(caught.value) == (
+        "the model has outputs for 3 classes, 0 to 2: mend the labels, or give the model 8 outputs"
+        "; out of range are\n  list.txt:4: class 7\n  list.txt:6: class -1"
+    )
+
+
+def test_no_more_outputs_help_against_a_negative_label():
+    with pytest.raises(DataError, match="0 to 2: mend the labels; out of range are\n  sample 1"):
+        refuse_wrong_labels(SimpleNamespace(targets=[0, -1, 2]), 3)
+
+
+def test_only_a_few_of_many_are_named():
+    with pytest.raises(DataError, match=r"list\.txt:7: class 4\n  and 15 more"):
+        refuse_wrong_labels(Listed(torch.full((20,), 4)), 3)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        torch.tensor([0, 1, 2, -100]), [], torch.tensor([[5, 6]]), torch.tensor([9.5]), ["cat"],
+        torch.tensor([True, False]), None,
+    ],
+)  # fmt: skip
+def test_what_is_in_range_ignored_or_no_class_number_passes(targets: Any):
+    refuse_wrong_labels(Listed(targets), 3)
+    refuse_wrong_labels(object(), 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("loss=cross_entropy", True),
+        ("loss={type: CrossEntropyLoss}", True),
+        ("loss={type: cross_entropy, args: {label_smoothing: 0.1}}", True),
+        ("loss={type: cross_entropy, args: {ignore_index: 255}}", False),
+        ("loss={type: cross_entropy, target: 0}", False),
+        ("loss=mse_loss", False),
+        ("batch={target: 1}", False),
+    ],
+)
+def test_only_a_loss_over_class_numbers_says_what_they_are(override: str, expected: bool):
+    assert is_over_classes(make(override)) is expected
+
+
+@pytest.mark.parametrize("look", [check, dry_run])
+def test_it_is_told_before_training_whichever_batch_it_is_in(look: Any, tmp_path: Path):
+    trainer = make()
+    dataset = trainer.train_loader.dataset
+    first = next(index for index in range(24) if index not in trainer.train_loader._order(0)[:8])
+    dataset.targets[first] = 3
+    with pytest.raises(DataError, match=f"sample {first}: class 3"):
+        look(trainer)
+    assert not trainer.model._forward_hooks

@@ -73,15 +73,14 @@ def inspect(path: Path) -> str:
     if folder is None:
         facts = {"file": path, "size": f"{path.stat().st_size:,} bytes"}
         return "\n".join([format_header(facts), *_names(read_weights(path))])
-    if (path / "checkpoints").is_dir():
+    if (path / "checkpoints").is_dir() or not (folder / "manifest.json").exists():
         return _run_table(path)
     manifest, state = read_manifest(folder), read(folder)
-    metrics = [f"{key} {format_value(key, value)}" for key, value in manifest["metrics"].items()]
     versions = f"format {manifest['format']}, Kindling {manifest['framework_version']}, "
     facts = {
         "checkpoint": folder,
         "step": f"{manifest['step']:,}, epoch {manifest['epoch']}",
-        "metrics": ", ".join(metrics) or "none",
+        "metrics": _metrics(manifest, ("train/", "valid/")),
         "best": "yes" if manifest["is_best"] else "no",
         "versions": versions
         + f"torch {manifest['torch_version']}, Python {manifest['python_version']}",
@@ -110,11 +109,16 @@ def _run_table(run: Path) -> str:
         except CheckpointError as error:
             rows.append((folder.name, "-", "-", "-", "-", str(error)))
             continue
-        values = [f"{key} {format_value(key, each)}" for key, each in manifest["metrics"].items()]
         size, best = manifest["files"]["state.pt"]["bytes"], "yes" if manifest["is_best"] else ""
         place = (str(manifest["step"]), str(manifest["epoch"]), best, f"{size:,}")
-        rows.append((folder.name, *place, ", ".join(values)))
+        rows.append((folder.name, *place, _metrics(manifest, ("valid/",))))
     return "\n".join([f"run  {run}", *_table(rows), "name one of them to see what is in it"])
+
+
+def _metrics(manifest: Mapping[str, Any], prefixes: tuple[str, ...]) -> str:
+    known = manifest["metrics"].items()
+    found = [f"{key} {format_value(key, each)}" for key, each in known if key.startswith(prefixes)]
+    return ", ".join(found) or "-"
 
 
 def _checkpoints(path: Path) -> list[Path]:

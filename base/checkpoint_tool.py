@@ -74,7 +74,7 @@ def inspect(path: Path) -> str:
         facts = {"file": path, "size": f"{path.stat().st_size:,} bytes"}
         return "\n".join([format_header(facts), *_names(read_weights(path))])
     if (path / "checkpoints").is_dir() or not (folder / "manifest.json").exists():
-        return _run_table(path)
+        return "\n".join([f"run  {path}", *map(_line, _checkpoints(path))])
     manifest, state = read_manifest(folder), read(folder)
     versions = f"format {manifest['format']}, Kindling {manifest['framework_version']}, "
     facts = {
@@ -101,18 +101,15 @@ def _names(tensors: Mapping[str, Any]) -> Iterator[str]:
     yield f"{len(plain):,} tensors, {numbers:,} numbers, {_n_bytes(tensors):,} bytes"
 
 
-def _run_table(run: Path) -> str:
-    rows = [("checkpoint", "step", "epoch", "best", "bytes", "metrics")]
-    for folder in _checkpoints(run):
-        try:
-            manifest = read_manifest(folder)
-        except CheckpointError as error:
-            rows.append((folder.name, "-", "-", "-", "-", str(error)))
-            continue
-        size, best = manifest["files"]["state.pt"]["bytes"], "yes" if manifest["is_best"] else ""
-        place = (str(manifest["step"]), str(manifest["epoch"]), best, f"{size:,}")
-        rows.append((folder.name, *place, _metrics(manifest, ("valid/",))))
-    return "\n".join([f"run  {run}", *_table(rows), "name one of them to see what is in it"])
+def _line(folder: Path) -> str:
+    """Return one line on a checkpoint of a run."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError as error:
+        return f"  {error}"
+    size, best = manifest["files"]["state.pt"]["bytes"], ", best" * manifest["is_best"]
+    about = f"epoch {manifest['epoch']}, {size:,} bytes{best}, {_metrics(manifest, ('valid/',))}"
+    return f"  {folder.name}  {about}"
 
 
 def _metrics(manifest: Mapping[str, Any], prefixes: tuple[str, ...]) -> str:
@@ -212,7 +209,8 @@ def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:
         raise UsageError(f"{out}: its name must end in {', '.join(SUFFIXES)}")
     _refuse_existing(out, overwrite)
     weights = read_weights(must_exist(source), ema)
-    is_averaged = ema is not False and _has_averages(source)
+    folder = checkpoint_of(source)
+    is_averaged = ema is not False and folder is not None and bool(read(folder).get("ema"))
     temporary = out.with_name(f".tmp-{out.name}")
     try:
         temporary.unlink(missing_ok=True)
@@ -228,13 +226,8 @@ def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:
         if out.parent.is_dir():
             temporary.unlink(missing_ok=True)
     kind = "averaged weights" if is_averaged else "weights"
-    print(f"{out}: {kind} of {checkpoint_of(source) or source}, {len(weights)} tensors")
+    print(f"{out}: {kind} of {folder or source}, {len(weights)} tensors")
     return 0
-
-
-def _has_averages(source: Path) -> bool:
-    folder = checkpoint_of(source)
-    return folder is not None and bool(read(folder).get("ema"))
 
 
 def _refuse_existing(out: Path, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
-from itertools import chain, zip_longest
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from base.errors import CheckpointError, Problem, nearest
 from base.match import NoMatch, match_names
 
 MAX_LINES = 12  # of one kind in a message
-COUNTER = "num_batches_tracked"  # of BatchNorm, since torch 0.4.1
 
 
 def normal_form(section: Any) -> tuple[dict[str, Any], list[str]]:
@@ -106,30 +105,24 @@ def _matched(rule: str, names: Iterable[str], pattern: Any, model: nn.Module | N
 
 def _change(pattern: str, replacement: str) -> Callable[[str], str]:
     """Return what turns a name that the pattern matches into the new one."""
-    if pattern.startswith("re:"):
-        expression = re.compile(pattern[3:])
+    template, expression = replacement, pattern.removeprefix("re:")
+    if not pattern.startswith("re:"):
+        n_stars = pattern.count("*"), replacement.count("*")
+        if n_stars[0] != n_stars[1]:
+            text = f"`rename`: {pattern!r} has {n_stars[0]} `*`, {replacement!r} has {n_stars[1]}"
+            raise NoMatch(f"{text}: give as many, or a regular expression: 're:(.*)': '\\1'")
+        numbers = count(1)
+        template = re.sub(r"\*", lambda _: rf"\g<{next(numbers)}>", template.replace("\\", r"\\"))
+        expression = "(.*)".join(translate(part)[4:-3] for part in pattern.split("*"))
 
-        def expand(name: str) -> str:
-            found = expression.fullmatch(name)
-            assert found is not None
-            try:
-                return found.expand(replacement)
-            except (re.error, IndexError) as error:
-                raise NoMatch(f"`rename`: {pattern!r} to {replacement!r}: {error}") from error
+    def expand(name: str) -> str:
+        found = re.fullmatch(expression, name)
+        try:
+            return found.expand(template) if found else name
+        except (re.error, IndexError) as error:
+            raise NoMatch(f"`rename`: {pattern!r} to {replacement!r}: {error}") from error
 
-        return expand
-    kept = pattern.count("*"), replacement.count("*")
-    if kept[0] != kept[1]:
-        text = f"`rename`: {pattern!r} has {kept[0]} `*`, {replacement!r} has {kept[1]}: give both"
-        raise NoMatch(f"{text} as many, or write a regular expression: 're:(.*)': '\\1'")
-    glob = re.compile("(.*)".join(translate(part)[4:-3] for part in pattern.split("*")), re.DOTALL)
-
-    def fill(name: str) -> str:
-        found = glob.fullmatch(name)
-        parts = zip_longest(replacement.split("*"), found.groups() if found else (), fillvalue="")
-        return "".join(chain.from_iterable(parts))
-
-    return fill
+    return expand
 
 
 def fit(
@@ -144,28 +137,29 @@ def fit(
     """
     own = model.state_dict()
     sources = new_names(saved, section["strip"], section["rename"])
-    known = list(dict.fromkeys([*own, *sources]))
+    values = {name: saved[old] for name, old in sources.items()}
+    known = list(dict.fromkeys([*own, *values]))
     only, skip = section["only"], section["skip"]
     chosen = set(_matched("only", known, only, model) if only else known)
     chosen -= set(_matched("skip", known, skip, model) if skip else ())
 
     mismatched = {
-        name: f"{_shape(saved[sources[name]])} in the file, {_shape(value)} here"
+        name: f"{_shape(values[name])} in the file, {_shape(value)} here"
         for name, value in own.items()
-        if name in sources and _shape(saved[sources[name]]) != _shape(value)
+        if name in values and _shape(values[name]) != _shape(value)
     }
-    both = [name for name in own if name in sources and name not in mismatched]
+    both = [name for name in own if name in values and name not in mismatched]
     found = Fit(
         file=file,
         loaded=[name for name in both if name in chosen],
         renamed={name: old for name, old in sources.items() if name != old},
-        missing=[name for name in own if name not in sources],
-        unexpected=[name for name in sources if name not in own],
+        missing=[name for name in own if name not in values],
+        unexpected=[name for name in values if name not in own],
         mismatched=mismatched,
         left_out=[name for name in both if name not in chosen],
     )
     _refuse(found, chosen, section["on_shape_mismatch"] == "skip")
-    return found, {name: saved[sources[name]] for name in found.loaded}
+    return found, {name: values[name] for name in found.loaded}
 
 
 def _shape(value: Any) -> str:
@@ -174,14 +168,7 @@ def _shape(value: Any) -> str:
 
 def _refuse(found: Fit, chosen: set[str], may_mismatch: bool) -> None:
     """Raise CheckpointError where what was chosen does not fit, or nothing would be loaded."""
-    in_file = (*found.loaded, *found.left_out, *found.unexpected, *found.mismatched)
-    is_old = not any(name.endswith(COUNTER) for name in in_file)
-    missing = [
-        name
-        for name in found.missing
-        # A file from before torch counted batches: torch itself lets it pass.
-        if name in chosen and not (is_old and name.endswith(COUNTER))
-    ]
+    missing = [name for name in found.missing if name in chosen]
     unexpected = [name for name in found.unexpected if name in chosen]
     mismatched = [name for name in found.mismatched if name in chosen and not may_mismatch]
     lines = [f"{name}: {found.mismatched[name]}" for name in mismatched[:MAX_LINES]]

@@ -306,7 +306,7 @@ def test_to_load_nothing_is_an_error(tmp_path: Path, rules: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("change", "advice"),
     [
-        (lambda n: f"module.{n}", "`strip: module.`"),
+        (lambda n: f"encoder.{n}", "`strip: encoder.`"),
         (lambda n: n.removeprefix("net."), '`rename: {"*": "net.*"}`'),
     ],
 )
@@ -327,15 +327,6 @@ def test_many_misfits_are_told_in_a_screen(tmp_path: Path) -> None:
     lines = str(raised.value).splitlines()
     assert len(lines) < 30
     assert lines[-2] == "  and 488 more"
-
-
-def test_a_file_from_before_batches_were_counted_loads(tmp_path: Path) -> None:
-    state = saved(tmp_path / "a.pt")
-    del state["1.num_batches_tracked"]
-    torch.save(state, tmp_path / "a.pt")
-    model = small()
-    assert load_from(model, section(tmp_path / "a.pt")).missing == ["1.num_batches_tracked"]
-    assert_holds(model, state)
 
 
 @pytest.mark.parametrize(
@@ -383,3 +374,15 @@ def test_a_config_gives_the_rules_and_the_log_tells_them(
     assert list(made.experiment.loaded[""].mismatched) == ["head.weight", "head.bias"]
     assert "weights of the model from a.pt:\n  loaded " in caplog.text
     assert "module.head.weight -> head.weight" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_weights_go_from_any_device_to_any_other(tmp_path: Path) -> None:
+    state = saved(tmp_path / "cpu.pt")
+    torch.save({name: value.cuda() for name, value in state.items()}, tmp_path / "gpu.pt")
+    for file in ("cpu.pt", "gpu.pt"):
+        for device in ("cpu", "cuda"):
+            model = small().to(device)
+            load_from(model, section(tmp_path / file))
+            assert_holds(model.cpu(), state)

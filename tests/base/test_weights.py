@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from toy import NETWORKS, make, run, weights
 from base.audit import audit
 from base.errors import CheckpointError, ConfigError
 from base.match import NoMatch
+from base.restore import load_weights
 from base.weights import load_from, read_weights
 
 
@@ -386,3 +388,13 @@ def test_weights_go_from_any_device_to_any_other(tmp_path: Path) -> None:
             model = small().to(device)
             load_from(model, section(tmp_path / file))
             assert_holds(model.cpu(), state)
+
+
+def test_a_checkpoint_of_another_large_model_is_refused_at_once() -> None:
+    model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(500)])
+    state = {f"other.{name}": value for name, value in model.state_dict().items()}
+    started = time.process_time()
+    with pytest.raises(CheckpointError) as raised:
+        load_weights(model, state)
+    assert time.process_time() - started < 5  # 60 s where a near name is sought for each
+    assert len(str(raised.value).splitlines()) == 1 + 2 * len(state)

@@ -45,10 +45,15 @@ def audit(experiment: Experiment) -> list[Row]:
     for name, parameter in experiment.model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
 
+    sources = {
+        f"{prefix}.{name}" if prefix else name: fit.file
+        for prefix, fit in experiment.loaded.items()
+        for name in fit.loaded
+    }
     rows = []
     for name, parameter in experiment.model.named_parameters():
         place, group = places.get(id(parameter), (None, {}))
-        source, until = experiment.loaded.get(name), experiment.freezing.until.get(name)
+        source, until = sources.get(name), experiment.freezing.until.get(name)
         row = Row(
             name=name,
             shape="x".join(map(str, parameter.shape)) or "scalar",
@@ -63,6 +68,14 @@ def audit(experiment: Experiment) -> list[Row]:
         )
         rows.append(row)
     return rows
+
+
+def loaded_tables(experiment: Experiment) -> str:
+    """Return what became of the weights of each file, below the module and the file."""
+    return "\n".join(
+        f"weights of {prefix or 'the model'} from {fit.file}:\n{fit.table()}"
+        for prefix, fit in experiment.loaded.items()
+    )
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:

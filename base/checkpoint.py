@@ -338,3 +338,10 @@ def _why(error: BaseException) -> str:
         return f"{os.strerror(error.errno)} (errno {error.errno}){where}"
     text = (str(error) or "no reason given").strip().splitlines()[0][:300]
     return text if isinstance(error, CheckpointError) else f"{type(error).__name__}: {text}"
+
+
+if __name__ == "__main__":
+    from base.checkpoint_tool import main
+    from base.command_line import run
+
+    run(main)

@@ -38,6 +38,7 @@ from base.registry import find
 from base.seeding import derive_seed, isolated_random_state
 from base.shape_errors import explain_shape_errors
 from base.state import Progress
+from base.weight_rules import Fit
 from base.weights import load_from, sections_with_weights
 
 
@@ -59,7 +60,8 @@ class Experiment:
     total_steps: int
     freezing: Freezing
     init_records: list[InitRecord] = field(default_factory=list)
-    loaded: dict[str, str] = field(default_factory=dict)
+    loaded: dict[str, Fit] = field(default_factory=dict)
+    """What became of each file of weights, by the name of the module it was for."""
     load: OtherLoad = field(default_factory=OtherLoad)
     memory_notes: list[str] = field(default_factory=list)
 
@@ -268,17 +270,16 @@ def infer_shapes(config: Config, model: nn.Module, train_loader: Any) -> None:
         raise ConfigError([config.problem(("model",), text)])
 
 
-def load_weights(config: Config, model: nn.Module) -> dict[str, str]:
-    """Load what ``weights`` names, of the model and its networks; return what came from where."""
-    loaded: dict[str, str] = {}
+def load_weights(config: Config, model: nn.Module) -> dict[str, Fit]:
+    """Load what ``weights`` names, of the model and its networks; return what became of each."""
+    loaded: dict[str, Fit] = {}
     for prefix, section in sections_with_weights(config["model"]):
         names = [name for part in prefix.split(".") if part for name in ("args", part)]
         try:
-            found = load_from(model.get_submodule(prefix), section)
+            loaded[prefix] = load_from(model.get_submodule(prefix), section)
         except (CheckpointError, NoMatch, AttributeError) as error:
             problem = config.problem(("model", *names, "weights"), str(error))
             raise ConfigError([problem]) from error
-        loaded.update({f"{prefix}.{n}" if prefix else n: file for n, file in found.items()})
     return loaded
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from base.audit import audit, whole_table
+from base.audit import audit, loaded_tables, whole_table
 from base.base_model import guard_first_batch
 from base.base_trainer import BaseTrainer
 from base.batch import to_device
@@ -51,6 +51,7 @@ def dry_run(trainer: BaseTrainer) -> str:
     parts = [
         format_header(header_facts(trainer, None)),
         "model:\n" + layers,
+        *([loaded_tables(trainer.experiment)] if trainer.experiment.loaded else []),
         "parameters:\n" + whole_table(audit(trainer.experiment)),
     ]
     trainer.experiment.freezing.begin_epoch(0)

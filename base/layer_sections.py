@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from base.errors import nearest
+from base.weight_rules import normal_form
 
 Keys = tuple[str | int, ...]
 Fault = tuple[Keys, str]
@@ -57,8 +58,8 @@ def _faults(keys: Keys, layer: Any, known: tuple[str, ...]) -> list[Fault]:
         if key not in known:
             near = nearest(str(key), known) or f"; it has {', '.join(known)}"
             faults.append(((*keys, key), f"unknown key of a layer{near}"))
-    if "weights" in known and not _is_weights(layer.get("weights")):
-        faults.append(((*keys, "weights"), "expected a file, or {file, only, skip}"))
+    if "weights" in known and layer.get("weights") is not None:
+        faults += [((*keys, "weights"), text) for text in normal_form(layer["weights"])[1]]
     return faults
 
 
@@ -66,12 +67,3 @@ def _is_label(value: Any) -> bool:
     is_word = isinstance(value, str) and value != "" and "." not in value
     # Layers without a name go by their numbers.
     return is_word and not value.isdigit() and not hasattr(nn.Module, value)
-
-
-def _is_weights(value: Any) -> bool:
-    is_section = isinstance(value, Mapping) and "file" in value
-    return (
-        value is None
-        or isinstance(value, str)
-        or (is_section and set(value) <= {"file", "only", "skip"})
-    )

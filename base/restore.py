@@ -114,9 +114,11 @@ def _module_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, A
 def _name_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
     missing = [key for key in ours if key not in saved]
     unexpected = [key for key in saved if key not in ours]
+    near = {key: nearest(key, unexpected) for key in missing[:MAX_ROWS]}  # of all it takes long
+    near |= {key: nearest(key, missing) for key in unexpected[:MAX_ROWS]}
     return [
-        *(f"{prefix}{key}: not in the checkpoint{nearest(key, unexpected)}" for key in missing),
-        *(f"{prefix}{key}: only in the checkpoint{nearest(key, missing)}" for key in unexpected),
+        *(f"{prefix}{key}: not in the checkpoint{near.get(key, '')}" for key in missing),
+        *(f"{prefix}{key}: only in the checkpoint{near.get(key, '')}" for key in unexpected),
     ]
 
 

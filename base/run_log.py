@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from base.audit import audit, short_table, write_csv
+from base.audit import audit, loaded_tables, short_table, write_csv
 from base.background_save import in_background
 from base.changed_config import OWN_STATE, differences, table_of
 from base.checkpoint import CheckpointStore, read, restore
@@ -259,6 +259,8 @@ def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:
     log.info(format_header(header_facts(trainer, folder)))
     warn_of_load(trainer.experiment)
     if trainer.progress.step == 0:  # a run that goes on keeps what it began with
+        if trainer.experiment.loaded:
+            log.info(loaded_tables(trainer.experiment))
         rows = audit(trainer.experiment)
         log.info("parameters:\n" + short_table(rows))
         if folder is not None:

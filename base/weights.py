@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from base.checkpoint import CheckpointStore, read
 from base.errors import CheckpointError, nearest
-from base.match import match_names
 from base.restore import load_weights
 from base.run_folder import find_newest_run
+from base.weight_rules import Fit, fit, normal_form
 
 
-def load_from(model: nn.Module, section: Mapping[str, Any]) -> dict[str, str]:
-    """Load what ``only`` and ``skip`` leave of a file; return where each name came from.
+def load_from(model: nn.Module, section: Mapping[str, Any] | str) -> Fit:
+    """Load what the rules of a ``weights`` section leave of its file; tell what became of all.
 
     ``file`` is a file of weights (``.pt``, ``.pth``, ``.safetensors``), a checkpoint, a run (its
     best) or the folder of all runs of a name (the newest). All that is not left out must be there
@@ -26,20 +26,19 @@ def load_from(model: nn.Module, section: Mapping[str, Any]) -> dict[str, str]:
 
     Raises:
         CheckpointError: the file cannot be read or does not fit.
-        NoMatch: a pattern matches nothing.
+        NoMatch: a rule does nothing.
     """
+    section, faults = normal_form(section)
+    if faults:
+        raise CheckpointError("; ".join(faults))
     path = Path(section["file"])
-    saved, own = read_weights(path), model.state_dict()
-    known = list(dict.fromkeys([*own, *saved]))
-    chosen = set(match_names(known, section["only"], model) if section["only"] else known)
-    chosen -= set(match_names(known, section["skip"], model) if section["skip"] else ())
-    kept = {name: value for name, value in own.items() if name not in chosen}
+    weights = read_weights(path)
     try:
-        load_weights(model, {**kept, **{n: v for n, v in saved.items() if n in chosen}})
+        found, chosen = fit(model, weights, section, path.name)
+        load_weights(model, {**model.state_dict(), **chosen})
     except CheckpointError as error:
-        text = f"{path}: {str(error).replace('checkpoint', 'file')}"
-        raise CheckpointError(f"{text}\nwhat is not to be loaded is named by `skip`") from error
-    return {name: path.name for name in saved if name in chosen}
+        raise CheckpointError(f"{path}: {error}") from error
+    return found
 
 
 def sections_with_weights(
@@ -49,38 +48,71 @@ def sections_with_weights(
 
     Each comes with the name of its module: that of the argument which the module was given as.
     """
-    given = section.get("weights")
-    if given is not None:
-        given = {"file": given} if isinstance(given, str) else given
-        lists = {key: _as_list(given.get(key)) for key in ("only", "skip")}
-        yield prefix, {"file": given["file"], **lists}
+    if section.get("weights") is not None:
+        yield prefix, normal_form(section["weights"])[0]
     for name, value in (section.get("args") or {}).items():
         if isinstance(value, Mapping) and "type" in value:
             yield from sections_with_weights(value, f"{prefix}.{name}" if prefix else name)
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def checkpoint_of(path: Path) -> Path | None:
+    """Return the checkpoint that a path stands for: itself, a run's best, the newest run's best.
+
+    None for a path that is no folder, and no ``state.pt`` of a checkpoint.
+    """
+    if not path.is_dir():
+        is_part = path.name == "state.pt" and path.with_name("manifest.json").is_file()
+        return path.parent if is_part else None
+    if not (path / "checkpoints").is_dir() and not (path / "manifest.json").is_file():
+        path = find_newest_run(path.parent, path.name) or path
+    store = CheckpointStore(path / "checkpoints")
+    return ((store.best() or store.newest()) if store.folder.is_dir() else path) or path
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file, by name; no code in it is run. Of a run, averages where kept.
+def read_weights(path: Path, ema: bool | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a file, by name; no code in it is run.
+
+    Args:
+        ema: whether a checkpoint's averages take the place of the trained weights; None where kept.
 
     Raises:
-        CheckpointError: there is no such file, or it holds no weights.
+        CheckpointError: there is no such file, or it holds no weights, or no averages.
     """
-    if path.is_dir():
-        if not (path / "checkpoints").is_dir() and not (path / "manifest.json").is_file():
-            path = find_newest_run(path.parent, path.name) or path
-        store = CheckpointStore(path / "checkpoints")
-        chosen = (store.best() or store.newest()) if store.folder.is_dir() else path
-        state = read(chosen or path)
-        return {**state["model"], **state.get("ema", {}).get("averages", {})}
+    folder = checkpoint_of(path)
+    state = _read_file(path) if folder is None else read(folder)
+    averages = state.get("ema", {}).get("averages", {}) if folder and ema is not False else {}
+    if ema and not averages:
+        raise CheckpointError(f"{path}: it keeps no averages (`trainer.ema`): leave out --ema")
+    return {**_weights_in(path, state), **averages}
+
+
+def _weights_in(path: Path, state: Any) -> dict[str, Tensor]:
+    """Return the weights of what a file holds: all of it, or what lies beside other things."""
+    parts = {}
+    if isinstance(state, Mapping) and not _are_weights(state):
+        parts = {str(key): value for key, value in state.items() if _are_weights(value)}
+        state = parts.get("state_dict") or parts.get("model") or next(iter(parts.values()), state)
+    if len(parts) > 1 and not {"state_dict", "model"} & parts.keys():
+        names = ", ".join(map(repr, parts))
+        raise CheckpointError(f"{path}: it holds weights of several: {names}; save one by itself")
+    if not _are_weights(state):
+        has = f", of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, Mapping) else ""
+        raise CheckpointError(f"{path}: no weights in it: it holds a {type(state).__name__}{has}")
+    if odd := [name for name in state if not isinstance(name, str)]:
+        raise CheckpointError(f"{path}: the name of a weight is a text, not {odd[0]!r}")
+    return dict(state)
+
+
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
+
+
+def _read_file(path: Path) -> Any:
     if not path.exists():
         beside = [str(each) for each in path.parent.glob("*")] if path.parent.is_dir() else []
         raise CheckpointError(f"{path}: no such file{nearest(str(path), beside)}")
     try:
-        state = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
+        return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
     except CheckpointError:
         raise
     except Exception as error:  # torch raises some thirty kinds for a damaged file
@@ -89,12 +121,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             text = f"it holds a {found[1]}, which is code, and no code is run: save the model's"
             text += " `state_dict()` alone"
         raise CheckpointError(f"{path}: not a readable file of weights: {text}") from error
-    for key in ("state_dict", "model"):  # as many save it beside other things
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: no weights in it: it holds a {type(state).__name__}")
-    return dict(state)
 
 
 def _load_torch(path: Path) -> Any:

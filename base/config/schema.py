@@ -135,8 +135,15 @@ GROUP_RULE = Section(
 WEIGHTS = Section(
     {
         "file": Key(TEXT, REQUIRED, "A file of weights, or a run or checkpoint of Kindling."),
+        "strip": Key(ListOf(TEXT, single=True), [], "Prefixes to take off the file's names."),
+        "rename": Key(
+            Section({}, others=TEXT), {}, "Patterns of names in the file: the new names."
+        ),
         "only": Key(PATTERNS, [], "Load these parameters and buffers alone."),
         "skip": Key(PATTERNS, [], "Leave these as the model and `init` made them."),
+        "on_shape_mismatch": Key(
+            choice("error", "skip"), "error", "What to do with another shape."
+        ),
     },
     short=("string",),
     short_key="file",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,6 +46,13 @@ class Node:
         if isinstance(self.value, list) and str(key).isdecimal() and len(str(key)) < 9:
             return self.value[int(key)] if int(key) < len(self.value) else None
         return None
+
+
+def as_tree(value: Any) -> Node:
+    """Return plain data as a tree without places."""
+    if isinstance(value, Mapping):
+        return Node({name: as_tree(item) for name, item in value.items()})
+    return Node([as_tree(item) for item in value] if isinstance(value, list) else value)
 
 
 def dotted(keys: Keys) -> str:

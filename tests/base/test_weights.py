@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from toy import NETWORKS, make, run, weights
 
+from base.audit import audit
 from base.errors import CheckpointError, ConfigError
 from base.match import NoMatch
+from base.restore import load_weights
 from base.weights import load_from, read_weights
 
 
@@ -20,7 +23,7 @@ def small() -> nn.Sequential:
 
 
 def section(path: Path, **more: Any) -> dict[str, Any]:
-    return {"file": str(path), "only": [], "skip": [], **more}
+    return {"file": str(path), **more}
 
 
 def saved(path: Path) -> dict[str, Tensor]:
@@ -34,7 +37,7 @@ def test_all_of_a_file_is_loaded_and_told(tmp_path: Path) -> None:
     state, model = saved(tmp_path / "a.pth"), small()
     loaded = load_from(model, section(tmp_path / "a.pth"))
     assert all(model.state_dict()[name].equal(value) for name, value in state.items())
-    assert loaded == dict.fromkeys(state, "a.pth")
+    assert (loaded.loaded, loaded.file) == (list(state), "a.pth")
 
 
 @pytest.mark.parametrize("wrapped", ["state_dict", "model"])
@@ -52,16 +55,16 @@ def test_what_is_skipped_stays_and_may_have_another_shape(tmp_path: Path) -> Non
     assert model[2].weight.equal(head)
     assert model[0].weight.equal(state["0.weight"])
     assert model[1].running_var.equal(state["1.running_var"])
-    assert not any(name.startswith("2.") for name in loaded)
+    assert not any(name.startswith("2.") for name in loaded.loaded)
 
 
 def test_only_what_is_asked_for_is_loaded(tmp_path: Path) -> None:
     state, model = saved(tmp_path / "a.pth"), small()
     before = model[2].weight.clone()
-    assert set(load_from(model, section(tmp_path / "a.pth", only=["0.*"]))) == {
+    assert load_from(model, section(tmp_path / "a.pth", only=["0.*"])).loaded == [
         "0.weight",
         "0.bias",
-    }
+    ]
     assert model[0].weight.equal(state["0.weight"])
     assert model[2].weight.equal(before)
 
@@ -87,7 +90,8 @@ def test_a_run_and_a_checkpoint_give_their_weights(tmp_path: Path) -> None:
     (newest,) = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1:]
     for path in (newest, tmp_path / "run"):
         fresh = make(f"model.weights={path}")
-        assert fresh.experiment.loaded == dict.fromkeys(trained, path.name)
+        (found,) = fresh.experiment.loaded.values()
+        assert (found.loaded, found.file) == (list(trained), path.name)
     assert all(weights(make(f"model.weights={newest}"))[n].equal(v) for n, v in trained.items())
 
 
@@ -183,17 +187,214 @@ def test_a_network_of_several_takes_weights_of_its_own(tmp_path: Path) -> None:
     own = weights(made)
     assert all(own[f"small.{name}"].equal(value) for name, value in trained.items())
     assert not own["other.head.weight"].equal(trained["head.weight"])
-    assert made.experiment.loaded == {f"small.{name}": "toy" for name in trained}
+    assert made.experiment.loaded["small"].loaded == list(trained)
+    sources = {row.name: row.loaded_from for row in audit(made.experiment)}
+    assert sources["small.head.weight"] == "toy"
+    assert sources["other.head.weight"] is None
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("3", "small.weights: expected a file, or {file, only, skip}"),
-        ("{fil: a}", "small.weights: expected a file, or {file, only, skip}"),
+        ("3", "small.weights: expected a file, or {file, strip, "),
+        ("{fil: a}", "small.weights: fil: unknown key; did you mean 'file'"),
         ("nowhere.pth", r"model\.args\.small\.weights: nowhere\.pth: no such file"),
     ],
 )
 def test_a_slip_in_the_weights_of_a_network_has_its_place(given: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         nested(given)
+
+
+# --- Rules ---------------------------------------------------------------------------------------
+
+
+def save_as(path: Path, change: Any) -> dict[str, Tensor]:
+    """Save a model's weights under changed names; return them under their own."""
+    torch.manual_seed(1)
+    state = small().state_dict()
+    torch.save({change(name): value for name, value in state.items()}, path)
+    return state
+
+
+def assert_holds(model: nn.Module, state: dict[str, Tensor]) -> None:
+    own = model.state_dict()
+    assert all(own[name].equal(value) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "rules"),
+    [
+        (lambda n: f"module.{n}", {"strip": ["module."]}),
+        (lambda n: f"module.{n}", {"strip": "module"}),
+        (lambda n: f"module._orig_mod.{n}", {"strip": ["module.", "_orig_mod."]}),
+        (lambda n: f"net.{n}", {"rename": {"net.*": "*"}}),
+        (lambda n: f"net.{n}.x", {"rename": {"net.*.x": "*"}}),
+        (lambda n: f"net.{n}", {"rename": {r"re:net\.(.*)": r"\1"}}),
+        (lambda n: f"m.a.{n}", {"strip": "m.", "rename": {"a.*": "b.*", "b.*": "*"}}),
+        (lambda n: n.replace(".weight", ".w"), {"rename": {"*.w": "*.weight"}}),
+    ],
+)
+def test_names_of_a_file_are_made_those_of_the_model(
+    tmp_path: Path, change: Any, rules: dict[str, Any]
+) -> None:
+    state, model = save_as(tmp_path / "a.pt", change), small()
+    found = load_from(model, section(tmp_path / "a.pt", **rules))
+    assert_holds(model, state)
+    assert found.renamed == {name: change(name) for name in state if change(name) != name}
+
+
+def test_rules_choose_by_the_new_names(tmp_path: Path) -> None:
+    state, model = save_as(tmp_path / "a.pt", lambda n: f"module.{n}"), small()
+    rules = {"strip": ["module."], "skip": ["2.*"]}
+    assert set(load_from(model, section(tmp_path / "a.pt", **rules)).left_out) == {
+        "2.weight",
+        "2.bias",
+    }
+    assert_holds(model, {name: value for name, value in state.items() if name[0] != "2"})
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({"strip": ["modul."]}, r"`strip`: no weight begins with 'modul\.'; did you mean 'module"),
+        ({"rename": {"modul.*": "*"}}, r"`rename`: no weight matches 'modul\.\*'"),
+        ({"only": ["zzz.*"]}, r"`only`: no weight matches 'zzz"),
+        ({"skip": ["zzz.*"]}, r"`skip`: no weight matches 'zzz"),
+        ({"rename": {"module.*": "*.*"}}, r"'module\.\*' has 1 `\*`, '\*\.\*' has 2"),
+        ({"rename": {"re:module(": "a"}}, "is no regular expression"),
+        ({"rename": {"re:module.*": r"\2"}}, "invalid group reference"),
+    ],
+)
+def test_a_rule_that_does_nothing_is_named(
+    tmp_path: Path, rules: dict[str, Any], expected: str
+) -> None:
+    save_as(tmp_path / "a.pt", lambda n: f"module.{n}")
+    with pytest.raises(NoMatch, match=expected):
+        load_from(small(), section(tmp_path / "a.pt", **rules))
+
+
+def test_two_names_that_become_one_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"'0.weight' and '2.weight' .* both be 'w'"):
+        load_from(small(), section(tmp_path / "a.pt", rename={r"re:[02]\.weight": "w"}))
+
+
+def test_another_shape_is_left_out_where_asked_and_all_is_counted(tmp_path: Path) -> None:
+    state = saved(tmp_path / "a.pt")
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
+    head = model[2].weight.clone()
+    with pytest.raises(CheckpointError, match="`on_shape_mismatch: skip`"):
+        load_from(model, section(tmp_path / "a.pt"))
+    found = load_from(model, section(tmp_path / "a.pt", on_shape_mismatch="skip"))
+    assert list(found.mismatched) == ["2.weight", "2.bias"]
+    assert model[2].weight.equal(head)
+    assert_holds(model, {name: state[name] for name in found.loaded})
+    both = [*found.loaded, *found.left_out, *found.mismatched]
+    assert sorted([*both, *found.missing]) == sorted(model.state_dict())
+    assert sorted([*both, *found.unexpected]) == sorted(state)
+    table = found.table()
+    assert "loaded          7  0.weight, 0.bias, 1.weight, ..." in table
+    assert "mismatched      2  2.weight (shape (2, 4) in the file, shape (10, 4) here)" in table
+
+
+@pytest.mark.parametrize("rules", [{"skip": ["*"]}, {"on_shape_mismatch": "skip"}])
+def test_to_load_nothing_is_an_error(tmp_path: Path, rules: dict[str, Any]) -> None:
+    torch.save({"0.weight": torch.zeros(9), "0.bias": torch.zeros(9)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="nothing of the file would be loaded"):
+        load_from(nn.Sequential(nn.Linear(3, 4)), section(tmp_path / "a.pt", **rules))
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        (lambda n: f"encoder.{n}", "`strip: encoder.`"),
+        (lambda n: n.removeprefix("net."), '`rename: {"*": "net.*"}`'),
+    ],
+)
+def test_a_prefix_that_is_all_that_differs_is_advised(
+    tmp_path: Path, change: Any, advice: str
+) -> None:
+    model = nn.ModuleDict({"net": small()})
+    torch.save({change(n): v for n, v in model.state_dict().items()}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as raised:
+        load_from(model, section(tmp_path / "a.pt"))
+    assert advice in str(raised.value)
+
+
+def test_many_misfits_are_told_in_a_screen(tmp_path: Path) -> None:
+    torch.save({f"a{i}": torch.zeros(1) for i in range(500)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as raised:
+        load_from(small(), section(tmp_path / "a.pt"))
+    lines = str(raised.value).splitlines()
+    assert len(lines) < 30
+    assert lines[-2] == "  and 488 more"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"a": {"w": torch.zeros(1)}, "b": {"w": torch.zeros(1)}}, "weights of several: 'a', 'b'"),
+        ({1: torch.zeros(1)}, "the name of a weight is a text, not 1"),
+        ({"epoch": 3, "lr": 1.0}, "no weights in it: it holds a dict, of epoch, lr"),
+    ],
+)
+def test_what_holds_no_one_set_of_weights_is_told(
+    tmp_path: Path, content: Any, expected: str
+) -> None:
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=expected):
+        read_weights(tmp_path / "a.pt")
+
+
+def test_averages_are_taken_or_not(tmp_path: Path) -> None:
+    trained = run(tmp_path / "run", "trainer.ema={decay: 0.9}")
+    (newest,) = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1:]
+    for path in (newest, newest / "state.pt"):
+        own, averaged = read_weights(path, ema=False), read_weights(path)
+        assert own["head.weight"].equal(weights(trained)["head.weight"])
+        assert averaged["head.weight"].equal(trained.ema.averages["head.weight"])
+    saved(tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="keeps no averages"):
+        read_weights(tmp_path / "a.pt", ema=True)
+
+
+def test_a_config_gives_the_rules_and_the_log_tells_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = weights(make())
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "a.pt")
+    rules = '{file: FILE, strip: module., rename: {"head.*": "head.*"}, on_shape_mismatch: skip}'
+    with caplog.at_level("INFO", logger="kindling"):
+        made = run(
+            tmp_path / "run",
+            f"model.weights={rules.replace('FILE', str(tmp_path / 'a.pt'))}",
+            "model.args.n_outputs=4",
+            "data_loader.args.n_classes=4",
+            stop_at=1,
+        )
+    assert list(made.experiment.loaded[""].mismatched) == ["head.weight", "head.bias"]
+    assert "weights of the model from a.pt:\n  loaded " in caplog.text
+    assert "module.head.weight -> head.weight" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_weights_go_from_any_device_to_any_other(tmp_path: Path) -> None:
+    state = saved(tmp_path / "cpu.pt")
+    torch.save({name: value.cuda() for name, value in state.items()}, tmp_path / "gpu.pt")
+    for file in ("cpu.pt", "gpu.pt"):
+        for device in ("cpu", "cuda"):
+            model = small().to(device)
+            load_from(model, section(tmp_path / file))
+            assert_holds(model.cpu(), state)
+
+
+def test_a_checkpoint_of_another_large_model_is_refused_at_once() -> None:
+    model = nn.Sequential(*[nn.Linear(1, 1) for _ in range(500)])
+    state = {f"other.{name}": value for name, value in model.state_dict().items()}
+    started = time.process_time()
+    with pytest.raises(CheckpointError) as raised:
+        load_weights(model, state)
+    assert time.process_time() - started < 5  # 60 s where a near name is sought for each
+    assert len(str(raised.value).splitlines()) == 1 + 2 * len(state)

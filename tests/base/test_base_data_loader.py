@@ -301,7 +301,7 @@ def test_no_split_means_no_validation(split):
     "split", [0.01, 1.0, 1.5, -0.1, -3, 22, 23, True, float("nan"), 0.999999999]
 )
 def test_a_split_that_leaves_a_side_empty_is_refused(split):
-    with pytest.raises(DataError, match=f"validation_split {split} of 22 samples"):
+    with pytest.raises(DataError, match=f"holding out {split} of 22 samples"):
         make(split=split)
 
 

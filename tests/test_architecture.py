@@ -194,12 +194,12 @@ def test_a_file_fits_in_350_lines() -> None:
 
 # Lines of code, without blanks, comments and docstrings; see docs/decisions/0006.
 def test_the_engine_stays_under_its_budget() -> None:
-    assert sum(n_code_lines(path) for path in files_of("base")) < 8800
+    assert sum(n_code_lines(path) for path in files_of("base")) < 10600
 
 
 @pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project may grow as it likes")
 def test_the_framework_stays_under_its_budget() -> None:
-    assert sum(n_code_lines(path) for path in framework_files()) < 12800
+    assert sum(n_code_lines(path) for path in framework_files()) < 14900
 
 
 def test_code_lines_are_counted_without_blanks_comments_and_docstrings(tmp_path: Path) -> None:

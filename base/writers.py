@@ -9,6 +9,7 @@ from typing import Any
 
 from base.config import Config
 from base.errors import ConfigError, Problem, nearest
+from base.signatures import value_fault
 from base.state import Progress
 from logger.csv_writer import CsvWriter
 from logger.services import SERVICES
@@ -50,10 +51,13 @@ def check_writers(config: Config) -> None:
     problems: list[Problem] = []
     for number, section in enumerate(config["trainer"]["writers"]):
         takes = _takes(section["type"])
-        for name in section["args"]:
-            if name not in takes:
-                known = f" (it takes {', '.join(takes) or 'none'})"
-                text = f"unknown argument for {section['type']}{nearest(str(name), takes) or known}"
+        for name, value in section["args"].items():
+            if name in takes:
+                text = value_fault(takes[name], value)
+            else:
+                known = nearest(str(name), takes) or f" (it takes {', '.join(takes) or 'none'})"
+                text = f"unknown argument for {section['type']}{known}"
+            if text:
                 keys = ("trainer", "writers", number, "args", name)
                 problems.append(config.problem(keys, text))
     has_service = any(each["type"] in SERVICES for each in config["trainer"]["writers"])
@@ -64,8 +68,8 @@ def check_writers(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def _takes(name: str) -> list[str]:
-    if name not in SERVICES:
-        return []
-    parameters = inspect.signature(SERVICES[name]).parameters.values()
-    return [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+def _takes(name: str) -> dict[str, inspect.Parameter]:
+    """Return the arguments that a config may give: those by name alone."""
+    parameters = inspect.signature(SERVICES[name]).parameters if name in SERVICES else {}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return {each.name: each for each in parameters.values() if each.kind is keyword}

@@ -86,7 +86,6 @@ class RowService(Service):
 
     def flush(self) -> None:
         if self._row:
-            # A row that is sent cannot grow: what comes late for its step gets the next one.
             step = max(self._step, self._next)
             self._next = step + 1
             row, self._row = self._row, {}
@@ -104,7 +103,8 @@ class RowService(Service):
     def _add(self, values: Mapping[str, Any], step: int) -> None:
         if step < self._first:
             return  # it was sent before the run was cut
-        if step != self._step:
+        # A row that is sent cannot grow: what comes late for its step waits for the next one.
+        if step != self._step >= self._next:
             self.flush()
         self._step = step
         self._row.update(values)
@@ -139,7 +139,11 @@ class WandbWriter(RowService):
     ) -> None:
         super().__init__(folder, config)
         self.args = {"project": project or config["name"], "entity": entity, "group": group}
-        self.args |= {"tags": list(tags), "notes": notes, "mode": mode}
+        self.args |= {
+            "tags": [tags] if isinstance(tags, str) else list(tags),
+            "notes": notes,
+            "mode": mode,
+        }
 
     def close(self) -> None:
         self.flush()

@@ -7,6 +7,7 @@
 #:  make test-all                    the slow tests too
 #:  make check                       formatting, lint and types, without the tests
 #:  make format                      format the code and mend what ruff can mend
+#:  make doctor                      is this machine fit to train: versions, room, kill and resume
 #:  make bench                       what a step costs above the bare loop
 #:  make clean                       remove caches; never touches saved/ or .venv
 #:  make train PYTHON=python3.12     where .venv is not made yet: with this Python
@@ -16,7 +17,7 @@ ARGS ?= -c config/digits.yaml
 TESTS ?=
 RUN = $(VENV)/bin/python
 
-.PHONY: help train test test-all check format bench clean
+.PHONY: help train test test-all check format doctor bench clean
 help:
 	@sed -n 's/^#:  //p' Makefile
 
@@ -37,6 +38,9 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+doctor: $(VENV)/.installed
+	@$(RUN) -m base.doctor
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/overhead.py

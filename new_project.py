@@ -39,6 +39,7 @@ Made from Kindling, a config-driven PyTorch training template. Everything here i
 make train                        # trains config/digits.yaml: begin by changing that
 make train ARGS="-c config/x.yaml"
 make test                         # formatting, lint, types and tests
+make doctor                       # is this machine fit to train
 ```
 
 Yours: `model/`, `data_loader/`, `trainer/`, `config/`. The engine, seldom touched: `base/`,

@@ -18,6 +18,7 @@ from base.profiling import check_profile
 from base.shape_errors import explain_shape_errors
 from base.summary import summarise_model, table_rows
 from base.values import check_watched, detach
+from base.writers import check_writers
 from logger.console import format_header, format_value, pad, text_width
 
 
@@ -27,9 +28,7 @@ def check(trainer: BaseTrainer) -> None:
     Raises:
         ConfigError: what the config monitors is not among the values there, or keys contradict.
     """
-    if trainer.config["capture"] and not trainer.settings.tensorboard:
-        text = "what is captured goes to TensorBoard, which `trainer.tensorboard` switches off"
-        raise ConfigError([trainer.config.problem(("capture",), text)])
+    check_writers(trainer.config)
     if trainer.settings.early_stop is not None and trainer.settings.monitor == "off":
         text = "there is nothing to stop by while `trainer.monitor` is off"
         raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])

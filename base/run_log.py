@@ -25,6 +25,7 @@ from base.profiling import Profiler
 from base.run_folder import create_run_folder, lock, run_of, write_environment
 from base.splits import keep_split
 from base.state import Progress
+from base.writers import make_writers
 from logger.console import (
     ROW,
     EpochTable,
@@ -33,11 +34,10 @@ from logger.console import (
     format_value,
     setup_logging,
 )
-from logger.csv_writer import CsvWriter
 from logger.files import write_whole
 from logger.progress import ProgressBar
 from logger.report import write_curves
-from logger.writers import TensorBoardWriter, Writers
+from logger.writers import Writer, Writers
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -97,7 +97,7 @@ def _tell_changes(config: Config, folder: Path) -> None:
 
 
 class RunLog:
-    """Sends the values of a run to console, metrics.csv and TensorBoard.
+    """Sends the values of a run to the console and to its writers.
 
     Args:
         folder: the run's folder; None writes no files.
@@ -109,6 +109,7 @@ class RunLog:
         folder: Path | None,
         settings: SimpleNamespace,
         resumed_at: Progress | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings, self._folder = settings, folder
         self.table = EpochTable()
@@ -117,18 +118,9 @@ class RunLog:
         self._advised = ""
         self._logged_at = 0
         self._started, self._samples = time.perf_counter(), 0
-        writers: list[Any] = []
-        if folder is not None:
-            csv = CsvWriter(folder / "metrics.csv")
-            purge_step = None
-            if resumed_at is not None:
-                dropped = csv.truncate_after(resumed_at.epoch, column="epoch")
-                # Where this very step ended an epoch, the epoch's values come once more.
-                comes_again = any(row.get("step") == str(resumed_at.step) for row in dropped)
-                purge_step = resumed_at.step + (not comes_again)
-            writers.append(csv)
-            if settings.tensorboard:
-                writers.append(TensorBoardWriter(folder, purge_step=purge_step))
+        writers: list[Writer] = []
+        if folder is not None and config is not None:
+            writers = make_writers(folder, config, resumed_at)
         self.writers = Writers(writers)
 
     def bar(self, progress: Progress, n_batches: int) -> ProgressBar:
@@ -237,7 +229,7 @@ def open_run(
     trainer.folder = folder
     if folder is not None and trainer.config["profile"] is not None:
         trainer.callbacks["profile"] = Profiler(**trainer.config["profile"])
-    trainer.run_log = RunLog(folder, trainer.settings, resumed_at)
+    trainer.run_log = RunLog(folder, trainer.settings, resumed_at, trainer.config)
     trainer.writers = trainer.run_log.writers
     trainer.run_log.facts = facts_of(trainer)
     stack.callback(trainer.run_log.close)

@@ -1,4 +1,7 @@
-"""Where the numbers of a run go: TensorBoard, `metrics.csv`, or a writer of your own."""
+"""Where the numbers of a run go: TensorBoard, `metrics.csv`, or a writer of your own.
+
+Services (wandb ...) are in `services.py`.
+"""
 
 import importlib.util
 import logging
@@ -10,7 +13,8 @@ import types
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,10 +112,10 @@ class TensorBoardWriter(Writer):
         """On resume, points from `purge_step` on that the earlier files hold are void."""
         self.folder = folder
         self.purge_step = purge_step
-        self._file: BinaryIO | None = None
+        self._records: Any = None
 
     def open(self) -> None:
-        if importlib.util.find_spec("tensorboard") is None:
+        if not _is_installed("tensorboard") and not _is_installed("tensorboardX"):
             raise ImportError("tensorboard is not installed (pip install tensorboard)")
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -120,31 +124,39 @@ class TensorBoardWriter(Writer):
 
     def add_images(self, tag: str, images: "Tensor", step: int) -> None:
         images = images.detach().float().clamp(0, 1).cpu()
-        image = _import_quietly().summary.image
+        image = self._tools().image
         self._write(step=step, summary=image(tag, images, dataformats="NCHW"))
 
     def add_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        points = [{"tag": tag, "histo": _trim(one)} for tag, one in histograms.items()]
+        points = [{"tag": tag, "histo": _message(one)} for tag, one in histograms.items()]
         self._write(step=step, summary={"value": points})
 
     def add_text(self, tag: str, text: str, step: int) -> None:
-        self._write(step=step, summary=_import_quietly().summary.text(tag, text))
+        self._write(step=step, summary=self._tools().text(tag, text))
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._records is not None:
+            self._records.close()
+
+    def _tools(self) -> SimpleNamespace:
+        """Import what makes events: torch's, or tensorboardX where that is not there or fails."""
+        try:
+            return _tools_of_torch()
+        except Exception:
+            if not _is_installed("tensorboardX"):
+                raise
+            return _tools_of_tensorboardx()
 
     def _write(self, **fields: Any) -> None:
-        if self._file is None:
+        if self._records is None:
             self._start()
         event = self._new_event(wall_time=time.time(), **fields)
         self._records.write(event.SerializeToString())
         self._records.flush()
 
     def _start(self) -> None:
-        tensorboard = _import_quietly()
-        from tensorboard.compat.proto.event_pb2 import Event
-
+        tools = self._tools()
+        self._new_event = tools.event
         # Files are read in the order of their names, and a purge is for what was read before it.
         self.folder.mkdir(parents=True, exist_ok=True)
         stamps = [p.name.split(".")[3] for p in self.folder.glob("events.out.tfevents.*")]
@@ -152,27 +164,49 @@ class TensorBoardWriter(Writer):
         path = (
             self.folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
         )
-        self._file = path.open("xb")
-        self._records = tensorboard.RecordWriter(self._file)
-        self._new_event = Event
+        self._records = tools.open(path)
         self._write(file_version="brain.Event:2")
         if self.purge_step is not None:
             self._write(step=self.purge_step, session_log={"status": "START"})
 
 
-def _trim(histogram: Histogram) -> dict[str, Any]:
-    """Return the fields of TensorBoard's message, without the empty buckets at both ends."""
+def trim(histogram: Histogram) -> Histogram:
+    """Leave out the empty buckets at both ends."""
     filled = [k for k, count in enumerate(histogram.counts) if count] or [0]
     first, last = filled[0], filled[-1] + 1
-    limits, counts = histogram.limits[first : last + 1], histogram.counts[first:last]
+    return Histogram(histogram.limits[first : last + 1], histogram.counts[first:last])
+
+
+def _message(histogram: Histogram) -> dict[str, Any]:
+    """Return the fields of TensorBoard's message."""
+    limits, counts = trim(histogram)
     ends = {"min": limits[0], "max": limits[-1], "num": sum(counts)}
     return {**ends, "bucket_limit": limits[1:], "bucket": counts}
 
 
-def _import_quietly() -> Any:
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def _tools_of_torch() -> SimpleNamespace:
     # A module of this name makes tensorboard leave TensorFlow alone, its seconds and its chatter.
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch.utils.tensorboard as tensorboard
-    return tensorboard
+        from tensorboard.compat.proto.event_pb2 import Event
+    image, text = tensorboard.summary.image, tensorboard.summary.text
+    records = tensorboard.RecordWriter
+    return SimpleNamespace(
+        event=Event, image=image, text=text, open=lambda path: records(path.open("xb"))
+    )
+
+
+def _tools_of_tensorboardx() -> SimpleNamespace:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter
+    from tensorboardX.summary import image, text
+
+    return SimpleNamespace(
+        event=Event, image=image, text=text, open=lambda path: RecordWriter(str(path))
+    )

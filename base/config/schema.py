@@ -245,6 +245,14 @@ MEMORY = Section(
     }
 )
 
+WRITERS = ("tensorboard", "csv", "wandb", "trackio", "mlflow")
+WRITER = Section(
+    {
+        "type": Key(choice(*WRITERS), REQUIRED, "Which service or file."),
+        "args": Key(OPEN, {}, "Its arguments, such as wandb's `project`."),
+    },
+    short=("string",),
+)
 EMA = Section({"decay": Key(SHARE, 0.999, "Share of the old average kept at each step.")})
 
 TRAINER = Section(
@@ -271,6 +279,9 @@ TRAINER = Section(
         "ema": Key(EMA, None, "Average the weights over time, and validate the average."),
         "test": Key(SWITCH, False, "Test the best model at the end."),
         "tensorboard": Key(SWITCH, True, "Write TensorBoard events."),
+        "writers": Key(
+            ListOf(WRITER, single=True, unique="type"), [], "Where the curves go, too: wandb ..."
+        ),
         "progress": Key(SWITCH, True, "Show a progress bar in a terminal."),
         "train_metrics": Key(SWITCH, True, "Compute the metrics on training batches too."),
         "verbosity": Key(whole(0, 2), 2, "0 shows warnings, 1 information, 2 all."),

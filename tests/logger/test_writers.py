@@ -1,9 +1,11 @@
 """Writers: what they keep can be read back, and none can stop a run."""
 
+import importlib.machinery
 import logging
 import subprocess
 import sys
 import threading
+import types
 import warnings
 from pathlib import Path
 
@@ -220,3 +222,35 @@ def test_no_thread_stands_beside_the_workers(tmp_path):
 def test_images_of_another_shape_are_the_callers_error(shape, tmp_path):
     with pytest.raises(ValueError, match=r"samples: \(batch, 1 or 3, height, width\)"):
         Writers([TensorBoardWriter(tmp_path)]).add_images("samples", torch.zeros(shape), 1)
+
+
+def test_where_torchs_tools_refuse_tensorboardx_writes_the_events(monkeypatch, tmp_path, caplog):
+    """tensorboardX need not be installed: its names are given to tensorboard's own things."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from torch.utils.tensorboard import RecordWriter, summary
+
+    names = ("tensorboardX", "tensorboardX.proto", "tensorboardX.proto.event_pb2")
+    modules = {name: types.ModuleType(name) for name in names}
+    for name in ("tensorboardX.record_writer", "tensorboardX.summary"):
+        modules[name] = types.ModuleType(name)
+    modules["tensorboardX"].__spec__ = importlib.machinery.ModuleSpec("tensorboardX", None)
+    modules["tensorboardX.proto.event_pb2"].Event = Event
+    opened = []
+
+    def records(path):
+        assert isinstance(path, str)
+        opened.append(path)
+        return RecordWriter(Path(path).open("xb"))
+
+    modules["tensorboardX.record_writer"].RecordWriter = records
+    modules["tensorboardX.summary"].image = summary.image
+    modules["tensorboardX.summary"].text = summary.text
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    writers = Writers([TensorBoardWriter(tmp_path)])
+    use(writers)
+    assert caplog.messages == []
+    assert len(opened) == 1
+    assert [e.value for e in read_back(tmp_path).Scalars("loss")] == [0.5, 0.5, 0.5]
+    assert read_back(tmp_path).Images("samples")

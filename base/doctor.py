@@ -1,0 +1,309 @@
+"""Is this machine fit to train? ``python -m base.doctor`` prints a line for each check.
+
+Runs without a network and without a GPU, in one thread and one process at a time, and leaves
+nothing behind.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONAL = ("tensorboardX", "wandb", "trackio", "mlflow", "safetensors", "lmdb", "simplejpeg")
+SECONDS = 25  # for each training
+GIGABYTE = 2**30
+
+CONFIG = """
+name: doctor
+threads: 1
+model:
+  type: Sequential
+  args: {layers: [{type: Linear, args: {in_features: 8, out_features: 16}}, ReLU, Dropout,
+                  {type: Linear, args: {in_features: 16, out_features: 2}}]}
+data_loader: {type: DoctorLoader, args: {batch_size: 8, shuffle: true}}
+optimizer: {type: Adam, args: {lr: 0.01}}
+loss: cross_entropy
+trainer: {epochs: 40, save_every: 20 steps, monitor: off, verbosity: 0, tensorboard: false}
+"""
+DATA = """
+import torch
+from base import BaseDataLoader
+
+
+class DoctorLoader(BaseDataLoader):
+    def __init__(self, batch_size, shuffle=True):
+        points = torch.randn(80, 8, generator=torch.Generator().manual_seed(1))
+        data = torch.utils.data.TensorDataset(points, (points.sum(dim=1) > 0).long())
+        super().__init__(data, batch_size, shuffle, 0.0, 0)
+"""
+TRAINER = "from base import BaseTrainer\n\n\nclass Trainer(BaseTrainer):\n    pass\n"
+
+
+class Finding(NamedTuple):
+    """What a check has found: ``ok``, ``warning`` or ``failed``, and what to do about it."""
+
+    name: str
+    state: str
+    text: str
+
+
+def main(saved: Path) -> int:
+    """Make all checks and print a line for each; return 1 if one failed."""
+    checks = (python, packages, optional, cores, memory, disk, training, devices)
+    has_failed = False
+    for check in checks:
+        try:
+            finding = check(saved)
+        except Exception as error:  # a check that cannot be made is a finding too
+            text = (str(error).strip().splitlines() or [""])[0]
+            finding = Finding(check.__name__, "failed", f"{type(error).__name__}: {text}")
+        print(f"{finding.name:<10}{finding.state:<9}{finding.text}", flush=True)
+        has_failed |= finding.state == "failed"
+    return int(has_failed)
+
+
+def python(_: Path) -> Finding:
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    (wanted,) = re.findall(r'^requires-python = ">=([\d.]+)"', text, re.MULTILINE)
+    found = ".".join(map(str, sys.version_info[:3]))
+    if numbers(found) < numbers(wanted):
+        return Finding("python", "failed", f"{found}; make .venv anew with {wanted} or newer")
+    return Finding("python", "ok", found)
+
+
+def packages(_: Path) -> Finding:
+    """Compare what is installed with requirements.txt."""
+    found, faults = [], []
+    for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
+        name, limits = re.findall(r"^([\w.-]*)([^#;]*)", line)[0]
+        version = _version(name) if name else None
+        if name:
+            found.append(f"{name} {version or 'missing'}")
+        if name and (version is None or not fits(version, limits)):
+            faults.append(f"{found[-1]}, wanted {limits.strip()}")
+    if faults:
+        text = (
+            f"{'; '.join(faults)}: {Path(sys.executable).name} -m pip install -r requirements.txt"
+        )
+        return Finding("packages", "failed", text)
+    return Finding("packages", "ok", ", ".join(found))
+
+
+def optional(_: Path) -> Finding:
+    versions = {name: _version(name) for name in OPTIONAL}
+    here = [f"{name} {version}" for name, version in versions.items() if version]
+    absent = [name for name, version in versions.items() if not version]
+    text = (
+        f"{', '.join(here) or 'none'}; not here: {', '.join(absent) or 'none'} (pip install NAME)"
+    )
+    return Finding("optional", "ok", text)
+
+
+def disk(saved: Path) -> Finding:
+    """Write where runs are kept, and see how much room is left there."""
+    place = _existing(saved)
+    free = shutil.disk_usage(place).free / GIGABYTE
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(2**20))
+            os.fsync(file.fileno())
+    except OSError as error:
+        text = f"{place}: cannot be written ({error.strerror}); mend it, or set trainer.save_dir"
+        return Finding("disk", "failed", text)
+    state = "ok" if free >= 1 else "warning"
+    more = "" if free >= 1 else "; checkpoints may not fit: make room, or set trainer.save_dir"
+    return Finding("disk", state, f"{free:.1f} GB free in {place}{more}")
+
+
+def training(saved: Path) -> Finding:
+    """Train, kill (``kill -9``), resume, and compare with a training that was left alone."""
+    began = time.perf_counter()
+    import torch
+
+    torch.set_num_threads(1)
+    from base.checkpoint import read
+
+    place = _existing(saved)
+    place = place if os.access(place, os.W_OK) else Path(tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as temporary:
+        folder = Path(temporary)
+        files = {"doctor.yaml": CONFIG, "data_loader/doctor.py": DATA, "trainer/doctor.py": TRAINER}
+        parts = ("model", "data_loader", "trainer")
+        files |= dict.fromkeys((f"{part}/__init__.py" for part in parts), "")
+        for name, text in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, "utf-8")
+        whole, cut = folder / "whole", folder / "cut"
+        _run(folder, ["-c", "doctor.yaml", "--set", f"trainer.save_dir={whole}"])
+        killed_at = _run(folder, ["-c", "doctor.yaml", "--set", f"trainer.save_dir={cut}"], cut)
+        (run,), (other,) = cut.glob("doctor/*"), whole.glob("doctor/*")
+        _run(folder, ["-r", str(run)])
+        is_same = same(read(run), read(other))
+    seconds = f"{time.perf_counter() - began:.0f} s"
+    if not is_same:
+        text = "the resumed training ended with other bits: report it, with `env.txt` of a run"
+        return Finding("training", "failed", text)
+    if killed_at is None:
+        return Finding(
+            "training", "warning", f"too quick to be killed; trains and saves, {seconds}"
+        )
+    text = f"400 steps; killed after step {killed_at}, resumed, the same bits; {seconds}"
+    return Finding("training", "ok", text)
+
+
+def devices(_: Path) -> Finding:
+    """Compute on each device, and compare with the CPU."""
+    import torch
+
+    table = torch.arange(64.0).reshape(8, 8) / 64
+    found = []
+    for index in range(torch.accelerator.device_count() if torch.accelerator.is_available() else 0):
+        device = torch.device(str(torch.accelerator.current_accelerator()), index)
+        if not torch.allclose((table.to(device) @ table.to(device)).cpu(), table @ table):
+            return Finding("devices", "failed", f"{device} computes wrong numbers: use another")
+        name = torch.cuda.get_device_name(index) if device.type == "cuda" else ""
+        found.append(f"{device} {name}".strip())
+    if not found and shutil.which("nvidia-smi"):
+        text = f"a driver of NVIDIA, but torch {torch.__version__} sees no GPU; see pytorch.org"
+        return Finding("devices", "warning", f"cpu; {text} for the build that fits, or the driver")
+    return Finding("devices", "ok", ", ".join(found) or "cpu alone")
+
+
+def cores(_: Path) -> Finding:
+    import torch
+
+    from base.cores import free_cores, usable_cores
+
+    usable, free = usable_cores(), free_cores()
+    text = f"{usable} usable, {free} free now, torch takes {torch.get_num_threads()} threads"
+    if free < usable / 2:
+        return Finding(
+            "cores", "warning", f"{text}; others work here too: trainings will be slower"
+        )
+    return Finding("cores", "ok", text)
+
+
+def memory(_: Path) -> Finding:
+    from base.free_memory import UNLIMITED, free_memory
+
+    free = free_memory()
+    if free == UNLIMITED:
+        return Finding("memory", "ok", "the system does not tell")
+    state = "ok" if free > 2 * GIGABYTE else "warning"
+    more = (
+        "" if state == "ok" else "; end other programs, or use a smaller batch and num_workers: 0"
+    )
+    return Finding("memory", state, f"{free / GIGABYTE:.1f} GB free{more}")
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version, without zeros at the end: 2.10.0+cpu is (2, 10)."""
+    text = re.match(r"\d+(\.\d+)*", version)
+    found = [int(word) for word in text[0].split(".")] if text else []
+    while found and found[-1] == 0:
+        found.pop()
+    return tuple(found)
+
+
+def fits(version: str, limits: str) -> bool:
+    """Tell whether a version meets all limits, such as ``>=0.17,<0.18``."""
+    compare: dict[str, Callable[[Any, Any], bool]] = {
+        ">=": lambda a, b: a >= b,
+        "<": lambda a, b: a < b,
+        "==": lambda a, b: a == b,
+    }
+    found = re.findall(r"(>=|==|<)\s*([\d.]+)", limits)
+    return all(compare[sign](numbers(version), numbers(limit)) for sign, limit in found)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two states are equal to the last bit."""
+    import torch
+
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        is_like = isinstance(other, dict) and one.keys() == other.keys()
+        return is_like and all(same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        is_like = isinstance(other, list | tuple) and len(one) == len(other)
+        return is_like and all(map(same, one, other))
+    return bool(one == other)
+
+
+def _run(folder: Path, words: list[str], killed_in: Path | None = None) -> int | None:
+    """Train in a process of its own; kill it at its first checkpoint there, and say at which step.
+
+    Raises:
+        RuntimeError: the process failed, or did not end in time.
+    """
+    # A fork has torch already; elsewhere than on Linux it is not safe.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    errors = folder / "errors.txt"
+    process = context.Process(target=_train, args=(folder, [*words, "-d", "cpu"], errors))
+    process.start()
+    steps: list[int] = []
+    try:
+        end = time.monotonic() + SECONDS
+        while process.is_alive() and time.monotonic() < end and not steps:
+            process.join(0.005)
+            steps = sorted(_steps(killed_in)) if killed_in else []
+        if process.exitcode is None and not steps:
+            raise RuntimeError(f"a training of 400 steps did not end in {SECONDS} s")
+    finally:
+        process.kill()
+        process.join()
+    if process.exitcode == 0 or (process.exitcode == -9 and steps):
+        return steps[-1] if process.exitcode else None
+    text = errors.read_text("utf-8").strip().splitlines() if errors.exists() else []
+    raise RuntimeError(text[-1] if text else f"a training ended with code {process.exitcode}")
+
+
+def _train(folder: Path, words: list[str], errors: Path) -> None:
+    """Call train.py's main in this process, and leave in a file why it failed."""
+    from base.registry import set_project_root
+
+    with errors.open("w", encoding="utf-8") as file:
+        sys.stdout = sys.stderr = file
+        try:
+            os.chdir(folder)
+            sys.path.insert(0, str(folder))  # its model, data_loader and trainer, not ours
+            set_project_root(folder)
+            from train import main as train
+
+            code = train(words)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=file, flush=True)
+            code = 1
+        file.flush()
+        os._exit(code)  # what a fork has of its parent's is not its own to close
+
+
+def _steps(save_dir: Path) -> Iterator[int]:
+    for path in save_dir.glob("doctor/*/checkpoints/step-????????/manifest.json"):
+        yield int(path.parent.name[5:])
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "saved")))

@@ -256,7 +256,7 @@ class Recovery:
             raise TrainingError(f"{told}: {text} ({cause})") from error
         if not self.halves:
             raise TrainingError(
-                f"{told}. The last checkpoint is good: go on with memory.micro_batch={half} (the "
+                f"{told}. Checkpoints are untouched: go on with memory.micro_batch={half} (the "
                 f"same steps in more parts), let it be found by trainer.on_oom=halve, or lower "
                 f"data_loader.args.batch_size; docs/memory.md says what else saves some ({cause})"
             ) from error

@@ -265,7 +265,8 @@ def test_a_rollback_goes_back_to_the_last_save_and_on_past_the_batch(
             seen[-1] = {k: v.clone() for k, v in seen[-1].items()}
             return super().train_step(batch)
 
-    options = [*FULL, "trainer.on_nonfinite=rollback", "trainer.save_every=2 steps"]
+    schedule = "lr_scheduler={type: ExponentialLR, args: {gamma: 0.8}, every: step}"
+    options = [*FULL[:-1], schedule, "trainer.on_nonfinite=rollback", "trainer.save_every=2 steps"]
     trainer = make(*options, trainer=Noting)
     trainer.train(tmp_path if with_folder else None)
     del seen[4]  # the second look at the bad step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, final
@@ -20,10 +20,11 @@ from base.experiment import Experiment
 from base.feed import feed
 from base.memory import NOTHING, EmptyCache, FiniteWatch, Precision, offload_activations
 from base.optim import learning_rates
-from base.run_log import RunLog, open_run, refuse_nonfinite, tell_end
+from base.recovery import Recovery, refuse_nonfinite
+from base.run_log import RunLog, open_run, tell_end
 from base.seeding import derive_seed, isolated_random_state
 from base.signals import InterruptedRunError, SignalFlags
-from base.state import ExponentialMovingAverage, Monitor, Progress, Stateful, parts_with_state
+from base.state import Monitor, Progress, Stateful, build_average, parts_with_state
 from base.stepper import build_steppers, choose_stepper, only
 from base.test_phase import choose_checkpoint, run_test
 from base.timing import Every, Window
@@ -74,9 +75,7 @@ class BaseTrainer:
         self.monitor = Monitor(experiment.monitor, self.settings.early_stop)
         self.meters, self.clock = Meters(self.device), Clock()
         self.valid_metrics = copy.deepcopy(self.metrics)
-        self.ema: ExponentialMovingAverage | None = None
-        if self.settings.ema is not None:
-            self.ema = ExponentialMovingAverage(experiment.trained, **self.settings.ema)
+        self.ema = build_average(experiment.trained, self.settings.ema)
 
         self.stateful: dict[str, Stateful] = {}
         for name, part in parts_with_state(self).items():
@@ -85,7 +84,7 @@ class BaseTrainer:
         self.save_every = Every(self.settings.save_every, *lengths)
         self.log_every = Every(self.settings.log_every, *lengths)
         self.capture = Capture(self.config["capture"], self.model, *lengths)
-        self.signals, self.finite = SignalFlags(), FiniteWatch()
+        self.signals, self.finite, self.recovery = SignalFlags(), FiniteWatch(), Recovery(self)
         self.run_log = RunLog(None, self.settings)
         self.writers = self.run_log.writers
         self._phase_metrics = self.metrics
@@ -153,6 +152,7 @@ class BaseTrainer:
             keep, stepping = retain_graph or number < len(losses), stepper.stepping(self)
             with self.capture.backward(stepper.scaler), self.precision.full(), stepping:
                 stepper.scaler.scale(share).backward(inputs=inputs, retain_graph=keep)
+        refuse_nonfinite(self)
 
     @final
     def update(self, name: str | None = None, again: Callable[[], Values] | None = None) -> None:
@@ -166,9 +166,9 @@ class BaseTrainer:
         """
         if not self.window.is_full:
             return
-        refuse_nonfinite(self)
         stepper = choose_stepper(self.steppers, name)
         if stepper.every == 1 or self.is_due(name):
+            self.recovery.before_update(stepper.parameters, stepper.scaler.is_enabled())
             self.capture.read_parameters(stepper.parameters, stepper.scaler)
             self.meters.update(stepper.step(self.progress.step, again))
         else:
@@ -228,17 +228,17 @@ class BaseTrainer:
         self._phase_metrics = self.metrics if self.settings.train_metrics else {}
         first, count = self.progress.batches_total, self.experiment.batches_left(self.progress)
         with self.run_log.bar(self.progress, self.experiment.batches_per_epoch) as bar:
-            for batch in feed(self, self.train_loader, first, count):
+            for batch in self.recovery.batches(first, count):
                 self.window.place(self.progress.batches_total - first, count)
                 self.capture.start(self.progress.step + 1)
-                is_first, parts = self.progress.batches_total == 0, []
+                is_first, parts, part = self.progress.batches_total == 0, [], None
                 for part, n_samples in self.window.parts(batch):
                     guard = guard_first_batch(self.model) if is_first else NOTHING
-                    with self.precision.autocast(), self.offload(), guard:
+                    with self.recovery.of(part), self.precision.autocast(), self.offload(), guard:
                         parts.append((detach(self.train_step(part)), n_samples))
-                    self.meters.update(*parts[-1])
-                self.progress.advance(sum(n_samples for _, n_samples in parts))
-                self.run_log.last = values = mean_of(parts)
+                        self.meters.update(*parts[-1])
+                self.progress.advance(self.window.n_samples)
+                self.run_log.last = values = mean_of(parts) or self.run_log.last
                 del batch, part  # nothing of a step lives on beside the next batch
                 bar.update()
                 if self.window.is_full:
@@ -246,7 +246,7 @@ class BaseTrainer:
         return summarise("train", self.meters, self._phase_metrics)
 
     @final
-    def end_step(self, values: Values) -> None:
+    def end_step(self, values: Mapping[str, Any]) -> None:
         """Do what belongs to a step boundary: schedule, thaw, average, log, save, stop."""
         self.progress.step += 1
         self.progress.rates = learning_rates(self.optimizers)  # those that this step used
@@ -254,10 +254,11 @@ class BaseTrainer:
             schedule.after_step()
         self.experiment.freezing.after_step(self.progress.step)
         self.empty_cache.after_step(self.progress.step)
-        if self.ema is not None:
+        is_made = self.recovery.end_step()
+        if self.ema is not None and is_made:
             self.ema.update()
         self.clock.lap("compute")
-        if self.log_every.is_due_at_step(self.progress.step):
+        if is_made and self.log_every.is_due_at_step(self.progress.step):
             self.run_log.log_step(values, self.progress)
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():
@@ -268,7 +269,7 @@ class BaseTrainer:
             self.signals.save = False
             self.save()
         self.clock.lap("logging")
-        if self.progress.step == 1:
+        if is_made and self.progress.step == self.progress.skipped + 1:
             check_watched(self, "train", summarise("train", self.meters, self._phase_metrics))
         if self.signals.stop:
             raise StopRequested
@@ -296,7 +297,7 @@ class BaseTrainer:
             for batch in feed(self, loader, 0, count):
                 if self.signals.stop:
                     raise StopRequested
-                with self.precision.autocast():
+                with self.recovery.of(batch), self.precision.autocast():
                     values = detach(self.valid_step(batch))
                 meters.update(values, count_samples(batch))
                 del batch
@@ -334,6 +335,7 @@ class BaseTrainer:
     @final
     def save(self, values: Values | None = None, is_best: bool = False) -> None:
         """Write a checkpoint of everything in ``stateful``, unless this very state has one."""
+        self.recovery.keep()
         position = self.progress.state_dict()
         if self.store is None or position == self._saved_at:
             return

@@ -19,6 +19,7 @@ def feed(trainer: BaseTrainer, loader: Any, first: int, count: int) -> Iterator[
 
     On a GPU the config's ``memory.prefetch`` batches are copied ahead of their turn, from pinned
     memory and beside the computation: that many lie there at most, besides the one in use.
+    Where a step is to be made again they end early.
     """
     clock, device = trainer.clock, trainer.device
     clock.lap("compute")
@@ -33,7 +34,9 @@ def feed(trainer: BaseTrainer, loader: Any, first: int, count: int) -> Iterator[
         if len(copied) > prefetch:
             yield copies.finish(copied.popleft())
             clock.end_step(copies.is_out_of_work())
-    while copied:
+            if trainer.window.fate == "again":
+                return
+    while copied and trainer.window.fate != "again":
         yield copies.finish(copied.popleft())
         clock.end_step(copies.is_out_of_work())
 

@@ -17,10 +17,8 @@ from base.checkpoint import CheckpointStore, read, restore
 from base.clock import Clock, advice, facts_of, write_times
 from base.config import Config
 from base.cores import warn_of_load
-from base.errors import TrainingError
 from base.header import header_facts, peak_memory_mb
 from base.memory.settle import settle
-from base.optim import learning_rates
 from base.profiling import Profiler
 from base.run_folder import create_run_folder, lock, run_of, write_environment
 from base.splits import keep_split
@@ -65,7 +63,7 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
             for note in config.notes:
                 log.info(note)
             if resume_from is None:
-                _keep(config, folder)
+                keep_config(config, folder)
             else:
                 _tell_changes(config, folder)
             yield folder
@@ -74,7 +72,7 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
             close_logging()
 
 
-def _keep(config: Config, folder: Path) -> None:
+def keep_config(config: Config, folder: Path) -> None:
     """Write down what is run, and on what."""
     write_whole(folder / "config.yaml", config.to_yaml().encode())
     write_environment(folder)
@@ -225,13 +223,14 @@ def open_run(
             trainer.store.protect(resume_from)
         resumed_at = None if trainer.is_finished() else trainer.progress
     if settle(trainer) and folder is not None:
-        _keep(trainer.config, folder)
+        keep_config(trainer.config, folder)
     trainer.folder = folder
     if folder is not None and trainer.config["profile"] is not None:
         trainer.callbacks["profile"] = Profiler(**trainer.config["profile"])
     trainer.run_log = RunLog(folder, trainer.settings, resumed_at, trainer.config)
     trainer.writers = trainer.run_log.writers
     trainer.run_log.facts = facts_of(trainer)
+    trainer.recovery.keep()
     stack.callback(trainer.run_log.close)
     stack.callback(trainer.capture.remove)
     for loader in (trainer.train_loader, trainer.valid_loader):
@@ -258,7 +257,7 @@ def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:
         if folder is not None:
             write_csv(rows, folder / "parameters.csv")
     if folder is not None and trainer.progress.step > 0:
-        _keep(trainer.config, folder)
+        keep_config(trainer.config, folder)
     if trainer.is_finished():
         log.log(ROW, _finished_message(trainer))
 
@@ -278,26 +277,12 @@ def tell_end(trainer: BaseTrainer, folder: Path | None) -> None:
     """Log which epoch was best, and how to test it."""
     if trainer.store is not None:
         trainer.store.wait()
-    monitor = trainer.monitor
+    monitor, progress = trainer.monitor, trainer.progress
+    if progress.skipped:
+        text = "%d of %d steps were skipped: a number was not finite"
+        log.warning(text, progress.skipped, progress.step)
     if monitor.best_epoch:
         value = format_value(monitor.key, monitor.best)
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")
     if folder is not None:
         log.info(f"test by: python test.py -r {folder}")
-
-
-def refuse_nonfinite(trainer: BaseTrainer) -> None:
-    """Say what was seen before a loss that is not finite, and what helps.
-
-    Raises:
-        TrainingError: a loss since the last call was not finite.
-    """
-    if trainer.finite.all_finite():
-        return
-    last = ", ".join(f"{name} {float(value):g}" for name, value in trainer.run_log.last.items())
-    rates = ", ".join(f"{k} {v:g}" for k, v in learning_rates(trainer.optimizers).items())
-    raise TrainingError(
-        f"the loss is not finite at step {trainer.progress.step + 1} ({rates}; the step before it: "
-        f"{last or 'none'}). Nothing was updated and the last checkpoint is good: lower the rate, "
-        "clip with `optimizer: {clip_norm: 1.0}`, or look at the data"
-    )

@@ -44,6 +44,10 @@ class Progress:
     """The step at which an epoch was last validated and logged, its beginning or all of it."""
     rates: dict[str, float] = field(default_factory=dict)
     """The learning rates of the last step, as they go to the log."""
+    skipped: int = 0
+    """Steps dropped because a number was not finite; they count as steps."""
+    skipped_in_a_row: int = 0
+    rollbacks: int = 0
 
     def advance(self, n_samples: int) -> None:
         """Count one batch."""
@@ -191,3 +195,10 @@ class ExponentialMovingAverage:
         self.n_updates = state_dict["n_updates"]
         for name, average in self.averages.items():
             average.copy_(saved[name])
+
+
+def build_average(
+    weights: Mapping[str, nn.Parameter], section: Mapping[str, Any] | None
+) -> ExponentialMovingAverage | None:
+    """Return the average that ``trainer.ema`` asks for, or None."""
+    return None if section is None else ExponentialMovingAverage(weights, **section)

@@ -17,7 +17,7 @@ from base.errors import TrainingError, nearest
 from base.experiment import Experiment, optimizer_sections
 from base.losses import WeightedLoss
 from base.memory import NOTHING, Precision, StepInBackward
-from base.run_log import refuse_nonfinite
+from base.recovery import refuse_nonfinite
 from base.values import with_total
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Stepper:
         """Return the context of a backward pass: in a step's last one the step itself may be made.
 
         Raises:
-            TrainingError: the loss is not finite; after the pass it would be too late to say so.
+            NonFiniteError: the loss is not finite; after the pass it would be too late to say so.
         """
         if self.in_backward is None or not trainer.window.is_full:
             return NOTHING

@@ -1,4 +1,4 @@
-"""Lengths of training: ``500 steps``, ``2 epochs`` or ``5%``, read by one function."""
+"""Lengths of training, read by one function: ``500 steps``, ``2 epochs``, ``5%``; minutes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import re
 from typing import NamedTuple
 
 DURATION_PATTERN = r"^(?:[0-9]{1,12} ?steps?|[0-9]{1,9}(?:\.[0-9]{1,9})? ?(?:epochs?|%))$"
+MINUTES_PATTERN = r"^[0-9]{1,9}(?:\.[0-9]{1,9})? ?minutes?$"
 
 
 class Duration(NamedTuple):
     """A length: whole steps, epochs (parts of one allowed), or per cent of the whole training."""
 
     amount: float
-    unit: str  # "steps", "epochs" or "%"
+    unit: str  # "steps", "epochs", "%" or "minutes"
 
     def in_steps(self, steps_per_epoch: int, total_steps: int) -> int:
         """Return the number of steps, at least 1, rounded to the nearest (a half to the even)."""
@@ -24,12 +25,20 @@ class Duration(NamedTuple):
         return f"{self.amount:.12g}{'' if unit == '%' else ' '}{unit}"
 
 
-def parse_duration(text: str) -> Duration:
-    """Read a duration; a ValueError says what to write instead."""
+def parse_duration(text: str, with_time: bool = False) -> Duration:
+    """Read a duration; a ValueError says what to write instead.
+
+    Args:
+        with_time: minutes may be given too: where the clock cannot change a result.
+    """
     if isinstance(text, int | float) and not isinstance(text, bool):
         raise ValueError(f"a number needs a unit: '{text} steps', '{text} epochs' or '{text}%'")
-    if not isinstance(text, str) or not re.match(DURATION_PATTERN, text.strip()):
-        raise ValueError("expected a duration such as '500 steps', '2 epochs' or '5%'")
+    is_time = isinstance(text, str) and bool(re.match(MINUTES_PATTERN, text.strip()))
+    if is_time and not with_time:
+        raise ValueError(f"{text!r} would let the clock decide: give a duration in steps or epochs")
+    if not isinstance(text, str) or not (is_time or re.match(DURATION_PATTERN, text.strip())):
+        more = ", '10 minutes'" if with_time else ""
+        raise ValueError(f"expected a duration such as '500 steps', '2 epochs'{more} or '5%'")
 
     number, unit = re.findall(r"[0-9.]+|[a-z%]+", text)
     amount = float(number)

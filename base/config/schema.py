@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from base.config.durations import DURATION_PATTERN, parse_duration
+from base.config.durations import DURATION_PATTERN, MINUTES_PATTERN, parse_duration
 from base.config.kinds import (
     ABSENT,
     REQUIRED,
@@ -47,6 +47,11 @@ def check_pattern(value: Any) -> None:
             raise ValueError(f"expected a pattern ({forms}), found {show(value)}")
 
 
+def check_interval(text: Any) -> None:
+    """Raise a ValueError unless the text is a duration or a number of minutes."""
+    parse_duration(text, with_time=True)
+
+
 def choice(*names: str) -> Scalar:
     """Return the kind of a key that takes one of a few words."""
     return Scalar(f"one of {', '.join(names)}", {"type": "string", "enum": list(names)})
@@ -80,6 +85,11 @@ TEXT = Scalar("text", {"type": "string", "minLength": 1})
 FOLDER = Scalar("a name", {"type": "string", "minLength": 1}, check_folder_name)
 MONITOR = Scalar("a monitor", {"type": "string", "pattern": "^(off|(min|max) )"}, check_monitor)
 DURATION = Scalar("a duration", {"type": "string", "pattern": DURATION_PATTERN}, parse_duration)
+INTERVAL = Scalar(
+    "a duration or minutes",
+    {"type": "string", "pattern": f"{DURATION_PATTERN}|{MINUTES_PATTERN}"},
+    check_interval,
+)
 SWITCH = Scalar("true or false", {"type": "boolean"})
 COUNT = whole(1)
 NUMBER = Scalar("a number", {"type": "number"})
@@ -265,9 +275,14 @@ TRAINER = Section(
         "monitor": Key(MONITOR, None, "What makes the best: 'max valid/accuracy', 'off'."),
         "early_stop": Key(COUNT, None, "Epochs without a new best before training ends."),
         "save_dir": Key(TEXT, "saved", "Folder of all runs."),
-        "save_every": Key(DURATION, "1 epoch", "Time between two checkpoints."),
+        "save_every": Key(INTERVAL, "1 epoch", "Time between two checkpoints; minutes too."),
         "keep": Key(whole(2), 3, "Last checkpoints to keep, beside the best."),
         "async_save": Key(AUTO, "auto", "Write checkpoints beside the training; auto: on a GPU."),
+        "on_nonfinite": Key(
+            choice("stop", "skip", "rollback"), "stop", "What to do about a loss that is no number."
+        ),
+        "max_nonfinite": Key(COUNT, 10, "Steps to skip in a row, or rollbacks in all, at most."),
+        "on_oom": Key(choice("stop", "halve"), "stop", "What to do where memory is not enough."),
         "validate_every": Key(COUNT, 1, "Epochs between two validations."),
         "log_every": Key(DURATION, "50 steps", "Time between two entries in the logs."),
         "backward": Key(

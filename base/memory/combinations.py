@@ -24,6 +24,7 @@ EXCLUDED = [
     (IN_BACKWARD, "optimizer.every", "gradients that are left out must not be used"),
     (IN_BACKWARD, "memory.accumulate", USED),
     (IN_BACKWARD, "memory.micro_batch", USED),
+    (IN_BACKWARD, "trainer.on_oom: halve", USED),
     (IN_BACKWARD, "memory.precision: fp16", "a step is left out if any of its gradients overflows"),
     (IN_BACKWARD, "memory.set_to_none: false", "what is used is freed"),
     (IN_BACKWARD, "several optimizers", "a loss may reach what another optimizer trains"),
@@ -37,6 +38,7 @@ EXCLUDED = [
     ("optimizer.clip_value", CLOSURE, OWN),
     ("memory.accumulate", CLOSURE, OWN),
     ("memory.micro_batch", CLOSURE, OWN),
+    ("trainer.on_oom: halve", CLOSURE, OWN),
     ("memory.precision: fp16", CLOSURE, f"{OWN}, without a scale"),
     # torch._functorch.config.donated_buffer is no way out: graphs that were compiled without it
     # come back from the cache on disk, and then give wrong gradients.

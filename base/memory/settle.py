@@ -43,7 +43,7 @@ def settle(trainer: BaseTrainer) -> bool:
             trainer.config.resolve("memory", "micro_batch", value=size)
         trainer.window.micro_batch = memory["micro_batch"]
     if trainer.window.micro_batch is not None:
-        _tell_batch_norm(trainer)
+        tell_batch_norm(trainer)
     return is_auto
 
 
@@ -109,7 +109,8 @@ def saved_bytes(trainer: BaseTrainer, batch: Any) -> int:
     return saved.peak + 2 * saved.largest
 
 
-def _tell_batch_norm(trainer: BaseTrainer) -> None:
+def tell_batch_norm(trainer: BaseTrainer) -> None:
+    """Warn where a part of a batch is another thing to BatchNorm than the batch."""
     modules = trainer.model.modules()
     norms = [m for m in modules if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     size, batch_size = trainer.window.micro_batch, getattr(trainer.train_loader, "batch_size", None)

@@ -5,16 +5,31 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
+
+
+def keep_buffers(modules: Iterable[nn.Module]) -> Callable[[], None]:
+    """Return what puts all buffers back: which ones there are now, and the numbers in them."""
+    owned = [(module._buffers, dict(module._buffers)) for module in modules if module._buffers]
+    numbers = [(b, b.clone()) for _, kept in owned for b in kept.values() if b is not None]
+
+    def put_back() -> None:
+        for buffers, kept in owned:
+            buffers.update(kept)
+        with torch.no_grad():
+            for buffer, former in numbers:
+                buffer.copy_(former)
+
+    return put_back
 
 
 @contextmanager
@@ -23,9 +38,7 @@ def trial(trainer: BaseTrainer) -> Iterator[None]:
 
     Gradients, of which there are none before training, are freed.
     """
-    modules = list(trainer.model.modules())
-    buffers = [(module._buffers, dict(module._buffers)) for module in modules]
-    numbers = [(b, b.clone()) for _, kept in buffers for b in kept.values() if b is not None]
+    put_back = keep_buffers(trainer.model.modules())
     states = {
         name: (one, copy.deepcopy(one.state_dict()))
         for name, one in trainer.stateful.items()
@@ -33,20 +46,17 @@ def trial(trainer: BaseTrainer) -> Iterator[None]:
     }
     window, metrics = vars(trainer.window).copy(), trainer._phase_metrics
     trainer.window.is_full, trainer.window.divisor = False, 1.0
-    trainer._phase_metrics = {}
+    trainer._phase_metrics, trainer.finite.is_on = {}, False
     try:
         yield
     finally:
         vars(trainer.window).update(window)
         trainer._phase_metrics = metrics
         trainer.finite.all_finite()  # forget what was seen
+        trainer.finite.is_on = True
         for parameter in trainer.model.parameters():
             parameter.grad = None
-        for owned, kept in buffers:
-            owned.update(kept)
-        with torch.no_grad():
-            for buffer, former in numbers:
-                buffer.copy_(former)
+        put_back()
         for one, state in states.values():
             one.load_state_dict(state)
 

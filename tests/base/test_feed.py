@@ -167,7 +167,9 @@ def test_nothing_of_a_step_is_alive_when_a_worker_is_asked_for_the_next(dataset,
 def trainer_of(batches, device="cpu", prefetch=2):
     loader = SimpleNamespace(batches=batches)
     config = {"memory": {"prefetch": prefetch}}
-    return SimpleNamespace(clock=Clock(), device=torch.device(device), config=config), loader
+    window = SimpleNamespace(fate="")
+    device = torch.device(device)
+    return SimpleNamespace(clock=Clock(), device=device, config=config, window=window), loader
 
 
 class Noted(Copies):

@@ -230,10 +230,10 @@ def test_the_number_found_is_kept_for_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "whole", *AUTO)
-    from base.run_log import _keep
+    from base.run_log import keep_config
 
     trainer = run(tmp_path / "cut", *AUTO, stop_at=2)
-    _keep(trainer.config, tmp_path / "cut")
+    keep_config(trainer.config, tmp_path / "cut")
     kept = load_config(tmp_path / "cut" / "config.yaml")
     assert kept["memory"]["micro_batch"] == 2
     monkeypatch.setattr(Hungry, "most", 100)  # more would fit now, and give other numbers

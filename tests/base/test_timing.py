@@ -58,3 +58,38 @@ def due(text: str, steps_per_epoch: int = 4, total: int = 40) -> tuple[list[int]
 )
 def test_what_comes_due_when(text: str, steps: list[int], epochs: list[int]) -> None:
     assert due(text) == (steps, epochs)
+
+
+class Clocks:
+    """A clock that only goes on, and one that people and daylight saving set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 1000.0
+        self.wall = 1e9
+        monkeypatch.setattr("base.timing.time.monotonic", lambda: self.seconds)
+        monkeypatch.setattr("base.timing.time.time", lambda: self.wall)
+
+
+def test_minutes_are_counted_from_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks(monkeypatch)
+    every = Every("1.5 minutes", 4, 40)
+    found = []
+    for step in range(1, 40):
+        clocks.seconds += 20
+        if every.is_due_at_step(step):
+            found.append(step)
+    assert found == [5, 10, 15, 20, 25, 30, 35], "at the first step of 90 s or more"
+    assert not any(every.is_due_after_epoch(epoch) for epoch in range(1, 11))
+
+
+@pytest.mark.parametrize("jump", [-1e8, -3600, 3600, 1e8])
+def test_a_clock_that_is_set_changes_nothing(jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks(monkeypatch)
+    every = Every("10 minutes", 4, 40)
+    clocks.wall += jump
+    clocks.seconds += 599
+    assert not every.is_due_at_step(1)
+    clocks.wall += jump
+    clocks.seconds += 1
+    assert every.is_due_at_step(2)
+    assert not every.is_due_at_step(3)

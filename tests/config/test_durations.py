@@ -7,7 +7,7 @@ import re
 import pytest
 
 from base.config import Duration, parse_duration
-from base.config.durations import DURATION_PATTERN
+from base.config.durations import DURATION_PATTERN, MINUTES_PATTERN
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,21 @@ def test_a_bare_number_is_told_to_add_its_unit(value):
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError, match="duration"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"), [("10 minutes", 10), ("1 minute", 1), ("0.5 minutes", 0.5), ("7minutes", 7)]
+)
+def test_minutes_are_read_where_time_may_be_given(text, amount):
+    duration = parse_duration(text, with_time=True)
+    assert duration == Duration(amount, "minutes")
+    assert parse_duration(str(duration), with_time=True) == duration
+    assert re.match(MINUTES_PATTERN, text)
+    with pytest.raises(ValueError, match="would let the clock decide: give a duration in steps"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["0 minutes", "minutes", "10 min", "-1 minutes", "1 hour", "5"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ValueError, match=r"duration"):
+        parse_duration(text, with_time=True)

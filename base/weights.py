@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from base.checkpoint import CheckpointStore, read
 from base.errors import CheckpointError, nearest
+from base.legacy_files import fitted, read_torch_file
 from base.match import match_names
 from base.restore import load_weights
 from base.run_folder import find_newest_run
@@ -29,7 +28,8 @@ def load_from(model: nn.Module, section: Mapping[str, Any]) -> dict[str, str]:
         NoMatch: a pattern matches nothing.
     """
     path = Path(section["file"])
-    saved, own = read_weights(path), model.state_dict()
+    own = model.state_dict()
+    saved = fitted(read_weights(path), own, path)
     known = list(dict.fromkeys([*own, *saved]))
     chosen = set(match_names(known, section["only"], model) if section["only"] else known)
     chosen -= set(match_names(known, section["skip"], model) if section["skip"] else ())
@@ -85,9 +85,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # torch raises some thirty kinds for a damaged file
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if found := re.search(r"GLOBAL (\S+)", str(error)):  # torch advises to run it all the same
-            text = f"it holds a {found[1]}, which is code, and no code is run: save the model's"
-            text += " `state_dict()` alone"
         raise CheckpointError(f"{path}: not a readable file of weights: {text}") from error
     for key in ("state_dict", "model"):  # as many save it beside other things
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -98,7 +95,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _load_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return read_torch_file(path)
 
 
 def _load_safetensors(path: Path) -> Any:

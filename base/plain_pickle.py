@@ -67,21 +67,22 @@ class Storage(NamedTuple):
 OpenStorage = Callable[[str, int], Tensor | None]
 
 
-def read_pickle(file: BinaryIO, open_storage: OpenStorage) -> Any:
-    """Return what the next pickle in a file holds; the file then stands behind it."""
-    return _Machine(open_storage, allows=None).run(file)
+def read_pickle(
+    file: BinaryIO, open_storage: OpenStorage, allows: Callable[[str], Any] | None = None
+) -> Any:
+    """Return what the next pickle in a file holds; the file then stands behind it.
 
-
-def check_pickle(file: BinaryIO, open_storage: OpenStorage, allows: Callable[[str], Any]) -> None:
-    """Raise for a pickle that names what is not allowed, or tensors that cannot be, or is deep."""
-    level = [_Machine(open_storage, allows).run(file)]
-    seen: set[int] = set()
+    With ``allows``, a name that it refuses, and a key that is no text or number, raise.
+    """
+    read = _Machine(open_storage, allows).run(file)
+    level, seen = [read], set[int]()
     for _ in range(MAX_DEPTH + 2):
         items = [item for value in level for item in _items(value) if id(item) not in seen]
         seen.update(map(id, items))
         level = items
     if level:
         raise CheckpointError(f"refused: it is nested deeper than {MAX_DEPTH}")
+    return read
 
 
 def _items(value: Any) -> Any:
@@ -215,7 +216,7 @@ class _Machine:
 
     def make_tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
         """Return the tensor, if it lies within its storage and is no larger than that."""
-        return self.view(storage, offset, size, stride, storage.dtype, *rest[2:])
+        return self.view(storage, offset, size, stride, getattr(storage, "dtype", None), *rest[2:])
 
     def make_typed_tensor(
         self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any

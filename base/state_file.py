@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import CheckpointError
-from base.plain_pickle import KEYS, MAX_DEPTH, check_pickle
+from base.plain_pickle import KEYS, MAX_DEPTH, read_pickle
 
 CHUNK = 1 << 26  # bytes to hash and write at once
 LEAVES = (*KEYS, complex, torch.Size, torch.dtype, torch.device)
@@ -172,7 +172,7 @@ def _check_archive(file: BinaryIO, size: int) -> None:
         for name in archive.namelist():
             if name.endswith("data.pkl"):
                 pickled = io.BytesIO(archive.read(name))
-                check_pickle(pickled, partial(_has_data, archive, name[:-4]), GLOBALS.fullmatch)
+                read_pickle(pickled, partial(_has_data, archive, name[:-4]), GLOBALS.fullmatch)
 
 
 def _has_data(archive: zipfile.ZipFile, folder: str, key: str, n_bytes: int) -> None:

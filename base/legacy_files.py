@@ -111,7 +111,7 @@ def _read_before_1_6(file: BinaryIO, size: int) -> Any:
 
 
 def _fill(storage: Tensor, file: BinaryIO) -> None:
-    view = memoryview(storage.numpy())
+    view = memoryview(storage.numpy())  # type: ignore[arg-type]
     while view:
         n_read = file.readinto(view)  # type: ignore[attr-defined]
         if not n_read:

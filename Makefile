@@ -5,6 +5,7 @@
 #:  make test                        formatting, lint, types and the quick tests: what CI runs
 #:  make test TESTS="-k resume"      those tests alone
 #:  make test-all                    the slow tests too
+#:  make test-torch VERSION=2.10.0   the quick tests with that torch, in a .venv of its own (gigabytes)
 #:  make check                       formatting, lint and types, without the tests
 #:  make format                      format the code and mend what ruff can mend
 #:  make doctor                      is this machine fit to train: versions, room, kill and resume
@@ -17,7 +18,7 @@ ARGS ?= -c config/digits.yaml
 TESTS ?=
 RUN = $(VENV)/bin/python
 
-.PHONY: help train test test-all check format doctor bench clean
+.PHONY: help train test test-all test-torch check format doctor bench clean
 help:
 	@sed -n 's/^#:  //p' Makefile
 
@@ -29,6 +30,16 @@ test: check
 
 test-all: check
 	$(RUN) -m pytest $(value TESTS)
+
+# torch 2.N.P goes with torchvision 0.(N+15).P. pip reads the constraints at both installations.
+test-torch:
+	@echo "$(VERSION)" | grep -Eq '^2\.[0-9]+\.[0-9]+$$' || \
+		$(call fail,name a version of torch: make test-torch VERSION=2.10.0)
+	@echo "$(VERSION)" | awk -F. '{ print "torch==" $$0; print "torchvision==0." $$2 + 15 "." $$3 }' \
+		> .venv-torch-$(VERSION).txt
+	PIP_CONSTRAINT=$(CURDIR)/.venv-torch-$(VERSION).txt \
+		$(MAKE) VENV=.venv-torch-$(VERSION) .venv-torch-$(VERSION)/.installed-dev
+	.venv-torch-$(VERSION)/bin/python -m pytest -m "not slow" $(value TESTS)
 
 check: $(VENV)/.installed-dev
 	$(RUN) -m ruff format --check .

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-import pickletools
 import re
 import sys
 import zipfile
 from collections import Counter, OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -16,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import CheckpointError
+from base.plain_pickle import KEYS, MAX_DEPTH, read_pickle
 
-MAX_DEPTH = 64
 CHUNK = 1 << 26  # bytes to hash and write at once
-KEYS = (str, int, float, bool, type(None))
 LEAVES = (*KEYS, complex, torch.Size, torch.dtype, torch.device)
 # All that a pickle of ours may name; `weights_only` lets more pass, some of it a memory bomb.
 GLOBALS = re.compile(
@@ -154,18 +154,29 @@ def read_state(path: Path, sha256: str) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def check_members(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse an archive of doubled or absolute names, or that unpacks to more than it is."""
+    members = archive.infolist()
+    names = [member.filename for member in members]
+    if len(set(names)) < len(names) or any(re.match(r"[/\\]|.*\.\.|.:", n) for n in names):
+        raise CheckpointError("refused: its member names are doubled or absolute")
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if not stored or sum(member.file_size for member in members) > size or archive.comment:
+        raise CheckpointError("refused: it would unpack to more than its size")
+
+
 def _check_archive(file: BinaryIO, size: int) -> None:
-    """Refuse an archive that would unpack to more than it is, or whose pickle names code."""
+    """Refuse an archive whose pickle names code, is deep, or has tensors that its data lack."""
     with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        names = [member.filename for member in members]
-        if len(set(names)) < len(names) or any(re.match(r"[/\\]|.*\.\.|.:", n) for n in names):
-            raise CheckpointError("refused: its member names are doubled or absolute")
-        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-        if not stored or sum(member.file_size for member in members) > size:
-            raise CheckpointError("refused: it would unpack to more than its size")
-        for name in names:
-            pickled = archive.read(name) if name.endswith("data.pkl") else b"."
-            for opcode, named, _ in pickletools.genops(pickled):
-                if opcode.name == "GLOBAL" and not GLOBALS.fullmatch(str(named)):
-                    raise CheckpointError(f"refused: it names {named!r}, which is no plain data")
+        check_members(archive, size)
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                pickled = io.BytesIO(archive.read(name))
+                read_pickle(pickled, partial(_has_data, archive, name[:-4]), GLOBALS.fullmatch)
+
+
+def _has_data(archive: zipfile.ZipFile, folder: str, key: str, n_bytes: int) -> None:
+    member = archive.getinfo(f"{folder}/{key}")
+    if member.file_size != n_bytes:
+        text = f"{member.filename} has {member.file_size} bytes, not {n_bytes}"
+        raise CheckpointError(f"refused: {text}")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from base.checkpoint import CheckpointStore, read
 from base.errors import CheckpointError, nearest
+from base.legacy_files import fitted, read_torch_file
 from base.restore import load_weights
 from base.run_folder import find_newest_run
 from base.weight_rules import Fit, fit, normal_form
@@ -33,6 +32,8 @@ def load_from(model: nn.Module, section: Mapping[str, Any] | str) -> Fit:
         raise CheckpointError("; ".join(faults))
     path = Path(section["file"])
     weights = read_weights(path)
+    if not section["strip"] and not section["rename"]:
+        weights = fitted(weights, model.state_dict(), path)
     try:
         found, chosen = fit(model, weights, section, path.name)
         load_weights(model, {**model.state_dict(), **chosen})
@@ -117,14 +118,11 @@ def _read_file(path: Path) -> Any:
         raise
     except Exception as error:  # torch raises some thirty kinds for a damaged file
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if found := re.search(r"GLOBAL (\S+)", str(error)):  # torch advises to run it all the same
-            text = f"it holds a {found[1]}, which is code, and no code is run: save the model's"
-            text += " `state_dict()` alone"
         raise CheckpointError(f"{path}: not a readable file of weights: {text}") from error
 
 
 def _load_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return read_torch_file(path)
 
 
 def _load_safetensors(path: Path) -> Any:

@@ -14,10 +14,10 @@ case "$*" in
     "-V") echo "Python 3.8.10" ;;
     "-c import sys;"*) [ ! -e python_is_old ] ;;
     "-c import venv;"*) [ ! -e venv_is_missing ] ;;
-    "-m venv"*) echo venv >> calls
-        mkdir -p .venv/bin && cp "$0" .venv/bin/python && touch .venv/bin/pip ;;
+    "-m venv"*) echo venv >> calls; for folder in "$@"; do :; done
+        mkdir -p $folder/bin && cp "$0" $folder/bin/python && touch $folder/bin/pip ;;
     "-m ensurepip"*) exit 1 ;;
-    "-m pip"*) echo pip >> calls; [ ! -e pip_fails ] ;;
+    "-m pip"*) echo pip $(cat "$PIP_CONSTRAINT" 2>/dev/null) >> calls; [ ! -e pip_fails ] ;;
     "-c "*) ;;
     *) for word in "$@"; do printf '[%s]' "$word"; done >> calls; echo >> calls ;;
 esac
@@ -107,6 +107,23 @@ def test_a_venv_whose_python_is_gone_is_made_anew(folder: Path) -> None:
     make(folder, "train")
     (folder / ".venv/bin/python").unlink()
     assert make(folder, "train")[2] == ["venv", "pip", TRAIN_DIGITS]
+
+
+def test_another_torch_is_tested_in_a_venv_of_its_own(folder: Path) -> None:
+    code, _, calls = make(folder, "test-torch", "VERSION=2.10.0", "TESTS=-k resume")
+    install = "pip torch==2.10.0 torchvision==0.25.0"
+    quick = "[-m][pytest][-m][not slow][-k][resume]"
+    assert (code, calls) == (0, ["venv", install, install, quick])
+    assert not (folder / ".venv").exists()
+    assert (folder / ".venv-torch-2.10.0/bin/python").exists()
+    assert make(folder, "test-torch", "VERSION=2.10.0")[2] == ["[-m][pytest][-m][not slow]"]
+
+
+@pytest.mark.parametrize("version", ["", "2.10", "newest", "1.13.1"])
+def test_a_version_that_is_none_is_told(folder: Path, version: str) -> None:
+    code, errors, calls = make(folder, "test-torch", f"VERSION={version}")
+    assert (code, calls) == (2, [])
+    assert "make test-torch VERSION=2.10.0" in errors
 
 
 @pytest.mark.parametrize(

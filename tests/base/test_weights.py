@@ -161,7 +161,7 @@ def test_torchvisions_networks_take_a_file(tmp_path: Path) -> None:
         "data_loader.args.shape=[3, 32, 32]",
     ]
     fresh = make(*overrides, f"model.weights={{file: {tmp_path}/net.pth, skip: classifier.1.*}}")
-    state = torch.load(tmp_path / "net.pth")
+    state = torch.load(tmp_path / "net.pth", weights_only=True)
     own = fresh.model.state_dict()
     assert all(own[n].equal(v) for n, v in state.items() if not n.startswith("classifier.1"))
 

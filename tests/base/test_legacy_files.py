@@ -1,0 +1,192 @@
+"""Weights of other times and other programs are read, and nothing in their files is run."""
+
+from __future__ import annotations
+
+import collections
+import io
+import logging
+import pickle
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from base.errors import CheckpointError
+from base.weights import load_from, read_weights
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+
+
+def state(**kinds: Any) -> dict[str, Tensor]:
+    torch.manual_seed(4)
+    return network().state_dict()
+
+
+def section(path: Path, **more: Any) -> dict[str, Any]:
+    return {"file": str(path), "only": [], "skip": [], **more}
+
+
+def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        assert ours[name].dtype == value.dtype, name
+        assert torch.equal(ours[name], value), name
+
+
+@pytest.fixture
+def of_template(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A checkpoint as pytorch-template writes it: its ConfigParser object beside the weights."""
+    module = types.ModuleType("parse_config")
+
+    class ConfigParser:
+        def __init__(self) -> None:
+            self._config = collections.OrderedDict(arch={"type": "MnistModel"})
+            self.resume, self.log_levels = None, {0: logging.WARNING, 2: logging.DEBUG}
+            self.save_dir, self.odd = Path("saved/models"), {(1, 2): {3, 4}}
+
+        def __setstate__(self, state: Any) -> None:
+            raise AssertionError("code of the file was run")
+
+    ConfigParser.__module__, ConfigParser.__qualname__ = "parse_config", "ConfigParser"
+    module.ConfigParser = ConfigParser  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "parse_config", module)
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), amsgrad=True)
+    model(torch.zeros(1, 1, 4, 4).expand(2, 1, 4, 4)).sum().backward()
+    optimizer.step()
+    return {
+        "arch": "MnistModel", "epoch": 3, "state_dict": state(), "config": ConfigParser(),
+        "optimizer": optimizer.state_dict(), "monitor_best": torch.tensor(0.5),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_file_of_pytorch_template_gives_its_weights(
+    tmp_path: Path, of_template: Any, new: bool, protocol: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model_best.pth"
+    torch.save(of_template, path, _use_new_zipfile_serialization=new, pickle_protocol=protocol)
+    monkeypatch.delitem(sys.modules, "parse_config")
+    with pytest.raises((pickle.UnpicklingError, UserWarning)):  # torch's own safe loader
+        torch.load(path, weights_only=True)
+    assert_equal(read_weights(path), state())
+    model = network()
+    load_from(model, section(path))
+    assert_equal(model.state_dict(), state())
+
+
+KINDS = {
+    "float32": torch.arange(6.0).reshape(2, 3),
+    "transposed": torch.arange(6.0).reshape(2, 3).t(),
+    "part": torch.arange(20)[3:9:2],
+    "scalar": torch.tensor(7),
+    "empty": torch.zeros(0, 4),
+    "bfloat16": torch.tensor([1.5, -2], dtype=torch.bfloat16),
+    "complex": torch.tensor([1 + 2j]),
+    "bool": torch.tensor([True, False]),
+    "int8": torch.tensor([-3], dtype=torch.int8),
+    "uint16": torch.tensor([65_535], dtype=torch.uint16),
+    "float8": torch.tensor([0.5]).to(torch.float8_e4m3fn),
+    "parameter": nn.Parameter(torch.ones(3)),
+}
+UNTYPED = ("uint16", "float8")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_tensors_of_all_kinds_are_read_as_torch_reads_them(tmp_path: Path, new: bool) -> None:
+    kinds = {**KINDS, "shared": KINDS["float32"][1]}
+    if not new:  # torch itself writes these so that it cannot read them
+        kinds = {name: kinds[name] for name in kinds if name not in UNTYPED}
+    torch.save(kinds, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+    theirs = torch.load(tmp_path / "a.pt", weights_only=True)
+    ours = read_weights(tmp_path / "a.pt")
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        assert (ours[name].dtype, ours[name].shape) == (value.dtype, value.shape), name
+        assert ours[name].tolist() == value.tolist(), name
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_wrappers_prefix_goes_where_then_all_fits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wrap: Any
+) -> None:
+    prefix = "module." if wrap is nn.DataParallel else "_orig_mod."
+    torch.save({prefix + name: value for name, value in state().items()}, tmp_path / "a.pth")
+    model = network()
+    load_from(model, section(tmp_path / "a.pth"))
+    assert_equal(model.state_dict(), state())
+    assert f"a.pth: {prefix!r} was taken off its names" in caplog.text
+
+
+def test_a_prefix_stays_where_then_not_all_fits(tmp_path: Path) -> None:
+    wrapped = {"module." + name: value for name, value in state().items()}
+    torch.save({**wrapped, "module.3.bias": torch.zeros(9)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"module\.3\.bias: only in the file"):
+        load_from(network(), section(tmp_path / "a.pth"))
+
+
+def test_a_prefix_stays_where_the_model_has_it_too(tmp_path: Path) -> None:
+    model = nn.Sequential(collections.OrderedDict(module=network()))
+    torch.save(model.state_dict(), tmp_path / "a.pth")
+    load_from(model, section(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_missing_counter_of_batch_norm_is_0_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, prefix: str
+) -> None:
+    old = {prefix + n: value for n, value in state().items() if "num_batches" not in n}
+    torch.save(old, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    model = network()
+    model[1].num_batches_tracked.fill_(5)
+    load_from(model, section(tmp_path / "a.pth"))
+    assert_equal(model.state_dict(), state())
+    assert model[1].num_batches_tracked == 0
+    assert "set to 0, as it is older than them: 1.num_batches_tracked" in caplog.text
+
+
+def test_a_counter_whose_norm_is_missing_is_an_error(tmp_path: Path) -> None:
+    torch.save({n: v for n, v in state().items() if not n.startswith("1.")}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"1\.num_batches_tracked: not in the file"):
+        load_from(network(), section(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_whole_model_is_refused_by_its_class(tmp_path: Path, new: bool) -> None:
+    torch.save(network(), tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+    with pytest.raises(CheckpointError, match=r"container\.Sequential, which is code, and no cod"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_an_object_among_the_weights_is_named(tmp_path: Path) -> None:
+    torch.save({**state(), "about": Path("x")}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"cannot be read: about \(pathlib\."):
+        read_weights(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_cut_file_is_told(tmp_path: Path, new: bool) -> None:
+    file = io.BytesIO()
+    torch.save(state(), file, _use_new_zipfile_serialization=new)
+    for length in range(1, len(file.getvalue()) - 1, 97):
+        (tmp_path / "a.pth").write_bytes(file.getvalue()[:length])
+        with pytest.raises(CheckpointError, match="not a readable file of weights"):
+            read_weights(tmp_path / "a.pth")
+
+
+def test_a_flipped_bit_in_the_numbers_is_found(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "a.pth")
+    content = bytearray((tmp_path / "a.pth").read_bytes())
+    place = content.find(state()["3.weight"].numpy().tobytes())
+    content[place + 5] ^= 1
+    (tmp_path / "a.pth").write_bytes(content)
+    torch.load(tmp_path / "a.pth", weights_only=True)  # which does not notice
+    with pytest.raises(CheckpointError, match="Bad CRC-32"):
+        read_weights(tmp_path / "a.pth")

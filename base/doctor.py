@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import runpy
 import shutil
 import sys
 import tempfile
@@ -279,8 +280,7 @@ def _train(folder: Path, words: list[str], errors: Path) -> None:
             os.chdir(folder)
             sys.path.insert(0, str(folder))  # its model, data_loader and trainer, not ours
             set_project_root(folder)
-            from train import main as train
-
+            train = runpy.run_path(str(ROOT / "train.py"), run_name="train")["main"]
             code = train(words)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=file, flush=True)

@@ -89,11 +89,14 @@ def read_weights(path: Path, ema: bool | None = None) -> dict[str, Tensor]:
 
 def _weights_in(path: Path, state: Any) -> dict[str, Tensor]:
     """Return the weights of what a file holds: all of it, or what lies beside other things."""
-    parts = {}
+    parts: dict[str, Any] = {}
+    if isinstance(state, Mapping):
+        named = (state.get(key) for key in ("state_dict", "model"))
+        state = next(filter(_are_weights, named), state)
     if isinstance(state, Mapping) and not _are_weights(state):
         parts = {str(key): value for key, value in state.items() if _are_weights(value)}
-        state = parts.get("state_dict") or parts.get("model") or next(iter(parts.values()), state)
-    if len(parts) > 1 and not {"state_dict", "model"} & parts.keys():
+        state = next(iter(parts.values()), state)
+    if len(parts) > 1:
         names = ", ".join(map(repr, parts))
         raise CheckpointError(f"{path}: it holds weights of several: {names}; save one by itself")
     if not _are_weights(state):

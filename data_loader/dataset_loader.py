@@ -85,6 +85,8 @@ class DatasetLoader(BaseDataLoader):
         self.cache, self.cache_dir = cache, Path(cache_dir)
         self._caches: dict[int, Any] = {}
         source = self._source(dataset, mode, "dataset")
+        if split is not None:
+            refuse_repeats(source)
         tested = None if test_dataset is None else self._source(test_dataset, mode, "test_dataset")
         if tested is not None:
             check_apart(source, tested, "training", "test")
@@ -171,6 +173,20 @@ def check_apart(one: Any, other: Any, name: str, other_name: str) -> None:
         first, second = one.place(shared[0][0]), other.place(shared[0][1])
         text = f"{len(shared)} files are both {name} and {other_name} data"
         raise DataError(f"{text}: {first} is {second}")
+
+
+def refuse_repeats(dataset: Any) -> None:
+    """Make sure that data sets which are joined share no file: a split might part it from itself.
+
+    Raises:
+        DataError: they do.
+    """
+    first: dict[str, int] = {}
+    if len(getattr(dataset, "parts", ())) > 1:  # one data set by itself has looked already
+        for index, path in enumerate(_real_paths(dataset)):
+            if first.setdefault(path, index) != index:
+                text = f"{dataset.place(index)}: a file of two of the joined data sets"
+                raise DataError(f"{text}; `split` could put it on both sides: name it once")
 
 
 def _real_paths(dataset: Any) -> Iterator[str]:

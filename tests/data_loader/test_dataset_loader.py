@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from base.errors import DataError
+from data_loader.composed import ConcatenatedDataset
 from data_loader.dataset_loader import DatasetLoader
 from data_loader.image_files import ImageFolderDataset
 from data_loader.in_memory import InMemoryDataset, SyntheticDataset
@@ -354,3 +355,17 @@ def test_the_same_shards_must_not_train_and_validate(folder, tmp_path):
     one, other = (ShardDataset(str(tmp_path / name)) for name in ("all-*.tar", "all-000001.tar"))
     with pytest.raises(DataError, match=r"25 files are both .*: all-000001.tar: 000025.png is all"):
         DatasetLoader(one, 16, valid_dataset=other)
+
+
+def test_a_file_in_two_joined_data_sets_is_not_split(tmp_path):
+    for name in ("a/0.png", "a/1.png", "b/2.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+
+    def joined():
+        return ConcatenatedDataset([ImageFolderDataset(str(tmp_path)) for _ in range(2)])
+
+    with pytest.raises(DataError, match=r"a/0\.png: a file of two of the joined data sets"):
+        DatasetLoader(joined(), 2, split=0.5)
+    assert len(DatasetLoader(joined(), 2)) == 3

@@ -1,4 +1,4 @@
-"""Put off the import of torch._dynamo, half of what a run's start costs, until something compiles.
+"""Put off the import of torch._dynamo, nearly half of a run's start, until something compiles.
 
 The first optimizer of a process imports torch's compiler: to mark its own methods as not to be
 compiled, and to call a function that does nothing outside of compiled code (docs/decisions/0011).

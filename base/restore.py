@@ -105,7 +105,7 @@ def _module_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, A
     problems = _name_problems(prefix, ours, saved)
     for key in ours:
         if key in saved and not key.endswith(EXTRA) and not is_lazy(ours[key]):
-            there, here = _shape(saved[key]), _shape(ours[key])
+            there, here = shape_in_words(saved[key]), shape_in_words(ours[key])
             if there != here:
                 problems.append(f"{prefix}{key}: {there} in the checkpoint, {here} here")
     return problems
@@ -122,7 +122,8 @@ def _name_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, Any
     ]
 
 
-def _shape(value: Any) -> str:
+def shape_in_words(value: Any) -> str:
+    """Return what to call a saved value in a message."""
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 

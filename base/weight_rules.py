@@ -9,13 +9,14 @@ from fnmatch import translate
 from itertools import count
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from base.config.kinds import Run
 from base.config.schema import WEIGHTS
 from base.config.tree import as_tree
 from base.errors import CheckpointError, Problem, nearest
 from base.match import NoMatch, match_names
+from base.restore import shape_in_words
 
 MAX_LINES = 12  # of one kind in a message
 
@@ -144,9 +145,9 @@ def fit(
     chosen -= set(_matched("skip", known, skip, model) if skip else ())
 
     mismatched = {
-        name: f"{_shape(values[name])} in the file, {_shape(value)} here"
+        name: f"{shape_in_words(values[name])} in the file, {shape_in_words(value)} here"
         for name, value in own.items()
-        if name in values and _shape(values[name]) != _shape(value)
+        if name in values and shape_in_words(values[name]) != shape_in_words(value)
     }
     both = [name for name in own if name in values and name not in mismatched]
     found = Fit(
@@ -160,10 +161,6 @@ def fit(
     )
     _refuse(found, chosen, section["on_shape_mismatch"] == "skip")
     return found, {name: values[name] for name in found.loaded}
-
-
-def _shape(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _refuse(found: Fit, chosen: set[str], may_mismatch: bool) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from base.errors import DataError, nearest
 from base.splits import divide
 from data_loader.cache import cached
 from data_loader.composed import check_data_set
+from data_loader.image_files import real_paths
 from data_loader.images import find_mode
 from data_loader.in_memory import in_memory
 from data_loader.pipeline import Pipeline, TransformedDataset
@@ -167,8 +166,12 @@ def check_apart(one: Any, other: Any, name: str, other_name: str) -> None:
     if classes is not None and other_classes is not None and classes != other_classes:
         text = ", ".join(sorted(set(classes) ^ set(other_classes))[:5]) or "in another order"
         raise DataError(f"{name} and {other_name} data differ in their classes: {text}")
-    files = {path: i for i, path in enumerate(_real_paths(one))}
-    shared = [(files[path], i) for i, path in enumerate(_real_paths(other)) if path in files]
+    files = {path: i for i, path in enumerate(real_paths(getattr(one, "files", ())))}
+    shared = [
+        (files[path], i)
+        for i, path in enumerate(real_paths(getattr(other, "files", ())))
+        if path in files
+    ]
     if shared:
         first, second = one.place(shared[0][0]), other.place(shared[0][1])
         text = f"{len(shared)} files are both {name} and {other_name} data"
@@ -183,19 +186,10 @@ def refuse_repeats(dataset: Any) -> None:
     """
     first: dict[str, int] = {}
     if len(getattr(dataset, "parts", ())) > 1:  # one data set by itself has looked already
-        for index, path in enumerate(_real_paths(dataset)):
+        for index, path in enumerate(real_paths(getattr(dataset, "files", ()))):
             if first.setdefault(path, index) != index:
                 text = f"{dataset.place(index)}: a file of two of the joined data sets"
                 raise DataError(f"{text}; `split` could put it on both sides: name it once")
-
-
-def _real_paths(dataset: Any) -> Iterator[str]:
-    """Give the path of each file without links; a folder is looked up once, which is quicker."""
-    real_folder = functools.cache(os.path.realpath)
-    for file in getattr(dataset, "files", ()):
-        folder, name = os.path.split(file)
-        path = os.path.join(real_folder(folder), name)  # noqa: PTH118 -- ten times as fast as Path
-        yield os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114 -- as above
 
 
 def _given_statistics(normalize: Any) -> dict[str, Sequence[float]]:

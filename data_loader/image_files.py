@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -118,13 +119,13 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         return os.path.join(self.root, self.ids[index])  # noqa: PTH118 -- as above
 
     def _refuse_repeats(self) -> None:
-        names = list(map(os.path.normpath, self.ids))
-        if len(set(names)) == len(names):
-            return
         first: dict[str, int] = {}
-        repeats = [i for i, name in enumerate(names) if first.setdefault(name, i) != i]
-        texts = [f"listed already at {self.place(first[names[i]])}" for i in repeats]
-        raise_problems([Problem(self.place(i), t) for i, t in zip(repeats, texts, strict=True)])
+        problems = []
+        for index, path in enumerate(real_paths(self.files)):
+            if first.setdefault(path, index) != index:
+                text = f"listed already at {self.place(first[path])}"
+                problems.append(Problem(self.place(index), text))
+        raise_problems(problems)
 
 
 class ImageFolderDataset(ImageFiles):
@@ -169,20 +170,7 @@ class ImageFolderDataset(ImageFiles):
         )
 
     def refuse_missing(self) -> None:
-        """Refuse links to files that are there, too: one image would train and be validated."""
-        paths = map(self._path, range(len(self)))
-        links = [index for index, path in enumerate(paths) if os.path.islink(path)]  # noqa: PTH114
-        if links:
-            real = {
-                os.path.realpath(self._path(i)): i for i in range(len(self)) if i not in {*links}
-            }
-            problems = []
-            for index in links:
-                path = os.path.realpath(self._path(index))
-                if real.setdefault(path, index) != index:
-                    text = f"a link to {self.ids[real[path]]}, which is in the set already"
-                    problems.append(Problem(self.place(index), text))
-            raise_problems(problems)
+        """Do nothing: the files were found a moment ago."""
 
 
 class ImageListDataset(ImageFiles):
@@ -227,6 +215,15 @@ class ImageListDataset(ImageFiles):
             source=list_file,
             lines=lines,
         )
+
+
+def real_paths(files: Iterable[str]) -> Iterator[str]:
+    """Give the path of each file without links; a folder is looked up once, which is quicker."""
+    real_folder = functools.cache(os.path.realpath)
+    for file in files:
+        folder, name = os.path.split(file)
+        path = os.path.join(real_folder(folder), name)  # noqa: PTH118 -- ten times as fast as Path
+        yield os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114 -- as above
 
 
 def read_text(file: str) -> str:

@@ -12,7 +12,8 @@ from toy import make
 
 from base.errors import DataError
 from base.inspection import check, dry_run
-from base.label_check import is_over_classes, refuse_wrong_labels
+from base.label_check import checked_labels, is_over_classes, refuse_wrong_labels
+from trainer.trainer import Trainer
 
 
 class Listed:
@@ -35,8 +36,8 @@ def test_labels_out_of_range_are_named_with_the_highest():
 
 
 def test_no_more_outputs_help_against_a_negative_label():
-    with pytest.raises(DataError, match="0 to 2: mend the labels; out of range are\n  sample 1"):
-        refuse_wrong_labels(SimpleNamespace(targets=[0, -1, 2]), 3)
+    with pytest.raises(DataError, match=r"2: mend the labels; out of range are\n  list\.txt:4"):
+        refuse_wrong_labels(Listed(torch.tensor([0, -1, 2])), 3)
 
 
 def test_only_a_few_of_many_are_named():
@@ -54,6 +55,22 @@ def test_only_a_few_of_many_are_named():
 def test_what_is_in_range_ignored_or_no_class_number_passes(targets: Any):
     refuse_wrong_labels(Listed(targets), 3)
     refuse_wrong_labels(object(), 3)
+
+
+def test_targets_that_a_data_set_may_change_on_the_way_are_left_to_the_loss():
+    refuse_wrong_labels(SimpleNamespace(targets=torch.tensor([1, 2, 3])), 3)  # a target_transform
+
+    class Shifted(Trainer):
+        def compute_losses(self, outputs, batch):
+            return super().compute_losses(outputs, [batch[0], batch[1] - 1])
+
+    assert not is_over_classes(make("loss=cross_entropy", trainer=Shifted))
+    trainer = make("loss=cross_entropy")
+    for loader in (trainer.train_loader, trainer.valid_loader):
+        loader.dataset.targets = loader.dataset.targets + 1
+        loader.collate_fn = lambda samples: None
+    with checked_labels(trainer):
+        trainer.model(torch.zeros(2, 1, 1, 5))
 
 
 @pytest.mark.parametrize(

@@ -271,3 +271,20 @@ def test_own_image_files_need_only_a_list(folder):
 def test_a_wrong_argument_in_a_config_is_a_config_error(folder):
     with pytest.raises(ConfigError, match="ImageFolderDataset cannot be built"):
         build("dataset", {"type": "ImageFolderDataset", "args": {"rot": str(folder)}})
+
+
+def test_a_link_to_an_image_of_the_set_is_a_repeat(tmp_path):
+    for name in ("a/0.png", "a/1.png", "b/2.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    (tmp_path / "images/b/3.png").symlink_to(tmp_path / "images/a/1.png")
+    with pytest.raises(DataError, match=r"b/3\.png: listed already at .*a/1\.png"):
+        ImageFolderDataset(str(tmp_path / "images"))
+    (tmp_path / "list.txt").write_text("images/a/1.png 0\nimages/b/3.png 1\n")
+    with pytest.raises(DataError, match=r"list\.txt:2: images/b/3\.png: listed already at .*:1:"):
+        ImageListDataset(str(tmp_path / "list.txt"))
+    (tmp_path / "images/a/1.png").rename(tmp_path / "elsewhere.png")
+    (tmp_path / "images/b/3.png").unlink()
+    (tmp_path / "images/b/3.png").symlink_to(tmp_path / "elsewhere.png")
+    assert len(ImageFolderDataset(str(tmp_path / "images"))) == 3, "a link to elsewhere is a file"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -259,3 +261,31 @@ def test_a_full_disk_under_the_output_does_not_stop_the_run(place: Workplace) ->
     assert place.start("-c", "tiny.yaml", terminal="/dev/full").wait().returncode == 0
     (folder,) = place.runs()
     assert "best: epoch 3" in (folder / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_signal_before_training_says_so_and_lets_go_of_what_is_held(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    code = (
+        "import time, pathlib, base.command_line as c\n"
+        "def main(_):\n"
+        "    try:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        pathlib.Path('let_go').touch()\n"
+        "c.run(main)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (
+        128 + number, f"stopped by {number.name}, nothing more was saved\n"
+    )  # fmt: skip
+    assert (tmp_path / "let_go").exists()

@@ -5,8 +5,6 @@ import errno
 import json
 import os
 import pickle
-import random
-import resource
 import shutil
 import time
 import warnings
@@ -18,47 +16,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from faults.disk import DiskCalls
+from stores import forge, make_state, names, same, save, write_manifest
 from torch import nn
 
-from base import checkpoint, state_file
+from base import checkpoint
 from base.checkpoint import CheckpointStore, load_weights, read, read_manifest, restore
 from base.errors import CheckpointError, UsageError
 from base.seeding import capture_random_state
-
-N_FAULTS = int(os.environ.get("KINDLING_FAULT_COUNT", "50"))
-
-
-def make_state(seed: int, size: int = 40) -> dict:
-    """Return a state like a trainer's: tensors, numbers, text, nested."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "model": OrderedDict(weight=torch.randn(size, generator=generator), bias=torch.ones(2)),
-        "optimizer": {"state": {0: {"step": torch.tensor(float(seed))}}, "param_groups": [{}]},
-        "progress": {"step": seed, "best": float("inf"), "names": ("a", None, True)},
-    }
-
-
-def save(store: CheckpointStore, step: int, state: dict | None = None, **options) -> Path:
-    """Save a state made from the step, with harmless facts."""
-    given = {"epoch": 0, "metrics": {"loss": 1.0}, "is_best": False, "facts": {}, **options}
-    return store.save(make_state(step) if state is None else state, step=step, **given)
-
-
-def same(one, other) -> bool:
-    """Tell whether two states are equal in types, numbers and bits."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        pairs = zip(one, other, strict=True)
-        return type(one) is type(other) and all(same(a, b) for a, b in pairs)
-    return type(one) is type(other) and one == other
-
-
-def names(store: CheckpointStore) -> set[str]:
-    """Return what lies in the store, beside its hints."""
-    return {path.name for path in store.folder.iterdir()} - {"last.json", "best.json"}
 
 
 @pytest.fixture
@@ -207,65 +172,6 @@ def test_endless_nesting_is_refused(store):
 # --- Damage --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["state.pt", "manifest.json"])
-def test_every_flipped_bit_is_detected(store, name):
-    path = save(store, 7, metrics={"loss": 0.25}, facts={"config": "lr: 1"})
-    good = (path / name).read_bytes()
-    draw = random.Random(name)
-
-    for _ in range(N_FAULTS):
-        bad = bytearray(good)
-        place = draw.randrange(len(bad) * 8)
-        bad[place // 8] ^= 1 << place % 8
-        (path / name).write_bytes(bad)
-        with pytest.raises(CheckpointError, match="step-00000007"):
-            read(path)
-    (path / name).write_bytes(good)
-    assert same(read(path), make_state(7))
-
-
-@pytest.mark.parametrize("left", [0, 1, 3, 4, 10, 100, "n//2", "n-64", "n-22", "n-1"])
-@pytest.mark.parametrize("name", ["state.pt", "manifest.json"])
-def test_a_cut_file_is_passed_over_with_one_line_that_names_both(store, caplog, name, left):
-    save(store, 1)
-    path = save(store, 2)
-    content = (path / name).read_bytes()
-    length = left if isinstance(left, int) else eval(left, {"n": len(content)})
-    (path / name).write_bytes(content[:length])
-
-    with pytest.raises(CheckpointError):
-        read(path)
-    assert same(read(store.folder), make_state(1))
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert "step-00000002" in message
-    assert "going back to" in message
-    assert "step-00000001" in message
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize("content", [b"", b"hello\n" * 99, bytes(4096), pickle.dumps({"a": 1})])
-def test_garbage_with_a_fitting_manifest_is_a_clear_error(store, content):
-    path = forge(save(store, 1), content)
-    with pytest.raises(CheckpointError, match=r"state\.pt: \w+"):
-        read(path)
-
-
-def test_a_missing_file_is_a_damaged_checkpoint(store):
-    save(store, 1)
-    (save(store, 2) / "state.pt").unlink()
-    (save(store, 3) / "manifest.json").unlink()
-    assert store.newest().name == "step-00000001"
-
-
-def test_all_damaged_is_an_error_that_says_what_to_do(store):
-    for step in (1, 2):
-        (save(store, step) / "state.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"(?s)start anew without -r.*00000002.*00000001"):
-        store.newest()
-    with pytest.raises(CheckpointError, match="start anew"):
-        read(store.folder.parent)
-
-
 def test_newest_goes_by_number_not_by_date_or_hint(store):
     for step in (9, 10, 11):
         os.utime(save(store, step), (2_000_000_000 - step, 2_000_000_000 - step))
@@ -320,20 +226,6 @@ def test_paths_that_hold_no_checkpoint_say_so(store, tmp_path):
 # --- Attacks: the manifest fits, the content is hostile ------------------------------------------
 
 
-def write_manifest(path: Path, **changes) -> None:
-    """Change a manifest and seal it again."""
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_bytes(checkpoint.sealed({**manifest, **changes}))
-
-
-def forge(path: Path, content: bytes) -> Path:
-    """Replace a checkpoint's state by other bytes that its manifest vouches for."""
-    (path / "state.pt").write_bytes(content)
-    facts = {"bytes": len(content), "sha256": state_file.hashlib.sha256(content).hexdigest()}
-    write_manifest(path, files={"state.pt": facts})
-    return path
-
-
 class Calls:
     """An object whose pickle calls a function when it is loaded."""
 
@@ -383,230 +275,6 @@ def test_a_forged_archive_is_refused(store, tmp_path, attack):
 # --- Faults while saving -------------------------------------------------------------------------
 
 
-class Faults:
-    """Counts the calls that change the disk, and acts at one of them, or from it on.
-
-    Of the writes, which are many, only each `every`-th counts; half of it is written.
-    """
-
-    def __init__(self, monkeypatch, at: int, act, lasting: bool = False, every: int = 1) -> None:
-        self.at, self.act, self.lasting, self.every = at, act, lasting, every
-        self.count = self.n_writes = 0
-        self.unsynced: list[int] = []
-        monkeypatch.setattr(state_file, "os", self)
-        for name in ("rename", "replace", "mkdir"):
-            monkeypatch.setattr(Path, name, self.wrap(getattr(Path, name)))
-        self.open = self.wrap(self.open)
-        self.fsync = self.wrap(self.fsync)
-
-    def __getattr__(self, name):
-        return getattr(os, name)
-
-    def is_due(self) -> bool:
-        self.count += 1
-        return self.count >= self.at if self.lasting else self.count == self.at
-
-    def wrap(self, function):
-        def call(*arguments, **options):
-            if self.is_due():
-                self.act(self)
-            return function(*arguments, **options)
-
-        return call
-
-    def open(self, path, flags, mode=0o666):
-        descriptor = os.open(path, flags, mode)
-        if flags & os.O_CREAT:
-            self.unsynced.append(os.fstat(descriptor).st_ino)
-        return descriptor
-
-    def fsync(self, descriptor):
-        os.fsync(descriptor)
-        inode = os.fstat(descriptor).st_ino
-        self.unsynced = [each for each in self.unsynced if each != inode]
-
-    def write(self, descriptor, data):
-        self.n_writes += 1
-        has_died = self.lasting and self.count >= self.at
-        if has_died or (self.n_writes % self.every == 0 and self.is_due()):
-            os.write(descriptor, data[: 0 if has_died else len(data) // 2])
-            self.act(self)
-        return os.write(descriptor, data)
-
-
-def prepare(folder: Path, scenario: str) -> None:
-    """Save the checkpoints that stand before the save that will be disturbed."""
-    (folder / "checkpoints").mkdir(parents=True)
-    store = CheckpointStore(folder / "checkpoints", keep=2)
-    steps = {"first": [], "next, with pruning": [1, 2, 3], "the same step": [1, 5]}[scenario]
-    for step in steps:
-        save(store, step, is_best=step == 2)
-
-
-def expected(scenario: str) -> list[dict]:
-    """Return the states that may be found after a disturbed save: the new or the old."""
-    olds = {"first": [], "next, with pruning": [make_state(3)], "the same step": [make_state(5)]}
-    return [make_state(50), *olds[scenario]]
-
-
-def found_in(store: CheckpointStore) -> dict | None:
-    """Return what a resume would go on with."""
-    newest = store.newest()
-    return None if newest is None else read(newest)
-
-
-DISTURBED = {"step": 5, "state": make_state(50), "is_best": True}
-scenarios = pytest.mark.parametrize("scenario", ["first", "next, with pruning", "the same step"])
-# Quick: each open, fsync, rename and mkdir, but only some of the writes. Slow: each call.
-every_write = pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
-
-
-@pytest.mark.parametrize("power", ["kept", "lost"])
-@scenarios
-def test_a_kill_at_any_point_leaves_the_old_or_the_new(tmp_path, scenario, power):
-    """Also when the power goes and all that was not synced turns to zeros."""
-    prepare(tmp_path / "prepared", scenario)
-    assert kill_everywhere(tmp_path, scenario, power, kill=killed_in_thought, every=20) > 12
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("power", ["kept", "lost"])
-@scenarios
-def test_a_real_kill_at_every_single_call_leaves_the_old_or_the_new(tmp_path, scenario, power):
-    prepare(tmp_path / "prepared", scenario)
-    assert kill_everywhere(tmp_path, scenario, power, kill=killed_in_truth, every=1) > 60
-
-
-def kill_everywhere(tmp_path: Path, scenario: str, power: str, kill, every: int) -> int:
-    """Save once for each point where a kill may come, and check what is found after it."""
-    for at in range(1, 1000):
-        folder = tmp_path / str(at)
-        shutil.copytree(tmp_path / "prepared", folder)
-        store = CheckpointStore(folder / "checkpoints", keep=2)
-        was_killed, unsynced = kill(store, at, every)
-        if power == "lost":
-            lose(unsynced, folder)
-
-        found = found_in(store)
-        assert scenario == "first" or found is not None
-        assert found is None or any(same(found, state) for state in expected(scenario))
-        store.sweep()
-        assert not [name for name in names(store) if not name.startswith("step-")]
-        save(store, **DISTURBED)
-        assert same(found_in(store), make_state(50))
-        assert not [name for name in names(store) if name.endswith("~")]
-        if not was_killed:
-            break
-    return at
-
-
-class Killed(BaseException):
-    """The process is no more: nothing that follows reaches the disk."""
-
-
-def killed_in_thought(store: CheckpointStore, at: int, every: int) -> tuple[bool, list[int]]:
-    """Save up to a call, and let no later one through; return what was not synced by then."""
-
-    def kill(_: Faults) -> None:
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        faults = Faults(monkeypatch, at, kill, lasting=True, every=every)
-        monkeypatch.setattr(shutil, "rmtree", faults.wrap(shutil.rmtree))
-        try:
-            save(store, **DISTURBED)
-        except Killed:
-            return True, faults.unsynced
-    return False, faults.unsynced
-
-
-def killed_in_truth(store: CheckpointStore, at: int, every: int) -> tuple[bool, list[int]]:
-    """Do the same in a process that ends at that call."""
-    note = store.folder.parent / "unsynced"
-
-    def die(faults: Faults) -> None:
-        note.write_text(json.dumps(faults.unsynced))
-        os._exit(9)
-
-    child = os.fork()
-    if child == 0:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            Faults(monkeypatch, at, die, every=every)
-            save(store, **DISTURBED)
-            os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9, json.loads(note.read_text()) if note.exists() else []
-
-
-def lose(unsynced: list[int], folder: Path) -> None:
-    """Turn into zeros the files (named by their inodes) that had not been synced."""
-    for path in (folder / "checkpoints").rglob("*"):
-        if path.is_file() and path.stat().st_ino in unsynced:
-            path.write_bytes(bytes(path.stat().st_size))
-
-
-@every_write
-@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
-@scenarios
-def test_an_io_error_at_any_call_is_told_and_loses_nothing(
-    tmp_path, caplog, scenario, lasting, every
-):
-    def fail(faults: Faults) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    prepare(tmp_path / "prepared", scenario)
-    outcomes = set()
-    for at in range(1, 1000):
-        folder = tmp_path / str(at)
-        shutil.copytree(tmp_path / "prepared", folder)
-        store = CheckpointStore(folder / "checkpoints", keep=2)
-        caplog.clear()
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            faults = Faults(monkeypatch, at, fail, lasting, every)
-            outcome, message = outcome_of(store, caplog)
-        told = (str(store.folder), "Input/output error (errno 5)", " bytes needed, ")
-        assert outcome != "raised" or all(part in message for part in told)
-
-        found = found_in(store)
-        states = expected(scenario)[: 2 if outcome == "raised" else 1]
-        assert (scenario, outcome) == ("first", "raised") or found is not None
-        assert found is None or any(same(found, state) for state in states)
-        assert outcome == "warned" or not list(store.folder.glob(".tmp-*"))
-        assert scenario != "the same step" or lasting or (store.folder / "step-00000005").exists()
-        outcomes.add(outcome)
-        if faults.count < at:
-            break
-    assert outcomes == {"raised", "warned", "saved"}
-
-
-def outcome_of(store: CheckpointStore, caplog) -> tuple[str, str]:
-    """Save, and tell how it went and what was said."""
-    try:
-        save(store, **DISTURBED)
-    except CheckpointError as error:
-        return "raised", str(error)
-    return ("warned" if caplog.records else "saved"), caplog.text
-
-
-def test_a_full_disk_is_an_error_with_its_own_words(store):
-    """Where torch alone would raise a RuntimeError without errno."""
-    save(store, 1)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(
-            CheckpointError, match=r"File too large \(errno 27\); 400008 bytes"
-        ) as info:
-            save(store, 2, make_state(2, size=100_000) | {"optimizer": 0})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert isinstance(info.value.__cause__, OSError)
-    assert names(store) == {"step-00000001"}
-    assert same(read(store.folder), make_state(1))
-
-
 def test_too_little_room_is_seen_before_writing(store, monkeypatch):
     save(store, 1)
     disk = SimpleNamespace(total=10**9, free=2**20 + 99)
@@ -622,7 +290,7 @@ def test_an_interrupt_while_saving_leaves_no_rest(store, monkeypatch):
 
     save(store, 1)
     with monkeypatch.context() as patch:
-        Faults(patch, 20, interrupt)
+        DiskCalls(patch, 20, interrupt)
         with pytest.raises(KeyboardInterrupt):
             save(store, 2)
     assert names(store) == {"step-00000001"}
@@ -724,7 +392,7 @@ def test_probe_refuses_a_folder_that_cannot_be_written(store, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     store.probe()
-    Faults(monkeypatch, 1, refuse)
+    DiskCalls(monkeypatch, 1, refuse)
     with pytest.raises(CheckpointError, match=r"checkpoints: cannot write here: Read-only"):
         store.probe()
 

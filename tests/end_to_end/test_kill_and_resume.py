@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import random
 import re
 import shlex
 import signal
@@ -20,7 +18,6 @@ from workplace import Workplace
 from base.checkpoint import read
 
 pytestmark = pytest.mark.end_to_end
-N_KILLS = int(os.environ.get("KINDLING_KILLS", "4"))
 Rows = Callable[[Path], list[dict[str, str]]]
 WORKERS = "data_loader.args.num_workers"
 
@@ -132,36 +129,3 @@ def test_sigusr1_saves_and_changes_nothing(place: Workplace, finished_once: Path
     states = [read(run) for run in (folder, finished_once)]
     for name in ("model", "optimizer.main", "ema", "random"):
         assert digest_of(states[0][name]) == digest_of(states[1][name])
-
-
-def kill_until_done(place: Workplace, words: list[str], n_kills: int, seed: int) -> int:
-    """Start again and again, kill -9 at random moments, then let it end; count the kills."""
-    draw = random.Random(seed)
-    n_killed = 0
-    for _ in range(n_kills):
-        former = newest_step(place)
-        workers = f"{WORKERS}={draw.choice([0, 1, 2])}"
-        script = place.start("-r", "auto", "-c", "tiny.yaml", "--set", workers, *words)
-        moment = time.monotonic() + 60
-        while script.process.exitcode is None and time.monotonic() < moment:
-            if newest_step(place) > former:
-                moment = min(moment, time.monotonic() + draw.uniform(0, 0.3))
-            time.sleep(0.001)
-        script.kill()
-        n_killed += script.wait().returncode == -signal.SIGKILL
-    done = place.run("-r", "auto", "-c", "tiny.yaml", "--set", *words)
-    assert done.returncode == 0, done.stderr
-    return n_killed
-
-
-@pytest.mark.parametrize("seed", [1, pytest.param(None, marks=pytest.mark.slow)])
-def test_killed_at_any_moment_a_run_ends_with_the_same_bits(
-    place: Workplace, whole: str, seed: int | None
-) -> None:
-    """`KINDLING_KILLS=100` kills more often, on a longer run."""
-    n_kills = N_KILLS if seed is not None else 4 * N_KILLS
-    seed = random.randrange(10**6) if seed is None else seed
-    print(f"seed {seed}")  # shown where the test fails
-    assert kill_until_done(place, ["trainer.save_every=2 steps"], n_kills, seed) > 0
-    (folder,) = place.runs()
-    assert digest(folder) == whole

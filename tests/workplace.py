@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from processes import ROOT, Done, Script
@@ -32,19 +33,29 @@ class Workplace:
         self.folder = folder
         (folder / "tiny.yaml").write_text(TINY, encoding="utf-8")
 
-    def start(self, *args: str | Path, terminal: str | None = None, **env: str) -> Script:
+    def start(
+        self,
+        *args: str | Path,
+        terminal: str | None = None,
+        inject: Callable[[], object] | None = None,
+        **env: str,
+    ) -> Script:
         """Start `train.py` (or another script, if the first word ends so)."""
         words = args if args and str(args[0]).endswith(".py") else ("train.py", *args)
-        return Script(words, self.folder, env, terminal)
+        return Script(words, self.folder, env, terminal, inject)
 
-    def run(self, *args: str | Path, **env: str) -> Done:
+    def run(
+        self, *args: str | Path, inject: Callable[[], object] | None = None, **env: str
+    ) -> Done:
         """Start a script and wait for its end."""
-        return self.start(*args, **env).wait()
+        return self.start(*args, inject=inject, **env).wait()
 
-    def train(self, *args: str | Path, **env: str) -> Path:
+    def train(
+        self, *args: str | Path, inject: Callable[[], object] | None = None, **env: str
+    ) -> Path:
         """Train `tiny.yaml` from the start, with success; return the run's folder."""
         former = set(self.runs())
-        done = self.run("-c", "tiny.yaml", *args, **env)
+        done = self.run("-c", "tiny.yaml", *args, inject=inject, **env)
         assert done.returncode == 0, done.stderr
         (new,) = set(self.runs()) - former
         return new

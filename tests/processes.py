@@ -17,9 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch._dynamo", "torchvision", "base.names", "base.run_log"])
+CONTEXT.set_forkserver_preload([
+    "torch._dynamo", "torchvision", "base.names", "base.run_log", "pytest", "faults.injections",
+])  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -40,11 +42,14 @@ class Script:
         cwd: Path,
         env: Mapping[str, str] | None = None,
         terminal: str | None = None,
+        inject: Callable[[], object] | None = None,
     ) -> None:
+        """Start it; `inject` is called there first, to prepare a fault."""
         self.output = [cwd / f".{name}-{time.monotonic_ns()}" for name in ("stdout", "stderr")]
         streams = [terminal or str(path) for path in self.output]
         words = [str(arg) for arg in args]
-        process = CONTEXT.Process(target=_run, args=(words, str(cwd), dict(env or {}), streams))
+        given = (words, str(cwd), dict(env or {}), streams, inject)
+        process = CONTEXT.Process(target=_run, args=given)
         process.start()
         assert process.pid is not None
         self.process, self.pid = process, process.pid
@@ -86,7 +91,13 @@ class Script:
         return [path.read_text("utf-8") if path.exists() else "" for path in self.output]
 
 
-def _run(args: list[str], cwd: str, env: Mapping[str, str], streams: list[str]) -> None:
+def _run(
+    args: list[str],
+    cwd: str,
+    env: Mapping[str, str],
+    streams: list[str],
+    inject: Callable[[], object] | None,
+) -> None:
     os.setsid()
     for number, name in enumerate(streams, start=1):
         opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -104,6 +115,8 @@ def _run(args: list[str], cwd: str, env: Mapping[str, str], streams: list[str]) 
     import base.run_log
 
     base.run_log.warn_of_load = lambda _: None  # how busy the machine is, is not what is tested
+    if inject is not None:
+        inject()
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     finally:

@@ -1,0 +1,202 @@
+"""What makes a fault inside of a running `train.py`: each is called there before the script begins.
+
+They are objects, not closures, because they are sent to another process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.disk import DiskCalls
+
+FOREVER = pytest.MonkeyPatch()  # of a process that will not be used for anything else
+
+
+@dataclass(frozen=True)
+class CountCalls:
+    """Write into a file how many calls changed the disk; of writes only each `every`-th counts."""
+
+    note: Path
+    every: int = 1
+
+    def __call__(self) -> None:
+        calls = DiskCalls(FOREVER, 0, lambda _: None, every=self.every)
+        Finalize(None, lambda: self.note.write_bytes(b"%d" % calls.count), exitpriority=0)
+
+
+@dataclass(frozen=True)
+class DieAtCall:
+    """Be killed at the call number `at` that changes the disk."""
+
+    at: int
+    every: int = 1
+
+    def __call__(self) -> None:
+        DiskCalls(
+            FOREVER, self.at, lambda _: os.kill(os.getpid(), signal.SIGKILL), every=self.every
+        )
+
+
+@dataclass(frozen=True)
+class FailAtCall:
+    """Let a call that changes the disk fail with an error's number, or each from it on."""
+
+    at: int
+    number: int
+    lasting: bool = False
+    every: int = 1
+
+    def __call__(self) -> None:
+        def act(_: DiskCalls) -> None:
+            raise OSError(self.number, os.strerror(self.number))
+
+        DiskCalls(FOREVER, self.at, act, self.lasting, self.every)
+
+
+@dataclass(frozen=True)
+class SlowDisk:
+    """Let each write of a checkpoint take so long; begin with the `first`."""
+
+    seconds: float
+
+    def __call__(self) -> None:
+        write = os.write
+
+        def slow(descriptor: int, data: Any) -> int:
+            time.sleep(self.seconds)
+            return write(descriptor, data)
+
+        FOREVER.setattr("base.state_file.os", _Os(write=slow))
+
+
+class _Os:
+    """The module os, with some functions of our own."""
+
+    def __init__(self, **functions: Callable[..., Any]) -> None:
+        self.__dict__.update(functions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+
+@dataclass(frozen=True)
+class SignalIn:
+    """Send itself a signal on the `at`-th entry of a function, named as `module.Class.method`."""
+
+    number: int
+    function: str
+    at: int = 1
+    again_after: float | None = None
+
+    def __call__(self) -> None:
+        inner, count = _resolve(self.function), 0
+
+        def outer(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == self.at:
+                os.kill(os.getpid(), self.number)
+                if self.again_after is not None:
+                    time.sleep(self.again_after)
+                    os.kill(os.getpid(), self.number)
+            return inner(*arguments, **options)
+
+        FOREVER.setattr(self.function, outer)
+
+
+def _resolve(name: str) -> Callable[..., Any]:
+    import pkgutil
+
+    found: Callable[..., Any] = pkgutil.resolve_name(name)
+    return found
+
+
+@dataclass(frozen=True)
+class LossTimes:
+    """Multiply the minimised loss of some steps, counted from 1 in this process."""
+
+    factor: float
+    steps: tuple[int, ...]
+
+    def __call__(self) -> None:
+        from base.base_trainer import BaseTrainer
+
+        inner = BaseTrainer.compute_losses
+
+        def outer(trainer: BaseTrainer, outputs: Any, batch: Any) -> Any:
+            losses = inner(trainer, outputs, batch)
+            if trainer.model.training and trainer.progress.step + 1 in self.steps:
+                return {name: loss * self.factor for name, loss in losses.items()}
+            return losses
+
+        FOREVER.setattr(BaseTrainer, "compute_losses", outer)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Let the clock that people set show another time at each look: back and forth."""
+
+    jumps: tuple[float, ...]
+
+    def __call__(self) -> None:
+        import datetime
+        import itertools
+
+        jumps, true = itertools.cycle(self.jumps), time.time
+
+        class Jumping(datetime.datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> Any:
+                return cls.fromtimestamp(time.time(), tz)
+
+        FOREVER.setattr(time, "time", lambda: true() + next(jumps))
+        FOREVER.setattr(datetime, "datetime", Jumping)
+
+
+class WithoutPrivilege:
+    """Let permissions of files hold for the superuser too: drop what lets him pass them by."""
+
+    def __call__(self) -> None:
+        if os.geteuid() != 0:
+            return
+        # capset(2): version 3 has two words for each of effective, permitted, inheritable.
+        version, override, search = 0x20080522, 1 << 1, 1 << 2
+        header = (ctypes.c_uint32 * 2)(version, 0)
+        sets = (ctypes.c_uint32 * 6)()
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
+        for place in range(2):
+            sets[place] &= ~(override | search)
+        assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """Refuse memory beyond what this process has when a step begins, and so many bytes more."""
+
+    n_bytes: int
+    step: int
+
+    def __call__(self) -> None:
+        from base.base_trainer import BaseTrainer
+
+        inner = BaseTrainer.forward
+
+        def outer(trainer: BaseTrainer, batch: Any) -> Any:
+            if trainer.model.training and trainer.progress.step + 1 == self.step:
+                pages = int(Path("/proc/self/statm").read_text().split()[0])
+                limit = pages * resource.getpagesize() + self.n_bytes
+                resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+            return inner(trainer, batch)
+
+        FOREVER.setattr(BaseTrainer, "forward", outer)

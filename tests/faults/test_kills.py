@@ -1,0 +1,89 @@
+"""A run that is killed at any moment, or at any call that changes the disk, ends with its bits."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import time
+
+import pytest
+from digest import digest
+from faults.injections import CountCalls, DieAtCall
+from faults.table import Trials
+from workplace import Workplace
+
+pytestmark = pytest.mark.end_to_end
+AUTO = ("-r", "auto", "-c", "tiny.yaml", "--set")
+WORKERS = "data_loader.args.num_workers"
+SAVING = "trainer.save_every=2 steps"
+
+
+def newest_step(place: Workplace) -> int:
+    """Return the step of the newest checkpoint of the only run; 0 for none."""
+    found = place.folder.glob("saved/*/*/checkpoints/step-????????")
+    return max((int(path.name[5:]) for path in found), default=0)
+
+
+def check_output(text: str) -> None:
+    """Nothing but a warning of a run without a checkpoint may be said, and no traceback."""
+    for line in text.splitlines():
+        assert re.search(r"none of its \d+ runs? holds|holds no checkpoint", line), line
+
+
+def check_end(place: Workplace, whole: str) -> None:
+    """The same command, not killed, ends the run with the bits of an unbroken one."""
+    done = place.run(*AUTO, SAVING)
+    assert done.returncode == 0, done.stderr
+    check_output(done.stderr)
+    folder = [each for each in place.runs() if any((each / "checkpoints").glob("step-*"))][-1]
+    assert digest(folder) == whole
+
+
+@pytest.fixture(scope="module")
+def seconds_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """How long the small run takes, from the start of its process to its end."""
+    place = Workplace(tmp_path_factory.mktemp("timed"))
+    start = time.monotonic()
+    place.train()
+    return time.monotonic() - start
+
+
+@pytest.mark.fault("F01")
+def test_killed_at_a_random_moment_a_run_ends_with_the_same_bits(
+    tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials, seconds_of_a_run: float
+) -> None:
+    """Some are killed a second time, while they go on."""
+    seed = random.randrange(10**6) if trials.makes_many else 1
+    draw = random.Random(seed)
+    for number in range(trials.count(3, 200)):
+        with trials.trial(f"seed {seed}, kill {number}"):
+            place = Workplace(tmp_path_factory.mktemp("killed"))
+            for _ in range(draw.choice([1, 1, 2])):
+                before = newest_step(place)
+                script = place.start(*AUTO, SAVING, f"{WORKERS}={draw.choice([0, 1, 2])}")
+                time.sleep(draw.uniform(0, seconds_of_a_run))
+                script.kill()
+                done = script.wait()
+                assert done.returncode in (0, -signal.SIGKILL), done.stderr
+                check_output(done.stderr)
+                assert newest_step(place) >= before
+            check_end(place, whole)
+
+
+@pytest.mark.fault("F02")
+def test_killed_at_any_call_that_changes_the_disk_a_run_ends_with_the_same_bits(
+    tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials
+) -> None:
+    """Folders, files, syncs, renames and some of the writes, of all that a run does."""
+    place, every = Workplace(tmp_path_factory.mktemp("counted")), 10
+    place.train("--set", SAVING, inject=CountCalls(place.folder / "note", every))
+    n_calls = int((place.folder / "note").read_text())
+    assert n_calls > 50
+    for at in trials.some(list(range(1, n_calls + 1)), few=3):
+        with trials.trial(f"call {at} of {n_calls}"):
+            place = Workplace(tmp_path_factory.mktemp("killed"))
+            done = place.run(*AUTO, SAVING, inject=DieAtCall(at, every))
+            assert done.returncode == -signal.SIGKILL
+            check_end(place, whole)
+            assert not [path for path in place.folder.rglob("*") if ".tmp-" in path.name]

@@ -241,6 +241,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         print(error, file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt as error:
+        sys.unraisablehook = lambda _: None  # what was half made may not be able to end itself
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         print(f"stopped by {signal.Signals(number).name}, nothing more was saved", file=sys.stderr)
         code = 128 + number

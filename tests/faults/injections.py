@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, ClassVar
 
 import pytest
 from faults.disk import DiskCalls
@@ -91,7 +92,11 @@ class _Os:
 
 @dataclass(frozen=True)
 class SignalIn:
-    """Send itself a signal on the `at`-th entry of a function, named as `module.Class.method`."""
+    """Send itself a signal on the `at`-th entry of a function, and again so many seconds later.
+
+    Args:
+        function: as `module.Class.method`.
+    """
 
     number: int
     function: str
@@ -99,12 +104,13 @@ class SignalIn:
     again_after: float | None = None
 
     def __call__(self) -> None:
-        inner, count = _resolve(self.function), 0
+        inner, count = resolve_name(self.function), 0
 
         def outer(*arguments: Any, **options: Any) -> Any:
             nonlocal count
             count += 1
             if count == self.at:
+                Path(self.NOTE).write_bytes(b"%f" % time.time())
                 os.kill(os.getpid(), self.number)
                 if self.again_after is not None:
                     time.sleep(self.again_after)
@@ -113,12 +119,11 @@ class SignalIn:
 
         FOREVER.setattr(self.function, outer)
 
+    NOTE: ClassVar[str] = ".signalled"
 
-def _resolve(name: str) -> Callable[..., Any]:
-    import pkgutil
-
-    found: Callable[..., Any] = pkgutil.resolve_name(name)
-    return found
+    def sent(self, folder: Path) -> float:
+        """Return when it was sent, in seconds of the system's clock."""
+        return float((folder / self.NOTE).read_bytes())
 
 
 @dataclass(frozen=True)

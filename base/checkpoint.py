@@ -23,11 +23,18 @@ from typing import Any
 import torch
 
 from base.background_save import Background, Snapshot
-from base.errors import CheckpointError
+from base.errors import CheckpointError, DiskFullError
 from base.manifest import sealed
 from base.restore import load_weights, restore
 from base.run_folder import must_exist
-from base.state_file import plain_copy, read_state, sync_folder, write_bytes, write_state
+from base.state_file import (
+    make_folder,
+    plain_copy,
+    read_state,
+    sync_folder,
+    write_bytes,
+    write_state,
+)
 
 __all__ = ["CheckpointStore", "load_weights", "migrations", "read", "read_manifest", "restore"]
 
@@ -38,6 +45,7 @@ FORMAT = 1
 migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 STATE, MANIFEST = "state.pt", "manifest.json"
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 # A "~" marks the older of two checkpoints of one step, until the newer one is safe.
 STEP = re.compile(r"step-(\d{8,})(~?)")
 
@@ -56,14 +64,14 @@ class CheckpointStore:
 
     def probe(self) -> None:
         """Write and remove a file, so that a bad folder stops the run before its first step."""
-        probe = self.folder / f".tmp-probe-{secrets.token_hex(4)}"
-        try:
-            if not self.folder.exists():
-                self.folder.mkdir()
-            write_bytes(probe, b"probe")
-            probe.unlink()
-        except OSError as error:
-            raise CheckpointError(f"{self.folder}: cannot write here: {_why(error)}") from error
+        for folder in (self.folder.parent, self.folder):
+            probe = folder / f".tmp-probe-{secrets.token_hex(4)}"
+            try:
+                make_folder(self.folder)
+                write_bytes(probe, b"probe")
+                probe.unlink()
+            except OSError as error:
+                raise CheckpointError(f"{folder}: cannot write here: {_why(error)}") from error
 
     def sweep(self) -> None:
         """Remove what a killed process left behind; call it when the run's lock is held."""
@@ -130,8 +138,7 @@ class CheckpointStore:
         step = manifest["step"]
         temporary = self.folder / f".tmp-{step:08d}-{secrets.token_hex(4)}"
         try:
-            if not self.folder.exists():
-                self.folder.mkdir()
+            make_folder(self.folder)
             self._check_space(n_bytes)
             temporary.mkdir()
             manifest["files"] = {STATE: write_state(temporary / STATE, state)}
@@ -142,7 +149,8 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
             if not isinstance(error, Exception):
                 raise
-            raise CheckpointError(
+            kind = DiskFullError if getattr(error, "errno", None) in NO_ROOM else CheckpointError
+            raise kind(
                 f"{path}: checkpoint not written: {_why(error)}; {n_bytes} bytes "
                 f"needed, {_free(self.folder)} free; the checkpoints before it are untouched"
             ) from error

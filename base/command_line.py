@@ -30,7 +30,8 @@ TRAIN_EXAMPLES = """examples:
   python train.py -r saved/digits/0131_235959 --epochs 40   longer
 
 exit codes: 0 done; 1 failed, the last checkpoint stays good; 2 a fault in the
-config or the command; 130, 143 stopped by Ctrl-C or SIGTERM, and saved.
+config or the command; 3 failed for lack of memory or disk; 130, 143 stopped by
+Ctrl-C or SIGTERM, and saved.
 SIGUSR1 saves and goes on."""
 
 TEST_EXAMPLES = """examples:

@@ -43,8 +43,20 @@ class TrainingError(KindlingError):
     """Training cannot go on; the last checkpoint stays valid."""
 
 
+class OutOfMemoryError(TrainingError):
+    """Memory was refused; with more of it, or in smaller parts, the run goes on."""
+
+    exit_code = 3
+
+
 class CheckpointError(KindlingError):
     """A checkpoint cannot be written or read."""
+
+
+class DiskFullError(CheckpointError):
+    """There is no room for a checkpoint; with more of it, the run goes on."""
+
+    exit_code = 3
 
 
 class DataError(KindlingError):

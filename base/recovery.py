@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from base.background_save import Snapshot
 from base.batch import count_samples, tensors_in
 from base.checkpoint import restore
-from base.errors import TrainingError
+from base.errors import OutOfMemoryError, TrainingError
 from base.feed import feed
 from base.memory.settle import tell_batch_norm
 from base.memory.trial import keep_buffers, trial, try_step
@@ -59,25 +59,40 @@ def refuse_bad_weights(trainer: BaseTrainer) -> None:
     """Make sure that what is about to be saved is of use.
 
     Raises:
-        TrainingError: names the first parameter that holds a number that is none.
+        TrainingError: names the first parameter that holds a number that is none, or of which an
+            optimizer remembers one: Adam never moves it again.
     """
-    name = first_nonfinite(trainer.model.named_parameters())
-    if name is not None:
-        raise TrainingError(
-            f"the weights are not finite after step {trainer.progress.step} ({name} is the first): "
-            "not saved, so the last checkpoint is good; lower the rate, or let gradients be looked "
-            "at before each step by trainer.on_nonfinite=skip"
-        )
+    weights = dict(trainer.model.named_parameters())
+    names = {id(weight): name for name, weight in weights.items()}
+    remembered = (
+        (f"{key} of {names.get(id(weight), 'a parameter')}", value)
+        for optimizer in trainer.optimizers.values()
+        for weight, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    )
+    for what, named in (("weights", weights.items()), ("optimizer's numbers", remembered)):
+        name = first_nonfinite(named)
+        if name is not None:
+            raise TrainingError(
+                f"the {what} are not finite after step {trainer.progress.step} ({name} is the "
+                "first): not saved, so the last checkpoint is good; lower the rate, set clip_norm, "
+                "or let gradients be looked at before each step by trainer.on_nonfinite=skip"
+            )
 
 
-def first_nonfinite(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
-    """Return the name of the first tensor with a number that is none; the device waits once."""
+def first_nonfinite(named: Iterable[tuple[str, Tensor | None]], power: int = 1) -> str | None:
+    """Return the name of the first tensor with a number that is none; the device waits once.
+
+    Args:
+        power: 2 takes also those whose square, which Adam and norms need, is too large a number.
+    """
     plain = {n: t for n, t in named if t is not None and t.layout is torch.strided and t.numel()}
     if not plain:
         return None
     tensors = [tensor.detach() for tensor in plain.values()]
     largest = [norm.float().cpu() for norm in torch._foreach_norm(tensors, math.inf)]
-    is_finite = torch.stack(largest).isfinite().tolist()
+    is_finite = torch.stack(largest).pow(power).isfinite().tolist()
     return next((n for n, finite in zip(plain, is_finite, strict=True) if not finite), None)
 
 
@@ -145,10 +160,12 @@ class Recovery:
         if self.on_nonfinite != "stop" and not is_scaled:
             mine = set(map(id, parameters))
             named = self.trainer.model.named_parameters()
-            name = first_nonfinite((name, p.grad) for name, p in named if id(p) in mine)
+            name = first_nonfinite(((name, p.grad) for name, p in named if id(p) in mine), power=2)
             if name is not None:
-                text = f"the gradient of {name} is not finite {_at_step(self.trainer)}"
-                raise NonFiniteError(text)
+                where = _at_step(self.trainer)
+                raise NonFiniteError(
+                    f"the gradient of {name}, or its square, is not finite {where}"
+                )
         self._has_updated = True
 
     def end_step(self) -> bool:
@@ -249,13 +266,15 @@ class Recovery:
         number, half = trainer.progress.step + 1, (n_samples + 1) // 2
         if not trainer.model.training:
             text = f"out of memory in the evaluation of {n_samples} samples: make its batches"
-            raise TrainingError(f"{text} smaller, data_loader.args.batch_size ({cause})") from error
+            raise OutOfMemoryError(
+                f"{text} smaller, data_loader.args.batch_size ({cause})"
+            ) from error
         told = f"out of memory at step {number} with {n_samples} samples at a time"
         if n_samples == 1:
             text = "not even one sample fits; docs/memory.md says what else saves some"
-            raise TrainingError(f"{told}: {text} ({cause})") from error
+            raise OutOfMemoryError(f"{told}: {text} ({cause})") from error
         if not self.halves:
-            raise TrainingError(
+            raise OutOfMemoryError(
                 f"{told}. Checkpoints are untouched: go on with memory.micro_batch={half} (the "
                 f"same steps in more parts), let it be found by trainer.on_oom=halve, or lower "
                 f"data_loader.args.batch_size; docs/memory.md says what else saves some ({cause})"
@@ -269,7 +288,7 @@ class Recovery:
         if self._has_updated:
             go_on = "" if trainer.folder is None else f": {resume_command(trainer.folder)}"
             text = "an optimizer had begun to use this step, which cannot be made again here"
-            raise TrainingError(f"{told}; {text}. {kept}, which a resume has{go_on}") from error
+            raise OutOfMemoryError(f"{told}; {text}. {kept}, which a resume has{go_on}") from error
         log.warning("%s: %s", told, kept)
         tell_batch_norm(trainer)
         trainer.window.fate, trainer.window.is_full = "again", False

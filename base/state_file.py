@@ -88,6 +88,13 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, where there is none, so that it outlives a power loss."""
+    if not folder.exists():
+        folder.mkdir()
+        sync_folder(folder.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power loss (where folders can be synced)."""
     if os.name != "nt":

@@ -393,7 +393,7 @@ def test_probe_refuses_a_folder_that_cannot_be_written(store, monkeypatch):
 
     store.probe()
     DiskCalls(monkeypatch, 1, refuse)
-    with pytest.raises(CheckpointError, match=r"checkpoints: cannot write here: Read-only"):
+    with pytest.raises(CheckpointError, match=r"cannot write here: Read-only"):
         store.probe()
 
 

@@ -167,7 +167,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(caplog: pytest.LogCaptureF
     trainer.train()
     assert trainer.progress.skipped == 1
     assert all(w.isfinite().all() for w in weights(trainer).values())
-    assert "the gradient of hidden.0.weight is not finite at step 4" in caplog.text
+    assert "the gradient of hidden.0.weight, or its square, is not finite at step 4" in caplog.text
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
@@ -404,7 +404,7 @@ def test_stop_advises_and_the_last_checkpoint_loads(
     trainer = make(*HUNGRY[:2], "trainer.save_every=1 step")
     with pytest.raises(TrainingError) as caught:
         trainer.train(tmp_path)
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 3
     assert "out of memory at step 2 with 8 samples at a time" in str(caught.value)
     for advice in ("memory.micro_batch=4", "trainer.on_oom=halve", "batch_size"):
         assert advice in str(caught.value)

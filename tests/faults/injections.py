@@ -23,6 +23,17 @@ from faults.disk import DiskCalls
 FOREVER = pytest.MonkeyPatch()  # of a process that will not be used for anything else
 
 
+class Both:
+    """Prepare several faults."""
+
+    def __init__(self, *faults: Callable[[], object]) -> None:
+        self.faults = faults
+
+    def __call__(self) -> None:
+        for fault in self.faults:
+            fault()
+
+
 @dataclass(frozen=True)
 class CountCalls:
     """Write into a file how many calls changed the disk; of writes only each `every`-th counts."""
@@ -63,31 +74,27 @@ class FailAtCall:
 
         DiskCalls(FOREVER, self.at, act, self.lasting, self.every)
 
+    @property
+    def text(self) -> str:
+        """What an error of this number is called."""
+        return os.strerror(self.number)
+
 
 @dataclass(frozen=True)
 class SlowDisk:
-    """Let each write of a checkpoint take so long; begin with the `first`."""
+    """Let each write of a checkpoint take so many seconds."""
 
     seconds: float
 
     def __call__(self) -> None:
         write = os.write
 
-        def slow(descriptor: int, data: Any) -> int:
+        def slow(descriptor: int, data: memoryview) -> int:
             time.sleep(self.seconds)
             return write(descriptor, data)
 
-        FOREVER.setattr("base.state_file.os", _Os(write=slow))
-
-
-class _Os:
-    """The module os, with some functions of our own."""
-
-    def __init__(self, **functions: Callable[..., Any]) -> None:
-        self.__dict__.update(functions)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
+        calls = DiskCalls(FOREVER, 0, lambda _: None)
+        calls.write = slow  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,23 @@ class Clock:
         FOREVER.setattr(datetime, "datetime", Jumping)
 
 
+@dataclass(frozen=True)
+class Removes:
+    """Remove a file on the first entry of a function, named as `module.Class.method`."""
+
+    path: Path
+    function: str
+
+    def __call__(self) -> None:
+        inner = resolve_name(self.function)
+
+        def outer(*arguments: Any, **options: Any) -> Any:
+            self.path.unlink(missing_ok=True)
+            return inner(*arguments, **options)
+
+        FOREVER.setattr(self.function, outer)
+
+
 class WithoutPrivilege:
     """Let permissions of files hold for the superuser too: drop what lets him pass them by."""
 
@@ -187,9 +211,8 @@ class WithoutPrivilege:
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """Refuse memory beyond what this process has when a step begins, and so many bytes more."""
+    """Refuse memory beyond what this process has when that step begins."""
 
-    n_bytes: int
     step: int
 
     def __call__(self) -> None:
@@ -200,7 +223,7 @@ class MemoryLimit:
         def outer(trainer: BaseTrainer, batch: Any) -> Any:
             if trainer.model.training and trainer.progress.step + 1 == self.step:
                 pages = int(Path("/proc/self/statm").read_text().split()[0])
-                limit = pages * resource.getpagesize() + self.n_bytes
+                limit = pages * resource.getpagesize()
                 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
             return inner(trainer, batch)
 

@@ -282,18 +282,18 @@ class BaseDataLoader:
                 generator=torch.Generator(),  # else each loop draws from the trainer's stream
             )
         self._handed.keys = keys
-        iterator = iter(self._stock)
+        batches = watched(self._stock, self.timeout, type(self.dataset).__name__)
         is_whole = False
         try:
-            for batch in watched(iterator, self.timeout, type(self.dataset).__name__):
+            for batch in batches:
                 yield batch
                 del batch
                 if self._handed.keys is not keys:
                     raise DataError("a second loop over this loader began before the first ended")
             is_whole = True
         finally:
+            batches.close()
             if not is_whole:
-                stop_workers(iterator)
                 self.close()
 
 

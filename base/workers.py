@@ -6,9 +6,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.util import Finalize
+from types import FrameType
 from typing import Any
 from weakref import WeakSet
 
@@ -16,25 +17,34 @@ from base.batch_reader import Batch, raise_failure
 from base.errors import DataError
 
 
-def watched(iterator: Any, seconds: float, name: str) -> Iterator[Batch]:
-    """Give an iterator's batches; the death of a worker, or a wait too long, is a `DataError`."""
-    watchdog = _Watchdog(getattr(iterator, "_workers", []), seconds)
-    _ITERATORS.add(iterator)
+def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, None]:
+    """Give the batches of torch's loader; its workers are stopped where not all are taken.
+
+    Raises:
+        DataError: a worker has died, or there was no batch for so many seconds.
+    """
+    iterator = getattr(loader, "_iterator", None)  # with workers that live on from the last loop
+    watchdog = _Watchdog(iterator, seconds)
+    is_whole = False
     try:
-        while True:
-            watchdog.deadline = time.monotonic() + (seconds or math.inf)
-            batch = next(iterator, _END)
-            watchdog.deadline = math.inf
-            if batch is _END:
-                return
-            yield raise_failure(batch)
-            del batch  # the reader of it may be through with it before the next one is here
+        with watchdog.waiting():
+            iterator = iter(loader)
+        watchdog.watch(iterator)
+        while not is_whole:
+            with watchdog.waiting():
+                batch = next(iterator, _END)
+            is_whole = batch is _END
+            if not is_whole:
+                yield raise_failure(batch)
+                del batch  # the reader of it may be through with it before the next one is here
     except (RuntimeError, OSError, EOFError) as error:  # how it shows that a worker is no more
         watchdog.kill_workers()
         found = f"no batch for {seconds:g} s" if watchdog.has_bitten else str(error)
         raise DataError(f"reading {name}: {found}; its workers were ended") from error
     finally:
         watchdog.stop()
+        if not is_whole:
+            stop_workers(iterator)
 
 
 def as_it_is(batch: Batch) -> Batch:
@@ -58,6 +68,34 @@ def stop_workers(iterator: Any) -> None:
         iterator._shutdown_workers()
 
 
+class _Deaths:
+    """Lets the death of a worker be raised where a batch is waited for, and nowhere else.
+
+    torch raises it from its handler of SIGCHLD, wherever the main thread is: in a save, perhaps.
+    """
+
+    def __init__(self) -> None:
+        self.is_awaited = False
+        self.error: RuntimeError | None = None
+        self._torchs: Any = None
+
+    def tame(self) -> None:
+        """Come before torch's handler, if it is there."""
+        handler = getattr(signal, "SIGCHLD", None) and signal.getsignal(signal.SIGCHLD)
+        is_torchs = getattr(handler, "__module__", "") == "torch.utils.data._utils.signal_handling"
+        if is_torchs and threading.current_thread() is threading.main_thread():
+            self._torchs = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self._torchs(number, frame)
+        except RuntimeError as error:
+            if self.is_awaited:
+                raise
+            self.error = error
+
+
 class _Watchdog:
     """Kill workers that give no batch until the deadline.
 
@@ -65,14 +103,36 @@ class _Watchdog:
     is then asked of the worker itself, and the question waits for ever.
     """
 
-    def __init__(self, workers: list[Any], seconds: float) -> None:
+    def __init__(self, iterator: Any, seconds: float) -> None:
         self.deadline = math.inf
         self.has_bitten = False
-        self._workers = workers
+        self._seconds = seconds or math.inf
+        self._workers: list[Any] = []
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=(seconds / 4,), daemon=True)
-        if workers and seconds:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.watch(iterator)
+
+    def watch(self, iterator: Any) -> None:
+        """Watch over the workers of this iterator, if it has any."""
+        if iterator is None:
+            return
+        _ITERATORS.add(iterator)
+        _DEATHS.tame()
+        self._workers = getattr(iterator, "_workers", [])
+        if self._workers and self._seconds < math.inf and not self._thread.is_alive():
             self._thread.start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Wait for the workers inside of the block; raise in it what has become of them."""
+        self.deadline, _DEATHS.is_awaited = time.monotonic() + self._seconds, True
+        try:
+            error, _DEATHS.error = _DEATHS.error, None
+            if error is not None:
+                raise error
+            yield
+        finally:
+            self.deadline, _DEATHS.is_awaited = math.inf, False
 
     def kill_workers(self) -> None:
         """End the workers, deaf or not."""
@@ -82,8 +142,8 @@ class _Watchdog:
         """Watch no longer."""
         self._is_over.set()
 
-    def _watch(self, seconds: float) -> None:
-        while not self._is_over.wait(min(seconds, 1)):
+    def _watch(self) -> None:
+        while not self._is_over.wait(min(self._seconds / 4, 1)):
             if time.monotonic() > self.deadline:
                 self.has_bitten = True
                 for worker in self._workers:
@@ -96,6 +156,7 @@ def _kill(workers: list[Any]) -> None:
         with suppress(RuntimeError):  # torch reports their death from a signal handler
             worker.kill()
             worker.join()
+    _DEATHS.error = None
 
 
 def _kill_all() -> None:
@@ -103,7 +164,7 @@ def _kill_all() -> None:
         _kill(getattr(iterator, "_workers", []))
 
 
-_END = object()
+_END, _DEATHS = object(), _Deaths()
 # The traceback of an error that nobody catches keeps iterators alive to the end of the process,
 # where multiprocessing sends each worker one SIGTERM, which it takes for the group's, and waits.
 _ITERATORS: WeakSet[Any] = WeakSet()

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from workplace import Workplace
 
 pytest_plugins = ["faults.table"]
+pytest.register_assert_rewrite("faults.runs", "stores")
 ROOT = Path(__file__).resolve().parent.parent
 
 # The same examples in each run, and no deadlines: a busy machine must not turn a test red.

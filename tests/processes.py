@@ -104,6 +104,7 @@ def _run(
         os.dup2(opened, number)
         os.close(opened)
     os.environ.update(env)
+    time.tzset()
     os.chdir(cwd)
     sys.argv[:] = [str(ROOT / args[0]), *args[1:]]
     sys.path[:] = [str(ROOT), *(path for path in sys.path if "tests" not in path)]

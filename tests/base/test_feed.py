@@ -11,9 +11,10 @@ from typing import ClassVar
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from base import base_data_loader, threads
 from base import feed as feeding
+from base import threads
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.batch_reader import BatchReader
@@ -135,25 +136,16 @@ def test_nothing_of_a_step_is_alive_when_a_worker_is_asked_for_the_next(dataset,
     trainer = make("metrics=[accuracy]", trainer=Noting)
     trainer.watched = Watched(in_memory=False, as_dict=False)
 
-    class Looking:
-        """Looks before each batch that the workers are waited for."""
-
-        def __init__(self, iterator):
-            self._inner, self._workers = iterator, iterator._workers
-
-        def __next__(self):
-            trainer.watched._look()
-            return next(self._inner)
+    def next_of_workers(iterator, inner=_MultiProcessingDataLoaderIter.__next__):
+        trainer.watched._look()
+        return inner(iterator)
 
     def result(*args, wait=threads._result):
         trainer.watched._look()
         return wait(*args)
 
-    def watched(iterator, *args, watch=base_data_loader.watched):
-        return watch(Looking(iterator), *args)
-
     monkeypatch.setattr(threads, "_result", result)
-    monkeypatch.setattr(base_data_loader, "watched", watched)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "__next__", next_of_workers)
     with closing(BaseDataLoader(dataset, 2, False, 0, 1)) as loader:
         trainer.train_loader = loader
         trainer.experiment.batches_per_epoch = 6

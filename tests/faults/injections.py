@@ -134,6 +134,66 @@ class SignalIn:
 
 
 @dataclass(frozen=True)
+class RaiseIn:
+    """Raise an error on the `at`-th entry of a function, in each process that enters it so often.
+
+    Args:
+        function: as `module.Class.method`.
+    """
+
+    function: str
+    at: int = 1
+
+    def __call__(self) -> None:
+        inner, count = resolve_name(self.function), 0
+
+        def outer(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == self.at:
+                raise RuntimeError("a fault of the test's own")
+            return inner(*arguments, **options)
+
+        FOREVER.setattr(self.function, outer)
+
+
+@dataclass(frozen=True)
+class WaitAtMost:
+    """Let a batch of workers be waited for so many seconds at most, not for five minutes."""
+
+    seconds: float
+
+    def __call__(self) -> None:
+        from base.workers import watched
+
+        FOREVER.setattr(
+            "base.base_data_loader.watched",
+            lambda loader, _, name: watched(loader, self.seconds, name),
+        )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Let a step take so many seconds more, and add a byte to a file for each that is made."""
+
+    seconds: float
+    note: Path
+
+    def __call__(self) -> None:
+        from base.base_trainer import BaseTrainer
+
+        inner = BaseTrainer.end_step
+
+        def outer(trainer: BaseTrainer, values: Any) -> None:
+            time.sleep(self.seconds)
+            with self.note.open("ab") as file:
+                file.write(b".")
+            inner(trainer, values)
+
+        FOREVER.setattr(BaseTrainer, "end_step", outer)
+
+
+@dataclass(frozen=True)
 class LossTimes:
     """Multiply the minimised loss of some steps, counted from 1 in this process."""
 

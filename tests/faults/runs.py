@@ -39,7 +39,7 @@ def check_goes_on(place: Workplace, whole: str, *more: str) -> None:
     for line in done.stderr.splitlines():
         assert re.search(r"none of its \d+ runs? holds|holds no checkpoint", line), line
     assert digest(last_run(place)) == whole
-    assert not [path for path in place.folder.rglob("*") if ".tmp-" in path.name]
+    assert not [path for path in last_run(place).rglob("*") if ".tmp-" in path.name]
 
 
 def last_run(place: Workplace) -> Path:

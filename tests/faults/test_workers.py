@@ -1,0 +1,64 @@
+"""Workers that are killed, stopped or fail end a run, which goes on to the same bits."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import psutil
+import pytest
+from faults.injections import RaiseIn, WaitAtMost
+from faults.runs import SAVING, WORKERS, check_failed, check_goes_on, newest_step, processes_in
+from faults.table import Trials
+from workplace import Workplace
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.fault("F15")]
+LONG = ("trainer.epochs=400", "lr_scheduler=null")
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        pytest.param(signal.SIGKILL, "reading .*; its workers were ended", id="killed"),
+        pytest.param(signal.SIGSTOP, "no batch for 2 s; its workers were ended", id="stopped"),
+    ],
+)
+def test_a_worker_lost_at_any_moment_ends_the_run_soon(
+    tmp_path_factory: pytest.TempPathFactory, trials: Trials, number: signal.Signals, told: str
+) -> None:
+    draw = random.Random(number)
+    for trial in range(trials.count(1, 20)):
+        with trials.trial(trial):
+            place = Workplace(tmp_path_factory.mktemp("worker"))
+            words = (SAVING, f"{WORKERS}=2", *LONG)
+            script = place.start("-c", "tiny.yaml", "--set", *words, inject=WaitAtMost(2))
+            script.wait_until(lambda: newest_step(place) >= 2)  # noqa: B023
+            time.sleep(draw.uniform(0, 0.3))
+            lost = draw.choice(psutil.Process(script.pid).children()[:2])  # of training
+            lost.send_signal(number)
+            start = time.monotonic()
+            done = script.wait(20)
+            check_failed(done, told)
+            assert time.monotonic() - start < 5
+            assert len(done.stderr.splitlines()) == 1
+            assert processes_in(place) == []
+            done = place.run("-r", "--set", "trainer.epochs=1")
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_worker_that_fails_tells_where_and_the_run_goes_on_to_the_same_bits(
+    tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials
+) -> None:
+    draw = random.Random(15)
+    for trial in range(trials.count(1, 20)):
+        with trials.trial(trial):
+            place = Workplace(tmp_path_factory.mktemp("worker"))
+            fault = RaiseIn("data_loader.pipeline.Pipeline.__call__", draw.randint(1, 12))
+            words = (SAVING, f"{WORKERS}={draw.choice([0, 2])}")
+            done = place.run("-c", "tiny.yaml", "--set", *words, inject=fault)
+            check_failed(
+                done, r"cannot read samples \[\d+.*RuntimeError: a fault of the test's own"
+            )
+            assert processes_in(place) == []
+            check_goes_on(place, whole)

@@ -335,8 +335,8 @@ def test_many_misfits_are_told_in_a_screen(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ({"a": {"w": torch.zeros(1)}, "b": {"w": torch.zeros(1)}}, "weights of several: 'a', 'b'"),
-        ({1: torch.zeros(1)}, "the name of a weight is a text, not 1"),
-        ({"epoch": 3, "lr": 1.0}, "no weights in it: it holds a dict, of epoch, lr"),
+        ({1: torch.zeros(1)}, "the name of a weight is a plain text, not 1"),
+        ({"epoch": 3, "lr": 1.0}, "no weights in it: it holds a dict, of 'epoch', 'lr'"),
     ],
 )
 def test_what_holds_no_one_set_of_weights_is_told(

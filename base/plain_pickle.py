@@ -263,7 +263,7 @@ class _Machine:
         if min(numbers) < 0 or n_asked > n_held or (n_asked and last >= n_held):
             raise CheckpointError(
                 f"refused: a tensor of shape {size}, stride {stride} and offset {offset} does not "
-                f"lie in its {n_held} numbers"
+                f"lie in its {n_held} numbers; save its `.contiguous()` where it is yours"
             )
         if storage.memory is None:
             return Opaque("a tensor")

@@ -125,7 +125,8 @@ def _weights_in(path: Path, state: Any) -> dict[str, Tensor]:
         state = next(iter(parts.values()), state)
     held = state if isinstance(state, Mapping) else {"all of it": state}
     if strange := {key: value for key, value in held.items() if type(value) is Opaque}:
-        names = ", ".join(f"{key!r} is {value.name!r}" for key, value in [*strange.items()][:5])
+        kinds = {key: value.name.replace(" ", ".") for key, value in [*strange.items()][:5]}
+        names = ", ".join(f"{key!r} is {kind!r}" for key, kind in kinds.items())
         text = f"not plain tensors, and no code is run to make more of them: {names}"
         raise CheckpointError(f"{path}: {text}; save the model's `state_dict()` alone")
     if not _are_weights(state):

@@ -78,11 +78,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def inspect(path: Path) -> str:
     """Return what is in a checkpoint or a file of weights; of a run, its checkpoints."""
-    folder = checkpoint_of(must_exist(path))
+    is_run = (must_exist(path) / "checkpoints").is_dir()
+    folder = path if is_run else checkpoint_of(path)
     if folder is None:
         facts = {"file": path, "size": f"{path.stat().st_size:,} bytes"}
         return "\n".join([format_header(facts), *_names(read_weights(path))])
-    if (path / "checkpoints").is_dir() or not (folder / "manifest.json").exists():
+    if not (folder / "manifest.json").exists():
         return "\n".join([f"run  {path}", *map(_line, _checkpoints(path))])
     manifest, state = read_manifest(folder), read(folder)
     versions = f"format {manifest['format']}, Kindling {manifest['framework_version']}, "

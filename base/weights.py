@@ -86,8 +86,11 @@ def read_weights(path: Path, ema: bool | None = None) -> dict[str, Tensor]:
 
 def weights_and_origin(path: Path, ema: bool | None) -> tuple[dict[str, Tensor], str]:
     """Return what `read_weights` does, and in words which of what it is."""
-    folder = checkpoint_of(path)
-    state = _read_file(path) if folder is None else read(folder)
+    try:
+        folder = checkpoint_of(path)
+        state = _read_file(path) if folder is None else read(folder)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
     weights = _weights_in(path, state)
     kept = state.get("ema") if ema is not False and isinstance(state, Mapping) else None
     averages = kept.get("averages") if isinstance(kept, Mapping) else None

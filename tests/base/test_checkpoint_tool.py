@@ -69,6 +69,8 @@ def test_inspect_lists_the_checkpoints_of_a_run_damaged_ones_too(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (checkpoints(folder)[0] / "manifest.json").write_text("{}")
+    for path in checkpoints(folder)[1:]:
+        flip(path / "state.pt")  # which `inspect` of a run does not read
     assert call("inspect", folder) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(any(path.name in line for line in lines) for path in checkpoints(folder))

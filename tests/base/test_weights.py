@@ -132,6 +132,11 @@ def test_a_file_that_is_none_is_told_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_a_name_that_the_system_refuses_is_told() -> None:
+    with pytest.raises(CheckpointError, match="xxx: File name too long"):
+        read_weights(Path("x" * 300))
+
+
 def test_a_near_name_is_told(tmp_path: Path) -> None:
     saved(tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"did you mean .*weights\.pth"):

@@ -23,6 +23,9 @@ ANOTHER_RUN = re.compile(
 )
 """Keys with which the rest of the run would be that of another one."""
 
+SPLIT = re.compile(r"^data_loader\.args\.(split|validation_split)\b")
+"""Those of them that --allow-change cannot allow: `keep_split` refuses another split."""
+
 Change = tuple[str, Any, Any]
 ANOTHER = "another run"
 
@@ -56,10 +59,12 @@ def refuse_another_run(config: Config, folder: Path) -> None:
     changes = differences(config, folder)
     harmful = [key for key, _, _ in changes if effect_of(key) == ANOTHER]
     if harmful:
+        can_be_allowed = not any(map(SPLIT.match, harmful))
         raise UsageError(
             f"{folder}: {', '.join(harmful)} would make another run of this one:\n"
             f"{table_of(changes)}\ngo on with the values of then; or start anew from the weights: "
-            f"leave out -r and write `model: {{weights: {folder}}}`; or add --allow-change"
+            f"leave out -r and write `model: {{weights: {folder}}}`"
+            f"{'; or add --allow-change' * can_be_allowed}"
         )
 
 

@@ -15,7 +15,7 @@ from base.command_line import Parser
 from base.errors import CheckpointError, UsageError, nearest
 from base.run_folder import must_exist
 from base.state_file import plain_copy, write_bytes, write_state
-from base.weights import checkpoint_of, read_weights
+from base.weights import checkpoint_of, read_weights, weights_and_origin
 from logger.console import format_header, format_value, pad, text_width
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -27,6 +27,15 @@ exit codes: 0 done, whole, equal; 1 damaged, different, not written; 2 a fault i
 def main(arguments: Sequence[str]) -> int:
     """Do what the command says; return the exit code."""
     options = _parse(arguments)
+    try:
+        return _do(options)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+
+
+def _do(options: argparse.Namespace) -> int:
     if options.command == "inspect":
         print("\n\n".join(inspect(path) for path in options.files))
         return 0
@@ -69,11 +78,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def inspect(path: Path) -> str:
     """Return what is in a checkpoint or a file of weights; of a run, its checkpoints."""
-    folder = checkpoint_of(must_exist(path))
+    is_run = (must_exist(path) / "checkpoints").is_dir()
+    folder = path if is_run else checkpoint_of(path)
     if folder is None:
         facts = {"file": path, "size": f"{path.stat().st_size:,} bytes"}
         return "\n".join([format_header(facts), *_names(read_weights(path))])
-    if (path / "checkpoints").is_dir() or not (folder / "manifest.json").exists():
+    if not (folder / "manifest.json").exists():
         return "\n".join([f"run  {path}", *map(_line, _checkpoints(path))])
     manifest, state = read_manifest(folder), read(folder)
     versions = f"format {manifest['format']}, Kindling {manifest['framework_version']}, "
@@ -139,7 +149,7 @@ def verify(paths: Sequence[Path]) -> int:
                 _ = read(each) if is_one or is_many else read_weights(each)
             except CheckpointError as error:
                 n_damaged += 1
-                print(f"damaged  {each}: {error}")
+                print(f"damaged  {error}")
             else:
                 print(f"whole    {each}" if each.is_dir() else f"readable {each} (it has no hash)")
     return 1 if n_damaged else 0
@@ -208,9 +218,7 @@ def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:
     if out.suffix not in SUFFIXES:
         raise UsageError(f"{out}: its name must end in {', '.join(SUFFIXES)}")
     _refuse_existing(out, overwrite)
-    weights = read_weights(must_exist(source), ema)
-    folder = checkpoint_of(source)
-    is_averaged = ema is not False and folder is not None and bool(read(folder).get("ema"))
+    weights, whose = weights_and_origin(must_exist(source), ema)
     temporary = out.with_name(f".tmp-{out.name}")
     try:
         temporary.unlink(missing_ok=True)
@@ -225,8 +233,7 @@ def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:
     finally:
         if out.parent.is_dir():
             temporary.unlink(missing_ok=True)
-    kind = "averaged weights" if is_averaged else "weights"
-    print(f"{out}: {kind} of {folder or source}, {len(weights)} tensors")
+    print(f"{out}: {whose}, {len(weights)} tensors")
     return 0
 
 
@@ -264,5 +271,6 @@ def _n_bytes(tensors: Mapping[str, Any]) -> int:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(text_width, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(map(pad, row, widths)).rstrip() for row in rows]
+    shown = [[cell if cell.isprintable() else repr(cell) for cell in row] for row in rows]
+    widths = [max(map(text_width, column)) for column in zip(*shown, strict=True)]
+    return ["  " + "  ".join(map(pad, row, widths)).rstrip() for row in shown]

@@ -79,7 +79,7 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--allow-change", action="store_true",
-        help="with -r: go on although the config would make another run of it",
+        help="with -r: go on although the config would make another run of it; the split stays",
     )  # fmt: skip
     for name, key in SHORT_FORMS.items():
         parser.add_argument(f"--{name}", metavar="VALUE", help=f"short for --set {key}=VALUE")

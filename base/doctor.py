@@ -11,6 +11,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -306,4 +307,6 @@ def _version(name: str) -> str | None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):  # so that what is open is tidied up
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "saved")))

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from base.errors import CheckpointError
-from base.plain_pickle import Opaque, read_pickle
+from base.plain_pickle import read_pickle
+from base.restore import shape_in_words
 from base.state_file import check_members
 
 LOG = logging.getLogger("kindling")
@@ -29,10 +30,10 @@ COUNTER = "num_batches_tracked"
 
 
 def read_torch_file(path: Path) -> Any:
-    """Return the tensors and plain data in a file; what else it names is left out.
+    """Return the tensors and plain data in a file; what else it names is an `Opaque`.
 
     Raises:
-        CheckpointError: it is damaged, asks for more than it holds, or is an object as a whole.
+        CheckpointError: it is damaged, or asks for more than it holds.
     """
     try:
         with path.open("rb") as file:
@@ -41,8 +42,7 @@ def read_torch_file(path: Path) -> Any:
                 raise EOFError("it is empty")
             is_archive = file.read(4) == b"PK\x03\x04"
             file.seek(0)
-            state = _read_archive(file, size) if is_archive else _read_before_1_6(file, size)
-        return _without_objects(state)
+            return _read_archive(file, size) if is_archive else _read_before_1_6(file, size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: not a readable file of weights: {error}") from error
 
@@ -100,9 +100,13 @@ def _read_before_1_6(file: BinaryIO, size: int) -> Any:
     if not isinstance(about, dict) or about.get("little_endian") != (sys.byteorder == "little"):
         raise CheckpointError("its numbers have the byte order of another machine")
     state, keys = read(), read()
-    if sorted(map(str, keys)) != sorted(opened):
+    if (
+        type(keys) is not list
+        or {type(key) for key in keys} - {str}
+        or sorted(keys) != sorted(opened)
+    ):
         raise CheckpointError("damaged: its list of storages is not that of its tensors")
-    for key in map(str, keys):
+    for key in keys:
         count, n_bytes = int.from_bytes(file.read(8), sys.byteorder), len(opened[key])
         if n_bytes % max(count, 1) or bool(count) != bool(n_bytes):
             raise CheckpointError(f"damaged: storage {key} has {count} numbers in {n_bytes} bytes")
@@ -117,28 +121,6 @@ def _fill(storage: Tensor, file: BinaryIO) -> None:
         if not n_read:
             raise CheckpointError("damaged: it ends too soon")
         view = view[n_read:]
-
-
-def _without_objects(state: Any) -> Any:
-    """Leave out objects beside the weights; raise where one is among them."""
-    if type(state) is Opaque:
-        raise CheckpointError(
-            f"it holds a {_dotted(state)}, which is code, and no code is run: "
-            "save the model's `state_dict()` alone"
-        )
-    if not isinstance(state, dict):
-        return state
-    strange = {key: value for key, value in state.items() if type(value) is Opaque}
-    is_wrapped = any(type(state.get(key)) is dict for key in ("state_dict", "model"))
-    if strange and not is_wrapped and any(isinstance(v, Tensor) for v in state.values()):
-        names = ", ".join(f"{key} ({_dotted(value)})" for key, value in list(strange.items())[:5])
-        raise CheckpointError(f"among its tensors are what cannot be read: {names}")
-    kept = {key: value for key, value in state.items() if key not in strange}
-    return {k: _without_objects(v) if type(v) is dict else v for k, v in kept.items()}
-
-
-def _dotted(value: Opaque) -> str:
-    return value.name.replace(" ", ".")
 
 
 def fitted(saved: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -162,7 +144,9 @@ def fitted(saved: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> dict
 def _fits(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     all_of_it = {**dict.fromkeys(_lacking_counters(saved, own)), **saved}
     is_same = all_of_it.keys() == own.keys()
-    return is_same and all(_shape(value) == _shape(own[name]) for name, value in saved.items())
+    return is_same and all(
+        shape_in_words(value) == shape_in_words(own[name]) for name, value in saved.items()
+    )
 
 
 def _lacking_counters(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
@@ -170,7 +154,3 @@ def _lacking_counters(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[
     counters = [name for name in own if name.rpartition(".")[2] == COUNTER]
     averages = {name: f"{name.removesuffix(COUNTER)}running_mean" for name in counters}
     return [name for name in counters if name not in saved and averages[name] in saved]
-
-
-def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value)

@@ -17,11 +17,14 @@ from torch import Tensor
 from base.errors import CheckpointError
 
 MAX_DEPTH = 64
+MAX_DIMS = 64  # of a tensor, as in torch
+MAX_REPEATS = 1 << 22  # of items that a pickle writes once and puts in many places
 KEYS = (str, int, float, bool, type(None))
 # fmt: off
 PUSHED = frozenset((
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING",
+    "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINSTRING",
+    "SHORT_BINSTRING",
 ))
 MADE: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
@@ -43,7 +46,7 @@ STORAGES = {
 # fmt: on
 DTYPES = {f"torch {n}": kind for n, kind in vars(torch).items() if isinstance(kind, torch.dtype)}
 # What torch may call to make what we check no further: other layouts, devices, complex numbers.
-CALLED = ("torch._utils _rebuild_", "torch.serialization _get_layout", "torch device")
+CALLED = ("torch._utils _rebuild_sparse_", "torch.serialization _get_layout", "torch device")
 
 
 class Opaque:
@@ -74,19 +77,27 @@ def read_pickle(
 
     With ``allows``, a name that it refuses, and a key that is no text or number, raise.
     """
-    read = _Machine(open_storage, allows).run(file)
-    level, seen = [read], set[int]()
-    for _ in range(MAX_DEPTH + 2):
-        items = [item for value in level for item in _items(value) if id(item) not in seen]
-        seen.update(map(id, items))
-        level = items
+    machine = _Machine(open_storage, allows)
+    read = machine.run(file)
+    # What stands in many places is counted in each, as whoever walks through it will meet it.
+    level, n_items = [read], 0
+    for _ in range(MAX_DEPTH + 1):
+        level = [item for value in level for item in _items(value) if _items(item)]
+        n_items += sum(map(len, map(_items, level)))
+        if n_items > machine.n_read + MAX_REPEATS:
+            raise CheckpointError("refused: it unfolds to far more than its size")
     if level:
-        raise CheckpointError(f"refused: it is nested deeper than {MAX_DEPTH}")
+        raise CheckpointError(f"refused: it is nested deeper than {MAX_DEPTH}, or within itself")
     return read
 
 
 def _items(value: Any) -> Any:
     return value.values() if type(value) is dict else value if type(value) in (list, tuple) else ()
+
+
+def is_key(value: Any) -> bool:
+    """Tell whether a value may be a key; of larger numbers many have one hash: a trap."""
+    return type(value) in KEYS and not (type(value) is int and value.bit_length() > 64)
 
 
 class _Machine:
@@ -97,10 +108,12 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.n_read = self.n_copied = 0  # opcodes; items of containers given to what is called
 
     def run(self, file: BinaryIO) -> Any:
         for opcode, argument, _ in pickletools.genops(file):
             name = opcode.name
+            self.n_read += 1
             if name in PUSHED:
                 self.stack.append(argument)
             elif name in MADE:
@@ -162,7 +175,7 @@ class _Machine:
         if type(target) not in (dict, Opaque) or len(items) % 2:
             raise CheckpointError(f"damaged: it sets items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) in KEYS and type(target) is dict:
+            if is_key(key) and type(target) is dict:
                 target[key] = value
             elif self.allows:  # else the entry is of no use to us
                 raise CheckpointError(f"refused: a key in it is a {type(key).__name__}")
@@ -173,7 +186,9 @@ class _Machine:
         self.stack.append(Opaque(name))
 
     def name_taken(self, parts: list[Any]) -> None:
-        self.name(" ".join(map(str, parts)))
+        if {type(part) for part in parts} != {str}:
+            raise CheckpointError("damaged: a name in it is no text")
+        self.name(" ".join(parts))
 
     def call(self, operands: list[Any]) -> None:
         named, args = operands[:2]
@@ -182,12 +197,17 @@ class _Machine:
         make = CALLS.get(named.name)
         if self.allows and not make and not named.name.startswith((*CALLED, "__builtin__ complex")):
             raise CheckpointError(f"refused: it calls {named.name!r}, which is no plain data")
+        if make or self.allows:
+            # Each item was read once, so more copies than that make a bomb of a small file.
+            self.n_copied += sum(len(each) for each in args if type(each) in (tuple, list, dict))
+            if self.n_copied > self.n_read:
+                raise CheckpointError("refused: it copies far more than its size")
         self.stack.append(make(self, *args) if make else named)
 
     def make_dict(self, pairs: Any = ()) -> dict[Any, Any]:
         """Return an OrderedDict's or a Counter's content as a dict, in its order."""
         items = pairs.items() if type(pairs) is dict else pairs
-        return {key: value for key, value in items if type(key) in KEYS}
+        return {key: value for key, value in items if is_key(key)}
 
     def fetch(self, operands: list[Any]) -> None:
         """Push the storage that a persistent id means, or the class that a ``module`` has."""
@@ -207,12 +227,13 @@ class _Machine:
             dtype is None
             or not is_known
             or view not in ([], [None])
+            or type(key) is not str
             or type(count) is not int
             or count < 0
         ):
-            raise CheckpointError(f"refused: a storage in it is of no known kind: {word}")
+            raise CheckpointError(f"refused: a storage in it is of no known kind: {word!r}")
         n_bytes = count * dtype.itemsize
-        self.stack.append(Storage(dtype, n_bytes, self.open_storage(str(key), n_bytes)))
+        self.stack.append(Storage(dtype, n_bytes, self.open_storage(key, n_bytes)))
 
     def make_tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
         """Return the tensor, if it lies within its storage and is no larger than that."""
@@ -230,24 +251,26 @@ class _Machine:
     ) -> Any:
         numbers = (offset, *size, *stride)
         is_plain = type(storage) is Storage and isinstance(dtype, torch.dtype) and not metadata
-        if not is_plain or len(size) != len(stride) or {type(n) for n in numbers} - {int}:
+        if (
+            not is_plain
+            or len(size) != len(stride)
+            or len(size) > MAX_DIMS
+            or any(type(n) is not int or n.bit_length() > 63 for n in numbers)
+        ):
             raise CheckpointError("refused: a tensor in it is of no known kind")
         n_held, n_asked = storage.n_bytes // dtype.itemsize, prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if min(numbers) < 0 or n_asked > n_held or (n_asked and last >= n_held):
             raise CheckpointError(
                 f"refused: a tensor of shape {size}, stride {stride} and offset {offset} does not "
-                f"lie in its {n_held} numbers"
+                f"lie in its {n_held} numbers; save its `.contiguous()` where it is yours"
             )
         if storage.memory is None:
             return Opaque("a tensor")
         return storage.memory.view(dtype).as_strided(size, stride, offset)
 
-    def make_parameter(self, data: Any, *_: Any) -> Any:
+    def take_data(self, data: Any, *_: Any) -> Any:
         return data
-
-    def make_size(self, sizes: Any) -> Any:
-        return tuple(sizes)
 
 
 ACTIONS: dict[str, Callable[[_Machine, list[Any]], None]] = {
@@ -263,10 +286,10 @@ ACTIONS: dict[str, Callable[[_Machine, list[Any]], None]] = {
 CALLS: dict[str, Callable[..., Any]] = {
     "collections OrderedDict": _Machine.make_dict,
     "collections Counter": _Machine.make_dict,
-    "torch Size": _Machine.make_size,
+    "torch Size": _Machine.take_data,
     "torch._utils _rebuild_tensor": _Machine.make_tensor,
     "torch._utils _rebuild_tensor_v2": _Machine.make_tensor,
     "torch._utils _rebuild_tensor_v3": _Machine.make_typed_tensor,
-    "torch._utils _rebuild_parameter": _Machine.make_parameter,
-    "torch._utils _rebuild_parameter_with_state": _Machine.make_parameter,
+    "torch._utils _rebuild_parameter": _Machine.take_data,
+    "torch._utils _rebuild_parameter_with_state": _Machine.take_data,
 }

@@ -123,8 +123,10 @@ def _name_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, Any
 
 
 def shape_in_words(value: Any) -> str:
-    """Return what to call a saved value in a message."""
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    """Return what to call a saved value in a message; equal for what can be copied as it is."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{'complex ' * value.is_complex()}shape {tuple(value.shape)}"
 
 
 def _raise_all(problems: list[str]) -> None:

@@ -151,7 +151,12 @@ def keep_split(path: Path, train_loader: Any, valid_loader: Any) -> None:
         changed = sorted({*kept} ^ {*rows})
         found = ", ".join(f"{name} ({part})" for part, name in changed[:3]) or "their order"
         text = f"its samples have changed since it began: {len(changed)} differ, such as {found}"
-        raise DataError(f"{path}: {text}; put the data back, or start a new run")
+        advice = (
+            "with other samples the order is another, and some that have trained may validate, so "
+            "--allow-change does not help: put the data and the split back, or start anew from the "
+            f"weights: leave out -r and write `model: {{weights: {path.parent}}}`"
+        )
+        raise DataError(f"{path}: {text}; {advice}")
 
 
 def _rules(split: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from functools import partial
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import CheckpointError
-from base.plain_pickle import KEYS, MAX_DEPTH, read_pickle
+from base.plain_pickle import KEYS, MAX_DEPTH, is_key, read_pickle
 
 CHUNK = 1 << 26  # bytes to hash and write at once
 LEAVES = (*KEYS, complex, torch.Size, torch.dtype, torch.device)
 # All that a pickle of ours may name; `weights_only` lets more pass, some of it a memory bomb.
 GLOBALS = re.compile(
     r"__builtin__ complex|collections (OrderedDict|Counter)|torch (\w+Storage|Size|[a-z]\w*)"
-    r"|torch\._utils _rebuild_\w+|torch\.storage UntypedStorage|torch\.serialization _get_layout"
+    r"|torch\._utils _rebuild_(tensor|parameter|sparse)\w*|torch\.storage UntypedStorage"
+    r"|torch\.serialization _get_layout"
 )
 
 
@@ -52,8 +54,9 @@ def plain_copy(value: Any, where: str, storages: dict[int, int], depth: int = 0)
         )
     copied: Any = kind()
     for key, item in value.items():
-        if type(key) not in KEYS:
-            raise CheckpointError(f"{where}: the key {key!r} is no str or number: give it as one")
+        if not is_key(key):
+            text = f"the key {key!r:.99} is no str or number of 64 bits: give it as one"
+            raise CheckpointError(f"{where}: {text}")
         name = f"{where}[{key!r}]"
         copied[plain_copy(key, name, storages)] = plain_copy(item, name, storages, depth + 1)
     if hasattr(value, "_metadata"):  # the versions of a module's parts
@@ -62,10 +65,11 @@ def plain_copy(value: Any, where: str, storages: dict[int, int], depth: int = 0)
 
 
 def _plain_tensor(tensor: Tensor, where: str, storages: dict[int, int]) -> Tensor:
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta:
-        kind = "a tensor on meta" if tensor.is_meta else type(tensor).__qualname__
+    odd = [kind for kind in ("meta", "quantized", "nested") if getattr(tensor, f"is_{kind}")]
+    if type(tensor) not in (Tensor, nn.Parameter) or odd:
+        kind = f"a tensor that is {odd[0]}" if odd else type(tensor).__qualname__
         raise CheckpointError(f"{where}: {kind} cannot be saved: give a plain tensor with data")
-    tensor = tensor.detach()
+    tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.layout is not torch.strided:
         return tensor
     # A view would save all that it looks into; an expanded tensor would look like an attack.
@@ -158,7 +162,9 @@ def read_state(path: Path, sha256: str) -> Any:
             raise CheckpointError("damaged: its sha256 is not the one in the manifest")
         _check_archive(file, size=file.tell())
         file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants():
+            warnings.filterwarnings("ignore", "Validating sparse")  # by torch, that it does so
+            return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def check_members(archive: zipfile.ZipFile, size: int) -> None:

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from base.checkpoint import CheckpointStore, read
 from base.errors import CheckpointError, nearest
 from base.legacy_files import fitted, read_torch_file
-from base.restore import load_weights
+from base.plain_pickle import Opaque
+from base.restore import EXTRA, load_weights
 from base.run_folder import find_newest_run
 from base.weight_rules import Fit, fit, normal_form
 
@@ -79,31 +81,62 @@ def read_weights(path: Path, ema: bool | None = None) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there is no such file, or it holds no weights, or no averages.
     """
-    folder = checkpoint_of(path)
-    state = _read_file(path) if folder is None else read(folder)
-    averages = state.get("ema", {}).get("averages", {}) if folder and ema is not False else {}
+    return weights_and_origin(path, ema)[0]
+
+
+def weights_and_origin(path: Path, ema: bool | None) -> tuple[dict[str, Tensor], str]:
+    """Return what `read_weights` does, and in words which of what it is."""
+    try:
+        folder = checkpoint_of(path)
+        state = _read_file(path) if folder is None else read(folder)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    weights = _weights_in(path, state)
+    kept = state.get("ema") if ema is not False and isinstance(state, Mapping) else None
+    averages = kept.get("averages") if isinstance(kept, Mapping) else None
+    averages = averages if _are_weights(averages) else {}
     if ema and not averages:
         raise CheckpointError(f"{path}: it keeps no averages (`trainer.ema`): leave out --ema")
-    return {**_weights_in(path, state), **averages}
+    if not averages:
+        return weights, f"weights of {folder or path}"
+    # A weight that is shared has one average, under its first name.
+    shared = {
+        _memory(weights[name]): average for name, average in averages.items() if name in weights
+    }
+    weights = {name: shared.get(_memory(value), value) for name, value in weights.items()}
+    return {**weights, **averages}, f"averaged weights of {folder or path}"
+
+
+def _memory(value: Any) -> Any:
+    """Return where a tensor's numbers are, and as what: the same for those that share them all."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or not value.numel():
+        return id(value)
+    return value.data_ptr(), value.shape, value.stride()
 
 
 def _weights_in(path: Path, state: Any) -> dict[str, Tensor]:
     """Return the weights of what a file holds: all of it, or what lies beside other things."""
-    parts: dict[str, Any] = {}
     if isinstance(state, Mapping):
         named = (state.get(key) for key in ("state_dict", "model"))
         state = next(filter(_are_weights, named), state)
-    if isinstance(state, Mapping) and not _are_weights(state):
         parts = {str(key): value for key, value in state.items() if _are_weights(value)}
+        parts = {key: value for key, value in parts.items() if not key.endswith(EXTRA)}
+        if len(parts) > 1:
+            names = ", ".join(map(repr, parts))
+            text = f"it holds weights of several: {names}; save one by itself"
+            raise CheckpointError(f"{path}: {text}")
         state = next(iter(parts.values()), state)
-    if len(parts) > 1:
-        names = ", ".join(map(repr, parts))
-        raise CheckpointError(f"{path}: it holds weights of several: {names}; save one by itself")
+    held = state if isinstance(state, Mapping) else {"all of it": state}
+    if strange := {key: value for key, value in held.items() if type(value) is Opaque}:
+        kinds = {key: value.name.replace(" ", ".") for key, value in [*strange.items()][:5]}
+        names = ", ".join(f"{key!r} is {kind!r}" for key, kind in kinds.items())
+        text = f"not plain tensors, and no code is run to make more of them: {names}"
+        raise CheckpointError(f"{path}: {text}; save the model's `state_dict()` alone")
     if not _are_weights(state):
-        has = f", of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, Mapping) else ""
-        raise CheckpointError(f"{path}: no weights in it: it holds a {type(state).__name__}{has}")
-    if odd := [name for name in state if not isinstance(name, str)]:
-        raise CheckpointError(f"{path}: the name of a weight is a text, not {odd[0]!r}")
+        of = f", of {', '.join(map(repr, [*state][:5])) or 'nothing'}" if held is state else ""
+        raise CheckpointError(f"{path}: no weights in it: it holds a {type(state).__name__}{of}")
+    if odd := [name for name in state if not (isinstance(name, str) and name.isprintable())]:
+        raise CheckpointError(f"{path}: the name of a weight is a plain text, not {odd[0]!r:.99}")
     return dict(state)
 
 
@@ -116,16 +149,12 @@ def _read_file(path: Path) -> Any:
         beside = [str(each) for each in path.parent.glob("*")] if path.parent.is_dir() else []
         raise CheckpointError(f"{path}: no such file{nearest(str(path), beside)}")
     try:
-        return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
+        return _load_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
     except CheckpointError:
         raise
     except Exception as error:  # torch raises some thirty kinds for a damaged file
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(f"{path}: not a readable file of weights: {text}") from error
-
-
-def _load_torch(path: Path) -> Any:
-    return read_torch_file(path)
 
 
 def _load_safetensors(path: Path) -> Any:

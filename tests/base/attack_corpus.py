@@ -99,6 +99,38 @@ def tensor(count: int, size: int, stride: int, offset: int = 0, kind: str = "Flo
     return b"\x80\x02}" + text("a") + rebuild + b"(" + storage + arguments + b"tRs."
 
 
+def unfolding(levels: int = 50) -> bytes:
+    """Return a pickle of dicts of which each has the last one twice; the last of all is memo 50."""
+    made = b"\x80\x02}q\x00"
+    for level in range(levels):
+        made += b"0}" + b"".join(text(key) + bytes((104, level)) + b"s" for key in "ab")
+        made += bytes((113, level + 1))
+    return made
+
+
+def repeated(name: Global, count: int = 30_000) -> bytes:
+    """Return a pickle that calls something on one long list again and again."""
+    pairs = b"](" + b"".join(text(f"{i:05}") + b"K\x01\x86" for i in range(count)) + b"eq\x01"
+    again = b"0h\x01\x85q\x030](" + b"h\x02h\x03R" * count + b"e."
+    return b"\x80\x02" + pairs + b"0" + name.code + b"q\x02" + again
+
+
+def long_shape(sizes: bytes) -> bytes:
+    """Return the pickle of a tensor whose shape is whatever is given, with memo 1."""
+    storage = (
+        b"(" + text("storage") + Global("torch", "FloatStorage").code + text("0")
+        + text("cpu") + number(1) + b"tQq\x02"
+    )  # fmt: skip
+    rebuild = Global("torch._utils", "_rebuild_tensor_v2").code
+    return b"\x80\x02" + sizes + b"0" + storage + b"0" + rebuild + b"(h\x02K\x00h\x01h\x01\x89}tR."
+
+
+def of_one_hash(count: int = 40_000) -> bytes:
+    """Return the pickle of a dict whose keys Python cannot tell apart but one by one."""
+    keys = (((2**61 - 1) * number).to_bytes(10, "little") for number in range(1, count))
+    return b"\x80\x02}(" + b"".join(b"\x8a\x0a" + key + b"N" for key in keys) + b"u."
+
+
 def called(name: Global, arguments: bytes) -> bytes:
     return b"\x80\x02}" + text("a") + name.code + arguments + b"\x85Rs."
 
@@ -186,6 +218,23 @@ def corpus(sentinel: Path) -> dict[str, Callable[[], bytes]]:
         ),
         "empty": lambda: zipped(called(Global("torch", "empty"), number(10**10))),
         "range": lambda: zipped(called(Global("builtins", "range"), number(BIG))),
+        "unfolds beside weights": lambda: zipped(
+            unfolding() + b"0}" + text("b") + b"h\x32s" + tensor(1, 1, 1)[3:-2] + b"s.",
+            archive__data__0=one,
+        ),
+        "name that unfolds": lambda: zipped(unfolding() + b"h\x32\x93."),
+        "storage that unfolds": lambda: zipped(
+            unfolding() + b"0(" + text("storage") + Global("torch", "FloatStorage").code
+            + b"h\x32" + text("cpu") + number(1) + b"tQ."
+        ),
+        "list of storages that unfolds": lambda: legacy(b"\x80\x02}." + unfolding() + b"\x85."),
+        "one list, many dicts": lambda: zipped(repeated(Global("collections", "OrderedDict"))),
+        "one list, many sizes": lambda: zipped(repeated(Global("torch", "Size"))),
+        "sizes of a megabyte": lambda: zipped(long_shape(
+            b"\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20) + b"q\x05"
+            + b"0(" + b"h\x05" * 60 + b"tq\x01"), archive__data__0=one),
+        "keys of one hash": lambda: zipped(of_one_hash()),
+        "nested": lambda: saved({"a": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}),
         "memo": lambda: zipped(b"\x80\x02]r\xff\xff\xff\xff."),
         "long bytes": lambda: zipped(b"\x80\x04\x8e" + struct.pack("<q", BIG) + b"."),
         "long text": lambda: zipped(b"\x80\x04\x8d" + struct.pack("<q", BIG) + b"."),

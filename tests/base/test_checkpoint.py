@@ -74,6 +74,34 @@ def test_a_view_is_saved_without_the_rest_and_an_expanded_tensor_whole(store):
     assert same(read(path), state)
 
 
+def test_conjugate_negative_and_sparse_tensors_are_read_as_they_were_saved(store, recwarn):
+    numbers = torch.tensor([1 + 2j, 3 - 1j])
+    state = {"conjugate": numbers.conj(), "negative": numbers.conj().imag}
+    path = save(store, 1, {**state, "sparse": torch.eye(3).to_sparse()})
+    found = read(path)
+    assert found["conjugate"].tolist() == [1 - 2j, 3 + 1j]
+    assert found["negative"].tolist() == [-2, 1]
+    assert found["sparse"].to_dense().equal(torch.eye(3))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("kind", ["quantized", "nested"])
+def test_what_could_not_be_read_again_is_refused_when_saved(store, kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch is about to drop these
+        odd = (
+            torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+            if kind == "quantized"
+            else torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+        )
+    for value, text in ((odd, f"a tensor that is {kind}"), ({2**64: 1}, "the key 18446744073709")):
+        with pytest.raises(CheckpointError, match=text):
+            save(store, 1, {"a": value})
+    assert read(save(store, 1, {"a": {2**64 - 1: 1, -(2**63): 2}})) == {
+        "a": {2**64 - 1: 1, -(2**63): 2}
+    }
+
+
 def test_versions_of_a_modules_parts_survive(store):
     saved = nn.BatchNorm1d(3).state_dict()
     assert read(save(store, 1, {"model": saved}))["model"]._metadata == saved._metadata

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from toy import run, weights
 
-from base.checkpoint import read
+from base.checkpoint import CheckpointStore, read
 from base.checkpoint_tool import main
 from base.errors import CheckpointError, UsageError
 from base.registry import project_root
@@ -69,6 +69,8 @@ def test_inspect_lists_the_checkpoints_of_a_run_damaged_ones_too(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (checkpoints(folder)[0] / "manifest.json").write_text("{}")
+    for path in checkpoints(folder)[1:]:
+        flip(path / "state.pt")  # which `inspect` of a run does not read
     assert call("inspect", folder) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(any(path.name in line for line in lines) for path in checkpoints(folder))
@@ -215,6 +217,19 @@ def test_a_slip_is_told_in_a_line(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=expected):
         call(*words.split())
+
+
+def test_a_fault_of_the_system_and_an_odd_name_are_told_in_a_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.pt")
+    with pytest.raises(UsageError, match="File name too long"):
+        call("export", tmp_path / "w.pt", tmp_path / f"{'x' * 252}.pt")
+    state, facts = {"model": {"a\x1b[31m\n": torch.ones(1)}}, {"metrics": {}, "facts": {}}
+    store = CheckpointStore(tmp_path)
+    path = store.save(state, step=1, epoch=0, is_best=True, **facts)  # type: ignore[arg-type]
+    assert call("inspect", path) == 0
+    assert r"'a\x1b[31m\n'  1 " in capsys.readouterr().out
 
 
 @pytest.mark.end_to_end

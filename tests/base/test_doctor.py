@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,22 @@ def test_the_command_finds_this_machine_fit_and_leaves_nothing(
     assert "the same bits" in text
     assert list(tmp_path.iterdir()) == []
     assert set(project_root.rglob("saved/*")) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_and_leaves_nothing(
+    tmp_path: Path, project_root: Path, number: int, code: int
+) -> None:
+    command = [sys.executable, "-m", "base.doctor", tmp_path]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=project_root, env=env, stdout=pipe, stderr=pipe) as process:
+        while not list(tmp_path.glob(".doctor-*/whole")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (code, b"")
+    assert list(tmp_path.iterdir()) == []
 
 
 def alone(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

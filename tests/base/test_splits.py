@@ -138,8 +138,10 @@ def test_the_split_is_kept_by_ids_and_a_changed_one_refused(tmp_path):
     assert held_out == {names[i] for i in one._valid_indices.tolist()}
     keep_split(path, one, one.split_validation())
     for other in (loader(names, seed=1), loader([*names[:-1], "new.jpg"])):
-        with pytest.raises(DataError, match="samples have changed"):
+        with pytest.raises(DataError, match="samples have changed") as raised:
             keep_split(path, other, other.split_validation())
+        assert "--allow-change does not help" in str(raised.value)
+        assert f"`model: {{weights: {tmp_path}}}`" in str(raised.value)
 
 
 def test_parts_that_overlap_are_refused(tmp_path):

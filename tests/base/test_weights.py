@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from toy import NETWORKS, make, run, weights
 
 from base.audit import audit
+from base.checkpoint import CheckpointStore
 from base.errors import CheckpointError, ConfigError
 from base.match import NoMatch
 from base.restore import load_weights
@@ -131,6 +132,11 @@ def test_a_file_that_is_none_is_told_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_a_name_that_the_system_refuses_is_told() -> None:
+    with pytest.raises(CheckpointError, match="xxx: File name too long"):
+        read_weights(Path("x" * 300))
+
+
 def test_a_near_name_is_told(tmp_path: Path) -> None:
     saved(tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"did you mean .*weights\.pth"):
@@ -139,10 +145,10 @@ def test_a_near_name_is_told(tmp_path: Path) -> None:
 
 def test_no_code_of_a_file_runs(tmp_path: Path) -> None:
     torch.save(small(), tmp_path / "whole_model.pth")
-    with pytest.raises(CheckpointError, match="not a readable file of weights") as raised:
+    with pytest.raises(CheckpointError, match="not plain tensors") as raised:
         read_weights(tmp_path / "whole_model.pth")
     kind = f"{type(small()).__module__}.{type(small()).__qualname__}"
-    assert f"holds a {kind}, which is code, and no code is run: save the mod" in str(raised.value)
+    assert f"no code is run to make more of them: 'all of it' is {kind!r}" in str(raised.value)
     assert "\x1b" not in str(raised.value)
 
 
@@ -335,8 +341,11 @@ def test_many_misfits_are_told_in_a_screen(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ({"a": {"w": torch.zeros(1)}, "b": {"w": torch.zeros(1)}}, "weights of several: 'a', 'b'"),
-        ({1: torch.zeros(1)}, "the name of a weight is a text, not 1"),
-        ({"epoch": 3, "lr": 1.0}, "no weights in it: it holds a dict, of epoch, lr"),
+        ({1: torch.zeros(1)}, "the name of a weight is a plain text, not 1"),
+        ({"a\x1b[31m": torch.zeros(1)}, r"is a plain text, not 'a\\x1b\[31m'"),
+        ({}, "no weights in it: it holds a dict, of nothing"),
+        (torch.zeros(1), "no weights in it: it holds a Tensor$"),
+        ({"epoch": 3, "lr": 1.0}, "no weights in it: it holds a dict, of 'epoch', 'lr'"),
     ],
 )
 def test_what_holds_no_one_set_of_weights_is_told(
@@ -357,6 +366,41 @@ def test_averages_are_taken_or_not(tmp_path: Path) -> None:
     saved(tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="keeps no averages"):
         read_weights(tmp_path / "a.pt", ema=True)
+
+
+def test_a_state_without_its_manifest_gives_the_averages_too(tmp_path: Path) -> None:
+    trained = run(tmp_path / "run", "trainer.ema={decay: 0.9}")
+    (newest,) = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1:]
+    (newest / "state.pt").rename(tmp_path / "lone.pt")
+    averaged = read_weights(tmp_path / "lone.pt", ema=True)
+    assert all(averaged[name].equal(value) for name, value in trained.ema.averages.items())
+    own = read_weights(tmp_path / "lone.pt", ema=False)
+    assert own["head.weight"].equal(weights(trained)["head.weight"])
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_shared_weight_has_its_average_under_each_name(
+    tmp_path: Path, in_background: bool
+) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3), "c": nn.Linear(3, 3)})
+    model["b"].weight = model["a"].weight
+    averages = {name: torch.full_like(value, 5) for name, value in model.named_parameters()}
+    averages.pop("c.weight")  # frozen
+    store = CheckpointStore(tmp_path, in_background=in_background)
+    state = {"model": model.state_dict(), "ema": {"n_updates": 1, "averages": averages}}
+    facts: dict[str, Any] = {"epoch": 0, "metrics": {}, "is_best": True, "facts": {}}
+    path = store.save(state, step=1, **facts)
+    store.wait()
+    own = model["c"].weight.clone()
+    load_from(model, section(path))
+    assert all((value == 5).all() for name, value in model.state_dict().items() if name[0] != "c")
+    assert model["c"].weight.equal(own)
+
+
+def test_complex_numbers_do_not_lose_their_imaginary_part(tmp_path: Path) -> None:
+    torch.save({"weight": torch.tensor([[1 + 2j]])}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"weight: complex shape \(1, 1\) in the file, shape"):
+        load_from(nn.Linear(1, 1, bias=False), section(tmp_path / "a.pt"))
 
 
 def test_a_config_gives_the_rules_and_the_log_tells_them(

@@ -143,6 +143,19 @@ def test_what_would_make_another_run_is_refused_at_once_with_the_way_to_start_an
     assert digest(cut) != whole
 
 
+def test_another_split_is_refused_whatever_is_allowed(place: Workplace, cut: Path) -> None:
+    before = snapshot(cut)
+    change = ("--set", "data_loader.args.validation_split=900")
+    done = place.run("-r", str(cut), *change)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"leave out -r and write `model: {{weights: {cut}}}`\n")
+    done = place.run("-r", str(cut), "--allow-change", *change)
+    assert done.returncode == 1
+    assert "--allow-change does not help: put the data and the split back, or start" in done.stderr
+    assert f"leave out -r and write `model: {{weights: {cut}}}`\n" in done.stderr
+    assert snapshot(cut) == before
+
+
 @pytest.mark.parametrize(
     "change",
     [

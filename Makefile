@@ -5,6 +5,8 @@
 #:  make test                        formatting, lint, types and the quick tests: what CI runs
 #:  make test TESTS="-k resume"      those tests alone
 #:  make test-all                    the slow tests too
+#:  make faults                      every fault of docs/reliability.md, many times, and their table (an hour)
+#:  make faults TESTS="--soak 120"   with two hours of random faults at the end
 #:  make test-torch VERSION=2.10.0   the quick tests with that torch, in a .venv of its own (gigabytes)
 #:  make check                       formatting, lint and types, without the tests
 #:  make format                      format the code and mend what ruff can mend
@@ -18,7 +20,7 @@ ARGS ?= -c config/digits.yaml
 TESTS ?=
 RUN = $(VENV)/bin/python
 
-.PHONY: help train test test-all test-torch check format doctor bench clean
+.PHONY: help train test test-all faults test-torch check format doctor bench clean
 help:
 	@sed -n 's/^#:  //p' Makefile
 
@@ -30,6 +32,9 @@ test: check
 
 test-all: check
 	$(RUN) -m pytest $(value TESTS)
+
+faults: $(VENV)/.installed-dev
+	$(RUN) -m pytest -m fault --faults many -q $(value TESTS)
 
 # torch 2.N.P goes with torchvision 0.(N+15).P. pip reads the constraints at both installations.
 test-torch:

@@ -87,6 +87,11 @@ def test_doctor_sets_up_and_tells_by_its_exit_code(folder: Path) -> None:
     assert make(folder, "doctor")[0] == 2  # make's own, whatever the command's
 
 
+def test_faults_are_tried_many_times(folder: Path) -> None:
+    _, _, calls = make(folder, "faults", "TESTS=--soak 120")
+    assert calls[-1] == "[-m][pytest][-m][fault][--faults][many][-q][--soak][120]"
+
+
 def test_changed_requirements_are_installed(folder: Path) -> None:
     make(folder, "train")
     later = time.time() + 5

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from attack_corpus import HARMLESS, ROOT, config_attacks, corpus
+from faults.table import Trials
 
 SCRIPT = Path(__file__).with_name("attack_corpus.py")
 
@@ -30,9 +31,13 @@ def assert_harmless(met: dict[str, Any]) -> None:
     assert met["seconds"] < 5, met
 
 
+@pytest.mark.fault("F20")
 @pytest.mark.parametrize("kind", ["weights", "checkpoint"])
-def test_an_attack_in_a_file_is_refused_and_does_nothing(tmp_path: Path, kind: str) -> None:
+def test_an_attack_in_a_file_is_refused_and_does_nothing(
+    tmp_path: Path, kind: str, trials: Trials
+) -> None:
     all_met = meet(tmp_path, kind)
+    trials.tried = len(all_met)
     assert [met["name"] for met in all_met] == list(corpus(tmp_path))
     for met in all_met:
         is_text = kind == "checkpoint" and met["name"] in HARMLESS
@@ -42,8 +47,10 @@ def test_an_attack_in_a_file_is_refused_and_does_nothing(tmp_path: Path, kind: s
     assert not list(tmp_path.rglob("sentinel*"))
 
 
-def test_an_attack_in_a_config_is_refused_and_does_nothing(tmp_path: Path) -> None:
+@pytest.mark.fault("F21")
+def test_an_attack_in_a_config_is_refused_and_does_nothing(tmp_path: Path, trials: Trials) -> None:
     all_met = meet(tmp_path, "config")
+    trials.tried = len(all_met)
     assert len(all_met) == len(config_attacks())
     for met in all_met:
         assert met["end"].startswith("refused: "), met

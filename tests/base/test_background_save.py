@@ -55,6 +55,7 @@ def save(store: CheckpointStore, step: int, state: dict[str, Any]) -> Path:
     return store.save(state, step=step, epoch=0, metrics={}, is_best=False, facts={})
 
 
+@pytest.mark.fault("F31")
 def test_what_training_changes_meanwhile_does_not_reach_the_file(tmp_path: Path, disk: Disk):
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     optimizer = torch.optim.AdamW(model.parameters())
@@ -80,6 +81,7 @@ def test_what_training_changes_meanwhile_does_not_reach_the_file(tmp_path: Path,
     assert read(beside)["model"]._metadata == model.state_dict()._metadata
 
 
+@pytest.mark.fault("F31")
 def test_a_second_save_waits_for_the_first(tmp_path: Path, disk: Disk):
     store = CheckpointStore(tmp_path / "checkpoints", in_background=True)
     save(store, 1, {"t": torch.zeros(3)})
@@ -166,6 +168,7 @@ def test_a_stopped_run_waits_too_and_goes_on_exactly(tmp_path: Path):
     assert (last[0] / "state.pt").read_bytes() == (last[1] / "state.pt").read_bytes()
 
 
+@pytest.mark.fault("F31")
 def test_a_failure_stops_the_run_at_the_next_step(tmp_path: Path, disk: Disk):
     disk.may_write.set()
     disk.fails_from = 3
@@ -187,6 +190,7 @@ def test_a_failure_stops_the_run_at_the_next_step(tmp_path: Path, disk: Disk):
     assert not list((tmp_path / "checkpoints").glob(".tmp-*"))
 
 
+@pytest.mark.fault("F31")
 def test_a_failure_of_the_last_save_is_an_error_of_the_run(tmp_path: Path, disk: Disk):
     disk.may_write.set()
     disk.fails_from = 1

@@ -413,6 +413,7 @@ def test_two_loops_at_once_with_workers_are_refused():
     assert n_children() == 0
 
 
+@pytest.mark.fault("F15")
 def test_a_killed_worker_ends_the_loop_with_a_clear_error():
     loader = make(Stuck(), shuffle=False, workers=1)
     batches = loader.batches(0, 6)
@@ -423,6 +424,7 @@ def test_a_killed_worker_ends_the_loop_with_a_clear_error():
     assert n_children() == 0
 
 
+@pytest.mark.fault("F15")
 @pytest.mark.slow
 def test_a_stopped_worker_ends_the_loop_after_the_timeout():
     loader = make(Noisy(1000), workers=1, timeout=2)

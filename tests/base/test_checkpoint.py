@@ -213,6 +213,7 @@ def test_steps_beyond_eight_digits_are_still_ordered(store):
     assert store.newest().name == "step-100000000"
 
 
+@pytest.mark.fault("F32")
 def test_a_newer_format_is_refused_and_never_passed_over(store):
     save(store, 1)
     path = save(store, 2)
@@ -225,6 +226,7 @@ def test_a_newer_format_is_refused_and_never_passed_over(store):
     assert path.exists()
 
 
+@pytest.mark.fault("F32")
 def test_an_older_format_is_migrated(store, monkeypatch):
     path = save(store, 1)
     monkeypatch.setattr(checkpoint, "FORMAT", 3)
@@ -264,6 +266,7 @@ class Calls:
         return self.call
 
 
+@pytest.mark.fault("F20")
 def test_code_in_a_checkpoint_is_never_run(store, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     sentinel = tmp_path / "sentinel"
@@ -282,12 +285,14 @@ def test_code_in_a_checkpoint_is_never_run(store, tmp_path, monkeypatch):
     assert not sentinel.exists()
 
 
+@pytest.mark.fault("F20")
 def test_a_small_file_cannot_ask_for_much_memory(store, tmp_path):
     torch.save({"a": Calls(bytearray, 10**12)}, tmp_path / "bomb")
     with pytest.raises(CheckpointError, match="refused: it names '__builtin__ bytearray'"):
         read(forge(save(store, 1), (tmp_path / "bomb").read_bytes()))
 
 
+@pytest.mark.fault("F20")
 @pytest.mark.parametrize("attack", ["deflated", "doubled", "absolute", "outside"])
 def test_a_forged_archive_is_refused(store, tmp_path, attack):
     path = save(store, 1)
@@ -303,6 +308,7 @@ def test_a_forged_archive_is_refused(store, tmp_path, attack):
 # --- Faults while saving -------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F05")
 def test_too_little_room_is_seen_before_writing(store, monkeypatch):
     save(store, 1)
     disk = SimpleNamespace(total=10**9, free=2**20 + 99)
@@ -450,6 +456,7 @@ def states_of(parts: dict) -> dict:
     return copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
 
 
+@pytest.mark.fault("F25")
 def test_all_that_does_not_fit_is_listed_and_nothing_is_changed():
     parts = make_parts()
     before = states_of(parts)
@@ -475,6 +482,7 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_changed():
     assert same(states_of(parts), before)
 
 
+@pytest.mark.fault("F25")
 def test_an_object_that_refuses_its_state_leaves_the_model_unchanged():
     parts = make_parts()
     before = states_of(parts)
@@ -513,6 +521,7 @@ def test_extra_state_of_a_module_is_given_as_a_copy():
     assert state == {"_extra_state": {"images": 5}}
 
 
+@pytest.mark.fault("F25")
 def test_weights_must_fit_exactly():
     module = nn.Linear(3, 2)
     before = copy.deepcopy(module.state_dict())
@@ -524,6 +533,7 @@ def test_weights_must_fit_exactly():
     assert not same(module.state_dict(), before)
 
 
+@pytest.mark.fault("F30")
 def test_a_thousand_checkpoints_are_listed_at_once(store):
     for step in (1, 2):
         path = save(store, step)

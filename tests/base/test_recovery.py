@@ -133,6 +133,7 @@ def test_no_weight_moves_in_a_skipped_step(more: list[str]) -> None:
     assert trainer.progress.skipped == 1
 
 
+@pytest.mark.fault("F16")
 def test_steps_in_a_row_end_the_training() -> None:
     trainer = make(NORMED, SKIP, "trainer.max_nonfinite=2", trainer=Often)
     with pytest.raises(TrainingError, match=r"at step 5 .*after 2 steps in a row that were skipp"):
@@ -142,6 +143,7 @@ def test_steps_in_a_row_end_the_training() -> None:
     assert (trainer.progress.skipped, trainer.progress.skipped_in_a_row) == (3, 0)
 
 
+@pytest.mark.fault("F16")
 def test_an_epoch_of_skipped_steps_is_never_the_best(tmp_path: Path) -> None:
     class Whole(BadAt):
         at = (0, 1, 2, 3, 4)
@@ -180,6 +182,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in state["model"].values())
 
 
+@pytest.mark.fault("F17")
 def test_an_overflow_of_fp16_s_scale_is_no_loss_that_is_not_finite() -> None:
     trainer = make("memory.precision=fp16", SKIP, "trainer.max_nonfinite=1")
     scaler = trainer.steppers["main"].scaler
@@ -397,6 +400,7 @@ def test_a_stop_and_a_resume_after_halving_change_no_bit(tmp_path: Path) -> None
     assert_same(read(tmp_path / "cut"), read(tmp_path / "whole"))
 
 
+@pytest.mark.fault("F18")
 def test_stop_advises_and_the_last_checkpoint_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,6 +467,7 @@ WIDE = (
 )
 
 
+@pytest.mark.fault("F18")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_memory_that_a_cpu_refuses_is_halved_away() -> None:
     """1024 x 100000 float32 are 410 MB, several times over; there is room for 600 MB."""
@@ -490,6 +495,7 @@ def test_what_is_out_of_memory(error: Any, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
+@pytest.mark.fault("F18")
 @pytest.mark.gpu
 def test_memory_that_a_gpu_refuses_is_halved_away() -> None:
     from toy import CONFIG

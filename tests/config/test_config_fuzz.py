@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from pathlib import Path
 
 import pytest
+from faults.table import Trials
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,9 +16,8 @@ from base.config import Config, load_config
 from base.config.schema import ROOT
 from base.errors import ConfigError
 
-N_EXAMPLES = int(os.environ.get("KINDLING_FUZZ_EXAMPLES", "100"))
 fuzz = settings(
-    max_examples=N_EXAMPLES,
+    max_examples=max(100, settings().max_examples),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -51,8 +50,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-def load_or_fail(path: Path, overrides=()) -> Config | None:
+def load_or_fail(path: Path, trials: Trials, overrides=()) -> Config | None:
     """Load, and hold what is promised of every outcome."""
+    trials.tried += 1
     beside = set(path.parent.iterdir())
     start = time.process_time()
     config = None
@@ -73,20 +73,22 @@ def load_or_fail(path: Path, overrides=()) -> Config | None:
     return config
 
 
+@pytest.mark.fault("F19")
 @fuzz
 @given(tree=trees, suffix=st.sampled_from(["json", "yaml"]))
-def test_arbitrary_trees(folder, tree, suffix):
+def test_arbitrary_trees(folder, trials, tree, suffix):
     path = folder / f"x.{suffix}"
     path.write_text(json.dumps(tree))
-    load_or_fail(path)
+    load_or_fail(path, trials)
 
 
+@pytest.mark.fault("F19")
 @fuzz
 @given(more=st.dictionaries(st.sampled_from(NAMES), trees, max_size=3), indent=st.booleans())
-def test_a_valid_config_with_arbitrary_changes(folder, more, indent):
+def test_a_valid_config_with_arbitrary_changes(folder, trials, more, indent):
     path = folder / "x.json"
     path.write_text(json.dumps(SMALL | more, indent="\t" if indent else None))
-    load_or_fail(path)
+    load_or_fail(path, trials)
 
 
 def escaped(tree):
@@ -98,32 +100,36 @@ def escaped(tree):
     return tree.replace("${", "$${") if isinstance(tree, str) else tree
 
 
+@pytest.mark.fault("F19")
 @fuzz
 @given(extra=trees)
-def test_any_data_in_the_open_section_survives(folder, extra):
+def test_any_data_in_the_open_section_survives(folder, trials, extra):
     path = folder / "x.json"
     path.write_text(json.dumps(SMALL | {"extra": {"x": escaped(extra)}}))
-    config = load_or_fail(path)
+    config = load_or_fail(path, trials)
     assert config is not None
     assert config.extra["x"] == extra
 
 
+@pytest.mark.fault("F19")
 @fuzz
 @given(data=st.binary(max_size=200), head=st.booleans(), suffix=st.sampled_from(["json", "yaml"]))
-def test_arbitrary_bytes(folder, data, head, suffix):
+def test_arbitrary_bytes(folder, trials, data, head, suffix):
     path = folder / f"x.{suffix}"
     path.write_bytes((b"name: a\nextra: " if head else b"") + data)
-    load_or_fail(path)
+    load_or_fail(path, trials)
 
 
+@pytest.mark.fault("F19")
 @fuzz
 @given(text=st.text(alphabet="{}[]:,-?!&*#|>'\"%@`~<=.ab01\\xuU \n\t", max_size=60))
-def test_arbitrary_yaml_marks(folder, text):
+def test_arbitrary_yaml_marks(folder, trials, text):
     path = folder / "x.yaml"
     path.write_text(f"name: a\nextra:\n  {text}")
-    load_or_fail(path)
+    load_or_fail(path, trials)
 
 
+@pytest.mark.fault("F19")
 @fuzz
 @given(
     overrides=st.lists(
@@ -135,7 +141,7 @@ def test_arbitrary_yaml_marks(folder, text):
         max_size=3,
     )
 )
-def test_arbitrary_overrides(folder, overrides):
+def test_arbitrary_overrides(folder, trials, overrides):
     path = folder / "x.yaml"
     path.write_text(json.dumps(SMALL))
-    load_or_fail(path, overrides)
+    load_or_fail(path, trials, overrides)

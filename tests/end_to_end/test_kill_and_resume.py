@@ -45,6 +45,7 @@ def resume_as_printed(place: Workplace, text: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.fault("F07")
 @pytest.mark.parametrize("n_workers", [0, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_prints_a_command_that_goes_on(
@@ -84,6 +85,7 @@ def test_a_folder_with_a_space_is_quoted(tmp_path: Path) -> None:
     resume_as_printed(place, done.stderr)
 
 
+@pytest.mark.fault("F07")
 @pytest.mark.parametrize("step", [5, 15])
 def test_a_stop_in_validation_is_made_up_for(
     place: Workplace, whole: str, step: int, rows: Rows
@@ -100,6 +102,7 @@ def test_a_stop_in_validation_is_made_up_for(
     assert digest(folder) == whole
 
 
+@pytest.mark.fault("F08")
 def test_a_second_ctrl_c_ends_at_once_and_leaves_no_worker(place: Workplace) -> None:
     words = ["trainer.epochs=1000", f"{WORKERS}=2", "lr_scheduler=null"]
     script = place.start("-c", "tiny.yaml", "--set", *words)
@@ -115,6 +118,7 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_worker(place: Workplace) -> 
     assert place.run("-r", "--set", "trainer.epochs=1").returncode == 0
 
 
+@pytest.mark.fault("F09")
 def test_sigusr1_saves_and_changes_nothing(place: Workplace, finished_once: Path) -> None:
     words = ["trainer.save_every=100 epochs", "trainer.monitor=off", f"{WORKERS}=1"]
     script = place.start("-c", "tiny.yaml", "--set", *words)

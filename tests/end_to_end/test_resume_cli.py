@@ -103,6 +103,7 @@ def test_a_run_that_stopped_early_says_how_to_go_on(place: Workplace) -> None:
     assert "add --set trainer.early_stop=null" in done.stdout
 
 
+@pytest.mark.fault("F26")
 def test_a_new_config_lists_what_differs_and_becomes_the_runs_own(
     place: Workplace, cut: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_new_config_lists_what_differs_and_becomes_the_runs_own(
     assert table in (cut / "log.txt").read_text()
 
 
+@pytest.mark.fault("F26")
 def test_what_would_make_another_run_is_refused_at_once_with_the_way_to_start_anew(
     place: Workplace, cut: Path, whole: str
 ) -> None:
@@ -156,6 +158,7 @@ def test_another_split_is_refused_whatever_is_allowed(place: Workplace, cut: Pat
     assert snapshot(cut) == before
 
 
+@pytest.mark.fault("F26")
 @pytest.mark.parametrize(
     "change",
     [
@@ -172,6 +175,7 @@ def test_what_leaves_the_run_the_same_passes(place: Workplace, cut: Path, change
     assert "taken on" in done.stdout
 
 
+@pytest.mark.fault("F26")
 def test_a_rate_that_the_saved_state_holds_is_told_to_stay(place: Workplace, cut: Path) -> None:
     done = place.run("-r", "--lr", "0.5", "--set", "lr_scheduler.args.max_lr=0.2")
     assert done.returncode == 0
@@ -181,6 +185,7 @@ def test_a_rate_that_the_saved_state_holds_is_told_to_stay(place: Workplace, cut
     )
 
 
+@pytest.mark.fault("F25")
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -207,6 +212,7 @@ def test_a_config_that_does_not_fit_changes_nothing(
     assert digest(cut) == whole
 
 
+@pytest.mark.fault("F12")
 def test_a_damaged_newest_checkpoint_is_passed_over_with_one_warning(
     place: Workplace, cut: Path, whole: str
 ) -> None:
@@ -221,6 +227,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_one_warning(
     assert digest(cut) == whole
 
 
+@pytest.mark.fault("F12")
 def test_a_damaged_checkpoint_named_itself_is_an_error(place: Workplace, cut: Path) -> None:
     named = cut / "checkpoints" / "step-00000007"
     flip(named / "state.pt")
@@ -231,6 +238,7 @@ def test_a_damaged_checkpoint_named_itself_is_an_error(place: Workplace, cut: Pa
     assert snapshot(cut) == before
 
 
+@pytest.mark.fault("F13")
 @pytest.mark.parametrize("how", ["damaged", "absent"])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_run_without_a_whole_checkpoint_is_left_alone(
@@ -251,6 +259,7 @@ def test_a_run_without_a_whole_checkpoint_is_left_alone(
     assert place.runs() == [cut]
 
 
+@pytest.mark.fault("F22")
 def test_of_two_processes_on_one_run_the_second_is_refused(place: Workplace, cut: Path) -> None:
     first = place.start("-r", "--set", "trainer.epochs=500")
     first.wait_until(lambda: str(first.pid) in (cut / "LOCK").read_text())

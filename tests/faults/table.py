@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROWS = {
     "F01": "kill -9 at a random moment, then the same command again",
@@ -123,6 +124,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[TABLE] = Table()
+    if config.getoption("--faults") == "many":  # six tests give arbitrary configs
+        settings.register_profile("many", settings(derandomize=False, max_examples=1700))
+        settings.load_profile("many")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from base.batch_reader import Batch
 from base.errors import DataError
 from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
-from base.workers import stop_workers
+from base.workers import stop_workers, telling_deaths
 
 
 def as_batches(loader: Any, seed: int) -> Any:
@@ -98,7 +98,8 @@ class ReplayedLoader:
         try:
             if self._iterator is not None:
                 set_cpu_streams(self._streams)
-            batch = self._next_batch()
+            with telling_deaths(self._name):
+                batch = self._next_batch()
             self._streams = cpu_streams()
         finally:
             set_cpu_streams(trainers)

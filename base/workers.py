@@ -47,6 +47,23 @@ def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, No
             stop_workers(iterator)
 
 
+@contextmanager
+def telling_deaths(name: str) -> Iterator[None]:
+    """Raise the death of a worker of a user's own loader here, and nowhere else.
+
+    Raises:
+        DataError: a worker has died.
+    """
+    _DEATHS.tame()
+    try:
+        with _DEATHS.awaited():
+            yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(f"reading by {name}: {error}") from error
+
+
 def as_it_is(batch: Batch) -> Batch:
     return batch
 
@@ -87,6 +104,18 @@ class _Deaths:
             self._torchs = handler
             signal.signal(signal.SIGCHLD, self._handle)
 
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Raise in this block what has become of workers."""
+        self.is_awaited = True
+        try:
+            error, self.error = self.error, None
+            if error is not None:
+                raise error
+            yield
+        finally:
+            self.is_awaited = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         try:
             self._torchs(number, frame)
@@ -124,15 +153,13 @@ class _Watchdog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Wait for the workers inside of the block; raise in it what has become of them."""
-        self.deadline, _DEATHS.is_awaited = time.monotonic() + self._seconds, True
+        """Wait for the workers inside of the block, until the deadline."""
+        self.deadline = time.monotonic() + self._seconds
         try:
-            error, _DEATHS.error = _DEATHS.error, None
-            if error is not None:
-                raise error
-            yield
+            with _DEATHS.awaited():
+                yield
         finally:
-            self.deadline, _DEATHS.is_awaited = math.inf, False
+            self.deadline = math.inf
 
     def kill_workers(self) -> None:
         """End the workers, deaf or not."""

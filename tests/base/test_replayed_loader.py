@@ -3,6 +3,7 @@
 import copy
 import itertools
 import random
+import time
 
 import numpy as np
 import psutil
@@ -217,3 +218,19 @@ def test_close_stops_the_workers():
     assert len(psutil.Process().children()) == 2
     replayed.close()
     assert psutil.Process().children() == []
+
+
+@pytest.mark.fault("F15")
+def test_a_killed_worker_of_a_users_loader_is_told_when_a_batch_is_asked_for():
+    loader = as_batches(DataLoader(Noisy(), 2, num_workers=1), 0)
+    before = set(psutil.Process().children())
+    batches = loader.batches(0, 100)
+    next(batches), next(batches)
+    (worker,) = set(psutil.Process().children()) - before
+    worker.kill()
+    psutil.wait_procs([worker], timeout=5)
+    for _ in range(1000):
+        time.sleep(0)  # the signal arrives between two instructions; it raises nothing here
+    with pytest.raises(DataError, match="reading by DataLoader: DataLoader worker .* killed"):
+        list(batches)
+    loader.close()

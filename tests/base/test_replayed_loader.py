@@ -231,6 +231,6 @@ def test_a_killed_worker_of_a_users_loader_is_told_when_a_batch_is_asked_for():
     psutil.wait_procs([worker], timeout=5)
     for _ in range(1000):
         time.sleep(0)  # the signal arrives between two instructions; it raises nothing here
-    with pytest.raises(DataError, match="reading by DataLoader: DataLoader worker .* killed"):
+    with pytest.raises(DataError, match=r"reading by DataLoader: DataLoader worker .* killed"):
         list(batches)
     loader.close()

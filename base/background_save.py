@@ -98,7 +98,7 @@ def changed_by_steps_alone(owners: Mapping[str, Any]) -> dict[str, Optimizer]:
     return {
         name: one
         for name, one in owners.items()
-        if isinstance(one, Optimizer) and type(one).__module__.startswith("torch.optim.")
+        if isinstance(one, Optimizer) and type(one).__module__.split(".")[:2] == ["torch", "optim"]
     }
 
 

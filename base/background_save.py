@@ -27,7 +27,7 @@ class Background:
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._is_copied = threading.Event()
+        self._is_copied, self._is_done = threading.Event(), threading.Event()
         self._hooks: list[RemovableHandle] = []
 
     def start(
@@ -43,16 +43,17 @@ class Background:
         """
         self.wait()
         self._is_copied.clear()
-        for optimizer in optimizers:
-            self._hooks.append(optimizer.register_step_pre_hook(self._hold))
-            self._hooks.append(optimizer.register_load_state_dict_pre_hook(self._hold))
+        self._is_done.clear()
         thread = threading.Thread(target=self._do, args=(copy, work), name=SAVER)
         thread.start()
         self._thread = thread
+        for optimizer in optimizers:
+            self._hooks.append(optimizer.register_step_pre_hook(self._hold))
+            self._hooks.append(optimizer.register_load_state_dict_pre_hook(self._hold))
 
     def check(self) -> None:
         """Raise what went wrong, if something has by now; does not wait."""
-        if self._thread is not None and not self._thread.is_alive():
+        if self._is_done.is_set():
             self.wait()
         elif self._is_copied.is_set():
             self._let_go()
@@ -60,6 +61,7 @@ class Background:
     def wait(self) -> None:
         """Wait until the work is done; raise what went wrong in it, once."""
         if self._thread is not None:
+            self._is_done.wait()  # a Ctrl-C in `join` would let Python take the thread for ended
             self._thread.join()
         self._thread = None
         self._let_go()
@@ -83,6 +85,7 @@ class Background:
             self._error = error
         finally:
             self._is_copied.set()
+            self._is_done.set()
 
     def _hold(self, *_: Any) -> None:
         self._is_copied.wait()

@@ -154,8 +154,8 @@ class Snapshot:
             part["state"] = self._copy(part["state"])
         if any(tensor._version != version for tensor, version in self._versions):
             raise CheckpointError(
-                "the state of an optimizer was changed, not by its step, before it was copied: "
-                "call trainer.store.wait() before, or set trainer.async_save=false"
+                "checkpoint not written: an optimizer's state was changed, not by its step, before "
+                "it was copied: call trainer.store.wait() before, or set trainer.async_save=false"
             )
         self._rest, self._versions = [], []
         del self._kept[len(self._copied) :]

@@ -116,6 +116,7 @@ class Snapshot:
         self._copied: dict[int, Tensor] = {}
         self._rest: list[dict[str, Any]] = []  # whose entry "state" is still to be copied
         self._versions: list[tuple[Tensor, int]] = []
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # of memory and what belongs into it
 
     def take(self, state: Any) -> Any:
         """Return the state with copies for tensors; good until the next call."""
@@ -130,7 +131,7 @@ class Snapshot:
             later: entries that are the states of optimizers. Where all is on the CPU, the tensors
                 of these may wait, if nothing else in the state shares their numbers.
         """
-        self._copied, self._rest, self._versions = {}, [], []
+        self._copied, self._rest, self._versions, self._pairs = {}, [], [], []
         copied: dict[str, Any] = dict(state)
         for name, value in state.items():
             tensors = list(_tensors_in(value.get("state"))) if name in later else []
@@ -140,6 +141,7 @@ class Snapshot:
                 self._rest.append(copied[name])
             else:
                 copied[name] = self._copy(value)
+        self._copy_pairs()
         if torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()  # the copies were queued behind the step
         return copied
@@ -152,6 +154,7 @@ class Snapshot:
         """
         for part in self._rest:
             part["state"] = self._copy(part["state"])
+        self._copy_pairs()
         if any(tensor._version != version for tensor, version in self._versions):
             raise CheckpointError(
                 "checkpoint not written: an optimizer's state was changed, not by its step, before "
@@ -179,10 +182,22 @@ class Snapshot:
         key = storage.data_ptr() if storage.nbytes() else -1
         if key not in self._copied:
             content = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-            self._copied[key] = self._buffer(content).copy_(content, non_blocking=True)
+            self._copied[key] = self._buffer(content)
+            if content.device.type == "cpu":
+                self._pairs.append((self._copied[key], content))
+            else:
+                self._copied[key].copy_(content, non_blocking=True)
         numbers = self._copied[key].untyped_storage()
         shape = (tensor.storage_offset(), tensor.shape, tensor.stride())
         return torch.empty(0, dtype=tensor.dtype).set_(numbers, *shape)
+
+    def _copy_pairs(self) -> None:
+        """Copy all at once: a thread beside the training then asks for Python's lock once."""
+        if self._pairs:
+            torch._foreach_copy_(
+                [to for to, _ in self._pairs], [content for _, content in self._pairs]
+            )
+            self._pairs.clear()
 
     def _buffer(self, content: Tensor) -> Tensor:
         """Return memory as large as this, that of the last copy where it is."""

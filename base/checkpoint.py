@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from base.background_save import Background, Snapshot
+from base.background_save import Background, Snapshot, changed_by_steps_alone
 from base.errors import CheckpointError
 from base.manifest import sealed
 from base.restore import load_weights, restore
@@ -85,10 +85,12 @@ class CheckpointStore:
         metrics: Mapping[str, float],
         is_best: bool,
         facts: Mapping[str, Any],
+        owners: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write one checkpoint and return its folder; on an error the older ones are untouched.
 
-        In the background, the error comes from a later call of `check`, `wait` or this function.
+        In the background, the error comes from a later call of `check`, `wait` or this function;
+        what those `owners` of the state that are optimizers hold is copied while they do not step.
         """
         self.wait()
         storages: dict[int, int] = {}
@@ -108,12 +110,13 @@ class CheckpointStore:
             "is_best": bool(is_best),
             "facts": dict(facts),
         }
-        n_bytes = sum(storages.values())
+        write = partial(self._write, path, manifest, sum(storages.values()))
         if self.snapshot is None:
-            self._write(path, state, manifest, n_bytes)
+            write(state)
         else:
-            copied = self.snapshot.take(state)
-            self.background.start(partial(self._write, path, copied, manifest, n_bytes))
+            optimizers = changed_by_steps_alone(owners or {})
+            write = partial(write, self.snapshot.begin(state, optimizers))
+            self.background.start(write, self.snapshot.finish, optimizers.values())
         return path
 
     def check(self) -> None:
@@ -125,7 +128,7 @@ class CheckpointStore:
         self.background.wait()
 
     def _write(
-        self, path: Path, state: dict[str, Any], manifest: dict[str, Any], n_bytes: int
+        self, path: Path, manifest: dict[str, Any], n_bytes: int, state: dict[str, Any]
     ) -> None:
         step = manifest["step"]
         temporary = self.folder / f".tmp-{step:08d}-{secrets.token_hex(4)}"

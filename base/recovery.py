@@ -71,14 +71,21 @@ def refuse_bad_weights(trainer: BaseTrainer) -> None:
 
 
 def first_nonfinite(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
-    """Return the name of the first tensor with a number that is none; the device waits once."""
+    """Return the name of the first tensor with a number that is none.
+
+    The device waits once: squares, which are summed eight times as quickly as the largest is found
+    on a CPU, hide no such number, and only where they overflow is there a second look.
+    """
     plain = {n: t for n, t in named if t is not None and t.layout is torch.strided and t.numel()}
     if not plain:
         return None
     tensors = [tensor.detach() for tensor in plain.values()]
-    largest = [norm.float().cpu() for norm in torch._foreach_norm(tensors, math.inf)]
-    is_finite = torch.stack(largest).isfinite().tolist()
-    return next((n for n, finite in zip(plain, is_finite, strict=True) if not finite), None)
+    for order in (2, math.inf):
+        norms = [norm.cpu().double() for norm in torch._foreach_norm(tensors, order)]
+        is_finite = torch.stack(norms).isfinite().tolist()
+        if all(is_finite):
+            return None
+    return next(n for n, finite in zip(plain, is_finite, strict=True) if not finite)
 
 
 class Recovery:

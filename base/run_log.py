@@ -212,7 +212,7 @@ def open_run(
             settings.keep,
             in_background(settings.async_save, trainer.device),
         )
-        stack.callback(trainer.store.wait)
+        stack.push(trainer.store.background.end)
         trainer.store.sweep()
         trainer.store.probe()
         keep_split(folder / "split.csv", trainer.train_loader, trainer.valid_loader)

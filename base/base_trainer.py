@@ -335,16 +335,15 @@ class BaseTrainer:
     @final
     def save(self, values: Values | None = None, is_best: bool = False) -> None:
         """Write a checkpoint of everything in ``stateful``, unless this very state has one."""
-        self.recovery.keep()
         position = self.progress.state_dict()
-        if self.store is None or position == self._saved_at:
+        if position == self._saved_at:
+            return
+        self.recovery.keep()
+        if self.store is None:
             return
         self.store.save(
             {name: value.state_dict() for name, value in self.stateful.items()},
-            step=self.progress.step,
-            epoch=self.progress.epoch,
-            metrics=values or {},
-            is_best=is_best,
-            facts={"config": self.config.to_yaml()},
-        )
+            step=self.progress.step, epoch=self.progress.epoch, metrics=values or {},
+            is_best=is_best, facts={"config": self.config.to_yaml()}, owners=self.stateful,
+        )  # fmt: skip
         self._saved_at = position

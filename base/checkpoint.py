@@ -6,7 +6,6 @@ once all of it is on the disk, and each byte is verified before any is used.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -22,16 +21,20 @@ from typing import Any
 
 import torch
 
-from base.background_save import Background, Snapshot
+from base.background_save import Background, Snapshot, changed_by_steps_alone
 from base.errors import CheckpointError, DiskFullError
 from base.manifest import sealed
 from base.restore import load_weights, restore
 from base.run_folder import must_exist
 from base.state_file import (
+    discard,
     make_folder,
+    open_folder,
     plain_copy,
     read_state,
+    remove,
     sync_folder,
+    why,
     write_bytes,
     write_state,
 )
@@ -53,31 +56,37 @@ STEP = re.compile(r"step-(\d{8,})(~?)")
 class CheckpointStore:
     """The checkpoints of one run: writes, finds and prunes them."""
 
-    def __init__(self, folder: Path | str, keep: int = 3, in_background: bool = False) -> None:
-        """With ``in_background`` a thread writes, one checkpoint at a time, what `save` copies."""
+    def __init__(
+        self,
+        folder: Path | str,
+        keep: int = 3,
+        in_background: bool = False,
+        look: Callable[[dict[str, Any]], object] = lambda _: None,
+    ) -> None:
+        """With ``in_background`` a thread writes, one checkpoint at a time, what `save` copies.
+
+        Args:
+            look: called with each state before it is written; what it raises stops the save.
+        """
         assert keep >= 2, "one checkpoint is not enough: it may be the damaged one"
         self.snapshot = Snapshot() if in_background else None
         self.background = Background()
         self.folder = Path(folder)
-        self.keep = keep
+        self.keep, self.look = keep, look
         self._protected: set[Path] = set()
 
     def probe(self) -> None:
         """Write and remove a file, so that a bad folder stops the run before its first step."""
-        for folder in (self.folder.parent, self.folder):
-            probe = folder / f".tmp-probe-{secrets.token_hex(4)}"
-            try:
-                make_folder(self.folder)
-                write_bytes(probe, b"probe")
-                probe.unlink()
-            except OSError as error:
-                raise CheckpointError(f"{folder}: cannot write here: {_why(error)}") from error
+        try:
+            open_folder(self.folder)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot write here: {why(error)}") from error
 
     def sweep(self) -> None:
         """Remove what a killed process left behind; call it when the run's lock is held."""
         for pattern in (".tmp-*", ".trash-*"):
             for leftover in self.folder.glob(pattern):
-                _remove(leftover)
+                remove(leftover)
 
     def protect(self, path: Path | str) -> None:
         """Keep the checkpoint that a run was resumed from, however old it gets."""
@@ -93,10 +102,12 @@ class CheckpointStore:
         metrics: Mapping[str, float],
         is_best: bool,
         facts: Mapping[str, Any],
+        owners: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write one checkpoint and return its folder; on an error the older ones are untouched.
 
-        In the background, the error comes from a later call of `check`, `wait` or this function.
+        In the background, the error comes from a later call of `check`, `wait` or this function;
+        what those `owners` of the state that are optimizers hold is copied while they do not step.
         """
         self.wait()
         storages: dict[int, int] = {}
@@ -116,12 +127,13 @@ class CheckpointStore:
             "is_best": bool(is_best),
             "facts": dict(facts),
         }
-        n_bytes = sum(storages.values())
+        write = partial(self._write, path, manifest, sum(storages.values()))
         if self.snapshot is None:
-            self._write(path, state, manifest, n_bytes)
+            write(state)
         else:
-            copied = self.snapshot.take(state)
-            self.background.start(partial(self._write, path, copied, manifest, n_bytes))
+            optimizers = changed_by_steps_alone(owners or {})
+            write = partial(write, self.snapshot.begin(state, optimizers))
+            self.background.start(write, self.snapshot.finish, optimizers.values())
         return path
 
     def check(self) -> None:
@@ -133,8 +145,9 @@ class CheckpointStore:
         self.background.wait()
 
     def _write(
-        self, path: Path, state: dict[str, Any], manifest: dict[str, Any], n_bytes: int
+        self, path: Path, manifest: dict[str, Any], n_bytes: int, state: dict[str, Any]
     ) -> None:
+        self.look(state)
         step = manifest["step"]
         temporary = self.folder / f".tmp-{step:08d}-{secrets.token_hex(4)}"
         try:
@@ -151,7 +164,7 @@ class CheckpointStore:
                 raise
             kind = DiskFullError if getattr(error, "errno", None) in NO_ROOM else CheckpointError
             raise kind(
-                f"{path}: checkpoint not written: {_why(error)}; {n_bytes} bytes "
+                f"{path}: checkpoint not written: {why(error)}; {n_bytes} bytes "
                 f"needed, {_free(self.folder)} free; the checkpoints before it are untouched"
             ) from error
         self._tidy(path, step, manifest["is_best"])
@@ -167,7 +180,7 @@ class CheckpointStore:
         replaced = path.with_name(path.name + "~")
         if path.exists():
             if replaced.exists():
-                _discard(replaced)
+                discard(replaced)
             path.rename(replaced)
         try:
             temporary.rename(path)
@@ -186,7 +199,7 @@ class CheckpointStore:
                 temporary.replace(self.folder / name)
             self._prune(saved)
         except OSError as error:
-            LOG.warning("%s: saved, but tidying up failed: %s", saved, _why(error))
+            LOG.warning("%s: saved, but tidying up failed: %s", saved, why(error))
 
     def _prune(self, saved: Path) -> None:
         """Discard all but the last `keep` whole ones, the best, the saved and the protected."""
@@ -198,20 +211,24 @@ class CheckpointStore:
                 # Steps only grow: this one is from before the run went back to an earlier step.
                 path.rename(path.with_name(f"aside-{path.name}-{secrets.token_hex(4)}"))
             elif path.name.endswith("~") and manifests.get(path.with_name(path.name[:-1])):
-                _discard(path)
+                discard(path)
             elif n_whole < self.keep or path in spared or path.resolve() in self._protected:
                 n_whole += manifest is not None
             else:
-                _discard(path)
+                discard(path)
 
     def newest(self) -> Path | None:
         """Return the newest valid checkpoint, with a warning for each damaged one passed over."""
         return _first_valid(self.folder, _listed(self.folder))[0]
 
     def best(self) -> Path | None:
-        """Return the last valid checkpoint that was the best of its run when saved."""
+        """Return the last valid checkpoint that was the best of its run when saved.
+
+        Where all of these are damaged it is the newest, with a warning; None where none was best.
+        """
         manifests = {path: _manifest_or_none(path) for path in _listed(self.folder)}
-        return _first_valid(self.folder, _marked_best(manifests))[0]
+        marked = _marked_best(manifests)
+        return _first_valid(self.folder, [*marked, *manifests] if marked else [])[0]
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -252,7 +269,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     except _NewerFormatError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{folder}: no whole checkpoint: {_why(error)}") from error
+        raise CheckpointError(f"{folder}: no whole checkpoint: {why(error)}") from error
     return manifest
 
 
@@ -287,7 +304,7 @@ def _read_checkpoint(folder: Path) -> dict[str, Any]:
         for version in range(manifest["format"], FORMAT):
             state = migrations[version](state)
     except Exception as error:
-        raise CheckpointError(f"{folder / STATE}: {_why(error)}") from error
+        raise CheckpointError(f"{folder / STATE}: {why(error)}") from error
     return state
 
 
@@ -317,35 +334,11 @@ def _marked_best(manifests: Mapping[Path, dict[str, Any] | None]) -> list[Path]:
     return [path for path, manifest in manifests.items() if manifest and manifest["is_best"]]
 
 
-def _discard(folder: Path) -> None:
-    """Remove a checkpoint so that it is there whole or not at all."""
-    trash = folder.with_name(f".trash-{secrets.token_hex(4)}-{folder.name}")
-    folder.rename(trash)
-    _remove(trash)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
 def _free(folder: Path) -> str:
     try:
         return str(shutil.disk_usage(folder).free)
     except OSError:
         return "an unknown number"
-
-
-def _why(error: BaseException) -> str:
-    """Return the cause in one line."""
-    if isinstance(error, OSError) and error.errno:
-        where = f" at {error.filename}" if error.filename else ""
-        return f"{os.strerror(error.errno)} (errno {error.errno}){where}"
-    text = (str(error) or "no reason given").strip().splitlines()[0][:300]
-    return text if isinstance(error, CheckpointError) else f"{type(error).__name__}: {text}"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from base.changed_config import refuse_another_run
 from base.config import Config, load_config
 from base.errors import ConfigError, KindlingError, UsageError, nearest
 from base.run_folder import find_newest_run, run_of
+from base.signals import leave
 
 SHORT_FORMS = {
     "lr": "optimizer.args.lr",
@@ -245,7 +246,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         sys.unraisablehook = lambda _: None  # what was half made may not be able to end itself
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         print(f"stopped by {signal.Signals(number).name}, nothing more was saved", file=sys.stderr)
-        code = 128 + number
+        leave(128 + number)
     except BrokenPipeError:  # `... | head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import re
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -22,6 +21,7 @@ from base.batch import count_samples, tensors_in
 from base.checkpoint import restore
 from base.errors import OutOfMemoryError, TrainingError
 from base.feed import feed
+from base.finite import first_nonfinite, refuse_bad_weights
 from base.memory.settle import tell_batch_norm
 from base.memory.trial import keep_buffers, trial, try_step
 from base.optim import learning_rates
@@ -53,47 +53,6 @@ def refuse_nonfinite(trainer: BaseTrainer) -> None:
     """Raise NonFiniteError if a loss since the last call was not finite."""
     if not trainer.finite.all_finite():
         raise NonFiniteError(f"the loss is not finite {_at_step(trainer)}")
-
-
-def refuse_bad_weights(trainer: BaseTrainer) -> None:
-    """Make sure that what is about to be saved is of use.
-
-    Raises:
-        TrainingError: names the first parameter that holds a number that is none, or of which an
-            optimizer remembers one: Adam never moves it again.
-    """
-    weights = dict(trainer.model.named_parameters())
-    names = {id(weight): name for name, weight in weights.items()}
-    remembered = (
-        (f"{key} of {names.get(id(weight), 'a parameter')}", value)
-        for optimizer in trainer.optimizers.values()
-        for weight, state in optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    )
-    for what, named in (("weights", weights.items()), ("optimizer's numbers", remembered)):
-        name = first_nonfinite(named)
-        if name is not None:
-            raise TrainingError(
-                f"the {what} are not finite after step {trainer.progress.step} ({name} is the "
-                "first): not saved, so the last checkpoint is good; lower the rate, set clip_norm, "
-                "or let gradients be looked at before each step by trainer.on_nonfinite=skip"
-            )
-
-
-def first_nonfinite(named: Iterable[tuple[str, Tensor | None]], power: int = 1) -> str | None:
-    """Return the name of the first tensor with a number that is none; the device waits once.
-
-    Args:
-        power: 2 takes also those whose square, which Adam and norms need, is too large a number.
-    """
-    plain = {n: t for n, t in named if t is not None and t.layout is torch.strided and t.numel()}
-    if not plain:
-        return None
-    tensors = [tensor.detach() for tensor in plain.values()]
-    largest = [norm.float().cpu() for norm in torch._foreach_norm(tensors, math.inf)]
-    is_finite = torch.stack(largest).pow(power).isfinite().tolist()
-    return next((n for n, finite in zip(plain, is_finite, strict=True) if not finite), None)
 
 
 class Recovery:
@@ -160,7 +119,7 @@ class Recovery:
         if self.on_nonfinite != "stop" and not is_scaled:
             mine = set(map(id, parameters))
             named = self.trainer.model.named_parameters()
-            name = first_nonfinite(((name, p.grad) for name, p in named if id(p) in mine), power=2)
+            name = first_nonfinite(((name, p.grad) for name, p in named if id(p) in mine), True)
             if name is not None:
                 where = _at_step(self.trainer)
                 raise NonFiniteError(

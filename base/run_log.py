@@ -17,6 +17,7 @@ from base.checkpoint import CheckpointStore, read, restore
 from base.clock import Clock, advice, facts_of, write_times
 from base.config import Config
 from base.cores import warn_of_load
+from base.finite import refuse_bad_optimizers
 from base.header import header_facts, peak_memory_mb
 from base.memory.settle import settle
 from base.profiling import Profiler
@@ -211,8 +212,9 @@ def open_run(
             folder / "checkpoints",
             settings.keep,
             in_background(settings.async_save, trainer.device),
+            refuse_bad_optimizers,
         )
-        stack.callback(trainer.store.wait)
+        stack.push(trainer.store.background.end)
         trainer.store.sweep()
         trainer.store.probe()
         keep_split(folder / "split.csv", trainer.train_loader, trainer.valid_loader)

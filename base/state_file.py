@@ -6,10 +6,13 @@ import hashlib
 import io
 import os
 import re
+import secrets
+import shutil
 import sys
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -99,6 +102,23 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
+def open_folder(folder: Path) -> None:
+    """Make a folder; write and remove a file in it and beside it, to see whether that can be done.
+
+    The folders above it, which may have been made for it, outlive a power loss then too.
+    """
+    make_folder(folder)
+    for each in (folder.parent, folder):
+        probe = each / f".tmp-probe-{secrets.token_hex(4)}"
+        write_bytes(probe, b"probe")
+        probe.unlink()
+    for above in list(folder.absolute().parents)[
+        :4
+    ]:  # of a run, a name, all runs, and where they lie
+        with suppress(OSError):  # not ours to read, perhaps
+            sync_folder(above)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power loss (where folders can be synced)."""
     if os.name != "nt":
@@ -107,6 +127,30 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint so that it is there whole or not at all."""
+    trash = folder.with_name(f".trash-{secrets.token_hex(4)}-{folder.name}")
+    folder.rename(trash)
+    remove(trash)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def why(error: BaseException) -> str:
+    """Return the cause in one line."""
+    if isinstance(error, OSError) and error.errno:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"{os.strerror(error.errno)} (errno {error.errno}){where}"
+    text = (str(error) or "no reason given").strip().splitlines()[0][:300]
+    return text if isinstance(error, CheckpointError) else f"{type(error).__name__}: {text}"
 
 
 class _CheckedFile:

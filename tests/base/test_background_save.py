@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from test_networks import Pair, WganTrainer
+from test_recovery import NORMED, Normed, Twice
 from torch import nn
-from toy import make, run
+from toy import NETWORKS, make, run
 
 from base import checkpoint
-from base.background_save import Background, Snapshot, in_background
+from base.background_save import Background, Snapshot, changed_by_steps_alone, in_background
 from base.checkpoint import CheckpointStore, read
 from base.errors import CheckpointError
+from base.memory.optimizer import OffloadedState
+from base.registry import MODELS
 
 ON = "trainer.async_save=true"
 EACH_STEP = "trainer.save_every=1 steps"
@@ -51,8 +55,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
-def save(store: CheckpointStore, step: int, state: dict[str, Any]) -> Path:
-    return store.save(state, step=step, epoch=0, metrics={}, is_best=False, facts={})
+def save(store: CheckpointStore, step: int, state: dict[str, Any], **owners: Any) -> Path:
+    return store.save(state, step=step, epoch=0, metrics={}, is_best=False, facts={}, owners=owners)
 
 
 @pytest.mark.fault("F31")
@@ -135,10 +139,141 @@ def test_the_memory_of_a_copy_is_used_again_and_follows_the_state():
     assert len(snapshot._kept) == 1
 
 
-def test_each_checkpoint_of_a_run_is_what_it_is_without_a_thread(tmp_path: Path):
+# --- What only steps change is copied until the next step ----------------------------------------
+
+
+class Held:
+    """Holds back the copy of what only steps change: until it is let, or for a while each time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_copy, self.seconds, self.n_waited = threading.Event(), 30.0, 0
+        finish = Snapshot.finish
+
+        def held(snapshot: Snapshot) -> None:
+            if snapshot._rest:
+                self.n_waited += 1
+                self.may_copy.wait(self.seconds)
+            finish(snapshot)
+
+        monkeypatch.setattr(Snapshot, "finish", held)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    return Held(monkeypatch)
+
+
+def is_held(action: Any, held: Held) -> bool:
+    """Do something in a thread; tell whether it waits for the copy, and let it end."""
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join(0.05)
+    was_alive = thread.is_alive()
+    held.may_copy.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    return was_alive
+
+
+def one_with_a_step(kind: type[torch.optim.Optimizer] = torch.optim.Adam) -> Any:
+    model = nn.Linear(3, 3)
+    optimizer = kind(model.parameters(), lr=0.1)  # type: ignore[call-arg]
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+TORCHS = sorted(
+    name for name, one in vars(torch.optim).items()
+    if isinstance(one, type) and issubclass(one, torch.optim.Optimizer) and name != "Optimizer"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("action", ["step", "load"])
+@pytest.mark.parametrize("name", TORCHS)
+def test_an_optimizer_of_torch_waits_until_its_state_is_copied(
+    name: str, action: str, tmp_path: Path, held: Held
+):
+    """Against a file written at once; each kind of optimizer has its own kind of state."""
+    torch.manual_seed(0)
+    model = nn.Embedding(3, 3, sparse=name == "SparseAdam")
+    more = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1, **more)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (model(torch.tensor([0, 1, 2, 2])) - torch.arange(3.0)).square().mean()
+        loss.backward()
+        return loss
+
+    def step() -> None:
+        closure()
+        optimizer.step(closure)
+
+    def state() -> dict[str, Any]:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "last": [1]}
+
+    step()
+    earlier = optimizer.state_dict()
+    plain = save(CheckpointStore(tmp_path / "plain"), 1, state())
+    store = CheckpointStore(tmp_path / "beside", in_background=True)
+    beside = save(store, 1, state(), optimizer=optimizer)
+    assert is_held(step if action == "step" else lambda: optimizer.load_state_dict(earlier), held)
+    store.wait()
+    assert (beside / "state.pt").read_bytes() == (plain / "state.pt").read_bytes()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_load_state_dict_pre_hooks
+
+
+def test_an_offloaded_state_waits_too(tmp_path: Path, held: Held):
+    """A host's memory stands in for a device's, as of a run whose state lies in memory."""
+    model, optimizer = one_with_a_step()
+    OffloadedState(
+        optimizer,
+        lambda value, host: value.clone() if host is None else host.copy_(value),
+        lambda host, _: host.clone(),
+    )
+    optimizer.step()
+    plain = save(CheckpointStore(tmp_path / "plain"), 1, {"optimizer": optimizer.state_dict()})
+    store = CheckpointStore(tmp_path / "beside", in_background=True)
+    beside = save(store, 1, {"optimizer": optimizer.state_dict()}, optimizer=optimizer)
+    before = model.weight.detach().clone()
+    assert is_held(optimizer.step, held)
+    store.wait()
+    assert not torch.equal(before, model.weight)
+    assert (beside / "state.pt").read_bytes() == (plain / "state.pt").read_bytes()
+
+
+ADAM = "optimizer={type: Adam, args: {lr: 0.01}}"
+
+
+@pytest.mark.parametrize(
+    ("words", "how"),
+    [
+        ([ADAM, "trainer.ema={decay: 0.9}"], {}),
+        ([ADAM, "lr_scheduler={type: OneCycleLR, args: {max_lr: 0.1}, every: step}"], {}),
+        (["optimizer={type: SGD, args: {lr: 0.1, momentum: 0.9}}"], {}),
+        ([ADAM, "memory.optimizer_in_backward=true"], {}),
+        ([ADAM, "memory.fused=true", "memory.accumulate=2"], {}),
+        ([ADAM, NORMED, "trainer.on_nonfinite=rollback"], {"trainer": Twice}),
+        (["optimizer={type: LBFGS, args: {lr: 0.1, max_iter: 3}}"], {}),
+        ([], {"text": NETWORKS, "trainer": WganTrainer}),
+    ],
+    ids=["ema", "schedule", "momentum", "in_backward", "accumulate", "rollback", "lbfgs", "two"],
+)
+def test_each_checkpoint_of_a_run_is_what_it_is_without_a_thread(
+    words: list[str],
+    how: dict[str, Any],
+    tmp_path: Path,
+    held: Held,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for model in (Normed, Pair):
+        monkeypatch.setitem(MODELS.registered, model.__name__, model)
+    held.seconds = 0.02  # longer than a step
     for name, is_on in (("beside", "true"), ("plain", "false")):
         run(tmp_path / name, f"trainer.async_save={is_on}", EACH_STEP, "trainer.keep=100",
-            "trainer.ema={decay: 0.9}")  # fmt: skip
+            *words, **how)  # fmt: skip
     files = [
         {
             path.parent.name: path.read_bytes()
@@ -147,7 +282,97 @@ def test_each_checkpoint_of_a_run_is_what_it_is_without_a_thread(tmp_path: Path)
         for name in ("beside", "plain")
     ]
     assert files[0] == files[1]
-    assert len(files[0]) > 5
+    assert len(files[0]) >= 5
+    assert held.n_waited >= len(files[0]) - 1
+
+
+def test_the_hooks_are_gone_once_all_is_copied(tmp_path: Path, disk: Disk, held: Held):
+    _, optimizer = one_with_a_step()
+    store = CheckpointStore(tmp_path / "checkpoints", in_background=True)
+    save(store, 1, {"optimizer": optimizer.state_dict()}, optimizer=optimizer)
+    store.check()
+    assert optimizer._optimizer_step_pre_hooks
+    held.may_copy.set()
+    optimizer.step()
+    store.check()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_load_state_dict_pre_hooks
+    assert store.background._thread is not None  # which writes on
+    disk.may_write.set()
+    store.wait()
+
+
+def test_a_failure_of_the_copy_holds_no_step_and_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(_: Snapshot) -> None:
+        time.sleep(0.05)
+        raise MemoryError("no room for the copy")
+
+    monkeypatch.setattr(Snapshot, "finish", fail)
+    _, optimizer = one_with_a_step()
+    store = CheckpointStore(tmp_path / "checkpoints", in_background=True)
+    save(store, 1, {"optimizer": optimizer.state_dict()}, optimizer=optimizer)
+    optimizer.step()
+    with pytest.raises(MemoryError, match="no room"):
+        store.wait()
+    store.wait()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert store.newest() is None
+
+
+def test_state_that_something_else_changes_meanwhile_is_not_saved(tmp_path: Path, held: Held):
+    model, optimizer = one_with_a_step()
+    store = CheckpointStore(tmp_path / "checkpoints", in_background=True)
+    save(store, 1, {"optimizer": optimizer.state_dict()}, optimizer=optimizer)
+    optimizer.state[model.weight]["exp_avg"].zero_()
+    held.may_copy.set()
+    with pytest.raises(CheckpointError, match=r"changed, not by its step.*store\.wait"):
+        store.wait()
+    assert store.newest() is None
+
+
+class Own(torch.optim.Adam):
+    """May have methods beside `step` that change its state."""
+
+
+@pytest.mark.parametrize("case", ["from elsewhere", "shared", "in a group"])
+def test_what_others_may_change_is_copied_at_once(case: str, tmp_path: Path, held: Held):
+    model, optimizer = one_with_a_step(Own if case == "from elsewhere" else torch.optim.Adam)
+    changed = optimizer.state[model.weight]["exp_avg"]
+    state = {"optimizer": optimizer.state_dict(), "callback": {}}
+    if case == "shared":
+        state["callback"] = {"seen": changed.view(9)}
+    if case == "in a group":
+        changed = optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
+        state["optimizer"] = optimizer.state_dict()
+    plain = save(CheckpointStore(tmp_path / "plain"), 1, state)
+    store = CheckpointStore(tmp_path / "beside", in_background=True)
+    beside = save(store, 1, state, optimizer=optimizer)
+    changed.data.zero_()  # is not counted as a change
+    held.may_copy.set()
+    store.wait()
+    assert (beside / "state.pt").read_bytes() == (plain / "state.pt").read_bytes()
+
+
+def test_only_optimizers_of_torch_itself_wait():
+    mine, torchs = one_with_a_step(Own)[1], one_with_a_step()[1]
+    assert changed_by_steps_alone({"a": mine, "b": torchs, "c": object()}) == {"b": torchs}
+
+
+def test_weights_are_looked_at_once_where_a_state_is_saved_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = make("trainer.epochs=1")
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "base.recovery.refuse_bad_weights", lambda trainer: seen.append(trainer.progress.step)
+    )
+    trainer.train(tmp_path)
+    assert seen == [0, 5]  # at the begin, and not again at the end
+
+
+# --- The end of a run -----------------------------------------------------------------------------
 
 
 def test_a_run_waits_for_its_last_checkpoint(tmp_path: Path, disk: Disk):

@@ -395,6 +395,14 @@ def test_best_is_found_without_its_hint_and_passed_over_when_damaged(store, capl
     assert "step-00000002" in caplog.text
 
 
+def test_where_each_best_is_damaged_the_newest_is_taken_with_a_warning(store, caplog):
+    best = save(store, 1, is_best=True)
+    save(store, 2), save(store, 3)
+    (best / "state.pt").write_bytes((best / "state.pt").read_bytes()[::-1])
+    assert store.best().name == "step-00000003"
+    assert "going back to" in caplog.text
+
+
 def test_sweep_removes_what_a_killed_process_left(store):
     save(store, 1)
     for name in (".tmp-00000002-ab", ".trash-1-step-00000000"):

@@ -16,6 +16,7 @@ from toy import assert_resumes, assert_same, make, run, weights
 from base.checkpoint import read
 from base.config import load_config
 from base.errors import ConfigError, TrainingError
+from base.finite import first_nonfinite
 from base.recovery import is_out_of_memory
 from base.registry import MODELS
 from trainer.trainer import Trainer
@@ -41,6 +42,17 @@ class Normed(nn.Module):
 def _models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS.registered, "Normed", Normed)
     monkeypatch.setitem(MODELS.registered, "Hungry", Hungry)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [NAN, INF, -INF, "largest", 0.0])
+def test_the_first_number_that_is_none_is_found_and_no_large_one(value: Any, dtype: torch.dtype):
+    """Against `isfinite`; the squares of the largest numbers overflow."""
+    number = torch.finfo(dtype).max if value == "largest" else value
+    tensors = {name: torch.ones(40, dtype=dtype) for name in ("a", "b", "c")}
+    tensors["b"][7], tensors["c"][3] = number, -number
+    expected = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    assert first_nonfinite({**tensors, "none": None}.items()) == next(iter(expected), None)
 
 
 class BadAt(Trainer):

@@ -118,6 +118,54 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_worker(place: Workplace) -> 
     assert place.run("-r", "--set", "trainer.epochs=1").returncode == 0
 
 
+SLOW = """
+import time
+from pathlib import Path
+
+from base import checkpoint
+from base.command_line import run
+from train import main
+
+write = checkpoint.write_state
+
+
+def slow(path, state):
+    if int(path.parent.name[5:13]) >= 3:
+        Path("is-writing").touch()
+        time.sleep(60)
+    return write(path, state)
+
+
+checkpoint.write_state = slow
+run(main)
+"""
+
+
+@pytest.mark.fault("F08")
+def test_a_second_ctrl_c_does_not_wait_for_a_checkpoint_that_is_written_beside(
+    place: Workplace, whole: str
+) -> None:
+    (place.folder / "slow.py").write_text(SLOW, encoding="utf-8")
+    words = ["--set", "trainer.async_save=true", f"{WORKERS}=1"]
+    script = place.start(str(place.folder / "slow.py"), "-c", "tiny.yaml", *words)
+    script.wait_until(lambda: (place.folder / "is-writing").exists())
+    workers = workers_of(script)
+    script.signal_group(signal.SIGINT)
+    time.sleep(0.3)
+    assert script.process.exitcode is None  # the first one waits, so as to lose nothing
+    begin = time.monotonic()
+    script.signal_group(signal.SIGINT)
+    done = script.wait()
+    assert time.monotonic() - begin < 10
+    assert (done.returncode, done.stderr) == (130, "stopped by SIGINT, nothing more was saved\n")
+    assert ended(workers)
+    assert newest_step(place) == 2
+    assert place.run("-r").returncode == 0
+    (folder,) = place.runs()
+    assert not list((folder / "checkpoints").glob(".tmp-*"))
+    assert digest(folder) == whole
+
+
 @pytest.mark.fault("F09")
 def test_sigusr1_saves_and_changes_nothing(place: Workplace, finished_once: Path) -> None:
     words = ["trainer.save_every=100 epochs", "trainer.monitor=off", f"{WORKERS}=1"]

@@ -19,6 +19,7 @@ from stores import make_state, names, same, save
 
 from base.checkpoint import CheckpointStore, read
 from base.errors import CheckpointError
+from base.run_folder import create_run_folder
 
 BEFORE = {"first": [], "next, with pruning": [1, 2, 3], "the same step": [1, 5]}
 SIZE = 3000  # numbers: the state is longer than two blocks of a disk
@@ -135,6 +136,28 @@ def test_power_lost_after_any_change_leaves_the_old_or_the_new(
                 left = CheckpointStore(found / "checkpoints", keep=2)
                 check(left, scenario, is_saved=True if number == len(changes) else None)
                 check_next_save(left)
+
+
+@pytest.mark.fault("F03")
+def test_power_lost_after_the_first_save_of_a_new_run_leaves_its_folders_too(
+    tmp_path: Path, trials: Trials
+) -> None:
+    """The names of runs, of this run and of its checkpoints are on the disk, not only its files."""
+    disk = Disk(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        changes = Recorder(patch).changes
+        run = create_run_folder(tmp_path / "saved", "name")
+        store = CheckpointStore(run / "checkpoints")
+        store.probe()
+        save(store, **DISTURBED)
+    for change in changes:
+        disk.make(change)
+    draw = random.Random(3)
+    for number in range(trials.count(10, 200)):
+        with trials.trial(number):
+            disk.lose_power(tmp_path / f"left-{number}", draw, share=0)
+            left = tmp_path / f"left-{number}" / run.relative_to(tmp_path)
+            assert same(read(left), DISTURBED["state"])
 
 
 # --- I/O errors ----------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class Profiler(Callback):
             activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_cuda],
             schedule=schedule(wait=0, warmup=WARM_UP - 1, active=self.steps, repeat=1),
             on_trace_ready=write,
-            acc_events=True,  # of one cycle there is nothing to clear; torch 2.10 warns that it will
+            acc_events=True,  # there is one cycle; torch 2.10 warns that it forgets those before
         )
         running.start()
         self._running = running  # not before: to stop what did not start ends in a crash

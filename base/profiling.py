@@ -91,12 +91,14 @@ class Profiler(Callback):
                 f" operators are in {path}.txt; open {path}.json.gz at https://ui.perfetto.dev"
             )
 
-        self._running = profile(
+        running = profile(
             activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_cuda],
             schedule=schedule(wait=0, warmup=WARM_UP - 1, active=self.steps, repeat=1),
             on_trace_ready=write,
+            acc_events=True,  # there is one cycle; torch 2.10 warns that it forgets those before
         )
-        self._running.start()
+        running.start()
+        self._running = running  # not before: to stop what did not start ends in a crash
 
 
 def _write(recorded: Any, path: Path, accelerator: str | None) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from base.torch_versions import AUTOCAST_CACHE
+
 NOTHING = nullcontext()
 REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,7 +36,7 @@ class Precision:
         """Return the context in which forward and losses are computed."""
         if self._reduced is None:
             return NOTHING
-        return torch.autocast(self.device.type, dtype=self._reduced)
+        return torch.autocast(self.device.type, self._reduced, cache_enabled=AUTOCAST_CACHE)
 
     def full(self) -> AbstractContextManager[Any]:
         """Return the context for what autocast must not touch: the backward pass."""

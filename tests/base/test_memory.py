@@ -142,6 +142,18 @@ def test_reduced_precision_is_that_of_a_loop_by_hand(precision: str) -> None:
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_weight_used_without_gradients_first_has_its_gradient_in_the_same_step(
+    precision: str,
+) -> None:
+    layer, inputs = nn.Linear(1, 1), torch.full((1, 1), 2.0)
+    with Precision(precision, CPU).autocast():
+        with torch.no_grad():
+            layer(inputs)
+        layer(inputs).sum().backward()
+    assert [p.grad.tolist() for p in layer.parameters()] == [[[2.0]], [1.0]]
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 def test_a_precision_resumes_to_the_same_bits(

@@ -13,6 +13,7 @@ from toy import NETWORKS, assert_resumes, assert_same, batches, make, weights
 from base.errors import ConfigError, TrainingError
 from base.optim import learning_rates
 from base.registry import MODELS
+from base.torch_versions import AUTOCAST_CACHE
 from trainer.trainer import Trainer
 
 
@@ -123,7 +124,7 @@ def by_hand(precision: torch.dtype, k: int, clip: float, n_epochs: int = 2) -> P
     lowered = precision != torch.float32
 
     def half() -> Any:
-        return torch.autocast("cpu", precision, enabled=lowered)
+        return torch.autocast("cpu", precision, enabled=lowered, cache_enabled=AUTOCAST_CACHE)
 
     def finish(name: str) -> None:
         nn.utils.clip_grad_norm_(getattr(model, name).parameters(), clip)

@@ -75,6 +75,27 @@ def test_a_run_goes_on_with_it_and_without(tmp_path: Path) -> None:
     assert files(tmp_path / "cut")[2:] == ["epoch_2.json.gz", "epoch_2.txt"]
 
 
+def test_a_run_that_is_stopped_in_the_warm_up_leaves_no_trace(tmp_path: Path) -> None:
+    run(tmp_path, "profile={epochs: [1]}", stop_at=2)
+    assert not (tmp_path / "report" / "profile").exists()
+
+
+def test_a_profiler_that_cannot_start_is_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch 2.10 warned in the middle of the start; as an error that left a half-made one."""
+
+    def busy(_: Any) -> None:
+        raise RuntimeError("busy")
+
+    stopped: list[Any] = []
+    monkeypatch.setattr("torch.profiler.profile.prepare_trace", busy)
+    monkeypatch.setattr("torch.profiler.profile.stop", lambda profile: stopped.append(profile))
+    with pytest.raises(RuntimeError, match="busy"):
+        run(tmp_path, "profile={}")
+    assert not stopped
+
+
 def test_the_log_says_what_was_recorded_and_how_to_open_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

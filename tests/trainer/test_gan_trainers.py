@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from base.callbacks import Callback
 from base.checkpoint import read
 from base.errors import ConfigError
 from base.registry import CALLBACKS, MODELS
+from base.torch_versions import AUTOCAST_CACHE
 from data_loader.datasets import read_npz
 from logger.csv_writer import read_rows
 from trainer.gan_trainers import GANTrainer, WGANGPTrainer
@@ -110,18 +112,21 @@ def by_hand(kind: str, lowered: bool, k: int, clip: float, every: int) -> Any:
         name: torch.optim.SGD(getattr(model, name).parameters(), lr=rate)
         for name, rate in rates.items()
     }
+    autocast = partial(
+        torch.autocast, "cpu", torch.bfloat16, enabled=lowered, cache_enabled=AUTOCAST_CACHE
+    )
     model.train()
     step = 0
     for number, (images, _) in enumerate(data):
         size = min(k, 5 - number % 5 // k * k)
         is_last = number % 5 % k == size - 1
-        with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+        with autocast():
             losses = LOSSES[kind](model, 2 * images - 1)
         for name, loss in losses.items():
             if name == "generator" and (step + 1) % every:
                 continue
             parameters = list(getattr(model, name).parameters())
-            with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            with autocast():
                 value = loss()
             (value / size).backward(inputs=parameters)
             if is_last:

@@ -114,6 +114,7 @@ class BadSamples:
                 self._file.add_row(row)
             except OSError as error:  # no list is worth a run
                 log.warning("%s: not written: %s", self._file.path, error)
+                self._file = None
 
     def _summary(self) -> str:
         counts = (f"{len(known):,} {NAMES[part]}" for part, known in sorted(self.known.items()))

@@ -17,7 +17,7 @@ from base.free_memory import is_out_of_memory
 from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 
 Batch = Any  # whatever the data set and collate_fn make of some samples
-TRIES = 100  # to find sound samples for a batch
+TRIES = 30  # to find sound samples for a batch
 Key = tuple[int, int, Any]  # seed, epoch, indices into the data set (a tensor or a list)
 
 
@@ -123,18 +123,18 @@ class BatchReader:
     def _read_sound(self, key: Key, skip: Skip) -> Batch | Failure | Mended:
         """Read a batch without its bad samples; those that are known are not tried again."""
         seed, epoch, indices = key
+        batch: Batch | Failure | None = None
         bad: list[BadSample] = []
         for _ in range(TRIES):
             if skip.known:
                 indices, bad = self._without_known(key, skip)
+            if len(set(bad)) > skip.allowed:
+                break
             batch = self._read((seed, epoch, indices)) if len(indices) else None
             if not isinstance(batch, Failure) or not batch.may_be_skipped:
                 break
             if not self._find_bad((seed, epoch, indices), skip):
                 break  # each can be read by itself: the fault is another one
-            if len(skip.known) > skip.allowed:
-                bad = list(skip.known.values())
-                break
         return Mended(batch, bad) if bad else batch
 
     def _without_known(self, key: Key, skip: Skip) -> tuple[list[int], list[BadSample]]:
@@ -164,8 +164,6 @@ class BatchReader:
                 place, is_any = index % len(self.dataset), True
                 path = f"sample {place} of {self.name}" if place_of is None else place_of(place)
                 skip.known.setdefault(place, one.of_sample(place, path))
-                if len(skip.known) > skip.allowed:
-                    break
         return is_any
 
     def _read(self, key: Key) -> Batch | Failure:

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_collate
 
-from base.batch_reader import (
-    Batch,
-    BatchReader,
-    Key,
-    NoteBad,
-    Skip,
-    mended,
-    raise_failure,
-)
+from base.batch_reader import Batch, BatchReader, Key, NoteBad, Skip, mended, raise_failure
 from base.cores import free_cores
 from base.errors import DataError, nearest
 from base.replayed_loader import as_batches as as_batches

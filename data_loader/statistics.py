@@ -21,16 +21,12 @@ from base.threads import read_ahead
 
 log = logging.getLogger("kindling")
 
+Note = NoteBad | None
 AT_ONCE = 4096  # samples of an in-memory set that are summed together
 
 
 def channel_statistics(
-    source: Any,
-    indices: Tensor,
-    white: float,
-    n_threads: int,
-    folder: Path,
-    note_bad: NoteBad | None = None,
+    source: Any, indices: Tensor, white: float, n_threads: int, folder: Path, note_bad: Note = None
 ) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each channel (or column) over some samples.
 
@@ -59,7 +55,7 @@ def channel_statistics(
 
 
 def _compute(
-    source: Any, indices: Tensor, white: float, n_threads: int, note_bad: NoteBad | None
+    source: Any, indices: Tensor, white: float, n_threads: int, note_bad: Note
 ) -> tuple[list[float], list[float]]:
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for images in _read(source, indices, n_threads, note_bad):
@@ -78,9 +74,7 @@ def _compute(
     return mean.tolist(), std.tolist()
 
 
-def _read(
-    source: Any, indices: Tensor, n_threads: int, note_bad: NoteBad | None
-) -> Iterator[Tensor]:
+def _read(source: Any, indices: Tensor, n_threads: int, note_bad: Note) -> Iterator[Tensor]:
     """Give the images: many at once from memory, else one by one, decoded in threads."""
     get_batch = find_get_batch(source)
     if get_batch is not None:

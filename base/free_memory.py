@@ -27,7 +27,7 @@ OUT_OF_MEMORY = re.compile(
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Tell whether memory was refused: on a GPU, or on a CPU under a limit."""
-    while isinstance(error, KindlingError):  # it says where; its cause says why
+    if isinstance(error, KindlingError):  # it says where; its cause says why
         error = error.__cause__
     is_torchs = type(error).__name__ == "OutOfMemoryError"  # which need not be imported for this
     is_told = isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_collate
 
-from base.batch_reader import Batch, BatchReader, Key, raise_failure
+from base.batch_reader import Batch, BatchReader, Key, NoteBad, Skip, mended, raise_failure
 from base.cores import free_cores
 from base.errors import DataError, nearest
 from base.replayed_loader import as_batches as as_batches
@@ -96,6 +96,7 @@ class BaseDataLoader:
         self._is_held_out = False
         self._valid: BaseDataLoader | None = None
         self._stock: DataLoader[Batch] | None = None
+        self._skip: Skip | None = None
         self._divide()
         if len(self) == 0:
             raise DataError(
@@ -122,7 +123,18 @@ class BaseDataLoader:
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
         """Give `count` batches from batch `first` of the endless sequence epoch 0, 1, 2, ..."""
-        reader = BatchReader(self.dataset, self.collate_fn)
+        batches = self._read(first, count)
+        return batches if self._skip is None else mended(batches, self._note_bad)
+
+    def skip_bad_samples(self, note: NoteBad, allowed: int, replace: bool) -> None:
+        """Leave out, or `replace` by others of this loader's, what cannot be read; `note` it."""
+        own = self._indices if self._weights is None else self._indices[self._weights > 0]
+        own = own if self._own_sampler is None else self._order(0).unique()
+        self._note_bad, self._skip = note, Skip(allowed, own if replace else None)
+        self.close()  # workers know of it from their start on
+
+    def _read(self, first: int, count: int) -> Iterator[Batch]:
+        reader = BatchReader(self.dataset, self.collate_fn, self._skip)
         readers = self._readers(reader)
         n_workers = 0 if readers == "none" else self.num_workers
         as_lists = not reader.takes_tensors or (n_workers > 0 and readers == "processes")

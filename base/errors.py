@@ -63,6 +63,10 @@ class DataError(KindlingError):
     """A data set is missing or damaged."""
 
 
+class BatchError(DataError):
+    """Samples that can be read do not go together, or not with the config: none is left out."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name most like this one, else ``""``."""
     choices = list(known)

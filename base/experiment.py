@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from base.bad_samples import BadSamples
 from base.base_model import check_model
 from base.batch import inputs_of, to_device
 from base.callbacks import Callback
@@ -59,6 +60,7 @@ class Experiment:
     batches_per_epoch: int
     total_steps: int
     freezing: Freezing
+    bad_samples: BadSamples
     init_records: list[InitRecord] = field(default_factory=list)
     loaded: dict[str, Fit] = field(default_factory=dict)
     """What became of each file of weights, by the name of the module it was for."""
@@ -173,6 +175,9 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
     put_off_dynamo()
     keep_freed_memory(device)
     train_loader, valid_loader = build_loaders(config)
+    bad_samples = BadSamples(config)
+    bad_samples.watch(train_loader, "train")
+    bad_samples.watch(valid_loader, "valid")
     for loader in (train_loader, valid_loader):
         getattr(loader, "place_on", lambda _: None)(device)
     model, init_records = build_model(config, train_loader)
@@ -229,6 +234,7 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         batches_per_epoch=batches_per_epoch,
         total_steps=total_steps,
         freezing=freezing,
+        bad_samples=bad_samples,
         init_records=init_records,
         loaded=loaded,
         memory_notes=memory_notes,

@@ -1,7 +1,8 @@
-"""How much memory this process may still take."""
+"""How much memory this process may still take; which errors say that it was refused."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,25 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 from base.control_groups import GROUPS, PROC, control_groups, read_lines
+from base.errors import KindlingError
 
 UNLIMITED = sys.maxsize
 # The files of a group: its limit, what it uses, and its counts of pages by kind.
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 VERSION_2 = ("memory.max", "memory.current", "")
+OUT_OF_MEMORY = re.compile(
+    r"(?i)out of memory|can't allocate memory|cannot allocate memory|not enough memory"
+    r"|ALLOC_FAILED|bad_alloc|could not create a memory"
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether memory was refused: on a GPU, or on a CPU under a limit."""
+    if isinstance(error, KindlingError):  # it says where; its cause says why
+        error = error.__cause__
+    is_torchs = type(error).__name__ == "OutOfMemoryError"  # which need not be imported for this
+    is_told = isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
+    return is_told or is_torchs or isinstance(error, MemoryError)
 
 
 def free_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import re
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from base.checkpoint import restore
 from base.errors import OutOfMemoryError, TrainingError
 from base.feed import feed
 from base.finite import first_nonfinite, refuse_bad_weights
+from base.free_memory import is_out_of_memory
 from base.memory.settle import tell_batch_norm
 from base.memory.trial import keep_buffers, trial, try_step
 from base.optim import learning_rates
@@ -36,12 +36,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kindling")
 
-OUT_OF_MEMORY = re.compile(
-    r"(?i)out of memory|can't allocate memory|cannot allocate memory|not enough memory"
-    r"|ALLOC_FAILED|bad_alloc|could not create a memory"
-)
 # What a rollback leaves as it is: where the run is, what it has logged, the rates of its schedules.
-KEPT = ("progress", "monitor", "meters", "random", "metric.", "callback.", "schedule.", "scaler.")
+KEPT = (
+    *("progress", "monitor", "meters", "random", "bad_samples"),
+    *("metric.", "callback.", "schedule.", "scaler."),
+)
 TOLD_EVERY = 10  # skipped steps
 
 
@@ -251,15 +250,6 @@ class Recovery:
         log.warning("%s: %s", told, kept)
         tell_batch_norm(trainer)
         trainer.window.fate, trainer.window.is_full = "again", False
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Tell whether memory was refused: on a GPU, or on a CPU under a limit."""
-    if isinstance(error, TrainingError):  # a loss's, which says where
-        error = error.__cause__
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def second_look(trainer: BaseTrainer, part: Any) -> str:

@@ -16,6 +16,7 @@ Groups: TypeAlias = Sequence[Mapping[str, Any]]
 COMPARED = (nn.Module, torch.optim.Optimizer)
 MAX_ROWS = 12  # of a table in a message
 ABSENT: tuple[str, frozenset[str]] = ("-", frozenset())
+OPTIONAL = "bad_samples"  # there where they are skipped, which a run may begin to do or leave off
 EXTRA = "_extra_state"  # ends the keys where modules keep what is no tensor
 
 
@@ -25,12 +26,14 @@ def restore(stateful: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     All names, keys and shapes are compared before anything is changed. What cannot be compared is
     loaded first, so that modules and optimizers are unchanged even when it refuses its state.
     """
-    problems = _name_problems("", stateful, state)
+    ours, saved = ({k: v for k, v in each.items() if k != OPTIONAL} for each in (stateful, state))
+    problems = _name_problems("", ours, saved)
     for name in stateful:
         if name in state:
             problems += _problems(name, stateful[name], state[name])
     _raise_all(problems)
-    for name in sorted(stateful, key=lambda name: isinstance(stateful[name], COMPARED)):
+    named = stateful.keys() & state.keys()
+    for name in sorted(named, key=lambda name: isinstance(stateful[name], COMPARED)):
         try:
             stateful[name].load_state_dict(_own_copy(stateful[name], state[name]))
         except Exception as error:

@@ -218,6 +218,7 @@ def open_run(
         trainer.store.sweep()
         trainer.store.probe()
         keep_split(folder / "split.csv", trainer.train_loader, trainer.valid_loader)
+        trainer.experiment.bad_samples.open(folder)
     resumed_at = None
     if resume_from is not None:
         restore(trainer.stateful, read(resume_from))
@@ -283,6 +284,7 @@ def tell_end(trainer: BaseTrainer, folder: Path | None) -> None:
     if progress.skipped:
         text = "%d of %d steps were skipped: a number was not finite"
         log.warning(text, progress.skipped, progress.step)
+    trainer.experiment.bad_samples.tell_end()
     if monitor.best_epoch:
         value = format_value(monitor.key, monitor.best)
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")

@@ -80,6 +80,7 @@ class RandomState:
 
 def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
     """Return what a training consists of, by the names that it has in checkpoints."""
+    bad_samples = trainer.experiment.bad_samples
     return {
         "model": trainer.model,
         "optimizer": trainer.optimizers,
@@ -93,6 +94,7 @@ def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
         "meters": trainer.meters,
         "progress": trainer.progress,
         "random": RandomState(),
+        "bad_samples": bad_samples if bad_samples.skips else {},
     }
 
 

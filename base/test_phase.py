@@ -36,12 +36,16 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
 
     Writes ``report/test.json``, and tables such as a confusion matrix beside it.
     """
-    loader = build_test_loader(trainer.config)
+    loader, bad_samples = build_test_loader(trainer.config), trainer.experiment.bad_samples
+    bad_samples.open(folder)
+    bad_samples.watch(loader, "test")
     state = read(checkpoint)
     wanted = {name: one for name, one in trainer.stateful.items() if name in ("model", "ema")}
     restore(wanted, {name: state[name] for name in wanted})
 
     values = {key.partition("/")[2]: v for key, v in trainer.evaluate(loader, "test").items()}
+    if "test" in bad_samples.known:
+        bad_samples.tell_end()
     tables: dict[str, Any] = {}
     for name, metric in trainer.valid_metrics.items():
         result = metric.compute()

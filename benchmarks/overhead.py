@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
+from base.bad_samples import BadSamples
 from base.base_data_loader import BaseDataLoader
 from base.config import load_config
 from base.experiment import Experiment
@@ -94,7 +95,7 @@ def framework(n_steps: int, folder: Path, is_on: bool, metrics: str = "[]") -> f
             losses=build_losses(config["loss"]), metrics=build_metrics(config["metrics"]),
             optimizers={"main": optimizer}, schedules={}, train_loader=loader, valid_loader=None,
             callbacks={}, batches_per_epoch=N_BATCHES, total_steps=n_steps,
-            freezing=Freezing(model, [], N_BATCHES, n_steps),
+            freezing=Freezing(model, [], N_BATCHES, n_steps), bad_samples=BadSamples(config),
         )
     )  # fmt: skip
     start = time.perf_counter()

@@ -124,7 +124,8 @@ class DatasetLoader(BaseDataLoader):
             trained_on = divide(split, len(source), self.seed, targets)[0]
             white, n_threads = self._pipelines[0].white, free_cores()
             source = self._cached(source)
-            found = channel_statistics(source, trained_on, white, n_threads, self.cache_dir)
+            note = None if self._skip is None else self._note_bad
+            found = channel_statistics(source, trained_on, white, n_threads, self.cache_dir, note)
             for pipeline in self._pipelines:
                 pipeline.normalise(*found)
         yield from super().batches(first, count)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from base.batch_reader import find_get_batch
-from base.errors import DataError
+from base.errors import BatchError, DataError
 from base.keyed import Draws
 from base.seeding import derive_seed, seed_cpu_streams
 from data_loader.images import as_image
@@ -77,7 +77,7 @@ class Pipeline:
                 changed.append(one[0])
             images = _stacked(changed)
         if isinstance(images, list):
-            raise DataError(_unequal(images, indices))
+            raise BatchError(_unequal(images, indices))
         return self.as_input(images)
 
     def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -94,7 +94,7 @@ class Pipeline:
         for numbers in (mean, std):
             if numbers.numel() not in (1, images.shape[1]):
                 text = f"{numbers.numel()} numbers of mean or std, but images have"
-                raise DataError(f"normalize: {text} {images.shape[1]} channels")
+                raise BatchError(f"normalize: {text} {images.shape[1]} channels")
         scaled = images * (1 / (white * std))  # float32, also of whole numbers
         return scaled.sub_(mean / std) if self.mean.any() else scaled
 
@@ -240,7 +240,7 @@ def _apply(stage: Any, images: Images, draws: Draws) -> Images:
             found = tuple(whole.shape) if isinstance(whole, Tensor) else f"a {type(whole).__name__}"
             given = (len(images), *images[0].shape)
             text = f"{type(stage).__name__} was given images {given} and gave {found}"
-            raise DataError(f"{text}; `batch` returns all of them, as a tensor")
+            raise BatchError(f"{text}; `batch` returns all of them, as a tensor")
         return whole
     parts = [draws.sample(number) for number in range(len(images))]
     changed = [stage.batch(x[None], part)[0] for x, part in zip(images, parts, strict=True)]

@@ -77,8 +77,9 @@ def write_at(descriptor: int, data: Any, place: int) -> None:
 def _told_where(source: Any, read: Any, index: int) -> Any:
     try:
         return read(index)
-    except KindlingError:
-        raise
+    except KindlingError as error:
+        text = f"{error}; a cache holds every image: mend it, leave it out, or use cache: none"
+        raise DataError(text) from error
     except Exception as error:  # a data set of one's own may raise anything
         raise DataError(f"{source.place(index)}: cannot be read: {error}") from error
 

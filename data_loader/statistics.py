@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -14,23 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from base.batch_reader import find_get_batch
+from base.batch_reader import BadSample, Failure, NoteBad, find_get_batch
 from base.errors import DataError
 from base.threads import read_ahead
 
 log = logging.getLogger("kindling")
 
+Note = NoteBad | None
 AT_ONCE = 4096  # samples of an in-memory set that are summed together
 
 
 def channel_statistics(
-    source: Any, indices: Tensor, white: float, n_threads: int, folder: Path
+    source: Any, indices: Tensor, white: float, n_threads: int, folder: Path, note_bad: Note = None
 ) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of each channel (or column) over some samples.
 
     Numbers are from 0 to 1 where images are of whole numbers; each pixel counts alike, as in
     ``images.mean(dim=(0, 2, 3))``. What had to be read from files is kept in ``folder``, under a
     name from the data set's fingerprint and the samples.
+
+    Args:
+        note_bad: is given what cannot be read, which is then left out; None: that is an error.
     """
     kept: Path | None = None
     if hasattr(source, "fingerprint"):
@@ -39,7 +44,7 @@ def channel_statistics(
         with contextlib.suppress(OSError, ValueError, KeyError):
             found = json.loads(kept.read_text())
             return found["mean"], found["std"]
-    mean, std = _compute(source, indices, white, n_threads)
+    mean, std = _compute(source, indices, white, n_threads, note_bad)
     if kept is not None:
         with contextlib.suppress(OSError):  # not kept: computed anew next time
             folder.mkdir(parents=True, exist_ok=True)
@@ -50,10 +55,10 @@ def channel_statistics(
 
 
 def _compute(
-    source: Any, indices: Tensor, white: float, n_threads: int
+    source: Any, indices: Tensor, white: float, n_threads: int, note_bad: Note
 ) -> tuple[list[float], list[float]]:
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for images in _read(source, indices, n_threads):
+    for images in _read(source, indices, n_threads, note_bad):
         scale = 1.0 if images.is_floating_point() else white
         values = images.to(torch.float64).div_(scale)
         rows = values.flatten(2).transpose(0, 1).flatten(1) if values.dim() > 2 else values.T
@@ -69,16 +74,29 @@ def _compute(
     return mean.tolist(), std.tolist()
 
 
-def _read(source: Any, indices: Tensor, n_threads: int) -> Iterator[Tensor]:
+def _read(source: Any, indices: Tensor, n_threads: int, note_bad: Note) -> Iterator[Tensor]:
     """Give the images: many at once from memory, else one by one, decoded in threads."""
     get_batch = find_get_batch(source)
     if get_batch is not None:
         for part in indices.split(AT_ONCE):
             yield get_batch(part)[0]
     else:
-        keys = ((0, 0, index) for index in indices.tolist())
-        read = lambda key: source.image(key[2])[None]  # noqa: E731
-        yield from read_ahead(read, keys, max(1, n_threads), 4 * max(1, n_threads), 0)
+        read = functools.partial(_image, source, note_bad is not None)
+        for image in read_ahead(read, iter(indices.tolist()), max(1, n_threads), 4 * n_threads, 0):
+            if note_bad is not None and isinstance(image, BadSample):
+                note_bad([image])
+            else:
+                yield image
+
+
+def _image(source: Any, may_skip: bool, index: int) -> Tensor | BadSample:
+    try:
+        return source.image(index)[None]
+    except Exception as error:
+        failure = Failure("", error)
+        if not may_skip or not failure.may_be_skipped:
+            raise
+        return failure.of_sample(index, source.place(index))
 
 
 def _few(numbers: Tensor) -> str:

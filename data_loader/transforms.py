@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from base.errors import DataError
+from base.errors import BatchError, DataError
 from base.keyed import Draws
 
 
@@ -129,11 +129,11 @@ def refuse_no_images(transform: Any, images: Tensor) -> None:
     """Make sure that a transform is given images.
 
     Raises:
-        DataError: it is given something else, such as the rows of a table.
+        BatchError: it is given something else, such as the rows of a table.
     """
     if images.dim() != 4:
         text = "is for images (sample, channel, height, width)"
-        raise DataError(f"{type(transform).__name__} {text}, not for data {tuple(images.shape)}")
+        raise BatchError(f"{type(transform).__name__} {text}, not for data {tuple(images.shape)}")
 
 
 def _checked(what: str, value: Any, is_good: bool, wanted: str) -> Any:

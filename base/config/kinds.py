@@ -252,7 +252,9 @@ def _accepts(schema: Mapping[str, Any], value: Any) -> bool:
     if type(value) not in [known for name in types for known in _TYPES[name]]:
         return False
     if isinstance(value, str):
-        return len(value) >= schema.get("minLength", 0) and value in schema.get("enum", [value])
+        is_long_enough = len(value) >= schema.get("minLength", 0)
+        fits = re.search(schema.get("pattern", ""), value) is not None
+        return is_long_enough and fits and value in schema.get("enum", [value])
     low, high = schema.get("minimum", -_HUGE), schema.get("maximum", _HUGE)
     over, under = schema.get("exclusiveMinimum", -_HUGE), schema.get("exclusiveMaximum", _HUGE)
     return bool(low <= value <= high and over < value < under)

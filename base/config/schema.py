@@ -66,13 +66,8 @@ def whole(low: int, high: int = 2**63 - 1) -> Scalar:
 
 def whole_or_auto(what: str, high: int = 2**63 - 1) -> Scalar:
     """Return the kind of a key that takes a whole number of at least 1, or 'auto'."""
-
-    def check(value: Any) -> None:
-        if value != "auto" and (type(value) is not int or not 1 <= value <= high):
-            raise ValueError(f"expected {what}, found {show(value)}")
-
     schema = {"type": ["integer", "string"], "minimum": 1, "maximum": high, "pattern": "^auto$"}
-    return Scalar(what, schema, check)
+    return Scalar(what, schema)
 
 
 def switch_or(*names: str) -> Scalar:
@@ -232,6 +227,10 @@ CAPTURE_RULE = Section(
 )
 
 MICRO_BATCH = whole_or_auto("a number of samples, 'auto' or null")
+BAD_SAMPLES = Scalar(
+    "a share such as 0.1%, or a number of samples",
+    {"type": ["integer", "string"], "minimum": 1, "pattern": r"^[0-9]{1,2}(\.[0-9]{1,9})?%$"},
+)
 THREADS = whole_or_auto("a number of threads up to 1024, or 'auto'", 1024)
 COMPILE = switch_or("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 AUTO = switch_or("auto")
@@ -283,6 +282,8 @@ TRAINER = Section(
         ),
         "max_nonfinite": Key(COUNT, 10, "Steps to skip in a row, or rollbacks in all, at most."),
         "on_oom": Key(choice("stop", "halve"), "stop", "What to do where memory is not enough."),
+        "on_bad_sample": Key(choice("stop", "skip"), "stop", "What to do where one is unreadable."),
+        "max_bad_samples": Key(BAD_SAMPLES, "0.1%", "Share or number to skip at most."),
         "validate_every": Key(COUNT, 1, "Epochs between two validations."),
         "log_every": Key(DURATION, "50 steps", "Time between two entries in the logs."),
         "backward": Key(

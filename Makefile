@@ -36,12 +36,11 @@ test-all: check
 faults: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m fault --faults many -q $(value TESTS)
 
-# torch 2.N.P goes with torchvision 0.(N+15).P. pip reads the constraints at both installations.
+# torchvision says itself which torch it goes with. pip reads the constraint at both installations.
 test-torch:
 	@echo "$(VERSION)" | grep -Eq '^2\.[0-9]+\.[0-9]+$$' || \
 		$(call fail,name a version of torch: make test-torch VERSION=2.10.0)
-	@echo "$(VERSION)" | awk -F. '{ print "torch==" $$0; print "torchvision==0." $$2 + 15 "." $$3 }' \
-		> .venv-torch-$(VERSION).txt
+	@echo "torch==$(VERSION)" > .venv-torch-$(VERSION).txt
 	PIP_CONSTRAINT=$(CURDIR)/.venv-torch-$(VERSION).txt \
 		$(MAKE) VENV=.venv-torch-$(VERSION) .venv-torch-$(VERSION)/.installed-dev
 	.venv-torch-$(VERSION)/bin/python -m pytest -m "not slow" $(value TESTS)

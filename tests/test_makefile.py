@@ -116,7 +116,7 @@ def test_a_venv_whose_python_is_gone_is_made_anew(folder: Path) -> None:
 
 def test_another_torch_is_tested_in_a_venv_of_its_own(folder: Path) -> None:
     code, _, calls = make(folder, "test-torch", "VERSION=2.10.0", "TESTS=-k resume")
-    install = "pip torch==2.10.0 torchvision==0.25.0"
+    install = "pip torch==2.10.0"
     quick = "[-m][pytest][-m][not slow][-k][resume]"
     assert (code, calls) == (0, ["venv", install, install, quick])
     assert not (folder / ".venv").exists()

@@ -37,7 +37,7 @@ def test_a_run_stops_before_the_step_and_goes_on_to_the_same_bits_without_the_fa
 ) -> None:
     draw = random.Random(row)
     for _ in range(trials.count(1, 20)):
-        step = draw.randint(2, N_STEPS)
+        step = draw.randint(3, N_STEPS)  # the one before is saved
         with trials.trial(f"step {step}"):
             place = Workplace(tmp_path_factory.mktemp("bad"))
             done = place.run("-c", "tiny.yaml", "--set", SAVING, inject=LossTimes(factor, (step,)))

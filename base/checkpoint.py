@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from base.background_save import Background, Snapshot, changed_by_steps_alone
-from base.errors import CheckpointError, DiskFullError
+from base.errors import NO_ROOM, CheckpointError, DiskFullError
 from base.manifest import sealed
 from base.restore import load_weights, restore
 from base.run_folder import must_exist
@@ -48,7 +48,6 @@ FORMAT = 1
 migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 STATE, MANIFEST = "state.pt", "manifest.json"
-NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 # A "~" marks the older of two checkpoints of one step, until the newer one is safe.
 STEP = re.compile(r"step-(\d{8,})(~?)")
 

@@ -13,9 +13,17 @@ from typing import NoReturn
 
 from base.changed_config import refuse_another_run
 from base.config import Config, load_config
-from base.errors import ConfigError, KindlingError, UsageError, nearest
-from base.run_folder import find_newest_run, run_of
-from base.signals import leave
+from base.errors import (
+    NO_ROOM,
+    CheckpointError,
+    ConfigError,
+    DiskFullError,
+    KindlingError,
+    UsageError,
+    nearest,
+)
+from base.run_folder import STAMP, find_newest_run, run_of
+from base.signals import leave, resume_command
 
 SHORT_FORMS = {
     "lr": "optimizer.args.lr",
@@ -231,6 +239,20 @@ class Terminated(KeyboardInterrupt):
         raise cls
 
 
+def _of_the_disk(error: OSError) -> KindlingError | None:
+    """Return what to tell of a run's own file, or of a full disk; None for a fault elsewhere."""
+    name = error.filename
+    path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
+    runs = [each for each in (path.parents if path else ()) if (each / STAMP).is_file()]
+    is_full = error.errno in NO_ROOM
+    if not runs and not is_full:
+        return None
+    text = f"{path or 'a file'}: {error.strerror} (errno {error.errno})"
+    if runs:
+        text += f"; its checkpoints are untouched, go on by: {resume_command(runs[0])}"
+    return DiskFullError(text) if is_full else CheckpointError(text)
+
+
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run an entry script: a KindlingError ends it with one clear text and its exit code."""
     if sys.stdout is None:  # closed by who started us: `>&-`
@@ -250,4 +272,9 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except BrokenPipeError:  # `... | head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:
+        if (told := _of_the_disk(error)) is None:
+            raise
+        print(told, file=sys.stderr)
+        code = told.exit_code
     sys.exit(code)

@@ -110,6 +110,8 @@ def _override(root: Node, text: str, problems: list[Problem]) -> Node:
         if keys[0] == "inherit" or len(keys) > MAX_DEPTH:
             raise ValueError(f"{dotted((*keys[:4],))} cannot be set from here")
         new = read_text(value, where, problems, depth=len(keys))
+        if "\n" in value and isinstance(new.value, str) and value[0] not in "\"'|>":
+            new = Node(value, new.where)  # of a path, perhaps; YAML would make blanks of new lines
         return _put(root, tuple(keys), new, ())
     except ValueError as error:
         problems.append(Problem(str(where), str(error)))

@@ -51,10 +51,15 @@ class DiskCalls:
         return self.count >= self.at if self.lasting else self.count == self.at
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **options: Any) -> Any:
-            if self.is_due():
-                self.act(self)
-            return function(*arguments, **options)
+        def call(what: Any, *arguments: Any, **options: Any) -> Any:
+            try:
+                if self.is_due():
+                    self.act(self)
+            except OSError as error:
+                if isinstance(what, int):  # a descriptor: the system names no file then
+                    raise
+                raise OSError(error.errno, error.strerror, str(what)) from None
+            return function(what, *arguments, **options)
 
         return call
 

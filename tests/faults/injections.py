@@ -81,6 +81,24 @@ class FailAtCall:
 
 
 @dataclass(frozen=True)
+class FailsToWrite:
+    """Let files of this name fail to be synced, as a full disk and a broken one do."""
+
+    name: str
+    number: int
+
+    def __call__(self) -> None:
+        fsync = os.fsync
+
+        def outer(descriptor: int) -> None:
+            if f".{self.name}." in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+                raise OSError(self.number, os.strerror(self.number))
+            fsync(descriptor)
+
+        FOREVER.setattr(os, "fsync", outer)
+
+
+@dataclass(frozen=True)
 class SlowDisk:
     """Let each write of a checkpoint take so many seconds."""
 

@@ -51,7 +51,7 @@ def test_killed_at_any_call_that_changes_the_disk_a_run_ends_with_the_same_bits(
     tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials
 ) -> None:
     """Folders, files, syncs, renames and some of the writes, of all that a run does."""
-    place, every = Workplace(tmp_path_factory.mktemp("counted")), 10
+    place, every = Workplace(tmp_path_factory.mktemp("counted")), 40
     place.train("--set", SAVING, inject=CountCalls(place.folder / "note", every))
     n_calls = int((place.folder / "note").read_text())
     assert n_calls > 50

@@ -14,7 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 from digest import digest
-from faults.injections import CountCalls, FailAtCall, MemoryLimit, SignalIn, WithoutPrivilege
+from faults.injections import (
+    CountCalls,
+    FailAtCall,
+    FailsToWrite,
+    MemoryLimit,
+    SignalIn,
+    WithoutPrivilege,
+)
 from faults.runs import AUTO, SAVING, WORKERS, check_failed, check_goes_on, newest_step
 from faults.table import Trials
 from workplace import Workplace
@@ -31,7 +38,7 @@ def test_an_io_error_at_any_call_of_a_run_loses_nothing(
     place.train("--set", SAVING, inject=CountCalls(place.folder / "note", every))
     n_calls = int((place.folder / "note").read_text())
     draw = random.Random(4)
-    for at in trials.some(list(range(1, n_calls + 1)), few=2):
+    for at in draw.sample(range(1, n_calls + 1), trials.count(2, 60)):
         number = draw.choice([errno.EIO, errno.ENOSPC, errno.EACCES])
         with trials.trial(f"call {at} of {n_calls}, error {number}"):
             place = Workplace(tmp_path_factory.mktemp("failing"))
@@ -120,6 +127,25 @@ def test_a_run_that_cannot_be_written_is_not_gone_on_with(
 ) -> None:
     fails_before_its_first_step(place, cut / what, "-r", str(cut))
     assert place.run("-r").returncode == 0
+    assert digest(cut) == whole
+
+
+@pytest.mark.fault("F04")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("file", ["split.csv", "parameters.csv", "metrics.csv"])
+def test_a_file_of_a_run_that_cannot_be_written_is_one_line(
+    place: Workplace, cut: Path, whole: str, file: str, number: int
+) -> None:
+    """Those that a run begins with end it; without one of its results it goes on."""
+    if file in ("split.csv", "parameters.csv"):
+        (cut / file).unlink(missing_ok=True)  # it is written anew
+    done = place.run("-r", inject=FailsToWrite(file, number))
+    assert "Traceback" not in done.stderr
+    if done.returncode != 0:
+        code = 3 if number == errno.ENOSPC else 1
+        check_failed(done, file, rf"\(errno {number}\)", "go on by: python train.py -r", code=code)
+        assert len(done.stderr.splitlines()) == 1
+        assert place.run("-r").returncode == 0
     assert digest(cut) == whole
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +9,7 @@ from typing import Any, NamedTuple
 from base.experiment import Experiment
 from base.parameter_groups import shown
 from logger.console import format_value, pad, text_width
+from logger.csv_writer import csv_text
 from logger.files import write_whole
 
 MAX_LINES = 8  # of the short table, its head left out
@@ -80,9 +79,7 @@ def loaded_tables(experiment: Experiment) -> str:
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
     """Write all rows below a head; a cell of what a parameter has not is empty."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([Row._fields, *rows])
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, csv_text([Row._fields, *rows]).encode())
 
 
 def whole_table(rows: Iterable[Row]) -> str:

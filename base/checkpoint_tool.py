@@ -12,6 +12,7 @@ from torch import Tensor
 
 from base.checkpoint import STEP, read, read_manifest
 from base.command_line import Parser
+from base.config.tree import leaves
 from base.errors import CheckpointError, UsageError, nearest
 from base.run_folder import must_exist
 from base.state_file import plain_copy, write_bytes, write_state
@@ -96,7 +97,7 @@ def inspect(path: Path) -> str:
         + f"torch {manifest['torch_version']}, Python {manifest['python_version']}",
         "size": f"{manifest['files']['state.pt']['bytes']:,} bytes",
     }
-    parts = {name: dict(_tensors(value)) for name, value in state.items()}
+    parts = {name: _tensors(value) for name, value in state.items()}
     sizes = [f"{name} {_n_bytes(part):,}" for name, part in parts.items() if part]
     facts["tensors"] = f"{', '.join(sizes)} bytes"
     return "\n".join([format_header(facts), *_names(parts.get("model", {}))])
@@ -161,11 +162,11 @@ def diff(first: Path, second: Path, *, weights: bool = False) -> int:
     if None in folders or weights:
         ours, theirs = (dict(read_weights(path)) for path in (first, second))
     else:
-        ours, theirs = (dict(_leaves(read(folder))) for folder in folders if folder)
+        ours, theirs = (dict(leaves(read(folder))) for folder in folders if folder)
     rows: list[tuple[str, ...]] = []
     for name in dict.fromkeys([*ours, *theirs]):
         here, there = (" ".join(_kind(d[name])) if name in d else "-" for d in (ours, theirs))
-        if name in ours and name in theirs and _is_equal(ours[name], theirs[name]):
+        if name in ours and name in theirs and is_equal(ours[name], theirs[name]):
             continue
         rows.append((name, here, there, _largest(ours.get(name), theirs.get(name))))
     if rows:
@@ -189,7 +190,7 @@ def _largest(ours: Any, theirs: Any) -> str:
     return f"{(ours.to_dense().to(wide) - theirs.to_dense().to(wide)).abs().max().item():.6g}"
 
 
-def _is_equal(ours: Any, theirs: Any) -> bool:
+def is_equal(ours: Any, theirs: Any) -> bool:
     """Compare bit for bit; of plain values, as they are written."""
     if not (isinstance(ours, Tensor) and isinstance(theirs, Tensor)):
         return type(ours) is type(theirs) and repr(ours) == repr(theirs)
@@ -199,18 +200,8 @@ def _is_equal(ours: Any, theirs: Any) -> bool:
     return torch.equal(*parts)
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield all that is in nested data, by dotted names."""
-    items: Any = value.items() if isinstance(value, Mapping) else ()
-    items = enumerate(value) if isinstance(value, list | tuple) else items
-    for key, item in items:
-        yield from _leaves(item, f"{name}.{key}" if name else str(key))
-    if not isinstance(value, Mapping | list | tuple) or not value:
-        yield name, value
-
-
-def _tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
-    return ((name, leaf) for name, leaf in _leaves(value) if isinstance(leaf, Tensor))
+def _tensors(state: Any) -> dict[str, Tensor]:
+    return {name: leaf for name, leaf in leaves(state) if isinstance(leaf, Tensor)}
 
 
 def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:

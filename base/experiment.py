@@ -30,7 +30,10 @@ from base.layers import NoForward
 from base.loaders import batches_in_epoch, build_loaders
 from base.losses import build_losses
 from base.match import NoMatch
-from base.memory import check_combinations, keep_freed_memory, offload_state, prepare_model
+from base.memory.allocator import keep_freed_memory
+from base.memory.combinations import check_combinations
+from base.memory.model import prepare_model
+from base.memory.optimizer import offload_state
 from base.metrics import build_metrics
 from base.names import build
 from base.optim import Schedule, build_optimizer, build_schedule
@@ -182,13 +185,9 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         getattr(loader, "place_on", lambda _: None)(device)
     model, init_records = build_model(config, train_loader)
     loaded = load_weights(config, model) if weights else {}
-    settings, memory, accumulate = (
-        config["trainer"],
-        config["memory"],
-        config["memory"]["accumulate"],
-    )
+    settings, memory = config["trainer"], config["memory"]
     batches_per_epoch = batches_in_epoch(config, train_loader)
-    steps_per_epoch = math.ceil(batches_per_epoch / accumulate)
+    steps_per_epoch = math.ceil(batches_per_epoch / memory["accumulate"])
     total_steps = settings["steps"] or settings["epochs"] * steps_per_epoch
 
     with isolated_random_state(derive_seed(config["seed"], "loss")):

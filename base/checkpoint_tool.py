@@ -17,7 +17,7 @@ from base.errors import CheckpointError, UsageError, nearest
 from base.run_folder import must_exist
 from base.state_file import plain_copy, write_bytes, write_state
 from base.weights import checkpoint_of, read_weights, weights_and_origin
-from logger.console import format_header, format_value, pad, text_width
+from logger.console import format_header, format_value, table
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 EPILOG = """A FILE is a file of weights (.pt, .pth, .safetensors), a checkpoint or a run.
@@ -106,7 +106,7 @@ def inspect(path: Path) -> str:
 def _names(tensors: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each tensor, and one for all."""
     rows = [(name, *_kind(value)) for name, value in tensors.items()]
-    yield from _table([("name", "shape", "dtype"), *rows])
+    yield _table([("name", "shape", "dtype"), *rows])
     plain = [value for value in tensors.values() if isinstance(value, Tensor)]
     numbers = sum(value.numel() for value in plain)
     yield f"{len(plain):,} tensors, {numbers:,} numbers, {_n_bytes(tensors):,} bytes"
@@ -170,7 +170,7 @@ def diff(first: Path, second: Path, *, weights: bool = False) -> int:
             continue
         rows.append((name, here, there, _largest(ours.get(name), theirs.get(name))))
     if rows:
-        print(*_table([("name", "first", "second", "largest difference"), *rows]), sep="\n")
+        print(_table([("name", "first", "second", "largest difference"), *rows]))
     only = [len(ours.keys() - theirs.keys()), len(theirs.keys() - ours.keys())]
     n_both = len(ours.keys() & theirs.keys())
     n_differ = len(rows) - sum(only)
@@ -261,7 +261,5 @@ def _n_bytes(tensors: Mapping[str, Any]) -> int:
     return sum(value.nbytes for value in tensors.values() if isinstance(value, Tensor))
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    shown = [[cell if cell.isprintable() else repr(cell) for cell in row] for row in rows]
-    widths = [max(map(text_width, column)) for column in zip(*shown, strict=True)]
-    return ["  " + "  ".join(map(pad, row, widths)).rstrip() for row in shown]
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return table([[cell if cell.isprintable() else repr(cell) for cell in row] for row in rows])

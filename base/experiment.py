@@ -133,11 +133,8 @@ def choose_device(name: str) -> torch.device:
     if n_processes > 1:
         text = f"torchrun started {n_processes} processes, but training over several is not built"
         raise UsageError(f"{text} yet: start one, `python train.py ...`, with `-d` for its device")
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
     if name == "auto":
-        return accelerator or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if "," in name:
         n = name.count(",") + 1
         command = f"CUDA_VISIBLE_DEVICES={name} torchrun --nproc-per-node {n} train.py"

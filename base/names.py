@@ -238,11 +238,8 @@ def _as_annotated(parameter: Parameter | None, value: Any) -> Any:
     """Turn a text into the dtype or enum member, a list into the tensor, that is asked for."""
     annotation = None if parameter is None else parameter.annotation
     members = get_args(annotation) or (annotation,)
-    if (
-        isinstance(value, list)
-        and torch.Tensor in members
-        and set(members) <= {torch.Tensor, NoneType}
-    ):
+    takes_tensors = torch.Tensor in members and set(members) <= {torch.Tensor, NoneType}
+    if isinstance(value, list) and takes_tensors:
         return torch.tensor(value, dtype=torch.get_default_dtype())
     if isinstance(value, str) and torch.dtype in members:
         dtype = getattr(torch, value.removeprefix("torch."), None)

@@ -5,7 +5,7 @@ import os
 import sys
 import unicodedata
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,6 +94,19 @@ def format_header(facts: Mapping[str, object]) -> str:
         for name, fact in facts.items()
         if fact is not None
     )
+
+
+def table(rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> str:
+    """Lay rows out in columns below the first of them, which names these.
+
+    Args:
+        right: names of columns that end on the right, as numbers do.
+    """
+    columns = []
+    for column in zip(*rows, strict=True):
+        width, is_right = max(map(text_width, column)), column[0] in right
+        columns.append([pad(cell, width, right=is_right) for cell in column])
+    return "\n".join("  " + "  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
 class EpochTable:

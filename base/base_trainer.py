@@ -135,10 +135,7 @@ class BaseTrainer:
 
     @final
     def backward(
-        self,
-        loss: Tensor | Sequence[Tensor],
-        only: str | None = None,
-        retain_graph: bool = False,
+        self, loss: Tensor | Sequence[Tensor], only: str | None = None, retain_graph: bool = False
     ) -> None:
         """Add the gradients of ``loss``, for the parameters of the optimizer ``only`` if given.
 

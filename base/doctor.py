@@ -33,21 +33,19 @@ model:
   type: Sequential
   args: {layers: [{type: Linear, args: {in_features: 8, out_features: 16}}, ReLU, Dropout,
                   {type: Linear, args: {in_features: 16, out_features: 2}}]}
-data_loader: {type: DoctorLoader, args: {batch_size: 8, shuffle: true}}
+data_loader: {type: BaseDataLoader, args: {dataset: {type: points}, batch_size: 8, shuffle: true,
+                                           validation_split: 0.0, num_workers: 0}}
 optimizer: {type: Adam, args: {lr: 0.01}}
 loss: cross_entropy
 trainer: {epochs: 40, save_every: 20 steps, monitor: off, verbosity: 0, tensorboard: false}
 """
 DATA = """
 import torch
-from base import BaseDataLoader
 
 
-class DoctorLoader(BaseDataLoader):
-    def __init__(self, batch_size, shuffle=True):
-        points = torch.randn(80, 8, generator=torch.Generator().manual_seed(1))
-        data = torch.utils.data.TensorDataset(points, (points.sum(dim=1) > 0).long())
-        super().__init__(data, batch_size, shuffle, 0.0, 0)
+def points():
+    inputs = torch.randn(80, 8, generator=torch.Generator().manual_seed(1))
+    return torch.utils.data.TensorDataset(inputs, (inputs.sum(dim=1) > 0).long())
 """
 TRAINER = "from base import BaseTrainer\n\n\nclass Trainer(BaseTrainer):\n    pass\n"
 

@@ -180,13 +180,7 @@ def _passes_on(init: Callable[..., None], rest: str) -> bool:
     except (OSError, TypeError, SyntaxError):
         return False
     uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == rest]
-    passed = [
-        keyword.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "__init__"
-        for keyword in node.keywords
-        if keyword.arg is None
-    ]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    inits = [call for call in calls if getattr(call.func, "attr", "") == "__init__"]
+    passed = [word.value for call in inits for word in call.keywords if word.arg is None]
     return bool(passed) and all(use in passed for use in uses)

@@ -143,9 +143,8 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(f"cuda:{name}" if name.isdigit() else name)
     except RuntimeError as error:
-        raise UsageError(
-            f"-d {name}: no such device; use auto, cpu, cuda, mps or a number"
-        ) from error
+        known = "use auto, cpu, cuda, mps or a number"
+        raise UsageError(f"-d {name}: no such device; {known}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         n = torch.cuda.device_count()
         raise UsageError(f"-d {name}: there are {n} CUDA devices here; use `-d auto` or `-d cpu`")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.batch import in_full_precision, tensors_in, to_device
+from base.batch import in_full_precision, tensors_in
 from base.compared import Compared, build_list
 from base.config.durations import parse_duration
 from base.discovery import describe_error
@@ -105,7 +105,10 @@ class WeightedLoss:
         if isinstance(self.function, nn.Module):
             self.function.to(device)
         elif isinstance(self.function, functools.partial):
-            keywords = to_device(self.function.keywords, torch.device(device))
+            keywords = {
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in self.function.keywords.items()
+            }
             self.function = functools.partial(self.function.func, **keywords)
         return self
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from base.experiment import Experiment
 from base.parameter_groups import shown
-from logger.console import format_value, pad, text_width
+from logger.console import format_value, table
+from logger.csv_writer import csv_text
 from logger.files import write_whole
 
 MAX_LINES = 8  # of the short table, its head left out
 HEAD = ("group", "lr", "decay", "trainable", "tensors", "numbers", "init", "such as")
+NUMBERS = ("tensors", "numbers")
 
 
 class Row(NamedTuple):
@@ -80,16 +80,15 @@ def loaded_tables(experiment: Experiment) -> str:
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
     """Write all rows below a head; a cell of what a parameter has not is empty."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([Row._fields, *rows])
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, csv_text([Row._fields, *rows]).encode())
 
 
 def whole_table(rows: Iterable[Row]) -> str:
     """Return a line for each parameter; a column that is empty all through is left out."""
     cells = [[_cell(*pair) for pair in row._asdict().items()] for row in rows]
     columns = zip(Row._fields, *cells, strict=True)
-    return _table([column for column in columns if {*column[1:]} != {"-"}])
+    kept = [column for column in columns if {*column[1:]} != {"-"}]
+    return table(zip(*kept, strict=True), right=NUMBERS)
 
 
 def short_table(rows: Iterable[Row]) -> str:
@@ -103,7 +102,7 @@ def short_table(rows: Iterable[Row]) -> str:
         middle = slice(MAX_LINES // 2, 1 - MAX_LINES // 2)
         rest = [row for part in parts[middle] for row in part]
         lines[middle] = [[f"{len(parts[middle])} more", *_summary(rest)[1:]]]
-    return _table(list(zip(HEAD, *lines, strict=True)))
+    return table([HEAD, *lines], right=NUMBERS)
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:
@@ -120,12 +119,3 @@ def _summary(rows: Sequence[Row]) -> list[str]:
 def _cell(name: str, value: Any) -> str:
     is_plain = name != "lr" and isinstance(value, int | float)
     return f"{value:,}" if is_plain else format_value(name, value)
-
-
-def _table(columns: Sequence[Sequence[str]]) -> str:
-    """Lay out columns, each under its name; numbers end on the right."""
-    padded = []
-    for column in columns:
-        width, right = max(map(text_width, column)), column[0] in ("tensors", "numbers")
-        padded.append([pad(cell, width, right=right) for cell in column])
-    return "\n".join("  " + "  ".join(row).rstrip() for row in zip(*padded, strict=True))

@@ -160,9 +160,8 @@ class BaseModel(nn.Module):
         raise NoForward(f"{type(self).__name__} needs a method `forward`")
 
     def __str__(self) -> str:
-        return (
-            f"{super().__str__()}\nTrainable parameters: {self.n_parameters(trainable_only=True)}"
-        )
+        n_trainable = self.n_parameters(trainable_only=True)
+        return f"{super().__str__()}\nTrainable parameters: {n_trainable}"
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from base.checkpoint import CheckpointStore
 from base.clock import Clock
 from base.experiment import Experiment
 from base.feed import feed
-from base.memory import NOTHING, EmptyCache, FiniteWatch, Precision, offload_activations
+from base.memory.activations import offload_activations
+from base.memory.model import EmptyCache
+from base.memory.precision import NOTHING, FiniteWatch, Precision
 from base.optim import learning_rates
 from base.recovery import Recovery, refuse_nonfinite
 from base.run_log import RunLog, open_run, tell_end
@@ -133,10 +135,7 @@ class BaseTrainer:
 
     @final
     def backward(
-        self,
-        loss: Tensor | Sequence[Tensor],
-        only: str | None = None,
-        retain_graph: bool = False,
+        self, loss: Tensor | Sequence[Tensor], only: str | None = None, retain_graph: bool = False
     ) -> None:
         """Add the gradients of ``loss``, for the parameters of the optimizer ``only`` if given.
 

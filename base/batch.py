@@ -127,10 +127,8 @@ def _cut_entry(value: Any, begin: int, end: int, n_samples: int, is_outer: bool 
             return value[begin:end]
         return with_entries(value, lambda entry: _cut_entry(entry, begin, end, n_samples))
     if hasattr(value, "to"):
-        kind = type(value).__name__
-        raise TrainingError(
-            f"memory.micro_batch cannot cut a {kind}: leave it out, or give tensors"
-        )
+        text = f"memory.micro_batch cannot cut a {type(value).__name__}"
+        raise TrainingError(f"{text}: leave it out, or give tensors")
     return value
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from base.batch import inputs_of
+from base.capture import stretch
 from base.seeding import isolated_random_state
 
 if TYPE_CHECKING:
@@ -72,9 +73,7 @@ class ImageSamples(Callback):
         images = next(iter(inputs_of(batch, trainer.config["batch"])[0]), None)
         if isinstance(images, torch.Tensor) and images.dim() == 4 and images.size(1) in (1, 3):
             images = images[: self.n_images].detach().float().cpu()
-            low, high = images.min(), images.max()
-            scaled = (images - low) / (high - low).clamp_min(1e-8)
-            trainer.writers.add_images("inputs", scaled, trainer.progress.step)
+            trainer.writers.add_images("inputs", stretch(images), trainer.progress.step)
 
 
 class StopAfter(Callback):

@@ -128,7 +128,7 @@ class Capture:
         if histograms:
             writers.add_histograms(histograms, self._step)
         for tag, parts in self._recorded("images").items():
-            writers.add_images(tag, _stretch(parts[0]), self._step)
+            writers.add_images(tag, stretch(parts[0]), self._step)
         self.remove()
 
     def remove(self) -> None:
@@ -231,7 +231,7 @@ def _slices(value: Tensor) -> Tensor:
     return first.reshape(-1, 1, *first.shape[-2:])[:MAX_SLICES].clone()
 
 
-def _stretch(image: Tensor) -> Tensor:
+def stretch(image: Tensor) -> Tensor:
     """Bring an image to 0..1, its least value to 0 and its greatest to 1."""
     image = image.nan_to_num(posinf=0, neginf=0)
     low, high = image.min(), image.max()

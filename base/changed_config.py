@@ -32,14 +32,10 @@ ANOTHER = "another run"
 
 def table_of(changes: Sequence[Change]) -> str:
     """Return a line for each change: the key, its value then and now, and what comes of it."""
-    rows = [("key", "then", "now", "")]
-    rows += [(key, _short(then), _short(now), effect_of(key)) for key, then, now in changes]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = []
-    for row in rows:
-        cells = zip(row, [*widths, 0], strict=True)
-        lines.append("  ".join(f"{cell:{width}}" for cell, width in cells).rstrip())
-    return "\n".join(f"  {line}" for line in lines)
+    from logger.console import table  # not before there is a change to tell of
+
+    rows = [(key, _short(then), _short(now), effect_of(key)) for key, then, now in changes]
+    return table([("key", "then", "now", ""), *rows])
 
 
 def effect_of(key: str) -> str:

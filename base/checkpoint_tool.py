@@ -12,11 +12,12 @@ from torch import Tensor
 
 from base.checkpoint import STEP, read, read_manifest
 from base.command_line import Parser
+from base.config.tree import leaves
 from base.errors import CheckpointError, UsageError, nearest
 from base.run_folder import must_exist
 from base.state_file import plain_copy, write_bytes, write_state
 from base.weights import checkpoint_of, read_weights, weights_and_origin
-from logger.console import format_header, format_value, pad, text_width
+from logger.console import format_header, format_value, table
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 EPILOG = """A FILE is a file of weights (.pt, .pth, .safetensors), a checkpoint or a run.
@@ -96,7 +97,7 @@ def inspect(path: Path) -> str:
         + f"torch {manifest['torch_version']}, Python {manifest['python_version']}",
         "size": f"{manifest['files']['state.pt']['bytes']:,} bytes",
     }
-    parts = {name: dict(_tensors(value)) for name, value in state.items()}
+    parts = {name: _tensors(value) for name, value in state.items()}
     sizes = [f"{name} {_n_bytes(part):,}" for name, part in parts.items() if part]
     facts["tensors"] = f"{', '.join(sizes)} bytes"
     return "\n".join([format_header(facts), *_names(parts.get("model", {}))])
@@ -105,7 +106,7 @@ def inspect(path: Path) -> str:
 def _names(tensors: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each tensor, and one for all."""
     rows = [(name, *_kind(value)) for name, value in tensors.items()]
-    yield from _table([("name", "shape", "dtype"), *rows])
+    yield _table([("name", "shape", "dtype"), *rows])
     plain = [value for value in tensors.values() if isinstance(value, Tensor)]
     numbers = sum(value.numel() for value in plain)
     yield f"{len(plain):,} tensors, {numbers:,} numbers, {_n_bytes(tensors):,} bytes"
@@ -161,15 +162,15 @@ def diff(first: Path, second: Path, *, weights: bool = False) -> int:
     if None in folders or weights:
         ours, theirs = (dict(read_weights(path)) for path in (first, second))
     else:
-        ours, theirs = (dict(_leaves(read(folder))) for folder in folders if folder)
+        ours, theirs = (dict(leaves(read(folder))) for folder in folders if folder)
     rows: list[tuple[str, ...]] = []
     for name in dict.fromkeys([*ours, *theirs]):
         here, there = (" ".join(_kind(d[name])) if name in d else "-" for d in (ours, theirs))
-        if name in ours and name in theirs and _is_equal(ours[name], theirs[name]):
+        if name in ours and name in theirs and is_equal(ours[name], theirs[name]):
             continue
         rows.append((name, here, there, _largest(ours.get(name), theirs.get(name))))
     if rows:
-        print(*_table([("name", "first", "second", "largest difference"), *rows]), sep="\n")
+        print(_table([("name", "first", "second", "largest difference"), *rows]))
     only = [len(ours.keys() - theirs.keys()), len(theirs.keys() - ours.keys())]
     n_both = len(ours.keys() & theirs.keys())
     n_differ = len(rows) - sum(only)
@@ -189,7 +190,7 @@ def _largest(ours: Any, theirs: Any) -> str:
     return f"{(ours.to_dense().to(wide) - theirs.to_dense().to(wide)).abs().max().item():.6g}"
 
 
-def _is_equal(ours: Any, theirs: Any) -> bool:
+def is_equal(ours: Any, theirs: Any) -> bool:
     """Compare bit for bit; of plain values, as they are written."""
     if not (isinstance(ours, Tensor) and isinstance(theirs, Tensor)):
         return type(ours) is type(theirs) and repr(ours) == repr(theirs)
@@ -199,18 +200,8 @@ def _is_equal(ours: Any, theirs: Any) -> bool:
     return torch.equal(*parts)
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield all that is in nested data, by dotted names."""
-    items: Any = value.items() if isinstance(value, Mapping) else ()
-    items = enumerate(value) if isinstance(value, list | tuple) else items
-    for key, item in items:
-        yield from _leaves(item, f"{name}.{key}" if name else str(key))
-    if not isinstance(value, Mapping | list | tuple) or not value:
-        yield name, value
-
-
-def _tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
-    return ((name, leaf) for name, leaf in _leaves(value) if isinstance(leaf, Tensor))
+def _tensors(state: Any) -> dict[str, Tensor]:
+    return {name: leaf for name, leaf in leaves(state) if isinstance(leaf, Tensor)}
 
 
 def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:
@@ -270,7 +261,5 @@ def _n_bytes(tensors: Mapping[str, Any]) -> int:
     return sum(value.nbytes for value in tensors.values() if isinstance(value, Tensor))
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    shown = [[cell if cell.isprintable() else repr(cell) for cell in row] for row in rows]
-    widths = [max(map(text_width, column)) for column in zip(*shown, strict=True)]
-    return ["  " + "  ".join(map(pad, row, widths)).rstrip() for row in shown]
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return table([[cell if cell.isprintable() else repr(cell) for cell in row] for row in rows])

@@ -212,7 +212,7 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
 def show_names(options: argparse.Namespace) -> int:
     """Carry out ``--list`` and ``--schema``."""
     from base.config import json_schema
-    from base.names import describe, type_schemas
+    from base.listing import describe, type_schemas
     from base.registry import KINDS
 
     if options.schema:

@@ -28,17 +28,8 @@ _BASE_WORDS = {
     "Metric": "metric",
     **dict.fromkeys(("NamedTuple", "Enum", "Protocol", "TypedDict", "Error", "Exception"), ""),
 }
-_PATH_WORDS = {
-    "loss": "loss",
-    "metric": "metric",
-    "init": "init",
-    "optim": "optimizer",
-    "sched": "lr_scheduler",
-    "transform": "transform",
-    "augment": "transform",
-    "dataset": "dataset",
-    "callback": "callback",
-}
+_PATH_WORDS = {"optim": "optimizer", "sched": "lr_scheduler", "augment": "transform"}
+_PATH_WORDS |= {k: k for k in ("loss", "metric", "init", "transform", "dataset", "callback")}
 
 
 class Definition(NamedTuple):

@@ -16,9 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from base.run_folder import installed
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONAL = ("tensorboardX", "wandb", "trackio", "mlflow", "safetensors", "lmdb", "simplejpeg")
@@ -32,21 +33,19 @@ model:
   type: Sequential
   args: {layers: [{type: Linear, args: {in_features: 8, out_features: 16}}, ReLU, Dropout,
                   {type: Linear, args: {in_features: 16, out_features: 2}}]}
-data_loader: {type: DoctorLoader, args: {batch_size: 8, shuffle: true}}
+data_loader: {type: BaseDataLoader, args: {dataset: {type: points}, batch_size: 8, shuffle: true,
+                                           validation_split: 0.0, num_workers: 0}}
 optimizer: {type: Adam, args: {lr: 0.01}}
 loss: cross_entropy
 trainer: {epochs: 40, save_every: 20 steps, monitor: off, verbosity: 0, tensorboard: false}
 """
 DATA = """
 import torch
-from base import BaseDataLoader
 
 
-class DoctorLoader(BaseDataLoader):
-    def __init__(self, batch_size, shuffle=True):
-        points = torch.randn(80, 8, generator=torch.Generator().manual_seed(1))
-        data = torch.utils.data.TensorDataset(points, (points.sum(dim=1) > 0).long())
-        super().__init__(data, batch_size, shuffle, 0.0, 0)
+def points():
+    inputs = torch.randn(80, 8, generator=torch.Generator().manual_seed(1))
+    return torch.utils.data.TensorDataset(inputs, (inputs.sum(dim=1) > 0).long())
 """
 TRAINER = "from base import BaseTrainer\n\n\nclass Trainer(BaseTrainer):\n    pass\n"
 
@@ -54,7 +53,6 @@ TRAINER = "from base import BaseTrainer\n\n\nclass Trainer(BaseTrainer):\n    pa
 class Finding(NamedTuple):
     """What a check has found: ``ok``, ``warning`` or ``failed``, and what to do about it."""
 
-    name: str
     state: str
     text: str
 
@@ -68,8 +66,8 @@ def main(saved: Path) -> int:
             finding = check(saved)
         except Exception as error:  # a check that cannot be made is a finding too
             text = (str(error).strip().splitlines() or [""])[0]
-            finding = Finding(check.__name__, "failed", f"{type(error).__name__}: {text}")
-        print(f"{finding.name:<10}{finding.state:<9}{finding.text}", flush=True)
+            finding = Finding("failed", f"{type(error).__name__}: {text}")
+        print(f"{check.__name__:<10}{finding.state:<9}{finding.text}", flush=True)
         has_failed |= finding.state == "failed"
     return int(has_failed)
 
@@ -79,8 +77,8 @@ def python(_: Path) -> Finding:
     (wanted,) = re.findall(r'^requires-python = ">=([\d.]+)"', text, re.MULTILINE)
     found = ".".join(map(str, sys.version_info[:3]))
     if numbers(found) < numbers(wanted):
-        return Finding("python", "failed", f"{found}; make .venv anew with {wanted} or newer")
-    return Finding("python", "ok", found)
+        return Finding("failed", f"{found}; make .venv anew with {wanted} or newer")
+    return Finding("ok", found)
 
 
 def packages(_: Path) -> Finding:
@@ -88,27 +86,23 @@ def packages(_: Path) -> Finding:
     found, faults = [], []
     for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines():
         name, limits = re.findall(r"^([\w.-]*)([^#;]*)", line)[0]
-        version = _version(name) if name else None
+        version = installed(name) if name else None
         if name:
             found.append(f"{name} {version or 'missing'}")
         if name and (version is None or not fits(version, limits)):
             faults.append(f"{found[-1]}, wanted {limits.strip()}")
     if faults:
-        text = (
-            f"{'; '.join(faults)}: {Path(sys.executable).name} -m pip install -r requirements.txt"
-        )
-        return Finding("packages", "failed", text)
-    return Finding("packages", "ok", ", ".join(found))
+        advice = f"{Path(sys.executable).name} -m pip install -r requirements.txt"
+        return Finding("failed", f"{'; '.join(faults)}: {advice}")
+    return Finding("ok", ", ".join(found))
 
 
 def optional(_: Path) -> Finding:
-    versions = {name: _version(name) for name in OPTIONAL}
+    versions = {name: installed(name) for name in OPTIONAL}
     here = [f"{name} {version}" for name, version in versions.items() if version]
     absent = [name for name, version in versions.items() if not version]
-    text = (
-        f"{', '.join(here) or 'none'}; not here: {', '.join(absent) or 'none'} (pip install NAME)"
-    )
-    return Finding("optional", "ok", text)
+    missing = f"not here: {', '.join(absent) or 'none'} (pip install NAME)"
+    return Finding("ok", f"{', '.join(here) or 'none'}; {missing}")
 
 
 def disk(saved: Path) -> Finding:
@@ -121,10 +115,12 @@ def disk(saved: Path) -> Finding:
             os.fsync(file.fileno())
     except OSError as error:
         text = f"{place}: cannot be written ({error.strerror}); mend it, or set trainer.save_dir"
-        return Finding("disk", "failed", text)
-    state = "ok" if free >= 1 else "warning"
-    more = "" if free >= 1 else "; checkpoints may not fit: make room, or set trainer.save_dir"
-    return Finding("disk", state, f"{free:.1f} GB free in {place}{more}")
+        return Finding("failed", text)
+    text = f"{free:.1f} GB free in {place}"
+    if free < 1:
+        advice = "checkpoints may not fit: make room, or set trainer.save_dir"
+        return Finding("warning", f"{text}; {advice}")
+    return Finding("ok", text)
 
 
 def training(saved: Path) -> Finding:
@@ -154,13 +150,11 @@ def training(saved: Path) -> Finding:
     seconds = f"{time.perf_counter() - began:.0f} s"
     if not is_same:
         text = "the resumed training ended with other bits: report it, with `env.txt` of a run"
-        return Finding("training", "failed", text)
+        return Finding("failed", text)
     if killed_at is None:
-        return Finding(
-            "training", "warning", f"too quick to be killed; trains and saves, {seconds}"
-        )
+        return Finding("warning", f"too quick to be killed; trains and saves, {seconds}")
     text = f"400 steps; killed after step {killed_at}, resumed, the same bits; {seconds}"
-    return Finding("training", "ok", text)
+    return Finding("ok", text)
 
 
 def devices(_: Path) -> Finding:
@@ -172,13 +166,13 @@ def devices(_: Path) -> Finding:
     for index in range(torch.accelerator.device_count() if torch.accelerator.is_available() else 0):
         device = torch.device(str(torch.accelerator.current_accelerator()), index)
         if not torch.allclose((table.to(device) @ table.to(device)).cpu(), table @ table):
-            return Finding("devices", "failed", f"{device} computes wrong numbers: use another")
+            return Finding("failed", f"{device} computes wrong numbers: use another")
         name = torch.cuda.get_device_name(index) if device.type == "cuda" else ""
         found.append(f"{device} {name}".strip())
     if not found and shutil.which("nvidia-smi"):
         text = f"a driver of NVIDIA, but torch {torch.__version__} sees no GPU; see pytorch.org"
-        return Finding("devices", "warning", f"cpu; {text} for the build that fits, or the driver")
-    return Finding("devices", "ok", ", ".join(found) or "cpu alone")
+        return Finding("warning", f"cpu; {text} for the build that fits, or the driver")
+    return Finding("ok", ", ".join(found) or "cpu alone")
 
 
 def cores(_: Path) -> Finding:
@@ -189,10 +183,8 @@ def cores(_: Path) -> Finding:
     usable, free = usable_cores(), free_cores()
     text = f"{usable} usable, {free} free now, torch takes {torch.get_num_threads()} threads"
     if free < usable / 2:
-        return Finding(
-            "cores", "warning", f"{text}; others work here too: trainings will be slower"
-        )
-    return Finding("cores", "ok", text)
+        return Finding("warning", f"{text}; others work here too: trainings will be slower")
+    return Finding("ok", text)
 
 
 def memory(_: Path) -> Finding:
@@ -200,12 +192,12 @@ def memory(_: Path) -> Finding:
 
     free = free_memory()
     if free == UNLIMITED:
-        return Finding("memory", "ok", "the system does not tell")
-    state = "ok" if free > 2 * GIGABYTE else "warning"
-    more = (
-        "" if state == "ok" else "; end other programs, or use a smaller batch and num_workers: 0"
-    )
-    return Finding("memory", state, f"{free / GIGABYTE:.1f} GB free{more}")
+        return Finding("ok", "the system does not tell")
+    text = f"{free / GIGABYTE:.1f} GB free"
+    if free <= 2 * GIGABYTE:
+        advice = "end other programs, or use a smaller batch and num_workers: 0"
+        return Finding("warning", f"{text}; {advice}")
+    return Finding("ok", text)
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -230,17 +222,11 @@ def fits(version: str, limits: str) -> bool:
 
 def same(one: Any, other: Any) -> bool:
     """Tell whether two states are equal to the last bit."""
-    import torch
+    from base.checkpoint_tool import is_equal
+    from base.config.tree import leaves
 
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        is_like = isinstance(other, dict) and one.keys() == other.keys()
-        return is_like and all(same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple):
-        is_like = isinstance(other, list | tuple) and len(one) == len(other)
-        return is_like and all(map(same, one, other))
-    return bool(one == other)
+    ours, theirs = dict(leaves(one)), dict(leaves(other))
+    return ours.keys() == theirs.keys() and all(is_equal(ours[key], theirs[key]) for key in ours)
 
 
 def _run(folder: Path, words: list[str], killed_in: Path | None = None) -> int | None:
@@ -297,13 +283,6 @@ def _steps(save_dir: Path) -> Iterator[int]:
 
 def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

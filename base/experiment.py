@@ -30,7 +30,10 @@ from base.layers import NoForward
 from base.loaders import batches_in_epoch, build_loaders
 from base.losses import build_losses
 from base.match import NoMatch
-from base.memory import check_combinations, keep_freed_memory, offload_state, prepare_model
+from base.memory.allocator import keep_freed_memory
+from base.memory.combinations import check_combinations
+from base.memory.model import prepare_model
+from base.memory.optimizer import offload_state
 from base.metrics import build_metrics
 from base.names import build
 from base.optim import Schedule, build_optimizer, build_schedule
@@ -130,11 +133,8 @@ def choose_device(name: str) -> torch.device:
     if n_processes > 1:
         text = f"torchrun started {n_processes} processes, but training over several is not built"
         raise UsageError(f"{text} yet: start one, `python train.py ...`, with `-d` for its device")
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
     if name == "auto":
-        return accelerator or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if "," in name:
         n = name.count(",") + 1
         command = f"CUDA_VISIBLE_DEVICES={name} torchrun --nproc-per-node {n} train.py"
@@ -143,9 +143,8 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(f"cuda:{name}" if name.isdigit() else name)
     except RuntimeError as error:
-        raise UsageError(
-            f"-d {name}: no such device; use auto, cpu, cuda, mps or a number"
-        ) from error
+        known = "use auto, cpu, cuda, mps or a number"
+        raise UsageError(f"-d {name}: no such device; {known}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         n = torch.cuda.device_count()
         raise UsageError(f"-d {name}: there are {n} CUDA devices here; use `-d auto` or `-d cpu`")
@@ -182,13 +181,9 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         getattr(loader, "place_on", lambda _: None)(device)
     model, init_records = build_model(config, train_loader)
     loaded = load_weights(config, model) if weights else {}
-    settings, memory, accumulate = (
-        config["trainer"],
-        config["memory"],
-        config["memory"]["accumulate"],
-    )
+    settings, memory = config["trainer"], config["memory"]
     batches_per_epoch = batches_in_epoch(config, train_loader)
-    steps_per_epoch = math.ceil(batches_per_epoch / accumulate)
+    steps_per_epoch = math.ceil(batches_per_epoch / memory["accumulate"])
     total_steps = settings["steps"] or settings["epochs"] * steps_per_epoch
 
     with isolated_random_state(derive_seed(config["seed"], "loss")):

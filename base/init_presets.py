@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from base.errors import KindlingError, nearest
 from base.layers import NORMS
 from base.match import owner_and_leaf, whole_of
+from base.parameter_groups import shown
 
 Section = Mapping[str, Any]
 
@@ -54,7 +55,7 @@ def preset_schemes(model: nn.Module, preset: str, names: Sequence[str]) -> dict[
         if section is not None:
             chosen[name] = section
     if not chosen:
-        text = f"{preset} sets convolutions, Linear and norm layers; matched are {_few(names)}"
+        text = f"{preset} sets convolutions, Linear and norm layers; matched are {shown(names, 4)}"
         raise PresetError(f"{text}: give these a rule with a function, as `weight: normal_`")
     return chosen
 
@@ -93,7 +94,7 @@ def call_init_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
         elif old is not None:
             parameter.detach().copy_(value)
     if not is_set:
-        raise PresetError(f"init_weights() sets nothing of {_few(names)}")
+        raise PresetError(f"init_weights() sets nothing of {shown(names, 4)}")
     return is_set
 
 
@@ -122,7 +123,9 @@ def _zero_last_norms(model: nn.Module, names: Sequence[str]) -> dict[str, Sectio
         raise PresetError(f"{text} block's class (those of torchvision's ResNets are known)")
     chosen = [name for name in found if name in names]
     if not chosen:
-        raise PresetError(f"match leaves out the last norms of the residual blocks: {_few(found)}")
+        raise PresetError(
+            f"match leaves out the last norms of the residual blocks: {shown(found, 4)}"
+        )
     return dict.fromkeys(chosen, _ZEROS)
 
 
@@ -144,7 +147,3 @@ def _weight_of(block: nn.Module, last: str, where: str) -> Tensor:
         )
         raise PresetError(f"{text}, {fault}")
     return weight
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

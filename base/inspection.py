@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from base.audit import audit, loaded_tables, whole_table
@@ -19,7 +19,7 @@ from base.shape_errors import explain_shape_errors
 from base.summary import summarise_model, table_rows
 from base.values import check_watched, detach
 from base.writers import check_writers
-from logger.console import format_header, format_value, pad, text_width
+from logger.console import format_header, format_value, table
 
 
 def check(trainer: BaseTrainer) -> None:
@@ -80,18 +80,8 @@ def model_table(trainer: BaseTrainer, batch: Any) -> str:
         except NotImplementedError:  # several networks: the step knows how they are called
             trainer.valid_step(batch)
 
-    return _table(table_rows(summarise_model(trainer.model, run)))
+    return table(table_rows(summarise_model(trainer.model, run)))
 
 
 def _numbers(items: Iterable[tuple[str, Any]]) -> str:
     return ", ".join(f"{name} {format_value(name, float(value))}" for name, value in items)
-
-
-def _table(rows: Sequence[Sequence[Any]]) -> str:
-    columns = list(zip(*rows, strict=True))
-    widths = [max(text_width(str(cell)) for cell in column) for column in columns]
-    lines = [
-        "  ".join(pad(str(cell), width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join("  " + line for line in lines)

@@ -100,11 +100,8 @@ def _read_before_1_6(file: BinaryIO, size: int) -> Any:
     if not isinstance(about, dict) or about.get("little_endian") != (sys.byteorder == "little"):
         raise CheckpointError("its numbers have the byte order of another machine")
     state, keys = read(), read()
-    if (
-        type(keys) is not list
-        or {type(key) for key in keys} - {str}
-        or sorted(keys) != sorted(opened)
-    ):
+    are_names = type(keys) is list and {type(key) for key in keys} <= {str}
+    if not are_names or sorted(keys) != sorted(opened):
         raise CheckpointError("damaged: its list of storages is not that of its tensors")
     for key in keys:
         count, n_bytes = int.from_bytes(file.read(8), sys.byteorder), len(opened[key])

@@ -23,9 +23,9 @@ def build_loaders(config: Config) -> tuple[Any, Any]:
         valid_loader = build("data_loader", section, where=config.where("valid_data_loader"))
     else:
         valid_loader = loader.split_validation() if hasattr(loader, "split_validation") else None
-    return as_batches(loader, seed), None if valid_loader is None else as_batches(
-        valid_loader, seed
-    )
+    if valid_loader is not None:
+        valid_loader = as_batches(valid_loader, seed)
+    return as_batches(loader, seed), valid_loader
 
 
 def build_test_loader(config: Config) -> Any:

@@ -70,12 +70,6 @@ def match_names(
     return _select(pattern, items, "weight", classes)
 
 
-def check_pattern(pattern: Pattern) -> None:
-    """Raise NoMatch where a pattern cannot be read; needs no model and no torch."""
-    for part in _parts(pattern):
-        _test(part)
-
-
 def owner_and_leaf(name: str) -> tuple[str, str]:
     """Split a parameter's name into that of its module and its own.
 

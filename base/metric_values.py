@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from base.batch import CONTAINERS, tensors_in, with_entries
+
 
 def detached(value: Any) -> Any:
     """Cut all tensors of a nested value from the graph."""
     if isinstance(value, Tensor):
         return value.detach() if value.requires_grad else value
-    return _map(detached, value)
+    return with_entries(value, detached) if isinstance(value, CONTAINERS) else value
 
 
 def on_cpu(value: Any) -> Any:
@@ -22,17 +24,15 @@ def on_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         copy = value.detach().cpu()
         return copy.float() if copy.dtype == torch.bfloat16 else copy
-    return _map(on_cpu, value)
+    return with_entries(value, on_cpu) if isinstance(value, CONTAINERS) else value
 
 
 def device_of(value: Any) -> torch.device:
     """Return the device of the first tensor in a nested value; the CPU where there is none."""
     if isinstance(value, Tensor):
         return value.device
-    items = list(value.values()) if isinstance(value, Mapping) else value
-    if isinstance(items, list | tuple) and items:
-        return device_of(items[0])
-    return torch.device("cpu")
+    first = next(tensors_in(value), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def join(batches: list[Any]) -> Any:
@@ -77,13 +77,3 @@ def describe(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(describe, value))})"
     return type(value).__name__
-
-
-def _map(function: Callable[[Any], Any], value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: function(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(function, value))
-    if isinstance(value, list | tuple):
-        return type(value)(map(function, value))
-    return value

@@ -21,20 +21,16 @@ from base.config.durations import parse_duration
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, nearest
 from base.layer_sections import layer_faults, with_names
-from base.listing import describe, type_schemas
 from base.registry import find, project_root
 from base.same_padding import conv_class
 from base.signatures import (
     DURATION_ARGUMENTS,
-    FILLED_IN,
     INJECTED,
     Signature,
     signature,
     takes_modules,
     value_fault,
 )
-
-__all__ = ["DURATION_ARGUMENTS", "FILLED_IN", "build", "check_names", "describe", "type_schemas"]
 
 Keys = tuple[str | int, ...]
 Section = Mapping[str, Any]
@@ -132,7 +128,7 @@ def _faults(kind: str, keys: Keys, section: Section) -> list[Fault]:
     missing = [name for name in takes.required if name not in args]
     if missing:
         plural = "s" if len(missing) > 1 else ""
-        faults.append((type_keys, f"{section['type']} needs argument{plural} {_list(missing)}"))
+        faults.append((type_keys, f"{section['type']} needs argument{plural} {', '.join(missing)}"))
 
     def check_inner(inner: str, part: Section, inner_keys: Keys) -> None:
         faults.extend(_faults(inner, (*keys, "args", *inner_keys), part))
@@ -172,7 +168,7 @@ def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, valu
     if parameter is None and takes.is_open:
         return ""
     if parameter is None:
-        known = f" (it takes {_list(takes.parameters) or 'none'})"
+        known = f" (it takes {', '.join(takes.parameters) or 'none'})"
         return f"unknown argument for {type_name}{nearest(str(name), takes.parameters) or known}"
     if parameter.kind is Parameter.POSITIONAL_ONLY:
         return f"{type_name} takes it by position only, so a config cannot give it"
@@ -242,11 +238,8 @@ def _as_annotated(parameter: Parameter | None, value: Any) -> Any:
     """Turn a text into the dtype or enum member, a list into the tensor, that is asked for."""
     annotation = None if parameter is None else parameter.annotation
     members = get_args(annotation) or (annotation,)
-    if (
-        isinstance(value, list)
-        and torch.Tensor in members
-        and set(members) <= {torch.Tensor, NoneType}
-    ):
+    takes_tensors = torch.Tensor in members and set(members) <= {torch.Tensor, NoneType}
+    if isinstance(value, list) and takes_tensors:
         return torch.tensor(value, dtype=torch.get_default_dtype())
     if isinstance(value, str) and torch.dtype in members:
         dtype = getattr(torch, value.removeprefix("torch."), None)
@@ -270,7 +263,3 @@ def _is_fault_of_code(error: Exception) -> bool:
     file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     is_ours = file.is_relative_to(project_root()) and "site-packages" not in file.parts
     return is_ours and not isinstance(error, TypeError | ValueError)
-
-
-def _list(words: Any) -> str:
-    return ", ".join(map(str, words))

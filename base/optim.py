@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from base.config.durations import parse_duration
 from base.errors import ConfigError, Problem
 from base.memory.optimizer import choose_fused
-from base.names import DURATION_ARGUMENTS, FILLED_IN, build
+from base.names import build
 from base.parameter_groups import Section, parameter_groups, shown
+from base.signatures import DURATION_ARGUMENTS, FILLED_IN
 
 # Arguments of schedulers that are rates, one for all groups or a list; and other such lists.
 SCALED = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
@@ -134,7 +135,7 @@ class Schedule:
             group["lr"] = target * fraction
 
     def state_dict(self) -> dict[str, Any]:
-        inner = {} if self.scheduler is None else plain_state(self.scheduler)
+        inner = {} if self.scheduler is None else _plain(self.scheduler.state_dict())
         return {"n_steps": self.n_steps, "targets": list(self.targets), "scheduler": inner}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -155,21 +156,13 @@ def _with_own_lengths(scheduler: Any, state: Mapping[str, Any]) -> dict[str, Any
     return {**state, **kept}
 
 
-def plain_state(scheduler: LRScheduler) -> dict[str, Any]:
-    """Return the scheduler's state without bound methods and other code that some keep in it."""
-    return {key: _plain(value) for key, value in scheduler.state_dict().items() if _is_data(value)}
-
-
-def _is_data(value: Any) -> bool:
-    return not callable(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items() if _is_data(inner)}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(inner) for inner in value)
-    return value
+def _plain(state: Any) -> Any:
+    """Return a scheduler's state without bound methods and other code that some keep in it."""
+    if isinstance(state, dict):
+        return {key: _plain(inner) for key, inner in state.items() if not callable(inner)}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_plain(inner) for inner in state)
+    return state
 
 
 @dataclass

@@ -220,17 +220,9 @@ class _Machine:
         kind, (_, named, key, _, count, *view) = given[0], given
         module, _, word = getattr(named, "name", "").rpartition(" ")
         dtype = STORAGES.get(word.removesuffix("Storage"))
-        is_known = (
-            kind == "storage" and module in ("torch", "torch.cuda", "torch.storage") and dtype
-        )
-        if (
-            dtype is None
-            or not is_known
-            or view not in ([], [None])
-            or type(key) is not str
-            or type(count) is not int
-            or count < 0
-        ):
+        is_known = kind == "storage" and module in ("torch", "torch.cuda", "torch.storage")
+        is_plain = view in ([], [None]) and type(key) is str and type(count) is int
+        if dtype is None or not is_known or not is_plain or count < 0:
             raise CheckpointError(f"refused: a storage in it is of no known kind: {word!r}")
         n_bytes = count * dtype.itemsize
         self.stack.append(Storage(dtype, n_bytes, self.open_storage(key, n_bytes)))
@@ -251,12 +243,8 @@ class _Machine:
     ) -> Any:
         numbers = (offset, *size, *stride)
         is_plain = type(storage) is Storage and isinstance(dtype, torch.dtype) and not metadata
-        if (
-            not is_plain
-            or len(size) != len(stride)
-            or len(size) > MAX_DIMS
-            or any(type(n) is not int or n.bit_length() > 63 for n in numbers)
-        ):
+        are_numbers = all(type(n) is int and n.bit_length() <= 63 for n in numbers)
+        if not is_plain or not are_numbers or len(size) != len(stride) or len(size) > MAX_DIMS:
             raise CheckpointError("refused: a tensor in it is of no known kind")
         n_held, n_asked = storage.n_bytes // dtype.itemsize, prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))

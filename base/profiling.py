@@ -102,12 +102,8 @@ class Profiler(Callback):
 
 
 def _write(recorded: Any, path: Path, accelerator: str | None) -> None:
-    averages = recorded.key_averages()
-    operators = [
-        one
-        for one in averages
-        if one.device_type == torch.autograd.DeviceType.CPU and not one.is_user_annotation
-    ]
+    cpu, averages = torch.autograd.DeviceType.CPU, recorded.key_averages()
+    operators = [one for one in averages if one.device_type == cpu and not one.is_user_annotation]
     lines = list(_table(operators, "CPU", "self_cpu_time_total"))
     if accelerator is not None:
         lines += ["", *_table(operators, accelerator, "self_device_time_total")]

@@ -37,10 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("kindling")
 
 # What a rollback leaves as it is: where the run is, what it has logged, the rates of its schedules.
-KEPT = (
-    *("progress", "monitor", "meters", "random", "bad_samples"),
-    *("metric.", "callback.", "schedule.", "scaler."),
-)
+KEPT: tuple[str, ...] = ("progress", "monitor", "meters", "random", "bad_samples")
+KEPT += ("metric.", "callback.", "schedule.", "scaler.")
 TOLD_EVERY = 10  # skipped steps
 
 
@@ -223,10 +221,9 @@ class Recovery:
         cause = str(error).strip().partition("\n")[0][:200]
         number, half = trainer.progress.step + 1, (n_samples + 1) // 2
         if not trainer.model.training:
-            text = f"out of memory in the evaluation of {n_samples} samples: make its batches"
-            raise OutOfMemoryError(
-                f"{text} smaller, data_loader.args.batch_size ({cause})"
-            ) from error
+            told = f"out of memory in the evaluation of {n_samples} samples"
+            advice = "make its batches smaller, data_loader.args.batch_size"
+            raise OutOfMemoryError(f"{told}: {advice} ({cause})") from error
         told = f"out of memory at step {number} with {n_samples} samples at a time"
         if n_samples == 1:
             text = "not even one sample fits; docs/memory.md says what else saves some"

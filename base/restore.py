@@ -37,9 +37,8 @@ def restore(stateful: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         try:
             stateful[name].load_state_dict(_own_copy(stateful[name], state[name]))
         except Exception as error:
-            raise CheckpointError(
-                f"{name}: cannot take its state: {type(error).__name__}: {error}"
-            ) from error
+            text = f"cannot take its state: {type(error).__name__}: {error}"
+            raise CheckpointError(f"{name}: {text}") from error
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:

@@ -96,8 +96,8 @@ def write_environment(folder: Path) -> None:
         "git": _git_state(Path(__file__).resolve().parent.parent),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": _version("torchvision"),
-        "numpy": _version("numpy"),
+        "torchvision": installed("torchvision") or "none",
+        "numpy": installed("numpy") or "none",
         "cuda": torch.version.cuda or "none",
         "cudnn": torch.backends.cudnn.version() or "none",
         "devices": ", ".join(gpus) or "cpu",
@@ -107,6 +107,14 @@ def write_environment(folder: Path) -> None:
     }
     text = "".join(f"{name:<12} {value}\n" for name, value in lines.items())
     (folder / "env.txt").write_text(text, encoding="utf-8")
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package, or None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 class RunLock:
@@ -187,13 +195,6 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # too long, not ours to see, or no path at all
         return False
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
 
 
 def _git_state(folder: Path) -> str:

@@ -36,7 +36,7 @@ from logger.console import (
 from logger.files import write_whole
 from logger.progress import ProgressBar
 from logger.report import write_curves
-from logger.writers import Writer, Writers
+from logger.writers import Writers
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -117,9 +117,7 @@ class RunLog:
         self._advised = ""
         self._logged_at = 0
         self._started, self._samples = time.perf_counter(), 0
-        writers: list[Writer] = []
-        if folder is not None and config is not None:
-            writers = make_writers(folder, config, resumed_at)
+        writers = make_writers(folder, config, resumed_at) if folder and config else []
         self.writers = Writers(writers)
 
     def bar(self, progress: Progress, n_batches: int) -> ProgressBar:

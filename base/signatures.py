@@ -16,12 +16,8 @@ INJECTED = {"optimizer": "params", "lr_scheduler": "optimizer", "trainer": "expe
 # Arguments that Kindling fills in from the length of the run where a config leaves them out.
 FILLED_IN = {"OneCycleLR": ("total_steps",), "CosineAnnealingLR": ("T_max",)}
 # Arguments of schedulers that may be durations.
-DURATION_ARGUMENTS = frozenset(
-    (
-        *("T_0", "T_max", "milestones", "total_iters", "total_steps"),
-        *("step_size", "step_size_up", "step_size_down"),
-    )
-)
+DURATION_ARGUMENTS = {"T_0", "T_max", "milestones", "total_iters", "total_steps"}
+DURATION_ARGUMENTS |= {"step_size", "step_size_up", "step_size_down"}
 
 _MEANINGS = {
     "int": ("a whole number", "integer", (int,)),
@@ -184,13 +180,7 @@ def _passes_on(init: Callable[..., None], rest: str) -> bool:
     except (OSError, TypeError, SyntaxError):
         return False
     uses = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == rest]
-    passed = [
-        keyword.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "__init__"
-        for keyword in node.keywords
-        if keyword.arg is None
-    ]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    inits = [call for call in calls if getattr(call.func, "attr", "") == "__init__"]
+    passed = [word.value for call in inits for word in call.keywords if word.arg is None]
     return bool(passed) and all(use in passed for use in uses)

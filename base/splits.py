@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from base.errors import DataError, nearest
 from base.seeding import derive_generator
+from logger.csv_writer import csv_text
 from logger.files import write_whole
 
 KEYS = ("valid", "folds", "fold", "stratify")
@@ -141,9 +141,7 @@ def keep_split(path: Path, train_loader: Any, valid_loader: Any) -> None:
         raise DataError(f"the split overlaps: {text}")
     rows = [(part, name) for part, names in parts.items() for name in names]
     if not path.exists():
-        content = io.StringIO()
-        csv.writer(content, lineterminator="\n").writerows([("part", "id"), *rows])
-        write_whole(path, content.getvalue().encode())
+        write_whole(path, csv_text([("part", "id"), *rows]).encode())
         return
     with path.open(newline="", encoding="utf-8") as file:
         kept = [(part, name) for part, name in list(csv.reader(file))[1:]]

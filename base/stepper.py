@@ -16,7 +16,8 @@ from base.config.durations import parse_duration
 from base.errors import TrainingError, nearest
 from base.experiment import Experiment, optimizer_sections
 from base.losses import WeightedLoss
-from base.memory import NOTHING, Precision, StepInBackward
+from base.memory.optimizer import StepInBackward
+from base.memory.precision import NOTHING, Precision
 from base.recovery import refuse_nonfinite
 from base.values import with_total
 

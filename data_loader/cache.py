@@ -133,10 +133,8 @@ def _in_memory(source: Any, n_threads: int) -> tuple[SharedPixels, Layout]:
         try:
             os.ftruncate(descriptor, needed)
         except OSError as error:  # a limit of the process (ulimit -f), or of a temporary folder
-            text = f"{sizes} cannot be laid out: {error.strerror}"
-            raise DataError(
-                f"cache: memory: {text}; use cache: disk, or raise the limit"
-            ) from error
+            text = f"cache: memory: {sizes} cannot be laid out: {error.strerror}"
+            raise DataError(f"{text}; use cache: disk, or raise the limit") from error
         with closing(decode_each(source, layout, 0, n_threads)) as decoded:
             for index, data in decoded:
                 write_at(descriptor, data, int(layout.offsets[index]))

@@ -86,9 +86,8 @@ class _Composed(Dataset[Any]):
             return values[0]
         if name == "targets":
             firsts = torch.tensor([0, *map(len, values[:-1])]).cumsum(0)
-            return torch.cat(list(map(torch.as_tensor, values)))[
-                firsts[self._numbers] + self._indices
-            ]
+            places = firsts[self._numbers] + self._indices
+            return torch.cat(list(map(torch.as_tensor, values)))[places]
         pairs = list(zip(self._numbers.tolist(), self._indices.tolist(), strict=True))
         texts = [values[number][index] for number, index in pairs]
         if name == "ids" and len(set(texts)) < len(texts):  # told apart by the number of the part

@@ -168,11 +168,8 @@ def check_apart(one: Any, other: Any, name: str, other_name: str) -> None:
         text = ", ".join(sorted(set(classes) ^ set(other_classes))[:5]) or "in another order"
         raise DataError(f"{name} and {other_name} data differ in their classes: {text}")
     files = {path: i for i, path in enumerate(real_paths(getattr(one, "files", ())))}
-    shared = [
-        (files[path], i)
-        for i, path in enumerate(real_paths(getattr(other, "files", ())))
-        if path in files
-    ]
+    others = enumerate(real_paths(getattr(other, "files", ())))
+    shared = [(files[path], i) for i, path in others if path in files]
     if shared:
         first, second = one.place(shared[0][0]), other.place(shared[0][1])
         text = f"{len(shared)} files are both {name} and {other_name} data"

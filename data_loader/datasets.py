@@ -22,9 +22,8 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
     except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: no such file; data_dir is relative to the current folder, {Path.cwd()}"
-        ) from error
+        text = f"no such file; data_dir is relative to the current folder, {Path.cwd()}"
+        raise DataError(f"{path}: {text}") from error
     except Exception as error:  # numpy and zipfile raise a dozen kinds
         raise DataError(f"{path}: not a readable npz file: {error}") from error
 

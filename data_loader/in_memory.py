@@ -95,9 +95,8 @@ def synthetic_images(
 def in_memory(dataset: Any) -> InMemoryDataset | None:
     """Return a data set of torchvision as one in memory; None where it is not, or transforms."""
     arrays = in_memory_arrays(dataset)
-    if arrays is None or any(
-        getattr(dataset, f"{kind}transform", None) for kind in ("", "target_")
-    ):
+    changes = [getattr(dataset, f"{kind}transform", None) for kind in ("", "target_")]
+    if arrays is None or any(changes):
         return None
     classes = getattr(dataset, "classes", None)
     return InMemoryDataset(*arrays, classes, source=type(dataset).__name__)

@@ -98,13 +98,8 @@ def _class_numbers(
         faults |= {text: f"class {text} {outside}" for text in numbers.keys() - known.keys()}
     for text in set(column) - known.keys() - faults.keys():
         faults[text] = f"unknown class {text!r}{nearest(text, names)}"
-    raise_problems(
-        [
-            Problem(place(sample, 0), faults[text])
-            for sample, text in enumerate(column)
-            if text in faults
-        ]
-    )
+    wrong = [(sample, text) for sample, text in enumerate(column) if text in faults]
+    raise_problems([Problem(place(sample, 0), faults[text]) for sample, text in wrong])
     return torch.tensor([known[text] for text in column], dtype=torch.int64), names
 
 

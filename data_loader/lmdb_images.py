@@ -52,14 +52,9 @@ class LmdbImageDataset(ImageListDataset):
         """Make sure that each key is there."""
         with _open(self.root).begin() as transaction:
             keys = transaction.cursor()
-            text = f"{self.root} has no such key"
-            raise_problems(
-                [
-                    Problem(self.place(index), text)
-                    for index, key in enumerate(self.ids)
-                    if not keys.set_key(key.encode())
-                ]
-            )
+            missing = [i for i, key in enumerate(self.ids) if not keys.set_key(key.encode())]
+        text = f"{self.root} has no such key"
+        raise_problems([Problem(self.place(index), text) for index in missing])
 
 
 _environments: dict[str, Any] = {}  # of this process: LMDB opens a database once in each

@@ -257,10 +257,8 @@ def _unequal(images: list[Tensor], indices: Tensor) -> str:
         f"{f' of {forms[number][1]}' if forms[0][0] == forms[other][0] else ''}"
         for number in (other, 0)
     ]
-    text = f"{facts[0]}, {facts[1].replace(' is ', ' ')}"
-    return (
-        f"images of unequal shapes: {text}; add a transform that makes them equal, such as Resize"
-    )
+    text = f"images of unequal shapes: {facts[0]}, {facts[1].replace(' is ', ' ')}"
+    return f"{text}; add a transform that makes them equal, such as Resize"
 
 
 def _stacked(images: list[Tensor]) -> Images:

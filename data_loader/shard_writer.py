@@ -14,6 +14,7 @@ import random
 import re
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -240,12 +241,10 @@ def check_shards(patterns: Sequence[str]) -> int:
         faults += found
     faults += find_faults(shards, indexes, len(classes))
     labels = np.concatenate([index.labels for index in indexes])
-    counts = dict(
-        zip(*(part.tolist() for part in np.unique(labels, return_counts=True)), strict=True)
-    )
+    counts = Counter(labels.tolist())
     for label in sorted({*counts, *range(len(classes))}):
         name = f" {classes[label]}" if label < len(classes) else ""
-        print(f"class {label}{name}: {counts.get(label, 0)}")
+        print(f"class {label}{name}: {counts[label]}")
     print(*faults, sep="\n", end="\n" if faults else "")
     print(f"{len(shards)} shards, {len(labels)} samples, {len(faults) or 'no'} faults")
     return 1 if faults else 0

@@ -5,7 +5,7 @@ import os
 import sys
 import unicodedata
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,22 +96,33 @@ def format_header(facts: Mapping[str, object]) -> str:
     )
 
 
+def table(rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> str:
+    """Lay rows out in columns below the first of them, which names these.
+
+    Args:
+        right: names of columns that end on the right, as numbers do.
+    """
+    columns = []
+    for column in zip(*rows, strict=True):
+        width, is_right = max(map(text_width, column)), column[0] in right
+        columns.append([pad(cell, width, right=is_right) for cell in column])
+    return "\n".join("  " + "  ".join(row).rstrip() for row in zip(*columns, strict=True))
+
+
 class EpochTable:
     """Lay out one fixed-width row an epoch; `*` marks the best.
 
-    With `columns` only those are shown; without, all that the rows bring: a name that comes later
-    is added on the right, under a new header.
+    A name that comes later is added on the right, under a new header.
     """
 
-    def __init__(self, columns: Sequence[str] | None = None, repeat_every: int = 40) -> None:
-        self.columns = list(columns or [])
-        self._grows = columns is None
+    def __init__(self, repeat_every: int = 40) -> None:
+        self.columns: list[str] = []
         self._repeat_every = repeat_every
         self._n_rows = 0
 
     def lines(self, values: Mapping[str, object], best: bool = False) -> list[str]:
         """Return the row of one epoch, after the header where one is due."""
-        new = [name for name in values if self._grows and name not in self.columns]
+        new = [name for name in values if name not in self.columns]
         self.columns += new
         cells = [format_value(name, values.get(name)) for name in self.columns]
         lines = [self._line(cells) + " *" * best]

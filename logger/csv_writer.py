@@ -54,6 +54,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(_whole_lines(path), newline=""), restval=""))
 
 
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows of cells as CSV: None is an empty cell, floats are exact."""
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
 def number(text: str) -> float:
     """Return the number that a cell holds; nan where it holds none."""
     try:
@@ -68,6 +75,4 @@ def _whole_lines(path: Path) -> str:
 
 
 def _as_text(rows: Iterable[Row], columns: list[str]) -> str:
-    buffer = io.StringIO(newline="")
-    csv.DictWriter(buffer, columns, lineterminator="\n").writerows(rows)  # floats by repr: exact
-    return buffer.getvalue()
+    return csv_text([row.get(name) for name in columns] for row in rows)

@@ -29,7 +29,7 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
     ) -> None:
         stream = stream or sys.stdout
         self._line: _Line | None = None
-        self._text: str | Callable[[], str] = ""
+        self._text: Callable[[], str] = lambda: ""
         self._pending = 0
         self._next_redraw = perf_counter() + REDRAW_SECONDS
         if enabled and can_redraw(stream):
@@ -51,14 +51,9 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
             if perf_counter() >= self._next_redraw:
                 self._redraw(self._line)
 
-    def show(self, text: str | Callable[[], str]) -> None:
-        """Set the text behind the bar; a callable is only asked when the line is redrawn."""
+    def show(self, text: Callable[[], str]) -> None:
+        """Set what gives the text behind the bar; it is only asked when the line is redrawn."""
         self._text = text
-
-    def write(self, line: str) -> None:
-        """Print a whole line above the bar."""
-        with above_bars():
-            print(line, flush=True)
 
     def close(self) -> None:
         """Wipe the line; later calls do nothing."""
@@ -70,8 +65,7 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
         self.close()
 
     def _redraw(self, line: _Line) -> None:
-        text = self._text if isinstance(self._text, str) else self._text()
-        line.set_postfix_str(text, refresh=False)
+        line.set_postfix_str(self._text(), refresh=False)
         line.update(self._pending)
         self._pending = 0
         self._next_redraw = perf_counter() + REDRAW_SECONDS

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logger.csv_writer import number, read_rows
+from logger.csv_writer import csv_text, number, read_rows
 from logger.files import write_whole
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ def _as_plain(value: Any) -> Any:
 
 
 def _write_table(path: Path, rows: list[list[float | None]]) -> None:
-    lines = [",".join("" if cell is None else str(cell) for cell in row) for row in rows]
-    write_whole(path.with_name(f"{path.name}.csv"), ("\n".join(lines) + "\n").encode())
+    write_whole(path.with_name(f"{path.name}.csv"), csv_text(rows).encode())
     figure = _new_figure(5, 4.5)
     if figure is not None:
         cells = [[math.nan if cell is None else cell for cell in row] for row in rows]

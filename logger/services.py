@@ -77,12 +77,9 @@ class RowService(Service):
         self._add({tag: self._package.Image(side_by_side(images))}, step)
 
     def add_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        make = self._package.Histogram
-        trimmed = {tag: coarser(trim(one)) for tag, one in histograms.items()}
-        self._add(
-            {tag: make(np_histogram=(one.counts, one.limits)) for tag, one in trimmed.items()},
-            step,
-        )
+        for tag, histogram in histograms.items():
+            limits, counts = coarser(trim(histogram))
+            self._add({tag: self._package.Histogram(np_histogram=(counts, limits))}, step)
 
     def flush(self) -> None:
         if self._row:
@@ -138,12 +135,9 @@ class WandbWriter(RowService):
         mode: str | None = None,
     ) -> None:
         super().__init__(folder, config)
+        tags = [tags] if isinstance(tags, str) else list(tags)
         self.args = {"project": project or config["name"], "entity": entity, "group": group}
-        self.args |= {
-            "tags": [tags] if isinstance(tags, str) else list(tags),
-            "notes": notes,
-            "mode": mode,
-        }
+        self.args |= {"tags": tags, "notes": notes, "mode": mode}
 
     def close(self) -> None:
         self.flush()

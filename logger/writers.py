@@ -161,10 +161,8 @@ class TensorBoardWriter(Writer):
         self.folder.mkdir(parents=True, exist_ok=True)
         stamps = [p.name.split(".")[3] for p in self.folder.glob("events.out.tfevents.*")]
         stamp = max([int(time.time()), *(int(s) + 1 for s in stamps if s.isdigit())])
-        path = (
-            self.folder / f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
-        )
-        self._records = tools.open(path)
+        name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
+        self._records = tools.open(self.folder / name)
         self._write(file_version="brain.Event:2")
         if self.purge_step is not None:
             self._write(step=self.purge_step, session_log={"status": "START"})

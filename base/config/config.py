@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from base.config.tree import DEFAULT, Keys, Node, dotted, problem_at
+from base.config.tree import DEFAULT, Keys, Node, leaves, problem_at
 from base.config.writing import to_lines
 from base.errors import ConfigError, Problem
 
@@ -86,16 +86,7 @@ class Config(Mapping[str, Any]):
 
     def difference(self, other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
         """Return (dotted key, value here, value there) where two configs differ; None is absent."""
-        ours, theirs = dict(_leaves(dict(self))), dict(_leaves(dict(other)))
+        ours, theirs = dict(leaves(self)), dict(leaves(other))
         keys = [*ours, *(key for key in theirs if key not in ours)]
         pairs = [(key, ours.get(key), theirs.get(key)) for key in keys]
         return [pair for pair in pairs if pair[1] != pair[2]]
-
-
-def _leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[str, Any]]:
-    is_tree = isinstance(value, dict | list) and value
-    if not is_tree:
-        yield dotted(keys), value
-        return
-    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _leaves(child, (*keys, key))

@@ -69,9 +69,8 @@ class _Lookup:
             known = target.value if isinstance(target.value, dict) else ()
             child = target.child(part)
             if child is None:
-                return self._fail(
-                    node, keys, f"{reference}: no {part!r}{self.run.near(part, known)}"
-                )
+                near = self.run.near(part, known)
+                return self._fail(node, keys, f"{reference}: no {part!r}{near}")
             target = child
         self.active.append(name)
         found = self.resolve(target, keys, depth + 1).value

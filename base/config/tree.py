@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,6 +58,16 @@ def as_tree(value: Any) -> Node:
 def dotted(keys: Keys) -> str:
     """Return the name that users read: ``optimizer.args.lr``."""
     return ".".join(str(key) for key in keys)
+
+
+def leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[str, Any]]:
+    """Yield all that is in nested data, by dotted names; what is empty is a leaf."""
+    items: Any = value.items() if isinstance(value, Mapping) else ()
+    items = enumerate(value) if isinstance(value, list | tuple) else items
+    for key, item in items:
+        yield from leaves(item, (*keys, key))
+    if not isinstance(value, Mapping | list | tuple) or not value:
+        yield dotted(keys), value
 
 
 def problem_at(where: Where | str, keys: Keys, message: str) -> Problem:

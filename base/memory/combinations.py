@@ -73,11 +73,9 @@ def _places(config: Config, option: str) -> Iterator[tuple[str | int, ...]]:
         if len(config["optimizers"] or ()) > 1:
             yield ("optimizers",)
     elif option == "capture of parameters":
-        yield from (
-            ("capture", number)
-            for number, rule in enumerate(config["capture"])
-            if rule["of"] == "parameters"
-        )
+        for number, rule in enumerate(config["capture"]):
+            if rule["of"] == "parameters":
+                yield ("capture", number)
     elif option == CLOSURE:
         for keys, section in _optimizers(config):
             kind = find("optimizer", section["type"])

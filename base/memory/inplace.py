@@ -35,9 +35,8 @@ def choose_inplace(trainer: BaseTrainer, batch: Any) -> str:
     with _noisy(trainer.model):
         plain, again = _run(trainer, sample), _run(trainer, sample)
         # A device that adds up in any order gives other last digits each time.
-        spread = [
-            2 * (a - b).abs().nan_to_num().max().item() for a, b in zip(plain, again, strict=True)
-        ]
+        pairs = zip(plain, again, strict=True)
+        spread = [2 * (a - b).abs().nan_to_num().max().item() for a, b in pairs]
 
         def is_safe(chosen: Switches) -> bool:
             try:

@@ -18,7 +18,7 @@ from base.callbacks import Callback
 from base.capture import LIMITS, Capture
 from base.errors import ConfigError
 from base.gradients import gradient_penalty
-from base.memory import checkpoint_activations
+from base.memory.activations import checkpoint_activations
 from base.registry import MODELS
 from logger.writers import Histogram, Writer
 from trainer.trainer import Trainer

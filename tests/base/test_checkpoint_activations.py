@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from toy import CPU
 
 from base.errors import ConfigError, TrainingError
-from base.memory import checkpoint_activations
-from base.memory.activations import OffloadedActivations
+from base.memory.activations import OffloadedActivations, checkpoint_activations
 
 
 class Moving(nn.Module):

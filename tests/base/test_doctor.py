@@ -60,7 +60,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Let all other checks be well."""
     for name in NAMES:
         if name not in names:
-            monkeypatch.setattr(doctor, name, lambda _, name=name: Finding(name, "ok", ""))
+            monkeypatch.setattr(doctor, name, lambda _: Finding("ok", ""))
 
 
 def test_one_failed_check_is_told_and_the_others_are_made(monkeypatch, tmp_path, capsys) -> None:
@@ -78,7 +78,7 @@ def test_one_failed_check_is_told_and_the_others_are_made(monkeypatch, tmp_path,
 
 def test_old_and_missing_packages_fail_with_what_to_do(monkeypatch, tmp_path) -> None:
     versions = {"torch": "2.9.1+cpu", "tqdm": None}
-    monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, "99.0"))
+    monkeypatch.setattr(doctor, "installed", lambda name: versions.get(name, "99.0"))
     found = doctor.packages(tmp_path)
     assert found.state == "failed"
     assert "torch 2.9.1+cpu, wanted >=2.10" in found.text

@@ -7,7 +7,6 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from base.match import (
     NoMatch,
-    check_pattern,
     match_modules,
     match_names,
     match_parameters,
@@ -216,14 +215,13 @@ def test_types_that_torch_knows_may_be_absent_but_misspelt_ones_may_not():
     ],
 )
 def test_what_is_no_pattern_is_refused_with_the_form_it_should_have(pattern):
-    for refuse in (check_pattern, lambda pattern: match_parameters(Net(), pattern)):
-        with pytest.raises(NoMatch, match=r"a pattern (is a name|by class)"):
-            refuse(pattern)
+    with pytest.raises(NoMatch, match=r"a pattern (is a name|by class)"):
+        match_parameters(Net(), pattern)
 
 
 def test_a_broken_regular_expression_is_told_as_such():
     with pytest.raises(NoMatch, match=r"'re:\(' is no regular expression: .*unterminated"):
-        check_pattern("re:(")
+        match_parameters(Net(), "re:(")
 
 
 def test_a_model_without_parameters_is_no_crash():

@@ -15,7 +15,9 @@ from toy import CONFIG, CPU, assert_resumes, assert_same, batches, make, weights
 from base.config import load_config
 from base.errors import ConfigError
 from base.experiment import make_repeatable
-from base.memory import FiniteWatch, Precision, checkpoint_activations, prepare_model
+from base.memory.activations import checkpoint_activations
+from base.memory.model import prepare_model
+from base.memory.precision import FiniteWatch, Precision
 from base.registry import MODELS
 from trainer.trainer import Trainer
 

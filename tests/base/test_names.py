@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from base.config import load_config
 from base.errors import ConfigError
-from base.names import FILLED_IN, build, check_names, describe, type_schemas
+from base.listing import describe, type_schemas
+from base.names import build, check_names
 from base.registry import KINDS, find, names
-from base.signatures import signature, value_fault
+from base.signatures import FILLED_IN, signature, value_fault
 
 Write = Callable[[dict[str, str]], Path]
 

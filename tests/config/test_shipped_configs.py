@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from base.config import json_schema, load_config
-from base.names import check_names, type_schemas
+from base.listing import type_schemas
+from base.names import check_names
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "config"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

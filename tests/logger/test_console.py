@@ -132,7 +132,7 @@ def test_all_rows_are_as_wide_as_the_header():
 
 
 def test_the_best_row_is_marked_behind_the_columns():
-    table = EpochTable(["epoch", "loss"])
+    table = EpochTable()
     plain = table.lines({"epoch": 1, "loss": 0.5})[-1]
     assert table.lines({"epoch": 1, "loss": 0.5}, best=True) == [plain + " *"]
 
@@ -143,13 +143,6 @@ def test_the_header_comes_again_when_a_column_comes_and_after_many_rows():
     n_lines += [len(table.lines(row_of(2, **{"valid/loss": 0.5}))) for _ in range(3)]
     assert n_lines == [2, 2, 1, 2]
     assert table.columns == ["epoch", "train/loss", "valid/loss"]
-
-
-def test_chosen_columns_stay_as_they_are():
-    table = EpochTable(["epoch", "valid/loss"])
-    header, row = table.lines(row_of(7))
-    assert header.split() == ["epoch", "valid/loss"]
-    assert row.split() == ["7", "-"]
 
 
 def test_long_names_lose_their_middle():

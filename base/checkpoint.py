@@ -79,7 +79,8 @@ class CheckpointStore:
         try:
             open_folder(self.folder)
         except OSError as error:
-            raise CheckpointError(f"{self.folder}: cannot write here: {why(error)}") from error
+            kind = DiskFullError if error.errno in NO_ROOM else CheckpointError
+            raise kind(f"{self.folder}: cannot write here: {why(error)}") from error
 
     def sweep(self) -> None:
         """Remove what a killed process left behind; call it when the run's lock is held."""

@@ -243,12 +243,13 @@ def _of_the_disk(error: OSError) -> KindlingError | None:
     """Return what to tell of a run's own file, or of a full disk; None for a fault elsewhere."""
     name = error.filename
     path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
-    runs = [each for each in (path.parents if path else ()) if (each / STAMP).is_file()]
+    around = (path, *path.parents) if path else ()
+    runs = [each for each in around if (each / STAMP).is_file()]
     is_full = error.errno in NO_ROOM
     if not runs and not is_full:
         return None
     text = f"{path or 'a file'}: {error.strerror} (errno {error.errno})"
-    if runs:
+    if runs and any((runs[0] / "checkpoints").glob("step-*")):
         text += f"; its checkpoints are untouched, go on by: {resume_command(runs[0])}"
     return DiskFullError(text) if is_full else CheckpointError(text)
 

@@ -52,7 +52,7 @@ def test_damaged_images_stop_a_run_or_are_skipped_by_every_reader_and_after_a_ki
             script.kill()
             done = place.run("-r", "auto", *words, *reading)
             assert done.returncode == 0, done.stderr
-            assert "Traceback" not in done.stderr
+            assert "Traceback" not in done.stderr, done.stderr
             killed = [run for run in place.runs() if run.parent.name == "killed"][-1]
             assert digest(killed) == digest(unbroken)
             lists = [(run / "bad_samples.csv").read_bytes() for run in (killed, unbroken)]

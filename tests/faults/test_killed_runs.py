@@ -41,7 +41,7 @@ def test_killed_at_a_random_moment_a_run_ends_with_the_same_bits(
                 script.kill()
                 done = script.wait()
                 assert done.returncode in (0, -signal.SIGKILL), done.stderr
-                assert "Traceback" not in done.stderr
+                assert "Traceback" not in done.stderr, done.stderr
                 assert newest_step(place) >= before
             check_goes_on(place, whole)
 

@@ -44,7 +44,7 @@ def test_an_io_error_at_any_call_of_a_run_loses_nothing(
             place = Workplace(tmp_path_factory.mktemp("failing"))
             injected = FailAtCall(at, number, lasting=draw.random() < 0.5, every=every)
             done = place.run("-c", "tiny.yaml", "--set", SAVING, inject=injected)
-            assert "Traceback" not in done.stderr
+            assert "Traceback" not in done.stderr, done.stderr
             assert errno.errorcode[number] or done.stderr
             assert done.returncode in (0, 1, 2, 3)
             assert (done.returncode == 0) or injected.text in done.stderr
@@ -140,7 +140,7 @@ def test_a_file_of_a_run_that_cannot_be_written_is_one_line(
     if file in ("split.csv", "parameters.csv"):
         (cut / file).unlink(missing_ok=True)  # it is written anew
     done = place.run("-r", inject=FailsToWrite(file, number))
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     if done.returncode != 0:
         code = 3 if number == errno.ENOSPC else 1
         check_failed(done, file, rf"\(errno {number}\)", "go on by: python train.py -r", code=code)

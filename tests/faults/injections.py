@@ -127,28 +127,35 @@ class SignalIn:
     function: str
     at: int = 1
     again_after: float | None = None
+    NOTE: ClassVar[str] = ".signalled"
 
     def __call__(self) -> None:
-        inner, count = resolve_name(self.function), 0
-
-        def outer(*arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == self.at:
-                Path(self.NOTE).write_bytes(b"%f" % time.time())
+        def act() -> None:
+            Path(self.NOTE).write_bytes(b"%f" % time.time())
+            os.kill(os.getpid(), self.number)
+            if self.again_after is not None:
+                time.sleep(self.again_after)
                 os.kill(os.getpid(), self.number)
-                if self.again_after is not None:
-                    time.sleep(self.again_after)
-                    os.kill(os.getpid(), self.number)
-            return inner(*arguments, **options)
 
-        FOREVER.setattr(self.function, outer)
-
-    NOTE: ClassVar[str] = ".signalled"
+        _on_entry(self.function, self.at, act)
 
     def sent(self, folder: Path) -> float:
         """Return when it was sent, in seconds of the system's clock."""
         return float((folder / self.NOTE).read_bytes())
+
+
+def _on_entry(function: str, at: int, act: Callable[[], None]) -> None:
+    """Call something before the `at`-th call of a function of this process."""
+    inner, count = resolve_name(function), 0
+
+    def outer(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == at:
+            act()
+        return inner(*arguments, **options)
+
+    FOREVER.setattr(function, outer)
 
 
 @dataclass(frozen=True)
@@ -163,16 +170,10 @@ class RaiseIn:
     at: int = 1
 
     def __call__(self) -> None:
-        inner, count = resolve_name(self.function), 0
+        def act() -> None:
+            raise RuntimeError("a fault of the test's own")
 
-        def outer(*arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == self.at:
-                raise RuntimeError("a fault of the test's own")
-            return inner(*arguments, **options)
-
-        FOREVER.setattr(self.function, outer)
+        _on_entry(self.function, self.at, act)
 
 
 @dataclass(frozen=True)
@@ -261,13 +262,7 @@ class Removes:
     function: str
 
     def __call__(self) -> None:
-        inner = resolve_name(self.function)
-
-        def outer(*arguments: Any, **options: Any) -> Any:
-            self.path.unlink(missing_ok=True)
-            return inner(*arguments, **options)
-
-        FOREVER.setattr(self.function, outer)
+        _on_entry(self.function, 1, self.path.unlink)
 
 
 class WithoutPrivilege:

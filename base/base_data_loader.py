@@ -17,7 +17,7 @@ from base.replayed_loader import as_batches as as_batches
 from base.seeding import derive_generator, derive_seed, isolated_random_state
 from base.splits import divide, draw_weighted, number_repeats, sample_weights
 from base.threads import pinned, read_ahead
-from base.workers import as_it_is, leave_signals_to_the_parent, stop_workers, watched
+from base.workers import as_it_is, begin_worker, stop_workers, watched
 
 WORKERS = ("auto", "threads", "processes")
 NO_SAMPLES = torch.empty(0, dtype=torch.int64)
@@ -290,7 +290,7 @@ class BaseDataLoader:
                 pin_memory=self.pin_memory,
                 prefetch_factor=self.prefetch_factor if n_workers else None,
                 persistent_workers=self.persistent_workers and n_workers > 0,
-                worker_init_fn=leave_signals_to_the_parent,
+                worker_init_fn=begin_worker,
                 generator=torch.Generator(),  # else each loop draws from the trainer's stream
             )
         self._handed.keys = keys

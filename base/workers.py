@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.util import Finalize
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 from weakref import WeakSet
 
@@ -37,7 +38,7 @@ def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, No
             if not is_whole:
                 yield raise_failure(batch)
                 del batch  # the reader of it may be through with it before the next one is here
-    except (RuntimeError, OSError, EOFError) as error:  # how it shows that a worker is no more
+    except (_WorkerDied, RuntimeError, OSError, EOFError) as error:  # one is no more
         watchdog.kill_workers()
         found = f"no batch for {seconds:g} s" if watchdog.has_bitten else str(error)
         raise DataError(f"reading {name}: {found}; its workers were ended") from error
@@ -58,7 +59,7 @@ def telling_deaths(name: str) -> Iterator[None]:
     try:
         with _DEATHS.awaited():
             yield
-    except RuntimeError as error:
+    except (_WorkerDied, RuntimeError) as error:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(f"reading by {name}: {error}") from error
@@ -68,21 +69,35 @@ def as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def leave_signals_to_the_parent(_: int) -> None:
-    """Keep on working when a signal meant for the run reaches the whole process group.
+def begin_worker(_: int) -> None:
+    """Leave to the parent what is told, and signals.
 
-    The parent stops its workers itself, by a second SIGTERM where one does not listen.
+    A signal meant for the run reaches the whole process group; the parent stops its workers itself,
+    by a second SIGTERM where one does not listen. It also says why it no longer takes what a thread
+    here hands over.
     """
+    sys.excepthook = _silent_of_the_parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
+def _silent_of_the_parent(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def stop_workers(iterator: Any) -> None:
     """Stop the workers of an iterator of torch's DataLoader, if it has any."""
     if hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()
+
+
+class _WorkerDied(Exception):  # noqa: N818  (it reads as what happened)
+    """What torch says by a RuntimeError, which `threading.Condition.notify` takes for its own."""
 
 
 class _Deaths:
@@ -93,7 +108,7 @@ class _Deaths:
 
     def __init__(self) -> None:
         self.is_awaited = False
-        self.error: RuntimeError | None = None
+        self.error: _WorkerDied | None = None
         self._torchs: Any = None
 
     def tame(self) -> None:
@@ -113,6 +128,9 @@ class _Deaths:
             if error is not None:
                 raise error
             yield
+        except _WorkerDied:
+            self.error = None
+            raise
         finally:
             self.is_awaited = False
 
@@ -120,9 +138,9 @@ class _Deaths:
         try:
             self._torchs(number, frame)
         except RuntimeError as error:
+            self.error = _WorkerDied(str(error))
             if self.is_awaited:
-                raise
-            self.error = error
+                raise self.error from None
 
 
 class _Watchdog:
@@ -180,7 +198,7 @@ class _Watchdog:
 
 def _kill(workers: list[Any]) -> None:
     for worker in workers:
-        with suppress(RuntimeError):  # torch reports their death from a signal handler
+        with suppress(RuntimeError, _WorkerDied):  # torch reports their death from a signal handler
             worker.kill()
             worker.join()
     _DEATHS.error = None

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import signal
+import threading
 import time
 
 import numpy as np
@@ -25,6 +26,7 @@ from base.base_data_loader import BaseDataLoader
 from base.batch_reader import BatchReader
 from base.errors import DataError
 from base.seeding import derive_seed, seed_everything
+from base.workers import _DEATHS, _WorkerDied
 
 WORKERS = (0, 1, 2)
 
@@ -422,6 +424,27 @@ def test_a_killed_worker_ends_the_loop_with_a_clear_error():
     with pytest.raises(DataError, match=r"reading Stuck: .* ended"):
         list(batches)
     assert n_children() == 0
+
+
+@pytest.mark.fault("F15")
+def test_a_death_that_is_told_while_a_lock_is_let_go_is_not_lost():
+    """Python's conditions take a RuntimeError there for one of the lock's, and go on."""
+
+    class Waiter:
+        def release(self):
+            psutil.Process().children()[0].kill()
+            for _ in range(500):
+                time.sleep(0.01)
+
+    loader = make(Stuck(), shuffle=False, workers=1)
+    batches = loader.batches(0, 6)
+    next(batches)
+    condition = threading.Condition()
+    condition._waiters.append(Waiter())
+    with pytest.raises(_WorkerDied, match="killed"), _DEATHS.awaited(), condition:
+        condition.notify()
+    batches.close()
+    loader.close()
 
 
 @pytest.mark.fault("F15")

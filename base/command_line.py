@@ -234,9 +234,22 @@ class Terminated(KeyboardInterrupt):
 
     number = signal.SIGTERM
 
-    @classmethod
-    def raised(cls, *_: object) -> None:
-        raise cls
+
+def end_by_signals() -> None:
+    """Let SIGINT and SIGTERM end this process by an exception, until training sets its own way.
+
+    A worker that is forked at that moment may find the signal to its parent pending: it ends.
+    """
+    mine = os.getpid()
+
+    def handle(number: int, _: object) -> None:
+        if os.getpid() != mine:
+            os._exit(128 + number)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
+            signal.signal(number, handle)
 
 
 def _of_the_disk(error: OSError) -> KindlingError | None:
@@ -258,7 +271,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run an entry script: a KindlingError ends it with one clear text and its exit code."""
     if sys.stdout is None:  # closed by who started us: `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
-    signal.signal(signal.SIGTERM, Terminated.raised)  # training sets its own
+    end_by_signals()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import active_children
 from multiprocessing.util import Finalize
 from types import FrameType, TracebackType
 from typing import Any
@@ -207,6 +208,15 @@ def _kill(workers: list[Any]) -> None:
 def _kill_all() -> None:
     for iterator in list(_ITERATORS):
         _kill(getattr(iterator, "_workers", []))
+    # Those of an iterator that was being made may not listen to the one SIGTERM that
+    # multiprocessing will send each: it would wait for them without end.
+    daemons = [each for each in active_children() if each.daemon]
+    for each in daemons:
+        each.terminate()
+    for each in daemons:
+        each.join(2)
+        if each.exitcode is None:
+            each.kill()
 
 
 _END, _DEATHS = object(), _Deaths()

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,7 +115,10 @@ def _run(
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     import base.run_log
+    import base.workers
 
+    # multiprocessing forgets in a child what was to be done at the end.
+    Finalize(None, base.workers._kill_all, exitpriority=10)
     base.run_log.warn_of_load = lambda _: None  # how busy the machine is, is not what is tested
     if inject is not None:
         inject()

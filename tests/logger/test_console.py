@@ -20,7 +20,8 @@ from logger.console import (
 
 
 @pytest.fixture(autouse=True)
-def _logging_ends_with_the_test():
+def _logging_begins_and_ends_with_the_test():
+    close_logging()
     yield
     close_logging()
 

@@ -54,8 +54,10 @@ def test_a_worker_that_fails_tells_where_and_the_run_goes_on_to_the_same_bits(
     for trial in range(trials.count(1, 20)):
         with trials.trial(trial):
             place = Workplace(tmp_path_factory.mktemp("worker"))
-            fault = RaiseIn("data_loader.pipeline.Pipeline.__call__", draw.randint(1, 12))
-            words = (SAVING, f"{WORKERS}={draw.choice([0, 2])}")
+            n_workers = draw.choice([0, 2])
+            at = draw.randint(1, 7 if n_workers else 15)  # one of two reads seven batches at least
+            fault = RaiseIn("data_loader.pipeline.Pipeline.__call__", at)
+            words = (SAVING, f"{WORKERS}={n_workers}")
             done = place.run("-c", "tiny.yaml", "--set", *words, inject=fault)
             check_failed(
                 done, r"cannot read samples \[\d+.*RuntimeError: a fault of the test's own"

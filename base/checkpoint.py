@@ -55,23 +55,15 @@ STEP = re.compile(r"step-(\d{8,})(~?)")
 class CheckpointStore:
     """The checkpoints of one run: writes, finds and prunes them."""
 
-    def __init__(
-        self,
-        folder: Path | str,
-        keep: int = 3,
-        in_background: bool = False,
-        look: Callable[[dict[str, Any]], object] = lambda _: None,
-    ) -> None:
-        """With ``in_background`` a thread writes, one checkpoint at a time, what `save` copies.
-
-        Args:
-            look: called with each state before it is written; what it raises stops the save.
-        """
+    def __init__(self, folder: Path | str, keep: int = 3, in_background: bool = False) -> None:
+        """With ``in_background`` a thread writes, one checkpoint at a time, what `save` copies."""
         assert keep >= 2, "one checkpoint is not enough: it may be the damaged one"
         self.snapshot = Snapshot() if in_background else None
         self.background = Background()
         self.folder = Path(folder)
-        self.keep, self.look = keep, look
+        self.keep = keep
+        # Called with each state before it is written; what it raises stops the save.
+        self.look: Callable[[dict[str, Any]], object] = lambda _: None
         self._protected: set[Path] = set()
 
     def probe(self) -> None:

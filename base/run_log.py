@@ -206,12 +206,9 @@ def open_run(
     """Make ready to write, restore the state, and see that all is closed in the end."""
     if folder is not None:
         settings = trainer.settings
-        trainer.store = CheckpointStore(
-            folder / "checkpoints",
-            settings.keep,
-            in_background(settings.async_save, trainer.device),
-            refuse_bad_optimizers,
-        )
+        is_beside = in_background(settings.async_save, trainer.device)
+        trainer.store = CheckpointStore(folder / "checkpoints", settings.keep, is_beside)
+        trainer.store.look = refuse_bad_optimizers
         stack.push(trainer.store.background.end)
         trainer.store.sweep()
         trainer.store.probe()

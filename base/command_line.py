@@ -238,6 +238,7 @@ class Terminated(KeyboardInterrupt):
 def end_by_signals() -> None:
     """Let SIGINT and SIGTERM end this process by an exception, until training sets its own way.
 
+    SIGUSR1, which asks for a checkpoint, finds nothing to save yet.
     A worker that is forked at that moment may find the signal to its parent pending: it ends.
     """
     mine = os.getpid()
@@ -250,6 +251,8 @@ def end_by_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
             signal.signal(number, handle)
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _of_the_disk(error: OSError) -> KindlingError | None:

@@ -100,7 +100,7 @@ def test_sigusr1_at_any_moment_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials
 ) -> None:
     draw = random.Random(9)
-    for phase, at in moments(trials, draw, few=2, many=40):
+    for phase, at in moments(trials, draw, few=4, many=40):
         with trials.trial(f"{phase}, entry {at}"):
             place = Workplace(tmp_path_factory.mktemp("asked"))
             words = ["trainer.save_every=100 epochs", f"{WORKERS}=2"]

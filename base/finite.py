@@ -48,8 +48,7 @@ def refuse_bad_optimizers(state: Mapping[str, Any]) -> None:
 def _not_saved(what: str, step: int, name: str) -> str:
     return (
         f"the {what} are not finite after step {step} ({name} is the first): not saved, so the "
-        "last checkpoint is good; lower the rate, set clip_norm, or let gradients be looked at "
-        "before each step by trainer.on_nonfinite=skip"
+        "last checkpoint is good; lower the rate, set clip_norm, or trainer.on_nonfinite=skip"
     )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from base.config.durations import parse_duration
+from base.errors import DataError
 from base.memory.activations import checkpoint_activations
 from base.seeding import isolated_random_state
 
@@ -69,6 +70,8 @@ def _lay_out(
             _innermost(twin)
             with isolated_random_state(0), torch.no_grad():
                 forward(twin)
+        except DataError:
+            raise
         except Exception:
             return []  # if the model itself is wrong, it is told where it is called for good
     _innermost(model)

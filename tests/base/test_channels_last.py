@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from base.config.schema import MEMORY
+from base.errors import DataError
 from base.memory.model import prepare_model
 
 CPU = torch.device("cpu")
@@ -38,3 +39,14 @@ def test_auto_leaves_a_model_alone_whose_view_wants_the_plain_layout(name, is_ch
     assert model.n_calls == 0, "what was tried was a copy"
     assert torch.equal(torch.get_rng_state(), before)
     model(images).sum().backward()
+
+
+def test_data_that_cannot_be_read_are_told_and_decide_nothing():
+    """A fault that comes once would else leave another layout, and other bits, without a word."""
+
+    def forward(_):
+        raise DataError("a.jpg: cut short")
+
+    options = {key: spec.default for key, spec in MEMORY.keys.items()}
+    with pytest.raises(DataError, match=r"a\.jpg"):
+        prepare_model(nn.Conv2d(1, 1, 3), options, CPU, forward)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from base.background_save import Background, Snapshot, changed_by_steps_alone
-from base.errors import NO_ROOM, CheckpointError, DiskFullError
+from base.errors import CheckpointError, disk_error, why
 from base.manifest import sealed
 from base.restore import load_weights, restore
 from base.run_folder import must_exist
@@ -34,7 +34,6 @@ from base.state_file import (
     read_state,
     remove,
     sync_folder,
-    why,
     write_bytes,
     write_state,
 )
@@ -71,8 +70,8 @@ class CheckpointStore:
         try:
             open_folder(self.folder)
         except OSError as error:
-            kind = DiskFullError if error.errno in NO_ROOM else CheckpointError
-            raise kind(f"{self.folder}: cannot write here: {why(error)}") from error
+            text = f"{self.folder}: cannot write here: {why(error)}"
+            raise disk_error(error, text) from error
 
     def sweep(self) -> None:
         """Remove what a killed process left behind; call it when the run's lock is held."""
@@ -154,11 +153,9 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
             if not isinstance(error, Exception):
                 raise
-            kind = DiskFullError if getattr(error, "errno", None) in NO_ROOM else CheckpointError
-            raise kind(
-                f"{path}: checkpoint not written: {why(error)}; {n_bytes} bytes "
-                f"needed, {_free(self.folder)} free; the checkpoints before it are untouched"
-            ) from error
+            text = f"checkpoint not written: {why(error)}; {n_bytes} bytes needed, "
+            text += f"{_free(self.folder)} free; the checkpoints before it are untouched"
+            raise disk_error(error, f"{path}: {text}") from error
         self._tidy(path, step, manifest["is_best"])
 
     def _check_space(self, n_bytes: int) -> None:

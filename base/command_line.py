@@ -14,13 +14,13 @@ from typing import NoReturn
 from base.changed_config import refuse_another_run
 from base.config import Config, load_config
 from base.errors import (
-    NO_ROOM,
-    CheckpointError,
     ConfigError,
     DiskFullError,
     KindlingError,
     UsageError,
+    disk_error,
     nearest,
+    why,
 )
 from base.run_folder import STAMP, find_newest_run, run_of
 from base.signals import leave, resume_command
@@ -257,17 +257,14 @@ def end_by_signals() -> None:
 
 def _of_the_disk(error: OSError) -> KindlingError | None:
     """Return what to tell of a run's own file, or of a full disk; None for a fault elsewhere."""
-    name = error.filename
-    path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
     around = (path, *path.parents) if path else ()
-    runs = [each for each in around if (each / STAMP).is_file()]
-    is_full = error.errno in NO_ROOM
-    if not runs and not is_full:
-        return None
-    text = f"{path or 'a file'}: {error.strerror} (errno {error.errno})"
-    if runs and any((runs[0] / "checkpoints").glob("step-*")):
-        text += f"; its checkpoints are untouched, go on by: {resume_command(runs[0])}"
-    return DiskFullError(text) if is_full else CheckpointError(text)
+    run = next((each for each in around if (each / STAMP).is_file()), None)
+    text = why(error)
+    if run is not None and any((run / "checkpoints").glob("step-*")):
+        text += f"; its checkpoints are untouched, go on by: {resume_command(run)}"
+    told = disk_error(error, text)
+    return told if run is not None or isinstance(told, DiskFullError) else None
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
-
-NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 class KindlingError(Exception):
@@ -60,6 +59,24 @@ class DiskFullError(CheckpointError):
     """There is no room for a checkpoint; with more of it, the run goes on."""
 
     exit_code = 3
+
+
+def disk_error(
+    error: Exception, text: str, otherwise: type[KindlingError] = CheckpointError
+) -> KindlingError:
+    """Return what to raise, with this text, for an error of writing: a full disk has a code."""
+    no_room = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+    is_full = isinstance(error, OSError) and error.errno in no_room
+    return DiskFullError(text) if is_full else otherwise(text)
+
+
+def why(error: BaseException) -> str:
+    """Return the cause of an error in one line."""
+    if isinstance(error, OSError) and error.errno:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"{os.strerror(error.errno)} (errno {error.errno}){where}"
+    text = (str(error) or "no reason given").strip().splitlines()[0][:300]
+    return text if isinstance(error, CheckpointError) else f"{type(error).__name__}: {text}"
 
 
 class DataError(KindlingError):

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("kindling")
 
 # What a rollback leaves as it is: where the run is, what it has logged, the rates of its schedules.
-KEPT: tuple[str, ...] = ("progress", "monitor", "meters", "random", "bad_samples")
-KEPT += ("metric.", "callback.", "schedule.", "scaler.")
+KEPT = (
+    "progress", "monitor", "meters", "random", "bad_samples",
+    "metric.", "callback.", "schedule.", "scaler.",
+)  # fmt: skip
 TOLD_EVERY = 10  # skipped steps
 
 

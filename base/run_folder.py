@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from base.errors import UsageError, nearest
+from base.errors import UsageError, disk_error, nearest
 
 try:
     import fcntl
@@ -42,7 +42,8 @@ def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = No
         stamp = json.dumps({"number": number, "started": started})
         (folder / STAMP).write_text(stamp + "\n", encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{parent}: cannot make a run's folder: {error.strerror}") from error
+        text = f"{parent}: cannot make a run's folder: {error.strerror}"
+        raise disk_error(error, text, UsageError) from error
     return folder
 
 

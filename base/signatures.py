@@ -16,8 +16,10 @@ INJECTED = {"optimizer": "params", "lr_scheduler": "optimizer", "trainer": "expe
 # Arguments that Kindling fills in from the length of the run where a config leaves them out.
 FILLED_IN = {"OneCycleLR": ("total_steps",), "CosineAnnealingLR": ("T_max",)}
 # Arguments of schedulers that may be durations.
-DURATION_ARGUMENTS = {"T_0", "T_max", "milestones", "total_iters", "total_steps"}
-DURATION_ARGUMENTS |= {"step_size", "step_size_up", "step_size_down"}
+DURATION_ARGUMENTS = frozenset((
+    "T_0", "T_max", "milestones", "total_iters", "total_steps",
+    "step_size", "step_size_up", "step_size_down",
+))  # fmt: skip
 
 _MEANINGS = {
     "int": ("a whole number", "integer", (int,)),

@@ -112,9 +112,8 @@ def open_folder(folder: Path) -> None:
         probe = each / f".tmp-probe-{secrets.token_hex(4)}"
         write_bytes(probe, b"probe")
         probe.unlink()
-    for above in list(folder.absolute().parents)[
-        :4
-    ]:  # of a run, a name, all runs, and where they lie
+    # That is: the run, its name, all runs, and where these lie.
+    for above in list(folder.absolute().parents)[:4]:
         with suppress(OSError):  # not ours to read, perhaps
             sync_folder(above)
 
@@ -137,20 +136,12 @@ def discard(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that can be done."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
             path.unlink()
-
-
-def why(error: BaseException) -> str:
-    """Return the cause in one line."""
-    if isinstance(error, OSError) and error.errno:
-        where = f" at {error.filename}" if error.filename else ""
-        return f"{os.strerror(error.errno)} (errno {error.errno}){where}"
-    text = (str(error) or "no reason given").strip().splitlines()[0][:300]
-    return text if isinstance(error, CheckpointError) else f"{type(error).__name__}: {text}"
 
 
 class _CheckedFile:

@@ -25,6 +25,7 @@ def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, No
     Raises:
         DataError: a worker has died, or there was no batch for so many seconds.
     """
+    others = set(active_children())
     iterator = getattr(loader, "_iterator", None)  # with workers that live on from the last loop
     watchdog = _Watchdog(iterator, seconds)
     is_whole = False
@@ -47,6 +48,8 @@ def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, No
         watchdog.stop()
         if not is_whole:
             stop_workers(iterator)
+        if iterator is None:  # which a signal has kept from being made, though not all its workers
+            _kill([each for each in active_children() if each not in others])
 
 
 @contextmanager
@@ -208,15 +211,6 @@ def _kill(workers: list[Any]) -> None:
 def _kill_all() -> None:
     for iterator in list(_ITERATORS):
         _kill(getattr(iterator, "_workers", []))
-    # Those of an iterator that was being made may not listen to the one SIGTERM that
-    # multiprocessing will send each: it would wait for them without end.
-    daemons = [each for each in active_children() if each.daemon]
-    for each in daemons:
-        each.terminate()
-    for each in daemons:
-        each.join(2)
-        if each.exitcode is None:
-            each.kill()
 
 
 _END, _DEATHS = object(), _Deaths()

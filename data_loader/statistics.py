@@ -81,8 +81,8 @@ def _read(source: Any, indices: Tensor, n_threads: int, note_bad: Note) -> Itera
         for part in indices.split(AT_ONCE):
             yield get_batch(part)[0]
     else:
-        read = functools.partial(_image, source, note_bad is not None)
-        for image in read_ahead(read, iter(indices.tolist()), max(1, n_threads), 4 * n_threads, 0):
+        n_threads, read = max(1, n_threads), functools.partial(_image, source, note_bad is not None)
+        for image in read_ahead(read, iter(indices.tolist()), n_threads, 4 * n_threads, 0):
             if note_bad is not None and isinstance(image, BadSample):
                 note_bad([image])
             else:

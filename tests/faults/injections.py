@@ -121,16 +121,19 @@ class SignalIn:
 
     Args:
         function: as `module.Class.method`.
+        delay: seconds that the function is held up before it.
     """
 
     number: int
     function: str
     at: int = 1
     again_after: float | None = None
+    delay: float = 0.0
     NOTE: ClassVar[str] = ".signalled"
 
     def __call__(self) -> None:
         def act() -> None:
+            time.sleep(self.delay)
             Path(self.NOTE).write_bytes(b"%f" % time.time())
             os.kill(os.getpid(), self.number)
             if self.again_after is not None:
@@ -168,9 +171,11 @@ class RaiseIn:
 
     function: str
     at: int = 1
+    NOTE: ClassVar[str] = ".raised"
 
     def __call__(self) -> None:
         def act() -> None:
+            Path(self.NOTE).touch()
             raise RuntimeError("a fault of the test's own")
 
         _on_entry(self.function, self.at, act)

@@ -7,12 +7,19 @@ from pathlib import Path
 
 import psutil
 from digest import digest
+from faults.injections import CountCalls
 from processes import Done
 from workplace import Workplace
 
 WORKERS = "data_loader.args.num_workers"
 SAVING = "trainer.save_every=2 steps"
 AUTO = ("-r", "auto", "-c", "tiny.yaml", "--set")
+
+
+def count_calls(place: Workplace, every: int) -> int:
+    """Train once; return how many calls changed the disk, of the writes each `every`-th."""
+    place.train("--set", SAVING, inject=CountCalls(place.folder / "note", every))
+    return int((place.folder / "note").read_text())
 
 
 def newest_step(place: Workplace) -> int:

@@ -113,6 +113,7 @@ class Table:
 
 
 TABLE, TRIALS = pytest.StashKey[Table](), pytest.StashKey[Trials]()
+REPORTS = pytest.StashKey[list[pytest.TestReport]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -155,9 +156,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
                 survived -= 1
             item.config.stash[TABLE].add(mark.args[0], tried, survived, seconds)
     return result
-
-
-REPORTS = pytest.StashKey[list[pytest.TestReport]]()
 
 
 @pytest.hookimpl(wrapper=True)

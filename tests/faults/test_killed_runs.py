@@ -7,8 +7,8 @@ import signal
 import time
 
 import pytest
-from faults.injections import CountCalls, DieAtCall
-from faults.runs import AUTO, SAVING, WORKERS, check_goes_on, newest_step
+from faults.injections import DieAtCall
+from faults.runs import AUTO, SAVING, WORKERS, check_goes_on, count_calls, newest_step
 from faults.table import Trials
 from workplace import Workplace
 
@@ -51,9 +51,8 @@ def test_killed_at_any_call_that_changes_the_disk_a_run_ends_with_the_same_bits(
     tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials
 ) -> None:
     """Folders, files, syncs, renames and some of the writes, of all that a run does."""
-    place, every = Workplace(tmp_path_factory.mktemp("counted")), 40
-    place.train("--set", SAVING, inject=CountCalls(place.folder / "note", every))
-    n_calls = int((place.folder / "note").read_text())
+    every = 40
+    n_calls = count_calls(Workplace(tmp_path_factory.mktemp("counted")), every)
     assert n_calls > 50
     for at in trials.some(list(range(1, n_calls + 1)), few=3):
         with trials.trial(f"call {at} of {n_calls}"):

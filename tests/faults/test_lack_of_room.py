@@ -15,14 +15,14 @@ import psutil
 import pytest
 from digest import digest
 from faults.injections import (
-    CountCalls,
     FailAtCall,
     FailsToWrite,
     MemoryLimit,
+    Pace,
     SignalIn,
     WithoutPrivilege,
 )
-from faults.runs import AUTO, SAVING, WORKERS, check_failed, check_goes_on, newest_step
+from faults.runs import AUTO, SAVING, WORKERS, check_failed, check_goes_on, count_calls, newest_step
 from faults.table import Trials
 from workplace import Workplace
 
@@ -34,9 +34,8 @@ def test_an_io_error_at_any_call_of_a_run_loses_nothing(
     tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials
 ) -> None:
     """Told with its number, or as a warning where the run needs no more than to go on."""
-    place, every = Workplace(tmp_path_factory.mktemp("counted")), 20
-    place.train("--set", SAVING, inject=CountCalls(place.folder / "note", every))
-    n_calls = int((place.folder / "note").read_text())
+    every = 20
+    n_calls = count_calls(Workplace(tmp_path_factory.mktemp("counted")), every)
     draw = random.Random(4)
     for at in draw.sample(range(1, n_calls + 1), trials.count(2, 60)):
         number = draw.choice([errno.EIO, errno.ENOSPC, errno.EACCES])
@@ -45,9 +44,9 @@ def test_an_io_error_at_any_call_of_a_run_loses_nothing(
             injected = FailAtCall(at, number, lasting=draw.random() < 0.5, every=every)
             done = place.run("-c", "tiny.yaml", "--set", SAVING, inject=injected)
             assert "Traceback" not in done.stderr, done.stderr
-            assert errno.errorcode[number] or done.stderr
-            assert done.returncode in (0, 1, 2, 3)
-            assert (done.returncode == 0) or injected.text in done.stderr
+            if done.returncode != 0:
+                assert done.returncode in ((3,) if number == errno.ENOSPC else (1, 2)), done
+                assert injected.text in done.stderr
             check_goes_on(place, whole)
 
 
@@ -56,7 +55,8 @@ def test_an_io_error_at_any_call_of_a_run_loses_nothing(
 def test_files_that_may_grow_no_more_end_the_run_and_room_lets_it_go_on(
     place: Workplace, whole: str
 ) -> None:
-    script = place.start("-c", "tiny.yaml", "--set", SAVING)
+    slowly = Pace(0.1, place.folder / "steps")
+    script = place.start("-c", "tiny.yaml", "--set", SAVING, inject=slowly)
     script.wait_until(lambda: newest_step(place) >= 2)
     psutil.Process(script.pid).rlimit(psutil.RLIMIT_FSIZE, (9000, 9000))
     done = script.wait()
@@ -82,7 +82,8 @@ def test_a_disk_that_fills_up_ends_the_run_and_room_lets_it_go_on(
     place: Workplace, small_disk: Path, whole: str
 ) -> None:
     saving = (SAVING, f"trainer.save_dir={small_disk}")
-    script = place.start("-c", "tiny.yaml", "--set", *saving)
+    slowly = Pace(0.1, place.folder / "steps")
+    script = place.start("-c", "tiny.yaml", "--set", *saving, inject=slowly)
     script.wait_until(lambda: list(small_disk.glob("*/*/checkpoints/step-????????")))
     with (small_disk / "filling").open("wb", buffering=0) as file, suppress(OSError):
         while file.write(bytes(4096)):
@@ -131,6 +132,7 @@ def test_a_run_that_cannot_be_written_is_not_gone_on_with(
 
 
 @pytest.mark.fault("F04")
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("file", ["split.csv", "parameters.csv", "metrics.csv"])
 def test_a_file_of_a_run_that_cannot_be_written_is_one_line(

@@ -44,7 +44,9 @@ def test_a_worker_lost_at_any_moment_ends_the_run_soon(
             script = place.start("-c", "tiny.yaml", "--set", *words, inject=WaitAtMost(2))
             script.wait_until(lambda: newest_step(place) >= 2)  # noqa: B023
             time.sleep(draw.uniform(0, 0.3))
-            lost = draw.choice(psutil.Process(script.pid).children()[:2])  # of training
+            lost = draw.choice(
+                psutil.Process(script.pid).children()[:2]
+            )  # any two of four
             lost.send_signal(number)
             start = time.monotonic()
             done = script.wait(20)
@@ -68,6 +70,7 @@ def test_a_worker_that_fails_tells_where_and_the_run_goes_on_to_the_same_bits(
             fault = RaiseIn("data_loader.pipeline.Pipeline.__call__", at)
             words = (SAVING, f"{WORKERS}={n_workers}")
             done = place.run("-c", "tiny.yaml", "--set", *words, inject=fault)
+            assert (place.folder / fault.NOTE).exists()
             if done.returncode == 0:  # it failed in a batch that was read ahead, and not used
                 assert digest(last_run(place)) == whole
                 continue

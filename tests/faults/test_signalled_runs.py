@@ -77,6 +77,15 @@ def test_asked_to_stop_at_any_moment_a_run_goes_on_to_the_same_bits(
             assert digest(folder) == whole
 
 
+@pytest.mark.fault("F07")
+def test_a_worker_that_is_at_work_while_another_starts_ends_with_the_run(place: Workplace) -> None:
+    """It passes over one SIGTERM, which is all that Python sends it at the end."""
+    fault = SignalIn(signal.SIGTERM, PHASES["the start of workers"], at=2, delay=1.5)
+    done = place.start("-c", "tiny.yaml", "--set", f"{WORKERS}=2", inject=fault).wait(30)
+    assert (done.returncode, done.stderr) == (143, "stopped by SIGTERM, nothing more was saved\n")
+    assert processes_in(place) == []
+
+
 @pytest.mark.fault("F08")
 def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing(
     tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials

@@ -44,9 +44,7 @@ def test_a_worker_lost_at_any_moment_ends_the_run_soon(
             script = place.start("-c", "tiny.yaml", "--set", *words, inject=WaitAtMost(2))
             script.wait_until(lambda: newest_step(place) >= 2)  # noqa: B023
             time.sleep(draw.uniform(0, 0.3))
-            lost = draw.choice(
-                psutil.Process(script.pid).children()[:2]
-            )  # any two of four
+            lost = draw.choice(psutil.Process(script.pid).children()[:2])  # any two of four
             lost.send_signal(number)
             start = time.monotonic()
             done = script.wait(20)

@@ -1,14 +1,12 @@
-"""The house holds: who may import whom, what loads without torch, how large things may grow.
+"""The house holds: who may import whom, and what loads without torch.
 
 All is read from syntax trees, so nothing is imported here. A project made from the template keeps
 the rules of the engine (base/ and logger/); what its owner adds beside them is the owner's affair.
 """
 
 import ast
-import io
 import subprocess
 import sys
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,27 +38,6 @@ def files_of(part: str) -> list[Path]:
     """The files of a package, or the one file of a module."""
     folder = ROOT / part
     return sorted(folder.rglob("*.py")) if folder.is_dir() else [ROOT / f"{part}.py"]
-
-
-def n_lines(path: Path) -> int:
-    return len(path.read_text(encoding="utf-8").splitlines())
-
-
-def n_code_lines(path: Path) -> int:
-    """Count the lines that hold code: what stands there to be executed, not to explain."""
-    text = path.read_text(encoding="utf-8")
-    explained: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                explained.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-    silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-    code: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in (*silent, tokenize.ENDMARKER):
-            code.update(range(token.start[0], token.end[0] + 1))
-    return len(code - explained)
 
 
 def imports_in(path: Path, nodes: Iterator[ast.AST]) -> Iterator[str]:
@@ -179,34 +156,6 @@ def test_from_main_to_backward_is_five_calls() -> None:
         called, decorators = calls_in(path, caller)
         assert callee in called, f"{path.name}: {caller} does not call {callee} itself"
         assert ("final" in decorators) == (caller in ("train", "train_epoch", "backward"))
-
-
-def framework_files() -> list[Path]:
-    """All but tests, examples and benchmarks."""
-    scripts = sorted(ROOT.glob("*.py")) if IS_THE_TEMPLATE else []
-    return [path for part in HELD if (ROOT / part).is_dir() for path in files_of(part)] + scripts
-
-
-def test_a_file_fits_in_350_lines() -> None:
-    long = {str(path.relative_to(ROOT)): n_lines(path) for path in framework_files()}
-    assert not {name: n for name, n in long.items() if n > 350}
-
-
-# Lines of code, without blanks, comments and docstrings; see docs/decisions/0006.
-def test_the_engine_stays_under_its_budget() -> None:
-    assert sum(n_code_lines(path) for path in files_of("base")) < 10600
-
-
-@pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project may grow as it likes")
-def test_the_framework_stays_under_its_budget() -> None:
-    assert sum(n_code_lines(path) for path in framework_files()) < 14900
-
-
-def test_code_lines_are_counted_without_blanks_comments_and_docstrings(tmp_path: Path) -> None:
-    path = tmp_path / "three.py"
-    text = '"""Doc."""\n\n# why\ndef f():\n    """Doc,\n    of two lines."""\n'
-    path.write_text(text + '    x = """a\n    text"""\n')
-    assert n_code_lines(path) == 3
 
 
 @pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a ported project may bring its own")

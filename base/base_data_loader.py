@@ -126,6 +126,11 @@ class BaseDataLoader:
         batches = self._read(first, count)
         return batches if self._skip is None else mended(batches, self._note_bad)
 
+    def n_drawn(self, position: int) -> int:
+        """Return how many samples are drawn for the batch at this position."""
+        first = position % len(self) * self.batch_size
+        return min(self.batch_size, self.n_samples - first)
+
     def skip_bad_samples(self, note: NoteBad, allowed: int, replace: bool) -> None:
         """Leave out, or `replace` by others of this loader's, what cannot be read; `note` it."""
         own = self._indices if self._weights is None else self._indices[self._weights > 0]

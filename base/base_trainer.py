@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from base.base_model import guard_first_batch
-from base.batch import count_samples, inputs_of, target_of
+from base.batch import SampleCount, inputs_of, target_of
 from base.capture import Capture
 from base.checkpoint import CheckpointStore
 from base.clock import Clock
@@ -30,7 +30,7 @@ from base.state import Monitor, Progress, Stateful, build_average, parts_with_st
 from base.stepper import build_steppers, choose_stepper, only
 from base.test_phase import choose_checkpoint, run_test
 from base.timing import Every, Window
-from base.values import check_watched, detach, mean_of, summarise, weigh, with_total
+from base.values import StepValues, check_watched, summarise, values_of, weigh, with_total
 from logger.meters import Meters
 
 Values = dict[str, Any]
@@ -70,7 +70,8 @@ class BaseTrainer:
         self.steppers = build_steppers(experiment, self.precision)
         memory = self.config["memory"]
         lengths = (experiment.steps_per_epoch, experiment.total_steps)
-        self.window = Window(memory["accumulate"], memory["micro_batch"])
+        count = SampleCount(self.config["batch"], self.train_loader)
+        self.window = Window(memory["accumulate"], memory["micro_batch"], self.losses, count)
         self.offload = offload_activations(memory["offload_activations"], self.device)
         self.empty_cache = EmptyCache(memory["empty_cache"], *lengths)
         self.progress = Progress()
@@ -146,8 +147,8 @@ class BaseTrainer:
         stepper = choose_stepper(self.steppers, only)
         inputs = None if only is None else stepper.trainable
         for number, part in enumerate(losses, start=1):
-            self.finite.watch(part)
-            share = part if self.window.divisor == 1 else part / self.window.divisor
+            share = self.window.share(part)
+            self.finite.watch(share)
             keep, stepping = retain_graph or number < len(losses), stepper.stepping(self)
             with self.capture.backward(stepper.scaler), self.precision.full(), stepping:
                 stepper.scaler.scale(share).backward(inputs=inputs, retain_graph=keep)
@@ -231,13 +232,15 @@ class BaseTrainer:
                 self.window.place(self.progress.batches_total - first, count)
                 self.capture.start(self.progress.step + 1)
                 is_first, parts, part = self.progress.batches_total == 0, [], None
-                for part, n_samples in self.window.parts(batch):
+                for part, n_samples in self.window.parts(batch, self.progress.batches_total):
                     guard = guard_first_batch(self.model) if is_first else NOTHING
                     with self.recovery.of(part), self.precision.autocast(), self.offload(), guard:
-                        parts.append((detach(self.train_step(part)), n_samples))
-                        self.meters.update(*parts[-1])
+                        parts.append(StepValues(self.train_step(part), n_samples))
+                        parts[-1].add_to(self.meters)
                 self.progress.advance(self.window.n_samples)
-                self.run_log.last = values = mean_of(parts) or self.run_log.last
+                if parts:
+                    self.run_log.last = values_of(parts, self.device)
+                values = self.run_log.last
                 del batch, part  # nothing of a step lives on beside the next batch
                 bar.update()
                 if self.window.is_full:
@@ -286,6 +289,7 @@ class BaseTrainer:
         """Return losses and metrics over a loader; random streams and weights stay untouched."""
         meters = Meters(self.device)
         count = len(loader) if max_batches is None else min(max_batches, len(loader))
+        n_samples = SampleCount(self.config["batch"], loader)
         self._phase_metrics = self.valid_metrics
         for metric in self.valid_metrics.values():
             metric.reset()
@@ -293,13 +297,14 @@ class BaseTrainer:
         averaged = NOTHING if self.ema is None else self.ema.swapped_in()
         self.model.eval()
         with isolated_random_state(seed), averaged, torch.inference_mode():
-            for batch in feed(self, loader, 0, count):
+            positions = iter(range(count))
+            for batch in feed(self, loader.batches(0, count)):
                 if self.signals.stop:
                     raise StopRequested
                 with self.recovery.of(batch), self.precision.autocast():
-                    values = detach(self.valid_step(batch))
-                meters.update(values, count_samples(batch))
-                del batch
+                    values = self.valid_step(batch)
+                StepValues(values, n_samples(batch, next(positions))).add_to(meters)
+                del batch, values
             return summarise(phase, meters, self.valid_metrics)
 
     @final

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from base.errors import ConfigError, Problem, TrainingError, nearest
 
@@ -15,6 +16,8 @@ CONTAINERS = (list, tuple, Mapping)
 TARGET_NAMES = ("target", "targets", "label", "labels", "y")
 
 Rules = Mapping[str, Any]
+AS_IT_IS: Rules = {"inputs": None, "target": None, "size": None}
+"""The ``batch:`` section of a config that does not have one."""
 
 
 def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
@@ -75,9 +78,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """Move all tensors of a batch, however nested; copies do not make the CPU wait."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
+    if hasattr(batch, "to"):  # a packed sequence, which is a tuple too, knows what must stay
+        return batch.to(device)
     if isinstance(batch, CONTAINERS):
         return with_entries(batch, lambda entry: to_device(entry, device))
-    return batch.to(device) if hasattr(batch, "to") else batch
+    return batch
 
 
 def with_entries(container: Any, change: Callable[[Any], Any]) -> Any:
@@ -96,33 +101,134 @@ def in_full_precision(value: Any) -> Any:
     return with_entries(value, in_full_precision) if isinstance(value, CONTAINERS) else value
 
 
-def count_samples(batch: Any) -> int:
-    """Return the size of the first dimension of the first tensor in a batch, or 1."""
-    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], Tensor):
-        first: Tensor | None = batch[0]  # by far the most common, and asked for at each step
-    else:
-        first = batch if isinstance(batch, Tensor) else None
-    if first is None or not first.dim():
-        first = next(tensors_in(batch), None)
-    return 1 if first is None else first.shape[0]
+class SampleCount:
+    """Counts the samples of a loader's batches, by the rules of the config's ``batch:`` section.
+
+    Args:
+        loader: it may say the number itself, with ``count_samples(batch)``; one with
+            ``n_drawn(position)`` knows how many samples it has drawn for a batch.
+    """
+
+    def __init__(self, rules: Rules, loader: Any = None) -> None:
+        self.rules = rules
+        self._own = getattr(loader, "count_samples", None)
+        self._n_drawn = getattr(loader, "n_drawn", None)
+
+    def __call__(self, batch: Any, position: int | None = None) -> int:
+        """Return the number of samples of a batch, the ``position``-th of the loader."""
+        if self._own is not None:
+            return int(self._own(batch))
+        is_known = self._n_drawn is not None and position is not None
+        return count_samples(batch, self.rules, self._n_drawn(position) if is_known else None)  # type: ignore[misc]
+
+
+def count_samples(batch: Any, rules: Rules = AS_IT_IS, n_drawn: int | None = None) -> int:
+    """Return the number of samples of a batch.
+
+    It is what ``rules["size"]`` says; else the number of targets: the length of a list of them, or
+    the first dimension of a tensor. Where the target does not say it, the other parts of the batch
+    do if they agree.
+
+    Args:
+        n_drawn: how many samples were drawn for the batch, if known. It decides where there are
+            two readings: a list of tensors, or sequences with the time in the first dimension.
+
+    Raises:
+        ConfigError: the batch does not show it.
+    """
+    if rules["size"] is not None:
+        return _declared_size(batch, rules["size"])
+    try:
+        target = target_of(batch, rules)
+    except ConfigError:
+        target = None
+    if isinstance(target, Tensor) and target.dim() and n_drawn in (None, len(target)):
+        return len(target)  # by far the most common, and asked for at each step
+    candidates, agreed = _sizes(target), _agreed_sizes(batch)
+    everywhere = [n for n in candidates if n in agreed]
+    plausible = everywhere + candidates + agreed + _other_readings(batch, n_drawn)
+    if n_drawn is not None and (n_drawn in plausible or not plausible):
+        return n_drawn
+    if plausible:
+        return plausible[0]
+    text = "the number of samples of a batch cannot be determined; name the item that has one "
+    text += "entry for each: `batch: {size: ITEM}`"
+    raise ConfigError([Problem("batch.size", text)])
+
+
+def _declared_size(batch: Any, size: Any) -> int:
+    """Return what ``batch.size`` names: the length of an item, along ``dim``, or its number."""
+    key, dim = (size["item"], size["dim"]) if isinstance(size, Mapping) else (size, 0)
+    item = _item(batch, key, "batch.size")
+    if isinstance(item, Tensor | np.ndarray) and item.ndim > dim:
+        return int(item.shape[dim])
+    if isinstance(item, Tensor | np.ndarray | int | float):
+        return int(item)
+    return len(item)
+
+
+def _sizes(value: Any) -> list[int]:
+    """Return how many samples a part of a batch may have, the likeliest first."""
+    if isinstance(value, PackedSequence):
+        return [int(value.batch_sizes[0])]
+    if isinstance(value, Tensor | np.ndarray):
+        return [len(value)] if value.ndim else []
+    if isinstance(value, CONTAINERS):
+        entries = list(value.values()) if isinstance(value, Mapping) else list(value)
+        is_list = not isinstance(value, Mapping) and not hasattr(value, "_fields")
+        return [len(entries)] * (is_list and bool(entries)) + _common(map(_sizes, entries))
+    n_graphs = getattr(value, "num_graphs", None)  # of PyTorch Geometric
+    return [] if n_graphs is None else [int(n_graphs)]
+
+
+def _common(sizes: Iterable[list[int]]) -> list[int]:
+    """Return the sizes that stand in each of the lists."""
+    first, *others = list(sizes) or [[]]
+    return [n for n in first if all(n in other for other in others)]
+
+
+def _agreed_sizes(batch: Any) -> list[int]:
+    """Return the sizes on which all parts of a batch agree."""
+    return _common(sizes for part in _parts_of(batch) if (sizes := _sizes(part)))
+
+
+def _other_readings(batch: Any, n_drawn: int | None) -> list[int]:
+    """Return what tells that so many samples were drawn: a list of them, or time comes first."""
+    tensors = [part for part in _parts_of(batch) if isinstance(part, Tensor)]
+    is_time_first = tensors and all(x.dim() > 1 and x.shape[1] == n_drawn for x in tensors)
+    is_list = isinstance(batch, list | tuple) and len(batch) == n_drawn
+    return [n_drawn] if n_drawn is not None and (is_time_first or is_list) else []
+
+
+def _parts_of(batch: Any) -> list[Any]:
+    if isinstance(batch, Mapping):
+        return list(batch.values())
+    is_sequence = isinstance(batch, list | tuple) and not isinstance(batch, PackedSequence)
+    return list(batch) if is_sequence else [batch]
 
 
 def cut(batch: Any, begin: int, end: int, n_samples: int) -> Any:
     """Return some of the samples of a batch, in the form that it has; tensors are views.
 
-    Cut is whatever has as many entries as there are samples: tensors and arrays along their first
-    dimension, and lists of one thing for each sample. The rest is the same for all.
+    Tensors and arrays are cut along their first dimension, and lists with one entry a sample.
+    Numbers and text are the same for all.
 
     Raises:
-        TrainingError: a part of the batch is of a class that says nothing of its samples.
+        TrainingError: a part of the batch does not have one entry for each sample.
     """
     return _cut_entry(batch, begin, end, n_samples, is_outer=True)
 
 
 def _cut_entry(value: Any, begin: int, end: int, n_samples: int, is_outer: bool = False) -> Any:
     if isinstance(value, Tensor | np.ndarray):
-        return value[begin:end] if value.ndim and len(value) == n_samples else value
-    if isinstance(value, CONTAINERS):
+        if not value.ndim:
+            return value
+        if len(value) != n_samples:
+            shape = tuple(value.shape)
+            text = f"it holds {shape}, whose first dimension is not the {n_samples} samples"
+            raise TrainingError(f"memory.micro_batch cannot cut this batch: {text}; leave it out")
+        return value[begin:end]
+    if isinstance(value, CONTAINERS) and not isinstance(value, PackedSequence):
         if not (is_outer or isinstance(value, Mapping)) and _has_one_a_sample(value, n_samples):
             return value[begin:end]
         return with_entries(value, lambda entry: _cut_entry(entry, begin, end, n_samples))

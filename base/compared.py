@@ -39,9 +39,13 @@ class Compared:
         """
         if self.output is not None:
             output = self._pick("output", self.output, {"output": output})
-        if self.target is not None:
-            target = self._pick("target", self.target, {"target": target, "batch": batch})
-        return output, target
+        return output, self.pick_target(target, batch)
+
+    def pick_target(self, target: Any, batch: Any = None) -> Any:
+        """Return the part of the target; raise ConfigError where there is none."""
+        if self.target is None:
+            return target
+        return self._pick("target", self.target, {"target": target, "batch": batch})
 
     def _pick(self, key: str, wanted: str | int, places: Mapping[str, Any]) -> Any:
         parts = {name: _parts(value) for name, value in places.items() if value is not None}

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
 
-def feed(trainer: BaseTrainer, loader: Any, first: int, count: int) -> Iterator[Any]:
-    """Give batches first .. first+count of a loader, on the device; none is kept here.
+def feed(trainer: BaseTrainer, batches: Iterator[Any]) -> Iterator[Any]:
+    """Give batches on the device; none is kept here.
 
     On a GPU the config's ``memory.prefetch`` batches are copied ahead of their turn, from pinned
     memory and beside the computation: that many lie there at most, besides the one in use.
@@ -26,7 +26,7 @@ def feed(trainer: BaseTrainer, loader: Any, first: int, count: int) -> Iterator[
     prefetch = trainer.config["memory"]["prefetch"] if device.type == "cuda" else 0
     copies = CopiesAhead(device) if prefetch else Copies(device)
     copied: deque[Any] = deque()
-    for batch in loader.batches(first, count):
+    for batch in batches:
         clock.lap("data")
         copied.append(copies.begin(batch))
         del batch

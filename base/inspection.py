@@ -17,7 +17,7 @@ from base.memory.settle import settle
 from base.profiling import check_profile
 from base.shape_errors import explain_shape_errors
 from base.summary import summarise_model, table_rows
-from base.values import check_watched, detach
+from base.values import StepValues, check_watched
 from base.writers import check_writers
 from logger.console import format_header, format_value, table
 
@@ -55,10 +55,11 @@ def dry_run(trainer: BaseTrainer) -> str:
     ]
     trainer.experiment.freezing.begin_epoch(0)
     values = {}
-    for part, _ in trainer.window.parts(batch):
+    trainer.window.take(batch)
+    for part, n_samples in trainer.window.parts(batch, 0):
         guard, labels = guard_first_batch(trainer.model), checked_labels(trainer)
         with trainer.precision.autocast(), trainer.offload(), guard, labels:
-            values = detach(trainer.train_step(part))
+            values = StepValues(trainer.train_step(part), n_samples).values
     parts.append("one training batch: " + _numbers(values.items()))
     if trainer.valid_loader is not None:
         values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=1)

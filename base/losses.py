@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.batch import in_full_precision, tensors_in
+from base.batch import in_full_precision, target_of, tensors_in
 from base.compared import Compared, build_list
 from base.config.durations import parse_duration
+from base.denominators import Counted, counted_by, denominator_rule, mark
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
 from base.metric_values import describe
@@ -58,6 +59,8 @@ class WeightedLoss:
 
     def __post_init__(self) -> None:
         self.as_built = copy.deepcopy(self._whole_state())  # on the CPU: nothing was moved yet
+        # The rule of before `to` keeps class weights on the CPU, for targets that are still there.
+        self._rule = self._rule_on_cpu = denominator_rule(self.function)
 
     def __call__(self, output: Any, target: Any, *more: Any, batch: Any = None) -> Tensor:
         """Return the unweighted loss, a tensor with one number.
@@ -79,12 +82,29 @@ class WeightedLoss:
             given = f"output {describe(output)} and target {describe(target)}"
             text = f"loss {self.name!r} fails on {given}: {describe_error(error)}"
             raise TrainingError(f"{text}{_about_classes(target, error)}") from error
-        if isinstance(value, Tensor) and not value.dim():
-            return value
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")
-        return value.reshape(())  # which adds to the graph
+        value = value.reshape(()) if value.dim() else value  # which adds to the graph
+        return mark(value, self._counted(output, target, *more))
+
+    def counted_in(self, batch: Any, rules: Mapping[str, Any]) -> Counted | None:
+        """Return what the loss will divide by on a batch, from its target alone; None: unknown.
+
+        A trainer that gives its losses other targets than the batch's has none of this.
+        """
+        try:
+            target = self.compared.pick_target(target_of(batch, rules), batch)
+        except ConfigError:
+            return None  # the step itself says what is missing
+        return self._counted(None, target)
+
+    def _counted(self, output: Any, target: Any, *more: Any) -> Counted | None:
+        if self._rule is None or not isinstance(target, Tensor):
+            return None
+        is_on_cpu = target.device.type == "cpu" and self._rule_on_cpu is not None
+        number = (self._rule_on_cpu if is_on_cpu else self._rule)(output, target, *more)  # type: ignore[misc]
+        return None if number is None else Counted(self.name, number, target.numel())
 
     def _in_full_precision(self, *args: Any) -> Any:
         """Call the function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
@@ -110,7 +130,14 @@ class WeightedLoss:
                 for name, value in self.function.keywords.items()
             }
             self.function = functools.partial(self.function.func, **keywords)
+        self._rule = denominator_rule(self.function)
         return self
+
+    @property
+    def needs_whole_batches(self) -> bool:
+        """Whether the loss compares the samples of a batch with each other, and says so."""
+        function = getattr(self.function, "func", self.function)
+        return bool(getattr(function, "needs_whole_batches", False))
 
     @property
     def has_state(self) -> bool:
@@ -150,7 +177,7 @@ def terms(
     weights = {k: weighted[k].weight_at(step) if k in weighted else 1.0 for k in losses}
     return {
         # A product with 1 would be one more operation, forward and backward.
-        name: loss if weights[name] == 1 else loss * weights[name]
+        name: loss if weights[name] == 1 else mark(loss * weights[name], counted_by(loss))
         for name, loss in losses.items()
         if weights[name] != 0 or not any(weights.values())
     }

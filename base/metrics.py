@@ -86,7 +86,7 @@ class SampleMean(Metric):
 
     def _update(self, output: Any, target: Any) -> None:
         value = self._call(output, target)
-        n_samples = count_samples(target if isinstance(target, Tensor) else (output, target))
+        n_samples = count_samples((output, target))
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ValueError(f"it gives shape {tuple(value.shape)} where one number is needed")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from base.background_save import Snapshot
-from base.batch import count_samples, tensors_in
+from base.batch import tensors_in
 from base.checkpoint import restore
 from base.errors import OutOfMemoryError, TrainingError
 from base.feed import feed
@@ -29,7 +29,7 @@ from base.run_log import keep_config
 from base.seeding import capture_random_state, isolated_random_state, restore_random_state
 from base.signals import resume_command
 from base.state import Stateful
-from base.values import detach
+from base.values import StepValues
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -103,11 +103,16 @@ class Recovery:
 
     def batches(self, first: int, count: int) -> Iterator[Any]:
         """Give the batches left of an epoch; those of a step that is made again once more."""
-        trainer, end = self.trainer, first + count
-        yield from feed(trainer, trainer.train_loader, first, count)
-        while trainer.window.fate == "again":
+        end = first + count
+        yield from self._feed(first, count)
+        while self.trainer.window.fate == "again":
             first = self._rewind()
-            yield from feed(trainer, trainer.train_loader, first, end - first)
+            yield from self._feed(first, end - first)
+
+    def _feed(self, first: int, count: int) -> Iterator[Any]:
+        trainer = self.trainer
+        batches = trainer.train_loader.batches(first, count)
+        return feed(trainer, trainer.window.read_ahead(batches, first))
 
     def before_update(self, parameters: Iterable[Tensor], is_scaled: bool) -> None:
         """Note that an optimizer steps; look at its gradients unless fp16's scaler does.
@@ -219,7 +224,8 @@ class Recovery:
         self.trainer.window.fate = "dropped"
 
     def _after_oom(self, error: BaseException, part: Any) -> None:
-        trainer, n_samples = self.trainer, count_samples(part)
+        trainer = self.trainer
+        n_samples = trainer.window.count(part)
         cause = str(error).strip().partition("\n")[0][:200]
         number, half = trainer.progress.step + 1, (n_samples + 1) // 2
         if not trainer.model.training:
@@ -274,7 +280,7 @@ def second_look(trainer: BaseTrainer, part: Any) -> str:
     handle = register_module_forward_hook(look)
     try:
         with trial(trainer), isolated_random_state(trainer.config["seed"]):
-            values = detach(try_step(trainer, part))
+            values = StepValues(try_step(trainer, part), 1).values
     except Exception as error:  # the first fault is what is to be told
         return f"; a second look at it failed: {type(error).__name__}"
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import BatchSampler
 
 from base.batch_reader import Batch
 from base.errors import DataError
@@ -61,6 +62,14 @@ class ReplayedLoader:
             self._draw()
         for _ in range(count):
             yield self._draw()
+
+    def n_drawn(self, position: int) -> int | None:
+        """Return how many samples are drawn for the batch at this position, if that is known."""
+        sampler = getattr(self.loader, "batch_sampler", None)
+        if type(sampler) is not BatchSampler or self._n_batches is None:
+            return None  # a loader of the user's own, or batches of any size
+        first = position % self._n_batches * sampler.batch_size
+        return min(sampler.batch_size, len(sampler.sampler) - first)  # type: ignore[arg-type]
 
     def split_validation(self) -> Any:
         """Return the loader's own validation loader, able to do the same, or None."""

@@ -3,57 +3,163 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from base.batch import count_samples, cut
+import torch
+from torch import Tensor
+
+from base.batch import SampleCount, cut
 from base.config.durations import parse_duration
+from base.denominators import SUM, Counted, counted_by, terms_of
+from base.losses import WeightedLoss
 
 
 class Window:
     """The batches whose gradients make one step; the last window of an epoch may be shorter.
 
-    A loss is divided by ``divisor``: the number of batches in the window, so that a short one
-    weighs as it should, times the parts of a batch that is cut.
+    The gradient of a step is that of one batch with all the samples of the window. A mean over a
+    part of them counts by its share: its own denominator over that of the window, which is known
+    ahead from the targets (see `base/denominators.py`).
 
     Args:
         accumulate: batches in a window.
         micro_batch: samples in a part of a batch; None leaves batches whole.
+        losses: those of the config, by name.
+        count: tells the samples of a batch, given its position.
     """
 
-    def __init__(self, accumulate: int = 1, micro_batch: int | None = None) -> None:
+    def __init__(
+        self,
+        accumulate: int,
+        micro_batch: int | None,
+        losses: Mapping[str, WeightedLoss],
+        count: SampleCount,
+    ) -> None:
         self.accumulate, self.micro_batch = accumulate, micro_batch
-        self.size, self.divisor, self.is_full = 1, 1.0, True
+        self.losses, self.count = losses, count
+        self.size, self.is_full = 1, True
         self.n_samples = 0
         self.fate = ""  # "dropped": the rest is passed over; "again": the step begins anew
+        self._whole = Shares(0, {})  # of all batches of the window
+        self._part = self._whole  # of what is computed just now
+        self._ahead: deque[Shares] = deque()  # of windows that were read, but not yet begun
+
+    def read_ahead(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
+        """Give batches from position ``first``; those of a window are read before its first one."""
+        self._ahead.clear()
+        if self.accumulate == 1:
+            yield from batches
+            return
+        while chunk := list(islice(batches, self.accumulate)):
+            self._ahead.append(self._shares_of_window(chunk, first))
+            first += len(chunk)
+            while chunk:
+                yield chunk.pop(0)
+
+    def take(self, batch: Any) -> None:
+        """Let this batch be a whole window."""
+        next(self.read_ahead(iter([batch]), 0))
+        self.place(0, 1)
 
     def place(self, number: int, count: int) -> None:
         """Move to batch ``number`` of the ``count`` that are left of the epoch."""
         position = number % self.accumulate
         if position == 0:
             self.fate = ""
+            if self.accumulate > 1:
+                self._whole = self._ahead.popleft()
         self.size = min(self.accumulate, count - number + position)
-        self.divisor, self.is_full = self.size, position == self.size - 1
+        self.is_full = position == self.size - 1
 
-    def parts(self, batch: Any) -> Iterable[tuple[Any, int]]:
-        """Give the batch in parts, with the samples of each; a part weighs by its samples."""
-        self.n_samples = n_samples = count_samples(batch)
+    def parts(self, batch: Any, position: int) -> Iterable[tuple[Any, int]]:
+        """Give the batch in parts, with the samples of each."""
+        self.n_samples = n_samples = self.count(batch, position)
         if self.fate:
             return ()
         if self.micro_batch is None or self.micro_batch >= n_samples:
+            if self.accumulate > 1:
+                self._part = self._shares(batch, n_samples)
             return ((batch, n_samples),)
         return self._cut(batch, n_samples, self.micro_batch)
 
+    def share(self, loss: Tensor) -> Tensor:
+        """Return what a loss of the part that is computed adds to that of the whole window."""
+        if self._part is self._whole:
+            return loss
+        shared = [self._shared(term) for term in terms_of(loss)]
+        return sum(shared[1:], start=shared[0])
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Compute something beside the training: no step is due, and losses count in full."""
+        kept = vars(self).copy()
+        self.is_full, self._part = False, self._whole
+        try:
+            yield
+        finally:
+            vars(self).update(kept)
+
     def _cut(self, batch: Any, n_samples: int, length: int) -> Iterator[tuple[Any, int]]:
         is_last = self.is_full
+        if self.accumulate == 1:
+            self._whole = self._shares(batch, n_samples)
         for begin in range(0, n_samples, length):
             end = min(begin + length, n_samples)
-            self.divisor = self.size * n_samples / (end - begin)
+            part = cut(batch, begin, end, n_samples)
+            self._part = self._shares(part, end - begin)
             self.is_full = is_last and end == n_samples
-            yield cut(batch, begin, end, n_samples), end - begin
+            yield part, end - begin
             if self.fate:
                 break
         self.is_full = is_last and self.fate != "again"
+        self._part = self._whole
+
+    def _shares_of_window(self, batches: Sequence[Any], first: int) -> Shares:
+        whole = Shares(0, {})
+        for position, batch in enumerate(batches, start=first):
+            whole.add(self._shares(batch, self.count(batch, position)))
+        return whole
+
+    def _shares(self, batch: Any, n_samples: int) -> Shares:
+        rules = self.count.rules
+        found = ((name, loss.counted_in(batch, rules)) for name, loss in self.losses.items())
+        return Shares(n_samples, {name: one for name, one in found if one is not None})
+
+    def _shared(self, term: Tensor) -> Tensor:
+        counted = counted_by(term)
+        if counted is not None and counted.number is SUM:
+            return term
+        ahead = None if counted is None else self._part.counted.get(counted.name)
+        if counted is None or ahead is None or ahead.n_elements != counted.n_elements:
+            # Not a loss of the config on the batch's target: taken for a mean over samples.
+            return term * (self._part.n_samples / max(self._whole.n_samples, 1))
+        number, total = ahead.number, self._whole.counted[counted.name].number
+        if not isinstance(number, Tensor) or not isinstance(total, Tensor):
+            assert not isinstance(number, str)
+            assert not isinstance(total, str)
+            return term * (number / total)
+        # Where nothing is counted the mean is 0/0, and adds nothing.
+        share = torch.where(number == 0, 0.0, number / total).to(term.device)
+        return torch.where(share == 0, 0.0, term * share)
+
+
+@dataclass
+class Shares:
+    """The samples of a batch, or of a window, and what each loss divides by there."""
+
+    n_samples: int
+    counted: dict[str, Counted]
+
+    def add(self, other: Shares) -> None:
+        """Take in another batch of the window."""
+        self.n_samples += other.n_samples
+        for name, one in other.counted.items():
+            self.counted[name] = one if name not in self.counted else self.counted[name].plus(one)
 
 
 class Every:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from base.denominators import SUM, counted_by, mark_sum, terms_of
 from base.errors import ConfigError, Problem, TrainingError, nearest
 from base.loss_gradients import due_gradients
 from base.losses import Ramp, WeightedLoss, terms
-from logger.meters import Meters
+from logger.meters import TERM, Meters
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -29,8 +31,8 @@ def with_total(
         return dict(losses)
     if not losses:
         raise TrainingError("there is no loss to minimise: name one in the config's `loss:`")
-    first, *others = terms(losses, weighted, step).values()
-    values: dict[str, Any] = {"loss": sum(others, start=first)}
+    parts = list(terms(losses, weighted, step).values())
+    values: dict[str, Any] = {"loss": mark_sum(sum(parts[1:], start=parts[0]), parts)}
     if len(losses) > 1:
         values.update(losses)
     if step is not None:
@@ -53,21 +55,44 @@ def weigh(
     return values, [part for part in parts if part.requires_grad] or values["loss"]
 
 
-def detach(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Let go of the graph behind the values of a step, which would keep its activations alive."""
-    return {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}
+class StepValues:
+    """The values of a step, without the graph behind them, which would keep activations alive.
 
+    Args:
+        values: by name, as a step returns them.
+        n_samples: what they are means of, unless they say it themselves.
+    """
 
-def mean_of(parts: Sequence[tuple[dict[str, Any], int]]) -> dict[str, Any]:
-    """Return a batch's values from those of its parts, each the mean of so many samples."""
-    if len(parts) == 1:
-        return parts[0][0]
-    totals: dict[str, tuple[Any, int]] = {}
-    for values, n_samples in parts:
+    def __init__(self, values: Mapping[str, Any], n_samples: int) -> None:
+        self.means: list[tuple[str, Any, Any]] = []
+        """Name, value and denominator (None for a sum); a sum of losses has one for each term."""
         for name, value in values.items():
-            total, count = totals.get(name, (0.0, 0))
-            totals[name] = total + value * n_samples, count + n_samples
-    return {name: total / max(count, 1) for name, (total, count) in totals.items()}
+            terms = terms_of(value)
+            for number, term in enumerate(terms):
+                counted = counted_by(term)
+                count = n_samples if counted is None else counted.number
+                key = name if len(terms) == 1 else f"{name}{TERM}{number}"
+                self.means.append((key, _detached(term), None if count is SUM else count))
+        self.values = {name: _detached(value) for name, value in values.items()}
+
+    def add_to(self, meters: Meters) -> None:
+        """Add the values to running means."""
+        for mean in self.means:
+            meters.add(*mean)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def values_of(parts: Sequence[StepValues], device: torch.device) -> dict[str, Any]:
+    """Return a batch's values from those of its parts; nothing is waited for."""
+    if len(parts) == 1:
+        return parts[0].values
+    sums = Meters(device)
+    for part in parts:
+        part.add_to(sums)
+    return sums.means()
 
 
 def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[str, float]:

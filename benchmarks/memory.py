@@ -82,7 +82,8 @@ def make(model: str, option: str, arguments: argparse.Namespace) -> Trainer:
 def step(trainer: Trainer, batch: Any, saved: SavedBytes | None = None) -> int:
     """Make one step; return the most bytes that were counted in a part of it."""
     most = 0
-    for part, _ in trainer.window.parts(batch):
+    trainer.window.take(batch)
+    for part, _ in trainer.window.parts(batch, 0):
         with trainer.precision.autocast(), saved or trainer.offload():
             trainer.train_step(part)
         if saved is not None:

@@ -6,9 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TERM = "\0"
+"""Stands between the name of a value and that of one of its terms."""
+
 
 class Meters:
     """Keep the weighted mean of each named value, summed on the accelerator where the value lives.
+
+    A mean is weighted by what it was divided by: a number of samples, or any other denominator.
 
     meters.update({"loss": loss, "accuracy": 0.5}, n=len(target))
     meters.compute()  # {"loss": 0.6931, "accuracy": 0.5}
@@ -21,47 +26,114 @@ class Meters:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, float] = {}
         self._numbers: dict[str, float] = {}
         self._tensors: dict[str, Tensor] = {}
+        self._tensor_counts: dict[str, Tensor] = {}
+        self._sums: set[str] = set()
 
-    def update(self, values: Mapping[str, Tensor | float], n: int = 1) -> None:
+    def update(self, values: Mapping[str, Tensor | float], n: float = 1) -> None:
         """Add one value a name, each the mean of `n` samples."""
         for name, value in values.items():
-            if isinstance(value, Tensor) and not is_at_hand(value, self.device):
-                total = self._tensors.get(name)
-                if total is None or value.dim() or total.device != value.device:
-                    total, value = self._prepare(name, value)
-                total.add_(value.detach(), alpha=n)
+            self.add(name, value, n)
+
+    def add(self, name: str, value: Tensor | float, count: Tensor | float | None) -> None:
+        """Add a value that was divided by ``count``; None adds up what is a sum.
+
+        Names that differ only after `TERM` are terms of one value, which is the sum of their means.
+        """
+        if count is None:
+            self._sums.add(name)
+            count = 1
+        if isinstance(count, Tensor):
+            count = self._at_hand_or_summed(name, count)
+        if not isinstance(count, Tensor):
+            self._counts[name] = self._counts.get(name, 0) + count
+        if isinstance(value, Tensor) and not is_at_hand(value, self.device):
+            total = self._tensors.get(name)
+            if total is None or value.dim() or total.device != value.device:
+                total, value = self._prepare(name, value)
+            if isinstance(count, Tensor):  # where nothing was counted the value is 0/0
+                total.add_(torch.where(count == 0, 0.0, value.detach() * count))
             else:
-                number = _number(name, value) if isinstance(value, Tensor) else float(value)
-                self._numbers[name] = self._numbers.get(name, 0.0) + number * n
-            self._counts[name] = self._counts.get(name, 0) + n
+                total.add_(value.detach(), alpha=count)
+        else:
+            number = _number(name, value) if isinstance(value, Tensor) else float(value)
+            added = number * float(count) if count else 0.0
+            self._numbers[name] = self._numbers.get(name, 0.0) + added
+
+    def means(self) -> dict[str, Tensor | float]:
+        """Return the means so far, in the order in which the names came; nothing is waited for."""
+        totals: dict[str, Any] = dict(self._numbers)
+        counts: dict[str, Any] = dict(self._counts)
+        for found, there in ((totals, self._tensors), (counts, self._tensor_counts)):
+            for name, value in there.items():
+                found[name] = found.get(name, 0) + value
+        return self._divide(totals, counts)
 
     def compute(self) -> dict[str, float]:
-        """Return the means so far, in the order in which the names came."""
-        totals = dict(self._numbers)
-        for device in {total.device for total in self._tensors.values()}:
-            here = {k: total for k, total in self._tensors.items() if total.device == device}
+        """Return the same as numbers."""
+        totals, counts = dict(self._numbers), dict(self._counts)
+        tensors = [
+            (found, name, value)
+            for found, there in ((totals, self._tensors), (counts, self._tensor_counts))
+            for name, value in there.items()
+        ]
+        for device in {value.device for _, _, value in tensors}:
+            here = [one for one in tensors if one[2].device == device]
             # The one wait for the device: all sums that live there come in one copy.
-            for name, total in zip(here, torch.stack(list(here.values())).tolist(), strict=True):
-                totals[name] = totals.get(name, 0.0) + total
-        return {k: totals[k] / n if n else float("nan") for k, n in self._counts.items()}
+            read = torch.stack([value for *_, value in here]).tolist()
+            for (found, name, _), number in zip(here, read, strict=True):
+                found[name] = found.get(name, 0.0) + number
+        return self._divide(totals, counts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of the bare sums: a mean that goes on from them is equal bit for bit."""
-        tensors = {name: total.clone() for name, total in self._tensors.items()}
-        return {"counts": dict(self._counts), "numbers": dict(self._numbers), "tensors": tensors}
+        return {
+            "counts": dict(self._counts),
+            "numbers": dict(self._numbers),
+            "tensors": {name: total.clone() for name, total in self._tensors.items()},
+            "tensor_counts": {name: count.clone() for name, count in self._tensor_counts.items()},
+            "sums": sorted(self._sums),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from sums that `state_dict` gave, on this device or another."""
         self._counts = dict(state["counts"])
         self._numbers = dict(state["numbers"])
+        self._sums = set(state.get("sums", ()))  # older checkpoints have no denominators
         with torch.inference_mode(False):
-            self._tensors = {
-                name: total.to(self.device or total.device, copy=True)
-                for name, total in state["tensors"].items()
-            }
+            self._tensors, self._tensor_counts = (
+                {name: x.to(self.device or x.device, copy=True) for name, x in there.items()}
+                for there in (state["tensors"], state.get("tensor_counts", {}))
+            )
+
+    def _divide(self, totals: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
+        means: dict[str, Any] = {}
+        for key, count in counts.items():
+            name = key.partition(TERM)[0]
+            if key in self._sums:
+                mean = totals[key]
+            else:
+                is_empty = not isinstance(count, Tensor) and not count
+                mean = float("nan") if is_empty else totals[key] / count
+            means[name] = means[name] + mean if name in means else mean
+        return means
+
+    def _at_hand_or_summed(self, name: str, count: Tensor) -> Tensor | float:
+        """Return a count as a number where it can be read without a wait; else add it here."""
+        if is_at_hand(count, self.device):
+            return float(count.item())
+        device = self.device or count.device
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        with torch.inference_mode(False):
+            total = self._tensor_counts.get(name)
+            if total is None:
+                self._tensor_counts[name] = total = torch.zeros((), dtype=kind, device=device)
+                self._counts.setdefault(name, 0)  # which keeps the order of the names
+            count = count.detach().to(device, kind, non_blocking=True)
+            total.add_(count)
+        return count
 
     def _prepare(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum and the value, both without dimensions and on one device."""

@@ -200,10 +200,19 @@ METRIC = named(
 )
 
 MODEL = named("model", weights=Key(WEIGHTS, None, "Where its weights come from."))
+BATCH_SIZE = Section(
+    {
+        "item": Key(POSITION, REQUIRED, "The item, by its key or its position."),
+        "dim": Key(whole(0), 0, "The dimension with one entry for each sample."),
+    }
+)
 BATCH = Section(
     {
         "inputs": Key(ListOf(POSITION, single=True), None, "What of a batch the model takes."),
         "target": Key(POSITION, None, "What of a batch the losses and metrics compare with."),
+        "size": Key(
+            Either(POSITION, BATCH_SIZE), None, "What of a batch has one entry for each sample."
+        ),
     }
 )
 

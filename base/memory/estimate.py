@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from base.batch import count_samples, cut, tensors_in
+from base.batch import cut, tensors_in
 from base.errors import TrainingError
 from base.free_memory import UNLIMITED, free_memory
 from base.memory.settle import saved_bytes
@@ -80,7 +80,7 @@ def estimate_memory(trainer: BaseTrainer, batch: Any) -> Estimate:
     An optimizer shows its state after its first step. On the CPU counted is what autograd keeps,
     without what a layer needs for a moment, or computes again.
     """
-    n_samples, micro_batch = count_samples(batch), trainer.window.micro_batch
+    n_samples, micro_batch = trainer.window.count(batch), trainer.window.micro_batch
     trainable = [p.nbytes for p in trainer.model.parameters() if p.requires_grad]
     trainer.window.micro_batch = None
     try:

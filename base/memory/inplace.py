@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from base.batch import count_samples, cut, tensors_in
+from base.batch import cut, tensors_in
 from base.errors import TrainingError
 from base.memory.trial import trial, try_step
 
@@ -30,7 +30,7 @@ def choose_inplace(trainer: BaseTrainer, batch: Any) -> str:
     """
     modules = trainer.model.modules()
     switches = [one for one in modules if isinstance(getattr(one, "inplace", None), bool)]
-    n_samples = count_samples(batch)
+    n_samples = trainer.window.count(batch)
     sample = cut(batch, 0, min(N_SAMPLES, n_samples), n_samples)
     with _noisy(trainer.model):
         plain, again = _run(trainer, sample), _run(trainer, sample)

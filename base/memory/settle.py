@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from base.batch import count_samples, cut, tensors_in, to_device
+from base.batch import cut, tensors_in, to_device
 from base.errors import TrainingError
 from base.free_memory import free_memory
 from base.memory.inplace import choose_inplace
@@ -53,7 +53,7 @@ def find_micro_batch(trainer: BaseTrainer, batch: Any) -> int:
     Raises:
         TrainingError: not even one does.
     """
-    n_samples = size = count_samples(batch)
+    n_samples = size = trainer.window.count(batch)
     fits = fits_on_cpu if trainer.device.type == "cpu" else fits_on_device
     while not fits(trainer, batch, size, n_samples):
         if size == 1:

@@ -44,13 +44,12 @@ def trial(trainer: BaseTrainer) -> Iterator[None]:
         for name, one in trainer.stateful.items()
         if name != "model" and not name.startswith("optimizer.")
     }
-    window, metrics = vars(trainer.window).copy(), trainer._phase_metrics
-    trainer.window.is_full, trainer.window.divisor = False, 1.0
+    metrics = trainer._phase_metrics
     trainer._phase_metrics, trainer.finite.is_on = {}, False
     try:
-        yield
+        with trainer.window.aside():
+            yield
     finally:
-        vars(trainer.window).update(window)
         trainer._phase_metrics = metrics
         trainer.finite.all_finite()  # forget what was seen
         trainer.finite.is_on = True

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 from toy import make
 
-from base.batch import count_samples, inputs_of, target_of, to_device
+from base.batch import AS_IT_IS, SampleCount, count_samples, inputs_of, target_of, to_device
 from base.errors import ConfigError
 
 NO_RULES: dict[str, Any] = {"inputs": None, "target": None}
 A, B, C, Y = (torch.full((4, n), float(n)) for n in (1, 2, 3, 4))
 Triple = namedtuple("Triple", "first second label")
+PACKED = nn.utils.rnn.pack_sequence([torch.ones(3, 2), torch.ones(2, 2)])
 CPU = torch.device("cpu")
 
 
@@ -72,20 +75,65 @@ def test_what_a_batch_has_not_is_told(batch: Any, rules: Any, where: str, words:
     ("batch", "n"),
     [
         (A, 4),
-        (torch.tensor(1.0), 1),
         ([A, Y], 4),
         ({"x": A}, 4),
         ({"names": ["p", "q", "r", "s"], "x": A}, 4),
         ([["p", "q", "r", "s"], A], 4),
-        ({"meta": {"scale": 2.0}, "x": [A, B]}, 4),
         ({"empty": [], "x": A}, 4),
-        ("text", 1),
-        ({}, 1),
-        (None, 1),
+        ([torch.ones(7, 4, 2), Y], 4),  # time first
+        ([PACKED, torch.ones(2)], 2),
+        ([PACKED, None], 2),
+        ([[torch.ones(3, 8, 8)] * 5, [{"boxes": torch.ones(k, 4)} for k in range(5)]], 5),
+        ([[torch.ones(3, 8, 8)] * 5, [{"label": 1}] * 5], 5),
+        ({"x": torch.ones(9, 2), "edge_index": torch.ones(2, 30), "y": Y}, 4),
+        ((torch.ones(9, 2), torch.ones(2, 30), torch.zeros(9), Y), 4),
+        ([A, [Y, Y]], 4),  # two targets of all samples
+        ([A, {"one": Y, "two": B}], 4),
+        ([A, np.arange(4)], 4),
+        ([torch.ones(2, 4), "text"], 2),
     ],
 )
-def test_samples_are_counted_by_the_first_tensor(batch: Any, n: int) -> None:
+def test_samples_are_counted_by_the_targets(batch: Any, n: int) -> None:
     assert count_samples(batch) == n
+
+
+@pytest.mark.parametrize(
+    ("batch", "n_drawn"),
+    [
+        ([torch.ones(7, 4, 2), torch.ones(7, 4)], 4),  # time first in both
+        ([[torch.ones(3)] * 5, [torch.ones(3)] * 5], 5),
+        ([[torch.ones(3)] * 5, [torch.ones(3)] * 5], 3),
+        ([torch.ones(k, 2) for k in range(1, 6)], 5),  # a list of samples without targets
+        ("text", 6),
+        (None, 6),
+    ],
+)
+def test_what_was_drawn_decides_between_two_readings(batch: Any, n_drawn: int) -> None:
+    assert count_samples(batch, AS_IT_IS, n_drawn) == n_drawn
+
+
+def test_a_collation_may_give_another_number_of_samples_than_were_drawn() -> None:
+    assert count_samples([torch.ones(8, 2), torch.ones(8)], AS_IT_IS, 4) == 8  # two views of each
+
+
+@pytest.mark.parametrize("batch", [torch.tensor(1.0), "text", {}, None, [object(), object()]])
+def test_a_batch_that_shows_no_number_of_samples_must_be_declared(batch: Any) -> None:
+    with pytest.raises(ConfigError, match=r"batch\.size: .*cannot be determined"):
+        count_samples(batch)
+
+
+@pytest.mark.parametrize(
+    ("size", "n"),
+    [("n", 3), ("x", 7), ({"item": "x", "dim": 1}, 4), ("names", 2)],
+)
+def test_a_declared_size_is_taken(size: Any, n: int) -> None:
+    batch = {"x": torch.ones(7, 4), "n": torch.tensor(3), "names": ["p", "q"], "y": Y}
+    assert count_samples(batch, {**AS_IT_IS, "size": size}, 4) == n
+
+
+def test_a_loader_may_count_itself() -> None:
+    loader = SimpleNamespace(count_samples=lambda batch: 11, n_drawn=lambda position: 4)
+    assert SampleCount(AS_IT_IS, loader)([A, Y], 0) == 11
 
 
 def test_samples_of_what_torch_collates() -> None:

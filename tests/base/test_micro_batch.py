@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toy import NETWORKS, assert_resumes, assert_same, batches, make, run, weights
 
-from base.batch import count_samples, cut
+from base.batch import AS_IT_IS, SampleCount, count_samples, cut
 from base.checkpoint import read
 from base.config import load_config
 from base.errors import TrainingError
@@ -41,7 +41,7 @@ X, Y = torch.arange(12).reshape(4, 3), torch.arange(4)
         ({"x": X, "id": list("abcd")}, {"x": X[1:3], "id": ["b", "c"]}),
         ([X, {"boxes": [Y, Y[:2], Y[:0], Y[:3]]}], [X[1:3], {"boxes": [Y[:2], Y[:0]]}]),
         ([X, Pair(Y, [X, Y])], [X[1:3], Pair(Y[1:3], [X[1:3], Y[1:3]])]),
-        ([X, Y[0], X[0], None, "name"], [X[1:3], Y[0], X[0], None, "name"]),
+        ([X, Y[0], None, "name", Y], [X[1:3], Y[0], None, "name", Y[1:3]]),
         ([X, [X, Y, Y, Y]], [X[1:3], [X[1:3], Y[1:3], Y[1:3], Y[1:3]]]),
         ([X[:2], Y[:2]], [X[1:2], Y[1:2]]),
     ],
@@ -63,21 +63,33 @@ def test_what_cannot_be_cut_is_told() -> None:
 
     with pytest.raises(TrainingError, match="micro_batch cannot cut a Graph"):
         cut([X, Graph()], 0, 2, 4)
-    assert packed is not None
+    with pytest.raises(TrainingError, match="micro_batch cannot cut a PackedSequence"):
+        cut([packed, Y[:2]], 0, 1, 2)
+
+
+def test_parts_that_disagree_are_not_cut() -> None:
+    time_first = torch.zeros(7, 4, 2)
+    with pytest.raises(TrainingError, match=r"holds \(7, 4, 2\).*not the 4 samples"):
+        cut([time_first, Y], 0, 2, 4)
+    with pytest.raises(TrainingError, match=r"holds \(2, 9\)"):
+        cut({"x": X, "edge_index": torch.zeros(2, 9), "y": Y}, 0, 2, 4)
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 4), st.integers(1, 9))
 def test_the_parts_of_a_window_weigh_one_together(
     n_samples: int, micro_batch: int, accumulate: int, count: int
 ) -> None:
-    window, share, seen = Window(accumulate, micro_batch), 0.0, 0
+    window, share, seen = Window(accumulate, micro_batch, {}, SampleCount(AS_IT_IS)), 0.0, 0
+    batch = [torch.arange(n_samples), torch.zeros(n_samples)]
+    batches = window.read_ahead(iter([batch] * count), 0)
     for number in range(count):
+        next(batches)
         window.place(number, count)
-        for part, size in window.parts([torch.arange(n_samples), torch.zeros(n_samples)]):
+        for part, size in window.parts(batch, number):
             assert size == len(part[0]) <= micro_batch
             assert part[0].tolist() == list(range(seen, seen + size))
             seen += size
-            share += 1 / window.divisor
+            share += float(window.share(torch.ones(())))
             is_last = (number + 1) % accumulate == 0 or number + 1 == count
             assert window.is_full == (is_last and seen == n_samples)
         assert seen == n_samples
@@ -167,7 +179,7 @@ def test_parts_of_a_step_of_one_s_own_give_the_gradients_of_the_batch(
         )
         batch = next(batches(trainer))
         trainer.window.place(0, 1)
-        for part, _ in trainer.window.parts(batch):
+        for part, _ in trainer.window.parts(batch, 0):
             trainer.train_step(part)
         gradients.append(found)
     for one, other in zip(*gradients, strict=True):

@@ -34,7 +34,7 @@ def test_the_normal_form_has_every_default(load):
     }
     assert (trainer["epochs"], trainer["steps"], trainer["save_every"]) == (2, None, "1 epoch")
     assert (trainer["type"], trainer["keep"], trainer["verbosity"]) == ("Trainer", 3, 2)
-    assert config["batch"] == {"inputs": None, "target": None}
+    assert config["batch"] == {"inputs": None, "target": None, "size": None}
     assert config["memory"]["precision"] == "fp32"
     for name in ("loss", "metrics", "init", "freeze", "capture", "callbacks"):
         assert config[name] == []

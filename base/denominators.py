@@ -1,0 +1,216 @@
+"""What each loss is a mean over: the number that it has divided the sum of its terms by.
+
+Means of parts can only be put together with their denominators: the mean over a data set is
+``sum(mean * denominator) / sum(denominator)``. Samples are not enough. With class weights torch
+divides by the sum of the targets' weights, with ``ignore_index`` by the number of targets that
+are counted, and a loss over pixels by the pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from types import BuiltinFunctionType, FunctionType
+from typing import Any, NamedTuple, TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import _reduction
+
+SUM = "sum"
+"""The denominator of a loss that is a sum: parts of it are added, whatever their number."""
+
+Denominator = Tensor | float | str
+"""A number, on the device or not, or `SUM`."""
+
+Rule = Callable[..., Denominator | None]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Counted(NamedTuple):
+    """What the loss called ``name`` was divided by, and how many entries its target has."""
+
+    name: str
+    number: Denominator
+    n_elements: int
+
+    def plus(self, other: Counted) -> Counted:
+        """Return what the loss of both together is divided by."""
+        if isinstance(self.number, str) or isinstance(other.number, str):
+            return self
+        total = self.number + other.number
+        return Counted(self.name, total, self.n_elements + other.n_elements)
+
+
+def mark(value: Tensor, counted: Counted | None) -> Tensor:
+    """Note on a loss what it is a mean over; what is computed from it no longer says so."""
+    if counted is not None:
+        value.counted = counted  # type: ignore[attr-defined]
+    return value
+
+
+def counted_by(value: Any) -> Counted | None:
+    """Return what is noted on a loss; None for a mean over samples."""
+    return getattr(value, "counted", None)
+
+
+def mark_sum(value: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    """Note on a sum of losses what its terms are, each a mean over something of its own."""
+    if len(terms) > 1:
+        value.terms = terms  # type: ignore[attr-defined]
+    return value
+
+
+def terms_of(value: Any) -> Sequence[Any]:
+    """Return the terms of a sum of losses; of anything else itself."""
+    return getattr(value, "terms", None) or (value,)
+
+
+def denominator_rule(function: Any) -> Rule | None:
+    """Return what gives a loss's denominator from its arguments; None for a mean over samples.
+
+    A loss may say it itself: ``denominator(target)``. Those of torch are known. Any other is taken
+    to be a mean over the samples of a batch. A rule returns None where it cannot tell without the
+    output, its first argument.
+    """
+    settings: dict[str, Any] = {}
+    if isinstance(function, functools.partial):
+        function, settings = function.func, function.keywords
+    own = getattr(function, "denominator", None)
+    if own is not None:
+        return lambda output, target, *_: own(target)
+    rule = None
+    if isinstance(function, FunctionType | BuiltinFunctionType):
+        rule = RULES.get(function)
+    elif isinstance(function, nn.Module):
+        kinds = [kind for kind in RULES if isinstance(kind, type) and _computes_as(function, kind)]
+        rule, settings = (RULES[kinds[0]] if kinds else None), vars(function) | function._buffers
+    if rule is None:
+        return None
+    reduction = _reduction_of(settings)
+    if reduction == SUM:
+        return lambda *_: SUM
+    kept = {key: settings[key] for key in ("weight", "ignore_index") if key in settings}
+    return functools.partial(rule, reduction=reduction, **kept)
+
+
+def same_denominator_as(other: Any) -> Callable[[Function], Function]:
+    """Declare that a loss divides as another one does, which it is written with::
+
+    @same_denominator_as(F.cross_entropy)
+    def smooth_cross_entropy(output, target, smoothing=0.1): ...
+    """
+
+    def declare(function: Function) -> Function:
+        rule = denominator_rule(other)
+        if rule is not None:
+            function.denominator = functools.partial(rule, None)  # type: ignore[attr-defined]
+        return function
+
+    return declare
+
+
+def _computes_as(module: nn.Module, kind: type) -> bool:
+    """Tell whether a module is of torch's class, or of one derived that keeps its ``forward``."""
+    return isinstance(module, kind) and type(module).forward is kind.forward  # type: ignore[attr-defined]
+
+
+def _reduction_of(settings: dict[str, Any]) -> str:
+    if settings.get("size_average") is not None or settings.get("reduce") is not None:
+        return str(
+            _reduction.legacy_get_string(
+                settings.get("size_average"), settings.get("reduce"), emit_warning=False
+            )
+        )
+    return str(settings.get("reduction", "mean"))
+
+
+# --- The rules: each takes a loss's arguments, of which the first is the output ----------------
+
+
+def _elements(output: Any, target: Tensor, *_: Any, **__: Any) -> Denominator:
+    return target.numel()
+
+
+def _weighted_elements(
+    output: Any, target: Tensor, *_: Any, weight: Tensor | None = None, **__: Any
+) -> Denominator:
+    return target.numel() if weight is None else weight.sum()
+
+
+def _elements_or_samples(
+    output: Any, target: Tensor, *_: Any, reduction: str, **__: Any
+) -> Denominator:
+    return len(target) if reduction == "batchmean" else target.numel()
+
+
+def _classes(
+    output: Any,
+    target: Tensor,
+    *_: Any,
+    weight: Tensor | None = None,
+    ignore_index: int | None = -100,
+    **__: Any,
+) -> Denominator:
+    if target.is_floating_point():  # the probability of each class
+        return target.numel() // target.shape[1 if target.dim() > 1 else 0]
+    if ignore_index is None:
+        return target.numel() if weight is None else weight[target].sum()
+    is_counted = target != ignore_index
+    if weight is None:
+        return is_counted.sum()
+    weights = weight.to(target.device)[target.where(is_counted, 0).long()]
+    return (weights * is_counted).sum()
+
+
+def _classes_of_hidden(
+    hidden: Any, linear: Any = None, target: Tensor | None = None, *_: Any, **settings: Any
+) -> Denominator | None:
+    return None if target is None else _classes(None, target, **settings)
+
+
+def _rows(output: Any, target: Tensor, *_: Any, **__: Any) -> Denominator:
+    return target.numel() // target.shape[-1]
+
+
+def _output_elements(output: Any, target: Tensor, *_: Any, **__: Any) -> Denominator | None:
+    return None if output is None else output.numel()
+
+
+def _output_rows(output: Any, target: Tensor, *_: Any, **__: Any) -> Denominator | None:
+    return None if output is None else output.numel() // output.shape[-1]
+
+
+def _sequences(
+    output: Any, target: Any, n_inputs: Any = None, n_targets: Any = None, **_: Any
+) -> Denominator | None:
+    if n_targets is None:
+        return None
+    return n_targets.numel() if isinstance(n_targets, Tensor) else len(n_targets)
+
+
+RULES: dict[Any, Rule] = {
+    **dict.fromkeys((F.l1_loss, nn.L1Loss, F.mse_loss, nn.MSELoss), _weighted_elements),
+    **dict.fromkeys((F.smooth_l1_loss, nn.SmoothL1Loss), _elements),
+    **dict.fromkeys((F.huber_loss, nn.HuberLoss), _elements),  # divides by all, also with weights
+    **dict.fromkeys((F.cross_entropy, nn.CrossEntropyLoss, F.nll_loss, nn.NLLLoss), _classes),
+    **dict.fromkeys((F.linear_cross_entropy,), _classes_of_hidden),
+    **dict.fromkeys((F.binary_cross_entropy, nn.BCELoss), _elements),
+    **dict.fromkeys((F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss), _elements),
+    **dict.fromkeys((F.kl_div, nn.KLDivLoss), _elements_or_samples),
+    **dict.fromkeys((F.poisson_nll_loss, nn.PoissonNLLLoss), _elements),
+    **dict.fromkeys((F.gaussian_nll_loss, nn.GaussianNLLLoss), _elements),
+    **dict.fromkeys((F.hinge_embedding_loss, nn.HingeEmbeddingLoss), _elements),
+    **dict.fromkeys((F.soft_margin_loss, nn.SoftMarginLoss), _elements),
+    **dict.fromkeys((F.multi_margin_loss, nn.MultiMarginLoss), _elements),
+    **dict.fromkeys((F.multilabel_margin_loss, nn.MultiLabelMarginLoss), _rows),
+    **dict.fromkeys((F.multilabel_soft_margin_loss, nn.MultiLabelSoftMarginLoss), _rows),
+    **dict.fromkeys((F.margin_ranking_loss, nn.MarginRankingLoss), _output_elements),
+    **dict.fromkeys((F.cosine_embedding_loss, nn.CosineEmbeddingLoss), _output_rows),
+    **dict.fromkeys((F.triplet_margin_loss, nn.TripletMarginLoss), _output_rows),
+    **dict.fromkeys(
+        (F.triplet_margin_with_distance_loss, nn.TripletMarginWithDistanceLoss), _output_rows
+    ),
+    **dict.fromkeys((F.ctc_loss, nn.CTCLoss), _sequences),
+}
+"""Functions and classes of torch.nn, each with its rule for ``reduction="mean"``."""

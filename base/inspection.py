@@ -9,6 +9,7 @@ from base.audit import audit, loaded_tables, whole_table
 from base.base_model import guard_first_batch
 from base.base_trainer import BaseTrainer
 from base.batch import to_device
+from base.batch_checks import check_batches
 from base.errors import ConfigError
 from base.header import header_facts, peak_memory_mb
 from base.label_check import checked_labels
@@ -33,6 +34,7 @@ def check(trainer: BaseTrainer) -> None:
         text = "there is nothing to stop by while `trainer.monitor` is off"
         raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
     check_profile(trainer)
+    check_batches(trainer)
     with guard_first_batch(trainer.model), checked_labels(trainer):
         if trainer.valid_loader is not None:
             values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
@@ -43,6 +45,7 @@ def check(trainer: BaseTrainer) -> None:
 
 def dry_run(trainer: BaseTrainer) -> str:
     """Train on one batch and validate on one; return what was built and what came of it."""
+    check_batches(trainer)
     settle(trainer)
     batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
     with explain_shape_errors(trainer.model):

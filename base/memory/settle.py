@@ -60,6 +60,8 @@ def find_micro_batch(trainer: BaseTrainer, batch: Any) -> int:
             text = "memory.micro_batch: not even one sample fits into memory; look at the table of"
             raise TrainingError(f"{text} docs/memory.md for what else saves some")
         size = (size + 1) // 2
+    while 2 < size < n_samples and n_samples % size == 1:
+        size -= 1  # BatchNorm cannot be trained on a last part of one sample
     return size
 
 

@@ -4,16 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.loss import FocalLoss, nll_loss, smooth_cross_entropy
+from model.loss import FocalLoss, smooth_cross_entropy
 
 torch.manual_seed(0)
 OUTPUT, TARGET = torch.randn(7, 4, dtype=torch.double), torch.randint(0, 4, (7,))
 PROBABILITIES = OUTPUT.softmax(dim=1)
-
-
-def test_nll_of_log_softmax_is_cross_entropy():
-    loss = nll_loss(F.log_softmax(OUTPUT, dim=1), TARGET)
-    torch.testing.assert_close(loss, F.cross_entropy(OUTPUT, TARGET))
 
 
 def test_smoothed_targets_give_each_class_its_share():
@@ -27,6 +22,17 @@ def test_focal_loss_follows_its_formula(gamma):
     p = PROBABILITIES[torch.arange(7), TARGET]
     by_hand = (-((1 - p) ** gamma) * p.log()).mean()
     torch.testing.assert_close(FocalLoss(gamma)(OUTPUT, TARGET), by_hand)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_leaves_ignored_targets_out(gamma):
+    output, target = OUTPUT.clone().requires_grad_(), TARGET.clone()
+    target[::2] = -100
+    loss = FocalLoss(gamma)(output, target)
+    torch.testing.assert_close(loss, FocalLoss(gamma)(OUTPUT[1::2], TARGET[1::2]))
+    loss.backward()
+    assert output.grad.isfinite().all()
+    assert not output.grad[::2].any()
 
 
 def test_focal_loss_has_a_finite_gradient_where_a_sample_is_certain():

@@ -31,15 +31,13 @@ class Counted(NamedTuple):
     """What the loss called ``name`` was divided by, and how many entries its target has."""
 
     name: str
-    number: Denominator
+    number: Any  # a Denominator
     n_elements: int
 
     def plus(self, other: Counted) -> Counted:
         """Return what the loss of both together is divided by."""
-        if isinstance(self.number, str) or isinstance(other.number, str):
-            return self
-        total = self.number + other.number
-        return Counted(self.name, total, self.n_elements + other.n_elements)
+        number = SUM if self.number is SUM else self.number + other.number
+        return Counted(self.name, number, self.n_elements + other.n_elements)
 
 
 def mark(value: Tensor, counted: Counted | None) -> Tensor:

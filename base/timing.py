@@ -48,6 +48,8 @@ class Window:
         self._whole = Shares(0, {})  # of all batches of the window
         self._part = self._whole  # of what is computed just now
         self._ahead: deque[Shares] = deque()  # of windows that were read, but not yet begun
+        self._assumed = self._found = 0.0  # denominators of a lone loss on targets of its own
+        self._found_in: Shares | None = None
 
     def read_ahead(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
         """Give batches from position ``first``; those of a window are read before its first one."""
@@ -70,7 +72,7 @@ class Window:
         """Move to batch ``number`` of the ``count`` that are left of the epoch."""
         position = number % self.accumulate
         if position == 0:
-            self.fate = ""
+            self.fate, self._assumed, self._found = "", 0.0, 0.0
             if self.accumulate > 1:
                 self._whole = self._ahead.popleft()
         self.size = min(self.accumulate, count - number + position)
@@ -136,16 +138,38 @@ class Window:
             return term
         ahead = None if counted is None else self._part.counted.get(counted.name)
         if counted is None or ahead is None or ahead.n_elements != counted.n_elements:
-            # Not a loss of the config on the batch's target: taken for a mean over samples.
-            return term * (self._part.n_samples / max(self._whole.n_samples, 1))
-        number, total = ahead.number, self._whole.counted[counted.name].number
-        if not isinstance(number, Tensor) or not isinstance(total, Tensor):
-            assert not isinstance(number, str)
-            assert not isinstance(total, str)
-            return term * (number / total)
-        # Where nothing is counted the mean is 0/0, and adds nothing.
-        share = torch.where(number == 0, 0.0, number / total).to(term.device)
-        return torch.where(share == 0, 0.0, term * share)
+            return _times(term, self._late_share(counted))
+        return _times(term, ahead.number / self._whole.counted[counted.name].number)
+
+    def _late_share(self, counted: Counted | None) -> Any:
+        """Return the share of what is not a loss of the config on the batch's target.
+
+        It is that of its samples. Where the config has one loss, which is given other targets
+        (shifted ones, of a language model), its denominators are assumed to grow as the samples
+        do, and `correct` makes up for it.
+        """
+        by_samples = self._part.n_samples / max(self._whole.n_samples, 1)
+        if counted is None or len(self.losses) > 1:
+            return by_samples
+        if not self._assumed:
+            self._assumed = counted.n_elements / by_samples
+        if self._found_in is not self._part:  # once, however often the loss is called there
+            self._found_in, self._found = self._part, self._found + counted.number
+        return counted.number / self._assumed
+
+    def correct(self, parameters: Iterable[Tensor]) -> None:
+        """Bring the gradients of a window to its denominators as they were found."""
+        if self._assumed:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, self._assumed / self._found)
+
+
+def _times(term: Tensor, share: Any) -> Tensor:
+    """Return a share of a mean: nothing where nothing is counted, and the mean is 0/0."""
+    if not isinstance(share, Tensor):
+        return term * float(share)
+    share = share.to(term.device)
+    return torch.where(share.nan_to_num() == 0, 0.0, term * share.nan_to_num())
 
 
 @dataclass

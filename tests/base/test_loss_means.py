@@ -264,6 +264,46 @@ def test_targets_may_be_flattened_by_a_trainer(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+class Shifted(Trainer):
+    """Compares all pixels but the first of a row, as a language model is trained."""
+
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        return {"cross_entropy": self.losses["cross_entropy"](outputs[..., 1:], batch[1][..., 1:])}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_targets_may_be_made_by_a_trainer(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["pixels"]
+    place(monkeypatch, case)
+    trainer = trainer_of(case, *settings_of(parts), trainer=Shifted)
+    whole = case(trainer.model(random(N, 5))[..., 1:], case.target[..., 1:])
+    expected = torch.autograd.grad(whole, list(trainer.model.parameters()))
+    for ours, theirs in zip(gradients(trainer), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+class Twice(Shifted):
+    """Calls the one loss twice in a step, with a backward pass for each."""
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        for _ in range(2):
+            losses = self.compute_losses(self.forward(batch), batch)
+            self.backward(losses["cross_entropy"])
+        self.update()
+        return losses
+
+
+def test_a_loss_may_be_called_several_times_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for trainer in (Shifted, Twice):
+        place(monkeypatch, CASES["pixels"])
+        found.append(
+            gradients(trainer_of(CASES["pixels"], *settings_of(PARTS[-1]), trainer=trainer))
+        )
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(2 * one, two)
+
+
 # --- The denominators themselves ------------------------------------------------------------------
 
 THREE = tuple(random(N, 4 + k)[:, :4] for k in range(3))

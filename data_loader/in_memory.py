@@ -92,6 +92,10 @@ def synthetic_images(
     return images.add_(patterns[labels]), labels
 
 
+IGNORED = -100
+"""The target that torch's losses leave out."""
+
+
 def in_memory(dataset: Any) -> InMemoryDataset | None:
     """Return a data set of torchvision as one in memory; None where it is not, or transforms."""
     arrays = in_memory_arrays(dataset)
@@ -136,7 +140,8 @@ def _checked_targets(targets: Tensor, names: list[str] | None, source: str) -> T
         return targets
     targets = targets.long()
     highest = None if names is None or targets.dim() > 1 else len(names) - 1
-    _refuse(targets < 0, targets, source, "no class: it is below 0")
+    is_wrong = (targets < 0) & (targets != IGNORED)
+    _refuse(is_wrong, targets, source, "no class: it is below 0")
     if highest is not None:
         _refuse(targets > highest, targets, source, f"no class: they are 0 to {highest}")
     return targets

@@ -112,14 +112,28 @@ class SampleCount:
     def __init__(self, rules: Rules, loader: Any = None) -> None:
         self.rules = rules
         self._own = getattr(loader, "count_samples", None)
-        self._n_drawn = getattr(loader, "n_drawn", None)
+        self._n_drawn = getattr(loader, "n_drawn", lambda position: None)
+        self._batch_size = getattr(loader, "batch_size", None)
+        self._is_time_first = False
 
     def __call__(self, batch: Any, position: int | None = None) -> int:
         """Return the number of samples of a batch, the ``position``-th of the loader."""
         if self._own is not None:
             return int(self._own(batch))
-        is_known = self._n_drawn is not None and position is not None
-        return count_samples(batch, self.rules, self._n_drawn(position) if is_known else None)  # type: ignore[misc]
+        n_drawn = None if position is None else self._n_drawn(position)
+        if n_drawn is None and self._batch_size is not None:
+            n_drawn = self._second_dimension(batch)
+        return count_samples(batch, self.rules, n_drawn)
+
+    def _second_dimension(self, batch: Any) -> int | None:
+        """Return the second dimension of all tensors, once a batch of full size has shown that it
+        is the samples', as where the time comes first; the last batch of a loader may be smaller.
+        """
+        shapes = {part.shape[:2] for part in _parts_of(batch) if isinstance(part, Tensor)}
+        if len(shapes) != 1 or len(shape := shapes.pop()) < 2:
+            return None
+        self._is_time_first |= shape[1] == self._batch_size != shape[0]
+        return shape[1] if self._is_time_first else None
 
 
 def count_samples(batch: Any, rules: Rules = AS_IT_IS, n_drawn: int | None = None) -> int:
@@ -224,17 +238,17 @@ def _cut_entry(value: Any, begin: int, end: int, n_samples: int, is_outer: bool 
         if not value.ndim:
             return value
         if len(value) != n_samples:
-            shape = tuple(value.shape)
-            text = f"it holds {shape}, whose first dimension is not the {n_samples} samples"
-            raise TrainingError(f"memory.micro_batch cannot cut this batch: {text}; leave it out")
+            text = f"a batch that holds {tuple(value.shape)} cannot be cut"
+            text += f", as the first dimension is not that of its {n_samples} samples"
+            raise TrainingError(f"{text}: leave memory.micro_batch out")
         return value[begin:end]
     if isinstance(value, CONTAINERS) and not isinstance(value, PackedSequence):
         if not (is_outer or isinstance(value, Mapping)) and _has_one_a_sample(value, n_samples):
             return value[begin:end]
         return with_entries(value, lambda entry: _cut_entry(entry, begin, end, n_samples))
     if hasattr(value, "to"):
-        text = f"memory.micro_batch cannot cut a {type(value).__name__}"
-        raise TrainingError(f"{text}: leave it out, or give tensors")
+        text = f"a {type(value).__name__} cannot be cut"
+        raise TrainingError(f"{text}: leave memory.micro_batch out, or give tensors")
     return value
 
 

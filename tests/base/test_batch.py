@@ -131,6 +131,14 @@ def test_a_declared_size_is_taken(size: Any, n: int) -> None:
     assert count_samples(batch, {**AS_IT_IS, "size": size}, 4) == n
 
 
+def test_time_that_comes_first_is_seen_by_the_batch_size() -> None:
+    count = SampleCount(AS_IT_IS, SimpleNamespace(batch_size=16))
+    found = [count([torch.ones(3, n, 4), torch.ones(3, n)], 0) for n in (16, 16, 5)]
+    assert found == [16, 16, 5]
+    count = SampleCount(AS_IT_IS, SimpleNamespace(batch_size=16))
+    assert [count([torch.ones(n, 3, 4), torch.ones(n, 3)], 0) for n in (16, 5)] == [16, 5]
+
+
 def test_a_loader_may_count_itself() -> None:
     loader = SimpleNamespace(count_samples=lambda batch: 11, n_drawn=lambda position: 4)
     assert SampleCount(AS_IT_IS, loader)([A, Y], 0) == 11

@@ -188,7 +188,7 @@ def test_time_is_not_cut_for_samples(option: str, monkeypatch: pytest.MonkeyPatc
     text = text.replace("Normed", "LastStep")
     check(make(text=text))
     name = option.partition("=")[0]
-    with pytest.raises(ConfigError, match=rf"{name}: .*\(7, 4, 2\).*not the 4 samples"):
+    with pytest.raises(ConfigError, match=rf"{name}: .*\(7, 4, 2\).*not that of its 4 samples"):
         check(make(option, text=text))
 
 

@@ -84,8 +84,11 @@ def single_samples(trainer: BaseTrainer, size: int | None) -> Iterator[Problem]:
         if size is not None and size < n_samples and n_samples % size == 1 % size:
             text = f"it cuts the {n_samples} samples of {number} into parts of {size}"
             text += " and one of a single sample" if size > 1 else ""
-            advice = "take another size, or `drop_last: true` in data_loader.args"
+            advice = "take another size"
+            if position > 0:
+                advice += ", or `drop_last: true` in data_loader.args"
             yield config.problem(("memory", "micro_batch"), f"{text}, {UNTRAINABLE}; {advice}")
+            return
         elif n_samples == 1:
             text = f"{number} has a single sample, {UNTRAINABLE}"
             advice = "write `drop_last: true` in its args, or change the batch_size"

@@ -11,7 +11,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from base.base_model import guard_first_batch
 from base.batch import count_samples, inputs_of, target_of
 from base.capture import Capture
 from base.checkpoint import CheckpointStore
@@ -25,6 +24,7 @@ from base.optim import learning_rates
 from base.recovery import Recovery, refuse_nonfinite
 from base.run_log import RunLog, open_run, tell_end
 from base.seeding import derive_seed, isolated_random_state
+from base.shape_agreement import guard_first_step
 from base.signals import InterruptedRunError, SignalFlags
 from base.state import Monitor, Progress, Stateful, build_average, parts_with_state
 from base.stepper import build_steppers, choose_stepper, only
@@ -232,7 +232,7 @@ class BaseTrainer:
                 self.capture.start(self.progress.step + 1)
                 is_first, parts, part = self.progress.batches_total == 0, [], None
                 for part, n_samples in self.window.parts(batch):
-                    guard = guard_first_batch(self.model) if is_first else NOTHING
+                    guard = guard_first_step(self) if is_first else NOTHING
                     with self.recovery.of(part), self.precision.autocast(), self.offload(), guard:
                         parts.append((detach(self.train_step(part)), n_samples))
                         self.meters.update(*parts[-1])

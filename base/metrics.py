@@ -16,12 +16,16 @@ from base.discovery import describe_error
 from base.errors import ConfigError, Problem, TrainingError
 from base.metric_values import as_result, describe, detached, device_of, join, on_cpu
 from base.names import build as build_named
+from base.shape_agreement import ShapeAgreement
 
 Result = float | dict[str, float] | Tensor
 
 
 class Metric(ABC):
     """``update`` for each batch, ``compute`` at the end, ``reset`` before the next epoch."""
+
+    agreement: ShapeAgreement | None = None
+    """Holds shapes against each other, on the first batches."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -36,6 +40,8 @@ class Metric(ABC):
         output, target = self.compared(output, target, batch)
         try:
             self._update(detached(output), target)
+        except ConfigError:
+            raise
         except Exception as error:
             given = f"output {describe(output)} and target {describe(target)}"
             text = f"metric {self.name!r} fails on {given}: {describe_error(error)}"
@@ -46,6 +52,8 @@ class Metric(ABC):
         """Return a number, numbers by name, or a table (a 2-D tensor); NaN before any batch."""
         try:
             return as_result(self._compute())
+        except ConfigError:
+            raise
         except Exception as error:
             text = f"metric {self.name!r} cannot be computed: {describe_error(error)}"
             raise TrainingError(text) from error
@@ -60,10 +68,19 @@ class Metric(ABC):
     @abstractmethod
     def _compute(self) -> Any: ...
 
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a part of the metric; one that is a function of (output, target) keeps nothing."""
+        if self.agreement is None:
+            return function(*args)
+        is_pure = not isinstance(self, ObjectMetric)
+        call = self.agreement.call_function if is_pure else self.agreement.call
+        return call(self.compared.where, function, *args)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what ``update`` has gathered, as tensors and plain data."""
         state = object_state.capture(self)
         del state["compared"]  # the config's
+        state.pop("agreement", None)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -85,7 +102,7 @@ class SampleMean(Metric):
         self.n_samples = 0
 
     def _update(self, output: Any, target: Any) -> None:
-        value = self._call(output, target)
+        value = self._value(output, target)
         n_samples = count_samples(target if isinstance(target, Tensor) else (output, target))
         if isinstance(value, Tensor):
             if value.numel() != 1:
@@ -98,16 +115,16 @@ class SampleMean(Metric):
             self.total = self.total + float(value) * n_samples
         self.n_samples += n_samples
 
-    def _call(self, output: Any, target: Any) -> Any:
+    def _value(self, output: Any, target: Any) -> Any:
         """Call the function; one that uses numpy gets copies on the CPU once torch refuses."""
         if not self.needs_cpu:
             try:
-                return self.function(output, target)
+                return self._call(self.function, output, target)
             except TypeError as error:
                 if "numpy" not in str(error) and "ScalarType" not in str(error):
                     raise
                 self.needs_cpu = True
-        return self.function(on_cpu(output), on_cpu(target))
+        return self._call(self.function, on_cpu(output), on_cpu(target))
 
     def _compute(self) -> Any:
         return self.total / self.n_samples if self.n_samples else float("nan")
@@ -132,7 +149,7 @@ class WholeEpoch(Metric):
     def _compute(self) -> Any:
         if not self.outputs:
             return float("nan")
-        return self.function(join(self.outputs), join(self.targets))
+        return self._call(self.function, join(self.outputs), join(self.targets))
 
 
 class ObjectMetric(Metric):
@@ -151,7 +168,7 @@ class ObjectMetric(Metric):
     def _update(self, output: Any, target: Any) -> None:
         if self._unplaced is not None:
             self._place(device_of(output))
-        self.instance.update(output, target)
+        self._call(self.instance.update, output, target)
         self.n_updates += 1
 
     def _place(self, device: torch.device) -> None:
@@ -162,7 +179,7 @@ class ObjectMetric(Metric):
         self._unplaced = None
 
     def _compute(self) -> Any:
-        return self.instance.compute() if self.n_updates else float("nan")
+        return self._call(self.instance.compute) if self.n_updates else float("nan")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the object's attributes, and how many batches it has seen."""

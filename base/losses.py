@@ -19,7 +19,7 @@ from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
 from base.metric_values import describe
 from base.names import build as build_named
-from base.shape_agreement import ShapeAgreement
+from base.shape_agreement import BroadcastError, ShapeAgreement
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class WeightedLoss:
         output, target = self.compared(output, target, batch)
         try:
             value = self._in_full_precision(output, target, *more)
-        except (KindlingError, torch.OutOfMemoryError):
+        except (KindlingError, torch.OutOfMemoryError, BroadcastError):
             raise
         except Exception as error:
             given = f"output {describe(output)} and target {describe(target)}"

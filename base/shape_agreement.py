@@ -295,7 +295,8 @@ def _can_broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 def _of(name: str, args: Any, kwargs: Any, marked: list[tuple[Any, _Mark]]) -> _Mark | None:
     """Return the mark of what a function gives; None where its samples are no longer in rows."""
-    mark = _joined([mark for _, mark in marked])
+    is_indexed = name == "getitem" and marked[0][0] is args[0]
+    mark = marked[0][1] if is_indexed else _joined([mark for _, mark in marked])
     mark = mark._replace(is_explicit=mark.is_explicit or name in _EXPANSIONS)
     if name in _SPLITS:
         return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -14,6 +16,8 @@ from base.batch import count_samples
 from base.compared import Compared, build_list
 from base.discovery import describe_error
 from base.errors import ConfigError, Problem, TrainingError
+from base.loss_facts import with_loss_facts
+from base.losses import WeightedLoss
 from base.metric_values import as_result, describe, detached, device_of, join, on_cpu
 from base.names import build as build_named
 from base.shape_agreement import ShapeAgreement
@@ -88,32 +92,55 @@ class Metric(ABC):
         object_state.restore(self, state)
 
 
+def mean_of_counts(counts: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function that gives (sum, count) give the mean where it is called.
+
+    In a run the sums and the counts of an epoch are added up, each by itself.
+    """
+
+    @functools.wraps(counts)
+    def mean(*args: Any, **kwargs: Any) -> Any:
+        total, count = counts(*args, **kwargs)
+        return total / count
+
+    mean.counts = counts  # type: ignore[attr-defined]
+    return mean
+
+
+def _counts_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what gives (sum, count) where `mean_of_counts` made the function of it."""
+    if not isinstance(function, functools.partial):
+        return getattr(function, "counts", function)
+    return functools.partial(_counts_of(function.func), *function.args, **function.keywords)
+
+
 class SampleMean(Metric):
-    """The mean over all samples of a function that gives the mean over those of a batch."""
+    """The mean of a function over all samples of an epoch, or over what it counts.
+
+    The function gives the mean over the samples of a batch; or else ``(sum, count)``, where it does
+    not count each sample once: pixels that are ignored, words.
+    """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name)
-        self.function = function
+        self.function = _counts_of(function)
         self.needs_cpu = False
         self.reset()
 
     def reset(self) -> None:
         self.total: Tensor | float = 0.0
-        self.n_samples = 0
+        self.n_samples: Tensor | float = 0  # or what else the function counts
 
     def _update(self, output: Any, target: Any) -> None:
         value = self._value(output, target)
+        if isinstance(value, tuple):
+            total, count = value
+            self.total = _plus(self.total, total)
+            self.n_samples = _plus(self.n_samples, count)
+            return
         n_samples = count_samples(target if isinstance(target, Tensor) else (output, target))
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise ValueError(f"it gives shape {tuple(value.shape)} where one number is needed")
-            # No wait for the device: the sum stays there, in double precision where there is one.
-            dtype = torch.float32 if value.device.type == "mps" else torch.float64
-            total = torch.as_tensor(self.total, dtype=dtype, device=value.device)
-            self.total = torch.add(total, value.detach().reshape(()), alpha=n_samples)
-        else:
-            self.total = self.total + float(value) * n_samples
-        self.n_samples += n_samples
+        self.total = _plus(self.total, value, n_samples)
+        self.n_samples = self.n_samples + n_samples
 
     def _value(self, output: Any, target: Any) -> Any:
         """Call the function; one that uses numpy gets copies on the CPU once torch refuses."""
@@ -128,6 +155,18 @@ class SampleMean(Metric):
 
     def _compute(self) -> Any:
         return self.total / self.n_samples if self.n_samples else float("nan")
+
+
+def _plus(total: Tensor | float, value: Any, times: int = 1) -> Tensor | float:
+    """Add a number to a sum; one on a device is not waited for."""
+    if not isinstance(value, Tensor):
+        return total + times * (value if isinstance(value, int) else float(value))
+    if value.numel() != 1:
+        raise ValueError(f"it gives shape {tuple(value.shape)} where one number is needed")
+    # The sum stays there, in double precision where there is one.
+    dtype = torch.float32 if value.device.type == "mps" else torch.float64
+    total = torch.as_tensor(total, dtype=dtype, device=value.device)
+    return torch.add(total, value.detach().reshape(()), alpha=times)
 
 
 class WholeEpoch(Metric):
@@ -191,9 +230,16 @@ class ObjectMetric(Metric):
 
 
 def build_metrics(
-    sections: Sequence[Mapping[str, Any]], build: Callable[..., Any] = build_named
+    sections: Sequence[Mapping[str, Any]],
+    build: Callable[..., Any] = build_named,
+    losses: Mapping[str, WeightedLoss] = MappingProxyType({}),
+    has_outputs: bool = True,
 ) -> dict[str, Metric]:
     """Build the metrics of the config's ``metrics`` list (normal form), by name.
+
+    Args:
+        losses: what the metrics count as, see `with_loss_facts`.
+        has_outputs: the metrics see the outputs as the losses do.
 
     Raises:
         ConfigError: a name is taken or unknown, or arguments do not fit; all faults together.
@@ -202,6 +248,8 @@ def build_metrics(
     def make(section: Mapping[str, Any], where: str) -> Metric:
         if section["name"] == "loss":
             raise ConfigError([Problem(f"{where}.name", "'loss' is taken by the loss")])
+        if losses:
+            section = with_loss_facts(section, where, losses, has_outputs)
         metric = _adapt(section["name"], build("metric", section, where=where), section, where)
         metric.compared = Compared.of(section, where)
         return metric

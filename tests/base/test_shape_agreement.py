@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from toy import make
 from torch import nn
+from toy import make
 
 from base.base_trainer import BaseTrainer
 from base.errors import ConfigError, TrainingError
 from base.inspection import check, dry_run
+from base.metrics import SampleMean, WholeEpoch
 from base.shape_agreement import ShapeAgreement
 from base.torch_names import HOMES
 from trainer.trainer import Trainer
@@ -117,9 +118,9 @@ ACCIDENTS = {
     "difference the other way": lambda o, t: (t - o).abs().mean(),
     "method": lambda o, t: o.sub(t).square().mean(),
     "product": lambda o, t: -(t * o.log()).mean(),
-    "binary cross entropy by hand": lambda o, t: -(
-        t * o.sigmoid().log() + (1 - t) * (1 - o.sigmoid()).log()
-    ).mean(),
+    "binary cross entropy by hand": lambda o, t: (
+        -(t * o.sigmoid().log() + (1 - t) * (1 - o.sigmoid()).log()).mean()
+    ),
     "quotient": lambda o, t: (o / (t + 1)).mean(),
     "equality": lambda o, t: ((o > 0.5) == t.bool()).float().mean(),
     "eq": lambda o, t: (o > 0).eq(t.long()).float().mean(),
@@ -301,25 +302,17 @@ def test_a_step_that_is_tried_changes_nothing():
     assert all(map(torch.equal, tried.model.parameters(), plain.model.parameters()))
 
 
-@pytest.mark.parametrize("over", ["batch", "epoch"])
-def test_metrics_are_held_to_it_as_losses_are(over: str, monkeypatch: pytest.MonkeyPatch):
-    metric = f"metrics=[{{type: absolute_error, name: error, over: {over}}}]"
-    from model import metric as module
-
+@pytest.mark.parametrize("kind", [SampleMean, WholeEpoch])
+def test_metrics_are_held_to_it_as_losses_are(kind: Any):
     def absolute_error(output, target):
         return np.abs(output.cpu().numpy() - target.cpu().numpy()).mean()
 
-    monkeypatch.setattr(module, "absolute_error", absolute_error, raising=False)
-    from base import metrics
-
-    def build(kind, section, **_):
-        return absolute_error
-
-    monkeypatch.setattr(metrics.build_metrics, "__defaults__", (build,))
-    monkeypatch.setattr("toy.check_names", lambda config: None)
-    with pytest.raises(ConfigError, match=r"metrics\.0: .*\(4, 1\) and target \(4,\) would br"):
-        check(regression(metric, trainer=Squeezed))
-    check(regression(metric, column=True))
+    wrong, right = regression(trainer=Squeezed), regression(column=True)
+    for made in (wrong, right):
+        made.valid_metrics["error"] = kind("error", absolute_error)
+    with pytest.raises(ConfigError, match=r"test_shape_agreement.py:\d+: output \(4, 1\) and targ"):
+        check(wrong)
+    check(right)
 
 
 def test_a_metric_of_a_loss_is_held_to_it():

@@ -39,6 +39,10 @@ _LOSSES = frozenset((
     "multilabel_margin_loss", "multilabel_soft_margin_loss", "poisson_nll_loss", "smooth_l1_loss",
     "soft_margin_loss",
 ))  # fmt: skip
+# Those of them that refuse other shapes themselves, with less advice.
+_STRICT = frozenset((
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "multilabel_margin_loss",
+))  # fmt: skip
 # Functions of two tensors, by name without underscores; an `r` or an `i` in front is Python's.
 _COMPARISONS = frozenset((
     "sub", "subtract", "rsub", "isub", "eq", "ne", "lt", "le", "gt", "ge", "not_equal", "greater",
@@ -254,7 +258,7 @@ def _check(name: str, marked: list[tuple[Any, _Mark]]) -> None:
         is_whole = all(shape == mark.shape for shape, mark in zip(shapes, marks, strict=True))
         is_fault = name in _COMPARISONS and is_whole
     if is_fault:
-        raise BroadcastError(_text(*shapes, f"in `{name}`"))
+        raise BroadcastError(_text(*shapes, f"in `{name}`", name in _STRICT))
 
 
 def _in_words(error: BroadcastError) -> str:
@@ -262,10 +266,13 @@ def _in_words(error: BroadcastError) -> str:
     return describe_error(error).replace(f"{type(error).__name__}: ", "")
 
 
-def _text(output: tuple[int, ...], target: tuple[int, ...], place: str) -> str:
+def _text(
+    output: tuple[int, ...], target: tuple[int, ...], place: str, is_strict: bool = False
+) -> str:
     """Say both shapes, what would become of them, and what to change."""
-    both = np.broadcast_shapes(output, target)
-    text = f"output {output} and target {target} would broadcast to {tuple(both)} {place}: "
+    both = tuple(np.broadcast_shapes(output, target))
+    fate = "must have the same shape" if is_strict else f"would broadcast to {both}"
+    text = f"output {output} and target {target} {fate} {place}: "
     if output == (*target, 1):
         text += "give the target a last dimension (`ArrayFileDataset`: targets of shape (N, 1)), "
         return text + "or squeeze the model's output, `output.squeeze(-1)`"

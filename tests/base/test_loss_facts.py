@@ -174,9 +174,10 @@ def test_more_places_than_classes_are_told_before_training():
 
 
 def test_half_of_the_targets_ignored_in_a_training():
-    ignored = int(validation(make())[1][0])
+    half = "data_loader.args.validation_split=12"
+    ignored = int(validation(make(half))[1][0])
     loss = f"loss={{type: cross_entropy, args: {{ignore_index: {ignored}}}}}"
-    made = make(loss, "metrics=[accuracy, ConfusionMatrix]")
+    made = make(half, loss, "metrics=[accuracy, ConfusionMatrix]")
     values = made.train()
     inputs, targets = validation(made)
     with torch.no_grad():

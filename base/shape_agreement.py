@@ -140,7 +140,7 @@ class ShapeAgreement(TorchFunctionMode):
         """Call a metric that keeps nothing; it may use numpy, which is not seen everywhere."""
         value = self.call(where, function, *args)
         if _differs_once_reshaped(function, value, *args):
-            text = _text(tuple(args[0].shape), tuple(args[1].shape), "in it")
+            text = _text(tuple(args[0].shape), tuple(args[1].shape), "in this metric")
             raise ConfigError([Problem(where, text)])
         return value
 
@@ -279,18 +279,22 @@ def _text(
     if target == (*output, 1):
         text += "drop the last dimension of the target (`targets[:, 0]` in your data), or give the "
         return text + "model's output one, `output.unsqueeze(-1)`"
-    fit = _fitting(output, target)
-    text += f"give both the same shape{fit}; where it is meant, write `target.expand_as(output)`"
-    return text
+    text += f"give both the same shape{_fitting(output, target)}"
+    if is_strict:
+        return text
+    if len(output) != len(target):
+        return f"{text}; where all pairs are meant, add a dimension there, as `output[:, None]`"
+    small, large = ("output", "target") if output != both else ("target", "output")
+    return f"{text}; where it is meant, write `{small}.expand_as({large})`"
 
 
 def _fitting(output: tuple[int, ...], target: tuple[int, ...]) -> str:
     """Return what would make one shape the other, where a dimension of 1 is all that differs."""
     short, long = sorted((output, target), key=len)
-    name = "output" if long == output else "target"
+    names = ("target", "output") if long == output else ("output", "target")
     for axis in range(len(long)):
         if long[axis] == 1 and (*long[:axis], *long[axis + 1 :]) == short:
-            return f", as `{name}.squeeze({axis})` does"
+            return f": `{names[0]}.unsqueeze({axis})`, or `{names[1]}.squeeze({axis})`"
     return ""
 
 
@@ -343,9 +347,9 @@ class _Array(np.ndarray):
     mark: _Mark | None
 
     def __new__(cls, array: Any, mark: _Mark) -> _Array:
-        marked = array.view(cls)
+        marked: _Array = array.view(cls)
         marked.mark = mark
-        return marked  # type: ignore[no-any-return]
+        return marked
 
     def __array_finalize__(self, former: Any) -> None:
         mark = getattr(former, "mark", None)
@@ -366,7 +370,15 @@ class _Array(np.ndarray):
         return _Array(result, _joined([mark for _, mark in marked]))
 
 
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        result = super().__array_function__(func, types, args, kwargs)
+        marks = [mark for each in _flat(args, kwargs) if (mark := getattr(each, "mark", None))]
+        is_kept = func.__name__ in _JOINS and marks and isinstance(result, np.ndarray)
+        return _Array(result, _joined(marks)) if is_kept else result
+
+
 _NUMPYS = {"equal": "eq", "subtract": "sub"}
+_JOINS = frozenset(("append", "concatenate", "hstack", "vstack"))
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from toy import make
 from base.base_trainer import BaseTrainer
 from base.errors import ConfigError, TrainingError
 from base.inspection import check, dry_run
-from base.metrics import SampleMean, WholeEpoch
+from base.metrics import ObjectMetric, SampleMean, WholeEpoch
 from base.shape_agreement import ShapeAgreement
 from base.torch_names import HOMES
 from trainer.trainer import Trainer
@@ -47,7 +47,11 @@ def test_both_shapes_and_what_to_change_are_told():
     assert "(`targets[:, 0]` in your data)" in told(F.mse_loss, rows(30), rows(30, 1))
     text = told(lambda a, b: (a - b).mean(), rows(N, 1, H, N), rows(N, H, N))
     assert "tests/base/test_shape_agreement.py:" in text
-    assert "`output.squeeze(1)`" in text or "as `output.squeeze(1)` does" in text
+    assert "`target.unsqueeze(1)`, or `output.squeeze(1)`" in text
+    text = told(lambda a, b: (a - b).mean(), rows(N, 1, H, W), rows(N, C, H, W))
+    assert "`output.expand_as(target)`" in text
+    text = told(lambda a, b: (a - b).mean(), rows(N, N), rows(N))
+    assert "add a dimension there, as `output[:, None]`" in text
 
 
 # --- torch's losses -------------------------------------------------------------------------------
@@ -311,6 +315,28 @@ def test_metrics_are_held_to_it_as_losses_are(kind: Any):
     wrong, right = regression(trainer=Squeezed), regression(column=True)
     for made in (wrong, right):
         made.valid_metrics["error"] = kind("error", absolute_error)
+    with pytest.raises(ConfigError, match=r"test_shape_agreement.py:\d+: output \(4, 1\) and targ"):
+        check(wrong)
+    check(right)
+
+
+@pytest.mark.parametrize("is_numpy", [True, False])
+def test_a_metric_that_compares_at_the_end_is_held_to_it(is_numpy: bool):
+    class Gathered:
+        def reset(self):
+            self.outputs, self.targets = [], []
+
+        def update(self, output, target):
+            self.outputs.append(output.numpy() if is_numpy else output)
+            self.targets.append(target.numpy() if is_numpy else target)
+
+        def compute(self):
+            join = np.concatenate if is_numpy else torch.cat
+            return abs(join(self.outputs) - join(self.targets)).mean()
+
+    wrong, right = regression(trainer=Squeezed), regression(column=True)
+    for made in (wrong, right):
+        made.valid_metrics["error"] = ObjectMetric("error", Gathered())
     with pytest.raises(ConfigError, match=r"test_shape_agreement.py:\d+: output \(4, 1\) and targ"):
         check(wrong)
     check(right)

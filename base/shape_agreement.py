@@ -369,7 +369,6 @@ class _Array(np.ndarray):
             return result
         return _Array(result, _joined([mark for _, mark in marked]))
 
-
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         result = super().__array_function__(func, types, args, kwargs)
         marks = [mark for each in _flat(args, kwargs) if (mark := getattr(each, "mark", None))]

@@ -10,11 +10,13 @@ dimension that it adds itself (``target[:, None]``), and what it expands (``expa
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
@@ -27,6 +29,7 @@ from base.base_model import guard_first_batch
 from base.batch import CONTAINERS, tensors_in
 from base.discovery import describe_error
 from base.errors import ConfigError, Problem, TrainingError
+from base.shape_errors import is_compiled
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -101,8 +104,11 @@ class ShapeAgreement(TorchFunctionMode):
             yield
             return
         self._is_active = True
+        # What is compiled cannot be looked into, so that for once it runs as it is written.
+        is_loaded = "torch._dynamo.eval_frame" in sys.modules
+        eager = torch.compiler.set_stance("force_eager") if is_loaded else nullcontext()
         try:
-            with self:
+            with eager, self:
                 yield
         finally:
             self._is_active = False
@@ -213,14 +219,13 @@ def agreeing_shapes(trainer: BaseTrainer) -> Iterator[None]:
     agreement = ShapeAgreement()
     metrics = (*trainer.metrics.values(), *trainer.valid_metrics.values())
     watched = [*trainer.losses.values(), *metrics]
-    is_compiled = any(m._compiled_call_impl is not None for m in trainer.model.modules())
-    steps = () if is_compiled else ("train_step", "valid_step")
+    steps = () if is_compiled(trainer.model) else ("train_step", "valid_step")
     try:
         for each in watched:
             each.agreement = agreement
         for name in steps:
             setattr(trainer, name, agreement.of_step(getattr(trainer, name)))
-        with agreement.around_model(trainer.model):
+        with agreement.around_model(trainer.model) if steps else nullcontext():
             yield
     except BroadcastError as error:
         raise TrainingError(_in_words(error)) from error

@@ -360,3 +360,13 @@ def test_the_names_of_functions_are_those_of_torch():
 
     for name in shape_agreement._LOSSES:
         assert inspect.isroutine(getattr(F, name))
+
+
+def test_a_compiled_loss_runs_as_it_is_written():
+    @torch.compile(backend="eager", fullgraph=True)
+    def squares(output, target):
+        return ((output - target) ** 2).mean()
+
+    assert squares(rows(N), rows(N)) == 0  # which loads the compiler
+    assert "would broadcast" in told(squares, rows(N, 1), rows(N))
+    assert call(squares, rows(N, 1), rows(N, 1)) == 0

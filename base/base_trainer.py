@@ -11,7 +11,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from base.base_model import guard_first_batch
 from base.batch import SampleCount, inputs_of, target_of
 from base.capture import Capture
 from base.checkpoint import CheckpointStore
@@ -25,6 +24,7 @@ from base.optim import learning_rates
 from base.recovery import Recovery, refuse_nonfinite
 from base.run_log import RunLog, open_run, tell_end
 from base.seeding import derive_seed, isolated_random_state
+from base.shape_agreement import guard_first_step
 from base.signals import InterruptedRunError, SignalFlags
 from base.state import Monitor, Progress, Stateful, build_average, parts_with_state
 from base.stepper import build_steppers, choose_stepper, only
@@ -91,6 +91,7 @@ class BaseTrainer:
         self.run_log = RunLog(None, self.settings)
         self.writers = self.run_log.writers
         self._phase_metrics = self.metrics
+        self._n_samples: int | None = None  # of the batch, or the part, that is computed
 
     @final
     def register(self, name: str, value: Any) -> None:
@@ -193,7 +194,7 @@ class BaseTrainer:
                 predictions = self.predict(outputs)
                 target = target_of(batch, self.config["batch"])
                 for metric in self._phase_metrics.values():
-                    metric.update(predictions, target, batch)
+                    metric.update(predictions, target, batch, self._n_samples)
 
     # --- The recipe ------------------------------------------------------------------------------
 
@@ -234,7 +235,8 @@ class BaseTrainer:
                 self.capture.start(self.progress.step + 1)
                 is_first, parts, part = self.progress.batches_total == 0, [], None
                 for part, n_samples in self.window.parts(batch, self.progress.batches_total):
-                    guard = guard_first_batch(self.model) if is_first else NOTHING
+                    self._n_samples = n_samples
+                    guard = guard_first_step(self) if is_first else NOTHING
                     with self.recovery.of(part), self.precision.autocast(), self.offload(), guard:
                         parts.append(StepValues(self.train_step(part), n_samples))
                         parts[-1].add_to(self.meters)
@@ -290,7 +292,7 @@ class BaseTrainer:
         """Return losses and metrics over a loader; random streams and weights stay untouched."""
         meters = Meters(self.device)
         count = len(loader) if max_batches is None else min(max_batches, len(loader))
-        n_samples = SampleCount(self.config["batch"], loader)
+        count_samples = SampleCount(self.config["batch"], loader)
         self._phase_metrics = self.valid_metrics
         for metric in self.valid_metrics.values():
             metric.reset()
@@ -302,10 +304,11 @@ class BaseTrainer:
             for batch in feed(self, loader.batches(0, count)):
                 if self.signals.stop:
                     raise StopRequested
+                self._n_samples = count_samples(batch, next(positions))
                 with self.recovery.of(batch), self.precision.autocast():
-                    values = self.valid_step(batch)
-                StepValues(values, n_samples(batch, next(positions))).add_to(meters)
-                del batch, values
+                    values = StepValues(self.valid_step(batch), self._n_samples)
+                values.add_to(meters)
+                del batch
             return summarise(phase, meters, self.valid_metrics)
 
     @final

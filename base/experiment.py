@@ -220,7 +220,9 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         device=device,
         model=model,
         losses=losses,
-        metrics=build_metrics(config["metrics"]),
+        metrics=build_metrics(
+            config["metrics"], losses=losses, has_outputs=compares_outputs(config)
+        ),
         optimizers=optimizers,
         schedules=schedules,
         train_loader=train_loader,
@@ -234,6 +236,14 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         loaded=loaded,
         memory_notes=memory_notes,
     )
+
+
+def compares_outputs(config: Config) -> bool:
+    """Tell whether losses and metrics are given the same outputs: the trainer changes nothing."""
+    trainer = find("trainer", config["trainer"]["type"])
+    steps = ("forward", "compute_losses", "predict", "train_step", "valid_step")
+    qualified = [getattr(getattr(trainer, step, None), "__qualname__", "") for step in steps]
+    return all(name.startswith("BaseTrainer.") for name in qualified)
 
 
 def build_model(config: Config, train_loader: Any) -> tuple[nn.Module, list[InitRecord]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
+
+import torch
 
 from base.audit import audit, loaded_tables, whole_table
 from base.base_model import guard_first_batch
@@ -15,7 +18,9 @@ from base.header import header_facts, peak_memory_mb
 from base.label_check import checked_labels
 from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
+from base.memory.trial import trial, try_step
 from base.profiling import check_profile
+from base.shape_agreement import agreeing_shapes
 from base.shape_errors import explain_shape_errors
 from base.summary import summarise_model, table_rows
 from base.values import StepValues, check_watched
@@ -35,12 +40,22 @@ def check(trainer: BaseTrainer) -> None:
         raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
     check_profile(trainer)
     check_batches(trainer)
-    with guard_first_batch(trainer.model), checked_labels(trainer):
+    with guard_first_batch(trainer.model), checked_labels(trainer), agreeing_shapes(trainer):
         if trainer.valid_loader is not None:
             values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
             check_watched(trainer, "valid", values)
         elif type(trainer).train_step is BaseTrainer.train_step:
             trainer.evaluate(trainer.train_loader, "train", max_batches=1)
+        else:
+            try_own_step(trainer)
+
+
+def try_own_step(trainer: BaseTrainer) -> None:
+    """Run a `train_step` of one's own on the first batch, without an update; all is put back."""
+    batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
+    trainer.experiment.freezing.begin_epoch(trainer.progress.step)
+    with suppress(torch.OutOfMemoryError), trial(trainer):  # trainer.on_oom is for the training
+        try_step(trainer, batch)
 
 
 def dry_run(trainer: BaseTrainer) -> str:
@@ -61,7 +76,8 @@ def dry_run(trainer: BaseTrainer) -> str:
     trainer.window.take(batch)
     for part, n_samples in trainer.window.parts(batch, 0):
         guard, labels = guard_first_batch(trainer.model), checked_labels(trainer)
-        with trainer.precision.autocast(), trainer.offload(), guard, labels:
+        shapes = agreeing_shapes(trainer)
+        with trainer.precision.autocast(), trainer.offload(), guard, labels, shapes:
             values = StepValues(trainer.train_step(part), n_samples).values
     parts.append("one training batch: " + _numbers(values.items()))
     if trainer.valid_loader is not None:

@@ -14,12 +14,17 @@ from base.base_trainer import BaseTrainer
 from base.errors import DataError
 
 CLASSIFYING = {"cross_entropy", "CrossEntropyLoss", "nll_loss", "NLLLoss", "multi_margin_loss"}
+BINARY = {
+    "binary_cross_entropy", "BCELoss", "binary_cross_entropy_with_logits", "BCEWithLogitsLoss",
+}  # fmt: skip
 MOST = 5  # samples that are named
 
 
 @contextmanager
 def checked_labels(trainer: BaseTrainer) -> Iterator[None]:
     """Hold all labels of the data sets against the first outputs of the model, (sample, class).
+
+    Those of a binary cross entropy, whatever the outputs, must be from 0 to 1: torch takes any.
 
     Data sets that can say where a sample is listed give their ``targets`` as they are; those of
     others, or after a `collate_fn` or losses of one's own, may be other ones by then.
@@ -30,10 +35,15 @@ def checked_labels(trainer: BaseTrainer) -> Iterator[None]:
 
     def look(_: Any, __: Any, outputs: Any) -> None:
         handle.remove()
-        if isinstance(outputs, Tensor) and outputs.dim() == 2 and is_over_classes(trainer):
-            for loader in (trainer.train_loader, trainer.valid_loader):
-                if getattr(loader, "collate_fn", None) is default_collate:
+        has_classes = isinstance(outputs, Tensor) and outputs.dim() == 2
+        has_classes = has_classes and is_over_classes(trainer)
+        is_binary = not BINARY.isdisjoint(name for name, _ in _whole_losses(trainer))
+        for loader in (trainer.train_loader, trainer.valid_loader):
+            if getattr(loader, "collate_fn", None) is default_collate:
+                if has_classes:
                     refuse_wrong_labels(loader.dataset, outputs.shape[1])
+                if is_binary:
+                    refuse_no_shares(loader.dataset)
 
     handle = trainer.model.register_forward_hook(look)
     try:
@@ -44,36 +54,65 @@ def checked_labels(trainer: BaseTrainer) -> Iterator[None]:
 
 def is_over_classes(trainer: BaseTrainer) -> bool:
     """Tell whether a loss takes outputs and targets whole, and the targets for class numbers."""
-    if type(trainer).compute_losses is not BaseTrainer.compute_losses:
-        return False
+    return any(
+        name in CLASSIFYING and settings.get("ignore_index", -100) == -100
+        for name, settings in _whole_losses(trainer)
+    )
+
+
+def _whole_losses(trainer: BaseTrainer) -> Iterator[tuple[str, Any]]:
+    """Yield name and settings of the losses that take outputs and targets as they are."""
+    is_changed = type(trainer).compute_losses is not BaseTrainer.compute_losses
+    if is_changed or trainer.config["batch"]["target"] is not None:
+        return
     for loss in trainer.losses.values():
         function = getattr(loss.function, "func", loss.function)
         name = getattr(function, "__name__", type(function).__name__)
-        settings = getattr(loss.function, "keywords", vars(loss.function))
-        is_whole = loss.compared.output is None and loss.compared.target is None
-        if name in CLASSIFYING and is_whole and settings.get("ignore_index", -100) == -100:
-            return trainer.config["batch"]["target"] is None
-    return False
+        if loss.compared.output is None and loss.compared.target is None:
+            yield name, getattr(loss.function, "keywords", vars(loss.function))
 
 
 def refuse_wrong_labels(dataset: Any, n_classes: int) -> None:
     """Raise with the places of all labels of a data set that are not 0 to n_classes - 1."""
-    place = getattr(getattr(dataset, "reads_from", dataset), "place", None)
-    targets = getattr(dataset, "targets", None)
-    if place is None or not isinstance(targets, Tensor):
+    targets = _placed_targets(dataset)
+    if targets is None or targets.dim() != 1:
         return
-    if targets.dim() != 1 or targets.is_floating_point() or targets.dtype == torch.bool:
+    if targets.is_floating_point() or targets.dtype == torch.bool:
         return
-    is_wrong = ((targets < 0) | (targets >= n_classes)) & (targets != -100)
-    wrong = is_wrong.nonzero()[:, 0].tolist()
-    if not wrong:
-        return
-    shown = "".join(f"\n  {place(i)}: class {int(targets[i])}" for i in wrong[:MOST])
-    more = f"\n  and {len(wrong) - MOST} more" if len(wrong) > MOST else ""
-    highest, advice = int(targets.max()), "mend the labels"
+    wrong = ((targets < 0) | (targets >= n_classes)) & (targets != -100)
+    highest, advice = int(targets.max()) if len(targets) else 0, "mend the labels"
     if highest >= n_classes:
         advice += f", or give the model {highest + 1} outputs"
-    raise DataError(
-        f"the model has outputs for {n_classes} classes, 0 to {n_classes - 1}: {advice}; out of "
-        f"range are{shown}{more}"
+    _refuse(
+        dataset,
+        [(i, f"class {int(targets[i])}") for i in wrong.nonzero()[:, 0].tolist()],
+        f"the model has outputs for {n_classes} classes, 0 to {n_classes - 1}: {advice}",
     )
+
+
+def refuse_no_shares(dataset: Any) -> None:
+    """Raise with the places of all samples that have a label below 0 or above 1."""
+    targets = _placed_targets(dataset)
+    if targets is None or targets.dtype == torch.bool or targets.dim() not in (1, 2):
+        return  # masks may be too many to read before each training
+    rows = targets.reshape(len(targets), -1)
+    wrong = ((rows < 0) | (rows > 1)).any(dim=1)
+    found = [(i, rows[i][(rows[i] < 0) | (rows[i] > 1)][0].item()) for i in wrong.nonzero()[:, 0]]
+    text = "binary cross entropy takes targets from 0 to 1: mend them, or take another loss"
+    _refuse(dataset, [(int(i), f"{value:g}") for i, value in found], text)
+
+
+def _placed_targets(dataset: Any) -> Tensor | None:
+    """Return all targets of a data set that can say where each is from."""
+    targets = getattr(dataset, "targets", None)
+    has_places = hasattr(getattr(dataset, "reads_from", dataset), "place")
+    return targets if has_places and isinstance(targets, Tensor) else None
+
+
+def _refuse(dataset: Any, wrong: list[tuple[int, str]], text: str) -> None:
+    if not wrong:
+        return
+    place = getattr(dataset, "reads_from", dataset).place
+    shown = "".join(f"\n  {place(i)}: {what}" for i, what in wrong[:MOST])
+    more = f"\n  and {len(wrong) - MOST} more" if len(wrong) > MOST else ""
+    raise DataError(f"{text}; out of range are{shown}{more}")

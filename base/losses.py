@@ -20,6 +20,7 @@ from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
 from base.metric_values import describe
 from base.names import build as build_named
+from base.shape_agreement import BroadcastError, ShapeAgreement
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class WeightedLoss:
     function: Callable[..., Any]
     weight: float | Ramp = 1.0
     compared: Compared = field(default_factory=Compared)
+    agreement: ShapeAgreement | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.as_built = copy.deepcopy(self._whole_state())  # on the CPU: nothing was moved yet
@@ -76,7 +78,7 @@ class WeightedLoss:
         output, target = self.compared(output, target, batch)
         try:
             value = self._in_full_precision(output, target, *more)
-        except (KindlingError, torch.OutOfMemoryError):
+        except (KindlingError, torch.OutOfMemoryError, BroadcastError):
             raise
         except Exception as error:
             given = f"output {describe(output)} and target {describe(target)}"
@@ -110,9 +112,15 @@ class WeightedLoss:
         """Call the function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
         first = args[0] if isinstance(args[0], Tensor) else next(tensors_in(args), None)
         if first is None or not torch.is_autocast_enabled(first.device.type):
-            return self.function(*args)
+            return self._call(*args)
         with torch.autocast(first.device.type, enabled=False):
-            return self.function(*in_full_precision(args))
+            return self._call(*in_full_precision(args))
+
+    def _call(self, *args: Any) -> Any:
+        """Call the function; on the first batches, where shapes are held against each other."""
+        if self.agreement is None:
+            return self.function(*args)
+        return self.agreement.call(self.compared.where, self.function, *args)
 
     def weight_at(self, step: int | None) -> float:
         """Return the weight in the step that follows so many others; None: the final one."""

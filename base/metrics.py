@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -14,8 +16,11 @@ from base.batch import count_samples
 from base.compared import Compared, build_list
 from base.discovery import describe_error
 from base.errors import ConfigError, Problem, TrainingError
+from base.loss_facts import with_loss_facts
+from base.losses import WeightedLoss
 from base.metric_values import as_result, describe, detached, device_of, join, on_cpu
 from base.names import build as build_named
+from base.shape_agreement import ShapeAgreement
 
 Result = float | dict[str, float] | Tensor
 
@@ -23,19 +28,29 @@ Result = float | dict[str, float] | Tensor
 class Metric(ABC):
     """``update`` for each batch, ``compute`` at the end, ``reset`` before the next epoch."""
 
+    agreement: ShapeAgreement | None = None
+    """Holds shapes against each other, on the first batches."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.compared = Compared()
 
     @final
-    def update(self, output: Any, target: Any, batch: Any = None) -> None:
+    def update(
+        self, output: Any, target: Any, batch: Any = None, n_samples: int | None = None
+    ) -> None:
         """Take in a batch; raise TrainingError, with the metric's name, where it fails.
 
         Where the config names an ``output`` or a ``target``, that part is picked (see `Compared`).
+
+        Args:
+            n_samples: the samples of the batch; None counts the targets.
         """
         output, target = self.compared(output, target, batch)
         try:
-            self._update(detached(output), target)
+            self._update(detached(output), target, n_samples)
+        except ConfigError:
+            raise
         except Exception as error:
             given = f"output {describe(output)} and target {describe(target)}"
             text = f"metric {self.name!r} fails on {given}: {describe_error(error)}"
@@ -46,6 +61,8 @@ class Metric(ABC):
         """Return a number, numbers by name, or a table (a 2-D tensor); NaN before any batch."""
         try:
             return as_result(self._compute())
+        except ConfigError:
+            raise
         except Exception as error:
             text = f"metric {self.name!r} cannot be computed: {describe_error(error)}"
             raise TrainingError(text) from error
@@ -55,15 +72,24 @@ class Metric(ABC):
         """Forget all batches."""
 
     @abstractmethod
-    def _update(self, output: Any, target: Any) -> None: ...
+    def _update(self, output: Any, target: Any, n_samples: int | None) -> None: ...
 
     @abstractmethod
     def _compute(self) -> Any: ...
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a part of the metric; one that is a function of (output, target) keeps nothing."""
+        if self.agreement is None:
+            return function(*args)
+        is_pure = not isinstance(self, ObjectMetric)
+        call = self.agreement.call_function if is_pure else self.agreement.call
+        return call(self.compared.where, function, *args)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``update`` has gathered, as tensors and plain data."""
         state = object_state.capture(self)
         del state["compared"]  # the config's
+        state.pop("agreement", None)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -71,46 +97,81 @@ class Metric(ABC):
         object_state.restore(self, state)
 
 
+def mean_of_counts(counts: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function that gives (sum, count) give the mean where it is called.
+
+    In a run the sums and the counts of an epoch are added up, each by itself.
+    """
+
+    @functools.wraps(counts)
+    def mean(*args: Any, **kwargs: Any) -> Any:
+        total, count = counts(*args, **kwargs)
+        return total / count
+
+    mean.counts = counts  # type: ignore[attr-defined]
+    return mean
+
+
+def _counts_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what gives (sum, count) where `mean_of_counts` made the function of it."""
+    if not isinstance(function, functools.partial):
+        return getattr(function, "counts", function)
+    return functools.partial(_counts_of(function.func), *function.args, **function.keywords)
+
+
 class SampleMean(Metric):
-    """The mean over all samples of a function that gives the mean over those of a batch."""
+    """The mean of a function over all samples of an epoch, or over what it counts.
+
+    The function gives the mean over the samples of a batch; or else ``(sum, count)``, where it does
+    not count each sample once: pixels that are ignored, words.
+    """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         super().__init__(name)
-        self.function = function
+        self.function = _counts_of(function)
         self.needs_cpu = False
         self.reset()
 
     def reset(self) -> None:
         self.total: Tensor | float = 0.0
-        self.n_samples = 0
+        self.n_samples: Tensor | float = 0  # or what else the function counts
 
-    def _update(self, output: Any, target: Any) -> None:
-        value = self._call(output, target)
-        n_samples = count_samples((output, target))
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise ValueError(f"it gives shape {tuple(value.shape)} where one number is needed")
-            # No wait for the device: the sum stays there, in double precision where there is one.
-            dtype = torch.float32 if value.device.type == "mps" else torch.float64
-            total = torch.as_tensor(self.total, dtype=dtype, device=value.device)
-            self.total = torch.add(total, value.detach().reshape(()), alpha=n_samples)
-        else:
-            self.total = self.total + float(value) * n_samples
-        self.n_samples += n_samples
+    def _update(self, output: Any, target: Any, n_samples: int | None) -> None:
+        value = self._value(output, target)
+        if isinstance(value, tuple):
+            total, count = value
+            self.total = _plus(self.total, total)
+            self.n_samples = _plus(self.n_samples, count)
+            return
+        n_samples = count_samples((output, target)) if n_samples is None else n_samples
+        self.total = _plus(self.total, value, n_samples)
+        self.n_samples = self.n_samples + n_samples
 
-    def _call(self, output: Any, target: Any) -> Any:
+    def _value(self, output: Any, target: Any) -> Any:
         """Call the function; one that uses numpy gets copies on the CPU once torch refuses."""
         if not self.needs_cpu:
             try:
-                return self.function(output, target)
+                return self._call(self.function, output, target)
             except TypeError as error:
                 if "numpy" not in str(error) and "ScalarType" not in str(error):
                     raise
                 self.needs_cpu = True
-        return self.function(on_cpu(output), on_cpu(target))
+        return self._call(self.function, on_cpu(output), on_cpu(target))
 
     def _compute(self) -> Any:
         return self.total / self.n_samples if self.n_samples else float("nan")
+
+
+def _plus(total: Tensor | float, value: Any, times: int = 1) -> Tensor | float:
+    """Add a number to a sum; one on a device is not waited for."""
+    if not isinstance(value, Tensor):
+        return total + times * (value if isinstance(value, int) else float(value))
+    if value.numel() != 1:
+        raise ValueError(f"it gives shape {tuple(value.shape)} where one number is needed")
+    # The sum stays there, in double precision where there is one.
+    dtype = torch.float32 if value.device.type == "mps" else torch.float64
+    total = torch.as_tensor(total, dtype=dtype, device=value.device)
+    return torch.add(total, value.detach().reshape(()), alpha=times)
 
 
 class WholeEpoch(Metric):
@@ -125,14 +186,14 @@ class WholeEpoch(Metric):
         self.outputs: list[Any] = []
         self.targets: list[Any] = []
 
-    def _update(self, output: Any, target: Any) -> None:
+    def _update(self, output: Any, target: Any, n_samples: int | None) -> None:
         self.outputs.append(on_cpu(output))
         self.targets.append(on_cpu(target))
 
     def _compute(self) -> Any:
         if not self.outputs:
             return float("nan")
-        return self.function(join(self.outputs), join(self.targets))
+        return self._call(self.function, join(self.outputs), join(self.targets))
 
 
 class ObjectMetric(Metric):
@@ -148,10 +209,10 @@ class ObjectMetric(Metric):
         self.instance.reset()
         self.n_updates = 0
 
-    def _update(self, output: Any, target: Any) -> None:
+    def _update(self, output: Any, target: Any, n_samples: int | None) -> None:
         if self._unplaced is not None:
             self._place(device_of(output))
-        self.instance.update(output, target)
+        self._call(self.instance.update, output, target)
         self.n_updates += 1
 
     def _place(self, device: torch.device) -> None:
@@ -162,7 +223,7 @@ class ObjectMetric(Metric):
         self._unplaced = None
 
     def _compute(self) -> Any:
-        return self.instance.compute() if self.n_updates else float("nan")
+        return self._call(self.instance.compute) if self.n_updates else float("nan")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the object's attributes, and how many batches it has seen."""
@@ -174,9 +235,16 @@ class ObjectMetric(Metric):
 
 
 def build_metrics(
-    sections: Sequence[Mapping[str, Any]], build: Callable[..., Any] = build_named
+    sections: Sequence[Mapping[str, Any]],
+    build: Callable[..., Any] = build_named,
+    losses: Mapping[str, WeightedLoss] = MappingProxyType({}),
+    has_outputs: bool = True,
 ) -> dict[str, Metric]:
     """Build the metrics of the config's ``metrics`` list (normal form), by name.
+
+    Args:
+        losses: what the metrics count as, see `with_loss_facts`.
+        has_outputs: the metrics see the outputs as the losses do.
 
     Raises:
         ConfigError: a name is taken or unknown, or arguments do not fit; all faults together.
@@ -185,6 +253,8 @@ def build_metrics(
     def make(section: Mapping[str, Any], where: str) -> Metric:
         if section["name"] == "loss":
             raise ConfigError([Problem(f"{where}.name", "'loss' is taken by the loss")])
+        if losses:
+            section = with_loss_facts(section, where, losses, has_outputs)
         metric = _adapt(section["name"], build("metric", section, where=where), section, where)
         metric.compared = Compared.of(section, where)
         return metric

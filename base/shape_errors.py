@@ -48,7 +48,7 @@ def explain_shape_errors(model: nn.Module) -> Iterator[None]:
         TrainingError: names the innermost module, its input, and what would fit.
     """
     modules = dict(model.named_modules())
-    if any(m._compiled_call_impl or "_orig_mod" in m._modules for m in modules.values()):
+    if is_compiled(model):
         yield
         return
     names = {id(module): name or "(model)" for name, module in modules.items()}
@@ -69,6 +69,11 @@ def explain_shape_errors(model: nn.Module) -> Iterator[None]:
         raise TrainingError(text) from error
     finally:
         handle.remove()
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Tell whether a model, or a part of it, is compiled, and may not be looked into."""
+    return any(m._compiled_call_impl or "_orig_mod" in m._modules for m in model.modules())
 
 
 def _explain(error: Exception, names: Mapping[int, str], last: str) -> str | None:

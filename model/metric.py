@@ -1,8 +1,14 @@
-"""The metrics. A function ``(output, target) -> number`` is averaged over samples; a class has
-``update(output, target)`` for each batch, ``compute()`` at the end of the epoch and ``reset()``.
+"""The metrics. A function ``(output, target) -> number`` is averaged over samples, one that gives
+``(sum, count)`` over what it counts; a class has ``update(output, target)`` for each batch,
+``compute()`` at the end of the epoch and ``reset()``.
 
-``output`` is what ``predict`` of the trainer gives: scores ``(batch, n_classes, ...)`` or, where
-it gives them so, class indices in the shape of ``target``.
+``output`` is what ``predict`` of the trainer gives: scores ``(batch, n_classes, ...)``, one score
+for each sample or pixel (a binary classifier, ``(batch,)`` or ``(batch, 1, ...)``), or class
+indices in the shape of ``target``. Scores in the shape of the targets are those of several labels.
+
+``ignore_index`` and ``threshold`` come from the loss where the config does not give them: targets
+that the loss ignores are not counted, and one score means class 1 above 0 where the loss takes
+logits, above 0.5 where it takes probabilities. See docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -12,31 +18,116 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from base.denominators import SUM, counted_by
 from base.losses import build_losses
+from base.metrics import mean_of_counts
+
+Counts = tuple[Tensor, Tensor | int]
 
 
-def accuracy(output: Tensor, target: Tensor) -> Tensor:
-    """The share of samples whose best-scored class is the true one."""
-    return (_classes(output, target) == target).float().mean()
+@mean_of_counts
+def accuracy(
+    output: Tensor,
+    target: Tensor,
+    ignore_index: int | None = None,
+    threshold: float | None = None,
+) -> Counts:
+    """The share of samples whose best-scored class is the true one.
+
+    Of several labels for each sample, each counts by itself. Targets that are shares of the
+    classes, as MixUp gives them, count as the class of the largest.
+    """
+    predicted, true, given = _as_classes(output, target, threshold)
+    return _share(predicted == true, given, ignore_index)
 
 
-def top_k_accuracy(output: Tensor, target: Tensor, k: int = 3) -> Tensor:
+@mean_of_counts
+def top_k_accuracy(
+    output: Tensor, target: Tensor, k: int = 3, ignore_index: int | None = None
+) -> Counts:
     """The share of samples whose true class is among the ``k`` best-scored ones."""
-    best = output.topk(k, dim=1).indices  # (batch, k, ...)
-    return (best == target.unsqueeze(1)).any(dim=1).float().mean()
+    return _among_the_best(output, target, k, ignore_index)
 
 
-def top_k_acc(output: Tensor, target: Tensor, k: int = 3) -> Tensor:
+@mean_of_counts
+def top_k_acc(
+    output: Tensor, target: Tensor, k: int = 3, ignore_index: int | None = None
+) -> Counts:
     """The name of ``top_k_accuracy`` in pytorch-template."""
-    return top_k_accuracy(output, target, k)
+    return _among_the_best(output, target, k, ignore_index)
 
 
-def _classes(output: Tensor, target: Tensor) -> Tensor:
-    if output.ndim > target.ndim:
-        return output.argmax(dim=1)
-    if output.is_floating_point():
-        raise ValueError("scores (batch, n_classes, ...) or class indices are needed")
-    return output
+def _among_the_best(output: Tensor, target: Tensor, k: int, ignore_index: int | None) -> Counts:
+    n_classes = output.shape[1] if output.ndim > 1 else 1
+    if n_classes == 1 or not output.is_floating_point():
+        raise ValueError("scores for each class are needed to find the k best; use accuracy")
+    if not 1 <= k <= n_classes:
+        text = f"k is {k}, and there are scores for {n_classes} classes"
+        raise ValueError(f"{text}: write `args: {{k: {max(n_classes - 1, 1)}}}`, or another k")
+    _, true, given = _as_classes(output, target, None)
+    best = output.topk(k, dim=1).indices  # (batch, k, ...)
+    return _share((best == true.unsqueeze(1)).any(dim=1), given, ignore_index)
+
+
+def _share(is_right: Tensor, target: Tensor, ignore_index: int | None) -> Counts:
+    """Return how many are right and how many count."""
+    if ignore_index is None:
+        return is_right.sum(), is_right.numel()
+    is_counted = target != ignore_index
+    return (is_right & is_counted).sum(), is_counted.sum()
+
+
+def _as_classes(
+    output: Tensor, target: Tensor, threshold: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return predicted and true classes and the target, all in one shape.
+
+    Raises:
+        ValueError: the shapes do not go together, or one score means nothing without a threshold.
+    """
+    if not output.is_floating_point():
+        if output.shape != target.shape:
+            raise ValueError(_unfit(output, target))
+        return output, target, target
+    if _has_scores_by_class(output, target):
+        return output.argmax(dim=1), target, target
+    if _is_single(output, target):
+        target = target.reshape(output.shape)
+    elif output.shape != target.shape:
+        raise ValueError(_unfit(output, target))
+    elif threshold is None and target.is_floating_point():  # shares of the classes
+        largest = target.argmax(dim=1)
+        return output.argmax(dim=1), largest, largest
+    if threshold is None:
+        raise ValueError(
+            "one score for each target, and no loss says above which it means class 1: write "
+            "`args: {threshold: 0}` where they are logits, `{threshold: 0.5}` where they are "
+            "probabilities. A model over classes has an output for each of them"
+        )
+    if target.is_floating_point():
+        return output > threshold, target > 0.5, target
+    true = target if target.dtype == torch.bool else target.clamp(min=0)  # -1 is class 0 to some
+    return output > threshold, true, target
+
+
+def _has_scores_by_class(output: Tensor, target: Tensor) -> bool:
+    shape = output.shape
+    is_one_more = output.ndim == target.ndim + 1 and shape[1] > 1
+    return is_one_more and shape[0] == target.shape[0] and shape[2:] == target.shape[1:]
+
+
+def _is_single(output: Tensor, target: Tensor) -> bool:
+    """Tell one score for each target, with or without a dimension of 1 for the class."""
+    one, other = output.shape, target.shape
+    without = [shape[:1] + shape[2:] if shape[1:2] == (1,) else shape for shape in (one, other)]
+    is_last = one == (*other, 1) or other == (*one, 1)  # sequences (batch, length, 1)
+    has_classes = one == other and output.ndim > 1 and one[1] > 1
+    return (without[0] == without[1] or is_last) and not has_classes
+
+
+def _unfit(output: Tensor, target: Tensor) -> str:
+    text = f"output {tuple(output.shape)} does not go with target {tuple(target.shape)}"
+    return f"{text}: scores (batch, n_classes, ...) or class indices are needed, targets without"
 
 
 class ConfusionMatrix:
@@ -46,28 +137,38 @@ class ConfusionMatrix:
     out. The counts stay on the device until they are asked for.
     """
 
-    def __init__(self, n_classes: int | None = None, ignore_index: int | None = None) -> None:
+    def __init__(
+        self,
+        n_classes: int | None = None,
+        ignore_index: int | None = None,
+        threshold: float | None = None,
+    ) -> None:
         self.n_classes = n_classes
         self.ignore_index = ignore_index
+        self.threshold = threshold
         self.reset()
 
     def reset(self) -> None:
         self.counts: Tensor | None = None  # (n_classes, n_classes)
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        predicted, true = _classes(output, target).flatten(), target.flatten().long()
+        if _has_several_labels(output, target, self.threshold):
+            text = "several labels for each sample fit into no table of one class against another"
+            raise ValueError(f"{text}: use F1, IoU or AUROC; masks have the shape (batch, 1, ...)")
+        predicted, true, given = _as_classes(output, target, self.threshold)
+        predicted, true, given = predicted.flatten().long(), true.flatten().long(), given.flatten()
         if self.counts is None:
-            n = self.n_classes or (output.shape[1] if output.ndim > target.ndim else None)
+            n = self.n_classes or _n_classes(output, target)
             if n is None:
                 raise ValueError("class indices do not say how many classes there are: n_classes")
             self.counts = torch.zeros(n, n, dtype=torch.long, device=output.device)
         is_counted = torch.ones_like(true)
         if self.ignore_index is not None:
-            is_counted = (true != self.ignore_index).long()
+            is_counted = (given != self.ignore_index).long()
             true = true * is_counted
         n = len(self.counts)
-        if output.ndim > target.ndim and output.shape[1] > n:
-            raise ValueError(f"there are scores for {output.shape[1]} classes, not for {n}")
+        if (n_scores := _n_classes(output, target) or 0) > n:
+            raise ValueError(f"there are scores for {n_scores} classes, not for {n}")
         # A class that is none falls outside of the table, where torch refuses it.
         places = torch.where((predicted >= 0) & (predicted < n), true * n + predicted, -1)
         self.counts.view(-1).scatter_add_(0, places, is_counted)
@@ -77,16 +178,56 @@ class ConfusionMatrix:
         return self.counts.cpu() if self.counts is not None else torch.zeros(0, 0)
 
 
+def _n_classes(output: Tensor, target: Tensor) -> int | None:
+    """Return how many classes scores are for; None for class indices."""
+    if not output.is_floating_point():
+        return None
+    return 2 if _is_single(output, target) else output.shape[1]
+
+
+def _has_several_labels(output: Tensor, target: Tensor, threshold: float | None) -> bool:
+    is_same = output.is_floating_point() and output.shape == target.shape
+    return is_same and threshold is not None and output.ndim > 1 and output.shape[1] > 1
+
+
 class _ClassScores(ConfusionMatrix):
-    """A score for each class, and ``macro``: their plain mean over the classes that occur."""
+    """A score for each class, and their plain mean over the classes that occur.
+
+    Of several labels for each sample, (batch, n_labels, ...), each label is a class.
+    """
+
+    mean_name = "macro"
+
+    def reset(self) -> None:
+        super().reset()
+        self.labels: Tensor | None = None  # right, taken, true  # (3, n_labels)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        if not _has_several_labels(output, target, self.threshold):
+            return super().update(output, target)
+        if output.ndim == 3:
+            text = f"{tuple(output.shape)} may be masks or labels: give masks their channel"
+            raise ValueError(f"{text}, (batch, 1, height, width), in the output and in the target")
+        taken, true, given = (each.transpose(0, 1).flatten(1) for each in
+                              _as_classes(output, target, self.threshold))  # fmt: skip
+        true = true == 1
+        if self.ignore_index is not None:
+            is_counted = given != self.ignore_index
+            taken, true = taken & is_counted, true & is_counted
+        counts = torch.stack([(taken & true).sum(1), taken.sum(1), true.sum(1)])
+        self.labels = counts if self.labels is None else self.labels.to(counts.device) + counts
+        return None
 
     def compute(self) -> dict[str, float]:
-        matrix = super().compute().double()
-        hits, taken, true = matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)
+        if self.labels is not None:
+            hits, taken, true = self.labels.cpu().double()
+        else:
+            matrix = super().compute().double()
+            hits, taken, true = matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)
         # A class of which there is nothing to count has the score 0, as in scikit-learn.
         scores = torch.nan_to_num(self.score(hits, taken, true), nan=0.0)
         occurs = taken + true > 0
-        result = {"macro": scores[occurs].mean().item()}
+        result = {self.mean_name: scores[occurs].mean().item()}
         result.update((str(index), score) for index, score in enumerate(scores.tolist()))
         return result
 
@@ -116,8 +257,223 @@ class F1(_ClassScores):
         return 2 * hits / (taken + true)
 
 
+class IoU(_ClassScores):
+    """Intersection over union (Jaccard), over all pixels of the epoch; by class, and ``mean``."""
+
+    mean_name = "mean"
+
+    def score(self, hits: Tensor, taken: Tensor, true: Tensor) -> Tensor:
+        return hits / (taken + true - hits)
+
+
+class Dice(F1):
+    """Twice the intersection over both areas (F1 of the pixels); by class, and ``mean``."""
+
+    mean_name = "mean"
+
+
+class _OverValues:
+    """Sums over the numbers of an epoch, kept on the device in double precision."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.n_values = 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        output, target = _as_values(output, target)
+        self.total = self.total + _sum(self.penalty(output - target))
+        self.n_values += target.numel()
+
+    def penalty(self, error: Tensor) -> Tensor:
+        """Return what each error adds to the sum."""
+        raise NotImplementedError
+
+    def compute(self) -> float:
+        return float(self.total) / self.n_values if self.n_values else float("nan")
+
+
+class MAE(_OverValues):
+    """The mean absolute error, over all numbers of the epoch."""
+
+    def penalty(self, error: Tensor) -> Tensor:
+        return error.abs()
+
+
+class RMSE(_OverValues):
+    """The root of the mean squared error over all numbers of the epoch."""
+
+    def penalty(self, error: Tensor) -> Tensor:
+        return error.square()
+
+    def compute(self) -> float:
+        return super().compute() ** 0.5
+
+
+class R2:
+    """The share of the targets' variance that is explained: 1 is perfect, 0 is no better than the
+    mean. Of several outputs, (batch, n_outputs), the plain mean of theirs.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.n_samples = 0
+        self.shift: Tensor | float = 0.0  # near the mean, so that squares keep their digits
+        self.sums: Tensor | float = 0.0  # of targets, their squares, squared errors  # (3, outputs)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        output, target = _as_values(output, target)
+        if target.ndim > 2 or target.ndim == 0:
+            raise ValueError(f"(batch,) or (batch, n_outputs) is needed, not {tuple(target.shape)}")
+        errors, target = (output - target).reshape(len(target), -1), target.reshape(len(target), -1)
+        if target.device.type != "mps":
+            errors, target = errors.double(), target.double()
+        if not self.n_samples:
+            self.shift = target.mean(dim=0)
+        shifted = target - self.shift
+        parts = torch.stack([shifted, shifted.square(), errors.square()])
+        self.sums = self.sums + parts.sum(dim=1)
+        self.n_samples += len(target)
+
+    def compute(self) -> float:
+        if self.n_samples < 2:
+            return float("nan")
+        total, squares, residual = torch.as_tensor(self.sums).cpu()
+        spread = squares - total.square() / self.n_samples
+        # Targets that are all equal leave nothing to explain: 1 if they are met, as scikit-learn.
+        is_spread = spread > 1e-12 * squares
+        explained = torch.where(is_spread, 1 - residual / spread, (residual == 0).to(spread))
+        return explained.mean().item()
+
+
+def _as_values(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return numbers of single precision at least, refusing shapes that would broadcast."""
+    if output.shape != target.shape:
+        text = f"output {tuple(output.shape)} and target {tuple(target.shape)} differ in shape"
+        raise ValueError(f"{text}: give the target the shape of the output")
+    dtype = torch.promote_types(torch.promote_types(output.dtype, target.dtype), torch.float32)
+    return output.to(dtype), target.to(dtype)
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.sum(dtype=torch.float32 if values.device.type == "mps" else torch.float64)
+
+
+class _Ranking:
+    """A score of how positives and negatives are ordered, exact over the whole epoch.
+
+    One score for each sample gives one number. Of several labels, (batch, n_labels, ...) in outputs
+    and targets, or of classes, each against the rest, there is one for each and ``macro``, their
+    plain mean over those that occur with both kinds; the others are NaN. Scores by class may be
+    logits, log-probabilities or probabilities.
+    """
+
+    LIMIT = 64 * 2**20  # bytes kept on the device before they are moved to the CPU
+
+    def __init__(self, ignore_index: int | None = None) -> None:
+        self.ignore_index = ignore_index
+        self.reset()
+
+    def reset(self) -> None:
+        self.scores: list[Tensor] = []
+        self.targets: list[Tensor] = []
+        self.n_bytes = 0
+        self.by_class = False
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        if not output.is_floating_point():
+            raise ValueError("scores are needed, not class indices")
+        self.by_class = _has_scores_by_class(output, target)
+        if self.by_class:
+            output, target = output.movedim(1, -1).flatten(0, -2), target.flatten()
+        elif _is_single(output, target):
+            output, target = output.reshape(-1, 1), target.reshape(-1, 1)
+        elif output.shape == target.shape:
+            output, target = (each.movedim(1, -1).flatten(0, -2) for each in (output, target))
+        else:
+            raise ValueError(_unfit(output, target))
+        # No wait for the device, unless there is much: copies, as a compiled model reuses its own.
+        self.scores.append(output.detach().clone())
+        self.targets.append(target.clone())
+        self.n_bytes += output.nbytes + target.nbytes
+        if self.n_bytes > self.LIMIT:
+            self.scores = [torch.cat([each.cpu() for each in self.scores])]
+            self.targets = [torch.cat([each.cpu() for each in self.targets])]
+            self.n_bytes = 0
+
+    def compute(self) -> float | dict[str, float]:
+        if not self.scores:
+            return float("nan")
+        scores = torch.cat([each.cpu() for each in self.scores])
+        targets = torch.cat([each.cpu() for each in self.targets])
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        is_counted = targets != self.ignore_index if self.ignore_index is not None else None
+        if self.by_class:
+            scores = scores if _are_probabilities(scores) else scores.softmax(dim=1)
+            targets = targets[:, None] == torch.arange(scores.shape[1])
+            is_counted = is_counted if is_counted is None else is_counted[:, None].expand_as(scores)
+        found = []
+        for label in range(scores.shape[1]):
+            keep = slice(None) if is_counted is None else is_counted[:, label]
+            found.append(self._of_label(scores[keep, label], targets[keep, label] > 0.5))
+        if len(found) == 1:
+            return found[0]
+        defined = [value for value in found if value == value]
+        macro = sum(defined) / len(defined) if defined else float("nan")
+        return {"macro": macro, **{str(label): value for label, value in enumerate(found)}}
+
+    def _of_label(self, scores: Tensor, is_positive: Tensor) -> float:
+        """Count positives and negatives above each score that occurs; equal ones go together."""
+        order = scores.argsort(descending=True)
+        if not len(scores) or scores.isnan().any():
+            return float("nan")
+        scores, is_positive = scores[order], is_positive[order].double()
+        is_last = torch.ones(len(scores), dtype=torch.bool)
+        is_last[:-1] = scores[1:] != scores[:-1]
+        above = torch.arange(1, len(scores) + 1, dtype=torch.double)[is_last]
+        hits = is_positive.cumsum(0)[is_last]
+        return self.score(hits, above - hits)
+
+    def score(self, hits: Tensor, misses: Tensor) -> float:
+        """Return the score from the positives and negatives down to each score, highest first."""
+        raise NotImplementedError
+
+
+class AUROC(_Ranking):
+    """The area under the ROC curve: how often a positive is scored above a negative.
+
+    NaN where an epoch holds only one of the two kinds.
+    """
+
+    def score(self, hits: Tensor, misses: Tensor) -> float:
+        if not hits[-1] or not misses[-1]:
+            return float("nan")
+        zero = torch.zeros(1, dtype=torch.double)
+        area = torch.trapezoid(torch.cat([zero, hits]), torch.cat([zero, misses]))
+        return float(area / (hits[-1] * misses[-1]))
+
+
+class AveragePrecision(_Ranking):
+    """The mean precision over the positives, from the best-scored on; NaN where there are none."""
+
+    def score(self, hits: Tensor, misses: Tensor) -> float:
+        if not hits[-1]:
+            return float("nan")
+        found = torch.diff(hits, prepend=torch.zeros(1, dtype=torch.double))
+        return float((found * hits / (hits + misses)).sum() / hits[-1])
+
+
+def _are_probabilities(scores: Tensor) -> bool:
+    are_shares = bool((scores >= 0).all()) and bool((scores <= 1).all())
+    return are_shares and torch.allclose(scores.sum(dim=1), scores.new_ones(()), atol=1e-2)
+
+
 class MeanLoss:
-    """The mean over samples of any loss, trained on or not: ``{loss: l1_loss}``."""
+    """What any loss is on all samples, trained on or not: ``{loss: l1_loss}``."""
 
     def __init__(self, loss: str = "cross_entropy", args: dict[str, Any] | None = None) -> None:
         section = {"type": loss, "args": args or {}, "name": loss, "weight": 1.0}
@@ -126,13 +482,21 @@ class MeanLoss:
 
     def reset(self) -> None:
         self.total: Tensor | float = 0.0
-        self.n_samples = 0
+        self.count: Tensor | float = 0.0
 
     def update(self, output: Any, target: Tensor) -> None:
-        if not self.n_samples:
+        if not isinstance(self.count, Tensor) and not self.count:
             self.loss.to(target.device)
-        self.total = self.total + self.loss(output, target).double() * len(target)
-        self.n_samples += len(target)
+        value = self.loss(output, target)
+        counted = counted_by(value)
+        number = len(target) if counted is None else counted.number
+        if number is SUM:
+            self.total, self.count = self.total + value.double(), 1.0
+            return
+        # Where nothing is counted the mean is 0/0.
+        count = torch.as_tensor(number, dtype=torch.float64, device=value.device)
+        self.total = self.total + torch.where(count == 0, 0.0, value.double() * count)
+        self.count = self.count + count
 
     def compute(self) -> Tensor | float:
-        return self.total / self.n_samples
+        return self.total / self.count

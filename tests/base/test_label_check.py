@@ -12,7 +12,12 @@ from toy import make
 
 from base.errors import DataError
 from base.inspection import check, dry_run
-from base.label_check import checked_labels, is_over_classes, refuse_wrong_labels
+from base.label_check import (
+    checked_labels,
+    is_over_classes,
+    refuse_no_shares,
+    refuse_wrong_labels,
+)
 from trainer.trainer import Trainer
 
 
@@ -98,3 +103,22 @@ def test_it_is_told_before_training_whichever_batch_it_is_in(look: Any, tmp_path
     with pytest.raises(DataError, match=f"sample {first}: class 3"):
         look(trainer)
     assert not trainer.model._forward_hooks
+
+
+@pytest.mark.parametrize("targets", [torch.tensor([0.0, 1.0, 2.0]), torch.tensor([[0], [1], [-1]])])
+def test_a_target_that_is_no_share_is_named_where_the_loss_takes_any(targets: torch.Tensor):
+    wrong = targets[2].item()
+    with pytest.raises(DataError, match=rf"from 0 to 1: .*\n  list\.txt:5: {wrong:g}$"):
+        refuse_no_shares(Listed(targets))
+    refuse_no_shares(Listed(targets.clamp(0, 1)))
+
+
+@pytest.mark.parametrize("loss", ["BCEWithLogitsLoss", "binary_cross_entropy_with_logits"])
+def test_it_is_told_before_training_for_one_logit(loss: str):
+    trainer = make(f"loss={loss}", "model.args.n_outputs=1", "data_loader.args.n_classes=2")
+    dataset = trainer.train_loader.dataset
+    dataset.targets = dataset.targets.float()[:, None]
+    check(trainer)
+    dataset.targets[7] = 2
+    with pytest.raises(DataError, match="sample 7: 2"):
+        check(trainer)

@@ -133,7 +133,7 @@ def test_predictions_may_come_as_class_indices():
     with pytest.raises(ValueError, match="n_classes"):
         ConfusionMatrix().update(PREDICTED, TARGET)
     with pytest.raises(ValueError, match="class indices are needed"):
-        accuracy(OUTPUT[:, 0], TARGET)
+        accuracy(OUTPUT, TARGET[:, None])
 
 
 @pytest.mark.parametrize("wrong", [N_CLASSES, -1])

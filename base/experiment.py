@@ -36,9 +36,10 @@ from base.memory.model import prepare_model
 from base.memory.optimizer import offload_state
 from base.metrics import build_metrics
 from base.names import build
-from base.optim import Schedule, build_optimizer, build_schedule
+from base.optim import build_optimizer
 from base.parameter_groups import check_ownership
 from base.registry import find
+from base.schedule import Schedule, build_schedule
 from base.seeding import derive_seed, isolated_random_state
 from base.shape_errors import explain_shape_errors
 from base.state import Progress

@@ -76,7 +76,10 @@ def test_a_finished_run_says_so_and_how_to_go_on(
 
     longer = place.run("-r", "--set", "trainer.epochs=4")
     assert longer.returncode == 0
-    assert "trainer.epochs  3     4    taken on\n" in longer.stdout
+    table = [line.split() for line in longer.stdout.splitlines()[2:4]]
+    assert table[0] == ["trainer.epochs", "3", "4", "taken", "on"]
+    assert table[1][:5] == ["lr", "at", "step", "16", "4e-08"]
+    assert 0.0001 < float(table[1][5]) < 0.01, "a rate to train with"
     assert [row["step"] for row in rows(finished)] == ["5", "10", "15", "20"]
 
 

@@ -108,7 +108,7 @@ class Monitor:
 
     def __init__(self, rule: str, patience: int | None = None) -> None:
         self.rule = rule
-        self.mode, _, self.key = rule.partition(" ")
+        self.mode, self.key = split_rule(rule)
         self.patience = patience
         self.best = math.inf if self.mode == "min" else -math.inf
         self.best_epoch = 0
@@ -144,6 +144,14 @@ class Monitor:
         if (state_dict["mode"], state_dict["key"]) == (self.mode, self.key):
             for name, value in state_dict.items():
                 setattr(self, name, value)
+
+
+def split_rule(rule: str) -> tuple[str, str]:
+    """Return a rule's direction and the value that it names: either may be empty."""
+    mode, _, key = rule.partition(" ")
+    if mode == "off" and not key:
+        return mode, ""
+    return (mode, key.strip()) if mode in ("min", "max") else ("", rule)
 
 
 class ExponentialMovingAverage:

@@ -157,7 +157,7 @@ WEIGHTS = Section(
 LR_SCHEDULER = named(
     "lr_scheduler",
     every=Key(choice("epoch", "step"), "epoch", "When the scheduler steps."),
-    monitor=Key(TEXT, None, "What ReduceLROnPlateau watches, such as valid/loss."),
+    monitor=Key(TEXT, None, "What ReduceLROnPlateau watches: 'max valid/accuracy'."),
     warmup=Key(DURATION, None, "Raise the learning rate from near 0 over this time first."),
 )
 

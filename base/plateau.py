@@ -37,7 +37,7 @@ def watching(
         return bare
     of_trainer, key_of_trainer = split_rule(rule)
     key = key or key_of_trainer
-    same = of_trainer if key == key_of_trainer else ""
+    same = of_trainer if key and key == key_of_trainer else ""
     if direction and same and direction != same:
         text = f"trainer.monitor is {rule!r}, this is {section['monitor']!r}; which is it?"
         raise ConfigError([config.problem((*keys, "monitor"), text)])

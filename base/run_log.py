@@ -281,6 +281,8 @@ def _finished_message(trainer: BaseTrainer) -> str:
     settings = trainer.settings
     if trainer.monitor.is_exhausted:
         text, longer = f"early stop after epoch {trainer.progress.epoch}", "trainer.early_stop=null"
+        if trainer.monitor.was_never_finite:
+            text += f", as {trainer.monitor.key} was never a finite number"
     else:
         text = f"step {trainer.progress.step} of {trainer.experiment.total_steps}"
         unit = "epochs" if settings.steps is None else "steps"
@@ -297,6 +299,13 @@ def tell_end(trainer: BaseTrainer, folder: Path | None) -> None:
         text = "%d of %d steps were skipped: a number was not finite"
         log.warning(text, progress.skipped, progress.step)
     trainer.experiment.bad_samples.tell_end()
+    if monitor.is_exhausted:
+        n_epochs = monitor.epochs_without_improvement
+        log.info(f"early stop: {n_epochs} epochs without a better {monitor.key}")
+    if monitor.was_never_finite:
+        text = "%s was not a finite number in any of %d epochs: none of them is the best%s"
+        stopped = ", and patience ended for that alone" if monitor.is_exhausted else ""
+        log.warning(text, monitor.key, monitor.n_nonfinite, stopped)
     if monitor.best_epoch:
         value = format_value(monitor.key, monitor.best)
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")

@@ -271,6 +271,7 @@ TRAINER = Section(
         "epochs": Key(COUNT, None, "Length of the training in epochs."),
         "steps": Key(COUNT, None, "Length of the training in steps, instead of epochs."),
         "epoch_steps": Key(COUNT, None, "Steps in an epoch, where it is not one pass."),
+        "valid_batches": Key(COUNT, None, "Batches of a validation at most; all without it."),
         "monitor": Key(MONITOR, None, "What makes the best: 'max valid/accuracy', 'off'."),
         "early_stop": Key(COUNT, None, "Epochs without a new best before training ends."),
         "save_dir": Key(TEXT, "saved", "Folder of all runs."),

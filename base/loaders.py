@@ -54,8 +54,8 @@ def build_test_loader(config: Config) -> Any:
 def _with_positions(config: Config, loader: Any, key: str) -> Any:
     """Return the loader with positions; refuse a stream that its workers do not share."""
     if fault := sharing_fault(loader):
-        keys = (key, "args", "num_workers")
-        keys = keys if "num_workers" in config[key]["args"] else (key,)
+        is_given = "num_workers" in config[key]["args"]
+        keys = (key, "args", "num_workers") if is_given else (key,)
         raise ConfigError([config.problem(keys, fault)])
     return as_batches(loader, config["seed"])
 

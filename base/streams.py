@@ -62,9 +62,10 @@ def length_of_stream(loader: Any) -> int | None:
         n_items = len(loader.dataset)
     except TypeError:
         return None
-    n_workers, size = loader.num_workers, loader.batch_size or 1
+    n_workers, size, drop_last = loader.num_workers, loader.batch_size or 1, loader.drop_last
     shares = [n_items // n_workers + (number < n_items % n_workers) for number in range(n_workers)]
-    return sum(share // size if loader.drop_last else -(-share // size) for share in shares)
+    counts: list[int] = [share // size if drop_last else -(-share // size) for share in shares]
+    return sum(counts)
 
 
 def _shares(stream: Any) -> bool:

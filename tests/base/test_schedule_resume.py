@@ -213,6 +213,55 @@ def test_another_scheduler_is_where_it_would_be(now: str, noted: list[Any], tmp_
     assert noted == unbroken[6:]
 
 
+class TwoOptimizers(Trainer):
+    def train_step(self, batch: Any) -> Any:
+        loss = self.compute_losses(self.forward(batch), batch)["cross_entropy"]
+        self.backward(loss, only="one", retain_graph=True)
+        self.backward(loss, only="two")
+        self.update("one")
+        self.update("two")
+        return {"loss": loss}
+
+
+def test_each_of_several_optimizers_follows(tmp_path: Path) -> None:
+    one = (
+        "{type: SGD, args: {lr: 0.1}, params: 'hidden.*', lr_scheduler: {type: CosineAnnealingLR}}"
+    )
+    two = (
+        "{type: Adam, args: {lr: 0.01}, params: 'head.*', every: 2 steps, lr_scheduler: "
+        "{type: OneCycleLR, every: step, args: {max_lr: 0.2}, warmup: 20%}}"
+    )
+    own = ("optimizer=null", f"optimizers={{one: {one}, two: {two}}}")
+    run(tmp_path / "cut", *own, epochs(2), trainer=TwoOptimizers)
+    run(tmp_path / "cut", *own, epochs(4), resume=True, stop_at=17, trainer=TwoOptimizers)
+    run(tmp_path / "whole", *own, epochs(4), stop_at=17, trainer=TwoOptimizers)
+    ours, theirs = read(tmp_path / "cut"), read(tmp_path / "whole")
+    for name in ("one", "two"):
+        assert_same(ours[f"schedule.{name}"], theirs[f"schedule.{name}"])
+        groups = [state[f"optimizer.{name}"]["param_groups"] for state in (ours, theirs)]
+        assert groups[0] == groups[1]
+    assert ours["progress"]["rates"] == theirs["progress"]["rates"]
+
+
+def test_a_group_that_thaws_later_has_its_rate(noted: list[Any], tmp_path: Path) -> None:
+    """Shares in `freeze:` and in the weights of losses are of the new length too."""
+    own = (
+        *GROUPS, section("LinearLR"), "freeze=[{match: '*.bias', until: 50%}]",
+        "loss={type: cross_entropy, weight: {from: 1, to: 3, over: 100%}}",
+    )  # fmt: skip
+    run(tmp_path / "whole", *own, epochs(4))
+    unbroken = noted.copy()
+    run(tmp_path / "cut", *own, epochs(2), stop_at=7)
+    assert make(*own, epochs(2)).losses["cross_entropy"].weight_at(7) == pytest.approx(2.4)
+    noted.clear()
+    made = run(tmp_path / "cut", *own, epochs(4), resume=True, stop_at=9)
+    assert made.losses["cross_entropy"].weight_at(9) == pytest.approx(1 + 2 * 9 / 20)
+    biases = [p.requires_grad for n, p in made.model.named_parameters() if n.endswith("bias")]
+    assert not any(biases), "trained from step 10 of 20 on"
+    run(tmp_path / "cut", *own, epochs(4), resume=True)
+    assert noted == unbroken[7:]
+
+
 # --- ReduceLROnPlateau: what it has measured cannot be computed again -----------------------------
 
 # A threshold of 10 (relative) is never met, so that each epoch halves the rate.

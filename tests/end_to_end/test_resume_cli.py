@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 from collections.abc import Callable
@@ -81,6 +82,31 @@ def test_a_finished_run_says_so_and_how_to_go_on(
     assert table[1][:5] == ["lr", "at", "step", "16", "4e-08"]
     assert 0.0001 < float(table[1][5]) < 0.01, "a rate to train with"
     assert [row["step"] for row in rows(finished)] == ["5", "10", "15", "20"]
+
+
+def test_a_longer_run_trains_on_at_the_rates_of_its_new_length(
+    place: Workplace, rows: Rows
+) -> None:
+    """With a cosine the further epochs were trained at a rate of 0."""
+    cosine = "lr_scheduler={type: CosineAnnealingLR}"
+    folder = place.train("--epochs", "2", "--set", cosine)
+    done = place.run("-r", str(folder), "--epochs", "4")
+    assert (done.returncode, done.stderr) == (0, "")
+    rates = [float(row["lr"]) for row in rows(folder)]
+    curve = [(2, 0), (2, 1), (4, 2), (4, 3)]  # of how many epochs, and which
+    closed_form = [0.003 * (1 + math.cos(math.pi * epoch / n)) / 2 for n, epoch in curve]
+    assert rates == pytest.approx(closed_form, rel=1e-9)
+    assert "  lr at step 11   0     0.0015  follows the new schedule\n" in done.stdout
+
+
+@pytest.mark.parametrize("rate", ["nan", ".nan", "inf", ".inf", "-0.1", "1e999"])
+def test_a_rate_that_is_none_is_an_error_before_a_folder_is_made(
+    place: Workplace, rate: str
+) -> None:
+    done = place.run("-c", "tiny.yaml", f"--lr={rate}")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"--set optimizer.args.lr={rate}: optimizer.args.lr: expected a ")
+    assert place.runs() == []
 
 
 def test_a_run_that_ended_in_mid_epoch_keeps_its_last_row(place: Workplace, rows: Rows) -> None:

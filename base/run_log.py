@@ -251,7 +251,8 @@ def _restore(trainer: BaseTrainer, resume_from: Path, folder: Path | None) -> No
             schedule.follow_new_length()
         now = learning_rates(trainer.optimizers)
         step = trainer.progress.step + 1
-        rates = [(f"{k} at step {step}", then[k], now[k]) for k in now if now[k] != then[k]]
+        if step <= trainer.experiment.total_steps:
+            rates = [(f"{k} at step {step}", then[k], now[k]) for k in now if now[k] != then[k]]
     finally:  # also where the state does not fit: that may be why
         if folder is not None:
             _tell_changes(trainer.config, folder, rates)

@@ -32,6 +32,9 @@ def watching(
         ConfigError: two directions contradict each other, or nothing says one.
     """
     direction, key = split_rule(section["monitor"] or "")
+    if direction and not key:
+        text = f"expected 'min NAME' or 'max NAME', found {section['monitor']!r}"
+        raise ConfigError([config.problem((*keys, "monitor"), text)])
     bare = {**section, "monitor": key or None}
     if not _is_plateau(section["type"]):
         return bare

@@ -95,6 +95,8 @@ def test_a_value_that_worsens_cuts_the_rate() -> None:
         (UP, "monitor: min valid/accuracy", "monitor", "which is it"),
         ("trainer.monitor=null", "args: {mode: max}", "args.mode", "'min valid/loss'"),
         ("trainer.monitor=null", "monitor: valid/accuracy", "monitor", "lower or higher values of"),
+        (UP, "monitor: max", "monitor", "expected 'min NAME' or 'max NAME'"),
+        (UP, "monitor: off", "monitor", "expected 'min NAME' or 'max NAME', found 'off'"),
         ("trainer.monitor=off", "monitor: train/accuracy", "monitor", "max train/accuracy"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from toy import assert_same, make, run
 
+from base.changed_config import effect_of
 from base.checkpoint import read
 from base.optim import learning_rates
 from base.run_log import open_folder
@@ -308,6 +309,25 @@ def test_fewer_epochs_than_were_trained_say_that_nothing_is_left(
     run(tmp_path / "ended", *own, epochs(4), resume=True)
     run(tmp_path / "whole", *own, epochs(4))
     assert noted[:5] == noted[-5:]
+
+
+@pytest.mark.parametrize(
+    ("key", "effect"),
+    [
+        ("lr_scheduler.args.gamma", "the saved state has its own"),
+        ("lr_scheduler.args.schedulers.0.args.gamma", "the saved state has its own"),
+        ("optimizers.critic.lr_scheduler.args.eta_min", "the saved state has its own"),
+        ("lr_scheduler.args.step_size", "taken on"),
+        ("lr_scheduler.args.milestones.1", "taken on"),
+        ("lr_scheduler.args.schedulers.1.args.schedulers.0.args.total_iters", "taken on"),
+        ("lr_scheduler.args.schedulers.0.type", "taken on"),
+        ("lr_scheduler.type", "taken on"),
+        ("lr_scheduler.warmup", "taken on"),
+        ("lr_scheduler.args.mode", "taken on"),
+    ],
+)
+def test_a_changed_key_says_what_comes_of_it(key: str, effect: str) -> None:
+    assert effect_of(key) == effect
 
 
 def test_the_table_of_changes_shows_the_rates(tmp_path: Path) -> None:

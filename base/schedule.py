@@ -25,8 +25,6 @@ SCALED["ReduceLROnPlateau"] = ("min_lr",)
 LISTED = ("lr_lambda", "base_momentum", "max_momentum")
 
 LENGTHS = DURATION_ARGUMENTS | {"epochs", "steps_per_epoch"}
-"""Arguments that say how long a part of a schedule is."""
-
 OF_THE_CONFIG = LENGTHS | {"lr_lambda", "scale_fn", "mode"}
 """Arguments that a resumed run takes from its config; all others are those it began with."""
 
@@ -112,7 +110,7 @@ class Schedule:
         if "run_length" in state:
             has_changed = _timing(saved, *state["run_length"]) != _timing(section, *self.run_length)
         else:
-            has_changed = _differ(self.scheduler, scheduler_state)
+            has_changed = self._differs_from(scheduler_state)
         self.section = section
         was_plateau = saved["type"] == section["type"] and "mode" in scheduler_state
         if isinstance(self.scheduler, ReduceLROnPlateau) and was_plateau:
@@ -183,9 +181,21 @@ class Schedule:
     def _count_epochs(self, state: Mapping[str, Any]) -> int:
         """Return how many epochs have ended, from a state that does not hold the number."""
         n_ticks, per_epoch = _ticks_made(state), self.run_length[0]
-        if self.every == "step" or not n_ticks:
+        if self.every == "step" or not n_ticks or self.n_steps <= self.warmup_steps:
             return self.n_steps // per_epoch
         return n_ticks + self.warmup_steps // per_epoch
+
+    def _differs_from(self, state: Mapping[str, Any]) -> bool:
+        """Tell whether a state that does not hold its lengths is of other ones, or another warm-up.
+
+        Of a warm-up it only tells how often the scheduler was stepped after it.
+        """
+        n_ticks = _ticks_made(state)
+        if self.every == "step" and not isinstance(self.scheduler, ReduceLROnPlateau):
+            is_off = n_ticks != self._ticks_due()
+        else:
+            is_off = n_ticks > 0 and self.n_steps <= self.warmup_steps
+        return is_off or _differ(self.scheduler, state)
 
 
 def _plain(state: Any) -> Any:
@@ -343,12 +353,12 @@ def _lengths_of_parts(args: Mapping[str, Any], lengths: Lengths) -> list[Lengths
 
 
 def _timing(section: Section, steps_per_epoch: int, total_steps: int) -> Any:
-    """Return all that decides when a schedule is where: kinds, lengths, ticks and warm-up."""
+    """Return what of a schedule follows the config: kinds, lengths, functions, ticks, warm-up."""
     lengths, warmup_steps = _lengths_of(section, steps_per_epoch, total_steps)
 
     def of(part: Section) -> Any:
         args = part["args"]
-        own = {key: args[key] for key in LENGTHS if key in args}
+        own = {key: args[key] for key in OF_THE_CONFIG if key in args}
         return part["type"], own, [of(inner) for inner in args.get("schedulers", ())]
 
     return section["every"], warmup_steps, of(_in_ticks(section, lengths))

@@ -349,6 +349,41 @@ def test_the_table_of_changes_shows_the_rates(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("every", ["step", "epoch"])
+@pytest.mark.parametrize("name", ["ExponentialLR", "LinearLR", "SequentialLR"])
+def test_a_state_from_before_tells_of_its_warm_up(name: str, every: str) -> None:
+    """Six of ten steps, two of them of the warm-up; of forty they are eight."""
+    own = (section(name, every, "20%"), epochs(2))
+    old, new, whole = make(*own), make(own[0], epochs(8)), make(own[0], epochs(8))
+    for schedule in (old.schedules["main"], whole.schedules["main"]):
+        schedule.scheduler.optimizer._opt_called = True
+        for step in range(1, 7):
+            schedule.after_step()
+            if step == 5:
+                schedule.after_epoch({})
+    state = old.schedules["main"].state_dict()
+    kept = {key: state[key] for key in ("n_steps", "targets", "scheduler")}
+    new.schedules["main"].load_state_dict(kept)
+    new.optimizers["main"].load_state_dict(old.optimizers["main"].state_dict())
+    new.schedules["main"].follow_new_length()
+    assert new.schedules["main"].state_dict() == whole.schedules["main"].state_dict()
+    assert learning_rates(new.optimizers) == learning_rates(whole.optimizers)
+    assert learning_rates(new.optimizers) != learning_rates(old.optimizers)
+
+
+def test_another_mode_of_a_cycle_is_followed(noted: list[Any], tmp_path: Path) -> None:
+    def cyclic(mode: str) -> str:
+        args = f"{{base_lr: 0.01, max_lr: 0.4, step_size_up: 2, mode: {mode}}}"
+        return f"lr_scheduler={{type: CyclicLR, every: step, args: {args}}}"
+
+    run(tmp_path / "whole", GROUPS[0], cyclic("triangular2"), epochs(3))
+    unbroken = noted.copy()
+    run(tmp_path / "cut", GROUPS[0], cyclic("triangular"), epochs(3), stop_at=6)
+    noted.clear()
+    run(tmp_path / "cut", GROUPS[0], cyclic("triangular2"), epochs(3), resume=True)
+    assert noted == unbroken[6:]
+
+
 def test_a_checkpoint_from_before_lengths_were_saved_follows_too(
     noted: list[Any], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from base.errors import DataError, nearest
 from base.replayed_loader import as_batches as as_batches
 from base.seeding import derive_generator, derive_seed, isolated_random_state
 from base.splits import divide, draw_weighted, number_repeats, sample_weights
+from base.streams import refuse_stream
 from base.threads import pinned, read_ahead
 from base.workers import as_it_is, begin_worker, stop_workers, watched
 
@@ -340,6 +341,7 @@ def _count_workers(num_workers: int | str) -> int:
 def count_samples(dataset: Any) -> int:
     """Return the length of a data set, which must have one above 0."""
     name = type(dataset).__name__
+    refuse_stream(dataset)
     if not hasattr(dataset, "__len__"):
         raise DataError(f"{name} has no length; give a stream to torch's own DataLoader instead")
     if len(dataset) == 0:

@@ -17,6 +17,7 @@ from base.checkpoint import CheckpointStore
 from base.clock import Clock
 from base.experiment import Experiment
 from base.feed import feed
+from base.loaders import batches_to_evaluate
 from base.memory.activations import offload_activations
 from base.memory.model import EmptyCache
 from base.memory.precision import NOTHING, FiniteWatch, Precision
@@ -291,8 +292,8 @@ class BaseTrainer:
     def evaluate(self, loader: Any, phase: str, max_batches: int | None = None) -> Values:
         """Return losses and metrics over a loader; random streams and weights stay untouched."""
         meters = Meters(self.device)
-        count = len(loader) if max_batches is None else min(max_batches, len(loader))
         count_samples = SampleCount(self.config["batch"], loader)
+        count = batches_to_evaluate(self.config, loader, phase, max_batches)
         self._phase_metrics = self.valid_metrics
         for metric in self.valid_metrics.values():
             metric.reset()

@@ -12,9 +12,11 @@ from base.errors import UsageError
 
 OWN_STATE = re.compile(
     r"^optimizer(s\.\w+)?\.(args|param_groups|layer_decay)\b|^memory\.fused$|"
-    r"\blr_scheduler\.args\.(?!(T_max|total_steps|milestones)$)"
+    r"\blr_scheduler\.args\.(?!(?:schedulers\.\d+\.(?:args\.)?)*"
+    r"(?:T_0|T_max|milestones|total_iters|total_steps|step_size|step_size_up|step_size_down|epochs|"
+    r"steps_per_epoch|lr_lambda|scale_fn|mode|type)\b)"
 )
-"""Keys that set what an optimizer's or a scheduler's saved state holds too."""
+"""Keys that set what an optimizer's or a scheduler's saved state holds too: not its lengths."""
 
 ANOTHER_RUN = re.compile(
     r"^(seed|model\.(?!weights\b)\S+|init\b\S*|memory\.accumulate|trainer\.epoch_steps)$|"
@@ -30,11 +32,18 @@ Change = tuple[str, Any, Any]
 ANOTHER = "another run"
 
 
-def table_of(changes: Sequence[Change]) -> str:
-    """Return a line for each change: the key, its value then and now, and what comes of it."""
+def table_of(changes: Sequence[Change], rates: Sequence[Change] = ()) -> str:
+    """Return a line for each change: the key, its value then and now, and its effect.
+
+    Args:
+        rates: learning rates that have changed with the length of the schedule.
+    """
     from logger.console import table  # not before there is a change to tell of
 
     rows = [(key, _short(then), _short(now), effect_of(key)) for key, then, now in changes]
+    rows += [
+        (key, f"{then:.6g}", f"{now:.6g}", "follows the new schedule") for key, then, now in rates
+    ]
     return table([("key", "then", "now", ""), *rows])
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from base.bad_samples import BadSamples
 from base.base_model import check_model
@@ -36,9 +35,11 @@ from base.memory.model import prepare_model
 from base.memory.optimizer import offload_state
 from base.metrics import build_metrics
 from base.names import build
-from base.optim import Schedule, build_optimizer, build_schedule
+from base.optim import build_optimizer
 from base.parameter_groups import check_ownership
+from base.plateau import watching
 from base.registry import find
+from base.schedule import Schedule, build_schedule
 from base.seeding import derive_seed, isolated_random_state
 from base.shape_errors import explain_shape_errors
 from base.state import Progress
@@ -201,17 +202,15 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         )
         if memory["offload_optimizer"]:
             offload_state(optimizers[name], device)
-        schedule = build_schedule(
-            optimizers[name],
-            section["lr_scheduler"],
-            steps_per_epoch,
-            total_steps,
-            where_of(config, name, "lr_scheduler"),
-        )
+        where = where_of(config, name, "lr_scheduler")
+        scheduler = section["lr_scheduler"]
+        if scheduler is not None:
+            rule = choose_monitor(config, valid_loader)
+            scheduler = watching(config, tuple(where.split(".")), scheduler, rule, losses)
+        lengths = (steps_per_epoch, total_steps)
+        schedule = build_schedule(optimizers[name], scheduler, *lengths, where)
         if schedule is not None:
             schedules[name] = schedule
-            if isinstance(schedule.scheduler, ReduceLROnPlateau) and schedule.monitor is None:
-                schedule.monitor = choose_monitor(config, valid_loader)[4:]
     check_ownership(model, optimizers, freezing.until)
     freezing.begin_epoch(0)  # what thaws later belongs to an optimizer by now
 

@@ -21,6 +21,7 @@ from base.config.durations import parse_duration
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, nearest
 from base.layer_sections import layer_faults, with_names
+from base.ranges import number_fault
 from base.registry import find, project_root
 from base.same_padding import conv_class
 from base.signatures import (
@@ -166,7 +167,7 @@ def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, valu
         return f"{name!r} is given by Kindling; leave it out"
     parameter = takes.parameters.get(name)
     if parameter is None and takes.is_open:
-        return ""
+        return number_fault(kind, type_name, name, parameter, value)
     if parameter is None:
         known = f" (it takes {', '.join(takes.parameters) or 'none'})"
         return f"unknown argument for {type_name}{nearest(str(name), takes.parameters) or known}"
@@ -181,7 +182,8 @@ def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, valu
             return str(error)
         if isinstance(value, str):
             return ""
-    return value_fault(parameter, value)
+    fault = value_fault(parameter, value)
+    return fault or number_fault(kind, type_name, name, parameter, value)
 
 
 def _replace_sections(

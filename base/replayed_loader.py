@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,10 @@ from torch.utils.data import BatchSampler
 from base.batch_reader import Batch
 from base.errors import DataError
 from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
+from base.streams import length_of_stream
 from base.workers import stop_workers, telling_deaths
+
+log = logging.getLogger("kindling")
 
 
 def as_batches(loader: Any, seed: int) -> Any:
@@ -26,10 +30,11 @@ class ReplayedLoader:
 
     Each pass over the loader is seeded by (seed, pass), in random streams apart from the trainer's,
     so it is exact for an equal number of workers. A loader with a length gives that many batches a
-    pass; one without is read until it ends, then anew.
+    pass; one without is read until it ends, then again from its start if it ``repeats``.
     """
 
     replays = True
+    repeats = True
 
     def __init__(self, loader: Any, seed: int) -> None:
         if not hasattr(loader, "__iter__"):
@@ -37,6 +42,7 @@ class ReplayedLoader:
         self.loader = loader
         self.batch_size = getattr(loader, "batch_size", None)
         self._n_batches = _length(loader)
+        self._may_give_more = length_of_stream(loader) is not None
         self._iterator: Iterator[Batch] | None = None
         self._streams: tuple[Any, ...] = ()
         self.set_seed(seed)
@@ -48,7 +54,7 @@ class ReplayedLoader:
 
     def __len__(self) -> int:
         if self._n_batches is None:
-            raise TypeError(f"{self._name} has no length: set trainer.epoch_steps")
+            raise TypeError(f"{self._name} has no length")
         return self._n_batches
 
     def __iter__(self) -> Iterator[Batch]:
@@ -61,15 +67,20 @@ class ReplayedLoader:
         while self._position < first:
             self._draw()
         for _ in range(count):
-            yield self._draw()
+            try:
+                batch = self._draw()
+            except _PassEnded:
+                return
+            yield batch
+            del batch  # nothing of it lives on beside the next one
 
     def n_drawn(self, position: int) -> int | None:
         """Return how many samples are drawn for the batch at this position, if that is known."""
         sampler = getattr(self.loader, "batch_sampler", None)
-        if type(sampler) is not BatchSampler or self._n_batches is None:
-            return None  # a loader of the user's own, or batches of any size
-        first = position % self._n_batches * sampler.batch_size
-        return min(sampler.batch_size, len(sampler.sampler) - first)  # type: ignore[arg-type]
+        if type(sampler) is not BatchSampler or not hasattr(sampler.sampler, "__len__"):
+            return None  # a loader of the user's own, batches of any size, a stream
+        first = position % len(sampler) * sampler.batch_size
+        return min(sampler.batch_size, len(sampler.sampler) - first)
 
     def split_validation(self) -> Any:
         """Return the loader's own validation loader, able to do the same, or None."""
@@ -118,6 +129,7 @@ class ReplayedLoader:
 
     def _next_batch(self) -> Batch:
         if self._n_drawn == self._n_batches:
+            self._look_for_more()
             self._go_to_pass(self._pass + 1)
         if self._iterator is None:
             self._iterator = self._begin_pass()
@@ -125,11 +137,24 @@ class ReplayedLoader:
             return batch
         if self._n_batches is not None or self._n_drawn == 0:
             length = "" if self._n_batches is None else f", though its length is {self._n_batches}"
-            raise DataError(f"{self._name} ended after {self._n_drawn} batches{length}")
+            uneven = ": its workers do not share the items evenly" * self._may_give_more
+            raise DataError(f"{self._name} ended after {self._n_drawn} batches{length}{uneven}")
+        if not self.repeats:
+            raise _PassEnded
         position = self._position
         self._go_to_pass(self._pass + 1)
         self._position = position
         return self._next_batch()
+
+    def _look_for_more(self) -> None:
+        """Warn, once, where workers that share a stream give more than its length tells."""
+        ended = object()
+        if not self._may_give_more or self._iterator is None:
+            return
+        if next(self._iterator, ended) is not ended:
+            self._may_give_more = False
+            text = "%s gives more than the %d batches a pass that its length tells: the rest is not"
+            log.warning(f"{text} seen", self._name, self._n_batches)
 
     def _begin_pass(self) -> Iterator[Batch]:
         """Iterate anew, with all that the order and the workers draw from seeded."""
@@ -142,10 +167,14 @@ class ReplayedLoader:
         return iter(self.loader)
 
 
+class _PassEnded(Exception):  # noqa: N818  (no error)
+    """The end of a loader that is read once."""
+
+
 def _length(loader: Any) -> int | None:
     """Count the batches of a pass, or return None where the loader cannot tell."""
     try:
-        n_batches = len(loader)
+        n_batches = length_of_stream(loader) or len(loader)
     except TypeError:
         return None
     if n_batches == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from base.audit import audit, loaded_tables, short_table, write_csv
 from base.background_save import in_background
-from base.changed_config import OWN_STATE, differences, table_of
+from base.changed_config import OWN_STATE, Change, differences, table_of
 from base.checkpoint import CheckpointStore, read, restore
 from base.clock import Clock, advice, facts_of, write_times
 from base.config import Config
@@ -20,6 +20,7 @@ from base.cores import warn_of_load
 from base.finite import refuse_bad_optimizers
 from base.header import header_facts, peak_memory_mb
 from base.memory.settle import settle
+from base.optim import learning_rates
 from base.profiling import Profiler
 from base.run_folder import create_run_folder, lock, run_of, write_environment
 from base.splits import keep_split
@@ -65,8 +66,6 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
                 log.info(note)
             if resume_from is None:
                 keep_config(config, folder)
-            else:
-                _tell_changes(config, folder)
             yield folder
             _draw_curves(folder)
         finally:
@@ -86,10 +85,12 @@ def _draw_curves(folder: Path) -> None:
         log.warning("no curves in %s: %s", folder / "report", error)
 
 
-def _tell_changes(config: Config, folder: Path) -> None:
-    changes = differences(config, folder)
-    if changes:
-        log.info(f"changed since the run began:\n{table_of(changes)}")
+def _tell_changes(config: Config, folder: Path, rates: Sequence[Change] = ()) -> None:
+    """Log what differs from the config that the run had, and the learning rates that follow."""
+    has_config = (folder / "config.yaml").is_file()
+    changes = differences(config, folder) if has_config else []
+    if changes or rates:
+        log.info(f"changed since the run began:\n{table_of(changes, rates)}")
     kept = [key for key, _, _ in changes if OWN_STATE.search(key)]
     if kept:
         log.warning("%s: what the optimizer and its schedule have saved stays", ", ".join(kept))
@@ -216,7 +217,7 @@ def open_run(
         trainer.experiment.bad_samples.open(folder)
     resumed_at = None
     if resume_from is not None:
-        restore(trainer.stateful, read(resume_from))
+        _restore(trainer, resume_from, folder)
         if trainer.store is not None:
             trainer.store.protect(resume_from)
         resumed_at = None if trainer.is_finished() else trainer.progress
@@ -240,6 +241,23 @@ def open_run(
     trainer.clock.start()
 
 
+def _restore(trainer: BaseTrainer, resume_from: Path, folder: Path | None) -> None:
+    """Restore the state, let the schedules follow a new length, and log what has changed."""
+    rates: list[Change] = []
+    try:
+        restore(trainer.stateful, read(resume_from))
+        then = learning_rates(trainer.optimizers)
+        for schedule in trainer.schedules.values():
+            schedule.follow_new_length()
+        now = learning_rates(trainer.optimizers)
+        step = trainer.progress.step + 1
+        if step <= trainer.experiment.total_steps:
+            rates = [(f"{k} at step {step}", then[k], now[k]) for k in now if now[k] != then[k]]
+    finally:  # also where the state does not fit: that may be why
+        if folder is not None:
+            _tell_changes(trainer.config, folder, rates)
+
+
 def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:
     """Log what is about to be trained, where, and how to go on with it.
 
@@ -256,7 +274,7 @@ def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:
             write_csv(rows, folder / "parameters.csv")
     if folder is not None and trainer.progress.step > 0:
         keep_config(trainer.config, folder)
-    if trainer.is_finished():
+    if trainer.is_finished() or trainer.progress.step > trainer.experiment.total_steps:
         log.log(ROW, _finished_message(trainer))
 
 
@@ -264,6 +282,8 @@ def _finished_message(trainer: BaseTrainer) -> str:
     settings = trainer.settings
     if trainer.monitor.is_exhausted:
         text, longer = f"early stop after epoch {trainer.progress.epoch}", "trainer.early_stop=null"
+        if trainer.monitor.was_never_finite:
+            text += f", as {trainer.monitor.key} was never a finite number"
     else:
         text = f"step {trainer.progress.step} of {trainer.experiment.total_steps}"
         unit = "epochs" if settings.steps is None else "steps"
@@ -280,6 +300,13 @@ def tell_end(trainer: BaseTrainer, folder: Path | None) -> None:
         text = "%d of %d steps were skipped: a number was not finite"
         log.warning(text, progress.skipped, progress.step)
     trainer.experiment.bad_samples.tell_end()
+    if monitor.is_exhausted:
+        n_epochs = monitor.epochs_without_improvement
+        log.info(f"early stop: {n_epochs} epochs without a better {monitor.key}")
+    if monitor.was_never_finite:
+        text = "%s was not a finite number in any of %d epochs: none of them is the best%s"
+        stopped = ", and patience ended for that alone" if monitor.is_exhausted else ""
+        log.warning(text, monitor.key, monitor.n_nonfinite, stopped)
     if monitor.best_epoch:
         value = format_value(monitor.key, monitor.best)
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")

@@ -6,6 +6,7 @@ Each has ``state_dict`` and ``load_state_dict`` and is put into ``trainer.statef
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from base.seeding import capture_random_state, restore_random_state
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
+
+log_of_run = logging.getLogger("kindling")
 
 
 @runtime_checkable
@@ -108,11 +111,18 @@ class Monitor:
 
     def __init__(self, rule: str, patience: int | None = None) -> None:
         self.rule = rule
-        self.mode, _, self.key = rule.partition(" ")
+        self.mode, self.key = split_rule(rule)
         self.patience = patience
         self.best = math.inf if self.mode == "min" else -math.inf
         self.best_epoch = 0
         self.epochs_without_improvement = 0
+        self.n_nonfinite = 0
+        """Epochs whose value was NaN or infinite."""
+
+    @property
+    def was_never_finite(self) -> bool:
+        """Whether there were values, and none of them could be compared."""
+        return self.n_nonfinite > 0 and self.best_epoch == 0
 
     @property
     def is_off(self) -> bool:
@@ -130,13 +140,23 @@ class Monitor:
             return False  # this epoch was not validated
         value = log[self.key]
         improved = value < self.best if self.mode == "min" else value > self.best
+        if not math.isfinite(value):
+            self._note_nonfinite(value, epoch, improved)
         if improved:
             self.best, self.best_epoch = value, epoch
         self.epochs_without_improvement = epoch - self.best_epoch
         return improved
 
+    def _note_nonfinite(self, value: float, epoch: int, is_best: bool) -> None:
+        """Count an epoch without a finite value; warn at the first one."""
+        if self.n_nonfinite == 0:
+            effect = "nothing is better than that" if is_best else "such an epoch is not the best"
+            text = "%s is %s in epoch %d, not a finite number: %s"
+            log_of_run.warning(text, self.key, value, epoch, effect)
+        self.n_nonfinite += 1
+
     def state_dict(self) -> dict[str, Any]:
-        names = ("mode", "key", "best", "best_epoch", "epochs_without_improvement")
+        names = ["mode", "key", "best", "best_epoch", "epochs_without_improvement", "n_nonfinite"]
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -144,6 +164,14 @@ class Monitor:
         if (state_dict["mode"], state_dict["key"]) == (self.mode, self.key):
             for name, value in state_dict.items():
                 setattr(self, name, value)
+
+
+def split_rule(rule: str) -> tuple[str, str]:
+    """Return a rule's direction and the value that it names: either may be empty."""
+    mode, _, key = rule.partition(" ")
+    if mode == "off" and not key:
+        return mode, ""
+    return (mode, key.strip()) if mode in ("min", "max") else ("", rule)
 
 
 class ExponentialMovingAverage:

@@ -14,6 +14,7 @@ from base.batch_reader import Batch, find_get_batch
 from base.cores import free_cores
 from base.errors import DataError, nearest
 from base.splits import divide
+from base.streams import refuse_stream
 from data_loader.cache import cached
 from data_loader.composed import check_data_set
 from data_loader.image_files import real_paths
@@ -138,6 +139,7 @@ class DatasetLoader(BaseDataLoader):
     def _source(self, dataset: Any, mode: str | None, argument: str) -> Any:
         """Return the data set, in memory where torchvision holds it there anyway."""
         check_data_set(dataset, argument)
+        refuse_stream(dataset)
         if mode is None:
             return in_memory(dataset) or dataset
         if find_get_batch(dataset) is not None or hasattr(dataset, "image"):

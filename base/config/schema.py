@@ -157,7 +157,7 @@ WEIGHTS = Section(
 LR_SCHEDULER = named(
     "lr_scheduler",
     every=Key(choice("epoch", "step"), "epoch", "When the scheduler steps."),
-    monitor=Key(TEXT, None, "What ReduceLROnPlateau watches, such as valid/loss."),
+    monitor=Key(TEXT, None, "What ReduceLROnPlateau watches: 'max valid/accuracy'."),
     warmup=Key(DURATION, None, "Raise the learning rate from near 0 over this time first."),
 )
 
@@ -280,6 +280,7 @@ TRAINER = Section(
         "epochs": Key(COUNT, None, "Length of the training in epochs."),
         "steps": Key(COUNT, None, "Length of the training in steps, instead of epochs."),
         "epoch_steps": Key(COUNT, None, "Steps in an epoch, where it is not one pass."),
+        "valid_batches": Key(COUNT, None, "Batches of a validation at most; all without it."),
         "monitor": Key(MONITOR, None, "What makes the best: 'max valid/accuracy', 'off'."),
         "early_stop": Key(COUNT, None, "Epochs without a new best before training ends."),
         "save_dir": Key(TEXT, "saved", "Folder of all runs."),

@@ -46,10 +46,18 @@ def test_a_frozen_checkpoint_is_read_to_the_bit(frozen):
 
 @pytest.mark.fault("F32")
 def test_resuming_for_no_step_gives_the_state_that_was_saved(frozen):
-    made = make(text=config(frozen))
-    restore(made.stateful, read(frozen))
+    made, saved = make(text=config(frozen)), read(frozen)
+    restore(made.stateful, saved)
     state = {name: value.state_dict() for name, value in made.stateful.items()}
-    assert digest_of(state) == expected(frozen)["digest"]
+    assert digest_of(without_later_keys(state, saved)) == expected(frozen)["digest"]
+
+
+def without_later_keys(state, saved):
+    """Leave out what a later version of the same format has added to the state of an object."""
+    if not isinstance(saved, dict):
+        return state
+    assert saved.keys() <= state.keys()
+    return type(saved)((key, without_later_keys(state[key], saved[key])) for key in saved)
 
 
 @pytest.mark.fault("F32")

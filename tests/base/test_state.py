@@ -248,3 +248,32 @@ def test_averages_of_another_model_are_refused() -> None:
         state = ExponentialMovingAverage(dict(other.named_parameters()), 0.9).state_dict()
         with pytest.raises(ValueError, match="of other weights"):
             one.load_state_dict(state)
+
+
+# --- A value that is not finite -------------------------------------------------------------------
+
+
+def test_the_first_value_that_is_not_finite_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    monitor = follow("min valid/loss", [1.0, NAN, NAN])
+    assert [record.message for record in caplog.records] == [
+        "valid/loss is nan in epoch 2, not a finite number: such an epoch is not the best"
+    ]
+    assert (monitor.n_nonfinite, monitor.was_never_finite) == (2, False)
+
+
+@pytest.mark.parametrize("values", [[NAN, NAN], [math.inf, None, NAN]])
+def test_a_monitor_that_was_never_finite_knows_it_after_a_resume(values: list[Any]) -> None:
+    assert not follow("min valid/loss", [None, None]).was_never_finite
+    resumed = Monitor("min valid/loss", 2)
+    resumed.load_state_dict(follow("min valid/loss", values, patience=2).state_dict())
+    assert resumed.was_never_finite
+    resumed.update({"valid/loss": 3.0}, 4)
+    assert not resumed.was_never_finite
+
+
+def test_a_state_from_before_these_were_counted_is_read() -> None:
+    state = follow("min valid/loss", [2.0, 1.0]).state_dict()
+    del state["n_nonfinite"]
+    resumed = Monitor("min valid/loss")
+    resumed.load_state_dict(state)
+    assert (resumed.best, resumed.n_nonfinite) == (1.0, 0)

@@ -751,3 +751,22 @@ def test_the_rate_in_the_log_is_the_one_that_the_step_used(tmp_path: Path) -> No
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["lr"]) for row in rows] == [seen[4], seen[9]] == pytest.approx([0.06, 0.01])
+
+
+class AlwaysNan(Scripted):
+    script = (float("nan"),) * 9
+
+
+def test_a_monitor_of_nan_alone_does_not_end_as_a_normal_early_stop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", "kindling"):
+        trainer = train("trainer.epochs=9", "trainer.early_stop=3", trainer=AlwaysNan)
+    assert trainer.progress.epoch == 3
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [
+        "valid/loss is nan in epoch 1, not a finite number: such an epoch is not the best",
+        "valid/loss was not a finite number in any of 3 epochs: none of them is the best, and "
+        "patience ended for that alone",
+    ]
+    assert "early stop: 3 epochs without a better valid/loss" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 from collections.abc import Callable
@@ -76,8 +77,37 @@ def test_a_finished_run_says_so_and_how_to_go_on(
 
     longer = place.run("-r", "--set", "trainer.epochs=4")
     assert longer.returncode == 0
-    assert "trainer.epochs  3     4    taken on\n" in longer.stdout
+    table = [line.split() for line in longer.stdout.splitlines()[2:4]]
+    assert table[0] == ["trainer.epochs", "3", "4", "taken", "on"]
+    assert table[1][:4] == ["lr", "at", "step", "16"]
+    way = (1 + math.cos(math.pi * (15 - 5) / (19 - 5))) / 2  # OneCycleLR falls from step 5 to 19
+    assert float(table[1][5]) == pytest.approx(4e-8 + (0.01 - 4e-8) * way, rel=1e-5)
     assert [row["step"] for row in rows(finished)] == ["5", "10", "15", "20"]
+
+
+def test_a_longer_run_trains_on_at_the_rates_of_its_new_length(
+    place: Workplace, rows: Rows
+) -> None:
+    """With a cosine the further epochs were trained at a rate of 0."""
+    cosine = "lr_scheduler={type: CosineAnnealingLR}"
+    folder = place.train("--epochs", "2", "--set", cosine)
+    done = place.run("-r", str(folder), "--epochs", "4")
+    assert (done.returncode, done.stderr) == (0, "")
+    rates = [float(row["lr"]) for row in rows(folder)]
+    curve = [(2, 0), (2, 1), (4, 2), (4, 3)]  # of how many epochs, and which
+    closed_form = [0.003 * (1 + math.cos(math.pi * epoch / n)) / 2 for n, epoch in curve]
+    assert rates == pytest.approx(closed_form, rel=1e-9)
+    assert "  lr at step 11   0     0.0015  follows the new schedule\n" in done.stdout
+
+
+@pytest.mark.parametrize("rate", ["nan", ".nan", "inf", ".inf", "-0.1", "1e999"])
+def test_a_rate_that_is_none_is_an_error_before_a_folder_is_made(
+    place: Workplace, rate: str
+) -> None:
+    done = place.run("-c", "tiny.yaml", f"--lr={rate}")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"--set optimizer.args.lr={rate}: optimizer.args.lr: expected a ")
+    assert place.runs() == []
 
 
 def test_a_run_that_ended_in_mid_epoch_keeps_its_last_row(place: Workplace, rows: Rows) -> None:

@@ -80,7 +80,7 @@ class ReplayedLoader:
         if type(sampler) is not BatchSampler or not hasattr(sampler.sampler, "__len__"):
             return None  # a loader of the user's own, batches of any size, a stream
         first = position % len(sampler) * sampler.batch_size
-        return min(sampler.batch_size, len(sampler.sampler) - first)
+        return min(sampler.batch_size, len(sampler.sampler) - first)  # type: ignore[arg-type]
 
     def split_validation(self) -> Any:
         """Return the loader's own validation loader, able to do the same, or None."""

@@ -22,6 +22,7 @@ from base.batch import inputs_of, to_device
 from base.callbacks import Callback
 from base.config import Config
 from base.cores import OtherLoad, use_threads
+from base.data_record import record_of, use_record
 from base.errors import CheckpointError, ConfigError, UsageError
 from base.freezing import Freezing
 from base.initialise import InitRecord, initialise
@@ -177,6 +178,8 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
     bad_samples = BadSamples(config)
     bad_samples.watch(train_loader, "train")
     bad_samples.watch(valid_loader, "valid")
+    if config["valid_data_loader"] is not None:
+        use_record(valid_loader, record_of(train_loader))
     for loader in (train_loader, valid_loader):
         getattr(loader, "place_on", lambda _: None)(device)
     model, init_records = build_model(config, train_loader)

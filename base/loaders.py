@@ -21,6 +21,8 @@ def build_loaders(config: Config) -> tuple[Any, Any]:
     if config["valid_data_loader"] is not None:
         section = config["valid_data_loader"]
         valid_loader = build("data_loader", section, where=config.where("valid_data_loader"))
+        if hasattr(valid_loader, "set_seed"):
+            valid_loader.set_seed(seed)
     else:
         valid_loader = loader.split_validation() if hasattr(loader, "split_validation") else None
     if valid_loader is not None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from base.base_data_loader import BaseDataLoader
-from base.batch_reader import Batch, find_get_batch
+from base.batch_reader import find_get_batch
 from base.cores import free_cores
+from base.data_record import check_classes, class_names
 from base.errors import DataError, nearest
 from base.splits import divide
 from data_loader.cache import cached
@@ -116,19 +117,25 @@ class DatasetLoader(BaseDataLoader):
             timeout=timeout,
         )
 
-    def batches(self, first: int, count: int) -> Iterator[Batch]:
-        """Give batches; the statistics to normalise by are there before the first one."""
-        if self._normalize == "auto" and not self._pipelines[0].is_normalised:
-            source, split = self._trained_on
-            targets = getattr(source, "targets", None)
-            trained_on = divide(split, len(source), self.seed, targets)[0]
-            white, n_threads = self._pipelines[0].white, free_cores()
-            source = self._cached(source)
-            note = None if self._skip is None else self._note_bad
-            found = channel_statistics(source, trained_on, white, n_threads, self.cache_dir, note)
+    def _compute_statistics(self) -> None:
+        """Compute what `normalize: auto` asks for, once, of the training part."""
+        if self._normalize != "auto" or self._pipelines[0].is_normalised:
+            return
+        source, split = self._trained_on
+        targets = getattr(source, "targets", None)
+        trained_on = divide(split, len(source), self.seed, targets)[0]
+        white, n_threads = self._pipelines[0].white, free_cores()
+        source = self._cached(source)
+        note = None if self._skip is None else self._note_bad
+        found = channel_statistics(source, trained_on, white, n_threads, self.cache_dir, note)
+        for pipeline in self._pipelines:
+            pipeline.normalise(*found)
+
+    def _use_statistics(self, record: Mapping[str, Any]) -> None:
+        """Normalise by a record's mean and std where the config says `auto`."""
+        if self._normalize == "auto" and "mean" in record:
             for pipeline in self._pipelines:
-                pipeline.normalise(*found)
-        yield from super().batches(first, count)
+                pipeline.normalise(record["mean"], record["std"])
 
     def _divide(self) -> None:
         super()._divide()
@@ -163,10 +170,9 @@ def check_apart(one: Any, other: Any, name: str, other_name: str) -> None:
     Raises:
         DataError: they do not.
     """
-    classes, other_classes = getattr(one, "classes", None), getattr(other, "classes", None)
-    if classes is not None and other_classes is not None and classes != other_classes:
-        text = ", ".join(sorted(set(classes) ^ set(other_classes))[:5]) or "in another order"
-        raise DataError(f"{name} and {other_name} data differ in their classes: {text}")
+    classes, other_classes = class_names(one), class_names(other)
+    if classes is not None and other_classes is not None:
+        check_classes(classes, other_classes, name, other_name)
     files = {path: i for i, path in enumerate(real_paths(getattr(one, "files", ())))}
     others = enumerate(real_paths(getattr(other, "files", ())))
     shared = [(files[path], i) for i, path in others if path in files]

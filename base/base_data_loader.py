@@ -163,6 +163,10 @@ class BaseDataLoader:
             self._valid = valid
         return self._valid
 
+    def sample_indices(self) -> Tensor | None:
+        """Return the indices of an epoch's samples, sorted; None where a sampler chooses them."""
+        return None if self._own_sampler is not None else self._indices
+
     def sample_ids(self) -> list[str] | None:
         """Return the id of each sample of an epoch, sorted by place: its name, or its number."""
         if self._own_sampler is not None:
@@ -213,9 +217,8 @@ class BaseDataLoader:
         if not reader.takes_tensors:
             return None  # a `__getitem__` of the user's own
         batch = reader.__getitems__((self.seed, 0, torch.zeros(1, dtype=torch.int64)))
-        first = batch[0] if isinstance(batch, list | tuple) and batch else batch
-        is_image = isinstance(first, Tensor) and first.dim() == 4
-        return list(first.shape[2:]) if is_image else None
+        first: Any = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        return list(first.shape[2:]) if isinstance(first, Tensor) and first.dim() == 4 else None
 
     def set_seed(self, seed: int) -> None:
         """Let order, split and augmentation follow this seed, unless one was given at the start."""

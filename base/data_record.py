@@ -36,13 +36,16 @@ def source_of(dataset: Any) -> Any:
 
 
 def record_of(thing: Any) -> dict[str, Any]:
-    """Return the record of a loader or a data set as JSON would return it; empty for others.
+    """Return the record of a loader or a data set as JSON would return it.
+
+    Of a loader that offers none it is the names of its data set's classes, if there are any.
 
     Raises:
         DataError: it holds something else than plain data.
     """
     if not offers_record(thing):
-        return {}
+        classes = class_names(getattr(thing, "dataset", None))
+        return {} if classes is None else {"classes": classes}
     record = source_of(thing).record()
     try:
         plain: dict[str, Any] = json.loads(json.dumps(record, allow_nan=False))
@@ -56,9 +59,19 @@ def record_of(thing: Any) -> dict[str, Any]:
 
 
 def use_record(thing: Any, record: Mapping[str, Any]) -> None:
-    """Give a record to a loader or a data set that offers one; do nothing for others."""
+    """Give a record to a loader or a data set; of one that offers none the classes are compared."""
     if record and offers_record(thing):
         source_of(thing).use_record(record)
+    elif record.get("classes") and (classes := class_names(getattr(thing, "dataset", None))):
+        check_classes(record["classes"], classes, "training", type(thing.dataset).__name__)
+
+
+def data_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint's manifest knows of the data: the record, hashes of the samples,
+    numbers of batches. {} for checkpoints of earlier versions, and of none.
+    """
+    found: dict[str, Any] = manifest.get("facts", {}).get("data", {})
+    return found
 
 
 def class_names(dataset: Any) -> list[str] | None:
@@ -77,9 +90,10 @@ def check_classes(one: Sequence[str], other: Sequence[str], name: str, other_nam
     Raises:
         DataError: they do not.
     """
-    n_both = min(len(one), len(other))
-    are_numbers = list(max(one, other, key=len)) == list(map(str, range(max(len(one), len(other)))))
-    if list(one) == list(other) or (are_numbers and list(one[:n_both]) == list(other[:n_both])):
+    longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
+    are_numbers = list(longer) == list(map(str, range(len(longer))))
+    is_start = list(longer[: len(shorter)]) == list(shorter)
+    if is_start and (are_numbers or len(one) == len(other)):
         return
     text = ", ".join(sorted(set(one) ^ set(other))[:5]) or "in another order"
     raise DataError(f"{name} and {other_name} data differ in their classes: {text}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from base.base_data_loader import as_batches
 from base.config import Config
+from base.data_record import use_record
 from base.errors import ConfigError
 from base.names import build
 from base.registry import find
@@ -30,25 +33,71 @@ def build_loaders(config: Config) -> tuple[Any, Any]:
     return as_batches(loader, seed), valid_loader
 
 
-def build_test_loader(config: Config) -> Any:
+def build_test_loader(config: Config, record: Mapping[str, Any]) -> Any:
     """Build the loader of the test data: its own section, or the training one with training=False.
+
+    Args:
+        record: what is known of the training data, which are not looked at then.
 
     Raises:
         ConfigError: the config names no test data and its loader has no ``training`` argument.
     """
-    section = config["test_data_loader"]
-    if section is None:
-        section = config["data_loader"]
-        accepted = inspect.signature(find("data_loader", section["type"])).parameters
+    key = "data_loader" if config["test_data_loader"] is None else "test_data_loader"
+    section = config[key]
+    if key == "data_loader":
+        named = find("data_loader", section["type"])
+        accepted = inspect.signature(named).parameters
         if "training" not in accepted:
             text = f"{section['type']} has no `training` argument that would give its test data"
             problem = config.problem(("data_loader",), f"{text}; add a test_data_loader section")
             raise ConfigError([problem])
         plain = {"training": False, "shuffle": False, "validation_split": 0.0, "augment": False}
         given = {key: value for key, value in plain.items() if key in accepted}
-        section = {"type": section["type"], "args": {**section["args"], **given}}
-    loader = build("data_loader", section, where=config.where("data_loader"))
+        args = {**section["args"], **given}
+        reduce = getattr(named, "arguments_for_test", lambda args, record: args)
+        section = {"type": section["type"], "args": reduce(args, record)}
+    loader = build("data_loader", section, where=config.where(key))
+    if hasattr(loader, "set_seed"):
+        loader.set_seed(config["seed"])
+    use_record(loader, record)
     return as_batches(loader, config["seed"])
+
+
+class DeferredLoader:
+    """A loader that is built once something asks for more than its length."""
+
+    def __init__(self, build: Callable[[], Any], n_batches: int | None) -> None:
+        self._build, self._n_batches = build, n_batches
+        self._loader: Any = None
+
+    def __len__(self) -> int:
+        return len(self._built()) if self._n_batches is None else self._n_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._built())
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked by copy, pickle and the like
+            raise AttributeError(name)
+        return getattr(self._built(), name)
+
+    def _built(self) -> Any:
+        if self._loader is None:
+            self._loader = self._build()
+        return self._loader
+
+
+def defer_loaders(config: Config, n_batches: Mapping[str, int | None]) -> tuple[Any, Any]:
+    """Return the training and the validation loader of a run, neither of them built yet.
+
+    Args:
+        n_batches: the length of each that there was; None where it had none.
+    """
+    both = functools.cache(lambda: build_loaders(config))
+    train = DeferredLoader(lambda: both()[0], n_batches.get("train"))
+    if "valid" not in n_batches:
+        return train, None
+    return train, DeferredLoader(lambda: both()[1], n_batches["valid"])
 
 
 def batches_in_epoch(config: Config, loader: Any) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.base_data_loader import count_samples
+from base.data_fingerprint import is_unnamed
 from base.data_record import offers_record, record_of, use_record
 from base.errors import DataError, Problem, nearest
 from data_loader.image_files import read_text
@@ -38,6 +39,7 @@ class _Composed(Dataset[Any]):
                 self.get_batch = self._get_batch
         if len({getattr(part, "mode", None) for part in parts}) == 1 and hasattr(parts[0], "mode"):
             self.mode = parts[0].mode
+        self.has_unnamed_parts = any(map(is_unnamed, parts))
         if all(map(offers_record, parts)):
             self.record, self.use_record = self._record, self._use_record
         if _all_have(parts, "shuffled_order"):

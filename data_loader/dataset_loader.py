@@ -84,11 +84,12 @@ class DatasetLoader(BaseDataLoader):
             find_mode(mode)
         self.cache, self.cache_dir = cache, Path(cache_dir)
         self._caches: dict[int, Any] = {}
-        source = self._source(dataset, mode, "dataset")
+        tested = None if test_dataset is None else self._source(test_dataset, mode, "test_dataset")
+        is_test_alone = dataset is None and not training  # by `arguments_for_test`
+        source = tested if is_test_alone else self._source(dataset, mode, "dataset")
         if split is not None:
             refuse_repeats(source)
-        tested = None if test_dataset is None else self._source(test_dataset, mode, "test_dataset")
-        if tested is not None:
+        if tested is not None and not is_test_alone:
             check_apart(source, tested, "training", "test")
         self._normalize, self._trained_on = normalize, (source, split)
         self._own_valid = None
@@ -117,11 +118,22 @@ class DatasetLoader(BaseDataLoader):
             timeout=timeout,
         )
 
+    @classmethod
+    def arguments_for_test(
+        cls, args: Mapping[str, Any], record: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Leave out the training data where a record says what a test has to know of them."""
+        if "dataset" not in args or (args.get("normalize") == "auto" and "mean" not in record):
+            return args
+        needless = ("split", "valid_dataset", "sampling")
+        return {**{k: v for k, v in args.items() if k not in needless}, "dataset": None}
+
     def _compute_statistics(self) -> None:
         """Compute what `normalize: auto` asks for, once, of the training part."""
         if self._normalize != "auto" or self._pipelines[0].is_normalised:
             return
         source, split = self._trained_on
+        assert source is not None, "without training data a record says what to normalise by"
         targets = getattr(source, "targets", None)
         trained_on = divide(split, len(source), self.seed, targets)[0]
         white, n_threads = self._pipelines[0].white, free_cores()

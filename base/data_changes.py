@@ -8,10 +8,12 @@ each checkpoint has the names of the classes and hashes of ids, targets and cont
 from __future__ import annotations
 
 import csv
+import functools
+import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +38,9 @@ COLUMNS = ("part", "id", "target", "content")
 NAMES = {"train": "training", "valid": "validation"}
 FEW = 3  # samples or classes that a message names
 MOST_CONTENTS = 1_000_000  # samples; of more, split.csv has no hash of the inputs
+
+
+Key = tuple[str, str]  # part and id
 
 
 class Row(NamedTuple):
@@ -138,14 +143,15 @@ def compare_split(
         parts = {row.part for row in kept}  # earlier versions knew of Kindling's loaders only
         parts |= {part for part, loader in loaders.items() if hasattr(loader, "sample_ids")}
         rows = [row for row in split_rows(loaders, samples) if row.part in parts]
-        details = changed_rows(kept, rows)
+        details = changed_rows(kept, rows, functools.partial(_place, samples))
     lines = [text for what, text in changes if what == "classes"]
     lines += details or [text for what, text in changes if what != "classes"]
     if lines:
         text = f"{path.parent}: its data have changed since it began: {'; '.join(lines)}"
-        are_labels = all(what in ("classes", "targets") for what, _ in changes) and bool(then)
-        if not (are_labels and allow_change):
-            raise DataError(f"{text}; {_advice(path.parent, are_labels)}")
+        kinds = {what for what, _ in changes}
+        can_be_allowed = kinds in ({"classes"}, {"targets"})  # both: the classes' numbers differ
+        if not (can_be_allowed and allow_change):
+            raise DataError(f"{text}; {_advice(path.parent, kinds)}")
         log.warning("%s; the new labels are used from here on", text)
     return samples
 
@@ -195,48 +201,82 @@ def read_split(path: Path) -> list[Row]:
         return [Row(*cells[: len(COLUMNS)]) for cells in list(csv.reader(file))[1:]]
 
 
-def changed_rows(then: Sequence[Row], now: Sequence[Row]) -> list[str]:
-    """Say how the samples of a run differ from those that it had; nothing where they do not."""
+def changed_rows(
+    then: Sequence[Row], now: Sequence[Row], named: Callable[[Row], str] = lambda row: row.id
+) -> list[str]:
+    """Say how the samples of a run differ from those that it had; nothing where they do not.
+
+    Args:
+        named: what a message calls one of the samples that are there now.
+    """
     before, after = ({(row.part, row.id): row for row in rows} for rows in (then, now))
-    gone = [key for key in before if key not in after]
-    new = [key for key in after if key not in before]
-    to = {name: part for part, name in new}
-    moved = [key for key in gone if to.get(key[1], key[0]) != key[0]]
-    moved_ids = {name for _, name in moved}
+    if before.keys() != after.keys():
+        if all(row.content for row in (*then, *now)):  # ids are numbers, and say nothing here
+            gone, new = _left_over(then, now), _left_over(now, then)
+            return [f"{len(then)} samples then, {len(now)} now", *_gone_and_new(gone, new, named)]
+        return _other_keys(before, after, named)
     lines = []
-    for keys, text in ((gone, "are gone"), (new, "are new")):
-        names = [name for _, name in keys if name not in moved_ids]
-        lines += [f"{len(names)} samples {text}, such as {_few(names)}"] if names else []
-    if moved:
-        names = [f"{name} ({NAMES[part]} then)" for part, name in moved]
-        lines.append(f"{len(moved)} samples are in the other part, such as {_few(names)}")
-    if not gone and not new and list(before) != list(after):
+    if list(before) != list(after):
         lines.append("the samples are in another order")
-    common = [(before[key], after[key]) for key in before if key in after]
-    differ = [
-        [
-            each
-            for each in common
-            if all(x[field] for x in each) and each[0][field] != each[1][field]
-        ]
-        for field in (2, 3)
-    ]
-    if differ[1] and not gone and not new and Counter(map(_what, then)) == Counter(map(_what, now)):
-        n_moved = len({id(one) for each in differ for one, _ in each})
+    pairs = [(before[key], row) for key, row in after.items()]
+    targets = [(old, row) for old, row in pairs if _differ(old.target, row.target)]
+    contents = [(old, row) for old, row in pairs if _differ(old.content, row.content)]
+    if contents and not _left_over(then, now):
+        n_moved = len({row for _, row in (*targets, *contents)})
         return [f"the samples are the same, but {n_moved} of {len(now)} are at other places"]
-    if differ[0]:
-        names = [f"{one.id} ({one.target} then, {other.target} now)" for one, other in differ[0]]
-        lines.append(f"{len(names)} of {len(common)} targets differ, such as {_few(names)}")
-    if differ[1]:
-        names = [one.id for one, _ in differ[1]]
-        what = "inputs" if any(one.target for one, _ in differ[1]) else "contents"
-        text = f"the {what} of {len(names)} of {len(common)} samples differ"
-        lines.append(f"{text}, such as {_few(names)}")
+    if targets:
+        names = (f"{named(row)}: {old.target} then, {row.target} now" for old, row in targets)
+        lines.append(f"{len(targets)} of {len(pairs)} targets differ ({_few(names)})")
+    if contents:
+        what = "inputs" if any(row.target for row in now) else "contents"
+        text = f"the {what} of {len(contents)} of {len(pairs)} samples differ"
+        lines.append(f"{text} ({_few(named(row) for _, row in contents)})")
     return lines
 
 
-def _what(row: Row) -> tuple[str, str]:
-    return row.target, row.content
+def _differ(one: str, other: str) -> bool:
+    return bool(one and other) and one != other  # an empty cell: it is not known
+
+
+def _left_over(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """Return the rows with a target and content that the others do not have as often."""
+    left = Counter((row.target, row.content) for row in others)
+    found = []
+    for row in rows:
+        left[row.target, row.content] -= 1
+        if left[row.target, row.content] < 0:
+            found.append(row)
+    return found
+
+
+def _other_keys(
+    before: Mapping[Key, Row], after: Mapping[Key, Row], named: Callable[[Row], str]
+) -> list[str]:
+    """Say which ids are gone, new, or in the other part."""
+    gone = [row for key, row in before.items() if key not in after]
+    new = [row for key, row in after.items() if key not in before]
+    part_then, part_now = ({row.id: row.part for row in rows} for rows in (gone, new))
+    moved = [row for row in gone if row.id in part_now]
+    lines = _gone_and_new(
+        [row for row in gone if row.id not in part_now],
+        [row for row in new if row.id not in part_then],
+        named,
+    )
+    if moved:
+        names = (f"{row.id}: {NAMES[row.part]} then" for row in moved)
+        lines.append(f"{_samples(moved)} in the other part ({_few(names)})")
+    return lines
+
+
+def _gone_and_new(
+    gone: Sequence[Row], new: Sequence[Row], named: Callable[[Row], str]
+) -> list[str]:
+    lines = [f"{_samples(gone)} gone ({_few(row.id for row in gone)})"] if gone else []
+    return lines + ([f"{_samples(new)} new ({_few(map(named, new))})"] if new else [])
+
+
+def _samples(rows: Sequence[Row]) -> str:
+    return f"{len(rows)} samples are" if len(rows) > 1 else "1 sample is"
 
 
 def changed_hashes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -291,15 +331,29 @@ def _ids_of(loader: Any, samples: Samples | None) -> list[str] | None:
     return samples.names or list(map(str, samples.indices.tolist()))
 
 
+def _place(samples: Mapping[str, Samples], row: Row) -> str:
+    """Return the id of a sample that is there now, or where it is if ids are only numbers."""
+    found = samples.get(row.part)
+    if found is None or found.names is not None or not hasattr(found.dataset, "place"):
+        return row.id
+    return str(found.dataset.place(int(row.id)))
+
+
 def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:FEW]) + (", ..." if len(names) > FEW else "")
+    first = list(itertools.islice(names, FEW + 1))
+    return ", ".join(first[:FEW]) + ", ..." * (len(first) > FEW)
 
 
-def _advice(run: Path, are_labels: bool) -> str:
+def _advice(run: Path, kinds: Collection[str]) -> str:
     anew = f"start over from the weights: leave out -r and write `model: {{weights: {run}}}`"
-    if are_labels:
+    if kinds in ({"classes"}, {"targets"}):
         return f"put the labels back; or, if they were corrected, add --allow-change; or {anew}"
+    if kinds == {"classes", "targets"}:
+        return (
+            "the outputs of the model stand for the classes as they were numbered, so "
+            "--allow-change does not help: put the names back, or have `classes` list them in the "
+            f"order of then; or {anew}"
+        )
     return (
         "with other samples the order is another, and some that have trained may validate, so "
         f"--allow-change does not help: put the data and the split back, or {anew}"

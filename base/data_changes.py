@@ -68,7 +68,7 @@ def keep_data(
     record = record_of(experiment.train_loader)
     path = folder / "split.csv"
     samples = compare_split(path, loaders, record, then, allow_change)
-    hashes = {part: found.digests() for part, found in samples.items()}
+    hashes = {part: found.digests for part, found in samples.items()}
     if not path.exists() or hashes != then.get("samples"):
         rows = split_rows(loaders, samples)
         if rows:
@@ -130,7 +130,7 @@ def compare_split(
     refuse_overlap(loaders, samples)
     changes: list[tuple[str, str]] = []
     if then:
-        hashes = {part: found.digests() for part, found in samples.items()}
+        hashes = {part: found.digests for part, found in samples.items()}
         changes = changed_hashes(then["samples"], hashes)
         one, other = (each.get("classes") for each in (then["record"], record))
         if one and other and one != other:

@@ -40,7 +40,7 @@ class Samples:
     @cached_property
     def names(self) -> list[str] | None:
         """The id of each sample; None where the data set has none, or only numbers."""
-        if not hasattr(self.dataset, "ids") or getattr(self.dataset, "ids_are_numbers", False):
+        if getattr(self.dataset, "ids_are_numbers", False) or not hasattr(self.dataset, "ids"):
             return None
         ids: list[str] = self.dataset.ids
         return [ids[place] for place in self.indices.tolist()]
@@ -79,6 +79,7 @@ class Samples:
             found[places] = torch.stack([mix(each) for each in hashes]).sum(0)
         return found
 
+    @cached_property
     def digests(self) -> dict[str, Any]:
         """Return the number of the samples, and a hash of each of: ids, targets and contents."""
         ids = hashlib.sha256(self.indices.numpy().tobytes())
@@ -138,7 +139,8 @@ def samples_of(loader: Any) -> Samples | None:
 def is_unnamed(dataset: Any) -> bool:
     """Return whether ids, if any, say nothing of what the samples are, or some of them."""
     marks = ("ids_are_numbers", "has_unnamed_parts")
-    return not hasattr(dataset, "ids") or any(getattr(dataset, mark, False) for mark in marks)
+    # Last, as numbers are made into texts for whoever asks for them.
+    return any(getattr(dataset, mark, False) for mark in marks) or not hasattr(dataset, "ids")
 
 
 def hash_rows(rows: Tensor) -> Tensor:

@@ -200,7 +200,8 @@ class BaseDataLoader:
         """
         classes = class_names(self.dataset)
         if classes is not None and "classes" in record:
-            check_classes(record["classes"], classes, "training", type(self.dataset).__name__)
+            name = getattr(self.dataset, "name", type(self.dataset).__name__)
+            check_classes(record["classes"], classes, "training", name)
         self._use_statistics(record)
         for dataset in {id(each): each for each in (self.dataset, self.valid_dataset)}.values():
             use_record(dataset, record)

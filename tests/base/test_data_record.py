@@ -7,13 +7,19 @@ import json
 import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
+from toy import CPU, make, run
 
 from base.base_data_loader import BaseDataLoader, as_batches
+from base.config import load_config
+from base.data_changes import record_to_resume
 from base.data_record import check_classes, record_of, use_record
 from base.errors import DataError
+from base.experiment import build_experiment
+from base.loaders import build_test_loader
+from base.registry import DATA_LOADERS
 from data_loader.composed import ConcatenatedDataset, SubsetDataset
 from data_loader.dataset_loader import DatasetLoader
-from data_loader.in_memory import InMemoryDataset
+from data_loader.in_memory import InMemoryDataset, SyntheticDataset
 
 PIXELS = torch.randint(0, 256, (60, 3, 8, 6), dtype=torch.uint8)
 LABELS = torch.arange(60) % 3
@@ -126,3 +132,78 @@ def test_a_loader_of_ones_own_has_a_default_and_any_other_none():
     assert record_of(BaseDataLoader(images, 2, True, 0, 0)) == {"size": [5, 4]}
     assert record_of(as_batches([1, 2, 3], 0)) == {}
     use_record(as_batches([1, 2, 3], 0), {"classes": ["x"]})
+
+
+CONFIG = """
+name: sections
+seed: 4
+model: {type: Sequential, args: {layers: [Flatten, {type: LazyLinear, args: {out_features: 3}}]}}
+data_loader:
+  type: DatasetLoader
+  args:
+    dataset: {type: SyntheticDataset, args: {n_samples: 40, shape: [2, 3, 3], n_classes: 3}}
+    batch_size: 8
+    normalize: auto
+    shuffle: false
+optimizer: {type: SGD, args: {lr: 0.1}}
+loss: cross_entropy
+trainer: {epochs: 2, tensorboard: false, progress: false, verbosity: 0}
+"""
+VALID = """
+valid_data_loader={type: DatasetLoader, args: {batch_size: 8, normalize: auto, shuffle: false,
+dataset: {type: SyntheticDataset, args: {n_samples: 16, shape: [2, 3, 3], n_classes: 3, part: v}}}}
+"""
+
+
+@pytest.mark.parametrize("section", ["valid", "test"])
+def test_a_section_of_its_own_is_normalised_by_the_training_data(section):
+    trainer = make(VALID.replace("valid_", f"{section}_").replace("\n", " ").strip(), text=CONFIG)
+    loader = trainer.valid_loader
+    if section == "test":
+        loader = build_test_loader(trainer.config, record_of(trainer.train_loader))
+    images = SyntheticDataset(40, (2, 3, 3), 3).images.double() / 255
+    mean = images.mean((0, 2, 3), keepdim=True)
+    std = images.std((0, 2, 3), keepdim=True, correction=0)
+    expected = (SyntheticDataset(16, (2, 3, 3), 3, part="v").images.double() / 255 - mean) / std
+    found = torch.cat([images for images, _ in loader.batches(0, 2)])
+    assert torch.allclose(found.double(), expected, atol=1e-5)
+
+
+def test_a_section_of_its_own_must_number_classes_alike():
+    words = VALID.replace("\n", " ").strip().replace("n_classes: 3, part", "n_classes: 4, part")
+    make(words, text=CONFIG)  # numbers: "3" is one that the training data lack, at the end
+    named = words.replace("type: DatasetLoader", "type: Named")
+    with pytest.raises(DataError, match="training and Renamed data differ in their classes"):
+        make(named, text=CONFIG)
+
+
+class Renamed(SyntheticDataset):
+    def __init__(self) -> None:
+        super().__init__(16, (2, 3, 3), 3)
+        self.classes = ["a", "b", "c"]
+
+
+@pytest.fixture(autouse=True)
+def named(monkeypatch):
+    """A loader whose data set has other names of classes."""
+
+    def build(dataset, **more):
+        return DatasetLoader(Renamed(), **more)
+
+    monkeypatch.setitem(DATA_LOADERS.registered, "Named", build)
+
+
+def test_a_resumed_run_keeps_its_statistics(tmp_path):
+    folder = tmp_path / "run"
+    run(folder, text=CONFIG, stop_at=3)
+    (folder / "config.yaml").write_text(CONFIG)
+    config = load_config(folder / "config.yaml")
+    record = record_to_resume(config, folder)
+    assert record["mean"] == record_of(make(text=CONFIG).train_loader)["mean"]
+    other = {"mean": [0.1, 0.2], "std": [0.3, 0.4]}  # as if a file had been repaired since
+    resumed = build_experiment(config, CPU, weights=False, record={**record, **other})
+    found = record_of(resumed.train_loader)
+    assert (found["mean"], found["std"]) == tuple(pytest.approx(x) for x in other.values())
+    changed = load_config(folder / "config.yaml", ["data_loader.args.normalize=imagenet"])
+    assert record_to_resume(changed, folder) == {}
+    assert record_to_resume(config, None) == {}

@@ -13,11 +13,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_test(arguments)
     config, path = choose_tested(options)
 
-    from base.experiment import build_experiment, choose_device, make_repeatable
+    from base.experiment import choose_device, make_repeatable
     from base.names import build, check_names
     from base.run_folder import run_of
     from base.seeding import seed_everything
-    from base.test_phase import choose_checkpoint, run_test
+    from base.test_phase import build_tested, choose_checkpoint, run_test
     from logger.console import setup_logging
 
     with config.placed():  # errors then say where in the file
@@ -27,10 +27,11 @@ def main(arguments: Sequence[str]) -> int:
         seed_everything(config["seed"])
 
         setup_logging(None)
-        experiment = build_experiment(config, device, weights=False)
+        checkpoint = choose_checkpoint(path)
+        experiment = build_tested(config, device, checkpoint)
         where = config.where("trainer")
         trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
-        values = run_test(trainer, choose_checkpoint(path), run_of(path))
+        values = run_test(trainer, checkpoint, run_of(path))
     print(json.dumps(values))
     return 0
 

@@ -18,6 +18,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
     # A config with a fault in its structure has ended by now, before torch is imported.
+    from base.data_changes import record_to_resume, refuse_changed_data
     from base.experiment import build_experiment, choose_device, make_repeatable
     from base.inspection import check, dry_run
     from base.names import build, check_names
@@ -32,15 +33,18 @@ def main(arguments: Sequence[str]) -> int:
         make_repeatable(config)
         seed_everything(config["seed"])
 
-        experiment = build_experiment(config, device, weights=resume_from is None)
+        record = record_to_resume(config, resume_from)
+        experiment = build_experiment(config, device, weights=resume_from is None, record=record)
         where = config.where("trainer")
         trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
         if options.dry_run:
             print(dry_run(trainer), end="")
             return 0
+        if resume_from is not None:
+            refuse_changed_data(experiment, resume_from, options.allow_change)
         check(trainer)
         with open_folder(config, resume_from) as folder:
-            trainer.train(folder, resume_from)
+            trainer.train(folder, resume_from, options.allow_change)
     return 0
 
 

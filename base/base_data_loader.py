@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_c
 
 from base.batch_reader import Batch, BatchReader, Key, NoteBad, Skip, mended, raise_failure
 from base.cores import free_cores
+from base.data_record import check_classes, class_names, record_of, use_record
 from base.errors import DataError, nearest
 from base.replayed_loader import as_batches as as_batches
 from base.seeding import derive_generator, derive_seed, isolated_random_state
@@ -124,6 +125,7 @@ class BaseDataLoader:
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
         """Give `count` batches from batch `first` of the endless sequence epoch 0, 1, 2, ..."""
+        self._compute_statistics()
         batches = self._read(first, count)
         return batches if self._skip is None else mended(batches, self._note_bad)
 
@@ -167,6 +169,10 @@ class BaseDataLoader:
             self._valid = valid
         return self._valid
 
+    def sample_indices(self) -> Tensor | None:
+        """Return the indices of an epoch's samples, sorted; None where a sampler chooses them."""
+        return None if self._own_sampler is not None else self._indices
+
     def sample_ids(self) -> list[str] | None:
         """Return the id of each sample of an epoch, sorted by place: its name, or its number."""
         if self._own_sampler is not None:
@@ -179,6 +185,47 @@ class BaseDataLoader:
     def source_of_ids(self) -> int:
         """Tell apart the data that ids belong to."""
         return id(getattr(self.dataset, "reads_from", self.dataset))
+
+    def record(self) -> dict[str, Any]:
+        """Return what is known of the data: statistics, class names, image size, and what the data
+        set itself records (see `base/data_record.py`).
+        """
+        self._compute_statistics()
+        found: dict[str, Any] = {}
+        if (classes := class_names(self.dataset)) is not None:
+            found["classes"] = classes
+        if (size := self._image_size()) is not None:
+            found["size"] = size
+        return {**found, **record_of(self.dataset)}
+
+    def use_record(self, record: Mapping[str, Any]) -> None:
+        """Take the place of training data with this record: its statistics, its class numbers.
+
+        Raises:
+            DataError: the classes here are others, or in another order.
+        """
+        classes = class_names(self.dataset)
+        if classes is not None and "classes" in record:
+            name = getattr(self.dataset, "name", type(self.dataset).__name__)
+            check_classes(record["classes"], classes, "training", name)
+        self._use_statistics(record)
+        for dataset in {id(each): each for each in (self.dataset, self.valid_dataset)}.values():
+            use_record(dataset, record)
+
+    def _compute_statistics(self) -> None:
+        """Yours to override: compute what batches need of all training data, if it is not there."""
+
+    def _use_statistics(self, record: Mapping[str, Any]) -> None:
+        """Yours to override: take from a record what `_compute_statistics` would compute."""
+
+    def _image_size(self) -> list[int] | None:
+        """Return height and width of a first image as the model sees it, where that is cheap."""
+        reader = BatchReader(self.valid_dataset, self.collate_fn)
+        if not reader.takes_tensors:
+            return None  # a `__getitem__` of the user's own
+        batch = reader.__getitems__((self.seed, 0, torch.zeros(1, dtype=torch.int64)))
+        first: Any = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        return list(first.shape[2:]) if isinstance(first, Tensor) and first.dim() == 4 else None
 
     def set_seed(self, seed: int) -> None:
         """Let order, split and augmentation follow this seed, unless one was given at the start."""

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -29,7 +30,7 @@ from base.shape_agreement import guard_first_step
 from base.signals import InterruptedRunError, SignalFlags
 from base.state import Monitor, Progress, Stateful, build_average, parts_with_state
 from base.stepper import build_steppers, choose_stepper, only
-from base.test_phase import choose_checkpoint, run_test
+from base.test_phase import choose_checkpoint, run_test, state_put_back
 from base.timing import Every, Window
 from base.values import StepValues, check_watched, summarise, values_of, weigh, with_total
 from logger.meters import Meters
@@ -56,6 +57,7 @@ class BaseTrainer:
 
     folder: Path | None = None
     store: CheckpointStore | None = None
+    data: Mapping[str, Any] = MappingProxyType({})  # what is known of them, see `keep_data`
     _saved_at: Values | None = None
 
     def __init__(self, experiment: Experiment) -> None:
@@ -200,16 +202,25 @@ class BaseTrainer:
     # --- The recipe ------------------------------------------------------------------------------
 
     @final
-    def train(self, folder: Path | None = None, resume_from: Path | None = None) -> Values:
+    def train(
+        self,
+        folder: Path | None = None,
+        resume_from: Path | None = None,
+        allow_change: bool = False,
+    ) -> Values:
         """Train to the end, from the start or from a checkpoint; return the last epoch's values.
 
+        Args:
+            allow_change: whether the labels may be others than those of the resumed run.
+
         Raises:
+            DataError: the data are others than those of the resumed run.
             InterruptedRunError: a signal asked for a stop; the state is saved.
             TrainingError: a loss was not finite; the last checkpoint stays valid.
         """
         values: Values = {}
         with self.signals, ExitStack() as stack:
-            open_run(self, folder, resume_from, stack)
+            open_run(self, folder, resume_from, stack, allow_change)
             try:
                 while not self.is_finished():
                     values = {**self.train_epoch(), **self.validate()}
@@ -217,7 +228,8 @@ class BaseTrainer:
                 self.save(values)
                 tell_end(self, folder)
                 if self.settings.test and folder is not None:
-                    values = {**values, **run_test(self, choose_checkpoint(folder), folder)}
+                    with state_put_back(self):
+                        values = {**values, **run_test(self, choose_checkpoint(folder), folder)}
             except StopRequested:
                 self.save()
                 raise InterruptedRunError(self.signals.stop, folder, self.progress.step) from None
@@ -353,6 +365,7 @@ class BaseTrainer:
         self.store.save(
             {name: value.state_dict() for name, value in self.stateful.items()},
             step=self.progress.step, epoch=self.progress.epoch, metrics=values or {},
-            is_best=is_best, facts={"config": self.config.to_yaml()}, owners=self.stateful,
+            is_best=is_best, facts={"config": self.config.to_yaml(), "data": self.data},
+            owners=self.stateful,
         )  # fmt: skip
         self._saved_at = position

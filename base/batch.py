@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -111,10 +112,20 @@ class SampleCount:
 
     def __init__(self, rules: Rules, loader: Any = None) -> None:
         self.rules = rules
-        self._own = getattr(loader, "count_samples", None)
-        self._n_drawn = getattr(loader, "n_drawn", lambda position: None)
-        self._batch_size = getattr(loader, "batch_size", None)
+        self._loader = loader
         self._is_time_first = False
+
+    @cached_property
+    def _own(self) -> Any:
+        return getattr(self._loader, "count_samples", None)
+
+    @cached_property
+    def _n_drawn(self) -> Any:
+        return getattr(self._loader, "n_drawn", lambda position: None)
+
+    @cached_property
+    def _batch_size(self) -> Any:
+        return getattr(self._loader, "batch_size", None)
 
     def __call__(self, batch: Any, position: int | None = None) -> int:
         """Return the number of samples of a batch, the ``position``-th of the loader."""

@@ -225,16 +225,42 @@ def read(path: Path | str) -> dict[str, Any]:
 
     An explicitly named checkpoint (its folder or state.pt) is that one or an error, never another.
     """
-    path = must_exist(path)
-    folder = path.parent if path.name == STATE and path.is_file() else path
-    if STEP.fullmatch(folder.name) or (folder / MANIFEST).exists():
-        return _read_checkpoint(folder)
-    if (folder / "checkpoints").is_dir():
-        folder = folder / "checkpoints"
-    found, state = _first_valid(folder, _listed(folder))
+    return read_whole(path)[0]
+
+
+def read_whole(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what `read` does, and the manifest of that checkpoint."""
+    candidates = _meant_by(path)
+    if candidates is None:
+        folder = _folder_of(Path(path))
+        return _read_checkpoint(folder), read_manifest(folder)
+    found, state = _first_valid(_folder_of(Path(path)), candidates)
     if found is None:
         raise CheckpointError(f"{path}: holds no checkpoint (a folder like step-00000480)")
-    return state
+    return state, read_manifest(found)
+
+
+def peek_manifest(path: Path | str) -> dict[str, Any]:
+    """Return the manifest of a checkpoint, or of a run's newest that has a whole one; {} of none.
+
+    Nothing is read of the state, which may turn out to be damaged.
+    """
+    candidates = _meant_by(path)
+    folders = [_folder_of(Path(path))] if candidates is None else candidates
+    return next(filter(None, map(_manifest_or_none, folders)), {})
+
+
+def _folder_of(path: Path) -> Path:
+    """Return the checkpoint that a path names, or the folder of several."""
+    folder = path.parent if path.name == STATE and path.is_file() else path
+    return folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+
+
+def _meant_by(path: Path | str) -> list[Path] | None:
+    """Return the checkpoints that a path may mean, the newest first; None where it names one."""
+    folder = _folder_of(must_exist(path))
+    is_one = STEP.fullmatch(folder.name) or (folder / MANIFEST).exists()
+    return None if is_one else _listed(folder)
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:

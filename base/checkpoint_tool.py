@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,19 @@ from torch import Tensor
 from base.checkpoint import STEP, read, read_manifest
 from base.command_line import Parser
 from base.config.tree import leaves
+from base.data_record import data_of
 from base.errors import CheckpointError, UsageError, nearest
 from base.run_folder import must_exist
 from base.state_file import plain_copy, write_bytes, write_state
-from base.weights import checkpoint_of, read_weights, weights_and_origin
+from base.weights import (
+    RECORD,
+    checkpoint_of,
+    read_record,
+    read_weights,
+    weights_and_origin,
+)
 from logger.console import format_header, format_value, table
+from logger.files import write_whole
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 EPILOG = """A FILE is a file of weights (.pt, .pth, .safetensors), a checkpoint or a run.
@@ -63,7 +72,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     both = add("diff", "compare two: names, shapes, the largest difference; 1 where they differ")
     both.add_argument("files", nargs=2, type=Path, metavar="FILE")
     both.add_argument("--weights", action="store_true", help="of checkpoints, the weights alone")
-    out = add("export", "write the weights alone")
+    out = add("export", "write the weights, and what is known of their data")
     out.add_argument("file", type=Path, metavar="FILE")
     out.add_argument("out", type=Path, metavar="OUT", help="*.safetensors, *.pt or *.pth")
     text = "averaged weights, or the trained ones (default: averaged, where kept)"
@@ -83,6 +92,7 @@ def inspect(path: Path) -> str:
     folder = path if is_run else checkpoint_of(path)
     if folder is None:
         facts = {"file": path, "size": f"{path.stat().st_size:,} bytes"}
+        facts |= {"data": _record_line(read_record(path))}
         return "\n".join([format_header(facts), *_names(read_weights(path))])
     if not (folder / "manifest.json").exists():
         return "\n".join([f"run  {path}", *map(_line, _checkpoints(path))])
@@ -96,11 +106,19 @@ def inspect(path: Path) -> str:
         "versions": versions
         + f"torch {manifest['torch_version']}, Python {manifest['python_version']}",
         "size": f"{manifest['files']['state.pt']['bytes']:,} bytes",
+        "data": _record_line(data_of(manifest).get("record", {})),
     }
     parts = {name: _tensors(value) for name, value in state.items()}
     sizes = [f"{name} {_n_bytes(part):,}" for name, part in parts.items() if part]
     facts["tensors"] = f"{', '.join(sizes)} bytes"
     return "\n".join([format_header(facts), *_names(parts.get("model", {}))])
+
+
+def _record_line(record: Mapping[str, Any]) -> str | None:
+    """Return in a line what is known of the data; None where nothing is."""
+    parts = [f"{key} {json.dumps(value)}" for key, value in record.items()]
+    shown = [part if len(part) <= 60 else f"{part[:57]}..." for part in parts]
+    return ", ".join(shown) or None
 
 
 def _names(tensors: Mapping[str, Any]) -> Iterator[str]:
@@ -205,26 +223,35 @@ def _tensors(state: Any) -> dict[str, Tensor]:
 
 
 def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:
-    """Write the weights of a file, a checkpoint or a run, and nothing else."""
+    """Write the weights of a file, a checkpoint or a run, and what is known of their data."""
     if out.suffix not in SUFFIXES:
         raise UsageError(f"{out}: its name must end in {', '.join(SUFFIXES)}")
-    _refuse_existing(out, overwrite)
+    has_metadata = out.suffix == ".safetensors"
+    beside = None if has_metadata else out.with_name(f"{out.name}.json")
+    for path in filter(None, (out, beside)):
+        _refuse_existing(path, overwrite)
     weights, whose = weights_and_origin(must_exist(source), ema)
+    record = read_record(source)
     temporary = out.with_name(f".tmp-{out.name}")
     try:
         temporary.unlink(missing_ok=True)
-        if out.suffix == ".safetensors":
-            write_bytes(temporary, _safetensors(out, weights))
+        if has_metadata:
+            write_bytes(temporary, _safetensors(out, weights, record))
         else:
             write_state(temporary, plain_copy(weights, "weights", {}))
         _refuse_existing(out, overwrite)
+        if beside is not None and record:
+            write_whole(beside, json.dumps(record, indent=2).encode() + b"\n")
+        elif beside is not None:
+            beside.unlink(missing_ok=True)  # of the weights that `--overwrite` replaces
         temporary.replace(out)
     except OSError as error:
         raise CheckpointError(f"{out}: not written: {error.strerror or error}") from error
     finally:
         if out.parent.is_dir():
             temporary.unlink(missing_ok=True)
-    print(f"{out}: {whose}, {len(weights)} tensors")
+    also = f"; what is known of the data: {beside}" if record and beside is not None else ""
+    print(f"{out}: {whose}, {len(weights)} tensors{also}")
     return 0
 
 
@@ -235,7 +262,7 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
         raise UsageError(f"{out}: it is there already; choose another name, or add --overwrite")
 
 
-def _safetensors(out: Path, weights: Mapping[str, Any]) -> bytes:
+def _safetensors(out: Path, weights: Mapping[str, Any], record: Mapping[str, Any]) -> bytes:
     try:
         from safetensors.torch import save
     except ImportError as error:
@@ -245,7 +272,8 @@ def _safetensors(out: Path, weights: Mapping[str, Any]) -> bytes:
     if odd:
         raise CheckpointError(f"{out}: {odd[0]} is no tensor, which safetensors cannot hold: .pt")
     # Weights that are shared are written once for each name: the format knows no sharing.
-    content: bytes = save({n: v.clone().contiguous() for n, v in weights.items()}, {"format": "pt"})
+    about = {"format": "pt", **({RECORD: json.dumps(record)} if record else {})}
+    content: bytes = save({n: v.clone().contiguous() for n, v in weights.items()}, about)
     return content
 
 

@@ -21,12 +21,13 @@ from base.batch import inputs_of, to_device
 from base.callbacks import Callback
 from base.config import Config
 from base.cores import OtherLoad, use_threads
+from base.data_record import record_of, use_record
 from base.errors import CheckpointError, ConfigError, UsageError
 from base.freezing import Freezing
 from base.initialise import InitRecord, initialise
 from base.late_dynamo import put_off_dynamo
 from base.layers import NoForward
-from base.loaders import batches_in_epoch, build_loaders
+from base.loaders import batches_in_epoch, build_loaders, build_test_loader, defer_loaders
 from base.losses import build_losses
 from base.match import NoMatch
 from base.memory.allocator import keep_freed_memory
@@ -48,6 +49,17 @@ from base.weights import load_from, sections_with_weights
 
 
 @dataclass
+class Data:
+    """The loaders of an experiment; the first batch of ``example`` gives shapes to lazy layers."""
+
+    train_loader: Any
+    valid_loader: Any
+    batches_per_epoch: int
+    example: Any
+    test_loader: Any = None
+
+
+@dataclass
 class Experiment:
     """Everything that a config names, built and on its device."""
 
@@ -66,6 +78,8 @@ class Experiment:
     freezing: Freezing
     bad_samples: BadSamples
     init_records: list[InitRecord] = field(default_factory=list)
+    test_loader: Any = None
+    """Built beforehand where a test is all that is done."""
     loaded: dict[str, Fit] = field(default_factory=dict)
     """What became of each file of weights, by the name of the module it was for."""
     load: OtherLoad = field(default_factory=OtherLoad)
@@ -162,11 +176,19 @@ def make_repeatable(config: Config) -> None:
     torch.backends.cudnn.benchmark &= not config["deterministic"]
 
 
-def build_experiment(config: Config, device: torch.device, weights: bool = True) -> Experiment:
+def build_experiment(
+    config: Config,
+    device: torch.device,
+    weights: bool = True,
+    record: Mapping[str, Any] | None = None,
+    data: Data | None = None,
+) -> Experiment:
     """Build data, model, losses, metrics, optimizers and schedules.
 
     Args:
         weights: whether to load ``model.weights``; a run that goes on has weights of its own.
+        record: what is known of the training data, in place of computing it again.
+        data: the loaders, where others than those of a training are wanted.
 
     Raises:
         ConfigError: arguments that do not fit what they are given to, with their place.
@@ -174,16 +196,13 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
     check_combinations(config)
     put_off_dynamo()
     keep_freed_memory(device)
-    train_loader, valid_loader = build_loaders(config)
     bad_samples = BadSamples(config)
-    bad_samples.watch(train_loader, "train")
-    bad_samples.watch(valid_loader, "valid")
-    for loader in (train_loader, valid_loader):
-        getattr(loader, "place_on", lambda _: None)(device)
-    model, init_records = build_model(config, train_loader)
+    if data is None:
+        data = training_data(config, device, bad_samples, record or {})
+    model, init_records = build_model(config, data.example)
     loaded = load_weights(config, model) if weights else {}
     settings, memory = config["trainer"], config["memory"]
-    batches_per_epoch = batches_in_epoch(config, train_loader)
+    batches_per_epoch = data.batches_per_epoch
     steps_per_epoch = math.ceil(batches_per_epoch / memory["accumulate"])
     total_steps = settings["steps"] or settings["epochs"] * steps_per_epoch
 
@@ -193,7 +212,7 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         loss.to(device)
     freezing = build_freezing(config, model, steps_per_epoch, total_steps)
     model.to(device)
-    forward = functools.partial(call_once, config, train_loader, device)
+    forward = functools.partial(call_once, config, data.example, device)
     memory_notes = prepare_model(model, memory, device, forward)
     optimizers, schedules = {}, {}
     for name, section in optimizer_sections(config).items():
@@ -205,7 +224,7 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         where = where_of(config, name, "lr_scheduler")
         scheduler = section["lr_scheduler"]
         if scheduler is not None:
-            rule = choose_monitor(config, valid_loader)
+            rule = choose_monitor(config, data.valid_loader)
             scheduler = watching(config, tuple(where.split(".")), scheduler, rule, losses)
         lengths = (steps_per_epoch, total_steps)
         schedule = build_schedule(optimizers[name], scheduler, *lengths, where)
@@ -224,8 +243,9 @@ def build_experiment(config: Config, device: torch.device, weights: bool = True)
         ),
         optimizers=optimizers,
         schedules=schedules,
-        train_loader=train_loader,
-        valid_loader=valid_loader,
+        train_loader=data.train_loader,
+        valid_loader=data.valid_loader,
+        test_loader=data.test_loader,
         callbacks=build_callbacks(config),
         batches_per_epoch=batches_per_epoch,
         total_steps=total_steps,
@@ -245,15 +265,47 @@ def compares_outputs(config: Config) -> bool:
     return all(name.startswith("BaseTrainer.") for name in qualified)
 
 
-def build_model(config: Config, train_loader: Any) -> tuple[nn.Module, list[InitRecord]]:
-    """Build the model and initialise it as the config says."""
+def training_data(
+    config: Config, device: torch.device, bad_samples: BadSamples, record: Mapping[str, Any]
+) -> Data:
+    """Build the loaders to train and to validate with."""
+    train_loader, valid_loader = build_loaders(config)
+    bad_samples.watch(train_loader, "train")
+    bad_samples.watch(valid_loader, "valid")
+    use_record(train_loader, record)
+    if config["valid_data_loader"] is not None:
+        use_record(valid_loader, record_of(train_loader))
+    for loader in (train_loader, valid_loader):
+        getattr(loader, "place_on", lambda _: None)(device)
+    n_batches = batches_in_epoch(config, train_loader)
+    return Data(train_loader, valid_loader, n_batches, example=train_loader)
+
+
+def tested_data(config: Config, data: Mapping[str, Any]) -> Data:
+    """Build the loader of the test data alone; those of the training are built if asked for.
+
+    Args:
+        data: what the tested checkpoint knows of its data, as `keep_data` returned it.
+    """
+    test_loader = build_test_loader(config, data["record"])
+    train_loader, valid_loader = defer_loaders(config, data["n_batches"])
+    n_batches = data["batches_per_epoch"]
+    return Data(train_loader, valid_loader, n_batches, test_loader, test_loader)
+
+
+def build_model(config: Config, example: Any) -> tuple[nn.Module, list[InitRecord]]:
+    """Build the model and initialise it as the config says.
+
+    Args:
+        example: the loader whose first batch gives shapes to lazy layers.
+    """
     model: nn.Module = build("model", config["model"], where=config.where("model"))
     try:
         check_model(model)
     except ValueError as error:
         raise ConfigError([config.problem(("model",), str(error))]) from error
     if any(is_lazy(parameter) for parameter in (*model.parameters(), *model.buffers())):
-        infer_shapes(config, model, train_loader)
+        infer_shapes(config, model, example)
     return model, initialise(model, config["init"], find, config.problem)
 
 
@@ -264,11 +316,11 @@ def call_once(config: Config, loader: Any, device: torch.device, model: nn.Modul
     return model(*args, **kwargs)
 
 
-def infer_shapes(config: Config, model: nn.Module, train_loader: Any) -> None:
-    """Let lazy layers take their shapes from the first batch of the training data."""
+def infer_shapes(config: Config, model: nn.Module, example: Any) -> None:
+    """Let lazy layers take their shapes from the first batch of a loader."""
     with isolated_random_state(config["seed"]), torch.no_grad(), explain_shape_errors(model):
         try:
-            call_once(config, train_loader, torch.device("cpu"), model.eval())
+            call_once(config, example, torch.device("cpu"), model.eval())
         except NoForward as error:
             text = f"{error}; lazy layers there take no shape from a batch: give their sizes"
             raise ConfigError([config.problem(("model",), text)]) from error

@@ -46,7 +46,7 @@ class Draws:
     ) -> Draws:
         """Return the draws of these samples in this epoch."""
         start = derive_seed(seed, "sample", epoch)
-        return cls(_mix(torch.as_tensor(indices, dtype=torch.int64) * STEP + start), device)
+        return cls(mix(torch.as_tensor(indices, dtype=torch.int64) * STEP + start), device)
 
     @classmethod
     def from_torch(cls, n_samples: int) -> Draws:
@@ -76,7 +76,7 @@ class Draws:
     def _draw(self, n: int) -> Tensor:
         counters = torch.arange(self.n_drawn + 1, self.n_drawn + n + 1)
         self.n_drawn += n
-        words = _mix(self.keys[:, None] + counters * STEP)
+        words = mix(self.keys[:, None] + counters * STEP)
         return _shifted(words, 40).to(torch.float32) * 2**-24
 
 
@@ -85,7 +85,7 @@ def _shifted(words: Tensor, n_bits: int) -> Tensor:
     return (words >> n_bits) & ((1 << (64 - n_bits)) - 1)
 
 
-def _mix(words: Tensor) -> Tensor:
+def mix(words: Tensor) -> Tensor:
     words = (words ^ _shifted(words, 30)) * FIRST
     words = (words ^ _shifted(words, 27)) * SECOND
     return words ^ _shifted(words, 31)

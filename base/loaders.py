@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from base.base_data_loader import as_batches
 from base.config import Config
+from base.data_record import use_record
 from base.errors import ConfigError
 from base.names import build
 from base.registry import find
@@ -23,6 +26,8 @@ def build_loaders(config: Config) -> tuple[Any, Any]:
     if config["valid_data_loader"] is not None:
         section = config["valid_data_loader"]
         valid_loader = build("data_loader", section, where=config.where("valid_data_loader"))
+        if hasattr(valid_loader, "set_seed"):
+            valid_loader.set_seed(seed)
     else:
         valid_loader = loader.split_validation() if hasattr(loader, "split_validation") else None
     if valid_loader is not None:
@@ -30,25 +35,34 @@ def build_loaders(config: Config) -> tuple[Any, Any]:
     return _with_positions(config, loader, "data_loader"), valid_loader
 
 
-def build_test_loader(config: Config) -> Any:
+def build_test_loader(config: Config, record: Mapping[str, Any]) -> Any:
     """Build the loader of the test data: its own section, or the training one with training=False.
+
+    Args:
+        record: what is known of the training data, which are not looked at then.
 
     Raises:
         ConfigError: the config names no test data and its loader has no ``training`` argument.
     """
-    section, key = config["test_data_loader"], "test_data_loader"
-    if section is None:
-        key = "data_loader"
-        section = config["data_loader"]
-        accepted = inspect.signature(find("data_loader", section["type"])).parameters
+    key = "data_loader" if config["test_data_loader"] is None else "test_data_loader"
+    section = config[key]
+    if key == "data_loader":
+        named = find("data_loader", section["type"])
+        accepted = inspect.signature(named).parameters
         if "training" not in accepted:
             text = f"{section['type']} has no `training` argument that would give its test data"
             problem = config.problem(("data_loader",), f"{text}; add a test_data_loader section")
             raise ConfigError([problem])
         plain = {"training": False, "shuffle": False, "validation_split": 0.0, "augment": False}
         given = {key: value for key, value in plain.items() if key in accepted}
-        section = {"type": section["type"], "args": {**section["args"], **given}}
-    return _read_once(config, build("data_loader", section, where=config.where(key)), key)
+        args = {**section["args"], **given}
+        reduce = getattr(named, "arguments_for_test", lambda args, record: args)
+        section = {"type": section["type"], "args": reduce(args, record)}
+    loader = build("data_loader", section, where=config.where(key))
+    if hasattr(loader, "set_seed"):
+        loader.set_seed(config["seed"])
+    use_record(loader, record)
+    return _read_once(config, loader, key)
 
 
 def _with_positions(config: Config, loader: Any, key: str) -> Any:
@@ -87,6 +101,43 @@ def batches_to_evaluate(config: Config, loader: Any, phase: str, most: int | Non
     except TypeError:  # which `_read_once` has seen to; for training data `most` is given
         n_batches = config["trainer"]["valid_batches"] or most or 1
     return min(n for n in (n_batches, limit, most) if n is not None)
+
+
+class DeferredLoader:
+    """A loader that is built once something asks for more than its length."""
+
+    def __init__(self, build: Callable[[], Any], n_batches: int | None) -> None:
+        self._build, self._n_batches = build, n_batches
+        self._loader: Any = None
+
+    def __len__(self) -> int:
+        return len(self._built()) if self._n_batches is None else self._n_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._built())
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked by copy, pickle and the like
+            raise AttributeError(name)
+        return getattr(self._built(), name)
+
+    def _built(self) -> Any:
+        if self._loader is None:
+            self._loader = self._build()
+        return self._loader
+
+
+def defer_loaders(config: Config, n_batches: Mapping[str, int | None]) -> tuple[Any, Any]:
+    """Return the training and the validation loader of a run, neither of them built yet.
+
+    Args:
+        n_batches: the length of each that there was; None where it had none.
+    """
+    both = functools.cache(lambda: build_loaders(config))
+    train = DeferredLoader(lambda: both()[0], n_batches.get("train"))
+    if "valid" not in n_batches:
+        return train, None
+    return train, DeferredLoader(lambda: both()[1], n_batches["valid"])
 
 
 def batches_in_epoch(config: Config, loader: Any) -> int:

@@ -161,7 +161,7 @@ class WeightedLoss:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if isinstance(self.function, nn.Module):
-            self.function.load_state_dict({**self._whole_state(), **state})
+            self.function.load_state_dict({**copy.deepcopy(self.as_built), **state})
 
     def _whole_state(self) -> dict[str, Any]:
         return self.function.state_dict() if isinstance(self.function, nn.Module) else {}

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 from base.audit import audit, loaded_tables, short_table, write_csv
 from base.background_save import in_background
 from base.changed_config import OWN_STATE, Change, differences, table_of
-from base.checkpoint import CheckpointStore, read, restore
+from base.checkpoint import CheckpointStore, read_whole, restore
 from base.clock import Clock, advice, facts_of, write_times
 from base.config import Config
 from base.cores import warn_of_load
+from base.data_changes import keep_data
+from base.data_record import data_of
 from base.finite import refuse_bad_optimizers
 from base.header import header_facts, peak_memory_mb
 from base.memory.settle import settle
 from base.optim import learning_rates
 from base.profiling import Profiler
 from base.run_folder import create_run_folder, lock, run_of, write_environment
-from base.splits import keep_split
 from base.state import Progress
 from base.writers import make_writers
 from logger.console import (
@@ -202,9 +203,14 @@ class RunLog:
 
 
 def open_run(
-    trainer: BaseTrainer, folder: Path | None, resume_from: Path | None, stack: ExitStack
+    trainer: BaseTrainer,
+    folder: Path | None,
+    resume_from: Path | None,
+    stack: ExitStack,
+    allow_change: bool = False,
 ) -> None:
     """Make ready to write, restore the state, and see that all is closed in the end."""
+    state, manifest = ({}, {}) if resume_from is None else read_whole(resume_from)
     if folder is not None:
         settings = trainer.settings
         is_beside = in_background(settings.async_save, trainer.device)
@@ -213,11 +219,12 @@ def open_run(
         stack.push(trainer.store.background.end)
         trainer.store.sweep()
         trainer.store.probe()
-        keep_split(folder / "split.csv", trainer.train_loader, trainer.valid_loader)
+        trainer.data = keep_data(trainer.experiment, folder, data_of(manifest), allow_change)
         trainer.experiment.bad_samples.open(folder)
     resumed_at = None
     if resume_from is not None:
-        _restore(trainer, resume_from, folder)
+        _restore(trainer, state, folder)
+        del state
         if trainer.store is not None:
             trainer.store.protect(resume_from)
         resumed_at = None if trainer.is_finished() else trainer.progress
@@ -241,11 +248,11 @@ def open_run(
     trainer.clock.start()
 
 
-def _restore(trainer: BaseTrainer, resume_from: Path, folder: Path | None) -> None:
+def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None) -> None:
     """Restore the state, let the schedules follow a new length, and log what has changed."""
     rates: list[Change] = []
     try:
-        restore(trainer.stateful, read(resume_from))
+        restore(trainer.stateful, state)
         then = learning_rates(trainer.optimizers)
         for schedule in trainer.schedules.values():
             schedule.follow_new_length()

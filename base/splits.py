@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +10,6 @@ from torch import Tensor
 
 from base.errors import DataError, nearest
 from base.seeding import derive_generator
-from logger.csv_writer import csv_text
-from logger.files import write_whole
 
 KEYS = ("valid", "folds", "fold", "stratify")
 
@@ -118,43 +114,6 @@ def number_repeats(indices: Tensor) -> Tensor:
     repeats = torch.empty_like(indices)
     repeats[order] = places - torch.where(is_new, places, 0).cummax(0).values
     return repeats
-
-
-def keep_split(path: Path, train_loader: Any, valid_loader: Any) -> None:
-    """Write which samples train and which validate, by their ids, or compare with what is there.
-
-    Raises:
-        DataError: a sample is in both parts, or a run that goes on has other samples.
-    """
-    loaders = {"train": train_loader, "valid": valid_loader}
-    parts = {
-        part: ids
-        for part, loader in loaders.items()
-        if (ids := getattr(loader, "sample_ids", lambda: None)()) is not None
-    }
-    if not parts:
-        return
-    sources = {getattr(loader, "source_of_ids", None) for loader in loaders.values()}
-    shared = set.intersection(*map(set, parts.values())) if len(parts) > len(sources) else ()
-    if shared:
-        text = f"{len(shared)} samples both train and validate, such as {min(shared)}"
-        raise DataError(f"the split overlaps: {text}")
-    rows = [(part, name) for part, names in parts.items() for name in names]
-    if not path.exists():
-        write_whole(path, csv_text([("part", "id"), *rows]).encode())
-        return
-    with path.open(newline="", encoding="utf-8") as file:
-        kept = [(part, name) for part, name in list(csv.reader(file))[1:]]
-    if kept != rows:
-        changed = sorted({*kept} ^ {*rows})
-        found = ", ".join(f"{name} ({part})" for part, name in changed[:3]) or "their order"
-        text = f"its samples have changed since it began: {len(changed)} differ, such as {found}"
-        advice = (
-            "with other samples the order is another, and some that have trained may validate, so "
-            "--allow-change does not help: put the data and the split back, or start anew from the "
-            f"weights: leave out -r and write `model: {{weights: {path.parent}}}`"
-        )
-        raise DataError(f"{path}: {text}; {advice}")
 
 
 def _rules(split: Any) -> dict[str, Any]:

@@ -1,21 +1,38 @@
-"""The test phase: the best checkpoint on the test data, and ``report/test.json``."""
+"""The test phase: the best checkpoint on the test data, and ``report/test.json``.
+
+``trainer.test: true`` and ``test.py`` both call `run_test`: what a step reads is in the state of
+the checkpoint that is tested, and what is known of the training data is in its manifest.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from base.checkpoint import CheckpointStore, read, restore
+from base.background_save import Snapshot
+from base.checkpoint import CheckpointStore, peek_manifest, read_whole, restore
+from base.config import Config
+from base.data_record import data_of, record_of
+from base.experiment import Experiment, build_experiment, tested_data
 from base.loaders import build_test_loader
+from base.state import Stateful
 from logger.report import write_test_report
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
 log = logging.getLogger("kindling")
+
+# What training alone uses, or sums up within an epoch. All else in ``stateful`` is restored.
+OF_TRAINING = (
+    "optimizer.", "schedule.", "scaler.", "callback.", "metric.", "meters", "random", "bad_samples",
+)  # fmt: skip
 
 
 def choose_checkpoint(path: Path) -> Path:
@@ -31,17 +48,33 @@ def choose_checkpoint(path: Path) -> Path:
     return chosen if chosen is not None else path / "checkpoints"
 
 
+def build_tested(config: Config, device: torch.device, checkpoint: Path) -> Experiment:
+    """Build what a test needs; training data only for a checkpoint that knows nothing of its own.
+
+    Those of earlier versions do not: their statistics are computed again.
+    """
+    known = data_of(peek_manifest(checkpoint))
+    data = tested_data(config, known) if known else None
+    return build_experiment(config, device, weights=False, data=data)
+
+
 def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, float]:
     """Evaluate a checkpoint's weights (averaged ones, where kept) on the test data.
 
-    Writes ``report/test.json``, and tables such as a confusion matrix beside it.
+    The trainer is left in the state of the checkpoint. Writes ``report/test.json``, and tables
+    such as a confusion matrix beside it.
     """
-    loader, bad_samples = build_test_loader(trainer.config), trainer.experiment.bad_samples
+    state, manifest = read_whole(checkpoint)
+    loader, bad_samples = trainer.experiment.test_loader, trainer.experiment.bad_samples
+    if loader is None:
+        known = data_of(manifest)
+        record = known["record"] if known else record_of(trainer.train_loader)
+        loader = build_test_loader(trainer.config, record)
     bad_samples.open(folder)
     bad_samples.watch(loader, "test")
-    state = read(checkpoint)
-    wanted = {name: one for name, one in trainer.stateful.items() if name in ("model", "ema")}
-    restore(wanted, {name: state[name] for name in wanted})
+    tested = parts_tested(trainer)
+    restore(tested, {name: value for name, value in state.items() if name in tested})
+    del state
 
     values = {key.partition("/")[2]: v for key, v in trainer.evaluate(loader, "test").items()}
     if "test" in bad_samples.known:
@@ -55,3 +88,20 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     log.info(f"test of {checkpoint.name}: {shown}; written to {path}")
     return values
+
+
+def parts_tested(trainer: BaseTrainer) -> dict[str, Stateful]:
+    """Return what a step may read, by name: weights, averages, losses, progress, your own parts."""
+    stateful = trainer.stateful.items()
+    return {name: one for name, one in stateful if not name.startswith(OF_TRAINING)}
+
+
+@contextmanager
+def state_put_back(trainer: BaseTrainer) -> Iterator[None]:
+    """Let a test at the end of training change the trainer's state, and put it back after it."""
+    tested = parts_tested(trainer)
+    before = Snapshot().take({name: one.state_dict() for name, one in tested.items()})
+    try:
+        yield
+    finally:
+        restore(tested, before)

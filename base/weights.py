@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.checkpoint import CheckpointStore, read
+from base.checkpoint import CheckpointStore, peek_manifest, read
+from base.data_record import data_of
 from base.errors import CheckpointError, nearest
 from base.legacy_files import fitted, read_torch_file
 from base.plain_pickle import Opaque
 from base.restore import EXTRA, load_weights
 from base.run_folder import find_newest_run
 from base.weight_rules import Fit, fit, normal_form
+
+RECORD = "data_record"  # where the metadata of an exported file have it
 
 
 def load_from(model: nn.Module, section: Mapping[str, Any] | str) -> Fit:
@@ -105,6 +109,35 @@ def weights_and_origin(path: Path, ema: bool | None) -> tuple[dict[str, Tensor],
     }
     weights = {name: shared.get(_memory(value), value) for name, value in weights.items()}
     return {**weights, **averages}, f"averaged weights of {folder or path}"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what is known of the data that weights were trained on (see `base/data_record.py`).
+
+    It is in a checkpoint's manifest, in the metadata of an exported ``.safetensors``, or in
+    ``net.pt.json`` beside an exported ``net.pt``. {} where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    folder = checkpoint_of(path)
+    if folder is not None:
+        return dict(data_of(peek_manifest(folder)).get("record", {}))
+    beside = path.with_name(f"{path.name}.json")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get(RECORD, "{}")
+        else:
+            text = beside.read_text(encoding="utf-8") if beside.exists() else "{}"
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds a {type(record).__name__}")
+    except Exception as error:  # safetensors has an error of its own
+        raise CheckpointError(f"{path}: its record of the data cannot be read: {error}") from error
+    return record
 
 
 def _memory(value: Any) -> Any:

@@ -65,7 +65,7 @@ class CachedImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, source: Any, pixels: SharedPixels, layout: Layout) -> None:
         self.source, self.pixels, self.layout = source, pixels, layout
-        for name in ("targets", "ids", "classes"):
+        for name in ("targets", "ids", "classes", "mode", "record", "use_record"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
 

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.base_data_loader import count_samples
+from base.data_fingerprint import is_unnamed
+from base.data_record import offers_record, record_of, use_record
 from base.errors import DataError, Problem, nearest
 from data_loader.image_files import read_text
 from data_loader.labels import raise_problems
@@ -35,6 +37,11 @@ class _Composed(Dataset[Any]):
             first = [part.get_batch(torch.tensor([0])) for part in parts]
             if len({str([(each.shape, each.dtype) for each in batch]) for batch in first}) == 1:
                 self.get_batch = self._get_batch
+        if len({getattr(part, "mode", None) for part in parts}) == 1 and hasattr(parts[0], "mode"):
+            self.mode = parts[0].mode
+        self.has_unnamed_parts = any(map(is_unnamed, parts))
+        if all(map(offers_record, parts)):
+            self.record, self.use_record = self._record, self._use_record
         if _all_have(parts, "shuffled_order"):
             self.shuffled_order = self._shuffled_order
 
@@ -59,6 +66,25 @@ class _Composed(Dataset[Any]):
         ]
         back = order.argsort()
         return [torch.cat(each)[back] for each in zip(*batches, strict=True)]
+
+    def _record(self) -> dict[str, Any]:
+        """Return the record that all parts share.
+
+        Raises:
+            DataError: they encode their columns differently.
+        """
+        records = list(map(record_of, self.parts))
+        for number, record in enumerate(records):
+            if record != records[0]:
+                keys = records[0].keys() | record.keys()
+                others = [key for key in sorted(keys) if record.get(key) != records[0].get(key)]
+                text = f"{', '.join(others)} of data set {number} are not those of data set 0"
+                raise DataError(f"{type(self).__name__}: {text}: join them into one file")
+        return records[0]
+
+    def _use_record(self, record: Mapping[str, Any]) -> None:
+        for part in self.parts:
+            use_record(part, record)
 
     def _shuffled_order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """Return the order in which an epoch reads these samples, each part in an order of its own.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from base.base_data_loader import BaseDataLoader
-from base.batch_reader import Batch, find_get_batch
+from base.batch_reader import find_get_batch
 from base.cores import free_cores
+from base.data_record import check_classes, class_names
 from base.errors import DataError, nearest
 from base.splits import divide
 from base.streams import refuse_stream
@@ -84,11 +85,12 @@ class DatasetLoader(BaseDataLoader):
             find_mode(mode)
         self.cache, self.cache_dir = cache, Path(cache_dir)
         self._caches: dict[int, Any] = {}
-        source = self._source(dataset, mode, "dataset")
+        tested = None if test_dataset is None else self._source(test_dataset, mode, "test_dataset")
+        is_test_alone = dataset is None and not training  # by `arguments_for_test`
+        source = tested if is_test_alone else self._source(dataset, mode, "dataset")
         if split is not None:
             refuse_repeats(source)
-        tested = None if test_dataset is None else self._source(test_dataset, mode, "test_dataset")
-        if tested is not None:
+        if tested is not None and not is_test_alone:
             check_apart(source, tested, "training", "test")
         self._normalize, self._trained_on = normalize, (source, split)
         self._own_valid = None
@@ -117,19 +119,36 @@ class DatasetLoader(BaseDataLoader):
             timeout=timeout,
         )
 
-    def batches(self, first: int, count: int) -> Iterator[Batch]:
-        """Give batches; the statistics to normalise by are there before the first one."""
-        if self._normalize == "auto" and not self._pipelines[0].is_normalised:
-            source, split = self._trained_on
-            targets = getattr(source, "targets", None)
-            trained_on = divide(split, len(source), self.seed, targets)[0]
-            white, n_threads = self._pipelines[0].white, free_cores()
-            source = self._cached(source)
-            note = None if self._skip is None else self._note_bad
-            found = channel_statistics(source, trained_on, white, n_threads, self.cache_dir, note)
+    @classmethod
+    def arguments_for_test(
+        cls, args: Mapping[str, Any], record: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Leave out the training data where a record says what a test has to know of them."""
+        if "dataset" not in args or (args.get("normalize") == "auto" and "mean" not in record):
+            return args
+        needless = ("split", "valid_dataset", "sampling")
+        return {**{k: v for k, v in args.items() if k not in needless}, "dataset": None}
+
+    def _compute_statistics(self) -> None:
+        """Compute what `normalize: auto` asks for, once, of the training part."""
+        if self._normalize != "auto" or self._pipelines[0].is_normalised:
+            return
+        source, split = self._trained_on
+        assert source is not None, "without training data a record says what to normalise by"
+        targets = getattr(source, "targets", None)
+        trained_on = divide(split, len(source), self.seed, targets)[0]
+        white, n_threads = self._pipelines[0].white, free_cores()
+        source = self._cached(source)
+        note = None if self._skip is None else self._note_bad
+        found = channel_statistics(source, trained_on, white, n_threads, self.cache_dir, note)
+        for pipeline in self._pipelines:
+            pipeline.normalise(*found)
+
+    def _use_statistics(self, record: Mapping[str, Any]) -> None:
+        """Normalise by a record's mean and std where the config says `auto`."""
+        if self._normalize == "auto" and "mean" in record:
             for pipeline in self._pipelines:
-                pipeline.normalise(*found)
-        yield from super().batches(first, count)
+                pipeline.normalise(record["mean"], record["std"])
 
     def _divide(self) -> None:
         super()._divide()
@@ -165,10 +184,9 @@ def check_apart(one: Any, other: Any, name: str, other_name: str) -> None:
     Raises:
         DataError: they do not.
     """
-    classes, other_classes = getattr(one, "classes", None), getattr(other, "classes", None)
-    if classes is not None and other_classes is not None and classes != other_classes:
-        text = ", ".join(sorted(set(classes) ^ set(other_classes))[:5]) or "in another order"
-        raise DataError(f"{name} and {other_name} data differ in their classes: {text}")
+    classes, other_classes = class_names(one), class_names(other)
+    if classes is not None and other_classes is not None:
+        check_classes(classes, other_classes, name, other_name)
     files = {path: i for i, path in enumerate(real_paths(getattr(one, "files", ())))}
     others = enumerate(real_paths(getattr(other, "files", ())))
     shared = [(files[path], i) for i, path in others if path in files]

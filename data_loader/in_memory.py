@@ -25,6 +25,8 @@ class InMemoryDataset(Dataset[list[Tensor]]):
         DataError: they are not equally many, or a target is no number or no class.
     """
 
+    ids_are_numbers = True
+
     def __init__(
         self, inputs: Tensor, targets: Tensor, classes: Classes = None, *, source: str = ""
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from base.batch_reader import find_get_batch
+from base.data_record import record_of, use_record
 from base.errors import BatchError, DataError
 from base.keyed import Draws
 from base.seeding import derive_seed, seed_cpu_streams
-from data_loader.images import as_image
+from data_loader.images import MODES, as_image
 from data_loader.in_memory import InMemoryDataset
 from data_loader.transforms import by_key
 
@@ -119,6 +120,20 @@ class TransformedDataset(Dataset[Any]):
         """The id of each sample; no attribute where the data set has none."""
         ids: list[str] = self.reads_from.ids
         return ids
+
+    def record(self) -> dict[str, Any]:
+        """Return the pipeline's statistics, the mode of images, and what the source records."""
+        found: dict[str, Any] = {"white": self.pipeline.white}
+        if self.pipeline.is_normalised:
+            found["mean"], found["std"] = self.pipeline.mean.tolist(), self.pipeline.std.tolist()
+        mode = MODES.get(str(self.mode or getattr(self.reads_from, "mode", None)))
+        if mode is not None:
+            found["mode"] = "grey" if mode == "L" else mode
+        return {**found, **record_of(self.reads_from)}
+
+    def use_record(self, record: Mapping[str, Any]) -> None:
+        """Hand a record on to the source; statistics are the loader's affair."""
+        use_record(self.reads_from, record)
 
     @property
     def uses_streams(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from base.checkpoint import CheckpointStore, read
 from base.checkpoint_tool import main
 from base.errors import CheckpointError, UsageError
 from base.registry import project_root
-from base.weights import read_weights
+from base.weights import read_record, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_diff_tells_how_weights_differ(
 
 @pytest.mark.parametrize(("words", "averaged"), [([], 1), (["--ema"], 1), (["--no-ema"], 0)])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_what_is_exported_is_the_weights_and_nothing_else(
+def test_what_is_exported_is_the_weights_and_what_is_known_of_their_data(
     trained: tuple[Path, Any], tmp_path: Path, suffix: str, words: list[str], averaged: bool
 ) -> None:
     if suffix == ".safetensors":
@@ -153,8 +154,27 @@ def test_what_is_exported_is_the_weights_and_nothing_else(
     found = read_weights(out)
     assert found.keys() == weights(trainer).keys()
     assert all(found[name].equal(value) for name, value in expected.items())
-    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    names = {out.name, f"{out.name}.json"} if suffix == ".pt" else {out.name}
+    assert {path.name for path in tmp_path.iterdir()} == names
     assert call("diff", out, newest, "--weights") == (not averaged)
+    record = json.loads((folder / "data.json").read_text())["record"]
+    assert read_record(out) == read_record(newest) == read_record(folder) == record != {}
+    assert call("export", out, tmp_path / "again.pth") == 0
+    assert read_record(tmp_path / "again.pth") == record
+
+
+def test_a_record_of_other_weights_does_not_stay_beside_new_ones(
+    trained: tuple[Path, Any], tmp_path: Path
+) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
+    assert call("export", trained[0], tmp_path / "b.pt") == 0
+    with pytest.raises(UsageError, match="there already"):
+        call("export", tmp_path / "a.pt", tmp_path / "b.pt")
+    assert call("export", tmp_path / "a.pt", tmp_path / "b.pt", "--overwrite") == 0
+    assert read_record(tmp_path / "b.pt") == {}
+    (tmp_path / "b.pt.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="its record of the data cannot be read"):
+        read_record(tmp_path / "b.pt")
 
 
 def test_shared_weights_can_be_exported(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Losses from a config: functions, classes, modules of a project, torch's own by name."""
 
 import collections
+import copy
 import dataclasses
 import functools
 import math
@@ -597,3 +598,17 @@ def test_a_class_that_the_model_lacks_is_told_with_the_remedy():
     loss = WeightedLoss("classes", F.cross_entropy)
     with pytest.raises(TrainingError, match=r"Target 2 is out .*targets are 0 to 2.*n_classes"):
         loss(torch.zeros(4, 2), torch.tensor([0, 1, 2, 0]))
+
+
+def test_a_loss_goes_back_to_what_it_was_built_with():
+    """What a loss has not changed is not in its state; loading that must undo later changes."""
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    loss = WeightedLoss("loss", torch.nn.CrossEntropyLoss(weight.clone()))
+    early = loss.state_dict()
+    assert early == {}
+    loss.function.weight.mul_(7)
+    late = copy.deepcopy(loss.state_dict())
+    loss.load_state_dict(early)
+    assert torch.equal(loss.function.weight, weight)
+    loss.load_state_dict(late)
+    assert torch.equal(loss.function.weight, 7 * weight)

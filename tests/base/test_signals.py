@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import assert_same, make, run
+from toy import assert_same, make, mark_the_test, run
 
 from base.callbacks import Callback
 from base.checkpoint import read
@@ -248,12 +248,17 @@ def test_a_double_interrupt_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     assert_same(read(tmp_path / "cut"), read(tmp_path / "whole"))
 
 
-def test_a_stop_in_the_test_phase_keeps_the_final_state(tmp_path: Path) -> None:
+def test_a_stop_in_the_test_phase_keeps_the_final_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The best weights are in the model then: they must not be saved as the last state."""
+    mark_the_test(monkeypatch)
 
     class InTheTest(Trainer):
+        is_testing = False
+
         def valid_step(self, batch: Any) -> Any:
-            if self.is_finished() and self.progress.batch == 0:
+            if self.is_testing:
                 send(signal.SIGTERM)
             return super().valid_step(batch)
 

@@ -1,8 +1,6 @@
 """Which samples train and validate: parts, classes, folds, weights, and what is kept of it."""
 
-import csv
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from base.base_data_loader import BaseDataLoader
 from base.errors import DataError
-from base.splits import divide, draw_weighted, keep_split, number_repeats, sample_weights
+from base.splits import divide, draw_weighted, number_repeats, sample_weights
 
 CLASSES = torch.tensor([0] * 61 + [1] * 25 + [2] * 14)[torch.randperm(100)]
 
@@ -120,35 +118,3 @@ def test_repeats_are_numbered():
     indices = torch.randint(7, (60,))
     expected = [indices[:i].tolist().count(index) for i, index in enumerate(indices.tolist())]
     assert number_repeats(indices).tolist() == expected
-
-
-def test_the_split_is_kept_by_ids_and_a_changed_one_refused(tmp_path):
-    def loader(names, seed=0):
-        dataset = TensorDataset(torch.arange(len(names)))
-        dataset.ids = names
-        return BaseDataLoader(dataset, 2, True, 0.25, 0, seed=seed)
-
-    names, path = [f"é {i}.jpg" for i in range(12)], tmp_path / "split.csv"
-    one = loader(names)
-    keep_split(path, one, one.split_validation())
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert sorted(row["id"] for row in rows) == sorted(names)
-    held_out = {row["id"] for row in rows if row["part"] == "valid"}
-    assert held_out == {names[i] for i in one._valid_indices.tolist()}
-    keep_split(path, one, one.split_validation())
-    for other in (loader(names, seed=1), loader([*names[:-1], "new.jpg"])):
-        with pytest.raises(DataError, match="samples have changed") as raised:
-            keep_split(path, other, other.split_validation())
-        assert "--allow-change does not help" in str(raised.value)
-        assert f"`model: {{weights: {tmp_path}}}`" in str(raised.value)
-
-
-def test_parts_that_overlap_are_refused(tmp_path):
-    train = SimpleNamespace(sample_ids=lambda: ["a", "b"], source_of_ids=1)
-    valid = SimpleNamespace(sample_ids=lambda: ["b", "c"], source_of_ids=1)
-    with pytest.raises(DataError, match="1 samples both train and validate, such as b"):
-        keep_split(tmp_path / "split.csv", train, valid)
-    assert not list(tmp_path.iterdir())
-    valid.source_of_ids = 2  # another data set, whose "b" is another sample
-    keep_split(tmp_path / "split.csv", train, valid)

@@ -17,6 +17,7 @@ from base.config import load_config
 from base.experiment import build_experiment
 from base.names import check_names
 from base.signals import InterruptedRunError
+from base.test_phase import run_test
 from trainer.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -125,3 +126,13 @@ def batches(trainer: Any, count: int | None = None) -> Iterator[Any]:
     """Give the batches that training will see, from the first on."""
     n = trainer.experiment.batches_per_epoch * trainer.experiment.n_epochs
     return trainer.train_loader.batches(0, n if count is None else count)
+
+
+def mark_the_test(monkeypatch: Any) -> None:
+    """Let a trainer know by its `is_testing` that the test at the end of training has begun."""
+
+    def marked(trainer: Any, *args: Any) -> dict[str, float]:
+        trainer.is_testing = True
+        return run_test(trainer, *args)
+
+    monkeypatch.setattr("base.base_trainer.run_test", marked)

@@ -213,7 +213,7 @@ def test_a_run_from_a_shell_leaves_the_folder_as_documented(
     (events,) = (name for name in names if name.startswith("events.out.tfevents."))
     assert names - {"LOCK", "run.json", events} == {
         "config.yaml", "env.txt", "log.txt", "metrics.csv", "parameters.csv",
-        "split.csv", "checkpoints", "report",
+        "split.csv", "data.json", "checkpoints", "report",
     }  # fmt: skip
     kept = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     assert kept[-2:] == ["step-00000014", "step-00000015"]

@@ -58,7 +58,7 @@ _ARITHMETIC = frozenset((
     "minimum", "fmax", "fmin", "max", "min", "and", "rand", "or", "ror", "xor", "rxor",
     "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or", "bitwise_xor", "where",
     "atan2", "arctan2", "hypot", "xlogy", "logaddexp", "addcmul", "addcdiv", "pairwise_distance",
-    "cosine_similarity", "squared_difference",
+    "cosine_similarity", "masked_fill", "masked_select",
 ))  # fmt: skip
 _REDUCTIONS = frozenset((
     "all", "amax", "amin", "aminmax", "any", "argmax", "argmin", "count_nonzero", "logsumexp",

@@ -135,6 +135,7 @@ ACCIDENTS = {
     "a loss inside": lambda o, t: 2 * F.smooth_l1_loss(o, t, reduction="sum"),
     "a module inside": lambda o, t: nn.Sequential(nn.Identity())(nn.L1Loss()(o, t)),
     "where": lambda o, t: torch.where(o > 0, o, t).mean(),
+    "filled": lambda o, t: o.masked_fill(t > 0, 1.0).mean(),
     "weights": lambda o, t: (F.mse_loss(o, o * 0.5, reduction="none") * t).mean(),
     "a part by mask": lambda o, t: (o[o.flatten() > 0] - t[o.flatten() > 0]).mean(),
     "numpy": lambda o, t: np.mean((o.numpy() - t.numpy()) ** 2),

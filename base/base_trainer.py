@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from base.base_model import guard_first_batch
-from base.batch import count_samples, inputs_of, target_of
+from base.batch import count_samples, inputs_of, map_tensors, target_of
 from base.capture import Capture
 from base.checkpoint import CheckpointStore
 from base.clock import Clock
@@ -89,7 +89,7 @@ class BaseTrainer:
         self.signals, self.finite, self.recovery = SignalFlags(), FiniteWatch(), Recovery(self)
         self.run_log = RunLog(None, self.settings)
         self.writers = self.run_log.writers
-        self._phase_metrics = self.metrics
+        self._phase_metrics, self._phase_loader = self.metrics, self.train_loader
 
     @final
     def register(self, name: str, value: Any) -> None:
@@ -112,7 +112,10 @@ class BaseTrainer:
         return {name: loss(outputs, target, batch=batch) for name, loss in self.losses.items()}
 
     def predict(self, outputs: Any) -> Any:
-        """Turn outputs into what the metrics compare with the target."""
+        """Turn outputs into what the metrics compare with the target.
+
+        Where the data set standardises its targets, both are then put back into their own unit.
+        """
         return outputs
 
     def train_step(self, batch: Any) -> Values:
@@ -188,10 +191,16 @@ class BaseTrainer:
         """Let the metrics see the predictions for a batch."""
         if self._phase_metrics:
             with torch.no_grad():
-                predictions = self.predict(outputs)
                 target = target_of(batch, self.config["batch"])
+                predictions, target = map(self.in_own_unit, (self.predict(outputs), target))
                 for metric in self._phase_metrics.values():
                     metric.update(predictions, target, batch)
+
+    @final
+    def in_own_unit(self, values: Any) -> Any:
+        """Return predictions, or targets, in the targets' own unit, where the data have another."""
+        scale = getattr(self._phase_loader, "target_scale", None)
+        return values if scale is None else map_tensors(values, scale.undo)
 
     # --- The recipe ------------------------------------------------------------------------------
 
@@ -225,6 +234,7 @@ class BaseTrainer:
         self.clock.lap("logging")  # of the end of the epoch before
         self.experiment.freezing.begin_epoch(self.progress.step)
         self._phase_metrics = self.metrics if self.settings.train_metrics else {}
+        self._phase_loader = self.train_loader
         first, count = self.progress.batches_total, self.experiment.batches_left(self.progress)
         with self.run_log.bar(self.progress, self.experiment.batches_per_epoch) as bar:
             for batch in self.recovery.batches(first, count):
@@ -286,7 +296,7 @@ class BaseTrainer:
         """Return losses and metrics over a loader; random streams and weights stay untouched."""
         meters = Meters(self.device)
         count = len(loader) if max_batches is None else min(max_batches, len(loader))
-        self._phase_metrics = self.valid_metrics
+        self._phase_metrics, self._phase_loader = self.valid_metrics, loader
         for metric in self.valid_metrics.values():
             metric.reset()
         seed = derive_seed(self.config["seed"], phase, self.progress.epoch)

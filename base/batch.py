@@ -96,6 +96,15 @@ def in_full_precision(value: Any) -> Any:
     return with_entries(value, in_full_precision) if isinstance(value, CONTAINERS) else value
 
 
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return tensors of floats changed, however nested; all else stays."""
+    if isinstance(value, Tensor):
+        return change(value) if value.is_floating_point() else value
+    if isinstance(value, CONTAINERS):
+        return with_entries(value, lambda entry: map_tensors(entry, change))
+    return value
+
+
 def count_samples(batch: Any) -> int:
     """Return the size of the first dimension of the first tensor in a batch, or 1."""
     if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], Tensor):

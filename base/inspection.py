@@ -10,7 +10,7 @@ from base.base_model import guard_first_batch
 from base.base_trainer import BaseTrainer
 from base.batch import to_device
 from base.errors import ConfigError
-from base.header import header_facts, peak_memory_mb
+from base.header import header_facts, input_text, peak_memory_mb
 from base.label_check import checked_labels
 from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
@@ -33,7 +33,7 @@ def check(trainer: BaseTrainer) -> None:
         text = "there is nothing to stop by while `trainer.monitor` is off"
         raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
     check_profile(trainer)
-    with guard_first_batch(trainer.model), checked_labels(trainer):
+    with guard_first_batch(trainer.model, input_text(trainer)), checked_labels(trainer):
         if trainer.valid_loader is not None:
             values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
             check_watched(trainer, "valid", values)
@@ -45,7 +45,7 @@ def dry_run(trainer: BaseTrainer) -> str:
     """Train on one batch and validate on one; return what was built and what came of it."""
     settle(trainer)
     batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
-    with explain_shape_errors(trainer.model):
+    with explain_shape_errors(trainer.model, input_text(trainer)):
         layers = model_table(trainer, batch)
     parts = [
         format_header(header_facts(trainer, None)),

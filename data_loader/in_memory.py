@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ class InMemoryDataset(Dataset[list[Tensor]]):
         if len(inputs) != len(targets):
             raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
         self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers are no brightness
+        self.tensors_given = [self.images, self.targets]
         if names is not None:
             self.classes = names
 
@@ -41,12 +43,20 @@ class InMemoryDataset(Dataset[list[Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> list[Tensor]:
-        return [_as_input(self.images[index].clone()), self.targets[index]]
+        inputs, *others = self.tensors_given
+        return [_as_input(inputs[index].clone()), *(each[index] for each in others)]
 
     def get_batch(self, indices: Tensor) -> list[Tensor]:
         """Read many samples at once: what collating them one by one would give."""
-        inputs = self.images.index_select(0, indices)
-        return [_as_input(inputs), self.targets.index_select(0, indices)]
+        inputs, *others = self.tensors_given
+        chosen = [each.index_select(0, indices) for each in others]
+        return [_as_input(inputs.index_select(0, indices)), *chosen]
+
+    def placed_on(self, device: torch.device) -> InMemoryDataset:
+        """Return these data with the tensors of their batches on a device."""
+        placed = copy.copy(self)
+        placed.tensors_given = [each.to(device) for each in self.tensors_given]
+        return placed
 
     @property
     def ids(self) -> list[str]:

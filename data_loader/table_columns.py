@@ -1,0 +1,246 @@
+"""The columns of a table: numbers, NaN where one is missing, and the values of categories."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from base.errors import DataError, Problem, nearest
+from data_loader.csv_table import Table
+from data_loader.labels import LARGEST, as_number, raise_problems, read_number, sort_labels
+
+log = logging.getLogger("kindling")
+
+Rule = str | float  # what to do where a value is missing
+RULES = ("error", "drop", "mean", "median")
+# In lower case, of numbers and dates: what pandas reads as missing, and UCI's question mark.
+MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "?"))
+BOOLEANS = {"false": 0.0, "true": 1.0}
+DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(\D.*)?", re.ASCII)
+EXACT = 2**24  # up to here float32 holds every whole number
+ADVICE = "`missing` fills it in or drops the row"
+
+
+class Categories(NamedTuple):
+    """The values of a column of categories, sorted, and which of them each row has."""
+
+    values: list[str]
+    numbers: Tensor  # int64 (row,)
+
+
+def choose_categories(
+    table: Table, inputs: Sequence[str], categories: str | Sequence[str], dates: Sequence[str]
+) -> list[str]:
+    """Return which input columns are categories: those listed, or by ``auto`` those of text.
+
+    A column in which any value is a number is not one by itself: the text may be a slip.
+
+    Raises:
+        DataError: by ``auto``, a column has another text in almost every row.
+    """
+    if categories != "auto":
+        return [categories] if isinstance(categories, str) else list(categories)
+    chosen, problems = [], []
+    for name in inputs:
+        texts = [text for text in table.column(name) if text.lower() not in MISSING]
+        are_text = not any(
+            as_number(table.number_text(text)) is not None or DATE.fullmatch(text) for text in texts
+        )
+        are_booleans = set(map(str.lower, texts)) <= BOOLEANS.keys()
+        if name in dates or not are_text or are_booleans:
+            continue
+        if len(texts) > 20 and len(set(texts)) > len(texts) / 2:
+            text = f"{len(set(texts))} different texts in {len(texts)} rows are hardly categories"
+            advice = f"leave the column out, `ignore: [{name}]`, or list it in `categories`"
+            problems.append(Problem(f"{table.file}:{name}", f"{text}: {advice}"))
+        chosen.append(name)
+    raise_problems(problems)
+    return chosen
+
+
+def missing_rules(
+    missing: Rule | Mapping[str, Rule],
+    numbers: Sequence[str],
+    categories: Sequence[str],
+    targets: Sequence[str],
+) -> dict[str, Rule]:
+    """Return for each column what to do where a value is missing.
+
+    Args:
+        missing: one rule for all, or one by column and ``"*"`` for the others. Means and numbers
+            fill in columns of numbers; a category that is missing is then a category of its own.
+
+    Raises:
+        DataError: a rule is none, or not one for such a column.
+    """
+    given = dict(missing) if isinstance(missing, Mapping) else {"*": missing}
+    general = given.pop("*", "error")
+    problems = []
+    if general not in RULES and not _is_number(general):
+        near = nearest(str(general), RULES)
+        text = f"one of {', '.join(RULES)} or a number, not {general!r}{near}"
+        problems.append(Problem("missing", text))
+    rules = {}
+    for name in (*numbers, *categories, *targets):
+        rule = given.get(name, general)
+        fault = ""
+        if name in targets:
+            rule = rule if rule == "drop" else "error"
+            fault = (
+                "" if given.get(name, rule) == rule else "a target is never filled in: error, drop"
+            )
+        elif name in categories:
+            fault = "categories have no mean" if given.get(name) in ("mean", "median") else ""
+            rule = str(given.get(name, rule if rule in ("error", "drop") else ""))
+        elif rule not in RULES and not _is_number(rule):
+            near = nearest(str(rule), RULES)
+            fault = f"one of {', '.join(RULES)} or a number for a column of numbers{near}"
+        if fault and name in given:
+            problems.append(Problem(f"missing.{name}", f"{fault}; found {given[name]!r}"))
+        rules[name] = rule
+    raise_problems(problems)
+    return rules
+
+
+def drop_rows(table: Table, rules: Mapping[str, Rule], texts: Sequence[str]) -> Table:
+    """Leave out the rows in which a value is missing that must not be.
+
+    Args:
+        texts: the columns in which only an empty cell is missing: categories and class names.
+    """
+    dropping = {name: table.columns.index(name) for name in rules if rules[name] == "drop"}
+    n_missing: Counter[str] = Counter()
+    kept = []
+    for number, row in enumerate(table.rows):
+        lacks = [name for name, place in dropping.items() if is_missing(row[place], name in texts)]
+        n_missing.update(lacks)
+        if not lacks:
+            kept.append(number)
+    if not n_missing:
+        return table
+    n_dropped, counts = (
+        len(table.rows) - len(kept),
+        ", ".join(f"{n} {c}" for n, c in n_missing.items()),
+    )
+    text = f"{n_dropped} of {len(table.rows)} rows left out, as a value is missing ({counts})"
+    if not kept:
+        raise DataError(f"{table.file}: {text}: none is left; fill a column in, or `ignore` it")
+    log.info(f"{table.file}: {text}")
+    rows, lines = [table.rows[i] for i in kept], [table.lines[i] for i in kept]
+    return table._replace(rows=rows, lines=lines)
+
+
+def is_missing(text: str, is_text: bool) -> bool:
+    """Tell whether a cell holds no value."""
+    return not text if is_text else text.lower() in MISSING
+
+
+def read_numbers(table: Table, name: str, rule: Rule) -> tuple[Tensor, list[Problem]]:
+    """Return a column of numbers, float64 (row,), NaN where one is missing, and what is wrong."""
+    texts = table.column(name)
+    present = [text for text in texts if text.lower() not in MISSING]
+    if present and not any(as_number(table.number_text(text)) is not None for text in present):
+        if set(map(str.lower, present)) <= BOOLEANS.keys():
+            texts = [str(BOOLEANS.get(text.lower(), "")) for text in texts]
+            table = table._replace(decimal=".")
+        else:
+            return torch.empty(0), [_no_numbers(table, name)]
+    values, problems = [], []
+    for row, text in enumerate(texts):
+        value = math.nan
+        try:
+            if text.lower() not in MISSING:
+                value = read_number(table.number_text(text))
+            elif rule == "error":
+                raise ValueError(f"no value{f' ({text})' if text else ''}; {ADVICE}")
+        except ValueError as error:
+            message = str(error).replace(repr(table.number_text(text)), repr(text))
+            problems.append(Problem(table.place(row, name), message + _hint(table, text)))
+        values.append(value)
+    numbers = torch.tensor(values, dtype=torch.float64)
+    _note_inexact(table, name, numbers)
+    return numbers, problems
+
+
+def read_dates(table: Table, name: str, rule: Rule) -> tuple[Tensor, list[Problem]]:
+    """Return a column of dates as days since 1970-01-01, float64 (row,), and what is wrong."""
+    values, problems = [], []
+    for row, text in enumerate(table.column(name)):
+        value = math.nan
+        try:
+            if text.lower() not in MISSING:
+                value = _days(text)
+            elif rule == "error":
+                problems.append(Problem(table.place(row, name), f"no value; {ADVICE}"))
+        except ValueError:
+            message = f"expected a date such as 2024-03-31 or 2024-03-31T18:30, found {text!r}"
+            problems.append(Problem(table.place(row, name), message))
+        values.append(value)
+    return torch.tensor(values, dtype=torch.float64), problems
+
+
+def read_categories(table: Table, name: str, rule: Rule) -> tuple[Categories, list[Problem]]:
+    """Return a column of categories and what is wrong; ``1.0`` is the same value as ``1``."""
+    texts = [re.sub(r"^(-?\d+)\.0+$", r"\1", text) for text in table.column(name)]
+    problems = []
+    if rule in ("error", "drop"):
+        missing = [row for row, text in enumerate(texts) if not text]
+        advice = f"no value; {ADVICE}, or makes it a category of its own"
+        problems = [Problem(table.place(row, name), advice) for row in missing]
+    else:
+        texts = [text or str(rule) for text in texts]
+    values = sort_labels(set(texts))
+    known = {value: number for number, value in enumerate(values)}
+    return Categories(values, torch.tensor([known[text] for text in texts])), problems
+
+
+def _days(text: str) -> float:
+    moment = datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return (moment - datetime(1970, 1, 1, tzinfo=timezone.utc)).total_seconds() / 86400
+
+
+def _no_numbers(table: Table, name: str) -> Problem:
+    """Say what to do with a column that holds no number at all."""
+    texts = table.column(name)
+    row = next(row for row, text in enumerate(texts) if text.lower() not in MISSING)
+    if _hint(table, texts[row]):
+        advice = _hint(table, texts[row]).removeprefix("; ")
+    else:
+        advice = f"for text, `categories: [{name}]`, or leave it out: `ignore: [{name}]`"
+    return Problem(table.place(row, name), f"expected a number, found {texts[row]!r}; {advice}")
+
+
+def _hint(table: Table, text: str) -> str:
+    if as_number(table.number_text(text)) is not None or text.lower() in MISSING:
+        return ""
+    if DATE.fullmatch(text):
+        return "; a date: `dates` lists such columns"
+    if table.decimal == "." and as_number(text.replace(",", ".", 1)) is not None:
+        return '; a decimal comma: `decimal: ","`'
+    return ""
+
+
+def _note_inexact(table: Table, name: str, numbers: Tensor) -> None:
+    """Warn of whole numbers that float32 rounds: as ids they would not be told apart."""
+    are_changed = (
+        (numbers.abs() > EXACT) & (numbers == numbers.floor()) & (numbers.float() != numbers)
+    )
+    rows = are_changed.nonzero()[:, 0].tolist()
+    if rows:
+        value = numbers[rows[0]]
+        text = f"{table.place(rows[0], name)}: {value:.0f} is {value.float():.0f} in float32"
+        log.warning(f"{text} (of {len(rows)} such); a column of ids is better ignored")
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= LARGEST

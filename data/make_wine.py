@@ -34,7 +34,7 @@ def tables() -> dict[str, bytes]:
     wines = load_wine()
     names = [*(NAMES.get(name, name) for name in wines.feature_names), "cultivar"]
     lines = [
-        ",".join([*(f"{value:g}" for value in row), "ABC"[kind]])
+        ",".join([*(f"{value:.10g}" for value in row), "ABC"[kind]])
         for row, kind in zip(wines.data, wines.target, strict=True)
     ]
     is_test = np.isin(np.arange(len(lines)), stratified_ids(wines.target, TEST_SAMPLES))

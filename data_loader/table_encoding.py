@@ -221,7 +221,9 @@ class TargetScale:
     """The mean and deviation by which targets are standardised, to put predictions back."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self.n_targets = len(mean)
+        one = slice(None) if self.n_targets > 1 else 0  # a number alone keeps any shape
+        self.mean, self.std = torch.tensor(mean)[one], torch.tensor(std)[one]
 
     def undo(self, values: Tensor) -> Tensor:
         """Return predictions, or targets, in the targets' own unit, float32.
@@ -229,8 +231,9 @@ class TargetScale:
         Raises:
             DataError: several targets, and the last dimension is another.
         """
-        if len(self.mean) > 1 and (values.dim() < 2 or values.shape[-1] != len(self.mean)):
-            text = f"{len(self.mean)} standardised targets, but predictions {tuple(values.shape)}"
+        fits = values.dim() > 1 and values.shape[-1] == self.n_targets
+        if self.n_targets > 1 and not fits:
+            text = f"{self.n_targets} standardised targets, but predictions {tuple(values.shape)}"
             raise DataError(
                 f"{text}: let `predict` give one for each target, or `normalize: inputs`"
             )

@@ -35,7 +35,8 @@ class InMemoryDataset(Dataset[list[Tensor]]):
         if len(inputs) != len(targets):
             raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
         self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers are no brightness
-        self.tensors_given = [self.images, self.targets]
+        self.tensors_given = [self.images, self.targets]  # what batches are made of
+        self.placed: InMemoryDataset | None = None  # the same on a GPU
         if names is not None:
             self.classes = names
 

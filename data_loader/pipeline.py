@@ -140,7 +140,7 @@ class TransformedDataset(Dataset[Any]):
             return False
         if sum(each.nbytes for each in tensors) > torch.cuda.mem_get_info(device)[0] / 3:
             return False
-        if not hasattr(self.reads_from, "placed"):  # the validation part reads the same copy
+        if self.reads_from.placed is None:  # the validation part reads the same copy
             self.reads_from.placed = self.reads_from.placed_on(device)
         self._get_batch, self.device = self.reads_from.placed.get_batch, device
         return True

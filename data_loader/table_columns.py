@@ -36,18 +36,14 @@ class Categories(NamedTuple):
     numbers: Tensor  # int64 (row,)
 
 
-def choose_categories(
-    table: Table, inputs: Sequence[str], categories: str | Sequence[str], dates: Sequence[str]
-) -> list[str]:
-    """Return which input columns are categories: those listed, or by ``auto`` those of text.
+def text_columns(table: Table, inputs: Sequence[str], dates: Sequence[str]) -> list[str]:
+    """Return the input columns of text, which are categories by ``auto``.
 
-    A column in which any value is a number is not one by itself: the text may be a slip.
+    A column in which any value is a number is none: its text may be a slip.
 
     Raises:
-        DataError: by ``auto``, a column has another text in almost every row.
+        DataError: a column has another text in almost every row.
     """
-    if categories != "auto":
-        return [categories] if isinstance(categories, str) else list(categories)
     chosen, problems = [], []
     for name in inputs:
         texts = [text for text in table.column(name) if text.lower() not in MISSING]
@@ -66,48 +62,55 @@ def choose_categories(
     return chosen
 
 
+def rules_by_column(missing: Rule | Mapping[Any, Rule]) -> dict[str, Rule]:
+    """Return the rules of a `missing` argument by column, ``"*"`` for the others."""
+    if not isinstance(missing, Mapping):
+        return {"*": missing}
+    return {str(name): rule for name, rule in missing.items()}
+
+
 def missing_rules(
-    missing: Rule | Mapping[str, Rule],
-    numbers: Sequence[str],
+    file: str,
+    by_column: Mapping[str, Rule],
+    inputs: Sequence[str],
     categories: Sequence[str],
     targets: Sequence[str],
 ) -> dict[str, Rule]:
     """Return for each column what to do where a value is missing.
 
-    Args:
-        missing: one rule for all, or one by column and ``"*"`` for the others. Means and numbers
-            fill in columns of numbers; a category that is missing is then a category of its own.
+    Means and numbers fill in columns of numbers; a category that is missing is then a category of
+    its own. Targets are never filled in.
 
     Raises:
         DataError: a rule is none, or not one for such a column.
     """
-    given = dict(missing) if isinstance(missing, Mapping) else {"*": missing}
+    given = dict(by_column)
     general = given.pop("*", "error")
-    problems = []
-    if general not in RULES and not _is_number(general):
-        near = nearest(str(general), RULES)
-        text = f"one of {', '.join(RULES)} or a number, not {general!r}{near}"
-        problems.append(Problem("missing", text))
-    rules = {}
-    for name in (*numbers, *categories, *targets):
-        rule = given.get(name, general)
-        fault = ""
+    rules: dict[str, Rule] = {}
+    faults = {"missing": _fault_of_numbers(general)}
+    for name in dict.fromkeys((*inputs, *targets)):
+        rule, where = given.get(name, general), f"missing.{name}"
         if name in targets:
-            rule = rule if rule == "drop" else "error"
-            fault = (
-                "" if given.get(name, rule) == rule else "a target is never filled in: error, drop"
-            )
+            if name in given and rule not in ("error", "drop"):
+                faults[where] = f"a target is never filled in: error or drop, not {rule!r}"
+            rules[name] = "drop" if rule == "drop" else "error"
         elif name in categories:
-            fault = "categories have no mean" if given.get(name) in ("mean", "median") else ""
-            rule = str(given.get(name, rule if rule in ("error", "drop") else ""))
-        elif rule not in RULES and not _is_number(rule):
-            near = nearest(str(rule), RULES)
-            fault = f"one of {', '.join(RULES)} or a number for a column of numbers{near}"
-        if fault and name in given:
-            problems.append(Problem(f"missing.{name}", f"{fault}; found {given[name]!r}"))
-        rules[name] = rule
-    raise_problems(problems)
+            if name in given and rule in ("mean", "median"):
+                faults[where] = f"categories have no {rule}: error, drop or a value"
+            is_general = name not in given and rule not in ("error", "drop")
+            rules[name] = "" if is_general else str(rule)
+        else:
+            rules[name] = rule
+            faults |= {where: _fault_of_numbers(rule)} if name in given else {}
+    raise_problems([Problem(f"{file}: {where}", text) for where, text in faults.items() if text])
     return rules
+
+
+def _fault_of_numbers(rule: Any) -> str:
+    """Return what is wrong with a rule for columns of numbers, or an empty text."""
+    if rule in RULES or _is_number(rule):
+        return ""
+    return f"one of {', '.join(RULES)} or a number, not {rule!r}{nearest(str(rule), RULES)}"
 
 
 def drop_rows(table: Table, rules: Mapping[str, Rule], texts: Sequence[str]) -> Table:
@@ -141,6 +144,30 @@ def drop_rows(table: Table, rules: Mapping[str, Rule], texts: Sequence[str]) -> 
 def is_missing(text: str, is_text: bool) -> bool:
     """Tell whether a cell holds no value."""
     return not text if is_text else text.lower() in MISSING
+
+
+def read_inputs(
+    table: Table,
+    names: Sequence[str],
+    categories: Sequence[str],
+    dates: Sequence[str],
+    rules: Mapping[str, Rule],
+) -> tuple[dict[str, Tensor], dict[str, Categories]]:
+    """Return the columns of numbers, dates among them, and those of categories.
+
+    Raises:
+        DataError: with all that is wrong, each with its line and column.
+    """
+    numbers, values, problems = {}, {}, []
+    for name in names:
+        if name in categories:
+            values[name], faults = read_categories(table, name, rules[name])
+        else:
+            read = read_dates if name in dates else read_numbers
+            numbers[name], faults = read(table, name, rules[name])
+        problems += faults
+    raise_problems(problems)
+    return numbers, values
 
 
 def read_numbers(table: Table, name: str, rule: Rule) -> tuple[Tensor, list[Problem]]:

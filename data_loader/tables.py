@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ from data_loader.in_memory import InMemoryDataset
 from data_loader.labels import Classes, class_names, raise_problems, read_targets
 from data_loader.table_columns import (
     Rule,
-    choose_categories,
     drop_rows,
     is_missing,
     missing_rules,
-    read_categories,
-    read_dates,
-    read_numbers,
+    read_inputs,
+    rules_by_column,
+    text_columns,
 )
 from data_loader.table_encoding import (
     ENCODINGS,
@@ -89,30 +88,22 @@ class CsvDataset(InMemoryDataset):
             known = f"{nearest(str(encode), ENCODINGS)} ({', '.join(ENCODINGS)})"
             raise DataError(f"encode: there is no {encode!r}{known}")
         table = read_table(file, delimiter, decimal)
-        targets, ignored, days = as_list(target), as_list(ignore), as_list(dates)
-        names = as_list(inputs) if inputs is not None else [
-            name for name in table.columns if name not in (*targets, *ignored)
-        ]  # fmt: skip
-        listed = [] if categories == "auto" else as_list(categories)
-        by_column = [key for key in missing if key != "*"] if isinstance(missing, Mapping) else []
-        check_columns(table, {"inputs": names, "target": targets}, {
-            "ignore": ignored, "categories": listed, "dates": days, "missing": by_column,
-        })  # fmt: skip
-        refuse_slips(table, names, targets, listed, days)
-        coded = choose_categories(table, names, categories, days)
-        rules = missing_rules(missing, [x for x in names if x not in coded], coded, targets)
-        are_texts = [*coded, *(targets if task == "classification" else ())]
-        table = drop_rows(table, {} if separator else rules, are_texts)
+        targets, ignored = as_list(target, "target"), as_list(ignore, "ignore")
+        names = [name for name in table.columns if name not in (*targets, *ignored)]
+        names = names if inputs is None else as_list(inputs, "inputs")
+        days, is_auto = as_list(dates, "dates"), categories == "auto"
+        coded = [] if is_auto else as_list(categories, "categories")
+        by_column = rules_by_column(missing)
+        others = {"ignore": ignored, "categories": coded, "dates": days, "missing": by_column}
+        check_columns(table, {"inputs": names, "target": targets}, others)
+        refuse_slips(table, names, targets, coded, days)
+        coded = text_columns(table, names, days) if is_auto else coded
+        rules = missing_rules(file, by_column, names, coded, targets)
+        if separator is not None:  # a sample may have no label at all
+            rules |= dict.fromkeys(targets, "error")
 
-        numbers, values, problems = {}, {}, []
-        for name in names:
-            if name in coded:
-                values[name], faults = read_categories(table, name, rules[name])
-            else:
-                read = read_dates if name in days else read_numbers
-                numbers[name], faults = read(table, name, rules[name])
-            problems += faults
-        raise_problems(problems)
+        table = drop_rows(table, rules, [*coded, *(targets if task == "classification" else ())])
+        numbers, values = read_inputs(table, names, coded, days, rules)
         labels, found = read_labels(table, targets, task, classes, separator)
         self.lines = table.lines
         self.columns = Columns(file, names, targets, numbers, values, rules, labels, task, encode)
@@ -146,7 +137,9 @@ class CsvDataset(InMemoryDataset):
         self.tensors_given = [inputs, *others]
         scale = encoding.target_mean, encoding.target_std
         self.target_scale = TargetScale(*scale) if encoding.target_mean else None
-        vars(self).pop("placed", None)
+        if self.placed is not None:
+            device = self.placed.tensors_given[0].device
+            self.placed.tensors_given = self.placed_on(device).tensors_given
 
     @property
     def input_text(self) -> str:
@@ -198,7 +191,7 @@ class ImageCsvDataset(ImageFiles):
         resize: int | Sequence[int] | None = None,
     ) -> None:
         table = read_table(file, delimiter)
-        targets = as_list(target)
+        targets = as_list(target, "target")
         check_columns(table, {"image": [image], "target": targets})
         numbers, found = read_labels(table, targets, task, classes, separator)
         super().__init__(
@@ -213,8 +206,13 @@ class ImageCsvDataset(ImageFiles):
         )
 
 
-def as_list(columns: Names) -> list[str]:
-    return [columns] if isinstance(columns, str) else list(columns)
+def as_list(columns: Names, argument: str) -> list[str]:
+    """Return the names that an argument gives; one alone is a list of one."""
+    if isinstance(columns, str | int):
+        return [str(columns)]
+    if not isinstance(columns, list | tuple):
+        raise DataError(f"{argument}: expected a column or a list of them, found {columns!r}")
+    return list(map(str, columns))
 
 
 def read_labels(
@@ -245,7 +243,9 @@ def read_labels(
 
 
 def check_columns(
-    table: Table, wanted: dict[str, list[str]], others: Mapping[str, list[str]] | None = None
+    table: Table,
+    wanted: Mapping[str, Iterable[str]],
+    others: Mapping[str, Iterable[str]] | None = None,
 ) -> None:
     """Make sure that each column asked for is there; both map arguments to columns.
 
@@ -257,7 +257,7 @@ def check_columns(
         if not names and argument in wanted:
             problems.append(Problem(table.file, f"{argument} names no column"))
         for name in names:
-            if name not in table.columns:
+            if name not in table.columns and not (argument == "missing" and name == "*"):
                 known = nearest(str(name), table.columns) or f" ({', '.join(table.columns)})"
                 if len(table.columns) == 1:
                     known += "; with another delimiter, say so: `delimiter`"

@@ -178,6 +178,17 @@ def test_a_record_makes_the_same_of_other_data(file, tmp_path, encode):
     assert again.dataset.record() == record
 
 
+def test_data_that_lie_on_a_device_follow_a_new_encoding(file):
+    dataset = CsvDataset(file, **ARGS)
+    dataset.placed = dataset.placed_on(torch.device("cpu"))
+    read = dataset.placed.get_batch
+    before = read(torch.arange(60))
+    DatasetLoader(dataset, 60, normalize="auto")
+    after = read(torch.arange(60))
+    assert not torch.equal(before[0], after[0])
+    assert all(map(torch.equal, after, dataset.get_batch(torch.arange(60))))
+
+
 def test_a_record_of_other_columns_is_refused(file, tmp_path):
     record = CsvDataset(file, **ARGS).record()
     fewer = save(tmp_path / "fewer.csv", [row[1:] for row in rows(9)], "size,height,price")
@@ -232,13 +243,29 @@ def test_rows_are_dropped_and_counted(tmp_path, caplog):
         CsvDataset(file, "y", missing="mean")
 
 
+def test_a_sample_without_labels_is_not_dropped(tmp_path):
+    file = save(tmp_path / "t.csv", [[1, "a|b"], [2, ""], ["", "a"]], "x,y")
+    dataset = CsvDataset(file, "y", task="multilabel", separator="|", missing="drop")
+    assert dataset.targets.tolist() == [[1, 1], [0, 0]]
+    assert dataset.images.tolist() == [[1], [2]]
+
+
+def test_columns_named_by_a_number_are_found(tmp_path):
+    file = save(tmp_path / "t.csv", [[1, 2, 0], ["", 3, 1]], "2019,2020,y")
+    dataset = CsvDataset(file, "y", inputs=[2019, 2020], missing={2019: "mean"})
+    assert dataset.images.tolist() == [[1, 2], [1, 3]]
+    for argument in ("inputs", "ignore", "categories", "dates", "target"):
+        with pytest.raises(DataError, match=f"{argument}: expected a column or a list of them"):
+            CsvDataset(file, **{"target": "y", argument: {"a": 1}})
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
         ("mena", r"missing: one of error, .*, not 'mena'; did you mean 'mean'"),
-        ({"a": "mode"}, r"missing.a: one of error, .*; found 'mode'"),
-        ({"k": "mean"}, r"missing.k: categories have no mean; found 'mean'"),
-        ({"y": 0}, r"missing.y: a target is never filled in: error, drop; found 0"),
+        ({"a": "mode"}, r"missing.a: one of error, .* not 'mode'"),
+        ({"k": "mean"}, "missing.k: categories have no mean: error, drop or a value"),
+        ({"y": 0}, "missing.y: a target is never filled in: error or drop, not 0"),
         ({"b": 0}, r"missing: there is no column 'b'"),
         (True, "missing: one of"),
         (1e39, "missing: one of"),

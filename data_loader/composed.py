@@ -15,7 +15,7 @@ from base.base_data_loader import count_samples
 from base.errors import DataError, Problem, nearest
 from data_loader.image_files import read_text
 from data_loader.labels import raise_problems
-from data_loader.tables import CsvDataset, fit_tables, tables_of
+from data_loader.tables import CsvDataset, fit_tables
 
 OFFERED = ("targets", "classes", "ids", "files", "place", "image", "image_shape", "fingerprint")
 
@@ -30,7 +30,9 @@ class _Composed(Dataset[Any]):
     def __init__(self, parts: list[Any], numbers: Tensor, indices: Tensor) -> None:
         self.parts, self._numbers, self._indices = parts, numbers, indices
         if _all_have(parts, "table_parts"):
-            self._offer_tables()
+            self.table_parts = self._table_parts
+            if len(parts) > 1:  # one encoding for all
+                fit_tables(self._table_parts(torch.arange(len(self))))
         for name in OFFERED:
             if _all_have(parts, name):
                 setattr(self, name, self._joined(name))
@@ -47,13 +49,6 @@ class _Composed(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         return self.parts[self._numbers[index]][int(self._indices[index])]
 
-    def _offer_tables(self) -> None:
-        """Offer what a `CsvDataset` does; all tables here have one encoding."""
-        self.table_parts, self.use_record = self._table_parts, self._use_record
-        self.record = tables_of(self)[0].record
-        if len(self.parts) > 1:
-            fit_tables(self._table_parts(torch.arange(len(self))))
-
     def _table_parts(self, indices: Tensor) -> list[tuple[CsvDataset, Tensor]]:
         """Return the tables, each with its rows among some samples of this data set."""
         numbers, inner = self._numbers[indices], self._indices[indices]
@@ -62,10 +57,6 @@ class _Composed(Dataset[Any]):
             for number, part in enumerate(self.parts)
             for pair in part.table_parts(inner[numbers == number])
         ]
-
-    def _use_record(self, record: Mapping[str, Any]) -> None:
-        for table in tables_of(self):
-            table.use_record(record)
 
     def _of_part(self, name: str, index: int) -> Any:
         return getattr(self.parts[self._numbers[index]], name)(int(self._indices[index]))

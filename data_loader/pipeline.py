@@ -107,7 +107,7 @@ class TransformedDataset(Dataset[Any]):
         self.device: torch.device | None = None  # where the data lie, if not here
         self._get_batch = find_get_batch(source)
         self._gives_lists = pipeline.begins_with_lists and hasattr(source, "image")
-        for name in ("targets", "classes", "record", "use_record"):
+        for name in ("targets", "classes"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
         if hasattr(source, "shuffled_order"):

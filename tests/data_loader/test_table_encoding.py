@@ -16,7 +16,7 @@ from base.splits import divide
 from data_loader.composed import ConcatenatedDataset, SubsetDataset
 from data_loader.dataset_loader import DatasetLoader
 from data_loader.table_encoding import TargetScale
-from data_loader.tables import CsvDataset
+from data_loader.tables import CsvDataset, tables_of
 
 KINDS = ["ant", "bee", "cat", ""]
 
@@ -172,10 +172,11 @@ def test_a_record_makes_the_same_of_other_data(file, tmp_path, encode):
     assert other.record() == train.record()
     assert other.target_scale.mean == loader.target_scale.mean
 
-    again = DatasetLoader(CsvDataset(file, **ARGS, encode=encode), 10, split=0.5, normalize="auto")
-    again.dataset.use_record(record)
+    dataset = CsvDataset(file, **ARGS, encode=encode)
+    again = DatasetLoader(dataset, 10, split=0.5, normalize="auto")
+    dataset.use_record(record)
     again.set_seed(7)  # another split, but the record's statistics
-    assert again.dataset.record() == record
+    assert dataset.record() == record
 
 
 def test_data_that_lie_on_a_device_follow_a_new_encoding(file):
@@ -331,9 +332,12 @@ def test_joined_tables_share_their_codes_and_statistics(tmp_path):
     x = np.array([6.0, 1, 3])
     assert inputs[:, 3].tolist() == pytest.approx(((x - x.mean()) / x.std()).tolist())
     assert loader.target_scale.undo(targets)[:, 0].tolist() == pytest.approx([10, 5, 7])
-    assert loader.dataset.record()["table"]["categories"] == {"k": ["a", "b", "c"]}
+    one_record, other_record = [table.record() for table in tables_of(part)]
+    assert one_record == other_record
+    assert one_record["table"]["categories"] == {"k": ["a", "b", "c"]}
     other = ConcatenatedDataset([CsvDataset(two, **args), CsvDataset(one, **args)])
-    other.use_record(loader.dataset.record())
+    for table in tables_of(other):
+        table.use_record(one_record)
     assert torch.equal(other.get_batch(torch.tensor([1, 2, 0]))[0], inputs)
 
 

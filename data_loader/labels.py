@@ -152,6 +152,14 @@ def as_number(text: str) -> float | None:
     return float(text) if NUMBER.fullmatch(text) else None
 
 
+def all_numbers(texts: Sequence[str]) -> Tensor | None:
+    """Return many texts as numbers at once, float64; None where one is none or beyond float32."""
+    if not all(map(NUMBER.fullmatch, texts)):
+        return None
+    numbers = torch.tensor(list(map(float, texts)), dtype=torch.float64)
+    return numbers if bool((numbers.abs() <= LARGEST).all()) else None
+
+
 def read_number(text: str) -> float:
     """Return the number that a text is; ValueError says why it is none, or is beyond float32."""
     value = as_number(text)

@@ -6,8 +6,9 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,14 @@ from torch import Tensor
 
 from base.errors import DataError, Problem, nearest
 from data_loader.csv_table import Table
-from data_loader.labels import LARGEST, as_number, raise_problems, read_number, sort_labels
+from data_loader.labels import (
+    LARGEST,
+    all_numbers,
+    as_number,
+    raise_problems,
+    read_number,
+    sort_labels,
+)
 
 log = logging.getLogger("kindling")
 
@@ -120,6 +128,8 @@ def drop_rows(table: Table, rules: Mapping[str, Rule], texts: Sequence[str]) -> 
         texts: the columns in which only an empty cell is missing: categories and class names.
     """
     dropping = {name: table.columns.index(name) for name in rules if rules[name] == "drop"}
+    if not dropping:
+        return table
     n_missing: Counter[str] = Counter()
     kept = []
     for number, row in enumerate(table.rows):
@@ -173,45 +183,55 @@ def read_inputs(
 def read_numbers(table: Table, name: str, rule: Rule) -> tuple[Tensor, list[Problem]]:
     """Return a column of numbers, float64 (row,), NaN where one is missing, and what is wrong."""
     texts = table.column(name)
-    present = [text for text in texts if text.lower() not in MISSING]
-    if present and not any(as_number(table.number_text(text)) is not None for text in present):
-        if set(map(str.lower, present)) <= BOOLEANS.keys():
-            texts = [str(BOOLEANS.get(text.lower(), "")) for text in texts]
-            table = table._replace(decimal=".")
-        else:
+    plain = texts if table.decimal == "." else list(map(table.number_text, texts))
+    numbers = all_numbers(plain)
+    problems: list[Problem] = []
+    if numbers is None:
+        are_missing = [text.lower() in MISSING for text in texts]
+        present = [text for text, lacks in zip(texts, are_missing, strict=True) if not lacks]
+        if present and {text.lower() for text in present} <= BOOLEANS.keys():
+            values, problems = _each(table, name, rule, lambda text: BOOLEANS[text.lower()])
+        elif present and not any(
+            as_number(table.number_text(text)) is not None for text in present
+        ):
             return torch.empty(0), [_no_numbers(table, name)]
-    values, problems = [], []
-    for row, text in enumerate(texts):
-        value = math.nan
-        try:
-            if text.lower() not in MISSING:
-                value = read_number(table.number_text(text))
-            elif rule == "error":
-                raise ValueError(f"no value{f' ({text})' if text else ''}; {ADVICE}")
-        except ValueError as error:
-            message = str(error).replace(repr(table.number_text(text)), repr(text))
-            problems.append(Problem(table.place(row, name), message + _hint(table, text)))
-        values.append(value)
-    numbers = torch.tensor(values, dtype=torch.float64)
+        else:
+            values, problems = _each(table, name, rule, partial(_number, table))
+        numbers = torch.tensor(values, dtype=torch.float64)
     _note_inexact(table, name, numbers)
     return numbers, problems
 
 
 def read_dates(table: Table, name: str, rule: Rule) -> tuple[Tensor, list[Problem]]:
     """Return a column of dates as days since 1970-01-01, float64 (row,), and what is wrong."""
+    values, problems = _each(table, name, rule, _days)
+    return torch.tensor(values, dtype=torch.float64), problems
+
+
+def _each(
+    table: Table, name: str, rule: Rule, read: Callable[[str], float]
+) -> tuple[list[float], list[Problem]]:
+    """Read the cells of a column one by one, NaN where a value is missing."""
     values, problems = [], []
     for row, text in enumerate(table.column(name)):
         value = math.nan
         try:
             if text.lower() not in MISSING:
-                value = _days(text)
+                value = read(text)
             elif rule == "error":
-                problems.append(Problem(table.place(row, name), f"no value; {ADVICE}"))
-        except ValueError:
-            message = f"expected a date such as 2024-03-31 or 2024-03-31T18:30, found {text!r}"
-            problems.append(Problem(table.place(row, name), message))
+                raise ValueError(f"no value{f' ({text})' if text else ''}; {ADVICE}")
+        except ValueError as error:
+            problems.append(Problem(table.place(row, name), str(error)))
         values.append(value)
-    return torch.tensor(values, dtype=torch.float64), problems
+    return values, problems
+
+
+def _number(table: Table, text: str) -> float:
+    try:
+        return read_number(table.number_text(text))
+    except ValueError as error:
+        message = str(error).replace(repr(table.number_text(text)), repr(text))
+        raise ValueError(message + _hint(table, text)) from error
 
 
 def read_categories(table: Table, name: str, rule: Rule) -> tuple[Categories, list[Problem]]:
@@ -230,7 +250,11 @@ def read_categories(table: Table, name: str, rule: Rule) -> tuple[Categories, li
 
 
 def _days(text: str) -> float:
-    moment = datetime.fromisoformat(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        wanted = "expected a date such as 2024-03-31 or 2024-03-31T18:30"
+        raise ValueError(f"{wanted}, found {text!r}") from error
     moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
     return (moment - datetime(1970, 1, 1, tzinfo=timezone.utc)).total_seconds() / 86400
 

@@ -229,12 +229,13 @@ def read_labels(
     if task != "classification" and separator is None:
         problems = [
             Problem(table.place(row, name), f"no target{f' ({text})' if text else ''}; {DROPS}")
-            for row, cells in enumerate(texts)
-            for name, text in zip(names, cells, strict=True)
+            for name in names
+            for row, text in enumerate(table.column(name))
             if is_missing(text, is_text=False)
         ]
         raise_problems(problems)
-        texts = [[table.number_text(text) for text in cells] for cells in texts]
+    if table.decimal != "." and task != "classification" and separator is None:
+        texts = [list(map(table.number_text, cells)) for cells in texts]
 
     def place(sample: int, column: int) -> str:
         return table.place(sample, names[column])

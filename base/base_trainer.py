@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from base.base_model import guard_first_batch
-from base.batch import count_samples, inputs_of, map_tensors, target_of
+from base.batch import count_samples, inputs_of, target_of
 from base.capture import Capture
 from base.checkpoint import CheckpointStore
 from base.clock import Clock
@@ -191,16 +191,19 @@ class BaseTrainer:
         """Let the metrics see the predictions for a batch."""
         if self._phase_metrics:
             with torch.no_grad():
+                predictions, batch = self.in_own_unit(self.predict(outputs), batch)
                 target = target_of(batch, self.config["batch"])
-                predictions, target = map(self.in_own_unit, (self.predict(outputs), target))
                 for metric in self._phase_metrics.values():
                     metric.update(predictions, target, batch)
 
     @final
-    def in_own_unit(self, values: Any) -> Any:
-        """Return predictions, or targets, in the targets' own unit, where the data have another."""
+    def in_own_unit(self, predictions: Any, batch: Any) -> tuple[Any, Any]:
+        """Return both with targets in their own unit, where the data set standardises these."""
         scale = getattr(self._phase_loader, "target_scale", None)
-        return values if scale is None else map_tensors(values, scale.undo)
+        if scale is None or target_of(batch, self.config["batch"]) is not batch[-1]:
+            return predictions, batch
+        predictions = scale.undo_all(predictions, batch[-1])
+        return predictions, [*batch[:-1], scale.undo(batch[-1])]
 
     # --- The recipe ------------------------------------------------------------------------------
 

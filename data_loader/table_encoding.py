@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from base.batch import map_tensors
 from base.errors import DataError
 from data_loader.labels import sort_labels
 from data_loader.table_columns import Categories, Rule
@@ -240,3 +241,10 @@ class TargetScale:
         if self.mean.device != values.device:
             self.mean, self.std = self.mean.to(values.device), self.std.to(values.device)
         return values.float() * self.std + self.mean
+
+    def undo_all(self, predictions: Any, targets: Tensor) -> Any:
+        """Return predictions in the targets' own unit: a tensor, or those of the targets' shape."""
+        if isinstance(predictions, Tensor):
+            return self.undo(predictions) if predictions.is_floating_point() else predictions
+        shapes = [targets.shape, targets.shape[:1]][: 1 + (self.n_targets == 1)]
+        return map_tensors(predictions, lambda x: self.undo(x) if x.shape in shapes else x)

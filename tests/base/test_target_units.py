@@ -81,7 +81,11 @@ def test_what_predict_gives_is_put_back_too(text: str):
     class Halves(Trainer):
         def predict(self, outputs: Any) -> Any:
             seen.append(outputs)
-            return {"half": outputs / 2, "rank": outputs.argsort(dim=0)}
+            return {
+                "half": outputs / 2,
+                "rank": outputs.argsort(dim=0),
+                "other": outputs[:, [0, 0]],
+            }
 
     text = text.replace("n_inputs: 4", "n_inputs: 5")
     metrics = "metrics=[{type: MeanLoss, args: {loss: l1_loss}, name: mae, output: half}]"
@@ -92,8 +96,22 @@ def test_what_predict_gives_is_put_back_too(text: str):
     mean, std = prices(text)[trained_on].mean(), prices(text)[trained_on].std()
     expected = mean_absolute_error(prices(text)[held_out], torch.cat(seen) / 2 * std + mean)
     assert values["valid/mae"] == pytest.approx(expected, rel=1e-4)
-    ranks = trainer.in_own_unit({"rank": torch.arange(3)})["rank"]
-    assert ranks.tolist() == [0, 1, 2]
+    batch = next(trainer.valid_loader.batches(0, 1))
+    given = Halves.predict(trainer, torch.rand(7, 1))
+    found, (inputs, targets) = trainer.in_own_unit(given, batch)
+    assert torch.allclose(found["half"], given["half"] * std + mean)
+    assert found["rank"] is given["rank"]
+    assert found["other"] is given["other"]
+    assert inputs is batch[0]
+    assert torch.allclose(targets, batch[1] * std + mean)
+
+
+def test_a_target_that_is_another_part_of_the_batch_stays(text: str):
+    text = text.replace("inputs: 4", "inputs: 5").replace("outputs: 1", "outputs: 5")
+    trainer = make("batch.target=0", "batch.inputs=[0]", text=text)  # an autoencoder
+    values = trainer.evaluate(trainer.valid_loader, "valid")
+    assert values["valid/mse"] == pytest.approx(values["valid/loss"])
+    assert values["valid/loss"] < 5
 
 
 def test_a_run_on_a_table_resumes_exactly(text: str, tmp_path: Path):
@@ -112,7 +130,7 @@ def test_each_of_several_targets_has_its_own_scale(text: str):
         mean_absolute_error(both[held_out], found), rel=1e-4
     )
     with pytest.raises(DataError, match=r"2 standardised targets, but predictions \(7, 3\)"):
-        trainer.in_own_unit(torch.zeros(7, 3))
+        trainer.in_own_unit(torch.zeros(7, 3), next(trainer.valid_loader.batches(0, 1)))
 
 
 def test_without_normalisation_nothing_is_put_back(text: str):

@@ -170,7 +170,7 @@ class DatasetLoader(BaseDataLoader):
             fit_tables(source.table_parts(trained_on), *scaled)
         for other in (*tables_of(self._own_valid), *tables_of(self._tested)):
             if tables and not other.has_record:
-                other.take(tables[0].encoding)
+                other.follow(tables[0].encoding)
 
     def _source(self, dataset: Any, mode: str | None, argument: str) -> Any:
         """Return the data set, in memory where torchvision holds it there anyway."""

@@ -26,6 +26,7 @@ class Columns(NamedTuple):
     """What a table holds, before anything is coded or filled in."""
 
     source: str
+    lines: list[int]  # where each row begins
     inputs: list[str]  # the names of the columns, in order
     targets: list[str]
     numbers: dict[str, Tensor]  # float64 (row,), NaN where one is missing
@@ -114,14 +115,28 @@ class TableEncoding:
         inputs = torch.cat(parts, dim=1).float() if parts else torch.empty(len(targets), 0)
         return inputs, torch.stack(codes, dim=1) if self.encode == "codes" else None, targets
 
+    def unknown_text(self, columns: Columns) -> str:
+        """Say which categories of a table are unknown, and in how many rows; "" where none is."""
+        texts = []
+        for name, known in self.categories.items():
+            found = columns.categories[name]
+            places = [n for n, value in enumerate(found.values) if value not in known]
+            if places:
+                n_rows = int(torch.isin(found.numbers, torch.tensor(places)).sum())
+                shown = ", ".join(repr(found.values[n]) for n in places[:5])
+                more = ", ..." if len(places) > 5 else ""
+                texts.append(f"{n_rows} of {len(found.numbers)} rows have {name} {shown}{more}")
+        return f"{'; '.join(texts)}, unknown in training" if texts else ""
+
     def _number(self, columns: Columns, name: str) -> Tensor:
         values = columns.numbers[name]
         if name in self.fills:
             values = values.nan_to_num(self.fills[name])
         elif values.isnan().any():
             row = int(values.isnan().nonzero()[0])
-            text = f"row {row} has no {name}, and the training data say not how to fill it in"
-            raise DataError(f"{columns.source}: {text}; give them `missing` for this column")
+            text = "no value, and the training data do not say how to fill it in"
+            where = f"{columns.source}:{columns.lines[row]}:{name}"
+            raise DataError(f"{where}: {text}; give them `missing` for this column, too")
         if name in self.mean:
             values = (values - self.mean[name]) / self.std[name]
         return values

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from data_loader.table_encoding import (
     TargetScale,
     fit_encoding,
 )
+
+log = logging.getLogger("kindling")
 
 Names = str | Sequence[str]
 MOST_SHOWN = 24  # names of inputs
@@ -106,8 +110,10 @@ class CsvDataset(InMemoryDataset):
         numbers, values = read_inputs(table, names, coded, days, rules)
         labels, found = read_labels(table, targets, task, classes, separator)
         self.lines = table.lines
-        self.columns = Columns(file, names, targets, numbers, values, rules, labels, task, encode)
-        self.has_record = False
+        self.columns = Columns(
+            file, table.lines, names, targets, numbers, values, rules, labels, task, encode
+        )
+        self.has_record, self._noted = False, ""
         super().__init__(torch.empty(len(labels), 0), labels, found, source=file)
         fit_tables([(self, torch.arange(len(labels)))])
 
@@ -126,8 +132,16 @@ class CsvDataset(InMemoryDataset):
             DataError: that table has other columns.
         """
         if "table" in record:
-            self.take(TableEncoding.from_record(record["table"]))
+            self.follow(TableEncoding.from_record(record["table"]))
             self.has_record = True
+
+    def follow(self, encoding: TableEncoding) -> None:
+        """Take the encoding of other data, and log the values that it does not know."""
+        self.take(encoding)
+        note = encoding.unknown_text(self.columns)
+        if note not in ("", self._noted):
+            log.warning(f"{self.source}: {note}")
+        self._noted = note
 
     def take(self, encoding: TableEncoding) -> None:
         """Make the batches' tensors by an encoding."""
@@ -257,6 +271,8 @@ def check_columns(
     for argument, names in {**wanted, **(others or {})}.items():
         if not names and argument in wanted:
             problems.append(Problem(table.file, f"{argument} names no column"))
+        twice = [name for name, n in Counter(list(names)).items() if n > 1]
+        problems += [Problem(table.file, f"{argument} names {name!r} twice") for name in twice]
         for name in names:
             if name not in table.columns and not (argument == "missing" and name == "*"):
                 known = nearest(str(name), table.columns) or f" ({', '.join(table.columns)})"

@@ -214,8 +214,28 @@ def test_what_training_cannot_fill_in_is_told(tmp_path):
     train = save(tmp_path / "train.csv", [[1, 2], [3, 4]], "a,y")
     other = save(tmp_path / "other.csv", [[1, 2], ["", 4]], "a,y")
     record = CsvDataset(train, "y").record()
-    with pytest.raises(DataError, match="row 1 has no a, and the training data say not how"):
+    with pytest.raises(
+        DataError, match=r"other.csv:3:a: no value, and the training data do not say"
+    ):
         CsvDataset(other, "y", missing="mean").use_record(record)
+
+
+def test_unknown_values_are_counted_once(tmp_path, caplog):
+    file = save(tmp_path / "t.csv", [["a", 1], ["b", 2], ["a", 3]], "kind,y")
+    other = save(tmp_path / "o.csv", [["A", 1], ["b", 2], ["A", 3], ["c", 3]], "kind,y")
+    args = {"target": "y", "categories": "kind"}
+    loader = DatasetLoader(
+        CsvDataset(file, **args, classes=4), 2, test_dataset=CsvDataset(other, **args, classes=4)
+    )
+    loader.set_seed(3)
+    expected = f"{other}: 3 of 4 rows have kind 'A', 'c', unknown in training"
+    assert [record.message for record in caplog.records] == [expected]
+
+
+def test_a_column_named_twice_is_told(tmp_path):
+    file = save(tmp_path / "t.csv", [["a", 1]], "kind,y")
+    with pytest.raises(DataError, match="inputs names 'kind' twice"):
+        CsvDataset(file, "y", inputs=["kind", "kind"], categories="kind")
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,9 @@ def read_table(file: str, delimiter: str = ",", decimal: str = ".") -> Table:
             if not columns:
                 columns = _column_names(texts, file, lines)
             elif lines.is_comment and len(texts) == len(columns):
-                text = f"{texts[0]!r} is a comment or a value? Write '# ' for one, quote the other"
+                text = (
+                    f"{texts[0]!r}: put a blank after the # of a comment, or quotes around a value"
+                )
                 problems.append(Problem(f"{file}:{lines.first}", text))
             elif not lines.is_comment and len(texts) == len(columns):
                 rows.append(texts)
@@ -124,6 +126,6 @@ def _column_names(texts: list[str], file: str, lines: _Lines) -> list[str]:
         raise DataError(f"{file}: two columns are named {twice[0]!r}")
     if all(as_number(text) is not None for text in texts):
         hint = f": are they in the comment {lines.comments[-1]!r}?" if lines.comments else ""
-        text = "the first line holds numbers, where the names of the columns are wanted"
+        text = "expected column names in the first line, found only numbers"
         raise DataError(f"{file}:{lines.first}: {text}{hint}")
     return texts

@@ -177,9 +177,7 @@ def _equal_numbers(names: Sequence[str]) -> dict[str, str]:
     for name in names:
         value = as_number(name)
         if value is not None and first.setdefault(value, name) != name:
-            faults[name] = (
-                f"{name!r} is the number {first[value]!r}, a label too: write one of them"
-            )
+            faults[name] = f"{first[value]!r} and {name!r} are the same number: write it in one way"
     return faults
 
 

@@ -34,7 +34,7 @@ MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "?"
 BOOLEANS = {"false": 0.0, "true": 1.0}
 DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(\D.*)?", re.ASCII)
 EXACT = 2**24  # up to here float32 holds every whole number
-ADVICE = "`missing` fills it in or drops the row"
+ADVICE = "`missing` can fill it in or drop the row"
 
 
 class Categories(NamedTuple):
@@ -62,7 +62,9 @@ def text_columns(table: Table, inputs: Sequence[str], dates: Sequence[str]) -> l
         if name in dates or not are_text or are_booleans:
             continue
         if len(texts) > 20 and len(set(texts)) > len(texts) / 2:
-            text = f"{len(set(texts))} different texts in {len(texts)} rows are hardly categories"
+            text = (
+                f"{len(set(texts))} distinct texts in {len(texts)} rows are too many for categories"
+            )
             advice = f"leave the column out, `ignore: [{name}]`, or list it in `categories`"
             problems.append(Problem(f"{table.file}:{name}", f"{text}: {advice}"))
         chosen.append(name)
@@ -143,9 +145,9 @@ def drop_rows(table: Table, rules: Mapping[str, Rule], texts: Sequence[str]) -> 
         len(table.rows) - len(kept),
         ", ".join(f"{n} {c}" for n, c in n_missing.items()),
     )
-    text = f"{n_dropped} of {len(table.rows)} rows left out, as a value is missing ({counts})"
+    text = f"dropped {n_dropped} of {len(table.rows)} rows with missing values ({counts})"
     if not kept:
-        raise DataError(f"{table.file}: {text}: none is left; fill a column in, or `ignore` it")
+        raise DataError(f"{table.file}: {text}; no row is left: fill a column in, or `ignore` it")
     log.info(f"{table.file}: {text}")
     rows, lines = [table.rows[i] for i in kept], [table.lines[i] for i in kept]
     return table._replace(rows=rows, lines=lines)
@@ -219,7 +221,7 @@ def _each(
             if text.lower() not in MISSING:
                 value = read(text)
             elif rule == "error":
-                raise ValueError(f"no value{f' ({text})' if text else ''}; {ADVICE}")
+                raise ValueError(f"missing value{f' ({text})' if text else ''}; {ADVICE}")
         except ValueError as error:
             problems.append(Problem(table.place(row, name), str(error)))
         values.append(value)
@@ -240,7 +242,7 @@ def read_categories(table: Table, name: str, rule: Rule) -> tuple[Categories, li
     problems = []
     if rule in ("error", "drop"):
         missing = [row for row, text in enumerate(texts) if not text]
-        advice = f"no value; {ADVICE}, or makes it a category of its own"
+        advice = f"missing value; {ADVICE}, or make it a category of its own"
         problems = [Problem(table.place(row, name), advice) for row in missing]
     else:
         texts = [text or str(rule) for text in texts]
@@ -289,7 +291,7 @@ def _note_inexact(table: Table, name: str, numbers: Tensor) -> None:
     if rows:
         value = numbers[rows[0]]
         text = f"{table.place(rows[0], name)}: {value:.0f} is {value.float():.0f} in float32"
-        log.warning(f"{text} (of {len(rows)} such); a column of ids is better ignored")
+        log.warning(f"{text} (of {len(rows)} such); leave ids out of the inputs")
 
 
 def _is_number(value: Any) -> bool:

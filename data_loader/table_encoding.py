@@ -134,7 +134,7 @@ class TableEncoding:
             values = values.nan_to_num(self.fills[name])
         elif values.isnan().any():
             row = int(values.isnan().nonzero()[0])
-            text = "no value, and the training data do not say how to fill it in"
+            text = "missing value, which the training data do not say how to fill in"
             where = f"{columns.source}:{columns.lines[row]}:{name}"
             raise DataError(f"{where}: {text}; give them `missing` for this column, too")
         if name in self.mean:
@@ -156,9 +156,9 @@ class TableEncoding:
             lacking = [name for name in ours if name not in theirs]
             more = [name for name in theirs if name not in ours]
             if lacking or more:
-                parts = [f"{', '.join(lacking)} missing"] if lacking else []
-                parts += [f"{', '.join(more)} not there in training"] if more else []
-                text = f"other {what} than the training data: {'; '.join(parts)}"
+                parts = [f"without {', '.join(lacking)}"] if lacking else []
+                parts += [f"with {', '.join(more)}"] if more else []
+                text = f"the {what} differ from those of the training data: {' and '.join(parts)}"
                 raise DataError(f"{columns.source}: {text}")
         for what, one, other in (
             ("encode", self.encode, columns.encode), ("target", self.targets, columns.targets),

@@ -277,7 +277,7 @@ def check_columns(
             if name not in table.columns and not (argument == "missing" and name == "*"):
                 known = nearest(str(name), table.columns) or f" ({', '.join(table.columns)})"
                 if len(table.columns) == 1:
-                    known += "; with another delimiter, say so: `delimiter`"
+                    known += "; set `delimiter` if it is not the right one"
                 text = f"{argument}: there is no column {name!r}{known}"
                 problems.append(Problem(table.file, text))
     raise_problems(problems)
@@ -289,7 +289,7 @@ def refuse_slips(
     """Refuse inputs that can hardly be meant: without a name, the target, or of two kinds."""
     messages = [_nameless(table, name) for name in inputs if _is_nameless(name)]
     if set(inputs) != set(targets):  # as they are for an autoencoder
-        text = "is among the inputs, too: the model would be given the answer"
+        text = "is also an input: the model would see the answer"
         messages += [f"target {name!r} {text}" for name in targets if name in inputs]
     for argument, names in {"categories": categories, "dates": dates}.items():
         messages += [f"{argument}: {name!r} is no input" for name in names if name not in inputs]
@@ -305,7 +305,7 @@ def _nameless(table: Table, name: str) -> str:
     """Say what a column without a name, or with the one that pandas gives it, may be."""
     number = table.columns.index(name) + 1
     called = f"is called {name!r}" if name else "has no name"
-    cause = "a line that ends in a delimiter has a column more, without a name"
+    cause = "a delimiter at the end of a line starts one more column"
     if number == 1 or name:
         cause = "it looks like pandas' index: write the file with `index=False`"
     shown = name or '""'

@@ -195,13 +195,13 @@ def test_a_record_of_other_columns_is_refused(file, tmp_path):
     fewer = save(tmp_path / "fewer.csv", [row[1:] for row in rows(9)], "size,height,price")
     cases = [
         (CsvDataset(fewer, **ARGS),
-         "other input columns than the training data: kind, age missing; height not there"),
+         "input columns differ from those of the training data: without kind, age and with height"),
         (CsvDataset(file, **ARGS, encode="codes"), "encode is codes, but one_hot for the training"),
         (CsvDataset(file, "age", inputs=["kind", "size"], categories="kind", task="regression",
                     missing={"kind": "none", "age": "drop"}),
-         "other input columns than the training data: age missing"),
+         "input columns differ from those of the training data: without age"),
         (CsvDataset(file, "price", missing="mean", categories=["kind", "age"], task="regression"),
-         "other columns of categories than the training data: age not there in training"),
+         "columns of categories differ from those of the training data: with age"),
     ]  # fmt: skip
     for dataset, message in cases:
         with pytest.raises(DataError, match=message):
@@ -215,7 +215,7 @@ def test_what_training_cannot_fill_in_is_told(tmp_path):
     other = save(tmp_path / "other.csv", [[1, 2], ["", 4]], "a,y")
     record = CsvDataset(train, "y").record()
     with pytest.raises(
-        DataError, match=r"other.csv:3:a: no value, and the training data do not say"
+        DataError, match=r"other.csv:3:a: missing value, which the training data do not"
     ):
         CsvDataset(other, "y", missing="mean").use_record(record)
 
@@ -254,11 +254,11 @@ def test_rows_are_dropped_and_counted(tmp_path, caplog):
     file = save(tmp_path / "t.csv", [["x", 1, 0], ["", 2, 0], ["y", "", 1]], "k,a,y")
     dataset = CsvDataset(file, "y", categories="k", missing="drop")
     assert (len(dataset), dataset.encoding.categories) == (1, {"k": ["x"]})
-    assert "2 of 3 rows left out, as a value is missing (k 1, a 1)" in caplog.text
+    assert "dropped 2 of 3 rows with missing values (k 1, a 1)" in caplog.text
     dataset = CsvDataset(file, "y", categories="k", missing={"k": "none", "a": "drop"})
     assert (len(dataset), dataset.encoding.categories) == (2, {"k": ["none", "x"]})
     file = save(tmp_path / "t.csv", [["", 1], ["", 2]], "a,y")
-    with pytest.raises(DataError, match="none is left"):
+    with pytest.raises(DataError, match="no row is left"):
         CsvDataset(file, "y", missing="drop")
     with pytest.raises(DataError, match="no training sample has a value, so there is no mean"):
         CsvDataset(file, "y", missing="mean")
@@ -308,7 +308,7 @@ def test_categories_auto_takes_text_and_never_numbers_with_a_slip(tmp_path):
     with pytest.raises(DataError, match=r"t.csv:3:a: expected a number, found '2O'"):
         CsvDataset(file, "y", categories="auto")
     file = save(tmp_path / "t.csv", [[f"n{i}", 0] for i in range(30)], "a,y")
-    with pytest.raises(DataError, match="30 different texts in 30 rows are hardly categories"):
+    with pytest.raises(DataError, match="30 distinct texts in 30 rows are too many for categories"):
         CsvDataset(file, "y", categories="auto")
     assert CsvDataset(file, "y", categories="a").images.shape == (30, 30)
 

@@ -129,7 +129,7 @@ def test_what_is_wrong_is_told_at_once(write, args, expected):
         ("a,b\n", ["t.csv: no rows below the column names"]),
         ("", ["t.csv: no rows below the column names"]),
         ("a,b,a\n1,2,3", ["t.csv: two columns are named 'a'"]),
-        ("a,b\n1,nan\n,0", ["t.csv:3:a: no value; `missing` fills it in or drops the row"]),
+        ("a,b\n1,nan\n,0", ["t.csv:3:a: missing value; `missing` can fill it in or drop the row"]),
         ('a,b\n1,"0\n2,0', ["t.csv:3: unexpected end of data"]),
     ],
 )  # fmt: skip
@@ -227,7 +227,7 @@ def test_labels_that_are_numbers_sort_as_numbers(write, labels, classes, numbers
 def test_one_number_written_in_two_ways_is_not_two_classes(write):
     with pytest.raises(DataError) as error:
         CsvDataset(write("a,b\n0,1\n0,1.0\n0,2.0"), "b")
-    assert faults(error) == ["t.csv:3:b: '1.0' is the number '1', a label too: write one of them"]
+    assert faults(error) == ["t.csv:3:b: '1' and '1.0' are the same number: write it in one way"]
     with pytest.raises(DataError, match="is a name among numbers"):  # a slip
         CsvDataset(write("a,b\n0,1\n0,2.5\n0,2"), "b")
 
@@ -249,7 +249,7 @@ def test_comments_are_skipped_but_not_values(write):
     with pytest.raises(DataError) as error:
         CsvDataset(write("a,b\n1,2\n#a word\n#3,4"), "b")
     assert faults(error) == [
-        "t.csv:4: '#3' is a comment or a value? Write '# ' for one, quote the other"
+        "t.csv:4: '#3': put a blank after the # of a comment, or quotes around a value"
     ]
 
 
@@ -260,20 +260,20 @@ def test_comments_are_skipped_but_not_values(write):
          "t.csv: column 1 has no name; it looks like pandas' index: write the file with "
          '`index=False`, or leave it out: `ignore: [""]`'),
         ("a,b,\n0,1,\n1,3,", {},
-         "t.csv: column 3 has no name; a line that ends in a delimiter has a column more, without "
-         'a name, or leave it out: `ignore: [""]`'),
+         "t.csv: column 3 has no name; a delimiter at the end of a line starts one more column, or "
+         'leave it out: `ignore: [""]`'),
         ("Unnamed: 0,a,b\n0,1,2", {},
          "t.csv: column 1 is called 'Unnamed: 0'; it looks like pandas' index: write the file with "
          "`index=False`, or leave it out: `ignore: [Unnamed: 0]`"),
         ("1,2\n3,4", {},
-         "t.csv:1: the first line holds numbers, where the names of the columns are wanted"),
+         "t.csv:1: expected column names in the first line, found only numbers"),
         ("# a,b\n1,2\n3,4", {},
-         "t.csv:2: the first line holds numbers, where the names of the columns are wanted: are "
+         "t.csv:2: expected column names in the first line, found only numbers: are "
          "they in the comment '# a,b'?"),
-        ("a;b\n1;2", {}, "t.csv: target: there is no column 'b' (a;b); with another delimiter, say "
-         "so: `delimiter`"),
+        ("a;b\n1;2", {},
+         "t.csv: target: there is no column 'b' (a;b); set `delimiter` if it is not the right one"),
         ("a,b\n1,2", {"inputs": ["a", "b"]},
-         "t.csv: target 'b' is among the inputs, too: the model would be given the answer"),
+         "t.csv: target 'b' is also an input: the model would see the answer"),
         ("a,b\n1,2", {"ignore": "c"}, "t.csv: ignore: there is no column 'c' (a, b)"),
         ("a,b\n1,2", {"categories": "b"}, "t.csv: categories: 'b' is no input"),
         ("a,b\n1,2", {"categories": "a", "dates": "a"},
@@ -290,7 +290,7 @@ def test_comments_are_skipped_but_not_values(write):
         ("a,b\n1,2\n1_0,3", {}, "t.csv:3:a: expected a number, found '1_0'"),
         ("a,b\n1,2\ninfinity,3", {}, "t.csv:3:a: expected a number, found 'infinity'"),
         ("a,b\n1,2\nNaN,3", {},
-         "t.csv:3:a: no value (NaN); `missing` fills it in or drops the row"),
+         "t.csv:3:a: missing value (NaN); `missing` can fill it in or drop the row"),
     ],
 )  # fmt: skip
 def test_a_table_that_can_hardly_be_meant_is_told(write, text, args, message):
@@ -319,5 +319,5 @@ def test_tables_of_other_countries_and_programs_are_read(write):
 def test_ids_that_float32_rounds_are_told(write, caplog):
     CsvDataset(write("a,b\n16777216,1\n16777217,1\n16777219,2"), "b")
     assert [record.message.partition("t.csv")[2] for record in caplog.records] == [
-        ":3:a: 16777217 is 16777216 in float32 (of 2 such); a column of ids is better ignored"
+        ":3:a: 16777217 is 16777216 in float32 (of 2 such); leave ids out of the inputs"
     ]

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from base.batch import map_tensors
 from base.errors import DataError
@@ -101,18 +100,18 @@ class TableEncoding:
         parts, codes = [], []
         for name in self.inputs:
             if name not in self.categories:
-                parts.append(self._number(columns, name)[:, None])
+                parts.append(self._number(columns, name).float()[:, None])
             elif self.encode == "codes":
                 codes.append(self._codes(columns.categories[name], name))
             else:
-                n_codes = self.code_counts[name]
-                coded = one_hot(self._codes(columns.categories[name], name), n_codes)
-                parts.append(coded[:, 1:].double())  # unknown is 0 everywhere
+                places = self._codes(columns.categories[name], name)[:, None]
+                coded = torch.zeros(len(places), self.code_counts[name]).scatter_(1, places, 1.0)
+                parts.append(coded[:, 1:])  # unknown, code 0, is 0 in all
         targets = columns.labels
         if self.target_mean:
             mean, std = torch.tensor([self.target_mean, self.target_std], dtype=torch.float64)
             targets = ((targets.double() - mean) / std).float()
-        inputs = torch.cat(parts, dim=1).float() if parts else torch.empty(len(targets), 0)
+        inputs = torch.cat(parts, dim=1) if parts else torch.empty(len(targets), 0)
         return inputs, torch.stack(codes, dim=1) if self.encode == "codes" else None, targets
 
     def unknown_text(self, columns: Columns) -> str:

@@ -102,6 +102,8 @@ class CsvDataset(InMemoryDataset):
         check_columns(table, {"inputs": names, "target": targets}, others)
         refuse_slips(table, names, targets, coded, days)
         coded = text_columns(table, names, days) if is_auto else coded
+        if encode == "codes" and not coded:
+            raise DataError(f"{file}: encode: codes: no column is in `categories`")
         rules = missing_rules(file, by_column, names, coded, targets)
         if separator is not None:  # a sample may have no label at all
             rules |= dict.fromkeys(targets, "error")

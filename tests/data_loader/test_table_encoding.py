@@ -232,6 +232,13 @@ def test_unknown_values_are_counted_once(tmp_path, caplog):
     assert [record.message for record in caplog.records] == [expected]
 
 
+def test_codes_need_a_category(tmp_path):
+    file = save(tmp_path / "t.csv", [[1, 1]], "a,y")
+    for categories in ([], "auto"):
+        with pytest.raises(DataError, match=r"encode: codes: no column is in `categories`"):
+            CsvDataset(file, "y", categories=categories, encode="codes")
+
+
 def test_a_column_named_twice_is_told(tmp_path):
     file = save(tmp_path / "t.csv", [["a", 1]], "kind,y")
     with pytest.raises(DataError, match="inputs names 'kind' twice"):

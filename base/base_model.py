@@ -202,9 +202,13 @@ def forbid_new_layers(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def guard_first_batch(model: nn.Module) -> Iterator[None]:
-    """Catch on the first batch what would go wrong on each: new layers, shapes that do not fit."""
-    with explain_shape_errors(model), forbid_new_layers(model):
+def guard_first_batch(model: nn.Module, input_text: str | None = None) -> Iterator[None]:
+    """Catch on the first batch what would go wrong on each: new layers, shapes that do not fit.
+
+    Args:
+        input_text: what the inputs are, for errors of shape.
+    """
+    with explain_shape_errors(model, input_text), forbid_new_layers(model):
         yield
 
 

@@ -93,7 +93,7 @@ class BaseTrainer:
         self.signals, self.finite, self.recovery = SignalFlags(), FiniteWatch(), Recovery(self)
         self.run_log = RunLog(None, self.settings)
         self.writers = self.run_log.writers
-        self._phase_metrics = self.metrics
+        self._phase_metrics, self._phase_loader = self.metrics, self.train_loader
         self._n_samples: int | None = None  # of the batch, or the part, that is computed
 
     @final
@@ -117,7 +117,10 @@ class BaseTrainer:
         return {name: loss(outputs, target, batch=batch) for name, loss in self.losses.items()}
 
     def predict(self, outputs: Any) -> Any:
-        """Turn outputs into what the metrics compare with the target."""
+        """Turn outputs into what the metrics compare with the target.
+
+        Where the data set standardises its targets, both are then put back into their own unit.
+        """
         return outputs
 
     def train_step(self, batch: Any) -> Values:
@@ -194,10 +197,21 @@ class BaseTrainer:
         """Let the metrics see the predictions for a batch."""
         if self._phase_metrics:
             with torch.no_grad():
-                predictions = self.predict(outputs)
+                predictions, batch = self.in_own_unit(self.predict(outputs), batch)
                 target = target_of(batch, self.config["batch"])
                 for metric in self._phase_metrics.values():
                     metric.update(predictions, target, batch, self._n_samples)
+
+    @final
+    def in_own_unit(self, predictions: Any, batch: Any) -> tuple[Any, Any]:
+        """Return both with targets in their own unit, where the data set standardises these."""
+        scale = getattr(self._phase_loader, "target_scale", None)
+        if scale is None or not isinstance(batch, list | tuple):
+            return predictions, batch
+        if target_of(batch, self.config["batch"]) is not batch[-1]:
+            return predictions, batch
+        predictions = scale.undo_all(predictions, batch[-1])
+        return predictions, [*batch[:-1], scale.undo(batch[-1])]
 
     # --- The recipe ------------------------------------------------------------------------------
 
@@ -241,6 +255,7 @@ class BaseTrainer:
         self.clock.lap("logging")  # of the end of the epoch before
         self.experiment.freezing.begin_epoch(self.progress.step)
         self._phase_metrics = self.metrics if self.settings.train_metrics else {}
+        self._phase_loader = self.train_loader
         first, count = self.progress.batches_total, self.experiment.batches_left(self.progress)
         with self.run_log.bar(self.progress, self.experiment.batches_per_epoch) as bar:
             for batch in self.recovery.batches(first, count):
@@ -306,7 +321,7 @@ class BaseTrainer:
         meters = Meters(self.device)
         count_samples = SampleCount(self.config["batch"], loader)
         count = batches_to_evaluate(self.config, loader, phase, max_batches)
-        self._phase_metrics = self.valid_metrics
+        self._phase_metrics, self._phase_loader = self.valid_metrics, loader
         for metric in self.valid_metrics.values():
             metric.reset()
         seed = derive_seed(self.config["seed"], phase, self.progress.epoch)

@@ -102,6 +102,15 @@ def in_full_precision(value: Any) -> Any:
     return with_entries(value, in_full_precision) if isinstance(value, CONTAINERS) else value
 
 
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return tensors of floats changed, however nested; all else stays."""
+    if isinstance(value, Tensor):
+        return change(value) if value.is_floating_point() else value
+    if isinstance(value, CONTAINERS):
+        return with_entries(value, lambda entry: map_tensors(entry, change))
+    return value
+
+
 class SampleCount:
     """Counts the samples of a loader's batches, by the rules of the config's ``batch:`` section.
 

@@ -36,11 +36,18 @@ def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         "device": f"{device}, {trainer.precision.name}{_threads(trainer.device)}",
         "model": f"{type(trainer.model).__name__}, {n_trainable:,} parameters{frozen}",
         "data": ", ".join(sizes),
+        "inputs": input_text(trainer),
         "memory": ", ".join(memory_facts(trainer)) or None,
         "length": f"{experiment.n_epochs} epochs, {experiment.total_steps:,} steps",
         "best by": trainer.monitor.rule,
         "resume by": None if folder is None else resume_command(folder),
     }
+
+
+def input_text(trainer: BaseTrainer) -> str | None:
+    """Say what the inputs are, where they are the columns of a table."""
+    text: str | None = getattr(trainer.train_loader, "input_text", None)
+    return text
 
 
 def _threads(device: torch.device) -> str:

@@ -14,7 +14,7 @@ from base.base_trainer import BaseTrainer
 from base.batch import to_device
 from base.batch_checks import check_batches
 from base.errors import ConfigError
-from base.header import header_facts, peak_memory_mb
+from base.header import header_facts, input_text, peak_memory_mb
 from base.label_check import checked_labels
 from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
@@ -40,7 +40,8 @@ def check(trainer: BaseTrainer) -> None:
         raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
     check_profile(trainer)
     check_batches(trainer)
-    with guard_first_batch(trainer.model), checked_labels(trainer), agreeing_shapes(trainer):
+    guard = guard_first_batch(trainer.model, input_text(trainer))
+    with guard, checked_labels(trainer), agreeing_shapes(trainer):
         if trainer.valid_loader is not None:
             values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
             check_watched(trainer, "valid", values)
@@ -63,7 +64,7 @@ def dry_run(trainer: BaseTrainer) -> str:
     check_batches(trainer)
     settle(trainer)
     batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
-    with explain_shape_errors(trainer.model):
+    with explain_shape_errors(trainer.model, input_text(trainer)):
         layers = model_table(trainer, batch)
     parts = [
         format_header(header_facts(trainer, None)),

@@ -38,11 +38,14 @@ _KINDS = (RuntimeError, ValueError, IndexError, AssertionError, TypeError, Attri
 
 
 @contextmanager
-def explain_shape_errors(model: nn.Module) -> Iterator[None]:
+def explain_shape_errors(model: nn.Module, input_text: str | None = None) -> Iterator[None]:
     """Say more where shapes do not fit in the model's forward. Meant for the first batches.
 
     Whatever is not about shapes, or not raised within the model, passes as it is, and so do all
     errors of a compiled model, which may not be looked into.
+
+    Args:
+        input_text: what the inputs of the model are, where that is known.
 
     Raises:
         TrainingError: names the innermost module, its input, and what would fit.
@@ -66,7 +69,8 @@ def explain_shape_errors(model: nn.Module) -> Iterator[None]:
         text = _explain(error, names, last)
         if text is None:
             raise
-        raise TrainingError(text) from error
+        about_inputs = f"\n  the inputs are {input_text}" if input_text else ""
+        raise TrainingError(text + about_inputs) from error
     finally:
         handle.remove()
 

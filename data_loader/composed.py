@@ -17,6 +17,7 @@ from base.data_record import offers_record, record_of, use_record
 from base.errors import DataError, Problem, nearest
 from data_loader.image_files import read_text
 from data_loader.labels import raise_problems
+from data_loader.tables import CsvDataset, fit_tables
 
 OFFERED = ("targets", "classes", "ids", "files", "place", "image", "image_shape", "fingerprint")
 
@@ -30,6 +31,10 @@ class _Composed(Dataset[Any]):
 
     def __init__(self, parts: list[Any], numbers: Tensor, indices: Tensor) -> None:
         self.parts, self._numbers, self._indices = parts, numbers, indices
+        if _all_have(parts, "table_parts"):
+            self.table_parts = self._table_parts
+            if len(parts) > 1:  # one encoding for all
+                fit_tables(self._table_parts(torch.arange(len(self))))
         for name in OFFERED:
             if _all_have(parts, name):
                 setattr(self, name, self._joined(name))
@@ -50,6 +55,15 @@ class _Composed(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.parts[self._numbers[index]][int(self._indices[index])]
+
+    def _table_parts(self, indices: Tensor) -> list[tuple[CsvDataset, Tensor]]:
+        """Return the tables, each with its rows among some samples of this data set."""
+        numbers, inner = self._numbers[indices], self._indices[indices]
+        return [
+            pair
+            for number, part in enumerate(self.parts)
+            for pair in part.table_parts(inner[numbers == number])
+        ]
 
     def _of_part(self, name: str, index: int) -> Any:
         return getattr(self.parts[self._numbers[index]], name)(int(self._indices[index]))

@@ -23,9 +23,12 @@ from data_loader.images import find_mode
 from data_loader.in_memory import in_memory
 from data_loader.pipeline import Pipeline, TransformedDataset
 from data_loader.statistics import channel_statistics
+from data_loader.table_encoding import TargetScale
+from data_loader.tables import fit_tables, tables_of
 
 IMAGENET: dict[str, Sequence[float]] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CACHES = ("none", "memory", "disk")
+COMPUTED = ("auto", "inputs")  # what `normalize` computes from the data
 
 
 class DatasetLoader(BaseDataLoader):
@@ -40,7 +43,8 @@ class DatasetLoader(BaseDataLoader):
         valid_dataset, test_dataset: validation and test data of their own.
         transforms, valid_transforms: lists of transforms, for training and for all else.
         normalize: `auto` (mean and std of the training part), `imagenet`, `{mean: ..., std: ...}`,
-            or null: from 0 to 1.
+            or null: from 0 to 1. Of a `CsvDataset` `auto` standardises the targets of a regression
+            too; `inputs` leaves these as they are.
         mode: `RGB` or `grey`, what your own or torchvision's images are converted to.
         cache: `none`; `memory` or `disk`, decoded pixels kept as uint8 there.
         cache_dir: folder of what is kept on disk.
@@ -86,13 +90,13 @@ class DatasetLoader(BaseDataLoader):
         self.cache, self.cache_dir = cache, Path(cache_dir)
         self._caches: dict[int, Any] = {}
         tested = None if test_dataset is None else self._source(test_dataset, mode, "test_dataset")
-        is_test_alone = dataset is None and not training  # by `arguments_for_test`
-        source = tested if is_test_alone else self._source(dataset, mode, "dataset")
+        self._is_test_alone = dataset is None and not training  # by `arguments_for_test`
+        source = tested if self._is_test_alone else self._source(dataset, mode, "dataset")
         if split is not None:
             refuse_repeats(source)
-        if tested is not None and not is_test_alone:
+        if tested is not None and not self._is_test_alone:
             check_apart(source, tested, "training", "test")
-        self._normalize, self._trained_on = normalize, (source, split)
+        self._normalize, self._trained_on, self._tested = normalize, (source, split), tested
         self._own_valid = None
         if valid_dataset is not None:
             self._own_valid = self._source(valid_dataset, mode, "valid_dataset")
@@ -124,16 +128,19 @@ class DatasetLoader(BaseDataLoader):
         cls, args: Mapping[str, Any], record: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         """Leave out the training data where a record says what a test has to know of them."""
-        if "dataset" not in args or (args.get("normalize") == "auto" and "mean" not in record):
+        is_known = args.get("normalize") not in COMPUTED or bool({"mean", "table"} & set(record))
+        if "dataset" not in args or not is_known:
             return args
         needless = ("split", "valid_dataset", "sampling")
         return {**{k: v for k, v in args.items() if k not in needless}, "dataset": None}
 
     def _compute_statistics(self) -> None:
         """Compute what `normalize: auto` asks for, once, of the training part."""
-        if self._normalize != "auto" or self._pipelines[0].is_normalised:
-            return
         source, split = self._trained_on
+        if self._normalize not in COMPUTED or self._pipelines[0].is_normalised:
+            return
+        if tables_of(source):
+            return  # they are standardised column by column, by their encoding
         assert source is not None, "without training data a record says what to normalise by"
         targets = getattr(source, "targets", None)
         trained_on = divide(split, len(source), self.seed, targets)[0]
@@ -146,14 +153,48 @@ class DatasetLoader(BaseDataLoader):
 
     def _use_statistics(self, record: Mapping[str, Any]) -> None:
         """Normalise by a record's mean and std where the config says `auto`."""
-        if self._normalize == "auto" and "mean" in record:
+        if self._normalize in COMPUTED and "mean" in record:
             for pipeline in self._pipelines:
                 pipeline.normalise(record["mean"], record["std"])
 
+    @property
+    def target_scale(self) -> TargetScale | None:
+        """What puts predictions back into the targets' own unit, where these are standardised."""
+        tables = tables_of(self._source_here)
+        return tables[0].target_scale if tables else None
+
+    @property
+    def input_text(self) -> str | None:
+        """What the inputs are, where they are the columns of a table."""
+        tables = tables_of(self._source_here)
+        return tables[0].input_text if tables else None
+
+    @property
+    def _source_here(self) -> Any:
+        return getattr(self.dataset, "reads_from", None)
+
     def _divide(self) -> None:
         super()._divide()
+        self._fit_tables()
         if self._own_valid is not None:
             self._valid_indices = torch.arange(len(self._own_valid))
+
+    def _fit_tables(self) -> None:
+        """Code, fill in and standardise tables by the training part, or by a record.
+
+        Validation and test data of their own are treated as the training data.
+        """
+        source, split = self._trained_on
+        tables = tables_of(source)
+        if self._is_test_alone:
+            return  # a record is to come
+        if source is not None and tables and not tables[0].has_record:
+            trained_on = divide(split, len(source), self.seed, getattr(source, "targets", None))[0]
+            scaled = self._normalize in COMPUTED, self._normalize == "auto"
+            fit_tables(source.table_parts(trained_on), *scaled)
+        for other in (*tables_of(self._own_valid), *tables_of(self._tested)):
+            if tables and not other.has_record:
+                other.follow(tables[0].encoding)
 
     def _source(self, dataset: Any, mode: str | None, argument: str) -> Any:
         """Return the data set, in memory where torchvision holds it there anyway."""
@@ -212,12 +253,12 @@ def refuse_repeats(dataset: Any) -> None:
 
 def _given_statistics(normalize: Any) -> dict[str, Sequence[float]]:
     """Return mean and std where the config gives them; none to be computed, or for 0 to 1."""
-    if normalize is None or normalize == "auto":
+    if normalize is None or normalize in COMPUTED:
         return {}
     if normalize == "imagenet":
         return IMAGENET
     if not isinstance(normalize, Mapping) or set(normalize) != {"mean", "std"}:
-        text = "normalize: auto, imagenet, {mean: ..., std: ...} or null"
+        text = "normalize: auto, imagenet, inputs, {mean: ..., std: ...} or null"
         raise DataError(f"{text}, not {normalize!r}")
     lists: dict[str, Sequence[float]] = {
         k: v if isinstance(v, list) else [v] for k, v in normalize.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ class InMemoryDataset(Dataset[list[Tensor]]):
         if len(inputs) != len(targets):
             raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
         self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers are no brightness
+        self.tensors_given = [self.images, self.targets]  # what batches are made of
+        self.placed: InMemoryDataset | None = None  # the same on a GPU
         if names is not None:
             self.classes = names
 
@@ -43,12 +46,21 @@ class InMemoryDataset(Dataset[list[Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> list[Tensor]:
-        return [_as_input(self.images[index].clone()), self.targets[index]]
+        inputs, *others = self.tensors_given
+        return [_as_input(inputs[index].clone(), self.source), *(each[index] for each in others)]
 
     def get_batch(self, indices: Tensor) -> list[Tensor]:
         """Read many samples at once: what collating them one by one would give."""
-        inputs = self.images.index_select(0, indices)
-        return [_as_input(inputs), self.targets.index_select(0, indices)]
+        inputs, *others = self.tensors_given
+        chosen = [each.index_select(0, indices) for each in others]
+        return [_as_input(inputs.index_select(0, indices), self.source), *chosen]
+
+    def placed_on(self, device: torch.device) -> InMemoryDataset:
+        """Return these data with the tensors of their batches on a device."""
+        placed, (inputs, *others) = copy.copy(self), self.tensors_given
+        ready = _as_input(inputs, self.source)
+        placed.tensors_given = [each.to(device) for each in (ready, *others)]
+        return placed
 
     @property
     def ids(self) -> list[str]:
@@ -127,11 +139,23 @@ def in_memory_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:
     return images, torch.as_tensor(targets)
 
 
-def _as_input(values: Tensor) -> Tensor:
-    """Return what a model takes: bytes as they are, floats in float32, whole numbers in int64."""
+def _as_input(values: Tensor, source: str) -> Tensor:
+    """Return what a model takes: bytes as they are, floats in float32, whole numbers in int64.
+
+    Raises:
+        DataError: a number is beyond float32, in which it would be infinite.
+    """
     if values.dtype == torch.uint8:
         return values
-    return values.float() if values.is_floating_point() else values.long()
+    if not values.is_floating_point():
+        return values.long()
+    inputs = values.float()
+    if values.dtype == torch.float64:
+        are_beyond = inputs.isinf() & ~values.isinf()
+        if are_beyond.any():
+            text = f"an input is {values[are_beyond][0].item():.6g}, beyond float32"
+            raise DataError(f"{source}: {text}; the largest number there is 3.4e38: scale it")
+    return inputs
 
 
 def _checked_targets(targets: Tensor, names: list[str] | None, source: str) -> Tensor:

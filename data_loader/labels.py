@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from base.errors import DataError, Problem, nearest
 TASKS = ("classification", "regression", "multilabel")
 N_SHOWN = 10  # faults told of one file
 MOST_CLASSES = 1_000_000  # found by themselves; a higher number is no class but a slip
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+LARGEST = torch.finfo(torch.float32).max
 
 Texts = Sequence[Sequence[str]]  # (sample, column)
 Place = Callable[[int, int], str]  # sample and column -> where that text stands
@@ -49,7 +51,11 @@ def read_targets(
         return _several_hot([row[0].split(separator) for row in texts], place, names)
     if task == "classification" and all(len(row) == 1 for row in texts):
         return _class_numbers([row[0] for row in texts], place, names)
-    readers = {"classification": _class_number, "regression": _number, "multilabel": _zero_or_one}
+    readers = {
+        "classification": _class_number,
+        "regression": read_number,
+        "multilabel": _zero_or_one,
+    }
     values, problems = [], []
     for sample, row in enumerate(texts):
         for column, text in enumerate(row):
@@ -81,8 +87,13 @@ def _class_numbers(
     numbers = {text: int(text) for text in set(column) if text.removeprefix("-").isdecimal()}
     are_numbers = len(numbers) == len(set(column))
     faults = {"": "no label"}
+    values = set(map(as_number, set(column) - {""}))
+    are_whole = all(value is not None and value == value // 1 for value in values)
     if names is None and are_numbers:
         names = list(map(str, range(min(MOST_CLASSES, max(numbers.values(), default=-1) + 1))))
+    elif names is None and (are_whole or not numbers):
+        names = sort_labels(set(column) - {""})
+        faults |= _equal_numbers(names)
     elif names is None:
         names = sorted(set(column) - {""})
         n_numbers = sum(text in numbers for text in column)
@@ -108,7 +119,7 @@ def _several_hot(
 ) -> tuple[Tensor, list[str]]:
     """Return a row of 0 and 1 for each sample; a sample may have no label at all."""
     labels = [[label.strip() for label in row if label.strip()] for row in labels]
-    names = sorted({label for row in labels for label in row}) if names is None else names
+    names = sort_labels({label for row in labels for label in row}) if names is None else names
     known = {name: number for number, name in enumerate(names)}
     targets = torch.zeros(len(labels), len(names))
     problems = []
@@ -123,14 +134,51 @@ def _several_hot(
     return targets, names
 
 
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+def sort_labels(labels: Iterable[str]) -> list[str]:
+    """Sort labels as numbers where all of them are numbers, else as text; an empty one is first."""
+    texts = sorted(labels)
+    numbers = {text: as_number(text) for text in texts if text}
+    if None in numbers.values():
+        return texts
+    return sorted(texts, key=lambda text: (text != "", numbers.get(text, 0.0)))
+
+
+def as_number(text: str) -> float | None:
+    """Return the number that a text is, or None.
+
+    Only digits with a sign, a point and an exponent count: Python's `float` also takes ``1_0``,
+    ``nan``, ``infinity`` and the digits of all scripts.
+    """
+    return float(text) if NUMBER.fullmatch(text) else None
+
+
+def all_numbers(texts: Sequence[str]) -> Tensor | None:
+    """Return many texts as numbers at once, float64; None where one is none or beyond float32."""
+    if not all(map(NUMBER.fullmatch, texts)):
+        return None
+    numbers = torch.tensor(list(map(float, texts)), dtype=torch.float64)
+    return numbers if bool((numbers.abs() <= LARGEST).all()) else None
+
+
+def read_number(text: str) -> float:
+    """Return the number that a text is; ValueError says why it is none, or is beyond float32."""
+    value = as_number(text)
+    if value is None:
         raise ValueError(f"expected a number, found {text!r}")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{text} is beyond float32, whose largest number is {LARGEST:.3g}")
     return value
+
+
+def _equal_numbers(names: Sequence[str]) -> dict[str, str]:
+    """Return the faults of labels that are one number, written in several ways."""
+    first: dict[float, str] = {}
+    faults = {}
+    for name in names:
+        value = as_number(name)
+        if value is not None and first.setdefault(value, name) != name:
+            faults[name] = f"{first[value]!r} and {name!r} are the same number: write it in one way"
+    return faults
 
 
 def _class_number(text: str) -> int:
@@ -140,6 +188,7 @@ def _class_number(text: str) -> int:
 
 
 def _zero_or_one(text: str) -> float:
-    if text not in ("0", "1"):
+    value = {"false": 0.0, "true": 1.0}.get(text.lower(), as_number(text))
+    if value not in (0, 1):
         raise ValueError(f"expected 0 or 1, found {text!r}")
-    return float(text)
+    return float(value)

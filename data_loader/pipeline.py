@@ -16,7 +16,6 @@ from base.errors import BatchError, DataError
 from base.keyed import Draws
 from base.seeding import derive_seed, seed_cpu_streams
 from data_loader.images import MODES, as_image
-from data_loader.in_memory import InMemoryDataset
 from data_loader.transforms import by_key
 
 Images = Tensor | list[Tensor]  # (sample, channel, height, width), or a list of unequal images
@@ -151,13 +150,13 @@ class TransformedDataset(Dataset[Any]):
 
     def place_on(self, device: torch.device) -> bool:
         """Copy data in memory to a GPU where they fill less than a third of what is free there."""
-        inputs, targets = (getattr(self.reads_from, name, None) for name in ("images", "targets"))
-        if inputs is None or targets is None or device.type != "cuda":
+        tensors = getattr(self.reads_from, "tensors_given", None)
+        if tensors is None or device.type != "cuda":
             return False
-        if inputs.nbytes + targets.nbytes > torch.cuda.mem_get_info(device)[0] / 3:
+        if sum(each.nbytes for each in tensors) > torch.cuda.mem_get_info(device)[0] / 3:
             return False
-        if not hasattr(self.reads_from, "placed"):  # the validation part reads the same copy
-            self.reads_from.placed = InMemoryDataset(inputs.to(device), targets.to(device))
+        if self.reads_from.placed is None:  # the validation part reads the same copy
+            self.reads_from.placed = self.reads_from.placed_on(device)
         self._get_batch, self.device = self.reads_from.placed.get_batch, device
         return True
 

@@ -57,16 +57,21 @@ def channel_statistics(
 def _compute(
     source: Any, indices: Tensor, white: float, n_threads: int, note_bad: Note
 ) -> tuple[list[float], list[float]]:
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    # Sums are of differences from a first value: those of large numbers would lose small
+    # differences, and a constant is exactly one.
+    count, shift, total, squares = 0, None, torch.zeros(()), torch.zeros(())
     for images in _read(source, indices, n_threads, note_bad):
         scale = 1.0 if images.is_floating_point() else white
         values = images.to(torch.float64).div_(scale)
         rows = values.flatten(2).transpose(0, 1).flatten(1) if values.dim() > 2 else values.T
+        shift = rows[:, :1].clone() if shift is None else shift
+        rows = rows - shift
         count += rows.shape[1]
         total = total + rows.sum(1)
         squares = squares + rows.square().sum(1)
     mean = total / count
     std = (squares / count - mean.square()).clamp_(min=0).sqrt()
+    mean = mean if shift is None else mean + shift[:, 0]
     if not std.isfinite().all():
         raise DataError("normalize: auto: the data hold numbers that are not finite")
     std[std == 0] = 1.0  # a constant stays a constant

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,18 +93,26 @@ class MnistModel(BaseModel):
 
 
 class MLP(BaseModel):
-    """Linear layers with ReLU between them; each sample is flattened first."""
+    """Linear layers with ReLU between them; each sample is flattened first.
+
+    Args:
+        n_inputs: numbers of a sample; None takes them from the first batch.
+    """
 
     def __init__(
-        self, n_inputs: int, hidden: list[int], n_outputs: int, dropout: float = 0
+        self, n_inputs: int | None, hidden: list[int], n_outputs: int, dropout: float = 0
     ) -> None:
         super().__init__()
-        sizes = [n_inputs, *hidden]
+        sizes: list[int | None] = [n_inputs, *hidden]
         layers: list[nn.Module] = []
-        for n_in, n_out in pairwise(sizes):
-            layers += [nn.Linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
+        for n_in, n_out in zip(sizes, hidden, strict=False):
+            layers += [_linear(n_in, n_out), nn.ReLU(), nn.Dropout(dropout)]
         self.hidden = nn.Sequential(*layers)
-        self.head = nn.Linear(sizes[-1], n_outputs)
+        self.head = _linear(sizes[-1], n_outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:  # (batch, ...) -> (batch, n_outputs)
         return self.head(self.hidden(inputs.flatten(1)))
+
+
+def _linear(n_in: int | None, n_out: int) -> nn.Module:
+    return nn.LazyLinear(n_out) if n_in is None else nn.Linear(n_in, n_out)

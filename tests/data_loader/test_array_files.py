@@ -252,3 +252,15 @@ def test_torchvisions_sets_in_memory_are_read_by_the_batch(data, targets, expect
 def test_other_sets_are_left_as_they_are(data):
     assert in_memory(SimpleNamespace(data=data, targets=LABELS)) is None
     assert in_memory(SimpleNamespace()) is None
+
+
+def test_a_number_beyond_float32_is_an_error_and_not_infinite(tmp_path):
+    values = np.array([[1.0], [1e39], [2.0]])
+    np.savez(tmp_path / "t.npz", x=values, y=np.array([0, 1, 0]))
+    dataset = ArrayFileDataset("x", "y", str(tmp_path / "t.npz"))
+    assert dataset.get_batch(torch.tensor([0, 2]))[0].tolist() == [[1], [2]]
+    for read in (lambda: dataset[1], lambda: dataset.get_batch(torch.arange(3))):
+        with pytest.raises(DataError, match=r"t.npz: an input is 1e\+39, beyond float32"):
+            read()
+    with pytest.raises(DataError, match="beyond float32"):
+        dataset.placed_on(torch.device("cpu"))

@@ -60,21 +60,43 @@ def offline(monkeypatch):
 
 
 @pytest.fixture
-def make_digits(project_root):
-    spec = importlib.util.spec_from_file_location(
-        "make_digits", project_root / "data/make_digits.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def make_digits(project_root, monkeypatch):
+    monkeypatch.syspath_prepend(project_root / "data")
+    return importlib.import_module("make_digits")
+
+
+@pytest.fixture
+def make_wine(project_root, monkeypatch):
+    monkeypatch.syspath_prepend(project_root / "data")
+    return importlib.import_module("make_wine")
+
+
+# Files that ship
+
+
+def test_they_have_the_sizes_and_hashes_that_their_page_states(project_root):
+    files = [project_root / f"data/{name}" for name in ("digits.npz", "wine.csv", "wine_test.csv")]
+    contents = [file.read_bytes() for file in files]
+    page = (project_root / "data/README.md").read_text()
+    found = re.findall(r"([\d,]+) bytes, sha256 `(\w+)`", page)
+    assert found == [(f"{len(x):,}", hashlib.sha256(x).hexdigest()) for x in contents]
+
+
+def test_the_wines_are_those_of_scikit_learn(make_wine, project_root):
+    wines = pytest.importorskip("sklearn.datasets").load_wine()
+    tables = make_wine.tables()
+    found = []
+    for name, content in tables.items():
+        assert content == (project_root / "data" / name).read_bytes()
+        found += [line.split(",") for line in content.decode().split("\n")[1:-1]]
+    rows = [[*map(float, row), "ABC"[k]] for row, k in zip(wines.data, wines.target, strict=True)]
+    assert sorted([*map(float, row[:-1]), row[-1]] for row in found) == sorted(rows)
+    tested = [line[-1] for line in tables["wine_test.csv"].decode().split("\n")[1:-1]]
+    shares = np.bincount(wines.target) * 36 / 178
+    assert np.abs([tested.count(kind) for kind in "ABC"] - shares).max() < 1
 
 
 # Digits
-
-
-def test_the_digits_have_the_hash_that_their_page_states(project_root):
-    digest = hashlib.sha256((project_root / "data/digits.npz").read_bytes()).hexdigest()
-    assert re.findall(r"sha256 `(\w+)`", (project_root / "data/README.md").read_text()) == [digest]
 
 
 def test_the_script_makes_the_same_bytes_again(make_digits, project_root):

@@ -369,3 +369,13 @@ def test_a_file_in_two_joined_data_sets_is_not_split(tmp_path):
     with pytest.raises(DataError, match=r"a/0\.png: a file of two of the joined data sets"):
         DatasetLoader(joined(), 2, split=0.5)
     assert len(DatasetLoader(joined(), 2)) == 3
+
+
+def test_constants_and_large_numbers_with_small_differences_are_normalised():
+    x = torch.stack([torch.full((300,), 0.1), 1e9 + torch.arange(300) % 3 * 64.0], dim=1)
+    loader = DatasetLoader(InMemoryDataset(x, torch.zeros(300)), 300, normalize="auto")
+    next(loader.batches(0, 1))
+    mean, std = loader._pipelines[0].mean.double(), loader._pipelines[0].std.double()
+    expected = x.double()
+    assert std.tolist() == pytest.approx([1, float(expected[:, 1].std(correction=0))])
+    assert mean.tolist() == pytest.approx(expected.mean(0).tolist(), rel=1e-7)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from base.errors import ConfigError, DataError
 from base.names import build
@@ -288,3 +289,19 @@ def test_a_link_to_an_image_of_the_set_is_a_repeat(tmp_path):
     (tmp_path / "images/b/3.png").unlink()
     (tmp_path / "images/b/3.png").symlink_to(tmp_path / "elsewhere.png")
     assert len(ImageFolderDataset(str(tmp_path / "images"))) == 3, "a link to elsewhere is a file"
+
+
+def test_class_folders_that_are_numbers_keep_the_order_of_text(tmp_path):
+    """Runs of before, and of torchvision, number them so; only lists and tables sort numbers."""
+    for seed, name in enumerate(["10", "2", "1", "1.0"]):
+        save(tmp_path / name / "a.png", seed)
+    classes = ImageFolderDataset(str(tmp_path)).classes
+    assert classes == ["1", "1.0", "10", "2"] == ImageFolder(tmp_path).classes
+
+
+def test_labels_of_a_list_that_are_numbers_sort_as_numbers(folder):
+    paths = ["dog/b.png", "dog/more/a.PNG", "Bär/写真.png"]
+    lines = [f"{path} {label}" for path, label in zip(paths, ["10.0", "2.0", "1.0"], strict=True)]
+    dataset = ImageListDataset(write(folder, "\n".join(lines)))
+    assert dataset.classes == ["1.0", "2.0", "10.0"]
+    assert dataset.targets.tolist() == [2, 1, 0]

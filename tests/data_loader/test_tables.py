@@ -95,8 +95,9 @@ def test_several_labels_stand_in_columns_or_in_one(write):
                 "t.csv: target: there is no column 'zz' (length, width, kind, seeds)",
             ],
         ),
-        ({"target": "seeds"}, [f"t.csv:{n}:kind: expected a number, found '{k}'"
-                               for n, k in ((2, "rose"), (3, "iris"), (5, "rose"))]),
+        ({"target": "seeds"},
+         ["t.csv:2:kind: expected a number, found 'rose'; for text, `categories: [kind]`, or leave "
+          "it out: `ignore: [kind]`"]),
         ({"target": "kind", "inputs": "seeds", "classes": ["rose", "irish"]},
          ["t.csv:3:kind: unknown class 'iris'; did you mean 'irish'?"]),
         ({"target": "seeds", "inputs": "width", "classes": 5},
@@ -128,7 +129,7 @@ def test_what_is_wrong_is_told_at_once(write, args, expected):
         ("a,b\n", ["t.csv: no rows below the column names"]),
         ("", ["t.csv: no rows below the column names"]),
         ("a,b,a\n1,2,3", ["t.csv: two columns are named 'a'"]),
-        ("a,b\n1,nan\n,0", ["t.csv:3:a: expected a number, found ''"]),
+        ("a,b\n1,nan\n,0", ["t.csv:3:a: missing value; `missing` can fill it in or drop the row"]),
         ('a,b\n1,"0\n2,0', ["t.csv:3: unexpected end of data"]),
     ],
 )  # fmt: skip
@@ -144,7 +145,7 @@ def test_a_label_that_is_left_out_is_told(write):
     assert faults(error) == ["t.csv:3:b: no label"]
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "1,5", "0x10"])
+@pytest.mark.parametrize("value", ["inf", "infinity", "1,5", "0x10", "1_0", "\u0661", "1 000"])
 def test_a_regression_target_is_a_finite_number(write, value):
     with pytest.raises(DataError) as error:
         CsvDataset(write(f"a;b\n1;{value}"), "b", task="regression", delimiter=";")
@@ -176,3 +177,147 @@ def test_a_column_of_paths_gives_images(write, tmp_path):
     with pytest.raises(DataError) as error:
         ImageCsvDataset(write("path,age\nim/c.png,30\nim/a b.png,1"), "path", "age")
     assert faults(error) == ["t.csv:2: im/c.png: no such file"]
+
+
+@pytest.mark.parametrize("text", ["", "nan", "NaN", "NA", "?"])
+def test_a_missing_target_is_told_or_its_row_dropped(write, text):
+    file = write(f"a,b\n1,2\n3,{text}\n5,6")
+    with pytest.raises(DataError) as error:
+        CsvDataset(file, "b", task="regression", missing="mean")
+    shown = f" ({text})" if text else ""
+    assert faults(error) == [f"t.csv:3:b: no target{shown}; `missing: drop` leaves such rows out"]
+    dataset = CsvDataset(file, "b", task="regression", missing={"b": "drop"})
+    assert dataset.targets.tolist() == [[2], [6]]
+    assert dataset.place(1).endswith(":4")
+
+
+@pytest.mark.parametrize("value", ["1e39", "-3.5e38", "1e400"])
+@pytest.mark.parametrize("line", ["{},1", "1,{}"])
+def test_a_number_beyond_float32_is_told_with_its_line(write, value, line):
+    with pytest.raises(DataError) as error:
+        CsvDataset(write(f"a,b\n1,2\n{line.format(value)}"), "b", task="regression")
+    place = f"t.csv:3:{'ab'[line.index('{') > 0]}"
+    assert faults(error) == [f"{place}: {value} is beyond float32, whose largest number is 3.4e+38"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        ("10.0 2.0 1.0", ["1.0", "2.0", "10.0"], [2, 1, 0]),
+        ("1e1 -1 2", ["-1", "2", "1e1"], [2, 0, 1]),
+        ("-1.5 -10.5 .5", ["-10.5", "-1.5", ".5"], [1, 0, 2]),
+        ("+10 +9 +9", ["+9", "+10"], [1, 0, 0]),
+        ("10 2 1", [str(n) for n in range(11)], [10, 2, 1]),
+        ("10.0 2.0 b", ["10.0", "2.0", "b"], [0, 1, 2]),
+        ("v10 v2 v1", ["v1", "v10", "v2"], [1, 2, 0]),
+        ("1_0 2_0 nan", ["1_0", "2_0", "nan"], [0, 1, 2]),
+    ],
+)
+def test_labels_that_are_numbers_sort_as_numbers(write, labels, classes, numbers):
+    rows = "\n".join(f"0,{label}" for label in labels.split())
+    dataset = CsvDataset(write(f"a,b\n{rows}"), "b")
+    assert dataset.classes == classes
+    assert dataset.targets.tolist() == numbers
+    joined = CsvDataset(write(f"a,b\n{rows}"), "b", task="multilabel", separator="|", inputs="a")
+    occurring = [each for each in classes if each in labels.split()]
+    assert joined.classes == occurring
+    assert joined.targets.argmax(1).tolist() == [occurring.index(x) for x in labels.split()]
+
+
+def test_one_number_written_in_two_ways_is_not_two_classes(write):
+    with pytest.raises(DataError) as error:
+        CsvDataset(write("a,b\n0,1\n0,1.0\n0,2.0"), "b")
+    assert faults(error) == ["t.csv:3:b: '1' and '1.0' are the same number: write it in one way"]
+    with pytest.raises(DataError, match="is a name among numbers"):  # a slip
+        CsvDataset(write("a,b\n0,1\n0,2.5\n0,2"), "b")
+
+
+def test_columns_of_zero_and_one_may_be_floats_or_booleans(write):
+    text = "a,b,c\n1,1.0,True\n2,0.0,False\n3,0,TRUE"
+    dataset = CsvDataset(write(text), ["b", "c"], task="multilabel")
+    assert dataset.targets.tolist() == [[1, 1], [0, 0], [0, 1]]
+
+
+def test_comments_are_skipped_but_not_values(write):
+    text = (
+        '# made by hand, twice\na,b,c\n##\n1,2,x\n# 7,8,y\n"#f00",5,"y\n# no comment"\n#\n3,4,z\n'
+    )
+    dataset = CsvDataset(write(text), "c", categories="a")
+    assert dataset.classes == ["x", "y\n# no comment", "z"]
+    assert [dataset.place(i)[-2:] for i in range(3)] == [":4", ":6", ":9"]
+    assert dataset.encoding.categories == {"a": ["#f00", "1", "3"]}
+    with pytest.raises(DataError) as error:
+        CsvDataset(write("a,b\n1,2\n#a word\n#3,4"), "b")
+    assert faults(error) == [
+        "t.csv:4: '#3': put a blank after the # of a comment, or quotes around a value"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "message"),
+    [
+        (",a,b\n0,1,2\n1,3,4", {},
+         "t.csv: column 1 has no name; it looks like pandas' index: write the file with "
+         '`index=False`, or leave it out: `ignore: [""]`'),
+        ("a,b,\n0,1,\n1,3,", {},
+         "t.csv: column 3 has no name; a delimiter at the end of a line starts one more column, or "
+         'leave it out: `ignore: [""]`'),
+        ("Unnamed: 0,a,b\n0,1,2", {},
+         "t.csv: column 1 is called 'Unnamed: 0'; it looks like pandas' index: write the file with "
+         "`index=False`, or leave it out: `ignore: [Unnamed: 0]`"),
+        ("1,2\n3,4", {},
+         "t.csv:1: expected column names in the first line, found only numbers"),
+        ("# a,b\n1,2\n3,4", {},
+         "t.csv:2: expected column names in the first line, found only numbers: are "
+         "they in the comment '# a,b'?"),
+        ("a;b\n1;2", {},
+         "t.csv: target: there is no column 'b' (a;b); set `delimiter` if it is not the right one"),
+        ("a,b\n1,2", {"inputs": ["a", "b"]},
+         "t.csv: target 'b' is also an input: the model would see the answer"),
+        ("a,b\n1,2", {"ignore": "c"}, "t.csv: ignore: there is no column 'c' (a, b)"),
+        ("a,b\n1,2", {"categories": "b"}, "t.csv: categories: 'b' is no input"),
+        ("a,b\n1,2", {"categories": "a", "dates": "a"},
+         "t.csv: 'a' is in categories and in dates"),
+        ("a,b\n2024-03-31,2", {},
+         "t.csv:2:a: expected a number, found '2024-03-31'; a date: `dates` lists such columns"),
+        ("a,b\n31.3.2024,2", {"dates": "a"},
+         "t.csv:2:a: expected a date such as 2024-03-31 or 2024-03-31T18:30, found '31.3.2024'"),
+        ('a,b\n"1,5",2', {},
+         "t.csv:2:a: expected a number, found '1,5'; a decimal comma: `decimal: \",\"`"),
+        ("a;b\n1.500;2\n1,5;2", {"delimiter": ";", "decimal": ","},
+         "t.csv:2:a: expected a number, found '1.500'"),
+        ("a,b\nTrue,2\n1,2", {}, "t.csv:2:a: expected a number, found 'True'"),
+        ("a,b\n1,2\n1_0,3", {}, "t.csv:3:a: expected a number, found '1_0'"),
+        ("a,b\n1,2\ninfinity,3", {}, "t.csv:3:a: expected a number, found 'infinity'"),
+        ("a,b\n1,2\nNaN,3", {},
+         "t.csv:3:a: missing value (NaN); `missing` can fill it in or drop the row"),
+    ],
+)  # fmt: skip
+def test_a_table_that_can_hardly_be_meant_is_told(write, text, args, message):
+    with pytest.raises(DataError) as error:
+        CsvDataset(write(text), "b", task="regression", **args)
+    assert faults(error) == [message]
+
+
+def test_columns_that_are_not_wanted_are_ignored(write):
+    dataset = CsvDataset(write(",a,b,c\nx,1,2,3\ny,4,5,6"), "c", ignore=["", "b"])
+    assert dataset.images.tolist() == [[1], [4]]
+    assert CsvDataset(write(",a,c\nx,1,3\ny,4,6"), "c", "a").images.tolist() == [[1], [4]]
+
+
+def test_tables_of_other_countries_and_programs_are_read(write):
+    text = 'a;when;yes;c\n1,5;2024-01-02;True;3,25\n-1e-1;2024-01-02T12:00;;"4"\n'
+    dataset = CsvDataset(
+        write(text), "c", task="regression", delimiter=";", decimal=",", dates="when",
+        missing={"yes": 0.5},
+    )  # fmt: skip
+    assert dataset.targets.tolist() == [[3.25], [4]]
+    # 19,724 days: `date -d 2024-01-02 +%s` divided by 86,400
+    assert dataset.images.tolist() == [[1.5, 19724, 1], [pytest.approx(-0.1), 19724.5, 0.5]]
+
+
+def test_ids_that_float32_rounds_are_told(write, caplog):
+    CsvDataset(write("a,b\n16777216,1\n16777217,1\n16777219,2"), "b")
+    assert [record.message.partition("t.csv")[2] for record in caplog.records] == [
+        ":3:a: 16777217 is 16777216 in float32 (of 2 such); leave ids out of the inputs"
+    ]

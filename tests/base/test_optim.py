@@ -194,8 +194,8 @@ def test_capturable_reaches_the_optimizer() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("{lr: -1}", "Invalid learning rate"),
-        ("{lr: 0.1, betas: [0.9, 2]}", "Invalid beta"),
+        ("{lr: -1}", "expected a number of at least 0, found -1"),
+        ("{lr: 0.1, betas: [0.9, 2]}", "expected a number from 0 to below 1"),
         ("{lr: 0.1, fused: true, foreach: true}", "together"),
         ("{lr: 0.1, lrr: 2}", "unknown argument for AdamW; did you mean 'lr'"),
         ("{lr: high}", "high"),

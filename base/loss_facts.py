@@ -70,11 +70,15 @@ def ignore_index_of(function: Callable[..., Any]) -> int | None:
     if isinstance(function, nn.Module):
         each = (getattr(module, "ignore_index", None) for module in function.modules())
         return next((value for value in each if type(value) is int), None)
-    try:  # a partial function's arguments are its defaults
-        parameter = inspect.signature(function).parameters.get("ignore_index")
-    except (TypeError, ValueError):
-        return None
-    return parameter.default if parameter is not None and type(parameter.default) is int else None
+    called = getattr(function, "func", function)
+    for each in (function, getattr(called, "denominator", None)):  # of what it is written with
+        try:  # a partial function's arguments are its defaults
+            parameter = inspect.signature(each).parameters.get("ignore_index")  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            continue
+        if parameter is not None and type(parameter.default) is int:
+            return parameter.default
+    return None
 
 
 def threshold_of(function: Callable[..., Any]) -> float | None:

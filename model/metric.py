@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from base.batch import count_samples
 from base.denominators import SUM, counted_by
 from base.losses import build_losses
 from base.metrics import mean_of_counts
@@ -489,7 +490,7 @@ class MeanLoss:
             self.loss.to(target.device)
         value = self.loss(output, target)
         counted = counted_by(value)
-        number = len(target) if counted is None else counted.number
+        number = count_samples((output, target)) if counted is None else counted.number
         if number is SUM:
             self.total, self.count = self.total + value.double(), 1.0
             return

@@ -13,6 +13,7 @@ from toy import CONFIG, make
 from base.errors import ConfigError, TrainingError
 from base.inspection import check
 from base.loss_facts import ignore_index_of, threshold_of
+from model.loss import smooth_cross_entropy
 from trainer.trainer import Trainer
 
 
@@ -50,7 +51,7 @@ def settings(*overrides: str, **how: Any) -> dict[str, Any]:
     [
         (F.cross_entropy, -100), (nn.CrossEntropyLoss(), -100), (nn.NLLLoss(ignore_index=3), 3),
         (F.mse_loss, None), (nn.BCEWithLogitsLoss(), None), (own_loss, 7), (plain_loss, None),
-        (Wrapped(), 9), (max, None),
+        (Wrapped(), 9), (max, None), (declared_loss, 7), (smooth_cross_entropy, -100),
     ],
 )  # fmt: skip
 def test_a_loss_says_what_it_ignores(loss: Any, expected: int | None):

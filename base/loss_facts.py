@@ -68,12 +68,13 @@ def with_loss_facts(
 def ignore_index_of(function: Callable[..., Any]) -> int | None:
     """Return the target that a loss leaves out; None where it has no such argument."""
     if isinstance(function, nn.Module):
-        each = (getattr(module, "ignore_index", None) for module in function.modules())
-        return next((value for value in each if type(value) is int), None)
+        found = (getattr(module, "ignore_index", None) for module in function.modules())
+        return next((value for value in found if type(value) is int), None)
     called = getattr(function, "func", function)
-    for each in (function, getattr(called, "denominator", None)):  # of what it is written with
+    written_with: Any = getattr(called, "denominator", None)
+    for each in (function, written_with):
         try:  # a partial function's arguments are its defaults
-            parameter = inspect.signature(each).parameters.get("ignore_index")  # type: ignore[arg-type]
+            parameter = inspect.signature(each).parameters.get("ignore_index")
         except (TypeError, ValueError):
             continue
         if parameter is not None and type(parameter.default) is int:

@@ -10,6 +10,7 @@ from base.config import Config
 from base.errors import ConfigError
 from base.names import build
 from base.registry import find
+from base.signatures import signature
 
 
 def build_loaders(config: Config) -> tuple[Any, Any]:
@@ -21,10 +22,14 @@ def build_loaders(config: Config) -> tuple[Any, Any]:
     if config["valid_data_loader"] is not None:
         section = config["valid_data_loader"]
         valid_loader = build("data_loader", section, where=config.where("valid_data_loader"))
+        _tell_ignored(valid_loader, config)
     else:
         valid_loader = loader.split_validation() if hasattr(loader, "split_validation") else None
     if valid_loader is not None:
         valid_loader = as_batches(valid_loader, seed)
+    _tell_ignored(loader, config)
+    if hasattr(loader, "set_training_length"):
+        loader.set_training_length(batches_in_training(config, loader))
     return as_batches(loader, seed), valid_loader
 
 
@@ -46,6 +51,7 @@ def build_test_loader(config: Config) -> Any:
         given = {key: value for key, value in plain.items() if key in accepted}
         section = {"type": section["type"], "args": {**section["args"], **given}}
     loader = build("data_loader", section, where=config.where("data_loader"))
+    _tell_ignored(loader, config)
     return as_batches(loader, config["seed"])
 
 
@@ -65,3 +71,30 @@ def batches_in_epoch(config: Config, loader: Any) -> int:
     if n_batches == 0:
         raise ConfigError([config.problem(("data_loader",), "the loader gives no batch")])
     return n_batches
+
+
+def batches_in_training(config: Config, loader: Any) -> int:
+    """Return how many batches the whole training reads."""
+    settings, accumulate = config["trainer"], config["memory"]["accumulate"]
+    if settings["steps"] is not None:
+        return int(settings["steps"] * accumulate)
+    return int(settings["epochs"] * batches_in_epoch(config, loader))
+
+
+def ignored_by_losses(config: Config) -> int | None:
+    """Return the first ``ignore_index`` that a loss has, given or by default; None: none has."""
+    for section in config["loss"]:
+        named = find("loss", section["type"])
+        takes = signature("loss", named).parameters
+        default = takes["ignore_index"].default if "ignore_index" in takes else None
+        default = getattr(named, "ignore_index", default)  # of an instance
+        value = (section["args"] or {}).get("ignore_index", default)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _tell_ignored(loader: Any, config: Config) -> None:
+    """Tell a loader which class number the losses leave out."""
+    if hasattr(loader, "set_ignored"):
+        loader.set_ignored(ignored_by_losses(config))

@@ -16,7 +16,10 @@ from base.errors import DataError, Problem, nearest
 from data_loader.image_files import read_text
 from data_loader.labels import raise_problems
 
-OFFERED = ("targets", "classes", "ids", "files", "place", "image", "image_shape", "fingerprint")
+OFFERED = (
+    "targets", "classes", "ids", "files", "place", "image", "image_shape", "fingerprint",
+    "masks", "classes_in", "target", "ignore_index",
+)  # fmt: skip
 
 
 class _Composed(Dataset[Any]):
@@ -79,11 +82,13 @@ class _Composed(Dataset[Any]):
         """Return one of what is offered, made of that of each part."""
         if name == "fingerprint":
             return self._fingerprint
-        if name in ("place", "image", "image_shape"):
+        if name in ("place", "image", "image_shape", "target"):
             return functools.partial(self._of_part, name)
         values = [getattr(part, name) for part in self.parts]
-        if name == "classes":
+        if name in ("classes", "ignore_index", "classes_in"):
             return values[0]
+        if name == "masks":
+            return _Composed(values, self._numbers, self._indices)
         if name == "targets":
             firsts = torch.tensor([0, *map(len, values[:-1])]).cumsum(0)
             places = firsts[self._numbers] + self._indices
@@ -116,6 +121,7 @@ class ConcatenatedDataset(_Composed):
         _refuse_others("classes", [getattr(each, "classes", None) for each in datasets])
         forms = [_form(each.targets) if hasattr(each, "targets") else None for each in datasets]
         _refuse_others("targets", forms)
+        _refuse_others("ignore_index", [getattr(each, "ignore_index", None) for each in datasets])
         sizes = torch.tensor([len(each) for each in datasets])  # type: ignore[arg-type]
         numbers = torch.arange(len(sizes)).repeat_interleave(sizes)
         indices = torch.cat([torch.arange(size) for size in sizes.tolist()])

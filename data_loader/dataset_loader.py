@@ -20,6 +20,7 @@ from data_loader.image_files import real_paths
 from data_loader.images import find_mode
 from data_loader.in_memory import in_memory
 from data_loader.pipeline import Pipeline, TransformedDataset
+from data_loader.spatial_targets import IGNORED
 from data_loader.statistics import channel_statistics
 
 IMAGENET: dict[str, Sequence[float]] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -115,6 +116,26 @@ class DatasetLoader(BaseDataLoader):
             prefetch_factor=prefetch_factor,
             timeout=timeout,
         )
+        for each in (self.dataset, self.valid_dataset):
+            each.check()
+
+    def set_ignored(self, ignored: int | None) -> None:
+        """Let what comes into a mask from outside get the class number that the loss leaves out.
+
+        Raises:
+            DataError: the data set marks pixels without a class by another number.
+        """
+        for dataset, pipeline in zip(
+            (self.dataset, self.valid_dataset), self._pipelines, strict=True
+        ):
+            own = getattr(dataset.reads_from, "ignore_index", None)
+            if own is not None and ignored is not None and own != ignored:
+                text = (
+                    f"{dataset.name} marks pixels without a class by {own}, the loss by {ignored}"
+                )
+                raise DataError(f"{text}: give the loss `args: {{ignore_index: {own}}}`")
+            known = own if ignored is None else ignored
+            pipeline.ignored = IGNORED if known is None else known
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
         """Give batches; the statistics to normalise by are there before the first one."""

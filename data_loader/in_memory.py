@@ -19,18 +19,28 @@ class InMemoryDataset(Dataset[list[Tensor]]):
     """Inputs and their targets as two tensors, given out as they are.
 
     inputs   (sample, ...); images uint8 (sample, channel, height, width)
-    targets  (sample,) class numbers, or (sample, k)
+    targets  (sample,) class numbers, or (sample, k); masks (sample, height, width), where -100 or
+             `ignore_index` says that a pixel has no class
 
     Raises:
         DataError: they are not equally many, or a target is no number or no class.
     """
 
     def __init__(
-        self, inputs: Tensor, targets: Tensor, classes: Classes = None, *, source: str = ""
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        classes: Classes = None,
+        *,
+        ignore_index: int | None = None,
+        source: str = "",
     ) -> None:
         names = class_names(classes)
         self.source = source or type(self).__name__
-        self.images, self.targets = inputs, _checked_targets(targets, names, self.source)
+        self.images = inputs
+        self.targets = _checked_targets(targets, names, ignore_index, self.source)
+        if ignore_index is not None:
+            self.ignore_index = ignore_index
         if len(inputs) != len(targets):
             raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
         self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers are no brightness
@@ -128,17 +138,24 @@ def _as_input(values: Tensor) -> Tensor:
     return values.float() if values.is_floating_point() else values.long()
 
 
-def _checked_targets(targets: Tensor, names: list[str] | None, source: str) -> Tensor:
+def _checked_targets(
+    targets: Tensor, names: list[str] | None, ignore_index: int | None, source: str
+) -> Tensor:
     """Return class numbers in int64, other targets in float32."""
     if targets.is_floating_point() or targets.dtype == torch.bool:
         targets = targets.float()
         _refuse(~targets.isfinite(), targets, source, "no number")
         return targets
     targets = targets.long()
-    highest = None if names is None or targets.dim() > 1 else len(names) - 1
-    _refuse(targets < 0, targets, source, "no class: it is below 0")
+    is_mask = targets.dim() > 2
+    highest = None if names is None or targets.dim() == 2 else len(names) - 1
+    is_class = torch.ones_like(targets, dtype=torch.bool)
+    if is_mask:
+        is_class = targets != (-100 if ignore_index is None else ignore_index)
+    _refuse((targets < 0) & is_class, targets, source, "no class: it is below 0")
     if highest is not None:
-        _refuse(targets > highest, targets, source, f"no class: they are 0 to {highest}")
+        is_wrong = (targets > highest) & is_class
+        _refuse(is_wrong, targets, source, f"no class: they are 0 to {highest}")
     return targets
 
 

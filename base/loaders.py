@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 from base.base_data_loader import as_batches
@@ -11,6 +12,13 @@ from base.errors import ConfigError
 from base.names import build
 from base.registry import find
 from base.signatures import signature
+
+# Losses of torch that take no shares of classes.
+OF_CLASS_NUMBERS = frozenset((
+    "nll_loss", "NLLLoss", "NLLLoss2d", "multi_margin_loss",
+    "MultiMarginLoss", "multilabel_margin_loss", "MultiLabelMarginLoss", "ctc_loss", "CTCLoss",
+    "AdaptiveLogSoftmaxWithLoss",
+))  # fmt: skip
 
 
 def build_loaders(config: Config) -> tuple[Any, Any]:
@@ -29,7 +37,12 @@ def build_loaders(config: Config) -> tuple[Any, Any]:
         valid_loader = as_batches(valid_loader, seed)
     _tell_ignored(loader, config)
     if hasattr(loader, "set_training_length"):
-        loader.set_training_length(batches_in_training(config, loader))
+        n_batches = batches_in_epoch(config, loader)
+        steps_per_epoch = math.ceil(n_batches / config["memory"]["accumulate"])
+        n_steps = config["trainer"]["steps"] or config["trainer"]["epochs"] * steps_per_epoch
+        loader.set_training_length(n_steps, steps_per_epoch, n_batches)
+    if mixers := getattr(loader, "mixes", ""):
+        _refuse_class_numbers(config, mixers)
     return as_batches(loader, seed), valid_loader
 
 
@@ -73,14 +86,6 @@ def batches_in_epoch(config: Config, loader: Any) -> int:
     return n_batches
 
 
-def batches_in_training(config: Config, loader: Any) -> int:
-    """Return how many batches the whole training reads."""
-    settings, accumulate = config["trainer"], config["memory"]["accumulate"]
-    if settings["steps"] is not None:
-        return int(settings["steps"] * accumulate)
-    return int(settings["epochs"] * batches_in_epoch(config, loader))
-
-
 def ignored_by_losses(config: Config) -> int | None:
     """Return the first ``ignore_index`` that a loss has, given or by default; None: none has."""
     for section in config["loss"]:
@@ -98,3 +103,22 @@ def _tell_ignored(loader: Any, config: Config) -> None:
     """Tell a loader which class number the losses leave out."""
     if hasattr(loader, "set_ignored"):
         loader.set_ignored(ignored_by_losses(config))
+
+
+def _refuse_class_numbers(config: Config, mixers: str) -> None:
+    """Make sure that no loss takes class numbers where samples are mixed.
+
+    Raises:
+        ConfigError: one does; all are named.
+    """
+    problems = []
+    for number, section in enumerate(config["loss"]):
+        name, ignored = section["type"], (section["args"] or {}).get("ignore_index", -100)
+        if name in OF_CLASS_NUMBERS:
+            text = f"{name} takes class numbers, but {mixers} makes targets shares of classes"
+            problems.append(config.problem(("loss", number), f"{text}: use cross_entropy"))
+        elif name in ("cross_entropy", "CrossEntropyLoss") and ignored >= 0:
+            text = f"{mixers} makes targets shares of classes, for which it has no ignore_index"
+            problems.append(config.problem(("loss", number), f"{text}: leave one of them out"))
+    if problems:
+        raise ConfigError(problems)

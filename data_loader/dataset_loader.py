@@ -19,6 +19,7 @@ from data_loader.composed import check_data_set
 from data_loader.image_files import real_paths
 from data_loader.images import find_mode
 from data_loader.in_memory import in_memory
+from data_loader.mixing import single_mixers
 from data_loader.pipeline import Pipeline, TransformedDataset
 from data_loader.spatial_targets import IGNORED
 from data_loader.statistics import channel_statistics
@@ -116,8 +117,7 @@ class DatasetLoader(BaseDataLoader):
             prefetch_factor=prefetch_factor,
             timeout=timeout,
         )
-        for each in (self.dataset, self.valid_dataset):
-            each.check()
+        self._check_transforms(source)
 
     def set_ignored(self, ignored: int | None) -> None:
         """Let what comes into a mask from outside get the class number that the loss leaves out.
@@ -137,6 +137,21 @@ class DatasetLoader(BaseDataLoader):
             known = own if ignored is None else ignored
             pipeline.ignored = IGNORED if known is None else known
 
+    @property
+    def mixes(self) -> str:
+        """The names of the transforms that make targets shares of classes, if there are any."""
+        mixers = single_mixers(self._pipelines[0].mixers)
+        return " and ".join(type(each).__name__ for each in mixers)
+
+    def set_training_length(self, n_steps: int, steps_per_epoch: int, n_batches: int) -> None:
+        """Let transforms that are off at the end of the training know how long it is.
+
+        Args:
+            n_batches: of an epoch.
+        """
+        for mixer in single_mixers(self._pipelines[0].mixers):
+            mixer.end_before(n_steps, steps_per_epoch, n_batches / len(self))
+
     def batches(self, first: int, count: int) -> Iterator[Batch]:
         """Give batches; the statistics to normalise by are there before the first one."""
         if self._normalize == "auto" and not self._pipelines[0].is_normalised:
@@ -150,6 +165,19 @@ class DatasetLoader(BaseDataLoader):
             for pipeline in self._pipelines:
                 pipeline.normalise(*found)
         yield from super().batches(first, count)
+
+    def _check_transforms(self, source: Any) -> None:
+        """Make sure, before anything is trained, that the transforms fit the data.
+
+        Raises:
+            DataError: one moves the images without their masks, or MixUp cannot mix the targets.
+        """
+        for each in (self.dataset, self.valid_dataset):
+            each.check()
+        if self._pipelines[1].mixers:
+            raise DataError("valid_transforms: MixUp and CutMix are for training: leave them out")
+        for mixer in single_mixers(self._pipelines[0].mixers):
+            mixer.take_classes(source)
 
     def _divide(self) -> None:
         super()._divide()

@@ -17,6 +17,7 @@ from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_str
 from data_loader.geometry import has_override, is_v2, keeps_places, parts_of, why_not_together
 from data_loader.images import as_image
 from data_loader.in_memory import InMemoryDataset
+from data_loader.mixing import Mixer, MixerChoice, as_mixer
 from data_loader.spatial_targets import (
     IGNORED,
     SpatialTargets,
@@ -59,7 +60,11 @@ class Pipeline:
     ) -> None:
         if not isinstance(transforms, Sequence) or isinstance(transforms, str):
             raise DataError(f"transforms: a list, not {transforms!r}; give [{{type: ...}}, ...]")
-        self.stages = [stage for each in transforms for stage in _stages(each)]
+        stages = [stage for each in transforms for stage in _stages(each)]
+        self.mixers = [stage for stage in stages if isinstance(stage, Mixer | MixerChoice)]
+        self.stages = stages[: len(stages) - len(self.mixers)]
+        if any(isinstance(stage, Mixer | MixerChoice) for stage in self.stages):
+            raise DataError("transforms: MixUp and CutMix mix finished samples: list them last")
         self.moves = not all(map(keeps_places, self.stages))
         self.ignored = IGNORED  # the class number of what comes into a mask from outside
         self.white, self.is_normalised = white, False
@@ -105,6 +110,17 @@ class Pipeline:
             raise BatchError(_unequal(images, indices))
         targets.moving = moving
         return self.as_input(images), targets.collated()
+
+    def mixed(
+        self, images: Tensor, columns: list[Any], seed: int, epoch: int, indices: Tensor
+    ) -> list[Any]:
+        """Return a finished batch in which MixUp or CutMix, where listed, mixed the samples."""
+        if self.mixers and len(columns) != 1:
+            text = f"{len(columns)} targets beside the image"
+            raise BatchError(f"MixUp and CutMix are for samples (image, target), not for {text}")
+        for mixer in self.mixers:
+            images, columns[0] = mixer(images, columns[0], seed, epoch, indices)
+        return [images, *columns]
 
     def refuse_to_part(self, image: Tensor, entries: Sequence[Any], has_boxes: bool) -> None:
         """Make sure that each transform can move the targets that lie on an image with it.
@@ -236,7 +252,7 @@ class TransformedDataset(Dataset[Any]):
             images = images if self.pipeline.begins_with_lists else _stacked(images)
             columns = [[sample[place] for sample in samples] for place in range(1, len(samples[0]))]
         images, columns = self.pipeline.with_targets(images, columns, seed, epoch, indices)
-        return [images, *columns]
+        return self.pipeline.mixed(images, columns, seed, epoch, indices)
 
     def check(self) -> None:
         """Make sure, by the first sample, that each transform moves what lies on the image.
@@ -333,6 +349,8 @@ def _stages(transform: Any) -> list[Any]:
         raise DataError(f"transforms: {text}; give {{type: ..., args: ...}}")
     module, name = type(transform).__module__, type(transform).__name__
     is_torchvisions = module.startswith("torchvision.transforms")
+    if (mixer := as_mixer(transform)) is not None:
+        return [mixer]
     if is_torchvisions and name == "Compose":
         return [stage for each in transform.transforms for stage in _stages(each)]
     if is_torchvisions and name in NEEDLESS:

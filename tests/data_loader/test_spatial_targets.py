@@ -271,7 +271,7 @@ still.keeps_places = True
 class Roll(KeyedTransform):
     def batch(self, images, draws):
         return torch.stack(
-            [x.roll(n, -1) for x, (n,) in zip(images, draws.integers(3, 1).tolist())]
+            [x.roll(n, -1) for x, (n,) in zip(images, draws.integers(3, 1).tolist(), strict=True)]
         )
 
 

@@ -120,6 +120,7 @@ class MaskFiles(ImageFiles):
             raise DataError(f"classes: at most {NO_CLASS} in a mask of 8 bits, not {n_classes}")
         self.colors = None if colors is None else _checked_colors(colors, n_classes)
         super().__init__(root, ids, torch.empty(0), None, "L", resize)
+        del self.targets
 
     def refuse_missing(self) -> None:
         """Do nothing: the files were found a moment ago."""

@@ -13,13 +13,14 @@ from base.seeding import derive_generator
 from data_loader.datasets import read_npz
 from data_loader.in_memory import InMemoryDataset
 
-ZOOM = 2  # of the digits, which are 8 x 8
+SIDE = 12  # pixels of a digit, which is enlarged from 8 x 8
+N_TRIES = 12  # to find room for a digit in an image
 INK, PAPER = 9, 3  # of 16: a pixel with as much is of the digit, or with as little is not
 UNCLEAR = 255
 
 
 class DigitScenesDataset(InMemoryDataset):
-    """Images (3, size, size) with one to three digits in them, and the class of each pixel.
+    """Images (3, size, size) with a few digits in them, and the class of each pixel.
 
     Classes are the background, 0, and the digits 0 to 9, as 1 to 10; at the edge of a stroke, where
     a pixel is half ink, it has none: 255. The digits of `part: test` are those of the test split.
@@ -31,15 +32,15 @@ class DigitScenesDataset(InMemoryDataset):
     def __init__(
         self,
         n_samples: int = 600,
-        size: int = 40,
+        size: int = 32,
         part: str = "train",
         data_seed: int = 0,
         file: str = "data/digits.npz",
     ) -> None:
         if part not in ("train", "test"):
             raise DataError(f"DigitScenesDataset: part is {part!r}; give train or test")
-        if n_samples < 1 or size < 8 * ZOOM:
-            text = f"n_samples must be at least 1 and size at least {8 * ZOOM}"
+        if n_samples < 1 or size < SIDE:
+            text = f"n_samples must be at least 1 and size at least {SIDE}"
             raise DataError(f"DigitScenesDataset: {text}, not {n_samples} and {size}")
         digits, labels = _digits(file, part)
         generator = derive_generator(data_seed, "scenes", part)
@@ -55,7 +56,7 @@ def _digits(file: str, part: str) -> tuple[Tensor, Tensor]:
     is_test = torch.zeros(len(arrays["labels"]), dtype=torch.bool)
     is_test[arrays["test_ids"]] = True
     chosen = is_test if part == "test" else ~is_test
-    ink = F.interpolate(arrays["images"][chosen, None].float(), scale_factor=ZOOM, mode="bilinear")
+    ink = F.interpolate(arrays["images"][chosen, None].float(), (SIDE, SIDE), mode="bilinear")
     return ink[:, 0], arrays["labels"][chosen].long()
 
 
@@ -71,16 +72,16 @@ def _scene(
     image = F.interpolate(coarse, (size, size), mode="bilinear")[0].mul_(0.4)
     image += torch.rand((3, size, size), generator=generator) * 0.2
     mask, is_taken = torch.zeros(size, size, dtype=torch.int64), torch.zeros(size, size)
-    side = digits.shape[-1]
-    for _ in range(1 + draw(3)):
-        number, top, left = draw(len(digits)), draw(size - side + 1), draw(size - side + 1)
-        place = (slice(top, top + side), slice(left, left + side))
-        if is_taken[place].any():
+    for _ in range(N_TRIES):
+        number, top, left = draw(len(digits)), draw(size - SIDE + 1), draw(size - SIDE + 1)
+        rows, columns = slice(top, top + SIDE), slice(left, left + SIDE)
+        if is_taken[rows, columns].any():
             continue
+        is_taken[rows, columns] = 1
         ink = digits[number]
-        is_taken[place] = 1
         colour = 0.6 + 0.4 * torch.rand((3, 1, 1), generator=generator)
-        image[:, *place] += (colour - image[:, *place]) * (ink / 16)
+        part = image[:, rows, columns]
+        part += (colour - part) * (ink / 16)
         edge = torch.where(ink > PAPER, UNCLEAR, 0)
-        mask[place] = torch.where(ink >= INK, labels[number] + 1, edge)
+        mask[rows, columns] = torch.where(ink >= INK, labels[number] + 1, edge)
     return image.mul(255).round_().clamp_(0, 255).to(torch.uint8), mask

@@ -18,7 +18,7 @@ from base.registry import project_root, set_project_root
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ["models", "initialisation", "parameter-groups", "losses", "gans", "gradients"]
-PAGES += ["data-sets", "memory", "speed", "checkpoints", "logging", "reliability"]
+PAGES += ["data-sets", "segmentation", "memory", "speed", "checkpoints", "logging", "reliability"]
 BLOCK = re.compile(r"^```(python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ((?:config|model|data_loader|trainer)/\S+\.(?:yaml|py)|make_\w+\.py)\n")
 

@@ -115,10 +115,12 @@ def _refuse_class_numbers(config: Config, mixers: str) -> None:
     for number, section in enumerate(config["loss"]):
         name, ignored = section["type"], (section["args"] or {}).get("ignore_index", -100)
         if name in OF_CLASS_NUMBERS:
-            text = f"{name} takes class numbers, but {mixers} makes targets shares of classes"
+            text = (
+                f"{name} takes class numbers, but targets mixed by {mixers} are shares of classes"
+            )
             problems.append(config.problem(("loss", number), f"{text}: use cross_entropy"))
         elif name in ("cross_entropy", "CrossEntropyLoss") and ignored >= 0:
-            text = f"{mixers} makes targets shares of classes, for which it has no ignore_index"
+            text = f"targets mixed by {mixers} are shares of classes, which know no ignore_index"
             problems.append(config.problem(("loss", number), f"{text}: leave one of them out"))
     if problems:
         raise ConfigError(problems)

@@ -125,9 +125,8 @@ class DatasetLoader(BaseDataLoader):
         Raises:
             DataError: the data set marks pixels without a class by another number.
         """
-        for dataset, pipeline in zip(
-            (self.dataset, self.valid_dataset), self._pipelines, strict=True
-        ):
+        parts: tuple[Any, Any] = (self.dataset, self.valid_dataset)
+        for dataset, pipeline in zip(parts, self._pipelines, strict=True):
             own = getattr(dataset.reads_from, "ignore_index", None)
             if own is not None and ignored is not None and own != ignored:
                 text = (
@@ -172,7 +171,8 @@ class DatasetLoader(BaseDataLoader):
         Raises:
             DataError: one moves the images without their masks, or MixUp cannot mix the targets.
         """
-        for each in (self.dataset, self.valid_dataset):
+        parts: tuple[Any, Any] = (self.dataset, self.valid_dataset)
+        for each in parts:
             each.check()
         if self._pipelines[1].mixers:
             raise DataError("valid_transforms: MixUp and CutMix are for training: leave them out")

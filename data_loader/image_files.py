@@ -287,7 +287,8 @@ def _fields(line: str) -> tuple[list[str], str]:
 
 def images_under(root: str, name: str, endings: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Return the images in a folder, and all other files, as paths relative to the root, sorted."""
-    images, others = [], []
+    images: list[str] = []
+    others: list[str] = []
     for folder, folders, files in os.walk(os.path.join(root, name), followlinks=True):  # noqa: PTH118
         folders[:] = [each for each in folders if not each.startswith(".")]
         within = Path(folder).relative_to(root).as_posix()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -148,7 +149,7 @@ class Pipeline:
         indices: Tensor,
     ) -> tuple[Images, Columns]:
         """Apply what is left of the transforms to each sample by itself."""
-        changed, moved = [], {number: [] for number in moving}
+        changed, moved = [], _emptied(moving)
         for number, index in enumerate(indices.tolist()):
             seed_cpu_streams(derive_seed(seed, "transform", epoch, index))
             one: Images = images[number][None]
@@ -399,7 +400,7 @@ def _apply(stage: Any, images: Images, moving: Columns, draws: Draws) -> tuple[I
     """Apply a stage to the batch, or to each image where they are unequal, and to its targets."""
     if isinstance(images, Tensor) or hasattr(stage, "takes_lists"):
         return _apply_to_batch(stage, images, moving, draws)
-    changed, moved = [], {place: [] for place in moving}
+    changed, moved = [], _emptied(moving)
     for number, image in enumerate(images):
         one, left = image[None], draws.sample(number)
         lone = {place: column[number : number + 1] for place, column in moving.items()}
@@ -409,6 +410,10 @@ def _apply(stage: Any, images: Images, moving: Columns, draws: Draws) -> tuple[I
             moved[place] += column
     draws.n_drawn = left.n_drawn  # of each sample equally many
     return _stacked(changed), moved
+
+
+def _emptied(moving: Columns) -> Columns:
+    return {place: [] for place in moving}
 
 
 def _apply_to_batch(
@@ -443,10 +448,8 @@ def _moved(stage: Any, column: Any, sizes: Sequence[Any], draws: Draws) -> Any:
             return stage.move(target, sizes[number], own)
         return type(target)(stage.batch_masks(target[None], own)[0])  # a mask, as was checked
 
-    return [
-        change_each(lambda target, number=number: moved(number, target), entry)
-        for number, entry in enumerate(column)
-    ]
+    numbered = enumerate(column)
+    return [change_each(functools.partial(moved, number), entry) for number, entry in numbered]
 
 
 def _unequal(images: list[Tensor], indices: Tensor) -> str:

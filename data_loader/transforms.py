@@ -75,7 +75,8 @@ class RandomShift(KeyedTransform):
         size = (images.shape[-2], images.shape[-1])
         return crop(F.pad(images, [self.pixels] * 4), offsets[:, 0], offsets[:, 1], size)
 
-    batch_masks = batch
+    def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
+        return self.batch(masks, draws)
 
     def move(self, target: Tensor, size: Size, draws: Draws) -> Tensor:
         from torchvision.transforms.v2 import functional
@@ -96,7 +97,8 @@ class RandomFlip(KeyedTransform):
         is_flipped = (draws.uniform()[:, 0] < self.p).view(-1, 1, 1, 1)
         return torch.where(is_flipped, images.flip(self.dim), images)
 
-    batch_masks = batch
+    def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
+        return self.batch(masks, draws)
 
     def move(self, target: Tensor, size: Size, draws: Draws) -> Tensor:
         from torchvision.transforms.v2 import functional

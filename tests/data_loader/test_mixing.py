@@ -196,8 +196,8 @@ loss: cross_entropy
 @pytest.mark.parametrize(
     ("loss", "text"),
     [
-        ("nll_loss", "nll_loss takes class numbers, but MixUp makes targets shares of classes"),
-        ("{type: CrossEntropyLoss, args: {ignore_index: 3}}", "for which it has no ignore_index"),
+        ("nll_loss", "loss.0: nll_loss takes class numbers, but targets mixed by MixUp are shares"),
+        ("{type: CrossEntropyLoss, args: {ignore_index: 3}}", "which know no ignore_index"),
     ],
 )
 def test_a_loss_that_takes_no_shares_is_an_error_of_the_config(tmp_path, loss, text):

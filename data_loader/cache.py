@@ -43,15 +43,17 @@ def cached(
         raise ConfigError([Problem("cache", f"{where!r} is none of none, memory, disk")])
     name = type(dataset).__name__
     missing = [each for each in NEEDED if not hasattr(dataset, each)]
-    if missing or not (hasattr(dataset, "targets") or hasattr(dataset, "masks")):
+    if missing or not (hasattr(dataset, "targets") or hasattr(dataset, "mask_files")):
         missing = missing or ["targets"]
         raise DataError(f"{name} cannot be cached: it has no {', '.join(missing)}; use cache: none")
     if not hasattr(os, "pwrite"):
         raise DataError("caching is not for Windows; use cache: none")
     n_threads = n_threads or free_cores()
     masks = None
-    if hasattr(dataset, "masks"):
-        masks = CachedPixels(dataset.masks, *_decoded(dataset.masks, where, folder, n_threads))
+    if hasattr(dataset, "mask_files"):
+        masks = CachedPixels(
+            dataset.mask_files, *_decoded(dataset.mask_files, where, folder, n_threads)
+        )
     pixels, layout = _decoded(dataset, where, folder, n_threads)
     if masks is not None:
         return CachedImages(dataset, pixels, layout, masks)
@@ -98,7 +100,7 @@ class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
         self, source: Any, pixels: SharedPixels, layout: Layout, masks: CachedPixels | None = None
     ) -> None:
         super().__init__(source, pixels, layout)
-        self.masks = masks
+        self.mask_files = masks
         for name in ("targets", "ids", "classes", "ignore_index"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
@@ -108,9 +110,9 @@ class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
 
     def target(self, index: int) -> Tensor:
         """Return a target: that of the source or, of its masks, one from what is kept."""
-        if self.masks is None:
+        if self.mask_files is None:
             return self.source.targets[index]
-        return self.source.classes_in(self.masks.image(index))
+        return self.source.classes_in(self.mask_files.image(index))
 
     def place(self, index: int) -> str:
         """Say where an image is listed, and its path."""

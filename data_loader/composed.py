@@ -18,7 +18,7 @@ from data_loader.labels import raise_problems
 
 OFFERED = (
     "targets", "classes", "ids", "files", "place", "image", "image_shape", "fingerprint",
-    "masks", "classes_in", "target", "ignore_index",
+    "mask_files", "classes_in", "ignore_index",
 )  # fmt: skip
 
 
@@ -82,12 +82,12 @@ class _Composed(Dataset[Any]):
         """Return one of what is offered, made of that of each part."""
         if name == "fingerprint":
             return self._fingerprint
-        if name in ("place", "image", "image_shape", "target"):
+        if name in ("place", "image", "image_shape"):
             return functools.partial(self._of_part, name)
         values = [getattr(part, name) for part in self.parts]
         if name in ("classes", "ignore_index", "classes_in"):
             return values[0]
-        if name == "masks":
+        if name == "mask_files":
             return _Composed(values, self._numbers, self._indices)
         if name == "targets":
             firsts = torch.tensor([0, *map(len, values[:-1])]).cumsum(0)

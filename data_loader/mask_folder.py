@@ -59,17 +59,17 @@ class MaskFolderDataset(ImageFiles):
         )
         del self.targets  # they are read with the images
         self.ignore_index = ignore_index
-        self.masks = MaskFiles(
+        self.mask_files = MaskFiles(
             folders[1], [mask for _, mask in pairs], len(names), ignore_index, colors, resize
         )
         self._refuse_unequal()
 
     def target(self, index: int) -> Tensor:
         """Return the class of each pixel: int64 (height, width)."""
-        return self.classes_in(self.masks.image(index))
+        return self.classes_in(self.mask_files.image(index))
 
     def classes_in(self, mask: Tensor) -> Tensor:
-        """Return the class of each pixel, int64 (height, width), of a mask as `masks` gives it."""
+        """Return the class of each pixel, int64 (height, width), of one of `mask_files`."""
         values = mask[0].long()
         if self.ignore_index is None:
             return values
@@ -86,14 +86,14 @@ class MaskFolderDataset(ImageFiles):
 
         def sizes(index: int) -> list[tuple[int, ...]]:
             try:
-                files = (self.encoded(index), self.masks.encoded(index))
+                files = (self.encoded(index), self.mask_files.encoded(index))
                 return [image_shape(file, "L")[1:] for file in files]
             except DataError:  # told when it is read, and left out where the config says so
                 return []
 
         found = read_each(sizes, range(len(self)), free_cores(), "reading the sizes of masks")
         problems = [
-            Problem(self.masks.place(index), f"{each[1][1]}x{each[1][0]} pixels, {text}")
+            Problem(self.mask_files.place(index), f"{each[1][1]}x{each[1][0]} pixels, {text}")
             for index, each in enumerate(found)
             if each and each[0] != each[1]
             for text in [f"but {self.place(index)} has {each[0][1]}x{each[0][0]}"]

@@ -73,7 +73,7 @@ class Mixer:
             DataError: the data set does not know it either.
         """
         targets = getattr(source, "targets", None)
-        has_numbers = targets is None or not torch.as_tensor(targets[:1]).is_floating_point()
+        has_numbers = not isinstance(targets, Tensor) or not targets.is_floating_point()
         if self.num_classes is None and hasattr(source, "classes"):
             self.num_classes = len(source.classes)
         if self.num_classes is None and has_numbers:

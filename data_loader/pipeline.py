@@ -262,7 +262,9 @@ class TransformedDataset(Dataset[Any]):
             BatchError: one cannot.
         """
         targets = getattr(self.reads_from, "targets", None)
-        is_flat = isinstance(targets, list) or (isinstance(targets, Tensor) and targets.dim() < 3)
+        is_flat = isinstance(targets, Tensor) and targets.dim() < 3
+        if isinstance(targets, list) and targets:
+            is_flat = isinstance(targets[0], int | float)  # torchvision's may be paths of masks
         has_own = hasattr(self.reads_from, "transform")
         if is_flat or not (self.pipeline.moves or has_own):
             return

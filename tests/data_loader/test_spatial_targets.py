@@ -361,3 +361,29 @@ def test_a_transform_within_torchvisions_data_set_is_seen():
 
     with pytest.raises(DataError, match="Pets's own transform, RandomRotation, moves the image"):
         DatasetLoader(Pets(), 8)
+
+
+def test_torchvisions_data_set_of_masks_is_checked_when_the_loader_is_built(tmp_path):
+    """Its ``targets`` are the paths of masks, in palettes, and its void is 255."""
+    from torchvision.datasets import VOCSegmentation
+
+    root = tmp_path / "VOCdevkit/VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for number in range(3):
+        values = MASKS[number].numpy().astype(np.uint8)
+        values[0] = 255
+        mask = Image.fromarray(values).convert("P")
+        mask.putdata(values.flatten().tolist())
+        mask.save(root / f"SegmentationClass/{number}.png")
+        Image.new("RGB", (W, H), (9, 9, 9)).save(root / f"JPEGImages/{number}.jpg")
+    (root / "ImageSets/Segmentation/train.txt").write_text("0\n1\n2\n")
+    source = VOCSegmentation(tmp_path, image_set="train")
+    loader = DatasetLoader(source, 3, False, mode="RGB", transforms=[RandomFlip(1.0), v2.Pad(1)])
+    loader.set_ignored(255)
+    _, masks = next(loader.batches(0, 1))
+    expected = MASKS[:3].clone()
+    expected[:, 0] = 255
+    assert torch.equal(masks, nn.functional.pad(expected.flip(-1), [1] * 4, value=255))
+    with pytest.raises(DataError, match="RandAugment"):
+        DatasetLoader(source, 3, transforms=[v2.RandAugment()])

@@ -70,7 +70,7 @@ class Mixer:
         """Take the number of classes from a data set, where it was not given.
 
         Raises:
-            DataError: the data set does not know it either.
+            DataError: the data set does not know it either, or has targets that are none of them.
         """
         targets = getattr(source, "targets", None)
         has_numbers = not isinstance(targets, Tensor) or not targets.is_floating_point()
@@ -79,6 +79,8 @@ class Mixer:
         if self.num_classes is None and has_numbers:
             text = f"{type(self).__name__}: {type(source).__name__} does not say how many classes"
             raise DataError(f"{text} there are: give num_classes")
+        if isinstance(targets, Tensor) and targets.dim() == 1 and has_numbers:
+            self._refuse_others(targets)
 
     def is_on(self, epoch: int) -> bool:
         """Tell whether samples are mixed in this pass over the data."""
@@ -113,11 +115,16 @@ class Mixer:
             raise BatchError(f"{text} {found}: leave it out")
         if self.num_classes is None:
             raise BatchError(f"{name}: give num_classes")
-        low, high = torch.aminmax(targets)
-        if low < 0 or high >= self.num_classes:
-            text = f"targets are {int(low)} to {int(high)}"
-            raise BatchError(f"{name} has classes 0 to {self.num_classes - 1}, but {text}")
+        self._refuse_others(targets)
         return F.one_hot(targets.long(), self.num_classes).to(torch.float32)
+
+    def _refuse_others(self, targets: Tensor) -> None:
+        """Make sure that all targets are classes."""
+        assert self.num_classes is not None
+        low, high = map(int, torch.aminmax(targets))
+        if low < 0 or high >= self.num_classes:
+            text = f"{type(self).__name__} has classes 0 to {self.num_classes - 1}, but targets are"
+            raise BatchError(f"{text} {low} to {high}")
 
 
 class MixUp(Mixer):

@@ -266,7 +266,7 @@ class TransformedDataset(Dataset[Any]):
         if isinstance(targets, list) and targets:
             is_flat = isinstance(targets[0], int | float)  # torchvision's may be paths of masks
         has_own = hasattr(self.reads_from, "transform")
-        if is_flat or not (self.pipeline.moves or has_own):
+        if is_flat or not (self.pipeline.moves or self.pipeline.mixers or has_own):
             return
         streams = cpu_streams()
         try:
@@ -281,6 +281,9 @@ class TransformedDataset(Dataset[Any]):
         entries = [[entry] for entry in rest]
         has_boxes = SpatialTargets([image], entries, ids=[0]).has_boxes
         self.pipeline.refuse_to_part(image, entries, has_boxes)
+        if self.pipeline.mixers and any(lies_on(entry, size) for entry in rest):
+            text = "MixUp and CutMix mix class numbers, but the targets lie on the images"
+            raise BatchError(f"transforms: {text}: leave them out")
         own = getattr(self.reads_from, "transform", None)
         if own is not None and any(lies_on(entry, size) for entry in rest):
             for each in _leaves(own):

@@ -6,8 +6,11 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
+from base.base_trainer import BaseTrainer
 from base.config import load_config
-from base.errors import ConfigError, DataError
+from base.errors import ConfigError, DataError, TrainingError
+from base.experiment import build_experiment
+from base.inspection import check
 from base.loaders import build_loaders
 from data_loader.dataset_loader import DatasetLoader
 from data_loader.in_memory import InMemoryDataset, SyntheticDataset
@@ -216,11 +219,11 @@ def test_a_loss_that_takes_no_shares_is_an_error_of_the_config(tmp_path, loss, t
         (lambda: loader([MixUp(alpha=0)]), "alpha must be a number above 0"),
         (lambda: loader([MixUp(off_for_last="2")]), "off_for_last: expected a duration"),
         (lambda: loader([MixUp()], InMemoryDataset(IMAGES, LABELS)), "give num_classes"),
-        (lambda: epochs(loader([MixUp(4)])), "MixUp has classes 0 to 3, but targets are 0 to 5"),
+        (lambda: loader([MixUp(4)]), "MixUp has classes 0 to 3, but targets are 0 to 5"),
         (lambda: loader([v2.RandomApply([MixUp()])]), "RandomApply cannot hold MixUp"),
         (
-            lambda: epochs(loader([CutMix()], InMemoryDataset(IMAGES, IMAGES[:, 0].long() % 3, 3))),
-            "CutMix mixes one class number a sample",
+            lambda: loader([CutMix()], InMemoryDataset(IMAGES, IMAGES[:, 0].long() % 3, 3)),
+            "MixUp and CutMix mix class numbers, but the targets lie on the images",
         ),
         (lambda: epochs(loader([CutMix(C)], InMemoryDataset(torch.rand(N, 4), LABELS))), "images"),
     ],
@@ -256,3 +259,19 @@ def test_shares_are_of_the_distribution_that_is_asked_for():
     # The larger share, where the partner has another class, in nine of ten cases.
     expected = 0.9 * np.maximum(drawn, 1 - drawn).mean() + 0.1
     assert abs(float(shares.mean()) - expected) < 0.02
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_metric_that_takes_no_shares_is_told_before_training(tmp_path, is_told):
+    text = CONFIG.replace("shape: [3, 8, 8]", "shape: [4]") + "metrics: [ConfusionMatrix]\n"
+    switch = "true" if is_told else "false"
+    text += f"trainer: {{epochs: 2, train_metrics: {switch}, monitor: min valid/loss}}"
+    (tmp_path / "x.yaml").write_text(text)
+    trainer = BaseTrainer(build_experiment(load_config(tmp_path / "x.yaml"), torch.device("cpu")))
+    if is_told:
+        with pytest.raises(TrainingError, match="targets mixed by MixUp are shares of classes"):
+            check(trainer)
+    else:
+        check(trainer)
+        assert trainer.valid_metrics
+        trainer.train()

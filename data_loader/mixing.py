@@ -115,7 +115,8 @@ class Mixer:
             raise BatchError(f"{text} {found}: leave it out")
         if self.num_classes is None:
             raise BatchError(f"{name}: give num_classes")
-        self._refuse_others(targets)
+        if targets.device.type == "cpu":  # those on a GPU were looked at before they went there
+            self._refuse_others(targets)
         return F.one_hot(targets.long(), self.num_classes).to(torch.float32)
 
     def _refuse_others(self, targets: Tensor) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from base.batch import CONTAINERS, with_entries
+from base.batch import CONTAINERS, tensors_in, with_entries
 from base.errors import BatchError, DataError
 
 IGNORED = -100  # the class number that torch's losses ignore by default
@@ -159,12 +159,17 @@ def change_each(change: Callable[[Any], Any], entry: Any) -> Any:
 
 
 def refuse_what_stays(columns: Sequence[Column], size: Sequence[int]) -> None:
-    """Make sure that no target of the first sample is a place in the image that cannot be moved.
+    """Make sure that no target lies on the image in a form that cannot be moved.
 
     Raises:
         BatchError: boxes are plain numbers, or a map has another size than the image.
     """
     for column in columns:
+        if not isinstance(column, Tensor | list):  # of a whole batch, in a form of its own
+            if any(each.dim() > 2 and each.shape[-2:] == size for each in tensors_in(column)):
+                text = f"a target that lies on the images is in a {type(column).__name__}"
+                raise BatchError(f"{text}, so that no transform can move it: give it as a tensor")
+            continue
         entry = column[0]
         for name in _names_of_boxes(entry):
             text = f"targets[{name!r}] are plain numbers, which no transform moves"

@@ -387,3 +387,14 @@ def test_torchvisions_data_set_of_masks_is_checked_when_the_loader_is_built(tmp_
     assert torch.equal(masks, nn.functional.pad(expected.flip(-1), [1] * 4, value=255))
     with pytest.raises(DataError, match="RandAugment"):
         DatasetLoader(source, 3, transforms=[v2.RandAugment()])
+
+
+def test_masks_of_a_batch_in_a_form_of_its_own_are_refused():
+    class Named(InMemoryDataset):
+        def get_batch(self, indices):
+            images, masks = super().get_batch(indices)
+            return [images, {"mask": masks}]
+
+    assert torch.equal(batch_of(Named(IMAGES, MASKS), [])[1]["mask"], MASKS)
+    with pytest.raises(DataError, match="is in a dict, so that no transform can move it"):
+        batch_of(Named(IMAGES, MASKS), [RandomFlip()])

@@ -13,7 +13,7 @@ from base.base_model import guard_first_batch
 from base.base_trainer import BaseTrainer
 from base.batch import to_device
 from base.batch_checks import check_batches
-from base.errors import ConfigError
+from base.errors import ConfigError, TrainingError
 from base.header import header_facts, input_text, peak_memory_mb
 from base.label_check import checked_labels
 from base.memory.estimate import estimate_memory, free_bytes
@@ -49,6 +49,27 @@ def check(trainer: BaseTrainer) -> None:
             trainer.evaluate(trainer.train_loader, "train", max_batches=1)
         else:
             try_own_step(trainer)
+        if getattr(trainer.train_loader, "mixes", ""):
+            _try_mixed(trainer)
+
+
+def _try_mixed(trainer: BaseTrainer) -> None:
+    """Evaluate a training batch of mixed samples, whose targets are shares of classes.
+
+    Raises:
+        TrainingError: a loss, or a metric that training batches are for, cannot take such targets.
+    """
+    metrics = trainer.valid_metrics
+    if not trainer.settings.train_metrics:
+        trainer.valid_metrics = {}
+    try:
+        trainer.evaluate(trainer.train_loader, "train", max_batches=1)
+    except TrainingError as error:
+        text = f"targets mixed by {trainer.train_loader.mixes} are shares of classes"
+        advice = "`trainer: {train_metrics: false}` leaves the metrics to validation"
+        raise TrainingError(f"{error} ({text}, (sample, class); {advice})") from error
+    finally:
+        trainer.valid_metrics = metrics
 
 
 def try_own_step(trainer: BaseTrainer) -> None:

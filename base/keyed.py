@@ -59,6 +59,12 @@ class Draws:
         part.n_drawn = self.n_drawn
         return part
 
+    def copy(self) -> Draws:
+        """Return the same draws once more: what is drawn of either does not change the other."""
+        part = Draws(self.keys, self.device)
+        part.n_drawn = self.n_drawn
+        return part
+
     def uniform(self, n: int = 1) -> Tensor:
         """Draw ``n`` numbers of [0, 1) a sample: (sample, n) float32, on the device."""
         numbers = self._draw(n)

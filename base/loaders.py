@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,15 @@ from base.data_record import use_record
 from base.errors import ConfigError
 from base.names import build
 from base.registry import find
+from base.signatures import signature
 from base.streams import sharing_fault
+
+# Losses of torch that take no shares of classes.
+OF_CLASS_NUMBERS = frozenset((
+    "nll_loss", "NLLLoss", "NLLLoss2d", "multi_margin_loss",
+    "MultiMarginLoss", "multilabel_margin_loss", "MultiLabelMarginLoss", "ctc_loss", "CTCLoss",
+    "AdaptiveLogSoftmaxWithLoss",
+))  # fmt: skip
 
 
 def build_loaders(config: Config) -> tuple[Any, Any]:
@@ -28,10 +37,19 @@ def build_loaders(config: Config) -> tuple[Any, Any]:
         valid_loader = build("data_loader", section, where=config.where("valid_data_loader"))
         if hasattr(valid_loader, "set_seed"):
             valid_loader.set_seed(seed)
+        _tell_ignored(valid_loader, config)
     else:
         valid_loader = loader.split_validation() if hasattr(loader, "split_validation") else None
     if valid_loader is not None:
         valid_loader = _read_once(config, valid_loader, key)
+    _tell_ignored(loader, config)
+    if hasattr(loader, "set_training_length"):
+        n_batches = batches_in_epoch(config, loader)
+        steps_per_epoch = math.ceil(n_batches / config["memory"]["accumulate"])
+        n_steps = config["trainer"]["steps"] or config["trainer"]["epochs"] * steps_per_epoch
+        loader.set_training_length(n_steps, steps_per_epoch, n_batches)
+    if mixers := getattr(loader, "mixes", ""):
+        _refuse_class_numbers(config, mixers)
     return _with_positions(config, loader, "data_loader"), valid_loader
 
 
@@ -61,6 +79,7 @@ def build_test_loader(config: Config, record: Mapping[str, Any]) -> Any:
     loader = build("data_loader", section, where=config.where(key))
     if hasattr(loader, "set_seed"):
         loader.set_seed(config["seed"])
+    _tell_ignored(loader, config)
     use_record(loader, record)
     return _read_once(config, loader, key)
 
@@ -156,3 +175,43 @@ def batches_in_epoch(config: Config, loader: Any) -> int:
     if n_batches == 0:
         raise ConfigError([config.problem(("data_loader",), "the loader gives no batch")])
     return n_batches
+
+
+def ignored_by_losses(config: Config) -> int | None:
+    """Return the first ``ignore_index`` that a loss has, given or by default; None: none has."""
+    for section in config["loss"]:
+        named = find("loss", section["type"])
+        takes = signature("loss", named).parameters
+        default = takes["ignore_index"].default if "ignore_index" in takes else None
+        default = getattr(named, "ignore_index", default)  # of an instance
+        value = (section["args"] or {}).get("ignore_index", default)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _tell_ignored(loader: Any, config: Config) -> None:
+    """Tell a loader which class number the losses leave out."""
+    if hasattr(loader, "set_ignored"):
+        loader.set_ignored(ignored_by_losses(config))
+
+
+def _refuse_class_numbers(config: Config, mixers: str) -> None:
+    """Make sure that no loss takes class numbers where samples are mixed.
+
+    Raises:
+        ConfigError: one does; all are named.
+    """
+    problems = []
+    for number, section in enumerate(config["loss"]):
+        name, ignored = section["type"], (section["args"] or {}).get("ignore_index", -100)
+        if name in OF_CLASS_NUMBERS:
+            text = (
+                f"{name} takes class numbers, but targets mixed by {mixers} are shares of classes"
+            )
+            problems.append(config.problem(("loss", number), f"{text}: use cross_entropy"))
+        elif name in ("cross_entropy", "CrossEntropyLoss") and ignored >= 0:
+            text = f"targets mixed by {mixers} are shares of classes, which know no ignore_index"
+            problems.append(config.problem(("loss", number), f"{text}: leave one of them out"))
+    if problems:
+        raise ConfigError(problems)

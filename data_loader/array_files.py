@@ -32,6 +32,7 @@ class ArrayFileDataset(InMemoryDataset):
         inputs, targets: the paths of npy files or, with `file`, the names of members of it.
         layout: of images: NCHW, NHWC or NHW (grey); they are given out as (channel, height, width).
             Without it inputs stay as they are, of any shape.
+        ignore_index: of masks (sample, height, width): the number of pixels that have no class.
 
     Raises:
         DataError: a file or a member is missing, or they do not fit each other.
@@ -44,6 +45,7 @@ class ArrayFileDataset(InMemoryDataset):
         file: str | None = None,
         layout: str | None = None,
         classes: Classes = None,
+        ignore_index: int | None = None,
     ) -> None:
         arrays = [read_array(name, file) for name in (inputs, targets)]
         where = f"{file}: {inputs}" if file else inputs
@@ -51,6 +53,7 @@ class ArrayFileDataset(InMemoryDataset):
             _laid_out(_as_tensor(arrays[0], where), layout, where),
             _as_tensor(arrays[1], f"{file}: {targets}" if file else targets),
             classes,
+            ignore_index=ignore_index,
             source=file or inputs,
         )
 

@@ -19,7 +19,7 @@ from data_loader.pixels import Layout, SharedPixels, decode_each, read_layout, w
 
 log = logging.getLogger("kindling")
 
-NEEDED = ("image", "image_shape", "fingerprint", "targets", "ids", "place")
+NEEDED = ("image", "image_shape", "fingerprint", "ids", "place")
 
 
 def cached(
@@ -42,26 +42,35 @@ def cached(
     if where not in ("memory", "disk"):
         raise ConfigError([Problem("cache", f"{where!r} is none of none, memory, disk")])
     name = type(dataset).__name__
-    if missing := [each for each in NEEDED if not hasattr(dataset, each)]:
+    missing = [each for each in NEEDED if not hasattr(dataset, each)]
+    if missing or not (hasattr(dataset, "targets") or hasattr(dataset, "mask_files")):
+        missing = missing or ["targets"]
         raise DataError(f"{name} cannot be cached: it has no {', '.join(missing)}; use cache: none")
     if not hasattr(os, "pwrite"):
         raise DataError("caching is not for Windows; use cache: none")
     n_threads = n_threads or free_cores()
+    masks = None
+    if hasattr(dataset, "mask_files"):
+        masks = CachedPixels(
+            dataset.mask_files, *_decoded(dataset.mask_files, where, folder, n_threads)
+        )
+    pixels, layout = _decoded(dataset, where, folder, n_threads)
+    if masks is not None:
+        return CachedImages(dataset, pixels, layout, masks)
+    return (CachedBatches if layout.is_uniform else CachedImages)(dataset, pixels, layout)
+
+
+def _decoded(source: Any, where: str, folder: Path, n_threads: int) -> tuple[SharedPixels, Layout]:
+    """Return the pixels of all images, in memory or from the file on the disk."""
     if where == "memory":
-        pixels, layout = _in_memory(dataset, n_threads)
-    else:
-        from data_loader.cache_file import CacheFile  # needs Unix
+        return _in_memory(source, n_threads)
+    from data_loader.cache_file import CacheFile  # needs Unix
 
-        pixels, layout = CacheFile(dataset, Path(folder), n_threads).open()
-    kind = CachedBatches if layout.is_uniform else CachedImages
-    return kind(dataset, pixels, layout)
+    return CacheFile(source, Path(folder), n_threads).open()
 
 
-class CachedImages(Dataset[tuple[Tensor, Tensor]]):
-    """A data set of images whose pixels lie ready; what it gives is what its source gives.
-
-    Images are views of what is kept: change a copy. Made by `cached`.
-    """
+class CachedPixels:
+    """Images of a data set whose pixels lie ready: views of what is kept."""
 
     def __init__(self, source: Any, pixels: SharedPixels, layout: Layout) -> None:
         self.source, self.pixels, self.layout = source, pixels, layout
@@ -71,9 +80,6 @@ class CachedImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return len(self.layout.shapes)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.image(index), self.source.targets[index]
 
     def image(self, index: int) -> Tensor:
         """Return an image: uint8 (channel, height, width)."""
@@ -85,6 +91,31 @@ class CachedImages(Dataset[tuple[Tensor, Tensor]]):
     def image_shape(self, index: int) -> tuple[int, int, int]:
         """Return the shape of an image."""
         return tuple(self.layout.shapes[index].tolist())
+
+
+class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
+    """A data set of images whose pixels lie ready; what it gives is what its source gives.
+
+    Images are views of what is kept: change a copy. Made by `cached`.
+    """
+
+    def __init__(
+        self, source: Any, pixels: SharedPixels, layout: Layout, masks: CachedPixels | None = None
+    ) -> None:
+        super().__init__(source, pixels, layout)
+        self.mask_files = masks
+        for name in ("targets", "ids", "classes", "ignore_index"):
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.image(index), self.target(index)
+
+    def target(self, index: int) -> Tensor:
+        """Return a target: that of the source or, of its masks, one from what is kept."""
+        if self.mask_files is None:
+            return self.source.targets[index]
+        return self.source.classes_in(self.mask_files.image(index))
 
     def place(self, index: int) -> str:
         """Say where an image is listed, and its path."""

@@ -19,7 +19,10 @@ from data_loader.image_files import read_text
 from data_loader.labels import raise_problems
 from data_loader.tables import CsvDataset, fit_tables
 
-OFFERED = ("targets", "classes", "ids", "files", "place", "image", "image_shape", "fingerprint")
+OFFERED = (
+    "targets", "classes", "ids", "files", "place", "image", "image_shape", "fingerprint",
+    "mask_files", "classes_in", "ignore_index",
+)  # fmt: skip
 
 
 class _Composed(Dataset[Any]):
@@ -122,8 +125,10 @@ class _Composed(Dataset[Any]):
         if name in ("place", "image", "image_shape"):
             return functools.partial(self._of_part, name)
         values = [getattr(part, name) for part in self.parts]
-        if name == "classes":
+        if name in ("classes", "ignore_index", "classes_in"):
             return values[0]
+        if name == "mask_files":
+            return _Composed(values, self._numbers, self._indices)
         if name == "targets":
             firsts = torch.tensor([0, *map(len, values[:-1])]).cumsum(0)
             places = firsts[self._numbers] + self._indices
@@ -156,6 +161,7 @@ class ConcatenatedDataset(_Composed):
         _refuse_others("classes", [getattr(each, "classes", None) for each in datasets])
         forms = [_form(each.targets) if hasattr(each, "targets") else None for each in datasets]
         _refuse_others("targets", forms)
+        _refuse_others("ignore_index", [getattr(each, "ignore_index", None) for each in datasets])
         sizes = torch.tensor([len(each) for each in datasets])  # type: ignore[arg-type]
         numbers = torch.arange(len(sizes)).repeat_interleave(sizes)
         indices = torch.cat([torch.arange(size) for size in sizes.tolist()])

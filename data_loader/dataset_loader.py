@@ -21,7 +21,9 @@ from data_loader.composed import check_data_set
 from data_loader.image_files import real_paths
 from data_loader.images import find_mode
 from data_loader.in_memory import in_memory
+from data_loader.mixing import single_mixers
 from data_loader.pipeline import Pipeline, TransformedDataset
+from data_loader.spatial_targets import IGNORED
 from data_loader.statistics import channel_statistics
 from data_loader.table_encoding import TargetScale
 from data_loader.tables import fit_tables, tables_of
@@ -122,6 +124,39 @@ class DatasetLoader(BaseDataLoader):
             prefetch_factor=prefetch_factor,
             timeout=timeout,
         )
+        self._check_transforms(source)
+
+    def set_ignored(self, ignored: int | None) -> None:
+        """Let what comes into a mask from outside get the class number that the loss leaves out.
+
+        Raises:
+            DataError: the data set marks pixels without a class by another number.
+        """
+        parts: tuple[Any, Any] = (self.dataset, self.valid_dataset)
+        for dataset, pipeline in zip(parts, self._pipelines, strict=True):
+            own = getattr(dataset.reads_from, "ignore_index", None)
+            if own is not None and ignored is not None and own != ignored:
+                text = (
+                    f"{dataset.name} marks pixels without a class by {own}, the loss by {ignored}"
+                )
+                raise DataError(f"{text}: give the loss `args: {{ignore_index: {own}}}`")
+            known = own if ignored is None else ignored
+            pipeline.ignored = IGNORED if known is None else known
+
+    @property
+    def mixes(self) -> str:
+        """The names of the transforms that make targets shares of classes, if there are any."""
+        mixers = single_mixers(self._pipelines[0].mixers)
+        return " and ".join(type(each).__name__ for each in mixers)
+
+    def set_training_length(self, n_steps: int, steps_per_epoch: int, n_batches: int) -> None:
+        """Let transforms that are off at the end of the training know how long it is.
+
+        Args:
+            n_batches: of an epoch.
+        """
+        for mixer in single_mixers(self._pipelines[0].mixers):
+            mixer.end_before(n_steps, steps_per_epoch, n_batches / len(self))
 
     @classmethod
     def arguments_for_test(
@@ -172,6 +207,20 @@ class DatasetLoader(BaseDataLoader):
     @property
     def _source_here(self) -> Any:
         return getattr(self.dataset, "reads_from", None)
+
+    def _check_transforms(self, source: Any) -> None:
+        """Make sure, before anything is trained, that the transforms fit the data.
+
+        Raises:
+            DataError: one moves the images without their masks, or MixUp cannot mix the targets.
+        """
+        parts: tuple[Any, Any] = (self.dataset, self.valid_dataset)
+        for each in parts:
+            each.check()
+        if self._pipelines[1].mixers:
+            raise DataError("valid_transforms: MixUp and CutMix are for training: leave them out")
+        for mixer in single_mixers(self._pipelines[0].mixers):
+            mixer.take_classes(source)
 
     def _divide(self) -> None:
         super()._divide()

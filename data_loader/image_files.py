@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +17,10 @@ from torch.utils.data import Dataset
 from base.errors import DataError, Problem
 from data_loader.images import check_resize, decode_image, find_mode, image_shape
 from data_loader.labels import Classes, raise_problems, read_targets
+from data_loader.suffixes import count_suffixes, image_suffixes
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+log = logging.getLogger("kindling")
+
 FIELD = re.compile(r'"([^"]*)"(?!\S)|\'([^\']*)\'(?!\S)|(\S+)')
 
 
@@ -131,8 +134,11 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
 class ImageFolderDataset(ImageFiles):
     """A folder with a folder of images for each class, which may have folders in it.
 
-    Classes are numbered in the order of their names. What is hidden or has another extension is
-    left out.
+    Classes are numbered in the order of their names. Hidden files are left out; so are files that
+    are no images by their suffix, whose number is logged.
+
+    Args:
+        extensions: the suffixes of images, in either case; by default all that can be decoded.
 
     Raises:
         DataError: there are no class folders, one holds no image, or images lie beside them.
@@ -143,27 +149,33 @@ class ImageFolderDataset(ImageFiles):
         root: str,
         mode: str = "RGB",
         resize: int | Sequence[int] | None = None,
-        extensions: Sequence[str] = EXTENSIONS,
+        extensions: Sequence[str] | None = None,
     ) -> None:
-        extensions = [extensions] if isinstance(extensions, str) else extensions
-        endings = tuple(f".{each.lower().lstrip('.')}" for each in extensions)
+        endings = _endings(extensions)
         folder = Path(root)
         if not folder.is_dir():
             raise DataError(f"{root}: no such folder; it is looked for from {Path.cwd()}")
         entries = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
-        beside = [each.name for each in entries if each.name.lower().endswith(endings)]
-        beside = [name for name in beside if not (folder / name).is_dir()]
         classes = [each.name for each in entries if each.is_dir()]
-        ids = [_images_under(root, name, endings) for name in classes]
-        empty = [name for name, names in zip(classes, ids, strict=True) if not names]
-        hint = f"(extensions: {' '.join(endings)})"
         if not classes:
             raise DataError(f"{root}: no class folders; give each class a folder of its images")
+        files = [each.name for each in entries if not each.is_dir()]
+        beside = [name for name in files if name.lower().endswith(endings)]
+        skipped = [name for name in files if name not in beside]
+        ids = []
         problems = [
-            *(Problem(f"{root}/{name}", "an image beside the class folders") for name in beside),
-            *(Problem(f"{root}/{name}", f"an empty class folder {hint}") for name in empty),
+            Problem(f"{root}/{name}", "an image beside the class folders") for name in beside
         ]
+        for name in classes:
+            images, others = images_under(root, name, endings)
+            if not images:
+                found = f"found {count_suffixes(others)}" if others else "it is empty"
+                hint = f"extensions: {' '.join(endings)}" if extensions is not None else found
+                problems.append(Problem(f"{root}/{name}", f"an empty class folder ({hint})"))
+            ids.append(images)
+            skipped += others
         raise_problems(problems)
+        log_skipped(root, skipped)
         numbers = torch.arange(len(classes)).repeat_interleave(torch.tensor(list(map(len, ids))))
         super().__init__(
             root, [each for names in ids for each in names], numbers, classes, mode, resize
@@ -273,16 +285,33 @@ def _fields(line: str) -> tuple[list[str], str]:
     return fields, ""
 
 
-def _images_under(root: str, name: str, endings: tuple[str, ...]) -> list[str]:
-    """Return the paths, relative to the root, of all images in one class folder, sorted."""
-    found = []
+def images_under(root: str, name: str, endings: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the images in a folder, and all other files, as paths relative to the root, sorted."""
+    images: list[str] = []
+    others: list[str] = []
     for folder, folders, files in os.walk(os.path.join(root, name), followlinks=True):  # noqa: PTH118
         folders[:] = [each for each in folders if not each.startswith(".")]
         within = Path(folder).relative_to(root).as_posix()
         for file in files:
-            if file.lower().endswith(endings) and not file.startswith("."):
-                found.append(f"{within}/{file}")
-    return sorted(found)
+            if not file.startswith("."):
+                found = images if file.lower().endswith(endings) else others
+                found.append(file if within == "." else f"{within}/{file}")
+    return sorted(images), sorted(others)
+
+
+def log_skipped(root: str, files: Sequence[str]) -> None:
+    """Log how many files of a folder are no images, by suffix; nothing where there are none."""
+    if files:
+        plural = "files are" if len(files) > 1 else "file is"
+        log.info(f"{root}: {len(files)} {plural} skipped: {count_suffixes(files)}")
+
+
+def _endings(extensions: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the suffixes of images, lower-case and with their dot."""
+    if extensions is None:
+        return tuple(sorted(image_suffixes()))
+    extensions = [extensions] if isinstance(extensions, str) else extensions
+    return tuple(f".{each.lower().lstrip('.')}" for each in extensions)
 
 
 def _files_in(folder: str) -> set[str]:

@@ -64,6 +64,41 @@ def decode_image(
     return _turned(image, header.orientation)
 
 
+def decode_mask(
+    source: bytes | Path, resize: Resize = None, *, as_rgb: bool = False, where: str = ""
+) -> Tensor:
+    """Decode a mask whose pixels are numbers, none of them mixed: uint8 (1 or 3, height, width).
+
+    Grey levels stay as they are, and of a palette the places in it are taken. Where it is resized,
+    each pixel is its nearest neighbour's.
+
+    Args:
+        resize: as of the image that the mask belongs to.
+        as_rgb: take the colours, where they stand for classes.
+
+    Raises:
+        DataError: it cannot be read, or its pixels are no numbers of 8 bits.
+    """
+    where = where or _name(source)
+    data = source if isinstance(source, bytes) else _read(source, where)
+    with _open_with_pil(io.BytesIO(data), where) as file:
+        if file.format in ("JPEG", "MPO"):
+            raise DataError(f"{where}: JPEG changes the numbers of a mask; save it as PNG")
+        header = Header(file.height, file.width, _orientation_of(file))
+        _refuse_bomb(header, where)
+        height, width = _size_before_turn(header, resize)
+        try:
+            file.load()
+            image = file.convert("RGB") if as_rgb else _as_numbers(file)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        except Exception as error:  # PIL's readers raise a dozen kinds
+            raise DataError(f"{where}: cut short or damaged: {error}") from error
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.NEAREST)
+        return _turned(from_hwc(np.array(image)), header.orientation)
+
+
 def image_shape(
     source: bytes | Path, mode: str = "RGB", resize: Resize = None, *, where: str = ""
 ) -> tuple[int, int, int]:
@@ -215,6 +250,19 @@ def _as_mode(image: Image.Image, pil_mode: str) -> Image.Image:
     elif image.mode in ("P", "PA") and image.has_transparency_data:
         image = image.convert("RGBA")
     return image.convert(pil_mode)
+
+
+def _as_numbers(image: Image.Image) -> Image.Image:
+    """Return an image of the numbers that the pixels of a mask are, of 8 bits."""
+    if image.mode in ("L", "P"):
+        return Image.fromarray(np.array(image))
+    if image.mode == "1" or image.mode.startswith("I"):
+        values = np.array(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 255:
+            raise DataError(f"numbers up to {values.max()}; a mask has 8 bits, 0 to 255")
+        return Image.fromarray(values.astype(np.uint8))
+    text = f"an image of mode {image.mode}, where class numbers are wanted (grey or a palette)"
+    raise DataError(f"{text}; say by `colors` which class each colour stands for")
 
 
 def _from_array(value: np.ndarray[Any, Any]) -> Tensor:

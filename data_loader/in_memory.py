@@ -14,13 +14,15 @@ from torch.utils.data import Dataset
 from base.errors import DataError
 from base.seeding import derive_generator
 from data_loader.labels import Classes, class_names
+from data_loader.spatial_targets import IGNORED
 
 
 class InMemoryDataset(Dataset[list[Tensor]]):
     """Inputs and their targets as two tensors, given out as they are.
 
     inputs   (sample, ...); images uint8 (sample, channel, height, width)
-    targets  (sample,) class numbers, or (sample, k)
+    targets  (sample,) class numbers, or (sample, k); masks (sample, height, width), where -100 or
+             `ignore_index` says that a pixel has no class
 
     Raises:
         DataError: they are not equally many, or a target is no number or no class.
@@ -29,11 +31,20 @@ class InMemoryDataset(Dataset[list[Tensor]]):
     ids_are_numbers = True
 
     def __init__(
-        self, inputs: Tensor, targets: Tensor, classes: Classes = None, *, source: str = ""
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        classes: Classes = None,
+        *,
+        ignore_index: int | None = None,
+        source: str = "",
     ) -> None:
         names = class_names(classes)
         self.source = source or type(self).__name__
-        self.images, self.targets = inputs, _checked_targets(targets, names, self.source)
+        self.images = inputs
+        self.targets = _checked_targets(targets, names, ignore_index, self.source)
+        if ignore_index is not None:
+            self.ignore_index = ignore_index
         if len(inputs) != len(targets):
             raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
         self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers are no brightness
@@ -106,10 +117,6 @@ def synthetic_images(
     return images.add_(patterns[labels]), labels
 
 
-IGNORED = -100
-"""The target that torch's losses leave out."""
-
-
 def in_memory(dataset: Any) -> InMemoryDataset | None:
     """Return a data set of torchvision as one in memory; None where it is not, or transforms."""
     arrays = in_memory_arrays(dataset)
@@ -158,18 +165,21 @@ def _as_input(values: Tensor, source: str) -> Tensor:
     return inputs
 
 
-def _checked_targets(targets: Tensor, names: list[str] | None, source: str) -> Tensor:
+def _checked_targets(
+    targets: Tensor, names: list[str] | None, ignore_index: int | None, source: str
+) -> Tensor:
     """Return class numbers in int64, other targets in float32."""
     if targets.is_floating_point() or targets.dtype == torch.bool:
         targets = targets.float()
         _refuse(~targets.isfinite(), targets, source, "no number")
         return targets
     targets = targets.long()
-    highest = None if names is None or targets.dim() > 1 else len(names) - 1
-    is_wrong = (targets < 0) & (targets != IGNORED)
-    _refuse(is_wrong, targets, source, "no class: it is below 0")
+    highest = None if names is None or targets.dim() == 2 else len(names) - 1
+    is_class = targets != (IGNORED if ignore_index is None else ignore_index)
+    _refuse((targets < 0) & is_class, targets, source, "no class: it is below 0")
     if highest is not None:
-        _refuse(targets > highest, targets, source, f"no class: they are 0 to {highest}")
+        is_wrong = (targets > highest) & is_class
+        _refuse(is_wrong, targets, source, f"no class: they are 0 to {highest}")
     return targets
 
 

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from base.batch_reader import find_get_batch
 from base.data_record import record_of, use_record
 from base.errors import BatchError, DataError
 from base.keyed import Draws
-from base.seeding import derive_seed, seed_cpu_streams
+from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
+from data_loader.geometry import has_override, is_v2, keeps_places, parts_of, why_not_together
 from data_loader.images import MODES, as_image
+from data_loader.mixing import Mixer, MixerChoice, as_mixer
+from data_loader.spatial_targets import (
+    IGNORED,
+    SpatialTargets,
+    change_each,
+    lies_on,
+    refuse_what_stays,
+)
 from data_loader.transforms import by_key
 
 Images = Tensor | list[Tensor]  # (sample, channel, height, width), or a list of unequal images
+Columns = dict[int, Any]  # targets that move with the images: a tensor of all, or a list
 
 # Transforms of torchvision that draw nothing, so that they may change a whole batch at once.
 DRAWING_NOTHING = frozenset((
@@ -33,7 +44,8 @@ class Pipeline:
 
     Those with ``batch(images, draws)``, and torchvision's that draw nothing or that `by_key` knows,
     are applied to the batch; from the first other one on, each sample is changed by itself, with
-    torch's, numpy's and python's streams seeded from (seed, epoch, index).
+    torch's, numpy's and python's streams seeded from (seed, epoch, index). Targets that lie on the
+    images (see `SpatialTargets`) move with them.
 
     Args:
         white: what is white in images of whole numbers; they are divided by it.
@@ -49,7 +61,13 @@ class Pipeline:
     ) -> None:
         if not isinstance(transforms, Sequence) or isinstance(transforms, str):
             raise DataError(f"transforms: a list, not {transforms!r}; give [{{type: ...}}, ...]")
-        self.stages = [stage for each in transforms for stage in _stages(each)]
+        stages = [stage for each in transforms for stage in _stages(each)]
+        self.mixers = [stage for stage in stages if isinstance(stage, Mixer | MixerChoice)]
+        self.stages = stages[: len(stages) - len(self.mixers)]
+        if any(isinstance(stage, Mixer | MixerChoice) for stage in self.stages):
+            raise DataError("transforms: MixUp and CutMix mix finished samples: list them last")
+        self.moves = not all(map(keeps_places, self.stages))
+        self.ignored = IGNORED  # the class number of what comes into a mask from outside
         self.white, self.is_normalised = white, False
         self.mean, self.std = torch.zeros(1), torch.ones(1)
         if mean is not None and std is not None:
@@ -62,23 +80,87 @@ class Pipeline:
 
     def __call__(self, images: Images, seed: int, epoch: int, indices: Tensor) -> Tensor:
         """Return model input, float32: what each sample by itself would give, stacked."""
+        return self.with_targets(images, [], seed, epoch, indices)[0]
+
+    def with_targets(
+        self, images: Images, columns: Sequence[Any], seed: int, epoch: int, indices: Tensor
+    ) -> tuple[Tensor, list[Any]]:
+        """Return model input and the targets, of which those that lie on the images moved along.
+
+        Args:
+            columns: of each target: a tensor of all samples, or a list of what each one has.
+
+        Raises:
+            BatchError: there are such targets, and a transform cannot move them.
+        """
+        targets = SpatialTargets(images, columns, self.ignored, indices.tolist() if columns else ())
         if not self.stages and isinstance(images, Tensor):
-            return self.as_input(images)
+            return self.as_input(images), targets.collated()
+        if self.moves and columns:
+            self.refuse_to_part(images[0], columns, targets.has_boxes)
         draws = Draws.of_samples(seed, epoch, indices, images[0].device)
+        moving = targets.moving
         for stage in self.stages[: self._n_batched]:
-            images = _apply(stage, images, draws)
+            images, moving = _apply(stage, images, moving, draws)
         if self.has_streams:
-            changed = []
-            for number, index in enumerate(indices.tolist()):
-                seed_cpu_streams(derive_seed(seed, "transform", epoch, index))
-                one, left = images[number][None], draws.sample(number)
-                for stage in self.stages[self._n_batched :]:
-                    one = stage.batch(one, left)
-                changed.append(one[0])
-            images = _stacked(changed)
+            targets.moving = moving
+            images, moving = self._one_by_one(
+                images, targets.as_lists(), draws, seed, epoch, indices
+            )
         if isinstance(images, list):
             raise BatchError(_unequal(images, indices))
-        return self.as_input(images)
+        targets.moving = moving
+        return self.as_input(images), targets.collated()
+
+    def mixed(
+        self, images: Tensor, columns: list[Any], seed: int, epoch: int, indices: Tensor
+    ) -> list[Any]:
+        """Return a finished batch in which MixUp or CutMix, where listed, mixed the samples."""
+        if self.mixers and len(columns) != 1:
+            text = f"{len(columns)} targets beside the image"
+            raise BatchError(f"MixUp and CutMix are for samples (image, target), not for {text}")
+        for mixer in self.mixers:
+            images, columns[0] = mixer(images, columns[0], seed, epoch, indices)
+        return [images, *columns]
+
+    def refuse_to_part(self, image: Tensor, entries: Sequence[Any], has_boxes: bool) -> None:
+        """Make sure that each transform can move the targets that lie on an image with it.
+
+        Args:
+            entries: of each target, a list or tensor of which the first belongs to the image.
+        """
+        size = image.shape[-2:]
+        if not self.moves or image.dim() != 3:
+            return
+        refuse_what_stays(entries, size)
+        are_lying = any(isinstance(x, Tensor | list) and lies_on(x[0], size) for x in entries)
+        for stage in self.stages if are_lying else ():
+            text = why_not_together(getattr(stage, "function", stage), has_boxes)
+            if text:
+                raise BatchError(f"transforms: the targets lie on the images, but {text}")
+
+    def _one_by_one(
+        self,
+        images: Images,
+        moving: Columns,
+        draws: Draws,
+        seed: int,
+        epoch: int,
+        indices: Tensor,
+    ) -> tuple[Images, Columns]:
+        """Apply what is left of the transforms to each sample by itself."""
+        changed, moved = [], _emptied(moving)
+        for number, index in enumerate(indices.tolist()):
+            seed_cpu_streams(derive_seed(seed, "transform", epoch, index))
+            one: Images = images[number][None]
+            lone = {place: column[number : number + 1] for place, column in moving.items()}
+            left = draws.sample(number)
+            for stage in self.stages[self._n_batched :]:
+                one, lone = _apply(stage, one, lone, left)
+            changed.append(one[0])
+            for place, column in lone.items():
+                moved[place] += column
+        return _stacked(changed), moved
 
     def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Take these away from, and divide by these, each channel or column from now on."""
@@ -177,15 +259,51 @@ class TransformedDataset(Dataset[Any]):
         if self.device is not None:
             places = places.to(self.device, non_blocking=True)
         if self._get_batch is not None and not self._gives_lists:
-            images, *rest = self._get_batch(places)
+            images, *columns = self._get_batch(places)
         else:
             seeds = [derive_seed(seed, "sample", epoch, index) for index in indices.tolist()]
             samples = list(map(self._sample, places.tolist(), seeds))
             images = [image for image, *_ in samples]
             images = images if self.pipeline.begins_with_lists else _stacked(images)
-            rest = [default_collate([sample[place] for sample in samples])
-                    for place in range(1, len(samples[0]))]  # fmt: skip
-        return [self.pipeline(images, seed, epoch, indices), *rest]
+            columns = [[sample[place] for sample in samples] for place in range(1, len(samples[0]))]
+        images, columns = self.pipeline.with_targets(images, columns, seed, epoch, indices)
+        return self.pipeline.mixed(images, columns, seed, epoch, indices)
+
+    def check(self) -> None:
+        """Make sure, by the first sample, that each transform moves what lies on the image.
+
+        Raises:
+            BatchError: one cannot.
+        """
+        targets = getattr(self.reads_from, "targets", None)
+        is_flat = isinstance(targets, Tensor) and targets.dim() < 3
+        if isinstance(targets, list) and targets:
+            is_flat = isinstance(targets[0], int | float)  # torchvision's may be paths of masks
+        has_own = hasattr(self.reads_from, "transform")
+        if is_flat or not (self.pipeline.moves or self.pipeline.mixers or has_own):
+            return
+        streams = cpu_streams()
+        try:
+            image, *rest = self._sample(0, 0)
+        except Exception:  # reading it fails again, in its turn, and then says where
+            return
+        finally:
+            set_cpu_streams(streams)
+        if not isinstance(image, Tensor) or image.dim() != 3:
+            return
+        size = image.shape[-2:]
+        entries = [[entry] for entry in rest]
+        has_boxes = SpatialTargets([image], entries, ids=[0]).has_boxes
+        self.pipeline.refuse_to_part(image, entries, has_boxes)
+        if self.pipeline.mixers and any(lies_on(entry, size) for entry in rest):
+            text = "MixUp and CutMix mix class numbers, but the targets lie on the images"
+            raise BatchError(f"transforms: {text}: leave them out")
+        own = getattr(self.reads_from, "transform", None)
+        if own is not None and any(lies_on(entry, size) for entry in rest):
+            for each in _leaves(own):
+                if type(each).__name__ not in DRAWING_NOTHING and not keeps_places(each):
+                    text = f"{self.name}'s own transform, {type(each).__name__}, moves the image"
+                    raise BatchError(f"{text} without its mask: list it in the loader's transforms")
 
     def _sample(self, index: int, seed: int) -> list[Any]:
         """Read one sample: its image as a tensor, and what goes with it."""
@@ -199,22 +317,49 @@ class TransformedDataset(Dataset[Any]):
 
 
 class _Batched:
-    """A function of a whole batch, in which nothing is random."""
+    """A function of a whole batch, in which nothing is random; torchvision's moves masks too."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.keeps_places = function, keeps_places(function)
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
         return self.function(images)
 
+    def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
+        from torchvision.tv_tensors import Mask
 
-class _Single(_Batched):
+        return self.function(Mask(masks)).as_subclass(Tensor)
+
+    def move(self, target: Tensor, size: Any, draws: Draws) -> Tensor:
+        return self.function(target)
+
+
+class _Single:
     """A transform of one image that may draw from the streams."""
 
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.keeps_places = function, keeps_places(function)
+
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
-        image = self.function(images[0])
+        return self._checked(self.function(images[0]))
+
+    def together(self, image: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
+        """Change an image, and with it all that lies on it, in one call of torchvision's."""
+        from torchvision.tv_tensors import Image
+
+        image, *entries = self.function(Image(image), *entries)
+        return self._checked(image), entries
+
+    def _checked(self, image: Any) -> Tensor:
         name = type(self.function).__name__
         return _as_input(image, None, f"the result of {name}").as_subclass(Tensor)[None]
+
+
+def _to_float(images: Tensor) -> Tensor:
+    return images.to(torch.float32) / 255
+
+
+_to_float.keeps_places = True  # type: ignore[attr-defined]
 
 
 def _stages(transform: Any) -> list[Any]:
@@ -224,17 +369,41 @@ def _stages(transform: Any) -> list[Any]:
         raise DataError(f"transforms: {text}; give {{type: ..., args: ...}}")
     module, name = type(transform).__module__, type(transform).__name__
     is_torchvisions = module.startswith("torchvision.transforms")
+    if (mixer := as_mixer(transform)) is not None:
+        return [mixer]
     if is_torchvisions and name == "Compose":
         return [stage for each in transform.transforms for stage in _stages(each)]
     if is_torchvisions and name in NEEDLESS:
         return []
     if is_torchvisions and name == "ToTensor":
-        return [_Batched(lambda images: images.to(torch.float32) / 255)]
+        return [_Batched(_to_float)]
     if hasattr(transform, "batch"):
         return [transform]
     if is_torchvisions and name in DRAWING_NOTHING:
+        fill_masks_with_zero(transform)
         return [_Batched(transform)]
+    fill_masks_with_zero(transform)
     return [by_key(transform) or _Single(transform)]
+
+
+def fill_masks_with_zero(transform: Any) -> None:
+    """Have torchvision's transforms fill masks with 0, whatever they fill images with.
+
+    0 is what `SpatialTargets` takes for the outside, and the background of masks of one object.
+    """
+    for part in parts_of(transform):
+        fill_masks_with_zero(part)
+    fill = getattr(transform, "_fill", None)
+    if isinstance(fill, dict) and is_v2(transform):
+        from torchvision.tv_tensors import Mask
+
+        transform._fill = {**fill, Mask: 0}
+
+
+def _leaves(transform: Any) -> list[Any]:
+    """Return the single transforms of one that may be composed."""
+    parts = parts_of(transform)
+    return [leaf for part in parts for leaf in _leaves(part)] if parts else [transform]
 
 
 def _as_input(value: Any, mode: str | None, where: str) -> Tensor:
@@ -246,20 +415,60 @@ def _as_input(value: Any, mode: str | None, where: str) -> Tensor:
     return as_image(value, mode, where)
 
 
-def _apply(stage: Any, images: Images, draws: Draws) -> Images:
-    """Apply a stage to the batch, or to each image where they are unequal."""
+def _apply(stage: Any, images: Images, moving: Columns, draws: Draws) -> tuple[Images, Columns]:
+    """Apply a stage to the batch, or to each image where they are unequal, and to its targets."""
     if isinstance(images, Tensor) or hasattr(stage, "takes_lists"):
-        whole: Tensor = stage.batch(images, draws)
-        if not isinstance(whole, Tensor) or len(whole) != len(images):
-            found = tuple(whole.shape) if isinstance(whole, Tensor) else f"a {type(whole).__name__}"
-            given = (len(images), *images[0].shape)
-            text = f"{type(stage).__name__} was given images {given} and gave {found}"
-            raise BatchError(f"{text}; `batch` returns all of them, as a tensor")
-        return whole
-    parts = [draws.sample(number) for number in range(len(images))]
-    changed = [stage.batch(x[None], part)[0] for x, part in zip(images, parts, strict=True)]
-    draws.n_drawn = parts[0].n_drawn  # of each sample equally many
-    return _stacked(changed)
+        return _apply_to_batch(stage, images, moving, draws)
+    changed, moved = [], _emptied(moving)
+    for number, image in enumerate(images):
+        one, left = image[None], draws.sample(number)
+        lone = {place: column[number : number + 1] for place, column in moving.items()}
+        one, lone = _apply_to_batch(stage, one, lone, left)
+        changed.append(one[0])
+        for place, column in lone.items():
+            moved[place] += column
+    draws.n_drawn = left.n_drawn  # of each sample equally many
+    return _stacked(changed), moved
+
+
+def _emptied(moving: Columns) -> Columns:
+    return {place: [] for place in moving}
+
+
+def _apply_to_batch(
+    stage: Any, images: Images, moving: Columns, draws: Draws
+) -> tuple[Tensor, Columns]:
+    is_still = not moving or keeps_places(stage)
+    if isinstance(stage, _Single) and not is_still:
+        entries = [column[0] for column in moving.values()]
+        image, entries = stage.together(images[0], entries)
+        return image, dict(zip(moving, [[entry] for entry in entries], strict=True))
+    sizes, before = [tuple(image.shape[-2:]) for image in images], draws.copy()
+    whole: Tensor = stage.batch(images, draws)
+    if not isinstance(whole, Tensor) or len(whole) != len(images):
+        found = tuple(whole.shape) if isinstance(whole, Tensor) else f"a {type(whole).__name__}"
+        given = (len(images), *images[0].shape)
+        text = f"{type(stage).__name__} was given images {given} and gave {found}"
+        raise BatchError(f"{text}; `batch` returns all of them, as a tensor")
+    if is_still:
+        return whole, moving
+    moved = {place: _moved(stage, column, sizes, before) for place, column in moving.items()}
+    return whole, moved
+
+
+def _moved(stage: Any, column: Any, sizes: Sequence[Any], draws: Draws) -> Any:
+    """Move one target of all samples as the stage moves their images."""
+    if isinstance(column, Tensor):
+        return stage.batch_masks(column, draws.copy())
+
+    def moved(number: int, target: Tensor) -> Tensor:
+        own = draws.sample(number)
+        if has_override(stage, "move"):
+            return stage.move(target, sizes[number], own)
+        return type(target)(stage.batch_masks(target[None], own)[0])  # a mask, as was checked
+
+    numbered = enumerate(column)
+    return [change_each(functools.partial(moved, number), entry) for number, entry in numbered]
 
 
 def _unequal(images: list[Tensor], indices: Tensor) -> str:

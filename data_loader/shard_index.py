@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from base.errors import DataError, nearest
-from data_loader.image_files import EXTENSIONS
+from data_loader.suffixes import image_suffixes
 
 LOG = logging.getLogger("kindling")
 FORMAT = 1  # of the index
@@ -188,7 +188,7 @@ def _sample(
     tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]
 ) -> tuple[bytes, list[int]]:
     """Return the name of a sample's image, and the numbers of the index."""
-    suffixes = [suffix for suffix in members if f".{suffix}" in EXTENSIONS]
+    suffixes = [suffix for suffix in members if f".{suffix}" in image_suffixes()]
     if len(suffixes) != 1:
         raise DataError(f"{key}: one image is wanted, found .{', .'.join(sorted(members))}")
     image, label, extra = members[suffixes[0]], members.get("cls"), members.get("json")

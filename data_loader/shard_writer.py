@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from base.command_line import Parser
 from base.cores import free_cores
@@ -36,6 +37,7 @@ from data_loader.shard_index import (
     scan,
     write_index,
 )
+from data_loader.suffixes import image_suffixes, suffix_of
 
 NAME = "-m data_loader.shards"
 EPILOG = """SOURCE is a folder with a folder of images for each class, or a file with a line
@@ -180,14 +182,23 @@ def _fill(start: Path, images: ImageFiles, shards: Sequence[Sequence[int]]) -> N
             with path.open("xb") as file:
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                     for image, key in zip(shard, keys, strict=False):
-                        suffix = Path(images.ids[image]).suffix.lower()
-                        _add(tar, f"{key}{suffix}", next(contents))
+                        content = next(contents)
+                        _add(tar, f"{key}{_suffix(images.ids[image], content)}", content)
                         _add(tar, f"{key}.cls", str(int(images.targets[image])).encode())
                 file.flush()
                 os.fsync(file.fileno())
             index, faults = scan(path)
             assert not faults, faults
             write_index(path.with_name(f"{path.name}.index"), index)
+
+
+def _suffix(name: str, content: bytes) -> str:
+    """Return the suffix of an image's name or, where that says nothing, that of its format."""
+    suffix = Path(name).suffix.lower()
+    if suffix in image_suffixes():
+        return suffix
+    with Image.open(io.BytesIO(content)) as image:
+        return suffix_of(image)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

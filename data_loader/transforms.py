@@ -8,7 +8,7 @@ A transform here has ``batch(images, draws)``: images (sample, channel, height, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,46 @@ from torch import Tensor
 from base.errors import BatchError, DataError
 from base.keyed import Draws
 
+Size = tuple[int, int]  # height, width
+
 
 class KeyedTransform:
-    """A transform of a batch that draws each sample's numbers by its key: override ``batch``."""
+    """A transform of a batch that draws each sample's numbers by its key: override ``batch``.
+
+    Where it moves pixels, override ``move`` too, so that masks and boxes move with their image;
+    where it moves none, set ``keeps_places = True``.
+    """
+
+    keeps_places = False
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
         """Return the images (sample, channel, height, width), each changed in its own way."""
         raise NotImplementedError
+
+    def move(self, target: Tensor, size: Size, draws: Draws) -> Tensor:
+        """Move one target as ``batch`` moves its image, by the same draws.
+
+        Args:
+            target: one of torchvision's tv_tensors: a Mask, BoundingBoxes or KeyPoints.
+            size: of the image before the move.
+            draws: of this sample, as they were before ``batch`` drew.
+        """
+        raise NotImplementedError
+
+    move.refuses = True  # type: ignore[attr-defined]
+
+    def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
+        """Move masks (sample, channel, height, width), where nearest neighbours keep values whole.
+
+        What comes in from outside is 0. By default each is moved by itself, by ``move``.
+        """
+        from torchvision.tv_tensors import Mask
+
+        size = (masks.shape[-2], masks.shape[-1])
+        moved = [self.move(Mask(each), size, draws.sample(n)) for n, each in enumerate(masks)]
+        return torch.stack(moved)
+
+    batch_masks.refuses = True  # type: ignore[attr-defined]
 
     def __call__(self, image: Tensor) -> Tensor:
         return self.batch(image[None], Draws.from_torch(1))[0]
@@ -42,6 +75,15 @@ class RandomShift(KeyedTransform):
         size = (images.shape[-2], images.shape[-1])
         return crop(F.pad(images, [self.pixels] * 4), offsets[:, 0], offsets[:, 1], size)
 
+    def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
+        return self.batch(masks, draws)
+
+    def move(self, target: Tensor, size: Size, draws: Draws) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
+        top, left = draws.integers(2 * self.pixels + 1, 2)[0].tolist()
+        return functional.crop(functional.pad(target, [self.pixels] * 4), top, left, *size)
+
 
 class RandomFlip(KeyedTransform):
     """Mirror an image from left to right (`dim` -1) or from top to bottom (-2), in `p` of cases."""
@@ -55,9 +97,20 @@ class RandomFlip(KeyedTransform):
         is_flipped = (draws.uniform()[:, 0] < self.p).view(-1, 1, 1, 1)
         return torch.where(is_flipped, images.flip(self.dim), images)
 
+    def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
+        return self.batch(masks, draws)
+
+    def move(self, target: Tensor, size: Size, draws: Draws) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
+        flip = functional.horizontal_flip if self.dim == -1 else functional.vertical_flip
+        return flip(target) if draws.uniform()[0, 0] < self.p else target
+
 
 class RandomCutout(KeyedTransform):
     """Black out a square of `pixels`, its centre anywhere (DeVries and Taylor, 2017)."""
+
+    keeps_places = True
 
     def __init__(self, pixels: int) -> None:
         self.pixels = _checked("RandomCutout: pixels", pixels, pixels >= 1, "at least 1")
@@ -76,17 +129,43 @@ class RandomCutout(KeyedTransform):
 class _Crop(KeyedTransform):
     """Cut out a part of `size` (height, width) after padding: torchvision's, by the batch."""
 
-    def __init__(self, size: Sequence[int], pad: Callable[[Tensor], Tensor]) -> None:
-        self.size, self.pad = (size[0], size[1]), pad
+    def __init__(
+        self, size: Sequence[int], sides: list[int] | None, fill: Any = 0, mode: str = "constant"
+    ) -> None:
+        self.size, self.sides, self.fill, self.mode = (size[0], size[1]), sides, fill, mode
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
-        images = self.pad(images)
-        spare = [have - want for have, want in zip(images.shape[-2:], self.size, strict=True)]
-        if min(spare) < 0:
-            found = "x".join(map(str, images.shape[-2:]))
-            raise ValueError(f"RandomCrop of {self.size[0]}x{self.size[1]} from images of {found}")
+        images = self._padded(images, self.fill)
+        spare = self._spare(images.shape[-2], images.shape[-1])
         offsets = (draws.uniform(2) * (torch.tensor(spare, device=images.device) + 1)).long()
         return crop(images, offsets[:, 0], offsets[:, 1], self.size)
+
+    def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
+        same = _Crop(self.size, self.sides, mode=self.mode)
+        return same.batch(masks, draws)
+
+    def move(self, target: Tensor, size: Size, draws: Draws) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
+        left, top, right, bottom = self.sides or [0, 0, 0, 0]
+        spare = self._spare(size[0] + top + bottom, size[1] + left + right)
+        offsets = (draws.uniform(2) * (torch.tensor(spare, device=draws.device) + 1)).long()
+        first_row, first_column = offsets[0].tolist()
+        return functional.crop(self._padded(target, 0), first_row, first_column, *self.size)
+
+    def _padded(self, images: Tensor, fill: Any) -> Tensor:
+        if self.sides is None:
+            return images
+        from torchvision.transforms.v2 import functional
+
+        return functional.pad(images, self.sides, fill, self.mode)
+
+    def _spare(self, height: int, width: int) -> list[int]:
+        spare = [height - self.size[0], width - self.size[1]]
+        if min(spare) < 0:
+            text = f"RandomCrop of {self.size[0]}x{self.size[1]} from images of {height}x{width}"
+            raise ValueError(text)
+        return spare
 
 
 class _ResizedCrop(KeyedTransform):
@@ -100,16 +179,27 @@ class _ResizedCrop(KeyedTransform):
         size: Sequence[int],
         scale: Sequence[float],
         ratio: Sequence[float],
-        resize: Callable[..., Tensor],
+        interpolation: Any,
+        antialias: bool | None,
     ) -> None:
-        self.size, self.scale, self.ratio, self.resize = list(size), scale, ratio, resize
+        self.size, self.scale, self.ratio = list(size), scale, ratio
+        self.interpolation, self.antialias = interpolation, antialias
 
     def batch(self, images: Tensor | Sequence[Tensor], draws: Draws) -> Tensor:
-        crops = []
-        for image, numbers in zip(images, draws.numbers(4 * self.N_TRIES), strict=True):
-            tries = [numbers[i : i + 4] for i in range(0, 4 * self.N_TRIES, 4)]
-            crops.append(self.resize(image, *self._box(tries, *image.shape[-2:])))
-        return torch.stack(crops)
+        drawn = draws.numbers(4 * self.N_TRIES)
+        pairs = zip(images, drawn, strict=True)
+        return torch.stack([self._cut(image, image.shape[-2:], each) for image, each in pairs])
+
+    def move(self, target: Tensor, size: Size, draws: Draws) -> Tensor:
+        return self._cut(target, size, *draws.numbers(4 * self.N_TRIES))
+
+    def _cut(self, image: Tensor, size: Sequence[int], numbers: list[float]) -> Tensor:
+        """Cut the part that the numbers draw from an image of this size, or from its target."""
+        from torchvision.transforms.v2 import functional
+
+        tries = [numbers[i : i + 4] for i in range(0, 4 * self.N_TRIES, 4)]
+        box = self._box(tries, size[0], size[1])
+        return functional.resized_crop(image, *box, self.size, self.interpolation, self.antialias)
 
     def _box(self, tries: list[list[float]], height: int, width: int) -> tuple[int, int, int, int]:
         """Return top, left, height and width of the first try that fits, else the largest part."""
@@ -165,24 +255,28 @@ def by_key(transform: Any) -> KeyedTransform | None:
         return RandomFlip(transform.p)
     if name == "RandomVerticalFlip":
         return RandomFlip(transform.p, dim=-2)
-    from torchvision.transforms.v2 import functional
-
     if name == "RandomCrop" and not transform.pad_if_needed:
-        padding, fill, mode = transform.padding, transform.fill, transform.padding_mode
-        if isinstance(fill, dict):  # v2 keeps one fill a kind of input
+        if isinstance(transform.fill, dict):  # v2 keeps one fill a kind of input
             return None
-        if padding is None:
-            return _Crop(transform.size, lambda images: images)
-        left, right, top, bottom = padding
-        sides = [left, top, right, bottom]
-        return _Crop(transform.size, lambda x: functional.pad(x, sides, fill, mode))
+        if transform.padding is None:
+            return _Crop(transform.size, None)
+        sides = _sides(transform.padding, is_parsed=".v2." in module)
+        return _Crop(transform.size, sides, transform.fill, transform.padding_mode)
     if name == "RandomResizedCrop":
-
-        def resize(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
-            return functional.resized_crop(
-                image, top, left, height, width, list(transform.size),
-                transform.interpolation, transform.antialias,
-            )  # fmt: skip
-
-        return _ResizedCrop(transform.size, transform.scale, transform.ratio, resize)
+        shape = (transform.size, transform.scale, transform.ratio)
+        return _ResizedCrop(*shape, transform.interpolation, transform.antialias)
     return None
+
+
+def _sides(padding: int | Sequence[int], is_parsed: bool) -> list[int]:
+    """Return the padding as (left, top, right, bottom).
+
+    Args:
+        is_parsed: it is (left, right, top, bottom), as torchvision's second version keeps it.
+    """
+    if isinstance(padding, int):
+        return [padding] * 4
+    if is_parsed:
+        left, right, top, bottom = padding
+        return [left, top, right, bottom]
+    return [*padding, *padding] if len(padding) == 2 else list(padding)

@@ -305,3 +305,42 @@ def test_labels_of_a_list_that_are_numbers_sort_as_numbers(folder):
     dataset = ImageListDataset(write(folder, "\n".join(lines)))
     assert dataset.classes == ["1.0", "2.0", "10.0"]
     assert dataset.targets.tolist() == [2, 1, 0]
+
+
+def test_every_format_that_pillow_writes_and_we_decode_counts_by_its_suffix(tmp_path):
+    """Each suffix is tried by decoding: what `decode_image` reads, a folder must find."""
+    from data_loader.images import decode_image
+    from data_loader.suffixes import image_suffixes
+
+    image, decoded = Image.fromarray(np.full((16, 16, 3), 90, np.uint8)), set()
+    (tmp_path / "set/a").mkdir(parents=True)
+    for suffix, name in Image.registered_extensions().items():
+        path = tmp_path / f"set/a/x{suffix.upper()}"
+        mode = {"XBM": "1", "MSP": "1", "PALM": "L", "BLP": "P"}.get(name, "RGB")
+        try:
+            image.convert(mode).save(path, format=name)
+            decode_image(path)
+        except Exception:  # Pillow only reads it, or only writes it
+            path.unlink(missing_ok=True)
+        else:
+            decoded.add(suffix)
+    assert decoded >= {".jfif", ".avif", ".jp2", ".webp", ".tif", ".tga", ".png"}
+    assert decoded <= image_suffixes()
+    dataset = ImageFolderDataset(str(tmp_path / "set"))
+    assert {Path(name).suffix for name in dataset.ids} == {suffix.upper() for suffix in decoded}
+    assert not image_suffixes() & {".txt", ".json", ".cls", ".pdf", ".h5", ".mpg", ".eps", ".heic"}
+
+
+def test_files_that_are_skipped_are_counted_in_one_line(folder, caplog):
+    for name in ("dog/1.txt", "dog/more/2.TXT", "cat/3.xml", "cat/.hidden.txt", "cat/noted"):
+        (folder / name).write_text("")
+    with caplog.at_level("INFO", logger="kindling"):
+        dataset = ImageFolderDataset(str(folder))
+    assert len(dataset) == 4
+    line = f"{folder}: 4 files are skipped: 2 .txt, 1 .xml, 1 without a suffix"
+    assert [record.getMessage() for record in caplog.records] == [line]
+    caplog.clear()
+    (folder / "fox").mkdir()
+    (folder / "fox/1.heic").write_text("")
+    with pytest.raises(DataError, match=r"fox: an empty class folder \(found 1 .heic\)"):
+        ImageFolderDataset(str(folder))

@@ -764,3 +764,17 @@ def test_torchvision_is_not_loaded_with_shards(project_root):
     program = "import sys, data_loader.shards; sys.exit('torchvision' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=project_root, check=False)
     assert done.returncode == 0
+
+
+def test_images_of_every_suffix_and_of_none_are_written_and_read(tmp_path):
+    image = Image.fromarray(np.full((8, 9, 3), 90, np.uint8))
+    lines = []
+    for name, form in {"a.JFIF": "JPEG", "b.avif": "AVIF", "c.jp2": "JPEG2000", "d": "PNG"}.items():
+        image.save(tmp_path / name, format=form)
+        lines.append(f"{name} 0\n")
+    (tmp_path / "list.txt").write_text("".join(lines))
+    assert write(tmp_path / "list.txt", tmp_path / "out/train") == 0
+    dataset = ShardDataset(tmp_path / "out/train-000000.tar")
+    assert dataset.ids == ["000000.jfif", "000001.avif", "000002.jp2", "000003.png"]
+    for index in range(4):
+        assert (dataset[index][0].int() - 90).abs().max() <= 2

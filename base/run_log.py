@@ -189,7 +189,8 @@ class RunLog:
 
     def _is_shown(self, name: str, rates: Mapping[str, float]) -> bool:
         is_further_rate = name in rates and name != next(iter(rates))
-        is_quiet = name in QUIET_COLUMNS or name.startswith("time/") or name.count("/") > 1
+        is_part = name.count("/") > 1 and not name.endswith(("/mean", "/macro"))
+        is_quiet = name in QUIET_COLUMNS or name.startswith("time/") or is_part
         return not is_quiet and not is_further_rate
 
     def close(self) -> None:

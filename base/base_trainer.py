@@ -175,7 +175,7 @@ class BaseTrainer:
             return
         stepper = choose_stepper(self.steppers, name)
         if stepper.every == 1 or self.is_due(name):
-            self.window.correct(stepper.parameters)
+            self.window.correct(stepper.optimizer)
             self.recovery.before_update(stepper.parameters, stepper.scaler.is_enabled())
             self.capture.read_parameters(stepper.parameters, stepper.scaler)
             self.meters.update(stepper.step(self.progress.step, again))

@@ -122,6 +122,7 @@ class SampleCount:
     def __init__(self, rules: Rules, loader: Any = None) -> None:
         self.rules = rules
         self._loader = loader
+        self._is_plain = rules["size"] is None and rules["target"] is None
         self._is_time_first = False
 
     @cached_property
@@ -140,6 +141,11 @@ class SampleCount:
         """Return the number of samples of a batch, the ``position``-th of the loader."""
         if self._own is not None:
             return int(self._own(batch))
+        if self._is_plain and type(batch) is list and len(batch) == 2:
+            inputs, target = batch
+            is_plain = isinstance(target, Tensor) and isinstance(inputs, Tensor)
+            if is_plain and target.dim() == 1 and inputs.shape[:1] == target.shape:
+                return int(target.shape[0])  # by far the most common, and asked for at each step
         n_drawn = None if position is None else self._n_drawn(position)
         if n_drawn is None and self._batch_size is not None:
             n_drawn = self._second_dimension(batch)
@@ -177,7 +183,7 @@ def count_samples(batch: Any, rules: Rules = AS_IT_IS, n_drawn: int | None = Non
     except ConfigError:
         target = None
     if isinstance(target, Tensor) and target.dim() and n_drawn in (None, len(target)):
-        return len(target)  # by far the most common, and asked for at each step
+        return target.shape[0]
     candidates, agreed = _sizes(target), _agreed_sizes(batch)
     everywhere = [n for n in candidates if n in agreed]
     plausible = everywhere + candidates + agreed + _other_readings(batch, n_drawn)

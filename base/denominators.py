@@ -9,7 +9,7 @@ are counted, and a loss over pixels by the pixels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple, TypeVar
 
@@ -52,16 +52,15 @@ def counted_by(value: Any) -> Counted | None:
     return getattr(value, "counted", None)
 
 
-def mark_sum(value: Tensor, terms: Sequence[Tensor]) -> Tensor:
+def mark_sum(value: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
     """Note on a sum of losses what its terms are, each a mean over something of its own."""
-    if len(terms) > 1:
-        value.terms = terms  # type: ignore[attr-defined]
+    value.terms = terms  # type: ignore[attr-defined]
     return value
 
 
-def terms_of(value: Any) -> Sequence[Any]:
-    """Return the terms of a sum of losses; of anything else itself."""
-    return getattr(value, "terms", None) or (value,)
+def terms_of(value: Any) -> Mapping[str, Tensor] | None:
+    """Return the terms of a sum of losses, by name; None of anything else."""
+    return getattr(value, "terms", None)
 
 
 def denominator_rule(function: Any) -> Rule | None:

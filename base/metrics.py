@@ -166,8 +166,10 @@ def _plus(total: Tensor | float, value: Any, times: int = 1) -> Tensor | float:
     """Add a number to a sum; one on a device is not waited for."""
     if not isinstance(value, Tensor):
         return total + times * (value if isinstance(value, int) else float(value))
-    if value.numel() != 1:
+    if value.dim() and value.numel() != 1:
         raise ValueError(f"it gives shape {tuple(value.shape)} where one number is needed")
+    if isinstance(total, Tensor) and total.device == value.device and not value.dim():
+        return torch.add(total, value.detach(), alpha=times)
     # The sum stays there, in double precision where there is one.
     dtype = torch.float32 if value.device.type == "mps" else torch.float64
     total = torch.as_tensor(total, dtype=dtype, device=value.device)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from base.batch import SampleCount, cut
 from base.config.durations import parse_duration
@@ -54,9 +55,9 @@ class Window:
     def read_ahead(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
         """Give batches from position ``first``; those of a window are read before its first one."""
         self._ahead.clear()
-        if self.accumulate == 1:
-            yield from batches
-            return
+        return batches if self.accumulate == 1 else self._windows(batches, first)
+
+    def _windows(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
         while chunk := list(islice(batches, self.accumulate)):
             self._ahead.append(self._shares_of_window(chunk, first))
             first += len(chunk)
@@ -93,8 +94,11 @@ class Window:
         """Return what a loss of the part that is computed adds to that of the whole window."""
         if self._part is self._whole:
             return loss
-        shared = [self._shared(term) for term in terms_of(loss)]
-        return sum(shared[1:], start=shared[0])
+        terms = terms_of(loss)
+        if terms is None:
+            return self._shared(loss)
+        shared = [self._shared(term) for term in terms.values() if term.requires_grad]
+        return sum(shared[1:], start=shared[0]) if shared else loss
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -157,9 +161,10 @@ class Window:
             self._found_in, self._found = self._part, self._found + counted.number
         return counted.number / self._assumed
 
-    def correct(self, parameters: Iterable[Tensor]) -> None:
+    def correct(self, optimizer: Optimizer) -> None:
         """Bring the gradients of a window to its denominators as they were found."""
         if self._assumed:
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
             gradients = [p.grad for p in parameters if p.grad is not None]
             torch._foreach_mul_(gradients, self._assumed / self._found)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from base.denominators import SUM, counted_by, mark_sum, terms_of
+from base.denominators import SUM, counted_by, mark, mark_sum, terms_of
 from base.errors import ConfigError, Problem, TrainingError, nearest
 from base.loss_gradients import due_gradients
 from base.losses import Ramp, WeightedLoss, terms
@@ -31,15 +31,23 @@ def with_total(
         return dict(losses)
     if not losses:
         raise TrainingError("there is no loss to minimise: name one in the config's `loss:`")
-    parts = list(terms(losses, weighted, step).values())
-    values: dict[str, Any] = {"loss": mark_sum(sum(parts[1:], start=parts[0]), parts)}
+    parts = terms(losses, weighted, step)
+    first, *others = parts.values()
+    values: dict[str, Any] = {"loss": sum(others, start=first)}
     if len(losses) > 1:
-        values.update(losses)
+        # One of weight 0 is no part of the sum, but its samples count in the mean of an epoch.
+        all_terms = {k: parts[k] if k in parts else _zero(loss) for k, loss in losses.items()}
+        total = values["loss"] if others else first.view(())  # not the loss itself
+        values = {"loss": mark_sum(total, all_terms), **losses}
     if step is not None:
         for name, loss in weighted.items():
             if isinstance(loss.weight, Ramp) and name in losses:
                 values[f"weight/{name}"] = loss.weight_at(step)
     return values
+
+
+def _zero(loss: Tensor) -> Tensor:
+    return mark(torch.zeros_like(loss, requires_grad=False), counted_by(loss))
 
 
 def weigh(
@@ -64,16 +72,19 @@ class StepValues:
     """
 
     def __init__(self, values: Mapping[str, Any], n_samples: int) -> None:
+        self.values: dict[str, Any] = {}
         self.means: list[tuple[str, Any, Any]] = []
         """Name, value and denominator (None for a sum); a sum of losses has one for each term."""
         for name, value in values.items():
+            self.values[name] = kept = value.detach() if isinstance(value, Tensor) else value
             terms = terms_of(value)
-            for number, term in enumerate(terms):
-                counted = counted_by(term)
-                count = n_samples if counted is None else counted.number
-                key = name if len(terms) == 1 else f"{name}{TERM}{number}"
-                self.means.append((key, _detached(term), None if count is SUM else count))
-        self.values = {name: _detached(value) for name, value in values.items()}
+            if terms is None:
+                self.means.append((name, kept, _count(value, n_samples)))
+            else:
+                self.means += [
+                    (f"{name}{TERM}{key}", term.detach(), _count(term, n_samples))
+                    for key, term in terms.items()
+                ]
 
     def add_to(self, meters: Meters) -> None:
         """Add the values to running means."""
@@ -81,8 +92,11 @@ class StepValues:
             meters.add(*mean)
 
 
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def _count(value: Any, n_samples: int) -> Any:
+    counted = counted_by(value)
+    if counted is None:
+        return n_samples
+    return None if counted.number is SUM else counted.number
 
 
 def values_of(parts: Sequence[StepValues], device: torch.device) -> dict[str, Any]:

@@ -220,6 +220,36 @@ def test_each_loss_of_several_has_its_own_denominator(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+class Noting(Trainer):
+    """Notes the sum that each step minimises, and its samples."""
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        values = super().train_step(batch)
+        self.noted.append((values["loss"].item(), len(batch[0])))
+        return values
+
+
+@pytest.mark.parametrize("after", ["0 steps", "1 step", "2 steps", "100 steps"])
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_weight_that_moves_changes_what_each_step_adds_to_the_mean(
+    start: int, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of weight 0 is no part of a step's sum, but has its samples in the epoch's mean."""
+    place(monkeypatch, Case("mse_loss", random(N, 3)))
+    weight = f"{{from: {start}, to: {1 - start}, over: 1 step, after: {after}, shape: step}}"
+    losses = (
+        f"[{{type: l1_loss}}, {{type: mse_loss, weight: {weight.replace('0 steps', '1 step')}}}]"
+    )
+    trainer = make(
+        "data_loader.args.batch_size=7", text=CONFIG.replace("LOSS", losses), trainer=Noting
+    )
+    trainer.noted = []
+    found = trainer.train_epoch()["train/loss"]
+    assert len(trainer.noted) == 3
+    expected = sum(value * n for value, n in trainer.noted) / sum(n for _, n in trainer.noted)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 # --- Losses of the user's own ---------------------------------------------------------------------
 
 

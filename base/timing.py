@@ -85,8 +85,8 @@ class Window:
         if self.fate:
             return ()
         if self.micro_batch is None or self.micro_batch >= n_samples:
-            if self.accumulate > 1:
-                self._part = self._shares(batch, n_samples)
+            is_whole = self.accumulate == 1
+            self._part = self._whole if is_whole else self._shares(batch, n_samples)
             return ((batch, n_samples),)
         return self._cut(batch, n_samples, self.micro_batch)
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from base.base_trainer import BaseTrainer
 from base.batch import cut, to_device
 from base.errors import ConfigError, Problem, TrainingError
-from base.memory.trial import trial, try_step
+from base.memory.trial import kept_weights, trial, try_step
 
 UNTRAINABLE = "on which BatchNorm cannot be trained"
 TOO_FEW = "Expected more than 1 value per channel"  # what torch's normalisation layers say
@@ -103,7 +103,7 @@ def try_single(trainer: BaseTrainer, sample: Any, problems: Sequence[Problem]) -
     """
     trainer.experiment.freezing.begin_epoch(trainer.progress.step)
     try:
-        with trial(trainer):
+        with kept_weights(trainer), trial(trainer):
             try_step(trainer, to_device(sample, trainer.device))
     except Exception as error:
         if TOO_FEW in str(error):  # any other will show in the training itself

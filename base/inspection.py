@@ -18,7 +18,7 @@ from base.header import header_facts, input_text, peak_memory_mb
 from base.label_check import checked_labels
 from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
-from base.memory.trial import trial, try_step
+from base.memory.trial import kept_weights, trial, try_step
 from base.profiling import check_profile
 from base.shape_agreement import agreeing_shapes
 from base.shape_errors import explain_shape_errors
@@ -76,7 +76,8 @@ def try_own_step(trainer: BaseTrainer) -> None:
     """Run a `train_step` of one's own on the first batch, without an update; all is put back."""
     batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
     trainer.experiment.freezing.begin_epoch(trainer.progress.step)
-    with suppress(torch.OutOfMemoryError), trial(trainer):  # trainer.on_oom is for the training
+    out_of_memory = suppress(torch.OutOfMemoryError)  # trainer.on_oom is for the training
+    with out_of_memory, kept_weights(trainer), trial(trainer):
         try_step(trainer, batch)
 
 

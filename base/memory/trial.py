@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
+
+
+PLAIN = (bool, int, float, str, list, dict, set, deque)
 
 
 def keep_buffers(modules: Iterable[nn.Module]) -> Callable[[], None]:
@@ -36,9 +39,15 @@ def keep_buffers(modules: Iterable[nn.Module]) -> Callable[[], None]:
 def trial(trainer: BaseTrainer) -> Iterator[None]:
     """Hold updates and metrics back; restore buffers, random streams and what else has state.
 
+    Restored are also the counters and lists that a trainer of the user's own has as attributes.
     Gradients, of which there are none before training, are freed.
     """
     put_back = keep_buffers(trainer.model.modules())
+    attributes = {
+        name: copy.copy(value) if isinstance(value, PLAIN) else value.clone()
+        for name, value in vars(trainer).items()
+        if isinstance(value, PLAIN) or (isinstance(value, Tensor) and not value.requires_grad)
+    }
     states = {
         name: (one, copy.deepcopy(one.state_dict()))
         for name, one in trainer.stateful.items()
@@ -50,6 +59,7 @@ def trial(trainer: BaseTrainer) -> Iterator[None]:
         with trainer.window.aside():
             yield
     finally:
+        vars(trainer).update(attributes)
         trainer._phase_metrics = metrics
         trainer.finite.all_finite()  # forget what was seen
         trainer.finite.is_on = True
@@ -58,6 +68,21 @@ def trial(trainer: BaseTrainer) -> Iterator[None]:
         put_back()
         for one, state in states.values():
             one.load_state_dict(state)
+
+
+@contextmanager
+def kept_weights(trainer: BaseTrainer) -> Iterator[None]:
+    """Put weights and optimizers back afterwards, for a step that may call an optimizer itself."""
+    weights = [(p, p.detach().to("cpu", copy=True)) for p in trainer.model.parameters()]
+    optimizers = [(one, copy.deepcopy(one.state_dict())) for one in trainer.optimizers.values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, former in weights:
+                parameter.copy_(former)
+        for optimizer, state in optimizers:
+            optimizer.load_state_dict(state)
 
 
 def try_step(trainer: BaseTrainer, batch: Any) -> dict[str, Any]:

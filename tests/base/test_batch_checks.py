@@ -14,6 +14,7 @@ from base.base_data_loader import BaseDataLoader
 from base.errors import ConfigError
 from base.inspection import check
 from base.registry import DATA_LOADERS, LOSSES, MODELS
+from trainer.trainer import Trainer
 
 CONFIG = """
 name: checks
@@ -206,3 +207,37 @@ def test_a_phase_of_time_first_sequences_counts_its_samples(
     assert found == pytest.approx(expected, rel=1e-6)
     trainer.train_epoch()
     assert trainer.progress.samples == 10
+
+
+# --- Steps that are tried -------------------------------------------------------------------------
+
+
+class ByHand(Trainer):
+    """Steps its optimizer itself, counts its steps, and keeps what it has seen."""
+
+    def __init__(self, experiment: Any) -> None:
+        super().__init__(experiment)
+        self.n_calls, self.seen, self.centre = 0, [], torch.zeros(3)
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        loss = self.losses["cross_entropy"](self.forward(batch), batch[1])
+        loss.backward()
+        self.optimizers["main"].step()
+        self.optimizers["main"].zero_grad()
+        self.n_calls += 1
+        self.seen.append(loss.item())
+        self.centre.add_(1)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_a_step_of_one_s_own_that_was_tried_has_not_been_made(optimizer: str) -> None:
+    text = CONFIG.replace("SGD", optimizer)
+    tried, plain = (make(text=text, trainer=ByHand) for _ in range(2))
+    check(tried)
+    assert (tried.n_calls, tried.seen, tried.centre.sum()) == (0, [], 0)
+    for trainer in (tried, plain):
+        trainer.train()
+    assert tried.seen == plain.seen
+    for one, other in zip(tried.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(one, other)

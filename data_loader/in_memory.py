@@ -48,10 +48,19 @@ class InMemoryDataset(Dataset[list[Tensor]]):
         if len(inputs) != len(targets):
             raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
         self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers are no brightness
-        self.tensors_given = [self.images, self.targets]  # what batches are made of
+        self._given: list[Tensor] | None = None
         self.placed: InMemoryDataset | None = None  # the same on a GPU
         if names is not None:
             self.classes = names
+
+    @property
+    def tensors_given(self) -> list[Tensor]:
+        """What batches are made of: inputs and targets, unless something else was set."""
+        return [self.images, self.targets] if self._given is None else self._given
+
+    @tensors_given.setter
+    def tensors_given(self, tensors: list[Tensor]) -> None:
+        self._given = tensors
 
     def __len__(self) -> int:
         return len(self.images)

@@ -157,7 +157,6 @@ def test_a_binary_classifier_is_measured_or_refused(shape: tuple[int, ...], loss
     made = make(f"loss={loss}", "metrics=[accuracy, F1, AUROC]", text=BINARY)
     dataset = made.train_loader.dataset
     dataset.targets = dataset.targets.float().reshape(shape)
-    dataset.tensors_given = [dataset.images, dataset.targets]
     if loss == "BCEWithLogitsLoss" and shape == (-1, 1):
         values = made.train()
         inputs, targets = validation(made)

@@ -155,7 +155,7 @@ def _classes(
         return target.numel() if weight is None else weight[target].sum()
     is_counted = target != ignore_index
     if weight is None:
-        return is_counted.sum()
+        return is_counted.count_nonzero()
     weights = weight.to(target.device)[target.where(is_counted, 0).long()]
     return (weights * is_counted).sum()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.batch_reader import find_get_batch
-from base.data_record import record_of, use_record
+from base.data_record import class_names, record_of, use_record
 from base.errors import BatchError, DataError
 from base.keyed import Draws
 from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
@@ -193,6 +193,8 @@ class TransformedDataset(Dataset[Any]):
         for name in ("targets", "classes"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
+        if (names := class_names(source)) is not None:  # also of a torch `Subset`
+            self.classes = names
         if hasattr(source, "shuffled_order"):
             self.shuffled_order = source.shuffled_order
 

@@ -67,7 +67,7 @@ def test_short_forms_become_the_long_form(load):
     ]
     assert config["lr_scheduler"]["every"] == "epoch"
     assert config["freeze"] == [{"match": "head.*", "until": None}]
-    assert config["batch"] == {"inputs": ["image"], "target": 1}
+    assert config["batch"] == {"inputs": ["image"], "target": 1, "size": None}
     assert config["memory"]["accumulate"] == 1
 
 

@@ -263,7 +263,10 @@ def test_shares_are_of_the_distribution_that_is_asked_for():
 
 @pytest.mark.parametrize("is_told", [True, False])
 def test_a_metric_that_takes_no_shares_is_told_before_training(tmp_path, is_told):
-    text = CONFIG.replace("shape: [3, 8, 8]", "shape: [4]") + "metrics: [ConfusionMatrix]\n"
+    text = (
+        CONFIG.replace("shape: [3, 8, 8]", "shape: [4]")
+        + "metrics: [{type: MeanLoss, args: {loss: nll_loss}}]\n"
+    )
     switch = "true" if is_told else "false"
     text += f"trainer: {{epochs: 2, train_metrics: {switch}, monitor: min valid/loss}}"
     (tmp_path / "x.yaml").write_text(text)

@@ -149,7 +149,7 @@ def test_a_checkpoint_that_vanishes_after_it_was_chosen_is_passed_over(
     place: Workplace, cut: Path, whole: str
 ) -> None:
     lost = cut / "checkpoints" / "step-00000007" / "state.pt"
-    done = place.run("-r", inject=Removes(lost, "base.run_log.read"))
+    done = place.run("-r", inject=Removes(lost, "base.run_log.read_whole"))
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert re.search(r"step-00000007.*going back to .*step-00000006", line)

@@ -75,7 +75,7 @@ def denominator_rule(function: Any) -> Rule | None:
     if isinstance(function, functools.partial):
         function, settings = function.func, function.keywords
     own = getattr(function, "denominator", None)
-    if own is not None:
+    if callable(own):
         return lambda output, target, *_: own(target)
     rule = None
     if isinstance(function, FunctionType | BuiltinFunctionType):

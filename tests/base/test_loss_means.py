@@ -16,6 +16,7 @@ from toy import make
 
 from base.base_data_loader import BaseDataLoader
 from base.denominators import SUM, denominator_rule
+from base.errors import TrainingError
 from base.registry import DATA_LOADERS, LOSSES, MODELS
 from trainer.trainer import Trainer
 
@@ -245,6 +246,70 @@ def test_a_loss_may_say_what_it_divides_by(monkeypatch: pytest.MonkeyPatch) -> N
     assert found == pytest.approx(whole.item(), rel=1e-5)
     for ours, theirs in zip(gradients(trainer), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+class OfDict(PerTarget):
+    """The same of a dict, whose entries torch's own rules do not know."""
+
+    def denominator(self, target: Any) -> Tensor:
+        return super().denominator(target["class"])
+
+    def forward(self, output: Tensor, target: Any) -> Tensor:
+        return super().forward(output, target["class"])
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_loss_may_say_what_it_divides_by_of_a_dict(
+    parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case("OfDict", classes(ignored=0))
+    place(monkeypatch, case)
+    monkeypatch.setitem(LOSSES.registered, "OfDict", OfDict)
+
+    class Given(BaseDataLoader):
+        def __init__(self, batch_size: int) -> None:
+            samples = [
+                (x, {"class": y, "name": str(n)})
+                for n, (x, y) in enumerate(zip(random(N, 5), case.target, strict=True))
+            ]
+            super().__init__(samples, batch_size, False, 0, 0)
+
+    monkeypatch.setitem(DATA_LOADERS.registered, "Given", Given)
+    trainer = trainer_of(case, *settings_of(parts))
+    whole = PerTarget()(trainer.model(random(N, 5)), case.target)
+    expected = torch.autograd.grad(whole, list(trainer.model.parameters()))
+    found = trainer.evaluate(trainer.train_loader, "valid")["valid/loss"]
+    assert found == pytest.approx(whole.item(), rel=1e-5)
+    for ours, theirs in zip(gradients(trainer), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def half_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target) / 2
+
+
+@pytest.mark.parametrize(
+    ("denominator", "text"),
+    [
+        (lambda target: target["mask"].sum(), r"denominator of loss 'half_.* fails on target \(4,"),
+        (lambda target: (target != 0).float(), r"must be one number, not \(4,\)"),
+        (lambda target: "many", "must be one number, not 'many'"),
+    ],
+)
+def test_a_denominator_that_is_none_is_an_error(
+    denominator: Any, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(monkeypatch, Case("half_cross_entropy", classes()))
+    monkeypatch.setitem(LOSSES.registered, "half_cross_entropy", half_cross_entropy)
+    monkeypatch.setattr(half_cross_entropy, "denominator", denominator, raising=False)
+    trainer = trainer_of(Case("half_cross_entropy", classes()), *settings_of(PARTS[0]))
+    with pytest.raises(TrainingError, match=text):
+        trainer.train()
+
+
+def test_an_attribute_of_that_name_is_no_denominator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(half_cross_entropy, "denominator", 2.0, raising=False)
+    assert denominator_rule(half_cross_entropy) is None
 
 
 class Flattened(Trainer):

@@ -113,7 +113,9 @@ class WeightedLoss:
             number = rule(output, target, *more)
         else:
             number = self._own_number(lambda: rule(output, target), target)
-        return None if number is None else Counted(self.name, number, n_elements)
+        if number is None:
+            return None
+        return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
 
     @property
     def _says_its_own(self) -> bool:
@@ -193,6 +195,13 @@ class WeightedLoss:
 
     def _whole_state(self) -> dict[str, Any]:
         return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # it has no memory of its own, as inside of torch.func
+        return 0
 
 
 def _is_same(value: Any, other: Any) -> bool:

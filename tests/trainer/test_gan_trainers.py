@@ -159,12 +159,19 @@ def test_a_shipped_gan_trains_as_by_hand(kind: str, every: int, k: int, precisio
 # --- Each network by itself ----------------------------------------------------------------------
 
 
+def begin_window(trainer: Any, batch: Any) -> None:
+    """Stand at the first of two batches whose gradients make a step."""
+    list(trainer.window.read_ahead(iter([batch, batch]), 0))
+    trainer.window.place(0, 2)
+    list(trainer.window.parts(batch, 0))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_network_gets_the_gradients_of_its_own_loss_alone(kind: str) -> None:
     """In the first batch of two nothing is stepped, so that all gradients are there to be seen."""
     trainer, other = built(kind, "memory.accumulate=2"), built(kind)
     batch = next(batches(trainer))
-    trainer.window.place(0, 2)
+    begin_window(trainer, batch)
     torch.manual_seed(5)
     trainer.train_step(batch)
 
@@ -183,10 +190,11 @@ def test_gradients_in_fp16_are_those_in_fp32_but_for_its_digits(kind: str) -> No
     gradients = {}
     for precision in ("fp32", "fp16"):
         trainer = built(kind, f"memory={{precision: {precision}, accumulate: 2}}")
-        trainer.window.place(0, 2)
+        batch = next(batches(trainer))
+        begin_window(trainer, batch)
         torch.manual_seed(5)
         with trainer.precision.autocast():
-            trainer.train_step(next(batches(trainer)))
+            trainer.train_step(batch)
         scale = {name: one.scaler.get_scale() for name, one in trainer.steppers.items()}
         assert set(scale.values()) == {1.0 if precision == "fp32" else 2.0**16}
         gradients[precision] = {n: p.grad / scale[n.partition(".")[0]] for n, p in named(trainer)}

@@ -123,7 +123,7 @@ class SampleCount:
         self.rules = rules
         self._loader = loader
         self._is_plain = rules["size"] is None and rules["target"] is None
-        self._is_time_first = False
+        self._is_time_first: bool | None = None  # None: no batch has shown it
 
     @cached_property
     def _own(self) -> Any:
@@ -152,14 +152,20 @@ class SampleCount:
         return count_samples(batch, self.rules, n_drawn)
 
     def _second_dimension(self, batch: Any) -> int | None:
-        """Return the second dimension of all tensors, once a batch of full size has shown that it
-        is the samples', as where the time comes first; the last batch of a loader may be smaller.
+        """Return the second dimension of all tensors where that is the samples'.
+
+        The first batch of full size tells, and later only one that is longer than that: a short
+        last batch of sequences that are as long as the batch size has the shape of time first.
         """
         shapes = {part.shape[:2] for part in _parts_of(batch) if isinstance(part, Tensor)}
         if len(shapes) != 1 or len(shape := shapes.pop()) < 2:
             return None
-        self._is_time_first |= shape[1] == self._batch_size != shape[0]
-        return shape[1] if self._is_time_first else None
+        first, second = shape
+        if self._is_time_first is None and self._batch_size in shape:
+            self._is_time_first = first != self._batch_size
+        elif second == self._batch_size < first:
+            self._is_time_first = True
+        return second if self._is_time_first else None
 
 
 def count_samples(batch: Any, rules: Rules = AS_IT_IS, n_drawn: int | None = None) -> int:

@@ -28,16 +28,27 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Counted(NamedTuple):
-    """What the loss called ``name`` was divided by, and how many entries its target has."""
+    """What the loss called ``name`` was divided by.
+
+    Args:
+        n_elements: the entries of its target.
+        address: where they lie in memory; a view of a target, such as a flattened one, lies there.
+    """
 
     name: str
     number: Any  # a Denominator
     n_elements: int
+    address: int = 0
 
     def plus(self, other: Counted) -> Counted:
         """Return what the loss of both together is divided by."""
         number = SUM if self.number is SUM else self.number + other.number
         return Counted(self.name, number, self.n_elements + other.n_elements)
+
+    def is_for(self, other: Counted, is_strict: bool) -> bool:
+        """Tell whether the other one is of this target: of the same size and, if strict, place."""
+        is_there = self.address == other.address or not is_strict
+        return self.n_elements == other.n_elements and is_there
 
 
 def mark(value: Tensor, counted: Counted | None) -> Tensor:
@@ -74,7 +85,7 @@ def denominator_rule(function: Any) -> Rule | None:
     if isinstance(function, functools.partial):
         function, settings = function.func, function.keywords
     own = getattr(function, "denominator", None)
-    if own is not None:
+    if callable(own):
         return lambda output, target, *_: own(target)
     rule = None
     if isinstance(function, FunctionType | BuiltinFunctionType):

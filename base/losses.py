@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from base.batch import in_full_precision, target_of, tensors_in
 from base.compared import Compared, build_list
 from base.config.durations import parse_duration
-from base.denominators import Counted, counted_by, denominator_rule, mark
+from base.denominators import SUM, Counted, counted_by, denominator_rule, mark
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
 from base.metric_values import describe
@@ -102,11 +103,40 @@ class WeightedLoss:
         return self._counted(None, target)
 
     def _counted(self, output: Any, target: Any, *more: Any) -> Counted | None:
-        if self._rule is None or not isinstance(target, Tensor):
+        if self._rule is None or not (isinstance(target, Tensor) or self._says_its_own):
             return None
-        is_on_cpu = target.device.type == "cpu" and self._rule_on_cpu is not None
-        number = (self._rule_on_cpu if is_on_cpu else self._rule)(output, target, *more)  # type: ignore[misc]
-        return None if number is None else Counted(self.name, number, target.numel())
+        tensors = list(tensors_in(target))
+        is_on_cpu = all(each.is_cpu for each in tensors) and self._rule_on_cpu is not None
+        rule: Any = self._rule_on_cpu if is_on_cpu else self._rule
+        n_elements = sum(each.numel() for each in tensors)
+        if not self._says_its_own:
+            number = rule(output, target, *more)
+        else:
+            number = self._own_number(lambda: rule(output, target), target)
+        if number is None:
+            return None
+        return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
+
+    @property
+    def _says_its_own(self) -> bool:
+        function = getattr(self.function, "func", self.function)
+        return callable(getattr(function, "denominator", None))
+
+    def _own_number(self, count: Callable[[], Any], target: Any) -> Any:
+        """Return the denominator that a loss of the project gives for a target."""
+        try:
+            number = count()
+        except Exception as error:
+            text = f"the denominator of loss {self.name!r} fails on target {describe(target)}"
+            raise TrainingError(f"{text}: {describe_error(error)}") from error
+        if isinstance(number, Tensor) and number.numel() == 1:
+            return number.reshape(())
+        if number is None or number is SUM or isinstance(number, int | float | np.number):
+            return number
+        found = describe(number) if isinstance(number, Tensor) else repr(number)
+        raise TrainingError(
+            f"the denominator of loss {self.name!r} must be one number, not {found}"
+        )
 
     def _in_full_precision(self, *args: Any) -> Any:
         """Call the function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
@@ -165,6 +195,13 @@ class WeightedLoss:
 
     def _whole_state(self) -> dict[str, Any]:
         return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # it has no memory of its own, as inside of torch.func
+        return 0
 
 
 def _is_same(value: Any, other: Any) -> bool:

@@ -49,8 +49,7 @@ class Window:
         self._whole = Shares(0, {})  # of all batches of the window
         self._part = self._whole  # of what is computed just now
         self._ahead: deque[Shares] = deque()  # of windows that were read, but not yet begun
-        self._assumed = self._found = 0.0  # denominators of a lone loss on targets of its own
-        self._found_in: Shares | None = None
+        self._late = Late()
 
     def read_ahead(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
         """Give batches from position ``first``; those of a window are read before its first one."""
@@ -73,7 +72,7 @@ class Window:
         """Move to batch ``number`` of the ``count`` that are left of the epoch."""
         position = number % self.accumulate
         if position == 0:
-            self.fate, self._assumed, self._found = "", 0.0, 0.0
+            self.fate, self._late = "", Late()
             if self.accumulate > 1:
                 self._whole = self._ahead.popleft()
         self.size = min(self.accumulate, count - number + position)
@@ -97,7 +96,10 @@ class Window:
         terms = terms_of(loss)
         if terms is None:
             return self._shared(loss)
-        shared = [self._shared(term) for term in terms.values() if term.requires_grad]
+        # Those that say what they divide by come first: the others go by what was found there.
+        trained = (term for term in terms.values() if term.requires_grad)
+        order = sorted(trained, key=lambda term: counted_by(term) is None)
+        shared = [self._shared(term) for term in order]
         return sum(shared[1:], start=shared[0]) if shared else loss
 
     @contextmanager
@@ -139,40 +141,30 @@ class Window:
     def _shared(self, term: Tensor) -> Tensor:
         counted = counted_by(term)
         if counted is not None and counted.number is SUM:
-            return term
+            return _times(term, self._late.makes_up())
+        is_alone = len(self.losses) == 1
         ahead = None if counted is None else self._part.counted.get(counted.name)
-        if counted is None or ahead is None or ahead.n_elements != counted.n_elements:
-            return _times(term, self._late_share(counted))
-        return _times(term, ahead.number / self._whole.counted[counted.name].number)
-
-    def _late_share(self, counted: Counted | None) -> Any:
-        """Return the share of what is not a loss of the config on the batch's target.
-
-        It is that of its samples. Where the config has one loss, which is given other targets
-        (shifted ones, of a language model), its denominators are assumed to grow as the samples
-        do, and `correct` makes up for it.
-        """
+        if counted is not None and ahead is not None and ahead.is_for(counted, is_alone):
+            self._late.is_ruled_out = self._late.is_ruled_out or not self._late.assumed
+            share = ahead.number / self._whole.counted[counted.name].number
+            return _times(term, share * self._late.makes_up())
         by_samples = self._part.n_samples / max(self._whole.n_samples, 1)
-        if counted is None or len(self.losses) > 1:
-            return by_samples
-        if not self._assumed:
-            self._assumed = counted.n_elements / by_samples
-        if self._found_in is not self._part:  # once, however often the loss is called there
-            self._found_in, self._found = self._part, self._found + counted.number
-        return counted.number / self._assumed
+        if counted is None or not is_alone or self._late.is_ruled_out:
+            return _times(term, by_samples * self._late.makes_up())
+        return _times(term, self._late.share(counted, self._part, by_samples))
 
     def correct(self, optimizer: Optimizer) -> None:
         """Bring the gradients of a window to its denominators as they were found."""
-        if self._assumed:
+        if self._late.assumed:
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             gradients = [p.grad for p in parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, self._assumed / self._found)
+            torch._foreach_mul_(gradients, self._late.correction())
 
 
 def _times(term: Tensor, share: Any) -> Tensor:
     """Return a share of a mean: nothing where nothing is counted, and the mean is 0/0."""
     if not isinstance(share, Tensor):
-        return term * float(share)
+        return term * float(share) if share else term.nan_to_num() * 0.0
     share = share.to(term.device)
     return torch.where(share.nan_to_num() == 0, 0.0, term * share.nan_to_num())
 
@@ -189,6 +181,55 @@ class Shares:
         self.n_samples += other.n_samples
         for name, one in other.counted.items():
             self.counted[name] = one if name not in self.counted else self.counted[name].plus(one)
+
+
+@dataclass
+class Late:
+    """Denominators of a lone loss that is given other targets than the batch's, in one window.
+
+    Shifted or masked ones, of a language model, are known part by part only. The first call of the
+    loss in each part is taken to be what the step is about: its denominators are assumed to grow as
+    the samples do, and once the window is full all gradients are corrected by what was found. What
+    else is computed then has the share of its samples, less this correction as far as it is known.
+    """
+
+    assumed: float = 0.0  # of the window
+    assumed_yet: float = 0.0  # of the parts so far
+    found: Any = 0.0  # in the parts so far
+    is_ruled_out: bool = False
+    """The loss was given the batch's own target first."""
+    _part: Shares | None = None
+    _first: Any = 0.0  # the denominator of the first call in that part
+
+    def share(self, counted: Counted, part: Shares, by_samples: float) -> Any:
+        """Return the share of a call in the window; a later one may repeat the first of a part."""
+        if not self.assumed:
+            self.assumed = max(counted.n_elements, 1) / (by_samples or 1.0)
+        if self._part is not part:
+            self._part, self._first = part, counted.number
+            self.assumed_yet += self.assumed * by_samples
+            self.found = self.found + counted.number
+            return counted.number / self.assumed
+        other = by_samples * self.makes_up()
+        is_repeated = counted.number == self._first
+        if isinstance(is_repeated, Tensor):
+            return torch.where(is_repeated, counted.number / self.assumed, other)
+        return counted.number / self.assumed if is_repeated else other
+
+    def correction(self) -> Any:
+        """Return what all gradients are multiplied by; nothing counts where none was found."""
+        return _ratio(self.assumed, self.found)
+
+    def makes_up(self) -> Any:
+        """Return what undoes the correction, as it is expected by now."""
+        return self.found / self.assumed_yet if self.assumed else 1.0
+
+
+def _ratio(number: Any, other: Any) -> Any:
+    """Return the quotient; 0 where the divisor is."""
+    if isinstance(other, Tensor):
+        return torch.where(other == 0, 0.0, number / other)
+    return number / other if other else 0.0
 
 
 class Every:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from base import BaseTrainer
 from base.batch import inputs_of, target_of
+from base.denominators import counted_by, mark, mark_sum, terms_of
 from base.errors import ConfigError, nearest
 from base.experiment import Experiment
 from base.values import with_total
@@ -51,7 +52,14 @@ class DistillationTrainer(BaseTrainer):
         parts = {name: loss(scores, target, batch=batch) for name, loss in self.losses.items()}
         hard = with_total(parts, self.losses)["loss"]
         soft = soft_cross_entropy(scores.float(), outputs["teacher"].float(), self.temperature)
-        return {"loss": self.alpha * soft + (1 - self.alpha) * hard, "soft": soft, "hard": hard}
+        # Each term keeps what it is a mean over, such as the sum of the class weights.
+        soft_share = self.alpha * soft
+        weighed = {
+            f"hard/{name}": mark((1 - self.alpha) * term, counted_by(term))
+            for name, term in (terms_of(hard) or {"": hard}).items()
+        }
+        loss = mark_sum(sum(weighed.values(), start=soft_share), {"soft": soft_share, **weighed})
+        return {"loss": loss, "soft": soft, "hard": hard}
 
     def predict(self, outputs: Any) -> Any:
         return outputs["student"]

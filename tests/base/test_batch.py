@@ -139,6 +139,15 @@ def test_time_that_comes_first_is_seen_by_the_batch_size() -> None:
     assert [count([torch.ones(n, 3, 4), torch.ones(n, 3)], 0) for n in (16, 5)] == [16, 5]
 
 
+def test_a_short_batch_of_sequences_as_long_as_the_batch_size_does_not_turn_them() -> None:
+    count = SampleCount(AS_IT_IS, SimpleNamespace(batch_size=16))
+    shapes = [(16, 16), (8, 16), (16, 16)]
+    assert [count([torch.ones(*shape), torch.ones(*shape)], 0) for shape in shapes] == [16, 8, 16]
+    count = SampleCount(AS_IT_IS, SimpleNamespace(batch_size=16))
+    shapes = [(16, 16), (19, 16), (7, 16)]  # time first, of other lengths
+    assert [count([torch.ones(*shape), torch.ones(*shape)], 0) for shape in shapes] == [16] * 3
+
+
 def test_a_loader_may_count_itself() -> None:
     loader = SimpleNamespace(count_samples=lambda batch: 11, n_drawn=lambda position: 4)
     assert SampleCount(AS_IT_IS, loader)([A, Y], 0) == 11

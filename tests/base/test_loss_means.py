@@ -16,6 +16,7 @@ from toy import make
 
 from base.base_data_loader import BaseDataLoader
 from base.denominators import SUM, denominator_rule
+from base.errors import TrainingError
 from base.registry import DATA_LOADERS, LOSSES, MODELS
 from trainer.trainer import Trainer
 
@@ -277,6 +278,70 @@ def test_a_loss_may_say_what_it_divides_by(monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+class OfDict(PerTarget):
+    """The same of a dict, whose entries torch's own rules do not know."""
+
+    def denominator(self, target: Any) -> Tensor:
+        return super().denominator(target["class"])
+
+    def forward(self, output: Tensor, target: Any) -> Tensor:
+        return super().forward(output, target["class"])
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_loss_may_say_what_it_divides_by_of_a_dict(
+    parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case("OfDict", classes(ignored=0))
+    place(monkeypatch, case)
+    monkeypatch.setitem(LOSSES.registered, "OfDict", OfDict)
+
+    class Given(BaseDataLoader):
+        def __init__(self, batch_size: int) -> None:
+            samples = [
+                (x, {"class": y, "name": str(n)})
+                for n, (x, y) in enumerate(zip(random(N, 5), case.target, strict=True))
+            ]
+            super().__init__(samples, batch_size, False, 0, 0)
+
+    monkeypatch.setitem(DATA_LOADERS.registered, "Given", Given)
+    trainer = trainer_of(case, *settings_of(parts))
+    whole = PerTarget()(trainer.model(random(N, 5)), case.target)
+    expected = torch.autograd.grad(whole, list(trainer.model.parameters()))
+    found = trainer.evaluate(trainer.train_loader, "valid")["valid/loss"]
+    assert found == pytest.approx(whole.item(), rel=1e-5)
+    for ours, theirs in zip(gradients(trainer), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def half_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output, target) / 2
+
+
+@pytest.mark.parametrize(
+    ("denominator", "text"),
+    [
+        (lambda target: target["mask"].sum(), r"denominator of loss 'half_.* fails on target \(4,"),
+        (lambda target: (target != 0).float(), r"must be one number, not \(4,\)"),
+        (lambda target: "many", "must be one number, not 'many'"),
+    ],
+)
+def test_a_denominator_that_is_none_is_an_error(
+    denominator: Any, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(monkeypatch, Case("half_cross_entropy", classes()))
+    monkeypatch.setitem(LOSSES.registered, "half_cross_entropy", half_cross_entropy)
+    monkeypatch.setattr(half_cross_entropy, "denominator", denominator, raising=False)
+    trainer = trainer_of(Case("half_cross_entropy", classes()), *settings_of(PARTS[0]))
+    with pytest.raises(TrainingError, match=text):
+        trainer.train()
+
+
+def test_an_attribute_of_that_name_is_no_denominator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(half_cross_entropy, "denominator", 2.0, raising=False)
+    assert denominator_rule(half_cross_entropy) is None
+
+
 class Flattened(Trainer):
     """Gives the loss the same targets in another shape, as a language model's trainer does."""
 
@@ -332,6 +397,134 @@ def test_a_loss_may_be_called_several_times_in_a_step(monkeypatch: pytest.Monkey
         )
     for one, two in zip(*found, strict=True):
         torch.testing.assert_close(2 * one, two)
+
+
+PAD = Case("cross_entropy", classes(4, 5, ignored=255), (3, 4, 5), {"ignore_index": 255})
+
+
+class Heads(Trainer):
+    """Has one loss in its config for two tasks, one with a target a sample and one with many."""
+
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        loss = self.losses["cross_entropy"]
+        first = loss(outputs[:, :, 0, 0], batch[1][:, 0, 0].clamp(max=2))
+        return {"first": first, "all": loss(outputs, batch[1].clamp(max=2))}
+
+
+class HeadsInTwoPasses(Heads):
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        losses = self.compute_losses(self.forward(batch), batch)
+        self.backward(losses["first"], retain_graph=True)
+        self.backward(losses["all"])
+        self.update()
+        return {"loss": losses["first"] + losses["all"]}
+
+
+class OwnAndOthers(Trainer):
+    """Compares with the batch's targets first, and with others next."""
+
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        loss, target = self.losses["cross_entropy"], batch[1].clamp(max=2)
+        return {"all": loss(outputs, batch[1]), "part": loss(outputs[..., 2:], target[..., 2:])}
+
+
+class OthersAndOwn(Trainer):
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        return dict(reversed(OwnAndOthers.compute_losses(self, outputs, batch).items()))
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("trainer", [Heads, HeadsInTwoPasses, OwnAndOthers, OthersAndOwn])
+def test_one_loss_may_serve_several_tasks(
+    trainer: type[Trainer], parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(monkeypatch, PAD)
+    built = trainer_of(PAD, *settings_of(parts), trainer=trainer)
+    batch = [random(N, 5), PAD.target]
+    whole = sum(built.compute_losses(built.model(batch[0]), batch).values())
+    expected = torch.autograd.grad(whole, list(built.model.parameters()))
+    for ours, theirs in zip(gradients(built), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+class Masked(Trainer):
+    """Hides most targets of some samples, as masked language models are trained."""
+
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        is_hidden = batch[0][:, :1, None] > batch[0].new_tensor([-9.0, 0.0, 0.5, 1.0, 1.5])
+        target = batch[1].masked_fill(is_hidden, 255)
+        return {"cross_entropy": self.losses["cross_entropy"](outputs, target)}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_targets_of_the_same_shape_may_be_made_by_a_trainer(
+    parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(monkeypatch, PAD)
+    trainer = trainer_of(PAD, *settings_of(parts), trainer=Masked)
+    batch = [random(N, 5), PAD.target]
+    whole = trainer.compute_losses(trainer.model(batch[0]), batch)["cross_entropy"]
+    expected = torch.autograd.grad(whole, list(trainer.model.parameters()))
+    for ours, theirs in zip(gradients(trainer), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+class WithPenalty(Trainer):
+    """Ignores every second target, and adds a penalty of the same share in each part."""
+
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        target = batch[1].clamp(max=2).clone()
+        target[..., 1::2] = 255
+        penalty = sum(p.square().sum() for p in self.model.parameters())
+        return {"penalty": penalty, "ce": self.losses["cross_entropy"](outputs, target)}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_penalty_beside_made_targets_keeps_its_weight(
+    parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(monkeypatch, PAD)
+    trainer = trainer_of(PAD, *settings_of(parts), trainer=WithPenalty)
+    batch = [random(N, 5), PAD.target]
+    whole = sum(trainer.compute_losses(trainer.model(batch[0]), batch).values())
+    expected = torch.autograd.grad(whole, list(trainer.model.parameters()))
+    for ours, theirs in zip(gradients(trainer), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+class Chosen(Trainer):
+    """Compares those numbers alone that a sample has, as the boxes of a detector."""
+
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        is_there = batch[1] > 0.6
+        return {"l1_loss": self.losses["l1_loss"](outputs[is_there], batch[1][is_there])}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_part_may_have_no_target_at_all(parts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("l1_loss", random(N, 3))
+    case.target[:4] = 0.0  # none in the first part
+    place(monkeypatch, case)
+    trainer = trainer_of(case, *settings_of(parts), trainer=Chosen)
+    batch = [random(N, 5), case.target]
+    whole = trainer.compute_losses(trainer.model(batch[0]), batch)["l1_loss"]
+    expected = torch.autograd.grad(whole, list(trainer.model.parameters()))
+    for ours, theirs in zip(gradients(trainer), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+class NothingCounts(Trainer):
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        target = torch.full_like(batch[1][..., 1:], 255)
+        return {"cross_entropy": self.losses["cross_entropy"](outputs[..., 1:], target)}
+
+
+def test_a_window_without_a_made_target_that_counts_adds_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place(monkeypatch, PAD)
+    trainer = trainer_of(PAD, *settings_of(PARTS[0]), trainer=NothingCounts)
+    assert all(not gradient.any() for gradient in gradients(trainer))
 
 
 # --- The denominators themselves ------------------------------------------------------------------

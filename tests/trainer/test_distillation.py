@@ -183,6 +183,31 @@ def test_several_losses_of_the_student_keep_their_weights(teacher_file: Path) ->
     torch.testing.assert_close(parts["loss"], expected)
 
 
+@pytest.mark.parametrize("parts", ["micro_batch: 3", "accumulate: 2"])
+def test_class_weights_count_alike_in_parts_of_a_batch(teacher_file: Path, parts: str) -> None:
+    loss = "loss={type: cross_entropy, args: {weight: [0.1, 3.0, 1.0], ignore_index: 2}}"
+    trainer = built(teacher_file, loss, f"memory={{{parts}}}", alpha=0.5)
+    found: list[torch.Tensor] = []
+
+    def keep(optimizer: Any, *_: Any) -> None:
+        found.extend(p.grad.clone() for p in optimizer.param_groups[0]["params"])
+        raise StopIteration
+
+    data = list(batches(trainer, 2))[: trainer.config["memory"]["accumulate"]]
+    images, target = (torch.cat(each) for each in zip(*data, strict=True))
+    parts_of_loss = trainer.compute_losses(trainer.forward((images, target)), (images, target))
+    hard = F.cross_entropy(
+        trainer.model.student(images), target, torch.tensor([0.1, 3.0, 1.0]), ignore_index=2
+    )
+    torch.testing.assert_close(parts_of_loss["hard"], hard)
+    expected = torch.autograd.grad(parts_of_loss["loss"], trainer.model.student.parameters())
+    trainer.optimizers["main"].register_step_pre_hook(keep)
+    with pytest.raises(StopIteration):
+        trainer.train()
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_distillation_resumes_to_the_same_bits(
     teacher_file: Path, precision: str, tmp_path: Path

@@ -316,6 +316,32 @@ class TransformedDataset(Dataset[Any]):
         return parts
 
 
+class GivenImages:
+    """The images of a data set that gives whole samples, as those of your own or torchvision's do.
+
+    What the data set draws at random for a sample is the same each time, and leaves no trace.
+    """
+
+    def __init__(self, source: Any, mode: str | None, seed: int) -> None:
+        self.source, self.mode, self.seed = source, mode, seed
+
+    def image(self, index: int) -> Tensor:
+        """Read the image of a sample (channel, height, width), or an array as it is."""
+        streams = cpu_streams()
+        try:
+            seed_cpu_streams(derive_seed(self.seed, "sample", 0, index))
+            sample = self.source[index]
+        finally:
+            set_cpu_streams(streams)
+        image = sample[0] if isinstance(sample, (list, tuple)) else sample
+        return _as_input(image, self.mode, self.place(index))
+
+    def place(self, index: int) -> str:
+        """Say which sample it is."""
+        named = getattr(self.source, "place", None)
+        return f"sample {index}" if named is None else str(named(index))
+
+
 class _Batched:
     """A function of a whole batch, in which nothing is random; torchvision's moves masks too."""
 

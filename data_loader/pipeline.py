@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.batch_reader import find_get_batch
-from base.data_record import record_of, use_record
+from base.data_record import record_of, source_of, use_record
 from base.errors import BatchError, DataError
 from base.keyed import Draws
 from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
@@ -190,9 +190,10 @@ class TransformedDataset(Dataset[Any]):
         self.device: torch.device | None = None  # where the data lie, if not here
         self._get_batch = find_get_batch(source)
         self._gives_lists = pipeline.begins_with_lists and hasattr(source, "image")
-        for name in ("targets", "classes"):
-            if hasattr(source, name):
-                setattr(self, name, getattr(source, name))
+        if hasattr(source, "targets"):
+            self.targets = source.targets
+        if hasattr(source_of(source), "classes"):
+            self.classes = source_of(source).classes
         if hasattr(source, "shuffled_order"):
             self.shuffled_order = source.shuffled_order
 

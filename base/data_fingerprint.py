@@ -20,7 +20,9 @@ from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from base.batch import tensors_in
 from base.batch_reader import BatchReader, Failure
+from base.cores import free_cores
 from base.keyed import STEP, mix
+from base.threads import read_each
 
 LIMIT = 1 << 28  # bytes of inputs that are hashed
 AT_ONCE = 1 << 20  # bytes of them
@@ -47,8 +49,14 @@ class Samples:
 
     @cached_property
     def targets(self) -> Tensor | None:
-        """The target of each sample, (sample, ...); None where they are not known as a whole."""
+        """The target of each sample, (sample, ...); None where they are not known as a whole.
+
+        Of targets that are files of their own, such as masks, it is a hash.
+        """
         targets: Any = getattr(self.dataset, "targets", None)
+        if targets is None and hasattr(self.dataset, "target_hash"):
+            read, places = self.dataset.target_hash, self.indices.tolist()
+            return torch.tensor(list(read_each(read, places, free_cores(), "hashing targets")))
         if targets is None:
             return None
         try:
@@ -99,6 +107,8 @@ class Samples:
         if self.targets is None:
             return [""] * len(self)
         rows = self.targets.flatten(1) if self.targets.dim() > 1 else self.targets
+        if getattr(self.dataset, "targets", None) is None:
+            return hex_texts(rows)
         if rows.dim() == 1:
             return list(map(str, rows.tolist()))
         if rows.shape[1] > MOST_NUMBERS:

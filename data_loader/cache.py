@@ -104,7 +104,7 @@ class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         super().__init__(source, pixels, layout)
         self.mask_files = masks
-        for name in ("targets", "ids", "classes", "ignore_index"):
+        for name in ("targets", "ids", "classes", "ignore_index", "target_hash"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
 

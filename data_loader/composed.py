@@ -21,7 +21,7 @@ from data_loader.tables import CsvDataset, fit_tables
 
 OFFERED = (
     "targets", "classes", "ids", "files", "place", "image", "image_shape", "fingerprint",
-    "mask_files", "classes_in", "ignore_index",
+    "mask_files", "classes_in", "ignore_index", "target_hash",
 )  # fmt: skip
 
 
@@ -122,7 +122,7 @@ class _Composed(Dataset[Any]):
         """Return one of what is offered, made of that of each part."""
         if name == "fingerprint":
             return self._fingerprint
-        if name in ("place", "image", "image_shape"):
+        if name in ("place", "image", "image_shape", "target_hash"):
             return functools.partial(self._of_part, name)
         values = [getattr(part, name) for part in self.parts]
         if name in ("classes", "ignore_index", "classes_in"):

@@ -22,7 +22,7 @@ from data_loader.image_files import real_paths
 from data_loader.images import find_mode
 from data_loader.in_memory import in_memory
 from data_loader.mixing import single_mixers
-from data_loader.pipeline import Pipeline, TransformedDataset
+from data_loader.pipeline import GivenImages, Pipeline, TransformedDataset
 from data_loader.spatial_targets import IGNORED
 from data_loader.statistics import channel_statistics
 from data_loader.table_encoding import TargetScale
@@ -98,7 +98,8 @@ class DatasetLoader(BaseDataLoader):
             refuse_repeats(source)
         if tested is not None and not self._is_test_alone:
             check_apart(source, tested, "training", "test")
-        self._normalize, self._trained_on, self._tested = normalize, (source, split), tested
+        self._mode, self._normalize = mode, normalize
+        self._trained_on, self._tested = (source, split), tested
         self._own_valid = None
         if valid_dataset is not None:
             self._own_valid = self._source(valid_dataset, mode, "valid_dataset")
@@ -181,6 +182,9 @@ class DatasetLoader(BaseDataLoader):
         trained_on = divide(split, len(source), self.seed, targets)[0]
         white, n_threads = self._pipelines[0].white, free_cores()
         source = self._cached(source)
+        if find_get_batch(source) is None and not hasattr(source, "image"):
+            # One by one, as the data set may draw from the random streams, which threads share.
+            source, n_threads = GivenImages(source, self._mode, self.seed), 1
         note = None if self._skip is None else self._note_bad
         found = channel_statistics(source, trained_on, white, n_threads, self.cache_dir, note)
         for pipeline in self._pipelines:

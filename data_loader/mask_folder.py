@@ -75,6 +75,16 @@ class MaskFolderDataset(ImageFiles):
             return values
         return values.masked_fill_(values == NO_CLASS, self.ignore_index)
 
+    def target_hash(self, index: int) -> int:
+        """Return a hash of a mask's file, 0 where it cannot be read: a resume compares them."""
+        try:
+            file = self.mask_files.encoded(index)
+            content = file if isinstance(file, bytes) else file.read_bytes()
+        except OSError:  # told when it is read, and left out where the config says so
+            return 0
+        digest = hashlib.blake2b(content, digest_size=8).digest()
+        return int.from_bytes(digest, "big", signed=True)
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.image(index), self.target(index)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.batch_reader import find_get_batch
-from base.data_record import class_names, record_of, use_record
+from base.data_record import record_of, source_of, use_record
 from base.errors import BatchError, DataError
 from base.keyed import Draws
 from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
@@ -190,11 +190,10 @@ class TransformedDataset(Dataset[Any]):
         self.device: torch.device | None = None  # where the data lie, if not here
         self._get_batch = find_get_batch(source)
         self._gives_lists = pipeline.begins_with_lists and hasattr(source, "image")
-        for name in ("targets", "classes"):
-            if hasattr(source, name):
-                setattr(self, name, getattr(source, name))
-        if (names := class_names(source)) is not None:  # also of a torch `Subset`
-            self.classes = names
+        if hasattr(source, "targets"):
+            self.targets = source.targets
+        if hasattr(source_of(source), "classes"):
+            self.classes = source_of(source).classes
         if hasattr(source, "shuffled_order"):
             self.shuffled_order = source.shuffled_order
 
@@ -316,6 +315,32 @@ class TransformedDataset(Dataset[Any]):
         if not hasattr(self.reads_from, "image"):  # a user's own, or torchvision's
             parts[0] = _as_input(parts[0], self.mode, f"sample {index}")
         return parts
+
+
+class GivenImages:
+    """The images of a data set that gives whole samples, as those of your own or torchvision's do.
+
+    What the data set draws at random for a sample is the same each time, and leaves no trace.
+    """
+
+    def __init__(self, source: Any, mode: str | None, seed: int) -> None:
+        self.source, self.mode, self.seed = source, mode, seed
+
+    def image(self, index: int) -> Tensor:
+        """Read the image of a sample (channel, height, width), or an array as it is."""
+        streams = cpu_streams()
+        try:
+            seed_cpu_streams(derive_seed(self.seed, "sample", 0, index))
+            sample = self.source[index]
+        finally:
+            set_cpu_streams(streams)
+        image = sample[0] if isinstance(sample, (list, tuple)) else sample
+        return _as_input(image, self.mode, self.place(index))
+
+    def place(self, index: int) -> str:
+        """Say which sample it is."""
+        named = getattr(self.source, "place", None)
+        return f"sample {index}" if named is None else str(named(index))
 
 
 class _Batched:

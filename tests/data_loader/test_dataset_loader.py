@@ -371,6 +371,36 @@ def test_a_file_in_two_joined_data_sets_is_not_split(tmp_path):
     assert len(DatasetLoader(joined(), 2)) == 3
 
 
+class OwnImages(Dataset):
+    """Whole samples, as torchvision's sets give them: no `image`, no `get_batch`."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        torch.rand(3)  # as a data set that draws
+        pixels = PIXELS[index]
+        if self.kind == "pil":
+            return Image.fromarray(pixels.permute(1, 2, 0).numpy()), int(CLASSES[index])
+        return (pixels / 255 if self.kind == "floats" else pixels), int(CLASSES[index])
+
+
+@pytest.mark.parametrize("kind", ["pil", "bytes", "floats"])
+def test_auto_normalises_a_data_set_of_your_own(kind):
+    loader = DatasetLoader(OwnImages(kind), 16, split=0.25, normalize="auto", num_workers=0)
+    loader.set_seed(3)
+    before = torch.get_rng_state()
+    loader._compute_statistics()
+    assert torch.equal(torch.get_rng_state(), before)
+    trained = PIXELS[loader.sample_indices()].double() / 255
+    mean, std = trained.mean((0, 2, 3)), trained.std((0, 2, 3), correction=0)
+    assert torch.allclose(torch.tensor(loader.record()["mean"]).double(), mean, atol=1e-6)
+    assert torch.allclose(torch.tensor(loader.record()["std"]).double(), std, atol=1e-6)
+
+
 def test_constants_and_large_numbers_with_small_differences_are_normalised():
     x = torch.stack([torch.full((300,), 0.1), 1e9 + torch.arange(300) % 3 * 64.0], dim=1)
     loader = DatasetLoader(InMemoryDataset(x, torch.zeros(300)), 300, normalize="auto")

@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from base.data_changes import changed_hashes
+from base.data_fingerprint import samples_of
 from base.errors import DataError
 from base.names import build
 from data_loader.composed import ConcatenatedDataset, SubsetDataset
@@ -199,3 +201,24 @@ def test_a_loss_that_ignores_another_number_is_told(root):
         loader.set_ignored(-100)
     loader.set_ignored(None)
     assert loader._pipelines[0].ignored == 255
+
+
+@pytest.mark.parametrize("kind", ["plain", "cached", "joined", "part"])
+def test_a_resume_notices_that_a_mask_was_edited(root, kind):
+    def digests() -> tuple[dict, dict]:
+        dataset = MaskFolderDataset(str(root), CLASSES)
+        if kind == "joined":
+            dataset = ConcatenatedDataset([dataset])
+        if kind == "part":
+            dataset = SubsetDataset(dataset, indices=[4, 2, 5])
+        cache = "memory" if kind == "cached" else "none"
+        samples = samples_of(DatasetLoader(dataset, 2, cache=cache, num_workers=0))
+        texts = dict(zip(samples.names, samples.target_texts(), strict=True))
+        return {"train": samples.digests}, texts
+
+    before, texts = digests()
+    assert digests() == (before, texts)
+    Image.fromarray(numbers(9)).save(root / "masks/2.png")
+    after, new_texts = digests()
+    assert [name for name in texts if texts[name] != new_texts[name]] == ["2.png"]
+    assert changed_hashes(before, after) == [("targets", "targets of the training samples differ")]

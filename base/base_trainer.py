@@ -18,6 +18,7 @@ from base.checkpoint import CheckpointStore
 from base.clock import Clock
 from base.experiment import Experiment
 from base.feed import feed
+from base.first_step import guard_first_step
 from base.loaders import batches_to_evaluate
 from base.memory.activations import offload_activations
 from base.memory.model import EmptyCache
@@ -26,7 +27,6 @@ from base.optim import learning_rates
 from base.recovery import Recovery, refuse_nonfinite
 from base.run_log import RunLog, open_run, tell_end
 from base.seeding import derive_seed, isolated_random_state
-from base.shape_agreement import guard_first_step
 from base.signals import InterruptedRunError, SignalFlags
 from base.state import Monitor, Progress, Stateful, build_average, parts_with_state
 from base.stepper import build_steppers, choose_stepper, only

@@ -14,13 +14,13 @@ from base.base_trainer import BaseTrainer
 from base.batch import to_device
 from base.batch_checks import check_batches
 from base.errors import ConfigError, TrainingError
+from base.first_step import agreeing_shapes
 from base.header import header_facts, input_text, peak_memory_mb
 from base.label_check import checked_labels
 from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
 from base.memory.trial import kept_weights, trial, try_step
 from base.profiling import check_profile
-from base.shape_agreement import agreeing_shapes
 from base.shape_errors import explain_shape_errors
 from base.summary import summarise_model, table_rows
 from base.values import StepValues, check_watched

@@ -12,7 +12,6 @@ from base.errors import ConfigError, KindlingError, nearest
 from base.parameter_groups import Section
 from base.registry import find
 from base.signatures import signature
-from base.state import split_rule
 
 
 def watching(
@@ -77,3 +76,11 @@ def _is_plateau(name: str) -> bool:
     except KindlingError:
         return False  # `build` says what is wrong
     return isinstance(named, type) and issubclass(named, ReduceLROnPlateau)
+
+
+def split_rule(rule: str) -> tuple[str, str]:
+    """Return a rule's direction and the value that it names: either may be empty."""
+    mode, _, key = rule.partition(" ")
+    if mode == "off" and not key:
+        return mode, ""
+    return (mode, key.strip()) if mode in ("min", "max") else ("", rule)

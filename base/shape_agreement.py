@@ -13,7 +13,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,14 +25,9 @@ from torch.nn.modules.module import (
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from base.base_model import guard_first_batch
 from base.batch import CONTAINERS, tensors_in
 from base.discovery import describe_error
-from base.errors import ConfigError, Problem, TrainingError
-from base.shape_errors import is_compiled
-
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
+from base.errors import ConfigError, Problem
 
 # Losses of torch that compare number with number. The others (cross_entropy, nll_loss, ctc_loss,
 # the margins over classes, over pairs and over triples) take targets of another shape, or refuse.
@@ -140,7 +135,7 @@ class ShapeAgreement(TorchFunctionMode):
                     self.mark(value, is_target)
                 return function(*args)
         except BroadcastError as error:
-            raise ConfigError([Problem(where, _in_words(error))]) from error
+            raise ConfigError([Problem(where, in_words(error))]) from error
 
     def call_function(self, where: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call a metric that keeps nothing; it may use numpy, which is not seen everywhere."""
@@ -205,44 +200,6 @@ class ShapeAgreement(TorchFunctionMode):
         return result
 
 
-@contextmanager
-def agreeing_shapes(trainer: BaseTrainer) -> Iterator[None]:
-    """Refuse outputs and targets that would broadcast, in losses, metrics and a trainer's steps.
-
-    Meant for the first batches, as each function of torch is looked at. Of a compiled model only
-    the losses and metrics are, not what else its trainer computes in a step.
-
-    Raises:
-        ConfigError: names the loss or the metric, both shapes, and what to change.
-        TrainingError: likewise, for what a trainer of your own computes without either.
-    """
-    agreement = ShapeAgreement()
-    metrics = (*trainer.metrics.values(), *trainer.valid_metrics.values())
-    watched = [*trainer.losses.values(), *metrics]
-    steps = () if is_compiled(trainer.model) else ("train_step", "valid_step")
-    try:
-        for each in watched:
-            each.agreement = agreement
-        for name in steps:
-            setattr(trainer, name, agreement.of_step(getattr(trainer, name)))
-        with agreement.around_model(trainer.model) if steps else nullcontext():
-            yield
-    except BroadcastError as error:
-        raise TrainingError(_in_words(error)) from error
-    finally:
-        for each in watched:
-            each.agreement = None
-        for name in steps:
-            delattr(trainer, name)  # the class has its own
-
-
-@contextmanager
-def guard_first_step(trainer: BaseTrainer) -> Iterator[None]:
-    """Catch in the first training step what would go wrong, or silently wrong, in each."""
-    with guard_first_batch(trainer.model), agreeing_shapes(trainer):
-        yield
-
-
 def _check(name: str, marked: list[tuple[Any, _Mark]]) -> None:
     """Raise where an output and a target meet that would broadcast."""
     output = next(((each, mark) for each, mark in marked if not mark.is_target), None)
@@ -266,7 +223,7 @@ def _check(name: str, marked: list[tuple[Any, _Mark]]) -> None:
         raise BroadcastError(_text(*shapes, f"in `{name}`", name in _STRICT))
 
 
-def _in_words(error: BroadcastError) -> str:
+def in_words(error: BroadcastError) -> str:
     """Return the text, after the line of the project that it comes from."""
     return describe_error(error).replace(f"{type(error).__name__}: ", "")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from base.plateau import split_rule
 from base.seeding import capture_random_state, restore_random_state
 
 if TYPE_CHECKING:
@@ -164,14 +165,6 @@ class Monitor:
         if (state_dict["mode"], state_dict["key"]) == (self.mode, self.key):
             for name, value in state_dict.items():
                 setattr(self, name, value)
-
-
-def split_rule(rule: str) -> tuple[str, str]:
-    """Return a rule's direction and the value that it names: either may be empty."""
-    mode, _, key = rule.partition(" ")
-    if mode == "off" and not key:
-        return mode, ""
-    return (mode, key.strip()) if mode in ("min", "max") else ("", rule)
 
 
 class ExponentialMovingAverage:

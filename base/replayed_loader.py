@@ -40,7 +40,7 @@ class ReplayedLoader:
         if not hasattr(loader, "__iter__"):
             raise DataError(f"{type(loader).__name__} is no data loader: it has no __iter__")
         self.loader = loader
-        self.batch_size = getattr(loader, "batch_size", None)
+        self.batch_size: Any = getattr(loader, "batch_size", None)
         self._n_batches = _length(loader)
         self._n_items = items_of_stream(loader)
         self._may_give_more = length_of_stream(loader) is not None
@@ -80,7 +80,7 @@ class ReplayedLoader:
         sampler = getattr(self.loader, "batch_sampler", None)
         if self._n_items is not None and self._n_batches:
             first = position % self._n_batches * self.batch_size
-            return min(self.batch_size, self._n_items - first)
+            return int(min(self.batch_size, self._n_items - first))
         if type(sampler) is not BatchSampler or not hasattr(sampler.sampler, "__len__"):
             return None  # a loader of the user's own, batches of any size, a stream
         first = position % len(sampler) * sampler.batch_size

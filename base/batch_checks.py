@@ -12,9 +12,9 @@ from base.base_trainer import BaseTrainer
 from base.batch import cut, to_device
 from base.errors import ConfigError, Problem, TrainingError
 from base.memory.trial import kept_weights, trial, try_step
+from base.recovery import SINGLE_VALUE
 
 UNTRAINABLE = "on which BatchNorm cannot be trained"
-TOO_FEW = "Expected more than 1 value per channel"  # what torch's normalisation layers say
 
 
 def check_batches(trainer: BaseTrainer) -> None:
@@ -106,5 +106,5 @@ def try_single(trainer: BaseTrainer, sample: Any, problems: Sequence[Problem]) -
         with kept_weights(trainer), trial(trainer):
             try_step(trainer, to_device(sample, trainer.device))
     except Exception as error:
-        if TOO_FEW in str(error):  # any other will show in the training itself
+        if SINGLE_VALUE in str(error):  # any other will show in the training itself
             raise ConfigError(problems) from error

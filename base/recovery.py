@@ -42,6 +42,7 @@ KEPT = (
     "metric.", "callback.", "schedule.", "scaler.",
 )  # fmt: skip
 TOLD_EVERY = 10  # skipped steps
+SINGLE_VALUE = "Expected more than 1 value per channel"  # what torch's normalisation layers say
 
 
 class NonFiniteError(TrainingError):
@@ -97,6 +98,11 @@ class Recovery:
             self._after_nonfinite(error, part)
         elif is_out_of_memory(error):
             self._after_oom(error, part)
+        elif SINGLE_VALUE in str(error) and self.trainer.model.training:
+            text = "batch %d of the epoch, or a part of it, has a single sample, on which BatchNorm"
+            text = f"{text % (self.trainer.progress.batch + 1)} cannot be trained: leave a short"
+            text += " last batch out (`drop_last: true`), or take another batch_size"
+            raise TrainingError(f"{text} ({error})") from error
         else:
             return False
         return True

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler
 from base.batch_reader import Batch
 from base.errors import DataError
 from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
-from base.streams import length_of_stream
+from base.streams import items_of_stream, length_of_stream
 from base.workers import stop_workers, telling_deaths
 
 log = logging.getLogger("kindling")
@@ -40,8 +40,9 @@ class ReplayedLoader:
         if not hasattr(loader, "__iter__"):
             raise DataError(f"{type(loader).__name__} is no data loader: it has no __iter__")
         self.loader = loader
-        self.batch_size = getattr(loader, "batch_size", None)
+        self.batch_size: Any = getattr(loader, "batch_size", None)
         self._n_batches = _length(loader)
+        self._n_items = items_of_stream(loader)
         self._may_give_more = length_of_stream(loader) is not None
         self._iterator: Iterator[Batch] | None = None
         self._streams: tuple[Any, ...] = ()
@@ -77,6 +78,9 @@ class ReplayedLoader:
     def n_drawn(self, position: int) -> int | None:
         """Return how many samples are drawn for the batch at this position, if that is known."""
         sampler = getattr(self.loader, "batch_sampler", None)
+        if self._n_items is not None and self._n_batches:
+            first = position % self._n_batches * self.batch_size
+            return int(min(self.batch_size, self._n_items - first))
         if type(sampler) is not BatchSampler or not hasattr(sampler.sampler, "__len__"):
             return None  # a loader of the user's own, batches of any size, a stream
         first = position % len(sampler) * sampler.batch_size

@@ -68,6 +68,20 @@ def length_of_stream(loader: Any) -> int | None:
     return sum(counts)
 
 
+def items_of_stream(loader: Any) -> int | None:
+    """Return the items of a pass over a stream that torch's loader reads without workers.
+
+    None for any other loader, or where the stream has no length.
+    """
+    is_stock = isinstance(loader, DataLoader) and type(loader).__len__ is DataLoader.__len__
+    if not is_stock or stream_of(loader) is None or loader.num_workers or not loader.batch_size:
+        return None
+    try:
+        return len(loader.dataset)
+    except TypeError:
+        return None
+
+
 def _shares(stream: Any) -> bool:
     """Tell whether a data set gives each worker a share: it says so, or asks which worker it is."""
     if getattr(stream, "shards_itself", False):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from toy import make
 
 from base.base_data_loader import BaseDataLoader
-from base.errors import ConfigError
+from base.errors import ConfigError, TrainingError
 from base.inspection import check
 from base.registry import DATA_LOADERS, LOSSES, MODELS
 from trainer.trainer import Trainer
@@ -118,6 +120,46 @@ def test_a_single_sample_for_batch_norm_is_found_where_training_would_fail(
 )
 def test_batches_that_can_be_trained_on_are_let_through(overrides: list[str]) -> None:
     assert trained_and_checked(*overrides) == ("", "")
+
+
+class Counted(IterableDataset):
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(data(self.n))
+
+
+class Unknown:
+    """A loader of the user's own, which does not say how many samples it has."""
+
+    batch_size = 4
+
+    def __len__(self) -> int:
+        return 6
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from DataLoader(data(21), 4)
+
+
+def test_a_single_sample_at_the_end_of_a_stream_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = functools.partial(DataLoader, batch_size=4)
+    monkeypatch.setitem(DATA_LOADERS.registered, "Stream", lambda n: stream(Counted(n)))
+    check(make("data_loader={type: Stream, args: {n: 22}}", text=CONFIG))
+    with pytest.raises(ConfigError, match="batch 6 of 6 has a single sample"):
+        check(make("data_loader={type: Stream, args: {n: 21}}", text=CONFIG))
+
+
+def test_a_single_sample_that_nothing_tells_of_is_an_error_with_advice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(DATA_LOADERS.registered, "Unknown", Unknown)
+    trainer = make("data_loader={type: Unknown}", text=CONFIG)
+    with pytest.raises(TrainingError, match=r"batch 6 of the epoch.* a single sample.*drop_last"):
+        trainer.train()
 
 
 def test_the_trial_leaves_nothing_behind() -> None:

@@ -91,8 +91,22 @@ def refuse_changed_data(experiment: Experiment, resume_from: Path, allow_change:
     """
     loaders = {"train": experiment.train_loader, "valid": experiment.valid_loader}
     record = record_of(experiment.train_loader)
-    path = run_of(resume_from) / "split.csv"
-    compare_split(path, loaders, record, data_of(peek_manifest(resume_from)), allow_change)
+    path, then = run_of(resume_from) / "split.csv", data_of(peek_manifest(resume_from))
+    if not then:
+        refuse_scaled_targets(experiment.train_loader, resume_from)
+    compare_split(path, loaders, record, then, allow_change)
+
+
+def refuse_scaled_targets(train_loader: Any, checkpoint: Path) -> None:
+    """Make sure that a checkpoint of an earlier version gets the targets that it was trained on.
+
+    Raises:
+        DataError: they would be standardised, which ``normalize: auto`` did not do then.
+    """
+    if getattr(train_loader, "target_scale", None) is not None:
+        text = f"{checkpoint}: an earlier version trained it on targets in their own unit, but"
+        text += " `normalize: auto` standardises those of a table now: add"
+        raise DataError(f"{text} `--set data_loader.args.normalize=inputs`, which is what it was")
 
 
 def record_to_resume(config: Config, resume_from: Path | None) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from base.background_save import Snapshot
 from base.checkpoint import CheckpointStore, peek_manifest, read_whole, restore
 from base.config import Config
+from base.data_changes import refuse_scaled_targets
 from base.data_record import data_of, record_of
 from base.experiment import Experiment, build_experiment, tested_data
 from base.loaders import build_test_loader
@@ -55,7 +56,10 @@ def build_tested(config: Config, device: torch.device, checkpoint: Path) -> Expe
     """
     known = data_of(peek_manifest(checkpoint))
     data = tested_data(config, known) if known else None
-    return build_experiment(config, device, weights=False, data=data)
+    experiment = build_experiment(config, device, weights=False, data=data)
+    if not known:
+        refuse_scaled_targets(experiment.train_loader, checkpoint)
+    return experiment
 
 
 def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, float]:

@@ -169,7 +169,7 @@ class Pipeline:
 
     def as_input(self, images: Tensor) -> Tensor:
         """Scale whole numbers to 0 .. 1 and normalise."""
-        shape = (-1, 1, 1) if images.dim() == 4 else (-1,)
+        shape = (-1, *[1] * (images.dim() - 2))  # of the channels, or of the columns of a table
         mean, std = (x.to(images.device).view(shape) for x in (self.mean, self.std))
         white = 1.0 if images.is_floating_point() else self.white
         images = images.float() if images.is_floating_point() else images

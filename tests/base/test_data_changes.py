@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,10 @@ from toy import make, run
 
 from base.base_data_loader import BaseDataLoader, as_batches
 from base.checkpoint import read
-from base.data_changes import keep_data, refuse_overlap
+from base.data_changes import keep_data, refuse_changed_data, refuse_overlap
 from base.data_fingerprint import hash_rows, samples_of
 from base.errors import DataError
+from base.test_phase import build_tested
 from data_loader.array_files import ArrayFileDataset, IdxDataset
 from data_loader.composed import ConcatenatedDataset, SubsetDataset
 from data_loader.dataset_loader import DatasetLoader
@@ -399,6 +401,32 @@ def test_runs_of_earlier_versions_resume_and_get_a_fingerprint(table):
     csv_file(table, INPUTS, LABELS.roll(5), NAMES)
     with pytest.raises(DataError, match="targets differ"):
         make("trainer.epochs=3", text=CONFIG).train(table / "run", table / "run")
+
+
+def test_a_run_of_an_earlier_version_keeps_targets_in_their_own_unit(table):
+    regression = CONFIG.replace("target: kind}", "target: c, task: regression, ignore: kind}")
+    regression = regression.replace(
+        "n_inputs: 3, hidden: [6], n_outputs: 3", "n_inputs: 2, hidden: [6], n_outputs: 1"
+    )
+    regression = regression.replace("cross_entropy", "mse_loss")
+    inputs, scaled = (
+        regression.replace("split: 0.25", f"split: 0.25, normalize: {kind}")
+        for kind in ("inputs", "auto")
+    )
+    run(table / "run", text=inputs, stop_at=2)
+    (saved,) = (table / "run" / "checkpoints").glob("step-*")
+    forget_data(saved)
+    advice = "--set data_loader.args.normalize=inputs"
+    for text, is_refused in ((scaled, True), (inputs, False)):
+        made = make(text=text)
+        loader = made.experiment.train_loader
+        assert (loader.target_scale is not None) == is_refused
+        for look in (
+            lambda made=made: refuse_changed_data(made.experiment, table / "run", False),
+            lambda made=made: build_tested(made.config, torch.device("cpu"), saved),
+        ):
+            with pytest.raises(DataError, match=advice) if is_refused else nullcontext():
+                look()
 
 
 def forget_data(checkpoint: Path) -> None:

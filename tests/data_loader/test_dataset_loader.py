@@ -371,6 +371,16 @@ def test_a_file_in_two_joined_data_sets_is_not_split(tmp_path):
     assert len(DatasetLoader(joined(), 2)) == 3
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 4), (4, 7), (4, 4, 4)])
+def test_auto_normalises_channels_of_any_shape(shape):
+    x = torch.randn(30, *shape) * torch.arange(1, 5).view(4, *[1] * (len(shape) - 1)) + 3
+    dataset = InMemoryDataset(x, torch.zeros(30))
+    images, _ = all_of(DatasetLoader(dataset, 30, shuffle=False, normalize="auto"))
+    others = [0, *range(2, x.dim())]
+    mean, std = x.mean(others, keepdim=True), x.std(others, correction=0, keepdim=True)
+    assert torch.allclose(images, (x - mean) / std, atol=1e-5)
+
+
 class OwnImages(Dataset):
     """Whole samples, as torchvision's sets give them: no `image`, no `get_batch`."""
 

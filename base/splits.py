@@ -154,7 +154,11 @@ def _classes(targets: Any, n_samples: int) -> Tensor:
     if targets is None:
         text = "stratify and balanced sampling need the class of each sample"
         raise DataError(f"{text}: the data set has no `targets`")
-    classes = torch.as_tensor(targets)
+    try:
+        classes = torch.as_tensor(targets)
+    except (TypeError, ValueError) as error:  # names of classes, or lists of unequal lengths
+        text = f"its `targets` are no numbers ({error}): give each sample the number of its class"
+        raise DataError(f"stratify and balanced sampling: {text}") from error
     if classes.dim() != 1 or len(classes) != n_samples or classes.is_floating_point():
         text = f"found {tuple(classes.shape)} {classes.dtype} for {n_samples} samples"
         raise DataError(f"stratify and balanced sampling need one class number a sample; {text}")

@@ -63,6 +63,9 @@ def _compute(
     for images in _read(source, indices, n_threads, note_bad):
         scale = 1.0 if images.is_floating_point() else white
         values = images.to(torch.float64).div_(scale)
+        if values.dim() < 2:
+            text = "normalize: auto: each sample is one number, without columns or channels"
+            raise DataError(f"{text}: give inputs of shape (N, 1)")
         rows = values.flatten(2).transpose(0, 1).flatten(1) if values.dim() > 2 else values.T
         shift = rows[:, :1].clone() if shift is None else shift
         rows = rows - shift

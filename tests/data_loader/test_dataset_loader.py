@@ -419,3 +419,12 @@ def test_constants_and_large_numbers_with_small_differences_are_normalised():
     expected = x.double()
     assert std.tolist() == pytest.approx([1, float(expected[:, 1].std(correction=0))])
     assert mean.tolist() == pytest.approx(expected.mean(0).tolist(), rel=1e-7)
+
+
+def test_single_numbers_have_no_columns_to_normalise():
+    data = InMemoryDataset(torch.rand(8), torch.arange(8) % 2)
+    loader = DatasetLoader(data, 4, normalize="auto", num_workers=0)
+    with pytest.raises(
+        DataError, match=r"without columns or channels: give inputs of shape \(N, 1"
+    ):
+        next(loader.batches(0, 1))

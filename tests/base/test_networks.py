@@ -217,10 +217,10 @@ def test_a_critic_that_is_trained_more_often() -> None:
 def test_a_loss_of_one_network_that_is_not_finite_stops_before_any_step() -> None:
     class Broken(WganTrainer):
         def train_step(self, batch: Any) -> dict[str, Any]:
+            self.seen = weights(self)
             factor = float("nan") if self.progress.step == 4 else 1.0
             self.backward(a_loss(self), only="critic")
             self.backward(factor * a_loss(self), only="generator")
-            self.seen = weights(self)
             self.update("critic")
             self.update("generator")
             return {"loss": torch.zeros(())}

@@ -340,7 +340,7 @@ def test_the_table_of_changes_shows_the_rates(tmp_path: Path) -> None:
     with open_folder(trainer.config, folder) as folder:
         trainer.train(folder, folder)
     log = (folder / "log.txt").read_text()
-    table = log[log.index("changed since the run began") :].splitlines()[1:5]
+    table = log[log.rindex("changed since the run began") :].splitlines()[1:5]
     rows = [line.split() for line in table]
     assert rows[1:] == [
         ["trainer.epochs", "2", "4", "taken", "on"],

@@ -97,7 +97,12 @@ def _silent_of_the_parent(
 def stop_workers(iterator: Any) -> None:
     """Stop the workers of an iterator of torch's DataLoader, if it has any."""
     if hasattr(iterator, "_shutdown_workers"):
+        workers = list(getattr(iterator, "_workers", ()))
         iterator._shutdown_workers()
+        for worker in workers:
+            if worker.is_alive():  # SIGTERM does not reach one that was stopped
+                worker.kill()
+                worker.join()
 
 
 class _WorkerDied(Exception):  # noqa: N818  (it reads as what happened)

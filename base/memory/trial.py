@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
 
-PLAIN = (bool, int, float, str, list, dict, set, deque)
-
-
 def keep_buffers(modules: Iterable[nn.Module]) -> Callable[[], None]:
     """Return what puts all buffers back: which ones there are now, and the numbers in them."""
     owned = [(module._buffers, dict(module._buffers)) for module in modules if module._buffers]
@@ -43,11 +40,7 @@ def trial(trainer: BaseTrainer) -> Iterator[None]:
     Gradients, of which there are none before training, are freed.
     """
     put_back = keep_buffers(trainer.model.modules())
-    attributes = {
-        name: copy.copy(value) if isinstance(value, PLAIN) else value.clone()
-        for name, value in vars(trainer).items()
-        if isinstance(value, PLAIN) or (isinstance(value, Tensor) and not value.requires_grad)
-    }
+    put_attributes_back = keep_attributes(trainer)
     states = {
         name: (one, copy.deepcopy(one.state_dict()))
         for name, one in trainer.stateful.items()
@@ -59,7 +52,7 @@ def trial(trainer: BaseTrainer) -> Iterator[None]:
         with trainer.window.aside():
             yield
     finally:
-        vars(trainer).update(attributes)
+        put_attributes_back()
         trainer._phase_metrics = metrics
         trainer.finite.all_finite()  # forget what was seen
         trainer.finite.is_on = True
@@ -68,6 +61,33 @@ def trial(trainer: BaseTrainer) -> Iterator[None]:
         put_back()
         for one, state in states.values():
             one.load_state_dict(state)
+
+
+def keep_attributes(owner: object) -> Callable[[], None]:
+    """Return what puts an object's attributes back, and what its containers and tensors hold.
+
+    They stay the same objects, as others may hold them too.
+    """
+    attributes = dict(vars(owner))
+    containers = [
+        (value, copy.copy(value))
+        for value in attributes.values()
+        if isinstance(value, list | dict | set | deque)
+    ]
+    tensors = [(v, v.detach().clone()) for v in attributes.values() if isinstance(v, Tensor)]
+
+    def put_back() -> None:
+        vars(owner).clear()
+        vars(owner).update(attributes)
+        for container, former in containers:
+            container.clear()
+            add = container.extend if isinstance(container, list | deque) else container.update
+            add(former)
+        with torch.no_grad():
+            for tensor, numbers in tensors:
+                tensor.copy_(numbers)
+
+    return put_back
 
 
 @contextmanager

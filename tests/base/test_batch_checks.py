@@ -276,7 +276,9 @@ class ByHand(Trainer):
 def test_a_step_of_one_s_own_that_was_tried_has_not_been_made(optimizer: str) -> None:
     text = CONFIG.replace("SGD", optimizer)
     tried, plain = (make(text=text, trainer=ByHand) for _ in range(2))
+    held = tried.seen, tried.centre, tried.losses
     check(tried)
+    assert all(a is b for a, b in zip(held, (tried.seen, tried.centre, tried.losses), strict=True))
     assert (tried.n_calls, tried.seen, tried.centre.sum()) == (0, [], 0)
     for trainer in (tried, plain):
         trainer.train()

@@ -1,0 +1,1 @@
+from losses.nt_xent import NTXentLoss

@@ -1,0 +1,1 @@
+from utils.losses import masked_mae, masked_mse

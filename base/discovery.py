@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-FOLDERS = ("model", "data_loader", "trainer")
+from base.shipped import FOLDERS, is_shipped
 
 # What the last word of a base class, or else a file's path, says about the kind of what it holds.
 _BASE_WORDS = {
@@ -42,6 +42,7 @@ class Definition(NamedTuple):
     form: str  # "class", "function" or "value"
     likely_kind: str
     registry: str = ""  # MODELS, where a decorator gave the name
+    is_shipped: bool = False  # its file came with Kindling and is unchanged
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -83,13 +84,16 @@ def scan(folder: str) -> tuple[list[Definition], list[str]]:
         if "." in path.stem or any(part.startswith(".") for part in file.parts):
             continue
         try:
-            tree = ast.parse(path.read_bytes())
+            content = path.read_bytes()
+            tree = ast.parse(content)
         except (SyntaxError, ValueError, RecursionError, OSError) as error:
             broken.append(f"{file.as_posix()} ({error})")
             continue
+        came_with_us = is_shipped(file.as_posix(), content)
         for node in tree.body:
             for each in _definitions(node, file):
-                definitions[each.file, each.name] = each  # as in Python, the last one counts
+                # As in Python, the last one counts.
+                definitions[each.file, each.name] = each._replace(is_shipped=came_with_us)
     return list(definitions.values()), broken
 
 
@@ -154,6 +158,15 @@ def load(found: Definition) -> Any:
     if not hasattr(module, found.attribute):
         raise ImportError(f"{found}: {found.attribute!r} is gone once the file is imported")
     return getattr(module, found.attribute)
+
+
+def is_shipped_definition(named: Any) -> bool:
+    """Return whether an imported class or function stands in a file that came with Kindling."""
+    file = getattr(sys.modules.get(getattr(named, "__module__", "")), "__file__", None)
+    path = Path(file or "").resolve()
+    if not path.is_file() or not path.is_relative_to(_root):
+        return False
+    return is_shipped(path.relative_to(_root).as_posix(), path.read_bytes())
 
 
 def describe_error(error: BaseException) -> str:

@@ -89,6 +89,7 @@ def dry_run(trainer: BaseTrainer) -> str:
     with explain_shape_errors(trainer.model, input_text(trainer)):
         layers = model_table(trainer, batch)
     parts = [
+        *(["\n".join(trainer.config.notes)] if trainer.config.notes else []),
         format_header(header_facts(trainer, None)),
         "model:\n" + layers,
         *([loaded_tables(trainer.experiment)] if trainer.experiment.loaded else []),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from inspect import Parameter
 from typing import Any
 
-from base.registry import KINDS, NameFault, find, listed, names
+from base.registry import KINDS, NameFault, definition, find, names, put_aside
 from base.signatures import json_schema, signature
 
 
@@ -51,14 +51,17 @@ def _schema(kind: str, name: str, named: Any, origin: str) -> dict[str, Any]:
 
 def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
     """Yield each name, what it names (or the fault that keeps it from use) and where from."""
-    origins = {each.name: str(each) for each in listed(kind)}
     for name in names(kind):
         named: Any
+        origin = ""
         try:
             named = find(kind, name)
+            if (found := definition(kind, name)) is not None:
+                aside = put_aside(kind, name)
+                origin = str(found) if aside is None else f"{found} (not Kindling's at {aside})"
         except NameFault as fault:
             named = fault
-        yield name, named, origins.get(name, str(getattr(named, "__module__", "")))
+        yield name, named, origin or str(getattr(named, "__module__", ""))
 
 
 def _shown(parameter: Parameter) -> str:

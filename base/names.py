@@ -22,7 +22,7 @@ from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, nearest
 from base.layer_sections import layer_faults, with_names
 from base.ranges import number_fault
-from base.registry import find, project_root
+from base.registry import find, override_note, project_root
 from base.same_padding import conv_class
 from base.signatures import (
     DURATION_ARGUMENTS,
@@ -41,18 +41,22 @@ Fault = tuple[Keys, str]
 def check_names(config: Any) -> None:
     """Check all names and arguments of a config in its normal form; nothing is built.
 
+    The config's notes gain a line for each name that the project defines and Kindling too.
+
     Raises:
         ConfigError: with all faults together.
     """
     faults = []
+    notes: list[str] = []
     for kind, keys, section in _sections(config):
-        faults += _faults(kind, keys, section)
+        faults += _faults(kind, keys, section, notes)
         if kind == "optimizer":
             faults += _rule_faults(keys, section)
     if faults:
         order = list(config)
         faults.sort(key=lambda fault: order.index(fault[0][0]))
         raise ConfigError([config.problem(keys, message) for keys, message in faults])
+    config.notes += [each for each in dict.fromkeys(notes) if each not in config.notes]
 
 
 def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> Any:
@@ -114,13 +118,19 @@ def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Keys, Section]]:
                 yield "init", ("init", number, name), rule[name]
 
 
-def _faults(kind: str, keys: Keys, section: Section) -> list[Fault]:
-    """Return what is wrong with one section and with those inside its ``args``."""
+def _faults(kind: str, keys: Keys, section: Section, notes: list[str] | None = None) -> list[Fault]:
+    """Return what is wrong with one section and with those inside its ``args``.
+
+    Args:
+        notes: gains a line where one of two definitions of a name had to be chosen.
+    """
     type_keys = keys if kind == "function" else (*keys, "type")
     try:
         named = find(kind, section["type"])
     except KindlingError as error:
         return [(type_keys, str(error))]
+    if notes is not None and (note := override_note(kind, section["type"])):
+        notes.append(note)
     args = section.get("args") or {}
     if not isinstance(args, Mapping):
         return [((*keys, "args"), "expected a mapping of arguments")]
@@ -132,7 +142,7 @@ def _faults(kind: str, keys: Keys, section: Section) -> list[Fault]:
         faults.append((type_keys, f"{section['type']} needs argument{plural} {', '.join(missing)}"))
 
     def check_inner(inner: str, part: Section, inner_keys: Keys) -> None:
-        faults.extend(_faults(inner, (*keys, "args", *inner_keys), part))
+        faults.extend(_faults(inner, (*keys, "args", *inner_keys), part, notes))
 
     for name, value in args.items():
         message = _argument_fault(kind, section["type"], takes, name, value)

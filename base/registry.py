@@ -11,8 +11,16 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
-from base.discovery import FOLDERS, Definition, load, project_root, scan, set_project_root
+from base.discovery import (
+    Definition,
+    is_shipped_definition,
+    load,
+    project_root,
+    scan,
+    set_project_root,
+)
 from base.errors import ConfigError, Problem, nearest
+from base.shipped import FOLDERS
 from base.torch_names import HOMES
 
 __all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and what is below
@@ -69,13 +77,20 @@ class Registry:
         self.registered: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[Named], Named]:
-        """Give the decorated class or function another name; one already taken is an error."""
+        """Give the decorated class or function another name; one already taken is an error.
+
+        A name that a file shipped with Kindling has taken is free to the project's own files.
+        """
         if not _is_plain(name):
             raise NameFault(f"{name!r} cannot be registered: give a name like 'small-net'")
 
         def keep(named: Named) -> Named:
-            holder = _identity(self.registered.get(name, named))
+            held = self.registered.get(name, named)
+            holder = _identity(held)
             if holder != _identity(named):
+                if is_shipped_definition(named) != is_shipped_definition(held):
+                    self.registered[name] = held if is_shipped_definition(named) else named
+                    return named
                 text = f"{self.kind} {name!r} is {holder} already"
                 raise NameFault(f"{text}; give {_identity(named)} another name")
             self.registered[name] = named
@@ -129,18 +144,44 @@ def listed(kind: str) -> list[Definition]:
 def definition(kind: str, name: str) -> Definition | None:
     """Return where the project defines this name for this kind, or None.
 
-    Of several, the one that is meant for the kind is taken: that of ``loss.py`` for a loss.
+    Of several, the one that is meant for the kind is taken: that of ``loss.py`` for a loss; and
+    the project's own rather than one in a file that came with Kindling.
 
     Raises:
         NameFault: the name is defined twice.
     """
-    found = [each for each in _candidates(kind) if each.name == name]
+    found = _candidates_named(kind, name)
+    own = [each for each in found if not each.is_shipped]
+    may_be_meant = [each for each in own if _is_meant(kind, each) or each.likely_kind == "function"]
+    found = may_be_meant or [each for each in found if _is_meant(kind, each)] or own or found
     if len(found) > 1:
         found = [each for each in found if _is_meant(kind, each)] or found
     if len(found) > 1:
         places = " and ".join(map(str, found))
         raise NameFault(f"{kind} {name!r} is defined twice, in {places}; rename one of them")
     return found[0] if found else None
+
+
+def put_aside(kind: str, name: str) -> Definition | None:
+    """Return the definition shipped with Kindling that one of the project's own stands before."""
+    chosen = definition(kind, name)
+    if chosen is None or chosen.is_shipped:
+        return None
+    shipped = (each for each in _candidates_named(kind, name) if each.is_shipped)
+    likely = (each for each in shipped if each.likely_kind in (kind, chosen.likely_kind))
+    return next(likely, None)
+
+
+def override_note(kind: str, name: str) -> str:
+    """Return a line on which of two definitions is used; empty where there is but one."""
+    aside = put_aside(kind, name)
+    if aside is None:
+        return ""
+    return f"{kind} {name!r} is yours, {definition(kind, name)}, not Kindling's at {aside}"
+
+
+def _candidates_named(kind: str, name: str) -> list[Definition]:
+    return [each for each in _candidates(kind) if each.name == name]
 
 
 def _is_plain(name: Any) -> bool:

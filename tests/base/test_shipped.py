@@ -1,0 +1,139 @@
+"""A name that the project defines itself stands before the same name in a file of Kindling's."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from base import registry
+from base.config import load_config
+from base.errors import ConfigError
+from base.listing import describe
+from base.names import check_names
+from base.registry import NameFault, find, listed
+from base.shipped import LIST, hash_files
+
+Write = Callable[[dict[str, str]], Path]
+ROOT = Path(__file__).resolve().parents[2]
+IS_THE_TEMPLATE = (ROOT / "new_project.py").exists()
+
+# A file of the project's own for each kind, beside a file of Kindling's with the same name in it.
+OWN = {
+    "model": ("UNet", "model/model.py", "from torch import nn\nclass {name}(nn.Module): ..."),
+    "loss": ("FocalLoss", "model/criterion.py", "def {name}(output, target): ..."),
+    "metric": ("Dice", "model/my_metrics.py", "class {name}: ..."),
+    "data_loader": ("DigitsDataLoader", "data_loader/my_data.py", "class {name}: ..."),
+    "dataset": ("CsvDataset", "data_loader/my_data.py", "class {name}: ..."),
+    "transform": ("RandomFlip", "data_loader/my_transforms.py", "class {name}: ..."),
+    "trainer": (
+        "GANTrainer",
+        "trainer/my_trainer.py",
+        "from base import BaseTrainer\nclass {name}(BaseTrainer): ...",
+    ),
+    "callback": (
+        "GeneratedSamples",
+        "trainer/my_callbacks.py",
+        "from base.callbacks import Callback\nclass {name}(Callback): ...",
+    ),
+}
+
+
+@pytest.fixture
+def shipped(project: Write) -> Callable[[dict[str, str]], Path]:
+    """Lay files over a copy of Kindling's own, as `cp -r` does."""
+
+    def write(files: dict[str, str]) -> Path:
+        root = project({})
+        for folder in ("model", "data_loader", "trainer"):
+            shutil.copytree(ROOT / folder, root / folder, dirs_exist_ok=True)
+        return project(files)
+
+    return write
+
+
+@pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project changes its files")
+def test_the_list_of_shipped_files_is_true() -> None:
+    assert json.loads(LIST.read_text()) == hash_files(ROOT), "run `python -m base.shipped`"
+
+
+@pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project changes its files")
+@pytest.mark.parametrize("kind", OWN)
+def test_the_projects_own_definition_wins(shipped: Write, kind: str) -> None:
+    shipped({})
+    name, file, source = OWN[kind]
+    theirs = [each for each in listed(kind) if each.is_shipped and each.file != file]
+    aside = next(each for each in theirs if each.name == name)
+    assert find(kind, name).__module__ == aside.file.removesuffix(".py").replace("/", ".")
+    shipped({file: source.replace("{name}", name)})
+    module = file.removesuffix(".py").replace("/", ".")
+    assert find(kind, name).__module__ == module
+    (line,) = [each for each in describe(kind).splitlines() if each.startswith(f"  {name}(")]
+    assert line.endswith(f"{registry.definition(kind, name)} (not Kindling's at {aside})")
+    note = f"{kind} {name!r} is yours, {file}:"
+    assert registry.override_note(kind, name).startswith(note)
+
+
+def test_one_line_of_the_log_names_both_places(shipped: Write, tmp_path: Path) -> None:
+    unet = "from torch import nn\n\nclass UNet(nn.Module):\n    def __init__(self, depth): ..."
+    shipped({"model/model.py": unet})
+    config = tmp_path / "config.yaml"
+    rest = "data_loader: DigitsDataLoader\noptimizer: SGD\nloss: mse_loss\ntrainer: {epochs: 1}\n"
+    config.write_text("name: x\nmodel: {type: UNet, args: {depth: 3}}\n" + rest)
+    loaded = load_config(config)
+    check_names(loaded)
+    check_names(loaded)
+    (place,) = [
+        str(each) for each in registry.listed("model") if each.is_shipped and each.name == "UNet"
+    ]
+    assert loaded.notes == [f"model 'UNet' is yours, model/model.py:3, not Kindling's at {place}"]
+    loaded = load_config(config, ["model.args={depht: 3}"])
+    with pytest.raises(ConfigError, match="did you mean 'depth'"):  # held against the own one
+        check_names(loaded)
+
+
+@pytest.mark.parametrize("own_first", [True, False])
+def test_a_decorated_name_too(shipped: Write, own_first: bool) -> None:
+    source = """
+        from torch import nn
+        from base.registry import MODELS
+        @MODELS.register("u-net")
+        class {name}(nn.Module): ...
+    """
+    root = shipped({"model/b.py": source.replace("{name}", "Theirs")})
+    files = hash_files(root)
+    registry.set_project_root(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("base.shipped.shipped_files", lambda: files)
+        shipped({"model/a.py": source.replace("{name}", "Own")})
+        for name in ("Own", "Theirs") if own_first else ("Theirs", "Own"):
+            find("model", name)  # imports the file
+        assert find("model", "u-net").__name__ == "Own"
+        assert registry.MODELS.registered["u-net"].__name__ == "Own"
+
+
+def test_two_of_the_projects_own_are_an_error_and_so_is_an_edited_one(shipped: Write) -> None:
+    net = "from torch import nn\nclass UNet(nn.Module): ..."
+    shipped({"model/model.py": net, "model/other.py": net})
+    with pytest.raises(NameFault, match=r"twice, in model/model\.py:2 and model/other\.py:2"):
+        find("model", "UNet")
+    edited = (ROOT / "model" / "unet.py").read_text() + "\n# mine\n"
+    shipped({"model/model.py": net, "model/other.py": "", "model/unet.py": edited})
+    with pytest.raises(NameFault, match=r"twice, in model/model\.py:2 and model/unet\.py"):
+        find("model", "UNet")
+
+
+def test_line_endings_and_a_copy_elsewhere_change_nothing(shipped: Write) -> None:
+    text = (ROOT / "model" / "unet.py").read_text()
+    root = shipped({"model/model.py": text})
+    (root / "model" / "unet.py").write_bytes(text.replace("\n", "\r\n").encode())
+    registry.set_project_root(root)
+    assert find("model", "UNet").__module__ == "model.model"  # a copy is the project's own
+
+
+def test_what_is_meant_for_another_kind_does_not_stand_before(shipped: Write) -> None:
+    shipped({"model/model.py": "from torch import nn\nclass Dice(nn.Module): ..."})
+    assert find("metric", "Dice").__module__ == "model.metric"
+    assert registry.override_note("metric", "Dice") == ""
+    assert find("model", "Dice").__module__ == "model.model"

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from base.imported_names import imported_names
 from base.shipped import FOLDERS, is_shipped
 
 # What the last word of a base class, or else a file's path, says about the kind of what it holds.
@@ -60,13 +61,26 @@ def project_root() -> Path:
 def set_project_root(path: Path | str) -> None:
     """Look for names below another folder; the modules of the former one are put aside."""
     global _root
-    of_project = [name for name in sys.modules if name.partition(".")[0] in FOLDERS]
-    _parked[_root] = {name: sys.modules.pop(name) for name in of_project}
+    _parked[_root] = {name: sys.modules.pop(name) for name in _modules_of_project()}
     sys.path[:] = [entry for entry in sys.path if entry != str(_root) or _root == _HOME]
     _root = Path(path).resolve()
     sys.path.insert(0, str(_root))
     sys.modules.update(_parked.get(_root, {}))
     scan.cache_clear()
+
+
+def _modules_of_project() -> list[str]:
+    """Return the loaded modules that are to be put aside: of the three folders, or beside them."""
+    tops = set(FOLDERS)
+    if _root != _HOME:
+        files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+        own = [name for name, file in files.items() if file and _is_own(Path(file))]
+        tops |= {name.partition(".")[0] for name in own}
+    return [name for name in sys.modules if name.partition(".")[0] in tops]
+
+
+def _is_own(file: Path) -> bool:
+    return file.is_relative_to(_root) and "site-packages" not in file.parts
 
 
 _HOME = Path(__file__).resolve().parent.parent
@@ -94,6 +108,9 @@ def scan(folder: str) -> tuple[list[Definition], list[str]]:
             for each in _definitions(node, file):
                 # As in Python, the last one counts.
                 definitions[each.file, each.name] = each._replace(is_shipped=came_with_us)
+        for each in () if came_with_us else _imported_definitions(tree, file):
+            if (file.as_posix(), each.name) not in definitions:
+                definitions.setdefault((each.file, each.name), each)
     return list(definitions.values()), broken
 
 
@@ -111,6 +128,14 @@ def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
             for target in targets:
                 if isinstance(target, ast.Name) and not target.id.startswith("_"):
                     yield Definition(target.id, target.id, *place, "value", kind)
+
+
+def _imported_definitions(tree: ast.Module, file: Path) -> Iterator[Definition]:
+    """Yield what a file imports from folders of the project that are not searched for names."""
+    for found in imported_names(tree, file, _root):
+        for each in _definitions(found.node, found.file):
+            if each.attribute == found.attribute and not each.registry:
+                yield each._replace(name=found.name, likely_kind=_likely_kind(found.node, file))
 
 
 def _decorated_names(node: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str, str]]:

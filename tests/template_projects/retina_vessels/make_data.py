@@ -1,4 +1,5 @@
 """24 fundus photographs in small, DRIVE's layout: images/XX_training.png, 1st_manual/XX_manual1.png"""
+
 import os
 
 import numpy as np
@@ -17,7 +18,9 @@ for i in range(24):
         path = start + slope * x + bend * np.sin(x / 5.0)
         vessel |= np.abs(y - path) < 1.5
     image = 120 - 50 * vessel + 25 * rng.rand(32, 32)
-    Image.fromarray(image.astype("uint8")).save(os.path.join(root, "images", "%02d_training.png" % i))
+    Image.fromarray(image.astype("uint8")).save(
+        os.path.join(root, "images", "%02d_training.png" % i)
+    )
     Image.fromarray((vessel * 255).astype("uint8")).save(
         os.path.join(root, "1st_manual", "%02d_manual1.png" % i)
     )

@@ -1,6 +1,10 @@
 import os, random
+
 rnd = random.Random(11)
-good, bad = "great superb moving funny warm clever".split(), "dull awful slow flat noisy weak".split()
+good, bad = (
+    "great superb moving funny warm clever".split(),
+    "dull awful slow flat noisy weak".split(),
+)
 filler = "the film was a plot with actor and scene of story".split()
 os.makedirs("data", exist_ok=True)
 with open("data/reviews.tsv", "w") as f:

@@ -1,5 +1,6 @@
 import os
 import numpy as np
+
 rng = np.random.RandomState(20)
 os.makedirs("data", exist_ok=True)
 t = np.arange(60) / 30.0

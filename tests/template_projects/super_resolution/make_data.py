@@ -9,5 +9,7 @@ for part, n in (("train", 20), ("val", 4)):
     for i in range(n):
         h, w = 24 + 2 * rng.randint(0, 5), 24 + 2 * rng.randint(0, 5)
         y, x = np.mgrid[:h, :w]
-        image = 127 + 60 * np.sin(x * rng.uniform(0.2, 1) + y * rng.uniform(0.2, 1)) + 50 * (x > w / 2)
+        image = (
+            127 + 60 * np.sin(x * rng.uniform(0.2, 1) + y * rng.uniform(0.2, 1)) + 50 * (x > w / 2)
+        )
         Image.fromarray(image.clip(0, 255).astype("uint8")).save(folder / ("%04d.png" % i))

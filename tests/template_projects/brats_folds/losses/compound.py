@@ -17,4 +17,6 @@ class DC_and_CE_loss(nn.Module):
         self.dc = SoftDiceLoss(apply_nonlin=softmax_helper, do_bg=False)
 
     def forward(self, net_output, target):
-        return self.weight_ce * self.ce(net_output, target) + self.weight_dice * self.dc(net_output, target)
+        return self.weight_ce * self.ce(net_output, target) + self.weight_dice * self.dc(
+            net_output, target
+        )

@@ -15,7 +15,9 @@ class VNetSmall(BaseModel):
 
     @staticmethod
     def block(n_in, n_out):
-        return nn.Sequential(nn.Conv3d(n_in, n_out, 3, padding=1), nn.InstanceNorm3d(n_out), nn.LeakyReLU(1e-2))
+        return nn.Sequential(
+            nn.Conv3d(n_in, n_out, 3, padding=1), nn.InstanceNorm3d(n_out), nn.LeakyReLU(1e-2)
+        )
 
     def forward(self, x):
         skip = self.enc(x)

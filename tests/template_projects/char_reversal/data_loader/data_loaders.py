@@ -15,7 +15,7 @@ class ReverseDataset(Dataset):
         rng = random.Random(seed)
         self.pairs = []
         for _ in range(n):
-            src = [rng.choice('abcdef') for _ in range(rng.randint(2, 8))]
+            src = [rng.choice("abcdef") for _ in range(rng.randint(2, 8))]
             self.pairs.append((src, [c.upper() for c in reversed(src)]))
         self.src_vocab = Vocab([s for s, _ in self.pairs])
         self.tgt_vocab = Vocab([t for _, t in self.pairs])
@@ -29,9 +29,11 @@ class ReverseDataset(Dataset):
 
     def __getitem__(self, i):
         src, tgt = self.pairs[i]
-        src, tgt = src[:self.max_len], tgt[-self.max_len:]
-        tgt = ['<sos>'] + tgt + ['<eos>']
-        return torch.tensor(self.src_vocab.numericalize(src)), torch.tensor(self.tgt_vocab.numericalize(tgt))
+        src, tgt = src[: self.max_len], tgt[-self.max_len :]
+        tgt = ["<sos>"] + tgt + ["<eos>"]
+        return torch.tensor(self.src_vocab.numericalize(src)), torch.tensor(
+            self.tgt_vocab.numericalize(tgt)
+        )
 
 
 class ReverseDataLoader(BaseDataLoader):
@@ -39,8 +41,10 @@ class ReverseDataLoader(BaseDataLoader):
         dataset = ReverseDataset(300)
         self.src_vocab, self.tgt_vocab = dataset.src_vocab, dataset.tgt_vocab
         self.n_src, self.n_tgt = len(self.src_vocab), len(self.tgt_vocab)
-        self.pad_idx = self.tgt_vocab.stoi['<pad>']
-        super().__init__(dataset, batch_size, shuffle, validation_split, num_workers, collate_fn=self.collate)
+        self.pad_idx = self.tgt_vocab.stoi["<pad>"]
+        super().__init__(
+            dataset, batch_size, shuffle, validation_split, num_workers, collate_fn=self.collate
+        )
 
     def collate(self, batch):
         src, tgt = zip(*batch)

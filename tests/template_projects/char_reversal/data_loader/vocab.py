@@ -4,7 +4,7 @@ from collections import Counter
 class Vocab:
     """What torchtext's Field.build_vocab used to make"""
 
-    def __init__(self, sentences, specials=('<pad>', '<sos>', '<eos>', '<unk>')):
+    def __init__(self, sentences, specials=("<pad>", "<sos>", "<eos>", "<unk>")):
         counter = Counter(tok for s in sentences for tok in s)
         self.itos = list(specials) + [tok for tok, _ in sorted(counter.items())]
         self.stoi = {tok: i for i, tok in enumerate(self.itos)}
@@ -13,4 +13,4 @@ class Vocab:
         return len(self.itos)
 
     def numericalize(self, tokens):
-        return [self.stoi.get(t, self.stoi['<unk>']) for t in tokens]
+        return [self.stoi.get(t, self.stoi["<unk>"]) for t in tokens]

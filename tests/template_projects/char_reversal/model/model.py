@@ -32,7 +32,9 @@ class Encoder(nn.Module):
         self.rnn = nn.GRU(hidden, hidden, batch_first=True)
 
     def forward(self, src, src_len):
-        packed = pack_padded_sequence(self.embedding(src), src_len.cpu(), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            self.embedding(src), src_len.cpu(), batch_first=True, enforce_sorted=False
+        )
         return self.rnn(packed)[1]
 
 

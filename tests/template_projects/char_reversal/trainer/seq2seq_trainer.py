@@ -8,7 +8,7 @@ class Seq2SeqTrainer(BaseTrainer):
 
     def begin_epoch(self):
         epoch = self.progress.epoch + 1
-        self.model.teacher_forcing = max(0., 1. - self.tf_decay * (epoch - 1))
+        self.model.teacher_forcing = max(0.0, 1.0 - self.tf_decay * (epoch - 1))
         self.train_loader.dataset.set_max_len(self.curriculum[min(epoch, 3) - 1])
 
     def forward(self, batch):

@@ -11,6 +11,8 @@ class SquareDataLoader(BaseDataLoader):
         images = torch.full((256, 1, 8, 8), -1.0)
         for image in images:
             top, left = torch.randint(1, 4, (2,), generator=g).tolist()
-            image[0, top:top + 4, left:left + 4] = 1.0
+            image[0, top : top + 4, left : left + 4] = 1.0
         labels = torch.zeros(256)
-        super().__init__(TensorDataset(images, labels), batch_size, shuffle, validation_split, num_workers)
+        super().__init__(
+            TensorDataset(images, labels), batch_size, shuffle, validation_split, num_workers
+        )

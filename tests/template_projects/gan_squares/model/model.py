@@ -14,7 +14,7 @@ class Generator(BaseModel):
             nn.BatchNorm2d(ngf),
             nn.ReLU(True),
             nn.Conv2d(ngf, 1, 3, 1, 1, bias=False),
-            nn.Tanh()
+            nn.Tanh(),
         )
 
     def forward(self, input):
@@ -30,7 +30,7 @@ class Discriminator(BaseModel):
             nn.Conv2d(ndf, ndf * 2, 4, 2, 1, bias=False),
             nn.BatchNorm2d(ndf * 2),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(ndf * 2, 1, 2, 1, 0, bias=False)
+            nn.Conv2d(ndf * 2, 1, 2, 1, 0, bias=False),
         )
 
     def forward(self, input):

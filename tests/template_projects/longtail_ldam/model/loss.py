@@ -11,7 +11,7 @@ class LDAMLoss(nn.Module):
         super().__init__()
         m_list = 1.0 / np.sqrt(np.sqrt(cls_num_list))
         m_list = m_list * (max_m / np.max(m_list))
-        self.register_buffer('m_list', torch.tensor(m_list, dtype=torch.float), persistent=False)
+        self.register_buffer("m_list", torch.tensor(m_list, dtype=torch.float), persistent=False)
         self.s = s
         self.reweight_epoch = reweight_epoch
         betas = 0.99

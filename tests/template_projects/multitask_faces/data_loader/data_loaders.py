@@ -17,10 +17,10 @@ class Faces(Dataset):
 
     def __getitem__(self, i):
         return {
-            'image': self.images[i][None].astype(np.float32),
-            'age': np.float32(self.age[i]),
-            'gender': np.float32(self.gender[i]),
-            'path': '%05d.jpg' % i,
+            "image": self.images[i][None].astype(np.float32),
+            "age": np.float32(self.age[i]),
+            "gender": np.float32(self.gender[i]),
+            "path": "%05d.jpg" % i,
         }
 
 

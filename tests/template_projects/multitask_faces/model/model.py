@@ -7,12 +7,12 @@ class FaceNet(BaseModel):
     def __init__(self, backbone, heads):
         super().__init__()
         layers, n = [], 1
-        for c in backbone['channels']:
+        for c in backbone["channels"]:
             layers += [nn.Conv2d(n, c, 3, stride=2, padding=1), nn.BatchNorm2d(c), nn.ReLU()]
             n = c
         self.backbone = nn.Sequential(*layers, nn.Flatten())
         self.heads = nn.ModuleDict({name: nn.Linear(n * 9, 1) for name in heads})
-        self.log_vars = nn.Parameter(torch.zeros(len(heads)))   # Kendall et al.
+        self.log_vars = nn.Parameter(torch.zeros(len(heads)))  # Kendall et al.
 
     def forward(self, x):
         h = self.backbone(x)

@@ -6,4 +6,6 @@ class MultiTaskTrainer(BaseTrainer):
         return self.model(batch["image"])
 
     def compute_losses(self, outputs, batch):
-        return self.losses["MultiTaskLoss"](outputs, batch, log_vars=self.model.log_vars, reduction="mean")
+        return self.losses["MultiTaskLoss"](
+            outputs, batch, log_vars=self.model.log_vars, reduction="mean"
+        )

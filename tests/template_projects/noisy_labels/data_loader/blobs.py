@@ -7,7 +7,7 @@ class NoisyBlobs(torch.utils.data.Dataset):
         rng = np.random.RandomState(seed)
         centres = 1.2 * np.random.RandomState(5).randn(3, 6)
         self.train_labels_gt = rng.randint(0, 3, n)
-        self.data = (centres[self.train_labels_gt] + rng.randn(n, 6)).astype('float32')
+        self.data = (centres[self.train_labels_gt] + rng.randn(n, 6)).astype("float32")
         self.train_labels = self.train_labels_gt.copy()
         self.symmetric_noise(percent, rng)
 
@@ -18,7 +18,12 @@ class NoisyBlobs(torch.utils.data.Dataset):
                 self.train_labels[idx] = rng.randint(3, dtype=np.int32)
 
     def __getitem__(self, index):
-        return self.data[index], int(self.train_labels[index]), index, int(self.train_labels_gt[index])
+        return (
+            self.data[index],
+            int(self.train_labels[index]),
+            index,
+            int(self.train_labels_gt[index]),
+        )
 
     def __len__(self):
         return len(self.data)

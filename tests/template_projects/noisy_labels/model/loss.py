@@ -13,7 +13,7 @@ class elr_loss(nn.Module):
     def __init__(self, num_examp, num_classes=10, beta=0.3, lambd=3):
         super(elr_loss, self).__init__()
         self.num_classes = num_classes
-        self.register_buffer('target', torch.zeros(num_examp, num_classes))
+        self.register_buffer("target", torch.zeros(num_examp, num_classes))
         self.beta = beta
         self.lambd = lambd
 
@@ -22,7 +22,8 @@ class elr_loss(nn.Module):
         y_pred = torch.clamp(y_pred, 1e-4, 1.0 - 1e-4)
         y_pred_ = y_pred.data.detach()
         self.target[index] = self.beta * self.target[index] + (1 - self.beta) * (
-            (y_pred_) / (y_pred_).sum(dim=1, keepdim=True))
+            (y_pred_) / (y_pred_).sum(dim=1, keepdim=True)
+        )
         ce_loss = F.cross_entropy(output, label)
         elr_reg = ((1 - (self.target[index] * y_pred).sum(dim=1)).log()).mean()
         return ce_loss + self.lambd * elr_reg

@@ -17,19 +17,32 @@ class StickFigures(Dataset):
             maps = []
             for k, (jy, jx) in enumerate(joints):
                 d = np.hypot(y - jy, x - jx)
-                shape = [d < 1, np.abs(d - 2) < 0.5, (np.minimum(abs(y - jy), abs(x - jx)) < 1) & (d < 3)][k]
+                shape = [
+                    d < 1,
+                    np.abs(d - 2) < 0.5,
+                    (np.minimum(abs(y - jy), abs(x - jx)) < 1) & (d < 3),
+                ][k]
                 image += shape * visible[k] * (k + 1) / 2.0
-                maps.append(np.exp(-d ** 2 / 2))
+                maps.append(np.exp(-(d**2) / 2))
             weight = visible.astype("float32")[:, None]
-            self.items.append((image[None].astype("float32"), np.array(maps, "float32"), weight, "img_%d" % i))
+            self.items.append(
+                (image[None].astype("float32"), np.array(maps, "float32"), weight, "img_%d" % i)
+            )
 
     def __len__(self):
         return len(self.items)
 
     def __getitem__(self, i):
         image, maps, weight, name = self.items[i]
-        return torch.from_numpy(image), torch.from_numpy(maps), torch.from_numpy(weight), {"image": name}
+        return (
+            torch.from_numpy(image),
+            torch.from_numpy(maps),
+            torch.from_numpy(weight),
+            {"image": name},
+        )
 
 
 def get_pose_loader(split, batch_size, workers):
-    return DataLoader(StickFigures(split), batch_size=batch_size, shuffle=split == "train", num_workers=workers)
+    return DataLoader(
+        StickFigures(split), batch_size=batch_size, shuffle=split == "train", num_workers=workers
+    )

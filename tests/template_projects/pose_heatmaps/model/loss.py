@@ -4,7 +4,7 @@ import torch.nn as nn
 class JointsMSELoss(nn.Module):
     def __init__(self, use_target_weight):
         super(JointsMSELoss, self).__init__()
-        self.criterion = nn.MSELoss(reduction='mean')
+        self.criterion = nn.MSELoss(reduction="mean")
         self.use_target_weight = use_target_weight
 
     def forward(self, output, target, target_weight):
@@ -18,7 +18,8 @@ class JointsMSELoss(nn.Module):
             heatmap_gt = heatmaps_gt[idx].squeeze(1)
             if self.use_target_weight:
                 loss += 0.5 * self.criterion(
-                    heatmap_pred.mul(target_weight[:, idx]), heatmap_gt.mul(target_weight[:, idx]))
+                    heatmap_pred.mul(target_weight[:, idx]), heatmap_gt.mul(target_weight[:, idx])
+                )
             else:
                 loss += 0.5 * self.criterion(heatmap_pred, heatmap_gt)
         return loss / num_joints

@@ -17,7 +17,9 @@ class Hourglass(nn.Module):
     def __init__(self, num_joints, width=12):
         super().__init__()
         self.stem = Residual(1, width)
-        self.low = nn.Sequential(nn.MaxPool2d(2), Residual(width, width), nn.Upsample(scale_factor=2))
+        self.low = nn.Sequential(
+            nn.MaxPool2d(2), Residual(width, width), nn.Upsample(scale_factor=2)
+        )
         self.heatmap = nn.Conv2d(width, num_joints, 1)
 
     def forward(self, x):

@@ -25,7 +25,7 @@ class RandomIdentitySampler(Sampler):
             idxs = copy.deepcopy(self.index_dic[pid])
             random.shuffle(idxs)
             for k in range(0, len(idxs) - self.num_instances + 1, self.num_instances):
-                batch_idxs_dict[pid].append(idxs[k:k + self.num_instances])
+                batch_idxs_dict[pid].append(idxs[k : k + self.num_instances])
         avai_pids = copy.deepcopy(self.pids)
         final_idxs = []
         while len(avai_pids) >= self.num_pids_per_batch:

@@ -39,9 +39,13 @@ class CrossEntropyLabelSmooth(nn.Module):
     def forward(self, inputs, targets):
         log_probs = self.logsoftmax(inputs)
         num_classes = inputs.size(1)
-        targets = torch.zeros(log_probs.size()).scatter_(1, targets.unsqueeze(1).data.cpu(), 1).to(inputs.device)
+        targets = (
+            torch.zeros(log_probs.size())
+            .scatter_(1, targets.unsqueeze(1).data.cpu(), 1)
+            .to(inputs.device)
+        )
         targets = (1 - self.epsilon) * targets + self.epsilon / num_classes
-        return (- targets * log_probs).mean(0).sum()
+        return (-targets * log_probs).mean(0).sum()
 
 
 cross_entropy_label_smooth = CrossEntropyLabelSmooth()

@@ -9,7 +9,7 @@ class ReIDTrainer(BaseTrainer):
     def compute_losses(self, outputs, batch):
         score, feat = outputs
         _, pids, _ = batch
-        if not self.model.training:    # the people of the test set are others: they have no score
+        if not self.model.training:  # the people of the test set are others: they have no score
             return {"triplet": self.losses["triplet_loss"](feat, pids, margin=self.margin)}
         return {
             "id": self.losses["cross_entropy_label_smooth"](score, pids),

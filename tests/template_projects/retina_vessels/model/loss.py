@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 
 class DiceLoss(nn.Module):
-    def __init__(self, smooth=1.):
+    def __init__(self, smooth=1.0):
         super(DiceLoss, self).__init__()
         self.smooth = smooth
 
@@ -12,11 +12,11 @@ class DiceLoss(nn.Module):
         probs = torch.sigmoid(logits).view(-1)
         targets = targets.view(-1)
         intersection = (probs * targets).sum()
-        return 1 - (2. * intersection + self.smooth) / (probs.sum() + targets.sum() + self.smooth)
+        return 1 - (2.0 * intersection + self.smooth) / (probs.sum() + targets.sum() + self.smooth)
 
 
 class DiceBCELoss(nn.Module):
-    def __init__(self, weight=None, size_average=True, smooth=1.):
+    def __init__(self, weight=None, size_average=True, smooth=1.0):
         super(DiceBCELoss, self).__init__()
         self.dice = DiceLoss(smooth)
 

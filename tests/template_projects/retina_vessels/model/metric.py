@@ -8,7 +8,7 @@ def dice_coef(output, target):
         pred = (torch.sigmoid(output) > 0.5).float().data.cpu().numpy()
         gt = target.data.cpu().numpy()
     intersection = (pred * gt).sum()
-    return (2. * intersection + smooth) / (pred.sum() + gt.sum() + smooth)
+    return (2.0 * intersection + smooth) / (pred.sum() + gt.sum() + smooth)
 
 
 def sensitivity(output, target):

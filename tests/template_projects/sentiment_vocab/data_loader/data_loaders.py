@@ -7,11 +7,11 @@ from base import BaseDataLoader
 
 class ReviewDataset(Dataset):
     def __init__(self, path):
-        lines = [line.rstrip('\n').split('\t') for line in open(path)]
-        self.labels = [int(label == 'pos') for label, _ in lines]
+        lines = [line.rstrip("\n").split("\t") for line in open(path)]
+        self.labels = [int(label == "pos") for label, _ in lines]
         self.texts = [text.split() for _, text in lines]
         counts = Counter(w for t in self.texts for w in t)
-        self.vocab = {'<pad>': 0, '<unk>': 1}
+        self.vocab = {"<pad>": 0, "<unk>": 1}
         for word, _ in counts.most_common():
             self.vocab[word] = len(self.vocab)
         self.n_classes = len(set(self.labels))
@@ -26,7 +26,7 @@ class ReviewDataset(Dataset):
 def collate(batch, length=14):
     texts = torch.zeros(len(batch), length, dtype=torch.long)
     for row, (text, _) in enumerate(batch):
-        texts[row, :len(text[:length])] = torch.tensor(text[:length])
+        texts[row, : len(text[:length])] = torch.tensor(text[:length])
     return texts, torch.tensor([label for _, label in batch])
 
 

@@ -11,4 +11,4 @@ def accuracy(output, target):
 def macro_f1(output, target):
     with torch.no_grad():
         pred = torch.argmax(output, dim=1).cpu().numpy()
-    return f1_score(target.cpu().numpy(), pred, average='macro', zero_division=0)
+    return f1_score(target.cpu().numpy(), pred, average="macro", zero_division=0)

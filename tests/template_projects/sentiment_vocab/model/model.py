@@ -8,7 +8,7 @@ class TextCNN(BaseModel):
     def __init__(self, vocab, n_classes, dim=100, sizes=(3, 4, 5), dropout=0.5):
         super().__init__()
         self.vocab = vocab
-        self.embed = nn.Embedding(len(vocab), dim, padding_idx=vocab['<pad>'])
+        self.embed = nn.Embedding(len(vocab), dim, padding_idx=vocab["<pad>"])
         self.norm = nn.LayerNorm(dim)
         self.convs = nn.ModuleList([nn.Conv2d(1, 8, (s, dim)) for s in sizes])
         self.dropout = nn.Dropout(dropout)

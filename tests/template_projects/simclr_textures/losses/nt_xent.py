@@ -3,7 +3,6 @@ import numpy as np
 
 
 class NTXentLoss(torch.nn.Module):
-
     def __init__(self, temperature, use_cosine_similarity):
         super(NTXentLoss, self).__init__()
         self.temperature = temperature

@@ -17,7 +17,7 @@ class LoadDataset_from_numpy(Dataset):
             X_train = np.vstack((X_train, np.load(np_file)["x"]))
             y_train = np.append(y_train, np.load(np_file)["y"])
         self.len = X_train.shape[0]
-        self.x_data = torch.from_numpy(X_train).permute(0, 2, 1)     # (N, channel, time)
+        self.x_data = torch.from_numpy(X_train).permute(0, 2, 1)  # (N, channel, time)
         self.y_data = torch.from_numpy(y_train).long()
 
     def __getitem__(self, index):

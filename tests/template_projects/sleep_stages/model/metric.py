@@ -12,4 +12,4 @@ def accuracy(output, target):
 def f1(output, target):
     with torch.no_grad():
         pred = torch.argmax(output, dim=1)
-        return f1_score(pred.cpu().numpy(), target.data.cpu().numpy(), average='macro')
+        return f1_score(pred.cpu().numpy(), target.data.cpu().numpy(), average="macro")

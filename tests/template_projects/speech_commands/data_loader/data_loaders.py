@@ -8,9 +8,9 @@ from .util import load_audio, log_bands
 class SpeechDataset(Dataset):
     def __init__(self, manifest, n_mels=12):
         with open(manifest) as f:
-            self.items = [line.strip().split('\t') for line in f]
+            self.items = [line.strip().split("\t") for line in f]
         self.n_mels = n_mels
-        self.classes = ['yes', 'no', 'stop']
+        self.classes = ["yes", "no", "stop"]
 
     def __getitem__(self, index):
         path, word = self.items[index]
@@ -33,6 +33,10 @@ class SpeechDataLoader(DataLoader):
     def __init__(self, manifest, batch_size, shuffle, num_workers, n_mels=12):
         dataset = SpeechDataset(manifest, n_mels)
         super(SpeechDataLoader, self).__init__(
-            dataset, batch_size=batch_size, shuffle=shuffle, num_workers=num_workers,
-            collate_fn=pad_collate, drop_last=False,
+            dataset,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            num_workers=num_workers,
+            collate_fn=pad_collate,
+            drop_last=False,
         )

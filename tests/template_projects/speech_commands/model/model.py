@@ -11,7 +11,9 @@ class AudioCRNN(BaseModel):
         super(AudioCRNN, self).__init__()
         self.classes = classes
         self.conv = nn.Sequential(
-            nn.Conv1d(n_mels, hidden, 3, padding=1), nn.BatchNorm1d(hidden), nn.ELU(),
+            nn.Conv1d(n_mels, hidden, 3, padding=1),
+            nn.BatchNorm1d(hidden),
+            nn.ELU(),
         )
         self.rnn = nn.GRU(hidden, hidden, batch_first=True)
         self.fc = nn.Linear(hidden, len(classes))

@@ -8,7 +8,9 @@ from torch.utils.data import DataLoader, Dataset
 
 class SRDataset(Dataset):
     def __init__(self, folder, scale, crop=None):
-        self.paths = [os.path.join(folder, f) for f in sorted(os.listdir(folder)) if f.endswith('.png')]
+        self.paths = [
+            os.path.join(folder, f) for f in sorted(os.listdir(folder)) if f.endswith(".png")
+        ]
         self.scale, self.crop = scale, crop
 
     def __len__(self):
@@ -30,5 +32,5 @@ class SRDataset(Dataset):
 
 class SRDataLoader(DataLoader):
     def __init__(self, root, batch_size, scale, crop=None, training=True, num_workers=0):
-        dataset = SRDataset(os.path.join(root, 'train' if training else 'val'), scale, crop)
+        dataset = SRDataset(os.path.join(root, "train" if training else "val"), scale, crop)
         super().__init__(dataset, batch_size, shuffle=training, num_workers=num_workers)

@@ -8,7 +8,7 @@ class ESPCN(nn.Module):
         self.act1 = nn.PReLU()
         self.body = nn.Conv2d(n_feats, n_feats, (3, 3), (1, 1), (1, 1))
         self.act2 = nn.PReLU(n_feats)
-        self.tail = nn.Conv2d(n_feats, upscale_factor ** 2, (3, 3), (1, 1), (1, 1), bias=False)
+        self.tail = nn.Conv2d(n_feats, upscale_factor**2, (3, 3), (1, 1), (1, 1), bias=False)
         self.pixel_shuffle = nn.PixelShuffle(upscale_factor)
 
     def forward(self, x):

@@ -1,7 +1,8 @@
-class StandardScaler():
+class StandardScaler:
     """
     Standard the input
     """
+
     def __init__(self, mean, std):
         self.mean = mean
         self.std = std

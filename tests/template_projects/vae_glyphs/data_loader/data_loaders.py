@@ -18,7 +18,7 @@ def draw_glyphs(n, seed):
             image = (np.abs(y - cy) < 0.8) | (np.abs(x - cx) < 0.8)
         images.append(image)
         labels.append(label)
-    return np.array(images, 'float32')[:, None], np.array(labels)
+    return np.array(images, "float32")[:, None], np.array(labels)
 
 
 class GlyphDataLoader(BaseDataLoader):

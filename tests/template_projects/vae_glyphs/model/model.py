@@ -8,15 +8,20 @@ class ConvVAE(BaseModel):
         super().__init__()
         modules, in_channels = [], 1
         for h_dim in hidden_dims or [32, 64]:
-            modules.append(nn.Sequential(
-                nn.Conv2d(in_channels, h_dim, kernel_size=3, stride=2, padding=1),
-                nn.BatchNorm2d(h_dim), nn.LeakyReLU()))
+            modules.append(
+                nn.Sequential(
+                    nn.Conv2d(in_channels, h_dim, kernel_size=3, stride=2, padding=1),
+                    nn.BatchNorm2d(h_dim),
+                    nn.LeakyReLU(),
+                )
+            )
             in_channels = h_dim
         self.encoder = nn.Sequential(*modules)
         self.fc_mu = nn.Linear(hidden_dims[-1] * 9, latent_dim)
         self.fc_var = nn.Linear(hidden_dims[-1] * 9, latent_dim)
         self.decoder = nn.Sequential(
-            nn.Linear(latent_dim, 64), nn.LeakyReLU(), nn.Linear(64, 144), nn.Sigmoid())
+            nn.Linear(latent_dim, 64), nn.LeakyReLU(), nn.Linear(64, 144), nn.Sigmoid()
+        )
 
     def encode(self, x):
         h = torch.flatten(self.encoder(x), start_dim=1)

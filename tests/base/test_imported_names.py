@@ -1,0 +1,91 @@
+"""What `model/loss.py` imports from the project's other folders can be named in a config."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from base.registry import NameFault, UnknownName, find, listed, set_project_root
+
+Write = Callable[[dict[str, str]], Path]
+DICE = "from torch import nn\nclass DiceLoss(nn.Module):\n    home = 'losses'\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "files"),
+    [
+        ("from losses import DiceLoss", {"losses.py": DICE}),
+        ("from losses.dice import DiceLoss", {"losses/dice.py": DICE}),
+        ("from losses import *", {"losses/__init__.py": "from .dice import *", "losses/dice.py": DICE}),
+        (
+            "from utils.losses import DiceLoss",
+            {"utils/__init__.py": "", "utils/losses/__init__.py": "from ._d import DiceLoss",
+             "utils/losses/_d.py": DICE},
+        ),
+        ("from utils.losses import Dice as DiceLoss", {"utils/losses.py": DICE.replace("DiceLoss", "Dice")}),
+        ("from model.parts import DiceLoss", {"model/parts.py": DICE}),
+        ("from .parts import DiceLoss", {"model/parts.py": DICE}),
+    ],
+)  # fmt: skip
+def test_an_imported_name_is_found(project: Write, line: str, files: dict[str, str]) -> None:
+    project({"model/loss.py": line, **files})
+    assert find("loss", "DiceLoss").home == "losses"
+    assert [each.name for each in listed("loss")] == ["DiceLoss"]
+
+
+def test_files_that_import_each_other_end(project: Write) -> None:
+    project(
+        {
+            "model/loss.py": "from losses.one import *",
+            "losses/one.py": f"from losses.two import *\n{DICE}",
+            "losses/two.py": "from losses.one import *\ndef bce(output, target): ...",
+        }
+    )
+    assert {each.name for each in listed("loss")} == {"DiceLoss", "bce"}
+
+
+def test_what_the_file_defines_itself_is_taken_first(project: Write) -> None:
+    own = DICE.replace("losses", "own")
+    project({"model/loss.py": f"from losses import DiceLoss\n{own}", "losses.py": DICE})
+    assert find("loss", "DiceLoss").home == "own"
+
+
+def test_two_different_losses_of_one_name_are_an_error(project: Write) -> None:
+    project(
+        {
+            "model/loss.py": "from losses import DiceLoss",
+            "losses.py": DICE,
+            "model/dice_loss.py": DICE,
+        }
+    )
+    with pytest.raises(NameFault, match=r"defined twice, in .*losses.py:2"):
+        find("loss", "DiceLoss")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from collections import OrderedDict as DiceLoss",
+        "from base.errors import ConfigError as DiceLoss",
+        "from losses import _hidden as DiceLoss",
+        "import losses",
+        "from losses import missing as DiceLoss",
+        "from broken import DiceLoss",
+        "from ... import DiceLoss",
+    ],
+)
+def test_other_imports_name_nothing(project: Write, line: str) -> None:
+    project({"model/loss.py": line, "losses.py": DICE + "def _hidden(): ...", "broken.py": "def ("})
+    with pytest.raises(UnknownName):
+        find("loss", "DiceLoss")
+
+
+def test_modules_of_two_projects_are_kept_apart(project: Write) -> None:
+    files = {"model/loss.py": "from losses import *", "losses.py": DICE}
+    root = project(
+        {f"other/{path}": text.replace("'losses'", "'b'") for path, text in files.items()}
+    )
+    project(files)
+    assert find("loss", "DiceLoss").home == "losses"
+    set_project_root(root / "other")
+    assert find("loss", "DiceLoss").home == "b"

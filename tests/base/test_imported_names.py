@@ -22,7 +22,7 @@ DICE = "from torch import nn\nclass DiceLoss(nn.Module):\n    home = 'losses'\n"
             {"utils/__init__.py": "", "utils/losses/__init__.py": "from ._d import DiceLoss",
              "utils/losses/_d.py": DICE},
         ),
-        ("from utils.losses import Dice as DiceLoss", {"utils/losses.py": DICE.replace("DiceLoss", "Dice")}),
+        ("from losses import Dice as DiceLoss", {"losses.py": DICE.replace("DiceLoss", "Dice")}),
         ("from model.parts import DiceLoss", {"model/parts.py": DICE}),
         ("from .parts import DiceLoss", {"model/parts.py": DICE}),
     ],

@@ -1,4 +1,5 @@
-import os, random
+import os
+import random
 
 rnd = random.Random(11)
 good, bad = (

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from base.files import read_file
+
 FOLDERS = ("model", "data_loader", "trainer")
 
 # What the last word of a base class, or else a file's path, says about the kind of what it holds.
@@ -83,7 +85,7 @@ def scan(folder: str) -> tuple[list[Definition], list[str]]:
         if "." in path.stem or any(part.startswith(".") for part in file.parts):
             continue
         try:
-            tree = ast.parse(path.read_bytes())
+            tree = ast.parse(read_file(path))
         except (SyntaxError, ValueError, RecursionError, OSError) as error:
             broken.append(f"{file.as_posix()} ({error})")
             continue

@@ -15,13 +15,15 @@ from typing import Any
 
 from base.batch_reader import BadSample
 from base.config import Config
+from base.epoch_rows import put_aside
 from base.errors import ConfigError, DataError
-from logger.csv_writer import CsvWriter, read_rows
+from logger.csv_writer import CsvWriter, read_table
 
 log = logging.getLogger("kindling")
 
 NAMES = {"train": "training", "valid": "validation", "test": "test"}
 TOLD_EVERY = 10  # bad samples
+COLUMNS = ("part", "index", "path", "reason")
 MOST = 5  # bad samples that an error names
 
 
@@ -86,8 +88,16 @@ class BadSamples:
         if not self.skips or self._file is not None:
             return
         path, found = folder / "bad_samples.csv", self._rows
-        self._rows = {(row["part"], row["index"]): row for row in read_rows(path)}
+        table = read_table(path)
+        whole = [row for row in table.rows if set(COLUMNS) <= set(row)]
+        self._rows = {(row["part"], row["index"]): row for row in whole}
+        if table.faults or len(whole) < len(table.rows):
+            fault = table.faults[0] if table.faults else f"its columns are not {', '.join(COLUMNS)}"
+            log.warning("%s: damaged: %s; its %d whole rows stay", path, fault, len(whole))
         self._file = CsvWriter(path)
+        if table.faults or whole != table.rows:
+            put_aside(path)
+            self._file.rewrite(whole)
         for row in found.values():  # before there was a folder
             self._list(row)
 

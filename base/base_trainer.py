@@ -16,6 +16,7 @@ from base.batch import SampleCount, inputs_of, target_of
 from base.capture import Capture
 from base.checkpoint import CheckpointStore
 from base.clock import Clock
+from base.epoch_rows import EpochRows
 from base.experiment import Experiment
 from base.feed import feed
 from base.first_step import guard_first_step
@@ -79,7 +80,7 @@ class BaseTrainer:
         self.empty_cache = EmptyCache(memory["empty_cache"], *lengths)
         self.progress = Progress()
         self.monitor = Monitor(experiment.monitor, self.settings.early_stop)
-        self.meters, self.clock = Meters(self.device), Clock()
+        self.meters, self.clock, self.epoch_rows = Meters(self.device), Clock(), EpochRows()
         self.valid_metrics = copy.deepcopy(self.metrics)
         self.ema = build_average(experiment.trained, self.settings.ema)
 

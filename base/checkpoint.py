@@ -25,7 +25,7 @@ from base.background_save import Background, Snapshot, changed_by_steps_alone
 from base.errors import CheckpointError, disk_error, why
 from base.manifest import sealed
 from base.restore import load_weights, restore
-from base.run_folder import must_exist
+from base.run_folder import must_exist, refuse_gone
 from base.state_file import (
     discard,
     make_folder,
@@ -37,6 +37,7 @@ from base.state_file import (
     write_bytes,
     write_state,
 )
+from logger.files import read_file
 
 __all__ = ["CheckpointStore", "load_weights", "migrations", "read", "read_manifest", "restore"]
 
@@ -153,6 +154,7 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
             if not isinstance(error, Exception):
                 raise
+            refuse_gone(self.folder.parent)
             text = f"checkpoint not written: {why(error)}; {n_bytes} bytes needed, "
             text += f"{_free(self.folder)} free; the checkpoints before it are untouched"
             raise disk_error(error, f"{path}: {text}") from error
@@ -267,7 +269,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     """Return a checkpoint's manifest (step, epoch, metrics, facts ...) if it is whole and known."""
     folder = Path(folder)
     try:
-        content = (folder / MANIFEST).read_bytes()
+        content = read_file(folder / MANIFEST)
         manifest: dict[str, Any] = json.loads(content)
         if sealed(manifest) != content or manifest["complete"] is not True:
             raise CheckpointError("its manifest is damaged")

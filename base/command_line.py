@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,15 +16,15 @@ from base.changed_config import refuse_another_run
 from base.config import Config, load_config
 from base.errors import (
     ConfigError,
-    DiskFullError,
     KindlingError,
     UsageError,
     disk_error,
     nearest,
     why,
 )
-from base.run_folder import STAMP, find_newest_run, run_of
+from base.run_folder import STAMP, find_newest_run, gone, run_of
 from base.signals import leave, resume_command
+from logger.files import FileError
 
 SHORT_FORMS = {
     "lr": "optimizer.args.lr",
@@ -202,7 +203,10 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
     if config is not None:
         given = {"name": config["name"], "trainer.save_dir": config["trainer"]["save_dir"]}
     save_dir, name = Path(given.get("trainer.save_dir", "saved")), given.get("name")
-    newest = find_newest_run(save_dir, name)
+    try:
+        newest = find_newest_run(save_dir, name)
+    except OSError as error:
+        raise UsageError(f"-r: no runs can be looked for: {why(error)}") from error
     if newest is None and wanted == "newest":
         which = f"{save_dir / name}" if name else f"{save_dir}"
         raise UsageError(f"-r: no run with a checkpoint in {which}; name one: -r PATH")
@@ -255,20 +259,33 @@ def end_by_signals() -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _of_the_disk(error: OSError) -> KindlingError | None:
-    """Return what to tell of a run's own file, or of a full disk; None for a fault elsewhere."""
-    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
-    around = (path, *path.parents) if path else ()
-    run = next((each for each in around if (each / STAMP).is_file()), None)
+def _explain(error: FileError) -> KindlingError:
+    """Return what to print where a file of a run cannot be written."""
+    path = Path(str(error.filename))
+    run = next((each for each in path.parents if (each / STAMP).is_file()), None)
+    missing = [each for each in path.parents if not each.is_dir()]
+    if missing:
+        return gone(missing[-1])
     text = why(error)
     if run is not None and any((run / "checkpoints").glob("step-*")):
-        text += f"; its checkpoints are untouched, go on by: {resume_command(run)}"
-    told = disk_error(error, text)
-    return told if run is not None or isinstance(told, DiskFullError) else None
+        text += f"; its checkpoints are untouched, resume by: {resume_command(run)}"
+    return disk_error(error, text)
+
+
+def _reader_has_left() -> bool:
+    """Tell whether stdout is a pipe that nobody reads any more: `... | head` has closed it."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run an entry script: a KindlingError ends it with one clear text and its exit code."""
+    """Run an entry script: a KindlingError ends it with one clear text and its exit code.
+
+    So does a `FileError`. Any other OSError is of user code, and ends it with a traceback.
+    """
     if sys.stdout is None:  # closed by who started us: `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
     end_by_signals()
@@ -283,12 +300,13 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         print(f"stopped by {signal.Signals(number).name}, nothing more was saved", file=sys.stderr)
         leave(128 + number)
-    except BrokenPipeError:  # `... | head` has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
-    except OSError as error:
-        if (told := _of_the_disk(error)) is None:
-            raise
+    except FileError as error:
+        told = _explain(error)
         print(told, file=sys.stderr)
         code = told.exit_code
+    except BrokenPipeError:
+        if not _reader_has_left():  # it is of a pipe of the user's own
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     sys.exit(code)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
+import io
 import itertools
 import json
 import logging
@@ -23,10 +25,10 @@ from base.changed_config import differences
 from base.checkpoint import peek_manifest
 from base.data_fingerprint import Samples, hex_texts, samples_of
 from base.data_record import data_of, record_of
-from base.errors import DataError
+from base.errors import DataError, why
 from base.run_folder import run_of
 from logger.csv_writer import csv_text
-from logger.files import write_whole
+from logger.files import open_file, write_whole
 
 if TYPE_CHECKING:
     from base.config import Config
@@ -69,11 +71,18 @@ def keep_data(
     path = folder / "split.csv"
     samples = compare_split(path, loaders, record, then, allow_change)
     hashes = {part: found.digests for part, found in samples.items()}
-    if not path.exists() or hashes != then.get("samples"):
+    found = _sha256_of(path)
+    is_damaged = bool(then) and found is not None and not _is_as_written(path, found, then)
+    if is_damaged:
+        log.warning("%s: damaged, not as this run wrote it; it is written again", path)
+    if found is None or is_damaged or hashes != then.get("samples"):
         rows = split_rows(loaders, samples)
         if rows:
-            write_whole(path, csv_text([COLUMNS, *rows]).encode())
+            content = csv_text([COLUMNS, *rows]).encode()
+            write_whole(path, content)
+            found = hashlib.sha256(content).hexdigest()
     data = {
+        "split_sha256": found,
         "record": record,
         "samples": hashes,
         "n_batches": {k: _length(one) for k, one in loaders.items() if one is not None},
@@ -81,6 +90,31 @@ def keep_data(
     }
     write_whole(folder / "data.json", json.dumps(data, indent=2).encode() + b"\n")
     return data
+
+
+def _is_as_written(path: Path, found: str, then: Mapping[str, Any]) -> bool:
+    """Tell whether ``split.csv`` is what the run wrote, by its hash; earlier versions kept none."""
+    if "split_sha256" in then:
+        return bool(then["split_sha256"] == found)
+    try:
+        read_split(path)
+    except DataError:
+        return False
+    return True
+
+
+def _sha256_of(path: Path) -> str | None:
+    """Return the hash of a file; None where there is none, empty where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open_file(path) as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return ""
+    return digest.hexdigest()
 
 
 def refuse_changed_data(experiment: Experiment, resume_from: Path, allow_change: bool) -> None:
@@ -151,15 +185,22 @@ def compare_split(
             changes.insert(0, ("classes", changed_classes(one, other)))
         if not changes:
             return samples
-    kept = read_split(path) if path.exists() else []
-    details = []
+    kept, details = [], []
+    try:
+        kept = read_split(path) if path.exists() else []
+    except DataError as error:
+        if not then:
+            raise
+        details.append(str(error))  # the hashes have said that something differs
     if kept:
         parts = {row.part for row in kept}  # earlier versions knew of Kindling's loaders only
         parts |= {part for part, loader in loaders.items() if hasattr(loader, "sample_ids")}
         rows = [row for row in split_rows(loaders, samples) if row.part in parts]
-        details = changed_rows(kept, rows, functools.partial(_place, samples))
+        details += changed_rows(kept, rows, functools.partial(_place, samples))
     lines = [text for what, text in changes if what == "classes"]
-    lines += details or [text for what, text in changes if what != "classes"]
+    if not kept or not details:
+        lines += [text for what, text in changes if what != "classes"]
+    lines += details
     if lines:
         text = f"{path.parent}: its data have changed since it began: {'; '.join(lines)}"
         kinds = {what for what, _ in changes}
@@ -210,9 +251,29 @@ def split_rows(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -> li
 
 
 def read_split(path: Path) -> list[Row]:
-    """Return the rows of a ``split.csv`` of this version or of an earlier one."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [Row(*cells[: len(COLUMNS)]) for cells in list(csv.reader(file))[1:]]
+    """Return the rows of a ``split.csv`` of this version or of an earlier one.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    place = 1
+    try:
+        with io.TextIOWrapper(open_file(path), encoding="utf-8", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if header not in ([*COLUMNS[:2]], [*COLUMNS]):
+                raise DataError(f"{path}: damaged: line 1 does not name the columns")
+            rows = []
+            for cells in reader:
+                place = reader.line_num
+                if len(cells) != len(header) or cells[0] not in NAMES or "\0" in "".join(cells):
+                    raise DataError(f"{path}: damaged: line {place} is not a sample of the split")
+                rows.append(Row(*cells))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: damaged behind line {place}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {why(error)}") from error
+    return rows
 
 
 def changed_rows(

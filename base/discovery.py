@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from base.files import read_file
 from base.imported_names import imported_names
 from base.shipped import FOLDERS, is_shipped
 
@@ -98,7 +99,7 @@ def scan(folder: str) -> tuple[list[Definition], list[str]]:
         if "." in path.stem or any(part.startswith(".") for part in file.parts):
             continue
         try:
-            content = path.read_bytes()
+            content = read_file(path)
             tree = ast.parse(content)
         except (SyntaxError, ValueError, RecursionError, OSError) as error:
             broken.append(f"{file.as_posix()} ({error})")

@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from logger.files import NotAFileError
+
 
 class KindlingError(Exception):
     """An error whose text is meant for the user; entry scripts print it and exit with its code."""
@@ -72,6 +74,8 @@ def disk_error(
 
 def why(error: BaseException) -> str:
     """Return the cause of an error in one line."""
+    if isinstance(error, NotAFileError):
+        return f"{error.filename} is {error}"
     if isinstance(error, OSError) and error.errno:
         where = f" at {error.filename}" if error.filename else ""
         return f"{os.strerror(error.errno)} (errno {error.errno}){where}"

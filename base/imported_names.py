@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from base.files import read_file
+
 ENGINE = ("base", "logger")
 
 
@@ -54,7 +56,7 @@ def _imports(
 def _offered(file: Path, root: Path, seen: tuple[Path, ...]) -> dict[str, Imported]:
     """Return what can be imported from a file: its own definitions, and what it imports itself."""
     try:
-        tree = ast.parse((root / file).read_bytes())
+        tree = ast.parse(read_file(root / file))
     except (SyntaxError, ValueError, RecursionError, OSError):
         return {}
     offered = {each.name: each for each in _imports(tree, file, root, seen)}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from base.errors import CheckpointError
+from base.files import open_file
 from base.plain_pickle import read_pickle
 from base.restore import shape_in_words
 from base.state_file import check_members
@@ -36,7 +37,7 @@ def read_torch_file(path: Path) -> Any:
         CheckpointError: it is damaged, or asks for more than it holds.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             if not size:
                 raise EOFError("it is empty")

@@ -107,6 +107,7 @@ def _write(recorded: Any, path: Path, accelerator: str | None) -> None:
     lines = list(_table(operators, "CPU", "self_cpu_time_total"))
     if accelerator is not None:
         lines += ["", *_table(operators, accelerator, "self_device_time_total")]
+    path.parent.parent.mkdir(exist_ok=True)
     write_whole(path.with_suffix(".txt"), ("\n".join(lines) + "\n").encode())
     part = path.with_name(f".{path.name}.json.gz")
     recorded.export_chrome_trace(str(part))

@@ -38,7 +38,7 @@ log = logging.getLogger("kindling")
 
 # What a rollback leaves as it is: where the run is, what it has logged, the rates of its schedules.
 KEPT = (
-    "progress", "monitor", "meters", "random", "bad_samples",
+    "progress", "monitor", "meters", "random", "bad_samples", "epoch_rows",
     "metric.", "callback.", "schedule.", "scaler.",
 )  # fmt: skip
 TOLD_EVERY = 10  # skipped steps

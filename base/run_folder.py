@@ -12,12 +12,13 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-from base.errors import UsageError, disk_error, nearest
+from base.errors import TrainingError, UsageError, disk_error, nearest, why
+from logger.files import open_descriptor, read_file, write_whole
 
 try:
     import fcntl
@@ -26,13 +27,19 @@ except ImportError:  # Windows: two runs in one folder go unnoticed there
 
 LOG = logging.getLogger("kindling")
 STAMP = "run.json"
+BEFORE_TRAINING = frozenset((
+    STAMP, "LOCK", "bad_samples.csv", "checkpoints", "config.yaml", "data.json", "env.txt",
+    "log.txt", "parameters.csv", "split.csv",
+))  # fmt: skip
+"""What a run's folder holds before the first step."""
 Order = tuple[int, str, str]
 
 
 def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = None) -> Path:
     """Make ``save_dir/name/MMDD_HHMMSS`` for one run alone; if taken, with ``_2``, ``_3``, ..."""
     now = now or datetime.now()
-    parent = Path(save_dir) / name
+    parent, folder = Path(save_dir) / name, None
+    above = [each for each in (parent, *parent.parents) if not each.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
         # Clocks jump, and MMDD begins again at new year: runs are ordered by a count.
@@ -40,11 +47,49 @@ def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = No
         folder = _make_new(parent / now.strftime("%m%d_%H%M%S"))
         started = now.astimezone(timezone.utc).isoformat()
         stamp = json.dumps({"number": number, "started": started})
-        (folder / STAMP).write_text(stamp + "\n", encoding="utf-8")
+        write_whole(folder / STAMP, stamp.encode() + b"\n")
     except OSError as error:
+        remove_empty([*([folder] if folder else []), *above])
         text = f"{parent}: cannot make a run's folder: {error.strerror}"
         raise disk_error(error, text, UsageError) from error
     return folder
+
+
+def remove_unbegun(folder: Path) -> None:
+    """Remove a new run's folder that holds nothing but what is written before the first step.
+
+    One that holds anything else, such as a file of the user's own, stays.
+    """
+    made = [folder / "checkpoints", folder]
+    inside = [path for each in made if each.is_dir() for path in each.iterdir()]
+    if {path.name for path in inside} <= BEFORE_TRAINING:
+        for path in inside:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        remove_empty([*made, folder.parent])
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove these folders, as far as they are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def refuse_gone(folder: Path) -> None:
+    """Make sure that a run's folder is still there.
+
+    Raises:
+        TrainingError: somebody has deleted or renamed it.
+    """
+    if not folder.is_dir():
+        raise gone(folder)
+
+
+def gone(folder: Path) -> TrainingError:
+    """Return the error of a run whose folder is no longer there."""
+    text = "this run's folder was deleted or renamed during training, so nothing more can be saved"
+    return TrainingError(f"{folder}: {text}; if it was renamed, resume it: python train.py -r PATH")
 
 
 def find_newest_run(save_dir: Path | str, name: str | None = None) -> Path | None:
@@ -107,7 +152,7 @@ def write_environment(folder: Path) -> None:
         "threads": torch.get_num_threads(),
     }
     text = "".join(f"{name:<12} {value}\n" for name, value in lines.items())
-    (folder / "env.txt").write_text(text, encoding="utf-8")
+    write_whole(folder / "env.txt", text.encode())
 
 
 def installed(package: str) -> str | None:
@@ -146,9 +191,9 @@ def lock(folder: Path | str) -> RunLock:
         return RunLock(None)
     path = Path(folder) / "LOCK"
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be made: {error.strerror}") from error
+        raise disk_error(error, f"{path}: cannot be made: {why(error)}", UsageError) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -158,8 +203,13 @@ def lock(folder: Path | str) -> RunLock:
         raise UsageError(message) from error
     except OSError as error:  # some network file systems have no locks
         LOG.warning("%s: no lock here (%s): let no second run use it", folder, error.strerror)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+    about = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, about)
+    except OSError as error:
+        os.close(descriptor)
+        raise disk_error(error, f"{path}: cannot be written: {why(error)}", UsageError) from error
     return RunLock(descriptor)
 
 
@@ -178,7 +228,7 @@ def _runs(save_dir: Path, name: str | None = None) -> Iterator[tuple[Order, Path
     for parent in [save_dir / name] if name else _folders(save_dir):
         for folder in _folders(parent):
             try:
-                stamp = json.loads((folder / STAMP).read_bytes())
+                stamp = json.loads(read_file(folder / STAMP))
                 order = (int(stamp["number"]), str(stamp["started"]), folder.name)
             except (OSError, ValueError, LookupError, TypeError):
                 order = (0, "", folder.name)  # not stamped by us: older than all that are

@@ -19,12 +19,22 @@ from base.config import Config
 from base.cores import warn_of_load
 from base.data_changes import keep_data
 from base.data_record import data_of
+from base.epoch_rows import EpochRows
+from base.errors import KindlingError
 from base.finite import refuse_bad_optimizers
 from base.header import header_facts, peak_memory_mb
 from base.memory.settle import settle
 from base.optim import learning_rates
 from base.profiling import Profiler
-from base.run_folder import create_run_folder, lock, run_of, write_environment
+from base.run_folder import (
+    create_run_folder,
+    lock,
+    refuse_gone,
+    remove_unbegun,
+    run_of,
+    write_environment,
+)
+from base.signals import resume_command
 from base.state import Progress
 from base.writers import make_writers
 from logger.console import (
@@ -35,7 +45,7 @@ from logger.console import (
     format_value,
     setup_logging,
 )
-from logger.files import write_whole
+from logger.files import FileError, write_whole
 from logger.progress import ProgressBar
 from logger.report import write_curves
 from logger.writers import Writers
@@ -60,17 +70,49 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
         folder = create_run_folder(config["trainer"]["save_dir"], config["name"])
     else:
         folder = run_of(resume_from)
-    with lock(folder):
-        setup_logging(folder, config["trainer"]["verbosity"])
-        try:
+    new = folder if resume_from is None else None
+    with ExitStack() as stack:
+        with removed_on_error(new):
+            stack.enter_context(lock(folder))
+            stack.callback(close_logging)
+            setup_logging(folder, config["trainer"]["verbosity"])
             for note in config.notes:
                 log.info(note)
-            if resume_from is None:
-                keep_config(config, folder)
+            if new is not None:
+                keep_config(config, new)
+        with told_where_to_resume(folder):
             yield folder
-            _draw_curves(folder)
-        finally:
-            close_logging()
+        _draw_curves(folder)
+
+
+@contextmanager
+def removed_on_error(folder: Path | None) -> Iterator[None]:
+    """Remove a new run's folder where it cannot be made ready: nothing half-made is left."""
+    try:
+        yield
+    except (FileError, KindlingError):
+        if folder is not None:
+            remove_unbegun(folder)
+        raise
+
+
+@contextmanager
+def told_where_to_resume(folder: Path) -> Iterator[None]:
+    """Add to the traceback of an error of user code how to resume the run."""
+    try:
+        yield
+    except (FileError, KindlingError):
+        raise  # these say it themselves
+    except Exception as error:
+        if any((folder / "checkpoints").glob("step-*")):
+            text = f"the last checkpoint is whole; resume by: {resume_command(folder)}"
+        else:
+            text = f"{folder} has no checkpoint yet"
+        if hasattr(error, "add_note"):  # Python 3.11: it ends the traceback
+            error.add_note(text)
+        else:
+            log.error(text)
+        raise
 
 
 def keep_config(config: Config, folder: Path) -> None:
@@ -103,6 +145,8 @@ class RunLog:
     Args:
         folder: the run's folder; None writes no files.
         resumed_at: where a resumed run goes on; what was logged beyond it is dropped.
+        rows: those of metrics.csv that checkpoints keep.
+        is_finished: whether nothing is left to train.
     """
 
     def __init__(
@@ -111,15 +155,20 @@ class RunLog:
         settings: SimpleNamespace,
         resumed_at: Progress | None = None,
         config: Mapping[str, Any] | None = None,
+        rows: EpochRows | None = None,
+        is_finished: bool = False,
     ) -> None:
         self.settings, self._folder = settings, folder
+        self.rows = rows or EpochRows()
         self.table = EpochTable()
         self.last: Mapping[str, Any] = {}
         self.facts: dict[str, Any] = {}
         self._advised = ""
         self._logged_at = 0
         self._started, self._samples = time.perf_counter(), 0
-        writers = make_writers(folder, config, resumed_at) if folder and config else []
+        writers = []
+        if folder and config:
+            writers = make_writers(folder, config, resumed_at, self.rows, is_finished)
         self.writers = Writers(writers)
 
     def bar(self, progress: Progress, n_batches: int) -> ProgressBar:
@@ -153,6 +202,8 @@ class RunLog:
         clock: Clock,
     ) -> dict[str, float]:
         """Write the values of an epoch everywhere; return what was added to them."""
+        if self._folder is not None:
+            refuse_gone(self._folder)
         clock.lap("compute")
         idle, times = clock.idle_share(), clock.take()
         seconds = time.perf_counter() - self._started
@@ -171,6 +222,7 @@ class RunLog:
             del shown[name]  # this step's are there
         self.writers.add_scalars(shown, progress.step)
         self.writers.add_row(row)
+        self.rows.add(row)
         self.writers.flush()
         shown = {name: value for name, value in row.items() if self._is_shown(name, rates)}
         for line in self.table.lines(shown, is_best):
@@ -199,7 +251,7 @@ class RunLog:
         if self._folder is not None:
             try:
                 write_times(self._folder, self.facts)
-            except OSError as error:  # no table is worth a run
+            except Exception as error:  # no table is worth a run
                 log.warning("no times in %s: %s", self._folder / "report", error)
 
 
@@ -211,6 +263,21 @@ def open_run(
     allow_change: bool = False,
 ) -> None:
     """Make ready to write, restore the state, and see that all is closed in the end."""
+    with removed_on_error(folder if resume_from is None else None):
+        _prepare(trainer, folder, resume_from, stack, allow_change)
+    for callback in trainer.callbacks.values():
+        stack.callback(callback.on_end, trainer)
+        callback.on_start(trainer)
+    trainer.clock.start()
+
+
+def _prepare(
+    trainer: BaseTrainer,
+    folder: Path | None,
+    resume_from: Path | None,
+    stack: ExitStack,
+    allow_change: bool,
+) -> None:
     state, manifest = ({}, {}) if resume_from is None else read_whole(resume_from)
     if folder is not None:
         settings = trainer.settings
@@ -228,13 +295,16 @@ def open_run(
         del state
         if trainer.store is not None:
             trainer.store.protect(resume_from)
-        resumed_at = None if trainer.is_finished() else trainer.progress
+        resumed_at = trainer.progress
     if settle(trainer) and folder is not None:
         keep_config(trainer.config, folder)
     trainer.folder = folder
     if folder is not None and trainer.config["profile"] is not None:
         trainer.callbacks["profile"] = Profiler(**trainer.config["profile"])
-    trainer.run_log = RunLog(folder, trainer.settings, resumed_at, trainer.config)
+    trainer.run_log = RunLog(
+        folder, trainer.settings, resumed_at, trainer.config, trainer.epoch_rows,
+        trainer.is_finished(),
+    )  # fmt: skip
     trainer.writers = trainer.run_log.writers
     trainer.run_log.facts = facts_of(trainer)
     trainer.recovery.keep()
@@ -243,10 +313,6 @@ def open_run(
     for loader in (trainer.train_loader, trainer.valid_loader):
         stack.callback(getattr(loader, "close", lambda: None))
     tell_header(trainer, folder)
-    for callback in trainer.callbacks.values():
-        stack.callback(callback.on_end, trainer)
-        callback.on_start(trainer)
-    trainer.clock.start()
 
 
 def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None) -> None:

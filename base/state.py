@@ -53,6 +53,11 @@ class Progress:
     skipped_in_a_row: int = 0
     rollbacks: int = 0
 
+    @property
+    def n_logged(self) -> int:
+        """The epochs with a row in metrics.csv; the last of all steps may fall into one."""
+        return self.epoch + (self.batch > 0 and self.closed_at == self.step)
+
     def advance(self, n_samples: int) -> None:
         """Count one batch."""
         self.batch += 1
@@ -99,6 +104,7 @@ def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
         "progress": trainer.progress,
         "random": RandomState(),
         "bad_samples": bad_samples if bad_samples.skips else {},
+        "epoch_rows": trainer.epoch_rows,
     }
 
 

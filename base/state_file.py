@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import CheckpointError
+from base.files import open_file
 from base.plain_pickle import KEYS, MAX_DEPTH, is_key, read_pickle
 
 CHUNK = 1 << 26  # bytes to hash and write at once
@@ -189,7 +190,7 @@ class _CheckedFile:
 
 def read_state(path: Path, sha256: str) -> Any:
     """Return what `write_state` wrote, tensors on the CPU; raise if any byte is another."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from base.checkpoint import CheckpointStore, peek_manifest, read
 from base.data_record import data_of
 from base.errors import CheckpointError, nearest
+from base.files import open_file, read_file
 from base.legacy_files import fitted, read_torch_file
 from base.plain_pickle import Opaque
 from base.restore import EXTRA, load_weights
@@ -128,10 +129,11 @@ def read_record(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
 
+            open_file(path).close()
             with safe_open(path, "pt") as file:
                 text = (file.metadata() or {}).get(RECORD, "{}")
         else:
-            text = beside.read_text(encoding="utf-8") if beside.exists() else "{}"
+            text = read_file(beside).decode() if beside.exists() else "{}"
         record = json.loads(text)
         if not isinstance(record, dict):
             raise ValueError(f"it holds a {type(record).__name__}")
@@ -182,6 +184,7 @@ def _read_file(path: Path) -> Any:
         beside = [str(each) for each in path.parent.glob("*")] if path.parent.is_dir() else []
         raise CheckpointError(f"{path}: no such file{nearest(str(path), beside)}")
     try:
+        open_file(path).close()  # no FIFO and no device, before a library waits for it
         return _load_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
     except CheckpointError:
         raise

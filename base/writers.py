@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from base.config import Config
+from base.epoch_rows import EpochRows, repair_rows
 from base.errors import ConfigError, Problem, nearest
 from base.signatures import value_fault
 from base.state import Progress
@@ -17,13 +18,27 @@ from logger.writers import TensorBoardWriter, Writer
 
 
 def make_writers(
-    folder: Path, config: Mapping[str, Any], resumed_at: Progress | None
+    folder: Path,
+    config: Mapping[str, Any],
+    resumed_at: Progress | None,
+    rows: EpochRows | None = None,
+    is_finished: bool = False,
 ) -> list[Writer]:
-    """Make the writers of a run; metrics.csv is always among them, and tells what was cut."""
+    """Make the writers of a run; metrics.csv is always among them, and tells what was cut.
+
+    Args:
+        rows: those of the checkpoint that a run is resumed from.
+        is_finished: whether nothing is left to train, so that no row will come again.
+
+    Raises:
+        FileError: metrics.csv cannot be repaired.
+    """
     csv = CsvWriter(folder / "metrics.csv")
     purge_step = None
     if resumed_at is not None:
-        dropped = csv.truncate_after(resumed_at.epoch, column="epoch")
+        n_epochs = resumed_at.n_logged if is_finished else resumed_at.epoch
+        dropped = repair_rows(csv, rows or EpochRows(), n_epochs, keep_later=is_finished)
+    if resumed_at is not None and not is_finished:
         # Where this very step ended an epoch, the epoch's values come once more.
         comes_again = any(row.get("step") == str(resumed_at.step) for row in dropped)
         purge_step = resumed_at.step + (not comes_again)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from base.errors import DataError, nearest
+from base.files import open_file
 from data_loader.datasets import read_idx
 from data_loader.images import as_image
 from data_loader.in_memory import InMemoryDataset
@@ -79,6 +80,8 @@ class IdxDataset(InMemoryDataset):
 def read_array(name: str, file: str | None = None) -> Array:
     """Return an npy file, or a member of an npz file, mapped into memory where that can be."""
     try:
+        with open_file(file or name):
+            pass  # no FIFO and no device, which numpy would wait for
         if file is None:
             return np.load(name, mmap_mode="c", allow_pickle=False)
         with zipfile.ZipFile(file) as archive:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from base.errors import DataError
+from base.files import open_descriptor
 from base.state_file import sync_folder
 from base.threads import read_each
 from data_loader.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
@@ -77,7 +78,7 @@ class CacheFile:
     def _find(self) -> tuple[int, Layout] | None:
         """Open the whole file, if it is there and is whole."""
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)
+            descriptor = open_descriptor(self.path, os.O_RDONLY)
         except FileNotFoundError:
             return None
         layout = self._read_layout(descriptor)
@@ -106,7 +107,7 @@ class CacheFile:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[int]:
         """Open the partial file, which no other process has meanwhile."""
-        descriptor = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = open_descriptor(self.partial, os.O_RDWR | os.O_CREAT)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

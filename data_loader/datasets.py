@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from base.errors import DataError
+from base.files import open_file, read_file
 
 IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
@@ -19,7 +20,7 @@ IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 def read_npz(path: Path) -> dict[str, Tensor]:
     """Read the arrays of an npz file."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
     except FileNotFoundError as error:
         text = f"no such file; data_dir is relative to the current folder, {Path.cwd()}"
@@ -31,7 +32,8 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 def read_idx(path: Path) -> Tensor:
     """Read an IDX file, as MNIST has them, gzipped or not: a tensor of its shape, uint8 mostly."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = read_file(path)
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
     except FileNotFoundError as error:
         text = f"no such file; it is looked for from {Path.cwd()}"
         raise DataError(f"{path}: {text}") from error

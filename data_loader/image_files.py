@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.errors import DataError, Problem
+from base.files import read_file
 from data_loader.images import check_resize, decode_image, find_mode, image_shape
 from data_loader.labels import Classes, raise_problems, read_targets
 from data_loader.suffixes import count_suffixes, image_suffixes
@@ -241,7 +242,7 @@ def real_paths(files: Iterable[str]) -> Iterator[str]:
 def read_text(file: str) -> str:
     """Read a text file of UTF-8, with or without a mark at its start."""
     try:
-        return Path(file).read_text(encoding="utf-8-sig")
+        return read_file(file).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise DataError(f"{file}: no such file; it is looked for from {Path.cwd()}") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from base.errors import DataError, nearest
+from base.files import open_file, read_file
 from data_loader.jpeg import Header, fastest_decoder, from_hwc, orientation_in, read_header
 
 MODES = {"RGB": "RGB", "grey": "L", "gray": "L", "L": "L"}  # as a config says -> as PIL says
@@ -105,7 +106,7 @@ def image_shape(
     """Return the shape that `decode_image` will give, read from the header alone."""
     n_channels, where = len(find_mode(mode)), where or _name(source)
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        with io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file:
             header = read_header(file) or _header_by_pil(file, where)
     except OSError as error:
         raise DataError(f"{where}: {_why_unread(error)}") from error
@@ -303,7 +304,7 @@ def _checked_pixels(image: Tensor) -> Tensor:
 
 def _read(path: Path, where: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise DataError(f"{where}: {_why_unread(error)}") from error
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from base.cores import free_cores
 from base.errors import DataError, Problem
+from base.files import read_file
 from base.threads import read_each
 from data_loader.image_files import ImageFiles, images_under, log_skipped
 from data_loader.images import decode_mask, image_shape
@@ -79,7 +80,7 @@ class MaskFolderDataset(ImageFiles):
         """Return a hash of a mask's file, 0 where it cannot be read: a resume compares them."""
         try:
             file = self.mask_files.encoded(index)
-            content = file if isinstance(file, bytes) else file.read_bytes()
+            content = file if isinstance(file, bytes) else read_file(file)
         except OSError:  # told when it is read, and left out where the config says so
             return 0
         digest = hashlib.blake2b(content, digest_size=8).digest()

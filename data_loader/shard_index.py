@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from base.errors import DataError, nearest
+from base.files import open_file, read_file
 from data_loader.suffixes import image_suffixes
 
 LOG = logging.getLogger("kindling")
@@ -121,7 +122,7 @@ def write_index(path: Path, index: ShardIndex) -> None:
 
 def _read_index(path: Path) -> ShardIndex | None:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
             return ShardIndex(**arrays)
     except Exception:  # absent, cut short, of another format: a new one is made
         return None
@@ -145,7 +146,10 @@ def scan(shard: Path) -> tuple[ShardIndex, list[str]]:
     samples: list[tuple[bytes, list[int]]] = []
     faults: list[str] = []
     try:
-        with tarfile.open(shard, "r:", errors="backslashreplace") as tar:
+        with (
+            open_file(shard) as file,
+            tarfile.open(fileobj=file, mode="r:", errors="backslashreplace") as tar,
+        ):
             for key, members in _groups(tar, faults).items():
                 try:
                     samples.append(_sample(tar, key, members))
@@ -208,7 +212,7 @@ def read_classes(folder: Path) -> list[str]:
     """Return the names in classes.txt (one a line) or classes.json (a list) of a folder, or []."""
     for path in (folder / "classes.txt", folder / "classes.json"):
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_file(path).decode()
             names: Any = text.rstrip().splitlines() if path.suffix == ".txt" else json.loads(text)
         except FileNotFoundError:
             continue

@@ -24,6 +24,7 @@ from PIL import Image
 from base.command_line import Parser
 from base.cores import free_cores
 from base.errors import DataError, UsageError
+from base.files import open_file, read_file
 from base.state_file import sync_folder, write_bytes
 from base.threads import read_each
 from data_loader.image_files import ImageFiles, ImageFolderDataset, ImageListDataset
@@ -211,7 +212,7 @@ def _read(images: ImageFiles, index: int) -> bytes:
     """Return the file of an image, once it is known to hold one."""
     path = images.encoded(index)
     try:
-        content = path if isinstance(path, bytes) else path.read_bytes()
+        content = path if isinstance(path, bytes) else read_file(path)
     except OSError as error:
         raise DataError(f"{images.place(index)}: cannot be read: {error.strerror}") from error
     decode_image(content, where=images.place(index))
@@ -230,7 +231,7 @@ def _undecodable(shard: Path, index: ShardIndex) -> list[str]:
             return str(error)
         return ""
 
-    with shard.open("rb") as file:
+    with open_file(shard) as file:
         faults = read_each(fault, range(len(index.labels)), free_cores(), "checking images")
         with contextlib.closing(faults):
             return [each for each in faults if each]

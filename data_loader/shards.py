@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from base.errors import DataError
+from base.files import open_descriptor
 from data_loader.images import Resize, check_resize, decode_image, find_mode, image_shape
 from data_loader.shard_index import find_faults, find_shards, open_index, read_classes
 
@@ -200,7 +201,7 @@ class _OpenShard:
     """A file that closes itself when nobody reads it any more."""
 
     def __init__(self, path: Path, size: int, mtime_ns: int) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.descriptor = open_descriptor(path, os.O_RDONLY)
         facts = os.fstat(self.descriptor)
         if (facts.st_size, facts.st_mtime_ns) != (size, mtime_ns):
             raise OSError(f"{path} has changed since it was opened; start anew")

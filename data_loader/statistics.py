@@ -17,6 +17,7 @@ from torch import Tensor
 
 from base.batch_reader import BadSample, Failure, NoteBad, find_get_batch
 from base.errors import DataError
+from base.files import read_file
 from base.threads import read_ahead
 
 log = logging.getLogger("kindling")
@@ -42,7 +43,7 @@ def channel_statistics(
         content = f"{source.fingerprint()} {white}".encode() + indices.numpy().tobytes()
         kept = folder / f"statistics-{hashlib.blake2b(content, digest_size=12).hexdigest()}.json"
         with contextlib.suppress(OSError, ValueError, KeyError):
-            found = json.loads(kept.read_text())
+            found = json.loads(read_file(kept))
             return found["mean"], found["std"]
     mean, std = _compute(source, indices, white, n_threads, note_bad)
     if kept is not None:

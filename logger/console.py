@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from logger.files import as_file_error, open_descriptor
 from logger.progress import above_bars
 
 ROW = 25  # the level of epoch rows, between INFO and WARNING: logger.log(ROW, line)
@@ -30,7 +31,7 @@ def setup_logging(folder: Path | None, verbosity: int = 2) -> logging.Logger:
     logger.propagate = False  # with a handler on the root logger each line would come twice
     logger.addHandler(_Console({0: logging.WARNING, 1: ROW, 2: logging.DEBUG}[verbosity]))
     if folder is not None:
-        file = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        file = _LogFile(folder / "log.txt")
         line = "%(asctime)s %(levelname)-7s %(message)s"
         file.setFormatter(logging.Formatter(line, datefmt="%Y-%m-%d %H:%M:%S"))
         logger.addHandler(file)
@@ -64,6 +65,43 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
+
+
+class _LogFile(logging.Handler):
+    """Add lines to a file; where it can no longer be written, say so once and go on without it.
+
+    Raises:
+        FileError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.descriptor = path, -1
+        try:
+            self.descriptor = open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        except OSError as error:
+            raise as_file_error(error, path) from error
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.descriptor < 0:
+            return
+        try:
+            line = memoryview(f"{self.format(record)}\n".encode(errors="backslashreplace"))
+            while line:
+                line = line[os.write(self.descriptor, line) :]
+        except OSError as error:
+            self.close()
+            text = f"warning: {self.path} is off, training goes on without it: {error.strerror}"
+            with above_bars():
+                print(text, file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+        super().close()
 
 
 class _Console(logging.Handler):

@@ -5,15 +5,17 @@ import io
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from logger.files import write_whole
+from logger.files import NotAFileError, append, open_file, write_whole
 from logger.writers import Writer
 
+MAX_BYTES = 1 << 28  # a larger file is not one of ours, and is not read into memory
 Row = Mapping[str, object]
 
 
 class CsvWriter(Writer):
-    """Append rows to a CSV file, or go on with one; a last line that a crash cut short is lost."""
+    """Append rows to a CSV file, also to an existing one; a last line cut short is dropped."""
 
     name = "metrics.csv"
 
@@ -22,36 +24,85 @@ class CsvWriter(Writer):
         self._columns: list[str] | None = None
 
     def add_row(self, row: Row) -> None:
-        """Append a row; one that brings a new column rewrites the file with it."""
+        """Append a row; one that brings a new column rewrites the file with it.
+
+        Raises:
+            FileError: it could not be written.
+        """
         if self._columns is None:
-            self._rewrite(read_rows(self.path))
+            self.rewrite(read_rows(self.path))
         columns = self._columns or []
         if not columns or not row.keys() <= set(columns):
-            self._rewrite([*read_rows(self.path), row])
+            self.rewrite([*read_rows(self.path), row])
         else:
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(_as_text([row], columns))
+            append(self.path, _as_text([row], columns).encode())
 
     def truncate_after(self, last: float, column: str = "step") -> list[dict[str, str]]:
         """Drop and return the rows with `column` beyond `last`: a resumed run writes them again."""
         rows = read_rows(self.path)
         kept = [row for row in rows if number(row.get(column, "")) <= last]
-        self._rewrite(kept)
+        self.rewrite(kept)
         return [row for row in rows if row not in kept]
 
-    def _rewrite(self, rows: Iterable[Row]) -> None:
-        header = next(csv.reader([_whole_lines(self.path).partition("\n")[0]]), [])
+    def rewrite(self, rows: Iterable[Row]) -> None:
+        """Replace the file by these rows; its columns stay, also where no row has them.
+
+        Raises:
+            FileError: it could not be written.
+        """
         rows = list(rows)
+        header = read_table(self.path).columns
         columns = list(dict.fromkeys([*header, *(name for row in rows for name in row)]))
-        header_row = dict(zip(columns, columns, strict=True))
         if columns:
+            header_row = dict(zip(columns, columns, strict=True))
             write_whole(self.path, _as_text([header_row, *rows], columns).encode())
         self._columns = columns
 
 
+class Table(NamedTuple):
+    """What can be read of a CSV file, and what cannot: a text for each fault."""
+
+    columns: list[str]
+    rows: list[dict[str, str]]
+    faults: list[str]
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV file of ours; whatever it holds instead of whole rows is a fault, not an error.
+
+    Lines are read one by one, as no cell of ours has a line break. A last line without one was cut
+    short by a crash, which is no fault.
+    """
+    try:
+        with open_file(path) as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return Table([], [], [])
+    except NotAFileError as error:
+        return Table([], [], [f"this is {error}"])
+    except OSError as error:
+        return Table([], [], [f"it cannot be read: {error.strerror}"])
+    if len(content) > MAX_BYTES:
+        return Table([], [], [f"it is larger than {MAX_BYTES >> 20} MB"])
+    first, *lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1] or [b""]
+    columns, fault = _cells(first)
+    if fault or len(set(columns)) < len(columns) or "" in columns:
+        return Table([], [], [f"line 1: {fault or 'column names are empty or doubled'}"])
+    rows, faults = [], []
+    for place, line in enumerate(lines, start=2):
+        cells, fault = _cells(line)
+        if not fault and len(cells) != len(columns):
+            fault = f"{len(cells)} cells, not {len(columns)}"
+        if fault:
+            faults.append(f"line {place}: {fault}")
+        else:
+            rows.append(dict(zip(columns, cells, strict=True)))
+    return Table(columns, rows, faults)
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the whole rows of a CSV file as text; none if it is not there."""
-    return list(csv.DictReader(io.StringIO(_whole_lines(path), newline=""), restval=""))
+    return read_table(path).rows
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
@@ -69,9 +120,16 @@ def number(text: str) -> float:
         return math.nan
 
 
-def _whole_lines(path: Path) -> str:
-    text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
-    return text[: text.rfind("\n") + 1]
+def _cells(line: bytes) -> tuple[list[str], str]:
+    """Return the cells of a line, and what is wrong with it or an empty text."""
+    if b"\0" in line:
+        return [], "NUL bytes"
+    try:
+        return next(csv.reader([line.decode("utf-8-sig")], strict=True), []), ""
+    except UnicodeDecodeError:
+        return [], "not UTF-8"
+    except csv.Error as error:
+        return [], str(error)
 
 
 def _as_text(rows: Iterable[Row], columns: list[str]) -> str:

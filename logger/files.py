@@ -1,24 +1,114 @@
-"""Files that are there whole or not at all."""
+"""Opening files that must be regular files, and writing files that are complete or not there."""
 
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
+
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+# Without O_NONBLOCK, opening a FIFO waits for a process at its other end.
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+
+
+class NotAFileError(OSError):
+    """A folder, a FIFO, a socket or a device stands where a file is expected."""
+
+    def __init__(self, mode: int, path: Path | str) -> None:
+        kind = next((name for is_kind, name in KINDS if is_kind(mode)), "something else")
+        super().__init__(None, f"{kind}, not a file", str(path))
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class FileError(OSError):
+    """A file of a run cannot be written.
+
+    Only the functions here raise it. Any other OSError during training comes from user code.
+    """
+
+
+def open_file(path: Path | str) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        NotAFileError: it is not a regular file; nothing was read, and nothing was waited for.
+        OSError: it cannot be opened.
+    """
+    return os.fdopen(open_descriptor(path, os.O_RDONLY), "rb")
+
+
+def read_file(path: Path | str) -> bytes:
+    """Return the content of a file; raise as `open_file` does."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add to the end of a file, which is made where there is none.
+
+    Raises:
+        FileError: it could not be written.
+    """
+    try:
+        with os.fdopen(open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+            file.write(content)
+    except OSError as error:
+        raise as_file_error(error, path) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write under a temporary name in the same folder, then rename over `path`.
 
+    The folder is made where only it is missing.
+
     Raises:
-        OSError: it could not be written; its ``filename`` is the path.
+        FileError: it could not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:  # one of writing or syncing names no file
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(exist_ok=True)  # not its parents: a run's folder that is gone stays so
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise as_file_error(error, path) from error
+
+
+def open_descriptor(path: Path | str, flags: int) -> int:
+    """Open a regular file as ``os.open`` does; raise as `open_file` does."""
+    # A device is not even opened: that alone may set it going. What is opened is looked at again,
+    # as another process may have replaced the file in between.
+    try:
+        _refuse(os.stat(path).st_mode, path)  # noqa: PTH116  (Path costs more than the call)
+    except FileNotFoundError:
+        if not flags & os.O_CREAT:
+            raise
+    descriptor = os.open(path, flags | _FLAGS, 0o666)
+    try:
+        _refuse(os.fstat(descriptor).st_mode, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def as_file_error(error: OSError, path: Path) -> FileError:
+    """Return the error of a file of a run; errors of writing and syncing do not name the file."""
+    return FileError(error.errno, error.strerror or str(error), str(path))
+
+
+def _refuse(mode: int, path: Path | str) -> None:
+    if not stat.S_ISREG(mode):
+        raise NotAFileError(mode, path)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logger.files import write_whole
+from logger.files import read_file, write_whole
 from logger.writers import Histogram, Writer, trim
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Service(Writer):
     def _keep(self, make: Callable[[], str]) -> tuple[str, bool]:
         """Return the service's name for this run, and whether it has had one before."""
         path = self.folder / KEPT
-        kept = json.loads(path.read_bytes()) if path.exists() else {}
+        kept = json.loads(read_file(path)) if path.exists() else {}
         is_known = self.name in kept
         if not is_known:
             kept[self.name] = make()
@@ -164,7 +164,7 @@ class WandbWriter(RowService):
         # Offline it knows nothing of what the run before has written: we do.
         kept = self.folder / "wandb" / "next_step"
         is_ours = self._run.offline and kept.exists()
-        return int(kept.read_text()) if is_ours else int(self._run.step)
+        return int(read_file(kept)) if is_ours else int(self._run.step)
 
     def _log(self, row: dict[str, Any], step: int) -> None:
         self._run.log(row, step=step, commit=True)

@@ -13,6 +13,7 @@ import yaml
 
 from base.config.tree import Keys, Node, Where, one_line, problem_at
 from base.errors import ConfigError, Problem, nearest
+from base.files import open_file
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 64
@@ -46,7 +47,7 @@ def read_file(path: Path, problems: list[Problem], asked: Where | None = None) -
             beside = islice(path.parent.iterdir(), 2000) if path.parent.is_dir() else ()
             near = nearest(path.name, [entry.name for entry in beside])
             raise ConfigError([problem_at(asked, (), f"{found}{name}{near}")])
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ValueError("it is larger than 1 MB")

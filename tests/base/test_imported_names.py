@@ -16,7 +16,7 @@ DICE = "from torch import nn\nclass DiceLoss(nn.Module):\n    home = 'losses'\n"
     [
         ("from losses import DiceLoss", {"losses.py": DICE}),
         ("from losses.dice import DiceLoss", {"losses/dice.py": DICE}),
-        ("from losses import *", {"losses/__init__.py": "from .dice import *", "losses/dice.py": DICE}),
+        ("from a import *", {"a/__init__.py": "from .dice import *", "a/dice.py": DICE}),
         (
             "from utils.losses import DiceLoss",
             {"utils/__init__.py": "", "utils/losses/__init__.py": "from ._d import DiceLoss",

@@ -1,0 +1,138 @@
+"""The rows of ``metrics.csv`` that a checkpoint keeps, and the file's repair on a resume."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from logger.csv_writer import CsvWriter, csv_text, number, read_table
+from logger.files import as_file_error
+
+log = logging.getLogger("kindling")
+
+MOST = 1000  # epochs; a checkpoint does not grow with the length of a run beyond that
+MEASURED = ("seconds", "samples_per_second", "memory_mb", "wait")
+"""Columns that differ between two runs with the same numbers: equal states give equal bytes."""
+
+
+class EpochRows:
+    """The rows of the last epochs as text, without times and memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, str]] = {}
+        self._encoded: torch.Tensor | None = None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Keep the row of an epoch, in place of an earlier one of that epoch or a later one."""
+        kept = {name: value for name, value in row.items() if not _is_measured(name)}
+        (cells,) = csv.reader([csv_text([kept.values()])])
+        earlier = {epoch: one for epoch, one in self.rows.items() if epoch < row["epoch"]}
+        self.rows = {**earlier, row["epoch"]: dict(zip(kept, cells, strict=True))}
+        for epoch in list(self.rows)[:-MOST]:
+            del self.rows[epoch]
+        self._encoded = None
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._encoded is None:
+            columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+            cells = [[row.get(name) for name in columns] for row in self.rows.values()]
+            # As a tensor, which is written as it is; a text would be interned at each save.
+            text = csv_text([columns, *cells]).encode()
+            self._encoded = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        return {"csv": self._encoded}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        text = state_dict["csv"].numpy().tobytes().decode()
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        self.rows = {int(row["epoch"]): row for row in rows}
+        self._encoded = None
+
+
+def repair_rows(
+    writer: CsvWriter, kept: EpochRows, n_epochs: int, keep_later: bool = False
+) -> list[dict[str, str]]:
+    """Give a resumed run the rows of its epochs so far; return those of later epochs.
+
+    Rows that the file lacks come from the checkpoint. A damaged file is put aside first.
+
+    Args:
+        keep_later: leave the rows of later epochs in the file.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    path, table = writer.path, read_table(writer.path)
+    faults = table.faults
+    if table.columns and "epoch" not in table.columns:
+        faults = ["line 1: no column `epoch`"]
+    aside = put_aside(path) if faults else None
+
+    found: dict[int, dict[str, str]] = {}
+    later = []
+    for row in table.rows:
+        epoch = number(row.get("epoch", ""))
+        if epoch in range(1, n_epochs + 1):
+            found.setdefault(int(epoch), row)
+        elif epoch > n_epochs:
+            later.append(row)
+    missing = [epoch for epoch in range(1, n_epochs + 1) if epoch not in found]
+    restored = {epoch: kept.rows[epoch] for epoch in missing if epoch in kept.rows}
+    rows = {**found, **restored}
+    writer.rewrite([rows[epoch] for epoch in sorted(rows)] + (later if keep_later else []))
+    _report(path, faults, aside, list(restored), [e for e in missing if e not in restored])
+    return later
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a damaged file, so that nothing that a person may want of it is lost."""
+    for count in itertools.count(1):
+        aside = path.with_name(f"{path.stem}.damaged-{count}{path.suffix}")
+        if not os.path.lexists(aside):
+            break
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise as_file_error(error, path) from error
+    return aside
+
+
+def _report(
+    path: Path, faults: list[str], aside: Path | None, restored: list[int], lost: list[int]
+) -> None:
+    """Warn in one line, where something was damaged or missing."""
+    parts = []
+    if aside is not None:
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        parts.append(f"damaged: {faults[0]}{more}; kept as {aside.name}")
+    if restored:
+        text = f"missing {_epochs(restored)} restored from the checkpoint, without times and memory"
+        parts.append(text)
+    if lost:
+        parts.append(f"missing {_epochs(lost)} lost: the checkpoint does not have them")
+    if parts:
+        log.warning("%s: %s", path, "; ".join(parts))
+
+
+def _epochs(numbers: list[int]) -> str:
+    """Return what to call the rows of these epochs: ``rows of epochs 2 to 5 and 9 are``."""
+    spans: list[list[int]] = []
+    for each in numbers:
+        if spans and spans[-1][-1] == each - 1:
+            spans[-1].append(each)
+        else:
+            spans.append([each])
+    texts = [f"{s[0]} to {s[-1]}" if len(s) > 1 else str(s[0]) for s in spans]
+    shown = ", ".join(texts[:5]) + ", ..." * (len(texts) > 5)
+    return f"row of epoch {shown} is" if len(numbers) == 1 else f"rows of epochs {shown} are"
+
+
+def _is_measured(name: str) -> bool:
+    return name in MEASURED or name.startswith("time/")

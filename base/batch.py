@@ -21,6 +21,10 @@ AS_IT_IS: Rules = {"inputs": None, "target": None, "size": None}
 """The ``batch:`` section of a config that does not have one."""
 
 
+class Targets(dict[str, Any]):
+    """Several targets of a batch by name, as ``batch.target`` names them."""
+
+
 def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
     """Return the positional and the keyword arguments for the model.
 
@@ -32,6 +36,8 @@ def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
     """
     if rules["inputs"] is not None:
         return [_item(batch, key, "batch.inputs") for key in rules["inputs"]], {}
+    if isinstance(rules["target"], Mapping):
+        return _no_targets(batch, [*rules["target"].values()])
     if isinstance(batch, (list, tuple)) and len(batch) > 1:
         return list(batch[:-1]), {}
     if isinstance(batch, Mapping):
@@ -40,8 +46,29 @@ def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
     return [batch[0] if isinstance(batch, (list, tuple)) else batch], {}
 
 
+def _no_targets(batch: Any, items: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return what is left for the model where several items are targets."""
+    if isinstance(batch, Mapping):
+        found: Any = {key: value for key, value in batch.items() if key not in items}
+    elif isinstance(batch, (list, tuple)):
+        places = {item % len(batch) for item in items if isinstance(item, int) and batch}
+        found = [value for place, value in enumerate(batch) if place not in places]
+    else:
+        found = [batch]
+    if not found:
+        text = "all items of a batch are targets: name what the model takes, `batch: {inputs: ...}`"
+        raise ConfigError([Problem("batch.inputs", text)])
+    return ([], found) if isinstance(batch, Mapping) else (found, {})
+
+
 def target_of(batch: Any, rules: Rules) -> Any:
-    """Return the target of a batch; a lone tensor is its own (an autoencoder)."""
+    """Return the target of a batch; a lone tensor is its own (an autoencoder).
+
+    Where ``batch.target`` names several, they are `Targets`.
+    """
+    if isinstance(rules["target"], Mapping):
+        items = rules["target"].items()
+        return Targets({name: _item(batch, key, f"batch.target.{name}") for name, key in items})
     if rules["target"] is not None:
         return _item(batch, rules["target"], "batch.target")
     if isinstance(batch, (list, tuple)):
@@ -190,7 +217,8 @@ def count_samples(batch: Any, rules: Rules = AS_IT_IS, n_drawn: int | None = Non
         target = None
     if isinstance(target, Tensor) and target.dim() and n_drawn in (None, len(target)):
         return target.shape[0]
-    candidates, agreed = _sizes(target), _agreed_sizes(batch)
+    candidates = _agreed_sizes(target) if isinstance(target, Targets) else _sizes(target)
+    agreed = _agreed_sizes(batch)
     everywhere = [n for n in candidates if n in agreed]
     plausible = everywhere + candidates + agreed + _other_readings(batch, n_drawn)
     if n_drawn is not None and (n_drawn in plausible or not plausible):

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from base.batch import in_full_precision, target_of, tensors_in
 from base.compared import Compared, build_list
 from base.config.durations import parse_duration
-from base.denominators import SUM, Counted, counted_by, denominator_rule, mark
+from base.data_arguments import DataParameters
+from base.denominators import SUM, Counted, counted_by, denominator_rule, is_unreduced, mark
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
-from base.metric_values import describe
+from base.loss_terms import Term, as_terms, flat, refuse_many
+from base.metric_values import describe, describe_call
 from base.names import build as build_named
 from base.shape_agreement import BroadcastError, ShapeAgreement
 
@@ -61,35 +63,56 @@ class WeightedLoss:
     agreement: ShapeAgreement | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self.takes = DataParameters.of(self.function)
         self.as_built = copy.deepcopy(self._whole_state())  # on the CPU: nothing was moved yet
         # The rule of before `to` keeps class weights on the CPU, for targets that are still there.
         self._rule = self._rule_on_cpu = denominator_rule(self.function)
 
-    def __call__(self, output: Any, target: Any, *more: Any, batch: Any = None) -> Tensor:
-        """Return the unweighted loss, a tensor with one number.
+    def __call__(
+        self, output: Any, target: Any, *more: Any, batch: Any = None, **keywords: Any
+    ) -> Any:
+        """Return the unweighted loss: a tensor with one number, or terms by name.
+
+        With ``reduction="none"`` it is what the function gives, to be reduced by the caller.
 
         Args:
-            output, target: all of them; what the config's ``output`` and ``target`` name is picked.
-            more: further arguments that a trainer of your own gives to its loss.
-            batch: where ``target`` is looked for if it is no part of the target.
+            output, target: all of them; what the config's ``output`` and ``target`` name is picked,
+                and of several targets what the function has parameters for.
+            more, keywords: further arguments that a trainer of your own gives to its loss.
+            batch: where ``target`` is looked for if it is no part of the target; a function with a
+                parameter of this name is given it.
 
         Raises:
+            ConfigError: the function needs an argument that nobody gives.
             TrainingError: the loss refuses what it is given, or gives no number.
         """
-        output, target = self.compared(output, target, batch)
+        given = {**self.takes.named(more), **keywords}
+        output, picked = self.compared(output, target, batch)
+        who = (self.compared.where, f"loss {self.name!r}")
+        after, found = self.takes.bind(picked, target, batch, given, who)
         try:
-            value = self._in_full_precision(output, target, *more)
+            value = self._in_full_precision((output, *after, *more), {**found, **keywords})
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
             raise
         except Exception as error:
-            given = f"output {describe(output)} and target {describe(target)}"
-            text = f"loss {self.name!r} fails on {given}: {describe_error(error)}"
-            raise TrainingError(f"{text}{_about_classes(target, error)}") from error
+            text = f"loss {self.name!r} fails on {describe_call(output, after, found)}"
+            text += f": {describe_error(error)}"
+            raise TrainingError(f"{text}{_about_classes(after, error)}") from error
+        if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, given):
+            return value
+        counted = self._counted(output, after, {**given, **found})
+        terms = as_terms(self.name, value, self._scalar, counted)
+        if terms is not None:
+            return terms
+        return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+
+    def _scalar(self, value: Any, whose: str) -> Tensor:
+        """Return a tensor of one number without dimensions."""
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")
-        value = value.reshape(()) if value.dim() else value  # which adds to the graph
-        return mark(value, self._counted(output, target, *more))
+            advice = "; several are a dict by name" if isinstance(value, list | tuple) else ""
+            raise TrainingError(f"{whose} must give one number as a tensor, not {found}{advice}")
+        return value.reshape(()) if value.dim() else value  # which adds to the graph
 
     def counted_in(self, batch: Any, rules: Mapping[str, Any]) -> Counted | None:
         """Return what the loss will divide by on a batch, from its target alone; None: unknown.
@@ -97,12 +120,17 @@ class WeightedLoss:
         A trainer that gives its losses other targets than the batch's has none of this.
         """
         try:
-            target = self.compared.pick_target(target_of(batch, rules), batch)
+            target = target_of(batch, rules)
+            picked = self.compared.pick_target(target, batch)
         except ConfigError:
             return None  # the step itself says what is missing
-        return self._counted(None, target)
+        return self._counted(None, *self.takes.bind(picked, target, batch))
 
-    def _counted(self, output: Any, target: Any, *more: Any) -> Counted | None:
+    def _counted(
+        self, output: Any, after: tuple[Any, ...], given: Mapping[str, Any]
+    ) -> Counted | None:
+        """Return what the loss divides by, of arguments that follow the output."""
+        target = after[0] if after else None
         if self._rule is None or not (isinstance(target, Tensor) or self._says_its_own):
             return None
         tensors = list(tensors_in(target))
@@ -110,9 +138,9 @@ class WeightedLoss:
         rule: Any = self._rule_on_cpu if is_on_cpu else self._rule
         n_elements = sum(each.numel() for each in tensors)
         if not self._says_its_own:
-            number = rule(output, target, *more)
+            number = rule(output, target, **given)
         else:
-            number = self._own_number(lambda: rule(output, target), target)
+            number = self._own_number(lambda: rule(output, target, **given), target)
         if number is None:
             return None
         return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
@@ -138,19 +166,19 @@ class WeightedLoss:
             f"the denominator of loss {self.name!r} must be one number, not {found}"
         )
 
-    def _in_full_precision(self, *args: Any) -> Any:
+    def _in_full_precision(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call the function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
         first = args[0] if isinstance(args[0], Tensor) else next(tensors_in(args), None)
         if first is None or not torch.is_autocast_enabled(first.device.type):
-            return self._call(*args)
+            return self._call(args, keywords)
         with torch.autocast(first.device.type, enabled=False):
-            return self._call(*in_full_precision(args))
+            return self._call(in_full_precision(args), in_full_precision(keywords))
 
-    def _call(self, *args: Any) -> Any:
+    def _call(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call the function; on the first batches, where shapes are held against each other."""
         if self.agreement is None:
-            return self.function(*args)
-        return self.agreement.call(self.compared.where, self.function, *args)
+            return self.function(*args, **keywords)
+        return self.agreement.call(self.compared.where, self.function, *args, **keywords)
 
     def weight_at(self, step: int | None) -> float:
         """Return the weight in the step that follows so many others; None: the final one."""
@@ -210,20 +238,36 @@ def _is_same(value: Any, other: Any) -> bool:
 
 
 def terms(
-    losses: Mapping[str, Tensor], weighted: Mapping[str, WeightedLoss], step: int | None = None
+    losses: Mapping[str, Any], weighted: Mapping[str, WeightedLoss], step: int | None = None
 ) -> dict[str, Tensor]:
     """Return the terms of the sum: each loss times its weight after ``step`` steps, or its last.
 
     One of weight 0 is left out, unless all are: it costs no backward pass, and a value in it that
     is not finite does no harm. A trainer's own ``"loss"`` is the one term.
+
+    Raises:
+        TrainingError: one has more than one number.
     """
-    if "loss" in losses:
-        return {"loss": losses["loss"]}
-    weights = {k: weighted[k].weight_at(step) if k in weighted else 1.0 for k in losses}
+    found = flat(losses, weighted)
+    return weigh_terms({k: it for k, it in found.items() if it.is_minimised}, weighted, step)
+
+
+def weigh_terms(
+    found: Mapping[str, Term], weighted: Mapping[str, WeightedLoss], step: int | None
+) -> dict[str, Tensor]:
+    """Return `terms` of what is minimised, flat already."""
+    weights = {
+        name: weighted[term.loss].weight_at(step) if term.loss in weighted else 1.0
+        for name, term in found.items()
+    }
+    for name, term in found.items():
+        refuse_many(name, term.value)
     return {
         # A product with 1 would be one more operation, forward and backward.
-        name: loss if weights[name] == 1 else mark(loss * weights[name], counted_by(loss))
-        for name, loss in losses.items()
+        name: term.value
+        if weights[name] == 1
+        else mark(term.value * weights[name], counted_by(term.value))
+        for name, term in found.items()
         if weights[name] != 0 or not any(weights.values())
     }
 
@@ -275,8 +319,9 @@ def _check(function: Any, type_name: str, where: str) -> None:
         raise ConfigError([Problem(where, text)])
 
 
-def _about_classes(target: Any, error: Exception) -> str:
+def _about_classes(after: tuple[Any, ...], error: Exception) -> str:
     """Say which classes a target has where the model has too few outputs for them."""
+    target = after[0] if after else None
     if "out of bounds" not in str(error) or not isinstance(target, Tensor):
         return ""
     low, high = (int(x) for x in torch.aminmax(target))

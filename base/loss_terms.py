@@ -111,11 +111,13 @@ def flat(losses: Any, configured: Collection[str]) -> dict[str, Term]:
     what stands beside it is only logged.
 
     Args:
-        losses: what `compute_losses` returned.
+        losses: what `compute_losses` returned; one tensor is minimised as it is.
 
     Raises:
         TrainingError: two have one name.
     """
+    if isinstance(losses, Tensor):
+        losses = {TOTAL: losses}
     if isinstance(losses, LossTerms):
         losses = {losses.loss: losses}
     elif _is_pair(losses):

@@ -16,6 +16,7 @@ from base.batch import count_samples
 from base.compared import Compared, build_list
 from base.discovery import describe_error
 from base.errors import ConfigError, Problem, TrainingError
+from base.final_methods import refuse_overridden
 from base.loss_facts import with_loss_facts
 from base.losses import WeightedLoss
 from base.metric_values import as_result, describe, detached, device_of, join, on_cpu
@@ -30,6 +31,10 @@ class Metric(ABC):
 
     agreement: ShapeAgreement | None = None
     """Holds shapes against each other, on the first batches."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_overridden(cls, {"update": "override _update", "compute": "override _compute"})
 
     def __init__(self, name: str) -> None:
         self.name = name

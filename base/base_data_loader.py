@@ -14,6 +14,7 @@ from base.batch_reader import Batch, BatchReader, Key, NoteBad, Skip, mended, ra
 from base.cores import free_cores
 from base.data_record import check_classes, class_names, record_of, use_record
 from base.errors import DataError, nearest
+from base.final_methods import refuse_overridden
 from base.replayed_loader import as_batches as as_batches
 from base.seeding import derive_generator, derive_seed, isolated_random_state
 from base.splits import divide, draw_weighted, number_repeats, sample_weights
@@ -48,6 +49,7 @@ class BaseDataLoader:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        refuse_overridden(cls, {})
         cls.has_own_loop = cls.__iter__ is not BaseDataLoader.__iter__
 
     def __init__(  # noqa: PLR0913  (the first six are pytorch-template's)

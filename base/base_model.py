@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from base.errors import TrainingError
+from base.final_methods import refuse_overridden
 from base.layers import NoForward
 from base.match import Pattern, match_modules, match_parameters
 from base.shape_errors import explain_shape_errors
@@ -153,6 +154,10 @@ class BaseModel(nn.Module):
     unfreeze = unfreeze_parameters
     replace = replace_modules
     n_parameters = count_parameters
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_overridden(cls, {})
 
     @abstractmethod
     def forward(self, *inputs: Any) -> Any:

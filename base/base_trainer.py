@@ -16,10 +16,13 @@ from base.batch import SampleCount, Targets, inputs_of, target_of
 from base.capture import Capture
 from base.checkpoint import CheckpointStore
 from base.clock import Clock
-from base.epoch_rows import EpochRows
 from base.data_arguments import takes_batch
+from base.epoch_rows import EpochRows
+from base.epoch_start import EpochStart
+from base.errors import ConfigError, Problem
 from base.experiment import Experiment
 from base.feed import feed
+from base.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
 from base.first_step import guard_first_step
 from base.loaders import batches_to_evaluate
 from base.memory.activations import offload_activations
@@ -27,6 +30,7 @@ from base.memory.model import EmptyCache
 from base.memory.precision import NOTHING, FiniteWatch, Precision
 from base.optim import learning_rates
 from base.recovery import Recovery, refuse_nonfinite
+from base.registration import checked_parts
 from base.run_log import RunLog, open_run, tell_end
 from base.seeding import derive_seed, isolated_random_state
 from base.signals import InterruptedRunError, SignalFlags
@@ -49,6 +53,7 @@ class BaseTrainer:
 
         resume
         for each epoch:
+            begin_epoch()
             for each batch: train_step(batch)
             for each batch: valid_step(batch)
             schedule, log, save
@@ -61,6 +66,10 @@ class BaseTrainer:
     store: CheckpointStore | None = None
     data: Mapping[str, Any] = MappingProxyType({})  # what is known of them, see `keep_data`
     _saved_at: Values | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_overridden(cls, INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE)
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
@@ -85,9 +94,8 @@ class BaseTrainer:
         self.valid_metrics = copy.deepcopy(self.metrics)
         self.ema = build_average(experiment.trained, self.settings.ema)
 
-        self.stateful: dict[str, Stateful] = {}
-        for name, part in parts_with_state(self).items():
-            self.register(name, part)
+        self.epoch_start = EpochStart(self, type(self).begin_epoch is not BaseTrainer.begin_epoch)
+        self.stateful: dict[str, Stateful] = parts_with_state(self)
 
         self.save_every = Every(self.settings.save_every, *lengths)
         self.log_every = Every(self.settings.log_every, *lengths)
@@ -101,11 +109,19 @@ class BaseTrainer:
 
     @final
     def register(self, name: str, value: Any) -> None:
-        """Save and resume this object too: anything with ``state_dict``, or a dict of such."""
-        if isinstance(value, dict):
-            self.stateful.update({f"{name}.{key}": inner for key, inner in value.items()})
-        else:
-            self.stateful[name] = value
+        """Save and resume this object too: anything with ``state_dict``, or a dict of such.
+
+        Raises:
+            ConfigError: the name is taken, or the object has no state to save.
+        """
+        if not hasattr(self, "stateful"):
+            text = "call super().__init__(experiment) before self.register(...)"
+            raise ConfigError([Problem("trainer", f"{type(self).__name__}: {text}")])
+        try:
+            self.stateful.update(checked_parts(name, value, self.stateful))
+        except ValueError as error:
+            text = f"{type(self).__name__}: {error}"
+            raise ConfigError([self.config.problem(("trainer",), text)]) from None
 
     # --- Yours to override, from the most common to the rarest -----------------------------------
 
@@ -145,6 +161,14 @@ class BaseTrainer:
         losses = with_total(self.compute_losses(outputs, batch), self.losses)
         self.measure(outputs, batch)
         return losses
+
+    def begin_epoch(self) -> None:
+        """Prepare an epoch: ``self.progress.epoch`` is its number, from 0; the model is in training.
+
+        It is called again where a run resumes within the epoch, before what is tried ahead of
+        training (there is no folder yet), and for a test; what is registered, or saved otherwise,
+        is as it was saved after such a call. Random streams are the epoch's own.
+        """
 
     # --- Tools of a step -------------------------------------------------------------------------
 
@@ -263,7 +287,7 @@ class BaseTrainer:
     def train_epoch(self) -> Values:
         """Train on what is left of the epoch; return the means over all of it."""
         self.clock.lap("logging")  # of the end of the epoch before
-        self.experiment.freezing.begin_epoch(self.progress.step)
+        self.epoch_start.begin()
         self._phase_metrics = self.metrics if self.settings.train_metrics else {}
         self._phase_loader = self.train_loader
         first, count = self.progress.batches_total, self.experiment.batches_left(self.progress)

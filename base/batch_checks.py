@@ -101,7 +101,7 @@ def try_single(trainer: BaseTrainer, sample: Any, problems: Sequence[Problem]) -
     Raises:
         ConfigError: a layer needs more than one value for each channel.
     """
-    trainer.experiment.freezing.begin_epoch(trainer.progress.step)
+    trainer.epoch_start.begin()
     try:
         with kept_weights(trainer), trial(trainer):
             try_step(trainer, to_device(sample, trainer.device))

@@ -24,13 +24,20 @@ log = logging.getLogger("kindling")
 
 
 class Callback:
-    """Four points of a run; override those that you need.
+    """Five points of a run; override those that you need.
 
     A callback must not know its siblings and must leave weights, order and random streams alone.
     """
 
     def on_start(self, trainer: BaseTrainer) -> None:
         """Run once before the first step, after a resume."""
+
+    def on_epoch_start(self, trainer: BaseTrainer) -> None:
+        """Run before the first step of an epoch, after the trainer's own ``begin_epoch``.
+
+        As that method, it is called again where a run resumes within an epoch, before what is tried
+        ahead of training (by then there is no folder, and was no ``on_start``), and for a test.
+        """
 
     def on_step_end(self, trainer: BaseTrainer) -> None:
         """Run after each step of the optimizer; must not wait for the device."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from base.errors import ConfigError
 from base.files import read_file
 from base.imported_names import imported_names
 from base.shipped import FOLDERS, is_shipped
@@ -168,6 +169,7 @@ def load(found: Definition) -> Any:
 
     Raises:
         ImportError: the file raises when it is imported; the text says where and what.
+        ConfigError: a class in it is not as its base asks for, with its place.
     """
     parts = Path(found.file).with_suffix("").parts
     module_name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -176,6 +178,10 @@ def load(found: Definition) -> Any:
     invalidate_caches()
     try:
         module = import_module(module_name)
+    except ConfigError as error:
+        if all(problem.where for problem in error.problems):
+            raise  # it says where in the file
+        raise ImportError(describe_error(error)) from error
     except (Exception, SystemExit) as error:  # whatever a file of the user may raise
         raise ImportError(describe_error(error)) from error
     if Path(module.__file__ or "").resolve() != (_root / found.file).resolve():

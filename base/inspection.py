@@ -39,6 +39,11 @@ def check(trainer: BaseTrainer) -> None:
         text = "there is nothing to stop by while `trainer.monitor` is off"
         raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
     check_profile(trainer)
+    with trainer.epoch_start.tried():
+        _try_batches(trainer)
+
+
+def _try_batches(trainer: BaseTrainer) -> None:
     check_batches(trainer)
     guard = guard_first_batch(trainer.model, input_text(trainer))
     with guard, checked_labels(trainer), agreeing_shapes(trainer):
@@ -75,7 +80,7 @@ def _try_mixed(trainer: BaseTrainer) -> None:
 def try_own_step(trainer: BaseTrainer) -> None:
     """Run a `train_step` of one's own on the first batch, without an update; all is put back."""
     batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
-    trainer.experiment.freezing.begin_epoch(trainer.progress.step)
+    trainer.epoch_start.begin()
     out_of_memory = suppress(torch.OutOfMemoryError)  # trainer.on_oom is for the training
     with out_of_memory, kept_weights(trainer), trial(trainer):
         try_step(trainer, batch)
@@ -83,6 +88,11 @@ def try_own_step(trainer: BaseTrainer) -> None:
 
 def dry_run(trainer: BaseTrainer) -> str:
     """Train on one batch and validate on one; return what was built and what came of it."""
+    with trainer.epoch_start.tried():
+        return _dry_run(trainer)
+
+
+def _dry_run(trainer: BaseTrainer) -> str:
     check_batches(trainer)
     settle(trainer)
     batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
@@ -95,7 +105,7 @@ def dry_run(trainer: BaseTrainer) -> str:
         *([loaded_tables(trainer.experiment)] if trainer.experiment.loaded else []),
         "parameters:\n" + whole_table(audit(trainer.experiment)),
     ]
-    trainer.experiment.freezing.begin_epoch(0)
+    trainer.epoch_start.begin()
     values = {}
     trainer.window.take(batch)
     for part, n_samples in trainer.window.parts(batch, 0):

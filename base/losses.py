@@ -199,6 +199,13 @@ class WeightedLoss:
         self._rule = denominator_rule(self.function)
         return self
 
+    def follow_weights(self) -> None:
+        """Count by the tensors that the loss has now: class weights may have been exchanged."""
+        self._rule = self._rule_on_cpu = denominator_rule(self.function)
+        if isinstance(self._rule, functools.partial):
+            on_cpu = {k: v.cpu() for k, v in self._rule.keywords.items() if isinstance(v, Tensor)}
+            self._rule_on_cpu = functools.partial(self._rule, **on_cpu)
+
     @property
     def needs_whole_batches(self) -> bool:
         """Whether the loss compares the samples of a batch with each other, and says so."""
@@ -219,7 +226,13 @@ class WeightedLoss:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if isinstance(self.function, nn.Module):
+            for name, value in state.items():
+                owner, _, key = name.rpartition(".")
+                buffers = self.function.get_submodule(owner)._buffers
+                if buffers.get(key, value) is None:  # a tensor took its place since
+                    buffers[key] = value.clone()
             self.function.load_state_dict({**copy.deepcopy(self.as_built), **state})
+            self.follow_weights()
 
     def _whole_state(self) -> dict[str, Any]:
         return self.function.state_dict() if isinstance(self.function, nn.Module) else {}

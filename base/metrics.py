@@ -17,6 +17,7 @@ from base.compared import Compared, build_list
 from base.data_arguments import DataParameters
 from base.discovery import describe_error
 from base.errors import ConfigError, Problem, TrainingError
+from base.final_methods import refuse_overridden
 from base.loss_facts import with_loss_facts
 from base.losses import WeightedLoss
 from base.metric_values import as_result, describe_call, detached, device_of, join, on_cpu
@@ -31,6 +32,10 @@ class Metric(ABC):
 
     agreement: ShapeAgreement | None = None
     """Holds shapes against each other, on the first batches."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_overridden(cls, {"update": "override _update", "compute": "override _compute"})
 
     def __init__(self, name: str, takes: DataParameters | None = None) -> None:
         self.name = name

@@ -25,6 +25,7 @@ from base.free_memory import is_out_of_memory
 from base.memory.settle import tell_batch_norm
 from base.memory.trial import keep_buffers, trial, try_step
 from base.optim import learning_rates
+from base.registration import is_among
 from base.run_log import keep_config
 from base.seeding import capture_random_state, isolated_random_state, restore_random_state
 from base.signals import resume_command
@@ -155,6 +156,7 @@ class Recovery:
         if self.on_nonfinite == "rollback":
             states = {name: one.state_dict() for name, one in self._going_back().items()}
             self._good, self._good_step = self._snapshot.take(states), self.trainer.progress.step
+            self.trainer.epoch_start.note_kept()
 
     # --- What is undone ---------------------------------------------------------------------------
 
@@ -189,16 +191,16 @@ class Recovery:
 
     def _going_back(self) -> dict[str, Stateful]:
         stateful = self.trainer.stateful.items()
-        return {name: one for name, one in stateful if not name.startswith(KEPT)}
+        return {name: one for name, one in stateful if not is_among(name, KEPT)}
 
     def _go_back(self) -> None:
         """Give weights, averages and optimizers the last good state, but for their rates."""
-        parts, states = self._going_back(), dict(self._good)
-        for name in parts:
-            if name.startswith("optimizer."):
-                groups = parts[name].state_dict()["param_groups"]
-                states[name] = {**states[name], "param_groups": groups}
-        restore(parts, states)
+        optimizers = self.trainer.optimizers.values()
+        groups = [optimizer.state_dict()["param_groups"] for optimizer in optimizers]
+        restore(self._going_back(), self._good)
+        self.trainer.epoch_start.replay(KEPT)
+        for optimizer, now in zip(optimizers, groups, strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "param_groups": now})
 
     # --- What is decided --------------------------------------------------------------------------
 

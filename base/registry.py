@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from base.discovery import (
@@ -21,6 +22,7 @@ from base.discovery import (
 )
 from base.errors import ConfigError, Problem, nearest
 from base.shipped import FOLDERS
+from base.stock_trainer import stock_trainers
 from base.torch_names import HOMES
 
 __all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and what is below
@@ -212,9 +214,13 @@ def _is_meant(kind: str, found: Definition) -> bool:
 
 def _checked(kind: str, found: Definition) -> Any:
     """Import a definition and make sure that it can be of this kind."""
+    if found.folder == "trainer":
+        _refuse_stock(project_root() / found.file)
     try:
         named = load(found)
     except ImportError as error:
+        if found.folder == "trainer":  # whose __init__ may import others
+            _refuse_stock()
         raise NameFault(str(error)) from error
     module, _, parent_name = _KINDS[kind].parent.partition(":")
     if module and isinstance(named, type):
@@ -222,13 +228,16 @@ def _checked(kind: str, found: Definition) -> Any:
         if not issubclass(named, parent):
             text = f"{found.attribute!r} cannot be a {kind}: it is no subclass of {parent_name}"
             raise NameFault(f"{found}: {text}")
-    if kind == "trainer" and hasattr(named, "_train_epoch"):
-        text = f"{found.attribute!r} is a trainer for pytorch-template, with a loop of its own"
-        raise NameFault(f"{found}: {text}: docs/from-pytorch-template.md, section 4, ports it")
     if not callable(named) and not hasattr(named, "compute"):
         text = f"{found.attribute!r} cannot be a {kind}: it is a {type(named).__name__}"
         raise NameFault(f"{found}: {text}")
     return named
+
+
+def _refuse_stock(file: Path | None = None) -> None:
+    """Refuse trainers of pytorch-template: in one file, or in all of ``trainer/``."""
+    if faults := list(stock_trainers(project_root(), file)):
+        raise NameFault("; ".join(faults))
 
 
 def _unknown(kind: str, name: str) -> str:

@@ -268,6 +268,7 @@ def open_run(
     for callback in trainer.callbacks.values():
         stack.callback(callback.on_end, trainer)
         callback.on_start(trainer)
+    trainer.epoch_start.has_started = True
     trainer.clock.start()
 
 

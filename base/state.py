@@ -90,7 +90,7 @@ class RandomState:
 def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
     """Return what a training consists of, by the names that it has in checkpoints."""
     bad_samples = trainer.experiment.bad_samples
-    return {
+    parts = {
         "model": trainer.model,
         "optimizer": trainer.optimizers,
         "schedule": trainer.schedules,
@@ -105,7 +105,13 @@ def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
         "random": RandomState(),
         "bad_samples": bad_samples if bad_samples.skips else {},
         "epoch_rows": trainer.epoch_rows,
+        "epoch_start": trainer.epoch_start if trainer.epoch_start.is_used else {},
     }
+    named: dict[str, Any] = {}
+    for name, part in parts.items():
+        several = isinstance(part, dict)
+        named.update({f"{name}.{key}": part[key] for key in part} if several else {name: part})
+    return named
 
 
 class Monitor:

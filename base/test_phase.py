@@ -22,6 +22,7 @@ from base.data_changes import refuse_scaled_targets
 from base.data_record import data_of, record_of
 from base.experiment import Experiment, build_experiment, tested_data
 from base.loaders import build_test_loader
+from base.registration import is_among
 from base.state import Stateful
 from logger.report import write_test_report
 
@@ -81,7 +82,8 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     restore(tested, {name: value for name, value in state.items() if name in tested})
     del state
 
-    values = {key.partition("/")[2]: v for key, v in trainer.evaluate(loader, "test").items()}
+    with trainer.epoch_start.as_saved():
+        values = {key.partition("/")[2]: v for key, v in trainer.evaluate(loader, "test").items()}
     if "test" in bad_samples.known:
         bad_samples.tell_end()
     tables: dict[str, Any] = {}
@@ -98,7 +100,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
 def parts_tested(trainer: BaseTrainer) -> dict[str, Stateful]:
     """Return what a step may read, by name: weights, averages, losses, progress, your own parts."""
     stateful = trainer.stateful.items()
-    return {name: one for name, one in stateful if not name.startswith(OF_TRAINING)}
+    return {name: one for name, one in stateful if not is_among(name, OF_TRAINING)}
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def _run(trainer: BaseTrainer, batch: Any) -> list[Tensor]:
                 seen.extend(trainer.valid_step(batch).values())
     finally:
         handle.remove()
-        trainer.experiment.freezing.begin_epoch(trainer.progress.step)
+        trainer.epoch_start.begin()
     tensors = (torch.as_tensor(one).detach().float() for one in (*seen, *tensors_in(batch)))
     return [tensor for tensor in tensors if tensor.numel()]
 

@@ -34,13 +34,14 @@ def settle(trainer: BaseTrainer) -> bool:
     if is_auto or memory["inplace"]:
         trainer.window.micro_batch = None
         batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
-        trainer.experiment.freezing.begin_epoch(trainer.progress.step)
-        if memory["inplace"]:
-            notes.append(choose_inplace(trainer, batch))
-        if is_auto:
-            size = find_micro_batch(trainer, batch)
-            notes.append(f"micro_batch {size} (auto; to keep it, memory.micro_batch={size})")
-            trainer.config.resolve("memory", "micro_batch", value=size)
+        with trainer.epoch_start.tried():
+            trainer.epoch_start.begin()
+            if memory["inplace"]:
+                notes.append(choose_inplace(trainer, batch))
+            if is_auto:
+                size = find_micro_batch(trainer, batch)
+                notes.append(f"micro_batch {size} (auto; to keep it, memory.micro_batch={size})")
+                trainer.config.resolve("memory", "micro_batch", value=size)
         trainer.window.micro_batch = memory["micro_batch"]
     if trainer.window.micro_batch is not None:
         tell_batch_norm(trainer)

@@ -16,7 +16,7 @@ from base.command_line import Parser
 from base.config.tree import leaves
 from base.data_record import data_of
 from base.errors import CheckpointError, UsageError, nearest
-from base.run_folder import must_exist
+from base.run_folder import must_exist, newest_run_in
 from base.state_file import plain_copy, write_bytes, write_state
 from base.weights import (
     RECORD,
@@ -149,11 +149,18 @@ def _metrics(manifest: Mapping[str, Any], prefixes: tuple[str, ...]) -> str:
 
 def _checkpoints(path: Path) -> list[Path]:
     """Return the checkpoints that a path stands for, the earliest first."""
+    newest = None if _holds_checkpoints(path) else newest_run_in(path)
+    path = newest or path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found = [each for each in folder.iterdir() if STEP.fullmatch(each.name)]
     if not found:
         raise UsageError(f"{path}: holds no checkpoint (a folder like step-00000480)")
     return sorted(found, key=lambda each: (int(each.name[5:].rstrip("~")), each.name))
+
+
+def _holds_checkpoints(path: Path) -> bool:
+    names = (each.name for each in path.iterdir())
+    return (path / "checkpoints").is_dir() or any(map(STEP.fullmatch, names))
 
 
 def verify(paths: Sequence[Path]) -> int:

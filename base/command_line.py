@@ -22,7 +22,7 @@ from base.errors import (
     nearest,
     why,
 )
-from base.run_folder import STAMP, find_newest_run, gone, run_of
+from base.run_folder import STAMP, find_newest_run, find_run, gone, run_of
 from base.signals import leave, resume_command
 from logger.files import FileError
 
@@ -45,6 +45,7 @@ Ctrl-C or SIGTERM, and saved.
 SIGUSR1 saves and goes on."""
 
 TEST_EXAMPLES = """examples:
+  python test.py -r saved/digits                            the newest run of that name
   python test.py -r saved/digits/0131_235959
   python test.py -r saved/digits/0131_235959/checkpoints/step-00000220"""
 
@@ -83,8 +84,8 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser("train.py", text, TRAIN_EXAMPLES)
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", metavar="PATH",
-        help="go on with a run or from one of its checkpoints; without PATH with the newest run "
-        "(of the config's name, with -c); `auto`: with the newest if there is one, else start "
+        help="go on with a run or from one of its checkpoints; a name's folder stands for its "
+        "newest run; without PATH with the newest run (of the config's name, with -c); `auto`: with the newest if there is one, else start "
         "anew. The config is the run's own; with -c that one, on the run's state",
     )  # fmt: skip
     parser.add_argument(
@@ -124,8 +125,8 @@ def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser("test.py", text, TEST_EXAMPLES)
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
-        help="the run, or one of its checkpoints; without PATH the newest run (of the config's "
-        "name, with -c). With -c the data sections are those of that config",
+        help="the run, or one of its checkpoints; a name's folder stands for its newest run; "
+        "without PATH the newest run (of the config's name, with -c). With -c the data sections are those of that config",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
@@ -197,8 +198,7 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
         UsageError: there is no run to go on with.
     """
     if wanted not in ("newest", "auto"):
-        run_of(Path(wanted))
-        return Path(wanted)
+        return find_run(wanted)
     given = {key: value for key, _, value in (text.partition("=") for text in overrides)}
     if config is not None:
         given = {"name": config["name"], "trainer.save_dir": config["trainer"]["save_dir"]}

@@ -17,6 +17,7 @@ from base.errors import ConfigError, TrainingError
 from base.first_step import agreeing_shapes
 from base.header import header_facts, input_text, peak_memory_mb
 from base.label_check import checked_labels
+from base.loaders import missing_test_data
 from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
 from base.memory.trial import kept_weights, trial, try_step
@@ -38,6 +39,9 @@ def check(trainer: BaseTrainer) -> None:
     if trainer.settings.early_stop is not None and trainer.settings.monitor == "off":
         text = "there is nothing to stop by while `trainer.monitor` is off"
         raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
+    if trainer.settings.test and (missing := missing_test_data(trainer.config)):
+        text = f"there is no test data: {missing}"
+        raise ConfigError([trainer.config.problem(("trainer", "test"), text)])
     check_profile(trainer)
     with trainer.epoch_start.tried():
         _try_batches(trainer)

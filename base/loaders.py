@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -64,13 +63,11 @@ def build_test_loader(config: Config, record: Mapping[str, Any]) -> Any:
     """
     key = "data_loader" if config["test_data_loader"] is None else "test_data_loader"
     section = config[key]
+    if missing := missing_test_data(config):
+        raise ConfigError([config.problem(("data_loader",), f"no test data: {missing}")])
     if key == "data_loader":
         named = find("data_loader", section["type"])
-        accepted = inspect.signature(named).parameters
-        if "training" not in accepted:
-            text = f"{section['type']} has no `training` argument that would give its test data"
-            problem = config.problem(("data_loader",), f"{text}; add a test_data_loader section")
-            raise ConfigError([problem])
+        accepted = signature("data_loader", named).parameters
         plain = {"training": False, "shuffle": False, "validation_split": 0.0, "augment": False}
         given = {key: value for key, value in plain.items() if key in accepted}
         args = {**section["args"], **given}
@@ -82,6 +79,24 @@ def build_test_loader(config: Config, record: Mapping[str, Any]) -> Any:
     _tell_ignored(loader, config)
     use_record(loader, record)
     return _read_once(config, loader, key)
+
+
+def missing_test_data(config: Config) -> str:
+    """Say which setting would provide test data; nothing where there is one.
+
+    A loader with a `training` argument gives them when it is false. One that needs a setting for
+    that says which: a class method ``missing_test_data(args)``.
+    """
+    if config["test_data_loader"] is not None:
+        return ""
+    section = config["data_loader"]
+    named = find("data_loader", section["type"])
+    if "training" not in signature("data_loader", named).parameters:
+        text = "add a `test_data_loader` section"
+        return f"{text}, or give {section['type']} an argument `training`, which is false for them"
+    ask = getattr(named, "missing_test_data", lambda args: "")
+    text = str(ask(section["args"]))
+    return f"set {text}, or add a `test_data_loader` section" if text else ""
 
 
 def _with_positions(config: Config, loader: Any, key: str) -> Any:

@@ -110,11 +110,39 @@ def run_of(path: Path | str) -> Path:
     """Return the run's folder for it, for its checkpoints, for one of these or for a state.pt."""
     path = must_exist(path)
     for folder in (path, *path.parents, *path.absolute().parents):
-        if (folder / STAMP).is_file() or (folder / "checkpoints").is_dir():
+        if _is_run(folder):
             inside = path.absolute().relative_to(folder.absolute()).parts
             if not inside or inside[0] == "checkpoints":
                 return folder
     raise UsageError(f"{path}: this is no run: name its folder, like saved/digits/0131_235959")
+
+
+def find_run(path: Path | str) -> Path:
+    """Return a run, or what is within one, as it is; of a name's folder its newest run.
+
+    ``saved/digits`` stands for the newest run of that name, ``saved`` for the newest of all.
+
+    Raises:
+        UsageError: there is no such path, or no run with a checkpoint in it.
+    """
+    path = must_exist(path)
+    try:
+        run_of(path)
+    except UsageError:
+        newest = newest_run_in(path)
+        if newest is None:
+            raise
+        return newest
+    return path
+
+
+def newest_run_in(path: Path) -> Path | None:
+    """Return the newest run in the folder of a name, or in that of all names; None elsewhere."""
+    path = path if path.name not in ("", "..") else path.resolve()
+    if any(map(_is_run, _folders(path))):
+        return find_newest_run(path.parent, path.name)
+    is_of_all = any(_is_run(folder) for name in _folders(path) for folder in _folders(name))
+    return find_newest_run(path) if is_of_all else None
 
 
 def must_exist(path: Path | str) -> Path:
@@ -233,6 +261,10 @@ def _runs(save_dir: Path, name: str | None = None) -> Iterator[tuple[Order, Path
             except (OSError, ValueError, LookupError, TypeError):
                 order = (0, "", folder.name)  # not stamped by us: older than all that are
             yield order, folder
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / STAMP).is_file() or (folder / "checkpoints").is_dir()
 
 
 def _folders(parent: Path) -> list[Path]:

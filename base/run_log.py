@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,9 +24,11 @@ from base.epoch_rows import EpochRows
 from base.errors import KindlingError
 from base.finite import refuse_bad_optimizers
 from base.header import header_facts, peak_memory_mb
+from base.loaders import missing_test_data
 from base.memory.settle import settle
 from base.optim import learning_rates
 from base.profiling import Profiler
+from base.registry import project_root
 from base.run_folder import (
     create_run_folder,
     lock,
@@ -386,4 +389,12 @@ def tell_end(trainer: BaseTrainer, folder: Path | None) -> None:
         value = format_value(monitor.key, monitor.best)
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")
     if folder is not None:
-        log.info(f"test by: python test.py -r {folder}")
+        log.info(test_line(trainer.config, folder))
+
+
+def test_line(config: Config, folder: Path) -> str:
+    """Return how to test a run, or which setting is missing for that."""
+    if missing := missing_test_data(config):
+        return f"no test data: {missing}"
+    script = "test.py" if Path("test.py").is_file() else str(project_root() / "test.py")
+    return f"test by: {shlex.join(['python', script, '-r', str(folder)])}"

@@ -17,7 +17,7 @@ from base.files import open_file, read_file
 from base.legacy_files import fitted, read_torch_file
 from base.plain_pickle import Opaque
 from base.restore import EXTRA, load_weights
-from base.run_folder import find_newest_run
+from base.run_folder import newest_run_in
 from base.weight_rules import Fit, fit, normal_form
 
 RECORD = "data_record"  # where the metadata of an exported file have it
@@ -72,7 +72,7 @@ def checkpoint_of(path: Path) -> Path | None:
         is_part = path.name == "state.pt" and path.with_name("manifest.json").is_file()
         return path.parent if is_part else None
     if not (path / "checkpoints").is_dir() and not (path / "manifest.json").is_file():
-        path = find_newest_run(path.parent, path.name) or path
+        path = newest_run_in(path) or path
     store = CheckpointStore(path / "checkpoints")
     return ((store.best() or store.newest()) if store.folder.is_dir() else path) or path
 

@@ -160,6 +160,12 @@ class DatasetLoader(BaseDataLoader):
             mixer.end_before(n_steps, steps_per_epoch, n_batches / len(self))
 
     @classmethod
+    def missing_test_data(cls, args: Mapping[str, Any]) -> str:
+        """Return the setting that provides test data, where it is not given."""
+        is_given = args.get("test_dataset") is not None
+        return "" if is_given else "`data_loader.args.test_dataset`"
+
+    @classmethod
     def arguments_for_test(
         cls, args: Mapping[str, Any], record: Mapping[str, Any]
     ) -> Mapping[str, Any]:

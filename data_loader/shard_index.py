@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import secrets
+import shlex
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -94,7 +95,8 @@ def open_index(shard: Path) -> ShardIndex:
     index, faults = scan(shard)
     if faults:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
-        advice = f"`python -m data_loader.shards check {shard}` lists all; write or fetch it anew"
+        command = f"python -m data_loader.shards check {shlex.quote(str(shard))}"
+        advice = f"`{command}` lists all; write or fetch it again"
         raise DataError(f"{faults[0]}{more}; {advice}")
     for path in paths:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
     notes = [f"read by nothing: {', '.join(unread)}"] if unread else []
     n_gpu = root.value.get("n_gpu", root).value
     if isinstance(n_gpu, int) and n_gpu > 1:
-        command = f"torchrun --nproc-per-node {n_gpu} train.py -c {source}"
+        command = f"torchrun --nproc-per-node {n_gpu} train.py -c {shlex.quote(source)}"
         notes.append(
             f"n_gpu is {n_gpu}: a process drives one device, so this run uses one; several are "
             f"started with `{command}`, which is not built yet"

@@ -18,6 +18,7 @@ from base.shipped import LIST, hash_files
 Write = Callable[[dict[str, str]], Path]
 ROOT = Path(__file__).resolve().parents[2]
 IS_THE_TEMPLATE = (ROOT / "new_project.py").exists()
+pytestmark = pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project changes these files")
 
 # A file of the project's own for each kind, beside a file of Kindling's with the same name in it.
 OWN = {
@@ -53,12 +54,10 @@ def shipped(project: Write) -> Callable[[dict[str, str]], Path]:
     return write
 
 
-@pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project changes its files")
 def test_the_list_of_shipped_files_is_true() -> None:
     assert json.loads(LIST.read_text()) == hash_files(ROOT), "run `python -m base.shipped`"
 
 
-@pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project changes its files")
 @pytest.mark.parametrize("kind", OWN)
 def test_the_projects_own_definition_wins(shipped: Write, kind: str) -> None:
     shipped({})

@@ -34,6 +34,14 @@ _BASE_WORDS = {
 _PATH_WORDS = {"optim": "optimizer", "sched": "lr_scheduler", "augment": "transform"}
 _PATH_WORDS |= {k: k for k in ("loss", "metric", "init", "transform", "dataset", "callback")}
 
+# Where pytorch-template looks for each kind, and nowhere else: of two definitions, these count.
+_FIRST = {
+    "model/model.py": "model",
+    "model/loss.py": "loss",
+    "model/metric.py": "metric",
+    "data_loader/data_loaders.py": "data_loader",
+}
+
 
 class Definition(NamedTuple):
     """A top-level definition in a file of the project."""
@@ -46,6 +54,7 @@ class Definition(NamedTuple):
     likely_kind: str
     registry: str = ""  # MODELS, where a decorator gave the name
     is_shipped: bool = False  # its file came with Kindling and is unchanged
+    first_for: str = ""  # the kind for which it counts before others of its name
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -94,6 +103,7 @@ _parked: dict[Path, dict[str, ModuleType]] = {}
 def scan(folder: str) -> tuple[list[Definition], list[str]]:
     """Return the definitions in a folder of the project, and the files that do not parse."""
     definitions: dict[tuple[str, str], Definition] = {}
+    imported: list[Definition] = []
     broken = []
     for path in sorted((_root / folder).rglob("*.py")):
         file = path.relative_to(_root)
@@ -110,18 +120,24 @@ def scan(folder: str) -> tuple[list[Definition], list[str]]:
             for each in _definitions(node, file):
                 # As in Python, the last one counts.
                 definitions[each.file, each.name] = each._replace(is_shipped=came_with_us)
-        for each in () if came_with_us else _imported_definitions(tree, file):
-            if (file.as_posix(), each.name) not in definitions:
-                definitions.setdefault((each.file, each.name), each)
+        if not came_with_us:
+            found = _imported_definitions(tree, file)
+            imported += [it for it in found if (file.as_posix(), it.name) not in definitions]
+    for each in imported:
+        known = definitions.get((each.file, each.name), each)
+        definitions[each.file, each.name] = known._replace(
+            first_for=known.first_for or each.first_for
+        )
     return list(definitions.values()), broken
 
 
 def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
     kind, place = _likely_kind(node, file), (file.as_posix(), node.lineno)
+    first_for = _FIRST.get(file.as_posix(), "")
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         form = "class" if isinstance(node, ast.ClassDef) else "function"
         if not node.name.startswith("_"):
-            yield Definition(node.name, node.name, *place, form, kind)
+            yield Definition(node.name, node.name, *place, form, kind, first_for=first_for)
         for registry, name in _decorated_names(node):
             yield Definition(name, node.name, *place, form, kind, registry)
     elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -129,15 +145,17 @@ def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
         if isinstance(node.value, ast.Call | ast.Attribute | ast.Name | ast.Lambda):
             for target in targets:
                 if isinstance(target, ast.Name) and not target.id.startswith("_"):
-                    yield Definition(target.id, target.id, *place, "value", kind)
+                    name = target.id
+                    yield Definition(name, name, *place, "value", kind, first_for=first_for)
 
 
 def _imported_definitions(tree: ast.Module, file: Path) -> Iterator[Definition]:
-    """Yield what a file imports from folders of the project that are not searched for names."""
+    """Yield what a file imports from other files of the project, under the name that it gives."""
     for found in imported_names(tree, file, _root):
         for each in _definitions(found.node, found.file):
             if each.attribute == found.attribute and not each.registry:
-                yield each._replace(name=found.name, likely_kind=_likely_kind(found.node, file))
+                kind, first_for = _likely_kind(found.node, file), _FIRST.get(file.as_posix(), "")
+                yield each._replace(name=found.name, likely_kind=kind, first_for=first_for)
 
 
 def _decorated_names(node: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a file imports by name from files of the project outside its own folder.
+"""What a file imports by name from other files of the project.
 
 ``from losses import DiceLoss`` in ``model/loss.py`` makes `DiceLoss` a loss of the project, as it
 did for pytorch-template, which read the attributes of that file. Nothing is imported here.
@@ -26,14 +26,12 @@ class Imported(NamedTuple):
 
 
 def imported_names(tree: ast.Module, file: Path, root: Path) -> Iterator[Imported]:
-    """Yield what the file's ``from ... import`` lines bring in from other folders of the project.
+    """Yield what the file's ``from ... import`` lines bring in from other files of the project.
 
     Args:
         file: relative to the root.
     """
-    for found in _imports(tree, file, root, seen=(file,)):
-        if found.file.parts[0] not in (file.parts[0], *ENGINE):
-            yield found
+    return _imports(tree, file, root, seen=(file,))
 
 
 def _imports(

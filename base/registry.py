@@ -147,21 +147,30 @@ def definition(kind: str, name: str) -> Definition | None:
     """Return where the project defines this name for this kind, or None.
 
     Of several, the one that is meant for the kind is taken: that of ``loss.py`` for a loss; and
-    the project's own rather than one in a file that came with Kindling.
+    the project's own rather than one in a file that came with Kindling. Of two of its own, the one
+    in the file that pytorch-template reads is taken, such as ``model/model.py``.
 
     Raises:
         NameFault: the name is defined twice.
     """
+    found = _rivals(kind, name)
+    if len(found) > 1:
+        found = [each for each in found if each.first_for == kind] or found
+    if len(found) > 1:
+        places = " and ".join(map(str, found))
+        raise NameFault(f"{kind} {name!r} is defined twice, in {places}; rename one of them")
+    return found[0] if found else None
+
+
+def _rivals(kind: str, name: str) -> list[Definition]:
+    """Return the definitions of a name that may be meant for this kind; one, if all is well."""
     found = _candidates_named(kind, name)
     own = [each for each in found if not each.is_shipped]
     may_be_meant = [each for each in own if _is_meant(kind, each) or each.likely_kind == "function"]
     found = may_be_meant or [each for each in found if _is_meant(kind, each)] or own or found
     if len(found) > 1:
         found = [each for each in found if _is_meant(kind, each)] or found
-    if len(found) > 1:
-        places = " and ".join(map(str, found))
-        raise NameFault(f"{kind} {name!r} is defined twice, in {places}; rename one of them")
-    return found[0] if found else None
+    return found
 
 
 def put_aside(kind: str, name: str) -> Definition | None:
@@ -176,10 +185,11 @@ def put_aside(kind: str, name: str) -> Definition | None:
 
 def override_note(kind: str, name: str) -> str:
     """Return a line on which of two definitions is used; empty where there is but one."""
-    aside = put_aside(kind, name)
-    if aside is None:
-        return ""
-    return f"{kind} {name!r} is yours, {definition(kind, name)}, not Kindling's at {aside}"
+    aside, chosen = put_aside(kind, name), definition(kind, name)
+    if aside is not None:
+        return f"{kind} {name!r} is yours, {chosen}, not Kindling's at {aside}"
+    others = [str(each) for each in _rivals(kind, name) if each != chosen]
+    return f"{kind} {name!r} is that of {chosen}, not {' or '.join(others)}" if others else ""
 
 
 def _candidates_named(kind: str, name: str) -> list[Definition]:

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from base import registry
 from base.registry import NameFault, UnknownName, find, listed, set_project_root
 
 Write = Callable[[dict[str, str]], Path]
@@ -50,15 +52,33 @@ def test_what_the_file_defines_itself_is_taken_first(project: Write) -> None:
     assert find("loss", "DiceLoss").home == "own"
 
 
-def test_two_different_losses_of_one_name_are_an_error(project: Write) -> None:
+@pytest.mark.parametrize(
+    ("model", "file"),
+    [
+        ("from torch import nn\nclass DiceLoss(nn.Module): ...", "model/model.py"),
+        ("from .v2 import DiceLoss", "model/v2.py"),
+        ("from model.v2 import DiceLoss", "model/v2.py"),
+        ("from .v2 import Newest as DiceLoss", "model/v2.py"),
+        ("from networks import DiceLoss", "networks.py"),
+    ],
+)
+def test_the_file_that_pytorch_template_reads_decides_between_two(
+    project: Write, model: str, file: str
+) -> None:
+    other = DICE + "class Newest(nn.Module): ..."
     project(
-        {
-            "model/loss.py": "from losses import DiceLoss",
-            "losses.py": DICE,
-            "model/dice_loss.py": DICE,
-        }
+        {"model/model.py": model, "model/old.py": DICE, "model/v2.py": other, "networks.py": DICE}
     )
-    with pytest.raises(NameFault, match=r"defined twice, in .*losses.py:2"):
+    found = registry.definition("model", "DiceLoss")
+    assert found is not None
+    assert found.file == file
+    assert issubclass(find("model", "DiceLoss"), nn.Module)
+    assert f"is that of {found}, not model/old.py:2" in registry.override_note("model", "DiceLoss")
+
+
+def test_two_definitions_in_other_files_are_an_error(project: Write) -> None:
+    project({"model/loss.py": "", "model/dice_loss.py": DICE, "model/b_loss.py": DICE})
+    with pytest.raises(NameFault, match=r"defined twice, in model/b_loss.py:2"):
         find("loss", "DiceLoss")
 
 

@@ -62,3 +62,47 @@ class RingDataLoader(BaseDataLoader):
     def __init__(self) -> None:
         angle = 6.28 * torch.rand(256, generator=torch.Generator().manual_seed(1))
         super().__init__(list(torch.stack([angle.sin(), angle.cos()], dim=1)), 32, True, 0.0, 0)
+
+
+class VisibleDataLoader(BaseDataLoader):
+    """(sequence, heatmap, visible, name): where nothing is visible, the heatmap is nonsense."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        sequence = torch.randn(150, 6, generator=generator)
+        visible = (torch.rand(150, 6, generator=generator) < 0.7).float()
+        heatmap = torch.where(visible > 0, 0.5 * sequence.cumsum(1), torch.tensor(100.0))
+        names = [f"{i:03}.png" for i in range(150)]
+        dataset: Any = list(zip(sequence, heatmap, visible, names, strict=True))
+        super().__init__(dataset, 16, True, 0.2, 0)
+
+
+class TwoViewDataLoader(BaseDataLoader):
+    """((signal, the same with noise), label)."""
+
+    def __init__(self) -> None:
+        signal, target = signals(150, seed=1)
+        noise = 0.3 * torch.randn(signal.shape, generator=torch.Generator().manual_seed(2))
+        views = zip(signal, signal + noise, strict=True)
+        super().__init__(list(zip(views, target, strict=True)), 16, True, 0.2, 0)
+
+
+class OldSignalDataLoader:
+    """A loader of the first generation: it takes the config, shuffles and batches by hand."""
+
+    def __init__(self, config: Any, samples: Any = None) -> None:
+        self.config, self.samples = config, signals(150, seed=1) if samples is None else samples
+        self.batch_size = config["data_loader"]["batch_size"]
+
+    def __len__(self) -> int:
+        return -(-len(self.samples[0]) // self.batch_size)
+
+    def __iter__(self) -> Any:
+        for rows in torch.randperm(len(self.samples[0])).split(self.batch_size):
+            yield self.samples[0][rows], self.samples[1][rows]
+
+    def split_validation(self) -> Any:
+        n = int(len(self.samples[0]) * self.config["validation"]["validation_split"])
+        held_out = [each[:n] for each in self.samples]
+        self.samples = [each[n:] for each in self.samples]
+        return OldSignalDataLoader(self.config, held_out)

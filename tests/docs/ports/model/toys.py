@@ -1,5 +1,7 @@
 """The small networks that docs/from-pytorch-template.md trains, with the losses of its examples."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,14 +44,79 @@ class StepNet(BaseModel):
         return self.head(self.gru(sequence.unsqueeze(-1))[0]).squeeze(-1)
 
 
-class Gan(BaseModel):
+class Generator(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__()
-        self.generator = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
-        self.critic = nn.Sequential(nn.Linear(2, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+        super().__init__(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
 
-    def forward(self, noise: Tensor) -> Tensor:
-        return self.generator(noise)
+
+class Critic(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+
+
+class SizedClassifier(nn.Sequential):
+    def __init__(self, n_inputs: int, n_classes: int) -> None:
+        super().__init__(nn.Linear(n_inputs, 16), nn.ReLU(), nn.Linear(16, n_classes))
+
+
+class ConfiguredClassifier(nn.Sequential):
+    """Takes the whole config, and remembers its name."""
+
+    def __init__(self, config: Any) -> None:
+        hidden = config["extra"]["hidden"]
+        super().__init__(nn.Linear(8, hidden), nn.ReLU(), nn.Linear(hidden, 3))
+        self.of_run = config["name"]
+
+
+class SignalNet(BaseModel):
+    """Of the first generation: takes the config, and reads its `model` section."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, config["model"]["n_classes"])
+
+    def forward(self, signal: Tensor) -> Tensor:
+        return self.head(signal)
+
+
+class AutoEncoder(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, 4), nn.Linear(4, 8))
+
+
+class BalancedLoss(nn.Module):
+    """Cross entropy in which each class counts by the inverse of its samples."""
+
+    def __init__(self, class_counts: list[int]) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.register_buffer("weight", 1 / torch.tensor(class_counts).float())
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target, self.weight)
+
+
+class ReweightedLoss(nn.Module):
+    """Cross entropy that is doubled from an epoch on."""
+
+    def __init__(self, from_epoch: int) -> None:
+        super().__init__()
+        self.from_epoch, self.factor = from_epoch, None
+
+    def set_epoch(self, epoch: int) -> None:
+        self.factor = 2.0 if epoch >= self.from_epoch else 1.0
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target) * self.factor
+
+
+def contrast(left: Tensor, right: Tensor) -> Tensor:
+    """Each left output is to be nearest to its own right one."""
+    scores = F.normalize(left, dim=1) @ F.normalize(right, dim=1).T
+    return F.cross_entropy(scores / 0.2, torch.arange(len(left), device=left.device))
+
+
+contrast.needs_whole_batches = True  # type: ignore[attr-defined]
 
 
 def masked_l1(output: Tensor, target: Tensor, lengths: Tensor) -> Tensor:

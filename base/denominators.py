@@ -63,6 +63,22 @@ def counted_by(value: Any) -> Counted | None:
     return getattr(value, "counted", None)
 
 
+def mark_samples(value: Tensor, losses: Tensor | None) -> Tensor:
+    """Note on a loss what it is for each of its samples, (sample,), without their graph."""
+    if losses is not None:
+        value.samples = losses.detach()  # type: ignore[attr-defined]
+    return value
+
+
+def losses_of_samples(value: Any) -> Tensor | None:
+    """Return what is noted on a loss of its samples; of a sum of losses the sum of theirs."""
+    terms = terms_of(value)
+    if terms is None:
+        return getattr(value, "samples", None)
+    found = [each for term in terms.values() if (each := losses_of_samples(term)) is not None]
+    return sum(found[1:], start=found[0]) if found else None
+
+
 def mark_sum(value: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
     """Note on a sum of losses what its terms are, each a mean over something of its own."""
     value.terms = terms  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ FOLDERS = ("model", "data_loader", "trainer")
 _BASE_WORDS = {
     "Dataset": "dataset",
     "DataLoader": "data_loader",
+    "Sampler": "sampler",
     "Optimizer": "optimizer",
     "LRScheduler": "lr_scheduler",
     "Trainer": "trainer",

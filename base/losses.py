@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from base.batch import in_full_precision, target_of, tensors_in
 from base.compared import Compared, build_list
 from base.config.durations import parse_duration
-from base.denominators import SUM, Counted, counted_by, denominator_rule, mark
+from base.denominators import (
+    SUM,
+    Counted,
+    counted_by,
+    denominator_rule,
+    losses_of_samples,
+    mark,
+    mark_samples,
+)
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
 from base.metric_values import describe
@@ -222,10 +230,17 @@ def terms(
     weights = {k: weighted[k].weight_at(step) if k in weighted else 1.0 for k in losses}
     return {
         # A product with 1 would be one more operation, forward and backward.
-        name: loss if weights[name] == 1 else mark(loss * weights[name], counted_by(loss))
+        name: loss if weights[name] == 1 else _times(loss, weights[name])
         for name, loss in losses.items()
         if weights[name] != 0 or not any(weights.values())
     }
+
+
+def _times(loss: Tensor, weight: float) -> Tensor:
+    """Return a loss times its weight, with what is noted on it."""
+    of_samples = losses_of_samples(loss)
+    product = mark(loss * weight, counted_by(loss))
+    return mark_samples(product, None if of_samples is None else of_samples * weight)
 
 
 def build_losses(

@@ -84,7 +84,7 @@ class RandomState:
 
 def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
     """Return what a training consists of, by the names that it has in checkpoints."""
-    bad_samples = trainer.experiment.bad_samples
+    bad_samples, sampler = trainer.experiment.bad_samples, trainer.experiment.sampler_state
     return {
         "model": trainer.model,
         "optimizer": trainer.optimizers,
@@ -99,6 +99,7 @@ def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
         "progress": trainer.progress,
         "random": RandomState(),
         "bad_samples": bad_samples if bad_samples.skips else {},
+        "train_sampler": {} if sampler is None else sampler,
     }
 
 

@@ -12,10 +12,11 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from base.batch import SampleCount, inputs_of, target_of
+from base.batch import SampleCount, Targets, inputs_of, target_of
 from base.capture import Capture
 from base.checkpoint import CheckpointStore
 from base.clock import Clock
+from base.data_arguments import takes_batch
 from base.experiment import Experiment
 from base.feed import feed
 from base.first_step import guard_first_step
@@ -102,6 +103,7 @@ class BaseTrainer:
         self.run_log = RunLog(None, self.settings)
         self.writers = self.run_log.writers
         self._phase_metrics, self._phase_loader = self.metrics, self.train_loader
+        self._predicts_by_batch = takes_batch(self.predict)
         self._n_samples: int | None = None  # of the batch, or the part, that is computed
 
     @final
@@ -119,15 +121,19 @@ class BaseTrainer:
         args, kwargs = inputs_of(batch, self.config["batch"])
         return self.model(*args, **kwargs)
 
-    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
-        """Return the losses by name; ``"loss"``, or else their weighted sum, is minimised."""
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Any]:
+        """Return the losses by name; ``"loss"``, or else their weighted sum, is minimised.
+
+        A loss of several terms is a dict of its own among them; a number is only logged.
+        """
         target = target_of(batch, self.config["batch"])
         return {name: loss(outputs, target, batch=batch) for name, loss in self.losses.items()}
 
     def predict(self, outputs: Any) -> Any:
         """Turn outputs into what the metrics compare with the target.
 
-        Where the data set standardises its targets, both are then put back into their own unit.
+        With a second parameter, ``predict(outputs, batch)``, it is given the batch too. Where the
+        data set standardises its targets, both are then put back into their own unit.
         """
         return outputs
 
@@ -205,7 +211,8 @@ class BaseTrainer:
         """Let the metrics see the predictions for a batch."""
         if self._phase_metrics:
             with torch.no_grad():
-                predictions, batch = self.in_own_unit(self.predict(outputs), batch)
+                more = (batch,) if self._predicts_by_batch else ()
+                predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
                 target = target_of(batch, self.config["batch"])
                 for metric in self._phase_metrics.values():
                     metric.update(predictions, target, batch, self._n_samples)
@@ -216,11 +223,13 @@ class BaseTrainer:
         scale = getattr(self._phase_loader, "target_scale", None)
         if scale is None or not isinstance(batch, list | tuple):
             return predictions, batch
-        target, rules = target_of(batch, self.config["batch"]), self.config["batch"]
-        if target is not target_of(batch, {**rules, "target": None}):
+        rules = self.config["batch"]
+        target, last = target_of(batch, rules), target_of(batch, {**rules, "target": None})
+        targets = target.values() if isinstance(target, Targets) else (target,)
+        if not any(each is last for each in targets):
             return predictions, batch
-        predictions = scale.undo_all(predictions, target)
-        return predictions, [scale.undo(item) if item is target else item for item in batch]
+        predictions = scale.undo_all(predictions, last)
+        return predictions, [scale.undo(item) if item is last else item for item in batch]
 
     # --- The recipe ------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,10 @@ IDS, WEIGHT = "ids", "sample_weight"
 """The keys of what Kindling adds to a batch that is a dict; to a sequence it is appended."""
 
 
+class Targets(dict[str, Any]):
+    """Several targets of a batch by name, as ``batch.target`` names them."""
+
+
 def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
     """Return the positional and the keyword arguments for the model.
 
@@ -36,6 +40,11 @@ def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
     if rules["inputs"] is not None:
         batch = given_part(batch, rules)
         return [_item(batch, key, "batch.inputs") for key in rules["inputs"]], {}
+    if isinstance(rules["target"], Mapping):
+        items = [*rules["target"].values(), *_weight_places(batch, rules)]
+        is_dict = isinstance(batch, Mapping)
+        part = _without_extras(batch, rules) if is_dict else given_part(batch, rules)
+        return _no_targets(part, items)
     batch = _without_extras(batch, rules)
     if isinstance(batch, (list, tuple)) and len(batch) > 1:
         return list(batch[:-1]), {}
@@ -45,8 +54,30 @@ def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
     return [batch[0] if isinstance(batch, (list, tuple)) else batch], {}
 
 
+def _no_targets(batch: Any, items: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return what is left for the model where several items are targets."""
+    if isinstance(batch, Mapping):
+        found: Any = {key: value for key, value in batch.items() if key not in items}
+    elif isinstance(batch, (list, tuple)):
+        places = {item % len(batch) for item in items if isinstance(item, int) and batch}
+        found = [value for place, value in enumerate(batch) if place not in places]
+    else:
+        found = [batch]
+    if not found:
+        text = "all items of a batch are targets: name what the model takes, `batch: {inputs: ...}`"
+        raise ConfigError([Problem("batch.inputs", text)])
+    return ([], found) if isinstance(batch, Mapping) else (found, {})
+
+
 def target_of(batch: Any, rules: Rules) -> Any:
-    """Return the target of a batch; a lone tensor is its own (an autoencoder)."""
+    """Return the target of a batch; a lone tensor is its own (an autoencoder).
+
+    Where ``batch.target`` names several, they are `Targets`.
+    """
+    if isinstance(rules["target"], Mapping):
+        items = rules["target"].items()
+        given = given_part(batch, rules)
+        return Targets({name: _item(given, key, f"batch.target.{name}") for name, key in items})
     if rules["target"] is not None:
         return _item(given_part(batch, rules), rules["target"], "batch.target")
     batch = _without_extras(batch, rules)
@@ -74,6 +105,18 @@ def sample_weight_of(batch: Any, rules: Rules) -> Any:
     if isinstance(name, str):
         return getattr(batch, name) if name in _fields(batch) else batch[-1]
     return _item(given_part(batch, rules), name, "batch.weight")
+
+
+def extras_of(batch: Any, rules: Rules, names: Collection[str]) -> dict[str, Any]:
+    """Return what there is of ids and weights of samples, if it is asked for by name."""
+    if batch is None:
+        return {}
+    found = {}
+    if IDS in names and rules.get("ids"):
+        found[IDS] = ids_of(batch, rules)
+    if WEIGHT in names and rules.get("weight") is not None:
+        found[WEIGHT] = sample_weight_of(batch, rules)
+    return found
 
 
 def given_part(batch: Any, rules: Rules) -> Any:
@@ -108,13 +151,18 @@ def _without_extras(batch: Any, rules: Rules) -> Any:
         extras |= {name, WEIGHT} if name is not None else set()
         return {key: value for key, value in batch.items() if key not in extras}
     given = given_part(batch, rules)
-    if not is_sequence(batch) or name is None:
-        return given
-    place = given._fields.index(name) if name in _fields(batch) else name
-    if not isinstance(place, int):
-        return given
-    weight = _item(given, place, "batch.weight")
-    return [item for item in given if item is not weight]
+    for place in _weight_places(batch, rules) if is_sequence(batch) else ():
+        weight = _item(given, place, "batch.weight")
+        return [item for item in given if item is not weight]
+    return given
+
+
+def _weight_places(batch: Any, rules: Rules) -> list[int]:
+    """Return the position of a weight that is an item of the batch itself."""
+    name = rules.get("weight")
+    if name in _fields(batch):
+        return [_fields(batch).index(name)]
+    return [name] if isinstance(name, int) else []
 
 
 def _target_name(batch: Mapping[str, Any], rules: Rules) -> str:
@@ -260,7 +308,8 @@ def count_samples(batch: Any, rules: Rules = AS_IT_IS, n_drawn: int | None = Non
         target = None
     if isinstance(target, Tensor) and target.dim() and n_drawn in (None, len(target)):
         return target.shape[0]
-    candidates, agreed = _sizes(target), _agreed_sizes(batch)
+    candidates = _agreed_sizes(target) if isinstance(target, Targets) else _sizes(target)
+    agreed = _agreed_sizes(batch)
     everywhere = [n for n in candidates if n in agreed]
     plausible = everywhere + candidates + agreed + _other_readings(batch, n_drawn)
     if n_drawn is not None and (n_drawn in plausible or not plausible):

@@ -9,7 +9,9 @@ are counted, and a loss over pixels by the pixels.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
+from inspect import Parameter
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple, TypeVar
 
@@ -93,16 +95,17 @@ def terms_of(value: Any) -> Mapping[str, Tensor] | None:
 def denominator_rule(function: Any) -> Rule | None:
     """Return what gives a loss's denominator from its arguments; None for a mean over samples.
 
-    A loss may say it itself: ``denominator(target)``. Those of torch are known. Any other is taken
-    to be a mean over the samples of a batch. A rule returns None where it cannot tell without the
-    output, its first argument.
+    A loss may say it itself: ``denominator(target)``, and more parameters of the names that the
+    loss's own have. Those of torch are known. Any other is taken to be a mean over the samples of a
+    batch, or a sum where its ``reduction`` says so. A rule takes output, target, and by their names
+    what else the loss is called with; it returns None where it cannot tell without the output.
     """
     settings: dict[str, Any] = {}
     if isinstance(function, functools.partial):
         function, settings = function.func, function.keywords
     own = getattr(function, "denominator", None)
     if callable(own):
-        return lambda output, target, *_: own(target)
+        return _own_rule(own, settings)
     rule = None
     if isinstance(function, FunctionType | BuiltinFunctionType):
         rule = RULES.get(function)
@@ -110,12 +113,78 @@ def denominator_rule(function: Any) -> Rule | None:
         kinds = [kind for kind in RULES if isinstance(kind, type) and _computes_as(function, kind)]
         rule, settings = (RULES[kinds[0]] if kinds else None), vars(function) | function._buffers
     if rule is None:
-        return None
-    reduction = _reduction_of(settings)
-    if reduction == SUM:
-        return lambda *_: SUM
+        return _rule_of_reduction(function, settings)
     kept = {key: settings[key] for key in ("weight", "ignore_index") if key in settings}
-    return functools.partial(rule, reduction=reduction, **kept)
+    return functools.partial(rule, reduction=_reduction_of(settings), **kept)
+
+
+def torch_rule(function: Any) -> Rule | None:
+    """Return the rule of a loss of torch, as it stands below; None of any other."""
+    if isinstance(function, FunctionType | BuiltinFunctionType):
+        return _RULES.get(function)
+    kinds = (kind for kind in _RULES if isinstance(kind, type) and _computes_as(function, kind))
+    return _RULES[kind] if (kind := next(kinds, None)) else None
+
+
+def is_unreduced(function: Any, given: Mapping[str, Any]) -> bool:
+    """Tell whether a loss is asked for a number for each entry: in its call, else in the config."""
+    return reduction_of(function, given) == "none"
+
+
+def reduction_of(function: Any, given: Mapping[str, Any]) -> str:
+    """Return how a loss is reduced: as its call says, else the config, else its default."""
+    settings: Mapping[str, Any] = {}
+    if isinstance(function, functools.partial):
+        settings = function.keywords
+    elif isinstance(function, nn.Module):
+        settings = {"reduction": getattr(function, "reduction", "mean")}
+    return _reduction_of({**settings, **given})
+
+
+def is_sum(function: Any, given: Mapping[str, Any]) -> bool:
+    """Tell whether a loss is a sum, by its own default too."""
+    called: Any = function.forward if isinstance(function, nn.Module) else function
+    parameter = _after_first(called).get("reduction")
+    default = {} if parameter is None else {"reduction": parameter.default}
+    return reduction_of(function, {**default, **given}) == SUM
+
+
+def _own_rule(own: Callable[..., Any], settings: Mapping[str, Any]) -> Rule:
+    """Return a loss's own rule: it takes the target, and what else of the loss it has a name for.
+
+    Args:
+        settings: what the config gives to the loss.
+    """
+    takes = _after_first(own)
+    needed = [name for name, each in takes.items() if each.default is Parameter.empty]
+
+    def count(output: Any, target: Any, /, **given: Any) -> Any:
+        more = {**settings, **given}
+        if any(name not in more for name in needed):
+            return None  # it is known in the step
+        return own(target, **{name: more[name] for name in takes if name in more})
+
+    return count
+
+
+def _rule_of_reduction(function: Any, settings: Mapping[str, Any]) -> Rule | None:
+    """Return the rule of a loss of the project's that takes ``reduction``: it may be a sum."""
+    called: Any = function.forward if isinstance(function, nn.Module) else function
+    parameter = _after_first(called).get("reduction")
+    if parameter is None:
+        return None
+    reduction = settings.get("reduction", parameter.default)
+    return functools.partial(_or_sum(_samples), reduction=reduction)
+
+
+def _after_first(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """Return the parameters after the first that can be given by name."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # built in, and silent about it
+        return {}
+    by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    return {each.name: each for each in parameters[1:] if each.kind in by_name}
 
 
 def same_denominator_as(other: Any) -> Callable[[Function], Function]:
@@ -139,7 +208,17 @@ def _computes_as(module: nn.Module, kind: type) -> bool:
     return isinstance(module, kind) and type(module).forward is kind.forward  # type: ignore[attr-defined]
 
 
-def _reduction_of(settings: dict[str, Any]) -> str:
+def _or_sum(rule: Rule) -> Rule:
+    """Let a rule see to ``reduction="sum"``, in the config or in the call."""
+
+    @functools.wraps(rule)
+    def count(*args: Any, **settings: Any) -> Any:
+        return SUM if _reduction_of(settings) == SUM else rule(*args, **settings)
+
+    return count
+
+
+def _reduction_of(settings: Mapping[str, Any]) -> str:
     if settings.get("size_average") is not None or settings.get("reduce") is not None:
         return str(
             _reduction.legacy_get_string(
@@ -149,32 +228,34 @@ def _reduction_of(settings: dict[str, Any]) -> str:
     return str(settings.get("reduction", "mean"))
 
 
-# --- The rules: each takes a loss's arguments, of which the first is the output ----------------
+# --- The rules: each takes a loss's arguments, those after the target by their names -------------
 
 
-def _elements(output: Any, target: Tensor, *_: Any, **__: Any) -> Denominator:
+def _samples(output: Any, target: Any, /, **_: Any) -> None:
+    """Say nothing: the loss is a mean over samples."""
+
+
+def _elements(output: Any, target: Tensor, /, **_: Any) -> Denominator:
     return target.numel()
 
 
 def _weighted_elements(
-    output: Any, target: Tensor, *_: Any, weight: Tensor | None = None, **__: Any
+    output: Any, target: Tensor, /, weight: Tensor | None = None, **_: Any
 ) -> Denominator:
     return target.numel() if weight is None else weight.sum()
 
 
-def _elements_or_samples(
-    output: Any, target: Tensor, *_: Any, reduction: str, **__: Any
-) -> Denominator:
+def _elements_or_samples(output: Any, target: Tensor, /, reduction: str, **_: Any) -> Denominator:
     return len(target) if reduction == "batchmean" else target.numel()
 
 
 def _classes(
     output: Any,
     target: Tensor,
-    *_: Any,
+    /,
     weight: Tensor | None = None,
     ignore_index: int | None = -100,
-    **__: Any,
+    **_: Any,
 ) -> Denominator:
     if target.is_floating_point():  # the probability of each class
         return target.numel() // target.shape[1 if target.dim() > 1 else 0]
@@ -188,32 +269,32 @@ def _classes(
 
 
 def _classes_of_hidden(
-    hidden: Any, linear: Any = None, target: Tensor | None = None, *_: Any, **settings: Any
+    hidden: Any, linear: Any, /, target: Tensor | None = None, **settings: Any
 ) -> Denominator | None:
     return None if target is None else _classes(None, target, **settings)
 
 
-def _rows(output: Any, target: Tensor, *_: Any, **__: Any) -> Denominator:
+def _rows(output: Any, target: Tensor, /, **_: Any) -> Denominator:
     return target.numel() // target.shape[-1]
 
 
-def _output_elements(output: Any, target: Tensor, *_: Any, **__: Any) -> Denominator | None:
+def _output_elements(output: Any, target: Tensor, /, **_: Any) -> Denominator | None:
     return None if output is None else output.numel()
 
 
-def _output_rows(output: Any, target: Tensor, *_: Any, **__: Any) -> Denominator | None:
+def _output_rows(output: Any, target: Tensor, /, **_: Any) -> Denominator | None:
     return None if output is None else output.numel() // output.shape[-1]
 
 
 def _sequences(
-    output: Any, target: Any, n_inputs: Any = None, n_targets: Any = None, **_: Any
+    output: Any, target: Any, /, target_lengths: Any = None, **_: Any
 ) -> Denominator | None:
-    if n_targets is None:
+    if target_lengths is None:
         return None
-    return n_targets.numel() if isinstance(n_targets, Tensor) else len(n_targets)
+    return target_lengths.numel() if isinstance(target_lengths, Tensor) else len(target_lengths)
 
 
-RULES: dict[Any, Rule] = {
+_RULES: dict[Any, Rule] = {
     **dict.fromkeys((F.l1_loss, nn.L1Loss, F.mse_loss, nn.MSELoss), _weighted_elements),
     **dict.fromkeys((F.smooth_l1_loss, nn.SmoothL1Loss), _elements),
     **dict.fromkeys((F.huber_loss, nn.HuberLoss), _elements),  # divides by all, also with weights
@@ -237,4 +318,8 @@ RULES: dict[Any, Rule] = {
     ),
     **dict.fromkeys((F.ctc_loss, nn.CTCLoss), _sequences),
 }
-"""Functions and classes of torch.nn, each with its rule for ``reduction="mean"``."""
+OF_ROWS = (_output_elements, _output_rows, _sequences)
+"""Rules that need more than the target: of a sample's rows, the mean counts once."""
+
+RULES = {function: _or_sum(rule) for function, rule in _RULES.items()}
+"""Functions and classes of torch.nn, each with its rule."""

@@ -217,7 +217,14 @@ def build_experiment(
     total_steps = settings["steps"] or settings["epochs"] * steps_per_epoch
 
     with isolated_random_state(derive_seed(config["seed"], "loss")):
-        losses = build_losses(config["loss"], steps_per_epoch, total_steps)
+        wants_losses = data.sampler_state is not None and data.sampler_state.wants_losses
+        losses = build_losses(
+            config["loss"],
+            steps_per_epoch,
+            total_steps,
+            rules=config["batch"],
+            notes_samples=wants_losses,
+        )
     for loss in losses.values():
         loss.to(device)
     freezing = build_freezing(config, model, steps_per_epoch, total_steps)
@@ -249,7 +256,10 @@ def build_experiment(
         model=model,
         losses=losses,
         metrics=build_metrics(
-            config["metrics"], losses=losses, has_outputs=compares_outputs(config)
+            config["metrics"],
+            losses=losses,
+            has_outputs=compares_outputs(config),
+            rules=config["batch"],
         ),
         optimizers=optimizers,
         schedules=schedules,

@@ -13,22 +13,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from base.batch import in_full_precision, target_of, tensors_in
+from base.batch import (
+    AS_IT_IS,
+    Rules,
+    extras_of,
+    ids_of,
+    in_full_precision,
+    sample_weight_of,
+    target_of,
+    tensors_in,
+)
 from base.compared import Compared, build_list
 from base.config.durations import parse_duration
+from base.data_arguments import DataParameters
 from base.denominators import (
     SUM,
     Counted,
     counted_by,
     denominator_rule,
+    is_unreduced,
     losses_of_samples,
     mark,
     mark_samples,
 )
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
-from base.metric_values import describe
+from base.loss_terms import Term, as_terms, flat, refuse_many
+from base.metric_values import describe, describe_call
 from base.names import build as build_named
+from base.sample_losses import SAMPLE_WEIGHT, SampleWise, as_weights
 from base.shape_agreement import BroadcastError, ShapeAgreement
 
 
@@ -67,37 +80,98 @@ class WeightedLoss:
     weight: float | Ramp = 1.0
     compared: Compared = field(default_factory=Compared)
     agreement: ShapeAgreement | None = field(default=None, repr=False, compare=False)
+    rules: Rules = field(default_factory=lambda: AS_IT_IS, repr=False)
+    """The config's ``batch:`` section, which says where ids and weights of samples are."""
+    notes_samples: bool = False
+    """It is asked for the loss of each sample, for a sampler that learns from them."""
 
     def __post_init__(self) -> None:
+        self.takes = DataParameters.of(self.function)
         self.as_built = copy.deepcopy(self._whole_state())  # on the CPU: nothing was moved yet
         # The rule of before `to` keeps class weights on the CPU, for targets that are still there.
         self._rule = self._rule_on_cpu = denominator_rule(self.function)
+        self._by_samples = SampleWise(self.name, self.function)
 
-    def __call__(self, output: Any, target: Any, *more: Any, batch: Any = None) -> Tensor:
-        """Return the unweighted loss, a tensor with one number.
+    def __call__(
+        self, output: Any, target: Any, *more: Any, batch: Any = None, **keywords: Any
+    ) -> Any:
+        """Return the unweighted loss: a tensor with one number, or terms by name.
+
+        With ``reduction="none"`` it is what the function gives, to be reduced by the caller.
 
         Args:
-            output, target: all of them; what the config's ``output`` and ``target`` name is picked.
-            more: further arguments that a trainer of your own gives to its loss.
-            batch: where ``target`` is looked for if it is no part of the target.
+            output, target: all of them; what the config's ``output`` and ``target`` name is picked,
+                and of several targets what the function has parameters for.
+            more, keywords: further arguments that a trainer of your own gives to its loss.
+            batch: where ``target`` is looked for if it is no part of the target, and the weights of
+                samples; a function with a parameter of this name is given it.
 
         Raises:
+            ConfigError: the function needs an argument that nobody gives.
             TrainingError: the loss refuses what it is given, or gives no number.
         """
-        output, target = self.compared(output, target, batch)
+        weights, keywords = self._sample_weights(batch, keywords)
+        given = {**self.takes.named(more), **keywords}
+        output, picked = self.compared(output, target, batch)
+        who = (self.compared.where, f"loss {self.name!r}")
+        extras = extras_of(batch, self.rules, self.takes.needed)
+        after, found = self.takes.bind(picked, target, batch, given, who, extras)
+        args, named = (output, *after, *more), {**found, **keywords}
+        is_by_samples = self.notes_samples or not (weights is None or SAMPLE_WEIGHT in named)
+        is_by_samples = is_by_samples and not is_unreduced(self.function, given)
         try:
-            value = self._in_full_precision(output, target, *more)
+            if is_by_samples:
+                ones_or_weights = self._ones(batch) if weights is None else weights
+                value = self._by_samples(self._in_full_precision, args, named, ones_or_weights)
+            else:
+                value = self._in_full_precision(self.function, args, named)
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
             raise
         except Exception as error:
-            given = f"output {describe(output)} and target {describe(target)}"
-            text = f"loss {self.name!r} fails on {given}: {describe_error(error)}"
-            raise TrainingError(f"{text}{_about_classes(target, error)}") from error
+            text = f"loss {self.name!r} fails on {describe_call(output, after, found)}"
+            text += f": {describe_error(error)}"
+            raise TrainingError(f"{text}{_about_classes(after, error)}") from error
+        if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, given):
+            return value
+        counted = self._counted(output, after, {**given, **found}, weights)
+        terms = as_terms(self.name, value, self._scalar, counted)
+        if terms is not None:
+            return terms
+        return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+
+    def _sample_weights(
+        self, batch: Any, keywords: dict[str, Any]
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Return the weights of the samples, and what else the loss is called with."""
+        if SAMPLE_WEIGHT in keywords:
+            given = keywords[SAMPLE_WEIGHT]
+            weights = None if given is None else as_weights(given, f"loss {self.name!r}")
+            takes_it = SAMPLE_WEIGHT in self.takes.needed
+            keywords = {k: v for k, v in keywords.items() if k != SAMPLE_WEIGHT or takes_it}
+            return weights, keywords
+        if self.rules["weight"] is None:
+            return None, keywords
+        if batch is None:
+            text = f"loss {self.name!r} is called without its batch, and so without the weights of"
+            text += " its samples: call it with `batch=batch`, or where they do not belong to it"
+            raise TrainingError(f"{text} with `sample_weight=None`")
+        return as_weights(sample_weight_of(batch, self.rules), "batch.weight"), keywords
+
+    def _ones(self, batch: Any) -> Tensor:
+        """Return a weight for each sample of a batch, where all count alike."""
+        if batch is None:
+            text = f"loss {self.name!r} is called without its batch, and so without the ids of its"
+            raise TrainingError(f"{text} samples: call it with `batch=batch`")
+        ids: Tensor = ids_of(batch, self.rules)
+        return torch.ones(len(ids), device=ids.device)
+
+    def _scalar(self, value: Any, whose: str) -> Tensor:
+        """Return a tensor of one number without dimensions."""
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")
-        value = value.reshape(()) if value.dim() else value  # which adds to the graph
-        return mark(value, self._counted(output, target, *more))
+            advice = "; several are a dict by name" if isinstance(value, list | tuple) else ""
+            raise TrainingError(f"{whose} must give one number as a tensor, not {found}{advice}")
+        return value.reshape(()) if value.dim() else value  # which adds to the graph
 
     def counted_in(self, batch: Any, rules: Mapping[str, Any]) -> Counted | None:
         """Return what the loss will divide by on a batch, from its target alone; None: unknown.
@@ -105,12 +179,26 @@ class WeightedLoss:
         A trainer that gives its losses other targets than the batch's has none of this.
         """
         try:
-            target = self.compared.pick_target(target_of(batch, rules), batch)
-        except ConfigError:
+            target = target_of(batch, rules)
+            picked = self.compared.pick_target(target, batch)
+            weights, _ = self._sample_weights(batch, {})
+            extras = extras_of(batch, self.rules, self.takes.needed)
+        except (ConfigError, TrainingError):
             return None  # the step itself says what is missing
-        return self._counted(None, target)
+        after, found = self.takes.bind(picked, target, batch, extras=extras)
+        return self._counted(None, after, found, weights)
 
-    def _counted(self, output: Any, target: Any, *more: Any) -> Counted | None:
+    def _counted(
+        self,
+        output: Any,
+        after: tuple[Any, ...],
+        given: Mapping[str, Any],
+        weights: Tensor | None = None,
+    ) -> Counted | None:
+        """Return what the loss divides by, of arguments that follow the output."""
+        target = after[0] if after else None
+        if weights is not None:
+            return self._counted_by_weight(target, given, weights)
         if self._rule is None or not (isinstance(target, Tensor) or self._says_its_own):
             return None
         tensors = list(tensors_in(target))
@@ -118,11 +206,23 @@ class WeightedLoss:
         rule: Any = self._rule_on_cpu if is_on_cpu else self._rule
         n_elements = sum(each.numel() for each in tensors)
         if not self._says_its_own:
-            number = rule(output, target, *more)
+            number = rule(output, target, **given)
         else:
-            number = self._own_number(lambda: rule(output, target), target)
+            number = self._own_number(lambda: rule(output, target, **given), target)
         if number is None:
             return None
+        return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
+
+    def _counted_by_weight(self, target: Any, given: Mapping[str, Any], weights: Tensor) -> Counted:
+        """Return what the weighted mean divides by."""
+        tensors = list(tensors_in(target))
+        if SAMPLE_WEIGHT not in given:
+            number = self._by_samples.counted(target, given, weights)
+        elif self._rule is not None and self._says_its_own:  # it takes the weights by itself
+            number = self._own_number(lambda: self._rule(None, target, **given), target)
+        else:
+            number = weights.sum()
+        n_elements = sum(each.numel() for each in tensors)
         return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
 
     @property
@@ -146,19 +246,21 @@ class WeightedLoss:
             f"the denominator of loss {self.name!r} must be one number, not {found}"
         )
 
-    def _in_full_precision(self, *args: Any) -> Any:
-        """Call the function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
+    def _in_full_precision(
+        self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
+        """Call a function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
         first = args[0] if isinstance(args[0], Tensor) else next(tensors_in(args), None)
         if first is None or not torch.is_autocast_enabled(first.device.type):
-            return self._call(*args)
+            return self._call(function, args, keywords)
         with torch.autocast(first.device.type, enabled=False):
-            return self._call(*in_full_precision(args))
+            return self._call(function, in_full_precision(args), in_full_precision(keywords))
 
-    def _call(self, *args: Any) -> Any:
-        """Call the function; on the first batches, where shapes are held against each other."""
+    def _call(self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Call a function; on the first batches, where shapes are held against each other."""
         if self.agreement is None:
-            return self.function(*args)
-        return self.agreement.call(self.compared.where, self.function, *args)
+            return function(*args, **keywords)
+        return self.agreement.call(self.compared.where, function, *args, **keywords)
 
     def weight_at(self, step: int | None) -> float:
         """Return the weight in the step that follows so many others; None: the final one."""
@@ -177,6 +279,7 @@ class WeightedLoss:
             }
             self.function = functools.partial(self.function.func, **keywords)
         self._rule = denominator_rule(self.function)
+        self._by_samples = SampleWise(self.name, self.function)
         return self
 
     @property
@@ -218,20 +321,34 @@ def _is_same(value: Any, other: Any) -> bool:
 
 
 def terms(
-    losses: Mapping[str, Tensor], weighted: Mapping[str, WeightedLoss], step: int | None = None
+    losses: Mapping[str, Any], weighted: Mapping[str, WeightedLoss], step: int | None = None
 ) -> dict[str, Tensor]:
     """Return the terms of the sum: each loss times its weight after ``step`` steps, or its last.
 
     One of weight 0 is left out, unless all are: it costs no backward pass, and a value in it that
     is not finite does no harm. A trainer's own ``"loss"`` is the one term.
+
+    Raises:
+        TrainingError: one has more than one number.
     """
-    if "loss" in losses:
-        return {"loss": losses["loss"]}
-    weights = {k: weighted[k].weight_at(step) if k in weighted else 1.0 for k in losses}
+    found = flat(losses, weighted)
+    return weigh_terms({k: it for k, it in found.items() if it.is_minimised}, weighted, step)
+
+
+def weigh_terms(
+    found: Mapping[str, Term], weighted: Mapping[str, WeightedLoss], step: int | None
+) -> dict[str, Tensor]:
+    """Return `terms` of what is minimised, flat already."""
+    weights = {
+        name: weighted[term.loss].weight_at(step) if term.loss in weighted else 1.0
+        for name, term in found.items()
+    }
+    for name, term in found.items():
+        refuse_many(name, term.value)
     return {
         # A product with 1 would be one more operation, forward and backward.
-        name: loss if weights[name] == 1 else _times(loss, weights[name])
-        for name, loss in losses.items()
+        name: term.value if weights[name] == 1 else _times(term.value, weights[name])
+        for name, term in found.items()
         if weights[name] != 0 or not any(weights.values())
     }
 
@@ -248,11 +365,15 @@ def build_losses(
     steps_per_epoch: int = 1,
     total_steps: int = 1,
     build: Callable[..., Any] = build_named,
+    rules: Rules = AS_IT_IS,
+    notes_samples: bool = False,
 ) -> dict[str, WeightedLoss]:
     """Build the losses of the config's ``loss`` list (normal form), by name.
 
     Args:
         steps_per_epoch, total_steps: what the durations of weights are counted in.
+        rules: the config's ``batch:`` section.
+        notes_samples: whether a sampler learns from the loss of each sample.
 
     Raises:
         ConfigError: a name is taken or unknown, arguments do not fit, or a loss has parameters to
@@ -272,7 +393,13 @@ def build_losses(
             after = 0 if weight["after"] is None else steps(weight["after"])
             ends = (weight["from"], weight["to"])
             weight = Ramp(*ends, steps(weight["over"]), after, weight["shape"])
-        return WeightedLoss(name, function, weight, Compared.of(section, where))
+        compared = Compared.of(section, where)
+        loss = WeightedLoss(name, function, weight, compared, None, rules, notes_samples)
+        if loss.needs_whole_batches and (notes_samples or rules["weight"] is not None):
+            text = f"{name} compares the samples of a batch with each other: it has no loss for"
+            text += " each, as `batch.weight` and a sampler that learns from losses need"
+            raise ConfigError([Problem(where, text)])
+        return loss
 
     return build_list("loss", "loss", sections, make)
 
@@ -290,8 +417,9 @@ def _check(function: Any, type_name: str, where: str) -> None:
         raise ConfigError([Problem(where, text)])
 
 
-def _about_classes(target: Any, error: Exception) -> str:
+def _about_classes(after: tuple[Any, ...], error: Exception) -> str:
     """Say which classes a target has where the model has too few outputs for them."""
+    target = after[0] if after else None
     if "out of bounds" not in str(error) or not isinstance(target, Tensor):
         return ""
     low, high = (int(x) for x in torch.aminmax(target))

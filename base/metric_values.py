@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.batch import CONTAINERS, tensors_in, with_entries
+from base.batch import CONTAINERS, Targets, tensors_in, with_entries
 
 
 def detached(value: Any) -> Any:
@@ -77,3 +77,16 @@ def describe(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(describe, value))})"
     return type(value).__name__
+
+
+def describe_call(output: Any, after: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
+    """Say what a loss or a metric was given, and how several targets come to it."""
+    text = f"output {describe(output)}"
+    target = after[0] if after else None
+    text += f" and target {describe(target)}" if after else ""
+    text += "".join(f", {name} {describe(value)}" for name, value in keywords.items())
+    if isinstance(target, Targets):
+        names = ", ".join(target)
+        text += f" (several targets: name one, as in `target: {next(iter(target))}`, or have "
+        text += f"parameters of their names, {names})"
+    return text

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from base import object_state
-from base.batch import count_samples
+from base.batch import AS_IT_IS, WEIGHT, Rules, count_samples, extras_of
 from base.compared import Compared, build_list
+from base.data_arguments import DataParameters
 from base.discovery import describe_error
 from base.errors import ConfigError, Problem, TrainingError
 from base.loss_facts import with_loss_facts
 from base.losses import WeightedLoss
-from base.metric_values import as_result, describe, detached, device_of, join, on_cpu
+from base.metric_values import as_result, describe_call, detached, device_of, join, on_cpu
 from base.names import build as build_named
+from base.sample_losses import as_weights
 from base.shape_agreement import ShapeAgreement
 
 Result = float | dict[str, float] | Tensor
@@ -31,9 +33,11 @@ class Metric(ABC):
     agreement: ShapeAgreement | None = None
     """Holds shapes against each other, on the first batches."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, takes: DataParameters | None = None) -> None:
         self.name = name
         self.compared = Compared()
+        self.takes = takes or DataParameters()
+        self.rules: Rules = AS_IT_IS  # the config's ``batch:`` section
 
     @final
     def update(
@@ -42,17 +46,22 @@ class Metric(ABC):
         """Take in a batch; raise TrainingError, with the metric's name, where it fails.
 
         Where the config names an ``output`` or a ``target``, that part is picked (see `Compared`).
+        Of several targets, of the batch, and of ids and weights of its samples it is given what it
+        has parameters for.
 
         Args:
             n_samples: the samples of the batch; None counts the targets.
         """
-        output, target = self.compared(output, target, batch)
+        output, picked = self.compared(output, target, batch)
+        who = (self.compared.where, f"metric {self.name!r}")
+        extras = extras_of(batch, self.rules, self.takes.needed)
+        after, found = self.takes.bind(picked, target, batch, who=who, extras=extras)
         try:
-            self._update(detached(output), target, n_samples)
+            self._update((detached(output), *after), found, n_samples)
         except ConfigError:
             raise
         except Exception as error:
-            given = f"output {describe(output)} and target {describe(target)}"
+            given = describe_call(output, after, found)
             text = f"metric {self.name!r} fails on {given}: {describe_error(error)}"
             raise TrainingError(text) from error
 
@@ -72,23 +81,26 @@ class Metric(ABC):
         """Forget all batches."""
 
     @abstractmethod
-    def _update(self, output: Any, target: Any, n_samples: int | None) -> None: ...
+    def _update(
+        self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
+    ) -> None:
+        """Take in the output, what follows it by position, and what is given by keyword."""
 
     @abstractmethod
     def _compute(self) -> Any: ...
 
-    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _call(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
         """Call a part of the metric; one that is a function of (output, target) keeps nothing."""
         if self.agreement is None:
-            return function(*args)
+            return function(*args, **keywords)
         is_pure = not isinstance(self, ObjectMetric)
         call = self.agreement.call_function if is_pure else self.agreement.call
-        return call(self.compared.where, function, *args)
+        return call(self.compared.where, function, *args, **keywords)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``update`` has gathered, as tensors and plain data."""
         state = object_state.capture(self)
-        del state["compared"]  # the config's
+        del state["compared"], state["takes"], state["rules"]  # the config's, the function's
         state.pop("agreement", None)
         return state
 
@@ -127,8 +139,8 @@ class SampleMean(Metric):
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        super().__init__(name)
         self.function = _counts_of(function)
+        super().__init__(name, DataParameters.of(self.function))
         self.needs_cpu = False
         self.reset()
 
@@ -136,27 +148,35 @@ class SampleMean(Metric):
         self.total: Tensor | float = 0.0
         self.n_samples: Tensor | float = 0  # or what else the function counts
 
-    def _update(self, output: Any, target: Any, n_samples: int | None) -> None:
-        value = self._value(output, target)
+    def _update(
+        self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
+    ) -> None:
+        value = self._value(args, keywords)
         if isinstance(value, tuple):
             total, count = value
             self.total = _plus(self.total, total)
             self.n_samples = _plus(self.n_samples, count)
             return
-        n_samples = count_samples((output, target)) if n_samples is None else n_samples
+        if WEIGHT in keywords:  # it is a weighted mean
+            weight = as_weights(keywords[WEIGHT], f"metric {self.name!r}").sum()
+            value = torch.as_tensor(value, device=weight.device)
+            self.total = _plus(self.total, torch.where(weight == 0, 0.0, value * weight))
+            self.n_samples = _plus(self.n_samples, weight)
+            return
+        n_samples = count_samples(args) if n_samples is None else n_samples
         self.total = _plus(self.total, value, n_samples)
         self.n_samples = self.n_samples + n_samples
 
-    def _value(self, output: Any, target: Any) -> Any:
+    def _value(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call the function; one that uses numpy gets copies on the CPU once torch refuses."""
         if not self.needs_cpu:
             try:
-                return self._call(self.function, output, target)
+                return self._call(self.function, *args, **keywords)
             except TypeError as error:
                 if "numpy" not in str(error) and "ScalarType" not in str(error):
                     raise
                 self.needs_cpu = True
-        return self._call(self.function, on_cpu(output), on_cpu(target))
+        return self._call(self.function, *on_cpu(args), **on_cpu(keywords))
 
     def _compute(self) -> Any:
         return self.total / self.n_samples if self.n_samples else float("nan")
@@ -180,29 +200,36 @@ class WholeEpoch(Metric):
     """A function called once on all outputs and targets of an epoch, gathered on the CPU."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        super().__init__(name)
+        super().__init__(name, DataParameters.of(function))
         self.function = function
         self.reset()
 
     def reset(self) -> None:
         self.outputs: list[Any] = []
         self.targets: list[Any] = []
+        self.keywords: list[dict[str, Any]] = []
 
-    def _update(self, output: Any, target: Any, n_samples: int | None) -> None:
-        self.outputs.append(on_cpu(output))
-        self.targets.append(on_cpu(target))
+    def _update(
+        self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
+    ) -> None:
+        output, *targets = on_cpu(args)
+        self.outputs.append(output)
+        self.targets += targets  # one, or none where the function has no place for it
+        self.keywords.append(on_cpu(keywords))
 
     def _compute(self) -> Any:
         if not self.outputs:
             return float("nan")
-        return self._call(self.function, join(self.outputs), join(self.targets))
+        args = [join(each) for each in (self.outputs, self.targets) if each]
+        return self._call(self.function, *args, **join(self.keywords or [{}]))
 
 
 class ObjectMetric(Metric):
     """An object with ``update(output, target)``, ``compute()`` and ``reset()``."""
 
     def __init__(self, name: str, instance: Any) -> None:
-        super().__init__(name)
+        own = getattr(instance, "data_parameters", None)
+        super().__init__(name, own or DataParameters.of(instance.update))
         self.instance = instance
         self.n_updates = 0
         self._unplaced: Mapping[str, Any] | None = {}
@@ -211,10 +238,12 @@ class ObjectMetric(Metric):
         self.instance.reset()
         self.n_updates = 0
 
-    def _update(self, output: Any, target: Any, n_samples: int | None) -> None:
+    def _update(
+        self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
+    ) -> None:
         if self._unplaced is not None:
-            self._place(device_of(output))
-        self._call(self.instance.update, output, target)
+            self._place(device_of(args[0]))
+        self._call(self.instance.update, *args, **keywords)
         self.n_updates += 1
 
     def _place(self, device: torch.device) -> None:
@@ -241,12 +270,14 @@ def build_metrics(
     build: Callable[..., Any] = build_named,
     losses: Mapping[str, WeightedLoss] = MappingProxyType({}),
     has_outputs: bool = True,
+    rules: Rules = AS_IT_IS,
 ) -> dict[str, Metric]:
     """Build the metrics of the config's ``metrics`` list (normal form), by name.
 
     Args:
         losses: what the metrics count as, see `with_loss_facts`.
         has_outputs: the metrics see the outputs as the losses do.
+        rules: the config's ``batch:`` section.
 
     Raises:
         ConfigError: a name is taken or unknown, or arguments do not fit; all faults together.
@@ -258,7 +289,7 @@ def build_metrics(
         if losses:
             section = with_loss_facts(section, where, losses, has_outputs)
         metric = _adapt(section["name"], build("metric", section, where=where), section, where)
-        metric.compared = Compared.of(section, where)
+        metric.compared, metric.rules = Compared.of(section, where), rules
         return metric
 
     return build_list("metric", "metrics", sections, make)

@@ -1,10 +1,10 @@
 """A loss sample by sample: for its weighted mean, and for samplers that learn from it.
 
-The mean over a batch is ``sum(w * c * l) / sum(w * c)``: ``w`` is the weight of a sample, ``c`` what
-the loss counts by itself (the weight of a class, 0 for an ignored target) and ``l`` the loss there.
-A loss is asked for its samples in the first of these ways that it has:
+The mean over a batch is ``sum(w * c * l) / sum(w * c)``: ``w`` is the weight of a sample, ``c``
+what the loss itself counts by (the weight of a class, 0 for an ignored target), ``l`` the loss
+there. A loss is asked for its samples in the first of these ways that it has:
 
-- with its ``reduction`` set to ``none``: torch's losses, and others that take or have a `reduction`;
+- with its ``reduction`` set to ``none``: torch's, and others that take or have a `reduction`;
 - as it is, where it gives one number for each sample;
 - for each sample by itself, which takes longer.
 """
@@ -24,11 +24,15 @@ from torch import Tensor, nn
 
 from base.batch import cut
 from base.denominators import (
+    OF_ROWS,
     SUM,
     Denominator,
+    _classes,
+    _classes_of_hidden,
+    _weighted_elements,
     denominator_rule,
+    is_sum,
     mark_samples,
-    reduction_of,
     torch_rule,
 )
 from base.errors import TrainingError
@@ -69,14 +73,14 @@ class SampleWise:
         if SAMPLE_WEIGHT in keywords:  # they are taken account of here
             keywords = {**keywords, SAMPLE_WEIGHT: torch.ones_like(weights)}
         found, is_whole = self._of_samples(call, args, keywords, n_samples)
-        is_sum = reduction_of(self.function, keywords) == SUM
+        is_total = is_sum(self.function, keywords)
         counts = None
-        if not is_sum:
+        if not is_total:
             counts = self.counts(args[1] if len(args) > 1 else None, keywords, n_samples)
 
         def reduced(values: Tensor) -> Tensor:
             rows = values.flatten(1) if values.dim() > 1 else values[:, None]
-            if is_sum:
+            if is_total:
                 return _mean(rows.sum(1), None, weights)
             if self._is_ctc:
                 rows = rows / keywords["target_lengths"].to(rows.device).clamp(min=1)[:, None]
@@ -90,7 +94,7 @@ class SampleWise:
 
     def counted(self, target: Any, keywords: Mapping[str, Any], weights: Tensor) -> Denominator:
         """Return what the weighted mean is divided by, from a target alone."""
-        if reduction_of(self.function, keywords) == SUM:
+        if is_sum(self.function, keywords):
             return SUM
         counts = self.counts(target, keywords, len(weights))
         if counts is None:
@@ -108,10 +112,14 @@ class SampleWise:
                 for part, kept in _parts(target, dict(keywords), n_samples, self.name)
             ]
             return torch.stack([torch.as_tensor(number, dtype=torch.float32) for number in numbers])
-        kind = torch_rule(function)
-        if kind is None or not isinstance(target, Tensor) or len(target) != n_samples:
+        rule = torch_rule(function)
+        if rule is None:
             return None
-        return kind(target, given)
+        if rule is _classes_of_hidden:
+            target = given.get("target")
+        if rule in OF_ROWS or not isinstance(target, Tensor) or len(target) != n_samples:
+            return None  # each is a mean over equally many
+        return _counts_of_torch(rule, target, given)
 
     @property
     def _is_ctc(self) -> bool:
@@ -144,7 +152,12 @@ class SampleWise:
             with isolated_random_state(0):  # it may be in vain
                 return call(self.function, args, keywords)
         if takes_reduction(self.function):
-            return call(self.function, args, {**_modern(keywords), "reduction": "none"})
+            function = self.function
+            if isinstance(function, functools.partial):
+                function = functools.partial(
+                    function.func, *function.args, **_modern(function.keywords)
+                )
+            return call(function, args, {**_modern(keywords), "reduction": "none"})
         with unreduced(self.function):
             return call(self.function, args, keywords)
 
@@ -174,9 +187,7 @@ def takes_reduction(function: Any) -> bool:
 
 def has_reduction(function: Any) -> bool:
     """Tell whether a module reads how to reduce from its attribute, as torch's do."""
-    return isinstance(function, nn.Module) and isinstance(
-        getattr(function, "reduction", None), str
-    )
+    return isinstance(function, nn.Module) and isinstance(getattr(function, "reduction", None), str)
 
 
 @contextmanager
@@ -221,6 +232,23 @@ def _fits(found: Any, n_samples: int) -> bool:
         tensors = [each for each in found.values() if isinstance(each, Tensor)]
         return bool(tensors) and all(_fits(each, n_samples) for each in tensors)
     return isinstance(found, tuple) and len(found) == 2 and all(_fits(x, n_samples) for x in found)
+
+
+def _counts_of_torch(rule: Any, target: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """Return what a loss of torch divides by in each sample: (sample,)."""
+    weight, n_samples = given.get("weight"), len(target)
+    if rule in (_classes, _classes_of_hidden) and not target.is_floating_point():
+        ignored = given.get("ignore_index", -100)
+        is_counted = target != ignored
+        entries = is_counted.float()
+        if weight is not None:
+            entries = entries * weight.to(target.device)[target.where(is_counted, 0).long()]
+    elif rule is _weighted_elements and weight is not None:
+        entries = weight.to(target.device).expand_as(target)
+    else:
+        number = rule(None, target, reduction=given.get("reduction", "mean"))
+        return torch.full((n_samples,), float(number) / n_samples, device=target.device)
+    return entries.flatten(1).sum(1) if entries.dim() > 1 else entries
 
 
 def _parts(

@@ -123,8 +123,8 @@ class ShapeAgreement(TorchFunctionMode):
 
         return call
 
-    def call(self, where: str, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a loss or a metric with (output, target).
+    def call(self, where: str, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+        """Call a loss or a metric with (output, target), and targets by keyword.
 
         Raises:
             ConfigError: they would broadcast; it names both shapes and what to change.
@@ -133,14 +133,17 @@ class ShapeAgreement(TorchFunctionMode):
             with self.active():
                 for value, is_target in zip(args[:2], (False, True), strict=False):
                     self.mark(value, is_target)
-                return function(*args)
+                self.mark(keywords, is_target=True)
+                return function(*args, **keywords)
         except BroadcastError as error:
             raise ConfigError([Problem(where, in_words(error))]) from error
 
-    def call_function(self, where: str, function: Callable[..., Any], *args: Any) -> Any:
+    def call_function(
+        self, where: str, function: Callable[..., Any], *args: Any, **keywords: Any
+    ) -> Any:
         """Call a metric that keeps nothing; it may use numpy, which is not seen everywhere."""
-        value = self.call(where, function, *args)
-        if _differs_once_reshaped(function, value, *args):
+        value = self.call(where, function, *args, **keywords)
+        if not keywords and _differs_once_reshaped(function, value, *args):
             text = _text(tuple(args[0].shape), tuple(args[1].shape), "in this metric")
             raise ConfigError([Problem(where, text)])
         return value

@@ -12,7 +12,8 @@ from base.batch import ids_of
 from base.denominators import SUM, counted_by, losses_of_samples, mark, mark_sum, terms_of
 from base.errors import ConfigError, Problem, TrainingError, nearest
 from base.loss_gradients import due_gradients
-from base.losses import Ramp, WeightedLoss, terms
+from base.loss_terms import flat, refuse_many
+from base.losses import Ramp, WeightedLoss, terms, weigh_terms
 from logger.meters import TERM, Meters
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def with_total(
-    losses: Mapping[str, Tensor], weighted: Mapping[str, WeightedLoss], step: int | None = None
+    losses: Mapping[str, Any], weighted: Mapping[str, WeightedLoss], step: int | None = None
 ) -> dict[str, Any]:
     """Add ``"loss"``, the sum by the config's weights, unless it is there already.
 
@@ -28,21 +29,28 @@ def with_total(
         step: how many steps were made; weights that move are then told as ``weight/<name>``. None
             takes their final values, so that validations of one run can be compared.
     """
-    if "loss" in losses:
-        return dict(losses)
-    if not losses:
+    found = flat(losses, weighted)
+    if "loss" in found:  # the trainer's own
+        refuse_many("loss", found["loss"].value)
+        return {name: term.value for name, term in found.items()}
+    summed = {name: term for name, term in found.items() if term.is_minimised}
+    if not summed:
         raise TrainingError("there is no loss to minimise: name one in the config's `loss:`")
-    parts = terms(losses, weighted, step)
+    parts = weigh_terms(summed, weighted, step)
     first, *others = parts.values()
     values: dict[str, Any] = {"loss": sum(others, start=first)}
-    if len(losses) > 1:
+    if len(summed) > 1:
         # One of weight 0 is no part of the sum, but its samples count in the mean of an epoch.
-        all_terms = {k: parts[k] if k in parts else _zero(loss) for k, loss in losses.items()}
+        all_terms = {k: parts[k] if k in parts else _zero(it.value) for k, it in summed.items()}
         total = values["loss"] if others else first.view(())  # not the loss itself
-        values = {"loss": mark_sum(total, all_terms), **losses}
+        values = {"loss": mark_sum(total, all_terms)}
+    for name, term in found.items():
+        if len(summed) > 1 or not term.is_minimised or term.is_named:
+            values[name] = term.value
     if step is not None:
+        used = {term.loss for term in summed.values()}
         for name, loss in weighted.items():
-            if isinstance(loss.weight, Ramp) and name in losses:
+            if isinstance(loss.weight, Ramp) and name in used:
                 values[f"weight/{name}"] = loss.weight_at(step)
     return values
 
@@ -52,7 +60,7 @@ def _zero(loss: Tensor) -> Tensor:
 
 
 def weigh(
-    trainer: BaseTrainer, losses: Mapping[str, Tensor]
+    trainer: BaseTrainer, losses: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Tensor | list[Tensor]]:
     """Return what a step logs of its losses and what it minimises: their sum, or each by itself."""
     step = trainer.progress.step

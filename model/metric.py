@@ -19,8 +19,11 @@ import torch
 from torch import Tensor
 
 from base.batch import count_samples
+from base.data_arguments import DataParameters
 from base.denominators import SUM, counted_by
+from base.loss_terms import flat
 from base.losses import build_losses
+from base.metric_values import device_of
 from base.metrics import mean_of_counts
 
 Counts = tuple[Tensor, Tensor | int]
@@ -485,11 +488,18 @@ class MeanLoss:
         self.total: Tensor | float = 0.0
         self.count: Tensor | float = 0.0
 
-    def update(self, output: Any, target: Tensor) -> None:
+    @property
+    def data_parameters(self) -> DataParameters:
+        """What the loss takes of a batch is what this takes."""
+        return self.loss.takes
+
+    def update(self, *args: Any, **keywords: Any) -> None:
         if not isinstance(self.count, Tensor) and not self.count:
-            self.loss.to(target.device)
-        value = self.loss(output, target)
-        counted = counted_by(value)
+            self.loss.to(device_of(args))
+        output, target = args if len(args) > 1 else (*args, None)
+        found = flat({self.loss.name: self.loss(output, target, **keywords)}, (self.loss.name,))
+        first, *others = [term.value for term in found.values() if term.is_minimised]
+        value, counted = sum(others, start=first), counted_by(first)
         number = count_samples((output, target)) if counted is None else counted.number
         if number is SUM:
             self.total, self.count = self.total + value.double(), 1.0

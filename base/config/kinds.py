@@ -216,6 +216,39 @@ class Either(Kind):
 
 
 @dataclass(frozen=True)
+class OneOrNamed(Kind):
+    """One item; or several by name, each under a name of its own or in a list of their names."""
+
+    item: Scalar
+    taken: Mapping[str, str] = field(default_factory=dict)  # names that mean something else
+
+    def json_schema(self) -> dict[str, Any]:
+        item = self.item.json_schema()
+        names = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+        named = {"type": "object", "additionalProperties": item, "minProperties": 1}
+        return {"anyOf": [item, names, named]}
+
+    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+        value = node.value
+        if not isinstance(value, dict | list):
+            return self.item.check(node, keys, run)
+        if not value:
+            run.problem(node, keys, "expected at least one name")
+        if isinstance(value, list):
+            if not all(isinstance(item.value, str) for item in value):
+                text = "expected names, found a position: name each, as in {label: 1, mask: 2}"
+                run.problem(node, keys, text)
+                return node
+            if not run.fill:
+                return node  # a list replaces what is inherited, as any list does
+            value = {item.value: item for item in value}
+        for name in value.keys() & self.taken.keys():
+            run.problem(value[name], (*keys, name), self.taken[name])
+        entries = {name: self.item.check(item, (*keys, name), run) for name, item in value.items()}
+        return Node(entries, node.where)
+
+
+@dataclass(frozen=True)
 class ListOf(Kind):
     """A list; null is an empty one, and with `single` one item stands for a list of one."""
 

@@ -14,6 +14,7 @@ from base.config.kinds import (
     Key,
     Kind,
     ListOf,
+    OneOrNamed,
     Scalar,
     Section,
 )
@@ -209,7 +210,11 @@ BATCH_SIZE = Section(
 BATCH = Section(
     {
         "inputs": Key(ListOf(POSITION, single=True), None, "What of a batch the model takes."),
-        "target": Key(POSITION, None, "What of a batch the losses and metrics compare with."),
+        "target": Key(
+            OneOrNamed(POSITION, {"batch": "'batch' is the whole batch; give another name"}),
+            None,
+            "What of a batch the losses and metrics compare with; several have names.",
+        ),
         "size": Key(
             Either(POSITION, BATCH_SIZE), None, "What of a batch has one entry for each sample."
         ),

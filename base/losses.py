@@ -31,6 +31,7 @@ from base.denominators import (
     Counted,
     counted_by,
     denominator_rule,
+    is_sum,
     is_unreduced,
     losses_of_samples,
     mark,
@@ -41,7 +42,7 @@ from base.errors import ConfigError, KindlingError, Problem, TrainingError
 from base.loss_terms import Term, as_terms, flat, refuse_many
 from base.metric_values import describe, describe_call
 from base.names import build as build_named
-from base.sample_losses import SAMPLE_WEIGHT, SampleWise, as_weights
+from base.sample_losses import SAMPLE_WEIGHT, SampleWise, as_weights, zero_where
 from base.shape_agreement import BroadcastError, ShapeAgreement
 
 
@@ -124,7 +125,7 @@ class WeightedLoss:
                 ones_or_weights = self._ones(batch) if weights is None else weights
                 value = self._by_samples(self._in_full_precision, args, named, ones_or_weights)
             else:
-                value = self._in_full_precision(self.function, args, named)
+                value = self._in_full_precision(self.function, args, _no_zeros(named, weights))
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
             raise
         except Exception as error:
@@ -134,6 +135,8 @@ class WeightedLoss:
         if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, given):
             return value
         counted = self._counted(output, after, {**given, **found}, weights)
+        if weights is not None and not is_by_samples:
+            value = zero_where(weights.sum() == 0, value)
         terms = as_terms(self.name, value, self._scalar, counted)
         if terms is not None:
             return terms
@@ -218,9 +221,11 @@ class WeightedLoss:
         tensors = list(tensors_in(target))
         if SAMPLE_WEIGHT not in given:
             number = self._by_samples.counted(target, given, weights)
-        elif self._rule is not None and self._says_its_own:  # it takes the weights by itself
-            number = self._own_number(lambda: self._rule(None, target, **given), target)
-        else:
+        elif is_sum(self.function, given):
+            number = SUM
+        elif (rule := self._rule) is not None and self._says_its_own:
+            number = self._own_number(lambda: rule(None, target, **given), target)
+        else:  # it takes the weights by itself
             number = weights.sum()
         n_elements = sum(each.numel() for each in tensors)
         return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
@@ -306,6 +311,14 @@ class WeightedLoss:
 
     def _whole_state(self) -> dict[str, Any]:
         return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
+
+
+def _no_zeros(keywords: dict[str, Any], weights: Tensor | None) -> dict[str, Any]:
+    """Return what a loss that takes weights is called with: never weights that are 0 in all."""
+    if weights is None:
+        return keywords
+    ones = torch.ones_like(weights)
+    return {**keywords, SAMPLE_WEIGHT: torch.where(weights.sum() == 0, ones, weights)}
 
 
 def _address(tensor: Tensor) -> int:

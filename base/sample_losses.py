@@ -176,6 +176,11 @@ def as_weights(weights: Any, where: str) -> Tensor:
     return found if found.is_floating_point() else found.float()
 
 
+def zero_where(condition: Tensor, found: Any) -> Any:
+    """Return a loss, or several by name, that is 0 and has no gradient where a condition holds."""
+    return _with_leaves(found, lambda value: torch.where(condition, 0, value))
+
+
 def takes_reduction(function: Any) -> bool:
     """Tell whether a loss takes ``reduction`` where it is called."""
     called = function.forward if isinstance(function, nn.Module) else function
@@ -248,7 +253,8 @@ def _counts_of_torch(rule: Any, target: Tensor, given: Mapping[str, Any]) -> Ten
     else:
         number = rule(None, target, reduction=given.get("reduction", "mean"))
         return torch.full((n_samples,), float(number) / n_samples, device=target.device)
-    return entries.flatten(1).sum(1) if entries.dim() > 1 else entries
+    counts: Tensor = entries.flatten(1).sum(1) if entries.dim() > 1 else entries
+    return counts
 
 
 def _parts(

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_collate
 
+from base.batch import Rules
 from base.batch_reader import Batch, BatchReader, Key, NoteBad, Skip, mended, raise_failure
 from base.cores import free_cores
 from base.data_record import check_classes, class_names, record_of, use_record
 from base.errors import DataError, nearest
 from base.final_methods import refuse_overridden
 from base.replayed_loader import as_batches as as_batches
+from base.sample_items import SampleItems
+from base.sampler_state import SamplerState, has_state
 from base.seeding import derive_generator, derive_seed, isolated_random_state
 from base.splits import divide, draw_weighted, number_repeats, sample_weights
 from base.streams import refuse_stream
@@ -38,7 +41,10 @@ class BaseDataLoader:
 
     The validation part is read from `valid_dataset` where given: the same samples, not augmented.
     It is a share or a number of the samples, or a mapping (see `base/splits.py`); `sampling` draws
-    the training samples with replacement: ``balanced``, or weights by class or by sample.
+    the training samples with replacement: ``balanced``, or weights by class or by sample. A
+    `sampler` chooses them itself: ``draw(indices, generator)`` gives the order of an epoch, of the
+    indices of the training part; or it gives indices as torch's samplers do, of samples that do not
+    validate. One with state is saved with the training (see `base/sampler_state.py`).
     `num_workers` is a number or ``auto``: the free cores, where reading needs them. They are
     `workers`: ``threads``, ``processes``, or by ``auto`` what serves these data best.
     A `seed` given here stays; without one, order and split follow `set_seed`.
@@ -63,6 +69,7 @@ class BaseDataLoader:
         *,
         valid_dataset: Dataset[Any] | None = None,
         sampling: str | Sequence[float] | None = None,
+        sampler: Any = None,
         workers: str = "auto",
         seed: int | None = None,
         drop_last: bool = False,
@@ -80,7 +87,9 @@ class BaseDataLoader:
         if workers not in WORKERS:
             text = f"workers: one of {', '.join(WORKERS)}, not {workers!r}"
             raise DataError(f"{text}{nearest(str(workers), WORKERS)}")
-        self.sampling, self.workers = sampling, workers
+        if sampler is not None and sampling is not None:
+            raise DataError("give `sampling` or a `sampler`, not both")
+        self.sampling, self.workers, self._given_sampler = sampling, workers, sampler
         self.collate_fn = collate_fn
         self.drop_last = drop_last
         self.pin_memory = torch.cuda.is_available() if pin_memory == "auto" else bool(pin_memory)
@@ -101,6 +110,8 @@ class BaseDataLoader:
         self._valid: BaseDataLoader | None = None
         self._stock: DataLoader[Batch] | None = None
         self._skip: Skip | None = None
+        self.sampler_state: SamplerState | None = None
+        self._items: SampleItems | None = None
         self._divide()
         if len(self) == 0:
             raise DataError(
@@ -129,7 +140,14 @@ class BaseDataLoader:
         """Give `count` batches from batch `first` of the endless sequence epoch 0, 1, 2, ..."""
         self._compute_statistics()
         batches = self._read(first, count)
-        return batches if self._skip is None else mended(batches, self._note_bad)
+        batches = batches if self._skip is None else mended(batches, self._note_bad)
+        return batches if self._items is None else self._items.added(batches)
+
+    def add_to_batches(self, rules: Rules) -> None:
+        """Let batches carry ids and weights of their samples, as ``batch:`` says."""
+        is_plain = self.collate_fn is default_collate
+        self._items = SampleItems(rules, self.dataset, is_plain, self.pin_memory)
+        self.close()  # workers know of it from their start on
 
     def n_drawn(self, position: int) -> int:
         """Return how many samples are drawn for the batch at this position."""
@@ -144,7 +162,8 @@ class BaseDataLoader:
         self.close()  # workers know of it from their start on
 
     def _read(self, first: int, count: int) -> Iterator[Batch]:
-        reader = BatchReader(self.dataset, self.collate_fn, self._skip)
+        numbers = self._items is not None
+        reader = BatchReader(self.dataset, self.collate_fn, self._skip, numbers)
         readers = self._readers(reader)
         n_workers = 0 if readers == "none" else self.num_workers
         as_lists = not reader.takes_tensors or (n_workers > 0 and readers == "processes")
@@ -165,9 +184,11 @@ class BaseDataLoader:
             valid = copy.copy(self)
             valid.dataset, valid.shuffle, valid.drop_last = self.valid_dataset, False, False
             valid._is_held_out, valid._own_sampler, valid._stock = True, None, None
-            valid._weights = None
+            valid._weights, valid._drawing, valid.sampler_state = None, None, None
             valid._indices, valid._valid_indices = self._valid_indices, NO_SAMPLES
             valid.n_samples = len(valid._indices)
+            if self._items is not None:
+                valid.add_to_batches(self._items.rules)
             self._valid = valid
         return self._valid
 
@@ -276,7 +297,8 @@ class BaseDataLoader:
     @property
     def sampler(self) -> Any:
         """What chooses this loader's samples, for code that asks its length or indices."""
-        return self._own_sampler or SubsetRandomSampler(self._indices.tolist())
+        chooser = self._own_sampler if self._drawing is None else self._drawing
+        return SubsetRandomSampler(self._indices.tolist()) if chooser is None else chooser
 
     @property
     def valid_sampler(self) -> Any:
@@ -288,24 +310,55 @@ class BaseDataLoader:
         """Choose which samples train and which validate."""
         self.n_samples = n_samples = count_samples(self.dataset)
         self._weights: Tensor | None = None  # how often each sample is drawn, where that differs
+        self._drawing: Any = None  # a sampler that is asked for the order of the training part
         with isolated_random_state(derive_seed(self.seed, "split")):
             self._own_sampler, own_valid = self._split_sampler(self.validation_split)
             if self._own_sampler is not None:
                 self._indices, self.n_samples = NO_SAMPLES, len(self._own_sampler)
                 self._valid_indices = torch.tensor(sorted(own_valid or ()), dtype=torch.int64)
+                self._keep_state_of(self._own_sampler)
                 return
         targets = getattr(self.dataset, "targets", None)
         split = self.validation_split
         self._indices, self._valid_indices = divide(split, n_samples, self.seed, targets)
         self.n_samples = len(self._indices)
+        self._take_sampler(self._given_sampler)
         weights = sample_weights(self.sampling, targets, n_samples)
         self._weights = None if weights is None else weights[self._indices]
 
+    def _take_sampler(self, sampler: Any) -> None:
+        """Let a sampler choose from the training part.
+
+        Raises:
+            DataError: it is no sampler.
+        """
+        if sampler is None:
+            return
+        if callable(getattr(sampler, "draw", None)):
+            self._drawing = sampler
+        elif hasattr(sampler, "__iter__") and hasattr(sampler, "__len__"):
+            self._own_sampler, self.n_samples = sampler, len(sampler)
+        else:
+            text = f"{type(sampler).__name__} has neither draw(indices, generator) nor"
+            raise DataError(f"sampler: {text} __iter__ and __len__, as torch's samplers have")
+        self._keep_state_of(sampler)
+
+    def _keep_state_of(self, sampler: Any) -> None:
+        self.sampler_state = SamplerState(sampler, self._order) if has_state(sampler) else None
+
     def _order(self, epoch: int) -> Tensor:
         """Return the indices of an epoch's samples, in the order in which they are read."""
+        if self.sampler_state is not None:
+            self.sampler_state.begin(epoch)
         if self._own_sampler is not None:
             with isolated_random_state(derive_seed(self.seed, "order", epoch)):
-                return torch.tensor(list(self._own_sampler), dtype=torch.int64)
+                order = torch.tensor(list(self._own_sampler), dtype=torch.int64)
+            is_given = self._own_sampler is self._given_sampler
+            return self._checked(order, self._own_sampler) if is_given else order
+        if self._drawing is not None:
+            generator = derive_generator(self.seed, "order", epoch)
+            order = torch.as_tensor(self._drawing.draw(self._indices, generator))
+            return self._checked(order, self._drawing)
         if not self.shuffle and self._weights is None:
             return self._indices
         generator = derive_generator(self.seed, "order", epoch)
@@ -315,17 +368,42 @@ class BaseDataLoader:
             return self.dataset.shuffled_order(self._indices, generator)  # type: ignore[no-any-return]
         return self._indices[torch.randperm(self.n_samples, generator=generator)]
 
+    def _checked(self, order: Tensor, sampler: Any) -> Tensor:
+        """Return the indices that a sampler gave, if they are those of training samples.
+
+        Raises:
+            DataError: they are not, or are not as many as an epoch has.
+        """
+        name, n_all = type(sampler).__name__, len(self.dataset)  # type: ignore[arg-type]
+        if order.dim() != 1 or order.is_floating_point() or len(order) != self.n_samples:
+            text = f"{name} gave {tuple(order.shape)} {order.dtype}, but an epoch has"
+            raise DataError(f"{text} {self.n_samples} indices")
+        is_wrong = (order < 0) | (order >= n_all)
+        if is_wrong.any():
+            text = f"{name} gave index {int(order[is_wrong][0])}, but there are {n_all} samples"
+            raise DataError(f"{text}, counted from 0")
+        validates = torch.zeros(n_all, dtype=torch.bool)
+        sources = [getattr(x, "reads_from", x) for x in (self.dataset, self.valid_dataset)]
+        if sources[0] is sources[1]:
+            validates[self._valid_indices] = True
+        if validates[order].any():
+            text = f"{name} gave sample {int(order[validates[order]][0])}, which validates: leave"
+            raise DataError(f"{text} the validation samples out, or give a `valid_dataset`")
+        return order.to(torch.int64)
+
     def _keys(self, first: int, count: int, as_lists: bool, may_repeat: bool) -> Iterator[Key]:
         """Give what identifies each batch; only the epochs touched are shuffled.
 
         A sample that is drawn again in an epoch gets the length added, for another random change.
         """
         order, order_epoch = NO_SAMPLES, -1
+        choosers = (self._weights, self._own_sampler, self._drawing)
+        is_drawn = any(each is not None for each in choosers)
         for position in range(first, first + count):
             epoch, number = divmod(position, len(self))
             if epoch != order_epoch:
                 order, order_epoch = self._order(epoch), epoch
-                if self._weights is not None and may_repeat:
+                if is_drawn and may_repeat:
                     order = order + number_repeats(order) * len(self.dataset)  # type: ignore[arg-type]
             indices = order[number * self.batch_size : (number + 1) * self.batch_size]
             key_epoch = 0 if self._is_held_out else epoch

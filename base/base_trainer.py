@@ -38,7 +38,15 @@ from base.state import Monitor, Progress, Stateful, build_average, parts_with_st
 from base.stepper import build_steppers, choose_stepper, only
 from base.test_phase import choose_checkpoint, run_test, state_put_back
 from base.timing import Every, Window
-from base.values import StepValues, check_watched, summarise, values_of, weigh, with_total
+from base.values import (
+    StepValues,
+    check_watched,
+    note_losses,
+    summarise,
+    values_of,
+    weigh,
+    with_total,
+)
 from logger.meters import Meters
 
 Values = dict[str, Any]
@@ -240,12 +248,13 @@ class BaseTrainer:
         scale = getattr(self._phase_loader, "target_scale", None)
         if scale is None or not isinstance(batch, list | tuple):
             return predictions, batch
-        target = target_of(batch, self.config["batch"])
+        rules = self.config["batch"]
+        target, last = target_of(batch, rules), target_of(batch, {**rules, "target": None})
         targets = target.values() if isinstance(target, Targets) else (target,)
-        if not any(each is batch[-1] for each in targets):
+        if not any(each is last for each in targets):
             return predictions, batch
-        predictions = scale.undo_all(predictions, batch[-1])
-        return predictions, [*batch[:-1], scale.undo(batch[-1])]
+        predictions = scale.undo_all(predictions, last)
+        return predictions, [scale.undo(item) if item is last else item for item in batch]
 
     # --- The recipe ------------------------------------------------------------------------------
 
@@ -302,6 +311,7 @@ class BaseTrainer:
                     with self.recovery.of(part), self.precision.autocast(), self.offload(), guard:
                         parts.append(StepValues(self.train_step(part), n_samples))
                         parts[-1].add_to(self.meters)
+                        note_losses(self, part, parts[-1])
                 self.progress.advance(self.window.n_samples)
                 if parts:
                     self.run_log.last = values_of(parts, self.device)
@@ -387,6 +397,8 @@ class BaseTrainer:
             callback.on_epoch_end(self, values)
         self.progress.closed_at = self.progress.step
         if is_whole:  # not where the last of all steps falls into the middle of an epoch
+            if self.experiment.sampler_state is not None:
+                self.experiment.sampler_state.end_epoch(self.progress.epoch)
             self.progress.start_next_epoch()
             for sums in (self.meters, *self.metrics.values()):
                 sums.reset()

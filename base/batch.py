@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +17,11 @@ CONTAINERS = (list, tuple, Mapping)
 TARGET_NAMES = ("target", "targets", "label", "labels", "y")
 
 Rules = Mapping[str, Any]
-AS_IT_IS: Rules = {"inputs": None, "target": None, "size": None}
+AS_IT_IS: Rules = {"inputs": None, "target": None, "size": None, "ids": False, "weight": None}
 """The ``batch:`` section of a config that does not have one."""
+
+IDS, WEIGHT = "ids", "sample_weight"
+"""The keys of what Kindling adds to a batch that is a dict; to a sequence it is appended."""
 
 
 class Targets(dict[str, Any]):
@@ -32,12 +35,17 @@ def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
         batch: a tensor (its own target), a sequence whose last item is the target, or a dict,
             whose items other than the target go to the model by name.
         rules: the config's ``batch:`` section. ``inputs`` names the items, by key or position, that
-            go to the model in that order.
+            go to the model in that order. Without them ids and weights of the samples do not.
     """
     if rules["inputs"] is not None:
+        batch = given_part(batch, rules)
         return [_item(batch, key, "batch.inputs") for key in rules["inputs"]], {}
     if isinstance(rules["target"], Mapping):
-        return _no_targets(batch, [*rules["target"].values()])
+        items = [*rules["target"].values(), *_weight_places(batch, rules)]
+        is_dict = isinstance(batch, Mapping)
+        part = _without_extras(batch, rules) if is_dict else given_part(batch, rules)
+        return _no_targets(part, items)
+    batch = _without_extras(batch, rules)
     if isinstance(batch, (list, tuple)) and len(batch) > 1:
         return list(batch[:-1]), {}
     if isinstance(batch, Mapping):
@@ -68,12 +76,93 @@ def target_of(batch: Any, rules: Rules) -> Any:
     """
     if isinstance(rules["target"], Mapping):
         items = rules["target"].items()
-        return Targets({name: _item(batch, key, f"batch.target.{name}") for name, key in items})
+        given = given_part(batch, rules)
+        return Targets({name: _item(given, key, f"batch.target.{name}") for name, key in items})
     if rules["target"] is not None:
-        return _item(batch, rules["target"], "batch.target")
+        return _item(given_part(batch, rules), rules["target"], "batch.target")
+    batch = _without_extras(batch, rules)
     if isinstance(batch, (list, tuple)):
         return batch[-1]
     return batch[_target_name(batch, rules)] if isinstance(batch, Mapping) else batch
+
+
+def ids_of(batch: Any, rules: Rules) -> Any:
+    """Return the ids of a batch's samples, (sample,) int64, which ``ids: true`` has added."""
+    if isinstance(batch, Mapping):
+        return _item(batch, IDS, "batch.ids")
+    if is_sequence(batch):
+        return batch[-1 - _has_appended_weight(batch, rules)]
+    return getattr(batch, IDS)
+
+
+def sample_weight_of(batch: Any, rules: Rules) -> Any:
+    """Return the item of a batch that ``weight`` names, or that was added for it."""
+    name = rules["weight"]
+    if isinstance(batch, Mapping):
+        return batch[name] if name in batch else _item(batch, WEIGHT, "batch.weight")
+    if not is_sequence(batch):
+        return getattr(batch, name if hasattr(batch, str(name)) else WEIGHT)
+    if isinstance(name, str):
+        return getattr(batch, name) if name in _fields(batch) else batch[-1]
+    return _item(given_part(batch, rules), name, "batch.weight")
+
+
+def extras_of(batch: Any, rules: Rules, names: Collection[str]) -> dict[str, Any]:
+    """Return what there is of ids and weights of samples, if it is asked for by name."""
+    if batch is None:
+        return {}
+    found = {}
+    if IDS in names and rules.get("ids"):
+        found[IDS] = ids_of(batch, rules)
+    if WEIGHT in names and rules.get("weight") is not None:
+        found[WEIGHT] = sample_weight_of(batch, rules)
+    return found
+
+
+def given_part(batch: Any, rules: Rules) -> Any:
+    """Return a sequence as the loader's data set gave it, so that positions keep their meaning."""
+    if not is_sequence(batch):
+        return batch
+    n_added = bool(rules.get("ids")) + _has_appended_weight(batch, rules)
+    return batch[: len(batch) - n_added] if n_added else batch
+
+
+def is_sequence(batch: Any) -> bool:
+    """Tell a list or a tuple of items from all else; a packed sequence is one item."""
+    return isinstance(batch, (list, tuple)) and not isinstance(batch, PackedSequence)
+
+
+def _has_appended_weight(batch: Any, rules: Rules) -> bool:
+    name = rules.get("weight")
+    return isinstance(name, str) and name not in _fields(batch)
+
+
+def _fields(batch: Any) -> tuple[str, ...]:
+    return getattr(batch, "_fields", ())
+
+
+def _without_extras(batch: Any, rules: Rules) -> Any:
+    """Return a batch without the ids and the weights of its samples."""
+    name = rules.get("weight")
+    if not rules.get("ids") and name is None:
+        return batch
+    if isinstance(batch, Mapping):
+        extras = {IDS} if rules.get("ids") else set()
+        extras |= {name, WEIGHT} if name is not None else set()
+        return {key: value for key, value in batch.items() if key not in extras}
+    given = given_part(batch, rules)
+    for place in _weight_places(batch, rules) if is_sequence(batch) else ():
+        weight = _item(given, place, "batch.weight")
+        return [item for item in given if item is not weight]
+    return given
+
+
+def _weight_places(batch: Any, rules: Rules) -> list[int]:
+    """Return the position of a weight that is an item of the batch itself."""
+    name = rules.get("weight")
+    if name in _fields(batch):
+        return [_fields(batch).index(name)]
+    return [name] if isinstance(name, int) else []
 
 
 def _target_name(batch: Mapping[str, Any], rules: Rules) -> str:
@@ -168,6 +257,8 @@ class SampleCount:
         """Return the number of samples of a batch, the ``position``-th of the loader."""
         if self._own is not None:
             return int(self._own(batch))
+        if self.rules.get("ids") and self.rules["size"] is None:
+            return len(ids_of(batch, self.rules))
         if self._is_plain and type(batch) is list and len(batch) == 2:
             inputs, target = batch
             is_plain = isinstance(target, Tensor) and isinstance(inputs, Tensor)

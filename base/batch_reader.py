@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_info
@@ -55,6 +56,13 @@ class Mended(NamedTuple):
     bad: list[BadSample]
 
 
+class Numbered(NamedTuple):
+    """A batch, and the index in the data set of each of its samples."""
+
+    batch: Batch
+    ids: Any  # an array, which is sent from a worker with less ado than a tensor
+
+
 NoteBad = Callable[[list[BadSample]], None]
 
 
@@ -87,13 +95,19 @@ class BatchReader:
     Indices of the length and more ask for sample ``index % length`` in another random form. A data
     set may read whole batches: by ``get_batch(indices)`` where nothing is random, by
     ``get_keyed_batch(indices, seed, epoch)`` where all that is random follows from these.
-    With `skip` a batch is read without the samples that cannot be, after a fault only.
+    With `skip` a batch is read without the samples that cannot be, after a fault only. With
+    `numbers` it comes as a `Numbered` one.
     """
 
     def __init__(
-        self, dataset: Any, collate_fn: Callable[[list[Any]], Batch], skip: Skip | None = None
+        self,
+        dataset: Any,
+        collate_fn: Callable[[list[Any]], Batch],
+        skip: Skip | None = None,
+        numbers: bool = False,
     ) -> None:
         self.dataset, self.collate_fn, self.skip = dataset, collate_fn, skip
+        self.numbers = numbers
         self.name = getattr(dataset, "name", type(dataset).__name__)
         is_plain = collate_fn is default_collate
         self.get_batch = find_get_batch(dataset) if is_plain else None
@@ -118,7 +132,12 @@ class BatchReader:
         if isinstance(batch, Failure) and batch.may_be_skipped:  # name the very sample
             alone = (one for _, one in self._read_each(key) if isinstance(one, Failure))
             return next(alone, batch)
-        return batch
+        return self._numbered(batch, key[2])
+
+    def _numbered(self, batch: Batch | Failure, indices: Any) -> Batch | Failure:
+        if not self.numbers or batch is None or isinstance(batch, Failure):
+            return batch
+        return Numbered(batch, np.asarray(indices) % len(self.dataset))
 
     def _read_sound(self, key: Key, skip: Skip) -> Batch | Failure | Mended:
         """Read a batch without its bad samples; those that are known are not tried again."""
@@ -135,6 +154,7 @@ class BatchReader:
                 break
             if not self._find_bad((seed, epoch, indices), skip):
                 break  # each can be read by itself: the fault is another one
+        batch = self._numbered(batch, indices)
         return Mended(batch, bad) if bad else batch
 
     def _without_known(self, key: Key, skip: Skip) -> tuple[list[int], list[BadSample]]:

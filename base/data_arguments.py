@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -71,6 +72,7 @@ class DataParameters:
         batch: Any,
         given: Collection[str] = (),
         who: tuple[str, str] | None = None,
+        extras: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return what is given by position after the output, and what by keyword.
 
@@ -80,6 +82,7 @@ class DataParameters:
             given: the names of what the caller gives itself.
             who: the place in the config and the name of who takes it, for errors; None leaves out
                 what is missing.
+            extras: the ids and the weights of the samples, for parameters of these names.
 
         Raises:
             ConfigError: a parameter without a default is given nothing.
@@ -88,7 +91,8 @@ class DataParameters:
         if not self.needed and not offered and self.second not in (None, BATCH):
             return (target,), {}  # the most common by far
         free = [name for name in self.needed if name not in given]
-        keywords = {name: offered[name] for name in free if name in offered}
+        named = {**extras, **offered}
+        keywords = {name: named[name] for name in free if name in named}
         if BATCH in free and batch is not None:
             keywords[BATCH] = batch
         missing = [name for name in free if self.needed[name] and name not in keywords]

@@ -65,6 +65,22 @@ def counted_by(value: Any) -> Counted | None:
     return getattr(value, "counted", None)
 
 
+def mark_samples(value: Tensor, losses: Tensor | None) -> Tensor:
+    """Note on a loss what it is for each of its samples, (sample,), without their graph."""
+    if losses is not None:
+        value.samples = losses.detach()  # type: ignore[attr-defined]
+    return value
+
+
+def losses_of_samples(value: Any) -> Tensor | None:
+    """Return what is noted on a loss of its samples; of a sum of losses the sum of theirs."""
+    terms = terms_of(value)
+    if terms is None:
+        return getattr(value, "samples", None)
+    found = [each for term in terms.values() if (each := losses_of_samples(term)) is not None]
+    return sum(found[1:], start=found[0]) if found else None
+
+
 def mark_sum(value: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
     """Note on a sum of losses what its terms are, each a mean over something of its own."""
     value.terms = terms  # type: ignore[attr-defined]
@@ -102,14 +118,35 @@ def denominator_rule(function: Any) -> Rule | None:
     return functools.partial(rule, reduction=_reduction_of(settings), **kept)
 
 
+def torch_rule(function: Any) -> Rule | None:
+    """Return the rule of a loss of torch, as it stands below; None of any other."""
+    if isinstance(function, FunctionType | BuiltinFunctionType):
+        return _RULES.get(function)
+    kinds = (kind for kind in _RULES if isinstance(kind, type) and _computes_as(function, kind))
+    return _RULES[kind] if (kind := next(kinds, None)) else None
+
+
 def is_unreduced(function: Any, given: Mapping[str, Any]) -> bool:
     """Tell whether a loss is asked for a number for each entry: in its call, else in the config."""
+    return reduction_of(function, given) == "none"
+
+
+def reduction_of(function: Any, given: Mapping[str, Any]) -> str:
+    """Return how a loss is reduced: as its call says, else the config, else its default."""
     settings: Mapping[str, Any] = {}
     if isinstance(function, functools.partial):
         settings = function.keywords
     elif isinstance(function, nn.Module):
         settings = {"reduction": getattr(function, "reduction", "mean")}
-    return _reduction_of({**settings, **given}) == "none"
+    return _reduction_of({**settings, **given})
+
+
+def is_sum(function: Any, given: Mapping[str, Any]) -> bool:
+    """Tell whether a loss is a sum, by its own default too."""
+    called: Any = function.forward if isinstance(function, nn.Module) else function
+    parameter = _after_first(called).get("reduction")
+    default = {} if parameter is None else {"reduction": parameter.default}
+    return reduction_of(function, {**default, **given}) == SUM
 
 
 def _own_rule(own: Callable[..., Any], settings: Mapping[str, Any]) -> Rule:
@@ -281,5 +318,8 @@ _RULES: dict[Any, Rule] = {
     ),
     **dict.fromkeys((F.ctc_loss, nn.CTCLoss), _sequences),
 }
+OF_ROWS = (_output_elements, _output_rows, _sequences)
+"""Rules that need more than the target: of a sample's rows, the mean counts once."""
+
 RULES = {function: _or_sum(rule) for function, rule in _RULES.items()}
 """Functions and classes of torch.nn, each with its rule."""

@@ -22,6 +22,7 @@ from base.shipped import FOLDERS, is_shipped
 _BASE_WORDS = {
     "Dataset": "dataset",
     "DataLoader": "data_loader",
+    "Sampler": "sampler",
     "Optimizer": "optimizer",
     "LRScheduler": "lr_scheduler",
     "Trainer": "trainer",

@@ -27,7 +27,13 @@ from base.freezing import Freezing
 from base.initialise import InitRecord, initialise
 from base.late_dynamo import put_off_dynamo
 from base.layers import NoForward
-from base.loaders import batches_in_epoch, build_loaders, build_test_loader, defer_loaders
+from base.loaders import (
+    batches_in_epoch,
+    build_loaders,
+    build_test_loader,
+    check_sampler,
+    defer_loaders,
+)
 from base.losses import build_losses
 from base.match import NoMatch
 from base.memory.allocator import keep_freed_memory
@@ -40,6 +46,7 @@ from base.optim import build_optimizer
 from base.parameter_groups import check_ownership
 from base.plateau import watching
 from base.registry import find
+from base.sampler_state import SamplerState
 from base.schedule import Schedule, build_schedule
 from base.seeding import derive_seed, isolated_random_state
 from base.shape_errors import explain_shape_errors
@@ -57,6 +64,7 @@ class Data:
     batches_per_epoch: int
     example: Any
     test_loader: Any = None
+    sampler_state: SamplerState | None = None
 
 
 @dataclass
@@ -80,6 +88,8 @@ class Experiment:
     init_records: list[InitRecord] = field(default_factory=list)
     test_loader: Any = None
     """Built beforehand where a test is all that is done."""
+    sampler_state: SamplerState | None = None
+    """Of a sampler of the training data that has one, and perhaps learns from the losses."""
     loaded: dict[str, Fit] = field(default_factory=dict)
     """What became of each file of weights, by the name of the module it was for."""
     load: OtherLoad = field(default_factory=OtherLoad)
@@ -207,7 +217,14 @@ def build_experiment(
     total_steps = settings["steps"] or settings["epochs"] * steps_per_epoch
 
     with isolated_random_state(derive_seed(config["seed"], "loss")):
-        losses = build_losses(config["loss"], steps_per_epoch, total_steps)
+        wants_losses = data.sampler_state is not None and data.sampler_state.wants_losses
+        losses = build_losses(
+            config["loss"],
+            steps_per_epoch,
+            total_steps,
+            rules=config["batch"],
+            notes_samples=wants_losses,
+        )
     for loss in losses.values():
         loss.to(device)
     freezing = build_freezing(config, model, steps_per_epoch, total_steps)
@@ -239,13 +256,17 @@ def build_experiment(
         model=model,
         losses=losses,
         metrics=build_metrics(
-            config["metrics"], losses=losses, has_outputs=compares_outputs(config)
+            config["metrics"],
+            losses=losses,
+            has_outputs=compares_outputs(config),
+            rules=config["batch"],
         ),
         optimizers=optimizers,
         schedules=schedules,
         train_loader=data.train_loader,
         valid_loader=data.valid_loader,
         test_loader=data.test_loader,
+        sampler_state=data.sampler_state,
         callbacks=build_callbacks(config),
         batches_per_epoch=batches_per_epoch,
         total_steps=total_steps,
@@ -278,7 +299,10 @@ def training_data(
     for loader in (train_loader, valid_loader):
         getattr(loader, "place_on", lambda _: None)(device)
     n_batches = batches_in_epoch(config, train_loader)
-    return Data(train_loader, valid_loader, n_batches, example=train_loader)
+    sampler_state = getattr(train_loader, "sampler_state", None)
+    if sampler_state is not None:
+        check_sampler(config, train_loader, n_batches)
+    return Data(train_loader, valid_loader, n_batches, train_loader, sampler_state=sampler_state)
 
 
 def tested_data(config: Config, data: Mapping[str, Any]) -> Data:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from base.batch import tensors_in, to_device
+from base.sample_items import checked_weights
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -26,6 +27,8 @@ def feed(trainer: BaseTrainer, batches: Iterator[Any]) -> Iterator[Any]:
     prefetch = trainer.config["memory"]["prefetch"] if device.type == "cuda" else 0
     copies = CopiesAhead(device) if prefetch else Copies(device)
     copied: deque[Any] = deque()
+    if trainer.config["batch"]["weight"] is not None:
+        batches = checked_weights(batches, trainer.config["batch"])
     for batch in batches:
         clock.lap("data")
         copied.append(copies.begin(batch))

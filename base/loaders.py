@@ -49,6 +49,10 @@ def build_loaders(config: Config) -> tuple[Any, Any]:
         loader.set_training_length(n_steps, steps_per_epoch, n_batches)
     if mixers := getattr(loader, "mixes", ""):
         _refuse_class_numbers(config, mixers)
+        if config["batch"]["weight"] is not None:
+            text = f"{mixers} makes one sample of two, each with a weight of its own"
+            problem = config.problem(("batch", "weight"), f"{text}: leave one of them out")
+            raise ConfigError([problem])
     return _with_positions(config, loader, "data_loader"), valid_loader
 
 
@@ -105,7 +109,10 @@ def _with_positions(config: Config, loader: Any, key: str) -> Any:
         is_given = "num_workers" in config[key]["args"]
         keys = (key, "args", "num_workers") if is_given else (key,)
         raise ConfigError([config.problem(keys, fault)])
-    return as_batches(loader, config["seed"])
+    loader = as_batches(loader, config["seed"])
+    if config["batch"]["ids"] or isinstance(config["batch"]["weight"], str):
+        loader.add_to_batches(config["batch"])
+    return loader
 
 
 def _read_once(config: Config, loader: Any, key: str) -> Any:
@@ -190,6 +197,31 @@ def batches_in_epoch(config: Config, loader: Any) -> int:
     if n_batches == 0:
         raise ConfigError([config.problem(("data_loader",), "the loader gives no batch")])
     return n_batches
+
+
+def check_sampler(config: Config, loader: Any, n_batches: int) -> None:
+    """Make sure that a sampler with state can be resumed, and gets the losses that it asks for.
+
+    Args:
+        n_batches: of an epoch.
+
+    Raises:
+        ConfigError: an epoch is no pass over the loader, or losses would lack their samples.
+    """
+    name = type(loader.sampler_state.sampler).__name__
+    problems = []
+    if n_batches != len(loader):
+        text = f"{name} chooses samples for a pass over the data, {len(loader)} batches, and its"
+        text += f" state is kept by the epoch, which is {n_batches} here: leave this out"
+        problems.append(config.problem(("trainer", "epoch_steps"), text))
+    if loader.sampler_state.wants_losses and not config["batch"]["ids"]:
+        text = f"{name} learns from the loss of each sample: write `batch: {{ids: true}}`"
+        problems.append(config.problem(("data_loader",), text))
+    if loader.sampler_state.wants_losses and getattr(loader, "mixes", ""):
+        text = f"{name} learns from the loss of each sample, but {loader.mixes} makes one of two"
+        problems.append(config.problem(("data_loader",), f"{text}: leave one of them out"))
+    if problems:
+        raise ConfigError(problems)
 
 
 def ignored_by_losses(config: Config) -> int | None:

@@ -13,16 +13,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from base.batch import in_full_precision, target_of, tensors_in
+from base.batch import (
+    AS_IT_IS,
+    Rules,
+    extras_of,
+    ids_of,
+    in_full_precision,
+    sample_weight_of,
+    target_of,
+    tensors_in,
+)
 from base.compared import Compared, build_list
 from base.config.durations import parse_duration
 from base.data_arguments import DataParameters
-from base.denominators import SUM, Counted, counted_by, denominator_rule, is_unreduced, mark
+from base.denominators import (
+    SUM,
+    Counted,
+    counted_by,
+    denominator_rule,
+    is_sum,
+    is_unreduced,
+    losses_of_samples,
+    mark,
+    mark_samples,
+)
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
 from base.loss_terms import Term, as_terms, flat, refuse_many
 from base.metric_values import describe, describe_call
 from base.names import build as build_named
+from base.sample_losses import SAMPLE_WEIGHT, SampleWise, as_weights, zero_where
 from base.shape_agreement import BroadcastError, ShapeAgreement
 
 
@@ -61,12 +81,17 @@ class WeightedLoss:
     weight: float | Ramp = 1.0
     compared: Compared = field(default_factory=Compared)
     agreement: ShapeAgreement | None = field(default=None, repr=False, compare=False)
+    rules: Rules = field(default_factory=lambda: AS_IT_IS, repr=False)
+    """The config's ``batch:`` section, which says where ids and weights of samples are."""
+    notes_samples: bool = False
+    """It is asked for the loss of each sample, for a sampler that learns from them."""
 
     def __post_init__(self) -> None:
         self.takes = DataParameters.of(self.function)
         self.as_built = copy.deepcopy(self._whole_state())  # on the CPU: nothing was moved yet
         # The rule of before `to` keeps class weights on the CPU, for targets that are still there.
         self._rule = self._rule_on_cpu = denominator_rule(self.function)
+        self._by_samples = SampleWise(self.name, self.function)
 
     def __call__(
         self, output: Any, target: Any, *more: Any, batch: Any = None, **keywords: Any
@@ -79,19 +104,28 @@ class WeightedLoss:
             output, target: all of them; what the config's ``output`` and ``target`` name is picked,
                 and of several targets what the function has parameters for.
             more, keywords: further arguments that a trainer of your own gives to its loss.
-            batch: where ``target`` is looked for if it is no part of the target; a function with a
-                parameter of this name is given it.
+            batch: where ``target`` is looked for if it is no part of the target, and the weights of
+                samples; a function with a parameter of this name is given it.
 
         Raises:
             ConfigError: the function needs an argument that nobody gives.
             TrainingError: the loss refuses what it is given, or gives no number.
         """
+        weights, keywords = self._sample_weights(batch, keywords)
         given = {**self.takes.named(more), **keywords}
         output, picked = self.compared(output, target, batch)
         who = (self.compared.where, f"loss {self.name!r}")
-        after, found = self.takes.bind(picked, target, batch, given, who)
+        extras = extras_of(batch, self.rules, self.takes.needed)
+        after, found = self.takes.bind(picked, target, batch, given, who, extras)
+        args, named = (output, *after, *more), {**found, **keywords}
+        is_by_samples = self.notes_samples or not (weights is None or SAMPLE_WEIGHT in named)
+        is_by_samples = is_by_samples and not is_unreduced(self.function, given)
         try:
-            value = self._in_full_precision((output, *after, *more), {**found, **keywords})
+            if is_by_samples:
+                ones_or_weights = self._ones(batch) if weights is None else weights
+                value = self._by_samples(self._in_full_precision, args, named, ones_or_weights)
+            else:
+                value = self._in_full_precision(self.function, args, _no_zeros(named, weights))
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
             raise
         except Exception as error:
@@ -100,11 +134,39 @@ class WeightedLoss:
             raise TrainingError(f"{text}{_about_classes(after, error)}") from error
         if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, given):
             return value
-        counted = self._counted(output, after, {**given, **found})
+        counted = self._counted(output, after, {**given, **found}, weights)
+        if weights is not None and not is_by_samples:
+            value = zero_where(weights.sum() == 0, value)
         terms = as_terms(self.name, value, self._scalar, counted)
         if terms is not None:
             return terms
         return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+
+    def _sample_weights(
+        self, batch: Any, keywords: dict[str, Any]
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Return the weights of the samples, and what else the loss is called with."""
+        if SAMPLE_WEIGHT in keywords:
+            given = keywords[SAMPLE_WEIGHT]
+            weights = None if given is None else as_weights(given, f"loss {self.name!r}")
+            takes_it = SAMPLE_WEIGHT in self.takes.needed
+            keywords = {k: v for k, v in keywords.items() if k != SAMPLE_WEIGHT or takes_it}
+            return weights, keywords
+        if self.rules["weight"] is None:
+            return None, keywords
+        if batch is None:
+            text = f"loss {self.name!r} is called without its batch, and so without the weights of"
+            text += " its samples: call it with `batch=batch`, or where they do not belong to it"
+            raise TrainingError(f"{text} with `sample_weight=None`")
+        return as_weights(sample_weight_of(batch, self.rules), "batch.weight"), keywords
+
+    def _ones(self, batch: Any) -> Tensor:
+        """Return a weight for each sample of a batch, where all count alike."""
+        if batch is None:
+            text = f"loss {self.name!r} is called without its batch, and so without the ids of its"
+            raise TrainingError(f"{text} samples: call it with `batch=batch`")
+        ids: Tensor = ids_of(batch, self.rules)
+        return torch.ones(len(ids), device=ids.device)
 
     def _scalar(self, value: Any, whose: str) -> Tensor:
         """Return a tensor of one number without dimensions."""
@@ -122,15 +184,24 @@ class WeightedLoss:
         try:
             target = target_of(batch, rules)
             picked = self.compared.pick_target(target, batch)
-        except ConfigError:
+            weights, _ = self._sample_weights(batch, {})
+            extras = extras_of(batch, self.rules, self.takes.needed)
+        except (ConfigError, TrainingError):
             return None  # the step itself says what is missing
-        return self._counted(None, *self.takes.bind(picked, target, batch))
+        after, found = self.takes.bind(picked, target, batch, extras=extras)
+        return self._counted(None, after, found, weights)
 
     def _counted(
-        self, output: Any, after: tuple[Any, ...], given: Mapping[str, Any]
+        self,
+        output: Any,
+        after: tuple[Any, ...],
+        given: Mapping[str, Any],
+        weights: Tensor | None = None,
     ) -> Counted | None:
         """Return what the loss divides by, of arguments that follow the output."""
         target = after[0] if after else None
+        if weights is not None:
+            return self._counted_by_weight(target, given, weights)
         if self._rule is None or not (isinstance(target, Tensor) or self._says_its_own):
             return None
         tensors = list(tensors_in(target))
@@ -143,6 +214,20 @@ class WeightedLoss:
             number = self._own_number(lambda: rule(output, target, **given), target)
         if number is None:
             return None
+        return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
+
+    def _counted_by_weight(self, target: Any, given: Mapping[str, Any], weights: Tensor) -> Counted:
+        """Return what the weighted mean divides by."""
+        tensors = list(tensors_in(target))
+        if SAMPLE_WEIGHT not in given:
+            number = self._by_samples.counted(target, given, weights)
+        elif is_sum(self.function, given):
+            number = SUM
+        elif (rule := self._rule) is not None and self._says_its_own:
+            number = self._own_number(lambda: rule(None, target, **given), target)
+        else:  # it takes the weights by itself
+            number = weights.sum()
+        n_elements = sum(each.numel() for each in tensors)
         return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
 
     @property
@@ -166,19 +251,21 @@ class WeightedLoss:
             f"the denominator of loss {self.name!r} must be one number, not {found}"
         )
 
-    def _in_full_precision(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Call the function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
+    def _in_full_precision(
+        self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
+        """Call a function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
         first = args[0] if isinstance(args[0], Tensor) else next(tensors_in(args), None)
         if first is None or not torch.is_autocast_enabled(first.device.type):
-            return self._call(args, keywords)
+            return self._call(function, args, keywords)
         with torch.autocast(first.device.type, enabled=False):
-            return self._call(in_full_precision(args), in_full_precision(keywords))
+            return self._call(function, in_full_precision(args), in_full_precision(keywords))
 
-    def _call(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Call the function; on the first batches, where shapes are held against each other."""
+    def _call(self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Call a function; on the first batches, where shapes are held against each other."""
         if self.agreement is None:
-            return self.function(*args, **keywords)
-        return self.agreement.call(self.compared.where, self.function, *args, **keywords)
+            return function(*args, **keywords)
+        return self.agreement.call(self.compared.where, function, *args, **keywords)
 
     def weight_at(self, step: int | None) -> float:
         """Return the weight in the step that follows so many others; None: the final one."""
@@ -197,6 +284,7 @@ class WeightedLoss:
             }
             self.function = functools.partial(self.function.func, **keywords)
         self._rule = denominator_rule(self.function)
+        self._by_samples = SampleWise(self.name, self.function)
         return self
 
     def follow_weights(self) -> None:
@@ -238,6 +326,14 @@ class WeightedLoss:
         return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
 
 
+def _no_zeros(keywords: dict[str, Any], weights: Tensor | None) -> dict[str, Any]:
+    """Return what a loss that takes weights is called with: never weights that are 0 in all."""
+    if weights is None:
+        return keywords
+    ones = torch.ones_like(weights)
+    return {**keywords, SAMPLE_WEIGHT: torch.where(weights.sum() == 0, ones, weights)}
+
+
 def _address(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
@@ -277,12 +373,17 @@ def weigh_terms(
         refuse_many(name, term.value)
     return {
         # A product with 1 would be one more operation, forward and backward.
-        name: term.value
-        if weights[name] == 1
-        else mark(term.value * weights[name], counted_by(term.value))
+        name: term.value if weights[name] == 1 else _times(term.value, weights[name])
         for name, term in found.items()
         if weights[name] != 0 or not any(weights.values())
     }
+
+
+def _times(loss: Tensor, weight: float) -> Tensor:
+    """Return a loss times its weight, with what is noted on it."""
+    of_samples = losses_of_samples(loss)
+    product = mark(loss * weight, counted_by(loss))
+    return mark_samples(product, None if of_samples is None else of_samples * weight)
 
 
 def build_losses(
@@ -290,11 +391,15 @@ def build_losses(
     steps_per_epoch: int = 1,
     total_steps: int = 1,
     build: Callable[..., Any] = build_named,
+    rules: Rules = AS_IT_IS,
+    notes_samples: bool = False,
 ) -> dict[str, WeightedLoss]:
     """Build the losses of the config's ``loss`` list (normal form), by name.
 
     Args:
         steps_per_epoch, total_steps: what the durations of weights are counted in.
+        rules: the config's ``batch:`` section.
+        notes_samples: whether a sampler learns from the loss of each sample.
 
     Raises:
         ConfigError: a name is taken or unknown, arguments do not fit, or a loss has parameters to
@@ -314,7 +419,13 @@ def build_losses(
             after = 0 if weight["after"] is None else steps(weight["after"])
             ends = (weight["from"], weight["to"])
             weight = Ramp(*ends, steps(weight["over"]), after, weight["shape"])
-        return WeightedLoss(name, function, weight, Compared.of(section, where))
+        compared = Compared.of(section, where)
+        loss = WeightedLoss(name, function, weight, compared, None, rules, notes_samples)
+        if loss.needs_whole_batches and (notes_samples or rules["weight"] is not None):
+            text = f"{name} compares the samples of a batch with each other: it has no loss for"
+            text += " each, as `batch.weight` and a sampler that learns from losses need"
+            raise ConfigError([Problem(where, text)])
+        return loss
 
     return build_list("loss", "loss", sections, make)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from base import object_state
-from base.batch import count_samples
+from base.batch import AS_IT_IS, WEIGHT, Rules, count_samples, extras_of
 from base.compared import Compared, build_list
 from base.data_arguments import DataParameters
 from base.discovery import describe_error
@@ -22,6 +22,7 @@ from base.loss_facts import with_loss_facts
 from base.losses import WeightedLoss
 from base.metric_values import as_result, describe_call, detached, device_of, join, on_cpu
 from base.names import build as build_named
+from base.sample_losses import as_weights
 from base.shape_agreement import ShapeAgreement
 
 Result = float | dict[str, float] | Tensor
@@ -41,6 +42,7 @@ class Metric(ABC):
         self.name = name
         self.compared = Compared()
         self.takes = takes or DataParameters()
+        self.rules: Rules = AS_IT_IS  # the config's ``batch:`` section
 
     @final
     def update(
@@ -49,14 +51,16 @@ class Metric(ABC):
         """Take in a batch; raise TrainingError, with the metric's name, where it fails.
 
         Where the config names an ``output`` or a ``target``, that part is picked (see `Compared`).
-        Of several targets, and of the batch, it is given what it has parameters for.
+        Of several targets, of the batch, and of ids and weights of its samples it is given what it
+        has parameters for.
 
         Args:
             n_samples: the samples of the batch; None counts the targets.
         """
         output, picked = self.compared(output, target, batch)
         who = (self.compared.where, f"metric {self.name!r}")
-        after, found = self.takes.bind(picked, target, batch, who=who)
+        extras = extras_of(batch, self.rules, self.takes.needed)
+        after, found = self.takes.bind(picked, target, batch, who=who, extras=extras)
         try:
             self._update((detached(output), *after), found, n_samples)
         except ConfigError:
@@ -101,7 +105,7 @@ class Metric(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return what ``update`` has gathered, as tensors and plain data."""
         state = object_state.capture(self)
-        del state["compared"], state["takes"]  # the config's, and the function's
+        del state["compared"], state["takes"], state["rules"]  # the config's, the function's
         state.pop("agreement", None)
         return state
 
@@ -157,6 +161,12 @@ class SampleMean(Metric):
             total, count = value
             self.total = _plus(self.total, total)
             self.n_samples = _plus(self.n_samples, count)
+            return
+        if WEIGHT in keywords:  # it is a weighted mean
+            weight = as_weights(keywords[WEIGHT], f"metric {self.name!r}").sum()
+            value = torch.as_tensor(value, device=weight.device)
+            self.total = _plus(self.total, torch.where(weight == 0, 0.0, value * weight))
+            self.n_samples = _plus(self.n_samples, weight)
             return
         n_samples = count_samples(args) if n_samples is None else n_samples
         self.total = _plus(self.total, value, n_samples)
@@ -265,12 +275,14 @@ def build_metrics(
     build: Callable[..., Any] = build_named,
     losses: Mapping[str, WeightedLoss] = MappingProxyType({}),
     has_outputs: bool = True,
+    rules: Rules = AS_IT_IS,
 ) -> dict[str, Metric]:
     """Build the metrics of the config's ``metrics`` list (normal form), by name.
 
     Args:
         losses: what the metrics count as, see `with_loss_facts`.
         has_outputs: the metrics see the outputs as the losses do.
+        rules: the config's ``batch:`` section.
 
     Raises:
         ConfigError: a name is taken or unknown, or arguments do not fit; all faults together.
@@ -282,7 +294,7 @@ def build_metrics(
         if losses:
             section = with_loss_facts(section, where, losses, has_outputs)
         metric = _adapt(section["name"], build("metric", section, where=where), section, where)
-        metric.compared = Compared.of(section, where)
+        metric.compared, metric.rules = Compared.of(section, where), rules
         return metric
 
     return build_list("metric", "metrics", sections, make)

@@ -224,10 +224,10 @@ def _inner_kind(kind: str, name: str, parameter: Parameter | None, value: Any) -
         return kind if takes_modules(parameter) else None
     if kind == "lr_scheduler":
         return {"schedulers": kind, "lr_lambda": "function", "scale_fn": "function"}.get(name)
-    if kind not in ("data_loader", "dataset", "transform"):
+    if kind not in ("data_loader", "dataset", "transform", "sampler"):
         return None
     word = name.rpartition("_")[2].removesuffix("s")  # one of them, or a list
-    known = {"dataset": "dataset", "transform": "transform"}
+    known = {"dataset": "dataset", "transform": "transform", "sampler": "sampler"}
     return "function" if name == "collate_fn" else known.get(word)
 
 

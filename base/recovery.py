@@ -39,7 +39,7 @@ log = logging.getLogger("kindling")
 
 # What a rollback leaves as it is: where the run is, what it has logged, the rates of its schedules.
 KEPT = (
-    "progress", "monitor", "meters", "random", "bad_samples", "epoch_rows",
+    "progress", "monitor", "meters", "random", "bad_samples", "epoch_rows", "train_sampler",
     "metric.", "callback.", "schedule.", "scaler.",
 )  # fmt: skip
 TOLD_EVERY = 10  # skipped steps
@@ -141,6 +141,8 @@ class Recovery:
     def end_step(self) -> bool:
         """Forget the begin of the step; return whether it was made, not dropped."""
         self._begin, self._has_updated = {}, False
+        if self.trainer.experiment.sampler_state is not None:
+            self.trainer.experiment.sampler_state.keep_step()
         is_made = self.trainer.window.fate != "dropped"
         if is_made:
             self.trainer.progress.skipped_in_a_row = 0
@@ -174,6 +176,8 @@ class Recovery:
         for stepper in self.trainer.steppers.values():
             stepper.clear()
         self.trainer.capture.remove()
+        if self.trainer.experiment.sampler_state is not None:
+            self.trainer.experiment.sampler_state.drop_step()
         self.trainer.finite.all_finite()  # forget what was seen
         if self._begin:
             self._begin["buffers"]()

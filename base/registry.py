@@ -47,6 +47,7 @@ _KINDS = {
     "data_loader": Kind(("data_loader",)),
     "dataset": Kind(("data_loader",)),
     "transform": Kind(("data_loader",)),
+    "sampler": Kind(("data_loader",)),
     "optimizer": Kind(("model", "trainer"), parent="torch.optim:Optimizer"),
     "lr_scheduler": Kind(("model", "trainer")),
     "trainer": Kind(("trainer",), _CLASS, "base.base_trainer:BaseTrainer"),

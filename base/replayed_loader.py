@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, default_collate
 
+from base.batch import Rules
 from base.batch_reader import Batch
 from base.errors import DataError
+from base.sample_items import DrawnIndices, SampleItems, noting_indices, refuse_unknown_ids
+from base.sampler_state import state_of_sampler
 from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 from base.streams import items_of_stream, length_of_stream
 from base.workers import stop_workers, telling_deaths
@@ -44,8 +47,14 @@ class ReplayedLoader:
         self._n_batches = _length(loader)
         self._n_items = items_of_stream(loader)
         self._may_give_more = length_of_stream(loader) is not None
+        self._items: SampleItems | None = None
+        self._drawn: DrawnIndices | None = None
         self._iterator: Iterator[Batch] | None = None
         self._streams: tuple[Any, ...] = ()
+        self.sampler_state = getattr(loader, "sampler_state", None)
+        if isinstance(loader, torch.utils.data.DataLoader):
+            self.sampler_state = state_of_sampler(loader, self._draw_order)
+            self._note_indices()
         self.set_seed(seed)
 
     def __getattr__(self, name: str) -> Any:
@@ -75,9 +84,26 @@ class ReplayedLoader:
             yield batch
             del batch  # nothing of it lives on beside the next one
 
+    def add_to_batches(self, rules: Rules) -> None:
+        """Let batches carry ids and weights of their samples, as ``batch:`` says.
+
+        Raises:
+            ConfigError: which samples a batch has cannot be known.
+        """
+        dataset = getattr(self.loader, "dataset", None)
+        gives_ids = any(getattr(each, "gives_ids", False) for each in (self.loader, dataset))
+        if not gives_ids:
+            refuse_unknown_ids(self.loader)
+            self._note_indices(is_needed=True)
+        is_plain = getattr(self.loader, "collate_fn", None) is default_collate
+        pin_memory = getattr(self.loader, "pin_memory", False)
+        self._items = SampleItems(rules, dataset, is_plain, pin_memory, gives_ids)
+        self._go_to_pass(0)
+
     def n_drawn(self, position: int) -> int | None:
         """Return how many samples are drawn for the batch at this position, if that is known."""
         sampler = getattr(self.loader, "batch_sampler", None)
+        sampler = sampler.wrapped if isinstance(sampler, DrawnIndices) else sampler
         if self._n_items is not None and self._n_batches:
             first = position % self._n_batches * self.batch_size
             return int(min(self.batch_size, self._n_items - first))
@@ -129,7 +155,21 @@ class ReplayedLoader:
             set_cpu_streams(trainers)
         self._position += 1
         self._n_drawn += 1
-        return batch
+        if self._items is None:
+            return batch
+        return self._items.add(batch, None if self._drawn is None else self._drawn.of_next_batch())
+
+    def _note_indices(self, is_needed: bool = False) -> None:
+        """Let torch's loader note the indices of its batches, for ids or a sampler with state."""
+        is_at_once = self.sampler_state is not None
+        if self._drawn is None and (is_needed or is_at_once):
+            self.loader, self._drawn = noting_indices(self.loader, is_at_once)
+
+    def _draw_order(self, number: int) -> None:
+        """Let the sampler draw the order of a pass, and stand before its first batch."""
+        self._go_to_pass(number)
+        self._draw()
+        self._go_to_pass(number)
 
     def _next_batch(self) -> Batch:
         if self._n_drawn == self._n_batches:
@@ -162,6 +202,8 @@ class ReplayedLoader:
 
     def _begin_pass(self) -> Iterator[Batch]:
         """Iterate anew, with all that the order and the workers draw from seeded."""
+        if self.sampler_state is not None and self._drawn is not None:
+            self.sampler_state.begin(self._pass)
         for part in (self.loader, getattr(self.loader, "sampler", None)):
             if isinstance(generator := getattr(part, "generator", None), torch.Generator):
                 generator.manual_seed(derive_seed(self.seed, "generator", self._pass))

@@ -89,7 +89,7 @@ class RandomState:
 
 def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
     """Return what a training consists of, by the names that it has in checkpoints."""
-    bad_samples = trainer.experiment.bad_samples
+    bad_samples, sampler = trainer.experiment.bad_samples, trainer.experiment.sampler_state
     parts = {
         "model": trainer.model,
         "optimizer": trainer.optimizers,
@@ -106,6 +106,7 @@ def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
         "bad_samples": bad_samples if bad_samples.skips else {},
         "epoch_rows": trainer.epoch_rows,
         "epoch_start": trainer.epoch_start if trainer.epoch_start.is_used else {},
+        "train_sampler": {} if sampler is None else sampler,
     }
     named: dict[str, Any] = {}
     for name, part in parts.items():

@@ -34,7 +34,7 @@ log = logging.getLogger("kindling")
 # What training alone uses, or sums up within an epoch. All else in ``stateful`` is restored.
 OF_TRAINING = (
     "optimizer.", "schedule.", "scaler.", "callback.", "metric.", "meters", "random", "bad_samples",
-    "epoch_rows",
+    "epoch_rows", "train_sampler",
 )  # fmt: skip
 
 

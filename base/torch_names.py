@@ -91,6 +91,7 @@ _NN, _SCHEDULERS = "torch.nn.modules", "torch.optim.lr_scheduler"
 _is_loss_class = _subclass_of("torch.nn", "Module", ending="Loss")
 _is_metric = _subclass_of("torchmetrics", "Metric")
 _is_dataset = _subclass_of("torch.utils.data", "Dataset")
+_is_sampler = _subclass_of("torch.utils.data", "Sampler")
 _is_optimizer = _subclass_of("torch.optim", "Optimizer")
 _is_scheduler = _subclass_of(_SCHEDULERS, "LRScheduler")
 _is_callback = _subclass_of("base.callbacks", "Callback")
@@ -113,6 +114,7 @@ HOMES: dict[str, tuple[Home, ...]] = {
         Home("torch.utils.data", "torch.utils.data", lambda name, _: name == "DataLoader"),
     ),
     "dataset": (Home("torchvision.datasets", "torchvision.datasets", _is_dataset),),
+    "sampler": (Home("torch.utils.data", "torch.utils.data", _is_sampler),),
     "transform": (Home("torchvision.transforms.v2", "torchvision.transforms", _is_module),),
     "optimizer": (Home("torch.optim", "torch.optim", _is_optimizer),),
     "lr_scheduler": (Home(_SCHEDULERS, _SCHEDULERS, _is_scheduler),),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from base.denominators import SUM, counted_by, mark, mark_sum, terms_of
+from base.batch import ids_of
+from base.denominators import SUM, counted_by, losses_of_samples, mark, mark_sum, terms_of
 from base.errors import ConfigError, Problem, TrainingError, nearest
 from base.loss_gradients import due_gradients
 from base.loss_terms import flat, refuse_many
@@ -83,6 +84,8 @@ class StepValues:
         self.values: dict[str, Any] = {}
         self.means: list[tuple[str, Any, Any]] = []
         """Name, value and denominator (None for a sum); a sum of losses has one for each term."""
+        self.losses_of_samples = losses_of_samples(values.get("loss"))
+        """What was minimised for each sample, where a sampler learns from it."""
         for name, value in values.items():
             self.values[name] = kept = value.detach() if isinstance(value, Tensor) else value
             terms = terms_of(value)
@@ -115,6 +118,23 @@ def values_of(parts: Sequence[StepValues], device: torch.device) -> dict[str, An
     for part in parts:
         part.add_to(sums)
     return sums.means()
+
+
+def note_losses(trainer: BaseTrainer, part: Any, values: StepValues) -> None:
+    """Hand the losses of a part's samples to the sampler that learns from them, if there is one.
+
+    Raises:
+        TrainingError: what the step minimised does not say what it is for each sample.
+    """
+    state = trainer.experiment.sampler_state
+    if state is None or not state.wants_losses:
+        return
+    if values.losses_of_samples is None:
+        name = type(state.sampler).__name__
+        text = f"{name} learns from the loss of each sample, but the 'loss' of this step has none:"
+        text += " it must be one of `self.losses`, called with `batch=batch`, or their sum by"
+        raise TrainingError(f"{text} `compute_losses`")
+    state.note(ids_of(part, trainer.config["batch"]), values.losses_of_samples)
 
 
 def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from base.cores import free_cores
 from base.errors import ConfigError, DataError, Problem
 from base.free_memory import free_memory
+from base.sample_items import sample_numbers
 from data_loader.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
 
 log = logging.getLogger("kindling")
@@ -80,6 +81,10 @@ class CachedPixels:
 
     def __len__(self) -> int:
         return len(self.layout.shapes)
+
+    def sample_numbers(self, name: str) -> Any:
+        """Return what the source has under a name for all its samples, or None."""
+        return sample_numbers(self.source, name)
 
     def image(self, index: int) -> Tensor:
         """Return an image: uint8 (channel, height, width)."""

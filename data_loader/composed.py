@@ -15,6 +15,7 @@ from base.base_data_loader import count_samples
 from base.data_fingerprint import is_unnamed
 from base.data_record import offers_record, record_of, use_record
 from base.errors import DataError, Problem, nearest
+from base.sample_items import sample_numbers
 from data_loader.image_files import read_text
 from data_loader.labels import raise_problems
 from data_loader.tables import CsvDataset, fit_tables
@@ -67,6 +68,14 @@ class _Composed(Dataset[Any]):
             for number, part in enumerate(self.parts)
             for pair in part.table_parts(inner[numbers == number])
         ]
+
+    def sample_numbers(self, name: str) -> Tensor | None:
+        """Return what all parts have under a name for their samples, (sample,); None: not all."""
+        found = [sample_numbers(part, name) for part in self.parts]
+        if any(each is None for each in found):
+            return None
+        firsts = torch.tensor([0, *map(len, found[:-1])]).cumsum(0)
+        return torch.cat(list(map(torch.as_tensor, found)))[firsts[self._numbers] + self._indices]
 
     def _of_part(self, name: str, index: int) -> Any:
         return getattr(self.parts[self._numbers[index]], name)(int(self._indices[index]))

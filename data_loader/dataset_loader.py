@@ -51,6 +51,7 @@ class DatasetLoader(BaseDataLoader):
         cache: `none`; `memory` or `disk`, decoded pixels kept as uint8 there.
         cache_dir: folder of what is kept on disk.
         sampling: `balanced`, or weights by class or by sample.
+        sampler: what chooses the training samples instead, such as `HardExampleSampler`.
         num_workers: threads, or processes where transforms draw from the global random streams;
             `auto` takes the free cores. Data in memory need none.
         workers: `threads` or `processes`, where `auto` chooses another than serves you.
@@ -74,6 +75,7 @@ class DatasetLoader(BaseDataLoader):
         cache: str = "none",
         cache_dir: str = ".cache",
         sampling: str | Sequence[float] | None = None,
+        sampler: Any = None,
         workers: str = "auto",
         drop_last: bool = False,
         pin_memory: bool | str = "auto",
@@ -105,7 +107,8 @@ class DatasetLoader(BaseDataLoader):
             self._own_valid = self._source(valid_dataset, mode, "valid_dataset")
             check_apart(source, self._own_valid, "training", "validation")
         if not training:
-            source, split, shuffle, sampling, drop_last = tested, None, False, None, False
+            source, split, shuffle, drop_last = tested, None, False, False
+            sampling, sampler = None, None
             self._own_valid, transforms = None, valid_transforms
         white = float(getattr(source, "white", 255.0))
         statistics = _given_statistics(normalize)
@@ -119,6 +122,7 @@ class DatasetLoader(BaseDataLoader):
             num_workers,
             valid_dataset=TransformedDataset(self._cached(held_out), self._pipelines[1], mode),
             sampling=sampling,
+            sampler=sampler,
             workers=workers,
             drop_last=drop_last,
             pin_memory=pin_memory,
@@ -173,7 +177,7 @@ class DatasetLoader(BaseDataLoader):
         is_known = args.get("normalize") not in COMPUTED or bool({"mean", "table"} & set(record))
         if "dataset" not in args or not is_known:
             return args
-        needless = ("split", "valid_dataset", "sampling")
+        needless = ("split", "valid_dataset", "sampling", "sampler")
         return {**{k: v for k, v in args.items() if k not in needless}, "dataset": None}
 
     def _compute_statistics(self) -> None:

@@ -29,6 +29,7 @@ class InMemoryDataset(Dataset[list[Tensor]]):
     """
 
     ids_are_numbers = True
+    made_from: Any = None
 
     def __init__(
         self,
@@ -133,7 +134,10 @@ def in_memory(dataset: Any) -> InMemoryDataset | None:
     if arrays is None or any(changes):
         return None
     classes = getattr(dataset, "classes", None)
-    return InMemoryDataset(*arrays, classes, source=type(dataset).__name__)
+    made = InMemoryDataset(*arrays, classes, source=type(dataset).__name__)
+    if not type(dataset).__module__.startswith("torchvision."):
+        made.made_from = dataset  # it may have more to say of its samples
+    return made
 
 
 def in_memory_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:

@@ -23,6 +23,7 @@ from data_loader.table_columns import (
     is_missing,
     missing_rules,
     read_inputs,
+    read_numbers,
     rules_by_column,
     text_columns,
 )
@@ -109,6 +110,8 @@ class CsvDataset(InMemoryDataset):
             rules |= dict.fromkeys(targets, "error")
 
         table = drop_rows(table, rules, [*coded, *(targets if task == "classification" else ())])
+        self._others = without_columns(table, [*names, *targets])
+        self._are_inputs_named = inputs is not None
         numbers, values = read_inputs(table, names, coded, days, rules)
         labels, found = read_labels(table, targets, task, classes, separator)
         self.lines = table.lines
@@ -122,6 +125,19 @@ class CsvDataset(InMemoryDataset):
     def table_parts(self, indices: Tensor) -> list[tuple[CsvDataset, Tensor]]:
         """Return the tables that some samples are of, with their rows: this one."""
         return [(self, indices)]
+
+    def sample_numbers(self, name: str) -> Tensor | None:
+        """Return a column of numbers, float64 (row,), such as a weight; None: there is none.
+
+        Raises:
+            DataError: a number is missing, or the model would see the column by default.
+        """
+        if name in self.columns.inputs and not self._are_inputs_named:
+            text = f"the column {name!r} is also an input: leave it out with `ignore: [{name}]`"
+            raise DataError(f"{self.source}: {text}, or name it in `inputs`")
+        if name in self.columns.numbers:
+            return self.columns.numbers[name]
+        return column_of_numbers(self._others, name)
 
     def record(self) -> dict[str, Any]:
         """Return how this table's columns become numbers, as plain data."""
@@ -209,6 +225,7 @@ class ImageCsvDataset(ImageFiles):
         table = read_table(file, delimiter)
         targets = as_list(target, "target")
         check_columns(table, {"image": [image], "target": targets})
+        self._others = without_columns(table, [image, *targets])
         numbers, found = read_labels(table, targets, task, classes, separator)
         super().__init__(
             Path(file).parent if root is None else root,
@@ -220,6 +237,29 @@ class ImageCsvDataset(ImageFiles):
             source=file,
             lines=table.lines,
         )
+
+    def sample_numbers(self, name: str) -> Tensor | None:
+        """Return another column of numbers, float64 (row,), such as a weight; None: no such one."""
+        return column_of_numbers(self._others, name)
+
+
+def without_columns(table: Table, names: Sequence[str]) -> Table:
+    """Return a table of the other columns."""
+    others = [name for name in table.columns if name not in names]
+    return table._replace(columns=others, rows=table.texts(others))
+
+
+def column_of_numbers(table: Table, name: str) -> Tensor | None:
+    """Return a column of numbers, float64 (row,); None: there is no such column.
+
+    Raises:
+        DataError: some are missing or no numbers, each with its line.
+    """
+    if name not in table.columns:
+        return None
+    numbers, problems = read_numbers(table, name, "error")
+    raise_problems(problems)
+    return numbers
 
 
 def as_list(columns: Names, argument: str) -> list[str]:

@@ -218,6 +218,10 @@ BATCH = Section(
         "size": Key(
             Either(POSITION, BATCH_SIZE), None, "What of a batch has one entry for each sample."
         ),
+        "ids": Key(SWITCH, False, "Let batches carry the index of each sample in the data set."),
+        "weight": Key(
+            POSITION, None, "The weight of each sample: an item of a batch, or of the data set."
+        ),
     }
 )
 

@@ -16,6 +16,7 @@ from base.errors import ConfigError
 
 ROOT_FOLDER = Path(__file__).parents[2]
 WHOLE = {"output": None, "target": None}  # of a loss
+EXTRAS = {"ids": False, "weight": None}  # of a batch
 
 
 def test_the_normal_form_has_every_default(load):
@@ -34,7 +35,7 @@ def test_the_normal_form_has_every_default(load):
     }
     assert (trainer["epochs"], trainer["steps"], trainer["save_every"]) == (2, None, "1 epoch")
     assert (trainer["type"], trainer["keep"], trainer["verbosity"]) == ("Trainer", 3, 2)
-    assert config["batch"] == {"inputs": None, "target": None, "size": None}
+    assert config["batch"] == {"inputs": None, "target": None, "size": None} | EXTRAS
     assert config["memory"]["precision"] == "fp32"
     for name in ("loss", "metrics", "init", "freeze", "capture", "callbacks"):
         assert config[name] == []
@@ -67,7 +68,7 @@ def test_short_forms_become_the_long_form(load):
     ]
     assert config["lr_scheduler"]["every"] == "epoch"
     assert config["freeze"] == [{"match": "head.*", "until": None}]
-    assert config["batch"] == {"inputs": ["image"], "target": 1, "size": None}
+    assert config["batch"] == {"inputs": ["image"], "target": 1, "size": None} | EXTRAS
     assert config["memory"]["accumulate"] == 1
 
 

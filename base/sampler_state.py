@@ -1,0 +1,122 @@
+"""Samplers with a state, which may learn from the losses: saved and resumed with the training.
+
+A sampler that has ``state_dict`` and ``load_state_dict`` is put to its state at the start of an
+epoch whenever the order of that epoch is drawn. So the order follows from this state, the seed and
+the epoch, whatever was read before or ahead. One that also has ``update(ids, losses)`` is given, at
+the end of each epoch, what was trained on in it, in order: an id and a loss for each sample, as
+often as it was drawn. Both tensors are on the CPU, int64 and float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from base.errors import DataError
+
+
+class SamplerState:
+    """Keeps the state of a sampler at the start of an epoch, and the losses gathered since.
+
+    Its own state is both of them, so that a run can be resumed in the middle of an epoch.
+
+    Args:
+        redraw: draws the order of an epoch, which may change the sampler.
+    """
+
+    def __init__(self, sampler: Any, redraw: Callable[[int], Any]) -> None:
+        self.sampler, self._redraw = sampler, redraw
+        self.wants_losses = learns(sampler)
+        self._start = copy.deepcopy(sampler.state_dict())
+        self._begun: int | None = None  # the epoch whose order was drawn since
+        self._ids: list[Tensor] = []  # of the epoch so far
+        self._losses: list[Tensor] = []
+        self._of_step: list[tuple[Tensor, Tensor]] = []  # of the step that is being made
+
+    def begin(self, epoch: int) -> None:
+        """Prepare the sampler for drawing the order of an epoch."""
+        if self._begun is not None:  # which may have changed it
+            self.sampler.load_state_dict(copy.deepcopy(self._start))
+        self._begun = epoch
+
+    def note(self, ids: Tensor, losses: Tensor) -> None:
+        """Gather the losses of some samples; nothing is waited for."""
+        self._of_step.append((ids, losses))
+
+    def keep_step(self) -> None:
+        """Let what was noted count: the step was made."""
+        for ids, losses in self._of_step:
+            self._ids.append(ids)
+            self._losses.append(losses)
+        self._of_step = []
+
+    def drop_step(self) -> None:
+        """Forget what was noted in a step that was not made."""
+        self._of_step = []
+
+    def end_epoch(self, epoch: int) -> None:
+        """Let the sampler learn what the epoch has gathered, for the next one."""
+        if self._begun != epoch:  # resumed after the last batch, or another order was looked at
+            self._redraw(epoch)
+        if self.wants_losses and self._ids:
+            self.sampler.update(*self._gathered())
+        self._ids, self._losses, self._begun = [], [], None
+        self._start = copy.deepcopy(self.sampler.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        ids, losses = self._gathered()
+        return {"start": self._start, "ids": ids, "losses": losses}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._start = copy.deepcopy(state_dict["start"])
+        self.sampler.load_state_dict(copy.deepcopy(self._start))
+        self._ids, self._losses = [state_dict["ids"]], [state_dict["losses"]]
+        self._of_step, self._begun = [], None
+
+    def _gathered(self) -> tuple[Tensor, Tensor]:
+        """Return all ids and losses of the epoch on the CPU: here the device is waited for."""
+        ids = [each.cpu() for each in self._ids] or [torch.empty(0, dtype=torch.int64)]
+        losses = [each.cpu() for each in self._losses] or [torch.empty(0)]
+        return torch.cat(ids), torch.cat(losses)
+
+
+def learns(sampler: Any) -> bool:
+    """Tell whether a sampler takes ids and losses."""
+    update = getattr(sampler, "update", None)
+    try:
+        parameters = inspect.signature(update).parameters.values()  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    needed = [each for each in parameters if each.default is each.empty]
+    return len(needed) == 2 and all(each.kind is each.POSITIONAL_OR_KEYWORD for each in needed)
+
+
+def state_of_sampler(loader: Any, redraw: Callable[[int], Any]) -> SamplerState | None:
+    """Return the state of the sampler of torch's loader; None where it has none."""
+    for name in ("batch_sampler", "sampler"):
+        sampler = getattr(loader, name, None)
+        if sampler is not None and has_state(sampler):
+            return SamplerState(sampler, redraw)
+    return None
+
+
+def has_state(sampler: Any) -> bool:
+    """Tell whether the state of a sampler is to be saved.
+
+    Raises:
+        DataError: it learns from losses, but has no state that could be saved.
+    """
+    missing = [
+        verb
+        for verb in ("state_dict", "load_state_dict")
+        if not callable(getattr(sampler, verb, None))
+    ]
+    if missing and learns(sampler):
+        text = f"{type(sampler).__name__} has update(ids, losses), so what it learns must be saved"
+        raise DataError(f"{text}: give it {' and '.join(missing)}")
+    return not missing

@@ -71,7 +71,7 @@ def _expand(pattern: str) -> Iterator[Path]:
     is_glob = glob.has_magic(pattern) and not Path(pattern).exists()
     found_names = sorted(glob.glob(pattern)) if is_glob else [pattern]  # noqa: PTH207  (absolute)
     paths = [Path(name) for name in found_names]
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not path.exists()]
     if missing or not paths:
         path = missing[0] if missing else Path(pattern)
         known = [tar.name for tar in path.parent.glob("*.tar")]

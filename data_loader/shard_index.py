@@ -8,6 +8,7 @@ the tar's own cannot be written. It is made once, from the headers of the tar.
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import json
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from base.deferred_files import write_when_running
 from base.errors import DataError, nearest
 from base.files import open_file, read_file
 from data_loader.suffixes import image_suffixes
@@ -96,15 +98,20 @@ def open_index(shard: Path) -> ShardIndex:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
         advice = f"`python -m data_loader.shards check {shard}` lists all; write or fetch it anew"
         raise DataError(f"{faults[0]}{more}; {advice}")
+    write_when_running(functools.partial(_keep, index, shard, paths))
+    return index
+
+
+def _keep(index: ShardIndex, shard: Path, paths: Sequence[Path]) -> None:
+    """Write the index of a shard into the first of these places where that can be done."""
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_index(path, index)
-            return index
+            return
         except OSError as error:
             problem = error
-    LOG.warning("%s: its index is made anew each time: it cannot be kept: %s", shard, problem)
-    return index
+    LOG.warning("%s: its index is made again each time: it cannot be kept: %s", shard, problem)
 
 
 def write_index(path: Path, index: ShardIndex) -> None:

@@ -19,15 +19,17 @@ def main(arguments: Sequence[str]) -> int:
 
     # A config with a fault in its structure has ended by now, before torch is imported.
     from base.data_changes import record_to_resume, refuse_changed_data
+    from base.deferred_files import deferred_files
     from base.experiment import build_experiment, choose_device, make_repeatable
-    from base.inspection import check, dry_run
+    from base.inspection import begin, check, dry_run
     from base.names import build, check_names
     from base.run_log import open_folder
     from base.seeding import seed_everything
     from logger.console import setup_logging
 
     setup_logging(None, config["trainer"]["verbosity"])
-    with config.placed():  # errors then say where in the file
+    # Errors say where in the file; nothing is written before the run begins.
+    with config.placed(), deferred_files() as files:
         check_names(config)
         device = choose_device(options.device or config["device"])
         make_repeatable(config)
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         if resume_from is not None:
             refuse_changed_data(experiment, resume_from, options.allow_change)
         check(trainer)
+        begin(trainer, files)
         with open_folder(config, resume_from) as folder:
             trainer.train(folder, resume_from, options.allow_change)
     return 0

@@ -15,9 +15,9 @@ from typing import Any
 
 from base.batch_reader import BadSample
 from base.config import Config
-from base.epoch_rows import put_aside
 from base.errors import ConfigError, DataError
 from logger.csv_writer import CsvWriter, read_table
+from logger.files import put_aside
 
 log = logging.getLogger("kindling")
 

@@ -28,7 +28,7 @@ from base.data_record import data_of, record_of
 from base.errors import DataError, why
 from base.run_folder import run_of
 from logger.csv_writer import csv_text
-from logger.files import open_file, write_whole
+from logger.files import open_file, put_aside, write_whole
 
 if TYPE_CHECKING:
     from base.config import Config
@@ -74,7 +74,9 @@ def keep_data(
     found = _sha256_of(path)
     is_damaged = bool(then) and found is not None and not _is_as_written(path, found, then)
     if is_damaged:
-        log.warning("%s: damaged, not as this run wrote it; it is written again", path)
+        aside = put_aside(path)
+        text = "%s: damaged, not as this run wrote it; written again, and kept as %s"
+        log.warning(text, path, aside.name)
     if found is None or is_damaged or hashes != then.get("samples"):
         rows = split_rows(loaders, samples)
         if rows:

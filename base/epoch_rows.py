@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 
 from logger.csv_writer import CsvWriter, csv_text, number, read_table
-from logger.files import as_file_error
+from logger.files import put_aside
 
 log = logging.getLogger("kindling")
 
@@ -89,19 +87,6 @@ def repair_rows(
     writer.rewrite([rows[epoch] for epoch in sorted(rows)] + (later if keep_later else []))
     _report(path, faults, aside, list(restored), [e for e in missing if e not in restored])
     return later
-
-
-def put_aside(path: Path) -> Path:
-    """Rename a damaged file, so that nothing that a person may want of it is lost."""
-    for count in itertools.count(1):
-        aside = path.with_name(f"{path.stem}.damaged-{count}{path.suffix}")
-        if not os.path.lexists(aside):
-            break
-    try:
-        path.rename(aside)
-    except OSError as error:
-        raise as_file_error(error, path) from error
-    return aside
 
 
 def _report(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from base.base_model import guard_first_batch
 from base.base_trainer import BaseTrainer
 from base.batch import to_device
 from base.batch_checks import check_batches
+from base.deferred_files import DeferredFiles
 from base.errors import ConfigError, TrainingError
 from base.first_step import agreeing_shapes
 from base.header import header_facts, input_text, peak_memory_mb
 from base.label_check import checked_labels
 from base.loaders import missing_test_data
+from base.late_dynamo import LateDynamo
 from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
 from base.memory.trial import kept_weights, trial, try_step
@@ -29,6 +32,21 @@ from base.writers import check_writers
 from logger.console import format_header, format_value, table
 
 
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run what ``memory.compile`` or a model of the user's own compiles as it is written.
+
+    Compiling takes its time, and fills torch's folder of compiled code.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None or isinstance(dynamo, LateDynamo):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@uncompiled()
 def check(trainer: BaseTrainer) -> None:
     """Try two batches of validation and the names to monitor, before any file is made.
 
@@ -62,6 +80,17 @@ def _try_batches(trainer: BaseTrainer) -> None:
             _try_mixed(trainer)
 
 
+def begin(trainer: BaseTrainer, files: DeferredFiles) -> None:
+    """Write the caches that waited for the checks.
+
+    Raises:
+        DataError: one cannot be made.
+    """
+    if files.write():
+        for loader in (trainer.train_loader, trainer.valid_loader):
+            getattr(loader, "close", lambda: None)()  # its workers began without them
+
+
 def _try_mixed(trainer: BaseTrainer) -> None:
     """Evaluate a training batch of mixed samples, whose targets are shares of classes.
 
@@ -90,6 +119,7 @@ def try_own_step(trainer: BaseTrainer) -> None:
         try_step(trainer, batch)
 
 
+@uncompiled()
 def dry_run(trainer: BaseTrainer) -> str:
     """Train on one batch and validate on one; return what was built and what came of it."""
     with trainer.epoch_start.tried():

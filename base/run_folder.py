@@ -39,7 +39,7 @@ def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = No
     """Make ``save_dir/name/MMDD_HHMMSS`` for one run alone; if taken, with ``_2``, ``_3``, ..."""
     now = now or datetime.now()
     parent, folder = Path(save_dir) / name, None
-    above = [each for each in (parent, *parent.parents) if not each.exists()]
+    above = [each for each in (parent, *parent.parents) if not _exists(each)]
     try:
         parent.mkdir(parents=True, exist_ok=True)
         # Clocks jump, and MMDD begins again at new year: runs are ordered by a count.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from base.checkpoint import CheckpointStore, peek_manifest, read
 from base.data_record import data_of
 from base.errors import CheckpointError, nearest
-from base.files import open_file, read_file
+from base.files import NotAFileError, open_file, read_file
 from base.legacy_files import fitted, read_torch_file
 from base.plain_pickle import Opaque
 from base.restore import EXTRA, load_weights
@@ -188,6 +188,8 @@ def _read_file(path: Path) -> Any:
         return _load_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
     except CheckpointError:
         raise
+    except NotAFileError as error:
+        raise CheckpointError(f"{path}: this is {error}") from error
     except Exception as error:  # torch raises some thirty kinds for a damaged file
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(f"{path}: not a readable file of weights: {text}") from error

@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.cores import free_cores
+from base.deferred_files import waiting_files, write_when_running
 from base.errors import ConfigError, DataError, Problem
 from base.free_memory import free_memory
 from base.sample_items import sample_numbers
+from base.threads import read_ahead
 from data_loader.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
 
 log = logging.getLogger("kindling")
@@ -52,28 +56,53 @@ def cached(
     n_threads = n_threads or free_cores()
     masks = None
     if hasattr(dataset, "mask_files"):
-        masks = CachedPixels(
-            dataset.mask_files, *_decoded(dataset.mask_files, where, folder, n_threads)
-        )
-    pixels, layout = _decoded(dataset, where, folder, n_threads)
-    if masks is not None:
-        return CachedImages(dataset, pixels, layout, masks)
-    return (CachedBatches if layout.is_uniform else CachedImages)(dataset, pixels, layout)
+        masks = _kept(CachedPixels, dataset.mask_files, where, Path(folder), n_threads)
+    kind = CachedImages if masks is not None else _images_or_batches
+    kept: CachedImages = _kept(kind, dataset, where, Path(folder), n_threads)
+    kept.mask_files = masks
+    return kept
 
 
-def _decoded(source: Any, where: str, folder: Path, n_threads: int) -> tuple[SharedPixels, Layout]:
-    """Return the pixels of all images, in memory or from the file on the disk."""
+def _images_or_batches(source: Any, pixels: SharedPixels | None, layout: Layout) -> CachedImages:
+    return (CachedBatches if layout.is_uniform else CachedImages)(source, pixels, layout)
+
+
+def _kept(
+    kind: Callable[[Any, SharedPixels | None, Layout], Any],
+    source: Any,
+    where: str,
+    folder: Path,
+    n_threads: int,
+) -> Any:
+    """Return the images of a source, decoded in memory or into a file.
+
+    Before a run has begun, which is when the file is filled, they are read from the source.
+    """
     if where == "memory":
-        return _in_memory(source, n_threads)
+        return kind(source, *_in_memory(source, n_threads))
     from data_loader.cache_file import CacheFile  # needs Unix
 
-    return CacheFile(source, Path(folder), n_threads).open()
+    file = CacheFile(source, folder, n_threads)
+    if waiting_files() is None or file.exists():
+        return kind(source, *file.open())
+    layout = read_layout(source, n_threads)
+    kept = kind(source, None, layout)
+
+    def fill() -> None:
+        kept.pixels = CacheFile(source, folder, n_threads, layout).open()[0]
+
+    write_when_running(fill)
+    return kept
 
 
 class CachedPixels:
-    """Images of a data set whose pixels lie ready: views of what is kept."""
+    """Images of a data set whose pixels lie ready: views of what is kept.
 
-    def __init__(self, source: Any, pixels: SharedPixels, layout: Layout) -> None:
+    Args:
+        pixels: None before the cache is filled: each image is decoded when it is read.
+    """
+
+    def __init__(self, source: Any, pixels: SharedPixels | None, layout: Layout) -> None:
         self.source, self.pixels, self.layout = source, pixels, layout
         for name in ("targets", "ids", "classes", "mode", "record", "use_record"):
             if hasattr(source, name):
@@ -89,6 +118,8 @@ class CachedPixels:
     def image(self, index: int) -> Tensor:
         """Return an image: uint8 (channel, height, width)."""
         index = range(len(self))[index]  # an IndexError ends a loop over a data set
+        if self.pixels is None:
+            return self.source.image(index)
         first, end = self.layout.offsets[index : index + 2].tolist()
         n_channels, height, width = self.image_shape(index)
         return self.pixels.values[first:end].view(height, width, n_channels).permute(2, 0, 1)
@@ -104,11 +135,10 @@ class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
     Images are views of what is kept: change a copy. Made by `cached`.
     """
 
-    def __init__(
-        self, source: Any, pixels: SharedPixels, layout: Layout, masks: CachedPixels | None = None
-    ) -> None:
+    mask_files: CachedPixels | None = None
+
+    def __init__(self, source: Any, pixels: SharedPixels | None, layout: Layout) -> None:
         super().__init__(source, pixels, layout)
-        self.mask_files = masks
         for name in ("targets", "ids", "classes", "ignore_index", "target_hash"):
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
@@ -137,17 +167,28 @@ class CachedBatches(CachedImages):
     @property
     def images(self) -> Tensor:
         """All images: uint8 (image, channel, height, width)."""
+        if self.pixels is None:
+            return self._decoded(torch.arange(len(self)))
         return _as_channels_last(self.pixels.values.view(len(self), -1), self.image_shape(0))
 
     def image(self, index: int) -> Tensor:
         """Return an image: uint8 (channel, height, width)."""
-        return self.images[index]
+        return super().image(index) if self.pixels is None else self.images[index]
 
     def get_batch(self, indices: Tensor) -> list[Tensor]:
         """Read many samples at once."""
-        rows = self.pixels.values.view(len(self), -1).index_select(0, indices)
-        images = _as_channels_last(rows, self.image_shape(0))
+        if self.pixels is None:
+            images = self._decoded(indices)
+        else:
+            rows = self.pixels.values.view(len(self), -1).index_select(0, indices)
+            images = _as_channels_last(rows, self.image_shape(0))
         return [images, self.source.targets.index_select(0, indices)]
+
+    def _decoded(self, indices: Tensor) -> Tensor:
+        """Decode images before the cache is filled, in the memory layout that it will give."""
+        n_threads = free_cores()
+        images = read_ahead(self.source.image, iter(indices.tolist()), n_threads, 4 * n_threads, 0)
+        return torch.stack(list(images)).contiguous(memory_format=torch.channels_last)
 
 
 def _as_channels_last(rows: Tensor, shape: tuple[int, int, int]) -> Tensor:

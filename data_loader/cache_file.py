@@ -43,8 +43,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class CacheFile:
     """The file in `folder` for one state of a data set, which its fingerprint names."""
 
-    def __init__(self, source: Any, folder: Path, n_threads: int) -> None:
+    def __init__(
+        self, source: Any, folder: Path, n_threads: int, layout: Layout | None = None
+    ) -> None:
+        """With `layout`, the headers of the images are not read again."""
         self.source, self.folder, self.n_threads = source, folder, n_threads
+        self._known = layout
         self.fingerprint = fingerprint_of(source)
         origin = source.place(0).removesuffix(source.ids[0])  # the list or folder of the images
         self.origin = hashlib.blake2b(origin.encode(errors="surrogateescape"), digest_size=4)
@@ -74,6 +78,13 @@ class CacheFile:
         descriptor, layout = found
         log.info(f"cache: {self.path} ({len(layout.shapes):,} images, {_megabytes(layout)})")
         return SharedPixels(descriptor, _start(len(layout.shapes))), layout
+
+    def exists(self) -> bool:
+        """Tell whether the file is there and whole, so that `open` writes nothing."""
+        found = self._find()
+        if found is not None:
+            os.close(found[0])
+        return found is not None
 
     def _find(self) -> tuple[int, Layout] | None:
         """Open the whole file, if it is there and is whole."""
@@ -130,7 +141,7 @@ class CacheFile:
         is_new = layout is None
         if layout is None:
             try:
-                layout = read_layout(self.source, self.n_threads)
+                layout = self._known or read_layout(self.source, self.n_threads)
             except BaseException:
                 self.partial.unlink()
                 raise

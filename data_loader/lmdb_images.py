@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from base.errors import DataError, Problem
-from base.files import NotAFileError, open_file
+from base.files import open_file
 from data_loader.image_files import ImageListDataset
 from data_loader.labels import Classes, raise_problems
 
@@ -72,10 +72,9 @@ def _open(path: str) -> Any:
         if path not in _environments:
             options = {"subdir": Path(path).is_dir(), "readonly": True, "lock": False}
             try:
-                if not options["subdir"]:
-                    open_file(path).close()
+                open_file(Path(path, "data.mdb") if options["subdir"] else path).close()
                 _environments[path] = lmdb.open(path, readahead=False, **options)
-            except (lmdb.Error, NotAFileError) as error:
+            except (lmdb.Error, OSError) as error:
                 text = f"no LMDB database that can be read: {error}"
                 raise DataError(f"{path}: {text}") from error
         return _environments[path]

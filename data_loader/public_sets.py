@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import io
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
+from base.deferred_files import waiting_files, write_when_running
 from base.errors import DataError, nearest
 from data_loader.datasets import read_idx
 from data_loader.in_memory import InMemoryDataset, in_memory_arrays
@@ -86,25 +91,62 @@ def load_one_by_one(
     flips = [transforms.RandomHorizontalFlip()] if facts.flip else []
     changes = [transforms.RandomCrop(size, facts.shift), *flips] if augment else []
     dataset = open_with_torchvision(name, data_dir, training, download)
+    valid_dataset = copy.copy(dataset)
     dataset.transform = transforms.Compose([*changes, *plain])
-    valid_dataset = open_with_torchvision(name, data_dir, training, download=False)
     valid_dataset.transform = transforms.Compose(plain)
     return dataset, valid_dataset
 
 
 def open_with_torchvision(name: str, data_dir: Path, training: bool, download: bool) -> Any:
-    """Return torchvision's data set, downloaded if need be."""
+    """Return torchvision's data set, downloaded if need be: a dry run keeps nothing of it."""
     from torchvision import datasets  # takes seconds
 
+    named = getattr(datasets, name)
     try:
+        with contextlib.suppress(RuntimeError):
+            return named(data_dir, train=training, download=False)
+        if not download:
+            raise RuntimeError
         with _patience(SECONDS_TO_CONNECT), contextlib.redirect_stdout(io.StringIO()):
-            return getattr(datasets, name)(data_dir, train=training, download=download)
+            return _downloaded(name, data_dir, training)
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1] if download else "download is false"
         raise DataError(
             f"{name} is not in {data_dir} and cannot be fetched ({reason}); with download: true, "
             f"put {_wanted(name, data_dir)} or run once where there is a network"
         ) from error
+
+
+def _downloaded(name: str, data_dir: Path, training: bool) -> Any:
+    """Download a set into a temporary folder, which is copied to `data_dir` when the run begins.
+
+    What lies there already, such as an archive that is not unpacked yet, is not fetched again.
+    """
+    from torchvision import datasets
+
+    files = waiting_files()
+    with contextlib.ExitStack() as stack:
+        if files is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kindling-")))
+        else:
+            folder = files.temporary_folder()
+        archive = find_public_set(name).archive
+        for there in [data_dir / archive] if archive else (data_dir / name / "raw").glob("*.gz"):
+            if there.is_file():
+                copied = folder / there.relative_to(data_dir)
+                copied.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(there, copied)
+        dataset = getattr(datasets, name)(folder, train=training, download=True)
+        write_when_running(functools.partial(_move, folder, data_dir))
+    dataset.root = data_dir
+    return dataset
+
+
+def _move(folder: Path, data_dir: Path) -> None:
+    try:
+        shutil.copytree(folder, data_dir, dirs_exist_ok=True)
+    except (OSError, shutil.Error) as error:
+        raise DataError(f"{data_dir}: what was downloaded cannot be kept there: {error}") from error
 
 
 def _idx_files(name: str, data_dir: Path, training: bool) -> list[Path]:

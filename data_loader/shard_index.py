@@ -8,6 +8,7 @@ the tar's own cannot be written. It is made once, from the headers of the tar.
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import json
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from base.deferred_files import write_when_running
 from base.errors import DataError, nearest
 from base.files import open_file, read_file
 from data_loader.suffixes import image_suffixes
@@ -72,7 +74,7 @@ def _expand(pattern: str) -> Iterator[Path]:
     is_glob = glob.has_magic(pattern) and not Path(pattern).exists()
     found_names = sorted(glob.glob(pattern)) if is_glob else [pattern]  # noqa: PTH207  (absolute)
     paths = [Path(name) for name in found_names]
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not path.exists()]
     if missing or not paths:
         path = missing[0] if missing else Path(pattern)
         known = [tar.name for tar in path.parent.glob("*.tar")]
@@ -98,15 +100,20 @@ def open_index(shard: Path) -> ShardIndex:
         command = f"python -m data_loader.shards check {shlex.quote(str(shard))}"
         advice = f"`{command}` lists all; write or fetch it again"
         raise DataError(f"{faults[0]}{more}; {advice}")
+    write_when_running(functools.partial(_keep, index, shard, paths))
+    return index
+
+
+def _keep(index: ShardIndex, shard: Path, paths: Sequence[Path]) -> None:
+    """Write the index of a shard into the first of these places where that can be done."""
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_index(path, index)
-            return index
+            return
         except OSError as error:
             problem = error
-    LOG.warning("%s: its index is made anew each time: it cannot be kept: %s", shard, problem)
-    return index
+    LOG.warning("%s: its index is made again each time: it cannot be kept: %s", shard, problem)
 
 
 def write_index(path: Path, index: ShardIndex) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from base.batch_reader import BadSample, Failure, NoteBad, find_get_batch
+from base.deferred_files import write_when_running
 from base.errors import DataError
 from base.files import read_file
 from base.threads import read_ahead
@@ -47,12 +48,16 @@ def channel_statistics(
             return found["mean"], found["std"]
     mean, std = _compute(source, indices, white, n_threads, note_bad)
     if kept is not None:
-        with contextlib.suppress(OSError):  # not kept: computed anew next time
-            folder.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(f".{os.getpid()}.partial")
-            part.write_text(json.dumps({"mean": mean, "std": std}))
-            part.replace(kept)
+        write_when_running(functools.partial(_keep, kept, mean, std))
     return mean, std
+
+
+def _keep(path: Path, mean: list[float], std: list[float]) -> None:
+    with contextlib.suppress(OSError):  # not kept: they are computed again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.partial")
+        part.write_text(json.dumps({"mean": mean, "std": std}))
+        part.replace(path)
 
 
 def _compute(

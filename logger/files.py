@@ -1,5 +1,6 @@
 """Opening files that must be regular files, and writing files that are complete or not there."""
 
+import itertools
 import os
 import stat
 from pathlib import Path
@@ -82,6 +83,20 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise as_file_error(error, path) from error
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a damaged file, so that nothing that a person may want of it is lost.
+
+    Raises:
+        FileError: it cannot be renamed.
+    """
+    numbered = (path.with_name(f"{path.stem}.damaged-{n}{path.suffix}") for n in itertools.count(1))
+    aside = next(each for each in numbered if not os.path.lexists(each))
+    try:
+        return path.rename(aside)
     except OSError as error:
         raise as_file_error(error, path) from error
 

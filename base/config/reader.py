@@ -13,7 +13,7 @@ import yaml
 
 from base.config.tree import Keys, Node, Where, one_line, problem_at
 from base.errors import ConfigError, Problem, nearest
-from base.files import open_file
+from base.files import NotAFileError, open_file
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 64
@@ -40,18 +40,17 @@ def read_file(path: Path, problems: list[Problem], asked: Where | None = None) -
     name = f": {path}" if asked else ""
     asked = asked or Where(one_line(path))
     try:
-        if path.is_dir():
-            raise ConfigError([problem_at(asked, (), f"this is a folder, not a file{name}")])
-        if not path.is_file():
-            found = "this is no file" if path.exists() else "no such file"
+        if not path.exists():
             beside = islice(path.parent.iterdir(), 2000) if path.parent.is_dir() else ()
             near = nearest(path.name, [entry.name for entry in beside])
-            raise ConfigError([problem_at(asked, (), f"{found}{name}{near}")])
+            raise ConfigError([problem_at(asked, (), f"no such file{name}{near}")])
         with open_file(path) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ValueError("it is larger than 1 MB")
         text = data.decode("utf-8-sig")
+    except NotAFileError as error:
+        raise ConfigError([problem_at(asked, (), f"this is {error}{name}")]) from error
     except UnicodeDecodeError as error:
         where = Where(one_line(path), data[: error.start].count(b"\n") + 1, 1)
         raise ConfigError([problem_at(where, (), "not UTF-8; save it as UTF-8")]) from error

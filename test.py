@@ -13,8 +13,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_test(arguments)
     config, path = choose_tested(options)
 
-    from base.experiment import choose_device, make_repeatable
-    from base.names import build, check_names
+    from base.experiment import build_trainer, choose_device, make_repeatable
+    from base.names import check_names
     from base.run_folder import run_of
     from base.seeding import seed_everything
     from base.test_phase import build_tested, choose_checkpoint, run_test
@@ -29,8 +29,7 @@ def main(arguments: Sequence[str]) -> int:
         setup_logging(None)
         checkpoint = choose_checkpoint(path)
         experiment = build_tested(config, device, checkpoint)
-        where = config.where("trainer")
-        trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
+        trainer = build_trainer(config, experiment)
         values = run_test(trainer, checkpoint, run_of(path))
     print(json.dumps(values))
     return 0

@@ -18,11 +18,11 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
     # A config with a fault in its structure has ended by now, before torch is imported.
-    from base.data_changes import record_to_resume, refuse_changed_data
+    from base.data_changes import record_to_resume, references_to_resume, refuse_changed_data
     from base.deferred_files import deferred_files
-    from base.experiment import build_experiment, choose_device, make_repeatable
+    from base.experiment import build_experiment, build_trainer, choose_device, make_repeatable
     from base.inspection import begin, check, dry_run
-    from base.names import build, check_names
+    from base.names import check_names
     from base.run_log import open_folder
     from base.seeding import seed_everything
     from logger.console import setup_logging
@@ -36,9 +36,10 @@ def main(arguments: Sequence[str]) -> int:
         seed_everything(config["seed"])
 
         record = record_to_resume(config, resume_from)
-        experiment = build_experiment(config, device, weights=resume_from is None, record=record)
-        where = config.where("trainer")
-        trainer = build("trainer", config["trainer"], where=where, experiment=experiment)
+        references = references_to_resume(config, resume_from)
+        is_new = resume_from is None
+        experiment = build_experiment(config, device, is_new, record, references=references)
+        trainer = build_trainer(config, experiment)
         if options.dry_run:
             print(dry_run(trainer), end="")
             return 0

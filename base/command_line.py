@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from base.changed_config import refuse_another_run
 from base.config import Config, load_config
+from base.config.writing import as_source
 from base.errors import (
     ConfigError,
     KindlingError,
@@ -85,8 +86,9 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", metavar="PATH",
         help="go on with a run or from one of its checkpoints; a name's folder stands for its "
-        "newest run; without PATH with the newest run (of the config's name, with -c); `auto`: with the newest if there is one, else start "
-        "anew. The config is the run's own; with -c that one, on the run's state",
+        "newest run; without PATH with the newest run (of the config's name, with -c); `auto`: "
+        "with the newest if there is one, else start anew. The config is the run's own; with -c "
+        "that one, on the run's state",
     )  # fmt: skip
     parser.add_argument(
         "--allow-change", action="store_true",
@@ -126,7 +128,8 @@ def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
         help="the run, or one of its checkpoints; a name's folder stands for its newest run; "
-        "without PATH the newest run (of the config's name, with -c). With -c the data sections are those of that config",
+        "without PATH the newest run (of the config's name, with -c). With -c the data sections "
+        "are those of that config",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
@@ -185,7 +188,7 @@ def choose_tested(options: argparse.Namespace) -> tuple[Config, Path]:
     overrides = list(options.overrides)
     if other is not None:
         swapped = ("data_loader", "valid_data_loader", "test_data_loader", "batch")
-        overrides += [f"{key}={json.dumps(other[key])}" for key in swapped]
+        overrides += [f"{key}={json.dumps(as_source(other[key]))}" for key in swapped]
     return load_config(run_of(path) / "config.yaml", overrides), path
 
 

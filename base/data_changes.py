@@ -26,6 +26,7 @@ from base.checkpoint import peek_manifest
 from base.data_fingerprint import Samples, hex_texts, samples_of
 from base.data_record import data_of, record_of
 from base.errors import DataError, why
+from base.object_references import References
 from base.run_folder import run_of
 from logger.csv_writer import csv_text
 from logger.files import open_file, put_aside, write_whole
@@ -152,11 +153,23 @@ def record_to_resume(config: Config, resume_from: Path | None) -> Mapping[str, A
     """
     if resume_from is None:
         return {}
-    changed = [key for key, _, _ in differences(config, run_of(resume_from))]
     record = data_of(peek_manifest(resume_from)).get("record", {})
-    if any(key.startswith("data_loader") for key in changed):
+    if _has_other_data(config, resume_from):
         return {}
     return {key: value for key, value in record.items() if key != "classes"}  # compared later
+
+
+def references_to_resume(config: Config, resume_from: Path | None) -> References:
+    """Return what looks up references to built objects; a run goes on with what they gave."""
+    if resume_from is None:
+        return References(config)
+    kept = data_of(peek_manifest(resume_from)).get("references")
+    return References(config, kept, is_resumed=not _has_other_data(config, resume_from))
+
+
+def _has_other_data(config: Config, resume_from: Path) -> bool:
+    changed = [key for key, _, _ in differences(config, run_of(resume_from))]
+    return any(key.startswith("data_loader") for key in changed)
 
 
 def compare_split(

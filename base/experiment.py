@@ -42,6 +42,7 @@ from base.memory.model import prepare_model
 from base.memory.optimizer import offload_state
 from base.metrics import build_metrics
 from base.names import build
+from base.object_references import References, refuse_objects
 from base.optim import build_optimizer
 from base.parameter_groups import check_ownership
 from base.plateau import watching
@@ -94,6 +95,14 @@ class Experiment:
     """What became of each file of weights, by the name of the module it was for."""
     load: OtherLoad = field(default_factory=OtherLoad)
     memory_notes: list[str] = field(default_factory=list)
+    own_references: References | None = None
+
+    @property
+    def references(self) -> References:
+        """What looks up ``${data_loader.n_classes}`` and the like."""
+        if self.own_references is None:
+            self.own_references = References(self.config)
+        return self.own_references
 
     @property
     def settings(self) -> SimpleNamespace:
@@ -192,6 +201,7 @@ def build_experiment(
     weights: bool = True,
     record: Mapping[str, Any] | None = None,
     data: Data | None = None,
+    references: References | None = None,
 ) -> Experiment:
     """Build data, model, losses, metrics, optimizers and schedules.
 
@@ -199,6 +209,7 @@ def build_experiment(
         weights: whether to load ``model.weights``; a run that goes on has weights of its own.
         record: what is known of the training data, in place of computing it again.
         data: the loaders, where others than those of a training are wanted.
+        references: what looks up references to built objects, where a run has kept some.
 
     Raises:
         ConfigError: arguments that do not fit what they are given to, with their place.
@@ -207,9 +218,10 @@ def build_experiment(
     put_off_dynamo()
     keep_freed_memory(device)
     bad_samples = BadSamples(config)
+    references = References(config) if references is None else references
     if data is None:
-        data = training_data(config, device, bad_samples, record or {})
-    model, init_records = build_model(config, data.example)
+        data = training_data(config, device, bad_samples, record or {}, references)
+    model, init_records = build_model(config, data.example, references)
     loaded = load_weights(config, model) if weights else {}
     settings, memory = config["trainer"], config["memory"]
     batches_per_epoch = data.batches_per_epoch
@@ -219,7 +231,7 @@ def build_experiment(
     with isolated_random_state(derive_seed(config["seed"], "loss")):
         wants_losses = data.sampler_state is not None and data.sampler_state.wants_losses
         losses = build_losses(
-            config["loss"],
+            references.resolve_list("loss", "loss"),
             steps_per_epoch,
             total_steps,
             rules=config["batch"],
@@ -233,14 +245,21 @@ def build_experiment(
     memory_notes = prepare_model(model, memory, device, forward)
     optimizers, schedules = {}, {}
     for name, section in optimizer_sections(config).items():
+        keys = tuple(where_of(config, name).split("."))
         optimizers[name] = build_optimizer(
-            model, section, where_of(config, name), freezing.until, memory["fused"]
+            model,
+            references.resolve("optimizer", keys, {**section, "lr_scheduler": None}),
+            where_of(config, name),
+            freezing.until,
+            memory["fused"],
         )
         if memory["offload_optimizer"]:
             offload_state(optimizers[name], device)
         where = where_of(config, name, "lr_scheduler")
         scheduler = section["lr_scheduler"]
         if scheduler is not None:
+            scheduler = references.resolve("lr_scheduler", tuple(where.split(".")), scheduler)
+            refuse_objects(scheduler, where)
             rule = choose_monitor(config, data.valid_loader)
             scheduler = watching(config, tuple(where.split(".")), scheduler, rule, losses)
         lengths = (steps_per_epoch, total_steps)
@@ -256,7 +275,7 @@ def build_experiment(
         model=model,
         losses=losses,
         metrics=build_metrics(
-            config["metrics"],
+            references.resolve_list("metric", "metrics"),
             losses=losses,
             has_outputs=compares_outputs(config),
             rules=config["batch"],
@@ -267,7 +286,7 @@ def build_experiment(
         valid_loader=data.valid_loader,
         test_loader=data.test_loader,
         sampler_state=data.sampler_state,
-        callbacks=build_callbacks(config),
+        callbacks=build_callbacks(config, references),
         batches_per_epoch=batches_per_epoch,
         total_steps=total_steps,
         freezing=freezing,
@@ -275,7 +294,14 @@ def build_experiment(
         init_records=init_records,
         loaded=loaded,
         memory_notes=memory_notes,
+        own_references=references,
     )
+
+
+def build_trainer(config: Config, experiment: Experiment) -> Any:
+    """Build the trainer of an experiment."""
+    section = experiment.references.resolve("trainer", ("trainer",), config["trainer"])
+    return build("trainer", section, where=config.where("trainer"), experiment=experiment)
 
 
 def compares_outputs(config: Config) -> bool:
@@ -287,10 +313,14 @@ def compares_outputs(config: Config) -> bool:
 
 
 def training_data(
-    config: Config, device: torch.device, bad_samples: BadSamples, record: Mapping[str, Any]
+    config: Config,
+    device: torch.device,
+    bad_samples: BadSamples,
+    record: Mapping[str, Any],
+    references: References | None = None,
 ) -> Data:
     """Build the loaders to train and to validate with."""
-    train_loader, valid_loader = build_loaders(config)
+    train_loader, valid_loader = build_loaders(config, references)
     bad_samples.watch(train_loader, "train")
     bad_samples.watch(valid_loader, "valid")
     use_record(train_loader, record)
@@ -305,32 +335,53 @@ def training_data(
     return Data(train_loader, valid_loader, n_batches, train_loader, sampler_state=sampler_state)
 
 
-def tested_data(config: Config, data: Mapping[str, Any]) -> Data:
+def tested_data(config: Config, data: Mapping[str, Any], references: References | None) -> Data:
     """Build the loader of the test data alone; those of the training are built if asked for.
 
     Args:
         data: what the tested checkpoint knows of its data, as `keep_data` returned it.
     """
-    test_loader = build_test_loader(config, data["record"])
-    train_loader, valid_loader = defer_loaders(config, data["n_batches"])
+    references = References(config) if references is None else references
+    train_loader, valid_loader = defer_loaders(config, data["n_batches"], references)
+    references.add("data_loader", train_loader)
+    references.add("valid_data_loader", valid_loader)
+    test_loader = build_test_loader(config, data["record"], references)
     n_batches = data["batches_per_epoch"]
     return Data(train_loader, valid_loader, n_batches, test_loader, test_loader)
 
 
-def build_model(config: Config, example: Any) -> tuple[nn.Module, list[InitRecord]]:
+def build_model(
+    config: Config, example: Any, references: References | None = None
+) -> tuple[nn.Module, list[InitRecord]]:
     """Build the model and initialise it as the config says.
 
     Args:
         example: the loader whose first batch gives shapes to lazy layers.
     """
-    model: nn.Module = build("model", config["model"], where=config.where("model"))
+    references = References(config) if references is None else references
+    section = references.resolve("model", ("model",), config["model"])
+    model: nn.Module = build("model", section, where=config.where("model"))
+    references.add("model", model)
     try:
         check_model(model)
     except ValueError as error:
         raise ConfigError([config.problem(("model",), str(error))]) from error
     if any(is_lazy(parameter) for parameter in (*model.parameters(), *model.buffers())):
         infer_shapes(config, model, example)
-    return model, initialise(model, config["init"], find, config.problem)
+    return model, initialise(model, _init_rules(config, references), find, config.problem)
+
+
+def _init_rules(config: Config, references: References) -> list[Mapping[str, Any]]:
+    """Return the config's rules with the arguments of their functions looked up."""
+    return [
+        {
+            name: part
+            if name in ("match", "preset")
+            else references.resolve("init", ("init", number, name), part)
+            for name, part in rule.items()
+        }
+        for number, rule in enumerate(config["init"])
+    ]
 
 
 def call_once(config: Config, loader: Any, device: torch.device, model: nn.Module) -> Any:
@@ -379,10 +430,10 @@ def build_freezing(
         raise ConfigError([config.problem(("freeze",), str(error))]) from error
 
 
-def build_callbacks(config: Config) -> dict[str, Callback]:
+def build_callbacks(config: Config, references: References) -> dict[str, Callback]:
     """Build the callbacks by name."""
     callbacks: dict[str, Callback] = {}
-    for number, section in enumerate(config["callbacks"]):
+    for number, section in enumerate(references.resolve_list("callback", "callbacks")):
         if section["type"] in callbacks:
             problem = config.problem(("callbacks", number), f"{section['type']} is there twice")
             raise ConfigError([problem])

@@ -12,6 +12,7 @@ from base.config import Config
 from base.data_record import use_record
 from base.errors import ConfigError
 from base.names import build
+from base.object_references import References
 from base.registry import find
 from base.signatures import signature
 from base.streams import sharing_fault
@@ -24,15 +25,18 @@ OF_CLASS_NUMBERS = frozenset((
 ))  # fmt: skip
 
 
-def build_loaders(config: Config) -> tuple[Any, Any]:
+def build_loaders(config: Config, references: References | None = None) -> tuple[Any, Any]:
     """Build the training loader and, from it or from its own section, the one for validation."""
     seed = config["seed"]
-    loader = build("data_loader", config["data_loader"], where=config.where("data_loader"))
+    references = References(config) if references is None else references
+    section = references.resolve("data_loader", ("data_loader",), config["data_loader"])
+    loader = build("data_loader", section, where=config.where("data_loader"))
     if hasattr(loader, "set_seed"):
         loader.set_seed(seed)
+    references.add("data_loader", loader)
     key = "data_loader" if config["valid_data_loader"] is None else "valid_data_loader"
     if config["valid_data_loader"] is not None:
-        section = config["valid_data_loader"]
+        section = references.resolve("data_loader", (key,), config[key])
         valid_loader = build("data_loader", section, where=config.where("valid_data_loader"))
         if hasattr(valid_loader, "set_seed"):
             valid_loader.set_seed(seed)
@@ -41,6 +45,7 @@ def build_loaders(config: Config) -> tuple[Any, Any]:
         valid_loader = loader.split_validation() if hasattr(loader, "split_validation") else None
     if valid_loader is not None:
         valid_loader = _read_once(config, valid_loader, key)
+        references.add("valid_data_loader", valid_loader)
     _tell_ignored(loader, config)
     if hasattr(loader, "set_training_length"):
         n_batches = batches_in_epoch(config, loader)
@@ -56,7 +61,9 @@ def build_loaders(config: Config) -> tuple[Any, Any]:
     return _with_positions(config, loader, "data_loader"), valid_loader
 
 
-def build_test_loader(config: Config, record: Mapping[str, Any]) -> Any:
+def build_test_loader(
+    config: Config, record: Mapping[str, Any], references: References | None = None
+) -> Any:
     """Build the loader of the test data: its own section, or the training one with training=False.
 
     Args:
@@ -66,9 +73,10 @@ def build_test_loader(config: Config, record: Mapping[str, Any]) -> Any:
         ConfigError: the config names no test data and its loader has no ``training`` argument.
     """
     key = "data_loader" if config["test_data_loader"] is None else "test_data_loader"
-    section = config[key]
+    references = References(config) if references is None else references
     if missing := missing_test_data(config):
         raise ConfigError([config.problem(("data_loader",), f"no test data: {missing}")])
+    section = references.resolve("data_loader", (key,), config[key])
     if key == "data_loader":
         named = find("data_loader", section["type"])
         accepted = signature("data_loader", named).parameters
@@ -147,34 +155,39 @@ def batches_to_evaluate(config: Config, loader: Any, phase: str, most: int | Non
 class DeferredLoader:
     """A loader that is built once something asks for more than its length."""
 
+    is_deferred = True
+
     def __init__(self, build: Callable[[], Any], n_batches: int | None) -> None:
         self._build, self._n_batches = build, n_batches
         self._loader: Any = None
 
     def __len__(self) -> int:
-        return len(self._built()) if self._n_batches is None else self._n_batches
+        return len(self.built()) if self._n_batches is None else self._n_batches
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._built())
+        return iter(self.built())
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # asked by copy, pickle and the like
             raise AttributeError(name)
-        return getattr(self._built(), name)
+        return getattr(self.built(), name)
 
-    def _built(self) -> Any:
+    def built(self) -> Any:
+        """Build the loader, unless that is done, and return it."""
         if self._loader is None:
             self._loader = self._build()
         return self._loader
 
 
-def defer_loaders(config: Config, n_batches: Mapping[str, int | None]) -> tuple[Any, Any]:
+def defer_loaders(
+    config: Config, n_batches: Mapping[str, int | None], references: References | None = None
+) -> tuple[Any, Any]:
     """Return the training and the validation loader of a run, neither of them built yet.
 
     Args:
         n_batches: the length of each that there was; None where it had none.
     """
-    both = functools.cache(lambda: build_loaders(config))
+    both = functools.cache(lambda: build_loaders(config, references))
     train = DeferredLoader(lambda: both()[0], n_batches.get("train"))
     if "valid" not in n_batches:
         return train, None
@@ -243,6 +256,10 @@ def _tell_ignored(loader: Any, config: Config) -> None:
         loader.set_ignored(ignored_by_losses(config))
 
 
+def _is_class_number(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
 def _refuse_class_numbers(config: Config, mixers: str) -> None:
     """Make sure that no loss takes class numbers where samples are mixed.
 
@@ -257,7 +274,7 @@ def _refuse_class_numbers(config: Config, mixers: str) -> None:
                 f"{name} takes class numbers, but targets mixed by {mixers} are shares of classes"
             )
             problems.append(config.problem(("loss", number), f"{text}: use cross_entropy"))
-        elif name in ("cross_entropy", "CrossEntropyLoss") and ignored >= 0:
+        elif name in ("cross_entropy", "CrossEntropyLoss") and _is_class_number(ignored):
             text = f"targets mixed by {mixers} are shares of classes, which know no ignore_index"
             problems.append(config.problem(("loss", number), f"{text}: leave one of them out"))
     if problems:

@@ -15,9 +15,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from base.config.durations import parse_duration
+from base.config.references import Reference
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, nearest
 from base.layer_sections import layer_faults, with_names
@@ -96,6 +98,19 @@ def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> A
             raise
         text = f"{section['type']} cannot be built: {describe_error(error)}"
         raise ConfigError([Problem(where, text)]) from error
+
+
+def check_section(config: Any, kind: str, keys: Keys, section: Section) -> None:
+    """Check one section whose references were looked up, as `check_names` does all others.
+
+    Raises:
+        ConfigError: with all faults together.
+    """
+    faults = _faults(kind, keys, section)
+    if kind == "optimizer":
+        faults += _rule_faults(keys, section)
+    if faults:
+        raise ConfigError([config.problem(each, message) for each, message in faults])
 
 
 def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, Keys, Section]]:
@@ -186,7 +201,7 @@ def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, valu
     if kind == "lr_scheduler" and name in DURATION_ARGUMENTS:
         try:
             for item in value if isinstance(value, list) else [value]:
-                if isinstance(item, str):
+                if isinstance(item, str) and not isinstance(item, Reference):
                     parse_duration(item)
         except ValueError as error:
             return str(error)
@@ -203,7 +218,7 @@ def _replace_sections(
 
     Mappings with keys beside ``type`` and ``args`` are the project's own, and stay.
     """
-    if inner is None:
+    if inner is None or isinstance(value, Reference):
         return value
     if isinstance(value, list):
         each = enumerate(value)
@@ -235,7 +250,8 @@ def _worded(parameter: Parameter | None, value: Any) -> Any:
     """Return a list of things to call with each word in it as the section that it stands for."""
     if not isinstance(value, list) or "Callable" not in str(getattr(parameter, "annotation", "")):
         return value
-    return [{"type": item} if isinstance(item, str) else item for item in value]
+    is_word = [isinstance(item, str) and not isinstance(item, Reference) for item in value]
+    return [{"type": item} if is_word[n] else item for n, item in enumerate(value)]
 
 
 def _composed(kind: str, name: str, value: Any) -> Any:
@@ -251,7 +267,7 @@ def _as_annotated(parameter: Parameter | None, value: Any) -> Any:
     annotation = None if parameter is None else parameter.annotation
     members = get_args(annotation) or (annotation,)
     takes_tensors = torch.Tensor in members and set(members) <= {torch.Tensor, NoneType}
-    if isinstance(value, list) and takes_tensors:
+    if isinstance(value, list | np.ndarray) and takes_tensors:
         return torch.tensor(value, dtype=torch.get_default_dtype())
     if isinstance(value, str) and torch.dtype in members:
         dtype = getattr(torch, value.removeprefix("torch."), None)

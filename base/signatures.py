@@ -11,6 +11,8 @@ from collections.abc import Callable
 from inspect import Parameter
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from base.config.references import has_reference
+
 # Arguments that Kindling gives itself, first: a config must leave them out.
 INJECTED = {"optimizer": "params", "lr_scheduler": "optimizer", "trainer": "experiment"}
 # Arguments that Kindling fills in from the length of the run where a config leaves them out.
@@ -73,7 +75,9 @@ def signature(kind: str, named: Any) -> Signature:
 def value_fault(parameter: Parameter, value: Any) -> str:
     """Return what is wrong with a value, judged by simple annotations only; empty for nothing."""
     members = simple_types(parameter.annotation)
-    if not members or type(value) is type(parameter.default):
+    if not members or type(value) is type(parameter.default) or has_reference(value):
+        return ""
+    if "Tensor" in members and type(value).__name__ in ("Tensor", "Parameter", "ndarray"):
         return ""
     for member in members:
         is_number_for_bool = isinstance(value, bool) and member in ("int", "float")

@@ -23,6 +23,7 @@ from base.data_record import data_of, record_of
 from base.experiment import Experiment, build_experiment, tested_data
 from base.loaders import build_test_loader
 from base.registration import is_among
+from base.object_references import References
 from base.state import Stateful
 from logger.report import write_test_report
 
@@ -57,8 +58,9 @@ def build_tested(config: Config, device: torch.device, checkpoint: Path) -> Expe
     Those of earlier versions do not: their statistics are computed again.
     """
     known = data_of(peek_manifest(checkpoint))
-    data = tested_data(config, known) if known else None
-    experiment = build_experiment(config, device, weights=False, data=data)
+    references = References(config, known.get("references"))
+    data = tested_data(config, known, references) if known else None
+    experiment = build_experiment(config, device, False, data=data, references=references)
     if not known:
         refuse_scaled_targets(experiment.train_loader, checkpoint)
     return experiment
@@ -75,7 +77,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     if loader is None:
         known = data_of(manifest)
         record = known["record"] if known else record_of(trainer.train_loader)
-        loader = build_test_loader(trainer.config, record)
+        loader = build_test_loader(trainer.config, record, trainer.experiment.references)
     bad_samples.open(folder)
     bad_samples.watch(loader, "test")
     tested = parts_tested(trainer)

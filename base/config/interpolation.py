@@ -1,4 +1,7 @@
-"""Look up `${a.b}`: alone it is the value itself, inside a text it is text; `$${` stays `${`."""
+"""Look up `${a.b}`: alone it is the value itself, inside a text it is text; `$${` stays `${`.
+
+What a built object has to give is looked up later: see `base/config/references.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 from base.config.kinds import REFERENCE, UNKNOWN, Run
 from base.config.reader import MAX_DEPTH
+from base.config.references import Reference, built_object, fault_of_reference
 from base.config.tree import Keys, Node, problem_at, show
 from base.config.writing import as_word
 from base.errors import ConfigError, Problem
@@ -41,8 +45,7 @@ class _Lookup:
             value = self._target(node, value, keys, depth)
         elif isinstance(value, str) and "${" in value:
             parts = [self._part(node, token, keys, depth) for token in _TOKEN.finditer(value)]
-            texts = iter(parts)
-            value = UNKNOWN if UNKNOWN in parts else _TOKEN.sub(lambda _: next(texts), value)
+            value = UNKNOWN if UNKNOWN in parts else _joined(value, parts)
         return Node(value, node.where)
 
     def _part(self, node: Node, token: re.Match[str], keys: Keys, depth: int) -> str:
@@ -60,6 +63,10 @@ class _Lookup:
         name = reference[2:-1].strip()
         if reference == "${":
             return self._fail(node, keys, "'${' without its '}'; a plain '${' is written '$${'")
+        if thing := built_object(name, self.root):
+            name = f"model{name[4:]}" if name.startswith("arch.") else name
+            fault = fault_of_reference(name, thing, keys)
+            return self._fail(node, keys, fault) if fault else Reference(f"${{{name}}}")
         if name in self.active:
             circle = " -> ".join([*self.active[self.active.index(name) :], name])
             return self._fail(node, keys, f"goes round in a circle: {circle}")
@@ -80,3 +87,16 @@ class _Lookup:
     def _fail(self, node: Node, keys: Keys, message: str) -> Any:
         self.run.problem(node, keys, message)
         return UNKNOWN
+
+
+def _joined(text: str, parts: list[str]) -> str:
+    """Return a text with its tokens replaced; one that waits for objects keeps its escapes."""
+    texts = iter(parts)
+    if not any(isinstance(part, Reference) for part in parts):
+        return _TOKEN.sub(lambda _: next(texts), text)
+
+    def replace(token: re.Match[str]) -> str:
+        part = next(texts)
+        return part if isinstance(part, Reference) else part.replace("${", "$${")
+
+    return Reference(_TOKEN.sub(replace, text))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from base.config.references import Reference
 from base.config.tree import Node
 
 _PLAIN = re.compile(r"[A-Za-z_][\w./-]*( [\w./-]+)*|[0-9]+ (steps?|epochs?)", re.ASCII)
@@ -38,7 +39,17 @@ def as_word(value: Any) -> str:
         return word if "." in word else word.replace("e", ".0e")  # which YAML 1.1 reads as well
     if not isinstance(value, str):
         return json.dumps(value) if isinstance(value, bool | int | None) else "{}"
-    return _quoted(value.replace("${", "$${"))
+    return _quoted(as_source(value))
+
+
+def as_source(value: Any) -> Any:
+    """Return plain data whose texts are written so that loading them gives what they are now."""
+    if isinstance(value, dict):
+        return {name: as_source(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [as_source(item) for item in value]
+    is_text = isinstance(value, str) and not isinstance(value, Reference)
+    return value.replace("${", "$${") if is_text else value
 
 
 def _quoted(text: str) -> str:

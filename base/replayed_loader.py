@@ -47,6 +47,7 @@ class ReplayedLoader:
         self._n_batches = _length(loader)
         self._n_items = items_of_stream(loader)
         self._may_give_more = length_of_stream(loader) is not None
+        self._may_give_fewer, self._is_filled = _length_is_estimate(loader), False
         self._items: SampleItems | None = None
         self._drawn: DrawnIndices | None = None
         self._iterator: Iterator[Batch] | None = None
@@ -109,6 +110,8 @@ class ReplayedLoader:
             return int(min(self.batch_size, self._n_items - first))
         if type(sampler) is not BatchSampler or not hasattr(sampler.sampler, "__len__"):
             return None  # a loader of the user's own, batches of any size, a stream
+        if self._may_give_fewer and not sampler.drop_last:
+            return None
         first = position % len(sampler) * sampler.batch_size
         return min(sampler.batch_size, len(sampler.sampler) - first)  # type: ignore[arg-type]
 
@@ -179,6 +182,9 @@ class ReplayedLoader:
             self._iterator = self._begin_pass()
         for batch in self._iterator:
             return batch
+        if self._n_drawn and self._may_give_fewer and self.sampler_state is None:
+            self._fill_pass()
+            return self._next_batch()
         if self._n_batches is not None or self._n_drawn == 0:
             length = "" if self._n_batches is None else f", though its length is {self._n_batches}"
             uneven = ": its workers do not share the items evenly" * self._may_give_more
@@ -190,6 +196,16 @@ class ReplayedLoader:
         self._position = position
         return self._next_batch()
 
+    def _fill_pass(self) -> None:
+        """Iterate once more within a pass whose sampler gave fewer batches than its length."""
+        if not self._is_filled:
+            text = "%s ended after %d of the %d batches that its sampler's length tells: each pass"
+            log.warning(
+                f"{text} is filled up from another", self._name, self._n_drawn, self._n_batches
+            )
+            self._is_filled = True
+        self._iterator = self._begin_pass(f"filled after {self._n_drawn}")
+
     def _look_for_more(self) -> None:
         """Warn, once, where workers that share a stream give more than its length tells."""
         ended = object()
@@ -200,17 +216,28 @@ class ReplayedLoader:
             text = "%s gives more than the %d batches a pass that its length tells: the rest is not"
             log.warning(f"{text} seen", self._name, self._n_batches)
 
-    def _begin_pass(self) -> Iterator[Batch]:
-        """Iterate anew, with all that the order and the workers draw from seeded."""
+    def _begin_pass(self, part_of_pass: str = "") -> Iterator[Batch]:
+        """Iterate from the start, with all that the order and the workers draw from seeded."""
         if self.sampler_state is not None and self._drawn is not None:
             self.sampler_state.begin(self._pass)
         for part in (self.loader, getattr(self.loader, "sampler", None)):
             if isinstance(generator := getattr(part, "generator", None), torch.Generator):
-                generator.manual_seed(derive_seed(self.seed, "generator", self._pass))
+                generator.manual_seed(
+                    derive_seed(self.seed, f"generator{part_of_pass}", self._pass)
+                )
             if (set_epoch := getattr(part, "set_epoch", None)) is not None:
                 set_epoch(self._pass)
-        seed_cpu_streams(derive_seed(self.seed, "pass", self._pass))
+        seed_cpu_streams(derive_seed(self.seed, f"pass{part_of_pass}", self._pass))
         return iter(self.loader)
+
+
+def _length_is_estimate(loader: Any) -> bool:
+    """Return whether a length comes from a sampler of the project's own, which may give fewer."""
+    if not isinstance(loader, torch.utils.data.DataLoader):
+        return False
+    samplers = (getattr(loader, name, None) for name in ("sampler", "batch_sampler"))
+    modules = [type(each).__module__ for each in samplers if each is not None]
+    return any(module.partition(".")[0] != "torch" for module in modules)
 
 
 class _PassEnded(Exception):  # noqa: N818  (no error)

@@ -1,8 +1,9 @@
-"""Projects written for pytorch-template drop into a fresh copy of this template and run unchanged.
+"""Projects written for pytorch-template drop into a fresh copy of this template and run.
 
 Each folder of template_projects/ is another habit: how its data comes, what its loss is, what it
-monitors. All are trained, resumed and, where they have test data, tested from their own
-`config.json`, by the commands that a user would type.
+monitors. All are trained, resumed and, where they have test data, tested from their own config, by
+the commands that a user would type. One with a folder `before/` was ported, and its numbers are
+compared with those of its own code in plain torch (`template_projects/checks/`).
 """
 
 import csv
@@ -20,11 +21,15 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECTS = ROOT / "tests" / "template_projects"
-NAMES = sorted(path.parent.name for path in PROJECTS.glob("*/config.json"))
+CHECKS = PROJECTS / "checks"
+CHECKED = sorted(path.stem for path in CHECKS.glob("[!_]*.py"))
+NAMES = sorted({path.parent.name for path in PROJECTS.glob("*/config.json")} - {*CHECKED})
 # Whose loader has `training=False` for the test data, as pytorch-template's test.py asks for.
 TESTED = {"mnist_lenet", "house_prices", "film_ratings"}
 # Whose loaders know no position: what a resume does not need must not be drawn another way.
 REPLAYED = {"noisy_sines", "name_origin"}
+
+EVERY_THIRD_STEP = ("--set", "trainer.save_every=3 steps", "trainer.keep=99")
 
 pytestmark = pytest.mark.end_to_end
 
@@ -64,8 +69,10 @@ class Project:
             shutil.copytree(ROOT / part, folder / part)
         for script in ("train.py", "test.py"):
             shutil.copy2(ROOT / script, folder)
-        shutil.copytree(PROJECTS / name, folder, dirs_exist_ok=True)
-        self.config = json.loads((folder / "config.json").read_text())
+        before = shutil.ignore_patterns("before")
+        shutil.copytree(PROJECTS / name, folder, dirs_exist_ok=True, ignore=before)
+        self.file = "config.json" if (folder / "config.json").exists() else "config.yaml"
+        self.config = yaml.safe_load((folder / self.file).read_text())
         self.epochs: int = self.config["trainer"]["epochs"]
         if (folder / "make_data.py").exists():
             self.python("make_data.py")
@@ -78,6 +85,13 @@ class Project:
         code = int(self.server.stdout.readline())
         assert (code, (self.folder / "stderr").read_text()) == (0, "")
         return (self.folder / "stdout").read_text()
+
+    def rows(self, run: Path) -> list[dict[str, str]]:
+        """The rows of a run's metrics.csv, without what depends on the clock."""
+        with (run / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        clock = ("time/", "seconds", "samples_per_second", "memory", "wait")
+        return [{k: v for k, v in row.items() if not k.startswith(clock)} for row in rows]
 
     @property
     def run(self) -> Path:
@@ -120,7 +134,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, server: subprocess.Popen[s
     def get(name: str) -> tuple[Project, str]:
         if name not in projects:
             project = Project(name, tmp_path_factory.mktemp(name), server)
-            projects[name] = project, project.python("train.py", "-c", "config.json")
+            more = EVERY_THIRD_STEP if name in CHECKED else ()
+            projects[name] = project, project.python("train.py", "-c", project.file, *more)
         return projects[name]
 
     return get
@@ -239,3 +254,42 @@ def test_two_gpus_are_told_how_to_start_and_len_epoch_is_exact(trained: Any) -> 
 def test_the_inputs_may_be_a_pair_within_a_pair(trained: Any) -> None:
     project, _ = trained("same_shape")
     assert project.column("valid/agreement")[-1] > 0.9
+
+
+# --- Projects whose numbers are computed a second time -------------------------------------------
+
+
+def test_there_are_two_projects_and_more_for_each_habit() -> None:
+    assert len(NAMES) == 10
+    assert len(CHECKED) >= 14
+    assert {path.parent.name for path in PROJECTS.glob("*/config.*")} == {*NAMES, *CHECKED}
+    ported = {path.parent.name for path in PROJECTS.glob("*/before")}
+    assert len(ported) >= 10
+    assert len({*CHECKED} - ported) >= 3
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_numbers_are_those_of_plain_torch(trained: Any, name: str) -> None:
+    project, _ = trained(name)
+    for path in CHECKS.glob("*.py"):
+        shutil.copy2(path, project.folder / f"check_{path.name}")
+    checked = project.python(f"check_{name}.py", str(project.run))
+    assert int(checked.splitlines()[-1]) >= 1  # the numbers that were compared
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_project_resumes_within_an_epoch_exactly(trained: Any, name: str) -> None:
+    project, _ = trained(name)
+    whole = project.rows(project.run)
+    assert len(whole) == project.epochs
+    cut = project.folder / "saved" / "cut" / "run"
+    shutil.copytree(project.run, cut)
+    (cut / "report").exists() and shutil.rmtree(cut / "report")
+    steps = sorted((cut / "checkpoints").glob("step-*"))
+    last = int(whole[-1]["step"])
+    kept = max(path for path in steps if int(path.name[5:]) < last and int(path.name[5:]) % 3 == 0)
+    for path in steps:
+        if path > kept:
+            shutil.rmtree(path)
+    project.python("train.py", "-r", str(cut))
+    assert project.rows(cut) == whole

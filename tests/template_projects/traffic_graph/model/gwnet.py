@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 class nconv(nn.Module):
     def forward(self, x, A):
-        return torch.einsum("nct,vn->vct" if x.dim() == 3 else "bnc,vn->bvc", (x, A)).contiguous()
+        return torch.einsum("bnc,vn->bvc", (x, A)).contiguous()
 
 
 class GraphWaveNetLite(nn.Module):

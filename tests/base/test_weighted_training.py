@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from toy import CONFIG, make
+from toy import CONFIG, assert_resumes, make
 
 from base.base_data_loader import BaseDataLoader
 from base.errors import ConfigError, DataError

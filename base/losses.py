@@ -17,7 +17,15 @@ from base.batch import in_full_precision, target_of, tensors_in
 from base.compared import Compared, build_list
 from base.config.durations import parse_duration
 from base.data_arguments import DataParameters
-from base.denominators import SUM, Counted, counted_by, denominator_rule, is_unreduced, mark
+from base.denominators import (
+    SUM,
+    Counted,
+    changes_rule,
+    counted_by,
+    denominator_rule,
+    is_unreduced,
+    mark,
+)
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
 from base.loss_terms import Term, as_terms, flat, refuse_many
@@ -68,24 +76,24 @@ class WeightedLoss:
         # The rule of before `to` keeps class weights on the CPU, for targets that are still there.
         self._rule = self._rule_on_cpu = denominator_rule(self.function)
 
-    def __call__(
-        self, output: Any, target: Any, *more: Any, batch: Any = None, **keywords: Any
-    ) -> Any:
+    def __call__(self, *args: Any, batch: Any = None, **keywords: Any) -> Any:
         """Return the unweighted loss: a tensor with one number, or terms by name.
 
         With ``reduction="none"`` it is what the function gives, to be reduced by the caller.
 
         Args:
-            output, target: all of them; what the config's ``output`` and ``target`` name is picked,
-                and of several targets what the function has parameters for.
-            more, keywords: further arguments that a trainer of your own gives to its loss.
+            args: output and target, all of them, and what else the function takes. What the
+                config's ``output`` and ``target`` name is picked, and of several targets what the
+                function has parameters for.
             batch: where ``target`` is looked for if it is no part of the target; a function with a
                 parameter of this name is given it.
+            keywords: likewise for the function; output and target too may have its names for them.
 
         Raises:
             ConfigError: the function needs an argument that nobody gives.
             TrainingError: the loss refuses what it is given, or gives no number.
         """
+        output, target, more = self._split(args, keywords)
         given = {**self.takes.named(more), **keywords}
         output, picked = self.compared(output, target, batch)
         who = (self.compared.where, f"loss {self.name!r}")
@@ -100,11 +108,26 @@ class WeightedLoss:
             raise TrainingError(f"{text}{_about_classes(after, error)}") from error
         if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, given):
             return value
-        counted = self._counted(output, after, {**given, **found})
+        counted = self._counted(output, after, found, given)
         terms = as_terms(self.name, value, self._scalar, counted)
         if terms is not None:
             return terms
         return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+
+    def _split(
+        self, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[Any, Any, tuple[Any, ...]]:
+        """Return output, target and the rest; what is given by keyword is taken out there."""
+        if len(args) > 1:
+            return args[0], args[1], args[2:]
+        named = ((self.takes.first, "output"), (self.takes.second, "target"))
+        for names in named[len(args) :]:
+            given = [name for name in names if name in keywords and name not in self.takes.needed]
+            if not given:
+                place = "output" if names == named[0] else "target"
+                raise TrainingError(f"loss {self.name!r} is called without its {place}")
+            args = (*args, keywords.pop(given[0]))
+        return args[0], args[1], ()
 
     def _scalar(self, value: Any, whose: str) -> Tensor:
         """Return a tensor of one number without dimensions."""
@@ -124,12 +147,21 @@ class WeightedLoss:
             picked = self.compared.pick_target(target, batch)
         except ConfigError:
             return None  # the step itself says what is missing
-        return self._counted(None, *self.takes.bind(picked, target, batch))
+        return self._counted(None, *self.takes.bind(picked, target, batch), {})
 
     def _counted(
-        self, output: Any, after: tuple[Any, ...], given: Mapping[str, Any]
+        self,
+        output: Any,
+        after: tuple[Any, ...],
+        found: Mapping[str, Any],
+        given: Mapping[str, Any],
     ) -> Counted | None:
-        """Return what the loss divides by, of arguments that follow the output."""
+        """Return what the loss divides by.
+
+        Args:
+            after: what follows the output by position.
+            found, given: what is given by name: by the batch, and by the trainer in its call.
+        """
         target = after[0] if after else None
         if self._rule is None or not (isinstance(target, Tensor) or self._says_its_own):
             return None
@@ -138,12 +170,13 @@ class WeightedLoss:
         rule: Any = self._rule_on_cpu if is_on_cpu else self._rule
         n_elements = sum(each.numel() for each in tensors)
         if not self._says_its_own:
-            number = rule(output, target, **given)
+            number = rule(output, target, **found, **given)
         else:
-            number = self._own_number(lambda: rule(output, target, **given), target)
+            number = self._own_number(lambda: rule(output, target, **found, **given), target)
         if number is None:
             return None
-        return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
+        address = _address(tensors[0]) if tensors else 0
+        return Counted(self.name, number, n_elements, address, changes_rule(rule, given))
 
     @property
     def _says_its_own(self) -> bool:

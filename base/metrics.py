@@ -85,7 +85,7 @@ class Metric(ABC):
     @abstractmethod
     def _compute(self) -> Any: ...
 
-    def _call(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    def _call(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
         """Call a part of the metric; one that is a function of (output, target) keeps nothing."""
         if self.agreement is None:
             return function(*args, **keywords)

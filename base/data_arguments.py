@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from base.batch import Targets
+from base.batch import Rules, Targets
 from base.errors import ConfigError, Problem
 
 BATCH = "batch"  # a parameter of this name is given the whole batch
@@ -120,6 +120,25 @@ class DataParameters:
         if len(left) < len(targets):  # the function knows of several, and takes the others by name
             return tuple(left.values())[:1]
         return (left,) if len(left) > 1 else tuple(left.values())
+
+
+def item_compared(takes: DataParameters, target: str | int | None, rules: Rules) -> Any:
+    """Return the item of a batch, its key or position, that is held against the output.
+
+    Args:
+        target: what the config's section names.
+        rules: the config's ``batch:`` section.
+
+    Returns:
+        None for the target of a batch as it comes, or for several at once.
+    """
+    named = rules["target"]
+    if not isinstance(named, Mapping):
+        return named if target is None else target
+    if target is not None:
+        return named.get(target, target)
+    after, _ = takes.bind(items := Targets(named), items, None)
+    return after[0] if after and not isinstance(after[0], Targets) else None
 
 
 def takes_batch(function: Callable[..., Any]) -> bool:

@@ -239,7 +239,10 @@ def build_experiment(
         model=model,
         losses=losses,
         metrics=build_metrics(
-            config["metrics"], losses=losses, has_outputs=compares_outputs(config)
+            config["metrics"],
+            losses=losses,
+            has_outputs=compares_outputs(config),
+            rules=config["batch"],
         ),
         optimizers=optimizers,
         schedules=schedules,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from base import object_state
-from base.batch import count_samples
+from base.batch import AS_IT_IS, Rules, count_samples
 from base.compared import Compared, build_list
 from base.data_arguments import DataParameters
 from base.discovery import describe_error
@@ -260,12 +260,14 @@ def build_metrics(
     build: Callable[..., Any] = build_named,
     losses: Mapping[str, WeightedLoss] = MappingProxyType({}),
     has_outputs: bool = True,
+    rules: Rules = AS_IT_IS,
 ) -> dict[str, Metric]:
     """Build the metrics of the config's ``metrics`` list (normal form), by name.
 
     Args:
         losses: what the metrics count as, see `with_loss_facts`.
         has_outputs: the metrics see the outputs as the losses do.
+        rules: the config's ``batch:`` section.
 
     Raises:
         ConfigError: a name is taken or unknown, or arguments do not fit; all faults together.
@@ -275,7 +277,7 @@ def build_metrics(
         if section["name"] == "loss":
             raise ConfigError([Problem(f"{where}.name", "'loss' is taken by the loss")])
         if losses:
-            section = with_loss_facts(section, where, losses, has_outputs)
+            section = with_loss_facts(section, where, losses, has_outputs, rules)
         metric = _adapt(section["name"], build("metric", section, where=where), section, where)
         metric.compared = Compared.of(section, where)
         return metric

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from base.batch import Targets
+from base.batch import Rules, Targets
 from base.errors import ConfigError, Problem
 
 BATCH = "batch"  # a parameter of this name is given the whole batch
@@ -21,15 +21,17 @@ MAIN = "target"  # several targets may have one of this name, which is the secon
 
 @dataclass(frozen=True)
 class DataParameters:
-    """The parameters after the first, which is the output.
+    """The parameters of a loss or a metric, by what they are given.
 
     Args:
+        first: the name of the first, which is given the output.
         second: the name of the second, which is given the target by position; empty where it may
             have any, None where there is no second.
         third_on: the names of those that may follow by position.
         needed: the others' names, and whether each has no default.
     """
 
+    first: str = ""
     second: str | None = ""
     third_on: tuple[str, ...] = ()
     needed: Mapping[str, bool] = field(default_factory=dict)
@@ -59,7 +61,7 @@ class DataParameters:
             needed = {name: True for name, is_needed in needed.items() if is_needed}
         takes_any = any(each.kind is Parameter.VAR_POSITIONAL for each in parameters)
         second = names[1] if len(names) > 1 else "" if takes_any or not names else None
-        return cls(second, tuple(names[2:]), needed)
+        return cls(names[0] if names else "", second, tuple(names[2:]), needed)
 
     def named(self, more: tuple[Any, ...]) -> dict[str, Any]:
         """Return by name what is given by position after the second argument."""
@@ -119,7 +121,28 @@ class DataParameters:
         for name in (self.second, MAIN):
             if name in left:
                 return (left[name],)
-        return tuple(left.values()) if len(left) < 2 else (left,)
+        if len(left) < len(targets):  # the function knows of several, and takes the others by name
+            return tuple(left.values())[:1]
+        return (left,) if len(left) > 1 else tuple(left.values())
+
+
+def item_compared(takes: DataParameters, target: str | int | None, rules: Rules) -> Any:
+    """Return the item of a batch, its key or position, that is held against the output.
+
+    Args:
+        target: what the config's section names.
+        rules: the config's ``batch:`` section.
+
+    Returns:
+        None for the target of a batch as it comes, or for several at once.
+    """
+    named = rules["target"]
+    if not isinstance(named, Mapping):
+        return named if target is None else target
+    if target is not None:
+        return named.get(target, target)
+    after, _ = takes.bind(items := Targets(named), items, None)
+    return after[0] if after and not isinstance(after[0], Targets) else None
 
 
 def takes_batch(function: Callable[..., Any]) -> bool:

@@ -35,12 +35,14 @@ class Counted(NamedTuple):
     Args:
         n_elements: the entries of its target.
         address: where they lie in memory; a view of a target, such as a flattened one, lies there.
+        is_of_call: arguments of the call had a part in it, which are not known ahead.
     """
 
     name: str
     number: Any  # a Denominator
     n_elements: int
     address: int = 0
+    is_of_call: bool = False
 
     def plus(self, other: Counted) -> Counted:
         """Return what the loss of both together is divided by."""
@@ -50,7 +52,7 @@ class Counted(NamedTuple):
     def is_for(self, other: Counted, is_strict: bool) -> bool:
         """Tell whether the other one is of this target: of the same size and, if strict, place."""
         is_there = self.address == other.address or not is_strict
-        return self.n_elements == other.n_elements and is_there
+        return self.n_elements == other.n_elements and is_there and not other.is_of_call
 
 
 def mark(value: Tensor, counted: Counted | None) -> Tensor:
@@ -105,7 +107,7 @@ def denominator_rule(function: Any) -> Rule | None:
         function, settings = function.func, function.keywords
     own = getattr(function, "denominator", None)
     if callable(own):
-        return _own_rule(own, settings)
+        return _OwnRule(own, settings)
     rule = None
     if isinstance(function, FunctionType | BuiltinFunctionType):
         rule = RULES.get(function)
@@ -149,22 +151,41 @@ def is_sum(function: Any, given: Mapping[str, Any]) -> bool:
     return reduction_of(function, {**default, **given}) == SUM
 
 
-def _own_rule(own: Callable[..., Any], settings: Mapping[str, Any]) -> Rule:
-    """Return a loss's own rule: it takes the target, and what else of the loss it has a name for.
+def changes_rule(rule: Rule, given: Mapping[str, Any]) -> bool:
+    """Tell whether arguments of a call give another denominator than the config's alone."""
+    if isinstance(rule, _OwnRule):
+        return any(name in given for name in (*rule.takes, "reduction"))
+    if not given:
+        return False
+    known = {"weight": None, "ignore_index": -100, **getattr(rule, "keywords", {})}
+    if _reduction_of({**known, **given}) != known["reduction"]:
+        return True
+    return any(
+        given[name] is not known[name] if isinstance(given[name], Tensor)
+        else given[name] != known[name]
+        for name in ("weight", "ignore_index") if name in given
+    )  # fmt: skip
+
+
+class _OwnRule:
+    """A loss's own rule: it takes the target, and what else of the loss it has a name for.
 
     Args:
         settings: what the config gives to the loss.
     """
-    takes = _after_first(own)
-    needed = [name for name, each in takes.items() if each.default is Parameter.empty]
 
-    def count(output: Any, target: Any, /, **given: Any) -> Any:
-        more = {**settings, **given}
-        if any(name not in more for name in needed):
+    def __init__(self, own: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+        self.own, self.settings = own, settings
+        self.takes = _after_first(own)
+        self.needed = [n for n, each in self.takes.items() if each.default is Parameter.empty]
+
+    def __call__(self, output: Any, target: Any, /, **given: Any) -> Any:
+        more = {**self.settings, **given}
+        if "reduction" not in self.takes and more.get("reduction") == SUM:
+            return SUM
+        if any(name not in more for name in self.needed):
             return None  # it is known in the step
-        return own(target, **{name: more[name] for name in takes if name in more})
-
-    return count
+        return self.own(target, **{name: more[name] for name in self.takes if name in more})
 
 
 def _rule_of_reduction(function: Any, settings: Mapping[str, Any]) -> Rule | None:

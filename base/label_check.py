@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from base.base_trainer import BaseTrainer
+from base.data_arguments import item_compared
 from base.errors import DataError
 
 CLASSIFYING = {"cross_entropy", "CrossEntropyLoss", "nll_loss", "NLLLoss", "multi_margin_loss"}
@@ -62,13 +63,16 @@ def is_over_classes(trainer: BaseTrainer) -> bool:
 
 def _whole_losses(trainer: BaseTrainer) -> Iterator[tuple[str, Any]]:
     """Yield name and settings of the losses that take outputs and targets as they are."""
-    is_changed = type(trainer).compute_losses is not BaseTrainer.compute_losses
-    if is_changed or trainer.config["batch"]["target"] is not None:
+    if type(trainer).compute_losses is not BaseTrainer.compute_losses:
         return
+    rules = trainer.config["batch"]
+    # The second item of a sample, which is the target where nothing else is said.
+    own = (1, -1) if isinstance(rules["target"], Mapping) else (None,)
     for loss in trainer.losses.values():
         function = getattr(loss.function, "func", loss.function)
         name = getattr(function, "__name__", type(function).__name__)
-        if loss.compared.output is None and loss.compared.target is None:
+        item = item_compared(loss.takes, loss.compared.target, rules)
+        if loss.compared.output is None and item in own:
             yield name, getattr(loss.function, "keywords", vars(loss.function))
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from inspect import Parameter
+from types import MethodType
 from typing import Any
 
 from torch import nn
 
+from base.batch import AS_IT_IS, Rules
 from base.compared import Compared
+from base.data_arguments import DataParameters, item_compared
 from base.errors import ConfigError, KindlingError, Problem
 from base.losses import WeightedLoss
 from base.registry import find
@@ -35,6 +38,7 @@ def with_loss_facts(
     where: str,
     losses: Mapping[str, WeightedLoss],
     has_outputs: bool = True,
+    rules: Rules = AS_IT_IS,
 ) -> Mapping[str, Any]:
     """Fill in ``ignore_index`` and ``threshold``, where a metric takes them and has none.
 
@@ -42,17 +46,24 @@ def with_loss_facts(
 
     Args:
         has_outputs: the metrics see the outputs as the losses do.
+        rules: the config's ``batch:`` section.
 
     Raises:
         ConfigError: losses ignore different values of the target that the metric is held against.
     """
     args = dict(section.get("args") or {})
     try:
-        takes = signature("metric", find("metric", section["type"])).parameters
+        named = find("metric", section["type"])
+        takes = signature("metric", named).parameters
     except KindlingError:
         return section  # said where it is built
     compared = Compared.of(section, where)
-    beside = [each for each in losses.values() if each.compared.target == compared.target]
+    item = item_compared(_data_parameters(named), compared.target, rules)
+    beside = [
+        each
+        for each in losses.values()
+        if item_compared(each.takes, each.compared.target, rules) == item
+    ]
     if "ignore_index" in takes and "ignore_index" not in args:
         ignored = _ignored(beside, where)
         if ignored is not None and (ignored != NO_CLASS or _has_no_default(takes["ignore_index"])):
@@ -63,6 +74,14 @@ def with_loss_facts(
         if len(found) == 1 and _has_no_default(takes["threshold"]):
             args["threshold"] = found.pop()
     return {**section, "args": args}
+
+
+def _data_parameters(named: Any) -> DataParameters:
+    """Return what a metric that is not yet built takes of a batch."""
+    update = getattr(named, "update", None)
+    if isinstance(named, type) and inspect.isfunction(update):
+        return DataParameters.of(MethodType(update, named))  # as of an object: without `self`
+    return DataParameters() if isinstance(named, type) else DataParameters.of(named)
 
 
 def ignore_index_of(function: Callable[..., Any]) -> int | None:

@@ -29,6 +29,7 @@ from base.data_arguments import DataParameters
 from base.denominators import (
     SUM,
     Counted,
+    changes_rule,
     counted_by,
     denominator_rule,
     is_sum,
@@ -93,39 +94,40 @@ class WeightedLoss:
         self._rule = self._rule_on_cpu = denominator_rule(self.function)
         self._by_samples = SampleWise(self.name, self.function)
 
-    def __call__(
-        self, output: Any, target: Any, *more: Any, batch: Any = None, **keywords: Any
-    ) -> Any:
+    def __call__(self, *args: Any, batch: Any = None, **keywords: Any) -> Any:
         """Return the unweighted loss: a tensor with one number, or terms by name.
 
         With ``reduction="none"`` it is what the function gives, to be reduced by the caller.
 
         Args:
-            output, target: all of them; what the config's ``output`` and ``target`` name is picked,
-                and of several targets what the function has parameters for.
-            more, keywords: further arguments that a trainer of your own gives to its loss.
+            args: output and target, all of them, and what else the function takes. What the
+                config's ``output`` and ``target`` name is picked, and of several targets what the
+                function has parameters for.
             batch: where ``target`` is looked for if it is no part of the target, and the weights of
                 samples; a function with a parameter of this name is given it.
+            keywords: likewise for the function; output and target too may have its names for them.
 
         Raises:
             ConfigError: the function needs an argument that nobody gives.
             TrainingError: the loss refuses what it is given, or gives no number.
         """
+        is_of_call = SAMPLE_WEIGHT in keywords
         weights, keywords = self._sample_weights(batch, keywords)
+        output, target, more = self._split(args, keywords)
         given = {**self.takes.named(more), **keywords}
         output, picked = self.compared(output, target, batch)
         who = (self.compared.where, f"loss {self.name!r}")
         extras = extras_of(batch, self.rules, self.takes.needed)
         after, found = self.takes.bind(picked, target, batch, given, who, extras)
-        args, named = (output, *after, *more), {**found, **keywords}
+        data, named = (output, *after, *more), {**found, **keywords}
         is_by_samples = self.notes_samples or not (weights is None or SAMPLE_WEIGHT in named)
         is_by_samples = is_by_samples and not is_unreduced(self.function, given)
         try:
             if is_by_samples:
                 ones_or_weights = self._ones(batch) if weights is None else weights
-                value = self._by_samples(self._in_full_precision, args, named, ones_or_weights)
+                value = self._by_samples(self._in_full_precision, data, named, ones_or_weights)
             else:
-                value = self._in_full_precision(self.function, args, _no_zeros(named, weights))
+                value = self._in_full_precision(self.function, data, _no_zeros(named, weights))
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
             raise
         except Exception as error:
@@ -134,7 +136,8 @@ class WeightedLoss:
             raise TrainingError(f"{text}{_about_classes(after, error)}") from error
         if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, given):
             return value
-        counted = self._counted(output, after, {**given, **found}, weights)
+        counted = self._counted(output, after, found, given, weights)
+        counted = counted and counted._replace(is_of_call=counted.is_of_call or is_of_call)
         if weights is not None and not is_by_samples:
             value = zero_where(weights.sum() == 0, value)
         terms = as_terms(self.name, value, self._scalar, counted)
@@ -168,6 +171,21 @@ class WeightedLoss:
         ids: Tensor = ids_of(batch, self.rules)
         return torch.ones(len(ids), device=ids.device)
 
+    def _split(
+        self, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[Any, Any, tuple[Any, ...]]:
+        """Return output, target and the rest; what is given by keyword is taken out there."""
+        if len(args) > 1:
+            return args[0], args[1], args[2:]
+        named = ((self.takes.first, "output"), (self.takes.second, "target"))
+        for names in named[len(args) :]:
+            given = [name for name in names if name in keywords and name not in self.takes.needed]
+            if not given:
+                place = "output" if names == named[0] else "target"
+                raise TrainingError(f"loss {self.name!r} is called without its {place}")
+            args = (*args, keywords.pop(given[0]))
+        return args[0], args[1], ()
+
     def _scalar(self, value: Any, whose: str) -> Tensor:
         """Return a tensor of one number without dimensions."""
         if not isinstance(value, Tensor) or value.numel() != 1:
@@ -189,19 +207,27 @@ class WeightedLoss:
         except (ConfigError, TrainingError):
             return None  # the step itself says what is missing
         after, found = self.takes.bind(picked, target, batch, extras=extras)
-        return self._counted(None, after, found, weights)
+        return self._counted(None, after, found, {}, weights)
 
     def _counted(
         self,
         output: Any,
         after: tuple[Any, ...],
+        found: Mapping[str, Any],
         given: Mapping[str, Any],
         weights: Tensor | None = None,
     ) -> Counted | None:
-        """Return what the loss divides by, of arguments that follow the output."""
+        """Return what the loss divides by.
+
+        Args:
+            after: what follows the output by position.
+            found, given: what is given by name: by the batch, and by the trainer in its call.
+        """
         target = after[0] if after else None
         if weights is not None:
-            return self._counted_by_weight(target, given, weights)
+            counted = self._counted_by_weight(target, {**given, **found}, weights)
+            is_of_call = self._rule is not None and changes_rule(self._rule, given)
+            return counted._replace(is_of_call=is_of_call)
         if self._rule is None or not (isinstance(target, Tensor) or self._says_its_own):
             return None
         tensors = list(tensors_in(target))
@@ -209,12 +235,13 @@ class WeightedLoss:
         rule: Any = self._rule_on_cpu if is_on_cpu else self._rule
         n_elements = sum(each.numel() for each in tensors)
         if not self._says_its_own:
-            number = rule(output, target, **given)
+            number = rule(output, target, **found, **given)
         else:
-            number = self._own_number(lambda: rule(output, target, **given), target)
+            number = self._own_number(lambda: rule(output, target, **found, **given), target)
         if number is None:
             return None
-        return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
+        address = _address(tensors[0]) if tensors else 0
+        return Counted(self.name, number, n_elements, address, changes_rule(rule, given))
 
     def _counted_by_weight(self, target: Any, given: Mapping[str, Any], weights: Tensor) -> Counted:
         """Return what the weighted mean divides by."""
@@ -328,7 +355,7 @@ class WeightedLoss:
 
 def _no_zeros(keywords: dict[str, Any], weights: Tensor | None) -> dict[str, Any]:
     """Return what a loss that takes weights is called with: never weights that are 0 in all."""
-    if weights is None:
+    if weights is None or SAMPLE_WEIGHT not in keywords:
         return keywords
     ones = torch.ones_like(weights)
     return {**keywords, SAMPLE_WEIGHT: torch.where(weights.sum() == 0, ones, weights)}

@@ -44,6 +44,8 @@ def join(batches: list[Any]) -> Any:
         return np.concatenate(batches)
     if isinstance(first, Mapping):
         return {key: join([batch[key] for batch in batches]) for key in first}
+    if isinstance(first, tuple) and first and isinstance(first[0], str | bytes):
+        return [text for batch in batches for text in batch]  # one for each sample
     if isinstance(first, tuple) or (isinstance(first, list) and isinstance(first[0], Tensor)):
         return type(first)(join(list(items)) for items in zip(*batches, strict=True))
     if isinstance(first, list):

@@ -94,7 +94,7 @@ class Metric(ABC):
     @abstractmethod
     def _compute(self) -> Any: ...
 
-    def _call(self, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    def _call(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
         """Call a part of the metric; one that is a function of (output, target) keeps nothing."""
         if self.agreement is None:
             return function(*args, **keywords)
@@ -292,7 +292,7 @@ def build_metrics(
         if section["name"] == "loss":
             raise ConfigError([Problem(f"{where}.name", "'loss' is taken by the loss")])
         if losses:
-            section = with_loss_facts(section, where, losses, has_outputs)
+            section = with_loss_facts(section, where, losses, has_outputs, rules)
         metric = _adapt(section["name"], build("metric", section, where=where), section, where)
         metric.compared, metric.rules = Compared.of(section, where), rules
         return metric

@@ -98,7 +98,8 @@ class SampleItems:
         if self.weights is None:
             name = self.rules["weight"]
             keys = f" and its batches have {', '.join(map(repr, batch))}" if _is_dict(batch) else ""
-            text = f"{type(self.dataset).__name__} has no {name!r} with one number a sample{keys}"
+            owner = getattr(self.dataset, "name", type(self.dataset).__name__)
+            text = f"{owner} has no {name!r} with one number a sample{keys}"
             text += "; name such an attribute, a column, a key of the batch or a position in it"
             raise ConfigError([Problem("batch.weight", text)])
         return self.weights[ids]

@@ -123,7 +123,7 @@ class ShapeAgreement(TorchFunctionMode):
 
         return call
 
-    def call(self, where: str, function: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    def call(self, where: str, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
         """Call a loss or a metric with (output, target), and targets by keyword.
 
         Raises:
@@ -139,7 +139,7 @@ class ShapeAgreement(TorchFunctionMode):
             raise ConfigError([Problem(where, in_words(error))]) from error
 
     def call_function(
-        self, where: str, function: Callable[..., Any], *args: Any, **keywords: Any
+        self, where: str, function: Callable[..., Any], /, *args: Any, **keywords: Any
     ) -> Any:
         """Call a metric that keeps nothing; it may use numpy, which is not seen everywhere."""
         value = self.call(where, function, *args, **keywords)

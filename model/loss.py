@@ -6,7 +6,8 @@ Those of torch need no line here: ``loss: cross_entropy``, ``loss: {type: HuberL
 A loss of your own is taken for a mean over the samples of a batch. One that divides by something
 else says so with ``denominator(target)``, so that parts of a batch, accumulated batches and the
 last, smaller one count as they should; one that compares samples with each other sets
-``needs_whole_batches = True``. See docs/losses.md.
+``needs_whole_batches = True``. It may have more parameters, named after items of the batch (a
+mask), and give several terms, ``{name: tensor}``. See docs/losses.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The metrics. A function ``(output, target) -> number`` is averaged over samples, one that gives
 ``(sum, count)`` over what it counts; a class has ``update(output, target)`` for each batch,
-``compute()`` at the end of the epoch and ``reset()``.
+``compute()`` at the end of the epoch and ``reset()``. More parameters, named after items of the
+batch, are given these.
 
 ``output`` is what ``predict`` of the trainer gives: scores ``(batch, n_classes, ...)``, one score
 for each sample or pixel (a binary classifier, ``(batch,)`` or ``(batch, 1, ...)``), or class

@@ -13,7 +13,7 @@ class Trainer(BaseTrainer):
 
         forward(batch)                  how the model is called
         compute_losses(outputs, batch)  the losses by name
-        predict(outputs)                what the metrics see
+        predict(outputs)                what the metrics see; or predict(outputs, batch)
         train_step(batch)               the whole step
         valid_step(batch)               its counterpart without gradients
     """

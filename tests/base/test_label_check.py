@@ -122,3 +122,14 @@ def test_it_is_told_before_training_for_one_logit(loss: str):
     dataset.targets[7] = 2
     with pytest.raises(DataError, match="sample 7: 2"):
         check(trainer)
+
+
+def test_it_is_told_of_one_of_several_targets_too():
+    named = "batch={inputs: [0], target: {classes: 1, image: 0}}"
+    first = "loss={type: cross_entropy, target: classes}"
+    for settings in ((named, first), (named.replace("classes", "target"), "loss=cross_entropy")):
+        trainer = make(*settings)
+        check(trainer)
+        trainer.train_loader.dataset.targets[7] = 3
+        with pytest.raises(DataError, match="sample 7: class 3"):
+            check(trainer)

@@ -186,3 +186,18 @@ def test_half_of_the_targets_ignored_in_a_training():
     kept = targets != ignored
     assert 0 < kept.sum() < len(kept)
     assert values["valid/accuracy"] == pytest.approx(right[kept].double().mean().item())
+
+
+@pytest.mark.parametrize("target", ["", ", target: classes"])
+def test_what_is_ignored_is_found_for_one_of_several_targets(target: str):
+    """Whether a section names the target, or the function has a parameter of its name."""
+    loss = f"loss={{type: cross_entropy, args: {{ignore_index: 1}}{target}}}"
+    name = "classes" if target else "target"
+    batch = f"batch={{inputs: [0], target: {{image: 0, {name}: 1}}}}"
+    metric = f"metrics=[{{type: F1, target: {name}}}]"
+    assert settings(batch, loss, metric)["ignore_index"] == 1
+    other = "metrics=[{type: F1, target: image}]"
+    assert settings(batch, loss, other)["ignore_index"] is None
+    if not target:
+        assert settings(batch, loss, "metrics=[F1]")["ignore_index"] == 1
+        assert settings(batch, loss, "metrics=[accuracy]")["ignore_index"] == 1

@@ -1,9 +1,7 @@
-"""``batch: {ids: true, weight: NAME}`` and samplers with state, from the loader to a resume."""
+"""``batch: {ids: true, weight: NAME}``: which sample is which in a batch, for all loaders."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,36 +9,25 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from toy import CONFIG, assert_resumes, assert_same, make, run, weights
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
     DataLoader,
     IterableDataset,
-    Sampler,
     Subset,
     TensorDataset,
-    WeightedRandomSampler,
     default_collate,
 )
 
 from base.base_data_loader import BaseDataLoader, as_batches
 from base.batch import AS_IT_IS, count_samples, cut, ids_of, inputs_of, sample_weight_of, target_of
-from base.batch_reader import Skip
-from base.checkpoint import read
-from base.config import load_config
-from base.errors import ConfigError, DataError, KindlingError, TrainingError
-from base.experiment import build_experiment
-from base.registry import DATA_LOADERS, LOSSES, METRICS
+from base.errors import ConfigError, DataError
 from base.sample_items import sample_numbers
 from data_loader.composed import ConcatenatedDataset, SubsetDataset
 from data_loader.in_memory import InMemoryDataset
 from data_loader.pipeline import Pipeline, TransformedDataset
-from data_loader.samplers import HardExampleSampler
 from data_loader.tables import CsvDataset
-from data_loader.transforms import RandomShift
 
 N = 23
 RULES = AS_IT_IS | {"ids": True, "weight": "w"}
@@ -106,7 +93,7 @@ def test_both_parts_of_a_split_have_the_ids_of_the_data_set(kind: str, n_workers
     valid = loader.split_validation()
     assert valid is not None
     seen = [assert_numbered(part.batches(0, len(part))) for part in (loader, valid)]
-    assert sorted(sum(seen, [])) == list(range(N))
+    assert sorted([*seen[0], *seen[1]]) == list(range(N))
     assert seen[1] == sorted(seen[1])
     loader.close()
     valid.close()

@@ -150,3 +150,14 @@ def test_a_model_of_another_width_is_told_the_columns(text: str):
         assert f"\n  the inputs are 5 numbers: {names}" in str(error.value)
     trainer = make(text=text.replace("n_inputs: 4", "n_inputs: null"))
     assert trainer.model.hidden[0].in_features == 5
+
+
+def test_metrics_are_in_the_unit_of_the_target_where_it_is_one_of_several(text: str):
+    text = text.replace("n_inputs: 4", "n_inputs: 5")
+    plain, several = (
+        make(text=text),
+        make("batch={target: {target: 1, row: 0}, inputs: [0]}", text=text),
+    )
+    values = [each.evaluate(each.valid_loader, "valid") for each in (plain, several)]
+    assert values[0]["valid/mae"] > 1000
+    assert values[0] == values[1]

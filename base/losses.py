@@ -84,7 +84,8 @@ class WeightedLoss:
         except Exception as error:
             given = f"output {describe(output)} and target {describe(target)}"
             text = f"loss {self.name!r} fails on {given}: {describe_error(error)}"
-            raise TrainingError(f"{text}{_about_classes(target, error)}") from error
+            text = f"{text}{_about_classes(target, error)}"
+            raise TrainingError(text).showing(error) from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise TrainingError(f"loss {self.name!r} must give one number as a tensor, not {found}")

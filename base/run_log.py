@@ -101,14 +101,16 @@ def told_where_to_resume(folder: Path) -> Iterator[None]:
     """Add to the traceback of an error of user code how to resume the run."""
     try:
         yield
-    except (FileError, KindlingError):
-        raise  # these say it themselves
+    except FileError:
+        raise  # it says so itself
     except Exception as error:
         if any((folder / "checkpoints").glob("step-*")):
             text = f"the last checkpoint is whole; resume by: {resume_command(folder)}"
         else:
             text = f"{folder} has no checkpoint yet"
-        if hasattr(error, "add_note"):  # Python 3.11: it ends the traceback
+        if isinstance(error, KindlingError):
+            error.advice = text if error.trace else ""
+        elif hasattr(error, "add_note"):  # Python 3.11: it ends the traceback
             error.add_note(text)
         else:
             log.error(text)

@@ -20,7 +20,7 @@ from base.cores import warn_of_load
 from base.data_changes import keep_data
 from base.data_record import data_of
 from base.epoch_rows import EpochRows
-from base.errors import KindlingError
+from base.errors import KindlingError, disk_error, why
 from base.finite import refuse_bad_optimizers
 from base.header import header_facts, peak_memory_mb
 from base.memory.settle import settle
@@ -90,7 +90,12 @@ def removed_on_error(folder: Path | None) -> Iterator[None]:
     """Remove a new run's folder where it cannot be made ready: nothing half-made is left."""
     try:
         yield
-    except (FileError, KindlingError):
+    except FileError as error:
+        if folder is None:
+            raise  # a run that is resumed
+        remove_unbegun(folder)
+        raise disk_error(error, f"{folder}: cannot be written: {why(error)}") from error
+    except KindlingError:
         if folder is not None:
             remove_unbegun(folder)
         raise

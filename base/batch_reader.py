@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_info
 
-from base.errors import BatchError, DataError
+from base.errors import BatchError, DataError, trace_of
 from base.free_memory import is_out_of_memory
 from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 
@@ -33,7 +33,7 @@ class Failure:
             self.reason, is_of_many = f"{type(error).__name__}: {error} ({where})", False
         self.message = f"{self.reason} ({what})" if is_of_many else f"{what}: {self.reason}"
         self.may_be_skipped = not isinstance(error, BatchError) and not is_out_of_memory(error)
-        self.error = error
+        self.error, self.trace = error, trace_of(error)
         if get_worker_info() is not None:  # not every error can be sent; its text can
             self.error = RuntimeError("".join(traceback.format_exception(error)))
 
@@ -262,5 +262,7 @@ def mended(batches: Iterator[Batch], note: NoteBad) -> Iterator[Batch]:
 
 def raise_failure(batch: Batch | Failure) -> Batch:
     if isinstance(batch, Failure):
-        raise DataError(batch.message) from batch.error
+        error = DataError(batch.message)
+        error.trace = batch.trace
+        raise error from batch.error
     return batch

@@ -25,7 +25,7 @@ from base.background_save import Background, Snapshot, changed_by_steps_alone
 from base.errors import CheckpointError, disk_error, why
 from base.manifest import sealed
 from base.restore import load_weights, restore
-from base.run_folder import must_exist, refuse_gone
+from base.run_folder import gone, must_exist
 from base.state_file import (
     discard,
     make_folder,
@@ -154,7 +154,9 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
             if not isinstance(error, Exception):
                 raise
-            refuse_gone(self.folder.parent)
+            run = self.folder.parent
+            if isinstance(error, FileNotFoundError) or not run.is_dir():
+                raise gone(run) from error  # what was made a moment ago has been taken away
             text = f"checkpoint not written: {why(error)}; {n_bytes} bytes needed, "
             text += f"{_free(self.folder)} free; the checkpoints before it are untouched"
             raise disk_error(error, f"{path}: {text}") from error

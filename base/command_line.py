@@ -218,6 +218,13 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
 
 def show_names(options: argparse.Namespace) -> int:
     """Carry out ``--list`` and ``--schema``."""
+    from base.deferred_files import deferred_files
+
+    with deferred_files():
+        return _show_names(options)
+
+
+def _show_names(options: argparse.Namespace) -> int:
     from base.config import json_schema
     from base.listing import describe, type_schemas
     from base.registry import KINDS
@@ -296,7 +303,8 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except KindlingError as error:
-        print(error, file=sys.stderr)
+        lines = filter(None, (error.trace.rstrip(), str(error), error.advice))
+        print(*lines, sep="\n", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt as error:
         sys.unraisablehook = lambda _: None  # what was half made may not be able to end itself

@@ -6,9 +6,10 @@ which of them it is part of: it hands such a file to `write_when_running`.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -48,13 +49,26 @@ _CURRENT: ContextVar[DeferredFiles | None] = ContextVar("deferred files", defaul
 @contextmanager
 def deferred_files() -> Iterator[DeferredFiles]:
     """Let files wait, in this block, until its value is asked to write them."""
-    files = DeferredFiles()
+    files, before = DeferredFiles(), _compiler_folders()
     token = _CURRENT.set(files)
     try:
         yield files
     finally:
         _CURRENT.reset(token)
         files.close()
+        if not files.is_running:
+            for folder in _compiler_folders() - before:
+                with suppress(OSError):  # it is not empty: a model has compiled something by itself
+                    folder.rmdir()
+
+
+def _compiler_folders() -> set[Path]:
+    """Return the folders of compiled code: importing ``torch._dynamo`` makes an empty one."""
+    given = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir()))
+    return {
+        *Path(tempfile.gettempdir()).glob("torchinductor_*"),
+        *([given] if given.exists() else []),
+    }
 
 
 def waiting_files() -> DeferredFiles | None:

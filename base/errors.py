@@ -5,16 +5,38 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import traceback
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from logger.files import NotAFileError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it since Python 3.11
+
 
 class KindlingError(Exception):
-    """An error whose text is meant for the user; entry scripts print it and exit with its code."""
+    """An error whose text is meant for the user; entry scripts print it and exit with its code.
+
+    trace   of an OSError in user code: its traceback, printed above the text
+    advice  printed below it
+    """
 
     exit_code = 1
+    trace = ""
+    advice = ""
+
+    def showing(self, error: BaseException) -> Self:
+        """Show where user code raised an OSError: its text alone reads like a fault of the disk."""
+        self.trace = trace_of(error)
+        return self
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the traceback of an OSError that the system raised in user code; of others none."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return ""
+    return "".join(traceback.format_exception(error))
 
 
 class Problem(NamedTuple):

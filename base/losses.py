@@ -133,7 +133,8 @@ class WeightedLoss:
         except Exception as error:
             text = f"loss {self.name!r} fails on {describe_call(output, after, found)}"
             text += f": {describe_error(error)}"
-            raise TrainingError(f"{text}{_about_classes(after, error)}") from error
+            text = f"{text}{_about_classes(after, error)}"
+            raise TrainingError(text).showing(error) from error
         if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, given):
             return value
         counted = self._counted(output, after, found, given, weights)

@@ -68,7 +68,7 @@ class Metric(ABC):
         except Exception as error:
             given = describe_call(output, after, found)
             text = f"metric {self.name!r} fails on {given}: {describe_error(error)}"
-            raise TrainingError(text) from error
+            raise TrainingError(text).showing(error) from error
 
     @final
     def compute(self) -> Result:
@@ -79,7 +79,7 @@ class Metric(ABC):
             raise
         except Exception as error:
             text = f"metric {self.name!r} cannot be computed: {describe_error(error)}"
-            raise TrainingError(text) from error
+            raise TrainingError(text).showing(error) from error
 
     @abstractmethod
     def reset(self) -> None:

@@ -21,7 +21,7 @@ from base.cores import warn_of_load
 from base.data_changes import keep_data
 from base.data_record import data_of
 from base.epoch_rows import EpochRows
-from base.errors import KindlingError
+from base.errors import KindlingError, disk_error, why
 from base.finite import refuse_bad_optimizers
 from base.header import header_facts, peak_memory_mb
 from base.loaders import missing_test_data
@@ -93,7 +93,12 @@ def removed_on_error(folder: Path | None) -> Iterator[None]:
     """Remove a new run's folder where it cannot be made ready: nothing half-made is left."""
     try:
         yield
-    except (FileError, KindlingError):
+    except FileError as error:
+        if folder is None:
+            raise  # a run that is resumed
+        remove_unbegun(folder)
+        raise disk_error(error, f"{folder}: cannot be written: {why(error)}") from error
+    except KindlingError:
         if folder is not None:
             remove_unbegun(folder)
         raise
@@ -104,14 +109,16 @@ def told_where_to_resume(folder: Path) -> Iterator[None]:
     """Add to the traceback of an error of user code how to resume the run."""
     try:
         yield
-    except (FileError, KindlingError):
-        raise  # these say it themselves
+    except FileError:
+        raise  # it says so itself
     except Exception as error:
         if any((folder / "checkpoints").glob("step-*")):
             text = f"the last checkpoint is whole; resume by: {resume_command(folder)}"
         else:
             text = f"{folder} has no checkpoint yet"
-        if hasattr(error, "add_note"):  # Python 3.11: it ends the traceback
+        if isinstance(error, KindlingError):
+            error.advice = text if error.trace else ""
+        elif hasattr(error, "add_note"):  # Python 3.11: it ends the traceback
             error.add_note(text)
         else:
             log.error(text)

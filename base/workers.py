@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children
-from multiprocessing.util import Finalize
+from multiprocessing.util import Finalize, get_temp_dir
 from types import FrameType, TracebackType
 from typing import Any
 from weakref import WeakSet
@@ -25,6 +25,7 @@ def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, No
     Raises:
         DataError: a worker has died, or there was no batch for so many seconds.
     """
+    make_folder_of_sockets()
     others = set(active_children())
     iterator = getattr(loader, "_iterator", None)  # with workers that live on from the last loop
     watchdog = _Watchdog(iterator, seconds)
@@ -60,6 +61,7 @@ def telling_deaths(name: str) -> Iterator[None]:
         DataError: a worker has died.
     """
     _DEATHS.tame()
+    make_folder_of_sockets()
     try:
         with _DEATHS.awaited():
             yield
@@ -67,6 +69,14 @@ def telling_deaths(name: str) -> Iterator[None]:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(f"reading by {name}: {error}") from error
+
+
+def make_folder_of_sockets() -> None:
+    """Make the temporary folder in which processes open sockets, which this one removes at its end.
+
+    Workers then use it too. One of their own would be left behind where a worker is killed.
+    """
+    get_temp_dir()
 
 
 def as_it_is(batch: Batch) -> Batch:

@@ -9,6 +9,7 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,6 +97,44 @@ class FailsToWrite:
             fsync(descriptor)
 
         FOREVER.setattr(os, "fsync", outer)
+
+
+@dataclass(frozen=True)
+class FailAtFile:
+    """Let the call number `at` that makes, opens to write or renames something below a folder fail.
+
+    Python itself reports these calls (`sys.addaudithook`), wherever they are made. How many were
+    made is written into a file.
+    """
+
+    at: int
+    number: int
+    below: Path
+    note: Path
+    lasting: bool = False
+
+    def __call__(self) -> None:
+        count, counts = 0, list[str]()
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal count
+            if event not in ("open", "os.mkdir", "os.rename"):
+                return
+            path = arguments[0]
+            if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+            if not isinstance(path, str | Path):
+                return
+            absolute = Path.cwd().joinpath(path)
+            if self.below not in (absolute, *absolute.parents):
+                return
+            count += 1
+            counts.append(f"{event} {path}")
+            if count == self.at or (self.lasting and count > self.at):
+                raise OSError(self.number, os.strerror(self.number), str(path))
+
+        sys.addaudithook(hook)
+        Finalize(None, lambda: self.note.write_text("\n".join(counts)), exitpriority=0)
 
 
 @dataclass(frozen=True)

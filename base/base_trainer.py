@@ -29,6 +29,7 @@ from base.memory.activations import offload_activations
 from base.memory.model import EmptyCache
 from base.memory.precision import NOTHING, FiniteWatch, Precision
 from base.optim import learning_rates
+from base.own_sections import build_own
 from base.recovery import Recovery, refuse_nonfinite
 from base.registration import checked_parts
 from base.run_log import RunLog, open_run, tell_end
@@ -93,7 +94,9 @@ class BaseTrainer:
         memory = self.config["memory"]
         lengths = (experiment.steps_per_epoch, experiment.total_steps)
         count = SampleCount(self.config["batch"], self.train_loader)
-        self.window = Window(memory["accumulate"], memory["micro_batch"], self.losses, count)
+        self.window = Window(
+            memory["accumulate"], memory["micro_batch"], self.losses, count, experiment.own_losses
+        )
         self.offload = offload_activations(memory["offload_activations"], self.device)
         self.empty_cache = EmptyCache(memory["empty_cache"], *lengths)
         self.progress = Progress()
@@ -166,7 +169,7 @@ class BaseTrainer:
     def valid_step(self, batch: Any) -> Values:
         """Evaluate one batch, without gradients; return the values to log."""
         outputs = self.forward(batch)
-        losses = with_total(self.compute_losses(outputs, batch), self.losses)
+        losses = with_total(self.compute_losses(outputs, batch), self.experiment.all_losses)
         self.measure(outputs, batch)
         return losses
 
@@ -225,6 +228,22 @@ class BaseTrainer:
     def is_due(self, name: str | None = None) -> bool:
         """Tell whether this optimizer steps at the step that is being made, by its ``every:``."""
         return (self.progress.step + 1) % choose_stepper(self.steppers, name).every == 0
+
+    @final
+    def build(self, kind: str, section: Any) -> Any:
+        """Build a section of your own: ``self.build("loss", self.config["extra"]["auxiliary"])``.
+
+        It is checked like those of the config. A loss comes back as those in ``self.losses`` do; a
+        model, a metric or a loader as the trainer has them, on its device.
+
+        Args:
+            kind: model, loss, metric, data_loader, dataset, transform, callback or init.
+            section: ``{type, args}`` or a name alone.
+
+        Raises:
+            ConfigError: there is no such kind or name, or arguments do not fit.
+        """
+        return build_own(self.experiment, kind, section)
 
     @final
     def only(self, name: str) -> AbstractContextManager[None]:

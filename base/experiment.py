@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -96,6 +97,8 @@ class Experiment:
     load: OtherLoad = field(default_factory=OtherLoad)
     memory_notes: list[str] = field(default_factory=list)
     own_references: References | None = None
+    own_losses: dict[str, Any] = field(default_factory=dict)
+    """Those that the trainer has built, see `BaseTrainer.build`."""
 
     @property
     def references(self) -> References:
@@ -103,6 +106,11 @@ class Experiment:
         if self.own_references is None:
             self.own_references = References(self.config)
         return self.own_references
+
+    @property
+    def all_losses(self) -> Mapping[str, Any]:
+        """The losses of the config, and those that the trainer has built, by name."""
+        return ChainMap(self.losses, self.own_losses)
 
     @property
     def settings(self) -> SimpleNamespace:
@@ -317,7 +325,7 @@ def training_data(
     device: torch.device,
     bad_samples: BadSamples,
     record: Mapping[str, Any],
-    references: References | None = None,
+    references: References,
 ) -> Data:
     """Build the loaders to train and to validate with."""
     train_loader, valid_loader = build_loaders(config, references)
@@ -332,6 +340,9 @@ def training_data(
     sampler_state = getattr(train_loader, "sampler_state", None)
     if sampler_state is not None:
         check_sampler(config, train_loader, n_batches)
+    if config["test_data_loader"] is not None:
+        # Built after the training: what it asks of the training data is known, and kept, from here.
+        references.resolve("data_loader", ("test_data_loader",), config["test_data_loader"])
     return Data(train_loader, valid_loader, n_batches, train_loader, sampler_state=sampler_state)
 
 

@@ -28,7 +28,7 @@ def agreeing_shapes(trainer: BaseTrainer) -> Iterator[None]:
     """
     agreement = ShapeAgreement()
     metrics = (*trainer.metrics.values(), *trainer.valid_metrics.values())
-    watched = [*trainer.losses.values(), *metrics]
+    watched = [*trainer.experiment.all_losses.values(), *metrics]
     steps = () if is_compiled(trainer.model) else ("train_step", "valid_step")
     try:
         for each in watched:

@@ -10,7 +10,7 @@ from typing import Any
 from base.base_data_loader import as_batches
 from base.config import Config
 from base.data_record import use_record
-from base.errors import ConfigError
+from base.errors import ConfigError, Problem
 from base.names import build
 from base.object_references import References
 from base.registry import find
@@ -109,6 +109,16 @@ def missing_test_data(config: Config) -> str:
     ask = getattr(named, "missing_test_data", lambda args: "")
     text = str(ask(section["args"]))
     return f"set {text}, or add a `test_data_loader` section" if text else ""
+
+
+def ready_loader(config: Config, loader: Any, where: str = "") -> Any:
+    """Return a trainer's own loader, seeded and with positions: ``batches(first, count)``."""
+    if hasattr(loader, "set_seed"):
+        loader.set_seed(config["seed"])
+    _tell_ignored(loader, config)
+    if fault := sharing_fault(loader):
+        raise ConfigError([Problem(where, fault)])
+    return as_batches(loader, config["seed"])
 
 
 def _with_positions(config: Config, loader: Any, key: str) -> Any:

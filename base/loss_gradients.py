@@ -69,5 +69,5 @@ def due_gradients(trainer: BaseTrainer, losses: Mapping[str, Tensor]) -> dict[st
     scaler = next(iter(trainer.steppers.values())).scaler
     scale = scaler.scale(torch.ones((), device=trainer.device))
     with trainer.precision.full():
-        weighted = terms(losses, trainer.losses, trainer.progress.step)
+        weighted = terms(losses, trainer.experiment.all_losses, trainer.progress.step)
         return loss_gradients(weighted, trainer.model.parameters(), scale)

@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from base.config import Config
-from base.config.references import LOADERS, WHOLE, Reference, has_reference
+from base.config.references import LOADERS, WHOLE, has_reference
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, nearest
 from base.names import check_section
@@ -31,6 +31,7 @@ Section = Mapping[str, Any]
 _TOKEN = re.compile(r"\$\$\{|\$\{([^{}]*)\}")
 MOST_NAMES = 25  # that an error lists
 _PLAIN = (int, float, str, bool, list, tuple, dict, Tensor, np.ndarray, np.generic)
+_OF_A_SECTION = ("type", "args")
 
 
 class References:
@@ -49,6 +50,8 @@ class References:
         """What the training data gave, as JSON, by reference: for the manifests."""
         self.changes: dict[str, str] = {}
         """What they give now where that is another value than the kept one, in words."""
+        self.copies: list[tuple[Section, Keys]] = []
+        """Sections that were looked up, with their places in the config."""
         self._kept, self._is_resumed = dict(kept or {}), is_resumed
         self._objects: dict[str, Any] = {}
 
@@ -78,12 +81,14 @@ class References:
             log.warning(text)
 
     def _replaced(self, value: Any, keys: Keys) -> Any:
+        if not has_reference(value):
+            return value
         if isinstance(value, Mapping):
-            return {name: self._replaced(item, (*keys, name)) for name, item in value.items()}
+            copied = {name: self._replaced(item, (*keys, name)) for name, item in value.items()}
+            self.copies.append((copied, keys))
+            return copied
         if isinstance(value, list):
             return [self._replaced(item, (*keys, i)) for i, item in enumerate(value)]
-        if not isinstance(value, Reference):
-            return value
         whole = re.fullmatch(r"\$\{([^{}]*)\}", value)
         if whole:
             return self._value(whole[1], keys)
@@ -188,7 +193,7 @@ def _attribute(thing: Any, word: str) -> Any:
     known = attributes(thing)
     more = ", ..." if len(known) > MOST_NAMES else ""
     there = f" (it has {', '.join(known[:MOST_NAMES])}{more})" if known else ""
-    raise LookupError(f"has no {word!r}{nearest(word, known)}{there}")
+    raise LookupError(f"has no {word!r}{nearest(word, (*known, *_OF_A_SECTION))}{there}")
 
 
 def attributes(thing: Any) -> list[str]:
@@ -197,7 +202,7 @@ def attributes(thing: Any) -> list[str]:
         return [str(name) for name in thing]
     own = dict(_attributes_of(thing))
     plain = [name for name, value in own.items() if isinstance(value, _PLAIN)]
-    others = [name for name, value in own.items() if not isinstance(value, _PLAIN | type(None))]
+    others = [name for name, value in own.items() if not isinstance(value, (*_PLAIN, type(None)))]
     empty = [name for name, value in own.items() if value is None]
     return list(dict.fromkeys([*plain, *_properties_of(type(thing)), *others, *empty]))
 

@@ -33,6 +33,9 @@ _MEANINGS = {
 }
 
 
+_SHOWN = (str, int, float, bool, list, tuple, dict, type(None))
+
+
 class Signature(NamedTuple):
     """The arguments that a config may give, and those that it must.
 
@@ -83,8 +86,9 @@ def value_fault(parameter: Parameter, value: Any) -> str:
         is_number_for_bool = isinstance(value, bool) and member in ("int", "float")
         if isinstance(value, _MEANINGS[member][2]) and not is_number_for_bool:
             return ""
+    found = repr(value) if isinstance(value, _SHOWN) else f"a {type(value).__name__}"
     expected = " or ".join(_MEANINGS[member][0] for member in members if member != "None")
-    return f"expected {expected}, found {value!r}"
+    return f"expected {expected}, found {found}"
 
 
 def takes_modules(parameter: Parameter) -> bool:

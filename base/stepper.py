@@ -156,7 +156,7 @@ def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, St
             scaler=precision.make_scaler(),
             clip_norm=section["clip_norm"],
             clip_value=section["clip_value"],
-            weighted_losses=experiment.losses,
+            weighted_losses=experiment.all_losses,
             set_to_none=memory["set_to_none"],
             in_backward=in_backward,
             every=parse_duration(section["every"]).in_steps(*lengths),

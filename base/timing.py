@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class Window:
         micro_batch: samples in a part of a batch; None leaves batches whole.
         losses: those of the config, by name.
         count: tells the samples of a batch, given its position.
+        own: losses that the trainer has built, by name; it may gain some.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Window:
         micro_batch: int | None,
         losses: Mapping[str, WeightedLoss],
         count: SampleCount,
+        own: Mapping[str, WeightedLoss] = MappingProxyType({}),
     ) -> None:
         self.accumulate, self.micro_batch = accumulate, micro_batch
-        self.losses, self.count = losses, count
+        self.losses, self.own, self.count = losses, own, count
         self.size, self.is_full = 1, True
         self.n_samples = 0
         self.fate = ""  # "dropped": the rest is passed over; "again": the step begins anew
@@ -134,24 +137,32 @@ class Window:
         return whole
 
     def _shares(self, batch: Any, n_samples: int) -> Shares:
-        rules = self.count.rules
-        found = ((name, loss.counted_in(batch, rules)) for name, loss in self.losses.items())
+        rules, all_losses = self.count.rules, (*self.losses.items(), *self.own.items())
+        found = ((name, loss.counted_in(batch, rules)) for name, loss in all_losses)
         return Shares(n_samples, {name: one for name, one in found if one is not None})
 
     def _shared(self, term: Tensor) -> Tensor:
         counted = counted_by(term)
         if counted is not None and counted.number is SUM:
             return _times(term, self._late.makes_up())
-        is_alone = len(self.losses) == 1
-        ahead = None if counted is None else self._part.counted.get(counted.name)
-        if counted is not None and ahead is not None and ahead.is_for(counted, is_alone):
-            self._late.is_ruled_out = self._late.is_ruled_out or not self._late.assumed
-            share = ahead.number / self._whole.counted[counted.name].number
+        is_own = counted is not None and counted.name in self.own
+        is_alone = len(self.losses) == 1 and not is_own
+        share = None if counted is None else self._known_share(counted, is_alone)
+        if share is not None:
+            if not is_own:
+                self._late.is_ruled_out = self._late.is_ruled_out or not self._late.assumed
             return _times(term, share * self._late.makes_up())
         by_samples = self._part.n_samples / max(self._whole.n_samples, 1)
         if counted is None or not is_alone or self._late.is_ruled_out:
             return _times(term, by_samples * self._late.makes_up())
         return _times(term, self._late.share(counted, self._part, by_samples))
+
+    def _known_share(self, counted: Counted, is_alone: bool) -> Any:
+        """Return the share of a part whose denominators are known ahead; None: they are not."""
+        part, whole = (each.counted.get(counted.name) for each in (self._part, self._whole))
+        if part is None or whole is None or not part.is_for(counted, is_alone):
+            return None
+        return part.number / whole.number
 
     def correct(self, optimizer: Optimizer) -> None:
         """Bring the gradients of a window to its denominators as they were found."""

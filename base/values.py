@@ -64,11 +64,11 @@ def weigh(
 ) -> tuple[dict[str, Any], Tensor | list[Tensor]]:
     """Return what a step logs of its losses and what it minimises: their sum, or each by itself."""
     step = trainer.progress.step
-    values = with_total(losses, trainer.losses, step)
+    values = with_total(losses, trainer.experiment.all_losses, step)
     values.update(due_gradients(trainer, losses))
     if trainer.settings.backward == "sum":
         return values, values["loss"]
-    parts = terms(losses, trainer.losses, step).values()
+    parts = terms(losses, trainer.experiment.all_losses, step).values()
     return values, [part for part in parts if part.requires_grad] or values["loss"]
 
 

@@ -45,6 +45,11 @@ class Config(Mapping[str, Any]):
         entries[keys[-1]] = Node(value, entries[keys[-1]].where)
 
     @property
+    def root(self) -> Node:
+        """The config as a tree, with the place of each value."""
+        return self._root
+
+    @property
     def extra(self) -> dict[str, Any]:
         """The user's own sections and keys."""
         extra: dict[str, Any] = self["extra"]

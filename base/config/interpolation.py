@@ -6,7 +6,7 @@ What a built object has to give is looked up later: see `base/config/references.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from base.config.kinds import REFERENCE, UNKNOWN, Run
 from base.config.reader import MAX_DEPTH
@@ -15,12 +15,20 @@ from base.config.tree import Keys, Node, problem_at, show
 from base.config.writing import as_word
 from base.errors import ConfigError, Problem
 
+if TYPE_CHECKING:
+    from base.config.config import Config
+
 _TOKEN = re.compile(r"\$\$\{|\$\{[^{}]*\}|\$\{")
 
 
 def interpolate(root: Node, problems: list[Problem]) -> Node:
     """Return the tree with every reference looked up in it; what fails is noted, and UNKNOWN."""
     return _Lookup(root, Run(problems)).resolve(root, (), 0)
+
+
+def look_up(node: Node, config: Config, problems: list[Problem]) -> Node:
+    """Return a tree of a trainer's own with its references looked up in a config."""
+    return _Lookup(config.root, Run(problems)).resolve(node, ("extra", "own"), 0)
 
 
 class _Lookup:
@@ -61,6 +69,11 @@ class _Lookup:
     def _target(self, node: Node, reference: str, keys: Keys, depth: int) -> Any:
         """Return the value that a reference names, itself looked up, or UNKNOWN."""
         name = reference[2:-1].strip()
+        if name.startswith("config."):
+            text = (
+                f"{reference}: `${{config}}` alone is the whole config; for one value of it write"
+            )
+            return self._fail(node, keys, f"{text} `${{{name[7:]}}}`")
         if reference == "${":
             return self._fail(node, keys, "'${' without its '}'; a plain '${' is written '$${'")
         if thing := built_object(name, self.root):

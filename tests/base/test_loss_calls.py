@@ -388,6 +388,18 @@ def test_a_total_of_the_trainers_own_is_minimised_as_it_stands() -> None:
     assert_gradients(trainer, lambda output: 3 * F.cross_entropy(output, TARGET))
 
 
+class Returning(Trainer):
+    def compute_losses(self, outputs: Any, batch: Any) -> Any:
+        return self.losses["cross_entropy"](outputs, batch[1], weight=WEIGHT)
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_one_tensor_is_minimised_as_it_is(parts: list[str]) -> None:
+    trainer = make(*parts, text=CONFIG, trainer=Returning)
+    assert [*trainer.evaluate(trainer.train_loader, "valid")] == ["valid/loss"]
+    assert_gradients(trainer, lambda output: F.cross_entropy(output, TARGET, WEIGHT))
+
+
 def test_ramps_separate_passes_and_gradient_norms_go_on_working(tmp_path: Any) -> None:
     weight = "{from: 0, to: 2, over: 2 steps}"
     losses = f"[{{type: two_terms, name: mine, weight: {weight}}}, {{type: cross_entropy}}]"

@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
 
 from base.base_data_loader import BaseDataLoader
 from base.errors import DataError
@@ -201,6 +201,33 @@ def test_a_wrong_length_is_reported_if_too_long_and_cut_if_too_short():
     assert [b[0] for b in as_batches(Plain(5, length=3), 0).batches(0, 6)] == [0, 1, 2, 0, 1, 2]
     with pytest.raises(DataError, match="Plain ended after 5 batches, though its length is 7"):
         list(as_batches(Plain(5, length=7), 0).batches(0, 7))
+
+
+class Identities(Sampler):
+    """Gives two of three samples, as a sampler of identities does that says it gives all."""
+
+    def __len__(self):
+        return 12
+
+    def __iter__(self):
+        return iter(random.sample(range(12), 8))
+
+
+def test_a_pass_whose_sampler_gives_fewer_than_it_says_is_filled_up(caplog):
+    def batches(first, count):
+        loader = DataLoader(range(12), batch_size=2, sampler=Identities(), drop_last=True)
+        return [batch.tolist() for batch in as_batches(loader, 3).batches(first, count)]
+
+    whole = batches(0, 12)  # two passes of six
+    assert len(whole) == 12
+    assert caplog.text.count("ended after 4 of the 6 batches") == 1
+    for start in (0, 4, 6, 10):  # four batches of a pass, and the two that fill it
+        part = whole[start : start + (4 if start in (0, 6) else 2)]
+        samples = [sample for batch in part for sample in batch]
+        assert len(set(samples)) == len(samples)
+    assert whole[4:6] != whole[0:2]
+    for first in (3, 4, 5, 6, 11):
+        assert batches(first, 12 - first) == whole[first:]
 
 
 def test_what_is_no_loader_or_empty_is_refused():

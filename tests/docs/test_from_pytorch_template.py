@@ -52,8 +52,17 @@ class Project:
         for path, text in files_of_the_page().items():
             (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_text(text, encoding="utf-8")
+        self.save_pretrained(folder / "pretrained.pth")
         first_generation = JSON.findall(PAGE.read_text(encoding="utf-8"))[1]
         (folder / "config" / "first_generation.json").write_text(first_generation)
+
+    def save_pretrained(self, path: Path) -> None:
+        """Save what pytorch-template's `model_best.pth` holds of a `Classifier`, tensors alone."""
+        shapes = {"body.0.weight": (16, 8), "body.0.bias": (16,)}
+        shapes |= {"head.weight": (99, 16), "head.bias": (99,)}
+        generator = torch.Generator().manual_seed(7)
+        state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        torch.save({"arch": "Classifier", "epoch": 9, "state_dict": state}, path)
 
     def train(self, *arguments: str) -> Path:
         """Train as the command line would; return the newest run."""
@@ -129,6 +138,7 @@ ADDED = {  # what each after logs, beside train/loss and valid/loss
     "whole_epoch": {"train/balanced_accuracy", "valid/balanced_accuracy"},
     "tested": {"train/accuracy", "valid/accuracy"},
     "centre": {"train/class", "train/spread", "valid/class", "valid/spread"},
+    "centre_loss": {"train/class", "train/centre", "valid/class", "valid/centre"},
     "loss_terms": {"train/class", "train/size", "valid/class", "valid/size"},
     "regularised": {f"{part}/{name}" for part in ("train", "valid") for name in NAMED},
     "visible": {"train/visible_error", "valid/visible_error"},
@@ -231,6 +241,21 @@ def test_initialisation_is_that_of_apply(project: Project) -> None:
         assert weights[f"{name}.bias"].abs().max() == 0
     scale = weights["body.0.weight"].std() / (2 / 24) ** 0.5
     assert scale.item() == pytest.approx(1, abs=0.25)
+
+
+def test_pretrained_layers_stay_as_they_are(project: Project) -> None:
+    run = project.train("-c", "config/frozen.yaml")
+    state = read(CheckpointStore(run / "checkpoints").newest())["model"]
+    given = torch.load("pretrained.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(state[name], given[name]) for name in ("body.0.weight", "body.0.bias"))
+    assert state["head.weight"].shape == (3, 16)
+
+
+def test_the_parameters_of_a_loss_are_trained(project: Project) -> None:
+    before = experiment_of("config/centre_loss.yaml").model.state_dict()
+    run = project.train("-c", "config/centre_loss.yaml")
+    after = read(CheckpointStore(run / "checkpoints").newest())["model"]
+    assert not torch.equal(before["centre_loss.centres"], after["centre_loss.centres"])
 
 
 def test_groups_are_those_of_the_plain_optimizer(project: Project) -> None:

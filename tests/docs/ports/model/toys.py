@@ -84,6 +84,17 @@ class AutoEncoder(nn.Sequential):
         super().__init__(nn.Linear(8, 4), nn.Linear(4, 8))
 
 
+class CentreLoss(nn.Module):
+    """Features are drawn to the centre of their class, which is trained."""
+
+    def __init__(self, n_classes: int, n_features: int) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.randn(n_classes, n_features))
+
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        return (features - self.centres[target]).pow(2).sum(1).mean()
+
+
 class BalancedLoss(nn.Module):
     """Cross entropy in which each class counts by the inverse of its samples."""
 

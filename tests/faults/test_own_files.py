@@ -40,6 +40,7 @@ model: {type: DigitsNet, args: {width: 4}}
 data_loader: {type: DatasetLoader, args: {batch_size: 2, dataset: DATASET}}
 optimizer: {type: SGD, args: {lr: 0.1}}
 loss: cross_entropy
+trainer: {epochs: 1}
 """
 DATASETS = {
     "t.csv": "{type: CsvDataset, args: {file: t.csv, target: y}}",
@@ -115,9 +116,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "UTF-16": lambda path: path.write_text(path.read_text(), "utf-16"),
     "huge field": lambda path: path.write_bytes(path.read_bytes() + b"9" * 200_000 + b"\n"),
     "other header": lambda path: path.write_bytes(b"a,b\n" + path.read_bytes()),
-    "short rows": lambda path: path.write_text(
-        "".join(line.rpartition(",")[0] + "\n" for line in path.read_text().splitlines())
-    ),
+    "short rows": lambda path: path.write_text(path.read_text().replace(",", "", 12)),
     "FIFO": lambda path: (path.unlink(), os.mkfifo(path)),
     "folder": lambda path: (path.unlink(), path.mkdir()),
 }

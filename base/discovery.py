@@ -97,7 +97,7 @@ def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
     kind, place = _likely_kind(node, file), (file.as_posix(), node.lineno)
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         form = "class" if isinstance(node, ast.ClassDef) else "function"
-        if not node.name.startswith("_"):
+        if not node.name.startswith("_") and node.name != "main":  # the command line of a file
             yield Definition(node.name, node.name, *place, form, kind)
         for registry, name in _decorated_names(node):
             yield Definition(name, node.name, *place, form, kind, registry)

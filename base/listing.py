@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from inspect import Parameter
 from typing import Any
 
-from base.registry import KINDS, NameFault, find, listed, names
+from base.registry import KINDS, NameFault, WrongKind, find, listed, names
 from base.signatures import json_schema, signature
 
 
@@ -56,6 +56,8 @@ def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
         named: Any
         try:
             named = find(kind, name)
+        except WrongKind:
+            continue  # a helper beside those
         except NameFault as fault:
             named = fault
         yield name, named, origins.get(name, str(getattr(named, "__module__", "")))

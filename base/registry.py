@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from base.discovery import FOLDERS, Definition, load, project_root, scan, set_project_root
 from base.errors import ConfigError, Problem, nearest
+from base.kind_rules import CALLED_WITH, misfit
 from base.torch_names import HOMES
 
 __all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and what is below
@@ -55,6 +56,10 @@ class NameFault(ConfigError, LookupError):  # noqa: N818 -- as UnknownName, whic
 
 class UnknownName(NameFault):
     """A name that nothing answers to."""
+
+
+class WrongKind(NameFault):
+    """A name that leads to something of another kind."""
 
 
 class Registry:
@@ -166,7 +171,12 @@ def _candidates(kind: str) -> Iterator[Definition]:
 
 
 def _is_meant(kind: str, found: Definition) -> bool:
-    return found.registry in _REGISTRIES or found.likely_kind == kind
+    if found.registry in _REGISTRIES:
+        return True
+    is_helper = (
+        found.form == "function" and kind not in CALLED_WITH
+    )  # it builds nothing, or says so
+    return found.likely_kind == kind and not is_helper
 
 
 def _checked(kind: str, found: Definition) -> Any:
@@ -184,9 +194,9 @@ def _checked(kind: str, found: Definition) -> Any:
     if kind == "trainer" and hasattr(named, "_train_epoch"):
         text = f"{found.attribute!r} is a trainer for pytorch-template, with a loop of its own"
         raise NameFault(f"{found}: {text}: docs/from-pytorch-template.md, section 4, ports it")
-    if not callable(named) and not hasattr(named, "compute"):
-        text = f"{found.attribute!r} cannot be a {kind}: it is a {type(named).__name__}"
-        raise NameFault(f"{found}: {text}")
+    is_marked = any(named is each for each in _REGISTERED.get(kind, {}).values())
+    if fault := misfit(kind, named, is_marked):
+        raise WrongKind(f"{found}: {found.attribute!r} cannot be a {kind}: {fault}")
     return named
 
 

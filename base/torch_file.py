@@ -252,7 +252,7 @@ def _in_words(error: Exception) -> str:
     if named := re.search(r"GLOBAL (\S+)", text):
         return f"refused: it names {named[1]!r}, which is no plain data"
     if "persistent_load of storage" in text:
-        return "refused: it holds a whole model, or its class, which is code; save its `state_dict()` alone"
+        return "refused: it holds a whole model, or its class: save the `state_dict()` alone"
     if "Unsupported operand" in text:
         return PROTOCOL
     line = next((each.strip() for each in text.splitlines() if each.strip()), "no reason given")

@@ -130,13 +130,13 @@ def _function_fault(kind: str, named: Any) -> str:
     with_what = f"a {kind} is called with ({', '.join(CALLED_WITH[kind])})"
     if fault := _arity_fault(function, len(CALLED_WITH[kind])):
         return f"{fault}; {with_what}"
-    hints = _hints(function)
-    takes = [hints.get(name) for name in _positional(function)[: len(CALLED_WITH[kind])]]
+    hints, takes = _hints(function), _positional(function)
+    first, returned = hints.get(takes[0]) if takes else None, hints.get("return")
     is_for_data = _takes_a_number_or_samples if kind == "function" else _takes_tensors
-    returns_other = hints.get("return") is types.NoneType and kind != "init"
-    if returns_other or not all(is_for_data(each, hints.get("return")) for each in takes if each):
+    gives_nothing = returned is types.NoneType and kind != "init"  # which may change its tensor
+    if gives_nothing or (first is not None and not is_for_data(first, returned)):
         shown = getattr(function, "__name__", type(function).__name__)
-        return f"it is {shown}{_signature(function)}; {with_what}"
+        return f"it is {shown}{inspect.signature(function)}; {with_what}"
     return ""
 
 
@@ -153,11 +153,7 @@ def _arity_fault(function: Any, n_needed: int, is_method: bool = False) -> str:
     takes = _positional(function)[is_method:]
     if is_open or len(takes) >= n_needed or "batch" in [each.name for each in parameters]:
         return ""
-    return f"it takes {_signature(function)}"
-
-
-def _signature(function: Any) -> str:
-    return str(inspect.signature(function))
+    return f"it takes {inspect.signature(function)}"
 
 
 def _positional(function: Any) -> list[str]:

@@ -157,24 +157,16 @@ def confused(content: bytes) -> bytes:
     return content[:-2] + struct.pack("<H", len(evil)) + evil
 
 
-def two_directories(one: bytes) -> bytes:
-    """Return an archive whose 64-bit records lead torch's reader to another directory.
+def two_directories() -> bytes:
+    """Return an archive in which torch's reader follows a pointer to another directory.
 
-    In that one the version is 8 GB of zeros, compressed; zipfile finds the records by their place.
+    zipfile finds the records of the end by their place, and takes what is before for a foreword.
     """
-    good = saved({"a": torch.ones(1)})
     bomb = zipped(b"\x80\x02}.", zipfile.ZIP_DEFLATED, archive__data__0=bytes(1 << 27))
-    start = struct.unpack("<I", bomb[-6:-2])[0]
-    n_bytes = len(bomb) - 22 - start
-    record = b"PK\6\6" + struct.pack("<Q2H2I4Q", 44, 45, 45, 0, 0, 4, 4, n_bytes, start)
-    place = len(bomb) - 22
-    body, tail = good[:-98], good[-98:]
-    moved = struct.unpack("<Q", tail[48:56])[0]  # the directory of the good one moves with it
-    return (
-        bomb[:-22] + record + body
-        + tail[:48] + struct.pack("<Q", moved + place + len(record)) + tail[56:64]
-        + struct.pack("<Q", place) + tail[72:]
-    )  # fmt: skip
+    place, start = len(bomb) - 22, struct.unpack("<I", bomb[-6:-2])[0]
+    record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 4, 4, place - start, start)
+    good = saved({"a": torch.ones(1)})
+    return bomb[:-22] + record + good[:-34] + struct.pack("<Q", place) + good[-26:]
 
 
 def in_two_fields(good: bytes) -> bytes:
@@ -277,7 +269,7 @@ def corpus(sentinel: Path) -> dict[str, Callable[[], bytes]]:
         ),
         "second folder": lambda: zipped(b"\x80\x02}.", **{"other__data.pkl": saved(evil)}),
         "member of no name": lambda: zipped(b"\x80\x02}.", archive__other=b"x"),
-        "second directory": lambda: two_directories(one),
+        "second directory": lambda: two_directories(),
         "sizes in two fields": lambda: in_two_fields(good),
         "prepended": lambda: b"PK\3\4" + bytes(60) + good,
         "appended": lambda: good + bytes(60),

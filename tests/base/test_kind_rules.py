@@ -174,6 +174,7 @@ PROJECT = {
         class Odd(nn.Module):
             def forward(self, x): ...
         def one(output): ...
+        def adversarial(scores, is_real: bool): return 0.0
         def save(path: str, target): ...
         def log(output, target) -> None: ...
         """,
@@ -214,7 +215,10 @@ PROJECT = {
 }
 TAKEN = [
     ("model", "Net made-net build_net no-net"),
-    ("loss", "plain weighted of_batch keyed open_ended by_lambda by_partial instance Dice Plain"),
+    (
+        "loss",
+        "adversarial plain weighted of_batch keyed open_ended by_lambda by_partial instance Dice Plain",
+    ),
     ("metric", "plain weighted keyed by_lambda instance Dice"),
     ("data_loader", "Own Iterates get-loader build_loader"),
     ("dataset", "Rows Stream get-data"),

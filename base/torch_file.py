@@ -97,7 +97,8 @@ def load(file: BinaryIO, *, is_verified: bool, keeps_names: bool) -> Any:
         if "builtins.bytearray" in named:
             raise CheckpointError("refused: it names 'bytearray', which takes memory of any size")
         file.seek(0)
-        value = _load(file, _Budget(size), named if keeps_names else ())
+        budget = _Budget(size, fills=start == BEFORE_1_6)
+        value = _load(file, budget, named if keeps_names else ())
     except CheckpointError:
         raise
     except Exception as error:  # torch raises some thirty kinds for a damaged file
@@ -117,16 +118,21 @@ def _load(file: BinaryIO, budget: _Budget, named: Iterable[str]) -> Any:
 
 
 class _Budget:
-    """Called by torch with each storage that it has made: all of them fit into the file."""
+    """Called by torch with each storage that it has made: all of them fit into the file.
 
-    def __init__(self, n_bytes: int) -> None:
+    Args:
+        fills: numbers are read later, if the file has any for a storage: till then they are 0.
+    """
+
+    def __init__(self, n_bytes: int, fills: bool) -> None:
         self.n_bytes = self.left = n_bytes
+        self.fills = fills
 
     def __call__(self, storage: Any, _: str) -> Any:
         self.left -= storage.nbytes()
         if self.left < 0:
             raise CheckpointError(f"refused: its tensors need more than its {self.n_bytes} bytes")
-        return storage
+        return storage.fill_(0) if self.fills else storage
 
 
 def _pickle_in_archive(file: BinaryIO, size: int, is_verified: bool) -> bytes:

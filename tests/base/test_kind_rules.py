@@ -217,7 +217,8 @@ TAKEN = [
     ("model", "Net made-net build_net no-net"),
     (
         "loss",
-        "adversarial plain weighted of_batch keyed open_ended by_lambda by_partial instance Dice Plain",
+        "adversarial plain weighted of_batch keyed open_ended by_lambda by_partial instance Dice "
+        "Plain",
     ),
     ("metric", "plain weighted keyed by_lambda instance Dice"),
     ("data_loader", "Own Iterates get-loader build_loader"),

@@ -321,3 +321,14 @@ def test_a_flipped_bit_in_the_numbers_is_found(tmp_path: Path) -> None:
     torch.load(tmp_path / "a.pth", weights_only=True)  # which does not notice
     with pytest.raises(CheckpointError, match="damaged: a/data/7 does not have its checksum"):
         read_weights(tmp_path / "a.pth")
+
+
+def test_a_storage_without_numbers_gives_none_of_this_programs_memory(tmp_path: Path) -> None:
+    """In a file from before torch 1.6 whose list of storages is empty."""
+    torch.save({"a": torch.ones(1 << 10)}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "a.pth").read_bytes()
+    start = content.rindex(b"\x80\x02]q\x00X")  # its list of storages
+    (tmp_path / "a.pth").write_bytes(content[:start] + b"\x80\x02]." + bytes(1 << 12))
+    blocks = [torch.full((1 << 10,), 7.0) for _ in range(20)]  # given back, and likely given again
+    del blocks
+    assert read_weights(tmp_path / "a.pth")["a"].tolist() == [0.0] * (1 << 10)

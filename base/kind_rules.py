@@ -33,7 +33,7 @@ def misfit(kind: str, named: Any, is_marked: bool) -> str:
     """Return what a name leads to where that is not of its kind; "" where it is.
 
     Args:
-        is_marked: a decorator of this kind is on it, so that a function builds one.
+        is_marked: its decorator, or its file, says that a function builds one.
     """
     rule = _RULES.get(kind)
     if isinstance(named, type):

@@ -7,6 +7,7 @@ broken or slow neighbour costs nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
@@ -43,6 +44,12 @@ _KINDS = {
     "trainer": Kind(("trainer",), _CLASS, "base.base_trainer:BaseTrainer"),
     "callback": Kind(("trainer",), _CLASS, "base.callbacks:Callback"),
     "function": Kind(FOLDERS, ("function", "value")),  # lr_lambda, collate_fn
+}
+# Where pytorch-template's train.py looks for what builds a model or a loader: as there, a function
+# in such a file needs no decorator.
+BUILDER_FILES = {
+    "model": re.compile(r"model/(.*/)?(models?|__init__)\.py"),
+    "data_loader": re.compile(r"data_loader/(.*/)?(data_?loaders?|__init__)\.py"),
 }
 KINDS = tuple(kind for kind in _KINDS if kind != "function")
 
@@ -195,6 +202,7 @@ def _checked(kind: str, found: Definition) -> Any:
         text = f"{found.attribute!r} is a trainer for pytorch-template, with a loop of its own"
         raise NameFault(f"{found}: {text}: docs/from-pytorch-template.md, section 4, ports it")
     is_marked = any(named is each for each in _REGISTERED.get(kind, {}).values())
+    is_marked |= kind in BUILDER_FILES and bool(BUILDER_FILES[kind].fullmatch(found.file))
     if fault := misfit(kind, named, is_marked):
         raise WrongKind(f"{found}: {found.attribute!r} cannot be a {kind}: {fault}")
     return named

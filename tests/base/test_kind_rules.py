@@ -149,11 +149,18 @@ PROJECT = {
         from torch import nn
         from base.registry import MODELS
         class Net(nn.Linear): ...
-        def make_net(n): return nn.Linear(n, n)
+        def bare_net(n): return nn.Linear(n, n)  # as in pytorch-template
+        def bare_list(n): return [n]
         @MODELS.register("made-net")
         def build_net(n): return nn.Linear(n, n)
         @MODELS.register("no-net")
         def build_none(): return {"not": "a model"}
+        """,
+    "model/parts.py": """
+        def make_net(n): ...
+        """,
+    "data_loader/loading.py": """
+        def get_loader(batch_size): return []
         """,
     "model/loss.py": """
         import torch.nn.functional as F
@@ -188,7 +195,7 @@ PROJECT = {
         class Rows(Dataset): ...
         class Stream(IterableDataset): ...
         class Facts(namedtuple("Facts", "a b")): ...
-        def get_loader(batch_size): return []
+        def bare_loader(batch_size): return DataLoader([1], batch_size)
         def get_data(): return Rows()
         @DATA_LOADERS.register("get-loader")
         def build_loader(batch_size): return DataLoader([1], batch_size)
@@ -214,14 +221,14 @@ PROJECT = {
         """,
 }
 TAKEN = [
-    ("model", "Net made-net build_net no-net"),
+    ("model", "Net made-net build_net no-net bare_net"),
     (
         "loss",
         "adversarial plain weighted of_batch keyed open_ended by_lambda by_partial instance Dice "
         "Plain",
     ),
     ("metric", "plain weighted keyed by_lambda instance Dice"),
-    ("data_loader", "Own Iterates get-loader build_loader"),
+    ("data_loader", "Own Iterates get-loader build_loader bare_loader"),
     ("dataset", "Rows Stream get-data"),
     ("transform", "flipper"),
     ("function", "pad pad_typed halve flip"),
@@ -283,6 +290,8 @@ def test_a_builder_that_returns_another_thing_is_told(project: Write) -> None:
         ConfigError, match="no-net is no model: it returned a dict, which is no sub"
     ):
         build("model", {"type": "no-net"}, where="x.yaml:1:1: model")
+    with pytest.raises(ConfigError, match="bare_list is no model: it returned a list"):
+        build("model", {"type": "bare_list", "args": {"n": 2}})
     with pytest.raises(ConfigError, match="no-data is no dataset: it returned a list"):
         build("dataset", {"type": "no-data"})
 

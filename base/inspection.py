@@ -19,8 +19,8 @@ from base.errors import ConfigError, TrainingError
 from base.first_step import agreeing_shapes
 from base.header import header_facts, input_text, peak_memory_mb
 from base.label_check import checked_labels
-from base.loaders import missing_test_data
 from base.late_dynamo import LateDynamo
+from base.loaders import missing_test_data
 from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
 from base.memory.trial import kept_weights, trial, try_step

@@ -85,7 +85,9 @@ def _overridden(cls: type[Any]) -> Iterator[tuple[str, type[Any], type[Any]]]:
     for number, owner in enumerate(cls.__mro__):
         for name, member in vars(owner).items():
             if _is_final(member):
-                yield from ((name, each, owner) for each in cls.__mro__[:number] if name in vars(each))
+                yield from (
+                    (name, each, owner) for each in cls.__mro__[:number] if name in vars(each)
+                )
 
 
 def _is_final(member: Any) -> bool:
@@ -116,4 +118,8 @@ def _is_inner(frame: FrameType) -> bool:
     """Tell whether a frame only passes the making of the class on: ours, or a metaclass's."""
     path = Path(frame.f_code.co_filename)
     is_ours = path.parent == _ENGINE and frame.f_code.co_name == "__init_subclass__"
-    return is_ours or path == Path(__file__) or frame.f_code.co_name in ("__new__", "__init_subclass__")
+    return (
+        is_ours
+        or path == Path(__file__)
+        or frame.f_code.co_name in ("__new__", "__init_subclass__")
+    )

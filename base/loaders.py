@@ -62,15 +62,11 @@ def build_test_loader(config: Config, record: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: the config names no test data and its loader has no ``training`` argument.
     """
-    key = "data_loader" if config["test_data_loader"] is None else "test_data_loader"
+    key = check_test_section(config)
     section = config[key]
     if key == "data_loader":
         named = find("data_loader", section["type"])
         accepted = inspect.signature(named).parameters
-        if "training" not in accepted:
-            text = f"{section['type']} has no `training` argument that would give its test data"
-            problem = config.problem(("data_loader",), f"{text}; add a test_data_loader section")
-            raise ConfigError([problem])
         plain = {"training": False, "shuffle": False, "validation_split": 0.0, "augment": False}
         given = {key: value for key, value in plain.items() if key in accepted}
         args = {**section["args"], **given}
@@ -82,6 +78,22 @@ def build_test_loader(config: Config, record: Mapping[str, Any]) -> Any:
     _tell_ignored(loader, config)
     use_record(loader, record)
     return _read_once(config, loader, key)
+
+
+def check_test_section(config: Config) -> str:
+    """Return the key of the section that test data are made from.
+
+    Raises:
+        ConfigError: the config names no test data and its loader has no ``training`` argument.
+    """
+    if config["test_data_loader"] is not None:
+        return "test_data_loader"
+    name = config["data_loader"]["type"]
+    if "training" not in inspect.signature(find("data_loader", name)).parameters:
+        text = f"{name} has no `training` argument that would give its test data"
+        problem = config.problem(("data_loader",), f"{text}; add a test_data_loader section")
+        raise ConfigError([problem])
+    return "data_loader"
 
 
 def _with_positions(config: Config, loader: Any, key: str) -> Any:

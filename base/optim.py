@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from base.errors import ConfigError, Problem
 from base.memory.optimizer import choose_fused
 from base.names import build
 from base.parameter_groups import Section, parameter_groups, shown
+from base.signatures import needed_arguments
 
 
 def build_optimizer(
@@ -36,7 +37,13 @@ def build_optimizer(
     def construct(section: Section) -> Optimizer:
         return _construct(section, [dict(group) for group in groups], where)
 
-    return choose_fused(construct, section, fused, where)
+    optimizer = choose_fused(construct, section, fused, where)
+    needed = [] if isinstance(optimizer, LBFGS) else needed_arguments(optimizer.step)
+    if needed:
+        text = f"the step of {section['type']} needs {', '.join(needed)}, and is called without"
+        text += " arguments: only LBFGS computes the losses again"
+        raise ConfigError([Problem(where, text)])
+    return optimizer
 
 
 def _check_group(section: Section, group: Section, where: str) -> None:

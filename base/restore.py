@@ -26,7 +26,9 @@ def restore(stateful: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     All names, keys and shapes are compared before anything is changed. What cannot be compared is
     loaded first, so that modules and optimizers are unchanged even when it refuses its state.
     """
-    ours, saved = ({k: v for k, v in each.items() if k not in OPTIONAL} for each in (stateful, state))
+    ours, saved = (
+        {k: v for k, v in each.items() if k not in OPTIONAL} for each in (stateful, state)
+    )
     problems = _name_problems("", ours, saved)
     for name in stateful:
         if name in state:

@@ -85,7 +85,7 @@ class RandomState:
 def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
     """Return what a training consists of, by the names that it has in checkpoints."""
     bad_samples = trainer.experiment.bad_samples
-    parts = {
+    parts: dict[str, Any] = {
         "model": trainer.model,
         "optimizer": trainer.optimizers,
         "schedule": trainer.schedules,

@@ -37,13 +37,7 @@ def build_optimizer(
     def construct(section: Section) -> Optimizer:
         return _construct(section, [dict(group) for group in groups], where)
 
-    optimizer = choose_fused(construct, section, fused, where)
-    needed = [] if isinstance(optimizer, LBFGS) else needed_arguments(optimizer.step)
-    if needed:
-        text = f"the step of {section['type']} needs {', '.join(needed)}, and is called without"
-        text += " arguments: only LBFGS computes the losses again"
-        raise ConfigError([Problem(where, text)])
-    return optimizer
+    return choose_fused(construct, section, fused, where)
 
 
 def _check_group(section: Section, group: Section, where: str) -> None:
@@ -64,6 +58,11 @@ def _construct(section: Section, params: Any, where: str) -> Optimizer:
     except (RuntimeError, IndexError) as error:  # fused and foreach together; `betas: [0.9]`
         text = f"{section['type']} cannot be built: {type(error).__name__}: {error}"
         raise ConfigError([Problem(where, text)]) from error
+    needed = [] if isinstance(optimizer, LBFGS) else needed_arguments(optimizer.step)
+    if needed:
+        text = f"the step of {section['type']} needs {', '.join(needed)}, and is called without"
+        text += " arguments: only LBFGS computes the losses again"
+        raise ConfigError([Problem(where, text)])
     return optimizer
 
 

@@ -73,19 +73,34 @@ class Ramp:
         return (1 - done) * self.start + done * self.end
 
 
+class Weight:
+    """The attribute ``weight`` of a loss: it notes that it was read (see `base/weight_use.py`)."""
+
+    def __get__(self, loss: WeightedLoss | None, _: object = None) -> float | Ramp:
+        if loss is None:
+            return 1.0  # the default
+        loss.weight_was_read = True
+        weight: float | Ramp = vars(loss)["weight"]
+        return weight
+
+    def __set__(self, loss: WeightedLoss, weight: float | Ramp) -> None:
+        vars(loss)["weight"] = weight
+
+
 @dataclass
 class WeightedLoss:
     """One named loss; calling it gives the loss itself, ``weight`` is its share of the sum."""
 
     name: str
     function: Callable[..., Any]
-    weight: float | Ramp = 1.0
+    weight: Weight = Weight()
     compared: Compared = field(default_factory=Compared)
     agreement: ShapeAgreement | None = field(default=None, repr=False, compare=False)
     rules: Rules = field(default_factory=lambda: AS_IT_IS, repr=False)
     """The config's ``batch:`` section, which says where ids and weights of samples are."""
     notes_samples: bool = False
     """It is asked for the loss of each sample, for a sampler that learns from them."""
+    weight_was_read: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.takes = DataParameters.of(self.function)
@@ -301,6 +316,16 @@ class WeightedLoss:
             return self.weight
         return self.weight.end if step is None else self.weight.at(step)
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the config gives it another weight than 1."""
+        return bool(vars(self)["weight"] != 1)
+
+    def counts_at(self, step: int) -> bool:
+        """Whether the weight in that step is not 0; this is no use of it."""
+        weight = vars(self)["weight"]
+        return bool(weight.at(step) if isinstance(weight, Ramp) else weight)
+
     def to(self, device: torch.device | str) -> WeightedLoss:
         """Move the loss's own tensors, such as class weights."""
         if isinstance(self.function, nn.Module):
@@ -342,12 +367,13 @@ class WeightedLoss:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if isinstance(self.function, nn.Module):
-            for name, value in state.items():
+            whole = {**copy.deepcopy(self.as_built), **state}
+            for name in whole.keys() ^ self._whole_state().keys():  # a tensor in place of None
                 owner, _, key = name.rpartition(".")
                 buffers = self.function.get_submodule(owner)._buffers
-                if buffers.get(key, value) is None:  # a tensor took its place since
-                    buffers[key] = value.clone()
-            self.function.load_state_dict({**copy.deepcopy(self.as_built), **state})
+                if key in buffers:
+                    buffers[key] = whole[name].clone() if name in whole else None
+            self.function.load_state_dict(whole)
             self.follow_weights()
 
     def _whole_state(self) -> dict[str, Any]:

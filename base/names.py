@@ -30,7 +30,6 @@ from base.ranges import number_fault
 from base.registry import find, override_note, project_root
 from base.same_padding import conv_class
 from base.signatures import (
-    DURATION_ARGUMENTS,
     INJECTED,
     Signature,
     signature,
@@ -206,7 +205,7 @@ def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, valu
         return f"unknown argument for {type_name}{nearest(str(name), takes.parameters) or known}"
     if parameter.kind is Parameter.POSITIONAL_ONLY:
         return f"{type_name} takes it by position only, so a config cannot give it"
-    if kind == "lr_scheduler" and name in DURATION_ARGUMENTS:
+    if name in takes.durations:
         try:
             for item in value if isinstance(value, list) else [value]:
                 if isinstance(item, str) and not isinstance(item, Reference):

@@ -93,6 +93,7 @@ class WeightedLoss:
         # The rule of before `to` keeps class weights on the CPU, for targets that are still there.
         self._rule = self._rule_on_cpu = denominator_rule(self.function)
         self._by_samples = SampleWise(self.name, self.function)
+        self.was_weighted = False  # by the weights of samples
 
     def __call__(self, *args: Any, batch: Any = None, **keywords: Any) -> Any:
         """Return the unweighted loss: a tensor with one number, or terms by name.
@@ -119,6 +120,7 @@ class WeightedLoss:
         who = (self.compared.where, f"loss {self.name!r}")
         extras = extras_of(batch, self.rules, self.takes.needed)
         after, found = self.takes.bind(picked, target, batch, given, who, extras)
+        self.was_weighted = self.was_weighted or weights is not None
         data, named = (output, *after, *more), {**found, **keywords}
         is_by_samples = self.notes_samples or not (weights is None or SAMPLE_WEIGHT in named)
         is_by_samples = is_by_samples and not is_unreduced(self.function, given)
@@ -387,13 +389,13 @@ def weigh_terms(
         refuse_many(name, term.value)
     return {
         # A product with 1 would be one more operation, forward and backward.
-        name: term.value if weights[name] == 1 else _times(term.value, weights[name])
+        name: term.value if weights[name] == 1 else scaled(term.value, weights[name])
         for name, term in found.items()
         if weights[name] != 0 or not any(weights.values())
     }
 
 
-def _times(loss: Tensor, weight: float) -> Tensor:
+def scaled(loss: Tensor, weight: float) -> Tensor:
     """Return a loss times its weight, with what is noted on it."""
     of_samples = losses_of_samples(loss)
     product = mark(loss * weight, counted_by(loss))

@@ -88,6 +88,7 @@ class Registry:
 MODELS, INITS, LOSSES, METRICS = (Registry(k) for k in ("model", "init", "loss", "metric"))
 DATA_LOADERS, DATASETS = Registry("data_loader"), Registry("dataset")
 TRANSFORMS, OPTIMIZERS = Registry("transform"), Registry("optimizer")
+SAMPLERS = Registry("sampler")
 LR_SCHEDULERS, TRAINERS, CALLBACKS = (Registry(k) for k in ("lr_scheduler", "trainer", "callback"))
 _REGISTRIES = {name: it for name, it in vars().items() if isinstance(it, Registry)}
 _REGISTERED = {registry.kind: registry.registered for registry in _REGISTRIES.values()}

@@ -55,7 +55,7 @@ class SampleWise:
     def __init__(self, name: str, function: Any) -> None:
         self.name, self.function = name, function
         self._can_be_unreduced = takes_reduction(function) or has_reduction(function)
-        self._is_one_by_one = False
+        self._is_one_by_one: bool | None = None  # None: it has not been tried
 
     def __call__(
         self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any], weights: Tensor
@@ -130,27 +130,38 @@ class SampleWise:
         self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int
     ) -> tuple[Any, bool]:
         """Return a tensor (sample, ...), or several by name, and whether it is not reduced."""
+        if self._is_one_by_one is None:
+            self._is_one_by_one = self._must_be_one_by_one(call, args, keywords, n_samples)
         if not self._is_one_by_one:
             found = self._at_once(call, args, keywords)
-            if _fits(found, n_samples):
-                return found, True
-            if torch_rule(_settings_of(self.function)[0]) is not None:
+            if not _fits(found, n_samples):
                 text = f"loss {self.name!r} gives {describe(found)} for {n_samples} samples, which"
                 text += " does not tell them apart: call it on a batch with one row a sample, or"
                 raise TrainingError(f"{text} with `sample_weight=`, one for each of its rows")
-            self._is_one_by_one = True
-            text = "loss %r is called for each sample by itself: one that takes `reduction`, or"
-            log.info(f"{text} gives one number for each sample, is faster", self.name)
+            return found, True
         each = [
             call(self.function, part, kept)
             for part, kept in _parts(args, keywords, n_samples, self.name)
         ]
         return _stacked(each, self.name), False
 
+    def _must_be_one_by_one(
+        self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int
+    ) -> bool:
+        """Try, once, whether a loss of the project's tells its samples apart in one call."""
+        if torch_rule(_settings_of(self.function)[0]) is not None:
+            return False
+        with isolated_random_state(0), torch.no_grad():  # as if it had not been called
+            found = self._at_once(call, args, keywords)
+        if _fits(found, n_samples):
+            return False
+        text = "loss %r is called for each sample by itself: one that takes `reduction`, or"
+        log.info(f"{text} gives one number for each sample, is faster", self.name)
+        return True
+
     def _at_once(self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if not self._can_be_unreduced:
-            with isolated_random_state(0):  # it may be in vain
-                return call(self.function, args, keywords)
+            return call(self.function, args, keywords)
         if takes_reduction(self.function):
             function = self.function
             if isinstance(function, functools.partial):

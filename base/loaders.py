@@ -77,6 +77,8 @@ def build_test_loader(config: Config, record: Mapping[str, Any]) -> Any:
             raise ConfigError([problem])
         plain = {"training": False, "shuffle": False, "validation_split": 0.0, "augment": False}
         given = {key: value for key, value in plain.items() if key in accepted}
+        if isinstance(section["args"].get("sampler"), Mapping):
+            given["sampler"] = None  # it is for training
         args = {**section["args"], **given}
         reduce = getattr(named, "arguments_for_test", lambda args, record: args)
         section = {"type": section["type"], "args": reduce(args, record)}

@@ -16,7 +16,8 @@ Groups: TypeAlias = Sequence[Mapping[str, Any]]
 COMPARED = (nn.Module, torch.optim.Optimizer)
 MAX_ROWS = 12  # of a table in a message
 ABSENT: tuple[str, frozenset[str]] = ("-", frozenset())
-OPTIONAL = "bad_samples"  # there where they are skipped, which a run may begin to do or leave off
+# There where samples are skipped or a sampler has a state, which a run may begin with or leave off.
+OPTIONAL = ("bad_samples", "train_sampler")
 EXTRA = "_extra_state"  # ends the keys where modules keep what is no tensor
 
 
@@ -26,7 +27,9 @@ def restore(stateful: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     All names, keys and shapes are compared before anything is changed. What cannot be compared is
     loaded first, so that modules and optimizers are unchanged even when it refuses its state.
     """
-    ours, saved = ({k: v for k, v in each.items() if k != OPTIONAL} for each in (stateful, state))
+    ours, saved = (
+        {k: v for k, v in each.items() if k not in OPTIONAL} for each in (stateful, state)
+    )
     problems = _name_problems("", ours, saved)
     for name in stateful:
         if name in state:

@@ -107,8 +107,8 @@ def learns(sampler: Any) -> bool:
 
 def state_of_sampler(loader: Any, redraw: Callable[[int], Any]) -> SamplerState | None:
     """Return the state of the sampler of torch's loader; None where it has none."""
-    for name in ("batch_sampler", "sampler"):
-        sampler = getattr(loader, name, None)
+    batched = getattr(loader, "batch_sampler", None)
+    for sampler in (batched, getattr(loader, "sampler", None), getattr(batched, "sampler", None)):
         if sampler is not None and has_state(sampler):
             return SamplerState(sampler, redraw)
     return None

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     Sampler,
@@ -90,6 +91,10 @@ def hard(n_workers: int = 0, **more: Any) -> Any:
     return BaseDataLoader(dataset, 4, True, 4, n_workers, sampler=sampler, workers=workers, **more)
 
 
+def bare(n_workers: int = 0) -> Any:
+    return BaseDataLoader(Noisy(), 4, True, 4, n_workers)
+
+
 def noisy(n_workers: int = 0) -> Any:
     return BaseDataLoader(Noisy(), 4, True, 4, n_workers, sampler=HardExampleSampler(share=0.7))
 
@@ -102,6 +107,10 @@ def stock(n_workers: int = 0) -> Any:
     return DataLoader(Noisy(), 4, sampler=Walk(), num_workers=n_workers)
 
 
+def batched(n_workers: int = 0) -> Any:
+    return DataLoader(Noisy(), batch_sampler=BatchSampler(Walk(), 4, False), num_workers=n_workers)
+
+
 def part(n_workers: int = 0) -> Any:
     some = Subset(Noisy(), list(range(20, 0, -1)))
     return DataLoader(some, 4, sampler=Walk(20), num_workers=n_workers)
@@ -112,12 +121,12 @@ def stock_hard(n_workers: int = 0) -> Any:
     return DataLoader(Noisy(), 4, sampler=sampler, num_workers=n_workers)
 
 
-LOADERS = {each.__name__: each for each in (hard, noisy, walking, stock, stock_hard, part)}
+LOADERS = {each.__name__: each for each in (hard, noisy, walking, stock, stock_hard, part, batched)}
 
 
 @pytest.fixture(autouse=True)
 def named_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, loader in LOADERS.items():
+    for name, loader in {**LOADERS, "bare": bare}.items():
         monkeypatch.setitem(DATA_LOADERS.registered, name, loader)
 
 
@@ -159,6 +168,15 @@ def test_windows_and_parts_gather_the_same(tmp_path: Path, loader: str) -> None:
     run(tmp_path / "parts", *options, "optimizer.args.lr=0.0", text=text_of(loader))
     one, other = (read(tmp_path / name)["train_sampler"] for name in ("whole", "parts"))
     torch.testing.assert_close(one["start"], other["start"], equal_nan=True)
+
+
+def test_a_sampler_may_come_and_go_with_a_resume(tmp_path: Path) -> None:
+    plain = text_of("hard").replace("type: hard", "type: bare")
+    run(tmp_path, text=plain, stop_at=5)
+    run(tmp_path, text=text_of("hard"), resume=True, stop_at=11)
+    assert "train_sampler" in read(tmp_path)
+    run(tmp_path, text=plain, resume=True)
+    assert "train_sampler" not in read(tmp_path)
 
 
 def test_a_checkpoint_in_mid_epoch_has_what_was_gathered(tmp_path: Path) -> None:

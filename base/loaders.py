@@ -76,7 +76,7 @@ def build_test_loader(config: Config, record: Mapping[str, Any]) -> Any:
             problem = config.problem(("data_loader",), f"{text}; add a test_data_loader section")
             raise ConfigError([problem])
         plain = {"training": False, "shuffle": False, "validation_split": 0.0, "augment": False}
-        given = {key: value for key, value in plain.items() if key in accepted}
+        given: dict[str, Any] = {k: value for k, value in plain.items() if k in accepted}
         if isinstance(section["args"].get("sampler"), Mapping):
             given["sampler"] = None  # it is for training
         args = {**section["args"], **given}

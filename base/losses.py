@@ -126,8 +126,9 @@ class WeightedLoss:
         is_by_samples = is_by_samples and not is_unreduced(self.function, given)
         try:
             if is_by_samples:
-                ones_or_weights = self._ones(batch) if weights is None else weights
-                value = self._by_samples(self._in_full_precision, data, named, ones_or_weights)
+                w = self._ones(batch) if weights is None else weights
+                by_name = {**given, **found}
+                value = self._by_samples(self._in_full_precision, data, named, w, by_name)
             else:
                 value = self._in_full_precision(self.function, data, _no_zeros(named, weights))
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
@@ -229,7 +230,7 @@ class WeightedLoss:
         if weights is not None:
             counted = self._counted_by_weight(target, {**given, **found}, weights)
             is_of_call = self._rule is not None and changes_rule(self._rule, given)
-            return counted._replace(is_of_call=is_of_call)
+            return counted and counted._replace(is_of_call=is_of_call)
         if self._rule is None or not (isinstance(target, Tensor) or self._says_its_own):
             return None
         tensors = list(tensors_in(target))
@@ -245,17 +246,21 @@ class WeightedLoss:
         address = _address(tensors[0]) if tensors else 0
         return Counted(self.name, number, n_elements, address, changes_rule(rule, given))
 
-    def _counted_by_weight(self, target: Any, given: Mapping[str, Any], weights: Tensor) -> Counted:
+    def _counted_by_weight(
+        self, target: Any, given: Mapping[str, Any], weights: Tensor
+    ) -> Counted | None:
         """Return what the weighted mean divides by."""
         tensors = list(tensors_in(target))
         if SAMPLE_WEIGHT not in given:
-            number = self._by_samples.counted(target, given, weights)
+            number: Any = self._by_samples.counted(target, given, weights)
         elif is_sum(self.function, given):
             number = SUM
         elif (rule := self._rule) is not None and self._says_its_own:
             number = self._own_number(lambda: rule(None, target, **given), target)
         else:  # it takes the weights by itself
             number = weights.sum()
+        if number is None:
+            return None
         n_elements = sum(each.numel() for each in tensors)
         return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
 

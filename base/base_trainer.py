@@ -45,6 +45,7 @@ from base.values import (
     note_losses,
     summarise,
     values_of,
+    warn_unweighted,
     weigh,
     with_total,
 )
@@ -374,6 +375,7 @@ class BaseTrainer:
         self.clock.lap("logging")
         if is_made and self.progress.step == self.progress.skipped + 1:
             check_watched(self, "train", summarise("train", self.meters, self._phase_metrics))
+            warn_unweighted(self)
         if self.signals.stop:
             raise StopRequested
 

@@ -121,7 +121,8 @@ def _report(
     if columns:
         parts.append(f"missing columns are restored from the checkpoint: {', '.join(columns)}")
     if lost:
-        parts.append(f"missing {_epochs(lost)} lost: the checkpoint does not have them")
+        them = "it" if len(lost) == 1 else "them"
+        parts.append(f"missing {_epochs(lost)} lost: the checkpoint does not have {them}")
     if parts:
         log.warning("%s: %s", path, "; ".join(parts))
 

@@ -38,7 +38,13 @@ CONFIGS = {
     "memory": IMAGES.replace("DATASET", FOLDER).replace("MORE", ", cache: memory"),
     "shards": IMAGES.replace("DATASET", SHARDS).replace("MORE", ", workers: processes"),
 }
+NO_ROOT = "data_loader.args.dataset.args.root=no"
 NOT_LOGGED = ("--set", "trainer.monitor=max valid/nope")
+
+
+def slowly(*values: object) -> object:
+    """Start a process of its own only where slow tests are asked for: torch takes its seconds."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -80,17 +86,20 @@ def snapshot(place: Path) -> Snapshot:
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        *[(("-c", f"{name}.yaml", "--dry-run"), 0) for name in CONFIGS],
-        *[(("-c", f"{name}.yaml", *NOT_LOGGED), 2) for name in ("disk", "shards")],
-        (("-c", "disk.yaml", "--print-config"), 0),
-        (("--list",), 0),
-        (("--schema",), 0),
-        (("-c", "tiny.yaml", "--dry-run", "--set", "memory.micro_batch=auto"), 0),
-        (("-c", "tiny.yaml", "--set", "memory.compile=true", *NOT_LOGGED[1:]), 2),
-        (("-c", "tiny.yaml", "--set", "loss=mse_loss"), 1),
-        (("-c", "disk.yaml", "--dry-run", "--set", "data_loader.args.dataset.args.root=no"), 1),
-        (("-c", str(ROOT / "config/mnist.yaml"), "--dry-run", "--set",
-          "data_loader.args.download=false"), 1),
+        (("-c", "disk.yaml", "--dry-run"), 0),
+        (("-c", "shards.yaml", *NOT_LOGGED), 2),
+        (("--list", "callback"), 0),
+        *[slowly(("-c", f"{name}.yaml", "--dry-run"), 0) for name in CONFIGS if name != "disk"],
+        slowly(("-c", "disk.yaml", *NOT_LOGGED), 2),
+        slowly(("-c", "disk.yaml", "--print-config"), 0),
+        slowly(("--list",), 0),
+        slowly(("--schema",), 0),
+        slowly(("-c", "tiny.yaml", "--dry-run", "--set", "memory.micro_batch=auto"), 0),
+        slowly(("-c", "tiny.yaml", "--set", "memory.compile=true", NOT_LOGGED[1]), 2),
+        slowly(("-c", "tiny.yaml", "--set", "loss=mse_loss"), 1),
+        slowly(("-c", "disk.yaml", "--dry-run", "--set", NO_ROOT), 1),
+        slowly(("-c", str(ROOT / "config/mnist.yaml"), "--dry-run", "--set",
+                "data_loader.args.download=false"), 1),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value),
 )  # fmt: skip
@@ -106,7 +115,7 @@ def test_nothing_is_written(
     assert after == before, sorted(after.keys() ^ before.keys())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, slowly(signal.SIGTERM)])
 def test_a_signal_during_the_checks_leaves_nothing(place: Path, number: int) -> None:
     before = snapshot(place)
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import base."
@@ -124,6 +133,7 @@ def test_a_signal_during_the_checks_leaves_nothing(place: Path, number: int) -> 
     assert snapshot(place) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_keeps_what_later_runs_use(
     place: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -116,10 +116,10 @@ def is_unreduced(function: Any, given: Mapping[str, Any]) -> bool:
 
 def changes_rule(rule: Rule, given: Mapping[str, Any]) -> bool:
     """Tell whether arguments of a call give another denominator than the config's alone."""
-    if isinstance(rule, _OwnRule):
-        return any(name in given for name in (*rule.takes, "reduction"))
     if not given:
         return False
+    if isinstance(rule, _OwnRule):
+        return any(name in given for name in (*rule.takes, "reduction"))
     known = {"weight": None, "ignore_index": -100, **getattr(rule, "keywords", {})}
     if _reduction_of({**known, **given}) != known["reduction"]:
         return True
@@ -203,7 +203,7 @@ def _or_sum(rule: Rule) -> Rule:
 
 
 def _reduction_of(settings: Mapping[str, Any]) -> str:
-    if settings.get("size_average") is not None or settings.get("reduce") is not None:
+    if len(settings) > 1 and (settings.get("size_average"), settings.get("reduce")) != (None, None):
         return str(
             _reduction.legacy_get_string(
                 settings.get("size_average"), settings.get("reduce"), emit_warning=False

@@ -28,7 +28,7 @@ from base.denominators import (
 )
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
-from base.loss_terms import Term, as_terms, flat, refuse_many
+from base.loss_terms import Term, as_terms, flat, is_of_terms, refuse_many
 from base.metric_values import describe, describe_call
 from base.names import build as build_named
 from base.shape_agreement import BroadcastError, ShapeAgreement
@@ -94,25 +94,25 @@ class WeightedLoss:
             TrainingError: the loss refuses what it is given, or gives no number.
         """
         output, target, more = self._split(args, keywords)
-        given = {**self.takes.named(more), **keywords}
+        given = {**self.takes.named(more), **keywords} if more else keywords
         output, picked = self.compared(output, target, batch)
         who = (self.compared.where, f"loss {self.name!r}")
         after, found = self.takes.bind(picked, target, batch, given, who)
         try:
-            value = self._in_full_precision((output, *after, *more), {**found, **keywords})
+            value = self._in_full_precision((output, *after, *more), found | keywords)
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
             raise
         except Exception as error:
             text = f"loss {self.name!r} fails on {describe_call(output, after, found)}"
             text += f": {describe_error(error)}"
             raise TrainingError(f"{text}{_about_classes(after, error)}") from error
+        if not isinstance(value, Tensor) and is_of_terms(value):
+            counted = self._counted(output, after, found, given)
+            return as_terms(self.name, value, self._scalar, counted)
         if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, given):
             return value
-        counted = self._counted(output, after, found, given)
-        terms = as_terms(self.name, value, self._scalar, counted)
-        if terms is not None:
-            return terms
-        return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+        value = self._scalar(value, f"loss {self.name!r}")
+        return mark(value, self._counted(output, after, found, given))
 
     def _split(
         self, args: tuple[Any, ...], keywords: dict[str, Any]
@@ -289,20 +289,19 @@ def weigh_terms(
     found: Mapping[str, Term], weighted: Mapping[str, WeightedLoss], step: int | None
 ) -> dict[str, Tensor]:
     """Return `terms` of what is minimised, flat already."""
-    weights = {
-        name: weighted[term.loss].weight_at(step) if term.loss in weighted else 1.0
-        for name, term in found.items()
-    }
+    weights = {}
     for name, term in found.items():
         refuse_many(name, term.value)
-    return {
-        # A product with 1 would be one more operation, forward and backward.
-        name: term.value
-        if weights[name] == 1
-        else mark(term.value * weights[name], counted_by(term.value))
-        for name, term in found.items()
-        if weights[name] != 0 or not any(weights.values())
-    }
+        loss = weighted.get(term.loss)
+        weights[name] = 1.0 if loss is None else loss.weight_at(step)
+    parts = {}
+    for name, weight in weights.items():
+        value = found[name].value
+        if weight == 1:  # a product would be one more operation, forward and backward
+            parts[name] = value
+        elif weight != 0 or not any(weights.values()):
+            parts[name] = mark(value * weight, counted_by(value))
+    return parts
 
 
 def build_losses(

@@ -450,3 +450,25 @@ def test_a_pair_can_be_unpacked_and_a_dict_indexed_by_a_trainer() -> None:
     assert total.equal(loss_and_logs(OUTPUT, TARGET)[0])
     assert list(logs) == ["entropy", "size", "share"]
     assert WeightedLoss("x", two_terms)(OUTPUT, TARGET)["size"].equal(OUTPUT.square().mean())
+
+
+class OwnStep(Trainer):
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        terms = self.losses["mine"](self.forward(batch), batch[1])
+        self.backward(terms)
+        self.update()
+        total = terms["entropy"] if isinstance(terms, dict) else terms[0]
+        return {"loss": total, "all": terms}
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_of_ones_own_minimises_the_sum_and_logs_terms(name: str, parts: list[str]) -> None:
+    text = CONFIG.replace("cross_entropy", f"{{type: {name}, name: mine}}")
+    assert_gradients(make(*parts, text=text, trainer=OwnStep), functools.partial(summed, name))
+    if name == "two_terms":
+        values = make(*parts, text=text, trainer=OwnStep).train()
+        with torch.no_grad():
+            expected = two_terms(make(text=text).model(INPUTS), TARGET)
+        for key in ("entropy", "size", "share"):
+            assert values[f"train/{key}"] == pytest.approx(float(expected[key]), rel=1e-5)

@@ -203,7 +203,7 @@ def _or_sum(rule: Rule) -> Rule:
 
 
 def _reduction_of(settings: Mapping[str, Any]) -> str:
-    if len(settings) > 1 and (settings.get("size_average"), settings.get("reduce")) != (None, None):
+    if settings.get("size_average") is not None or settings.get("reduce") is not None:
         return str(
             _reduction.legacy_get_string(
                 settings.get("size_average"), settings.get("reduce"), emit_warning=False

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from base.batch import in_full_precision, target_of, tensors_in
+from base.batch import in_full_precision, map_tensors, target_of, tensors_in
 from base.compared import Compared, build_list
 from base.config.durations import parse_duration
 from base.data_arguments import DataParameters
@@ -98,6 +98,9 @@ class WeightedLoss:
         output, picked = self.compared(output, target, batch)
         who = (self.compared.where, f"loss {self.name!r}")
         after, found = self.takes.bind(picked, target, batch, given, who)
+        counted = self._counted(output, after, found, given) if self._says_its_own else None
+        if counted is not None:
+            output = without_gradient_of_none(output, counted.number)
         try:
             value = self._in_full_precision((output, *after, *more), found | keywords)
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
@@ -106,13 +109,12 @@ class WeightedLoss:
             text = f"loss {self.name!r} fails on {describe_call(output, after, found)}"
             text += f": {describe_error(error)}"
             raise TrainingError(f"{text}{_about_classes(after, error)}") from error
-        if not isinstance(value, Tensor) and is_of_terms(value):
-            counted = self._counted(output, after, found, given)
-            return as_terms(self.name, value, self._scalar, counted)
         if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, given):
             return value
-        value = self._scalar(value, f"loss {self.name!r}")
-        return mark(value, self._counted(output, after, found, given))
+        counted = counted or self._counted(output, after, found, given)
+        if not isinstance(value, Tensor) and is_of_terms(value):
+            return as_terms(self.name, value, self._scalar, counted)
+        return mark(self._scalar(value, f"loss {self.name!r}"), counted)
 
     def _split(
         self, args: tuple[Any, ...], keywords: dict[str, Any]
@@ -256,6 +258,26 @@ class WeightedLoss:
 
     def _whole_state(self) -> dict[str, Any]:
         return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
+
+
+def without_gradient_of_none(output: Any, number: Any) -> Any:
+    """Return the output; nothing comes back through it where a loss divides by 0.
+
+    The mean over a part of a batch in which nothing counts is 0/0, and adds nothing to the step
+    (see `base/timing.py`); its gradient would be NaN all the same.
+    """
+    if number is SUM or not torch.is_grad_enabled():
+        return output
+
+    def guarded(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        seen = tensor.view_as(tensor)
+        is_none = torch.as_tensor(number == 0, device=tensor.device)
+        seen.register_hook(lambda gradient: torch.where(is_none, 0.0, gradient))
+        return seen
+
+    return map_tensors(output, guarded)
 
 
 def _address(tensor: Tensor) -> int:

@@ -101,8 +101,9 @@ class WeightedLoss:
         counted = self._counted(output, after, found, given) if self._says_its_own else None
         if counted is not None:
             output = without_gradient_of_none(output, counted.number)
+        first = () if self.takes.is_by_name_only and not args else (output,)
         try:
-            value = self._in_full_precision((output, *after, *more), found | keywords)
+            value = self._in_full_precision(first + after + more, found | keywords)
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
             raise
         except Exception as error:
@@ -122,13 +123,17 @@ class WeightedLoss:
         """Return output, target and the rest; what is given by keyword is taken out there."""
         if len(args) > 1:
             return args[0], args[1], args[2:]
-        named = ((self.takes.first, "output"), (self.takes.second, "target"))
-        for names in named[len(args) :]:
-            given = [name for name in names if name in keywords and name not in self.takes.needed]
-            if not given:
-                place = "output" if names == named[0] else "target"
+        if self.takes.is_by_name_only and not args:
+            return None, None, ()
+        named = (("output", self.takes.first), ("target", self.takes.second))
+        for place, name in named[len(args) :]:
+            given = [each for each in (name, place) if each in keywords]
+            if given and given[0] not in self.takes.needed:
+                args = (*args, keywords.pop(given[0]))
+            elif name:
                 raise TrainingError(f"loss {self.name!r} is called without its {place}")
-            args = (*args, keywords.pop(given[0]))
+            else:
+                args = (*args, None)  # the function has no such parameter
         return args[0], args[1], ()
 
     def _scalar(self, value: Any, whose: str) -> Tensor:
@@ -203,7 +208,8 @@ class WeightedLoss:
 
     def _in_full_precision(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """Call the function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
-        first = args[0] if isinstance(args[0], Tensor) else next(tensors_in(args), None)
+        is_plain = bool(args) and isinstance(args[0], Tensor)
+        first = args[0] if is_plain else next(tensors_in((args, keywords)), None)
         if first is None or not torch.is_autocast_enabled(first.device.type):
             return self._call(args, keywords)
         with torch.autocast(first.device.type, enabled=False):

@@ -151,6 +151,27 @@ def test_output_and_target_may_be_named(names: tuple[str, str]) -> None:
         pair(OUTPUT)
 
 
+def of_parts(log_probs: Tensor, text: Tensor, text_length: Any = None, **batch: Any) -> Any:
+    return {"loss": F.nll_loss(log_probs, text) * text_length, "seen": len(batch)}
+
+
+def test_a_whole_batch_may_be_spread_into_a_loss() -> None:
+    """As trainers do that add the outputs to the batch: ``criterion(**batch)``."""
+    parts = {"text": TARGET, "log_probs": OUTPUT.log_softmax(1), "text_length": 2, "path": "a"}
+    found = WeightedLoss("x", of_parts)(**parts)
+    torch.testing.assert_close(found["loss"], 2 * F.cross_entropy(OUTPUT, TARGET))
+    assert found["seen"] == 1
+
+    def of_any(**batch: Any) -> Tensor:
+        return F.cross_entropy(batch["output"], batch["text"])
+
+    found = WeightedLoss("x", of_any)(output=OUTPUT, text=TARGET)
+    assert found.equal(F.cross_entropy(OUTPUT, TARGET))
+    norm = WeightedLoss("x", lambda output: output.square().mean())
+    assert norm(OUTPUT).equal(norm(OUTPUT, TARGET))
+    assert norm(output=OUTPUT).equal(OUTPUT.square().mean())
+
+
 class Calling(Trainer):
     given: dict[str, Any] = {}  # noqa: RUF012
 

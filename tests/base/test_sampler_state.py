@@ -360,6 +360,26 @@ def test_a_sampler_that_learns_needs_ids_and_whole_epochs() -> None:
         make("trainer.epoch_steps=3", text=text)
 
 
+def test_a_project_that_calls_update_itself_runs_unchanged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in ("stock", "batched"):
+        with caplog.at_level("WARNING", logger="kindling"):
+            trainer = make("batch.ids=false", text=text_of(name, epochs=1))
+            trainer.train()
+        assert trainer.experiment.sampler_state.sampler.seen == []
+        assert "Walk: its update(ids, losses) is called with `batch: {ids: true}`" in caplog.text
+        caplog.clear()
+
+    class Forgetful(Walk):
+        state_dict = None  # type: ignore[assignment]
+
+    with caplog.at_level("WARNING", logger="kindling"):
+        loader = as_batches(DataLoader(Noisy(), 4, sampler=Forgetful()), 0)
+    assert loader.sampler_state is None
+    assert "Forgetful: its update(ids, losses) is not called, as it has no state_d" in caplog.text
+
+
 def test_what_it_learns_must_be_saved() -> None:
     class Forgetful(Walk):
         state_dict = None  # type: ignore[assignment]

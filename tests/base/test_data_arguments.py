@@ -404,3 +404,33 @@ def test_which_functions_take_the_batch() -> None:
     assert not takes_batch(lambda outputs, threshold=0.5: 0)
     assert not takes_batch(lambda outputs, **settings: 0)
     assert not takes_batch(functools.partial(lambda outputs, scale: 0, scale=2))
+
+
+@pytest.mark.parametrize("is_metric", [False, True])
+def test_a_mask_that_would_broadcast_is_refused(
+    is_metric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def squares(output: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        return (output.square() * mask).mean()
+
+    def size(output: Tensor, *, labels: Tensor) -> Tensor:
+        return output.square().mean()
+
+    for registry in (LOSSES, METRICS):
+        monkeypatch.setitem(registry.registered, "squares", squares)
+        monkeypatch.setitem(registry.registered, "size", size)
+    names = ("size", "squares") if is_metric else ("squares", "size")
+    settings = ["model.args.n_outputs=1", "data_loader.args.batch_size=4", f"metrics=[{names[1]}]"]
+    with pytest.raises(ConfigError, match=r"\.0: .*output \(4, 1\) and target \(4,\) would broad"):
+        check(make(*settings, text=CONFIG.replace("LOSS", names[0])))
+
+
+def test_positions_from_the_end_and_out_of_range() -> None:
+    several = {"inputs": None, "target": {"label": -2, "mask": 2}, "size": None}
+    image, label, mask = torch.ones(2, 3), torch.tensor([1, 2]), torch.tensor([True, False])
+    args, _ = inputs_of([image, label, mask], several)
+    assert [each is image for each in args] == [True]
+    beyond = {**several, "target": {"label": 1, "mask": 5}}
+    with pytest.raises(ConfigError, match=r"target\.mask: a batch has no item 5: .*sequence of 3"):
+        target_of([image, label, mask], beyond)
+    assert len(inputs_of([image, label, mask], beyond)[0]) == 2

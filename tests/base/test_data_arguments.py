@@ -237,6 +237,21 @@ def test_arguments_of_the_config_are_no_data(monkeypatch: pytest.MonkeyPatch) ->
         assert found == pytest.approx(2 * F.cross_entropy(trainer.model(INPUTS), LABELS).item())
 
 
+def test_a_loss_of_the_output_alone_takes_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    def roughness(output: Tensor, *, power: int = 2) -> Tensor:
+        return output.abs().pow(power).mean()
+
+    monkeypatch.setitem(LOSSES.registered, "roughness", roughness)
+    section = "[masked, {type: roughness, args: {power: 3}, weight: 0.5}]"
+    trainer = make(*PARTS[0], text=CONFIG.replace("LOSS", section))
+    found = trainer.evaluate(trainer.train_loader, "valid")
+    with torch.no_grad():
+        expected = trainer.model(INPUTS).abs().pow(3).mean()
+    assert found["valid/roughness"] == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(ConfigError, match=r"args\.target: 'target' is given by Kindling"):
+        make(text=CONFIG.replace("LOSS", "{type: masked_target, args: {target: 1}}"))
+
+
 # --- Metrics --------------------------------------------------------------------------------------
 
 

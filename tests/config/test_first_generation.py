@@ -292,7 +292,7 @@ def numbers_in(value: Any) -> Iterator[int]:
         yield value
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=4000)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(
     st.sampled_from([FIRST, MODERN]),
     st.dictionaries(st.sampled_from(ROOTS), INNER, max_size=4),

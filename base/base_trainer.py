@@ -257,7 +257,7 @@ class BaseTrainer:
         Raises:
             ConfigError: there is no such kind or name, or arguments do not fit.
         """
-        return build_own(self.experiment, kind, section)
+        return build_own(getattr(self, "experiment", None), kind, section)
 
     @final
     def only(self, name: str) -> AbstractContextManager[None]:

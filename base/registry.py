@@ -215,7 +215,7 @@ def _candidates(kind: str) -> Iterator[Definition]:
             if each.registry in _REGISTRIES:
                 if _REGISTRIES[each.registry].kind == kind:
                     yield each
-            elif folder in _KINDS[kind].folders and each.form in _KINDS[kind].forms:
+            elif folder in _KINDS[kind].folders and each.form in (*_KINDS[kind].forms, "import"):
                 yield each
 
 

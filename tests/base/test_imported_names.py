@@ -100,6 +100,22 @@ def test_other_imports_name_nothing(project: Write, line: str) -> None:
         find("loss", "DiceLoss")
 
 
+def test_a_name_of_an_installed_package_is_found_where_a_file_imports_it(project: Write) -> None:
+    project(
+        {
+            "model/loss.py": "from sklearn.metrics import hinge_loss, log_loss as entropy",
+            "model/model.py": "from torch import nn\nfrom PIL import Image",
+        }
+    )
+    from sklearn.metrics import hinge_loss, log_loss
+
+    assert find("loss", "hinge_loss") is hinge_loss
+    assert find("loss", "entropy") is log_loss
+    for kind, name in (("loss", "log_loss"), ("model", "nn"), ("model", "Image")):
+        with pytest.raises(NameFault):
+            find(kind, name)
+
+
 def test_modules_of_two_projects_are_kept_apart(project: Write) -> None:
     files = {"model/loss.py": "from losses import *", "losses.py": DICE}
     root = project(

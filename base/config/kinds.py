@@ -112,13 +112,16 @@ class Section(Kind):
     exactly_one: tuple[str, ...] = ()
     never_both: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    meant_by: Callable[[str], str] | None = None  # the known key that an unknown one stands for
 
     def check_entry(self, name: str, child: Node, keys: Keys, run: Run) -> Node:
         """Return one entry in its normal form, and note what is wrong with it."""
         key = self.keys.get(name)
         kind = key.kind if key else self.others
         if kind is None:
-            run.problem(child, keys, f"unknown key{run.near(name, self.keys)}")
+            meant = self.meant_by(name) if self.meant_by else ""
+            near = f"; did you mean {meant!r}?" if meant else run.near(name, self.keys)
+            run.problem(child, keys, f"unknown key{near}")
             return child
         is_off = key and key.default is None and child.value is None
         return child if is_off else kind.check(child, keys, run)

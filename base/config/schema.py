@@ -37,6 +37,18 @@ def check_monitor(text: Any) -> None:
         raise ValueError("expected 'min NAME', 'max NAME' (such as 'max valid/accuracy') or 'off'")
 
 
+def loader_key(name: str) -> str:
+    """Return which of our loader sections a key such as `val_loader` means; '' for none."""
+    word = name.lower().replace("_", "").replace("-", "")
+    part = "(train|training|valid|val|validation|test|testing)"
+    found = re.fullmatch(f"{part}?(?:data)?loader", word)
+    found = found or re.fullmatch(f"(?:data)?loader{part}", word)
+    if found is None:
+        return ""
+    sections = {"val": "valid_data_loader", "tes": "test_data_loader"}
+    return sections.get((found[1] or "")[:3], "data_loader")
+
+
 def check_pattern(value: Any) -> None:
     """Raise a ValueError unless the value is a pattern of `base/match.py`, as far as form goes."""
     for part in value if isinstance(value, list) and value else [value]:
@@ -360,6 +372,7 @@ ROOT = Section(
         "extra": Key(OPEN, {}, "Values of your own."),
     },
     aliases={"arch": "model"},
+    meant_by=loader_key,
     exactly_one=("optimizer", "optimizers"),
     never_both=("lr_scheduler", "optimizers"),
 )

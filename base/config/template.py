@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from base.config.kinds import Run, Section
+from base.config.first_generation import is_first_generation, modernise
+from base.config.kinds import Kind, ListOf, Run, Section
 from base.config.schema import ROOT
 from base.config.tree import Node, dotted
 from base.errors import Problem
@@ -19,7 +20,9 @@ def is_template(root: Node, path: Path) -> bool:
     trainer = root.value.get("trainer", root).value
     in_trainer = isinstance(trainer, dict) and not trainer.keys().isdisjoint(_RENAMED)
     in_json = path.suffix == ".json" and "arch" in root.value
-    return "n_gpu" in root.value or ((in_trainer or in_json) and _OURS.isdisjoint(root.value))
+    if "n_gpu" in root.value or ((in_trainer or in_json) and _OURS.isdisjoint(root.value)):
+        return True
+    return (_OURS - {"model"}).isdisjoint(root.value) and is_first_generation(root, path)
 
 
 def translate(root: Node, source: str) -> tuple[Node, list[str]]:
@@ -28,18 +31,24 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
     What the format knows is taken strictly, keys of our own form where they fit; the rest goes
     to `extra` in the same shape. Keys that begin with `_` are comments.
     """
+    root, notes = modernise(root)
     taken, extra = _split(root, ROOT)
     unread = list(extra)
     for name, node in root.value.items():
         new = _RENAMED.get(name, name)
-        kind = ROOT.keys[new].kind if new in taken and name not in extra else None
-        if isinstance(kind, Section) and kind.names and isinstance(taken[new].value, dict):
+        kind = _section_of(ROOT.keys[new].kind) if new in taken and name not in extra else None
+        if kind is not None and isinstance(taken[new].value, dict):
             section, own = _split(taken[new], kind)
             taken[new] = Node(section, node.where)
             unread += [dotted((name, key)) for key in own]
             extra |= {name: Node(own, node.where)} if own else {}
+        elif kind is not None and isinstance(taken[new].value, list):
+            own_items = _split_items(taken, new, kind)
+            unread += [dotted((name, i, key)) for i, own in enumerate(own_items) for key in own]
+            items = Node([Node(own, node.where) for own in own_items], node.where)
+            extra |= {name: items} if any(own_items) else {}
 
-    notes = [f"read by nothing: {', '.join(unread)}"] if unread else []
+    notes += [f"read by nothing: {', '.join(unread)}"] if unread else []
     n_gpu = root.value.get("n_gpu", root).value
     if isinstance(n_gpu, int) and n_gpu > 1:
         command = f"torchrun --nproc-per-node {n_gpu} train.py -c {shlex.quote(source)}"
@@ -49,6 +58,23 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
         )
     given = taken["extra"].value if "extra" in taken else {}
     return Node({**taken, "extra": Node({**given, **extra}, root.where)}, root.where), notes
+
+
+def _section_of(kind: Kind) -> Section | None:
+    """Return the form of a section that names something, or of each in a list of them."""
+    kind = kind.item if isinstance(kind, ListOf) else kind
+    return kind if isinstance(kind, Section) and kind.names else None
+
+
+def _split_items(taken: dict[str, Node], name: str, kind: Section) -> list[dict[str, Node]]:
+    """Split each section of a list; return the entries that are the user's own, item by item."""
+    items, own_items = [], []
+    for item in taken[name].value:
+        section, own = _split(item, kind) if isinstance(item.value, dict) else (item.value, {})
+        items.append(Node(section, item.where))
+        own_items.append(own)
+    taken[name] = Node(items, taken[name].where)
+    return own_items
 
 
 def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Node]]:
@@ -63,13 +89,21 @@ def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Nod
         section.check_entry(name, child, (), Run(problems, references=True))
         if name.startswith("_"):
             continue
-        if new in section.keys and name in {*_STRICT, *_RENAMED}:
+        is_section = section is ROOT and _is_section(new, child)
+        if new in section.keys and (name in {*_STRICT, *_RENAMED} or is_section):
             taken[new] = Node(change(child.value), child.where)
         elif name in hidden or problems or (name in _WORDS and isinstance(child.value, str)):
             own[name] = child
         else:
             taken[name] = child
     return taken, own
+
+
+def _is_section(name: str, node: Node) -> bool:
+    """Tell whether an entry is a section of ours, whatever else it holds."""
+    if name not in ("model", "valid_data_loader", "test_data_loader"):
+        return False
+    return isinstance(node.value, dict) and "type" in node.value
 
 
 def _monitor(value: Any) -> Any:

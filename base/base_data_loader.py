@@ -147,6 +147,8 @@ class BaseDataLoader:
         """Let batches carry ids and weights of their samples, as ``batch:`` says."""
         is_plain = self.collate_fn is default_collate
         self._items = SampleItems(rules, self.dataset, is_plain, self.pin_memory)
+        if self.sampler_state is not None:
+            self.sampler_state.places = self._items.places
         self.close()  # workers know of it from their start on
 
     def n_drawn(self, position: int) -> int:

@@ -45,6 +45,7 @@ from base.values import (
     note_losses,
     summarise,
     values_of,
+    warn_unweighted,
     weigh,
     with_total,
 )
@@ -118,6 +119,12 @@ class BaseTrainer:
         self._predicts_by_batch = takes_batch(self.predict)
         self._n_samples: int | None = None  # of the batch, or the part, that is computed
 
+    @property
+    @final
+    def has_plain_step(self) -> bool:
+        """Whether the training step is the one below, which trains one network."""
+        return type(self).train_step is BaseTrainer.train_step
+
     @final
     def register(self, name: str, value: Any) -> None:
         """Save and resume this object too: anything with ``state_dict``, or a dict of such.
@@ -174,7 +181,7 @@ class BaseTrainer:
         return losses
 
     def begin_epoch(self) -> None:
-        """Prepare an epoch: ``self.progress.epoch`` is its number, from 0; the model is in training.
+        """Prepare an epoch: `self.progress.epoch` is its number, from 0; the model is in training.
 
         It is called again where a run resumes within the epoch, before what is tried ahead of
         training (there is no folder yet), and for a test; what is registered, or saved otherwise,
@@ -213,9 +220,10 @@ class BaseTrainer:
             name: which optimizer; not needed where there is one.
             again: computes the losses anew, for LBFGS, which asks for them several times a step.
         """
+        stepper = choose_stepper(self.steppers, name)
+        stepper.check(again)
         if not self.window.is_full:
             return
-        stepper = choose_stepper(self.steppers, name)
         if stepper.every == 1 or self.is_due(name):
             self.window.correct(stepper.optimizer)
             self.recovery.before_update(stepper.parameters, stepper.scaler.is_enabled())
@@ -326,7 +334,7 @@ class BaseTrainer:
                 is_first, parts, part = self.progress.batches_total == 0, [], None
                 for part, n_samples in self.window.parts(batch, self.progress.batches_total):
                     self._n_samples = n_samples
-                    guard = guard_first_step(self) if is_first else NOTHING
+                    guard = guard_first_step(self, self.has_plain_step) if is_first else NOTHING
                     with self.recovery.of(part), self.precision.autocast(), self.offload(), guard:
                         parts.append(StepValues(self.train_step(part), n_samples))
                         parts[-1].add_to(self.meters)
@@ -367,6 +375,7 @@ class BaseTrainer:
         self.clock.lap("logging")
         if is_made and self.progress.step == self.progress.skipped + 1:
             check_watched(self, "train", summarise("train", self.meters, self._phase_metrics))
+            warn_unweighted(self)
         if self.signals.stop:
             raise StopRequested
 

@@ -29,6 +29,9 @@ class Callback:
     A callback must not know its siblings and must leave weights, order and random streams alone.
     """
 
+    def check(self, trainer: BaseTrainer) -> None:
+        """Raise ConfigError for what cannot work, before a folder is made; change nothing."""
+
     def on_start(self, trainer: BaseTrainer) -> None:
         """Run once before the first step, after a resume."""
 

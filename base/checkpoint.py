@@ -192,7 +192,8 @@ class CheckpointStore:
                 temporary.replace(self.folder / name)
             self._prune(saved)
         except OSError as error:
-            LOG.warning("%s: saved, but tidying up failed: %s", saved, why(error))
+            if self.folder.is_dir():  # else somebody has taken it away: the next save says so
+                LOG.warning("%s: saved, but tidying up failed: %s", saved, why(error))
 
     def _prune(self, saved: Path) -> None:
         """Discard all but the last `keep` whole ones, the best, the saved and the protected."""

@@ -140,7 +140,7 @@ def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
     first_for = _FIRST.get(file.as_posix(), "")
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         form = "class" if isinstance(node, ast.ClassDef) else "function"
-        if not node.name.startswith("_"):
+        if not node.name.startswith("_") and node.name != "main":  # the command line of a file
             yield Definition(node.name, node.name, *place, form, kind, first_for=first_for)
         for registry, name in _decorated_names(node):
             yield Definition(name, node.name, *place, form, kind, registry)

@@ -38,6 +38,15 @@ class EpochRows:
             del self.rows[epoch]
         self._encoded = None
 
+    def fill(self, rows: Mapping[int, Mapping[str, str]]) -> None:
+        """Take in the rows of epochs that a checkpoint of an earlier version did not keep."""
+        for epoch in sorted(rows):
+            if epoch not in self.rows:
+                row = {name: cell for name, cell in rows[epoch].items() if not _is_measured(name)}
+                self.rows[epoch] = row
+                self._encoded = None
+        self.rows = {epoch: self.rows[epoch] for epoch in sorted(self.rows)[-MOST:]}
+
     def state_dict(self) -> dict[str, Any]:
         if self._encoded is None:
             columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
@@ -83,14 +92,23 @@ def repair_rows(
             later.append(row)
     missing = [epoch for epoch in range(1, n_epochs + 1) if epoch not in found]
     restored = {epoch: kept.rows[epoch] for epoch in missing if epoch in kept.rows}
-    rows = {**found, **restored}
+    columns = sorted({name for e in found for name in kept.rows.get(e, ()) if name not in found[e]})
+    # An edited cell stays as it is; only what is not there at all comes from the checkpoint.
+    rows = {epoch: {**kept.rows.get(epoch, {}), **row} for epoch, row in found.items()} | restored
     writer.rewrite([rows[epoch] for epoch in sorted(rows)] + (later if keep_later else []))
-    _report(path, faults, aside, list(restored), [e for e in missing if e not in restored])
+    kept.fill(rows)
+    lost = [epoch for epoch in missing if epoch not in restored]
+    _report(path, faults, aside, list(restored), lost, columns)
     return later
 
 
 def _report(
-    path: Path, faults: list[str], aside: Path | None, restored: list[int], lost: list[int]
+    path: Path,
+    faults: list[str],
+    aside: Path | None,
+    restored: list[int],
+    lost: list[int],
+    columns: list[str],
 ) -> None:
     """Warn in one line, where something was damaged or missing."""
     parts = []
@@ -100,8 +118,11 @@ def _report(
     if restored:
         text = f"missing {_epochs(restored)} restored from the checkpoint, without times and memory"
         parts.append(text)
+    if columns:
+        parts.append(f"missing columns are restored from the checkpoint: {', '.join(columns)}")
     if lost:
-        parts.append(f"missing {_epochs(lost)} lost: the checkpoint does not have them")
+        them = "it" if len(lost) == 1 else "them"
+        parts.append(f"missing {_epochs(lost)} lost: the checkpoint does not have {them}")
     if parts:
         log.warning("%s: %s", path, "; ".join(parts))
 

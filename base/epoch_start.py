@@ -61,8 +61,9 @@ class EpochStart:
     @property
     def is_used(self) -> bool:
         """Whether there is anything to call."""
-        points = (type(each).on_epoch_start for each in self.trainer.callbacks.values())
-        return self._has_own or any(point is not Callback.on_epoch_start for point in points)
+        mine = Callback.on_epoch_start
+        kinds = map(type, self.trainer.callbacks.values())
+        return self._has_own or any(getattr(k, "on_epoch_start", mine) is not mine for k in kinds)
 
     def begin(self) -> None:
         """Put the model in training mode; call what the epoch begins with, if that is to come."""

@@ -10,13 +10,14 @@ from base.base_model import guard_first_batch
 from base.errors import TrainingError
 from base.shape_agreement import BroadcastError, ShapeAgreement, in_words
 from base.shape_errors import is_compiled
+from base.weight_use import noted_losses, warn_of_unused
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
 
 @contextmanager
-def agreeing_shapes(trainer: BaseTrainer) -> Iterator[None]:
+def agreeing_shapes(trainer: BaseTrainer) -> Iterator[ShapeAgreement]:
     """Refuse outputs and targets that would broadcast, in losses, metrics and a trainer's steps.
 
     Meant for the first batches, as each function of torch is looked at. Of a compiled model only
@@ -36,7 +37,7 @@ def agreeing_shapes(trainer: BaseTrainer) -> Iterator[None]:
         for name in steps:
             setattr(trainer, name, agreement.of_step(getattr(trainer, name)))
         with agreement.around_model(trainer.model) if steps else nullcontext():
-            yield
+            yield agreement
     except BroadcastError as error:
         raise TrainingError(in_words(error)) from error
     finally:
@@ -47,7 +48,16 @@ def agreeing_shapes(trainer: BaseTrainer) -> Iterator[None]:
 
 
 @contextmanager
-def guard_first_step(trainer: BaseTrainer) -> Iterator[None]:
-    """Catch in the first training step what would go wrong, or silently wrong, in each."""
-    with guard_first_batch(trainer.model), agreeing_shapes(trainer):
+def guard_first_step(trainer: BaseTrainer, has_plain_step: bool) -> Iterator[None]:
+    """Catch in the first training step what would go wrong, or silently wrong, in each.
+
+    Args:
+        has_plain_step: whether the trainer's step is the one of `BaseTrainer`.
+    """
+    with (
+        guard_first_batch(trainer.model),
+        agreeing_shapes(trainer) as agreement,
+        noted_losses(trainer) as returned,
+    ):
         yield
+        warn_of_unused(trainer, returned, has_plain_step, agreement.called)

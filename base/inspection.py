@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -16,18 +16,18 @@ from base.batch import to_device
 from base.batch_checks import check_batches
 from base.deferred_files import DeferredFiles
 from base.errors import ConfigError, TrainingError
-from base.first_step import agreeing_shapes
+from base.first_step import agreeing_shapes, guard_first_step
 from base.header import header_facts, input_text, peak_memory_mb
 from base.label_check import checked_labels
-from base.loaders import missing_test_data
 from base.late_dynamo import LateDynamo
 from base.memory.estimate import estimate_memory, free_bytes
 from base.memory.settle import settle
-from base.memory.trial import kept_weights, trial, try_step
 from base.profiling import check_profile
 from base.shape_errors import explain_shape_errors
+from base.step_checks import check_settings, check_step, try_own_step
 from base.summary import summarise_model, table_rows
 from base.values import StepValues, check_watched
+from base.weight_use import reads_put_back
 from base.writers import check_writers
 from logger.console import format_header, format_value, table
 
@@ -57,27 +57,32 @@ def check(trainer: BaseTrainer) -> None:
     if trainer.settings.early_stop is not None and trainer.settings.monitor == "off":
         text = "there is nothing to stop by while `trainer.monitor` is off"
         raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
-    if trainer.settings.test and (missing := missing_test_data(trainer.config)):
-        text = f"there is no test data: {missing}"
-        raise ConfigError([trainer.config.problem(("trainer", "test"), text)])
     check_profile(trainer)
-    with trainer.epoch_start.tried():
+    check_settings(trainer)
+    with trainer.epoch_start.tried(), reads_put_back(trainer):
+        check_batches(trainer)
         _try_batches(trainer)
+        for callback in trainer.callbacks.values():
+            callback.check(trainer)
 
 
 def _try_batches(trainer: BaseTrainer) -> None:
-    check_batches(trainer)
+    """Evaluate some batches, and try a training step."""
+    values: Mapping[str, float] = {}
+    logged: Mapping[str, Any] | None = None
     guard = guard_first_batch(trainer.model, input_text(trainer))
     with guard, checked_labels(trainer), agreeing_shapes(trainer):
         if trainer.valid_loader is not None:
             values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
             check_watched(trainer, "valid", values)
-        elif type(trainer).train_step is BaseTrainer.train_step:
-            trainer.evaluate(trainer.train_loader, "train", max_batches=1)
+        elif trainer.has_plain_step:
+            values = trainer.evaluate(trainer.train_loader, "train", max_batches=1)
         else:
-            try_own_step(trainer)
+            with suppress(torch.OutOfMemoryError):  # trainer.on_oom is for the training
+                logged = try_own_step(trainer)
         if getattr(trainer.train_loader, "mixes", ""):
             _try_mixed(trainer)
+    check_step(trainer, values, logged)
 
 
 def begin(trainer: BaseTrainer, files: DeferredFiles) -> None:
@@ -110,25 +115,18 @@ def _try_mixed(trainer: BaseTrainer) -> None:
         trainer.valid_metrics = metrics
 
 
-def try_own_step(trainer: BaseTrainer) -> None:
-    """Run a `train_step` of one's own on the first batch, without an update; all is put back."""
-    batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
-    trainer.epoch_start.begin()
-    out_of_memory = suppress(torch.OutOfMemoryError)  # trainer.on_oom is for the training
-    with out_of_memory, kept_weights(trainer), trial(trainer):
-        try_step(trainer, batch)
-
-
 @uncompiled()
 def dry_run(trainer: BaseTrainer) -> str:
     """Train on one batch and validate on one; return what was built and what came of it."""
+    check_settings(trainer)
     with trainer.epoch_start.tried():
         return _dry_run(trainer)
 
 
 def _dry_run(trainer: BaseTrainer) -> str:
-    check_batches(trainer)
-    settle(trainer)
+    with reads_put_back(trainer):
+        check_batches(trainer)
+        settle(trainer)
     batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
     with explain_shape_errors(trainer.model, input_text(trainer)):
         layers = model_table(trainer, batch)
@@ -143,9 +141,8 @@ def _dry_run(trainer: BaseTrainer) -> str:
     values = {}
     trainer.window.take(batch)
     for part, n_samples in trainer.window.parts(batch, 0):
-        guard, labels = guard_first_batch(trainer.model), checked_labels(trainer)
-        shapes = agreeing_shapes(trainer)
-        with trainer.precision.autocast(), trainer.offload(), guard, labels, shapes:
+        guard, labels = guard_first_step(trainer, trainer.has_plain_step), checked_labels(trainer)
+        with trainer.precision.autocast(), trainer.offload(), labels, guard:
             values = StepValues(trainer.train_step(part), n_samples).values
     parts.append("one training batch: " + _numbers(values.items()))
     if trainer.valid_loader is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from inspect import Parameter
 from typing import Any
 
-from base.registry import KINDS, NameFault, definition, find, names, put_aside
+from base.registry import KINDS, NameFault, WrongKind, definition, find, names, put_aside
 from base.signatures import json_schema, signature
 
 
@@ -59,6 +59,8 @@ def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
             if (found := definition(kind, name)) is not None:
                 aside = put_aside(kind, name)
                 origin = str(found) if aside is None else f"{found} (not Kindling's at {aside})"
+        except WrongKind:
+            continue  # a helper beside those
         except NameFault as fault:
             named = fault
         yield name, named, origin or str(getattr(named, "__module__", ""))

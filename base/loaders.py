@@ -81,7 +81,9 @@ def build_test_loader(
         named = find("data_loader", section["type"])
         accepted = signature("data_loader", named).parameters
         plain = {"training": False, "shuffle": False, "validation_split": 0.0, "augment": False}
-        given = {key: value for key, value in plain.items() if key in accepted}
+        given: dict[str, Any] = {k: value for k, value in plain.items() if k in accepted}
+        if isinstance(section["args"].get("sampler"), Mapping):
+            given["sampler"] = None  # it is for training
         args = {**section["args"], **given}
         reduce = getattr(named, "arguments_for_test", lambda args, record: args)
         section = {"type": section["type"], "args": reduce(args, record)}

@@ -73,19 +73,34 @@ class Ramp:
         return (1 - done) * self.start + done * self.end
 
 
+class Weight:
+    """The attribute ``weight`` of a loss: it notes that it was read (see `base/weight_use.py`)."""
+
+    def __get__(self, loss: WeightedLoss | None, _: object = None) -> float | Ramp:
+        if loss is None:
+            return 1.0  # the default
+        loss.weight_was_read = True
+        weight: float | Ramp = vars(loss)["weight"]
+        return weight
+
+    def __set__(self, loss: WeightedLoss, weight: float | Ramp) -> None:
+        vars(loss)["weight"] = weight
+
+
 @dataclass
 class WeightedLoss:
     """One named loss; calling it gives the loss itself, ``weight`` is its share of the sum."""
 
     name: str
     function: Callable[..., Any]
-    weight: float | Ramp = 1.0
+    weight: Weight = Weight()
     compared: Compared = field(default_factory=Compared)
     agreement: ShapeAgreement | None = field(default=None, repr=False, compare=False)
     rules: Rules = field(default_factory=lambda: AS_IT_IS, repr=False)
     """The config's ``batch:`` section, which says where ids and weights of samples are."""
     notes_samples: bool = False
     """It is asked for the loss of each sample, for a sampler that learns from them."""
+    weight_was_read: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.takes = DataParameters.of(self.function)
@@ -93,6 +108,7 @@ class WeightedLoss:
         # The rule of before `to` keeps class weights on the CPU, for targets that are still there.
         self._rule = self._rule_on_cpu = denominator_rule(self.function)
         self._by_samples = SampleWise(self.name, self.function)
+        self.was_weighted = False  # by the weights of samples
 
     def __call__(self, *args: Any, batch: Any = None, **keywords: Any) -> Any:
         """Return the unweighted loss: a tensor with one number, or terms by name.
@@ -119,13 +135,15 @@ class WeightedLoss:
         who = (self.compared.where, f"loss {self.name!r}")
         extras = extras_of(batch, self.rules, self.takes.needed)
         after, found = self.takes.bind(picked, target, batch, given, who, extras)
+        self.was_weighted = self.was_weighted or weights is not None
         data, named = (output, *after, *more), {**found, **keywords}
         is_by_samples = self.notes_samples or not (weights is None or SAMPLE_WEIGHT in named)
         is_by_samples = is_by_samples and not is_unreduced(self.function, given)
         try:
             if is_by_samples:
-                ones_or_weights = self._ones(batch) if weights is None else weights
-                value = self._by_samples(self._in_full_precision, data, named, ones_or_weights)
+                w = self._ones(batch) if weights is None else weights
+                by_name = {**given, **found}
+                value = self._by_samples(self._in_full_precision, data, named, w, by_name)
             else:
                 value = self._in_full_precision(self.function, data, _no_zeros(named, weights))
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
@@ -228,7 +246,7 @@ class WeightedLoss:
         if weights is not None:
             counted = self._counted_by_weight(target, {**given, **found}, weights)
             is_of_call = self._rule is not None and changes_rule(self._rule, given)
-            return counted._replace(is_of_call=is_of_call)
+            return counted and counted._replace(is_of_call=is_of_call)
         if self._rule is None or not (isinstance(target, Tensor) or self._says_its_own):
             return None
         tensors = list(tensors_in(target))
@@ -244,17 +262,21 @@ class WeightedLoss:
         address = _address(tensors[0]) if tensors else 0
         return Counted(self.name, number, n_elements, address, changes_rule(rule, given))
 
-    def _counted_by_weight(self, target: Any, given: Mapping[str, Any], weights: Tensor) -> Counted:
+    def _counted_by_weight(
+        self, target: Any, given: Mapping[str, Any], weights: Tensor
+    ) -> Counted | None:
         """Return what the weighted mean divides by."""
         tensors = list(tensors_in(target))
         if SAMPLE_WEIGHT not in given:
-            number = self._by_samples.counted(target, given, weights)
+            number: Any = self._by_samples.counted(target, given, weights)
         elif is_sum(self.function, given):
             number = SUM
         elif (rule := self._rule) is not None and self._says_its_own:
             number = self._own_number(lambda: rule(None, target, **given), target)
         else:  # it takes the weights by itself
             number = weights.sum()
+        if number is None:
+            return None
         n_elements = sum(each.numel() for each in tensors)
         return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
 
@@ -301,6 +323,16 @@ class WeightedLoss:
             return self.weight
         return self.weight.end if step is None else self.weight.at(step)
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the config gives it another weight than 1."""
+        return bool(vars(self)["weight"] != 1)
+
+    def counts_at(self, step: int) -> bool:
+        """Whether the weight in that step is not 0; this is no use of it."""
+        weight = vars(self)["weight"]
+        return bool(weight.at(step) if isinstance(weight, Ramp) else weight)
+
     def to(self, device: torch.device | str) -> WeightedLoss:
         """Move the loss's own tensors, such as class weights."""
         if isinstance(self.function, nn.Module):
@@ -342,12 +374,13 @@ class WeightedLoss:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if isinstance(self.function, nn.Module):
-            for name, value in state.items():
+            whole = {**copy.deepcopy(self.as_built), **state}
+            for name in whole.keys() ^ self._whole_state().keys():  # a tensor in place of None
                 owner, _, key = name.rpartition(".")
                 buffers = self.function.get_submodule(owner)._buffers
-                if buffers.get(key, value) is None:  # a tensor took its place since
-                    buffers[key] = value.clone()
-            self.function.load_state_dict({**copy.deepcopy(self.as_built), **state})
+                if key in buffers:
+                    buffers[key] = whole[name].clone() if name in whole else None
+            self.function.load_state_dict(whole)
             self.follow_weights()
 
     def _whole_state(self) -> dict[str, Any]:
@@ -401,13 +434,13 @@ def weigh_terms(
         refuse_many(name, term.value)
     return {
         # A product with 1 would be one more operation, forward and backward.
-        name: term.value if weights[name] == 1 else _times(term.value, weights[name])
+        name: term.value if weights[name] == 1 else scaled(term.value, weights[name])
         for name, term in found.items()
         if weights[name] != 0 or not any(weights.values())
     }
 
 
-def _times(loss: Tensor, weight: float) -> Tensor:
+def scaled(loss: Tensor, weight: float) -> Tensor:
     """Return a loss times its weight, with what is noted on it."""
     of_samples = losses_of_samples(loss)
     product = mark(loss * weight, counted_by(loss))

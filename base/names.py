@@ -7,8 +7,10 @@ what it names, before anything is built; ``build`` makes what a ``{type, args}``
 from __future__ import annotations
 
 import functools
+import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from inspect import Parameter
 from pathlib import Path
@@ -22,12 +24,12 @@ from base.config.durations import parse_duration
 from base.config.references import Reference
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, nearest
+from base.kind_rules import made_fault
 from base.layer_sections import layer_faults, with_names
 from base.ranges import number_fault
 from base.registry import find, override_note, project_root
 from base.same_padding import conv_class
 from base.signatures import (
-    DURATION_ARGUMENTS,
     INJECTED,
     Signature,
     signature,
@@ -38,6 +40,7 @@ from base.signatures import (
 Keys = tuple[str | int, ...]
 Section = Mapping[str, Any]
 Fault = tuple[Keys, str]
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load, whoever calls it
 
 
 def check_names(config: Any) -> None:
@@ -92,12 +95,16 @@ def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> A
         args[name] = _as_annotated(parameter, _composed(kind, name, made))
     named = conv_class(named, args) if kind == "model" else named
     try:
-        return _call(kind, named, args, injected)
+        with _only_weights(named):
+            made = _call(kind, named, args, injected)
     except Exception as error:
         if isinstance(error, KindlingError) or _is_fault_of_code(error):
             raise
         text = f"{section['type']} cannot be built: {describe_error(error)}"
         raise ConfigError([Problem(where, text)]) from error
+    if not isinstance(named, type) and (fault := made_fault(kind, made)):
+        raise ConfigError([Problem(where, f"{section['type']} is no {kind}: {fault}")])
+    return made
 
 
 def check_section(config: Any, kind: str, keys: Keys, section: Section) -> None:
@@ -198,7 +205,7 @@ def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, valu
         return f"unknown argument for {type_name}{nearest(str(name), takes.parameters) or known}"
     if parameter.kind is Parameter.POSITIONAL_ONLY:
         return f"{type_name} takes it by position only, so a config cannot give it"
-    if kind == "lr_scheduler" and name in DURATION_ARGUMENTS:
+    if name in takes.durations:
         try:
             for item in value if isinstance(value, list) else [value]:
                 if isinstance(item, str) and not isinstance(item, Reference):
@@ -284,6 +291,30 @@ def _call(kind: str, named: Any, args: dict[str, Any], injected: dict[str, Any])
         return functools.partial(named, **args) if args else named
     own_names = dict(zip((INJECTED.get(kind, ""),), signature(kind, named).injected, strict=False))
     return named(**args, **{own_names.get(name, name): injected[name] for name in injected})
+
+
+@contextmanager
+def _only_weights(named: Any) -> Iterator[None]:
+    """Have torch load no objects, only weights, while a function of torchvision builds a model.
+
+    Its ``weights`` are a file that torchvision has downloaded once, and loads without this check.
+    """
+    before = os.environ.get(WEIGHTS_ONLY)
+    if not (getattr(named, "__module__", None) or "").startswith("torchvision.models"):
+        yield
+        return
+    os.environ[WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        text = "its file of weights is damaged, or holds objects beside them: remove it from "
+        raise ValueError(f"{text}{torch.hub.get_dir()}") from None  # torch advises to trust it
+    finally:
+        os.environ.pop(WEIGHTS_ONLY)
+        if before is not None:
+            os.environ[WEIGHTS_ONLY] = before
 
 
 def _is_fault_of_code(error: Exception) -> bool:

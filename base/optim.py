@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from base.errors import ConfigError, Problem
 from base.memory.optimizer import choose_fused
 from base.names import build
 from base.parameter_groups import Section, parameter_groups, shown
+from base.signatures import needed_arguments
 
 
 def build_optimizer(
@@ -57,6 +58,11 @@ def _construct(section: Section, params: Any, where: str) -> Optimizer:
     except (RuntimeError, IndexError) as error:  # fused and foreach together; `betas: [0.9]`
         text = f"{section['type']} cannot be built: {type(error).__name__}: {error}"
         raise ConfigError([Problem(where, text)]) from error
+    needed = [] if isinstance(optimizer, LBFGS) else needed_arguments(optimizer.step)
+    if needed:
+        text = f"the step of {section['type']} needs {', '.join(needed)}, and is called without"
+        text += " arguments: only LBFGS computes the losses again"
+        raise ConfigError([Problem(where, text)])
     return optimizer
 
 

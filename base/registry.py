@@ -7,6 +7,7 @@ broken or slow neighbour costs nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,7 @@ from base.discovery import (
     set_project_root,
 )
 from base.errors import ConfigError, Problem, nearest
+from base.kind_rules import CALLED_WITH, misfit
 from base.shipped import FOLDERS
 from base.stock_trainer import stock_trainers
 from base.torch_names import HOMES
@@ -54,6 +56,12 @@ _KINDS = {
     "callback": Kind(("trainer",), _CLASS, "base.callbacks:Callback"),
     "function": Kind(FOLDERS, ("function", "value")),  # lr_lambda, collate_fn
 }
+# Where pytorch-template's train.py looks for what builds a model or a loader: as there, a function
+# in such a file needs no decorator.
+BUILDER_FILES = {
+    "model": re.compile(r"model/(.*/)?(models?|__init__)\.py"),
+    "data_loader": re.compile(r"data_loader/(.*/)?(data_?loaders?|__init__)\.py"),
+}
 KINDS = tuple(kind for kind in _KINDS if kind != "function")
 
 
@@ -66,6 +74,10 @@ class NameFault(ConfigError, LookupError):  # noqa: N818 -- as UnknownName, whic
 
 class UnknownName(NameFault):
     """A name that nothing answers to."""
+
+
+class WrongKind(NameFault):
+    """A name that leads to something of another kind."""
 
 
 class Registry:
@@ -105,6 +117,7 @@ class Registry:
 MODELS, INITS, LOSSES, METRICS = (Registry(k) for k in ("model", "init", "loss", "metric"))
 DATA_LOADERS, DATASETS = Registry("data_loader"), Registry("dataset")
 TRANSFORMS, OPTIMIZERS = Registry("transform"), Registry("optimizer")
+SAMPLERS = Registry("sampler")
 LR_SCHEDULERS, TRAINERS, CALLBACKS = (Registry(k) for k in ("lr_scheduler", "trainer", "callback"))
 _REGISTRIES = {name: it for name, it in vars().items() if isinstance(it, Registry)}
 _REGISTERED = {registry.kind: registry.registered for registry in _REGISTRIES.values()}
@@ -220,7 +233,11 @@ def _candidates(kind: str) -> Iterator[Definition]:
 
 
 def _is_meant(kind: str, found: Definition) -> bool:
-    return found.registry in _REGISTRIES or found.likely_kind == kind
+    if found.registry in _REGISTRIES:
+        return True
+    # A function of other kinds builds nothing, or says so by its decorator.
+    is_helper = found.form == "function" and kind not in CALLED_WITH
+    return found.likely_kind == kind and not is_helper
 
 
 def _checked(kind: str, found: Definition) -> Any:
@@ -239,9 +256,10 @@ def _checked(kind: str, found: Definition) -> Any:
         if not issubclass(named, parent):
             text = f"{found.attribute!r} cannot be a {kind}: it is no subclass of {parent_name}"
             raise NameFault(f"{found}: {text}")
-    if not callable(named) and not hasattr(named, "compute"):
-        text = f"{found.attribute!r} cannot be a {kind}: it is a {type(named).__name__}"
-        raise NameFault(f"{found}: {text}")
+    is_marked = any(named is each for each in _REGISTERED.get(kind, {}).values())
+    is_marked |= kind in BUILDER_FILES and bool(BUILDER_FILES[kind].fullmatch(found.file))
+    if fault := misfit(kind, named, is_marked):
+        raise WrongKind(f"{found}: {found.attribute!r} cannot be a {kind}: {fault}")
     return named
 
 

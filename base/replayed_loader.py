@@ -101,6 +101,8 @@ class ReplayedLoader:
         is_plain = getattr(self.loader, "collate_fn", None) is default_collate
         pin_memory = getattr(self.loader, "pin_memory", False)
         self._items = SampleItems(rules, dataset, is_plain, pin_memory, gives_ids)
+        if self.sampler_state is not None:
+            self.sampler_state.places = self._items.places
         self._go_to_pass(0)
 
     def n_drawn(self, position: int) -> int | None:

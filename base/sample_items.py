@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import deque, namedtuple
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,7 @@ class SampleItems:
         if self.weights is None:
             name = self.rules["weight"]
             keys = f" and its batches have {', '.join(map(repr, batch))}" if _is_dict(batch) else ""
-            owner = getattr(self.dataset, "name", type(self.dataset).__name__)
-            text = f"{owner} has no {name!r} with one number a sample{keys}"
+            text = f"{_name(self.dataset)} has no {name!r} with one number a sample{keys}"
             text += "; name such an attribute, a column, a key of the batch or a position in it"
             raise ConfigError([Problem("batch.weight", text)])
         return self.weights[ids]
@@ -267,11 +266,11 @@ def sample_weights_of(dataset: Any, name: str) -> Tensor | None:
     if weights.shape == (len(dataset), 1):
         weights = weights[:, 0]
     if weights.shape != (len(dataset),):
-        text = f"{type(dataset).__name__}.{name} has shape {tuple(weights.shape)}, not one number"
+        text = f"{name} of {_name(dataset)} has shape {tuple(weights.shape)}, not one number"
         text += f" for each of its {len(dataset)} samples"
         raise ConfigError([Problem("batch.weight", text)])
-    if text := fault_of(weights):
-        text = f"{type(dataset).__name__}.{name}: {text}"
+    if text := fault_of(weights, getattr(getattr(dataset, "reads_from", dataset), "place", None)):
+        text = f"{name} of {_name(dataset)}: {text}"
         raise ConfigError([Problem("batch.weight", text)])
     return weights
 
@@ -308,15 +307,22 @@ def _is_tensor(values: Any) -> bool:
     return isinstance(values, Tensor)
 
 
-def fault_of(weights: Tensor, ids: Any = None) -> str:
-    """Say which of some weights is none, or return an empty text."""
+def _name(dataset: Any) -> str:
+    return str(getattr(dataset, "name", type(dataset).__name__))
+
+
+def fault_of(weights: Tensor, place: Callable[[int], str] | None = None) -> str:
+    """Say which of some weights is none, or return an empty text.
+
+    Args:
+        place: says where a sample is listed.
+    """
     wrong = ~weights.isfinite() | (weights < 0)
     if not bool(wrong.any()):
         return ""
-    first = int(wrong.nonzero()[0])
-    sample = first if ids is None else int(ids[first])
-    more = int(wrong.sum()) - 1
-    text = f"sample {sample} has weight {weights[first].item():g}"
+    first, more = int(wrong.nonzero()[0]), int(wrong.sum()) - 1
+    sample = f"sample {first}" if place is None else place(first)
+    text = f"{sample} has weight {weights[first].item():g}"
     text += f" (and {more} more are wrong)" if more else ""
     return f"{text}: weights are finite numbers of at least 0"
 

@@ -35,6 +35,7 @@ from base.denominators import (
     mark_samples,
     torch_rule,
 )
+from base.discovery import describe_error
 from base.errors import TrainingError
 from base.metric_values import describe
 from base.seeding import isolated_random_state
@@ -42,6 +43,9 @@ from base.seeding import isolated_random_state
 log = logging.getLogger("kindling")
 
 SAMPLE_WEIGHT = "sample_weight"
+EACH_ONCE: Any = object()
+"""What a loss divides by in each sample, where its mean there counts as one."""
+
 Call = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -55,16 +59,22 @@ class SampleWise:
     def __init__(self, name: str, function: Any) -> None:
         self.name, self.function = name, function
         self._can_be_unreduced = takes_reduction(function) or has_reduction(function)
-        self._is_one_by_one = False
+        self._is_one_by_one: bool | None = None  # None: it has not been tried
 
     def __call__(
-        self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any], weights: Tensor
+        self,
+        call: Call,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        weights: Tensor,
+        by_name: Mapping[str, Any],
     ) -> Any:
         """Return the weighted mean, marked with the losses of the samples; several by their names.
 
         Args:
             call: calls a function in the manner of the loss.
             args: the output, the target, and what else is given by position.
+            by_name: the names of what follows these two, however it is given.
 
         Raises:
             TrainingError: the loss does not tell its samples apart.
@@ -73,18 +83,16 @@ class SampleWise:
         if SAMPLE_WEIGHT in keywords:  # they are taken account of here
             keywords = {**keywords, SAMPLE_WEIGHT: torch.ones_like(weights)}
         found, is_whole = self._of_samples(call, args, keywords, n_samples)
-        is_total = is_sum(self.function, keywords)
-        counts = None
-        if not is_total:
-            counts = self.counts(args[1] if len(args) > 1 else None, keywords, n_samples)
+        counts = self.counts(args[1] if len(args) > 1 else None, by_name, n_samples)
 
         def reduced(values: Tensor) -> Tensor:
             rows = values.flatten(1) if values.dim() > 1 else values[:, None]
-            if is_total:
+            if counts is SUM:
                 return _mean(rows.sum(1), None, weights)
             if self._is_ctc:
-                rows = rows / keywords["target_lengths"].to(rows.device).clamp(min=1)[:, None]
-            if counts is None:
+                lengths = torch.as_tensor(by_name["target_lengths"], device=rows.device)
+                rows = rows / lengths.clamp(min=1)[:, None]
+            if not isinstance(counts, Tensor):
                 return _mean(rows.mean(1), torch.ones_like(rows[:, 0]), weights)
             own = counts.to(rows.device, rows.dtype)
             sums = rows.sum(1) if is_whole else rows[:, 0] * own
@@ -92,34 +100,50 @@ class SampleWise:
 
         return _with_leaves(found, reduced)
 
-    def counted(self, target: Any, keywords: Mapping[str, Any], weights: Tensor) -> Denominator:
-        """Return what the weighted mean is divided by, from a target alone."""
-        if is_sum(self.function, keywords):
-            return SUM
-        counts = self.counts(target, keywords, len(weights))
-        if counts is None:
+    def counted(
+        self, target: Any, by_name: Mapping[str, Any], weights: Tensor
+    ) -> Denominator | None:
+        """Return what the weighted mean is divided by, from a target alone; None: not known yet."""
+        counts = self.counts(target, by_name, len(weights))
+        if counts is None or isinstance(counts, str):
+            return counts
+        if counts is EACH_ONCE:
             return weights.sum()
-        return (weights * counts.to(weights.device, weights.dtype)).sum()
+        number: Tensor = (weights * counts.to(weights.device, weights.dtype)).sum()
+        return number
 
-    def counts(self, target: Any, keywords: Mapping[str, Any], n_samples: int) -> Tensor | None:
-        """Return what the loss divides by in each sample; None: its mean there counts as one."""
+    def counts(self, target: Any, by_name: Mapping[str, Any], n_samples: int) -> Any:
+        """Return what the loss divides by in each sample, (sample,); or `SUM`; or `EACH_ONCE` where
+        the mean over a sample counts as one; or None where the target alone does not say it.
+        """
         function, settings = _settings_of(self.function)
-        given = {**settings, **keywords}
         if callable(getattr(function, "denominator", None)):
-            rule: Any = denominator_rule(self.function)
-            numbers = [
-                rule(None, part, **kept)
-                for part, kept in _parts(target, dict(keywords), n_samples, self.name)
-            ]
-            return torch.stack([torch.as_tensor(number, dtype=torch.float32) for number in numbers])
-        rule = torch_rule(function)
-        if rule is None:
-            return None
+            return self._own_counts(target, by_name, n_samples)
+        if is_sum(self.function, by_name):
+            return SUM
+        rule, given = torch_rule(function), {**settings, **by_name}
         if rule is _classes_of_hidden:
             target = given.get("target")
-        if rule in OF_ROWS or not isinstance(target, Tensor) or len(target) != n_samples:
-            return None  # each is a mean over equally many
+        is_known = isinstance(target, Tensor) and len(target) == n_samples
+        if rule is None or rule in OF_ROWS or not is_known:
+            return EACH_ONCE
         return _counts_of_torch(rule, target, given)
+
+    def _own_counts(self, target: Any, by_name: Mapping[str, Any], n_samples: int) -> Any:
+        """Return what a loss of the project's declares for the target of each sample."""
+        rule: Any = denominator_rule(self.function)
+        taken = {name: value for name, value in by_name.items() if name in rule.takes}
+        parts = _parts(target, taken, n_samples, self.name)
+        try:
+            numbers = [rule(None, part, **kept) for part, kept in parts]
+        except TrainingError:
+            raise
+        except Exception as error:
+            text = f"the denominator of loss {self.name!r} fails on a sample of target"
+            raise TrainingError(f"{text} {describe(target)}: {describe_error(error)}") from error
+        if any(number is SUM or number is None for number in numbers):
+            return SUM if numbers[0] is SUM else None
+        return torch.stack([torch.as_tensor(number, dtype=torch.float32) for number in numbers])
 
     @property
     def _is_ctc(self) -> bool:
@@ -130,27 +154,38 @@ class SampleWise:
         self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int
     ) -> tuple[Any, bool]:
         """Return a tensor (sample, ...), or several by name, and whether it is not reduced."""
+        if self._is_one_by_one is None:
+            self._is_one_by_one = self._must_be_one_by_one(call, args, keywords, n_samples)
         if not self._is_one_by_one:
             found = self._at_once(call, args, keywords)
-            if _fits(found, n_samples):
-                return found, True
-            if torch_rule(_settings_of(self.function)[0]) is not None:
+            if not _fits(found, n_samples):
                 text = f"loss {self.name!r} gives {describe(found)} for {n_samples} samples, which"
                 text += " does not tell them apart: call it on a batch with one row a sample, or"
                 raise TrainingError(f"{text} with `sample_weight=`, one for each of its rows")
-            self._is_one_by_one = True
-            text = "loss %r is called for each sample by itself: one that takes `reduction`, or"
-            log.info(f"{text} gives one number for each sample, is faster", self.name)
+            return found, True
         each = [
             call(self.function, part, kept)
             for part, kept in _parts(args, keywords, n_samples, self.name)
         ]
         return _stacked(each, self.name), False
 
+    def _must_be_one_by_one(
+        self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int
+    ) -> bool:
+        """Try, once, whether a loss of the project's tells its samples apart in one call."""
+        if torch_rule(_settings_of(self.function)[0]) is not None:
+            return False
+        with isolated_random_state(0), torch.no_grad():  # as if it had not been called
+            found = self._at_once(call, args, keywords)
+        if _fits(found, n_samples):
+            return False
+        text = "loss %r is called for each sample by itself: one that takes `reduction`, or"
+        log.info(f"{text} gives one number for each sample, is faster", self.name)
+        return True
+
     def _at_once(self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if not self._can_be_unreduced:
-            with isolated_random_state(0):  # it may be in vain
-                return call(self.function, args, keywords)
+            return call(self.function, args, keywords)
         if takes_reduction(self.function):
             function = self.function
             if isinstance(function, functools.partial):
@@ -244,7 +279,7 @@ def _counts_of_torch(rule: Any, target: Tensor, given: Mapping[str, Any]) -> Ten
     weight, n_samples = given.get("weight"), len(target)
     if rule in (_classes, _classes_of_hidden) and not target.is_floating_point():
         ignored = given.get("ignore_index", -100)
-        is_counted = target != ignored
+        is_counted = torch.ones_like(target).bool() if ignored is None else target != ignored
         entries = is_counted.float()
         if weight is not None:
             entries = entries * weight.to(target.device)[target.where(is_counted, 0).long()]

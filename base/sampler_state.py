@@ -32,6 +32,7 @@ class SamplerState:
     def __init__(self, sampler: Any, redraw: Callable[[int], Any]) -> None:
         self.sampler, self._redraw = sampler, redraw
         self.wants_losses = learns(sampler)
+        self.places: Tensor | None = None  # the id at each index that is drawn; None: the index
         self._start = copy.deepcopy(sampler.state_dict())
         self._begun: int | None = None  # the epoch whose order was drawn since
         self._ids: list[Tensor] = []  # of the epoch so far
@@ -64,7 +65,8 @@ class SamplerState:
         if self._begun != epoch:  # resumed after the last batch, or another order was looked at
             self._redraw(epoch)
         if self.wants_losses and self._ids:
-            self.sampler.update(*self._gathered())
+            ids, losses = self._gathered()
+            self.sampler.update(self._indices_of(ids), losses)
         self._ids, self._losses, self._begun = [], [], None
         self._start = copy.deepcopy(self.sampler.state_dict())
 
@@ -77,6 +79,13 @@ class SamplerState:
         self.sampler.load_state_dict(copy.deepcopy(self._start))
         self._ids, self._losses = [state_dict["ids"]], [state_dict["losses"]]
         self._of_step, self._begun = [], None
+
+    def _indices_of(self, ids: Tensor) -> Tensor:
+        """Return the indices that the sampler draws: those in a torch `Subset`, if it is one."""
+        if self.places is None:
+            return ids
+        known, indices = self.places.sort(stable=True)
+        return indices[torch.searchsorted(known, ids)]
 
     def _gathered(self) -> tuple[Tensor, Tensor]:
         """Return all ids and losses of the epoch on the CPU: here the device is waited for."""
@@ -98,8 +107,8 @@ def learns(sampler: Any) -> bool:
 
 def state_of_sampler(loader: Any, redraw: Callable[[int], Any]) -> SamplerState | None:
     """Return the state of the sampler of torch's loader; None where it has none."""
-    for name in ("batch_sampler", "sampler"):
-        sampler = getattr(loader, name, None)
+    batched = getattr(loader, "batch_sampler", None)
+    for sampler in (batched, getattr(loader, "sampler", None), getattr(batched, "sampler", None)):
         if sampler is not None and has_state(sampler):
             return SamplerState(sampler, redraw)
     return None

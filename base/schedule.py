@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from base.config.durations import parse_duration
-from base.errors import ConfigError, Problem
+from base.errors import ConfigError, KindlingError, Problem
 from base.names import build
 from base.parameter_groups import Section, shown
-from base.signatures import DURATION_ARGUMENTS, FILLED_IN
+from base.registry import find
+from base.signatures import DURATION_ARGUMENTS, FILLED_IN, needed_arguments, signature
 
 # Arguments of schedulers that are rates, one for all groups or a list; and other such lists.
 SCALED = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
@@ -267,7 +268,20 @@ def build_schedule(
     if isinstance(scheduler, ReduceLROnPlateau) and section["every"] == "step":
         text = "ReduceLROnPlateau follows a value of each epoch; write `every: epoch`"
         raise ConfigError([Problem(where, text)])
+    if fault := _why_unusable(scheduler):
+        raise ConfigError([Problem(where, f"{section['type']} cannot be used: {fault}")])
     return schedule
+
+
+def _why_unusable(scheduler: Any) -> str:
+    """Return what a scheduler of the project lacks for the first epoch to end and to be saved."""
+    methods = ("step", "state_dict", "load_state_dict")
+    if lacking := [name for name in methods if not callable(getattr(scheduler, name, None))]:
+        return f"it has no {' and no '.join(lacking)}; derive it from torch's LRScheduler"
+    needed = needed_arguments(scheduler.step)
+    if needed and not isinstance(scheduler, ReduceLROnPlateau):
+        return f"its step is called without arguments, and needs {', '.join(needed)}"
+    return ""
 
 
 def fit_to_groups(optimizer: Optimizer, section: Section, where: str) -> Section:
@@ -320,7 +334,7 @@ def _lengths_of(section: Section, steps_per_epoch: int, total_steps: int) -> tup
 def _in_ticks(section: Section, lengths: Lengths) -> dict[str, Any]:
     """Return a section, and those in it, with each length as a number of the scheduler's steps."""
     args = dict(section.get("args") or {})
-    args.update({key: lengths.in_ticks(args[key]) for key in DURATION_ARGUMENTS if key in args})
+    args.update({key: lengths.in_ticks(args[key]) for key in _durations(section) if key in args})
     for key in FILLED_IN.get(section["type"], ()):
         if key not in args and "epochs" not in args:
             args[key] = lengths.ticks
@@ -328,6 +342,14 @@ def _in_ticks(section: Section, lengths: Lengths) -> dict[str, Any]:
         parts = zip(args["schedulers"], _lengths_of_parts(args, lengths), strict=True)
         args["schedulers"] = [_in_ticks(*part) for part in parts]
     return {**section, "args": args}
+
+
+def _durations(section: Section) -> frozenset[str]:
+    """Return which arguments of a scheduler may be durations."""
+    try:
+        return signature("lr_scheduler", find("lr_scheduler", section["type"])).durations
+    except KindlingError:  # of a saved section, whose class is gone
+        return DURATION_ARGUMENTS
 
 
 def _build_scheduler(optimizer: Optimizer, section: Section, where: str) -> Any:
@@ -358,7 +380,7 @@ def _timing(section: Section, steps_per_epoch: int, total_steps: int) -> Any:
 
     def of(part: Section) -> Any:
         args = part["args"]
-        own = {key: args[key] for key in OF_THE_CONFIG if key in args}
+        own = {key: args[key] for key in OF_THE_CONFIG | _durations(part) if key in args}
         return part["type"], own, [of(inner) for inner in args.get("schedulers", ())]
 
     return section["every"], warmup_steps, of(_in_ticks(section, lengths))
@@ -372,14 +394,20 @@ def _with_own_lengths(saved: Section, ours: Section) -> dict[str, Any]:
     if saved["type"] != ours["type"]:
         return dict(ours)
     then, now = dict(saved.get("args") or {}), dict(ours.get("args") or {})
-    args = {key: value for key, value in then.items() if key not in OF_THE_CONFIG or key in now}
-    args.update({key: value for key, value in now.items() if key in OF_THE_CONFIG})
+    own = {k for k in _durations(ours) if any(map(_has_text, (then.get(k), now.get(k))))}
+    follow = OF_THE_CONFIG | own
+    args = {key: value for key, value in then.items() if key not in follow or key in now}
+    args.update({key: value for key, value in now.items() if key in follow})
     if "schedulers" in now and len(now["schedulers"]) == len(then.get("schedulers", ())):
         pairs = zip(then["schedulers"], now["schedulers"], strict=True)
         args["schedulers"] = [_with_own_lengths(*pair) for pair in pairs]
     elif "schedulers" in now:
         args["schedulers"] = now["schedulers"]
     return {**ours, "args": args} if "args" in ours or args else dict(ours)
+
+
+def _has_text(value: Any) -> bool:
+    return any(isinstance(each, str) for each in (value if isinstance(value, list) else [value]))
 
 
 def _differ(scheduler: Any, state: Mapping[str, Any]) -> bool:

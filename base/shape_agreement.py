@@ -88,6 +88,8 @@ class ShapeAgreement(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.called: dict[str, Any] = {}
+        """What each loss and metric that was called gave last, by its place in the config."""
         self._marks: Any = WeakIdKeyDictionary()
         self._is_active = False
         self._depth = 0  # of calls of the model, whose own computation is its own affair
@@ -134,7 +136,8 @@ class ShapeAgreement(TorchFunctionMode):
                 for value, is_target in zip(args[:2], (False, True), strict=False):
                     self.mark(value, is_target)
                 self.mark(keywords, is_target=True)
-                return function(*args, **keywords)
+                self.called[where] = function(*args, **keywords)
+                return self.called[where]
         except BroadcastError as error:
             raise ConfigError([Problem(where, in_words(error))]) from error
 

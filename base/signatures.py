@@ -17,7 +17,7 @@ from base.config.references import has_reference
 INJECTED = {"optimizer": "params", "lr_scheduler": "optimizer", "trainer": "experiment"}
 # Arguments that Kindling fills in from the length of the run where a config leaves them out.
 FILLED_IN = {"OneCycleLR": ("total_steps",), "CosineAnnealingLR": ("T_max",)}
-# Arguments of schedulers that may be durations.
+# Arguments of torch's schedulers that may be durations.
 DURATION_ARGUMENTS = frozenset((
     "T_0", "T_max", "milestones", "total_iters", "total_steps",
     "step_size", "step_size_up", "step_size_down",
@@ -42,12 +42,14 @@ class Signature(NamedTuple):
     Args:
         is_open: any other argument is taken too.
         injected: what Kindling gives.
+        durations: the arguments of a scheduler that may be written as ``2 epochs``.
     """
 
     parameters: dict[str, Parameter]
     required: tuple[str, ...]
     injected: tuple[str, ...]
     is_open: bool
+    durations: frozenset[str] = frozenset()
 
 
 def signature(kind: str, named: Any) -> Signature:
@@ -72,7 +74,31 @@ def signature(kind: str, named: Any) -> Signature:
         if parameter.default is Parameter.empty and name not in {*injected, *inherited, *filled_in}
     )
     allowed = {name: each for name, each in parameters.items() if name not in injected}
-    return Signature(allowed, required, injected, is_open)
+    durations = _durations(named) if kind == "lr_scheduler" else frozenset[str]()
+    return Signature(allowed, required, injected, is_open, durations)
+
+
+def _durations(named: Any) -> frozenset[str]:
+    """Return what may be a duration: torch's lengths, and each whole number of a user's own."""
+    own: dict[str, Parameter] = {}
+    classes = named.__mro__ if isinstance(named, type) else ()
+    for each in [vars(one).get("__init__") for one in classes] or [named]:
+        if inspect.isfunction(each) and not each.__module__.startswith("torch."):
+            own = {**inspect.signature(each).parameters, **own}
+    whole = (name for name, each in own.items() if takes_whole_numbers(each.annotation))
+    return DURATION_ARGUMENTS | frozenset(whole)
+
+
+def takes_whole_numbers(annotation: Any) -> bool:
+    """Tell whether an annotation is int, or made of int, None and lists of int alone."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation is int
+    words = {word.rpartition(".")[2] for word in re.findall(r"[A-Za-z_][\w.]*", str(annotation))}
+    return "int" in words and words <= _WHOLE_NUMBERS
+
+
+_WHOLE_NUMBERS = {"int", "None", "NoneType", "Optional", "Union", "list", "List", "Sequence"}
+_WHOLE_NUMBERS |= {"tuple", "Tuple", "Iterable"}
 
 
 def value_fault(parameter: Parameter, value: Any) -> str:
@@ -89,6 +115,17 @@ def value_fault(parameter: Parameter, value: Any) -> str:
     found = repr(value) if isinstance(value, _SHOWN) else f"a {type(value).__name__}"
     expected = " or ".join(_MEANINGS[member][0] for member in members if member != "None")
     return f"expected {expected}, found {found}"
+
+
+def needed_arguments(function: Callable[..., Any]) -> list[str]:
+    """Return the arguments that a call cannot do without; none where a function is silent."""
+    several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (ValueError, TypeError):
+        return []
+    is_free = (each.default is Parameter.empty and each.kind not in several for each in parameters)
+    return [each.name for each, free in zip(parameters, is_free, strict=True) if free]
 
 
 def takes_modules(parameter: Parameter) -> bool:
@@ -116,15 +153,18 @@ def json_schema(kind: str, named: Any) -> dict[str, Any]:
     takes = signature(kind, named)
     return {
         "type": "object",
-        "properties": {name: _property(kind, each) for name, each in takes.parameters.items()},
+        "properties": {
+            name: _property(each, name in takes.durations)
+            for name, each in takes.parameters.items()
+        },
         "additionalProperties": takes.is_open,
         **({"required": list(takes.required)} if takes.required else {}),
     }
 
 
-def _property(kind: str, parameter: Parameter) -> dict[str, Any]:
+def _property(parameter: Parameter, may_be_duration: bool) -> dict[str, Any]:
     members = [_MEANINGS[member][1] for member in simple_types(parameter.annotation)]
-    if members and kind == "lr_scheduler" and parameter.name in DURATION_ARGUMENTS:
+    if members and may_be_duration:
         members.append("string")
     default = parameter.default
     if members and default is None:

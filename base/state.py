@@ -90,7 +90,7 @@ class RandomState:
 def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
     """Return what a training consists of, by the names that it has in checkpoints."""
     bad_samples, sampler = trainer.experiment.bad_samples, trainer.experiment.sampler_state
-    parts = {
+    parts: dict[str, Any] = {
         "model": trainer.model,
         "optimizer": trainer.optimizers,
         "schedule": trainer.schedules,

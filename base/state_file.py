@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import re
 import secrets
 import shutil
 import sys
-import warnings
-import zipfile
 from collections import Counter, OrderedDict
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,16 +17,11 @@ from torch import Tensor, nn
 
 from base.errors import CheckpointError
 from base.files import open_file
-from base.plain_pickle import KEYS, MAX_DEPTH, is_key, read_pickle
+from base.torch_file import MAX_DEPTH, load
 
 CHUNK = 1 << 26  # bytes to hash and write at once
+KEYS = (str, int, float, bool, type(None))
 LEAVES = (*KEYS, complex, torch.Size, torch.dtype, torch.device)
-# All that a pickle of ours may name; `weights_only` lets more pass, some of it a memory bomb.
-GLOBALS = re.compile(
-    r"__builtin__ complex|collections (OrderedDict|Counter)|torch (\w+Storage|Size|[a-z]\w*)"
-    r"|torch\._utils _rebuild_(tensor|parameter|sparse)\w*|torch\.storage UntypedStorage"
-    r"|torch\.serialization _get_layout"
-)
 
 
 def plain_copy(value: Any, where: str, storages: dict[int, int], depth: int = 0) -> Any:
@@ -66,6 +56,11 @@ def plain_copy(value: Any, where: str, storages: dict[int, int], depth: int = 0)
     if hasattr(value, "_metadata"):  # the versions of a module's parts
         copied._metadata = plain_copy(value._metadata, f"{where}._metadata", storages, depth + 1)
     return copied
+
+
+def is_key(value: Any) -> bool:
+    """Tell whether a value may be a key; of larger numbers many have one hash: a trap."""
+    return type(value) in KEYS and not (type(value) is int and value.bit_length() > 64)
 
 
 def _plain_tensor(tensor: Tensor, where: str, storages: dict[int, int]) -> Tensor:
@@ -196,36 +191,4 @@ def read_state(path: Path, sha256: str) -> Any:
             digest.update(chunk)
         if digest.hexdigest() != sha256:
             raise CheckpointError("damaged: its sha256 is not the one in the manifest")
-        _check_archive(file, size=file.tell())
-        file.seek(0)
-        with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants():
-            warnings.filterwarnings("ignore", "Validating sparse")  # by torch, that it does so
-            return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def check_members(archive: zipfile.ZipFile, size: int) -> None:
-    """Refuse an archive of doubled or absolute names, or that unpacks to more than it is."""
-    members = archive.infolist()
-    names = [member.filename for member in members]
-    if len(set(names)) < len(names) or any(re.match(r"[/\\]|.*\.\.|.:", n) for n in names):
-        raise CheckpointError("refused: its member names are doubled or absolute")
-    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-    if not stored or sum(member.file_size for member in members) > size or archive.comment:
-        raise CheckpointError("refused: it would unpack to more than its size")
-
-
-def _check_archive(file: BinaryIO, size: int) -> None:
-    """Refuse an archive whose pickle names code, is deep, or has tensors that its data lack."""
-    with zipfile.ZipFile(file) as archive:
-        check_members(archive, size)
-        for name in archive.namelist():
-            if name.endswith("data.pkl"):
-                pickled = io.BytesIO(archive.read(name))
-                read_pickle(pickled, partial(_has_data, archive, name[:-4]), GLOBALS.fullmatch)
-
-
-def _has_data(archive: zipfile.ZipFile, folder: str, key: str, n_bytes: int) -> None:
-    member = archive.getinfo(f"{folder}/{key}")
-    if member.file_size != n_bytes:
-        text = f"{member.filename} has {member.file_size} bytes, not {n_bytes}"
-        raise CheckpointError(f"refused: {text}")
+        return load(file, is_verified=True, keeps_names=False)

@@ -82,6 +82,16 @@ class Stepper:
             torch.clear_autocast_cache()  # of the old weights: the step may go on with the new ones
         return values
 
+    def check(self, again: Callable[[], dict[str, Any]] | None) -> None:
+        """Refuse a step that lacks what the optimizer needs, also where none is due yet.
+
+        Raises:
+            TrainingError: LBFGS has nothing to compute the losses with.
+        """
+        if again is None and isinstance(self.optimizer, LBFGS):
+            text = "LBFGS computes the losses several times a step: give `update` a function"
+            raise TrainingError(f"{text}, `self.update(again=lambda: ...)`")
+
     def clear(self) -> None:
         """Drop the gradients gathered."""
         self.optimizer.zero_grad(set_to_none=self.set_to_none)
@@ -103,7 +113,7 @@ class Stepper:
         """Name, at the first step, the parameters that no loss has given a gradient."""
         if self.has_stepped or isinstance(self.optimizer, LBFGS):
             return
-        if not all(loss.weight_at(n_steps) for loss in self.weighted_losses.values()):
+        if not all(loss.counts_at(n_steps) for loss in self.weighted_losses.values()):
             return  # a loss whose weight is still 0 will reach more
         self.has_stepped = True
         reached = self.in_backward.stepped if self.in_backward else ()
@@ -130,9 +140,7 @@ class Stepper:
         return {f"{self.prefix}grad_norm": nn.utils.clip_grad_norm_(parameters, self.clip_norm)}
 
     def _loss_again(self, n_steps: int, again: Callable[[], dict[str, Any]] | None) -> Tensor:
-        if again is None:
-            text = "LBFGS computes the losses several times a step: give `update` a function"
-            raise TrainingError(f"{text}, `self.update(again=lambda: ...)`")
+        assert again is not None  # see `check`
         self.optimizer.zero_grad()
         torch.clear_autocast_cache()
         with self.precision.autocast():
@@ -175,7 +183,8 @@ def choose_stepper(steppers: Mapping[str, Stepper], name: str | None) -> Stepper
         return next(iter(steppers.values()))
     known = ", ".join(steppers)
     if name is None:
-        raise TrainingError(f"say which of the networks: {known}")
+        text = "there are several optimizers: `self.backward(loss, only=NAME)` and"
+        raise TrainingError(f"{text} `self.update(NAME)` say which of the networks: {known}")
     if name not in steppers:
         text = f"there is no optimizer {name!r}{nearest(name, steppers)}"
         raise TrainingError(f"{text}; there are {known}")

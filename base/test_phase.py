@@ -22,8 +22,8 @@ from base.data_changes import refuse_scaled_targets
 from base.data_record import data_of, record_of
 from base.experiment import Experiment, build_experiment, tested_data
 from base.loaders import build_test_loader
-from base.registration import is_among
 from base.object_references import References
+from base.registration import is_among
 from base.state import Stateful
 from logger.report import write_test_report
 

@@ -24,6 +24,7 @@ LOSS_FUNCTIONS = frozenset((
     "triplet_margin_with_distance_loss",
 ))
 # fmt: on
+UNPICKLE = ("LSUN", "LSUNClass")  # a cache file beside the data, whatever is in it
 LAYERS = ("Sequential", "Residual", "Networks")
 
 
@@ -82,6 +83,14 @@ def _is_layer(name: str, member: Any) -> bool:
     return _is_module(name, member) and not name.endswith("Loss")
 
 
+def _is_dataset(name: str, member: Any) -> bool:
+    return _is_any_dataset(name, member) and name not in UNPICKLE
+
+
+def _is_transform(name: str, member: Any) -> bool:
+    return _is_module(name, member) and name != "Lambda"  # which takes a function: write a class
+
+
 def _networks(models: Any) -> Mapping[str, Any]:
     return {name: models.get_model_builder(name) for name in models.list_models()}
 
@@ -90,8 +99,8 @@ _is_module = _subclass_of("torch.nn", "Module")
 _NN, _SCHEDULERS = "torch.nn.modules", "torch.optim.lr_scheduler"
 _is_loss_class = _subclass_of("torch.nn", "Module", ending="Loss")
 _is_metric = _subclass_of("torchmetrics", "Metric")
-_is_dataset = _subclass_of("torch.utils.data", "Dataset")
 _is_sampler = _subclass_of("torch.utils.data", "Sampler")
+_is_any_dataset = _subclass_of("torch.utils.data", "Dataset")
 _is_optimizer = _subclass_of("torch.optim", "Optimizer")
 _is_scheduler = _subclass_of(_SCHEDULERS, "LRScheduler")
 _is_callback = _subclass_of("base.callbacks", "Callback")
@@ -115,7 +124,7 @@ HOMES: dict[str, tuple[Home, ...]] = {
     ),
     "dataset": (Home("torchvision.datasets", "torchvision.datasets", _is_dataset),),
     "sampler": (Home("torch.utils.data", "torch.utils.data", _is_sampler),),
-    "transform": (Home("torchvision.transforms.v2", "torchvision.transforms", _is_module),),
+    "transform": (Home("torchvision.transforms.v2", "torchvision.transforms", _is_transform),),
     "optimizer": (Home("torch.optim", "torch.optim", _is_optimizer),),
     "lr_scheduler": (Home(_SCHEDULERS, _SCHEDULERS, _is_scheduler),),
     "callback": (Home("base.callbacks", "base.callbacks", _is_callback),),

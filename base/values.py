@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from base.loss_gradients import due_gradients
 from base.loss_terms import flat, refuse_many
 from base.losses import Ramp, WeightedLoss, terms, weigh_terms
 from logger.meters import TERM, Meters
+
+log = logging.getLogger("kindling")
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -135,6 +138,14 @@ def note_losses(trainer: BaseTrainer, part: Any, values: StepValues) -> None:
         text += " it must be one of `self.losses`, called with `batch=batch`, or their sum by"
         raise TrainingError(f"{text} `compute_losses`")
     state.note(ids_of(part, trainer.config["batch"]), values.losses_of_samples)
+
+
+def warn_unweighted(trainer: BaseTrainer) -> None:
+    """Say, after a first step, where a trainer of one's own left the weights of samples out."""
+    is_used = any(loss.was_weighted for loss in trainer.losses.values())
+    if trainer.config["batch"]["weight"] is not None and not is_used:
+        text = "batch.weight: %s called none of `self.losses` with its batch, so the samples of a"
+        log.warning(f"{text} batch count alike", type(trainer).__name__)
 
 
 def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[str, float]:

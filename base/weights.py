@@ -14,10 +14,10 @@ from base.checkpoint import CheckpointStore, peek_manifest, read
 from base.data_record import data_of
 from base.errors import CheckpointError, nearest
 from base.files import NotAFileError, open_file, read_file
-from base.legacy_files import fitted, read_torch_file
-from base.plain_pickle import Opaque
+from base.legacy_files import fitted
 from base.restore import EXTRA, load_weights
 from base.run_folder import newest_run_in
+from base.torch_file import load, stands_for
 from base.weight_rules import Fit, fit, normal_form
 
 RECORD = "data_record"  # where the metadata of an exported file have it
@@ -162,9 +162,8 @@ def _weights_in(path: Path, state: Any) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: {text}")
         state = next(iter(parts.values()), state)
     held = state if isinstance(state, Mapping) else {"all of it": state}
-    if strange := {key: value for key, value in held.items() if type(value) is Opaque}:
-        kinds = {key: value.name.replace(" ", ".") for key, value in [*strange.items()][:5]}
-        names = ", ".join(f"{key!r} is {kind!r}" for key, kind in kinds.items())
+    if strange := {key: kind for key, value in held.items() if (kind := _strange_kind(value))}:
+        names = ", ".join(f"{key!r} is {kind!r}" for key, kind in [*strange.items()][:5])
         text = f"not plain tensors, and no code is run to make more of them: {names}"
         raise CheckpointError(f"{path}: {text}; save the model's `state_dict()` alone")
     if not _are_weights(state):
@@ -172,7 +171,17 @@ def _weights_in(path: Path, state: Any) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no weights in it: it holds a {type(state).__name__}{of}")
     if odd := [name for name in state if not (isinstance(name, str) and name.isprintable())]:
         raise CheckpointError(f"{path}: the name of a weight is a plain text, not {odd[0]!r:.99}")
-    return dict(state)
+    # Without what a file may hang on a tensor: attributes, and that it is a parameter.
+    return {
+        key: Tensor.detach(value) if isinstance(value, Tensor) else value
+        for key, value in state.items()
+    }
+
+
+def _strange_kind(value: Any) -> str:
+    """Return what a value is where a weight should be, if it was an object or a sparse tensor."""
+    is_odd = isinstance(value, Tensor) and value.layout is not torch.strided
+    return str(value.layout) if is_odd else stands_for(value)
 
 
 def _are_weights(value: Any) -> bool:
@@ -184,21 +193,23 @@ def _read_file(path: Path) -> Any:
         beside = [str(each) for each in path.parent.glob("*")] if path.parent.is_dir() else []
         raise CheckpointError(f"{path}: no such file{nearest(str(path), beside)}")
     try:
-        open_file(path).close()  # no FIFO and no device, before a library waits for it
-        return _load_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
-    except CheckpointError:
-        raise
+        with open_file(path) as file:  # no FIFO and no device, for which a library would wait
+            if path.suffix == ".safetensors":
+                return _load_safetensors(path)
+            return load(file, is_verified=False, keeps_names=True)
     except NotAFileError as error:
         raise CheckpointError(f"{path}: this is {error}") from error
-    except Exception as error:  # torch raises some thirty kinds for a damaged file
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise CheckpointError(f"{path}: not a readable file of weights: {text}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: not a readable file of weights: {error}") from error
 
 
 def _load_safetensors(path: Path) -> Any:
     try:
         from safetensors.torch import load_file
     except ImportError as error:
-        text = "reading it needs safetensors (pip install safetensors)"
-        raise CheckpointError(f"{path}: {text}") from error
-    return load_file(path)
+        raise CheckpointError("reading it needs safetensors (pip install safetensors)") from error
+    try:
+        return load_file(path)
+    except Exception as error:  # it has errors of its own
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise CheckpointError(text) from error

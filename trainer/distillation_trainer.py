@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from base import BaseTrainer
 from base.batch import inputs_of, target_of
-from base.denominators import counted_by, mark, mark_sum, terms_of
+from base.denominators import mark_sum, terms_of
 from base.errors import ConfigError, nearest
 from base.experiment import Experiment
+from base.losses import WeightedLoss, scaled
 from base.values import with_total
 from base.weights import sections_with_weights
 
@@ -38,6 +40,13 @@ class DistillationTrainer(BaseTrainer):
         self._check()
         self.student = self.model.get_submodule("student")
         self.teacher = self.model.get_submodule("teacher")
+        learning = experiment.sampler_state
+        self.soft_loss = WeightedLoss(
+            "soft",
+            functools.partial(soft_cross_entropy, temperature=temperature),
+            rules=self.config["batch"],
+            notes_samples=learning is not None and learning.wants_losses,
+        )
 
     def forward(self, batch: Any) -> dict[str, Any]:
         args, kwargs = inputs_of(batch, self.config["batch"])
@@ -51,11 +60,11 @@ class DistillationTrainer(BaseTrainer):
         scores = outputs["student"]
         parts = {name: loss(scores, target, batch=batch) for name, loss in self.losses.items()}
         hard = with_total(parts, self.losses)["loss"]
-        soft = soft_cross_entropy(scores.float(), outputs["teacher"].float(), self.temperature)
+        soft = self.soft_loss(scores.float(), outputs["teacher"].float(), batch=batch)
         # Each term keeps what it is a mean over, such as the sum of the class weights.
-        soft_share = self.alpha * soft
+        soft_share = scaled(soft, self.alpha)
         weighed = {
-            f"hard/{name}": mark((1 - self.alpha) * term, counted_by(term))
+            f"hard/{name}": scaled(term, 1 - self.alpha)
             for name, term in (terms_of(hard) or {"": hard}).items()
         }
         loss = mark_sum(sum(weighed.values(), start=soft_share), {"soft": soft_share, **weighed})
@@ -86,7 +95,9 @@ class DistillationTrainer(BaseTrainer):
         return ConfigError([self.config.problem(keys, text)])
 
 
-def soft_cross_entropy(scores: Tensor, teacher_scores: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(
+    scores: Tensor, teacher_scores: Tensor, temperature: float, reduction: str = "mean"
+) -> Tensor:
     """Return the divergence of the student's softened answers from the teacher's, times T squared.
 
     Hinton et al., 2015, section 2: softened by T the gradients are T squared times smaller, so the
@@ -96,4 +107,4 @@ def soft_cross_entropy(scores: Tensor, teacher_scores: Tensor, temperature: floa
     ours = F.log_softmax(scores / temperature, dim=1)
     theirs = F.log_softmax(teacher_scores / temperature, dim=1)
     divergence = (theirs.exp() * (theirs - ours)).sum(dim=1)
-    return temperature**2 * divergence.mean()
+    return temperature**2 * (divergence if reduction == "none" else divergence.mean())

@@ -28,7 +28,7 @@ class GeneratedSamples(Callback):
     def __init__(self, n_images: int = 64, columns: int = 8) -> None:
         self.n_images, self.columns = n_images, columns
 
-    def on_start(self, trainer: Any) -> None:
+    def check(self, trainer: Any) -> None:
         name, where = type(trainer).__name__, ("trainer", "type")
         if not callable(getattr(trainer, "generate", None)):
             text = f"GeneratedSamples asks {name} for a method `generate`; GANTrainer shows one"

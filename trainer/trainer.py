@@ -16,4 +16,5 @@ class Trainer(BaseTrainer):
         predict(outputs)                what the metrics see; or predict(outputs, batch)
         train_step(batch)               the whole step
         valid_step(batch)               its counterpart without gradients
+        begin_epoch()                   what changes from epoch to epoch
     """

@@ -13,6 +13,7 @@ from base.errors import TrainingError
 from base.free_memory import free_memory
 from base.memory.inplace import choose_inplace
 from base.memory.trial import SavedBytes, trial, try_step
+from base.weight_use import reads_put_back
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -33,8 +34,8 @@ def settle(trainer: BaseTrainer) -> bool:
     is_auto = bool(memory["micro_batch"] == "auto")
     if is_auto or memory["inplace"]:
         trainer.window.micro_batch = None
-        batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
-        with trainer.epoch_start.tried():
+        with trainer.epoch_start.tried(), reads_put_back(trainer):
+            batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
             trainer.epoch_start.begin()
             if memory["inplace"]:
                 notes.append(choose_inplace(trainer, batch))

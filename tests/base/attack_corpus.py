@@ -32,7 +32,6 @@ import torch
 
 from base.checkpoint import CheckpointStore, read, sealed
 from base.errors import KindlingError
-from base.legacy_files import MAGIC, PROTOCOL
 from base.weights import read_weights
 
 FORBIDDEN = (
@@ -40,6 +39,7 @@ FORBIDDEN = (
     "compile", "ctypes.dlopen", "pickle.find_class", "urllib.", "shutil.", "tempfile.",
 )  # fmt: skip
 BIG = 10**12
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files from before torch 1.6
 
 
 class Calls:
@@ -87,11 +87,13 @@ def number(value: int) -> bytes:
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
-def tensor(count: int, size: int, stride: int, offset: int = 0, kind: str = "Float") -> bytes:
+def tensor(
+    count: int, size: int, stride: int, offset: int = 0, kind: str = "Float", legacy: bool = False
+) -> bytes:
     """Return the pickle of a dict with one tensor of storage ``0``."""
     storage = (
         b"(" + text("storage") + Global("torch", f"{kind}Storage").code + text("0")
-        + text("cpu") + number(count) + b"tQ"
+        + text("cpu") + number(count) + b"N" * legacy + b"tQ"
     )  # fmt: skip
     hooks = Global("collections", "OrderedDict").code + b")R"
     rebuild = Global("torch._utils", "_rebuild_tensor_v2").code
@@ -100,32 +102,24 @@ def tensor(count: int, size: int, stride: int, offset: int = 0, kind: str = "Flo
 
 
 def unfolding(levels: int = 50) -> bytes:
-    """Return a pickle of dicts of which each has the last one twice; the last of all is memo 50."""
-    made = b"\x80\x02}q\x00"
+    """Return the code of dicts of which each has the last one twice; without a pickle's ends."""
+    made = b"}q\x00"
     for level in range(levels):
-        made += b"0}" + b"".join(text(key) + bytes((104, level)) + b"s" for key in "ab")
-        made += bytes((113, level + 1))
+        inner = b"}" + text("a") + made + b"s" + text("b") + bytes((104, level)) + b"s"
+        made = inner + bytes((113, level + 1))
     return made
 
 
-def repeated(name: Global, count: int = 30_000) -> bytes:
-    """Return a pickle that calls something on one long list again and again."""
+def repeated(name: Global, count: int = 30) -> bytes:
+    """Return a pickle that calls something on one long list again and again.
+
+    No more than torch's unpickler can take: it does not bound this.
+    """
     pairs = b"](" + b"".join(text(f"{i:05}") + b"K\x01\x86" for i in range(count)) + b"eq\x01"
-    again = b"0h\x01\x85q\x030](" + b"h\x02h\x03R" * count + b"e."
-    return b"\x80\x02" + pairs + b"0" + name.code + b"q\x02" + again
+    return b"\x80\x02](" + pairs + (name.code + b"h\x01\x85R") * count + b"e."
 
 
-def long_shape(sizes: bytes) -> bytes:
-    """Return the pickle of a tensor whose shape is whatever is given, with memo 1."""
-    storage = (
-        b"(" + text("storage") + Global("torch", "FloatStorage").code + text("0")
-        + text("cpu") + number(1) + b"tQq\x02"
-    )  # fmt: skip
-    rebuild = Global("torch._utils", "_rebuild_tensor_v2").code
-    return b"\x80\x02" + sizes + b"0" + storage + b"0" + rebuild + b"(h\x02K\x00h\x01h\x01\x89}tR."
-
-
-def of_one_hash(count: int = 40_000) -> bytes:
+def of_one_hash(count: int = 4_000) -> bytes:
     """Return the pickle of a dict whose keys Python cannot tell apart but one by one."""
     keys = (((2**61 - 1) * number).to_bytes(10, "little") for number in range(1, count))
     return b"\x80\x02}(" + b"".join(b"\x8a\x0a" + key + b"N" for key in keys) + b"u."
@@ -161,6 +155,45 @@ def confused(content: bytes) -> bytes:
     """Return two archives in one: which is read, depends on where one begins to look."""
     evil = saved({"a": Calls(os.system, "touch SENTINEL")})
     return content[:-2] + struct.pack("<H", len(evil)) + evil
+
+
+def two_directories() -> bytes:
+    """Return an archive in which torch's reader follows a pointer to another directory.
+
+    zipfile finds the records of the end by their place, and takes what is before for a foreword.
+    """
+    bomb = zipped(b"\x80\x02}.", zipfile.ZIP_DEFLATED, archive__data__0=bytes(1 << 27))
+    place, start = len(bomb) - 22, struct.unpack("<I", bomb[-6:-2])[0]
+    record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, 4, 4, place - start, start)
+    good = saved({"a": torch.ones(1)})
+    return bomb[:-22] + record + good[:-34] + struct.pack("<Q", place) + good[-26:]
+
+
+def in_two_fields(good: bytes) -> bytes:
+    """Return an archive whose first member has two sizes in its extra fields, one after another."""
+    start = good.index(b"PK\1\2")
+    entry = bytearray(good[start : good.index(b"PK\1\2", start + 4)])
+    once = struct.pack("<2HQ", 1, 8, 0xFFFFFFFF)
+    twice = once + struct.pack("<2HQ", 1, 8, struct.unpack("<I", entry[24:28])[0])
+    entry[24:28], entry[30:32] = b"\xff" * 4, struct.pack("<H", len(twice))
+    length = struct.unpack("<I", good[-10:-6])[0] + len(twice)
+    end = b"PK\5\6" + good[-18:-10] + struct.pack("<2IH", length, start, 0)
+    return good[:start] + entry + twice + good[start + len(entry) : -98] + end
+
+
+def many_keys(count: int) -> bytes:
+    """Return the pickle of tensors of one member, each under a key that torch takes for another."""
+    each = (
+        b"(" + text("storage") + Global("torch", "ByteStorage").code + text(f"0\0{i}")
+        + text("cpu") + number(1 << 20) + b"tQ" for i in range(count)
+    )  # fmt: skip
+    return b"\x80\x02](" + b"".join(each) + b"e."
+
+
+def with_attribute(name: str) -> torch.Tensor:
+    tensor = torch.ones(1)
+    tensor.__dict__[name] = 1
+    return tensor
 
 
 def corpus(sentinel: Path) -> dict[str, Callable[[], bytes]]:
@@ -219,20 +252,38 @@ def corpus(sentinel: Path) -> dict[str, Callable[[], bytes]]:
         "empty": lambda: zipped(called(Global("torch", "empty"), number(10**10))),
         "range": lambda: zipped(called(Global("builtins", "range"), number(BIG))),
         "unfolds beside weights": lambda: zipped(
-            unfolding() + b"0}" + text("b") + b"h\x32s" + tensor(1, 1, 1)[3:-2] + b"s.",
-            archive__data__0=one,
+            tensor(1, 1, 1)[:-1] + text("b") + unfolding() + b"s.", archive__data__0=one
         ),
-        "name that unfolds": lambda: zipped(unfolding() + b"h\x32\x93."),
         "storage that unfolds": lambda: zipped(
-            unfolding() + b"0(" + text("storage") + Global("torch", "FloatStorage").code
-            + b"h\x32" + text("cpu") + number(1) + b"tQ."
+            b"\x80\x02(" + text("storage") + Global("torch", "FloatStorage").code
+            + unfolding() + text("cpu") + number(1) + b"tQ."
         ),
-        "list of storages that unfolds": lambda: legacy(b"\x80\x02}." + unfolding() + b"\x85."),
+        "list of storages that unfolds": lambda: legacy(b"\x80\x02}.\x80\x02" + unfolding() + b"."),
         "one list, many dicts": lambda: zipped(repeated(Global("collections", "OrderedDict"))),
         "one list, many sizes": lambda: zipped(repeated(Global("torch", "Size"))),
-        "sizes of a megabyte": lambda: zipped(long_shape(
-            b"\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20) + b"q\x05"
-            + b"0(" + b"h\x05" * 60 + b"tq\x01"), archive__data__0=one),
+        "name of another case": lambda: zipped(
+            tensor(1, 1, 1), archive__data__0=one, **{"archive__DATA.PKL": saved(evil)}
+        ),
+        "pickle of another case": lambda: zipped(tensor(1, 1, 1), archive__data__0=one).replace(
+            b"data.pkl", b"DATA.PKL"
+        ),
+        "second folder": lambda: zipped(b"\x80\x02}.", **{"other__data.pkl": saved(evil)}),
+        "member of no name": lambda: zipped(b"\x80\x02}.", archive__other=b"x"),
+        "second directory": lambda: two_directories(),
+        "sizes in two fields": lambda: in_two_fields(good),
+        "prepended": lambda: b"PK\3\4" + bytes(60) + good,
+        "appended": lambda: good + bytes(60),
+        "one storage, many keys": lambda: zipped(many_keys(500), archive__data__0=bytes(1 << 20)),
+        "tensor of a constructor": lambda: zipped(
+            called(Global("torch", "FloatTensor"), number(10**9))
+        ),
+        "legacy grows its storage": lambda: legacy(tensor(1, 10**9, 1, legacy=True)),
+        "legacy without its numbers": lambda: legacy(tensor(10**9, 10**9, 1, legacy=True)),
+        "dict with methods": lambda: zipped(
+            b"\x80\x02" + Global("collections", "OrderedDict").code + b")R}" + text("items")
+            + Global("torch", "Size").code + b"sb."
+        ),
+        "tensor with methods": lambda: saved({"a": with_attribute("detach")}),
         "keys of one hash": lambda: zipped(of_one_hash()),
         "nested": lambda: saved({"a": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}),
         "memo": lambda: zipped(b"\x80\x02]r\xff\xff\xff\xff."),
@@ -278,7 +329,8 @@ def corpus(sentinel: Path) -> dict[str, Callable[[], bytes]]:
     }  # fmt: skip
 
 
-HARMLESS = ("instantiator", "evil config")  # text, and read as text, in a checkpoint
+# What a checkpoint may hold: text, read as text, and keys that take torch's unpickler long.
+HARMLESS = ("instantiator", "evil config", "keys of one hash")
 
 
 def meet(folder: Path, kind: str, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Callbacks: four points, in order; state that is resumed; and the few that ship."""
+"""Callbacks: five points, in order; state that is resumed; and the few that ship."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class Notes(Callback):
     def on_start(self, trainer: Any) -> None:
         self.note("start", trainer)
 
+    def on_epoch_start(self, trainer: Any) -> None:
+        self.note("begin", trainer)
+
     def on_step_end(self, trainer: Any) -> None:
         self.note("step", trainer)
 
@@ -50,14 +53,16 @@ def _own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CALLBACKS.registered, "Notes", Notes)
 
 
-def test_the_four_points_come_in_order() -> None:
+def test_the_five_points_come_in_order() -> None:
     trainer = make("callbacks=[Notes]", "data_loader.args.batch_size=10")
     trainer.train()
     assert trainer.callbacks["Notes"].calls == [
         "a start 0:0",
+        "a begin 0:0",
         "a step 0:1",
         "a step 0:2",
         "a epoch 0:2",
+        "a begin 1:2",
         "a step 1:3",
         "a step 1:4",
         "a epoch 1:4",
@@ -77,13 +82,16 @@ def test_several_are_called_in_the_order_of_the_config() -> None:
     calls: list[str] = []
     trainer.callbacks.update(a=Notes("a", calls), b=Notes("b", calls))
     trainer.train()
-    assert [call[:3] for call in calls] == ["a s", "b s", "a s", "b s", "a e", "b e", "b e", "a e"]
+    assert [call[:3] for call in calls] == [
+        *("a s", "b s", "a b", "b b", "a s", "b s", "a e", "b e", "b e", "a e")
+    ]
 
 
 def test_a_resumed_callback_goes_on_with_its_own_state(tmp_path: Path) -> None:
     run(tmp_path, "callbacks=[Notes]", stop_at=2)
     resumed = run(tmp_path, "callbacks=[Notes]", resume=True).callbacks["Notes"].calls
-    assert resumed[:4] == ["a start 0:0", "a step 0:1", "a step 0:2", "a start 0:2"]
+    before = ["a start 0:0", "a begin 0:0", "a step 0:1", "a step 0:2"]
+    assert resumed[:6] == [*before, "a start 0:2", "a step 0:3"]  # what `begin` noted was saved
     assert sum(" step " in call for call in resumed) == 10
 
 

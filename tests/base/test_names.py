@@ -16,7 +16,7 @@ from base.config import load_config
 from base.errors import ConfigError
 from base.listing import describe, type_schemas
 from base.names import build, check_names
-from base.registry import KINDS, find, names
+from base.registry import KINDS, WrongKind, find, names
 from base.signatures import FILLED_IN, signature, value_fault
 
 Write = Callable[[dict[str, str]], Path]
@@ -335,7 +335,10 @@ def test_values_are_judged_by_simple_annotations_only(
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_default_is_a_valid_value(kind: str) -> None:
     for name in names(kind):
-        found = find(kind, name)
+        try:
+            found = find(kind, name)
+        except WrongKind:
+            continue  # a helper beside those
         takes = signature(kind, found)
         for parameter in takes.parameters.values():
             if parameter.default is not parameter.empty:
@@ -408,6 +411,7 @@ class Numbers(Dataset):
 class Joined(Dataset):
     def __init__(self, datasets): self.datasets = datasets
 class Loader:
+    def __iter__(self): return iter(())
     def __init__(self, dataset, transforms=(), collate_fn=None, own=None):
         self.__dict__.update(dataset=dataset, transforms=transforms, collate_fn=collate_fn, own=own)
 def pad(samples): return samples

@@ -89,7 +89,7 @@ def test_base_classes_and_files_say_what_is_listed_for_which_kind(project: Write
     expected = {
         "data_loader": ["Loader"],
         "dataset": ["Digits", "FirstDigitsDataset"],
-        "transform": ["Shift", "flip"],
+        "transform": ["Shift"],
         "model": ["Net", "Other"],
         "loss": ["Focal", "dice"],
         "callback": ["Watch"],

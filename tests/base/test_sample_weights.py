@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from base.batch import AS_IT_IS
+from base.batch import AS_IT_IS, target_of
 from base.denominators import SUM, counted_by, losses_of_samples, same_denominator_as
 from base.errors import TrainingError
 from base.losses import WeightedLoss
@@ -218,6 +218,49 @@ def test_weights_of_zero_give_no_nan(case: str) -> None:
     assert value == 0
     assert (output.grad == 0).all()
     assert counted_by(value).number == 0
+
+
+def test_the_lengths_of_sequences_divide_their_losses() -> None:
+    scores = torch.randn(9, N, 4).log_softmax(2)
+    targets, lengths = torch.randint(1, 4, (N, 5)), torch.tensor([5, 2, 3, 1, 4, 5])
+    n_inputs = torch.full((N,), 9)
+    loss = WeightedLoss("it", F.ctc_loss, rules=RULES)
+    batch = [scores, targets, torch.arange(N), WEIGHTS]
+    each = F.ctc_loss(scores, targets, n_inputs, lengths, reduction="none") / lengths
+    for value in (
+        loss(scores, targets, n_inputs, lengths, batch=batch),
+        loss(scores, targets, input_lengths=n_inputs, target_lengths=lengths, batch=batch),
+    ):
+        torch.testing.assert_close(value, ratio(each, torch.ones(N)))
+
+
+def test_rows_that_are_compared_count_once() -> None:
+    target = torch.tensor([1.0, -1, 1, 1, -1, -1])
+
+    def cosine(output: Any, target: Tensor, reduction: str = "mean") -> Tensor:
+        return F.cosine_embedding_loss(*output, target, reduction=reduction)
+
+    loss = WeightedLoss("it", cosine, rules=RULES)
+    value = loss((VALUES, OTHERS), target, batch=batch_of(VALUES, target))
+    torch.testing.assert_close(
+        value, ratio(cosine((VALUES, OTHERS), target, "none"), torch.ones(N))
+    )
+
+
+def test_a_denominator_may_take_more_of_the_batch() -> None:
+    def masked(output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        return ((output - target).square().sum(1) * mask).sum() / mask.sum().clamp(min=1)
+
+    masked.denominator = lambda target, mask: mask.sum()  # type: ignore[attr-defined]
+    mask = torch.tensor([1.0, 0, 1, 1, 0, 1])
+    rules = RULES | {"target": {"target": 1, "mask": 2}}
+    loss = WeightedLoss("it", masked, rules=rules)
+    batch = [VALUES, OTHERS, mask, torch.arange(N), WEIGHTS]
+    value = loss(VALUES, target_of(batch, rules), batch=batch)
+    torch.testing.assert_close(value, ratio(mask * (VALUES - OTHERS).square().sum(1), mask))
+    counted = loss.counted_in(batch, rules)
+    assert counted is not None
+    torch.testing.assert_close(counted.number, (WEIGHTS * mask).sum())
 
 
 def test_terms_are_weighted_each() -> None:

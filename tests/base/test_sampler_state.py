@@ -10,13 +10,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    Sampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from toy import CONFIG, assert_resumes, assert_same, make, run
 
 from base.base_data_loader import BaseDataLoader, as_batches
 from base.checkpoint import read
 from base.errors import ConfigError, DataError, TrainingError
-from base.registry import DATA_LOADERS
+from base.registry import DATA_LOADERS, LOSSES
 from base.sampler_state import learns
 from data_loader.in_memory import InMemoryDataset, synthetic_images
 from data_loader.pipeline import Pipeline, TransformedDataset
@@ -83,6 +91,10 @@ def hard(n_workers: int = 0, **more: Any) -> Any:
     return BaseDataLoader(dataset, 4, True, 4, n_workers, sampler=sampler, workers=workers, **more)
 
 
+def bare(n_workers: int = 0) -> Any:
+    return BaseDataLoader(Noisy(), 4, True, 4, n_workers)
+
+
 def noisy(n_workers: int = 0) -> Any:
     return BaseDataLoader(Noisy(), 4, True, 4, n_workers, sampler=HardExampleSampler(share=0.7))
 
@@ -95,17 +107,26 @@ def stock(n_workers: int = 0) -> Any:
     return DataLoader(Noisy(), 4, sampler=Walk(), num_workers=n_workers)
 
 
+def batched(n_workers: int = 0) -> Any:
+    return DataLoader(Noisy(), batch_sampler=BatchSampler(Walk(), 4, False), num_workers=n_workers)
+
+
+def part(n_workers: int = 0) -> Any:
+    some = Subset(Noisy(), list(range(20, 0, -1)))
+    return DataLoader(some, 4, sampler=Walk(20), num_workers=n_workers)
+
+
 def stock_hard(n_workers: int = 0) -> Any:
     sampler = HardExampleSampler(share=0.7, n_samples=N)
     return DataLoader(Noisy(), 4, sampler=sampler, num_workers=n_workers)
 
 
-LOADERS = {each.__name__: each for each in (hard, noisy, walking, stock, stock_hard)}
+LOADERS = {each.__name__: each for each in (hard, noisy, walking, stock, stock_hard, part, batched)}
 
 
 @pytest.fixture(autouse=True)
 def named_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, loader in LOADERS.items():
+    for name, loader in {**LOADERS, "bare": bare}.items():
         monkeypatch.setitem(DATA_LOADERS.registered, name, loader)
 
 
@@ -149,6 +170,15 @@ def test_windows_and_parts_gather_the_same(tmp_path: Path, loader: str) -> None:
     torch.testing.assert_close(one["start"], other["start"], equal_nan=True)
 
 
+def test_a_sampler_may_come_and_go_with_a_resume(tmp_path: Path) -> None:
+    plain = text_of("hard").replace("type: hard", "type: bare")
+    run(tmp_path, text=plain, stop_at=5)
+    run(tmp_path, text=text_of("hard"), resume=True, stop_at=11)
+    assert "train_sampler" in read(tmp_path)
+    run(tmp_path, text=plain, resume=True)
+    assert "train_sampler" not in read(tmp_path)
+
+
 def test_a_checkpoint_in_mid_epoch_has_what_was_gathered(tmp_path: Path) -> None:
     run(tmp_path, text=text_of("hard"), stop_at=7)
     state = read(tmp_path)["train_sampler"]
@@ -174,6 +204,35 @@ def test_a_sampler_gets_the_loss_of_each_sample_in_order() -> None:
     for batch in again.train_loader.batches(0, 6):
         found.append(F.cross_entropy(again.model(batch[0]), batch[1], reduction="none"))
     torch.testing.assert_close(torch.cat(found).detach(), sampler.seen[0][1])
+
+
+def test_a_sampler_of_a_part_is_given_the_indices_that_it_drew() -> None:
+    trainer = make(text=text_of("part", epochs=1))
+    first = next(trainer.train_loader.batches(0, 1))
+    assert first[2].tolist() == [20, 13, 6, 19]  # ids in the whole data set
+    trainer.train()
+    sampler = trainer.experiment.sampler_state.sampler
+    assert sampler.seen[0][0] == [7 * place % 20 for place in range(20)]
+
+
+def test_the_terms_of_a_loss_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two(output: Tensor, target: Tensor) -> dict[str, Any]:
+        return {
+            "a": F.cross_entropy(output, target),
+            "b": 0.5 * output.square().mean(),
+            "logged": 3.0,
+        }
+
+    monkeypatch.setitem(LOSSES.registered, "two", two)
+    text = text_of("walking", epochs=1).replace("loss: cross_entropy", "loss: two")
+    trainer = make("optimizer.args.lr=0.0", text=text)
+    values = trainer.train()
+    assert {"train/a", "train/b", "train/logged"} <= values.keys()
+    batch = next(make(text=text).train_loader.batches(0, 1))
+    output = trainer.model(batch[0]).detach()
+    expected = F.cross_entropy(output, batch[1], reduction="none")
+    expected += 0.5 * output.square().mean(1)
+    torch.testing.assert_close(trainer.experiment.sampler_state.sampler.seen[0][1][:4], expected)
 
 
 def test_several_losses_count_by_their_weights() -> None:

@@ -273,9 +273,15 @@ def test_a_misspelt_monitor_is_an_error_before_training(monitor: str) -> None:
         ["trainer.monitor=min los", "data_loader.args.validation_split=0"],
     ],
 )
-def test_a_monitor_of_training_is_checked_after_one_step(options: list[str]) -> None:
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_monitor_of_training_is_checked_before_training_and_after_one_step(
+    options: list[str], steps: int
+) -> None:
     trainer = make(*options)
-    check(trainer)
+    if steps == 0:
+        with pytest.raises(ConfigError, match=r"trainer\.monitor: nothing called"):
+            check(trainer)
+        return
     with pytest.raises(ConfigError, match=r"trainer\.monitor: nothing called"):
         trainer.train()
     assert trainer.progress.step == 1

@@ -16,6 +16,7 @@ from base.base_data_loader import BaseDataLoader
 from base.errors import ConfigError, DataError
 from base.registry import DATA_LOADERS, LOSSES, METRICS
 from data_loader.in_memory import synthetic_images
+from trainer.trainer import Trainer
 
 N = 26  # 22 in batches of 4 train, so the last batch is short
 CLASS_WEIGHTS = [0.2, 1.0, 3.0]
@@ -184,9 +185,42 @@ def test_functions_get_ids_and_weights_by_the_names_of_their_parameters(
     assert set(seen) == set(range(N))
 
 
+def test_a_trainer_that_leaves_the_weights_out_is_warned(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Own(Trainer):
+        def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Any]:
+            return {"loss": F.cross_entropy(outputs, batch[1])}
+
+    with caplog.at_level("WARNING", logger="kindling"):
+        make(text=text_of("cross_entropy"), trainer=Own).train()
+    assert caplog.text.count("batch.weight: Own called none of `self.losses`") == 1
+    caplog.clear()
+    with caplog.at_level("WARNING", logger="kindling"):
+        make(text=text_of("cross_entropy")).train()
+    assert "batch.weight" not in caplog.text
+
+
 def test_a_run_with_weights_resumes(tmp_path: Path) -> None:
     text = text_of(LOSS_TEXTS["several"]).replace("weight: w}", "weight: w, ids: true}")
     assert_resumes(tmp_path, "memory.accumulate=2", stop_at=2, text=text)
+
+
+@pytest.mark.parametrize("is_reduced", [False, True])
+def test_a_loss_that_draws_numbers_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_reduced: bool
+) -> None:
+    def noisy(output: Tensor, target: Tensor) -> Tensor:
+        each = F.cross_entropy(output + torch.rand_like(output), target, reduction="none")
+        return each.mean() if is_reduced else each
+
+    monkeypatch.setitem(LOSSES.registered, "noisy", noisy)
+    assert_resumes(tmp_path, stop_at=4, text=text_of("noisy"))
+    trainer = make(text=text_of("noisy"))
+    batch = next(trainer.train_loader.batches(0, 1))
+    output = trainer.model(batch[0])
+    values = [trainer.losses["noisy"](output, batch[1], batch=batch).item() for _ in range(2)]
+    assert values[0] != values[1]
 
 
 def test_bad_weights_of_a_batch_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,8 +118,8 @@ def test_a_resume_keeps_the_table_of_what_was_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "not a readable file of weights: EOFError"),
-        (b"hello", "not a readable file of weights: KeyError: 101"),
+        (b"", "not a readable file of weights: damaged: it is empty"),
+        (b"hello", "not a readable file of weights: it was not written by torch.save"),
         (None, "no such file"),
     ],
 )

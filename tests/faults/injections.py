@@ -221,6 +221,26 @@ class RaiseIn:
 
 
 @dataclass(frozen=True)
+class RaiseOsErrorIn:
+    """Raise an OSError as user code might, in the second epoch."""
+
+    where: str
+    number: int
+    PLACES: ClassVar[dict[str, tuple[str, int]]] = {
+        "callback": ("base.callbacks.MemoryReport.on_epoch_end", 2),
+        "transform": ("data_loader.transforms.RandomShift.batch", 9),
+        "loss": ("base.losses.WeightedLoss._in_full_precision", 12),
+        "metric": ("base.metrics.SampleMean._update", 12),
+    }
+
+    def __call__(self) -> None:
+        def act() -> None:
+            raise OSError(self.number, os.strerror(self.number), "/somewhere/of/the/user")
+
+        _on_entry(*self.PLACES[self.where], act)
+
+
+@dataclass(frozen=True)
 class WaitAtMost:
     """Let a batch of workers be waited for so many seconds at most, not for five minutes."""
 

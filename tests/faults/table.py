@@ -47,6 +47,11 @@ ROWS = {
     "F31": "the saver beside training: killed, slow, failing",
     "F32": "checkpoints of old formats",
     "F33": "a long run with random faults of all these kinds",
+    "F34": "a FIFO, device, socket or folder in place of a file",
+    "F35": "metrics.csv or split.csv damaged, cut short or gone",
+    "F36": "an I/O error at each file that a new run makes before its first checkpoint",
+    "F37": "a run's folder deleted or renamed while it trains",
+    "F38": "an OSError in user code",
 }
 
 

@@ -35,6 +35,20 @@ def test_an_imported_name_is_found(project: Write, line: str, files: dict[str, s
     assert [each.name for each in listed("loss")] == ["DiceLoss"]
 
 
+def test_functions_that_build_are_found_where_pytorch_template_looks(project: Write) -> None:
+    project(
+        {
+            "model/model.py": "from networks import get_net",
+            "networks.py": "from torch import nn\ndef get_net(n=2): return nn.Linear(n, n)",
+            "data_loader/data_loaders.py": "from dataloaders import get_loader",
+            "dataloaders/__init__.py": "from .folder import get_loader",
+            "dataloaders/folder.py": "def get_loader(path): ...",
+        }
+    )
+    assert isinstance(find("model", "get_net")(), nn.Linear)
+    assert find("data_loader", "get_loader").__module__ == "dataloaders.folder"
+
+
 def test_files_that_import_each_other_end(project: Write) -> None:
     project(
         {

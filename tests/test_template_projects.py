@@ -285,6 +285,8 @@ def test_a_project_resumes_within_an_epoch_exactly(trained: Any, name: str) -> N
     cut = project.folder / "saved" / "cut" / "run"
     shutil.copytree(project.run, cut)
     (cut / "report").exists() and shutil.rmtree(cut / "report")
+    table = cut / "metrics.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))
     ends = [int(row["step"]) for row in whole]
     saved = {int(path.name[5:]): path for path in (cut / "checkpoints").glob("step-*")}
     kept = max(step for step in saved if ends[-2] < step < ends[-1])

@@ -35,6 +35,9 @@ _BASE_WORDS = {
 _PATH_WORDS = {"optim": "optimizer", "sched": "lr_scheduler", "augment": "transform"}
 _PATH_WORDS |= {k: k for k in ("loss", "metric", "init", "transform", "dataset", "callback")}
 
+# Packages whose names are an allow-list, see `torch_names.py`, or no layers, losses and data.
+_COMMON = frozenset(("torch", "torchvision", "numpy", "base", "logger"))
+
 # Where pytorch-template looks for each kind, and nowhere else: of two definitions, these count.
 _FIRST = {
     "model/model.py": "model",
@@ -51,7 +54,7 @@ class Definition(NamedTuple):
     attribute: str  # what the module says
     file: str  # relative to the project's root
     line: int
-    form: str  # "class", "function" or "value"
+    form: str  # "class", "function", "value", or "import" of an installed package's
     likely_kind: str
     registry: str = ""  # MODELS, where a decorator gave the name
     is_shipped: bool = False  # its file came with Kindling and is unchanged
@@ -122,7 +125,7 @@ def scan(folder: str) -> tuple[list[Definition], list[str]]:
                 # As in Python, the last one counts.
                 definitions[each.file, each.name] = each._replace(is_shipped=came_with_us)
         if not came_with_us:
-            found = _imported_definitions(tree, file)
+            found = [*_imported_definitions(tree, file), *_of_packages(tree, file)]
             imported += [it for it in found if (file.as_posix(), it.name) not in definitions]
     for each in imported:
         known = definitions.get((each.file, each.name), each)
@@ -148,6 +151,25 @@ def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
                 if isinstance(target, ast.Name) and not target.id.startswith("_"):
                     name = target.id
                     yield Definition(name, name, *place, "value", kind, first_for=first_for)
+
+
+def _of_packages(tree: ast.Module, file: Path) -> Iterator[Definition]:
+    """Yield what a file imports by name from installed packages, to be read off that file."""
+    path, first_for = file.as_posix(), _FIRST.get(file.as_posix(), "")
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and _is_installed(node):
+            kind = _likely_kind(node, file)
+            for name in (alias.asname or alias.name for alias in node.names):
+                if not name.startswith(("_", "*")):
+                    place = (path, node.lineno)
+                    yield Definition(name, name, *place, "import", kind, first_for=first_for)
+
+
+def _is_installed(node: ast.ImportFrom) -> bool:
+    """Return whether names come from a package that is neither the project's nor Python's own."""
+    package = (node.module or "").partition(".")[0]
+    ours = any((_root / name).exists() for name in (package, f"{package}.py"))
+    return not (node.level or ours or package in _COMMON or package in sys.stdlib_module_names)
 
 
 def _imported_definitions(tree: ast.Module, file: Path) -> Iterator[Definition]:

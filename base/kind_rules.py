@@ -41,7 +41,7 @@ def misfit(kind: str, named: Any, is_marked: bool) -> str:
         return "" if is_one else f"it is no {rule.words}" if rule else "it is a class, no function"
     if kind in CALLED_WITH:
         return _function_fault(kind, named)
-    if rule is None or is_marked:
+    if rule is None or (is_marked and callable(named)):
         return ""
     if not inspect.isroutine(named):
         return f"it is a {type(named).__name__}, no class"

@@ -228,7 +228,7 @@ def _candidates(kind: str) -> Iterator[Definition]:
             if each.registry in _REGISTRIES:
                 if _REGISTRIES[each.registry].kind == kind:
                     yield each
-            elif folder in _KINDS[kind].folders and each.form in _KINDS[kind].forms:
+            elif folder in _KINDS[kind].folders and each.form in (*_KINDS[kind].forms, "import"):
                 yield each
 
 
@@ -258,6 +258,7 @@ def _checked(kind: str, found: Definition) -> Any:
             raise NameFault(f"{found}: {text}")
     is_marked = any(named is each for each in _REGISTERED.get(kind, {}).values())
     is_marked |= kind in BUILDER_FILES and bool(BUILDER_FILES[kind].fullmatch(found.file))
+    is_marked |= found.first_for == kind  # imported there
     if fault := misfit(kind, named, is_marked):
         raise WrongKind(f"{found}: {found.attribute!r} cannot be a {kind}: {fault}")
     return named

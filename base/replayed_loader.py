@@ -20,6 +20,8 @@ from base.workers import stop_workers, telling_deaths
 
 log = logging.getLogger("kindling")
 
+_ENDED = object()  # in place of a batch
+
 
 def as_batches(loader: Any, seed: int) -> Any:
     """Return the loader, or one around it, with ``batches(first, count)`` and the rest."""
@@ -182,7 +184,8 @@ class ReplayedLoader:
             self._go_to_pass(self._pass + 1)
         if self._iterator is None:
             self._iterator = self._begin_pass()
-        for batch in self._iterator:
+        # Not by `for`: a loader that is its own iterator begins again where it is asked for one.
+        if (batch := next(self._iterator, _ENDED)) is not _ENDED:
             return batch
         if self._n_drawn and self._may_give_fewer and self.sampler_state is None:
             self._fill_pass()
@@ -210,10 +213,9 @@ class ReplayedLoader:
 
     def _look_for_more(self) -> None:
         """Warn, once, where workers that share a stream give more than its length tells."""
-        ended = object()
         if not self._may_give_more or self._iterator is None:
             return
-        if next(self._iterator, ended) is not ended:
+        if next(self._iterator, _ENDED) is not _ENDED:
             self._may_give_more = False
             text = "%s gives more than the %d batches a pass that its length tells: the rest is not"
             log.warning(f"{text} seen", self._name, self._n_batches)

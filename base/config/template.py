@@ -49,6 +49,9 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
             extra |= {name: items} if any(own_items) else {}
 
     notes += [f"read by nothing: {', '.join(unread)}"] if unread else []
+    name = root.value.get("name", root).value
+    if isinstance(name, str) and name != _one_folder(name):
+        notes.append(f"name {name!r} is {_one_folder(name)!r} here, for one folder")
     n_gpu = root.value.get("n_gpu", root).value
     if isinstance(n_gpu, int) and n_gpu > 1:
         command = f"torchrun --nproc-per-node {n_gpu} train.py -c {shlex.quote(source)}"
@@ -106,6 +109,11 @@ def _is_section(name: str, node: Node) -> bool:
     return isinstance(node.value, dict) and "type" in node.value
 
 
+def _one_folder(name: Any) -> Any:
+    """Return a name of nested folders as that of one."""
+    return re.sub(r"[/\\]+", "_", name.strip("/\\")) if isinstance(name, str) else name
+
+
 def _monitor(value: Any) -> Any:
     if not (match := re.fullmatch(r"(min|max)\s+(val_|valid_|train_)?([^\s/]+)", str(value))):
         return value
@@ -131,6 +139,7 @@ _STRICT |= {"epochs", "save_dir", "verbosity", "monitor", "early_stop", "type", 
 _OURS = {"model", "init", "batch", "optimizers", "memory", "callbacks", "inherit", "extra"}
 _WORDS = {"init", "capture", "weights"}  # where a lone word is likely one of the project's own
 _CHANGES: dict[str, Callable[[Any], Any]] = {
+    "name": _one_folder,
     "n_gpu": lambda value: "cpu" if value == 0 else "auto",
     "lr_scheduler": lambda value: value or None,
     "save_period": lambda value: f"{value} epochs" if isinstance(value, int) else value,

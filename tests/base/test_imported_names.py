@@ -35,6 +35,20 @@ def test_an_imported_name_is_found(project: Write, line: str, files: dict[str, s
     assert [each.name for each in listed("loss")] == ["DiceLoss"]
 
 
+def test_functions_that_build_are_found_where_pytorch_template_looks(project: Write) -> None:
+    project(
+        {
+            "model/model.py": "from networks import get_net",
+            "networks.py": "from torch import nn\ndef get_net(n=2): return nn.Linear(n, n)",
+            "data_loader/data_loaders.py": "from dataloaders import get_loader",
+            "dataloaders/__init__.py": "from .folder import get_loader",
+            "dataloaders/folder.py": "def get_loader(path): ...",
+        }
+    )
+    assert isinstance(find("model", "get_net")(), nn.Linear)
+    assert find("data_loader", "get_loader").__module__ == "dataloaders.folder"
+
+
 def test_files_that_import_each_other_end(project: Write) -> None:
     project(
         {
@@ -98,6 +112,22 @@ def test_other_imports_name_nothing(project: Write, line: str) -> None:
     project({"model/loss.py": line, "losses.py": DICE + "def _hidden(): ...", "broken.py": "def ("})
     with pytest.raises(UnknownName):
         find("loss", "DiceLoss")
+
+
+def test_a_name_of_an_installed_package_is_found_where_a_file_imports_it(project: Write) -> None:
+    project(
+        {
+            "model/loss.py": "from sklearn.metrics import hinge_loss, log_loss as entropy",
+            "model/model.py": "from torch import nn\nfrom PIL import Image",
+        }
+    )
+    from sklearn.metrics import hinge_loss, log_loss
+
+    assert find("loss", "hinge_loss") is hinge_loss
+    assert find("loss", "entropy") is log_loss
+    for kind, name in (("loss", "log_loss"), ("model", "nn"), ("model", "Image")):
+        with pytest.raises(NameFault):
+            find(kind, name)
 
 
 def test_modules_of_two_projects_are_kept_apart(project: Write) -> None:

@@ -213,6 +213,28 @@ class Identities(Sampler):
         return iter(random.sample(range(12), 8))
 
 
+class OwnIterator(Plain):
+    """Is its own iterator, and begins again at each `iter`, as loaders of 2018 do."""
+
+    def __iter__(self):
+        self.number = 0
+        self.order = np.random.permutation(self.n_batches)
+        return self
+
+    def __next__(self):
+        self.number += 1
+        if self.number > self.n_batches:
+            raise StopIteration
+        return int(self.order[self.number - 1])
+
+
+def test_a_loader_that_is_its_own_iterator_gives_each_batch_once():
+    whole = list(as_batches(OwnIterator(), 3).batches(0, 10))
+    assert sorted(whole[:5]) == sorted(whole[5:]) == [0, 1, 2, 3, 4]
+    assert whole[:5] != whole[5:]
+    assert list(as_batches(OwnIterator(), 3).batches(7, 3)) == whole[7:]
+
+
 def test_a_pass_whose_sampler_gives_fewer_than_it_says_is_filled_up(caplog):
     def batches(first, count):
         loader = DataLoader(range(12), batch_size=2, sampler=Identities(), drop_last=True)

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,29 @@ class Weight:
         vars(loss)["weight"] = weight
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What a loss is called with.
+
+    Args:
+        after, more: what follows the output by position: of the batch, and what else is given.
+        found, keywords: what is given by name: by the batch, and by the caller.
+        given: all that the caller gives beyond output and target, by name.
+        weights: of the samples; None: all count alike.
+        is_by_samples: the samples are weighted, or their losses asked for, one by one.
+    """
+
+    output: Any
+    has_output: bool
+    after: tuple[Any, ...]
+    more: tuple[Any, ...]
+    found: dict[str, Any]
+    keywords: dict[str, Any]
+    given: dict[str, Any]
+    weights: Tensor | None
+    is_by_samples: bool
+
+
 @dataclass
 class WeightedLoss:
     """One named loss; calling it gives the loss itself, ``weight`` is its share of the sum."""
@@ -133,7 +156,33 @@ class WeightedLoss:
             ConfigError: the function needs an argument that nobody gives.
             TrainingError: the loss refuses what it is given, or gives no number.
         """
-        is_of_call = SAMPLE_WEIGHT in keywords
+        call = self._arrange(args, batch, keywords)
+        counted = None
+        if self._says_its_own and not call.is_by_samples:
+            counted = self._counted(call.output, call.after, call.found, call.given, call.weights)
+        if counted is not None:
+            call = replace(call, output=without_gradient_of_none(call.output, counted.number))
+        try:
+            value = self._value(call, batch)
+        except (KindlingError, torch.OutOfMemoryError, BroadcastError):
+            raise
+        except Exception as error:
+            text = f"loss {self.name!r} fails on"
+            text += f" {describe_call(call.output, call.after, call.found)}"
+            text = f"{text}: {describe_error(error)}{_about_classes(call.after, error)}"
+            raise TrainingError(text).showing(error) from error
+        if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, call.given):
+            return value
+        if counted is None:
+            counted = self._counted(call.output, call.after, call.found, call.given, call.weights)
+        if counted is not None and SAMPLE_WEIGHT in keywords:
+            counted = counted._replace(is_of_call=True)
+        if not isinstance(value, Tensor) and is_of_terms(value):
+            return as_terms(self.name, value, self._scalar, counted)
+        return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+
+    def _arrange(self, args: tuple[Any, ...], batch: Any, keywords: dict[str, Any]) -> _Call:
+        """Find what the function is called with: what is given, and what the batch has of it."""
         weights, keywords = self._sample_weights(batch, keywords)
         output, target, more = self._split(args, keywords)
         given = {**self.takes.named(more), **keywords} if more else keywords
@@ -142,39 +191,32 @@ class WeightedLoss:
         extras = extras_of(batch, self.rules, self.takes.needed)
         after, found = self.takes.bind(picked, target, batch, given, who, extras)
         self.was_weighted = self.was_weighted or weights is not None
-        is_given = weights is None or SAMPLE_WEIGHT in found or SAMPLE_WEIGHT in keywords
-        is_by_samples = self.notes_samples or not is_given
-        is_by_samples = is_by_samples and not is_unreduced(self.function, given)
-        counted = None
-        if self._says_its_own and not is_by_samples:
-            counted = self._counted(output, after, found, given, weights)
-        if counted is not None:
-            output = without_gradient_of_none(output, counted.number)
-        first = () if self.takes.is_by_name_only and not args else (output,)
-        data, named = first + after + more, found | keywords
-        try:
-            if is_by_samples:
-                w = self._ones(batch) if weights is None else weights
-                call = self._in_full_precision
-                value = self._by_samples(call, data, named, w, (after, given | found))
-            else:
-                value = self._in_full_precision(self.function, data, _no_zeros(named, weights))
-        except (KindlingError, torch.OutOfMemoryError, BroadcastError):
-            raise
-        except Exception as error:
-            text = f"loss {self.name!r} fails on {describe_call(output, after, found)}"
-            text += f": {describe_error(error)}"
-            text = f"{text}{_about_classes(after, error)}"
-            raise TrainingError(text).showing(error) from error
-        if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, given):
+        takes_weights = SAMPLE_WEIGHT in found or SAMPLE_WEIGHT in keywords
+        is_by_samples = self.notes_samples or not (weights is None or takes_weights)
+        return _Call(
+            output=output,
+            has_output=bool(args) or not self.takes.is_by_name_only,
+            after=after,
+            more=more,
+            found=found,
+            keywords=keywords,
+            given=given,
+            weights=weights,
+            is_by_samples=is_by_samples and not is_unreduced(self.function, given),
+        )
+
+    def _value(self, call: _Call, batch: Any) -> Any:
+        """Call the function on all samples at once, or for each where they are weighted."""
+        args = (*((call.output,) if call.has_output else ()), *call.after, *call.more)
+        named, weights = call.found | call.keywords, call.weights
+        if call.is_by_samples:
+            each = self._ones(batch) if weights is None else weights
+            known = (call.after, call.given | call.found)
+            return self._by_samples(self._in_full_precision, args, named, each, known)
+        value = self._in_full_precision(self.function, args, _no_zeros(named, weights))
+        if weights is None or is_unreduced(self.function, call.given):
             return value
-        counted = counted or self._counted(output, after, found, given, weights)
-        counted = counted and counted._replace(is_of_call=counted.is_of_call or is_of_call)
-        if weights is not None and not is_by_samples:
-            value = zero_where(weights.sum() == 0, value)
-        if not isinstance(value, Tensor) and is_of_terms(value):
-            return as_terms(self.name, value, self._scalar, counted)
-        return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+        return zero_where(weights.sum() == 0, value)
 
     def _sample_weights(
         self, batch: Any, keywords: dict[str, Any]

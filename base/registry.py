@@ -257,8 +257,8 @@ def _checked(kind: str, found: Definition) -> Any:
             text = f"{found.attribute!r} cannot be a {kind}: it is no subclass of {parent_name}"
             raise NameFault(f"{found}: {text}")
     is_marked = any(named is each for each in _REGISTERED.get(kind, {}).values())
-    is_marked |= kind in BUILDER_FILES and bool(BUILDER_FILES[kind].fullmatch(found.file))
-    is_marked |= found.first_for == kind  # imported there
+    if kind in BUILDER_FILES and found.form != "import":
+        is_marked |= bool(BUILDER_FILES[kind].fullmatch(found.file))
     if fault := misfit(kind, named, is_marked):
         raise WrongKind(f"{found}: {found.attribute!r} cannot be a {kind}: {fault}")
     return named

@@ -295,3 +295,23 @@ def test_a_project_resumes_within_an_epoch_exactly(trained: Any, name: str) -> N
             shutil.rmtree(path)
     project.python("train.py", "-r", str(cut))
     assert project.rows(cut) == whole
+
+
+# Whose test data are those of the validation, so that the best epoch's numbers are known.
+TESTED_ON_VALIDATION = {"longtail_ldam", "noisy_labels", "super_resolution", "reid_triplets"}
+
+
+@pytest.mark.parametrize("name", sorted({"retina_vessels", "traffic_graph"} | TESTED_ON_VALIDATION))
+def test_a_project_with_test_data_is_tested(trained: Any, name: str) -> None:
+    project, _ = trained(name)
+    values = json.loads(project.python("test.py", "-r", str(project.run)).splitlines()[-1])
+    mode, key = project.config["trainer"]["monitor"].replace("val_", "valid/").split()
+    best = (max if mode == "max" else min)(
+        project.rows(project.run), key=lambda row: float(row[key])
+    )
+    wanted = {k.removeprefix("valid/"): float(v) for k, v in best.items() if k[:6] == "valid/"}
+    assert values.keys() == wanted.keys()
+    if name in TESTED_ON_VALIDATION:
+        assert values == pytest.approx(wanted, rel=1e-5)
+    else:
+        assert 0 < values["loss"] < 2 * wanted["loss"]

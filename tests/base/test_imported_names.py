@@ -35,18 +35,18 @@ def test_an_imported_name_is_found(project: Write, line: str, files: dict[str, s
     assert [each.name for each in listed("loss")] == ["DiceLoss"]
 
 
-def test_functions_that_build_are_found_where_pytorch_template_looks(project: Write) -> None:
-    project(
-        {
-            "model/model.py": "from networks import get_net",
-            "networks.py": "from torch import nn\ndef get_net(n=2): return nn.Linear(n, n)",
-            "data_loader/data_loaders.py": "from dataloaders import get_loader",
-            "dataloaders/__init__.py": "from .folder import get_loader",
-            "dataloaders/folder.py": "def get_loader(path): ...",
-        }
-    )
-    assert isinstance(find("model", "get_net")(), nn.Linear)
-    assert find("data_loader", "get_loader").__module__ == "dataloaders.folder"
+@pytest.mark.parametrize(
+    "line", ["from helpers import write_text", "from sklearn.datasets import clear_data_home"]
+)
+def test_a_function_that_is_imported_builds_nothing_unless_decorated(
+    project: Write, line: str
+) -> None:
+    """A config could else call a helper that the file imports for its own use."""
+    helper = "def write_text(path): raise SystemExit"
+    project({"model/model.py": line, "data_loader/data_loaders.py": line, "helpers.py": helper})
+    for kind in ("model", "data_loader", "dataset"):
+        with pytest.raises(NameFault, match="it is a function"):
+            find(kind, line.split()[-1])
 
 
 def test_files_that_import_each_other_end(project: Write) -> None:

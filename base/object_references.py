@@ -197,14 +197,18 @@ def _attribute(thing: Any, word: str) -> Any:
 
 
 def attributes(thing: Any) -> list[str]:
-    """Return the public attributes of an object that hold something, plain values first."""
+    """Return the public attributes of an object, the user's properties and plain values first."""
     if isinstance(thing, Mapping):
         return [str(name) for name in thing]
     own = dict(_attributes_of(thing))
     plain = [name for name, value in own.items() if isinstance(value, _PLAIN)]
     others = [name for name, value in own.items() if not isinstance(value, (*_PLAIN, type(None)))]
     empty = [name for name, value in own.items() if value is None]
-    return list(dict.fromkeys([*plain, *_properties_of(type(thing)), *others, *empty]))
+    classes = _own_classes(type(thing))
+    engines = [cls for cls in classes if cls.__module__.partition(".")[0] == "base"]
+    users = [cls for cls in classes if cls not in engines]
+    names = [*_properties_of(users), *plain, *_properties_of(engines), *others, *empty]
+    return list(dict.fromkeys(names))
 
 
 def _attributes_of(thing: Any) -> Iterator[tuple[str, Any]]:
@@ -224,8 +228,8 @@ def _attributes_of(thing: Any) -> Iterator[tuple[str, Any]]:
                 yield name, value
 
 
-def _properties_of(cls: type[Any]) -> Iterator[str]:
-    for each in _own_classes(cls):
+def _properties_of(classes: Sequence[type[Any]]) -> Iterator[str]:
+    for each in classes:
         for name, value in vars(each).items():
             if isinstance(value, property | cached_property) and not name.startswith("_"):
                 yield name

@@ -86,16 +86,21 @@ def _plain_step(trainer: BaseTrainer) -> dict[str, Any] | None:
     """Compute the losses of a few samples in training mode, and see that they have a gradient."""
     if is_compiled(trainer.model):
         return None  # for batches of another size it would be compiled once more
-    loader = trainer.train_loader if trainer.valid_loader is None else trainer.valid_loader
-    batch = next(loader.batches(0, 1))
-    n_samples = trainer.window.count(batch, 0)
-    with suppress(KindlingError):  # one that cannot be cut is taken whole
-        batch = cut(batch, 0, min(N_SAMPLES, n_samples), n_samples)
-    batch = to_device(batch, trainer.device)
-    trainer.epoch_start.begin()
-    with trial(trainer), trainer.precision.autocast():
-        losses = trainer.compute_losses(trainer.forward(batch), batch)
-        values, minimised = weigh(trainer, losses)
+    is_like_valid = type(trainer).valid_step is BaseTrainer.valid_step
+    has_valid = trainer.valid_loader is not None and is_like_valid
+    loader = trainer.valid_loader if has_valid else trainer.train_loader
+    try:
+        batch = next(loader.batches(0, 1))
+        n_samples = trainer.window.count(batch, 0)
+        with suppress(KindlingError):  # one that cannot be cut is taken whole
+            batch = cut(batch, 0, min(N_SAMPLES, n_samples), n_samples)
+        batch = to_device(batch, trainer.device)
+        trainer.epoch_start.begin()
+        with trial(trainer), trainer.precision.autocast():
+            losses = trainer.compute_losses(trainer.forward(batch), batch)
+            values, minimised = weigh(trainer, losses)
+    except KindlingError:
+        return None  # so few samples may be too few for a loss
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     if trained and not _has_gradient(minimised):
         shown = ", ".join(map(repr, losses))

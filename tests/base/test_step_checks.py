@@ -152,6 +152,36 @@ def test_a_model_without_gradients_in_evaluation_is_no_fault(
     check(make("model={type: Quiet}"))
 
 
+@pytest.mark.parametrize("held_out", HELD_OUT)
+def test_a_loss_that_needs_more_samples_is_no_fault(
+    held_out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crowded(output: Tensor, target: Tensor) -> Tensor:
+        if len(output) < 4:
+            raise ValueError("too few samples")
+        return output.square().mean()
+
+    monkeypatch.setitem(LOSSES.registered, "crowded", crowded)
+    check(make("loss=crowded", held_out))
+
+
+def test_validation_batches_of_another_kind_are_no_fault() -> None:
+    """Its validation has a step of its own, which takes no targets."""
+
+    class Unlabelled(Trainer):
+        def forward(self, batch: Any) -> Any:
+            assert self.model.training, "never asked of a validation batch"
+            return super().forward(batch)
+
+        def valid_step(self, batch: Any) -> dict[str, Any]:
+            return {"loss": batch[0].mean()}
+
+    trainer = make(trainer=Unlabelled)
+    batches = trainer.valid_loader.batches
+    trainer.valid_loader.batches = lambda *args: (batch[:1] for batch in batches(*args))
+    check(trainer)
+
+
 # --- What is watched ------------------------------------------------------------------------------
 
 PLATEAU = "lr_scheduler={type: ReduceLROnPlateau, monitor: %s}"

@@ -328,6 +328,10 @@ class BaseDataLoader:
         weights = sample_weights(self.sampling, targets, n_samples)
         self._weights = None if weights is None else weights[self._indices]
 
+    def is_given(self, sampler: Any) -> bool:
+        """Tell whether a sampler is the argument of this name."""
+        return sampler is self._given_sampler
+
     def _take_sampler(self, sampler: Any) -> None:
         """Let a sampler choose from the training part.
 
@@ -346,7 +350,8 @@ class BaseDataLoader:
         self._keep_state_of(sampler)
 
     def _keep_state_of(self, sampler: Any) -> None:
-        self.sampler_state = SamplerState(sampler, self._order) if has_state(sampler) else None
+        is_kept = has_state(sampler, self.is_given(sampler))
+        self.sampler_state = SamplerState(sampler, self._order) if is_kept else None
 
     def _order(self, epoch: int) -> Tensor:
         """Return the indices of an epoch's samples, in the order in which they are read."""

@@ -25,6 +25,7 @@ from base.feed import feed
 from base.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
 from base.first_step import guard_first_step
 from base.loaders import batches_to_evaluate
+from base.loss_terms import LossTerms
 from base.memory.activations import offload_activations
 from base.memory.model import EmptyCache
 from base.memory.precision import NOTHING, FiniteWatch, Precision
@@ -43,6 +44,7 @@ from base.values import (
     StepValues,
     check_watched,
     note_losses,
+    passes,
     summarise,
     values_of,
     warn_unweighted,
@@ -192,14 +194,18 @@ class BaseTrainer:
 
     @final
     def backward(
-        self, loss: Tensor | Sequence[Tensor], only: str | None = None, retain_graph: bool = False
+        self,
+        loss: Tensor | Sequence[Tensor] | LossTerms,
+        only: str | None = None,
+        retain_graph: bool = False,
     ) -> None:
         """Add the gradients of ``loss``, for the parameters of the optimizer ``only`` if given.
 
         Precision, loss scaling and accumulation are seen to here. Of several losses each has a
-        backward pass of its own; the graph they share is kept until the last of them.
+        backward pass of its own; the graph they share is kept until the last of them. Of a loss of
+        several terms it is their sum.
         """
-        losses = [loss] if isinstance(loss, Tensor) else list(loss)
+        losses = [loss] if isinstance(loss, Tensor) else passes(loss)
         stepper = choose_stepper(self.steppers, only)
         inputs = None if only is None else stepper.trainable
         for number, part in enumerate(losses, start=1):
@@ -251,7 +257,7 @@ class BaseTrainer:
         Raises:
             ConfigError: there is no such kind or name, or arguments do not fit.
         """
-        return build_own(self.experiment, kind, section)
+        return build_own(getattr(self, "experiment", None), kind, section)
 
     @final
     def only(self, name: str) -> AbstractContextManager[None]:

@@ -59,8 +59,8 @@ def _no_targets(batch: Any, items: list[Any]) -> tuple[list[Any], dict[str, Any]
     if isinstance(batch, Mapping):
         found: Any = {key: value for key, value in batch.items() if key not in items}
     elif isinstance(batch, (list, tuple)):
-        places = {item % len(batch) for item in items if isinstance(item, int) and batch}
-        found = [value for place, value in enumerate(batch) if place not in places]
+        places = range(-len(batch), 0)
+        found = [batch[n] for n in places if n not in items and n + len(batch) not in items]
     else:
         found = [batch]
     if not found:

@@ -60,8 +60,13 @@ class DataParameters:
         if _is_torchs(called):
             needed = {name: True for name, is_needed in needed.items() if is_needed}
         takes_any = any(each.kind is Parameter.VAR_POSITIONAL for each in parameters)
-        second = names[1] if len(names) > 1 else "" if takes_any or not names else None
+        second = names[1] if len(names) > 1 else "" if takes_any else None
         return cls(names[0] if names else "", second, tuple(names[2:]), needed)
+
+    @property
+    def is_by_name_only(self) -> bool:
+        """Whether nothing is given by position, as of ``def loss(**parts)``."""
+        return not self.first and self.second is None
 
     def named(self, more: tuple[Any, ...]) -> dict[str, Any]:
         """Return by name what is given by position after the second argument."""

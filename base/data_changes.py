@@ -90,6 +90,7 @@ def keep_data(
         "samples": hashes,
         "n_batches": {k: _length(one) for k, one in loaders.items() if one is not None},
         "batches_per_epoch": experiment.batches_per_epoch,
+        "references": experiment.references.values,  # which gain those that are looked up later
     }
     write_whole(folder / "data.json", json.dumps(data, indent=2).encode() + b"\n")
     return data

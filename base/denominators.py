@@ -153,10 +153,10 @@ def is_sum(function: Any, given: Mapping[str, Any]) -> bool:
 
 def changes_rule(rule: Rule, given: Mapping[str, Any]) -> bool:
     """Tell whether arguments of a call give another denominator than the config's alone."""
-    if isinstance(rule, _OwnRule):
-        return any(name in given for name in (*rule.takes, "reduction"))
     if not given:
         return False
+    if isinstance(rule, _OwnRule):
+        return any(name in given for name in (*rule.takes, "reduction"))
     known = {"weight": None, "ignore_index": -100, **getattr(rule, "keywords", {})}
     if _reduction_of({**known, **given}) != known["reduction"]:
         return True

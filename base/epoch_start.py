@@ -36,6 +36,7 @@ NOT_NOTED = (
     "model", "optimizer.", "schedule.", "scaler.", "metric.", "ema", "monitor", "meters", "random",
     "progress", "bad_samples", "epoch_start",
 )  # fmt: skip
+LARGE = ("model", "optimizer.", "ema")  # their copies are in CPU memory
 MOST_BYTES = 256 << 20  # of a registered object's state; a larger one is shown as it was saved
 _NOT_OWN = {"base", "logger", "torch", "torchvision", "numpy", *sys.stdlib_module_names}
 
@@ -136,7 +137,7 @@ class EpochStart:
         """Begin a new epoch; note what the call has found of the state that it changes."""
         stateful, progress = self.trainer.stateful, self.trainer.progress.state_dict()
         states = {n: one.state_dict() for n, one in stateful.items() if not is_among(n, NOT_NOTED)}
-        before = Snapshot().take({n: each for n, each in states.items() if _is_small(each)})
+        before = {n: _copied(each) for n, each in states.items() if _is_small(each)}
         self._call()
         changed = {n: s for n, s in before.items() if not _is_same(s, stateful[n].state_dict())}
         self._found = {"progress": progress, "parts": changed}
@@ -147,7 +148,7 @@ class EpochStart:
             found = self._found_then()
             for name, state in found["parts"].items():
                 if name in self.trainer.stateful:
-                    self.trainer.stateful[name].load_state_dict(copy.deepcopy(state))
+                    self.trainer.stateful[name].load_state_dict(_copied(state))
             self.trainer.progress.load_state_dict(found["progress"])
             self._call()
 
@@ -177,7 +178,11 @@ class EpochStart:
     def _kept_state(self, stateful: Mapping[str, Stateful] | None = None) -> Iterator[None]:
         """Put what is saved back afterwards: all of it, or these."""
         kept = self.trainer.stateful if stateful is None else stateful
-        states = Snapshot().take({name: one.state_dict() for name, one in kept.items()})
+        states = {name: one.state_dict() for name, one in kept.items()}
+        large = {n: s for n, s in states.items() if is_among(n, LARGE) or not _is_small(s)}
+        # Others stay on their device: an object of the user's own need not expect another one.
+        states = {name: _copied(s) for name, s in states.items() if name not in large}
+        states |= Snapshot().take(large)
         try:
             yield
         finally:
@@ -282,6 +287,19 @@ def _refill(value: Any, former: Any) -> None:
         return
     value.clear()
     (value.extend if isinstance(value, list | deque) else value.update)(former)
+
+
+def _copied(state: Any) -> Any:
+    """Copy plain data and tensors, without the graph that a tensor may be a part of."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        copied = copy.copy(state)
+        copied.update((key, _copied(value)) for key, value in state.items())
+        return copied
+    return (
+        type(state)(map(_copied, state)) if type(state) in (list, tuple) else copy.deepcopy(state)
+    )
 
 
 def _is_small(state: Any) -> bool:

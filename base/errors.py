@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from logger.files import NotAFileError
+from logger.files import FileError, NotAFileError
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it since Python 3.11
@@ -96,8 +96,8 @@ def disk_error(
 
 def why(error: BaseException) -> str:
     """Return the cause of an error in one line."""
-    if isinstance(error, NotAFileError):
-        return f"{error.filename} is {error}"
+    if isinstance(error, NotAFileError | FileError) and not error.errno:
+        return f"{error.filename} is {error.strerror}"
     if isinstance(error, OSError) and error.errno:
         where = f" at {error.filename}" if error.filename else ""
         return f"{os.strerror(error.errno)} (errno {error.errno}){where}"

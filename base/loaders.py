@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from base.base_data_loader import as_batches
+from base.base_data_loader import BaseDataLoader, as_batches
 from base.config import Config
 from base.data_record import use_record
 from base.errors import ConfigError, Problem
@@ -16,6 +17,8 @@ from base.object_references import References
 from base.registry import find
 from base.signatures import signature
 from base.streams import sharing_fault
+
+log = logging.getLogger("kindling")
 
 # Losses of torch that take no shares of classes.
 OF_CLASS_NUMBERS = frozenset((
@@ -233,16 +236,21 @@ def check_sampler(config: Config, loader: Any, n_batches: int) -> None:
     Raises:
         ConfigError: an epoch is no pass over the loader, or losses would lack their samples.
     """
-    name = type(loader.sampler_state.sampler).__name__
-    problems = []
+    state, problems = loader.sampler_state, []
+    name, is_given = type(state.sampler).__name__, False
+    if isinstance(loader, BaseDataLoader):
+        is_given = loader.is_given(state.sampler)
+    if state.wants_losses and not config["batch"]["ids"] and not is_given:
+        state.wants_losses = False  # perhaps a trainer of the project's calls it
+        log.warning("%s: its update(ids, losses) is called with `batch: {ids: true}`", name)
     if n_batches != len(loader):
         text = f"{name} chooses samples for a pass over the data, {len(loader)} batches, and its"
         text += f" state is kept by the epoch, which is {n_batches} here: leave this out"
         problems.append(config.problem(("trainer", "epoch_steps"), text))
-    if loader.sampler_state.wants_losses and not config["batch"]["ids"]:
+    if state.wants_losses and not config["batch"]["ids"]:
         text = f"{name} learns from the loss of each sample: write `batch: {{ids: true}}`"
         problems.append(config.problem(("data_loader",), text))
-    if loader.sampler_state.wants_losses and getattr(loader, "mixes", ""):
+    if state.wants_losses and getattr(loader, "mixes", ""):
         text = f"{name} learns from the loss of each sample, but {loader.mixes} makes one of two"
         problems.append(config.problem(("data_loader",), f"{text}: leave one of them out"))
     if problems:

@@ -51,7 +51,7 @@ class Term(NamedTuple):
 def as_terms(
     name: str, values: Any, scalar: Callable[[Any, str], Tensor], counted: Counted | None
 ) -> Any:
-    """Check what a loss gave as a dict of terms, or as ``(loss, dict)``; None for all else.
+    """Check the terms that a loss gave, in the form that it gave them.
 
     Args:
         scalar: checks a tensor and takes off its dimensions, given whose it is.
@@ -64,8 +64,6 @@ def as_terms(
         text = f"loss {name!r} gives two totals: (loss, dict), and {TOTAL!r} in the dict"
         raise TrainingError(f"{text}; leave one out")
     found = {TOTAL: values[0], **values[1]} if is_pair else values
-    if not isinstance(found, Mapping):
-        return None
     terms = LossTerms(name)
     for key, value in found.items():
         terms[str(key)] = _term(name, str(key), value, scalar, counted)
@@ -76,6 +74,11 @@ def as_terms(
         text = f"term {TOTAL!r} of loss {name!r} is a number without a graph: it must be a tensor"
         raise TrainingError(text)
     return (terms.pop(TOTAL), terms) if is_pair else terms
+
+
+def is_of_terms(values: Any) -> bool:
+    """Tell whether a loss gave a dict of terms, or ``(loss, dict)``."""
+    return isinstance(values, Mapping) or _is_pair(values)
 
 
 def _is_pair(values: Any) -> bool:
@@ -118,6 +121,9 @@ def flat(losses: Any, configured: Collection[str]) -> dict[str, Term]:
     """
     if isinstance(losses, Tensor):
         losses = {TOTAL: losses}
+    is_plain = type(losses) is dict and TOTAL not in losses
+    if is_plain and all(isinstance(value, Tensor) for value in losses.values()):  # as mostly
+        return {k: Term(value, getattr(value, "term_of", k), True) for k, value in losses.items()}
     if isinstance(losses, LossTerms):
         losses = {losses.loss: losses}
     elif _is_pair(losses):

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,16 @@ from base.denominators import (
 )
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
-from base.loss_terms import Term, as_terms, flat, refuse_many
+from base.loss_terms import Term, as_terms, flat, is_of_terms, refuse_many
 from base.metric_values import describe, describe_call
 from base.names import build as build_named
-from base.sample_losses import SAMPLE_WEIGHT, SampleWise, as_weights, zero_where
+from base.sample_losses import (
+    SAMPLE_WEIGHT,
+    SampleWise,
+    as_weights,
+    without_gradient_of_none,
+    zero_where,
+)
 from base.shape_agreement import BroadcastError, ShapeAgreement
 
 
@@ -87,6 +93,29 @@ class Weight:
         vars(loss)["weight"] = weight
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What a loss is called with.
+
+    Args:
+        after, more: what follows the output by position: of the batch, and what else is given.
+        found, keywords: what is given by name: by the batch, and by the caller.
+        given: all that the caller gives beyond output and target, by name.
+        weights: of the samples; None: all count alike.
+        is_by_samples: the samples are weighted, or their losses asked for, one by one.
+    """
+
+    output: Any
+    has_output: bool
+    after: tuple[Any, ...]
+    more: tuple[Any, ...]
+    found: dict[str, Any]
+    keywords: dict[str, Any]
+    given: dict[str, Any]
+    weights: Tensor | None
+    is_by_samples: bool
+
+
 @dataclass
 class WeightedLoss:
     """One named loss; calling it gives the loss itself, ``weight`` is its share of the sum."""
@@ -127,42 +156,67 @@ class WeightedLoss:
             ConfigError: the function needs an argument that nobody gives.
             TrainingError: the loss refuses what it is given, or gives no number.
         """
-        is_of_call = SAMPLE_WEIGHT in keywords
+        call = self._arrange(args, batch, keywords)
+        counted = None
+        if self._says_its_own and not call.is_by_samples:
+            counted = self._counted(call.output, call.after, call.found, call.given, call.weights)
+        if counted is not None:
+            call = replace(call, output=without_gradient_of_none(call.output, counted.number))
+        try:
+            value = self._value(call, batch)
+        except (KindlingError, torch.OutOfMemoryError, BroadcastError):
+            raise
+        except Exception as error:
+            text = f"loss {self.name!r} fails on"
+            text += f" {describe_call(call.output, call.after, call.found)}"
+            text = f"{text}: {describe_error(error)}{_about_classes(call.after, error)}"
+            raise TrainingError(text).showing(error) from error
+        if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, call.given):
+            return value
+        if counted is None:
+            counted = self._counted(call.output, call.after, call.found, call.given, call.weights)
+        if counted is not None and SAMPLE_WEIGHT in keywords:
+            counted = counted._replace(is_of_call=True)
+        if not isinstance(value, Tensor) and is_of_terms(value):
+            return as_terms(self.name, value, self._scalar, counted)
+        return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+
+    def _arrange(self, args: tuple[Any, ...], batch: Any, keywords: dict[str, Any]) -> _Call:
+        """Find what the function is called with: what is given, and what the batch has of it."""
         weights, keywords = self._sample_weights(batch, keywords)
         output, target, more = self._split(args, keywords)
-        given = {**self.takes.named(more), **keywords}
+        given = {**self.takes.named(more), **keywords} if more else keywords
         output, picked = self.compared(output, target, batch)
         who = (self.compared.where, f"loss {self.name!r}")
         extras = extras_of(batch, self.rules, self.takes.needed)
         after, found = self.takes.bind(picked, target, batch, given, who, extras)
         self.was_weighted = self.was_weighted or weights is not None
-        data, named = (output, *after, *more), {**found, **keywords}
-        is_by_samples = self.notes_samples or not (weights is None or SAMPLE_WEIGHT in named)
-        is_by_samples = is_by_samples and not is_unreduced(self.function, given)
-        try:
-            if is_by_samples:
-                w = self._ones(batch) if weights is None else weights
-                by_name = {**given, **found}
-                value = self._by_samples(self._in_full_precision, data, named, w, by_name)
-            else:
-                value = self._in_full_precision(self.function, data, _no_zeros(named, weights))
-        except (KindlingError, torch.OutOfMemoryError, BroadcastError):
-            raise
-        except Exception as error:
-            text = f"loss {self.name!r} fails on {describe_call(output, after, found)}"
-            text += f": {describe_error(error)}"
-            text = f"{text}{_about_classes(after, error)}"
-            raise TrainingError(text).showing(error) from error
-        if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, given):
+        takes_weights = SAMPLE_WEIGHT in found or SAMPLE_WEIGHT in keywords
+        is_by_samples = self.notes_samples or not (weights is None or takes_weights)
+        return _Call(
+            output=output,
+            has_output=bool(args) or not self.takes.is_by_name_only,
+            after=after,
+            more=more,
+            found=found,
+            keywords=keywords,
+            given=given,
+            weights=weights,
+            is_by_samples=is_by_samples and not is_unreduced(self.function, given),
+        )
+
+    def _value(self, call: _Call, batch: Any) -> Any:
+        """Call the function on all samples at once, or for each where they are weighted."""
+        args = (*((call.output,) if call.has_output else ()), *call.after, *call.more)
+        named, weights = call.found | call.keywords, call.weights
+        if call.is_by_samples:
+            each = self._ones(batch) if weights is None else weights
+            known = (call.after, call.given | call.found)
+            return self._by_samples(self._in_full_precision, args, named, each, known)
+        value = self._in_full_precision(self.function, args, _no_zeros(named, weights))
+        if weights is None or is_unreduced(self.function, call.given):
             return value
-        counted = self._counted(output, after, found, given, weights)
-        counted = counted and counted._replace(is_of_call=counted.is_of_call or is_of_call)
-        if weights is not None and not is_by_samples:
-            value = zero_where(weights.sum() == 0, value)
-        terms = as_terms(self.name, value, self._scalar, counted)
-        if terms is not None:
-            return terms
-        return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+        return zero_where(weights.sum() == 0, value)
 
     def _sample_weights(
         self, batch: Any, keywords: dict[str, Any]
@@ -196,13 +250,17 @@ class WeightedLoss:
         """Return output, target and the rest; what is given by keyword is taken out there."""
         if len(args) > 1:
             return args[0], args[1], args[2:]
-        named = ((self.takes.first, "output"), (self.takes.second, "target"))
-        for names in named[len(args) :]:
-            given = [name for name in names if name in keywords and name not in self.takes.needed]
-            if not given:
-                place = "output" if names == named[0] else "target"
+        if self.takes.is_by_name_only and not args:
+            return None, None, ()
+        named = (("output", self.takes.first), ("target", self.takes.second))
+        for place, name in named[len(args) :]:
+            given = [each for each in (name, place) if each in keywords]
+            if given and given[0] not in self.takes.needed:
+                args = (*args, keywords.pop(given[0]))
+            elif name:
                 raise TrainingError(f"loss {self.name!r} is called without its {place}")
-            args = (*args, keywords.pop(given[0]))
+            else:
+                args = (*args, None)  # the function has no such parameter
         return args[0], args[1], ()
 
     def _scalar(self, value: Any, whose: str) -> Tensor:
@@ -305,7 +363,8 @@ class WeightedLoss:
         self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
         """Call a function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
-        first = args[0] if isinstance(args[0], Tensor) else next(tensors_in(args), None)
+        is_plain = bool(args) and isinstance(args[0], Tensor)
+        first = args[0] if is_plain else next(tensors_in((args, keywords)), None)
         if first is None or not torch.is_autocast_enabled(first.device.type):
             return self._call(function, args, keywords)
         with torch.autocast(first.device.type, enabled=False):
@@ -426,18 +485,19 @@ def weigh_terms(
     found: Mapping[str, Term], weighted: Mapping[str, WeightedLoss], step: int | None
 ) -> dict[str, Tensor]:
     """Return `terms` of what is minimised, flat already."""
-    weights = {
-        name: weighted[term.loss].weight_at(step) if term.loss in weighted else 1.0
-        for name, term in found.items()
-    }
+    weights = {}
     for name, term in found.items():
         refuse_many(name, term.value)
-    return {
-        # A product with 1 would be one more operation, forward and backward.
-        name: term.value if weights[name] == 1 else scaled(term.value, weights[name])
-        for name, term in found.items()
-        if weights[name] != 0 or not any(weights.values())
-    }
+        loss = weighted.get(term.loss)
+        weights[name] = 1.0 if loss is None else loss.weight_at(step)
+    parts = {}
+    for name, weight in weights.items():
+        value = found[name].value
+        if weight == 1:  # a product would be one more operation, forward and backward
+            parts[name] = value
+        elif weight != 0 or not any(weights.values()):
+            parts[name] = scaled(value, weight)
+    return parts
 
 
 def scaled(loss: Tensor, weight: float) -> Tensor:

@@ -46,14 +46,19 @@ ELSEWHERE = {
 }
 
 
-def build_own(experiment: Experiment, kind: str, section: Any) -> Any:
+def build_own(experiment: Experiment | None, kind: str, section: Any) -> Any:
     """Build a section of a trainer's own.
 
     Raises:
         ConfigError: there is no such kind or name, or arguments do not fit.
     """
-    if kind not in _FORMS:
-        text = ELSEWHERE.get(kind) or f"there is {', '.join(_FORMS)}{nearest(str(kind), _FORMS)}"
+    if experiment is None:
+        text = "call super().__init__(experiment) before self.build(...)"
+        raise ConfigError([Problem("", text)])
+    if str(kind) not in _FORMS:
+        text = (
+            ELSEWHERE.get(str(kind)) or f"there is {', '.join(_FORMS)}{nearest(str(kind), _FORMS)}"
+        )
         raise ConfigError([Problem("", f"self.build({kind!r}, ...): no such kind here; {text}")])
     keys = _place_of(experiment, section)
     is_placed = bool(keys)

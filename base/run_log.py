@@ -298,10 +298,8 @@ def _prepare(
         stack.push(trainer.store.background.end)
         trainer.store.sweep()
         trainer.store.probe()
-        references = trainer.experiment.references
-        references.tell_changes()
-        data = keep_data(trainer.experiment, folder, data_of(manifest), allow_change)
-        trainer.data = {**data, "references": references.values}  # which gain those of later
+        trainer.experiment.references.tell_changes()
+        trainer.data = keep_data(trainer.experiment, folder, data_of(manifest), allow_change)
         trainer.experiment.bad_samples.open(folder)
     resumed_at = None
     if resume_from is not None:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from base.batch import cut
+from base.batch import cut, map_tensors
 from base.denominators import (
     OF_ROWS,
     SUM,
@@ -67,23 +67,23 @@ class SampleWise:
         args: tuple[Any, ...],
         keywords: dict[str, Any],
         weights: Tensor,
-        by_name: Mapping[str, Any],
+        data: tuple[tuple[Any, ...], Mapping[str, Any]],
     ) -> Any:
         """Return the weighted mean, marked with the losses of the samples; several by their names.
 
         Args:
             call: calls a function in the manner of the loss.
-            args: the output, the target, and what else is given by position.
-            by_name: the names of what follows these two, however it is given.
+            args: what is given by position: the output, the target, and more.
+            data: the target, if there is one, and by their names what else is given.
 
         Raises:
             TrainingError: the loss does not tell its samples apart.
         """
-        n_samples = len(weights)
+        n_samples, (after, by_name) = len(weights), data
         if SAMPLE_WEIGHT in keywords:  # they are taken account of here
             keywords = {**keywords, SAMPLE_WEIGHT: torch.ones_like(weights)}
-        found, is_whole = self._of_samples(call, args, keywords, n_samples)
-        counts = self.counts(args[1] if len(args) > 1 else None, by_name, n_samples)
+        counts = self.counts(after[0] if after else None, by_name, n_samples)
+        found, is_whole = self._of_samples(call, args, keywords, n_samples, counts)
 
         def reduced(values: Tensor) -> Tensor:
             rows = values.flatten(1) if values.dim() > 1 else values[:, None]
@@ -151,7 +151,12 @@ class SampleWise:
         return function is F.ctc_loss or isinstance(function, nn.CTCLoss)
 
     def _of_samples(
-        self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int
+        self,
+        call: Call,
+        args: tuple[Any, ...],
+        keywords: dict[str, Any],
+        n_samples: int,
+        counts: Any,
     ) -> tuple[Any, bool]:
         """Return a tensor (sample, ...), or several by name, and whether it is not reduced."""
         if self._is_one_by_one is None:
@@ -163,10 +168,11 @@ class SampleWise:
                 text += " does not tell them apart: call it on a batch with one row a sample, or"
                 raise TrainingError(f"{text} with `sample_weight=`, one for each of its rows")
             return found, True
-        each = [
-            call(self.function, part, kept)
-            for part, kept in _parts(args, keywords, n_samples, self.name)
-        ]
+        each = []
+        for place, (part, kept) in enumerate(_parts(args, keywords, n_samples, self.name)):
+            if isinstance(counts, Tensor):
+                part = without_gradient_of_none(part, counts[place])
+            each.append(call(self.function, part, kept))
         return _stacked(each, self.name), False
 
     def _must_be_one_by_one(
@@ -330,3 +336,23 @@ def _with_leaves(found: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(found, tuple):
         return tuple(_with_leaves(value, change) for value in found)
     return found
+
+
+def without_gradient_of_none(output: Any, number: Any) -> Any:
+    """Return the output; nothing comes back through it where a loss divides by 0.
+
+    The mean over a part of a batch in which nothing counts is 0/0, and adds nothing to the step
+    (see `base/timing.py`); its gradient would be NaN all the same.
+    """
+    if number is SUM or not torch.is_grad_enabled():
+        return output
+
+    def guarded(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        seen = tensor.view_as(tensor)
+        is_none = torch.as_tensor(number == 0, device=tensor.device)
+        seen.register_hook(lambda gradient: torch.where(is_none, 0.0, gradient))
+        return seen
+
+    return map_tensors(output, guarded)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from base.errors import DataError
+
+log = logging.getLogger("kindling")
 
 
 class SamplerState:
@@ -114,8 +117,12 @@ def state_of_sampler(loader: Any, redraw: Callable[[int], Any]) -> SamplerState 
     return None
 
 
-def has_state(sampler: Any) -> bool:
+def has_state(sampler: Any, is_given: bool = False) -> bool:
     """Tell whether the state of a sampler is to be saved.
+
+    Args:
+        is_given: as the `sampler` of a `BaseDataLoader`. Any other may be part of a project that
+            was written without these rules, and is left alone where it does not follow them.
 
     Raises:
         DataError: it learns from losses, but has no state that could be saved.
@@ -126,6 +133,10 @@ def has_state(sampler: Any) -> bool:
         if not callable(getattr(sampler, verb, None))
     ]
     if missing and learns(sampler):
-        text = f"{type(sampler).__name__} has update(ids, losses), so what it learns must be saved"
-        raise DataError(f"{text}: give it {' and '.join(missing)}")
+        name, needed = type(sampler).__name__, " and ".join(missing)
+        if is_given:
+            text = f"{name} has update(ids, losses), so what it learns must be saved"
+            raise DataError(f"{text}: give it {needed}")
+        text = "%s: its update(ids, losses) is not called, as it has no %s"
+        log.warning(text, name, needed)
     return not missing

@@ -65,7 +65,8 @@ def signature(kind: str, named: Any) -> Signature:
         injected = (INJECTED[kind],) if INJECTED[kind] in parameters else tuple(parameters)[:1]
     elif kind in ("loss", "metric", "init", "function") and not isinstance(named, type):
         # Called with data: (tensor), or (output, target) and what a trainer of your own adds.
-        injected = tuple(parameters)[: 2 if kind in ("loss", "metric") else 1]
+        by_position = [n for n, it in parameters.items() if it.kind is not Parameter.KEYWORD_ONLY]
+        injected = tuple(by_position[: 2 if kind in ("loss", "metric") else 1])
         inherited = set(parameters)
     filled_in = FILLED_IN.get(getattr(named, "__name__", ""), ())
     required = tuple(

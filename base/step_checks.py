@@ -12,6 +12,7 @@ from torch import Tensor
 from base.base_trainer import BaseTrainer
 from base.batch import cut, to_device
 from base.errors import ConfigError, KindlingError
+from base.final_methods import final_names
 from base.loaders import missing_test_data
 from base.memory.trial import kept_weights, trial, try_step
 from base.shape_errors import is_compiled
@@ -24,10 +25,16 @@ def check_settings(trainer: BaseTrainer) -> None:
     """Refuse what the config and the trainer's class alone show not to work.
 
     Raises:
-        ConfigError: several optimizers for a step that trains one, or a test without test data.
+        ConfigError: an attribute hides a method of the loop, several optimizers for a step that
+            trains one, or a test without test data.
     """
+    name, hidden = type(trainer).__name__, final_names(type(trainer)) & vars(trainer).keys()
+    if hidden:
+        shown = ", ".join(f"self.{each}" for each in sorted(hidden))
+        text = f"{name} sets {shown}, which hides a method that the loop calls: take another name"
+        raise ConfigError([trainer.config.problem(("trainer", "type"), text)])
     if len(trainer.optimizers) > 1 and trainer.has_plain_step:
-        name, known = type(trainer).__name__, " and ".join(map(repr, trainer.optimizers))
+        known = " and ".join(map(repr, trainer.optimizers))
         text = (
             f"{name} trains one network with one optimizer, and here are {known}: name a trainer "
             "whose train_step says which (`self.backward(loss, only=NAME)`, `self.update(NAME)`; "

@@ -13,7 +13,7 @@ from base.batch import ids_of
 from base.denominators import SUM, counted_by, losses_of_samples, mark, mark_sum, terms_of
 from base.errors import ConfigError, Problem, TrainingError, nearest
 from base.loss_gradients import due_gradients
-from base.loss_terms import flat, refuse_many
+from base.loss_terms import flat, is_of_terms, refuse_many
 from base.losses import Ramp, WeightedLoss, terms, weigh_terms
 from logger.meters import TERM, Meters
 
@@ -50,11 +50,10 @@ def with_total(
     for name, term in found.items():
         if len(summed) > 1 or not term.is_minimised or term.is_named:
             values[name] = term.value
-    if step is not None:
-        used = {term.loss for term in summed.values()}
-        for name, loss in weighted.items():
-            if isinstance(loss.weight, Ramp) and name in used:
-                values[f"weight/{name}"] = loss.weight_at(step)
+    for name, loss in weighted.items() if step is not None else ():
+        is_used = isinstance(loss.weight, Ramp) and any(it.loss == name for it in summed.values())
+        if is_used:
+            values[f"weight/{name}"] = loss.weight_at(step)
     return values
 
 
@@ -75,11 +74,18 @@ def weigh(
     return values, [part for part in parts if part.requires_grad] or values["loss"]
 
 
+def passes(losses: Any) -> list[Tensor]:
+    """Return what each backward pass is of: one of several losses, or the sum of one's terms."""
+    if is_of_terms(losses):
+        return [with_total(losses, {})["loss"]]
+    return [with_total(each, {})["loss"] if is_of_terms(each) else each for each in losses]
+
+
 class StepValues:
     """The values of a step, without the graph behind them, which would keep activations alive.
 
     Args:
-        values: by name, as a step returns them.
+        values: by name, as a step returns them; the terms of a loss are a dict among them.
         n_samples: what they are means of, unless they say it themselves.
     """
 
@@ -87,6 +93,8 @@ class StepValues:
         self.values: dict[str, Any] = {}
         self.means: list[tuple[str, Any, Any]] = []
         """Name, value and denominator (None for a sum); a sum of losses has one for each term."""
+        if any(not isinstance(value, Tensor) and is_of_terms(value) for value in values.values()):
+            values = {name: term.value for name, term in flat(values, ()).items()}
         self.losses_of_samples = losses_of_samples(values.get("loss"))
         """What was minimised for each sample, where a sampler learns from it."""
         for name, value in values.items():

@@ -85,12 +85,13 @@ def _kept(
     file = CacheFile(source, folder, n_threads)
     if waiting_files() is None or file.exists():
         return kind(source, *file.open())
-    layout = read_layout(source, n_threads)
-    kept = kind(source, None, layout)
+    file.layout = read_layout(source, n_threads)
+    kept = kind(source, None, file.layout)
 
     def fill() -> None:
-        kept.pixels = CacheFile(source, folder, n_threads, layout).open()[0]
+        kept.pixels = file.open()[0]
 
+    log.info(f"cache: {file.path} is filled when the run begins")
     write_when_running(fill)
     return kept
 

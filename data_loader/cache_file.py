@@ -43,12 +43,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class CacheFile:
     """The file in `folder` for one state of a data set, which its fingerprint names."""
 
-    def __init__(
-        self, source: Any, folder: Path, n_threads: int, layout: Layout | None = None
-    ) -> None:
-        """With `layout`, the headers of the images are not read again."""
+    layout: Layout | None = None  # where it is known, headers are not read again
+
+    def __init__(self, source: Any, folder: Path, n_threads: int) -> None:
         self.source, self.folder, self.n_threads = source, folder, n_threads
-        self._known = layout
         self.fingerprint = fingerprint_of(source)
         origin = source.place(0).removesuffix(source.ids[0])  # the list or folder of the images
         self.origin = hashlib.blake2b(origin.encode(errors="surrogateescape"), digest_size=4)
@@ -141,7 +139,7 @@ class CacheFile:
         is_new = layout is None
         if layout is None:
             try:
-                layout = self._known or read_layout(self.source, self.n_threads)
+                layout = self.layout or read_layout(self.source, self.n_threads)
             except BaseException:
                 self.partial.unlink()
                 raise

@@ -26,7 +26,7 @@ import numpy as np
 
 from base.deferred_files import write_when_running
 from base.errors import DataError, nearest
-from base.files import open_file, read_file
+from base.files import NotAFileError, open_file, read_file
 from data_loader.suffixes import image_suffixes
 
 LOG = logging.getLogger("kindling")
@@ -80,6 +80,13 @@ def _expand(pattern: str) -> Iterator[Path]:
         known = [tar.name for tar in path.parent.glob("*.tar")]
         hint = nearest(path.name, known) or f"; {path.parent} has {len(known)} other tar files"
         raise DataError(f"{path}: no such shard{hint}")
+    for path in paths:
+        try:
+            open_file(path).close()
+        except NotAFileError as error:
+            raise DataError(f"{path}: this is {error}") from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     yield from paths
 
 

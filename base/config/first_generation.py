@@ -57,7 +57,7 @@ def modernise(root: Node) -> tuple[Node, list[str]]:
     problems: list[Problem] = []
     _name_loaders(entries, problems)
     _name_model(entries)
-    for name in _SPLIT_TYPES:
+    for name in (*_SPLIT_TYPES, "arch"):
         _join_type(entries, name)
     for name in (*_SPLIT_TYPES, "arch", "valid_data_loader", "test_data_loader"):
         _complete(entries, name, notes)
@@ -72,7 +72,8 @@ def modernise(root: Node) -> tuple[Node, list[str]]:
 
 def _name_loaders(entries: Entries, problems: list[Problem]) -> None:
     """Take `train_loader`, `val_loader` and the like, and parts of a `data_loader`, for ours."""
-    lone = next((key for key in ("data_loader", "data_loaders") if _has_parts(entries, key)), None)
+    names = ("data_loader", "data_loaders", "dataloader", "dataloaders", "loaders", "data")
+    lone = next((key for key in names if _has_parts(entries, key)), None)
     if lone is not None:
         for part, node in entries.pop(lone).value.items():
             entries.setdefault(_PARTS[part], node)
@@ -100,11 +101,12 @@ def _has_parts(entries: Entries, key: str) -> bool:
     """Tell whether a section consists of sections for training, validation and test."""
     value = entries.get(key, Node(None)).value
     are_parts = isinstance(value, dict) and "train" in value and value.keys() <= _PARTS.keys()
-    return are_parts and all(isinstance(node.value, dict) for node in value.values())
+    return are_parts and all("type" in _of(node) for node in value.values())
 
 
 def _may_be_loader(key: str, node: Node) -> bool:
-    return isinstance(node.value, dict) and "type" in node.value and "data" in key.lower()
+    is_named = "data" in key.lower() or "loader" in key.lower()
+    return is_named and isinstance(node.value, dict)
 
 
 def _name_model(entries: Entries) -> None:

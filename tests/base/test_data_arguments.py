@@ -99,6 +99,14 @@ def of_dict(output: Tensor, target: dict[str, Any]) -> Tensor:
 of_dict.denominator = lambda target: target["mask"].sum()  # type: ignore[attr-defined]
 
 
+def by_quotient(output: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """0/0, in its gradient too, where a part has nothing that counts."""
+    return (F.cross_entropy(output, labels, reduction="none") * mask).sum() / mask.sum()
+
+
+by_quotient.denominator = masked.denominator  # type: ignore[attr-defined]
+
+
 class Masked(nn.Module):
     def denominator(self, target: Tensor, mask: Tensor) -> Tensor:
         return mask.sum()
@@ -107,7 +115,7 @@ class Masked(nn.Module):
         return masked(output, target, mask)
 
 
-EXACT = [masked, masked_target, by_name_only, of_dict, Masked]
+EXACT = [masked, masked_target, by_name_only, of_dict, by_quotient, Masked]
 ALL = [*EXACT, of_batch, second_is_batch]
 
 
@@ -227,6 +235,21 @@ def test_arguments_of_the_config_are_no_data(monkeypatch: pytest.MonkeyPatch) ->
     found = trainer.evaluate(trainer.train_loader, "valid")["valid/loss"]
     with torch.no_grad():
         assert found == pytest.approx(2 * F.cross_entropy(trainer.model(INPUTS), LABELS).item())
+
+
+def test_a_loss_of_the_output_alone_takes_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    def roughness(output: Tensor, *, power: int = 2) -> Tensor:
+        return output.abs().pow(power).mean()
+
+    monkeypatch.setitem(LOSSES.registered, "roughness", roughness)
+    section = "[masked, {type: roughness, args: {power: 3}, weight: 0.5}]"
+    trainer = make(*PARTS[0], text=CONFIG.replace("LOSS", section))
+    found = trainer.evaluate(trainer.train_loader, "valid")
+    with torch.no_grad():
+        expected = trainer.model(INPUTS).abs().pow(3).mean()
+    assert found["valid/roughness"] == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(ConfigError, match=r"args\.target: 'target' is given by Kindling"):
+        make(text=CONFIG.replace("LOSS", "{type: masked_target, args: {target: 1}}"))
 
 
 # --- Metrics --------------------------------------------------------------------------------------
@@ -396,3 +419,33 @@ def test_which_functions_take_the_batch() -> None:
     assert not takes_batch(lambda outputs, threshold=0.5: 0)
     assert not takes_batch(lambda outputs, **settings: 0)
     assert not takes_batch(functools.partial(lambda outputs, scale: 0, scale=2))
+
+
+@pytest.mark.parametrize("is_metric", [False, True])
+def test_a_mask_that_would_broadcast_is_refused(
+    is_metric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def squares(output: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        return (output.square() * mask).mean()
+
+    def size(output: Tensor, *, labels: Tensor) -> Tensor:
+        return output.square().mean()
+
+    for registry in (LOSSES, METRICS):
+        monkeypatch.setitem(registry.registered, "squares", squares)
+        monkeypatch.setitem(registry.registered, "size", size)
+    names = ("size", "squares") if is_metric else ("squares", "size")
+    settings = ["model.args.n_outputs=1", "data_loader.args.batch_size=4", f"metrics=[{names[1]}]"]
+    with pytest.raises(ConfigError, match=r"\.0: .*output \(4, 1\) and target \(4,\) would broad"):
+        check(make(*settings, text=CONFIG.replace("LOSS", names[0])))
+
+
+def test_positions_from_the_end_and_out_of_range() -> None:
+    several = {"inputs": None, "target": {"label": -2, "mask": 2}, "size": None}
+    image, label, mask = torch.ones(2, 3), torch.tensor([1, 2]), torch.tensor([True, False])
+    args, _ = inputs_of([image, label, mask], several)
+    assert [each is image for each in args] == [True]
+    beyond = {**several, "target": {"label": 1, "mask": 5}}
+    with pytest.raises(ConfigError, match=r"target\.mask: a batch has no item 5: .*sequence of 3"):
+        target_of([image, label, mask], beyond)
+    assert len(inputs_of([image, label, mask], beyond)[0]) == 2

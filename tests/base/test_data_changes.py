@@ -145,7 +145,10 @@ def loaders_of(dataset: Any, **more: Any) -> SimpleNamespace:
 
 def experiment(train_loader: Any, valid_loader: Any) -> SimpleNamespace:
     return SimpleNamespace(
-        train_loader=train_loader, valid_loader=valid_loader, batches_per_epoch=len(train_loader)
+        train_loader=train_loader,
+        valid_loader=valid_loader,
+        batches_per_epoch=len(train_loader),
+        references=SimpleNamespace(values={}),
     )
 
 

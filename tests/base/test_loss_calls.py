@@ -151,6 +151,27 @@ def test_output_and_target_may_be_named(names: tuple[str, str]) -> None:
         pair(OUTPUT)
 
 
+def of_parts(log_probs: Tensor, text: Tensor, text_length: Any = None, **batch: Any) -> Any:
+    return {"loss": F.nll_loss(log_probs, text) * text_length, "seen": len(batch)}
+
+
+def test_a_whole_batch_may_be_spread_into_a_loss() -> None:
+    """As trainers do that add the outputs to the batch: ``criterion(**batch)``."""
+    parts = {"text": TARGET, "log_probs": OUTPUT.log_softmax(1), "text_length": 2, "path": "a"}
+    found = WeightedLoss("x", of_parts)(**parts)
+    torch.testing.assert_close(found["loss"], 2 * F.cross_entropy(OUTPUT, TARGET))
+    assert found["seen"] == 1
+
+    def of_any(**batch: Any) -> Tensor:
+        return F.cross_entropy(batch["output"], batch["text"])
+
+    found = WeightedLoss("x", of_any)(output=OUTPUT, text=TARGET)
+    assert found.equal(F.cross_entropy(OUTPUT, TARGET))
+    norm = WeightedLoss("x", lambda output: output.square().mean())
+    assert norm(OUTPUT).equal(norm(OUTPUT, TARGET))
+    assert norm(output=OUTPUT).equal(OUTPUT.square().mean())
+
+
 class Calling(Trainer):
     given: dict[str, Any] = {}  # noqa: RUF012
 
@@ -462,3 +483,25 @@ def test_a_pair_can_be_unpacked_and_a_dict_indexed_by_a_trainer() -> None:
     assert total.equal(loss_and_logs(OUTPUT, TARGET)[0])
     assert list(logs) == ["entropy", "size", "share"]
     assert WeightedLoss("x", two_terms)(OUTPUT, TARGET)["size"].equal(OUTPUT.square().mean())
+
+
+class OwnStep(Trainer):
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        terms = self.losses["mine"](self.forward(batch), batch[1])
+        self.backward(terms)
+        self.update()
+        total = terms["entropy"] if isinstance(terms, dict) else terms[0]
+        return {"loss": total, "all": terms}
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_of_ones_own_minimises_the_sum_and_logs_terms(name: str, parts: list[str]) -> None:
+    text = CONFIG.replace("cross_entropy", f"{{type: {name}, name: mine}}")
+    assert_gradients(make(*parts, text=text, trainer=OwnStep), functools.partial(summed, name))
+    if name == "two_terms":
+        values = make(*parts, text=text, trainer=OwnStep).train()
+        with torch.no_grad():
+            expected = two_terms(make(text=text).model(INPUTS), TARGET)
+        for key in ("entropy", "size", "share"):
+            assert values[f"train/{key}"] == pytest.approx(float(expected[key]), rel=1e-5)

@@ -389,6 +389,7 @@ def test_each_kind_is_built_with_the_references_of_the_config(own: Any) -> None:
         ("los", "mse_loss", "self.build('los', ...): no such kind here; there is loss, metric"),
         ("optimizer", "SGD", "several are `optimizers:` in the config"),
         ("trainer", "Trainer", "there is one"),
+        (["loss"], "mse_loss", "no such kind here"),
         ("loss", "mse_los", "self.build('loss').type: there is no loss 'mse_los'; did you mean"),
         ("loss", 5, "self.build('loss'): expected a section of keys, found 5"),
         ("loss", None, "self.build('loss').type: missing"),
@@ -422,6 +423,16 @@ def test_the_trainers_arguments_keep_their_place(own: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         own("trainer.args.aux.args.ignore_index=x")
     assert "trainer.args.aux.args.ignore_index: expected a whole number" in str(caught.value)
+
+
+def test_it_is_told_that_the_trainer_is_not_ready_yet(own: Any) -> None:
+    class Early(Trainer):
+        def __init__(self, experiment: Any) -> None:
+            self.loss = self.build("loss", "mse_loss")
+            super().__init__(experiment)
+
+    with pytest.raises(ConfigError, match=r"call super\(\).__init__\(experiment\) before"):
+        make(trainer=Early)
 
 
 def test_build_is_final() -> None:

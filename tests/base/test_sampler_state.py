@@ -155,6 +155,31 @@ def test_the_number_of_workers_changes_nothing(tmp_path: Path, loader: str) -> N
     assert_same(read(tmp_path / "two"), read(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("loader", ["hard", "walking", "stock"])
+def test_looking_at_batches_leaves_the_sampler_as_it_was(tmp_path: Path, loader: str) -> None:
+    class Looking(Trainer):
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            if self.progress.step in (2, 7) and loader != "stock":
+                next(self.train_loader.batches(0, 1))
+            return super().train_step(batch)
+
+    run(tmp_path / "plain", text=text_of(loader))
+    made = make(text=text_of(loader), trainer=Looking)
+    for _ in range(2):
+        next(made.train_loader.batches(0, 1))  # as the checks before a training do
+    (tmp_path / "looked").mkdir()
+    made.train(tmp_path / "looked")
+    assert_same(read(tmp_path / "looked"), read(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("loader", ["stock", "batched"])
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_sampler_is_left_behind_a_whole_pass(loader: str, n_workers: int) -> None:
+    trainer = make(text=text_of(loader, n_workers))
+    trainer.train()
+    assert trainer.experiment.sampler_state.sampler.epochs == 3
+
+
 @pytest.mark.parametrize("loader", ["stock", "stock_hard"])
 def test_workers_of_torchs_loader_read_ahead_of_no_state(tmp_path: Path, loader: str) -> None:
     assert_resumes(tmp_path, stop_at=8, text=text_of(loader, n_workers=2))
@@ -252,14 +277,21 @@ def test_several_losses_count_by_their_weights() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_steps_that_are_not_made_teach_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [4, 2])
+def test_steps_that_are_not_made_teach_nothing(parts: int) -> None:
     class Bad(Trainer):
         def train_step(self, batch: Any) -> dict[str, Any]:
-            if self.progress.step == 1:
+            self.n_calls = getattr(self, "n_calls", 0) + 1
+            if self.n_calls == 2 * 4 // parts:  # the second step, or the second part of it
                 batch = [batch[0] * torch.nan, *batch[1:]]
             return super().train_step(batch)
 
-    trainer = make("trainer.on_nonfinite=skip", text=text_of("walking", epochs=1), trainer=Bad)
+    trainer = make(
+        "trainer.on_nonfinite=skip",
+        f"memory.micro_batch={parts}",
+        text=text_of("walking", epochs=1),
+        trainer=Bad,
+    )
     trainer.train()
     ids, losses = trainer.experiment.sampler_state.sampler.seen[0]
     assert len(ids) == N - 4
@@ -358,6 +390,26 @@ def test_a_sampler_that_learns_needs_ids_and_whole_epochs() -> None:
         make("batch.ids=false", text=text)
     with pytest.raises(ConfigError, match=r"state is kept by the epoch, which is 3 here"):
         make("trainer.epoch_steps=3", text=text)
+
+
+def test_a_project_that_calls_update_itself_runs_unchanged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in ("stock", "batched"):
+        with caplog.at_level("WARNING", logger="kindling"):
+            trainer = make("batch.ids=false", text=text_of(name, epochs=1))
+            trainer.train()
+        assert trainer.experiment.sampler_state.sampler.seen == []
+        assert "Walk: its update(ids, losses) is called with `batch: {ids: true}`" in caplog.text
+        caplog.clear()
+
+    class Forgetful(Walk):
+        state_dict = None  # type: ignore[assignment]
+
+    with caplog.at_level("WARNING", logger="kindling"):
+        loader = as_batches(DataLoader(Noisy(), 4, sampler=Forgetful()), 0)
+    assert loader.sampler_state is None
+    assert "Forgetful: its update(ids, losses) is not called, as it has no state_d" in caplog.text
 
 
 def test_what_it_learns_must_be_saved() -> None:

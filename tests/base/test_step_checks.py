@@ -37,6 +37,18 @@ def test_several_optimizers_with_the_step_of_one_network(tried: Any) -> None:
         tried(networks(trainer=Trainer))
 
 
+def test_an_attribute_that_hides_a_method_of_the_loop() -> None:
+    """Else the first save would end the run: 'bool' object is not callable."""
+
+    class Hides(Trainer):
+        def __init__(self, experiment: Any) -> None:
+            super().__init__(experiment)
+            self.save = True
+
+    with pytest.raises(ConfigError, match=r"trainer\.type: Hides sets self\.save, which hides"):
+        check(make(trainer=Hides))
+
+
 def test_one_of_several_sections_is_no_several() -> None:
     one = 'optimizers={all: {type: SGD, args: {lr: 0.1}, params: "*"}}'
     check(make(one, text=CONFIG.replace("optimizer: {type: SGD, args: {lr: 0.1}}", "")))

@@ -150,9 +150,10 @@ def test_loaders_go_by_many_names(read, faults, theirs, ours):
     assert f"{theirs}: unknown key; did you mean '{ours}'?" in faults(f"{theirs}: L\n")[0]
 
 
-def test_a_data_loader_may_have_parts(read):
+@pytest.mark.parametrize("key", ["data_loader", "data_loaders", "data"])
+def test_a_data_loader_may_have_parts(read, key):
     parts = {"train": {"type": "A"}, "val": {"type": "B"}, "test": {"type": "C"}}
-    config = read(MODERN, data_loader=parts)
+    config = read(MODERN, **({"data_loader": ...} | {key: parts}))
     types = [config[key]["type"] for key in ("data_loader", "valid_data_loader")]
     assert (types, config["test_data_loader"]["type"]) == (["A", "B"], "C")
 
@@ -171,6 +172,10 @@ def test_a_data_loader_may_have_parts(read):
         (
             {"data_loader": ..., "dataset": {"type": "A"}, "train_data": {"type": "B"}},
             "data_loader: missing; is it 'dataset' or 'train_data'? Call it `data_loader`",
+        ),
+        (
+            {"data_loader": ..., "data": {"train": {"batch_size": 2, "datasets": []}}},
+            "data_loader: missing; is it 'data'?",
         ),
         ({"lr_scheduler_type": "StepLR", "lr_scheduler_freq": 2}, "not each 2"),
         ({"trainer": {"epochs": 1, "monitor": "val_acc", "save_freq": 1}}, "expected 'min NAME'"),
@@ -207,6 +212,7 @@ def test_verbosity_is_clamped_with_a_note(read, value, used, word):
         ({"optimizer": "SGD", "optimizer_args": {"lr": 1}}, {"lr": 1}),
         ({"optimizer": "SGD", "optimizer_params": {"lr": 1}}, {"lr": 1}),
         ({"optimizer_type": "SGD", "optimizer": ...}, {}),
+        ({"optimizer": {"class_name": "SGD", "lr": 1}}, {"lr": 1}),
         ({"optimizer": {"name": "SGD", "params": {"lr": 1}}}, {"lr": 1}),
         ({"optimizer": {"type": "SGD", "kwargs": {"lr": 1}}}, {"lr": 1}),
     ],
@@ -214,6 +220,12 @@ def test_verbosity_is_clamped_with_a_note(read, value, used, word):
 def test_type_and_arguments_under_other_names(read, changes, section):
     optimizer = read(MODERN, **changes)["optimizer"]
     assert (optimizer["type"], optimizer["args"]) == ("SGD", section)
+
+
+def test_a_model_by_a_word_and_its_arguments(read):
+    for changes in ({"arch_args": {"n": 3}}, {"model": {"n": 3}}, {"arch_params": {"n": 3}}):
+        model = read(MODERN, arch="Net", **changes)["model"]
+        assert (model["type"], model["args"]) == ("Net", {"n": 3})
 
 
 @pytest.mark.parametrize("scheduler", [None, "", "none"])
@@ -292,7 +304,7 @@ def numbers_in(value: Any) -> Iterator[int]:
         yield value
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=4000)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(
     st.sampled_from([FIRST, MODERN]),
     st.dictionaries(st.sampled_from(ROOTS), INNER, max_size=4),

@@ -145,7 +145,7 @@ def test_a_file_of_a_run_that_cannot_be_written_is_one_line(
     assert "Traceback" not in done.stderr, done.stderr
     if done.returncode != 0:
         code = 3 if number == errno.ENOSPC else 1
-        check_failed(done, file, rf"\(errno {number}\)", "go on by: python train.py -r", code=code)
+        check_failed(done, file, rf"\(errno {number}\)", "resume by: python train.py -r", code=code)
         assert len(done.stderr.splitlines()) == 1
         assert place.run("-r").returncode == 0
     assert digest(cut) == whole

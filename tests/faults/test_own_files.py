@@ -7,8 +7,9 @@ import os
 import random
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from digest import digest, loss_log
@@ -52,11 +53,17 @@ DATASETS = {
 }
 
 
+def quick(values: Iterable[str], *first: str) -> list[Any]:
+    """Return all as parameters; `make test` tries the first ones alone, `make faults` each."""
+    slow = pytest.mark.slow
+    return [one if one in first else pytest.param(one, marks=slow) for one in values]
+
+
 # --- No files ------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault("F34")
-@pytest.mark.parametrize("kind", STAND_INS)
+@pytest.mark.parametrize("kind", quick(STAND_INS, "FIFO", "device"))
 def test_what_is_no_file_is_refused_at_once_wherever_one_is_expected(
     place: Workplace, kind: str, trials: Trials
 ) -> None:
@@ -70,7 +77,7 @@ def test_what_is_no_file_is_refused_at_once_wherever_one_is_expected(
         "w.safetensors": ("-c", "tiny.yaml", "--dry-run", "--set", "model.weights=w.safetensors"),
         "digits.npz": ("-c", "tiny.yaml", "--dry-run", "--set", "data_loader.args.data_dir=."),
     }
-    for name in trials.some(list(words), 5):
+    for name in trials.some(list(words), 4):
         with trials.trial(f"{kind}: {name}"):
             path = place.folder / name
             STAND_INS[kind](path)
@@ -86,7 +93,7 @@ def test_what_is_no_file_is_refused_at_once_wherever_one_is_expected(
 
 
 @pytest.mark.fault("F34")
-@pytest.mark.parametrize("kind", ["FIFO", "device"])
+@pytest.mark.parametrize("kind", quick(["FIFO", "device"], "FIFO"))
 @pytest.mark.parametrize(
     "name", ["LOCK", "log.txt", "config.yaml", "run.json", "checkpoints/step-00000007/state.pt",
              "checkpoints/step-00000007/manifest.json"],
@@ -123,7 +130,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.fault("F35")
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", quick(DAMAGE, "gone", "NUL", "FIFO"))
 def test_a_damaged_metrics_csv_is_one_line_and_its_rows_are_restored(
     place: Workplace, cut: Path, whole: str, damage: str
 ) -> None:
@@ -155,7 +162,7 @@ def test_rows_that_a_finished_run_lost_are_restored_too(place: Workplace, finish
 
 
 @pytest.mark.fault("F35")
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("damage", quick(DAMAGE, "gone", "NUL", "FIFO"))
 def test_a_damaged_split_csv_is_one_line_and_is_written_again(
     place: Workplace, cut: Path, whole: str, damage: str
 ) -> None:
@@ -169,7 +176,7 @@ def test_a_damaged_split_csv_is_one_line_and_is_written_again(
 
 
 @pytest.mark.fault("F35")
-@pytest.mark.parametrize("damage", ["binary", "NUL", "short rows", "FIFO"])
+@pytest.mark.parametrize("damage", quick(["binary", "NUL", "short rows", "FIFO"], "binary"))
 def test_changed_data_are_told_though_split_csv_is_damaged(
     place: Workplace, cut: Path, damage: str
 ) -> None:
@@ -201,7 +208,7 @@ def test_an_io_error_before_the_first_checkpoint_is_one_line_and_leaves_nothing_
     for name in ("config.yaml", "env.txt", "log.txt", "split.csv", "metrics.csv", "events.out"):
         assert any(name in call for call in calls), name
     first_save = next(i for i, call in enumerate(calls) if ".tmp-0" in call) + 1
-    for at in trials.some(list(range(1, len(calls) + 1)), 6):
+    for at in trials.some(list(range(1, len(calls) + 1)), 3):
         error = number if number != errno.EIO else random.Random(at).choice(
             [errno.EIO, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG]
         )  # fmt: skip
@@ -241,7 +248,13 @@ def test_a_run_folder_that_is_gone_is_told_as_such(place: Workplace, how: str, m
 
 
 @pytest.mark.fault("F38")
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOENT, errno.EPIPE])
+@pytest.mark.parametrize(
+    "number",
+    [
+        errno.ENOSPC,
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (errno.ENOENT, errno.EPIPE)),
+    ],
+)
 @pytest.mark.parametrize("where", ["callback", "transform", "loss", "metric"])
 def test_an_os_error_of_user_code_shows_its_traceback_and_how_to_resume(
     place: Workplace, where: str, number: int

@@ -20,6 +20,7 @@ import train
 from base.callbacks import Callback
 from base.checkpoint import read
 from base.errors import ConfigError
+from base.inspection import check
 from base.registry import CALLBACKS, MODELS
 from base.torch_versions import AUTOCAST_CACHE
 from data_loader.datasets import read_npz
@@ -467,7 +468,7 @@ def test_a_generator_that_does_not_tell_its_noise_is_told(monkeypatch: pytest.Mo
 
 def test_samples_of_a_trainer_that_makes_none_are_told() -> None:
     with pytest.raises(ConfigError, match=r"asks Trainer for a method `generate`"):
-        make("callbacks=[GeneratedSamples]", trainer=Trainer).train()
+        check(make("callbacks=[GeneratedSamples]", trainer=Trainer))
 
 
 def test_samples_that_are_no_images_are_told_before_the_first_step() -> None:
@@ -477,7 +478,7 @@ def test_samples_that_are_no_images_are_told_before_the_first_step() -> None:
 
     trainer = make("callbacks=[GeneratedSamples]", text=GAN, trainer=Points)
     with pytest.raises(ConfigError, match=r"trainer.type: .*Points.generate gave \(64, 2\)"):
-        trainer.train()
+        check(trainer)
     assert trainer.progress.step == 0
 
 

@@ -235,7 +235,7 @@ def test_keys_of_ours_are_taken_where_they_fit(changed):
         ("trainer", [], "trainer: expected a section of keys"),
         ("arch", ..., "model: missing"),
         ("arch", 5, "model: expected a section of keys, found 5"),
-        ("name", "a/b", "name: 'a/b' is no name for a single folder"),
+        ("name", "..", "name: '..' is no name for a single folder"),
         ("metrics", "accuracy", "metrics: expected a list"),
     ],
 )
@@ -243,6 +243,14 @@ def test_what_the_format_knows_is_checked(changed, key, value, expected):
     with pytest.raises(ConfigError) as caught:
         changed(**{key: value})
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["CIFAR/ResNet32", "/CIFAR//ResNet32/", "CIFAR\\ResNet32"])
+def test_a_name_of_nested_folders_stands_for_one(changed, name):
+    config = changed(name=name)
+    assert config["name"] == "CIFAR_ResNet32"
+    assert f"name {name!r} is 'CIFAR_ResNet32' here, for one folder" in config.notes
+    assert not any("one folder" in note for note in changed().notes)
 
 
 def test_which_files_are_in_that_format(changed, write):

@@ -29,18 +29,22 @@ class Rule(NamedTuple):
     registry: str = ""
 
 
-def misfit(kind: str, named: Any, is_marked: bool) -> str:
+def misfit(kind: str, named: Any, is_marked: bool, is_likely: bool = True) -> str:
     """Return what a name leads to where that is not of its kind; "" where it is.
 
     Args:
         is_marked: its decorator, or its file, says that a function builds one.
+        is_likely: its name, or its file, says that it is of this kind; a loss or a metric may then
+            take the output alone.
     """
     rule = _RULES.get(kind)
     if isinstance(named, type):
         is_one = rule is not None and rule.fits(named)
+        if is_one and kind in CALLED_WITH and not (is_likely or _defines(named, "update")):
+            is_one = not _arity_fault(_called(named), len(CALLED_WITH[kind]), is_method=True)
         return "" if is_one else f"it is no {rule.words}" if rule else "it is a class, no function"
     if kind in CALLED_WITH:
-        return _function_fault(kind, named)
+        return _function_fault(kind, named, is_likely)
     if rule is None or (is_marked and callable(named)):
         return ""
     if not inspect.isroutine(named):
@@ -79,7 +83,8 @@ def _is_loader(cls: type) -> bool:
 
 
 def _is_sampler(cls: type) -> bool:
-    return _is(_SAMPLER)(cls) or (_is_loader(cls) and not _is(_LOADER)(cls))
+    is_order = _is_loader(cls) and not _is(_LOADER, _BASE_LOADER)(cls)
+    return _is(_SAMPLER)(cls) or _defines(cls, "draw") or is_order
 
 
 def _is_schedule(cls: type) -> bool:
@@ -89,8 +94,13 @@ def _is_schedule(cls: type) -> bool:
 
 def _is_loss(cls: type) -> bool:
     """Tell whether objects of a class are called with an output and a target."""
-    called = next((name for name in ("forward", "__call__") if _defines(cls, name)), "")
-    return bool(called) and not _arity_fault(getattr(cls, called), 2, is_method=True)
+    called = _called(cls)
+    return called is not None and not _arity_fault(called, 1, is_method=True)
+
+
+def _called(cls: type) -> Any:
+    name = next((each for each in ("forward", "__call__") if _defines(cls, each)), "")
+    return getattr(cls, name) if name else None
 
 
 def _is_metric(cls: type) -> bool:
@@ -102,14 +112,14 @@ _MODULE, _DATASET, _LOADER = (
     "torch.utils.data:Dataset",
     "torch.utils.data:DataLoader",
 )
-_SAMPLER = "torch.utils.data:Sampler"
+_SAMPLER, _BASE_LOADER = "torch.utils.data:Sampler", "base.base_data_loader:BaseDataLoader"
 _OPTIMIZER, _SCHEDULER = "torch.optim:Optimizer", "torch.optim.lr_scheduler:LRScheduler"
 _TRAINER, _CALLBACK = "base.base_trainer:BaseTrainer", "base.callbacks:Callback"
 _RULES = {
     "model": Rule(_is(_MODULE), "subclass of Module", "MODELS"),
     "dataset": Rule(_is(_DATASET), "subclass of torch's Dataset", "DATASETS"),
     "data_loader": Rule(_is_loader, "class with `__iter__`", "DATA_LOADERS"),
-    "sampler": Rule(_is_sampler, "class with `__iter__`", "SAMPLERS"),
+    "sampler": Rule(_is_sampler, "Sampler, nor class with `draw` or `__iter__`", "SAMPLERS"),
     "transform": Rule(
         lambda cls: _defines(cls, "__call__", "batch", "mix"),
         "class with `__call__`", "TRANSFORMS",
@@ -127,14 +137,15 @@ CALLED_WITH = {
 }  # fmt: skip
 
 
-def _function_fault(kind: str, named: Any) -> str:
+def _function_fault(kind: str, named: Any, is_likely: bool) -> str:
     """Return why a function, or an object like one, is not called with data of this kind."""
     if not callable(named):
         is_metric = kind == "metric" and hasattr(named, "compute")
         return "" if is_metric else f"it is a {type(named).__name__}"
     function = getattr(named, "forward", named)  # of a module that is built already
     with_what = f"a {kind} is called with ({', '.join(CALLED_WITH[kind])})"
-    if fault := _arity_fault(function, len(CALLED_WITH[kind])):
+    n_needed = 1 if is_likely else len(CALLED_WITH[kind])
+    if fault := _arity_fault(function, n_needed):
         return f"{fault}; {with_what}"
     hints, takes = _hints(function), _positional(function)
     first, returned = hints.get(takes[0]) if takes else None, hints.get("return")
@@ -147,17 +158,19 @@ def _function_fault(kind: str, named: Any) -> str:
 
 
 def _arity_fault(function: Any, n_needed: int, is_method: bool = False) -> str:
-    """Return what a function takes where it cannot be called with so many values by position.
+    """Return what a function takes where it cannot be called with so many values.
 
-    One that takes the whole batch by name needs no more.
+    Losses and metrics are given what their signature names: one that takes the batch, or takes all
+    by name alone, needs no more.
     """
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        parameters = list(inspect.signature(function).parameters.values())[is_method:]
     except (TypeError, ValueError):  # built in, and silent about it
         return ""
     is_open = any(each.kind is Parameter.VAR_POSITIONAL for each in parameters)
+    by_name = any(each.kind is Parameter.KEYWORD_ONLY for each in parameters)
     takes = _positional(function)[is_method:]
-    if is_open or len(takes) >= n_needed or "batch" in [each.name for each in parameters]:
+    if is_open or len(takes) >= n_needed or (by_name and not takes) or "batch" in takes:
         return ""
     return f"it takes {inspect.signature(function)}"
 

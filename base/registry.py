@@ -259,7 +259,7 @@ def _checked(kind: str, found: Definition) -> Any:
     is_marked = any(named is each for each in _REGISTERED.get(kind, {}).values())
     if kind in BUILDER_FILES and found.form != "import":
         is_marked |= bool(BUILDER_FILES[kind].fullmatch(found.file))
-    if fault := misfit(kind, named, is_marked):
+    if fault := misfit(kind, named, is_marked, found.likely_kind == kind):
         raise WrongKind(f"{found}: {found.attribute!r} cannot be a {kind}: {fault}")
     return named
 

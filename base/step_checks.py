@@ -11,7 +11,7 @@ from torch import Tensor
 
 from base.base_trainer import BaseTrainer
 from base.batch import cut, to_device
-from base.errors import ConfigError, KindlingError
+from base.errors import ConfigError, KindlingError, TrainingError
 from base.final_methods import final_names
 from base.loaders import missing_test_data
 from base.memory.trial import kept_weights, trial, try_step
@@ -93,12 +93,17 @@ def _plain_step(trainer: BaseTrainer) -> dict[str, Any] | None:
         batch = cut(batch, 0, min(N_SAMPLES, n_samples), n_samples)
     batch = to_device(batch, trainer.device)
     trainer.epoch_start.begin()
-    with trial(trainer), trainer.precision.autocast():
-        losses = trainer.compute_losses(trainer.forward(batch), batch)
-        values, minimised = weigh(trainer, losses)
+    try:
+        with trial(trainer), trainer.precision.autocast():
+            losses = trainer.compute_losses(trainer.forward(batch), batch)
+            values, minimised = weigh(trainer, losses)
+    except TrainingError:
+        if loader is trainer.train_loader:
+            raise
+        return None  # the classes or ids of validation data may be none of training
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     if trained and not _has_gradient(minimised):
-        shown = ", ".join(map(repr, losses))
+        shown = ", ".join(map(repr, losses)) if isinstance(losses, Mapping) else "the loss"
         text = f"no gradient reaches the model from {shown}: its value is not computed from the"
         text += " outputs in a differentiable way (argmax, round, detach, item and numpy are not)"
         raise ConfigError([trainer.config.problem(("loss",), text)])

@@ -205,7 +205,7 @@ class ReplayedLoader:
         """Iterate once more within a pass whose sampler gave fewer batches than its length."""
         if not self._is_filled:
             text = "%s ended after %d of the %d batches that its sampler's length tells: each pass"
-            log.warning(
+            log.info(
                 f"{text} is filled up from another", self._name, self._n_drawn, self._n_batches
             )
             self._is_filled = True

@@ -103,7 +103,7 @@ def _plain_step(trainer: BaseTrainer) -> dict[str, Any] | None:
         return None  # so few samples may be too few for a loss
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     if trained and not _has_gradient(minimised):
-        shown = ", ".join(map(repr, losses))
+        shown = ", ".join(map(repr, losses)) if isinstance(losses, Mapping) else "the loss"
         text = f"no gradient reaches the model from {shown}: its value is not computed from the"
         text += " outputs in a differentiable way (argmax, round, detach, item and numpy are not)"
         raise ConfigError([trainer.config.problem(("loss",), text)])

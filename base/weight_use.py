@@ -43,7 +43,7 @@ def noted_losses(trainer: BaseTrainer) -> Iterator[dict[str, Any]]:
 
     def compute_losses(outputs: Any, batch: Any) -> dict[str, Tensor]:
         losses = compute(outputs, batch)
-        noted.update(losses)
+        noted.update(losses if isinstance(losses, Mapping) else {"loss": losses})
         return losses
 
     attributes["compute_losses"] = compute_losses

@@ -240,6 +240,7 @@ def test_a_pass_whose_sampler_gives_fewer_than_it_says_is_filled_up(caplog):
         loader = DataLoader(range(12), batch_size=2, sampler=Identities(), drop_last=True)
         return [batch.tolist() for batch in as_batches(loader, 3).batches(first, count)]
 
+    caplog.set_level("INFO", "kindling")
     whole = batches(0, 12)  # two passes of six
     assert len(whole) == 12
     assert caplog.text.count("ended after 4 of the 6 batches") == 1

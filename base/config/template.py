@@ -49,6 +49,7 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
             extra |= {name: items} if any(own_items) else {}
 
     notes += [f"read by nothing: {', '.join(unread)}"] if unread else []
+    notes += [note for name in extra for note in _near_misses(name, root.value.get(name, root))]
     name = root.value.get("name", root).value
     if isinstance(name, str) and name != _one_folder(name):
         notes.append(f"name {name!r} is {_one_folder(name)!r} here, for one folder")
@@ -100,6 +101,18 @@ def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Nod
         else:
             taken[name] = child
     return taken, own
+
+
+def _near_misses(name: str, node: Node) -> list[str]:
+    """Say why a section that looks like one of ours is the user's own."""
+    kind = ROOT.keys[name].kind if name in _OURS else None
+    is_alike = isinstance(node.value, dict) and not node.value.keys().isdisjoint(
+        getattr(kind, "keys", ())
+    )
+    problems: list[Problem] = []
+    if is_alike:
+        ROOT.check_entry(name, node, (name,), Run(problems, references=True))
+    return [f"{name} is not used as Kindling's section of this name: {p}" for p in problems]
 
 
 def _is_section(name: str, node: Node) -> bool:

@@ -254,7 +254,7 @@ def test_a_test_at_the_end_needs_test_data(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(DATA_LOADERS.registered, "bare", bare)
     section = "data_loader={type: bare, args: {batch_size: 4, validation_split: 4}}"
     plain = CONFIG[: CONFIG.index("data_loader:")] + CONFIG[CONFIG.index("optimizer:") :]
-    with pytest.raises(ConfigError, match="add a test_data_loader section"):
+    with pytest.raises(ConfigError, match="add a `test_data_loader` section"):
         check(make("trainer.test=true", section, text=plain))
 
 

@@ -274,3 +274,13 @@ def test_a_config_of_ours_can_inherit_one_of_theirs(changed, write):
     assert (config["trainer"]["epochs"], config["trainer"]["save_every"]) == (3, "2 epochs")
     assert config.extra == {"mine": 2}
     assert config.is_template
+
+
+def test_a_section_that_is_nearly_ours_says_what_keeps_it_from_use(tmp_path):
+    old = {**ORIGINAL, "batch": {"inputs": [0], "idz": True}, "memory": {"size": 3}}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    config = load_config(tmp_path / "config.json")
+    assert config.extra["batch"] == {"inputs": [0], "idz": True}
+    (note,) = [each for each in config.notes if each.startswith("batch is not used")]
+    assert "batch.idz: unknown key; did you mean 'ids'?" in note
+    assert not [each for each in config.notes if each.startswith("memory")]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from base.errors import ConfigError
 from base.files import read_file
-from base.imported_names import imported_names
+from base.imported_names import imported_names, top_level
 from base.shipped import FOLDERS, is_shipped
 
 # What the last word of a base class, or else a file's path, says about the kind of what it holds.
@@ -59,6 +59,7 @@ class Definition(NamedTuple):
     registry: str = ""  # MODELS, where a decorator gave the name
     is_shipped: bool = False  # its file came with Kindling and is unchanged
     first_for: str = ""  # the kind for which it counts before others of its name
+    imported_by: tuple[str, ...] = ()  # other files of its folder
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -120,7 +121,7 @@ def scan(folder: str) -> tuple[list[Definition], list[str]]:
             broken.append(f"{file.as_posix()} ({error})")
             continue
         came_with_us = is_shipped(file.as_posix(), content)
-        for node in tree.body:
+        for node in top_level(tree):
             for each in _definitions(node, file):
                 # As in Python, the last one counts.
                 definitions[each.file, each.name] = each._replace(is_shipped=came_with_us)
@@ -130,7 +131,8 @@ def scan(folder: str) -> tuple[list[Definition], list[str]]:
     for each in imported:
         known = definitions.get((each.file, each.name), each)
         definitions[each.file, each.name] = known._replace(
-            first_for=known.first_for or each.first_for
+            first_for=known.first_for or each.first_for,
+            imported_by=(*known.imported_by, *each.imported_by),
         )
     return list(definitions.values()), broken
 
@@ -156,7 +158,7 @@ def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
 def _of_packages(tree: ast.Module, file: Path) -> Iterator[Definition]:
     """Yield what a file imports by name from installed packages, to be read off that file."""
     path, first_for = file.as_posix(), _FIRST.get(file.as_posix(), "")
-    for node in tree.body:
+    for node in top_level(tree):
         if isinstance(node, ast.ImportFrom) and _is_installed(node):
             kind = _likely_kind(node, file)
             for name in (alias.asname or alias.name for alias in node.names):
@@ -178,7 +180,9 @@ def _imported_definitions(tree: ast.Module, file: Path) -> Iterator[Definition]:
         for each in _definitions(found.node, found.file):
             if each.attribute == found.attribute and not each.registry:
                 kind, first_for = _likely_kind(found.node, file), _FIRST.get(file.as_posix(), "")
-                yield each._replace(name=found.name, likely_kind=kind, first_for=first_for)
+                each = each._replace(name=found.name, likely_kind=kind, first_for=first_for)
+                is_near = found.file.parts[0] == file.parts[0]
+                yield each._replace(imported_by=(file.as_posix(),) if is_near else ())
 
 
 def _decorated_names(node: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str, str]]:

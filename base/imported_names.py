@@ -7,6 +7,7 @@ did for pytorch-template, which read the attributes of that file. Nothing is imp
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from base.files import read_file
 
 ENGINE = ("base", "logger")
+_FOR_OTHERS = re.compile("__name__|TYPE_CHECKING")  # what scripts and type checkers see
 
 
 class Imported(NamedTuple):
@@ -23,6 +25,23 @@ class Imported(NamedTuple):
     attribute: str
     file: Path  # that defines it, relative to the project's root
     node: ast.stmt
+
+
+def top_level(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Yield the statements that run on import, those within `try`, `with` and `if` as well."""
+    return _within(tree.body)
+
+
+def _within(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for node in body:
+        yield node
+        if isinstance(node, ast.If) and _FOR_OTHERS.search(ast.unparse(node.test)):
+            continue
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            for part in ("body", "handlers", "orelse", "finalbody"):
+                for inner in getattr(node, part, []):
+                    is_handler = isinstance(inner, ast.ExceptHandler)
+                    yield from _within(inner.body if is_handler else [inner])
 
 
 def imported_names(tree: ast.Module, file: Path, root: Path) -> Iterator[Imported]:
@@ -37,7 +56,7 @@ def imported_names(tree: ast.Module, file: Path, root: Path) -> Iterator[Importe
 def _imports(
     tree: ast.Module, file: Path, root: Path, seen: tuple[Path, ...]
 ) -> Iterator[Imported]:
-    for node in tree.body:
+    for node in top_level(tree):
         if not isinstance(node, ast.ImportFrom):
             continue
         source = _source(node, file, root)
@@ -58,7 +77,7 @@ def _offered(file: Path, root: Path, seen: tuple[Path, ...]) -> dict[str, Import
     except (SyntaxError, ValueError, RecursionError, OSError):
         return {}
     offered = {each.name: each for each in _imports(tree, file, root, seen)}
-    for node in tree.body:
+    for node in top_level(tree):
         for name in _defined(node):
             offered[name] = Imported(name, name, file, node)
     return offered

@@ -45,7 +45,8 @@ def misfit(kind: str, named: Any, is_marked: bool, is_likely: bool = True) -> st
         return "" if is_one else f"it is no {rule.words}" if rule else "it is a class, no function"
     if kind in CALLED_WITH:
         return _function_fault(kind, named, is_likely)
-    if rule is None or (is_marked and callable(named)):
+    is_made = rule is not None and not inspect.isroutine(named) and rule.fits(type(named))
+    if rule is None or (is_marked and callable(named) and not is_made):
         return ""
     if not inspect.isroutine(named):
         return f"it is a {type(named).__name__}, no class"

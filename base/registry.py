@@ -42,11 +42,11 @@ class Kind(NamedTuple):
 
 _CLASS, _ANY = ("class",), ("class", "function", "value")
 _KINDS = {
-    "model": Kind(("model",), parent="torch.nn:Module"),
+    "model": Kind(("model",), _ANY, parent="torch.nn:Module"),
     "init": Kind(("model",), ("function",)),
     "loss": Kind(("model",), _ANY),
     "metric": Kind(("model",), _ANY),
-    "data_loader": Kind(("data_loader",)),
+    "data_loader": Kind(("data_loader",), _ANY),
     "dataset": Kind(("data_loader",)),
     "transform": Kind(("data_loader",)),
     "sampler": Kind(("data_loader",)),
@@ -57,7 +57,7 @@ _KINDS = {
     "function": Kind(FOLDERS, ("function", "value")),  # lr_lambda, collate_fn
 }
 # Where pytorch-template's train.py looks for what builds a model or a loader: as there, a function
-# in such a file needs no decorator.
+# in such a file, or imported there from a neighbour, needs no decorator.
 BUILDER_FILES = {
     "model": re.compile(r"model/(.*/)?(models?|__init__)\.py"),
     "data_loader": re.compile(r"data_loader/(.*/)?(data_?loaders?|__init__)\.py"),
@@ -258,7 +258,8 @@ def _checked(kind: str, found: Definition) -> Any:
             raise NameFault(f"{found}: {text}")
     is_marked = any(named is each for each in _REGISTERED.get(kind, {}).values())
     if kind in BUILDER_FILES and found.form != "import":
-        is_marked |= bool(BUILDER_FILES[kind].fullmatch(found.file))
+        files = [found.file] if found.is_shipped else [found.file, *found.imported_by]
+        is_marked |= any(BUILDER_FILES[kind].fullmatch(file) for file in files)
     if fault := misfit(kind, named, is_marked, found.likely_kind == kind):
         raise WrongKind(f"{found}: {found.attribute!r} cannot be a {kind}: {fault}")
     return named

@@ -7,6 +7,7 @@ import pytest
 from torch import nn
 
 from base import registry
+from base.names import build
 from base.registry import NameFault, UnknownName, find, listed, set_project_root
 
 Write = Callable[[dict[str, str]], Path]
@@ -47,6 +48,77 @@ def test_a_function_that_is_imported_builds_nothing_unless_decorated(
     for kind in ("model", "data_loader", "dataset"):
         with pytest.raises(NameFault, match="it is a function"):
             find(kind, line.split()[-1])
+
+
+BUILDERS = """
+import functools
+from torch import nn
+def made(n=2): return nn.Linear(n, n)
+bound = functools.partial(nn.Linear, 2)
+short = lambda n=2: nn.Linear(n, n)
+Linear2 = nn.Linear
+"""
+
+
+@pytest.mark.parametrize(
+    "line", ["from .nets import *", "from model.nets import made, bound, short, Linear2", BUILDERS]
+)
+def test_what_builds_a_model_needs_no_decorator_where_pytorch_template_looks(
+    project: Write, line: str
+) -> None:
+    """As `getattr(module_arch, name)(**args)` finds it: in model.py, or in a file beside it."""
+    project({"model/model.py": line, "model/nets.py": BUILDERS})
+    for name, args in (
+        ("made", {"n": 3}),
+        ("bound", {"out_features": 3}),
+        ("short", {"n": 3}),
+        ("Linear2", {"in_features": 3, "out_features": 3}),
+    ):
+        built = build("model", {"type": name, "args": args})
+        assert (type(built), built.out_features) == (nn.Linear, 3)
+
+
+def test_what_builds_a_model_in_another_file_is_not_called(project: Write) -> None:
+    project({"model/model.py": "import model.nets", "model/nets.py": BUILDERS})
+    for name in ("made", "short"):
+        with pytest.raises(NameFault, match="it is a function, no subclass of Module"):
+            find("model", name)
+
+
+def test_a_loader_that_a_function_of_a_neighbour_builds_is_found(project: Write) -> None:
+    lines = (
+        "from torch.utils.data import DataLoader\ndef get_loader(n): return DataLoader(range(n))"
+    )
+    project({"data_loader/data_loaders.py": "from .mnist import *", "data_loader/mnist.py": lines})
+    assert len(build("data_loader", {"type": "get_loader", "args": {"n": 5}})) == 5
+
+
+def test_a_model_that_is_built_already_is_no_builder(project: Write) -> None:
+    project({"model/model.py": "from torch import nn\nnet = nn.Linear(2, 2)"})
+    with pytest.raises(NameFault, match="it is a Linear, no class"):
+        find("model", "net")
+
+
+@pytest.mark.parametrize("where", ["model/loss.py", "losses.py"])
+def test_definitions_within_try_and_if_are_found(project: Write, where: str) -> None:
+    """As of projects that use a package where it is installed."""
+    text = """
+import torch
+try:
+    import not_installed
+    def fast(output, target): return "installed"
+except ImportError:
+    def fast(output, target): return "own"
+if torch.__version__:
+    with torch.no_grad():
+        def nested(output, target): return "nested"
+if __name__ == "__main__":
+    def script(output, target): return "script"
+"""
+    project({"model/loss.py": "from losses import *", where: text})
+    assert [find("loss", name)(0, 0) for name in ("fast", "nested")] == ["own", "nested"]
+    with pytest.raises(NameFault, match="there is no loss 'script'"):
+        find("loss", "script")
 
 
 def test_files_that_import_each_other_end(project: Write) -> None:

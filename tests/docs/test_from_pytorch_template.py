@@ -96,9 +96,9 @@ def columns(run: Path) -> set[str]:
 def test_each_need_has_a_before_and_an_after() -> None:
     trainers, scripts = re.split(r"^## \d\. ", PAGE.read_text(), flags=re.MULTILINE)[4:6]
     needs, cases = trainers.split("\n### Need ")[1:], scripts.split("\n### ")[1:]
-    assert [need.split(":")[0] for need in needs] == [str(number) for number in range(1, 13)]
+    assert [need.split(":")[0] for need in needs] == [str(number) for number in range(1, 14)]
     for case in needs + [case for case in cases if not case.startswith("Two definitions")]:
-        assert case.count("# before") == 1
+        assert case.count("# before") == 1 + case.count("\n#### ")
         assert re.search(r"^# config/", case, re.MULTILINE)
 
 
@@ -139,6 +139,9 @@ ADDED = {  # what each after logs, beside train/loss and valid/loss
     "tested": {"train/accuracy", "valid/accuracy"},
     "centre": {"train/class", "train/spread", "valid/class", "valid/spread"},
     "centre_loss": {"train/class", "train/centre", "valid/class", "valid/centre"},
+    "two_optimizers": {"train/class", "train/centre", "valid/class", "valid/centre", "lr/network"}
+    | {"lr/centres"},
+    "two_loaders": {"train/class", "train/consistency"},
     "loss_terms": {"train/class", "train/size", "valid/class", "valid/size"},
     "regularised": {f"{part}/{name}" for part in ("train", "valid") for name in NAMED},
     "visible": {"train/visible_error", "valid/visible_error"},
@@ -183,6 +186,16 @@ def test_state_that_is_registered_is_saved_and_resumed(project: Project) -> None
     states = [read(CheckpointStore(each / "checkpoints").newest()) for each in (unbroken, run)]
     assert torch.equal(states[0]["centre"]["value"], states[1]["centre"]["value"])
     assert column(run, "train/spread") == column(unbroken, "train/spread")
+
+
+def test_a_second_loader_continues_where_it_was(project: Project) -> None:
+    steps = ["-c", "config/two_loaders.yaml", "--set", "trainer.epochs=null"]  # 12 in two epochs
+    whole = project.train(*steps, "trainer.steps=16", "--name", "whole")
+    project.train(*steps, "trainer.steps=11", "--name", "cut")
+    run = project.train("-r", *steps, "trainer.steps=16", "--name", "cut")
+    states = [read(CheckpointStore(each / "checkpoints").newest()) for each in (whole, run)]
+    assert [state["unlabelled"] for state in states] == [{"position": 16}] * 2
+    assert all(torch.equal(states[0]["model"][k], v) for k, v in states[1]["model"].items())
 
 
 # --- Numbers of the afters, held against what the befores compute --------------------------------

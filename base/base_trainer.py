@@ -17,6 +17,7 @@ from base.capture import Capture
 from base.checkpoint import CheckpointStore
 from base.clock import Clock
 from base.data_arguments import takes_batch
+from base.endless_batches import warn_of_iterators
 from base.epoch_rows import EpochRows
 from base.epoch_start import EpochStart
 from base.errors import ConfigError, Problem
@@ -382,6 +383,7 @@ class BaseTrainer:
         if is_made and self.progress.step == self.progress.skipped + 1:
             check_watched(self, "train", summarise("train", self.meters, self._phase_metrics))
             warn_unweighted(self)
+            warn_of_iterators(self)
         if self.signals.stop:
             raise StopRequested
 

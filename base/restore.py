@@ -16,7 +16,7 @@ Groups: TypeAlias = Sequence[Mapping[str, Any]]
 COMPARED = (nn.Module, torch.optim.Optimizer)
 MAX_ROWS = 12  # of a table in a message
 ABSENT: tuple[str, frozenset[str]] = ("-", frozenset())
-OPTIONAL = ("bad_samples", "epoch_rows", "epoch_start", "train_sampler")
+OPTIONAL = ("bad_samples", "epoch_rows", "epoch_start", "loss_attributes", "train_sampler")
 """Parts that may be missing: not in use, which may change, or unknown to an earlier version."""
 EXTRA = "_extra_state"  # ends the keys where modules keep what is no tensor
 

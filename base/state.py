@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from base.loss_attributes import LossAttributes
 from base.plateau import split_rule
 from base.seeding import capture_random_state, restore_random_state
 
@@ -96,6 +97,7 @@ def parts_with_state(trainer: BaseTrainer) -> dict[str, Any]:
         "schedule": trainer.schedules,
         "scaler": {name: stepper.scaler for name, stepper in trainer.steppers.items()},
         "loss": {name: loss for name, loss in trainer.losses.items() if loss.has_state},
+        "loss_attributes": LossAttributes(trainer.experiment.all_losses, trainer.device),
         "metric": trainer.metrics,
         "callback": trainer.callbacks,
         "ema": {} if trainer.ema is None else trainer.ema,

@@ -184,7 +184,10 @@ def choose_stepper(steppers: Mapping[str, Stepper], name: str | None) -> Stepper
     known = ", ".join(steppers)
     if name is None:
         text = "there are several optimizers: `self.backward(loss, only=NAME)` and"
-        raise TrainingError(f"{text} `self.update(NAME)` say which of the networks: {known}")
+        text += (
+            f" `self.update(NAME)` say which of the networks: {known}; a loss that trains several"
+        )
+        raise TrainingError(f"{text} has a pass for each, all but the last with retain_graph=True")
     if name not in steppers:
         text = f"there is no optimizer {name!r}{nearest(name, steppers)}"
         raise TrainingError(f"{text}; there are {known}")

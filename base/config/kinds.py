@@ -121,10 +121,16 @@ class Section(Kind):
         if kind is None:
             meant = self.meant_by(name) if self.meant_by else ""
             near = f"; did you mean {meant!r}?" if meant else run.near(name, self.keys)
-            run.problem(child, keys, f"unknown key{near}")
+            run.problem(child, keys, f"unknown key{near or self._place_of_own()}")
             return child
         is_off = key and key.default is None and child.value is None
         return child if is_off else kind.check(child, keys, run)
+
+    def _place_of_own(self) -> str:
+        """Say where keys go that are the user's own, in a section that has such a place."""
+        if "extra" in self.keys:
+            return "; keys of your own go under `extra`"
+        return "; arguments go under `args`" if "args" in self.keys else ""
 
     def json_schema(self) -> dict[str, Any]:
         properties = {name: key.json_schema() for name, key in self.keys.items()}

@@ -107,7 +107,10 @@ def test_arch_is_another_name_for_model(load, faults):
     [
         ("trainer: {epohcs: 1}", "6:11: trainer.epohcs: unknown key; did you mean 'epochs'?"),
         ("sede: 1", "6:1: sede: unknown key; did you mean 'seed'?"),
-        ("zzz: 1", "6:1: zzz: unknown key"),
+        ("zzz: 1", "6:1: zzz: unknown key; keys of your own go under `extra`"),
+        ("trainer: {drw: 1}", "trainer.drw: unknown key; arguments go under `args`"),
+        ("metrics: [{type: a, k: 1}]", "metrics.0.k: unknown key; arguments go under `args`"),
+        ("memory: {drw: 1}", "6:10: memory.drw: unknown key"),
         ("memory: {precison: bf16}", "6:10: memory.precison: unknown key; did you mean"),
         ("memory: {precision: bf61}", "memory.precision: expected one of fp32, tf32, bf16, fp16"),
         ("memory: {precision: bf61}", "found the text 'bf61'; did you mean 'bf16'?"),

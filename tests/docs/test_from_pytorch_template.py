@@ -96,9 +96,9 @@ def columns(run: Path) -> set[str]:
 def test_each_need_has_a_before_and_an_after() -> None:
     trainers, scripts = re.split(r"^## \d\. ", PAGE.read_text(), flags=re.MULTILINE)[4:6]
     needs, cases = trainers.split("\n### Need ")[1:], scripts.split("\n### ")[1:]
-    assert [need.split(":")[0] for need in needs] == [str(number) for number in range(1, 13)]
+    assert [need.split(":")[0] for need in needs] == [str(number) for number in range(1, 14)]
     for case in needs + [case for case in cases if not case.startswith("Two definitions")]:
-        assert case.count("# before") == 1
+        assert case.count("# before") == 1 + case.count("\n#### ")
         assert re.search(r"^# config/", case, re.MULTILINE)
 
 
@@ -139,6 +139,9 @@ ADDED = {  # what each after logs, beside train/loss and valid/loss
     "tested": {"train/accuracy", "valid/accuracy"},
     "centre": {"train/class", "train/spread", "valid/class", "valid/spread"},
     "centre_loss": {"train/class", "train/centre", "valid/class", "valid/centre"},
+    "two_optimizers": {"train/class", "train/centre", "valid/class", "valid/centre", "lr/network"}
+    | {"lr/centres"},
+    "two_loaders": {"train/class", "train/consistency"},
     "loss_terms": {"train/class", "train/size", "valid/class", "valid/size"},
     "regularised": {f"{part}/{name}" for part in ("train", "valid") for name in NAMED},
     "visible": {"train/visible_error", "valid/visible_error"},
@@ -183,6 +186,70 @@ def test_state_that_is_registered_is_saved_and_resumed(project: Project) -> None
     states = [read(CheckpointStore(each / "checkpoints").newest()) for each in (unbroken, run)]
     assert torch.equal(states[0]["centre"]["value"], states[1]["centre"]["value"])
     assert column(run, "train/spread") == column(unbroken, "train/spread")
+
+
+def test_a_second_loader_continues_where_it_was(project: Project) -> None:
+    steps = ["-c", "config/two_loaders.yaml", "--set", "trainer.epochs=null"]  # 12 in two epochs
+    whole = project.train(*steps, "trainer.steps=16", "--name", "whole")
+    project.train(*steps, "trainer.steps=11", "--name", "cut")
+    run = project.train("-r", *steps, "trainer.steps=16", "--name", "cut")
+    states = [read(CheckpointStore(each / "checkpoints").newest()) for each in (whole, run)]
+    assert [state["unlabelled"] for state in states] == [{"position": 16}] * 2
+    assert all(torch.equal(states[0]["model"][k], v) for k, v in states[1]["model"].items())
+
+
+def test_what_a_loss_keeps_by_sample_continues_within_an_epoch(project: Project) -> None:
+    source = """
+        import torch
+        from torch import nn
+        from torch.nn import functional as F
+
+        class RunningTargets(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.target = torch.zeros(150, 3)
+
+            def forward(self, output, label, ids):
+                if self.training_now(output):
+                    self.target[ids] = 0.3 * self.target[ids] + 0.7 * output.detach().softmax(1)
+                agreement = (self.target[ids] * output.softmax(1)).sum(1)
+                return F.cross_entropy(output, label) + (1.01 - agreement).log().mean()
+
+            def training_now(self, output):
+                return output.requires_grad
+    """
+    Path("model/running_targets.py").write_text(textwrap.dedent(source))
+    set_project_root(project_root())  # looks again at what is there
+    steps = ["-c", "config/port.yaml", "--set", "name=kept", "trainer.epochs=null"]
+    steps += ["loss=RunningTargets", "batch={ids: true}"]
+    whole = project.train(*steps, "trainer.steps=20", "--name", "whole_targets")
+    project.train(*steps, "trainer.steps=12", "--name", "cut_targets")
+    run = project.train("-r", *steps, "trainer.steps=20", "--name", "cut_targets")
+    states = [read(CheckpointStore(each / "checkpoints").newest()) for each in (whole, run)]
+    targets = [state["loss_attributes"]["RunningTargets"]["target"] for state in states]
+    assert torch.equal(*targets)
+    assert (targets[0].sum(1) > 0).sum() == 120  # all that are trained on, none that validate
+    assert all(torch.equal(states[0]["model"][k], v) for k, v in states[1]["model"].items())
+
+
+def test_an_iterator_of_a_trainer_is_warned_of(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = """
+        from itertools import cycle
+        from trainer.two_loaders_trainer import TwoLoadersTrainer
+
+        class CyclingTrainer(TwoLoadersTrainer):
+            def __init__(self, experiment):
+                super().__init__(experiment)
+                self.others = cycle([1, 2])
+    """
+    Path("trainer/cycling.py").write_text(textwrap.dedent(source))
+    set_project_root(project_root())  # looks again at what is there
+    project.train("-c", "config/two_loaders.yaml", "--set", "trainer.type=CyclingTrainer")
+    warned = [line for line in capsys.readouterr().err.splitlines() if "is an iterator" in line]
+    assert len(warned) == 1
+    assert "CyclingTrainer.others" in warned[0]
 
 
 # --- Numbers of the afters, held against what the befores compute --------------------------------
@@ -286,6 +353,20 @@ def test_arguments_come_from_the_loader(project: Project) -> None:
     targets = torch.tensor([int(target) for _, target in experiment.train_loader.dataset])
     weight = experiment.losses["BalancedLoss"].function.weight
     assert torch.equal(weight, 1 / torch.bincount(targets).float())
+
+
+def test_class_weights_count_in_the_mean_of_an_epoch(project: Project) -> None:
+    run = project.train("-c", "config/balanced.yaml")
+    experiment = experiment_of("config/balanced.yaml")
+    state = read(CheckpointStore(run / "checkpoints").newest())["model"]
+    experiment.model.load_state_dict(state)
+    loader = experiment.valid_loader
+    signals, targets = map(torch.cat, zip(*loader.batches(0, len(loader)), strict=True))
+    with torch.no_grad():
+        output = experiment.model.eval()(signals)
+    weight = experiment.losses["ExactBalancedLoss"].function.weight
+    expected = torch.nn.functional.cross_entropy(output, targets, weight).item()
+    assert column(run, "valid/loss")[-1] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_whole_config_is_given(project: Project) -> None:

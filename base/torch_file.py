@@ -25,7 +25,7 @@ from base.errors import CheckpointError
 MAX_DEPTH = 64
 MAX_REPEATS = 1 << 22  # of items that a pickle writes once and puts in many places
 MEMBERS = re.compile(
-    r"[^/\\]+/(data\.pkl|data/\d+|version|byteorder|\.format_version|\.storage_alignment"
+    r"[^/\\]+/(data\.pkl|data/[0-9]+|version|byteorder|\.format_version|\.storage_alignment"
     r"|\.data/serialization_id)"
 )
 ARCHIVE = b"PK\x03\x04"

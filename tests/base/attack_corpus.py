@@ -281,6 +281,9 @@ def corpus(sentinel: Path) -> dict[str, Callable[[], bytes]]:
         "pickle of another case": lambda: zipped(tensor(1, 1, 1), archive__data__0=one).replace(
             b"data.pkl", b"DATA.PKL"
         ),
+        "digit of another script": lambda: zipped(
+            tensor(1, 1, 1), archive__data__0=one, **{"archive__data__\u0661": one}
+        ),
         "second folder": lambda: zipped(b"\x80\x02}.", **{"other__data.pkl": saved(evil)}),
         "member of no name": lambda: zipped(b"\x80\x02}.", archive__other=b"x"),
         "second directory": lambda: two_directories(),

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
     setup_logging(None, config["trainer"]["verbosity"])
     # Errors say where in the file; nothing is written before the run begins.
-    with config.placed(), deferred_files() as files:
+    with config.placed(), deferred_files(options.dry_run) as files:
         check_names(config)
         device = choose_device(options.device or config["device"])
         make_repeatable(config)

@@ -15,9 +15,14 @@ from pathlib import Path
 
 
 class DeferredFiles:
-    """The files that wait for a run to begin, and temporary folders until then."""
+    """The files that wait for a run to begin, and temporary folders until then.
 
-    def __init__(self) -> None:
+    Args:
+        is_trial: no run will begin, as in a dry run.
+    """
+
+    def __init__(self, is_trial: bool = False) -> None:
+        self.is_trial = is_trial
         self.waiting: list[Callable[[], object]] = []
         self.is_running = False
         self._temporary = ExitStack()
@@ -47,9 +52,9 @@ _CURRENT: ContextVar[DeferredFiles | None] = ContextVar("deferred files", defaul
 
 
 @contextmanager
-def deferred_files() -> Iterator[DeferredFiles]:
+def deferred_files(is_trial: bool = False) -> Iterator[DeferredFiles]:
     """Let files wait, in this block, until its value is asked to write them."""
-    files, before = DeferredFiles(), _compiler_folders()
+    files, before = DeferredFiles(is_trial), _compiler_folders()
     token = _CURRENT.set(files)
     try:
         yield files

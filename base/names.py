@@ -36,6 +36,7 @@ from base.signatures import (
     takes_modules,
     value_fault,
 )
+from base.trial_downloads import is_from, trial_weights, with_trial_root
 
 Keys = tuple[str | int, ...]
 Section = Mapping[str, Any]
@@ -95,8 +96,8 @@ def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> A
         args[name] = _as_annotated(parameter, _composed(kind, name, made))
     named = conv_class(named, args) if kind == "model" else named
     try:
-        with _only_weights(named):
-            made = _call(kind, named, args, injected)
+        with _only_weights(named), trial_weights(named):
+            made = _call(kind, named, with_trial_root(named, args), injected)
     except Exception as error:
         if isinstance(error, KindlingError) or _is_fault_of_code(error):
             raise
@@ -300,7 +301,7 @@ def _only_weights(named: Any) -> Iterator[None]:
     Its ``weights`` are a file that torchvision has downloaded once, and loads without this check.
     """
     before = os.environ.get(WEIGHTS_ONLY)
-    if not (getattr(named, "__module__", None) or "").startswith("torchvision.models"):
+    if not is_from(named, "models"):
         yield
         return
     os.environ[WEIGHTS_ONLY] = "1"

@@ -7,11 +7,15 @@ training data to know it, and a run that is resumed keeps it.
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,7 @@ from torch import Tensor, nn
 
 from base.config import Config
 from base.config.references import LOADERS, WHOLE, has_reference
-from base.discovery import describe_error
+from base.discovery import describe_error, project_root
 from base.errors import ConfigError, KindlingError, Problem, nearest
 from base.names import check_section
 from base.stored_values import NotPlainError, from_json, to_json
@@ -154,6 +158,9 @@ class References:
                 text = f"${{{thing}.{path}}}: {done}, a {type(found).__name__}, {error.args[0]}"
                 raise ConfigError([self.config.problem(keys, text)]) from error
             done = f"{done}.{word}"
+            if fault := _foreign(found):
+                text = f"${{{thing}.{path}}}: {done} is {fault}"
+                raise ConfigError([self.config.problem(keys, text)])
         return found
 
 
@@ -194,6 +201,23 @@ def _attribute(thing: Any, word: str) -> Any:
     more = ", ..." if len(known) > MOST_NAMES else ""
     there = f" (it has {', '.join(known[:MOST_NAMES])}{more})" if known else ""
     raise LookupError(f"has no {word!r}{nearest(word, (*known, *_OF_A_SECTION))}{there}")
+
+
+def _foreign(value: Any) -> str:
+    """Return what a value is that a config must not reach: a module, or a function of a library.
+
+    Such as ``unlink`` of a path, given to what calls it with each batch.
+    """
+    if isinstance(value, ModuleType):
+        return f"the module {value.__name__}"
+    if not inspect.isroutine(value):
+        return ""
+    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    file = Path(getattr(module, "__file__", None) or "")
+    if file.is_relative_to(project_root()) and "site-packages" not in file.parts:
+        return ""
+    name = getattr(value, "__qualname__", repr(value))
+    return f"{name}, a function of a library: write one of your own that calls it"
 
 
 def attributes(thing: Any) -> list[str]:

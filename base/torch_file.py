@@ -25,7 +25,7 @@ from base.errors import CheckpointError
 MAX_DEPTH = 64
 MAX_REPEATS = 1 << 22  # of items that a pickle writes once and puts in many places
 MEMBERS = re.compile(
-    r"[^/\\]+/(data\.pkl|data/\d+|version|byteorder|\.format_version|\.storage_alignment"
+    r"[^/\\]+/(data\.pkl|data/[0-9]+|version|byteorder|\.format_version|\.storage_alignment"
     r"|\.data/serialization_id)"
 )
 ARCHIVE = b"PK\x03\x04"
@@ -232,6 +232,8 @@ def _check_tensor(tensor: Tensor, storages: dict[int, int]) -> None:
         text = f"a tensor in it is {odd[0]}" if odd else "a tensor in it has methods of its own"
         raise CheckpointError(f"refused: {text}")
     if tensor.layout is not torch.strided:
+        for part in _parts(tensor):
+            _check_tensor(part, storages)
         return
     storage = tensor.untyped_storage()
     storages[storage.data_ptr()] = storage.nbytes()
@@ -241,6 +243,15 @@ def _check_tensor(tensor: Tensor, storages: dict[int, int]) -> None:
             f"refused: {text} has {storage.nbytes()} bytes; save its `.contiguous()` where it is "
             "yours"
         )
+
+
+def _parts(tensor: Tensor) -> Sequence[Tensor]:
+    """Return the indices and the values of a sparse tensor."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    is_of_rows = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    names = ("crow_indices", "col_indices") if is_of_rows else ("ccol_indices", "row_indices")
+    return [getattr(tensor, name)() for name in (*names, "values")]
 
 
 def _stranger(start: bytes) -> str:

@@ -101,6 +101,20 @@ def tensor(
     return b"\x80\x02}" + text("a") + rebuild + b"(" + storage + arguments + b"tRs."
 
 
+def sparse(count: int) -> bytes:
+    """Return the pickle of a sparse tensor whose indices and values repeat one number each."""
+    indices = tensor(1, count, 0, kind="Long")[:-2].partition(text("a"))[2]
+    shape, strides = number(count) + b"\x85", number(0) + b"\x85"
+    indices = indices.replace(shape, number(1) + number(count) + b"\x86")
+    indices = indices.replace(strides, number(0) + number(0) + b"\x86")
+    values = tensor(1, count, 0)[:-2].partition(text("a"))[2].replace(text("0"), text("1"))
+    layout = called(Global("torch.serialization", "_get_layout"), text("torch.sparse_coo"))
+    layout = layout[:-2].partition(text("a"))[2]
+    parts = b"(" + indices + values + number(1) + b"\x85" + b"\x89t"
+    rebuild = Global("torch._utils", "_rebuild_sparse_tensor").code
+    return b"\x80\x02}" + text("a") + rebuild + layout + parts + b"\x86Rs."
+
+
 def unfolding(levels: int = 50) -> bytes:
     """Return the code of dicts of which each has the last one twice; without a pickle's ends."""
     made = b"}q\x00"
@@ -267,6 +281,9 @@ def corpus(sentinel: Path) -> dict[str, Callable[[], bytes]]:
         "pickle of another case": lambda: zipped(tensor(1, 1, 1), archive__data__0=one).replace(
             b"data.pkl", b"DATA.PKL"
         ),
+        "digit of another script": lambda: zipped(
+            tensor(1, 1, 1), archive__data__0=one, **{"archive__data__\u0661": one}
+        ),
         "second folder": lambda: zipped(b"\x80\x02}.", **{"other__data.pkl": saved(evil)}),
         "member of no name": lambda: zipped(b"\x80\x02}.", archive__other=b"x"),
         "second directory": lambda: two_directories(),
@@ -300,6 +317,9 @@ def corpus(sentinel: Path) -> dict[str, Callable[[], bytes]]:
         ),
         "declared too large": lambda: zipped(tensor(BIG, BIG, 1), archive__data__0=one),
         "stride 0": lambda: zipped(tensor(1, BIG, 0), archive__data__0=one),
+        "sparse of stride 0": lambda: zipped(
+            sparse(10**6), archive__data__0=bytes(8), archive__data__1=one
+        ),
         "beyond its storage": lambda: zipped(tensor(1, 1, 1, offset=1 << 40), archive__data__0=one),
         "stride beyond": lambda: zipped(tensor(2, 2, 1 << 60), archive__data__0=one * 2),
         "negative stride": lambda: zipped(tensor(2, 2, -1), archive__data__0=one * 2),

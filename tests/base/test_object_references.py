@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ class Scaler:
         self.mean = mean
 
 
+class CollatingLoader(BaseDataLoader):
+    """Calls on each batch what it is given."""
+
+    def __init__(self, collate: Any) -> None:
+        self.collate = collate
+        collate([])
+        super().__init__(TensorDataset(torch.randn(24, 4), torch.arange(24) % 3), 4, True, 0.0, 0)
+
+
 class RefLoader(BaseDataLoader):
     is_there = True  # the training data
     rate = 0.3
@@ -74,6 +84,9 @@ class RefLoader(BaseDataLoader):
         self.counts = np.bincount(y, minlength=N_CLASSES)
         self.class_weights = 24 / (N_CLASSES * torch.bincount(y).float())
         super().__init__(TensorDataset(x, y), 4, True, 0.0, 0)
+
+    def pairs(self, samples: list[Any]) -> list[Any]:
+        return samples
 
     @property
     def n_classes(self) -> int:
@@ -127,6 +140,7 @@ def registered() -> Any:
         registries, (RefNet, RefLoader, RefMetric, RefCallback, RefTrainer), strict=True
     ):
         registry.registered[named.__name__] = named
+    DATA_LOADERS.registered["CollatingLoader"] = CollatingLoader
     LOSSES.registered["ref_loss"] = ref_loss
     yield
     for registry in (*registries, LOSSES):
@@ -226,6 +240,36 @@ def test_a_slip_is_told_with_its_place(override: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         built(override)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("data_loader.file.unlink", "Path.unlink, a function of a library: write one of your own"),
+        ("data_loader.counts.tofile", "ndarray.tofile, a function of a library"),
+        ("data_loader.mean.numpy", "a function of a library"),
+        ("data_loader.library", "data_loader.library is the module os"),
+        ("data_loader.library.remove", "data_loader.library is the module os"),
+    ],
+)
+def test_no_function_of_a_library_is_reached(
+    name: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a"
+    file.touch()
+    monkeypatch.setattr(RefLoader, "file", file, raising=False)
+    monkeypatch.setattr(RefLoader, "library", os, raising=False)
+    override = f"valid_data_loader={{type: CollatingLoader, args: {{collate: '${{{name}}}'}}}}"
+    with pytest.raises(ConfigError) as caught:
+        built(override, "test_data_loader=null", "metrics=[]")
+    assert expected in str(caught.value)
+    assert file.exists()
+
+
+def test_a_function_of_the_project_is_reached() -> None:
+    override = "valid_data_loader={type: CollatingLoader, args: {collate: '${data_loader.pairs}'}}"
+    trainer = built(override, "test_data_loader=null", "metrics=[]")
+    assert trainer.valid_loader.collate == trainer.train_loader.pairs
 
 
 def test_without_validation_data_there_is_no_such_loader() -> None:

@@ -107,7 +107,7 @@ def denominator_rule(function: Any) -> Rule | None:
         function, settings = function.func, function.keywords
     own = getattr(function, "denominator", None)
     if callable(own):
-        return _OwnRule(own, settings)
+        return _OwnRule(own, settings or reduction_held(function))
     rule = None
     if isinstance(function, FunctionType | BuiltinFunctionType):
         rule = RULES.get(function)
@@ -189,13 +189,22 @@ class _OwnRule:
 
 
 def _rule_of_reduction(function: Any, settings: Mapping[str, Any]) -> Rule | None:
-    """Return the rule of a loss of the project's that takes ``reduction``: it may be a sum."""
+    """Return the rule of a loss of the project's that takes, or holds, ``reduction``: it may be a
+    sum.
+    """
     called: Any = function.forward if isinstance(function, nn.Module) else function
     parameter = _after_first(called).get("reduction")
-    if parameter is None:
+    default = {} if parameter is None else {"reduction": parameter.default}
+    known = {**default, **settings, **reduction_held(function)}
+    if "reduction" not in known:
         return None
-    reduction = settings.get("reduction", parameter.default)
-    return functools.partial(_or_sum(_samples), reduction=reduction)
+    return functools.partial(_or_sum(_samples), reduction=known["reduction"])
+
+
+def reduction_held(function: Any) -> dict[str, str]:
+    """Return how a module reduces by its attribute, as torch's have it; nothing of any other."""
+    reduction = getattr(function, "reduction", None) if isinstance(function, nn.Module) else None
+    return {"reduction": reduction} if isinstance(reduction, str) else {}
 
 
 def _after_first(function: Callable[..., Any]) -> dict[str, Parameter]:

@@ -305,8 +305,10 @@ class WeightedLoss:
             counted = self._counted_by_weight(target, {**given, **found}, weights)
             is_of_call = self._rule is not None and changes_rule(self._rule, given)
             return counted and counted._replace(is_of_call=is_of_call)
-        if self._rule is None or not (isinstance(target, Tensor) or self._says_its_own):
+        if self._rule is None:
             return None
+        if not (isinstance(target, Tensor) or self._says_its_own):  # a sum is one of anything
+            return Counted(self.name, SUM, 0) if is_sum(self.function, given) else None
         tensors = list(tensors_in(target))
         is_on_cpu = all(each.is_cpu for each in tensors) and self._rule_on_cpu is not None
         rule: Any = self._rule_on_cpu if is_on_cpu else self._rule

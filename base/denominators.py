@@ -107,7 +107,7 @@ def denominator_rule(function: Any) -> Rule | None:
         function, settings = function.func, function.keywords
     own = getattr(function, "denominator", None)
     if callable(own):
-        return _OwnRule(own, settings or reduction_held(function))
+        return OwnRule(own, settings or reduction_held(function))
     rule = None
     if isinstance(function, FunctionType | BuiltinFunctionType):
         rule = RULES.get(function)
@@ -155,7 +155,7 @@ def changes_rule(rule: Rule, given: Mapping[str, Any]) -> bool:
     """Tell whether arguments of a call give another denominator than the config's alone."""
     if not given:
         return False
-    if isinstance(rule, _OwnRule):
+    if isinstance(rule, OwnRule):
         return any(name in given for name in (*rule.takes, "reduction"))
     known = {"weight": None, "ignore_index": -100, **getattr(rule, "keywords", {})}
     if _reduction_of({**known, **given}) != known["reduction"]:
@@ -167,7 +167,7 @@ def changes_rule(rule: Rule, given: Mapping[str, Any]) -> bool:
     )  # fmt: skip
 
 
-class _OwnRule:
+class OwnRule:
     """A loss's own rule: it takes the target, and what else of the loss it has a name for.
 
     Args:

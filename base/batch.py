@@ -74,12 +74,12 @@ def target_of(batch: Any, rules: Rules) -> Any:
 
     Where ``batch.target`` names several, they are `Targets`.
     """
-    if isinstance(rules["target"], Mapping):
-        items = rules["target"].items()
+    if (named := rules["target"]) is not None:
         given = given_part(batch, rules)
+        if not isinstance(named, Mapping):
+            return _item(given, named, "batch.target")
+        items = named.items()
         return Targets({name: _item(given, key, f"batch.target.{name}") for name, key in items})
-    if rules["target"] is not None:
-        return _item(given_part(batch, rules), rules["target"], "batch.target")
     batch = _without_extras(batch, rules)
     if isinstance(batch, (list, tuple)):
         return batch[-1]
@@ -109,9 +109,9 @@ def sample_weight_of(batch: Any, rules: Rules) -> Any:
 
 def extras_of(batch: Any, rules: Rules, names: Collection[str]) -> dict[str, Any]:
     """Return what there is of ids and weights of samples, if it is asked for by name."""
-    if batch is None:
-        return {}
-    found = {}
+    found: dict[str, Any] = {}
+    if batch is None or not names:
+        return found
     if IDS in names and rules.get("ids"):
         found[IDS] = ids_of(batch, rules)
     if WEIGHT in names and rules.get("weight") is not None:

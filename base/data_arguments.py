@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from base.batch import Rules, Targets
+from base.batch import IDS, WEIGHT, Rules, Targets
 from base.errors import ConfigError, Problem
 
 BATCH = "batch"  # a parameter of this name is given the whole batch
@@ -63,6 +63,12 @@ class DataParameters:
         second = names[1] if len(names) > 1 else "" if takes_any else None
         return cls(names[0] if names else "", second, tuple(names[2:]), needed)
 
+    @functools.cached_property
+    def is_plain(self) -> bool:
+        """Whether output and target are all that a batch with one target has for it."""
+        asks_for_more = not {BATCH, IDS, WEIGHT}.isdisjoint((self.second, *self.needed))
+        return not (self.second is None or asks_for_more or any(self.needed.values()))
+
     @property
     def is_by_name_only(self) -> bool:
         """Whether nothing is given by position, as of ``def loss(**parts)``."""
@@ -95,7 +101,7 @@ class DataParameters:
             ConfigError: a parameter without a default is given nothing.
         """
         offered = targets if isinstance(targets, Targets) else {}
-        if not self.needed and not offered and self.second not in (None, BATCH):
+        if self.is_plain and not offered:
             return (target,), {}  # the most common by far
         free = [name for name in self.needed if name not in given]
         named = {**extras, **offered}

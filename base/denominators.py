@@ -107,7 +107,7 @@ def denominator_rule(function: Any) -> Rule | None:
         function, settings = function.func, function.keywords
     own = getattr(function, "denominator", None)
     if callable(own):
-        return _OwnRule(own, settings)
+        return OwnRule(own, settings or reduction_held(function))
     rule = None
     if isinstance(function, FunctionType | BuiltinFunctionType):
         rule = RULES.get(function)
@@ -155,7 +155,7 @@ def changes_rule(rule: Rule, given: Mapping[str, Any]) -> bool:
     """Tell whether arguments of a call give another denominator than the config's alone."""
     if not given:
         return False
-    if isinstance(rule, _OwnRule):
+    if isinstance(rule, OwnRule):
         return any(name in given for name in (*rule.takes, "reduction"))
     known = {"weight": None, "ignore_index": -100, **getattr(rule, "keywords", {})}
     if _reduction_of({**known, **given}) != known["reduction"]:
@@ -167,7 +167,7 @@ def changes_rule(rule: Rule, given: Mapping[str, Any]) -> bool:
     )  # fmt: skip
 
 
-class _OwnRule:
+class OwnRule:
     """A loss's own rule: it takes the target, and what else of the loss it has a name for.
 
     Args:
@@ -189,13 +189,22 @@ class _OwnRule:
 
 
 def _rule_of_reduction(function: Any, settings: Mapping[str, Any]) -> Rule | None:
-    """Return the rule of a loss of the project's that takes ``reduction``: it may be a sum."""
+    """Return the rule of a loss of the project's that takes, or holds, ``reduction``: it may be a
+    sum.
+    """
     called: Any = function.forward if isinstance(function, nn.Module) else function
     parameter = _after_first(called).get("reduction")
-    if parameter is None:
+    default = {} if parameter is None else {"reduction": parameter.default}
+    known = {**default, **settings, **reduction_held(function)}
+    if "reduction" not in known:
         return None
-    reduction = settings.get("reduction", parameter.default)
-    return functools.partial(_or_sum(_samples), reduction=reduction)
+    return functools.partial(_or_sum(_samples), reduction=known["reduction"])
+
+
+def reduction_held(function: Any) -> dict[str, str]:
+    """Return how a module reduces by its attribute, as torch's have it; nothing of any other."""
+    reduction = getattr(function, "reduction", None) if isinstance(function, nn.Module) else None
+    return {"reduction": reduction} if isinstance(reduction, str) else {}
 
 
 def _after_first(function: Callable[..., Any]) -> dict[str, Parameter]:

@@ -6,8 +6,8 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from base.batch import (
     AS_IT_IS,
     Rules,
+    Targets,
     extras_of,
     ids_of,
     in_full_precision,
@@ -29,6 +30,7 @@ from base.data_arguments import DataParameters
 from base.denominators import (
     SUM,
     Counted,
+    OwnRule,
     changes_rule,
     counted_by,
     denominator_rule,
@@ -40,7 +42,7 @@ from base.denominators import (
 )
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
-from base.loss_terms import Term, as_terms, flat, is_of_terms, refuse_many
+from base.loss_terms import TOTAL, Term, as_terms, flat, is_of_terms, refuse_many
 from base.metric_values import describe, describe_call
 from base.names import build as build_named
 from base.sample_losses import (
@@ -93,8 +95,7 @@ class Weight:
         vars(loss)["weight"] = weight
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """What a loss is called with.
 
     Args:
@@ -161,7 +162,8 @@ class WeightedLoss:
         if self._says_its_own and not call.is_by_samples:
             counted = self._counted(call.output, call.after, call.found, call.given, call.weights)
         if counted is not None:
-            call = replace(call, output=without_gradient_of_none(call.output, counted.number))
+            guarded = without_gradient_of_none(call.output, counted.number)
+            call = call._replace(output=guarded)
         try:
             value = self._value(call, batch)
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
@@ -183,6 +185,9 @@ class WeightedLoss:
 
     def _arrange(self, args: tuple[Any, ...], batch: Any, keywords: dict[str, Any]) -> _Call:
         """Find what the function is called with: what is given, and what the batch has of it."""
+        if len(args) == 2 and not keywords and self._takes_pair(args[1]):  # the most common by far
+            output, target = self.compared(*args, batch)
+            return _Call(output, True, (target,), (), {}, {}, {}, None, False)
         weights, keywords = self._sample_weights(batch, keywords)
         output, target, more = self._split(args, keywords)
         given = {**self.takes.named(more), **keywords} if more else keywords
@@ -205,10 +210,17 @@ class WeightedLoss:
             is_by_samples=is_by_samples and not is_unreduced(self.function, given),
         )
 
+    def _takes_pair(self, targets: Any) -> bool:
+        """Tell whether output and target are all that counts: no names, weights or samples."""
+        is_weighted = self.notes_samples or self.rules["weight"] is not None
+        return self.takes.is_plain and not (is_weighted or isinstance(targets, Targets))
+
     def _value(self, call: _Call, batch: Any) -> Any:
         """Call the function on all samples at once, or for each where they are weighted."""
         args = (*((call.output,) if call.has_output else ()), *call.after, *call.more)
         named, weights = call.found | call.keywords, call.weights
+        if weights is None and not call.is_by_samples:
+            return self._in_full_precision(self.function, args, named)
         if call.is_by_samples:
             each = self._ones(batch) if weights is None else weights
             known = (call.after, call.given | call.found)
@@ -305,26 +317,25 @@ class WeightedLoss:
             counted = self._counted_by_weight(target, {**given, **found}, weights)
             is_of_call = self._rule is not None and changes_rule(self._rule, given)
             return counted and counted._replace(is_of_call=is_of_call)
-        if self._rule is None or not (isinstance(target, Tensor) or self._says_its_own):
+        if self._rule is None:
             return None
-        tensors = list(tensors_in(target))
-        is_on_cpu = all(each.is_cpu for each in tensors) and self._rule_on_cpu is not None
+        if not (isinstance(target, Tensor) or self._says_its_own):  # a sum is one of anything
+            return Counted(self.name, SUM, 0) if is_sum(self.function, given) else None
+        n_elements, address, is_on_cpu = _extent(target)
+        is_on_cpu = is_on_cpu and self._rule_on_cpu is not None
         rule: Any = self._rule_on_cpu if is_on_cpu else self._rule
-        n_elements = sum(each.numel() for each in tensors)
         if not self._says_its_own:
             number = rule(output, target, **found, **given)
         else:
             number = self._own_number(lambda: rule(output, target, **found, **given), target)
         if number is None:
             return None
-        address = _address(tensors[0]) if tensors else 0
         return Counted(self.name, number, n_elements, address, changes_rule(rule, given))
 
     def _counted_by_weight(
         self, target: Any, given: Mapping[str, Any], weights: Tensor
     ) -> Counted | None:
         """Return what the weighted mean divides by."""
-        tensors = list(tensors_in(target))
         if SAMPLE_WEIGHT not in given:
             number: Any = self._by_samples.counted(target, given, weights)
         elif is_sum(self.function, given):
@@ -335,13 +346,12 @@ class WeightedLoss:
             number = weights.sum()
         if number is None:
             return None
-        n_elements = sum(each.numel() for each in tensors)
-        return Counted(self.name, number, n_elements, _address(tensors[0]) if tensors else 0)
+        n_elements, address, _ = _extent(target)
+        return Counted(self.name, number, n_elements, address)
 
     @property
     def _says_its_own(self) -> bool:
-        function = getattr(self.function, "func", self.function)
-        return callable(getattr(function, "denominator", None))
+        return isinstance(self._rule, OwnRule)
 
     def _own_number(self, count: Callable[[], Any], target: Any) -> Any:
         """Return the denominator that a loss of the project gives for a target."""
@@ -378,9 +388,15 @@ class WeightedLoss:
 
     def weight_at(self, step: int | None) -> float:
         """Return the weight in the step that follows so many others; None: the final one."""
-        if not isinstance(self.weight, Ramp):
-            return self.weight
-        return self.weight.end if step is None else self.weight.at(step)
+        weight = self.weight
+        if not isinstance(weight, Ramp):
+            return weight
+        return weight.end if step is None else weight.at(step)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether its weight is a ramp."""
+        return isinstance(vars(self)["weight"], Ramp)
 
     @property
     def is_weighted(self) -> bool:
@@ -454,6 +470,15 @@ def _no_zeros(keywords: dict[str, Any], weights: Tensor | None) -> dict[str, Any
     return {**keywords, SAMPLE_WEIGHT: torch.where(weights.sum() == 0, ones, weights)}
 
 
+def _extent(target: Any) -> tuple[int, int, bool]:
+    """Return the entries of a target, where its first tensor lies, and if all are on the CPU."""
+    if isinstance(target, Tensor) and target.dim():
+        return target.numel(), _address(target), target.is_cpu
+    tensors = list(tensors_in(target))
+    address = _address(tensors[0]) if tensors else 0
+    return sum(each.numel() for each in tensors), address, all(each.is_cpu for each in tensors)
+
+
 def _address(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
@@ -479,6 +504,22 @@ def terms(
     """
     found = flat(losses, weighted)
     return weigh_terms({k: it for k, it in found.items() if it.is_minimised}, weighted, step)
+
+
+def lone_total(
+    losses: Any, weighted: Mapping[str, WeightedLoss], step: int | None
+) -> Tensor | None:
+    """Return the sum where it is one loss of one number, as mostly; None of anything else."""
+    if type(losses) is not dict or len(losses) != 1:
+        return None
+    ((name, value),) = losses.items()
+    loss = weighted.get(name)
+    if loss is None or loss.is_moving or not isinstance(value, Tensor) or value.numel() != 1:
+        return None
+    if name == TOTAL or getattr(value, "term_of", name) != name:
+        return None
+    weight = loss.weight_at(step)
+    return value if weight == 1 else scaled(value, weight)
 
 
 def weigh_terms(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from base import object_state
-from base.batch import AS_IT_IS, WEIGHT, Rules, count_samples, extras_of
+from base.batch import AS_IT_IS, WEIGHT, Rules, Targets, count_samples, extras_of
 from base.compared import Compared, build_list
 from base.data_arguments import DataParameters
 from base.discovery import describe_error
@@ -58,9 +58,12 @@ class Metric(ABC):
             n_samples: the samples of the batch; None counts the targets.
         """
         output, picked = self.compared(output, target, batch)
-        who = (self.compared.where, f"metric {self.name!r}")
-        extras = extras_of(batch, self.rules, self.takes.needed)
-        after, found = self.takes.bind(picked, target, batch, who=who, extras=extras)
+        after: tuple[Any, ...] = (picked,)
+        found: dict[str, Any] = {}
+        if isinstance(target, Targets) or not self.takes.is_plain:
+            who = (self.compared.where, f"metric {self.name!r}")
+            extras = extras_of(batch, self.rules, self.takes.needed)
+            after, found = self.takes.bind(picked, target, batch, who=who, extras=extras)
         try:
             self._update((detached(output), *after), found, n_samples)
         except ConfigError:

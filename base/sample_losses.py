@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -60,6 +61,7 @@ class SampleWise:
         self.name, self.function = name, function
         self._can_be_unreduced = takes_reduction(function) or has_reduction(function)
         self._is_one_by_one: bool | None = None  # None: it has not been tried
+        self._whole: Any = None  # what it gave for a whole batch, until that was compared
 
     def __call__(
         self,
@@ -85,7 +87,7 @@ class SampleWise:
         counts = self.counts(after[0] if after else None, by_name, n_samples)
         found, is_whole = self._of_samples(call, args, keywords, n_samples, counts)
 
-        def reduced(values: Tensor) -> Tensor:
+        def reduced(values: Tensor, weights: Tensor = weights) -> Tensor:
             rows = values.flatten(1) if values.dim() > 1 else values[:, None]
             if counts is SUM:
                 return _mean(rows.sum(1), None, weights)
@@ -98,7 +100,35 @@ class SampleWise:
             sums = rows.sum(1) if is_whole else rows[:, 0] * own
             return _mean(torch.where(own == 0, 0, sums), own, weights)
 
+        if self._whole is not None and n_samples > 1:
+            whole, self._whole = self._whole, None
+            self._compare(whole, found, lambda each: reduced(each, torch.ones_like(weights)))
         return _with_leaves(found, reduced)
+
+    def _compare(self, whole: Any, found: Any, mean: Callable[[Tensor], Tensor]) -> None:
+        """Hold what a loss gave for a batch against the mean of what it gives for each sample.
+
+        Raises:
+            TrainingError: alone, no sample differs from another, so there is nothing to weigh.
+        """
+        for total, each in zip(_leaves(whole), _leaves(found), strict=False):
+            if total.numel() != 1 or not total.isfinite():
+                continue
+            ours, theirs = float(mean(each.detach())), float(total)
+            if math.isclose(ours, theirs, rel_tol=1e-3, abs_tol=1e-6):
+                continue
+            numbers = f"{theirs:.4g} for a batch, and {ours:.4g} as the mean of its samples alone"
+            is_none = not bool(each.isfinite().all()) or bool((each == each[0]).all())
+            if is_none:
+                text = f"loss {self.name!r} compares the samples of a batch with each other: it is"
+                text += f" {numbers}. Leave `batch.weight`, or the sampler that learns from losses,"
+                text += " out; or let it take `sample_weight`, or declare a `denominator`"
+                raise TrainingError(text)
+            text = "loss %r is no mean over samples: it is %s, which is what is weighted. Let it"
+            log.warning(
+                f"{text} take `sample_weight`, or declare a `denominator`", self.name, numbers
+            )
+            return
 
     def counted(
         self, target: Any, by_name: Mapping[str, Any], weights: Tensor
@@ -185,6 +215,7 @@ class SampleWise:
             found = self._at_once(call, args, keywords)
         if _fits(found, n_samples):
             return False
+        self._whole = found
         text = "loss %r is called for each sample by itself: one that takes `reduction`, or"
         log.info(f"{text} gives one number for each sample, is faster", self.name)
         return True
@@ -326,6 +357,15 @@ def _stacked(each: Sequence[Any], name: str) -> Any:
         return sum(each) / len(each)
     text = f"loss {name!r} must give one number for a sample, not {describe(first)}"
     raise TrainingError(text)
+
+
+def _leaves(found: Any) -> list[Tensor]:
+    """Return the tensors of a loss, or of several by name."""
+    if isinstance(found, Mapping):
+        found = tuple(found.values())
+    if isinstance(found, tuple):
+        return [tensor for each in found for tensor in _leaves(each)]
+    return [found] if isinstance(found, Tensor) else []
 
 
 def _with_leaves(found: Any, change: Callable[[Tensor], Tensor]) -> Any:

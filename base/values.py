@@ -14,7 +14,7 @@ from base.denominators import SUM, counted_by, losses_of_samples, mark, mark_sum
 from base.errors import ConfigError, Problem, TrainingError, nearest
 from base.loss_gradients import due_gradients
 from base.loss_terms import flat, is_of_terms, refuse_many
-from base.losses import Ramp, WeightedLoss, terms, weigh_terms
+from base.losses import WeightedLoss, lone_total, terms, weigh_terms
 from logger.meters import TERM, Meters
 
 log = logging.getLogger("kindling")
@@ -32,6 +32,9 @@ def with_total(
         step: how many steps were made; weights that move are then told as ``weight/<name>``. None
             takes their final values, so that validations of one run can be compared.
     """
+    lone = lone_total(losses, weighted, step)
+    if lone is not None:
+        return {"loss": lone}
     found = flat(losses, weighted)
     if "loss" in found:  # the trainer's own
         refuse_many("loss", found["loss"].value)
@@ -51,7 +54,7 @@ def with_total(
         if len(summed) > 1 or not term.is_minimised or term.is_named:
             values[name] = term.value
     for name, loss in weighted.items() if step is not None else ():
-        is_used = isinstance(loss.weight, Ramp) and any(it.loss == name for it in summed.values())
+        is_used = loss.is_moving and any(it.loss == name for it in summed.values())
         if is_used:
             values[f"weight/{name}"] = loss.weight_at(step)
     return values

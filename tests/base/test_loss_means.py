@@ -315,6 +315,55 @@ def test_a_loss_may_say_what_it_divides_by_of_a_dict(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+class Reducing(nn.Module):
+    """As focal losses are often written: how to reduce is an attribute."""
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = reduction
+
+    def forward(self, output: Tensor, target: Any) -> Tensor:
+        target = target["class"] if isinstance(target, dict) else target
+        losses = F.cross_entropy(output, target, reduction="none").square()
+        return getattr(losses, self.reduction)()
+
+
+class ReducingByItself(Reducing):
+    def denominator(self, target: Any) -> int:
+        return len(target["class"] if isinstance(target, dict) else target)
+
+
+def reducing(output: Tensor, target: Any, reduction: str = "mean") -> Any:
+    return Reducing(reduction)(output, target)
+
+
+@pytest.mark.parametrize("parts", PARTS[2:])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("loss", [Reducing, ReducingByItself, reducing])
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_a_loss_of_the_users_may_be_a_sum(
+    parts: str, reduction: str, loss: Any, is_dict: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(loss.__name__, classes(), settings={"reduction": reduction})
+    place(monkeypatch, case)
+    monkeypatch.setitem(LOSSES.registered, loss.__name__, loss)
+    if is_dict:
+
+        class Given(BaseDataLoader):
+            def __init__(self, batch_size: int) -> None:
+                pairs = zip(random(N, 5), case.target, strict=True)
+                super().__init__([(x, {"class": y}) for x, y in pairs], batch_size, False, 0, 0)
+
+        monkeypatch.setitem(DATA_LOADERS.registered, "Given", Given)
+    trainer = trainer_of(case, *settings_of(parts))
+    whole = Reducing(reduction)(trainer.model(random(N, 5)), case.target)
+    expected = torch.autograd.grad(whole, list(trainer.model.parameters()))
+    found = trainer.evaluate(trainer.train_loader, "valid")["valid/loss"]
+    assert found == pytest.approx(whole.item(), rel=1e-5)
+    for ours, theirs in zip(gradients(trainer), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def half_cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output, target) / 2
 

@@ -314,3 +314,46 @@ def test_rows_that_are_no_samples_are_told() -> None:
         TrainingError, match=r"gives \(48\) for 6 samples|gives \(48,\) for 6 samples"
     ):
         loss(flat, MASKS.reshape(-1), batch=batch_of(MAPS, MASKS))
+
+
+# --- Losses that are no mean over samples ---------------------------------------------------------
+
+
+def contrastive(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output @ target.T, torch.arange(len(output)))
+
+
+def standardised(output: Tensor, target: Tensor) -> Tensor:
+    return ((output - output.mean(0)) / output.std(0, correction=0) - target).square().mean()
+
+
+def dice(output: Tensor, target: Tensor) -> Tensor:
+    shares = output.sigmoid()
+    return 1 - 2 * (shares * target).sum() / (shares.sum() + target.sum())
+
+
+BATCH = {"w": WEIGHTS, "ids": torch.arange(N)}
+
+
+@pytest.mark.parametrize("function", [contrastive, standardised])
+def test_a_loss_that_compares_samples_has_none_for_each(function: Any) -> None:
+    loss = WeightedLoss("mine", function, rules=RULES)
+    with pytest.raises(TrainingError, match="'mine' compares the samples of a batch with each"):
+        loss(VALUES, OTHERS, batch=BATCH)
+
+
+def test_a_loss_that_is_no_mean_over_samples_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for function, number in ((dice, 1), (plain, 0), (of_each, 0)):
+        caplog.clear()
+        loss = WeightedLoss("mine", function, rules=RULES)
+        with caplog.at_level("WARNING", logger="kindling"):
+            for _ in range(2):
+                loss(VALUES, YES, batch=BATCH)
+        assert caplog.text.count("'mine' is no mean over samples") == number
+    whole, each = dice(VALUES, YES), [dice(VALUES[i], YES[i]) for i in range(N)]
+    caplog.clear()
+    WeightedLoss("mine", dice, rules=RULES)(VALUES, YES, batch=BATCH)
+    numbers = f"{float(whole):.4g} for a batch, and {float(sum(each) / N):.4g} as the mean"
+    assert numbers in caplog.text

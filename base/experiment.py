@@ -250,8 +250,9 @@ def build_experiment(
     freezing = build_freezing(config, model, steps_per_epoch, total_steps)
     model.to(device)
     forward = functools.partial(call_once, config, data.example, device)
-    layout = {"channels_last": layout_wish(config)}
-    memory_notes = prepare_model(model, {**memory, **layout}, device, forward)
+    memory_notes = prepare_model(
+        model, {**memory, "channels_last": layout_wish(config)}, device, forward
+    )
     optimizers, schedules = {}, {}
     for name, section in optimizer_sections(config).items():
         keys = tuple(where_of(config, name).split("."))

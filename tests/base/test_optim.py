@@ -95,8 +95,11 @@ def test_lbfgs_refuses_what_its_own_calls_of_the_loss_would_undo(more: str, word
         make("optimizer={type: LBFGS, args: {lr: 0.5}}", more)
 
 
-CONVOLUTION = ("model={type: LeNet}", "data_loader={type: SyntheticDataLoader, args: {n_samples: 40, "
-               "shape: [1, 28, 28], batch_size: 20}}")  # fmt: skip
+IMAGES = "{n_samples: 40, shape: [1, 28, 28], batch_size: 20}"
+CONVOLUTION = (
+    "model={type: LeNet}",
+    f"data_loader={{type: SyntheticDataLoader, args: {IMAGES}}}",
+)
 
 
 def test_lbfgs_trains_convolutions_in_the_layout_that_it_can_read() -> None:

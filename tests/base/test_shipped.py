@@ -74,6 +74,35 @@ def test_the_projects_own_definition_wins(shipped: Write, kind: str) -> None:
     assert registry.override_note(kind, name).startswith(note)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "source"),
+    [
+        ("transform", "RandomFlip", "class RandomFlip: ..."),
+        ("transform", "RandomFlip", "class RandomFlip(object): ..."),
+        ("transform", "RandomFlip", "from torch import nn\nclass RandomFlip(nn.Module): ..."),
+        ("dataset", "CsvDataset", "class CsvDataset:\n    def __len__(self): ..."),
+        ("metric", "Dice", "class Dice:\n    def update(self, output, target): ..."),
+    ],
+)
+def test_so_does_a_class_of_which_no_word_says_the_kind(
+    shipped: Write, kind: str, name: str, source: str
+) -> None:
+    folder = "model" if kind == "metric" else "data_loader"
+    shipped({f"{folder}/mine.py": source})
+    chosen = registry.definition(kind, name)
+    assert chosen is not None
+    assert chosen.file == f"{folder}/mine.py"
+    assert " is yours, " in registry.override_note(kind, name)
+
+
+def test_a_callback_named_as_one_of_the_engine_is_noted(shipped: Write) -> None:
+    source = "from base.callbacks import Callback\nclass ImageSamples(Callback): ..."
+    assert registry.override_note("callback", "ImageSamples") == ""
+    shipped({"trainer/mine.py": source})
+    note = "callback 'ImageSamples' is yours, trainer/mine.py:2, not Kindling's in base.callbacks"
+    assert registry.override_note("callback", "ImageSamples") == note
+
+
 def test_one_line_of_the_log_names_both_places(shipped: Write, tmp_path: Path) -> None:
     unet = "from torch import nn\n\nclass UNet(nn.Module):\n    def __init__(self, depth): ..."
     shipped({"model/model.py": unet})

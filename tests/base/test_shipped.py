@@ -24,10 +24,27 @@ pytestmark = pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project changes t
 OWN = {
     "model": ("UNet", "model/model.py", "from torch import nn\nclass {name}(nn.Module): ..."),
     "loss": ("FocalLoss", "model/criterion.py", "def {name}(output, target): ..."),
-    "metric": ("Dice", "model/my_metrics.py", "class {name}: ..."),
-    "data_loader": ("DigitsDataLoader", "data_loader/my_data.py", "class {name}: ..."),
-    "dataset": ("CsvDataset", "data_loader/my_data.py", "class {name}: ..."),
-    "transform": ("RandomFlip", "data_loader/my_transforms.py", "class {name}: ..."),
+    "metric": (
+        "Dice",
+        "model/my_metrics.py",
+        "class {name}:\n    def update(self, output, target): ...\n    def compute(self): ...\n"
+        "    def reset(self): ...",
+    ),
+    "data_loader": (
+        "DigitsDataLoader",
+        "data_loader/my_data.py",
+        "class {name}:\n    def __iter__(self): ...\n    def __len__(self): ...",
+    ),
+    "dataset": (
+        "CsvDataset",
+        "data_loader/my_data.py",
+        "from torch.utils.data import Dataset\nclass {name}(Dataset): ...",
+    ),
+    "transform": (
+        "RandomFlip",
+        "data_loader/my_transforms.py",
+        "class {name}:\n    def __call__(self, image): ...",
+    ),
     "trainer": (
         "GANTrainer",
         "trainer/my_trainer.py",
@@ -143,12 +160,12 @@ def test_a_decorated_name_too(shipped: Write, own_first: bool) -> None:
 
 def test_two_of_the_projects_own_are_an_error_and_so_is_an_edited_one(shipped: Write) -> None:
     net = "from torch import nn\nclass UNet(nn.Module): ..."
-    shipped({"model/model.py": net, "model/other.py": net})
-    with pytest.raises(NameFault, match=r"twice, in model/model\.py:2 and model/other\.py:2"):
+    shipped({"model/mine.py": net, "model/other.py": net})
+    with pytest.raises(NameFault, match=r"twice, in model/mine\.py:2 and model/other\.py:2"):
         find("model", "UNet")
     edited = (ROOT / "model" / "unet.py").read_text() + "\n# mine\n"
-    shipped({"model/model.py": net, "model/other.py": "", "model/unet.py": edited})
-    with pytest.raises(NameFault, match=r"twice, in model/model\.py:2 and model/unet\.py"):
+    shipped({"model/mine.py": net, "model/other.py": "", "model/unet.py": edited})
+    with pytest.raises(NameFault, match=r"twice, in model/mine\.py:2 and model/unet\.py"):
         find("model", "UNet")
 
 

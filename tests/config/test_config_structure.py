@@ -296,7 +296,7 @@ def test_loading_opens_the_files_alone_and_runs_nothing(tmp_path):
                 return str(error)
         load()
         def note(event, args):
-            if event in kinds and not isinstance(args[0], int):  # what is open is made a file
+            if event in kinds and not isinstance(args[0], int):  # what is open already
                 events.append((event, str(args[0])))
         sys.addaudithook(note)
         load()

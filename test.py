@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 
-from base.command_line import choose_tested, parse_test, run
+try:
+    from base.command_line import choose_tested, parse_test, run
+except ImportError as error:  # as where pytorch-template's base/ or logger/ replaced ours
+    sys.exit(f"{error}: install requirements.txt, and keep Kindling's own base/ and logger/")
 
 
 def main(arguments: Sequence[str]) -> int:

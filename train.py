@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from base.command_line import choose_config, parse_train, run, show_names
+try:
+    from base.command_line import choose_config, parse_train, run, show_names
+except ImportError as error:  # as where pytorch-template's base/ or logger/ replaced ours
+    sys.exit(f"{error}: install requirements.txt, and keep Kindling's own base/ and logger/")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -291,6 +292,14 @@ def _reader_has_left() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+def _is_of_engine(error: ImportError) -> bool:
+    """Tell whether a file of ``base/`` or ``logger/`` lacks what another one of them imports."""
+    engine = Path(__file__).resolve().parent
+    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    is_ours = any(file.is_relative_to(each) for each in (engine, engine.parent / "logger"))
+    return is_ours and (error.name or "").partition(".")[0] in ("base", "logger")
+
+
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run an entry script: a KindlingError ends it with one clear text and its exit code.
 
@@ -315,6 +324,11 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         told = _explain(error)
         print(told, file=sys.stderr)
         code = told.exit_code
+    except ImportError as error:
+        if not _is_of_engine(error):
+            raise
+        print(f"{error}: keep Kindling's own base/ and logger/, whole", file=sys.stderr)
+        code = 2
     except BrokenPipeError:
         if not _reader_has_left():  # it is of a pipe of the user's own
             raise

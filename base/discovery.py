@@ -60,6 +60,7 @@ class Definition(NamedTuple):
     is_shipped: bool = False  # its file came with Kindling and is unchanged
     first_for: str = ""  # the kind for which it counts before others of its name
     imported_by: tuple[str, ...] = ()  # other files of its folder
+    may_be_any: bool = False  # a class of which no word says the kind
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -143,7 +144,10 @@ def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         form = "class" if isinstance(node, ast.ClassDef) else "function"
         if not node.name.startswith("_") and node.name != "main":  # the command line of a file
-            yield Definition(node.name, node.name, *place, form, kind, first_for=first_for)
+            plain = _says_no_kind(node, file, kind)
+            yield Definition(
+                node.name, node.name, *place, form, kind, first_for=first_for, may_be_any=plain
+            )
         for registry, name in _decorated_names(node):
             yield Definition(name, node.name, *place, form, kind, registry)
     elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -207,6 +211,15 @@ def _likely_kind(node: ast.stmt, file: Path) -> str:
             if word.startswith(beginning):
                 return kind
     return file.parts[0] if isinstance(node, ast.ClassDef) else "function"
+
+
+def _says_no_kind(node: ast.stmt, file: Path, kind: str) -> bool:
+    """Tell whether a class has the kind of its folder only for want of a better one."""
+    folder = file.parts[0]
+    if not isinstance(node, ast.ClassDef) or kind != folder:
+        return False
+    common = {"object"} if folder == "model" else {"object", "Module"}
+    return {ast.unparse(base).rpartition(".")[2] for base in node.bases} <= common
 
 
 def load(found: Definition) -> Any:

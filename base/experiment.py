@@ -38,7 +38,7 @@ from base.loaders import (
 from base.losses import build_losses
 from base.match import NoMatch
 from base.memory.allocator import keep_freed_memory
-from base.memory.combinations import check_combinations
+from base.memory.combinations import check_combinations, layout_wish
 from base.memory.model import prepare_model
 from base.memory.optimizer import offload_state
 from base.metrics import build_metrics
@@ -250,7 +250,9 @@ def build_experiment(
     freezing = build_freezing(config, model, steps_per_epoch, total_steps)
     model.to(device)
     forward = functools.partial(call_once, config, data.example, device)
-    memory_notes = prepare_model(model, memory, device, forward)
+    memory_notes = prepare_model(
+        model, {**memory, "channels_last": layout_wish(config)}, device, forward
+    )
     optimizers, schedules = {}, {}
     for name, section in optimizer_sections(config).items():
         keys = tuple(where_of(config, name).split("."))

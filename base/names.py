@@ -22,6 +22,7 @@ import torch
 
 from base.config.durations import parse_duration
 from base.config.references import Reference
+from base.config.tree import show
 from base.discovery import describe_error
 from base.errors import ConfigError, KindlingError, Problem, nearest
 from base.kind_rules import made_fault
@@ -172,9 +173,35 @@ def _faults(kind: str, keys: Keys, section: Section, notes: list[str] | None = N
         if message:
             faults.append(((*keys, "args", name), message))
         inner = _inner_kind(kind, name, takes.parameters.get(name), value)
+        if inner == kind == "lr_scheduler":
+            faults += _scheduler_faults((*keys, "args", name), value)
         if inner == "model":
             faults += layer_faults((*keys, "args", name), value)
         _replace_sections(inner, (name,), _worded(takes.parameters.get(name), value), check_inner)
+    return faults
+
+
+def _scheduler_faults(keys: Keys, value: Any) -> list[Fault]:
+    """Return the faults of the schedulers of one that is made of several, but for their names."""
+    if isinstance(value, Reference):
+        return []
+    if not isinstance(value, list):
+        return [(keys, f"expected a list of schedulers, found {show(value)}")]
+    faults = []
+    for number, part in enumerate(value):
+        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+            text = f"expected {{type: ..., args: ...}}, found {show(part)}"
+            faults.append(((*keys, number), text))
+            continue
+        known = ("type", "args")
+        faults += [
+            (
+                (*keys, number, name),
+                f"unknown key{nearest(str(name), known)} (there are type, args)",
+            )
+            for name in part
+            if name not in known
+        ]
     return faults
 
 

@@ -180,7 +180,11 @@ def _rivals(kind: str, name: str) -> list[Definition]:
     """Return the definitions of a name that may be meant for this kind; one, if all is well."""
     found = _candidates_named(kind, name)
     own = [each for each in found if not each.is_shipped]
-    may_be_meant = [each for each in own if _is_meant(kind, each) or each.likely_kind == "function"]
+    may_be_meant = [
+        each
+        for each in own
+        if _is_meant(kind, each) or each.likely_kind == "function" or each.may_be_any
+    ]
     found = may_be_meant or [each for each in found if _is_meant(kind, each)] or own or found
     if len(found) > 1:
         found = [each for each in found if _is_meant(kind, each)] or found
@@ -202,6 +206,9 @@ def override_note(kind: str, name: str) -> str:
     aside, chosen = put_aside(kind, name), definition(kind, name)
     if aside is not None:
         return f"{kind} {name!r} is yours, {chosen}, not Kindling's at {aside}"
+    ours = (home for home in HOMES.get(kind, ()) if home.module.startswith("base."))
+    if chosen is not None and (home := next((it for it in ours if it.get(name)), None)):
+        return f"{kind} {name!r} is yours, {chosen}, not Kindling's in {home.module}"
     others = [str(each) for each in _rivals(kind, name) if each != chosen]
     return f"{kind} {name!r} is that of {chosen}, not {' or '.join(others)}" if others else ""
 

@@ -80,6 +80,10 @@ class _Lookup:
             name = f"model{name[4:]}" if name.startswith("arch.") else name
             fault = fault_of_reference(name, thing, keys)
             return self._fail(node, keys, fault) if fault else Reference(f"${{{name}}}")
+        if not re.fullmatch(r"[\w\s.-]*", name):
+            text = f"{reference}: not a name such as `${{data_loader.n_classes}}`, and nothing is"
+            text += " computed here: give the object an attribute that holds the value"
+            return self._fail(node, keys, text)
         if name in self.active:
             circle = " -> ".join([*self.active[self.active.index(name) :], name])
             return self._fail(node, keys, f"goes round in a circle: {circle}")

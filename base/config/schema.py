@@ -292,7 +292,11 @@ WRITER = Section(
     },
     short=("string",),
 )
-EMA = Section({"decay": Key(SHARE, 0.999, "Share of the old average kept at each step.")})
+EMA = Section(
+    {"decay": Key(SHARE, 0.999, "Share of the old average kept at each step.")},
+    short=("number",),
+    short_key="decay",
+)
 
 TRAINER = Section(
     {

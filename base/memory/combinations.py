@@ -34,6 +34,7 @@ EXCLUDED = [
     (IN_BACKWARD, CLOSURE, OWN),
     (OFFLOADED, CLOSURE, "its state is one for all parameters, and it reads it several times"),
     ("memory.fused: true", CLOSURE, "torch has no fused form of it"),
+    ("memory.channels_last: true", CLOSURE, "it takes contiguous gradients alone"),
     ("optimizer.clip_norm", CLOSURE, OWN),
     ("optimizer.clip_value", CLOSURE, OWN),
     ("memory.accumulate", CLOSURE, OWN),
@@ -65,6 +66,12 @@ def check_combinations(config: Config) -> None:
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def layout_wish(config: Config) -> bool | str:
+    """Return ``memory.channels_last``; not ``auto`` for LBFGS, which views gradients as vectors."""
+    wish: bool | str = config["memory"]["channels_last"]
+    return False if wish == "auto" and any(_places(config, CLOSURE)) else wish
 
 
 def _places(config: Config, option: str) -> Iterator[tuple[str | int, ...]]:

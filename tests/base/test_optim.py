@@ -95,6 +95,23 @@ def test_lbfgs_refuses_what_its_own_calls_of_the_loss_would_undo(more: str, word
         make("optimizer={type: LBFGS, args: {lr: 0.5}}", more)
 
 
+IMAGES = "{n_samples: 40, shape: [1, 28, 28], batch_size: 20}"
+CONVOLUTION = (
+    "model={type: LeNet}",
+    f"data_loader={{type: SyntheticDataLoader, args: {IMAGES}}}",
+)
+
+
+def test_lbfgs_trains_convolutions_in_the_layout_that_it_can_read() -> None:
+    options = (*CONVOLUTION, "optimizer={type: LBFGS, args: {lr: 0.1, max_iter: 2}}")
+    trainer = make(*options, "trainer.epochs=1")
+    start = weights(trainer)
+    trainer.train()
+    assert not any(weight.equal(start[name]) for name, weight in weights(trainer).items())
+    with pytest.raises(ConfigError, match=r"channels_last: does not go with optimizer: LBFGS"):
+        make(*options, "memory.channels_last=true")
+
+
 def test_lbfgs_says_that_it_takes_one_group() -> None:
     groups = "[{match: '*.bias', lr: 0.1}]"
     with pytest.raises(ConfigError, match=r"optimizer: LBFGS cannot be built: .*parameter groups"):

@@ -24,10 +24,27 @@ pytestmark = pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project changes t
 OWN = {
     "model": ("UNet", "model/model.py", "from torch import nn\nclass {name}(nn.Module): ..."),
     "loss": ("FocalLoss", "model/criterion.py", "def {name}(output, target): ..."),
-    "metric": ("Dice", "model/my_metrics.py", "class {name}: ..."),
-    "data_loader": ("DigitsDataLoader", "data_loader/my_data.py", "class {name}: ..."),
-    "dataset": ("CsvDataset", "data_loader/my_data.py", "class {name}: ..."),
-    "transform": ("RandomFlip", "data_loader/my_transforms.py", "class {name}: ..."),
+    "metric": (
+        "Dice",
+        "model/my_metrics.py",
+        "class {name}:\n    def update(self, output, target): ...\n    def compute(self): ...\n"
+        "    def reset(self): ...",
+    ),
+    "data_loader": (
+        "DigitsDataLoader",
+        "data_loader/my_data.py",
+        "class {name}:\n    def __iter__(self): ...\n    def __len__(self): ...",
+    ),
+    "dataset": (
+        "CsvDataset",
+        "data_loader/my_data.py",
+        "from torch.utils.data import Dataset\nclass {name}(Dataset): ...",
+    ),
+    "transform": (
+        "RandomFlip",
+        "data_loader/my_transforms.py",
+        "class {name}:\n    def __call__(self, image): ...",
+    ),
     "trainer": (
         "GANTrainer",
         "trainer/my_trainer.py",
@@ -74,6 +91,35 @@ def test_the_projects_own_definition_wins(shipped: Write, kind: str) -> None:
     assert registry.override_note(kind, name).startswith(note)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "source"),
+    [
+        ("transform", "RandomFlip", "class RandomFlip: ..."),
+        ("transform", "RandomFlip", "class RandomFlip(object): ..."),
+        ("transform", "RandomFlip", "from torch import nn\nclass RandomFlip(nn.Module): ..."),
+        ("dataset", "CsvDataset", "class CsvDataset:\n    def __len__(self): ..."),
+        ("metric", "Dice", "class Dice:\n    def update(self, output, target): ..."),
+    ],
+)
+def test_so_does_a_class_of_which_no_word_says_the_kind(
+    shipped: Write, kind: str, name: str, source: str
+) -> None:
+    folder = "model" if kind == "metric" else "data_loader"
+    shipped({f"{folder}/mine.py": source})
+    chosen = registry.definition(kind, name)
+    assert chosen is not None
+    assert chosen.file == f"{folder}/mine.py"
+    assert " is yours, " in registry.override_note(kind, name)
+
+
+def test_a_callback_named_as_one_of_the_engine_is_noted(shipped: Write) -> None:
+    source = "from base.callbacks import Callback\nclass ImageSamples(Callback): ..."
+    assert registry.override_note("callback", "ImageSamples") == ""
+    shipped({"trainer/mine.py": source})
+    note = "callback 'ImageSamples' is yours, trainer/mine.py:2, not Kindling's in base.callbacks"
+    assert registry.override_note("callback", "ImageSamples") == note
+
+
 def test_one_line_of_the_log_names_both_places(shipped: Write, tmp_path: Path) -> None:
     unet = "from torch import nn\n\nclass UNet(nn.Module):\n    def __init__(self, depth): ..."
     shipped({"model/model.py": unet})
@@ -114,12 +160,12 @@ def test_a_decorated_name_too(shipped: Write, own_first: bool) -> None:
 
 def test_two_of_the_projects_own_are_an_error_and_so_is_an_edited_one(shipped: Write) -> None:
     net = "from torch import nn\nclass UNet(nn.Module): ..."
-    shipped({"model/model.py": net, "model/other.py": net})
-    with pytest.raises(NameFault, match=r"twice, in model/model\.py:2 and model/other\.py:2"):
+    shipped({"model/mine.py": net, "model/other.py": net})
+    with pytest.raises(NameFault, match=r"twice, in model/mine\.py:2 and model/other\.py:2"):
         find("model", "UNet")
     edited = (ROOT / "model" / "unet.py").read_text() + "\n# mine\n"
-    shipped({"model/model.py": net, "model/other.py": "", "model/unet.py": edited})
-    with pytest.raises(NameFault, match=r"twice, in model/model\.py:2 and model/unet\.py"):
+    shipped({"model/mine.py": net, "model/other.py": "", "model/unet.py": edited})
+    with pytest.raises(NameFault, match=r"twice, in model/mine\.py:2 and model/unet\.py"):
         find("model", "UNet")
 
 

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from toy import CONFIG, NETWORKS, assert_same, make, weights
 
 from base.callbacks import Callback
+from base.config import load_config
 from base.errors import ConfigError, TrainingError
 from base.inspection import check, dry_run
+from base.names import check_names
 from base.registry import DATA_LOADERS, LOSSES, LR_SCHEDULERS, MODELS, OPTIMIZERS
 from data_loader.data_loaders import SyntheticDataLoader
 from trainer.samples import GeneratedSamples
@@ -315,3 +317,26 @@ def _own_ones(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_could_not_make_its_first_step(section: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         make(section)
+
+
+def inner(part: str) -> str:
+    return f"lr_scheduler={{type: ChainedScheduler, args: {{schedulers: [{part}]}}}}"
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        (inner("{type: ConstantLR, every: step}"), "args.schedulers.0.every: unknown key"),
+        (inner("{type: ConstantLR, arg: {factor: 1}}"), "0.arg: unknown key; did you mean 'args'"),
+        (inner("{args: {gamma: 1}}"), "args.schedulers.0: expected {type: ..., args: ...}"),
+        (inner("ConstantLR"), "args.schedulers.0: expected {type: ..., args: ...}, found the text"),
+        (
+            "lr_scheduler={type: ChainedScheduler, args: {schedulers: {type: ConstantLR}}}",
+            "args.schedulers: expected a list of schedulers, found a section",
+        ),
+    ],
+)
+def test_a_scheduler_within_another_has_a_type_and_arguments_alone(section: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_names(load_config(None, [section], text=CONFIG))
+    assert text in str(caught.value)

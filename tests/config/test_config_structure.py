@@ -45,6 +45,11 @@ def test_the_normal_form_has_every_default(load):
     assert "inherit" not in config
 
 
+def test_a_number_is_short_for_the_decay_of_an_average(load):
+    assert load("", "trainer.ema=0.99")["trainer"]["ema"] == {"decay": 0.99}
+    assert load("", "trainer.ema={}")["trainer"]["ema"] == {"decay": 0.999}
+
+
 def test_short_forms_become_the_long_form(load):
     config = load(
         "loss: nll\nmetrics: [acc, {type: top, args: {k: 3}, over: epoch}]\ncallbacks: [EMA]\n"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
+
+from base.files import read_file
 
 LOOP = "_train_epoch"  # what each generation of that template has a trainer override
 
@@ -18,7 +21,7 @@ def stock_trainers(root: Path, file: Path | None = None) -> Iterator[str]:
     paths = sorted((root / "trainer").rglob("*.py")) if file is None else [file]
     for path in paths:
         try:
-            tree = ast.parse(path.read_bytes())
+            tree = _parsed(read_file(path))
         except (SyntaxError, ValueError, RecursionError, OSError):
             continue  # who names something in there is told
         for node in ast.walk(tree):
@@ -30,6 +33,11 @@ def stock_trainers(root: Path, file: Path | None = None) -> Iterator[str]:
                     "Kindling's trainer/ back in its place: its Trainer does the same. If you "
                     "wrote it, docs/from-pytorch-template.md, section 4, ports it"
                 )
+
+
+@functools.cache
+def _parsed(content: bytes) -> ast.Module:
+    return ast.parse(content)
 
 
 def _methods(node: ast.ClassDef) -> set[str]:

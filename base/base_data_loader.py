@@ -340,6 +340,9 @@ class BaseDataLoader:
         """
         if sampler is None:
             return
+        if isinstance(sampler, str | Mapping):  # which have a length and can be run through
+            text = f"sampler: {sampler!r} is no sampler: name its class, `sampler: {{type: NAME}}`"
+            raise DataError(text)
         if callable(getattr(sampler, "draw", None)):
             self._drawing = sampler
         elif hasattr(sampler, "__iter__") and hasattr(sampler, "__len__"):
@@ -359,12 +362,14 @@ class BaseDataLoader:
             self.sampler_state.begin(epoch)
         if self._own_sampler is not None:
             with isolated_random_state(derive_seed(self.seed, "order", epoch)):
-                order = torch.tensor(list(self._own_sampler), dtype=torch.int64)
+                drawn = list(self._own_sampler)
             is_given = self._own_sampler is self._given_sampler
-            return self._checked(order, self._own_sampler) if is_given else order
+            if not is_given:
+                return torch.tensor(drawn, dtype=torch.int64)
+            return self._checked(_as_order(drawn, self._own_sampler), self._own_sampler)
         if self._drawing is not None:
             generator = derive_generator(self.seed, "order", epoch)
-            order = torch.as_tensor(self._drawing.draw(self._indices, generator))
+            order = _as_order(self._drawing.draw(self._indices, generator), self._drawing)
             return self._checked(order, self._drawing)
         if not self.shuffle and self._weights is None:
             return self._indices
@@ -481,3 +486,12 @@ def count_samples(dataset: Any) -> int:
     if len(dataset) == 0:
         raise DataError(f"{name} is empty: it has no samples")
     return len(dataset)
+
+
+def _as_order(drawn: Any, sampler: Any) -> Tensor:
+    """Return what a sampler has drawn as a tensor; raise DataError where it is no numbers."""
+    try:
+        return torch.as_tensor(drawn)
+    except (TypeError, ValueError, RuntimeError) as error:
+        text = f"{type(sampler).__name__} gave {type(drawn).__name__}, not the indices of samples"
+        raise DataError(f"{text}: {error}") from error

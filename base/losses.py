@@ -197,7 +197,8 @@ class WeightedLoss:
         after, found = self.takes.bind(picked, target, batch, given, who, extras)
         self.was_weighted = self.was_weighted or weights is not None
         takes_weights = SAMPLE_WEIGHT in found or SAMPLE_WEIGHT in keywords
-        is_by_samples = self.notes_samples or not (weights is None or takes_weights)
+        is_noted = self.notes_samples and torch.is_grad_enabled()  # not where it is evaluated
+        is_by_samples = is_noted or not (weights is None or takes_weights)
         return _Call(
             output=output,
             has_output=bool(args) or not self.takes.is_by_name_only,

@@ -357,3 +357,11 @@ def test_a_loss_that_is_no_mean_over_samples_is_told_once(
     WeightedLoss("mine", dice, rules=RULES)(VALUES, YES, batch=BATCH)
     numbers = f"{float(whole):.4g} for a batch, and {float(sum(each) / N):.4g} as the mean"
     assert numbers in caplog.text
+
+
+def test_a_loss_is_evaluated_alike_with_and_without_a_sampler_that_learns() -> None:
+    rules = AS_IT_IS | {"ids": True}
+    loss = WeightedLoss("mine", dice, rules=rules, notes_samples=True)
+    with torch.no_grad():
+        assert loss(VALUES, YES, batch=BATCH).equal(dice(VALUES, YES))
+    assert losses_of_samples(loss(VALUES, YES, batch=BATCH)) is not None

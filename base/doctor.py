@@ -42,7 +42,10 @@ trainer: {epochs: 40, save_every: 20 steps, monitor: off, verbosity: 0, tensorbo
 DATA = """
 import torch
 
+from base.registry import DATASETS
 
+
+@DATASETS.register("points")
 def points():
     inputs = torch.randn(80, 8, generator=torch.Generator().manual_seed(1))
     return torch.utils.data.TensorDataset(inputs, (inputs.sum(dim=1) > 0).long())

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -231,8 +231,17 @@ def attributes(thing: Any) -> list[str]:
     classes = _own_classes(type(thing))
     engines = [cls for cls in classes if cls.__module__.partition(".")[0] == "base"]
     users = [cls for cls in classes if cls not in engines]
-    names = [*_properties_of(users), *plain, *_properties_of(engines), *others, *empty]
+    set_by_engine = {name for cls in engines for name in _names_used(cls)}
+    mine = [name for name in (*plain, *others, *empty) if name not in set_by_engine]
+    names = [*_properties_of(users), *mine, *plain, *_properties_of(engines), *others, *empty]
     return list(dict.fromkeys(names))
+
+
+def _names_used(cls: type[Any]) -> Iterator[str]:
+    """Yield the attributes that a class's ``__init__`` reads or sets, and those of the class."""
+    yield from vars(cls)
+    init = vars(cls).get("__init__")
+    yield from init.__code__.co_names if isinstance(init, FunctionType) else ()
 
 
 def _attributes_of(thing: Any) -> Iterator[tuple[str, Any]]:

@@ -105,7 +105,7 @@ def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Nod
 
 def _near_misses(name: str, node: Node) -> list[str]:
     """Say why a section that looks like one of ours is the user's own."""
-    kind = ROOT.keys[name].kind if name in _OURS else None
+    kind = ROOT.keys[name].kind if name in _OURS - {"model"} else None
     is_alike = isinstance(node.value, dict) and not node.value.keys().isdisjoint(
         getattr(kind, "keys", ())
     )

@@ -162,7 +162,7 @@ def test_nothing_of_a_step_is_alive_when_a_worker_is_asked_for_the_next(dataset,
 
 def trainer_of(batches, device="cpu", prefetch=2):
     loader = SimpleNamespace(batches=batches)
-    config = {"memory": {"prefetch": prefetch}}
+    config = {"memory": {"prefetch": prefetch}, "batch": {"weight": None}}
     window = SimpleNamespace(fate="")
     device = torch.device(device)
     return SimpleNamespace(clock=Clock(), device=device, config=config, window=window), loader
@@ -269,8 +269,8 @@ def test_an_epochs_time_goes_to_the_part_that_is_slow_and_the_advice_follows(
 
     class Slow(Trainer):
         forward = slowed("compute", Trainer.forward)
-        save = slowed("logging", Trainer.save)
 
+    monkeypatch.setattr(BaseTrainer, "save", slowed("logging", BaseTrainer.save))
     monkeypatch.setattr(BatchReader, "__getitems__", slowed("data", BatchReader.__getitems__))
     monkeypatch.setattr(feeding.Copies, "begin", slowed("copy", feeding.Copies.begin))
     with caplog.at_level("INFO", "kindling"):

@@ -290,6 +290,8 @@ def test_the_list_of_attributes_begins_with_plain_ones_of_the_users_own() -> Non
     assert "n_classes" in names[: names.index("scaler")]
     assert not [name for name in names if name.startswith("_")]
     assert "split_validation" not in names  # a method
+    engines = names.index("batch_size")
+    assert {"scaler", "prior", "n_classes"} <= set(names[:engines])  # an object of the user's too
     assert attributes(RefNet(2, 2)) == ["rate", "head"]
 
 

@@ -32,7 +32,7 @@ INSTEAD_IN_TRAINERS = {
     "is_due": "call it in a train_step(batch) of your own",
     "only": "call it in a train_step(batch) of your own",
     "measure": "override predict(outputs) for what metrics see",
-    "build": "call self.build(kind, section); a class of your own in model/ or data_loader/ is named",
+    "build": "call it in __init__: self.build(kind, section) builds what a config may name",
     "in_own_unit": "override predict(outputs) for what metrics see",
 }
 """What a user's trainer overrides in place of a method that is final."""

@@ -24,6 +24,10 @@ def project(tmp_path: Path) -> Iterator[Callable[[dict[str, str]], Path]]:
         return tmp_path
 
     former = registry.project_root()
+    decorated = {kind: dict(names) for kind, names in registry._REGISTERED.items()}
     yield write
     registry.set_project_root(former)
+    for kind, names in registry._REGISTERED.items():
+        names.clear()
+        names.update(decorated[kind])
     registry.MODELS.registered.clear()

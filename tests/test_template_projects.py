@@ -233,7 +233,7 @@ def test_own_sampler_and_collate_function_are_used(trained: Any) -> None:
 def test_own_sections_are_kept_and_named_once(trained: Any) -> None:
     project, printed = trained("bird_calls")
     own = "session, preprocess, visualization, data_loader.augment, trainer.log_step"
-    assert printed.count(f"read by nothing: {own}\n") == 1
+    assert printed.count(f"kept in extra, unused by Kindling: {own}\n") == 1
     config = yaml.safe_load((project.run / "config.yaml").read_text())
     assert config["extra"]["preprocess"]["sample_rate"] == 800
     assert config["extra"]["trainer"] == {"log_step": 20}

@@ -48,7 +48,7 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
             items = Node([Node(own, node.where) for own in own_items], node.where)
             extra |= {name: items} if any(own_items) else {}
 
-    notes += [f"read by nothing: {', '.join(unread)}"] if unread else []
+    notes += [f"kept in extra, unused by Kindling: {', '.join(unread)}"] if unread else []
     notes += [note for name in extra for note in _near_misses(name, root.value.get(name, root))]
     name = root.value.get("name", root).value
     if isinstance(name, str) and name != _one_folder(name):

@@ -87,7 +87,7 @@ def test_a_model_section_with_a_module_name_stays(read):
     config = read(MODERN, arch=..., model=model)
     assert config["model"] == {"type": "UNet", "args": {"depth": 3}, "weights": None}
     assert config.extra == {"model": {"module_name": "model.unet"}}
-    assert config.notes == ["read by nothing: model.module_name"]
+    assert config.notes == ["kept in extra, unused by Kindling: model.module_name"]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_section_stays_whatever_else_is_in_it(read, key, section, expected):
     assert (found["type"], found["args"]) == (section["type"], expected)
     rest = {k: v for k, v in section.items() if k not in ("type", "args", *expected, "every")}
     assert config.extra == ({key: rest} if rest else {})
-    assert config.notes == [f"read by nothing: {key}.{name}" for name in rest]
+    assert config.notes == [f"kept in extra, unused by Kindling: {key}.{name}" for name in rest]
 
 
 def test_sections_in_a_list_too(read):
@@ -118,7 +118,7 @@ def test_sections_in_a_list_too(read):
     config = read(MODERN, loss=losses)
     assert [loss["type"] for loss in config["loss"]] == ["A", "B", "C"]
     assert config.extra == {"loss": [{"module": "m"}, {}, {}]}
-    assert config.notes == ["read by nothing: loss.0.module"]
+    assert config.notes == ["kept in extra, unused by Kindling: loss.0.module"]
 
 
 @pytest.mark.parametrize(

@@ -199,8 +199,8 @@ def test_own_sections_and_keys_are_kept_and_named_in_one_note(changed):
         "arch": {"pretrained": "x.pth"},
     }
     assert config.notes == [
-        "kept in extra, unused by Kindling: visualization, seeds, args, arch.pretrained, trainer.my_key, "
-        "trainer.save_freq"
+        "kept in extra, unused by Kindling: visualization, seeds, args, arch.pretrained, "
+        "trainer.my_key, trainer.save_freq"
     ]
     assert config.where("extra", "trainer", "my_key").startswith("config.json:")
 

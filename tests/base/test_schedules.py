@@ -546,7 +546,7 @@ def test_a_longer_run_on_an_old_state_takes_the_new_length(cosine: str, tmp_path
          "milestones: 2}}", "milestones|int"),
         ("{type: LRScheduler}", "LRScheduler"),
         ("{type: SequentialLR, args: {schedulers: [ConstantLR], milestones: []}}",
-         r"expected \{type: .*\}, found 'ConstantLR'"),
+         r"expected \{type: .*\}, found the text 'ConstantLR'"),
         ("{type: ChainedScheduler, args: {schedulers: [{args: {factor: 2}}]}}",
          r"expected \{type: .*\}, found"),
     ],

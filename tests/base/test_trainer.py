@@ -634,7 +634,9 @@ def test_a_loss_with_state_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(LOSSES.registered, "Centered", Centered)
     assert_resumes(tmp_path, "loss=Centered")
     run(tmp_path / "plain")
-    assert not any(name.startswith("loss") for name in read(tmp_path / "plain"))
+    plain = read(tmp_path / "plain")
+    assert not any(name.startswith("loss.") for name in plain)
+    assert plain["loss_attributes"] == {}
 
 
 def test_more_state_is_one_line(tmp_path: Path) -> None:

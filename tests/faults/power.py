@@ -139,7 +139,8 @@ class Disk:
             return
         parent, found = self._find(path.parent), None
         if kind in ("rename", "unlink"):
-            found = parent.now()[path.name]
+            # Of a file that is written by another way than ``os``, only the name is recorded.
+            found = parent.now().get(path.name) or File()
         if kind == "rename":
             assert Path(what).parent == path.parent
             parent.change(path.name, Path(what).name, found)

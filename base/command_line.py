@@ -47,7 +47,7 @@ Ctrl-C or SIGTERM, and saved.
 SIGUSR1 saves and goes on."""
 
 TEST_EXAMPLES = """examples:
-  python test.py -r saved/digits                            the newest run of that name
+  python test.py -r saved/digits                  the newest run of that name
   python test.py -r saved/digits/0131_235959
   python test.py -r saved/digits/0131_235959/checkpoints/step-00000220"""
 

@@ -225,7 +225,7 @@ def test_a_run_from_a_shell_leaves_the_folder_as_documented(
     assert re.search("^torch +2", (folder / "env.txt").read_text(), re.MULTILINE)
     assert "valid/loss" in (folder / "log.txt").read_text()
 
-    printed = dict(re.findall(r"python (train|test)\.py (.+)", done.stdout))
+    printed = dict(re.findall(r"python \S*\b(train|test)\.py (.+)", done.stdout))
     again = run_cli(["train.py", *shlex.split(printed["train"])], place.folder)
     assert again.returncode == 0
     assert "nothing is left to train: step 15 of 15" in again.stdout

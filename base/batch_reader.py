@@ -16,6 +16,7 @@ from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_
 from base.errors import BatchError, DataError, trace_of
 from base.free_memory import is_out_of_memory
 from base.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
+from base.shipped import passed_own_code
 
 Batch = Any  # whatever the data set and collate_fn make of some samples
 TRIES = 30  # to find sound samples for a batch
@@ -34,6 +35,8 @@ class Failure:
         self.message = f"{self.reason} ({what})" if is_of_many else f"{what}: {self.reason}"
         self.may_be_skipped = not isinstance(error, BatchError) and not is_out_of_memory(error)
         self.error, self.trace = error, trace_of(error)
+        if not isinstance(error, DataError) and passed_own_code(error):
+            self.trace = "".join(traceback.format_exception(error))
         if get_worker_info() is not None:  # not every error can be sent; its text can
             self.error = RuntimeError("".join(traceback.format_exception(error)))
 

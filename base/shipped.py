@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,6 +42,18 @@ def hash_files(root: Path) -> dict[str, str]:
     """Return the hashes as they are now."""
     paths = (path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py")))
     return {path.relative_to(root).as_posix(): digest(path.read_bytes()) for path in paths}
+
+
+def passed_own_code(error: BaseException) -> bool:
+    """Return whether an error passed code of the project that did not come with Kindling."""
+    root = LIST.parent.parent
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if path.is_file() and path.is_relative_to(root):
+            file = path.relative_to(root)
+            if file.parts[0] in FOLDERS and not is_shipped(file.as_posix(), path.read_bytes()):
+                return True
+    return False
 
 
 if __name__ == "__main__":

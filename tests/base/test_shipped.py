@@ -4,10 +4,12 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from base import registry
+from base import shipped as own_files
 from base.config import load_config
 from base.errors import ConfigError
 from base.listing import describe
@@ -182,3 +184,20 @@ def test_what_is_meant_for_another_kind_does_not_stand_before(shipped: Write) ->
     assert find("metric", "Dice").__module__ == "model.metric"
     assert registry.override_note("metric", "Dice") == ""
     assert find("model", "Dice").__module__ == "model.model"
+
+
+def test_an_error_of_own_code_is_told_from_one_of_shipped_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "data_loader" / "own.py"
+    own.parent.mkdir()
+    own.write_text("def fail():\n    raise RuntimeError\n")
+    for is_shipped in (False, True):
+        hashes = {"data_loader/own.py": own_files.digest(own.read_bytes())} if is_shipped else {}
+        monkeypatch.setattr(own_files, "LIST", tmp_path / "base" / "shipped_files.json")
+        monkeypatch.setattr(own_files, "shipped_files", lambda hashes=hashes: hashes)
+        names: dict[str, Any] = {}
+        exec(compile(own.read_text(), str(own), "exec"), names)
+        with pytest.raises(RuntimeError) as caught:
+            names["fail"]()
+        assert own_files.passed_own_code(caught.value) is not is_shipped

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    from base.command_line import choose_tested, parse_test, run
+    from base.config.command_line import choose_tested, parse_test, run
 except ImportError as error:  # as where pytorch-template's base/ or logger/ replaced ours
     sys.exit(f"{error}: install requirements.txt, and keep Kindling's own base/ and logger/")
 
@@ -17,11 +17,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_test(arguments)
     config, path = choose_tested(options)
 
-    from base.experiment import build_trainer, choose_device, make_repeatable
-    from base.names import check_names
-    from base.run_folder import run_of
-    from base.seeding import seed_everything
-    from base.test_phase import build_tested, choose_checkpoint, run_test
+    from base.names.build import check_names
+    from base.run.testing import build_tested, choose_checkpoint, run_test
+    from base.system.run_folder import run_of
+    from base.system.seeding import seed_everything
+    from base.training.experiment import build_trainer, choose_device, make_repeatable
     from logger.console import setup_logging
 
     with config.placed():  # errors then say where in the file

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    from base.command_line import choose_config, parse_train, run, show_names
+    from base.config.command_line import choose_config, parse_train, run, show_names
 except ImportError as error:  # as where pytorch-template's base/ or logger/ replaced ours
     sys.exit(f"{error}: install requirements.txt, and keep Kindling's own base/ and logger/")
 
@@ -22,13 +22,18 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
     # A config with a fault in its structure has ended by now, before torch is imported.
-    from base.data_changes import record_to_resume, references_to_resume, refuse_changed_data
-    from base.deferred_files import deferred_files
-    from base.experiment import build_experiment, build_trainer, choose_device, make_repeatable
-    from base.inspection import begin, check, dry_run
-    from base.names import check_names
-    from base.run_log import open_folder
-    from base.seeding import seed_everything
+    from base.names.build import check_names
+    from base.run.checks import begin, check, dry_run
+    from base.run.data_changes import record_to_resume, references_to_resume, refuse_changed_data
+    from base.system.deferred_files import deferred_files
+    from base.system.seeding import seed_everything
+    from base.training.experiment import (
+        build_experiment,
+        build_trainer,
+        choose_device,
+        make_repeatable,
+    )
+    from base.training.run_log import open_folder
     from logger.console import setup_logging
 
     setup_logging(None, config["trainer"]["verbosity"])

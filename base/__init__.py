@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from base.base_data_loader import BaseDataLoader
     from base.base_model import BaseModel
     from base.base_trainer import BaseTrainer
-    from base.endless_batches import EndlessBatches
+    from base.data.endless_batches import EndlessBatches
 
 __all__ = ["BaseDataLoader", "BaseModel", "BaseTrainer", "EndlessBatches"]
 
@@ -18,7 +18,7 @@ _HOMES = {
     "BaseDataLoader": "base.base_data_loader",
     "BaseModel": "base.base_model",
     "BaseTrainer": "base.base_trainer",
-    "EndlessBatches": "base.endless_batches",
+    "EndlessBatches": "base.data.endless_batches",
 }
 
 

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_collate
 
-from base.batch import Rules
-from base.batch_reader import Batch, BatchReader, Key, NoteBad, Skip, mended, raise_failure
-from base.cores import free_cores
-from base.data_record import check_classes, class_names, record_of, use_record
+from base.data.batch import Rules
+from base.data.reading import Batch, BatchReader, Key, NoteBad, Skip, mended, raise_failure
+from base.data.record import check_classes, class_names, record_of, use_record
+from base.data.replayed_loader import as_batches as as_batches
+from base.data.sample_items import SampleItems
+from base.data.sampler_state import SamplerState, has_state
+from base.data.splits import divide, draw_weighted, number_repeats, sample_weights
+from base.data.streams import refuse_stream
+from base.data.threads import pinned, read_ahead
+from base.data.workers import as_it_is, begin_worker, stop_workers, watched
 from base.errors import DataError, nearest
-from base.final_methods import refuse_overridden
-from base.replayed_loader import as_batches as as_batches
-from base.sample_items import SampleItems
-from base.sampler_state import SamplerState, has_state
-from base.seeding import derive_generator, derive_seed, isolated_random_state
-from base.splits import divide, draw_weighted, number_repeats, sample_weights
-from base.streams import refuse_stream
-from base.threads import pinned, read_ahead
-from base.workers import as_it_is, begin_worker, stop_workers, watched
+from base.names.final_methods import refuse_overridden
+from base.system.cores import free_cores
+from base.system.seeding import derive_generator, derive_seed, isolated_random_state
 
 WORKERS = ("auto", "threads", "processes")
 NO_SAMPLES = torch.empty(0, dtype=torch.int64)
@@ -40,11 +40,11 @@ class BaseDataLoader:
     A data set with ``shuffled_order(indices, generator) -> indices`` chooses the order itself.
 
     The validation part is read from `valid_dataset` where given: the same samples, not augmented.
-    It is a share or a number of the samples, or a mapping (see `base/splits.py`); `sampling` draws
-    the training samples with replacement: ``balanced``, or weights by class or by sample. A
+    It is a share or a number of the samples, or a mapping (see `base/data/splits.py`); `sampling`
+    draws the training samples with replacement: ``balanced``, or weights by class or by sample. A
     `sampler` chooses them itself: ``draw(indices, generator)`` gives the order of an epoch, of the
     indices of the training part; or it gives indices as torch's samplers do, of samples that do not
-    validate. One with state is saved with the training (see `base/sampler_state.py`).
+    validate. One with state is saved with the training (see `base/data/sampler_state.py`).
     `num_workers` is a number or ``auto``: the free cores, where reading needs them. They are
     `workers`: ``threads``, ``processes``, or by ``auto`` what serves these data best.
     A `seed` given here stays; without one, order and split follow `set_seed`.
@@ -213,7 +213,7 @@ class BaseDataLoader:
 
     def record(self) -> dict[str, Any]:
         """Return what is known of the data: statistics, class names, image size, and what the data
-        set itself records (see `base/data_record.py`).
+        set itself records (see `base/data/record.py`).
         """
         self._compute_statistics()
         found: dict[str, Any] = {}

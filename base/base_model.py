@@ -20,10 +20,10 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from base.errors import TrainingError
-from base.final_methods import refuse_overridden
-from base.layers import NoForward
-from base.match import Pattern, match_modules, match_parameters
-from base.shape_errors import explain_shape_errors
+from base.names.final_methods import refuse_overridden
+from base.network.layers import NoForward
+from base.network.patterns import Pattern, match_modules, match_parameters
+from base.network.shape_errors import explain_shape_errors
 
 Factory = nn.Module | type[nn.Module] | Callable[[nn.Module], nn.Module]
 

@@ -12,36 +12,35 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from base.batch import SampleCount, Targets, inputs_of, target_of
-from base.capture import Capture
-from base.checkpoint import CheckpointStore
-from base.clock import Clock
-from base.data_arguments import takes_batch
-from base.endless_batches import warn_of_iterators
-from base.epoch_rows import EpochRows
-from base.epoch_start import EpochStart
+from base.checkpoint.store import CheckpointStore
+from base.data.batch import SampleCount, Targets, inputs_of, target_of
+from base.data.device_feed import feed
+from base.data.endless_batches import warn_of_iterators
+from base.data.loaders import batches_to_evaluate
 from base.errors import ConfigError, Problem
-from base.experiment import Experiment
-from base.feed import feed
-from base.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
-from base.first_step import guard_first_step
-from base.loaders import batches_to_evaluate
-from base.loss_terms import LossTerms
-from base.memory.activations import offload_activations
-from base.memory.model import EmptyCache
-from base.memory.precision import NOTHING, FiniteWatch, Precision
-from base.optim import learning_rates
-from base.own_sections import build_own
-from base.recovery import Recovery, refuse_nonfinite
-from base.registration import checked_parts
-from base.run_log import RunLog, open_run, tell_end
-from base.seeding import derive_seed, isolated_random_state
-from base.signals import InterruptedRunError, SignalFlags
-from base.state import Monitor, Progress, Stateful, build_average, parts_with_state
-from base.stepper import build_steppers, choose_stepper, only
-from base.test_phase import choose_checkpoint, run_test, state_put_back
-from base.timing import Every, Window
-from base.values import (
+from base.names.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
+from base.network.activations import offload_activations
+from base.network.capture import Capture
+from base.network.layout import EmptyCache
+from base.run.own_sections import build_own
+from base.run.testing import choose_checkpoint, run_test, state_put_back
+from base.system.seeding import derive_seed, isolated_random_state
+from base.system.signals import InterruptedRunError, SignalFlags
+from base.training.accumulation import Every, Window
+from base.training.batch_arguments import takes_batch
+from base.training.epoch_rows import EpochRows
+from base.training.epoch_start import EpochStart
+from base.training.epoch_time import Clock
+from base.training.experiment import Experiment
+from base.training.first_step import guard_first_step
+from base.training.loss_terms import LossTerms
+from base.training.optimizer_step import build_steppers, choose_stepper, only
+from base.training.optimizers import learning_rates
+from base.training.precision import NOTHING, FiniteWatch, Precision
+from base.training.progress import Monitor, Progress, Stateful, build_average, parts_with_state
+from base.training.recovery import Recovery, refuse_nonfinite
+from base.training.registration import checked_parts
+from base.training.results import (
     StepValues,
     check_watched,
     note_losses,
@@ -52,6 +51,7 @@ from base.values import (
     weigh,
     with_total,
 )
+from base.training.run_log import RunLog, open_run, tell_end
 from logger.meters import Meters
 
 Values = dict[str, Any]

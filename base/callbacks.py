@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from base.batch import inputs_of
-from base.capture import stretch
-from base.seeding import isolated_random_state
+from base.data.batch import inputs_of
+from base.network.capture import stretch
+from base.system.seeding import isolated_random_state
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from base.seeding import derive_generator
-from data_loader.cache import cached
-from data_loader.image_files import ImageFiles
-from data_loader.jpeg import fastest_decoder
+from base.datasets.decoded_cache import cached
+from base.datasets.image_files import ImageFiles
+from base.datasets.jpeg import fastest_decoder
+from base.system.seeding import derive_generator
 
 
 def make_images(folder: Path, n_images: int, width: int, height: int) -> list[str]:

@@ -29,9 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from base.checkpoint import CheckpointStore
-from base.finite import first_nonfinite
-from base.state_file import CHUNK, plain_copy, sync_folder
+from base.checkpoint.state_file import CHUNK, plain_copy, sync_folder
+from base.checkpoint.store import CheckpointStore
+from base.training.nonfinite import first_nonfinite
 
 GOAL = 1 / 3  # of the time of torch.save into a file
 GOAL_BESIDE = 0.05  # of the time of our own save that training waits for to the end

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from base.config import load_config
-from base.experiment import build_experiment, choose_device
-from base.names import build
-from data_loader.datasets import read_idx
+from base.datasets.array_readers import read_idx
+from base.names.build import build
+from base.training.experiment import build_experiment, choose_device
 from model.model import MnistModel
 
 N_TRAIN, BATCH_SIZE = 54_000, 128

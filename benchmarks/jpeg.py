@@ -27,10 +27,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from base.names import build
-from data_loader.image_files import ImageFolderDataset
-from data_loader.images import decode_image
-from data_loader.jpeg import DECODERS, Decoder
+from base.datasets.image_files import ImageFolderDataset
+from base.datasets.images import decode_image
+from base.datasets.jpeg import DECODERS, Decoder
+from base.names.build import build
 
 WIDTH, HEIGHT, SIZE, N_CLASSES, BATCH_SIZE = 500, 375, 224, 4, 50
 

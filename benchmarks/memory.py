@@ -21,12 +21,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from base.batch import tensors_in, to_device
 from base.config import load_config
-from base.experiment import build_experiment, choose_device
-from base.memory.settle import settle
-from base.memory.trial import SavedBytes
-from base.names import check_names
+from base.data.batch import tensors_in, to_device
+from base.names.build import check_names
+from base.run.micro_batch import settle
+from base.training.experiment import build_experiment, choose_device
+from base.training.trial import SavedBytes
 from trainer.trainer import Trainer
 
 CONFIG = """

@@ -29,13 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
-from base.bad_samples import BadSamples
 from base.base_data_loader import BaseDataLoader
 from base.config import load_config
-from base.experiment import Experiment
-from base.freezing import Freezing
-from base.losses import build_losses
-from base.metrics import build_metrics
+from base.data.bad_samples import BadSamples
+from base.network.freezing import Freezing
+from base.training.experiment import Experiment
+from base.training.losses import build_losses
+from base.training.metrics import build_metrics
 from trainer.trainer import Trainer
 
 BATCH_SIZE, N_BATCHES = 32, 1000
@@ -168,9 +168,9 @@ def measure_steps(rounds: int, n_steps: int) -> None:
 FIRST_STEP = """
 import os, sys, time
 sys.path.insert(0, {root!r}); os.chdir({root!r})
-import train, base.command_line
+import train, base.config.command_line
 from base.callbacks import Callback
-from base import stepper
+from base.training import optimizer_step as stepper
 step = stepper.Stepper.step
 def first(self, *given):
     step(self, *given)

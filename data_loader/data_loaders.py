@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from base.base_data_loader import BaseDataLoader
-from data_loader.datasets import read_npz
-from data_loader.in_memory import InMemoryDataset, synthetic_images
-from data_loader.pipeline import Pipeline, TransformedDataset
-from data_loader.public_sets import load_in_memory, load_one_by_one
-from data_loader.transforms import RandomShift
+from base.datasets.array_readers import read_npz
+from base.datasets.in_memory import InMemoryDataset, synthetic_images
+from base.datasets.pipeline import Pipeline, TransformedDataset
+from base.datasets.public_sets import load_in_memory, load_one_by_one
+from base.datasets.transforms import RandomShift
 
 
 class DigitsDataLoader(BaseDataLoader):

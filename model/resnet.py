@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from base import BaseModel
-from base.match import Pattern
+from base.network.patterns import Pattern
 from model.layers import ConvBlock, check_images
 
 

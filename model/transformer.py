@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from base import BaseModel
-from base.match import Pattern
+from base.network.patterns import Pattern
 from model.layers import check_images
 
 

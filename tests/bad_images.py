@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_loader.image_files import ImageFolderDataset
+from base.datasets.image_files import ImageFolderDataset
 
 N = 60
 CONFIG = """

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from base.checkpoint import read
+from base.checkpoint.store import read
 
 
 def digest(folder: Path) -> str:

@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
-    "torch._dynamo", "torchvision", "base.names", "base.run_log", "pytest", "faults.injections",
+    "torch._dynamo", "torchvision", "base.names.build", "base.training.run_log", "pytest",
+    "faults.injections",
 ])  # fmt: skip
 
 
@@ -114,12 +115,13 @@ def _run(
     multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    import base.run_log
-    import base.workers
+    import base.data.workers
+    import base.training.run_log
 
     # multiprocessing forgets in a child what was to be done at the end.
-    Finalize(None, base.workers._kill_all, exitpriority=10)
-    base.run_log.warn_of_load = lambda _: None  # how busy the machine is, is not what is tested
+    Finalize(None, base.data.workers._kill_all, exitpriority=10)
+    # How busy the machine is, is not what is tested.
+    base.training.run_log.warn_of_load = lambda _: None
     if inject is not None:
         inject()
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from base.checkpoint import CheckpointStore, sealed
+from base.checkpoint.store import CheckpointStore, sealed
 
 
 def make_state(seed: int, size: int = 40) -> dict:

@@ -29,7 +29,13 @@ ENGINE = ["base", "logger"]
 HELD = list(ARROWS) if IS_THE_TEMPLATE else ENGINE
 
 # A structural error in a config must be told in under 0.3 s, so these load without torch.
-TORCH_FREE = ["base", "base.config", "base.errors", "base.registry", "base.command_line"]
+TORCH_FREE = [
+    "base",
+    "base.config",
+    "base.errors",
+    "base.names.registry",
+    "base.config.command_line",
+]
 
 DRAWERS = ("util", "utils", "helper", "helpers", "misc", "common")  # they fill up unseen
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from base.config import load_config
-from base.experiment import build_experiment
-from base.seeding import seed_everything
+from base.system.seeding import seed_everything
+from base.training.experiment import build_experiment
 from logger.csv_writer import read_rows
 from trainer.trainer import Trainer
 

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from base import BaseTrainer
-from base.batch import inputs_of, target_of
-from base.denominators import mark_sum, terms_of
+from base.checkpoint.weights import sections_with_weights
+from base.data.batch import inputs_of, target_of
 from base.errors import ConfigError, nearest
-from base.experiment import Experiment
-from base.losses import WeightedLoss, scaled
-from base.values import with_total
-from base.weights import sections_with_weights
+from base.training.denominators import mark_sum, terms_of
+from base.training.experiment import Experiment
+from base.training.losses import WeightedLoss, scaled
+from base.training.results import with_total
 
 
 class DistillationTrainer(BaseTrainer):

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from base import BaseTrainer
-from base.batch import inputs_of
+from base.data.batch import inputs_of
 from base.errors import ConfigError, nearest
-from base.experiment import Experiment
-from base.gradients import gradient_penalty
+from base.network.gradients import gradient_penalty
+from base.training.experiment import Experiment
 
 
 class AdversarialTrainer(BaseTrainer):

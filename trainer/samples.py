@@ -13,7 +13,7 @@ from torch import Tensor
 
 from base.callbacks import Callback
 from base.errors import ConfigError
-from base.seeding import derive_seed, isolated_random_state
+from base.system.seeding import derive_seed, isolated_random_state
 from logger.files import write_whole
 
 

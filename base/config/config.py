@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from base.config.tree import DEFAULT, Keys, Node, leaves, problem_at
-from base.config.writing import to_lines
+from base.config.yaml_writer import to_lines
 from base.errors import ConfigError, Problem
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from base.config.kinds import ListOf, Run
+from base.config.fields import ListOf, Run
 from base.config.schema import ROOT, loader_key
 from base.config.tree import Node, problem_at, show
 from base.errors import ConfigError, Problem

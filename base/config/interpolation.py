@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from base.config.kinds import REFERENCE, UNKNOWN, Run
-from base.config.reader import MAX_DEPTH
+from base.config.fields import REFERENCE, UNKNOWN, Run
 from base.config.references import Reference, built_object, fault_of_reference
 from base.config.tree import Keys, Node, problem_at, show
-from base.config.writing import as_word
+from base.config.yaml_reader import MAX_DEPTH
+from base.config.yaml_writer import as_word
 from base.errors import ConfigError, Problem
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from base.config.kinds import REQUIRED
+from base.config.fields import REQUIRED
 from base.config.schema import ROOT
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from base.config.config import Config
+from base.config.fields import MAX_PROBLEMS, Run
 from base.config.interpolation import interpolate
-from base.config.kinds import MAX_PROBLEMS, Run
-from base.config.reader import MAX_DEPTH, MAX_KEY, read_file, read_text
+from base.config.pytorch_template import is_template, translate
 from base.config.schema import ROOT
-from base.config.template import is_template, translate
 from base.config.tree import Node, Where, dotted, one_line, show
+from base.config.yaml_reader import MAX_DEPTH, MAX_KEY, read_file, read_text
 from base.errors import ConfigError, Problem
 
 MAX_FILES = 64

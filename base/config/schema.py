@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from base.config.durations import DURATION_PATTERN, MINUTES_PATTERN, parse_duration
-from base.config.kinds import (
+from base.config.fields import (
     ABSENT,
     REQUIRED,
     SAME_AS_TYPE,
@@ -50,7 +50,7 @@ def loader_key(name: str) -> str:
 
 
 def check_pattern(value: Any) -> None:
-    """Raise a ValueError unless the value is a pattern of `base/match.py`, as far as form goes."""
+    """Raise ValueError unless the value has the form of a pattern (`base/network/patterns.py`)."""
     for part in value if isinstance(value, list) and value else [value]:
         is_match = isinstance(part, dict) and list(part) == ["type"]
         names = part["type"] if is_match else part

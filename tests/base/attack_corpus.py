@@ -30,9 +30,9 @@ if str(ROOT) not in sys.path:
 
 import torch
 
-from base.checkpoint import CheckpointStore, read, sealed
+from base.checkpoint.store import CheckpointStore, read, sealed
+from base.checkpoint.weights import read_weights
 from base.errors import KindlingError
-from base.weights import read_weights
 
 FORBIDDEN = (
     "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.", "socket.",
@@ -385,7 +385,7 @@ PLACES = (
 )  # fmt: skip
 NAMES = (
     "os.system", "logging.os.system", "builtins.eval", "torch.hub.load", "torch.load", "load",
-    "__import__", "nn.__builtins__", "base.names.importlib", "../x", "/etc/passwd", "Popen",
+    "__import__", "nn.__builtins__", "base.names.build.importlib", "../x", "/etc/passwd", "Popen",
     "torch._inductor", "model.model", "load_state_dict_from_url", "_C", "get_model",
 )  # fmt: skip
 CONFIGS = (
@@ -433,7 +433,7 @@ def with_rest(attack: str) -> str:
 def read_configs() -> None:
     """Read and check each attack of a config, and print what happened to it."""
     from base.config import load_config
-    from base.names import check_names
+    from base.names.build import check_names
 
     def check(text: str) -> None:
         check_names(load_config(None, [], text=text))

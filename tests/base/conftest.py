@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from base import registry
+from base.names import registry
 
 
 @pytest.fixture

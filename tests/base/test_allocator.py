@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from base.memory.allocator import keep_freed_memory
+from base.system.allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = """
 import resource, sys
 import torch
-from base.memory.allocator import keep_freed_memory
+from base.system.allocator import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory(torch.device("cpu"))
 

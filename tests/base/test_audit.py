@@ -12,8 +12,16 @@ import torch
 from torch import nn
 from toy import NETWORKS, make, run
 
-from base.audit import HEAD, MAX_LINES, Row, audit, short_table, whole_table, write_csv
-from base.registry import MODELS
+from base.names.registry import MODELS
+from base.run.parameter_table import (
+    HEAD,
+    MAX_LINES,
+    Row,
+    audit,
+    short_table,
+    whole_table,
+    write_csv,
+)
 
 GROUPS = "optimizer={type: AdamW, args: {lr: 0.02, weight_decay: 0.5}, param_groups: [no_decay]}"
 

@@ -17,12 +17,12 @@ from test_recovery import NORMED, Normed, Twice
 from torch import nn
 from toy import NETWORKS, make, run
 
-from base import checkpoint
-from base.background_save import Background, Snapshot, changed_by_steps_alone, in_background
-from base.checkpoint import CheckpointStore, read
+from base.checkpoint import store as checkpoint
+from base.checkpoint.background import Background, Snapshot, changed_by_steps_alone, in_background
+from base.checkpoint.store import CheckpointStore, read
 from base.errors import CheckpointError
-from base.memory.optimizer import OffloadedState
-from base.registry import MODELS
+from base.names.registry import MODELS
+from base.training.optimizer_memory import OffloadedState
 
 ON = "trainer.async_save=true"
 EACH_STEP = "trainer.save_every=1 steps"
@@ -366,7 +366,8 @@ def test_weights_are_looked_at_once_where_a_state_is_saved_already(
     trainer = make("trainer.epochs=1")
     seen: list[int] = []
     monkeypatch.setattr(
-        "base.recovery.refuse_bad_weights", lambda trainer: seen.append(trainer.progress.step)
+        "base.training.recovery.refuse_bad_weights",
+        lambda trainer: seen.append(trainer.progress.step),
     )
     trainer.train(tmp_path)
     assert seen == [0, 5]  # at the begin, and not again at the end

@@ -19,19 +19,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from toy import make, run
 
-from base.bad_samples import BadSamples, count_allowed
 from base.base_data_loader import BaseDataLoader
-from base.batch_reader import BadSample, Failure
-from base.checkpoint import read
+from base.checkpoint.store import read
 from base.config import load_config
+from base.data.bad_samples import BadSamples, count_allowed
+from base.data.reading import BadSample, Failure
+from base.datasets.dataset_loader import DatasetLoader
+from base.datasets.image_files import ImageFolderDataset
+from base.datasets.pipeline import Pipeline, TransformedDataset
+from base.datasets.shards import ShardDataset
+from base.datasets.transforms import RandomFlip
 from base.errors import BatchError, ConfigError, DataError
-from base.inspection import check
-from base.registry import DATA_LOADERS
-from data_loader.dataset_loader import DatasetLoader
-from data_loader.image_files import ImageFolderDataset
-from data_loader.pipeline import Pipeline, TransformedDataset
-from data_loader.shards import ShardDataset
-from data_loader.transforms import RandomFlip
+from base.names.registry import DATA_LOADERS
+from base.run.checks import check
 from logger.csv_writer import CsvWriter
 
 pytestmark = pytest.mark.fault("F14")

@@ -23,10 +23,10 @@ from torch.utils.data import (
 )
 
 from base.base_data_loader import BaseDataLoader
-from base.batch_reader import BatchReader
+from base.data.reading import BatchReader
+from base.data.workers import _DEATHS, _WorkerDied
 from base.errors import DataError
-from base.seeding import derive_seed, seed_everything
-from base.workers import _DEATHS, _WorkerDied
+from base.system.seeding import derive_seed, seed_everything
 
 WORKERS = (0, 1, 2)
 

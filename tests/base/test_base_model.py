@@ -18,7 +18,7 @@ from base.base_model import (
     unfreeze_parameters,
 )
 from base.errors import TrainingError
-from base.match import NoMatch
+from base.network.patterns import NoMatch
 
 
 class Net(BaseModel):

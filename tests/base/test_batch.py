@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from toy import make
 
-from base.batch import AS_IT_IS, SampleCount, count_samples, inputs_of, target_of, to_device
+from base.data.batch import AS_IT_IS, SampleCount, count_samples, inputs_of, target_of, to_device
 from base.errors import ConfigError
 
 NO_RULES: dict[str, Any] = {"inputs": None, "target": None}
@@ -214,7 +214,7 @@ def test_a_model_of_two_inputs_learns_the_same_from_each_form(
 
 
 def train_two_inputs(monkeypatch: pytest.MonkeyPatch, collate: Any, rules: str) -> list[float]:
-    from base.registry import DATA_LOADERS, MODELS
+    from base.names.registry import DATA_LOADERS, MODELS
 
     generator = torch.Generator().manual_seed(0)
     x, s = torch.randn(12, 5, generator=generator), torch.rand(12, 1, generator=generator)

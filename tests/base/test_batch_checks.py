@@ -14,8 +14,8 @@ from toy import make
 
 from base.base_data_loader import BaseDataLoader
 from base.errors import ConfigError, TrainingError
-from base.inspection import check
-from base.registry import DATA_LOADERS, LOSSES, MODELS
+from base.names.registry import DATA_LOADERS, LOSSES, MODELS
+from base.run.checks import check
 from trainer.trainer import Trainer
 
 CONFIG = """

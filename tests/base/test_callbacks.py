@@ -12,8 +12,8 @@ from toy import assert_same, make, run, weights
 
 from base.callbacks import Callback
 from base.errors import ConfigError
-from base.registry import CALLBACKS
-from base.signals import InterruptedRunError
+from base.names.registry import CALLBACKS
+from base.system.signals import InterruptedRunError
 
 
 class Notes(Callback):

@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from toy import NETWORKS, assert_resumes, assert_same, make
 
 from base.callbacks import Callback
-from base.capture import LIMITS, Capture
 from base.errors import ConfigError
-from base.gradients import gradient_penalty
-from base.memory.activations import checkpoint_activations
-from base.registry import MODELS
+from base.names.registry import MODELS
+from base.network.activations import checkpoint_activations
+from base.network.capture import LIMITS, Capture
+from base.network.gradients import gradient_penalty
 from logger.writers import Histogram, Writer
 from trainer.trainer import Trainer
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from base.config.schema import MEMORY
 from base.errors import DataError
-from base.memory.model import prepare_model
+from base.network.layout import prepare_model
 
 CPU = torch.device("cpu")
 

@@ -20,10 +20,10 @@ from faults.disk import DiskCalls
 from stores import forge, make_state, names, same, save, write_manifest
 from torch import nn
 
-from base import checkpoint
-from base.checkpoint import CheckpointStore, load_weights, read, read_manifest, restore
+from base.checkpoint import store as checkpoint
+from base.checkpoint.store import CheckpointStore, load_weights, read, read_manifest, restore
 from base.errors import CheckpointError, UsageError
-from base.seeding import capture_random_state
+from base.system.seeding import capture_random_state
 
 
 @pytest.fixture

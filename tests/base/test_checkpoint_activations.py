@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toy import CPU
 
 from base.errors import ConfigError, TrainingError
-from base.memory.activations import OffloadedActivations, checkpoint_activations
+from base.network.activations import OffloadedActivations, checkpoint_activations
 
 
 class Moving(nn.Module):

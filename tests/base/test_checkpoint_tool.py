@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from toy import run, weights
 
-from base.checkpoint import CheckpointStore, read
-from base.checkpoint_tool import main
+from base.checkpoint.__main__ import main
+from base.checkpoint.store import CheckpointStore, read
+from base.checkpoint.weights import read_record, read_weights
 from base.errors import CheckpointError, UsageError
-from base.registry import project_root
-from base.weights import read_record, read_weights
+from base.names.registry import project_root
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_nothing_is_overwritten_unless_asked_and_never_in_part(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("base.checkpoint_tool.write_state", fail)
+        patched.setattr("base.checkpoint.__main__.write_state", fail)
         with pytest.raises(CheckpointError, match="not written: No space left"):
             call("export", tmp_path / "a.pt", tmp_path / "b.pt", "--overwrite")
     assert (tmp_path / "b.pt").read_bytes() == b"precious"

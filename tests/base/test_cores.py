@@ -16,11 +16,11 @@ import pytest
 import torch
 from toy import CONFIG, make
 
-from base import cores
 from base.config import load_config
-from base.cores import OtherLoad, free_cores, usable_cores, use_threads, warn_of_load
-from base.run_log import header_facts
-from base.threads import read_ahead
+from base.data.threads import read_ahead
+from base.system import cores
+from base.system.cores import OtherLoad, free_cores, usable_cores, use_threads, warn_of_load
+from base.training.run_log import header_facts
 from train import main
 
 QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from toy import assert_resumes, make
 
 from base.base_data_loader import BaseDataLoader
-from base.batch import Targets, count_samples, inputs_of, target_of
 from base.config import load_config
-from base.data_arguments import DataParameters, takes_batch
+from base.data.batch import Targets, count_samples, inputs_of, target_of
 from base.errors import ConfigError, TrainingError
-from base.inspection import check
-from base.registry import DATA_LOADERS, LOSSES, METRICS
+from base.names.registry import DATA_LOADERS, LOSSES, METRICS
+from base.run.checks import check
+from base.training.batch_arguments import DataParameters, takes_batch
 from trainer.trainer import Trainer
 
 N = 20

@@ -20,19 +20,19 @@ from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, T
 from toy import make, run
 
 from base.base_data_loader import BaseDataLoader, as_batches
-from base.checkpoint import read
-from base.data_changes import keep_data, refuse_changed_data, refuse_overlap
-from base.data_fingerprint import hash_rows, samples_of
+from base.checkpoint.store import read
+from base.data.fingerprint import hash_rows, samples_of
+from base.datasets.array_files import ArrayFileDataset, IdxDataset
+from base.datasets.composed import ConcatenatedDataset, SubsetDataset
+from base.datasets.dataset_loader import DatasetLoader
+from base.datasets.image_files import ImageFolderDataset, ImageListDataset
+from base.datasets.in_memory import InMemoryDataset
+from base.datasets.shard_writer import main as write_shards
+from base.datasets.shards import ShardDataset
+from base.datasets.tables import CsvDataset
 from base.errors import DataError
-from base.test_phase import build_tested
-from data_loader.array_files import ArrayFileDataset, IdxDataset
-from data_loader.composed import ConcatenatedDataset, SubsetDataset
-from data_loader.dataset_loader import DatasetLoader
-from data_loader.image_files import ImageFolderDataset, ImageListDataset
-from data_loader.in_memory import InMemoryDataset
-from data_loader.shard_writer import main as write_shards
-from data_loader.shards import ShardDataset
-from data_loader.tables import CsvDataset
+from base.run.data_changes import keep_data, refuse_changed_data, refuse_overlap
+from base.run.testing import build_tested
 
 INPUTS = torch.rand(24, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 3
@@ -123,7 +123,7 @@ KINDS: dict[str, Make] = {
 
 def lmdb(folder: Path, inputs: Tensor, labels: Tensor, names: list[str]) -> Any:
     library = pytest.importorskip("lmdb")
-    from data_loader.lmdb_images import LmdbImageDataset
+    from base.datasets.lmdb_images import LmdbImageDataset
 
     listed = list_file(folder, inputs, labels, names)
     if not (folder / "images.lmdb").exists():
@@ -330,7 +330,7 @@ def test_the_hash_of_a_row_is_of_all_its_bytes():
 
 
 def test_of_more_bytes_than_the_limit_some_rows_are_hashed(monkeypatch):
-    monkeypatch.setattr("base.data_fingerprint.LIMIT", 12 * 6)
+    monkeypatch.setattr("base.data.fingerprint.LIMIT", 12 * 6)
     samples = samples_of(BaseDataLoader(InMemoryDataset(INPUTS, LABELS), 4, True, 0, 0))
     assert samples.contents.nonzero()[:, 0].tolist() == [0, 4, 8, 12, 16, 20]
 
@@ -434,7 +434,7 @@ def test_a_run_of_an_earlier_version_keeps_targets_in_their_own_unit(table):
 
 def forget_data(checkpoint: Path) -> None:
     """Make a checkpoint one of an earlier version, which knew nothing of its data."""
-    from base.manifest import sealed
+    from base.checkpoint.manifest import sealed
 
     path = checkpoint / "manifest.json"
     manifest = json.loads(path.read_text())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from base.deferred_files import deferred_files, waiting_files, write_when_running
+from base.system.deferred_files import deferred_files, waiting_files, write_when_running
 
 
 def test_a_file_is_written_at_once_outside_of_a_run(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_download_is_kept_when_the_run_begins(
 ) -> None:
     from torchvision import datasets
 
-    from data_loader import public_sets
+    from base.datasets import public_sets
 
     facts = public_sets.PUBLIC_SETS["MNIST"]
     monkeypatch.setitem(public_sets.PUBLIC_SETS, "Downloading", facts)

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from toy import assert_same, batches, make
 
-from base.batch import tensors_in
-from base.free_memory import UNLIMITED
-from base.inspection import dry_run
-from base.memory.estimate import MB, Estimate, estimate_memory
-from base.memory.trial import trial, try_step
-from base.registry import MODELS
+from base.data.batch import tensors_in
+from base.names.registry import MODELS
+from base.run.checks import dry_run
+from base.run.memory_estimate import MB, Estimate, estimate_memory
+from base.system.free_memory import UNLIMITED
+from base.training.trial import trial, try_step
 from trainer.trainer import Trainer
 
 IMAGES = (

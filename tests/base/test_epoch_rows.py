@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from base.epoch_rows import MOST, EpochRows, repair_rows
+from base.training.epoch_rows import MOST, EpochRows, repair_rows
 from logger.csv_writer import CsvWriter, read_rows
 
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from toy import assert_same, make, run, weights
 
 from base.callbacks import Callback
-from base.checkpoint import read
-from base.inspection import check, dry_run
-from base.registry import CALLBACKS, LOSSES, MODELS
-from base.test_phase import run_test
+from base.checkpoint.store import read
+from base.names.registry import CALLBACKS, LOSSES, MODELS
+from base.run.checks import check, dry_run
+from base.run.testing import run_test
 from logger.csv_writer import read_rows
 from model.model import MLP
 from trainer.trainer import Trainer

@@ -12,11 +12,11 @@ import torch
 from digest import digest, digest_of, loss_log
 
 from base.callbacks import Callback
-from base.checkpoint import read
+from base.checkpoint.store import read
 from base.config import load_config
-from base.experiment import build_experiment
-from base.run_log import open_folder
-from base.signals import InterruptedRunError
+from base.system.signals import InterruptedRunError
+from base.training.experiment import build_experiment
+from base.training.run_log import open_folder
 from trainer.trainer import Trainer
 
 # Dropout, random shifts, averages, a rate that changes each step, clipping, two losses, metrics of
@@ -119,7 +119,7 @@ def test_each_part_of_the_state_is_needed(tmp_path: Path, left_out: str, monkeyp
     """The oracle sees a fault: with one part not restored, the end differs."""
     whole = digest(run(tmp_path, []))
     folder = run(tmp_path, [], stop_at=3)
-    from base import run_log
+    from base.training import run_log
 
     restore = run_log.restore
 

@@ -13,13 +13,13 @@ import torch
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from base import feed as feeding
-from base import threads
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
-from base.batch_reader import BatchReader
-from base.clock import PARTS, Clock, advice
-from base.feed import Copies, feed
+from base.data import device_feed as feeding
+from base.data import threads
+from base.data.device_feed import Copies, feed
+from base.data.reading import BatchReader
+from base.training.epoch_time import PARTS, Clock, advice
 from tests.base.toy import CPU, make, run
 from trainer.trainer import Trainer
 
@@ -257,8 +257,8 @@ def test_an_epochs_time_goes_to_the_part_that_is_slow_and_the_advice_follows(
 ):
     """Five batches of training, one of validation; a checkpoint at each of five steps."""
     hand = HandClock()
-    monkeypatch.setattr("base.clock.time", hand)
-    monkeypatch.setattr("base.run_log.time", hand)
+    monkeypatch.setattr("base.training.epoch_time.time", hand)
+    monkeypatch.setattr("base.training.run_log.time", hand)
 
     def slowed(part, function):
         def with_sleep(*args):
@@ -287,10 +287,10 @@ def test_an_epochs_time_goes_to_the_part_that_is_slow_and_the_advice_follows(
 
 def test_a_profiler_is_no_reason_to_save_less_often(tmp_path, monkeypatch, caplog):
     hand = HandClock()
-    monkeypatch.setattr("base.clock.time", hand)
+    monkeypatch.setattr("base.training.epoch_time.time", hand)
     forward = BaseTrainer.forward
     monkeypatch.setattr(BaseTrainer, "forward", lambda *args: hand.sleep(0.5) or forward(*args))
-    monkeypatch.setattr("base.profiling._write", lambda *_: hand.sleep(3))
+    monkeypatch.setattr("base.run.profiler._write", lambda *_: hand.sleep(3))
     with caplog.at_level("INFO", "kindling"):
         run(tmp_path, "profile={epochs: [2], steps: 1}")
     assert not [text for text in caplog.messages if text.startswith("faster: ")]
@@ -330,7 +330,7 @@ def test_the_report_has_the_times_of_each_epoch_and_a_slow_loader_is_told(
     tmp_path, monkeypatch, caplog
 ):
     hand = HandClock()
-    monkeypatch.setattr("base.clock.time", hand)
+    monkeypatch.setattr("base.training.epoch_time.time", hand)
     trainer = make("trainer.verbosity=2", "trainer.epochs=2")
     batches = trainer.train_loader.batches
 

@@ -10,9 +10,9 @@ import pytest
 
 from base import BaseDataLoader, BaseModel, BaseTrainer
 from base.errors import ConfigError
-from base.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, final_names
-from base.metrics import Metric
-from base.registry import find
+from base.names.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, final_names
+from base.names.registry import find
+from base.training.metrics import Metric
 from trainer.trainer import Trainer
 
 Project = Callable[[dict[str, str]], Path]

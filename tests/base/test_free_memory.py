@@ -3,7 +3,7 @@
 import psutil
 import pytest
 
-from base.free_memory import UNLIMITED, free_memory
+from base.system.free_memory import UNLIMITED, free_memory
 
 MEMINFO = "MemTotal:  9000 kB\nMemFree:  100 kB\nMemAvailable:  5000 kB\n"
 
@@ -74,6 +74,6 @@ def test_a_system_that_does_not_tell_has_no_limit(tmp_path):
 
 
 def test_a_limit_of_the_process_itself_counts(system, monkeypatch):
-    monkeypatch.setattr("base.free_memory.resource.getrlimit", lambda _: (5 << 20, -1))
+    monkeypatch.setattr("base.system.free_memory.resource.getrlimit", lambda _: (5 << 20, -1))
     places = system({"proc/self/status": "Name:\tpython\nVmSize:\t   1024 kB\n"})
     assert free_memory(*places) == 4 << 20

@@ -12,7 +12,7 @@ from toy import assert_resumes, make, run, weights
 
 from base.base_model import check_model
 from base.errors import ConfigError
-from base.freezing import Freezing
+from base.network.freezing import Freezing
 
 LATER = "freeze=[{match: 'hidden.*', until: 1 epoch}]"  # 5 steps an epoch, 2 epochs
 

@@ -12,8 +12,8 @@ import torch
 from digest import digest_of
 from toy import make, run
 
-from base import checkpoint
-from base.checkpoint import read, restore
+from base.checkpoint import store as checkpoint
+from base.checkpoint.store import read, restore
 from base.errors import CheckpointError
 
 DATA = Path(__file__).resolve().parent.parent / "data"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from base.errors import TrainingError
-from base.gradients import (
+from base.network.gradients import (
     gradient_of,
     gradient_penalty,
     integrated_gradients,

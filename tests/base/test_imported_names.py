@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from base import registry
-from base.names import build
-from base.registry import NameFault, UnknownName, find, listed, set_project_root
+from base.names import registry
+from base.names.build import build
+from base.names.registry import NameFault, UnknownName, find, listed, set_project_root
 
 Write = Callable[[dict[str, str]], Path]
 DICE = "from torch import nn\nclass DiceLoss(nn.Module):\n    home = 'losses'\n"

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from base.errors import ConfigError, Problem
-from base.initialise import initialise
-from base.registry import UnknownName, find, names
+from base.names.registry import UnknownName, find, names
+from base.network.initialise import initialise
 
 
 class Net(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from toy import assert_same, make
 
-from base.header import memory_facts
-from base.registry import MODELS
+from base.names.registry import MODELS
+from base.run.header import memory_facts
 
 DATA = (
     "data_loader={type: SyntheticDataLoader, args: {n_samples: 24, shape: [1, 4, 4], "

@@ -17,14 +17,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, Sampler
 
-from base import registry
 from base.base_trainer import BaseTrainer
 from base.callbacks import Callback
-from base.discovery import FOLDERS, scan
 from base.errors import ConfigError
-from base.names import build
-from base.registry import NameFault, WrongKind, find, names
-from base.torch_names import HOMES
+from base.names import registry
+from base.names.build import build
+from base.names.discovery import FOLDERS, scan
+from base.names.registry import NameFault, WrongKind, find, names
+from base.names.torch_names import HOMES
 
 Write = Callable[[dict[str, str]], Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +151,7 @@ def test_what_writes_in_kindling_is_refused_in_each_place(
 PROJECT = {
     "model/model.py": """
         from torch import nn
-        from base.registry import MODELS
+        from base.names.registry import MODELS
         class Net(nn.Linear): ...
         def bare_net(n): return nn.Linear(n, n)  # as in pytorch-template
         def bare_list(n): return [n]
@@ -192,7 +192,7 @@ PROJECT = {
     "data_loader/data_loaders.py": """
         from collections import namedtuple
         from torch.utils.data import DataLoader, Dataset, IterableDataset
-        from base.registry import DATA_LOADERS, DATASETS, TRANSFORMS
+        from base.names.registry import DATA_LOADERS, DATASETS, TRANSFORMS
         class Own(DataLoader): ...
         class Iterates:
             def __iter__(self): return iter(())

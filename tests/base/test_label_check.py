@@ -11,8 +11,8 @@ import torch
 from toy import make
 
 from base.errors import DataError
-from base.inspection import check, dry_run
-from base.label_check import (
+from base.run.checks import check, dry_run
+from base.run.label_check import (
     checked_labels,
     is_over_classes,
     refuse_no_shares,

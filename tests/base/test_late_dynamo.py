@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 TRAIN = """
 import sys, torch
-from base.late_dynamo import LateDynamo, put_off_dynamo
+from base.system.late_dynamo import LateDynamo, put_off_dynamo
 
 def is_there():
     return "torch._dynamo.eval_frame" in sys.modules

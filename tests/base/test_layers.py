@@ -11,9 +11,9 @@ from toy import make, run
 
 from base.config import load_config
 from base.errors import ConfigError, TrainingError
-from base.layers import NoForward
-from base.names import build, check_names
-from base.registry import MODELS
+from base.names.build import build, check_names
+from base.names.registry import MODELS
+from base.network.layers import NoForward
 
 LAYERS = """
 name: toy

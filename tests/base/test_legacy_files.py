@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from base.checkpoint.weights import load_from, read_weights
 from base.errors import CheckpointError
-from base.weights import load_from, read_weights
 
 
 def network() -> nn.Sequential:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from base.loss_attributes import LossAttributes
-from base.losses import WeightedLoss
+from base.training.loss_attributes import LossAttributes
+from base.training.losses import WeightedLoss
 
 
 class Running(nn.Module):

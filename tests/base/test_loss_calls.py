@@ -14,11 +14,11 @@ from torch.utils.data import TensorDataset
 from toy import assert_resumes, make
 
 from base.base_data_loader import BaseDataLoader
-from base.denominators import SUM, counted_by
 from base.errors import ConfigError, TrainingError
-from base.inspection import check, dry_run
-from base.losses import WeightedLoss
-from base.registry import DATA_LOADERS, LOSSES, METRICS
+from base.names.registry import DATA_LOADERS, LOSSES, METRICS
+from base.run.checks import check, dry_run
+from base.training.denominators import SUM, counted_by
+from base.training.losses import WeightedLoss
 from trainer.trainer import Trainer
 
 N = 20

@@ -11,8 +11,8 @@ from torch import nn
 from toy import CONFIG, make
 
 from base.errors import ConfigError, TrainingError
-from base.inspection import check
-from base.loss_facts import ignore_index_of, threshold_of
+from base.run.checks import check
+from base.training.loss_facts import ignore_index_of, threshold_of
 from model.loss import smooth_cross_entropy
 from trainer.trainer import Trainer
 
@@ -133,7 +133,7 @@ def test_a_trainer_that_changes_outputs_says_the_threshold_itself(monkeypatch: p
             return super().compute_losses(outputs.sigmoid(), batch)
 
     for trainer in (Sigmoid, OwnLosses):
-        from base import experiment
+        from base.training import experiment
 
         kinds = {"trainer": trainer}
         monkeypatch.setattr(experiment, "find", lambda kind, name, kinds=kinds: kinds[kind])

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy import assert_same, batches, make, weights
 
 from base.errors import ConfigError
-from base.loss_gradients import loss_gradients
+from base.training.loss_gradients import loss_gradients
 from trainer.trainer import Trainer
 
 

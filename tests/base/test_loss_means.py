@@ -15,10 +15,10 @@ from torch.utils.data import TensorDataset
 from toy import make
 
 from base.base_data_loader import BaseDataLoader
-from base.data_arguments import DataParameters
-from base.denominators import SUM, denominator_rule
 from base.errors import TrainingError
-from base.registry import DATA_LOADERS, LOSSES, MODELS
+from base.names.registry import DATA_LOADERS, LOSSES, MODELS
+from base.training.batch_arguments import DataParameters
+from base.training.denominators import SUM, denominator_rule
 from trainer.trainer import Trainer
 
 N = 20
@@ -613,7 +613,7 @@ def test_ctc_is_a_mean_over_sequences() -> None:
 
 
 def test_every_loss_that_a_config_can_name_has_a_rule() -> None:
-    from base.torch_names import LOSS_FUNCTIONS
+    from base.names.torch_names import LOSS_FUNCTIONS
 
     for name in LOSS_FUNCTIONS:
         assert denominator_rule(getattr(F, name)) is not None, name

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toy import assert_resumes, assert_same, batches, make, run, weights
 
-from base.compared import Compared
 from base.errors import ConfigError, TrainingError
-from base.inspection import check
-from base.losses import Ramp, WeightedLoss, build_losses, terms
-from base.metrics import build_metrics
-from base.values import with_total
+from base.run.checks import check
+from base.training.losses import Ramp, WeightedLoss, build_losses, terms
+from base.training.metrics import build_metrics
+from base.training.results import with_total
+from base.training.selection import Compared
 from trainer.trainer import Trainer
 
 torch.manual_seed(0)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from base.match import (
+from base.network.patterns import (
     NoMatch,
     match_modules,
     match_names,

@@ -14,11 +14,11 @@ from toy import CONFIG, CPU, assert_resumes, assert_same, batches, make, weights
 
 from base.config import load_config
 from base.errors import ConfigError
-from base.experiment import make_repeatable
-from base.memory.activations import checkpoint_activations
-from base.memory.model import prepare_model
-from base.memory.precision import FiniteWatch, Precision
-from base.registry import MODELS
+from base.names.registry import MODELS
+from base.network.activations import checkpoint_activations
+from base.network.layout import prepare_model
+from base.training.experiment import make_repeatable
+from base.training.precision import FiniteWatch, Precision
 from trainer.trainer import Trainer
 
 MEMORY: dict[str, Any] = dict(load_config(None, text=CONFIG)["memory"])
@@ -255,7 +255,7 @@ class MatrixProduct(torch.optim.SGD):
 
 
 def test_the_optimizer_computes_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    from base.registry import OPTIMIZERS
+    from base.names.registry import OPTIMIZERS
 
     monkeypatch.setitem(OPTIMIZERS.registered, "MatrixProduct", MatrixProduct)
     make("optimizer={type: MatrixProduct, args: {lr: 0.1}}", "memory.precision=bf16").train()

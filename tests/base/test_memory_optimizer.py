@@ -11,9 +11,9 @@ from test_memory_options import Boundary
 from torch import Tensor, nn
 from toy import assert_resumes, assert_same, batches, make, weights
 
-from base.checkpoint import read
+from base.checkpoint.store import read
 from base.errors import TrainingError
-from base.registry import MODELS, OPTIMIZERS
+from base.names.registry import MODELS, OPTIMIZERS
 from trainer.trainer import Trainer
 
 GROUPS = "param_groups: [{match: '*.bias', lr: 0.02}, {match: 'head.*', weight_decay: 0.1}]"
@@ -33,7 +33,8 @@ IN_BACKWARD = "memory.optimizer_in_backward=true"
 def boundaries(monkeypatch: pytest.MonkeyPatch) -> list[Boundary]:
     made: list[Boundary] = []
     monkeypatch.setattr(
-        "base.experiment.offload_state", lambda optimizer, _: made.append(Boundary(optimizer))
+        "base.training.experiment.offload_state",
+        lambda optimizer, _: made.append(Boundary(optimizer)),
     )
     return made
 

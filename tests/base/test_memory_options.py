@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from toy import CPU, assert_resumes, batches, make, weights
 
 from base.errors import ConfigError
-from base.header import header_facts, memory_facts
-from base.memory import combinations as table
-from base.memory.activations import OffloadedActivations
-from base.memory.optimizer import OffloadedState
-from base.registry import LOSSES, MODELS
+from base.names import exclusions as table
+from base.names.registry import LOSSES, MODELS
+from base.network.activations import OffloadedActivations
+from base.run.header import header_facts, memory_facts
+from base.training.optimizer_memory import OffloadedState
 
 IMAGES = (
     "data_loader={type: SyntheticDataLoader, args: {n_samples: 22, shape: [1, 8, 8], "
@@ -70,7 +70,9 @@ OPTIONS: dict[str, tuple[str, float]] = {
 def _other_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let CPU memory be both sides of what is moved, so that the moving itself is tested."""
     monkeypatch.setitem(MODELS.registered, "Convolutions", Convolutions)
-    monkeypatch.setattr("base.experiment.offload_state", lambda optimizer, _: Boundary(optimizer))
+    monkeypatch.setattr(
+        "base.training.experiment.offload_state", lambda optimizer, _: Boundary(optimizer)
+    )
     here = {True: partial(OffloadedActivations, CPU), False: nullcontext}
     monkeypatch.setattr("base.base_trainer.offload_activations", lambda wanted, _: here[wanted])
 

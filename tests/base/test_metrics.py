@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from base.errors import ConfigError, TrainingError
-from base.metrics import ObjectMetric, SampleMean, WholeEpoch, build_metrics
+from base.training.metrics import ObjectMetric, SampleMean, WholeEpoch, build_metrics
 
 torch.manual_seed(0)
 OUTPUT, TARGET = torch.randn(23, 4), torch.randint(0, 4, (23,))

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toy import NETWORKS, assert_resumes, assert_same, batches, make, run, weights
 
-from base.batch import AS_IT_IS, SampleCount, count_samples, cut
-from base.checkpoint import read
+from base.checkpoint.store import read
 from base.config import load_config
+from base.data.batch import AS_IT_IS, SampleCount, count_samples, cut
 from base.errors import TrainingError
-from base.memory import settle as settling
-from base.registry import MODELS
-from base.timing import Window
+from base.names.registry import MODELS
+from base.run import micro_batch as settling
+from base.training.accumulation import Window
 from trainer.trainer import Trainer
 
 Pair = namedtuple("Pair", "left right")
@@ -242,7 +242,7 @@ def test_the_number_found_is_kept_for_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "whole", *AUTO)
-    from base.run_log import keep_config
+    from base.training.run_log import keep_config
 
     trainer = run(tmp_path / "cut", *AUTO, stop_at=2)
     keep_config(trainer.config, tmp_path / "cut")

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from base.config import load_config
 from base.errors import ConfigError
-from base.listing import describe, type_schemas
-from base.names import build, check_names
-from base.registry import KINDS, WrongKind, find, names
-from base.signatures import FILLED_IN, signature, value_fault
+from base.names.build import build, check_names
+from base.names.listing import describe, type_schemas
+from base.names.registry import KINDS, WrongKind, find, names
+from base.names.signatures import FILLED_IN, signature, value_fault
 
 Write = Callable[[dict[str, str]], Path]
 

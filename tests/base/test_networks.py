@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from toy import NETWORKS, assert_resumes, assert_same, batches, make, weights
 
 from base.errors import ConfigError, TrainingError
-from base.optim import learning_rates
-from base.registry import MODELS
-from base.torch_versions import AUTOCAST_CACHE
+from base.names.registry import MODELS
+from base.system.torch_versions import AUTOCAST_CACHE
+from base.training.optimizers import learning_rates
 from trainer.trainer import Trainer
 
 

@@ -20,15 +20,15 @@ from toy import CPU, assert_resumes, make, run
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
 from base.callbacks import Callback
-from base.checkpoint import read_manifest
+from base.checkpoint.store import read_manifest
 from base.config import load_config
-from base.data_changes import references_to_resume
 from base.errors import ConfigError
-from base.experiment import build_experiment, build_trainer
-from base.names import check_names
-from base.object_references import attributes
-from base.registry import CALLBACKS, DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
-from base.test_phase import choose_checkpoint
+from base.names.build import check_names
+from base.names.object_references import attributes
+from base.names.registry import CALLBACKS, DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
+from base.run.data_changes import references_to_resume
+from base.run.testing import choose_checkpoint
+from base.training.experiment import build_experiment, build_trainer
 from trainer.trainer import Trainer
 
 CONFIG = """

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from base.object_state import capture, restore
+from base.checkpoint.object_state import capture, restore
 
 
 class Inner:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from toy import NETWORKS, assert_resumes, assert_same, batches, make, weights
 
 from base.errors import ConfigError
-from base.registry import DATASETS, names
+from base.names.registry import DATASETS, names
 from trainer.trainer import Trainer
 
 TORCH = [name for name in names("optimizer") if hasattr(torch.optim, name)]

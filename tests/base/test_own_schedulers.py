@@ -12,10 +12,10 @@ from toy import CONFIG, CPU, assert_resumes, run
 
 from base.config import load_config
 from base.errors import ConfigError
-from base.experiment import build_experiment
-from base.names import check_names
-from base.registry import LR_SCHEDULERS, find
-from base.signatures import json_schema, signature, takes_whole_numbers
+from base.names.build import check_names
+from base.names.registry import LR_SCHEDULERS, find
+from base.names.signatures import json_schema, signature, takes_whole_numbers
+from base.training.experiment import build_experiment
 from trainer.trainer import Trainer
 
 

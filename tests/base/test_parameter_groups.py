@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 from toy import assert_resumes, assert_same, batches, make, run, weights
 
-from base.checkpoint import read
+from base.checkpoint.restore import restore
+from base.checkpoint.store import read
 from base.errors import CheckpointError, ConfigError
-from base.optim import build_optimizer
-from base.parameter_groups import check_ownership, no_decay, parameter_groups
-from base.registry import MODELS, OPTIMIZERS, names
-from base.restore import restore
+from base.names.registry import MODELS, OPTIMIZERS, names
+from base.training.optimizers import build_optimizer
+from base.training.parameter_groups import check_ownership, no_decay, parameter_groups
 from model.model import MLP
 
 

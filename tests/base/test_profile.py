@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from toy import assert_same, make, run
 
-from base.checkpoint import read
+from base.checkpoint.store import read
 from base.errors import ConfigError
-from base.inspection import check
+from base.run.checks import check
 
 
 def trace(folder: Path, epoch: int) -> list[str]:
@@ -132,7 +132,7 @@ def test_where_nothing_can_be_written_the_run_goes_on(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("base.profiling.write_whole", full)
+    monkeypatch.setattr("base.run.profiler.write_whole", full)
     made = run(tmp_path, "profile={}")
     assert made.progress.epoch == 2
     assert "No space left on device" in caplog.text

@@ -9,9 +9,9 @@ import pytest
 from toy import make
 
 from base.errors import ConfigError
-from base.ranges import RANGES, Range, number_fault
-from base.registry import find, names
-from base.signatures import signature
+from base.names.ranges import RANGES, Range, number_fault
+from base.names.registry import find, names
+from base.names.signatures import signature
 
 
 @pytest.mark.parametrize(

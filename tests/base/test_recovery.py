@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from toy import assert_resumes, assert_same, make, run, weights
 
-from base.checkpoint import read
+from base.checkpoint.store import read
 from base.config import load_config
 from base.errors import ConfigError, TrainingError
-from base.finite import first_nonfinite
-from base.recovery import is_out_of_memory
-from base.registry import MODELS
+from base.names.registry import MODELS
+from base.training.nonfinite import first_nonfinite
+from base.training.recovery import is_out_of_memory
 from trainer.trainer import Trainer
 
 NAN, INF = float("nan"), float("inf")
@@ -247,7 +247,7 @@ def test_a_loss_of_finite_outputs_is_told() -> None:
 
 
 def test_a_second_look_changes_nothing() -> None:
-    from base.recovery import second_look
+    from base.training.recovery import second_look
 
     trainer, twin = (make(*FULL, SKIP, trainer=Trainer) for _ in range(2))
     for one in (trainer, twin):
@@ -512,7 +512,7 @@ def test_what_is_out_of_memory(error: Any, expected: bool) -> None:
 def test_memory_that_a_gpu_refuses_is_halved_away() -> None:
     from toy import CONFIG
 
-    from base.experiment import build_experiment
+    from base.training.experiment import build_experiment
 
     config = load_config(None, [*WIDE, "trainer.on_oom=halve"], text=CONFIG)
     device = torch.device("cuda")

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from toy import make, run
 
-from base.checkpoint import read
+from base.checkpoint.store import read
 from base.errors import ConfigError
-from base.test_phase import parts_tested
+from base.run.testing import parts_tested
 from trainer.trainer import Trainer
 
 

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional, init
 from torch.optim import Optimizer, lr_scheduler
 
-from base import registry
 from base.errors import ConfigError
-from base.registry import KINDS, NameFault, Registry, UnknownName, find, names
-from base.torch_names import HOMES, LOSS_FUNCTIONS
+from base.names import registry
+from base.names.registry import KINDS, NameFault, Registry, UnknownName, find, names
+from base.names.torch_names import HOMES, LOSS_FUNCTIONS
 
 Write = Callable[[dict[str, str]], Path]
 
@@ -78,7 +78,7 @@ def test_base_classes_and_files_say_what_is_listed_for_which_kind(project: Write
     project(
         {
             "data_loader/loaders.py": source,
-            "data_loader/transforms.py": "class Shift: ...\ndef flip(image): ...",
+            "base/datasets/transforms.py": "class Shift: ...\ndef flip(image): ...",
             "model/model.py": "class Net: ...\ndef helper(): ...",
             "model/definitions.py": "class Other: ...",
             "model/losses/focal.py": "class Focal: ...\ndef dice(output, target): ...",
@@ -140,7 +140,7 @@ def test_losses_and_metrics_may_be_objects_of_the_module(project: Write) -> None
 
 
 def test_a_decorator_gives_another_name_before_its_file_is_imported(project: Write) -> None:
-    source = "from base.registry import MODELS\n" + NET.replace(
+    source = "from base.names.registry import MODELS\n" + NET.replace(
         "class", "@MODELS.register('other-net')\nclass"
     )
     project({"model/model.py": source, "trainer/odd.py": source.replace("other-net", "odd")})
@@ -159,7 +159,7 @@ def test_a_registered_name_is_taken(project: Write) -> None:
         names_of_models.register("small")(nn.Conv2d)
     with pytest.raises(NameFault, match="cannot be registered"):
         names_of_models.register("os.system")
-    first = "from base.registry import MODELS\n@MODELS.register('Net')\nclass First: ..."
+    first = "from base.names.registry import MODELS\n@MODELS.register('Net')\nclass First: ..."
     project({"model/a.py": first, "model/b.py": NET})
     with pytest.raises(NameFault, match=r"model/a\.py:3 and model/b\.py:2"):
         find("model", "Net")
@@ -314,7 +314,7 @@ def test_datasets_transforms_and_callbacks_can_be_named() -> None:
 def test_torchvision_is_not_imported_for_the_projects_own_names(project: Write) -> None:
     root = project({"model/model.py": NET})
     program = (
-        "import sys; from base.registry import find, set_project_root\n"
+        "import sys; from base.names.registry import find, set_project_root\n"
         f"assert 'torch' not in sys.modules; set_project_root({str(root)!r})\n"
         "find('model', 'Net'); find('model', 'Linear'); find('optimizer', 'Adam')\n"
         "sys.exit('torchvision' in sys.modules)"

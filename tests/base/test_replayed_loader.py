@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Sampler
 
 from base.base_data_loader import BaseDataLoader
+from base.data.replayed_loader import ReplayedLoader, as_batches
 from base.errors import DataError
-from base.replayed_loader import ReplayedLoader, as_batches
-from base.seeding import seed_everything
+from base.system.seeding import seed_everything
 
 
 class Noisy(Dataset):

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from base import run_folder
 from base.errors import UsageError
-from base.run_folder import (
+from base.system import run_folder
+from base.system.run_folder import (
     create_run_folder,
     find_newest_run,
     lock,
@@ -250,7 +250,7 @@ def test_without_git_the_environment_is_written_all_the_same(tmp_path, monkeypat
 
 
 def test_finding_a_run_does_not_wait_for_torch():
-    code = "import sys, base.run_folder; sys.exit('torch' in sys.modules)"
+    code = "import sys, base.system.run_folder; sys.exit('torch' in sys.modules)"
     root = Path(run_folder.__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
@@ -290,7 +290,7 @@ def start_holder(folder: Path, then: str) -> subprocess.Popen:
     code = f"""
 import os, sys, time
 from pathlib import Path
-from base.run_folder import lock
+from base.system.run_folder import lock
 held = lock(Path(sys.argv[1]))
 {then}
 print(os.getpid(), flush=True)

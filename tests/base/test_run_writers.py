@@ -15,8 +15,8 @@ import torch
 
 import train
 from base.errors import ConfigError
-from base.registry import project_root, set_project_root
-from base.writers import make_writers
+from base.names.registry import project_root, set_project_root
+from base.run.writers import make_writers
 from logger.csv_writer import read_rows
 
 FAKES = Path(__file__).parent.parent / "logger" / "services_fakes.py"

@@ -21,13 +21,21 @@ from torch.utils.data import (
 )
 
 from base.base_data_loader import BaseDataLoader, as_batches
-from base.batch import AS_IT_IS, count_samples, cut, ids_of, inputs_of, sample_weight_of, target_of
+from base.data.batch import (
+    AS_IT_IS,
+    count_samples,
+    cut,
+    ids_of,
+    inputs_of,
+    sample_weight_of,
+    target_of,
+)
+from base.data.sample_items import sample_numbers
+from base.datasets.composed import ConcatenatedDataset, SubsetDataset
+from base.datasets.in_memory import InMemoryDataset
+from base.datasets.pipeline import Pipeline, TransformedDataset
+from base.datasets.tables import CsvDataset
 from base.errors import ConfigError, DataError
-from base.sample_items import sample_numbers
-from data_loader.composed import ConcatenatedDataset, SubsetDataset
-from data_loader.in_memory import InMemoryDataset
-from data_loader.pipeline import Pipeline, TransformedDataset
-from data_loader.tables import CsvDataset
 
 N = 23
 RULES = AS_IT_IS | {"ids": True, "weight": "w"}

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from base.batch import AS_IT_IS, target_of
-from base.denominators import SUM, counted_by, losses_of_samples, same_denominator_as
+from base.data.batch import AS_IT_IS, target_of
 from base.errors import TrainingError
-from base.losses import WeightedLoss
+from base.training.denominators import SUM, counted_by, losses_of_samples, same_denominator_as
+from base.training.losses import WeightedLoss
 
 RULES = AS_IT_IS | {"ids": True, "weight": "w"}
 N = 6

@@ -22,14 +22,14 @@ from torch.utils.data import (
 from toy import CONFIG, assert_resumes, assert_same, make, run
 
 from base.base_data_loader import BaseDataLoader, as_batches
-from base.checkpoint import read
+from base.checkpoint.store import read
+from base.data.sampler_state import learns
+from base.datasets.in_memory import InMemoryDataset, synthetic_images
+from base.datasets.pipeline import Pipeline, TransformedDataset
+from base.datasets.samplers import HardExampleSampler
+from base.datasets.transforms import RandomShift
 from base.errors import ConfigError, DataError, TrainingError
-from base.registry import DATA_LOADERS, LOSSES
-from base.sampler_state import learns
-from data_loader.in_memory import InMemoryDataset, synthetic_images
-from data_loader.pipeline import Pipeline, TransformedDataset
-from data_loader.samplers import HardExampleSampler
-from data_loader.transforms import RandomShift
+from base.names.registry import DATA_LOADERS, LOSSES
 from trainer.trainer import Trainer
 
 N = 24

@@ -12,10 +12,10 @@ import pytest
 import torch
 from toy import assert_same, make, run
 
-from base.changed_config import effect_of
-from base.checkpoint import read
-from base.optim import learning_rates
-from base.run_log import open_folder
+from base.checkpoint.store import read
+from base.config.changes import effect_of
+from base.training.optimizers import learning_rates
+from base.training.run_log import open_folder
 from trainer.trainer import Trainer
 
 S = torch.optim.lr_scheduler
@@ -49,7 +49,7 @@ GROUPS = (
 @pytest.fixture(autouse=True)
 def _functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for two functions that a project defines."""
-    from base import names as lookup
+    from base.names.build import build as lookup
 
     own = {"halve": lambda k: 0.5**k, "shrink": lambda k: 1 / (k + 1)}
     find = lookup.find

@@ -11,8 +11,8 @@ from toy import NETWORKS, assert_resumes, make, run
 
 from base.callbacks import Callback
 from base.errors import ConfigError
-from base.optim import learning_rates
-from base.registry import LR_SCHEDULERS, names
+from base.names.registry import LR_SCHEDULERS, names
+from base.training.optimizers import learning_rates
 
 S = torch.optim.lr_scheduler
 ABSTRACT = {"LRScheduler"}
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for two functions that a project defines."""
-    from base import names as lookup
+    from base.names.build import build as lookup
 
     own = {"halve": lambda k: 0.5**k, "shrink": lambda k: 1 / (k + 1)}
     find = lookup.find

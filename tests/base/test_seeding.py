@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from base.seeding import (
+from base.system.seeding import (
     capture_random_state,
     derive_generator,
     derive_seed,

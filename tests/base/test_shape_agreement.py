@@ -15,10 +15,10 @@ from toy import make
 
 from base.base_trainer import BaseTrainer
 from base.errors import ConfigError, TrainingError
-from base.inspection import check, dry_run
-from base.metrics import ObjectMetric, SampleMean, WholeEpoch
-from base.shape_agreement import ShapeAgreement
-from base.torch_names import HOMES
+from base.names.torch_names import HOMES
+from base.run.checks import check, dry_run
+from base.training.metrics import ObjectMetric, SampleMean, WholeEpoch
+from base.training.shape_agreement import ShapeAgreement
 from trainer.trainer import Trainer
 
 N, C, H, W = 6, 3, 4, 5
@@ -365,7 +365,7 @@ def test_only_the_parts_that_the_config_names_are_compared():
 
 
 def test_the_names_of_functions_are_those_of_torch():
-    from base import shape_agreement
+    from base.training import shape_agreement
 
     for name in shape_agreement._LOSSES:
         assert inspect.isroutine(getattr(F, name))

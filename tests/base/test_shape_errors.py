@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from base import BaseModel
 from base.base_model import forbid_new_layers
 from base.errors import TrainingError
-from base.same_padding import SamePadConv2d
-from base.shape_errors import explain_shape_errors
+from base.network.same_padding import SamePadConv2d
+from base.network.shape_errors import explain_shape_errors
 
 
 class Net(BaseModel):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from base.shapes import (
+from base.network.output_sizes import (
     conv_output_size,
     conv_padding_for,
     conv_transpose_output_size,

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from base import registry
-from base import shipped as own_files
 from base.config import load_config
 from base.errors import ConfigError
-from base.listing import describe
-from base.names import check_names
-from base.registry import NameFault, find, listed
-from base.shipped import LIST, hash_files
+from base.names import registry
+from base.names import shipped as own_files
+from base.names.build import check_names
+from base.names.listing import describe
+from base.names.registry import NameFault, find, listed
+from base.names.shipped import LIST, hash_files
 
 Write = Callable[[dict[str, str]], Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +74,7 @@ def shipped(project: Write) -> Callable[[dict[str, str]], Path]:
 
 
 def test_the_list_of_shipped_files_is_true() -> None:
-    assert json.loads(LIST.read_text()) == hash_files(ROOT), "run `python -m base.shipped`"
+    assert json.loads(LIST.read_text()) == hash_files(ROOT), "run `python -m base.names.shipped`"
 
 
 @pytest.mark.parametrize("kind", OWN)
@@ -144,7 +144,7 @@ def test_one_line_of_the_log_names_both_places(shipped: Write, tmp_path: Path) -
 def test_a_decorated_name_too(shipped: Write, own_first: bool) -> None:
     source = """
         from torch import nn
-        from base.registry import MODELS
+        from base.names.registry import MODELS
         @MODELS.register("u-net")
         class {name}(nn.Module): ...
     """
@@ -152,7 +152,7 @@ def test_a_decorated_name_too(shipped: Write, own_first: bool) -> None:
     files = hash_files(root)
     registry.set_project_root(root)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("base.shipped.shipped_files", lambda: files)
+        patch.setattr("base.names.shipped.shipped_files", lambda: files)
         shipped({"model/a.py": source.replace("{name}", "Own")})
         for name in ("Own", "Theirs") if own_first else ("Theirs", "Own"):
             find("model", name)  # imports the file

@@ -12,8 +12,8 @@ import pytest
 from toy import assert_same, make, mark_the_test, run
 
 from base.callbacks import Callback
-from base.checkpoint import read
-from base.signals import InterruptedRunError, SignalFlags
+from base.checkpoint.store import read
+from base.system.signals import InterruptedRunError, SignalFlags
 from trainer.trainer import Trainer
 
 THREE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -58,7 +58,7 @@ def test_a_second_interrupt_at_once_raises() -> None:
 
 def test_a_second_interrupt_later_only_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.5])
-    monkeypatch.setattr("base.signals.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("base.system.signals.time.monotonic", lambda: next(clock))
     flags = SignalFlags()
     interrupt_twice(flags)
     assert flags.stop == signal.SIGINT
@@ -80,7 +80,7 @@ def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch: pytest.MonkeyP
         assert handler is not None
         given.append(handler)
 
-    monkeypatch.setattr("base.signals.signal.signal", foreign)
+    monkeypatch.setattr("base.system.signals.signal.signal", foreign)
     with SignalFlags():
         assert len(given) == 3
     assert len(given) == 3

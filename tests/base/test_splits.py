@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.utils.data import TensorDataset
 
 from base.base_data_loader import BaseDataLoader
+from base.data.splits import divide, draw_weighted, number_repeats, sample_weights
 from base.errors import DataError
-from base.splits import divide, draw_weighted, number_repeats, sample_weights
 
 CLASSES = torch.tensor([0] * 61 + [1] * 25 + [2] * 14)[torch.randperm(100)]
 

@@ -16,7 +16,13 @@ from torch import nn
 from toy import assert_same, make, weights
 
 from base.callbacks import Callback
-from base.state import ExponentialMovingAverage, Monitor, Progress, RandomState, Stateful
+from base.training.progress import (
+    ExponentialMovingAverage,
+    Monitor,
+    Progress,
+    RandomState,
+    Stateful,
+)
 
 NAN = float("nan")
 

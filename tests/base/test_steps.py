@@ -12,7 +12,7 @@ from test_networks import Pair, WganTrainer
 from toy import NETWORKS, assert_resumes, batches, make, run, weights
 
 from base.errors import ConfigError, TrainingError
-from base.registry import MODELS
+from base.names.registry import MODELS
 from trainer.trainer import Trainer
 
 EVERY = "optimizers.generator.every=3 steps"

@@ -15,11 +15,11 @@ from torch.utils.data import ChainDataset, DataLoader, IterableDataset, get_work
 from toy import assert_resumes, make, run
 
 from base.base_data_loader import BaseDataLoader
+from base.data.replayed_loader import as_batches
+from base.data.streams import SHARING, length_of_stream, sharing_fault
+from base.datasets.dataset_loader import DatasetLoader
 from base.errors import ConfigError, DataError
-from base.inspection import check, dry_run
-from base.replayed_loader import as_batches
-from base.streams import SHARING, length_of_stream, sharing_fault
-from data_loader.dataset_loader import DatasetLoader
+from base.run.checks import check, dry_run
 
 
 class Items(IterableDataset):
@@ -109,7 +109,7 @@ class Few(Points):
 @pytest.fixture(autouse=True)
 def _names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for data sets that a project defines."""
-    from base import names as lookup
+    from base.names.build import build as lookup
 
     own = {cls.__name__: cls for cls in (Items, Counted, Points, Few)}
     find = lookup.find
@@ -277,7 +277,7 @@ def test_a_validation_sees_no_sample_twice(most: int, n_samples: int) -> None:
 
 
 def test_valid_batches_cut_a_validation_of_known_length_short_and_no_test() -> None:
-    from base.loaders import batches_to_evaluate
+    from base.data.loaders import batches_to_evaluate
 
     trainer = make("trainer.valid_batches=1", "data_loader.args.validation_split=8")
     assert len(trainer.valid_loader) == 2

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pack_sequence
 from toy import assert_same
 
 from base.base_model import count_parameters
-from base.seeding import capture_random_state
-from base.summary import shape_text, summarise_model, table_rows
+from base.network.summary import shape_text, summarise_model, table_rows
+from base.system.seeding import capture_random_state
 
 
 def rows_of(model, *inputs, **named):

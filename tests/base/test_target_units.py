@@ -11,9 +11,9 @@ import torch
 from sklearn.metrics import mean_absolute_error
 from toy import assert_resumes, make, run
 
+from base.data.splits import divide
 from base.errors import DataError, TrainingError
-from base.inspection import check, dry_run
-from base.splits import divide
+from base.run.checks import check, dry_run
 from trainer.trainer import Trainer
 
 CONFIG = """

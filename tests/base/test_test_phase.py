@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from toy import CPU, mark_the_test, run
 
 from base.base_data_loader import BaseDataLoader
-from base.checkpoint import read, read_manifest
+from base.checkpoint.store import read, read_manifest
 from base.config import load_config
+from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
 from base.errors import CheckpointError, DataError
-from base.registry import DATA_LOADERS, DATASETS, LOSSES
-from base.test_phase import build_tested, choose_checkpoint, run_test
-from data_loader.in_memory import InMemoryDataset, SyntheticDataset
+from base.names.registry import DATA_LOADERS, DATASETS, LOSSES
+from base.run.testing import build_tested, choose_checkpoint, run_test
 from trainer.trainer import Trainer
 
 CONFIG = """

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from base.batch import AS_IT_IS, SampleCount
-from base.timing import Every, Window
+from base.data.batch import AS_IT_IS, SampleCount
+from base.training.accumulation import Every, Window
 
 
 def window_of(accumulate: int, first: int, n_batches: int) -> Window:
@@ -84,8 +84,8 @@ class Clocks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seconds = 1000.0
         self.wall = 1e9
-        monkeypatch.setattr("base.timing.time.monotonic", lambda: self.seconds)
-        monkeypatch.setattr("base.timing.time.time", lambda: self.wall)
+        monkeypatch.setattr("base.training.accumulation.time.monotonic", lambda: self.seconds)
+        monkeypatch.setattr("base.training.accumulation.time.time", lambda: self.wall)
 
 
 def test_minutes_are_counted_from_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,11 +29,11 @@ from toy import (
 
 from base.base_trainer import BaseTrainer
 from base.callbacks import Callback
-from base.checkpoint import CheckpointStore, read
+from base.checkpoint.store import CheckpointStore, read
 from base.errors import ConfigError, DataError, TrainingError
-from base.inspection import check
-from base.registry import DATA_LOADERS, LOSSES, MODELS
-from base.test_phase import choose_checkpoint
+from base.names.registry import DATA_LOADERS, LOSSES, MODELS
+from base.run.checks import check
+from base.run.testing import choose_checkpoint
 from logger.meters import Meters
 from trainer.trainer import Trainer
 
@@ -720,7 +720,7 @@ def test_nothing_waits_for_the_device_in_a_step(k: int, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_nothing_waits_for_the_gpu_in_a_step(precision: str) -> None:
     from base.config import load_config
-    from base.experiment import build_experiment
+    from base.training.experiment import build_experiment
 
     overrides = [f"memory.precision={precision}", "optimizer.clip_norm=1.0", "metrics=[accuracy]"]
     config = load_config(None, [*overrides, "trainer.log_every=1000 steps"], text=CONFIG)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from base.deferred_files import deferred_files
-from base.names import build
-from base.torch_names import HOMES, Home
+from base.names.build import build
+from base.names.torch_names import HOMES, Home
+from base.system.deferred_files import deferred_files
 
 
 class Fetched(Dataset[Any]):

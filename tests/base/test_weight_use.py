@@ -12,9 +12,9 @@ from test_networks import Pair
 from torch import Tensor
 from toy import NETWORKS, make, run
 
-from base.inspection import check, dry_run
-from base.registry import MODELS
-from base.values import with_total
+from base.names.registry import MODELS
+from base.run.checks import check, dry_run
+from base.training.results import with_total
 from trainer.trainer import Trainer
 
 TWO = (

@@ -13,9 +13,9 @@ from torch.utils.data import TensorDataset
 from toy import CONFIG, assert_resumes, make
 
 from base.base_data_loader import BaseDataLoader
+from base.datasets.in_memory import synthetic_images
 from base.errors import ConfigError, DataError
-from base.registry import DATA_LOADERS, LOSSES, METRICS
-from data_loader.in_memory import synthetic_images
+from base.names.registry import DATA_LOADERS, LOSSES, METRICS
 from trainer.trainer import Trainer
 
 N = 26  # 22 in batches of 4 train, so the last batch is short

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from toy import NETWORKS, make, run, weights
 
-from base.audit import audit
-from base.checkpoint import CheckpointStore
+from base.checkpoint.restore import load_weights
+from base.checkpoint.store import CheckpointStore
+from base.checkpoint.weights import load_from, read_weights
 from base.errors import CheckpointError, ConfigError
-from base.match import NoMatch
-from base.restore import load_weights
-from base.weights import load_from, read_weights
+from base.network.patterns import NoMatch
+from base.run.parameter_table import audit
 
 
 def small() -> nn.Sequential:

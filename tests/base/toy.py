@@ -12,12 +12,12 @@ from torch import Tensor
 
 from base.base_trainer import BaseTrainer
 from base.callbacks import Callback
-from base.checkpoint import read
+from base.checkpoint.store import read
 from base.config import load_config
-from base.experiment import build_experiment
-from base.names import check_names
-from base.signals import InterruptedRunError
-from base.test_phase import run_test
+from base.names.build import check_names
+from base.run.testing import run_test
+from base.system.signals import InterruptedRunError
+from base.training.experiment import build_experiment
 from trainer.trainer import Trainer
 
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from base.config import load_config, reader
+from base.config import load_config
+from base.config import yaml_reader as reader
 from base.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from base.config import load_config
 from base.config.references import Reference, has_reference
-from base.config.writing import as_source
+from base.config.yaml_writer import as_source
 
 PLACES = [
     "model.args.n",

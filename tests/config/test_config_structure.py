@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from base.config import load_config
-from base.config.kinds import ListOf, Section
+from base.config.fields import ListOf, Section
 from base.config.schema import ROOT
 from base.errors import ConfigError
 

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from base.config import json_schema, load_config
-from base.listing import type_schemas
-from base.names import check_names
+from base.names.build import check_names
+from base.names.listing import type_schemas
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "config"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

@@ -17,7 +17,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE.parent / "base"
 from digest import digest_of
 from toy import run
 
-from base.checkpoint import FORMAT, read
+from base.checkpoint.store import FORMAT, read
 
 CONFIG = """
 name: frozen

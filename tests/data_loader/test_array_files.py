@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from base.batch_reader import find_get_batch
+from base.data.reading import find_get_batch
+from base.datasets.array_files import ArrayFileDataset, IdxDataset, read_array
+from base.datasets.array_readers import read_idx
+from base.datasets.in_memory import InMemoryDataset, SyntheticDataset, in_memory, in_memory_arrays
 from base.errors import DataError
-from base.names import build
-from data_loader.array_files import ArrayFileDataset, IdxDataset, read_array
+from base.names.build import build
 from data_loader.data_loaders import SyntheticDataLoader
-from data_loader.datasets import read_idx
-from data_loader.in_memory import InMemoryDataset, SyntheticDataset, in_memory, in_memory_arrays
 
 RANDOM = np.random.RandomState(0)
 NHWC = RANDOM.randint(0, 256, (6, 4, 5, 3), dtype=np.uint8)

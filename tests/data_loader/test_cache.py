@@ -20,10 +20,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from base.datasets import cache_file, pixels
+from base.datasets import decoded_cache as cache
+from base.datasets.decoded_cache import CachedBatches, cached
+from base.datasets.image_files import ImageFiles
 from base.errors import ConfigError, DataError
-from data_loader import cache, cache_file, pixels
-from data_loader.cache import CachedBatches, cached
-from data_loader.image_files import ImageFiles
 
 RAGGED = [(4, 6), (5, 3), (4, 6), (7, 2), (1, 1), (3, 9), (2, 2), (8, 5)]  # height, width
 UNIFORM = [(6, 5)] * 8
@@ -411,7 +412,7 @@ def test_too_little_room_for_addresses_is_a_clear_error(tmp_path, monkeypatch):
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     source = make_images(tmp_path / "images", UNIFORM)
-    monkeypatch.setattr("data_loader.pixels.mmap.mmap", refuse)
+    monkeypatch.setattr("base.datasets.pixels.mmap.mmap", refuse)
     with pytest.raises(
         DataError, match=r"cannot be mapped .*: Cannot allocate memory; raise the l"
     ):

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
 
-from base.batch_reader import find_get_batch
+from base.data.reading import find_get_batch
+from base.datasets.composed import ConcatenatedDataset, SubsetDataset
+from base.datasets.image_files import ImageFolderDataset
+from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
 from base.errors import DataError
-from base.names import build
-from data_loader.composed import ConcatenatedDataset, SubsetDataset
-from data_loader.image_files import ImageFolderDataset
-from data_loader.in_memory import InMemoryDataset, SyntheticDataset
+from base.names.build import build
 
 
 def arrays(n: int, seed: int, shape: tuple[int, ...] = (1, 2, 2), n_classes: int = 3):

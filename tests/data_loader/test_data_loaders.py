@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from base.datasets.public_sets import PUBLIC_SETS
 from base.errors import DataError
 from data_loader.data_loaders import (
     DigitsDataLoader,
@@ -21,7 +22,6 @@ from data_loader.data_loaders import (
     SyntheticDataLoader,
     TorchvisionDataLoader,
 )
-from data_loader.public_sets import PUBLIC_SETS
 
 
 def collect(loader):
@@ -250,7 +250,7 @@ def test_cifar_pixels_become_channels_first(monkeypatch):
     class Cifar:
         data, targets = pixels, [0, 1, 2, 3, 4, 5]
 
-    monkeypatch.setattr("data_loader.public_sets.open_with_torchvision", lambda *_: Cifar())
+    monkeypatch.setattr("base.datasets.public_sets.open_with_torchvision", lambda *_: Cifar())
     images, labels = collect(TorchvisionDataLoader("CIFAR10", "data", 4, False, 0))
     mean, std = (torch.tensor(values) for values in PUBLIC_SETS["CIFAR10"][:2])
     expected = (torch.from_numpy(pixels) / 255 - mean) / std

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from base.datasets.composed import ConcatenatedDataset
+from base.datasets.dataset_loader import DatasetLoader
+from base.datasets.image_files import ImageFolderDataset
+from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
+from base.datasets.shard_writer import main as write_shards
+from base.datasets.shards import ShardDataset
+from base.datasets.transforms import RandomCutout, RandomFlip, RandomShift
 from base.errors import DataError
-from data_loader.composed import ConcatenatedDataset
-from data_loader.dataset_loader import DatasetLoader
-from data_loader.image_files import ImageFolderDataset
-from data_loader.in_memory import InMemoryDataset, SyntheticDataset
-from data_loader.shard_writer import main as write_shards
-from data_loader.shards import ShardDataset
-from data_loader.transforms import RandomCutout, RandomFlip, RandomShift
 from tests.base.toy import assert_resumes
 
 PIXELS = torch.randint(0, 256, (60, 3, 8, 6), dtype=torch.uint8)

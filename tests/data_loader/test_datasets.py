@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
+from base.datasets.array_readers import read_idx, read_npz
+from base.datasets.in_memory import InMemoryDataset
 from base.errors import DataError
-from data_loader.datasets import read_idx, read_npz
-from data_loader.in_memory import InMemoryDataset
 
 IMAGES = torch.arange(2 * 3 * 4 * 5).view(2, 3, 4, 5).to(torch.uint8)
 

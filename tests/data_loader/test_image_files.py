@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from base.datasets.image_files import ImageFiles, ImageFolderDataset, ImageListDataset
 from base.errors import ConfigError, DataError
-from base.names import build
-from data_loader.image_files import ImageFiles, ImageFolderDataset, ImageListDataset
+from base.names.build import build
 
 
 def save(path: Path, seed: int = 0, size: tuple[int, int] = (7, 5)) -> np.ndarray:
@@ -309,8 +309,8 @@ def test_labels_of_a_list_that_are_numbers_sort_as_numbers(folder):
 
 def test_every_format_that_pillow_writes_and_we_decode_counts_by_its_suffix(tmp_path):
     """Each suffix is tried by decoding: what `decode_image` reads, a folder must find."""
-    from data_loader.images import decode_image
-    from data_loader.suffixes import image_suffixes
+    from base.datasets.images import decode_image
+    from base.datasets.suffixes import image_suffixes
 
     image, decoded = Image.fromarray(np.full((16, 16, 3), 90, np.uint8)), set()
     (tmp_path / "set/a").mkdir(parents=True)

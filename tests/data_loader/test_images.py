@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from base.datasets import images as images_module
+from base.datasets.images import as_image, decode_image, image_shape
+from base.datasets.jpeg import DECODERS
 from base.errors import DataError
-from data_loader import images as images_module
-from data_loader.images import as_image, decode_image, image_shape
-from data_loader.jpeg import DECODERS
 
 MODULES = {"simplejpeg": "simplejpeg", "opencv": "cv2"}
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from base.datasets.images import decode_image
+from base.datasets.lmdb_images import LmdbImageDataset
 from base.errors import DataError
-from base.names import build
-from data_loader.images import decode_image
-from data_loader.lmdb_images import LmdbImageDataset
+from base.names.build import build
 
 FILES = []
 for seed in range(5):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from base.data_changes import changed_hashes
-from base.data_fingerprint import samples_of
+from base.data.fingerprint import samples_of
+from base.datasets.composed import ConcatenatedDataset, SubsetDataset
+from base.datasets.dataset_loader import DatasetLoader
+from base.datasets.mask_folder import MaskFolderDataset
+from base.datasets.transforms import RandomFlip
 from base.errors import DataError
-from base.names import build
-from data_loader.composed import ConcatenatedDataset, SubsetDataset
-from data_loader.dataset_loader import DatasetLoader
-from data_loader.mask_folder import MaskFolderDataset
-from data_loader.transforms import RandomFlip
+from base.names.build import build
+from base.run.data_changes import changed_hashes
 
 CLASSES = ["sky", "tree", "road"]
 N = 6

@@ -8,14 +8,14 @@ from torchvision.transforms import v2
 
 from base.base_trainer import BaseTrainer
 from base.config import load_config
+from base.data.loaders import build_loaders
+from base.datasets.dataset_loader import DatasetLoader
+from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
+from base.datasets.mixing import CutMix, MixUp
+from base.datasets.transforms import RandomFlip
 from base.errors import ConfigError, DataError, TrainingError
-from base.experiment import build_experiment
-from base.inspection import check
-from base.loaders import build_loaders
-from data_loader.dataset_loader import DatasetLoader
-from data_loader.in_memory import InMemoryDataset, SyntheticDataset
-from data_loader.mixing import CutMix, MixUp
-from data_loader.transforms import RandomFlip
+from base.run.checks import check
+from base.training.experiment import build_experiment
 
 N, C = 60, 6
 # Sample i is i + 1 everywhere, so that each pixel says which sample it comes from.

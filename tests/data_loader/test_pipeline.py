@@ -8,12 +8,12 @@ import torch
 from torch.utils.data import Dataset, TensorDataset
 
 from base.base_data_loader import BaseDataLoader
+from base.data.random_draws import Draws
+from base.datasets.in_memory import InMemoryDataset
+from base.datasets.pipeline import Pipeline, TransformedDataset
+from base.datasets.transforms import RandomCutout, RandomFlip, RandomShift, by_key
 from base.errors import DataError
-from base.keyed import Draws
-from base.seeding import cpu_streams, seed_everything
-from data_loader.in_memory import InMemoryDataset
-from data_loader.pipeline import Pipeline, TransformedDataset
-from data_loader.transforms import RandomCutout, RandomFlip, RandomShift, by_key
+from base.system.seeding import cpu_streams, seed_everything
 
 IMAGES = torch.randint(0, 256, (40, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator())
 LABELS = torch.arange(40)

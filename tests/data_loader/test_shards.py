@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 from base.base_data_loader import BaseDataLoader
+from base.datasets import shard_index, shard_writer, shards
+from base.datasets.image_files import ImageFolderDataset
+from base.datasets.shards import ShardDataset, buffered_order
 from base.errors import DataError, UsageError
-from base.seeding import derive_generator
-from data_loader import shard_index, shard_writer, shards
-from data_loader.image_files import ImageFolderDataset
-from data_loader.shards import ShardDataset, buffered_order
+from base.system.seeding import derive_generator
 
 N_IMAGES = 48
 DESCRIPTORS = Path("/proc/self/fd")
@@ -753,7 +753,7 @@ def test_a_column_of_a_list_is_chosen(folder, tmp_path):
 
 @pytest.mark.end_to_end
 def test_the_module_is_a_command_without_tracebacks(project_root):
-    command = [sys.executable, "-m", "data_loader.shards", "check", "nowhere.tar"]
+    command = [sys.executable, "-m", "base.shards", "check", "nowhere.tar"]
     done = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "nowhere.tar: no such shard; . has 0 other tar files\n"
@@ -761,7 +761,7 @@ def test_the_module_is_a_command_without_tracebacks(project_root):
 
 @pytest.mark.end_to_end
 def test_torchvision_is_not_loaded_with_shards(project_root):
-    program = "import sys, data_loader.shards; sys.exit('torchvision' in sys.modules)"
+    program = "import sys, base.datasets.shards; sys.exit('torchvision' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=project_root, check=False)
     assert done.returncode == 0
 

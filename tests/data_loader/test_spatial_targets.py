@@ -12,11 +12,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from base.base_data_loader import BaseDataLoader
+from base.datasets.dataset_loader import DatasetLoader
+from base.datasets.in_memory import InMemoryDataset
+from base.datasets.pipeline import Pipeline, TransformedDataset
+from base.datasets.transforms import KeyedTransform, RandomCutout, RandomFlip, RandomShift
 from base.errors import DataError
-from data_loader.dataset_loader import DatasetLoader
-from data_loader.in_memory import InMemoryDataset
-from data_loader.pipeline import Pipeline, TransformedDataset
-from data_loader.transforms import KeyedTransform, RandomCutout, RandomFlip, RandomShift
 
 N, H, W = 24, 20, 16
 # Each pixel's level is its class times 20: after any move that mixes no pixels, the image itself

@@ -11,12 +11,12 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from base.data.splits import divide
+from base.datasets.composed import ConcatenatedDataset, SubsetDataset
+from base.datasets.dataset_loader import DatasetLoader
+from base.datasets.table_encoding import TargetScale
+from base.datasets.tables import CsvDataset, tables_of
 from base.errors import DataError
-from base.splits import divide
-from data_loader.composed import ConcatenatedDataset, SubsetDataset
-from data_loader.dataset_loader import DatasetLoader
-from data_loader.table_encoding import TargetScale
-from data_loader.tables import CsvDataset, tables_of
 
 KINDS = ["ant", "bee", "cat", ""]
 

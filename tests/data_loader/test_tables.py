@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from base.batch_reader import find_get_batch
+from base.data.reading import find_get_batch
+from base.datasets.tables import CsvDataset, ImageCsvDataset
 from base.errors import DataError
-from base.names import build
-from data_loader.tables import CsvDataset, ImageCsvDataset
+from base.names.build import build
 
 FLOWERS = """length, width,kind,seeds
 1.5,2,rose,3

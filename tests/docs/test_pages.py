@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import train
-from base.registry import project_root, set_project_root
+from base.names.registry import project_root, set_project_root
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ["models", "initialisation", "parameter-groups", "schedules", "losses", "metrics", "gans"]

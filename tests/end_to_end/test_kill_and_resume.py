@@ -15,7 +15,7 @@ from digest import digest, digest_of
 from processes import Script
 from workplace import Workplace
 
-from base.checkpoint import read
+from base.checkpoint.store import read
 
 pytestmark = pytest.mark.end_to_end
 Rows = Callable[[Path], list[dict[str, str]]]
@@ -122,8 +122,8 @@ SLOW = """
 import time
 from pathlib import Path
 
-from base import checkpoint
-from base.command_line import run
+from base.checkpoint import store as checkpoint
+from base.config.command_line import run
 from train import main
 
 write = checkpoint.write_state

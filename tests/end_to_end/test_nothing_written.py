@@ -57,7 +57,7 @@ def place(tmp_path: Path) -> Path:
         path = tmp_path / "images" / str(number % 2) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-    command = [sys.executable, "-m", "data_loader.shards", "write", str(tmp_path / "images")]
+    command = [sys.executable, "-m", "base.shards", "write", str(tmp_path / "images")]
     command += [str(tmp_path / "shards" / "s"), "--count", "12"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     for index in (tmp_path / "shards").glob("*.index"):
@@ -119,7 +119,7 @@ def test_nothing_is_written(
 def test_a_signal_during_the_checks_leaves_nothing(place: Path, number: int) -> None:
     before = snapshot(place)
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import base."
-    code += "inspection, time; base.inspection.check_batches = lambda _: (print('checking', "
+    code += "inspection, time; base.run.checks.check_batches = lambda _: (print('checking', "
     code += "flush=True), time.sleep(60)); import sys, runpy; sys.argv[:] = sys.argv[1:]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     env = {**environment(place), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -268,7 +268,7 @@ def test_a_signal_before_training_says_so_and_lets_go_of_what_is_held(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     code = (
-        "import time, pathlib, base.command_line as c\n"
+        "import time, pathlib, base.config.command_line as c\n"
         "def main(_):\n"
         "    try:\n"
         "        print('ready', flush=True)\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from workplace import Workplace
 
-from base.weights import read_weights
+from base.checkpoint.weights import read_weights
 
 pytestmark = pytest.mark.end_to_end
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from base import state_file
+from base.checkpoint import state_file
 
 RMTREE = shutil.rmtree
 
@@ -18,8 +18,8 @@ RMTREE = shutil.rmtree
 class DiskCalls:
     """Counts the calls that change the disk, and acts at one of them, or from it on.
 
-    These are the calls of base/state_file.py, and each rename, replace and mkdir of a path. Of the
-    writes, which are many, only each `every`-th counts; half of it is written.
+    These are the calls of base/checkpoint/state_file.py, and each rename, replace and mkdir of a
+    path. Of the writes, which are many, only each `every`-th counts; half of it is written.
 
     Args:
         act: called with this object at the call number `at`, before the call is made.

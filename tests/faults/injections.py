@@ -228,9 +228,9 @@ class RaiseOsErrorIn:
     number: int
     PLACES: ClassVar[dict[str, tuple[str, int]]] = {
         "callback": ("base.callbacks.MemoryReport.on_epoch_end", 2),
-        "transform": ("data_loader.transforms.RandomShift.batch", 9),
-        "loss": ("base.losses.WeightedLoss._in_full_precision", 12),
-        "metric": ("base.metrics.SampleMean._update", 12),
+        "transform": ("base.datasets.transforms.RandomShift.batch", 9),
+        "loss": ("base.training.losses.WeightedLoss._in_full_precision", 12),
+        "metric": ("base.training.metrics.SampleMean._update", 12),
     }
 
     def __call__(self) -> None:
@@ -247,7 +247,7 @@ class WaitAtMost:
     seconds: float
 
     def __call__(self) -> None:
-        from base.workers import watched
+        from base.data.workers import watched
 
         FOREVER.setattr(
             "base.base_data_loader.watched",

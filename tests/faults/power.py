@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from base import state_file
+from base.checkpoint import state_file
 
 BLOCK = 4096
 Change = tuple[str, Path, Any]  # what, where, and the bytes written or the new name
 
 
 class Recorder:
-    """Records each change below a folder while it is made, by base/state_file.py or a path."""
+    """Records each change below a folder while it is made, by state_file.py or a path."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.changes: list[Change] = []

@@ -14,7 +14,7 @@ from faults.runs import AUTO, SAVING, check_failed, check_goes_on, last_run
 from faults.table import Trials
 from workplace import N_STEPS, Workplace
 
-from base.checkpoint import read
+from base.checkpoint.store import read
 
 pytestmark = pytest.mark.end_to_end
 CASES = [

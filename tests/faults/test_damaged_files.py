@@ -10,7 +10,7 @@ import pytest
 from faults.table import Trials
 from stores import forge, make_state, same, save
 
-from base.checkpoint import CheckpointStore, read
+from base.checkpoint.store import CheckpointStore, read
 from base.errors import CheckpointError
 
 

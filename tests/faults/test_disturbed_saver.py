@@ -15,7 +15,7 @@ from faults.runs import AUTO, SAVING, check_failed, check_goes_on
 from faults.table import Trials
 from workplace import Workplace
 
-from base.checkpoint import read
+from base.checkpoint.store import read
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.fault("F31")]
 BESIDE = "trainer.async_save=true"

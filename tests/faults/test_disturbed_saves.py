@@ -17,9 +17,9 @@ from faults.power import Disk, Recorder
 from faults.table import Trials
 from stores import make_state, names, same, save
 
-from base.checkpoint import CheckpointStore, read
+from base.checkpoint.store import CheckpointStore, read
 from base.errors import CheckpointError
-from base.run_folder import create_run_folder
+from base.system.run_folder import create_run_folder
 
 BEFORE = {"first": [], "next, with pruning": [1, 2, 3], "the same step": [1, 5]}
 SIZE = 3000  # numbers: the state is longer than two blocks of a disk

@@ -65,7 +65,7 @@ def test_a_worker_that_fails_tells_where_and_the_run_goes_on_to_the_same_bits(
             place = Workplace(tmp_path_factory.mktemp("worker"))
             n_workers = draw.choice([0, 2])
             at = draw.randint(1, 7 if n_workers else 15)
-            fault = RaiseIn("data_loader.pipeline.Pipeline.with_targets", at)
+            fault = RaiseIn("base.datasets.pipeline.Pipeline.with_targets", at)
             words = (SAVING, f"{WORKERS}={n_workers}")
             done = place.run("-c", "tiny.yaml", "--set", *words, inject=fault)
             assert (place.folder / fault.NOTE).exists()

@@ -20,11 +20,11 @@ pytestmark = pytest.mark.end_to_end
 TRAINER = "base.base_trainer.BaseTrainer"
 PHASES = {
     "a step": f"{TRAINER}.train_step",
-    "a save": "base.checkpoint.write_state",
+    "a save": "base.checkpoint.store.write_state",
     "validation": f"{TRAINER}.valid_step",
     "the start of workers": "multiprocessing.process.BaseProcess.start",
     "the end of an epoch": f"{TRAINER}.end_epoch",
-    "a prune": "base.checkpoint.CheckpointStore._prune",
+    "a prune": "base.checkpoint.store.CheckpointStore._prune",
 }
 
 

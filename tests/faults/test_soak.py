@@ -60,7 +60,7 @@ def from_within(what: str, step: int, draw: random.Random) -> Fault | None:
         "I/O error": FailAtCall(draw.randint(1, 900), errno.EIO, lasting=True),
         "disk full": FailAtCall(draw.randint(1, 900), errno.ENOSPC, lasting=draw.random() < 0.5),
         "failing worker": RaiseIn(
-            "data_loader.pipeline.Pipeline.with_targets", draw.randint(1, 60)
+            "base.datasets.pipeline.Pipeline.with_targets", draw.randint(1, 60)
         ),
         "clock": Clock((0, -3600.0, 1e6)),
     }.get(what)

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from base.errors import TrainingError
-from base.metrics import build_metrics
+from base.training.metrics import build_metrics
 from model.metric import (
     F1,
     ConfusionMatrix,

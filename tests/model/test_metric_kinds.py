@@ -14,7 +14,7 @@ from sklearn import metrics as sk
 from torch import Tensor
 
 from base.errors import TrainingError
-from base.metrics import Metric, build_metrics
+from base.training.metrics import Metric, build_metrics
 from model.metric import (
     F1,
     MAE,

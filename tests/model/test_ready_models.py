@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from base.errors import TrainingError
-from base.match import match_parameters
-from base.registry import find
-from base.shape_errors import explain_shape_errors
+from base.names.registry import find
+from base.network.patterns import match_parameters
+from base.network.shape_errors import explain_shape_errors
 from model.gan import DCGANDiscriminator, DCGANGenerator
 from model.model import DigitsNet, LeNet, SmallCNN
 from model.resnet import ResidualBlock, ResNet

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from base.config import load_config
-from base.experiment import build_experiment
+from base.training.experiment import build_experiment
 from model.single_variables import SingleVariables
 from trainer.trainer import Trainer
 

@@ -15,12 +15,12 @@ from torch import nn
 from toy import CONFIG, CPU, assert_resumes, assert_same, batches, make, run, weights
 
 import train
-from base.checkpoint import CheckpointStore, read
+from base.checkpoint.store import CheckpointStore, read
 from base.config import load_config
 from base.errors import ConfigError
-from base.experiment import build_experiment
-from base.registry import MODELS
-from base.test_phase import run_test
+from base.names.registry import MODELS
+from base.run.testing import run_test
+from base.training.experiment import build_experiment
 from logger.csv_writer import read_rows
 from trainer.distillation_trainer import DistillationTrainer, soft_cross_entropy
 

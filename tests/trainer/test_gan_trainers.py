@@ -18,12 +18,12 @@ from toy import assert_resumes, assert_same, batches, make, run, weights
 
 import train
 from base.callbacks import Callback
-from base.checkpoint import read
+from base.checkpoint.store import read
+from base.datasets.array_readers import read_npz
 from base.errors import ConfigError
-from base.inspection import check
-from base.registry import CALLBACKS, MODELS
-from base.torch_versions import AUTOCAST_CACHE
-from data_loader.datasets import read_npz
+from base.names.registry import CALLBACKS, MODELS
+from base.run.checks import check
+from base.system.torch_versions import AUTOCAST_CACHE
 from logger.csv_writer import read_rows
 from trainer.gan_trainers import GANTrainer, WGANGPTrainer
 from trainer.samples import GeneratedSamples, as_png, make_grid

@@ -1,0 +1,194 @@
+"""One file of state: plain data and tensors, written with real errors, read with suspicion."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections import Counter, OrderedDict
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from torch import Tensor, nn
+
+from base.checkpoint.torch_file import MAX_DEPTH, load
+from base.errors import CheckpointError
+from logger.files import open_file
+
+CHUNK = 1 << 26  # bytes to hash and write at once
+KEYS = (str, int, float, bool, type(None))
+LEAVES = (*KEYS, complex, torch.Size, torch.dtype, torch.device)
+
+
+def plain_copy(value: Any, where: str, storages: dict[int, int], depth: int = 0) -> Any:
+    """Copy all but the tensors' numbers, so that equal states give equal bytes; note sizes.
+
+    What ``weights_only`` would refuse to read is refused here, by the name of its place.
+    """
+    kind = type(value)
+    if kind is str:
+        return sys.intern(value)  # pickle writes one object once: equal strings must be one
+    if kind in LEAVES:
+        return value
+    if isinstance(value, Tensor):
+        return _plain_tensor(value, where, storages)
+    if kind in (list, tuple) and depth < MAX_DEPTH:
+        return kind(
+            plain_copy(item, f"{where}[{i}]", storages, depth + 1) for i, item in enumerate(value)
+        )
+    if kind not in (dict, OrderedDict, Counter) or depth >= MAX_DEPTH:
+        problem = f"nested deeper than {MAX_DEPTH}" if depth >= MAX_DEPTH else kind.__qualname__
+        raise CheckpointError(
+            f"{where}: {problem}: a checkpoint holds tensors and plain data only "
+            "(dict, list, tuple, str, int, float, bool, None); give it as one of these"
+        )
+    copied: Any = kind()
+    for key, item in value.items():
+        if not is_key(key):
+            text = f"the key {key!r:.99} is no str or number of 64 bits: give it as one"
+            raise CheckpointError(f"{where}: {text}")
+        name = f"{where}[{key!r}]"
+        copied[plain_copy(key, name, storages)] = plain_copy(item, name, storages, depth + 1)
+    if hasattr(value, "_metadata"):  # the versions of a module's parts
+        copied._metadata = plain_copy(value._metadata, f"{where}._metadata", storages, depth + 1)
+    return copied
+
+
+def is_key(value: Any) -> bool:
+    """Tell whether a value may be a key; of larger numbers many have one hash: a trap."""
+    return type(value) in KEYS and not (type(value) is int and value.bit_length() > 64)
+
+
+def _plain_tensor(tensor: Tensor, where: str, storages: dict[int, int]) -> Tensor:
+    odd = [kind for kind in ("meta", "quantized", "nested") if getattr(tensor, f"is_{kind}")]
+    if type(tensor) not in (Tensor, nn.Parameter) or odd:
+        kind = f"a tensor that is {odd[0]}" if odd else type(tensor).__qualname__
+        raise CheckpointError(f"{where}: {kind} cannot be saved: give a plain tensor with data")
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if tensor.layout is not torch.strided:
+        return tensor
+    # A view would save all that it looks into; an expanded tensor would look like an attack.
+    if tensor.untyped_storage().nbytes() != tensor.nbytes:
+        tensor = tensor.cpu().clone(memory_format=torch.contiguous_format)
+    storages[tensor.untyped_storage().data_ptr()] = tensor.nbytes
+    return tensor
+
+
+def write_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Write a plain state to the disk itself; return its size in bytes and its sha256."""
+    with _CheckedFile(path) as file:
+        torch.save(state, cast("BinaryIO", file))
+    return {"bytes": file.n_bytes, "sha256": file.sha256.hexdigest()}
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file to the disk itself."""
+    with _CheckedFile(path) as file:
+        file.write(content)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, where there is none, so that it outlives a power loss."""
+    if not folder.exists():
+        folder.mkdir()
+        sync_folder(folder.parent)
+
+
+def open_folder(folder: Path) -> None:
+    """Make a folder; write and remove a file in it and beside it, to see whether that can be done.
+
+    The folders above it, which may have been made for it, outlive a power loss then too.
+    """
+    make_folder(folder)
+    for each in (folder.parent, folder):
+        probe = each / f".tmp-probe-{secrets.token_hex(4)}"
+        write_bytes(probe, b"probe")
+        probe.unlink()
+    # That is: the run, its name, all runs, and where these lie.
+    for above in list(folder.absolute().parents)[:4]:
+        with suppress(OSError):  # not ours to read, perhaps
+            sync_folder(above)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power loss (where folders can be synced)."""
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint so that it is there whole or not at all."""
+    trash = folder.with_name(f".trash-{secrets.token_hex(4)}-{folder.name}")
+    folder.rename(trash)
+    remove(trash)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that can be done."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+class _CheckedFile:
+    """A new file that hashes what it writes; its first error is raised at the end of the block.
+
+    Not before: raised through torch's writer it would come out as a RuntimeError without errno.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.n_bytes = 0
+        self.sha256 = hashlib.sha256()
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> _CheckedFile:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        self.descriptor = os.open(self.path, flags, 0o666)
+        return self
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data)
+        try:
+            for start in range(0, 0 if self.error else len(view), CHUNK):
+                chunk = view[start : start + CHUNK]
+                self.n_bytes += len(chunk)
+                self.sha256.update(chunk)
+                while chunk:
+                    chunk = chunk[os.write(self.descriptor, chunk) :]
+        except BaseException as error:  # raised in __exit__
+            self.error = error
+        return len(view)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered here."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if self.error:
+                raise self.error
+            if kind is None:
+                os.fsync(self.descriptor)
+        finally:
+            os.close(self.descriptor)
+
+
+def read_state(path: Path, sha256: str) -> Any:
+    """Return what `write_state` wrote, tensors on the CPU; raise if any byte is another."""
+    with open_file(path) as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        if digest.hexdigest() != sha256:
+            raise CheckpointError("damaged: its sha256 is not the one in the manifest")
+        return load(file, is_verified=True, keeps_names=False)

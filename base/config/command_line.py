@@ -1,0 +1,337 @@
+"""The command line of train.py and test.py; torch is not imported here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from base.config import Config, load_config
+from base.config.changes import refuse_another_run
+from base.config.yaml_writer import as_source
+from base.errors import (
+    ConfigError,
+    KindlingError,
+    UsageError,
+    disk_error,
+    nearest,
+    why,
+)
+from base.system.places import ENGINE, PROJECT
+from base.system.run_folder import STAMP, find_newest_run, find_run, gone, run_of
+from base.system.signals import leave, resume_command
+from logger.files import FileError
+
+SHORT_FORMS = {
+    "lr": "optimizer.args.lr",
+    "bs": "data_loader.args.batch_size",
+    "epochs": "trainer.epochs",
+    "seed": "seed",
+    "name": "name",
+}
+
+TRAIN_EXAMPLES = """examples:
+  python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
+  python train.py -r                                        the newest run
+  python train.py -r saved/digits/0131_235959 --epochs 40   longer
+
+exit codes: 0 done; 1 failed, the last checkpoint stays good; 2 a fault in the
+config or the command; 3 failed for lack of memory or disk; 130, 143 stopped by
+Ctrl-C or SIGTERM, and saved.
+SIGUSR1 saves and goes on."""
+
+TEST_EXAMPLES = """examples:
+  python test.py -r saved/digits                  the newest run of that name
+  python test.py -r saved/digits/0131_235959
+  python test.py -r saved/digits/0131_235959/checkpoints/step-00000220"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name the nearest option and leave through UsageError."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        _, unknown, words = message.partition("unrecognized arguments: ")
+        hint = nearest(words.split()[0].partition("=")[0], known) if unknown else ""
+        raise UsageError(f"{self.prog}: {message}{hint}; see `python {self.prog} --help`")
+
+
+def _parser(prog: str, description: str, epilog: str) -> Parser:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog, None, description, epilog, formatter_class=layout, allow_abbrev=False)
+    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment's config")
+    parser.add_argument(
+        "-d", "--device", metavar="DEVICE", help="auto (default), cpu, cuda, mps, or a GPU's number"
+    )
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="change values of the config: --set trainer.epochs=3 model.args.width=16",
+    )  # fmt: skip
+    return parser
+
+
+def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments of train.py.
+
+    Raises:
+        UsageError: unknown options, or neither a config nor a run to resume.
+    """
+    text = "Train a model from one config file, or go on with a run."
+    parser = _parser("train.py", text, TRAIN_EXAMPLES)
+    parser.add_argument(
+        "-r", "--resume", nargs="?", const="newest", metavar="PATH",
+        help="go on with a run or from one of its checkpoints; a name's folder stands for its "
+        "newest run; without PATH with the newest run (of the config's name, with -c); `auto`: "
+        "with the newest if there is one, else start anew. The config is the run's own; with -c "
+        "that one, on the run's state",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-change", action="store_true",
+        help="with -r: go on although the config would make another run of it; the split stays",
+    )  # fmt: skip
+    for name, key in SHORT_FORMS.items():
+        parser.add_argument(f"--{name}", metavar="VALUE", help=f"short for --set {key}=VALUE")
+    show = parser.add_argument_group("instead of training")
+    show.add_argument(
+        "--print-config", action="store_true", help="show each value and where it comes from"
+    )
+    show.add_argument(
+        "--dry-run", action="store_true", help="build all, try a batch, show tables; write nothing"
+    )
+    show.add_argument(
+        "--list", nargs="?", const="all", metavar="KIND",
+        help="show what a config can name: of one kind (model, loss, metric ...) or of all",
+    )  # fmt: skip
+    show.add_argument(
+        "--schema", action="store_true", help="print the JSON Schema with which editors complete"
+    )
+    options = parser.parse_args(arguments)
+    for name, key in SHORT_FORMS.items():
+        value = getattr(options, name)
+        if value is not None:
+            options.overrides.append(f"{key}={value}")
+    needs_config = options.list is None and not options.schema
+    if needs_config and options.config is None and options.resume is None:
+        parser.error("name a config with -c FILE, or a run to go on with by -r")
+    return options
+
+
+def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments of test.py."""
+    text = "Evaluate a run's best checkpoint on its test data; write report/test.json."
+    parser = _parser("test.py", text, TEST_EXAMPLES)
+    parser.add_argument(
+        "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
+        help="the run, or one of its checkpoints; a name's folder stands for its newest run; "
+        "without PATH the newest run (of the config's name, with -c). With -c the data sections "
+        "are those of that config",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
+    """Load the config that the options ask for; return it and the checkpoint or run to resume.
+
+    Raises:
+        ConfigError: faults in the config, all together.
+        UsageError, CheckpointError: there is no such run.
+    """
+    config = None
+    if options.config is not None:
+        config = _load(options.config, options)
+    if options.resume is None:
+        assert config is not None  # parse_train saw to it
+        return config, None
+
+    resume_from = find_resumed(options.resume, config, options.overrides)
+    if config is None and resume_from is None:
+        raise UsageError("-r auto: there is no run yet; name a config with -c to start one")
+    if config is None:
+        assert resume_from is not None
+        config = _load(run_of(resume_from) / "config.yaml", options)
+    if resume_from is not None and not options.allow_change:
+        refuse_another_run(config, run_of(resume_from))
+    return config, resume_from
+
+
+def _load(path: Path, options: argparse.Namespace) -> Config:
+    """Load a config with the options' values; say where --lr belongs if there is no one place."""
+    try:
+        return load_config(path, options.overrides)
+    except ConfigError:
+        if options.lr is not None:
+            lr = f"{SHORT_FORMS['lr']}={options.lr}"
+            others = [override for override in options.overrides if override != lr]
+            names = load_config(path, others)["optimizers"]
+            if names:
+                choices = " or ".join(
+                    f"--set optimizers.{name}.args.lr={options.lr}" for name in names
+                )
+                raise UsageError(f"--lr: {path} has several optimizers; use {choices}") from None
+        raise
+
+
+def choose_tested(options: argparse.Namespace) -> tuple[Config, Path]:
+    """Return the config of the run that test.py asks for, and the run or checkpoint.
+
+    With ``-c`` the data and batch sections are those of that config; all else stays the run's.
+    """
+    other = None if options.config is None else load_config(options.config)
+    path = find_resumed(options.resume, other, options.overrides)
+    if path is None:
+        raise UsageError("-r auto: there is no run yet; train one first")
+    overrides = list(options.overrides)
+    if other is not None:
+        swapped = ("data_loader", "valid_data_loader", "test_data_loader", "batch")
+        overrides += [f"{key}={json.dumps(as_source(other[key]))}" for key in swapped]
+    return load_config(run_of(path) / "config.yaml", overrides), path
+
+
+def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = ()) -> Path | None:
+    """Return the run or checkpoint that ``-r`` means; None where ``auto`` finds none.
+
+    Without a config the overrides may say of which name it is, and in which folder.
+
+    Raises:
+        UsageError: there is no run to go on with.
+    """
+    if wanted not in ("newest", "auto"):
+        return find_run(wanted)
+    given = {key: value for key, _, value in (text.partition("=") for text in overrides)}
+    if config is not None:
+        given = {"name": config["name"], "trainer.save_dir": config["trainer"]["save_dir"]}
+    save_dir, name = Path(given.get("trainer.save_dir", "saved")), given.get("name")
+    try:
+        newest = find_newest_run(save_dir, name)
+    except OSError as error:
+        raise UsageError(f"-r: no runs can be looked for: {why(error)}") from error
+    if newest is None and wanted == "newest":
+        which = f"{save_dir / name}" if name else f"{save_dir}"
+        raise UsageError(f"-r: no run with a checkpoint in {which}; name one: -r PATH")
+    return newest
+
+
+def show_names(options: argparse.Namespace) -> int:
+    """Carry out ``--list`` and ``--schema``."""
+    from base.system.deferred_files import deferred_files
+
+    with deferred_files():
+        return _show_names(options)
+
+
+def _show_names(options: argparse.Namespace) -> int:
+    from base.config import json_schema
+    from base.names.listing import describe, type_schemas
+    from base.names.registry import KINDS
+
+    if options.schema:
+        import torch
+
+        schema = {"$comment": f"torch {torch.__version__}", **json_schema(type_schemas())}
+        print(json.dumps(schema, ensure_ascii=False, separators=(",", ":")))
+        return 0
+    if options.list != "all" and options.list not in KINDS:
+        known = f"{nearest(options.list, KINDS)} (there are {', '.join(KINDS)})"
+        raise UsageError(f"--list {options.list}: no such kind{known}")
+    kinds = list(KINDS) if options.list == "all" else [options.list]
+    print("\n".join(describe(kind) for kind in kinds))
+    return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nobody waits for it: what is held is let go of, as for Ctrl-C."""
+
+    number = signal.SIGTERM
+
+
+def end_by_signals() -> None:
+    """Let SIGINT and SIGTERM end this process by an exception, until training sets its own way.
+
+    SIGUSR1, which asks for a checkpoint, finds nothing to save yet.
+    A worker that is forked at that moment may find the signal to its parent pending: it ends.
+    """
+    mine = os.getpid()
+
+    def handle(number: int, _: object) -> None:
+        if os.getpid() != mine:
+            os._exit(128 + number)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
+            signal.signal(number, handle)
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _explain(error: FileError) -> KindlingError:
+    """Return what to print where a file of a run cannot be written."""
+    path = Path(str(error.filename))
+    run = next((each for each in path.parents if (each / STAMP).is_file()), None)
+    missing = [each for each in path.parents if not each.is_dir()]
+    if missing:
+        return gone(missing[-1])
+    text = why(error)
+    if run is not None and any((run / "checkpoints").glob("step-*")):
+        text += f"; its checkpoints are untouched, resume by: {resume_command(run)}"
+    return disk_error(error, text)
+
+
+def _reader_has_left() -> bool:
+    """Tell whether stdout is a pipe that nobody reads any more: `... | head` has closed it."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _is_of_engine(error: ImportError) -> bool:
+    """Tell whether a file of ``base/`` or ``logger/`` lacks what another one of them imports."""
+    file = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    is_ours = any(file.is_relative_to(each) for each in (ENGINE, PROJECT / "logger"))
+    return is_ours and (error.name or "").partition(".")[0] in ("base", "logger")
+
+
+def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run an entry script: a KindlingError ends it with one clear text and its exit code.
+
+    So does a `FileError`. Any other OSError is of user code, and ends it with a traceback.
+    """
+    if sys.stdout is None:  # closed by who started us: `>&-`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
+    end_by_signals()
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except KindlingError as error:
+        lines = filter(None, (error.trace.rstrip(), str(error), error.advice))
+        print(*lines, sep="\n", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt as error:
+        sys.unraisablehook = lambda _: None  # what was half made may not be able to end itself
+        number = error.number if isinstance(error, Terminated) else signal.SIGINT
+        print(f"stopped by {signal.Signals(number).name}, nothing more was saved", file=sys.stderr)
+        leave(128 + number)
+    except FileError as error:
+        told = _explain(error)
+        print(told, file=sys.stderr)
+        code = told.exit_code
+    except ImportError as error:
+        if not _is_of_engine(error):
+            raise
+        print(f"{error}: keep Kindling's own base/ and logger/, whole", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:
+        if not _reader_has_left():  # it is of a pipe of the user's own
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)

@@ -1,0 +1,146 @@
+"""What becomes of samples that cannot be read: the policy ``on_bad_sample``.
+
+Which those are, and what is read in their place, `base/data/reading.py` finds out. See
+docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from base.config import Config
+from base.data.reading import BadSample
+from base.errors import ConfigError, DataError
+from logger.csv_writer import CsvWriter, read_table
+from logger.files import put_aside
+
+log = logging.getLogger("kindling")
+
+NAMES = {"train": "training", "valid": "validation", "test": "test"}
+TOLD_EVERY = 10  # bad samples
+COLUMNS = ("part", "index", "path", "reason")
+MOST = 5  # bad samples that an error names
+
+
+class BadSamples:
+    """Counts the samples that are passed over, lists them in ``bad_samples.csv``, and sets a limit.
+
+    Its state is which of them are known: an index in the data set, for each part of the data.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.skips = config["trainer"]["on_bad_sample"] == "skip"
+        self.known: dict[str, set[int]] = {}
+        self._file: CsvWriter | None = None
+        self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}  # in the file, or to go there
+
+    def watch(self, loader: Any, part: str) -> None:
+        """Let a loader skip bad samples, where the config says so.
+
+        Args:
+            part: train, valid or test; in training each has another sample in its place.
+
+        Raises:
+            ConfigError: it is none of Kindling's, which cannot.
+        """
+        if not self.skips or loader is None:
+            return
+        if not hasattr(type(loader), "skip_bad_samples"):  # read as it is, batch by batch
+            name = type(getattr(loader, "loader", loader)).__name__
+            text = f"skip is for a BaseDataLoader without an __iter__ of its own, not for {name}"
+            raise ConfigError([self.config.problem(("trainer", "on_bad_sample"), text)])
+        allowed = count_allowed(self.config["trainer"]["max_bad_samples"], loader.n_samples)
+        note = functools.partial(self.note, part, loader.n_samples, allowed)
+        loader.skip_bad_samples(note, allowed, replace=part == "train")
+
+    def note(self, part: str, n_samples: int, allowed: int, bad: list[BadSample]) -> None:
+        """Count and list the bad samples of a batch; those that are known count once.
+
+        Raises:
+            DataError: they are more than the config allows.
+        """
+        known = self.known.setdefault(part, set())
+        for each in bad:
+            path, reason = (_plain(text) for text in (each.path, each.reason))
+            self._list({"part": part, "index": each.sample, "path": path, "reason": reason})
+            if each.sample in known:
+                continue
+            known.add(each.sample)
+            if sum(map(len, self.known.values())) % TOLD_EVERY == 1:
+                done = "another is taken in its place" if part == "train" else "it is left out"
+                text = "sample %d of the %s data cannot be read, %s: %s: %s (so far %s)"
+                log.warning(text, each.sample, NAMES[part], done, path, reason, self._summary())
+        if len(known) > allowed:
+            text = f"{len(known):,} of {n_samples:,} {NAMES[part]} samples cannot be read"
+            cap = f"trainer.max_bad_samples={self.config['trainer']['max_bad_samples']}"
+            rows = [row for row in self._rows.values() if row["part"] == part][-MOST:]
+            last = "".join(f"\n  sample {r['index']}: {r['path']}: {r['reason']}" for r in rows)
+            raise DataError(f"{text}, and {cap} allows {allowed:,}{self._place()}; the last:{last}")
+
+    def open(self, folder: Path) -> None:
+        """Go on with the list of a run; each sample stands there once."""
+        if not self.skips or self._file is not None:
+            return
+        path, found = folder / "bad_samples.csv", self._rows
+        table = read_table(path)
+        whole = [row for row in table.rows if set(COLUMNS) <= set(row)]
+        self._rows = {(row["part"], row["index"]): row for row in whole}
+        if table.faults or len(whole) < len(table.rows):
+            fault = table.faults[0] if table.faults else f"its columns are not {', '.join(COLUMNS)}"
+            log.warning("%s: damaged: %s; its %d whole rows stay", path, fault, len(whole))
+        self._file = CsvWriter(path)
+        if table.faults or whole != table.rows:
+            put_aside(path)
+            self._file.rewrite(whole)
+        for row in found.values():  # before there was a folder
+            self._list(row)
+
+    def tell_end(self) -> None:
+        """Log how many there were."""
+        if any(self.known.values()):
+            log.warning("samples that cannot be read were skipped: %s", self._summary())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {part: sorted(known) for part, known in sorted(self.known.items()) if known}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take in what is known; what this process has met already stays known."""
+        for part, indices in state_dict.items():
+            self.known.setdefault(part, set()).update(indices)
+
+    def _list(self, row: Mapping[str, Any]) -> None:
+        key = (row["part"], str(row["index"]))
+        if key in self._rows:
+            return
+        self._rows[key] = row
+        if self._file is not None:
+            try:
+                self._file.add_row(row)
+            except OSError as error:  # no list is worth a run
+                log.warning("%s: not written: %s", self._file.path, error)
+                self._file = None
+
+    def _summary(self) -> str:
+        counts = (f"{len(known):,} {NAMES[part]}" for part, known in sorted(self.known.items()))
+        return f"{', '.join(counts)}{self._place()}"
+
+    def _place(self) -> str:
+        return "" if self._file is None else f", listed in {self._file.path}"
+
+
+def count_allowed(cap: int | str, n_samples: int) -> int:
+    """Return how many samples of so many may be bad, by a number or a share such as ``0.1%``."""
+    if isinstance(cap, int):
+        return cap
+    return math.ceil(round(float(cap.rstrip("%")) / 100 * n_samples, 6))
+
+
+def _plain(text: str) -> str:
+    """Return a text on one line that can be written as UTF-8."""
+    return " ".join(text.split()).encode(errors="backslashreplace").decode()

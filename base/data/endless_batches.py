@@ -1,0 +1,74 @@
+"""Batches of a second loader, which a trainer draws by itself: without end, and resumable."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from base.data.batch import to_device
+from base.errors import DataError
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
+
+log = logging.getLogger("kindling")
+
+
+class EndlessBatches(Iterator[Any]):
+    """Gives the batches of a loader, pass after pass, each in an order of its own::
+
+        loader = self.build("data_loader", self.config["extra"]["unlabelled_loader"])
+        self.unlabelled = EndlessBatches(loader, self.device)
+        self.register("unlabelled", self.unlabelled)
+
+    Registered, it continues after a resume where it was, which ``itertools.cycle`` cannot.
+
+    Args:
+        loader: what ``self.build`` or ``self.train_loader`` is.
+        device: where the batches are put.
+    """
+
+    def __init__(self, loader: Any, device: torch.device | str = "cpu") -> None:
+        self.loader, self.device = loader, torch.device(device)
+        self.position = 0
+        """Batches given since the start of the run."""
+        self._pass: Iterator[Any] | None = None
+
+    def __next__(self) -> Any:
+        batch = next(self._pass, None) if self._pass is not None else None
+        if batch is None:
+            self._pass = self._rest_of_pass()
+            batch = next(self._pass, None)
+        if batch is None:
+            raise DataError(f"{type(self.loader).__name__} gives no batch: is its data set empty?")
+        self.position += 1
+        return to_device(batch, self.device)
+
+    def _rest_of_pass(self) -> Iterator[Any]:
+        n_batches = max(len(self.loader), 1)
+        rest: Iterator[Any] = self.loader.batches(
+            self.position, n_batches - self.position % n_batches
+        )
+        return rest
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["position"] != self.position:
+            self.position, self._pass = state_dict["position"], None
+
+
+def warn_of_iterators(trainer: BaseTrainer) -> None:
+    """Name what a trainer iterates over by itself, which a resume would begin again."""
+    saved = set(map(id, trainer.stateful.values()))
+    for name, value in vars(trainer).items():
+        is_iterator = isinstance(value, Iterator) and not isinstance(value, io.IOBase)
+        if is_iterator and id(value) not in saved:
+            text = "%s.%s is an iterator, which no checkpoint holds: a resumed run begins it again "
+            text += "and is not the same; EndlessBatches continues (docs/from-pytorch-template.md, "
+            log.warning(text + "need 13)", type(trainer).__name__, name)

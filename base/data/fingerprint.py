@@ -1,0 +1,173 @@
+"""Which samples a part of the data has, with which targets; and a hash of that, the same each time.
+
+Hashed are the ids and the targets of all samples. Where ids are only numbers, as in tables and
+arrays, the inputs are hashed too: all of them up to LIMIT bytes, of more an even selection of rows.
+Files are known by their names: an image that was repaired is the same sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
+
+from base.data.batch import tensors_in
+from base.data.random_draws import STEP, mix
+from base.data.reading import BatchReader, Failure
+from base.data.threads import read_each
+from base.system.cores import free_cores
+
+LIMIT = 1 << 28  # bytes of inputs that are hashed
+AT_ONCE = 1 << 20  # bytes of them
+MOST_NUMBERS = 8  # of a target that is written out
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some samples of a data set, in the order of their indices."""
+
+    dataset: Any
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def names(self) -> list[str] | None:
+        """The id of each sample; None where the data set has none, or only numbers."""
+        if getattr(self.dataset, "ids_are_numbers", False) or not hasattr(self.dataset, "ids"):
+            return None
+        ids: list[str] = self.dataset.ids
+        return [ids[place] for place in self.indices.tolist()]
+
+    @cached_property
+    def targets(self) -> Tensor | None:
+        """The target of each sample, (sample, ...); None where they are not known as a whole.
+
+        Of targets that are files of their own, such as masks, it is a hash.
+        """
+        targets: Any = getattr(self.dataset, "targets", None)
+        if targets is None and hasattr(self.dataset, "target_hash"):
+            read, places = self.dataset.target_hash, self.indices.tolist()
+            return torch.tensor(list(read_each(read, places, free_cores(), "hashing targets")))
+        if targets is None:
+            return None
+        try:
+            if len(targets) != len(self.dataset):
+                return None
+            values = torch.as_tensor(targets)
+        except (TypeError, ValueError, RuntimeError):  # texts, or lists of unequal lengths
+            values = torch.cat([_hash_text(repr(each)) for each in targets])
+        values = values.detach().cpu().index_select(0, self.indices)
+        return values if values.is_floating_point() or values.is_complex() else values.long()
+
+    @cached_property
+    def contents(self) -> Tensor | None:
+        """A hash of the inputs of each sample, (sample,) int64, 0 where left out; else None."""
+        if not is_unnamed(self.dataset) or not len(self):
+            return None
+        first = self._inputs(self.indices[:1])
+        n_bytes = sum(each.nbytes for each in first)
+        if not n_bytes:
+            return None
+        step = -(-n_bytes * len(self) // LIMIT)
+        found = torch.zeros(len(self), dtype=torch.int64)
+        for places in torch.arange(0, len(self), step).split(max(1, AT_ONCE // n_bytes)):
+            inputs = self._inputs(self.indices[places])
+            if len(inputs) != len(first):
+                return None  # one of them cannot be read
+            hashes = [hash_rows(each) + number for number, each in enumerate(inputs)]
+            found[places] = torch.stack([mix(each) for each in hashes]).sum(0)
+        return found
+
+    @cached_property
+    def digests(self) -> dict[str, Any]:
+        """Return the number of the samples, and a hash of each of: ids, targets and contents."""
+        ids = hashlib.sha256(self.indices.numpy().tobytes())
+        if self.names is not None:
+            ids.update("\0".join(self.names).encode(errors="surrogateescape"))
+        hashes: list[Tensor | None] = [self.contents]
+        hashes.append(None if self.targets is None else hash_rows(self.targets))
+        contents, targets = (
+            None if each is None else hashlib.sha256(each.numpy().tobytes()).hexdigest()[:32]
+            for each in hashes
+        )
+        n_samples, digest = len(self), ids.hexdigest()[:32]
+        return {"n_samples": n_samples, "ids": digest, "targets": targets, "contents": contents}
+
+    def target_texts(self) -> list[str]:
+        """Return the target of each sample as text, a hash of those of many numbers."""
+        if self.targets is None:
+            return [""] * len(self)
+        rows = self.targets.flatten(1) if self.targets.dim() > 1 else self.targets
+        if getattr(self.dataset, "targets", None) is None:
+            return hex_texts(rows)
+        if rows.dim() == 1:
+            return list(map(str, rows.tolist()))
+        if rows.shape[1] > MOST_NUMBERS:
+            return hex_texts(hash_rows(rows))
+        return [" ".join(map(str, row)) for row in rows.tolist()]
+
+    def _inputs(self, places: Tensor) -> list[Tensor]:
+        """Read samples; return their inputs and whatever else is no target, (sample, ...) each."""
+        data = getattr(self.dataset, "data", None)  # as torchvision's sets in memory have it
+        if isinstance(data, Tensor | np.ndarray) and len(data) == len(self.dataset):
+            return [torch.as_tensor(data[places.numpy()])]
+        reader = BatchReader(self.dataset, default_collate)
+        batch = None if reader.get_batch is None else reader.__getitems__((0, 0, places))
+        if batch is None or isinstance(batch, Failure):
+            return []
+        if self.targets is not None and isinstance(batch, list | tuple):
+            batch = [*batch[:1], *batch[2:]]
+        return [each for each in tensors_in(batch) if each.dim() and len(each) == len(places)]
+
+
+def samples_of(loader: Any) -> Samples | None:
+    """Return the samples of an epoch of a loader, as far as that can be told; None of a stream."""
+    dataset: Any = getattr(loader, "dataset", None)
+    has_indices = hasattr(loader, "sample_indices")
+    if not (has_indices or isinstance(dataset, Dataset)) or isinstance(dataset, IterableDataset):
+        return None
+    indices = loader.sample_indices() if has_indices else None
+    if indices is None:
+        chosen = getattr(getattr(loader, "sampler", None), "indices", None)
+        known = isinstance(chosen, Sequence | Tensor | np.ndarray)
+        indices = torch.as_tensor(chosen if known else range(len(dataset))).sort().values
+    dataset = getattr(dataset, "reads_from", dataset)
+    while isinstance(dataset, Subset):
+        dataset, indices = dataset.dataset, torch.as_tensor(dataset.indices)[indices]
+    return Samples(dataset, indices)
+
+
+def is_unnamed(dataset: Any) -> bool:
+    """Return whether ids, if any, say nothing of what the samples are, or some of them."""
+    marks = ("ids_are_numbers", "has_unnamed_parts")
+    # Last, as numbers are made into texts for whoever asks for them.
+    return any(getattr(dataset, mark, False) for mark in marks) or not hasattr(dataset, "ids")
+
+
+def hash_rows(rows: Tensor) -> Tensor:
+    """Return a hash of the bytes of each row: (sample, ...) gives (sample,) int64."""
+    values = rows.detach().cpu().reshape(len(rows), -1).contiguous()
+    data = values.view(torch.uint8)
+    words = torch.zeros(len(rows), -(-data.shape[1] // 8), dtype=torch.int64)
+    words.view(torch.uint8)[:, : data.shape[1]] = data
+    return mix(words + torch.arange(1, words.shape[1] + 1) * STEP).sum(1)
+
+
+def hex_texts(hashes: Tensor) -> list[str]:
+    """Return 64-bit numbers in 16 hexadecimal digits each."""
+    text = hashes.numpy().astype(">i8").tobytes().hex()
+    return [text[place : place + 16] for place in range(0, len(text), 16)]
+
+
+def _hash_text(text: str) -> Tensor:
+    digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
+    return torch.tensor([int.from_bytes(digest[:8], "big", signed=True)])

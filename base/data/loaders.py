@@ -1,0 +1,301 @@
+"""The loaders of a config: for training, validation and test."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from base.base_data_loader import BaseDataLoader, as_batches
+from base.config import Config
+from base.data.record import use_record
+from base.data.streams import sharing_fault
+from base.errors import ConfigError, Problem
+from base.names.build import build
+from base.names.object_references import References
+from base.names.registry import find
+from base.names.signatures import signature
+
+log = logging.getLogger("kindling")
+
+# Losses of torch that take no shares of classes.
+OF_CLASS_NUMBERS = frozenset((
+    "nll_loss", "NLLLoss", "NLLLoss2d", "multi_margin_loss",
+    "MultiMarginLoss", "multilabel_margin_loss", "MultiLabelMarginLoss", "ctc_loss", "CTCLoss",
+    "AdaptiveLogSoftmaxWithLoss",
+))  # fmt: skip
+
+
+def build_loaders(config: Config, references: References | None = None) -> tuple[Any, Any]:
+    """Build the training loader and, from it or from its own section, the one for validation."""
+    seed = config["seed"]
+    references = References(config) if references is None else references
+    section = references.resolve("data_loader", ("data_loader",), config["data_loader"])
+    loader = build("data_loader", section, where=config.where("data_loader"))
+    if hasattr(loader, "set_seed"):
+        loader.set_seed(seed)
+    references.add("data_loader", loader)
+    key = "data_loader" if config["valid_data_loader"] is None else "valid_data_loader"
+    if config["valid_data_loader"] is not None:
+        section = references.resolve("data_loader", (key,), config[key])
+        valid_loader = build("data_loader", section, where=config.where("valid_data_loader"))
+        if hasattr(valid_loader, "set_seed"):
+            valid_loader.set_seed(seed)
+        _tell_ignored(valid_loader, config)
+    else:
+        valid_loader = loader.split_validation() if hasattr(loader, "split_validation") else None
+    if valid_loader is not None:
+        valid_loader = _read_once(config, valid_loader, key)
+        references.add("valid_data_loader", valid_loader)
+    _tell_ignored(loader, config)
+    if hasattr(loader, "set_training_length"):
+        n_batches = batches_in_epoch(config, loader)
+        steps_per_epoch = math.ceil(n_batches / config["memory"]["accumulate"])
+        n_steps = config["trainer"]["steps"] or config["trainer"]["epochs"] * steps_per_epoch
+        loader.set_training_length(n_steps, steps_per_epoch, n_batches)
+    if mixers := getattr(loader, "mixes", ""):
+        _refuse_class_numbers(config, mixers)
+        if config["batch"]["weight"] is not None:
+            text = f"{mixers} makes one sample of two, each with a weight of its own"
+            problem = config.problem(("batch", "weight"), f"{text}: leave one of them out")
+            raise ConfigError([problem])
+    return _with_positions(config, loader, "data_loader"), valid_loader
+
+
+def build_test_loader(
+    config: Config, record: Mapping[str, Any], references: References | None = None
+) -> Any:
+    """Build the loader of the test data: its own section, or the training one with training=False.
+
+    Args:
+        record: what is known of the training data, which are not looked at then.
+
+    Raises:
+        ConfigError: the config names no test data and its loader has no ``training`` argument.
+    """
+    key = "data_loader" if config["test_data_loader"] is None else "test_data_loader"
+    references = References(config) if references is None else references
+    if missing := missing_test_data(config):
+        raise ConfigError([config.problem(("data_loader",), f"no test data: {missing}")])
+    section = references.resolve("data_loader", (key,), config[key])
+    if key == "data_loader":
+        named = find("data_loader", section["type"])
+        accepted = signature("data_loader", named).parameters
+        plain = {"training": False, "shuffle": False, "validation_split": 0.0, "augment": False}
+        given: dict[str, Any] = {k: value for k, value in plain.items() if k in accepted}
+        if isinstance(section["args"].get("sampler"), Mapping):
+            given["sampler"] = None  # it is for training
+        args = {**section["args"], **given}
+        reduce = getattr(named, "arguments_for_test", lambda args, record: args)
+        section = {"type": section["type"], "args": reduce(args, record)}
+    loader = build("data_loader", section, where=config.where(key))
+    if hasattr(loader, "set_seed"):
+        loader.set_seed(config["seed"])
+    _tell_ignored(loader, config)
+    use_record(loader, record)
+    return _read_once(config, loader, key)
+
+
+def missing_test_data(config: Config) -> str:
+    """Say which setting would provide test data; nothing where there is one.
+
+    A loader with a `training` argument gives them when it is false. One that needs a setting for
+    that says which: a class method ``missing_test_data(args)``.
+    """
+    if config["test_data_loader"] is not None:
+        return ""
+    section = config["data_loader"]
+    named = find("data_loader", section["type"])
+    if "training" not in signature("data_loader", named).parameters:
+        text = "add a `test_data_loader` section"
+        return f"{text}, or give {section['type']} an argument `training`, which is false for them"
+    ask = getattr(named, "missing_test_data", lambda args: "")
+    text = str(ask(section["args"]))
+    return f"set {text}, or add a `test_data_loader` section" if text else ""
+
+
+def ready_loader(config: Config, loader: Any, where: str = "") -> Any:
+    """Return a trainer's own loader, seeded and with positions: ``batches(first, count)``."""
+    if hasattr(loader, "set_seed"):
+        loader.set_seed(config["seed"])
+    _tell_ignored(loader, config)
+    if fault := sharing_fault(loader):
+        raise ConfigError([Problem(where, fault)])
+    return as_batches(loader, config["seed"])
+
+
+def _with_positions(config: Config, loader: Any, key: str) -> Any:
+    """Return the loader with positions; refuse a stream that its workers do not share."""
+    if fault := sharing_fault(loader):
+        is_given = "num_workers" in config[key]["args"]
+        keys = (key, "args", "num_workers") if is_given else (key,)
+        raise ConfigError([config.problem(keys, fault)])
+    loader = as_batches(loader, config["seed"])
+    if config["batch"]["ids"] or isinstance(config["batch"]["weight"], str):
+        loader.add_to_batches(config["batch"])
+    return loader
+
+
+def _read_once(config: Config, loader: Any, key: str) -> Any:
+    """Return a loader that is evaluated: one without a length is not begun a second time."""
+    loader = _with_positions(config, loader, key)
+    if hasattr(loader, "repeats"):
+        loader.repeats = False
+    try:
+        len(loader)
+    except TypeError as error:
+        if config["trainer"]["valid_batches"] is None:
+            text = f"{error}, so it may have no end: say how many batches to evaluate at most,"
+            text += " `trainer: {valid_batches: 50}`, or give the data set a `__len__`"
+            raise ConfigError([config.problem((key,), text)]) from error
+    return loader
+
+
+def batches_to_evaluate(config: Config, loader: Any, phase: str, most: int | None = None) -> int:
+    """Return how many batches of a loader to evaluate; all of a test's.
+
+    Args:
+        most: no more than so many.
+    """
+    limit: int | None = None if phase == "test" else config["trainer"]["valid_batches"]
+    try:
+        n_batches = len(loader)
+    except TypeError:  # which `_read_once` has seen to; for training data `most` is given
+        n_batches = config["trainer"]["valid_batches"] or most or 1
+    return min(n for n in (n_batches, limit, most) if n is not None)
+
+
+class DeferredLoader:
+    """A loader that is built once something asks for more than its length."""
+
+    is_deferred = True
+
+    def __init__(self, build: Callable[[], Any], n_batches: int | None) -> None:
+        self._build, self._n_batches = build, n_batches
+        self._loader: Any = None
+
+    def __len__(self) -> int:
+        return len(self.built()) if self._n_batches is None else self._n_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.built())
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked by copy, pickle and the like
+            raise AttributeError(name)
+        return getattr(self.built(), name)
+
+    def built(self) -> Any:
+        """Build the loader, unless that is done, and return it."""
+        if self._loader is None:
+            self._loader = self._build()
+        return self._loader
+
+
+def defer_loaders(
+    config: Config, n_batches: Mapping[str, int | None], references: References | None = None
+) -> tuple[Any, Any]:
+    """Return the training and the validation loader of a run, neither of them built yet.
+
+    Args:
+        n_batches: the length of each that there was; None where it had none.
+    """
+    both = functools.cache(lambda: build_loaders(config, references))
+    train = DeferredLoader(lambda: both()[0], n_batches.get("train"))
+    if "valid" not in n_batches:
+        return train, None
+    return train, DeferredLoader(lambda: both()[1], n_batches["valid"])
+
+
+def batches_in_epoch(config: Config, loader: Any) -> int:
+    """Return how many batches make an epoch.
+
+    Raises:
+        ConfigError: the loader does not know its length and the config does not say it.
+    """
+    if config["trainer"]["epoch_steps"] is not None:
+        return int(config["trainer"]["epoch_steps"] * config["memory"]["accumulate"])
+    try:
+        n_batches = len(loader)
+    except TypeError as error:
+        text = f"{error}: say how many steps make an epoch: `trainer: {{epoch_steps: 500}}`"
+        raise ConfigError([config.problem(("data_loader",), text)]) from error
+    if n_batches == 0:
+        raise ConfigError([config.problem(("data_loader",), "the loader gives no batch")])
+    return n_batches
+
+
+def check_sampler(config: Config, loader: Any, n_batches: int) -> None:
+    """Make sure that a sampler with state can be resumed, and gets the losses that it asks for.
+
+    Args:
+        n_batches: of an epoch.
+
+    Raises:
+        ConfigError: an epoch is no pass over the loader, or losses would lack their samples.
+    """
+    state, problems = loader.sampler_state, []
+    name, is_given = type(state.sampler).__name__, False
+    if isinstance(loader, BaseDataLoader):
+        is_given = loader.is_given(state.sampler)
+    if state.wants_losses and not config["batch"]["ids"] and not is_given:
+        state.wants_losses = False  # perhaps a trainer of the project's calls it
+        log.warning("%s: its update(ids, losses) is called with `batch: {ids: true}`", name)
+    if n_batches != len(loader):
+        text = f"{name} chooses samples for a pass over the data, {len(loader)} batches, and its"
+        text += f" state is kept by the epoch, which is {n_batches} here: leave this out"
+        problems.append(config.problem(("trainer", "epoch_steps"), text))
+    if state.wants_losses and not config["batch"]["ids"]:
+        text = f"{name} learns from the loss of each sample: write `batch: {{ids: true}}`"
+        problems.append(config.problem(("data_loader",), text))
+    if state.wants_losses and getattr(loader, "mixes", ""):
+        text = f"{name} learns from the loss of each sample, but {loader.mixes} makes one of two"
+        problems.append(config.problem(("data_loader",), f"{text}: leave one of them out"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def ignored_by_losses(config: Config) -> int | None:
+    """Return the first ``ignore_index`` that a loss has, given or by default; None: none has."""
+    for section in config["loss"]:
+        named = find("loss", section["type"])
+        takes = signature("loss", named).parameters
+        default = takes["ignore_index"].default if "ignore_index" in takes else None
+        default = getattr(named, "ignore_index", default)  # of an instance
+        value = (section["args"] or {}).get("ignore_index", default)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _tell_ignored(loader: Any, config: Config) -> None:
+    """Tell a loader which class number the losses leave out."""
+    if hasattr(loader, "set_ignored"):
+        loader.set_ignored(ignored_by_losses(config))
+
+
+def _is_class_number(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _refuse_class_numbers(config: Config, mixers: str) -> None:
+    """Make sure that no loss takes class numbers where samples are mixed.
+
+    Raises:
+        ConfigError: one does; all are named.
+    """
+    problems = []
+    for number, section in enumerate(config["loss"]):
+        name, ignored = section["type"], (section["args"] or {}).get("ignore_index", -100)
+        if name in OF_CLASS_NUMBERS:
+            text = (
+                f"{name} takes class numbers, but targets mixed by {mixers} are shares of classes"
+            )
+            problems.append(config.problem(("loss", number), f"{text}: use cross_entropy"))
+        elif name in ("cross_entropy", "CrossEntropyLoss") and _is_class_number(ignored):
+            text = f"targets mixed by {mixers} are shares of classes, which know no ignore_index"
+            problems.append(config.problem(("loss", number), f"{text}: leave one of them out"))
+    if problems:
+        raise ConfigError(problems)

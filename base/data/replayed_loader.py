@@ -1,0 +1,259 @@
+"""Positions for a loader that knows none: any object with ``__iter__``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import BatchSampler, default_collate
+
+from base.data.batch import Rules
+from base.data.reading import Batch
+from base.data.sample_items import DrawnIndices, SampleItems, noting_indices, refuse_unknown_ids
+from base.data.sampler_state import state_of_sampler
+from base.data.streams import items_of_stream, length_of_stream
+from base.data.workers import stop_workers, telling_deaths
+from base.errors import DataError
+from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
+
+log = logging.getLogger("kindling")
+
+_ENDED = object()  # in place of a batch
+
+
+def as_batches(loader: Any, seed: int) -> Any:
+    """Return the loader, or one around it, with ``batches(first, count)`` and the rest."""
+    if hasattr(loader, "batches") and not getattr(loader, "has_own_loop", False):
+        return loader
+    return ReplayedLoader(loader, seed)
+
+
+class ReplayedLoader:
+    """Give a loader of any kind positions: the batches before are drawn and thrown away.
+
+    Each pass over the loader is seeded by (seed, pass), in random streams apart from the trainer's,
+    so it is exact for an equal number of workers. A loader with a length gives that many batches a
+    pass; one without is read until it ends, then again from its start if it ``repeats``.
+    """
+
+    replays = True
+    repeats = True
+
+    def __init__(self, loader: Any, seed: int) -> None:
+        if not hasattr(loader, "__iter__"):
+            raise DataError(f"{type(loader).__name__} is no data loader: it has no __iter__")
+        self.loader = loader
+        self.batch_size: Any = getattr(loader, "batch_size", None)
+        self._n_batches = _length(loader)
+        self._n_items = items_of_stream(loader)
+        self._may_give_more = length_of_stream(loader) is not None
+        self._may_give_fewer, self._is_filled = _length_is_estimate(loader), False
+        self._items: SampleItems | None = None
+        self._drawn: DrawnIndices | None = None
+        self._iterator: Iterator[Batch] | None = None
+        self._streams: tuple[Any, ...] = ()
+        self.sampler_state = getattr(loader, "sampler_state", None)
+        if isinstance(loader, torch.utils.data.DataLoader):
+            self.sampler_state = state_of_sampler(loader, self._draw_order)
+            self._note_indices()
+        self.set_seed(seed)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "loader":  # not set yet: a copy is being made
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+    def __len__(self) -> int:
+        if self._n_batches is None:
+            raise TypeError(f"{self._name} has no length")
+        return self._n_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader)
+
+    def batches(self, first: int, count: int) -> Iterator[Batch]:
+        """Give `count` batches from batch `first` of the loader's passes 0, 1, 2, ..."""
+        if self._position != first:
+            self._go_to_pass(first // self._n_batches if self._n_batches else 0)
+        while self._position < first:
+            self._draw()
+        for _ in range(count):
+            try:
+                batch = self._draw()
+            except _PassEnded:
+                return
+            yield batch
+            del batch  # nothing of it lives on beside the next one
+
+    def add_to_batches(self, rules: Rules) -> None:
+        """Let batches carry ids and weights of their samples, as ``batch:`` says.
+
+        Raises:
+            ConfigError: which samples a batch has cannot be known.
+        """
+        dataset = getattr(self.loader, "dataset", None)
+        gives_ids = any(getattr(each, "gives_ids", False) for each in (self.loader, dataset))
+        if not gives_ids:
+            refuse_unknown_ids(self.loader)
+            self._note_indices(is_needed=True)
+        is_plain = getattr(self.loader, "collate_fn", None) is default_collate
+        pin_memory = getattr(self.loader, "pin_memory", False)
+        self._items = SampleItems(rules, dataset, is_plain, pin_memory, gives_ids)
+        if self.sampler_state is not None:
+            self.sampler_state.places = self._items.places
+        self._go_to_pass(0)
+
+    def n_drawn(self, position: int) -> int | None:
+        """Return how many samples are drawn for the batch at this position, if that is known."""
+        sampler = getattr(self.loader, "batch_sampler", None)
+        sampler = sampler.wrapped if isinstance(sampler, DrawnIndices) else sampler
+        if self._n_items is not None and self._n_batches:
+            first = position % self._n_batches * self.batch_size
+            return int(min(self.batch_size, self._n_items - first))
+        if type(sampler) is not BatchSampler or not hasattr(sampler.sampler, "__len__"):
+            return None  # a loader of the user's own, batches of any size, a stream
+        if self._may_give_fewer and not sampler.drop_last:
+            return None
+        first = position % len(sampler) * sampler.batch_size
+        return min(sampler.batch_size, len(sampler.sampler) - first)  # type: ignore[arg-type]
+
+    def split_validation(self) -> Any:
+        """Return the loader's own validation loader, able to do the same, or None."""
+        split = getattr(self.loader, "split_validation", None)
+        valid = None if split is None else split()
+        return None if valid is None else as_batches(valid, self.seed)
+
+    def set_seed(self, seed: int) -> None:
+        """Seed the passes over the loader from this, and the loader itself where it can be."""
+        self.seed = seed
+        if hasattr(self.loader, "set_seed"):
+            self.loader.set_seed(seed)
+        self._go_to_pass(0)
+
+    def close(self) -> None:
+        """End the pass under way, and its workers."""
+        self._go_to_pass(0)
+
+    @property
+    def _name(self) -> str:
+        return type(self.loader).__name__
+
+    def _go_to_pass(self, number: int) -> None:
+        """Stand before the first batch of a pass."""
+        iterator, self._iterator = self._iterator, None
+        stop_workers(iterator)
+        if isinstance(self.loader, torch.utils.data.DataLoader):
+            self.loader._iterator = None  # workers that persist would go on in their old streams
+        self._pass, self._n_drawn = number, 0
+        self._position = number * (self._n_batches or 0)
+
+    def _draw(self) -> Batch:
+        """Draw the next batch in the loader's streams and put the trainer's back."""
+        trainers = cpu_streams()
+        try:
+            if self._iterator is not None:
+                set_cpu_streams(self._streams)
+            with telling_deaths(self._name):
+                batch = self._next_batch()
+            self._streams = cpu_streams()
+        finally:
+            set_cpu_streams(trainers)
+        self._position += 1
+        self._n_drawn += 1
+        if self._items is None:
+            return batch
+        return self._items.add(batch, None if self._drawn is None else self._drawn.of_next_batch())
+
+    def _note_indices(self, is_needed: bool = False) -> None:
+        """Let torch's loader note the indices of its batches, for ids or a sampler with state."""
+        is_at_once = self.sampler_state is not None
+        if self._drawn is None and (is_needed or is_at_once):
+            self.loader, self._drawn = noting_indices(self.loader, is_at_once)
+
+    def _draw_order(self, number: int) -> None:
+        """Let the sampler draw the order of a pass, and stand before its first batch."""
+        self._go_to_pass(number)
+        self._draw()
+        self._go_to_pass(number)
+
+    def _next_batch(self) -> Batch:
+        if self._n_drawn == self._n_batches:
+            self._look_for_more()
+            self._go_to_pass(self._pass + 1)
+        if self._iterator is None:
+            self._iterator = self._begin_pass()
+        # Not by `for`: a loader that is its own iterator begins again where it is asked for one.
+        if (batch := next(self._iterator, _ENDED)) is not _ENDED:
+            return batch
+        if self._n_drawn and self._may_give_fewer and self.sampler_state is None:
+            self._fill_pass()
+            return self._next_batch()
+        if self._n_batches is not None or self._n_drawn == 0:
+            length = "" if self._n_batches is None else f", though its length is {self._n_batches}"
+            uneven = ": its workers do not share the items evenly" * self._may_give_more
+            raise DataError(f"{self._name} ended after {self._n_drawn} batches{length}{uneven}")
+        if not self.repeats:
+            raise _PassEnded
+        position = self._position
+        self._go_to_pass(self._pass + 1)
+        self._position = position
+        return self._next_batch()
+
+    def _fill_pass(self) -> None:
+        """Iterate once more within a pass whose sampler gave fewer batches than its length."""
+        if not self._is_filled:
+            text = "%s ended after %d of the %d batches that its sampler's length tells: each pass"
+            log.info(
+                f"{text} is filled up from another", self._name, self._n_drawn, self._n_batches
+            )
+            self._is_filled = True
+        self._iterator = self._begin_pass(f"filled after {self._n_drawn}")
+
+    def _look_for_more(self) -> None:
+        """Warn, once, where workers that share a stream give more than its length tells."""
+        if not self._may_give_more or self._iterator is None:
+            return
+        if next(self._iterator, _ENDED) is not _ENDED:
+            self._may_give_more = False
+            text = "%s gives more than the %d batches a pass that its length tells: the rest is not"
+            log.warning(f"{text} seen", self._name, self._n_batches)
+
+    def _begin_pass(self, part_of_pass: str = "") -> Iterator[Batch]:
+        """Iterate from the start, with all that the order and the workers draw from seeded."""
+        if self.sampler_state is not None and self._drawn is not None:
+            self.sampler_state.begin(self._pass)
+        for part in (self.loader, getattr(self.loader, "sampler", None)):
+            if isinstance(generator := getattr(part, "generator", None), torch.Generator):
+                generator.manual_seed(
+                    derive_seed(self.seed, f"generator{part_of_pass}", self._pass)
+                )
+            if (set_epoch := getattr(part, "set_epoch", None)) is not None:
+                set_epoch(self._pass)
+        seed_cpu_streams(derive_seed(self.seed, f"pass{part_of_pass}", self._pass))
+        return iter(self.loader)
+
+
+def _length_is_estimate(loader: Any) -> bool:
+    """Return whether a length comes from a sampler of the project's own, which may give fewer."""
+    if not isinstance(loader, torch.utils.data.DataLoader):
+        return False
+    samplers = (getattr(loader, name, None) for name in ("sampler", "batch_sampler"))
+    modules = [type(each).__module__ for each in samplers if each is not None]
+    return any(module.partition(".")[0] != "torch" for module in modules)
+
+
+class _PassEnded(Exception):  # noqa: N818  (no error)
+    """The end of a loader that is read once."""
+
+
+def _length(loader: Any) -> int | None:
+    """Count the batches of a pass, or return None where the loader cannot tell."""
+    try:
+        n_batches = length_of_stream(loader) or len(loader)
+    except TypeError:
+        return None
+    if n_batches == 0:
+        raise DataError(f"{type(loader).__name__} is empty: it has no batches")
+    return n_batches

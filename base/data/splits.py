@@ -1,0 +1,167 @@
+"""Which samples train and which validate: a share, a number, or one of several folds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from base.errors import DataError, nearest
+from base.system.seeding import derive_generator
+
+KEYS = ("valid", "folds", "fold", "stratify")
+
+
+def divide(split: Any, n_samples: int, seed: int, targets: Any = None) -> tuple[Tensor, Tensor]:
+    """Return the sorted indices of the training and of the validation samples.
+
+    Args:
+        split: a share (rounded down) or number of samples to validate on; or a mapping with
+            ``valid`` (the same), or with ``folds`` and ``fold`` (from 0), and ``stratify: true``
+            to give each class its share in both parts.
+        targets: the class of each sample, (sample,), for ``stratify``.
+
+    Raises:
+        DataError: a part would be empty, or the mapping does not say what to do.
+    """
+    rules = _rules(split)
+    order = torch.randperm(n_samples, generator=derive_generator(seed, "split"))
+    if rules.get("stratify"):
+        classes = _classes(targets, n_samples)
+        order = order[torch.sort(classes[order], stable=True).indices]
+    if "folds" in rules:
+        is_valid = _fold(rules, n_samples)
+    else:
+        n_valid = count_held_out(rules.get("valid"), n_samples)
+        if rules.get("stratify"):
+            is_valid = _spread(n_valid, torch.unique(classes, return_counts=True)[1])
+        else:
+            is_valid = torch.arange(n_samples) < n_valid
+    return order[~is_valid].sort().values, order[is_valid].sort().values
+
+
+def count_held_out(split: float | None, n_samples: int) -> int:
+    """Count the validation samples; ``split`` is a fraction (rounded down) or a number of them."""
+    if not isinstance(split, int | float | None):
+        text = "a share or number of samples, or {folds: 5, fold: 0}"
+        raise DataError(f"split: {text}, not {split!r}")
+    if not split:
+        return 0
+    is_count = isinstance(split, int) and not isinstance(split, bool)
+    n_valid = 0
+    if is_count or 0 < split < 1:
+        n_valid = int(split if is_count else round(n_samples * split, 6))
+    if not 0 < n_valid < n_samples:
+        raise DataError(
+            f"holding out {split} of {n_samples} samples leaves one side empty; "
+            "give a fraction below 1 or a whole number of samples"
+        )
+    return n_valid
+
+
+def sample_weights(sampling: Any, targets: Any, n_samples: int) -> Tensor | None:
+    """Return how often each sample is drawn, relative to the others; None: each once an epoch.
+
+    Args:
+        sampling: ``None``; ``"balanced"``, each class as often as the others; or a list with a
+            weight for each class or, where there are as many, for each sample.
+        targets: the class of each sample, (sample,).
+
+    Raises:
+        DataError: the weights do not fit, or are no weights.
+    """
+    if sampling is None:
+        return None
+    if isinstance(sampling, str):
+        if sampling != "balanced":
+            near = nearest(sampling, ["balanced"])
+            raise DataError(f"sampling: 'balanced' or a list of weights, not {sampling!r}{near}")
+        classes = _classes(targets, n_samples)
+        return 1 / torch.bincount(classes).clamp_(min=1)[classes].to(torch.float64)
+    try:
+        weights = torch.as_tensor(sampling, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"sampling: expected a list of numbers, found {sampling!r}") from error
+    if weights.dim() != 1 or not weights.isfinite().all() or (weights < 0).any():
+        raise DataError("sampling: weights are a flat list of finite numbers of at least 0")
+    if len(weights) != n_samples:
+        classes = _classes(targets, n_samples)
+        n_classes = int(classes.max()) + 1
+        if len(weights) != n_classes:
+            text = f"sampling: {len(weights)} weights, for {n_classes} classes"
+            raise DataError(f"{text} and {n_samples} samples")
+        weights = weights[classes]
+    if not weights.sum() > 0:
+        raise DataError("sampling: all weights are 0")
+    return weights
+
+
+def draw_weighted(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw ``n`` positions with replacement, each as often as its weight says."""
+    sums = weights.cumsum(0)
+    points = torch.rand(n, dtype=torch.float64, generator=generator) * sums[-1]
+    return torch.searchsorted(sums, points, right=True).clamp_(max=len(weights) - 1)
+
+
+def number_repeats(indices: Tensor) -> Tensor:
+    """Return how often each index stood in the list before: ``[5, 3, 5, 5]`` gives 0, 0, 1, 2."""
+    order = torch.sort(indices, stable=True).indices
+    is_new = torch.ones(len(indices), dtype=torch.bool)
+    is_new[1:] = indices[order][1:] != indices[order][:-1]
+    places = torch.arange(len(indices))
+    repeats = torch.empty_like(indices)
+    repeats[order] = places - torch.where(is_new, places, 0).cummax(0).values
+    return repeats
+
+
+def _rules(split: Any) -> dict[str, Any]:
+    if not isinstance(split, Mapping):
+        return {"valid": split}
+    for key in split:
+        if key not in KEYS:
+            raise DataError(f"split.{key}: unknown key{nearest(str(key), KEYS)}")
+    if ("folds" in split) == ("valid" in split) or ("fold" in split) != ("folds" in split):
+        raise DataError(f"split: give {{valid: 0.1}} or {{folds: 5, fold: 0}}, not {dict(split)}")
+    if not isinstance(split.get("stratify", False), bool):
+        raise DataError(f"split.stratify: true or false, not {split['stratify']!r}")
+    return dict(split)
+
+
+def _fold(rules: Mapping[str, Any], n_samples: int) -> Tensor:
+    n_folds, fold = rules["folds"], rules["fold"]
+    if not isinstance(n_folds, int) or not 2 <= n_folds <= n_samples:
+        text = f"split.folds: a whole number from 2 to the {n_samples} samples, not {n_folds!r}"
+        raise DataError(text)
+    if isinstance(fold, bool) or not isinstance(fold, int) or not 0 <= fold < n_folds:
+        raise DataError(f"split.fold: a number from 0 to {n_folds - 1}, not {fold!r}")
+    return torch.arange(n_samples) % n_folds == fold
+
+
+def _spread(n_valid: int, counts: Tensor) -> Tensor:
+    """Give each class its share of ``n_valid``; the largest remainders get what is left."""
+    exact = counts.to(torch.float64) * n_valid / counts.sum()
+    taken = exact.floor().to(torch.int64)
+    left = n_valid - int(taken.sum())
+    taken[torch.sort(exact - taken, descending=True, stable=True).indices[:left]] += 1
+    parts = [torch.arange(n) < k for n, k in zip(counts.tolist(), taken.tolist(), strict=True)]
+    return torch.cat(parts)
+
+
+def _classes(targets: Any, n_samples: int) -> Tensor:
+    """Return the class of each sample as int64."""
+    if targets is None:
+        text = "stratify and balanced sampling need the class of each sample"
+        raise DataError(f"{text}: the data set has no `targets`")
+    try:
+        classes = torch.as_tensor(targets)
+    except (TypeError, ValueError) as error:  # names of classes, or lists of unequal lengths
+        text = f"its `targets` are no numbers ({error}): give each sample the number of its class"
+        raise DataError(f"stratify and balanced sampling: {text}") from error
+    if classes.dim() != 1 or len(classes) != n_samples or classes.is_floating_point():
+        text = f"found {tuple(classes.shape)} {classes.dtype} for {n_samples} samples"
+        raise DataError(f"stratify and balanced sampling need one class number a sample; {text}")
+    if (classes < 0).any():
+        raise DataError("stratify and balanced sampling need class numbers of at least 0")
+    return classes.to(torch.int64)

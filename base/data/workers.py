@@ -1,0 +1,235 @@
+"""Manners of the workers of torch's DataLoader: how they start, are watched, and end."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import active_children
+from multiprocessing.util import Finalize, get_temp_dir
+from types import FrameType, TracebackType
+from typing import Any
+from weakref import WeakSet
+
+from base.data.reading import Batch, raise_failure
+from base.errors import DataError
+
+
+def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, None]:
+    """Give the batches of torch's loader; its workers are stopped where not all are taken.
+
+    Raises:
+        DataError: a worker has died, or there was no batch for so many seconds.
+    """
+    make_folder_of_sockets()
+    others = set(active_children())
+    iterator = getattr(loader, "_iterator", None)  # with workers that live on from the last loop
+    watchdog = _Watchdog(iterator, seconds)
+    is_whole = False
+    try:
+        with watchdog.waiting():
+            iterator = iter(loader)
+        watchdog.watch(iterator)
+        while not is_whole:
+            with watchdog.waiting():
+                batch = next(iterator, _END)
+            is_whole = batch is _END
+            if not is_whole:
+                yield raise_failure(batch)
+                del batch  # the reader of it may be through with it before the next one is here
+    except (_WorkerDied, RuntimeError, OSError, EOFError) as error:  # one is no more
+        watchdog.kill_workers()
+        found = f"no batch for {seconds:g} s" if watchdog.has_bitten else str(error)
+        raise DataError(f"reading {name}: {found}; its workers were ended") from error
+    finally:
+        watchdog.stop()
+        if not is_whole:
+            stop_workers(iterator)
+        if iterator is None:  # which a signal has kept from being made, though not all its workers
+            _kill([each for each in active_children() if each not in others])
+
+
+@contextmanager
+def telling_deaths(name: str) -> Iterator[None]:
+    """Raise the death of a worker of a user's own loader here, and nowhere else.
+
+    Raises:
+        DataError: a worker has died.
+    """
+    _DEATHS.tame()
+    make_folder_of_sockets()
+    try:
+        with _DEATHS.awaited():
+            yield
+    except (_WorkerDied, RuntimeError) as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(f"reading by {name}: {error}") from error
+
+
+def make_folder_of_sockets() -> None:
+    """Make the temporary folder in which processes open sockets, which this one removes at its end.
+
+    Workers then use it too. One of their own would be left behind where a worker is killed.
+    """
+    get_temp_dir()
+
+
+def as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def begin_worker(_: int) -> None:
+    """Leave to the parent what is told, and signals.
+
+    A signal meant for the run reaches the whole process group; the parent stops its workers itself,
+    by a second SIGTERM where one does not listen. It also says why it no longer takes what a thread
+    here hands over.
+    """
+    sys.excepthook = _silent_of_the_parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def _silent_of_the_parent(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
+def stop_workers(iterator: Any) -> None:
+    """Stop the workers of an iterator of torch's DataLoader, if it has any."""
+    if hasattr(iterator, "_shutdown_workers"):
+        workers = list(getattr(iterator, "_workers", ()))
+        iterator._shutdown_workers()
+        for worker in workers:
+            if worker.is_alive():  # SIGTERM does not reach one that was stopped
+                worker.kill()
+                worker.join()
+
+
+class _WorkerDied(Exception):  # noqa: N818  (it reads as what happened)
+    """What torch says by a RuntimeError, which `threading.Condition.notify` takes for its own."""
+
+
+class _Deaths:
+    """Lets the death of a worker be raised where a batch is waited for, and nowhere else.
+
+    torch raises it from its handler of SIGCHLD, wherever the main thread is: in a save, perhaps.
+    """
+
+    def __init__(self) -> None:
+        self.is_awaited = False
+        self.error: _WorkerDied | None = None
+        self._torchs: Any = None
+
+    def tame(self) -> None:
+        """Come before torch's handler, if it is there."""
+        handler = getattr(signal, "SIGCHLD", None) and signal.getsignal(signal.SIGCHLD)
+        is_torchs = getattr(handler, "__module__", "") == "torch.utils.data._utils.signal_handling"
+        if is_torchs and threading.current_thread() is threading.main_thread():
+            self._torchs = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Raise in this block what has become of workers."""
+        self.is_awaited = True
+        try:
+            error, self.error = self.error, None
+            if error is not None:
+                raise error
+            yield
+        except _WorkerDied:
+            self.error = None
+            raise
+        finally:
+            self.is_awaited = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self._torchs(number, frame)
+        except RuntimeError as error:
+            self.error = _WorkerDied(str(error))
+            if self.is_awaited:
+                raise self.error from None
+
+
+class _Watchdog:
+    """Kill workers that give no batch until the deadline.
+
+    torch's own timeout does not see a worker that stopped after it announced a batch: the memory
+    is then asked of the worker itself, and the question waits for ever.
+    """
+
+    def __init__(self, iterator: Any, seconds: float) -> None:
+        self.deadline = math.inf
+        self.has_bitten = False
+        self._seconds = seconds or math.inf
+        self._workers: list[Any] = []
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.watch(iterator)
+
+    def watch(self, iterator: Any) -> None:
+        """Watch over the workers of this iterator, if it has any."""
+        if iterator is None:
+            return
+        _ITERATORS.add(iterator)
+        _DEATHS.tame()
+        self._workers = getattr(iterator, "_workers", [])
+        if self._workers and self._seconds < math.inf and not self._thread.is_alive():
+            self._thread.start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Wait for the workers inside of the block, until the deadline."""
+        self.deadline = time.monotonic() + self._seconds
+        try:
+            with _DEATHS.awaited():
+                yield
+        finally:
+            self.deadline = math.inf
+
+    def kill_workers(self) -> None:
+        """End the workers, deaf or not."""
+        _kill(self._workers)
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._is_over.set()
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(min(self._seconds / 4, 1)):
+            if time.monotonic() > self.deadline:
+                self.has_bitten = True
+                for worker in self._workers:
+                    worker.kill()
+                return
+
+
+def _kill(workers: list[Any]) -> None:
+    for worker in workers:
+        with suppress(RuntimeError, _WorkerDied):  # torch reports their death from a signal handler
+            worker.kill()
+            worker.join()
+    _DEATHS.error = None
+
+
+def _kill_all() -> None:
+    for iterator in list(_ITERATORS):
+        _kill(getattr(iterator, "_workers", []))
+
+
+_END, _DEATHS = object(), _Deaths()
+# The traceback of an error that nobody catches keeps iterators alive to the end of the process,
+# where multiprocessing sends each worker one SIGTERM, which it takes for the group's, and waits.
+_ITERATORS: WeakSet[Any] = WeakSet()
+Finalize(None, _kill_all, exitpriority=10)

@@ -1,0 +1,152 @@
+"""Data sets of arrays: numpy's npy and npz files, and the IDX files of MNIST."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from base.datasets.array_readers import read_idx
+from base.datasets.images import as_image
+from base.datasets.in_memory import InMemoryDataset
+from base.datasets.labels import Classes
+from base.errors import DataError, nearest
+from logger.files import open_file
+
+LAYOUTS = ("NCHW", "NHWC", "NHW")
+MOST_CHANNELS = 16  # more than this is a height or a width
+
+Array = np.ndarray[Any, Any]
+
+
+class ArrayFileDataset(InMemoryDataset):
+    """Inputs and targets from two npy files, or from two members of an npz file.
+
+    What is not compressed is mapped into memory, and read as it is needed. Images of bytes stay
+    so; other inputs become float32, or int64 where they are whole numbers.
+
+    Args:
+        inputs, targets: the paths of npy files or, with `file`, the names of members of it.
+        layout: of images: NCHW, NHWC or NHW (grey); they are given out as (channel, height, width).
+            Without it inputs stay as they are, of any shape.
+        ignore_index: of masks (sample, height, width): the number of pixels that have no class.
+
+    Raises:
+        DataError: a file or a member is missing, or they do not fit each other.
+    """
+
+    def __init__(
+        self,
+        inputs: str,
+        targets: str,
+        file: str | None = None,
+        layout: str | None = None,
+        classes: Classes = None,
+        ignore_index: int | None = None,
+    ) -> None:
+        arrays = [read_array(name, file) for name in (inputs, targets)]
+        where = f"{file}: {inputs}" if file else inputs
+        super().__init__(
+            _laid_out(_as_tensor(arrays[0], where), layout, where),
+            _as_tensor(arrays[1], f"{file}: {targets}" if file else targets),
+            classes,
+            ignore_index=ignore_index,
+            source=file or inputs,
+        )
+
+
+class IdxDataset(InMemoryDataset):
+    """Images and labels from two IDX files, as MNIST has them, gzipped or not.
+
+    Images (sample, height, width) are given out as (1, height, width).
+    """
+
+    def __init__(self, images: str, labels: str, classes: Classes = None) -> None:
+        pixels, numbers = read_idx(Path(images)), read_idx(Path(labels))
+        for file, values, is_right in ((images, pixels, pixels.dim() > 1),
+                                       (labels, numbers, numbers.dim() == 1)):  # fmt: skip
+            if not is_right:
+                wanted = "images" if file == images else "labels"
+                text = f"{file}: it holds {tuple(values.shape)}, which are no {wanted}"
+                raise DataError(f"{text}; are `images` and `labels` exchanged?")
+        pixels = pixels[:, None] if pixels.dim() == 3 else pixels
+        super().__init__(pixels, numbers, classes, source=images)
+
+
+def read_array(name: str, file: str | None = None) -> Array:
+    """Return an npy file, or a member of an npz file, mapped into memory where that can be."""
+    try:
+        with open_file(file or name):
+            pass  # no FIFO and no device, which numpy would wait for
+        if file is None:
+            return np.load(name, mmap_mode="c", allow_pickle=False)
+        with zipfile.ZipFile(file) as archive:
+            members = [each.removesuffix(".npy") for each in archive.namelist()]
+            if name not in members:
+                known = nearest(name, members) or f"; it has {', '.join(members) or 'none'}"
+                raise DataError(f"{file}: there is no array {name!r}{known}")
+            mapped = _mapped_member(archive, f"{name}.npy", file)
+        if mapped is not None:
+            return mapped
+        with np.load(file, allow_pickle=False) as arrays:
+            return arrays[name]
+    except FileNotFoundError as error:
+        text = f"no such file; it is looked for from {Path.cwd()}"
+        raise DataError(f"{file or name}: {text}") from error
+    except DataError:
+        raise
+    except Exception as error:  # numpy and zipfile raise a dozen kinds
+        kind = "npz" if file else "npy"
+        raise DataError(f"{file or name}: not a readable {kind} file: {error}") from error
+
+
+def _mapped_member(archive: zipfile.ZipFile, member: str, file: str) -> Array | None:
+    """Map a member that is stored as it is; None for one that is compressed."""
+    facts = archive.getinfo(member)
+    if facts.compress_type != zipfile.ZIP_STORED:
+        return None
+    with archive.open(member) as content:
+        version = np.lib.format.read_magic(content)
+        read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+        shape, is_fortran, dtype = read_header(content)
+        n_header_bytes = content.tell()
+    with Path(file).open("rb") as raw:
+        raw.seek(facts.header_offset + 26)  # the lengths of the member's name and its extra field
+        lengths = np.frombuffer(raw.read(4), "<u2").tolist()
+    start = facts.header_offset + 30 + sum(lengths) + n_header_bytes
+    if dtype.hasobject or 0 in shape:
+        return None
+    return np.memmap(file, dtype, "c", start, shape, "F" if is_fortran else "C")
+
+
+def _as_tensor(array: Array, where: str) -> Tensor:
+    if array.dtype.kind not in "uifb" or array.ndim == 0 or len(array) == 0:
+        text = f"an array {array.shape} of {array.dtype}; numbers are wanted, and some of them"
+        raise DataError(f"{where}: {text}")
+    if not array.dtype.isnative:
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch can hardly index these
+        array = array.astype(np.int64)
+    return torch.from_numpy(array)
+
+
+def _laid_out(inputs: Tensor, layout: str | None, where: str) -> Tensor:
+    """Return images as (sample, channel, height, width)."""
+    shape = tuple(inputs.shape)
+    if layout is None:
+        if inputs.dim() == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
+            raise DataError(f"{where}: {shape} looks like images; say so with layout: NHWC")
+        return inputs
+    if layout not in LAYOUTS:
+        known = f"{nearest(str(layout), LAYOUTS)} ({', '.join(LAYOUTS)})"
+        raise DataError(f"there is no layout {layout!r}{known}")
+    if inputs.dim() != len(layout) or ("C" in layout and shape[layout.index("C")] > MOST_CHANNELS):
+        raise DataError(f"{where}: its shape {shape} is not that of images in layout {layout}")
+    images = inputs[:, None] if layout == "NHW" else inputs
+    images = inputs.permute(0, 3, 1, 2) if layout == "NHWC" else images
+    as_image(images[0], where=f"{where}: sample 0")  # told early what all have in common
+    return images

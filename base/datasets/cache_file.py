@@ -1,0 +1,266 @@
+"""A file of decoded pixels that outlives the run: filled once, by one process, and never in part.
+
+It is written as ``.partial``, which the filling process locks; others wait for it. When whole it
+is renamed to ``.pixels``. After a kill or Ctrl-C the next process goes on with the partial file; on
+a full disk, or where an image cannot be read, it is removed. Caches of the images as they were
+before are named, not removed: another config may use them.
+
+A file holds, one behind the other: the header (`_header`: format, number, checksum), the shapes, a
+sum of each image's bytes (0 while it is not written), and from the next full 4096 on the pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from base.checkpoint.state_file import sync_folder
+from base.data.threads import read_each
+from base.datasets.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
+from base.errors import DataError
+from logger.files import open_descriptor
+
+log = logging.getLogger("kindling")
+
+FORMAT = 2
+MAGIC = b"kindling pixels\n"
+N_HEADER = len(MAGIC) + 16 + 32  # bytes: magic, format and number of images, checksum
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class CacheFile:
+    """The file in `folder` for one state of a data set, which its fingerprint names."""
+
+    layout: Layout | None = None  # where it is known, headers are not read again
+
+    def __init__(self, source: Any, folder: Path, n_threads: int) -> None:
+        self.source, self.folder, self.n_threads = source, folder, n_threads
+        self.fingerprint = fingerprint_of(source)
+        origin = source.place(0).removesuffix(source.ids[0])  # the list or folder of the images
+        self.origin = hashlib.blake2b(origin.encode(errors="surrogateescape"), digest_size=4)
+        self.path = folder / f"{self.origin.hexdigest()}-{self.fingerprint}.pixels"
+        self.partial = self.path.with_suffix(".partial")
+
+    def open(self) -> tuple[SharedPixels, Layout]:
+        """Return the pixels, decoded first if nobody has done that.
+
+        Raises:
+            DataError: the folder cannot be written, the disk is full, an image cannot be read.
+        """
+        try:
+            while (found := self._find()) is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with self._alone() as descriptor:
+                    if not _is_at(descriptor, self.partial):
+                        continue  # finished or given up while we waited
+                    if (found := self._find()) is not None:
+                        self.partial.unlink()  # finished just before we made a new one
+                        break
+                    self._fill(descriptor)
+        except OSError as error:
+            advice = "name another folder for it, or use cache: memory"
+            text = f"{self.folder}: no cache there: {error.strerror or error}; {advice}"
+            raise DataError(text) from error
+        descriptor, layout = found
+        log.info(f"cache: {self.path} ({len(layout.shapes):,} images, {_megabytes(layout)})")
+        return SharedPixels(descriptor, _start(len(layout.shapes))), layout
+
+    def exists(self) -> bool:
+        """Tell whether the file is there and whole, so that `open` writes nothing."""
+        found = self._find()
+        if found is not None:
+            os.close(found[0])
+        return found is not None
+
+    def _find(self) -> tuple[int, Layout] | None:
+        """Open the whole file, if it is there and is whole."""
+        try:
+            descriptor = open_descriptor(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        layout = self._read_layout(descriptor)
+        if layout is None:
+            os.close(descriptor)
+            return None
+        return descriptor, layout
+
+    def _read_layout(self, descriptor: int) -> Layout | None:
+        """Read the shapes; None of a file that is cut short, damaged, or not of this data set."""
+        n = len(self.source)
+        content = os.pread(descriptor, N_HEADER + 12 * n, 0)
+        if len(content) < N_HEADER + 12 * n:
+            return None
+        shapes = np.frombuffer(content, "<i4", offset=N_HEADER).reshape(n, 3)
+        if content[:N_HEADER] != self._header(shapes):
+            return None
+        layout = Layout(shapes)
+        return layout if os.fstat(descriptor).st_size == _start(n) + layout.n_bytes else None
+
+    def _header(self, shapes: np.ndarray) -> bytes:
+        facts = MAGIC + struct.pack("<QQ", FORMAT, len(shapes))
+        content = facts + self.fingerprint.encode() + shapes.tobytes()
+        return facts + hashlib.blake2b(content, digest_size=32).digest()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[int]:
+        """Open the partial file, which no other process has meanwhile."""
+        descriptor = open_descriptor(self.partial, os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info(f"cache: waiting for the process that fills {self.partial}")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:  # some network file systems have no locks
+                text = f"{self.folder}: no lock here ({error.strerror})"
+                log.warning(f"{text}: let no second run fill the cache meanwhile")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _fill(self, descriptor: int) -> None:
+        """Write what is missing in the partial file, and make it the whole one."""
+        if self.path.exists():
+            log.warning(f"{self.path}: not a whole cache of this data set; it is made anew")
+            self.path.unlink()
+        layout = self._read_layout(descriptor)
+        is_new = layout is None
+        if layout is None:
+            try:
+                layout = self.layout or read_layout(self.source, self.n_threads)
+            except BaseException:
+                self.partial.unlink()
+                raise
+        try:
+            self._check_space(descriptor, layout, is_new)
+            if is_new:
+                self._lay_out(descriptor, layout)
+            self._write_pixels(descriptor, layout)
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise self._full(descriptor, layout, error) from error
+        if fingerprint_of(self.source) != self.fingerprint:
+            self.partial.unlink()
+            raise DataError(f"{self.folder}: images changed while they were cached; start again")
+        self.partial.replace(self.path)
+        sync_folder(self.folder)
+        self._tell_of_older()
+
+    def _check_space(self, descriptor: int, layout: Layout, is_new: bool) -> None:
+        there = 0 if is_new else os.fstat(descriptor).st_blocks * 512
+        disk = shutil.disk_usage(self.folder)
+        if disk.total and disk.free < _start(len(layout.shapes)) + layout.n_bytes - there:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _lay_out(self, descriptor: int, layout: Layout) -> None:
+        """Give the file its size, and its header last: without one it is not gone on with."""
+        os.ftruncate(descriptor, 0)
+        os.ftruncate(descriptor, _start(len(layout.shapes)) + layout.n_bytes)
+        write_at(descriptor, layout.shapes, N_HEADER)
+        write_at(descriptor, self._header(layout.shapes), 0)
+
+    def _write_pixels(self, descriptor: int, layout: Layout) -> None:
+        """Decode and write the images that are missing, each followed by the sum of its bytes."""
+        n = len(layout.shapes)
+        sums = N_HEADER + 12 * n
+        n_written = self._count_written(descriptor, layout, sums)
+        if n_written:
+            log.info(
+                f"cache: going on with {self.partial}: {n_written:,} of {n:,} images are there"
+            )
+        decoded = decode_each(self.source, layout, n_written, self.n_threads)
+        try:
+            with contextlib.closing(decoded):
+                for index, data in decoded:
+                    write_at(descriptor, data, _start(n) + int(layout.offsets[index]))
+                    write_at(descriptor, struct.pack("<I", _sum(data)), sums + 4 * index)
+        except DataError:
+            self.partial.unlink()  # for images that are to be mended, and are other ones then
+            raise
+        except KeyboardInterrupt:
+            log.warning(f"cache: stopped; the next run goes on with {self.partial}")
+            raise
+
+    def _count_written(self, descriptor: int, layout: Layout, sums: int) -> int:
+        """Count the images, from the first on, whose bytes are those that were to be written.
+
+        After a loss of power a sum may be on the disk, and not all of the bytes.
+        """
+        n = len(layout.shapes)
+        expected = np.frombuffer(os.pread(descriptor, 4 * n, sums), "<u4").tolist()
+        n_summed = expected.index(0) if 0 in expected else n
+
+        def is_whole(index: int) -> bool:
+            first, end = layout.offsets[index : index + 2].tolist()
+            return _sum(os.pread(descriptor, end - first, _start(n) + first)) == expected[index]
+
+        checks = read_each(is_whole, range(n_summed), self.n_threads, "checking the cache")
+        with contextlib.closing(checks):
+            return next((index for index, is_good in enumerate(checks) if not is_good), n_summed)
+
+    def _full(self, descriptor: int, layout: Layout, error: OSError) -> DataError:
+        """Leave nothing on the full disk, and say what is needed."""
+        os.ftruncate(descriptor, 0)
+        self.partial.unlink()
+        free = f"{shutil.disk_usage(self.folder).free / 1e6:,.1f} MB are free"
+        text = f"{error.strerror}: the cache needs {_megabytes(layout)}, {free}; it was not kept"
+        advice = "make room, name another folder, or `resize`"
+        if error.errno == errno.EFBIG:
+            advice = "raise the limit on the size of a file (ulimit -f), or `resize`"
+        return DataError(f"{self.folder}: {text}; {advice}")
+
+    def _tell_of_older(self) -> None:
+        """Name caches of the same images as they were, or as they were decoded, before."""
+        files = sorted(self.folder.glob(f"{self.origin.hexdigest()}-*"))
+        if older := [each for each in files if each != self.path]:
+            size = f"{sum(each.stat().st_blocks for each in older) * 512 / 1e6:,.1f} MB"
+            names = " ".join(map(str, older))
+            text = "older caches of these images; unless another config uses them: rm"
+            log.info(f"cache: there are {size} of {text} {names}")
+
+
+def fingerprint_of(source: Any) -> str:
+    """Return a data set's fingerprint.
+
+    Raises:
+        DataError: a file is gone.
+    """
+    try:
+        return str(source.fingerprint())
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}, though it is listed") from error
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Say whether the open file still has this path: another may have been put there, or none."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _start(n_images: int) -> int:
+    """Return where the pixels begin: behind header, shapes and sums."""
+    return -(-(N_HEADER + 16 * n_images) // 4096) * 4096
+
+
+def _sum(data: Any) -> int:
+    return zlib.crc32(data) or 1  # 0 stands for an image that is not written
+
+
+def _megabytes(layout: Layout) -> str:
+    return f"{layout.n_bytes / 1e6:,.1f} MB"

@@ -1,0 +1,259 @@
+"""Data sets made of others: several joined to one, or a part of one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from base.base_data_loader import count_samples
+from base.data.fingerprint import is_unnamed
+from base.data.record import offers_record, record_of, use_record
+from base.data.sample_items import sample_numbers
+from base.datasets.image_files import read_text
+from base.datasets.labels import raise_problems
+from base.datasets.tables import CsvDataset, fit_tables
+from base.errors import DataError, Problem, nearest
+
+OFFERED = (
+    "targets", "classes", "ids", "files", "place", "image", "image_shape", "fingerprint",
+    "mask_files", "classes_in", "ignore_index", "target_hash",
+)  # fmt: skip
+
+
+class _Composed(Dataset[Any]):
+    """Samples of other data sets, each found by the number of its part and its index in that.
+
+    What all parts offer is offered, too: OFFERED, shuffled_order, and get_batch where it gives
+    equal shapes.
+    """
+
+    def __init__(self, parts: list[Any], numbers: Tensor, indices: Tensor) -> None:
+        self.parts, self._numbers, self._indices = parts, numbers, indices
+        if _all_have(parts, "table_parts"):
+            self.table_parts = self._table_parts
+            if len(parts) > 1:  # one encoding for all
+                fit_tables(self._table_parts(torch.arange(len(self))))
+        for name in OFFERED:
+            if _all_have(parts, name):
+                setattr(self, name, self._joined(name))
+        if _all_have(parts, "get_batch"):
+            first = [part.get_batch(torch.tensor([0])) for part in parts]
+            if len({str([(each.shape, each.dtype) for each in batch]) for batch in first}) == 1:
+                self.get_batch = self._get_batch
+        if len({getattr(part, "mode", None) for part in parts}) == 1 and hasattr(parts[0], "mode"):
+            self.mode = parts[0].mode
+        self.has_unnamed_parts = any(map(is_unnamed, parts))
+        if all(map(offers_record, parts)):
+            self.record, self.use_record = self._record, self._use_record
+        if _all_have(parts, "shuffled_order"):
+            self.shuffled_order = self._shuffled_order
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.parts[self._numbers[index]][int(self._indices[index])]
+
+    def _table_parts(self, indices: Tensor) -> list[tuple[CsvDataset, Tensor]]:
+        """Return the tables, each with its rows among some samples of this data set."""
+        numbers, inner = self._numbers[indices], self._indices[indices]
+        return [
+            pair
+            for number, part in enumerate(self.parts)
+            for pair in part.table_parts(inner[numbers == number])
+        ]
+
+    def sample_numbers(self, name: str) -> Tensor | None:
+        """Return what all parts have under a name for their samples, (sample,); None: not all."""
+        found = [sample_numbers(part, name) for part in self.parts]
+        if any(each is None for each in found):
+            return None
+        firsts = torch.tensor([0, *map(len, found[:-1])]).cumsum(0)
+        return torch.cat(list(map(torch.as_tensor, found)))[firsts[self._numbers] + self._indices]
+
+    def _of_part(self, name: str, index: int) -> Any:
+        return getattr(self.parts[self._numbers[index]], name)(int(self._indices[index]))
+
+    def _get_batch(self, indices: Tensor) -> list[Tensor]:
+        """Read many samples at once, from each part those that are its own."""
+        numbers, inner = self._numbers[indices], self._indices[indices]
+        if len(self.parts) == 1:
+            return self.parts[0].get_batch(inner)
+        order = numbers.argsort(stable=True)
+        batches = [
+            self.parts[number].get_batch(inner[numbers == number])
+            for number in numbers.unique().tolist()
+        ]
+        back = order.argsort()
+        return [torch.cat(each)[back] for each in zip(*batches, strict=True)]
+
+    def _record(self) -> dict[str, Any]:
+        """Return the record that all parts share.
+
+        Raises:
+            DataError: they encode their columns differently.
+        """
+        records = list(map(record_of, self.parts))
+        for number, record in enumerate(records):
+            if record != records[0]:
+                keys = records[0].keys() | record.keys()
+                others = [key for key in sorted(keys) if record.get(key) != records[0].get(key)]
+                text = f"{', '.join(others)} of data set {number} are not those of data set 0"
+                raise DataError(f"{type(self).__name__}: {text}: join them into one file")
+        return records[0]
+
+    def _use_record(self, record: Mapping[str, Any]) -> None:
+        for part in self.parts:
+            use_record(part, record)
+
+    def _shuffled_order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the order in which an epoch reads these samples, each part in an order of its own.
+
+        Which part comes next is drawn, so that they mix, and each is read in one pass.
+        """
+        numbers = self._numbers[indices]
+        mixed = numbers[torch.randperm(len(numbers), generator=generator)]
+        order = torch.empty_like(indices)
+        for number in numbers.unique().tolist():
+            own = indices[numbers == number]
+            inner, places = self._indices[own].sort()
+            sequence = self.parts[number].shuffled_order(inner, generator)
+            order[mixed == number] = own[places[torch.searchsorted(inner, sequence)]]
+        return order
+
+    def _joined(self, name: str) -> Any:
+        """Return one of what is offered, made of that of each part."""
+        if name == "fingerprint":
+            return self._fingerprint
+        if name in ("place", "image", "image_shape", "target_hash"):
+            return functools.partial(self._of_part, name)
+        values = [getattr(part, name) for part in self.parts]
+        if name in ("classes", "ignore_index", "classes_in"):
+            return values[0]
+        if name == "mask_files":
+            return _Composed(values, self._numbers, self._indices)
+        if name == "targets":
+            firsts = torch.tensor([0, *map(len, values[:-1])]).cumsum(0)
+            places = firsts[self._numbers] + self._indices
+            return torch.cat(list(map(torch.as_tensor, values)))[places]
+        pairs = list(zip(self._numbers.tolist(), self._indices.tolist(), strict=True))
+        texts = [values[number][index] for number, index in pairs]
+        if name == "ids" and len(set(texts)) < len(texts):  # told apart by the number of the part
+            return [f"{number}:{values[number][index]}" for number, index in pairs]
+        return texts
+
+    def _fingerprint(self) -> str:
+        """Return a hash of those of the parts, and of what is taken from them."""
+        state = hashlib.blake2b(repr([part.fingerprint() for part in self.parts]).encode())
+        state.update(torch.stack([self._numbers, self._indices]).numpy().tobytes())
+        return state.hexdigest()[:32]
+
+
+class ConcatenatedDataset(_Composed):
+    """Several data sets behind each other, as one.
+
+    Raises:
+        DataError: their classes, or the forms of their targets, differ.
+    """
+
+    def __init__(self, datasets: list[Dataset[Any]]) -> None:
+        if not isinstance(datasets, list) or not datasets:
+            raise DataError("datasets: a list; give at least one")
+        for each in datasets:
+            check_data_set(each, "datasets")
+        _refuse_others("classes", [getattr(each, "classes", None) for each in datasets])
+        forms = [_form(each.targets) if hasattr(each, "targets") else None for each in datasets]
+        _refuse_others("targets", forms)
+        _refuse_others("ignore_index", [getattr(each, "ignore_index", None) for each in datasets])
+        sizes = torch.tensor([len(each) for each in datasets])  # type: ignore[arg-type]
+        numbers = torch.arange(len(sizes)).repeat_interleave(sizes)
+        indices = torch.cat([torch.arange(size) for size in sizes.tolist()])
+        super().__init__(list(datasets), numbers, indices)
+
+
+class SubsetDataset(_Composed):
+    """Some samples of a data set: the `first` so many, or those of some indices or ids.
+
+    Args:
+        ids: a text file with an id on each line, such as the path of an image.
+
+    Raises:
+        DataError: not one of the three is given, or it names what is not there.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        indices: Sequence[int] | None = None,
+        first: int | None = None,
+        ids: str | None = None,
+    ) -> None:
+        if sum(each is not None for each in (indices, first, ids)) != 1:
+            raise DataError("SubsetDataset: give one of indices, first and ids")
+        check_data_set(dataset, "dataset")
+        n_samples = len(dataset)  # type: ignore[arg-type]
+        if first is not None:
+            indices = range(first)
+        if not isinstance(indices, Sequence | None):
+            raise DataError(f"SubsetDataset: indices: a list, not {indices!r}")
+        chosen = list(_indices_of_ids(dataset, ids) if ids is not None else indices or ())
+        if not chosen:
+            raise DataError("SubsetDataset: no samples are chosen")
+        wrong = [each for each in chosen if type(each) is not int or not 0 <= each < n_samples]
+        if wrong or len(set(chosen)) < len(chosen):
+            text = f"there is no sample {wrong[0]}" if wrong else "an index stands there twice"
+            raise DataError(f"SubsetDataset: {text}; {n_samples} samples, counted from 0")
+        super().__init__(
+            [dataset], torch.zeros(len(chosen), dtype=torch.int64), torch.tensor(chosen)
+        )
+
+
+def check_data_set(value: Any, argument: str) -> None:
+    """Make sure that an argument was given a data set, and not a name or a number."""
+    if not hasattr(value, "__getitem__") or isinstance(value, str | list | Mapping):
+        found = f"a value of type {type(value).__name__}, {str(value)[:60]!r}"
+        raise DataError(f"{argument}: expected {{type: ..., args: ...}}, found {found}")
+    count_samples(value)
+
+
+def _indices_of_ids(dataset: Any, file: str) -> list[int]:
+    if not hasattr(dataset, "ids"):
+        raise DataError(f"{file}: {type(dataset).__name__} has no ids; choose by indices")
+    known = {name: index for index, name in enumerate(dataset.ids)}
+    found: dict[str, int] = {}
+    problems = []
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        name = line.strip()
+        if name in found:
+            problems.append(
+                Problem(f"{file}:{number}", f"{name!r} stands in line {found[name]}, too")
+            )
+        elif name and name not in known:
+            near = nearest(name, known) if len(known) < 10_000 else ""  # it takes long
+            problems.append(Problem(f"{file}:{number}", f"there is no id {name!r}{near}"))
+        elif name:
+            found[name] = number
+    raise_problems(problems)
+    return [known[name] for name in found]
+
+
+def _all_have(parts: list[Any], name: str) -> bool:
+    return all(hasattr(part, name) for part in parts)
+
+
+def _form(targets: Any) -> str:
+    targets = torch.as_tensor(targets)
+    return f"{targets.dtype} {('n', *targets.shape[1:])}"
+
+
+def _refuse_others(what: str, values: list[Any]) -> None:
+    for number, value in enumerate(values):
+        if value != values[0]:
+            text = f"{what} of data set {number} are {value}, those of data set 0 {values[0]}"
+            raise DataError(f"ConcatenatedDataset: {text}")

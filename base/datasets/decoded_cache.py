@@ -1,0 +1,231 @@
+"""Images decoded once: kept in memory, or in a file for later runs too."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from base.data.sample_items import sample_numbers
+from base.data.threads import read_ahead
+from base.datasets.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
+from base.errors import ConfigError, DataError, Problem
+from base.system.cores import free_cores
+from base.system.deferred_files import waiting_files, write_when_running
+from base.system.free_memory import free_memory
+
+log = logging.getLogger("kindling")
+
+NEEDED = ("image", "image_shape", "fingerprint", "ids", "place")
+
+
+def cached(
+    dataset: Any, where: str, folder: Path = Path(".cache"), n_threads: int | None = None
+) -> CachedImages:
+    """Decode the images of a data set such as `ImageFiles` once, in threads: now, or earlier.
+
+    Args:
+        where: ``memory``: for this run, one copy for all workers, forked or spawned; ``disk``: in
+            a file in `folder`, which other processes and later runs use too. Filling it goes on
+            where it was interrupted. When a file of the data set, or how it is decoded, changes,
+            the cache is another file.
+        n_threads: by default as many as there are free cores.
+
+    Raises:
+        ConfigError: `where` is neither.
+        DataError: there is not enough memory or room on the disk, which is checked before anything
+            is decoded; the folder cannot be written; an image cannot be read.
+    """
+    if where not in ("memory", "disk"):
+        raise ConfigError([Problem("cache", f"{where!r} is none of none, memory, disk")])
+    name = type(dataset).__name__
+    missing = [each for each in NEEDED if not hasattr(dataset, each)]
+    if missing or not (hasattr(dataset, "targets") or hasattr(dataset, "mask_files")):
+        missing = missing or ["targets"]
+        raise DataError(f"{name} cannot be cached: it has no {', '.join(missing)}; use cache: none")
+    if not hasattr(os, "pwrite"):
+        raise DataError("caching is not for Windows; use cache: none")
+    n_threads = n_threads or free_cores()
+    masks = None
+    if hasattr(dataset, "mask_files"):
+        masks = _kept(CachedPixels, dataset.mask_files, where, Path(folder), n_threads)
+    kind = CachedImages if masks is not None else _images_or_batches
+    kept: CachedImages = _kept(kind, dataset, where, Path(folder), n_threads)
+    kept.mask_files = masks
+    return kept
+
+
+def _images_or_batches(source: Any, pixels: SharedPixels | None, layout: Layout) -> CachedImages:
+    return (CachedBatches if layout.is_uniform else CachedImages)(source, pixels, layout)
+
+
+def _kept(
+    kind: Callable[[Any, SharedPixels | None, Layout], Any],
+    source: Any,
+    where: str,
+    folder: Path,
+    n_threads: int,
+) -> Any:
+    """Return the images of a source, decoded in memory or into a file.
+
+    Before a run has begun, which is when the file is filled, they are read from the source.
+    """
+    if where == "memory":
+        return kind(source, *_in_memory(source, n_threads))
+    from base.datasets.cache_file import CacheFile  # needs Unix
+
+    file = CacheFile(source, folder, n_threads)
+    if waiting_files() is None or file.exists():
+        return kind(source, *file.open())
+    file.layout = read_layout(source, n_threads)
+    kept = kind(source, None, file.layout)
+
+    def fill() -> None:
+        kept.pixels = file.open()[0]
+
+    log.info(f"cache: {file.path} is filled when the run begins")
+    write_when_running(fill)
+    return kept
+
+
+class CachedPixels:
+    """Images of a data set whose pixels lie ready: views of what is kept.
+
+    Args:
+        pixels: None before the cache is filled: each image is decoded when it is read.
+    """
+
+    def __init__(self, source: Any, pixels: SharedPixels | None, layout: Layout) -> None:
+        self.source, self.pixels, self.layout = source, pixels, layout
+        for name in ("targets", "ids", "classes", "mode", "record", "use_record"):
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
+
+    def __len__(self) -> int:
+        return len(self.layout.shapes)
+
+    def sample_numbers(self, name: str) -> Any:
+        """Return what the source has under a name for all its samples, or None."""
+        return sample_numbers(self.source, name)
+
+    def image(self, index: int) -> Tensor:
+        """Return an image: uint8 (channel, height, width)."""
+        index = range(len(self))[index]  # an IndexError ends a loop over a data set
+        if self.pixels is None:
+            return self.source.image(index)
+        first, end = self.layout.offsets[index : index + 2].tolist()
+        n_channels, height, width = self.image_shape(index)
+        return self.pixels.values[first:end].view(height, width, n_channels).permute(2, 0, 1)
+
+    def image_shape(self, index: int) -> tuple[int, int, int]:
+        """Return the shape of an image."""
+        return tuple(self.layout.shapes[index].tolist())
+
+
+class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
+    """A data set of images whose pixels lie ready; what it gives is what its source gives.
+
+    Images are views of what is kept: change a copy. Made by `cached`.
+    """
+
+    mask_files: CachedPixels | None = None
+
+    def __init__(self, source: Any, pixels: SharedPixels | None, layout: Layout) -> None:
+        super().__init__(source, pixels, layout)
+        for name in ("targets", "ids", "classes", "ignore_index", "target_hash"):
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.image(index), self.target(index)
+
+    def target(self, index: int) -> Tensor:
+        """Return a target: that of the source or, of its masks, one from what is kept."""
+        if self.mask_files is None:
+            return self.source.targets[index]
+        return self.source.classes_in(self.mask_files.image(index))
+
+    def place(self, index: int) -> str:
+        """Say where an image is listed, and its path."""
+        return self.source.place(index)
+
+    def fingerprint(self) -> str:
+        """Return the source's hash of the files and of how they are decoded."""
+        return self.source.fingerprint()
+
+
+class CachedBatches(CachedImages):
+    """The same of images of one shape, read many at once."""
+
+    @property
+    def images(self) -> Tensor:
+        """All images: uint8 (image, channel, height, width)."""
+        if self.pixels is None:
+            return self._decoded(torch.arange(len(self)))
+        return _as_channels_last(self.pixels.values.view(len(self), -1), self.image_shape(0))
+
+    def image(self, index: int) -> Tensor:
+        """Return an image: uint8 (channel, height, width)."""
+        return super().image(index) if self.pixels is None else self.images[index]
+
+    def get_batch(self, indices: Tensor) -> list[Tensor]:
+        """Read many samples at once."""
+        if self.pixels is None:
+            images = self._decoded(indices)
+        else:
+            rows = self.pixels.values.view(len(self), -1).index_select(0, indices)
+            images = _as_channels_last(rows, self.image_shape(0))
+        return [images, self.source.targets.index_select(0, indices)]
+
+    def _decoded(self, indices: Tensor) -> Tensor:
+        """Decode images before the cache is filled, in the memory layout that it will give."""
+        n_threads = free_cores()
+        images = read_ahead(self.source.image, iter(indices.tolist()), n_threads, 4 * n_threads, 0)
+        return torch.stack(list(images)).contiguous(memory_format=torch.channels_last)
+
+
+def _as_channels_last(rows: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    n_channels, height, width = shape
+    return rows.view(-1, height, width, n_channels).permute(0, 3, 1, 2)
+
+
+def _in_memory(source: Any, n_threads: int) -> tuple[SharedPixels, Layout]:
+    layout = read_layout(source, n_threads)
+    needed, free = layout.n_bytes, free_memory()
+    sizes = f"{needed / 1e6:,.0f} MB"
+    if needed > 0.9 * free:
+        raise DataError(
+            f"cache: memory: {len(source):,} images need {sizes} decoded, {free / 1e6:,.0f} MB are "
+            "free, of which a tenth is left for the rest; use cache: disk, or a smaller `resize`"
+        )
+    descriptor = _file_in_memory()
+    try:
+        try:
+            os.ftruncate(descriptor, needed)
+        except OSError as error:  # a limit of the process (ulimit -f), or of a temporary folder
+            text = f"cache: memory: {sizes} cannot be laid out: {error.strerror}"
+            raise DataError(f"{text}; use cache: disk, or raise the limit") from error
+        with closing(decode_each(source, layout, 0, n_threads)) as decoded:
+            for index, data in decoded:
+                write_at(descriptor, data, int(layout.offsets[index]))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    log.info(f"cache: {len(source):,} images in memory ({sizes})")
+    return SharedPixels(descriptor, start=0), layout
+
+
+def _file_in_memory() -> int:
+    """Open a file without a name, in memory where the system has that (Linux)."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("pixels")  # not in /dev/shm, which containers keep small
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

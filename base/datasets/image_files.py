@@ -1,0 +1,323 @@
+"""Data sets of image files: a folder for each class, or a list of paths with labels."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from base.datasets.images import check_resize, decode_image, find_mode, image_shape
+from base.datasets.labels import Classes, raise_problems, read_targets
+from base.datasets.suffixes import count_suffixes, image_suffixes
+from base.errors import DataError, Problem
+from logger.files import read_file
+
+log = logging.getLogger("kindling")
+
+FIELD = re.compile(r'"([^"]*)"(?!\S)|\'([^\']*)\'(?!\S)|(\S+)')
+
+
+class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
+    """Images read from their files one by one, each with its target.
+
+    Args:
+        root: the folder that `ids`, the paths of the images, are relative to.
+        targets: one for each image.
+        mode: RGB or grey.
+        resize: the shorter side in pixels, or [height, width]; by default images stay as they are.
+        source, lines: the file that lists the images, and the line of each, for errors.
+
+    Raises:
+        DataError: files are missing (all are named), or listed twice.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        ids: Sequence[str],
+        targets: Tensor,
+        classes: list[str] | None = None,
+        mode: str = "RGB",
+        resize: int | Sequence[int] | None = None,
+        *,
+        source: Path | str = "",
+        lines: Sequence[int] | None = None,
+    ) -> None:
+        find_mode(mode)
+        check_resize(resize)
+        self.root, self.ids, self.targets = str(root), list(ids), targets
+        self.mode, self.resize = mode, resize
+        self.source, self.lines = str(source), None if lines is None else torch.tensor(lines)
+        if classes is not None:
+            self.classes = classes
+        if not self.ids:
+            raise DataError(f"{self.source or self.root}: no images are listed")
+        self._refuse_repeats()
+        self.refuse_missing()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.image(index), self.targets[index]
+
+    def image(self, index: int) -> Tensor:
+        """Decode an image: uint8 (channel, height, width)."""
+        source, where = self.encoded(index), self.place(index)
+        return decode_image(source, self.mode, self.resize, where=where)
+
+    def image_shape(self, index: int) -> tuple[int, int, int]:
+        """Return the shape of an image from its header alone."""
+        source, where = self.encoded(index), self.place(index)
+        return image_shape(source, self.mode, self.resize, where=where)
+
+    def encoded(self, index: int) -> Path | bytes:
+        """Yours to override: return the file of an image, or the bytes of one."""
+        return Path(self._path(index))
+
+    def place(self, index: int) -> str:
+        """Say where an image is listed, and its path."""
+        if self.lines is None:
+            return self._path(index)
+        return f"{self.source}:{int(self.lines[index])}: {self.ids[index]}"
+
+    @property
+    def files(self) -> list[str]:
+        """The path of each image."""
+        return list(map(self._path, range(len(self))))
+
+    def fingerprint(self) -> str:
+        """Return a hash of the list of files, their sizes and times, and how they are decoded."""
+        state = hashlib.blake2b(repr((self.mode, self.resize)).encode(), digest_size=16)
+        for index, name in enumerate(self.ids):
+            facts = self.facts(index)
+            state.update(f"{name}\0{facts}\0".encode(errors="surrogateescape"))
+        return state.hexdigest()
+
+    def facts(self, index: int) -> tuple[int, int]:
+        """Return the size of an image's file in bytes and its time in nanoseconds."""
+        facts = os.stat(self._path(index))  # noqa: PTH116 -- ten times as fast as Path
+        return facts.st_size, facts.st_mtime_ns
+
+    def refuse_missing(self) -> None:
+        """Make sure that each file is there; their folders are listed once, no file is opened."""
+        found: dict[str, set[str]] = {}
+        problems = []
+        for index in range(len(self)):
+            folder, name = os.path.split(self._path(index))
+            if folder not in found:
+                found[folder] = _files_in(folder)
+            if name not in found[folder]:
+                problems.append(Problem(self.place(index), "no such file"))
+        raise_problems(problems)
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.root, self.ids[index])  # noqa: PTH118 -- as above
+
+    def _refuse_repeats(self) -> None:
+        first: dict[str, int] = {}
+        problems = []
+        for index, path in enumerate(real_paths(self.files)):
+            if first.setdefault(path, index) != index:
+                text = f"listed already at {self.place(first[path])}"
+                problems.append(Problem(self.place(index), text))
+        raise_problems(problems)
+
+
+class ImageFolderDataset(ImageFiles):
+    """A folder with a folder of images for each class, which may have folders in it.
+
+    Classes are numbered in the order of their names. Hidden files are left out; so are files that
+    are no images by their suffix, whose number is logged.
+
+    Args:
+        extensions: the suffixes of images, in either case; by default all that can be decoded.
+
+    Raises:
+        DataError: there are no class folders, one holds no image, or images lie beside them.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        mode: str = "RGB",
+        resize: int | Sequence[int] | None = None,
+        extensions: Sequence[str] | None = None,
+    ) -> None:
+        endings = _endings(extensions)
+        folder = Path(root)
+        if not folder.is_dir():
+            raise DataError(f"{root}: no such folder; it is looked for from {Path.cwd()}")
+        entries = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+        classes = [each.name for each in entries if each.is_dir()]
+        if not classes:
+            raise DataError(f"{root}: no class folders; give each class a folder of its images")
+        files = [each.name for each in entries if not each.is_dir()]
+        beside = [name for name in files if name.lower().endswith(endings)]
+        skipped = [name for name in files if name not in beside]
+        ids = []
+        problems = [
+            Problem(f"{root}/{name}", "an image beside the class folders") for name in beside
+        ]
+        for name in classes:
+            images, others = images_under(root, name, endings)
+            if not images:
+                found = f"found {count_suffixes(others)}" if others else "it is empty"
+                hint = f"extensions: {' '.join(endings)}" if extensions is not None else found
+                problems.append(Problem(f"{root}/{name}", f"an empty class folder ({hint})"))
+            ids.append(images)
+            skipped += others
+        raise_problems(problems)
+        log_skipped(root, skipped)
+        numbers = torch.arange(len(classes)).repeat_interleave(torch.tensor(list(map(len, ids))))
+        super().__init__(
+            root, [each for names in ids for each in names], numbers, classes, mode, resize
+        )
+
+    def refuse_missing(self) -> None:
+        """Do nothing: the files were found a moment ago."""
+
+
+class ImageListDataset(ImageFiles):
+    """A text file with a path and a label on each line: ``cats/1.jpg cat``.
+
+    Paths are relative to the list's own folder, or to `root`; one with blanks stands in quotes.
+    A line may be empty, and what follows a ``#`` is a comment. Labels are class names or numbers.
+
+    Args:
+        label: the columns of the labels, counted from 1 behind the path: one, or a list of
+            them, which gives targets (n, k). By default a line has one label only.
+        task: classification, regression or multilabel.
+        classes: the names of the classes in the order of their numbers, or how many there are.
+
+    Raises:
+        DataError: with all the lines that are wrong: by form, label, or a file that is missing.
+    """
+
+    def __init__(
+        self,
+        list_file: str,
+        root: str | None = None,
+        label: int | Sequence[int] | None = None,
+        task: str = "classification",
+        classes: Classes = None,
+        mode: str = "RGB",
+        resize: int | Sequence[int] | None = None,
+    ) -> None:
+        lines, rows = _read_list(list_file, label)
+
+        def place(sample: int, _: int) -> str:
+            return f"{list_file}:{lines[sample]}"
+
+        targets, names = read_targets([row[1:] for row in rows], place, task, classes)
+        super().__init__(
+            Path(list_file).parent if root is None else root,
+            [row[0] for row in rows],
+            targets,
+            names,
+            mode,
+            resize,
+            source=list_file,
+            lines=lines,
+        )
+
+
+def real_paths(files: Iterable[str]) -> Iterator[str]:
+    """Give the path of each file without links; a folder is looked up once, which is quicker."""
+    real_folder = functools.cache(os.path.realpath)
+    for file in files:
+        folder, name = os.path.split(file)
+        path = os.path.join(real_folder(folder), name)  # noqa: PTH118 -- ten times as fast as Path
+        yield os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114 -- as above
+
+
+def read_text(file: str) -> str:
+    """Read a text file of UTF-8, with or without a mark at its start."""
+    try:
+        return read_file(file).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except FileNotFoundError as error:
+        raise DataError(f"{file}: no such file; it is looked for from {Path.cwd()}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as a text in UTF-8: {error}") from error
+
+
+def _read_list(file: str, label: int | Sequence[int] | None) -> tuple[list[int], list[list[str]]]:
+    """Return the number and the fields of each line: the path and the labels asked for."""
+    columns = [1] if label is None else [label] if isinstance(label, int) else list(label)
+    if not columns or any(type(column) is not int or column < 1 for column in columns):
+        raise DataError(f"label is {label!r}; give the number of a column behind the path, from 1")
+    lines, rows, problems = [], [], []
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        fields, fault = _fields(line)
+        if len(fields) == 1 and not fault:
+            fault = "no label; a line is a path and a label, with a blank between"
+        elif label is None and len(fields) > 2:
+            fault = f"{len(fields) - 1} labels; quote a path with blanks, or choose with `label`"
+        elif fields and len(fields) <= max(columns):
+            fault = f"{len(fields) - 1} labels, but column {max(columns)} is asked for"
+        if fault:
+            problems.append(Problem(f"{file}:{number}", fault))
+        elif fields:
+            lines.append(number)
+            rows.append([fields[0], *(fields[column] for column in columns)])
+    raise_problems(problems)
+    return lines, rows
+
+
+def _fields(line: str) -> tuple[list[str], str]:
+    """Return the fields of a line, and what is wrong with it or an empty text."""
+    if '"' not in line and "'" not in line and "#" not in line:
+        return line.split(), ""
+    fields: list[str] = []
+    for double, single, plain in FIELD.findall(line):
+        if plain.startswith("#"):
+            break
+        if plain.startswith(('"', "'")):
+            return [], f"a quote that is not closed, or not followed by a blank: {plain}"
+        fields.append(double or single or plain)
+    return fields, ""
+
+
+def images_under(root: str, name: str, endings: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return the images in a folder, and all other files, as paths relative to the root, sorted."""
+    images: list[str] = []
+    others: list[str] = []
+    for folder, folders, files in os.walk(os.path.join(root, name), followlinks=True):  # noqa: PTH118
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        within = Path(folder).relative_to(root).as_posix()
+        for file in files:
+            if not file.startswith("."):
+                found = images if file.lower().endswith(endings) else others
+                found.append(file if within == "." else f"{within}/{file}")
+    return sorted(images), sorted(others)
+
+
+def log_skipped(root: str, files: Sequence[str]) -> None:
+    """Log how many files of a folder are no images, by suffix; nothing where there are none."""
+    if files:
+        plural = "files are" if len(files) > 1 else "file is"
+        log.info(f"{root}: {len(files)} {plural} skipped: {count_suffixes(files)}")
+
+
+def _endings(extensions: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the suffixes of images, lower-case and with their dot."""
+    if extensions is None:
+        return tuple(sorted(image_suffixes()))
+    extensions = [extensions] if isinstance(extensions, str) else extensions
+    return tuple(f".{each.lower().lstrip('.')}" for each in extensions)
+
+
+def _files_in(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries if not entry.is_dir()}
+    except OSError:
+        return set()

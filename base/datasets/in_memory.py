@@ -1,0 +1,205 @@
+"""Data sets whose samples lie in memory, read many at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from base.datasets.labels import Classes, class_names
+from base.datasets.spatial_targets import IGNORED
+from base.errors import DataError
+from base.system.seeding import derive_generator
+
+
+class InMemoryDataset(Dataset[list[Tensor]]):
+    """Inputs and their targets as two tensors, given out as they are.
+
+    inputs   (sample, ...); images uint8 (sample, channel, height, width)
+    targets  (sample,) class numbers, or (sample, k); masks (sample, height, width), where -100 or
+             `ignore_index` says that a pixel has no class
+
+    Raises:
+        DataError: they are not equally many, or a target is no number or no class.
+    """
+
+    ids_are_numbers = True
+    made_from: Any = None
+
+    def __init__(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        classes: Classes = None,
+        *,
+        ignore_index: int | None = None,
+        source: str = "",
+    ) -> None:
+        names = class_names(classes)
+        self.source = source or type(self).__name__
+        self.images = inputs
+        self.targets = _checked_targets(targets, names, ignore_index, self.source)
+        if ignore_index is not None:
+            self.ignore_index = ignore_index
+        if len(inputs) != len(targets):
+            raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
+        self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers are no brightness
+        self._given: list[Tensor] | None = None
+        self.placed: InMemoryDataset | None = None  # the same on a GPU
+        if names is not None:
+            self.classes = names
+
+    @property
+    def tensors_given(self) -> list[Tensor]:
+        """What batches are made of: inputs and targets, unless something else was set."""
+        return [self.images, self.targets] if self._given is None else self._given
+
+    @tensors_given.setter
+    def tensors_given(self, tensors: list[Tensor]) -> None:
+        self._given = tensors
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> list[Tensor]:
+        inputs, *others = self.tensors_given
+        return [_as_input(inputs[index].clone(), self.source), *(each[index] for each in others)]
+
+    def get_batch(self, indices: Tensor) -> list[Tensor]:
+        """Read many samples at once: what collating them one by one would give."""
+        inputs, *others = self.tensors_given
+        chosen = [each.index_select(0, indices) for each in others]
+        return [_as_input(inputs.index_select(0, indices), self.source), *chosen]
+
+    def placed_on(self, device: torch.device) -> InMemoryDataset:
+        """Return these data with the tensors of their batches on a device."""
+        placed, (inputs, *others) = copy.copy(self), self.tensors_given
+        ready = _as_input(inputs, self.source)
+        placed.tensors_given = [each.to(device) for each in (ready, *others)]
+        return placed
+
+    @property
+    def ids(self) -> list[str]:
+        """The number of each sample, as a text."""
+        return list(map(str, range(len(self))))
+
+    def place(self, index: int) -> str:
+        """Say which sample of which file is meant."""
+        return f"{self.source}: sample {index}"
+
+
+class SyntheticDataset(InMemoryDataset):
+    """Images made from a seed, uint8 in memory: a pattern for each class, under noise.
+
+    Args:
+        part: another name gives other noise and classes on the same patterns.
+    """
+
+    def __init__(
+        self,
+        n_samples: int = 512,
+        shape: Sequence[int] = (3, 32, 32),
+        n_classes: int = 10,
+        noise: float = 1.0,
+        data_seed: int = 0,
+        part: str = "train",
+    ) -> None:
+        if min(n_samples, n_classes, *shape) < 1:
+            raise DataError("SyntheticDataset: n_samples, n_classes and shape must be at least 1")
+        images, labels = synthetic_images(n_samples, shape, n_classes, noise, data_seed, part)
+        pixels = images.mul_(255 / 8).add_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+        super().__init__(pixels, labels, n_classes)
+
+
+def synthetic_images(
+    n_samples: int, shape: Sequence[int], n_classes: int, noise: float, data_seed: int, part: str
+) -> tuple[Tensor, Tensor]:
+    """Make float images (sample, *shape), about 0 and of variance 1 + noise², and their classes."""
+    patterns = torch.randn((n_classes, *shape), generator=derive_generator(data_seed, "class"))
+    generator = derive_generator(data_seed, part)
+    labels = torch.randint(n_classes, (n_samples,), generator=generator)
+    images = torch.randn((n_samples, *shape), generator=generator).mul_(noise)
+    return images.add_(patterns[labels]), labels
+
+
+def in_memory(dataset: Any) -> InMemoryDataset | None:
+    """Return a data set of torchvision as one in memory; None where it is not, or transforms."""
+    arrays = in_memory_arrays(dataset)
+    changes = [getattr(dataset, f"{kind}transform", None) for kind in ("", "target_")]
+    if arrays is None or any(changes):
+        return None
+    classes = getattr(dataset, "classes", None)
+    made = InMemoryDataset(*arrays, classes, source=type(dataset).__name__)
+    if not type(dataset).__module__.startswith("torchvision."):
+        made.made_from = dataset  # it may have more to say of its samples
+    return made
+
+
+def in_memory_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the images and targets that a data set of torchvision holds, or None of others.
+
+    MNIST and its like, CIFAR and SVHN do: images uint8 (sample, channel, height, width).
+    """
+    pixels, targets = getattr(dataset, "data", None), getattr(dataset, "targets", None)
+    targets = getattr(dataset, "labels", None) if targets is None else targets
+    if not isinstance(pixels, Tensor | np.ndarray) or targets is None:
+        return None
+    images = torch.as_tensor(pixels)
+    if images.dtype != torch.uint8 or images.dim() not in (3, 4):
+        return None
+    if images.dim() == 3:
+        images = images[:, None]
+    elif images.shape[1] not in (1, 3):
+        images = images.permute(0, 3, 1, 2).contiguous()
+    return images, torch.as_tensor(targets)
+
+
+def _as_input(values: Tensor, source: str) -> Tensor:
+    """Return what a model takes: bytes as they are, floats in float32, whole numbers in int64.
+
+    Raises:
+        DataError: a number is beyond float32, in which it would be infinite.
+    """
+    if values.dtype == torch.uint8:
+        return values
+    if not values.is_floating_point():
+        return values.long()
+    inputs = values.float()
+    if values.dtype == torch.float64:
+        are_beyond = inputs.isinf() & ~values.isinf()
+        if are_beyond.any():
+            text = f"an input is {values[are_beyond][0].item():.6g}, beyond float32"
+            raise DataError(f"{source}: {text}; the largest number there is 3.4e38: scale it")
+    return inputs
+
+
+def _checked_targets(
+    targets: Tensor, names: list[str] | None, ignore_index: int | None, source: str
+) -> Tensor:
+    """Return class numbers in int64, other targets in float32."""
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        targets = targets.float()
+        _refuse(~targets.isfinite(), targets, source, "no number")
+        return targets
+    targets = targets.long()
+    highest = None if names is None or targets.dim() == 2 else len(names) - 1
+    is_class = targets != (IGNORED if ignore_index is None else ignore_index)
+    _refuse((targets < 0) & is_class, targets, source, "no class: it is below 0")
+    if highest is not None:
+        is_wrong = (targets > highest) & is_class
+        _refuse(is_wrong, targets, source, f"no class: they are 0 to {highest}")
+    return targets
+
+
+def _refuse(are_wrong: Tensor, targets: Tensor, source: str, text: str) -> None:
+    places = are_wrong.nonzero()
+    if len(places):
+        first = places[0].tolist()
+        more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+        value = targets[tuple(first)].item()
+        raise DataError(f"{source}: sample {first[0]}: target {value} is {text}{more}")

@@ -1,0 +1,518 @@
+"""From samples to model input: transforms keyed by sample, then float and normalised."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from base.data.random_draws import Draws
+from base.data.reading import find_get_batch
+from base.data.record import record_of, source_of, use_record
+from base.datasets.geometry import has_override, is_v2, keeps_places, parts_of, why_not_together
+from base.datasets.images import MODES, as_image
+from base.datasets.mixing import Mixer, MixerChoice, as_mixer
+from base.datasets.spatial_targets import (
+    IGNORED,
+    SpatialTargets,
+    change_each,
+    lies_on,
+    refuse_what_stays,
+)
+from base.datasets.transforms import by_key
+from base.errors import BatchError, DataError
+from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
+
+Images = Tensor | list[Tensor]  # (sample, channel, height, width), or a list of unequal images
+Columns = dict[int, Any]  # targets that move with the images: a tensor of all, or a list
+
+# Transforms of torchvision that draw nothing, so that they may change a whole batch at once.
+DRAWING_NOTHING = frozenset((
+    "CenterCrop", "ConvertImageDtype", "Grayscale", "Identity", "Normalize", "Pad", "Resize", "RGB",
+    "ToDtype",
+))  # fmt: skip
+NEEDLESS = frozenset(("PILToTensor", "ToImage", "ToPureTensor"))  # images are tensors by now
+
+
+class Pipeline:
+    """Apply transforms to the images of a batch and normalise them.
+
+    Those with ``batch(images, draws)``, and torchvision's that draw nothing or that `by_key` knows,
+    are applied to the batch; from the first other one on, each sample is changed by itself, with
+    torch's, numpy's and python's streams seeded from (seed, epoch, index). Targets that lie on the
+    images (see `SpatialTargets`) move with them.
+
+    Args:
+        white: what is white in images of whole numbers; they are divided by it.
+        mean, std: of each channel, from 0 to 1; of each column for (sample, column) data.
+    """
+
+    def __init__(
+        self,
+        transforms: Sequence[Callable[..., Any]] = (),
+        white: float = 255.0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        if not isinstance(transforms, Sequence) or isinstance(transforms, str):
+            raise DataError(f"transforms: a list, not {transforms!r}; give [{{type: ...}}, ...]")
+        stages = [stage for each in transforms for stage in _stages(each)]
+        self.mixers = [stage for stage in stages if isinstance(stage, Mixer | MixerChoice)]
+        self.stages = stages[: len(stages) - len(self.mixers)]
+        if any(isinstance(stage, Mixer | MixerChoice) for stage in self.stages):
+            raise DataError("transforms: MixUp and CutMix mix finished samples: list them last")
+        self.moves = not all(map(keeps_places, self.stages))
+        self.ignored = IGNORED  # the class number of what comes into a mask from outside
+        self.white, self.is_normalised = white, False
+        self.mean, self.std = torch.zeros(1), torch.ones(1)
+        if mean is not None and std is not None:
+            self.normalise(mean, std)
+        first = (number for number, stage in enumerate(self.stages) if isinstance(stage, _Single))
+        self._n_batched = next(first, len(self.stages))
+        self.has_streams = self._n_batched < len(self.stages)
+        takes_lists = [hasattr(stage, "takes_lists") for stage in self.stages]
+        self.is_slow, self.begins_with_lists = any(takes_lists), takes_lists[:1] == [True]
+
+    def __call__(self, images: Images, seed: int, epoch: int, indices: Tensor) -> Tensor:
+        """Return model input, float32: what each sample by itself would give, stacked."""
+        return self.with_targets(images, [], seed, epoch, indices)[0]
+
+    def with_targets(
+        self, images: Images, columns: Sequence[Any], seed: int, epoch: int, indices: Tensor
+    ) -> tuple[Tensor, list[Any]]:
+        """Return model input and the targets, of which those that lie on the images moved along.
+
+        Args:
+            columns: of each target: a tensor of all samples, or a list of what each one has.
+
+        Raises:
+            BatchError: there are such targets, and a transform cannot move them.
+        """
+        targets = SpatialTargets(images, columns, self.ignored, indices.tolist() if columns else ())
+        if not self.stages and isinstance(images, Tensor):
+            return self.as_input(images), targets.collated()
+        if self.moves and columns:
+            self.refuse_to_part(images[0], columns, targets.has_boxes)
+        draws = Draws.of_samples(seed, epoch, indices, images[0].device)
+        moving = targets.moving
+        for stage in self.stages[: self._n_batched]:
+            images, moving = _apply(stage, images, moving, draws)
+        if self.has_streams:
+            targets.moving = moving
+            images, moving = self._one_by_one(
+                images, targets.as_lists(), draws, seed, epoch, indices
+            )
+        if isinstance(images, list):
+            raise BatchError(_unequal(images, indices))
+        targets.moving = moving
+        return self.as_input(images), targets.collated()
+
+    def mixed(
+        self, images: Tensor, columns: list[Any], seed: int, epoch: int, indices: Tensor
+    ) -> list[Any]:
+        """Return a finished batch in which MixUp or CutMix, where listed, mixed the samples."""
+        if self.mixers and len(columns) != 1:
+            text = f"{len(columns)} targets beside the image"
+            raise BatchError(f"MixUp and CutMix are for samples (image, target), not for {text}")
+        for mixer in self.mixers:
+            images, columns[0] = mixer(images, columns[0], seed, epoch, indices)
+        return [images, *columns]
+
+    def refuse_to_part(self, image: Tensor, entries: Sequence[Any], has_boxes: bool) -> None:
+        """Make sure that each transform can move the targets that lie on an image with it.
+
+        Args:
+            entries: of each target, a list or tensor of which the first belongs to the image.
+        """
+        size = image.shape[-2:]
+        if not self.moves or image.dim() != 3:
+            return
+        refuse_what_stays(entries, size)
+        are_lying = any(isinstance(x, Tensor | list) and lies_on(x[0], size) for x in entries)
+        for stage in self.stages if are_lying else ():
+            text = why_not_together(getattr(stage, "function", stage), has_boxes)
+            if text:
+                raise BatchError(f"transforms: the targets lie on the images, but {text}")
+
+    def _one_by_one(
+        self,
+        images: Images,
+        moving: Columns,
+        draws: Draws,
+        seed: int,
+        epoch: int,
+        indices: Tensor,
+    ) -> tuple[Images, Columns]:
+        """Apply what is left of the transforms to each sample by itself."""
+        changed, moved = [], _emptied(moving)
+        for number, index in enumerate(indices.tolist()):
+            seed_cpu_streams(derive_seed(seed, "transform", epoch, index))
+            one: Images = images[number][None]
+            lone = {place: column[number : number + 1] for place, column in moving.items()}
+            left = draws.sample(number)
+            for stage in self.stages[self._n_batched :]:
+                one, lone = _apply(stage, one, lone, left)
+            changed.append(one[0])
+            for place, column in lone.items():
+                moved[place] += column
+        return _stacked(changed), moved
+
+    def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take these away from, and divide by these, each channel or column from now on."""
+        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self.is_normalised = True
+
+    def as_input(self, images: Tensor) -> Tensor:
+        """Scale whole numbers to 0 .. 1 and normalise."""
+        shape = (-1, *[1] * (images.dim() - 2))  # of the channels, or of the columns of a table
+        mean, std = (x.to(images.device).view(shape) for x in (self.mean, self.std))
+        white = 1.0 if images.is_floating_point() else self.white
+        images = images.float() if images.is_floating_point() else images
+        for numbers in (mean, std):
+            if numbers.numel() not in (1, images.shape[1]):
+                text = f"{numbers.numel()} numbers of mean or std, but images have"
+                raise BatchError(f"normalize: {text} {images.shape[1]} channels")
+        scaled = images * (1 / (white * std))  # float32, also of whole numbers
+        return scaled.sub_(mean / std) if self.mean.any() else scaled
+
+
+class TransformedDataset(Dataset[Any]):
+    """A data set seen through a pipeline, a batch at a time: ``[inputs, *what goes with them]``."""
+
+    def __init__(self, source: Any, pipeline: Pipeline, mode: str | None = None) -> None:
+        self.reads_from, self.pipeline, self.mode = source, pipeline, mode
+        self.name = type(source).__name__
+        self.device: torch.device | None = None  # where the data lie, if not here
+        self._get_batch = find_get_batch(source)
+        self._gives_lists = pipeline.begins_with_lists and hasattr(source, "image")
+        if hasattr(source, "targets"):
+            self.targets = source.targets
+        if hasattr(source_of(source), "classes"):
+            self.classes = source_of(source).classes
+        if hasattr(source, "shuffled_order"):
+            self.shuffled_order = source.shuffled_order
+
+    @property
+    def ids(self) -> list[str]:
+        """The id of each sample; no attribute where the data set has none."""
+        ids: list[str] = self.reads_from.ids
+        return ids
+
+    def record(self) -> dict[str, Any]:
+        """Return the pipeline's statistics, the mode of images, and what the source records."""
+        found: dict[str, Any] = {"white": self.pipeline.white}
+        if self.pipeline.is_normalised:
+            found["mean"], found["std"] = self.pipeline.mean.tolist(), self.pipeline.std.tolist()
+        mode = MODES.get(str(self.mode or getattr(self.reads_from, "mode", None)))
+        if mode is not None:
+            found["mode"] = "grey" if mode == "L" else mode
+        return {**found, **record_of(self.reads_from)}
+
+    def use_record(self, record: Mapping[str, Any]) -> None:
+        """Hand a record on to the source; statistics are the loader's affair."""
+        use_record(self.reads_from, record)
+
+    @property
+    def uses_streams(self) -> bool:
+        """Whether something may draw from torch's, numpy's or python's stream."""
+        is_ready_made = self._get_batch is not None or hasattr(self.reads_from, "image")
+        return self.pipeline.has_streams or not is_ready_made
+
+    @property
+    def readers(self) -> str:
+        """Threads share the streams, so they serve where nothing draws from these."""
+        if self.uses_streams:
+            return "processes"
+        is_quick = self._get_batch is not None and not self.pipeline.is_slow
+        return "none" if is_quick else "threads"
+
+    def place_on(self, device: torch.device) -> bool:
+        """Copy data in memory to a GPU where they fill less than a third of what is free there."""
+        tensors = getattr(self.reads_from, "tensors_given", None)
+        if tensors is None or device.type != "cuda":
+            return False
+        if sum(each.nbytes for each in tensors) > torch.cuda.mem_get_info(device)[0] / 3:
+            return False
+        if self.reads_from.placed is None:  # the validation part reads the same copy
+            self.reads_from.placed = self.reads_from.placed_on(device)
+        self._get_batch, self.device = self.reads_from.placed.get_batch, device
+        return True
+
+    def __len__(self) -> int:
+        return len(self.reads_from)
+
+    def __getitem__(self, index: int) -> Any:
+        return [part[0] for part in self.get_keyed_batch(torch.tensor([index]), 0, 0)]
+
+    def get_keyed_batch(self, indices: Tensor, seed: int, epoch: int) -> list[Any]:
+        """Read and transform samples; what is random follows from the arguments alone.
+
+        Args:
+            indices: of the samples; the length and more added to one asks for the same sample,
+                changed in another way.
+        """
+        places = indices % len(self)
+        if self.device is not None:
+            places = places.to(self.device, non_blocking=True)
+        if self._get_batch is not None and not self._gives_lists:
+            images, *columns = self._get_batch(places)
+        else:
+            seeds = [derive_seed(seed, "sample", epoch, index) for index in indices.tolist()]
+            samples = list(map(self._sample, places.tolist(), seeds))
+            images = [image for image, *_ in samples]
+            images = images if self.pipeline.begins_with_lists else _stacked(images)
+            columns = [[sample[place] for sample in samples] for place in range(1, len(samples[0]))]
+        images, columns = self.pipeline.with_targets(images, columns, seed, epoch, indices)
+        return self.pipeline.mixed(images, columns, seed, epoch, indices)
+
+    def check(self) -> None:
+        """Make sure, by the first sample, that each transform moves what lies on the image.
+
+        Raises:
+            BatchError: one cannot.
+        """
+        targets = getattr(self.reads_from, "targets", None)
+        is_flat = isinstance(targets, Tensor) and targets.dim() < 3
+        if isinstance(targets, list) and targets:
+            is_flat = isinstance(targets[0], int | float)  # torchvision's may be paths of masks
+        has_own = hasattr(self.reads_from, "transform")
+        if is_flat or not (self.pipeline.moves or self.pipeline.mixers or has_own):
+            return
+        streams = cpu_streams()
+        try:
+            image, *rest = self._sample(0, 0)
+        except Exception:  # reading it fails again, in its turn, and then says where
+            return
+        finally:
+            set_cpu_streams(streams)
+        if not isinstance(image, Tensor) or image.dim() != 3:
+            return
+        size = image.shape[-2:]
+        entries = [[entry] for entry in rest]
+        has_boxes = SpatialTargets([image], entries, ids=[0]).has_boxes
+        self.pipeline.refuse_to_part(image, entries, has_boxes)
+        if self.pipeline.mixers and any(lies_on(entry, size) for entry in rest):
+            text = "MixUp and CutMix mix class numbers, but the targets lie on the images"
+            raise BatchError(f"transforms: {text}: leave them out")
+        own = getattr(self.reads_from, "transform", None)
+        if own is not None and any(lies_on(entry, size) for entry in rest):
+            for each in _leaves(own):
+                if type(each).__name__ not in DRAWING_NOTHING and not keeps_places(each):
+                    text = f"{self.name}'s own transform, {type(each).__name__}, moves the image"
+                    raise BatchError(f"{text} without its mask: list it in the loader's transforms")
+
+    def _sample(self, index: int, seed: int) -> list[Any]:
+        """Read one sample: its image as a tensor, and what goes with it."""
+        if self.uses_streams:
+            seed_cpu_streams(seed)
+        sample = self.reads_from[index]
+        parts = list(sample) if isinstance(sample, (list, tuple)) else [sample]
+        if not hasattr(self.reads_from, "image"):  # a user's own, or torchvision's
+            parts[0] = _as_input(parts[0], self.mode, f"sample {index}")
+        return parts
+
+
+class GivenImages:
+    """The images of a data set that gives whole samples, as those of your own or torchvision's do.
+
+    What the data set draws at random for a sample is the same each time, and leaves no trace.
+    """
+
+    def __init__(self, source: Any, mode: str | None, seed: int) -> None:
+        self.source, self.mode, self.seed = source, mode, seed
+
+    def image(self, index: int) -> Tensor:
+        """Read the image of a sample (channel, height, width), or an array as it is."""
+        streams = cpu_streams()
+        try:
+            seed_cpu_streams(derive_seed(self.seed, "sample", 0, index))
+            sample = self.source[index]
+        finally:
+            set_cpu_streams(streams)
+        image = sample[0] if isinstance(sample, (list, tuple)) else sample
+        return _as_input(image, self.mode, self.place(index))
+
+    def place(self, index: int) -> str:
+        """Say which sample it is."""
+        named = getattr(self.source, "place", None)
+        return f"sample {index}" if named is None else str(named(index))
+
+
+class _Batched:
+    """A function of a whole batch, in which nothing is random; torchvision's moves masks too."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.keeps_places = function, keeps_places(function)
+
+    def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        return self.function(images)
+
+    def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
+        from torchvision.tv_tensors import Mask
+
+        return self.function(Mask(masks)).as_subclass(Tensor)
+
+    def move(self, target: Tensor, size: Any, draws: Draws) -> Tensor:
+        return self.function(target)
+
+
+class _Single:
+    """A transform of one image that may draw from the streams."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.keeps_places = function, keeps_places(function)
+
+    def batch(self, images: Tensor, draws: Draws) -> Tensor:
+        return self._checked(self.function(images[0]))
+
+    def together(self, image: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
+        """Change an image, and with it all that lies on it, in one call of torchvision's."""
+        from torchvision.tv_tensors import Image
+
+        image, *entries = self.function(Image(image), *entries)
+        return self._checked(image), entries
+
+    def _checked(self, image: Any) -> Tensor:
+        name = type(self.function).__name__
+        return _as_input(image, None, f"the result of {name}").as_subclass(Tensor)[None]
+
+
+def _to_float(images: Tensor) -> Tensor:
+    return images.to(torch.float32) / 255
+
+
+_to_float.keeps_places = True  # type: ignore[attr-defined]
+
+
+def _stages(transform: Any) -> list[Any]:
+    """Return a transform, or the parts of a composed one, as stages of the pipeline."""
+    if not callable(transform):
+        text = f"{type(transform).__name__} cannot be called, so it is no transform"
+        raise DataError(f"transforms: {text}; give {{type: ..., args: ...}}")
+    module, name = type(transform).__module__, type(transform).__name__
+    is_torchvisions = module.startswith("torchvision.transforms")
+    if (mixer := as_mixer(transform)) is not None:
+        return [mixer]
+    if is_torchvisions and name == "Compose":
+        return [stage for each in transform.transforms for stage in _stages(each)]
+    if is_torchvisions and name in NEEDLESS:
+        return []
+    if is_torchvisions and name == "ToTensor":
+        return [_Batched(_to_float)]
+    if hasattr(transform, "batch"):
+        return [transform]
+    if is_torchvisions and name in DRAWING_NOTHING:
+        fill_masks_with_zero(transform)
+        return [_Batched(transform)]
+    fill_masks_with_zero(transform)
+    return [by_key(transform) or _Single(transform)]
+
+
+def fill_masks_with_zero(transform: Any) -> None:
+    """Have torchvision's transforms fill masks with 0, whatever they fill images with.
+
+    0 is what `SpatialTargets` takes for the outside, and the background of masks of one object.
+    """
+    for part in parts_of(transform):
+        fill_masks_with_zero(part)
+    fill = getattr(transform, "_fill", None)
+    if isinstance(fill, dict) and is_v2(transform):
+        from torchvision.tv_tensors import Mask
+
+        transform._fill = {**fill, Mask: 0}
+
+
+def _leaves(transform: Any) -> list[Any]:
+    """Return the single transforms of one that may be composed."""
+    parts = parts_of(transform)
+    return [leaf for part in parts for leaf in _leaves(part)] if parts else [transform]
+
+
+def _as_input(value: Any, mode: str | None, where: str) -> Tensor:
+    """Return an image as a tensor (channel, height, width); other arrays as they are."""
+    if isinstance(value, (np.ndarray, Tensor)):
+        is_grey = value.ndim == 2 and (mode is not None or value.dtype in (np.uint8, torch.uint8))
+        if value.ndim != 3 and not is_grey:
+            return torch.as_tensor(value)
+    return as_image(value, mode, where)
+
+
+def _apply(stage: Any, images: Images, moving: Columns, draws: Draws) -> tuple[Images, Columns]:
+    """Apply a stage to the batch, or to each image where they are unequal, and to its targets."""
+    if isinstance(images, Tensor) or hasattr(stage, "takes_lists"):
+        return _apply_to_batch(stage, images, moving, draws)
+    changed, moved = [], _emptied(moving)
+    for number, image in enumerate(images):
+        one, left = image[None], draws.sample(number)
+        lone = {place: column[number : number + 1] for place, column in moving.items()}
+        one, lone = _apply_to_batch(stage, one, lone, left)
+        changed.append(one[0])
+        for place, column in lone.items():
+            moved[place] += column
+    draws.n_drawn = left.n_drawn  # of each sample equally many
+    return _stacked(changed), moved
+
+
+def _emptied(moving: Columns) -> Columns:
+    return {place: [] for place in moving}
+
+
+def _apply_to_batch(
+    stage: Any, images: Images, moving: Columns, draws: Draws
+) -> tuple[Tensor, Columns]:
+    is_still = not moving or keeps_places(stage)
+    if isinstance(stage, _Single) and not is_still:
+        entries = [column[0] for column in moving.values()]
+        image, entries = stage.together(images[0], entries)
+        return image, dict(zip(moving, [[entry] for entry in entries], strict=True))
+    sizes, before = [tuple(image.shape[-2:]) for image in images], draws.copy()
+    whole: Tensor = stage.batch(images, draws)
+    if not isinstance(whole, Tensor) or len(whole) != len(images):
+        found = tuple(whole.shape) if isinstance(whole, Tensor) else f"a {type(whole).__name__}"
+        given = (len(images), *images[0].shape)
+        text = f"{type(stage).__name__} was given images {given} and gave {found}"
+        raise BatchError(f"{text}; `batch` returns all of them, as a tensor")
+    if is_still:
+        return whole, moving
+    moved = {place: _moved(stage, column, sizes, before) for place, column in moving.items()}
+    return whole, moved
+
+
+def _moved(stage: Any, column: Any, sizes: Sequence[Any], draws: Draws) -> Any:
+    """Move one target of all samples as the stage moves their images."""
+    if isinstance(column, Tensor):
+        return stage.batch_masks(column, draws.copy())
+
+    def moved(number: int, target: Tensor) -> Tensor:
+        own = draws.sample(number)
+        if has_override(stage, "move"):
+            return stage.move(target, sizes[number], own)
+        return type(target)(stage.batch_masks(target[None], own)[0])  # a mask, as was checked
+
+    numbered = enumerate(column)
+    return [change_each(functools.partial(moved, number), entry) for number, entry in numbered]
+
+
+def _unequal(images: list[Tensor], indices: Tensor) -> str:
+    """Say which two samples of a batch differ in shape or dtype."""
+    forms = [(tuple(image.shape), image.dtype) for image in images]
+    other = next(number for number, form in enumerate(forms) if form != forms[0])
+    facts = [
+        f"sample {int(indices[number])} is {forms[number][0]}"
+        f"{f' of {forms[number][1]}' if forms[0][0] == forms[other][0] else ''}"
+        for number in (other, 0)
+    ]
+    text = f"images of unequal shapes: {facts[0]}, {facts[1].replace(' is ', ' ')}"
+    return f"{text}; add a transform that makes them equal, such as Resize"
+
+
+def _stacked(images: list[Tensor]) -> Images:
+    """Make one tensor of images of one shape."""
+    if all(x.shape == images[0].shape and x.dtype == images[0].dtype for x in images):
+        return torch.stack(images)
+    return images

@@ -1,0 +1,118 @@
+"""Pixels of many images, one after the other in a file, which all processes read in place.
+
+Those of one image lie as decoders give them and resizing is quickest with: by row, column, channel.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import weakref
+from collections.abc import Generator
+from multiprocessing.context import get_spawning_popen
+from typing import Any
+
+import numpy as np
+import torch
+
+from base.data.threads import read_each
+from base.errors import DataError, KindlingError
+
+MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # Python has its name since 3.11
+
+
+class Layout:
+    """Where each image lies: number i at bytes ``offsets[i]`` to ``offsets[i + 1]``.
+
+    shapes  (image, 3) int32: channel, height, width
+    """
+
+    def __init__(self, shapes: np.ndarray) -> None:
+        self.shapes = shapes
+        self.offsets = np.zeros(len(shapes) + 1, dtype=np.int64)
+        shapes.prod(axis=1, dtype=np.int64).cumsum(out=self.offsets[1:])
+        self.n_bytes = int(self.offsets[-1])
+        self.is_uniform = bool((shapes == shapes[0]).all())
+
+
+def read_layout(source: Any, n_threads: int) -> Layout:
+    """Read the shapes of all images from their headers, so that the size of all is known."""
+
+    def shape(index: int) -> tuple[int, int, int]:
+        return _told_where(source, source.image_shape, index)
+
+    shapes = list(read_each(shape, range(len(source)), n_threads, "reading the sizes of images"))
+    return Layout(np.array(shapes, dtype="<i4"))
+
+
+def decode_each(
+    source: Any, layout: Layout, first: int, n_threads: int
+) -> Generator[tuple[int, np.ndarray], None, None]:
+    """Decode the images from number `first` on, in threads: give (number, its bytes).
+
+    Raises:
+        DataError: with the place of an image that cannot be read, or is not what its header says.
+    """
+
+    def decode(index: int) -> tuple[int, np.ndarray]:
+        image = _told_where(source, source.image, index)
+        expected = tuple(layout.shapes[index].tolist())
+        if image.dtype != torch.uint8 or tuple(image.shape) != expected:
+            found = f"{image.dtype} {tuple(image.shape)}, not uint8 {expected} as its header says"
+            raise DataError(f"{source.place(index)}: decodes to {found}; it cannot be cached")
+        return index, image.permute(1, 2, 0).contiguous().flatten().numpy()
+
+    return read_each(decode, range(first, len(source)), n_threads, "caching images")
+
+
+def write_at(descriptor: int, data: Any, place: int) -> None:
+    """Write all bytes of an array there."""
+    view = memoryview(data).cast("B")
+    while view:
+        n_written = os.pwrite(descriptor, view, place)
+        view, place = view[n_written:], place + n_written
+
+
+def _told_where(source: Any, read: Any, index: int) -> Any:
+    try:
+        return read(index)
+    except KindlingError as error:
+        text = f"{error}; a cache holds every image: mend it, leave it out, or use cache: none"
+        raise DataError(text) from error
+    except Exception as error:  # a data set of one's own may raise anything
+        raise DataError(f"{source.place(index)}: cannot be read: {error}") from error
+
+
+class SharedPixels:
+    """The bytes of a file from `start` on, mapped: no copy for any process, forked or spawned.
+
+    What a process writes into them by mistake, neither the file nor another process sees.
+    """
+
+    def __init__(self, descriptor: int, start: int) -> None:
+        self.descriptor, self.start = descriptor, start
+        weakref.finalize(self, os.close, descriptor)
+        # Without NORESERVE Linux wants room for a copy of it all, should all be written to.
+        flags = mmap.MAP_PRIVATE | MAP_NORESERVE
+        try:
+            mapped = mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError as error:  # a limit of the process (ulimit -v)
+            size = os.fstat(descriptor).st_size / 1e6
+            text = f"cached pixels cannot be mapped ({size:,.0f} MB): {error.strerror}"
+            raise DataError(f"{text}; raise the limit, or use a smaller `resize`") from error
+        self.values = torch.frombuffer(mapped, dtype=torch.uint8, offset=start)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if get_spawning_popen() is None:
+            raise DataError(
+                "cached pixels are handed only to a process that is being started; pickle the data "
+                "set that was cached instead"
+            )
+        from multiprocessing.reduction import DupFd
+
+        return _receive, (DupFd(self.descriptor), self.start)
+
+
+def _receive(sent: Any, start: int) -> SharedPixels:
+    return SharedPixels(sent.detach(), start)

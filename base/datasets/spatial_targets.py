@@ -1,0 +1,320 @@
+"""Targets that lie on an image, such as masks and boxes: found, made ready to move, collated.
+
+An integer target of its image's height and width counts as a mask of class numbers. What a move
+brings into a mask from outside of the image is of no class: it gets the number that losses ignore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from base.data.batch import CONTAINERS, tensors_in, with_entries
+from base.errors import BatchError, DataError
+
+IGNORED = -100  # the class number that torch's losses ignore by default
+# Masks move as class number + OFFSET, so that the 0 which comes in from outside is none of them.
+# Every sum is a whole number that float32 holds, in which torchvision rotates and warps.
+OFFSET = 1 << 16
+LARGEST = 1 << 23
+LEAST_SIDE = 8  # of a map in another size than its image; less may be a matrix
+BOX_NAMES = frozenset(("boxes", "box", "bbox", "bboxes", "bndbox", "keypoints", "landmarks"))
+
+Column = Any  # of one target for each sample of a batch: a tensor, or a list
+
+
+class SpatialTargets:
+    """The targets of a batch, of which some may lie on its images.
+
+    Args:
+        columns: what stands beside the image in a sample, for all of them: tensors, or lists.
+        ignored: the class number of what comes into a mask from outside.
+        ids: what errors call the samples.
+
+    Raises:
+        DataError: a target lies on an image of another size, or is a colour image.
+    """
+
+    def __init__(
+        self,
+        images: Tensor | list[Tensor],
+        columns: Sequence[Column],
+        ignored: int = IGNORED,
+        ids: Sequence[Any] = (),
+    ) -> None:
+        self.columns, self.ignored, self.ids = list(columns), ignored, ids
+        self.kinds: dict[int, list[Any]] = {}  # how each entry lies on its image, by column
+        self.moving: dict[int, Column] = {}
+        size = tuple(images[0].shape[-2:])
+        for number, column in enumerate(columns if images[0].dim() == 3 else ()):
+            if isinstance(column, Tensor | list) and lies_on(column[0], size):
+                self.moving[number] = self._made_ready(number, column, images)
+
+    def __bool__(self) -> bool:
+        return bool(self.moving)
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether some are no masks of whole images."""
+        found = (kind for kinds in self.kinds.values() for kind in kinds[0])
+        return any(isinstance(kind, str) and kind for kind in found)
+
+    def collated(self) -> list[Any]:
+        """Return the targets as a batch has them; those with boxes as a list, one of each sample.
+
+        A list of what each sample has is stacked; what is no list is a batch's already.
+
+        Raises:
+            BatchError: they cannot be stacked.
+        """
+        columns = []
+        for number, column in enumerate(self.columns):
+            if number not in self.moving:
+                columns.append(collate(column) if isinstance(column, list) else column)
+                continue
+            column, kinds = self.moving[number], self.kinds[number]
+            if isinstance(column, Tensor):
+                columns.append(_moved_back(column, kinds[0][0], self.ignored, is_batch=True))
+                continue
+            entries = [self._given_back(*pair) for pair in zip(column, kinds, strict=True)]
+            is_alone = isinstance(entries[0], Tensor)
+            stays = "boxes" in kinds[0] or ("own" in kinds[0] and not is_alone)
+            columns.append(entries if stays else collate(entries))
+        return columns
+
+    def _made_ready(self, number: int, column: Column, images: Tensor | list[Tensor]) -> Column:
+        """Return a target of all samples as tensors that can be moved, and keep what they were."""
+        size = tuple(images[0].shape[-2:])
+        if isinstance(column, Tensor):
+            self.kinds[number] = [[_kind(column[0], size, is_inner=False)]] * len(column)
+            return _movable(column, self.kinds[number][0][0], is_batch=True)
+        entries, all_kinds = [], []
+        for sample, (entry, image) in enumerate(zip(column, images, strict=True)):
+            kinds: list[Any] = []
+            size = tuple(image.shape[-2:])
+            try:
+                if not lies_on(entry, size):
+                    shape = getattr(entry, "shape", type(entry).__name__)
+                    raise DataError(f"target {shape} does not lie on its image {size}")
+                entries.append(_ready(entry, size, kinds))
+            except DataError as error:
+                raise DataError(f"sample {self.ids[sample]}: {error}") from error
+            all_kinds.append(kinds)
+        self.kinds[number] = all_kinds
+        are_alike = all(isinstance(entry, Tensor) for entry in entries) and all(
+            (kinds, entry.shape) == (all_kinds[0], entries[0].shape)
+            for kinds, entry in zip(all_kinds, entries, strict=True)
+        )
+        if are_alike and isinstance(images, Tensor) and isinstance(all_kinds[0][0], tuple):
+            return torch.stack([entry.as_subclass(Tensor) for entry in entries])
+        return entries
+
+    def _given_back(self, entry: Any, kinds: list[Any]) -> Any:
+        """Return a moved target as the plain tensors that it was."""
+        left = iter(kinds)
+
+        def give(value: Any) -> Any:
+            if isinstance(value, CONTAINERS):
+                return with_entries(value, give)
+            kind = next(left)
+            if isinstance(kind, tuple):
+                return _moved_back(value, kind, self.ignored)
+            return value.as_subclass(Tensor) if kind else value
+
+        return give(entry)
+
+    def as_lists(self) -> dict[int, list[Any]]:
+        """Return what moves with a list for each target, of one entry for each sample."""
+        from torchvision.tv_tensors import Mask
+
+        return {
+            number: [Mask(each) for each in column] if isinstance(column, Tensor) else column
+            for number, column in self.moving.items()
+        }
+
+
+def lies_on(entry: Any, size: Sequence[int]) -> bool:
+    """Tell whether a target lies on an image of this size, or has something in it that does."""
+    if isinstance(entry, CONTAINERS):
+        entries = entry.values() if isinstance(entry, Mapping) else entry
+        return any(lies_on(each, size) for each in entries)
+    if isinstance(entry, Image.Image):
+        return True
+    if isinstance(entry, np.ndarray) and entry.ndim in (2, 3) and entry.dtype.kind in "uibf":
+        return entry.shape[-2:] == tuple(size)
+    return isinstance(entry, Tensor) and bool(_kind(entry, size, is_inner=False))
+
+
+def change_each(change: Callable[[Any], Any], entry: Any) -> Any:
+    """Return a target in which each of torchvision's tensors is changed, however deep it lies."""
+    if isinstance(entry, CONTAINERS):
+        return with_entries(entry, lambda inner: change_each(change, inner))
+    return change(entry) if _is_torchvisions(entry) else entry
+
+
+def refuse_what_stays(columns: Sequence[Column], size: Sequence[int]) -> None:
+    """Make sure that no target lies on the image in a form that cannot be moved.
+
+    Raises:
+        BatchError: boxes are plain numbers, or a map has another size than the image.
+    """
+    for column in columns:
+        if not isinstance(column, Tensor | list):  # of a whole batch, in a form of its own
+            if any(each.dim() > 2 and each.shape[-2:] == size for each in tensors_in(column)):
+                text = f"a target that lies on the images is in a {type(column).__name__}"
+                raise BatchError(f"{text}, so that no transform can move it: give it as a tensor")
+            continue
+        entry = column[0]
+        for name in _names_of_boxes(entry):
+            text = f"targets[{name!r}] are plain numbers, which no transform moves"
+            kinds = "BoundingBoxes or torchvision.tv_tensors.KeyPoints"
+            raise BatchError(f"{text}: give torchvision.tv_tensors.{kinds}")
+        shape, size = tuple(getattr(entry, "shape", ())), tuple(size)
+        if len(shape) not in (2, 3) or shape[-2:] == size or _is_torchvisions(entry):
+            continue
+        if len(shape) == 3 and shape[:2] == size:
+            text = f"a target {shape} has its channels last, so that no transform can move it"
+            raise BatchError(f"{text}: give (channel, height, width)")
+        height, width = shape[-2:]
+        if min(height, width) >= LEAST_SIDE and height * size[1] == width * size[0]:
+            text = f"a target {shape} seems to lie on its image {size}, but in another size"
+            raise BatchError(f"{text}, so that no transform can move it: give it the image's size")
+
+
+def collate(entries: list[Any]) -> Any:
+    """Stack one target of all samples.
+
+    Raises:
+        BatchError: their shapes differ.
+    """
+    try:
+        return default_collate(entries)
+    except (RuntimeError, TypeError) as error:
+        shapes = list(dict.fromkeys(map(str, (_shapes(entry) for entry in entries))))
+        if len(shapes) < 2:
+            raise
+        text = f"targets of unequal shapes, {shapes[0]} and {shapes[1]}, cannot be stacked"
+        advice = (
+            "give boxes and keypoints in a dict, as torchvision.tv_tensors: a batch then has a "
+            "list of such dicts; masks get one size by a transform such as Resize"
+        )
+        raise BatchError(f"{text}: {advice}") from error
+
+
+def _ready(entry: Any, size: Sequence[int], kinds: list[Any], is_inner: bool = False) -> Any:
+    """Return a target, what lies on the image as torchvision's tensors; note their kinds."""
+    if isinstance(entry, CONTAINERS):
+        return with_entries(entry, lambda each: _ready(each, size, kinds, is_inner=True))
+    if isinstance(entry, Image.Image):
+        entry = _class_numbers(entry)
+    if isinstance(entry, np.ndarray) and entry.dtype.kind in "uibf":
+        entry = torch.from_numpy(np.ascontiguousarray(entry))
+    if not isinstance(entry, Tensor):
+        kinds.append("")
+        return entry
+    kind = _kind(entry, size, is_inner)
+    kinds.append(kind)
+    own_size = getattr(entry, "canvas_size", None) or tuple(entry.shape[-2:])
+    is_placed = _is_torchvisions(entry) or (not is_inner and kind == "")
+    if is_placed and tuple(own_size) != tuple(size):
+        text = f"{type(entry).__name__} for an image {tuple(own_size)}, but the image is"
+        raise DataError(f"{text} {tuple(size)}")
+    if not isinstance(kind, tuple):
+        return entry
+    from torchvision.tv_tensors import Mask
+
+    return Mask(_movable(entry.as_subclass(Tensor), kind))
+
+
+def _kind(entry: Tensor, size: Sequence[int], is_inner: bool) -> Any:
+    """Return how a tensor lies on an image of this size, or an empty text where it does not.
+
+    Returns:
+        "boxes" or "own": one of torchvision's tensors, as it is; ("classes", dims, dtype): a mask
+        of class numbers; ("numbers", dims, dtype): other numbers of which each pixel has its own.
+    """
+    shape, is_own = tuple(entry.shape), _is_torchvisions(entry)
+    if len(shape) in (2, 3) and shape[-2:] == tuple(size):
+        is_one = len(shape) == 2 or (shape[0] == 1 and not is_inner)
+        may_be_mask = not is_own or type(entry).__name__ == "Mask"
+        if is_one and may_be_mask and _is_whole(entry):
+            return ("classes", len(shape), entry.dtype)
+        if not is_own:
+            return ("numbers", len(shape), entry.dtype)
+    if not is_own:
+        return ""
+    return "boxes" if hasattr(entry, "canvas_size") else "own"
+
+
+def _movable(values: Tensor, kind: Any, is_batch: bool = False) -> Tensor:
+    """Return a mask as (channel, height, width), or many of them, such that 0 means outside."""
+    name, n_dims, _ = kind
+    values = values.unsqueeze(1 if is_batch else 0) if n_dims == 2 else values
+    if name == "numbers":
+        return values
+    values = values.to(torch.int64)
+    if values.device.type == "cpu":  # to look at those on a GPU would wait for it
+        low, high = torch.aminmax(values)
+        if low <= -OFFSET // 2 or high >= LARGEST:
+            raise DataError(f"a mask holds {int(low)} to {int(high)}, which are no class numbers")
+    return values.to(torch.int32).add_(OFFSET)
+
+
+def _moved_back(values: Tensor, kind: Any, ignored: int, is_batch: bool = False) -> Tensor:
+    """Return a moved mask in the shape that it had, its class numbers in int64."""
+    name, n_dims, dtype = kind
+    values = values.as_subclass(Tensor)
+    values = values.squeeze(1 if is_batch else 0) if n_dims == 2 else values
+    if name == "numbers":
+        return values.to(dtype)
+    values = values.to(torch.int64)
+    return torch.where(values < OFFSET // 2, ignored, values - OFFSET)
+
+
+def _class_numbers(image: Image.Image) -> np.ndarray[Any, Any]:
+    """Return the numbers of a mask that is an image: grey levels, or places in its palette."""
+    if image.mode not in ("1", "L", "P", "I", "I;16"):
+        text = f"a target that is an image of mode {image.mode}: give one of class numbers (L or P)"
+        raise DataError(f"{text}, or a float tensor (channel, height, width)")
+    return np.array(image).astype(np.int64)
+
+
+def _names_of_boxes(entry: Any) -> Iterator[str]:
+    """Give the names of boxes and keypoints that are no tensors of torchvision."""
+    if isinstance(entry, Mapping):
+        for name, value in entry.items():
+            if str(name).lower() in BOX_NAMES and not _is_torchvisions(value):
+                yield name
+            else:
+                yield from _names_of_boxes(value)
+    elif isinstance(entry, (list, tuple)) and not isinstance(entry, Tensor):
+        for value in entry[:1]:
+            yield from _names_of_boxes(value)
+
+
+def _is_torchvisions(value: Any) -> bool:
+    module = "torchvision.tv_tensors"
+    return isinstance(value, Tensor) and any(
+        each.__module__.startswith(module) for each in type(value).__mro__
+    )
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "uib"
+    is_tensor = isinstance(value, Tensor)
+    return is_tensor and not value.is_floating_point() and not value.is_complex()
+
+
+def _shapes(entry: Any) -> Any:
+    if isinstance(entry, Mapping):
+        return {name: _shapes(value) for name, value in entry.items()}
+    if isinstance(entry, (list, tuple)):
+        return [_shapes(value) for value in entry]
+    return tuple(entry.shape) if hasattr(entry, "shape") else type(entry).__name__

@@ -1,0 +1,118 @@
+"""The mean and standard deviation of a data set's channels, computed once and kept."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from base.data.reading import BadSample, Failure, NoteBad, find_get_batch
+from base.data.threads import read_ahead
+from base.errors import DataError
+from base.system.deferred_files import write_when_running
+from logger.files import read_file
+
+log = logging.getLogger("kindling")
+
+Note = NoteBad | None
+AT_ONCE = 4096  # samples of an in-memory set that are summed together
+
+
+def channel_statistics(
+    source: Any, indices: Tensor, white: float, n_threads: int, folder: Path, note_bad: Note = None
+) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel (or column) over some samples.
+
+    Numbers are from 0 to 1 where images are of whole numbers; each pixel counts alike, as in
+    ``images.mean(dim=(0, 2, 3))``. What had to be read from files is kept in ``folder``, under a
+    name from the data set's fingerprint and the samples.
+
+    Args:
+        note_bad: is given what cannot be read, which is then left out; None: that is an error.
+    """
+    kept: Path | None = None
+    if hasattr(source, "fingerprint"):
+        content = f"{source.fingerprint()} {white}".encode() + indices.numpy().tobytes()
+        kept = folder / f"statistics-{hashlib.blake2b(content, digest_size=12).hexdigest()}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            found = json.loads(read_file(kept))
+            return found["mean"], found["std"]
+    mean, std = _compute(source, indices, white, n_threads, note_bad)
+    if kept is not None:
+        write_when_running(functools.partial(_keep, kept, mean, std))
+    return mean, std
+
+
+def _keep(path: Path, mean: list[float], std: list[float]) -> None:
+    with contextlib.suppress(OSError):  # not kept: they are computed again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.partial")
+        part.write_text(json.dumps({"mean": mean, "std": std}))
+        part.replace(path)
+
+
+def _compute(
+    source: Any, indices: Tensor, white: float, n_threads: int, note_bad: Note
+) -> tuple[list[float], list[float]]:
+    # Sums are of differences from a first value: those of large numbers would lose small
+    # differences, and a constant is exactly one.
+    count, shift, total, squares = 0, None, torch.zeros(()), torch.zeros(())
+    for images in _read(source, indices, n_threads, note_bad):
+        scale = 1.0 if images.is_floating_point() else white
+        values = images.to(torch.float64).div_(scale)
+        if values.dim() < 2:
+            text = "normalize: auto: each sample is one number, without columns or channels"
+            raise DataError(f"{text}: give inputs of shape (N, 1)")
+        rows = values.flatten(2).transpose(0, 1).flatten(1) if values.dim() > 2 else values.T
+        shift = rows[:, :1].clone() if shift is None else shift
+        rows = rows - shift
+        count += rows.shape[1]
+        total = total + rows.sum(1)
+        squares = squares + rows.square().sum(1)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_(min=0).sqrt()
+    mean = mean if shift is None else mean + shift[:, 0]
+    if not std.isfinite().all():
+        raise DataError("normalize: auto: the data hold numbers that are not finite")
+    std[std == 0] = 1.0  # a constant stays a constant
+    log.info(f"normalize  mean {_few(mean)}, std {_few(std)}, of {len(indices):,} samples")
+    return mean.tolist(), std.tolist()
+
+
+def _read(source: Any, indices: Tensor, n_threads: int, note_bad: Note) -> Iterator[Tensor]:
+    """Give the images: many at once from memory, else one by one, decoded in threads."""
+    get_batch = find_get_batch(source)
+    if get_batch is not None:
+        for part in indices.split(AT_ONCE):
+            yield get_batch(part)[0]
+    else:
+        n_threads, read = max(1, n_threads), functools.partial(_image, source, note_bad is not None)
+        for image in read_ahead(read, iter(indices.tolist()), n_threads, 4 * n_threads, 0):
+            if note_bad is not None and isinstance(image, BadSample):
+                note_bad([image])
+            else:
+                yield image
+
+
+def _image(source: Any, may_skip: bool, index: int) -> Tensor | BadSample:
+    try:
+        return source.image(index)[None]
+    except Exception as error:
+        failure = Failure("", error)
+        if not may_skip or not failure.may_be_skipped:
+            raise
+        return failure.of_sample(index, source.place(index))
+
+
+def _few(numbers: Tensor) -> str:
+    text = ", ".join(f"{x:.4f}" for x in numbers[:4].tolist())
+    return f"{text}, ..." if len(numbers) > 4 else text

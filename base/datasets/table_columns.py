@@ -1,0 +1,299 @@
+"""The columns of a table: numbers, NaN where one is missing, and the values of categories."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from base.datasets.csv_table import Table
+from base.datasets.labels import (
+    LARGEST,
+    all_numbers,
+    as_number,
+    raise_problems,
+    read_number,
+    sort_labels,
+)
+from base.errors import DataError, Problem, nearest
+
+log = logging.getLogger("kindling")
+
+Rule = str | float  # what to do where a value is missing
+RULES = ("error", "drop", "mean", "median")
+# In lower case, of numbers and dates: what pandas reads as missing, and UCI's question mark.
+MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "?"))
+BOOLEANS = {"false": 0.0, "true": 1.0}
+DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(\D.*)?", re.ASCII)
+EXACT = 2**24  # up to here float32 holds every whole number
+ADVICE = "`missing` can fill it in or drop the row"
+
+
+class Categories(NamedTuple):
+    """The values of a column of categories, sorted, and which of them each row has."""
+
+    values: list[str]
+    numbers: Tensor  # int64 (row,)
+
+
+def text_columns(table: Table, inputs: Sequence[str], dates: Sequence[str]) -> list[str]:
+    """Return the input columns of text, which are categories by ``auto``.
+
+    A column in which any value is a number is none: its text may be a slip.
+
+    Raises:
+        DataError: a column has another text in almost every row.
+    """
+    chosen, problems = [], []
+    for name in inputs:
+        texts = [text for text in table.column(name) if text.lower() not in MISSING]
+        are_text = not any(
+            as_number(table.number_text(text)) is not None or DATE.fullmatch(text) for text in texts
+        )
+        are_booleans = set(map(str.lower, texts)) <= BOOLEANS.keys()
+        if name in dates or not are_text or are_booleans:
+            continue
+        if len(texts) > 20 and len(set(texts)) > len(texts) / 2:
+            text = (
+                f"{len(set(texts))} distinct texts in {len(texts)} rows are too many for categories"
+            )
+            advice = f"leave the column out, `ignore: [{name}]`, or list it in `categories`"
+            problems.append(Problem(f"{table.file}:{name}", f"{text}: {advice}"))
+        chosen.append(name)
+    raise_problems(problems)
+    return chosen
+
+
+def rules_by_column(missing: Rule | Mapping[Any, Rule]) -> dict[str, Rule]:
+    """Return the rules of a `missing` argument by column, ``"*"`` for the others."""
+    if not isinstance(missing, Mapping):
+        return {"*": missing}
+    return {str(name): rule for name, rule in missing.items()}
+
+
+def missing_rules(
+    file: str,
+    by_column: Mapping[str, Rule],
+    inputs: Sequence[str],
+    categories: Sequence[str],
+    targets: Sequence[str],
+) -> dict[str, Rule]:
+    """Return for each column what to do where a value is missing.
+
+    Means and numbers fill in columns of numbers; a category that is missing is then a category of
+    its own. Targets are never filled in.
+
+    Raises:
+        DataError: a rule is none, or not one for such a column.
+    """
+    given = dict(by_column)
+    general = given.pop("*", "error")
+    rules: dict[str, Rule] = {}
+    faults = {"missing": _fault_of_numbers(general)}
+    for name in dict.fromkeys((*inputs, *targets)):
+        rule, where = given.get(name, general), f"missing.{name}"
+        if name in targets:
+            if name in given and rule not in ("error", "drop"):
+                faults[where] = f"a target is never filled in: error or drop, not {rule!r}"
+            rules[name] = "drop" if rule == "drop" else "error"
+        elif name in categories:
+            if name in given and rule in ("mean", "median"):
+                faults[where] = f"categories have no {rule}: error, drop or a value"
+            is_general = name not in given and rule not in ("error", "drop")
+            rules[name] = "" if is_general else str(rule)
+        else:
+            rules[name] = rule
+            faults |= {where: _fault_of_numbers(rule)} if name in given else {}
+    raise_problems([Problem(f"{file}: {where}", text) for where, text in faults.items() if text])
+    return rules
+
+
+def _fault_of_numbers(rule: Any) -> str:
+    """Return what is wrong with a rule for columns of numbers, or an empty text."""
+    if rule in RULES or _is_number(rule):
+        return ""
+    return f"one of {', '.join(RULES)} or a number, not {rule!r}{nearest(str(rule), RULES)}"
+
+
+def drop_rows(table: Table, rules: Mapping[str, Rule], texts: Sequence[str]) -> Table:
+    """Leave out the rows in which a value is missing that must not be.
+
+    Args:
+        texts: the columns in which only an empty cell is missing: categories and class names.
+    """
+    dropping = {name: table.columns.index(name) for name in rules if rules[name] == "drop"}
+    if not dropping:
+        return table
+    n_missing: Counter[str] = Counter()
+    kept = []
+    for number, row in enumerate(table.rows):
+        lacks = [name for name, place in dropping.items() if is_missing(row[place], name in texts)]
+        n_missing.update(lacks)
+        if not lacks:
+            kept.append(number)
+    if not n_missing:
+        return table
+    n_dropped, counts = (
+        len(table.rows) - len(kept),
+        ", ".join(f"{n} {c}" for n, c in n_missing.items()),
+    )
+    text = f"dropped {n_dropped} of {len(table.rows)} rows with missing values ({counts})"
+    if not kept:
+        raise DataError(f"{table.file}: {text}; no row is left: fill a column in, or `ignore` it")
+    log.info(f"{table.file}: {text}")
+    rows, lines = [table.rows[i] for i in kept], [table.lines[i] for i in kept]
+    return table._replace(rows=rows, lines=lines)
+
+
+def is_missing(text: str, is_text: bool) -> bool:
+    """Tell whether a cell holds no value."""
+    return not text if is_text else text.lower() in MISSING
+
+
+def read_inputs(
+    table: Table,
+    names: Sequence[str],
+    categories: Sequence[str],
+    dates: Sequence[str],
+    rules: Mapping[str, Rule],
+) -> tuple[dict[str, Tensor], dict[str, Categories]]:
+    """Return the columns of numbers, dates among them, and those of categories.
+
+    Raises:
+        DataError: with all that is wrong, each with its line and column.
+    """
+    numbers, values, problems = {}, {}, []
+    for name in names:
+        if name in categories:
+            values[name], faults = read_categories(table, name, rules[name])
+        else:
+            read = read_dates if name in dates else read_numbers
+            numbers[name], faults = read(table, name, rules[name])
+        problems += faults
+    raise_problems(problems)
+    return numbers, values
+
+
+def read_numbers(table: Table, name: str, rule: Rule) -> tuple[Tensor, list[Problem]]:
+    """Return a column of numbers, float64 (row,), NaN where one is missing, and what is wrong."""
+    texts = table.column(name)
+    plain = texts if table.decimal == "." else list(map(table.number_text, texts))
+    numbers = all_numbers(plain)
+    problems: list[Problem] = []
+    if numbers is None:
+        are_missing = [text.lower() in MISSING for text in texts]
+        present = [text for text, lacks in zip(texts, are_missing, strict=True) if not lacks]
+        if present and {text.lower() for text in present} <= BOOLEANS.keys():
+            values, problems = _each(table, name, rule, lambda text: BOOLEANS[text.lower()])
+        elif present and not any(
+            as_number(table.number_text(text)) is not None for text in present
+        ):
+            return torch.empty(0), [_no_numbers(table, name)]
+        else:
+            values, problems = _each(table, name, rule, partial(_number, table))
+        numbers = torch.tensor(values, dtype=torch.float64)
+    _note_inexact(table, name, numbers)
+    return numbers, problems
+
+
+def read_dates(table: Table, name: str, rule: Rule) -> tuple[Tensor, list[Problem]]:
+    """Return a column of dates as days since 1970-01-01, float64 (row,), and what is wrong."""
+    values, problems = _each(table, name, rule, _days)
+    return torch.tensor(values, dtype=torch.float64), problems
+
+
+def _each(
+    table: Table, name: str, rule: Rule, read: Callable[[str], float]
+) -> tuple[list[float], list[Problem]]:
+    """Read the cells of a column one by one, NaN where a value is missing."""
+    values, problems = [], []
+    for row, text in enumerate(table.column(name)):
+        value = math.nan
+        try:
+            if text.lower() not in MISSING:
+                value = read(text)
+            elif rule == "error":
+                raise ValueError(f"missing value{f' ({text})' if text else ''}; {ADVICE}")
+        except ValueError as error:
+            problems.append(Problem(table.place(row, name), str(error)))
+        values.append(value)
+    return values, problems
+
+
+def _number(table: Table, text: str) -> float:
+    try:
+        return read_number(table.number_text(text))
+    except ValueError as error:
+        message = str(error).replace(repr(table.number_text(text)), repr(text))
+        raise ValueError(message + _hint(table, text)) from error
+
+
+def read_categories(table: Table, name: str, rule: Rule) -> tuple[Categories, list[Problem]]:
+    """Return a column of categories and what is wrong; ``1.0`` is the same value as ``1``."""
+    texts = [re.sub(r"^(-?\d+)\.0+$", r"\1", text) for text in table.column(name)]
+    problems = []
+    if rule in ("error", "drop"):
+        missing = [row for row, text in enumerate(texts) if not text]
+        advice = f"missing value; {ADVICE}, or make it a category of its own"
+        problems = [Problem(table.place(row, name), advice) for row in missing]
+    else:
+        texts = [text or str(rule) for text in texts]
+    values = sort_labels(set(texts))
+    known = {value: number for number, value in enumerate(values)}
+    return Categories(values, torch.tensor([known[text] for text in texts])), problems
+
+
+def _days(text: str) -> float:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        wanted = "expected a date such as 2024-03-31 or 2024-03-31T18:30"
+        raise ValueError(f"{wanted}, found {text!r}") from error
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return (moment - datetime(1970, 1, 1, tzinfo=timezone.utc)).total_seconds() / 86400
+
+
+def _no_numbers(table: Table, name: str) -> Problem:
+    """Say what to do with a column that holds no number at all."""
+    texts = table.column(name)
+    row = next(row for row, text in enumerate(texts) if text.lower() not in MISSING)
+    if _hint(table, texts[row]):
+        advice = _hint(table, texts[row]).removeprefix("; ")
+    else:
+        advice = f"for text, `categories: [{name}]`, or leave it out: `ignore: [{name}]`"
+    return Problem(table.place(row, name), f"expected a number, found {texts[row]!r}; {advice}")
+
+
+def _hint(table: Table, text: str) -> str:
+    if as_number(table.number_text(text)) is not None or text.lower() in MISSING:
+        return ""
+    if DATE.fullmatch(text):
+        return "; a date: `dates` lists such columns"
+    if table.decimal == "." and as_number(text.replace(",", ".", 1)) is not None:
+        return '; a decimal comma: `decimal: ","`'
+    return ""
+
+
+def _note_inexact(table: Table, name: str, numbers: Tensor) -> None:
+    """Warn of whole numbers that float32 rounds: as ids they would not be told apart."""
+    are_changed = (
+        (numbers.abs() > EXACT) & (numbers == numbers.floor()) & (numbers.float() != numbers)
+    )
+    rows = are_changed.nonzero()[:, 0].tolist()
+    if rows:
+        value = numbers[rows[0]]
+        text = f"{table.place(rows[0], name)}: {value:.0f} is {value.float():.0f} in float32"
+        log.warning(f"{text} (of {len(rows)} such); leave ids out of the inputs")
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= LARGEST

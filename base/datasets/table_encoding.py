@@ -1,0 +1,264 @@
+"""From the columns of a table to tensors: codes of categories, fills and statistics.
+
+They come from the samples that train, are kept with the run, and serve all other data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from base.data.batch import map_tensors
+from base.datasets.labels import sort_labels
+from base.datasets.table_columns import Categories, Rule
+from base.errors import DataError
+
+ENCODINGS = ("one_hot", "codes")
+
+
+class Columns(NamedTuple):
+    """What a table holds, before anything is coded or filled in."""
+
+    source: str
+    lines: list[int]  # where each row begins
+    inputs: list[str]  # the names of the columns, in order
+    targets: list[str]
+    numbers: dict[str, Tensor]  # float64 (row,), NaN where one is missing
+    categories: dict[str, Categories]
+    rules: dict[str, Rule]
+    labels: Tensor  # the targets in their own unit: float (row, target), or class numbers
+    task: str
+    encode: str
+
+
+@dataclass(frozen=True)
+class TableEncoding:
+    """How the columns of a table become tensors."""
+
+    inputs: list[str]
+    targets: list[str]
+    encode: str
+    categories: dict[str, list[str]]
+    """The values of each column of categories in the order of their codes, 1, 2, ..."""
+    untrained: dict[str, list[str]]
+    """Those that no training sample has. Like unknown values they have the code 0."""
+    fills: dict[str, float] = field(default_factory=dict)
+    """What is put in the place of a missing number."""
+    mean: dict[str, float] = field(default_factory=dict)
+    std: dict[str, float] = field(default_factory=dict)
+    target_mean: list[float] = field(default_factory=list)
+    target_std: list[float] = field(default_factory=list)
+
+    @classmethod
+    def from_record(cls, record: Any) -> TableEncoding:
+        """Read what `as_record` gave.
+
+        Raises:
+            DataError: it is no record of a table.
+        """
+        names = {each.name for each in fields(cls)}
+        if not isinstance(record, Mapping) or set(record) != names:
+            raise DataError(
+                f"the record of a table has {', '.join(sorted(names))}; found {record!r}"
+            )
+        return cls(**record)
+
+    def as_record(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    @property
+    def input_names(self) -> list[str]:
+        """The name of each input number: a column's, or ``column=value`` of a category."""
+        names = []
+        for name in self.inputs:
+            if name not in self.categories:
+                names.append(name)
+            elif self.encode == "one_hot":
+                names += [f"{name}={value or '(missing)'}" for value in self.categories[name]]
+        return names
+
+    @property
+    def code_counts(self) -> dict[str, int]:
+        """How many codes each column of categories has, that of unknown values included."""
+        return {
+            name: len(self.categories[name]) + 1 for name in self.inputs if name in self.categories
+        }
+
+    def apply(self, columns: Columns) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return inputs float32 (row, number), codes int64 (row, category) or None, and targets.
+
+        Raises:
+            DataError: the table has other columns than this is for, or lacks a fill.
+        """
+        self._check(columns)
+        parts, codes = [], []
+        for name in self.inputs:
+            if name not in self.categories:
+                parts.append(self._number(columns, name).float()[:, None])
+            elif self.encode == "codes":
+                codes.append(self._codes(columns.categories[name], name))
+            else:
+                places = self._codes(columns.categories[name], name)[:, None]
+                coded = torch.zeros(len(places), self.code_counts[name]).scatter_(1, places, 1.0)
+                parts.append(coded[:, 1:])  # unknown, code 0, is 0 in all
+        targets = columns.labels
+        if self.target_mean:
+            mean, std = torch.tensor([self.target_mean, self.target_std], dtype=torch.float64)
+            targets = ((targets.double() - mean) / std).float()
+        inputs = torch.cat(parts, dim=1) if parts else torch.empty(len(targets), 0)
+        return inputs, torch.stack(codes, dim=1) if self.encode == "codes" else None, targets
+
+    def unknown_text(self, columns: Columns) -> str:
+        """Say which categories of a table are unknown, and in how many rows; "" where none is."""
+        texts = []
+        for name, known in self.categories.items():
+            found = columns.categories[name]
+            places = [n for n, value in enumerate(found.values) if value not in known]
+            if places:
+                n_rows = int(torch.isin(found.numbers, torch.tensor(places)).sum())
+                shown = ", ".join(repr(found.values[n]) for n in places[:5])
+                more = ", ..." if len(places) > 5 else ""
+                texts.append(f"{n_rows} of {len(found.numbers)} rows have {name} {shown}{more}")
+        return f"{'; '.join(texts)}, unknown in training" if texts else ""
+
+    def _number(self, columns: Columns, name: str) -> Tensor:
+        values = columns.numbers[name]
+        if name in self.fills:
+            values = values.nan_to_num(self.fills[name])
+        elif values.isnan().any():
+            row = int(values.isnan().nonzero()[0])
+            text = "missing value, which the training data do not say how to fill in"
+            where = f"{columns.source}:{columns.lines[row]}:{name}"
+            raise DataError(f"{where}: {text}; give them `missing` for this column, too")
+        if name in self.mean:
+            values = (values - self.mean[name]) / self.std[name]
+        return values
+
+    def _codes(self, found: Categories, name: str) -> Tensor:
+        trained = dict(zip(self.categories[name], range(1, self.code_counts[name]), strict=True))
+        trained = {v: code for v, code in trained.items() if v not in self.untrained.get(name, ())}
+        return torch.tensor([trained.get(value, 0) for value in found.values])[found.numbers]
+
+    def _check(self, columns: Columns) -> None:
+        """Make sure that a table has the columns, of the kinds, that this was made for."""
+        for what, ours, theirs in (
+            ("input columns", self.inputs, columns.inputs),
+            ("columns of categories", self.categories, columns.categories),
+            ("targets", self.targets, columns.targets),
+        ):
+            lacking = [name for name in ours if name not in theirs]
+            more = [name for name in theirs if name not in ours]
+            if lacking or more:
+                parts = [f"without {', '.join(lacking)}"] if lacking else []
+                parts += [f"with {', '.join(more)}"] if more else []
+                text = f"the {what} differ from those of the training data: {' and '.join(parts)}"
+                raise DataError(f"{columns.source}: {text}")
+        for what, one, other in (
+            ("encode", self.encode, columns.encode), ("target", self.targets, columns.targets),
+        ):  # fmt: skip
+            if one != other:
+                text = f"{what} is {other}, but {one} for the training data"
+                raise DataError(f"{columns.source}: {text}; write the same for both")
+
+
+Part = tuple[Columns, Tensor]  # a table, and which of its rows train
+
+
+def fit_encoding(
+    parts: Sequence[Part], inputs: bool = False, targets: bool = False
+) -> TableEncoding:
+    """Find the encoding of one or several tables of equal columns.
+
+    Categories are those of all rows, so that how many there are does not depend on the split. All
+    else is of the rows that train: fills, means, deviations, and which values have a code.
+
+    Args:
+        inputs, targets: whether to standardise columns of numbers, and targets of a regression.
+    """
+    first = parts[0][0]
+    categories, untrained, fills, means, stds = {}, {}, {}, {}, {}
+    for name in first.inputs:
+        if name in first.categories:
+            found = [(columns.categories[name], rows) for columns, rows in parts]
+            values = {value for each, _ in found for value in each.values}
+            trained = {each.values[n] for each, rows in found for n in each.numbers[rows].unique()}
+            categories[name] = sort_labels(values)
+            if values - trained:
+                untrained[name] = sort_labels(values - trained)
+            continue
+        numbers = torch.cat([columns.numbers[name][rows] for columns, rows in parts])
+        fill = _fill(numbers, first.rules[name], f"{first.source}: {name}")
+        if fill is not None:
+            fills[name], numbers = fill, numbers.nan_to_num(fill)
+        if inputs:
+            means[name], stds[name] = mean_and_std(numbers)
+    statistics = []
+    if targets and first.task == "regression":
+        labels = torch.cat([columns.labels[rows] for columns, rows in parts])
+        statistics = [mean_and_std(column) for column in labels.double().unbind(dim=1)]
+    return TableEncoding(
+        first.inputs, first.targets, first.encode, categories, untrained, fills, means, stds,
+        [mean for mean, _ in statistics], [std for _, std in statistics],
+    )  # fmt: skip
+
+
+def mean_and_std(values: Tensor) -> tuple[float, float]:
+    """Return both of float64 values; the deviation of a constant is 1, so that it becomes 0.
+
+    The mean is taken away before squaring: of large numbers with small differences nothing is lost.
+    """
+    mean = float(values.mean())
+    if values.min() == values.max():
+        return float(values[0]), 1.0
+    return mean, float((values - mean).square().mean().sqrt())
+
+
+def _fill(numbers: Tensor, rule: Rule, where: str) -> float | None:
+    if not isinstance(rule, str):
+        return float(rule)
+    if rule not in ("mean", "median"):
+        return None
+    present = numbers[~numbers.isnan()]
+    if not len(present):
+        raise DataError(
+            f"{where}: no training sample has a value, so there is no {rule} to fill in"
+        )
+    return float(present.mean() if rule == "mean" else np.median(present.numpy()))
+
+
+class TargetScale:
+    """The mean and deviation by which targets are standardised, to put predictions back."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.n_targets = len(mean)
+        one = slice(None) if self.n_targets > 1 else 0  # a number alone keeps any shape
+        self.mean, self.std = torch.tensor(mean)[one], torch.tensor(std)[one]
+
+    def undo(self, values: Tensor) -> Tensor:
+        """Return predictions, or targets, in the targets' own unit, float32.
+
+        Raises:
+            DataError: several targets, and the last dimension is another.
+        """
+        fits = values.dim() > 1 and values.shape[-1] == self.n_targets
+        if self.n_targets > 1 and not fits:
+            text = f"{self.n_targets} standardised targets, but predictions {tuple(values.shape)}"
+            raise DataError(
+                f"{text}: let `predict` give one for each target, or `normalize: inputs`"
+            )
+        if self.mean.device != values.device:
+            self.mean, self.std = self.mean.to(values.device), self.std.to(values.device)
+        return values.float() * self.std + self.mean
+
+    def undo_all(self, predictions: Any, targets: Tensor) -> Any:
+        """Return predictions in the targets' own unit: a tensor, or those of the targets' shape."""
+        if isinstance(predictions, Tensor):
+            return self.undo(predictions) if predictions.is_floating_point() else predictions
+        shapes = [targets.shape, targets.shape[:1]][: 1 + (self.n_targets == 1)]
+        return map_tensors(predictions, lambda x: self.undo(x) if x.shape in shapes else x)

@@ -1,0 +1,354 @@
+"""Data sets from a CSV file: columns of numbers and categories, or a column of images."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from base.datasets.csv_table import Table, read_table
+from base.datasets.image_files import ImageFiles
+from base.datasets.in_memory import InMemoryDataset
+from base.datasets.labels import Classes, class_names, raise_problems, read_targets
+from base.datasets.table_columns import (
+    Rule,
+    drop_rows,
+    is_missing,
+    missing_rules,
+    read_inputs,
+    read_numbers,
+    rules_by_column,
+    text_columns,
+)
+from base.datasets.table_encoding import (
+    ENCODINGS,
+    Columns,
+    Part,
+    TableEncoding,
+    TargetScale,
+    fit_encoding,
+)
+from base.errors import DataError, Problem, nearest
+
+log = logging.getLogger("kindling")
+
+Names = str | Sequence[str]
+MOST_SHOWN = 24  # names of inputs
+DROPS = "`missing: drop` leaves such rows out"
+
+
+class CsvDataset(InMemoryDataset):
+    """A CSV file whose first line names its columns: inputs and targets, all in memory.
+
+    A sample is (inputs, targets): inputs float32 (k,), a number for each column, and for each value
+    of a column of categories. With ``encode: codes`` it is (numbers, codes, targets), with codes
+    int64 (c,) for an embedding. A value that no training sample has is 0: in all its columns, or
+    as its code.
+
+    `targets` are in their own unit, always. A `DatasetLoader` with ``normalize: auto`` standardises
+    what batches hold; `target_scale` puts predictions back.
+
+    Args:
+        inputs: the columns that the model sees; by default all that are no target.
+        target: the column of the targets, or a list of them.
+        task: classification, regression or multilabel.
+        classes: the names of the classes in the order of their numbers, or how many there are.
+        separator: what stands between the class names in one column, for multilabel: ``a|b``.
+        ignore: columns to leave out, where `inputs` does not list those to take.
+        categories: the input columns of categories, or ``auto``: those that hold text alone.
+        encode: ``one_hot`` or ``codes``.
+        dates: the input columns of dates, as 2024-03-31; they become days since 1970-01-01.
+        missing: ``error``, ``drop`` (the row), ``mean``, ``median``, or what to put there: for all
+            columns, or by column, with ``"*"`` for the others.
+        decimal: the decimal point, or the comma.
+
+    Raises:
+        DataError: with all that is wrong, each with file, line and column.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        file: str,
+        target: Names,
+        inputs: Names | None = None,
+        task: str = "classification",
+        classes: Classes = None,
+        separator: str | None = None,
+        delimiter: str = ",",
+        *,
+        ignore: Names = (),
+        categories: Names = (),
+        encode: str = "one_hot",
+        dates: Names = (),
+        missing: Rule | Mapping[str, Rule] = "error",
+        decimal: str = ".",
+    ) -> None:
+        if encode not in ENCODINGS:
+            known = f"{nearest(str(encode), ENCODINGS)} ({', '.join(ENCODINGS)})"
+            raise DataError(f"encode: there is no {encode!r}{known}")
+        table = read_table(file, delimiter, decimal)
+        targets, ignored = as_list(target, "target"), as_list(ignore, "ignore")
+        names = [name for name in table.columns if name not in (*targets, *ignored)]
+        names = names if inputs is None else as_list(inputs, "inputs")
+        days, is_auto = as_list(dates, "dates"), categories == "auto"
+        coded = [] if is_auto else as_list(categories, "categories")
+        by_column = rules_by_column(missing)
+        others = {"ignore": ignored, "categories": coded, "dates": days, "missing": by_column}
+        check_columns(table, {"inputs": names, "target": targets}, others)
+        refuse_slips(table, names, targets, coded, days)
+        coded = text_columns(table, names, days) if is_auto else coded
+        if encode == "codes" and not coded:
+            raise DataError(f"{file}: encode: codes: no column is in `categories`")
+        rules = missing_rules(file, by_column, names, coded, targets)
+        if separator is not None:  # a sample may have no label at all
+            rules |= dict.fromkeys(targets, "error")
+
+        table = drop_rows(table, rules, [*coded, *(targets if task == "classification" else ())])
+        self._others = without_columns(table, [*names, *targets])
+        self._are_inputs_named = inputs is not None
+        numbers, values = read_inputs(table, names, coded, days, rules)
+        labels, found = read_labels(table, targets, task, classes, separator)
+        self.lines = table.lines
+        self.columns = Columns(
+            file, table.lines, names, targets, numbers, values, rules, labels, task, encode
+        )
+        self.has_record, self._noted = False, ""
+        super().__init__(torch.empty(len(labels), 0), labels, found, source=file)
+        fit_tables([(self, torch.arange(len(labels)))])
+
+    def table_parts(self, indices: Tensor) -> list[tuple[CsvDataset, Tensor]]:
+        """Return the tables that some samples are of, with their rows: this one."""
+        return [(self, indices)]
+
+    def sample_numbers(self, name: str) -> Tensor | None:
+        """Return a column of numbers, float64 (row,), such as a weight; None: there is none.
+
+        Raises:
+            DataError: a number is missing, or the model would see the column by default.
+        """
+        if name in self.columns.inputs and not self._are_inputs_named:
+            text = f"the column {name!r} is also an input: leave it out with `ignore: [{name}]`"
+            raise DataError(f"{self.source}: {text}, or name it in `inputs`")
+        if name in self.columns.numbers:
+            return self.columns.numbers[name]
+        return column_of_numbers(self._others, name)
+
+    def record(self) -> dict[str, Any]:
+        """Return how this table's columns become numbers, as plain data."""
+        return {"table": self.encoding.as_record()}
+
+    def use_record(self, record: Mapping[str, Any]) -> None:
+        """Code, fill in and standardise as the table did that this record is of.
+
+        Raises:
+            DataError: that table has other columns.
+        """
+        if "table" in record:
+            self.follow(TableEncoding.from_record(record["table"]))
+            self.has_record = True
+
+    def follow(self, encoding: TableEncoding) -> None:
+        """Take the encoding of other data, and log the values that it does not know."""
+        self.take(encoding)
+        note = encoding.unknown_text(self.columns)
+        if note not in ("", self._noted):
+            log.warning(f"{self.source}: {note}")
+        self._noted = note
+
+    def take(self, encoding: TableEncoding) -> None:
+        """Make the batches' tensors by an encoding."""
+        inputs, codes, targets = encoding.apply(self.columns)
+        self.encoding, self.images = encoding, inputs
+        others = [targets] if codes is None else [codes, targets]
+        self.tensors_given = [inputs, *others]
+        scale = encoding.target_mean, encoding.target_std
+        self.target_scale = TargetScale(*scale) if encoding.target_mean else None
+        if self.placed is not None:
+            device = self.placed.tensors_given[0].device
+            self.placed.tensors_given = self.placed_on(device).tensors_given
+
+    @property
+    def input_text(self) -> str:
+        """Say what the inputs are, for the log and for errors."""
+        names, codes = self.encoding.input_names, self.encoding.code_counts
+        shown = [*names[:MOST_SHOWN], "..."] if len(names) > MOST_SHOWN else names
+        text = f"{len(names)} numbers: {', '.join(shown)}" if names else "no numbers"
+        if self.encoding.encode == "codes":
+            counts = ", ".join(f"{name} (0 to {n - 1})" for name, n in codes.items())
+            text += f"; {len(codes)} codes: {counts}"
+        return text
+
+    def place(self, index: int) -> str:
+        """Say in which line a sample stands."""
+        return f"{self.source}:{self.lines[index]}"
+
+
+def tables_of(source: Any) -> list[CsvDataset]:
+    """Return the tables that a data set is made of; none where it is made of something else."""
+    if not hasattr(source, "table_parts"):
+        return []
+    return [table for table, _ in source.table_parts(torch.empty(0, dtype=torch.int64))]
+
+
+def fit_tables(
+    tables: Sequence[tuple[CsvDataset, Tensor]], inputs: bool = False, targets: bool = False
+) -> None:
+    """Let several tables, each with its rows that train, have one encoding."""
+    parts: list[Part] = [(table.columns, rows) for table, rows in tables]
+    encoding = fit_encoding(parts, inputs, targets)
+    for table, _ in tables:
+        table.take(encoding)
+
+
+class ImageCsvDataset(ImageFiles):
+    """A CSV file with a column of paths, relative to its folder or to `root`, and targets."""
+
+    def __init__(  # noqa: PLR0913
+        self,
+        file: str,
+        image: str,
+        target: Names,
+        task: str = "classification",
+        classes: Classes = None,
+        separator: str | None = None,
+        delimiter: str = ",",
+        root: str | None = None,
+        mode: str = "RGB",
+        resize: int | Sequence[int] | None = None,
+    ) -> None:
+        table = read_table(file, delimiter)
+        targets = as_list(target, "target")
+        check_columns(table, {"image": [image], "target": targets})
+        self._others = without_columns(table, [image, *targets])
+        numbers, found = read_labels(table, targets, task, classes, separator)
+        super().__init__(
+            Path(file).parent if root is None else root,
+            [row[0] for row in table.texts([image])],
+            numbers,
+            found,
+            mode,
+            resize,
+            source=file,
+            lines=table.lines,
+        )
+
+    def sample_numbers(self, name: str) -> Tensor | None:
+        """Return another column of numbers, float64 (row,), such as a weight; None: no such one."""
+        return column_of_numbers(self._others, name)
+
+
+def without_columns(table: Table, names: Sequence[str]) -> Table:
+    """Return a table of the other columns."""
+    others = [name for name in table.columns if name not in names]
+    return table._replace(columns=others, rows=table.texts(others))
+
+
+def column_of_numbers(table: Table, name: str) -> Tensor | None:
+    """Return a column of numbers, float64 (row,); None: there is no such column.
+
+    Raises:
+        DataError: some are missing or no numbers, each with its line.
+    """
+    if name not in table.columns:
+        return None
+    numbers, problems = read_numbers(table, name, "error")
+    raise_problems(problems)
+    return numbers
+
+
+def as_list(columns: Names, argument: str) -> list[str]:
+    """Return the names that an argument gives; one alone is a list of one."""
+    if isinstance(columns, str | int):
+        return [str(columns)]
+    if not isinstance(columns, list | tuple):
+        raise DataError(f"{argument}: expected a column or a list of them, found {columns!r}")
+    return list(map(str, columns))
+
+
+def read_labels(
+    table: Table, names: list[str], task: str, classes: Classes = None, separator: str | None = None
+) -> tuple[Tensor, list[str] | None]:
+    """Return what some columns mean as targets, and the names of the classes."""
+    if separator is not None and (task != "multilabel" or len(names) != 1):
+        raise DataError(f"{table.file}: separator is for multilabel, with one target column")
+    if task == "multilabel" and separator is None:
+        classes = names if classes is None else classes
+        if len(class_names(classes) or ()) != len(names):
+            raise DataError(f"{table.file}: classes names others than the {len(names)} columns")
+    texts = table.texts(names)
+    if task != "classification" and separator is None:
+        problems = [
+            Problem(table.place(row, name), f"no target{f' ({text})' if text else ''}; {DROPS}")
+            for name in names
+            for row, text in enumerate(table.column(name))
+            if is_missing(text, is_text=False)
+        ]
+        raise_problems(problems)
+    if table.decimal != "." and task != "classification" and separator is None:
+        texts = [list(map(table.number_text, cells)) for cells in texts]
+
+    def place(sample: int, column: int) -> str:
+        return table.place(sample, names[column])
+
+    return read_targets(texts, place, task, classes, separator)
+
+
+def check_columns(
+    table: Table,
+    wanted: Mapping[str, Iterable[str]],
+    others: Mapping[str, Iterable[str]] | None = None,
+) -> None:
+    """Make sure that each column asked for is there; both map arguments to columns.
+
+    Args:
+        others: arguments that may name no column at all.
+    """
+    problems = []
+    for argument, names in {**wanted, **(others or {})}.items():
+        if not names and argument in wanted:
+            problems.append(Problem(table.file, f"{argument} names no column"))
+        twice = [name for name, n in Counter(list(names)).items() if n > 1]
+        problems += [Problem(table.file, f"{argument} names {name!r} twice") for name in twice]
+        for name in names:
+            if name not in table.columns and not (argument == "missing" and name == "*"):
+                known = nearest(str(name), table.columns) or f" ({', '.join(table.columns)})"
+                if len(table.columns) == 1:
+                    known += "; set `delimiter` if it is not the right one"
+                text = f"{argument}: there is no column {name!r}{known}"
+                problems.append(Problem(table.file, text))
+    raise_problems(problems)
+
+
+def refuse_slips(
+    table: Table, inputs: list[str], targets: list[str], categories: list[str], dates: list[str]
+) -> None:
+    """Refuse inputs that can hardly be meant: without a name, the target, or of two kinds."""
+    messages = [_nameless(table, name) for name in inputs if _is_nameless(name)]
+    if set(inputs) != set(targets):  # as they are for an autoencoder
+        text = "is also an input: the model would see the answer"
+        messages += [f"target {name!r} {text}" for name in targets if name in inputs]
+    for argument, names in {"categories": categories, "dates": dates}.items():
+        messages += [f"{argument}: {name!r} is no input" for name in names if name not in inputs]
+    messages += [f"{name!r} is in categories and in dates" for name in dates if name in categories]
+    raise_problems([Problem(table.file, message) for message in messages])
+
+
+def _is_nameless(name: str) -> bool:
+    return not name or re.fullmatch(r"Unnamed: \d+", name) is not None
+
+
+def _nameless(table: Table, name: str) -> str:
+    """Say what a column without a name, or with the one that pandas gives it, may be."""
+    number = table.columns.index(name) + 1
+    called = f"is called {name!r}" if name else "has no name"
+    cause = "a delimiter at the end of a line starts one more column"
+    if number == 1 or name:
+        cause = "it looks like pandas' index: write the file with `index=False`"
+    shown = name or '""'
+    return f"column {number} {called}; {cause}, or leave it out: `ignore: [{shown}]`"

@@ -1,1 +1,0 @@
-"""Options that trade precision, time and memory: the ``memory:`` section of a config."""

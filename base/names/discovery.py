@@ -1,0 +1,276 @@
+"""The project's own definitions, read from the syntax trees of its files without importing them."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from importlib import import_module, invalidate_caches
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from base.errors import ConfigError
+from base.names.imported_names import imported_names, top_level
+from base.names.shipped import FOLDERS, is_shipped
+from base.system.places import PROJECT
+from logger.files import read_file
+
+# What the last word of a base class, or else a file's path, says about the kind of what it holds.
+_BASE_WORDS = {
+    "Dataset": "dataset",
+    "DataLoader": "data_loader",
+    "Sampler": "sampler",
+    "Optimizer": "optimizer",
+    "LRScheduler": "lr_scheduler",
+    "Trainer": "trainer",
+    "Callback": "callback",
+    "Transform": "transform",
+    "Loss": "loss",
+    "Metric": "metric",
+    **dict.fromkeys(("NamedTuple", "Enum", "Protocol", "TypedDict", "Error", "Exception"), ""),
+}
+_PATH_WORDS = {"optim": "optimizer", "sched": "lr_scheduler", "augment": "transform"}
+_PATH_WORDS |= {k: k for k in ("loss", "metric", "init", "transform", "dataset", "callback")}
+
+# Packages whose names are an allow-list, see `torch_names.py`, or no layers, losses and data.
+_COMMON = frozenset(("torch", "torchvision", "numpy", "base", "logger"))
+
+# Where pytorch-template looks for each kind, and nowhere else: of two definitions, these count.
+_FIRST = {
+    "model/model.py": "model",
+    "model/loss.py": "loss",
+    "model/metric.py": "metric",
+    "data_loader/data_loaders.py": "data_loader",
+}
+
+
+class Definition(NamedTuple):
+    """A top-level definition in a file of the project."""
+
+    name: str  # what a config says
+    attribute: str  # what the module says
+    file: str  # relative to the project's root
+    line: int
+    form: str  # "class", "function", "value", or "import" of an installed package's
+    likely_kind: str
+    registry: str = ""  # MODELS, where a decorator gave the name
+    is_shipped: bool = False  # its file came with Kindling and is unchanged
+    first_for: str = ""  # the kind for which it counts before others of its name
+    imported_by: tuple[str, ...] = ()  # other files of its folder
+    may_be_any: bool = False  # a class of which no word says the kind
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    @property
+    def folder(self) -> str:
+        return self.file.partition("/")[0]
+
+
+def project_root() -> Path:
+    """Return the folder that holds ``model/``, ``data_loader/`` and ``trainer/``."""
+    return _root
+
+
+def set_project_root(path: Path | str) -> None:
+    """Look for names below another folder; the modules of the former one are put aside."""
+    global _root
+    _parked[_root] = {name: sys.modules.pop(name) for name in _modules_of_project()}
+    sys.path[:] = [entry for entry in sys.path if entry != str(_root) or _root == PROJECT]
+    _root = Path(path).resolve()
+    sys.path.insert(0, str(_root))
+    sys.modules.update(_parked.get(_root, {}))
+    scan.cache_clear()
+
+
+def _modules_of_project() -> list[str]:
+    """Return the loaded modules that are to be put aside: of the three folders, or beside them."""
+    tops = set(FOLDERS)
+    if _root != PROJECT:
+        files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+        own = [name for name, file in files.items() if file and _is_own(Path(file))]
+        tops |= {name.partition(".")[0] for name in own}
+    return [name for name in sys.modules if name.partition(".")[0] in tops]
+
+
+def _is_own(file: Path) -> bool:
+    return file.is_relative_to(_root) and "site-packages" not in file.parts
+
+
+_root = PROJECT
+_parked: dict[Path, dict[str, ModuleType]] = {}
+
+
+@functools.cache
+def scan(folder: str) -> tuple[list[Definition], list[str]]:
+    """Return the definitions in a folder of the project, and the files that do not parse."""
+    definitions: dict[tuple[str, str], Definition] = {}
+    imported: list[Definition] = []
+    broken = []
+    for path in sorted((_root / folder).rglob("*.py")):
+        file = path.relative_to(_root)
+        if "." in path.stem or any(part.startswith(".") for part in file.parts):
+            continue
+        try:
+            content = read_file(path)
+            tree = ast.parse(content)
+        except (SyntaxError, ValueError, RecursionError, OSError) as error:
+            broken.append(f"{file.as_posix()} ({error})")
+            continue
+        came_with_us = is_shipped(file.as_posix(), content)
+        for node in top_level(tree):
+            for each in _definitions(node, file):
+                # As in Python, the last one counts.
+                definitions[each.file, each.name] = each._replace(is_shipped=came_with_us)
+        if not came_with_us:
+            found = [*_imported_definitions(tree, file), *_of_packages(tree, file)]
+            imported += [it for it in found if (file.as_posix(), it.name) not in definitions]
+    for each in imported:
+        known = definitions.get((each.file, each.name), each)
+        definitions[each.file, each.name] = known._replace(
+            first_for=known.first_for or each.first_for,
+            imported_by=(*known.imported_by, *each.imported_by),
+        )
+    return list(definitions.values()), broken
+
+
+def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
+    kind, place = _likely_kind(node, file), (file.as_posix(), node.lineno)
+    first_for = _FIRST.get(file.as_posix(), "")
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        form = "class" if isinstance(node, ast.ClassDef) else "function"
+        if not node.name.startswith("_") and node.name != "main":  # the command line of a file
+            plain = _says_no_kind(node, file, kind)
+            yield Definition(
+                node.name, node.name, *place, form, kind, first_for=first_for, may_be_any=plain
+            )
+        for registry, name in _decorated_names(node):
+            yield Definition(name, node.name, *place, form, kind, registry)
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if isinstance(node.value, ast.Call | ast.Attribute | ast.Name | ast.Lambda):
+            for target in targets:
+                if isinstance(target, ast.Name) and not target.id.startswith("_"):
+                    name = target.id
+                    yield Definition(name, name, *place, "value", kind, first_for=first_for)
+
+
+def _of_packages(tree: ast.Module, file: Path) -> Iterator[Definition]:
+    """Yield what a file imports by name from installed packages, to be read off that file."""
+    path, first_for = file.as_posix(), _FIRST.get(file.as_posix(), "")
+    for node in top_level(tree):
+        if isinstance(node, ast.ImportFrom) and _is_installed(node):
+            kind = _likely_kind(node, file)
+            for name in (alias.asname or alias.name for alias in node.names):
+                if not name.startswith(("_", "*")):
+                    place = (path, node.lineno)
+                    yield Definition(name, name, *place, "import", kind, first_for=first_for)
+
+
+def _is_installed(node: ast.ImportFrom) -> bool:
+    """Return whether names come from a package that is neither the project's nor Python's own."""
+    package = (node.module or "").partition(".")[0]
+    ours = any((_root / name).exists() for name in (package, f"{package}.py"))
+    return not (node.level or ours or package in _COMMON or package in sys.stdlib_module_names)
+
+
+def _imported_definitions(tree: ast.Module, file: Path) -> Iterator[Definition]:
+    """Yield what a file imports from other files of the project, under the name that it gives."""
+    for found in imported_names(tree, file, _root):
+        for each in _definitions(found.node, found.file):
+            if each.attribute == found.attribute and not each.registry:
+                kind, first_for = _likely_kind(found.node, file), _FIRST.get(file.as_posix(), "")
+                each = each._replace(name=found.name, likely_kind=kind, first_for=first_for)
+                is_near = found.file.parts[0] == file.parts[0]
+                yield each._replace(imported_by=(file.as_posix(),) if is_near else ())
+
+
+def _decorated_names(node: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str, str]]:
+    """Yield the registry's variable and the name of each ``@MODELS.register("name")``."""
+    for call in node.decorator_list:
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+            names = [arg.value for arg in call.args if isinstance(arg, ast.Constant)]
+            if call.func.attr == "register" and names and isinstance(names[0], str):
+                yield ast.unparse(call.func.value).rpartition(".")[2], names[0]
+
+
+def _likely_kind(node: ast.stmt, file: Path) -> str:
+    """Guess what a definition is for: from base classes, its own name, its file and folder."""
+    if isinstance(node, ast.ClassDef):
+        bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
+        for word in (*bases, node.name):
+            for ending, kind in _BASE_WORDS.items():
+                if word.endswith(ending):
+                    return kind
+    for word in re.findall(r"[a-z]+", "/".join(file.parts[1:]).replace("__init__", "").lower()):
+        for beginning, kind in _PATH_WORDS.items():
+            if word.startswith(beginning):
+                return kind
+    return file.parts[0] if isinstance(node, ast.ClassDef) else "function"
+
+
+def _says_no_kind(node: ast.stmt, file: Path, kind: str) -> bool:
+    """Tell whether a class has the kind of its folder only for want of a better one."""
+    folder = file.parts[0]
+    if not isinstance(node, ast.ClassDef) or kind != folder:
+        return False
+    common = {"object"} if folder == "model" else {"object", "Module"}
+    return {ast.unparse(base).rpartition(".")[2] for base in node.bases} <= common
+
+
+def load(found: Definition) -> Any:
+    """Import the one file of a definition and return what it holds under the name.
+
+    Raises:
+        ImportError: the file raises when it is imported; the text says where and what.
+        ConfigError: a class in it is not as its base asks for, with its place.
+    """
+    parts = Path(found.file).with_suffix("").parts
+    module_name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    if str(_root) not in sys.path:
+        sys.path.insert(0, str(_root))
+    invalidate_caches()
+    try:
+        module = import_module(module_name)
+    except ConfigError as error:
+        if all(problem.where for problem in error.problems):
+            raise  # it says where in the file
+        raise ImportError(describe_error(error)) from error
+    except (Exception, SystemExit) as error:  # whatever a file of the user may raise
+        raise ImportError(describe_error(error)) from error
+    if Path(module.__file__ or "").resolve() != (_root / found.file).resolve():
+        text = f"is hidden by {module.__file__}, which Python finds first; rename one of them"
+        raise ImportError(f"{found.file} {text}")
+    if not hasattr(module, found.attribute):
+        raise ImportError(f"{found}: {found.attribute!r} is gone once the file is imported")
+    return getattr(module, found.attribute)
+
+
+def is_shipped_definition(named: Any) -> bool:
+    """Return whether an imported class or function stands in a file that came with Kindling."""
+    file = getattr(sys.modules.get(getattr(named, "__module__", "")), "__file__", None)
+    path = Path(file or "").resolve()
+    if not path.is_file() or not path.is_relative_to(_root):
+        return False
+    return is_shipped(path.relative_to(_root).as_posix(), path.read_bytes())
+
+
+def describe_error(error: BaseException) -> str:
+    """Return ``model/model.py:12: ValueError: text``: the last place in the project it passed."""
+    stack = traceback.extract_tb(error.__traceback__)
+    places: list[tuple[str, int | None]] = [(frame.filename, frame.lineno) for frame in stack]
+    text = str(error)
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+        text = error.msg
+    for filename, line in reversed(places):
+        path = Path(filename)
+        if path.is_relative_to(_root):
+            within = path.relative_to(_root)
+            if within.parts[0] not in ("base", "logger") and "site-packages" not in within.parts:
+                return f"{within.as_posix()}:{line}: {type(error).__name__}: {text}"
+    return f"{type(error).__name__}: {text}"

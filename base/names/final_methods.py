@@ -1,0 +1,126 @@
+"""Methods that a subclass must not replace: said when the class is made, not when it is missed.
+
+``@final`` is a note for type checkers; Python lets a subclass override such a method all the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from base.errors import ConfigError, Problem
+from base.names.discovery import project_root
+from base.system.places import ENGINE
+
+_PORTING = "docs/from-pytorch-template.md, section 4, ports it"
+
+INSTEAD_IN_TRAINERS = {
+    "train": "override train_step(batch) for a step, begin_epoch() for the start of an epoch",
+    "train_epoch": "override train_step(batch) for a step, begin_epoch() for the start of an epoch",
+    "validate": "override valid_step(batch); `trainer.validate_every` says how often",
+    "evaluate": "override valid_step(batch), or predict(outputs) for what metrics see",
+    "end_step": "add a callback with on_step_end(trainer)",
+    "end_epoch": "add a callback with on_epoch_end(trainer, values)",
+    "is_finished": "write `trainer.epochs`, `trainer.steps` or `trainer.early_stop` in the config",
+    "save": "keep more in a checkpoint with self.register(name, thing) in __init__",
+    "register": "call it in __init__, after super().__init__(experiment)",
+    "backward": "call self.backward(loss) in a train_step(batch) of your own",
+    "update": "call self.update() in a train_step(batch) of your own",
+    "is_due": "call it in a train_step(batch) of your own",
+    "only": "call it in a train_step(batch) of your own",
+    "measure": "override predict(outputs) for what metrics see",
+    "build": "call it in __init__: self.build(kind, section) builds what a config may name",
+    "in_own_unit": "override predict(outputs) for what metrics see",
+}
+"""What a user's trainer overrides in place of a method that is final."""
+
+OF_PYTORCH_TEMPLATE = {
+    "_train_epoch": f"override train_step(batch), one batch in place of the loop; {_PORTING}",
+    "_valid_epoch": f"override valid_step(batch), one batch in place of the loop; {_PORTING}",
+    "_save_checkpoint": "keep more in a checkpoint with self.register(name, thing) in __init__",
+    "_resume_checkpoint": "what self.register(name, thing) keeps is resumed too",
+}
+"""Methods of pytorch-template's trainers, which nothing calls here, and what to write instead."""
+
+
+def refuse_overridden(
+    cls: type[Any], advice: Mapping[str, str], never_called: Mapping[str, str] | None = None
+) -> None:
+    """Make sure that a class, just made, overrides no method that a class above it calls final.
+
+    Call it in ``__init_subclass__``. A mixin that comes before the final method counts as well.
+
+    Args:
+        advice: what to override instead, by the name of the method.
+        never_called: names that another template calls, and this one does not; with what to do.
+
+    Raises:
+        ConfigError: names the class with its file and line, each such method and what to do.
+    """
+    faults = [
+        f"{_shown(cls, giver)} overrides {owner.__name__}.{name}, which is final"
+        f"{': ' * (name in advice)}{advice.get(name, '')}"
+        for name, giver, owner in _overridden(cls)
+    ]
+    faults += [
+        f"{_shown(cls, giver)} defines {name}, which is never called here: {instead}"
+        for name, instead in (never_called or {}).items()
+        for giver in cls.__mro__
+        if name in vars(giver)
+    ]
+    if faults:
+        where = _place_of_class_statement()
+        raise ConfigError([Problem(where, fault) for fault in faults])
+
+
+def final_names(cls: type[Any]) -> set[str]:
+    """Return the names of all methods that are final in a class."""
+    return {name for each in cls.__mro__ for name, it in vars(each).items() if _is_final(it)}
+
+
+def _overridden(cls: type[Any]) -> Iterator[tuple[str, type[Any], type[Any]]]:
+    """Yield each final method's name that is overridden, by which class, and whose it is."""
+    for number, owner in enumerate(cls.__mro__):
+        for name, member in vars(owner).items():
+            if _is_final(member):
+                yield from (
+                    (name, each, owner) for each in cls.__mro__[:number] if name in vars(each)
+                )
+
+
+def _is_final(member: Any) -> bool:
+    if isinstance(member, property):
+        member = member.fget
+    member = getattr(member, "__func__", member)  # of a classmethod or a staticmethod
+    return not isinstance(member, type) and getattr(member, "__final__", False) is True
+
+
+def _shown(cls: type[Any], giver: type[Any]) -> str:
+    return cls.__name__ if giver is cls else f"{cls.__name__}, by way of {giver.__name__},"
+
+
+def _place_of_class_statement() -> str:
+    """Return file and line of the class statement that is being run: ``trainer/mine.py:12``."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_inner(frame):
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    path = Path(frame.f_code.co_filename)
+    if path.is_relative_to(project_root()):
+        path = path.relative_to(project_root())
+    return f"{path.as_posix()}:{frame.f_lineno}"
+
+
+def _is_inner(frame: FrameType) -> bool:
+    """Tell whether a frame only passes the making of the class on: ours, or a metaclass's."""
+    path = Path(frame.f_code.co_filename)
+    is_ours = path.is_relative_to(ENGINE) and frame.f_code.co_name == "__init_subclass__"
+    return (
+        is_ours
+        or path == Path(__file__)
+        or frame.f_code.co_name in ("__new__", "__init_subclass__")
+    )

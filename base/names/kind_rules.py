@@ -1,0 +1,223 @@
+"""What a class, function or object must be for a config to name it as a model, a data set, ...
+
+A class is of its kind by what it inherits or has, a function that is called with data by what it
+takes. A function that *builds* one has a decorator, as any other is not meant for a config: it may
+be the one that writes files.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import types
+from argparse import Namespace
+from collections.abc import Callable, Collection, Iterable
+from importlib import import_module
+from inspect import Parameter
+from pathlib import Path
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+
+class Rule(NamedTuple):
+    """What a class of a kind is: ``fits`` tells it, ``words`` name it in an error.
+
+    ``registry`` has the decorator of functions that build one.
+    """
+
+    fits: Callable[[type], bool]
+    words: str
+    registry: str = ""
+
+
+def misfit(kind: str, named: Any, is_marked: bool, is_likely: bool = True) -> str:
+    """Return what a name leads to where that is not of its kind; "" where it is.
+
+    Args:
+        is_marked: its decorator, or its file, says that a function builds one.
+        is_likely: its name, or its file, says that it is of this kind; a loss or a metric may then
+            take the output alone.
+    """
+    rule = _RULES.get(kind)
+    if isinstance(named, type):
+        is_one = rule is not None and rule.fits(named)
+        if is_one and kind in CALLED_WITH and not (is_likely or _defines(named, "update")):
+            is_one = not _arity_fault(_called(named), len(CALLED_WITH[kind]), is_method=True)
+        return "" if is_one else f"it is no {rule.words}" if rule else "it is a class, no function"
+    if kind in CALLED_WITH:
+        return _function_fault(kind, named, is_likely)
+    is_made = rule is not None and not inspect.isroutine(named) and rule.fits(type(named))
+    if rule is None or (is_marked and callable(named) and not is_made):
+        return ""
+    if not inspect.isroutine(named):
+        return f"it is a {type(named).__name__}, no class"
+    return (
+        f"it is a function, no {rule.words}; if it builds one, say so above it: "
+        f"`@{rule.registry}.register({named.__name__!r})` (from base.names.registry import "
+        f"{rule.registry})"
+    )
+
+
+def made_fault(kind: str, made: Any) -> str:
+    """Return what a builder returned where that is not of the kind; "" where it is."""
+    rule = _RULES.get(kind)
+    if rule is None or not rule.registry or rule.fits(type(made)):
+        return ""
+    return f"it returned a {type(made).__name__}, which is no {rule.words}"
+
+
+def _is(*places: str) -> Callable[[type], bool]:
+    def fits(cls: type) -> bool:
+        split = (place.partition(":") for place in places)
+        return any(issubclass(cls, getattr(import_module(at), name)) for at, _, name in split)
+
+    return fits
+
+
+def _defines(cls: type, *names: str) -> bool:
+    """Tell whether objects of a class have one of these methods (a class is callable itself)."""
+    return any(name in vars(each) for each in cls.__mro__ for name in names)
+
+
+def _is_loader(cls: type) -> bool:
+    is_other = _is(_DATASET)(cls) or issubclass(cls, (str, Collection))
+    return _is(_LOADER)(cls) or (_defines(cls, "__iter__") and not is_other)
+
+
+def _is_sampler(cls: type) -> bool:
+    is_order = _is_loader(cls) and not _is(_LOADER, _BASE_LOADER)(cls)
+    return _is(_SAMPLER)(cls) or _defines(cls, "draw") or is_order
+
+
+def _is_schedule(cls: type) -> bool:
+    is_other = _is(_OPTIMIZER, _TRAINER, _MODULE)(cls)
+    return _is(_SCHEDULER)(cls) or (_defines(cls, "step") and not is_other)
+
+
+def _is_loss(cls: type) -> bool:
+    """Tell whether objects of a class are called with an output and a target."""
+    called = _called(cls)
+    return called is not None and not _arity_fault(called, 1, is_method=True)
+
+
+def _called(cls: type) -> Any:
+    name = next((each for each in ("forward", "__call__") if _defines(cls, each)), "")
+    return getattr(cls, name) if name else None
+
+
+def _is_metric(cls: type) -> bool:
+    return (_defines(cls, "update") and _defines(cls, "compute")) or _is_loss(cls)
+
+
+_MODULE, _DATASET, _LOADER = (
+    "torch.nn:Module",
+    "torch.utils.data:Dataset",
+    "torch.utils.data:DataLoader",
+)
+_SAMPLER, _BASE_LOADER = "torch.utils.data:Sampler", "base.base_data_loader:BaseDataLoader"
+_OPTIMIZER, _SCHEDULER = "torch.optim:Optimizer", "torch.optim.lr_scheduler:LRScheduler"
+_TRAINER, _CALLBACK = "base.base_trainer:BaseTrainer", "base.callbacks:Callback"
+_RULES = {
+    "model": Rule(_is(_MODULE), "subclass of Module", "MODELS"),
+    "dataset": Rule(_is(_DATASET), "subclass of torch's Dataset", "DATASETS"),
+    "data_loader": Rule(_is_loader, "class with `__iter__`", "DATA_LOADERS"),
+    "sampler": Rule(_is_sampler, "Sampler, nor class with `draw` or `__iter__`", "SAMPLERS"),
+    "transform": Rule(
+        lambda cls: _defines(cls, "__call__", "batch", "mix"),
+        "class with `__call__`", "TRANSFORMS",
+    ),
+    "optimizer": Rule(_is(_OPTIMIZER), "subclass of Optimizer", "OPTIMIZERS"),
+    "lr_scheduler": Rule(_is_schedule, "class with `step`", "LR_SCHEDULERS"),
+    "loss": Rule(_is_loss, "class whose objects are called with (output, target)"),
+    "metric": Rule(_is_metric, "class with `update` and `compute`, nor called with two"),
+    "trainer": Rule(_is(_TRAINER), "subclass of BaseTrainer"),
+    "callback": Rule(_is(_CALLBACK), "subclass of Callback"),
+}  # fmt: skip
+CALLED_WITH = {
+    "loss": ("output", "target"), "metric": ("output", "target"), "init": ("tensor",),
+    "function": ("a number, or a list of samples",),
+}  # fmt: skip
+
+
+def _function_fault(kind: str, named: Any, is_likely: bool) -> str:
+    """Return why a function, or an object like one, is not called with data of this kind."""
+    if not callable(named):
+        is_metric = kind == "metric" and hasattr(named, "compute")
+        return "" if is_metric else f"it is a {type(named).__name__}"
+    function = getattr(named, "forward", named)  # of a module that is built already
+    with_what = f"a {kind} is called with ({', '.join(CALLED_WITH[kind])})"
+    n_needed = 1 if is_likely else len(CALLED_WITH[kind])
+    if fault := _arity_fault(function, n_needed):
+        return f"{fault}; {with_what}"
+    hints, takes = _hints(function), _positional(function)
+    first, returned = hints.get(takes[0]) if takes else None, hints.get("return")
+    is_for_data = _takes_a_number_or_samples if kind == "function" else _takes_tensors
+    gives_nothing = returned is types.NoneType and kind != "init"  # which may change its tensor
+    if gives_nothing or (first is not None and not is_for_data(first, returned)):
+        shown = getattr(function, "__name__", type(function).__name__)
+        return f"it is {shown}{inspect.signature(function)}; {with_what}"
+    return ""
+
+
+def _arity_fault(function: Any, n_needed: int, is_method: bool = False) -> str:
+    """Return what a function takes where it cannot be called with so many values.
+
+    Losses and metrics are given what their signature names: one that takes the batch, or takes all
+    by name alone, needs no more.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[is_method:]
+    except (TypeError, ValueError):  # built in, and silent about it
+        return ""
+    is_open = any(each.kind is Parameter.VAR_POSITIONAL for each in parameters)
+    by_name = any(each.kind is Parameter.KEYWORD_ONLY for each in parameters)
+    takes = _positional(function)[is_method:]
+    if is_open or len(takes) >= n_needed or (by_name and not takes) or "batch" in takes:
+        return ""
+    return f"it takes {inspect.signature(function)}"
+
+
+def _positional(function: Any) -> list[str]:
+    by_position = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [each.name for each in parameters if each.kind in by_position]
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    """Return the annotations that can be resolved; none of a function where one cannot."""
+    try:
+        return get_type_hints(function)
+    except Exception:  # whatever stands in an annotation of a user, as of types imported for mypy
+        return {}
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    return get_args(annotation) if is_union else (annotation,)
+
+
+def _takes_tensors(annotation: Any, _: Any) -> bool:
+    """Tell whether an annotation may mean a tensor, or a container of them."""
+    others = (str, bytes, int, float, os.PathLike, Namespace, types.NoneType)
+    other = _is(_MODULE)
+    return any(
+        not isinstance(each, type) or not (issubclass(each, others) or other(each))
+        for each in _members(annotation)
+    )
+
+
+def _takes_a_number_or_samples(annotation: Any, returned: Any) -> bool:
+    """Tell whether an annotation means a number that gives one, or a list of samples."""
+    is_number = all(each in (int, float) for each in _members(annotation))
+    if is_number:
+        return returned is None or all(each in (int, float) for each in _members(returned))
+    return all(
+        isinstance(origin := get_origin(each) or each, type)
+        and issubclass(origin, Iterable)
+        and not issubclass(origin, (str, bytes, dict))
+        and origin.__module__ in ("builtins", "collections.abc", "typing")
+        and not any(item is str or item is Path for item in get_args(each))
+        for each in _members(annotation)
+    )

@@ -1,0 +1,69 @@
+"""The form of modules in the arguments of a model: ``{type, name, args}``, or the type alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import Parameter
+from typing import Any
+
+from torch import nn
+
+from base.checkpoint.weight_rules import normal_form
+from base.errors import nearest
+
+Keys = tuple[str | int, ...]
+Fault = tuple[Keys, str]
+
+
+def layer_faults(keys: Keys, value: Any) -> list[Fault]:
+    """Return what is wrong with the form of one module, or of those in a list; not with ``args``.
+
+    One in a list may have a name, one by itself ``weights``.
+    """
+    if not isinstance(value, list):
+        return _faults(keys, value, ("type", "args", "weights"))
+    faults: list[Fault] = []
+    seen: set[Any] = set()
+    for number, layer in enumerate(value):
+        faults += _faults((*keys, number), layer, ("type", "args", "name"))
+        label = layer.get("name") if isinstance(layer, Mapping) else None
+        if label is not None and not _is_label(label):
+            text = f"{label!r} is no name of a layer: a word, no number, no dots"
+            faults.append(((*keys, number, "name"), f"{text}, nothing that nn.Module has"))
+        elif label in seen:
+            faults.append(((*keys, number, "name"), f"{label!r} is taken by a layer above"))
+        elif label is not None:
+            seen.add(label)
+    return faults
+
+
+def with_names(parameter: Parameter | None, layers: Any, value: Any) -> Any:
+    """Turn a list of built layers into a dict by name, or number, where that is asked for."""
+    annotation = "" if parameter is None else str(parameter.annotation)
+    if layers is None or not annotation.startswith("dict["):
+        return layers
+    if not isinstance(value, list):
+        value, layers = [value], [layers]
+    labels = [layer.get("name") if isinstance(layer, Mapping) else None for layer in value]
+    return {label or str(number): layers[number] for number, label in enumerate(labels)}
+
+
+def _faults(keys: Keys, layer: Any, known: tuple[str, ...]) -> list[Fault]:
+    if isinstance(layer, str) or layer is None:
+        return []
+    if not isinstance(layer, Mapping) or "type" not in layer:
+        return [(keys, "expected a layer: its type, or {type, name, args}")]
+    faults: list[Fault] = []
+    for key in layer:
+        if key not in known:
+            near = nearest(str(key), known) or f"; it has {', '.join(known)}"
+            faults.append(((*keys, key), f"unknown key of a layer{near}"))
+    if "weights" in known and layer.get("weights") is not None:
+        faults += [((*keys, "weights"), text) for text in normal_form(layer["weights"])[1]]
+    return faults
+
+
+def _is_label(value: Any) -> bool:
+    is_word = isinstance(value, str) and value != "" and "." not in value
+    # Layers without a name go by their numbers.
+    return is_word and not value.isdigit() and not hasattr(nn.Module, value)

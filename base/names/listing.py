@@ -1,0 +1,80 @@
+"""What a config can name, for people (``--list``) and for editors (``--schema``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from inspect import Parameter
+from typing import Any
+
+from base.names.registry import KINDS, NameFault, WrongKind, definition, find, names, put_aside
+from base.names.signatures import json_schema, signature
+
+
+def describe(kind: str) -> str:
+    """Return the names of a kind with arguments, origin and first line, the project's own first."""
+    lines = [f"{kind}:"]
+    for name, named, origin in _entries(kind):
+        if isinstance(named, NameFault):
+            lines.append(f"  {name}    cannot be used: {named}")
+            continue
+        takes = signature(kind, named)
+        shown = [_shown(parameter) for parameter in takes.parameters.values()]
+        shown += ["**others"] if takes.is_open else []
+        lines.append(f"  {name}({', '.join(shown)})    {origin}")
+        lines += [f"      {_first_line(named)}"] if _first_line(named) else []
+    return "\n".join(lines)
+
+
+def type_schemas() -> dict[str, list[dict[str, Any]]]:
+    """Return for each kind what it can name: the name, a schema of its ``args``, its first line.
+
+    The layers of torch.nn and all of torchvision are left out: an editor's list of 300 more names
+    hides those that are looked for. They can be named all the same.
+    """
+    return {
+        kind: [
+            _schema(kind, *entry) for entry in _entries(kind) if not _is_left_out(kind, entry[2])
+        ]
+        for kind in KINDS
+    }
+
+
+def _is_left_out(kind: str, origin: str) -> bool:
+    return origin.startswith("torchvision.") or (kind == "model" and origin.startswith("torch.nn."))
+
+
+def _schema(kind: str, name: str, named: Any, origin: str) -> dict[str, Any]:
+    if isinstance(named, NameFault):
+        return {"name": name, "args_schema": {"type": "object"}, "doc": origin}
+    return {"name": name, "args_schema": json_schema(kind, named), "doc": _first_line(named)}
+
+
+def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
+    """Yield each name, what it names (or the fault that keeps it from use) and where from."""
+    for name in names(kind):
+        named: Any
+        origin = ""
+        try:
+            named = find(kind, name)
+            if (found := definition(kind, name)) is not None:
+                aside = put_aside(kind, name)
+                origin = str(found) if aside is None else f"{found} (not Kindling's at {aside})"
+        except WrongKind:
+            continue  # a helper beside those
+        except NameFault as fault:
+            named = fault
+        yield name, named, origin or str(getattr(named, "__module__", ""))
+
+
+def _shown(parameter: Parameter) -> str:
+    if parameter.default is Parameter.empty:
+        return parameter.name
+    default = getattr(parameter.default, "__name__", repr(parameter.default))
+    return f"{parameter.name}={default}"
+
+
+def _first_line(named: Any) -> str:
+    """Return the first line of an own docstring; an object of a class has none of its own."""
+    is_definition = isinstance(named, type) or hasattr(named, "__name__")
+    lines = (getattr(named, "__doc__", None) or "").strip().splitlines()
+    return lines[0] if lines and is_definition else ""

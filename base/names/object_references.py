@@ -1,0 +1,292 @@
+"""What ``${data_loader.n_classes}`` stands for, looked up in the object once it is built.
+
+What the training data gave is kept with each checkpoint, next to their record: a test needs no
+training data to know it, and a run that is resumed keeps it.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from base.config import Config
+from base.config.references import LOADERS, WHOLE, has_reference
+from base.errors import ConfigError, KindlingError, Problem, nearest
+from base.names.build import check_section
+from base.names.discovery import describe_error, project_root
+from base.names.stored_values import NotPlainError, from_json, to_json
+
+log = logging.getLogger("kindling")
+Keys = tuple[str | int, ...]
+Section = Mapping[str, Any]
+
+_TOKEN = re.compile(r"\$\$\{|\$\{([^{}]*)\}")
+MOST_NAMES = 25  # that an error lists
+_PLAIN = (int, float, str, bool, list, tuple, dict, Tensor, np.ndarray, np.generic)
+_OF_A_SECTION = ("type", "args")
+
+
+class References:
+    """Looks up the references to built objects in the sections of a config.
+
+    Args:
+        kept: what they gave when a run began, see `values`.
+        is_resumed: the run goes on with that, whatever its data give now.
+    """
+
+    def __init__(
+        self, config: Config, kept: Mapping[str, Any] | None = None, is_resumed: bool = True
+    ) -> None:
+        self.config = config
+        self.values: dict[str, Any] = {}
+        """What the training data gave, as JSON, by reference: for the manifests."""
+        self.changes: dict[str, str] = {}
+        """What they give now where that is another value than the kept one, in words."""
+        self.copies: list[tuple[Section, Keys]] = []
+        """Sections that were looked up, with their places in the config."""
+        self._kept, self._is_resumed = dict(kept or {}), is_resumed
+        self._objects: dict[str, Any] = {}
+
+    def add(self, name: str, built: Any) -> None:
+        """Let ``${name.attribute}`` be looked up in this object."""
+        self._objects[name] = built
+
+    def resolve(self, kind: str, keys: Keys, section: Section) -> Section:
+        """Return a section with its references looked up, and its arguments checked again.
+
+        Raises:
+            ConfigError: an object has no such attribute, or the argument takes no such value.
+        """
+        if not has_reference(section):
+            return section
+        resolved: Section = self._replaced(section, keys)
+        check_section(self.config, kind, keys, resolved)
+        return resolved
+
+    def resolve_list(self, kind: str, key: str) -> list[Section]:
+        """Return the sections of one of the config's lists, as `resolve` does."""
+        return [self.resolve(kind, (key, i), part) for i, part in enumerate(self.config[key])]
+
+    def tell_changes(self) -> None:
+        """Log where the data give another value than when the run began."""
+        for text in self.changes.values():
+            log.warning(text)
+
+    def _replaced(self, value: Any, keys: Keys) -> Any:
+        if not has_reference(value):
+            return value
+        if isinstance(value, Mapping):
+            copied = {name: self._replaced(item, (*keys, name)) for name, item in value.items()}
+            self.copies.append((copied, keys))
+            return copied
+        if isinstance(value, list):
+            return [self._replaced(item, (*keys, i)) for i, item in enumerate(value)]
+        whole = re.fullmatch(r"\$\{([^{}]*)\}", value)
+        if whole:
+            return self._value(whole[1], keys)
+        return _TOKEN.sub(lambda token: self._text(token, keys), value)
+
+    def _text(self, token: re.Match[str], keys: Keys) -> str:
+        if token[1] is None:
+            return "${"
+        value = self._value(token[1], keys)
+        if isinstance(value, str | int | float | bool):
+            return str(value)
+        text = f"{token[0]} is a {type(value).__name__} and cannot stand inside a text"
+        raise ConfigError([self.config.problem(keys, text)])
+
+    def _value(self, name: str, keys: Keys) -> Any:
+        """Return what one reference stands for."""
+        if name == WHOLE:
+            return copy.deepcopy(dict(self.config))
+        if name in self.values:
+            return from_json(self.values[name])
+        thing, _, path = name.partition(".")
+        of_data = thing in LOADERS
+        is_kept = of_data and name in self._kept
+        if is_kept and self._is_resumed and is_deferred(self._objects.get(thing)):
+            self.values[name] = self._kept[name]
+            return from_json(self.values[name])
+        value = self._look_up(thing, path, keys)
+        value = value.item() if isinstance(value, np.generic) else value
+        if not of_data:
+            return value
+        try:
+            self.values[name] = to_json(value)
+        except NotPlainError:
+            return value  # the object itself
+        if is_kept:
+            self._compare(name)
+        return from_json(self.values[name])
+
+    def _compare(self, name: str) -> None:
+        then, now = self._kept[name], self.values[name]
+        if then == now:
+            return
+        texts = [str(from_json(each)) for each in (then, now)]
+        shown = [text if len(text) <= 60 else f"{text[:57]}..." for text in texts]
+        effect = "the run keeps its value" if self._is_resumed else "the new value is used"
+        self.changes[name] = (
+            f"${{{name}}} was {shown[0]} when the run began, the data now give {shown[1]}: {effect}"
+        )
+        if self._is_resumed:
+            self.values[name] = then
+
+    def _look_up(self, thing: str, path: str, keys: Keys) -> Any:
+        found = self._objects.get(thing)
+        if found is None:
+            text = f"${{{thing}.{path}}}: there is no {thing}"
+            raise ConfigError([self.config.problem(keys, text)])
+        found = _unwrapped(found)
+        done = thing
+        for word in path.split("."):
+            try:
+                found = _attribute(found, word)
+            except LookupError as error:
+                text = f"${{{thing}.{path}}}: {done}, a {type(found).__name__}, {error.args[0]}"
+                raise ConfigError([self.config.problem(keys, text)]) from error
+            done = f"{done}.{word}"
+            if fault := _foreign(found):
+                text = f"${{{thing}.{path}}}: {done} is {fault}"
+                raise ConfigError([self.config.problem(keys, text)])
+        return found
+
+
+def is_deferred(loader: Any) -> bool:
+    """Return whether a loader is built only if it is asked for more than its length."""
+    return loader is not None and bool(getattr(type(loader), "is_deferred", False))
+
+
+def _unwrapped(thing: Any) -> Any:
+    """Return the loader that the config names, where another one is around it."""
+    if is_deferred(thing):
+        thing = thing.built()
+    return thing.loader if getattr(type(thing), "replays", False) else thing
+
+
+def _attribute(thing: Any, word: str) -> Any:
+    """Return an attribute of an object, an item of a mapping or of a sequence.
+
+    Raises:
+        LookupError: there is none; its text says so, and names those that there are.
+    """
+    if isinstance(thing, Mapping) and word in thing:
+        return thing[word]
+    if word.isdecimal() and isinstance(thing, Sequence | Tensor | np.ndarray | nn.Module):
+        try:
+            return thing[int(word)]  # type: ignore[index]
+        except (IndexError, TypeError) as error:
+            raise LookupError(f"has no item {word}") from error
+    try:
+        return getattr(thing, word)
+    except KindlingError:
+        raise
+    except Exception as error:  # of a property of the user's own
+        if not isinstance(error, AttributeError) or hasattr(type(thing), word):
+            text = f"fails to give its {word!r}: {describe_error(error)}"
+            raise LookupError(text) from error
+    known = attributes(thing)
+    more = ", ..." if len(known) > MOST_NAMES else ""
+    there = f" (it has {', '.join(known[:MOST_NAMES])}{more})" if known else ""
+    raise LookupError(f"has no {word!r}{nearest(word, (*known, *_OF_A_SECTION))}{there}")
+
+
+def _foreign(value: Any) -> str:
+    """Return what a value is that a config must not reach: a module, or a function of a library.
+
+    Such as ``unlink`` of a path, given to what calls it with each batch.
+    """
+    if isinstance(value, ModuleType):
+        return f"the module {value.__name__}"
+    if not inspect.isroutine(value):
+        return ""
+    module = sys.modules.get(getattr(value, "__module__", None) or "")
+    file = Path(getattr(module, "__file__", None) or "")
+    if file.is_relative_to(project_root()) and "site-packages" not in file.parts:
+        return ""
+    name = getattr(value, "__qualname__", repr(value))
+    return f"{name}, a function of a library: write one of your own that calls it"
+
+
+def attributes(thing: Any) -> list[str]:
+    """Return the public attributes of an object, the user's properties and plain values first."""
+    if isinstance(thing, Mapping):
+        return [str(name) for name in thing]
+    own = dict(_attributes_of(thing))
+    plain = [name for name, value in own.items() if isinstance(value, _PLAIN)]
+    others = [name for name, value in own.items() if not isinstance(value, (*_PLAIN, type(None)))]
+    empty = [name for name, value in own.items() if value is None]
+    classes = _own_classes(type(thing))
+    engines = [cls for cls in classes if _is_of_engine(cls)]
+    users = [cls for cls in classes if cls not in engines]
+    set_by_engine = {name for cls in engines for name in _names_used(cls)}
+    mine = [name for name in (*plain, *others, *empty) if name not in set_by_engine]
+    names = [*_properties_of(users), *mine, *plain, *_properties_of(engines), *others, *empty]
+    return list(dict.fromkeys(names))
+
+
+def _is_of_engine(cls: type[Any]) -> bool:
+    """Tell whether a class is the engine's own, which gives its parts to any data set or loader."""
+    return cls.__module__.startswith("base.") and not cls.__module__.startswith("base.datasets.")
+
+
+def _names_used(cls: type[Any]) -> Iterator[str]:
+    """Yield the attributes that a class's ``__init__`` reads or sets, and those of the class."""
+    yield from vars(cls)
+    init = vars(cls).get("__init__")
+    yield from init.__code__.co_names if isinstance(init, FunctionType) else ()
+
+
+def _attributes_of(thing: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what the object itself and the classes of the project hold, but for methods."""
+    parts = [vars(thing)] if hasattr(thing, "__dict__") else []
+    if isinstance(thing, nn.Module):
+        parts += [thing._parameters, thing._buffers, thing._modules]
+        parts[0] = {k: v for k, v in parts[0].items() if k != "training"}
+    parts += [vars(cls) for cls in _own_classes(type(thing))]
+    for part in parts:
+        for name, value in list(part.items()):
+            is_method = callable(value) and not isinstance(value, nn.Module)
+            is_described = isinstance(
+                value, property | cached_property | classmethod | staticmethod
+            )
+            if not name.startswith("_") and not is_method and not is_described:
+                yield name, value
+
+
+def _properties_of(classes: Sequence[type[Any]]) -> Iterator[str]:
+    for each in classes:
+        for name, value in vars(each).items():
+            if isinstance(value, property | cached_property) and not name.startswith("_"):
+                yield name
+
+
+def _own_classes(cls: type[Any]) -> list[type[Any]]:
+    """Return the class and those above it, but for torch's and Python's own."""
+    foreign = ("torch", "builtins", "abc", "typing", "collections", "numpy")
+    return [each for each in cls.__mro__ if each.__module__.partition(".")[0] not in foreign]
+
+
+def refuse_objects(section: Section, where: str) -> None:
+    """Make sure that a section holds plain data: its values are saved with the run's state.
+
+    Raises:
+        ConfigError: it holds an object.
+    """
+    try:
+        json.dumps(section)
+    except TypeError as error:
+        text = f"a reference in it must give a number, a text or a list of them: {error}"
+        raise ConfigError([Problem(where, text)]) from error

@@ -1,0 +1,288 @@
+"""Names in a config -> the classes and functions of the project, then those of torch.
+
+A class or function defined at the top of a file of ``model/``, ``data_loader/`` or ``trainer/``
+can be named by its own name, without a decorator. Only the file that holds it is imported: a
+broken or slow neighbour costs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from base.errors import ConfigError, Problem, nearest
+from base.names.discovery import (
+    Definition,
+    is_shipped_definition,
+    load,
+    project_root,
+    scan,
+    set_project_root,
+)
+from base.names.kind_rules import CALLED_WITH, misfit
+from base.names.shipped import FOLDERS
+from base.names.stock_trainer import stock_trainers
+from base.names.torch_names import HOMES
+
+__all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and what is below
+
+Named = TypeVar("Named")
+
+
+class Kind(NamedTuple):
+    """Where the project's own things of a kind stand, and what they must be."""
+
+    folders: tuple[str, ...]
+    forms: tuple[str, ...] = ("class", "function")
+    parent: str = ""  # module:class that a class of this kind must inherit from
+
+
+_CLASS, _ANY = ("class",), ("class", "function", "value")
+_KINDS = {
+    "model": Kind(("model",), _ANY, parent="torch.nn:Module"),
+    "init": Kind(("model",), ("function",)),
+    "loss": Kind(("model",), _ANY),
+    "metric": Kind(("model",), _ANY),
+    "data_loader": Kind(("data_loader",), _ANY),
+    "dataset": Kind(("data_loader",)),
+    "transform": Kind(("data_loader",)),
+    "sampler": Kind(("data_loader",)),
+    "optimizer": Kind(("model", "trainer"), parent="torch.optim:Optimizer"),
+    "lr_scheduler": Kind(("model", "trainer")),
+    "trainer": Kind(("trainer",), _CLASS, "base.base_trainer:BaseTrainer"),
+    "callback": Kind(("trainer",), _CLASS, "base.callbacks:Callback"),
+    "function": Kind(FOLDERS, ("function", "value")),  # lr_lambda, collate_fn
+}
+# Where pytorch-template's train.py looks for what builds a model or a loader: as there, a function
+# in such a file, or imported there from a neighbour, needs no decorator.
+BUILDER_FILES = {
+    "model": re.compile(r"model/(.*/)?(models?|__init__)\.py"),
+    "data_loader": re.compile(r"data_loader/(.*/)?(data_?loaders?|__init__)\.py"),
+}
+KINDS = tuple(kind for kind in _KINDS if kind != "function")
+
+
+class NameFault(ConfigError, LookupError):  # noqa: N818 -- as UnknownName, which is a promise
+    """A name that cannot be used; the text says why and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__([Problem("", message)])
+
+
+class UnknownName(NameFault):
+    """A name that nothing answers to."""
+
+
+class WrongKind(NameFault):
+    """A name that leads to something of another kind."""
+
+
+class Registry:
+    """The names of one kind that were given by a decorator, beside those found by themselves.
+
+    >>> @MODELS.register("small-net")
+    ... class SmallNet(BaseModel): ...
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.registered: dict[str, Any] = {}
+
+    def register(self, name: str) -> Callable[[Named], Named]:
+        """Give the decorated class or function another name; one already taken is an error.
+
+        A name that a file shipped with Kindling has taken is free to the project's own files.
+        """
+        if not _is_plain(name):
+            raise NameFault(f"{name!r} cannot be registered: give a name like 'small-net'")
+
+        def keep(named: Named) -> Named:
+            held = self.registered.get(name, named)
+            holder = _identity(held)
+            if holder != _identity(named):
+                if is_shipped_definition(named) != is_shipped_definition(held):
+                    self.registered[name] = held if is_shipped_definition(named) else named
+                    return named
+                text = f"{self.kind} {name!r} is {holder} already"
+                raise NameFault(f"{text}; give {_identity(named)} another name")
+            self.registered[name] = named
+            return named
+
+        return keep
+
+
+MODELS, INITS, LOSSES, METRICS = (Registry(k) for k in ("model", "init", "loss", "metric"))
+DATA_LOADERS, DATASETS = Registry("data_loader"), Registry("dataset")
+TRANSFORMS, OPTIMIZERS = Registry("transform"), Registry("optimizer")
+SAMPLERS = Registry("sampler")
+LR_SCHEDULERS, TRAINERS, CALLBACKS = (Registry(k) for k in ("lr_scheduler", "trainer", "callback"))
+_REGISTRIES = {name: it for name, it in vars().items() if isinstance(it, Registry)}
+_REGISTERED = {registry.kind: registry.registered for registry in _REGISTRIES.values()}
+
+
+def find(kind: str, name: str) -> Any:
+    """Return the class, function or object that a config of this kind means by ``name``.
+
+    Raises:
+        UnknownName: nothing is called so; the text has near misses and where it looked.
+        NameFault: the name is malformed, defined twice, of another kind, or its file fails.
+    """
+    if not _is_plain(name):
+        raise NameFault(f"{name!r} is no name of a {kind}: give its last word, no path and no dots")
+    found = definition(kind, name)
+    if found is not None:
+        return _checked(kind, found)
+    if name in _REGISTERED.get(kind, ()):
+        return _REGISTERED[kind][name]
+    torch_name = f"{name}_" if kind == "init" and not name.endswith("_") else name
+    for home in HOMES.get(kind, ()):
+        member = home.get(torch_name)
+        if member is not None:
+            return member
+    raise UnknownName(_unknown(kind, name))
+
+
+def names(kind: str) -> list[str]:
+    """Return what can be named: the project's own, then torch's; imports no file of the project."""
+    own = [each.name for each in listed(kind)] + list(_REGISTERED.get(kind, ()))
+    behind = (name for home in HOMES.get(kind, ()) for name in sorted(home.members()))
+    return list(dict.fromkeys([*own, *behind]))
+
+
+def listed(kind: str) -> list[Definition]:
+    """Return the project's definitions that are meant for this kind, by name."""
+    return sorted(each for each in _candidates(kind) if _is_meant(kind, each))
+
+
+def definition(kind: str, name: str) -> Definition | None:
+    """Return where the project defines this name for this kind, or None.
+
+    Of several, the one that is meant for the kind is taken: that of ``loss.py`` for a loss; and
+    the project's own rather than one in a file that came with Kindling. Of two of its own, the one
+    in the file that pytorch-template reads is taken, such as ``model/model.py``.
+
+    Raises:
+        NameFault: the name is defined twice.
+    """
+    found = _rivals(kind, name)
+    if len(found) > 1:
+        found = [each for each in found if each.first_for == kind] or found
+    if len(found) > 1:
+        places = " and ".join(map(str, found))
+        raise NameFault(f"{kind} {name!r} is defined twice, in {places}; rename one of them")
+    return found[0] if found else None
+
+
+def _rivals(kind: str, name: str) -> list[Definition]:
+    """Return the definitions of a name that may be meant for this kind; one, if all is well."""
+    found = _candidates_named(kind, name)
+    own = [each for each in found if not each.is_shipped]
+    may_be_meant = [
+        each
+        for each in own
+        if _is_meant(kind, each) or each.likely_kind == "function" or each.may_be_any
+    ]
+    found = may_be_meant or [each for each in found if _is_meant(kind, each)] or own or found
+    if len(found) > 1:
+        found = [each for each in found if _is_meant(kind, each)] or found
+    return found
+
+
+def put_aside(kind: str, name: str) -> Definition | None:
+    """Return the definition shipped with Kindling that one of the project's own stands before."""
+    chosen = definition(kind, name)
+    if chosen is None or chosen.is_shipped:
+        return None
+    shipped = (each for each in _candidates_named(kind, name) if each.is_shipped)
+    likely = (each for each in shipped if each.likely_kind in (kind, chosen.likely_kind))
+    return next(likely, None)
+
+
+def override_note(kind: str, name: str) -> str:
+    """Return a line on which of two definitions is used; empty where there is but one."""
+    aside, chosen = put_aside(kind, name), definition(kind, name)
+    if aside is not None:
+        return f"{kind} {name!r} is yours, {chosen}, not Kindling's at {aside}"
+    ours = (home for home in HOMES.get(kind, ()) if home.module.startswith("base."))
+    if chosen is not None and (home := next((it for it in ours if it.get(name)), None)):
+        return f"{kind} {name!r} is yours, {chosen}, not Kindling's in {home.module}"
+    others = [str(each) for each in _rivals(kind, name) if each != chosen]
+    return f"{kind} {name!r} is that of {chosen}, not {' or '.join(others)}" if others else ""
+
+
+def _candidates_named(kind: str, name: str) -> list[Definition]:
+    return [each for each in _candidates(kind) if each.name == name]
+
+
+def _is_plain(name: Any) -> bool:
+    is_word = isinstance(name, str) and name.replace("-", "_").isidentifier()
+    return is_word and not name.startswith("_") and "__" not in name
+
+
+def _identity(named: Any) -> str:
+    return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', repr(named))}"
+
+
+def _candidates(kind: str) -> Iterator[Definition]:
+    """Yield what may be of this kind: what its folders define, and what was decorated for it."""
+    if kind not in _KINDS:
+        raise NameFault(f"there is no kind {kind!r}{nearest(kind, KINDS)}")
+    for folder in FOLDERS:
+        for each in scan(folder)[0]:
+            if each.registry in _REGISTRIES:
+                if _REGISTRIES[each.registry].kind == kind:
+                    yield each
+            elif folder in _KINDS[kind].folders and each.form in (*_KINDS[kind].forms, "import"):
+                yield each
+
+
+def _is_meant(kind: str, found: Definition) -> bool:
+    if found.registry in _REGISTRIES:
+        return True
+    # A function of other kinds builds nothing, or says so by its decorator.
+    is_helper = found.form == "function" and kind not in CALLED_WITH
+    return found.likely_kind == kind and not is_helper
+
+
+def _checked(kind: str, found: Definition) -> Any:
+    """Import a definition and make sure that it can be of this kind."""
+    if found.folder == "trainer":
+        _refuse_stock(project_root() / found.file)
+    try:
+        named = load(found)
+    except ImportError as error:
+        if found.folder == "trainer":  # whose __init__ may import others
+            _refuse_stock()
+        raise NameFault(str(error)) from error
+    module, _, parent_name = _KINDS[kind].parent.partition(":")
+    if module and isinstance(named, type):
+        parent = getattr(import_module(module), parent_name)
+        if not issubclass(named, parent):
+            text = f"{found.attribute!r} cannot be a {kind}: it is no subclass of {parent_name}"
+            raise NameFault(f"{found}: {text}")
+    is_marked = any(named is each for each in _REGISTERED.get(kind, {}).values())
+    if kind in BUILDER_FILES and found.form != "import":
+        files = [found.file] if found.is_shipped else [found.file, *found.imported_by]
+        is_marked |= any(BUILDER_FILES[kind].fullmatch(file) for file in files)
+    if fault := misfit(kind, named, is_marked, found.likely_kind == kind):
+        raise WrongKind(f"{found}: {found.attribute!r} cannot be a {kind}: {fault}")
+    return named
+
+
+def _refuse_stock(file: Path | None = None) -> None:
+    """Refuse trainers of pytorch-template: in one file, or in all of ``trainer/``."""
+    if faults := list(stock_trainers(project_root(), file)):
+        raise NameFault("; ".join(faults))
+
+
+def _unknown(kind: str, name: str) -> str:
+    places = [f"{folder}/" for folder in _KINDS[kind].folders]
+    places += [home.module for home in HOMES.get(kind, ())]
+    text = f"there is no {kind} {name!r}{nearest(name, names(kind))}"
+    text += f" (looked in {', '.join(places)}"
+    text += f"; `python train.py --list {kind}` shows all)" if kind in KINDS else ")"
+    broken = [each for folder in _KINDS[kind].folders for each in scan(folder)[1]]
+    return text + (f"; not read, as it does not parse: {', '.join(broken)}" if broken else "")

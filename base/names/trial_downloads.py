@@ -1,0 +1,57 @@
+"""What torchvision downloads in a dry run: into a temporary folder, which is removed at its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from base.system.deferred_files import waiting_files
+
+HOME = "TORCH_HOME"  # read by torch.hub
+
+
+def is_from(named: Any, package: str) -> bool:
+    """Return whether a class or function is one of a package of torchvision."""
+    return (getattr(named, "__module__", None) or "").startswith(f"torchvision.{package}")
+
+
+def with_trial_root(named: Any, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a data set; in a dry run it downloads into a temporary folder.
+
+    What lies in its own folder is not downloaded.
+    """
+    files = waiting_files()
+    is_trial = files is not None and files.is_trial and args.get("download")
+    if files is None or not is_trial or not is_from(named, "datasets"):
+        return dict(args)
+    with suppress(RuntimeError, OSError):
+        named(**{**args, "download": False})
+        return {**args, "download": False}
+    return {**args, "root": str(files.temporary_folder())}
+
+
+@contextmanager
+def trial_weights(named: Any) -> Iterator[None]:
+    """Keep weights that a model of torchvision downloads in a dry run in a temporary folder."""
+    files = waiting_files()
+    if files is None or not files.is_trial or not is_from(named, "models"):
+        yield
+        return
+    from torch import hub
+
+    before, folder = os.environ.get(HOME), files.temporary_folder()
+    there = folder / "hub" / "checkpoints"
+    there.mkdir(parents=True)
+    for path in (Path(hub.get_dir()) / "checkpoints").glob("*"):
+        with suppress(OSError):  # where links are not allowed it is downloaded again
+            (there / path.name).symlink_to(path.resolve())
+    os.environ[HOME] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(HOME)
+        if before is not None:
+            os.environ[HOME] = before

@@ -1,0 +1,241 @@
+"""The ``capture:`` section: what modules give, and what gradients reach them, every n steps.
+
+The record of a step is that of its whole accumulation window, as if it had been one batch, with the
+loss scale taken out. Hooks are there for a due step only; they look on and change no number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.config.durations import parse_duration
+from base.errors import ConfigError, Problem
+from base.network.gradients import at_least_float32
+from base.network.patterns import NoMatch, match_modules, match_parameters
+from logger.writers import Histogram, Writer
+
+MAX_SLICES = 64
+BUCKETS = [1e-12 * 1.1**power for power in range(1215)]  # TensorBoard's own, on to float32's end
+LIMITS = [-limit for limit in reversed(BUCKETS)] + BUCKETS
+
+NOTHING = nullcontext()
+
+Rules = Sequence[Mapping[str, Any]]
+
+
+class Capture:
+    """Records what the rules ask for; rules add up.
+
+    A trainer calls, around the batches of a step::
+
+        capture.start(step)                     # before each batch: acts on the first of a due step
+        with capture.backward(scaler): ...      # around each backward pass
+        capture.read_parameters(mine, scaler)   # before an optimizer steps: of its parameters
+        capture.finish(writers)                 # at the step's boundary
+        capture.remove()                        # where an error or a stop may have come between
+
+    All forward calls of a module within the step count together. So do all backward passes: those
+    through one output add up there, as in ``.grad``, and those that other calls gave stand beside
+    it. Gradients that a train step computes by itself, as for a penalty, are left out, and so are
+    activations that a checkpoint computes again. Not seen are the gradients of an output that is a
+    view and is overwritten in place; of a module that hands on its input, that of the input.
+
+    Args:
+        rules: the config's section, in its normal form.
+
+    Raises:
+        ConfigError: a rule matches nothing, or asks for what is inside of a compiled model.
+    """
+
+    def __init__(
+        self, rules: Rules, model: nn.Module, steps_per_epoch: int, total_steps: int
+    ) -> None:
+        self._model = model
+        self._rules: list[tuple[int, list[str], Mapping[str, Any]]] = []
+        problems: list[Problem] = []
+        for number, rule in enumerate(rules):
+            n_steps = parse_duration(rule["every"]).in_steps(steps_per_epoch, total_steps)
+            try:
+                self._rules.append((n_steps, _names(model, rule), rule))
+            except NoMatch as error:
+                problems.append(Problem(f"capture.{number}.match", str(error)))
+        if problems:
+            raise ConfigError(problems)
+
+        self._step, self._call_numbers = 0, count()
+        self._scaler: torch.amp.GradScaler | None = None  # of the backward pass that is under way
+        self._handles: list[Any] = []
+        self._wanted: dict[tuple[str, str], set[str]] = {}
+        # By format, tag and number of the call: the little that a value comes down to.
+        self._records: dict[str, dict[str, dict[int, Tensor]]] = {}
+
+    def start(self, step: int) -> None:
+        """Begin the record of a step that is due; within a step only the first call counts."""
+        if not self._rules or step == self._step:
+            return
+        self.remove()
+        self._step = step
+        for n_steps, names, rule in self._rules:
+            for name in names if step % n_steps == 0 else ():
+                self._wanted.setdefault((name, rule["of"]), set()).update(rule["record"])
+        for name in dict.fromkeys(name for name, of in self._wanted if of != "parameters"):
+            module = self._model.get_submodule(name)
+            self._handles.append(module.register_forward_hook(partial(self._see_call, name)))
+
+    def backward(self, scaler: torch.amp.GradScaler) -> AbstractContextManager[None]:
+        """Record the gradients of the backward pass within; what the scaler did is undone."""
+        return self._backward(scaler) if self._wanted else NOTHING
+
+    @contextmanager
+    def _backward(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
+        self._scaler = scaler
+        try:
+            yield
+        finally:
+            self._scaler = None
+
+    def read_parameters(self, parameters: Iterable[Tensor], scaler: torch.amp.GradScaler) -> None:
+        """Record the gradients that an optimizer is about to use, before they are clipped."""
+        if not self._wanted:
+            return
+        mine = set(map(id, parameters))
+        for name, parameter in self._model.named_parameters():
+            formats = self._wanted.get((name, "parameters"))
+            if formats and id(parameter) in mine and parameter.grad is not None:
+                self._keep(f"{name}/gradient", 0, _unscaled(parameter.grad, scaler), formats)
+
+    def finish(self, writers: Writer) -> None:
+        """Write the record of the step, and let go of everything."""
+        if not self._wanted:
+            return
+        scalars: dict[str, float] = {}
+        for tag, parts in self._recorded("scalars").items():
+            scalars.update({f"{tag}/{name}": value for name, value in _numbers(parts).items()})
+        histograms = {
+            tag: Histogram(LIMITS, torch.stack(parts).sum(dim=0).tolist())
+            for tag, parts in self._recorded("histograms").items()
+        }
+        if scalars:
+            writers.add_scalars(scalars, self._step)
+        if histograms:
+            writers.add_histograms(histograms, self._step)
+        for tag, parts in self._recorded("images").items():
+            writers.add_images(tag, stretch(parts[0]), self._step)
+        self.remove()
+
+    def remove(self) -> None:
+        """Take off all hooks and forget the record."""
+        for handle in self._handles:
+            handle.remove()
+        self._step = 0
+        self._handles.clear()
+        self._wanted.clear()
+        self._records.clear()
+
+    def _see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        # In a backward pass modules are called only to compute again what a checkpoint dropped.
+        is_new = torch._C._current_graph_task_id() == -1
+        for path, value in _tensors(output):
+            number = next(self._call_numbers)
+            if is_new and (formats := self._wanted.get((name, "activations"))):
+                self._keep(f"{name}/activation{path}", number, value.detach(), formats)
+            if value.requires_grad and (formats := self._wanted.get((name, "gradients"))):
+                self._watch(f"{name}/gradient{path}", number, value, formats)
+
+    def _watch(self, tag: str, number: int, value: Tensor, formats: set[str]) -> None:
+        total: Tensor | None = None  # lives as long as the graph does, for one more backward pass
+
+        def add(gradient: Tensor | None) -> None:  # None: a convolution within a penalty's slope
+            nonlocal total
+            if gradient is not None and self._scaler is not None:
+                found = _unscaled(gradient, self._scaler)
+                total = found if total is None else total + found
+                self._keep(tag, number, total, formats)
+
+        self._handles.append(value.register_hook(add))
+
+    def _keep(self, tag: str, number: int, value: Tensor, formats: set[str]) -> None:
+        for name in formats:
+            if name != "images" or value.dim() > 2:
+                calls = self._records.setdefault(name, {}).setdefault(f"capture/{tag}", {})
+                calls[number] = SHORTEN[name](value)
+
+    def _recorded(self, name: str) -> dict[str, list[Tensor]]:
+        tags = self._records.get(name, {})
+        return {tag: [calls[number] for number in sorted(calls)] for tag, calls in tags.items()}
+
+
+def _names(model: nn.Module, rule: Mapping[str, Any]) -> list[str]:
+    if rule["of"] == "parameters":
+        return match_parameters(model, rule["match"])
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        text = "modules of a compiled model call no hooks: leave out memory.compile, or record"
+        raise NoMatch(f"{text} `of: parameters`")
+    return match_modules(model, rule["match"])
+
+
+def _tensors(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of real numbers in an output, with the way to them: ``/1/0``."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point() and output.numel():
+            yield path, output
+    elif isinstance(output, (Mapping, list, tuple)):
+        for key, item in output.items() if isinstance(output, Mapping) else enumerate(output):
+            yield from _tensors(item, f"{path}/{key}")
+
+
+def _unscaled(gradient: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
+    value = at_least_float32(gradient)
+    # The scale stays on the device: to read it would make the step wait.
+    return value / scaler.scale(value.new_ones(())) if scaler.is_enabled() else value
+
+
+def _sums(value: Tensor) -> Tensor:
+    """Return what adds up over calls: the number of values, sum, sum of squares, zeros  # (4,)"""
+    wide = torch.float32 if value.device.type == "mps" else torch.float64
+    n_values = value.new_full((), value.numel(), dtype=wide)
+    squares = torch.linalg.vector_norm(value, dtype=wide).square()
+    zeros = (value == 0).sum(dtype=wide)
+    return torch.stack([n_values, value.sum(dtype=wide), squares, zeros])
+
+
+def _numbers(parts: list[Tensor]) -> dict[str, float]:
+    # Here, at the end of a due step, the CPU waits for the device.
+    n_values, total, squares, zeros = torch.stack(parts).sum(dim=0).tolist()
+    mean = total / n_values
+    std = math.sqrt(max(squares / n_values - mean * mean, 0.0))  # over all, not all but one
+    return {"mean": mean, "std": std, "norm": math.sqrt(squares), "zeros": zeros / n_values}
+
+
+def _counts(value: Tensor) -> Tensor:
+    """Count the values between the limits; what is not finite lies beyond them all."""
+    return torch.searchsorted(value.flatten().float().sort().values, _limits(value.device)).diff()
+
+
+@cache
+def _limits(device: torch.device) -> Tensor:
+    return torch.tensor(LIMITS, device=device)
+
+
+def _slices(value: Tensor) -> Tensor:
+    """Return the first sample's channels  # (channel, 1, height, width)"""
+    first = value[0].float()
+    return first.reshape(-1, 1, *first.shape[-2:])[:MAX_SLICES].clone()
+
+
+def stretch(image: Tensor) -> Tensor:
+    """Bring an image to 0..1, its least value to 0 and its greatest to 1."""
+    image = image.nan_to_num(posinf=0, neginf=0)
+    low, high = image.min(), image.max()
+    return (image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)
+
+
+SHORTEN = {"scalars": _sums, "histograms": _counts, "images": _slices}

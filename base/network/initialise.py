@@ -1,0 +1,221 @@
+"""Initialisation by rules: every parameter gets the scheme that somebody chose for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+
+from base.errors import ConfigError, Problem, nearest
+from base.network.init_presets import PresetError, call_init_weights, preset_schemes
+from base.network.patterns import NoMatch, match_parameters, owner_and_leaf, whole_of
+
+Rule = Mapping[str, Any]
+Keys = tuple[str | int, ...]
+
+
+class InitRecord(NamedTuple):
+    """What a parameter was set to: ``default``, which is torch's, where no rule touched it."""
+
+    name: str
+    shape: tuple[int, ...]
+    scheme: str
+
+
+def _dotted(keys: Keys, message: str) -> Problem:
+    return Problem(".".join(map(str, keys)), message)
+
+
+def initialise(
+    model: nn.Module,
+    rules: Sequence[Rule],
+    find: Callable[[str, str], Any],
+    problem: Callable[[Keys, str], Problem] = _dotted,
+) -> list[InitRecord]:
+    """Set the parameters by rules ``{match, preset, weight, bias, ...}``; tell each one's scheme.
+
+    ``match`` chooses parameters by dotted name or by their owner's type; the other keys are globs
+    on the last part of a name (``weight``, ``bias``, ``weight_hh_*``). Later rules win, key by key;
+    within a rule, its keys win over its preset. A scheme is ``{type, args}``, its name, or a
+    number. Either all values change or none does.
+
+    Args:
+        find: gives the function of a kind (``init``) and a name.
+        problem: makes a problem of its place in the config and its text.
+
+    Raises:
+        ConfigError: all rules that cannot be followed.
+    """
+    state = (*model.named_parameters(), *model.named_buffers()) if rules else ()
+    before = [(value, value.detach().clone()) for _, value in state if not is_lazy(value)]
+    work = _Work(model, find, problem)
+    with torch.no_grad():
+        for number, rule in enumerate(rules):
+            work.read_rule(number, rule)
+        work.draw()
+        if work.problems:
+            for value, old in before:
+                value.copy_(old)
+            raise ConfigError(work.problems)
+    return [
+        InitRecord(name, _shape(parameter), work.texts.get(name, "default"))
+        for name, parameter in model.named_parameters()
+    ]
+
+
+class _Scheme(NamedTuple):
+    keys: Keys  # its place in the config: init, 1, weight
+    text: str
+    function: Callable[..., Any]
+    args: Mapping[str, Any]
+
+
+class _Work:
+    """The rules read so far: schemes still to be drawn, texts of those drawn, and faults."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        find: Callable[[str, str], Any],
+        problem: Callable[[Keys, str], Problem],
+    ) -> None:
+        self.model, self.find, self.problem = model, find, problem
+        self.problems: list[Problem] = []
+        self.pending: dict[str, _Scheme] = {}
+        self.texts: dict[str, str] = {}
+
+    def read_rule(self, number: int, rule: Rule) -> None:
+        try:
+            names = match_parameters(self.model, rule["match"])
+        except NoMatch as error:
+            self._note(("init", number, "match"), error)
+            return
+        if set(rule) == {"match"}:
+            self._note(("init", number), "it sets nothing; add `preset: kaiming` or `weight: 0`")
+        if "preset" in rule:
+            try:
+                self._read_preset(rule["preset"], ("init", number), names)
+            except PresetError as error:
+                self._note(("init", number), error)
+        for key in (key for key in rule if key not in ("match", "preset")):
+            try:
+                scheme = _read_scheme(rule[key], ("init", number, key), self.find)
+            except LookupError as error:
+                self._note(("init", number, key), error)
+                continue
+            self._choose(scheme, key, names, is_alone=len(rule) == 2)
+
+    def draw(self) -> None:
+        """Set what was chosen so far, in the model's order."""
+        parameters = {n: p for n, p in self.model.named_parameters() if n in self.pending}
+        drawn: set[tuple[str, str]] = set()  # weights in several parts: once for all of these
+        # A rule for one part alone counts beside one for the weight.
+        for name in sorted(
+            parameters, key=lambda name: not _is_for_whole(name, self.pending[name])
+        ):
+            scheme, parameter = self.pending[name], parameters[name]
+            place = owner_and_leaf(name)[0], whole_of(name)
+            module = self.model.get_submodule(place[0])
+            try:
+                if not _is_for_whole(name, scheme):
+                    parameter.copy_(_values(scheme, parameter, module))
+                elif place not in drawn:
+                    drawn.add(place)
+                    _set_whole(module, place[1], scheme)
+            except Exception as error:  # whatever a project's own scheme raises, it is named
+                fault = f"{scheme.text} cannot set {name!r} of shape {_shape(parameter)}: {error}"
+                self._note(scheme.keys, fault)
+            self.texts[name] = scheme.text
+        self.pending.clear()
+
+    def _read_preset(self, preset: str, keys: Keys, names: list[str]) -> None:
+        if preset == "from_model":
+            self.draw()  # so that the model builds on the rules before it, and those after on it
+            self.texts.update(dict.fromkeys(call_init_weights(self.model, names), preset))
+            return
+        for name, section in preset_schemes(self.model, preset, names).items():
+            self.pending[name] = _read_scheme(section, keys, _find_in_torch)
+
+    def _choose(self, scheme: _Scheme, key: str, names: list[str], is_alone: bool) -> None:
+        leaves = {name: owner_and_leaf(name)[1] for name in names}
+        hits = [n for n in names if fnmatchcase(leaves[n], key) or fnmatchcase(whole_of(n), key)]
+        # A layer may go without a bias; any other name that is not there is a slip.
+        if not hits and (is_alone or key not in ("weight", "bias")):
+            known = sorted(set(leaves.values()))
+            near = nearest(key, known) or f"; they are named {', '.join(known)}"
+            self._note(scheme.keys, f"no matched parameter has that name{near}")
+        self.pending.update(dict.fromkeys(hits, scheme))
+
+    def _note(self, keys: Keys, message: object) -> None:
+        self.problems.append(self.problem(keys, str(message)))
+
+
+def _read_scheme(value: Any, keys: Keys, find: Callable[[str, str], Any]) -> _Scheme:
+    if isinstance(value, int | float):
+        value = {"type": "constant_", "args": {"val": value}}
+    elif isinstance(value, str):
+        value = {"type": value}
+    name, args = value["type"], value.get("args") or {}
+    function = find("init", name)
+    text = getattr(function, "__name__", name)
+    if args:
+        text += f"({', '.join(f'{key}={args[key]}' for key in args)})"
+    return _Scheme(keys, text, function, args)
+
+
+def _find_in_torch(_: str, name: str) -> Any:
+    return getattr(nn.init, name)
+
+
+def _values(scheme: _Scheme, parameter: Tensor, module: nn.Module) -> Tensor:
+    """Return the values that a scheme gives a parameter of this module; it is not changed.
+
+    Torch's functions take a weight to be (out, in, *kernel). That of a transposed convolution is
+    not: it is drawn in that form, so that fans and directions are its own. A padding row of an
+    embedding stays 0, as torch leaves it. A project's own function gets the parameter as it is.
+    """
+    value = parameter.detach().clone()
+    is_torchs = scheme.function.__module__ == "torch.nn.init"
+    groups = 0
+    if is_torchs and isinstance(module, _ConvTransposeNd) and value.ndim > 2:
+        groups = module.groups
+        value = _exchange_channels(value, groups)
+    result = scheme.function(value, **scheme.args)
+    value = result if isinstance(result, Tensor) else value
+    if groups:
+        value = _exchange_channels(value, groups)
+    is_embedding = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    if is_torchs and is_embedding and isinstance(module.padding_idx, int):
+        value[module.padding_idx] = 0
+    if value.shape != parameter.shape:
+        raise ValueError(f"it gives shape {tuple(value.shape)}")
+    return value
+
+
+def _is_for_whole(name: str, scheme: _Scheme) -> bool:
+    """Tell whether a scheme is for a weight of which this parameter is one of several parts."""
+    leaf = owner_and_leaf(name)[1]
+    return whole_of(name) != leaf and not fnmatchcase(leaf, str(scheme.keys[-1]))
+
+
+def _set_whole(module: nn.Module, name: str, scheme: _Scheme) -> None:
+    """Set a parametrised weight, as that of weight_norm: torch finds what its parts must be."""
+    value = _values(scheme, getattr(module, name), module)
+    setattr(module, name, value)
+    if not torch.allclose(getattr(module, name), value, atol=1e-6):
+        raise ValueError("its parametrization cannot give these values")
+
+
+def _exchange_channels(weight: Tensor, groups: int) -> Tensor:
+    """Turn (in, out / groups, *kernel) into (out, in / groups, *kernel); twice gives it back."""
+    by_group = weight.reshape(groups, -1, *weight.shape[1:])
+    return by_group.transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def _shape(parameter: Tensor) -> tuple[int, ...]:
+    return () if is_lazy(parameter) else tuple(parameter.shape)

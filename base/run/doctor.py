@@ -1,0 +1,287 @@
+"""Is this machine fit to train? ``python -m base.doctor`` prints a line for each check.
+
+Runs without a network and without a GPU, in one thread and one process at a time, and leaves
+nothing behind.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import runpy
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from base.system.places import PROJECT
+from base.system.run_folder import installed
+
+OPTIONAL = ("tensorboardX", "wandb", "trackio", "mlflow", "safetensors", "lmdb", "simplejpeg")
+SECONDS = 25  # for each training
+GIGABYTE = 2**30
+
+CONFIG = """
+name: doctor
+threads: 1
+model:
+  type: Sequential
+  args: {layers: [{type: Linear, args: {in_features: 8, out_features: 16}}, ReLU, Dropout,
+                  {type: Linear, args: {in_features: 16, out_features: 2}}]}
+data_loader: {type: BaseDataLoader, args: {dataset: {type: points}, batch_size: 8, shuffle: true,
+                                           validation_split: 0.0, num_workers: 0}}
+optimizer: {type: Adam, args: {lr: 0.01}}
+loss: cross_entropy
+trainer: {epochs: 40, save_every: 20 steps, monitor: off, verbosity: 0, tensorboard: false}
+"""
+DATA = """
+import torch
+
+from base.names.registry import DATASETS
+
+
+@DATASETS.register("points")
+def points():
+    inputs = torch.randn(80, 8, generator=torch.Generator().manual_seed(1))
+    return torch.utils.data.TensorDataset(inputs, (inputs.sum(dim=1) > 0).long())
+"""
+TRAINER = "from base import BaseTrainer\n\n\nclass Trainer(BaseTrainer):\n    pass\n"
+
+
+class Finding(NamedTuple):
+    """What a check has found: ``ok``, ``warning`` or ``failed``, and what to do about it."""
+
+    state: str
+    text: str
+
+
+def main(saved: Path) -> int:
+    """Make all checks and print a line for each; return 1 if one failed."""
+    checks = (python, packages, optional, cores, memory, disk, training, devices)
+    has_failed = False
+    for check in checks:
+        try:
+            finding = check(saved)
+        except Exception as error:  # a check that cannot be made is a finding too
+            text = (str(error).strip().splitlines() or [""])[0]
+            finding = Finding("failed", f"{type(error).__name__}: {text}")
+        print(f"{check.__name__:<10}{finding.state:<9}{finding.text}", flush=True)
+        has_failed |= finding.state == "failed"
+    return int(has_failed)
+
+
+def python(_: Path) -> Finding:
+    text = (PROJECT / "pyproject.toml").read_text("utf-8")
+    (wanted,) = re.findall(r'^requires-python = ">=([\d.]+)"', text, re.MULTILINE)
+    found = ".".join(map(str, sys.version_info[:3]))
+    if numbers(found) < numbers(wanted):
+        return Finding("failed", f"{found}; make .venv anew with {wanted} or newer")
+    return Finding("ok", found)
+
+
+def packages(_: Path) -> Finding:
+    """Compare what is installed with requirements.txt."""
+    found, faults = [], []
+    for line in (PROJECT / "requirements.txt").read_text("utf-8").splitlines():
+        name, limits = re.findall(r"^([\w.-]*)([^#;]*)", line)[0]
+        version = installed(name) if name else None
+        if name:
+            found.append(f"{name} {version or 'missing'}")
+        if name and (version is None or not fits(version, limits)):
+            faults.append(f"{found[-1]}, wanted {limits.strip()}")
+    if faults:
+        advice = f"{Path(sys.executable).name} -m pip install -r requirements.txt"
+        return Finding("failed", f"{'; '.join(faults)}: {advice}")
+    return Finding("ok", ", ".join(found))
+
+
+def optional(_: Path) -> Finding:
+    versions = {name: installed(name) for name in OPTIONAL}
+    here = [f"{name} {version}" for name, version in versions.items() if version]
+    absent = [name for name, version in versions.items() if not version]
+    missing = f"not here: {', '.join(absent) or 'none'} (pip install NAME)"
+    return Finding("ok", f"{', '.join(here) or 'none'}; {missing}")
+
+
+def disk(saved: Path) -> Finding:
+    """Write where runs are kept, and see how much room is left there."""
+    place = _existing(saved)
+    free = shutil.disk_usage(place).free / GIGABYTE
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(2**20))
+            os.fsync(file.fileno())
+    except OSError as error:
+        text = f"{place}: cannot be written ({error.strerror}); mend it, or set trainer.save_dir"
+        return Finding("failed", text)
+    text = f"{free:.1f} GB free in {place}"
+    if free < 1:
+        advice = "checkpoints may not fit: make room, or set trainer.save_dir"
+        return Finding("warning", f"{text}; {advice}")
+    return Finding("ok", text)
+
+
+def training(saved: Path) -> Finding:
+    """Train, kill (``kill -9``), resume, and compare with a training that was left alone."""
+    began = time.perf_counter()
+    import torch
+
+    torch.set_num_threads(1)
+    from base.checkpoint.store import read
+
+    place = _existing(saved)
+    place = place if os.access(place, os.W_OK) else Path(tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as temporary:
+        folder = Path(temporary)
+        files = {"doctor.yaml": CONFIG, "data_loader/doctor.py": DATA, "trainer/doctor.py": TRAINER}
+        parts = ("model", "data_loader", "trainer")
+        files |= dict.fromkeys((f"{part}/__init__.py" for part in parts), "")
+        for name, text in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, "utf-8")
+        whole, cut = folder / "whole", folder / "cut"
+        _run(folder, ["-c", "doctor.yaml", "--set", f"trainer.save_dir={whole}"])
+        killed_at = _run(folder, ["-c", "doctor.yaml", "--set", f"trainer.save_dir={cut}"], cut)
+        (run,), (other,) = cut.glob("doctor/*"), whole.glob("doctor/*")
+        _run(folder, ["-r", str(run)])
+        is_same = same(read(run), read(other))
+    seconds = f"{time.perf_counter() - began:.0f} s"
+    if not is_same:
+        text = "the resumed training ended with other bits: report it, with `env.txt` of a run"
+        return Finding("failed", text)
+    if killed_at is None:
+        return Finding("warning", f"too quick to be killed; trains and saves, {seconds}")
+    text = f"400 steps; killed after step {killed_at}, resumed, the same bits; {seconds}"
+    return Finding("ok", text)
+
+
+def devices(_: Path) -> Finding:
+    """Compute on each device, and compare with the CPU."""
+    import torch
+
+    table = torch.arange(64.0).reshape(8, 8) / 64
+    found = []
+    for index in range(torch.accelerator.device_count() if torch.accelerator.is_available() else 0):
+        device = torch.device(str(torch.accelerator.current_accelerator()), index)
+        if not torch.allclose((table.to(device) @ table.to(device)).cpu(), table @ table):
+            return Finding("failed", f"{device} computes wrong numbers: use another")
+        name = torch.cuda.get_device_name(index) if device.type == "cuda" else ""
+        found.append(f"{device} {name}".strip())
+    if not found and shutil.which("nvidia-smi"):
+        text = f"a driver of NVIDIA, but torch {torch.__version__} sees no GPU; see pytorch.org"
+        return Finding("warning", f"cpu; {text} for the build that fits, or the driver")
+    return Finding("ok", ", ".join(found) or "cpu alone")
+
+
+def cores(_: Path) -> Finding:
+    import torch
+
+    from base.system.cores import free_cores, usable_cores
+
+    usable, free = usable_cores(), free_cores()
+    text = f"{usable} usable, {free} free now, torch takes {torch.get_num_threads()} threads"
+    if free < usable / 2:
+        return Finding("warning", f"{text}; others work here too: trainings will be slower")
+    return Finding("ok", text)
+
+
+def memory(_: Path) -> Finding:
+    from base.system.free_memory import UNLIMITED, free_memory
+
+    free = free_memory()
+    if free == UNLIMITED:
+        return Finding("ok", "the system does not tell")
+    text = f"{free / GIGABYTE:.1f} GB free"
+    if free <= 2 * GIGABYTE:
+        advice = "end other programs, or use a smaller batch and num_workers: 0"
+        return Finding("warning", f"{text}; {advice}")
+    return Finding("ok", text)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version, without zeros at the end: 2.10.0+cpu is (2, 10)."""
+    text = re.match(r"\d+(\.\d+)*", version)
+    found = [int(word) for word in text[0].split(".")] if text else []
+    while found and found[-1] == 0:
+        found.pop()
+    return tuple(found)
+
+
+def fits(version: str, limits: str) -> bool:
+    """Tell whether a version meets all limits, such as ``>=0.17,<0.18``."""
+    compare: dict[str, Callable[[Any, Any], bool]] = {
+        ">=": lambda a, b: a >= b,
+        "<": lambda a, b: a < b,
+        "==": lambda a, b: a == b,
+    }
+    found = re.findall(r"(>=|==|<)\s*([\d.]+)", limits)
+    return all(compare[sign](numbers(version), numbers(limit)) for sign, limit in found)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two states are equal to the last bit."""
+    from base.checkpoint.__main__ import is_equal
+    from base.config.tree import leaves
+
+    ours, theirs = dict(leaves(one)), dict(leaves(other))
+    return ours.keys() == theirs.keys() and all(is_equal(ours[key], theirs[key]) for key in ours)
+
+
+def _run(folder: Path, words: list[str], killed_in: Path | None = None) -> int | None:
+    """Train in a process of its own; kill it at its first checkpoint there, and say at which step.
+
+    Raises:
+        RuntimeError: the process failed, or did not end in time.
+    """
+    # A fork has torch already; elsewhere than on Linux it is not safe.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    errors = folder / "errors.txt"
+    process = context.Process(target=_train, args=(folder, [*words, "-d", "cpu"], errors))
+    process.start()
+    steps: list[int] = []
+    try:
+        end = time.monotonic() + SECONDS
+        while process.is_alive() and time.monotonic() < end and not steps:
+            process.join(0.005)
+            steps = sorted(_steps(killed_in)) if killed_in else []
+        if process.exitcode is None and not steps:
+            raise RuntimeError(f"a training of 400 steps did not end in {SECONDS} s")
+    finally:
+        process.kill()
+        process.join()
+    if process.exitcode == 0 or (process.exitcode == -9 and steps):
+        return steps[-1] if process.exitcode else None
+    text = errors.read_text("utf-8").strip().splitlines() if errors.exists() else []
+    raise RuntimeError(text[-1] if text else f"a training ended with code {process.exitcode}")
+
+
+def _train(folder: Path, words: list[str], errors: Path) -> None:
+    """Call train.py's main in this process, and leave in a file why it failed."""
+    from base.names.registry import set_project_root
+
+    with errors.open("w", encoding="utf-8") as file:
+        sys.stdout = sys.stderr = file
+        try:
+            os.chdir(folder)
+            sys.path.insert(0, str(folder))  # its model, data_loader and trainer, not ours
+            set_project_root(folder)
+            train = runpy.run_path(str(PROJECT / "train.py"), run_name="train")["main"]
+            code = train(words)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=file, flush=True)
+            code = 1
+        file.flush()
+        os._exit(code)  # what a fork has of its parent's is not its own to close
+
+
+def _steps(save_dir: Path) -> Iterator[int]:
+    for path in save_dir.glob("doctor/*/checkpoints/step-????????/manifest.json"):
+        yield int(path.parent.name[5:])
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())

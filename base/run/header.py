@@ -1,0 +1,78 @@
+"""The facts of a training that are told before it begins."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from base.system.signals import resume_command
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
+
+
+def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
+    """Return the facts of a run's header, by name."""
+    parameters = list(trainer.model.parameters())
+    n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    n_all = sum(p.numel() for p in parameters)
+    frozen = "" if n_trainable == n_all else f" ({n_all - n_trainable:,} more are frozen)"
+    experiment = trainer.experiment
+    sizes = [f"{experiment.batches_per_epoch:,} batches an epoch"]
+    for name, loader in (("train", trainer.train_loader), ("valid", trainer.valid_loader)):
+        n_samples = getattr(loader, "n_samples", None)
+        if n_samples is not None:
+            sizes.append(f"{n_samples:,} {name}")
+    if hasattr(trainer.train_loader, "how_read"):
+        sizes.append(trainer.train_loader.how_read())
+    device = str(trainer.device)
+    if trainer.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(trainer.device)})"
+    return {
+        "folder": folder,
+        "device": f"{device}, {trainer.precision.name}{_threads(trainer.device)}",
+        "model": f"{type(trainer.model).__name__}, {n_trainable:,} parameters{frozen}",
+        "data": ", ".join(sizes),
+        "inputs": input_text(trainer),
+        "memory": ", ".join(memory_facts(trainer)) or None,
+        "length": f"{experiment.n_epochs} epochs, {experiment.total_steps:,} steps",
+        "best by": trainer.monitor.rule,
+        "resume by": None if folder is None else resume_command(folder),
+    }
+
+
+def input_text(trainer: BaseTrainer) -> str | None:
+    """Say what the inputs are, where they are the columns of a table."""
+    text: str | None = getattr(trainer.train_loader, "input_text", None)
+    return text
+
+
+def _threads(device: torch.device) -> str:
+    n_threads = torch.get_num_threads()
+    return f", {n_threads} thread{'s' * (n_threads > 1)}" if device.type == "cpu" else ""
+
+
+def memory_facts(trainer: BaseTrainer) -> list[str]:
+    """Return what was chosen or found out for the ``memory:`` section."""
+    chosen = " (auto)" if trainer.config["memory"]["fused"] == "auto" else ""
+    fused = {
+        f"fused {type(optimizer).__name__}{chosen}": None
+        for optimizer in trainer.optimizers.values()
+        if any(group.get("fused") for group in optimizer.param_groups)
+    }
+    return [*trainer.experiment.memory_notes, *fused]
+
+
+def peak_memory_mb() -> float:
+    """Return the peak of memory so far in MB: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,0 +1,123 @@
+"""What the first batch decides: how far it must be cut, and which activations may be in place."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from base.data.batch import cut, tensors_in, to_device
+from base.errors import TrainingError
+from base.run.inplace import choose_inplace
+from base.system.free_memory import free_memory
+from base.training.trial import SavedBytes, trial, try_step
+from base.training.weight_use import reads_put_back
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
+
+log = logging.getLogger("kindling")
+
+
+def settle(trainer: BaseTrainer) -> bool:
+    """Try the first batch where an option asks for it; return whether the config now says more.
+
+    The number that ``micro_batch: auto`` finds takes its place in the config, so that a run that
+    goes on has the same. Weights, buffers and random streams are as before.
+
+    Raises:
+        TrainingError: not even one sample fits.
+    """
+    memory, notes = trainer.config["memory"], trainer.experiment.memory_notes
+    is_auto = bool(memory["micro_batch"] == "auto")
+    if is_auto or memory["inplace"]:
+        trainer.window.micro_batch = None
+        with trainer.epoch_start.tried(), reads_put_back(trainer):
+            batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
+            trainer.epoch_start.begin()
+            if memory["inplace"]:
+                notes.append(choose_inplace(trainer, batch))
+            if is_auto:
+                size = find_micro_batch(trainer, batch)
+                notes.append(f"micro_batch {size} (auto; to keep it, memory.micro_batch={size})")
+                trainer.config.resolve("memory", "micro_batch", value=size)
+        trainer.window.micro_batch = memory["micro_batch"]
+    if trainer.window.micro_batch is not None:
+        tell_batch_norm(trainer)
+    return is_auto
+
+
+def find_micro_batch(trainer: BaseTrainer, batch: Any) -> int:
+    """Return how many samples at once fit: all of the batch, a half, a quarter, ...
+
+    Raises:
+        TrainingError: not even one does.
+    """
+    n_samples = size = trainer.window.count(batch)
+    fits = fits_on_cpu if trainer.device.type == "cpu" else fits_on_device
+    while not fits(trainer, batch, size, n_samples):
+        if size == 1:
+            text = "memory.micro_batch: not even one sample fits into memory; look at the table of"
+            raise TrainingError(f"{text} docs/memory.md for what else saves some")
+        size = (size + 1) // 2
+    while 2 < size < n_samples and n_samples % size == 1:
+        size -= 1  # BatchNorm cannot be trained on a last part of one sample
+    return size
+
+
+def fits_on_cpu(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
+    """Tell from a few samples: there nothing is refused, the process is killed."""
+    return estimated_bytes(trainer, batch, size, n_samples) <= free_memory()
+
+
+def fits_on_device(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
+    """Tell whether a step goes through, beside what an optimizer keeps from its first step on."""
+    is_enough = True
+    trained = trainer.experiment.trained.values()
+    try:
+        later = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
+        with trial(trainer):
+            try_step(trainer, cut(batch, 0, size, n_samples))
+        del later
+    except torch.OutOfMemoryError:
+        is_enough = False
+    if not is_enough:  # outside of the clause, whose error holds all that was computed
+        gc.collect()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+    return is_enough
+
+
+def estimated_bytes(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> float:
+    """Return what a step with so many samples needs, from what autograd keeps of two and four."""
+    parameters = list(trainer.model.parameters())
+    fixed = sum(3 * p.nbytes for p in parameters if p.requires_grad)  # gradient, Adam's state
+    counts = [min(count, n_samples) for count in (2, 4)]
+    found = [saved_bytes(trainer, cut(batch, 0, count, n_samples)) for count in counts]
+    slope = (found[1] - found[0]) / max(counts[1] - counts[0], 1)
+    return fixed + found[0] + slope * (size - counts[0])
+
+
+def saved_bytes(trainer: BaseTrainer, batch: Any) -> int:
+    """Return the bytes that the activations of a step on this batch take, and their gradients.
+
+    Autograd keeps the activations. On the way back one gradient comes into a layer and another
+    goes out of it, each taken to be as large as the largest activation.
+    """
+    there = [*trainer.model.parameters(), *tensors_in(batch)]
+    saved = SavedBytes(there)
+    with trial(trainer), saved:
+        try_step(trainer, batch)
+    return saved.peak + 2 * saved.largest
+
+
+def tell_batch_norm(trainer: BaseTrainer) -> None:
+    """Warn where a part of a batch is another thing to BatchNorm than the batch."""
+    modules = trainer.model.modules()
+    norms = [m for m in modules if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    size, batch_size = trainer.window.micro_batch, getattr(trainer.train_loader, "batch_size", None)
+    if norms and not (batch_size and size and size >= batch_size):
+        text = "memory.micro_batch: the %d BatchNorm layers see %d samples at a time"
+        log.warning(f"{text}, not the batch's: other statistics, other numbers", len(norms), size)

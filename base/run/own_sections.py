@@ -1,0 +1,181 @@
+"""Sections that a trainer builds itself: from ``extra``, from its arguments, or a name alone.
+
+They are checked as the config's own are, with the same references to built objects, and what comes
+back is what a trainer knows of that kind.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from base.base_model import check_model
+from base.checkpoint.weights import load_from, sections_with_weights
+from base.config.fields import Kind, Run
+from base.config.interpolation import look_up
+from base.config.schema import LOSS, METRIC, MODEL, named
+from base.config.tree import Node, as_tree
+from base.data.loaders import ready_loader
+from base.errors import CheckpointError, ConfigError, Problem, nearest
+from base.names.build import build, check_section
+from base.names.registry import override_note
+from base.network.patterns import NoMatch
+from base.system.seeding import derive_seed, isolated_random_state
+from base.training.experiment import Experiment, compares_outputs
+from base.training.losses import WeightedLoss, build_losses
+from base.training.metrics import build_metrics
+
+log = logging.getLogger("kindling")
+Keys = tuple[str | int, ...]
+Section = Mapping[str, Any]
+
+# What comes of a section in the form that `build` takes.
+_FORMS: dict[str, Kind] = {"loss": LOSS, "metric": METRIC, "model": MODEL}
+_FORMS |= {
+    kind: named(kind) for kind in ("data_loader", "dataset", "transform", "callback", "init")
+}
+ELSEWHERE = {
+    "optimizer": "several are `optimizers:` in the config, each with its `params`",
+    "lr_scheduler": "it stands in the config, beside its optimizer",
+    "trainer": "there is one, which this is",
+}
+
+
+def build_own(experiment: Experiment | None, kind: str, section: Any) -> Any:
+    """Build a section of a trainer's own.
+
+    Raises:
+        ConfigError: there is no such kind or name, or arguments do not fit.
+    """
+    if experiment is None:
+        text = "call super().__init__(experiment) before self.build(...)"
+        raise ConfigError([Problem("", text)])
+    if str(kind) not in _FORMS:
+        text = (
+            ELSEWHERE.get(str(kind)) or f"there is {', '.join(_FORMS)}{nearest(str(kind), _FORMS)}"
+        )
+        raise ConfigError([Problem("", f"self.build({kind!r}, ...): no such kind here; {text}")])
+    keys = _place_of(experiment, section)
+    is_placed = bool(keys)
+    keys = keys or (f"self.build({kind!r})",)
+    try:
+        section = _normal_form(experiment, kind, section, keys, is_placed)
+        section = experiment.references.resolve(kind, keys, section)
+        check_section(experiment.config, kind, keys, section)
+        if note := override_note(kind, section["type"]):
+            log.info(note)
+        with experiment.config.placed():
+            return _build(experiment, kind, section, keys)
+    except ConfigError as error:
+        if is_placed:
+            raise
+        problems = [Problem("", problem.message) for problem in error.problems]
+        raise ConfigError(problems) from error
+
+
+def _place_of(experiment: Experiment, section: Any) -> Keys:
+    """Return the keys under which a section stands in the config; () for one from elsewhere."""
+    if not isinstance(section, Mapping):
+        return ()
+    copies = (keys for copied, keys in experiment.references.copies if copied is section)
+    return next(copies, None) or _find(section, dict(experiment.config), ()) or ()
+
+
+def _find(section: Section, within: Any, keys: Keys) -> Keys | None:
+    if within is section:
+        return keys
+    items: Any = within.items() if isinstance(within, Mapping) else ()
+    items = enumerate(within) if isinstance(within, list) else items
+    found = (_find(section, item, (*keys, key)) for key, item in items)
+    return next((each for each in found if each is not None), None)
+
+
+def _normal_form(
+    experiment: Experiment, kind: str, section: Any, keys: Keys, is_placed: bool
+) -> Section:
+    """Return a section with its defaults, and references in it recognised."""
+    problems: list[Problem] = []
+    node: Node = as_tree(section)
+    if not is_placed:
+        node = look_up(node, experiment.config, problems)
+    checked = _FORMS[kind].check(node, keys, Run(problems)).plain()
+    if problems:
+        where = experiment.config.where(*keys)
+        raise ConfigError([Problem(where, problem.message) for problem in problems])
+    form: Section = checked
+    return form
+
+
+def _build(experiment: Experiment, kind: str, section: Section, keys: Keys) -> Any:
+    makers: dict[str, Callable[..., Any]] = {
+        "loss": _own_loss,
+        "metric": _own_metric,
+        "model": _own_model,
+        "data_loader": _own_loader,
+    }
+    where = ".".join(map(str, keys))
+    if kind in makers:
+        return makers[kind](experiment, section, where)
+    return build(kind, section, where=where)
+
+
+def _own_loss(experiment: Experiment, section: Section, where: str) -> WeightedLoss:
+    taken, name = experiment.all_losses, section["name"]
+    names = [name, *(f"{name}_{number}" for number in range(2, len(taken) + 2))]
+    section = {**section, "name": next(each for each in names if each not in taken)}
+    lengths = (experiment.steps_per_epoch, experiment.total_steps)
+    seed = derive_seed(experiment.config["seed"], "loss", section["name"])
+    with isolated_random_state(seed):
+        made = _renamed(lambda: build_losses([section], *lengths), {"loss.0": where})
+    (loss,) = made.values()
+    built: WeightedLoss = loss.to(experiment.device)
+    experiment.own_losses[built.name] = built
+    return built
+
+
+def _own_metric(experiment: Experiment, section: Section, where: str) -> Any:
+    has_outputs = compares_outputs(experiment.config)
+
+    def make() -> Any:
+        return build_metrics([section], losses=experiment.losses, has_outputs=has_outputs)
+
+    (metric,) = _renamed(make, {"metrics.0": where}).values()
+    return metric
+
+
+def _renamed(make: Callable[[], Any], places: Mapping[str, str]) -> Any:
+    """Call a function that builds lists of the config, with the section's own place in errors."""
+    try:
+        return make()
+    except ConfigError as error:
+        problems = []
+        for where, message in error.problems:
+            for old, new in places.items():
+                where = new + where.removeprefix(old) if where.startswith(old) else where
+            problems.append(Problem(where, message))
+        raise ConfigError(problems) from error
+
+
+def _own_model(experiment: Experiment, section: Section, where: str) -> nn.Module:
+    model: nn.Module = build("model", section, where=where)
+    try:
+        check_model(model)
+        for prefix, weights in sections_with_weights(section):
+            load_from(model.get_submodule(prefix), weights)
+    except (ValueError, CheckpointError, NoMatch, AttributeError) as error:
+        raise ConfigError([Problem(where, str(error))]) from error
+    if any(is_lazy(each) for each in (*model.parameters(), *model.buffers())):
+        text = "its lazy layers have no shape yet, and no batch is known to be for it: give sizes"
+        raise ConfigError([Problem(where, text)])
+    return model.to(experiment.device)
+
+
+def _own_loader(experiment: Experiment, section: Section, where: str) -> Any:
+    loader = ready_loader(experiment.config, build("data_loader", section, where=where), where)
+    getattr(loader, "place_on", lambda _: None)(torch.device(experiment.device))
+    return loader

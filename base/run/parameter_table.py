@@ -1,0 +1,121 @@
+"""What each parameter is before the first step: where it starts, who trains it and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from base.training.experiment import Experiment
+from base.training.parameter_groups import shown
+from logger.console import format_value, table
+from logger.csv_writer import csv_text
+from logger.files import write_whole
+
+MAX_LINES = 8  # of the short table, its head left out
+HEAD = ("group", "lr", "decay", "trainable", "tensors", "numbers", "init", "such as")
+NUMBERS = ("tensors", "numbers")
+
+
+class Row(NamedTuple):
+    """One parameter; what it has not is None."""
+
+    name: str
+    shape: str
+    numbers: int
+    init: str
+    group: str | None
+    lr: float | None
+    weight_decay: float | None
+    trainable: str
+    loaded_from: str | None
+    shared_with: str | None
+
+
+def audit(experiment: Experiment) -> list[Row]:
+    """Return a row for each parameter in the model's order; a shared one comes once."""
+    places: dict[int, tuple[str | None, dict[str, Any]]] = {
+        id(parameter): (f"{name}/{number}", group)
+        for name, optimizer in experiment.optimizers.items()
+        for number, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    schemes = {record.name: record.scheme for record in experiment.init_records}
+    names: dict[int, list[str]] = {}
+    for name, parameter in experiment.model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+
+    sources = {
+        f"{prefix}.{name}" if prefix else name: fit.file
+        for prefix, fit in experiment.loaded.items()
+        for name in fit.loaded
+    }
+    rows = []
+    for name, parameter in experiment.model.named_parameters():
+        place, group = places.get(id(parameter), (None, {}))
+        source, until = sources.get(name), experiment.freezing.until.get(name)
+        row = Row(
+            name=name,
+            shape="x".join(map(str, parameter.shape)) or "scalar",
+            numbers=parameter.numel(),
+            init=schemes.get(name, "default") if source is None else "loaded",
+            group=place,
+            lr=float(group["lr"]) if group else None,
+            weight_decay=group.get("weight_decay"),
+            trainable=f"after {until}" if until else "yes" if parameter.requires_grad else "no",
+            loaded_from=source,
+            shared_with=" ".join(names[id(parameter)][1:]) or None,
+        )
+        rows.append(row)
+    return rows
+
+
+def loaded_tables(experiment: Experiment) -> str:
+    """Return what became of the weights of each file, below the module and the file."""
+    return "\n".join(
+        f"weights of {prefix or 'the model'} from {fit.file}:\n{fit.table()}"
+        for prefix, fit in experiment.loaded.items()
+    )
+
+
+def write_csv(rows: Iterable[Row], path: Path) -> None:
+    """Write all rows below a head; a cell of what a parameter has not is empty."""
+    write_whole(path, csv_text([Row._fields, *rows]).encode())
+
+
+def whole_table(rows: Iterable[Row]) -> str:
+    """Return a line for each parameter; a column that is empty all through is left out."""
+    cells = [[_cell(*pair) for pair in row._asdict().items()] for row in rows]
+    columns = zip(Row._fields, *cells, strict=True)
+    kept = [column for column in columns if {*column[1:]} != {"-"}]
+    return table(zip(*kept, strict=True), right=NUMBERS)
+
+
+def short_table(rows: Iterable[Row]) -> str:
+    """Return a line for all parameters of one group; of many groups, the first and the last."""
+    alike: dict[Any, list[Row]] = {}
+    for row in rows:
+        alike.setdefault((row.group, row.lr, row.weight_decay, row.trainable), []).append(row)
+    parts = list(alike.values())
+    lines = [_summary(part) for part in parts]
+    if len(parts) > MAX_LINES:
+        middle = slice(MAX_LINES // 2, 1 - MAX_LINES // 2)
+        rest = [row for part in parts[middle] for row in part]
+        lines[middle] = [[f"{len(parts[middle])} more", *_summary(rest)[1:]]]
+    return table([HEAD, *lines], right=NUMBERS)
+
+
+def _summary(rows: Sequence[Row]) -> list[str]:
+    """Return the cells of a line for several parameters; `...` where they differ."""
+    cells = []
+    for name in ("group", "lr", "weight_decay", "trainable"):
+        values = {_cell(name, getattr(row, name)) for row in rows}
+        cells.append(values.pop() if len(values) == 1 else "...")
+    counts = [f"{len(rows):,}", f"{sum(row.numbers for row in rows):,}"]
+    schemes = [*dict.fromkeys(row.init for row in rows)]
+    return [*cells, *counts, shown(schemes, 2), shown([row.name for row in rows], 2)]
+
+
+def _cell(name: str, value: Any) -> str:
+    is_plain = name != "lr" and isinstance(value, int | float)
+    return f"{value:,}" if is_plain else format_value(name, value)

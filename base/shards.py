@@ -1,0 +1,7 @@
+"""``python -m base.shards``: write and check shards; see `base/datasets/shard_writer.py`."""
+
+from base.config.command_line import run
+from base.datasets.shard_writer import main
+
+if __name__ == "__main__":
+    run(main)

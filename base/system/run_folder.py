@@ -1,0 +1,297 @@
+"""The folder of one run: made exclusively, found again by its number, held by one process."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+from base.errors import TrainingError, UsageError, disk_error, nearest, why
+from base.system.places import PROJECT
+from logger.files import open_descriptor, read_file, write_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+LOG = logging.getLogger("kindling")
+STAMP = "run.json"
+BEFORE_TRAINING = frozenset((
+    STAMP, "LOCK", "bad_samples.csv", "checkpoints", "config.yaml", "data.json", "env.txt",
+    "log.txt", "parameters.csv", "split.csv",
+))  # fmt: skip
+"""What a run's folder holds before the first step."""
+Order = tuple[int, str, str]
+
+
+def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = None) -> Path:
+    """Make ``save_dir/name/MMDD_HHMMSS`` for one run alone; if taken, with ``_2``, ``_3``, ..."""
+    now = now or datetime.now()
+    parent, folder = Path(save_dir) / name, None
+    above = [each for each in (parent, *parent.parents) if not _exists(each)]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        # Clocks jump, and MMDD begins again at new year: runs are ordered by a count.
+        number = 1 + max((order[0] for order, _ in _runs(Path(save_dir))), default=0)
+        folder = _make_new(parent / now.strftime("%m%d_%H%M%S"))
+        started = now.astimezone(timezone.utc).isoformat()
+        stamp = json.dumps({"number": number, "started": started})
+        write_whole(folder / STAMP, stamp.encode() + b"\n")
+    except OSError as error:
+        remove_empty([*([folder] if folder else []), *above])
+        text = f"{parent}: cannot make a run's folder: {error.strerror}"
+        raise disk_error(error, text, UsageError) from error
+    return folder
+
+
+def remove_unbegun(folder: Path) -> None:
+    """Remove a new run's folder that holds nothing but what is written before the first step.
+
+    One that holds anything else, such as a file of the user's own, stays.
+    """
+    made = [folder / "checkpoints", folder]
+    inside = [path for each in made if each.is_dir() for path in each.iterdir()]
+    if {path.name for path in inside} <= BEFORE_TRAINING:
+        for path in inside:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        remove_empty([*made, folder.parent])
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove these folders, as far as they are empty."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def refuse_gone(folder: Path) -> None:
+    """Make sure that a run's folder is still there.
+
+    Raises:
+        TrainingError: somebody has deleted or renamed it.
+    """
+    if not folder.is_dir():
+        raise gone(folder)
+
+
+def gone(folder: Path) -> TrainingError:
+    """Return the error of a run whose folder is no longer there."""
+    text = "this run's folder was deleted or renamed during training, so nothing more can be saved"
+    return TrainingError(f"{folder}: {text}; if it was renamed, resume it: python train.py -r PATH")
+
+
+def find_newest_run(save_dir: Path | str, name: str | None = None) -> Path | None:
+    """Return the run started last that holds a checkpoint (of this name, or of any name)."""
+    runs = [folder for _, folder in sorted(_runs(Path(save_dir), name), reverse=True)]
+    for folder in runs:
+        if any((folder / "checkpoints").glob("step-*")):
+            if folder != runs[0]:
+                LOG.warning("%s holds no checkpoint; the last with one is %s", runs[0], folder)
+            return folder
+    if runs:
+        where = Path(save_dir) / (name or "")
+        LOG.warning("%s: none of its %d runs holds a checkpoint", where, len(runs))
+    return None
+
+
+def run_of(path: Path | str) -> Path:
+    """Return the run's folder for it, for its checkpoints, for one of these or for a state.pt."""
+    path = must_exist(path)
+    for folder in (path, *path.parents, *path.absolute().parents):
+        if _is_run(folder):
+            inside = path.absolute().relative_to(folder.absolute()).parts
+            if not inside or inside[0] == "checkpoints":
+                return folder
+    raise UsageError(f"{path}: this is no run: name its folder, like saved/digits/0131_235959")
+
+
+def find_run(path: Path | str) -> Path:
+    """Return a run, or what is within one, as it is; of a name's folder its newest run.
+
+    ``saved/digits`` stands for the newest run of that name, ``saved`` for the newest of all.
+
+    Raises:
+        UsageError: there is no such path, or no run with a checkpoint in it.
+    """
+    path = must_exist(path)
+    try:
+        run_of(path)
+    except UsageError:
+        newest = newest_run_in(path)
+        if newest is None:
+            raise
+        return newest
+    return path
+
+
+def newest_run_in(path: Path) -> Path | None:
+    """Return the newest run in the folder of a name, or in that of all names; None elsewhere."""
+    path = path if path.name not in ("", "..") else path.resolve()
+    if any(map(_is_run, _folders(path))):
+        return find_newest_run(path.parent, path.name)
+    is_of_all = any(_is_run(folder) for name in _folders(path) for folder in _folders(name))
+    return find_newest_run(path) if is_of_all else None
+
+
+def must_exist(path: Path | str) -> Path:
+    """Return the path, or say which name that exists is most like it."""
+    path = Path(path)
+    missing = path.absolute()
+    if _exists(missing):
+        return path
+    while not _exists(missing.parent):
+        missing = missing.parent
+    folder = missing.parent
+    known = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    hint = nearest(missing.name, known)
+    raise UsageError(f"{path}: no such file or folder: {folder} has no {missing.name!r}{hint}")
+
+
+def write_environment(folder: Path) -> None:
+    """Write ``env.txt``: what a result depends on beside the config and the data."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    lines = {
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "git": _git_state(PROJECT),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": installed("torchvision") or "none",
+        "numpy": installed("numpy") or "none",
+        "cuda": torch.version.cuda or "none",
+        "cudnn": torch.backends.cudnn.version() or "none",
+        "devices": ", ".join(gpus) or "cpu",
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    text = "".join(f"{name:<12} {value}\n" for name, value in lines.items())
+    write_whole(folder / "env.txt", text.encode())
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package, or None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+class RunLock:
+    """A run's folder, held by this process until the block's end or its own, however it comes."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+        if descriptor is not None:
+            # Workers may outlive a killed trainer: they must not go on holding its folder.
+            os.register_at_fork(after_in_child=self.release)
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the folder; a second call does nothing."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def lock(folder: Path | str) -> RunLock:
+    """Hold the folder for this process alone; if another has it, say which."""
+    if fcntl is None:
+        return RunLock(None)
+    path = Path(folder) / "LOCK"
+    try:
+        descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise disk_error(error, f"{path}: cannot be made: {why(error)}", UsageError) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "just started"
+        os.close(descriptor)
+        message = f"{folder}: another process has this run: {holder}; wait for it, or stop it"
+        raise UsageError(message) from error
+    except OSError as error:  # some network file systems have no locks
+        LOG.warning("%s: no lock here (%s): let no second run use it", folder, error.strerror)
+    about = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, about)
+    except OSError as error:
+        os.close(descriptor)
+        raise disk_error(error, f"{path}: cannot be written: {why(error)}", UsageError) from error
+    return RunLock(descriptor)
+
+
+def _make_new(folder: Path) -> Path:
+    """Make a folder that no one else has made: mkdir tells who was first."""
+    for suffix in itertools.chain([""], (f"_{number}" for number in itertools.count(2))):
+        with contextlib.suppress(FileExistsError):
+            made = folder.with_name(folder.name + suffix)
+            made.mkdir()
+            break
+    return made
+
+
+def _runs(save_dir: Path, name: str | None = None) -> Iterator[tuple[Order, Path]]:
+    """Yield the runs of one name, or of all, each with what it is ordered by."""
+    for parent in [save_dir / name] if name else _folders(save_dir):
+        for folder in _folders(parent):
+            try:
+                stamp = json.loads(read_file(folder / STAMP))
+                order = (int(stamp["number"]), str(stamp["started"]), folder.name)
+            except (OSError, ValueError, LookupError, TypeError):
+                order = (0, "", folder.name)  # not stamped by us: older than all that are
+            yield order, folder
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / STAMP).is_file() or (folder / "checkpoints").is_dir()
+
+
+def _folders(parent: Path) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return [parent / entry.name for entry in os.scandir(parent) if entry.is_dir()]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, not ours to see, or no path at all
+        return False
+
+
+def _git_state(folder: Path) -> str:
+    """Return the commit of the code, and how many files differ from it."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = len(_git(folder, "status", "--porcelain").splitlines())
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+    return f"{commit} ({changed} files changed)" if changed else f"{commit} (clean)"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,270 @@
+"""When things come due: the end of an accumulation window, of a duration."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from base.config.durations import parse_duration
+from base.data.batch import SampleCount, cut
+from base.training.denominators import SUM, Counted, counted_by, terms_of
+from base.training.losses import WeightedLoss
+
+
+class Window:
+    """The batches whose gradients make one step; the last window of an epoch may be shorter.
+
+    The gradient of a step is that of one batch with all the samples of the window. A mean over a
+    part of them counts by its share: its own denominator over that of the window, which is known
+    ahead from the targets (see `base/training/denominators.py`).
+
+    Args:
+        accumulate: batches in a window.
+        micro_batch: samples in a part of a batch; None leaves batches whole.
+        losses: those of the config, by name.
+        count: tells the samples of a batch, given its position.
+        own: losses that the trainer has built, by name; it may gain some.
+    """
+
+    def __init__(
+        self,
+        accumulate: int,
+        micro_batch: int | None,
+        losses: Mapping[str, WeightedLoss],
+        count: SampleCount,
+        own: Mapping[str, WeightedLoss] = MappingProxyType({}),
+    ) -> None:
+        self.accumulate, self.micro_batch = accumulate, micro_batch
+        self.losses, self.own, self.count = losses, own, count
+        self.size, self.is_full = 1, True
+        self.n_samples = 0
+        self.fate = ""  # "dropped": the rest is passed over; "again": the step begins anew
+        self._whole = Shares(0, {})  # of all batches of the window
+        self._part = self._whole  # of what is computed just now
+        self._ahead: deque[Shares] = deque()  # of windows that were read, but not yet begun
+        self._late = Late()
+
+    def read_ahead(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
+        """Give batches from position ``first``; those of a window are read before its first one."""
+        self._ahead.clear()
+        return batches if self.accumulate == 1 else self._windows(batches, first)
+
+    def _windows(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
+        while chunk := list(islice(batches, self.accumulate)):
+            self._ahead.append(self._shares_of_window(chunk, first))
+            first += len(chunk)
+            while chunk:
+                yield chunk.pop(0)
+
+    def take(self, batch: Any) -> None:
+        """Let this batch be a whole window."""
+        next(self.read_ahead(iter([batch]), 0))
+        self.place(0, 1)
+
+    def place(self, number: int, count: int) -> None:
+        """Move to batch ``number`` of the ``count`` that are left of the epoch."""
+        position = number % self.accumulate
+        if position == 0:
+            self.fate, self._late = "", Late()
+            if self.accumulate > 1:
+                self._whole = self._ahead.popleft()
+        self.size = min(self.accumulate, count - number + position)
+        self.is_full = position == self.size - 1
+
+    def parts(self, batch: Any, position: int) -> Iterable[tuple[Any, int]]:
+        """Give the batch in parts, with the samples of each."""
+        self.n_samples = n_samples = self.count(batch, position)
+        if self.fate:
+            return ()
+        if self.micro_batch is None or self.micro_batch >= n_samples:
+            is_whole = self.accumulate == 1
+            self._part = self._whole if is_whole else self._shares(batch, n_samples)
+            return ((batch, n_samples),)
+        return self._cut(batch, n_samples, self.micro_batch)
+
+    def share(self, loss: Tensor) -> Tensor:
+        """Return what a loss of the part that is computed adds to that of the whole window."""
+        if self._part is self._whole:
+            return loss
+        terms = terms_of(loss)
+        if terms is None:
+            return self._shared(loss)
+        # Those that say what they divide by come first: the others go by what was found there.
+        trained = (term for term in terms.values() if term.requires_grad)
+        order = sorted(trained, key=lambda term: counted_by(term) is None)
+        shared = [self._shared(term) for term in order]
+        return sum(shared[1:], start=shared[0]) if shared else loss
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Compute something beside the training: no step is due, and losses count in full."""
+        kept = vars(self).copy()
+        self.is_full, self._part = False, self._whole
+        try:
+            yield
+        finally:
+            vars(self).update(kept)
+
+    def _cut(self, batch: Any, n_samples: int, length: int) -> Iterator[tuple[Any, int]]:
+        is_last = self.is_full
+        if self.accumulate == 1:
+            self._whole = self._shares(batch, n_samples)
+        for begin in range(0, n_samples, length):
+            end = min(begin + length, n_samples)
+            part = cut(batch, begin, end, n_samples)
+            self._part = self._shares(part, end - begin)
+            self.is_full = is_last and end == n_samples
+            yield part, end - begin
+            if self.fate:
+                break
+        self.is_full = is_last and self.fate != "again"
+        self._part = self._whole
+
+    def _shares_of_window(self, batches: Sequence[Any], first: int) -> Shares:
+        whole = Shares(0, {})
+        for position, batch in enumerate(batches, start=first):
+            whole.add(self._shares(batch, self.count(batch, position)))
+        return whole
+
+    def _shares(self, batch: Any, n_samples: int) -> Shares:
+        rules, all_losses = self.count.rules, (*self.losses.items(), *self.own.items())
+        found = ((name, loss.counted_in(batch, rules)) for name, loss in all_losses)
+        return Shares(n_samples, {name: one for name, one in found if one is not None})
+
+    def _shared(self, term: Tensor) -> Tensor:
+        counted = counted_by(term)
+        if counted is not None and counted.number is SUM:
+            return _times(term, self._late.makes_up())
+        is_own = counted is not None and counted.name in self.own
+        is_alone = len(self.losses) == 1 and not is_own
+        share = None if counted is None else self._known_share(counted, is_alone)
+        if share is not None:
+            if not is_own:
+                self._late.is_ruled_out = self._late.is_ruled_out or not self._late.assumed
+            return _times(term, share * self._late.makes_up())
+        by_samples = self._part.n_samples / max(self._whole.n_samples, 1)
+        if counted is None or not is_alone or self._late.is_ruled_out:
+            return _times(term, by_samples * self._late.makes_up())
+        return _times(term, self._late.share(counted, self._part, by_samples))
+
+    def _known_share(self, counted: Counted, is_alone: bool) -> Any:
+        """Return the share of a part whose denominators are known ahead; None: they are not."""
+        part, whole = (each.counted.get(counted.name) for each in (self._part, self._whole))
+        if part is None or whole is None or not part.is_for(counted, is_alone):
+            return None
+        return part.number / whole.number
+
+    def correct(self, optimizer: Optimizer) -> None:
+        """Bring the gradients of a window to its denominators as they were found."""
+        if self._late.assumed:
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, self._late.correction())
+
+
+def _times(term: Tensor, share: Any) -> Tensor:
+    """Return a share of a mean: nothing where nothing is counted, and the mean is 0/0."""
+    if not isinstance(share, Tensor):
+        return term * float(share) if share else term.nan_to_num() * 0.0
+    share = share.to(term.device)
+    return torch.where(share.nan_to_num() == 0, 0.0, term * share.nan_to_num())
+
+
+@dataclass
+class Shares:
+    """The samples of a batch, or of a window, and what each loss divides by there."""
+
+    n_samples: int
+    counted: dict[str, Counted]
+
+    def add(self, other: Shares) -> None:
+        """Take in another batch of the window."""
+        self.n_samples += other.n_samples
+        for name, one in other.counted.items():
+            self.counted[name] = one if name not in self.counted else self.counted[name].plus(one)
+
+
+@dataclass
+class Late:
+    """Denominators of a lone loss that is given other targets than the batch's, in one window.
+
+    Shifted or masked ones, of a language model, are known part by part only. The first call of the
+    loss in each part is taken to be what the step is about: its denominators are assumed to grow as
+    the samples do, and once the window is full all gradients are corrected by what was found. What
+    else is computed then has the share of its samples, less this correction as far as it is known.
+    """
+
+    assumed: float = 0.0  # of the window
+    assumed_yet: float = 0.0  # of the parts so far
+    found: Any = 0.0  # in the parts so far
+    is_ruled_out: bool = False
+    """The loss was given the batch's own target first."""
+    _part: Shares | None = None
+    _first: Any = 0.0  # the denominator of the first call in that part
+
+    def share(self, counted: Counted, part: Shares, by_samples: float) -> Any:
+        """Return the share of a call in the window; a later one may repeat the first of a part."""
+        if not self.assumed:
+            self.assumed = max(counted.n_elements, 1) / (by_samples or 1.0)
+        if self._part is not part:
+            self._part, self._first = part, counted.number
+            self.assumed_yet += self.assumed * by_samples
+            self.found = self.found + counted.number
+            return counted.number / self.assumed
+        other = by_samples * self.makes_up()
+        is_repeated = counted.number == self._first
+        if isinstance(is_repeated, Tensor):
+            return torch.where(is_repeated, counted.number / self.assumed, other)
+        return counted.number / self.assumed if is_repeated else other
+
+    def correction(self) -> Any:
+        """Return what all gradients are multiplied by; nothing counts where none was found."""
+        return _ratio(self.assumed, self.found)
+
+    def makes_up(self) -> Any:
+        """Return what undoes the correction, as it is expected by now."""
+        return self.found / self.assumed_yet if self.assumed else 1.0
+
+
+def _ratio(number: Any, other: Any) -> Any:
+    """Return the quotient; 0 where the divisor is."""
+    if isinstance(other, Tensor):
+        return torch.where(other == 0, 0.0, number / other)
+    return number / other if other else 0.0
+
+
+class Every:
+    """Comes due once in a duration: after so many steps, so many whole epochs, or minutes.
+
+    Minutes are those of a clock that nobody sets, from the last time that it came due.
+    """
+
+    def __init__(self, text: str, steps_per_epoch: int, total_steps: int) -> None:
+        duration = parse_duration(text, with_time=True)
+        is_whole = duration.unit == "epochs" and duration.amount == int(duration.amount)
+        self.epochs = int(duration.amount) if is_whole else 0
+        self.seconds = 60 * duration.amount if duration.unit == "minutes" else 0.0
+        is_timed = is_whole or self.seconds > 0
+        self.steps = 0 if is_timed else duration.in_steps(steps_per_epoch, total_steps)
+        self._began = time.monotonic()
+
+    def is_due_at_step(self, step: int) -> bool:
+        """Tell whether it comes due after this step."""
+        if self.seconds and time.monotonic() - self._began >= self.seconds:
+            self._began = time.monotonic()
+            return True
+        return self.steps > 0 and step % self.steps == 0
+
+    def is_due_after_epoch(self, epoch: int) -> bool:
+        """Tell whether it comes due when this many epochs are complete."""
+        return self.epochs > 0 and epoch % self.epochs == 0

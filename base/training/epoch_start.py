@@ -1,0 +1,320 @@
+"""The start of an epoch: ``begin_epoch`` and ``on_epoch_start``, and how a resume repeats them.
+
+What they set need not be saved (the weight of a loss, the level of a curriculum): they are called
+again where a run resumes within an epoch, where a checkpoint is tested, and for what is tried
+before training. What is registered is then put back to what was saved, so that ``self.w *= 0.9``
+counts once an epoch.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from base.callbacks import Callback
+from base.checkpoint.background import Snapshot
+from base.checkpoint.restore import restore
+from base.data.batch import tensors_in
+from base.system.seeding import derive_seed, isolated_random_state
+from base.training.progress import Stateful
+from base.training.registration import is_among
+from base.training.trial import keep_buffers
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
+
+# What the start of an epoch is not shown as it was before: it is the same, or too large.
+NOT_NOTED = (
+    "model", "optimizer.", "schedule.", "scaler.", "metric.", "ema", "monitor", "meters", "random",
+    "progress", "bad_samples", "epoch_start",
+)  # fmt: skip
+LARGE = ("model", "optimizer.", "ema")  # their copies are in CPU memory
+MOST_BYTES = 256 << 20  # of a registered object's state; a larger one is shown as it was saved
+_NOT_OWN = {"base", "logger", "torch", "torchvision", "numpy", *sys.stdlib_module_names}
+
+
+class EpochStart:
+    """Calls what an epoch begins with, once, and again where the run has to be as it left it.
+
+    Its state is what the last start has found: the progress, and the registered state that it has
+    changed. So a repeated call sees the same and sets the same.
+
+    Args:
+        has_own: whether the trainer overrides ``begin_epoch``.
+    """
+
+    def __init__(self, trainer: BaseTrainer, has_own: bool) -> None:
+        self.trainer, self._has_own = trainer, has_own
+        self.has_started = False  # callbacks have had their `on_start`
+        self._begun: int | None = None  # the epoch whose start is in force
+        self._found: dict[str, Any] = {}
+        self._since_kept: list[dict[str, Any]] = []  # the progress at each start, for a rollback
+        self._modes: list[tuple[nn.Module, bool]] = []
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is anything to call."""
+        mine = Callback.on_epoch_start
+        kinds = map(type, self.trainer.callbacks.values())
+        return self._has_own or any(getattr(k, "on_epoch_start", mine) is not mine for k in kinds)
+
+    def begin(self) -> None:
+        """Put the model in training mode; call what the epoch begins with, if that is to come."""
+        progress = self.trainer.progress
+        self.trainer.experiment.freezing.begin_epoch(progress.step)
+        if not self.is_used:
+            return
+        if self._begun == progress.epoch:
+            for module, is_training in self._modes:
+                module.training = is_training
+            return
+        if progress.batch == 0:
+            self._since_kept.append(progress.state_dict())
+            self._call_noting()
+        else:
+            self._call_again()
+        self._begun = progress.epoch
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Let an epoch have begun for what is tried within; all is put back afterwards."""
+        if not self.is_used or self._begun == self.trainer.progress.epoch:
+            yield
+            return
+        since_kept = list(self._since_kept)
+        with self._kept_state():
+            put_back = keep_changes(self.begin, self.trainer)
+            try:
+                yield
+            finally:
+                put_back()
+                self._begun, self._since_kept, self._modes = None, since_kept, []
+
+    @contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """Let the epoch of the state that was restored have begun, for an evaluation within."""
+        if not self.is_used:
+            yield
+            return
+        put_back = keep_changes(self._call_again, self.trainer)
+        try:
+            yield
+        finally:
+            put_back()
+
+    def note_kept(self) -> None:
+        """Begin a new list of starts: a state to roll back to was kept."""
+        self._since_kept = []
+
+    def replay(self, unchanged: Collection[str]) -> None:
+        """Call the starts since a state was kept once more, after a rollback to it.
+
+        Args:
+            unchanged: names in ``stateful``, or how they begin, of what a rollback leaves alone.
+        """
+        if self._since_kept:
+            stateful = self.trainer.stateful.items()
+            with self._kept_state({n: one for n, one in stateful if is_among(n, unchanged)}):
+                for progress in self._since_kept:
+                    self.trainer.progress.load_state_dict(progress)
+                    self._call_noting()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._found = state_dict
+
+    def _call_noting(self) -> None:
+        """Begin a new epoch; note what the call has found of the state that it changes."""
+        stateful, progress = self.trainer.stateful, self.trainer.progress.state_dict()
+        states = {n: one.state_dict() for n, one in stateful.items() if not is_among(n, NOT_NOTED)}
+        before = {n: _copied(each) for n, each in states.items() if _is_small(each)}
+        self._call()
+        changed = {n: s for n, s in before.items() if not _is_same(s, stateful[n].state_dict())}
+        self._found = {"progress": progress, "parts": changed}
+
+    def _call_again(self) -> None:
+        """Begin the epoch that was under way when the state was saved, which stays as it is."""
+        with self._kept_state():
+            found = self._found_then()
+            for name, state in found["parts"].items():
+                if name in self.trainer.stateful:
+                    self.trainer.stateful[name].load_state_dict(_copied(state))
+            self.trainer.progress.load_state_dict(found["progress"])
+            self._call()
+
+    def _found_then(self) -> dict[str, Any]:
+        """Return what the start of the saved epoch found; all but its number may be unknown."""
+        progress = self.trainer.progress
+        epoch = progress.epoch if progress.batch else max(progress.epoch - 1, 0)
+        if self._found and self._found["progress"]["epoch"] == epoch:
+            return self._found
+        return {"progress": {**progress.state_dict(), "epoch": epoch, "batch": 0}, "parts": {}}
+
+    def _call(self) -> None:
+        trainer = self.trainer
+        modes = {module: module.training for module in trainer.model.modules()}
+        seed = derive_seed(trainer.config["seed"], "begin_epoch", trainer.progress.epoch)
+        with isolated_random_state(seed):
+            trainer.begin_epoch()
+            for callback in trainer.callbacks.values():
+                # Before `on_start`, and without a folder, one may fail; training shows why.
+                with nullcontext() if self.has_started else suppress(Exception):
+                    callback.on_epoch_start(trainer)
+        self._modes = [(m, m.training) for m, before in modes.items() if m.training != before]
+        for loss in trainer.losses.values():
+            loss.follow_weights()
+
+    @contextmanager
+    def _kept_state(self, stateful: Mapping[str, Stateful] | None = None) -> Iterator[None]:
+        """Put what is saved back afterwards: all of it, or these."""
+        kept = self.trainer.stateful if stateful is None else stateful
+        states = {name: one.state_dict() for name, one in kept.items()}
+        large = {n: s for n, s in states.items() if is_among(n, LARGE) or not _is_small(s)}
+        # Others stay on their device: an object of the user's own need not expect another one.
+        states = {name: _copied(s) for name, s in states.items() if name not in large}
+        states |= Snapshot().take(large)
+        try:
+            yield
+        finally:
+            restore(kept, states)
+
+
+def keep_changes(call: Callable[[], None], trainer: BaseTrainer) -> Callable[[], None]:
+    """Call something; return what puts the attributes back that it has changed.
+
+    Looked at are the trainer, its callbacks, the modules of model and losses, the data sets, and
+    what the user's own classes have made of these; containers and tensors keep their identity.
+    """
+    modules = [*trainer.model.modules(), *_modules_of_losses(trainer)]
+    buffers_back = keep_buffers(modules)
+    noted = [(one, dict(vars(one)), _contents(one)) for one in _owners(trainer, modules)]
+    call()
+    changed = []
+    for one, former, contents in noted:
+        now = vars(one)
+        names = [n for n in {**former, **now} if n not in now or former.get(n, now) is not now[n]]
+        held = [each for each in contents if _differs(*each)]
+        changed.append((one, former, _public(one, names), held))
+
+    def put_back() -> None:
+        for one, former, names, held in changed:
+            for name in names:
+                vars(one).pop(name, None)
+                if name in former:
+                    vars(one)[name] = former[name]
+            for value, kept in held:
+                _refill(value, kept)
+        buffers_back()
+        for loss in trainer.losses.values():
+            loss.follow_weights()
+
+    return put_back
+
+
+def _owners(trainer: BaseTrainer, modules: Iterable[object]) -> list[Any]:
+    loaders = [each for each in (trainer.train_loader, trainer.valid_loader) if each is not None]
+    loaders += [vars(each)["loader"] for each in loaders if "loader" in vars(each)]  # replayed
+    parts = ("dataset", "valid_dataset", "sampler", "batch_sampler")
+    of_loaders = [vars(each).get(part) for each in loaders for part in parts]
+    losses = [getattr(each.function, "func", each.function) for each in trainer.losses.values()]
+    own = [each for each in vars(trainer).values() if _is_own(each)]
+    found = [trainer, *trainer.callbacks.values(), *trainer.stateful.values(), *modules, *losses]
+    found += [*own, *loaders, *of_loaders]
+    return [each for each in {id(one): one for one in found}.values() if _has_attributes(each)]
+
+
+def _modules_of_losses(trainer: BaseTrainer) -> list[nn.Module]:
+    functions = [loss.function for loss in trainer.losses.values()]
+    return [m for each in functions if isinstance(each, nn.Module) for m in each.modules()]
+
+
+def _has_attributes(one: object) -> bool:
+    return hasattr(one, "__dict__") and not isinstance(one, type | EpochStart)
+
+
+def _is_own(one: object) -> bool:
+    return type(one).__module__.partition(".")[0] not in _NOT_OWN
+
+
+def _public(one: object, names: list[str]) -> list[str]:
+    """Return the names to put back: what the engine's loaders keep for themselves stays theirs."""
+    module = type(one).__module__
+    if not module.startswith("base.") or module.startswith("base.datasets."):
+        return names
+    return [name for name in names if not name.startswith("_")]
+
+
+def _contents(one: object) -> list[tuple[Any, Any]]:
+    """Return an object's containers and small tensors, each with a copy."""
+    values = vars(one).values()
+    found: list[tuple[Any, Any]] = [(v, copy.copy(v)) for v in values if isinstance(v, _CONTAINERS)]
+    tensors = (v for v in values if isinstance(v, Tensor) and _is_small(v))
+    return found + [(value, value.detach().clone()) for value in tensors]
+
+
+_CONTAINERS = (list, dict, set, deque)
+
+
+def _differs(value: Any, former: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not _is_same(value, former)
+    if isinstance(value, dict):
+        same = value.keys() == former.keys() and all(value[k] is former[k] for k in value)
+    elif isinstance(value, list | deque):
+        same = len(value) == len(former) and all(map(_is_identical, value, former))
+    else:
+        same = value == former
+    return not same
+
+
+def _is_identical(one: object, other: object) -> bool:
+    return one is other
+
+
+def _refill(value: Any, former: Any) -> None:
+    if isinstance(value, Tensor):
+        with torch.no_grad():
+            value.copy_(former)
+        return
+    value.clear()
+    (value.extend if isinstance(value, list | deque) else value.update)(former)
+
+
+def _copied(state: Any) -> Any:
+    """Copy plain data and tensors, without the graph that a tensor may be a part of."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        copied = copy.copy(state)
+        copied.update((key, _copied(value)) for key, value in state.items())
+        return copied
+    return (
+        type(state)(map(_copied, state)) if type(state) in (list, tuple) else copy.deepcopy(state)
+    )
+
+
+def _is_small(state: Any) -> bool:
+    return sum(tensor.nbytes for tensor in tensors_in(state)) <= MOST_BYTES
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Compare plain data and tensors; of tensors the numbers, wherever they are."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_is_same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(np.all(one == other))

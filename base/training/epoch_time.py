@@ -1,0 +1,135 @@
+"""What an epoch's time goes into, and the one advice that follows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from base.system.cores import usable_cores
+from logger.csv_writer import number, read_rows
+from logger.files import write_whole
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
+
+PARTS = ("data", "copy", "compute", "logging")
+HIGH = 0.2  # a share of the epoch, beside the computation, that is worth a word
+OFTEN = 0.5  # a share of the steps
+LEAST_SECONDS = 1.0  # whatever takes less is quick enough
+
+
+class Clock:
+    """Divide time into parts: each `lap` adds what has passed since the one before to its part.
+
+    ``data`` is waiting for the loader, ``copy`` bringing batches to the device, ``logging`` writing
+    logs and checkpoints, ``compute`` the rest. On a GPU, which works by itself, the first three are
+    what this process spends on them; whoever then waits for the GPU counts as ``compute`` or,
+    where a number is read for the log, as ``logging``.
+    """
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin with nothing counted."""
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._n_steps = self._n_idle = 0
+        self._last = time.perf_counter()
+
+    def end_step(self, device_is_idle: bool) -> None:
+        """Count what has passed as ``compute``, and the steps after which a GPU is out of work."""
+        self.lap("compute")
+        self._n_steps += 1
+        self._n_idle += device_is_idle
+
+    def idle_share(self) -> float:
+        """Return after which share of the steps the GPU had nothing left to do."""
+        return self._n_idle / max(self._n_steps, 1)
+
+    def lap(self, part: str) -> None:
+        """Count the time since the last lap as this part's."""
+        now = time.perf_counter()
+        self.seconds[part] += now - self._last
+        self._last = now
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds of each part, and begin anew."""
+        taken, self.seconds = self.seconds, dict.fromkeys(PARTS, 0.0)
+        self._n_steps = self._n_idle = 0
+        return taken
+
+
+def facts_of(trainer: BaseTrainer) -> dict[str, Any]:
+    """Return what the advice depends on, beside the times.
+
+    ``readers`` says where batches come from: ``none`` is memory, else threads or processes;
+    ``num_workers``, ``cache`` and ``pin_memory`` are None where the loader has no such argument.
+    ``profiled`` are the epochs, counted from 1, whose times are a profiler's too; ``idle`` is to be
+    the last `Clock.idle_share`.
+    """
+    loader, profile = trainer.train_loader, trainer.config["profile"]
+    return {
+        "readers": loader.readers() if hasattr(loader, "readers") else "processes",
+        "num_workers": getattr(loader, "num_workers", None),
+        "cache": getattr(loader, "cache", None),
+        "pin_memory": getattr(loader, "pin_memory", None),
+        "prefetch": trainer.config["memory"]["prefetch"],
+        "batch_size": getattr(loader, "batch_size", None),
+        "idle": 0.0,
+        "profiled": [] if profile is None else profile["epochs"],
+        "cores": usable_cores(),
+        "device": trainer.device.type,
+    }
+
+
+def advice(seconds: Mapping[str, float], facts: Mapping[str, Any]) -> str | None:
+    """Return the one thing to change for a faster epoch, or None where nothing stands out.
+
+    Args:
+        seconds: what `Clock.take` gave.
+        facts: what `facts_of` gives.
+    """
+    total = sum(seconds.values())
+    if total < LEAST_SECONDS:
+        return None
+    shares = {part: seconds[part] / total for part in PARTS}
+    if shares["data"] > HIGH:
+        text = f"{shares['data']:.0%} of the time is waiting for data: "
+        n_workers, n_cores = facts["num_workers"], facts["cores"]
+        if facts["readers"] != "none" and n_workers is not None and n_workers < n_cores:
+            return f"{text}set data_loader.args.num_workers: {n_cores}"
+        if facts["cache"] == "none" and facts["readers"] != "none":
+            return f"{text}set data_loader.args.cache: memory, or disk"
+        return f"{text}let the data set read quicker, from memory or from smaller files"
+    if shares["copy"] > HIGH and facts["device"] == "cuda":  # elsewhere nothing copies by itself
+        text = f"{shares['copy']:.0%} of the time is copying to the device: "
+        if facts["pin_memory"] is False:
+            return f"{text}set data_loader.args.pin_memory: true"
+        if facts["prefetch"] == 0:
+            return f"{text}set memory.prefetch: 2"
+        return f"{text}let the data set give less, as images in uint8"
+    if shares["logging"] > HIGH:
+        text = f"{shares['logging']:.0%} of the time is logging and saving"
+        return f"{text}: raise trainer.save_every and trainer.log_every"
+    if facts["idle"] > OFTEN and facts["batch_size"] is not None:
+        text = f"after {facts['idle']:.0%} of the steps the GPU has nothing left to do: "
+        return f"{text}raise data_loader.args.batch_size above {facts['batch_size']}"
+    return None
+
+
+def write_times(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write each epoch's times, and the advice for all of them, into ``report/time.txt``."""
+    names = [f"time/{part}" for part in PARTS]
+    rows = [row for row in read_rows(folder / "metrics.csv") if row.get(names[0])]
+    if rows:
+        titles = "".join(f"{part:>10}" for part in ("epoch", *PARTS))
+        lines = [f"seconds of each epoch, by what they went into (see docs/speed.md)\n\n{titles}"]
+        for row in rows:
+            cells = "".join(f"{number(row[name]):10.2f}" for name in names)
+            lines.append(f"{row['epoch']:>10}{cells}")
+        plain = [row for row in rows if number(row["epoch"]) not in facts["profiled"]]
+        sums = {part: sum(number(row[f"time/{part}"]) for row in plain) for part in PARTS}
+        lines.append(f"\nfaster: {advice(sums, facts) or 'nothing stands out'}")
+        write_whole(folder / "report" / "time.txt", ("\n".join(lines) + "\n").encode())

@@ -1,0 +1,87 @@
+"""Plain attributes that losses change while training, such as a running target of each sample.
+
+Buffers and parameters are a loss's state already; many losses keep `self.target = torch.zeros(...)`
+instead. What differs from what the trainer was built with is saved, as it is for metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from base.checkpoint import object_state
+from base.training.losses import WeightedLoss
+
+_OF_MODULES = frozenset(vars(nn.Module()))
+_NOT_OWN = ("torch", "builtins", "functools")
+
+
+class LossAttributes:
+    """The attributes of all losses; those of a trainer's own losses too, which may come later.
+
+    Args:
+        losses: by name.
+        device: where tensors that were not on the CPU are put.
+    """
+
+    def __init__(self, losses: Mapping[str, WeightedLoss], device: torch.device | str) -> None:
+        self.losses, self.device = losses, device
+        self._as_built: dict[str, dict[str, Any]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has changed since the trainer was built, by loss and part of it."""
+        changed = {}
+        for key, owner in self._owners().items():
+            now, built = _plain(owner), self._built(key, owner)
+            if names := [n for n in now if n not in built or not _is_same(now[n], built[n])]:
+                changed[key] = {name: now[name] for name in names}
+        return changed
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        for key, owner in self._owners().items():
+            now, built = _plain(owner), self._built(key, owner)
+            whole = {**built, **state_dict.get(key, {})}
+            for name in now.keys() - whole.keys():
+                delattr(owner, name)
+            differing = {n: v for n, v in whole.items() if n not in now or not _is_same(v, now[n])}
+            object_state.restore(owner, differing, self.device)
+
+    def _built(self, key: str, owner: object) -> dict[str, Any]:
+        return self._as_built.setdefault(key, _plain(owner))
+
+    def _owners(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, loss in self.losses.items():
+            function = loss.function
+            parts = {"": function}
+            if isinstance(function, nn.Module):
+                parts = dict(function.named_modules())
+            found |= {f"{name}.{part}".rstrip("."): one for part, one in parts.items()}
+        return {key: one for key, one in found.items() if _is_own(one)}
+
+
+def _is_own(one: object) -> bool:
+    cls = type(one)
+    return hasattr(one, "__dict__") and cls.__module__.partition(".")[0] not in _NOT_OWN
+
+
+def _plain(owner: Any) -> dict[str, Any]:
+    attributes = object_state.capture(owner)
+    is_module = isinstance(owner, nn.Module)
+    return {k: v for k, v in attributes.items() if not (is_module and k in _OF_MODULES)}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Compare two captured values."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_is_same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(one == other)

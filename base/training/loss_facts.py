@@ -1,0 +1,123 @@
+"""What a loss says about its outputs and targets, so that the metrics count as it does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from inspect import Parameter
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+from base.data.batch import AS_IT_IS, Rules
+from base.errors import ConfigError, KindlingError, Problem
+from base.names.registry import find
+from base.names.signatures import signature
+from base.training.batch_arguments import DataParameters, item_compared
+from base.training.losses import WeightedLoss
+from base.training.selection import Compared
+
+NO_CLASS = -100  # what torch's losses ignore where nothing else is said
+
+# Above this a single output means class 1: 0 for logits, 0.5 for probabilities.
+THRESHOLDS = {
+    "binary_cross_entropy": 0.5,
+    "BCELoss": 0.5,
+    "binary_cross_entropy_with_logits": 0.0,
+    "BCEWithLogitsLoss": 0.0,
+    "multilabel_soft_margin_loss": 0.0,
+    "MultiLabelSoftMarginLoss": 0.0,
+    "soft_margin_loss": 0.0,
+    "SoftMarginLoss": 0.0,
+}
+
+
+def with_loss_facts(
+    section: Mapping[str, Any],
+    where: str,
+    losses: Mapping[str, WeightedLoss],
+    has_outputs: bool = True,
+    rules: Rules = AS_IT_IS,
+) -> Mapping[str, Any]:
+    """Fill in ``ignore_index`` and ``threshold``, where a metric takes them and has none.
+
+    A default that a metric has of its own stands against what torch ignores without being told.
+
+    Args:
+        has_outputs: the metrics see the outputs as the losses do.
+        rules: the config's ``batch:`` section.
+
+    Raises:
+        ConfigError: losses ignore different values of the target that the metric is held against.
+    """
+    args = dict(section.get("args") or {})
+    try:
+        named = find("metric", section["type"])
+        takes = signature("metric", named).parameters
+    except KindlingError:
+        return section  # said where it is built
+    compared = Compared.of(section, where)
+    item = item_compared(_data_parameters(named), compared.target, rules)
+    beside = [
+        each
+        for each in losses.values()
+        if item_compared(each.takes, each.compared.target, rules) == item
+    ]
+    if "ignore_index" in takes and "ignore_index" not in args:
+        ignored = _ignored(beside, where)
+        if ignored is not None and (ignored != NO_CLASS or _has_no_default(takes["ignore_index"])):
+            args["ignore_index"] = ignored
+    if "threshold" in takes and "threshold" not in args and has_outputs:
+        found = {threshold_of(each.function) for each in beside
+                 if each.compared.output == compared.output} - {None}  # fmt: skip
+        if len(found) == 1 and _has_no_default(takes["threshold"]):
+            args["threshold"] = found.pop()
+    return {**section, "args": args}
+
+
+def _data_parameters(named: Any) -> DataParameters:
+    """Return what a metric that is not yet built takes of a batch."""
+    update = getattr(named, "update", None)
+    if isinstance(named, type) and inspect.isfunction(update):
+        return DataParameters.of(MethodType(update, named))  # as of an object: without `self`
+    return DataParameters() if isinstance(named, type) else DataParameters.of(named)
+
+
+def ignore_index_of(function: Callable[..., Any]) -> int | None:
+    """Return the target that a loss leaves out; None where it has no such argument."""
+    if isinstance(function, nn.Module):
+        found = (getattr(module, "ignore_index", None) for module in function.modules())
+        return next((value for value in found if type(value) is int), None)
+    called = getattr(function, "func", function)
+    written_with: Any = getattr(called, "denominator", None)
+    for each in (function, written_with):
+        try:  # a partial function's arguments are its defaults
+            parameter = inspect.signature(each).parameters.get("ignore_index")
+        except (TypeError, ValueError):
+            continue
+        if parameter is not None and type(parameter.default) is int:
+            return parameter.default
+    return None
+
+
+def threshold_of(function: Callable[..., Any]) -> float | None:
+    """Return above what an output of a loss of torch means yes; None for others."""
+    function = getattr(function, "func", function)
+    named = function if inspect.isroutine(function) else type(function)
+    is_torchs = (named.__module__ or "").partition(".")[0] == "torch"
+    return THRESHOLDS.get(named.__name__) if is_torchs else None
+
+
+def _ignored(losses: list[WeightedLoss], where: str) -> int | None:
+    found = {loss.name: ignore_index_of(loss.function) for loss in losses}
+    chosen = {value for value in found.values() if value not in (None, NO_CLASS)}
+    if len(chosen) > 1:
+        each = ", ".join(f"{name} {value}" for name, value in found.items() if value in chosen)
+        text = f"the losses ignore different targets ({each}); say which the metric is to leave out"
+        raise ConfigError([Problem(where, f"{text}: `args: {{ignore_index: ...}}`")])
+    return chosen.pop() if chosen else (NO_CLASS if NO_CLASS in found.values() else None)
+
+
+def _has_no_default(parameter: Parameter) -> bool:
+    return parameter.default in (None, Parameter.empty)

@@ -1,0 +1,616 @@
+"""Losses from a config: a function, a module class or a module instance, each with a weight."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from base.config.durations import parse_duration
+from base.data.batch import (
+    AS_IT_IS,
+    Rules,
+    Targets,
+    extras_of,
+    ids_of,
+    in_full_precision,
+    sample_weight_of,
+    target_of,
+    tensors_in,
+)
+from base.errors import ConfigError, KindlingError, Problem, TrainingError
+from base.names.build import build as build_named
+from base.names.discovery import describe_error
+from base.training.batch_arguments import DataParameters
+from base.training.denominators import (
+    SUM,
+    Counted,
+    OwnRule,
+    changes_rule,
+    counted_by,
+    denominator_rule,
+    is_sum,
+    is_unreduced,
+    losses_of_samples,
+    mark,
+    mark_samples,
+)
+from base.training.loss_terms import TOTAL, Term, as_terms, flat, is_of_terms, refuse_many
+from base.training.metric_values import describe, describe_call
+from base.training.sample_losses import (
+    SAMPLE_WEIGHT,
+    SampleWise,
+    as_weights,
+    without_gradient_of_none,
+    zero_where,
+)
+from base.training.selection import Compared, build_list
+from base.training.shape_agreement import BroadcastError, ShapeAgreement
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that goes from one number to another: a function of the steps made, no state.
+
+    ``cosine`` is half a wave, slow at both ends; ``step`` jumps once ``over`` has passed.
+
+    Args:
+        over, after: lengths of the way and of the wait before it, in optimizer steps.
+    """
+
+    start: float
+    end: float
+    over: int
+    after: int = 0
+    shape: str = "linear"
+
+    def at(self, step: int) -> float:
+        """Return the weight in the step that follows so many others."""
+        done = min(max((step - self.after) / self.over, 0.0), 1.0)
+        if self.shape == "cosine":
+            done = (1 - math.cos(math.pi * done)) / 2
+        elif self.shape == "step":
+            done = float(done == 1)
+        return (1 - done) * self.start + done * self.end
+
+
+class Weight:
+    """The attribute ``weight`` of a loss; notes that it was read, for `weight_use.py`."""
+
+    def __get__(self, loss: WeightedLoss | None, _: object = None) -> float | Ramp:
+        if loss is None:
+            return 1.0  # the default
+        loss.weight_was_read = True
+        weight: float | Ramp = vars(loss)["weight"]
+        return weight
+
+    def __set__(self, loss: WeightedLoss, weight: float | Ramp) -> None:
+        vars(loss)["weight"] = weight
+
+
+class _Call(NamedTuple):
+    """What a loss is called with.
+
+    Args:
+        after, more: what follows the output by position: of the batch, and what else is given.
+        found, keywords: what is given by name: by the batch, and by the caller.
+        given: all that the caller gives beyond output and target, by name.
+        weights: of the samples; None: all count alike.
+        is_by_samples: the samples are weighted, or their losses asked for, one by one.
+    """
+
+    output: Any
+    has_output: bool
+    after: tuple[Any, ...]
+    more: tuple[Any, ...]
+    found: dict[str, Any]
+    keywords: dict[str, Any]
+    given: dict[str, Any]
+    weights: Tensor | None
+    is_by_samples: bool
+
+
+@dataclass
+class WeightedLoss:
+    """One named loss; calling it gives the loss itself, ``weight`` is its share of the sum."""
+
+    name: str
+    function: Callable[..., Any]
+    weight: Weight = Weight()
+    compared: Compared = field(default_factory=Compared)
+    agreement: ShapeAgreement | None = field(default=None, repr=False, compare=False)
+    rules: Rules = field(default_factory=lambda: AS_IT_IS, repr=False)
+    """The config's ``batch:`` section, which says where ids and weights of samples are."""
+    notes_samples: bool = False
+    """It is asked for the loss of each sample, for a sampler that learns from them."""
+    weight_was_read: bool = field(default=False, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.takes = DataParameters.of(self.function)
+        self.as_built = copy.deepcopy(self._whole_state())  # on the CPU: nothing was moved yet
+        # The rule of before `to` keeps class weights on the CPU, for targets that are still there.
+        self._rule = self._rule_on_cpu = denominator_rule(self.function)
+        self._by_samples = SampleWise(self.name, self.function)
+        self.was_weighted = False  # by the weights of samples
+
+    def __call__(self, *args: Any, batch: Any = None, **keywords: Any) -> Any:
+        """Return the unweighted loss: a tensor with one number, or terms by name.
+
+        With ``reduction="none"`` it is what the function gives, to be reduced by the caller.
+
+        Args:
+            args: output and target, all of them, and what else the function takes. What the
+                config's ``output`` and ``target`` name is picked, and of several targets what the
+                function has parameters for.
+            batch: where ``target`` is looked for if it is no part of the target, and the weights of
+                samples; a function with a parameter of this name is given it.
+            keywords: likewise for the function; output and target too may have its names for them.
+
+        Raises:
+            ConfigError: the function needs an argument that nobody gives.
+            TrainingError: the loss refuses what it is given, or gives no number.
+        """
+        call = self._arrange(args, batch, keywords)
+        counted = None
+        if self._says_its_own and not call.is_by_samples:
+            counted = self._counted(call.output, call.after, call.found, call.given, call.weights)
+        if counted is not None:
+            guarded = without_gradient_of_none(call.output, counted.number)
+            call = call._replace(output=guarded)
+        try:
+            value = self._value(call, batch)
+        except (KindlingError, torch.OutOfMemoryError, BroadcastError):
+            raise
+        except Exception as error:
+            text = f"loss {self.name!r} fails on"
+            text += f" {describe_call(call.output, call.after, call.found)}"
+            text = f"{text}: {describe_error(error)}{_about_classes(call.after, error)}"
+            raise TrainingError(text).showing(error) from error
+        if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, call.given):
+            return value
+        if counted is None:
+            counted = self._counted(call.output, call.after, call.found, call.given, call.weights)
+        if counted is not None and SAMPLE_WEIGHT in keywords:
+            counted = counted._replace(is_of_call=True)
+        if not isinstance(value, Tensor) and is_of_terms(value):
+            return as_terms(self.name, value, self._scalar, counted)
+        return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+
+    def _arrange(self, args: tuple[Any, ...], batch: Any, keywords: dict[str, Any]) -> _Call:
+        """Find what the function is called with: what is given, and what the batch has of it."""
+        if len(args) == 2 and not keywords and self._takes_pair(args[1]):  # the most common by far
+            output, target = self.compared(*args, batch)
+            return _Call(output, True, (target,), (), {}, {}, {}, None, False)
+        weights, keywords = self._sample_weights(batch, keywords)
+        output, target, more = self._split(args, keywords)
+        given = {**self.takes.named(more), **keywords} if more else keywords
+        output, picked = self.compared(output, target, batch)
+        who = (self.compared.where, f"loss {self.name!r}")
+        extras = extras_of(batch, self.rules, self.takes.needed)
+        after, found = self.takes.bind(picked, target, batch, given, who, extras)
+        self.was_weighted = self.was_weighted or weights is not None
+        takes_weights = SAMPLE_WEIGHT in found or SAMPLE_WEIGHT in keywords
+        is_noted = self.notes_samples and torch.is_grad_enabled()  # not where it is evaluated
+        is_by_samples = is_noted or not (weights is None or takes_weights)
+        return _Call(
+            output=output,
+            has_output=bool(args) or not self.takes.is_by_name_only,
+            after=after,
+            more=more,
+            found=found,
+            keywords=keywords,
+            given=given,
+            weights=weights,
+            is_by_samples=is_by_samples and not is_unreduced(self.function, given),
+        )
+
+    def _takes_pair(self, targets: Any) -> bool:
+        """Tell whether output and target are all that counts: no names, weights or samples."""
+        is_weighted = self.notes_samples or self.rules["weight"] is not None
+        return self.takes.is_plain and not (is_weighted or isinstance(targets, Targets))
+
+    def _value(self, call: _Call, batch: Any) -> Any:
+        """Call the function on all samples at once, or for each where they are weighted."""
+        args = (*((call.output,) if call.has_output else ()), *call.after, *call.more)
+        named, weights = call.found | call.keywords, call.weights
+        if weights is None and not call.is_by_samples:
+            return self._in_full_precision(self.function, args, named)
+        if call.is_by_samples:
+            each = self._ones(batch) if weights is None else weights
+            known = (call.after, call.given | call.found)
+            return self._by_samples(self._in_full_precision, args, named, each, known)
+        value = self._in_full_precision(self.function, args, _no_zeros(named, weights))
+        if weights is None or is_unreduced(self.function, call.given):
+            return value
+        return zero_where(weights.sum() == 0, value)
+
+    def _sample_weights(
+        self, batch: Any, keywords: dict[str, Any]
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Return the weights of the samples, and what else the loss is called with."""
+        if SAMPLE_WEIGHT in keywords:
+            given = keywords[SAMPLE_WEIGHT]
+            weights = None if given is None else as_weights(given, f"loss {self.name!r}")
+            takes_it = SAMPLE_WEIGHT in self.takes.needed
+            keywords = {k: v for k, v in keywords.items() if k != SAMPLE_WEIGHT or takes_it}
+            return weights, keywords
+        if self.rules["weight"] is None:
+            return None, keywords
+        if batch is None:
+            text = f"loss {self.name!r} is called without its batch, and so without the weights of"
+            text += " its samples: call it with `batch=batch`, or where they do not belong to it"
+            raise TrainingError(f"{text} with `sample_weight=None`")
+        return as_weights(sample_weight_of(batch, self.rules), "batch.weight"), keywords
+
+    def _ones(self, batch: Any) -> Tensor:
+        """Return a weight for each sample of a batch, where all count alike."""
+        if batch is None:
+            text = f"loss {self.name!r} is called without its batch, and so without the ids of its"
+            raise TrainingError(f"{text} samples: call it with `batch=batch`")
+        ids: Tensor = ids_of(batch, self.rules)
+        return torch.ones(len(ids), device=ids.device)
+
+    def _split(
+        self, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[Any, Any, tuple[Any, ...]]:
+        """Return output, target and the rest; what is given by keyword is taken out there."""
+        if len(args) > 1:
+            return args[0], args[1], args[2:]
+        if self.takes.is_by_name_only and not args:
+            return None, None, ()
+        named = (("output", self.takes.first), ("target", self.takes.second))
+        for place, name in named[len(args) :]:
+            given = [each for each in (name, place) if each in keywords]
+            if given and given[0] not in self.takes.needed:
+                args = (*args, keywords.pop(given[0]))
+            elif name:
+                raise TrainingError(f"loss {self.name!r} is called without its {place}")
+            else:
+                args = (*args, None)  # the function has no such parameter
+        return args[0], args[1], ()
+
+    def _scalar(self, value: Any, whose: str) -> Tensor:
+        """Return a tensor of one number without dimensions."""
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            advice = "; several are a dict by name" if isinstance(value, list | tuple) else ""
+            raise TrainingError(f"{whose} must give one number as a tensor, not {found}{advice}")
+        return value.reshape(()) if value.dim() else value  # which adds to the graph
+
+    def counted_in(self, batch: Any, rules: Mapping[str, Any]) -> Counted | None:
+        """Return what the loss will divide by on a batch, from its target alone; None: unknown.
+
+        A trainer that gives its losses other targets than the batch's has none of this.
+        """
+        try:
+            target = target_of(batch, rules)
+            picked = self.compared.pick_target(target, batch)
+            weights, _ = self._sample_weights(batch, {})
+            extras = extras_of(batch, self.rules, self.takes.needed)
+        except (ConfigError, TrainingError):
+            return None  # the step itself says what is missing
+        after, found = self.takes.bind(picked, target, batch, extras=extras)
+        return self._counted(None, after, found, {}, weights)
+
+    def _counted(
+        self,
+        output: Any,
+        after: tuple[Any, ...],
+        found: Mapping[str, Any],
+        given: Mapping[str, Any],
+        weights: Tensor | None = None,
+    ) -> Counted | None:
+        """Return what the loss divides by.
+
+        Args:
+            after: what follows the output by position.
+            found, given: what is given by name: by the batch, and by the trainer in its call.
+        """
+        target = after[0] if after else None
+        if weights is not None:
+            counted = self._counted_by_weight(target, {**given, **found}, weights)
+            is_of_call = self._rule is not None and changes_rule(self._rule, given)
+            return counted and counted._replace(is_of_call=is_of_call)
+        if self._rule is None:
+            return None
+        if not (isinstance(target, Tensor) or self._says_its_own):  # a sum is one of anything
+            return Counted(self.name, SUM, 0) if is_sum(self.function, given) else None
+        n_elements, address, is_on_cpu = _extent(target)
+        is_on_cpu = is_on_cpu and self._rule_on_cpu is not None
+        rule: Any = self._rule_on_cpu if is_on_cpu else self._rule
+        if not self._says_its_own:
+            number = rule(output, target, **found, **given)
+        else:
+            number = self._own_number(lambda: rule(output, target, **found, **given), target)
+        if number is None:
+            return None
+        return Counted(self.name, number, n_elements, address, changes_rule(rule, given))
+
+    def _counted_by_weight(
+        self, target: Any, given: Mapping[str, Any], weights: Tensor
+    ) -> Counted | None:
+        """Return what the weighted mean divides by."""
+        if SAMPLE_WEIGHT not in given:
+            number: Any = self._by_samples.counted(target, given, weights)
+        elif is_sum(self.function, given):
+            number = SUM
+        elif (rule := self._rule) is not None and self._says_its_own:
+            number = self._own_number(lambda: rule(None, target, **given), target)
+        else:  # it takes the weights by itself
+            number = weights.sum()
+        if number is None:
+            return None
+        n_elements, address, _ = _extent(target)
+        return Counted(self.name, number, n_elements, address)
+
+    @property
+    def _says_its_own(self) -> bool:
+        return isinstance(self._rule, OwnRule)
+
+    def _own_number(self, count: Callable[[], Any], target: Any) -> Any:
+        """Return the denominator that a loss of the project gives for a target."""
+        try:
+            number = count()
+        except Exception as error:
+            text = f"the denominator of loss {self.name!r} fails on target {describe(target)}"
+            raise TrainingError(f"{text}: {describe_error(error)}") from error
+        if isinstance(number, Tensor) and number.numel() == 1:
+            return number.reshape(())
+        if number is None or number is SUM or isinstance(number, int | float | np.number):
+            return number
+        found = describe(number) if isinstance(number, Tensor) else repr(number)
+        raise TrainingError(
+            f"the denominator of loss {self.name!r} must be one number, not {found}"
+        )
+
+    def _in_full_precision(
+        self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> Any:
+        """Call a function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
+        is_plain = bool(args) and isinstance(args[0], Tensor)
+        first = args[0] if is_plain else next(tensors_in((args, keywords)), None)
+        if first is None or not torch.is_autocast_enabled(first.device.type):
+            return self._call(function, args, keywords)
+        with torch.autocast(first.device.type, enabled=False):
+            return self._call(function, in_full_precision(args), in_full_precision(keywords))
+
+    def _call(self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Call a function; on the first batches, where shapes are held against each other."""
+        if self.agreement is None:
+            return function(*args, **keywords)
+        return self.agreement.call(self.compared.where, function, *args, **keywords)
+
+    def weight_at(self, step: int | None) -> float:
+        """Return the weight in the step that follows so many others; None: the final one."""
+        weight = self.weight
+        if not isinstance(weight, Ramp):
+            return weight
+        return weight.end if step is None else weight.at(step)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether its weight is a ramp."""
+        return isinstance(vars(self)["weight"], Ramp)
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether the config gives it another weight than 1."""
+        return bool(vars(self)["weight"] != 1)
+
+    def counts_at(self, step: int) -> bool:
+        """Whether the weight in that step is not 0; this is no use of it."""
+        weight = vars(self)["weight"]
+        return bool(weight.at(step) if isinstance(weight, Ramp) else weight)
+
+    def to(self, device: torch.device | str) -> WeightedLoss:
+        """Move the loss's own tensors, such as class weights."""
+        if isinstance(self.function, nn.Module):
+            self.function.to(device)
+        elif isinstance(self.function, functools.partial):
+            keywords = {
+                name: value.to(device) if isinstance(value, Tensor) else value
+                for name, value in self.function.keywords.items()
+            }
+            self.function = functools.partial(self.function.func, **keywords)
+        self._rule = denominator_rule(self.function)
+        self._by_samples = SampleWise(self.name, self.function)
+        return self
+
+    def follow_weights(self) -> None:
+        """Count by the tensors that the loss has now: class weights may have been exchanged."""
+        self._rule = self._rule_on_cpu = denominator_rule(self.function)
+        if isinstance(self._rule, functools.partial):
+            on_cpu = {k: v.cpu() for k, v in self._rule.keywords.items() if isinstance(v, Tensor)}
+            self._rule_on_cpu = functools.partial(self._rule, **on_cpu)
+
+    @property
+    def needs_whole_batches(self) -> bool:
+        """Whether the loss compares the samples of a batch with each other, and says so."""
+        function = getattr(self.function, "func", self.function)
+        return bool(getattr(function, "needs_whole_batches", False))
+
+    @property
+    def has_state(self) -> bool:
+        return bool(self._whole_state())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the loss has changed since it was built; the rest comes from the config."""
+        return {
+            name: value
+            for name, value in self._whole_state().items()
+            if not _is_same(value, self.as_built.get(name))
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if isinstance(self.function, nn.Module):
+            whole = {**copy.deepcopy(self.as_built), **state}
+            for name in whole.keys() ^ self._whole_state().keys():  # a tensor in place of None
+                owner, _, key = name.rpartition(".")
+                buffers = self.function.get_submodule(owner)._buffers
+                if key in buffers:
+                    buffers[key] = whole[name].clone() if name in whole else None
+            self.function.load_state_dict(whole)
+            self.follow_weights()
+
+    def _whole_state(self) -> dict[str, Any]:
+        return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
+
+
+def _no_zeros(keywords: dict[str, Any], weights: Tensor | None) -> dict[str, Any]:
+    """Return what a loss that takes weights is called with: never weights that are 0 in all."""
+    if weights is None or SAMPLE_WEIGHT not in keywords:
+        return keywords
+    ones = torch.ones_like(weights)
+    return {**keywords, SAMPLE_WEIGHT: torch.where(weights.sum() == 0, ones, weights)}
+
+
+def _extent(target: Any) -> tuple[int, int, bool]:
+    """Return the entries of a target, where its first tensor lies, and if all are on the CPU."""
+    if isinstance(target, Tensor) and target.dim():
+        return target.numel(), _address(target), target.is_cpu
+    tensors = list(tensors_in(target))
+    address = _address(tensors[0]) if tensors else 0
+    return sum(each.numel() for each in tensors), address, all(each.is_cpu for each in tensors)
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # it has no memory of its own, as inside of torch.func
+        return 0
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    are_tensors = isinstance(value, Tensor) and isinstance(other, Tensor)
+    return are_tensors and torch.equal(value.cpu(), other)
+
+
+def terms(
+    losses: Mapping[str, Any], weighted: Mapping[str, WeightedLoss], step: int | None = None
+) -> dict[str, Tensor]:
+    """Return the terms of the sum: each loss times its weight after ``step`` steps, or its last.
+
+    One of weight 0 is left out, unless all are: it costs no backward pass, and a value in it that
+    is not finite does no harm. A trainer's own ``"loss"`` is the one term.
+
+    Raises:
+        TrainingError: one has more than one number.
+    """
+    found = flat(losses, weighted)
+    return weigh_terms({k: it for k, it in found.items() if it.is_minimised}, weighted, step)
+
+
+def lone_total(
+    losses: Any, weighted: Mapping[str, WeightedLoss], step: int | None
+) -> Tensor | None:
+    """Return the sum where it is one loss of one number, as mostly; None of anything else."""
+    if type(losses) is not dict or len(losses) != 1:
+        return None
+    ((name, value),) = losses.items()
+    loss = weighted.get(name)
+    if loss is None or loss.is_moving or not isinstance(value, Tensor) or value.numel() != 1:
+        return None
+    if name == TOTAL or getattr(value, "term_of", name) != name:
+        return None
+    weight = loss.weight_at(step)
+    return value if weight == 1 else scaled(value, weight)
+
+
+def weigh_terms(
+    found: Mapping[str, Term], weighted: Mapping[str, WeightedLoss], step: int | None
+) -> dict[str, Tensor]:
+    """Return `terms` of what is minimised, flat already."""
+    weights = {}
+    for name, term in found.items():
+        refuse_many(name, term.value)
+        loss = weighted.get(term.loss)
+        weights[name] = 1.0 if loss is None else loss.weight_at(step)
+    parts = {}
+    for name, weight in weights.items():
+        value = found[name].value
+        if weight == 1:  # a product would be one more operation, forward and backward
+            parts[name] = value
+        elif weight != 0 or not any(weights.values()):
+            parts[name] = scaled(value, weight)
+    return parts
+
+
+def scaled(loss: Tensor, weight: float) -> Tensor:
+    """Return a loss times its weight, with what is noted on it."""
+    of_samples = losses_of_samples(loss)
+    product = mark(loss * weight, counted_by(loss))
+    return mark_samples(product, None if of_samples is None else of_samples * weight)
+
+
+def build_losses(
+    sections: Sequence[Mapping[str, Any]],
+    steps_per_epoch: int = 1,
+    total_steps: int = 1,
+    build: Callable[..., Any] = build_named,
+    rules: Rules = AS_IT_IS,
+    notes_samples: bool = False,
+) -> dict[str, WeightedLoss]:
+    """Build the losses of the config's ``loss`` list (normal form), by name.
+
+    Args:
+        steps_per_epoch, total_steps: what the durations of weights are counted in.
+        rules: the config's ``batch:`` section.
+        notes_samples: whether a sampler learns from the loss of each sample.
+
+    Raises:
+        ConfigError: a name is taken or unknown, arguments do not fit, or a loss has parameters to
+            train; all faults together.
+    """
+
+    def steps(duration: str) -> int:
+        return parse_duration(duration).in_steps(steps_per_epoch, total_steps)
+
+    def make(section: Mapping[str, Any], where: str) -> WeightedLoss:
+        name, weight = section["name"], section["weight"]
+        if name == "loss" and (len(sections) > 1 or weight != 1):
+            raise ConfigError([Problem(f"{where}.name", f"{name!r} is taken by the sum of all")])
+        function = build("loss", section, where=where)
+        _check(function, section["type"], where)
+        if isinstance(weight, Mapping):
+            after = 0 if weight["after"] is None else steps(weight["after"])
+            ends = (weight["from"], weight["to"])
+            weight = Ramp(*ends, steps(weight["over"]), after, weight["shape"])
+        compared = Compared.of(section, where)
+        loss = WeightedLoss(name, function, weight, compared, None, rules, notes_samples)
+        if loss.needs_whole_batches and (notes_samples or rules["weight"] is not None):
+            text = f"{name} compares the samples of a batch with each other: it has no loss for"
+            text += " each, as `batch.weight` and a sampler that learns from losses need"
+            raise ConfigError([Problem(where, text)])
+        return loss
+
+    return build_list("loss", "loss", sections, make)
+
+
+def _check(function: Any, type_name: str, where: str) -> None:
+    """Refuse what is no loss, or what no optimizer would train."""
+    if not callable(function):
+        text = f"{type_name} cannot be called with (output, target): it is no loss"
+        raise ConfigError([Problem(where, text)])
+    named = function.named_parameters() if isinstance(function, nn.Module) else ()
+    trainable = [name for name, parameter in named if parameter.requires_grad]
+    if trainable:
+        text = f"no optimizer trains {type_name}'s own {', '.join(trainable[:5])}: have the model"
+        text += " hold what is to be trained, or freeze it with `requires_grad_(False)`"
+        raise ConfigError([Problem(where, text)])
+
+
+def _about_classes(after: tuple[Any, ...], error: Exception) -> str:
+    """Say which classes a target has where the model has too few outputs for them."""
+    target = after[0] if after else None
+    if "out of bounds" not in str(error) or not isinstance(target, Tensor):
+        return ""
+    low, high = (int(x) for x in torch.aminmax(target))
+    advice = "the first class is 0" if low < 0 else "give the model one output for each, n_classes"
+    return f" (targets are {low} to {high}: {advice}; or mend the labels)"

@@ -1,0 +1,94 @@
+"""What metrics are given and what they give: nested outputs, numbers, numbers by name, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from base.data.batch import CONTAINERS, Targets, tensors_in, with_entries
+
+
+def detached(value: Any) -> Any:
+    """Cut all tensors of a nested value from the graph."""
+    if isinstance(value, Tensor):
+        return value.detach() if value.requires_grad else value
+    return with_entries(value, detached) if isinstance(value, CONTAINERS) else value
+
+
+def on_cpu(value: Any) -> Any:
+    """Copy all tensors to the CPU, in a kind of number that numpy knows."""
+    if isinstance(value, Tensor):
+        copy = value.detach().cpu()
+        return copy.float() if copy.dtype == torch.bfloat16 else copy
+    return with_entries(value, on_cpu) if isinstance(value, CONTAINERS) else value
+
+
+def device_of(value: Any) -> torch.device:
+    """Return the device of the first tensor in a nested value; the CPU where there is none."""
+    if isinstance(value, Tensor):
+        return value.device
+    first = next(tensors_in(value), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def join(batches: list[Any]) -> Any:
+    """Join the batches of an epoch along their first dimension, item by item."""
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return torch.cat(batches) if first.dim() else torch.stack(batches)
+    if isinstance(first, np.ndarray):
+        return np.concatenate(batches)
+    if isinstance(first, Mapping):
+        return {key: join([batch[key] for batch in batches]) for key in first}
+    if isinstance(first, tuple) and first and isinstance(first[0], str | bytes):
+        return [text for batch in batches for text in batch]  # one for each sample
+    if isinstance(first, tuple) or (isinstance(first, list) and isinstance(first[0], Tensor)):
+        return type(first)(join(list(items)) for items in zip(*batches, strict=True))
+    if isinstance(first, list):
+        return [item for batch in batches for item in batch]
+    return batches
+
+
+def as_result(value: Any) -> float | dict[str, float] | Tensor:
+    """Turn what a metric computed into a number, numbers by name or a table on the CPU."""
+    if isinstance(value, Mapping):
+        return {str(key): float(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        value = torch.as_tensor(np.asarray(value))
+    if not isinstance(value, Tensor):
+        return float(value)
+    if value.numel() == 1 and value.dim() < 2:
+        return float(value.item())  # the one wait for the device
+    if value.dim() == 1:
+        return {str(index): number for index, number in enumerate(value.tolist())}
+    if value.dim() == 2:
+        return value.detach().cpu()
+    raise ValueError(f"it gives shape {tuple(value.shape)}: a number, a list or a table is needed")
+
+
+def describe(value: Any) -> str:
+    """Say in a few words what a loss or a metric was given."""
+    if isinstance(value, Tensor | np.ndarray):
+        return str(tuple(value.shape))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(describe, value))})"
+    return type(value).__name__
+
+
+def describe_call(output: Any, after: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
+    """Say what a loss or a metric was given, and how several targets come to it."""
+    text = f"output {describe(output)}"
+    target = after[0] if after else None
+    text += f" and target {describe(target)}" if after else ""
+    text += "".join(f", {name} {describe(value)}" for name, value in keywords.items())
+    if isinstance(target, Targets):
+        names = ", ".join(target)
+        text += f" (several targets: name one, as in `target: {next(iter(target))}`, or have "
+        text += f"parameters of their names, {names})"
+    return text

@@ -1,0 +1,314 @@
+"""One face for all metrics: functions, the project's own classes, torchmetrics' objects."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from base.checkpoint import object_state
+from base.data.batch import AS_IT_IS, WEIGHT, Rules, Targets, count_samples, extras_of
+from base.errors import ConfigError, Problem, TrainingError
+from base.names.build import build as build_named
+from base.names.discovery import describe_error
+from base.names.final_methods import refuse_overridden
+from base.training.batch_arguments import DataParameters
+from base.training.loss_facts import with_loss_facts
+from base.training.losses import WeightedLoss
+from base.training.metric_values import as_result, describe_call, detached, device_of, join, on_cpu
+from base.training.sample_losses import as_weights
+from base.training.selection import Compared, build_list
+from base.training.shape_agreement import ShapeAgreement
+
+Result = float | dict[str, float] | Tensor
+
+
+class Metric(ABC):
+    """``update`` for each batch, ``compute`` at the end, ``reset`` before the next epoch."""
+
+    agreement: ShapeAgreement | None = None
+    """Holds shapes against each other, on the first batches."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_overridden(cls, {"update": "override _update", "compute": "override _compute"})
+
+    def __init__(self, name: str, takes: DataParameters | None = None) -> None:
+        self.name = name
+        self.compared = Compared()
+        self.takes = takes or DataParameters()
+        self.rules: Rules = AS_IT_IS  # the config's ``batch:`` section
+
+    @final
+    def update(
+        self, output: Any, target: Any, batch: Any = None, n_samples: int | None = None
+    ) -> None:
+        """Take in a batch; raise TrainingError, with the metric's name, where it fails.
+
+        Where the config names an ``output`` or a ``target``, that part is picked (see `Compared`).
+        Of several targets, of the batch, and of ids and weights of its samples it is given what it
+        has parameters for.
+
+        Args:
+            n_samples: the samples of the batch; None counts the targets.
+        """
+        output, picked = self.compared(output, target, batch)
+        after: tuple[Any, ...] = (picked,)
+        found: dict[str, Any] = {}
+        if isinstance(target, Targets) or not self.takes.is_plain:
+            who = (self.compared.where, f"metric {self.name!r}")
+            extras = extras_of(batch, self.rules, self.takes.needed)
+            after, found = self.takes.bind(picked, target, batch, who=who, extras=extras)
+        try:
+            self._update((detached(output), *after), found, n_samples)
+        except ConfigError:
+            raise
+        except Exception as error:
+            given = describe_call(output, after, found)
+            text = f"metric {self.name!r} fails on {given}: {describe_error(error)}"
+            raise TrainingError(text).showing(error) from error
+
+    @final
+    def compute(self) -> Result:
+        """Return a number, numbers by name, or a table (a 2-D tensor); NaN before any batch."""
+        try:
+            return as_result(self._compute())
+        except ConfigError:
+            raise
+        except Exception as error:
+            text = f"metric {self.name!r} cannot be computed: {describe_error(error)}"
+            raise TrainingError(text).showing(error) from error
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget all batches."""
+
+    @abstractmethod
+    def _update(
+        self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
+    ) -> None:
+        """Take in the output, what follows it by position, and what is given by keyword."""
+
+    @abstractmethod
+    def _compute(self) -> Any: ...
+
+    def _call(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
+        """Call a part of the metric; one that is a function of (output, target) keeps nothing."""
+        if self.agreement is None:
+            return function(*args, **keywords)
+        is_pure = not isinstance(self, ObjectMetric)
+        call = self.agreement.call_function if is_pure else self.agreement.call
+        return call(self.compared.where, function, *args, **keywords)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``update`` has gathered, as tensors and plain data."""
+        state = object_state.capture(self)
+        del state["compared"], state["takes"], state["rules"]  # the config's, the function's
+        state.pop("agreement", None)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a captured state."""
+        object_state.restore(self, state)
+
+
+def mean_of_counts(counts: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function that gives (sum, count) give the mean where it is called.
+
+    In a run the sums and the counts of an epoch are added up, each by itself.
+    """
+
+    @functools.wraps(counts)
+    def mean(*args: Any, **kwargs: Any) -> Any:
+        total, count = counts(*args, **kwargs)
+        return total / count
+
+    mean.counts = counts  # type: ignore[attr-defined]
+    return mean
+
+
+def _counts_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what gives (sum, count) where `mean_of_counts` made the function of it."""
+    if not isinstance(function, functools.partial):
+        return getattr(function, "counts", function)
+    return functools.partial(_counts_of(function.func), *function.args, **function.keywords)
+
+
+class SampleMean(Metric):
+    """The mean of a function over all samples of an epoch, or over what it counts.
+
+    The function gives the mean over the samples of a batch; or else ``(sum, count)``, where it does
+    not count each sample once: pixels that are ignored, words.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.function = _counts_of(function)
+        super().__init__(name, DataParameters.of(self.function))
+        self.needs_cpu = False
+        self.reset()
+
+    def reset(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.n_samples: Tensor | float = 0  # or what else the function counts
+
+    def _update(
+        self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
+    ) -> None:
+        value = self._value(args, keywords)
+        if isinstance(value, tuple):
+            total, count = value
+            self.total = _plus(self.total, total)
+            self.n_samples = _plus(self.n_samples, count)
+            return
+        if WEIGHT in keywords:  # it is a weighted mean
+            weight = as_weights(keywords[WEIGHT], f"metric {self.name!r}").sum()
+            value = torch.as_tensor(value, device=weight.device)
+            self.total = _plus(self.total, torch.where(weight == 0, 0.0, value * weight))
+            self.n_samples = _plus(self.n_samples, weight)
+            return
+        n_samples = count_samples(args) if n_samples is None else n_samples
+        self.total = _plus(self.total, value, n_samples)
+        self.n_samples = self.n_samples + n_samples
+
+    def _value(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Call the function; one that uses numpy gets copies on the CPU once torch refuses."""
+        if not self.needs_cpu:
+            try:
+                return self._call(self.function, *args, **keywords)
+            except TypeError as error:
+                if "numpy" not in str(error) and "ScalarType" not in str(error):
+                    raise
+                self.needs_cpu = True
+        return self._call(self.function, *on_cpu(args), **on_cpu(keywords))
+
+    def _compute(self) -> Any:
+        return self.total / self.n_samples if self.n_samples else float("nan")
+
+
+def _plus(total: Tensor | float, value: Any, times: int = 1) -> Tensor | float:
+    """Add a number to a sum; one on a device is not waited for."""
+    if not isinstance(value, Tensor):
+        return total + times * (value if isinstance(value, int) else float(value))
+    if value.dim() and value.numel() != 1:
+        raise ValueError(f"it gives shape {tuple(value.shape)} where one number is needed")
+    if isinstance(total, Tensor) and total.device == value.device and not value.dim():
+        return torch.add(total, value.detach(), alpha=times)
+    # The sum stays there, in double precision where there is one.
+    dtype = torch.float32 if value.device.type == "mps" else torch.float64
+    total = torch.as_tensor(total, dtype=dtype, device=value.device)
+    return torch.add(total, value.detach().reshape(()), alpha=times)
+
+
+class WholeEpoch(Metric):
+    """A function called once on all outputs and targets of an epoch, gathered on the CPU."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        super().__init__(name, DataParameters.of(function))
+        self.function = function
+        self.reset()
+
+    def reset(self) -> None:
+        self.outputs: list[Any] = []
+        self.targets: list[Any] = []
+        self.keywords: list[dict[str, Any]] = []
+
+    def _update(
+        self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
+    ) -> None:
+        output, *targets = on_cpu(args)
+        self.outputs.append(output)
+        self.targets += targets  # one, or none where the function has no place for it
+        self.keywords.append(on_cpu(keywords))
+
+    def _compute(self) -> Any:
+        if not self.outputs:
+            return float("nan")
+        args = [join(each) for each in (self.outputs, self.targets) if each]
+        return self._call(self.function, *args, **join(self.keywords or [{}]))
+
+
+class ObjectMetric(Metric):
+    """An object with ``update(output, target)``, ``compute()`` and ``reset()``."""
+
+    def __init__(self, name: str, instance: Any) -> None:
+        own = getattr(instance, "data_parameters", None)
+        super().__init__(name, own or DataParameters.of(instance.update))
+        self.instance = instance
+        self.n_updates = 0
+        self._unplaced: Mapping[str, Any] | None = {}
+
+    def reset(self) -> None:
+        self.instance.reset()
+        self.n_updates = 0
+
+    def _update(
+        self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
+    ) -> None:
+        if self._unplaced is not None:
+            self._place(device_of(args[0]))
+        self._call(self.instance.update, *args, **keywords)
+        self.n_updates += 1
+
+    def _place(self, device: torch.device) -> None:
+        """Put the object, and a state that was loaded on the CPU, where the batches are."""
+        if isinstance(self.instance, nn.Module):
+            self.instance.to(device)
+        object_state.restore(self.instance, self._unplaced or {}, device)
+        self._unplaced = None
+
+    def _compute(self) -> Any:
+        return self._call(self.instance.compute) if self.n_updates else float("nan")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the object's attributes, and how many batches it has seen."""
+        return {"n_updates": self.n_updates, "instance": object_state.capture(self.instance)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.n_updates, self._unplaced = state["n_updates"], state["instance"]
+        object_state.restore(self.instance, state["instance"])
+
+
+def build_metrics(
+    sections: Sequence[Mapping[str, Any]],
+    build: Callable[..., Any] = build_named,
+    losses: Mapping[str, WeightedLoss] = MappingProxyType({}),
+    has_outputs: bool = True,
+    rules: Rules = AS_IT_IS,
+) -> dict[str, Metric]:
+    """Build the metrics of the config's ``metrics`` list (normal form), by name.
+
+    Args:
+        losses: what the metrics count as, see `with_loss_facts`.
+        has_outputs: the metrics see the outputs as the losses do.
+        rules: the config's ``batch:`` section.
+
+    Raises:
+        ConfigError: a name is taken or unknown, or arguments do not fit; all faults together.
+    """
+
+    def make(section: Mapping[str, Any], where: str) -> Metric:
+        if section["name"] == "loss":
+            raise ConfigError([Problem(f"{where}.name", "'loss' is taken by the loss")])
+        if losses:
+            section = with_loss_facts(section, where, losses, has_outputs, rules)
+        metric = _adapt(section["name"], build("metric", section, where=where), section, where)
+        metric.compared, metric.rules = Compared.of(section, where), rules
+        return metric
+
+    return build_list("metric", "metrics", sections, make)
+
+
+def _adapt(name: str, built: Any, section: Mapping[str, Any], where: str) -> Metric:
+    missing = [verb for verb in ("update", "compute", "reset") if not hasattr(built, verb)]
+    if not missing:
+        return ObjectMetric(name, built)
+    if not callable(built):
+        text = f"{section['type']} has no {missing[0]}() and cannot be called: it is no metric"
+        raise ConfigError([Problem(where, text)])
+    kind = WholeEpoch if section["over"] == "epoch" else SampleMean
+    return kind(name, built)

@@ -1,0 +1,210 @@
+"""One optimizer's step and all that belongs to it, for each network of an experiment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from base.config.durations import parse_duration
+from base.errors import TrainingError, nearest
+from base.training.experiment import Experiment, optimizer_sections
+from base.training.losses import WeightedLoss
+from base.training.optimizer_memory import StepInBackward
+from base.training.precision import NOTHING, Precision
+from base.training.recovery import refuse_nonfinite
+from base.training.results import with_total
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
+
+log = logging.getLogger("kindling")
+
+
+@dataclass
+class Stepper:
+    """Clips, steps and clears one optimizer.
+
+    Args:
+        clip_norm, clip_value: limits of the gradients' norm and of each of their entries.
+        set_to_none: frees gradients after a step; else they stay, as zeros.
+        in_backward: has made the step by the time that it is asked for.
+        every: it steps at each so many steps of the run.
+        prefix: before the names of the values returned; empty where there is one network.
+    """
+
+    optimizer: Optimizer
+    precision: Precision
+    scaler: torch.amp.GradScaler
+    clip_norm: float | None
+    clip_value: float | None
+    weighted_losses: Mapping[str, WeightedLoss]
+    set_to_none: bool = True
+    in_backward: StepInBackward | None = None
+    every: int = 1
+    prefix: str = ""
+    has_stepped: bool = False
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def trainable(self) -> list[Tensor]:
+        """The parameters without those that a step has frozen for a while."""
+        return [parameter for parameter in self.parameters if parameter.requires_grad]
+
+    def step(
+        self, n_steps: int, again: Callable[[], dict[str, Any]] | None = None
+    ) -> dict[str, Tensor]:
+        """Use the gradients gathered; return their norm where it is limited.
+
+        Args:
+            n_steps: the steps that the run has made.
+            again: computes the losses anew; LBFGS calls for them several times a step.
+        """
+        self._tell_unreached(n_steps)
+        values = self._clip()
+        with self.precision.full():
+            if isinstance(self.optimizer, LBFGS):
+                self.optimizer.step(lambda: self._loss_again(n_steps, again))
+            elif self.in_backward is None:
+                self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.clear()
+        if self.precision.is_reduced:
+            torch.clear_autocast_cache()  # of the old weights: the step may go on with the new ones
+        return values
+
+    def check(self, again: Callable[[], dict[str, Any]] | None) -> None:
+        """Refuse a step that lacks what the optimizer needs, also where none is due yet.
+
+        Raises:
+            TrainingError: LBFGS has nothing to compute the losses with.
+        """
+        if again is None and isinstance(self.optimizer, LBFGS):
+            text = "LBFGS computes the losses several times a step: give `update` a function"
+            raise TrainingError(f"{text}, `self.update(again=lambda: ...)`")
+
+    def clear(self) -> None:
+        """Drop the gradients gathered."""
+        self.optimizer.zero_grad(set_to_none=self.set_to_none)
+        if self.in_backward is not None:
+            self.in_backward.stepped.clear()
+
+    def stepping(self, trainer: BaseTrainer) -> AbstractContextManager[None]:
+        """Return the context of a backward pass: in a step's last one the step itself may be made.
+
+        Raises:
+            NonFiniteError: the loss is not finite; after the pass it would be too late to say so.
+        """
+        if self.in_backward is None or not trainer.window.is_full:
+            return NOTHING
+        refuse_nonfinite(trainer)
+        return self.in_backward.armed()
+
+    def _tell_unreached(self, n_steps: int) -> None:
+        """Name, at the first step, the parameters that no loss has given a gradient."""
+        if self.has_stepped or isinstance(self.optimizer, LBFGS):
+            return
+        if not all(loss.counts_at(n_steps) for loss in self.weighted_losses.values()):
+            return  # a loss whose weight is still 0 will reach more
+        self.has_stepped = True
+        reached = self.in_backward.stepped if self.in_backward else ()
+        unreached = [
+            name
+            for group in self.optimizer.param_groups
+            for name, parameter in zip(group.get("param_names", ()), group["params"], strict=False)
+            if parameter.requires_grad and parameter.grad is None and parameter not in reached
+        ]
+        if unreached:
+            shown = ", ".join(unreached[:8]) + (", ..." if len(unreached) > 8 else "")
+            text = "no loss reaches %s: not trained by this step; is it used in forward?"
+            log.warning(text, shown)
+
+    def _clip(self) -> dict[str, Tensor]:
+        if self.clip_norm is None and self.clip_value is None:
+            return {}
+        self.scaler.unscale_(self.optimizer)
+        parameters = self.parameters
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.clip_value)
+        if self.clip_norm is None:
+            return {}
+        return {f"{self.prefix}grad_norm": nn.utils.clip_grad_norm_(parameters, self.clip_norm)}
+
+    def _loss_again(self, n_steps: int, again: Callable[[], dict[str, Any]] | None) -> Tensor:
+        assert again is not None  # see `check`
+        self.optimizer.zero_grad()
+        torch.clear_autocast_cache()
+        with self.precision.autocast():
+            loss: Tensor = with_total(again(), self.weighted_losses, n_steps)["loss"]
+        loss.backward()
+        return loss
+
+
+def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, Stepper]:
+    """Make the stepper of each optimizer, by its name."""
+    steppers, memory = {}, experiment.config["memory"]
+    lengths = (experiment.steps_per_epoch, experiment.total_steps)
+    for name, section in optimizer_sections(experiment.config).items():
+        # The loop steps the schedules; torch would warn where fp16 or `every` left out a step.
+        experiment.optimizers[name]._opt_called = True  # type: ignore[attr-defined]
+        optimizer = experiment.optimizers[name]
+        in_backward = StepInBackward(optimizer) if memory["optimizer_in_backward"] else None
+        steppers[name] = Stepper(
+            optimizer=optimizer,
+            precision=precision,
+            scaler=precision.make_scaler(),
+            clip_norm=section["clip_norm"],
+            clip_value=section["clip_value"],
+            weighted_losses=experiment.all_losses,
+            set_to_none=memory["set_to_none"],
+            in_backward=in_backward,
+            every=parse_duration(section["every"]).in_steps(*lengths),
+            prefix="" if len(experiment.optimizers) == 1 else f"{name}_",
+        )
+    return steppers
+
+
+def choose_stepper(steppers: Mapping[str, Stepper], name: str | None) -> Stepper:
+    """Return the stepper of that name; without a name, the only one.
+
+    Raises:
+        TrainingError: there is none of that name, or several.
+    """
+    if name is None and len(steppers) == 1:
+        return next(iter(steppers.values()))
+    known = ", ".join(steppers)
+    if name is None:
+        text = "there are several optimizers: `self.backward(loss, only=NAME)` and"
+        text += (
+            f" `self.update(NAME)` say which of the networks: {known}; a loss that trains several"
+        )
+        raise TrainingError(f"{text} has a pass for each, all but the last with retain_graph=True")
+    if name not in steppers:
+        text = f"there is no optimizer {name!r}{nearest(name, steppers)}"
+        raise TrainingError(f"{text}; there are {known}")
+    return steppers[name]
+
+
+@contextmanager
+def only(steppers: Mapping[str, Stepper], name: str) -> Iterator[None]:
+    """Switch ``requires_grad`` off in what all other optimizers train, and on again in the end."""
+    chosen = choose_stepper(steppers, name)
+    others = [
+        p for stepper in steppers.values() if stepper is not chosen for p in stepper.trainable
+    ]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)

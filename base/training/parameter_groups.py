@@ -1,0 +1,184 @@
+"""Which parameter is trained, and how: rules by pattern, layer decay, and who owns what."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from base.errors import ConfigError, Problem
+from base.network.patterns import NoMatch, match_parameters
+
+Section = Mapping[str, Any]
+Options = dict[str, dict[str, Any]]
+
+BIAS = re.compile(r"(^|_)bias(_|$)")  # bias, bias_hh_l0, in_proj_bias, relative_position_bias_table
+NORM = re.compile(r"Norm(\dd)?$")  # ends the name of a class: LayerNorm, BatchNorm2d, RMSNorm
+
+
+def parameter_groups(
+    model: nn.Module, section: Section, where: str = "optimizer", later: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Sort the parameters that an optimizer's section claims into groups of equal options.
+
+    Later rules win, key by key; a rule with ``freeze: true`` takes its parameters out of training.
+    The result goes to any torch optimizer: ``params`` holds pairs (name, parameter).
+
+    Args:
+        later: names of parameters to include although they are frozen now: they are trained later.
+
+    Raises:
+        ConfigError: a rule matches no parameter, or none that ``params`` does; or `layer_decay`
+            does not know the layer of one.
+    """
+    named = dict(model.named_parameters())
+    options = _options(model, section, where)
+    frozen = [name for name, chosen in options.items() if chosen.pop("freeze", False)]
+    if both := [name for name in frozen if name in later]:
+        text = f"{shown(both)}: frozen for good here, but for a time by `freeze:`; leave one out"
+        raise ConfigError([Problem(f"{where}.param_groups", text)])
+    for name in frozen:
+        named[name].requires_grad_(False)
+    trained = {n: options[n] for n in options if named[n].requires_grad or n in later}
+    if not trained:
+        raise ConfigError([Problem(where, "no parameter is left to train: all are frozen")])
+    if section["layer_decay"] is not None:
+        _decay_layers(model, trained, section, where)
+
+    groups: Options = {}
+    for name, chosen in trained.items():
+        group = groups.setdefault(repr(sorted(chosen.items())), {"params": [], **chosen})
+        group["params"].append((name, named[name]))
+    return list(groups.values())
+
+
+def no_decay(model: nn.Module) -> list[str]:
+    """Return the parameters that weight decay should leave alone.
+
+    These are biases, all parameters of norm layers, and whatever else has less than two
+    dimensions: gains, slopes (torch's page of ``PReLU`` advises against decay), single variables.
+    """
+    chosen: set[int] = set()
+    for module in model.modules():
+        is_norm = any(NORM.search(cls.__name__) for cls in type(module).__mro__)
+        for name, parameter in module.named_parameters(recurse=False):
+            if is_norm or BIAS.search(name) or parameter.ndim < 2:
+                chosen.add(id(parameter))
+    return [name for name, parameter in model.named_parameters() if id(parameter) in chosen]
+
+
+def check_ownership(
+    model: nn.Module, optimizers: Mapping[str, Optimizer], later: Collection[str] = ()
+) -> None:
+    """Make sure that no parameter belongs to two optimizers and every trainable one to some.
+
+    Raises:
+        ConfigError: with the names of the parameters concerned.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    owner: dict[int, str] = {}
+    claimed: dict[tuple[str, str], list[str]] = {}
+    for optimizer_name, optimizer in optimizers.items():
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            other = owner.setdefault(id(parameter), optimizer_name)
+            if other != optimizer_name:
+                claimed.setdefault((optimizer_name, other), []).append(names[id(parameter)])
+    problems = [
+        Problem(
+            f"optimizers.{name}.params",
+            f"what {other!r} claims too: {shown(parameters)}; narrow one pattern",
+        )
+        for (name, other), parameters in claimed.items()
+    ]
+    orphans = [
+        name
+        for name, parameter in model.named_parameters()
+        if (parameter.requires_grad or name in later) and id(parameter) not in owner
+    ]
+    if orphans:
+        text = f"no optimizer trains {shown(orphans)}; widen a params pattern"
+        problems.append(Problem("optimizers", f"{text}, or freeze them with `freeze:`"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def shown(items: Sequence[Any], most: int = 5) -> str:
+    """Return items as a list for a message, cut short where there are many."""
+    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")
+
+
+def _options(model: nn.Module, section: Section, where: str) -> Options:
+    """Return what the rules say of each parameter that the section claims."""
+    options: Options = {name: {} for name in _match(model, section["params"], f"{where}.params")}
+    problems: list[Problem] = []
+    for number, rule in enumerate(section["param_groups"]):
+        try:
+            changes = _read_rule(model, rule, options, f"{where}.param_groups.{number}")
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        for name, change in changes.items():
+            options[name].update(change)
+    if problems:
+        raise ConfigError(problems)
+    return options
+
+
+def _read_rule(model: nn.Module, rule: Section, claimed: Collection[str], where: str) -> Options:
+    """Return what one rule changes: its own keys for all it matches, its preset's for some."""
+    matched = _match(model, rule["match"], f"{where}.match")
+    own = {key: value for key, value in rule.items() if key not in ("match", "preset")}
+    changes = {name: dict(own) for name in matched if name in claimed}
+    if not changes:
+        text = f"{rule['match']!r} matches only parameters that this optimizer's `params` leaves"
+        raise ConfigError([Problem(f"{where}.match", f"{text} out")])
+    if "preset" in rule:  # there is one: no_decay
+        spared = [name for name in no_decay(model) if name in changes]
+        if not spared:
+            text = f"no bias, norm layer or vector is among {shown(list(changes))}; nothing to do"
+            raise ConfigError([Problem(f"{where}.preset", text)])
+        for name in spared:
+            changes[name]["weight_decay"] = 0
+    return changes
+
+
+def _decay_layers(model: nn.Module, options: Options, section: Section, where: str) -> None:
+    """Multiply the rate of layer i of n by ``layer_decay ** (n - 1 - i)``.
+
+    See "discriminative fine-tuning" (Howard and Ruder, 2018) and, in this form, Clark et al., 2020.
+    """
+    where, kind = f"{where}.layer_decay", type(model).__name__
+    order = getattr(model, "layer_order", None) or [
+        f"{name}.{each}"  # of one of several networks: of those whose parameters are claimed
+        for name, network in model.named_children()
+        for each in getattr(network, "layer_order", ())
+        if isinstance(each, str) and any(claimed.startswith(f"{name}.") for claimed in options)
+    ]
+    if not order:
+        parts = {n.split(".")[0] + ".*" * ("." in n): 0 for n, _ in model.named_parameters()}
+        text = f"{kind} does not tell the order of its layers; write into the class, from input"
+        raise ConfigError([Problem(where, f"{text} to output, such as: layer_order = {[*parts]}")])
+    layers = [
+        _match(model, each, f"{where}: {kind}.layer_order[{i}]") for i, each in enumerate(order)
+    ]
+    places = {name: [i for i, layer in enumerate(layers) if name in layer] for name in options}
+    faults = [f"{name} in {at or 'none'}" for name, at in places.items() if len(at) != 1]
+    if faults:
+        text = f"{kind}.layer_order must have each parameter in one layer, not {shown(faults)}"
+        raise ConfigError([Problem(where, text)])
+    for name, chosen in options.items():
+        rate = chosen.get("lr", section["args"].get("lr"))
+        if not isinstance(rate, int | float):
+            text = f"it multiplies a rate, and {name} has {rate!r}; write `args: {{lr: 1e-3}}`"
+            raise ConfigError([Problem(where, text)])
+        chosen["lr"] = rate * section["layer_decay"] ** (len(layers) - 1 - places[name][0])
+
+
+def _match(model: nn.Module, pattern: Any, where: str) -> list[str]:
+    try:
+        return match_parameters(model, pattern)
+    except NoMatch as error:
+        raise ConfigError([Problem(where, str(error))]) from error

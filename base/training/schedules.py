@@ -1,0 +1,425 @@
+"""The learning rate over time: torch's schedulers, a warm-up, and lengths that follow the run's."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from base.config.durations import parse_duration
+from base.errors import ConfigError, KindlingError, Problem
+from base.names.build import build
+from base.names.registry import find
+from base.names.signatures import DURATION_ARGUMENTS, FILLED_IN, needed_arguments, signature
+from base.training.parameter_groups import Section, shown
+
+# Arguments of schedulers that are rates, one for all groups or a list; and other such lists.
+SCALED = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
+SCALED["ReduceLROnPlateau"] = ("min_lr",)
+LISTED = ("lr_lambda", "base_momentum", "max_momentum")
+
+LENGTHS = DURATION_ARGUMENTS | {"epochs", "steps_per_epoch"}
+OF_THE_CONFIG = LENGTHS | {"lr_lambda", "scale_fn", "mode"}
+"""Arguments that a resumed run takes from its config; all others are those it began with."""
+
+LENGTH_ATTRIBUTES = (
+    *("T_max", "T_0", "total_iters", "total_steps", "total_size", "step_ratio", "step_size"),
+    *("milestones", "_milestones"),
+)
+"""Where torch's schedulers keep their lengths; what a checkpoint of the first version tells of."""
+
+
+class Schedule:
+    """A torch scheduler and when to step it: after each step or each epoch, after a warm-up.
+
+    A resumed run may be longer or shorter than the saved one. Where that changes a length in the
+    schedule, ``follow_new_length`` moves to the current step of the curve of the new length, as a
+    run that had this length from the start would be; where it changes none, the state is restored.
+
+    Args:
+        section: the config's section: a type, its arguments, ``every`` and ``warmup``. In the
+            warm-up the rate rises in a line from ``lr / warmup_steps`` to ``lr`` (Goyal et al.,
+            2017); the scheduler itself begins after it.
+        monitor: the logged value that ReduceLROnPlateau follows; epochs without it are left out.
+        where: the section's place in the config, for errors.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        section: Section,
+        steps_per_epoch: int,
+        total_steps: int,
+        where: str = "lr_scheduler",
+    ) -> None:
+        self.optimizer, self.where = optimizer, where
+        self.section = copy.deepcopy(dict(section))
+        self.run_length = (steps_per_epoch, total_steps)
+        self.lengths, self.warmup_steps = _lengths_of(self.section, *self.run_length)
+        self.every, self.monitor = section["every"], section["monitor"]
+        self.n_steps = self.n_epochs = 0
+        self.initial = [_numbers(group) for group in optimizer.param_groups]
+        self._own_keys = [set(group) for group in optimizer.param_groups]
+        self._is_behind = False
+        self._begin()
+
+    def after_step(self) -> None:
+        """Follow one step of the optimizer."""
+        self.n_steps += 1
+        if self.n_steps <= self.warmup_steps:
+            self._set_warmup_rate()
+        elif self.every == "step":
+            self.scheduler.step()
+
+    def after_epoch(self, log: Mapping[str, float]) -> None:
+        """Follow the end of an epoch, whose logged values are ``log``."""
+        self.n_epochs += 1
+        has_begun = self.n_steps > self.warmup_steps
+        if not has_begun or self.every == "step":
+            return
+        if not isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step()
+        elif self.monitor is not None and self.monitor in log:  # else this epoch was not validated
+            self.scheduler.step(log[self.monitor])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "n_steps": self.n_steps,
+            "n_epochs": self.n_epochs,
+            "targets": list(self.targets),
+            "scheduler": _plain(self.scheduler.state_dict()),
+            "section": self.section,
+            "run_length": list(self.run_length),
+            "initial": self.initial,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state; after it, and the optimizer's, call ``follow_new_length``."""
+        state, scheduler_state = state_dict, state_dict["scheduler"]
+        saved = state.get("section", self.section)
+        section = _with_own_lengths(saved, self.section)
+        self.n_steps, self.targets = state["n_steps"], list(state["targets"])
+        self.n_epochs = state.get("n_epochs", self._count_epochs(scheduler_state))
+        self.initial = state.get("initial", self.initial)
+        if "run_length" in state:
+            has_changed = _timing(saved, *state["run_length"]) != _timing(section, *self.run_length)
+        else:
+            has_changed = self._differs_from(scheduler_state)
+        self.section = section
+        was_plateau = saved["type"] == section["type"] and "mode" in scheduler_state
+        if isinstance(self.scheduler, ReduceLROnPlateau) and was_plateau:
+            has_changed = has_changed and not scheduler_state["last_epoch"]
+            self._load_plateau(scheduler_state, saved["monitor"])
+        elif not has_changed:
+            self.scheduler.load_state_dict(scheduler_state)
+        self._is_behind = has_changed
+
+    def follow_new_length(self) -> None:
+        """Where a length differs from the saved one, go to the current step of the new curve.
+
+        The scheduler is built again on the rates that the run began with and stepped as often as
+        it would have been: torch's schedulers compute a rate from the one before. This takes five
+        microseconds or so a step and group, once.
+        """
+        if not self._is_behind:
+            return
+        self._is_behind = False
+        self._begin()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer is not stepped in between
+            for _ in range(self._ticks_due()):
+                self.scheduler.step()
+
+    def _begin(self) -> None:
+        """Give the optimizer its initial numbers and build the scheduler on them."""
+        groups = zip(self.optimizer.param_groups, self.initial, self._own_keys, strict=True)
+        for group, numbers, own_keys in groups:
+            for key in group.keys() - own_keys:
+                del group[key]  # a former scheduler's, such as `initial_lr`
+            group.update(numbers)
+        section = fit_to_groups(self.optimizer, self.section, self.where)
+        section = _in_ticks(section, self.lengths)
+        self.scheduler: LRScheduler = _build_scheduler(self.optimizer, section, self.where)
+        self.targets = [group["lr"] for group in self.optimizer.param_groups]
+        if self.warmup_steps:
+            self._set_warmup_rate()
+
+    def _set_warmup_rate(self) -> None:
+        fraction = min(1.0, (self.n_steps + 1) / self.warmup_steps)
+        for group, target in zip(self.optimizer.param_groups, self.targets, strict=True):
+            group["lr"] = target * fraction
+
+    def _ticks_due(self) -> int:
+        """Return how often the scheduler is stepped up to here, but not beyond its end."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            return 0  # it has not begun
+        if self.every == "step":
+            n_ticks = self.n_steps - self.warmup_steps
+        else:
+            n_ticks = self.n_epochs - self.warmup_steps // self.run_length[0]
+        return min(max(n_ticks, 0), self.lengths.ticks)
+
+    def _load_plateau(self, state: Mapping[str, Any], monitor: str | None) -> None:
+        """Restore what was measured, unless another value or direction is watched now.
+
+        Once it has begun, the warm-up is over however long it were now.
+        """
+        assert isinstance(self.scheduler, ReduceLROnPlateau)
+        mode = self.scheduler.mode
+        self.scheduler.load_state_dict({**state, "mode": mode})
+        if mode != state["mode"] or self.monitor != monitor:
+            self.scheduler._reset()
+        if state["last_epoch"]:
+            self.warmup_steps = min(self.warmup_steps, self.n_steps)
+
+    def _count_epochs(self, state: Mapping[str, Any]) -> int:
+        """Return how many epochs have ended, from a state that does not hold the number."""
+        n_ticks, per_epoch = _ticks_made(state), self.run_length[0]
+        if self.every == "step" or not n_ticks or self.n_steps <= self.warmup_steps:
+            return self.n_steps // per_epoch
+        return n_ticks + self.warmup_steps // per_epoch
+
+    def _differs_from(self, state: Mapping[str, Any]) -> bool:
+        """Tell whether a state that does not hold its lengths is of other ones, or another warm-up.
+
+        Of a warm-up it only tells how often the scheduler was stepped after it.
+        """
+        n_ticks = _ticks_made(state)
+        if self.every == "step" and not isinstance(self.scheduler, ReduceLROnPlateau):
+            is_off = n_ticks != self._ticks_due()
+        else:
+            is_off = n_ticks > 0 and self.n_steps <= self.warmup_steps
+        return is_off or _differ(self.scheduler, state)
+
+
+def _plain(state: Any) -> Any:
+    """Return a scheduler's state without bound methods and other code that some keep in it."""
+    if isinstance(state, dict):
+        return {key: _plain(inner) for key, inner in state.items() if not callable(inner)}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_plain(inner) for inner in state)
+    return state
+
+
+def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a parameter group, and pairs of them: what a scheduler may change."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    return {
+        key: value
+        for key, value in group.items()
+        if is_number(value)
+        or (isinstance(value, list | tuple) and value and all(map(is_number, value)))
+    }
+
+
+@dataclass
+class Lengths:
+    """What a duration in a schedule is counted in: a scheduler ticks each step or each epoch."""
+
+    steps_per_epoch: int
+    total_steps: int
+    steps_per_tick: int
+    ticks: int
+    """How often the scheduler is stepped in the whole training, warm-up left out."""
+
+    def in_ticks(self, value: Any) -> Any:
+        """Turn a duration, or a list of them, into ticks; leave numbers as they are."""
+        if isinstance(value, list):
+            return [self.in_ticks(item) for item in value]
+        if not isinstance(value, str):
+            return value
+        steps = parse_duration(value).in_steps(self.steps_per_epoch, self.total_steps)
+        return max(1, round(steps / self.steps_per_tick))
+
+
+def build_schedule(
+    optimizer: Optimizer,
+    section: Section | None,
+    steps_per_epoch: int,
+    total_steps: int,
+    where: str = "lr_scheduler",
+) -> Schedule | None:
+    """Make the schedule of a config section; None for no section.
+
+    Durations (``2 epochs``, ``5%``) become counts of the scheduler's own steps, and the lengths
+    that torch demands (``OneCycleLR.total_steps``, ``CosineAnnealingLR.T_max``) are filled in.
+
+    Raises:
+        ConfigError: the scheduler cannot be built, or would not last for all of training.
+    """
+    if section is None:
+        return None
+    schedule = Schedule(optimizer, section, steps_per_epoch, total_steps, where)
+    scheduler, per_tick = schedule.scheduler, schedule.lengths.steps_per_tick
+    n_calls = total_steps // per_tick - schedule.warmup_steps // per_tick
+    if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < n_calls:
+        text = f"OneCycleLR ends after {scheduler.total_steps} steps, training takes {n_calls}"
+        raise ConfigError([Problem(where, f"{text}; leave out total_steps, which fits it")])
+    if isinstance(scheduler, ReduceLROnPlateau) and section["every"] == "step":
+        text = "ReduceLROnPlateau follows a value of each epoch; write `every: epoch`"
+        raise ConfigError([Problem(where, text)])
+    if fault := _why_unusable(scheduler):
+        raise ConfigError([Problem(where, f"{section['type']} cannot be used: {fault}")])
+    return schedule
+
+
+def _why_unusable(scheduler: Any) -> str:
+    """Return what a scheduler of the project lacks for the first epoch to end and to be saved."""
+    methods = ("step", "state_dict", "load_state_dict")
+    if lacking := [name for name in methods if not callable(getattr(scheduler, name, None))]:
+        return f"it has no {' and no '.join(lacking)}; derive it from torch's LRScheduler"
+    needed = needed_arguments(scheduler.step)
+    if needed and not isinstance(scheduler, ReduceLROnPlateau):
+        return f"its step is called without arguments, and needs {', '.join(needed)}"
+    return ""
+
+
+def fit_to_groups(optimizer: Optimizer, section: Section, where: str) -> Section:
+    """Make one rate a list where groups have different rates, so that their ratios stay.
+
+    A rate that a scheduler is given is meant for the optimizer's own ``lr``: a group of ten times
+    that ``lr`` gets ten times that rate. If that ``lr`` is 0, the fastest group counts instead.
+
+    Raises:
+        ConfigError: a list does not fit the groups, or a floor would raise some of them.
+    """
+    if not isinstance(section, Mapping) or "type" not in section:
+        raise ConfigError([Problem(where, f"expected {{type: ..., args: ...}}, found {section!r}")])
+    args, rates = dict(section.get("args") or {}), [float(g["lr"]) for g in optimizer.param_groups]
+    scaled, fault = SCALED.get(section["type"], ()), ""
+    for key in (*scaled, *LISTED):
+        value = args.get(key)
+        if isinstance(value, list) and len(value) != len(rates):
+            fault = f"{key} has {len(value)} values for {len(rates)} parameter groups"
+        elif key in scaled and isinstance(value, int | float) and len(set(rates)) > 1:
+            own_rate = float(optimizer.defaults["lr"]) or max(rates)
+            args[key] = [value * (rate / own_rate) for rate in rates]
+    if section["type"].startswith("Cosine") and min(rates) < args.get("eta_min", 0) <= max(rates):
+        fault = f"eta_min {args['eta_min']} is one floor for all, and some groups begin below it"
+    if fault:
+        raise ConfigError([Problem(where, f"{fault}; the groups are {_in_words(optimizer)}")])
+    if "schedulers" in args:
+        args["schedulers"] = [fit_to_groups(optimizer, x, where) for x in args["schedulers"] or ()]
+    return {**section, "args": args}
+
+
+def _in_words(optimizer: Optimizer) -> str:
+    """Return the groups in one line: number, rate and the first names."""
+    return "; ".join(
+        f"{number}: lr {float(group['lr']):g}, {shown(group.get('param_names', []), 2)}"
+        for number, group in enumerate(optimizer.param_groups)
+    )
+
+
+def _lengths_of(section: Section, steps_per_epoch: int, total_steps: int) -> tuple[Lengths, int]:
+    """Return what a section's durations are counted in, and the steps of its warm-up."""
+    warmup_steps = 0
+    if section["warmup"] is not None:
+        warmup_steps = parse_duration(section["warmup"]).in_steps(steps_per_epoch, total_steps)
+    per_tick = 1 if section["every"] == "step" else steps_per_epoch
+    ticks = max(1, math.ceil((total_steps - warmup_steps) / per_tick))
+    return Lengths(steps_per_epoch, total_steps, per_tick, ticks), warmup_steps
+
+
+def _in_ticks(section: Section, lengths: Lengths) -> dict[str, Any]:
+    """Return a section, and those in it, with each length as a number of the scheduler's steps."""
+    args = dict(section.get("args") or {})
+    args.update({key: lengths.in_ticks(args[key]) for key in _durations(section) if key in args})
+    for key in FILLED_IN.get(section["type"], ()):
+        if key not in args and "epochs" not in args:
+            args[key] = lengths.ticks
+    if "schedulers" in args:
+        parts = zip(args["schedulers"], _lengths_of_parts(args, lengths), strict=True)
+        args["schedulers"] = [_in_ticks(*part) for part in parts]
+    return {**section, "args": args}
+
+
+def _durations(section: Section) -> frozenset[str]:
+    """Return which arguments of a scheduler may be durations."""
+    try:
+        return signature("lr_scheduler", find("lr_scheduler", section["type"])).durations
+    except KindlingError:  # of a saved section, whose class is gone
+        return DURATION_ARGUMENTS
+
+
+def _build_scheduler(optimizer: Optimizer, section: Section, where: str) -> Any:
+    """Build a scheduler and, first, those that it consists of."""
+    name, args = section["type"], dict(section["args"])
+    if "schedulers" in args:
+        args["schedulers"] = [_build_scheduler(optimizer, x, where) for x in args["schedulers"]]
+    injected = {} if name == "ChainedScheduler" else {"optimizer": optimizer}
+    return build("lr_scheduler", {"type": name, "args": args}, where=where, **injected)
+
+
+def _lengths_of_parts(args: Mapping[str, Any], lengths: Lengths) -> list[Lengths]:
+    """Divide the ticks at the milestones; schedulers that are chained all run from end to end."""
+    milestones = args.get("milestones", [])
+    n_parts = len(args["schedulers"])
+    if not isinstance(milestones, list) or len(milestones) != n_parts - 1:
+        return [lengths] * n_parts
+    bounds = [0, *milestones, lengths.ticks]
+    return [replace(lengths, ticks=max(1, end - start)) for start, end in pairwise(bounds)]
+
+
+# --- What a resumed run compares ------------------------------------------------------------------
+
+
+def _timing(section: Section, steps_per_epoch: int, total_steps: int) -> Any:
+    """Return what of a schedule follows the config: kinds, lengths, functions, ticks, warm-up."""
+    lengths, warmup_steps = _lengths_of(section, steps_per_epoch, total_steps)
+
+    def of(part: Section) -> Any:
+        args = part["args"]
+        own = {key: args[key] for key in OF_THE_CONFIG | _durations(part) if key in args}
+        return part["type"], own, [of(inner) for inner in args.get("schedulers", ())]
+
+    return section["every"], warmup_steps, of(_in_ticks(section, lengths))
+
+
+def _with_own_lengths(saved: Section, ours: Section) -> dict[str, Any]:
+    """Return the saved section with what our config decides: lengths, functions, directions.
+
+    Another type of scheduler, also within another one, is taken as it is.
+    """
+    if saved["type"] != ours["type"]:
+        return dict(ours)
+    then, now = dict(saved.get("args") or {}), dict(ours.get("args") or {})
+    own = {k for k in _durations(ours) if any(map(_has_text, (then.get(k), now.get(k))))}
+    follow = OF_THE_CONFIG | own
+    args = {key: value for key, value in then.items() if key not in follow or key in now}
+    args.update({key: value for key, value in now.items() if key in follow})
+    if "schedulers" in now and len(now["schedulers"]) == len(then.get("schedulers", ())):
+        pairs = zip(then["schedulers"], now["schedulers"], strict=True)
+        args["schedulers"] = [_with_own_lengths(*pair) for pair in pairs]
+    elif "schedulers" in now:
+        args["schedulers"] = now["schedulers"]
+    return {**ours, "args": args} if "args" in ours or args else dict(ours)
+
+
+def _has_text(value: Any) -> bool:
+    return any(isinstance(each, str) for each in (value if isinstance(value, list) else [value]))
+
+
+def _differ(scheduler: Any, state: Mapping[str, Any]) -> bool:
+    """Tell whether a scheduler has other lengths than one whose state this is."""
+    ours = vars(scheduler)
+    own = [key for key in LENGTH_ATTRIBUTES if key in ours]
+    inner = zip(ours.get("_schedulers", ()), state.get("_schedulers", ()), strict=False)
+    return any(ours[key] != state.get(key) for key in own) or any(_differ(*pair) for pair in inner)
+
+
+def _ticks_made(state: Mapping[str, Any]) -> int:
+    """Return how often a scheduler was stepped, from its state."""
+    if "last_epoch" not in state and "_schedulers" in state:
+        return _ticks_made(state["_schedulers"][0])
+    return int(state.get("last_epoch", 0))

@@ -388,7 +388,7 @@ def test_a_checkpoint_from_before_lengths_were_saved_follows_too(
     noted: list[Any], tmp_path: Path
 ) -> None:
     """The frozen run of format 1: step 7 of 10, OneCycleLR; taken to 4 epochs."""
-    frozen = Path(__file__).resolve().parent.parent / "data" / "format_1"
+    frozen = Path(__file__).resolve().parents[2] / "data" / "format_1"
     text = (frozen / "config.yaml").read_text(encoding="utf-8")
     shutil.copytree(frozen / "checkpoints", tmp_path / "checkpoints")
     before = read(tmp_path)["optimizer.main"]["param_groups"][0]["lr"]

@@ -18,7 +18,7 @@ from base.names.registry import NameFault, find, listed
 from base.names.shipped import LIST, hash_files
 
 Write = Callable[[dict[str, str]], Path]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 IS_THE_TEMPLATE = (ROOT / "new_project.py").exists()
 pytestmark = pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project changes these files")
 

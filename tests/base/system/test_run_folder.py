@@ -17,6 +17,7 @@ import pytest
 
 from base.errors import UsageError
 from base.system import run_folder
+from base.system.places import PROJECT
 from base.system.run_folder import (
     create_run_folder,
     find_newest_run,
@@ -251,7 +252,7 @@ def test_without_git_the_environment_is_written_all_the_same(tmp_path, monkeypat
 
 def test_finding_a_run_does_not_wait_for_torch():
     code = "import sys, base.system.run_folder; sys.exit('torch' in sys.modules)"
-    root = Path(run_folder.__file__).parent.parent
+    root = PROJECT
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
@@ -296,7 +297,7 @@ held = lock(Path(sys.argv[1]))
 print(os.getpid(), flush=True)
 time.sleep(60)
 """
-    root = Path(run_folder.__file__).parent.parent
+    root = PROJECT
     command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
     return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
 

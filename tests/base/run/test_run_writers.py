@@ -19,7 +19,7 @@ from base.names.registry import project_root, set_project_root
 from base.run.writers import make_writers
 from logger.csv_writer import read_rows
 
-FAKES = Path(__file__).parent.parent / "logger" / "services_fakes.py"
+FAKES = Path(__file__).parents[2] / "logger" / "services_fakes.py"
 CONFIG = f"""
 name: toy
 model: {{type: DigitsNet, args: {{width: 4, dropout: 0.3}}}}

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_test_phase import alone
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from toy import CPU, assert_resumes, make, run
@@ -29,6 +28,7 @@ from base.names.registry import CALLBACKS, DATA_LOADERS, LOSSES, METRICS, MODELS
 from base.run.data_changes import references_to_resume
 from base.run.testing import choose_checkpoint
 from base.training.experiment import build_experiment, build_trainer
+from tests.base.run.test_testing import alone
 from trainer.trainer import Trainer
 
 CONFIG = """

@@ -224,7 +224,7 @@ def test_an_error_names_the_metric_and_what_it_was_given():
         SampleMean("my_score", broken).update({"a": OUTPUT}, (TARGET, [1]))
     assert re.fullmatch(
         r"metric 'my_score' fails on output \{a: \(23, 4\)\} and target \(\(23,\), list\): "
-        r"tests/base/test_metrics.py:\d+: RuntimeError: no such class",
+        r"tests/base/training/test_metrics.py:\d+: RuntimeError: no such class",
         str(raised.value),
     )
     with pytest.raises(TrainingError, match=r"metric 'x' .*it gives shape \(23,\)"):

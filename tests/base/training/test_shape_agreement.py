@@ -46,7 +46,7 @@ def test_both_shapes_and_what_to_change_are_told():
     )
     assert "(`targets[:, 0]` in your data)" in told(F.mse_loss, rows(30), rows(30, 1))
     text = told(lambda a, b: (a - b).mean(), rows(N, 1, H, N), rows(N, H, N))
-    assert "tests/base/test_shape_agreement.py:" in text
+    assert "tests/base/training/test_shape_agreement.py:" in text
     assert "`target.unsqueeze(1)`, or `output.squeeze(1)`" in text
     text = told(lambda a, b: (a - b).mean(), rows(N, 1, H, W), rows(N, C, H, W))
     assert "`output.expand_as(target)`" in text

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_networks import Pair
 from torch import Tensor
 from toy import NETWORKS, make, run
 
 from base.names.registry import MODELS
 from base.run.checks import check, dry_run
 from base.training.results import with_total
+from tests.base.run.test_networks import Pair
 from trainer.trainer import Trainer
 
 TWO = (

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_networks import Pair, WganTrainer
 from toy import NETWORKS, assert_resumes, batches, make, run, weights
 
 from base.errors import ConfigError, TrainingError
 from base.names.registry import MODELS
+from tests.base.run.test_networks import Pair, WganTrainer
 from trainer.trainer import Trainer
 
 EVERY = "optimizers.generator.every=3 steps"

@@ -16,7 +16,7 @@ from base.checkpoint import store as checkpoint
 from base.checkpoint.store import read, restore
 from base.errors import CheckpointError
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = Path(__file__).resolve().parents[2] / "data"
 FORMATS = range(1, checkpoint.FORMAT + 1)
 
 

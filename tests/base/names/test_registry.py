@@ -19,6 +19,7 @@ from base.errors import ConfigError
 from base.names import registry
 from base.names.registry import KINDS, NameFault, Registry, UnknownName, find, names
 from base.names.torch_names import HOMES, LOSS_FUNCTIONS
+from base.system.places import PROJECT
 
 Write = Callable[[dict[str, str]], Path]
 
@@ -319,7 +320,7 @@ def test_torchvision_is_not_imported_for_the_projects_own_names(project: Write) 
         "find('model', 'Net'); find('model', 'Linear'); find('optimizer', 'Adam')\n"
         "sys.exit('torchvision' in sys.modules)"
     )
-    home = Path(registry.__file__).resolve().parent.parent
+    home = PROJECT
     done = subprocess.run([sys.executable, "-c", program], cwd=home, check=False)
     assert done.returncode == 0
 

@@ -123,7 +123,7 @@ def test_an_error_names_the_loss_what_it_was_given_and_the_line():
         WeightedLoss("mine", broken)({"scores": OUTPUT}, (TARGET,))
     assert re.fullmatch(
         r"loss 'mine' fails on output \{scores: \(6, 3\)\} and target \(\(6,\)\): "
-        r"tests/base/test_losses.py:\d+: KeyError: 'no such class'",
+        r"tests/base/training/test_losses.py:\d+: KeyError: 'no such class'",
         str(raised.value),
     )
     compared = Compared("loss.0", output="score")

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_networks import Pair, WganTrainer
-from test_recovery import NORMED, Normed, Twice
 from torch import nn
 from toy import NETWORKS, make, run
 
@@ -23,6 +21,8 @@ from base.checkpoint.store import CheckpointStore, read
 from base.errors import CheckpointError
 from base.names.registry import MODELS
 from base.training.optimizer_memory import OffloadedState
+from tests.base.run.test_networks import Pair, WganTrainer
+from tests.base.training.test_recovery import NORMED, Normed, Twice
 
 ON = "trainer.async_save=true"
 EACH_STEP = "trainer.save_every=1 steps"

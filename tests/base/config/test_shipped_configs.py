@@ -14,7 +14,7 @@ from base.config import json_schema, load_config
 from base.names.build import check_names
 from base.names.listing import type_schemas
 
-FOLDER = Path(__file__).resolve().parent.parent.parent / "config"
+FOLDER = Path(__file__).resolve().parents[3] / "config"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 SCHEMA = json.loads((FOLDER / "schema.json").read_text(encoding="utf-8"))
 

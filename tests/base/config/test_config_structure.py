@@ -14,7 +14,7 @@ from base.config.fields import ListOf, Section
 from base.config.schema import ROOT
 from base.errors import ConfigError
 
-ROOT_FOLDER = Path(__file__).parents[2]
+ROOT_FOLDER = Path(__file__).parents[3]
 WHOLE = {"output": None, "target": None}  # of a loss
 EXTRAS = {"ids": False, "weight": None}  # of a batch
 

@@ -10,7 +10,7 @@ import torch
 
 from base.system.allocator import keep_freed_memory
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STEPS = """
 import resource, sys
 import torch

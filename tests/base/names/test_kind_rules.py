@@ -27,7 +27,7 @@ from base.names.registry import NameFault, WrongKind, find, names
 from base.names.torch_names import HOMES
 
 Write = Callable[[dict[str, str]], Path]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # A second reading of what each kind is, for classes.
 PARENTS = {

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from base.config import load_config
 from base.datasets.array_readers import read_idx
-from base.names.build import build
+from base.names.construction import build
 from base.training.experiment import build_experiment, choose_device
 from model.model import MnistModel
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from base.datasets.image_files import ImageFolderDataset
 from base.datasets.images import decode_image
 from base.datasets.jpeg import DECODERS, Decoder
-from base.names.build import build
+from base.names.construction import build
 
 WIDTH, HEIGHT, SIZE, N_CLASSES, BATCH_SIZE = 500, 375, 224, 4, 50
 

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
-    "torch._dynamo", "torchvision", "base.names.build", "base.training.run_log", "pytest",
+    "torch._dynamo", "torchvision", "base.names.construction", "base.training.run_log", "pytest",
     "faults.injections",
 ])  # fmt: skip
 

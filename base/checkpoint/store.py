@@ -23,7 +23,7 @@ import torch
 
 from base.checkpoint.background import Background, Snapshot, changed_by_steps_alone
 from base.checkpoint.manifest import sealed
-from base.checkpoint.restore import load_weights, restore
+from base.checkpoint.restoration import load_weights, restore
 from base.checkpoint.state_file import (
     discard,
     make_folder,

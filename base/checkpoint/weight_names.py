@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from base.checkpoint.restore import shape_in_words
+from base.checkpoint.restoration import shape_in_words
 
 LOG = logging.getLogger("kindling")
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and DistributedDataParallel; of compile

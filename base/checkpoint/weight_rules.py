@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from base.checkpoint.restore import shape_in_words
+from base.checkpoint.restoration import shape_in_words
 from base.config.fields import Run
 from base.config.schema import WEIGHTS
 from base.config.tree import as_tree

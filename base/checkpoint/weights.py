@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.checkpoint.restore import EXTRA, load_weights
+from base.checkpoint.restoration import EXTRA, load_weights
 from base.checkpoint.store import CheckpointStore, peek_manifest, read
 from base.checkpoint.torch_file import load, stands_for
 from base.checkpoint.weight_names import fitted

@@ -1,0 +1,79 @@
+"""From samples to a batch on the device: order, splits, workers, collation, copies."""
+
+from typing import TYPE_CHECKING
+
+from base.lazy_imports import lazy_imports
+
+if TYPE_CHECKING:
+    from base.data.bad_samples import BadSamples as BadSamples
+    from base.data.batch import AS_IT_IS as AS_IT_IS
+    from base.data.batch import CONTAINERS as CONTAINERS
+    from base.data.batch import IDS as IDS
+    from base.data.batch import WEIGHT as WEIGHT
+    from base.data.batch import Rules as Rules
+    from base.data.batch import SampleCount as SampleCount
+    from base.data.batch import Targets as Targets
+    from base.data.batch import count_samples as count_samples
+    from base.data.batch import cut as cut
+    from base.data.batch import extras_of as extras_of
+    from base.data.batch import ids_of as ids_of
+    from base.data.batch import in_full_precision as in_full_precision
+    from base.data.batch import inputs_of as inputs_of
+    from base.data.batch import map_tensors as map_tensors
+    from base.data.batch import sample_weight_of as sample_weight_of
+    from base.data.batch import target_of as target_of
+    from base.data.batch import tensors_in as tensors_in
+    from base.data.batch import to_device as to_device
+    from base.data.batch import with_entries as with_entries
+    from base.data.device_feed import feed as feed
+    from base.data.endless_batches import EndlessBatches as EndlessBatches
+    from base.data.endless_batches import warn_of_iterators as warn_of_iterators
+    from base.data.fingerprint import Samples as Samples
+    from base.data.fingerprint import hex_texts as hex_texts
+    from base.data.fingerprint import is_unnamed as is_unnamed
+    from base.data.fingerprint import samples_of as samples_of
+    from base.data.loaders import batches_in_epoch as batches_in_epoch
+    from base.data.loaders import batches_to_evaluate as batches_to_evaluate
+    from base.data.loaders import build_loaders as build_loaders
+    from base.data.loaders import build_test_loader as build_test_loader
+    from base.data.loaders import check_sampler as check_sampler
+    from base.data.loaders import defer_loaders as defer_loaders
+    from base.data.loaders import missing_test_data as missing_test_data
+    from base.data.loaders import ready_loader as ready_loader
+    from base.data.random_draws import Draws as Draws
+    from base.data.reading import BadSample as BadSample
+    from base.data.reading import Batch as Batch
+    from base.data.reading import BatchReader as BatchReader
+    from base.data.reading import Failure as Failure
+    from base.data.reading import Key as Key
+    from base.data.reading import NoteBad as NoteBad
+    from base.data.reading import Skip as Skip
+    from base.data.reading import find_get_batch as find_get_batch
+    from base.data.reading import mended as mended
+    from base.data.reading import raise_failure as raise_failure
+    from base.data.record import check_classes as check_classes
+    from base.data.record import class_names as class_names
+    from base.data.record import data_of as data_of
+    from base.data.record import offers_record as offers_record
+    from base.data.record import record_of as record_of
+    from base.data.record import source_of as source_of
+    from base.data.record import use_record as use_record
+    from base.data.replayed_loader import as_batches as as_batches
+    from base.data.sample_items import SampleItems as SampleItems
+    from base.data.sample_items import sample_numbers as sample_numbers
+    from base.data.sampler_state import SamplerState as SamplerState
+    from base.data.sampler_state import has_state as has_state
+    from base.data.splits import divide as divide
+    from base.data.splits import draw_weighted as draw_weighted
+    from base.data.splits import number_repeats as number_repeats
+    from base.data.splits import sample_weights as sample_weights
+    from base.data.streams import refuse_stream as refuse_stream
+    from base.data.threads import pinned as pinned
+    from base.data.threads import read_ahead as read_ahead
+    from base.data.threads import read_each as read_each
+    from base.data.workers import as_it_is as as_it_is
+    from base.data.workers import begin_worker as begin_worker
+    from base.data.workers import stop_workers as stop_workers
+    from base.data.workers import watched as watched
+else:
+    __getattr__, __all__ = lazy_imports(__name__)

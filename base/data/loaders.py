@@ -13,7 +13,7 @@ from base.config import Config
 from base.data.record import use_record
 from base.data.streams import sharing_fault
 from base.errors import ConfigError, Problem
-from base.names.build import build
+from base.names.construction import build
 from base.names.object_references import References
 from base.names.registry import find
 from base.names.signatures import signature

@@ -1,0 +1,34 @@
+"""From a word in a config to the object: registry, signatures, checks, building."""
+
+from typing import TYPE_CHECKING
+
+from base.lazy_imports import lazy_imports
+
+if TYPE_CHECKING:
+    from base.names.construction import build as build
+    from base.names.construction import check_names as check_names
+    from base.names.construction import check_section as check_section
+    from base.names.discovery import describe_error as describe_error
+    from base.names.exclusions import check_combinations as check_combinations
+    from base.names.exclusions import layout_wish as layout_wish
+    from base.names.final_methods import INSTEAD_IN_TRAINERS as INSTEAD_IN_TRAINERS
+    from base.names.final_methods import OF_PYTORCH_TEMPLATE as OF_PYTORCH_TEMPLATE
+    from base.names.final_methods import final_names as final_names
+    from base.names.final_methods import refuse_overridden as refuse_overridden
+    from base.names.listing import describe as describe
+    from base.names.listing import type_schemas as type_schemas
+    from base.names.object_references import References as References
+    from base.names.object_references import refuse_objects as refuse_objects
+    from base.names.registry import KINDS as KINDS
+    from base.names.registry import find as find
+    from base.names.registry import override_note as override_note
+    from base.names.registry import project_root as project_root
+    from base.names.registry import set_project_root as set_project_root
+    from base.names.shipped import passed_own_code as passed_own_code
+    from base.names.signatures import DURATION_ARGUMENTS as DURATION_ARGUMENTS
+    from base.names.signatures import FILLED_IN as FILLED_IN
+    from base.names.signatures import needed_arguments as needed_arguments
+    from base.names.signatures import signature as signature
+    from base.names.signatures import value_fault as value_fault
+else:
+    __getattr__, __all__ = lazy_imports(__name__)

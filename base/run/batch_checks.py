@@ -12,7 +12,7 @@ from base.base_trainer import BaseTrainer
 from base.data.batch import cut, to_device
 from base.errors import ConfigError, Problem, TrainingError
 from base.training.recovery import SINGLE_VALUE
-from base.training.trial import kept_weights, trial, try_step
+from base.training.trials import kept_weights, trial, try_step
 
 UNTRAINABLE = "on which BatchNorm cannot be trained"
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from base.data.batch import cut, tensors_in
 from base.errors import TrainingError
-from base.training.trial import trial, try_step
+from base.training.trials import trial, try_step
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer

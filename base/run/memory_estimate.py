@@ -11,7 +11,7 @@ from base.data.batch import cut, tensors_in
 from base.errors import TrainingError
 from base.run.micro_batch import saved_bytes
 from base.system.free_memory import UNLIMITED, free_memory
-from base.training.trial import trial, try_step
+from base.training.trials import trial, try_step
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer

@@ -12,7 +12,7 @@ from base.data.batch import cut, tensors_in, to_device
 from base.errors import TrainingError
 from base.run.inplace import choose_inplace
 from base.system.free_memory import free_memory
-from base.training.trial import SavedBytes, trial, try_step
+from base.training.trials import SavedBytes, trial, try_step
 from base.training.weight_use import reads_put_back
 
 if TYPE_CHECKING:

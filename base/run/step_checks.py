@@ -16,7 +16,7 @@ from base.errors import ConfigError, KindlingError
 from base.names.final_methods import final_names
 from base.network.shape_errors import is_compiled
 from base.training.results import check_watched, weigh
-from base.training.trial import kept_weights, trial, try_step
+from base.training.trials import kept_weights, trial, try_step
 
 N_SAMPLES = 2  # of a batch on which it is seen whether the loss has a gradient
 

@@ -1,0 +1,54 @@
+"""This machine and process: cores, memory, signals, seeds, torch's versions."""
+
+from typing import TYPE_CHECKING
+
+from base.lazy_imports import lazy_imports
+
+if TYPE_CHECKING:
+    from base.system.allocator import keep_freed_memory as keep_freed_memory
+    from base.system.cores import OtherLoad as OtherLoad
+    from base.system.cores import free_cores as free_cores
+    from base.system.cores import usable_cores as usable_cores
+    from base.system.cores import use_threads as use_threads
+    from base.system.cores import warn_of_load as warn_of_load
+    from base.system.deferred_files import DeferredFiles as DeferredFiles
+    from base.system.deferred_files import deferred_files as deferred_files
+    from base.system.deferred_files import waiting_files as waiting_files
+    from base.system.deferred_files import write_when_running as write_when_running
+    from base.system.free_memory import UNLIMITED as UNLIMITED
+    from base.system.free_memory import free_memory as free_memory
+    from base.system.free_memory import is_out_of_memory as is_out_of_memory
+    from base.system.late_dynamo import LateDynamo as LateDynamo
+    from base.system.late_dynamo import put_off_dynamo as put_off_dynamo
+    from base.system.places import ENGINE as ENGINE
+    from base.system.places import PROJECT as PROJECT
+    from base.system.run_folder import STAMP as STAMP
+    from base.system.run_folder import create_run_folder as create_run_folder
+    from base.system.run_folder import find_newest_run as find_newest_run
+    from base.system.run_folder import find_run as find_run
+    from base.system.run_folder import gone as gone
+    from base.system.run_folder import installed as installed
+    from base.system.run_folder import lock as lock
+    from base.system.run_folder import must_exist as must_exist
+    from base.system.run_folder import newest_run_in as newest_run_in
+    from base.system.run_folder import refuse_gone as refuse_gone
+    from base.system.run_folder import remove_unbegun as remove_unbegun
+    from base.system.run_folder import run_of as run_of
+    from base.system.run_folder import write_environment as write_environment
+    from base.system.seeding import capture_random_state as capture_random_state
+    from base.system.seeding import cpu_streams as cpu_streams
+    from base.system.seeding import derive_generator as derive_generator
+    from base.system.seeding import derive_seed as derive_seed
+    from base.system.seeding import isolated_random_state as isolated_random_state
+    from base.system.seeding import restore_random_state as restore_random_state
+    from base.system.seeding import seed_cpu_streams as seed_cpu_streams
+    from base.system.seeding import seed_everything as seed_everything
+    from base.system.seeding import set_cpu_streams as set_cpu_streams
+    from base.system.signals import SAVER as SAVER
+    from base.system.signals import InterruptedRunError as InterruptedRunError
+    from base.system.signals import SignalFlags as SignalFlags
+    from base.system.signals import leave as leave
+    from base.system.signals import resume_command as resume_command
+    from base.system.torch_versions import AUTOCAST_CACHE as AUTOCAST_CACHE
+else:
+    __getattr__, __all__ = lazy_imports(__name__)

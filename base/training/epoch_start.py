@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from base.callbacks import Callback
 from base.checkpoint.background import Snapshot
-from base.checkpoint.restore import restore
+from base.checkpoint.restoration import restore
 from base.data.batch import tensors_in
 from base.system.seeding import derive_seed, isolated_random_state
 from base.training.progress import Stateful
 from base.training.registration import is_among
-from base.training.trial import keep_buffers
+from base.training.trials import keep_buffers
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer

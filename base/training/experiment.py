@@ -33,12 +33,12 @@ from base.data.loaders import (
 from base.data.record import record_of, use_record
 from base.data.sampler_state import SamplerState
 from base.errors import CheckpointError, ConfigError, UsageError
-from base.names.build import build
+from base.names.construction import build
 from base.names.exclusions import check_combinations, layout_wish
 from base.names.object_references import References, refuse_objects
 from base.names.registry import find
 from base.network.freezing import Freezing
-from base.network.initialise import InitRecord, initialise
+from base.network.initialization import InitRecord, initialise
 from base.network.layers import NoForward
 from base.network.layout import prepare_model
 from base.network.patterns import NoMatch

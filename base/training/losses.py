@@ -26,7 +26,7 @@ from base.data.batch import (
     tensors_in,
 )
 from base.errors import ConfigError, KindlingError, Problem, TrainingError
-from base.names.build import build as build_named
+from base.names.construction import build as build_named
 from base.names.discovery import describe_error
 from base.training.batch_arguments import DataParameters
 from base.training.denominators import (

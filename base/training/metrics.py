@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from base.checkpoint import object_state
 from base.data.batch import AS_IT_IS, WEIGHT, Rules, Targets, count_samples, extras_of
 from base.errors import ConfigError, Problem, TrainingError
-from base.names.build import build as build_named
+from base.names.construction import build as build_named
 from base.names.discovery import describe_error
 from base.names.final_methods import refuse_overridden
 from base.training.batch_arguments import DataParameters

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from base.errors import ConfigError, Problem
-from base.names.build import build
+from base.names.construction import build
 from base.names.signatures import needed_arguments
 from base.training.optimizer_memory import choose_fused
 from base.training.parameter_groups import Section, parameter_groups, shown

@@ -30,7 +30,7 @@ from base.training.progress import Stateful
 from base.training.registration import is_among
 from base.training.results import StepValues
 from base.training.run_log import keep_config
-from base.training.trial import keep_buffers, trial, try_step
+from base.training.trials import keep_buffers, trial, try_step
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer

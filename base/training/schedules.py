@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from base.config.durations import parse_duration
 from base.errors import ConfigError, KindlingError, Problem
-from base.names.build import build
+from base.names.construction import build
 from base.names.registry import find
 from base.names.signatures import DURATION_ARGUMENTS, FILLED_IN, needed_arguments, signature
 from base.training.parameter_groups import Section, shown

@@ -385,8 +385,8 @@ PLACES = (
 )  # fmt: skip
 NAMES = (
     "os.system", "logging.os.system", "builtins.eval", "torch.hub.load", "torch.load", "load",
-    "__import__", "nn.__builtins__", "base.names.build.importlib", "../x", "/etc/passwd", "Popen",
-    "torch._inductor", "model.model", "load_state_dict_from_url", "_C", "get_model",
+    "__import__", "nn.__builtins__", "base.names.construction.importlib", "../x", "/etc/passwd",
+    "Popen", "torch._inductor", "model.model", "load_state_dict_from_url", "_C", "get_model",
 )  # fmt: skip
 CONFIGS = (
     "name: !!python/object/apply:os.system ['touch x']",
@@ -433,7 +433,7 @@ def with_rest(attack: str) -> str:
 def read_configs() -> None:
     """Read and check each attack of a config, and print what happened to it."""
     from base.config import load_config
-    from base.names.build import check_names
+    from base.names.construction import check_names
 
     def check(text: str) -> None:
         check_names(load_config(None, [], text=text))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from toy import NETWORKS, make, run, weights
 
-from base.checkpoint.restore import load_weights
+from base.checkpoint.restoration import load_weights
 from base.checkpoint.store import CheckpointStore
 from base.checkpoint.weights import load_from, read_weights
 from base.errors import CheckpointError, ConfigError

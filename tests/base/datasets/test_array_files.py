@@ -13,7 +13,7 @@ from base.datasets.array_files import ArrayFileDataset, IdxDataset, read_array
 from base.datasets.array_readers import read_idx
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset, in_memory, in_memory_arrays
 from base.errors import DataError
-from base.names.build import build
+from base.names.construction import build
 from data_loader.data_loaders import SyntheticDataLoader
 
 RANDOM = np.random.RandomState(0)

@@ -14,7 +14,7 @@ from base.datasets.composed import ConcatenatedDataset, SubsetDataset
 from base.datasets.image_files import ImageFolderDataset
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
 from base.errors import DataError
-from base.names.build import build
+from base.names.construction import build
 
 
 def arrays(n: int, seed: int, shape: tuple[int, ...] = (1, 2, 2), n_classes: int = 3):

@@ -12,7 +12,7 @@ from torchvision.datasets import ImageFolder
 
 from base.datasets.image_files import ImageFiles, ImageFolderDataset, ImageListDataset
 from base.errors import ConfigError, DataError
-from base.names.build import build
+from base.names.construction import build
 
 
 def save(path: Path, seed: int = 0, size: tuple[int, int] = (7, 5)) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from base.datasets.images import decode_image
 from base.datasets.lmdb_images import LmdbImageDataset
 from base.errors import DataError
-from base.names.build import build
+from base.names.construction import build
 
 FILES = []
 for seed in range(5):

@@ -13,7 +13,7 @@ from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.mask_folder import MaskFolderDataset
 from base.datasets.transforms import RandomFlip
 from base.errors import DataError
-from base.names.build import build
+from base.names.construction import build
 from base.run.data_changes import changed_hashes
 
 CLASSES = ["sky", "tree", "road"]

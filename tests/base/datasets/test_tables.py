@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 from base.data.reading import find_get_batch
 from base.datasets.tables import CsvDataset, ImageCsvDataset
 from base.errors import DataError
-from base.names.build import build
+from base.names.construction import build
 
 FLOWERS = """length, width,kind,seeds
 1.5,2,rose,3

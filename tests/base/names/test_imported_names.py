@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from base.names import registry
-from base.names.build import build
+from base.names.construction import build
 from base.names.registry import NameFault, UnknownName, find, listed, set_project_root
 
 Write = Callable[[dict[str, str]], Path]

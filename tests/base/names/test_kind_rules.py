@@ -21,7 +21,7 @@ from base.base_trainer import BaseTrainer
 from base.callbacks import Callback
 from base.errors import ConfigError
 from base.names import registry
-from base.names.build import build
+from base.names.construction import build
 from base.names.discovery import FOLDERS, scan
 from base.names.registry import NameFault, WrongKind, find, names
 from base.names.torch_names import HOMES

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from base.names.build import build
+from base.names.construction import build
 from base.names.torch_names import HOMES, Home
 from base.system.deferred_files import deferred_files
 

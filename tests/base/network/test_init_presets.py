@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from base.config.schema import INIT_PRESETS
 from base.errors import ConfigError
 from base.names.registry import find
-from base.network.initialise import initialise
+from base.network.initialization import initialise
 from base.network.layers import Residual
 
 DRAWN = ["kaiming", "xavier", "orthogonal", "truncated_normal"]

@@ -19,7 +19,7 @@ from base.names.registry import MODELS
 from base.run.checks import dry_run
 from base.run.memory_estimate import MB, Estimate, estimate_memory
 from base.system.free_memory import UNLIMITED
-from base.training.trial import trial, try_step
+from base.training.trials import trial, try_step
 from trainer.trainer import Trainer
 
 IMAGES = (

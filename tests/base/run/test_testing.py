@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_data_changes import forget_data
 from torch import Tensor, nn
 from toy import CPU, mark_the_test, run
 
@@ -23,6 +22,7 @@ from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
 from base.errors import CheckpointError, DataError
 from base.names.registry import DATA_LOADERS, DATASETS, LOSSES
 from base.run.testing import build_tested, choose_checkpoint, run_test
+from tests.base.run.test_data_changes import forget_data
 from trainer.trainer import Trainer
 
 CONFIG = """

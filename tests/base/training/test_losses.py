@@ -52,7 +52,7 @@ KNOWN = {"margin": margin, "Scaled": Scaled, "module": Scaled(3.0), "Halfway": H
 
 
 def build(kind, part, *, where=""):
-    """Stand in for base.names.build."""
+    """Stand in for base.names.construction."""
     named = KNOWN[part["type"]]
     if isinstance(named, type):
         return named(**part["args"])

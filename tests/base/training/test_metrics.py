@@ -79,7 +79,7 @@ KNOWN = {
 
 
 def build(kind, section, *, where=""):
-    """Stand in for base.names.build."""
+    """Stand in for base.names.construction."""
     named = KNOWN[section["type"]]
     return named(**section["args"]) if isinstance(named, type) else named
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from toy import assert_resumes, assert_same, batches, make, run, weights
 
-from base.checkpoint.restore import restore
+from base.checkpoint.restoration import restore
 from base.checkpoint.store import read
 from base.errors import CheckpointError, ConfigError
 from base.names.registry import MODELS, OPTIMIZERS, names

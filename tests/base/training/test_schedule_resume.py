@@ -49,7 +49,7 @@ GROUPS = (
 @pytest.fixture(autouse=True)
 def _functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for two functions that a project defines."""
-    from base.names.build import build as lookup
+    from base.names.construction import build as lookup
 
     own = {"halve": lambda k: 0.5**k, "shrink": lambda k: 1 / (k + 1)}
     find = lookup.find

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from base.errors import ConfigError, Problem
 from base.names.registry import UnknownName, find, names
-from base.network.initialise import initialise
+from base.network.initialization import initialise
 
 
 class Net(nn.Module):

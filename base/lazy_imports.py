@@ -1,0 +1,43 @@
+"""Public names of a folder that are imported on first use, so that one of them costs no other."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def lazy_imports(package: str) -> tuple[Callable[[str], Any], list[str]]:
+    """Return ``__getattr__`` and ``__all__`` of a package, from its imports for type checking.
+
+    Its ``__init__.py`` lists the names once, for people, type checkers and editors alike::
+
+        if TYPE_CHECKING:
+            from base.network.patterns import matches as matches
+        else:
+            __getattr__, __all__ = lazy_imports(__name__)
+
+    Importing the package then imports none of them (compare Scientific Python's SPEC 1).
+    """
+    source = Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8")
+    homes = {
+        alias.asname or alias.name: (str(statement.module), alias.name)
+        for block in ast.parse(source).body
+        if isinstance(block, ast.If)
+        for statement in block.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, attribute = homes[name]
+        value = getattr(import_module(module), attribute)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, sorted(homes)

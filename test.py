@@ -18,10 +18,10 @@ def main(arguments: Sequence[str]) -> int:
     config, path = choose_tested(options)
 
     from base.names.construction import check_names
+    from base.run.build import build_trainer, choose_device, make_repeatable
     from base.run.testing import build_tested, choose_checkpoint, run_test
     from base.system.run_folder import run_of
     from base.system.seeding import seed_everything
-    from base.training.experiment import build_trainer, choose_device, make_repeatable
     from logger.console import setup_logging
 
     with config.placed():  # errors then say where in the file

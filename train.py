@@ -23,17 +23,12 @@ def main(arguments: Sequence[str]) -> int:
 
     # A config with a fault in its structure has ended by now, before torch is imported.
     from base.names.construction import check_names
+    from base.run.build import build_experiment, build_trainer, choose_device, make_repeatable
     from base.run.checks import begin, check, dry_run
     from base.run.data_changes import record_to_resume, references_to_resume, refuse_changed_data
+    from base.run.session import open_run
     from base.system.deferred_files import deferred_files
     from base.system.seeding import seed_everything
-    from base.training.experiment import (
-        build_experiment,
-        build_trainer,
-        choose_device,
-        make_repeatable,
-    )
-    from base.training.run_log import open_folder
     from logger.console import setup_logging
 
     setup_logging(None, config["trainer"]["verbosity"])
@@ -56,8 +51,8 @@ def main(arguments: Sequence[str]) -> int:
             refuse_changed_data(experiment, resume_from, options.allow_change)
         check(trainer)
         begin(trainer, files)
-        with open_folder(config, resume_from) as folder:
-            trainer.train(folder, resume_from, options.allow_change)
+        with open_run(trainer, config, resume_from, options.allow_change) as run:
+            trainer.train(run)
     return 0
 
 

@@ -2,57 +2,52 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from base.checkpoint.store import CheckpointStore
-from base.data.batch import SampleCount, Targets, inputs_of, target_of
+from base.config.durations import parse_duration
+from base.data.batch import SampleCount, Targets, ids_of, inputs_of, target_of
 from base.data.device_feed import feed
-from base.data.endless_batches import warn_of_iterators
-from base.data.loaders import batches_to_evaluate
+from base.data.sample_items import checked_weights
 from base.errors import ConfigError, Problem
 from base.names.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
 from base.network.activations import offload_activations
-from base.network.capture import Capture
 from base.network.layout import EmptyCache
-from base.run.own_sections import build_own
-from base.run.testing import choose_checkpoint, run_test, state_put_back
 from base.system.seeding import derive_seed, isolated_random_state
 from base.system.signals import InterruptedRunError, SignalFlags
-from base.training.accumulation import Every, Window
+from base.training.accumulation import Every
 from base.training.batch_arguments import takes_batch
-from base.training.epoch_rows import EpochRows
-from base.training.epoch_start import EpochStart
+from base.training.epoch_start import EpochStart, owners_of_attributes
 from base.training.epoch_time import Clock
 from base.training.experiment import Experiment
-from base.training.first_step import guard_first_step
+from base.training.loss_gradients import due_gradients
 from base.training.loss_terms import LossTerms
-from base.training.optimizer_step import build_steppers, choose_stepper, only
+from base.training.optimizer_step import choose_stepper, only
 from base.training.optimizers import learning_rates
-from base.training.precision import NOTHING, FiniteWatch, Precision
-from base.training.progress import Monitor, Progress, Stateful, build_average, parts_with_state
-from base.training.recovery import Recovery, refuse_nonfinite
+from base.training.precision import NOTHING
+from base.training.recovery import Recovery
 from base.training.registration import checked_parts
 from base.training.results import (
     StepValues,
-    check_watched,
+    backward_passes,
     note_losses,
-    passes,
     summarise,
     values_of,
-    warn_unweighted,
-    weigh,
     with_total,
 )
-from base.training.run_log import RunLog, open_run, tell_end
+from base.training.run import Run
+from base.training.run_log import RunLog
+from base.training.state import build_state, parts_with_state
+from base.training.trials import trial
 from logger.meters import Meters
+from logger.progress import ProgressBar
+from logger.writers import Writers
 
 Values = dict[str, Any]
 
@@ -75,9 +70,6 @@ class BaseTrainer:
         experiment: everything that the config names, built.
     """
 
-    folder: Path | None = None
-    store: CheckpointStore | None = None
-    data: Mapping[str, Any] = MappingProxyType({})  # what is known of them, see `keep_data`
     _saved_at: Values | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -87,40 +79,71 @@ class BaseTrainer:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.config, self.settings = experiment.config, experiment.settings
-        self.device, self.model = experiment.device, experiment.model
-        self.losses, self.metrics = experiment.losses, experiment.metrics
-        self.optimizers, self.schedules = experiment.optimizers, experiment.schedules
         self.train_loader, self.valid_loader = experiment.train_loader, experiment.valid_loader
         self.callbacks = experiment.callbacks
 
-        self.precision = Precision(self.config["memory"]["precision"], self.device)
-        self.steppers = build_steppers(experiment, self.precision)
-        memory = self.config["memory"]
-        lengths = (experiment.steps_per_epoch, experiment.total_steps)
-        count = SampleCount(self.config["batch"], self.train_loader)
-        self.window = Window(
-            memory["accumulate"], memory["micro_batch"], self.losses, count, experiment.own_losses
+        # What a step uses; everything below this class is given the state, never the trainer.
+        self.state = state = build_state(experiment)
+        self.device, self.model, self.precision = state.device, state.model, state.precision
+        self.losses, self.metrics, self.meters = state.losses, state.metrics, state.meters
+        self.optimizers, self.schedules = state.optimizers, state.schedules
+        self.steppers, self.window, self.finite = state.steppers, state.window, state.finite
+        self.progress, self.monitor, self.ema = state.progress, state.monitor, state.ema
+        self.capture, self.epoch_rows, self.stateful = (
+            state.capture,
+            state.epoch_rows,
+            state.stateful,
         )
+
+        memory, length = self.config["memory"], (experiment.steps_per_epoch, experiment.total_steps)
         self.offload = offload_activations(memory["offload_activations"], self.device)
-        self.empty_cache = EmptyCache(memory["empty_cache"], *lengths)
-        self.progress = Progress()
-        self.monitor = Monitor(experiment.monitor, self.settings.early_stop)
-        self.meters, self.clock, self.epoch_rows = Meters(self.device), Clock(), EpochRows()
-        self.valid_metrics = copy.deepcopy(self.metrics)
-        self.ema = build_average(experiment.trained, self.settings.ema)
+        self.empty_cache = EmptyCache(memory["empty_cache"], *length)
+        self.save_every = Every(self.settings.save_every, *length)
+        self.log_every = Every(self.settings.log_every, *length)
+        gradients_every = self.settings.loss_gradients
+        self._gradients_every = gradients_every and parse_duration(gradients_every).in_steps(
+            *length
+        )
 
-        self.epoch_start = EpochStart(self, type(self).begin_epoch is not BaseTrainer.begin_epoch)
-        self.stateful: dict[str, Stateful] = parts_with_state(self)
-
-        self.save_every = Every(self.settings.save_every, *lengths)
-        self.log_every = Every(self.settings.log_every, *lengths)
-        self.capture = Capture(self.config["capture"], self.model, *lengths)
-        self.signals, self.finite, self.recovery = SignalFlags(), FiniteWatch(), Recovery(self)
-        self.run_log = RunLog(None, self.settings)
-        self.writers = self.run_log.writers
-        self._phase_metrics, self._phase_loader = self.metrics, self.train_loader
+        self.signals, self.clock = SignalFlags(), Clock()
+        self.epoch_start = EpochStart(
+            state,
+            self._prepare_epoch,
+            self.callbacks,
+            has_own=type(self).begin_epoch is not BaseTrainer.begin_epoch,
+            seed=self.config["seed"],
+            owners=lambda: owners_of_attributes(
+                self, self.callbacks.values(), (self.train_loader, self.valid_loader)
+            ),
+        )
+        epoch_start = self.epoch_start if self.epoch_start.is_used else None
+        self.stateful.update(parts_with_state(state, self.callbacks, epoch_start))
+        self.recovery = Recovery(
+            state, self.settings, self.config, self.epoch_start, self._run_again
+        )
+        self.run = Run(RunLog(self.settings))  # until `train` is given one
+        self._has_started = False
+        self._phase_loader = self.train_loader
         self._predicts_by_batch = takes_batch(self.predict)
         self._n_samples: int | None = None  # of the batch, or the part, that is computed
+
+    @property
+    @final
+    def folder(self) -> Path | None:
+        """The run's folder; None before training, and where no files are written."""
+        return self.run.folder
+
+    @property
+    @final
+    def store(self) -> CheckpointStore | None:
+        """The run's checkpoints."""
+        return self.run.store
+
+    @property
+    @final
+    def writers(self) -> Writers:
+        """Where the run's numbers and images go."""
+        return self.run.log.writers
 
     @property
     @final
@@ -170,8 +193,8 @@ class BaseTrainer:
     def train_step(self, batch: Any) -> Values:
         """Train on one batch; return the values to log. Several networks: write the whole step."""
         outputs = self.forward(batch)
-        values, minimised = weigh(self, self.compute_losses(outputs, batch))
-        self.backward(minimised)
+        values = self.total(self.compute_losses(outputs, batch))
+        self.backward(values["loss"])
         self.update(again=lambda: self.compute_losses(self.forward(batch), batch))
         self.measure(outputs, batch)
         return values
@@ -179,7 +202,7 @@ class BaseTrainer:
     def valid_step(self, batch: Any) -> Values:
         """Evaluate one batch, without gradients; return the values to log."""
         outputs = self.forward(batch)
-        losses = with_total(self.compute_losses(outputs, batch), self.experiment.all_losses)
+        losses = with_total(self.compute_losses(outputs, batch), self.state.all_losses)
         self.measure(outputs, batch)
         return losses
 
@@ -194,6 +217,18 @@ class BaseTrainer:
     # --- Tools of a step -------------------------------------------------------------------------
 
     @final
+    def total(self, losses: Mapping[str, Any]) -> Values:
+        """Return losses to log with their weighted sum, ``"loss"``, which is to be minimised.
+
+        Args:
+            losses: what ``compute_losses`` returned; a ``"loss"`` among them is taken as the sum.
+        """
+        values = with_total(losses, self.state.all_losses, self.progress.step)
+        if self._gradients_every:
+            values.update(due_gradients(self.state, losses, self._gradients_every))
+        return values
+
+    @final
     def backward(
         self,
         loss: Tensor | Sequence[Tensor] | LossTerms,
@@ -202,20 +237,22 @@ class BaseTrainer:
     ) -> None:
         """Add the gradients of ``loss``, for the parameters of the optimizer ``only`` if given.
 
-        Precision, loss scaling and accumulation are seen to here. Of several losses each has a
-        backward pass of its own; the graph they share is kept until the last of them. Of a loss of
-        several terms it is their sum.
+        Precision, loss scaling and accumulation are handled here. Of several losses each has a
+        backward pass of its own, as have the losses of a sum where ``trainer.backward`` says so;
+        the graph they share is kept until the last pass. The terms of one loss are summed.
         """
-        losses = [loss] if isinstance(loss, Tensor) else passes(loss)
-        stepper = choose_stepper(self.steppers, only)
+        losses = backward_passes(loss, self.settings.backward != "sum")
+        stepper, is_full = choose_stepper(self.steppers, only), self.window.is_full
         inputs = None if only is None else stepper.trainable
         for number, part in enumerate(losses, start=1):
             share = self.window.share(part)
             self.finite.watch(share)
-            keep, stepping = retain_graph or number < len(losses), stepper.stepping(self)
+            if stepper.in_backward is not None and is_full:
+                self.recovery.refuse_nonfinite()  # after the pass it is too late
+            keep, stepping = retain_graph or number < len(losses), stepper.stepping(is_full)
             with self.capture.backward(stepper.scaler), self.precision.full(), stepping:
                 stepper.scaler.scale(share).backward(inputs=inputs, retain_graph=keep)
-        refuse_nonfinite(self)
+        self.recovery.refuse_nonfinite()
 
     @final
     def update(self, name: str | None = None, again: Callable[[], Values] | None = None) -> None:
@@ -225,7 +262,7 @@ class BaseTrainer:
 
         Args:
             name: which optimizer; not needed where there is one.
-            again: computes the losses anew, for LBFGS, which asks for them several times a step.
+            again: computes the losses again, for LBFGS, which needs them several times a step.
         """
         stepper = choose_stepper(self.steppers, name)
         stepper.check(again)
@@ -258,7 +295,12 @@ class BaseTrainer:
         Raises:
             ConfigError: there is no such kind or name, or arguments do not fit.
         """
-        return build_own(getattr(self, "experiment", None), kind, section)
+        experiment: Experiment | None = getattr(self, "experiment", None)
+        if experiment is None:
+            text = "call super().__init__(experiment) before self.build(...)"
+            raise ConfigError([Problem("", text)])
+        assert experiment.build_own is not None  # `build_experiment` gives it
+        return experiment.build_own(experiment, kind, section)
 
     @final
     def only(self, name: str) -> AbstractContextManager[None]:
@@ -268,12 +310,12 @@ class BaseTrainer:
     @final
     def measure(self, outputs: Any, batch: Any) -> None:
         """Let the metrics see the predictions for a batch."""
-        if self._phase_metrics:
+        if self.state.phase_metrics:
             with torch.no_grad():
                 more = (batch,) if self._predicts_by_batch else ()
                 predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
                 target = target_of(batch, self.config["batch"])
-                for metric in self._phase_metrics.values():
+                for metric in self.state.phase_metrics.values():
                     metric.update(predictions, target, batch, self._n_samples)
 
     @final
@@ -293,37 +335,33 @@ class BaseTrainer:
     # --- The recipe ------------------------------------------------------------------------------
 
     @final
-    def train(
-        self,
-        folder: Path | None = None,
-        resume_from: Path | None = None,
-        allow_change: bool = False,
-    ) -> Values:
-        """Train to the end, from the start or from a checkpoint; return the last epoch's values.
+    def train(self, run: Run) -> Values:
+        """Train to the end, from the start or from where a run was resumed.
 
         Args:
-            allow_change: whether the labels may be others than those of the resumed run.
+            run: where to write; `base.run.session.open_run` opens it and restores the state.
+
+        Returns:
+            The values of the last epoch, and those of the test phase.
 
         Raises:
-            DataError: the data are others than those of the resumed run.
             InterruptedRunError: a signal asked for a stop; the state is saved.
             TrainingError: a loss was not finite; the last checkpoint stays valid.
         """
         values: Values = {}
-        with self.signals, ExitStack() as stack:
-            open_run(self, folder, resume_from, stack, allow_change)
+        with ExitStack() as stack:
+            self._begin(run, stack)
             try:
                 while not self.is_finished():
                     values = {**self.train_epoch(), **self.validate()}
                     self.end_epoch(values)
                 self.save(values)
-                tell_end(self, folder)
-                if self.settings.test and folder is not None:
-                    with state_put_back(self):
-                        values = {**values, **run_test(self, choose_checkpoint(folder), folder)}
+                values = {**values, **run.finish()}
             except StopRequested:
                 self.save()
-                raise InterruptedRunError(self.signals.stop, folder, self.progress.step) from None
+                raise InterruptedRunError(
+                    self.signals.stop, run.folder, self.progress.step
+                ) from None
         return values
 
     @final
@@ -331,30 +369,46 @@ class BaseTrainer:
         """Train on what is left of the epoch; return the means over all of it."""
         self.clock.lap("logging")  # of the end of the epoch before
         self.epoch_start.begin()
-        self._phase_metrics = self.metrics if self.settings.train_metrics else {}
+        self.state.phase_metrics = self.metrics if self.settings.train_metrics else {}
         self._phase_loader = self.train_loader
+        with self.run.log.bar(
+            self.progress, self.experiment.batches_per_epoch, lambda: self.state.last_values
+        ) as bar:
+            for part, n_samples, results, guard in self._parts_of_epoch(bar):
+                self._n_samples = n_samples
+                with self.recovery.attempt(part), self.precision.autocast(), self.offload(), guard:
+                    values = StepValues(self.train_step(part), n_samples)
+                    values.add_to(self.meters)
+                    results.append(values)
+                    self._note_losses(part, values)
+                del part  # nothing of a step lives on beside the next batch
+        return summarise("train", self.meters, self.state.phase_metrics)
+
+    def _parts_of_epoch(self, bar: ProgressBar) -> Iterator[Any]:
+        """Yield what is left of the epoch, part by part; end a step behind its last part.
+
+        With each part come its number of samples, the list for its values, and its step's context.
+        """
         first, count = self.progress.batches_total, self.experiment.batches_left(self.progress)
-        with self.run_log.bar(self.progress, self.experiment.batches_per_epoch) as bar:
-            for batch in self.recovery.batches(first, count):
-                self.window.place(self.progress.batches_total - first, count)
-                self.capture.start(self.progress.step + 1)
-                is_first, parts, part = self.progress.batches_total == 0, [], None
-                for part, n_samples in self.window.parts(batch, self.progress.batches_total):
-                    self._n_samples = n_samples
-                    guard = guard_first_step(self, self.has_plain_step) if is_first else NOTHING
-                    with self.recovery.of(part), self.precision.autocast(), self.offload(), guard:
-                        parts.append(StepValues(self.train_step(part), n_samples))
-                        parts[-1].add_to(self.meters)
-                        note_losses(self, part, parts[-1])
-                self.progress.advance(self.window.n_samples)
-                if parts:
-                    self.run_log.last = values_of(parts, self.device)
-                values = self.run_log.last
-                del batch, part  # nothing of a step lives on beside the next batch
-                bar.update()
-                if self.window.is_full:
-                    self.end_step(values)
-        return summarise("train", self.meters, self._phase_metrics)
+        for batch in self.recovery.batches(self._read, first, count):
+            self.window.place(self.progress.batches_total - first, count)
+            self.capture.start(self.progress.step + 1)
+            is_first = self.progress.batches_total == 0
+            results: list[StepValues] = []
+            parts = self.window.parts(batch, self.progress.batches_total)
+            del batch
+            for part, n_samples in parts:
+                held = [part]
+                del part
+                guard = self.run.guard_first_step() if is_first else NOTHING
+                yield held.pop(), n_samples, results, guard
+            del parts
+            self.progress.advance(self.window.n_samples)
+            if results:
+                self.state.last_values = values_of(results, self.device)
+            bar.update()
+            if self.window.is_full:
+                self.end_step(self.state.last_values)
 
     @final
     def end_step(self, values: Mapping[str, Any]) -> None:
@@ -363,14 +417,14 @@ class BaseTrainer:
         self.progress.rates = learning_rates(self.optimizers)  # those that this step used
         for schedule in self.schedules.values():
             schedule.after_step()
-        self.experiment.freezing.after_step(self.progress.step)
+        self.state.freezing.after_step(self.progress.step)
         self.empty_cache.after_step(self.progress.step)
         is_made = self.recovery.end_step()
         if self.ema is not None and is_made:
             self.ema.update()
         self.clock.lap("compute")
         if is_made and self.log_every.is_due_at_step(self.progress.step):
-            self.run_log.log_step(values, self.progress)
+            self.run.log.log_step(values, self.progress)
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():
             callback.on_step_end(self)
@@ -381,9 +435,7 @@ class BaseTrainer:
             self.save()
         self.clock.lap("logging")
         if is_made and self.progress.step == self.progress.skipped + 1:
-            check_watched(self, "train", summarise("train", self.meters, self._phase_metrics))
-            warn_unweighted(self)
-            warn_of_iterators(self)
+            self.run.check_first_step(summarise("train", self.meters, self.state.phase_metrics))
         if self.signals.stop:
             raise StopRequested
 
@@ -400,24 +452,25 @@ class BaseTrainer:
         """Return losses and metrics over a loader; random streams and weights stay untouched."""
         meters = Meters(self.device)
         count_samples = SampleCount(self.config["batch"], loader)
-        count = batches_to_evaluate(self.config, loader, phase, max_batches)
-        self._phase_metrics, self._phase_loader = self.valid_metrics, loader
-        for metric in self.valid_metrics.values():
+        count = self.experiment.batches_to_evaluate(loader, phase, max_batches)
+        metrics = self.state.phase_metrics = self.state.valid_metrics
+        self._phase_loader = loader
+        for metric in metrics.values():
             metric.reset()
         seed = derive_seed(self.config["seed"], phase, self.progress.epoch)
         averaged = NOTHING if self.ema is None else self.ema.swapped_in()
         self.model.eval()
         with isolated_random_state(seed), averaged, torch.inference_mode():
             positions = iter(range(count))
-            for batch in feed(self, loader.batches(0, count)):
+            for batch in self._on_device(loader.batches(0, count)):
                 if self.signals.stop:
                     raise StopRequested
-                self._n_samples = count_samples(batch, next(positions))
-                with self.recovery.of(batch), self.precision.autocast():
-                    values = StepValues(self.valid_step(batch), self._n_samples)
+                self._n_samples = n_samples = count_samples(batch, next(positions))
+                with self.recovery.attempt(batch), self.precision.autocast():
+                    values = StepValues(self.valid_step(batch), n_samples)
                 values.add_to(meters)
                 del batch
-            return summarise(phase, meters, self.valid_metrics)
+            return summarise(phase, meters, metrics)
 
     @final
     def end_epoch(self, values: Values) -> None:
@@ -428,13 +481,13 @@ class BaseTrainer:
                 schedule.after_epoch(values)
         is_best = self.monitor.update(values, self.progress.epoch + 1)
         self._saved_at = None  # a state of this very step does not know of it
-        values.update(self.run_log.log_epoch(values, self.progress, is_best, self.clock))
+        values.update(self.run.log.log_epoch(values, self.progress, is_best, self.clock))
         for callback in self.callbacks.values():
             callback.on_epoch_end(self, values)
         self.progress.closed_at = self.progress.step
         if is_whole:  # not where the last of all steps falls into the middle of an epoch
-            if self.experiment.sampler_state is not None:
-                self.experiment.sampler_state.end_epoch(self.progress.epoch)
+            if self.state.sampler is not None:
+                self.state.sampler.end_epoch(self.progress.epoch)
             self.progress.start_next_epoch()
             for sums in (self.meters, *self.metrics.values()):
                 sums.reset()
@@ -462,7 +515,52 @@ class BaseTrainer:
         self.store.save(
             {name: value.state_dict() for name, value in self.stateful.items()},
             step=self.progress.step, epoch=self.progress.epoch, metrics=values or {},
-            is_best=is_best, facts={"config": self.config.to_yaml(), "data": self.data},
+            is_best=is_best, facts={"config": self.config.to_yaml(), "data": self.run.data},
             owners=self.stateful,
         )  # fmt: skip
         self._saved_at = position
+
+    # --- What the recipe needs -------------------------------------------------------------------
+
+    def _begin(self, run: Run, stack: ExitStack) -> None:
+        """Take on a run; start the callbacks, which end with it."""
+        self.run, self.recovery.folder = run, run.folder
+        self.callbacks.update(run.callbacks)
+        for callback in self.callbacks.values():
+            stack.callback(callback.on_end, self)
+            callback.on_start(self)
+        self._has_started = True
+        self.clock.start()
+
+    def _prepare_epoch(self) -> None:
+        """Call what is the user's at the start of an epoch."""
+        self.begin_epoch()
+        for callback in self.callbacks.values():
+            # Before `on_start`, and without a folder, one may fail; training shows why.
+            with nullcontext() if self._has_started else suppress(Exception):
+                callback.on_epoch_start(self)
+
+    def _read(self, first: int, count: int) -> Iterator[Any]:
+        """Yield training batches on the device; those of a window are read before its first one."""
+        batches = self.train_loader.batches(first, count)
+        return self._on_device(self.window.read_ahead(batches, first))
+
+    def _on_device(self, batches: Iterator[Any]) -> Iterator[Any]:
+        rules = self.config["batch"]
+        if rules["weight"] is not None:
+            batches = checked_weights(batches, rules)
+        return feed(batches, self.device, self.config["memory"]["prefetch"], self.clock)
+
+    @final
+    def try_step(self, batch: Any) -> Values:
+        """Make the forward and the backward pass of a step, within a `trial`."""
+        with self.precision.autocast(), self.offload():
+            return self.train_step(batch)
+
+    def _run_again(self, part: Any) -> Values:
+        with trial(self.state, self):
+            return self.try_step(part)
+
+    def _note_losses(self, part: Any, values: StepValues) -> None:
+        if self.state.sampler is not None and self.state.sampler.wants_losses:
+            note_losses(self.state.sampler, ids_of(part, self.config["batch"]), values)

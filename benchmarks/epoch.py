@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from base.config import load_config
 from base.datasets.array_readers import read_idx
 from base.names.construction import build
-from base.training.experiment import build_experiment, choose_device
+from base.run.build import build_experiment, choose_device
+from base.run.session import run_in
 from model.model import MnistModel
 
 N_TRAIN, BATCH_SIZE = 54_000, 128
@@ -131,8 +132,8 @@ class Kindling:
         seconds = [0.0]
         for name in ("train_epoch", "validate", "end_epoch"):
             setattr(trainer, name, self._timed(getattr(trainer, name), seconds))
-        with tempfile.TemporaryDirectory() as saved:
-            trainer.train(Path(saved))
+        with tempfile.TemporaryDirectory() as saved, run_in(trainer, Path(saved)) as run:
+            trainer.train(run)
         return seconds[0]
 
     @staticmethod

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from base.config import load_config
+from base.run.build import build_experiment
 from base.system.seeding import seed_everything
-from base.training.experiment import build_experiment
 from logger.csv_writer import read_rows
+from tests.base.toy import train_in
 from trainer.trainer import Trainer
 
 
@@ -32,7 +33,7 @@ def test_plain_script_and_framework_reach_the_same_losses(
     seed_everything(config["seed"])
     experiment = build_experiment(config, torch.device("cpu"))
     experiment.total_steps = 3 * experiment.batches_per_epoch
-    Trainer(experiment).train(tmp_path)
+    train_in(Trainer(experiment), tmp_path)
 
     rows = read_rows(tmp_path / "metrics.csv")
     assert [float(row["train/loss"]) for row in rows] == [epoch["train"] for epoch in plain]

@@ -27,19 +27,10 @@ if TYPE_CHECKING:
     from base.data.batch import with_entries as with_entries
     from base.data.device_feed import feed as feed
     from base.data.endless_batches import EndlessBatches as EndlessBatches
-    from base.data.endless_batches import warn_of_iterators as warn_of_iterators
     from base.data.fingerprint import Samples as Samples
     from base.data.fingerprint import hex_texts as hex_texts
     from base.data.fingerprint import is_unnamed as is_unnamed
     from base.data.fingerprint import samples_of as samples_of
-    from base.data.loaders import batches_in_epoch as batches_in_epoch
-    from base.data.loaders import batches_to_evaluate as batches_to_evaluate
-    from base.data.loaders import build_loaders as build_loaders
-    from base.data.loaders import build_test_loader as build_test_loader
-    from base.data.loaders import check_sampler as check_sampler
-    from base.data.loaders import defer_loaders as defer_loaders
-    from base.data.loaders import missing_test_data as missing_test_data
-    from base.data.loaders import ready_loader as ready_loader
     from base.data.random_draws import Draws as Draws
     from base.data.reading import BadSample as BadSample
     from base.data.reading import Batch as Batch
@@ -60,6 +51,7 @@ if TYPE_CHECKING:
     from base.data.record import use_record as use_record
     from base.data.replayed_loader import as_batches as as_batches
     from base.data.sample_items import SampleItems as SampleItems
+    from base.data.sample_items import checked_weights as checked_weights
     from base.data.sample_items import sample_numbers as sample_numbers
     from base.data.sampler_state import SamplerState as SamplerState
     from base.data.sampler_state import has_state as has_state
@@ -68,6 +60,7 @@ if TYPE_CHECKING:
     from base.data.splits import number_repeats as number_repeats
     from base.data.splits import sample_weights as sample_weights
     from base.data.streams import refuse_stream as refuse_stream
+    from base.data.streams import sharing_fault as sharing_fault
     from base.data.threads import pinned as pinned
     from base.data.threads import read_ahead as read_ahead
     from base.data.threads import read_each as read_each

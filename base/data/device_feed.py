@@ -4,42 +4,44 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
 from base.data.batch import tensors_in, to_device
-from base.data.sample_items import checked_weights
-
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
 
 
-def feed(trainer: BaseTrainer, batches: Iterator[Any]) -> Iterator[Any]:
-    """Give batches on the device; none is kept here.
+class LapClock(Protocol):
+    """Divides time into parts; `base.training.epoch_time.Clock` is one."""
 
-    On a GPU the config's ``memory.prefetch`` batches are copied ahead of their turn, from pinned
-    memory and beside the computation: that many lie there at most, besides the one in use.
-    Where a step is to be made again they end early.
+    def lap(self, part: str) -> None: ...
+
+    def end_step(self, device_is_idle: bool) -> None: ...
+
+
+def feed(
+    batches: Iterator[Any], device: torch.device, prefetch: int, clock: LapClock
+) -> Iterator[Any]:
+    """Yield batches on the device; none is kept here.
+
+    Args:
+        prefetch: on a GPU, how many batches are copied ahead of their turn, from pinned memory and
+            beside the computation; that many lie there at most, besides the one in use.
+        clock: counts the time spent on waiting for data and on copies.
     """
-    clock, device = trainer.clock, trainer.device
     clock.lap("compute")
-    prefetch = trainer.config["memory"]["prefetch"] if device.type == "cuda" else 0
-    copies = CopiesAhead(device) if prefetch else Copies(device)
+    n_ahead = prefetch if device.type == "cuda" else 0
+    copies = CopiesAhead(device) if n_ahead else Copies(device)
     copied: deque[Any] = deque()
-    if trainer.config["batch"]["weight"] is not None:
-        batches = checked_weights(batches, trainer.config["batch"])
     for batch in batches:
         clock.lap("data")
         copied.append(copies.begin(batch))
         del batch
         clock.lap("copy")
-        if len(copied) > prefetch:
+        if len(copied) > n_ahead:
             yield copies.finish(copied.popleft())
             clock.end_step(copies.is_out_of_work())
-            if trainer.window.fate == "again":
-                return
-    while copied and trainer.window.fate != "again":
+    while copied:
         yield copies.finish(copied.popleft())
         clock.end_step(copies.is_out_of_work())
 

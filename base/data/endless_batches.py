@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from base.data.batch import to_device
 from base.errors import DataError
-
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
-
-log = logging.getLogger("kindling")
 
 
 class EndlessBatches(Iterator[Any]):
@@ -61,14 +54,3 @@ class EndlessBatches(Iterator[Any]):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict["position"] != self.position:
             self.position, self._pass = state_dict["position"], None
-
-
-def warn_of_iterators(trainer: BaseTrainer) -> None:
-    """Name what a trainer iterates over by itself, which a resume would begin again."""
-    saved = set(map(id, trainer.stateful.values()))
-    for name, value in vars(trainer).items():
-        is_iterator = isinstance(value, Iterator) and not isinstance(value, io.IOBase)
-        if is_iterator and id(value) not in saved:
-            text = "%s.%s is an iterator, which no checkpoint holds: a resumed run begins it again "
-            text += "and is not the same; EndlessBatches continues (docs/from-pytorch-template.md, "
-            log.warning(text + "need 13)", type(trainer).__name__, name)

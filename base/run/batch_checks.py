@@ -12,7 +12,7 @@ from base.base_trainer import BaseTrainer
 from base.data.batch import cut, to_device
 from base.errors import ConfigError, Problem, TrainingError
 from base.training.recovery import SINGLE_VALUE
-from base.training.trials import kept_weights, trial, try_step
+from base.training.trials import kept_weights, trial
 
 UNTRAINABLE = "on which BatchNorm cannot be trained"
 
@@ -103,8 +103,11 @@ def try_single(trainer: BaseTrainer, sample: Any, problems: Sequence[Problem]) -
     """
     trainer.epoch_start.begin()
     try:
-        with kept_weights(trainer), trial(trainer):
-            try_step(trainer, to_device(sample, trainer.device))
+        with (
+            kept_weights(trainer.model, trainer.optimizers.values()),
+            trial(trainer.state, trainer),
+        ):
+            trainer.try_step(to_device(sample, trainer.device))
     except Exception as error:
         if SINGLE_VALUE in str(error):  # any other will show in the training itself
             raise ConfigError(problems) from error

@@ -16,19 +16,20 @@ from base.errors import ConfigError, TrainingError
 from base.network.shape_errors import explain_shape_errors
 from base.network.summary import summarise_model, table_rows
 from base.run.batch_checks import check_batches
-from base.run.header import header_facts, input_text, peak_memory_mb
+from base.run.first_step import agreeing_shapes, check_watched_values, guard_first_step
+from base.run.header import header_facts, input_text
 from base.run.label_check import checked_labels
 from base.run.memory_estimate import estimate_memory, free_bytes
 from base.run.micro_batch import settle
 from base.run.parameter_table import audit, loaded_tables, whole_table
 from base.run.profiler import check_profile
 from base.run.step_checks import check_settings, check_step, try_own_step
+from base.run.weight_use import reads_put_back
 from base.run.writers import check_writers
 from base.system.deferred_files import DeferredFiles
+from base.system.free_memory import peak_memory_mb
 from base.system.late_dynamo import LateDynamo
-from base.training.first_step import agreeing_shapes, guard_first_step
-from base.training.results import StepValues, check_watched
-from base.training.weight_use import reads_put_back
+from base.training.results import StepValues
 from logger.console import format_header, format_value, table
 
 
@@ -74,7 +75,7 @@ def _try_batches(trainer: BaseTrainer) -> None:
     with guard, checked_labels(trainer), agreeing_shapes(trainer):
         if trainer.valid_loader is not None:
             values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=2)
-            check_watched(trainer, "valid", values)
+            check_watched_values(trainer, "valid", values)
         elif trainer.has_plain_step:
             values = trainer.evaluate(trainer.train_loader, "train", max_batches=1)
         else:
@@ -102,9 +103,9 @@ def _try_mixed(trainer: BaseTrainer) -> None:
     Raises:
         TrainingError: a loss, or a metric that training batches are for, cannot take such targets.
     """
-    metrics = trainer.valid_metrics
+    metrics = trainer.state.valid_metrics
     if not trainer.settings.train_metrics:
-        trainer.valid_metrics = {}
+        trainer.state.valid_metrics = {}
     try:
         trainer.evaluate(trainer.train_loader, "train", max_batches=1)
     except TrainingError as error:
@@ -112,7 +113,7 @@ def _try_mixed(trainer: BaseTrainer) -> None:
         advice = "`trainer: {train_metrics: false}` leaves the metrics to validation"
         raise TrainingError(f"{error} ({text}, (sample, class); {advice})") from error
     finally:
-        trainer.valid_metrics = metrics
+        trainer.state.valid_metrics = metrics
 
 
 @uncompiled()
@@ -141,13 +142,13 @@ def _dry_run(trainer: BaseTrainer) -> str:
     values = {}
     trainer.window.take(batch)
     for part, n_samples in trainer.window.parts(batch, 0):
-        guard, labels = guard_first_step(trainer, trainer.has_plain_step), checked_labels(trainer)
+        guard, labels = guard_first_step(trainer), checked_labels(trainer)
         with trainer.precision.autocast(), trainer.offload(), labels, guard:
             values = StepValues(trainer.train_step(part), n_samples).values
     parts.append("one training batch: " + _numbers(values.items()))
     if trainer.valid_loader is not None:
         values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=1)
-        check_watched(trainer, "valid", values)
+        check_watched_values(trainer, "valid", values)
         parts.append("one validation batch: " + _numbers(values.items()))
     parts.append(f"peak memory: {peak_memory_mb():.0f} MB")
     estimate = estimate_memory(trainer, batch)

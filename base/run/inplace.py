@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from base.data.batch import cut, tensors_in
 from base.errors import TrainingError
-from base.training.trials import trial, try_step
+from base.training.trials import trial
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -74,8 +74,8 @@ def _run(trainer: BaseTrainer, batch: Any) -> list[Tensor]:
 
     handle = trainer.model.register_forward_hook(note)
     try:
-        with trial(trainer):
-            seen.extend(try_step(trainer, batch).values())
+        with trial(trainer.state, trainer):
+            seen.extend(trainer.try_step(batch).values())
             seen.extend(p.grad for p in trainer.model.parameters() if p.grad is not None)
             trainer.model.eval()
             with torch.no_grad(), trainer.precision.autocast():

@@ -11,7 +11,7 @@ from base.data.batch import cut, tensors_in
 from base.errors import TrainingError
 from base.run.micro_batch import saved_bytes
 from base.system.free_memory import UNLIMITED, free_memory
-from base.training.trials import trial, try_step
+from base.training.trials import trial
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -135,10 +135,10 @@ def _line(
 
 
 def _allocated_bytes(trainer: BaseTrainer, batch: Any) -> int:
-    with trial(trainer):
+    with trial(trainer.state, trainer):
         before = torch.cuda.memory_allocated(trainer.device)
         torch.cuda.reset_peak_memory_stats(trainer.device)
-        try_step(trainer, batch)
+        trainer.try_step(batch)
         return torch.cuda.max_memory_allocated(trainer.device) - before
 
 

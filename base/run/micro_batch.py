@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +10,13 @@ import torch
 from base.data.batch import cut, tensors_in, to_device
 from base.errors import TrainingError
 from base.run.inplace import choose_inplace
+from base.run.weight_use import reads_put_back
 from base.system.free_memory import free_memory
-from base.training.trials import SavedBytes, trial, try_step
-from base.training.weight_use import reads_put_back
+from base.training.accumulation import warn_of_batch_norm
+from base.training.trials import SavedBytes, trial
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
-
-log = logging.getLogger("kindling")
 
 
 def settle(trainer: BaseTrainer) -> bool:
@@ -45,7 +43,8 @@ def settle(trainer: BaseTrainer) -> bool:
                 trainer.config.resolve("memory", "micro_batch", value=size)
         trainer.window.micro_batch = memory["micro_batch"]
     if trainer.window.micro_batch is not None:
-        tell_batch_norm(trainer)
+        batch_size = getattr(trainer.train_loader, "batch_size", None)
+        warn_of_batch_norm(trainer.model, trainer.window.micro_batch, batch_size)
     return is_auto
 
 
@@ -78,8 +77,8 @@ def fits_on_device(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) 
     trained = trainer.experiment.trained.values()
     try:
         later = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
-        with trial(trainer):
-            try_step(trainer, cut(batch, 0, size, n_samples))
+        with trial(trainer.state, trainer):
+            trainer.try_step(cut(batch, 0, size, n_samples))
         del later
     except torch.OutOfMemoryError:
         is_enough = False
@@ -108,16 +107,6 @@ def saved_bytes(trainer: BaseTrainer, batch: Any) -> int:
     """
     there = [*trainer.model.parameters(), *tensors_in(batch)]
     saved = SavedBytes(there)
-    with trial(trainer), saved:
-        try_step(trainer, batch)
+    with trial(trainer.state, trainer), saved:
+        trainer.try_step(batch)
     return saved.peak + 2 * saved.largest
-
-
-def tell_batch_norm(trainer: BaseTrainer) -> None:
-    """Warn where a part of a batch is another thing to BatchNorm than the batch."""
-    modules = trainer.model.modules()
-    norms = [m for m in modules if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    size, batch_size = trainer.window.micro_batch, getattr(trainer.train_loader, "batch_size", None)
-    if norms and not (batch_size and size and size >= batch_size):
-        text = "memory.micro_batch: the %d BatchNorm layers see %d samples at a time"
-        log.warning(f"{text}, not the batch's: other statistics, other numbers", len(norms), size)

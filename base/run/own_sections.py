@@ -20,13 +20,14 @@ from base.config.fields import Kind, Run
 from base.config.interpolation import look_up
 from base.config.schema import LOSS, METRIC, MODEL, named
 from base.config.tree import Node, as_tree
-from base.data.loaders import ready_loader
 from base.errors import CheckpointError, ConfigError, Problem, nearest
 from base.names.construction import build, check_section
 from base.names.registry import override_note
 from base.network.patterns import NoMatch
+from base.run.loaders import ready_loader
 from base.system.seeding import derive_seed, isolated_random_state
-from base.training.experiment import Experiment, compares_outputs
+from base.training.experiment import Experiment
+from base.training.loss_facts import compares_outputs
 from base.training.losses import WeightedLoss, build_losses
 from base.training.metrics import build_metrics
 
@@ -46,15 +47,12 @@ ELSEWHERE = {
 }
 
 
-def build_own(experiment: Experiment | None, kind: str, section: Any) -> Any:
+def build_own(experiment: Experiment, kind: str, section: Any) -> Any:
     """Build a section of a trainer's own.
 
     Raises:
         ConfigError: there is no such kind or name, or arguments do not fit.
     """
-    if experiment is None:
-        text = "call super().__init__(experiment) before self.build(...)"
-        raise ConfigError([Problem("", text)])
     if str(kind) not in _FORMS:
         text = (
             ELSEWHERE.get(str(kind)) or f"there is {', '.join(_FORMS)}{nearest(str(kind), _FORMS)}"

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from base.base_trainer import BaseTrainer
 from base.data.batch import cut, to_device
-from base.data.loaders import missing_test_data
 from base.errors import ConfigError, KindlingError
 from base.names.final_methods import final_names
 from base.network.shape_errors import is_compiled
-from base.training.results import check_watched, weigh
-from base.training.trials import kept_weights, trial, try_step
+from base.run.first_step import check_watched_values
+from base.run.loaders import missing_test_data
+from base.training.trials import kept_weights, trial
 
 N_SAMPLES = 2  # of a batch on which it is seen whether the loss has a gradient
 
@@ -71,15 +71,15 @@ def check_step(
         except Exception:
             return
     if logged is not None:
-        check_watched(trainer, "train", _names_in_training(trainer, logged, values))
+        check_watched_values(trainer, "train", _names_in_training(trainer, logged, values))
 
 
 def try_own_step(trainer: BaseTrainer) -> dict[str, Any]:
     """Run a `train_step` of one's own on the first batch, without an update; all is put back."""
     batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
     trainer.epoch_start.begin()
-    with kept_weights(trainer), trial(trainer):
-        return try_step(trainer, batch)
+    with kept_weights(trainer.model, trainer.optimizers.values()), trial(trainer.state, trainer):
+        return trainer.try_step(batch)
 
 
 def _plain_step(trainer: BaseTrainer) -> dict[str, Any] | None:
@@ -96,13 +96,13 @@ def _plain_step(trainer: BaseTrainer) -> dict[str, Any] | None:
             batch = cut(batch, 0, min(N_SAMPLES, n_samples), n_samples)
         batch = to_device(batch, trainer.device)
         trainer.epoch_start.begin()
-        with trial(trainer), trainer.precision.autocast():
+        with trial(trainer.state, trainer), trainer.precision.autocast():
             losses = trainer.compute_losses(trainer.forward(batch), batch)
-            values, minimised = weigh(trainer, losses)
+            values = trainer.total(losses)
     except KindlingError:
         return None  # so few samples may be too few for a loss
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    if trained and not _has_gradient(minimised):
+    if trained and not _has_gradient(values["loss"]):
         shown = ", ".join(map(repr, losses)) if isinstance(losses, Mapping) else "the loss"
         text = f"no gradient reaches the model from {shown}: its value is not computed from the"
         text += " outputs in a differentiable way (argmax, round, detach, item and numpy are not)"
@@ -110,9 +110,8 @@ def _plain_step(trainer: BaseTrainer) -> dict[str, Any] | None:
     return values
 
 
-def _has_gradient(minimised: Any) -> bool:
-    parts = minimised if isinstance(minimised, list) else [minimised]
-    return any(part.requires_grad for part in parts if isinstance(part, Tensor))
+def _has_gradient(loss: Any) -> bool:
+    return isinstance(loss, Tensor) and loss.requires_grad
 
 
 def _names_in_training(

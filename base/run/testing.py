@@ -18,11 +18,12 @@ from torch import Tensor
 from base.checkpoint.background import Snapshot
 from base.checkpoint.store import CheckpointStore, peek_manifest, read_whole, restore
 from base.config import Config
-from base.data.loaders import build_test_loader
 from base.data.record import data_of, record_of
 from base.names.object_references import References
+from base.run.build import build_experiment, tested_data
 from base.run.data_changes import refuse_scaled_targets
-from base.training.experiment import Experiment, build_experiment, tested_data
+from base.run.loaders import build_test_loader
+from base.training.experiment import Experiment
 from base.training.progress import Stateful
 from base.training.registration import is_among
 from logger.report import write_test_report
@@ -89,7 +90,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     if "test" in bad_samples.known:
         bad_samples.tell_end()
     tables: dict[str, Any] = {}
-    for name, metric in trainer.valid_metrics.items():
+    for name, metric in trainer.state.valid_metrics.items():
         result = metric.compute()
         if isinstance(result, Tensor) and result.dim() == 2:
             tables[name] = result

@@ -6,11 +6,9 @@ from base.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
     from base.system.allocator import keep_freed_memory as keep_freed_memory
-    from base.system.cores import OtherLoad as OtherLoad
     from base.system.cores import free_cores as free_cores
     from base.system.cores import usable_cores as usable_cores
     from base.system.cores import use_threads as use_threads
-    from base.system.cores import warn_of_load as warn_of_load
     from base.system.deferred_files import DeferredFiles as DeferredFiles
     from base.system.deferred_files import deferred_files as deferred_files
     from base.system.deferred_files import waiting_files as waiting_files
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from base.system.free_memory import UNLIMITED as UNLIMITED
     from base.system.free_memory import free_memory as free_memory
     from base.system.free_memory import is_out_of_memory as is_out_of_memory
+    from base.system.free_memory import peak_memory_mb as peak_memory_mb
     from base.system.late_dynamo import LateDynamo as LateDynamo
     from base.system.late_dynamo import put_off_dynamo as put_off_dynamo
     from base.system.places import ENGINE as ENGINE

@@ -16,7 +16,6 @@ from base.system.control_groups import GROUPS, PROC, control_groups, read_lines
 
 if TYPE_CHECKING:
     from base.config import Config
-    from base.training.experiment import Experiment
 
 log = logging.getLogger("kindling")
 
@@ -77,20 +76,6 @@ def use_threads(config: Config) -> None:
         config.resolve("threads", value=min(usable_cores(), torch.get_num_threads()))
     torch.set_num_threads(config["threads"])
     torch.get_num_threads()  # settles it: else our first operation takes what a reader's thread set
-
-
-def warn_of_load(experiment: Experiment) -> None:
-    """Warn where this run and others together want more than the cores can do."""
-    n_cores, others = len(_cores()), experiment.load.cores()
-    wanted = {"num_workers": getattr(experiment.train_loader, "num_workers", 0)}
-    if experiment.device.type == "cpu":
-        wanted["threads"] = torch.get_num_threads()
-    n_usable, most = usable_cores(), max(wanted.values())
-    n_free = max(1, min(n_usable, round(n_cores - others)))
-    if most > n_usable or (most > n_free and most + others > n_cores + 0.5):
-        less = " and ".join(f"`{key}: {n_free}`" for key, n in wanted.items() if n > n_free)
-        text = f"this run wants {most} of {n_usable} cores, and others keep {others:.1f} busy"
-        log.warning(f"{text}: what waits for a core holds up the rest; {less} may be faster")
 
 
 def _cores() -> set[int]:

@@ -12,6 +12,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+
 from base.errors import KindlingError
 from base.system.control_groups import GROUPS, PROC, control_groups, read_lines
 
@@ -72,3 +73,17 @@ def _left(group: Path, limit_file: str, usage_file: str, prefix: str) -> int:
     counts = (line.split() for line in read_lines(group / "memory.stat"))
     reclaimable = sum(int(count) for name, count in counts if name in kept)
     return max(0, int(limit[0]) - int(usage[0]) + reclaimable)
+
+
+def peak_memory_mb() -> float:
+    """Return the peak of memory so far in MB: of the GPU where there is one, else resident."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

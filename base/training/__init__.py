@@ -6,7 +6,7 @@ from base.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
     from base.training.accumulation import Every as Every
-    from base.training.accumulation import Window as Window
+    from base.training.accumulation import warn_of_batch_norm as warn_of_batch_norm
     from base.training.batch_arguments import DataParameters as DataParameters
     from base.training.batch_arguments import item_compared as item_compared
     from base.training.batch_arguments import takes_batch as takes_batch
@@ -18,59 +18,59 @@ if TYPE_CHECKING:
     from base.training.epoch_rows import EpochRows as EpochRows
     from base.training.epoch_rows import repair_rows as repair_rows
     from base.training.epoch_start import EpochStart as EpochStart
+    from base.training.epoch_start import owners_of_attributes as owners_of_attributes
     from base.training.epoch_time import Clock as Clock
+    from base.training.epoch_time import time_facts as time_facts
+    from base.training.experiment import CallbackProtocol as CallbackProtocol
     from base.training.experiment import Experiment as Experiment
-    from base.training.experiment import build_experiment as build_experiment
-    from base.training.experiment import build_trainer as build_trainer
-    from base.training.experiment import choose_device as choose_device
-    from base.training.experiment import compares_outputs as compares_outputs
-    from base.training.experiment import make_repeatable as make_repeatable
-    from base.training.experiment import tested_data as tested_data
-    from base.training.first_step import agreeing_shapes as agreeing_shapes
-    from base.training.first_step import guard_first_step as guard_first_step
+    from base.training.experiment import choose_monitor as choose_monitor
+    from base.training.experiment import optimizer_sections as optimizer_sections
+    from base.training.experiment import where_of as where_of
+    from base.training.loss_facts import compares_outputs as compares_outputs
+    from base.training.loss_gradients import due_gradients as due_gradients
     from base.training.loss_terms import LossTerms as LossTerms
     from base.training.loss_terms import flat as flat
+    from base.training.losses import Ramp as Ramp
     from base.training.losses import WeightedLoss as WeightedLoss
     from base.training.losses import build_losses as build_losses
     from base.training.losses import scaled as scaled
     from base.training.metric_values import device_of as device_of
     from base.training.metrics import build_metrics as build_metrics
     from base.training.metrics import mean_of_counts as mean_of_counts
-    from base.training.optimizer_step import build_steppers as build_steppers
+    from base.training.monitor import check_watched as check_watched
+    from base.training.nonfinite import refuse_bad_optimizers as refuse_bad_optimizers
+    from base.training.optimizer_memory import offload_state as offload_state
     from base.training.optimizer_step import choose_stepper as choose_stepper
     from base.training.optimizer_step import only as only
+    from base.training.optimizers import build_optimizer as build_optimizer
     from base.training.optimizers import learning_rates as learning_rates
+    from base.training.parameter_groups import check_ownership as check_ownership
     from base.training.parameter_groups import shown as shown
+    from base.training.plateau import watching as watching
     from base.training.precision import NOTHING as NOTHING
-    from base.training.precision import FiniteWatch as FiniteWatch
-    from base.training.precision import Precision as Precision
-    from base.training.progress import Monitor as Monitor
     from base.training.progress import Progress as Progress
     from base.training.progress import Stateful as Stateful
-    from base.training.progress import build_average as build_average
-    from base.training.progress import parts_with_state as parts_with_state
     from base.training.recovery import SINGLE_VALUE as SINGLE_VALUE
     from base.training.recovery import Recovery as Recovery
-    from base.training.recovery import refuse_nonfinite as refuse_nonfinite
     from base.training.registration import checked_parts as checked_parts
     from base.training.registration import is_among as is_among
     from base.training.results import StepValues as StepValues
-    from base.training.results import check_watched as check_watched
+    from base.training.results import backward_passes as backward_passes
     from base.training.results import note_losses as note_losses
-    from base.training.results import passes as passes
     from base.training.results import summarise as summarise
     from base.training.results import values_of as values_of
-    from base.training.results import warn_unweighted as warn_unweighted
-    from base.training.results import weigh as weigh
     from base.training.results import with_total as with_total
+    from base.training.run import Run as Run
     from base.training.run_log import RunLog as RunLog
-    from base.training.run_log import open_folder as open_folder
-    from base.training.run_log import open_run as open_run
-    from base.training.run_log import tell_end as tell_end
+    from base.training.run_log import keep_config as keep_config
+    from base.training.schedules import build_schedule as build_schedule
+    from base.training.shape_agreement import BroadcastError as BroadcastError
+    from base.training.shape_agreement import ShapeAgreement as ShapeAgreement
+    from base.training.shape_agreement import in_words as in_words
+    from base.training.state import build_state as build_state
+    from base.training.state import parts_with_state as parts_with_state
     from base.training.trials import SavedBytes as SavedBytes
     from base.training.trials import kept_weights as kept_weights
     from base.training.trials import trial as trial
-    from base.training.trials import try_step as try_step
-    from base.training.weight_use import reads_put_back as reads_put_back
 else:
     __getattr__, __all__ = lazy_imports(__name__)

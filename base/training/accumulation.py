@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from base.config.durations import parse_duration
 from base.data.batch import SampleCount, cut
 from base.training.denominators import SUM, Counted, counted_by, terms_of
 from base.training.losses import WeightedLoss
+
+log = logging.getLogger("kindling")
+
+
+class Fate(Enum):
+    """What happens to the step of a window."""
+
+    MADE = "made"
+    DROPPED = "dropped"
+    """The rest of its batches is passed over, and no optimizer steps."""
+    REPEATED = "repeated"
+    """It starts again from its first batch."""
 
 
 class Window:
@@ -48,11 +62,33 @@ class Window:
         self.losses, self.own, self.count = losses, own, count
         self.size, self.is_full = 1, True
         self.n_samples = 0
-        self.fate = ""  # "dropped": the rest is passed over; "again": the step begins anew
+        self._fate = Fate.MADE
         self._whole = Shares(0, {})  # of all batches of the window
         self._part = self._whole  # of what is computed just now
         self._ahead: deque[Shares] = deque()  # of windows that were read, but not yet begun
         self._late = Late()
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the step of this window is not made."""
+        return self._fate is Fate.DROPPED
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the step of this window starts again."""
+        return self._fate is Fate.REPEATED
+
+    def drop(self) -> None:
+        """Pass over the rest of the window's batches; its step is not made."""
+        self._fate = Fate.DROPPED
+
+    def repeat(self) -> None:
+        """Pass over the rest of the window's batches; its step starts again."""
+        self._fate, self.is_full = Fate.REPEATED, False
+
+    def restart(self) -> None:
+        """Begin the repeated step."""
+        self._fate = Fate.MADE
 
     def read_ahead(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
         """Give batches from position ``first``; those of a window are read before its first one."""
@@ -75,7 +111,7 @@ class Window:
         """Move to batch ``number`` of the ``count`` that are left of the epoch."""
         position = number % self.accumulate
         if position == 0:
-            self.fate, self._late = "", Late()
+            self._fate, self._late = Fate.MADE, Late()
             if self.accumulate > 1:
                 self._whole = self._ahead.popleft()
         self.size = min(self.accumulate, count - number + position)
@@ -84,7 +120,7 @@ class Window:
     def parts(self, batch: Any, position: int) -> Iterable[tuple[Any, int]]:
         """Give the batch in parts, with the samples of each."""
         self.n_samples = n_samples = self.count(batch, position)
-        if self.fate:
+        if self._fate is not Fate.MADE:
             return ()
         if self.micro_batch is None or self.micro_batch >= n_samples:
             is_whole = self.accumulate == 1
@@ -125,9 +161,9 @@ class Window:
             self._part = self._shares(part, end - begin)
             self.is_full = is_last and end == n_samples
             yield part, end - begin
-            if self.fate:
+            if self._fate is not Fate.MADE:
                 break
-        self.is_full = is_last and self.fate != "again"
+        self.is_full = is_last and not self.is_repeated
         self._part = self._whole
 
     def _shares_of_window(self, batches: Sequence[Any], first: int) -> Shares:
@@ -170,6 +206,14 @@ class Window:
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             gradients = [p.grad for p in parameters if p.grad is not None]
             torch._foreach_mul_(gradients, self._late.correction())
+
+
+def warn_of_batch_norm(model: nn.Module, micro_batch: int | None, batch_size: int | None) -> None:
+    """Warn where BatchNorm computes its statistics over parts of a batch."""
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    if norms and not (batch_size and micro_batch and micro_batch >= batch_size):
+        text = "memory.micro_batch: the %d BatchNorm layers see %d samples at a time, not the whole"
+        log.warning(f"{text} batch: statistics and results differ", len(norms), micro_batch)
 
 
 def _times(term: Tensor, share: Any) -> Tensor:

@@ -12,24 +12,22 @@ import copy
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from base.callbacks import Callback
 from base.checkpoint.background import Snapshot
 from base.checkpoint.restoration import restore
 from base.data.batch import tensors_in
 from base.system.seeding import derive_seed, isolated_random_state
+from base.training.losses import WeightedLoss
 from base.training.progress import Stateful
 from base.training.registration import is_among
+from base.training.state import TrainingState
 from base.training.trials import keep_buffers
-
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
 
 # What the start of an epoch is not shown as it was before: it is the same, or too large.
 NOT_NOTED = (
@@ -48,12 +46,23 @@ class EpochStart:
     changed. So a repeated call sees the same and sets the same.
 
     Args:
+        prepare: calls the trainer's own ``begin_epoch`` and ``on_epoch_start`` of its callbacks.
         has_own: whether the trainer overrides ``begin_epoch``.
+        seed: the run's.
+        owners: returns the objects, beside the model, whose attributes these calls may set.
     """
 
-    def __init__(self, trainer: BaseTrainer, has_own: bool) -> None:
-        self.trainer, self._has_own = trainer, has_own
-        self.has_started = False  # callbacks have had their `on_start`
+    def __init__(
+        self,
+        state: TrainingState,
+        prepare: Callable[[], None],
+        callbacks: Mapping[str, Any],
+        has_own: bool,
+        seed: int,
+        owners: Callable[[], Iterable[object]],
+    ) -> None:
+        self.state, self._prepare, self._callbacks = state, prepare, callbacks
+        self._has_own, self._seed, self._owners = has_own, seed, owners
         self._begun: int | None = None  # the epoch whose start is in force
         self._found: dict[str, Any] = {}
         self._since_kept: list[dict[str, Any]] = []  # the progress at each start, for a rollback
@@ -62,14 +71,12 @@ class EpochStart:
     @property
     def is_used(self) -> bool:
         """Whether there is anything to call."""
-        mine = Callback.on_epoch_start
-        kinds = map(type, self.trainer.callbacks.values())
-        return self._has_own or any(getattr(k, "on_epoch_start", mine) is not mine for k in kinds)
+        return self._has_own or any(map(_prepares_epochs, self._callbacks.values()))
 
     def begin(self) -> None:
         """Put the model in training mode; call what the epoch begins with, if that is to come."""
-        progress = self.trainer.progress
-        self.trainer.experiment.freezing.begin_epoch(progress.step)
+        progress = self.state.progress
+        self.state.freezing.begin_epoch(progress.step)
         if not self.is_used:
             return
         if self._begun == progress.epoch:
@@ -86,12 +93,12 @@ class EpochStart:
     @contextmanager
     def tried(self) -> Iterator[None]:
         """Let an epoch have begun for what is tried within; all is put back afterwards."""
-        if not self.is_used or self._begun == self.trainer.progress.epoch:
+        if not self.is_used or self._begun == self.state.progress.epoch:
             yield
             return
         since_kept = list(self._since_kept)
         with self._kept_state():
-            put_back = keep_changes(self.begin, self.trainer)
+            put_back = self._keep_changes(self.begin)
             try:
                 yield
             finally:
@@ -104,7 +111,7 @@ class EpochStart:
         if not self.is_used:
             yield
             return
-        put_back = keep_changes(self._call_again, self.trainer)
+        put_back = self._keep_changes(self._call_again)
         try:
             yield
         finally:
@@ -121,10 +128,10 @@ class EpochStart:
             unchanged: names in ``stateful``, or how they begin, of what a rollback leaves alone.
         """
         if self._since_kept:
-            stateful = self.trainer.stateful.items()
+            stateful = self.state.stateful.items()
             with self._kept_state({n: one for n, one in stateful if is_among(n, unchanged)}):
                 for progress in self._since_kept:
-                    self.trainer.progress.load_state_dict(progress)
+                    self.state.progress.load_state_dict(progress)
                     self._call_noting()
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +142,7 @@ class EpochStart:
 
     def _call_noting(self) -> None:
         """Begin a new epoch; note what the call has found of the state that it changes."""
-        stateful, progress = self.trainer.stateful, self.trainer.progress.state_dict()
+        stateful, progress = self.state.stateful, self.state.progress.state_dict()
         states = {n: one.state_dict() for n, one in stateful.items() if not is_among(n, NOT_NOTED)}
         before = {n: _copied(each) for n, each in states.items() if _is_small(each)}
         self._call()
@@ -147,37 +154,46 @@ class EpochStart:
         with self._kept_state():
             found = self._found_then()
             for name, state in found["parts"].items():
-                if name in self.trainer.stateful:
-                    self.trainer.stateful[name].load_state_dict(_copied(state))
-            self.trainer.progress.load_state_dict(found["progress"])
+                if name in self.state.stateful:
+                    self.state.stateful[name].load_state_dict(_copied(state))
+            self.state.progress.load_state_dict(found["progress"])
             self._call()
 
     def _found_then(self) -> dict[str, Any]:
         """Return what the start of the saved epoch found; all but its number may be unknown."""
-        progress = self.trainer.progress
+        progress = self.state.progress
         epoch = progress.epoch if progress.batch else max(progress.epoch - 1, 0)
         if self._found and self._found["progress"]["epoch"] == epoch:
             return self._found
         return {"progress": {**progress.state_dict(), "epoch": epoch, "batch": 0}, "parts": {}}
 
     def _call(self) -> None:
-        trainer = self.trainer
-        modes = {module: module.training for module in trainer.model.modules()}
-        seed = derive_seed(trainer.config["seed"], "begin_epoch", trainer.progress.epoch)
+        modes = {module: module.training for module in self.state.model.modules()}
+        seed = derive_seed(self._seed, "begin_epoch", self.state.progress.epoch)
         with isolated_random_state(seed):
-            trainer.begin_epoch()
-            for callback in trainer.callbacks.values():
-                # Before `on_start`, and without a folder, one may fail; training shows why.
-                with nullcontext() if self.has_started else suppress(Exception):
-                    callback.on_epoch_start(trainer)
+            self._prepare()
         self._modes = [(m, m.training) for m, before in modes.items() if m.training != before]
-        for loss in trainer.losses.values():
+        for loss in self.state.losses.values():
             loss.follow_weights()
+
+    def _keep_changes(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call something; return what restores the attributes that it has changed.
+
+        Looked at are the owners, their parts, what has state, and the modules of model and losses;
+        containers and tensors keep their identity.
+        """
+        state = self.state
+        functions = [loss.function for loss in state.losses.values()]
+        roots = [one for one in (state.model, *functions) if isinstance(one, nn.Module)]
+        modules = [module for root in roots for module in root.modules()]
+        losses = [getattr(function, "func", function) for function in functions]
+        found = [*self._owners(), *state.stateful.values(), *losses, *modules]
+        return keep_changes(call, found, modules, state.losses.values())
 
     @contextmanager
     def _kept_state(self, stateful: Mapping[str, Stateful] | None = None) -> Iterator[None]:
         """Put what is saved back afterwards: all of it, or these."""
-        kept = self.trainer.stateful if stateful is None else stateful
+        kept = self.state.stateful if stateful is None else stateful
         states = {name: one.state_dict() for name, one in kept.items()}
         large = {n: s for n, s in states.items() if is_among(n, LARGE) or not _is_small(s)}
         # Others stay on their device: an object of the user's own need not expect another one.
@@ -189,15 +205,21 @@ class EpochStart:
             restore(kept, states)
 
 
-def keep_changes(call: Callable[[], None], trainer: BaseTrainer) -> Callable[[], None]:
-    """Call something; return what puts the attributes back that it has changed.
+def _prepares_epochs(callback: Any) -> bool:
+    method = getattr(type(callback), "on_epoch_start", None)
+    return method is not None and getattr(method, "__qualname__", "") != "Callback.on_epoch_start"
 
-    Looked at are the trainer, its callbacks, the modules of model and losses, the data sets, and
-    what the user's own classes have made of these; containers and tensors keep their identity.
-    """
-    modules = [*trainer.model.modules(), *_modules_of_losses(trainer)]
+
+def keep_changes(
+    call: Callable[[], None],
+    owners: Iterable[object],
+    modules: Iterable[nn.Module],
+    losses: Iterable[WeightedLoss],
+) -> Callable[[], None]:
+    """Call something; return what restores the attributes, buffers and weights it has changed."""
     buffers_back = keep_buffers(modules)
-    noted = [(one, dict(vars(one)), _contents(one)) for one in _owners(trainer, modules)]
+    distinct = {id(one): one for one in owners if _has_attributes(one)}.values()
+    noted = [(one, dict(vars(one)), _contents(one)) for one in distinct]
     call()
     changed = []
     for one, former, contents in noted:
@@ -215,27 +237,22 @@ def keep_changes(call: Callable[[], None], trainer: BaseTrainer) -> Callable[[],
             for value, kept in held:
                 _refill(value, kept)
         buffers_back()
-        for loss in trainer.losses.values():
+        for loss in losses:
             loss.follow_weights()
 
     return put_back
 
 
-def _owners(trainer: BaseTrainer, modules: Iterable[object]) -> list[Any]:
-    loaders = [each for each in (trainer.train_loader, trainer.valid_loader) if each is not None]
+def owners_of_attributes(
+    trainer: object, callbacks: Iterable[object], loaders: Iterable[object]
+) -> list[Any]:
+    """Return the objects that the start of an epoch may change: these, and their own parts."""
+    loaders = [each for each in loaders if each is not None]
     loaders += [vars(each)["loader"] for each in loaders if "loader" in vars(each)]  # replayed
     parts = ("dataset", "valid_dataset", "sampler", "batch_sampler")
     of_loaders = [vars(each).get(part) for each in loaders for part in parts]
-    losses = [getattr(each.function, "func", each.function) for each in trainer.losses.values()]
     own = [each for each in vars(trainer).values() if _is_own(each)]
-    found = [trainer, *trainer.callbacks.values(), *trainer.stateful.values(), *modules, *losses]
-    found += [*own, *loaders, *of_loaders]
-    return [each for each in {id(one): one for one in found}.values() if _has_attributes(each)]
-
-
-def _modules_of_losses(trainer: BaseTrainer) -> list[nn.Module]:
-    functions = [loss.function for loss in trainer.losses.values()]
-    return [m for each in functions if isinstance(each, nn.Module) for m in each.modules()]
+    return [trainer, *callbacks, *own, *loaders, *of_loaders]
 
 
 def _has_attributes(one: object) -> bool:

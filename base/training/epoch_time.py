@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from base.system.cores import usable_cores
 from logger.csv_writer import number, read_rows
 from logger.files import write_whole
-
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
 
 PARTS = ("data", "copy", "compute", "logging")
 HIGH = 0.2  # a share of the epoch, beside the computation, that is worth a word
@@ -61,7 +60,7 @@ class Clock:
         return taken
 
 
-def facts_of(trainer: BaseTrainer) -> dict[str, Any]:
+def time_facts(loader: Any, config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Return what the advice depends on, beside the times.
 
     ``readers`` says where batches come from: ``none`` is memory, else threads or processes;
@@ -69,18 +68,18 @@ def facts_of(trainer: BaseTrainer) -> dict[str, Any]:
     ``profiled`` are the epochs, counted from 1, whose times are a profiler's too; ``idle`` is to be
     the last `Clock.idle_share`.
     """
-    loader, profile = trainer.train_loader, trainer.config["profile"]
+    profile = config["profile"]
     return {
         "readers": loader.readers() if hasattr(loader, "readers") else "processes",
         "num_workers": getattr(loader, "num_workers", None),
         "cache": getattr(loader, "cache", None),
         "pin_memory": getattr(loader, "pin_memory", None),
-        "prefetch": trainer.config["memory"]["prefetch"],
+        "prefetch": config["memory"]["prefetch"],
         "batch_size": getattr(loader, "batch_size", None),
         "idle": 0.0,
         "profiled": [] if profile is None else profile["epochs"],
         "cores": usable_cores(),
-        "device": trainer.device.type,
+        "device": device.type,
     }
 
 
@@ -89,7 +88,7 @@ def advice(seconds: Mapping[str, float], facts: Mapping[str, Any]) -> str | None
 
     Args:
         seconds: what `Clock.take` gave.
-        facts: what `facts_of` gives.
+        facts: what `time_facts` gives.
     """
     total = sum(seconds.values())
     if total < LEAST_SECONDS:

@@ -1,72 +1,47 @@
-"""From a checked config to built objects: what a trainer is given."""
+"""What a trainer is given: everything that a config names, built and on its device."""
 
 from __future__ import annotations
 
-import functools
 import math
-import os
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from base.base_model import check_model
-from base.callbacks import Callback
 from base.checkpoint.weight_rules import Fit
-from base.checkpoint.weights import load_from, sections_with_weights
 from base.config import Config
 from base.data.bad_samples import BadSamples
-from base.data.batch import inputs_of, to_device
-from base.data.loaders import (
-    batches_in_epoch,
-    build_loaders,
-    build_test_loader,
-    check_sampler,
-    defer_loaders,
-)
-from base.data.record import record_of, use_record
 from base.data.sampler_state import SamplerState
-from base.errors import CheckpointError, ConfigError, UsageError
-from base.names.construction import build
-from base.names.exclusions import check_combinations, layout_wish
-from base.names.object_references import References, refuse_objects
-from base.names.registry import find
+from base.names.object_references import References
 from base.network.freezing import Freezing
-from base.network.initialization import InitRecord, initialise
-from base.network.layers import NoForward
-from base.network.layout import prepare_model
-from base.network.patterns import NoMatch
-from base.network.shape_errors import explain_shape_errors
-from base.system.allocator import keep_freed_memory
-from base.system.cores import OtherLoad, use_threads
-from base.system.late_dynamo import put_off_dynamo
-from base.system.seeding import derive_seed, isolated_random_state
-from base.training.losses import build_losses
-from base.training.metrics import build_metrics
-from base.training.optimizer_memory import offload_state
-from base.training.optimizers import build_optimizer
-from base.training.parameter_groups import check_ownership
-from base.training.plateau import watching
+from base.network.initialization import InitRecord
 from base.training.progress import Progress
-from base.training.schedules import Schedule, build_schedule
+from base.training.schedules import Schedule
 
 
-@dataclass
-class Data:
-    """The loaders of an experiment; the first batch of ``example`` gives shapes to lazy layers."""
+class CallbackProtocol(Protocol):
+    """What the loop calls of a callback; `base.callbacks.Callback` has all of it."""
 
-    train_loader: Any
-    valid_loader: Any
-    batches_per_epoch: int
-    example: Any
-    test_loader: Any = None
-    sampler_state: SamplerState | None = None
+    def check(self, trainer: Any) -> None: ...
+
+    def on_start(self, trainer: Any) -> None: ...
+
+    def on_epoch_start(self, trainer: Any) -> None: ...
+
+    def on_step_end(self, trainer: Any) -> None: ...
+
+    def on_epoch_end(self, trainer: Any, values: Mapping[str, float]) -> None: ...
+
+    def on_end(self, trainer: Any) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 @dataclass
@@ -82,7 +57,7 @@ class Experiment:
     schedules: dict[str, Schedule]
     train_loader: Any
     valid_loader: Any
-    callbacks: dict[str, Callback]
+    callbacks: dict[str, CallbackProtocol]
     batches_per_epoch: int
     total_steps: int
     freezing: Freezing
@@ -94,11 +69,12 @@ class Experiment:
     """Of a sampler of the training data that has one, and perhaps learns from the losses."""
     loaded: dict[str, Fit] = field(default_factory=dict)
     """What became of each file of weights, by the name of the module it was for."""
-    load: OtherLoad = field(default_factory=OtherLoad)
     memory_notes: list[str] = field(default_factory=list)
     own_references: References | None = None
     own_losses: dict[str, Any] = field(default_factory=dict)
     """Those that the trainer has built, see `BaseTrainer.build`."""
+    build_own: Callable[[Experiment, str, Any], Any] | None = None
+    """Builds a section of the trainer's own."""
 
     @property
     def references(self) -> References:
@@ -143,6 +119,20 @@ class Experiment:
         of_training = (self.total_steps - progress.step) * accumulate
         return min(self.batches_per_epoch - progress.batch, of_training)
 
+    def batches_to_evaluate(self, loader: Any, phase: str, most: int | None = None) -> int:
+        """Return how many batches of a loader to evaluate; all of a test's.
+
+        Args:
+            most: no more than this many.
+        """
+        valid_batches: int | None = self.settings.valid_batches
+        limit = None if phase == "test" else valid_batches
+        try:
+            n_batches = len(loader)
+        except TypeError:  # a validation stream has `valid_batches`; training data have `most`
+            n_batches = valid_batches or most or 1
+        return min(n for n in (n_batches, limit, most) if n is not None)
+
 
 def optimizer_sections(config: Config) -> dict[str, Mapping[str, Any]]:
     """Return the optimizer sections by name; a lone ``optimizer:`` is called ``main``."""
@@ -163,293 +153,3 @@ def where_of(config: Config, name: str, key: str = "optimizer") -> str:
     if config["optimizers"] is None:
         return key
     return f"optimizers.{name}" if key == "optimizer" else f"optimizers.{name}.{key}"
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn ``-d`` into a device: ``auto``, ``cpu``, ``cuda``, ``mps``, or the number of a GPU.
-
-    Raises:
-        UsageError: there is no such device here.
-    """
-    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if n_processes > 1:
-        text = f"torchrun started {n_processes} processes, but training over several is not built"
-        raise UsageError(f"{text} yet: start one, `python train.py ...`, with `-d` for its device")
-    if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if "," in name:
-        n = name.count(",") + 1
-        command = f"CUDA_VISIBLE_DEVICES={name} torchrun --nproc-per-node {n} train.py"
-        text = f"-d {name}: a process trains on one device; several are started with `{command}`"
-        raise UsageError(f"{text}, which is not built yet: name one device")
-    try:
-        device = torch.device(f"cuda:{name}" if name.isdigit() else name)
-    except RuntimeError as error:
-        known = "use auto, cpu, cuda, mps or a number"
-        raise UsageError(f"-d {name}: no such device; {known}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        n = torch.cuda.device_count()
-        raise UsageError(f"-d {name}: there are {n} CUDA devices here; use `-d auto` or `-d cpu`")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("-d mps: Metal is not available here; use `-d auto` or `-d cpu`")
-    return device
-
-
-def make_repeatable(config: Config) -> None:
-    """Set the number of threads; and deterministic algorithms where the config asks for them."""
-    use_threads(config)
-    if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:
-        torch.use_deterministic_algorithms(config["deterministic"])  # takes a second or two
-    torch.backends.cudnn.benchmark &= not config["deterministic"]
-
-
-def build_experiment(
-    config: Config,
-    device: torch.device,
-    weights: bool = True,
-    record: Mapping[str, Any] | None = None,
-    data: Data | None = None,
-    references: References | None = None,
-) -> Experiment:
-    """Build data, model, losses, metrics, optimizers and schedules.
-
-    Args:
-        weights: whether to load ``model.weights``; a run that goes on has weights of its own.
-        record: what is known of the training data, in place of computing it again.
-        data: the loaders, where others than those of a training are wanted.
-        references: what looks up references to built objects, where a run has kept some.
-
-    Raises:
-        ConfigError: arguments that do not fit what they are given to, with their place.
-    """
-    check_combinations(config)
-    put_off_dynamo()
-    keep_freed_memory(device)
-    bad_samples = BadSamples(config)
-    references = References(config) if references is None else references
-    if data is None:
-        data = training_data(config, device, bad_samples, record or {}, references)
-    model, init_records = build_model(config, data.example, references)
-    loaded = load_weights(config, model) if weights else {}
-    settings, memory = config["trainer"], config["memory"]
-    batches_per_epoch = data.batches_per_epoch
-    steps_per_epoch = math.ceil(batches_per_epoch / memory["accumulate"])
-    total_steps = settings["steps"] or settings["epochs"] * steps_per_epoch
-
-    with isolated_random_state(derive_seed(config["seed"], "loss")):
-        wants_losses = data.sampler_state is not None and data.sampler_state.wants_losses
-        losses = build_losses(
-            references.resolve_list("loss", "loss"),
-            steps_per_epoch,
-            total_steps,
-            rules=config["batch"],
-            notes_samples=wants_losses,
-        )
-    for loss in losses.values():
-        loss.to(device)
-    freezing = build_freezing(config, model, steps_per_epoch, total_steps)
-    model.to(device)
-    forward = functools.partial(call_once, config, data.example, device)
-    memory_notes = prepare_model(
-        model, {**memory, "channels_last": layout_wish(config)}, device, forward
-    )
-    optimizers, schedules = {}, {}
-    for name, section in optimizer_sections(config).items():
-        keys = tuple(where_of(config, name).split("."))
-        optimizers[name] = build_optimizer(
-            model,
-            references.resolve("optimizer", keys, {**section, "lr_scheduler": None}),
-            where_of(config, name),
-            freezing.until,
-            memory["fused"],
-        )
-        if memory["offload_optimizer"]:
-            offload_state(optimizers[name], device)
-        where = where_of(config, name, "lr_scheduler")
-        scheduler = section["lr_scheduler"]
-        if scheduler is not None:
-            scheduler = references.resolve("lr_scheduler", tuple(where.split(".")), scheduler)
-            refuse_objects(scheduler, where)
-            rule = choose_monitor(config, data.valid_loader)
-            scheduler = watching(config, tuple(where.split(".")), scheduler, rule, losses)
-        lengths = (steps_per_epoch, total_steps)
-        schedule = build_schedule(optimizers[name], scheduler, *lengths, where)
-        if schedule is not None:
-            schedules[name] = schedule
-    check_ownership(model, optimizers, freezing.until)
-    freezing.begin_epoch(0)  # what thaws later belongs to an optimizer by now
-
-    return Experiment(
-        config=config,
-        device=device,
-        model=model,
-        losses=losses,
-        metrics=build_metrics(
-            references.resolve_list("metric", "metrics"),
-            losses=losses,
-            has_outputs=compares_outputs(config),
-            rules=config["batch"],
-        ),
-        optimizers=optimizers,
-        schedules=schedules,
-        train_loader=data.train_loader,
-        valid_loader=data.valid_loader,
-        test_loader=data.test_loader,
-        sampler_state=data.sampler_state,
-        callbacks=build_callbacks(config, references),
-        batches_per_epoch=batches_per_epoch,
-        total_steps=total_steps,
-        freezing=freezing,
-        bad_samples=bad_samples,
-        init_records=init_records,
-        loaded=loaded,
-        memory_notes=memory_notes,
-        own_references=references,
-    )
-
-
-def build_trainer(config: Config, experiment: Experiment) -> Any:
-    """Build the trainer of an experiment."""
-    section = experiment.references.resolve("trainer", ("trainer",), config["trainer"])
-    return build("trainer", section, where=config.where("trainer"), experiment=experiment)
-
-
-def compares_outputs(config: Config) -> bool:
-    """Tell whether losses and metrics are given the same outputs: the trainer changes nothing."""
-    trainer = find("trainer", config["trainer"]["type"])
-    steps = ("forward", "compute_losses", "predict", "train_step", "valid_step")
-    qualified = [getattr(getattr(trainer, step, None), "__qualname__", "") for step in steps]
-    return all(name.startswith("BaseTrainer.") for name in qualified)
-
-
-def training_data(
-    config: Config,
-    device: torch.device,
-    bad_samples: BadSamples,
-    record: Mapping[str, Any],
-    references: References,
-) -> Data:
-    """Build the loaders to train and to validate with."""
-    train_loader, valid_loader = build_loaders(config, references)
-    bad_samples.watch(train_loader, "train")
-    bad_samples.watch(valid_loader, "valid")
-    use_record(train_loader, record)
-    if config["valid_data_loader"] is not None:
-        use_record(valid_loader, record_of(train_loader))
-    for loader in (train_loader, valid_loader):
-        getattr(loader, "place_on", lambda _: None)(device)
-    n_batches = batches_in_epoch(config, train_loader)
-    sampler_state = getattr(train_loader, "sampler_state", None)
-    if sampler_state is not None:
-        check_sampler(config, train_loader, n_batches)
-    if config["test_data_loader"] is not None:
-        # Built after the training: what it asks of the training data is known, and kept, from here.
-        references.resolve("data_loader", ("test_data_loader",), config["test_data_loader"])
-    return Data(train_loader, valid_loader, n_batches, train_loader, sampler_state=sampler_state)
-
-
-def tested_data(config: Config, data: Mapping[str, Any], references: References | None) -> Data:
-    """Build the loader of the test data alone; those of the training are built if asked for.
-
-    Args:
-        data: what the tested checkpoint knows of its data, as `keep_data` returned it.
-    """
-    references = References(config) if references is None else references
-    train_loader, valid_loader = defer_loaders(config, data["n_batches"], references)
-    references.add("data_loader", train_loader)
-    references.add("valid_data_loader", valid_loader)
-    test_loader = build_test_loader(config, data["record"], references)
-    n_batches = data["batches_per_epoch"]
-    return Data(train_loader, valid_loader, n_batches, test_loader, test_loader)
-
-
-def build_model(
-    config: Config, example: Any, references: References | None = None
-) -> tuple[nn.Module, list[InitRecord]]:
-    """Build the model and initialise it as the config says.
-
-    Args:
-        example: the loader whose first batch gives shapes to lazy layers.
-    """
-    references = References(config) if references is None else references
-    section = references.resolve("model", ("model",), config["model"])
-    model: nn.Module = build("model", section, where=config.where("model"))
-    references.add("model", model)
-    try:
-        check_model(model)
-    except ValueError as error:
-        raise ConfigError([config.problem(("model",), str(error))]) from error
-    if any(is_lazy(parameter) for parameter in (*model.parameters(), *model.buffers())):
-        infer_shapes(config, model, example)
-    return model, initialise(model, _init_rules(config, references), find, config.problem)
-
-
-def _init_rules(config: Config, references: References) -> list[Mapping[str, Any]]:
-    """Return the config's rules with the arguments of their functions looked up."""
-    return [
-        {
-            name: part
-            if name in ("match", "preset")
-            else references.resolve("init", ("init", number, name), part)
-            for name, part in rule.items()
-        }
-        for number, rule in enumerate(config["init"])
-    ]
-
-
-def call_once(config: Config, loader: Any, device: torch.device, model: nn.Module) -> Any:
-    """Call a model on the first batch of a loader."""
-    batch = to_device(next(loader.batches(0, 1)), device)
-    args, kwargs = inputs_of(batch, config["batch"])
-    return model(*args, **kwargs)
-
-
-def infer_shapes(config: Config, model: nn.Module, example: Any) -> None:
-    """Let lazy layers take their shapes from the first batch of a loader."""
-    with isolated_random_state(config["seed"]), torch.no_grad(), explain_shape_errors(model):
-        try:
-            call_once(config, example, torch.device("cpu"), model.eval())
-        except NoForward as error:
-            text = f"{error}; lazy layers there take no shape from a batch: give their sizes"
-            raise ConfigError([config.problem(("model",), text)]) from error
-    model.train()
-    named = (*model.named_parameters(), *model.named_buffers())
-    left = [name for name, value in named if is_lazy(value)]
-    if left:
-        text = f"{', '.join(left[:5])}: no shape yet, as the first batch did not pass there"
-        raise ConfigError([config.problem(("model",), text)])
-
-
-def load_weights(config: Config, model: nn.Module) -> dict[str, Fit]:
-    """Load what ``weights`` names, of the model and its networks; return what became of each."""
-    loaded: dict[str, Fit] = {}
-    for prefix, section in sections_with_weights(config["model"]):
-        names = [name for part in prefix.split(".") if part for name in ("args", part)]
-        try:
-            loaded[prefix] = load_from(model.get_submodule(prefix), section)
-        except (CheckpointError, NoMatch, AttributeError) as error:
-            problem = config.problem(("model", *names, "weights"), str(error))
-            raise ConfigError([problem]) from error
-    return loaded
-
-
-def build_freezing(
-    config: Config, model: nn.Module, steps_per_epoch: int, total_steps: int
-) -> Freezing:
-    """Freeze what the config's rules say."""
-    try:
-        return Freezing(model, config["freeze"], steps_per_epoch, total_steps)
-    except NoMatch as error:
-        raise ConfigError([config.problem(("freeze",), str(error))]) from error
-
-
-def build_callbacks(config: Config, references: References) -> dict[str, Callback]:
-    """Build the callbacks by name."""
-    callbacks: dict[str, Callback] = {}
-    for number, section in enumerate(references.resolve_list("callback", "callbacks")):
-        if section["type"] in callbacks:
-            problem = config.problem(("callbacks", number), f"{section['type']} is there twice")
-            raise ConfigError([problem])
-        where = config.where("callbacks", number)
-        callbacks[section["type"]] = build("callback", section, where=where)
-    return callbacks

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from base.config import Config
 from base.data.batch import AS_IT_IS, Rules
 from base.errors import ConfigError, KindlingError, Problem
 from base.names.registry import find
@@ -121,3 +122,11 @@ def _ignored(losses: list[WeightedLoss], where: str) -> int | None:
 
 def _has_no_default(parameter: Parameter) -> bool:
     return parameter.default in (None, Parameter.empty)
+
+
+def compares_outputs(config: Config) -> bool:
+    """Tell whether losses and metrics are given the same outputs: the trainer changes nothing."""
+    trainer = find("trainer", config["trainer"]["type"])
+    steps = ("forward", "compute_losses", "predict", "train_step", "valid_step")
+    qualified = [getattr(getattr(trainer, step, None), "__qualname__", "") for step in steps]
+    return all(name.startswith("BaseTrainer.") for name in qualified)

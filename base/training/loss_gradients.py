@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from base.config.durations import parse_duration
 from base.network.gradients import at_least_float32
 from base.training.losses import terms
-
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
+from base.training.state import TrainingState
 
 
 def loss_gradients(
@@ -53,21 +50,15 @@ def _gradient(loss: Tensor, parameters: Sequence[Tensor], scale: Tensor | float)
     return torch.cat([at_least_float32(part).flatten() for part in parts]) / scale
 
 
-def due_gradients(trainer: BaseTrainer, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `loss_gradients` of a step's weighted losses where ``trainer.loss_gradients`` is due.
+def due_gradients(state: TrainingState, losses: Mapping[str, Any], every: int) -> dict[str, Tensor]:
+    """Return `loss_gradients` of a step's weighted losses, each ``every`` steps.
 
-    Of batches that are accumulated, it is the last one's.
+    Of batches that are accumulated, they are those of the last one.
     """
-    settings, lengths = trainer.settings, trainer.experiment
-    if settings.loss_gradients is None or not trainer.window.is_full:
+    if not state.window.is_full or (state.progress.step + 1) % every:
         return {}
-    every = parse_duration(settings.loss_gradients).in_steps(
-        lengths.steps_per_epoch, lengths.total_steps
-    )
-    if (trainer.progress.step + 1) % every:
-        return {}
-    scaler = next(iter(trainer.steppers.values())).scaler
-    scale = scaler.scale(torch.ones((), device=trainer.device))
-    with trainer.precision.full():
-        weighted = terms(losses, trainer.experiment.all_losses, trainer.progress.step)
-        return loss_gradients(weighted, trainer.model.parameters(), scale)
+    scaler = next(iter(state.steppers.values())).scaler
+    scale = scaler.scale(torch.ones((), device=state.device))
+    with state.precision.full():
+        weighted = terms(losses, state.all_losses, state.progress.step)
+        return loss_gradients(weighted, state.model.parameters(), scale)

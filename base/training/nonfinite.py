@@ -1,29 +1,26 @@
-"""Numbers that are none: where they are, and that no checkpoint holds them."""
+"""NaN and infinite values: where they are, and that no checkpoint holds them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from base.errors import TrainingError
 
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
 
-
-def refuse_bad_weights(trainer: BaseTrainer) -> None:
-    """Make sure that what is about to be saved is of use.
+def refuse_bad_weights(model: nn.Module, step: int) -> None:
+    """Make sure that the weights about to be saved after a step are finite.
 
     Raises:
-        TrainingError: names the first parameter that holds a number that is none.
+        TrainingError: names the first parameter that holds a NaN or an infinity.
     """
-    name = first_nonfinite(trainer.model.named_parameters())
+    name = first_nonfinite(model.named_parameters())
     if name is not None:
-        raise TrainingError(_not_saved("weights", trainer.progress.step, name))
+        raise TrainingError(_not_saved("weights", step, name))
 
 
 def refuse_bad_optimizers(state: Mapping[str, Any]) -> None:
@@ -55,10 +52,10 @@ def _not_saved(what: str, step: int, name: str) -> str:
 def first_nonfinite(
     named: Iterable[tuple[str, Tensor | None]], with_squares: bool = False
 ) -> str | None:
-    """Return the name of the first tensor with a number that is none.
+    """Return the name of the first tensor that holds a NaN or an infinity.
 
     The device waits once: squares, which are summed eight times as quickly as the largest is found
-    on a CPU, hide no such number, and only where they overflow is there a second look.
+    on a CPU, hide neither, and only where they overflow is there a second look.
 
     Args:
         with_squares: name also a tensor whose squares are too large; Adam and norms need them.
@@ -73,3 +70,37 @@ def first_nonfinite(
         if all(is_finite):
             return None
     return next(n for n, finite in zip(plain, is_finite, strict=True) if not finite)
+
+
+class FiniteWatch:
+    """Notices a loss that is not finite without making the device wait.
+
+    On the CPU the value is looked at when it is there. On CUDA a flag is copied out behind the
+    forward pass, while the backward pass is already queued; reading it before the optimizer's step
+    waits for the forward pass only.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
+        self._is_finite = True
+        self.is_on = True  # off in what is only tried
+
+    def watch(self, loss: Tensor) -> None:
+        """Take note of a loss that is about to be minimised."""
+        if loss.is_cuda:
+            flag = torch.isfinite(loss.detach()).to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._pending.append((flag, event))
+        elif not math.isfinite(loss.item()):  # on the CPU nothing is waited for
+            self._is_finite = False
+
+    def all_finite(self) -> bool:
+        """Return whether all losses since the last call were finite."""
+        is_finite = self._is_finite
+        for flag, event in self._pending:
+            event.synchronize()
+            is_finite = is_finite and bool(flag)
+        self._pending.clear()
+        self._is_finite = True
+        return is_finite or not self.is_on

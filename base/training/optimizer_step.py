@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,7 @@ from base.training.experiment import Experiment, optimizer_sections
 from base.training.losses import WeightedLoss
 from base.training.optimizer_memory import StepInBackward
 from base.training.precision import NOTHING, Precision
-from base.training.recovery import refuse_nonfinite
 from base.training.results import with_total
-
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
 
 log = logging.getLogger("kindling")
 
@@ -98,16 +94,9 @@ class Stepper:
         if self.in_backward is not None:
             self.in_backward.stepped.clear()
 
-    def stepping(self, trainer: BaseTrainer) -> AbstractContextManager[None]:
-        """Return the context of a backward pass: in a step's last one the step itself may be made.
-
-        Raises:
-            NonFiniteError: the loss is not finite; after the pass it would be too late to say so.
-        """
-        if self.in_backward is None or not trainer.window.is_full:
-            return NOTHING
-        refuse_nonfinite(trainer)
-        return self.in_backward.armed()
+    def stepping(self, is_last: bool) -> AbstractContextManager[None]:
+        """Return the context of a backward pass: in the last one the step itself may be made."""
+        return self.in_backward.armed() if is_last and self.in_backward is not None else NOTHING
 
     def _tell_unreached(self, n_steps: int) -> None:
         """Name, at the first step, the parameters that no loss has given a gradient."""

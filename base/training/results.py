@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from base.data.batch import ids_of
-from base.errors import ConfigError, Problem, TrainingError, nearest
+from base.data.sampler_state import SamplerState
+from base.errors import ConfigError, Problem, TrainingError
 from base.training.denominators import SUM, counted_by, losses_of_samples, mark, mark_sum, terms_of
-from base.training.loss_gradients import due_gradients
 from base.training.loss_terms import flat, is_of_terms, refuse_many
-from base.training.losses import WeightedLoss, lone_total, terms, weigh_terms
+from base.training.losses import WeightedLoss, lone_total, weigh_terms
 from logger.meters import TERM, Meters
-
-log = logging.getLogger("kindling")
-
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
 
 
 def with_total(
@@ -64,24 +57,20 @@ def _zero(loss: Tensor) -> Tensor:
     return mark(torch.zeros_like(loss, requires_grad=False), counted_by(loss))
 
 
-def weigh(
-    trainer: BaseTrainer, losses: Mapping[str, Any]
-) -> tuple[dict[str, Any], Tensor | list[Tensor]]:
-    """Return what a step logs of its losses and what it minimises: their sum, or each by itself."""
-    step = trainer.progress.step
-    values = with_total(losses, trainer.experiment.all_losses, step)
-    values.update(due_gradients(trainer, losses))
-    if trainer.settings.backward == "sum":
-        return values, values["loss"]
-    parts = terms(losses, trainer.experiment.all_losses, step).values()
-    return values, [part for part in parts if part.requires_grad] or values["loss"]
+def backward_passes(loss: Any, is_separate: bool) -> list[Tensor]:
+    """Return what each backward pass is of.
 
-
-def passes(losses: Any) -> list[Tensor]:
-    """Return what each backward pass is of: one of several losses, or the sum of one's terms."""
-    if is_of_terms(losses):
-        return [with_total(losses, {})["loss"]]
-    return [with_total(each, {})["loss"] if is_of_terms(each) else each for each in losses]
+    Args:
+        loss: a tensor, a loss of several terms, or a sequence of these.
+        is_separate: whether a sum of weighted losses is taken apart: one pass for each of them.
+    """
+    if isinstance(loss, Tensor):
+        terms = terms_of(loss) if is_separate else None
+        parts = [term for term in (terms or {}).values() if term.requires_grad]
+        return parts or [loss]
+    if is_of_terms(loss):
+        return [with_total(loss, {})["loss"]]
+    return [with_total(each, {})["loss"] if is_of_terms(each) else each for each in loss]
 
 
 class StepValues:
@@ -134,29 +123,18 @@ def values_of(parts: Sequence[StepValues], device: torch.device) -> dict[str, An
     return sums.means()
 
 
-def note_losses(trainer: BaseTrainer, part: Any, values: StepValues) -> None:
-    """Hand the losses of a part's samples to the sampler that learns from them, if there is one.
+def note_losses(state: SamplerState, ids: Any, values: StepValues) -> None:
+    """Hand the losses of a part's samples to the sampler that learns from them.
 
     Raises:
         TrainingError: what the step minimised does not say what it is for each sample.
     """
-    state = trainer.experiment.sampler_state
-    if state is None or not state.wants_losses:
-        return
     if values.losses_of_samples is None:
         name = type(state.sampler).__name__
         text = f"{name} learns from the loss of each sample, but the 'loss' of this step has none:"
         text += " it must be one of `self.losses`, called with `batch=batch`, or their sum by"
         raise TrainingError(f"{text} `compute_losses`")
-    state.note(ids_of(part, trainer.config["batch"]), values.losses_of_samples)
-
-
-def warn_unweighted(trainer: BaseTrainer) -> None:
-    """Say, after a first step, where a trainer of one's own left the weights of samples out."""
-    is_used = any(loss.was_weighted for loss in trainer.losses.values())
-    if trainer.config["batch"]["weight"] is not None and not is_used:
-        text = "batch.weight: %s called none of `self.losses` with its batch, so the samples of a"
-        log.warning(f"{text} batch count alike", type(trainer).__name__)
+    state.note(ids, values.losses_of_samples)
 
 
 def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -179,31 +157,3 @@ def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[st
         elif not isinstance(result, Tensor) or result.numel() == 1:
             values[f"{phase}/{name}"] = float(result)
     return values
-
-
-def check_watched(trainer: BaseTrainer, phase: str, log: Mapping[str, Any]) -> None:
-    """Make sure that what the config monitors is among the values of this phase or of another.
-
-    Raises:
-        ConfigError: a name is not among them, or a schedule that follows a value has none.
-    """
-    faults: list[Problem] = []
-    watched: dict[tuple[str, ...], str] = {("trainer", "monitor"): trainer.monitor.key}
-    for name, schedule in trainer.schedules.items():
-        lone = trainer.config["optimizers"] is None
-        keys = () if lone else ("optimizers", name)
-        watched[keys := (*keys, "lr_scheduler", "monitor")] = schedule.monitor or ""
-        if schedule.monitor == "":
-            text = "ReduceLROnPlateau has nothing to follow while `trainer.monitor` is off; name it"
-            faults.append(trainer.config.problem(keys, f"{text}, as in `monitor: valid/loss`"))
-    others = {"train", "valid"} if trainer.valid_loader is not None else {"train"}
-    others.discard(phase)
-    faults += [
-        trainer.config.problem(
-            keys, f"nothing called {key!r} is logged{nearest(key, log)}; there are {', '.join(log)}"
-        )
-        for keys, key in watched.items()
-        if key and key not in log and key.partition("/")[0] not in others
-    ]
-    if faults:
-        raise ConfigError(faults)

@@ -7,14 +7,13 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
+from base.training.state import TrainingState
 
 
 def keep_buffers(modules: Iterable[nn.Module]) -> Callable[[], None]:
@@ -33,34 +32,36 @@ def keep_buffers(modules: Iterable[nn.Module]) -> Callable[[], None]:
 
 
 @contextmanager
-def trial(trainer: BaseTrainer) -> Iterator[None]:
-    """Hold updates and metrics back; restore buffers, random streams and what else has state.
+def trial(state: TrainingState, owner: object) -> Iterator[None]:
+    """Hold updates and metrics back; restore buffers, random streams and all else with state.
 
-    Restored are also the counters and lists that a trainer of the user's own has as attributes.
     Gradients, of which there are none before training, are freed.
+
+    Args:
+        owner: whose attributes are restored too, such as the counters of a user's trainer.
     """
-    put_back = keep_buffers(trainer.model.modules())
-    put_attributes_back = keep_attributes(trainer)
+    put_back = keep_buffers(state.model.modules())
+    put_attributes_back = keep_attributes(owner)
     states = {
         name: (one, copy.deepcopy(one.state_dict()))
-        for name, one in trainer.stateful.items()
+        for name, one in state.stateful.items()
         if name != "model" and not name.startswith("optimizer.")
     }
-    metrics = trainer._phase_metrics
-    trainer._phase_metrics, trainer.finite.is_on = {}, False
+    metrics = state.phase_metrics
+    state.phase_metrics, state.finite.is_on = {}, False
     try:
-        with trainer.window.aside():
+        with state.window.aside():
             yield
     finally:
         put_attributes_back()
-        trainer._phase_metrics = metrics
-        trainer.finite.all_finite()  # forget what was seen
-        trainer.finite.is_on = True
-        for parameter in trainer.model.parameters():
+        state.phase_metrics = metrics
+        state.finite.all_finite()  # forget what was seen
+        state.finite.is_on = True
+        for parameter in state.model.parameters():
             parameter.grad = None
         put_back()
-        for one, state in states.values():
-            one.load_state_dict(state)
+        for one, former in states.values():
+            one.load_state_dict(former)
 
 
 def keep_attributes(owner: object) -> Callable[[], None]:
@@ -91,25 +92,18 @@ def keep_attributes(owner: object) -> Callable[[], None]:
 
 
 @contextmanager
-def kept_weights(trainer: BaseTrainer) -> Iterator[None]:
-    """Put weights and optimizers back afterwards, for a step that may call an optimizer itself."""
-    weights = [(p, p.detach().to("cpu", copy=True)) for p in trainer.model.parameters()]
-    optimizers = [(one, copy.deepcopy(one.state_dict())) for one in trainer.optimizers.values()]
+def kept_weights(model: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[None]:
+    """Restore weights and optimizers afterwards, for a step that may call an optimizer itself."""
+    weights = [(p, p.detach().to("cpu", copy=True)) for p in model.parameters()]
+    states = [(one, copy.deepcopy(one.state_dict())) for one in optimizers]
     try:
         yield
     finally:
         with torch.no_grad():
             for parameter, former in weights:
                 parameter.copy_(former)
-        for optimizer, state in optimizers:
+        for optimizer, state in states:
             optimizer.load_state_dict(state)
-
-
-def try_step(trainer: BaseTrainer, batch: Any) -> dict[str, Any]:
-    """Run the forward and the backward pass of a step within a `trial`; return its values."""
-    with trainer.precision.autocast(), trainer.offload():
-        values: dict[str, Any] = trainer.train_step(batch)
-    return values
 
 
 class SavedBytes(saved_tensors_hooks):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import assert_same, make, run, weights
+from toy import assert_same, make, run, train_in, weights
 
 from base.callbacks import Callback
 from base.errors import ConfigError
@@ -55,7 +55,7 @@ def _own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_five_points_come_in_order() -> None:
     trainer = make("callbacks=[Notes]", "data_loader.args.batch_size=10")
-    trainer.train()
+    train_in(trainer)
     assert trainer.callbacks["Notes"].calls == [
         "a start 0:0",
         "a begin 0:0",
@@ -73,7 +73,7 @@ def test_the_five_points_come_in_order() -> None:
 @pytest.mark.parametrize(("k", "steps"), [(1, 10), (2, 6), (5, 2)])
 def test_a_step_is_one_of_the_optimizer(k: int, steps: int) -> None:
     trainer = make("callbacks=[Notes]", f"memory.accumulate={k}")
-    trainer.train()
+    train_in(trainer)
     assert sum(" step " in call for call in trainer.callbacks["Notes"].calls) == steps
 
 
@@ -81,7 +81,7 @@ def test_several_are_called_in_the_order_of_the_config() -> None:
     trainer = make("trainer.epochs=1", "data_loader.args.batch_size=20")
     calls: list[str] = []
     trainer.callbacks.update(a=Notes("a", calls), b=Notes("b", calls))
-    trainer.train()
+    train_in(trainer)
     assert [call[:3] for call in calls] == [
         *("a s", "b s", "a b", "b b", "a s", "b s", "a e", "b e", "b e", "a e")
     ]
@@ -105,7 +105,7 @@ def test_the_end_comes_after_an_error_too(error: type[BaseException]) -> None:
     calls: list[str] = []
     trainer.callbacks.update(a=Notes("a", calls), b=Failing("b", calls))
     with pytest.raises(error):
-        trainer.train()
+        train_in(trainer)
     assert [call[:5] for call in calls][-2:] == ["b end", "a end"]
 
 
@@ -119,7 +119,7 @@ def test_values_of_an_epoch_are_those_of_the_log() -> None:
 
     trainer = make("metrics=[accuracy]")
     trainer.callbacks["values"] = values = Values()
-    last = trainer.train()
+    last = train_in(trainer)
     assert values.seen[-1] == last
     named = {"train/loss", "train/accuracy", "valid/loss", "valid/accuracy", "lr", "seconds"}
     assert named <= set(last)
@@ -141,16 +141,16 @@ def test_arguments_are_checked() -> None:
 @pytest.mark.parametrize("name", ["{type: MemoryReport}", "{type: ImageSamples}"])
 def test_what_ships_changes_no_number(name: str) -> None:
     plain = make()
-    plain.train()
+    train_in(plain)
     watched = make(f"callbacks=[{name}]")
-    watched.train()
+    train_in(watched)
     assert_same(weights(watched), weights(plain))
     assert torch.initial_seed() == 3
 
 
 def test_memory_is_reported_after_the_first_epochs(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="kindling"):
-        make("trainer.epochs=3", "callbacks=[{type: MemoryReport, args: {epochs: 2}}]").train()
+        train_in(make("trainer.epochs=3", "callbacks=[{type: MemoryReport, args: {epochs: 2}}]"))
     lines = [r.message for r in caplog.records if r.message.startswith("memory after")]
     assert [line.split(":")[0] for line in lines] == [
         "memory after epoch 1",
@@ -168,7 +168,7 @@ class Pictures:
 
 def test_image_samples_are_the_first_inputs_of_the_run() -> None:
     trainer = make("callbacks=[{type: ImageSamples, args: {n_images: 3}}]")
-    trainer.writers = pictures = Pictures()
+    trainer.run.log.writers = pictures = Pictures()
     trainer.callbacks["ImageSamples"].on_start(trainer)
     (tag, images, step) = pictures.calls[0]
     inputs = next(trainer.train_loader.batches(0, 1))[0][:3]
@@ -178,7 +178,7 @@ def test_image_samples_are_the_first_inputs_of_the_run() -> None:
 
 def test_image_samples_leave_what_is_no_image() -> None:
     trainer = make("data_loader.args.shape=[2, 5, 1]", "model.args.n_inputs=10")
-    trainer.writers = pictures = Pictures()
+    trainer.run.log.writers = pictures = Pictures()
     from base.callbacks import ImageSamples
 
     ImageSamples().on_start(trainer)
@@ -194,5 +194,5 @@ def test_stop_after_asks_for_a_stop_with_a_saved_state(
     began = trainer.callbacks["StopAfter"].started + 119.9
     monkeypatch.setattr("base.callbacks.time.monotonic", lambda: began + next(clock))
     with pytest.raises(InterruptedRunError, match="after step 4") as caught:
-        trainer.train(tmp_path)
+        train_in(trainer, tmp_path)
     assert caught.value.exit_code == 128 + signal.SIGTERM

@@ -14,9 +14,10 @@ from digest import digest, digest_of, loss_log
 from base.callbacks import Callback
 from base.checkpoint.store import read
 from base.config import load_config
+from base.run.build import build_experiment
+from base.run.session import open_folder
 from base.system.signals import InterruptedRunError
-from base.training.experiment import build_experiment
-from base.training.run_log import open_folder
+from tests.base.toy import train_in
 from trainer.trainer import Trainer
 
 # Dropout, random shifts, averages, a rate that changes each step, clipping, two losses, metrics of
@@ -60,7 +61,7 @@ def run(
     trainer.stateful.pop("callback.StopAt", None)
     try:
         with open_folder(config, resume) as folder:
-            trainer.train(folder, resume)
+            train_in(trainer, folder, resume)
     except InterruptedRunError:
         assert stop_at is not None
     finally:
@@ -119,15 +120,15 @@ def test_each_part_of_the_state_is_needed(tmp_path: Path, left_out: str, monkeyp
     """The oracle sees a fault: with one part not restored, the end differs."""
     whole = digest(run(tmp_path, []))
     folder = run(tmp_path, [], stop_at=3)
-    from base.training import run_log
+    from base.run import session
 
-    restore = run_log.restore
+    restore = session.restore
 
     def forgetful(stateful: Any, state: Any) -> None:
         fresh = {name: stateful[name].state_dict() for name in stateful}
         restore(stateful, {**state, left_out: fresh[left_out]})
 
-    monkeypatch.setattr(run_log, "restore", forgetful)
+    monkeypatch.setattr(session, "restore", forgetful)
     with contextlib.suppress(ValueError):  # a schedule that is stepped too often refuses
         run(tmp_path, [], resume=folder)
     assert digest(folder) != whole

@@ -24,6 +24,7 @@ from toy import (
     make,
     mark_the_test,
     run,
+    train_in,
     weights,
 )
 
@@ -61,7 +62,7 @@ def train(*overrides: str, trainer: type[BaseTrainer] = Trainer, text: str = CON
     """Train without files; return the trainer, with its log."""
     made = make(*overrides, trainer=trainer, text=text)
     made.callbacks["log"] = made.log = Log()
-    made.values = made.train()
+    made.values = train_in(made)
     return made
 
 
@@ -86,7 +87,7 @@ def test_training_is_a_plain_loop() -> None:
         optimizer.step()
         losses.append(loss.item())
         right += (outputs.argmax(1) == target).sum().item() if len(losses) > 5 else 0
-    values = trainer.train()
+    values = train_in(trainer)
     assert_same(trainer.model.state_dict(), twin.state_dict())
     assert values["train/loss"] == pytest.approx(sum(losses[5:]) / 5)
     assert values["train/accuracy"] == pytest.approx(right / 20)
@@ -103,7 +104,7 @@ def test_means_are_weighted_by_the_size_of_batches() -> None:
     assert [len(target) for _, target in data] == [7, 7, 6]
     everything = [torch.cat(part) for part in zip(*data, strict=True)]
     expected = F.cross_entropy(trainer.model(everything[0]), everything[1]).item()
-    assert trainer.train()["train/loss"] == pytest.approx(expected)
+    assert train_in(trainer)["train/loss"] == pytest.approx(expected)
 
 
 def test_two_runs_with_one_seed_are_equal_and_another_seed_differs() -> None:
@@ -135,10 +136,10 @@ def test_validation_does_not_disturb_training(trainer: type[BaseTrainer], ema: s
     ]
     alone, checked = make(*options), make(*options, APART, trainer=trainer)
     torch.manual_seed(0)
-    alone.train()
+    train_in(alone)
     check(checked)
     torch.manual_seed(0)
-    checked.train()
+    train_in(checked)
     assert_same(checked.model.state_dict(), alone.model.state_dict())
 
 
@@ -258,7 +259,7 @@ def test_validation_comes_every_n_epochs(n: int) -> None:
 )
 def test_a_misspelt_monitor_is_an_error_before_training(monitor: str) -> None:
     trainer = make("metrics=[accuracy]", f"trainer.monitor={monitor}")
-    with pytest.raises(ConfigError, match=r"trainer\.monitor: nothing called") as caught:
+    with pytest.raises(ConfigError, match=r"trainer\.monitor: no value") as caught:
         check(trainer)
     assert "valid/loss, valid/accuracy" in str(caught.value)
     assert trainer.progress.step == 0
@@ -279,11 +280,11 @@ def test_a_monitor_of_training_is_checked_before_training_and_after_one_step(
 ) -> None:
     trainer = make(*options)
     if steps == 0:
-        with pytest.raises(ConfigError, match=r"trainer\.monitor: nothing called"):
+        with pytest.raises(ConfigError, match=r"trainer\.monitor: no value"):
             check(trainer)
         return
-    with pytest.raises(ConfigError, match=r"trainer\.monitor: nothing called"):
-        trainer.train()
+    with pytest.raises(ConfigError, match=r"trainer\.monitor: no value"):
+        train_in(trainer)
     assert trainer.progress.step == 1
 
 
@@ -478,7 +479,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
     seen: list[dict[str, Tensor]] = []
     made.optimizers["main"].register_step_post_hook(lambda *_: seen.append(weights(made)))
     with pytest.raises(TrainingError) as caught:
-        made.train(tmp_path)
+        train_in(made, tmp_path)
     message = str(caught.value)
     assert f"not finite at step {step} (lr 0.1" in message
     assert caught.value.exit_code == 1
@@ -496,7 +497,7 @@ def test_it_stops_at_the_first_step_too() -> None:
         at_batch = 0
 
     with pytest.raises(TrainingError, match=r"step 1 \(lr 0.1; the step before it: none\)"):
-        make(trainer=AtOnce).train()
+        train_in(make(trainer=AtOnce))
 
 
 # --- Yours to override ----------------------------------------------------------------------------
@@ -540,7 +541,7 @@ def test_losses_of_ones_own_are_summed_and_each_logged() -> None:
         torch.testing.assert_close(ours, theirs)
     assert set(values) == {"loss", "fit", "size"}
     assert values["loss"].item() == pytest.approx(expected.item())
-    logged = trainer.train()
+    logged = train_in(trainer)
     assert {"train/fit", "train/size", "valid/fit", "valid/size"} <= set(logged)
 
 
@@ -559,7 +560,7 @@ def test_losses_of_the_config_are_weighted(weight: float) -> None:
 
 def test_no_loss_at_all_is_told() -> None:
     with pytest.raises(TrainingError, match="no loss to minimise"):
-        make("loss=[]").train()
+        train_in(make("loss=[]"))
 
 
 def test_predictions_go_to_the_metrics_only() -> None:
@@ -675,7 +676,7 @@ def test_a_layer_made_in_forward_is_caught_at_the_first_batch(
     monkeypatch.setitem(MODELS.registered, "LateLayer", LateLayer)
     trainer = make("model={type: LateLayer}")
     with pytest.raises(TrainingError, match=r"head: Linear.*made in LateLayer\.forward"):
-        trainer.train()
+        train_in(trainer)
     assert trainer.progress.batches_total == 0
 
 
@@ -720,7 +721,7 @@ def test_nothing_waits_for_the_device_in_a_step(k: int, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_nothing_waits_for_the_gpu_in_a_step(precision: str) -> None:
     from base.config import load_config
-    from base.training.experiment import build_experiment
+    from base.run.build import build_experiment
 
     overrides = [f"memory.precision={precision}", "optimizer.clip_norm=1.0", "metrics=[accuracy]"]
     config = load_config(None, [*overrides, "trainer.log_every=1000 steps"], text=CONFIG)
@@ -737,8 +738,8 @@ def test_nothing_waits_for_the_gpu_in_a_step(precision: str) -> None:
 
 def test_the_graph_of_a_step_is_let_go() -> None:
     trainer = make()
-    trainer.train()
-    assert all(not value.requires_grad for value in trainer.run_log.last.values())
+    train_in(trainer)
+    assert all(not value.requires_grad for value in trainer.state.last_values.values())
     assert all(p.grad is None for p in trainer.model.parameters())
 
 

@@ -15,9 +15,10 @@ from base.callbacks import Callback
 from base.checkpoint.store import read
 from base.config import load_config
 from base.names.construction import check_names
+from base.run.build import build_experiment
+from base.run.session import run_in
 from base.run.testing import run_test
 from base.system.signals import InterruptedRunError
-from base.training.experiment import build_experiment
 from trainer.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -73,11 +74,22 @@ def run(
     if stop_at is not None:
         made.callbacks["StopAt"] = StopAt(stop_at)
     try:
-        made.train(folder, folder if resume else None)
+        train_in(made, folder, folder if resume else None)
         assert stop_at is None, "the run ended before it was to be stopped"
     except InterruptedRunError:
         assert made.progress.step == stop_at
     return made
+
+
+def train_in(
+    trainer: BaseTrainer,
+    folder: Path | None = None,
+    resume_from: Path | None = None,
+    allow_change: bool = False,
+) -> dict[str, Any]:
+    """Train in this folder, or without files."""
+    with run_in(trainer, folder, resume_from, allow_change) as opened:
+        return trainer.train(opened)
 
 
 class StopAt(Callback):
@@ -135,4 +147,4 @@ def mark_the_test(monkeypatch: Any) -> None:
         trainer.is_testing = True
         return run_test(trainer, *args)
 
-    monkeypatch.setattr("base.base_trainer.run_test", marked)
+    monkeypatch.setattr("base.run.session.run_test", marked)

@@ -16,12 +16,13 @@ import train
 from base.checkpoint.store import CheckpointStore, read
 from base.config import load_config
 from base.config.command_line import parse_train
-from base.data.loaders import build_loaders
 from base.errors import ConfigError, TrainingError
 from base.names.construction import check_names
 from base.names.registry import project_root, set_project_root
+from base.run.build import build_experiment
+from base.run.loaders import build_loaders
 from base.system.run_folder import create_run_folder
-from base.training.experiment import Experiment, build_experiment
+from base.training.experiment import Experiment
 from logger.csv_writer import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent.parent

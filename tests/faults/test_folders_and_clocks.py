@@ -19,7 +19,7 @@ from workplace import ROOT, Workplace
 
 pytestmark = pytest.mark.end_to_end
 STOP = SignalIn(signal.SIGTERM, "base.base_trainer.BaseTrainer.train_step", 4)
-BUILD = "base.training.experiment.build_experiment"
+BUILD = "base.run.build.build_experiment"
 
 
 # --- Two at once --------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_a_checkpoint_that_vanishes_after_it_was_chosen_is_passed_over(
     place: Workplace, cut: Path, whole: str
 ) -> None:
     lost = cut / "checkpoints" / "step-00000007" / "state.pt"
-    done = place.run("-r", inject=Removes(lost, "base.training.run_log.read_whole"))
+    done = place.run("-r", inject=Removes(lost, "base.run.session.read_whole"))
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert re.search(r"step-00000007.*going back to .*step-00000006", line)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from base.config import load_config
-from base.training.experiment import build_experiment
+from base.run.build import build_experiment
 from model.single_variables import SingleVariables
+from tests.base.toy import train_in
 from trainer.trainer import Trainer
 
 CONFIG = Path(__file__).resolve().parent.parent.parent / "config" / "single_variables.yaml"
@@ -58,7 +59,7 @@ def test_three_rates_train_as_a_loop_by_hand() -> None:
         by_hand.zero_grad()
         F.cross_entropy(scores(images, list(values.values())), target).backward()
         by_hand.step()
-    trainer.train()
+    train_in(trainer)
     for name, parameter in trainer.model.named_parameters():
         assert not parameter.equal(start[name]), name
         torch.testing.assert_close(parameter, values[name], rtol=1e-3, atol=1e-5)
@@ -68,7 +69,7 @@ def test_each_parameter_moves_by_its_own_rate() -> None:
     """The first step of Adam is the rate itself, whatever the gradient's size."""
     trainer = make("trainer.epochs=null", "trainer.steps=1", "optimizer.args.weight_decay=0")
     start = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-    trainer.train()
+    train_in(trainer)
     for name, parameter in trainer.model.named_parameters():
         way = (parameter - start[name]).abs().max().item()
         assert way == pytest.approx(RATES.get(name, 3e-3), rel=1e-2), name
@@ -76,6 +77,6 @@ def test_each_parameter_moves_by_its_own_rate() -> None:
 
 def test_theta_arrives_at_its_own_rate_and_not_at_the_nets() -> None:
     own, shared = make("trainer.epochs=8"), make("trainer.epochs=8", "optimizer.param_groups=[]")
-    own.train()
-    shared.train()
+    train_in(own)
+    train_in(shared)
     assert own.model.theta < 1 < 1.5 < shared.model.theta

@@ -12,15 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toy import CONFIG, CPU, assert_resumes, assert_same, batches, make, run, weights
+from toy import CONFIG, CPU, assert_resumes, assert_same, batches, make, run, train_in, weights
 
 import train
 from base.checkpoint.store import CheckpointStore, read
 from base.config import load_config
 from base.errors import ConfigError
 from base.names.registry import MODELS
+from base.run.build import build_experiment
 from base.run.testing import run_test
-from base.training.experiment import build_experiment
 from logger.csv_writer import read_rows
 from trainer.distillation_trainer import DistillationTrainer, soft_cross_entropy
 
@@ -114,9 +114,9 @@ def test_each_pixel_counts_as_a_sample() -> None:
 
 def test_without_the_soft_part_the_student_learns_as_if_alone(teacher_file: Path) -> None:
     trainer = built(teacher_file, alpha=0.0)
-    trainer.train()
+    train_in(trainer)
     alone = make()
-    alone.train()
+    train_in(alone)
     ours = {f"student.{name}": value for name, value in weights(alone).items()}
     assert_same({n: w for n, w in weights(trainer).items() if n in ours}, ours)
 
@@ -129,7 +129,7 @@ def test_a_distillation_trains_as_by_hand(teacher_file: Path, precision: str, k:
     student, teacher = copy.deepcopy(trainer.model.student), Teacher().eval()
     teacher.load_state_dict(torch.load(teacher_file, weights_only=True))
     data = list(batches(trainer))
-    trainer.train()
+    train_in(trainer)
 
     best = torch.optim.SGD(student.parameters(), lr=0.1)
     for number, (images, target) in enumerate(data):
@@ -150,7 +150,7 @@ def test_a_distillation_trains_as_by_hand(teacher_file: Path, precision: str, k:
 def test_the_teacher_is_as_in_its_file_and_stays_so(teacher_file: Path) -> None:
     trainer = built(teacher_file, "trainer.ema={decay: 0.9}")
     saved = torch.load(teacher_file, weights_only=True)
-    trainer.train()
+    train_in(trainer)
     assert_same(dict(trainer.model.teacher.state_dict()), dict(saved))
     trained = {
         p for one in trainer.optimizers.values() for g in one.param_groups for p in g["params"]
@@ -203,7 +203,7 @@ def test_class_weights_count_alike_in_parts_of_a_batch(teacher_file: Path, parts
     expected = torch.autograd.grad(parts_of_loss["loss"], trainer.model.student.parameters())
     trainer.optimizers["main"].register_step_pre_hook(keep)
     with pytest.raises(StopIteration):
-        trainer.train()
+        train_in(trainer)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 

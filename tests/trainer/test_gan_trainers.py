@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from toy import assert_resumes, assert_same, batches, make, run, weights
+from toy import assert_resumes, assert_same, batches, make, run, train_in, weights
 
 import train
 from base.callbacks import Callback
@@ -151,7 +151,7 @@ def test_a_shipped_gan_trains_as_by_hand(kind: str, every: int, k: int, precisio
         section = f"type: SGD, args: {{lr: {rate}}}, params: '{name}.*', clip_norm: {clip}"
         options.append(f"optimizers.{name}={{{section}}}")
     trainer = built(kind, *options, f"optimizers.generator.every={every} steps")
-    values = trainer.train()
+    values = train_in(trainer)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(trainer.model.state_dict()[name], value, msg=name)
     assert f"train/{OPPONENT[kind]}_grad_norm" in values
@@ -392,7 +392,7 @@ def test_samples_are_of_the_same_noise_each_time_and_of_the_averaged_weights() -
     norms = [m for m in trainer.model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 0.0  # so that nothing at all changes
-    trainer.train()
+    train_in(trainer)
     first, second = trainer.callbacks["Seen"].images
     assert torch.equal(first, second)
     assert first.shape == (64, 1, 8, 8)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from toy import NETWORKS, make, run
+from toy import NETWORKS, make, run, train_in
 
 from base.checkpoint import store as checkpoint
 from base.checkpoint.background import Background, Snapshot, changed_by_steps_alone, in_background
@@ -369,7 +369,7 @@ def test_weights_are_looked_at_once_where_a_state_is_saved_already(
         "base.training.recovery.refuse_bad_weights",
         lambda trainer: seen.append(trainer.progress.step),
     )
-    trainer.train(tmp_path)
+    train_in(trainer, tmp_path)
     assert seen == [0, 5]  # at the begin, and not again at the end
 
 
@@ -410,7 +410,7 @@ def test_a_failure_stops_the_run_at_the_next_step(tmp_path: Path, disk: Disk):
         | dict.fromkeys(("on_start", "on_epoch_end", "on_end"), lambda *_: None)
     )()  # fmt: skip
     with pytest.raises(CheckpointError, match=r"step-00000003: checkpoint not written: No space"):
-        trainer.train(tmp_path)
+        train_in(trainer, tmp_path)
     assert trainer.progress.step == 4
     assert read(tmp_path)["progress"]["step"] == 2
     assert not list((tmp_path / "checkpoints").glob(".tmp-*"))

@@ -17,7 +17,7 @@ from digest import digest_of
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from toy import make, run
+from toy import make, run, train_in
 
 from base.base_data_loader import BaseDataLoader
 from base.checkpoint.store import read
@@ -258,7 +258,7 @@ def test_a_resumed_run_reaches_the_cap_at_the_same_step(text, tmp_path, is_resto
     def step_of_the_end(folder: Path, resume: bool) -> int:
         trainer = make("trainer.max_bad_samples=5", "trainer.save_every=1 steps", text=text)
         with pytest.raises(DataError, match="of 48 training samples"):
-            trainer.train(folder, folder if resume else None)
+            train_in(trainer, folder, folder if resume else None)
         return trainer.progress.step
 
     (tmp_path / "whole").mkdir()

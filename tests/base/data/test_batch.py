@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from toy import make
+from toy import make, train_in
 
 from base.data.batch import AS_IT_IS, SampleCount, count_samples, inputs_of, target_of, to_device
 from base.errors import ConfigError
@@ -237,5 +237,5 @@ def train_two_inputs(monkeypatch: pytest.MonkeyPatch, collate: Any, rules: str) 
         f"batch={rules}",
         "metrics=[accuracy]",
     )
-    trainer.train()
+    train_in(trainer)
     return trainer.model.layer.weight.flatten().tolist()

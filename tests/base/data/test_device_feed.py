@@ -20,7 +20,7 @@ from base.data import threads
 from base.data.device_feed import Copies, feed
 from base.data.reading import BatchReader
 from base.training.epoch_time import PARTS, Clock, advice
-from tests.base.toy import CPU, make, run
+from tests.base.toy import CPU, make, run, train_in
 from trainer.trainer import Trainer
 
 FACTS = {
@@ -341,7 +341,7 @@ def test_the_report_has_the_times_of_each_epoch_and_a_slow_loader_is_told(
 
     trainer.train_loader.batches = slow
     with caplog.at_level("INFO", "kindling"):
-        trainer.train(tmp_path)
+        train_in(trainer, tmp_path)
     told = [text for text in caplog.messages if text.startswith("faster: ")]
     assert len(told) == 1, "said once, not each epoch"
     assert "waiting for data" in told[0]

@@ -11,15 +11,15 @@ from toy import CPU, make, run
 
 from base.base_data_loader import BaseDataLoader, as_batches
 from base.config import load_config
-from base.data.loaders import build_test_loader
 from base.data.record import check_classes, record_of, use_record
 from base.datasets.composed import ConcatenatedDataset, SubsetDataset
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
 from base.errors import DataError
 from base.names.registry import DATA_LOADERS
+from base.run.build import build_experiment
 from base.run.data_changes import record_to_resume
-from base.training.experiment import build_experiment
+from base.run.loaders import build_test_loader
 
 PIXELS = torch.randint(0, 256, (60, 3, 8, 6), dtype=torch.uint8)
 LABELS = torch.arange(60) % 3

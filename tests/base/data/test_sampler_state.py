@@ -19,7 +19,7 @@ from torch.utils.data import (
     TensorDataset,
     WeightedRandomSampler,
 )
-from toy import CONFIG, assert_resumes, assert_same, make, run
+from toy import CONFIG, assert_resumes, assert_same, make, run, train_in
 
 from base.base_data_loader import BaseDataLoader, as_batches
 from base.checkpoint.store import read
@@ -168,7 +168,7 @@ def test_looking_at_batches_leaves_the_sampler_as_it_was(tmp_path: Path, loader:
     for _ in range(2):
         next(made.train_loader.batches(0, 1))  # as the checks before a training do
     (tmp_path / "looked").mkdir()
-    made.train(tmp_path / "looked")
+    train_in(made, tmp_path / "looked")
     assert_same(read(tmp_path / "looked"), read(tmp_path / "plain"))
 
 
@@ -176,7 +176,7 @@ def test_looking_at_batches_leaves_the_sampler_as_it_was(tmp_path: Path, loader:
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_a_sampler_is_left_behind_a_whole_pass(loader: str, n_workers: int) -> None:
     trainer = make(text=text_of(loader, n_workers))
-    trainer.train()
+    train_in(trainer)
     assert trainer.experiment.sampler_state.sampler.epochs == 3
 
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_in_mid_epoch_has_what_was_gathered(tmp_path: Path) -> None
 def test_a_sampler_gets_the_loss_of_each_sample_in_order() -> None:
     trainer = make("optimizer.args.lr=0.0", text=text_of("walking", epochs=2))
     sampler = trainer.experiment.sampler_state.sampler
-    trainer.train()
+    train_in(trainer)
     assert len(sampler.seen) == 2
     for ids, losses in sampler.seen:
         assert sorted(ids) == list(range(N))
@@ -235,7 +235,7 @@ def test_a_sampler_of_a_part_is_given_the_indices_that_it_drew() -> None:
     trainer = make(text=text_of("part", epochs=1))
     first = next(trainer.train_loader.batches(0, 1))
     assert first[2].tolist() == [20, 13, 6, 19]  # ids in the whole data set
-    trainer.train()
+    train_in(trainer)
     sampler = trainer.experiment.sampler_state.sampler
     assert sampler.seen[0][0] == [7 * place % 20 for place in range(20)]
 
@@ -251,7 +251,7 @@ def test_the_terms_of_a_loss_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES.registered, "two", two)
     text = text_of("walking", epochs=1).replace("loss: cross_entropy", "loss: two")
     trainer = make("optimizer.args.lr=0.0", text=text)
-    values = trainer.train()
+    values = train_in(trainer)
     assert {"train/a", "train/b", "train/logged"} <= values.keys()
     batch = next(make(text=text).train_loader.batches(0, 1))
     output = trainer.model(batch[0]).detach()
@@ -267,7 +267,7 @@ def test_several_losses_count_by_their_weights() -> None:
         "  - {type: multi_margin_loss, weight: {from: 2, to: 2}}",
     )
     trainer = make("optimizer.args.lr=0.0", text=text)
-    trainer.train()
+    train_in(trainer)
     again = make(text=text)
     batch = next(again.train_loader.batches(0, 1))
     output = again.model(batch[0]).detach()
@@ -292,7 +292,7 @@ def test_steps_that_are_not_made_teach_nothing(parts: int) -> None:
         text=text_of("walking", epochs=1),
         trainer=Bad,
     )
-    trainer.train()
+    train_in(trainer)
     ids, losses = trainer.experiment.sampler_state.sampler.seen[0]
     assert len(ids) == N - 4
     assert losses.isfinite().all()
@@ -398,7 +398,7 @@ def test_a_project_that_calls_update_itself_runs_unchanged(
     for name in ("stock", "batched"):
         with caplog.at_level("WARNING", logger="kindling"):
             trainer = make("batch.ids=false", text=text_of(name, epochs=1))
-            trainer.train()
+            train_in(trainer)
         assert trainer.experiment.sampler_state.sampler.seen == []
         assert "Walk: its update(ids, losses) is called with `batch: {ids: true}`" in caplog.text
         caplog.clear()
@@ -438,14 +438,14 @@ def test_a_step_whose_loss_is_of_no_samples_is_told() -> None:
             return {"loss": outputs.square().mean()}
 
     with pytest.raises(TrainingError, match="Walk learns from the loss of each sample, but the 'l"):
-        make(text=text_of("walking"), trainer=Own).train()
+        train_in(make(text=text_of("walking"), trainer=Own))
 
     class Without(Trainer):
         def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
             return {"a": self.losses["cross_entropy"](outputs, batch[1])}
 
     with pytest.raises(TrainingError, match="call it with `batch=batch`"):
-        make(text=text_of("walking"), trainer=Without).train()
+        train_in(make(text=text_of("walking"), trainer=Without))
 
 
 def test_samplers_that_give_other_samples_are_told() -> None:

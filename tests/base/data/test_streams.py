@@ -109,7 +109,7 @@ class Few(Points):
 @pytest.fixture(autouse=True)
 def _names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for data sets that a project defines."""
-    from base.names.construction import build as lookup
+    from base.names import construction as lookup
 
     own = {cls.__name__: cls for cls in (Items, Counted, Points, Few)}
     find = lookup.find
@@ -277,12 +277,11 @@ def test_a_validation_sees_no_sample_twice(most: int, n_samples: int) -> None:
 
 
 def test_valid_batches_cut_a_validation_of_known_length_short_and_no_test() -> None:
-    from base.data.loaders import batches_to_evaluate
 
     trainer = make("trainer.valid_batches=1", "data_loader.args.validation_split=8")
     assert len(trainer.valid_loader) == 2
-    config, loader = trainer.config, trainer.valid_loader
-    assert batches_to_evaluate(config, loader, "valid") == 1
-    assert batches_to_evaluate(config, loader, "test") == 2
+    loader, experiment = trainer.valid_loader, trainer.experiment
+    assert experiment.batches_to_evaluate(loader, "valid") == 1
+    assert experiment.batches_to_evaluate(loader, "test") == 2
     more = make("trainer.valid_batches=7", "data_loader.args.validation_split=8")
-    assert batches_to_evaluate(more.config, more.valid_loader, "valid") == 2
+    assert more.experiment.batches_to_evaluate(more.valid_loader, "valid") == 2

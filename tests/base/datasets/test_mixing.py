@@ -8,14 +8,15 @@ from torchvision.transforms import v2
 
 from base.base_trainer import BaseTrainer
 from base.config import load_config
-from base.data.loaders import build_loaders
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
 from base.datasets.mixing import CutMix, MixUp
 from base.datasets.transforms import RandomFlip
 from base.errors import ConfigError, DataError, TrainingError
+from base.run.build import build_experiment
 from base.run.checks import check
-from base.training.experiment import build_experiment
+from base.run.loaders import build_loaders
+from tests.base.toy import train_in
 
 N, C = 60, 6
 # Sample i is i + 1 everywhere, so that each pixel says which sample it comes from.
@@ -277,4 +278,4 @@ def test_a_metric_that_takes_no_shares_is_told_before_training(tmp_path, is_told
     else:
         check(trainer)
         assert trainer.valid_metrics
-        trainer.train()
+        train_in(trainer)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from toy import CPU, assert_resumes, make, run
+from toy import CPU, assert_resumes, make, run, train_in
 
 from base.base_data_loader import BaseDataLoader
 from base.base_trainer import BaseTrainer
@@ -25,9 +25,9 @@ from base.errors import ConfigError
 from base.names.construction import check_names
 from base.names.object_references import attributes
 from base.names.registry import CALLBACKS, DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
+from base.run.build import build_experiment, build_trainer
 from base.run.data_changes import references_to_resume
 from base.run.testing import choose_checkpoint
-from base.training.experiment import build_experiment, build_trainer
 from tests.base.run.test_testing import alone
 from trainer.trainer import Trainer
 
@@ -203,7 +203,7 @@ def test_the_same_weights_come_of_a_config_with_the_values_in_it(tmp_path: Path)
     text = text.replace("extra: [{x", "extra: {x: [{x").replace("of: 1}}]", "of: 1}}]}")
     by_hand, by_reference = built(text=text), built("metrics=[accuracy]")
     for trainer in (by_hand, by_reference):
-        trainer.train(None)
+        train_in(trainer)
     pairs = zip(by_hand.model.parameters(), by_reference.model.parameters(), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
 
@@ -347,7 +347,7 @@ def test_a_resume_keeps_the_value_and_says_where_it_differs(
     rates = sorted(g["lr"] for g in trainer.optimizers["main"].param_groups)
     assert rates == ([0.1, 0.7] if has_other_section else [0.1, 0.3])
     with caplog.at_level(logging.WARNING, "kindling"):
-        trainer.train(tmp_path, tmp_path)
+        train_in(trainer, tmp_path, tmp_path)
     effect = "the new value is used" if has_other_section else "the run keeps its value"
     assert (
         "${data_loader.stats.rate} was 0.3 when the run began, the data now give 0.7: "
@@ -383,19 +383,19 @@ def own(registered: None) -> Any:
 def test_an_own_loss_has_the_denominators_of_a_configured_one(own: Any, memory: str) -> None:
     n_epochs = "trainer.epochs=2"
     trained = own(f"memory={memory}", n_epochs)
-    trained.train(None)
+    train_in(trained)
     # The second way: the same loss named in the config.
     named = AUX.replace("WEIGHT", '"${data_loader.class_weights}"')
     main = '{type: cross_entropy, args: {weight: "${data_loader.class_weights}"}}'
     loss = f"loss=[{main}, {named}]"
     expected = built(f"memory={memory}", n_epochs, loss)
-    expected.train(None)
+    train_in(expected)
     for ours, theirs in zip(trained.model.parameters(), expected.model.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-7)
     # And without any cutting, where parts of a batch are what is cut.
     if "micro" in memory:
         uncut = own(n_epochs)
-        uncut.train(None)
+        train_in(uncut)
         for ours, theirs in zip(trained.model.parameters(), uncut.model.parameters(), strict=True):
             assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from toy import NETWORKS, assert_resumes, assert_same, make
+from toy import NETWORKS, assert_resumes, assert_same, make, train_in
 
 from base.callbacks import Callback
 from base.errors import ConfigError
@@ -615,7 +615,7 @@ class Show(Callback):
 def watch(*overrides: str, **how: Any) -> tuple[Kept, Any]:
     trainer = make(*overrides, **how)
     trainer.callbacks["Show"] = Show(kept := Kept())
-    trainer.train()
+    train_in(trainer)
     return kept, trainer
 
 
@@ -652,7 +652,7 @@ class Breaks(Trainer):
 def test_a_training_that_breaks_leaves_no_hook() -> None:
     trainer = make(ALL, trainer=Breaks)
     with pytest.raises(RuntimeError, match="broken"):
-        trainer.train()
+        train_in(trainer)
     assert hooks(trainer.model) == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
-from toy import make
+from toy import make, train_in
 
 from base.base_data_loader import BaseDataLoader
 from base.errors import ConfigError, TrainingError
@@ -77,7 +77,7 @@ def trained_and_checked(*overrides: str) -> tuple[str, str]:
     except ConfigError as error:
         said[0] = str(error)
     try:
-        make(*overrides, text=CONFIG).train()
+        train_in(make(*overrides, text=CONFIG))
     except Exception as error:
         said[1] = str(error)
     return said[0], said[1]
@@ -159,7 +159,7 @@ def test_a_single_sample_that_nothing_tells_of_is_an_error_with_advice(
     monkeypatch.setitem(DATA_LOADERS.registered, "Unknown", Unknown)
     trainer = make("data_loader={type: Unknown}", text=CONFIG)
     with pytest.raises(TrainingError, match=r"batch 6 of the epoch.* a single sample.*drop_last"):
-        trainer.train()
+        train_in(trainer)
 
 
 def test_the_trial_leaves_nothing_behind() -> None:
@@ -281,7 +281,7 @@ def test_a_step_of_one_s_own_that_was_tried_has_not_been_made(optimizer: str) ->
     assert all(a is b for a, b in zip(held, (tried.seen, tried.centre, tried.losses), strict=True))
     assert (tried.n_calls, tried.seen, tried.centre.sum()) == (0, [], 0)
     for trainer in (tried, plain):
-        trainer.train()
+        train_in(trainer)
     assert tried.seen == plain.seen
     for one, other in zip(tried.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
-from toy import make, run
+from toy import make, run, train_in
 
 from base.base_data_loader import BaseDataLoader, as_batches
 from base.checkpoint.store import read
@@ -379,10 +379,10 @@ def test_a_resume_refuses_changed_labels(wish, table):
     before = read(path)
     trainer = make(text=CONFIG)
     with pytest.raises(DataError, match="targets"):
-        trainer.train(folder, path)
+        train_in(trainer, folder, path)
     assert trainer.progress.step == 0, "nothing was restored"
     csv_file(table, INPUTS, LABELS, NAMES)
-    make(text=CONFIG).train(folder, path)
+    train_in(make(text=CONFIG), folder, path)
     assert read(folder)["progress"]["step"] == 6 > before["progress"]["step"]
 
 
@@ -397,13 +397,13 @@ def test_runs_of_earlier_versions_resume_and_get_a_fingerprint(table):
 
     csv_file(table, INPUTS[:20], LABELS[:20], NAMES)
     with pytest.raises(DataError, match="4 samples are gone"):
-        make(text=CONFIG).train(table / "run", table / "run")
+        train_in(make(text=CONFIG), table / "run", table / "run")
     csv_file(table, INPUTS, LABELS, NAMES)
     run(table / "run", text=CONFIG, resume=True)
     assert (table / "run" / "split.csv").read_text().startswith("part,id,target,content\n")
     csv_file(table, INPUTS, LABELS.roll(5), NAMES)
     with pytest.raises(DataError, match="targets differ"):
-        make("trainer.epochs=3", text=CONFIG).train(table / "run", table / "run")
+        train_in(make("trainer.epochs=3", text=CONFIG), table / "run", table / "run")
 
 
 def test_a_run_of_an_earlier_version_keeps_targets_in_their_own_unit(table):

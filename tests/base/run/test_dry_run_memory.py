@@ -19,7 +19,7 @@ from base.names.registry import MODELS
 from base.run.checks import dry_run
 from base.run.memory_estimate import MB, Estimate, estimate_memory
 from base.system.free_memory import UNLIMITED
-from base.training.trials import trial, try_step
+from base.training.trials import trial
 from trainer.trainer import Trainer
 
 IMAGES = (
@@ -82,8 +82,8 @@ def test_a_third_batch_takes_what_was_told_or_a_little_less(net: str, n_samples:
     trainer = make(NETS[net], IMAGES % n_samples)
     batch = next(batches(trainer))
     there = (*trainer.model.parameters(), *trainer.model.buffers(), *tensors_in(batch))
-    with trial(trainer), LiveBytes(iter(there)) as live:
-        try_step(trainer, batch)
+    with trial(trainer.state, trainer), LiveBytes(iter(there)) as live:
+        trainer.try_step(batch)
     found = live.peak + sum(tensor.nbytes for tensor in there)
     assert 0.85 * told <= found <= 1.01 * told
 

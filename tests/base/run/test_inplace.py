@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy import assert_same, make
+from toy import assert_same, make, train_in
 
 from base.names.registry import MODELS
 from base.run.header import memory_facts
@@ -108,7 +108,7 @@ CASES = {
 def trained(monkeypatch: pytest.MonkeyPatch, net: type[nn.Module], *options: str) -> Any:
     monkeypatch.setitem(MODELS.registered, "Net", net)
     trainer = make("model={type: Net}", DATA, "metrics=[accuracy]", *options)
-    trainer.values = trainer.train()
+    trainer.values = train_in(trainer)
     return trainer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy import NETWORKS, assert_resumes, assert_same, batches, make, weights
+from toy import NETWORKS, assert_resumes, assert_same, batches, make, train_in, weights
 
 from base.errors import ConfigError, TrainingError
 from base.names.registry import MODELS
@@ -165,7 +165,7 @@ def test_a_wgan_trains_as_by_hand(precision: str, k: int) -> None:
         f"optimizers.critic.clip_norm={clip}",
         f"optimizers.generator.clip_norm={clip}",
     )
-    values = trainer.train()
+    values = train_in(trainer)
     for name, parameter in expected.named_parameters():
         torch.testing.assert_close(weights(trainer)[name], parameter.detach(), msg=name)
     assert {"train/distance", "train/penalty", "train/critic_grad_norm"} <= set(values)
@@ -189,7 +189,7 @@ def test_each_network_has_its_own_schedule() -> None:
         "optimizers.generator.lr_scheduler={type: ExponentialLR, args: {gamma: 0.5}}",
         "optimizers.critic.lr_scheduler={type: ExponentialLR, args: {gamma: 0.9}, every: step}",
     )
-    trainer.train()
+    train_in(trainer)
     rates = learning_rates(trainer.optimizers)
     assert rates["lr/generator"] == 0.01 * 0.5**2
     assert rates["lr/critic"] == pytest.approx(0.02 * 0.9**10)
@@ -206,7 +206,7 @@ def test_a_critic_that_is_trained_more_often() -> None:
             return {"loss": torch.zeros(())}
 
     trainer = networks(trainer=Often)
-    trainer.train()
+    train_in(trainer)
     counts = {
         name: int(next(iter(one.state.values()))["step"])
         for name, one in trainer.optimizers.items()
@@ -227,7 +227,7 @@ def test_a_loss_of_one_network_that_is_not_finite_stops_before_any_step() -> Non
 
     trainer = networks(trainer=Broken)
     with pytest.raises(TrainingError, match=r"not finite at step 5 \(lr/generator 0.01, lr/critic"):
-        trainer.train()
+        train_in(trainer)
     assert_same(weights(trainer), trainer.seen)
 
 
@@ -253,4 +253,4 @@ def test_the_default_step_with_several_networks_is_told() -> None:
         "two: {type: SGD, args: {lr: 1}, params: 'head.*'}}"
     )
     with pytest.raises(TrainingError, match="which of the networks: one, two"):
-        make(two, "loss=cross_entropy", text=text).train()
+        train_in(make(two, "loss=cross_entropy", text=text))

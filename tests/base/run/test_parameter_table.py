@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from toy import NETWORKS, make, run
+from toy import NETWORKS, make, run, train_in
 
 from base.names.registry import MODELS
 from base.run.parameter_table import (
@@ -158,7 +158,7 @@ def test_a_single_number_is_a_scalar_and_an_optimizer_may_have_no_decay(
 def test_the_audit_changes_nothing(tmp_path: Path) -> None:
     audited = make(GROUPS)
     audit(audited.experiment)
-    audited.train()
+    train_in(audited)
     plain = run(tmp_path, GROUPS)
     for name, weight in plain.model.state_dict().items():
         assert torch.equal(audited.model.state_dict()[name], weight)

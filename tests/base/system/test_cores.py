@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -18,9 +17,9 @@ from toy import CONFIG, make
 
 from base.config import load_config
 from base.data.threads import read_ahead
+from base.run.header import header_facts
 from base.system import cores
-from base.system.cores import OtherLoad, free_cores, usable_cores, use_threads, warn_of_load
-from base.training.run_log import header_facts
+from base.system.cores import OtherLoad, free_cores, usable_cores, use_threads
 from train import main
 
 QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
@@ -172,34 +171,3 @@ def test_a_run_goes_on_with_as_many_threads_where_more_cores_are_free(
     assert main(["-r", "--set", "trainer.epochs=2"]) == 0
     assert torch.get_num_threads() == 2
     assert load_config(kept)["threads"] == 2
-
-
-@pytest.mark.parametrize(
-    ("others", "threads", "n_workers", "said"),
-    [
-        (0.0, 8, 0, None),
-        (0.4, 8, 8, None),
-        (3.0, 5, 0, None),
-        (9.0, 1, 1, None),
-        (3.0, 8, 0, "`threads: 5` may"),
-        (3.0, 2, 7, "`num_workers: 5` may"),
-        (6.0, 8, 4, "`num_workers: 2` and `threads: 2` may"),
-        (0.0, 12, 0, "wants 12 of 8 cores"),
-    ],
-)
-def test_too_much_for_the_cores_is_warned_of_with_what_would_be_right(
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    others: float,
-    threads: int,
-    n_workers: int,
-    said: str | None,
-) -> None:
-    monkeypatch.setattr(cores, "usable_cores", lambda: 8)
-    monkeypatch.setattr(OtherLoad, "cores", lambda _: others)
-    torch.set_num_threads(threads)
-    trainer = make()
-    trainer.train_loader.num_workers = n_workers
-    with caplog.at_level(logging.WARNING, "kindling"):
-        warn_of_load(trainer.experiment)
-    assert said in caplog.text if said else not caplog.text

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import assert_same, make, mark_the_test, run
+from toy import assert_same, make, mark_the_test, run, train_in
 
 from base.callbacks import Callback
 from base.checkpoint.store import read
@@ -126,7 +126,7 @@ class Signal(Callback):
 
 def train(folder: Path, trainer: Any, resume: bool = False) -> Any:
     folder.mkdir(exist_ok=True)
-    trainer.train(folder, folder if resume else None)
+    train_in(trainer, folder, folder if resume else None)
     return trainer
 
 

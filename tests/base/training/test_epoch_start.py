@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from toy import assert_same, make, run, weights
+from toy import assert_same, make, run, train_in, weights
 
 from base.callbacks import Callback
 from base.checkpoint.store import read
@@ -199,12 +199,12 @@ class Drawing(Trainer):
 
 def test_its_random_numbers_are_its_own() -> None:
     plain, drawing = make(), make(trainer=Drawing)
-    plain.train()
+    train_in(plain)
     torch.rand(7)  # what else was drawn has no part in them
-    drawing.train()
+    train_in(drawing)
     assert_same(weights(drawing), weights(plain))
     again = make("trainer.epochs=3", trainer=Drawing)
-    again.train()
+    train_in(again)
     assert again.drawn[:2] == drawing.drawn
     assert len(set(again.drawn)) == 3
 
@@ -224,8 +224,8 @@ def test_what_is_tried_before_training_needs_it_and_leaves_no_trace(
     assert not hasattr(trainer.losses["DeferredWeights"].function, "weight")
     assert_same(weights(trainer), before)
     fresh = make(*ALL, *overrides, trainer=Everything)
-    fresh.train()
-    trainer.train()
+    train_in(fresh)
+    train_in(trainer)
     assert_same(weights(trainer), weights(fresh))
     assert trainer.calls == fresh.calls
 
@@ -253,7 +253,7 @@ def test_a_callback_that_needs_its_start_does_not_stop_the_check() -> None:
     trainer = make()
     trainer.callbacks["later"] = later = Later()
     check(trainer)
-    trainer.train()
+    train_in(trainer)
     assert later.n_calls == 2
 
 
@@ -278,7 +278,7 @@ def test_modes_that_it_sets_hold_until_the_next(monkeypatch: pytest.MonkeyPatch)
     alone = ("model={type: Normed}", "data_loader.args.batch_size=19")
     trainer = make(*alone, trainer=Held)
     check(trainer)
-    trainer.train()
+    train_in(trainer)
     assert torch.equal(trainer.model.norm.running_mean, torch.zeros(5))
 
 
@@ -293,7 +293,7 @@ class Exchanging(Trainer):
 def test_means_count_by_the_weights_that_are_there_now(tmp_path: Path) -> None:
     """Against one call of torch's loss on all validation samples."""
     trainer = make("loss=CrossEntropyLoss", "data_loader.args.batch_size=3", trainer=Exchanging)
-    values = trainer.train()
+    values = train_in(trainer)
     trainer.model.eval()
     batches = list(trainer.valid_loader.batches(0, len(trainer.valid_loader)))
     images, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -312,8 +312,8 @@ def test_accumulated_batches_are_one_large_batch_under_new_weights() -> None:
     ]
     small = [*large[::2], "data_loader.args.batch_size=5", "memory.accumulate=4"]
     one, parts = make(*large, trainer=Exchanging), make(*small, trainer=Exchanging)
-    one.train()
-    parts.train()
+    train_in(one)
+    train_in(parts)
     for name, weight in weights(parts).items():
         torch.testing.assert_close(weight, weights(one)[name])
 
@@ -393,7 +393,7 @@ def test_rates_that_it_lowers_are_not_lowered_again_by_a_rollback() -> None:
                 group["lr"] *= 0.5
 
     trainer = make(*ALL, "trainer.on_nonfinite=rollback", trainer=Lowering)
-    trainer.train()
+    train_in(trainer)
     assert trainer.progress.rollbacks == 1
     assert trainer.optimizers["main"].param_groups[0]["lr"] == 0.1 * 0.5**3
 

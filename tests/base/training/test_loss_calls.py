@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from toy import assert_resumes, make
+from toy import assert_resumes, make, train_in
 
 from base.base_data_loader import BaseDataLoader
 from base.errors import ConfigError, TrainingError
@@ -60,7 +60,7 @@ def gradients(trainer: Any) -> list[Tensor]:
     trainer.optimizers["main"].register_step_pre_hook(
         lambda o, *_: found.extend(p.grad.clone() for p in o.param_groups[0]["params"])
     )
-    trainer.train()
+    train_in(trainer)
     return found
 
 
@@ -427,11 +427,11 @@ def test_ramps_separate_passes_and_gradient_norms_go_on_working(tmp_path: Any) -
     text = CONFIG.replace("loss: cross_entropy", f"loss: {losses}")
     settings = ["trainer.backward=separate", "trainer.loss_gradients=1 step", "trainer.epochs=3"]
     trainer = make(*settings, text=text)
-    log = trainer.train()
+    log = train_in(trainer)
     assert log["train/weight/mine"] == 2.0
     assert {"train/grad_norm/mine/entropy", "train/grad_norm/cross_entropy"} < set(log)
     summed_up = make(*settings[2:], text=text)
-    summed_up.train()
+    train_in(summed_up)
     for ours, theirs in zip(trainer.model.parameters(), summed_up.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -441,7 +441,7 @@ def test_a_term_can_be_monitored_and_a_resumed_run_ends_the_same(tmp_path: Any) 
     how = ["trainer.monitor=min train/entropy", "data_loader.args.batch_size=8"]
     assert_resumes(tmp_path, *how, "trainer.epochs=2", text=text, stop_at=3)
     with pytest.raises(ConfigError, match="did you mean 'train/entropy'"):
-        make(*how[1:], "trainer.monitor=min train/entrop", text=text).train()
+        train_in(make(*how[1:], "trainer.monitor=min train/entrop", text=text))
     assert "entropy" in dry_run(make(*how, text=text))
 
 
@@ -500,7 +500,7 @@ def test_a_step_of_ones_own_minimises_the_sum_and_logs_terms(name: str, parts: l
     text = CONFIG.replace("cross_entropy", f"{{type: {name}, name: mine}}")
     assert_gradients(make(*parts, text=text, trainer=OwnStep), functools.partial(summed, name))
     if name == "two_terms":
-        values = make(*parts, text=text, trainer=OwnStep).train()
+        values = train_in(make(*parts, text=text, trainer=OwnStep))
         with torch.no_grad():
             expected = two_terms(make(text=text).model(INPUTS), TARGET)
         for key in ("entropy", "size", "share"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toy import CONFIG, make
+from toy import CONFIG, make, train_in
 
 from base.errors import ConfigError, TrainingError
 from base.run.checks import check
@@ -133,10 +133,10 @@ def test_a_trainer_that_changes_outputs_says_the_threshold_itself(monkeypatch: p
             return super().compute_losses(outputs.sigmoid(), batch)
 
     for trainer in (Sigmoid, OwnLosses):
-        from base.training import experiment
+        from base.training import loss_facts
 
         kinds = {"trainer": trainer}
-        monkeypatch.setattr(experiment, "find", lambda kind, name, kinds=kinds: kinds[kind])
+        monkeypatch.setattr(loss_facts, "find", lambda kind, name, kinds=kinds: kinds[kind])
         found = settings("loss=BCEWithLogitsLoss", "metrics=[accuracy]")
         assert found["threshold"] is None
 
@@ -158,7 +158,7 @@ def test_a_binary_classifier_is_measured_or_refused(shape: tuple[int, ...], loss
     dataset = made.train_loader.dataset
     dataset.targets = dataset.targets.float().reshape(shape)
     if loss == "BCEWithLogitsLoss" and shape == (-1, 1):
-        values = made.train()
+        values = train_in(made)
         inputs, targets = validation(made)
         with torch.no_grad():
             right = (made.model(inputs) > 0) == targets.bool()
@@ -179,7 +179,7 @@ def test_half_of_the_targets_ignored_in_a_training():
     ignored = int(validation(make(half))[1][0])
     loss = f"loss={{type: cross_entropy, args: {{ignore_index: {ignored}}}}}"
     made = make(half, loss, "metrics=[accuracy, ConfusionMatrix]")
-    values = made.train()
+    values = train_in(made)
     inputs, targets = validation(made)
     with torch.no_grad():
         right = made.model(inputs).argmax(1) == targets

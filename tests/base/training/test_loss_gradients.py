@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import assert_same, batches, make, weights
+from toy import assert_same, batches, make, train_in, weights
 
 from base.errors import ConfigError
 from base.training.loss_gradients import loss_gradients
@@ -169,7 +169,7 @@ def test_steps_that_are_due_log_the_gradients_of_the_weighted_losses(accumulate:
             expected.append([fit.norm(), size.norm(), cosine])
         optimizer.step()
         optimizer.zero_grad()
-    values = trainer.train()
+    values = train_in(trainer)
     names = ("grad_norm/fit", "grad_norm/size", "grad_cosine/fit/size")
     means = torch.tensor(expected).mean(dim=0).tolist()
     assert [values[f"train/{name}"] for name in names] == pytest.approx(means, rel=1e-4)
@@ -182,9 +182,9 @@ def test_a_run_that_looks_at_its_gradients_ends_with_the_same_bits(
 ) -> None:
     options = (FIT, DROPOUT, f"memory={memory}", f"trainer.backward={backward}")
     plain = make(*options, trainer=TwoLosses)
-    plain.train()
+    train_in(plain)
     looking = make(*options, "trainer.loss_gradients=1 steps", trainer=TwoLosses)
-    looking.train()
+    train_in(looking)
     assert_same(weights(looking), weights(plain))
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from toy import make
+from toy import make, train_in
 
 from base.base_data_loader import BaseDataLoader
 from base.errors import TrainingError
@@ -144,7 +144,7 @@ def gradients(trainer: Any) -> list[Tensor]:
     trainer.optimizers["main"].register_step_pre_hook(
         lambda o, *_: found.extend(p.grad.clone() for p in o.param_groups[0]["params"])
     )
-    trainer.train()
+    train_in(trainer)
     return found
 
 
@@ -384,7 +384,7 @@ def test_a_denominator_that_is_none_is_an_error(
     monkeypatch.setattr(half_cross_entropy, "denominator", denominator, raising=False)
     trainer = trainer_of(Case("half_cross_entropy", classes()), *settings_of(PARTS[0]))
     with pytest.raises(TrainingError, match=text):
-        trainer.train()
+        train_in(trainer)
 
 
 def test_an_attribute_of_that_name_is_no_denominator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toy import assert_resumes, assert_same, batches, make, run, weights
+from toy import assert_resumes, assert_same, batches, make, run, train_in, weights
 
 from base.errors import ConfigError, TrainingError
 from base.run.checks import check
@@ -263,7 +263,7 @@ def test_losses_of_several_outputs_and_targets_are_those_of_a_loop_by_hand() -> 
         (entropy + 0.5 * fit).backward()
         optimizer.step()
         parts.append([(entropy + 0.5 * fit).item(), entropy.item(), fit.item()])
-    values = trainer.train()
+    values = train_in(trainer)
     assert_same(weights(trainer), {name: p.detach() for name, p in twin.named_parameters()})
     logged = [values[f"train/{name}"] for name in ("loss", "cross_entropy", "fit")]
     assert logged == pytest.approx(torch.tensor(parts[5:]).mean(dim=0).tolist())
@@ -279,7 +279,7 @@ def test_losses_of_several_outputs_and_targets_are_those_of_a_loop_by_hand() -> 
 def test_an_absent_name_ends_the_training_in_the_first_batch(options: str, text: str) -> None:
     trainer = make(options, trainer=Narrow)
     with pytest.raises(ConfigError, match=text):
-        trainer.train()
+        train_in(trainer)
     assert trainer.progress.batches_total == 0
 
 
@@ -301,8 +301,8 @@ def test_metrics_pick_their_parts_too() -> None:
 def test_metrics_of_a_run_see_the_output_that_they_name() -> None:
     again = "{type: MeanLoss, args: {loss: mse_loss}, output: squares, target: 0, name: again}"
     parts = f"metrics=[{{type: accuracy, output: scores}}, {again}]"
-    values = make(TWO, parts, "optimizer.args.lr=0.05", trainer=Narrow).train()
-    plain = make("optimizer.args.lr=0.05", "metrics=[accuracy]", TWO, trainer=Predicting).train()
+    values = train_in(make(TWO, parts, "optimizer.args.lr=0.05", trainer=Narrow))
+    plain = train_in(make("optimizer.args.lr=0.05", "metrics=[accuracy]", TWO, trainer=Predicting))
     assert values["train/accuracy"] == plain["train/accuracy"] > 0
     assert values["valid/accuracy"] == plain["valid/accuracy"]
     assert values["train/again"] == pytest.approx(values["train/fit"])
@@ -381,7 +381,7 @@ def test_a_moving_weight_trains_as_a_loop_by_hand_and_is_logged() -> None:
         optimizer.zero_grad()
         (entropy + min(max(0.4 * (step - 2), 0), 2) * fit).backward()
         optimizer.step()
-    values = trainer.train()
+    values = train_in(trainer)
     for name, parameter in twin.named_parameters():
         torch.testing.assert_close(weights(trainer)[name], parameter.detach())
     assert values["train/weight/fit"] == pytest.approx((1.2 + 1.6 + 2 + 2 + 2) / 5)
@@ -403,7 +403,7 @@ def test_lbfgs_takes_the_weights_of_the_step() -> None:
     moves = "weight: {from: 1.0, to: 5.0, over: 9 steps}"
     plain = make("loss={type: cross_entropy}", *one_step)
     moved = make(f"loss={{type: cross_entropy, {moves}}}", *one_step)
-    plain.train(), moved.train()
+    train_in(plain), train_in(moved)
     assert_same(weights(moved), weights(plain))
 
 
@@ -442,7 +442,7 @@ def test_separate_backward_passes_give_the_gradients_of_the_sum(more: str) -> No
     # Two batches make a step, so the gradients of the first batch are still there.
     options = (TWO, "trainer.epochs=1", "memory.accumulate=2", more)
     together, apart = (make(*options, *how, trainer=Gradients) for how in ([], [SEPARATE]))
-    together.train(), apart.train()
+    train_in(together), train_in(apart)
     rough = {"rtol": 0.05, "atol": 1e-3} if "bf16" in more else {}
     for name, gradient in together.gradients.items():
         torch.testing.assert_close(apart.gradients[name], gradient, **rough)
@@ -453,7 +453,7 @@ def test_separate_backward_passes_give_the_gradients_of_the_sum(more: str) -> No
 def test_a_loss_of_weight_0_has_no_backward_pass() -> None:
     options = (MOVING, SEPARATE, "trainer.epochs=null", "trainer.steps=4")
     trainer = make(*options, trainer=Gradients)
-    trainer.train()
+    train_in(trainer)
     assert trainer.n_passes == 3 + 2  # the second loss counts from the fourth step on
 
 
@@ -463,7 +463,7 @@ def test_a_constant_among_the_losses_needs_no_backward_pass() -> None:
             return {**super().compute_losses(outputs, batch), "constant": torch.tensor(2.0)}
 
     together, apart = (make(*how, trainer=Constant) for how in ([], [SEPARATE]))
-    together.train(), apart.train()
+    train_in(together), train_in(apart)
     assert_same(weights(apart), weights(together))
 
 
@@ -507,7 +507,7 @@ class Held:
 def test_the_graph_is_freed_in_each_step_and_memory_does_not_grow(how: Any, more: Any) -> None:
     no_validation = "data_loader.args.validation_split=0"
     trainer = make(TWO, "metrics=[accuracy]", no_validation, *how, *more, trainer=Kept)
-    trainer.train()
+    train_in(trainer)
     left, shared, most, after = trainer.counts[0]
     assert trainer.counts == [[left, shared, most, after]] * 12
     assert left == trainer.n_alive == 0

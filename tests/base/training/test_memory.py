@@ -10,15 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from toy import CONFIG, CPU, assert_resumes, assert_same, batches, make, weights
+from toy import CONFIG, CPU, assert_resumes, assert_same, batches, make, train_in, weights
 
 from base.config import load_config
 from base.errors import ConfigError
 from base.names.registry import MODELS
 from base.network.activations import checkpoint_activations
 from base.network.layout import prepare_model
-from base.training.experiment import make_repeatable
-from base.training.precision import FiniteWatch, Precision
+from base.run.build import make_repeatable
+from base.training.nonfinite import FiniteWatch
+from base.training.precision import Precision
 from trainer.trainer import Trainer
 
 MEMORY: dict[str, Any] = dict(load_config(None, text=CONFIG)["memory"])
@@ -39,7 +40,7 @@ def gradients_at_steps(*overrides: str) -> list[list[Tensor]]:
     trainer.optimizers["main"].register_step_pre_hook(
         lambda o, *_: noted.append([p.grad.clone() for p in o.param_groups[0]["params"]])
     )
-    trainer.train()
+    train_in(trainer)
     return noted
 
 
@@ -73,7 +74,7 @@ def test_small_batches_give_the_gradients_of_a_big_one() -> None:
 def test_steps_are_those_of_the_optimizer(k: int, steps: int) -> None:
     trainer = make(f"memory.accumulate={k}")
     assert trainer.experiment.steps_per_epoch == steps
-    trainer.train()
+    train_in(trainer)
     assert trainer.progress.step == 2 * steps
     assert trainer.progress.batches_total == 10
     assert trainer.progress.samples == 40
@@ -81,7 +82,7 @@ def test_steps_are_those_of_the_optimizer(k: int, steps: int) -> None:
 
 def test_a_length_in_steps_counts_windows() -> None:
     trainer = make("memory.accumulate=2", "trainer.epochs=null", "trainer.steps=4")
-    trainer.train()
+    train_in(trainer)
     assert trainer.progress.step == 4
     assert trainer.progress.batches_total == 7  # 5 in the first epoch, one window in the second
 
@@ -109,7 +110,7 @@ def test_clipping_is_that_of_torch_by_hand(norm: float | None, value: float | No
                 norms.append(nn.utils.clip_grad_norm_(twin.parameters(), norm).item())
             by_hand.step()
             by_hand.zero_grad()
-    values = trainer.train()
+    values = train_in(trainer)
     for name, weight in twin.named_parameters():
         torch.testing.assert_close(weights(trainer)[name], weight.detach(), msg=name)
     if norm is not None:
@@ -139,7 +140,7 @@ def test_reduced_precision_is_that_of_a_loop_by_hand(precision: str) -> None:
         nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
         scaler.step(by_hand)
         scaler.update()
-    trainer.train()
+    train_in(trainer)
     assert_same(weights(trainer), {n: p.detach() for n, p in twin.named_parameters()})
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
 
@@ -177,7 +178,7 @@ def test_tf32_asks_torch_for_faster_products(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_scale_of_fp16_is_saved(tmp_path: Path) -> None:
     trainer = make("memory.precision=fp16")
     tmp_path.mkdir(exist_ok=True)
-    trainer.train(tmp_path)
+    train_in(trainer, tmp_path)
     state = torch.load(next(tmp_path.glob("checkpoints/*10/state.pt")), weights_only=True)
     assert state["scaler.main"]["_growth_tracker"] == 10
 
@@ -202,7 +203,7 @@ def test_a_step_that_overflows_in_fp16_is_left_out(clip: str) -> None:
         trainer=Overflowing,
     )
     start = weights(trainer)
-    trainer.train()
+    train_in(trainer)
     assert_same(weights(trainer), start)
     assert trainer.steppers["main"].scaler.get_scale() == 2.0**15
 
@@ -224,7 +225,7 @@ class TwoSteps(Trainer):
 
 
 def test_a_second_pass_in_bf16_sees_the_weights_of_after_the_step() -> None:
-    make("memory.precision=bf16", trainer=TwoSteps).train()
+    train_in(make("memory.precision=bf16", trainer=TwoSteps))
 
 
 def test_lbfgs_in_bf16_sees_its_own_steps() -> None:
@@ -258,7 +259,7 @@ def test_the_optimizer_computes_in_full_precision(monkeypatch: pytest.MonkeyPatc
     from base.names.registry import OPTIMIZERS
 
     monkeypatch.setitem(OPTIMIZERS.registered, "MatrixProduct", MatrixProduct)
-    make("optimizer={type: MatrixProduct, args: {lr: 0.1}}", "memory.precision=bf16").train()
+    train_in(make("optimizer={type: MatrixProduct, args: {lr: 0.1}}", "memory.precision=bf16"))
     assert MatrixProduct.dtypes == {torch.float32}
 
 
@@ -295,9 +296,9 @@ def _stack(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_stack")
 def test_recomputed_activations_give_equal_weights_with_dropout(pattern: str) -> None:
     plain = make("model={type: Stack}")
-    plain.train()
+    train_in(plain)
     recomputed = make("model={type: Stack}", f"memory.checkpoint_activations={pattern}")
-    recomputed.train()
+    train_in(recomputed)
     assert_same(recomputed.model.state_dict(), plain.model.state_dict())
     calls = {name: b.calls for name, b in recomputed.model.named_children()}
     # 10 batches, 5 of them twice; 1 validation batch in each of 2 epochs, which are not recomputed.
@@ -351,9 +352,9 @@ def test_statistics_that_do_not_move_may_be_recomputed() -> None:
 
 def test_in_place_activations_give_equal_weights() -> None:
     plain = make(CONVOLUTION, IMAGES)
-    plain.train()
+    train_in(plain)
     in_place = make(CONVOLUTION, IMAGES, "memory.inplace=true")
-    in_place.train()
+    train_in(in_place)
     changed = [m for m in in_place.model.modules() if getattr(m, "inplace", False)]
     assert {type(module) for module in changed} == {nn.ReLU, nn.Dropout}
     assert_same(in_place.model.state_dict(), plain.model.state_dict())

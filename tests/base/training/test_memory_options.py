@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy import CPU, assert_resumes, batches, make, weights
+from toy import CPU, assert_resumes, batches, make, train_in, weights
 
 from base.errors import ConfigError
 from base.names import exclusions as table
@@ -70,9 +70,7 @@ OPTIONS: dict[str, tuple[str, float]] = {
 def _other_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let CPU memory be both sides of what is moved, so that the moving itself is tested."""
     monkeypatch.setitem(MODELS.registered, "Convolutions", Convolutions)
-    monkeypatch.setattr(
-        "base.training.experiment.offload_state", lambda optimizer, _: Boundary(optimizer)
-    )
+    monkeypatch.setattr("base.run.build.offload_state", lambda optimizer, _: Boundary(optimizer))
     here = {True: partial(OffloadedActivations, CPU), False: nullcontext}
     monkeypatch.setattr("base.base_trainer.offload_activations", lambda wanted, _: here[wanted])
 
@@ -106,7 +104,7 @@ def trained(net: str, *options: str, **how: Any) -> Any:
     written = [option.replace("checkpoint_activations=", f"checkpoint_activations={pattern}")
                for option in options]  # fmt: skip
     trainer = make(model, IMAGES, SGD, *PLAIN, "trainer.epochs=1", *written, **how)
-    trainer.train()
+    train_in(trainer)
     return trainer
 
 
@@ -299,7 +297,7 @@ def test_a_loss_of_one_s_own_is_computed_in_float32(
 @pytest.mark.parametrize("keep", [False, True])
 def test_gradients_are_freed_or_kept_as_zeros(keep: bool) -> None:
     trainer = make(f"memory.set_to_none={not keep}".lower(), "trainer.epochs=1")
-    trainer.train()
+    train_in(trainer)
     gradients = [parameter.grad for parameter in trainer.model.parameters()]
     assert all((g is not None and not g.any()) if keep else g is None for g in gradients)
 
@@ -311,7 +309,7 @@ def test_the_cache_is_emptied_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         torch.accelerator, "empty_cache", lambda: steps.append(trainer.progress.step)
     )
-    trainer.train()
+    train_in(trainer)
     assert steps == [3, 6, 9]
 
 

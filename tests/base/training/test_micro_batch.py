@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from toy import NETWORKS, assert_resumes, assert_same, batches, make, run, weights
+from toy import NETWORKS, assert_resumes, assert_same, batches, make, run, train_in, weights
 
 from base.checkpoint.store import read
 from base.config import load_config
@@ -133,8 +133,8 @@ def test_what_a_step_logs_is_the_mean_of_its_batch() -> None:
         trainer = make(f"memory.micro_batch={size}", "optimizer.args.lr=0.000001")
         finish = trainer.capture.finish
         trainer.capture.finish = lambda w, n=number, t=trainer, f=finish: (
-            logged[n].append(float(t.run_log.last["loss"])), f(w))  # fmt: skip
-        trainer.train()
+            logged[n].append(float(t.state.last_values["loss"])), f(w))  # fmt: skip
+        train_in(trainer)
     assert logged[1] == pytest.approx(logged[0], rel=1e-4)
     assert len(logged[0]) == 10
 
@@ -193,10 +193,10 @@ def test_a_stop_and_a_resume_change_no_bit(tmp_path: Path) -> None:
 def test_batch_norm_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     images = "data_loader.args.shape=[1, 8, 8]"
     net = "model={type: DigitsNet, args: {width: 2, n_classes: 3}}"
-    make(net, images, "memory.micro_batch=2").train()
+    train_in(make(net, images, "memory.micro_batch=2"))
     assert caplog.text.count("3 BatchNorm layers see 2 samples at a time") == 1
     caplog.clear()
-    make(net, images, "memory.micro_batch=4").train()
+    train_in(make(net, images, "memory.micro_batch=4"))
     assert "BatchNorm" not in caplog.text, "a batch has 4"
 
 
@@ -257,7 +257,7 @@ def test_the_number_found_is_kept_for_a_resume(
 def test_where_not_one_sample_fits_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hungry, "most", 0)
     with pytest.raises(TrainingError, match="not even one sample fits"):
-        make(*AUTO).train()
+        train_in(make(*AUTO))
 
 
 def test_on_the_cpu_auto_goes_by_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,5 +269,5 @@ def test_on_the_cpu_auto_goes_by_an_estimate(monkeypatch: pytest.MonkeyPatch) ->
     estimate = settling.estimated_bytes(trainer, batch, 16, 16)
     assert estimate == pytest.approx(true + n_bytes, rel=0.02)
     monkeypatch.setattr(settling, "free_memory", lambda: n_bytes + 0.3 * true)
-    trainer.train()
+    train_in(trainer)
     assert trainer.config["memory"]["micro_batch"] == 4

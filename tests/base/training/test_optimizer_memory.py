@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_memory_options import Boundary
 from torch import Tensor, nn
-from toy import assert_resumes, assert_same, batches, make, weights
+from toy import assert_resumes, assert_same, batches, make, train_in, weights
 
 from base.checkpoint.store import read
 from base.errors import TrainingError
@@ -33,7 +33,7 @@ IN_BACKWARD = "memory.optimizer_in_backward=true"
 def boundaries(monkeypatch: pytest.MonkeyPatch) -> list[Boundary]:
     made: list[Boundary] = []
     monkeypatch.setattr(
-        "base.training.experiment.offload_state",
+        "base.run.build.offload_state",
         lambda optimizer, _: made.append(Boundary(optimizer)),
     )
     return made
@@ -52,7 +52,7 @@ def test_offloaded_state_gives_equal_checkpoints(
         folder = tmp_path / offloaded
         folder.mkdir()
         option = f"memory.offload_optimizer={offloaded}"
-        make(section, SCHEDULE, more, option).train(folder)
+        train_in(make(section, SCHEDULE, more, option), folder)
         states.append(read(folder))
     assert_same(states[1], states[0])
     (boundary,) = boundaries
@@ -105,7 +105,7 @@ def test_an_optimizer_that_counts_in_its_groups_is_refused(
 
     monkeypatch.setitem(OPTIMIZERS.registered, "Counting", Counting)
     with pytest.raises(TrainingError, match=r"Counting counts in its groups \(k\)"):
-        make("optimizer={type: Counting, args: {lr: 0.1}}", option).train()
+        train_in(make("optimizer={type: Counting, args: {lr: 0.1}}", option))
 
 
 # --- Steps in the backward pass -------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_a_step_in_the_backward_pass_is_the_plain_one(section: str, tmp_path: Pa
     for wish in ("false", "true"):
         folder = tmp_path / wish
         folder.mkdir()
-        make(section, SCHEDULE, f"memory.optimizer_in_backward={wish}").train(folder)
+        train_in(make(section, SCHEDULE, f"memory.optimizer_in_backward={wish}"), folder)
         states.append(read(folder))
         entries = states[-1]["optimizer.main"]["state"]  # whose order is that of the first steps
         states[-1]["optimizer.main"]["state"] = dict(sorted(entries.items()))
@@ -155,7 +155,7 @@ def test_tied_frozen_and_thawing_parameters_are_trained_as_before(
         option = f"memory.optimizer_in_backward={wish}"
         trainer = make("model={type: Tied}", SECTIONS[4],
                        f"freeze={freeze}", option)  # fmt: skip
-        trainer.train()
+        train_in(trainer)
         made.append(trainer)
         assert "no loss reaches unused: not trained" in caplog.text
     assert_same(made[1].model.state_dict(), made[0].model.state_dict())
@@ -187,7 +187,7 @@ def test_a_loss_that_is_not_finite_is_noticed_before_anything_is_updated() -> No
     kept: list[dict[str, Tensor]] = []
     trainer.experiment.freezing.after_step = lambda step: kept.append(weights(trainer))
     with pytest.raises(TrainingError, match="not finite at step 3"):
-        trainer.train()
+        train_in(trainer)
     assert_same(weights(trainer), kept[1])
 
 
@@ -202,4 +202,4 @@ class TwoPasses(Trainer):
 
 def test_a_second_backward_pass_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"a second backward pass before .self.update"):
-        make(IN_BACKWARD, trainer=TwoPasses).train()
+        train_in(make(IN_BACKWARD, trainer=TwoPasses))

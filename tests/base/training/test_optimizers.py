@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from toy import NETWORKS, assert_resumes, assert_same, batches, make, weights
+from toy import NETWORKS, assert_resumes, assert_same, batches, make, train_in, weights
 
 from base.errors import ConfigError
 from base.names.registry import DATASETS, names
@@ -48,7 +48,7 @@ def test_an_optimizer_makes_the_steps_of_a_loop_by_hand(name: str) -> None:
         by_hand.zero_grad()
         F.cross_entropy(twin(inputs), target).backward()
         by_hand.step()
-    trainer.train()
+    train_in(trainer)
     assert_same(trainer.model.state_dict(), twin.state_dict())
 
 
@@ -75,7 +75,7 @@ def test_lbfgs_lowers_the_loss_as_by_hand() -> None:
         before = F.cross_entropy(twin(inputs), target).item()
         by_hand.step(closure)
         assert F.cross_entropy(twin(inputs), target).item() < before
-    trainer.train()
+    train_in(trainer)
     assert_same(trainer.model.state_dict(), twin.state_dict())
 
 
@@ -106,7 +106,7 @@ def test_lbfgs_trains_convolutions_in_the_layout_that_it_can_read() -> None:
     options = (*CONVOLUTION, "optimizer={type: LBFGS, args: {lr: 0.1, max_iter: 2}}")
     trainer = make(*options, "trainer.epochs=1")
     start = weights(trainer)
-    trainer.train()
+    train_in(trainer)
     assert not any(weight.equal(start[name]) for name, weight in weights(trainer).items())
     with pytest.raises(ConfigError, match=r"channels_last: does not go with optimizer: LBFGS"):
         make(*options, "memory.channels_last=true")
@@ -134,7 +134,7 @@ def test_muon_trains_the_matrices_beside_another_optimizer(tmp_path: Path) -> No
     )
     trainer = make(both, text=text, trainer=TwoOptimizers)
     start = weights(trainer)
-    trainer.train()
+    train_in(trainer)
     moved = {name for name, weight in weights(trainer).items() if not weight.equal(start[name])}
     assert moved == set(start)
     assert_resumes(tmp_path, both, text=text, trainer=TwoOptimizers)
@@ -177,7 +177,7 @@ def _words(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sparse_adam_takes_sparse_gradients_and_resumes(tmp_path: Path) -> None:
     trainer = make("optimizer={type: SparseAdam, args: {lr: 0.1}}", *EMBEDDING)
     start = F.cross_entropy(trainer.model(torch.arange(7)), torch.arange(7) % 3).item()
-    trainer.train()
+    train_in(trainer)
     assert F.cross_entropy(trainer.model(torch.arange(7)), torch.arange(7) % 3).item() != start
     assert trainer.optimizers["main"].state  # it was it that stepped
     assert_resumes(tmp_path, "optimizer={type: SparseAdam, args: {lr: 0.1}}", *EMBEDDING)
@@ -186,7 +186,7 @@ def test_sparse_adam_takes_sparse_gradients_and_resumes(tmp_path: Path) -> None:
 def test_sparse_adam_says_that_gradients_are_dense() -> None:
     trainer = make("optimizer={type: SparseAdam, args: {lr: 0.1}}")
     with pytest.raises(RuntimeError, match="does not support dense gradients"):
-        trainer.train()
+        train_in(trainer)
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad"])
@@ -197,8 +197,8 @@ def test_an_implementation_can_be_asked_for(name: str, flag: str) -> None:
         for value in ("false", "true")
     )
     assert asked.optimizers["main"].defaults[flag] is True
-    plain.train()
-    asked.train()
+    train_in(plain)
+    train_in(asked)
     for name, weight in weights(plain).items():
         torch.testing.assert_close(weights(asked)[name], weight)
 

@@ -15,7 +15,7 @@ from base.errors import ConfigError
 from base.names.construction import check_names
 from base.names.registry import LR_SCHEDULERS, find
 from base.names.signatures import json_schema, signature, takes_whole_numbers
-from base.training.experiment import build_experiment
+from base.run.build import build_experiment
 from trainer.trainer import Trainer
 
 

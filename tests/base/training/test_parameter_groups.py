@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toy import assert_resumes, assert_same, batches, make, run, weights
+from toy import assert_resumes, assert_same, batches, make, run, train_in, weights
 
 from base.checkpoint.restoration import restore
 from base.checkpoint.store import read
@@ -130,7 +130,7 @@ def test_a_run_with_rules_makes_the_steps_of_groups_by_hand() -> None:
         by_hand.zero_grad()
         F.cross_entropy(twin(inputs), target).backward()
         by_hand.step()
-    trainer.train()
+    train_in(trainer)
     assert_same(trainer.model.state_dict(), twin.state_dict())
 
 
@@ -359,7 +359,7 @@ def test_a_run_with_layer_decay_makes_the_steps_of_groups_by_hand(
         by_hand.zero_grad()
         F.cross_entropy(twin(inputs), target).backward()
         by_hand.step()
-    trainer.train()
+    train_in(trainer)
     assert_same(trainer.model.state_dict(), twin.state_dict())
 
 
@@ -398,7 +398,7 @@ def test_a_frozen_part_stays_as_it_was() -> None:
     rules = "optimizer.param_groups=[{match: 'hidden.*', freeze: true}]"
     trainer = make(rules, "optimizer.args={lr: 0.1, weight_decay: 0.1}")
     start = weights(trainer)
-    trainer.train()
+    train_in(trainer)
     moved = {name for name, weight in weights(trainer).items() if not weight.equal(start[name])}
     assert moved == {"head.weight", "head.bias"}
     assert all(p.grad is None for p in trainer.model.hidden.parameters())
@@ -415,8 +415,8 @@ def test_a_later_rule_may_thaw() -> None:
 def test_freeze_section_equals_the_rule() -> None:
     by_section = make("freeze=['hidden.*']")
     by_rule = make("optimizer.param_groups=[{match: 'hidden.*', freeze: true}]")
-    by_section.train()
-    by_rule.train()
+    train_in(by_section)
+    train_in(by_rule)
     assert_same(by_section.model.state_dict(), by_rule.model.state_dict())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import make, run
+from toy import make, run, train_in
 
 from base.callbacks import Callback
 from base.errors import ConfigError
@@ -51,7 +51,7 @@ def rates(*overrides: str) -> list[float]:
         return {**validate(loader, phase, max_batches), **better}
 
     trainer.evaluate = improving
-    trainer.train()
+    train_in(trainer)
     return noted.rates
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy import assert_resumes, assert_same, make, run, weights
+from toy import assert_resumes, assert_same, make, run, train_in, weights
 
 from base.checkpoint.store import read
 from base.config import load_config
@@ -83,7 +83,7 @@ class LeftOut(Trainer):
         if self.progress.batches_total not in self.at:
             return super().train_step(batch)
         nn.functional.dropout(batch[0].flatten(1), 0.3)  # the random numbers of that step are drawn
-        self.window.fate = "dropped"
+        self.window.drop()
         self.progress.skipped += 1
         self.progress.skipped_in_a_row += 1
         return {}
@@ -114,7 +114,7 @@ def test_a_skipped_step_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_a_skipped_step_counts_as_a_step_and_the_schedule_goes_on() -> None:
     trainer = make(*FULL, SKIP, trainer=BadAt)
-    trainer.train()
+    train_in(trainer)
     assert (trainer.progress.step, trainer.progress.epoch) == (10, 2)
     assert int(next(iter(trainer.optimizers["main"].state.values()))["step"]) == 9
     assert trainer.ema.n_updates == 9
@@ -137,7 +137,7 @@ def test_no_weight_moves_in_a_skipped_step(more: list[str]) -> None:
     after_step = trainer.experiment.freezing.after_step
     trainer.experiment.freezing.after_step = lambda step: (
         seen.append(weights(trainer)), after_step(step))  # fmt: skip
-    trainer.train()
+    train_in(trainer)
     step = 3 // trainer.window.accumulate
     assert_same(seen[step + 1], seen[step])
     moved = [not seen[k]["head.weight"].equal(seen[k + 1]["head.weight"]) for k in range(step)]
@@ -149,9 +149,9 @@ def test_no_weight_moves_in_a_skipped_step(more: list[str]) -> None:
 def test_steps_in_a_row_end_the_training() -> None:
     trainer = make(NORMED, SKIP, "trainer.max_nonfinite=2", trainer=Often)
     with pytest.raises(TrainingError, match=r"at step 5 .*after 2 steps in a row that were skipp"):
-        trainer.train()
+        train_in(trainer)
     trainer = make(NORMED, SKIP, "trainer.max_nonfinite=3", trainer=Often)
-    trainer.train()
+    train_in(trainer)
     assert (trainer.progress.skipped, trainer.progress.skipped_in_a_row) == (3, 0)
 
 
@@ -178,7 +178,7 @@ class BadGradient(Trainer):
 
 def test_a_gradient_that_is_not_finite_is_skipped_too(caplog: pytest.LogCaptureFixture) -> None:
     trainer = make(SKIP, trainer=BadGradient)
-    trainer.train()
+    train_in(trainer)
     assert trainer.progress.skipped == 1
     assert all(w.isfinite().all() for w in weights(trainer).values())
     assert "the gradient of hidden.0.weight, or its square, is not finite at step 4" in caplog.text
@@ -188,7 +188,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     """Where gradients are not looked at, the last checkpoint is still a good one."""
     trainer = make("trainer.save_every=1 step", trainer=BadGradient)
     with pytest.raises(TrainingError, match=r"not finite after step 4 \(hidden.0.weight"):
-        trainer.train(tmp_path)
+        train_in(trainer, tmp_path)
     state = read(tmp_path)
     assert state["progress"]["step"] == 3
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -199,7 +199,7 @@ def test_an_overflow_of_fp16_s_scale_is_no_loss_that_is_not_finite() -> None:
     trainer = make("memory.precision=fp16", SKIP, "trainer.max_nonfinite=1")
     scaler = trainer.steppers["main"].scaler
     scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**127})
-    trainer.train()
+    train_in(trainer)
     assert scaler.get_scale() < 2.0**126, "no step overflowed: the test shows nothing"
     assert trainer.progress.skipped == 0
 
@@ -209,7 +209,7 @@ def test_an_overflow_of_fp16_s_scale_is_no_loss_that_is_not_finite() -> None:
 
 def told(trainer: Any) -> str:
     with pytest.raises(TrainingError) as caught:
-        trainer.train()
+        train_in(trainer)
     return str(caught.value)
 
 
@@ -234,7 +234,7 @@ def test_a_batch_that_is_not_finite_is_told() -> None:
                 batch[0][1] = NAN
             return super().train_step(batch)
 
-    assert "the batch itself holds numbers that are not finite" in told(make(trainer=Data))
+    assert "the batch itself holds NaN or infinite values" in told(make(trainer=Data))
 
 
 def test_a_loss_of_finite_outputs_is_told() -> None:
@@ -247,17 +247,17 @@ def test_a_loss_of_finite_outputs_is_told() -> None:
 
 
 def test_a_second_look_changes_nothing() -> None:
-    from base.training.recovery import second_look
-
     trainer, twin = (make(*FULL, SKIP, trainer=Trainer) for _ in range(2))
     for one in (trainer, twin):
         torch.manual_seed(1)
         end_step = one.end_step
         one.end_step = lambda values, one=one, end_step=end_step: (
-            second_look(one, next(one.train_loader.batches(0, 1))) if one is trainer else None,
+            one.recovery._second_look(next(one.train_loader.batches(0, 1)))
+            if one is trainer
+            else None,
             end_step(values),
         )
-        one.train()
+        train_in(one)
     for name, part in trainer.stateful.items():
         assert_same(part.state_dict(), twin.stateful[name].state_dict(), name)
 
@@ -283,14 +283,14 @@ def test_a_rollback_goes_back_to_the_last_save_and_on_past_the_batch(
     schedule = "lr_scheduler={type: ExponentialLR, args: {gamma: 0.8}, every: step}"
     options = [*FULL[:-1], schedule, "trainer.on_nonfinite=rollback", "trainer.save_every=2 steps"]
     trainer = make(*options, trainer=Noting)
-    trainer.train(tmp_path if with_folder else None)
+    train_in(trainer, tmp_path if with_folder else None)
     del seen[4]  # the second look at the bad step
     assert_same(seen[4], seen[2])
     assert not seen[3]["head.weight"].equal(seen[2]["head.weight"])
     assert (trainer.progress.step, trainer.progress.rollbacks) == (10, 1)
     assert "back to the weights of step 2, on with the next batch" in caplog.text
     undisturbed = make(*options)
-    undisturbed.train()
+    train_in(undisturbed)
     assert trainer.progress.rates == undisturbed.progress.rates, "schedules are not set back"
 
 
@@ -301,7 +301,7 @@ def test_before_the_first_save_a_rollback_goes_back_to_the_start() -> None:
     trainer = make(NORMED, "trainer.on_nonfinite=rollback", trainer=First)
     start, seen = weights(trainer), []
     trainer.experiment.freezing.after_step = lambda step: seen.append(weights(trainer))
-    trainer.train()
+    train_in(trainer)
     assert_same(seen[1], start)
 
 
@@ -313,7 +313,7 @@ def test_rollbacks_are_limited_in_all() -> None:
     trainer = make(*options, "trainer.max_nonfinite=2", trainer=Apart)
     assert "comes after 2 rollbacks" in told(trainer)
     trainer = make(*options, "trainer.max_nonfinite=3", trainer=Apart)
-    trainer.train()
+    train_in(trainer)
     assert trainer.progress.rollbacks == 3
 
 
@@ -389,7 +389,7 @@ def test_in_the_middle_of_a_window_all_of_it_is_made_again(
     found, fixed = make(*HUNGRY, *more), make(*HUNGRY, *more, "memory.micro_batch=2")
     for one in (found, fixed):
         torch.manual_seed(1)
-        one.train()
+        train_in(one)
     assert_same(weights(found), weights(fixed))
     assert found.progress.state_dict() == fixed.progress.state_dict()
 
@@ -397,7 +397,7 @@ def test_in_the_middle_of_a_window_all_of_it_is_made_again(
 def test_what_was_found_is_told_with_what_it_means_for_batch_norm(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    make(*HUNGRY).train()
+    train_in(make(*HUNGRY))
     first = "out of memory at step 1 with 8 samples at a time: micro_batch 4 from here on; to keep"
     assert first in caplog.text
     assert "to keep it, memory.micro_batch=2" in caplog.text
@@ -419,7 +419,7 @@ def test_stop_advises_and_the_last_checkpoint_loads(
     monkeypatch.setattr(Hungry, "from_call", 1)
     trainer = make(*HUNGRY[:2], "trainer.save_every=1 step")
     with pytest.raises(TrainingError) as caught:
-        trainer.train(tmp_path)
+        train_in(trainer, tmp_path)
     assert caught.value.exit_code == 3
     assert "out of memory at step 2 with 8 samples at a time" in str(caught.value)
     for advice in ("memory.micro_batch=4", "trainer.on_oom=halve", "batch_size"):
@@ -430,7 +430,7 @@ def test_stop_advises_and_the_last_checkpoint_loads(
 def test_where_one_sample_is_too_much_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hungry, "most", 0)
     with pytest.raises(TrainingError, match="not even one sample fits"):
-        make(*HUNGRY).train()
+        train_in(make(*HUNGRY))
 
 
 def test_what_an_optimizer_has_begun_is_not_made_again(tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_what_an_optimizer_has_begun_is_not_made_again(tmp_path: Path) -> None:
     with pytest.raises(
         TrainingError, match=r"micro_batch 1 from here on.*which a resume has: pyth"
     ):
-        trainer.train(tmp_path)
+        train_in(trainer, tmp_path)
     assert load_config(tmp_path / "config.yaml")["memory"]["micro_batch"] == 1
 
 
@@ -485,7 +485,7 @@ def test_memory_that_a_cpu_refuses_is_halved_away() -> None:
     """1024 x 100000 float32 are 410 MB, several times over; there is room for 600 MB."""
     trainer = make(*WIDE, "trainer.on_oom=halve")
     with room(600 << 20):
-        trainer.train()
+        train_in(trainer)
     assert 1 <= trainer.config["memory"]["micro_batch"] <= 512
     assert trainer.progress.step == 1
 
@@ -512,7 +512,7 @@ def test_what_is_out_of_memory(error: Any, expected: bool) -> None:
 def test_memory_that_a_gpu_refuses_is_halved_away() -> None:
     from toy import CONFIG
 
-    from base.training.experiment import build_experiment
+    from base.run.build import build_experiment
 
     config = load_config(None, [*WIDE, "trainer.on_oom=halve"], text=CONFIG)
     device = torch.device("cuda")
@@ -520,7 +520,7 @@ def test_memory_that_a_gpu_refuses_is_halved_away() -> None:
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(700e6 / total)
     try:
-        trainer.train()
+        train_in(trainer)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert 1 <= trainer.config["memory"]["micro_batch"] <= 512

@@ -127,7 +127,7 @@ def test_a_name_that_begins_like_one_of_the_engine_is_ones_own(name: str) -> Non
     """What a test restores, and a rollback puts back, was told by the beginning of the name."""
     trainer = make("trainer.on_nonfinite=rollback", trainer=registering(name, nn.Linear(2, 2)))
     assert name in parts_tested(trainer)
-    assert name in trainer.recovery._going_back()
+    assert name in trainer.recovery._rolled_back()
 
 
 def test_a_call_before_that_of_the_base_is_told() -> None:

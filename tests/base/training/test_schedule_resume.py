@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from toy import assert_same, make, run
+from toy import assert_same, make, run, train_in
 
 from base.checkpoint.store import read
 from base.config.changes import effect_of
+from base.run.session import open_folder
 from base.training.optimizers import learning_rates
-from base.training.run_log import open_folder
 from trainer.trainer import Trainer
 
 S = torch.optim.lr_scheduler
@@ -49,7 +49,7 @@ GROUPS = (
 @pytest.fixture(autouse=True)
 def _functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for two functions that a project defines."""
-    from base.names.construction import build as lookup
+    from base.names import construction as lookup
 
     own = {"halve": lambda k: 0.5**k, "shrink": lambda k: 1 / (k + 1)}
     find = lookup.find
@@ -335,10 +335,10 @@ def test_the_table_of_changes_shows_the_rates(tmp_path: Path) -> None:
     overrides = [f"trainer.save_dir={text[0]}", *text[1:], "trainer.verbosity=2"]
     trainer = make(*overrides)
     with open_folder(trainer.config) as folder:
-        trainer.train(folder)
+        train_in(trainer, folder)
     trainer = make(*overrides, epochs(4))
     with open_folder(trainer.config, folder) as folder:
-        trainer.train(folder, folder)
+        train_in(trainer, folder, folder)
     log = (folder / "log.txt").read_text()
     table = log[log.rindex("changed since the run began") :].splitlines()[1:5]
     rows = [line.split() for line in table]

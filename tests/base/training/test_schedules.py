@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import NETWORKS, assert_resumes, make, run
+from toy import NETWORKS, assert_resumes, make, run, train_in
 
 from base.callbacks import Callback
 from base.errors import ConfigError
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for two functions that a project defines."""
-    from base.names.construction import build as lookup
+    from base.names import construction as lookup
 
     own = {"halve": lambda k: 0.5**k, "shrink": lambda k: 1 / (k + 1)}
     find = lookup.find
@@ -98,7 +98,7 @@ def rates_of(*overrides: str, **how: Any) -> list[float]:
     noted: list[float] = []
     optimizer = next(iter(trainer.optimizers.values()))
     optimizer.register_step_pre_hook(lambda o, *_: noted.append(o.param_groups[0]["lr"]))
-    trainer.train()
+    train_in(trainer)
     assert noted[0] == first
     return noted
 
@@ -154,7 +154,7 @@ def test_momentum_cycles_too() -> None:
     noted: list[float] = []
     optimizer = trainer.optimizers["main"]
     optimizer.register_step_pre_hook(lambda o, *_: noted.append(o.param_groups[0]["momentum"]))
-    trainer.train()
+    train_in(trainer)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
     scheduler, expected = S.OneCycleLR(optimizer, 0.4, total_steps=TOTAL), []
     for _ in range(TOTAL):
@@ -167,7 +167,7 @@ def test_momentum_cycles_too() -> None:
 def test_each_group_follows_its_own_rate() -> None:
     groups = "optimizer.param_groups=[{match: '*.bias', lr: 0.5}]"
     trainer = make(groups, "lr_scheduler={type: ExponentialLR, args: {gamma: 0.5}}")
-    trainer.train()
+    train_in(trainer)
     assert learning_rates(trainer.optimizers) == {"lr/0": 0.1 * 0.25, "lr/1": 0.5 * 0.25}
 
 
@@ -194,7 +194,7 @@ def rates_of_groups(*overrides: str) -> list[tuple[float, ...]]:
     noted: list[tuple[float, ...]] = []
     optimizer = trainer.optimizers["main"]
     optimizer.register_step_pre_hook(lambda o, *_: noted.append(_rates(o)))
-    trainer.train()
+    train_in(trainer)
     return [*noted, _rates(optimizer)]
 
 
@@ -377,7 +377,7 @@ def test_plateau_equals_torch_stepped_with_the_logged_values() -> None:
     )
     seen: list[tuple[float, float]] = []
     trainer.callbacks["note"] = Noting(seen)
-    trainer.train()
+    train_in(trainer)
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.5)
     scheduler = S.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toy import make
+from toy import make, train_in
 
 from base.base_trainer import BaseTrainer
 from base.errors import ConfigError, TrainingError
@@ -295,7 +295,7 @@ def test_the_first_training_step_is_looked_at_before_its_update():
     made = regression(NO_VALIDATION)
     before = [p.detach().clone() for p in made.model.parameters()]
     with pytest.raises(ConfigError, match="would broadcast"):
-        made.train()
+        train_in(made)
     assert all(map(torch.equal, before, made.model.parameters()))
 
 
@@ -311,7 +311,7 @@ def test_a_step_that_is_tried_changes_nothing():
     check(tried)
     assert calls == [tried]
     assert tried.n_calls == 0
-    values = [trainer.train()["train/loss"] for trainer in (tried, plain)]
+    values = [train_in(trainer)["train/loss"] for trainer in (tried, plain)]
     assert values[0] == values[1]
     assert all(map(torch.equal, tried.model.parameters(), plain.model.parameters()))
 

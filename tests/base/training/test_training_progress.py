@@ -13,16 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from toy import assert_same, make, weights
+from toy import assert_same, make, train_in, weights
 
 from base.callbacks import Callback
-from base.training.progress import (
-    ExponentialMovingAverage,
-    Monitor,
-    Progress,
-    RandomState,
-    Stateful,
-)
+from base.training.ema import ExponentialMovingAverage
+from base.training.monitor import Monitor
+from base.training.progress import Progress, RandomState, Stateful
 
 NAN = float("nan")
 
@@ -195,7 +191,7 @@ class History(Callback):
 def test_the_loop_averages_once_a_step(accumulate: int) -> None:
     trainer = make("trainer.ema={decay: 0.6}", f"memory.accumulate={accumulate}")
     trainer.callbacks["history"] = history = History()
-    trainer.train()
+    train_in(trainer)
     assert trainer.ema.n_updates == trainer.progress.step == (10 if accumulate == 1 else 6)
     found = trainer.ema.averages["head.weight"]
     torch.testing.assert_close(found.double(), closed_form(history.seen, 0.6))
@@ -203,8 +199,8 @@ def test_the_loop_averages_once_a_step(accumulate: int) -> None:
 
 def test_validation_sees_the_averages_and_training_does_not() -> None:
     plain, averaged = make(), make("trainer.ema={decay: 0.9}")
-    plain.train()
-    values = averaged.train()
+    train_in(plain)
+    values = train_in(averaged)
     assert_same(weights(averaged), weights(plain))
 
     for name, average in averaged.ema.averages.items():

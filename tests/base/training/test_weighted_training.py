@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
-from toy import CONFIG, assert_resumes, make
+from toy import CONFIG, assert_resumes, make, train_in
 
 from base.base_data_loader import BaseDataLoader
 from base.datasets.in_memory import synthetic_images
@@ -193,11 +193,11 @@ def test_a_trainer_that_leaves_the_weights_out_is_warned(
             return {"loss": F.cross_entropy(outputs, batch[1])}
 
     with caplog.at_level("WARNING", logger="kindling"):
-        make(text=text_of("cross_entropy"), trainer=Own).train()
+        train_in(make(text=text_of("cross_entropy"), trainer=Own))
     assert caplog.text.count("batch.weight: Own called none of `self.losses`") == 1
     caplog.clear()
     with caplog.at_level("WARNING", logger="kindling"):
-        make(text=text_of("cross_entropy")).train()
+        train_in(make(text=text_of("cross_entropy")))
     assert "batch.weight" not in caplog.text
 
 

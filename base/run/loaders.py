@@ -153,20 +153,6 @@ def _read_once(config: Config, loader: Any, key: str) -> Any:
     return loader
 
 
-def batches_to_evaluate(config: Config, loader: Any, phase: str, most: int | None = None) -> int:
-    """Return how many batches of a loader to evaluate; all of a test's.
-
-    Args:
-        most: no more than so many.
-    """
-    limit: int | None = None if phase == "test" else config["trainer"]["valid_batches"]
-    try:
-        n_batches = len(loader)
-    except TypeError:  # which `_read_once` has seen to; for training data `most` is given
-        n_batches = config["trainer"]["valid_batches"] or most or 1
-    return min(n for n in (n_batches, limit, most) if n is not None)
-
-
 class DeferredLoader:
     """A loader that is built once something asks for more than its length."""
 

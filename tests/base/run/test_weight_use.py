@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from toy import NETWORKS, make, run
+from toy import NETWORKS, make, run, train_in
 
 from base.names.registry import MODELS
 from base.run.checks import check, dry_run
@@ -27,7 +27,7 @@ UNUSED = "weights of losses are not used"
 def told(caplog: pytest.LogCaptureFixture, trainer: Any, wanted: str = UNUSED) -> list[str]:
     with caplog.at_level("WARNING", logger="kindling"):
         check(trainer)
-        trainer.train()
+        train_in(trainer)
     return [record.message for record in caplog.records if wanted in record.message]
 
 

@@ -1,0 +1,311 @@
+"""One run: its folder is opened, its state restored, and all is closed in the end."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from base.checkpoint.background import in_background
+from base.checkpoint.restoration import restore
+from base.checkpoint.store import CheckpointStore, read_whole
+from base.config import Config
+from base.config.changes import OWN_STATE, Change, differences, table_of
+from base.data.record import data_of
+from base.errors import KindlingError, disk_error, why
+from base.names.registry import project_root
+from base.run.data_changes import keep_data
+from base.run.first_step import check_first_step, guard_first_step
+from base.run.header import header_facts
+from base.run.loaders import missing_test_data
+from base.run.micro_batch import settle
+from base.run.parameter_table import audit, loaded_tables, short_table, write_csv
+from base.run.profiler import Profiler
+from base.run.testing import choose_checkpoint, run_test, state_put_back
+from base.run.writers import make_writers
+from base.system.run_folder import create_run_folder, lock, remove_unbegun, run_of
+from base.system.signals import resume_command
+from base.training.epoch_time import time_facts
+from base.training.nonfinite import refuse_bad_optimizers
+from base.training.optimizers import learning_rates
+from base.training.run import Run
+from base.training.run_log import RunLog, keep_config
+from logger.console import ROW, close_logging, format_header, format_value, setup_logging
+from logger.files import FileError
+from logger.report import write_curves
+
+if TYPE_CHECKING:
+    from base.base_trainer import BaseTrainer
+
+log = logging.getLogger("kindling")
+
+
+@contextmanager
+def open_run(
+    trainer: BaseTrainer,
+    config: Config,
+    resume_from: Path | None = None,
+    allow_change: bool = False,
+) -> Iterator[Run]:
+    """Open a run in a folder of its own, or resume one::
+
+        with open_run(trainer, config, resume_from) as run:
+            trainer.train(run)
+
+    Args:
+        resume_from: the run, or the checkpoint, to resume.
+        allow_change: whether the labels may differ from those of the resumed run.
+
+    Raises:
+        UsageError: the folder cannot be made, or another process holds it.
+        DataError: the data differ from those of the resumed run.
+    """
+    with (
+        open_folder(config, resume_from) as folder,
+        run_in(trainer, folder, resume_from, allow_change) as run,
+    ):
+        yield run
+
+
+@contextmanager
+def run_in(
+    trainer: BaseTrainer,
+    folder: Path | None = None,
+    resume_from: Path | None = None,
+    allow_change: bool = False,
+) -> Iterator[Run]:
+    """Open a run in this folder; None writes no files."""
+    with ExitStack() as stack:
+        stack.enter_context(trainer.signals)
+        with removed_on_error(folder if resume_from is None else None):
+            run = _prepare(trainer, folder, resume_from, allow_change, stack)
+        yield run
+
+
+@contextmanager
+def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Path]:
+    """Make the run's folder, or go back to the resumed one; hold it and log into it.
+
+    Raises:
+        UsageError: the folder cannot be made, or another process holds it.
+    """
+    if resume_from is None:
+        folder = create_run_folder(config["trainer"]["save_dir"], config["name"])
+    else:
+        folder = run_of(resume_from)
+    new = folder if resume_from is None else None
+    with ExitStack() as stack:
+        with removed_on_error(new):
+            stack.enter_context(lock(folder))
+            stack.callback(close_logging)
+            setup_logging(folder, config["trainer"]["verbosity"])
+            for note in config.notes:
+                log.info(note)
+            if new is not None:
+                keep_config(config, new)
+        with with_resume_advice(folder):
+            yield folder
+        _draw_curves(folder)
+
+
+@contextmanager
+def removed_on_error(folder: Path | None) -> Iterator[None]:
+    """Remove a new run's folder where it cannot be made ready: nothing half-made is left."""
+    try:
+        yield
+    except FileError as error:
+        if folder is None:
+            raise  # a run that is resumed
+        remove_unbegun(folder)
+        raise disk_error(error, f"{folder}: cannot be written: {why(error)}") from error
+    except KindlingError:
+        if folder is not None:
+            remove_unbegun(folder)
+        raise
+
+
+@contextmanager
+def with_resume_advice(folder: Path) -> Iterator[None]:
+    """Add to the traceback of an error of user code how to resume the run."""
+    try:
+        yield
+    except FileError:
+        raise  # it says so itself
+    except Exception as error:
+        if any((folder / "checkpoints").glob("step-*")):
+            text = f"the last checkpoint is whole; resume by: {resume_command(folder)}"
+        else:
+            text = f"{folder} has no checkpoint yet"
+        if isinstance(error, KindlingError):
+            error.advice = text if error.trace else ""
+        elif hasattr(error, "add_note"):  # Python 3.11: it ends the traceback
+            error.add_note(text)
+        else:
+            log.error(text)
+        raise
+
+
+def _draw_curves(folder: Path) -> None:
+    try:
+        write_curves(folder)
+    except Exception as error:  # no picture is worth a run
+        log.warning("no curves in %s: %s", folder / "report", error)
+
+
+def _log_changes(config: Config, folder: Path, rates: Sequence[Change] = ()) -> None:
+    """Log what differs from the config that the run had, and the learning rates that follow."""
+    has_config = (folder / "config.yaml").is_file()
+    changes = differences(config, folder) if has_config else []
+    if changes or rates:
+        log.info(f"changed since the run began:\n{table_of(changes, rates)}")
+    kept = [key for key, _, _ in changes if OWN_STATE.search(key)]
+    if kept:
+        log.warning("%s: what the optimizer and its schedule have saved stays", ", ".join(kept))
+
+
+def _prepare(
+    trainer: BaseTrainer,
+    folder: Path | None,
+    resume_from: Path | None,
+    allow_change: bool,
+    stack: ExitStack,
+) -> Run:
+    state, manifest = ({}, {}) if resume_from is None else read_whole(resume_from)
+    config, settings, experiment = trainer.config, trainer.settings, trainer.experiment
+    store: CheckpointStore | None = None
+    data: Mapping[str, Any] = {}
+    if folder is not None:
+        is_beside = in_background(settings.async_save, trainer.device)
+        store = CheckpointStore(folder / "checkpoints", settings.keep, is_beside)
+        store.look = refuse_bad_optimizers
+        stack.push(store.background.end)
+        store.sweep()
+        store.probe()
+        experiment.references.tell_changes()
+        data = keep_data(experiment, folder, data_of(manifest), allow_change)
+        experiment.bad_samples.open(folder)
+    if resume_from is not None:
+        _restore(trainer, state, folder)
+        del state
+        if store is not None:
+            store.protect(resume_from)
+    if settle(trainer) and folder is not None:
+        keep_config(config, folder)
+    writers = []
+    if folder is not None:
+        resumed_at = None if resume_from is None else trainer.progress
+        rows, is_finished = trainer.epoch_rows, trainer.is_finished()
+        writers = make_writers(folder, config, resumed_at, rows, is_finished)
+    facts = time_facts(trainer.train_loader, config, trainer.device)
+    run_log = RunLog(settings, folder, writers, trainer.epoch_rows, facts)
+    stack.callback(run_log.close)
+    trainer.recovery.keep()
+    stack.callback(trainer.capture.remove)
+    for loader in (trainer.train_loader, trainer.valid_loader):
+        stack.callback(getattr(loader, "close", lambda: None))
+    log_header(trainer, folder)
+    is_profiled = folder is not None and config["profile"] is not None
+    return Run(
+        log=run_log,
+        folder=folder,
+        store=store,
+        data=data,
+        callbacks={"profile": Profiler(**config["profile"])} if is_profiled else {},
+        guard_first_step=functools.partial(guard_first_step, trainer),
+        check_first_step=functools.partial(check_first_step, trainer),
+        finish=functools.partial(finish, trainer),
+    )
+
+
+def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None) -> None:
+    """Restore the state, let the schedules follow a new length, and log what has changed."""
+    rates: list[Change] = []
+    try:
+        restore(trainer.stateful, state)
+        then = learning_rates(trainer.optimizers)
+        for schedule in trainer.schedules.values():
+            schedule.follow_new_length()
+        now = learning_rates(trainer.optimizers)
+        step = trainer.progress.step + 1
+        if step <= trainer.experiment.total_steps:
+            rates = [(f"{k} at step {step}", then[k], now[k]) for k in now if now[k] != then[k]]
+    finally:  # also where the state does not fit: that may be why
+        if folder is not None:
+            _log_changes(trainer.config, folder, rates)
+
+
+def log_header(trainer: BaseTrainer, folder: Path | None) -> None:
+    """Log what is about to be trained, where, and how to resume it.
+
+    A resumed run takes on its new config here, once its state is known to fit.
+    """
+    log.info(format_header(header_facts(trainer, folder)))
+    if trainer.progress.step == 0:  # a resumed run keeps what it began with
+        if trainer.experiment.loaded:
+            log.info(loaded_tables(trainer.experiment))
+        rows = audit(trainer.experiment)
+        log.info("parameters:\n" + short_table(rows))
+        if folder is not None:
+            write_csv(rows, folder / "parameters.csv")
+    if folder is not None and trainer.progress.step > 0:
+        keep_config(trainer.config, folder)
+    if trainer.is_finished() or trainer.progress.step > trainer.experiment.total_steps:
+        log.log(ROW, _finished_message(trainer))
+
+
+def _finished_message(trainer: BaseTrainer) -> str:
+    settings = trainer.settings
+    if trainer.monitor.is_exhausted:
+        text, longer = f"early stop after epoch {trainer.progress.epoch}", "trainer.early_stop=null"
+        if trainer.monitor.was_never_finite:
+            text += f", as {trainer.monitor.key} was never a finite number"
+    else:
+        text = f"step {trainer.progress.step} of {trainer.experiment.total_steps}"
+        unit = "epochs" if settings.steps is None else "steps"
+        longer = f"trainer.{unit}=N"
+    return f"nothing is left to train: {text}; to go on longer, add --set {longer}"
+
+
+def finish(trainer: BaseTrainer) -> dict[str, float]:
+    """Log how training ended; run the test phase where ``trainer.test`` asks for it."""
+    log_end(trainer)
+    folder = trainer.folder
+    if not trainer.settings.test or folder is None:
+        return {}
+    with state_put_back(trainer):
+        return run_test(trainer, choose_checkpoint(folder), folder)
+
+
+def log_end(trainer: BaseTrainer) -> None:
+    """Log which epoch was best, and how to test it."""
+    if trainer.store is not None:
+        trainer.store.wait()
+    monitor, progress = trainer.monitor, trainer.progress
+    if progress.skipped:
+        text = "%d of %d steps were skipped: a number was not finite"
+        log.warning(text, progress.skipped, progress.step)
+    trainer.experiment.bad_samples.tell_end()
+    if monitor.is_exhausted:
+        n_epochs = monitor.epochs_without_improvement
+        log.info(f"early stop: {n_epochs} epochs without a better {monitor.key}")
+    if monitor.was_never_finite:
+        text = "%s was not a finite number in any of %d epochs: none of them is the best%s"
+        stopped = ", and patience ended for that alone" if monitor.is_exhausted else ""
+        log.warning(text, monitor.key, monitor.n_nonfinite, stopped)
+    if monitor.best_epoch:
+        value = format_value(monitor.key, monitor.best)
+        log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")
+    if trainer.folder is not None:
+        log.info(test_line(trainer.config, trainer.folder))
+
+
+def test_line(config: Config, folder: Path) -> str:
+    """Return how to test a run, or which setting is missing for that."""
+    if missing := missing_test_data(config):
+        return f"no test data: {missing}"
+    script = "test.py" if Path("test.py").is_file() else str(project_root() / "test.py")
+    return f"test by: {shlex.join(['python', script, '-r', str(folder)])}"

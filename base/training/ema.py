@@ -1,0 +1,71 @@
+"""The exponential moving average of the weights: ``trainer.ema``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ExponentialMovingAverage:
+    """A second set of weights that follows the trained one slowly.
+
+    Each step ``average = decay * average + (1 - decay) * weight`` (Polyak and Juditsky, 1992); in
+    the first steps the decay is at most ``(1 + step) / (10 + step)``, so that the average does
+    not hang on the random start. Buffers (the statistics of BatchNorm) are those of the model.
+
+    Args:
+        weights: the parameters that are trained, now or later, by name.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.n_updates = 0
+        self.weights = list(weights.values())
+        self.averages = {name: copy.deepcopy(weight.detach()) for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights as they are after a step."""
+        self.n_updates += 1
+        decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
+        weights: list[Tensor] = [weight.detach() for weight in self.weights]
+        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Let the model hold the averages inside the block, and its own weights after it."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for weight, average in zip(self.weights, self.averages.values(), strict=True):
+            kept = weight.detach().clone()
+            weight.data.copy_(average)
+            average.copy_(kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"n_updates": self.n_updates, "averages": dict(self.averages)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        saved = state_dict["averages"]
+        shapes = {name: average.shape for name, average in self.averages.items()}
+        if shapes != {name: average.shape for name, average in saved.items()}:
+            raise ValueError("the averages are of other weights than those that are trained")
+        self.n_updates = state_dict["n_updates"]
+        for name, average in self.averages.items():
+            average.copy_(saved[name])
+
+
+def build_average(
+    weights: Mapping[str, nn.Parameter], section: Mapping[str, Any] | None
+) -> ExponentialMovingAverage | None:
+    """Return the average that ``trainer.ema`` asks for, or None."""
+    return None if section is None else ExponentialMovingAverage(weights, **section)

@@ -1,0 +1,133 @@
+"""The state of a training: all that a step uses, and which of it checkpoints hold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from base.data.bad_samples import BadSamples
+from base.data.batch import SampleCount
+from base.data.sampler_state import SamplerState
+from base.network.capture import Capture
+from base.network.freezing import Freezing
+from base.training.accumulation import Window
+from base.training.ema import ExponentialMovingAverage, build_average
+from base.training.epoch_rows import EpochRows
+from base.training.experiment import Experiment
+from base.training.loss_attributes import LossAttributes
+from base.training.losses import WeightedLoss
+from base.training.monitor import Monitor
+from base.training.nonfinite import FiniteWatch
+from base.training.optimizer_step import Stepper, build_steppers
+from base.training.precision import Precision
+from base.training.progress import Progress, RandomState, Stateful
+from base.training.schedules import Schedule
+from logger.meters import Meters
+
+
+@dataclass
+class TrainingState:
+    """What a step uses. The trainer owns it and has its fields as attributes of its own."""
+
+    device: torch.device
+    model: nn.Module
+    losses: dict[str, WeightedLoss]
+    """Those of the config, by name."""
+    all_losses: Mapping[str, WeightedLoss]
+    """These, and those that the trainer has built."""
+    metrics: dict[str, Any]
+    optimizers: dict[str, Optimizer]
+    steppers: dict[str, Stepper]
+    schedules: dict[str, Schedule]
+    precision: Precision
+    window: Window
+    freezing: Freezing
+    capture: Capture
+    ema: ExponentialMovingAverage | None
+    meters: Meters
+    monitor: Monitor
+    train_loader: Any
+    bad_samples: BadSamples
+    sampler: SamplerState | None
+    """Of a sampler of the training data with a state of its own."""
+    progress: Progress = field(default_factory=Progress)
+    epoch_rows: EpochRows = field(default_factory=EpochRows)
+    finite: FiniteWatch = field(default_factory=FiniteWatch)
+    stateful: dict[str, Stateful] = field(default_factory=dict)
+    """Everything that a checkpoint holds, by name."""
+    valid_metrics: dict[str, Any] = field(default_factory=dict)
+    phase_metrics: dict[str, Any] = field(default_factory=dict)
+    """The metrics that the phase in progress updates."""
+    last_values: Mapping[str, Any] = field(default_factory=dict)
+    """What the last batch gave."""
+
+
+def build_state(experiment: Experiment) -> TrainingState:
+    """Return the state of a training that has not begun."""
+    config, settings, memory = experiment.config, experiment.settings, experiment.config["memory"]
+    lengths = (experiment.steps_per_epoch, experiment.total_steps)
+    precision = Precision(memory["precision"], experiment.device)
+    return TrainingState(
+        device=experiment.device,
+        model=experiment.model,
+        losses=experiment.losses,
+        all_losses=experiment.all_losses,
+        metrics=experiment.metrics,
+        optimizers=experiment.optimizers,
+        steppers=build_steppers(experiment, precision),
+        schedules=experiment.schedules,
+        precision=precision,
+        window=Window(
+            memory["accumulate"],
+            memory["micro_batch"],
+            experiment.losses,
+            SampleCount(config["batch"], experiment.train_loader),
+            experiment.own_losses,
+        ),
+        freezing=experiment.freezing,
+        capture=Capture(config["capture"], experiment.model, *lengths),
+        ema=build_average(experiment.trained, settings.ema),
+        meters=Meters(experiment.device),
+        monitor=Monitor(experiment.monitor, settings.early_stop),
+        train_loader=experiment.train_loader,
+        bad_samples=experiment.bad_samples,
+        sampler=experiment.sampler_state,
+        valid_metrics=copy.deepcopy(experiment.metrics),
+        phase_metrics=experiment.metrics,
+    )
+
+
+def parts_with_state(
+    state: TrainingState, callbacks: Mapping[str, Stateful], epoch_start: Stateful | None
+) -> dict[str, Stateful]:
+    """Return what a training consists of, by the names that it has in checkpoints."""
+    parts: dict[str, Any] = {
+        "model": state.model,
+        "optimizer": state.optimizers,
+        "schedule": state.schedules,
+        "scaler": {name: stepper.scaler for name, stepper in state.steppers.items()},
+        "loss": {name: loss for name, loss in state.losses.items() if loss.has_state},
+        "loss_attributes": LossAttributes(state.all_losses, state.device),
+        "metric": state.metrics,
+        "callback": callbacks,
+        "ema": {} if state.ema is None else state.ema,
+        "monitor": state.monitor,
+        "meters": state.meters,
+        "progress": state.progress,
+        "random": RandomState(),
+        "bad_samples": state.bad_samples if state.bad_samples.skips else {},
+        "epoch_rows": state.epoch_rows,
+        "epoch_start": {} if epoch_start is None else epoch_start,
+        "train_sampler": {} if state.sampler is None else state.sampler,
+    }
+    named: dict[str, Stateful] = {}
+    for name, part in parts.items():
+        several = isinstance(part, dict)
+        named.update({f"{name}.{key}": part[key] for key in part} if several else {name: part})
+    return named

@@ -11,7 +11,9 @@ from torch import nn
 from toy import CONFIG, make, train_in
 
 from base.errors import ConfigError, TrainingError
+from base.names.registry import find
 from base.run.checks import check
+from base.training import loss_facts
 from base.training.loss_facts import ignore_index_of, threshold_of
 from model.loss import smooth_cross_entropy
 from trainer.trainer import Trainer
@@ -133,10 +135,11 @@ def test_a_trainer_that_changes_outputs_says_the_threshold_itself(monkeypatch: p
             return super().compute_losses(outputs.sigmoid(), batch)
 
     for trainer in (Sigmoid, OwnLosses):
-        from base.training import loss_facts
-
-        kinds = {"trainer": trainer}
-        monkeypatch.setattr(loss_facts, "find", lambda kind, name, kinds=kinds: kinds[kind])
+        monkeypatch.setattr(
+            loss_facts,
+            "find",
+            lambda kind, name, own=trainer: own if kind == "trainer" else find(kind, name),
+        )
         found = settings("loss=BCEWithLogitsLoss", "metrics=[accuracy]")
         assert found["threshold"] is None
 

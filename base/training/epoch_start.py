@@ -244,15 +244,15 @@ def keep_changes(
 
 
 def owners_of_attributes(
-    trainer: object, callbacks: Iterable[object], loaders: Iterable[object]
+    owner: object, callbacks: Iterable[object], loaders: Iterable[object]
 ) -> list[Any]:
     """Return the objects that the start of an epoch may change: these, and their own parts."""
     loaders = [each for each in loaders if each is not None]
     loaders += [vars(each)["loader"] for each in loaders if "loader" in vars(each)]  # replayed
     parts = ("dataset", "valid_dataset", "sampler", "batch_sampler")
     of_loaders = [vars(each).get(part) for each in loaders for part in parts]
-    own = [each for each in vars(trainer).values() if _is_own(each)]
-    return [trainer, *callbacks, *own, *loaders, *of_loaders]
+    own = [each for each in vars(owner).values() if _is_own(each)]
+    return [owner, *callbacks, *own, *loaders, *of_loaders]
 
 
 def _has_attributes(one: object) -> bool:

@@ -5,9 +5,16 @@ from typing import TYPE_CHECKING
 from base.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
-    from base.checkpoint.__main__ import is_equal as is_equal
     from base.checkpoint.background import Snapshot as Snapshot
     from base.checkpoint.background import in_background as in_background
+    from base.checkpoint.comparison import is_equal as is_equal
+    from base.checkpoint.data_record import check_classes as check_classes
+    from base.checkpoint.data_record import class_names as class_names
+    from base.checkpoint.data_record import data_of as data_of
+    from base.checkpoint.data_record import offers_record as offers_record
+    from base.checkpoint.data_record import record_of as record_of
+    from base.checkpoint.data_record import source_of as source_of
+    from base.checkpoint.data_record import use_record as use_record
     from base.checkpoint.restoration import restore as restore
     from base.checkpoint.state_file import sync_folder as sync_folder
     from base.checkpoint.state_file import write_bytes as write_bytes

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from base.checkpoint.comparison import is_equal, largest_difference
+from base.checkpoint.data_record import data_of
 from base.checkpoint.state_file import plain_copy, write_bytes, write_state
 from base.checkpoint.store import STEP, read, read_manifest
 from base.checkpoint.weights import (
@@ -22,7 +23,6 @@ from base.checkpoint.weights import (
 )
 from base.config.command_line import Parser, run
 from base.config.tree import leaves
-from base.data.record import data_of
 from base.errors import CheckpointError, UsageError, nearest
 from base.system.run_folder import must_exist, newest_run_in
 from logger.console import format_header, format_value, table
@@ -193,7 +193,7 @@ def diff(first: Path, second: Path, *, weights: bool = False) -> int:
         here, there = (" ".join(_kind(d[name])) if name in d else "-" for d in (ours, theirs))
         if name in ours and name in theirs and is_equal(ours[name], theirs[name]):
             continue
-        rows.append((name, here, there, _largest(ours.get(name), theirs.get(name))))
+        rows.append((name, here, there, largest_difference(ours.get(name), theirs.get(name))))
     if rows:
         print(_table([("name", "first", "second", "largest difference"), *rows]))
     only = [len(ours.keys() - theirs.keys()), len(theirs.keys() - ours.keys())]
@@ -204,25 +204,6 @@ def diff(first: Path, second: Path, *, weights: bool = False) -> int:
         f"{only[1]} only in the second"
     )
     return 1 if rows else 0
-
-
-def _largest(ours: Any, theirs: Any) -> str:
-    if not (isinstance(ours, Tensor) and isinstance(theirs, Tensor)) or ours.shape != theirs.shape:
-        return "-"
-    if ours.numel() == 0:
-        return "0"
-    wide = torch.complex128 if ours.is_complex() or theirs.is_complex() else torch.float64
-    return f"{(ours.to_dense().to(wide) - theirs.to_dense().to(wide)).abs().max().item():.6g}"
-
-
-def is_equal(ours: Any, theirs: Any) -> bool:
-    """Compare bit for bit; of plain values, as they are written."""
-    if not (isinstance(ours, Tensor) and isinstance(theirs, Tensor)):
-        return type(ours) is type(theirs) and repr(ours) == repr(theirs)
-    if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
-        return False
-    parts = (each.to_dense().contiguous().reshape(-1).view(torch.uint8) for each in (ours, theirs))
-    return torch.equal(*parts)
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:

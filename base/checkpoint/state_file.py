@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import secrets
 import shutil
 import sys
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -192,3 +195,19 @@ def read_state(path: Path, sha256: str) -> Any:
         if digest.hexdigest() != sha256:
             raise CheckpointError("damaged: its sha256 is not the one in the manifest")
         return load(file, is_verified=True, keeps_names=False)
+
+
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """Return a manifest as JSON with a checksum of its other entries."""
+    content = _json_ready({key: item for key, item in manifest.items() if key != "checksum"})
+    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "checksum": checksum}, indent=2).encode() + b"\n"
+
+
+def _json_ready(value: Any) -> Any:
+    """Replace the floats that JSON lacks (nan, inf) with their names."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -22,11 +22,10 @@ from typing import Any
 import torch
 
 from base.checkpoint.background import Background, Snapshot, changed_by_steps_alone
-from base.checkpoint.manifest import sealed
-from base.checkpoint.restoration import load_weights, restore
 from base.checkpoint.state_file import (
     discard,
     make_folder,
+    manifest_bytes,
     open_folder,
     plain_copy,
     read_state,
@@ -38,8 +37,6 @@ from base.checkpoint.state_file import (
 from base.errors import CheckpointError, disk_error, why
 from base.system.run_folder import gone, must_exist
 from logger.files import read_file
-
-__all__ = ["CheckpointStore", "load_weights", "migrations", "read", "read_manifest", "restore"]
 
 LOG = logging.getLogger("kindling")
 VERSION = "0.1.0"
@@ -147,7 +144,7 @@ class CheckpointStore:
             self._check_space(n_bytes)
             temporary.mkdir()
             manifest["files"] = {STATE: write_state(temporary / STATE, state)}
-            write_bytes(temporary / MANIFEST, sealed({**manifest, "complete": True}))
+            write_bytes(temporary / MANIFEST, manifest_bytes({**manifest, "complete": True}))
             sync_folder(temporary)
             self._commit(temporary, path)
         except BaseException as error:
@@ -274,7 +271,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     try:
         content = read_file(folder / MANIFEST)
         manifest: dict[str, Any] = json.loads(content)
-        if sealed(manifest) != content or manifest["complete"] is not True:
+        if manifest_bytes(manifest) != content or manifest["complete"] is not True:
             raise CheckpointError("its manifest is damaged")
         version = manifest["format"]
         if version > FORMAT:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from base.checkpoint.data_record import data_of
 from base.checkpoint.restoration import EXTRA, load_weights
 from base.checkpoint.store import CheckpointStore, peek_manifest, read
 from base.checkpoint.torch_file import load, stands_for
 from base.checkpoint.weight_names import fitted
 from base.checkpoint.weight_rules import Fit, fit, normal_form
-from base.data.record import data_of
 from base.errors import CheckpointError, nearest
 from base.system.run_folder import newest_run_in
 from logger.files import NotAFileError, open_file, read_file
@@ -113,7 +113,7 @@ def weights_and_origin(path: Path, ema: bool | None) -> tuple[dict[str, Tensor],
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return what is known of the data that weights were trained on (see `base/data/record.py`).
+    """Return the record of the data that weights were trained on (see `data_record.py`).
 
     It is in a checkpoint's manifest, in the metadata of an exported ``.safetensors``, or in
     ``net.pt.json`` beside an exported ``net.pt``. {} where there is none.

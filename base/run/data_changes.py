@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from base.checkpoint.data_record import data_of, record_of
 from base.checkpoint.store import peek_manifest
 from base.config.changes import differences
 from base.data.fingerprint import Samples, hex_texts, samples_of
-from base.data.record import data_of, record_of
 from base.errors import DataError, why
 from base.names.object_references import References
 from base.system.run_folder import run_of

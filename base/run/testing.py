@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from base.checkpoint.background import Snapshot
-from base.checkpoint.store import CheckpointStore, peek_manifest, read_whole, restore
+from base.checkpoint.data_record import data_of, record_of
+from base.checkpoint.restoration import restore
+from base.checkpoint.store import CheckpointStore, peek_manifest, read_whole
 from base.config import Config
 from base.data.loaders import build_test_loader
-from base.data.record import data_of, record_of
 from base.names.object_references import References
 from base.run.data_changes import refuse_scaled_targets
 from base.training.experiment import Experiment, build_experiment, tested_data

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from base.base_model import check_model
 from base.callbacks import Callback
+from base.checkpoint.data_record import record_of, use_record
 from base.checkpoint.weight_rules import Fit
 from base.checkpoint.weights import load_from, sections_with_weights
 from base.config import Config
@@ -30,7 +31,6 @@ from base.data.loaders import (
     check_sampler,
     defer_loaders,
 )
-from base.data.record import record_of, use_record
 from base.data.sampler_state import SamplerState
 from base.errors import CheckpointError, ConfigError, UsageError
 from base.names.construction import build

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from base.checkpoint.background import Snapshot
-from base.checkpoint.store import restore
+from base.checkpoint.restoration import restore
 from base.data.batch import tensors_in
 from base.data.device_feed import feed
 from base.errors import OutOfMemoryError, TrainingError

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from base.checkpoint.background import in_background
-from base.checkpoint.store import CheckpointStore, read_whole, restore
+from base.checkpoint.data_record import data_of
+from base.checkpoint.restoration import restore
+from base.checkpoint.store import CheckpointStore, read_whole
 from base.config import Config
 from base.config.changes import OWN_STATE, Change, differences, table_of
 from base.data.loaders import missing_test_data
-from base.data.record import data_of
 from base.errors import KindlingError, disk_error, why
 from base.names.registry import project_root
 from base.run.data_changes import keep_data

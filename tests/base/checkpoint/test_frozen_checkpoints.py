@@ -13,7 +13,9 @@ from digest import digest_of
 from toy import make, run
 
 from base.checkpoint import store as checkpoint
-from base.checkpoint.store import read, restore
+from base.checkpoint.restoration import restore
+from base.checkpoint.state_file import manifest_bytes
+from base.checkpoint.store import read
 from base.errors import CheckpointError
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -79,7 +81,7 @@ def test_a_format_of_a_later_version_is_refused_with_what_to_do(frozen, tmp_path
     (path,) = tmp_path.glob("checkpoints/*/manifest.json")
     manifest = json.loads(path.read_text())
     later = {**manifest, "format": checkpoint.FORMAT + 1}
-    path.write_bytes(checkpoint.sealed(later))
+    path.write_bytes(manifest_bytes(later))
     text = f"newer version: its format is {checkpoint.FORMAT + 1}, this one reads up to"
     with pytest.raises(CheckpointError, match=text) as raised:
         run(tmp_path, text=config(frozen), resume=True)

@@ -21,7 +21,8 @@ from stores import forge, make_state, names, same, save, write_manifest
 from torch import nn
 
 from base.checkpoint import store as checkpoint
-from base.checkpoint.store import CheckpointStore, load_weights, read, read_manifest, restore
+from base.checkpoint.restoration import load_weights, restore
+from base.checkpoint.store import CheckpointStore, read, read_manifest
 from base.errors import CheckpointError, UsageError
 from base.system.seeding import capture_random_state
 

@@ -6,7 +6,7 @@ from base.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
     from base.checkpoint.background import Snapshot as Snapshot
-    from base.checkpoint.background import in_background as in_background
+    from base.checkpoint.background import saves_in_background as saves_in_background
     from base.checkpoint.comparison import is_equal as is_equal
     from base.checkpoint.data_record import check_classes as check_classes
     from base.checkpoint.data_record import class_names as class_names

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from base.checkpoint.background import Background, Snapshot, changed_by_steps_alone
+from base.checkpoint.background import BackgroundWriter, Snapshot
 from base.checkpoint.state_file import (
     discard,
     make_folder,
@@ -56,7 +56,7 @@ class CheckpointStore:
         """With ``in_background`` a thread writes, one checkpoint at a time, what `save` copies."""
         assert keep >= 2, "one checkpoint is not enough: it may be the damaged one"
         self.snapshot = Snapshot() if in_background else None
-        self.background = Background()
+        self.background = BackgroundWriter()
         self.folder = Path(folder)
         self.keep = keep
         # Called with each state before it is written; what it raises stops the save.
@@ -91,12 +91,10 @@ class CheckpointStore:
         metrics: Mapping[str, float],
         is_best: bool,
         facts: Mapping[str, Any],
-        owners: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write one checkpoint and return its folder; on an error the older ones are untouched.
 
-        In the background, the error comes from a later call of `check`, `wait` or this function;
-        what those `owners` of the state that are optimizers hold is copied while they do not step.
+        In the background, the error comes from a later call of `check`, `wait` or this method.
         """
         self.wait()
         storages: dict[int, int] = {}
@@ -120,9 +118,7 @@ class CheckpointStore:
         if self.snapshot is None:
             write(state)
         else:
-            optimizers = changed_by_steps_alone(owners or {})
-            write = partial(write, self.snapshot.begin(state, optimizers))
-            self.background.start(write, self.snapshot.finish, optimizers.values())
+            self.background.start(partial(write, self.snapshot.take(state)))
         return path
 
     def check(self) -> None:

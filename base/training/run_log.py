@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from base.checkpoint.background import in_background
+from base.checkpoint.background import saves_in_background
 from base.checkpoint.data_record import data_of
 from base.checkpoint.restoration import restore
 from base.checkpoint.store import CheckpointStore, read_whole
@@ -293,7 +293,7 @@ def _prepare(
     state, manifest = ({}, {}) if resume_from is None else read_whole(resume_from)
     if folder is not None:
         settings = trainer.settings
-        is_beside = in_background(settings.async_save, trainer.device)
+        is_beside = saves_in_background(settings.async_save, trainer.device)
         trainer.store = CheckpointStore(folder / "checkpoints", settings.keep, is_beside)
         trainer.store.look = refuse_bad_optimizers
         stack.push(trainer.store.background.end)

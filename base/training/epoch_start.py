@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from base.callbacks import Callback
 from base.checkpoint.background import Snapshot
-from base.checkpoint.restoration import restore
+from base.checkpoint.state_dicts import load_state_dicts
 from base.data.batch import tensors_in
 from base.system.seeding import derive_seed, isolated_random_state
 from base.training.progress import Stateful
@@ -186,7 +186,7 @@ class EpochStart:
         try:
             yield
         finally:
-            restore(kept, states)
+            load_state_dicts(kept, states)
 
 
 def keep_changes(call: Callable[[], None], trainer: BaseTrainer) -> Callable[[], None]:

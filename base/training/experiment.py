@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from base.base_model import check_model
 from base.callbacks import Callback
 from base.checkpoint.data_record import record_of, use_record
-from base.checkpoint.weight_rules import Fit
-from base.checkpoint.weights import load_from, sections_with_weights
+from base.checkpoint.weight_mapping import WeightsReport
+from base.checkpoint.weights import load_pretrained, sections_with_weights
 from base.config import Config
 from base.data.bad_samples import BadSamples
 from base.data.batch import inputs_of, to_device
@@ -92,7 +92,7 @@ class Experiment:
     """Built beforehand where a test is all that is done."""
     sampler_state: SamplerState | None = None
     """Of a sampler of the training data that has one, and perhaps learns from the losses."""
-    loaded: dict[str, Fit] = field(default_factory=dict)
+    loaded: dict[str, WeightsReport] = field(default_factory=dict)
     """What became of each file of weights, by the name of the module it was for."""
     load: OtherLoad = field(default_factory=OtherLoad)
     memory_notes: list[str] = field(default_factory=list)
@@ -420,13 +420,13 @@ def infer_shapes(config: Config, model: nn.Module, example: Any) -> None:
         raise ConfigError([config.problem(("model",), text)])
 
 
-def load_weights(config: Config, model: nn.Module) -> dict[str, Fit]:
+def load_weights(config: Config, model: nn.Module) -> dict[str, WeightsReport]:
     """Load what ``weights`` names, of the model and its networks; return what became of each."""
-    loaded: dict[str, Fit] = {}
+    loaded: dict[str, WeightsReport] = {}
     for prefix, section in sections_with_weights(config["model"]):
         names = [name for part in prefix.split(".") if part for name in ("args", part)]
         try:
-            loaded[prefix] = load_from(model.get_submodule(prefix), section)
+            loaded[prefix] = load_pretrained(model.get_submodule(prefix), section)
         except (CheckpointError, NoMatch, AttributeError) as error:
             problem = config.problem(("model", *names, "weights"), str(error))
             raise ConfigError([problem]) from error

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from base.checkpoint.background import saves_in_background
 from base.checkpoint.data_record import data_of
-from base.checkpoint.restoration import restore
-from base.checkpoint.store import CheckpointStore, read_whole
+from base.checkpoint.state_dicts import load_state_dicts
+from base.checkpoint.store import CheckpointStore, read_with_manifest
 from base.config import Config
 from base.config.changes import OWN_STATE, Change, differences, table_of
 from base.data.loaders import missing_test_data
@@ -290,15 +290,16 @@ def _prepare(
     stack: ExitStack,
     allow_change: bool,
 ) -> None:
-    state, manifest = ({}, {}) if resume_from is None else read_whole(resume_from)
+    state, manifest = ({}, {}) if resume_from is None else read_with_manifest(resume_from)
     if folder is not None:
         settings = trainer.settings
         is_beside = saves_in_background(settings.async_save, trainer.device)
-        trainer.store = CheckpointStore(folder / "checkpoints", settings.keep, is_beside)
-        trainer.store.look = refuse_bad_optimizers
+        trainer.store = CheckpointStore(
+            folder / "checkpoints", settings.keep, is_beside, refuse_bad_optimizers
+        )
         stack.push(trainer.store.background.end)
-        trainer.store.sweep()
-        trainer.store.probe()
+        trainer.store.remove_leftovers()
+        trainer.store.check_writable()
         trainer.experiment.references.tell_changes()
         trainer.data = keep_data(trainer.experiment, folder, data_of(manifest), allow_change)
         trainer.experiment.bad_samples.open(folder)
@@ -332,7 +333,7 @@ def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None
     """Restore the state, let the schedules follow a new length, and log what has changed."""
     rates: list[Change] = []
     try:
-        restore(trainer.stateful, state)
+        load_state_dicts(trainer.stateful, state)
         then = learning_rates(trainer.optimizers)
         for schedule in trainer.schedules.values():
             schedule.follow_new_length()

@@ -65,7 +65,7 @@ def test_a_cut_file_is_passed_over_with_one_line_that_names_both(
                 read(path)
             assert same(read(store.folder), make_state(1))
             (message,) = caplog.messages
-            parts = message.partition("going back to")
+            parts = message.partition("falling back to")
             assert "step-00000002" in parts[0]
             assert "step-00000001" in parts[2]
             assert "\n" not in message

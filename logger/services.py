@@ -51,7 +51,7 @@ class Service(Writer):
     def _open(self, package: Any) -> None:
         raise NotImplementedError
 
-    def _keep(self, make: Callable[[], str]) -> tuple[str, bool]:
+    def _get_or_create_id(self, make: Callable[[], str]) -> tuple[str, bool]:
         """Return the tracker's name or id of this run, and whether the run had one before."""
         path = self.folder / KEPT
         kept = json.loads(read_file(path)) if path.exists() else {}
@@ -144,7 +144,7 @@ class WandbWriter(RowService):
         self._run.finish(exit_code=int(_is_failing()))
 
     def _start(self, package: Any) -> Any:
-        run_id, _ = self._keep(lambda: secrets.token_hex(8))
+        run_id, _ = self._get_or_create_id(lambda: secrets.token_hex(8))
         run = package.init(
             **self.args,
             id=run_id,
@@ -190,7 +190,7 @@ class TrackioWriter(RowService):
         self.args = {"project": project or config["name"], "group": group, "space_id": space_id}
 
     def _start(self, package: Any) -> Any:
-        name, _ = self._keep(lambda: self.run_name)
+        name, _ = self._get_or_create_id(lambda: self.run_name)
         return package.init(
             **self.args, name=name, resume="allow", config=dict(self.config), embed=False
         )
@@ -219,7 +219,7 @@ class MlflowWriter(Service):
         self._last: dict[str, int] = {}
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        named = {_plain(tag): float(value) for tag, value in values.items()}
+        named = {_valid_tag(tag): float(value) for tag, value in values.items()}
         now = int(time.time() * 1000)
         metrics = [
             self._package.entities.Metric(tag, value, now, step)
@@ -230,10 +230,10 @@ class MlflowWriter(Service):
             self._client.log_batch(self._run_id, metrics=metrics)
 
     def add_images(self, tag: str, images: Tensor, step: int) -> None:
-        self._client.log_image(self._run_id, side_by_side(images), key=_plain(tag), step=step)
+        self._client.log_image(self._run_id, side_by_side(images), key=_valid_tag(tag), step=step)
 
     def add_text(self, tag: str, text: str, step: int) -> None:
-        self._client.log_text(self._run_id, text, f"{_plain(tag)}/{step:08d}.txt")
+        self._client.log_text(self._run_id, text, f"{_valid_tag(tag)}/{step:08d}.txt")
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id, "FAILED" if _is_failing() else "FINISHED")
@@ -241,14 +241,16 @@ class MlflowWriter(Service):
     def _open(self, package: Any) -> None:
         self._package = package
         self._client = client = package.MlflowClient(self.tracking_uri)
-        self._run_id, is_known = self._keep(self._create)
+        self._run_id, is_known = self._get_or_create_id(self._create)
         if is_known:
             client.update_run(self._run_id, status="RUNNING")
             for tag in client.get_run(self._run_id).data.metrics:
                 history = client.get_metric_history(self._run_id, tag)
                 self._last[tag] = max(point.step for point in history)
             return
-        params = [package.entities.Param(key, text[:500]) for key, text in _leaves(self.config)]
+        params = [
+            package.entities.Param(key, text[:500]) for key, text in _flat_config(self.config)
+        ]
         for first in range(0, len(params), 100):  # the limit of a request
             client.log_batch(self._run_id, params=params[first : first + 100])
 
@@ -293,13 +295,13 @@ def _is_failing() -> bool:
     return sys.exc_info()[0] is not None
 
 
-def _plain(tag: str) -> str:
+def _valid_tag(tag: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", tag)
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _flat_config(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping | list) and value:
         for name, child in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _leaves(child, f"{key}.{name}" if key else str(name))
+            yield from _flat_config(child, f"{key}.{name}" if key else str(name))
     elif value is not None and value not in ([], {}):
-        yield _plain(key), str(value)
+        yield _valid_tag(key), str(value)

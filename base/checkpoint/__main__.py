@@ -15,7 +15,15 @@ from torch import Tensor
 from base.checkpoint.comparison import is_equal, largest_difference
 from base.checkpoint.data_record import data_of
 from base.checkpoint.state_file import plain_copy
-from base.checkpoint.store import STEP, read, read_manifest
+from base.checkpoint.store import (
+    MANIFEST,
+    STATE,
+    STEP,
+    checkpoint_folder,
+    checkpoints_in,
+    read,
+    read_manifest,
+)
 from base.checkpoint.weights import (
     RECORD,
     find_checkpoint,
@@ -96,7 +104,7 @@ def inspect(path: Path) -> str:
         facts = {"file": path, "size": f"{path.stat().st_size:,} bytes"}
         facts |= {"data": _record_line(read_record(path))}
         return "\n".join([format_header(facts), *_names(read_weights(path))])
-    if not (folder / "manifest.json").exists():
+    if not (folder / MANIFEST).exists():
         return "\n".join([f"run  {path}", *map(_line, _checkpoints(path))])
     manifest, state = read_manifest(folder), read(folder)
     versions = f"format {manifest['format']}, Kindling {manifest['framework_version']}, "
@@ -107,7 +115,7 @@ def inspect(path: Path) -> str:
         "best": "yes" if manifest["is_best"] else "no",
         "versions": versions
         + f"torch {manifest['torch_version']}, Python {manifest['python_version']}",
-        "size": f"{manifest['files']['state.pt']['bytes']:,} bytes",
+        "size": f"{manifest['files'][STATE]['bytes']:,} bytes",
         "data": _record_line(data_of(manifest).get("record", {})),
     }
     parts = {name: _tensors(value) for name, value in state.items()}
@@ -138,7 +146,7 @@ def _line(folder: Path) -> str:
         manifest = read_manifest(folder)
     except CheckpointError as error:
         return f"  {error}"
-    size, best = manifest["files"]["state.pt"]["bytes"], ", best" * manifest["is_best"]
+    size, best = manifest["files"][STATE]["bytes"], ", best" * manifest["is_best"]
     about = f"epoch {manifest['epoch']}, {size:,} bytes{best}, {_metrics(manifest, ('valid/',))}"
     return f"  {folder.name}  {about}"
 
@@ -151,26 +159,20 @@ def _metrics(manifest: Mapping[str, Any], prefixes: tuple[str, ...]) -> str:
 
 def _checkpoints(path: Path) -> list[Path]:
     """Return the checkpoints below a path, the earliest first."""
-    newest = None if _holds_checkpoints(path) else newest_run_in(path)
-    path = newest or path
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = [each for each in folder.iterdir() if STEP.fullmatch(each.name)]
+    found = checkpoints_in(checkpoint_folder(path))
+    if not found and (newest := newest_run_in(path)):
+        found = checkpoints_in(checkpoint_folder(newest))
     if not found:
         raise UsageError(f"{path}: holds no checkpoint (a folder like step-00000480)")
-    return sorted(found, key=lambda each: (int(each.name[5:].rstrip("~")), each.name))
-
-
-def _holds_checkpoints(path: Path) -> bool:
-    names = (each.name for each in path.iterdir())
-    return (path / "checkpoints").is_dir() or any(map(STEP.fullmatch, names))
+    return found[::-1]
 
 
 def verify(paths: Sequence[Path]) -> int:
     """Print whether each checkpoint is whole; return 1 if one is not."""
     n_damaged = 0
     for path in map(must_exist, paths):
-        folder = path.parent if path.name == "state.pt" else path
-        is_one = bool(STEP.fullmatch(folder.name)) or (folder / "manifest.json").exists()
+        folder = path.parent if path.name == STATE else path
+        is_one = bool(STEP.fullmatch(folder.name)) or (folder / MANIFEST).exists()
         is_many = not is_one and folder.is_dir()
         for each in _checkpoints(folder) if is_many else [folder if is_one else path]:
             try:

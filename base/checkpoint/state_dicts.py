@@ -92,15 +92,17 @@ def _group_table(ours: list[Any], saved: list[Any]) -> str:
         for name in names
     }
     changed = sorted(filter(change.get, change), key=change.__getitem__, reverse=True)
-    rows = [("parameter", "group then", "group now")]
+    rows = [("parameter", "old group", "new group")]
     rows += [(name, there.get(name, ABSENT)[0], here.get(name, ABSENT)[0]) for name in changed]
     width = max(len(row[0]) for row in rows[: MAX_ROWS + 1])
     lines = [f"    {row[0]:{width}}  {row[1]:10}  {row[2]}" for row in rows[: MAX_ROWS + 1]]
     lines += [f"    and {len(changed) - MAX_ROWS} more"] * (len(changed) > MAX_ROWS)
     if not changed:  # torch matches parameters by their place in a group
         lines = ["    each group has the same parameters in another order"]
-    advice = "restore the groups of the checkpoint, or start from its weights: omit -r, set"
-    return "\n".join(["", *lines, f"    {advice} `model: {{weights: RUN}}` with its folder"])
+    advice = "resume with the old groups, or start from the weights: omit -r and set"
+    return "\n".join(
+        ["", *lines, f"    {advice} `model: {{weights: RUN}}`, RUN being the run's folder"]
+    )
 
 
 def _companions(groups: list[Any]) -> dict[str, tuple[str, frozenset[str]]]:

@@ -199,11 +199,12 @@ class CheckpointStore:
             self._prune(saved)
         except OSError as error:
             if self.folder.is_dir():  # else the folder was deleted, which the next save reports
-                LOG.warning("%s: saved, but pruning failed: %s", saved, why(error))
+                text = "%s: saved, but updating last.json or pruning failed: %s"
+                LOG.warning(text, saved, why(error))
 
     def _prune(self, saved: Path) -> None:
         """Remove all but the newest `keep` whole ones, the best, this one and the protected."""
-        manifests = {path: _manifest_or_none(path) for path in _checkpoints_in(self.folder)}
+        manifests = {path: _manifest_or_none(path) for path in checkpoints_in(self.folder)}
         spared = {saved, *_marked_best(manifests)[:1]}
         n_whole = 0
         for path, manifest in manifests.items():
@@ -219,14 +220,14 @@ class CheckpointStore:
 
     def newest(self) -> Path | None:
         """Return the newest valid checkpoint, and log a warning for each damaged one skipped."""
-        return _first_valid(self.folder, _checkpoints_in(self.folder))[0]
+        return _first_valid(self.folder, checkpoints_in(self.folder))[0]
 
     def best(self) -> Path | None:
         """Return the last valid checkpoint that was the best of its run when it was saved.
 
         If all of these are damaged, return the newest and log a warning; None if none was best.
         """
-        manifests = {path: _manifest_or_none(path) for path in _checkpoints_in(self.folder)}
+        manifests = {path: _manifest_or_none(path) for path in checkpoints_in(self.folder)}
         marked = _marked_best(manifests)
         return _first_valid(self.folder, [*marked, *manifests] if marked else [])[0]
 
@@ -243,9 +244,9 @@ def read_with_manifest(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]
     """Return the state as `read` does, and the manifest of that checkpoint."""
     candidates = _candidates(path)
     if candidates is None:
-        folder = _folder_of(Path(path))
+        folder = checkpoint_folder(Path(path))
         return _read_checkpoint(folder), read_manifest(folder)
-    found, state = _first_valid(_folder_of(Path(path)), candidates)
+    found, state = _first_valid(checkpoint_folder(Path(path)), candidates)
     if found is None:
         raise CheckpointError(f"{path}: holds no checkpoint (a folder like step-00000480)")
     return state, read_manifest(found)
@@ -257,11 +258,11 @@ def find_manifest(path: Path | str) -> dict[str, Any]:
     The state is not read, so it may turn out to be damaged.
     """
     candidates = _candidates(path)
-    folders = [_folder_of(Path(path))] if candidates is None else candidates
+    folders = [checkpoint_folder(Path(path))] if candidates is None else candidates
     return next(filter(None, map(_manifest_or_none, folders)), {})
 
 
-def _folder_of(path: Path) -> Path:
+def checkpoint_folder(path: Path) -> Path:
     """Return the folder of the checkpoint that a path names, or a folder of several checkpoints."""
     folder = path.parent if path.name == STATE and path.is_file() else path
     return folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
@@ -269,9 +270,9 @@ def _folder_of(path: Path) -> Path:
 
 def _candidates(path: Path | str) -> list[Path] | None:
     """Return the checkpoints below a path, the newest first; None if it names a single one."""
-    folder = _folder_of(must_exist(path))
+    folder = checkpoint_folder(must_exist(path))
     is_one = STEP.fullmatch(folder.name) or (folder / MANIFEST).exists()
-    return None if is_one else _checkpoints_in(folder)
+    return None if is_one else checkpoints_in(folder)
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
@@ -349,7 +350,7 @@ def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _checkpoints_in(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, the highest step first."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(

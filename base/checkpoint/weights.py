@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from base.checkpoint.data_record import data_of
 from base.checkpoint.state_dicts import EXTRA, load_weights
-from base.checkpoint.store import CheckpointStore, find_manifest, read
+from base.checkpoint.store import MANIFEST, STATE, CheckpointStore, find_manifest, read
 from base.checkpoint.torch_file import load_torch_file, stand_in_name
 from base.checkpoint.weight_mapping import (
     WeightsReport,
@@ -73,9 +73,9 @@ def find_checkpoint(path: Path) -> Path | None:
     It is None for a file other than the ``state.pt`` of a checkpoint.
     """
     if not path.is_dir():
-        is_part = path.name == "state.pt" and path.with_name("manifest.json").is_file()
+        is_part = path.name == STATE and path.with_name(MANIFEST).is_file()
         return path.parent if is_part else None
-    if not (path / "checkpoints").is_dir() and not (path / "manifest.json").is_file():
+    if not (path / "checkpoints").is_dir() and not (path / MANIFEST).is_file():
         path = newest_run_in(path) or path
     store = CheckpointStore(path / "checkpoints")
     return ((store.best() or store.newest()) if store.folder.is_dir() else path) or path

@@ -498,13 +498,13 @@ def test_a_changed_grouping_is_refused_with_a_table_and_changes_nothing(tmp_path
     assert str(caught.value).splitlines() == [
         "the checkpoint does not match; nothing was changed:",
         "  optimizer.main: parameters per group are [2, 2] in the checkpoint, [1, 2] here",
-        "    parameter        group then  group now",
+        "    parameter        old group   new group",
         "    hidden.0.weight  0           -",
         "    head.weight      0           1",
         "    head.bias        1           1",
         "    hidden.0.bias    1           0",
-        "    go on with the groups of then, or start anew from the weights: leave out -r and write "
-        "`model: {weights: RUN}`, RUN being its folder",
+        "    resume with the old groups, or start from the weights: omit -r and set "
+        "`model: {weights: RUN}`, RUN being the run's folder",
     ]
     assert_same({name: part.state_dict() for name, part in other.stateful.items()}, before)
 
@@ -527,7 +527,9 @@ class Turned(nn.Module):
 
 def test_another_order_in_a_group_is_refused_since_torch_goes_by_places() -> None:
     there, here = (build_optimizer(Turned(*names), section()) for names in ("ab", "ba"))
-    with pytest.raises(CheckpointError, match=r"\n *the same in each group, but in another order"):
+    with pytest.raises(
+        CheckpointError, match=r"\n *each group has the same parameters in another order"
+    ):
         load_state_dicts({"main": here}, {"main": there.state_dict()})
 
 

@@ -552,7 +552,7 @@ def test_what_has_moved_comes_before_what_was_left() -> None:
         build_optimizer(model, section(param_groups=rules))
         for rules in ([], [{"match": "7.bias", "lr": 0.2}])
     )
-    with pytest.raises(CheckpointError, match=r"group now\n *7\.bias +0 +1\n *0\.weight +0 +0\n"):
+    with pytest.raises(CheckpointError, match=r"new group\n *7\.bias +0 +1\n *0\.weight +0 +0\n"):
         load_state_dicts({"main": here}, {"main": there.state_dict()})
 
 

@@ -1,4 +1,4 @@
-"""Weights of other times and other programs are read, and nothing in their files is run."""
+"""Files of torch.save by other programs and old versions are loaded, and no code in them runs."""
 
 from __future__ import annotations
 

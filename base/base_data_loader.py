@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_collate
 
+from base.checkpoint.data_record import check_classes, class_names, record_of, use_record
 from base.data.batch import Rules
 from base.data.reading import Batch, BatchReader, Key, NoteBad, Skip, mended, raise_failure
-from base.data.record import check_classes, class_names, record_of, use_record
 from base.data.replayed_loader import as_batches as as_batches
 from base.data.sample_items import SampleItems
 from base.data.sampler_state import SamplerState, has_state
@@ -213,7 +213,7 @@ class BaseDataLoader:
 
     def record(self) -> dict[str, Any]:
         """Return what is known of the data: statistics, class names, image size, and what the data
-        set itself records (see `base/data/record.py`).
+        set itself records (see `base/checkpoint/data_record.py`).
         """
         self._compute_statistics()
         found: dict[str, Any] = {}

@@ -516,7 +516,6 @@ class BaseTrainer:
             {name: value.state_dict() for name, value in self.stateful.items()},
             step=self.progress.step, epoch=self.progress.epoch, metrics=values or {},
             is_best=is_best, facts={"config": self.config.to_yaml(), "data": self.run.data},
-            owners=self.stateful,
         )  # fmt: skip
         self._saved_at = position
 

@@ -1,4 +1,4 @@
-"""The console and the log file: a header once, then one row an epoch."""
+"""The console and the log file: a header, then one row for each epoch."""
 
 import logging
 import os
@@ -19,31 +19,32 @@ logging.addLevelName(ROW, "ROW")
 
 
 def setup_logging(folder: Path | None, verbosity: int = 2) -> logging.Logger:
-    """Send the logger "kindling" to the console and, with a folder, to the end of its `log.txt`.
+    """Send the logger "kindling" to the console and, with a folder, append it to `log.txt`.
 
-    Verbosity 0 shows warnings and errors, 1 the epoch rows too, 2 everything; the file has it all.
-    A second call starts anew; what was said while there was no folder goes into its file, too.
+    Verbosity 0 shows warnings and errors, 1 also the epoch rows, 2 everything; the file always has
+    everything. A second call replaces the handlers; records that were logged without a folder are
+    written to its file.
     """
-    said = [record for handler in _handlers(_Kept) for record in handler.records]
+    earlier = [record for handler in _handlers(_Memory) for record in handler.records]
     close_logging()
     logger = logging.getLogger("kindling")
     logger.setLevel(logging.DEBUG)
-    logger.propagate = False  # with a handler on the root logger each line would come twice
+    logger.propagate = False  # a handler on the root logger would print each line twice
     logger.addHandler(_Console({0: logging.WARNING, 1: ROW, 2: logging.DEBUG}[verbosity]))
     if folder is not None:
         file = _LogFile(folder / "log.txt")
         line = "%(asctime)s %(levelname)-7s %(message)s"
         file.setFormatter(logging.Formatter(line, datefmt="%Y-%m-%d %H:%M:%S"))
         logger.addHandler(file)
-        for record in said:
+        for record in earlier:
             file.handle(record)
     else:
-        logger.addHandler(_Kept())
+        logger.addHandler(_Memory())
     return logger
 
 
 def close_logging() -> None:
-    """Close the log file, and leave the logger as if it had never been set up."""
+    """Close the log file and remove all handlers."""
     logger = logging.getLogger("kindling")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -56,8 +57,8 @@ def _handlers(kind: type[Handler]) -> list[Handler]:
     return [each for each in logging.getLogger("kindling").handlers if isinstance(each, kind)]
 
 
-class _Kept(logging.Handler):
-    """Keep what is said before there is a file for it."""
+class _Memory(logging.Handler):
+    """Keep the records that are logged before there is a file for them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class _Kept(logging.Handler):
 
 
 class _LogFile(logging.Handler):
-    """Add lines to a file; where it can no longer be written, say so once and go on without it.
+    """Append lines to a file; if it can no longer be written, warn once and stop writing it.
 
     Raises:
         FileError: it cannot be opened.
@@ -91,7 +92,7 @@ class _LogFile(logging.Handler):
                 line = line[os.write(self.descriptor, line) :]
         except OSError as error:
             self.close()
-            text = f"warning: {self.path} is off, training goes on without it: {error.strerror}"
+            text = f"warning: {self.path} is off, training continues without it: {error.strerror}"
             with above_bars():
                 print(text, file=sys.stderr)
         except Exception:
@@ -105,7 +106,7 @@ class _LogFile(logging.Handler):
 
 
 class _Console(logging.Handler):
-    """Print text bare to stdout, and warnings by their level's name to stderr, above any bar."""
+    """Print to stdout, and warnings with their level to stderr, above any progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warns = record.levelno >= logging.WARNING
@@ -117,15 +118,15 @@ class _Console(logging.Handler):
                 print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
                 stream.flush()
         except OSError:
-            # The reader has left (`| head`), or the disk under `> file` is full. The run goes on,
-            # and its log.txt has the rest.
+            # The reader has closed the pipe (`| head`), or the disk of `> file` is full. The run
+            # continues, and log.txt has the rest.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except Exception:
             self.handleError(record)
 
 
 def format_header(facts: Mapping[str, object]) -> str:
-    """Return the facts of a run as aligned lines; those that are None are left out."""
+    """Return facts as aligned lines of name and value; omit those that are None."""
     width = max(map(text_width, facts), default=0) + 2
     return "\n".join(
         pad(name, width) + str(fact).replace("\n", "\n" + " " * width)
@@ -135,10 +136,10 @@ def format_header(facts: Mapping[str, object]) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> str:
-    """Lay rows out in columns below the first of them, which names these.
+    """Return rows as aligned columns, of which the first row holds the names.
 
     Args:
-        right: names of columns that end on the right, as numbers do.
+        right: names of the columns to align on the right.
     """
     columns = []
     for column in zip(*rows, strict=True):
@@ -148,9 +149,9 @@ def table(rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> str:
 
 
 class EpochTable:
-    """Lay out one fixed-width row an epoch; `*` marks the best.
+    """Formats one fixed-width row for each epoch; `*` marks the best.
 
-    A name that comes later is added on the right, under a new header.
+    A name that first appears in a later epoch is added on the right, under a new header.
     """
 
     def __init__(self, repeat_every: int = 40) -> None:
@@ -159,7 +160,7 @@ class EpochTable:
         self._n_rows = 0
 
     def lines(self, values: Mapping[str, object], best: bool = False) -> list[str]:
-        """Return the row of one epoch, after the header where one is due."""
+        """Return the row of one epoch, preceded by the header if it is due."""
         new = [name for name in values if name not in self.columns]
         self.columns += new
         cells = [format_value(name, values.get(name)) for name in self.columns]
@@ -176,12 +177,12 @@ class EpochTable:
 
 
 def format_value(name: str, value: object) -> str:
-    """Return a value as a person reads it: rates in powers of ten, seconds, shares, decimals."""
+    """Format a value by its name: learning rates in powers of ten, seconds, percent, decimals."""
     if not isinstance(value, float):
         return "-" if value is None else str(value)
     if name.split("/")[0] == "lr":
         return f"{value:.2e}"
-    if name == "wait":  # the share of an epoch's time
+    if name == "wait":  # a fraction of the epoch's time
         return f"{value:.0%}"
     if name.endswith("seconds"):
         return f"{value:.1f}"
@@ -189,17 +190,17 @@ def format_value(name: str, value: object) -> str:
 
 
 def text_width(text: str) -> int:
-    """Return how many cells of a terminal a text fills: two for wide letters, none for accents."""
+    """Return the width of a text in terminal cells: two for wide characters, none for accents."""
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
     return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
 
 
 def pad(text: str, width: int, right: bool = False) -> str:
-    """Fill a text up with spaces to `width` cells, to the right end where asked."""
+    """Pad a text with spaces to `width` cells; `right` aligns it on the right."""
     space = " " * (width - text_width(text))
     return space + text if right else text + space
 
 
 def shorten(name: str) -> str:
-    """Return a name of more than 24 letters with its middle left out."""
+    """Shorten a name of more than 24 characters by omitting its middle."""
     return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"

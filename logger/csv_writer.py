@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row an epoch, exact to the last bit."""
+"""`metrics.csv`: one row for each epoch, with exact floats."""
 
 import csv
 import io
@@ -10,12 +10,12 @@ from typing import NamedTuple
 from logger.files import NotAFileError, append, open_file, write_whole
 from logger.writers import Writer
 
-MAX_BYTES = 1 << 28  # a larger file is not one of ours, and is not read into memory
+MAX_BYTES = 1 << 28  # a larger file is not a metrics.csv, and is not read into memory
 Row = Mapping[str, object]
 
 
 class CsvWriter(Writer):
-    """Append rows to a CSV file, also to an existing one; a last line cut short is dropped."""
+    """Appends rows to a CSV file, new or existing; drops an incomplete last line."""
 
     name = "metrics.csv"
 
@@ -24,10 +24,10 @@ class CsvWriter(Writer):
         self._columns: list[str] | None = None
 
     def add_row(self, row: Row) -> None:
-        """Append a row; one that brings a new column rewrites the file with it.
+        """Append a row; a new column rewrites the file.
 
         Raises:
-            FileError: it could not be written.
+            FileError: it cannot be written.
         """
         if self._columns is None:
             self.rewrite(read_rows(self.path))
@@ -38,17 +38,17 @@ class CsvWriter(Writer):
             append(self.path, _as_text([row], columns).encode())
 
     def truncate_after(self, last: float, column: str = "step") -> list[dict[str, str]]:
-        """Drop and return the rows with `column` beyond `last`: a resumed run writes them again."""
+        """Remove and return the rows with `column` beyond `last`, which a resumed run rewrites."""
         rows = read_rows(self.path)
         kept = [row for row in rows if number(row.get(column, "")) <= last]
         self.rewrite(kept)
         return [row for row in rows if row not in kept]
 
     def rewrite(self, rows: Iterable[Row]) -> None:
-        """Replace the file by these rows; its columns stay, also where no row has them.
+        """Replace the rows of the file; its columns stay, even if no row has a value for them.
 
         Raises:
-            FileError: it could not be written.
+            FileError: it cannot be written.
         """
         rows = list(rows)
         header = read_table(self.path).columns
@@ -60,7 +60,7 @@ class CsvWriter(Writer):
 
 
 class Table(NamedTuple):
-    """What can be read of a CSV file, and what cannot: a text for each fault."""
+    """The readable rows of a CSV file, and a text for each fault."""
 
     columns: list[str]
     rows: list[dict[str, str]]
@@ -68,10 +68,10 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV file of ours; whatever it holds instead of whole rows is a fault, not an error.
+    """Read a CSV file that `CsvWriter` wrote; damaged lines are reported as faults, not raised.
 
-    Lines are read one by one, as no cell of ours has a line break. A last line without one was cut
-    short by a crash, which is no fault.
+    Lines are parsed one by one, as no cell has a line break. A last line without a line break was
+    cut short by a crash and is not a fault.
     """
     try:
         with open_file(path) as file:
@@ -79,7 +79,7 @@ def read_table(path: Path) -> Table:
     except FileNotFoundError:
         return Table([], [], [])
     except NotAFileError as error:
-        return Table([], [], [f"this is {error}"])
+        return Table([], [], [f"it is {error}"])
     except OSError as error:
         return Table([], [], [f"it cannot be read: {error.strerror}"])
     if len(content) > MAX_BYTES:
@@ -87,7 +87,7 @@ def read_table(path: Path) -> Table:
     first, *lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1] or [b""]
     columns, fault = _cells(first)
     if fault or len(set(columns)) < len(columns) or "" in columns:
-        return Table([], [], [f"line 1: {fault or 'column names are empty or doubled'}"])
+        return Table([], [], [f"line 1: {fault or 'column names are empty or repeated'}"])
     rows, faults = [], []
     for place, line in enumerate(lines, start=2):
         cells, fault = _cells(line)
@@ -101,19 +101,19 @@ def read_table(path: Path) -> Table:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the whole rows of a CSV file as text; none if it is not there."""
+    """Return the complete rows of a CSV file as text; none if the file is missing."""
     return read_table(path).rows
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Return rows of cells as CSV: None is an empty cell, floats are exact."""
+    """Return rows of cells as CSV; None is an empty cell, and floats are exact."""
     buffer = io.StringIO(newline="")
     csv.writer(buffer, lineterminator="\n").writerows(rows)
     return buffer.getvalue()
 
 
 def number(text: str) -> float:
-    """Return the number that a cell holds; nan where it holds none."""
+    """Return the number in a cell; NaN if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -121,7 +121,7 @@ def number(text: str) -> float:
 
 
 def _cells(line: bytes) -> tuple[list[str], str]:
-    """Return the cells of a line, and what is wrong with it or an empty text."""
+    """Return the cells of a line, and its fault or an empty string."""
     if b"\0" in line:
         return [], "NUL bytes"
     try:

@@ -1,4 +1,4 @@
-"""Opening files that must be regular files, and writing files that are complete or not there."""
+"""Opening regular files, and writing files that are complete or absent."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ _FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOE
 
 
 class NotAFileError(OSError):
-    """A folder, a FIFO, a socket or a device stands where a file is expected."""
+    """A folder, a FIFO, a socket or a device is in the place of a file."""
 
     def __init__(self, mode: int, path: Path | str) -> None:
         kind = next((name for is_kind, name in KINDS if is_kind(mode)), "something else")
@@ -31,7 +31,7 @@ class NotAFileError(OSError):
 class FileError(OSError):
     """A file of a run cannot be written.
 
-    Only the functions here raise it. Any other OSError during training comes from user code.
+    Only the functions in this module raise it. Any other OSError in training is from user code.
     """
 
 
@@ -39,7 +39,7 @@ def open_file(path: Path | str) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
-        NotAFileError: it is not a regular file; nothing was read, and nothing was waited for.
+        NotAFileError: it is not a regular file; this is raised without reading or blocking.
         OSError: it cannot be opened.
     """
     return os.fdopen(open_descriptor(path, os.O_RDONLY), "rb")
@@ -52,10 +52,10 @@ def read_file(path: Path | str) -> bytes:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add to the end of a file, which is made where there is none.
+    """Append to a file, which is created if it is missing.
 
     Raises:
-        FileError: it could not be written.
+        FileError: it cannot be written.
     """
     try:
         with os.fdopen(open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
@@ -65,16 +65,16 @@ def append(path: Path, content: bytes) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename over `path`.
+    """Write a file under a temporary name in the same folder, then rename it to `path`.
 
-    The folder is made where only it is missing.
+    The folder is created if only its last part is missing.
 
     Raises:
-        FileError: it could not be written.
+        FileError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(exist_ok=True)  # not its parents: a run's folder that is gone stays so
+        path.parent.mkdir(exist_ok=True)  # not its parents: a deleted run folder is not recreated
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -88,7 +88,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def put_aside(path: Path) -> Path:
-    """Rename a damaged file, so that nothing that a person may want of it is lost.
+    """Rename a damaged file, so that its content is not lost.
 
     Raises:
         FileError: it cannot be renamed.
@@ -103,8 +103,8 @@ def put_aside(path: Path) -> Path:
 
 def open_descriptor(path: Path | str, flags: int) -> int:
     """Open a regular file as ``os.open`` does; raise as `open_file` does."""
-    # A device is not even opened: that alone may set it going. What is opened is looked at again,
-    # as another process may have replaced the file in between.
+    # Check before opening, as opening a device may already act on it. Check the open file again, as
+    # another process may have replaced it in between.
     try:
         _refuse(os.stat(path).st_mode, path)  # noqa: PTH116  (Path costs more than the call)
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def open_descriptor(path: Path | str, flags: int) -> int:
 
 
 def as_file_error(error: OSError, path: Path) -> FileError:
-    """Return the error of a file of a run; errors of writing and syncing do not name the file."""
+    """Return a FileError that names the file, which errors of writing and syncing do not."""
     return FileError(error.errno, error.strerror or str(error), str(path))
 
 

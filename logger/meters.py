@@ -7,25 +7,25 @@ import torch
 from torch import Tensor
 
 TERM = "\0"
-"""Stands between the name of a value and that of one of its terms."""
+"""Separates the name of a value from the name of one of its terms."""
 
 
 class Meters:
-    """Keep the weighted mean of each named value, summed on the accelerator where the value lives.
+    """Weighted means of named values, summed on the device of each value.
 
-    A mean is weighted by what it was divided by: a number of samples, or any other denominator.
+    The weight of a value is its denominator, such as the number of samples.
 
     meters.update({"loss": loss, "accuracy": 0.5}, n=len(target))
     meters.compute()  # {"loss": 0.6931, "accuracy": 0.5}
     """
 
     def __init__(self, device: torch.device | str | None = None) -> None:
-        """With `device` given, all sums of tensors live there."""
+        """With a `device`, keep all sums of tensors on it."""
         self.device = None if device is None else torch.device(device)
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all values."""
         self._counts: dict[str, float] = {}
         self._numbers: dict[str, float] = {}
         self._tensors: dict[str, Tensor] = {}
@@ -33,12 +33,12 @@ class Meters:
         self._sums: set[str] = set()
 
     def update(self, values: Mapping[str, Tensor | float], n: float = 1) -> None:
-        """Add one value a name, each the mean of `n` samples."""
+        """Add one value for each name, each the mean of `n` samples."""
         for name, value in values.items():
             self.add(name, value, n)
 
     def add(self, name: str, value: Tensor | float, count: Tensor | float | None) -> None:
-        """Add a value that was divided by ``count``; None adds up what is a sum.
+        """Add a value that was divided by ``count``, or a sum if ``count`` is None.
 
         Names that differ only after `TERM` are terms of one value, which is the sum of their means.
         """
@@ -46,14 +46,14 @@ class Meters:
             self._sums.add(name)
             count = 1
         if isinstance(count, Tensor):
-            count = self._at_hand_or_summed(name, count)
+            count = self._read_or_add_count(name, count)
         if not isinstance(count, Tensor):
             self._counts[name] = self._counts.get(name, 0) + count
-        if isinstance(value, Tensor) and not is_at_hand(value, self.device):
+        if isinstance(value, Tensor) and not is_readable(value, self.device):
             total = self._tensors.get(name)
             if total is None or value.dim() or total.device != value.device:
                 total, value = self._prepare(name, value)
-            if isinstance(count, Tensor):  # where nothing was counted the value is 0/0
+            if isinstance(count, Tensor):  # a value without samples is 0/0
                 total.add_(torch.where(count == 0, 0.0, value.detach() * count))
             else:
                 total.add_(value.detach(), alpha=count)
@@ -63,7 +63,7 @@ class Meters:
             self._numbers[name] = self._numbers.get(name, 0.0) + added
 
     def means(self) -> dict[str, Tensor | float]:
-        """Return the means so far, in the order in which the names came; nothing is waited for."""
+        """Return the means so far, in the order of the first `add`, without a wait."""
         totals: dict[str, Any] = dict(self._numbers)
         counts: dict[str, Any] = dict(self._counts)
         for found, there in ((totals, self._tensors), (counts, self._tensor_counts)):
@@ -72,7 +72,7 @@ class Meters:
         return self._divide(totals, counts)
 
     def compute(self) -> dict[str, float]:
-        """Return the same as numbers."""
+        """Return the means as floats."""
         totals, counts = dict(self._numbers), dict(self._counts)
         tensors = [
             (found, name, value)
@@ -81,14 +81,14 @@ class Meters:
         ]
         for device in {value.device for _, _, value in tensors}:
             here = [one for one in tensors if one[2].device == device]
-            # The one wait for the device: all sums that live there come in one copy.
+            # The only wait for the device: one copy transfers all of its sums.
             read = torch.stack([value for *_, value in here]).tolist()
             for (found, name, _), number in zip(here, read, strict=True):
                 found[name] = found.get(name, 0.0) + number
         return self._divide(totals, counts)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies of the bare sums: a mean that goes on from them is equal bit for bit."""
+        """Return copies of the sums, so that a resumed mean is equal bit for bit."""
         return {
             "counts": dict(self._counts),
             "numbers": dict(self._numbers),
@@ -98,7 +98,7 @@ class Meters:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from sums that `state_dict` gave, on this device or another."""
+        """Load sums of `state_dict`, on this device or another."""
         self._counts = dict(state["counts"])
         self._numbers = dict(state["numbers"])
         self._sums = set(state.get("sums", ()))  # older checkpoints have no denominators
@@ -120,9 +120,9 @@ class Meters:
             means[name] = means[name] + mean if name in means else mean
         return means
 
-    def _at_hand_or_summed(self, name: str, count: Tensor) -> Tensor | float:
-        """Return a count as a number where it can be read without a wait; else add it here."""
-        if is_at_hand(count, self.device):
+    def _read_or_add_count(self, name: str, count: Tensor) -> Tensor | float:
+        """Return a count as a float if that needs no wait; otherwise add it to its sum."""
+        if is_readable(count, self.device):
             return float(count.item())
         device = self.device or count.device
         kind = torch.float32 if device.type == "mps" else torch.float64
@@ -130,32 +130,32 @@ class Meters:
             total = self._tensor_counts.get(name)
             if total is None:
                 self._tensor_counts[name] = total = torch.zeros((), dtype=kind, device=device)
-                self._counts.setdefault(name, 0)  # which keeps the order of the names
+                self._counts.setdefault(name, 0)  # keeps the order of the names
             count = count.detach().to(device, kind, non_blocking=True)
             total.add_(count)
         return count
 
     def _prepare(self, name: str, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum and the value, both without dimensions and on one device."""
+        """Return the sum and the value as scalars on the same device."""
         _refuse_many(name, value)
         total = self._tensors.get(name)
-        # A sum goes to an accelerator once and stays: coming back would be a wait.
+        # A sum moves to an accelerator once and stays, as copying it back would wait.
         stays = total is not None and total.device.type != "cpu"
         device = self.device or (total.device if total is not None and stays else value.device)
         kind = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-        with torch.inference_mode(False):  # a sum born in inference mode could not leave it
+        with torch.inference_mode(False):  # inference tensors cannot be used outside
             total = torch.zeros((), dtype=kind) if total is None else total
             self._tensors[name] = total = total.to(device, kind)
         return total, value.detach().reshape(()).to(device, non_blocking=True)
 
 
-def is_at_hand(value: Tensor, device: torch.device | None) -> bool:
-    """Tell whether a number can be read without a wait, and its sum is not kept elsewhere."""
+def is_readable(value: Tensor, device: torch.device | None) -> bool:
+    """Return whether a value can be read without a wait and its sum is kept on the CPU."""
     return value.is_cpu and (device is None or device.type == "cpu")
 
 
 def _number(name: str, value: Tensor) -> float:
-    """Return a number that lies on the CPU, where nothing is waited for."""
+    """Return the number in a CPU tensor, which needs no wait."""
     if value.dim():
         _refuse_many(name, value)
     return float(value.item())
@@ -163,4 +163,4 @@ def _number(name: str, value: Tensor) -> float:
 
 def _refuse_many(name: str, value: Tensor) -> None:
     if value.numel() != 1:
-        raise ValueError(f"{name}: one number was expected, found shape {tuple(value.shape)}")
+        raise ValueError(f"{name}: expected one number, found shape {tuple(value.shape)}")

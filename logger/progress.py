@@ -1,4 +1,4 @@
-"""One transient line for the running epoch, which log lines never break."""
+"""The transient progress bar of the running epoch, which log lines never break."""
 
 import os
 import sys
@@ -13,11 +13,11 @@ REDRAW_SECONDS = 0.1
 
 
 class _Line(tqdm):  # type: ignore[type-arg]
-    monitor_interval = 0  # no thread that watches: the loop redraws
+    monitor_interval = 0  # no monitor thread: the loop redraws
 
 
 class ProgressBar(AbstractContextManager["ProgressBar"]):
-    """Show how far the steps of an epoch have come; nothing where nobody can see it move."""
+    """Shows the progress of an epoch, on a stream that can redraw a line."""
 
     def __init__(
         self,
@@ -45,18 +45,18 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
             )
 
     def update(self, n: int = 1) -> None:
-        """Count `n` more steps; the line is redrawn ten times a second at most."""
+        """Count `n` steps; the line is redrawn at most ten times a second."""
         if self._line is not None:
             self._pending += n
             if perf_counter() >= self._next_redraw:
                 self._redraw(self._line)
 
     def show(self, text: Callable[[], str]) -> None:
-        """Set what gives the text behind the bar; it is only asked when the line is redrawn."""
+        """Set the function that returns the text after the bar; only a redraw calls it."""
         self._text = text
 
     def close(self) -> None:
-        """Wipe the line; later calls do nothing."""
+        """Clear the line; later calls have no effect."""
         if self._line is not None:
             self._line.close()
             self._line = None
@@ -73,7 +73,7 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
 
 @contextmanager
 def above_bars() -> Iterator[None]:
-    """Take every tqdm line off the screen while the block prints, then draw them again."""
+    """Clear every tqdm line while the block prints, then redraw them."""
     with tqdm.get_lock():
         lines = [line for line in getattr(tqdm, "_instances", ()) if hasattr(line, "start_t")]
         for line in lines:
@@ -86,7 +86,7 @@ def above_bars() -> Iterator[None]:
 
 
 def can_redraw(stream: TextIO) -> bool:
-    """Say whether a line can be wiped there: a terminal that is not dumb, or a notebook."""
+    """Return whether a stream can redraw a line: a terminal that is not dumb, or a notebook."""
     if type(stream).__module__.startswith("ipykernel"):
         return True
     return stream.isatty() and os.environ.get("TERM") != "dumb"

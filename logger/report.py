@@ -1,4 +1,4 @@
-"""What a run leaves for its reader: curves, test results, tables."""
+"""Reports of a run: curves, test results, tables."""
 
 import io
 import json
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NOT_DRAWN = ("epoch", "step", "seconds", "samples_per_second", "memory_mb", "time", "wait")
-"""Columns of metrics.csv that say how it was computed, not how well."""
+"""Columns of metrics.csv that are not metrics."""
 
 Curve = tuple[list[float], list[float]]
 
 
 def write_curves(folder: Path) -> Path | None:
-    """Draw `metrics.csv` into `report/curves.png`: one axis a metric, its phases together."""
+    """Plot `metrics.csv` into `report/curves.png`: one axis for each metric with its phases."""
     curves = _read_curves(folder / "metrics.csv")
     n_columns = min(3, len(curves))
     n_rows = math.ceil(len(curves) / 3)
@@ -39,9 +39,9 @@ def write_curves(folder: Path) -> Path | None:
 
 
 def write_test_report(folder: Path, values: Mapping[str, Any]) -> Path:
-    """Write numbers to `report/test.json`; a 2-D value goes to `report/<name>.csv` and a picture.
+    """Write numbers to `report/test.json`, and 2-D values to `report/<name>.csv` and a plot.
 
-    A number that is not finite becomes null, for JSON has no word for it.
+    Non-finite numbers become null, as JSON cannot hold them.
     """
     numbers = {}
     for name, value in values.items():
@@ -56,7 +56,7 @@ def write_test_report(folder: Path, values: Mapping[str, Any]) -> Path:
 
 
 def _read_curves(path: Path) -> dict[str, dict[str, Curve]]:
-    """Return metric -> label -> (xs, ys): `train/loss` and `valid/loss` are lines of `loss`."""
+    """Return metric -> label -> (xs, ys); `train/loss` and `valid/loss` are lines of `loss`."""
     curves: dict[str, dict[str, Curve]] = {}
     rows = read_rows(path)
     for name in rows[0] if rows else []:
@@ -71,7 +71,7 @@ def _read_curves(path: Path) -> dict[str, dict[str, Curve]]:
 
 
 def _as_plain(value: Any) -> Any:
-    """Return numbers, lists and dicts for tensors and arrays too."""
+    """Convert tensors and arrays to numbers and lists."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
         return {str(name): _as_plain(part) for name, part in value.items()}
@@ -91,11 +91,11 @@ def _write_table(path: Path, rows: list[list[float | None]]) -> None:
 
 
 def _new_figure(width: float, height: float) -> "Figure | None":
-    """Return an empty figure; None, after one warning, where matplotlib is missing."""
+    """Return an empty figure; None with a warning if matplotlib is missing."""
     try:
-        from matplotlib.figure import Figure  # takes a second, so not before it is needed
+        from matplotlib.figure import Figure  # takes a second, so it is imported late
     except ImportError as error:
-        text = "no pictures in the report: %s (pip install matplotlib)"
+        text = "the report has no plots: %s (pip install matplotlib)"
         logging.getLogger("kindling").warning(text, error)
         return None
     return Figure(figsize=(width, height), layout="constrained")

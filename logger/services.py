@@ -1,7 +1,7 @@
-"""Services that keep a run's curves beside its folder: wandb, trackio, mlflow.
+"""Writers for experiment trackers: wandb, trackio and mlflow.
 
-None is imported before its writer is opened. What a service has had of a run it keeps: where a
-resumed run comes past steps that were sent before, they are not sent again.
+A package is imported when its writer is opened. A tracker keeps the values it has received: a
+resumed run does not send the same steps again.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT = "writers.json"
-"""Which run of a service a run's folder belongs to."""
+"""The file in a run's folder that holds the run's name or id in each tracker."""
 
 
 class Service(Writer):
-    """Shared by all services.
+    """Base class of the trackers.
 
     Args:
-        folder: the run's folder, which keeps the service's name for the run.
-        config: the run's config, for the service to show.
+        folder: the run's folder, which keeps the tracker's name or id of the run.
+        config: the run's config, which the tracker shows.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ class Service(Writer):
         self.run_name = f"{config['name']}-{folder.name}"
 
     def open(self) -> None:
-        """Begin the service's run, or go on with it; random streams stay where they are."""
+        """Start or resume the tracker's run, without changing Python's random state."""
         stream = random.getstate()
         try:
             self._open(_import(self.name))
@@ -51,8 +51,8 @@ class Service(Writer):
     def _open(self, package: Any) -> None:
         raise NotImplementedError
 
-    def _keep(self, make: Callable[[], str]) -> tuple[str, bool]:
-        """Return the service's name for this run, and whether it has had one before."""
+    def _get_or_create_id(self, make: Callable[[], str]) -> tuple[str, bool]:
+        """Return the tracker's name or id of this run, and whether the run had one before."""
         path = self.folder / KEPT
         kept = json.loads(read_file(path)) if path.exists() else {}
         is_known = self.name in kept
@@ -63,7 +63,7 @@ class Service(Writer):
 
 
 class RowService(Service):
-    """Sends one row for each step: whole or, where the process dies before, not at all."""
+    """Sends one row for each step: as a whole, or not at all if the process dies before."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         super().__init__(folder, config)
@@ -99,8 +99,8 @@ class RowService(Service):
 
     def _add(self, values: Mapping[str, Any], step: int) -> None:
         if step < self._first:
-            return  # it was sent before the run was cut
-        # A row that is sent cannot grow: what comes late for its step waits for the next one.
+            return  # it was sent before the run was interrupted
+        # A sent row cannot grow: a late value of its step goes into the next row.
         if step != self._step >= self._next:
             self.flush()
         self._step = step
@@ -110,7 +110,7 @@ class RowService(Service):
         raise NotImplementedError
 
     def _next_step(self) -> int:
-        """Return the step after the last one that the service has of this run."""
+        """Return the step after the last one that the tracker has received."""
         raise NotImplementedError
 
     def _log(self, row: dict[str, Any], step: int) -> None:
@@ -118,7 +118,7 @@ class RowService(Service):
 
 
 class WandbWriter(RowService):
-    """Weights & Biases; ``mode: offline`` writes into the run's folder alone."""
+    """Weights & Biases; ``mode: offline`` only writes into the run's folder."""
 
     name = "wandb"
 
@@ -144,7 +144,7 @@ class WandbWriter(RowService):
         self._run.finish(exit_code=int(_is_failing()))
 
     def _start(self, package: Any) -> Any:
-        run_id, _ = self._keep(lambda: secrets.token_hex(8))
+        run_id, _ = self._get_or_create_id(lambda: secrets.token_hex(8))
         run = package.init(
             **self.args,
             id=run_id,
@@ -153,7 +153,7 @@ class WandbWriter(RowService):
             dir=str(self.folder),
             config=dict(self.config),
             allow_val_change=True,
-            # The console is ours, and log.txt has it.
+            # Kindling writes the console output to log.txt.
             settings={"console": "off", "silent": True},
         )
         if not run.offline:
@@ -161,10 +161,10 @@ class WandbWriter(RowService):
         return run
 
     def _next_step(self) -> int:
-        # Offline it knows nothing of what the run before has written: we do.
+        # Offline, wandb does not know the steps of earlier starts of the run.
         kept = self.folder / "wandb" / "next_step"
-        is_ours = self._run.offline and kept.exists()
-        return int(read_file(kept)) if is_ours else int(self._run.step)
+        is_resumed = self._run.offline and kept.exists()
+        return int(read_file(kept)) if is_resumed else int(self._run.step)
 
     def _log(self, row: dict[str, Any], step: int) -> None:
         self._run.log(row, step=step, commit=True)
@@ -173,7 +173,7 @@ class WandbWriter(RowService):
 
 
 class TrackioWriter(RowService):
-    """Trackio: a local database, or a Space of Hugging Face."""
+    """Trackio, with a local database or a Hugging Face Space."""
 
     name = "trackio"
 
@@ -190,17 +190,17 @@ class TrackioWriter(RowService):
         self.args = {"project": project or config["name"], "group": group, "space_id": space_id}
 
     def _start(self, package: Any) -> Any:
-        name, _ = self._keep(lambda: self.run_name)
+        name, _ = self._get_or_create_id(lambda: self.run_name)
         return package.init(
             **self.args, name=name, resume="allow", config=dict(self.config), embed=False
         )
 
     def _next_step(self) -> int:
-        return int(self._run._next_step)  # not documented; where it is gone, trackio goes off
+        return int(self._run._next_step)  # not documented; without it, this writer is off
 
 
 class MlflowWriter(Service):
-    """MLflow: one request for each entry in the logs."""
+    """MLflow, with one request for each call."""
 
     name = "mlflow"
 
@@ -219,7 +219,7 @@ class MlflowWriter(Service):
         self._last: dict[str, int] = {}
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        named = {_plain(tag): float(value) for tag, value in values.items()}
+        named = {_valid_tag(tag): float(value) for tag, value in values.items()}
         now = int(time.time() * 1000)
         metrics = [
             self._package.entities.Metric(tag, value, now, step)
@@ -230,10 +230,10 @@ class MlflowWriter(Service):
             self._client.log_batch(self._run_id, metrics=metrics)
 
     def add_images(self, tag: str, images: Tensor, step: int) -> None:
-        self._client.log_image(self._run_id, side_by_side(images), key=_plain(tag), step=step)
+        self._client.log_image(self._run_id, side_by_side(images), key=_valid_tag(tag), step=step)
 
     def add_text(self, tag: str, text: str, step: int) -> None:
-        self._client.log_text(self._run_id, text, f"{_plain(tag)}/{step:08d}.txt")
+        self._client.log_text(self._run_id, text, f"{_valid_tag(tag)}/{step:08d}.txt")
 
     def close(self) -> None:
         self._client.set_terminated(self._run_id, "FAILED" if _is_failing() else "FINISHED")
@@ -241,15 +241,17 @@ class MlflowWriter(Service):
     def _open(self, package: Any) -> None:
         self._package = package
         self._client = client = package.MlflowClient(self.tracking_uri)
-        self._run_id, is_known = self._keep(self._create)
+        self._run_id, is_known = self._get_or_create_id(self._create)
         if is_known:
             client.update_run(self._run_id, status="RUNNING")
             for tag in client.get_run(self._run_id).data.metrics:
                 history = client.get_metric_history(self._run_id, tag)
                 self._last[tag] = max(point.step for point in history)
             return
-        params = [package.entities.Param(key, text[:500]) for key, text in _leaves(self.config)]
-        for first in range(0, len(params), 100):  # no more are taken at once
+        params = [
+            package.entities.Param(key, text[:500]) for key, text in _flat_config(self.config)
+        ]
+        for first in range(0, len(params), 100):  # the limit of a request
             client.log_batch(self._run_id, params=params[first : first + 100])
 
     def _create(self) -> str:
@@ -265,7 +267,7 @@ SERVICES: dict[str, type[Service]] = {
 
 
 def coarser(histogram: Histogram, n_buckets: int = 512) -> Histogram:
-    """Join neighbours until there are at most so many: neither wandb nor trackio takes more."""
+    """Join neighbouring buckets up to the limit of wandb and trackio."""
     limits, counts = histogram
     n_joined = -(-len(counts) // n_buckets)
     joined = [sum(counts[k : k + n_joined]) for k in range(0, len(counts), n_joined)]
@@ -273,7 +275,7 @@ def coarser(histogram: Histogram, n_buckets: int = 512) -> Histogram:
 
 
 def side_by_side(images: Tensor) -> Any:
-    """Return images  # (batch, 1 or 3, height, width), 0 to 1, as one array of bytes in RGB."""
+    """Return images  # (batch, 1 or 3, height, width), 0 to 1, as one RGB array of bytes."""
     colours = images.detach().float().clamp(0, 1).mul(255).round().byte().cpu()
     row = colours.expand(-1, 3, -1, -1).permute(2, 0, 3, 1)
     return row.reshape(row.shape[0], -1, 3).contiguous().numpy()
@@ -289,17 +291,17 @@ def _import(name: str) -> Any:
 
 
 def _is_failing() -> bool:
-    """Tell whether an error is what ends the run: close is called while it passes."""
+    """Return whether an error is ending the run; it is being raised while `close` runs."""
     return sys.exc_info()[0] is not None
 
 
-def _plain(tag: str) -> str:
+def _valid_tag(tag: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", tag)
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _flat_config(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping | list) and value:
         for name, child in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from _leaves(child, f"{key}.{name}" if key else str(name))
+            yield from _flat_config(child, f"{key}.{name}" if key else str(name))
     elif value is not None and value not in ([], {}):
-        yield _plain(key), str(value)
+        yield _valid_tag(key), str(value)

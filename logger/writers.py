@@ -1,6 +1,6 @@
-"""Where the numbers of a run go: TensorBoard, `metrics.csv`, or a writer of your own.
+"""Destinations of logged values: the base class `Writer`, and TensorBoard.
 
-Services (wandb ...) are in `services.py`.
+`metrics.csv` is written by `csv_writer.py`, and services such as wandb by `services.py`.
 """
 
 import importlib.util
@@ -21,44 +21,44 @@ if TYPE_CHECKING:
 
 
 class Histogram(NamedTuple):
-    """How many values lie in each bucket: ``counts[k]`` from ``limits[k]`` to ``limits[k + 1]``."""
+    """Number of values in each bucket: ``counts[k]`` from ``limits[k]`` to ``limits[k + 1]``."""
 
     limits: Sequence[float]
     counts: Sequence[float]
 
 
 class Writer:
-    """Do nothing with everything: override what yours can keep, and put it into `Writers`."""
+    """Base class of all writers, which ignores every value: override the methods you support."""
 
     name = "writer"
 
     def open(self) -> None:
-        """Raise an error if this writer cannot work here, before the training begins."""
+        """Raise an error before training if this writer cannot work."""
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Keep named numbers, each a point of its curve."""
+        """Write named scalars, each a point of its curve."""
 
     def add_row(self, row: Mapping[str, object]) -> None:
-        """Keep the row of one epoch."""
+        """Write the row of one epoch."""
 
     def add_images(self, tag: str, images: "Tensor", step: int) -> None:
-        """Keep images  # (batch, channel, height, width), 0 to 1."""
+        """Write images  # (batch, channel, height, width), 0 to 1."""
 
     def add_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        """Keep named histograms."""
+        """Write named histograms."""
 
     def add_text(self, tag: str, text: str, step: int) -> None:
-        """Keep a text."""
+        """Write a text."""
 
     def flush(self) -> None:
-        """Put everything on disk."""
+        """Write all pending values to the disk."""
 
     def close(self) -> None:
-        """Finish: nothing comes after."""
+        """Close the writer after the last value."""
 
 
 class Writers(Writer):
-    """Hand everything on to several writers; one that fails warns once, and training goes on."""
+    """Passes values to several writers; removes one that fails, with a warning."""
 
     def __init__(self, writers: Iterable[Writer]) -> None:
         self.writers = list(writers)
@@ -73,7 +73,7 @@ class Writers(Writer):
     def add_images(self, tag: str, images: "Tensor", step: int) -> None:
         if images.dim() != 4 or images.shape[1] not in (1, 3):
             shape = tuple(images.shape)
-            raise ValueError(f"{tag}: (batch, 1 or 3, height, width) was expected, found {shape}")
+            raise ValueError(f"{tag}: expected (batch, 1 or 3, height, width), found {shape}")
         self._each("add_images", tag, images, step)
 
     def add_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
@@ -92,24 +92,24 @@ class Writers(Writer):
         for writer in list(self.writers):
             try:
                 getattr(writer, method)(*arguments)
-            except Exception as error:  # whatever it is, no writer is worth a run
+            except Exception as error:  # any error: no writer may end a run
                 self.writers.remove(writer)
                 reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                text = "%s is off, training goes on without it: %s"
+                text = "%s is off, training continues without it: %s"
                 logging.getLogger("kindling").warning(text, writer.name, reason)
 
 
 class TensorBoardWriter(Writer):
-    """Write one event file a run or resume; TensorBoard is imported when the first value comes.
+    """Writes one event file for each start of a run; imports TensorBoard for the first value.
 
-    Events are written here and now, all scalars of a step in one: torch's `SummaryWriter` takes an
-    event and a queue for each (14 times the time), and tells of a full disk from another thread.
+    All scalars of a step are one event, written at once. torch's `SummaryWriter` queues an event
+    for each scalar (14 times as slow), and reports a full disk from another thread.
     """
 
     name = "TensorBoard"
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        """On resume, points from `purge_step` on that the earlier files hold are void."""
+        """On resume, TensorBoard discards points of earlier files from `purge_step` on."""
         self.folder = folder
         self.purge_step = purge_step
         self._records: Any = None
@@ -124,7 +124,7 @@ class TensorBoardWriter(Writer):
 
     def add_images(self, tag: str, images: "Tensor", step: int) -> None:
         images = images.detach().float().clamp(0, 1).cpu()
-        image = self._tools().image
+        image = self._functions().image
         self._write(step=step, summary=image(tag, images, dataformats="NCHW"))
 
     def add_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
@@ -132,20 +132,20 @@ class TensorBoardWriter(Writer):
         self._write(step=step, summary={"value": points})
 
     def add_text(self, tag: str, text: str, step: int) -> None:
-        self._write(step=step, summary=self._tools().text(tag, text))
+        self._write(step=step, summary=self._functions().text(tag, text))
 
     def close(self) -> None:
         if self._records is not None:
             self._records.close()
 
-    def _tools(self) -> SimpleNamespace:
-        """Import what makes events: torch's, or tensorboardX where that is not there or fails."""
+    def _functions(self) -> SimpleNamespace:
+        """Import torch's functions for events, or those of tensorboardX if that fails."""
         try:
-            return _tools_of_torch()
+            return _torch_functions()
         except Exception:
             if not _is_installed("tensorboardX"):
                 raise
-            return _tools_of_tensorboardx()
+            return _tensorboardx_functions()
 
     def _write(self, **fields: Any) -> None:
         if self._records is None:
@@ -155,28 +155,28 @@ class TensorBoardWriter(Writer):
         self._records.flush()
 
     def _start(self) -> None:
-        tools = self._tools()
-        self._new_event = tools.event
-        # Files are read in the order of their names, and a purge is for what was read before it.
+        functions = self._functions()
+        self._new_event = functions.event
+        # TensorBoard reads files in the order of their names, and a purge is for earlier ones.
         self.folder.mkdir(parents=True, exist_ok=True)
         stamps = [p.name.split(".")[3] for p in self.folder.glob("events.out.tfevents.*")]
         stamp = max([int(time.time()), *(int(s) + 1 for s in stamps if s.isdigit())])
         name = f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}"
-        self._records = tools.open(self.folder / name)
+        self._records = functions.open(self.folder / name)
         self._write(file_version="brain.Event:2")
         if self.purge_step is not None:
             self._write(step=self.purge_step, session_log={"status": "START"})
 
 
 def trim(histogram: Histogram) -> Histogram:
-    """Leave out the empty buckets at both ends."""
+    """Remove the empty buckets at both ends."""
     filled = [k for k, count in enumerate(histogram.counts) if count] or [0]
     first, last = filled[0], filled[-1] + 1
     return Histogram(histogram.limits[first : last + 1], histogram.counts[first:last])
 
 
 def _message(histogram: Histogram) -> dict[str, Any]:
-    """Return the fields of TensorBoard's message."""
+    """Return the fields of TensorBoard's histogram message."""
     limits, counts = trim(histogram)
     ends = {"min": limits[0], "max": limits[-1], "num": sum(counts)}
     return {**ends, "bucket_limit": limits[1:], "bucket": counts}
@@ -186,8 +186,8 @@ def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def _tools_of_torch() -> SimpleNamespace:
-    # A module of this name makes tensorboard leave TensorFlow alone, its seconds and its chatter.
+def _torch_functions() -> SimpleNamespace:
+    # With a module of this name tensorboard does not import TensorFlow, which takes seconds.
     sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -200,7 +200,7 @@ def _tools_of_torch() -> SimpleNamespace:
     )
 
 
-def _tools_of_tensorboardx() -> SimpleNamespace:
+def _tensorboardx_functions() -> SimpleNamespace:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import RecordWriter
     from tensorboardX.summary import image, text

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from base.checkpoint.store import CheckpointStore, sealed
+from base.checkpoint.state_file import manifest_bytes
+from base.checkpoint.store import CheckpointStore
 
 
 def make_state(seed: int, size: int = 40) -> dict:
@@ -48,7 +49,7 @@ def names(store: CheckpointStore) -> set[str]:
 def write_manifest(path: Path, **changes) -> None:
     """Change a manifest and seal it again."""
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_bytes(sealed({**manifest, **changes}))
+    (path / "manifest.json").write_bytes(manifest_bytes({**manifest, **changes}))
 
 
 def forge(path: Path, content: bytes) -> Path:

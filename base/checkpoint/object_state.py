@@ -1,8 +1,9 @@
 """The state of an object that has no ``state_dict``: its attributes, as far as they are plain data.
 
-Metrics that people write keep numbers, lists, tensors, arrays and other small objects. They are
-captured as what a checkpoint may hold, and put back into an object that was built the same way:
-nothing in a checkpoint says what to build. Functions, generators and open files are left out.
+Custom metrics keep numbers, lists, tensors, arrays and other small objects. `get_object_state`
+returns these in a form that a checkpoint may hold, and `set_object_state` loads them into an object
+that was constructed the same way: a checkpoint never says what to construct. Functions, generators
+and open files are left out.
 """
 
 from __future__ import annotations
@@ -17,33 +18,35 @@ import torch
 from torch import Tensor
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_KIND = "kindling:kind"  # marks what is not stored as itself
+_KIND = "kindling:kind"  # marks values that are stored in another form
 
 
 class _NotPlainError(Exception):
-    """A value that no checkpoint may hold."""
+    """A value that a checkpoint cannot hold."""
 
 
-def capture(thing: Any, above: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Return the plain attributes of an object, tensors and arrays copied to the CPU."""
-    if id(thing) in above:
+def get_object_state(thing: Any, parents: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Return the plain attributes of an object, with tensors and arrays copied to the CPU."""
+    if id(thing) in parents:
         raise _NotPlainError("it refers to itself")
     state = {}
     for name, value in vars(thing).items():
         try:
-            state[name] = _pack(value, (*above, id(thing)))
+            state[name] = _encode(value, (*parents, id(thing)))
         except _NotPlainError:
             continue
     return state
 
 
-def restore(thing: Any, state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-    """Put captured attributes back; tensors that were not on the CPU go to ``device``."""
+def set_object_state(
+    thing: Any, state: Mapping[str, Any], device: torch.device | str = "cpu"
+) -> None:
+    """Set the attributes of an object; tensors that were not on the CPU go to ``device``."""
     for name, value in state.items():
-        object.__setattr__(thing, name, _unpack(value, vars(thing).get(name), device))
+        object.__setattr__(thing, name, _decode(value, vars(thing).get(name), device))
 
 
-def _pack(value: Any, above: tuple[int, ...]) -> Any:
+def _encode(value: Any, parents: tuple[int, ...]) -> Any:
     if isinstance(value, Tensor):
         copy = value.detach().to("cpu", copy=True)
         return copy if value.device.type == "cpu" else {_KIND: "moved", "tensor": copy}
@@ -53,25 +56,25 @@ def _pack(value: Any, above: tuple[int, ...]) -> Any:
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Mapping) and all(type(key) in _PLAIN for key in value):
-        return {key: _pack(item, above) for key, item in value.items()}
+        return {key: _encode(item, parents) for key, item in value.items()}
     if isinstance(value, list | tuple | set | deque):
-        items = [_pack(item, above) for item in value]
+        items = [_encode(item, parents) for item in value]
         return type(value)(items) if type(value) in (tuple, set) else items
-    if hasattr(value, "__dict__") and not isinstance(value, type) and _is_ours(type(value)):
-        return {_KIND: "object", "attributes": capture(value, above)}
+    if hasattr(value, "__dict__") and not isinstance(value, type) and _is_third_party(type(value)):
+        return {_KIND: "object", "attributes": get_object_state(value, parents)}
     raise _NotPlainError(type(value).__name__)
 
 
-def _is_ours(cls: type) -> bool:
-    """Tell whether a class is of a project or a package; Python's own (loggers, files) are not."""
+def _is_third_party(cls: type) -> bool:
+    """Return whether a class is from a project or a package, not from the standard library."""
     return cls.__module__.partition(".")[0] not in sys.stdlib_module_names
 
 
-def _unpack(value: Any, old: Any, device: torch.device | str) -> Any:
+def _decode(value: Any, old: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, list | tuple | set):
-        items = type(value)(_unpack(item, None, device) for item in value)
+        items = type(value)(_decode(item, None, device) for item in value)
         return deque(items, old.maxlen) if isinstance(old, deque) else items
     if not isinstance(value, dict):
         return value
@@ -82,7 +85,7 @@ def _unpack(value: Any, old: Any, device: torch.device | str) -> Any:
         return np.array(value["values"], dtype=value["dtype"]).reshape(value["shape"])[()]
     if kind == "object":
         if hasattr(old, "__dict__"):
-            restore(old, value["attributes"], device)
+            set_object_state(old, value["attributes"], device)
         return old
     return _fill(old if isinstance(old, MutableMapping) else {}, value, device)
 
@@ -90,8 +93,8 @@ def _unpack(value: Any, old: Any, device: torch.device | str) -> Any:
 def _fill(
     old: MutableMapping[Any, Any], value: dict[Any, Any], device: torch.device | str
 ) -> MutableMapping[Any, Any]:
-    """A mapping keeps its own class (``defaultdict``, ``Counter``), and the objects in it."""
-    items = {key: _unpack(item, old.get(key), device) for key, item in value.items()}
+    """Fill a mapping, which keeps its class (``defaultdict``, ``Counter``) and its objects."""
+    items = {key: _decode(item, old.get(key), device) for key, item in value.items()}
     old.clear()
     old.update(items)
     return old

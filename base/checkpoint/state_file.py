@@ -1,13 +1,16 @@
-"""One file of state: plain data and tensors, written with real errors, read with suspicion."""
+"""The files of a checkpoint: state and manifest, written to the disk itself and read verified."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 import secrets
 import shutil
 import sys
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -15,7 +18,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor, nn
 
-from base.checkpoint.torch_file import MAX_DEPTH, load
+from base.checkpoint.torch_file import MAX_DEPTH, load_torch_file, unsupported_kind
 from base.errors import CheckpointError
 from logger.files import open_file
 
@@ -25,13 +28,16 @@ LEAVES = (*KEYS, complex, torch.Size, torch.dtype, torch.device)
 
 
 def plain_copy(value: Any, where: str, storages: dict[int, int], depth: int = 0) -> Any:
-    """Copy all but the tensors' numbers, so that equal states give equal bytes; note sizes.
+    """Copy a state without the contents of its tensors, so that equal states give equal bytes.
 
-    What ``weights_only`` would refuse to read is refused here, by the name of its place.
+    The size of each storage is added to ``storages``.
+
+    Raises:
+        CheckpointError: names the place of a value that ``weights_only`` would refuse to load.
     """
     kind = type(value)
     if kind is str:
-        return sys.intern(value)  # pickle writes one object once: equal strings must be one
+        return sys.intern(value)  # pickle writes an object once: intern equal strings
     if kind in LEAVES:
         return value
     if isinstance(value, Tensor):
@@ -44,34 +50,34 @@ def plain_copy(value: Any, where: str, storages: dict[int, int], depth: int = 0)
         problem = f"nested deeper than {MAX_DEPTH}" if depth >= MAX_DEPTH else kind.__qualname__
         raise CheckpointError(
             f"{where}: {problem}: a checkpoint holds tensors and plain data only "
-            "(dict, list, tuple, str, int, float, bool, None); give it as one of these"
+            "(dict, list, tuple, str, int, float, bool, None); convert it to one of these"
         )
     copied: Any = kind()
     for key, item in value.items():
         if not is_key(key):
-            text = f"the key {key!r:.99} is no str or number of 64 bits: give it as one"
+            text = f"the key {key!r:.99} is not a str or a number of 64 bits: convert it to one"
             raise CheckpointError(f"{where}: {text}")
         name = f"{where}[{key!r}]"
         copied[plain_copy(key, name, storages)] = plain_copy(item, name, storages, depth + 1)
-    if hasattr(value, "_metadata"):  # the versions of a module's parts
+    if hasattr(value, "_metadata"):  # the versions of a module's submodules
         copied._metadata = plain_copy(value._metadata, f"{where}._metadata", storages, depth + 1)
     return copied
 
 
 def is_key(value: Any) -> bool:
-    """Tell whether a value may be a key; of larger numbers many have one hash: a trap."""
+    """Return whether a value may be a key; larger integers can be made to share one hash."""
     return type(value) in KEYS and not (type(value) is int and value.bit_length() > 64)
 
 
 def _plain_tensor(tensor: Tensor, where: str, storages: dict[int, int]) -> Tensor:
-    odd = [kind for kind in ("meta", "quantized", "nested") if getattr(tensor, f"is_{kind}")]
-    if type(tensor) not in (Tensor, nn.Parameter) or odd:
-        kind = f"a tensor that is {odd[0]}" if odd else type(tensor).__qualname__
-        raise CheckpointError(f"{where}: {kind} cannot be saved: give a plain tensor with data")
+    unsupported = unsupported_kind(tensor)
+    if type(tensor) not in (Tensor, nn.Parameter) or unsupported:
+        kind = f"a {unsupported} tensor" if unsupported else type(tensor).__qualname__
+        raise CheckpointError(f"{where}: {kind} cannot be saved: convert it to a plain tensor")
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.layout is not torch.strided:
         return tensor
-    # A view would save all that it looks into; an expanded tensor would look like an attack.
+    # A view would save the whole storage; an expanded tensor would be refused as an attack.
     if tensor.untyped_storage().nbytes() != tensor.nbytes:
         tensor = tensor.cpu().clone(memory_format=torch.contiguous_format)
     storages[tensor.untyped_storage().data_ptr()] = tensor.nbytes
@@ -79,43 +85,46 @@ def _plain_tensor(tensor: Tensor, where: str, storages: dict[int, int]) -> Tenso
 
 
 def write_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Write a plain state to the disk itself; return its size in bytes and its sha256."""
-    with _CheckedFile(path) as file:
+    """Write a plain state and sync it to the disk; return its size in bytes and its sha256."""
+    with _HashedFile(path) as file:
         torch.save(state, cast("BinaryIO", file))
     return {"bytes": file.n_bytes, "sha256": file.sha256.hexdigest()}
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a small file to the disk itself."""
-    with _CheckedFile(path) as file:
+    """Write a new small file and sync it to the disk."""
+    with _HashedFile(path) as file:
         file.write(content)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, where there is none, so that it outlives a power loss."""
+    """Create a folder if it is missing, so that it survives a power loss."""
     if not folder.exists():
         folder.mkdir()
         sync_folder(folder.parent)
 
 
-def open_folder(folder: Path) -> None:
-    """Make a folder; write and remove a file in it and beside it, to see whether that can be done.
+def check_writable(folder: Path) -> None:
+    """Create a folder; write and remove a file in it and beside it.
 
-    The folders above it, which may have been made for it, outlive a power loss then too.
+    The folders above it, which may have been created for it, then survive a power loss too.
+
+    Raises:
+        OSError: that cannot be done.
     """
     make_folder(folder)
     for each in (folder.parent, folder):
         probe = each / f".tmp-probe-{secrets.token_hex(4)}"
         write_bytes(probe, b"probe")
         probe.unlink()
-    # That is: the run, its name, all runs, and where these lie.
+    # These are the run, its name, the folder of all runs, and its parent.
     for above in list(folder.absolute().parents)[:4]:
-        with suppress(OSError):  # not ours to read, perhaps
+        with suppress(OSError):  # it may not be readable
             sync_folder(above)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power loss (where folders can be synced)."""
+    """Sync the names in a folder, so that they survive a power loss (not on Windows)."""
     if os.name != "nt":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -124,15 +133,15 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def discard(folder: Path) -> None:
-    """Remove a checkpoint so that it is there whole or not at all."""
+def remove_atomically(folder: Path) -> None:
+    """Remove a checkpoint so that at any moment it exists whole or not at all."""
     trash = folder.with_name(f".trash-{secrets.token_hex(4)}-{folder.name}")
     folder.rename(trash)
-    remove(trash)
+    remove_if_possible(trash)
 
 
-def remove(path: Path) -> None:
-    """Remove a file or a folder, as far as that can be done."""
+def remove_if_possible(path: Path) -> None:
+    """Remove a file or a folder, and ignore errors."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -140,10 +149,10 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-class _CheckedFile:
-    """A new file that hashes what it writes; its first error is raised at the end of the block.
+class _HashedFile:
+    """A new file that hashes its content and raises its first error at the end of the block.
 
-    Not before: raised through torch's writer it would come out as a RuntimeError without errno.
+    Not earlier: torch's writer would turn the error into a RuntimeError without an errno.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,7 +161,7 @@ class _CheckedFile:
         self.sha256 = hashlib.sha256()
         self.error: BaseException | None = None
 
-    def __enter__(self) -> _CheckedFile:
+    def __enter__(self) -> _HashedFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         self.descriptor = os.open(self.path, flags, 0o666)
         return self
@@ -171,7 +180,7 @@ class _CheckedFile:
         return len(view)
 
     def flush(self) -> None:
-        """Do nothing: nothing is buffered here."""
+        """Do nothing: writes are not buffered."""
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
@@ -184,11 +193,31 @@ class _CheckedFile:
 
 
 def read_state(path: Path, sha256: str) -> Any:
-    """Return what `write_state` wrote, tensors on the CPU; raise if any byte is another."""
+    """Return the state that `write_state` wrote, with tensors on the CPU.
+
+    Raises:
+        CheckpointError: the file does not have this hash.
+    """
     with open_file(path) as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
         if digest.hexdigest() != sha256:
-            raise CheckpointError("damaged: its sha256 is not the one in the manifest")
-        return load(file, is_verified=True, keeps_names=False)
+            raise CheckpointError("damaged: its sha256 differs from the one in the manifest")
+        return load_torch_file(file, is_verified=True, allows_objects=False)
+
+
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """Return a manifest as JSON with a checksum of its other entries."""
+    content = _json_ready({key: item for key, item in manifest.items() if key != "checksum"})
+    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return json.dumps({**content, "checksum": checksum}, indent=2).encode() + b"\n"
+
+
+def _json_ready(value: Any) -> Any:
+    """Replace the floats that JSON lacks (nan, inf) with their names."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_ready(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

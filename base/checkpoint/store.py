@@ -1,7 +1,7 @@
-"""Checkpoints that outlive kills, full disks, flipped bits and changed models.
+"""Checkpoints that survive kills, full disks and flipped bits.
 
-One is a folder ``step-00000480`` of ``state.pt`` and ``manifest.json``: it appears by one rename
-once all of it is on the disk, and each byte is verified before any is used.
+A checkpoint is a folder ``step-00000480`` with ``state.pt`` and ``manifest.json``. It appears by
+one rename after all of it is synced to the disk, and every byte is verified before it is used.
 """
 
 from __future__ import annotations
@@ -21,30 +21,27 @@ from typing import Any
 
 import torch
 
-from base.checkpoint.background import Background, Snapshot, changed_by_steps_alone
-from base.checkpoint.manifest import sealed
-from base.checkpoint.restoration import load_weights, restore
+from base.checkpoint.background import BackgroundWriter, Snapshot
 from base.checkpoint.state_file import (
-    discard,
+    check_writable,
     make_folder,
-    open_folder,
+    manifest_bytes,
     plain_copy,
     read_state,
-    remove,
+    remove_atomically,
+    remove_if_possible,
     sync_folder,
     write_bytes,
     write_state,
 )
 from base.errors import CheckpointError, disk_error, why
 from base.system.run_folder import gone, must_exist
-from logger.files import read_file
-
-__all__ = ["CheckpointStore", "load_weights", "migrations", "read", "read_manifest", "restore"]
+from logger.files import read_file, write_whole
 
 LOG = logging.getLogger("kindling")
 VERSION = "0.1.0"
 FORMAT = 1
-# migrations[k] turns a state of format k into one of format k + 1.
+# migrations[k] converts a state of format k to format k + 1.
 migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -53,35 +50,50 @@ STEP = re.compile(r"step-(\d{8,})(~?)")
 
 
 class CheckpointStore:
-    """The checkpoints of one run: writes, finds and prunes them."""
+    """Writes, finds and prunes the checkpoints of one run.
 
-    def __init__(self, folder: Path | str, keep: int = 3, in_background: bool = False) -> None:
-        """With ``in_background`` a thread writes, one checkpoint at a time, what `save` copies."""
-        assert keep >= 2, "one checkpoint is not enough: it may be the damaged one"
+    Args:
+        folder: holds the checkpoints; it is created by the first save.
+        keep: number of newest checkpoints to keep, beside the best.
+        in_background: copy the state in `save` and write the copy in a thread, one at a time.
+        validate: called with each state before it is written; an error cancels the save.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        keep: int = 3,
+        in_background: bool = False,
+        validate: Callable[[dict[str, Any]], object] = lambda _: None,
+    ) -> None:
+        assert keep >= 2, "a single checkpoint may be the damaged one"
         self.snapshot = Snapshot() if in_background else None
-        self.background = Background()
+        self.background = BackgroundWriter()
         self.folder = Path(folder)
         self.keep = keep
-        # Called with each state before it is written; what it raises stops the save.
-        self.look: Callable[[dict[str, Any]], object] = lambda _: None
+        self.validate = validate
         self._protected: set[Path] = set()
 
-    def probe(self) -> None:
-        """Write and remove a file, so that a bad folder stops the run before its first step."""
+    def check_writable(self) -> None:
+        """Write and remove a file, so that the run fails before its first step if it cannot save.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
         try:
-            open_folder(self.folder)
+            check_writable(self.folder)
         except OSError as error:
             text = f"{self.folder}: cannot write here: {why(error)}"
             raise disk_error(error, text) from error
 
-    def sweep(self) -> None:
-        """Remove what a killed process left behind; call it when the run's lock is held."""
-        for pattern in (".tmp-*", ".trash-*"):
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of a killed process; the caller must hold the run's lock."""
+        for pattern in (".tmp-*", ".trash-*", ".*.tmp"):
             for leftover in self.folder.glob(pattern):
-                remove(leftover)
+                remove_if_possible(leftover)
 
     def protect(self, path: Path | str) -> None:
-        """Keep the checkpoint that a run was resumed from, however old it gets."""
+        """Never prune this checkpoint, such as the one that a run was resumed from."""
         path = Path(path)
         self._protected.add((path.parent if path.name == STATE else path).resolve())
 
@@ -94,19 +106,17 @@ class CheckpointStore:
         metrics: Mapping[str, float],
         is_best: bool,
         facts: Mapping[str, Any],
-        owners: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write one checkpoint and return its folder; on an error the older ones are untouched.
+        """Write one checkpoint and return its folder; an error leaves the older ones untouched.
 
-        In the background, the error comes from a later call of `check`, `wait` or this function;
-        what those `owners` of the state that are optimizers hold is copied while they do not step.
+        In the background, a later call of `check`, `wait` or this method raises the error.
         """
         self.wait()
         storages: dict[int, int] = {}
         state = plain_copy(state, "state", storages)
         path = self.folder / f"step-{step:08d}"
         if not metrics and (earlier := _manifest_or_none(path)):
-            # The same step again, as on a signal: what was known of it stays known.
+            # The same step is saved again, as after a signal: its metrics are kept.
             metrics, is_best = earlier["metrics"], is_best or earlier["is_best"]
         manifest = {
             "format": FORMAT,
@@ -123,23 +133,21 @@ class CheckpointStore:
         if self.snapshot is None:
             write(state)
         else:
-            optimizers = changed_by_steps_alone(owners or {})
-            write = partial(write, self.snapshot.begin(state, optimizers))
-            self.background.start(write, self.snapshot.finish, optimizers.values())
+            self.background.start(partial(write, self.snapshot.take(state)))
         return path
 
     def check(self) -> None:
-        """Raise the error of a checkpoint that was written in the background, if it is known."""
+        """Raise the error of a background save that has ended; do not wait for one that has not."""
         self.background.check()
 
     def wait(self) -> None:
-        """Wait until what `save` was given is on the disk, or raise why it is not."""
+        """Wait until the last save is on the disk; raise its error."""
         self.background.wait()
 
     def _write(
         self, path: Path, manifest: dict[str, Any], n_bytes: int, state: dict[str, Any]
     ) -> None:
-        self.look(state)
+        self.validate(state)
         step = manifest["step"]
         temporary = self.folder / f".tmp-{step:08d}-{secrets.token_hex(4)}"
         try:
@@ -147,7 +155,7 @@ class CheckpointStore:
             self._check_space(n_bytes)
             temporary.mkdir()
             manifest["files"] = {STATE: write_state(temporary / STATE, state)}
-            write_bytes(temporary / MANIFEST, sealed({**manifest, "complete": True}))
+            write_bytes(temporary / MANIFEST, manifest_bytes({**manifest, "complete": True}))
             sync_folder(temporary)
             self._commit(temporary, path)
         except BaseException as error:
@@ -156,24 +164,24 @@ class CheckpointStore:
                 raise
             run = self.folder.parent
             if isinstance(error, FileNotFoundError) or not run.is_dir():
-                raise gone(run) from error  # what was made a moment ago has been taken away
-            text = f"checkpoint not written: {why(error)}; {n_bytes} bytes needed, "
-            text += f"{_free(self.folder)} free; the checkpoints before it are untouched"
+                raise gone(run) from error  # the folder was deleted meanwhile
+            text = f"checkpoint not written: {why(error)}; {n_bytes} bytes are needed, "
+            text += f"{_free_bytes(self.folder)} are free; the earlier checkpoints are untouched"
             raise disk_error(error, f"{path}: {text}") from error
-        self._tidy(path, step, manifest["is_best"])
+        self._update_hints(path, step, manifest["is_best"])
 
     def _check_space(self, n_bytes: int) -> None:
-        """Fail before writing, with some room for the file's own tables."""
+        """Fail before writing if the disk has no room for the tensors and the file's own tables."""
         disk = shutil.disk_usage(self.folder)
         if disk.total and disk.free < n_bytes + n_bytes // 16 + (1 << 20):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _commit(self, temporary: Path, path: Path) -> None:
-        """Rename into place; an older checkpoint of the same step stays readable throughout."""
+        """Rename into place; an older checkpoint of the same step stays readable meanwhile."""
         replaced = path.with_name(path.name + "~")
         if path.exists():
             if replaced.exists():
-                discard(replaced)
+                remove_atomically(replaced)
             path.rename(replaced)
         try:
             temporary.rename(path)
@@ -183,44 +191,43 @@ class CheckpointStore:
             raise
         sync_folder(self.folder)
 
-    def _tidy(self, saved: Path, step: int, is_best: bool) -> None:
-        """Write the hints and prune; the checkpoint is safe, so errors here are only reported."""
+    def _update_hints(self, saved: Path, step: int, is_best: bool) -> None:
+        """Write last.json and best.json, and prune; errors are only logged."""
         try:
             for name in ["last.json", "best.json"][: 1 + is_best]:
-                temporary = self.folder / f".tmp-{secrets.token_hex(4)}-{name}"
-                write_bytes(temporary, json.dumps({"step": step}).encode())
-                temporary.replace(self.folder / name)
+                write_whole(self.folder / name, json.dumps({"step": step}).encode())
             self._prune(saved)
         except OSError as error:
-            if self.folder.is_dir():  # else somebody has taken it away: the next save says so
-                LOG.warning("%s: saved, but tidying up failed: %s", saved, why(error))
+            if self.folder.is_dir():  # else the folder was deleted, which the next save reports
+                text = "%s: saved, but updating last.json or pruning failed: %s"
+                LOG.warning(text, saved, why(error))
 
     def _prune(self, saved: Path) -> None:
-        """Discard all but the last `keep` whole ones, the best, the saved and the protected."""
-        manifests = {path: _manifest_or_none(path) for path in _listed(self.folder)}
+        """Remove all but the newest `keep` whole ones, the best, this one and the protected."""
+        manifests = {path: _manifest_or_none(path) for path in checkpoints_in(self.folder)}
         spared = {saved, *_marked_best(manifests)[:1]}
         n_whole = 0
         for path, manifest in manifests.items():
-            if _order(path) > _order(saved):
-                # Steps only grow: this one is from before the run went back to an earlier step.
+            if _step_order(path) > _step_order(saved):
+                # Steps only grow, so it is from before the run was resumed at an earlier step.
                 path.rename(path.with_name(f"aside-{path.name}-{secrets.token_hex(4)}"))
             elif path.name.endswith("~") and manifests.get(path.with_name(path.name[:-1])):
-                discard(path)
+                remove_atomically(path)
             elif n_whole < self.keep or path in spared or path.resolve() in self._protected:
                 n_whole += manifest is not None
             else:
-                discard(path)
+                remove_atomically(path)
 
     def newest(self) -> Path | None:
-        """Return the newest valid checkpoint, with a warning for each damaged one passed over."""
-        return _first_valid(self.folder, _listed(self.folder))[0]
+        """Return the newest valid checkpoint, and log a warning for each damaged one skipped."""
+        return _first_valid(self.folder, checkpoints_in(self.folder))[0]
 
     def best(self) -> Path | None:
-        """Return the last valid checkpoint that was the best of its run when saved.
+        """Return the last valid checkpoint that was the best of its run when it was saved.
 
-        Where all of these are damaged it is the newest, with a warning; None where none was best.
+        If all of these are damaged, return the newest and log a warning; None if none was best.
         """
-        manifests = {path: _manifest_or_none(path) for path in _listed(self.folder)}
+        manifests = {path: _manifest_or_none(path) for path in checkpoints_in(self.folder)}
         marked = _marked_best(manifests)
         return _first_valid(self.folder, [*marked, *manifests] if marked else [])[0]
 
@@ -228,59 +235,63 @@ class CheckpointStore:
 def read(path: Path | str) -> dict[str, Any]:
     """Return the verified state of a checkpoint, or the newest valid one of a run's folder.
 
-    An explicitly named checkpoint (its folder or state.pt) is that one or an error, never another.
+    If the path names a checkpoint (its folder or state.pt), no other one is read in its place.
     """
-    return read_whole(path)[0]
+    return read_with_manifest(path)[0]
 
 
-def read_whole(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what `read` does, and the manifest of that checkpoint."""
-    candidates = _meant_by(path)
+def read_with_manifest(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state as `read` does, and the manifest of that checkpoint."""
+    candidates = _candidates(path)
     if candidates is None:
-        folder = _folder_of(Path(path))
+        folder = checkpoint_folder(Path(path))
         return _read_checkpoint(folder), read_manifest(folder)
-    found, state = _first_valid(_folder_of(Path(path)), candidates)
+    found, state = _first_valid(checkpoint_folder(Path(path)), candidates)
     if found is None:
         raise CheckpointError(f"{path}: holds no checkpoint (a folder like step-00000480)")
     return state, read_manifest(found)
 
 
-def peek_manifest(path: Path | str) -> dict[str, Any]:
-    """Return the manifest of a checkpoint, or of a run's newest that has a whole one; {} of none.
+def find_manifest(path: Path | str) -> dict[str, Any]:
+    """Return the manifest of a checkpoint, or the newest valid manifest of a run; {} if none.
 
-    Nothing is read of the state, which may turn out to be damaged.
+    The state is not read, so it may turn out to be damaged.
     """
-    candidates = _meant_by(path)
-    folders = [_folder_of(Path(path))] if candidates is None else candidates
+    candidates = _candidates(path)
+    folders = [checkpoint_folder(Path(path))] if candidates is None else candidates
     return next(filter(None, map(_manifest_or_none, folders)), {})
 
 
-def _folder_of(path: Path) -> Path:
-    """Return the checkpoint that a path names, or the folder of several."""
+def checkpoint_folder(path: Path) -> Path:
+    """Return the folder of the checkpoint that a path names, or a folder of several checkpoints."""
     folder = path.parent if path.name == STATE and path.is_file() else path
     return folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
 
 
-def _meant_by(path: Path | str) -> list[Path] | None:
-    """Return the checkpoints that a path may mean, the newest first; None where it names one."""
-    folder = _folder_of(must_exist(path))
+def _candidates(path: Path | str) -> list[Path] | None:
+    """Return the checkpoints below a path, the newest first; None if it names a single one."""
+    folder = checkpoint_folder(must_exist(path))
     is_one = STEP.fullmatch(folder.name) or (folder / MANIFEST).exists()
-    return None if is_one else _listed(folder)
+    return None if is_one else checkpoints_in(folder)
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
-    """Return a checkpoint's manifest (step, epoch, metrics, facts ...) if it is whole and known."""
+    """Return a checkpoint's manifest (step, epoch, metrics, facts ...).
+
+    Raises:
+        CheckpointError: it is missing, damaged or of a newer format, or a file has another size.
+    """
     folder = Path(folder)
     try:
         content = read_file(folder / MANIFEST)
         manifest: dict[str, Any] = json.loads(content)
-        if sealed(manifest) != content or manifest["complete"] is not True:
+        if manifest_bytes(manifest) != content or manifest["complete"] is not True:
             raise CheckpointError("its manifest is damaged")
         version = manifest["format"]
         if version > FORMAT:
             raise _NewerFormatError(
-                f"{folder}: written by a newer version: its format is {version}, this one reads up "
-                f"to {FORMAT}; update this code"
+                f"{folder}: written by a newer version: its format is {version}, this one reads "
+                f"up to {FORMAT}; update Kindling"
             )
         for name, facts in manifest["files"].items():
             n_bytes = (folder / name).stat().st_size
@@ -289,12 +300,12 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     except _NewerFormatError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{folder}: no whole checkpoint: {why(error)}") from error
+        raise CheckpointError(f"{folder}: not a whole checkpoint: {why(error)}") from error
     return manifest
 
 
 def _first_valid(folder: Path, paths: Iterable[Path]) -> tuple[Path | None, dict[str, Any]]:
-    """Return the first checkpoint that can be read; say in one line which ones could not."""
+    """Return the first checkpoint that can be read; log the ones that cannot in one line."""
     damaged: list[str] = []
     for path in paths:
         try:
@@ -305,11 +316,11 @@ def _first_valid(folder: Path, paths: Iterable[Path]) -> tuple[Path | None, dict
             damaged.append(str(error))
             continue
         if damaged:
-            LOG.warning("%s; going back to %s", "; ".join(damaged), path)
+            LOG.warning("%s; falling back to %s", "; ".join(damaged), path)
         return path, state
     if damaged:
         raise CheckpointError(
-            f"{folder}: not one of its checkpoints is whole; start anew without -r, or name "
+            f"{folder}: none of its checkpoints is whole; start from scratch without -r, or name "
             "another run:\n  " + "\n  ".join(damaged)
         )
     return None, {}
@@ -329,7 +340,7 @@ def _read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 class _NewerFormatError(CheckpointError):
-    """A whole checkpoint of a later version: not damaged, so never passed over."""
+    """A whole checkpoint of a later version: it is not damaged, so it is never skipped."""
 
 
 def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
@@ -339,14 +350,16 @@ def _manifest_or_none(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _listed(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, the highest step first, whatever their dates."""
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the highest step first."""
     entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted((path for path in entries if STEP.fullmatch(path.name)), key=_order, reverse=True)
+    return sorted(
+        (path for path in entries if STEP.fullmatch(path.name)), key=_step_order, reverse=True
+    )
 
 
-def _order(path: Path) -> tuple[int, bool]:
-    """Return the step of a checkpoint, and whether it is the newer one of that step."""
+def _step_order(path: Path) -> tuple[int, bool]:
+    """Return a sort key: the step, and whether it is the newer checkpoint of that step."""
     return int(path.name[5:].rstrip("~")), not path.name.endswith("~")
 
 
@@ -354,7 +367,7 @@ def _marked_best(manifests: Mapping[Path, dict[str, Any] | None]) -> list[Path]:
     return [path for path, manifest in manifests.items() if manifest and manifest["is_best"]]
 
 
-def _free(folder: Path) -> str:
+def _free_bytes(folder: Path) -> str:
     try:
         return str(shutil.disk_usage(folder).free)
     except OSError:

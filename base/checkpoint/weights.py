@@ -1,4 +1,4 @@
-"""Weights of a model from a file, all of them or those that a config asks for."""
+"""Weights of a model from a file, a checkpoint or a run."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.checkpoint.restoration import EXTRA, load_weights
-from base.checkpoint.store import CheckpointStore, peek_manifest, read
-from base.checkpoint.torch_file import load, stands_for
-from base.checkpoint.weight_names import fitted
-from base.checkpoint.weight_rules import Fit, fit, normal_form
-from base.data.record import data_of
+from base.checkpoint.data_record import data_of
+from base.checkpoint.state_dicts import EXTRA, load_weights
+from base.checkpoint.store import MANIFEST, STATE, CheckpointStore, find_manifest, read
+from base.checkpoint.torch_file import load_torch_file, stand_in_name
+from base.checkpoint.weight_mapping import (
+    WeightsReport,
+    adapt_saved_names,
+    match_weights,
+    normal_form,
+)
 from base.errors import CheckpointError, nearest
 from base.system.run_folder import newest_run_in
 from logger.files import NotAFileError, open_file, read_file
 
-RECORD = "data_record"  # where the metadata of an exported file have it
+RECORD = "data_record"  # its key in the metadata of an exported file
 
 
-def load_from(model: nn.Module, section: Mapping[str, Any] | str) -> Fit:
-    """Load what the rules of a ``weights`` section leave of its file; tell what became of all.
+def load_pretrained(model: nn.Module, section: Mapping[str, Any] | str) -> WeightsReport:
+    """Load the weights that a ``weights`` section selects; return what happened to each name.
 
     ``file`` is a file of weights (``.pt``, ``.pth``, ``.safetensors``), a checkpoint, a run (its
-    best) or the folder of all runs of a name (the newest). All that is not left out must be there
-    and fit, in both directions; else nothing is changed.
+    best checkpoint) or the folder of all runs of a name (the newest run). All weights that are not
+    left out must be in both and have equal shapes; otherwise nothing is changed.
 
     Raises:
-        CheckpointError: the file cannot be read or does not fit.
-        NoMatch: a rule does nothing.
+        CheckpointError: the file cannot be read or does not match the model.
+        NoMatch: a rule has no effect.
     """
     section, faults = normal_form(section)
     if faults:
@@ -40,9 +44,9 @@ def load_from(model: nn.Module, section: Mapping[str, Any] | str) -> Fit:
     path = Path(section["file"])
     weights = read_weights(path)
     if not section["strip"] and not section["rename"]:
-        weights = fitted(weights, model.state_dict(), path)
+        weights = adapt_saved_names(weights, model.state_dict(), path)
     try:
-        found, chosen = fit(model, weights, section, path.name)
+        found, chosen = match_weights(model, weights, section, path.name)
         load_weights(model, {**model.state_dict(), **chosen})
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -52,9 +56,9 @@ def load_from(model: nn.Module, section: Mapping[str, Any] | str) -> Fit:
 def sections_with_weights(
     section: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the ``weights`` of a model's section, and of those in its arguments, in normal form.
+    """Yield the ``weights`` of a model section and of the models in its arguments, in normal form.
 
-    Each comes with the name of its module: that of the argument which the module was given as.
+    Each comes with the name of its module, which is the name of the argument.
     """
     if section.get("weights") is not None:
         yield prefix, normal_form(section["weights"])[0]
@@ -63,36 +67,37 @@ def sections_with_weights(
             yield from sections_with_weights(value, f"{prefix}.{name}" if prefix else name)
 
 
-def checkpoint_of(path: Path) -> Path | None:
-    """Return the checkpoint that a path stands for: itself, a run's best, the newest run's best.
+def find_checkpoint(path: Path) -> Path | None:
+    """Return the checkpoint that a path names, a run's best, or the best of the newest run.
 
-    None for a path that is no folder, and no ``state.pt`` of a checkpoint.
+    It is None for a file other than the ``state.pt`` of a checkpoint.
     """
     if not path.is_dir():
-        is_part = path.name == "state.pt" and path.with_name("manifest.json").is_file()
+        is_part = path.name == STATE and path.with_name(MANIFEST).is_file()
         return path.parent if is_part else None
-    if not (path / "checkpoints").is_dir() and not (path / "manifest.json").is_file():
+    if not (path / "checkpoints").is_dir() and not (path / MANIFEST).is_file():
         path = newest_run_in(path) or path
     store = CheckpointStore(path / "checkpoints")
     return ((store.best() or store.newest()) if store.folder.is_dir() else path) or path
 
 
 def read_weights(path: Path, ema: bool | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a file, by name; no code in it is run.
+    """Return the tensors of a file by name; no code in it is run.
 
     Args:
-        ema: whether a checkpoint's averages take the place of the trained weights; None where kept.
+        ema: return a checkpoint's averaged weights (True), its trained weights (False), or the
+            averaged ones if it has them (None).
 
     Raises:
-        CheckpointError: there is no such file, or it holds no weights, or no averages.
+        CheckpointError: the file does not exist, or holds no weights or no averages.
     """
     return weights_and_origin(path, ema)[0]
 
 
 def weights_and_origin(path: Path, ema: bool | None) -> tuple[dict[str, Tensor], str]:
-    """Return what `read_weights` does, and in words which of what it is."""
+    """Return the weights as `read_weights` does, and a description of their origin."""
     try:
-        folder = checkpoint_of(path)
+        folder = find_checkpoint(path)
         state = _read_file(path) if folder is None else read(folder)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
@@ -101,29 +106,29 @@ def weights_and_origin(path: Path, ema: bool | None) -> tuple[dict[str, Tensor],
     averages = kept.get("averages") if isinstance(kept, Mapping) else None
     averages = averages if _are_weights(averages) else {}
     if ema and not averages:
-        raise CheckpointError(f"{path}: it keeps no averages (`trainer.ema`): leave out --ema")
+        raise CheckpointError(f"{path}: it has no averaged weights (`trainer.ema`): omit --ema")
     if not averages:
         return weights, f"weights of {folder or path}"
-    # A weight that is shared has one average, under its first name.
+    # A shared weight has one average, under its first name.
     shared = {
-        _memory(weights[name]): average for name, average in averages.items() if name in weights
+        _memory_key(weights[name]): average for name, average in averages.items() if name in weights
     }
-    weights = {name: shared.get(_memory(value), value) for name, value in weights.items()}
+    weights = {name: shared.get(_memory_key(value), value) for name, value in weights.items()}
     return {**weights, **averages}, f"averaged weights of {folder or path}"
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return what is known of the data that weights were trained on (see `base/data/record.py`).
+    """Return the record of the data that weights were trained on (see `data_record.py`).
 
     It is in a checkpoint's manifest, in the metadata of an exported ``.safetensors``, or in
-    ``net.pt.json`` beside an exported ``net.pt``. {} where there is none.
+    ``net.pt.json`` beside an exported ``net.pt``; {} if there is none.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    folder = checkpoint_of(path)
+    folder = find_checkpoint(path)
     if folder is not None:
-        return dict(data_of(peek_manifest(folder)).get("record", {}))
+        return dict(data_of(find_manifest(folder)).get("record", {}))
     beside = path.with_name(f"{path.name}.json")
     try:
         if path.suffix == ".safetensors":
@@ -137,20 +142,20 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(text)
         if not isinstance(record, dict):
             raise ValueError(f"it holds a {type(record).__name__}")
-    except Exception as error:  # safetensors has an error of its own
+    except Exception as error:  # safetensors raises its own type
         raise CheckpointError(f"{path}: its record of the data cannot be read: {error}") from error
     return record
 
 
-def _memory(value: Any) -> Any:
-    """Return where a tensor's numbers are, and as what: the same for those that share them all."""
+def _memory_key(value: Any) -> Any:
+    """Return a key that is equal for tensors that share the same memory in the same layout."""
     if not isinstance(value, Tensor) or value.layout is not torch.strided or not value.numel():
         return id(value)
     return value.data_ptr(), value.shape, value.stride()
 
 
 def _weights_in(path: Path, state: Any) -> dict[str, Tensor]:
-    """Return the weights of what a file holds: all of it, or what lies beside other things."""
+    """Return the weights in a file's content: all of it, or its only dict of tensors."""
     if isinstance(state, Mapping):
         named = (state.get(key) for key in ("state_dict", "model"))
         state = next(filter(_are_weights, named), state)
@@ -158,30 +163,34 @@ def _weights_in(path: Path, state: Any) -> dict[str, Tensor]:
         parts = {key: value for key, value in parts.items() if not key.endswith(EXTRA)}
         if len(parts) > 1:
             names = ", ".join(map(repr, parts))
-            text = f"it holds weights of several: {names}; save one by itself"
+            text = f"it holds several sets of weights: {names}; save one of them alone"
             raise CheckpointError(f"{path}: {text}")
         state = next(iter(parts.values()), state)
     held = state if isinstance(state, Mapping) else {"all of it": state}
-    if strange := {key: kind for key, value in held.items() if (kind := _strange_kind(value))}:
-        names = ", ".join(f"{key!r} is {kind!r}" for key, kind in [*strange.items()][:5])
-        text = f"not plain tensors, and no code is run to make more of them: {names}"
-        raise CheckpointError(f"{path}: {text}; save the model's `state_dict()` alone")
+    if unsupported := {
+        key: kind for key, value in held.items() if (kind := _unsupported_kind(value))
+    }:
+        names = ", ".join(f"{key!r} is {kind!r}" for key, kind in [*unsupported.items()][:5])
+        text = f"it holds objects other than plain tensors, which are not loaded: {names}"
+        raise CheckpointError(f"{path}: {text}; save only the model's `state_dict()`")
     if not _are_weights(state):
         of = f", of {', '.join(map(repr, [*state][:5])) or 'nothing'}" if held is state else ""
-        raise CheckpointError(f"{path}: no weights in it: it holds a {type(state).__name__}{of}")
+        raise CheckpointError(f"{path}: it holds no weights, but a {type(state).__name__}{of}")
     if odd := [name for name in state if not (isinstance(name, str) and name.isprintable())]:
-        raise CheckpointError(f"{path}: the name of a weight is a plain text, not {odd[0]!r:.99}")
-    # Without what a file may hang on a tensor: attributes, and that it is a parameter.
+        raise CheckpointError(
+            f"{path}: a name of a weight must be printable text, not {odd[0]!r:.99}"
+        )
+    # Detach them from attributes that a file may set, and from being parameters.
     return {
         key: Tensor.detach(value) if isinstance(value, Tensor) else value
         for key, value in state.items()
     }
 
 
-def _strange_kind(value: Any) -> str:
-    """Return what a value is where a weight should be, if it was an object or a sparse tensor."""
+def _unsupported_kind(value: Any) -> str:
+    """Return the kind of a value that is not a weight: an object or a sparse tensor; else ""."""
     is_odd = isinstance(value, Tensor) and value.layout is not torch.strided
-    return str(value.layout) if is_odd else stands_for(value)
+    return str(value.layout) if is_odd else stand_in_name(value)
 
 
 def _are_weights(value: Any) -> bool:
@@ -193,14 +202,16 @@ def _read_file(path: Path) -> Any:
         beside = [str(each) for each in path.parent.glob("*")] if path.parent.is_dir() else []
         raise CheckpointError(f"{path}: no such file{nearest(str(path), beside)}")
     try:
-        with open_file(path) as file:  # no FIFO and no device, for which a library would wait
+        with open_file(
+            path
+        ) as file:  # which refuses a FIFO or a device, on which libraries would block
             if path.suffix == ".safetensors":
                 return _load_safetensors(path)
-            return load(file, is_verified=False, keeps_names=True)
+            return load_torch_file(file, is_verified=False, allows_objects=True)
     except NotAFileError as error:
         raise CheckpointError(f"{path}: this is {error}") from error
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: not a readable file of weights: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read as a file of weights: {error}") from error
 
 
 def _load_safetensors(path: Path) -> Any:
@@ -210,6 +221,6 @@ def _load_safetensors(path: Path) -> Any:
         raise CheckpointError("reading it needs safetensors (pip install safetensors)") from error
     try:
         return load_file(path)
-    except Exception as error:  # it has errors of its own
+    except Exception as error:  # it raises its own types
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(text) from error

@@ -42,13 +42,6 @@ if TYPE_CHECKING:
     from base.data.reading import find_get_batch as find_get_batch
     from base.data.reading import mended as mended
     from base.data.reading import raise_failure as raise_failure
-    from base.data.record import check_classes as check_classes
-    from base.data.record import class_names as class_names
-    from base.data.record import data_of as data_of
-    from base.data.record import offers_record as offers_record
-    from base.data.record import record_of as record_of
-    from base.data.record import source_of as source_of
-    from base.data.record import use_record as use_record
     from base.data.replayed_loader import as_batches as as_batches
     from base.data.sample_items import SampleItems as SampleItems
     from base.data.sample_items import checked_weights as checked_weights

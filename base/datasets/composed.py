@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.base_data_loader import count_samples
+from base.checkpoint.data_record import offers_record, record_of, use_record
 from base.data.fingerprint import is_unnamed
-from base.data.record import offers_record, record_of, use_record
 from base.data.sample_items import sample_numbers
 from base.datasets.image_files import read_text
 from base.datasets.labels import raise_problems

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from base.base_data_loader import BaseDataLoader
+from base.checkpoint.data_record import check_classes, class_names
 from base.data.reading import find_get_batch
-from base.data.record import check_classes, class_names
 from base.data.splits import divide
 from base.data.streams import refuse_stream
 from base.datasets.composed import check_data_set

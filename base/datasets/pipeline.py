@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from base.checkpoint.data_record import record_of, source_of, use_record
 from base.data.random_draws import Draws
 from base.data.reading import find_get_batch
-from base.data.record import record_of, source_of, use_record
 from base.datasets.geometry import has_override, is_v2, keeps_places, parts_of, why_not_together
 from base.datasets.images import MODES, as_image
 from base.datasets.mixing import Mixer, MixerChoice, as_mixer

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from base.checkpoint.weight_rules import normal_form
+from base.checkpoint.weight_mapping import normal_form
 from base.errors import nearest
 
 Keys = tuple[str | int, ...]

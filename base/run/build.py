@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from base.base_model import check_model
-from base.checkpoint.weight_rules import Fit
-from base.checkpoint.weights import load_from, sections_with_weights
+from base.checkpoint.data_record import record_of, use_record
+from base.checkpoint.weight_mapping import WeightsReport
+from base.checkpoint.weights import load_pretrained, sections_with_weights
 from base.config import Config
 from base.data.bad_samples import BadSamples
 from base.data.batch import inputs_of, to_device
-from base.data.record import record_of, use_record
 from base.data.sampler_state import SamplerState
 from base.errors import CheckpointError, ConfigError, UsageError
 from base.names.construction import build
@@ -321,13 +321,13 @@ def infer_shapes(config: Config, model: nn.Module, example: Any) -> None:
         raise ConfigError([config.problem(("model",), text)])
 
 
-def load_weights(config: Config, model: nn.Module) -> dict[str, Fit]:
+def load_weights(config: Config, model: nn.Module) -> dict[str, WeightsReport]:
     """Load what ``weights`` names, of the model and its networks; return what became of each."""
-    loaded: dict[str, Fit] = {}
+    loaded: dict[str, WeightsReport] = {}
     for prefix, section in sections_with_weights(config["model"]):
         names = [name for part in prefix.split(".") if part for name in ("args", part)]
         try:
-            loaded[prefix] = load_from(model.get_submodule(prefix), section)
+            loaded[prefix] = load_pretrained(model.get_submodule(prefix), section)
         except (CheckpointError, NoMatch, AttributeError) as error:
             problem = config.problem(("model", *names, "weights"), str(error))
             raise ConfigError([problem]) from error

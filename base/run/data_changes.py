@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from base.checkpoint.store import peek_manifest
+from base.checkpoint.data_record import data_of, record_of
+from base.checkpoint.store import find_manifest
 from base.config.changes import differences
 from base.data.fingerprint import Samples, hex_texts, samples_of
-from base.data.record import data_of, record_of
 from base.errors import DataError, why
 from base.names.object_references import References
 from base.system.run_folder import run_of
@@ -129,7 +129,7 @@ def refuse_changed_data(experiment: Experiment, resume_from: Path, allow_change:
     """
     loaders = {"train": experiment.train_loader, "valid": experiment.valid_loader}
     record = record_of(experiment.train_loader)
-    path, then = run_of(resume_from) / "split.csv", data_of(peek_manifest(resume_from))
+    path, then = run_of(resume_from) / "split.csv", data_of(find_manifest(resume_from))
     if not then:
         refuse_scaled_targets(experiment.train_loader, resume_from)
     compare_split(path, loaders, record, then, allow_change)
@@ -154,7 +154,7 @@ def record_to_resume(config: Config, resume_from: Path | None) -> Mapping[str, A
     """
     if resume_from is None:
         return {}
-    record = data_of(peek_manifest(resume_from)).get("record", {})
+    record = data_of(find_manifest(resume_from)).get("record", {})
     if _has_other_data(config, resume_from):
         return {}
     return {key: value for key, value in record.items() if key != "classes"}  # compared later
@@ -164,7 +164,7 @@ def references_to_resume(config: Config, resume_from: Path | None) -> References
     """Return what looks up references to built objects; a run goes on with what they gave."""
     if resume_from is None:
         return References(config)
-    kept = data_of(peek_manifest(resume_from)).get("references")
+    kept = data_of(find_manifest(resume_from)).get("references")
     return References(config, kept, is_resumed=not _has_other_data(config, resume_from))
 
 

@@ -224,7 +224,7 @@ def fits(version: str, limits: str) -> bool:
 
 def same(one: Any, other: Any) -> bool:
     """Tell whether two states are equal to the last bit."""
-    from base.checkpoint.__main__ import is_equal
+    from base.checkpoint.comparison import is_equal
     from base.config.tree import leaves
 
     ours, theirs = dict(leaves(one)), dict(leaves(other))

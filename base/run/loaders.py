@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from base.base_data_loader import BaseDataLoader, as_batches
+from base.checkpoint.data_record import use_record
 from base.config import Config
-from base.data.record import use_record
 from base.data.streams import sharing_fault
 from base.errors import ConfigError, Problem
 from base.names.construction import build

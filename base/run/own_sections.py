@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from base.base_model import check_model
-from base.checkpoint.weights import load_from, sections_with_weights
+from base.checkpoint.weights import load_pretrained, sections_with_weights
 from base.config.fields import Kind, Run
 from base.config.interpolation import look_up
 from base.config.schema import LOSS, METRIC, MODEL, named
@@ -164,7 +164,7 @@ def _own_model(experiment: Experiment, section: Section, where: str) -> nn.Modul
     try:
         check_model(model)
         for prefix, weights in sections_with_weights(section):
-            load_from(model.get_submodule(prefix), weights)
+            load_pretrained(model.get_submodule(prefix), weights)
     except (ValueError, CheckpointError, NoMatch, AttributeError) as error:
         raise ConfigError([Problem(where, str(error))]) from error
     if any(is_lazy(each) for each in (*model.parameters(), *model.buffers())):

@@ -10,12 +10,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.checkpoint.background import in_background
-from base.checkpoint.restoration import restore
-from base.checkpoint.store import CheckpointStore, read_whole
+from base.checkpoint.background import saves_in_background
+from base.checkpoint.data_record import data_of
+from base.checkpoint.state_dicts import load_state_dicts
+from base.checkpoint.store import CheckpointStore, read_with_manifest
 from base.config import Config
 from base.config.changes import OWN_STATE, Change, differences, table_of
-from base.data.record import data_of
 from base.errors import KindlingError, disk_error, why
 from base.names.registry import project_root
 from base.run.data_changes import keep_data
@@ -174,17 +174,17 @@ def _prepare(
     allow_change: bool,
     stack: ExitStack,
 ) -> Run:
-    state, manifest = ({}, {}) if resume_from is None else read_whole(resume_from)
+    state, manifest = ({}, {}) if resume_from is None else read_with_manifest(resume_from)
     config, settings, experiment = trainer.config, trainer.settings, trainer.experiment
     store: CheckpointStore | None = None
     data: Mapping[str, Any] = {}
     if folder is not None:
-        is_beside = in_background(settings.async_save, trainer.device)
-        store = CheckpointStore(folder / "checkpoints", settings.keep, is_beside)
-        store.look = refuse_bad_optimizers
+        is_beside = saves_in_background(settings.async_save, trainer.device)
+        validate = refuse_bad_optimizers
+        store = CheckpointStore(folder / "checkpoints", settings.keep, is_beside, validate)
         stack.push(store.background.end)
-        store.sweep()
-        store.probe()
+        store.remove_leftovers()
+        store.check_writable()
         experiment.references.tell_changes()
         data = keep_data(experiment, folder, data_of(manifest), allow_change)
         experiment.bad_samples.open(folder)
@@ -225,7 +225,7 @@ def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None
     """Restore the state, let the schedules follow a new length, and log what has changed."""
     rates: list[Change] = []
     try:
-        restore(trainer.stateful, state)
+        load_state_dicts(trainer.stateful, state)
         then = learning_rates(trainer.optimizers)
         for schedule in trainer.schedules.values():
             schedule.follow_new_length()

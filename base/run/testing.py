@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from base.checkpoint.background import Snapshot
-from base.checkpoint.store import CheckpointStore, peek_manifest, read_whole, restore
+from base.checkpoint.data_record import data_of, record_of
+from base.checkpoint.state_dicts import load_state_dicts
+from base.checkpoint.store import CheckpointStore, find_manifest, read_with_manifest
 from base.config import Config
-from base.data.record import data_of, record_of
 from base.names.object_references import References
 from base.run.build import build_experiment, tested_data
 from base.run.data_changes import refuse_scaled_targets
@@ -58,7 +59,7 @@ def build_tested(config: Config, device: torch.device, checkpoint: Path) -> Expe
 
     Those of earlier versions do not: their statistics are computed again.
     """
-    known = data_of(peek_manifest(checkpoint))
+    known = data_of(find_manifest(checkpoint))
     references = References(config, known.get("references"))
     data = tested_data(config, known, references) if known else None
     experiment = build_experiment(config, device, False, data=data, references=references)
@@ -73,7 +74,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     The trainer is left in the state of the checkpoint. Writes ``report/test.json``, and tables
     such as a confusion matrix beside it.
     """
-    state, manifest = read_whole(checkpoint)
+    state, manifest = read_with_manifest(checkpoint)
     loader, bad_samples = trainer.experiment.test_loader, trainer.experiment.bad_samples
     if loader is None:
         known = data_of(manifest)
@@ -82,7 +83,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     bad_samples.open(folder)
     bad_samples.watch(loader, "test")
     tested = parts_tested(trainer)
-    restore(tested, {name: value for name, value in state.items() if name in tested})
+    load_state_dicts(tested, {name: value for name, value in state.items() if name in tested})
     del state
 
     with trainer.epoch_start.as_saved():
@@ -114,4 +115,4 @@ def state_put_back(trainer: BaseTrainer) -> Iterator[None]:
     try:
         yield
     finally:
-        restore(tested, before)
+        load_state_dicts(tested, before)

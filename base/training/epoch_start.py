@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from base.checkpoint.background import Snapshot
-from base.checkpoint.restoration import restore
+from base.checkpoint.state_dicts import load_state_dicts
 from base.data.batch import tensors_in
 from base.system.seeding import derive_seed, isolated_random_state
 from base.training.losses import WeightedLoss
@@ -202,7 +202,7 @@ class EpochStart:
         try:
             yield
         finally:
-            restore(kept, states)
+            load_state_dicts(kept, states)
 
 
 def _prepares_epochs(callback: Any) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from base.checkpoint.weight_rules import Fit
+from base.checkpoint.weight_mapping import WeightsReport
 from base.config import Config
 from base.data.bad_samples import BadSamples
 from base.data.sampler_state import SamplerState
@@ -67,7 +67,7 @@ class Experiment:
     """Built beforehand where a test is all that is done."""
     sampler_state: SamplerState | None = None
     """Of a sampler of the training data that has one, and perhaps learns from the losses."""
-    loaded: dict[str, Fit] = field(default_factory=dict)
+    loaded: dict[str, WeightsReport] = field(default_factory=dict)
     """What became of each file of weights, by the name of the module it was for."""
     memory_notes: list[str] = field(default_factory=list)
     own_references: References | None = None

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.checkpoint import object_state
+from base.checkpoint.object_state import get_object_state, set_object_state
 from base.training.losses import WeightedLoss
 
 _OF_MODULES = frozenset(vars(nn.Module()))
@@ -47,7 +47,7 @@ class LossAttributes:
             for name in now.keys() - whole.keys():
                 delattr(owner, name)
             differing = {n: v for n, v in whole.items() if n not in now or not _is_same(v, now[n])}
-            object_state.restore(owner, differing, self.device)
+            set_object_state(owner, differing, self.device)
 
     def _built(self, key: str, owner: object) -> dict[str, Any]:
         return self._as_built.setdefault(key, _plain(owner))
@@ -69,7 +69,7 @@ def _is_own(one: object) -> bool:
 
 
 def _plain(owner: Any) -> dict[str, Any]:
-    attributes = object_state.capture(owner)
+    attributes = get_object_state(owner)
     is_module = isinstance(owner, nn.Module)
     return {k: v for k, v in attributes.items() if not (is_module and k in _OF_MODULES)}
 

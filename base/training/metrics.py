@@ -11,7 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from base.checkpoint import object_state
+from base.checkpoint.object_state import get_object_state, set_object_state
 from base.data.batch import AS_IT_IS, WEIGHT, Rules, Targets, count_samples, extras_of
 from base.errors import ConfigError, Problem, TrainingError
 from base.names.construction import build as build_named
@@ -107,14 +107,14 @@ class Metric(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``update`` has gathered, as tensors and plain data."""
-        state = object_state.capture(self)
+        state = get_object_state(self)
         del state["compared"], state["takes"], state["rules"]  # the config's, the function's
         state.pop("agreement", None)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a captured state."""
-        object_state.restore(self, state)
+        set_object_state(self, state)
 
 
 def mean_of_counts(counts: Callable[..., Any]) -> Callable[..., Any]:
@@ -258,7 +258,7 @@ class ObjectMetric(Metric):
         """Put the object, and a state that was loaded on the CPU, where the batches are."""
         if isinstance(self.instance, nn.Module):
             self.instance.to(device)
-        object_state.restore(self.instance, self._unplaced or {}, device)
+        set_object_state(self.instance, self._unplaced or {}, device)
         self._unplaced = None
 
     def _compute(self) -> Any:
@@ -266,11 +266,11 @@ class ObjectMetric(Metric):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the object's attributes, and how many batches it has seen."""
-        return {"n_updates": self.n_updates, "instance": object_state.capture(self.instance)}
+        return {"n_updates": self.n_updates, "instance": get_object_state(self.instance)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.n_updates, self._unplaced = state["n_updates"], state["instance"]
-        object_state.restore(self.instance, state["instance"])
+        set_object_state(self.instance, state["instance"])
 
 
 def build_metrics(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from base.checkpoint.background import Snapshot
-from base.checkpoint.restoration import restore
+from base.checkpoint.state_dicts import load_state_dicts
 from base.config import Config
 from base.data.batch import tensors_in
 from base.errors import OutOfMemoryError, TrainingError
@@ -213,7 +213,7 @@ class Recovery:
         """Give weights, averages and optimizers the last good state, but keep the rates."""
         optimizers = self.state.optimizers.values()
         groups = [optimizer.state_dict()["param_groups"] for optimizer in optimizers]
-        restore(self._rolled_back(), self._good)
+        load_state_dicts(self._rolled_back(), self._good)
         self.epoch_start.replay(KEPT)
         for optimizer, now in zip(optimizers, groups, strict=True):
             optimizer.load_state_dict({**optimizer.state_dict(), "param_groups": now})

@@ -30,7 +30,8 @@ if str(ROOT) not in sys.path:
 
 import torch
 
-from base.checkpoint.store import CheckpointStore, read, sealed
+from base.checkpoint.state_file import manifest_bytes
+from base.checkpoint.store import CheckpointStore, read
 from base.checkpoint.weights import read_weights
 from base.errors import KindlingError
 
@@ -370,7 +371,7 @@ def meet(folder: Path, kind: str, name: str) -> dict[str, Any]:
     manifest = json.loads((path / "manifest.json").read_text())
     digest = hashlib.sha256(content).hexdigest()
     manifest["files"]["state.pt"] = {"bytes": len(content), "sha256": digest}
-    (path / "manifest.json").write_bytes(sealed(manifest))
+    (path / "manifest.json").write_bytes(manifest_bytes(manifest))
     return {**watched(lambda: read(path) if kind == "checkpoint" else read_weights(weights)),
             "size": len(content), "sentinel": sentinel.exists()}  # fmt: skip
 

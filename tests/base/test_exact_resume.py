@@ -122,13 +122,13 @@ def test_each_part_of_the_state_is_needed(tmp_path: Path, left_out: str, monkeyp
     folder = run(tmp_path, [], stop_at=3)
     from base.run import session
 
-    restore = session.restore
+    load = session.load_state_dicts
 
     def forgetful(stateful: Any, state: Any) -> None:
         fresh = {name: stateful[name].state_dict() for name in stateful}
-        restore(stateful, {**state, left_out: fresh[left_out]})
+        load(stateful, {**state, left_out: fresh[left_out]})
 
-    monkeypatch.setattr(session, "restore", forgetful)
+    monkeypatch.setattr(session, "load_state_dicts", forgetful)
     with contextlib.suppress(ValueError):  # a schedule that is stepped too often refuses
         run(tmp_path, [], resume=folder)
     assert digest(folder) != whole

@@ -135,7 +135,7 @@ def test_without_tensorboard_there_is_one_warning_and_the_run_goes_on(
     done = run_cli(["train.py", "-c", "tiny.yaml"], place.folder, env)
     assert done.returncode == 0
     (warning,) = done.stderr.splitlines()
-    assert warning.startswith("warning: TensorBoard is off, training goes on without it: ")
+    assert warning.startswith("warning: TensorBoard is off, training continues without it: ")
     (folder,) = place.runs()
     assert not list(folder.glob("events*"))
     assert (folder / "metrics.csv").exists()

@@ -40,7 +40,10 @@ class Recorder:
     def _recorded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Path, *arguments: Any, **options: Any) -> Any:
             inside = sorted(path.rglob("*"), reverse=True) if name == "rmtree" else []
+            existed = path.exists()
             result = function(path, *arguments, **options)
+            if existed == (name == "mkdir"):
+                return result  # `exist_ok`, `missing_ok`: nothing has changed
             for each in inside:
                 self.changes.append(("unlink", each, None))
             kind = {"replace": "rename", "rmtree": "unlink"}.get(name, name)

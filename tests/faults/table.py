@@ -44,7 +44,7 @@ ROWS = {
     "F26": "resume with a changed config",
     "F29": "strange paths",
     "F30": "10,000 runs, 1,000 checkpoints",
-    "F31": "the saver beside training: killed, slow, failing",
+    "F31": "background saves: killed, slow, failing",
     "F32": "checkpoints of old formats",
     "F33": "a long run with random faults of all these kinds",
     "F34": "a FIFO, device, socket or folder in place of a file",

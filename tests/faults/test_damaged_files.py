@@ -65,7 +65,7 @@ def test_a_cut_file_is_passed_over_with_one_line_that_names_both(
                 read(path)
             assert same(read(store.folder), make_state(1))
             (message,) = caplog.messages
-            parts = message.partition("going back to")
+            parts = message.partition("falling back to")
             assert "step-00000002" in parts[0]
             assert "step-00000001" in parts[2]
             assert "\n" not in message
@@ -95,7 +95,7 @@ def test_a_missing_file_is_a_damaged_checkpoint(store: CheckpointStore) -> None:
 def test_all_damaged_is_an_error_that_says_what_to_do(store: CheckpointStore) -> None:
     for step in (1, 2):
         (save(store, step) / "state.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"(?s)start anew without -r.*00000002.*00000001"):
+    with pytest.raises(CheckpointError, match=r"(?s)from scratch without -r.*00000002.*00000001"):
         store.newest()
-    with pytest.raises(CheckpointError, match="start anew"):
+    with pytest.raises(CheckpointError, match="start from scratch"):
         read(store.folder.parent)

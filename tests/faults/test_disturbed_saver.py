@@ -58,7 +58,7 @@ def test_a_save_that_fails_beside_the_training_ends_the_run_soon(
             fault = FailAtCall(draw.randint(10, 400), errno.EIO, lasting=True)
             done = place.run("-c", "tiny.yaml", "--set", SAVING, BESIDE, inject=fault)
             if done.returncode == 0:  # all but tidying up was done
-                assert "tidying up failed: Input/output error" in done.stderr
+                assert "pruning failed: Input/output error" in done.stderr
             else:
                 assert done.returncode in (1, 2)
                 check_failed(done, r"Input/output error", code=done.returncode)

@@ -45,7 +45,7 @@ def check(store: CheckpointStore, scenario: str, is_saved: bool = False) -> None
 
 def check_next_save(store: CheckpointStore) -> None:
     """What was left behind is swept, and the same save is made as if nothing had been."""
-    store.sweep()
+    store.remove_leftovers()
     assert not [name for name in names(store) if not name.startswith("step-")]
     save(store, **DISTURBED)
     assert same(found_in(store), DISTURBED["state"])
@@ -144,7 +144,7 @@ def test_power_lost_after_the_first_save_of_a_new_run_leaves_its_folders_too(
         changes = Recorder(patch).changes
         run = create_run_folder(tmp_path / "saved", "name")
         store = CheckpointStore(run / "checkpoints")
-        store.probe()
+        store.check_writable()
         save(store, **DISTURBED)
     for change in changes:
         disk.make(change)
@@ -183,7 +183,11 @@ def test_an_io_error_at_any_call_is_told_and_loses_nothing(
             with pytest.MonkeyPatch.context() as patch:
                 calls = DiskCalls(patch, at, fail, lasting, every)
                 outcome, message = outcome_of(store, caplog)
-            told = (str(store.folder), f"{os.strerror(number)} (errno {number})", " bytes needed, ")
+            told = (
+                str(store.folder),
+                f"{os.strerror(number)} (errno {number})",
+                " bytes are needed, ",
+            )
             assert outcome != "raised" or all(part in message for part in told)
 
             check(store, scenario, is_saved=outcome != "raised")

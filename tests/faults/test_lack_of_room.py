@@ -60,7 +60,9 @@ def test_files_that_may_grow_no_more_end_the_run_and_room_lets_it_go_on(
     script.wait_until(lambda: newest_step(place) >= 2)
     psutil.Process(script.pid).rlimit(psutil.RLIMIT_FSIZE, (9000, 9000))
     done = script.wait()
-    check_failed(done, r"File too large \(errno 27\)", r"\d+ bytes needed, \d+ free", code=3)
+    check_failed(
+        done, r"File too large \(errno 27\)", r"\d+ bytes are needed, \d+ are free", code=3
+    )
     assert not list(place.folder.rglob(".tmp-*"))
     check_goes_on(place, whole)
 
@@ -89,7 +91,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_room_lets_it_go_on(
         while file.write(bytes(4096)):
             pass
     done = script.wait()
-    check_failed(done, r"No space left on device \(errno 28\)", r"\d+ bytes needed", code=3)
+    check_failed(done, r"No space left on device \(errno 28\)", r"\d+ bytes are needed", code=3)
     (small_disk / "filling").unlink()
     assert not list(small_disk.rglob(".tmp-*"))
     assert place.run(*AUTO, *saving).returncode == 0

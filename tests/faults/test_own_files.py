@@ -109,7 +109,7 @@ def test_a_file_of_a_run_that_is_none_ends_a_resume_or_is_passed_over(
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert kind in done.stderr
     else:  # the checkpoint before it, or a file that a resume does not need
-        assert name == "run.json" or "going back to" in done.stderr
+        assert name == "run.json" or "falling back to" in done.stderr
 
 
 # --- Tables --------------------------------------------------------------------------------------

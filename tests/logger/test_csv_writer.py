@@ -114,4 +114,4 @@ def test_a_folder_that_is_gone_does_not_stop_the_run(path, caplog):
     writers.add_row({"step": 2})
     writers.add_row({"step": 3})
     (message,) = caplog.messages
-    assert message.startswith("metrics.csv is off, training goes on without it: ")
+    assert message.startswith("metrics.csv is off, training continues without it: ")

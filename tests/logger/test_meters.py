@@ -17,7 +17,7 @@ BATCH_SIZES = [128, 128, 7, 128, 1, 33]
 def sums(request, monkeypatch):
     """Sum as on the CPU, and as on an accelerator, where no number is at hand."""
     if request.param == "tensors":
-        monkeypatch.setattr("logger.meters.is_at_hand", lambda *_: False)
+        monkeypatch.setattr("logger.meters.is_readable", lambda *_: False)
     return request.param
 
 
@@ -145,7 +145,7 @@ def test_what_is_not_finite_shows(value):
 
 
 def test_more_than_one_number_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"train/loss: one number .* \(3,\)"):
+    with pytest.raises(ValueError, match=r"train/loss: expected one number.* \(3,\)"):
         Meters().update({"train/loss": torch.zeros(3)})
 
 

@@ -144,7 +144,7 @@ def test_a_missing_service_warns_once_with_what_to_install(name, monkeypatch, tm
     train(writers, 1, 5)
     writers.close()
     (message,) = caplog.messages
-    assert message.startswith(f"{name} is off, training goes on without it: ")
+    assert message.startswith(f"{name} is off, training continues without it: ")
 
 
 def test_where_nothing_is_installed_the_warning_says_how(project_root, tmp_path):

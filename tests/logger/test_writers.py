@@ -74,13 +74,13 @@ def test_a_failing_writer_warns_once_and_the_others_go_on(method, caplog):
     use(Writers([Failing(method, error), memory]))
     assert len(memory.seen) == 6
     assert [r.getMessage() for r in caplog.records] == [
-        "disk is off, training goes on without it: [Errno 28] No space left on device"
+        "disk is off, training continues without it: [Errno 28] No space left on device"
     ]
 
 
 def test_an_error_without_a_text_is_named_by_its_kind(caplog):
     use(Writers([Failing("add_row", KeyError())]))
-    assert caplog.messages == ["disk is off, training goes on without it: KeyError"]
+    assert caplog.messages == ["disk is off, training continues without it: KeyError"]
 
 
 def test_a_users_interrupt_is_no_failure_of_a_writer():
@@ -220,7 +220,7 @@ def test_no_thread_stands_beside_the_workers(tmp_path):
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 8, 3), (1, 2, 3, 4, 5)])
 def test_images_of_another_shape_are_the_callers_error(shape, tmp_path):
-    with pytest.raises(ValueError, match=r"samples: \(batch, 1 or 3, height, width\)"):
+    with pytest.raises(ValueError, match=r"samples: expected \(batch, 1 or 3, height, width\)"):
         Writers([TensorBoardWriter(tmp_path)]).add_images("samples", torch.zeros(shape), 1)
 
 

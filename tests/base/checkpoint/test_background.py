@@ -16,11 +16,10 @@ from torch import nn
 from toy import NETWORKS, make, run, train_in
 
 from base.checkpoint import store as checkpoint
-from base.checkpoint.background import Background, Snapshot, changed_by_steps_alone, in_background
+from base.checkpoint.background import BackgroundWriter, Snapshot, saves_in_background
 from base.checkpoint.store import CheckpointStore, read
 from base.errors import CheckpointError
 from base.names.registry import MODELS
-from base.training.optimizer_memory import OffloadedState
 from tests.base.run.test_networks import Pair, WganTrainer
 from tests.base.training.test_recovery import NORMED, Normed, Twice
 
@@ -55,8 +54,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
-def save(store: CheckpointStore, step: int, state: dict[str, Any], **owners: Any) -> Path:
-    return store.save(state, step=step, epoch=0, metrics={}, is_best=False, facts={}, owners=owners)
+def save(store: CheckpointStore, step: int, state: dict[str, Any]) -> Path:
+    return store.save(state, step=step, epoch=0, metrics={}, is_best=False, facts={})
 
 
 @pytest.mark.fault("F31")
@@ -136,112 +135,7 @@ def test_the_memory_of_a_copy_is_used_again_and_follows_the_state():
     assert [second[name].data_ptr() for name in "ab"] == places
     third = snapshot.take({"a": torch.full((6,), 4.0)})
     assert torch.equal(third["a"], torch.full((6,), 4.0))
-    assert len(snapshot._kept) == 1
-
-
-# --- What only steps change is copied until the next step ----------------------------------------
-
-
-class Held:
-    """Holds back the copy of what only steps change: until it is let, or for a while each time."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.may_copy, self.seconds, self.n_waited = threading.Event(), 30.0, 0
-        finish = Snapshot.finish
-
-        def held(snapshot: Snapshot) -> None:
-            if snapshot._rest:
-                self.n_waited += 1
-                self.may_copy.wait(self.seconds)
-            finish(snapshot)
-
-        monkeypatch.setattr(Snapshot, "finish", held)
-
-
-@pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Held:
-    return Held(monkeypatch)
-
-
-def is_held(action: Any, held: Held) -> bool:
-    """Do something in a thread; tell whether it waits for the copy, and let it end."""
-    thread = threading.Thread(target=action)
-    thread.start()
-    thread.join(0.05)
-    was_alive = thread.is_alive()
-    held.may_copy.set()
-    thread.join(30)
-    assert not thread.is_alive()
-    return was_alive
-
-
-def one_with_a_step(kind: type[torch.optim.Optimizer] = torch.optim.Adam) -> Any:
-    model = nn.Linear(3, 3)
-    optimizer = kind(model.parameters(), lr=0.1)  # type: ignore[call-arg]
-    model(torch.ones(2, 3)).sum().backward()
-    optimizer.step()
-    return model, optimizer
-
-
-TORCHS = sorted(
-    name for name, one in vars(torch.optim).items()
-    if isinstance(one, type) and issubclass(one, torch.optim.Optimizer) and name != "Optimizer"
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("action", ["step", "load"])
-@pytest.mark.parametrize("name", TORCHS)
-def test_an_optimizer_of_torch_waits_until_its_state_is_copied(
-    name: str, action: str, tmp_path: Path, held: Held
-):
-    """Against a file written at once; each kind of optimizer has its own kind of state."""
-    torch.manual_seed(0)
-    model = nn.Embedding(3, 3, sparse=name == "SparseAdam")
-    more = {"momentum": 0.9} if name in ("SGD", "RMSprop") else {}
-    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1, **more)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = (model(torch.tensor([0, 1, 2, 2])) - torch.arange(3.0)).square().mean()
-        loss.backward()
-        return loss
-
-    def step() -> None:
-        closure()
-        optimizer.step(closure)
-
-    def state() -> dict[str, Any]:
-        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "last": [1]}
-
-    step()
-    earlier = optimizer.state_dict()
-    plain = save(CheckpointStore(tmp_path / "plain"), 1, state())
-    store = CheckpointStore(tmp_path / "beside", in_background=True)
-    beside = save(store, 1, state(), optimizer=optimizer)
-    assert is_held(step if action == "step" else lambda: optimizer.load_state_dict(earlier), held)
-    store.wait()
-    assert (beside / "state.pt").read_bytes() == (plain / "state.pt").read_bytes()
-    assert not optimizer._optimizer_step_pre_hooks
-    assert not optimizer._optimizer_load_state_dict_pre_hooks
-
-
-def test_an_offloaded_state_waits_too(tmp_path: Path, held: Held):
-    """A host's memory stands in for a device's, as of a run whose state lies in memory."""
-    model, optimizer = one_with_a_step()
-    OffloadedState(
-        optimizer,
-        lambda value, host: value.clone() if host is None else host.copy_(value),
-        lambda host, _: host.clone(),
-    )
-    optimizer.step()
-    plain = save(CheckpointStore(tmp_path / "plain"), 1, {"optimizer": optimizer.state_dict()})
-    store = CheckpointStore(tmp_path / "beside", in_background=True)
-    beside = save(store, 1, {"optimizer": optimizer.state_dict()}, optimizer=optimizer)
-    before = model.weight.detach().clone()
-    assert is_held(optimizer.step, held)
-    store.wait()
-    assert not torch.equal(before, model.weight)
-    assert (beside / "state.pt").read_bytes() == (plain / "state.pt").read_bytes()
+    assert len(snapshot._buffers) == 1
 
 
 ADAM = "optimizer={type: Adam, args: {lr: 0.01}}"
@@ -262,15 +156,17 @@ ADAM = "optimizer={type: Adam, args: {lr: 0.01}}"
     ids=["ema", "schedule", "momentum", "in_backward", "accumulate", "rollback", "lbfgs", "two"],
 )
 def test_each_checkpoint_of_a_run_is_what_it_is_without_a_thread(
-    words: list[str],
-    how: dict[str, Any],
-    tmp_path: Path,
-    held: Held,
-    monkeypatch: pytest.MonkeyPatch,
+    words: list[str], how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for model in (Normed, Pair):
         monkeypatch.setitem(MODELS.registered, model.__name__, model)
-    held.seconds = 0.02  # longer than a step
+    write = checkpoint.write_state
+
+    def write_late(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.02)  # longer than a step
+        return write(path, state)
+
+    monkeypatch.setattr(checkpoint, "write_state", write_late)
     for name, is_on in (("beside", "true"), ("plain", "false")):
         run(tmp_path / name, f"trainer.async_save={is_on}", EACH_STEP, "trainer.keep=100",
             *words, **how)  # fmt: skip
@@ -283,81 +179,18 @@ def test_each_checkpoint_of_a_run_is_what_it_is_without_a_thread(
     ]
     assert files[0] == files[1]
     assert len(files[0]) >= 5
-    assert held.n_waited >= len(files[0]) - 1
 
 
-def test_the_hooks_are_gone_once_all_is_copied(tmp_path: Path, disk: Disk, held: Held):
-    _, optimizer = one_with_a_step()
-    store = CheckpointStore(tmp_path / "checkpoints", in_background=True)
-    save(store, 1, {"optimizer": optimizer.state_dict()}, optimizer=optimizer)
-    store.check()
-    assert optimizer._optimizer_step_pre_hooks
-    held.may_copy.set()
-    optimizer.step()
-    store.check()
-    assert not optimizer._optimizer_step_pre_hooks
-    assert not optimizer._optimizer_load_state_dict_pre_hooks
-    assert store.background._thread is not None  # which writes on
-    disk.may_write.set()
-    store.wait()
-
-
-def test_a_failure_of_the_copy_holds_no_step_and_is_raised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def fail(_: Snapshot) -> None:
-        time.sleep(0.05)
+def test_a_failure_of_the_copy_is_raised_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(_: Snapshot, state: dict[str, Any]) -> None:
         raise MemoryError("no room for the copy")
 
-    monkeypatch.setattr(Snapshot, "finish", fail)
-    _, optimizer = one_with_a_step()
+    monkeypatch.setattr(Snapshot, "take", fail)
     store = CheckpointStore(tmp_path / "checkpoints", in_background=True)
-    save(store, 1, {"optimizer": optimizer.state_dict()}, optimizer=optimizer)
-    optimizer.step()
     with pytest.raises(MemoryError, match="no room"):
-        store.wait()
+        save(store, 1, {"t": torch.ones(3)})
     store.wait()
-    assert not optimizer._optimizer_step_pre_hooks
     assert store.newest() is None
-
-
-def test_state_that_something_else_changes_meanwhile_is_not_saved(tmp_path: Path, held: Held):
-    model, optimizer = one_with_a_step()
-    store = CheckpointStore(tmp_path / "checkpoints", in_background=True)
-    save(store, 1, {"optimizer": optimizer.state_dict()}, optimizer=optimizer)
-    optimizer.state[model.weight]["exp_avg"].zero_()
-    held.may_copy.set()
-    with pytest.raises(CheckpointError, match=r"changed, not by its step.*store\.wait"):
-        store.wait()
-    assert store.newest() is None
-
-
-class Own(torch.optim.Adam):
-    """May have methods beside `step` that change its state."""
-
-
-@pytest.mark.parametrize("case", ["from elsewhere", "shared", "in a group"])
-def test_what_others_may_change_is_copied_at_once(case: str, tmp_path: Path, held: Held):
-    model, optimizer = one_with_a_step(Own if case == "from elsewhere" else torch.optim.Adam)
-    changed = optimizer.state[model.weight]["exp_avg"]
-    state = {"optimizer": optimizer.state_dict(), "callback": {}}
-    if case == "shared":
-        state["callback"] = {"seen": changed.view(9)}
-    if case == "in a group":
-        changed = optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
-        state["optimizer"] = optimizer.state_dict()
-    plain = save(CheckpointStore(tmp_path / "plain"), 1, state)
-    store = CheckpointStore(tmp_path / "beside", in_background=True)
-    beside = save(store, 1, state, optimizer=optimizer)
-    changed.data.zero_()  # is not counted as a change
-    held.may_copy.set()
-    store.wait()
-    assert (beside / "state.pt").read_bytes() == (plain / "state.pt").read_bytes()
-
-
-def test_only_optimizers_of_torch_itself_wait():
-    mine, torchs = one_with_a_step(Own)[1], one_with_a_step()[1]
-    assert changed_by_steps_alone({"a": mine, "b": torchs, "c": object()}) == {"b": torchs}
 
 
 def test_weights_are_looked_at_once_where_a_state_is_saved_already(
@@ -425,7 +258,7 @@ def test_a_failure_of_the_last_save_is_an_error_of_the_run(tmp_path: Path, disk:
 
 
 def test_an_error_is_raised_once():
-    background = Background()
+    background = BackgroundWriter()
     background.start(lambda: 1 / 0)
     while background._thread is not None and background._thread.is_alive():
         time.sleep(0.01)
@@ -440,7 +273,7 @@ def test_an_error_is_raised_once():
     [("auto", "cpu", False), ("auto", "cuda", True), (True, "cpu", True), (False, "cuda", False)],
 )
 def test_auto_is_for_devices_that_compute_by_themselves(asked: Any, device: str, expected: bool):
-    assert in_background(asked, torch.device(device)) is expected
+    assert saves_in_background(asked, torch.device(device)) is expected
 
 
 @pytest.mark.gpu

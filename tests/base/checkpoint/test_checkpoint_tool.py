@@ -75,7 +75,7 @@ def test_inspect_lists_the_checkpoints_of_a_run_damaged_ones_too(
     assert call("inspect", folder) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(any(path.name in line for line in lines) for path in checkpoints(folder))
-    assert "no whole checkpoint" in next(line for line in lines if "step-00000005" in line)
+    assert "not a whole checkpoint" in next(line for line in lines if "step-00000005" in line)
 
 
 def test_verify_finds_a_flipped_bit_in_any_checkpoint_of_a_run(
@@ -168,7 +168,7 @@ def test_a_record_of_other_weights_does_not_stay_beside_new_ones(
 ) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
     assert call("export", trained[0], tmp_path / "b.pt") == 0
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="exists already"):
         call("export", tmp_path / "a.pt", tmp_path / "b.pt")
     assert call("export", tmp_path / "a.pt", tmp_path / "b.pt", "--overwrite") == 0
     assert read_record(tmp_path / "b.pt") == {}
@@ -200,15 +200,15 @@ def test_nothing_is_overwritten_unless_asked_and_never_in_part(
 ) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(b"precious")
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="exists already"):
         call("export", tmp_path / "a.pt", tmp_path / "b.pt")
 
-    def fail(path: Path, _: Any) -> None:
-        path.write_bytes(b"half")
+    def fail(_: int) -> None:
+        assert len([*tmp_path.iterdir()]) == 3  # a temporary file is written
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("base.checkpoint.__main__.write_state", fail)
+        patched.setattr("os.fsync", fail)
         with pytest.raises(CheckpointError, match="not written: No space left"):
             call("export", tmp_path / "a.pt", tmp_path / "b.pt", "--overwrite")
     assert (tmp_path / "b.pt").read_bytes() == b"precious"
@@ -220,7 +220,7 @@ def test_nothing_is_overwritten_unless_asked_and_never_in_part(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("inspekt x", "'inspekt' is no command; did you mean 'inspect'"),
+        ("inspekt x", "'inspekt' is not a command; did you mean 'inspect'"),
         ("inspect ww.pt", r"did you mean 'w\.pt'"),
         ("verify .", "holds no checkpoint"),
         ("diff w.pt", "arguments are required: FILE|2 arguments"),

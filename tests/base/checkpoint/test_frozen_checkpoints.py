@@ -13,7 +13,9 @@ from digest import digest_of
 from toy import make, run
 
 from base.checkpoint import store as checkpoint
-from base.checkpoint.store import read, restore
+from base.checkpoint.state_dicts import load_state_dicts
+from base.checkpoint.state_file import manifest_bytes
+from base.checkpoint.store import read
 from base.errors import CheckpointError
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -47,7 +49,7 @@ def test_a_frozen_checkpoint_is_read_to_the_bit(frozen):
 @pytest.mark.fault("F32")
 def test_resuming_for_no_step_gives_the_state_that_was_saved(frozen):
     made, saved = make(text=config(frozen)), read(frozen)
-    restore(made.stateful, saved)
+    load_state_dicts(made.stateful, saved)
     state = {name: value.state_dict() for name, value in made.stateful.items()}
     assert digest_of(without_later_keys(state, saved)) == expected(frozen)["digest"]
 
@@ -79,8 +81,8 @@ def test_a_format_of_a_later_version_is_refused_with_what_to_do(frozen, tmp_path
     (path,) = tmp_path.glob("checkpoints/*/manifest.json")
     manifest = json.loads(path.read_text())
     later = {**manifest, "format": checkpoint.FORMAT + 1}
-    path.write_bytes(checkpoint.sealed(later))
+    path.write_bytes(manifest_bytes(later))
     text = f"newer version: its format is {checkpoint.FORMAT + 1}, this one reads up to"
     with pytest.raises(CheckpointError, match=text) as raised:
         run(tmp_path, text=config(frozen), resume=True)
-    assert "update this code" in str(raised.value)
+    assert "update Kindling" in str(raised.value)

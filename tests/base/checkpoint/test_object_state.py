@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from base.checkpoint.object_state import capture, restore
+from base.checkpoint.object_state import get_object_state, set_object_state
 
 
 class Inner:
@@ -57,7 +57,7 @@ def through_a_file(state):
 def test_all_that_is_plain_comes_back_with_its_own_type():
     old, new = Thing(), Thing()
     old.fill()
-    restore(new, through_a_file(capture(old)))
+    set_object_state(new, through_a_file(get_object_state(old)))
 
     assert (new.number, new.text, new.nothing, new.flag) == (3, "x", 1.5, True)
     assert new.tensor.tolist() == [2, 2]
@@ -84,26 +84,26 @@ def test_all_that_is_plain_comes_back_with_its_own_type():
 
 def test_a_captured_state_does_not_change_with_the_object():
     thing = Thing()
-    state = capture(thing)
+    state = get_object_state(thing)
     thing.fill()
     assert state["tensor"].tolist() == [0, 0]
     assert state["by_name"] == {}
     other = Thing()
-    restore(other, state)
+    set_object_state(other, state)
     other.tensor += 1
     assert state["tensor"].tolist() == [0, 0]
 
 
 def test_what_is_code_or_of_pythons_own_is_left_out():
-    assert not {"function", "generator", "log", "itself"} & set(capture(Thing()))
+    assert not {"function", "generator", "log", "itself"} & set(get_object_state(Thing()))
 
 
 @pytest.mark.gpu
 def test_tensors_of_a_device_go_back_to_it():
     thing = Thing()
     thing.tensor = thing.tensor.cuda()
-    state = capture(thing)
+    state = get_object_state(thing)
     other = Thing()
-    restore(other, through_a_file(state), "cuda")
+    set_object_state(other, through_a_file(state), "cuda")
     assert other.tensor.device.type == "cuda"
     assert other.items == []

@@ -21,7 +21,8 @@ from stores import forge, make_state, names, same, save, write_manifest
 from torch import nn
 
 from base.checkpoint import store as checkpoint
-from base.checkpoint.store import CheckpointStore, load_weights, read, read_manifest, restore
+from base.checkpoint.state_dicts import load_state_dicts, load_weights
+from base.checkpoint.store import CheckpointStore, read, read_manifest
 from base.errors import CheckpointError, UsageError
 from base.system.seeding import capture_random_state
 
@@ -94,7 +95,10 @@ def test_what_could_not_be_read_again_is_refused_when_saved(store, kind):
             if kind == "quantized"
             else torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
         )
-    for value, text in ((odd, f"a tensor that is {kind}"), ({2**64: 1}, "the key 18446744073709")):
+    for value, text in (
+        (odd, f"a {kind} tensor cannot be saved"),
+        ({2**64: 1}, "the key 18446744073709"),
+    ):
         with pytest.raises(CheckpointError, match=text):
             save(store, 1, {"a": value})
     assert read(save(store, 1, {"a": {2**64 - 1: 1, -(2**63): 2}})) == {
@@ -154,7 +158,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(store, name, opt
     straight, stopped, resumed = build(), build(), build()
     train(straight, range(6))
     train(stopped, range(3))
-    restore(resumed, read(save(store, 3, states(stopped))))
+    load_state_dicts(resumed, read(save(store, 3, states(stopped))))
     train(resumed, range(3, 6))
 
     assert same(states(resumed), states(straight))
@@ -314,7 +318,9 @@ def test_too_little_room_is_seen_before_writing(store, monkeypatch):
     disk = SimpleNamespace(total=10**9, free=2**20 + 99)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
     monkeypatch.setattr(checkpoint, "write_state", lambda *_: pytest.fail("wrote"))
-    with pytest.raises(CheckpointError, match=r"No space left .* 172 bytes needed, 1048675 free"):
+    with pytest.raises(
+        CheckpointError, match=r"No space left .* 172 bytes are needed, 1048675 are"
+    ):
         save(store, 2)
 
 
@@ -400,7 +406,7 @@ def test_where_each_best_is_damaged_the_newest_is_taken_with_a_warning(store, ca
     save(store, 2), save(store, 3)
     (best / "state.pt").write_bytes((best / "state.pt").read_bytes()[::-1])
     assert store.best().name == "step-00000003"
-    assert "going back to" in caplog.text
+    assert "falling back to" in caplog.text
 
 
 def test_sweep_removes_what_a_killed_process_left(store):
@@ -409,7 +415,7 @@ def test_sweep_removes_what_a_killed_process_left(store):
         (store.folder / name).mkdir()
         (store.folder / name / "state.pt").touch()
     (store.folder / ".tmp-last.json").touch()
-    store.sweep()
+    store.remove_leftovers()
     assert {path.name for path in store.folder.iterdir()} == {"step-00000001", "last.json"}
 
 
@@ -417,33 +423,33 @@ def test_sweep_removes_what_a_killed_process_left(store):
 
 
 def test_probe_makes_the_folder_and_leaves_nothing_in_it(store):
-    store.probe()
+    store.check_writable()
     assert names(store) == set()
 
 
 def test_probe_names_the_folder_that_is_missing_or_none(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="No such file"):
-        CheckpointStore(tmp_path / "missing" / "checkpoints").probe()
+        CheckpointStore(tmp_path / "missing" / "checkpoints").check_writable()
     with pytest.raises(CheckpointError, match="Not a directory"):
-        CheckpointStore(tmp_path / "file").probe()
+        CheckpointStore(tmp_path / "file").check_writable()
 
 
 def test_probe_refuses_a_folder_that_cannot_be_written(store, monkeypatch):
     def refuse(_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    store.probe()
+    store.check_writable()
     DiskCalls(monkeypatch, 1, refuse)
     with pytest.raises(CheckpointError, match=r"cannot write here: Read-only"):
-        store.probe()
+        store.check_writable()
 
 
 # --- Giving objects their state ------------------------------------------------------------------
 
 
 class Refuses:
-    """A callback that cannot take its state."""
+    """A callback that cannot load its state."""
 
     def state_dict(self) -> dict:
         return {"old": 1}
@@ -474,10 +480,10 @@ def test_all_that_does_not_fit_is_listed_and_nothing_is_changed():
     state["optimizer"]["param_groups"].append({"params": [4]})
 
     with pytest.raises(CheckpointError) as info:
-        restore({**parts, "generator": nn.Linear(1, 1)}, state)
+        load_state_dicts({**parts, "generator": nn.Linear(1, 1)}, state)
 
     assert str(info.value).splitlines() == [
-        "the checkpoint does not fit, nothing was changed:",
+        "the checkpoint does not match; nothing was changed:",
         "  generator: not in the checkpoint",
         "  critic: only in the checkpoint",
         "  model.head.bias: not in the checkpoint; did you mean 'haed.bias'?",
@@ -497,15 +503,15 @@ def test_an_object_that_refuses_its_state_leaves_the_model_unchanged():
     state = states_of(make_parts()) | {"callback": {"old": 2}}
     state["model"]["stem.bias"].fill_(7)
 
-    with pytest.raises(CheckpointError, match="callback: cannot take its state: KeyError"):
-        restore({**parts, "callback": Refuses()}, state)
+    with pytest.raises(CheckpointError, match="callback: cannot load its state: KeyError"):
+        load_state_dicts({**parts, "callback": Refuses()}, state)
     assert same(states_of(parts), before)
 
 
 def test_a_state_can_be_given_twice_since_training_does_not_reach_it():
     source, parts = make_parts(), make_parts()
     state = states_of(source)
-    restore(parts, state)
+    load_state_dicts(parts, state)
     parts["model"](torch.ones(1, 3)).square().sum().backward()
     parts["optimizer"].step()
     assert same(state, states_of(source))
@@ -524,7 +530,7 @@ def test_extra_state_of_a_module_is_given_as_a_copy():
             self.seen = state
 
     module, state = Counts(), {"_extra_state": {"images": 5}}
-    restore({"m": module}, {"m": state})
+    load_state_dicts({"m": module}, {"m": state})
     module.seen["images"] += 1
     assert state == {"_extra_state": {"images": 5}}
 

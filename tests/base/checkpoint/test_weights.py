@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from toy import NETWORKS, make, run, weights
 
-from base.checkpoint.restoration import load_weights
+from base.checkpoint.state_dicts import load_weights
 from base.checkpoint.store import CheckpointStore
-from base.checkpoint.weights import load_from, read_weights
+from base.checkpoint.weights import load_pretrained, read_weights
 from base.errors import CheckpointError, ConfigError
 from base.network.patterns import NoMatch
 from base.run.parameter_table import audit
@@ -36,7 +36,7 @@ def saved(path: Path) -> dict[str, Tensor]:
 
 def test_all_of_a_file_is_loaded_and_told(tmp_path: Path) -> None:
     state, model = saved(tmp_path / "a.pth"), small()
-    loaded = load_from(model, section(tmp_path / "a.pth"))
+    loaded = load_pretrained(model, section(tmp_path / "a.pth"))
     assert all(model.state_dict()[name].equal(value) for name, value in state.items())
     assert (loaded.loaded, loaded.file) == (list(state), "a.pth")
 
@@ -52,7 +52,7 @@ def test_what_is_skipped_stays_and_may_have_another_shape(tmp_path: Path) -> Non
     state = saved(tmp_path / "a.pth")
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
     head = model[2].weight.clone()
-    loaded = load_from(model, section(tmp_path / "a.pth", skip=["2.*"]))
+    loaded = load_pretrained(model, section(tmp_path / "a.pth", skip=["2.*"]))
     assert model[2].weight.equal(head)
     assert model[0].weight.equal(state["0.weight"])
     assert model[1].running_var.equal(state["1.running_var"])
@@ -62,7 +62,7 @@ def test_what_is_skipped_stays_and_may_have_another_shape(tmp_path: Path) -> Non
 def test_only_what_is_asked_for_is_loaded(tmp_path: Path) -> None:
     state, model = saved(tmp_path / "a.pth"), small()
     before = model[2].weight.clone()
-    assert load_from(model, section(tmp_path / "a.pth", only=["0.*"])).loaded == [
+    assert load_pretrained(model, section(tmp_path / "a.pth", only=["0.*"])).loaded == [
         "0.weight",
         "0.bias",
     ]
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_told_whole_and_nothing_changes(tmp_path: Path) -> 
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 10))
     before = weights_of(model)
     with pytest.raises(CheckpointError) as raised:
-        load_from(model, section(tmp_path / "a.pth"))
+        load_pretrained(model, section(tmp_path / "a.pth"))
     text = str(raised.value)
     for part in ("a.pth", "2.weight", "(2, 4)", "(10, 4)", "1.running_mean", "`skip`"):
         assert part in text
@@ -118,8 +118,8 @@ def test_a_resume_keeps_the_table_of_what_was_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "not a readable file of weights: damaged: it is empty"),
-        (b"hello", "not a readable file of weights: it was not written by torch.save"),
+        (b"", "cannot be read as a file of weights: damaged: it is empty"),
+        (b"hello", "cannot be read as a file of weights: it was not written by torch.save"),
         (None, "no such file"),
     ],
 )
@@ -146,17 +146,17 @@ def test_a_near_name_is_told(tmp_path: Path) -> None:
 
 def test_no_code_of_a_file_runs(tmp_path: Path) -> None:
     torch.save(small(), tmp_path / "whole_model.pth")
-    with pytest.raises(CheckpointError, match="not plain tensors") as raised:
+    with pytest.raises(CheckpointError, match="objects other than plain tensors") as raised:
         read_weights(tmp_path / "whole_model.pth")
     kind = f"{type(small()).__module__}.{type(small()).__qualname__}"
-    assert f"no code is run to make more of them: 'all of it' is {kind!r}" in str(raised.value)
+    assert f"which are not loaded: 'all of it' is {kind!r}" in str(raised.value)
     assert "\x1b" not in str(raised.value)
 
 
 def test_a_pattern_that_matches_no_weight_is_an_error(tmp_path: Path) -> None:
     saved(tmp_path / "a.pth")
     with pytest.raises(NoMatch, match=r"no weight matches 'fc\.\*'"):
-        load_from(small(), section(tmp_path / "a.pth", skip=["fc.*"]))
+        load_pretrained(small(), section(tmp_path / "a.pth", skip=["fc.*"]))
 
 
 def test_torchvisions_networks_take_a_file(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_names_of_a_file_are_made_those_of_the_model(
     tmp_path: Path, change: Any, rules: dict[str, Any]
 ) -> None:
     state, model = save_as(tmp_path / "a.pt", change), small()
-    found = load_from(model, section(tmp_path / "a.pt", **rules))
+    found = load_pretrained(model, section(tmp_path / "a.pt", **rules))
     assert_holds(model, state)
     assert found.renamed == {name: change(name) for name in state if change(name) != name}
 
@@ -254,7 +254,7 @@ def test_names_of_a_file_are_made_those_of_the_model(
 def test_rules_choose_by_the_new_names(tmp_path: Path) -> None:
     state, model = save_as(tmp_path / "a.pt", lambda n: f"module.{n}"), small()
     rules = {"strip": ["module."], "skip": ["2.*"]}
-    assert set(load_from(model, section(tmp_path / "a.pt", **rules)).left_out) == {
+    assert set(load_pretrained(model, section(tmp_path / "a.pt", **rules)).left_out) == {
         "2.weight",
         "2.bias",
     }
@@ -278,13 +278,13 @@ def test_a_rule_that_does_nothing_is_named(
 ) -> None:
     save_as(tmp_path / "a.pt", lambda n: f"module.{n}")
     with pytest.raises(NoMatch, match=expected):
-        load_from(small(), section(tmp_path / "a.pt", **rules))
+        load_pretrained(small(), section(tmp_path / "a.pt", **rules))
 
 
 def test_two_names_that_become_one_are_refused(tmp_path: Path) -> None:
     saved(tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"'0.weight' and '2.weight' .* both be 'w'"):
-        load_from(small(), section(tmp_path / "a.pt", rename={r"re:[02]\.weight": "w"}))
+    with pytest.raises(CheckpointError, match=r"'0.weight' and '2.weight' .* both become 'w'"):
+        load_pretrained(small(), section(tmp_path / "a.pt", rename={r"re:[02]\.weight": "w"}))
 
 
 def test_another_shape_is_left_out_where_asked_and_all_is_counted(tmp_path: Path) -> None:
@@ -292,8 +292,8 @@ def test_another_shape_is_left_out_where_asked_and_all_is_counted(tmp_path: Path
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
     head = model[2].weight.clone()
     with pytest.raises(CheckpointError, match="`on_shape_mismatch: skip`"):
-        load_from(model, section(tmp_path / "a.pt"))
-    found = load_from(model, section(tmp_path / "a.pt", on_shape_mismatch="skip"))
+        load_pretrained(model, section(tmp_path / "a.pt"))
+    found = load_pretrained(model, section(tmp_path / "a.pt", on_shape_mismatch="skip"))
     assert list(found.mismatched) == ["2.weight", "2.bias"]
     assert model[2].weight.equal(head)
     assert_holds(model, {name: state[name] for name in found.loaded})
@@ -308,8 +308,8 @@ def test_another_shape_is_left_out_where_asked_and_all_is_counted(tmp_path: Path
 @pytest.mark.parametrize("rules", [{"skip": ["*"]}, {"on_shape_mismatch": "skip"}])
 def test_to_load_nothing_is_an_error(tmp_path: Path, rules: dict[str, Any]) -> None:
     torch.save({"0.weight": torch.zeros(9), "0.bias": torch.zeros(9)}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="nothing of the file would be loaded"):
-        load_from(nn.Sequential(nn.Linear(3, 4)), section(tmp_path / "a.pt", **rules))
+    with pytest.raises(CheckpointError, match="no weight of the file would be loaded"):
+        load_pretrained(nn.Sequential(nn.Linear(3, 4)), section(tmp_path / "a.pt", **rules))
 
 
 @pytest.mark.parametrize(
@@ -325,14 +325,14 @@ def test_a_prefix_that_is_all_that_differs_is_advised(
     model = nn.ModuleDict({"net": small()})
     torch.save({change(n): v for n, v in model.state_dict().items()}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError) as raised:
-        load_from(model, section(tmp_path / "a.pt"))
+        load_pretrained(model, section(tmp_path / "a.pt"))
     assert advice in str(raised.value)
 
 
 def test_many_misfits_are_told_in_a_screen(tmp_path: Path) -> None:
     torch.save({f"a{i}": torch.zeros(1) for i in range(500)}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError) as raised:
-        load_from(small(), section(tmp_path / "a.pt"))
+        load_pretrained(small(), section(tmp_path / "a.pt"))
     lines = str(raised.value).splitlines()
     assert len(lines) < 30
     assert lines[-2] == "  and 488 more"
@@ -341,12 +341,15 @@ def test_many_misfits_are_told_in_a_screen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"a": {"w": torch.zeros(1)}, "b": {"w": torch.zeros(1)}}, "weights of several: 'a', 'b'"),
-        ({1: torch.zeros(1)}, "the name of a weight is a plain text, not 1"),
-        ({"a\x1b[31m": torch.zeros(1)}, r"is a plain text, not 'a\\x1b\[31m'"),
-        ({}, "no weights in it: it holds a dict, of nothing"),
-        (torch.zeros(1), "no weights in it: it holds a Tensor$"),
-        ({"epoch": 3, "lr": 1.0}, "no weights in it: it holds a dict, of 'epoch', 'lr'"),
+        (
+            {"a": {"w": torch.zeros(1)}, "b": {"w": torch.zeros(1)}},
+            "several sets of weights: 'a', 'b'",
+        ),
+        ({1: torch.zeros(1)}, "a name of a weight must be printable text, not 1"),
+        ({"a\x1b[31m": torch.zeros(1)}, r"must be printable text, not 'a\\x1b\[31m'"),
+        ({}, "it holds no weights, but a dict, of nothing"),
+        (torch.zeros(1), "it holds no weights, but a Tensor$"),
+        ({"epoch": 3, "lr": 1.0}, "it holds no weights, but a dict, of 'epoch', 'lr'"),
     ],
 )
 def test_what_holds_no_one_set_of_weights_is_told(
@@ -365,7 +368,7 @@ def test_averages_are_taken_or_not(tmp_path: Path) -> None:
         assert own["head.weight"].equal(weights(trained)["head.weight"])
         assert averaged["head.weight"].equal(trained.ema.averages["head.weight"])
     saved(tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="keeps no averages"):
+    with pytest.raises(CheckpointError, match="has no averaged weights"):
         read_weights(tmp_path / "a.pt", ema=True)
 
 
@@ -393,7 +396,7 @@ def test_a_shared_weight_has_its_average_under_each_name(
     path = store.save(state, step=1, **facts)
     store.wait()
     own = model["c"].weight.clone()
-    load_from(model, section(path))
+    load_pretrained(model, section(path))
     assert all((value == 5).all() for name, value in model.state_dict().items() if name[0] != "c")
     assert model["c"].weight.equal(own)
 
@@ -401,7 +404,7 @@ def test_a_shared_weight_has_its_average_under_each_name(
 def test_complex_numbers_do_not_lose_their_imaginary_part(tmp_path: Path) -> None:
     torch.save({"weight": torch.tensor([[1 + 2j]])}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"weight: complex shape \(1, 1\) in the file, shape"):
-        load_from(nn.Linear(1, 1, bias=False), section(tmp_path / "a.pt"))
+        load_pretrained(nn.Linear(1, 1, bias=False), section(tmp_path / "a.pt"))
 
 
 def test_a_config_gives_the_rules_and_the_log_tells_them(
@@ -431,7 +434,7 @@ def test_weights_go_from_any_device_to_any_other(tmp_path: Path) -> None:
     for file in ("cpu.pt", "gpu.pt"):
         for device in ("cpu", "cuda"):
             model = small().to(device)
-            load_from(model, section(tmp_path / file))
+            load_pretrained(model, section(tmp_path / file))
             assert_holds(model.cpu(), state)
 
 

@@ -434,12 +434,12 @@ def test_a_run_of_an_earlier_version_keeps_targets_in_their_own_unit(table):
 
 def forget_data(checkpoint: Path) -> None:
     """Make a checkpoint one of an earlier version, which knew nothing of its data."""
-    from base.checkpoint.manifest import sealed
+    from base.checkpoint.state_file import manifest_bytes
 
     path = checkpoint / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest["facts"]["data"]
-    path.write_bytes(sealed(manifest))
+    path.write_bytes(manifest_bytes(manifest))
 
 
 def test_weights_of_a_run_with_other_classes_can_be_loaded(table):

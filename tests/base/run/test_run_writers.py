@@ -112,7 +112,7 @@ def test_without_the_packages_there_is_a_warning_each_and_the_run_goes_on(
     run = call("-c", "toy.yaml", "--epochs", "1")
     log = (run / "log.txt").read_text()
     for name in names:
-        assert log.count(f"{name} is off, training goes on without it") == 1
+        assert log.count(f"{name} is off, training continues without it") == 1
     assert len(read_rows(run / "metrics.csv")) == 1
 
 

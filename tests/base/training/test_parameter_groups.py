@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from toy import assert_resumes, assert_same, batches, make, run, train_in, weights
 
-from base.checkpoint.restoration import restore
+from base.checkpoint.state_dicts import load_state_dicts
 from base.checkpoint.store import read
 from base.errors import CheckpointError, ConfigError
 from base.names.registry import MODELS, OPTIMIZERS, names
@@ -494,17 +494,17 @@ def test_a_changed_grouping_is_refused_with_a_table_and_changes_nothing(tmp_path
     )
     before = copy.deepcopy({name: part.state_dict() for name, part in other.stateful.items()})
     with pytest.raises(CheckpointError) as caught:
-        restore(other.stateful, state)
+        load_state_dicts(other.stateful, state)
     assert str(caught.value).splitlines() == [
-        "the checkpoint does not fit, nothing was changed:",
+        "the checkpoint does not match; nothing was changed:",
         "  optimizer.main: parameters per group are [2, 2] in the checkpoint, [1, 2] here",
-        "    parameter        group then  group now",
+        "    parameter        old group   new group",
         "    hidden.0.weight  0           -",
         "    head.weight      0           1",
         "    head.bias        1           1",
         "    hidden.0.bias    1           0",
-        "    go on with the groups of then, or start anew from the weights: leave out -r and write "
-        "`model: {weights: RUN}`, RUN being its folder",
+        "    resume with the old groups, or start from the weights: omit -r and set "
+        "`model: {weights: RUN}`, RUN being the run's folder",
     ]
     assert_same({name: part.state_dict() for name, part in other.stateful.items()}, before)
 
@@ -513,7 +513,7 @@ def test_other_names_in_groups_of_the_same_sizes_are_refused(tmp_path: Path) -> 
     run(tmp_path, "optimizer.param_groups=[{match: '*.bias', lr: 0.01}]", stop_at=3)
     other = make("optimizer.param_groups=[{match: 'head.*', lr: 0.01}]")
     with pytest.raises(CheckpointError, match=r"\[2, 2\] in .*\[2, 2\] here\n(.*\n)+ *head.bias"):
-        restore(other.stateful, read(tmp_path))
+        load_state_dicts(other.stateful, read(tmp_path))
 
 
 class Turned(nn.Module):
@@ -527,8 +527,10 @@ class Turned(nn.Module):
 
 def test_another_order_in_a_group_is_refused_since_torch_goes_by_places() -> None:
     there, here = (build_optimizer(Turned(*names), section()) for names in ("ab", "ba"))
-    with pytest.raises(CheckpointError, match=r"\n *the same in each group, but in another order"):
-        restore({"main": here}, {"main": there.state_dict()})
+    with pytest.raises(
+        CheckpointError, match=r"\n *each group has the same parameters in another order"
+    ):
+        load_state_dicts({"main": here}, {"main": there.state_dict()})
 
 
 def test_a_long_table_is_cut_short() -> None:
@@ -538,7 +540,7 @@ def test_a_long_table_is_cut_short() -> None:
         for rules in ([], [{"match": ["[1-9].*"], "lr": 0.2}])
     )
     with pytest.raises(CheckpointError) as caught:
-        restore({"main": here}, {"main": there.state_dict()})
+        load_state_dicts({"main": here}, {"main": there.state_dict()})
     lines = str(caught.value).splitlines()
     assert len(lines) == 2 + 1 + 12 + 1 + 1
     assert lines[-2] == "    and 8 more"
@@ -550,8 +552,8 @@ def test_what_has_moved_comes_before_what_was_left() -> None:
         build_optimizer(model, section(param_groups=rules))
         for rules in ([], [{"match": "7.bias", "lr": 0.2}])
     )
-    with pytest.raises(CheckpointError, match=r"group now\n *7\.bias +0 +1\n *0\.weight +0 +0\n"):
-        restore({"main": here}, {"main": there.state_dict()})
+    with pytest.raises(CheckpointError, match=r"new group\n *7\.bias +0 +1\n *0\.weight +0 +0\n"):
+        load_state_dicts({"main": here}, {"main": there.state_dict()})
 
 
 def test_a_group_that_only_has_another_number_now_is_not_in_the_table() -> None:
@@ -562,7 +564,7 @@ def test_a_group_that_only_has_another_number_now_is_not_in_the_table() -> None:
         for some in (rules, [*rules, {"match": "stem.bias", "lr": 0.4}])
     )
     with pytest.raises(CheckpointError) as caught:
-        restore({"main": here}, {"main": there.state_dict()})
+        load_state_dicts({"main": here}, {"main": there.state_dict()})
     assert [line.split() for line in str(caught.value).splitlines()[3:-1]] == [
         ["stem.weight", "0", "0"],
         ["stem.bias", "0", "1"],
@@ -572,10 +574,10 @@ def test_a_group_that_only_has_another_number_now_is_not_in_the_table() -> None:
 def test_without_names_only_the_sizes_are_compared() -> None:
     model = TwoLayers()
     plain = torch.optim.SGD(model.parameters(), lr=0.1).state_dict()
-    restore({"main": build_optimizer(model, section())}, {"main": plain})
+    load_state_dicts({"main": build_optimizer(model, section())}, {"main": plain})
     other = build_optimizer(model, section(param_groups=[{"match": "head.*", "lr": 0.2}]))
     with pytest.raises(CheckpointError, match=r"group are \[6\] in the checkpoint, \[4, 2\] here$"):
-        restore({"main": other}, {"main": plain})
+        load_state_dicts({"main": other}, {"main": plain})
 
 
 def test_layer_decay_takes_the_order_of_one_of_several_networks() -> None:

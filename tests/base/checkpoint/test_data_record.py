@@ -10,8 +10,8 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from toy import CPU, make, run
 
 from base.base_data_loader import BaseDataLoader, as_batches
+from base.checkpoint.data_record import check_classes, record_of, use_record
 from base.config import load_config
-from base.data.record import check_classes, record_of, use_record
 from base.datasets.composed import ConcatenatedDataset, SubsetDataset
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset

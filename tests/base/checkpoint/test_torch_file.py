@@ -1,4 +1,4 @@
-"""Weights of other times and other programs are read, and nothing in their files is run."""
+"""Files of torch.save by other programs and old versions are loaded, and no code in them runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from base.checkpoint.weights import load_from, read_weights
+from base.checkpoint.weights import load_pretrained, read_weights
 from base.errors import CheckpointError
 
 
@@ -86,7 +86,7 @@ def test_a_file_of_pytorch_template_gives_its_weights(
         torch.load(path, weights_only=True)
     assert_equal(read_weights(path), state())
     model = network()
-    load_from(model, section(path))
+    load_pretrained(model, section(path))
     assert_equal(model.state_dict(), state())
 
 
@@ -128,22 +128,22 @@ def test_a_wrappers_prefix_goes_where_then_all_fits(
     prefix = "module." if wrap is nn.DataParallel else "_orig_mod."
     torch.save({prefix + name: value for name, value in state().items()}, tmp_path / "a.pth")
     model = network()
-    load_from(model, section(tmp_path / "a.pth"))
+    load_pretrained(model, section(tmp_path / "a.pth"))
     assert_equal(model.state_dict(), state())
-    assert f"a.pth: {prefix!r} was taken off its names" in caplog.text
+    assert f"a.pth: removed the prefix {prefix!r} from all names" in caplog.text
 
 
 def test_a_prefix_stays_where_then_not_all_fits(tmp_path: Path) -> None:
     wrapped = {"module." + name: value for name, value in state().items()}
     torch.save({**wrapped, "module.3.bias": torch.zeros(9)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"module\.3\.bias: only in the file"):
-        load_from(network(), section(tmp_path / "a.pth"))
+        load_pretrained(network(), section(tmp_path / "a.pth"))
 
 
 def test_a_prefix_stays_where_the_model_has_it_too(tmp_path: Path) -> None:
     model = nn.Sequential(collections.OrderedDict(module=network()))
     torch.save(model.state_dict(), tmp_path / "a.pth")
-    load_from(model, section(tmp_path / "a.pth"))
+    load_pretrained(model, section(tmp_path / "a.pth"))
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -154,22 +154,22 @@ def test_a_missing_counter_of_batch_norm_is_0_and_told(
     torch.save(old, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
     model = network()
     model[1].num_batches_tracked.fill_(5)
-    load_from(model, section(tmp_path / "a.pth"))
+    load_pretrained(model, section(tmp_path / "a.pth"))
     assert_equal(model.state_dict(), state())
     assert model[1].num_batches_tracked == 0
-    assert "set to 0, as it is older than them: 1.num_batches_tracked" in caplog.text
+    assert "set counters to 0 that this old file lacks: 1.num_batches_tracked" in caplog.text
 
 
 def test_a_counter_whose_norm_is_missing_is_an_error(tmp_path: Path) -> None:
     torch.save({n: v for n, v in state().items() if not n.startswith("1.")}, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=r"1\.num_batches_tracked: not in the file"):
-        load_from(network(), section(tmp_path / "a.pth"))
+        load_pretrained(network(), section(tmp_path / "a.pth"))
 
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_whole_model_is_refused_by_its_class(tmp_path: Path, new: bool) -> None:
     torch.save(network(), tmp_path / "a.pth", _use_new_zipfile_serialization=new)
-    text = r"no code is run.*\.container\.Sequential'" if new else "whole model.*`state_dict"
+    text = r"which are not loaded.*\.container\.Sequential'" if new else "whole model.*`state_dict"
     with pytest.raises(CheckpointError, match=text):
         read_weights(tmp_path / "a.pth")
 
@@ -183,7 +183,7 @@ def test_another_protocol_is_refused_with_what_to_do(
     path = tmp_path / "a.pth"
     torch.save(about, path, _use_new_zipfile_serialization=new, pickle_protocol=protocol)
     with pytest.raises(
-        CheckpointError, match=r"protocol 2; save it again with `torch\.save\("
+        CheckpointError, match=r"protocol 2 safely.*save it again with `torch\.save\("
     ) as e:
         read_weights(path)
     assert "\n" not in str(e.value)
@@ -235,13 +235,17 @@ def test_objects_beside_the_weights_are_read_as_nothing(
 
 def test_an_object_among_the_weights_is_named(tmp_path: Path) -> None:
     torch.save({**state(), "about": Path("x")}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"not plain tensors, .*: 'about' is 'pathlib\.Po"):
+    with pytest.raises(
+        CheckpointError, match=r"objects other than plain tensors, .*: 'about' is 'pathlib\.Po"
+    ):
         read_weights(tmp_path / "a.pth")
 
 
 def test_a_sparse_weight_is_named(tmp_path: Path) -> None:
     torch.save({"a": torch.eye(2).to_sparse()}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match=r"not plain tensors, .*: 'a' is 'torch\.sparse_coo"):
+    with pytest.raises(
+        CheckpointError, match=r"objects other than plain tensors, .*: 'a' is 'torch\.sparse_coo"
+    ):
         read_weights(tmp_path / "a.pth")
 
 
@@ -308,7 +312,7 @@ def test_a_cut_file_is_told(tmp_path: Path, new: bool) -> None:
     torch.save(state(), file, _use_new_zipfile_serialization=new)
     for length in range(1, len(file.getvalue()) - 1, 97):
         (tmp_path / "a.pth").write_bytes(file.getvalue()[:length])
-        with pytest.raises(CheckpointError, match="not a readable file of weights"):
+        with pytest.raises(CheckpointError, match="cannot be read as a file of weights"):
             read_weights(tmp_path / "a.pth")
 
 
@@ -319,7 +323,7 @@ def test_a_flipped_bit_in_the_numbers_is_found(tmp_path: Path) -> None:
     content[place + 5] ^= 1
     (tmp_path / "a.pth").write_bytes(content)
     torch.load(tmp_path / "a.pth", weights_only=True)  # which does not notice
-    with pytest.raises(CheckpointError, match="damaged: a/data/7 does not have its checksum"):
+    with pytest.raises(CheckpointError, match="damaged: the checksum of a/data/7 does not match"):
         read_weights(tmp_path / "a.pth")
 
 

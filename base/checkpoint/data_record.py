@@ -1,14 +1,14 @@
-"""What a run knows of its data, as plain JSON data: statistics, class names, image mode and size.
+"""The record of a run's data as plain JSON: statistics, class names, image mode and size.
 
-It is computed once, from the training data, and kept in each checkpoint's manifest and in exports.
-Whatever reads other data for the same model (validation and test sections, ``test.py``) takes it
-from there. A loader, or a data set under it, that has something to keep offers two methods::
+It is computed once, from the training data, and stored in each checkpoint's manifest and in
+exports. Loaders of other data for the same model (validation and test sections, ``test.py``) read
+it from there. A loader, or its data set, takes part by two methods::
 
-    record() -> dict[str, Any]                           # what it has found, or was given
-    use_record(record: Mapping[str, Any]) -> None        # use that; called before the first batch
+    record() -> dict[str, Any]                           # the values computed from the data
+    use_record(record: Mapping[str, Any]) -> None        # called before the first batch
 
-`record` may compute what is not known yet. `use_record` replaces what would otherwise be computed
-from the data, and leaves alone what the config gives; keys it does not know are for others.
+`record` may compute values on demand. `use_record` replaces values that would be computed from the
+data, keeps those that the config gives, and ignores unknown keys.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def offers_record(thing: Any) -> bool:
 
 
 def source_of(dataset: Any) -> Any:
-    """Return the data set that a torch `Subset` takes its samples from, or the thing itself."""
+    """Return the data set below a torch `Subset`, or the argument itself."""
     while type(dataset) is Subset:
         dataset = dataset.dataset
     return dataset
 
 
 def record_of(thing: Any) -> dict[str, Any]:
-    """Return the record of a loader or a data set as JSON would return it.
+    """Return the record of a loader or a data set, as read back from JSON.
 
-    Of a loader that offers none it is the names of its data set's classes, if there are any.
+    For a loader without a record it holds the class names of its data set, if there are any.
 
     Raises:
-        DataError: it holds something else than plain data.
+        DataError: the record holds other values than plain data.
     """
     if not offers_record(thing):
         classes = class_names(getattr(thing, "dataset", None))
@@ -59,7 +59,7 @@ def record_of(thing: Any) -> dict[str, Any]:
 
 
 def use_record(thing: Any, record: Mapping[str, Any]) -> None:
-    """Give a record to a loader or a data set; of one that offers none the classes are compared."""
+    """Pass a record to a loader or a data set; without `use_record`, compare the class names."""
     if record and offers_record(thing):
         source_of(thing).use_record(record)
     elif record.get("classes") and (classes := class_names(getattr(thing, "dataset", None))):
@@ -67,15 +67,16 @@ def use_record(thing: Any, record: Mapping[str, Any]) -> None:
 
 
 def data_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint's manifest knows of the data: the record, hashes of the samples,
-    numbers of batches. {} for checkpoints of earlier versions, and of none.
+    """Return the data section of a manifest: the record, hashes of samples, numbers of batches.
+
+    It is empty for checkpoints of earlier versions and for an empty manifest.
     """
     found: dict[str, Any] = manifest.get("facts", {}).get("data", {})
     return found
 
 
 def class_names(dataset: Any) -> list[str] | None:
-    """Return the names of a data set's classes in the order of their numbers; None if unknown."""
+    """Return the class names of a data set in the order of their numbers; None if unknown."""
     classes = getattr(source_of(dataset), "classes", None)
     if not isinstance(classes, Sequence) or isinstance(classes, str) or not len(classes):
         return None
@@ -83,12 +84,12 @@ def class_names(dataset: Any) -> list[str] | None:
 
 
 def check_classes(one: Sequence[str], other: Sequence[str], name: str, other_name: str) -> None:
-    """Make sure that two parts of the data number their classes alike.
+    """Check that two parts of the data have the same classes in the same order.
 
-    Where the names are the numbers themselves, one part may lack the highest.
+    If the names are the class numbers, one part may lack the highest ones.
 
     Raises:
-        DataError: they do not.
+        DataError: the classes differ.
     """
     longer, shorter = (one, other) if len(one) >= len(other) else (other, one)
     are_numbers = list(longer) == list(map(str, range(len(longer))))

@@ -1,4 +1,4 @@
-"""Give objects the state they had, or say all that does not fit and change nothing."""
+"""Load state dicts into objects, or list every mismatch and change nothing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch.nn.parameter import is_lazy
 from base.errors import CheckpointError, nearest
 
 Groups: TypeAlias = Sequence[Mapping[str, Any]]
-COMPARED = (nn.Module, torch.optim.Optimizer)
-MAX_ROWS = 12  # of a table in a message
+COMPARED = (nn.Module, torch.optim.Optimizer)  # before anything is loaded
+MAX_ROWS = 12  # of a table in an error
 ABSENT: tuple[str, frozenset[str]] = ("-", frozenset())
 OPTIONAL = ("bad_samples", "epoch_rows", "epoch_start", "loss_attributes", "train_sampler")
-"""Parts that may be missing: not in use, which may change, or unknown to an earlier version."""
-EXTRA = "_extra_state"  # ends the keys where modules keep what is no tensor
+"""Parts that may be missing: they are optional, or an earlier version did not save them."""
+EXTRA = "_extra_state"  # ends the keys of what `nn.Module.get_extra_state` returns
 
 
-def restore(stateful: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Give each object of `stateful` its state from `state`, which has the same names.
+def load_state_dicts(stateful: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Load `state` into the objects of `stateful` of the same names.
 
-    All names, keys and shapes are compared before anything is changed. What cannot be compared is
-    loaded first, so that modules and optimizers are unchanged even when it refuses its state.
+    All names, keys and shapes are compared before anything is changed. Objects that cannot be
+    compared are loaded first, so that modules and optimizers stay unchanged if one of them raises.
     """
     ours, saved = (
         {k: v for k, v in each.items() if k not in OPTIONAL} for each in (stateful, state)
@@ -38,20 +38,20 @@ def restore(stateful: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     named = stateful.keys() & state.keys()
     for name in sorted(named, key=lambda name: isinstance(stateful[name], COMPARED)):
         try:
-            stateful[name].load_state_dict(_own_copy(stateful[name], state[name]))
+            stateful[name].load_state_dict(_copy_kept_values(stateful[name], state[name]))
         except Exception as error:
-            text = f"cannot take its state: {type(error).__name__}: {error}"
+            text = f"cannot load its state: {type(error).__name__}: {error}"
             raise CheckpointError(f"{name}: {text}") from error
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Load weights that fit exactly; else list all that does not, and change nothing."""
+    """Load weights whose names and shapes match exactly, or list every mismatch."""
     _raise_all(_problems("", module, weights))
     module.load_state_dict(weights)
 
 
 def _problems(name: str, thing: object, state: Any) -> list[str]:
-    """Return what keeps a module or an optimizer from taking this state."""
+    """Return the reasons why a module or an optimizer cannot load this state."""
     if not isinstance(thing, COMPARED):
         return []
     if not isinstance(state, Mapping):
@@ -60,17 +60,20 @@ def _problems(name: str, thing: object, state: Any) -> list[str]:
         return _module_problems(f"{name}." if name else "", thing.state_dict(), state)
     if problems := _group_problems(name, thing.param_groups, state.get("param_groups", [])):
         return problems
-    # Options come with versions of torch and with schedulers; another optimizer lacks some as well.
+    # Versions of torch and schedulers add options; another optimizer also lacks some.
     here, there = (
         set().union(*map(set, groups)) for groups in (thing.param_groups, state["param_groups"])
     )
     if here - there and there - here:
-        return [f"{name}: the checkpoint's is no {type(thing).__name__}: {sorted(there - here)}"]
+        return [
+            f"{name}: the checkpoint is of another optimizer than {type(thing).__name__}: it has "
+            f"{sorted(there - here)}"
+        ]
     return []
 
 
 def _group_problems(name: str, ours: Groups, saved: Groups) -> list[str]:
-    """Compare which parameters are in which group, by name where the checkpoint has names."""
+    """Compare the parameters of each group, by name if the checkpoint has names."""
     here, there = ([group.get("param_names") for group in groups] for groups in (ours, saved))
     n_here, n_there = ([len(group["params"]) for group in groups] for groups in (ours, saved))
     is_named = None not in (*here, *there)
@@ -81,7 +84,7 @@ def _group_problems(name: str, ours: Groups, saved: Groups) -> list[str]:
 
 
 def _group_table(ours: list[Any], saved: list[Any]) -> str:
-    """Return a line for each parameter whose group has changed, the more it has the earlier."""
+    """Return a line for each parameter whose group has changed, the largest change first."""
     here, there = _companions(ours), _companions(saved)
     change = {
         name: len(here.get(name, ABSENT)[1] ^ there.get(name, ABSENT)[1])
@@ -89,19 +92,21 @@ def _group_table(ours: list[Any], saved: list[Any]) -> str:
         for name in names
     }
     changed = sorted(filter(change.get, change), key=change.__getitem__, reverse=True)
-    rows = [("parameter", "group then", "group now")]
+    rows = [("parameter", "old group", "new group")]
     rows += [(name, there.get(name, ABSENT)[0], here.get(name, ABSENT)[0]) for name in changed]
     width = max(len(row[0]) for row in rows[: MAX_ROWS + 1])
     lines = [f"    {row[0]:{width}}  {row[1]:10}  {row[2]}" for row in rows[: MAX_ROWS + 1]]
     lines += [f"    and {len(changed) - MAX_ROWS} more"] * (len(changed) > MAX_ROWS)
-    if not changed:  # torch goes by the place in a group
-        lines = ["    the same in each group, but in another order"]
-    advice = "go on with the groups of then, or start anew from the weights: leave out -r and write"
-    return "\n".join(["", *lines, f"    {advice} `model: {{weights: RUN}}`, RUN being its folder"])
+    if not changed:  # torch matches parameters by their place in a group
+        lines = ["    each group has the same parameters in another order"]
+    advice = "resume with the old groups, or start from the weights: omit -r and set"
+    return "\n".join(
+        ["", *lines, f"    {advice} `model: {{weights: RUN}}`, RUN being the run's folder"]
+    )
 
 
 def _companions(groups: list[Any]) -> dict[str, tuple[str, frozenset[str]]]:
-    """Return the number of each parameter's group, and all that are in it."""
+    """Return the number of each parameter's group, and the names in that group."""
     sets = enumerate(map(frozenset, groups))
     return {name: (str(number), names) for number, names in sets for name in names}
 
@@ -110,7 +115,7 @@ def _module_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, A
     problems = _name_problems(prefix, ours, saved)
     for key in ours:
         if key in saved and not key.endswith(EXTRA) and not is_lazy(ours[key]):
-            there, here = shape_in_words(saved[key]), shape_in_words(ours[key])
+            there, here = describe_shape(saved[key]), describe_shape(ours[key])
             if there != here:
                 problems.append(f"{prefix}{key}: {there} in the checkpoint, {here} here")
     return problems
@@ -119,7 +124,7 @@ def _module_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, A
 def _name_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
     missing = [key for key in ours if key not in saved]
     unexpected = [key for key in saved if key not in ours]
-    near = {key: nearest(key, unexpected) for key in missing[:MAX_ROWS]}  # of all it takes long
+    near = {key: nearest(key, unexpected) for key in missing[:MAX_ROWS]}  # slow for all of them
     near |= {key: nearest(key, missing) for key in unexpected[:MAX_ROWS]}
     return [
         *(f"{prefix}{key}: not in the checkpoint{near.get(key, '')}" for key in missing),
@@ -127,8 +132,8 @@ def _name_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, Any
     ]
 
 
-def shape_in_words(value: Any) -> str:
-    """Return what to call a saved value in a message; equal for what can be copied as it is."""
+def describe_shape(value: Any) -> str:
+    """Describe a value in an error; values with equal descriptions can be copied."""
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{'complex ' * value.is_complex()}shape {tuple(value.shape)}"
@@ -137,12 +142,12 @@ def shape_in_words(value: Any) -> str:
 def _raise_all(problems: list[str]) -> None:
     if problems:
         raise CheckpointError(
-            "the checkpoint does not fit, nothing was changed:\n  " + "\n  ".join(problems)
+            "the checkpoint does not match; nothing was changed:\n  " + "\n  ".join(problems)
         )
 
 
-def _own_copy(thing: object, state: Any) -> Any:
-    """Copy what the object would keep: optimizers keep the very tensors, modules only extras."""
+def _copy_kept_values(thing: object, state: Any) -> Any:
+    """Copy what the object would keep: optimizers keep the tensors, modules only extra state."""
     if not isinstance(thing, nn.Module):
         return copy.deepcopy(state)
     extras = {key: copy.deepcopy(item) for key, item in state.items() if key.endswith(EXTRA)}

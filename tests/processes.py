@@ -171,7 +171,8 @@ def _execute(words: list[str], path: list[str]) -> None:
         from base.registry import set_project_root
 
         script = ROOT / first
-        sys.argv[:], sys.path[:] = [str(script), *rest], [str(script.parent), *path]
-        if (script.parent / "base").exists():  # a project of its own, with a link to our base/
-            set_project_root(script.parent)
+        # A project of its own has a link to our base/.
+        project = script.parent if (script.parent / "base").exists() else ROOT
+        set_project_root(project)
+        sys.argv[:], sys.path[:] = [str(script), *rest], [str(script.parent), str(project), *path]
         runpy.run_path(str(script), run_name="__main__")

@@ -4,6 +4,7 @@
 #:  make train ARGS="-c config/x.yaml --set trainer.epochs=3"
 #:  make test                        formatting, lint, types and the quick tests: what CI runs
 #:  make test TESTS="-k resume"      those tests alone
+#:  make test TESTS="-n 0"           in one process, as a debugger wants it
 #:  make test-all                    the slow tests too
 #:  make faults                      every fault of docs/reliability.md, many times, and their table (an hour)
 #:  make faults TESTS="--soak 120"   with two hours of random faults at the end
@@ -19,6 +20,8 @@ VENV ?= .venv
 ARGS ?= -c config/digits.yaml
 TESTS ?=
 RUN = $(VENV)/bin/python
+# One process a core; the tests of a file stay together, since they share what they have prepared.
+CORES = -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help train test test-all faults test-torch check format doctor bench clean
 help:
@@ -28,10 +31,10 @@ train: $(VENV)/.installed
 	@$(RUN) train.py $(value ARGS)
 
 test: check
-	$(RUN) -m pytest -m "not slow" $(value TESTS)
+	$(RUN) -m pytest $(CORES) -m "not slow" $(value TESTS)
 
 test-all: check
-	$(RUN) -m pytest $(value TESTS)
+	$(RUN) -m pytest $(CORES) $(value TESTS)
 
 faults: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m fault --faults many -q $(value TESTS)
@@ -43,7 +46,7 @@ test-torch:
 	@echo "torch==$(VERSION)" > .venv-torch-$(VERSION).txt
 	PIP_CONSTRAINT=$(CURDIR)/.venv-torch-$(VERSION).txt \
 		$(MAKE) VENV=.venv-torch-$(VERSION) .venv-torch-$(VERSION)/.installed-dev
-	.venv-torch-$(VERSION)/bin/python -m pytest -m "not slow" $(value TESTS)
+	.venv-torch-$(VERSION)/bin/python -m pytest $(CORES) -m "not slow" $(value TESTS)
 
 check: $(VENV)/.installed-dev
 	$(RUN) -m ruff format --check .

@@ -14,11 +14,23 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 from hypothesis import HealthCheck, settings
+from processes import skip_syncs_and_pictures
 from workplace import Workplace
 
 pytest_plugins = ["faults.table"]
 pytest.register_assert_rewrite("faults.runs", "stores")
 ROOT = Path(__file__).resolve().parent.parent
+# Compile each Python file once, not in every process that a test starts.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# The files that take longest start first, so that with several processes (`-n 2`) none of them is
+# still running when everything else is done.
+LONG_FILES = [
+    "test_template_projects.py", "test_pages.py", "test_schedule_resume.py", "test_resume_cli.py",
+    "test_killed_runs.py", "test_exact_resume.py", "test_bad_numbers.py", "test_train_cli.py",
+    "test_from_pytorch_template.py", "test_own_files.py", "test_sampler_state.py",
+]  # fmt: skip
 
 # The same examples in each run, and no deadlines: a busy machine must not turn a test red.
 # `HYPOTHESIS_PROFILE=explore` looks for new examples, and for more of them.
@@ -35,6 +47,19 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes `-n auto` starts: one a core, but no more than 8 GB of them."""
+    usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return min(len(usable), 8)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first."""
+    place = {name: number for number, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is marked `gpu` where there is none."""
     if item.get_closest_marker("gpu"):
@@ -42,6 +67,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_syncs_and_pictures() -> None:
+    skip_syncs_and_pictures()
 
 
 @pytest.fixture(scope="session")

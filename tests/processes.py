@@ -2,12 +2,15 @@
 
 To import torch and its optimizers takes seconds, and these tests start many processes. Each is
 otherwise what a shell starts: its own process group, `train.py` as `__main__`, its own exit code.
+A test of start-up, of imports or of the picture of the curves needs a fresh process instead, which
+the fixture `run_cli` starts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
@@ -20,10 +23,34 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([
-    "torch._dynamo", "torchvision", "base.names.construction", "base.training.run_log", "pytest",
-    "faults.injections",
-])  # fmt: skip
+CONTEXT.set_forkserver_preload(["preloaded"])
+
+
+def start_server() -> None:
+    """Start the process that is forked, if it is not running yet.
+
+    Before Python 3.12.8 it ignores `sys.path`, and finds modules by PYTHONPATH alone.
+    """
+    former = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), former or ""])
+    multiprocessing.forkserver.ensure_running()
+    os.environ.pop("PYTHONPATH") if former is None else os.environ.update(PYTHONPATH=former)
+
+
+def skip_syncs_and_pictures() -> None:
+    """Skip what takes two thirds of a short run, and has tests of its own.
+
+    The files of a test need not survive a power loss; faults/power.py records which files are
+    synced, and when. tests/logger/test_report.py draws the curves, and so does each run that is
+    started from a shell.
+    """
+    import base.run.session
+    from logger.files import write_whole
+
+    os.fsync = os.fstat  # type: ignore[assignment]  # fails for what is not open, as before
+    base.run.session.write_curves = lambda folder: write_whole(
+        folder / "report" / "curves.png", b""
+    )
 
 
 @dataclasses.dataclass
@@ -36,7 +63,7 @@ class Done:
 
 
 class Script:
-    """A running `train.py` or `test.py`."""
+    """A running `train.py` or `test.py`, or whatever follows `python`: a file, `-c` or `-m`."""
 
     def __init__(
         self,
@@ -51,6 +78,7 @@ class Script:
         streams = [terminal or str(path) for path in self.output]
         words = [str(arg) for arg in args]
         given = (words, str(cwd), dict(env or {}), streams, inject)
+        start_server()
         process = CONTEXT.Process(target=_run, args=given)
         process.start()
         assert process.pid is not None
@@ -105,11 +133,10 @@ def _run(
         opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         os.dup2(opened, number)
         os.close(opened)
+    os.environ.pop("PYTHONPATH")  # start_server's
     os.environ.update(env)
     time.tzset()
     os.chdir(cwd)
-    sys.argv[:] = [str(ROOT / args[0]), *args[1:]]
-    sys.path[:] = [str(ROOT), *(path for path in sys.path if "tests" not in path)]
     # What the fork has inherited is not what a shell's child begins with.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
@@ -119,10 +146,33 @@ def _run(
 
     # multiprocessing forgets in a child what was to be done at the end.
     Finalize(None, base.data.workers._kill_all, exitpriority=10)
+    skip_syncs_and_pictures()
     if inject is not None:
         inject()
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        _execute(args, [path for path in sys.path if "tests" not in path and path != str(ROOT)])
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _execute(words: list[str], path: list[str]) -> None:
+    """Run the words that follow `python`, as Python does."""
+    first, *rest = words
+    if first == "-c":
+        code, *rest = rest
+        sys.argv[:], sys.path[:] = [first, *rest], ["", str(ROOT), *path]
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    elif first == "-m":
+        sys.argv[:], sys.path[:] = rest, ["", str(ROOT), *path]
+        sys.modules.pop(rest[0], None)  # runpy warns of a module that is imported already
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        from base.names.discovery import set_project_root
+
+        script = ROOT / first
+        # A project of its own has a link to our base/.
+        project = script.parent if (script.parent / "base").exists() else ROOT
+        set_project_root(project)
+        sys.argv[:], sys.path[:] = [str(script), *rest], [str(script.parent), str(project), *path]
+        runpy.run_path(str(script), run_name="__main__")

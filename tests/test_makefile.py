@@ -23,6 +23,7 @@ case "$*" in
 esac
 """
 TRAIN_DIGITS = "[train.py][-c][config/digits.yaml]"
+QUICK_TESTS = "[-m][pytest][-n][auto][--dist][loadfile][--no-loadscope-reorder][-m][not slow]"
 
 
 @pytest.fixture
@@ -72,11 +73,11 @@ def test_test_runs_every_check_then_the_quick_tests(folder: Path) -> None:
         "[-m][ruff][format][--check][.]",
         "[-m][ruff][check][.]",
         "[-m][mypy]",
-        "[-m][pytest][-m][not slow]",
+        QUICK_TESTS,
     ]
     assert make(folder, "test", "TESTS=-k resume")[2] == [
         *calls[3:6],
-        "[-m][pytest][-m][not slow][-k][resume]",
+        f"{QUICK_TESTS}[-k][resume]",
     ]
 
 
@@ -117,11 +118,11 @@ def test_a_venv_whose_python_is_gone_is_made_anew(folder: Path) -> None:
 def test_another_torch_is_tested_in_a_venv_of_its_own(folder: Path) -> None:
     code, _, calls = make(folder, "test-torch", "VERSION=2.10.0", "TESTS=-k resume")
     install = "pip torch==2.10.0"
-    quick = "[-m][pytest][-m][not slow][-k][resume]"
+    quick = f"{QUICK_TESTS}[-k][resume]"
     assert (code, calls) == (0, ["venv", install, install, quick])
     assert not (folder / ".venv").exists()
     assert (folder / ".venv-torch-2.10.0/bin/python").exists()
-    assert make(folder, "test-torch", "VERSION=2.10.0")[2] == ["[-m][pytest][-m][not slow]"]
+    assert make(folder, "test-torch", "VERSION=2.10.0")[2] == [QUICK_TESTS]
 
 
 @pytest.mark.parametrize("version", ["", "2.10", "newest", "1.13.1"])

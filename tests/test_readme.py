@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import Script
 
 from base.config import load_config
 from base.names.construction import check_names
@@ -44,11 +43,7 @@ def test_the_commands_run_in_their_order(tmp_path: Path) -> None:
     ran = [command for command in order if "new_project" not in command]
     assert len(ran) > 5
     for command in ran:
-        script, *arguments = shlex.split(command)[1:]
-        result = subprocess.run(
-            [sys.executable, ROOT / script, *arguments],
-            cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        result = Script(shlex.split(command)[1:], tmp_path).wait()
         assert result.returncode == 0, f"{command}\n{result.stderr}"
         assert "Traceback" not in result.stderr
 

@@ -143,23 +143,36 @@ class _Deaths:
         """Raise in this block what has become of workers."""
         self.is_awaited = True
         try:
-            error, self.error = self.error, None
-            if error is not None:
-                raise error
+            self._raise_kept()
             yield
+            self._raise_kept()
         except _WorkerDied:
             self.error = None
             raise
         finally:
             self.is_awaited = False
 
+    def _raise_kept(self) -> None:
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         try:
             self._torchs(number, frame)
         except RuntimeError as error:
             self.error = _WorkerDied(str(error))
-            if self.is_awaited:
+            if self.is_awaited and not _is_forking(frame):
                 raise self.error from None
+
+
+def _is_forking(frame: FrameType | None) -> bool:
+    """Say whether a process is being started: Python drops what is raised in its hooks for that."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "multiprocessing.popen_fork":
+            return frame.f_code.co_name == "_launch"
+        frame = frame.f_back
+    return False
 
 
 class _Watchdog:

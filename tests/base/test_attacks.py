@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,16 @@ from typing import Any
 import pytest
 from attack_corpus import HARMLESS, ROOT, config_attacks, corpus
 from faults.table import Trials
+from processes import Script
 
 SCRIPT = Path(__file__).with_name("attack_corpus.py")
 
 
 def meet(folder: Path, kind: str, *names: str) -> list[dict[str, Any]]:
     """Meet attacks in a process of their own; return what happened to each."""
-    command = [sys.executable, SCRIPT, folder, kind, *names]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    printed = folder.with_name(f"{folder.name}-printed")
+    printed.mkdir()
+    done = Script([SCRIPT, folder, kind, *names], printed).wait()
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -70,7 +70,7 @@ def test_an_attack_in_a_config_is_refused_and_does_nothing(tmp_path: Path, trial
 def test_the_hook_sees_what_an_attack_would_do(tmp_path: Path, code: str, seen: str) -> None:
     program = f"import os, pickle, subprocess, sys; sys.path[:0] = [{str(SCRIPT.parent)!r}]\n"
     program += f"from attack_corpus import watched\nprint(watched(lambda: {code})['events'])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = Script(["-c", program], tmp_path).wait()
     assert seen in done.stdout, done.stderr
 
 
@@ -78,7 +78,7 @@ def test_growth_of_memory_is_seen(tmp_path: Path) -> None:
     program = f"import sys; sys.path[:0] = [{str(SCRIPT.parent)!r}]\n"
     program += "from attack_corpus import watched\n"
     program += "print(watched(lambda: len(b'x' * (200 << 20)))['grown'] >> 20)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = Script(["-c", program], tmp_path).wait()
     assert int(done.stdout) > 150, done.stderr
 
 

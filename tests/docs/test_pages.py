@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Script
 
 import train
 from base.names.registry import project_root, set_project_root
@@ -42,9 +40,7 @@ SCRIPTS = [(page, number) for page in PAGES for number in range(len(of(page, "py
 
 
 def run_script(path: Path) -> None:
-    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, path.name]
-    done = subprocess.run(command, cwd=path.parent, env=settings, capture_output=True, text=True)
+    done = Script([path], path.parent).wait()
     assert done.returncode == 0, done.stderr
 
 

@@ -16,6 +16,8 @@ from PIL import Image
 from processes import ROOT
 from workplace import TINY
 
+from base.datasets import shard_writer
+
 pytestmark = pytest.mark.end_to_end
 Snapshot = dict[str, tuple[int, int, bytes]]
 
@@ -57,9 +59,8 @@ def place(tmp_path: Path) -> Path:
         path = tmp_path / "images" / str(number % 2) / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-    command = [sys.executable, "-m", "base.shards", "write", str(tmp_path / "images")]
-    command += [str(tmp_path / "shards" / "s"), "--count", "12"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    words = ["write", str(tmp_path / "images"), str(tmp_path / "shards" / "s"), "--count", "12"]
+    assert shard_writer.main(words) == 0
     for index in (tmp_path / "shards").glob("*.index"):
         index.unlink()
     for folder in ("home", "tmp"):

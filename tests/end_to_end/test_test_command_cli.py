@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import ROOT
+from processes import Script
 from workplace import Workplace
 
 pytestmark = pytest.mark.end_to_end
@@ -113,15 +113,8 @@ def test_a_names_folder_stands_for_its_newest_run(place: Workplace) -> None:
 
     for command in ("inspect", "verify", "diff", "export"):
         more = {"diff": [str(new)], "export": ["net.pt"]}.get(command, [])
-        words = [sys.executable, "-m", "base.checkpoint", command, "saved/tiny", *more]
-        found = subprocess.run(
-            words,
-            cwd=place.folder,
-            env={"PYTHONPATH": str(ROOT), "PATH": ""},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        words = ["-m", "base.checkpoint", command, "saved/tiny", *more]
+        found = Script(words, place.folder, {"PATH": ""}).wait()
         assert found.returncode == 0, found.stderr
         assert command == "diff" or str(new.relative_to(place.folder)) in found.stdout
 

@@ -348,11 +348,16 @@ class WithoutPrivilege:
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """Refuse memory beyond what this process has when that step begins."""
+    """Let one step ask for 256 MB more than the process has, and refuse what is above 64 MB.
+
+    With no room at all oneDNN may be refused first, which says "could not create a primitive".
+    """
 
     step: int
 
     def __call__(self) -> None:
+        import torch
+
         from base.base_trainer import BaseTrainer
 
         inner = BaseTrainer.forward
@@ -360,8 +365,9 @@ class MemoryLimit:
         def outer(trainer: BaseTrainer, batch: Any) -> Any:
             if trainer.model.training and trainer.progress.step + 1 == self.step:
                 pages = int(Path("/proc/self/statm").read_text().split()[0])
-                limit = pages * resource.getpagesize()
+                limit = pages * resource.getpagesize() + (64 << 20)
                 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+                torch.empty(256 << 20, dtype=torch.uint8)
             return inner(trainer, batch)
 
         FOREVER.setattr(BaseTrainer, "forward", outer)

@@ -49,6 +49,7 @@ def test_of_two_that_go_on_with_a_run_at_once_exactly_one_does(
 @pytest.mark.parametrize(
     "left",
     ['{"pid": 1, "host": "elsewhere"}', f'{{"pid": {os.getpid()}, "host": "here"}}', "", "x"],
+    ids=["elsewhere", "here", "empty", "x"],  # not with the process's number
 )
 def test_what_a_lock_of_the_dead_says_stops_nobody(
     place: Workplace, cut: Path, whole: str, left: str

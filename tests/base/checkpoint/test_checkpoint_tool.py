@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import Done, Script
 from torch import Tensor, nn
 from toy import run, weights
 
@@ -18,7 +18,6 @@ from base.checkpoint.__main__ import main
 from base.checkpoint.store import CheckpointStore, read
 from base.checkpoint.weights import read_record, read_weights
 from base.errors import CheckpointError, UsageError
-from base.names.registry import project_root
 
 
 @pytest.fixture(scope="module")
@@ -256,11 +255,8 @@ def test_a_fault_of_the_system_and_an_odd_name_are_told_in_a_line(
 def test_the_command_ends_with_its_codes_and_no_traceback(folder: Path) -> None:
     first = checkpoints(folder)[0]
 
-    def shell(*words: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "base.checkpoint", *map(str, words)]
-        return subprocess.run(
-            command, cwd=project_root(), capture_output=True, text=True, check=False
-        )
+    def shell(*words: str | Path) -> Done:
+        return Script(["-m", "base.checkpoint", *words], folder.parent).wait()
 
     done = [shell("verify", folder), shell("verify", folder / "chekpoints")]
     flip(first / "state.pt")

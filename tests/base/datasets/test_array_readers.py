@@ -60,7 +60,9 @@ def test_what_is_no_idx_file_of_bytes_is_reported(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    "content", [b"not gzip", gzip.compress(WHOLE)[:-9], gzip.compress(WHOLE)[:15], b""]
+    "content",
+    [b"not gzip", gzip.compress(WHOLE)[:-9], gzip.compress(WHOLE)[:15], b""],
+    ids=["no gzip", "cut at the end", "cut early", "empty"],  # a gzip file begins with the time
 )
 def test_a_damaged_gzip_file_is_reported(tmp_path, content):
     path = tmp_path / "x-ubyte.gz"

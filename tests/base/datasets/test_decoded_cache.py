@@ -505,7 +505,7 @@ def test_an_interrupt_stops_the_filling_at_once(tmp_path, where, kept_in):
     os.kill(process.pid, signal.SIGINT)
     start = time.monotonic()
     process.join()
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 1  # all 80 images take 2 s
     assert process.exitcode == 7
     assert len(source.decoded()) < 40
     said = (tmp_path / "said").read_text()

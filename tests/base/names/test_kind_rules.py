@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset, Sampler
+from workplace import Workplace
 
 from base.base_trainer import BaseTrainer
 from base.callbacks import Callback
@@ -134,18 +135,19 @@ ATTACKS = {
     ],
 )  # fmt: skip
 def test_what_writes_in_kindling_is_refused_in_each_place(
-    run_cli: Callable[..., Any], tmp_path: Path, place: str, name: str
+    tmp_path: Path, place: str, name: str
 ) -> None:
     rest = (
         "name: x\nmodel: {type: MLP, args: {n_inputs: 5, hidden: [6], n_outputs: 3}}\n"
         "optimizer: {type: SGD, args: {lr: 0.1}}\nloss: cross_entropy\ntrainer: {epochs: 1}\n"
     )
     (tmp_path / "x.yaml").write_text(rest + ATTACKS[place].format(name))
-    done = run_cli(["train.py", "-c", tmp_path / "x.yaml", "--dry-run"], cwd=tmp_path)
+    folder = Workplace(tmp_path)
+    done = folder.run("-c", "x.yaml", "--dry-run")
     assert done.returncode == 2, done.stdout + done.stderr
     assert f"'{name}'" in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.yaml"]
+    assert folder.files() == {"x.yaml"}
 
 
 PROJECT = {

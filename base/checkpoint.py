@@ -42,7 +42,7 @@ from logger.files import read_file
 __all__ = ["CheckpointStore", "load_weights", "migrations", "read", "read_manifest", "restore"]
 
 LOG = logging.getLogger("kindling")
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 FORMAT = 1
 # migrations[k] turns a state of format k into one of format k + 1.
 migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from base.base_data_loader import BaseDataLoader
+from base.errors import DataError
+from base.left_out import left_out_note
 from data_loader.datasets import read_npz
 from data_loader.in_memory import InMemoryDataset, synthetic_images
 from data_loader.pipeline import Pipeline, TransformedDataset
-from data_loader.public_sets import load_in_memory, load_one_by_one
 from data_loader.transforms import RandomShift
 
 
@@ -70,6 +71,11 @@ class TorchvisionDataLoader(BaseDataLoader):
         in_memory: bool = True,
         augment: bool = False,
     ) -> None:
+        try:
+            from data_loader.public_sets import load_in_memory, load_one_by_one
+        except ModuleNotFoundError as error:
+            raise DataError(f"{dataset} cannot be loaded{left_out_note('public-sets')}") from error
+
         load = load_in_memory if in_memory else load_one_by_one
         images, valid_images = load(
             dataset,

@@ -21,7 +21,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent
@@ -38,10 +39,10 @@ class Rule(NamedTuple):
 
     def fits(self, path: str) -> bool:
         """Tell whether the pattern fits a path, or one of the folders that it lies in."""
-        if not self.pattern.startswith("/"):
-            return any(PurePosixPath(name).match(self.pattern) for name in path.split("/"))
-        folders = [each.as_posix() for each in (PurePosixPath(path), *PurePosixPath(path).parents)]
-        return any(PurePosixPath(f"/{each}").match(self.pattern) for each in folders)
+        names, pattern = path.split("/"), self.pattern.split("/")[1:]
+        if not pattern:  # one word: a name anywhere
+            return any(fnmatchcase(name, self.pattern) for name in names)
+        return len(names) >= len(pattern) and all(map(fnmatchcase, names, pattern))
 
 
 class Template(NamedTuple):
@@ -71,6 +72,9 @@ def main(arguments: Sequence[str]) -> int:
     print(f"    cd {shlex.quote(str(options.folder))}")
     print("    git init && git add -A && git commit -m 'Start from Kindling'")
     print("    make train\n    make test")
+    if is_repository() and git("status", "--porcelain", "--untracked-files=no"):
+        text = "Kindling has changes that are not committed; an update will take them for yours"
+        print(f"note: {text}", file=sys.stderr)
     return 0
 
 
@@ -89,7 +93,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def read_template() -> Template:
     """Read copier.yml."""
-    text = (ROOT / "copier.yml").read_text(encoding="utf-8")
+    text = copier_yml()
     line = r"""^  - "(?:\{% if '(.+?)' in without %\})?(!?)(.+?)(?:\{% endif %\})?"$"""
     rules = [
         Rule(part, bool(taken), pattern)
@@ -98,6 +102,10 @@ def read_template() -> Template:
     parts = {part: what for what, part in re.findall(r'^    "(.+)": ([\w-]+)$', text, re.MULTILINE)}
     (docs,) = re.findall(r"^docs:\n(?:  .*\n)*?  default: (\S+)$", text, re.MULTILINE)
     return Template(rules, parts, docs)
+
+
+def copier_yml() -> str:
+    return (ROOT / "copier.yml").read_text(encoding="utf-8")
 
 
 def named_parts(text: str, template: Template) -> list[str]:
@@ -178,6 +186,8 @@ def answers(name: str, without: Sequence[str]) -> str:
     if is_repository():
         lines.append(f"_commit: {git('describe', '--tags', '--always').strip()}")
         lines.append(f"_src_path: {json.dumps(origin())}")
+    elif found := re.search("the commit: ([0-9a-f]{40})", copier_yml()):
+        lines.append(f"_commit: {found[1]}")
     lines += [f"name: {json.dumps(name, ensure_ascii=False)}", f"without: {json.dumps(without)}"]
     return "\n".join(lines) + "\n"
 

@@ -158,7 +158,9 @@ def make(template: Path, version: str, answers: str, target: Path) -> Files:
     data = target.with_suffix(".yml")
     data.write_text(answers, encoding="utf-8")
     words = ["copy", "--quiet", "--defaults", "--vcs-ref", commit(template, version)]
-    command = [*copier(), *words, "--data-file", str(data), str(template.resolve()), str(target)]
+    # As a URL, for git then sends packs: copier looks at each file of .git, too.
+    source = f"git+file://{template.resolve()}"
+    command = [*copier(), *words, "--data-file", str(data), source, str(target)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import yaml
@@ -23,6 +24,7 @@ def left_out_note(part: str | None = None) -> str:
     return f" ({text}; `new_project.py --update PROJECT --without ''` adds what was left out)"
 
 
+@functools.cache
 def left_out(root: Path) -> list[str]:
     """Return the parts that a project says it leaves out."""
     try:

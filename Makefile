@@ -6,13 +6,9 @@
 #:  make test TESTS="-k resume"      those tests alone
 #:  make test TESTS="-n 0"           in one process, as a debugger wants it
 #:  make test-all                    the slow tests too
-#:  make faults                      every fault of docs/reliability.md, many times, and their table (an hour)
-#:  make faults TESTS="--soak 120"   with two hours of random faults at the end
-#:  make test-torch VERSION=2.10.0   the quick tests with that torch, in a .venv of its own (gigabytes)
 #:  make check                       formatting, lint and types, without the tests
 #:  make format                      format the code and mend what ruff can mend
 #:  make doctor                      is this machine fit to train: versions, room, kill and resume
-#:  make bench                       what a step costs above the bare loop
 #:  make clean                       remove caches; never touches saved/ or .venv
 #:  make train PYTHON=python3.12     where .venv is not made yet: with this Python
 PYTHON ?= python3
@@ -23,9 +19,9 @@ RUN = $(VENV)/bin/python
 # One process a core; the tests of a file stay together, since they share what they have prepared.
 CORES = -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: help train test test-all faults test-torch check format doctor bench clean
+.PHONY: help train test test-all check format doctor clean
 help:
-	@sed -n 's/^#:  //p' Makefile
+	@sed -n 's/^#:  //p' $(MAKEFILE_LIST)
 
 train: $(VENV)/.installed
 	@$(RUN) train.py $(value ARGS)
@@ -35,18 +31,6 @@ test: check
 
 test-all: check
 	$(RUN) -m pytest $(CORES) $(value TESTS)
-
-faults: $(VENV)/.installed-dev
-	$(RUN) -m pytest -m fault --faults many -q $(value TESTS)
-
-# torchvision says itself which torch it goes with. pip reads the constraint at both installations.
-test-torch:
-	@echo "$(VERSION)" | grep -Eq '^2\.[0-9]+\.[0-9]+$$' || \
-		$(call fail,name a version of torch: make test-torch VERSION=2.10.0)
-	@echo "torch==$(VERSION)" > .venv-torch-$(VERSION).txt
-	PIP_CONSTRAINT=$(CURDIR)/.venv-torch-$(VERSION).txt \
-		$(MAKE) VENV=.venv-torch-$(VERSION) .venv-torch-$(VERSION)/.installed-dev
-	.venv-torch-$(VERSION)/bin/python -m pytest $(CORES) -m "not slow" $(value TESTS)
 
 check: $(VENV)/.installed-dev
 	$(RUN) -m ruff format --check .
@@ -59,9 +43,6 @@ format: $(VENV)/.installed-dev
 
 doctor: $(VENV)/.installed
 	@$(RUN) -m base.doctor
-
-bench: $(VENV)/.installed
-	$(RUN) benchmarks/overhead.py
 
 clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -93,3 +74,6 @@ $(VENV)/bin/pip:
 		$(call fail,$(PYTHON) has no venv. Install it (sudo apt install $(VENV_PACKAGE)) and call make again)
 	@$(RUN) -m ensurepip --default-pip >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ rm -rf $(VENV); exit 1; }
+
+# What only Kindling itself has; absent in a project made from it.
+-include engine.mk

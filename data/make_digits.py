@@ -20,7 +20,7 @@ FILE = Path(__file__).with_name("digits.npz")
 
 
 def main() -> None:
-    """Write the file and print what README.md says about it."""
+    """Write the file and print what digits.md says about it."""
     content = as_npz(load())
     FILE.write_bytes(content)
     print(f"{FILE.name}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")

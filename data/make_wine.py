@@ -20,7 +20,7 @@ NAMES = {"od280/od315_of_diluted_wines": "dilution"}  # columns with other names
 
 
 def main() -> None:
-    """Write the files and print what README.md says about them."""
+    """Write the files and print what wine.md says about them."""
     for name, content in tables().items():
         (FOLDER / name).write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()

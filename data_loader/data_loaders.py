@@ -11,8 +11,9 @@ from base.base_data_loader import BaseDataLoader
 from base.datasets.array_readers import read_npz
 from base.datasets.in_memory import InMemoryDataset, synthetic_images
 from base.datasets.pipeline import Pipeline, TransformedDataset
-from base.datasets.public_sets import load_in_memory, load_one_by_one
 from base.datasets.transforms import RandomShift
+from base.errors import DataError
+from base.system.left_out import left_out_note
 
 
 class DigitsDataLoader(BaseDataLoader):
@@ -70,6 +71,11 @@ class TorchvisionDataLoader(BaseDataLoader):
         in_memory: bool = True,
         augment: bool = False,
     ) -> None:
+        try:
+            from base.datasets.public_sets import load_in_memory, load_one_by_one
+        except ModuleNotFoundError as error:
+            raise DataError(f"{dataset} cannot be loaded{left_out_note('public-sets')}") from error
+
         load = load_in_memory if in_memory else load_one_by_one
         images, valid_images = load(
             dataset,

@@ -29,7 +29,7 @@ QUICK_TESTS = "[-m][pytest][-n][auto][--dist][loadfile][--no-loadscope-reorder][
 @pytest.fixture
 def folder(tmp_path: Path, project_root: Path) -> Path:
     """A folder with the Makefile, the requirements and the stand-in."""
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+    for name in ("Makefile", "engine.mk", "requirements.txt", "requirements-dev.txt"):
         shutil.copy(project_root / name, tmp_path)
     (tmp_path / "python").write_text(STAND_IN)
     (tmp_path / "python").chmod(0o755)

@@ -39,7 +39,7 @@ from base.system.run_folder import gone, must_exist
 from logger.files import read_file, write_whole
 
 LOG = logging.getLogger("kindling")
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 FORMAT = 1
 # migrations[k] converts a state of format k to format k + 1.
 migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}

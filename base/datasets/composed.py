@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from base.data.fingerprint import is_unnamed
 from base.data.sample_items import sample_numbers
 from base.datasets.image_files import read_text
 from base.datasets.labels import raise_problems
-from base.datasets.tables import CsvDataset, fit_tables
 from base.errors import DataError, Problem, nearest
+
+if TYPE_CHECKING:
+    from base.datasets.tables import CsvDataset
 
 OFFERED = (
     "targets", "classes", "ids", "files", "place", "image", "image_shape", "fingerprint",
@@ -38,6 +40,8 @@ class _Composed(Dataset[Any]):
         if _all_have(parts, "table_parts"):
             self.table_parts = self._table_parts
             if len(parts) > 1:  # one encoding for all
+                from base.datasets.tables import fit_tables  # a project may leave tables out
+
                 fit_tables(self._table_parts(torch.arange(len(self))))
         for name in OFFERED:
             if _all_have(parts, name):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,10 +23,12 @@ from base.datasets.mixing import single_mixers
 from base.datasets.pipeline import GivenImages, Pipeline, TransformedDataset
 from base.datasets.spatial_targets import IGNORED
 from base.datasets.statistics import channel_statistics
-from base.datasets.table_encoding import TargetScale
-from base.datasets.tables import fit_tables, tables_of
 from base.errors import DataError, nearest
 from base.system.cores import free_cores
+
+if TYPE_CHECKING:
+    from base.datasets.table_encoding import TargetScale
+    from base.datasets.tables import CsvDataset
 
 IMAGENET: dict[str, Sequence[float]] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CACHES = ("none", "memory", "disk")
@@ -185,7 +187,7 @@ class DatasetLoader(BaseDataLoader):
         source, split = self._trained_on
         if self._normalize not in COMPUTED or self._pipelines[0].is_normalised:
             return
-        if tables_of(source):
+        if _tables_of(source):
             return  # they are standardised column by column, by their encoding
         assert source is not None, "without training data a record says what to normalise by"
         targets = getattr(source, "targets", None)
@@ -209,13 +211,13 @@ class DatasetLoader(BaseDataLoader):
     @property
     def target_scale(self) -> TargetScale | None:
         """What puts predictions back into the targets' own unit, where these are standardised."""
-        tables = tables_of(self._source_here)
+        tables = _tables_of(self._source_here)
         return tables[0].target_scale if tables else None
 
     @property
     def input_text(self) -> str | None:
         """What the inputs are, where they are the columns of a table."""
-        tables = tables_of(self._source_here)
+        tables = _tables_of(self._source_here)
         return tables[0].input_text if tables else None
 
     @property
@@ -248,14 +250,16 @@ class DatasetLoader(BaseDataLoader):
         Validation and test data of their own are treated as the training data.
         """
         source, split = self._trained_on
-        tables = tables_of(source)
+        tables = _tables_of(source)
         if self._is_test_alone:
             return  # a record is to come
         if source is not None and tables and not tables[0].has_record:
             trained_on = divide(split, len(source), self.seed, getattr(source, "targets", None))[0]
             scaled = self._normalize in COMPUTED, self._normalize == "auto"
+            from base.datasets.tables import fit_tables  # a project may leave tables out
+
             fit_tables(source.table_parts(trained_on), *scaled)
-        for other in (*tables_of(self._own_valid), *tables_of(self._tested)):
+        for other in (*_tables_of(self._own_valid), *_tables_of(self._tested)):
             if tables and not other.has_record:
                 other.follow(tables[0].encoding)
 
@@ -312,6 +316,15 @@ def refuse_repeats(dataset: Any) -> None:
             if first.setdefault(path, index) != index:
                 text = f"{dataset.place(index)}: a file of two of the joined data sets"
                 raise DataError(f"{text}; `split` could put it on both sides: name it once")
+
+
+def _tables_of(source: Any) -> list[CsvDataset]:
+    """Return the tables that a data set is made of; a project may leave tables out."""
+    if not hasattr(source, "table_parts"):
+        return []
+    from base.datasets.tables import tables_of
+
+    return tables_of(source)
 
 
 def _given_statistics(normalize: Any) -> dict[str, Sequence[float]]:

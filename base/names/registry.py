@@ -26,6 +26,7 @@ from base.names.kind_rules import CALLED_WITH, misfit
 from base.names.shipped import FOLDERS
 from base.names.stock_trainer import stock_trainers
 from base.names.torch_names import HOMES
+from base.system.left_out import left_out_note
 
 __all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and what is below
 
@@ -281,7 +282,7 @@ def _refuse_stock(file: Path | None = None) -> None:
 def _unknown(kind: str, name: str) -> str:
     places = [f"{folder}/" for folder in _KINDS[kind].folders]
     places += [home.module for home in HOMES.get(kind, ())]
-    text = f"there is no {kind} {name!r}{nearest(name, names(kind))}"
+    text = f"there is no {kind} {name!r}{left_out_note()}{nearest(name, names(kind))}"
     text += f" (looked in {', '.join(places)}"
     text += f"; `python train.py --list {kind}` shows all)" if kind in KINDS else ")"
     broken = [each for folder in _KINDS[kind].folders for each in scan(folder)[1]]

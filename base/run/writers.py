@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from base.config import Config
+from base.config.schema import WRITERS
 from base.errors import ConfigError, Problem, nearest
 from base.names.signatures import value_fault
+from base.system.left_out import left_out_note
 from base.training.epoch_rows import EpochRows, repair_rows
 from base.training.progress import Progress
 from logger.csv_writer import CsvWriter
-from logger.services import SERVICES
 from logger.writers import TensorBoardWriter, Writer
+
+try:
+    from logger.services import SERVICES
+except ModuleNotFoundError:  # a project may leave them out
+    SERVICES = {}
+SERVICE_NAMES = set(WRITERS) - {"tensorboard", "csv"}
 
 
 def make_writers(
@@ -65,6 +72,10 @@ def check_writers(config: Config) -> None:
     """
     problems: list[Problem] = []
     for number, section in enumerate(config["trainer"]["writers"]):
+        if section["type"] in SERVICE_NAMES - SERVICES.keys():
+            text = f"{section['type']} cannot be used{left_out_note('services')}"
+            problems.append(config.problem(("trainer", "writers", number, "type"), text))
+            continue
         takes = _takes(section["type"])
         for name, value in section["args"].items():
             if name in takes:

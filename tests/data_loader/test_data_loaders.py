@@ -77,7 +77,9 @@ def make_wine(project_root, monkeypatch):
 def test_they_have_the_sizes_and_hashes_that_their_page_states(project_root):
     files = [project_root / f"data/{name}" for name in ("digits.npz", "wine.csv", "wine_test.csv")]
     contents = [file.read_bytes() for file in files]
-    page = (project_root / "data/README.md").read_text()
+    page = (project_root / "data/digits.md").read_text() + (
+        project_root / "data/wine.md"
+    ).read_text()
     found = re.findall(r"([\d,]+) bytes, sha256 `(\w+)`", page)
     assert found == [(f"{len(x):,}", hashlib.sha256(x).hexdigest()) for x in contents]
 

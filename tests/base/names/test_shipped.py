@@ -19,8 +19,6 @@ from base.names.shipped import LIST, hash_files
 
 Write = Callable[[dict[str, str]], Path]
 ROOT = Path(__file__).resolve().parents[3]
-IS_THE_TEMPLATE = (ROOT / "new_project.py").exists()
-pytestmark = pytest.mark.skipif(not IS_THE_TEMPLATE, reason="a project changes these files")
 
 # A file of the project's own for each kind, beside a file of Kindling's with the same name in it.
 OWN = {

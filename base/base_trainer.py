@@ -89,11 +89,8 @@ class BaseTrainer:
         self.optimizers, self.schedules = state.optimizers, state.schedules
         self.steppers, self.window, self.finite = state.steppers, state.window, state.finite
         self.progress, self.monitor, self.ema = state.progress, state.monitor, state.ema
-        self.capture, self.epoch_rows, self.stateful = (
-            state.capture,
-            state.epoch_rows,
-            state.stateful,
-        )
+        self.capture, self.epoch_rows = state.capture, state.epoch_rows
+        self.stateful, self.valid_metrics = state.stateful, state.valid_metrics
 
         memory, length = self.config["memory"], (experiment.steps_per_epoch, experiment.total_steps)
         self.offload = offload_activations(memory["offload_activations"], self.device)

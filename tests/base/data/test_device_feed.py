@@ -5,7 +5,6 @@ import time
 import weakref
 from collections import deque
 from contextlib import closing
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -160,12 +159,10 @@ def test_nothing_of_a_step_is_alive_when_a_worker_is_asked_for_the_next(dataset,
     assert trainer.watched.alive == [[] for _ in trainer.watched.alive]
 
 
-def trainer_of(batches, device="cpu", prefetch=2):
-    loader = SimpleNamespace(batches=batches)
-    config = {"memory": {"prefetch": prefetch}, "batch": {"weight": None}}
-    window = SimpleNamespace(fate="")
-    device = torch.device(device)
-    return SimpleNamespace(clock=Clock(), device=device, config=config, window=window), loader
+def fed(batches, first, count, device="cpu", prefetch=2):
+    """Feed batches; return them with the clock that counts."""
+    clock = Clock()
+    return feed(batches(first, count), torch.device(device), prefetch, clock), clock
 
 
 class Noted(Copies):
@@ -198,21 +195,21 @@ def test_no_more_batches_are_copied_ahead_than_the_config_says(monkeypatch, pref
             drawn.append(number)
             yield torch.full((2,), number)
 
-    trainer, loader = trainer_of(batches, "cuda", prefetch)
+    copies, clock = fed(batches, 3, 10, "cuda", prefetch)
     given = []
-    for batch in feed(trainer, loader.batches(3, 10)):
+    for batch in copies:
         given.append(int(batch[0]))
         assert len(drawn) <= len(given) + prefetch
     assert given == list(range(3, 13))
     assert Noted.most == prefetch + 1
-    assert trainer.clock.idle_share() == 1 / 10, "asked after each step"
+    assert clock.idle_share() == 1 / 10, "asked after each step"
 
 
 @pytest.mark.gpu
 def test_copies_ahead_on_a_gpu_are_the_batches_themselves():
     batches = [(torch.full((256, 1024), float(n)).pin_memory(), torch.arange(n)) for n in range(9)]
-    trainer, loader = trainer_of(lambda first, count: iter(batches[first : first + count]), "cuda")
-    for number, (images, labels) in enumerate(feed(trainer, loader.batches(0, 9))):
+    copies, _ = fed(lambda first, count: iter(batches[first : first + count]), 0, 9, "cuda")
+    for number, (images, labels) in enumerate(copies):
         assert images.is_cuda
         assert torch.equal((images * 2).cpu(), batches[number][0] * 2)
         assert torch.equal(labels.cpu(), batches[number][1])
@@ -223,11 +220,11 @@ def test_copies_ahead_on_a_gpu_are_the_batches_themselves():
 def test_a_gpu_is_out_of_work_where_steps_are_small(size, least, most):
     square = torch.rand(size, size, device="cuda")
     torch.cuda.synchronize()
-    trainer, loader = trainer_of(lambda _, count: iter([torch.ones(2)] * count), "cuda")
-    for _ in feed(trainer, loader.batches(0, 20)):
+    copies, clock = fed(lambda _, count: iter([torch.ones(2)] * count), 0, 20, "cuda")
+    for _ in copies:
         square @ square
         time.sleep(0.001)
-    assert least <= trainer.clock.idle_share() <= most
+    assert least <= clock.idle_share() <= most
 
 
 class HandClock:

@@ -277,5 +277,5 @@ def test_a_metric_that_takes_no_shares_is_told_before_training(tmp_path, is_told
             check(trainer)
     else:
         check(trainer)
-        assert trainer.valid_metrics
+        assert trainer.state.valid_metrics
         train_in(trainer)

@@ -116,12 +116,9 @@ def _run(
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     import base.data.workers
-    import base.training.run_log
 
     # multiprocessing forgets in a child what was to be done at the end.
     Finalize(None, base.data.workers._kill_all, exitpriority=10)
-    # How busy the machine is, is not what is tested.
-    base.training.run_log.warn_of_load = lambda _: None
     if inject is not None:
         inject()
     try:

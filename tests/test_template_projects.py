@@ -54,8 +54,6 @@ for line in sys.stdin:
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
         random.seed(), numpy.random.seed(), torch.seed()
         sys.path[0], sys.argv = folder, arguments
-        import base.training.run_log
-        base.training.run_log.warn_of_load = lambda _: None  # not tested
         runpy.run_path(arguments[0], run_name="__main__")
         sys.exit()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -26,7 +26,7 @@ from base.datasets.statistics import channel_statistics
 from base.datasets.table_encoding import TargetScale
 from base.datasets.tables import fit_tables, tables_of
 from base.errors import DataError, nearest
-from base.system.cores import free_cores
+from base.system.resources import usable_cores
 
 IMAGENET: dict[str, Sequence[float]] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CACHES = ("none", "memory", "disk")
@@ -190,7 +190,7 @@ class DatasetLoader(BaseDataLoader):
         assert source is not None, "without training data a record says what to normalise by"
         targets = getattr(source, "targets", None)
         trained_on = divide(split, len(source), self.seed, targets)[0]
-        white, n_threads = self._pipelines[0].white, free_cores()
+        white, n_threads = self._pipelines[0].white, usable_cores()
         source = self._cached(source)
         if find_get_batch(source) is None and not hasattr(source, "image"):
             # One by one, as the data set may draw from the random streams, which threads share.

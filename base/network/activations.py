@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from base.errors import ConfigError, Problem, TrainingError
 from base.network.patterns import NoMatch, match_modules
-from base.training.precision import NOTHING
 
 WHERE = "memory.checkpoint_activations"
 
@@ -92,7 +91,7 @@ def offload_activations(
 ) -> Callable[[], AbstractContextManager[Any]]:
     """Return what makes the context of a training step: on the CPU there is nothing to move."""
     if not is_wanted or device.type == "cpu":
-        return lambda: NOTHING
+        return nullcontext
     return functools.partial(OffloadedActivations, device)
 
 

@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from base.errors import KindlingError, nearest
+from base.errors import KindlingError, listed, nearest
 from base.network.layers import NORMS
 from base.network.patterns import owner_and_leaf, whole_of
-from base.training.parameter_groups import shown
 
 Section = Mapping[str, Any]
 
@@ -55,7 +54,7 @@ def preset_schemes(model: nn.Module, preset: str, names: Sequence[str]) -> dict[
         if section is not None:
             chosen[name] = section
     if not chosen:
-        text = f"{preset} sets convolutions, Linear and norm layers; matched are {shown(names, 4)}"
+        text = f"{preset} sets convolutions, Linear and norm layers; matched are {listed(names, 4)}"
         raise PresetError(f"{text}: give these a rule with a function, as `weight: normal_`")
     return chosen
 
@@ -94,7 +93,7 @@ def call_init_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
         elif old is not None:
             parameter.detach().copy_(value)
     if not is_set:
-        raise PresetError(f"init_weights() sets nothing of {shown(names, 4)}")
+        raise PresetError(f"init_weights() sets nothing of {listed(names, 4)}")
     return is_set
 
 
@@ -124,7 +123,7 @@ def _zero_last_norms(model: nn.Module, names: Sequence[str]) -> dict[str, Sectio
     chosen = [name for name in found if name in names]
     if not chosen:
         raise PresetError(
-            f"match leaves out the last norms of the residual blocks: {shown(found, 4)}"
+            f"match leaves out the last norms of the residual blocks: {listed(found, 4)}"
         )
     return dict.fromkeys(chosen, _ZEROS)
 

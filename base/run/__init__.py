@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from base.run.data_changes import refuse_changed_data as refuse_changed_data
     from base.run.doctor import main as main
     from base.run.header import header_facts as header_facts
-    from base.run.header import peak_memory_mb as peak_memory_mb
     from base.run.micro_batch import settle as settle
     from base.run.micro_batch import tell_batch_norm as tell_batch_norm
     from base.run.own_sections import build_own as build_own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,7 +15,7 @@ from base.errors import ConfigError, TrainingError
 from base.network.shape_errors import explain_shape_errors
 from base.network.summary import summarise_model, table_rows
 from base.run.batch_checks import check_batches
-from base.run.header import header_facts, input_text, peak_memory_mb
+from base.run.header import header_facts, input_text
 from base.run.label_check import checked_labels
 from base.run.memory_estimate import estimate_memory, free_bytes
 from base.run.micro_batch import settle
@@ -25,7 +24,8 @@ from base.run.profiler import check_profile
 from base.run.step_checks import check_settings, check_step, try_own_step
 from base.run.writers import check_writers
 from base.system.deferred_files import DeferredFiles
-from base.system.late_dynamo import LateDynamo
+from base.system.resources import peak_memory_mb
+from base.system.torch_compat import dynamo_is_imported
 from base.training.first_step import agreeing_shapes, guard_first_step
 from base.training.results import StepValues, check_watched
 from base.training.weight_use import reads_put_back
@@ -38,8 +38,7 @@ def uncompiled() -> Iterator[None]:
 
     Compiling takes its time, and fills torch's folder of compiled code.
     """
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None or isinstance(dynamo, LateDynamo):
+    if not dynamo_is_imported():
         yield
         return
     with torch.compiler.set_stance("force_eager"):

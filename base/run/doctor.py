@@ -180,17 +180,13 @@ def devices(_: Path) -> Finding:
 def cores(_: Path) -> Finding:
     import torch
 
-    from base.system.cores import free_cores, usable_cores
+    from base.system.resources import usable_cores
 
-    usable, free = usable_cores(), free_cores()
-    text = f"{usable} usable, {free} free now, torch takes {torch.get_num_threads()} threads"
-    if free < usable / 2:
-        return Finding("warning", f"{text}; others work here too: trainings will be slower")
-    return Finding("ok", text)
+    return Finding("ok", f"{usable_cores()} usable, torch takes {torch.get_num_threads()} threads")
 
 
 def memory(_: Path) -> Finding:
-    from base.system.free_memory import UNLIMITED, free_memory
+    from base.system.resources import UNLIMITED, free_memory
 
     free = free_memory()
     if free == UNLIMITED:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +63,3 @@ def memory_facts(trainer: BaseTrainer) -> list[str]:
         if any(group.get("fused") for group in optimizer.param_groups)
     }
     return [*trainer.experiment.memory_notes, *fused]
-
-
-def peak_memory_mb() -> float:
-    """Return the peak of memory so far in MB: of the GPU where there is one, else resident."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

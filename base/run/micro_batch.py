@@ -11,7 +11,7 @@ import torch
 from base.data.batch import cut, tensors_in, to_device
 from base.errors import TrainingError
 from base.run.inplace import choose_inplace
-from base.system.free_memory import free_memory
+from base.system.resources import free_memory
 from base.training.trials import SavedBytes, trial, try_step
 from base.training.weight_use import reads_put_back
 

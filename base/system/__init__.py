@@ -5,23 +5,18 @@ from typing import TYPE_CHECKING
 from base.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
-    from base.system.allocator import keep_freed_memory as keep_freed_memory
-    from base.system.cores import OtherLoad as OtherLoad
-    from base.system.cores import free_cores as free_cores
-    from base.system.cores import usable_cores as usable_cores
-    from base.system.cores import use_threads as use_threads
-    from base.system.cores import warn_of_load as warn_of_load
     from base.system.deferred_files import DeferredFiles as DeferredFiles
     from base.system.deferred_files import deferred_files as deferred_files
     from base.system.deferred_files import waiting_files as waiting_files
     from base.system.deferred_files import write_when_running as write_when_running
-    from base.system.free_memory import UNLIMITED as UNLIMITED
-    from base.system.free_memory import free_memory as free_memory
-    from base.system.free_memory import is_out_of_memory as is_out_of_memory
-    from base.system.late_dynamo import LateDynamo as LateDynamo
-    from base.system.late_dynamo import put_off_dynamo as put_off_dynamo
     from base.system.places import ENGINE as ENGINE
     from base.system.places import PROJECT as PROJECT
+    from base.system.resources import UNLIMITED as UNLIMITED
+    from base.system.resources import free_memory as free_memory
+    from base.system.resources import is_out_of_memory as is_out_of_memory
+    from base.system.resources import peak_memory_mb as peak_memory_mb
+    from base.system.resources import usable_cores as usable_cores
+    from base.system.resources import use_threads as use_threads
     from base.system.run_folder import STAMP as STAMP
     from base.system.run_folder import create_run_folder as create_run_folder
     from base.system.run_folder import find_newest_run as find_newest_run
@@ -49,6 +44,11 @@ if TYPE_CHECKING:
     from base.system.signals import SignalFlags as SignalFlags
     from base.system.signals import leave as leave
     from base.system.signals import resume_command as resume_command
-    from base.system.torch_versions import AUTOCAST_CACHE as AUTOCAST_CACHE
+    from base.system.torch_compat import AUTOCAST_CACHE as AUTOCAST_CACHE
+    from base.system.torch_compat import WorkerDeaths as WorkerDeaths
+    from base.system.torch_compat import WorkerDied as WorkerDied
+    from base.system.torch_compat import dynamo_is_imported as dynamo_is_imported
+    from base.system.torch_compat import keep_freed_memory as keep_freed_memory
+    from base.system.torch_compat import put_off_dynamo as put_off_dynamo
 else:
     __getattr__, __all__ = lazy_imports(__name__)

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from base.training.optimizer_step import choose_stepper as choose_stepper
     from base.training.optimizer_step import only as only
     from base.training.optimizers import learning_rates as learning_rates
-    from base.training.parameter_groups import shown as shown
     from base.training.precision import NOTHING as NOTHING
     from base.training.precision import FiniteWatch as FiniteWatch
     from base.training.precision import Precision as Precision

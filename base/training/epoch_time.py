@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.system.cores import usable_cores
+from base.system.resources import usable_cores
 from logger.csv_writer import number, read_rows
 from logger.files import write_whole
 

@@ -43,10 +43,9 @@ from base.network.layers import NoForward
 from base.network.layout import prepare_model
 from base.network.patterns import NoMatch
 from base.network.shape_errors import explain_shape_errors
-from base.system.allocator import keep_freed_memory
-from base.system.cores import OtherLoad, use_threads
-from base.system.late_dynamo import put_off_dynamo
+from base.system.resources import use_threads
 from base.system.seeding import derive_seed, isolated_random_state
+from base.system.torch_compat import keep_freed_memory, put_off_dynamo
 from base.training.losses import build_losses
 from base.training.metrics import build_metrics
 from base.training.optimizer_memory import offload_state
@@ -94,7 +93,6 @@ class Experiment:
     """Of a sampler of the training data that has one, and perhaps learns from the losses."""
     loaded: dict[str, Fit] = field(default_factory=dict)
     """What became of each file of weights, by the name of the module it was for."""
-    load: OtherLoad = field(default_factory=OtherLoad)
     memory_notes: list[str] = field(default_factory=list)
     own_references: References | None = None
     own_losses: dict[str, Any] = field(default_factory=dict)

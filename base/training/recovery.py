@@ -21,7 +21,7 @@ from base.data.batch import tensors_in
 from base.data.device_feed import feed
 from base.errors import OutOfMemoryError, TrainingError
 from base.run.micro_batch import tell_batch_norm
-from base.system.free_memory import is_out_of_memory
+from base.system.resources import is_out_of_memory
 from base.system.seeding import capture_random_state, isolated_random_state, restore_random_state
 from base.system.signals import resume_command
 from base.training.nonfinite import first_nonfinite, refuse_bad_weights

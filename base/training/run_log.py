@@ -20,12 +20,12 @@ from base.data.record import data_of
 from base.errors import KindlingError, disk_error, why
 from base.names.registry import project_root
 from base.run.data_changes import keep_data
-from base.run.header import header_facts, peak_memory_mb
+from base.run.header import header_facts
 from base.run.micro_batch import settle
 from base.run.parameter_table import audit, loaded_tables, short_table, write_csv
 from base.run.profiler import Profiler
 from base.run.writers import make_writers
-from base.system.cores import warn_of_load
+from base.system.resources import peak_memory_mb
 from base.system.run_folder import (
     create_run_folder,
     lock,
@@ -350,7 +350,6 @@ def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:
     A resumed run takes on its new config here, once its state is known to fit.
     """
     log.info(format_header(header_facts(trainer, folder)))
-    warn_of_load(trainer.experiment)
     if trainer.progress.step == 0:  # a run that goes on keeps what it began with
         if trainer.experiment.loaded:
             log.info(loaded_tables(trainer.experiment))

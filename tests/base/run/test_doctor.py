@@ -142,7 +142,7 @@ def test_little_room_is_a_warning(monkeypatch, tmp_path) -> None:
     usage = doctor.shutil._ntuple_diskusage(10, 9, 2**29)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
     assert doctor.disk(tmp_path).state == "warning"
-    monkeypatch.setattr("base.system.free_memory.free_memory", lambda: 2**30)
+    monkeypatch.setattr("base.system.resources.free_memory", lambda: 2**30)
     assert doctor.memory(tmp_path).state == "warning"
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from base.base_model import guard_first_batch
 from base.base_trainer import BaseTrainer
 from base.data.batch import to_device
 from base.errors import ConfigError, TrainingError
+from base.network.new_layers import guard_first_batch
 from base.network.shape_errors import explain_shape_errors
 from base.network.summary import summarise_model, table_rows
 from base.run.batch_checks import check_batches

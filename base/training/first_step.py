@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from base.base_model import guard_first_batch
 from base.errors import TrainingError
+from base.network.new_layers import guard_first_batch
 from base.network.shape_errors import is_compiled
 from base.training.shape_agreement import BroadcastError, ShapeAgreement, in_words
 from base.training.weight_use import noted_losses, warn_of_unused

@@ -1,4 +1,4 @@
-"""Gradients of chosen tensors, on any module: a critic's slope, what an input does, layer norms.
+"""Gradients of chosen tensors, on any module: a critic's slope, the inputs, layer norms.
 
 All but `layer_gradient_norms` use ``torch.autograd.grad``: no ``.grad``, ``requires_grad`` or mode
 of a module is another one afterwards. They work in full precision, outside of autocast, so that
@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import TrainingError, nearest
-
-Target = int | Tensor | None
 
 
 def gradient_penalty(
@@ -48,68 +46,38 @@ def gradient_penalty(
         return torch.square(slope.flatten(1).norm(dim=1) - target).mean()
 
 
-def saliency(model: nn.Module, inputs: Tensor, target: Target = None) -> Tensor:
-    """Return how much each input moves its sample's score: the slope's size.
+def saliency(model: nn.Module, inputs: Tensor, target: int | Tensor | None = None) -> Tensor:
+    """Return the size of the gradient of each sample's score with respect to its inputs.
 
-    Simonyan et al. 2014, "Deep Inside Convolutional Networks". The model is in evaluation mode
-    meanwhile. Images give one map each, (batch, 1, height, width), by the largest of the channels;
-    other inputs a value each.
+    Simonyan et al. 2014, "Deep Inside Convolutional Networks". The model is put in evaluation mode
+    meanwhile. Images give one map each, (batch, 1, height, width): the largest of the channels.
+    Other inputs keep their shape.
 
     Args:
-        target: the class whose score is followed, one for all or one a sample; without it each
+        target: the class of the score, one for all samples or one for each; by default each
             sample's highest.
+
+    Raises:
+        TrainingError: the model does not return one tensor.
     """
-    return _as_map(_mean_slope(model, inputs, target, lambda points: [points]))
-
-
-def smooth_saliency(
-    model: nn.Module,
-    inputs: Tensor,
-    target: Target = None,
-    noise: float = 0.15,
-    n_samples: int = 25,
-    seed: int = 0,
-) -> Tensor:
-    """Return the saliency of the mean slope over noisy copies: SmoothGrad, Smilkov et al. 2017.
-
-    Args:
-        noise: standard deviation, as a share of each sample's own range.
-        seed: of the noise, which has a stream of its own.
-    """
-
-    def noisy(images: Tensor) -> Iterator[Tensor]:
-        generator = torch.Generator(images.device).manual_seed(seed)
-        dims = tuple(range(1, images.dim()))
-        spread = noise * (images.amax(dims, keepdim=True) - images.amin(dims, keepdim=True))
-        for _ in range(n_samples):
-            yield images + spread * torch.empty_like(images).normal_(generator=generator)
-
-    return _as_map(_mean_slope(model, inputs, target, noisy))
-
-
-def integrated_gradients(
-    model: nn.Module,
-    inputs: Tensor,
-    target: Target = None,
-    baseline: Tensor | None = None,
-    n_steps: int = 50,
-) -> Tensor:
-    """Return each input's share in its sample's score; the shape is that of the inputs.
-
-    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks": the shares of a sample add
-    up to score(inputs) - score(baseline), the more nearly the more steps.
-
-    Args:
-        baseline: where the straight way to the inputs begins; zeros without it.
-    """
-    inputs = _detached(inputs)
-    way = inputs if baseline is None else inputs - baseline
-
-    def between(ends: Tensor) -> Iterator[Tensor]:
-        for number in range(n_steps):
-            yield ends - way * (number + 0.5) / n_steps
-
-    return way * _mean_slope(model, inputs, target, between)
+    inputs, modes = _detached(inputs), {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with _full_precision(inputs.device):
+            inputs = inputs.clone().requires_grad_()  # a tensor of inference mode joins no graph
+            output = model(inputs)
+            if not isinstance(output, Tensor):
+                found = type(output).__name__
+                raise TrainingError(f"the model must give one tensor (batch, classes), not {found}")
+            scores = output.reshape(len(output), -1)
+            chosen = scores.argmax(dim=1) if target is None else target
+            chosen = torch.as_tensor(chosen, device=scores.device).expand(len(scores))
+            score = scores.gather(1, chosen.unsqueeze(1)).sum()
+            slope = torch.autograd.grad(score, inputs)[0].abs()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return slope.amax(dim=1, keepdim=True) if slope.dim() == 4 else slope
 
 
 def layer_gradient_norms(model: nn.Module, scale: float | Tensor = 1.0) -> dict[str, Tensor]:
@@ -180,42 +148,3 @@ def _detached(tensor: Tensor) -> Tensor:
     """Let go of the graph; under autocast also of half precision, which no weight has there."""
     is_reduced = torch.is_autocast_enabled(tensor.device.type)
     return at_least_float32(tensor) if is_reduced else tensor.detach()
-
-
-def _mean_slope(
-    model: nn.Module, inputs: Tensor, target: Target, places: Callable[[Tensor], Any]
-) -> Tensor:
-    """Return the slope of each sample's score, averaged over the places made from the inputs."""
-    inputs, modes = _detached(inputs), {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with _full_precision(inputs.device):
-            inputs = inputs.clone()  # what was made in inference mode takes part in no graph
-            chosen = _choose(model, inputs, target)
-            total, count = torch.zeros_like(inputs), 0
-            for place in places(inputs):
-                place = place.detach().requires_grad_()
-                score = _scores(model(place)).gather(1, chosen.unsqueeze(1))
-                total, count = total + torch.autograd.grad(score.sum(), place)[0], count + 1
-            return total / count
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _choose(model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-    if target is None:
-        with torch.no_grad():
-            return _scores(model(inputs)).argmax(dim=1)
-    return torch.as_tensor(target, device=inputs.device).expand(len(inputs))
-
-
-def _scores(output: Any) -> Tensor:
-    if not isinstance(output, Tensor):
-        found = type(output).__name__
-        raise TrainingError(f"the model must give one tensor (batch, classes), not a {found}")
-    return output.reshape(len(output), -1)
-
-
-def _as_map(slope: Tensor) -> Tensor:
-    return slope.abs().amax(dim=1, keepdim=True) if slope.dim() == 4 else slope.abs()

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from base.config.durations import parse_duration
 from base.errors import DataError
 from base.network.activations import checkpoint_activations
+from base.network.inplace import work_in_place
 from base.system.seeding import isolated_random_state
 
 
@@ -35,6 +36,8 @@ def prepare_model(
     notes = _lay_out(model, memory["channels_last"], device, forward)
     if memory["checkpoint_activations"]:
         checkpoint_activations(model, memory["checkpoint_activations"])
+    if memory["inplace"]:
+        notes.append(work_in_place(model))
     if memory["precision"] == "tf32":
         torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = memory["cudnn_benchmark"]

@@ -10,7 +10,7 @@
 #:  make test-torch VERSION=2.10.0   the quick tests with that torch, in a .venv of its own (gigabytes)
 #:  make check                       formatting, lint and types, without the tests
 #:  make format                      format the code and mend what ruff can mend
-#:  make doctor                      is this machine fit to train: versions, room, kill and resume
+#:  make doctor                      is this machine fit to train: versions, room, resume
 #:  make bench                       what a step costs above the bare loop
 #:  make clean                       remove caches; never touches saved/ or .venv
 #:  make train PYTHON=python3.12     where .venv is not made yet: with this Python

@@ -81,7 +81,7 @@ def test_test_runs_every_check_then_the_quick_tests(folder: Path) -> None:
 
 
 def test_doctor_sets_up_and_tells_by_its_exit_code(folder: Path) -> None:
-    assert make(folder, "doctor") == (0, "", ["venv", "pip", "[-m][base.run.doctor]"])
+    assert make(folder, "doctor") == (0, "", ["venv", "pip", "[-m][base.doctor]"])
     script = STAND_IN.replace("*) for", '"-m base.doctor") exit 1 ;;\n    *) for')
     (folder / ".venv/bin/python").write_text(script)
     assert make(folder, "doctor")[0] == 2  # make's own, whatever the command's

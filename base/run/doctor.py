@@ -1,12 +1,11 @@
 """Is this machine fit to train? ``python -m base.doctor`` prints a line for each check.
 
-Runs without a network and without a GPU, in one thread and one process at a time, and leaves
-nothing behind.
+It needs no network and no GPU, computes in one thread, and leaves nothing behind.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import io
 import os
 import re
 import runpy
@@ -14,15 +13,16 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from base.system.places import PROJECT
 from base.system.run_folder import installed
+from base.system.signals import InterruptedRunError
 
 OPTIONAL = ("tensorboardX", "wandb", "trackio", "mlflow", "safetensors", "lmdb", "simplejpeg")
-SECONDS = 25  # for each training
 GIGABYTE = 2**30
 
 CONFIG = """
@@ -66,6 +66,8 @@ def main(saved: Path) -> int:
     for check in checks:
         try:
             finding = check(saved)
+        except InterruptedRunError as error:
+            sys.exit(error.exit_code)
         except Exception as error:  # a check that cannot be made is a finding too
             text = (str(error).strip().splitlines() or [""])[0]
             finding = Finding("failed", f"{type(error).__name__}: {text}")
@@ -126,11 +128,8 @@ def disk(saved: Path) -> Finding:
 
 
 def training(saved: Path) -> Finding:
-    """Train, kill (``kill -9``), resume, and compare with a training that was left alone."""
+    """Train, go back to an earlier checkpoint, resume, and compare both ends."""
     began = time.perf_counter()
-    import torch
-
-    torch.set_num_threads(1)
     from base.checkpoint.store import read
 
     place = _existing(saved)
@@ -143,19 +142,20 @@ def training(saved: Path) -> Finding:
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, "utf-8")
-        whole, cut = folder / "whole", folder / "cut"
-        _run(folder, ["-c", "doctor.yaml", "--set", f"trainer.save_dir={whole}"])
-        killed_at = _run(folder, ["-c", "doctor.yaml", "--set", f"trainer.save_dir={cut}"], cut)
-        (run,), (other,) = cut.glob("doctor/*"), whole.glob("doctor/*")
-        _run(folder, ["-r", str(run)])
-        is_same = same(read(run), read(other))
-    seconds = f"{time.perf_counter() - began:.0f} s"
+        config, save_dir = folder / "doctor.yaml", folder / "saved"
+        _train(folder, "-c", str(config), "-d", "cpu", "--set", f"trainer.save_dir={save_dir}")
+        (run,) = save_dir.glob("doctor/*")
+        end = read(run)
+        first, *later = sorted((run / "checkpoints").glob("step-????????"))
+        for checkpoint in later:
+            shutil.rmtree(checkpoint)
+        _train(folder, "-r", str(run), "-d", "cpu")
+        is_same = same(read(run), end)
     if not is_same:
         text = "the resumed training ended with other bits: report it, with `env.txt` of a run"
         return Finding("failed", text)
-    if killed_at is None:
-        return Finding("warning", f"too quick to be killed; trains and saves, {seconds}")
-    text = f"400 steps; killed after step {killed_at}, resumed, the same bits; {seconds}"
+    seconds = f"{time.perf_counter() - began:.0f} s"
+    text = f"400 steps; resumed after step {int(first.name[5:])}, with the same bits; {seconds}"
     return Finding("ok", text)
 
 
@@ -227,56 +227,20 @@ def same(one: Any, other: Any) -> bool:
     return ours.keys() == theirs.keys() and all(is_equal(ours[key], theirs[key]) for key in ours)
 
 
-def _run(folder: Path, words: list[str], killed_in: Path | None = None) -> int | None:
-    """Train in a process of its own; kill it at its first checkpoint there, and say at which step.
+def _train(folder: Path, *words: str) -> None:
+    """Call train.py's main with a project of the doctor's own, and keep what it prints."""
+    from base.names.registry import project_root, set_project_root
 
-    Raises:
-        RuntimeError: the process failed, or did not end in time.
-    """
-    # A fork has torch already; elsewhere than on Linux it is not safe.
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    errors = folder / "errors.txt"
-    process = context.Process(target=_train, args=(folder, [*words, "-d", "cpu"], errors))
-    process.start()
-    steps: list[int] = []
+    main = runpy.run_path(str(PROJECT / "train.py"), run_name="train")["main"]
+    root = project_root()
+    sys.path.insert(0, str(folder))  # its model, data_loader and trainer, not the user's
+    set_project_root(folder)
     try:
-        end = time.monotonic() + SECONDS
-        while process.is_alive() and time.monotonic() < end and not steps:
-            process.join(0.005)
-            steps = sorted(_steps(killed_in)) if killed_in else []
-        if process.exitcode is None and not steps:
-            raise RuntimeError(f"a training of 400 steps did not end in {SECONDS} s")
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            main(words)
     finally:
-        process.kill()
-        process.join()
-    if process.exitcode == 0 or (process.exitcode == -9 and steps):
-        return steps[-1] if process.exitcode else None
-    text = errors.read_text("utf-8").strip().splitlines() if errors.exists() else []
-    raise RuntimeError(text[-1] if text else f"a training ended with code {process.exitcode}")
-
-
-def _train(folder: Path, words: list[str], errors: Path) -> None:
-    """Call train.py's main in this process, and leave in a file why it failed."""
-    from base.names.registry import set_project_root
-
-    with errors.open("w", encoding="utf-8") as file:
-        sys.stdout = sys.stderr = file
-        try:
-            os.chdir(folder)
-            sys.path.insert(0, str(folder))  # its model, data_loader and trainer, not ours
-            set_project_root(folder)
-            train = runpy.run_path(str(PROJECT / "train.py"), run_name="train")["main"]
-            code = train(words)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=file, flush=True)
-            code = 1
-        file.flush()
-        os._exit(code)  # what a fork has of its parent's is not its own to close
-
-
-def _steps(save_dir: Path) -> Iterator[int]:
-    for path in save_dir.glob("doctor/*/checkpoints/step-????????/manifest.json"):
-        yield int(path.parent.name[5:])
+        sys.path.remove(str(folder))
+        set_project_root(root)
 
 
 def _existing(folder: Path) -> Path:

@@ -24,6 +24,7 @@ from base.config.command_line import Parser, run
 from base.config.tree import leaves
 from base.data.record import data_of
 from base.errors import CheckpointError, UsageError, nearest
+from base.network.shapes import shape_text
 from base.system.run_folder import must_exist, newest_run_in
 from logger.console import format_header, format_value, table
 from logger.files import write_whole
@@ -288,8 +289,7 @@ def _kind(value: Any) -> tuple[str, str]:
     """Return the shape and the dtype of a tensor; of plain data its text and its type."""
     if not isinstance(value, Tensor):
         return repr(value)[:40], type(value).__name__
-    shape = "x".join(map(str, value.shape)) or "scalar"
-    return shape, str(value.dtype).removeprefix("torch.")
+    return shape_text(value), str(value.dtype).removeprefix("torch.")
 
 
 def _n_bytes(tensors: Mapping[str, Any]) -> int:

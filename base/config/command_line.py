@@ -220,9 +220,9 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
 
 def show_names(options: argparse.Namespace) -> int:
     """Carry out ``--list`` and ``--schema``."""
-    from base.system.deferred_files import deferred_files
+    from base.system.deferred_files import defer_files
 
-    with deferred_files():
+    with defer_files():
         return _show_names(options)
 
 

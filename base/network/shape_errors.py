@@ -22,7 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from base.errors import TrainingError
 from base.network.output_sizes import conv_output_size, conv_transpose_output_size, pool_output_size
 from base.network.same_padding import SamePad
-from base.network.summary import inputs_text, shape_text
+from base.network.shapes import inputs_text, shape_text
 
 # What torch's errors of shape speak of; those of devices, dtypes and memory do not.
 _ABOUT_SHAPES = re.compile(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,9 +11,10 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
+from base.network.shapes import inputs_text, shape_text
 from base.system.seeding import isolated_random_state
 
 
@@ -75,30 +76,6 @@ def table_rows(layers: Sequence[LayerRow]) -> list[tuple[str, ...]]:
     )
     head = ("layer", "type", "input", "output", "parameters", "trainable", "multiply-adds")
     return [head, *map(_texts, layers), _texts(total)]
-
-
-def shape_text(thing: Any) -> str:
-    """Return the shapes in nested values: ``8x3x28x28``, ``(8x5, 8x2)``, ``{scores: 8x10}``."""
-    if isinstance(thing, Tensor):
-        return "nested" if thing.is_nested else "x".join(map(str, thing.shape)) or "scalar"
-    if isinstance(thing, Mapping):
-        parts = [f"{name}: {shape_text(value)}" for name, value in thing.items()]
-        return f"{{{_joined(parts)}}}"
-    if isinstance(thing, tuple | list):
-        return f"({_joined([shape_text(value) for value in thing])})"
-    return "-" if thing is None else type(thing).__name__
-
-
-def inputs_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return the shapes of a call's inputs, without those arguments that hold no tensor."""
-    kinds = (Tensor, Mapping, tuple, list)
-    parts = [shape_text(value) for value in args if isinstance(value, kinds)]
-    named = {name: value for name, value in kwargs.items() if isinstance(value, kinds)}
-    return _joined(parts + [f"{name}: {shape_text(value)}" for name, value in named.items()])
-
-
-def _joined(parts: list[str]) -> str:
-    return ", ".join(parts if len(parts) <= 4 else [*parts[:3], f"... {len(parts)} in all"])
 
 
 def _texts(layer: LayerRow) -> tuple[str, ...]:

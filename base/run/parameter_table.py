@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from base.errors import listed
+from base.network.shapes import shape_text
 from base.training.experiment import Experiment
 from logger.console import format_value, table
 from logger.csv_writer import csv_text
@@ -56,7 +57,7 @@ def audit(experiment: Experiment) -> list[Row]:
         source, until = sources.get(name), experiment.freezing.until.get(name)
         row = Row(
             name=name,
-            shape="x".join(map(str, parameter.shape)) or "scalar",
+            shape=shape_text(parameter),
             numbers=parameter.numel(),
             init=schemes.get(name, "default") if source is None else "loaded",
             group=place,

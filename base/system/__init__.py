@@ -1,4 +1,8 @@
-"""This machine and process: cores, memory, signals, seeds, torch's versions."""
+"""This machine and this process: cores and memory, signals, seeds, the folder of a run.
+
+`torch_compat` holds every workaround of torch. `run_folder`, `signals`, `deferred_files` and
+`places` do not import torch: a config is checked, and a run is found, without it.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +10,7 @@ from base.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
     from base.system.deferred_files import DeferredFiles as DeferredFiles
-    from base.system.deferred_files import deferred_files as deferred_files
+    from base.system.deferred_files import defer_files as defer_files
     from base.system.deferred_files import waiting_files as waiting_files
     from base.system.deferred_files import write_when_running as write_when_running
     from base.system.places import ENGINE as ENGINE

@@ -46,13 +46,13 @@ class DeferredFiles:
         self._temporary.close()
 
 
-# Set within `deferred_files` alone. Data sets are built by user code, through which nothing can be
+# Set within `defer_files` alone. Data sets are built by user code, through which nothing can be
 # passed to them as an argument.
 _CURRENT: ContextVar[DeferredFiles | None] = ContextVar("deferred files", default=None)
 
 
 @contextmanager
-def deferred_files(is_trial: bool = False) -> Iterator[DeferredFiles]:
+def defer_files(is_trial: bool = False) -> Iterator[DeferredFiles]:
     """Let files wait, in this block, until its value is asked to write them."""
     files, before = DeferredFiles(is_trial), _compiler_folders()
     token = _CURRENT.set(files)

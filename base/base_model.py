@@ -1,6 +1,6 @@
 """BaseModel: an ``nn.Module`` that finds, freezes, replaces and counts its parts by pattern.
 
-Each verb is a function, for models that are plain ``nn.Module``, and a method of BaseModel.
+Each method is also a function, for models that are a plain ``nn.Module``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def find_parameters(model: nn.Module, pattern: Pattern) -> dict[str, nn.Paramete
 
 
 def freeze_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
-    """Stop training the parameters that match, as ``stem.*``; return their names."""
+    """Stop training the parameters that match, such as ``stem.*``; return their names."""
     found = find_parameters(model, pattern)
     for parameter in found.values():
         parameter.requires_grad_(False)
@@ -48,11 +48,11 @@ def unfreeze_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
 
 
 def replace_modules(model: nn.Module, pattern: Pattern, new: Factory) -> list[str]:
-    """Put new modules in the place of those that match; return their names.
+    """Replace the modules that match; return their names.
 
-    ``new`` is a module (each further place gets a copy), a class that needs no arguments, or a
-    function that is given the old module. A new module goes to the old one's device and mode.
-    A match inside another match goes with it; a shared module is replaced at all its places.
+    ``new`` is a module (each further match gets a copy), a class without required arguments, or a
+    function of the old module. A new module gets the device and the mode of the old one. A match
+    inside another match is replaced with it; a shared module is replaced at all its places.
     """
     found = find_modules(model, pattern)
     places: dict[int, list[tuple[nn.Module, str]]] = {}
@@ -65,9 +65,9 @@ def replace_modules(model: nn.Module, pattern: Pattern, new: Factory) -> list[st
         if any(name.startswith(f"{outer}.") for outer in replaced):
             continue
         module = _make(new, old, is_first=not replaced).train(old.training)
-        near = next(chain(old.parameters(), model.parameters()), None)
-        if near is not None:
-            module.to(near.device)
+        reference = next(chain(old.parameters(), model.parameters()), None)
+        if reference is not None:
+            module.to(reference.device)
         for parent, attribute in places[id(old)]:
             setattr(parent, attribute, module)
         replaced.append(name)
@@ -84,12 +84,12 @@ def _make(new: Factory, old: nn.Module, is_first: bool) -> nn.Module:
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
-    """Return how many numbers the parameters hold; shared ones count once."""
+    """Return the number of elements of the parameters; shared ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
 def check_model(model: nn.Module) -> None:
-    """Make sure that nothing to be trained hides in plain lists or dicts, where torch finds none.
+    """Check that no trainable parameter is in a plain list or dict, where torch does not find it.
 
     Raises:
         ValueError: names each such attribute and what to use instead.
@@ -98,7 +98,7 @@ def check_model(model: nn.Module) -> None:
     lines = []
     for name, owner in model.named_modules():
         for attribute, value in vars(owner).items():
-            if attribute in _OF_TORCH or not isinstance(value, _CONTAINERS):
+            if attribute in _TORCH_ATTRIBUTES or not isinstance(value, _CONTAINERS):
                 continue
             hidden = [thing for thing in _in_containers(value) if id(thing) not in known]
             if any(p.requires_grad for thing in hidden for p in _parameters_of(thing)):
@@ -112,15 +112,15 @@ def check_model(model: nn.Module) -> None:
                     f"{kinds}, whose parameters torch does not find; make it an nn.{container}"
                 )
     if lines:
-        raise ValueError("\n".join([*lines, "(one that is meant to stay hidden must be frozen)"]))
+        raise ValueError("\n".join([*lines, "(freeze a module that is hidden on purpose)"]))
 
 
 _CONTAINERS = (list, tuple, dict)
-_OF_TORCH = ("_modules", "_parameters", "_flat_weights")  # the last: what an LSTM's kernel is given
+_TORCH_ATTRIBUTES = ("_modules", "_parameters", "_flat_weights")  # the last is an LSTM's
 
 
 def _in_containers(value: Any, levels: int = 4) -> Iterator[nn.Module | nn.Parameter]:
-    """Yield the modules and parameters in lists, tuples and dicts, one in the other too."""
+    """Yield the modules and parameters in lists, tuples and dicts, nested ones too."""
     if isinstance(value, nn.Module | nn.Parameter):
         yield value
     elif isinstance(value, _CONTAINERS) and levels:

@@ -1,9 +1,9 @@
-"""Gradients of chosen tensors, on any module: a critic's slope, the inputs, layer norms.
+"""Gradients of chosen tensors, for any module: a penalty, at the inputs, by layer, at one module.
 
-All but `layer_gradient_norms` use ``torch.autograd.grad``: no ``.grad``, ``requires_grad`` or mode
-of a module is another one afterwards. They work in full precision, outside of autocast, so that
-fp16 cannot round a small slope to nothing and no loss scale has to be taken out of it; and under
-``no_grad`` and ``inference_mode`` too, as in ``valid_step``.
+All but `layer_gradient_norms` use ``torch.autograd.grad`` and leave ``.grad``, ``requires_grad``
+and the mode of the module unchanged. They compute in full precision, outside of autocast: fp16
+cannot round small gradients to 0, and there is no loss scale to undo. They also work under
+``no_grad`` and ``inference_mode``, as in ``valid_step``.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from base.errors import TrainingError, nearest
 def gradient_penalty(
     critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, target: float = 1.0
 ) -> Tensor:
-    """Return the mean of (norm of the critic's slope - target) squared, between real and fake.
+    """Return the gradient penalty of WGAN-GP: the mean of (gradient norm - target) squared.
 
-    Gulrajani et al. 2017, "Improved Training of Wasserstein GANs". Add it to the critic's loss
-    times a weight (10 there), and give the sum to ``self.backward``: the penalty itself holds no
-    loss scale, so that fp16's scaler multiplies it once, like every other loss.
+    The gradient is the critic's at random points between real and fake (Gulrajani et al. 2017,
+    "Improved Training of Wasserstein GANs"). Add the penalty to the critic's loss times a weight
+    (10 there), and pass the sum to ``self.backward``, which applies the loss scale of fp16 once.
 
     Args:
-        critic: gives a number or more for each sample, which must not depend on its neighbours.
-        real, fake: of one shape, (batch, ...); neither gets a gradient.
+        critic: returns one or more numbers for each sample, independent of the other samples.
+        real, fake: tensors of one shape, (batch, ...); neither gets a gradient.
 
     Raises:
         TrainingError: the shapes differ.
     """
     if real.shape != fake.shape:
         shapes = f"{tuple(real.shape)} and {tuple(fake.shape)}"
-        raise TrainingError(f"gradient_penalty: real and fake must have one shape, not {shapes}")
+        raise TrainingError(
+            f"gradient_penalty: real and fake must have the same shape, not {shapes}"
+        )
     create_graph = torch.is_grad_enabled()
     real, fake = _detached(real), _detached(fake)
     with _full_precision(real.device):
@@ -68,7 +70,9 @@ def saliency(model: nn.Module, inputs: Tensor, target: int | Tensor | None = Non
             output = model(inputs)
             if not isinstance(output, Tensor):
                 found = type(output).__name__
-                raise TrainingError(f"the model must give one tensor (batch, classes), not {found}")
+                raise TrainingError(
+                    f"the model must return one tensor (batch, classes), not {found}"
+                )
             scores = output.reshape(len(output), -1)
             chosen = scores.argmax(dim=1) if target is None else target
             chosen = torch.as_tensor(chosen, device=scores.device).expand(len(scores))
@@ -81,10 +85,10 @@ def saliency(model: nn.Module, inputs: Tensor, target: int | Tensor | None = Non
 
 
 def layer_gradient_norms(model: nn.Module, scale: float | Tensor = 1.0) -> dict[str, Tensor]:
-    """Return the norm of the present ``.grad`` of each layer's own parameters, by name.
+    """Return the norm of the ``.grad`` of each layer's own parameters, by name.
 
     Args:
-        scale: what the loss was multiplied by, as ``scaler.get_scale()``.
+        scale: the factor on the loss, such as ``scaler.get_scale()``.
     """
     norms = {}
     for name, module in model.named_modules():
@@ -102,8 +106,8 @@ def gradient_of(model: nn.Module, name: str, loss_fn: Callable[[], Tensor]) -> T
         loss_fn: runs one forward pass, in the mode that the model is in, and returns the loss.
 
     Raises:
-        TrainingError: there is no such module; it was not called once; it gave no single tensor of
-            real numbers; the loss does not depend on it.
+        TrainingError: there is no such module, it was not called exactly once, it did not return
+            one floating-point tensor, or the loss does not depend on it.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
@@ -113,16 +117,16 @@ def gradient_of(model: nn.Module, name: str, loss_fn: Callable[[], Tensor]) -> T
     def branch(module: nn.Module, args: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             found = output.dtype if isinstance(output, Tensor) else type(output).__name__
-            raise TrainingError(f"{name!r} gives {found}, not one tensor of real numbers")
+            raise TrainingError(f"{name!r} returns {found}, not one floating-point tensor")
         points.append(output if output.requires_grad else output.detach().requires_grad_())
-        return points[-1].clone()  # what overwrites it afterwards leaves the point alone
+        return points[-1].clone()  # so that an in-place operation leaves the point as it is
 
     handle = modules[name].register_forward_hook(branch)
     try:
         with _full_precision(next(model.parameters(), torch.empty(0)).device):
             loss, gradient = loss_fn(), None
             if len(points) != 1:
-                raise TrainingError(f"{name!r} was called {len(points)} times, not once")
+                raise TrainingError(f"{name!r} was called {len(points)} times, not exactly once")
             if loss.requires_grad:
                 (gradient,) = torch.autograd.grad(loss, points, allow_unused=True)
     finally:
@@ -133,7 +137,7 @@ def gradient_of(model: nn.Module, name: str, loss_fn: Callable[[], Tensor]) -> T
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return the tensor without its graph, dense, in float32 or wider."""
+    """Return the tensor detached, dense, and in float32 or wider."""
     return tensor.detach().to_dense().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -145,6 +149,6 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 
 def _detached(tensor: Tensor) -> Tensor:
-    """Let go of the graph; under autocast also of half precision, which no weight has there."""
+    """Detach a tensor, and under autocast convert it to the precision of the weights."""
     is_reduced = torch.is_autocast_enabled(tensor.device.type)
     return at_least_float32(tensor) if is_reduced else tensor.detach()

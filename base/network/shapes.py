@@ -8,20 +8,20 @@ from typing import Any
 from torch import Tensor
 
 
-def shape_text(thing: Any) -> str:
+def shape_text(value: Any) -> str:
     """Return the shapes in nested values: ``8x3x28x28``, ``(8x5, 8x2)``, ``{scores: 8x10}``."""
-    if isinstance(thing, Tensor):
-        return "nested" if thing.is_nested else "x".join(map(str, thing.shape)) or "scalar"
-    if isinstance(thing, Mapping):
-        parts = [f"{name}: {shape_text(value)}" for name, value in thing.items()]
+    if isinstance(value, Tensor):
+        return "nested" if value.is_nested else "x".join(map(str, value.shape)) or "scalar"
+    if isinstance(value, Mapping):
+        parts = [f"{name}: {shape_text(item)}" for name, item in value.items()]
         return f"{{{_joined(parts)}}}"
-    if isinstance(thing, tuple | list):
-        return f"({_joined([shape_text(value) for value in thing])})"
-    return "-" if thing is None else type(thing).__name__
+    if isinstance(value, tuple | list):
+        return f"({_joined([shape_text(item) for item in value])})"
+    return "-" if value is None else type(value).__name__
 
 
 def inputs_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return the shapes of a call's inputs, without those arguments that hold no tensor."""
+    """Return the shapes of a call's inputs, without arguments that cannot hold a tensor."""
     kinds = (Tensor, Mapping, tuple, list)
     parts = [shape_text(value) for value in args if isinstance(value, kinds)]
     named = {name: value for name, value in kwargs.items() if isinstance(value, kinds)}

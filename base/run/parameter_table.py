@@ -54,7 +54,7 @@ def audit(experiment: Experiment) -> list[Row]:
     rows = []
     for name, parameter in experiment.model.named_parameters():
         place, group = places.get(id(parameter), (None, {}))
-        source, until = sources.get(name), experiment.freezing.until.get(name)
+        source, until = sources.get(name), experiment.freezing.frozen_until.get(name)
         row = Row(
             name=name,
             shape=shape_text(parameter),

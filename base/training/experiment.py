@@ -133,7 +133,7 @@ class Experiment:
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, now or once they thaw, by name."""
         named = self.model.named_parameters()
-        return {n: p for n, p in named if p.requires_grad or n in self.freezing.until}
+        return {n: p for n, p in named if p.requires_grad or n in self.freezing.frozen_until}
 
     def batches_left(self, progress: Progress) -> int:
         """Return how many batches are left of the epoch that is under way, or of the training."""
@@ -258,7 +258,7 @@ def build_experiment(
             model,
             references.resolve("optimizer", keys, {**section, "lr_scheduler": None}),
             where_of(config, name),
-            freezing.until,
+            freezing.frozen_until,
             memory["fused"],
         )
         if memory["offload_optimizer"]:
@@ -274,7 +274,7 @@ def build_experiment(
         schedule = build_schedule(optimizers[name], scheduler, *lengths, where)
         if schedule is not None:
             schedules[name] = schedule
-    check_ownership(model, optimizers, freezing.until)
+    check_ownership(model, optimizers, freezing.frozen_until)
     freezing.begin_epoch(0)  # what thaws later belongs to an optimizer by now
 
     return Experiment(

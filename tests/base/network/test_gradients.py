@@ -163,7 +163,7 @@ def test_the_penalty_leaves_critic_real_and_fake_as_they_were() -> None:
 
 
 def test_real_and_fake_of_two_shapes_are_named() -> None:
-    with pytest.raises(TrainingError, match=r"one shape, not \(4, 3\) and \(1, 3\)"):
+    with pytest.raises(TrainingError, match=r"the same shape, not \(4, 3\) and \(1, 3\)"):
         gradient_penalty(nn.Linear(3, 1), torch.randn(4, 3), torch.randn(1, 3))
 
 
@@ -312,4 +312,4 @@ def test_a_module_that_is_not_there_or_not_used_is_named() -> None:
     assert unused in fails("first", lambda: net.last(net.first(x).detach()).sum())
     assert unused in fails("first", lambda: net.first(x).detach().sum())
     net.last = nn.LSTM(4, 2)
-    assert "'last' gives tuple" in fails("last", lambda: net(x)[0].sum())
+    assert "'last' returns tuple" in fails("last", lambda: net(x)[0].sum())

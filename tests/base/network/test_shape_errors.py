@@ -107,7 +107,11 @@ IDS = torch.tensor([[1, 5]])
             (nn.GroupNorm(2, 4), images(2, 4, 6, 6)),
         ),
         (
-            *(nn.Embedding(5, 4), IDS, "from 0 to 4 and go from 1 to 5; what would fit: num_embe"),
+            *(
+                nn.Embedding(5, 4),
+                IDS,
+                "from 0 to 4, but are from 1 to 5; what would fit: num_embe",
+            ),
             (nn.Embedding(6, 4), IDS),
         ),
         (
@@ -168,7 +172,7 @@ def test_between_layers_the_module_the_line_its_tensors_and_the_last_layer_are_t
     assert lines[0] == "block: Skip was given 2x1x8x8"
     place = r"in network/test_shape_errors.py:\d+: return y \+ self.wide\(x\)  # of two sizes "
     assert re.fullmatch(place + r"\(x: 2x1x8x8, y: 2x4x6x6\)", lines[1])
-    assert lines[2] == "the layer before was block.wide, which gave 2x4x8x8"
+    assert lines[2] == "the layer before was block.wide, which returned 2x4x8x8"
     assert lines[3].startswith("RuntimeError: The size of tensor a (6) must match the size of")
 
 
@@ -193,7 +197,7 @@ def test_unpacking_a_shape_is_told_of_the_model_itself():
 def test_a_layer_after_one_that_gives_a_tuple_is_told(after):
     lines = told(Net(rnn=nn.GRU(3, 4), head=after), images(5, 2, 3)).splitlines()
     assert lines[0] == f"head: {after!r} was given (5x2x4, 1x2x4)"
-    assert "  the layer before was rnn, which gave (5x2x4, 1x2x4)" in lines
+    assert "  the layer before was rnn, which returned (5x2x4, 1x2x4)" in lines
 
 
 def test_a_layer_that_takes_more_than_one_input_is_told():

@@ -122,5 +122,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def listed(items: Sequence[Any], most: int = 5) -> str:
-    """Return the items as a list for a message, cut short after the first few."""
+    """Return the items as a list for a message, shortened to the first few."""
     return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")

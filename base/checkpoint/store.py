@@ -36,7 +36,7 @@ from base.checkpoint.state_file import (
     write_state,
 )
 from base.errors import CheckpointError, disk_error, why
-from base.system.run_folder import gone, must_exist
+from base.system.run_folder import missing_folder_error, must_exist
 from logger.files import read_file
 
 __all__ = ["CheckpointStore", "load_weights", "migrations", "read", "read_manifest", "restore"]
@@ -156,7 +156,8 @@ class CheckpointStore:
                 raise
             run = self.folder.parent
             if isinstance(error, FileNotFoundError) or not run.is_dir():
-                raise gone(run) from error  # what was made a moment ago has been taken away
+                # What was made a moment ago has been taken away.
+                raise missing_folder_error(run) from error
             text = f"checkpoint not written: {why(error)}; {n_bytes} bytes needed, "
             text += f"{_free(self.folder)} free; the checkpoints before it are untouched"
             raise disk_error(error, f"{path}: {text}") from error

@@ -1,4 +1,4 @@
-"""Is this machine fit to train? ``python -m base.doctor`` prints a line for each check.
+"""Checks of this machine: ``python -m base.doctor`` prints a line for each.
 
 It needs no network and no GPU, computes in one thread, and leaves nothing behind.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from base.system.places import PROJECT
-from base.system.run_folder import installed
+from base.system.run_folder import installed_version
 from base.system.signals import InterruptedRunError
 
 OPTIONAL = ("tensorboardX", "wandb", "trackio", "mlflow", "safetensors", "lmdb", "simplejpeg")
@@ -53,14 +53,14 @@ TRAINER = "from base import BaseTrainer\n\n\nclass Trainer(BaseTrainer):\n    pa
 
 
 class Finding(NamedTuple):
-    """What a check has found: ``ok``, ``warning`` or ``failed``, and what to do about it."""
+    """The result of a check: ``ok``, ``warning`` or ``failed``, and what to do about it."""
 
     state: str
     text: str
 
 
 def main(saved: Path) -> int:
-    """Make all checks and print a line for each; return 1 if one failed."""
+    """Run all checks and print a line for each; return 1 if one failed."""
     checks = (python, packages, optional, cores, memory, disk, training, devices)
     has_failed = False
     for check in checks:
@@ -68,7 +68,7 @@ def main(saved: Path) -> int:
             finding = check(saved)
         except InterruptedRunError as error:
             sys.exit(error.exit_code)
-        except Exception as error:  # a check that cannot be made is a finding too
+        except Exception as error:  # a check that cannot run has failed
             text = (str(error).strip().splitlines() or [""])[0]
             finding = Finding("failed", f"{type(error).__name__}: {text}")
         print(f"{check.__name__:<10}{finding.state:<9}{finding.text}", flush=True)
@@ -81,7 +81,7 @@ def python(_: Path) -> Finding:
     (wanted,) = re.findall(r'^requires-python = ">=([\d.]+)"', text, re.MULTILINE)
     found = ".".join(map(str, sys.version_info[:3]))
     if numbers(found) < numbers(wanted):
-        return Finding("failed", f"{found}; make .venv anew with {wanted} or newer")
+        return Finding("failed", f"{found}; recreate .venv with {wanted} or newer")
     return Finding("ok", found)
 
 
@@ -90,7 +90,7 @@ def packages(_: Path) -> Finding:
     found, faults = [], []
     for line in (PROJECT / "requirements.txt").read_text("utf-8").splitlines():
         name, limits = re.findall(r"^([\w.-]*)([^#;]*)", line)[0]
-        version = installed(name) if name else None
+        version = installed_version(name) if name else None
         if name:
             found.append(f"{name} {version or 'missing'}")
         if name and (version is None or not fits(version, limits)):
@@ -102,15 +102,15 @@ def packages(_: Path) -> Finding:
 
 
 def optional(_: Path) -> Finding:
-    versions = {name: installed(name) for name in OPTIONAL}
+    versions = {name: installed_version(name) for name in OPTIONAL}
     here = [f"{name} {version}" for name, version in versions.items() if version]
     absent = [name for name, version in versions.items() if not version]
-    missing = f"not here: {', '.join(absent) or 'none'} (pip install NAME)"
+    missing = f"not installed: {', '.join(absent) or 'none'} (pip install NAME)"
     return Finding("ok", f"{', '.join(here) or 'none'}; {missing}")
 
 
 def disk(saved: Path) -> Finding:
-    """Write where runs are kept, and see how much room is left there."""
+    """Write to the folder of runs, and check the free space there."""
     place = _existing(saved)
     free = shutil.disk_usage(place).free / GIGABYTE
     try:
@@ -118,11 +118,11 @@ def disk(saved: Path) -> Finding:
             file.write(bytes(2**20))
             os.fsync(file.fileno())
     except OSError as error:
-        text = f"{place}: cannot be written ({error.strerror}); mend it, or set trainer.save_dir"
+        text = f"{place}: cannot be written ({error.strerror}); fix it, or set trainer.save_dir"
         return Finding("failed", text)
     text = f"{free:.1f} GB free in {place}"
     if free < 1:
-        advice = "checkpoints may not fit: make room, or set trainer.save_dir"
+        advice = "checkpoints may not fit: free some space, or set trainer.save_dir"
         return Finding("warning", f"{text}; {advice}")
     return Finding("ok", text)
 
@@ -152,15 +152,15 @@ def training(saved: Path) -> Finding:
         _train(folder, "-r", str(run), "-d", "cpu")
         is_same = same(read(run), end)
     if not is_same:
-        text = "the resumed training ended with other bits: report it, with `env.txt` of a run"
+        text = "the resumed training ended with other weights: report it, with `env.txt` of a run"
         return Finding("failed", text)
     seconds = f"{time.perf_counter() - began:.0f} s"
-    text = f"400 steps; resumed after step {int(first.name[5:])}, with the same bits; {seconds}"
+    text = f"400 steps; resumed after step {int(first.name[5:])}, to the same bits; {seconds}"
     return Finding("ok", text)
 
 
 def devices(_: Path) -> Finding:
-    """Compute on each device, and compare with the CPU."""
+    """Compare a matrix product on each device with that of the CPU."""
     import torch
 
     table = torch.arange(64.0).reshape(8, 8) / 64
@@ -168,13 +168,13 @@ def devices(_: Path) -> Finding:
     for index in range(torch.accelerator.device_count() if torch.accelerator.is_available() else 0):
         device = torch.device(str(torch.accelerator.current_accelerator()), index)
         if not torch.allclose((table.to(device) @ table.to(device)).cpu(), table @ table):
-            return Finding("failed", f"{device} computes wrong numbers: use another")
+            return Finding("failed", f"{device} computes wrong results: use another")
         name = torch.cuda.get_device_name(index) if device.type == "cuda" else ""
         found.append(f"{device} {name}".strip())
     if not found and shutil.which("nvidia-smi"):
-        text = f"a driver of NVIDIA, but torch {torch.__version__} sees no GPU; see pytorch.org"
-        return Finding("warning", f"cpu; {text} for the build that fits, or the driver")
-    return Finding("ok", ", ".join(found) or "cpu alone")
+        text = f"an NVIDIA driver, but torch {torch.__version__} finds no GPU; see pytorch.org"
+        return Finding("warning", f"cpu; {text} for the right build, or update the driver")
+    return Finding("ok", ", ".join(found) or "cpu only")
 
 
 def cores(_: Path) -> Finding:
@@ -190,10 +190,10 @@ def memory(_: Path) -> Finding:
 
     free = free_memory()
     if free == UNLIMITED:
-        return Finding("ok", "the system does not tell")
+        return Finding("ok", "unknown on this system")
     text = f"{free / GIGABYTE:.1f} GB free"
     if free <= 2 * GIGABYTE:
-        advice = "end other programs, or use a smaller batch and num_workers: 0"
+        advice = "close other programs, or use a smaller batch and num_workers: 0"
         return Finding("warning", f"{text}; {advice}")
     return Finding("ok", text)
 
@@ -208,7 +208,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def fits(version: str, limits: str) -> bool:
-    """Tell whether a version meets all limits, such as ``>=0.17,<0.18``."""
+    """Return whether a version meets all limits, such as ``>=0.17,<0.18``."""
     compare: dict[str, Callable[[Any, Any], bool]] = {
         ">=": lambda a, b: a >= b,
         "<": lambda a, b: a < b,
@@ -219,7 +219,7 @@ def fits(version: str, limits: str) -> bool:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two states are equal to the last bit."""
+    """Return whether two states are equal to the last bit."""
     from base.checkpoint.__main__ import is_equal
     from base.config.tree import leaves
 
@@ -228,7 +228,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _train(folder: Path, *words: str) -> None:
-    """Call train.py's main with a project of the doctor's own, and keep what it prints."""
+    """Call train.py's main in the doctor's own project, without its output."""
     from base.names.registry import project_root, set_project_root
 
     main = runpy.run_path(str(PROJECT / "train.py"), run_name="train")["main"]

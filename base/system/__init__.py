@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from base.system.resources import usable_cores as usable_cores
     from base.system.resources import use_threads as use_threads
     from base.system.run_folder import STAMP as STAMP
+    from base.system.run_folder import check_run_folder as check_run_folder
     from base.system.run_folder import create_run_folder as create_run_folder
     from base.system.run_folder import find_newest_run as find_newest_run
     from base.system.run_folder import find_run as find_run
-    from base.system.run_folder import gone as gone
-    from base.system.run_folder import installed as installed
+    from base.system.run_folder import installed_version as installed_version
     from base.system.run_folder import lock as lock
+    from base.system.run_folder import missing_folder_error as missing_folder_error
     from base.system.run_folder import must_exist as must_exist
     from base.system.run_folder import newest_run_in as newest_run_in
-    from base.system.run_folder import refuse_gone as refuse_gone
-    from base.system.run_folder import remove_unbegun as remove_unbegun
-    from base.system.run_folder import run_of as run_of
+    from base.system.run_folder import remove_if_not_started as remove_if_not_started
+    from base.system.run_folder import run_folder_of as run_folder_of
     from base.system.run_folder import write_environment as write_environment
     from base.system.seeding import capture_random_state as capture_random_state
     from base.system.seeding import cpu_streams as cpu_streams
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from base.system.signals import SAVER as SAVER
     from base.system.signals import InterruptedRunError as InterruptedRunError
     from base.system.signals import SignalFlags as SignalFlags
-    from base.system.signals import leave as leave
+    from base.system.signals import exit_now as exit_now
     from base.system.signals import resume_command as resume_command
     from base.system.torch_compat import AUTOCAST_CACHE as AUTOCAST_CACHE
     from base.system.torch_compat import WorkerDeaths as WorkerDeaths

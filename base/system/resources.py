@@ -1,4 +1,4 @@
-"""What this machine grants the process: cores, threads and memory, also within a container."""
+"""The cores, threads and memory that this process may use, also within a container."""
 
 from __future__ import annotations
 
@@ -39,16 +39,15 @@ def usable_cores(proc: Path = PROC, groups: Path = GROUPS) -> int:
 
 
 def use_threads(config: Config) -> None:
-    """Let torch compute in as many threads as the config says.
+    """Set torch's number of threads to that of the config.
 
-    What ``auto`` comes to takes its place in the config, for a run that goes on must have as many:
-    sums depend on it. The load of the moment does not count, and torch may have been told to take
-    fewer, by ``OMP_NUM_THREADS``.
+    ``auto`` is replaced by its number in the config: a resumed run must use the same, as sums
+    depend on it. ``OMP_NUM_THREADS`` is an upper limit for ``auto``.
     """
     if config["threads"] == "auto":
         config.resolve("threads", value=min(usable_cores(), torch.get_num_threads()))
     torch.set_num_threads(config["threads"])
-    torch.get_num_threads()  # settles it: else our first operation takes what a reader's thread set
+    torch.get_num_threads()  # fixes it: else a reader's thread may still change it for this one
 
 
 def free_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:

@@ -27,11 +27,11 @@ from base.run.profiler import Profiler
 from base.run.writers import make_writers
 from base.system.resources import peak_memory_mb
 from base.system.run_folder import (
+    check_run_folder,
     create_run_folder,
     lock,
-    refuse_gone,
-    remove_unbegun,
-    run_of,
+    remove_if_not_started,
+    run_folder_of,
     write_environment,
 )
 from base.system.signals import resume_command
@@ -72,7 +72,7 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
     if resume_from is None:
         folder = create_run_folder(config["trainer"]["save_dir"], config["name"])
     else:
-        folder = run_of(resume_from)
+        folder = run_folder_of(resume_from)
     new = folder if resume_from is None else None
     with ExitStack() as stack:
         with removed_on_error(new):
@@ -96,11 +96,11 @@ def removed_on_error(folder: Path | None) -> Iterator[None]:
     except FileError as error:
         if folder is None:
             raise  # a run that is resumed
-        remove_unbegun(folder)
+        remove_if_not_started(folder)
         raise disk_error(error, f"{folder}: cannot be written: {why(error)}") from error
     except KindlingError:
         if folder is not None:
-            remove_unbegun(folder)
+            remove_if_not_started(folder)
         raise
 
 
@@ -213,7 +213,7 @@ class RunLog:
     ) -> dict[str, float]:
         """Write the values of an epoch everywhere; return what was added to them."""
         if self._folder is not None:
-            refuse_gone(self._folder)
+            check_run_folder(self._folder)
         clock.lap("compute")
         idle, times = clock.idle_share(), clock.take()
         seconds = time.perf_counter() - self._started

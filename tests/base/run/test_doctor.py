@@ -32,7 +32,7 @@ def test_the_command_finds_this_machine_fit_and_leaves_nothing(
     assert [name for name, _, _ in lines] == NAMES
     assert {state for _, state, _ in lines} <= {"ok", "warning"}
     (text,) = [text for name, _, text in lines if name == "training"]
-    assert text.startswith("400 steps; resumed after step 360, with the same bits")
+    assert text.startswith("400 steps; resumed after step 360, to the same bits")
     assert list(tmp_path.iterdir()) == []
     assert set(project_root.rglob("saved/*")) == before
 
@@ -75,7 +75,7 @@ def test_one_failed_check_is_told_and_the_others_are_made(monkeypatch, tmp_path,
 
 def test_old_and_missing_packages_fail_with_what_to_do(monkeypatch, tmp_path) -> None:
     versions = {"torch": "2.9.1+cpu", "tqdm": None}
-    monkeypatch.setattr(doctor, "installed", lambda name: versions.get(name, "99.0"))
+    monkeypatch.setattr(doctor, "installed_version", lambda name: versions.get(name, "99.0"))
     found = doctor.packages(tmp_path)
     assert found.state == "failed"
     assert "torch 2.9.1+cpu, wanted >=2.10" in found.text
@@ -111,7 +111,7 @@ def test_a_resume_that_ends_otherwise_fails(monkeypatch, tmp_path) -> None:
 
     monkeypatch.setattr(doctor, "_train", going_astray)
     found = doctor.training(tmp_path)
-    assert (found.state, "other bits" in found.text) == ("failed", True)
+    assert (found.state, "other weights" in found.text) == ("failed", True)
     assert list(tmp_path.iterdir()) == []
 
 

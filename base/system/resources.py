@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,9 +16,6 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 from base.errors import KindlingError
-
-if TYPE_CHECKING:
-    from base.config import Config
 
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -38,16 +34,17 @@ def usable_cores(proc: Path = PROC, groups: Path = GROUPS) -> int:
     return max(1, int(min([_affinity(), *_quotas(proc, groups)])))
 
 
-def use_threads(config: Config) -> None:
-    """Set torch's number of threads to that of the config.
+def use_threads(n_threads: int | str) -> int:
+    """Set torch's number of threads; return the number, also for ``auto``.
 
-    ``auto`` is replaced by its number in the config: a resumed run must use the same, as sums
-    depend on it. ``OMP_NUM_THREADS`` is an upper limit for ``auto``.
+    The number belongs in the config: a resumed run must use the same, as sums depend on it.
+    ``OMP_NUM_THREADS`` is an upper limit for ``auto``.
     """
-    if config["threads"] == "auto":
-        config.resolve("threads", value=min(usable_cores(), torch.get_num_threads()))
-    torch.set_num_threads(config["threads"])
+    if isinstance(n_threads, str):
+        n_threads = min(usable_cores(), torch.get_num_threads())
+    torch.set_num_threads(n_threads)
     torch.get_num_threads()  # fixes it: else a reader's thread may still change it for this one
+    return n_threads
 
 
 def free_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:

@@ -195,7 +195,7 @@ def choose_device(name: str) -> torch.device:
 
 def make_repeatable(config: Config) -> None:
     """Set the number of threads; and deterministic algorithms where the config asks for them."""
-    use_threads(config)
+    config.resolve("threads", value=use_threads(config["threads"]))
     if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:
         torch.use_deterministic_algorithms(config["deterministic"])  # takes a second or two
     torch.backends.cudnn.benchmark &= not config["deterministic"]

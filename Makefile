@@ -8,7 +8,7 @@
 #:  make test-all                    the slow tests too
 #:  make check                       formatting, lint and types, without the tests
 #:  make format                      format the code and mend what ruff can mend
-#:  make doctor                      is this machine fit to train: versions, room, kill and resume
+#:  make doctor                      is this machine fit to train: versions, room, resume
 #:  make clean                       remove caches; never touches saved/ or .venv
 #:  make train PYTHON=python3.12     where .venv is not made yet: with this Python
 PYTHON ?= python3

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     from base.names.construction import check_names
     from base.run.build import build_trainer, choose_device, make_repeatable
     from base.run.testing import build_tested, choose_checkpoint, run_test
-    from base.system.run_folder import run_of
+    from base.system.run_folder import run_folder_of
     from base.system.seeding import seed_everything
     from logger.console import setup_logging
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         checkpoint = choose_checkpoint(path)
         experiment = build_tested(config, device, checkpoint)
         trainer = build_trainer(config, experiment)
-        values = run_test(trainer, checkpoint, run_of(path))
+        values = run_test(trainer, checkpoint, run_folder_of(path))
     print(json.dumps(values))
     return 0
 

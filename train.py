@@ -27,13 +27,13 @@ def main(arguments: Sequence[str]) -> int:
     from base.run.checks import begin, check, dry_run
     from base.run.data_changes import record_to_resume, references_to_resume, refuse_changed_data
     from base.run.session import open_run
-    from base.system.deferred_files import deferred_files
+    from base.system.deferred_files import defer_files
     from base.system.seeding import seed_everything
     from logger.console import setup_logging
 
     setup_logging(None, config["trainer"]["verbosity"])
     # Errors say where in the file; nothing is written before the run begins.
-    with config.placed(), deferred_files(options.dry_run) as files:
+    with config.placed(), defer_files(options.dry_run) as files:
         check_names(config)
         device = choose_device(options.device or config["device"])
         make_repeatable(config)

@@ -22,7 +22,7 @@ from base.data.threads import pinned, read_ahead
 from base.data.workers import as_it_is, begin_worker, stop_workers, watched
 from base.errors import DataError, nearest
 from base.names.final_methods import refuse_overridden
-from base.system.cores import free_cores
+from base.system.resources import usable_cores
 from base.system.seeding import derive_generator, derive_seed, isolated_random_state
 
 WORKERS = ("auto", "threads", "processes")
@@ -471,7 +471,7 @@ def _at_least(least: int, value: int, name: str) -> int:
 
 def _count_workers(num_workers: int | str) -> int:
     if num_workers == "auto":
-        return free_cores()
+        return usable_cores()
     if not isinstance(num_workers, int):
         raise DataError(f"num_workers: a whole number or 'auto', not {num_workers!r}")
     return _at_least(0, num_workers, "num_workers")

@@ -1,29 +1,21 @@
 """BaseModel: an ``nn.Module`` that finds, freezes, replaces and counts its parts by pattern.
 
-Each verb is a function, for models that are plain ``nn.Module``, and a method of BaseModel.
+Each method is also a function, for models that are a plain ``nn.Module``.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
-from base.errors import TrainingError
 from base.names.final_methods import refuse_overridden
 from base.network.layers import NoForward
 from base.network.patterns import Pattern, match_modules, match_parameters
-from base.network.shape_errors import explain_shape_errors
 
 Factory = nn.Module | type[nn.Module] | Callable[[nn.Module], nn.Module]
 
@@ -40,7 +32,7 @@ def find_parameters(model: nn.Module, pattern: Pattern) -> dict[str, nn.Paramete
 
 
 def freeze_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
-    """Stop training the parameters that match, as ``stem.*``; return their names."""
+    """Stop training the parameters that match, such as ``stem.*``; return their names."""
     found = find_parameters(model, pattern)
     for parameter in found.values():
         parameter.requires_grad_(False)
@@ -56,11 +48,11 @@ def unfreeze_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
 
 
 def replace_modules(model: nn.Module, pattern: Pattern, new: Factory) -> list[str]:
-    """Put new modules in the place of those that match; return their names.
+    """Replace the modules that match; return their names.
 
-    ``new`` is a module (each further place gets a copy), a class that needs no arguments, or a
-    function that is given the old module. A new module goes to the old one's device and mode.
-    A match inside another match goes with it; a shared module is replaced at all its places.
+    ``new`` is a module (each further match gets a copy), a class without required arguments, or a
+    function of the old module. A new module gets the device and the mode of the old one. A match
+    inside another match is replaced with it; a shared module is replaced at all its places.
     """
     found = find_modules(model, pattern)
     places: dict[int, list[tuple[nn.Module, str]]] = {}
@@ -73,9 +65,9 @@ def replace_modules(model: nn.Module, pattern: Pattern, new: Factory) -> list[st
         if any(name.startswith(f"{outer}.") for outer in replaced):
             continue
         module = _make(new, old, is_first=not replaced).train(old.training)
-        near = next(chain(old.parameters(), model.parameters()), None)
-        if near is not None:
-            module.to(near.device)
+        reference = next(chain(old.parameters(), model.parameters()), None)
+        if reference is not None:
+            module.to(reference.device)
         for parent, attribute in places[id(old)]:
             setattr(parent, attribute, module)
         replaced.append(name)
@@ -92,12 +84,12 @@ def _make(new: Factory, old: nn.Module, is_first: bool) -> nn.Module:
 
 
 def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
-    """Return how many numbers the parameters hold; shared ones count once."""
+    """Return the number of elements of the parameters; shared ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
 def check_model(model: nn.Module) -> None:
-    """Make sure that nothing to be trained hides in plain lists or dicts, where torch finds none.
+    """Check that no trainable parameter is in a plain list or dict, where torch does not find it.
 
     Raises:
         ValueError: names each such attribute and what to use instead.
@@ -106,7 +98,7 @@ def check_model(model: nn.Module) -> None:
     lines = []
     for name, owner in model.named_modules():
         for attribute, value in vars(owner).items():
-            if attribute in _OF_TORCH or not isinstance(value, _CONTAINERS):
+            if attribute in _TORCH_ATTRIBUTES or not isinstance(value, _CONTAINERS):
                 continue
             hidden = [thing for thing in _in_containers(value) if id(thing) not in known]
             if any(p.requires_grad for thing in hidden for p in _parameters_of(thing)):
@@ -120,15 +112,15 @@ def check_model(model: nn.Module) -> None:
                     f"{kinds}, whose parameters torch does not find; make it an nn.{container}"
                 )
     if lines:
-        raise ValueError("\n".join([*lines, "(one that is meant to stay hidden must be frozen)"]))
+        raise ValueError("\n".join([*lines, "(freeze a module that is hidden on purpose)"]))
 
 
 _CONTAINERS = (list, tuple, dict)
-_OF_TORCH = ("_modules", "_parameters", "_flat_weights")  # the last: what an LSTM's kernel is given
+_TORCH_ATTRIBUTES = ("_modules", "_parameters", "_flat_weights")  # the last is an LSTM's
 
 
 def _in_containers(value: Any, levels: int = 4) -> Iterator[nn.Module | nn.Parameter]:
-    """Yield the modules and parameters in lists, tuples and dicts, one in the other too."""
+    """Yield the modules and parameters in lists, tuples and dicts, nested ones too."""
     if isinstance(value, nn.Module | nn.Parameter):
         yield value
     elif isinstance(value, _CONTAINERS) and levels:
@@ -167,101 +159,3 @@ class BaseModel(nn.Module):
     def __str__(self) -> str:
         n_trainable = self.n_parameters(trainable_only=True)
         return f"{super().__str__()}\nTrainable parameters: {n_trainable}"
-
-
-@contextmanager
-def forbid_new_layers(model: nn.Module) -> Iterator[None]:
-    """Catch layers that the model makes in ``forward``: they start anew at each call, untrained.
-
-    Meant for the first batch. Layers with parameters, buffers or dropout are faults, and so are
-    lone parameters; ``nn.ReLU()(x)`` has nothing to learn and passes. What torch makes for itself,
-    and what is made outside of the model's own methods, as in a loss, is left alone.
-
-    Raises:
-        TrainingError: names each such layer, the line that makes it, and where it belongs.
-    """
-    owners = {id(module) for module in model.modules()}
-    made: list[tuple[Any, str]] = []
-    init, create = nn.Module.__init__, nn.Parameter.__new__
-
-    def init_and_note(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        init(module, *args, **kwargs)
-        made.extend(_made_in_forward(module, owners))
-
-    def create_and_note(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        parameter = create(cls, *args, **kwargs)
-        made.extend(_made_in_forward(parameter, owners))
-        return parameter
-
-    nn.Module.__init__ = init_and_note  # type: ignore[assignment]
-    nn.Parameter.__new__ = create_and_note  # type: ignore[method-assign]
-    try:
-        yield
-    except Exception as error:
-        # A layer made late often fails at once: its weights are not on the model's device.
-        raise (_late_layers(model, made) or error) from error
-    finally:
-        nn.Module.__init__, nn.Parameter.__new__ = init, create  # type: ignore[method-assign]
-    if fault := _late_layers(model, made):
-        raise fault
-
-
-@contextmanager
-def guard_first_batch(model: nn.Module, input_text: str | None = None) -> Iterator[None]:
-    """Catch on the first batch what would go wrong on each: new layers, shapes that do not fit.
-
-    Args:
-        input_text: what the inputs are, for errors of shape.
-    """
-    with explain_shape_errors(model, input_text), forbid_new_layers(model):
-        yield
-
-
-def _made_in_forward(made: Any, owners: set[int]) -> list[tuple[Any, str]]:
-    """Return the new layer and the line that makes it, if that line serves the model's forward."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame and frame.f_code.co_name == "__init__":  # of the layer, and of those around it
-        made = frame.f_locals.get("self", made)
-        frame = frame.f_back
-    if frame is None or Path(torch.__file__).parent in Path(frame.f_code.co_filename).parents:
-        return []
-    line = f"{'/'.join(Path(frame.f_code.co_filename).parts[-2:])}:{frame.f_lineno}"
-    while frame and id(frame.f_locals.get("self")) not in owners:
-        frame = frame.f_back
-    if frame is None:
-        return []
-    owner = type(frame.f_locals["self"]).__name__
-    return [(made, f"made in {owner}.{frame.f_code.co_name} ({line})")]
-
-
-def _late_layers(model: nn.Module, made: list[tuple[Any, str]]) -> TrainingError | None:
-    found = {id(thing): (thing, line) for thing, line in made if _has_state(thing)}
-    for thing, _ in list(found.values()):
-        if isinstance(thing, nn.Module):  # its parts are told with it
-            parts = [*list(thing.modules())[1:], *thing.parameters()]
-            found = {key: value for key, value in found.items() if key not in set(map(id, parts))}
-    if not found:
-        return None
-    names = {id(thing): name for name, thing in [*model.named_modules(), *model.named_parameters()]}
-    lines = [
-        (f"{names[key]}: " if key in names else "") + f"{_in_words(thing)} is {line}"
-        for key, (thing, line) in found.items()
-    ]
-    # Made anew in each of several calls, it bears its name in the last one only.
-    lines = [line for line in lines if not any(each.endswith(f": {line}") for each in lines)]
-    advice = "such layers are never trained: make them in __init__ and only call them in forward"
-    return TrainingError("\n".join([*dict.fromkeys(lines), advice]))
-
-
-def _has_state(thing: Any) -> bool:
-    if not isinstance(thing, nn.Module):
-        return True
-    has_dropout = any(isinstance(part, _DropoutNd) for part in thing.modules())
-    return has_dropout or any(True for _ in (*thing.parameters(), *thing.buffers()))
-
-
-def _in_words(thing: Any) -> str:
-    if isinstance(thing, nn.Module):
-        is_leaf = next(thing.children(), None) is None
-        return repr(thing) if is_leaf else type(thing).__name__
-    return f"a parameter of shape {tuple(thing.shape)}"

@@ -7,7 +7,7 @@ import errno
 import os
 import traceback
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from logger.files import FileError, NotAFileError
 
@@ -119,3 +119,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     lowered = {choice.lower(): choice for choice in choices}
     matches = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
     return f"; did you mean {lowered[matches[0]]!r}?" if matches else ""
+
+
+def listed(items: Sequence[Any], most: int = 5) -> str:
+    """Return the items as a list for a message, shortened to the first few."""
+    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")

@@ -34,6 +34,7 @@ from base.checkpoint.weights import (
 from base.config.command_line import Parser, run
 from base.config.tree import leaves
 from base.errors import CheckpointError, UsageError, nearest
+from base.network.shapes import shape_text
 from base.system.run_folder import must_exist, newest_run_in
 from logger.console import format_header, format_value, table
 from logger.files import write_whole
@@ -273,8 +274,7 @@ def _kind(value: Any) -> tuple[str, str]:
     """Return the shape and the dtype of a tensor, or the text and the type of plain data."""
     if not isinstance(value, Tensor):
         return repr(value)[:40], type(value).__name__
-    shape = "x".join(map(str, value.shape)) or "scalar"
-    return shape, str(value.dtype).removeprefix("torch.")
+    return shape_text(value), str(value.dtype).removeprefix("torch.")
 
 
 def _n_bytes(tensors: Mapping[str, Any]) -> int:

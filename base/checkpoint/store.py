@@ -35,7 +35,7 @@ from base.checkpoint.state_file import (
     write_state,
 )
 from base.errors import CheckpointError, disk_error, why
-from base.system.run_folder import gone, must_exist
+from base.system.run_folder import missing_folder_error, must_exist
 from logger.files import read_file, write_whole
 
 LOG = logging.getLogger("kindling")
@@ -164,7 +164,7 @@ class CheckpointStore:
                 raise
             run = self.folder.parent
             if isinstance(error, FileNotFoundError) or not run.is_dir():
-                raise gone(run) from error  # the folder was deleted meanwhile
+                raise missing_folder_error(run) from error  # the folder was deleted meanwhile
             text = f"checkpoint not written: {why(error)}; {n_bytes} bytes are needed, "
             text += f"{_free_bytes(self.folder)} are free; the earlier checkpoints are untouched"
             raise disk_error(error, f"{path}: {text}") from error

@@ -25,8 +25,14 @@ from base.errors import (
     why,
 )
 from base.system.places import ENGINE, PROJECT
-from base.system.run_folder import STAMP, find_newest_run, find_run, gone, run_of
-from base.system.signals import leave, resume_command
+from base.system.run_folder import (
+    STAMP,
+    find_newest_run,
+    find_run,
+    missing_folder_error,
+    run_folder_of,
+)
+from base.system.signals import exit_now, resume_command
 from logger.files import FileError
 
 SHORT_FORMS = {
@@ -155,9 +161,9 @@ def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
         raise UsageError("-r auto: there is no run yet; name a config with -c to start one")
     if config is None:
         assert resume_from is not None
-        config = _load(run_of(resume_from) / "config.yaml", options)
+        config = _load(run_folder_of(resume_from) / "config.yaml", options)
     if resume_from is not None and not options.allow_change:
-        refuse_another_run(config, run_of(resume_from))
+        refuse_another_run(config, run_folder_of(resume_from))
     return config, resume_from
 
 
@@ -191,7 +197,7 @@ def choose_tested(options: argparse.Namespace) -> tuple[Config, Path]:
     if other is not None:
         swapped = ("data_loader", "valid_data_loader", "test_data_loader", "batch")
         overrides += [f"{key}={json.dumps(as_source(other[key]))}" for key in swapped]
-    return load_config(run_of(path) / "config.yaml", overrides), path
+    return load_config(run_folder_of(path) / "config.yaml", overrides), path
 
 
 def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = ()) -> Path | None:
@@ -220,9 +226,9 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
 
 def show_names(options: argparse.Namespace) -> int:
     """Carry out ``--list`` and ``--schema``."""
-    from base.system.deferred_files import deferred_files
+    from base.system.deferred_files import defer_files
 
-    with deferred_files():
+    with defer_files():
         return _show_names(options)
 
 
@@ -277,7 +283,7 @@ def _explain(error: FileError) -> KindlingError:
     run = next((each for each in path.parents if (each / STAMP).is_file()), None)
     missing = [each for each in path.parents if not each.is_dir()]
     if missing:
-        return gone(missing[-1])
+        return missing_folder_error(missing[-1])
     text = why(error)
     if run is not None and any((run / "checkpoints").glob("step-*")):
         text += f"; its checkpoints are untouched, resume by: {resume_command(run)}"
@@ -319,7 +325,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         sys.unraisablehook = lambda _: None  # what was half made may not be able to end itself
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         print(f"stopped by {signal.Signals(number).name}, nothing more was saved", file=sys.stderr)
-        leave(128 + number)
+        exit_now(128 + number)
     except FileError as error:
         told = _explain(error)
         print(told, file=sys.stderr)

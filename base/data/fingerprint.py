@@ -22,7 +22,7 @@ from base.data.batch import tensors_in
 from base.data.random_draws import STEP, mix
 from base.data.reading import BatchReader, Failure
 from base.data.threads import read_each
-from base.system.cores import free_cores
+from base.system.resources import usable_cores
 
 LIMIT = 1 << 28  # bytes of inputs that are hashed
 AT_ONCE = 1 << 20  # bytes of them
@@ -56,7 +56,7 @@ class Samples:
         targets: Any = getattr(self.dataset, "targets", None)
         if targets is None and hasattr(self.dataset, "target_hash"):
             read, places = self.dataset.target_hash, self.indices.tolist()
-            return torch.tensor(list(read_each(read, places, free_cores(), "hashing targets")))
+            return torch.tensor(list(read_each(read, places, usable_cores(), "hashing targets")))
         if targets is None:
             return None
         try:

@@ -15,7 +15,7 @@ from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_
 
 from base.errors import BatchError, DataError, trace_of
 from base.names.shipped import passed_own_code
-from base.system.free_memory import is_out_of_memory
+from base.system.resources import is_out_of_memory
 from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 
 Batch = Any  # whatever the data set and collate_fn make of some samples

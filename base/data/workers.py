@@ -11,12 +11,13 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children
 from multiprocessing.util import Finalize, get_temp_dir
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
 from base.data.reading import Batch, raise_failure
 from base.errors import DataError
+from base.system.torch_compat import WorkerDeaths, WorkerDied
 
 
 def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, None]:
@@ -41,7 +42,7 @@ def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, No
             if not is_whole:
                 yield raise_failure(batch)
                 del batch  # the reader of it may be through with it before the next one is here
-    except (_WorkerDied, RuntimeError, OSError, EOFError) as error:  # one is no more
+    except (WorkerDied, RuntimeError, OSError, EOFError) as error:  # one is no more
         watchdog.kill_workers()
         found = f"no batch for {seconds:g} s" if watchdog.has_bitten else str(error)
         raise DataError(f"reading {name}: {found}; its workers were ended") from error
@@ -60,12 +61,12 @@ def telling_deaths(name: str) -> Iterator[None]:
     Raises:
         DataError: a worker has died.
     """
-    _DEATHS.tame()
+    _DEATHS.replace_handler()
     make_folder_of_sockets()
     try:
-        with _DEATHS.awaited():
+        with _DEATHS.raised():
             yield
-    except (_WorkerDied, RuntimeError) as error:
+    except (WorkerDied, RuntimeError) as error:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise DataError(f"reading by {name}: {error}") from error
@@ -115,66 +116,6 @@ def stop_workers(iterator: Any) -> None:
                 worker.join()
 
 
-class _WorkerDied(Exception):  # noqa: N818  (it reads as what happened)
-    """What torch says by a RuntimeError, which `threading.Condition.notify` takes for its own."""
-
-
-class _Deaths:
-    """Lets the death of a worker be raised where a batch is waited for, and nowhere else.
-
-    torch raises it from its handler of SIGCHLD, wherever the main thread is: in a save, perhaps.
-    """
-
-    def __init__(self) -> None:
-        self.is_awaited = False
-        self.error: _WorkerDied | None = None
-        self._torchs: Any = None
-
-    def tame(self) -> None:
-        """Come before torch's handler, if it is there."""
-        handler = getattr(signal, "SIGCHLD", None) and signal.getsignal(signal.SIGCHLD)
-        is_torchs = getattr(handler, "__module__", "") == "torch.utils.data._utils.signal_handling"
-        if is_torchs and threading.current_thread() is threading.main_thread():
-            self._torchs = handler
-            signal.signal(signal.SIGCHLD, self._handle)
-
-    @contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Raise in this block what has become of workers."""
-        self.is_awaited = True
-        try:
-            self._raise_kept()
-            yield
-            self._raise_kept()
-        except _WorkerDied:
-            self.error = None
-            raise
-        finally:
-            self.is_awaited = False
-
-    def _raise_kept(self) -> None:
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        try:
-            self._torchs(number, frame)
-        except RuntimeError as error:
-            self.error = _WorkerDied(str(error))
-            if self.is_awaited and not _is_forking(frame):
-                raise self.error from None
-
-
-def _is_forking(frame: FrameType | None) -> bool:
-    """Say whether a process is being started: Python drops what is raised in its hooks for that."""
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "multiprocessing.popen_fork":
-            return frame.f_code.co_name == "_launch"
-        frame = frame.f_back
-    return False
-
-
 class _Watchdog:
     """Kill workers that give no batch until the deadline.
 
@@ -196,7 +137,7 @@ class _Watchdog:
         if iterator is None:
             return
         _ITERATORS.add(iterator)
-        _DEATHS.tame()
+        _DEATHS.replace_handler()
         self._workers = getattr(iterator, "_workers", [])
         if self._workers and self._seconds < math.inf and not self._thread.is_alive():
             self._thread.start()
@@ -206,7 +147,7 @@ class _Watchdog:
         """Wait for the workers inside of the block, until the deadline."""
         self.deadline = time.monotonic() + self._seconds
         try:
-            with _DEATHS.awaited():
+            with _DEATHS.raised():
                 yield
         finally:
             self.deadline = math.inf
@@ -230,10 +171,10 @@ class _Watchdog:
 
 def _kill(workers: list[Any]) -> None:
     for worker in workers:
-        with suppress(RuntimeError, _WorkerDied):  # torch reports their death from a signal handler
+        with suppress(RuntimeError, WorkerDied):  # torch reports their death from a signal handler
             worker.kill()
             worker.join()
-    _DEATHS.error = None
+    _DEATHS.forget()
 
 
 def _kill_all() -> None:
@@ -241,7 +182,7 @@ def _kill_all() -> None:
         _kill(getattr(iterator, "_workers", []))
 
 
-_END, _DEATHS = object(), _Deaths()
+_END, _DEATHS = object(), WorkerDeaths()
 # The traceback of an error that nobody catches keeps iterators alive to the end of the process,
 # where multiprocessing sends each worker one SIGTERM, which it takes for the group's, and waits.
 _ITERATORS: WeakSet[Any] = WeakSet()

@@ -24,7 +24,7 @@ from base.datasets.pipeline import GivenImages, Pipeline, TransformedDataset
 from base.datasets.spatial_targets import IGNORED
 from base.datasets.statistics import channel_statistics
 from base.errors import DataError, nearest
-from base.system.cores import free_cores
+from base.system.resources import usable_cores
 
 if TYPE_CHECKING:
     from base.datasets.table_encoding import TargetScale
@@ -192,7 +192,7 @@ class DatasetLoader(BaseDataLoader):
         assert source is not None, "without training data a record says what to normalise by"
         targets = getattr(source, "targets", None)
         trained_on = divide(split, len(source), self.seed, targets)[0]
-        white, n_threads = self._pipelines[0].white, free_cores()
+        white, n_threads = self._pipelines[0].white, usable_cores()
         source = self._cached(source)
         if find_get_batch(source) is None and not hasattr(source, "image"):
             # One by one, as the data set may draw from the random streams, which threads share.

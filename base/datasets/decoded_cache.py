@@ -18,9 +18,8 @@ from base.data.sample_items import sample_numbers
 from base.data.threads import read_ahead
 from base.datasets.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
 from base.errors import ConfigError, DataError, Problem
-from base.system.cores import free_cores
 from base.system.deferred_files import waiting_files, write_when_running
-from base.system.free_memory import free_memory
+from base.system.resources import free_memory, usable_cores
 
 log = logging.getLogger("kindling")
 
@@ -53,7 +52,7 @@ def cached(
         raise DataError(f"{name} cannot be cached: it has no {', '.join(missing)}; use cache: none")
     if not hasattr(os, "pwrite"):
         raise DataError("caching is not for Windows; use cache: none")
-    n_threads = n_threads or free_cores()
+    n_threads = n_threads or usable_cores()
     masks = None
     if hasattr(dataset, "mask_files"):
         masks = _kept(CachedPixels, dataset.mask_files, where, Path(folder), n_threads)
@@ -187,7 +186,7 @@ class CachedBatches(CachedImages):
 
     def _decoded(self, indices: Tensor) -> Tensor:
         """Decode images before the cache is filled, in the memory layout that it will give."""
-        n_threads = free_cores()
+        n_threads = usable_cores()
         images = read_ahead(self.source.image, iter(indices.tolist()), n_threads, 4 * n_threads, 0)
         return torch.stack(list(images)).contiguous(memory_format=torch.channels_last)
 

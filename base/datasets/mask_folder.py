@@ -15,7 +15,7 @@ from base.datasets.images import decode_mask, image_shape
 from base.datasets.labels import Classes, class_names, raise_problems
 from base.datasets.suffixes import image_suffixes
 from base.errors import DataError, Problem
-from base.system.cores import free_cores
+from base.system.resources import usable_cores
 from logger.files import read_file
 
 Colors = Sequence[Sequence[int]]
@@ -102,7 +102,7 @@ class MaskFolderDataset(ImageFiles):
             except DataError:  # told when it is read, and left out where the config says so
                 return []
 
-        found = read_each(sizes, range(len(self)), free_cores(), "reading the sizes of masks")
+        found = read_each(sizes, range(len(self)), usable_cores(), "reading the sizes of masks")
         problems = [
             Problem(self.mask_files.place(index), f"{each[1][1]}x{each[1][0]} pixels, {text}")
             for index, each in enumerate(found)

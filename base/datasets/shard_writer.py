@@ -37,7 +37,7 @@ from base.datasets.shard_index import (
 )
 from base.datasets.suffixes import image_suffixes, suffix_of
 from base.errors import DataError, UsageError
-from base.system.cores import free_cores
+from base.system.resources import usable_cores
 from logger.files import open_file, read_file
 
 NAME = "-m base.shards"
@@ -177,7 +177,7 @@ def _fill(start: Path, images: ImageFiles, shards: Sequence[Sequence[int]]) -> N
     keys = (f"{number:06d}" for number in itertools.count())
     order = [image for shard in shards for image in shard]
     read = functools.partial(_read, images)
-    with contextlib.closing(read_each(read, order, free_cores(), "writing shards")) as contents:
+    with contextlib.closing(read_each(read, order, usable_cores(), "writing shards")) as contents:
         for number, shard in enumerate(shards):
             path = start.with_name(f"{start.name}-{number:06d}.tar")
             with path.open("xb") as file:
@@ -232,7 +232,7 @@ def _undecodable(shard: Path, index: ShardIndex) -> list[str]:
         return ""
 
     with open_file(shard) as file:
-        faults = read_each(fault, range(len(index.labels)), free_cores(), "checking images")
+        faults = read_each(fault, range(len(index.labels)), usable_cores(), "checking images")
         with contextlib.closing(faults):
             return [each for each in faults if each]
 

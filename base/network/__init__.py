@@ -1,4 +1,8 @@
-"""What is done to an ``nn.Module`` and seen of it: init, patterns, freezing, shapes, capture."""
+"""What is done to an ``nn.Module``, and what is read from it.
+
+Patterns choose its parts by name or class. Initialization, freezing and the memory options change
+it before training. The summary, capture, gradients and errors of shape describe what it computes.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -10,12 +14,22 @@ if TYPE_CHECKING:
     from base.network.capture import stretch as stretch
     from base.network.freezing import Freezing as Freezing
     from base.network.gradients import at_least_float32 as at_least_float32
+    from base.network.gradients import gradient_of as gradient_of
     from base.network.gradients import gradient_penalty as gradient_penalty
+    from base.network.gradients import layer_gradient_norms as layer_gradient_norms
+    from base.network.gradients import saliency as saliency
     from base.network.initialization import InitRecord as InitRecord
     from base.network.initialization import initialise as initialise
     from base.network.layers import NoForward as NoForward
     from base.network.layout import EmptyCache as EmptyCache
     from base.network.layout import prepare_model as prepare_model
+    from base.network.new_layers import guard_first_batch as guard_first_batch
+    from base.network.output_sizes import conv_output_size as conv_output_size
+    from base.network.output_sizes import conv_padding_for as conv_padding_for
+    from base.network.output_sizes import conv_transpose_output_size as conv_transpose_output_size
+    from base.network.output_sizes import conv_transpose_padding_for as conv_transpose_padding_for
+    from base.network.output_sizes import pool_output_size as pool_output_size
+    from base.network.output_sizes import pool_padding_for as pool_padding_for
     from base.network.patterns import NoMatch as NoMatch
     from base.network.patterns import Pattern as Pattern
     from base.network.patterns import match_modules as match_modules
@@ -24,6 +38,7 @@ if TYPE_CHECKING:
     from base.network.same_padding import conv_class as conv_class
     from base.network.shape_errors import explain_shape_errors as explain_shape_errors
     from base.network.shape_errors import is_compiled as is_compiled
+    from base.network.shapes import shape_text as shape_text
     from base.network.summary import summarise_model as summarise_model
     from base.network.summary import table_rows as table_rows
 else:

@@ -1,10 +1,10 @@
-"""Where activations are between the forward and the backward pass: nowhere, or in CPU memory."""
+"""Memory for activations: recompute them in the backward pass, or keep them in CPU memory."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from base.errors import ConfigError, Problem, TrainingError
 from base.network.patterns import NoMatch, match_modules
-from base.training.precision import NOTHING
 
 WHERE = "memory.checkpoint_activations"
 
@@ -22,12 +21,12 @@ WHERE = "memory.checkpoint_activations"
 def checkpoint_activations(model: nn.Module, patterns: Sequence[Any]) -> None:
     """Recompute the matched modules' activations in the backward pass instead of keeping them.
 
-    See ``torch.utils.checkpoint``; the random state is kept, so dropout drops the same units. At
-    its first call a module is watched for what a second forward would move once more.
+    See ``torch.utils.checkpoint``; the random state is kept, so dropout drops the same units. The
+    first call of each module is checked for buffers and inputs that the forward pass changes.
 
     Raises:
-        ConfigError: nothing matches, or a matched module holds what moves with each forward: the
-            running statistics of a BatchNorm, the vectors of a spectral norm.
+        ConfigError: nothing matches, or each forward pass of a matched module changes its state:
+            the running statistics of a BatchNorm, the vectors of a spectral norm.
     """
     modules = dict(model.named_modules())
     try:
@@ -36,9 +35,10 @@ def checkpoint_activations(model: nn.Module, patterns: Sequence[Any]) -> None:
         raise ConfigError([Problem(WHERE, str(error))]) from error
     faults = []
     for name in names:
-        if moving := next(filter(None, map(_moving, modules[name].modules())), None):
-            what, instead = moving
-            text = f"{name!r} holds {what} would be moved twice; leave it out{instead}"
+        changing = next(filter(None, map(_changing_state, modules[name].modules())), None)
+        if changing is not None:
+            state, alternative = changing
+            text = f"{name!r} holds {state} would be updated twice; leave it out{alternative}"
             faults.append(Problem(WHERE, text))
         elif not any(name.startswith(f"{other}.") for other in names):
             modules[name].forward = _recomputed(name, modules[name], modules[name].forward)
@@ -46,37 +46,37 @@ def checkpoint_activations(model: nn.Module, patterns: Sequence[Any]) -> None:
         raise ConfigError(faults)
 
 
-def _moving(module: nn.Module) -> tuple[str, str] | None:
-    """Return what of a module each forward moves, and what to take in its place."""
+def _changing_state(module: nn.Module) -> tuple[str, str] | None:
+    """Return the state of a module that each forward pass changes, and an alternative."""
     if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
         return f"a {type(module).__name__}, whose running statistics", ", or use GroupNorm"
-    former = (type(hook).__name__ for hook in module._forward_pre_hooks.values())
-    if type(module).__name__ == "_SpectralNorm" or "SpectralNorm" in former:
+    hooks = (type(hook).__name__ for hook in module._forward_pre_hooks.values())
+    if type(module).__name__ == "_SpectralNorm" or "SpectralNorm" in hooks:
         return "a spectral norm, whose vectors", ""
     return None
 
 
 def _recomputed(name: str, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    is_known = False
+    is_checked = False
 
     @functools.wraps(forward)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
-        nonlocal is_known
+        nonlocal is_checked
         if not (module.training and torch.is_grad_enabled()):
             return forward(*args, **kwargs)
-        before = {} if is_known or torch.compiler.is_compiling() else _versions(module, args)
+        before = {} if is_checked or torch.compiler.is_compiling() else _versions(module, args)
         output = checkpoint(forward, *args, use_reentrant=False, **kwargs)
         if before and (changed := _changed(before, _versions(module, args))):
-            text = f"{WHERE}: {name!r} changes {changed} in its forward, which would be changed"
-            raise TrainingError(f"{text} once more on the way back: leave {name!r} out")
-        is_known = True
+            text = f"{WHERE}: {name!r} changes {changed} in its forward pass, and would change it"
+            raise TrainingError(f"{text} again in the backward pass: leave {name!r} out")
+        is_checked = True
         return output
 
     return recomputed
 
 
 def _versions(module: nn.Module, args: Iterable[Any]) -> dict[str, tuple[int, int]]:
-    """Return which tensor each buffer and input is, and how often it was written to."""
+    """Return the identity and the version counter of each buffer and each input."""
     tensors = {f"the buffer {key!r}": value for key, value in module.named_buffers()}
     inputs = (value for value in args if isinstance(value, Tensor))
     tensors |= {f"its input {number}": value for number, value in enumerate(inputs)}
@@ -90,17 +90,17 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 def offload_activations(
     is_wanted: bool, device: torch.device
 ) -> Callable[[], AbstractContextManager[Any]]:
-    """Return what makes the context of a training step: on the CPU there is nothing to move."""
+    """Return a function that makes the context of a training step; on the CPU it does nothing."""
     if not is_wanted or device.type == "cpu":
-        return lambda: NOTHING
+        return nullcontext
     return functools.partial(OffloadedActivations, device)
 
 
 class OffloadedActivations(saved_tensors_hooks):
-    """Keep in CPU memory what autograd saves within the block, till the backward pass asks for it.
+    """Keep the tensors that autograd saves in CPU memory until the backward pass needs them.
 
-    As ``torch.autograd.graph.save_on_cpu``, pinned on CUDA; but weights, which the device holds
-    anyhow, stay where they are.
+    Like ``torch.autograd.graph.save_on_cpu``, with pinned memory on CUDA. Weights stay where they
+    are: the device holds them anyway.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -116,7 +116,7 @@ class OffloadedActivations(saved_tensors_hooks):
             first, second = packed
             if not isinstance(first, Tensor):
                 return hooks.unpack_hook(packed)
-            if first._version != second:  # autograd's own watch does not see through hooks
+            if first._version != second:  # autograd checks no versions where hooks are in use
                 raise RuntimeError("a weight was modified by an inplace operation before backward")
             return first
 

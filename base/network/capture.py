@@ -1,7 +1,7 @@
-"""The ``capture:`` section: what modules give, and what gradients reach them, every n steps.
+"""The ``capture:`` section: records activations and gradients of modules every n steps.
 
-The record of a step is that of its whole accumulation window, as if it had been one batch, with the
-loss scale taken out. Hooks are there for a due step only; they look on and change no number.
+A record covers the whole accumulation window of its step, as if it had been one batch, without the
+loss scale. Hooks are registered for a due step only, and change no number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from base.network.patterns import NoMatch, match_modules, match_parameters
 from logger.writers import Histogram, Writer
 
 MAX_SLICES = 64
-BUCKETS = [1e-12 * 1.1**power for power in range(1215)]  # TensorBoard's own, on to float32's end
+BUCKETS = [1e-12 * 1.1**power for power in range(1215)]  # TensorBoard's, up to float32's largest
 LIMITS = [-limit for limit in reversed(BUCKETS)] + BUCKETS
 
 NOTHING = nullcontext()
@@ -32,27 +32,27 @@ Rules = Sequence[Mapping[str, Any]]
 
 
 class Capture:
-    """Records what the rules ask for; rules add up.
+    """Records what the rules name; rules add up.
 
     A trainer calls, around the batches of a step::
 
-        capture.start(step)                     # before each batch: acts on the first of a due step
+        capture.start(step)                     # before each batch; the first of a due step counts
         with capture.backward(scaler): ...      # around each backward pass
-        capture.read_parameters(mine, scaler)   # before an optimizer steps: of its parameters
-        capture.finish(writers)                 # at the step's boundary
-        capture.remove()                        # where an error or a stop may have come between
+        capture.read_parameters(mine, scaler)   # before an optimizer steps, with its parameters
+        capture.finish(writers)                 # after the step
+        capture.remove()                        # after an error or a stop
 
-    All forward calls of a module within the step count together. So do all backward passes: those
-    through one output add up there, as in ``.grad``, and those that other calls gave stand beside
-    it. Gradients that a train step computes by itself, as for a penalty, are left out, and so are
-    activations that a checkpoint computes again. Not seen are the gradients of an output that is a
-    view and is overwritten in place; of a module that hands on its input, that of the input.
+    A record holds all forward calls of a module within the step, and all backward passes: gradients
+    through one output add up, as in ``.grad``, and those through other outputs are kept beside it.
+    It leaves out gradients that a train step computes itself, as for a penalty, and activations
+    that a checkpoint computes again. An output that is a view and is overwritten in place has no
+    recorded gradient. A module that returns its own input shows the gradient of that input.
 
     Args:
         rules: the config's section, in its normal form.
 
     Raises:
-        ConfigError: a rule matches nothing, or asks for what is inside of a compiled model.
+        ConfigError: a rule matches nothing, or names modules of a compiled model.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Capture:
             raise ConfigError(problems)
 
         self._step, self._call_numbers = 0, count()
-        self._scaler: torch.amp.GradScaler | None = None  # of the backward pass that is under way
+        self._scaler: torch.amp.GradScaler | None = None  # of the running backward pass
         self._handles: list[Any] = []
         self._wanted: dict[tuple[str, str], set[str]] = {}
-        # By format, tag and number of the call: the little that a value comes down to.
+        # By format, tag and number of the call: what is kept of a value.
         self._records: dict[str, dict[str, dict[int, Tensor]]] = {}
 
     def start(self, step: int) -> None:
-        """Begin the record of a step that is due; within a step only the first call counts."""
+        """Begin the record of a step if it is due; further calls in the same step do nothing."""
         if not self._rules or step == self._step:
             return
         self.remove()
@@ -88,10 +88,10 @@ class Capture:
                 self._wanted.setdefault((name, rule["of"]), set()).update(rule["record"])
         for name in dict.fromkeys(name for name, of in self._wanted if of != "parameters"):
             module = self._model.get_submodule(name)
-            self._handles.append(module.register_forward_hook(partial(self._see_call, name)))
+            self._handles.append(module.register_forward_hook(partial(self._record_call, name)))
 
     def backward(self, scaler: torch.amp.GradScaler) -> AbstractContextManager[None]:
-        """Record the gradients of the backward pass within; what the scaler did is undone."""
+        """Record the gradients of the backward pass in this block, without the loss scale."""
         return self._backward(scaler) if self._wanted else NOTHING
 
     @contextmanager
@@ -103,7 +103,7 @@ class Capture:
             self._scaler = None
 
     def read_parameters(self, parameters: Iterable[Tensor], scaler: torch.amp.GradScaler) -> None:
-        """Record the gradients that an optimizer is about to use, before they are clipped."""
+        """Record the gradients of these parameters, before they are clipped and used."""
         if not self._wanted:
             return
         mine = set(map(id, parameters))
@@ -113,7 +113,7 @@ class Capture:
                 self._keep(f"{name}/gradient", 0, _unscaled(parameter.grad, scaler), formats)
 
     def finish(self, writers: Writer) -> None:
-        """Write the record of the step, and let go of everything."""
+        """Write the record of the step, then remove it and all hooks."""
         if not self._wanted:
             return
         scalars: dict[str, float] = {}
@@ -132,7 +132,7 @@ class Capture:
         self.remove()
 
     def remove(self) -> None:
-        """Take off all hooks and forget the record."""
+        """Remove all hooks and the record."""
         for handle in self._handles:
             handle.remove()
         self._step = 0
@@ -140,20 +140,20 @@ class Capture:
         self._wanted.clear()
         self._records.clear()
 
-    def _see_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        # In a backward pass modules are called only to compute again what a checkpoint dropped.
+    def _record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        # In a backward pass, modules are called only where a checkpoint computes them again.
         is_new = torch._C._current_graph_task_id() == -1
         for path, value in _tensors(output):
             number = next(self._call_numbers)
             if is_new and (formats := self._wanted.get((name, "activations"))):
                 self._keep(f"{name}/activation{path}", number, value.detach(), formats)
             if value.requires_grad and (formats := self._wanted.get((name, "gradients"))):
-                self._watch(f"{name}/gradient{path}", number, value, formats)
+                self._record_gradient(f"{name}/gradient{path}", number, value, formats)
 
-    def _watch(self, tag: str, number: int, value: Tensor, formats: set[str]) -> None:
-        total: Tensor | None = None  # lives as long as the graph does, for one more backward pass
+    def _record_gradient(self, tag: str, number: int, value: Tensor, formats: set[str]) -> None:
+        total: Tensor | None = None  # lives as long as the graph, for further backward passes
 
-        def add(gradient: Tensor | None) -> None:  # None: a convolution within a penalty's slope
+        def add(gradient: Tensor | None) -> None:  # None: within a penalty's double backward
             nonlocal total
             if gradient is not None and self._scaler is not None:
                 found = _unscaled(gradient, self._scaler)
@@ -166,7 +166,7 @@ class Capture:
         for name in formats:
             if name != "images" or value.dim() > 2:
                 calls = self._records.setdefault(name, {}).setdefault(f"capture/{tag}", {})
-                calls[number] = SHORTEN[name](value)
+                calls[number] = REDUCE[name](value)
 
     def _recorded(self, name: str) -> dict[str, list[Tensor]]:
         tags = self._records.get(name, {})
@@ -177,13 +177,13 @@ def _names(model: nn.Module, rule: Mapping[str, Any]) -> list[str]:
     if rule["of"] == "parameters":
         return match_parameters(model, rule["match"])
     if any(module._compiled_call_impl is not None for module in model.modules()):
-        text = "modules of a compiled model call no hooks: leave out memory.compile, or record"
+        text = "modules of a compiled model call no hooks: remove memory.compile, or record"
         raise NoMatch(f"{text} `of: parameters`")
     return match_modules(model, rule["match"])
 
 
 def _tensors(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of real numbers in an output, with the way to them: ``/1/0``."""
+    """Yield the floating-point tensors in an output, each with its path: ``/1/0``."""
     if isinstance(output, Tensor):
         if output.is_floating_point() and output.numel():
             yield path, output
@@ -194,12 +194,12 @@ def _tensors(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _unscaled(gradient: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
     value = at_least_float32(gradient)
-    # The scale stays on the device: to read it would make the step wait.
+    # The scale stays on the device: reading it would wait for the device.
     return value / scaler.scale(value.new_ones(())) if scaler.is_enabled() else value
 
 
 def _sums(value: Tensor) -> Tensor:
-    """Return what adds up over calls: the number of values, sum, sum of squares, zeros  # (4,)"""
+    """Return sums that add up over calls: values, their sum, squares and zeros  # (4,)"""
     wide = torch.float32 if value.device.type == "mps" else torch.float64
     n_values = value.new_full((), value.numel(), dtype=wide)
     squares = torch.linalg.vector_norm(value, dtype=wide).square()
@@ -208,15 +208,15 @@ def _sums(value: Tensor) -> Tensor:
 
 
 def _numbers(parts: list[Tensor]) -> dict[str, float]:
-    # Here, at the end of a due step, the CPU waits for the device.
+    # The one wait for the device, at the end of a due step.
     n_values, total, squares, zeros = torch.stack(parts).sum(dim=0).tolist()
     mean = total / n_values
-    std = math.sqrt(max(squares / n_values - mean * mean, 0.0))  # over all, not all but one
+    std = math.sqrt(max(squares / n_values - mean * mean, 0.0))  # of the population
     return {"mean": mean, "std": std, "norm": math.sqrt(squares), "zeros": zeros / n_values}
 
 
 def _counts(value: Tensor) -> Tensor:
-    """Count the values between the limits; what is not finite lies beyond them all."""
+    """Count the values between the limits; non-finite values are in no bucket."""
     return torch.searchsorted(value.flatten().float().sort().values, _limits(value.device)).diff()
 
 
@@ -232,10 +232,10 @@ def _slices(value: Tensor) -> Tensor:
 
 
 def stretch(image: Tensor) -> Tensor:
-    """Bring an image to 0..1, its least value to 0 and its greatest to 1."""
+    """Scale an image to 0..1, from its minimum to its maximum."""
     image = image.nan_to_num(posinf=0, neginf=0)
     low, high = image.min(), image.max()
     return (image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)
 
 
-SHORTEN = {"scalars": _sums, "histograms": _counts, "images": _slices}
+REDUCE = {"scalars": _sums, "histograms": _counts, "images": _slices}

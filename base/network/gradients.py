@@ -1,9 +1,9 @@
-"""Gradients of chosen tensors, on any module: a critic's slope, what an input does, layer norms.
+"""Gradients of chosen tensors, for any module: a penalty, at the inputs, by layer, at one module.
 
-All but `layer_gradient_norms` use ``torch.autograd.grad``: no ``.grad``, ``requires_grad`` or mode
-of a module is another one afterwards. They work in full precision, outside of autocast, so that
-fp16 cannot round a small slope to nothing and no loss scale has to be taken out of it; and under
-``no_grad`` and ``inference_mode`` too, as in ``valid_step``.
+All but `layer_gradient_norms` use ``torch.autograd.grad`` and leave ``.grad``, ``requires_grad``
+and the mode of the module unchanged. They compute in full precision, outside of autocast: fp16
+cannot round small gradients to 0, and there is no loss scale to undo. They also work under
+``no_grad`` and ``inference_mode``, as in ``valid_step``.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from torch import Tensor, nn
 
 from base.errors import TrainingError, nearest
 
-Target = int | Tensor | None
-
 
 def gradient_penalty(
     critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, target: float = 1.0
 ) -> Tensor:
-    """Return the mean of (norm of the critic's slope - target) squared, between real and fake.
+    """Return the gradient penalty of WGAN-GP: the mean of (gradient norm - target) squared.
 
-    Gulrajani et al. 2017, "Improved Training of Wasserstein GANs". Add it to the critic's loss
-    times a weight (10 there), and give the sum to ``self.backward``: the penalty itself holds no
-    loss scale, so that fp16's scaler multiplies it once, like every other loss.
+    The gradient is the critic's at random points between real and fake (Gulrajani et al. 2017,
+    "Improved Training of Wasserstein GANs"). Add the penalty to the critic's loss times a weight
+    (10 there), and pass the sum to ``self.backward``, which applies the loss scale of fp16 once.
 
     Args:
-        critic: gives a number or more for each sample, which must not depend on its neighbours.
-        real, fake: of one shape, (batch, ...); neither gets a gradient.
+        critic: returns one or more numbers for each sample, independent of the other samples.
+        real, fake: tensors of one shape, (batch, ...); neither gets a gradient.
 
     Raises:
         TrainingError: the shapes differ.
     """
     if real.shape != fake.shape:
         shapes = f"{tuple(real.shape)} and {tuple(fake.shape)}"
-        raise TrainingError(f"gradient_penalty: real and fake must have one shape, not {shapes}")
+        raise TrainingError(
+            f"gradient_penalty: real and fake must have the same shape, not {shapes}"
+        )
     create_graph = torch.is_grad_enabled()
     real, fake = _detached(real), _detached(fake)
     with _full_precision(real.device):
@@ -48,75 +48,47 @@ def gradient_penalty(
         return torch.square(slope.flatten(1).norm(dim=1) - target).mean()
 
 
-def saliency(model: nn.Module, inputs: Tensor, target: Target = None) -> Tensor:
-    """Return how much each input moves its sample's score: the slope's size.
+def saliency(model: nn.Module, inputs: Tensor, target: int | Tensor | None = None) -> Tensor:
+    """Return the size of the gradient of each sample's score with respect to its inputs.
 
-    Simonyan et al. 2014, "Deep Inside Convolutional Networks". The model is in evaluation mode
-    meanwhile. Images give one map each, (batch, 1, height, width), by the largest of the channels;
-    other inputs a value each.
+    Simonyan et al. 2014, "Deep Inside Convolutional Networks". The model is put in evaluation mode
+    meanwhile. Images give one map each, (batch, 1, height, width): the largest of the channels.
+    Other inputs keep their shape.
 
     Args:
-        target: the class whose score is followed, one for all or one a sample; without it each
+        target: the class of the score, one for all samples or one for each; by default each
             sample's highest.
+
+    Raises:
+        TrainingError: the model does not return one tensor.
     """
-    return _as_map(_mean_slope(model, inputs, target, lambda points: [points]))
-
-
-def smooth_saliency(
-    model: nn.Module,
-    inputs: Tensor,
-    target: Target = None,
-    noise: float = 0.15,
-    n_samples: int = 25,
-    seed: int = 0,
-) -> Tensor:
-    """Return the saliency of the mean slope over noisy copies: SmoothGrad, Smilkov et al. 2017.
-
-    Args:
-        noise: standard deviation, as a share of each sample's own range.
-        seed: of the noise, which has a stream of its own.
-    """
-
-    def noisy(images: Tensor) -> Iterator[Tensor]:
-        generator = torch.Generator(images.device).manual_seed(seed)
-        dims = tuple(range(1, images.dim()))
-        spread = noise * (images.amax(dims, keepdim=True) - images.amin(dims, keepdim=True))
-        for _ in range(n_samples):
-            yield images + spread * torch.empty_like(images).normal_(generator=generator)
-
-    return _as_map(_mean_slope(model, inputs, target, noisy))
-
-
-def integrated_gradients(
-    model: nn.Module,
-    inputs: Tensor,
-    target: Target = None,
-    baseline: Tensor | None = None,
-    n_steps: int = 50,
-) -> Tensor:
-    """Return each input's share in its sample's score; the shape is that of the inputs.
-
-    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks": the shares of a sample add
-    up to score(inputs) - score(baseline), the more nearly the more steps.
-
-    Args:
-        baseline: where the straight way to the inputs begins; zeros without it.
-    """
-    inputs = _detached(inputs)
-    way = inputs if baseline is None else inputs - baseline
-
-    def between(ends: Tensor) -> Iterator[Tensor]:
-        for number in range(n_steps):
-            yield ends - way * (number + 0.5) / n_steps
-
-    return way * _mean_slope(model, inputs, target, between)
+    inputs, modes = _detached(inputs), {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with _full_precision(inputs.device):
+            inputs = inputs.clone().requires_grad_()  # a tensor of inference mode joins no graph
+            output = model(inputs)
+            if not isinstance(output, Tensor):
+                found = type(output).__name__
+                raise TrainingError(
+                    f"the model must return one tensor (batch, classes), not {found}"
+                )
+            scores = output.reshape(len(output), -1)
+            chosen = scores.argmax(dim=1) if target is None else target
+            chosen = torch.as_tensor(chosen, device=scores.device).expand(len(scores))
+            score = scores.gather(1, chosen.unsqueeze(1)).sum()
+            slope = torch.autograd.grad(score, inputs)[0].abs()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return slope.amax(dim=1, keepdim=True) if slope.dim() == 4 else slope
 
 
 def layer_gradient_norms(model: nn.Module, scale: float | Tensor = 1.0) -> dict[str, Tensor]:
-    """Return the norm of the present ``.grad`` of each layer's own parameters, by name.
+    """Return the norm of the ``.grad`` of each layer's own parameters, by name.
 
     Args:
-        scale: what the loss was multiplied by, as ``scaler.get_scale()``.
+        scale: the factor on the loss, such as ``scaler.get_scale()``.
     """
     norms = {}
     for name, module in model.named_modules():
@@ -134,8 +106,8 @@ def gradient_of(model: nn.Module, name: str, loss_fn: Callable[[], Tensor]) -> T
         loss_fn: runs one forward pass, in the mode that the model is in, and returns the loss.
 
     Raises:
-        TrainingError: there is no such module; it was not called once; it gave no single tensor of
-            real numbers; the loss does not depend on it.
+        TrainingError: there is no such module, it was not called exactly once, it did not return
+            one floating-point tensor, or the loss does not depend on it.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
@@ -145,16 +117,16 @@ def gradient_of(model: nn.Module, name: str, loss_fn: Callable[[], Tensor]) -> T
     def branch(module: nn.Module, args: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             found = output.dtype if isinstance(output, Tensor) else type(output).__name__
-            raise TrainingError(f"{name!r} gives {found}, not one tensor of real numbers")
+            raise TrainingError(f"{name!r} returns {found}, not one floating-point tensor")
         points.append(output if output.requires_grad else output.detach().requires_grad_())
-        return points[-1].clone()  # what overwrites it afterwards leaves the point alone
+        return points[-1].clone()  # so that an in-place operation leaves the point as it is
 
     handle = modules[name].register_forward_hook(branch)
     try:
         with _full_precision(next(model.parameters(), torch.empty(0)).device):
             loss, gradient = loss_fn(), None
             if len(points) != 1:
-                raise TrainingError(f"{name!r} was called {len(points)} times, not once")
+                raise TrainingError(f"{name!r} was called {len(points)} times, not exactly once")
             if loss.requires_grad:
                 (gradient,) = torch.autograd.grad(loss, points, allow_unused=True)
     finally:
@@ -165,7 +137,7 @@ def gradient_of(model: nn.Module, name: str, loss_fn: Callable[[], Tensor]) -> T
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return the tensor without its graph, dense, in float32 or wider."""
+    """Return the tensor detached, dense, and in float32 or wider."""
     return tensor.detach().to_dense().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -177,45 +149,6 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 
 def _detached(tensor: Tensor) -> Tensor:
-    """Let go of the graph; under autocast also of half precision, which no weight has there."""
+    """Detach a tensor, and under autocast convert it to the precision of the weights."""
     is_reduced = torch.is_autocast_enabled(tensor.device.type)
     return at_least_float32(tensor) if is_reduced else tensor.detach()
-
-
-def _mean_slope(
-    model: nn.Module, inputs: Tensor, target: Target, places: Callable[[Tensor], Any]
-) -> Tensor:
-    """Return the slope of each sample's score, averaged over the places made from the inputs."""
-    inputs, modes = _detached(inputs), {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with _full_precision(inputs.device):
-            inputs = inputs.clone()  # what was made in inference mode takes part in no graph
-            chosen = _choose(model, inputs, target)
-            total, count = torch.zeros_like(inputs), 0
-            for place in places(inputs):
-                place = place.detach().requires_grad_()
-                score = _scores(model(place)).gather(1, chosen.unsqueeze(1))
-                total, count = total + torch.autograd.grad(score.sum(), place)[0], count + 1
-            return total / count
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _choose(model: nn.Module, inputs: Tensor, target: Target) -> Tensor:
-    if target is None:
-        with torch.no_grad():
-            return _scores(model(inputs)).argmax(dim=1)
-    return torch.as_tensor(target, device=inputs.device).expand(len(inputs))
-
-
-def _scores(output: Any) -> Tensor:
-    if not isinstance(output, Tensor):
-        found = type(output).__name__
-        raise TrainingError(f"the model must give one tensor (batch, classes), not a {found}")
-    return output.reshape(len(output), -1)
-
-
-def _as_map(slope: Tensor) -> Tensor:
-    return slope.abs().amax(dim=1, keepdim=True) if slope.dim() == 4 else slope.abs()

@@ -1,4 +1,4 @@
-"""Presets of ``init:``: whole schemes by one word, which know the kinds of layers."""
+"""Presets of ``init:``: one word sets the weights and biases of all layers of a kind."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from base.errors import KindlingError, nearest
+from base.errors import KindlingError, listed, nearest
 from base.network.layers import NORMS
 from base.network.patterns import owner_and_leaf, whole_of
-from base.training.parameter_groups import shown
 
 Section = Mapping[str, Any]
 
@@ -19,13 +18,13 @@ _ZEROS: Section = {"type": "zeros_"}
 _ONES: Section = {"type": "ones_"}
 _WEIGHTS: dict[str, Section] = {
     # He et al. 2015 (arXiv:1502.01852), equation 10: a normal of variance 2 / fan_in keeps the
-    # size of what goes forward, also where the widths differ and in grouped convolutions.
+    # scale of activations, also where the widths differ and in grouped convolutions.
     "kaiming": {"type": "kaiming_normal_", "args": {"nonlinearity": "relu"}},
     # Glorot and Bengio 2010, equation 16: a uniform one of variance 2 / (fan_in + fan_out).
     "xavier": {"type": "xavier_uniform_"},
     # Saxe et al. 2013 (arXiv:1312.6120).
     "orthogonal": {"type": "orthogonal_"},
-    # As in BERT and ViT; torch's own cut, a and b, is no multiple of std.
+    # As in BERT and ViT; the defaults of torch's a and b do not scale with std.
     "truncated_normal": {"type": "trunc_normal_", "args": {"std": 0.02, "a": -0.04, "b": 0.04}},
 }
 _LAST_NORMS = {
@@ -35,16 +34,16 @@ _LAST_NORMS = {
 
 
 class PresetError(KindlingError):
-    """A preset finds nothing to set, or the model's own ``init_weights`` fails."""
+    """A preset sets no parameter, or the model's own ``init_weights`` fails."""
 
     exit_code = 2
 
 
 def preset_schemes(model: nn.Module, preset: str, names: Sequence[str]) -> dict[str, Section]:
-    """Return what a preset sets of the parameters of these names: ``{type, args}`` of torch.
+    """Return the scheme of a preset, ``{type, args}``, for each of these parameters that it sets.
 
     Raises:
-        PresetError: it sets none of them.
+        PresetError: the preset sets none of them.
     """
     if preset == "zero_last_norm":
         return _zero_last_norms(model, names)
@@ -55,30 +54,30 @@ def preset_schemes(model: nn.Module, preset: str, names: Sequence[str]) -> dict[
         if section is not None:
             chosen[name] = section
     if not chosen:
-        text = f"{preset} sets convolutions, Linear and norm layers; matched are {shown(names, 4)}"
-        raise PresetError(f"{text}: give these a rule with a function, as `weight: normal_`")
+        text = f"{preset} sets convolutions, Linear and norm layers, but matched {listed(names, 4)}"
+        raise PresetError(f"{text}: give these a rule with a function, such as `weight: normal_`")
     return chosen
 
 
 def call_init_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Call the model's own ``init_weights()``; return which of ``names`` it set.
 
-    Where the model has no such method, those of its parts that have one are asked, at the top
-    level. Parameters of other names are put back as they were.
+    If the model has no such method, those of its direct children are called. Parameters of other
+    names are restored.
 
     Raises:
-        PresetError: there is no such method, it fails, or it sets nothing of these names.
+        PresetError: there is no such method, it fails, or it sets none of these parameters.
     """
     parts = [("", model), *model.named_children()]
     able = [(name, part) for name, part in parts if hasattr(part, "init_weights")]
     if not able:
-        text = f"{type(model).__name__} and its parts have no method `init_weights(self)`"
-        raise PresetError(f"{text}; write one, or choose another preset, as `init: kaiming`")
+        text = f"{type(model).__name__} and its children have no method `init_weights(self)`"
+        raise PresetError(f"{text}; write one, or choose another preset, such as `init: kaiming`")
 
     before = {name: (p, p._version, p.detach().clone()) for name, p in model.named_parameters()}
     for _, part in able[:1] if able[0][1] is model else able:
         try:
-            part.init_weights()  # type: ignore[operator]  # whatever it is, its fault is named
+            part.init_weights()  # type: ignore[operator]  # its own error is reported
         except Exception as error:
             text = f"init_weights() of {type(part).__name__} fails: {type(error).__name__}: {error}"
             raise PresetError(text) from error
@@ -86,7 +85,7 @@ def call_init_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
     is_set = []
     for name, parameter in model.named_parameters():
         old, version, value = before.get(name, (None, 0, parameter))
-        # A write through `.data` is not counted in the version; a value written twice is.
+        # A write through `.data` does not change the version; writing an equal value does.
         if parameter is old and parameter._version == version and parameter.equal(value):
             continue
         if name in names:
@@ -94,7 +93,7 @@ def call_init_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
         elif old is not None:
             parameter.detach().copy_(value)
     if not is_set:
-        raise PresetError(f"init_weights() sets nothing of {shown(names, 4)}")
+        raise PresetError(f"init_weights() sets none of {listed(names, 4)}")
     return is_set
 
 
@@ -119,19 +118,19 @@ def _zero_last_norms(model: nn.Module, names: Sequence[str]) -> dict[str, Sectio
         if last is not None:
             found.append(own_names[id(_weight_of(block, last, where))])
     if not found:
-        text = 'no residual block here tells its last norm; write `last_norm = "norm2"` in the'
-        raise PresetError(f"{text} block's class (those of torchvision's ResNets are known)")
+        text = 'no residual block declares its last norm; write `last_norm = "norm2"` in the'
+        raise PresetError(f"{text} block's class (torchvision's ResNets are known)")
     chosen = [name for name in found if name in names]
     if not chosen:
         raise PresetError(
-            f"match leaves out the last norms of the residual blocks: {shown(found, 4)}"
+            f"match excludes the last norms of the residual blocks: {listed(found, 4)}"
         )
     return dict.fromkeys(chosen, _ZEROS)
 
 
 def _last_norm(block: nn.Module) -> str | None:
     declared = getattr(block, "last_norm", None)
-    if isinstance(declared, str):  # a layer may be called so, too
+    if isinstance(declared, str):  # a layer may have this name too
         return declared
     classes = (f"{each.__module__}.{each.__qualname__}" for each in type(block).__mro__)
     return next((_LAST_NORMS[name] for name in classes if name in _LAST_NORMS), None)
@@ -142,8 +141,10 @@ def _weight_of(block: nn.Module, last: str, where: str) -> Tensor:
     weight = getattr(known.get(last), "weight", None)
     if not isinstance(weight, nn.Parameter):
         text = f"{where or 'the model'}: {type(block).__name__} has last_norm = {last!r}"
-        fault = (
-            "which has no weight" if last in known else f"which is not in it{nearest(last, known)}"
+        reason = (
+            "which has no weight"
+            if last in known
+            else f"which it does not have{nearest(last, known)}"
         )
-        raise PresetError(f"{text}, {fault}")
+        raise PresetError(f"{text}, {reason}")
     return weight

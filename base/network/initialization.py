@@ -1,4 +1,4 @@
-"""Initialisation by rules: every parameter gets the scheme that somebody chose for it."""
+"""Initialization by rules: the ``init:`` section sets parameters chosen by name or by class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Keys = tuple[str | int, ...]
 
 
 class InitRecord(NamedTuple):
-    """What a parameter was set to: ``default``, which is torch's, where no rule touched it."""
+    """The scheme of a parameter: ``default`` (torch's own) where no rule set it."""
 
     name: str
     shape: tuple[int, ...]
@@ -37,33 +37,33 @@ def initialise(
     find: Callable[[str, str], Any],
     problem: Callable[[Keys, str], Problem] = _dotted,
 ) -> list[InitRecord]:
-    """Set the parameters by rules ``{match, preset, weight, bias, ...}``; tell each one's scheme.
+    """Set the parameters by rules ``{match, preset, weight, bias, ...}``; return their schemes.
 
-    ``match`` chooses parameters by dotted name or by their owner's type; the other keys are globs
-    on the last part of a name (``weight``, ``bias``, ``weight_hh_*``). Later rules win, key by key;
-    within a rule, its keys win over its preset. A scheme is ``{type, args}``, its name, or a
-    number. Either all values change or none does.
+    ``match`` chooses parameters by dotted name or by the class of their module; the other keys are
+    globs on the last part of a name (``weight``, ``bias``, ``weight_hh_*``). Later rules win, key
+    by key; within a rule, its keys win over its preset. A scheme is ``{type, args}``, its name, or
+    a number. If a rule fails, no value changes.
 
     Args:
-        find: gives the function of a kind (``init``) and a name.
-        problem: makes a problem of its place in the config and its text.
+        find: returns the function of a kind (``init``) and a name.
+        problem: returns a problem for its place in the config and its text.
 
     Raises:
-        ConfigError: all rules that cannot be followed.
+        ConfigError: with all rules that cannot be applied.
     """
     state = (*model.named_parameters(), *model.named_buffers()) if rules else ()
     before = [(value, value.detach().clone()) for _, value in state if not is_lazy(value)]
-    work = _Work(model, find, problem)
+    initializer = _Initializer(model, find, problem)
     with torch.no_grad():
         for number, rule in enumerate(rules):
-            work.read_rule(number, rule)
-        work.draw()
-        if work.problems:
+            initializer.read_rule(number, rule)
+        initializer.draw()
+        if initializer.problems:
             for value, old in before:
                 value.copy_(old)
-            raise ConfigError(work.problems)
+            raise ConfigError(initializer.problems)
     return [
-        InitRecord(name, _shape(parameter), work.texts.get(name, "default"))
+        InitRecord(name, _shape(parameter), initializer.texts.get(name, "default"))
         for name, parameter in model.named_parameters()
     ]
 
@@ -75,8 +75,8 @@ class _Scheme(NamedTuple):
     args: Mapping[str, Any]
 
 
-class _Work:
-    """The rules read so far: schemes still to be drawn, texts of those drawn, and faults."""
+class _Initializer:
+    """The rules read so far: pending schemes, the texts of drawn ones, and problems."""
 
     def __init__(
         self,
@@ -111,10 +111,10 @@ class _Work:
             self._choose(scheme, key, names, is_alone=len(rule) == 2)
 
     def draw(self) -> None:
-        """Set what was chosen so far, in the model's order."""
+        """Draw the pending schemes, in the model's order."""
         parameters = {n: p for n, p in self.model.named_parameters() if n in self.pending}
-        drawn: set[tuple[str, str]] = set()  # weights in several parts: once for all of these
-        # A rule for one part alone counts beside one for the weight.
+        drawn: set[tuple[str, str]] = set()  # a weight of several parts is drawn once
+        # A rule for one part wins over a rule for the whole weight.
         for name in sorted(
             parameters, key=lambda name: not _is_for_whole(name, self.pending[name])
         ):
@@ -127,7 +127,7 @@ class _Work:
                 elif place not in drawn:
                     drawn.add(place)
                     _set_whole(module, place[1], scheme)
-            except Exception as error:  # whatever a project's own scheme raises, it is named
+            except Exception as error:  # whatever a project's own scheme raises
                 fault = f"{scheme.text} cannot set {name!r} of shape {_shape(parameter)}: {error}"
                 self._note(scheme.keys, fault)
             self.texts[name] = scheme.text
@@ -135,7 +135,7 @@ class _Work:
 
     def _read_preset(self, preset: str, keys: Keys, names: list[str]) -> None:
         if preset == "from_model":
-            self.draw()  # so that the model builds on the rules before it, and those after on it
+            self.draw()  # the model's method may build on earlier rules, and later rules on it
             self.texts.update(dict.fromkeys(call_init_weights(self.model, names), preset))
             return
         for name, section in preset_schemes(self.model, preset, names).items():
@@ -144,11 +144,11 @@ class _Work:
     def _choose(self, scheme: _Scheme, key: str, names: list[str], is_alone: bool) -> None:
         leaves = {name: owner_and_leaf(name)[1] for name in names}
         hits = [n for n in names if fnmatchcase(leaves[n], key) or fnmatchcase(whole_of(n), key)]
-        # A layer may go without a bias; any other name that is not there is a slip.
+        # A layer may have no bias; any other name that is missing is a mistake.
         if not hits and (is_alone or key not in ("weight", "bias")):
             known = sorted(set(leaves.values()))
-            near = nearest(key, known) or f"; they are named {', '.join(known)}"
-            self._note(scheme.keys, f"no matched parameter has that name{near}")
+            near = nearest(key, known) or f"; the names are {', '.join(known)}"
+            self._note(scheme.keys, f"no matched parameter has this name{near}")
         self.pending.update(dict.fromkeys(hits, scheme))
 
     def _note(self, keys: Keys, message: object) -> None:
@@ -173,11 +173,11 @@ def _find_in_torch(_: str, name: str) -> Any:
 
 
 def _values(scheme: _Scheme, parameter: Tensor, module: nn.Module) -> Tensor:
-    """Return the values that a scheme gives a parameter of this module; it is not changed.
+    """Return the values that a scheme gives to a parameter, which stays unchanged.
 
-    Torch's functions take a weight to be (out, in, *kernel). That of a transposed convolution is
-    not: it is drawn in that form, so that fans and directions are its own. A padding row of an
-    embedding stays 0, as torch leaves it. A project's own function gets the parameter as it is.
+    torch's functions expect a weight of shape (out, in, *kernel). The weight of a transposed
+    convolution is drawn in this shape and converted, so that its fans are right. The padding row of
+    an embedding stays 0, as in torch. A project's own function gets the parameter as it is.
     """
     value = parameter.detach().clone()
     is_torchs = scheme.function.__module__ == "torch.nn.init"
@@ -193,26 +193,26 @@ def _values(scheme: _Scheme, parameter: Tensor, module: nn.Module) -> Tensor:
     if is_torchs and is_embedding and isinstance(module.padding_idx, int):
         value[module.padding_idx] = 0
     if value.shape != parameter.shape:
-        raise ValueError(f"it gives shape {tuple(value.shape)}")
+        raise ValueError(f"it returns shape {tuple(value.shape)}")
     return value
 
 
 def _is_for_whole(name: str, scheme: _Scheme) -> bool:
-    """Tell whether a scheme is for a weight of which this parameter is one of several parts."""
+    """Return whether the scheme is for the whole weight that this parameter is a part of."""
     leaf = owner_and_leaf(name)[1]
     return whole_of(name) != leaf and not fnmatchcase(leaf, str(scheme.keys[-1]))
 
 
 def _set_whole(module: nn.Module, name: str, scheme: _Scheme) -> None:
-    """Set a parametrised weight, as that of weight_norm: torch finds what its parts must be."""
+    """Set a parametrized weight, as of weight_norm: torch computes its parts."""
     value = _values(scheme, getattr(module, name), module)
     setattr(module, name, value)
     if not torch.allclose(getattr(module, name), value, atol=1e-6):
-        raise ValueError("its parametrization cannot give these values")
+        raise ValueError("its parametrization cannot represent these values")
 
 
 def _exchange_channels(weight: Tensor, groups: int) -> Tensor:
-    """Turn (in, out / groups, *kernel) into (out, in / groups, *kernel); twice gives it back."""
+    """Convert (in, out / groups, *kernel) to (out, in / groups, *kernel), or back."""
     by_group = weight.reshape(groups, -1, *weight.shape[1:])
     return by_group.transpose(1, 2).flatten(0, 1).contiguous()
 

@@ -1,4 +1,4 @@
-"""Networks written whole in a config: layers in a row, residual blocks, several networks."""
+"""Modules for networks written in a config: Sequential, Residual, and several networks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class NoForward(TrainingError, NotImplementedError):  # noqa: N818 (it reads as what happened)
-    """A model is called that has nothing to be called by."""
+    """A model without a ``forward`` is called."""
 
 
 class Sequential(nn.Sequential):
-    """Layers in a row, by name: ``model.stem``; the numbers of those without one are theirs.
+    """Layers in a row, by name: ``model.stem``; a layer without a name has its number.
 
-    A layer is ``{type, name, args}`` or, without arguments, its type alone; it may be a Sequential
-    or a Residual again.
+    A layer is ``{type, name, args}`` or, without arguments, its type alone. It may be a Sequential
+    or a Residual itself.
     """
 
     def __init__(self, layers: dict[str, nn.Module]) -> None:
@@ -28,7 +28,7 @@ class Sequential(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """``layers(x) + shortcut(x)``; without a shortcut, plus x (He et al., 2016)."""
+    """``layers(x) + shortcut(x)``; without a shortcut, ``layers(x) + x`` (He et al., 2016)."""
 
     def __init__(
         self, layers: dict[str, nn.Module], shortcut: dict[str, nn.Module] | None = None
@@ -48,7 +48,7 @@ class Residual(nn.Module):
 
 
 class Networks(nn.Module):
-    """Several networks by name, ``model.generator``, for a trainer that calls each itself."""
+    """Several networks by name, ``model.generator``; a trainer calls each of them itself."""
 
     def __init__(self, **networks: nn.Module) -> None:
         super().__init__()

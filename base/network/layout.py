@@ -1,4 +1,4 @@
-"""What the options make of a model before it is trained: layout, recomputation, compilation."""
+"""The ``memory:`` options of a model: layout, recomputation, in-place activations, compilation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from base.config.durations import parse_duration
 from base.errors import DataError
 from base.network.activations import checkpoint_activations
+from base.network.inplace import work_in_place
 from base.system.seeding import isolated_random_state
 
 
@@ -22,19 +23,21 @@ def prepare_model(
     device: torch.device,
     forward: Callable[[nn.Module], Any] | None = None,
 ) -> list[str]:
-    """Apply the options that change how the model runs; return what to tell of them.
+    """Apply the options that change how the model runs; return notes for the header.
 
-    The names of its parameters stay as they are.
+    The names of its parameters do not change.
 
     Args:
-        forward: calls a model on a batch; ``auto`` changes nothing without having tried.
+        forward: calls a model on a batch; ``auto`` changes the layout only if this works.
 
     Raises:
         ConfigError: a pattern matches no module, or an option would change what is computed.
     """
-    notes = _lay_out(model, memory["channels_last"], device, forward)
+    notes = _choose_layout(model, memory["channels_last"], device, forward)
     if memory["checkpoint_activations"]:
         checkpoint_activations(model, memory["checkpoint_activations"])
+    if memory["inplace"]:
+        notes.append(work_in_place(model))
     if memory["precision"] == "tf32":
         torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = memory["cudnn_benchmark"]
@@ -43,42 +46,42 @@ def prepare_model(
     if device.type == "cpu":
         offloaded = [key for key in ("offload_activations", "offload_optimizer") if memory[key]]
         if offloaded:
-            notes.append(f"{' and '.join(offloaded)}: nothing to move, all is in CPU memory")
+            notes.append(f"{' and '.join(offloaded)}: no effect on a CPU")
         if memory["precision"] == "tf32":
-            notes.append("tf32: a GPU's; on a CPU the same as fp32")
+            notes.append("tf32: no effect on a CPU")
     return notes
 
 
-def _lay_out(
+def _choose_layout(
     model: nn.Module,
-    wish: bool | str,
+    channels_last: bool | str,
     device: torch.device,
     forward: Callable[[nn.Module], Any] | None,
 ) -> list[str]:
-    """Put the channels of convolutions innermost where asked for, or where it is known to help.
+    """Use ``torch.channels_last`` for convolutions if asked to, or if it is known to help.
 
-    A convolution brings its input into the layout of its weights, and what follows keeps it: the
-    batch need not be converted. A model whose ``view`` wants the other layout stays as it is.
+    A convolution converts its input to the layout of its weights, and later layers keep it: the
+    batch is not converted. A model whose ``view`` needs the other layout is left as it is.
     """
-    if not wish or not _convolution_weights(model):
+    if not channels_last or not _convolution_weights(model):
         return []
-    if wish == "auto":
+    if channels_last == "auto":
         if device.type not in ("cpu", "cuda") or forward is None:
             return []
         try:
-            twin = copy.deepcopy(model).eval()  # whatever a first call changes, it changes there
-            _innermost(twin)
+            twin = copy.deepcopy(model).eval()  # a first call may change the model
+            _use_channels_last(twin)
             with isolated_random_state(0), torch.no_grad():
                 forward(twin)
         except DataError:
             raise
         except Exception:
-            return []  # if the model itself is wrong, it is told where it is called for good
-    _innermost(model)
-    return [f"channels_last{' (auto)' if wish == 'auto' else ''}"]
+            return []  # an error of the model itself is reported at its first real call
+    _use_channels_last(model)
+    return [f"channels_last{' (auto)' if channels_last == 'auto' else ''}"]
 
 
-def _innermost(model: nn.Module) -> None:
+def _use_channels_last(model: nn.Module) -> None:
     for weight in _convolution_weights(model):
         weight.data = weight.data.to(memory_format=torch.channels_last)
 
@@ -89,13 +92,13 @@ def _convolution_weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 class EmptyCache:
-    """Gives the memory that torch keeps for later use back to the device, once in a while."""
+    """Returns cached memory of torch to the device every so many steps."""
 
     def __init__(self, every: str | None, steps_per_epoch: int, total_steps: int) -> None:
         lengths = (steps_per_epoch, total_steps)
         self.n_steps = parse_duration(every).in_steps(*lengths) if every is not None else 0
 
     def after_step(self, step: int) -> None:
-        """Follow one step of the run."""
+        """Empty the cache if it is due after this step."""
         if self.n_steps and step % self.n_steps == 0 and torch.accelerator.is_available():
             torch.accelerator.empty_cache()

@@ -1,10 +1,10 @@
-"""The one pattern language for parameters and modules, the same in every section of a config.
+"""The pattern language for parameters and modules, the same in every section of a config.
 
 - ``"head.*"``: a glob on the whole dotted name; ``*`` crosses dots, upper and lower case differ.
-- ``"re:stem\\.[0-3]\\..*"``: a regular expression that must fit the whole name.
+- ``"re:stem\\.[0-3]\\..*"``: a regular expression that must match the whole name.
 - ``{type: Conv2d}`` or ``{type: [Conv2d, Linear]}``: modules of that class, subclasses included;
   for parameters, the class of the module that owns them.
-- a list of these: any of them, and each must match something.
+- a list of these: any of them; each must match something.
 """
 
 from __future__ import annotations
@@ -24,56 +24,56 @@ Pattern: TypeAlias = str | Mapping[str, Any] | Sequence[Any]
 
 
 class NoMatch(KindlingError):  # noqa: N818 (it reads as what happened)
-    """A pattern matches nothing, or cannot be read."""
+    """A pattern matches nothing, or is not valid."""
 
     exit_code = 2
 
 
-class _Item(NamedTuple):
-    names: list[str]  # more than one where a parameter or a module is shared
-    classes: list[str]  # the module's own class first, then those it derives from
+class _Candidate(NamedTuple):
+    names: list[str]  # several for a shared parameter or module
+    classes: list[str]  # the module's own class, then its bases
 
 
 def match_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
     """Return the names of the parameters that match, in the model's order.
 
-    A shared parameter answers to each of its names and is returned once, under the first.
+    A shared parameter matches by each of its names, and is returned once, by the first.
     """
     classes = _classes(model)
-    items: dict[int, _Item] = {}
+    candidates: dict[int, _Candidate] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        item = items.setdefault(id(parameter), _Item([], []))
-        item.names.append(name)
-        item.classes.extend(classes[owner_and_leaf(name)[0]])
-    return _select(pattern, list(items.values()), "parameter", classes)
+        candidate = candidates.setdefault(id(parameter), _Candidate([], []))
+        candidate.names.append(name)
+        candidate.classes.extend(classes[owner_and_leaf(name)[0]])
+    return _select(pattern, list(candidates.values()), "parameter", classes)
 
 
 def match_modules(model: nn.Module, pattern: Pattern) -> list[str]:
-    """Return the names of the modules below the model that match, a shared one once."""
+    """Return the names of the matching modules within the model; a shared one counts once."""
     classes = _classes(model)
-    items: dict[int, _Item] = {}
+    candidates: dict[int, _Candidate] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if name:
-            items.setdefault(id(module), _Item([], classes[name])).names.append(name)
-    return _select(pattern, list(items.values()), "module", classes)
+            candidates.setdefault(id(module), _Candidate([], classes[name])).names.append(name)
+    return _select(pattern, list(candidates.values()), "module", classes)
 
 
 def match_names(
     names: Iterable[str], pattern: Pattern, model: nn.Module | None = None
 ) -> list[str]:
-    """Return those of the names that match, as of a file of weights; each stands for itself.
+    """Return the matching names, such as those of a file of weights.
 
-    With a model, the parameters and buffers that it has answer to their owner's type too.
+    With a model, the names of its parameters and buffers match by the class of their module too.
     """
     classes = {} if model is None else _classes(model)
-    items = [_Item([name], classes.get(owner_and_leaf(name)[0], [])) for name in names]
-    return _select(pattern, items, "weight", classes)
+    candidates = [_Candidate([name], classes.get(owner_and_leaf(name)[0], [])) for name in names]
+    return _select(pattern, candidates, "weight", classes)
 
 
 def owner_and_leaf(name: str) -> tuple[str, str]:
-    """Split a parameter's name into that of its module and its own.
+    """Split a parameter's name into the name of its module and its own.
 
-    A parametrised weight belongs to its layer, not to the list that keeps its parts:
+    A parametrized weight belongs to its layer, not to the list of its parts:
     ``head.parametrizations.weight.original`` is the ``weight`` of ``head``.
     """
     owner, _, leaf = name.rpartition(".")
@@ -82,33 +82,33 @@ def owner_and_leaf(name: str) -> tuple[str, str]:
 
 
 def whole_of(name: str) -> str:
-    """Return a parameter's own name; for a part of a weight, as with weight_norm, the weight's."""
+    """Return a parameter's own name; for a part of a weight, as in weight_norm, the weight's."""
     found = re.search(r"\bparametrizations\.(\w+)\.original\d+$", name)
     return found[1] if found else owner_and_leaf(name)[1]
 
 
 def _classes(model: nn.Module) -> dict[str, list[str]]:
-    """Return the names of each module's class and of those it derives from."""
+    """Return the names of each module's class and of its bases."""
     modules = model.named_modules(remove_duplicate=False)
     return {name: [cls.__name__ for cls in type(module).__mro__] for name, module in modules}
 
 
 def _select(
-    pattern: Pattern, items: list[_Item], kind: str, classes: Mapping[str, list[str]]
+    pattern: Pattern, candidates: list[_Candidate], kind: str, classes: Mapping[str, list[str]]
 ) -> list[str]:
-    """Choose among items; ``classes`` are those of all modules by name, for what is at fault."""
+    """Return the first names of the matching candidates; ``classes`` are of all modules by name."""
     chosen: set[int] = set()
     for part in _parts(pattern):
-        test = _test(part)
-        found = [index for index, item in enumerate(items) if test(item)]
+        matches = _matcher(part)
+        found = [index for index, one in enumerate(candidates) if matches(one)]
         if isinstance(part, Mapping):
             _refuse_unknown_types(_types(part), classes)
             if not found:
-                raise NoMatch(_no_such_type(_types(part), items, kind, classes))
+                raise NoMatch(_no_type_matches(_types(part), candidates, kind, classes))
         elif not found:
-            raise NoMatch(_nothing(part, items, kind))
+            raise NoMatch(_no_name_matches(part, candidates, kind))
         chosen.update(found)
-    return [items[index].names[0] for index in sorted(chosen)]
+    return [candidates[index].names[0] for index in sorted(chosen)]
 
 
 def _parts(pattern: Pattern) -> Iterator[str | Mapping[str, Any]]:
@@ -121,17 +121,17 @@ def _parts(pattern: Pattern) -> Iterator[str | Mapping[str, Any]]:
         raise NoMatch(f"a pattern is a name, {{type: ...}} or a list of them, not {pattern!r}")
 
 
-def _test(part: str | Mapping[str, Any]) -> Callable[[_Item], bool]:
+def _matcher(part: str | Mapping[str, Any]) -> Callable[[_Candidate], bool]:
     if isinstance(part, Mapping):
         wanted = set(_types(part))
-        return lambda item: not wanted.isdisjoint(item.classes)
+        return lambda candidate: not wanted.isdisjoint(candidate.classes)
     if not part.startswith("re:"):
-        return lambda item: any(fnmatchcase(name, part) for name in item.names)
+        return lambda candidate: any(fnmatchcase(name, part) for name in candidate.names)
     try:
-        fits = re.compile(part[3:]).fullmatch
+        fullmatch = re.compile(part[3:]).fullmatch
     except re.error as error:
-        raise NoMatch(f"{part!r} is no regular expression: {error}") from error
-    return lambda item: any(fits(name) for name in item.names)
+        raise NoMatch(f"{part!r} is not a regular expression: {error}") from error
+    return lambda candidate: any(map(fullmatch, candidate.names))
 
 
 def _types(part: Mapping[str, Any]) -> list[str]:
@@ -143,7 +143,7 @@ def _types(part: Mapping[str, Any]) -> list[str]:
 
 
 def _refuse_unknown_types(types: list[str], classes: Mapping[str, list[str]]) -> None:
-    """A class that is absent here may stand in a list of types; one that nobody knows may not."""
+    """A class that the model does not use may be in a list of types; an unknown one may not."""
     from torch import nn
 
     present = {name for each in classes.values() for name in each}
@@ -153,40 +153,40 @@ def _refuse_unknown_types(types: list[str], classes: Mapping[str, list[str]]) ->
             raise NoMatch(f"no module is of type {name!r}{near}")
 
 
-def _no_such_type(
-    types: list[str], items: list[_Item], kind: str, classes: Mapping[str, list[str]]
+def _no_type_matches(
+    types: list[str], candidates: list[_Candidate], kind: str, classes: Mapping[str, list[str]]
 ) -> str:
     text = f"no {kind} is of type {' or '.join(types)}"
     for name, each in classes.items():
         if name and not set(types).isdisjoint(each):
-            return f"{text}: such modules hold none themselves; name what is in them: '{name}.*'"
-    present = ", ".join(sorted({item.classes[0] for item in items if item.classes}))
+            return f"{text}: such modules have none of their own; match their parts: '{name}.*'"
+    present = ", ".join(sorted({one.classes[0] for one in candidates if one.classes}))
     return f"{text}; the types here are: {present or 'none'}"
 
 
-def _nothing(part: str, items: list[_Item], kind: str) -> str:
-    names = [name for item in items for name in item.names]
+def _no_name_matches(part: str, candidates: list[_Candidate], kind: str) -> str:
+    names = [name for one in candidates for name in one.names]
     if not names:
         return f"no {kind} matches {part!r}: there are none"
     sample = ", ".join(names[:: max(1, len(names) // 4)][:4])
-    near = _near_miss(part, items)
+    near = _near_miss(part, candidates)
     return f"no {kind} matches {part!r}{near or '; names'} look like: {sample}, ..."
 
 
-def _near_miss(part: str, items: list[_Item]) -> str:
-    """Mend the literal words of a pattern, and show what would have matched."""
-    known = sorted({word for item in items for name in item.names for word in name.split(".")})
+def _near_miss(part: str, candidates: list[_Candidate]) -> str:
+    """Return a similar pattern that matches: with its words corrected, or extended."""
+    known = sorted({word for one in candidates for name in one.names for word in name.split(".")})
 
     def closest(found: re.Match[str]) -> str:
         return next(iter(difflib.get_close_matches(found[0], known, n=1)), found[0])
 
     prefix, body = ("re:", part[3:]) if part.startswith("re:") else ("", part)
-    mended = prefix + re.sub(r"(?<!\\)[A-Za-z_]\w+", closest, body)
-    attempts = [f"{part}.*", f"*.{part}", mended, f"{mended}.*", f"*.{mended}"]
-    # A parameter where its module is meant, and a prefix that belongs to another program.
+    corrected = prefix + re.sub(r"(?<!\\)[A-Za-z_]\w+", closest, body)
+    attempts = [f"{part}.*", f"*.{part}", corrected, f"{corrected}.*", f"*.{corrected}"]
+    # A parameter instead of its module, and a prefix such as ``module.``.
     others = () if prefix else (part.rpartition(".")[0], part.partition(".")[2])
     attempts += [each for each in others if re.match(r"\w", each)]
     for attempt in attempts:
-        if any(map(_test(attempt), items)):
+        if any(map(_matcher(attempt), candidates)):
             return f"; did you mean {attempt!r}? Names"
     return ""

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 
 class SamePad(_ConvNd):
-    """Pads by what the input at hand needs; an odd one goes behind, as in TensorFlow and torch."""
+    """Pads each input as it needs; odd padding is larger at the end, as in TensorFlow and torch."""
 
     def __init__(
         self,
@@ -27,8 +27,8 @@ class SamePad(_ConvNd):
         **kwargs: Any,
     ) -> None:
         if padding != "same":
-            raise ValueError(f"{type(self).__name__} pads by 'same', not {padding!r}")
-        no_padding: Any = 0  # it is found anew at each forward
+            raise ValueError(f"{type(self).__name__} supports padding='same', not {padding!r}")
+        no_padding: Any = 0  # each forward pass computes it
         args = (stride, no_padding, *args)
         super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
 
@@ -62,7 +62,7 @@ class SamePadConv3d(SamePad, nn.Conv3d):
 
 
 class _LazySamePad(SamePad):
-    """Takes ``in_channels`` from the first batch, as torch's lazy layers do."""
+    """Infers ``in_channels`` from the first batch, as torch's lazy layers do."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class _LazySamePad(SamePad):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        lazy: Any = super(SamePad, self)  # torch's: SamePad itself counts channels first
+        lazy: Any = super(SamePad, self)  # SamePad's own __init__ takes in_channels first
         lazy.__init__(out_channels, kernel_size, stride, 0, *args, **kwargs)
 
 
@@ -91,7 +91,7 @@ _SAME |= {
 
 
 def conv_class(named: Any, args: Mapping[str, Any]) -> Any:
-    """Return what to build: for torch's convolution with "same" and a stride, ours."""
+    """Return the class to build: SamePad for a convolution of torch with "same" and a stride."""
     stride = args.get("stride", 1)
     strides = stride if isinstance(stride, list | tuple) else [stride]
     is_strided = args.get("padding") == "same" and any(step != 1 for step in strides)

@@ -1,4 +1,4 @@
-"""Errors of shape, told by the layer's name, what it was given, and what would fit."""
+"""Errors of shape that name the layer, its input, and what would fit."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from torch.nn.modules.module import register_module_forward_hook
 from base.errors import TrainingError
 from base.network.output_sizes import conv_output_size, conv_transpose_output_size, pool_output_size
 from base.network.same_padding import SamePad
-from base.network.summary import inputs_text, shape_text
+from base.network.shapes import inputs_text, shape_text
 
-# What torch's errors of shape speak of; those of devices, dtypes and memory do not.
+# Words of torch's errors of shape, which errors of devices, dtypes and memory do not have.
 _ABOUT_SHAPES = re.compile(
     r"(?i)\b(sizes?|shapes?|dim(ension)?s?|[1-5]D|channels?|elements|subscripts?|to unpack)\b"
     r"|broadcast|index out of range in self|out of bounds"
 )
-# What Python says where a layer is given a tuple, or fewer things than it takes.
+# Python's errors where a layer gets a tuple, or fewer arguments than it takes.
 _ABOUT_INPUTS = re.compile(
     r"must be Tensor, not|invalid combination of arguments|forward\(\) (missing|takes|got an unex)"
     r"|^'(tuple|list|dict|NoneType)' object has no attribute"
 )
-_KINDS = (RuntimeError, ValueError, IndexError, AssertionError, TypeError, AttributeError)
+_ERRORS = (RuntimeError, ValueError, IndexError, AssertionError, TypeError, AttributeError)
 
 
 @contextmanager
 def explain_shape_errors(model: nn.Module, input_text: str | None = None) -> Iterator[None]:
-    """Say more where shapes do not fit in the model's forward. Meant for the first batches.
+    """Explain errors of shape in the model's forward pass. Meant for the first batches.
 
-    Whatever is not about shapes, or not raised within the model, passes as it is, and so do all
-    errors of a compiled model, which may not be looked into.
+    Errors that are not about shapes, or not raised within the model, pass unchanged. So do all
+    errors of a compiled model, which cannot be inspected.
 
     Args:
-        input_text: what the inputs of the model are, where that is known.
+        input_text: a description of the model's inputs, if there is one.
 
     Raises:
         TrainingError: names the innermost module, its input, and what would fit.
@@ -60,12 +60,12 @@ def explain_shape_errors(model: nn.Module, input_text: str | None = None) -> Ite
     def note(module: nn.Module, args: Any, output: Any) -> None:
         nonlocal last
         if id(module) in names:
-            last = f"{names[id(module)]}, which gave {shape_text(output)}"
+            last = f"{names[id(module)]}, which returned {shape_text(output)}"
 
-    handle = register_module_forward_hook(note)  # one for all, so that no layer looks any different
+    handle = register_module_forward_hook(note)  # global: no layer looks different
     try:
         yield
-    except _KINDS as error:
+    except _ERRORS as error:
         text = _explain(error, names, last)
         if text is None:
             raise
@@ -76,7 +76,7 @@ def explain_shape_errors(model: nn.Module, input_text: str | None = None) -> Ite
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Tell whether a model, or a part of it, is compiled, and may not be looked into."""
+    """Return whether the model or a part of it is compiled, and cannot be inspected."""
     return any(m._compiled_call_impl or "_orig_mod" in m._modules for m in model.modules())
 
 
@@ -93,24 +93,24 @@ def _explain(error: Exception, names: Mapping[int, str], last: str) -> str | Non
     layer, args, kwargs = call["self"], call["args"], call["kwargs"]
     tensor = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
     check = next((check for kinds, check in _CHECKS if isinstance(layer, kinds)), None)
-    is_input = isinstance(error, TypeError | AttributeError)
-    advice = check(layer, tensor) if check and tensor is not None and not is_input else None
-    if advice is None and not (_ABOUT_INPUTS if is_input else _ABOUT_SHAPES).search(str(error)):
+    is_of_inputs = isinstance(error, TypeError | AttributeError)
+    advice = check(layer, tensor) if check and tensor is not None and not is_of_inputs else None
+    if advice is None and not (_ABOUT_INPUTS if is_of_inputs else _ABOUT_SHAPES).search(str(error)):
         return None
     what = type(layer).__name__ if any(layer.children()) else repr(layer)
     head = f"{names[id(layer)]}: {what} was given {inputs_text(args, kwargs) or 'no tensor'}"
-    lines = [f"{head}: {advice}" if advice else head, *_line_of_yours(frames[first:])]
+    lines = [f"{head}: {advice}" if advice else head, *_user_line(frames[first:])]
     if last:
         lines.append(f"the layer before was {last}")
     return "\n  ".join([*lines, f"{type(error).__name__}: {error}"])
 
 
-def _line_of_yours(frames: list[tuple[FrameType, int]]) -> list[str]:
-    """Return the innermost line that is not torch's, with the tensors known there."""
-    torchs = Path(torch.__file__).parent
+def _user_line(frames: list[tuple[FrameType, int]]) -> list[str]:
+    """Return the innermost line outside of torch, with the shapes of its local tensors."""
+    torch_folder = Path(torch.__file__).parent
     for frame, number in reversed(frames):
         file = Path(frame.f_code.co_filename)
-        if torchs not in file.parents:
+        if torch_folder not in file.parents:
             code = linecache.getline(str(file), number).strip()
             tensors = {k: v for k, v in frame.f_locals.items() if isinstance(v, Tensor)}
             known = f" ({inputs_text((), tensors)})" if tensors else ""
@@ -119,7 +119,7 @@ def _line_of_yours(frames: list[tuple[FrameType, int]]) -> list[str]:
 
 
 def _width(layer: Any, given: Tensor, argument: str, axis: int) -> str | None:
-    """Compare one dimension with the argument of the layer that sets it."""
+    """Compare one dimension of the input with the layer's argument for it."""
     if given.dim() <= max(axis, -axis - 1) or given.shape[axis] == getattr(layer, argument):
         return None
     wanted, found, flat = getattr(layer, argument), given.shape[axis], given.shape[1:].numel()
@@ -135,7 +135,7 @@ def _width(layer: Any, given: Tensor, argument: str, axis: int) -> str | None:
 
 
 def _window(layer: Any, given: Tensor, n: int, output_size: Callable[..., Any]) -> str | None:
-    """Compare the number of dimensions, the channels and the size, for a layer with a kernel."""
+    """Compare dimensions, channels and size of the input of a layer with a kernel."""
     if given.dim() not in (n + 1, n + 2):
         return f"it takes (batch, channel, {_AXES[n]})"
     channels = _width(layer, given, "in_channels", -n - 1) if isinstance(layer, _ConvNd) else None
@@ -152,12 +152,12 @@ def _window(layer: Any, given: Tensor, n: int, output_size: Callable[..., Any]) 
 
 def _indices(layer: Any, given: Tensor) -> str | None:
     if given.device.type != "cpu" or given.is_floating_point() or not given.numel():
-        return None  # after a fault on a GPU nothing can be read there any more
+        return None  # after an error on a GPU nothing can be read from it
     low, high, n = int(given.min()), int(given.max()), layer.num_embeddings
     if low >= 0 and high < n:
         return None
     fit = f"; what would fit: num_embeddings={high + 1}" if low >= 0 else ""
-    return f"its indices must be from 0 to {n - 1} and go from {low} to {high}{fit}"
+    return f"its indices must be from 0 to {n - 1}, but are from {low} to {high}{fit}"
 
 
 _AXES = {1: "length", 2: "height, width", 3: "depth, height, width"}

@@ -1,8 +1,8 @@
-"""What a model is made of, seen while it runs: real shapes, parameters and multiply-adds."""
+"""A table of a model's layers from one forward pass: shapes, parameters and multiply-adds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,21 +11,22 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
+from base.network.shapes import inputs_text, shape_text
 from base.system.seeding import isolated_random_state
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer at one shape of input; ``n_calls`` is 0 for a layer that the run did not call.
+    """One layer at one input shape; ``n_calls`` is 0 for a layer that was not called.
 
-    Such a layer is forgotten, or its weights are used by another, as attention's ``out_proj``.
+    Such a layer is unused, or another layer uses its weights, as attention does its ``out_proj``'s.
 
-    Parameters and multiply-adds are the layer's own, without those of layers inside it, and a
-    parameter that several layers share is counted in the first row, so that columns can be added.
-    Multiply-adds are those of all calls, for the whole batch.
+    Parameters and multiply-adds are the layer's own, without those of layers inside it. A parameter
+    that several layers share counts in the first row only, so that columns add up. Multiply-adds
+    are those of all calls, for the whole batch.
     """
 
     name: str
@@ -41,19 +42,19 @@ class LayerRow:
 def summarise_model(model: nn.Module, run: Callable[[], Any]) -> list[LayerRow]:
     """Call ``run``, which does a forward pass, and return a row for each layer in order of call.
 
-    A layer is a module that has no others inside it, or has parameters or multiply-adds of its
-    own. The pass is made in eval mode and without gradients, where no layer of torch changes a
-    buffer; mode and random streams are put back. What else ``run`` changes (a data loader's
-    position, a buffer that your own layer counts in) is its own. Compiled code runs as written,
-    since it does so wherever operations are counted.
+    A layer is a module without children, or with parameters or multiply-adds of its own. The pass
+    runs in eval mode and without gradients, where no layer of torch changes a buffer; the mode and
+    the random state are restored. Anything else that ``run`` changes (a data loader's position, a
+    buffer of a custom layer) stays changed. Compiled code runs as written while operations are
+    counted.
 
     Multiply-adds are counted for matrix products, convolutions, attention and recurrent layers,
-    as if nothing were masked or padded. All else counts nothing: norms, activations, pools,
-    embeddings, sums, ``nn.Bilinear``, kernels of other packages.
+    without regard to masks and padding. Norms, activations, pools, embeddings, sums,
+    ``nn.Bilinear`` and kernels of other packages count as 0.
     """
     record = _Record()
     with ExitStack() as stack:
-        stack.enter_context(_undisturbed(model))
+        stack.enter_context(_eval_mode(model))
         for name, module in model.named_modules():
             leave = partial(record.leave, name)
             stack.callback(module.register_forward_pre_hook(record.enter).remove)
@@ -65,7 +66,7 @@ def summarise_model(model: nn.Module, run: Callable[[], Any]) -> list[LayerRow]:
 
 
 def table_rows(layers: Sequence[LayerRow]) -> list[tuple[str, ...]]:
-    """Return the texts of a table: a head, a row for each layer, and their sums."""
+    """Return the cells of a table: a head, a row for each layer, and the sums."""
     total = LayerRow(
         *("total", "", "", ""),
         n_parameters=sum(layer.n_parameters for layer in layers),
@@ -75,30 +76,6 @@ def table_rows(layers: Sequence[LayerRow]) -> list[tuple[str, ...]]:
     )
     head = ("layer", "type", "input", "output", "parameters", "trainable", "multiply-adds")
     return [head, *map(_texts, layers), _texts(total)]
-
-
-def shape_text(thing: Any) -> str:
-    """Return the shapes in nested values: ``8x3x28x28``, ``(8x5, 8x2)``, ``{scores: 8x10}``."""
-    if isinstance(thing, Tensor):
-        return "nested" if thing.is_nested else "x".join(map(str, thing.shape)) or "scalar"
-    if isinstance(thing, Mapping):
-        parts = [f"{name}: {shape_text(value)}" for name, value in thing.items()]
-        return f"{{{_joined(parts)}}}"
-    if isinstance(thing, tuple | list):
-        return f"({_joined([shape_text(value) for value in thing])})"
-    return "-" if thing is None else type(thing).__name__
-
-
-def inputs_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return the shapes of a call's inputs, without those arguments that hold no tensor."""
-    kinds = (Tensor, Mapping, tuple, list)
-    parts = [shape_text(value) for value in args if isinstance(value, kinds)]
-    named = {name: value for name, value in kwargs.items() if isinstance(value, kinds)}
-    return _joined(parts + [f"{name}: {shape_text(value)}" for name, value in named.items()])
-
-
-def _joined(parts: list[str]) -> str:
-    return ", ".join(parts if len(parts) <= 4 else [*parts[:3], f"... {len(parts)} in all"])
 
 
 def _texts(layer: LayerRow) -> tuple[str, ...]:
@@ -113,10 +90,10 @@ def _texts(layer: LayerRow) -> tuple[str, ...]:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def _eval_mode(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one kernel, in which nothing can be counted
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused kernel cannot be counted
     try:
         with isolated_random_state(0), torch.no_grad():
             model.eval()
@@ -128,13 +105,13 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 class _Record:
-    """Hooks that note each call and what was computed in it, and the rows that come of this."""
+    """Hooks that record each call and its operations, and the rows made from them."""
 
     def __init__(self) -> None:
-        from torch.utils.flop_counter import FlopCounterMode  # takes a while: not for each run
+        from torch.utils.flop_counter import FlopCounterMode  # slow to import
 
         self.counter = FlopCounterMode(display=False, custom_mapping=_FUSED)
-        self.calls: dict[int, LayerRow] = {}  # by the order in which they began
+        self.calls: dict[int, LayerRow] = {}  # by the order of their start
         self.running: list[list[int]] = []  # (order, flops before it, flops of calls inside it)
         self.order = count()
 
@@ -191,7 +168,7 @@ def _recurrent(inputs: Sequence[int], weights: Sequence[Sequence[int]]) -> int:
     return 2 * prod(inputs[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2)
 
 
-# Kernels that torch's counter has no formula for; their tensors come as shapes.
+# Formulas for kernels that torch's counter does not know; they get shapes in place of tensors.
 _FUSED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
         lambda query, key, value, *_, **__: _attention(query, key, value)

@@ -40,10 +40,9 @@ from base.run.loaders import (
     defer_loaders,
 )
 from base.run.own_sections import build_own
-from base.system.allocator import keep_freed_memory
-from base.system.cores import use_threads
-from base.system.late_dynamo import put_off_dynamo
+from base.system.resources import use_threads
 from base.system.seeding import derive_seed, isolated_random_state
+from base.system.torch_compat import keep_freed_memory, put_off_dynamo
 from base.training.experiment import (
     CallbackProtocol,
     Experiment,
@@ -105,7 +104,7 @@ def choose_device(name: str) -> torch.device:
 
 def make_repeatable(config: Config) -> None:
     """Set the number of threads; and deterministic algorithms where the config asks for them."""
-    use_threads(config)
+    config.resolve("threads", value=use_threads(config["threads"]))
     if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:
         torch.use_deterministic_algorithms(config["deterministic"])  # takes a second or two
     torch.backends.cudnn.benchmark &= not config["deterministic"]
@@ -168,7 +167,7 @@ def build_experiment(
             model,
             references.resolve("optimizer", keys, {**section, "lr_scheduler": None}),
             where_of(config, name),
-            freezing.until,
+            freezing.frozen_until,
             memory["fused"],
         )
         if memory["offload_optimizer"]:
@@ -184,7 +183,7 @@ def build_experiment(
         schedule = build_schedule(optimizers[name], scheduler, *lengths, where)
         if schedule is not None:
             schedules[name] = schedule
-    check_ownership(model, optimizers, freezing.until)
+    check_ownership(model, optimizers, freezing.frozen_until)
     freezing.begin_epoch(0)  # what thaws later belongs to an optimizer by now
 
     return Experiment(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 
-from base.base_model import guard_first_batch
 from base.base_trainer import BaseTrainer
 from base.data.batch import to_device
 from base.errors import ConfigError, TrainingError
+from base.network.new_layers import guard_first_batch
 from base.network.shape_errors import explain_shape_errors
 from base.network.summary import summarise_model, table_rows
 from base.run.batch_checks import check_batches
@@ -27,8 +26,8 @@ from base.run.step_checks import check_settings, check_step, try_own_step
 from base.run.weight_use import reads_put_back
 from base.run.writers import check_writers
 from base.system.deferred_files import DeferredFiles
-from base.system.free_memory import peak_memory_mb
-from base.system.late_dynamo import LateDynamo
+from base.system.resources import peak_memory_mb
+from base.system.torch_compat import dynamo_is_imported
 from base.training.results import StepValues
 from logger.console import format_header, format_value, table
 
@@ -39,8 +38,7 @@ def uncompiled() -> Iterator[None]:
 
     Compiling takes its time, and fills torch's folder of compiled code.
     """
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None or isinstance(dynamo, LateDynamo):
+    if not dynamo_is_imported():
         yield
         return
     with torch.compiler.set_stance("force_eager"):

@@ -27,7 +27,7 @@ from base.config.changes import differences
 from base.data.fingerprint import Samples, hex_texts, samples_of
 from base.errors import DataError, why
 from base.names.object_references import References
-from base.system.run_folder import run_of
+from base.system.run_folder import run_folder_of
 from logger.csv_writer import csv_text
 from logger.files import open_file, put_aside, write_whole
 
@@ -129,7 +129,7 @@ def refuse_changed_data(experiment: Experiment, resume_from: Path, allow_change:
     """
     loaders = {"train": experiment.train_loader, "valid": experiment.valid_loader}
     record = record_of(experiment.train_loader)
-    path, then = run_of(resume_from) / "split.csv", data_of(find_manifest(resume_from))
+    path, then = run_folder_of(resume_from) / "split.csv", data_of(find_manifest(resume_from))
     if not then:
         refuse_scaled_targets(experiment.train_loader, resume_from)
     compare_split(path, loaders, record, then, allow_change)
@@ -169,7 +169,7 @@ def references_to_resume(config: Config, resume_from: Path | None) -> References
 
 
 def _has_other_data(config: Config, resume_from: Path) -> bool:
-    changed = [key for key, _, _ in differences(config, run_of(resume_from))]
+    changed = [key for key, _, _ in differences(config, run_folder_of(resume_from))]
     return any(key.startswith("data_loader") for key in changed)
 
 

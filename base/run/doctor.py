@@ -1,12 +1,11 @@
-"""Is this machine fit to train? ``python -m base.doctor`` prints a line for each check.
+"""Checks of this machine: ``python -m base.doctor`` prints a line for each.
 
-Runs without a network and without a GPU, in one thread and one process at a time, and leaves
-nothing behind.
+It needs no network and no GPU, computes in one thread, and leaves nothing behind.
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import io
 import os
 import re
 import runpy
@@ -14,15 +13,16 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from base.system.places import PROJECT
-from base.system.run_folder import installed
+from base.system.run_folder import installed_version
+from base.system.signals import InterruptedRunError
 
 OPTIONAL = ("tensorboardX", "wandb", "trackio", "mlflow", "safetensors", "lmdb", "simplejpeg")
-SECONDS = 25  # for each training
 GIGABYTE = 2**30
 
 CONFIG = """
@@ -53,20 +53,22 @@ TRAINER = "from base import BaseTrainer\n\n\nclass Trainer(BaseTrainer):\n    pa
 
 
 class Finding(NamedTuple):
-    """What a check has found: ``ok``, ``warning`` or ``failed``, and what to do about it."""
+    """The result of a check: ``ok``, ``warning`` or ``failed``, and what to do about it."""
 
     state: str
     text: str
 
 
 def main(saved: Path) -> int:
-    """Make all checks and print a line for each; return 1 if one failed."""
+    """Run all checks and print a line for each; return 1 if one failed."""
     checks = (python, packages, optional, cores, memory, disk, training, devices)
     has_failed = False
     for check in checks:
         try:
             finding = check(saved)
-        except Exception as error:  # a check that cannot be made is a finding too
+        except InterruptedRunError as error:
+            sys.exit(error.exit_code)
+        except Exception as error:  # a check that cannot run has failed
             text = (str(error).strip().splitlines() or [""])[0]
             finding = Finding("failed", f"{type(error).__name__}: {text}")
         print(f"{check.__name__:<10}{finding.state:<9}{finding.text}", flush=True)
@@ -79,7 +81,7 @@ def python(_: Path) -> Finding:
     (wanted,) = re.findall(r'^requires-python = ">=([\d.]+)"', text, re.MULTILINE)
     found = ".".join(map(str, sys.version_info[:3]))
     if numbers(found) < numbers(wanted):
-        return Finding("failed", f"{found}; make .venv anew with {wanted} or newer")
+        return Finding("failed", f"{found}; recreate .venv with {wanted} or newer")
     return Finding("ok", found)
 
 
@@ -88,7 +90,7 @@ def packages(_: Path) -> Finding:
     found, faults = [], []
     for line in (PROJECT / "requirements.txt").read_text("utf-8").splitlines():
         name, limits = re.findall(r"^([\w.-]*)([^#;]*)", line)[0]
-        version = installed(name) if name else None
+        version = installed_version(name) if name else None
         if name:
             found.append(f"{name} {version or 'missing'}")
         if name and (version is None or not fits(version, limits)):
@@ -100,15 +102,15 @@ def packages(_: Path) -> Finding:
 
 
 def optional(_: Path) -> Finding:
-    versions = {name: installed(name) for name in OPTIONAL}
+    versions = {name: installed_version(name) for name in OPTIONAL}
     here = [f"{name} {version}" for name, version in versions.items() if version]
     absent = [name for name, version in versions.items() if not version]
-    missing = f"not here: {', '.join(absent) or 'none'} (pip install NAME)"
+    missing = f"not installed: {', '.join(absent) or 'none'} (pip install NAME)"
     return Finding("ok", f"{', '.join(here) or 'none'}; {missing}")
 
 
 def disk(saved: Path) -> Finding:
-    """Write where runs are kept, and see how much room is left there."""
+    """Write to the folder of runs, and check the free space there."""
     place = _existing(saved)
     free = shutil.disk_usage(place).free / GIGABYTE
     try:
@@ -116,21 +118,18 @@ def disk(saved: Path) -> Finding:
             file.write(bytes(2**20))
             os.fsync(file.fileno())
     except OSError as error:
-        text = f"{place}: cannot be written ({error.strerror}); mend it, or set trainer.save_dir"
+        text = f"{place}: cannot be written ({error.strerror}); fix it, or set trainer.save_dir"
         return Finding("failed", text)
     text = f"{free:.1f} GB free in {place}"
     if free < 1:
-        advice = "checkpoints may not fit: make room, or set trainer.save_dir"
+        advice = "checkpoints may not fit: free some space, or set trainer.save_dir"
         return Finding("warning", f"{text}; {advice}")
     return Finding("ok", text)
 
 
 def training(saved: Path) -> Finding:
-    """Train, kill (``kill -9``), resume, and compare with a training that was left alone."""
+    """Train, go back to an earlier checkpoint, resume, and compare both ends."""
     began = time.perf_counter()
-    import torch
-
-    torch.set_num_threads(1)
     from base.checkpoint.store import read
 
     place = _existing(saved)
@@ -143,24 +142,25 @@ def training(saved: Path) -> Finding:
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, "utf-8")
-        whole, cut = folder / "whole", folder / "cut"
-        _run(folder, ["-c", "doctor.yaml", "--set", f"trainer.save_dir={whole}"])
-        killed_at = _run(folder, ["-c", "doctor.yaml", "--set", f"trainer.save_dir={cut}"], cut)
-        (run,), (other,) = cut.glob("doctor/*"), whole.glob("doctor/*")
-        _run(folder, ["-r", str(run)])
-        is_same = same(read(run), read(other))
-    seconds = f"{time.perf_counter() - began:.0f} s"
+        config, save_dir = folder / "doctor.yaml", folder / "saved"
+        _train(folder, "-c", str(config), "-d", "cpu", "--set", f"trainer.save_dir={save_dir}")
+        (run,) = save_dir.glob("doctor/*")
+        end = read(run)
+        first, *later = sorted((run / "checkpoints").glob("step-????????"))
+        for checkpoint in later:
+            shutil.rmtree(checkpoint)
+        _train(folder, "-r", str(run), "-d", "cpu")
+        is_same = same(read(run), end)
     if not is_same:
-        text = "the resumed training ended with other bits: report it, with `env.txt` of a run"
+        text = "the resumed training ended with other weights: report it, with `env.txt` of a run"
         return Finding("failed", text)
-    if killed_at is None:
-        return Finding("warning", f"too quick to be killed; trains and saves, {seconds}")
-    text = f"400 steps; killed after step {killed_at}, resumed, the same bits; {seconds}"
+    seconds = f"{time.perf_counter() - began:.0f} s"
+    text = f"400 steps; resumed after step {int(first.name[5:])}, to the same bits; {seconds}"
     return Finding("ok", text)
 
 
 def devices(_: Path) -> Finding:
-    """Compute on each device, and compare with the CPU."""
+    """Compare a matrix product on each device with that of the CPU."""
     import torch
 
     table = torch.arange(64.0).reshape(8, 8) / 64
@@ -168,36 +168,32 @@ def devices(_: Path) -> Finding:
     for index in range(torch.accelerator.device_count() if torch.accelerator.is_available() else 0):
         device = torch.device(str(torch.accelerator.current_accelerator()), index)
         if not torch.allclose((table.to(device) @ table.to(device)).cpu(), table @ table):
-            return Finding("failed", f"{device} computes wrong numbers: use another")
+            return Finding("failed", f"{device} computes wrong results: use another")
         name = torch.cuda.get_device_name(index) if device.type == "cuda" else ""
         found.append(f"{device} {name}".strip())
     if not found and shutil.which("nvidia-smi"):
-        text = f"a driver of NVIDIA, but torch {torch.__version__} sees no GPU; see pytorch.org"
-        return Finding("warning", f"cpu; {text} for the build that fits, or the driver")
-    return Finding("ok", ", ".join(found) or "cpu alone")
+        text = f"an NVIDIA driver, but torch {torch.__version__} finds no GPU; see pytorch.org"
+        return Finding("warning", f"cpu; {text} for the right build, or update the driver")
+    return Finding("ok", ", ".join(found) or "cpu only")
 
 
 def cores(_: Path) -> Finding:
     import torch
 
-    from base.system.cores import free_cores, usable_cores
+    from base.system.resources import usable_cores
 
-    usable, free = usable_cores(), free_cores()
-    text = f"{usable} usable, {free} free now, torch takes {torch.get_num_threads()} threads"
-    if free < usable / 2:
-        return Finding("warning", f"{text}; others work here too: trainings will be slower")
-    return Finding("ok", text)
+    return Finding("ok", f"{usable_cores()} usable, torch takes {torch.get_num_threads()} threads")
 
 
 def memory(_: Path) -> Finding:
-    from base.system.free_memory import UNLIMITED, free_memory
+    from base.system.resources import UNLIMITED, free_memory
 
     free = free_memory()
     if free == UNLIMITED:
-        return Finding("ok", "the system does not tell")
+        return Finding("ok", "unknown on this system")
     text = f"{free / GIGABYTE:.1f} GB free"
     if free <= 2 * GIGABYTE:
-        advice = "end other programs, or use a smaller batch and num_workers: 0"
+        advice = "close other programs, or use a smaller batch and num_workers: 0"
         return Finding("warning", f"{text}; {advice}")
     return Finding("ok", text)
 
@@ -212,7 +208,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def fits(version: str, limits: str) -> bool:
-    """Tell whether a version meets all limits, such as ``>=0.17,<0.18``."""
+    """Return whether a version meets all limits, such as ``>=0.17,<0.18``."""
     compare: dict[str, Callable[[Any, Any], bool]] = {
         ">=": lambda a, b: a >= b,
         "<": lambda a, b: a < b,
@@ -231,56 +227,20 @@ def same(one: Any, other: Any) -> bool:
     return ours.keys() == theirs.keys() and all(is_equal(ours[key], theirs[key]) for key in ours)
 
 
-def _run(folder: Path, words: list[str], killed_in: Path | None = None) -> int | None:
-    """Train in a process of its own; kill it at its first checkpoint there, and say at which step.
+def _train(folder: Path, *words: str) -> None:
+    """Call train.py's main in the doctor's own project, without its output."""
+    from base.names.registry import project_root, set_project_root
 
-    Raises:
-        RuntimeError: the process failed, or did not end in time.
-    """
-    # A fork has torch already; elsewhere than on Linux it is not safe.
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    errors = folder / "errors.txt"
-    process = context.Process(target=_train, args=(folder, [*words, "-d", "cpu"], errors))
-    process.start()
-    steps: list[int] = []
+    main = runpy.run_path(str(PROJECT / "train.py"), run_name="train")["main"]
+    root = project_root()
+    sys.path.insert(0, str(folder))  # its model, data_loader and trainer, not the user's
+    set_project_root(folder)
     try:
-        end = time.monotonic() + SECONDS
-        while process.is_alive() and time.monotonic() < end and not steps:
-            process.join(0.005)
-            steps = sorted(_steps(killed_in)) if killed_in else []
-        if process.exitcode is None and not steps:
-            raise RuntimeError(f"a training of 400 steps did not end in {SECONDS} s")
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            main(words)
     finally:
-        process.kill()
-        process.join()
-    if process.exitcode == 0 or (process.exitcode == -9 and steps):
-        return steps[-1] if process.exitcode else None
-    text = errors.read_text("utf-8").strip().splitlines() if errors.exists() else []
-    raise RuntimeError(text[-1] if text else f"a training ended with code {process.exitcode}")
-
-
-def _train(folder: Path, words: list[str], errors: Path) -> None:
-    """Call train.py's main in this process, and leave in a file why it failed."""
-    from base.names.registry import set_project_root
-
-    with errors.open("w", encoding="utf-8") as file:
-        sys.stdout = sys.stderr = file
-        try:
-            os.chdir(folder)
-            sys.path.insert(0, str(folder))  # its model, data_loader and trainer, not ours
-            set_project_root(folder)
-            train = runpy.run_path(str(PROJECT / "train.py"), run_name="train")["main"]
-            code = train(words)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=file, flush=True)
-            code = 1
-        file.flush()
-        os._exit(code)  # what a fork has of its parent's is not its own to close
-
-
-def _steps(save_dir: Path) -> Iterator[int]:
-    for path in save_dir.glob("doctor/*/checkpoints/step-????????/manifest.json"):
-        yield int(path.parent.name[5:])
+        sys.path.remove(str(folder))
+        set_project_root(root)
 
 
 def _existing(folder: Path) -> Path:

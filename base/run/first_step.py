@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from base.base_model import guard_first_batch
 from base.errors import TrainingError
+from base.network.new_layers import guard_first_batch
 from base.network.shape_errors import is_compiled
 from base.run.weight_use import noted_losses, warn_of_unused
 from base.training.monitor import check_watched

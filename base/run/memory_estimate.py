@@ -10,7 +10,7 @@ from torch import Tensor
 from base.data.batch import cut, tensors_in
 from base.errors import TrainingError
 from base.run.micro_batch import saved_bytes
-from base.system.free_memory import UNLIMITED, free_memory
+from base.system.resources import UNLIMITED, free_memory
 from base.training.trials import trial
 
 if TYPE_CHECKING:

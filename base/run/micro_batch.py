@@ -1,4 +1,4 @@
-"""What the first batch decides: how far it must be cut, and which activations may be in place."""
+"""What the first batch decides: into how small parts each batch must be cut."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import torch
 
 from base.data.batch import cut, tensors_in, to_device
 from base.errors import TrainingError
-from base.run.inplace import choose_inplace
 from base.run.weight_use import reads_put_back
-from base.system.free_memory import free_memory
+from base.system.resources import free_memory
 from base.training.accumulation import warn_of_batch_norm
 from base.training.trials import SavedBytes, trial
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def settle(trainer: BaseTrainer) -> bool:
-    """Try the first batch where an option asks for it; return whether the config now says more.
+    """Try the first batch for ``micro_batch: auto``; return whether the config now says more.
 
     The number that ``micro_batch: auto`` finds takes its place in the config, so that a run that
     goes on has the same. Weights, buffers and random streams are as before.
@@ -28,19 +27,17 @@ def settle(trainer: BaseTrainer) -> bool:
     Raises:
         TrainingError: not even one sample fits.
     """
-    memory, notes = trainer.config["memory"], trainer.experiment.memory_notes
+    memory = trainer.config["memory"]
     is_auto = bool(memory["micro_batch"] == "auto")
-    if is_auto or memory["inplace"]:
+    if is_auto:
         trainer.window.micro_batch = None
         with trainer.epoch_start.tried(), reads_put_back(trainer):
             batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
             trainer.epoch_start.begin()
-            if memory["inplace"]:
-                notes.append(choose_inplace(trainer, batch))
-            if is_auto:
-                size = find_micro_batch(trainer, batch)
-                notes.append(f"micro_batch {size} (auto; to keep it, memory.micro_batch={size})")
-                trainer.config.resolve("memory", "micro_batch", value=size)
+            size = find_micro_batch(trainer, batch)
+            note = f"micro_batch {size} (auto; to keep it, memory.micro_batch={size})"
+            trainer.experiment.memory_notes.append(note)
+            trainer.config.resolve("memory", "micro_batch", value=size)
         trainer.window.micro_batch = memory["micro_batch"]
     if trainer.window.micro_batch is not None:
         batch_size = getattr(trainer.train_loader, "batch_size", None)

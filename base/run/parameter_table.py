@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from base.errors import listed
+from base.network.shapes import shape_text
 from base.training.experiment import Experiment
-from base.training.parameter_groups import shown
 from logger.console import format_value, table
 from logger.csv_writer import csv_text
 from logger.files import write_whole
@@ -53,10 +54,10 @@ def audit(experiment: Experiment) -> list[Row]:
     rows = []
     for name, parameter in experiment.model.named_parameters():
         place, group = places.get(id(parameter), (None, {}))
-        source, until = sources.get(name), experiment.freezing.until.get(name)
+        source, until = sources.get(name), experiment.freezing.frozen_until.get(name)
         row = Row(
             name=name,
-            shape="x".join(map(str, parameter.shape)) or "scalar",
+            shape=shape_text(parameter),
             numbers=parameter.numel(),
             init=schemes.get(name, "default") if source is None else "loaded",
             group=place,
@@ -113,7 +114,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
         cells.append(values.pop() if len(values) == 1 else "...")
     counts = [f"{len(rows):,}", f"{sum(row.numbers for row in rows):,}"]
     schemes = [*dict.fromkeys(row.init for row in rows)]
-    return [*cells, *counts, shown(schemes, 2), shown([row.name for row in rows], 2)]
+    return [*cells, *counts, listed(schemes, 2), listed([row.name for row in rows], 2)]
 
 
 def _cell(name: str, value: Any) -> str:

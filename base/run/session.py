@@ -27,7 +27,7 @@ from base.run.parameter_table import audit, loaded_tables, short_table, write_cs
 from base.run.profiler import Profiler
 from base.run.testing import choose_checkpoint, run_test, state_put_back
 from base.run.writers import make_writers
-from base.system.run_folder import create_run_folder, lock, remove_unbegun, run_of
+from base.system.run_folder import create_run_folder, lock, remove_if_not_started, run_folder_of
 from base.system.signals import resume_command
 from base.training.epoch_time import time_facts
 from base.training.nonfinite import refuse_bad_optimizers
@@ -96,7 +96,7 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
     if resume_from is None:
         folder = create_run_folder(config["trainer"]["save_dir"], config["name"])
     else:
-        folder = run_of(resume_from)
+        folder = run_folder_of(resume_from)
     new = folder if resume_from is None else None
     with ExitStack() as stack:
         with removed_on_error(new):
@@ -120,11 +120,11 @@ def removed_on_error(folder: Path | None) -> Iterator[None]:
     except FileError as error:
         if folder is None:
             raise  # a run that is resumed
-        remove_unbegun(folder)
+        remove_if_not_started(folder)
         raise disk_error(error, f"{folder}: cannot be written: {why(error)}") from error
     except KindlingError:
         if folder is not None:
-            remove_unbegun(folder)
+            remove_if_not_started(folder)
         raise
 
 

@@ -1,38 +1,38 @@
-"""This machine and process: cores, memory, signals, seeds, torch's versions."""
+"""This machine and this process: cores and memory, signals, seeds, the folder of a run.
+
+`torch_compat` holds every workaround of torch. `run_folder`, `signals`, `deferred_files` and
+`places` do not import torch: a config is checked, and a run is found, without it.
+"""
 
 from typing import TYPE_CHECKING
 
 from base.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
-    from base.system.allocator import keep_freed_memory as keep_freed_memory
-    from base.system.cores import free_cores as free_cores
-    from base.system.cores import usable_cores as usable_cores
-    from base.system.cores import use_threads as use_threads
     from base.system.deferred_files import DeferredFiles as DeferredFiles
-    from base.system.deferred_files import deferred_files as deferred_files
+    from base.system.deferred_files import defer_files as defer_files
     from base.system.deferred_files import waiting_files as waiting_files
     from base.system.deferred_files import write_when_running as write_when_running
-    from base.system.free_memory import UNLIMITED as UNLIMITED
-    from base.system.free_memory import free_memory as free_memory
-    from base.system.free_memory import is_out_of_memory as is_out_of_memory
-    from base.system.free_memory import peak_memory_mb as peak_memory_mb
-    from base.system.late_dynamo import LateDynamo as LateDynamo
-    from base.system.late_dynamo import put_off_dynamo as put_off_dynamo
     from base.system.places import ENGINE as ENGINE
     from base.system.places import PROJECT as PROJECT
+    from base.system.resources import UNLIMITED as UNLIMITED
+    from base.system.resources import free_memory as free_memory
+    from base.system.resources import is_out_of_memory as is_out_of_memory
+    from base.system.resources import peak_memory_mb as peak_memory_mb
+    from base.system.resources import usable_cores as usable_cores
+    from base.system.resources import use_threads as use_threads
     from base.system.run_folder import STAMP as STAMP
+    from base.system.run_folder import check_run_folder as check_run_folder
     from base.system.run_folder import create_run_folder as create_run_folder
     from base.system.run_folder import find_newest_run as find_newest_run
     from base.system.run_folder import find_run as find_run
-    from base.system.run_folder import gone as gone
-    from base.system.run_folder import installed as installed
+    from base.system.run_folder import installed_version as installed_version
     from base.system.run_folder import lock as lock
+    from base.system.run_folder import missing_folder_error as missing_folder_error
     from base.system.run_folder import must_exist as must_exist
     from base.system.run_folder import newest_run_in as newest_run_in
-    from base.system.run_folder import refuse_gone as refuse_gone
-    from base.system.run_folder import remove_unbegun as remove_unbegun
-    from base.system.run_folder import run_of as run_of
+    from base.system.run_folder import remove_if_not_started as remove_if_not_started
+    from base.system.run_folder import run_folder_of as run_folder_of
     from base.system.run_folder import write_environment as write_environment
     from base.system.seeding import capture_random_state as capture_random_state
     from base.system.seeding import cpu_streams as cpu_streams
@@ -46,8 +46,13 @@ if TYPE_CHECKING:
     from base.system.signals import SAVER as SAVER
     from base.system.signals import InterruptedRunError as InterruptedRunError
     from base.system.signals import SignalFlags as SignalFlags
-    from base.system.signals import leave as leave
+    from base.system.signals import exit_now as exit_now
     from base.system.signals import resume_command as resume_command
-    from base.system.torch_versions import AUTOCAST_CACHE as AUTOCAST_CACHE
+    from base.system.torch_compat import AUTOCAST_CACHE as AUTOCAST_CACHE
+    from base.system.torch_compat import WorkerDeaths as WorkerDeaths
+    from base.system.torch_compat import WorkerDied as WorkerDied
+    from base.system.torch_compat import dynamo_is_imported as dynamo_is_imported
+    from base.system.torch_compat import keep_freed_memory as keep_freed_memory
+    from base.system.torch_compat import put_off_dynamo as put_off_dynamo
 else:
     __getattr__, __all__ = lazy_imports(__name__)

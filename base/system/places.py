@@ -1,4 +1,4 @@
-"""Where the engine and the project that holds it lie on disk."""
+"""The folders of the engine and of the project that contains it."""
 
 from pathlib import Path
 
@@ -6,4 +6,4 @@ ENGINE = Path(__file__).resolve().parent.parent
 """The folder ``base/``."""
 
 PROJECT = ENGINE.parent
-"""The folder that holds ``base/`` and the user's own folders."""
+"""The folder of ``base/`` and the user's own folders."""

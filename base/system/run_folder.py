@@ -1,4 +1,4 @@
-"""The folder of one run: made exclusively, found again by its number, held by one process."""
+"""The folder of one run: created exclusively, ordered by number, locked by one process."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ BEFORE_TRAINING = frozenset((
     STAMP, "LOCK", "bad_samples.csv", "checkpoints", "config.yaml", "data.json", "env.txt",
     "log.txt", "parameters.csv", "split.csv",
 ))  # fmt: skip
-"""What a run's folder holds before the first step."""
+"""The names in a run's folder before the first step."""
 Order = tuple[int, str, str]
 
 
 def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = None) -> Path:
-    """Make ``save_dir/name/MMDD_HHMMSS`` for one run alone; if taken, with ``_2``, ``_3``, ..."""
+    """Create ``save_dir/name/MMDD_HHMMSS`` for one run; if it exists, with ``_2``, ``_3``, ..."""
     now = now or datetime.now()
     parent, folder = Path(save_dir) / name, None
     above = [each for each in (parent, *parent.parents) if not _exists(each)]
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        # Clocks jump, and MMDD begins again at new year: runs are ordered by a count.
+        # Clocks jump, and MMDD repeats each year: runs are ordered by a number.
         number = 1 + max((order[0] for order, _ in _runs(Path(save_dir))), default=0)
         folder = _make_new(parent / now.strftime("%m%d_%H%M%S"))
         started = now.astimezone(timezone.utc).isoformat()
@@ -51,55 +51,57 @@ def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = No
         write_whole(folder / STAMP, stamp.encode() + b"\n")
     except OSError as error:
         remove_empty([*([folder] if folder else []), *above])
-        text = f"{parent}: cannot make a run's folder: {error.strerror}"
+        text = f"{parent}: cannot create the folder of a run: {error.strerror}"
         raise disk_error(error, text, UsageError) from error
     return folder
 
 
-def remove_unbegun(folder: Path) -> None:
-    """Remove a new run's folder that holds nothing but what is written before the first step.
+def remove_if_not_started(folder: Path) -> None:
+    """Remove the folder of a run that has not made its first step.
 
-    One that holds anything else, such as a file of the user's own, stays.
+    It stays if it holds anything else, such as a file of the user.
     """
-    made = [folder / "checkpoints", folder]
-    inside = [path for each in made if each.is_dir() for path in each.iterdir()]
+    created = [folder / "checkpoints", folder]
+    inside = [path for each in created if each.is_dir() for path in each.iterdir()]
     if {path.name for path in inside} <= BEFORE_TRAINING:
         for path in inside:
             with contextlib.suppress(OSError):
                 path.unlink()
-        remove_empty([*made, folder.parent])
+        remove_empty([*created, folder.parent])
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove these folders, as far as they are empty."""
+    """Remove those of the folders that are empty."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
 
 
-def refuse_gone(folder: Path) -> None:
-    """Make sure that a run's folder is still there.
+def check_run_folder(folder: Path) -> None:
+    """Check that the folder of a run still exists.
 
     Raises:
-        TrainingError: somebody has deleted or renamed it.
+        TrainingError: it was deleted or renamed.
     """
     if not folder.is_dir():
-        raise gone(folder)
+        raise missing_folder_error(folder)
 
 
-def gone(folder: Path) -> TrainingError:
-    """Return the error of a run whose folder is no longer there."""
+def missing_folder_error(folder: Path) -> TrainingError:
+    """Return the error of a run whose folder no longer exists."""
     text = "this run's folder was deleted or renamed during training, so nothing more can be saved"
     return TrainingError(f"{folder}: {text}; if it was renamed, resume it: python train.py -r PATH")
 
 
 def find_newest_run(save_dir: Path | str, name: str | None = None) -> Path | None:
-    """Return the run started last that holds a checkpoint (of this name, or of any name)."""
+    """Return the newest run with a checkpoint, of this name or of any name."""
     runs = [folder for _, folder in sorted(_runs(Path(save_dir), name), reverse=True)]
     for folder in runs:
         if any((folder / "checkpoints").glob("step-*")):
             if folder != runs[0]:
-                LOG.warning("%s holds no checkpoint; the last with one is %s", runs[0], folder)
+                LOG.warning(
+                    "%s holds no checkpoint; the newest run with one is %s", runs[0], folder
+                )
             return folder
     if runs:
         where = Path(save_dir) / (name or "")
@@ -107,28 +109,28 @@ def find_newest_run(save_dir: Path | str, name: str | None = None) -> Path | Non
     return None
 
 
-def run_of(path: Path | str) -> Path:
-    """Return the run's folder for it, for its checkpoints, for one of these or for a state.pt."""
+def run_folder_of(path: Path | str) -> Path:
+    """Return the folder of the run that a path is, or is within: a checkpoint, a state.pt."""
     path = must_exist(path)
     for folder in (path, *path.parents, *path.absolute().parents):
         if _is_run(folder):
             inside = path.absolute().relative_to(folder.absolute()).parts
             if not inside or inside[0] == "checkpoints":
                 return folder
-    raise UsageError(f"{path}: this is no run: name its folder, like saved/digits/0131_235959")
+    raise UsageError(f"{path}: not a run: give its folder, such as saved/digits/0131_235959")
 
 
 def find_run(path: Path | str) -> Path:
-    """Return a run, or what is within one, as it is; of a name's folder its newest run.
+    """Return the path of a run or within a run unchanged; for other folders, the newest run.
 
-    ``saved/digits`` stands for the newest run of that name, ``saved`` for the newest of all.
+    ``saved/digits`` means the newest run of that name, ``saved`` the newest of all.
 
     Raises:
-        UsageError: there is no such path, or no run with a checkpoint in it.
+        UsageError: the path does not exist, or holds no run with a checkpoint.
     """
     path = must_exist(path)
     try:
-        run_of(path)
+        run_folder_of(path)
     except UsageError:
         newest = newest_run_in(path)
         if newest is None:
@@ -138,16 +140,20 @@ def find_run(path: Path | str) -> Path:
 
 
 def newest_run_in(path: Path) -> Path | None:
-    """Return the newest run in the folder of a name, or in that of all names; None elsewhere."""
+    """Return the newest run in the folder of one name or of all names; None for other folders."""
     path = path if path.name not in ("", "..") else path.resolve()
     if any(map(_is_run, _folders(path))):
         return find_newest_run(path.parent, path.name)
-    is_of_all = any(_is_run(folder) for name in _folders(path) for folder in _folders(name))
-    return find_newest_run(path) if is_of_all else None
+    holds_names = any(_is_run(folder) for name in _folders(path) for folder in _folders(name))
+    return find_newest_run(path) if holds_names else None
 
 
 def must_exist(path: Path | str) -> Path:
-    """Return the path, or say which name that exists is most like it."""
+    """Return the path if it exists.
+
+    Raises:
+        UsageError: with the existing name that is most similar.
+    """
     path = Path(path)
     missing = path.absolute()
     if _exists(missing):
@@ -161,7 +167,7 @@ def must_exist(path: Path | str) -> Path:
 
 
 def write_environment(folder: Path) -> None:
-    """Write ``env.txt``: what a result depends on beside the config and the data."""
+    """Write ``env.txt``: versions, devices and the git commit, on which results depend too."""
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -171,8 +177,8 @@ def write_environment(folder: Path) -> None:
         "git": _git_state(PROJECT),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": installed("torchvision") or "none",
-        "numpy": installed("numpy") or "none",
+        "torchvision": installed_version("torchvision") or "none",
+        "numpy": installed_version("numpy") or "none",
         "cuda": torch.version.cuda or "none",
         "cudnn": torch.backends.cudnn.version() or "none",
         "devices": ", ".join(gpus) or "cpu",
@@ -184,8 +190,8 @@ def write_environment(folder: Path) -> None:
     write_whole(folder / "env.txt", text.encode())
 
 
-def installed(package: str) -> str | None:
-    """Return the version of a package, or None where it is not installed."""
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, or None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -193,12 +199,12 @@ def installed(package: str) -> str | None:
 
 
 class RunLock:
-    """A run's folder, held by this process until the block's end or its own, however it comes."""
+    """The lock on a run's folder, held until the end of the block or of the process."""
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
         if descriptor is not None:
-            # Workers may outlive a killed trainer: they must not go on holding its folder.
+            # Workers may outlive a killed trainer, and must not keep its lock.
             os.register_at_fork(after_in_child=self.release)
 
     def __enter__(self) -> RunLock:
@@ -208,30 +214,34 @@ class RunLock:
         self.release()
 
     def release(self) -> None:
-        """Let go of the folder; a second call does nothing."""
+        """Release the lock; a second call does nothing."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
 
 
 def lock(folder: Path | str) -> RunLock:
-    """Hold the folder for this process alone; if another has it, say which."""
+    """Lock the folder for this process.
+
+    Raises:
+        UsageError: another process has the lock, or the file of the lock cannot be written.
+    """
     if fcntl is None:
         return RunLock(None)
     path = Path(folder) / "LOCK"
     try:
         descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise disk_error(error, f"{path}: cannot be made: {why(error)}", UsageError) from error
+        raise disk_error(error, f"{path}: cannot be created: {why(error)}", UsageError) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "just started"
         os.close(descriptor)
-        message = f"{folder}: another process has this run: {holder}; wait for it, or stop it"
+        message = f"{folder}: another process uses this run: {holder}; wait for it, or stop it"
         raise UsageError(message) from error
     except OSError as error:  # some network file systems have no locks
-        LOG.warning("%s: no lock here (%s): let no second run use it", folder, error.strerror)
+        LOG.warning("%s: cannot be locked (%s): start no second run in it", folder, error.strerror)
     about = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
     try:
         os.ftruncate(descriptor, 0)
@@ -243,7 +253,7 @@ def lock(folder: Path | str) -> RunLock:
 
 
 def _make_new(folder: Path) -> Path:
-    """Make a folder that no one else has made: mkdir tells who was first."""
+    """Create a folder that does not exist yet: mkdir fails for all but the first process."""
     for suffix in itertools.chain([""], (f"_{number}" for number in itertools.count(2))):
         with contextlib.suppress(FileExistsError):
             made = folder.with_name(folder.name + suffix)
@@ -253,14 +263,14 @@ def _make_new(folder: Path) -> Path:
 
 
 def _runs(save_dir: Path, name: str | None = None) -> Iterator[tuple[Order, Path]]:
-    """Yield the runs of one name, or of all, each with what it is ordered by."""
+    """Yield the runs of one name or of all names, each with its sort key."""
     for parent in [save_dir / name] if name else _folders(save_dir):
         for folder in _folders(parent):
             try:
                 stamp = json.loads(read_file(folder / STAMP))
                 order = (int(stamp["number"]), str(stamp["started"]), folder.name)
             except (OSError, ValueError, LookupError, TypeError):
-                order = (0, "", folder.name)  # not stamped by us: older than all that are
+                order = (0, "", folder.name)  # no stamp: sorted before all that have one
             yield order, folder
 
 
@@ -277,12 +287,12 @@ def _folders(parent: Path) -> list[Path]:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # too long, not ours to see, or no path at all
+    except (OSError, ValueError):  # too long, not readable, or not a path
         return False
 
 
 def _git_state(folder: Path) -> str:
-    """Return the commit of the code, and how many files differ from it."""
+    """Return the commit of the code and the number of changed files."""
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         changed = len(_git(folder, "status", "--porcelain").splitlines())

@@ -1,4 +1,4 @@
-"""Randomness as a value: seeds derived from names, the random state as plain data."""
+"""Seeds derived from names, and the state of all random generators as plain data."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ RandomState = dict[str, Any]
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:
-    """Return a seed of 63 bits for one purpose: ``derive_seed(42, "order", epoch)``."""
+    """Return a 63-bit seed for one purpose: ``derive_seed(42, "order", epoch)``."""
     name = "/".join(map(str, (seed, *parts)))
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def derive_generator(seed: int, *parts: int | str) -> torch.Generator:
-    """Return a generator that no other stream of random numbers can disturb."""
+    """Return a generator of its own for one purpose, seeded by `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *parts))
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch on every device, numpy and python."""
+    """Seed torch on all devices, NumPy and Python."""
     torch.manual_seed(seed)
     seed_cpu_streams(seed)
 
 
 def seed_cpu_streams(seed: int) -> None:
-    """Seed torch's CPU generator, numpy and python (10 us; `torch.manual_seed` may take 700)."""
+    """Seed torch's CPU generator, NumPy and Python (10 us; `torch.manual_seed` may take 700)."""
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)
 
 
 def cpu_streams() -> tuple[Any, ...]:
-    """Return the state of the three CPU streams for this process: quick, not for a checkpoint."""
+    """Return the state of the three CPU generators: fast, but not plain data for a checkpoint."""
     return torch.default_generator.get_state(), np.random.get_state(), random.getstate()
 
 
 def set_cpu_streams(streams: tuple[Any, ...]) -> None:
-    """Put back what `cpu_streams` found."""
+    """Restore the state that `cpu_streams` returned."""
     torch_state, numpy_state, python_state = streams
     torch.default_generator.set_state(torch_state)
     np.random.set_state(numpy_state)
@@ -52,7 +52,7 @@ def set_cpu_streams(streams: tuple[Any, ...]) -> None:
 
 
 def capture_random_state() -> RandomState:
-    """Return the state of all streams (torch on CPU and CUDA, numpy, python) as plain data."""
+    """Return the state of all generators (torch on CPU and CUDA, NumPy, Python) as plain data."""
     torch_state, (name, keys, position, has_gauss, gauss), python_state = cpu_streams()
     return {
         "torch": torch_state,
@@ -63,7 +63,7 @@ def capture_random_state() -> RandomState:
 
 
 def restore_random_state(state: RandomState) -> None:
-    """Put every stream back where `capture_random_state` found it; GPUs not here are left out."""
+    """Restore the state that `capture_random_state` returned; missing GPUs are skipped."""
     name, keys, *rest = state["numpy"]
     version, words, gauss = state["python"]
     numpy_state = (name, np.array(keys, dtype=np.uint32), *rest)
@@ -74,11 +74,12 @@ def restore_random_state(state: RandomState) -> None:
 
 @contextmanager
 def isolated_random_state(seed: int) -> Iterator[None]:
-    """Seed all streams for the block; afterwards they stand where they stood before it."""
+    """Seed all generators for the block, and restore their state afterwards."""
     state = capture_random_state()
     try:
         seed_cpu_streams(seed)
-        if torch.cuda.is_initialized():  # else the seed would wait for CUDA's start and outlive us
+        # Before CUDA's start a seed would be queued, and outlive the block.
+        if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed)
         yield
     finally:

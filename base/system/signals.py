@@ -1,6 +1,6 @@
-"""Signals set a flag; the loop looks at it at the next step boundary.
+"""Signals set a flag, which the loop reads after each step.
 
-Nothing is saved inside a handler: it may interrupt torch at any place.
+Nothing is saved inside a handler, which may interrupt torch anywhere.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ SAVER = "saver"  # the name of the thread that writes checkpoints
 
 
 def resume_command(folder: Path) -> str:
-    """Return what to type to go on with a run."""
+    """Return the command that resumes a run."""
     return f"python train.py -r {shlex.quote(str(folder))}"
 
 
-def leave(code: int) -> NoReturn:
-    """End the process, without a wait for a checkpoint that a thread is writing.
+def exit_now(code: int) -> NoReturn:
+    """End the process without waiting for a thread that writes a checkpoint.
 
-    The half that is written is no checkpoint, and is swept at the next start.
+    An unfinished checkpoint is not valid, and is removed at the next start.
     """
     if any(thread.name == SAVER for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
@@ -41,20 +41,20 @@ def leave(code: int) -> NoReturn:
 
 
 class InterruptedRunError(KindlingError):
-    """Training was stopped by a signal, after its state was saved."""
+    """A signal stopped the training, and its state was saved."""
 
     def __init__(self, number: int | None, folder: Path | None, step: int) -> None:
         name = signal.Signals(number or signal.SIGTERM).name
-        go_on = "" if folder is None else f"; go on by: {resume_command(folder)}"
-        super().__init__(f"stopped by {name} after step {step}, and saved{go_on}")
+        resume = "" if folder is None else f"; resume by: {resume_command(folder)}"
+        super().__init__(f"stopped by {name} after step {step}, and saved{resume}")
         self.exit_code = 128 + (number or signal.SIGTERM)
 
 
 class SignalFlags:
-    """Within the block SIGINT and SIGTERM ask for a stop, SIGUSR1 for a checkpoint.
+    """In this block, SIGINT and SIGTERM request a stop, and SIGUSR1 a checkpoint.
 
-    A second Ctrl-C within two seconds raises KeyboardInterrupt at once. Outside the main
-    thread (a notebook's server, a test) signals are left alone.
+    A second Ctrl-C within two seconds raises KeyboardInterrupt at once. Outside of the main thread
+    (a notebook's server, a test) no handler is set.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class SignalFlags:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            if handler is not None:  # it was not set from Python, and cannot be set back
+            if handler is not None:  # a handler that was not set from Python cannot be restored
                 signal.signal(number, handler)
         self._previous.clear()
 

@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from base.training.optimizers import build_optimizer as build_optimizer
     from base.training.optimizers import learning_rates as learning_rates
     from base.training.parameter_groups import check_ownership as check_ownership
-    from base.training.parameter_groups import shown as shown
     from base.training.plateau import watching as watching
     from base.training.precision import NOTHING as NOTHING
     from base.training.progress import Progress as Progress

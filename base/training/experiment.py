@@ -111,7 +111,7 @@ class Experiment:
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, now or once they thaw, by name."""
         named = self.model.named_parameters()
-        return {n: p for n, p in named if p.requires_grad or n in self.freezing.until}
+        return {n: p for n, p in named if p.requires_grad or n in self.freezing.frozen_until}
 
     def batches_left(self, progress: Progress) -> int:
         """Return how many batches are left of the epoch that is under way, or of the training."""

@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-from base.errors import ConfigError, Problem
+from base.errors import ConfigError, Problem, listed
 from base.names.construction import build
 from base.names.signatures import needed_arguments
 from base.training.optimizer_memory import choose_fused
-from base.training.parameter_groups import Section, parameter_groups, shown
+from base.training.parameter_groups import Section, parameter_groups
 
 
 def build_optimizer(
@@ -45,10 +45,10 @@ def _check_group(section: Section, group: Section, where: str) -> None:
     own = [key for key in group if key != "params"]
     if own:
         args = {**section["args"], **{key: group[key] for key in own}}
-        place = f"{where}.param_groups ({shown([name for name, _ in group['params']])})"
+        place = f"{where}.param_groups ({listed([name for name, _ in group['params']])})"
         taken = _construct({**section, "args": args}, group["params"], place).defaults
         if ignored := [key for key in own if key not in taken]:
-            text = f"{section['type']} takes {shown(ignored)} for all parameters alike, in `args`"
+            text = f"{section['type']} takes {listed(ignored)} for all parameters alike, in `args`"
             raise ConfigError([Problem(place, text)])
 
 

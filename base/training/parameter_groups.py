@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from base.errors import ConfigError, Problem
+from base.errors import ConfigError, Problem, listed
 from base.network.patterns import NoMatch, match_parameters
 
 Section = Mapping[str, Any]
@@ -38,7 +38,7 @@ def parameter_groups(
     options = _options(model, section, where)
     frozen = [name for name, chosen in options.items() if chosen.pop("freeze", False)]
     if both := [name for name in frozen if name in later]:
-        text = f"{shown(both)}: frozen for good here, but for a time by `freeze:`; leave one out"
+        text = f"{listed(both)}: frozen for good here, but for a time by `freeze:`; leave one out"
         raise ConfigError([Problem(f"{where}.param_groups", text)])
     for name in frozen:
         named[name].requires_grad_(False)
@@ -89,7 +89,7 @@ def check_ownership(
     problems = [
         Problem(
             f"optimizers.{name}.params",
-            f"what {other!r} claims too: {shown(parameters)}; narrow one pattern",
+            f"what {other!r} claims too: {listed(parameters)}; narrow one pattern",
         )
         for (name, other), parameters in claimed.items()
     ]
@@ -99,15 +99,10 @@ def check_ownership(
         if (parameter.requires_grad or name in later) and id(parameter) not in owner
     ]
     if orphans:
-        text = f"no optimizer trains {shown(orphans)}; widen a params pattern"
+        text = f"no optimizer trains {listed(orphans)}; widen a params pattern"
         problems.append(Problem("optimizers", f"{text}, or freeze them with `freeze:`"))
     if problems:
         raise ConfigError(problems)
-
-
-def shown(items: Sequence[Any], most: int = 5) -> str:
-    """Return items as a list for a message, cut short where there are many."""
-    return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")
 
 
 def _options(model: nn.Module, section: Section, where: str) -> Options:
@@ -138,7 +133,7 @@ def _read_rule(model: nn.Module, rule: Section, claimed: Collection[str], where:
     if "preset" in rule:  # there is one: no_decay
         spared = [name for name in no_decay(model) if name in changes]
         if not spared:
-            text = f"no bias, norm layer or vector is among {shown(list(changes))}; nothing to do"
+            text = f"no bias, norm layer or vector is among {listed(list(changes))}; nothing to do"
             raise ConfigError([Problem(f"{where}.preset", text)])
         for name in spared:
             changes[name]["weight_decay"] = 0
@@ -167,7 +162,7 @@ def _decay_layers(model: nn.Module, options: Options, section: Section, where: s
     places = {name: [i for i, layer in enumerate(layers) if name in layer] for name in options}
     faults = [f"{name} in {at or 'none'}" for name, at in places.items() if len(at) != 1]
     if faults:
-        text = f"{kind}.layer_order must have each parameter in one layer, not {shown(faults)}"
+        text = f"{kind}.layer_order must have each parameter in one layer, not {listed(faults)}"
         raise ConfigError([Problem(where, text)])
     for name, chosen in options.items():
         rate = chosen.get("lr", section["args"].get("lr"))

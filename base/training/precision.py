@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from base.system.torch_versions import AUTOCAST_CACHE
+from base.system.torch_compat import AUTOCAST_CACHE
 
 NOTHING = nullcontext()
 REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -21,7 +21,7 @@ from base.checkpoint.state_dicts import load_state_dicts
 from base.config import Config
 from base.data.batch import tensors_in
 from base.errors import OutOfMemoryError, TrainingError
-from base.system.free_memory import is_out_of_memory
+from base.system.resources import is_out_of_memory
 from base.system.seeding import capture_random_state, isolated_random_state, restore_random_state
 from base.system.signals import resume_command
 from base.training.accumulation import warn_of_batch_norm

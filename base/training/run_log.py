@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from base.config import Config
-from base.system.free_memory import peak_memory_mb
-from base.system.run_folder import refuse_gone, write_environment
+from base.system.resources import peak_memory_mb
+from base.system.run_folder import check_run_folder, write_environment
 from base.training.epoch_rows import EpochRows
 from base.training.epoch_time import Clock, advice, write_times
 from base.training.progress import Progress
@@ -93,7 +93,7 @@ class RunLog:
     ) -> dict[str, float]:
         """Write the values of an epoch everywhere; return what was added to them."""
         if self._folder is not None:
-            refuse_gone(self._folder)
+            check_run_folder(self._folder)
         clock.lap("compute")
         idle, times = clock.idle_share(), clock.take()
         seconds = time.perf_counter() - self._started

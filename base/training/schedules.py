@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from base.config.durations import parse_duration
-from base.errors import ConfigError, KindlingError, Problem
+from base.errors import ConfigError, KindlingError, Problem, listed
 from base.names.construction import build
 from base.names.registry import find
 from base.names.signatures import DURATION_ARGUMENTS, FILLED_IN, needed_arguments, signature
-from base.training.parameter_groups import Section, shown
+from base.training.parameter_groups import Section
 
 # Arguments of schedulers that are rates, one for all groups or a list; and other such lists.
 SCALED = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
@@ -316,7 +316,7 @@ def fit_to_groups(optimizer: Optimizer, section: Section, where: str) -> Section
 def _in_words(optimizer: Optimizer) -> str:
     """Return the groups in one line: number, rate and the first names."""
     return "; ".join(
-        f"{number}: lr {float(group['lr']):g}, {shown(group.get('param_names', []), 2)}"
+        f"{number}: lr {float(group['lr']):g}, {listed(group.get('param_names', []), 2)}"
         for number, group in enumerate(optimizer.param_groups)
     )
 

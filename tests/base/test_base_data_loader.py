@@ -24,9 +24,10 @@ from torch.utils.data import (
 
 from base.base_data_loader import BaseDataLoader
 from base.data.reading import BatchReader
-from base.data.workers import _DEATHS, _WorkerDied
+from base.data.workers import _DEATHS
 from base.errors import DataError
 from base.system.seeding import derive_seed, seed_everything
+from base.system.torch_compat import WorkerDied
 
 WORKERS = (0, 1, 2)
 
@@ -441,7 +442,7 @@ def test_a_death_that_is_told_while_a_lock_is_let_go_is_not_lost():
     next(batches)
     condition = threading.Condition()
     condition._waiters.append(Waiter())
-    with pytest.raises(_WorkerDied, match="killed"), _DEATHS.awaited(), condition:
+    with pytest.raises(WorkerDied, match="killed"), _DEATHS.raised(), condition:
         condition.notify()
     batches.close()
     loader.close()

@@ -1,23 +1,20 @@
-"""Models find, freeze, replace and count their parts, and make no layers in forward."""
+"""Models find, freeze, replace and count their parts."""
 
 import copy
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from base import BaseModel
 from base.base_model import (
     count_parameters,
     find_modules,
     find_parameters,
-    forbid_new_layers,
     freeze_parameters,
     replace_modules,
     unfreeze_parameters,
 )
-from base.errors import TrainingError
 from base.network.patterns import NoMatch
 
 
@@ -134,117 +131,3 @@ def test_plain_modules_are_handled_by_functions_of_the_same_kind():
     assert type(model[1]) is nn.Tanh
     with pytest.raises(NoMatch):
         find_modules(model, "2")
-
-
-# --- layers made in forward ----------------------------------------------------------------------
-
-
-class LateNet(nn.Module):
-    """Does in forward what a test asks for."""
-
-    def __init__(self, act) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-        self.act = act
-
-    def forward(self, x):
-        return self.act(self, self.linear(x))
-
-
-def caught(act) -> str:
-    with pytest.raises(TrainingError) as raised, forbid_new_layers(model := LateNet(act)):
-        model(torch.ones(2, 4))
-    return str(raised.value)
-
-
-def test_a_layer_made_in_forward_is_caught_by_class_and_line():
-    text = caught(lambda self, x: nn.BatchNorm1d(4)(x))
-    assert text.startswith("BatchNorm1d(4, ")
-    assert "is made in LateNet.<lambda> (base/test_base_model.py:" in text
-    assert text.endswith("make them in __init__ and only call them in forward")
-
-
-def test_a_layer_kept_on_first_use_is_caught_by_its_name():
-    def act(self, x):
-        self.late = nn.Linear(4, 4)
-        return self.late(x)
-
-    assert caught(act).startswith("late: Linear(in_features=4, ")
-
-
-def test_a_lone_parameter_is_caught():
-    def act(self, x):
-        self.scale = nn.Parameter(torch.ones(4))
-        return x * self.scale
-
-    assert caught(act).startswith("scale: a parameter of shape (4,) is made in LateNet.")
-
-
-def test_what_each_call_makes_anew_is_told_once():
-    def act(self, x):
-        self.scale = nn.Parameter(torch.ones(4))
-        return x * self.scale
-
-    with pytest.raises(TrainingError) as raised, forbid_new_layers(model := LateNet(act)):
-        model(model(torch.ones(2, 4)))
-    (line, _) = str(raised.value).splitlines()
-    assert line.startswith("scale: a parameter of shape (4,) ")
-
-
-def test_a_block_is_told_once_and_not_by_its_parts():
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(1))
-            self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
-
-    def act(self, x):
-        Block()
-        nn.Sequential(nn.Linear(4, 4), nn.Dropout())
-        return x
-
-    text = caught(act)
-    assert [line.split()[0] for line in text.splitlines()[:-1]] == ["Block", "Sequential"]
-
-
-def test_dropout_is_caught_for_it_ignores_eval_but_layers_without_state_pass():
-    assert caught(lambda self, x: nn.Dropout(0.5)(x)).startswith("Dropout(p=0.5")
-    with forbid_new_layers(model := LateNet(lambda self, x: nn.ReLU()(x))):
-        model(torch.ones(2, 4))
-
-
-def test_a_layer_that_fails_at_once_is_told_rather_than_its_failure():
-    text = caught(lambda self, x: nn.Linear(4, 4, device="meta")(x))
-    assert text.startswith("Linear(")
-
-
-def test_other_errors_pass_unchanged():
-    with pytest.raises(ZeroDivisionError), forbid_new_layers(model := LateNet(lambda *_: 1 / 0)):
-        model(torch.ones(2, 4))
-
-
-def test_lazy_layers_parametrised_ones_and_what_a_loss_makes_are_left_alone():
-    model = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
-    model.append(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
-    with forbid_new_layers(model):
-        output = model(torch.ones(2, 4))
-        nn.CrossEntropyLoss(weight=torch.ones(2))(output, torch.tensor([0, 1]))
-        nn.Parameter(torch.ones(1))
-    assert output.shape == (2, 2)
-
-
-def test_a_copy_made_by_torch_itself_in_forward_is_left_alone():
-    def act(self, x):
-        return F.relu(torch.func.functional_call(self.linear, dict(self.linear.state_dict()), x))
-
-    with forbid_new_layers(model := LateNet(act)):
-        model(torch.ones(2, 4))
-
-
-def test_torch_is_as_before_afterwards():
-    before = nn.Module.__init__, nn.Parameter.__new__
-    caught(lambda self, x: nn.Linear(4, 4)(x))
-    with forbid_new_layers(Net()):
-        pass
-    assert (nn.Module.__init__, nn.Parameter.__new__) == before
-    assert isinstance(nn.Parameter(torch.ones(1)), nn.Parameter)

@@ -40,7 +40,7 @@ def ended(processes: list[psutil.Process]) -> bool:
 
 def resume_as_printed(place: Workplace, text: str) -> None:
     """Type the command that an interrupted run has printed."""
-    (command,) = re.findall(r"go on by: python train\.py (.+)", text)
+    (command,) = re.findall(r"resume by: python train\.py (.+)", text)
     done = place.run(*shlex.split(command))
     assert done.returncode == 0, done.stderr
 
@@ -61,7 +61,7 @@ def test_a_signal_saves_and_prints_a_command_that_goes_on(
     done = script.wait()
     assert done.returncode == code
     assert re.fullmatch(
-        rf"stopped by {number.name} after step \d+, and saved; go on by: "
+        rf"stopped by {number.name} after step \d+, and saved; resume by: "
         rf"python train\.py -r saved/tiny/\d{{4}}_\d{{6}}\n",
         done.stderr,
     )

@@ -295,7 +295,7 @@ def test_of_two_processes_on_one_run_the_second_is_refused(place: Workplace, cut
     first.wait_until(lambda: str(first.pid) in (cut / "LOCK").read_text())
     second = place.run("-r")
     assert second.returncode == 2
-    assert "another process has this run" in second.stderr
+    assert "another process uses this run" in second.stderr
     assert f'"pid": {first.pid}' in second.stderr
     first.signal(signal.SIGTERM)
     assert first.wait().returncode == 143

@@ -123,4 +123,4 @@ def test_a_folder_without_runs_is_none(place: Workplace) -> None:
     (place.folder / "saved" / "empty").mkdir(parents=True)
     done = place.run("test.py", "-r", "saved/empty")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "saved/empty: this is no run" in done.stderr
+    assert "saved/empty: not a run" in done.stderr

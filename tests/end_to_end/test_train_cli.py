@@ -69,7 +69,7 @@ def test_a_structural_fault_is_told_at_once_and_without_torch(place: Workplace) 
         ("-r --name tiny", "-r: no run with a checkpoint in saved/tiny"),
         ("-r auto", "there is no run yet; name a config with -c"),
         ("-r saved/nowhere", "saved/nowhere: no such file or folder"),
-        ("-r tiny.yaml", "tiny.yaml: this is no run"),
+        ("-r tiny.yaml", "tiny.yaml: not a run"),
         ("-c tiny.yaml -d 0,1", "torchrun --nproc-per-node 2"),
         ("-c tiny.yaml -d gpu", "-d gpu: no such device; use auto, cpu, cuda, mps or a number"),
         ("-c tiny.yaml --set model.type=DigitsNot", "did you mean 'DigitsNet'?"),
@@ -115,7 +115,7 @@ def test_a_save_dir_that_cannot_be_made_ends_the_run_before_its_first_step(
     (place.folder / "taken").touch()
     done = place.run("-c", "tiny.yaml", "--set", "trainer.save_dir=taken")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "taken/tiny: cannot make a run's folder: Not a directory\n"
+    assert done.stderr == "taken/tiny: cannot create the folder of a run: Not a directory\n"
 
 
 def test_a_loss_that_is_not_finite_ends_with_1_and_leaves_a_good_checkpoint(

@@ -40,7 +40,7 @@ def test_of_two_that_go_on_with_a_run_at_once_exactly_one_does(
             if lost.returncode == 0:  # the first was through before the second began
                 assert "this run is finished" in lost.stdout + lost.stderr
             else:
-                told = r"another process has this run: (\{\"pid\": \d+, \"host\": |just started)"
+                told = r"another process uses this run: (\{\"pid\": \d+, \"host\": |just started)"
                 check_failed(lost, told, code=2)
             assert digest(folder) == whole
 

@@ -30,7 +30,7 @@ PHASES = {
 
 def go_on(place: Workplace, done: Done) -> None:
     """Type the command that an interrupted run has printed; without a run yet, the first one."""
-    commands = re.findall(r"go on by: python train\.py (.+)", done.stderr)
+    commands = re.findall(r"resume by: python train\.py (.+)", done.stderr)
     assert commands or re.fullmatch(r"stopped by SIG\w+, nothing more was saved\n", done.stderr)
     command = commands[0] if commands else "-c tiny.yaml"
     done = place.run(*shlex.split(command))

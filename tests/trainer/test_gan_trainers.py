@@ -23,7 +23,7 @@ from base.datasets.array_readers import read_npz
 from base.errors import ConfigError
 from base.names.registry import CALLBACKS, MODELS
 from base.run.checks import check
-from base.system.torch_versions import AUTOCAST_CACHE
+from base.system.torch_compat import AUTOCAST_CACHE
 from logger.csv_writer import read_rows
 from trainer.gan_trainers import GANTrainer, WGANGPTrainer
 from trainer.samples import GeneratedSamples, as_png, make_grid

@@ -269,7 +269,7 @@ def test_rules_choose_by_the_new_names(tmp_path: Path) -> None:
         ({"only": ["zzz.*"]}, r"`only`: no weight matches 'zzz"),
         ({"skip": ["zzz.*"]}, r"`skip`: no weight matches 'zzz"),
         ({"rename": {"module.*": "*.*"}}, r"'module\.\*' has 1 `\*`, '\*\.\*' has 2"),
-        ({"rename": {"re:module(": "a"}}, "is no regular expression"),
+        ({"rename": {"re:module(": "a"}}, "is not a regular expression"),
         ({"rename": {"re:module.*": r"\2"}}, "invalid group reference"),
     ],
 )

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from base.names.construction import build
 from base.names.torch_names import HOMES, Home
-from base.system.deferred_files import deferred_files
+from base.system.deferred_files import defer_files
 
 
 class Fetched(Dataset[Any]):
@@ -65,7 +65,7 @@ def net() -> Any:
 
 
 def test_a_dry_run_leaves_no_data_set_behind(tmp_path: Path) -> None:
-    with deferred_files(is_trial=True):
+    with defer_files(is_trial=True):
         made = data_set(tmp_path / "data")
         assert made[0] == 7
         assert not (tmp_path / "data").exists()
@@ -74,14 +74,14 @@ def test_a_dry_run_leaves_no_data_set_behind(tmp_path: Path) -> None:
 
 def test_a_dry_run_reads_the_data_set_that_is_there(tmp_path: Path) -> None:
     Fetched(str(tmp_path / "data"), download=True).file.write_text("8")
-    with deferred_files(is_trial=True):
+    with defer_files(is_trial=True):
         made = data_set(tmp_path / "data")
         assert made[0] == 8
         assert made.file.is_relative_to(tmp_path)
 
 
 def test_a_run_downloads_where_it_is_told(tmp_path: Path) -> None:
-    with deferred_files():
+    with defer_files():
         data_set(tmp_path / "data")
         net()
     assert (tmp_path / "data" / "fetched" / "numbers.txt").exists()
@@ -89,12 +89,12 @@ def test_a_run_downloads_where_it_is_told(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_leaves_no_weights_behind_and_reads_those_that_are_there(tmp_path: Path) -> None:
-    with deferred_files(is_trial=True):
+    with defer_files(is_trial=True):
         assert net().number == 7
         assert not (tmp_path / "home").exists()
     there = tmp_path / "home" / "hub" / "checkpoints"
     there.mkdir(parents=True)
     (there / "net.pth").write_text("9")
-    with deferred_files(is_trial=True):
+    with defer_files(is_trial=True):
         assert net().number == 9
     assert (there / "net.pth").read_text() == "9"

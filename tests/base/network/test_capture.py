@@ -591,7 +591,7 @@ def test_the_inside_of_a_compiled_model_is_refused() -> None:
     net = a_net()
     net.compile(backend="eager")
     capture(net, rule(of="parameters"))
-    with pytest.raises(ConfigError, match=r"capture\.0\.match: .* leave out memory\.compile"):
+    with pytest.raises(ConfigError, match=r"capture\.0\.match: .* remove memory\.compile"):
         capture(net, rule("0"))
 
 

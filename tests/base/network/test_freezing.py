@@ -52,7 +52,7 @@ def test_what_thaws_is_averaged_too(tmp_path: Path) -> None:
 def test_of_several_rules_the_last_one_counts() -> None:
     rules = "freeze=['*', {match: 'head.*', until: 50%}, {match: 'hidden.0.bias', until: 2 steps}]"
     freezing = make(rules).experiment.freezing
-    assert freezing.until == {
+    assert freezing.frozen_until == {
         "head.weight": "50%", "head.bias": "50%", "hidden.0.bias": "2 steps",
     }  # fmt: skip
 

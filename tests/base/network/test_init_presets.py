@@ -277,7 +277,7 @@ class Bare(Block):
     ("model", "match", "parts"),
     [
         (nn.Sequential(nn.Linear(2, 2)), "*", ["no residual block", 'write `last_norm = "norm2"`']),
-        (Net(), "head.*", ["leaves out the last norms", "encoder.0.norm2.weight"]),
+        (Net(), "head.*", ["excludes the last norms", "encoder.0.norm2.weight"]),
         (nn.Sequential(Wrong()), "*", ["0: Wrong has last_norm = 'norm3'", "did you mean 'norm"]),
         (nn.Sequential(Bare()), "*", ["0: Bare has last_norm = 'norm2', which has no weight"]),
     ],
@@ -289,9 +289,9 @@ def test_zero_last_norm_says_what_it_lacks(model, match, parts):
 
 def test_a_preset_that_sets_nothing_of_what_is_matched_is_an_error():
     text = fault(Net(), {"match": "theta", "preset": "kaiming"})
-    assert "kaiming sets convolutions, Linear and norm layers; matched are theta" in text
+    assert "kaiming sets convolutions, Linear and norm layers, but matched theta" in text
     model = nn.Sequential(nn.LSTM(2, 2))
-    assert "matched are 0.weight_ih_l0" in fault(model, {"match": "*", "preset": "orthogonal"})
+    assert "but matched 0.weight_ih_l0" in fault(model, {"match": "*", "preset": "orthogonal"})
 
 
 def test_a_preset_that_matches_nothing_shows_the_nearest_name():
@@ -396,10 +396,14 @@ class PerModule(Own):
 @pytest.mark.parametrize(
     ("model", "match", "parts"),
     [
-        (Net(), "*", ["Net and its parts have no method `init_weights(self)`", "`init: kaiming`"]),
+        (
+            Net(),
+            "*",
+            ["Net and its children have no method `init_weights(self)`", "`init: kaiming`"],
+        ),
         (Failing(), "*", ["init_weights() of Failing fails: RuntimeError: no such layer"]),
         (PerModule(), "*", ["fails: TypeError", "'module'"]),
-        (Own(), "norm.bias", ["init_weights() sets nothing of norm.bias"]),
+        (Own(), "norm.bias", ["init_weights() sets none of norm.bias"]),
     ],
 )
 def test_from_model_says_what_is_wrong_and_changes_nothing(model, match, parts):

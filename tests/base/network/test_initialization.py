@@ -278,7 +278,7 @@ def test_all_faults_are_told_together():
     ]
     text = "\n".join(message for _, message in found)
     assert "did you mean 'head.*'?" in text
-    assert "no matched parameter has that name; did you mean 'weight'?" in text
+    assert "no matched parameter has this name; did you mean 'weight'?" in text
     assert "'zeros_'" in text
     assert "kaiming_normal_ cannot set 'stem.1.weight' of shape (8,): Fan in" in text
     assert "normal_(sdt=1) cannot set 'head.weight' of shape (4, 8)" in text
@@ -311,7 +311,7 @@ def test_a_value_that_weight_norm_cannot_give_is_refused():
     model = nn.Sequential(weight_norm(nn.Linear(8, 4)))
     ((where, text),) = problems(model, [{"match": "*", "weight": 0}])
     assert where == "init.0.weight"
-    assert "its parametrization cannot give these values" in text
+    assert "its parametrization cannot represent these values" in text
 
 
 def test_a_layer_without_bias_does_not_make_the_usual_rule_fail():
@@ -324,7 +324,7 @@ def test_a_scheme_that_gives_another_shape_is_refused():
     rules = [{"match": "head.weight", "weight": "row"}]
 
     with pytest.raises(
-        ConfigError, match=r"'head.weight' of shape \(4, 8\): it gives shape \(8,\)"
+        ConfigError, match=r"'head.weight' of shape \(4, 8\): it returns shape \(8,\)"
     ):
         initialise(Net(), rules, lambda kind, name: lambda tensor: tensor[0])
 

@@ -179,7 +179,7 @@ def test_a_transposed_convolution_doubles_as_dcgan_does():
         (pool_output_size, (1, 5, 3, 0, 1, True), "at least 3 is needed"),
         (conv_transpose_output_size, (1, 2, 1, 2), "at least 4 is needed"),
         (conv_transpose_output_size, (1, 2, 2, 0, 2), "output_padding=2 must be smaller than str"),
-        (conv_output_size, ((3, 3), (3, 3, 3)), r"'kernel_size': \(3, 3, 3\)} are not all for 2"),
+        (conv_output_size, ((3, 3), (3, 3, 3)), r"'kernel_size': \(3, 3, 3\)} do not all have 2"),
         (conv_output_size, (3, 3, 0), "at least 1"),
         (conv_padding_for, (28, 20, 3), "28 can become 26 and more, not 20"),
         (conv_padding_for, (2, 0, 5), "2 can become 1 and more, not 0"),

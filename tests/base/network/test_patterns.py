@@ -141,7 +141,9 @@ class Block(nn.Module):
 
 def test_a_type_that_only_holds_other_modules_is_told_with_what_is_in_them():
     model = nn.Sequential(nn.ReLU(), Block(), Block())
-    with pytest.raises(NoMatch, match=r"no parameter is of type Block: .* in them: '1\.\*'"):
+    with pytest.raises(
+        NoMatch, match=r"no parameter is of type Block: .* match their parts: '1\.\*'"
+    ):
         match_parameters(model, {"type": "Block"})
     assert match_parameters(model, "1.*") == ["1.layer.weight", "1.layer.bias"]
 
@@ -220,7 +222,7 @@ def test_what_is_no_pattern_is_refused_with_the_form_it_should_have(pattern):
 
 
 def test_a_broken_regular_expression_is_told_as_such():
-    with pytest.raises(NoMatch, match=r"'re:\(' is no regular expression: .*unterminated"):
+    with pytest.raises(NoMatch, match=r"'re:\(' is not a regular expression: .*unterminated"):
         match_parameters(Net(), "re:(")
 
 

@@ -81,7 +81,7 @@ def test_its_weights_are_those_of_the_plain_layer_and_patterns_find_it():
 
 
 def test_another_padding_is_refused():
-    with pytest.raises(ValueError, match="SamePadConv2d pads by 'same', not 1"):
+    with pytest.raises(ValueError, match="SamePadConv2d supports padding='same', not 1"):
         SamePadConv2d(1, 1, 3, 2, 1)
 
 

@@ -10,8 +10,8 @@ from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
 from base import BaseModel
-from base.base_model import forbid_new_layers
 from base.errors import TrainingError
+from base.network.new_layers import forbid_new_layers
 from base.network.same_padding import SamePadConv2d
 from base.network.shape_errors import explain_shape_errors
 
@@ -107,7 +107,11 @@ IDS = torch.tensor([[1, 5]])
             (nn.GroupNorm(2, 4), images(2, 4, 6, 6)),
         ),
         (
-            *(nn.Embedding(5, 4), IDS, "from 0 to 4 and go from 1 to 5; what would fit: num_embe"),
+            *(
+                nn.Embedding(5, 4),
+                IDS,
+                "from 0 to 4, but are from 1 to 5; what would fit: num_embe",
+            ),
             (nn.Embedding(6, 4), IDS),
         ),
         (
@@ -166,9 +170,9 @@ class Skip(BaseModel):
 def test_between_layers_the_module_the_line_its_tensors_and_the_last_layer_are_told():
     lines = told(Net(block=Skip()), images(2, 1, 8, 8)).split("\n  ")
     assert lines[0] == "block: Skip was given 2x1x8x8"
-    place = r"in base/network/test_shape_errors.py:\d+: return y \+ self.wide\(x\)  # of two sizes "
+    place = r"in network/test_shape_errors.py:\d+: return y \+ self.wide\(x\)  # of two sizes "
     assert re.fullmatch(place + r"\(x: 2x1x8x8, y: 2x4x6x6\)", lines[1])
-    assert lines[2] == "the layer before was block.wide, which gave 2x4x8x8"
+    assert lines[2] == "the layer before was block.wide, which returned 2x4x8x8"
     assert lines[3].startswith("RuntimeError: The size of tensor a (6) must match the size of")
 
 
@@ -186,16 +190,14 @@ def test_unpacking_a_shape_is_told_of_the_model_itself():
             return x.view(batch, channels, height * width)
 
     text = told(Unpack(), x=images(2, 7))
-    assert text.startswith(
-        "(model): Unpack() was given x: 2x7\n  in base/network/test_shape_errors.py:"
-    )
+    assert text.startswith("(model): Unpack() was given x: 2x7\n  in network/test_shape_errors.py:")
 
 
 @pytest.mark.parametrize("after", [nn.Linear(4, 2), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1)])
 def test_a_layer_after_one_that_gives_a_tuple_is_told(after):
     lines = told(Net(rnn=nn.GRU(3, 4), head=after), images(5, 2, 3)).splitlines()
     assert lines[0] == f"head: {after!r} was given (5x2x4, 1x2x4)"
-    assert "  the layer before was rnn, which gave (5x2x4, 1x2x4)" in lines
+    assert "  the layer before was rnn, which returned (5x2x4, 1x2x4)" in lines
 
 
 def test_a_layer_that_takes_more_than_one_input_is_told():

@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import pack_sequence
 from toy import assert_same
 
 from base.base_model import count_parameters
-from base.network.summary import shape_text, summarise_model, table_rows
+from base.network.shapes import shape_text
+from base.network.summary import summarise_model, table_rows
 from base.system.seeding import capture_random_state
 
 

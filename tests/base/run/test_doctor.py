@@ -22,20 +22,17 @@ def test_the_command_finds_this_machine_fit_and_leaves_nothing(
     tmp_path: Path, project_root: Path
 ) -> None:
     before = set(project_root.rglob("saved/*"))
-    began = time.monotonic()
     command = [sys.executable, "-m", "base.doctor", tmp_path]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         command, cwd=project_root, env=env, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert time.monotonic() - began < 30
     lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert [name for name, _, _ in lines] == NAMES
     assert {state for _, state, _ in lines} <= {"ok", "warning"}
     (text,) = [text for name, _, text in lines if name == "training"]
-    assert "killed after step" in text
-    assert "the same bits" in text
+    assert text.startswith("400 steps; resumed after step 360, to the same bits")
     assert list(tmp_path.iterdir()) == []
     assert set(project_root.rglob("saved/*")) == before
 
@@ -48,7 +45,7 @@ def test_a_signal_ends_it_and_leaves_nothing(
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=project_root, env=env, stdout=pipe, stderr=pipe) as process:
-        while not list(tmp_path.glob(".doctor-*/whole")) and process.poll() is None:
+        while not list(tmp_path.glob(".doctor-*/saved/doctor/*")) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
         _, errors = process.communicate(timeout=20)
@@ -78,7 +75,7 @@ def test_one_failed_check_is_told_and_the_others_are_made(monkeypatch, tmp_path,
 
 def test_old_and_missing_packages_fail_with_what_to_do(monkeypatch, tmp_path) -> None:
     versions = {"torch": "2.9.1+cpu", "tqdm": None}
-    monkeypatch.setattr(doctor, "installed", lambda name: versions.get(name, "99.0"))
+    monkeypatch.setattr(doctor, "installed_version", lambda name: versions.get(name, "99.0"))
     found = doctor.packages(tmp_path)
     assert found.state == "failed"
     assert "torch 2.9.1+cpu, wanted >=2.10" in found.text
@@ -106,16 +103,15 @@ def test_versions_are_compared_by_their_numbers(version: str, limits: str, is_fi
 
 def test_a_resume_that_ends_otherwise_fails(monkeypatch, tmp_path) -> None:
     """As if the resumed run had gone on from another state: here it ends earlier."""
-    run = doctor._run
+    train = doctor._train
 
-    def going_astray(folder: Path, words: list[str], killed_in: Path | None = None) -> int | None:
-        if words[0] == "-r":
-            words = [*words, "--set", "trainer.steps=380", "trainer.epochs=null"]
-        return run(folder, words, killed_in)
+    def going_astray(folder: Path, *words: str) -> None:
+        shorter = ("--set", "trainer.steps=380", "trainer.epochs=null") if words[0] == "-r" else ()
+        train(folder, *words, *shorter)
 
-    monkeypatch.setattr(doctor, "_run", going_astray)
+    monkeypatch.setattr(doctor, "_train", going_astray)
     found = doctor.training(tmp_path)
-    assert (found.state, "other bits" in found.text) == ("failed", True)
+    assert (found.state, "other weights" in found.text) == ("failed", True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,7 +138,7 @@ def test_little_room_is_a_warning(monkeypatch, tmp_path) -> None:
     usage = doctor.shutil._ntuple_diskusage(10, 9, 2**29)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
     assert doctor.disk(tmp_path).state == "warning"
-    monkeypatch.setattr("base.system.free_memory.free_memory", lambda: 2**30)
+    monkeypatch.setattr("base.system.resources.free_memory", lambda: 2**30)
     assert doctor.memory(tmp_path).state == "warning"
 
 

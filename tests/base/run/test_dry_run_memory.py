@@ -18,7 +18,7 @@ from base.data.batch import tensors_in
 from base.names.registry import MODELS
 from base.run.checks import dry_run
 from base.run.memory_estimate import MB, Estimate, estimate_memory
-from base.system.free_memory import UNLIMITED
+from base.system.resources import UNLIMITED
 from base.training.trials import trial
 from trainer.trainer import Trainer
 

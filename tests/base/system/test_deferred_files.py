@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from base.system.deferred_files import deferred_files, waiting_files, write_when_running
+from base.system.deferred_files import defer_files, waiting_files, write_when_running
 
 
 def test_a_file_is_written_at_once_outside_of_a_run(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_a_file_is_written_at_once_outside_of_a_run(tmp_path: Path) -> None:
 
 
 def test_a_file_waits_until_the_run_begins_and_those_after_it_do_not(tmp_path: Path) -> None:
-    with deferred_files() as files:
+    with defer_files() as files:
         write_when_running((tmp_path / "x").touch)
         assert not list(tmp_path.iterdir())
         assert files.write()
@@ -30,7 +30,7 @@ def test_nothing_is_left_of_a_run_that_does_not_begin(tmp_path: Path) -> None:
     made: list[Path] = []
 
     def stopped() -> None:
-        with deferred_files() as files:
+        with defer_files() as files:
             write_when_running((tmp_path / "x").touch)
             made.append(files.temporary_folder())
             (made[0] / "part").touch()
@@ -65,7 +65,7 @@ def test_a_download_is_kept_when_the_run_begins(
     monkeypatch.setitem(public_sets.PUBLIC_SETS, "Downloading", facts)
     monkeypatch.setattr(datasets, "Downloading", Downloading, raising=False)
     data = tmp_path / "data"
-    with deferred_files() as files:
+    with defer_files() as files:
         dataset = public_sets.open_with_torchvision("Downloading", data, True, True)
         assert dataset.root == data
         assert not data.exists()

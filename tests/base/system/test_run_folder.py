@@ -23,7 +23,7 @@ from base.system.run_folder import (
     find_newest_run,
     lock,
     must_exist,
-    run_of,
+    run_folder_of,
     write_environment,
 )
 
@@ -65,7 +65,9 @@ def test_a_folder_that_is_there_is_never_taken_over(tmp_path):
 
 def test_a_place_where_no_folder_can_be_made_is_named(tmp_path):
     (tmp_path / "saved").touch()
-    with pytest.raises(UsageError, match="saved/x: cannot make a run's folder: Not a directory"):
+    with pytest.raises(
+        UsageError, match="saved/x: cannot create the folder of a run: Not a directory"
+    ):
         create_run_folder(tmp_path / "saved", "x")
     with pytest.raises(UsageError, match="name too long"):
         create_run_folder(tmp_path, "x" * 300)
@@ -77,7 +79,7 @@ def test_names_of_any_script_work(tmp_path, name):
     folder = create_run_folder(tmp_path, name)
     add_checkpoint(folder)
     assert find_newest_run(tmp_path, name) == folder
-    assert run_of(folder / "checkpoints") == folder
+    assert run_folder_of(folder / "checkpoints") == folder
 
 
 # --- Finding -------------------------------------------------------------------------------------
@@ -164,29 +166,29 @@ def test_each_path_of_a_run_leads_to_its_folder(tmp_path, monkeypatch):
     run = create_run_folder(tmp_path, "x", NOON)
     checkpoint = add_checkpoint(run)
     for path in (run, run / "checkpoints", checkpoint, checkpoint / "state.pt"):
-        assert run_of(path) == run
-        assert run_of(str(path)) == run
+        assert run_folder_of(path) == run
+        assert run_folder_of(str(path)) == run
 
     monkeypatch.chdir(tmp_path)
-    assert run_of("x/0301_120000/checkpoints/step-00000001") == Path("x/0301_120000")
+    assert run_folder_of("x/0301_120000/checkpoints/step-00000001") == Path("x/0301_120000")
     monkeypatch.chdir(checkpoint)
-    assert run_of("state.pt").samefile(run)
-    assert run_of("../..").samefile(run)
+    assert run_folder_of("state.pt").samefile(run)
+    assert run_folder_of("../..").samefile(run)
 
 
 def test_a_run_behind_a_link_is_found(tmp_path):
     run = create_run_folder(tmp_path, "x", NOON)
     add_checkpoint(run)
     (tmp_path / "latest").symlink_to(run)
-    assert run_of(tmp_path / "latest" / "checkpoints" / "step-00000001").samefile(run)
+    assert run_folder_of(tmp_path / "latest" / "checkpoints" / "step-00000001").samefile(run)
 
 
 def test_what_is_no_run_is_said(tmp_path):
     run = create_run_folder(tmp_path, "digits", NOON)
     (run / "report").mkdir()
     for path in (tmp_path, tmp_path / "digits", run / "report"):
-        with pytest.raises(UsageError, match="this is no run"):
-            run_of(path)
+        with pytest.raises(UsageError, match="not a run"):
+            run_folder_of(path)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_finding_a_run_does_not_wait_for_torch():
 
 
 def test_a_second_lock_names_the_holder_until_the_first_lets_go(tmp_path):
-    words = rf"another process has this run: .*{os.getpid()}"
+    words = rf"another process uses this run: .*{os.getpid()}"
     with lock(tmp_path), pytest.raises(UsageError, match=words):
         lock(tmp_path)
     held = lock(tmp_path)
@@ -329,7 +331,7 @@ def wait_for_number(path: Path) -> int:
 
 
 def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
-    with pytest.raises(UsageError, match="missing/LOCK: cannot be made: No such file"):
+    with pytest.raises(UsageError, match="missing/LOCK: cannot be created: No such file"):
         lock(tmp_path / "missing")
 
 

@@ -106,7 +106,7 @@ def test_the_exit_code_is_that_of_a_shell(number: int, code: int) -> None:
     assert error.exit_code == code
     assert str(error) == (
         f"stopped by {signal.Signals(number).name} after step 7, and saved; "
-        "go on by: python train.py -r saved/x/1"
+        "resume by: python train.py -r saved/x/1"
     )
 
 

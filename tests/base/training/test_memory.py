@@ -354,9 +354,8 @@ def test_in_place_activations_give_equal_weights() -> None:
     plain = make(CONVOLUTION, IMAGES)
     train_in(plain)
     in_place = make(CONVOLUTION, IMAGES, "memory.inplace=true")
-    train_in(in_place)
-    changed = [m for m in in_place.model.modules() if getattr(m, "inplace", False)]
-    assert {type(module) for module in changed} == {nn.ReLU, nn.Dropout}
+    in_place.train()
+    assert in_place.experiment.memory_notes[-1] == "inplace: 3 of 4 activations"
     assert_same(in_place.model.state_dict(), plain.model.state_dict())
 
 

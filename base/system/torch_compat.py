@@ -1,0 +1,183 @@
+"""Where the engine works around torch: each change, its reason, and what its removal would cost.
+
+- `put_off_dynamo`: the first optimizer of a process imports torch's compiler. Without the change,
+  each run starts 1.5 s later (CPU time, torch 2.14, 2 cores) and holds 150 MB more
+  (docs/decisions/0011).
+- `WorkerDeaths`: torch raises the death of a DataLoader's worker from a signal handler, wherever
+  the main thread is. Without the change, it may interrupt a save or a callback. Without torch's
+  handler, it is noticed up to 5 s later (0.1 s with it), and by a text that names no signal
+  (docs/decisions/0014).
+- `keep_freed_memory`: on the CPU glibc returns freed memory to the system at once. Without the
+  change, a step of a small convolutional network took 13 % more CPU time (docs/decisions/0013).
+- `AUTOCAST_CACHE`: autocast of torch 2.10 loses gradients. Without the change, a weight that is
+  cast in ``no_grad`` first is not trained there, without an error.
+
+tests/base/system/test_torch_compat.py has a test for each, which fails once torch does not need it.
+
+Differences between the supported versions, 2.10 to the newest, that need no change here: after 2.10
+the profiler no longer warns when it starts (``acc_events`` in run/profiler.py), and
+``linear_cross_entropy``, the ``bias`` of BatchNorm, GroupNorm and InstanceNorm, and ``maximize`` of
+LBFGS exist. With 2.10, a config that names these is told that they are unknown.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, ModuleType
+from typing import Any
+
+import torch
+
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
+
+AUTOCAST_CACHE = TORCH >= (2, 11)
+"""Whether autocast may keep a weight's cast for its next use in a step.
+
+In 2.10 a cast made in ``no_grad`` has no gradient in later uses either, and no error says so.
+"""
+
+DYNAMO = "torch._dynamo"
+
+
+def put_off_dynamo() -> None:
+    """Let a stand-in take the place of torch._dynamo, unless the module is imported already."""
+    if DYNAMO not in sys.modules:
+        sys.modules[DYNAMO] = torch._dynamo = _LateDynamo()
+
+
+def dynamo_is_imported() -> bool:
+    """Return whether torch's compiler is there, and not only its stand-in."""
+    module = sys.modules.get(DYNAMO)
+    return module is not None and not isinstance(module, _LateDynamo)
+
+
+class _LateDynamo(ModuleType):
+    """Stands in for torch._dynamo: the first use of anything but two functions imports it.
+
+    An optimizer marks its own methods as not to be compiled (`disable`), and calls a function that
+    does nothing outside of compiled code (`graph_break`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(DYNAMO)
+        self._marked: list[Callable[..., Any]] = []
+
+    def graph_break(self, msg: str = "") -> None:
+        """Do nothing, as the real one does outside of compiled code."""
+
+    def disable(self, fn: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Return a function of torch's own as it is: nothing would compile it yet."""
+        if kwargs.get("wrapping", True) or fn is None:
+            return self._import().disable(fn, *args, **kwargs)
+        self._marked.append(fn)
+        return fn
+
+    def __getattr__(self, name: str) -> Any:
+        # Code that inspects all modules asks for special names.
+        if name.startswith("__") and name != "__path__":
+            raise AttributeError(name)
+        return getattr(self._import(), name)
+
+    def _import(self) -> ModuleType:
+        if sys.modules.get(DYNAMO) is self:
+            del sys.modules[DYNAMO], torch._dynamo
+        real = importlib.import_module(DYNAMO)
+        for function in self._marked:
+            vars(function).pop("__dynamo_disable", None)  # torch then marks it for the compiler
+        vars(self).update(vars(real))  # for code that holds this stand-in
+        return real
+
+
+class WorkerDied(Exception):  # noqa: N818  (it reads as what happened)
+    """torch's error for the death of a DataLoader's worker, as a class of its own.
+
+    torch raises a RuntimeError, which `threading.Condition.notify` takes for an error of the lock
+    that it releases, and ignores.
+    """
+
+
+class WorkerDeaths:
+    """Raises the death of a worker where a batch is waited for, and nowhere else."""
+
+    def __init__(self) -> None:
+        self._is_awaited = False
+        self._error: WorkerDied | None = None
+        self._handler_of_torch: Any = None
+
+    def replace_handler(self) -> None:
+        """Handle SIGCHLD before torch's handler does, if torch has set it."""
+        handler = getattr(signal, "SIGCHLD", None) and signal.getsignal(signal.SIGCHLD)
+        module = getattr(handler, "__module__", "")
+        is_of_torch = module == "torch.utils.data._utils.signal_handling"
+        if is_of_torch and threading.current_thread() is threading.main_thread():
+            self._handler_of_torch = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raise in this block the death of a worker, also one that died before it.
+
+        Raises:
+            WorkerDied: with torch's text.
+        """
+        self._is_awaited = True
+        try:
+            self._raise_kept()
+            yield
+            self._raise_kept()
+        except WorkerDied:
+            self._error = None
+            raise
+        finally:
+            self._is_awaited = False
+
+    def _raise_kept(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def forget(self) -> None:
+        """Drop a death that was not raised yet."""
+        self._error = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self._handler_of_torch(number, frame)
+        except RuntimeError as error:
+            self._error = WorkerDied(str(error))
+            if self._is_awaited and not _is_forking(frame):
+                raise self._error from None
+
+
+def _is_forking(frame: FrameType | None) -> bool:
+    """Tell whether a process is being started: Python drops errors raised in its hooks there."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "multiprocessing.popen_fork":
+            return frame.f_code.co_name == "_launch"
+        frame = frame.f_back
+    return False
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
+KEPT_BYTES, LARGEST_BYTES = 2**31 - 1, 2**30  # kept free at the heap's end; taken from the heap
+
+
+def keep_freed_memory(device: torch.device) -> bool:
+    """Let glibc keep freed memory for the next step, as torch does on a GPU; return whether it can.
+
+    By default glibc returns large pieces to the system at once, and each step of a training on the
+    CPU has its pages made and cleared again (see mallopt(3)). The process then stays as large as
+    its largest step.
+    """
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    is_set = mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) and mallopt(M_MMAP_THRESHOLD, LARGEST_BYTES)
+    return bool(is_set)

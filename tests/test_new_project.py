@@ -188,7 +188,7 @@ def test_the_last_rule_that_fits_decides(path: str, expected: bool) -> None:
     assert is_taken(path, rules) == expected
 
 
-@pytest.mark.parametrize("path", ["data_loader/shards.py", "base/datasets/shards/reader.py"])
+@pytest.mark.parametrize("path", ["base/shards.py", "base/datasets/shards/reader.py"])
 def test_a_part_is_left_out_where_it_lies(path: str) -> None:
     rules = {part: [rule for rule in TEMPLATE.rules if rule.part in ("", part)] for part in PARTS}
     assert [part for part in PARTS if not is_taken(path, rules[part])] == ["shards"]
@@ -203,7 +203,7 @@ def test_an_unknown_part_is_refused_with_the_nearest_and_all(tmp_path: Path) -> 
 
 
 def test_an_unknown_name_says_what_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("base.left_out.left_out", lambda root: ["shards", "tables"])
+    monkeypatch.setattr("base.system.left_out.left_out", lambda root: ["shards", "tables"])
     with pytest.raises(
         NameFault, match=r"no dataset 'CsvDatasets' \(this project was made without"
     ):

@@ -38,7 +38,7 @@ TEMPLATE = {
     "base/dropped.py": LOOP.replace("line", "dropped"),
     "base/dropped_and_edited.py": LOOP.replace("line", "drop"),
     "logger/services.py": "SERVICES = {}\n",
-    "data_loader/tables.py": TABLES,
+    "base/datasets/tables.py": TABLES,
     "model/model.py": LOOP.replace("line", "layer"),
     "config/digits.yaml": "name: digits\nseed: 42\n",
     "tests/test_engine.py": "",
@@ -373,7 +373,7 @@ def test_parts_go_and_come_back(copied: Path) -> None:
     for without, is_there in ((None, True), (["tables"], False), (None, False), ([], True)):
         update_project.update(copied / "kindling", project, without, only_check=False)
         commit(project)
-        assert (project / "data_loader/tables.py").exists() == is_there
+        assert (project / "base/datasets/tables.py").exists() == is_there
         assert (project / "logger/services.py").exists()
 
 

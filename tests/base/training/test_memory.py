@@ -354,7 +354,7 @@ def test_in_place_activations_give_equal_weights() -> None:
     plain = make(CONVOLUTION, IMAGES)
     train_in(plain)
     in_place = make(CONVOLUTION, IMAGES, "memory.inplace=true")
-    in_place.train()
+    train_in(in_place)
     assert in_place.experiment.memory_notes[-1] == "inplace: 3 of 4 activations"
     assert_same(in_place.model.state_dict(), plain.model.state_dict())
 

@@ -29,10 +29,9 @@ from base.training.experiment import Experiment
 from base.training.loss_gradients import due_gradients
 from base.training.loss_terms import LossTerms
 from base.training.optimizer_step import choose_stepper, only
-from base.training.optimizers import learning_rates
+from base.training.parameter_groups import learning_rates
 from base.training.precision import NOTHING
 from base.training.recovery import Recovery
-from base.training.registration import checked_parts
 from base.training.results import (
     StepValues,
     backward_passes,
@@ -41,9 +40,8 @@ from base.training.results import (
     values_of,
     with_total,
 )
-from base.training.run import Run
-from base.training.run_log import RunLog
-from base.training.state import build_state, parts_with_state
+from base.training.run_log import Run, RunLog
+from base.training.state import build_state, checked_parts, parts_with_state
 from base.training.trials import trial
 from logger.meters import Meters
 from logger.progress import ProgressBar

@@ -24,8 +24,7 @@ from base.training.batch_arguments import DataParameters
 from base.training.denominators import SUM, counted_by
 from base.training.loss_terms import flat
 from base.training.losses import build_losses
-from base.training.metric_values import device_of
-from base.training.metrics import mean_of_counts
+from base.training.metrics import device_of, mean_of_counts
 
 Counts = tuple[Tensor, Tensor | int]
 

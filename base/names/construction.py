@@ -37,7 +37,7 @@ from base.names.signatures import (
     value_fault,
 )
 from base.names.trial_downloads import is_from, trial_weights, with_trial_root
-from base.network.same_padding import conv_class
+from base.network.output_sizes import conv_class
 
 Keys = tuple[str | int, ...]
 Section = Mapping[str, Any]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from base.network.layout import EmptyCache as EmptyCache
     from base.network.layout import prepare_model as prepare_model
     from base.network.new_layers import guard_first_batch as guard_first_batch
+    from base.network.output_sizes import conv_class as conv_class
     from base.network.output_sizes import conv_output_size as conv_output_size
     from base.network.output_sizes import conv_padding_for as conv_padding_for
     from base.network.output_sizes import conv_transpose_output_size as conv_transpose_output_size
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from base.network.patterns import match_modules as match_modules
     from base.network.patterns import match_names as match_names
     from base.network.patterns import match_parameters as match_parameters
-    from base.network.same_padding import conv_class as conv_class
     from base.network.shape_errors import explain_shape_errors as explain_shape_errors
     from base.network.shape_errors import is_compiled as is_compiled
     from base.network.shapes import shape_text as shape_text

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from base.network.same_padding import SamePad
+from base.network.output_sizes import SamePad
 from base.network.shape_errors import is_compiled
 
 # Their gradient follows from their output, to the last bit.

@@ -20,8 +20,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_hook
 
 from base.errors import TrainingError
-from base.network.output_sizes import conv_output_size, conv_transpose_output_size, pool_output_size
-from base.network.same_padding import SamePad
+from base.network.output_sizes import (
+    SamePad,
+    conv_output_size,
+    conv_transpose_output_size,
+    pool_output_size,
+)
 from base.network.shapes import inputs_text, shape_text
 
 # Words of torch's errors of shape, which errors of devices, dtypes and memory do not have.

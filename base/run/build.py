@@ -54,10 +54,8 @@ from base.training.loss_facts import compares_outputs
 from base.training.losses import build_losses
 from base.training.metrics import build_metrics
 from base.training.optimizer_memory import offload_state
-from base.training.optimizers import build_optimizer
-from base.training.parameter_groups import check_ownership
-from base.training.plateau import watching
-from base.training.schedules import build_schedule
+from base.training.parameter_groups import build_optimizer, check_ownership
+from base.training.schedules import build_schedule, watching
 
 
 @dataclass

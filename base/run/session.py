@@ -31,9 +31,8 @@ from base.system.run_folder import create_run_folder, lock, remove_if_not_starte
 from base.system.signals import resume_command
 from base.training.epoch_time import time_facts
 from base.training.nonfinite import refuse_bad_optimizers
-from base.training.optimizers import learning_rates
-from base.training.run import Run
-from base.training.run_log import RunLog, keep_config
+from base.training.parameter_groups import learning_rates
+from base.training.run_log import Run, RunLog, keep_config
 from logger.console import ROW, close_logging, format_header, format_value, setup_logging
 from logger.files import FileError
 from logger.report import write_curves

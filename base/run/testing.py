@@ -26,7 +26,7 @@ from base.run.data_changes import refuse_scaled_targets
 from base.run.loaders import build_test_loader
 from base.training.experiment import Experiment
 from base.training.progress import Stateful
-from base.training.registration import is_among
+from base.training.state import is_among
 from logger.report import write_test_report
 
 if TYPE_CHECKING:

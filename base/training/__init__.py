@@ -34,39 +34,39 @@ if TYPE_CHECKING:
     from base.training.losses import WeightedLoss as WeightedLoss
     from base.training.losses import build_losses as build_losses
     from base.training.losses import scaled as scaled
-    from base.training.metric_values import device_of as device_of
     from base.training.metrics import build_metrics as build_metrics
+    from base.training.metrics import device_of as device_of
     from base.training.metrics import mean_of_counts as mean_of_counts
-    from base.training.monitor import check_watched as check_watched
     from base.training.nonfinite import refuse_bad_optimizers as refuse_bad_optimizers
     from base.training.optimizer_memory import offload_state as offload_state
     from base.training.optimizer_step import choose_stepper as choose_stepper
     from base.training.optimizer_step import only as only
-    from base.training.optimizers import build_optimizer as build_optimizer
-    from base.training.optimizers import learning_rates as learning_rates
+    from base.training.parameter_groups import build_optimizer as build_optimizer
     from base.training.parameter_groups import check_ownership as check_ownership
-    from base.training.plateau import watching as watching
+    from base.training.parameter_groups import learning_rates as learning_rates
     from base.training.precision import NOTHING as NOTHING
     from base.training.progress import Progress as Progress
     from base.training.progress import Stateful as Stateful
+    from base.training.progress import check_watched as check_watched
     from base.training.recovery import SINGLE_VALUE as SINGLE_VALUE
     from base.training.recovery import Recovery as Recovery
-    from base.training.registration import checked_parts as checked_parts
-    from base.training.registration import is_among as is_among
     from base.training.results import StepValues as StepValues
     from base.training.results import backward_passes as backward_passes
     from base.training.results import note_losses as note_losses
     from base.training.results import summarise as summarise
     from base.training.results import values_of as values_of
     from base.training.results import with_total as with_total
-    from base.training.run import Run as Run
+    from base.training.run_log import Run as Run
     from base.training.run_log import RunLog as RunLog
     from base.training.run_log import keep_config as keep_config
     from base.training.schedules import build_schedule as build_schedule
+    from base.training.schedules import watching as watching
     from base.training.shape_agreement import BroadcastError as BroadcastError
     from base.training.shape_agreement import ShapeAgreement as ShapeAgreement
     from base.training.shape_agreement import in_words as in_words
     from base.training.state import build_state as build_state
+    from base.training.state import checked_parts as checked_parts
+    from base.training.state import is_among as is_among
     from base.training.state import parts_with_state as parts_with_state
     from base.training.trials import SavedBytes as SavedBytes
     from base.training.trials import kept_weights as kept_weights

@@ -25,8 +25,7 @@ from base.data.batch import tensors_in
 from base.system.seeding import derive_seed, isolated_random_state
 from base.training.losses import WeightedLoss
 from base.training.progress import Stateful
-from base.training.registration import is_among
-from base.training.state import TrainingState
+from base.training.state import TrainingState, is_among
 from base.training.trials import keep_buffers
 
 # What the start of an epoch is not shown as it was before: it is the same, or too large.

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from base.config import Config
+from base.errors import ConfigError, Problem, nearest
 from base.system.seeding import capture_random_state, restore_random_state
+from base.training.schedules import Schedule, split_rule
 
 
 @runtime_checkable
@@ -68,3 +74,105 @@ class RandomState:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         restore_random_state(state_dict)
+
+
+log_of_run = logging.getLogger("kindling")
+
+
+class Monitor:
+    """Watches one logged value: tells the best epoch and when patience is over.
+
+    Args:
+        rule: ``"max valid/accuracy"``, ``"min train/loss"`` or ``"off"``.
+        patience: epochs without improvement after which ``is_exhausted`` is true; None never.
+    """
+
+    def __init__(self, rule: str, patience: int | None = None) -> None:
+        self.rule = rule
+        self.mode, self.key = split_rule(rule)
+        self.patience = patience
+        self.best = math.inf if self.mode == "min" else -math.inf
+        self.best_epoch = 0
+        self.epochs_without_improvement = 0
+        self.n_nonfinite = 0
+        """Epochs whose value was NaN or infinite."""
+
+    @property
+    def was_never_finite(self) -> bool:
+        """Whether there were values, and none of them could be compared."""
+        return self.n_nonfinite > 0 and self.best_epoch == 0
+
+    @property
+    def is_off(self) -> bool:
+        return self.mode == "off"
+
+    @property
+    def is_exhausted(self) -> bool:
+        return self.patience is not None and self.epochs_without_improvement >= self.patience
+
+    def update(self, log: Mapping[str, float], epoch: int) -> bool:
+        """Take the values of an epoch; return whether it is the best so far."""
+        if self.is_off:
+            return False
+        if self.key not in log:
+            return False  # this epoch was not validated
+        value = log[self.key]
+        improved = value < self.best if self.mode == "min" else value > self.best
+        if not math.isfinite(value):
+            self._note_nonfinite(value, epoch, improved)
+        if improved:
+            self.best, self.best_epoch = value, epoch
+        self.epochs_without_improvement = epoch - self.best_epoch
+        return improved
+
+    def _note_nonfinite(self, value: float, epoch: int, is_best: bool) -> None:
+        """Count an epoch without a finite value; warn at the first one."""
+        if self.n_nonfinite == 0:
+            effect = "nothing is better than that" if is_best else "such an epoch is not the best"
+            text = "%s is %s in epoch %d, not a finite number: %s"
+            log_of_run.warning(text, self.key, value, epoch, effect)
+        self.n_nonfinite += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        names = ["mode", "key", "best", "best_epoch", "epochs_without_improvement", "n_nonfinite"]
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there, unless another value is watched now: then nothing is best yet."""
+        if (state_dict["mode"], state_dict["key"]) == (self.mode, self.key):
+            for name, value in state_dict.items():
+                setattr(self, name, value)
+
+
+def check_watched(
+    config: Config,
+    monitor: Monitor,
+    schedules: Mapping[str, Schedule],
+    values: Mapping[str, Any],
+    other_phases: Collection[str] = (),
+) -> None:
+    """Make sure that what the config monitors is among the values logged.
+
+    Args:
+        values: what a phase has logged, as ``train/loss``.
+        other_phases: those that are still to come, as ``valid``; their names are not looked at.
+
+    Raises:
+        ConfigError: a name is not among them, or a schedule that follows a value has none.
+    """
+    faults: list[Problem] = []
+    watched: dict[tuple[str, ...], str] = {("trainer", "monitor"): monitor.key}
+    for name, schedule in schedules.items():
+        keys: tuple[str, ...] = () if config["optimizers"] is None else ("optimizers", name)
+        watched[keys := (*keys, "lr_scheduler", "monitor")] = schedule.monitor or ""
+        if schedule.monitor == "":
+            text = "ReduceLROnPlateau has nothing to follow while `trainer.monitor` is off; name it"
+            faults.append(config.problem(keys, f"{text}, as in `monitor: valid/loss`"))
+    known = ", ".join(values)
+    faults += [
+        config.problem(keys, f"no value {key!r} is logged{nearest(key, values)}; there are {known}")
+        for keys, key in watched.items()
+        if key and key not in values and key.partition("/")[0] not in other_phases
+    ]
+    if faults:
+        raise ConfigError(faults)

@@ -27,12 +27,11 @@ from base.system.signals import resume_command
 from base.training.accumulation import warn_of_batch_norm
 from base.training.epoch_start import EpochStart
 from base.training.nonfinite import first_nonfinite, refuse_bad_weights
-from base.training.optimizers import learning_rates
+from base.training.parameter_groups import learning_rates
 from base.training.progress import Stateful
-from base.training.registration import is_among
 from base.training.results import StepValues
 from base.training.run_log import keep_config
-from base.training.state import TrainingState
+from base.training.state import TrainingState, is_among
 from base.training.trials import keep_buffers
 
 log = logging.getLogger("kindling")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from base.checkpoint.store import CheckpointStore
 from base.config import Config
 from base.system.resources import peak_memory_mb
 from base.system.run_folder import check_run_folder, write_environment
 from base.training.epoch_rows import EpochRows
 from base.training.epoch_time import Clock, advice, write_times
+from base.training.experiment import CallbackProtocol
 from base.training.progress import Progress
 from logger.console import ROW, EpochTable
 from logger.files import write_whole
@@ -149,3 +153,33 @@ def keep_config(config: Config, folder: Path) -> None:
     """Write down what is run, and on what."""
     write_whole(folder / "config.yaml", config.to_yaml().encode())
     write_environment(folder)
+
+
+def _nothing(*_: Any) -> None: ...
+
+
+@dataclass
+class Run:
+    """One run of a trainer, opened by `base.run.session.open_run`::
+
+        with open_run(trainer, config, resume_from) as run:
+            trainer.train(run)
+
+    What must call ``train_step`` or ``evaluate`` itself stands above the loop; the loop is given
+    it here as functions.
+    """
+
+    log: RunLog
+    folder: Path | None = None
+    """None writes no files."""
+    store: CheckpointStore | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """What checkpoints record of the data."""
+    callbacks: Mapping[str, CallbackProtocol] = field(default_factory=dict)
+    """Those of the run itself, such as the profiler; checkpoints do not hold them."""
+    guard_first_step: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """The context in which the first step is checked."""
+    check_first_step: Callable[[Mapping[str, Any]], None] = _nothing
+    """Checks what the first step has logged."""
+    finish: Callable[[], dict[str, float]] = dict
+    """Logs how training ended and runs the test phase; returns the test's values."""

@@ -15,7 +15,7 @@ from toy import assert_same, make
 from base.names.registry import MODELS
 from base.network.gradients import gradient_penalty
 from base.network.inplace import work_in_place
-from base.network.same_padding import SamePadConv2d
+from base.network.output_sizes import SamePadConv2d
 from base.run.header import memory_facts
 
 DATA = (

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from base.network.output_sizes import SamePadConv1d, SamePadConv2d, SamePadConv3d, conv_class
 from base.network.patterns import match_modules
-from base.network.same_padding import SamePadConv1d, SamePadConv2d, SamePadConv3d, conv_class
 
 OURS = {1: SamePadConv1d, 2: SamePadConv2d, 3: SamePadConv3d}
 THEIRS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from base import BaseModel
 from base.errors import TrainingError
 from base.network.new_layers import forbid_new_layers
-from base.network.same_padding import SamePadConv2d
+from base.network.output_sizes import SamePadConv2d
 from base.network.shape_errors import explain_shape_errors
 
 

@@ -11,9 +11,10 @@ import torch
 from toy import make
 
 from base.errors import DataError
-from base.run.checks import check, dry_run
-from base.run.label_check import (
+from base.run.checks import (
+    check,
     checked_labels,
+    dry_run,
     is_over_classes,
     refuse_no_shares,
     refuse_wrong_labels,

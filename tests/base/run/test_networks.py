@@ -13,7 +13,7 @@ from toy import NETWORKS, assert_resumes, assert_same, batches, make, train_in, 
 from base.errors import ConfigError, TrainingError
 from base.names.registry import MODELS
 from base.system.torch_compat import AUTOCAST_CACHE
-from base.training.optimizers import learning_rates
+from base.training.parameter_groups import learning_rates
 from trainer.trainer import Trainer
 
 

@@ -17,8 +17,12 @@ from base.checkpoint.state_dicts import load_state_dicts
 from base.checkpoint.store import read
 from base.errors import CheckpointError, ConfigError
 from base.names.registry import MODELS, OPTIMIZERS, names
-from base.training.optimizers import build_optimizer
-from base.training.parameter_groups import check_ownership, no_decay, parameter_groups
+from base.training.parameter_groups import (
+    build_optimizer,
+    check_ownership,
+    no_decay,
+    parameter_groups,
+)
 from model.model import MLP
 
 

@@ -15,7 +15,7 @@ from toy import assert_same, make, run, train_in
 from base.checkpoint.store import read
 from base.config.changes import effect_of
 from base.run.session import open_folder
-from base.training.optimizers import learning_rates
+from base.training.parameter_groups import learning_rates
 from trainer.trainer import Trainer
 
 S = torch.optim.lr_scheduler

@@ -12,7 +12,7 @@ from toy import NETWORKS, assert_resumes, make, run, train_in
 from base.callbacks import Callback
 from base.errors import ConfigError
 from base.names.registry import LR_SCHEDULERS, names
-from base.training.optimizers import learning_rates
+from base.training.parameter_groups import learning_rates
 
 S = torch.optim.lr_scheduler
 ABSTRACT = {"LRScheduler"}

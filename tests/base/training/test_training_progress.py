@@ -17,8 +17,7 @@ from toy import assert_same, make, train_in, weights
 
 from base.callbacks import Callback
 from base.training.ema import ExponentialMovingAverage
-from base.training.monitor import Monitor
-from base.training.progress import Progress, RandomState, Stateful
+from base.training.progress import Monitor, Progress, RandomState, Stateful
 
 NAN = float("nan")
 

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import torch
 
-from base.base_data_loader import BaseDataLoader
-from base.datasets.array_readers import read_npz
-from base.datasets.in_memory import InMemoryDataset, synthetic_images
-from base.datasets.pipeline import Pipeline, TransformedDataset
-from base.datasets.public_sets import load_in_memory, load_one_by_one
-from base.datasets.transforms import RandomShift
+from base import (
+    BaseDataLoader,
+    InMemoryDataset,
+    Pipeline,
+    RandomShift,
+    TransformedDataset,
+    load_in_memory,
+    load_one_by_one,
+    read_npz,
+    synthetic_images,
+)
 
 
 class DigitsDataLoader(BaseDataLoader):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.datasets.array_readers import read_idx
 from base.datasets.images import as_image
 from base.datasets.in_memory import InMemoryDataset
 from base.datasets.labels import Classes
 from base.errors import DataError, nearest
-from logger.files import open_file
+from logger.files import open_file, read_file
 
 LAYOUTS = ("NCHW", "NHWC", "NHW")
 MOST_CHANNELS = 16  # more than this is a height or a width
+IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 Array = np.ndarray[Any, Any]
 
@@ -75,6 +78,38 @@ class IdxDataset(InMemoryDataset):
                 raise DataError(f"{text}; are `images` and `labels` exchanged?")
         pixels = pixels[:, None] if pixels.dim() == 3 else pixels
         super().__init__(pixels, numbers, classes, source=images)
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """Read the arrays of an npz file."""
+    try:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
+            return {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except FileNotFoundError as error:
+        text = f"no such file; data_dir is relative to the current folder, {Path.cwd()}"
+        raise DataError(f"{path}: {text}") from error
+    except Exception as error:  # numpy and zipfile raise a dozen kinds
+        raise DataError(f"{path}: not a readable npz file: {error}") from error
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read an IDX file, as MNIST has them, gzipped or not: a tensor of its shape, uint8 mostly."""
+    try:
+        content = read_file(path)
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except FileNotFoundError as error:
+        text = f"no such file; it is looked for from {Path.cwd()}"
+        raise DataError(f"{path}: {text}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    is_idx = len(content) > 3 and content[:2] == b"\0\0" and content[2] in IDX_TYPES
+    dtype = np.dtype(IDX_TYPES[content[2]] if is_idx else "u1")
+    start = 4 + 4 * content[3] if is_idx else 4
+    shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
+    if not shape or not 0 < math.prod(shape) * dtype.itemsize == len(content) - start:
+        raise DataError(f"{path}: not a whole IDX file of numbers; fetch it again")
+    array = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    return torch.from_numpy(array.astype(dtype.newbyteorder("=")))
 
 
 def read_array(name: str, file: str | None = None) -> Array:

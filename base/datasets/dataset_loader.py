@@ -14,8 +14,8 @@ from base.data.reading import find_get_batch
 from base.data.record import check_classes, class_names
 from base.data.splits import divide
 from base.data.streams import refuse_stream
+from base.datasets.cache.decoded import cached
 from base.datasets.composed import check_data_set
-from base.datasets.decoded_cache import cached
 from base.datasets.image_files import real_paths
 from base.datasets.images import find_mode
 from base.datasets.in_memory import in_memory

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
-from base.datasets.array_readers import read_idx
+from base.datasets.array_files import read_idx
 from base.datasets.in_memory import InMemoryDataset, in_memory_arrays
 from base.datasets.pipeline import Pipeline, TransformedDataset
 from base.datasets.transforms import RandomFlip, RandomShift

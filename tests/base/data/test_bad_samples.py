@@ -27,7 +27,7 @@ from base.data.reading import BadSample, Failure
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.image_files import ImageFolderDataset
 from base.datasets.pipeline import Pipeline, TransformedDataset
-from base.datasets.shards import ShardDataset
+from base.datasets.shards.reader import ShardDataset
 from base.datasets.transforms import RandomFlip
 from base.errors import BatchError, ConfigError, DataError
 from base.names.registry import DATA_LOADERS

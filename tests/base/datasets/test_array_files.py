@@ -1,5 +1,6 @@
 """Arrays in files, and data sets in memory: what they give, and what they refuse."""
 
+import gzip
 import struct
 from types import SimpleNamespace
 
@@ -9,8 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from base.data.reading import find_get_batch
-from base.datasets.array_files import ArrayFileDataset, IdxDataset, read_array
-from base.datasets.array_readers import read_idx
+from base.datasets.array_files import ArrayFileDataset, IdxDataset, read_array, read_idx, read_npz
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset, in_memory, in_memory_arrays
 from base.errors import DataError
 from base.names.construction import build
@@ -264,3 +264,50 @@ def test_a_number_beyond_float32_is_an_error_and_not_infinite(tmp_path):
             read()
     with pytest.raises(DataError, match="beyond float32"):
         dataset.placed_on(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 4)])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_files_give_back_what_was_written(tmp_path, shape, suffix):
+    array = np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8)
+    content = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + array.tobytes()
+    path = tmp_path / f"x-ubyte{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    assert torch.equal(read_idx(path), torch.from_numpy(array))
+
+
+WHOLE = struct.pack(">HBB2I", 0, 8, 2, 2, 3) + bytes(6)
+
+
+@pytest.mark.parametrize("length", range(len(WHOLE)))
+def test_a_cut_idx_file_is_reported(tmp_path, length):
+    path = tmp_path / "x-ubyte"
+    path.write_bytes(WHOLE[:length])
+    with pytest.raises(DataError, match="x-ubyte: not a whole IDX file"):
+        read_idx(path)
+
+
+@pytest.mark.parametrize(
+    "content", [WHOLE + b"x", b"PNG" + WHOLE, b"\0\0\x0d" + WHOLE[3:], b"\0\0\x08\0"]
+)
+def test_what_is_no_idx_file_of_bytes_is_reported(tmp_path, content):
+    path = tmp_path / "x-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="x-ubyte: not a whole IDX file"):
+        read_idx(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"not gzip", gzip.compress(WHOLE)[:-9], gzip.compress(WHOLE)[:15], b""]
+)
+def test_a_damaged_gzip_file_is_reported(tmp_path, content):
+    path = tmp_path / "x-ubyte.gz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x-ubyte\.gz: "):
+        read_idx(path)
+
+
+def test_objects_in_an_npz_file_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match="not a readable npz file"):
+        read_npz(tmp_path / "x.npz")

@@ -28,7 +28,7 @@ import numpy as np
 
 from base.checkpoint.state_file import sync_folder
 from base.data.threads import read_each
-from base.datasets.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
+from base.datasets.cache.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
 from base.errors import DataError
 from logger.files import open_descriptor
 

@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from base.datasets import cache_file, pixels
-from base.datasets import decoded_cache as cache
-from base.datasets.decoded_cache import CachedBatches, cached
+from base.datasets.cache import decoded as cache
+from base.datasets.cache import file as cache_file
+from base.datasets.cache import pixels
+from base.datasets.cache.decoded import CachedBatches, cached
 from base.datasets.image_files import ImageFiles
 from base.errors import ConfigError, DataError
 
@@ -412,7 +413,7 @@ def test_too_little_room_for_addresses_is_a_clear_error(tmp_path, monkeypatch):
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     source = make_images(tmp_path / "images", UNIFORM)
-    monkeypatch.setattr("base.datasets.pixels.mmap.mmap", refuse)
+    monkeypatch.setattr("base.datasets.cache.pixels.mmap.mmap", refuse)
     with pytest.raises(
         DataError, match=r"cannot be mapped .*: Cannot allocate memory; raise the l"
     ):

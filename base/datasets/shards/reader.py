@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from base.datasets.images import Resize, check_resize, decode_image, find_mode, image_shape
-from base.datasets.shard_index import find_faults, find_shards, open_index, read_classes
+from base.datasets.shards.index import find_faults, find_shards, open_index, read_classes
 from base.errors import DataError
 from logger.files import open_descriptor
 

@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 
 from base.base_data_loader import BaseDataLoader
-from base.datasets import shard_index, shard_writer, shards
 from base.datasets.image_files import ImageFolderDataset
-from base.datasets.shards import ShardDataset, buffered_order
+from base.datasets.shards import index as shard_index
+from base.datasets.shards import reader
+from base.datasets.shards import writer as shard_writer
+from base.datasets.shards.reader import ShardDataset, buffered_order
 from base.errors import DataError, UsageError
 from base.system.seeding import derive_generator
 
@@ -253,8 +255,8 @@ def advised(monkeypatch):
     """What the system was told will be read: shard's descriptor -> (start, length)."""
     if not hasattr(os, "posix_fadvise"):
         pytest.skip("this system takes no advice")
-    monkeypatch.setattr(shards, "STRETCH", 2048)
-    monkeypatch.setattr(shards, "PIECE", 700)
+    monkeypatch.setattr(reader, "STRETCH", 2048)
+    monkeypatch.setattr(reader, "PIECE", 700)
     found = {}
 
     def record(descriptor, start, length, advice):
@@ -310,10 +312,10 @@ def test_a_data_set_can_be_sent_to_a_process(written):
 def test_a_forked_process_opens_shards_of_its_own(written):
     dataset = open_written(written)
     content = dataset.read(0)
-    opened = shards._open.cache_info().misses
+    opened = reader._open.cache_info().misses
 
     def report(connection):
-        connection.send((dataset.read(0), shards._open.cache_info().misses))
+        connection.send((dataset.read(0), reader._open.cache_info().misses))
 
     receiver, sender = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=report, args=(sender,))
@@ -328,7 +330,7 @@ def test_few_files_are_open_at_once(tmp_path):
         make_tar(
             tmp_path / f"{number:02d}.tar", [(f"{number}.png", png()), (f"{number}.cls", b"0")]
         )
-    shards._open.cache_clear()
+    reader._open.cache_clear()
     dataset = ShardDataset(tmp_path / "*.tar")
     n_before = len(list(DESCRIPTORS.iterdir()))
     for index in range(80):

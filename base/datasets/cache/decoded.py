@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from base.data.sample_items import sample_numbers
 from base.data.threads import read_ahead
-from base.datasets.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
+from base.datasets.cache.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
 from base.errors import ConfigError, DataError, Problem
 from base.system.cores import free_cores
 from base.system.deferred_files import waiting_files, write_when_running
@@ -80,7 +80,7 @@ def _kept(
     """
     if where == "memory":
         return kind(source, *_in_memory(source, n_threads))
-    from base.datasets.cache_file import CacheFile  # needs Unix
+    from base.datasets.cache.file import CacheFile  # needs Unix
 
     file = CacheFile(source, folder, n_threads)
     if waiting_files() is None or file.exists():

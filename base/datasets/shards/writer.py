@@ -26,7 +26,7 @@ from base.config.command_line import Parser
 from base.data.threads import read_each
 from base.datasets.image_files import ImageFiles, ImageFolderDataset, ImageListDataset
 from base.datasets.images import decode_image
-from base.datasets.shard_index import (
+from base.datasets.shards.index import (
     BLOCK,
     ShardIndex,
     find_faults,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_collate
 
 from base.data.batch import Rules
-from base.data.reading import Batch, BatchReader, Key, NoteBad, Skip, mended, raise_failure
+from base.data.protocols import (
+    Batch,
+    HasIds,
+    SupportsOrder,
+    SupportsPlacing,
+    name_of,
+    offered,
+    underlying,
+)
+from base.data.reading import BatchReader, Key, NoteBad, Skip, mended, raise_failure
 from base.data.record import check_classes, class_names, record_of, use_record
 from base.data.replayed_loader import as_batches as as_batches
 from base.data.sample_items import SampleItems
@@ -36,8 +44,7 @@ class BaseDataLoader:
     (seed, epoch, index). So an epoch is the same with any number of workers and from any start.
     A data set with ``get_batch(indices) -> batch`` (in memory, nothing random) and torch's own
     `TensorDataset` are read a whole batch at a time in this process, whatever `num_workers` says;
-    one with ``get_keyed_batch(indices, seed, epoch)`` says itself what `readers` it is for.
-    A data set with ``shuffled_order(indices, generator) -> indices`` chooses the order itself.
+    `base/data/protocols.py` has all that a data set may offer.
 
     The validation part is read from `valid_dataset` where given: the same samples, not augmented.
     It is a share or a number of the samples, or a mapping (see `base/data/splits.py`); `sampling`
@@ -110,7 +117,6 @@ class BaseDataLoader:
         self._valid: BaseDataLoader | None = None
         self._stock: DataLoader[Batch] | None = None
         self._skip: Skip | None = None
-        self.sampler_state: SamplerState | None = None
         self._items: SampleItems | None = None
         self._divide()
         if len(self) == 0:
@@ -183,16 +189,32 @@ class BaseDataLoader:
     def split_validation(self) -> BaseDataLoader | None:
         """Return the loader of the held-out part, in fixed order, or None where there is none."""
         if self._valid is None and len(self._valid_indices):
-            valid = copy.copy(self)
-            valid.dataset, valid.shuffle, valid.drop_last = self.valid_dataset, False, False
-            valid._is_held_out, valid._own_sampler, valid._stock = True, None, None
-            valid._weights, valid._drawing, valid.sampler_state = None, None, None
-            valid._indices, valid._valid_indices = self._valid_indices, NO_SAMPLES
-            valid.n_samples = len(valid._indices)
+            self._valid = self._held_out(self)
             if self._items is not None:
-                valid.add_to_batches(self._items.rules)
-            self._valid = valid
+                self._valid.add_to_batches(self._items.rules)
         return self._valid
+
+    @classmethod
+    def _held_out(cls, whole: BaseDataLoader) -> BaseDataLoader:
+        """Construct the loader of the held-out part of another one, in fixed order.
+
+        It is of the same class and shares all that a subclass has set: settings, data, transforms.
+        """
+        loader = cls.__new__(cls)
+        vars(loader).update(vars(whole))
+        loader.shuffle, loader.drop_last, loader._is_held_out = False, False, True
+        loader._valid, loader._stock, loader._items = None, None, None
+        loader._set_part(whole.valid_dataset, whole._valid_indices, NO_SAMPLES)
+        return loader
+
+    def _set_part(self, dataset: Dataset[Any], indices: Tensor, valid_indices: Tensor) -> None:
+        """Set which samples of a data set an epoch reads, each once, and which are held out."""
+        self.dataset, self.n_samples = dataset, len(indices)
+        self._indices, self._valid_indices = indices, valid_indices
+        self._own_sampler: Any = None  # gives the order of an epoch by itself
+        self._drawing: Any = None  # a sampler that is asked for the order of the training part
+        self._weights: Tensor | None = None  # how often each sample is drawn, where that differs
+        self.sampler_state: SamplerState | None = None
 
     def sample_indices(self) -> Tensor | None:
         """Return the indices of an epoch's samples, sorted; None where a sampler chooses them."""
@@ -202,14 +224,17 @@ class BaseDataLoader:
         """Return the id of each sample of an epoch, sorted by place: its name, or its number."""
         if self._own_sampler is not None:
             return None
-        names = getattr(self.dataset, "ids", None)
         places = self._indices.tolist()
-        return list(map(str, places)) if names is None else [names[place] for place in places]
+        named = offered(self.dataset, HasIds)
+        if named is None:
+            return list(map(str, places))
+        ids = named.ids
+        return [ids[place] for place in places]
 
     @property
     def source_of_ids(self) -> int:
         """Tell apart the data that ids belong to."""
-        return id(getattr(self.dataset, "reads_from", self.dataset))
+        return id(underlying(self.dataset))
 
     def record(self) -> dict[str, Any]:
         """Return what is known of the data: statistics, class names, image size, and what the data
@@ -231,8 +256,7 @@ class BaseDataLoader:
         """
         classes = class_names(self.dataset)
         if classes is not None and "classes" in record:
-            name = getattr(self.dataset, "name", type(self.dataset).__name__)
-            check_classes(record["classes"], classes, "training", name)
+            check_classes(record["classes"], classes, "training", name_of(self.dataset))
         self._use_statistics(record)
         for dataset in {id(each): each for each in (self.dataset, self.valid_dataset)}.values():
             use_record(dataset, record)
@@ -260,15 +284,16 @@ class BaseDataLoader:
         if not self._is_held_out:
             self._divide()
         if self._valid is not None:
-            self._valid.seed, self._valid._indices = seed, self._valid_indices
+            self._valid.seed = seed
+            self._valid._set_part(self.valid_dataset, self._valid_indices, NO_SAMPLES)
 
     def place_on(self, device: torch.device) -> None:
         """Let data that lie in memory lie on the device, where they fit beside the training.
 
         Not where other processes read them: what was forked cannot use the parent's GPU.
         """
-        place = getattr(self.dataset, "place_on", None)
-        if place is not None and self.readers() == "none" and place(device):
+        data = offered(self.dataset, SupportsPlacing)
+        if data is not None and self.readers() == "none" and data.place_on(device):
             self.pin_memory = False
 
     def readers(self) -> str:
@@ -311,19 +336,17 @@ class BaseDataLoader:
     def _divide(self) -> None:
         """Choose which samples train and which validate."""
         self.n_samples = n_samples = count_samples(self.dataset)
-        self._weights: Tensor | None = None  # how often each sample is drawn, where that differs
-        self._drawing: Any = None  # a sampler that is asked for the order of the training part
         with isolated_random_state(derive_seed(self.seed, "split")):
-            self._own_sampler, own_valid = self._split_sampler(self.validation_split)
-            if self._own_sampler is not None:
-                self._indices, self.n_samples = NO_SAMPLES, len(self._own_sampler)
-                self._valid_indices = torch.tensor(sorted(own_valid or ()), dtype=torch.int64)
-                self._keep_state_of(self._own_sampler)
+            own, own_valid = self._split_sampler(self.validation_split)
+            if own is not None:
+                valid_indices = torch.tensor(sorted(own_valid or ()), dtype=torch.int64)
+                self._set_part(self.dataset, NO_SAMPLES, valid_indices)
+                self._own_sampler, self.n_samples = own, len(own)
+                self._keep_state_of(own)
                 return
         targets = getattr(self.dataset, "targets", None)
-        split = self.validation_split
-        self._indices, self._valid_indices = divide(split, n_samples, self.seed, targets)
-        self.n_samples = len(self._indices)
+        parts = divide(self.validation_split, n_samples, self.seed, targets)
+        self._set_part(self.dataset, *parts)
         self._take_sampler(self._given_sampler)
         weights = sample_weights(self.sampling, targets, n_samples)
         self._weights = None if weights is None else weights[self._indices]
@@ -376,8 +399,8 @@ class BaseDataLoader:
         generator = derive_generator(self.seed, "order", epoch)
         if self._weights is not None:
             return self._indices[draw_weighted(self._weights, self.n_samples, generator)]
-        if hasattr(self.dataset, "shuffled_order"):
-            return self.dataset.shuffled_order(self._indices, generator)  # type: ignore[no-any-return]
+        if (ordered := offered(self.dataset, SupportsOrder)) is not None:
+            return ordered.shuffled_order(self._indices, generator)
         return self._indices[torch.randperm(self.n_samples, generator=generator)]
 
     def _checked(self, order: Tensor, sampler: Any) -> Tensor:
@@ -395,8 +418,7 @@ class BaseDataLoader:
             text = f"{name} gave index {int(order[is_wrong][0])}, but there are {n_all} samples"
             raise DataError(f"{text}, counted from 0")
         validates = torch.zeros(n_all, dtype=torch.bool)
-        sources = [getattr(x, "reads_from", x) for x in (self.dataset, self.valid_dataset)]
-        if sources[0] is sources[1]:
+        if underlying(self.dataset) is underlying(self.valid_dataset):
             validates[self._valid_indices] = True
         if validates[order].any():
             text = f"{name} gave sample {int(order[validates[order]][0])}, which validates: leave"

@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from base.data.loaders import defer_loaders as defer_loaders
     from base.data.loaders import missing_test_data as missing_test_data
     from base.data.loaders import ready_loader as ready_loader
+    from base.data.protocols import Batch as Batch
+    from base.data.protocols import offered as offered
     from base.data.random_draws import Draws as Draws
     from base.data.reading import BadSample as BadSample
-    from base.data.reading import Batch as Batch
     from base.data.reading import BatchReader as BatchReader
     from base.data.reading import Failure as Failure
     from base.data.reading import Key as Key

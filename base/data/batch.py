@@ -211,20 +211,40 @@ def with_entries(container: Any, change: Callable[[Any], Any]) -> Any:
     return type(container)(*entries) if is_named else type(container)(entries)
 
 
-def in_full_precision(value: Any) -> Any:
-    """Return tensors of half precision in float32, with their graph, however nested."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(torch.promote_types(value.dtype, torch.float32))
-    return with_entries(value, in_full_precision) if isinstance(value, CONTAINERS) else value
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield what is no dict, list or tuple, however nested."""
+    if isinstance(value, CONTAINERS):
+        for entry in value.values() if isinstance(value, Mapping) else value:
+            yield from leaves(entry)
+    else:
+        yield value
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return the same dicts, lists and tuples, however nested, with each leaf changed."""
+    if isinstance(value, CONTAINERS):
+        return with_entries(value, lambda entry: map_leaves(entry, change))
+    return change(value)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return tensors of floats changed, however nested; all else stays."""
-    if isinstance(value, Tensor):
-        return change(value) if value.is_floating_point() else value
-    if isinstance(value, CONTAINERS):
-        return with_entries(value, lambda entry: map_tensors(entry, change))
-    return value
+    """Return the same with each tensor of floats changed; all else stays."""
+
+    def changed(leaf: Any) -> Any:
+        is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return change(leaf) if is_float else leaf
+
+    return map_leaves(value, changed)
+
+
+def in_full_precision(value: Any) -> Any:
+    """Return tensors of half precision in float32, with their graph, however nested."""
+    return map_tensors(value, lambda x: x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a batch, however nested, that have a dimension."""
+    return (leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.dim())
 
 
 class SampleCount:
@@ -409,13 +429,3 @@ def _has_one_a_sample(items: Sequence[Any], n_samples: int) -> bool:
     return len(items) == n_samples and not (
         tensors and all(len(tensor) == n_samples for tensor in tensors)
     )
-
-
-def tensors_in(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a batch, however nested, that have a dimension."""
-    if isinstance(batch, Tensor):
-        if batch.dim():
-            yield batch
-    elif isinstance(batch, CONTAINERS):
-        for item in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from tensors_in(item)

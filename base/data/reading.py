@@ -13,12 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_info
 
+from base.data.protocols import (
+    Batch,
+    HasPlaces,
+    SupportsBatches,
+    SupportsRandomBatches,
+    name_of,
+    offered,
+    underlying,
+)
 from base.errors import BatchError, DataError, trace_of
 from base.names.shipped import passed_own_code
 from base.system.free_memory import is_out_of_memory
 from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 
-Batch = Any  # whatever the data set and collate_fn make of some samples
 TRIES = 30  # to find sound samples for a batch
 Key = tuple[int, int, Any]  # seed, epoch, indices into the data set (a tensor or a list)
 
@@ -96,8 +104,7 @@ class BatchReader:
     """Read the batch that a key names; what torch's DataLoader takes for a data set.
 
     Indices of the length and more ask for sample ``index % length`` in another random form. A data
-    set may read whole batches: by ``get_batch(indices)`` where nothing is random, by
-    ``get_keyed_batch(indices, seed, epoch)`` where all that is random follows from these.
+    set may read whole batches (`SupportsBatches`, `SupportsRandomBatches`).
     With `skip` a batch is read without the samples that cannot be, after a fault only. With
     `numbers` it comes as a `Numbered` one.
     """
@@ -111,22 +118,22 @@ class BatchReader:
     ) -> None:
         self.dataset, self.collate_fn, self.skip = dataset, collate_fn, skip
         self.numbers = numbers
-        self.name = getattr(dataset, "name", type(dataset).__name__)
+        self.name = name_of(dataset)
         is_plain = collate_fn is default_collate
         self.get_batch = find_get_batch(dataset) if is_plain else None
-        self.get_keyed_batch = getattr(dataset, "get_keyed_batch", None) if is_plain else None
+        self.random = offered(dataset, SupportsRandomBatches) if is_plain else None
 
     @property
     def readers(self) -> str:
         """What reads faster than this thread: "none" (it is in memory), "threads", "processes"."""
         if self.get_batch is not None:
             return "none"
-        return "processes" if self.get_keyed_batch is None else str(self.dataset.readers)
+        return "processes" if self.random is None else self.random.readers
 
     @property
     def takes_tensors(self) -> bool:
         """Whether a key holds its indices as a tensor; else as a list."""
-        return self.get_batch is not None or self.get_keyed_batch is not None
+        return self.get_batch is not None or self.random is not None
 
     def __getitems__(self, key: Key) -> Batch | Failure | Mended:
         if self.skip is not None:
@@ -180,12 +187,12 @@ class BatchReader:
 
     def _find_bad(self, key: Key, skip: Skip) -> bool:
         """Note the samples that fail by themselves; return whether there are any."""
-        place_of = getattr(getattr(self.dataset, "reads_from", self.dataset), "place", None)
+        placed = offered(underlying(self.dataset), HasPlaces)
         is_any = False
         for index, one in self._read_each(key):
             if isinstance(one, Failure) and one.may_be_skipped:
                 place, is_any = index % len(self.dataset), True
-                path = f"sample {place} of {self.name}" if place_of is None else place_of(place)
+                path = f"sample {place} of {self.name}" if placed is None else placed.place(place)
                 skip.known.setdefault(place, one.of_sample(place, path))
         return is_any
 
@@ -195,8 +202,8 @@ class BatchReader:
             indices = torch.as_tensor(indices)  # a list came to another process
         if self.get_batch is not None:
             return self._read_batch(self.get_batch, indices)
-        if self.get_keyed_batch is not None and not self.dataset.uses_streams:
-            return self._read_batch(self.get_keyed_batch, indices, seed, epoch)
+        if self.random is not None and not self.random.uses_streams:
+            return self._read_batch(self.random.get_random_batch, indices, seed, epoch)
         if get_worker_info() is not None:
             return self._read_drawing(seed, epoch, indices)
         streams = cpu_streams()  # the trainer's: its dropout must not notice the augmentation
@@ -213,8 +220,8 @@ class BatchReader:
             return Failure(f"cannot read samples {few} of {self.name}", error, is_of_many=True)
 
     def _read_drawing(self, seed: int, epoch: int, indices: Any) -> Batch | Failure:
-        if self.get_keyed_batch is not None:
-            return self._read_batch(self.get_keyed_batch, indices, seed, epoch)
+        if self.random is not None:
+            return self._read_batch(self.random.get_random_batch, indices, seed, epoch)
         return self._read_samples(seed, epoch, indices)
 
     def _read_samples(self, seed: int, epoch: int, indices: list[int]) -> Batch | Failure:
@@ -242,8 +249,8 @@ def _few(indices: list[int]) -> str:
 
 def find_get_batch(dataset: Any) -> Callable[[Tensor], Batch] | None:
     """Return the function that reads many samples at once, or None where there is none."""
-    if hasattr(dataset, "get_batch"):
-        return dataset.get_batch  # type: ignore[no-any-return]
+    if (whole := offered(dataset, SupportsBatches)) is not None:
+        return whole.get_batch
     if type(dataset) is TensorDataset:
         return lambda indices: [tensor.index_select(0, indices) for tensor in dataset.tensors]
     if type(dataset) is Subset and (inner := find_get_batch(dataset.dataset)) is not None:

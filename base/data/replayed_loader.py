@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, default_collate
 
 from base.data.batch import Rules
-from base.data.reading import Batch
+from base.data.protocols import Batch
 from base.data.sample_items import DrawnIndices, SampleItems, noting_indices, refuse_unknown_ids
 from base.data.sampler_state import state_of_sampler
 from base.data.streams import items_of_stream, length_of_stream

@@ -30,7 +30,7 @@ from base.data.batch import (
     is_sequence,
     sample_weight_of,
 )
-from base.data.reading import Batch
+from base.data.protocols import Batch, HasPlaces, HasSampleNumbers, name_of, offered, underlying
 from base.errors import ConfigError, DataError, Problem
 
 
@@ -98,7 +98,7 @@ class SampleItems:
         if self.weights is None:
             name = self.rules["weight"]
             keys = f" and its batches have {', '.join(map(repr, batch))}" if _is_dict(batch) else ""
-            text = f"{_name(self.dataset)} has no {name!r} with one number a sample{keys}"
+            text = f"{name_of(self.dataset)} has no {name!r} with one number a sample{keys}"
             text += "; name such an attribute, a column, a key of the batch or a position in it"
             raise ConfigError([Problem("batch.weight", text)])
         return self.weights[ids]
@@ -266,11 +266,12 @@ def sample_weights_of(dataset: Any, name: str) -> Tensor | None:
     if weights.shape == (len(dataset), 1):
         weights = weights[:, 0]
     if weights.shape != (len(dataset),):
-        text = f"{name} of {_name(dataset)} has shape {tuple(weights.shape)}, not one number"
+        text = f"{name} of {name_of(dataset)} has shape {tuple(weights.shape)}, not one number"
         text += f" for each of its {len(dataset)} samples"
         raise ConfigError([Problem("batch.weight", text)])
-    if text := fault_of(weights, getattr(getattr(dataset, "reads_from", dataset), "place", None)):
-        text = f"{name} of {_name(dataset)}: {text}"
+    placed = offered(underlying(dataset), HasPlaces)
+    if text := fault_of(weights, None if placed is None else placed.place):
+        text = f"{name} of {name_of(dataset)}: {text}"
         raise ConfigError([Problem("batch.weight", text)])
     return weights
 
@@ -288,10 +289,9 @@ def sample_numbers(dataset: Any, name: str) -> Any:
         found = sample_numbers(dataset.dataset, name)
         places = torch.as_tensor(dataset.indices)
         return None if found is None else torch.as_tensor(found)[places]
-    if hasattr(dataset, "sample_numbers"):
-        found = dataset.sample_numbers(name)
-        if found is not None:
-            return found
+    columns = offered(dataset, HasSampleNumbers)
+    if columns is not None and (found := columns.sample_numbers(name)) is not None:
+        return found
     found = getattr(dataset, name, None)
     if found is None:
         inner = getattr(dataset, "reads_from", getattr(dataset, "made_from", None))
@@ -305,10 +305,6 @@ def sample_numbers(dataset: Any, name: str) -> Any:
 
 def _is_tensor(values: Any) -> bool:
     return isinstance(values, Tensor)
-
-
-def _name(dataset: Any) -> str:
-    return str(getattr(dataset, "name", type(dataset).__name__))
 
 
 def fault_of(weights: Tensor, place: Callable[[int], str] | None = None) -> str:

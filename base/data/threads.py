@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from base.data.reading import Batch, Key, raise_failure
+from base.data.protocols import Batch
+from base.data.reading import Key, raise_failure
 from base.errors import DataError
 from logger.progress import ProgressBar
 

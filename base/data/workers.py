@@ -15,7 +15,8 @@ from types import FrameType, TracebackType
 from typing import Any
 from weakref import WeakSet
 
-from base.data.reading import Batch, raise_failure
+from base.data.protocols import Batch
+from base.data.reading import raise_failure
 from base.errors import DataError
 
 

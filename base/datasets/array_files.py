@@ -118,7 +118,8 @@ def read_array(name: str, file: str | None = None) -> Array:
         with open_file(file or name):
             pass  # no FIFO and no device, which numpy would wait for
         if file is None:
-            return np.load(name, mmap_mode="c", allow_pickle=False)
+            whole: Array = np.load(name, mmap_mode="c", allow_pickle=False)
+            return whole
         with zipfile.ZipFile(file) as archive:
             members = [each.removesuffix(".npy") for each in archive.namelist()]
             if name not in members:
@@ -128,7 +129,8 @@ def read_array(name: str, file: str | None = None) -> Array:
         if mapped is not None:
             return mapped
         with np.load(file, allow_pickle=False) as arrays:
-            return arrays[name]
+            member: Array = arrays[name]
+            return member
     except FileNotFoundError as error:
         text = f"no such file; it is looked for from {Path.cwd()}"
         raise DataError(f"{file or name}: {text}") from error

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from base.base_data_loader import count_samples
 from base.data.fingerprint import is_unnamed
+from base.data.protocols import HasIds, offered
 from base.data.record import offers_record, record_of, use_record
 from base.data.sample_items import sample_numbers
 from base.datasets.image_files import read_text
@@ -84,7 +85,8 @@ class _Composed(Dataset[Any]):
         """Read many samples at once, from each part those that are its own."""
         numbers, inner = self._numbers[indices], self._indices[indices]
         if len(self.parts) == 1:
-            return self.parts[0].get_batch(inner)
+            batch: list[Tensor] = self.parts[0].get_batch(inner)
+            return batch
         order = numbers.argsort(stable=True)
         batches = [
             self.parts[number].get_batch(inner[numbers == number])
@@ -223,7 +225,7 @@ def check_data_set(value: Any, argument: str) -> None:
 
 
 def _indices_of_ids(dataset: Any, file: str) -> list[int]:
-    if not hasattr(dataset, "ids"):
+    if offered(dataset, HasIds) is None:
         raise DataError(f"{file}: {type(dataset).__name__} has no ids; choose by indices")
     known = {name: index for index, name in enumerate(dataset.ids)}
     found: dict[str, int] = {}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from base.base_data_loader import BaseDataLoader
+from base.data.protocols import HasImages, offered, underlying
 from base.data.reading import find_get_batch
 from base.data.record import check_classes, class_names
 from base.data.splits import divide
@@ -192,7 +193,7 @@ class DatasetLoader(BaseDataLoader):
         trained_on = divide(split, len(source), self.seed, targets)[0]
         white, n_threads = self._pipelines[0].white, free_cores()
         source = self._cached(source)
-        if find_get_batch(source) is None and not hasattr(source, "image"):
+        if find_get_batch(source) is None and offered(source, HasImages) is None:
             # One by one, as the data set may draw from the random streams, which threads share.
             source, n_threads = GivenImages(source, self._mode, self.seed), 1
         note = None if self._skip is None else self._note_bad
@@ -209,18 +210,14 @@ class DatasetLoader(BaseDataLoader):
     @property
     def target_scale(self) -> TargetScale | None:
         """What puts predictions back into the targets' own unit, where these are standardised."""
-        tables = tables_of(self._source_here)
+        tables = tables_of(underlying(self.dataset))
         return tables[0].target_scale if tables else None
 
     @property
     def input_text(self) -> str | None:
         """What the inputs are, where they are the columns of a table."""
-        tables = tables_of(self._source_here)
+        tables = tables_of(underlying(self.dataset))
         return tables[0].input_text if tables else None
-
-    @property
-    def _source_here(self) -> Any:
-        return getattr(self.dataset, "reads_from", None)
 
     def _check_transforms(self, source: Any) -> None:
         """Make sure, before anything is trained, that the transforms fit the data.
@@ -265,7 +262,7 @@ class DatasetLoader(BaseDataLoader):
         refuse_stream(dataset)
         if mode is None:
             return in_memory(dataset) or dataset
-        if find_get_batch(dataset) is not None or hasattr(dataset, "image"):
+        if find_get_batch(dataset) is not None or offered(dataset, HasImages) is not None:
             name = type(dataset).__name__
             raise DataError(f"mode: {name} gives its images in a mode by itself; leave it out here")
         return dataset
@@ -274,7 +271,7 @@ class DatasetLoader(BaseDataLoader):
         """Return the data set with its decoded images kept; the same one for the same one."""
         if self.cache == "none" or find_get_batch(source) is not None:
             return source
-        if not hasattr(source, "image"):
+        if offered(source, HasImages) is None:
             text = f"{type(source).__name__} is no data set of image files"
             raise DataError(f"cache: {self.cache}: {text}; use ImageFolderDataset or the like")
         if id(source) not in self._caches:

@@ -219,7 +219,7 @@ def _checked_colors(colors: Colors, n_classes: int) -> list[list[int]]:
 
 def _codes(image: Tensor) -> Tensor:
     """Return each colour as one number: (3, height, width) -> (height, width)."""
-    red, green, blue = image.to(torch.int32)
+    red, green, blue = image.to(torch.int32).unbind()
     return (red << 16) + (green << 8) + blue
 
 

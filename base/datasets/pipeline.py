@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from base.data.protocols import HasImages, HasPlaces, SupportsOrder, offered
 from base.data.random_draws import Draws
 from base.data.reading import find_get_batch
 from base.data.record import record_of, source_of, use_record
@@ -189,13 +190,14 @@ class TransformedDataset(Dataset[Any]):
         self.name = type(source).__name__
         self.device: torch.device | None = None  # where the data lie, if not here
         self._get_batch = find_get_batch(source)
-        self._gives_lists = pipeline.begins_with_lists and hasattr(source, "image")
+        self._decodes_images = offered(source, HasImages) is not None
+        self._gives_lists = pipeline.begins_with_lists and self._decodes_images
         if hasattr(source, "targets"):
             self.targets = source.targets
         if hasattr(source_of(source), "classes"):
             self.classes = source_of(source).classes
-        if hasattr(source, "shuffled_order"):
-            self.shuffled_order = source.shuffled_order
+        if (ordered := offered(source, SupportsOrder)) is not None:
+            self.shuffled_order = ordered.shuffled_order
 
     @property
     def ids(self) -> list[str]:
@@ -220,7 +222,7 @@ class TransformedDataset(Dataset[Any]):
     @property
     def uses_streams(self) -> bool:
         """Whether something may draw from torch's, numpy's or python's stream."""
-        is_ready_made = self._get_batch is not None or hasattr(self.reads_from, "image")
+        is_ready_made = self._get_batch is not None or self._decodes_images
         return self.pipeline.has_streams or not is_ready_made
 
     @property
@@ -247,9 +249,9 @@ class TransformedDataset(Dataset[Any]):
         return len(self.reads_from)
 
     def __getitem__(self, index: int) -> Any:
-        return [part[0] for part in self.get_keyed_batch(torch.tensor([index]), 0, 0)]
+        return [part[0] for part in self.get_random_batch(torch.tensor([index]), 0, 0)]
 
-    def get_keyed_batch(self, indices: Tensor, seed: int, epoch: int) -> list[Any]:
+    def get_random_batch(self, indices: Tensor, seed: int, epoch: int) -> list[Any]:
         """Read and transform samples; what is random follows from the arguments alone.
 
         Args:
@@ -312,7 +314,7 @@ class TransformedDataset(Dataset[Any]):
             seed_cpu_streams(seed)
         sample = self.reads_from[index]
         parts = list(sample) if isinstance(sample, (list, tuple)) else [sample]
-        if not hasattr(self.reads_from, "image"):  # a user's own, or torchvision's
+        if not self._decodes_images:  # a user's own, or torchvision's
             parts[0] = _as_input(parts[0], self.mode, f"sample {index}")
         return parts
 
@@ -339,14 +341,14 @@ class GivenImages:
 
     def place(self, index: int) -> str:
         """Say which sample it is."""
-        named = getattr(self.source, "place", None)
-        return f"sample {index}" if named is None else str(named(index))
+        placed = offered(self.source, HasPlaces)
+        return f"sample {index}" if placed is None else placed.place(index)
 
 
 class _Batched:
     """A function of a whole batch, in which nothing is random; torchvision's moves masks too."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function, self.keeps_places = function, keeps_places(function)
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
@@ -488,7 +490,7 @@ def _moved(stage: Any, column: Any, sizes: Sequence[Any], draws: Draws) -> Any:
     if isinstance(column, Tensor):
         return stage.batch_masks(column, draws.copy())
 
-    def moved(number: int, target: Tensor) -> Tensor:
+    def moved(number: int, target: Tensor) -> Any:
         own = draws.sample(number)
         if has_override(stage, "move"):
             return stage.move(target, sizes[number], own)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from base.data.batch import CONTAINERS, tensors_in, with_entries
+from base.data.batch import CONTAINERS, leaves, map_leaves, tensors_in
 from base.errors import BatchError, DataError
 
 IGNORED = -100  # the class number that torch's losses ignore by default
@@ -120,14 +120,12 @@ class SpatialTargets:
         left = iter(kinds)
 
         def give(value: Any) -> Any:
-            if isinstance(value, CONTAINERS):
-                return with_entries(value, give)
             kind = next(left)
             if isinstance(kind, tuple):
                 return _moved_back(value, kind, self.ignored)
             return value.as_subclass(Tensor) if kind else value
 
-        return give(entry)
+        return map_leaves(entry, give)
 
     def as_lists(self) -> dict[int, list[Any]]:
         """Return what moves with a list for each target, of one entry for each sample."""
@@ -142,20 +140,17 @@ class SpatialTargets:
 def lies_on(entry: Any, size: Sequence[int]) -> bool:
     """Tell whether a target lies on an image of this size, or has something in it that does."""
     if isinstance(entry, CONTAINERS):
-        entries = entry.values() if isinstance(entry, Mapping) else entry
-        return any(lies_on(each, size) for each in entries)
+        return any(lies_on(each, size) for each in leaves(entry))
     if isinstance(entry, Image.Image):
         return True
     if isinstance(entry, np.ndarray) and entry.ndim in (2, 3) and entry.dtype.kind in "uibf":
-        return entry.shape[-2:] == tuple(size)
+        return tuple(entry.shape[-2:]) == tuple(size)
     return isinstance(entry, Tensor) and bool(_kind(entry, size, is_inner=False))
 
 
 def change_each(change: Callable[[Any], Any], entry: Any) -> Any:
     """Return a target in which each of torchvision's tensors is changed, however deep it lies."""
-    if isinstance(entry, CONTAINERS):
-        return with_entries(entry, lambda inner: change_each(change, inner))
-    return change(entry) if _is_torchvisions(entry) else entry
+    return map_leaves(entry, lambda leaf: change(leaf) if _is_torchvisions(leaf) else leaf)
 
 
 def refuse_what_stays(columns: Sequence[Column], size: Sequence[int]) -> None:
@@ -210,7 +205,7 @@ def collate(entries: list[Any]) -> Any:
 def _ready(entry: Any, size: Sequence[int], kinds: list[Any], is_inner: bool = False) -> Any:
     """Return a target, what lies on the image as torchvision's tensors; note their kinds."""
     if isinstance(entry, CONTAINERS):
-        return with_entries(entry, lambda each: _ready(each, size, kinds, is_inner=True))
+        return map_leaves(entry, lambda leaf: _ready(leaf, size, kinds, is_inner=True))
     if isinstance(entry, Image.Image):
         entry = _class_numbers(entry)
     if isinstance(entry, np.ndarray) and entry.dtype.kind in "uibf":

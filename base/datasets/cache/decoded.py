@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from base.data.protocols import Cacheable, members
 from base.data.sample_items import sample_numbers
 from base.data.threads import read_ahead
 from base.datasets.cache.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
@@ -23,8 +24,6 @@ from base.system.deferred_files import waiting_files, write_when_running
 from base.system.free_memory import free_memory
 
 log = logging.getLogger("kindling")
-
-NEEDED = ("image", "image_shape", "fingerprint", "ids", "place")
 
 
 def cached(
@@ -47,7 +46,7 @@ def cached(
     if where not in ("memory", "disk"):
         raise ConfigError([Problem("cache", f"{where!r} is none of none, memory, disk")])
     name = type(dataset).__name__
-    missing = [each for each in NEEDED if not hasattr(dataset, each)]
+    missing = [each for each in members(Cacheable) if not hasattr(dataset, each)]
     if missing or not (hasattr(dataset, "targets") or hasattr(dataset, "mask_files")):
         missing = missing or ["targets"]
         raise DataError(f"{name} cannot be cached: it has no {', '.join(missing)}; use cache: none")
@@ -120,14 +119,16 @@ class CachedPixels:
         """Return an image: uint8 (channel, height, width)."""
         index = range(len(self))[index]  # an IndexError ends a loop over a data set
         if self.pixels is None:
-            return self.source.image(index)
+            image: Tensor = self.source.image(index)
+            return image
         first, end = self.layout.offsets[index : index + 2].tolist()
         n_channels, height, width = self.image_shape(index)
         return self.pixels.values[first:end].view(height, width, n_channels).permute(2, 0, 1)
 
     def image_shape(self, index: int) -> tuple[int, int, int]:
         """Return the shape of an image."""
-        return tuple(self.layout.shapes[index].tolist())
+        n_channels, height, width = self.layout.shapes[index].tolist()
+        return n_channels, height, width
 
 
 class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
@@ -149,17 +150,20 @@ class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
 
     def target(self, index: int) -> Tensor:
         """Return a target: that of the source or, of its masks, one from what is kept."""
-        if self.mask_files is None:
-            return self.source.targets[index]
-        return self.source.classes_in(self.mask_files.image(index))
+        target: Tensor = (
+            self.source.targets[index]
+            if self.mask_files is None
+            else self.source.classes_in(self.mask_files.image(index))
+        )
+        return target
 
     def place(self, index: int) -> str:
         """Say where an image is listed, and its path."""
-        return self.source.place(index)
+        return str(self.source.place(index))
 
     def fingerprint(self) -> str:
         """Return the source's hash of the files and of how they are decoded."""
-        return self.source.fingerprint()
+        return str(self.source.fingerprint())
 
 
 class CachedBatches(CachedImages):
@@ -197,7 +201,7 @@ def _as_channels_last(rows: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return rows.view(-1, height, width, n_channels).permute(0, 3, 1, 2)
 
 
-def _in_memory(source: Any, n_threads: int) -> tuple[SharedPixels, Layout]:
+def _in_memory(source: Cacheable, n_threads: int) -> tuple[SharedPixels, Layout]:
     layout = read_layout(source, n_threads)
     needed, free = layout.n_bytes, free_memory()
     sizes = f"{needed / 1e6:,.0f} MB"

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from base.checkpoint.state_file import sync_folder
+from base.data.protocols import Cacheable
 from base.data.threads import read_each
 from base.datasets.cache.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
 from base.errors import DataError
@@ -45,7 +46,7 @@ class CacheFile:
 
     layout: Layout | None = None  # where it is known, headers are not read again
 
-    def __init__(self, source: Any, folder: Path, n_threads: int) -> None:
+    def __init__(self, source: Cacheable, folder: Path, n_threads: int) -> None:
         self.source, self.folder, self.n_threads = source, folder, n_threads
         self.fingerprint = fingerprint_of(source)
         origin = source.place(0).removesuffix(source.ids[0])  # the list or folder of the images
@@ -206,7 +207,8 @@ class CacheFile:
 
         def is_whole(index: int) -> bool:
             first, end = layout.offsets[index : index + 2].tolist()
-            return _sum(os.pread(descriptor, end - first, _start(n) + first)) == expected[index]
+            content = os.pread(descriptor, end - first, _start(n) + first)
+            return bool(_sum(content) == expected[index])
 
         checks = read_each(is_whole, range(n_summed), self.n_threads, "checking the cache")
         with contextlib.closing(checks):
@@ -233,7 +235,7 @@ class CacheFile:
             log.info(f"cache: there are {size} of {text} {names}")
 
 
-def fingerprint_of(source: Any) -> str:
+def fingerprint_of(source: Cacheable) -> str:
     """Return a data set's fingerprint.
 
     Raises:

@@ -9,16 +9,18 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from multiprocessing.context import get_spawning_popen
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from base.data.protocols import Cacheable
 from base.data.threads import read_each
 from base.errors import DataError, KindlingError
 
+Value = TypeVar("Value")
 MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # Python has its name since 3.11
 
 
@@ -36,7 +38,7 @@ class Layout:
         self.is_uniform = bool((shapes == shapes[0]).all())
 
 
-def read_layout(source: Any, n_threads: int) -> Layout:
+def read_layout(source: Cacheable, n_threads: int) -> Layout:
     """Read the shapes of all images from their headers, so that the size of all is known."""
 
     def shape(index: int) -> tuple[int, int, int]:
@@ -47,7 +49,7 @@ def read_layout(source: Any, n_threads: int) -> Layout:
 
 
 def decode_each(
-    source: Any, layout: Layout, first: int, n_threads: int
+    source: Cacheable, layout: Layout, first: int, n_threads: int
 ) -> Generator[tuple[int, np.ndarray], None, None]:
     """Decode the images from number `first` on, in threads: give (number, its bytes).
 
@@ -74,7 +76,7 @@ def write_at(descriptor: int, data: Any, place: int) -> None:
         view, place = view[n_written:], place + n_written
 
 
-def _told_where(source: Any, read: Any, index: int) -> Any:
+def _told_where(source: Cacheable, read: Callable[[int], Value], index: int) -> Value:
     try:
         return read(index)
     except KindlingError as error:

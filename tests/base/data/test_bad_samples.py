@@ -119,7 +119,7 @@ def test_each_bad_sample_has_the_drawn_one_in_its_place(text, tmp_path, workers)
         assert not held_out & set(expected)
         batches = list(loader.batches(epoch * len(loader), len(loader)))
         assert [len(y) for _, y in batches] == [8] * 6
-        images, targets = sound.get_keyed_batch(torch.tensor(expected), 3, epoch)
+        images, targets = sound.get_random_batch(torch.tensor(expected), 3, epoch)
         assert torch.equal(torch.cat([x for x, _ in batches]), images)
         assert torch.equal(torch.cat([y for _, y in batches]), targets)
     loader.close()

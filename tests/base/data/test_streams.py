@@ -109,7 +109,7 @@ class Few(Points):
 @pytest.fixture(autouse=True)
 def _names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for data sets that a project defines."""
-    from base.names.construction import build as lookup
+    from base.names import construction as lookup
 
     own = {cls.__name__: cls for cls in (Items, Counted, Points, Few)}
     find = lookup.find

@@ -70,11 +70,11 @@ def test_every_path_gives_the_same_batches(transforms, n_workers):
 def test_a_batch_is_its_samples_by_themselves_and_epochs_differ(transforms):
     dataset = TransformedDataset(OneByOne(), Pipeline(transforms))
     indices = torch.tensor([3, 30, 7])
-    whole = dataset.get_keyed_batch(indices, 1, 4)[0]
-    parts = [dataset.get_keyed_batch(index[None], 1, 4)[0] for index in indices]
+    whole = dataset.get_random_batch(indices, 1, 4)[0]
+    parts = [dataset.get_random_batch(index[None], 1, 4)[0] for index in indices]
     assert torch.equal(whole, torch.cat(parts))
     for seed, number in ((1, 5), (2, 4)):
-        assert not torch.equal(whole, dataset.get_keyed_batch(indices, seed, number)[0])
+        assert not torch.equal(whole, dataset.get_random_batch(indices, seed, number)[0])
 
 
 @pytest.mark.parametrize("transforms", [KEYED, [jitter]])
@@ -92,7 +92,7 @@ def test_pixels_are_scaled_and_normalised_by_channel():
     expected = ((IMAGES.movedim(1, -1) / 120 - mean) / std).movedim(-1, 1)
     dataset = TransformedDataset(InMemoryDataset(IMAGES, LABELS), pipeline)
     for _ in range(2):  # what is in memory stays as it is
-        batch = dataset.get_keyed_batch(LABELS, 0, 0)[0]
+        batch = dataset.get_random_batch(LABELS, 0, 0)[0]
         torch.testing.assert_close(batch, expected)
         batch.add_(7)
 
@@ -106,12 +106,12 @@ def test_images_of_unequal_shapes_are_changed_one_by_one_and_then_stacked():
 
     crop = v2.RandomCrop(5)
     dataset = TransformedDataset(Ragged(), Pipeline([RandomFlip(), crop]))
-    batch = dataset.get_keyed_batch(torch.arange(9), 0, 0)[0]
+    batch = dataset.get_random_batch(torch.arange(9), 0, 0)[0]
     assert batch.shape == (9, 3, 5, 5)
-    single = dataset.get_keyed_batch(torch.tensor([7]), 0, 0)[0]
+    single = dataset.get_random_batch(torch.tensor([7]), 0, 0)[0]
     assert torch.equal(batch[7], single[0])
     with pytest.raises(DataError, match=r"sample 1 is \(3, 7, 10\), sample 0 \(3, 6, 10\)"):
-        TransformedDataset(Ragged(), Pipeline()).get_keyed_batch(torch.arange(9), 0, 0)
+        TransformedDataset(Ragged(), Pipeline()).get_random_batch(torch.arange(9), 0, 0)
 
 
 def test_a_shift_moves_every_way_and_brings_in_black():
@@ -202,7 +202,7 @@ def test_draws_are_uniform_and_follow_from_seed_epoch_and_index():
 def test_data_that_are_no_images_pass_through():
     rows = torch.randn(6, 4)
     dataset = TransformedDataset(TensorDataset(rows, LABELS[:6]), Pipeline())
-    inputs, targets = dataset.get_keyed_batch(torch.tensor([5, 0]), 0, 0)
+    inputs, targets = dataset.get_random_batch(torch.tensor([5, 0]), 0, 0)
     assert torch.equal(inputs, rows[[5, 0]])
     assert targets.tolist() == [5, 0]
 

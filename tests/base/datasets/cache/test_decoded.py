@@ -192,7 +192,7 @@ def test_an_unknown_kind_of_cache_is_an_error_of_the_config(tmp_path):
 
 
 def test_a_data_set_without_files_is_refused_by_name(where):
-    with pytest.raises(DataError, match=r"list cannot be cached: it has no image, image_shape"):
+    with pytest.raises(DataError, match=r"list cannot be cached: it has no .*image_shape"):
         cached([], where)
 
 

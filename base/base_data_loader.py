@@ -19,7 +19,7 @@ from base.data.protocols import (
     offered,
     underlying,
 )
-from base.data.reading import BatchReader, Key, NoteBad, Skip, mended, raise_failure
+from base.data.reading import BatchReader, Key, NoteBad, Skip, raise_failure, without_bad_samples
 from base.data.record import check_classes, class_names, record_of, use_record
 from base.data.replayed_loader import as_batches as as_batches
 from base.data.sample_items import SampleItems
@@ -27,7 +27,7 @@ from base.data.sampler_state import SamplerState, has_state
 from base.data.splits import divide, draw_weighted, number_repeats, sample_weights
 from base.data.streams import refuse_stream
 from base.data.threads import pinned, read_ahead
-from base.data.workers import as_it_is, begin_worker, stop_workers, watched
+from base.data.workers import begin_worker, identity, stop_workers, watched
 from base.errors import DataError, nearest
 from base.names.final_methods import refuse_overridden
 from base.system.cores import free_cores
@@ -40,7 +40,7 @@ NO_SAMPLES = torch.empty(0, dtype=torch.int64)
 class BaseDataLoader:
     """Divide a data set into training and validation, and give either in batches.
 
-    The order is f(seed, epoch); torch, numpy and python are seeded anew for each sample from
+    The order is f(seed, epoch); torch, numpy and Python are seeded again for each sample from
     (seed, epoch, index). So an epoch is the same with any number of workers and from any start.
     A data set with ``get_batch(indices) -> batch`` (in memory, nothing random) and torch's own
     `TensorDataset` are read a whole batch at a time in this process, whatever `num_workers` says;
@@ -128,7 +128,7 @@ class BaseDataLoader:
     def _split_sampler(self, split: Any) -> tuple[Any, Any]:
         """Yours to override, as in pytorch-template: samplers of the training and validation part.
 
-        A training sampler of your own is asked anew for each epoch, with all streams seeded.
+        A training sampler of your own is asked again for each epoch, with all streams seeded.
         """
         return None, None
 
@@ -138,19 +138,19 @@ class BaseDataLoader:
         return whole if self.drop_last or not rest else whole + 1
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give the next epoch: each loop over the loader has an order of its own."""
+        """Yield the next epoch: each loop over the loader has an order of its own."""
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
         return self.batches(epoch * len(self), len(self))
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
-        """Give `count` batches from batch `first` of the endless sequence epoch 0, 1, 2, ..."""
+        """Yield `count` batches from batch `first` of the endless sequence epoch 0, 1, 2, ..."""
         self._compute_statistics()
         batches = self._read(first, count)
-        batches = batches if self._skip is None else mended(batches, self._note_bad)
+        batches = batches if self._skip is None else without_bad_samples(batches, self._note_bad)
         return batches if self._items is None else self._items.added(batches)
 
     def add_to_batches(self, rules: Rules) -> None:
-        """Let batches carry ids and weights of their samples, as ``batch:`` says."""
+        """Add ids and weights of their samples to batches, as ``batch:`` says."""
         is_plain = self.collate_fn is default_collate
         self._items = SampleItems(rules, self.dataset, is_plain, self.pin_memory)
         if self.sampler_state is not None:
@@ -233,7 +233,7 @@ class BaseDataLoader:
 
     @property
     def source_of_ids(self) -> int:
-        """Tell apart the data that ids belong to."""
+        """Return a number that is equal for loaders whose ids belong to the same data."""
         return id(underlying(self.dataset))
 
     def record(self) -> dict[str, Any]:
@@ -249,7 +249,7 @@ class BaseDataLoader:
         return {**found, **record_of(self.dataset)}
 
     def use_record(self, record: Mapping[str, Any]) -> None:
-        """Take the place of training data with this record: its statistics, its class numbers.
+        """Use what a record says of the training data: its statistics, its class numbers.
 
         Raises:
             DataError: the classes here are others, or in another order.
@@ -277,7 +277,7 @@ class BaseDataLoader:
         return list(first.shape[2:]) if isinstance(first, Tensor) and first.dim() == 4 else None
 
     def set_seed(self, seed: int) -> None:
-        """Let order, split and augmentation follow this seed, unless one was given at the start."""
+        """Set the seed of order, split and augmentation, unless one was given at the start."""
         if self._seed_is_given or seed == self.seed:
             return
         self.seed = seed
@@ -288,9 +288,9 @@ class BaseDataLoader:
             self._valid._set_part(self.valid_dataset, self._valid_indices, NO_SAMPLES)
 
     def place_on(self, device: torch.device) -> None:
-        """Let data that lie in memory lie on the device, where they fit beside the training.
+        """Move data in memory to the device, where they fit there with the training.
 
-        Not where other processes read them: what was forked cannot use the parent's GPU.
+        Not where other processes read them: a forked process cannot use its parent's GPU.
         """
         data = offered(self.dataset, SupportsPlacing)
         if data is not None and self.readers() == "none" and data.place_on(device):
@@ -306,7 +306,7 @@ class BaseDataLoader:
         return self.workers
 
     def how_read(self) -> str:
-        """Say in a few words where batches come from."""
+        """Return a few words on where batches come from."""
         readers = self.readers()
         if readers == "none":
             return "in memory, by the batch"
@@ -352,19 +352,21 @@ class BaseDataLoader:
         self._weights = None if weights is None else weights[self._indices]
 
     def is_given(self, sampler: Any) -> bool:
-        """Tell whether a sampler is the argument of this name."""
+        """Return whether a sampler is the argument of this name."""
         return sampler is self._given_sampler
 
     def _take_sampler(self, sampler: Any) -> None:
-        """Let a sampler choose from the training part.
+        """Set the sampler that chooses from the training part.
 
         Raises:
-            DataError: it is no sampler.
+            DataError: it is not a sampler.
         """
         if sampler is None:
             return
         if isinstance(sampler, str | Mapping):  # which have a length and can be run through
-            text = f"sampler: {sampler!r} is no sampler: name its class, `sampler: {{type: NAME}}`"
+            text = (
+                f"sampler: {sampler!r} is not a sampler: name its class, `sampler: {{type: NAME}}`"
+            )
             raise DataError(text)
         if callable(getattr(sampler, "draw", None)):
             self._drawing = sampler
@@ -426,7 +428,7 @@ class BaseDataLoader:
         return order.to(torch.int64)
 
     def _keys(self, first: int, count: int, as_lists: bool, may_repeat: bool) -> Iterator[Key]:
-        """Give what identifies each batch; only the epochs touched are shuffled.
+        """Yield the key of each batch; only the epochs touched are shuffled.
 
         A sample that is drawn again in an epoch gets the length added, for another random change.
         """
@@ -452,7 +454,7 @@ class BaseDataLoader:
             self._stock = DataLoader(
                 reader,  # type: ignore[arg-type]
                 batch_sampler=self._handed,  # type: ignore[arg-type]
-                collate_fn=as_it_is,
+                collate_fn=identity,
                 num_workers=n_workers,
                 pin_memory=self.pin_memory,
                 prefetch_factor=self.prefetch_factor if n_workers else None,
@@ -511,7 +513,7 @@ def count_samples(dataset: Any) -> int:
 
 
 def _as_order(drawn: Any, sampler: Any) -> Tensor:
-    """Return what a sampler has drawn as a tensor; raise DataError where it is no numbers."""
+    """Return what a sampler has drawn as a tensor; raise DataError if these are not numbers."""
     try:
         return torch.as_tensor(drawn)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from base.data.reading import NoteBad as NoteBad
     from base.data.reading import Skip as Skip
     from base.data.reading import find_get_batch as find_get_batch
-    from base.data.reading import mended as mended
     from base.data.reading import raise_failure as raise_failure
+    from base.data.reading import without_bad_samples as without_bad_samples
     from base.data.record import check_classes as check_classes
     from base.data.record import class_names as class_names
     from base.data.record import data_of as data_of
@@ -72,8 +72,8 @@ if TYPE_CHECKING:
     from base.data.threads import pinned as pinned
     from base.data.threads import read_ahead as read_ahead
     from base.data.threads import read_each as read_each
-    from base.data.workers import as_it_is as as_it_is
     from base.data.workers import begin_worker as begin_worker
+    from base.data.workers import identity as identity
     from base.data.workers import stop_workers as stop_workers
     from base.data.workers import watched as watched
 else:

@@ -121,7 +121,7 @@ class Samples:
         return [" ".join(map(str, row)) for row in rows.tolist()]
 
     def _inputs(self, places: Tensor) -> list[Tensor]:
-        """Read samples; return their inputs and whatever else is no target, (sample, ...) each."""
+        """Read samples; return all that is not a target, (sample, ...) each."""
         data = getattr(self.dataset, "data", None)  # as torchvision's sets in memory have it
         if isinstance(data, Tensor | np.ndarray) and len(data) == len(self.dataset):
             return [torch.as_tensor(data[places.numpy()])]
@@ -135,7 +135,7 @@ class Samples:
 
 
 def samples_of(loader: Any) -> Samples | None:
-    """Return the samples of an epoch of a loader, as far as that can be told; None of a stream."""
+    """Return the samples of an epoch of a loader, as far as they are known; None of a stream."""
     dataset: Any = getattr(loader, "dataset", None)
     known = offered(loader, HasSamples)
     if isinstance(dataset, IterableDataset) or (known is None and not isinstance(dataset, Dataset)):
@@ -154,7 +154,7 @@ def samples_of(loader: Any) -> Samples | None:
 def is_unnamed(dataset: Any) -> bool:
     """Return whether ids, if any, say nothing of what the samples are, or some of them."""
     marks = ("ids_are_numbers", "has_unnamed_parts")
-    # Last, as numbers are made into texts for whoever asks for them.
+    # Last, as `ids` of numbers are texts that are made when asked for.
     return any(getattr(dataset, mark, False) for mark in marks) or not hasattr(dataset, "ids")
 
 

@@ -98,7 +98,7 @@ class SupportsPlacing(Protocol):
 class HasIds(Protocol):
     """Names its samples, for ``split.csv`` and for the comparison on resume.
 
-    Without it the inputs that lie in memory are hashed instead. ``ids_are_numbers = True`` asks
+    Without it inputs in memory are hashed instead. ``ids_are_numbers = True`` asks
     for that too, where ids only count.
     """
 
@@ -188,7 +188,7 @@ class SupportsPositions(Protocol):
         """Return the number of batches of an epoch."""
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
-        """Give ``count`` batches from batch ``first`` of the endless sequence epoch 0, 1, 2, ..."""
+        """Yield ``count`` batches from batch ``first`` of the sequence epoch 0, 1, 2, ..."""
 
 
 class SupportsClosing(Protocol):

@@ -54,7 +54,7 @@ class ArrayFileDataset(InMemoryDataset):
         arrays = [read_array(name, file) for name in (inputs, targets)]
         where = f"{file}: {inputs}" if file else inputs
         super().__init__(
-            _laid_out(_as_tensor(arrays[0], where), layout, where),
+            _as_nchw(_as_tensor(arrays[0], where), layout, where),
             _as_tensor(arrays[1], f"{file}: {targets}" if file else targets),
             classes,
             ignore_index=ignore_index,
@@ -74,7 +74,7 @@ class IdxDataset(InMemoryDataset):
                                        (labels, numbers, numbers.dim() == 1)):  # fmt: skip
             if not is_right:
                 wanted = "images" if file == images else "labels"
-                text = f"{file}: it holds {tuple(values.shape)}, which are no {wanted}"
+                text = f"{file}: it holds {tuple(values.shape)}, which are not {wanted}"
                 raise DataError(f"{text}; are `images` and `labels` exchanged?")
         pixels = pixels[:, None] if pixels.dim() == 3 else pixels
         super().__init__(pixels, numbers, classes, source=images)
@@ -86,7 +86,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
     except FileNotFoundError as error:
-        text = f"no such file; data_dir is relative to the current folder, {Path.cwd()}"
+        text = f"no such file; the current folder is {Path.cwd()}"
         raise DataError(f"{path}: {text}") from error
     except Exception as error:  # numpy and zipfile raise a dozen kinds
         raise DataError(f"{path}: not a readable npz file: {error}") from error
@@ -98,7 +98,7 @@ def read_idx(path: Path) -> Tensor:
         content = read_file(path)
         content = gzip.decompress(content) if path.suffix == ".gz" else content
     except FileNotFoundError as error:
-        text = f"no such file; it is looked for from {Path.cwd()}"
+        text = f"no such file; the current folder is {Path.cwd()}"
         raise DataError(f"{path}: {text}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
@@ -132,7 +132,7 @@ def read_array(name: str, file: str | None = None) -> Array:
             member: Array = arrays[name]
             return member
     except FileNotFoundError as error:
-        text = f"no such file; it is looked for from {Path.cwd()}"
+        text = f"no such file; the current folder is {Path.cwd()}"
         raise DataError(f"{file or name}: {text}") from error
     except DataError:
         raise
@@ -162,7 +162,7 @@ def _mapped_member(archive: zipfile.ZipFile, member: str, file: str) -> Array | 
 
 def _as_tensor(array: Array, where: str) -> Tensor:
     if array.dtype.kind not in "uifb" or array.ndim == 0 or len(array) == 0:
-        text = f"an array {array.shape} of {array.dtype}; numbers are wanted, and some of them"
+        text = f"an array {array.shape} of {array.dtype}; numbers are expected, at least one"
         raise DataError(f"{where}: {text}")
     if not array.dtype.isnative:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
@@ -171,7 +171,7 @@ def _as_tensor(array: Array, where: str) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _laid_out(inputs: Tensor, layout: str | None, where: str) -> Tensor:
+def _as_nchw(inputs: Tensor, layout: str | None, where: str) -> Tensor:
     """Return images as (sample, channel, height, width)."""
     shape = tuple(inputs.shape)
     if layout is None:
@@ -185,5 +185,5 @@ def _laid_out(inputs: Tensor, layout: str | None, where: str) -> Tensor:
         raise DataError(f"{where}: its shape {shape} is not that of images in layout {layout}")
     images = inputs[:, None] if layout == "NHW" else inputs
     images = inputs.permute(0, 3, 1, 2) if layout == "NHWC" else images
-    as_image(images[0], where=f"{where}: sample 0")  # told early what all have in common
+    as_image(images[0], where=f"{where}: sample 0")  # reports early what all have in common
     return images

@@ -146,7 +146,9 @@ class _Composed(Dataset[Any]):
             return torch.cat(list(map(torch.as_tensor, values)))[places]
         pairs = list(zip(self._numbers.tolist(), self._indices.tolist(), strict=True))
         texts = [values[number][index] for number, index in pairs]
-        if name == "ids" and len(set(texts)) < len(texts):  # told apart by the number of the part
+        if name == "ids" and len(set(texts)) < len(
+            texts
+        ):  # the number of the part makes them unique
             return [f"{number}:{values[number][index]}" for number, index in pairs]
         return texts
 
@@ -209,7 +211,7 @@ class SubsetDataset(_Composed):
             raise DataError("SubsetDataset: no samples are chosen")
         wrong = [each for each in chosen if type(each) is not int or not 0 <= each < n_samples]
         if wrong or len(set(chosen)) < len(chosen):
-            text = f"there is no sample {wrong[0]}" if wrong else "an index stands there twice"
+            text = f"there is no sample {wrong[0]}" if wrong else "an index is given twice"
             raise DataError(f"SubsetDataset: {text}; {n_samples} samples, counted from 0")
         super().__init__(
             [dataset], torch.zeros(len(chosen), dtype=torch.int64), torch.tensor(chosen)
@@ -233,9 +235,7 @@ def _indices_of_ids(dataset: Any, file: str) -> list[int]:
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         name = line.strip()
         if name in found:
-            problems.append(
-                Problem(f"{file}:{number}", f"{name!r} stands in line {found[name]}, too")
-            )
+            problems.append(Problem(f"{file}:{number}", f"{name!r} is in line {found[name]}, too"))
         elif name and name not in known:
             near = nearest(name, known) if len(known) < 10_000 else ""  # it takes long
             problems.append(Problem(f"{file}:{number}", f"there is no id {name!r}{near}"))

@@ -133,7 +133,7 @@ class DatasetLoader(BaseDataLoader):
         self._check_transforms(source)
 
     def set_ignored(self, ignored: int | None) -> None:
-        """Let what comes into a mask from outside get the class number that the loss leaves out.
+        """Set the class number of what comes into a mask from outside: that which the loss ignores.
 
         Raises:
             DataError: the data set marks pixels without a class by another number.
@@ -156,7 +156,7 @@ class DatasetLoader(BaseDataLoader):
         return " and ".join(type(each).__name__ for each in mixers)
 
     def set_training_length(self, n_steps: int, steps_per_epoch: int, n_batches: int) -> None:
-        """Let transforms that are off at the end of the training know how long it is.
+        """Set the length of the training, for transforms that are off at its end.
 
         Args:
             n_batches: of an epoch.
@@ -272,7 +272,7 @@ class DatasetLoader(BaseDataLoader):
         if self.cache == "none" or find_get_batch(source) is not None:
             return source
         if offered(source, HasImages) is None:
-            text = f"{type(source).__name__} is no data set of image files"
+            text = f"{type(source).__name__} is not a data set of image files"
             raise DataError(f"cache: {self.cache}: {text}; use ImageFolderDataset or the like")
         if id(source) not in self._caches:
             self._caches[id(source)] = cached(source, self.cache, self.cache_dir)

@@ -95,7 +95,7 @@ def _compute(
 
 
 def _read(source: Any, indices: Tensor, n_threads: int, note_bad: Note) -> Iterator[Tensor]:
-    """Give the images: many at once from memory, else one by one, decoded in threads."""
+    """Yield the images: many at once from memory, else one by one, decoded in threads."""
     get_batch = find_get_batch(source)
     if get_batch is not None:
         for part in indices.split(AT_ONCE):
@@ -116,7 +116,7 @@ def _image(source: _Images, may_skip: bool, index: int) -> Tensor | BadSample:
         failure = Failure("", error)
         if not may_skip or not failure.may_be_skipped:
             raise
-        return failure.of_sample(index, source.place(index))
+        return failure.bad_sample(index, source.place(index))
 
 
 def _few(numbers: Tensor) -> str:

@@ -250,7 +250,7 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Te
     return images.flatten(2).gather(2, places).view(n_samples, n_channels, height, width)
 
 
-def by_key(transform: Any) -> KeyedTransform | None:
+def batched_transform(transform: Any) -> KeyedTransform | None:
     """Return what does the same as a random transform of torchvision by key; None where none does.
 
     The distribution is torchvision's; the numbers drawn are not.

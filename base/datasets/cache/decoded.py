@@ -25,6 +25,10 @@ from base.system.free_memory import free_memory
 
 log = logging.getLogger("kindling")
 
+PASSED_ON = (
+    "targets", "ids", "classes", "mode", "record", "use_record", "ignore_index", "target_hash",
+)  # fmt: skip
+
 
 def cached(
     dataset: Any, where: str, folder: Path = Path(".cache"), n_threads: int | None = None
@@ -33,7 +37,7 @@ def cached(
 
     Args:
         where: ``memory``: for this run, one copy for all workers, forked or spawned; ``disk``: in
-            a file in `folder`, which other processes and later runs use too. Filling it goes on
+            a file in `folder`, which other processes and later runs use too. Filling it continues
             where it was interrupted. When a file of the data set, or how it is decoded, changes,
             the cache is another file.
         n_threads: by default as many as there are free cores.
@@ -44,7 +48,7 @@ def cached(
             is decoded; the folder cannot be written; an image cannot be read.
     """
     if where not in ("memory", "disk"):
-        raise ConfigError([Problem("cache", f"{where!r} is none of none, memory, disk")])
+        raise ConfigError([Problem("cache", f"{where!r} is not one of none, memory, disk")])
     name = type(dataset).__name__
     missing = [each for each in members(Cacheable) if not hasattr(dataset, each)]
     if missing or not (hasattr(dataset, "targets") or hasattr(dataset, "mask_files")):
@@ -55,9 +59,9 @@ def cached(
     n_threads = n_threads or free_cores()
     masks = None
     if hasattr(dataset, "mask_files"):
-        masks = _kept(CachedPixels, dataset.mask_files, where, Path(folder), n_threads)
+        masks = _cached_images(CachedPixels, dataset.mask_files, where, Path(folder), n_threads)
     kind = CachedImages if masks is not None else _images_or_batches
-    kept: CachedImages = _kept(kind, dataset, where, Path(folder), n_threads)
+    kept: CachedImages = _cached_images(kind, dataset, where, Path(folder), n_threads)
     kept.mask_files = masks
     return kept
 
@@ -66,7 +70,7 @@ def _images_or_batches(source: Any, pixels: SharedPixels | None, layout: Layout)
     return (CachedBatches if layout.is_uniform else CachedImages)(source, pixels, layout)
 
 
-def _kept(
+def _cached_images(
     kind: Callable[[Any, SharedPixels | None, Layout], Any],
     source: Any,
     where: str,
@@ -96,7 +100,7 @@ def _kept(
 
 
 class CachedPixels:
-    """Images of a data set whose pixels lie ready: views of what is kept.
+    """Images of a data set that are decoded already: views of what is kept.
 
     Args:
         pixels: None before the cache is filled: each image is decoded when it is read.
@@ -104,7 +108,7 @@ class CachedPixels:
 
     def __init__(self, source: Any, pixels: SharedPixels | None, layout: Layout) -> None:
         self.source, self.pixels, self.layout = source, pixels, layout
-        for name in ("targets", "ids", "classes", "mode", "record", "use_record"):
+        for name in PASSED_ON:
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
 
@@ -132,18 +136,12 @@ class CachedPixels:
 
 
 class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
-    """A data set of images whose pixels lie ready; what it gives is what its source gives.
+    """A data set of images that are decoded already; its samples are those of its source.
 
     Images are views of what is kept: change a copy. Made by `cached`.
     """
 
     mask_files: CachedPixels | None = None
-
-    def __init__(self, source: Any, pixels: SharedPixels | None, layout: Layout) -> None:
-        super().__init__(source, pixels, layout)
-        for name in ("targets", "ids", "classes", "ignore_index", "target_hash"):
-            if hasattr(source, name):
-                setattr(self, name, getattr(source, name))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.image(index), self.target(index)
@@ -158,7 +156,7 @@ class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
         return target
 
     def place(self, index: int) -> str:
-        """Say where an image is listed, and its path."""
+        """Return where an image is listed, and its path."""
         return str(self.source.place(index))
 
     def fingerprint(self) -> str:
@@ -215,7 +213,7 @@ def _in_memory(source: Cacheable, n_threads: int) -> tuple[SharedPixels, Layout]
         try:
             os.ftruncate(descriptor, needed)
         except OSError as error:  # a limit of the process (ulimit -f), or of a temporary folder
-            text = f"cache: memory: {sizes} cannot be laid out: {error.strerror}"
+            text = f"cache: memory: {sizes} cannot be allocated: {error.strerror}"
             raise DataError(f"{text}; use cache: disk, or raise the limit") from error
         with closing(decode_each(source, layout, 0, n_threads)) as decoded:
             for index, data in decoded:

@@ -1,6 +1,6 @@
 """Pixels of many images, one after the other in a file, which all processes read in place.
 
-Those of one image lie as decoders give them and resizing is quickest with: by row, column, channel.
+The order is that of decoders, with which resizing is fastest: by row, column, channel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # Python has its name 
 
 
 class Layout:
-    """Where each image lies: number i at bytes ``offsets[i]`` to ``offsets[i + 1]``.
+    """The place of each image: number i at bytes ``offsets[i]`` to ``offsets[i + 1]``.
 
     shapes  (image, 3) int32: channel, height, width
     """
@@ -42,7 +42,7 @@ def read_layout(source: Cacheable, n_threads: int) -> Layout:
     """Read the shapes of all images from their headers, so that the size of all is known."""
 
     def shape(index: int) -> tuple[int, int, int]:
-        return _told_where(source, source.image_shape, index)
+        return _read_at(source, source.image_shape, index)
 
     shapes = list(read_each(shape, range(len(source)), n_threads, "reading the sizes of images"))
     return Layout(np.array(shapes, dtype="<i4"))
@@ -58,7 +58,7 @@ def decode_each(
     """
 
     def decode(index: int) -> tuple[int, np.ndarray]:
-        image = _told_where(source, source.image, index)
+        image = _read_at(source, source.image, index)
         expected = tuple(layout.shapes[index].tolist())
         if image.dtype != torch.uint8 or tuple(image.shape) != expected:
             found = f"{image.dtype} {tuple(image.shape)}, not uint8 {expected} as its header says"
@@ -76,11 +76,11 @@ def write_at(descriptor: int, data: Any, place: int) -> None:
         view, place = view[n_written:], place + n_written
 
 
-def _told_where(source: Cacheable, read: Callable[[int], Value], index: int) -> Value:
+def _read_at(source: Cacheable, read: Callable[[int], Value], index: int) -> Value:
     try:
         return read(index)
     except KindlingError as error:
-        text = f"{error}; a cache holds every image: mend it, leave it out, or use cache: none"
+        text = f"{error}; a cache holds every image: repair it, leave it out, or use cache: none"
         raise DataError(text) from error
     except Exception as error:  # a data set of one's own may raise anything
         raise DataError(f"{source.place(index)}: cannot be read: {error}") from error

@@ -412,7 +412,9 @@ def test_a_list_that_cannot_be_written_costs_no_run(text, tmp_path, caplog, monk
 
 
 def test_a_cache_names_the_image_that_it_cannot_hold(text, tmp_path):
-    with pytest.raises(DataError, match=r"class0/\d+\.\w+: .*; a cache holds every image: mend it"):
+    with pytest.raises(
+        DataError, match=r"class0/\d+\.\w+: .*; a cache holds every image: repair it"
+    ):
         make("data_loader.args.cache=memory", text=text)
 
 

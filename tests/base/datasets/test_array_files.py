@@ -96,8 +96,8 @@ def test_layouts_give_channel_height_width(tmp_path):
         (NHWC, "NHW", "is not that of images in layout NHW"),
         (NHWC, "NWHC", "no layout 'NWHC'; did you mean 'NHWC'"),
         (NHWC[:3], "NHWC", "x.npy: 3 inputs, but 6 targets"),
-        (np.array(["a"] * 6), None, "x.npy: an array .* of <U1; numbers are wanted"),
-        (np.zeros((0, 3)), None, "x.npy: an array .*, and some of them"),
+        (np.array(["a"] * 6), None, "x.npy: an array .* of <U1; numbers are expected"),
+        (np.zeros((0, 3)), None, "x.npy: an array .*, at least one"),
         (np.float32(3), None, "x.npy: an array"),
     ],
 )
@@ -115,7 +115,7 @@ def test_files_and_members_that_are_missing_are_told(tmp_path):
         ArrayFileDataset("image", "labels", file)
     with pytest.raises(DataError, match=r"a.npz: there is no array 'zzz'; it has images, labels"):
         ArrayFileDataset("images", "zzz", file)
-    with pytest.raises(DataError, match=r"none.npz: no such file; it is looked for from"):
+    with pytest.raises(DataError, match=r"none.npz: no such file; the current folder is"):
         ArrayFileDataset("images", "labels", str(tmp_path / "none.npz"))
     with pytest.raises(DataError, match=r"x.npy: no such file"):
         ArrayFileDataset(str(tmp_path / "x.npy"), "labels")
@@ -144,10 +144,10 @@ def test_objects_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("targets", "classes", "message"),
     [
-        ([0, 1, -1, -2], None, r"sample 2: target -1 is no class: it is below 0 \(and 1 more\)"),
-        ([0, 1, 2, 0], 2, "sample 2: target 2 is no class: they are 0 to 1$"),
-        ([0.5, 1, np.nan, 0], None, "sample 2: target nan is no number"),
-        ([[0.5, 1], [np.inf, 0], [0, 0], [0, 0]], None, "sample 1: target inf is no number"),
+        ([0, 1, -1, -2], None, r"sample 2: target -1 is not a class: it is below 0 \(and 1 more\)"),
+        ([0, 1, 2, 0], 2, "sample 2: target 2 is not a class: classes are 0 to 1$"),
+        ([0.5, 1, np.nan, 0], None, "sample 2: target nan is not a number"),
+        ([[0.5, 1], [np.inf, 0], [0, 0], [0, 0]], None, "sample 1: target inf is not a number"),
         ([0, 1, 2], None, "4 inputs, but 3 targets"),
     ],
 )
@@ -190,7 +190,9 @@ def test_idx_files_make_a_data_set(tmp_path):
     dataset = build("dataset", {"type": "IdxDataset", "args": args})
     assert torch.equal(dataset.get_batch(torch.arange(2))[0], NCHW[:2, :1])
     assert dataset.targets.tolist() == [3, 1]
-    with pytest.raises(DataError, match="images: sample 0: target 3 is no class: they are 0 to 2"):
+    with pytest.raises(
+        DataError, match="images: sample 0: target 3 is not a class: classes are 0 to 2"
+    ):
         IdxDataset(**args, classes=3)
     with pytest.raises(DataError, match="none: no such file"):
         IdxDataset(str(tmp_path / "none"), args["labels"])

@@ -187,7 +187,7 @@ def test_a_transform_that_writes_spoils_nothing_for_others(tmp_path, where, kept
 
 
 def test_an_unknown_kind_of_cache_is_an_error_of_the_config(tmp_path):
-    with pytest.raises(ConfigError, match="cache: 'ram' is none of none, memory, disk"):
+    with pytest.raises(ConfigError, match="cache: 'ram' is not one of none, memory, disk"):
         cached(make_images(tmp_path), "ram")
 
 
@@ -360,7 +360,7 @@ def test_a_damaged_cache_is_made_anew_and_told_once(tmp_path, kept_in, caplog, d
     (path,) = kept_in.iterdir()
     damage(path)
     assert_same(cached(source, "disk", kept_in), source)
-    assert caplog.text.count("not a whole cache of this data set; it is made anew") == 1
+    assert caplog.text.count("not a whole cache of this data set; it is made again") == 1
     assert source.decoded() == sorted([*range(8)] * 2)
     assert list(kept_in.iterdir()) == [path]
 
@@ -425,7 +425,7 @@ def test_a_limit_on_the_size_of_files_in_memory_is_a_clear_error(tmp_path):
 
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-        with pytest.raises(DataError, match=r"memory: 12 MB cannot be laid out: File too large"):
+        with pytest.raises(DataError, match=r"memory: 12 MB cannot be allocated: File too large"):
             cached(source, "memory")
 
     process = in_process(fill)
@@ -510,7 +510,7 @@ def test_an_interrupt_stops_the_filling_at_once(tmp_path, where, kept_in):
     assert process.exitcode == 7
     assert len(source.decoded()) < 40
     said = (tmp_path / "said").read_text()
-    assert ("the next run goes on with" in said) == (where == "disk")
+    assert ("the next run continues" in said) == (where == "disk")
 
 
 def test_nothing_is_left_open(tmp_path, where, kept_in):

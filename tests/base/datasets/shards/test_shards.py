@@ -157,7 +157,7 @@ def test_tars_in_webdataset_s_layout_are_read(tmp_path):
     assert not hasattr(dataset, "classes")
     (tmp_path / "classes.json").write_text(json.dumps(list("uvwxy")))
     assert ShardDataset(tmp_path / "x.tar").classes == list("uvwxy")
-    with pytest.raises(DataError, match=r"y\.tar: a/x: one image is wanted, found \.1\.jpeg"):
+    with pytest.raises(DataError, match=r"y\.tar: a/x: one image is expected, found \.1\.jpeg"):
         ShardDataset(make_tar(tmp_path / "y.tar", members))
 
 
@@ -425,16 +425,16 @@ def test_an_index_that_cannot_be_kept_is_only_a_warning(small, monkeypatch, capl
 IMAGE, LABEL = ("0.png", png()), ("0.cls", b"1")
 FAULTS = {
     r"bad.tar: 0.png: no label: there is no 0.cls beside it": [IMAGE],
-    r"bad.tar: 0: one image is wanted, found .cls": [LABEL],
-    r"bad.tar: 0: one image is wanted, found .cls, .jpg, .png": [IMAGE, LABEL, ("0.jpg", png())],
-    r"bad.tar: 0.cls: a class number is wanted, not 'cat'": [IMAGE, ("0.cls", b"cat")],
-    r"bad.tar: 0.cls: a class number is wanted, not '-1'": [IMAGE, ("0.cls", b"-1")],
-    r"bad.tar: 0.cls: a class number is wanted, not ''": [IMAGE, ("0.cls", b" ")],
-    r"bad.tar: 0.cls: a class number is wanted, not '9999999999'": [IMAGE, ("0.cls", b"9" * 10)],
+    r"bad.tar: 0: one image is expected, found .cls": [LABEL],
+    r"bad.tar: 0: one image is expected, found .cls, .jpg, .png": [IMAGE, LABEL, ("0.jpg", png())],
+    r"bad.tar: 0.cls: a class number is expected, not 'cat'": [IMAGE, ("0.cls", b"cat")],
+    r"bad.tar: 0.cls: a class number is expected, not '-1'": [IMAGE, ("0.cls", b"-1")],
+    r"bad.tar: 0.cls: a class number is expected, not ''": [IMAGE, ("0.cls", b" ")],
+    r"bad.tar: 0.cls: a class number is expected, not '9999999999'": [IMAGE, ("0.cls", b"9" * 10)],
     r"bad.tar: 0.png: an empty file": [("0.png", b""), LABEL],
     r"bad.tar: 0.png: the name 0 stands twice; give each its own": [IMAGE, LABEL, IMAGE],
     r"bad.tar: 0.cls: the name 0 stands twice": [IMAGE, ("1.png", png()), ("1.cls", b"0"), LABEL],
-    r"bad.tar: 0.png: label 1 is none of the 1 classes": [IMAGE, LABEL],
+    r"bad.tar: 0.png: label 1 is not one of the 1 classes": [IMAGE, LABEL],
     r"bad.tar: no sample in 1 shards": [],
 }  # fmt: skip
 
@@ -568,7 +568,7 @@ def test_a_shard_cut_short_while_it_is_open_is_an_error(small):
     dataset.read(0)
     with small.open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(DataError, match=r"1\.png: .*small\.tar was cut short meanwhile"):
+    with pytest.raises(DataError, match=r"1\.png: .*small\.tar was truncated while it was read"):
         dataset.read(1)
 
 
@@ -692,8 +692,8 @@ def test_an_interrupted_write_leaves_no_shard_and_can_be_repeated(
         (["empty", "out/train"], "empty: no class folders"),
         (["images", "empty"], r"empty is a folder; .* empty.train"),
         (["list.txt", "out/train"], r"list\.txt:1: no label"),
-        (["images", "out/train", "--size", "5XB"], "'5XB' is no size such as 500MB"),
-        (["images", "out/train", "--size", "0"], "'0' is no size"),
+        (["images", "out/train", "--size", "5XB"], "'5XB' is not a size such as 500MB"),
+        (["images", "out/train", "--size", "0"], "'0' is not a size"),
         (["images", "out/train", "--count", "-1"], "--count"),
         (["images", "out/train", "--count", "1", "--size", "1"], "not allowed with"),
         (["images", "out/train", "--shufle"], "did you mean '--shuffle'"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,14 +11,23 @@ from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, default_c
 
 from base.checkpoint.data_record import check_classes, class_names, record_of, use_record
 from base.data.batch import Rules
-from base.data.reading import Batch, BatchReader, Key, NoteBad, Skip, mended, raise_failure
+from base.data.protocols import (
+    Batch,
+    HasIds,
+    SupportsOrder,
+    SupportsPlacing,
+    name_of,
+    offered,
+    underlying,
+)
+from base.data.reading import BatchReader, Key, NoteBad, Skip, raise_failure, without_bad_samples
 from base.data.replayed_loader import as_batches as as_batches
 from base.data.sample_items import SampleItems
 from base.data.sampler_state import SamplerState, has_state
 from base.data.splits import divide, draw_weighted, number_repeats, sample_weights
 from base.data.streams import refuse_stream
 from base.data.threads import pinned, read_ahead
-from base.data.workers import as_it_is, begin_worker, stop_workers, watched
+from base.data.workers import begin_worker, identity, stop_workers, watched
 from base.errors import DataError, nearest
 from base.names.final_methods import refuse_overridden
 from base.system.resources import usable_cores
@@ -32,12 +40,11 @@ NO_SAMPLES = torch.empty(0, dtype=torch.int64)
 class BaseDataLoader:
     """Divide a data set into training and validation, and give either in batches.
 
-    The order is f(seed, epoch); torch, numpy and python are seeded anew for each sample from
+    The order is f(seed, epoch); torch, numpy and Python are seeded again for each sample from
     (seed, epoch, index). So an epoch is the same with any number of workers and from any start.
     A data set with ``get_batch(indices) -> batch`` (in memory, nothing random) and torch's own
     `TensorDataset` are read a whole batch at a time in this process, whatever `num_workers` says;
-    one with ``get_keyed_batch(indices, seed, epoch)`` says itself what `readers` it is for.
-    A data set with ``shuffled_order(indices, generator) -> indices`` chooses the order itself.
+    `base/data/protocols.py` has all that a data set may offer.
 
     The validation part is read from `valid_dataset` where given: the same samples, not augmented.
     It is a share or a number of the samples, or a mapping (see `base/data/splits.py`); `sampling`
@@ -110,7 +117,6 @@ class BaseDataLoader:
         self._valid: BaseDataLoader | None = None
         self._stock: DataLoader[Batch] | None = None
         self._skip: Skip | None = None
-        self.sampler_state: SamplerState | None = None
         self._items: SampleItems | None = None
         self._divide()
         if len(self) == 0:
@@ -122,7 +128,7 @@ class BaseDataLoader:
     def _split_sampler(self, split: Any) -> tuple[Any, Any]:
         """Yours to override, as in pytorch-template: samplers of the training and validation part.
 
-        A training sampler of your own is asked anew for each epoch, with all streams seeded.
+        A training sampler of your own is asked again for each epoch, with all streams seeded.
         """
         return None, None
 
@@ -132,19 +138,19 @@ class BaseDataLoader:
         return whole if self.drop_last or not rest else whole + 1
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give the next epoch: each loop over the loader has an order of its own."""
+        """Yield the next epoch: each loop over the loader has an order of its own."""
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
         return self.batches(epoch * len(self), len(self))
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
-        """Give `count` batches from batch `first` of the endless sequence epoch 0, 1, 2, ..."""
+        """Yield `count` batches from batch `first` of the endless sequence epoch 0, 1, 2, ..."""
         self._compute_statistics()
         batches = self._read(first, count)
-        batches = batches if self._skip is None else mended(batches, self._note_bad)
+        batches = batches if self._skip is None else without_bad_samples(batches, self._note_bad)
         return batches if self._items is None else self._items.added(batches)
 
     def add_to_batches(self, rules: Rules) -> None:
-        """Let batches carry ids and weights of their samples, as ``batch:`` says."""
+        """Add ids and weights of their samples to batches, as ``batch:`` says."""
         is_plain = self.collate_fn is default_collate
         self._items = SampleItems(rules, self.dataset, is_plain, self.pin_memory)
         if self.sampler_state is not None:
@@ -183,16 +189,32 @@ class BaseDataLoader:
     def split_validation(self) -> BaseDataLoader | None:
         """Return the loader of the held-out part, in fixed order, or None where there is none."""
         if self._valid is None and len(self._valid_indices):
-            valid = copy.copy(self)
-            valid.dataset, valid.shuffle, valid.drop_last = self.valid_dataset, False, False
-            valid._is_held_out, valid._own_sampler, valid._stock = True, None, None
-            valid._weights, valid._drawing, valid.sampler_state = None, None, None
-            valid._indices, valid._valid_indices = self._valid_indices, NO_SAMPLES
-            valid.n_samples = len(valid._indices)
+            self._valid = self._held_out(self)
             if self._items is not None:
-                valid.add_to_batches(self._items.rules)
-            self._valid = valid
+                self._valid.add_to_batches(self._items.rules)
         return self._valid
+
+    @classmethod
+    def _held_out(cls, whole: BaseDataLoader) -> BaseDataLoader:
+        """Construct the loader of the held-out part of another one, in fixed order.
+
+        It is of the same class and shares all that a subclass has set: settings, data, transforms.
+        """
+        loader = cls.__new__(cls)
+        vars(loader).update(vars(whole))
+        loader.shuffle, loader.drop_last, loader._is_held_out = False, False, True
+        loader._valid, loader._stock, loader._items = None, None, None
+        loader._set_part(whole.valid_dataset, whole._valid_indices, NO_SAMPLES)
+        return loader
+
+    def _set_part(self, dataset: Dataset[Any], indices: Tensor, valid_indices: Tensor) -> None:
+        """Set which samples of a data set an epoch reads, each once, and which are held out."""
+        self.dataset, self.n_samples = dataset, len(indices)
+        self._indices, self._valid_indices = indices, valid_indices
+        self._own_sampler: Any = None  # gives the order of an epoch by itself
+        self._drawing: Any = None  # a sampler that is asked for the order of the training part
+        self._weights: Tensor | None = None  # how often each sample is drawn, where that differs
+        self.sampler_state: SamplerState | None = None
 
     def sample_indices(self) -> Tensor | None:
         """Return the indices of an epoch's samples, sorted; None where a sampler chooses them."""
@@ -202,14 +224,17 @@ class BaseDataLoader:
         """Return the id of each sample of an epoch, sorted by place: its name, or its number."""
         if self._own_sampler is not None:
             return None
-        names = getattr(self.dataset, "ids", None)
         places = self._indices.tolist()
-        return list(map(str, places)) if names is None else [names[place] for place in places]
+        named = offered(self.dataset, HasIds)
+        if named is None:
+            return list(map(str, places))
+        ids = named.ids
+        return [ids[place] for place in places]
 
     @property
     def source_of_ids(self) -> int:
-        """Tell apart the data that ids belong to."""
-        return id(getattr(self.dataset, "reads_from", self.dataset))
+        """Return a number that is equal for loaders whose ids belong to the same data."""
+        return id(underlying(self.dataset))
 
     def record(self) -> dict[str, Any]:
         """Return what is known of the data: statistics, class names, image size, and what the data
@@ -224,15 +249,14 @@ class BaseDataLoader:
         return {**found, **record_of(self.dataset)}
 
     def use_record(self, record: Mapping[str, Any]) -> None:
-        """Take the place of training data with this record: its statistics, its class numbers.
+        """Use what a record says of the training data: its statistics, its class numbers.
 
         Raises:
             DataError: the classes here are others, or in another order.
         """
         classes = class_names(self.dataset)
         if classes is not None and "classes" in record:
-            name = getattr(self.dataset, "name", type(self.dataset).__name__)
-            check_classes(record["classes"], classes, "training", name)
+            check_classes(record["classes"], classes, "training", name_of(self.dataset))
         self._use_statistics(record)
         for dataset in {id(each): each for each in (self.dataset, self.valid_dataset)}.values():
             use_record(dataset, record)
@@ -253,22 +277,23 @@ class BaseDataLoader:
         return list(first.shape[2:]) if isinstance(first, Tensor) and first.dim() == 4 else None
 
     def set_seed(self, seed: int) -> None:
-        """Let order, split and augmentation follow this seed, unless one was given at the start."""
+        """Set the seed of order, split and augmentation, unless one was given at the start."""
         if self._seed_is_given or seed == self.seed:
             return
         self.seed = seed
         if not self._is_held_out:
             self._divide()
         if self._valid is not None:
-            self._valid.seed, self._valid._indices = seed, self._valid_indices
+            self._valid.seed = seed
+            self._valid._set_part(self.valid_dataset, self._valid_indices, NO_SAMPLES)
 
     def place_on(self, device: torch.device) -> None:
-        """Let data that lie in memory lie on the device, where they fit beside the training.
+        """Move data in memory to the device, where they fit there with the training.
 
-        Not where other processes read them: what was forked cannot use the parent's GPU.
+        Not where other processes read them: a forked process cannot use its parent's GPU.
         """
-        place = getattr(self.dataset, "place_on", None)
-        if place is not None and self.readers() == "none" and place(device):
+        data = offered(self.dataset, SupportsPlacing)
+        if data is not None and self.readers() == "none" and data.place_on(device):
             self.pin_memory = False
 
     def readers(self) -> str:
@@ -281,7 +306,7 @@ class BaseDataLoader:
         return self.workers
 
     def how_read(self) -> str:
-        """Say in a few words where batches come from."""
+        """Return a few words on where batches come from."""
         readers = self.readers()
         if readers == "none":
             return "in memory, by the batch"
@@ -311,37 +336,37 @@ class BaseDataLoader:
     def _divide(self) -> None:
         """Choose which samples train and which validate."""
         self.n_samples = n_samples = count_samples(self.dataset)
-        self._weights: Tensor | None = None  # how often each sample is drawn, where that differs
-        self._drawing: Any = None  # a sampler that is asked for the order of the training part
         with isolated_random_state(derive_seed(self.seed, "split")):
-            self._own_sampler, own_valid = self._split_sampler(self.validation_split)
-            if self._own_sampler is not None:
-                self._indices, self.n_samples = NO_SAMPLES, len(self._own_sampler)
-                self._valid_indices = torch.tensor(sorted(own_valid or ()), dtype=torch.int64)
-                self._keep_state_of(self._own_sampler)
+            own, own_valid = self._split_sampler(self.validation_split)
+            if own is not None:
+                valid_indices = torch.tensor(sorted(own_valid or ()), dtype=torch.int64)
+                self._set_part(self.dataset, NO_SAMPLES, valid_indices)
+                self._own_sampler, self.n_samples = own, len(own)
+                self._keep_state_of(own)
                 return
         targets = getattr(self.dataset, "targets", None)
-        split = self.validation_split
-        self._indices, self._valid_indices = divide(split, n_samples, self.seed, targets)
-        self.n_samples = len(self._indices)
+        parts = divide(self.validation_split, n_samples, self.seed, targets)
+        self._set_part(self.dataset, *parts)
         self._take_sampler(self._given_sampler)
         weights = sample_weights(self.sampling, targets, n_samples)
         self._weights = None if weights is None else weights[self._indices]
 
     def is_given(self, sampler: Any) -> bool:
-        """Tell whether a sampler is the argument of this name."""
+        """Return whether a sampler is the argument of this name."""
         return sampler is self._given_sampler
 
     def _take_sampler(self, sampler: Any) -> None:
-        """Let a sampler choose from the training part.
+        """Set the sampler that chooses from the training part.
 
         Raises:
-            DataError: it is no sampler.
+            DataError: it is not a sampler.
         """
         if sampler is None:
             return
         if isinstance(sampler, str | Mapping):  # which have a length and can be run through
-            text = f"sampler: {sampler!r} is no sampler: name its class, `sampler: {{type: NAME}}`"
+            text = (
+                f"sampler: {sampler!r} is not a sampler: name its class, `sampler: {{type: NAME}}`"
+            )
             raise DataError(text)
         if callable(getattr(sampler, "draw", None)):
             self._drawing = sampler
@@ -376,8 +401,8 @@ class BaseDataLoader:
         generator = derive_generator(self.seed, "order", epoch)
         if self._weights is not None:
             return self._indices[draw_weighted(self._weights, self.n_samples, generator)]
-        if hasattr(self.dataset, "shuffled_order"):
-            return self.dataset.shuffled_order(self._indices, generator)  # type: ignore[no-any-return]
+        if (ordered := offered(self.dataset, SupportsOrder)) is not None:
+            return ordered.shuffled_order(self._indices, generator)
         return self._indices[torch.randperm(self.n_samples, generator=generator)]
 
     def _checked(self, order: Tensor, sampler: Any) -> Tensor:
@@ -395,8 +420,7 @@ class BaseDataLoader:
             text = f"{name} gave index {int(order[is_wrong][0])}, but there are {n_all} samples"
             raise DataError(f"{text}, counted from 0")
         validates = torch.zeros(n_all, dtype=torch.bool)
-        sources = [getattr(x, "reads_from", x) for x in (self.dataset, self.valid_dataset)]
-        if sources[0] is sources[1]:
+        if underlying(self.dataset) is underlying(self.valid_dataset):
             validates[self._valid_indices] = True
         if validates[order].any():
             text = f"{name} gave sample {int(order[validates[order]][0])}, which validates: leave"
@@ -404,7 +428,7 @@ class BaseDataLoader:
         return order.to(torch.int64)
 
     def _keys(self, first: int, count: int, as_lists: bool, may_repeat: bool) -> Iterator[Key]:
-        """Give what identifies each batch; only the epochs touched are shuffled.
+        """Yield the key of each batch; only the epochs touched are shuffled.
 
         A sample that is drawn again in an epoch gets the length added, for another random change.
         """
@@ -430,7 +454,7 @@ class BaseDataLoader:
             self._stock = DataLoader(
                 reader,  # type: ignore[arg-type]
                 batch_sampler=self._handed,  # type: ignore[arg-type]
-                collate_fn=as_it_is,
+                collate_fn=identity,
                 num_workers=n_workers,
                 pin_memory=self.pin_memory,
                 prefetch_factor=self.prefetch_factor if n_workers else None,
@@ -489,7 +513,7 @@ def count_samples(dataset: Any) -> int:
 
 
 def _as_order(drawn: Any, sampler: Any) -> Tensor:
-    """Return what a sampler has drawn as a tensor; raise DataError where it is no numbers."""
+    """Return what a sampler has drawn as a tensor; raise DataError if these are not numbers."""
     try:
         return torch.as_tensor(drawn)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -22,8 +23,23 @@ def lazy_imports(package: str) -> tuple[Callable[[str], Any], list[str]]:
 
     Importing the package then imports none of them (compare Scientific Python's SPEC 1).
     """
+
+    def get(name: str) -> Any:
+        if name not in exports(package):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, attribute = exports(package)[name]
+        value = getattr(import_module(module), attribute)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, sorted(exports(package))
+
+
+@functools.cache
+def exports(package: str) -> dict[str, tuple[str, str]]:
+    """Return the module and the attribute that each public name of a package stands for."""
     source = Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8")
-    homes = {
+    return {
         alias.asname or alias.name: (str(statement.module), alias.name)
         for block in ast.parse(source).body
         if isinstance(block, ast.If)
@@ -31,13 +47,3 @@ def lazy_imports(package: str) -> tuple[Callable[[str], Any], list[str]]:
         if isinstance(statement, ast.ImportFrom)
         for alias in statement.names
     }
-
-    def get(name: str) -> Any:
-        if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module, attribute = homes[name]
-        value = getattr(import_module(module), attribute)
-        setattr(sys.modules[package], name, value)
-        return value
-
-    return get, sorted(homes)

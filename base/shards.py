@@ -1,7 +1,7 @@
-"""``python -m base.shards``: write and check shards; see `base/datasets/shard_writer.py`."""
+"""``python -m base.shards``: write and check shards; see `base/datasets/shards/writer.py`."""
 
 from base.config.command_line import run
-from base.datasets.shard_writer import main
+from base.datasets.shards.writer import main
 
 if __name__ == "__main__":
     run(main)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from base.datasets.decoded_cache import cached
+from base.datasets.cache.decoded import cached
 from base.datasets.image_files import ImageFiles
 from base.datasets.jpeg import fastest_decoder
 from base.system.seeding import derive_generator

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from base.config import load_config
-from base.datasets.array_readers import read_idx
+from base.datasets.array_files import read_idx
 from base.names.construction import build
 from base.run.build import build_experiment, choose_device
 from base.run.session import run_in

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import torch
 
-from base.base_data_loader import BaseDataLoader
-from base.datasets.array_readers import read_npz
-from base.datasets.in_memory import InMemoryDataset, synthetic_images
-from base.datasets.pipeline import Pipeline, TransformedDataset
-from base.datasets.transforms import RandomShift
-from base.errors import DataError
-from base.system.left_out import left_out_note
+from base import (
+    BaseDataLoader,
+    DataError,
+    InMemoryDataset,
+    Pipeline,
+    RandomShift,
+    TransformedDataset,
+    left_out_note,
+    read_npz,
+    synthetic_images,
+)
 
 
 class DigitsDataLoader(BaseDataLoader):
@@ -72,7 +76,7 @@ class TorchvisionDataLoader(BaseDataLoader):
         augment: bool = False,
     ) -> None:
         try:
-            from base.datasets.public_sets import load_in_memory, load_one_by_one
+            from base import load_in_memory, load_one_by_one
         except ModuleNotFoundError as error:
             raise DataError(f"{dataset} cannot be loaded{left_out_note('public-sets')}") from error
 

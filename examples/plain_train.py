@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from base.system.seeding import derive_generator
+from base import derive_generator
 from model.model import DigitsNet
 
 SEED, EPOCHS, BATCH_SIZE = 42, 20, 128

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from base.training.denominators import same_denominator_as
+from base import same_denominator_as
 
 
 @same_denominator_as(F.cross_entropy)

@@ -19,12 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from base.data.batch import count_samples
-from base.training.batch_arguments import DataParameters
-from base.training.denominators import SUM, counted_by
-from base.training.loss_terms import flat
-from base.training.losses import build_losses
-from base.training.metrics import device_of, mean_of_counts
+from base import (
+    SUM,
+    DataParameters,
+    build_losses,
+    count_samples,
+    counted_by,
+    device_of,
+    flat,
+    mean_of_counts,
+)
 
 Counts = tuple[Tensor, Tensor | int]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from base import BaseModel
-from base.network.patterns import Pattern
+from base import BaseModel, Pattern
 from model.layers import ConvBlock, check_images
 
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from base import BaseModel
-from base.network.patterns import Pattern
+from base import BaseModel, Pattern
 from model.layers import check_images
 
 

@@ -9,14 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from base import BaseTrainer
-from base.checkpoint.weights import sections_with_weights
-from base.data.batch import inputs_of, target_of
-from base.errors import ConfigError, nearest
-from base.training.denominators import mark_sum, terms_of
-from base.training.experiment import Experiment
-from base.training.losses import WeightedLoss, scaled
-from base.training.results import with_total
+from base import (
+    BaseTrainer,
+    ConfigError,
+    Experiment,
+    WeightedLoss,
+    inputs_of,
+    mark_sum,
+    nearest,
+    scaled,
+    sections_with_weights,
+    target_of,
+    terms_of,
+    with_total,
+)
 
 
 class DistillationTrainer(BaseTrainer):

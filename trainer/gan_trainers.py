@@ -14,11 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from base import BaseTrainer
-from base.data.batch import inputs_of
-from base.errors import ConfigError, nearest
-from base.network.gradients import gradient_penalty
-from base.training.experiment import Experiment
+from base import BaseTrainer, ConfigError, Experiment, gradient_penalty, inputs_of, nearest
 
 
 class AdversarialTrainer(BaseTrainer):

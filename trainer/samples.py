@@ -11,10 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from base.callbacks import Callback
-from base.errors import ConfigError
-from base.system.seeding import derive_seed, isolated_random_state
-from logger.files import write_whole
+from base import Callback, ConfigError, derive_seed, isolated_random_state, write_whole
 
 
 class GeneratedSamples(Callback):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from base.data.batch import ids_of as ids_of
     from base.data.batch import in_full_precision as in_full_precision
     from base.data.batch import inputs_of as inputs_of
+    from base.data.batch import leaves as leaves
+    from base.data.batch import map_leaves as map_leaves
     from base.data.batch import map_tensors as map_tensors
     from base.data.batch import sample_weight_of as sample_weight_of
     from base.data.batch import target_of as target_of
@@ -31,17 +33,29 @@ if TYPE_CHECKING:
     from base.data.fingerprint import hex_texts as hex_texts
     from base.data.fingerprint import is_unnamed as is_unnamed
     from base.data.fingerprint import samples_of as samples_of
+    from base.data.protocols import Batch as Batch
+    from base.data.protocols import Cacheable as Cacheable
+    from base.data.protocols import HasClasses as HasClasses
+    from base.data.protocols import HasIds as HasIds
+    from base.data.protocols import HasImages as HasImages
+    from base.data.protocols import HasPlaces as HasPlaces
+    from base.data.protocols import HasTargets as HasTargets
+    from base.data.protocols import SupportsOrder as SupportsOrder
+    from base.data.protocols import SupportsPlacing as SupportsPlacing
+    from base.data.protocols import members as members
+    from base.data.protocols import name_of as name_of
+    from base.data.protocols import offered as offered
+    from base.data.protocols import underlying as underlying
     from base.data.random_draws import Draws as Draws
     from base.data.reading import BadSample as BadSample
-    from base.data.reading import Batch as Batch
     from base.data.reading import BatchReader as BatchReader
     from base.data.reading import Failure as Failure
     from base.data.reading import Key as Key
     from base.data.reading import NoteBad as NoteBad
     from base.data.reading import Skip as Skip
     from base.data.reading import find_get_batch as find_get_batch
-    from base.data.reading import mended as mended
     from base.data.reading import raise_failure as raise_failure
+    from base.data.reading import without_bad_samples as without_bad_samples
     from base.data.replayed_loader import as_batches as as_batches
     from base.data.sample_items import SampleItems as SampleItems
     from base.data.sample_items import checked_weights as checked_weights
@@ -57,8 +71,8 @@ if TYPE_CHECKING:
     from base.data.threads import pinned as pinned
     from base.data.threads import read_ahead as read_ahead
     from base.data.threads import read_each as read_each
-    from base.data.workers import as_it_is as as_it_is
     from base.data.workers import begin_worker as begin_worker
+    from base.data.workers import identity as identity
     from base.data.workers import stop_workers as stop_workers
     from base.data.workers import watched as watched
 else:

@@ -41,13 +41,13 @@ class BadSamples:
         self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}  # in the file, or to go there
 
     def watch(self, loader: Any, part: str) -> None:
-        """Let a loader skip bad samples, where the config says so.
+        """Set a loader to skip bad samples, where the config says so.
 
         Args:
             part: train, valid or test; in training each has another sample in its place.
 
         Raises:
-            ConfigError: it is none of Kindling's, which cannot.
+            ConfigError: it is not a `BaseDataLoader`, so it cannot skip samples.
         """
         if not self.skips or loader is None:
             return
@@ -84,7 +84,7 @@ class BadSamples:
             raise DataError(f"{text}, and {cap} allows {allowed:,}{self._place()}; the last:{last}")
 
     def open(self, folder: Path) -> None:
-        """Go on with the list of a run; each sample stands there once."""
+        """Continue the list of a run; each sample is listed once."""
         if not self.skips or self._file is not None:
             return
         path, found = folder / "bad_samples.csv", self._rows
@@ -102,7 +102,7 @@ class BadSamples:
             self._list(row)
 
     def tell_end(self) -> None:
-        """Log how many there were."""
+        """Log how many samples were skipped."""
         if any(self.known.values()):
             log.warning("samples that cannot be read were skipped: %s", self._summary())
 
@@ -110,7 +110,7 @@ class BadSamples:
         return {part: sorted(known) for part, known in sorted(self.known.items()) if known}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take in what is known; what this process has met already stays known."""
+        """Add the samples of a checkpoint to those that this process knows already."""
         for part, indices in state_dict.items():
             self.known.setdefault(part, set()).update(indices)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from base.data.protocols import HasCounts, offered
 from base.errors import ConfigError, Problem, TrainingError, nearest
 
 CONTAINERS = (list, tuple, Mapping)
@@ -128,7 +129,7 @@ def given_part(batch: Any, rules: Rules) -> Any:
 
 
 def is_sequence(batch: Any) -> bool:
-    """Tell a list or a tuple of items from all else; a packed sequence is one item."""
+    """Return whether a batch is a list or a tuple of items; a packed sequence is one item."""
     return isinstance(batch, (list, tuple)) and not isinstance(batch, PackedSequence)
 
 
@@ -211,20 +212,40 @@ def with_entries(container: Any, change: Callable[[Any], Any]) -> Any:
     return type(container)(*entries) if is_named else type(container)(entries)
 
 
-def in_full_precision(value: Any) -> Any:
-    """Return tensors of half precision in float32, with their graph, however nested."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(torch.promote_types(value.dtype, torch.float32))
-    return with_entries(value, in_full_precision) if isinstance(value, CONTAINERS) else value
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield each value that is not a dict, list or tuple, however nested."""
+    if isinstance(value, CONTAINERS):
+        for entry in value.values() if isinstance(value, Mapping) else value:
+            yield from leaves(entry)
+    else:
+        yield value
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return the same dicts, lists and tuples, however nested, with each leaf changed."""
+    if isinstance(value, CONTAINERS):
+        return with_entries(value, lambda entry: map_leaves(entry, change))
+    return change(value)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return tensors of floats changed, however nested; all else stays."""
-    if isinstance(value, Tensor):
-        return change(value) if value.is_floating_point() else value
-    if isinstance(value, CONTAINERS):
-        return with_entries(value, lambda entry: map_tensors(entry, change))
-    return value
+    """Return the same with each tensor of floats changed; all else stays."""
+
+    def changed(leaf: Any) -> Any:
+        is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return change(leaf) if is_float else leaf
+
+    return map_leaves(value, changed)
+
+
+def in_full_precision(value: Any) -> Any:
+    """Return tensors of half precision in float32, with their graph, however nested."""
+    return map_tensors(value, lambda x: x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a batch, however nested, that have a dimension."""
+    return (leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.dim())
 
 
 class SampleCount:
@@ -242,8 +263,8 @@ class SampleCount:
         self._is_time_first: bool | None = None  # None: no batch has shown it
 
     @cached_property
-    def _own(self) -> Any:
-        return getattr(self._loader, "count_samples", None)
+    def _own(self) -> HasCounts | None:
+        return offered(self._loader, HasCounts)
 
     @cached_property
     def _n_drawn(self) -> Any:
@@ -256,7 +277,7 @@ class SampleCount:
     def __call__(self, batch: Any, position: int | None = None) -> int:
         """Return the number of samples of a batch, the ``position``-th of the loader."""
         if self._own is not None:
-            return int(self._own(batch))
+            return int(self._own.count_samples(batch))
         if self.rules.get("ids") and self.rules["size"] is None:
             return len(ids_of(batch, self.rules))
         if self._is_plain and type(batch) is list and len(batch) == 2:
@@ -272,7 +293,7 @@ class SampleCount:
     def _second_dimension(self, batch: Any) -> int | None:
         """Return the second dimension of all tensors where that is the samples'.
 
-        The first batch of full size tells, and later only one that is longer than that: a short
+        The first batch of full size decides, and later only one that is longer than that: a short
         last batch of sequences that are as long as the batch size has the shape of time first.
         """
         shapes = {part.shape[:2] for part in _parts_of(batch) if isinstance(part, Tensor)}
@@ -347,7 +368,7 @@ def _sizes(value: Any) -> list[int]:
 
 
 def _common(sizes: Iterable[list[int]]) -> list[int]:
-    """Return the sizes that stand in each of the lists."""
+    """Return the sizes that are in each of the lists."""
     first, *others = list(sizes) or [[]]
     return [n for n in first if all(n in other for other in others)]
 
@@ -358,7 +379,7 @@ def _agreed_sizes(batch: Any) -> list[int]:
 
 
 def _other_readings(batch: Any, n_drawn: int | None) -> list[int]:
-    """Return what tells that so many samples were drawn: a list of them, or time comes first."""
+    """Return ``n_drawn`` where the batch is a list of so many samples, or has time first."""
     tensors = [part for part in _parts_of(batch) if isinstance(part, Tensor)]
     is_time_first = tensors and all(x.dim() > 1 and x.shape[1] == n_drawn for x in tensors)
     is_list = isinstance(batch, list | tuple) and len(batch) == n_drawn
@@ -404,18 +425,8 @@ def _cut_entry(value: Any, begin: int, end: int, n_samples: int, is_outer: bool 
 
 
 def _has_one_a_sample(items: Sequence[Any], n_samples: int) -> bool:
-    """Tell a list of samples from a few tensors of all samples, where there are as many."""
+    """Return whether a list holds samples, not as many tensors of all samples each."""
     tensors = [item for item in items if isinstance(item, Tensor) and item.dim()]
     return len(items) == n_samples and not (
         tensors and all(len(tensor) == n_samples for tensor in tensors)
     )
-
-
-def tensors_in(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a batch, however nested, that have a dimension."""
-    if isinstance(batch, Tensor):
-        if batch.dim():
-            yield batch
-    elif isinstance(batch, CONTAINERS):
-        for item in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from tensors_in(item)

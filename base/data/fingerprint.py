@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from base.data.batch import tensors_in
+from base.data.protocols import HasIds, HasSamples, HasTargetHash, offered, underlying
 from base.data.random_draws import STEP, mix
 from base.data.reading import BatchReader, Failure
 from base.data.threads import read_each
@@ -42,9 +43,12 @@ class Samples:
     @cached_property
     def names(self) -> list[str] | None:
         """The id of each sample; None where the data set has none, or only numbers."""
-        if getattr(self.dataset, "ids_are_numbers", False) or not hasattr(self.dataset, "ids"):
+        if getattr(self.dataset, "ids_are_numbers", False):
             return None
-        ids: list[str] = self.dataset.ids
+        named = offered(self.dataset, HasIds)
+        if named is None:
+            return None
+        ids = named.ids
         return [ids[place] for place in self.indices.tolist()]
 
     @cached_property
@@ -54,8 +58,9 @@ class Samples:
         Of targets that are files of their own, such as masks, it is a hash.
         """
         targets: Any = getattr(self.dataset, "targets", None)
-        if targets is None and hasattr(self.dataset, "target_hash"):
-            read, places = self.dataset.target_hash, self.indices.tolist()
+        hashed = offered(self.dataset, HasTargetHash)
+        if targets is None and hashed is not None:
+            read, places = hashed.target_hash, self.indices.tolist()
             return torch.tensor(list(read_each(read, places, usable_cores(), "hashing targets")))
         if targets is None:
             return None
@@ -116,7 +121,7 @@ class Samples:
         return [" ".join(map(str, row)) for row in rows.tolist()]
 
     def _inputs(self, places: Tensor) -> list[Tensor]:
-        """Read samples; return their inputs and whatever else is no target, (sample, ...) each."""
+        """Read samples; return all that is not a target, (sample, ...) each."""
         data = getattr(self.dataset, "data", None)  # as torchvision's sets in memory have it
         if isinstance(data, Tensor | np.ndarray) and len(data) == len(self.dataset):
             return [torch.as_tensor(data[places.numpy()])]
@@ -130,17 +135,17 @@ class Samples:
 
 
 def samples_of(loader: Any) -> Samples | None:
-    """Return the samples of an epoch of a loader, as far as that can be told; None of a stream."""
+    """Return the samples of an epoch of a loader, as far as they are known; None of a stream."""
     dataset: Any = getattr(loader, "dataset", None)
-    has_indices = hasattr(loader, "sample_indices")
-    if not (has_indices or isinstance(dataset, Dataset)) or isinstance(dataset, IterableDataset):
+    known = offered(loader, HasSamples)
+    if isinstance(dataset, IterableDataset) or (known is None and not isinstance(dataset, Dataset)):
         return None
-    indices = loader.sample_indices() if has_indices else None
+    indices = None if known is None else known.sample_indices()
     if indices is None:
         chosen = getattr(getattr(loader, "sampler", None), "indices", None)
-        known = isinstance(chosen, Sequence | Tensor | np.ndarray)
-        indices = torch.as_tensor(chosen if known else range(len(dataset))).sort().values
-    dataset = getattr(dataset, "reads_from", dataset)
+        is_known = isinstance(chosen, Sequence | Tensor | np.ndarray)
+        indices = torch.as_tensor(chosen if is_known else range(len(dataset))).sort().values
+    dataset = underlying(dataset)
     while isinstance(dataset, Subset):
         dataset, indices = dataset.dataset, torch.as_tensor(dataset.indices)[indices]
     return Samples(dataset, indices)
@@ -149,7 +154,7 @@ def samples_of(loader: Any) -> Samples | None:
 def is_unnamed(dataset: Any) -> bool:
     """Return whether ids, if any, say nothing of what the samples are, or some of them."""
     marks = ("ids_are_numbers", "has_unnamed_parts")
-    # Last, as numbers are made into texts for whoever asks for them.
+    # Last, as `ids` of numbers are texts that are made when asked for.
     return any(getattr(dataset, mark, False) for mark in marks) or not hasattr(dataset, "ids")
 
 

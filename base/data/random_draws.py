@@ -27,7 +27,7 @@ FIRST, SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 class Draws:
     """Where the random numbers of a batch come from: one key a sample, any number of draws.
 
-    They are made on the CPU, where they cost little, and handed over to the images' device.
+    They are made on the CPU, where they cost little, and copied to the images' device.
 
     keys  (sample,) int64, on the CPU
     """
@@ -37,7 +37,7 @@ class Draws:
         self.n_drawn = 0
 
     @classmethod
-    def of_samples(
+    def for_samples(
         cls,
         seed: int,
         epoch: int,

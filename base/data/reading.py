@@ -13,12 +13,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_info
 
+from base.data.protocols import (
+    Batch,
+    HasPlaces,
+    SupportsBatches,
+    SupportsRandomBatches,
+    name_of,
+    offered,
+    underlying,
+)
 from base.errors import BatchError, DataError, trace_of
 from base.names.shipped import passed_own_code
 from base.system.resources import is_out_of_memory
 from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 
-Batch = Any  # whatever the data set and collate_fn make of some samples
 TRIES = 30  # to find sound samples for a batch
 Key = tuple[int, int, Any]  # seed, epoch, indices into the data set (a tensor or a list)
 
@@ -40,7 +48,7 @@ class Failure:
         if get_worker_info() is not None:  # not every error can be sent; its text can
             self.error = RuntimeError("".join(traceback.format_exception(error)))
 
-    def of_sample(self, index: int, path: str) -> BadSample:
+    def bad_sample(self, index: int, path: str) -> BadSample:
         return BadSample(index, path, self.reason.removeprefix(f"{path}: "))
 
 
@@ -52,18 +60,18 @@ class BadSample(NamedTuple):
     reason: str
 
 
-class Mended(NamedTuple):
-    """A batch, None where no sample is left, and the bad samples that it was to have."""
+class PartialBatch(NamedTuple):
+    """A batch without its bad samples, None where no sample is left, and those samples."""
 
     batch: Batch | Failure | None
     bad: list[BadSample]
 
 
-class Numbered(NamedTuple):
+class IndexedBatch(NamedTuple):
     """A batch, and the index in the data set of each of its samples."""
 
     batch: Batch
-    ids: Any  # an array, which is sent from a worker with less ado than a tensor
+    ids: Any  # an array, which a worker sends faster than a tensor
 
 
 NoteBad = Callable[[list[BadSample]], None]
@@ -71,7 +79,7 @@ NoteBad = Callable[[list[BadSample]], None]
 
 @dataclass
 class Skip:
-    """How batches are read without bad samples: `allowed` of them, and what stands in for them.
+    """How batches are read without bad samples: `allowed` of them, and what replaces them.
 
     stand_ins  the samples (index,) of which another is taken in place of a bad one; None: none is
     known      the bad ones that were met in this process
@@ -81,7 +89,7 @@ class Skip:
     stand_ins: Tensor | None
     known: dict[int, BadSample] = field(default_factory=dict)
 
-    def in_place_of(self, index: int, seed: int, epoch: int) -> int:
+    def stand_in_for(self, index: int, seed: int, epoch: int) -> int:
         """Return the first sample that is not known as bad, of those drawn by (..., attempt)."""
         assert self.stand_ins is not None
         for attempt in range(TRIES):
@@ -96,10 +104,9 @@ class BatchReader:
     """Read the batch that a key names; what torch's DataLoader takes for a data set.
 
     Indices of the length and more ask for sample ``index % length`` in another random form. A data
-    set may read whole batches: by ``get_batch(indices)`` where nothing is random, by
-    ``get_keyed_batch(indices, seed, epoch)`` where all that is random follows from these.
+    set may read whole batches (`SupportsBatches`, `SupportsRandomBatches`).
     With `skip` a batch is read without the samples that cannot be, after a fault only. With
-    `numbers` it comes as a `Numbered` one.
+    `numbers` it comes as a `IndexedBatch` one.
     """
 
     def __init__(
@@ -111,24 +118,24 @@ class BatchReader:
     ) -> None:
         self.dataset, self.collate_fn, self.skip = dataset, collate_fn, skip
         self.numbers = numbers
-        self.name = getattr(dataset, "name", type(dataset).__name__)
+        self.name = name_of(dataset)
         is_plain = collate_fn is default_collate
         self.get_batch = find_get_batch(dataset) if is_plain else None
-        self.get_keyed_batch = getattr(dataset, "get_keyed_batch", None) if is_plain else None
+        self.random = offered(dataset, SupportsRandomBatches) if is_plain else None
 
     @property
     def readers(self) -> str:
         """What reads faster than this thread: "none" (it is in memory), "threads", "processes"."""
         if self.get_batch is not None:
             return "none"
-        return "processes" if self.get_keyed_batch is None else str(self.dataset.readers)
+        return "processes" if self.random is None else self.random.readers
 
     @property
     def takes_tensors(self) -> bool:
         """Whether a key holds its indices as a tensor; else as a list."""
-        return self.get_batch is not None or self.get_keyed_batch is not None
+        return self.get_batch is not None or self.random is not None
 
-    def __getitems__(self, key: Key) -> Batch | Failure | Mended:
+    def __getitems__(self, key: Key) -> Batch | Failure | PartialBatch:
         if self.skip is not None:
             return self._read_sound(key, self.skip)
         batch = self._read(key)
@@ -140,9 +147,9 @@ class BatchReader:
     def _numbered(self, batch: Batch | Failure, indices: Any) -> Batch | Failure:
         if not self.numbers or batch is None or isinstance(batch, Failure):
             return batch
-        return Numbered(batch, np.asarray(indices) % len(self.dataset))
+        return IndexedBatch(batch, np.asarray(indices) % len(self.dataset))
 
-    def _read_sound(self, key: Key, skip: Skip) -> Batch | Failure | Mended:
+    def _read_sound(self, key: Key, skip: Skip) -> Batch | Failure | PartialBatch:
         """Read a batch without its bad samples; those that are known are not tried again."""
         seed, epoch, indices = key
         batch: Batch | Failure | None = None
@@ -156,9 +163,9 @@ class BatchReader:
             if not isinstance(batch, Failure) or not batch.may_be_skipped:
                 break
             if not self._find_bad((seed, epoch, indices), skip):
-                break  # each can be read by itself: the fault is another one
+                break  # each can be read by itself: the fault lies elsewhere
         batch = self._numbered(batch, indices)
-        return Mended(batch, bad) if bad else batch
+        return PartialBatch(batch, bad) if bad else batch
 
     def _without_known(self, key: Key, skip: Skip) -> tuple[list[int], list[BadSample]]:
         """Return which samples to read for those of a key, and which of these are bad."""
@@ -169,24 +176,24 @@ class BatchReader:
             if place not in skip.known:
                 sound.append(index)
             elif skip.stand_ins is not None:
-                sound.append(skip.in_place_of(index, seed, epoch))
+                sound.append(skip.stand_in_for(index, seed, epoch))
         return sound, [skip.known[place] for place in places if place in skip.known]
 
     def _read_each(self, key: Key) -> Iterator[tuple[int, Batch | Failure]]:
-        """Read samples one by one, after a fault; give the index of each and what came of it."""
+        """Read samples one by one, after a fault; yield the index and the result of each."""
         seed, epoch, indices = key
         for index in _as_list(indices):
             yield index, self._read((seed, epoch, [index]))
 
     def _find_bad(self, key: Key, skip: Skip) -> bool:
-        """Note the samples that fail by themselves; return whether there are any."""
-        place_of = getattr(getattr(self.dataset, "reads_from", self.dataset), "place", None)
+        """Record the samples that fail by themselves; return whether there are any."""
+        placed = offered(underlying(self.dataset), HasPlaces)
         is_any = False
         for index, one in self._read_each(key):
             if isinstance(one, Failure) and one.may_be_skipped:
                 place, is_any = index % len(self.dataset), True
-                path = f"sample {place} of {self.name}" if place_of is None else place_of(place)
-                skip.known.setdefault(place, one.of_sample(place, path))
+                path = f"sample {place} of {self.name}" if placed is None else placed.place(place)
+                skip.known.setdefault(place, one.bad_sample(place, path))
         return is_any
 
     def _read(self, key: Key) -> Batch | Failure:
@@ -195,8 +202,8 @@ class BatchReader:
             indices = torch.as_tensor(indices)  # a list came to another process
         if self.get_batch is not None:
             return self._read_batch(self.get_batch, indices)
-        if self.get_keyed_batch is not None and not self.dataset.uses_streams:
-            return self._read_batch(self.get_keyed_batch, indices, seed, epoch)
+        if self.random is not None and not self.random.uses_streams:
+            return self._read_batch(self.random.get_random_batch, indices, seed, epoch)
         if get_worker_info() is not None:
             return self._read_drawing(seed, epoch, indices)
         streams = cpu_streams()  # the trainer's: its dropout must not notice the augmentation
@@ -213,8 +220,8 @@ class BatchReader:
             return Failure(f"cannot read samples {few} of {self.name}", error, is_of_many=True)
 
     def _read_drawing(self, seed: int, epoch: int, indices: Any) -> Batch | Failure:
-        if self.get_keyed_batch is not None:
-            return self._read_batch(self.get_keyed_batch, indices, seed, epoch)
+        if self.random is not None:
+            return self._read_batch(self.random.get_random_batch, indices, seed, epoch)
         return self._read_samples(seed, epoch, indices)
 
     def _read_samples(self, seed: int, epoch: int, indices: list[int]) -> Batch | Failure:
@@ -226,7 +233,7 @@ class BatchReader:
                 seed_cpu_streams(derive_seed(seed, "sample", epoch, index))
                 samples.append(self.dataset[index % n_samples])
             what = f"cannot collate samples {indices} of {self.name}"
-            return self.collate_fn(samples)  # its own draws go on in the last sample's streams
+            return self.collate_fn(samples)  # its own draws continue the last sample's streams
         except Exception as error:
             return Failure(what, error)
 
@@ -242,8 +249,8 @@ def _few(indices: list[int]) -> str:
 
 def find_get_batch(dataset: Any) -> Callable[[Tensor], Batch] | None:
     """Return the function that reads many samples at once, or None where there is none."""
-    if hasattr(dataset, "get_batch"):
-        return dataset.get_batch  # type: ignore[no-any-return]
+    if (whole := offered(dataset, SupportsBatches)) is not None:
+        return whole.get_batch
     if type(dataset) is TensorDataset:
         return lambda indices: [tensor.index_select(0, indices) for tensor in dataset.tensors]
     if type(dataset) is Subset and (inner := find_get_batch(dataset.dataset)) is not None:
@@ -252,15 +259,15 @@ def find_get_batch(dataset: Any) -> Callable[[Tensor], Batch] | None:
     return None
 
 
-def mended(batches: Iterator[Batch], note: NoteBad) -> Iterator[Batch]:
-    """Hand the bad samples of batches to `note`; give what is left, if anything is."""
+def without_bad_samples(batches: Iterator[Batch], note: NoteBad) -> Iterator[Batch]:
+    """Pass the bad samples of batches to `note`; yield what is left, if anything is."""
     for batch in batches:
-        if isinstance(batch, Mended):
+        if isinstance(batch, PartialBatch):
             note(batch.bad)
             batch = raise_failure(batch.batch)
         if batch is not None:
             yield batch
-        del batch  # nothing of it lives on beside the next one
+        del batch  # it is freed before the next one is read
 
 
 def raise_failure(batch: Batch | Failure) -> Batch:

@@ -1,4 +1,4 @@
-"""Positions for a loader that knows none: any object with ``__iter__``."""
+"""Positions for a loader that has none: any object with ``__iter__``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import BatchSampler, default_collate
 
 from base.data.batch import Rules
-from base.data.reading import Batch
-from base.data.sample_items import DrawnIndices, SampleItems, noting_indices, refuse_unknown_ids
+from base.data.protocols import Batch, SupportsPositions, SupportsSeeding, offered
+from base.data.sample_items import DrawnIndices, SampleItems, recording_indices, refuse_unknown_ids
 from base.data.sampler_state import state_of_sampler
 from base.data.streams import items_of_stream, length_of_stream
-from base.data.workers import stop_workers, telling_deaths
+from base.data.workers import reporting_deaths, stop_workers
 from base.errors import DataError
 from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 
@@ -25,13 +25,14 @@ _ENDED = object()  # in place of a batch
 
 def as_batches(loader: Any, seed: int) -> Any:
     """Return the loader, or one around it, with ``batches(first, count)`` and the rest."""
-    if hasattr(loader, "batches") and not getattr(loader, "has_own_loop", False):
+    has_own_loop = getattr(loader, "has_own_loop", False)
+    if offered(loader, SupportsPositions) is not None and not has_own_loop:
         return loader
     return ReplayedLoader(loader, seed)
 
 
 class ReplayedLoader:
-    """Give a loader of any kind positions: the batches before are drawn and thrown away.
+    """Wrap a loader of any kind so that it has positions: the batches before are drawn and dropped.
 
     Each pass over the loader is seeded by (seed, pass), in random streams apart from the trainer's,
     so it is exact for an equal number of workers. A loader with a length gives that many batches a
@@ -43,7 +44,7 @@ class ReplayedLoader:
 
     def __init__(self, loader: Any, seed: int) -> None:
         if not hasattr(loader, "__iter__"):
-            raise DataError(f"{type(loader).__name__} is no data loader: it has no __iter__")
+            raise DataError(f"{type(loader).__name__} is not a data loader: it has no __iter__")
         self.loader = loader
         self.batch_size: Any = getattr(loader, "batch_size", None)
         self._n_batches = _length(loader)
@@ -74,7 +75,7 @@ class ReplayedLoader:
         return iter(self.loader)
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
-        """Give `count` batches from batch `first` of the loader's passes 0, 1, 2, ..."""
+        """Yield `count` batches from batch `first` of the loader's passes 0, 1, 2, ..."""
         if self._position != first:
             self._go_to_pass(first // self._n_batches if self._n_batches else 0)
         while self._position < first:
@@ -85,10 +86,10 @@ class ReplayedLoader:
             except _PassEnded:
                 return
             yield batch
-            del batch  # nothing of it lives on beside the next one
+            del batch  # it is freed before the next one is read
 
     def add_to_batches(self, rules: Rules) -> None:
-        """Let batches carry ids and weights of their samples, as ``batch:`` says.
+        """Add ids and weights of their samples to batches, as ``batch:`` says.
 
         Raises:
             ConfigError: which samples a batch has cannot be known.
@@ -128,8 +129,8 @@ class ReplayedLoader:
     def set_seed(self, seed: int) -> None:
         """Seed the passes over the loader from this, and the loader itself where it can be."""
         self.seed = seed
-        if hasattr(self.loader, "set_seed"):
-            self.loader.set_seed(seed)
+        if (seeded := offered(self.loader, SupportsSeeding)) is not None:
+            seeded.set_seed(seed)
         self._go_to_pass(0)
 
     def close(self) -> None:
@@ -141,11 +142,11 @@ class ReplayedLoader:
         return type(self.loader).__name__
 
     def _go_to_pass(self, number: int) -> None:
-        """Stand before the first batch of a pass."""
+        """Go to the first batch of a pass."""
         iterator, self._iterator = self._iterator, None
         stop_workers(iterator)
         if isinstance(self.loader, torch.utils.data.DataLoader):
-            self.loader._iterator = None  # workers that persist would go on in their old streams
+            self.loader._iterator = None  # persistent workers would continue their old streams
         self._pass, self._n_drawn = number, 0
         self._position = number * (self._n_batches or 0)
 
@@ -155,7 +156,7 @@ class ReplayedLoader:
         try:
             if self._iterator is not None:
                 set_cpu_streams(self._streams)
-            with telling_deaths(self._name):
+            with reporting_deaths(self._name):
                 batch = self._next_batch()
             self._streams = cpu_streams()
         finally:
@@ -164,16 +165,16 @@ class ReplayedLoader:
         self._n_drawn += 1
         if self._items is None:
             return batch
-        return self._items.add(batch, None if self._drawn is None else self._drawn.of_next_batch())
+        return self._items.add(batch, None if self._drawn is None else self._drawn.next_indices())
 
     def _note_indices(self, is_needed: bool = False) -> None:
-        """Let torch's loader note the indices of its batches, for ids or a sampler with state."""
+        """Record the indices of batches of torch's loader, for ids or a sampler with state."""
         is_at_once = self.sampler_state is not None
         if self._drawn is None and (is_needed or is_at_once):
-            self.loader, self._drawn = noting_indices(self.loader, is_at_once)
+            self.loader, self._drawn = recording_indices(self.loader, is_at_once)
 
     def _draw_order(self, number: int) -> None:
-        """Let the sampler draw the order of a pass, and stand before its first batch."""
+        """Draw the order of a pass with the sampler, and go to its first batch."""
         self._go_to_pass(number)
         self._draw()
         self._go_to_pass(number)
@@ -204,7 +205,7 @@ class ReplayedLoader:
     def _fill_pass(self) -> None:
         """Iterate once more within a pass whose sampler gave fewer batches than its length."""
         if not self._is_filled:
-            text = "%s ended after %d of the %d batches that its sampler's length tells: each pass"
+            text = "%s ended after %d of the %d batches of its sampler's length: each pass"
             log.info(
                 f"{text} is filled up from another", self._name, self._n_drawn, self._n_batches
             )
@@ -212,12 +213,12 @@ class ReplayedLoader:
         self._iterator = self._begin_pass(f"filled after {self._n_drawn}")
 
     def _look_for_more(self) -> None:
-        """Warn, once, where workers that share a stream give more than its length tells."""
+        """Warn, once, where workers that share a stream give more batches than its length."""
         if not self._may_give_more or self._iterator is None:
             return
         if next(self._iterator, _ENDED) is not _ENDED:
             self._may_give_more = False
-            text = "%s gives more than the %d batches a pass that its length tells: the rest is not"
+            text = "%s gives more than the %d batches a pass of its length: the rest is not"
             log.warning(f"{text} seen", self._name, self._n_batches)
 
     def _begin_pass(self, part_of_pass: str = "") -> Iterator[Batch]:
@@ -249,7 +250,7 @@ class _PassEnded(Exception):  # noqa: N818  (no error)
 
 
 def _length(loader: Any) -> int | None:
-    """Count the batches of a pass, or return None where the loader cannot tell."""
+    """Return the number of batches of a pass, or None where the loader does not know it."""
     try:
         n_batches = length_of_stream(loader) or len(loader)
     except TypeError:

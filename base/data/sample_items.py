@@ -30,7 +30,7 @@ from base.data.batch import (
     is_sequence,
     sample_weight_of,
 )
-from base.data.reading import Batch
+from base.data.protocols import Batch, HasPlaces, HasSampleNumbers, name_of, offered, underlying
 from base.errors import ConfigError, DataError, Problem
 
 
@@ -44,7 +44,7 @@ class SampleItems:
         gives_ids: its batches have the ids already.
 
     Raises:
-        ConfigError: ``weight`` names numbers of the data set that are no weights.
+        ConfigError: ``weight`` names numbers of the data set that are not valid weights.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SampleItems:
         self.weights = sample_weights_of(self.dataset, name) if isinstance(name, str) else None
 
     def added(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Give numbered batches as what a step takes."""
+        """Yield indexed batches as a step takes them."""
         for batch in batches:
             yield self.add(*batch)
             del batch
@@ -98,7 +98,7 @@ class SampleItems:
         if self.weights is None:
             name = self.rules["weight"]
             keys = f" and its batches have {', '.join(map(repr, batch))}" if _is_dict(batch) else ""
-            text = f"{_name(self.dataset)} has no {name!r} with one number a sample{keys}"
+            text = f"{name_of(self.dataset)} has no {name!r} with one number a sample{keys}"
             text += "; name such an attribute, a column, a key of the batch or a position in it"
             raise ConfigError([Problem("batch.weight", text)])
         return self.weights[ids]
@@ -109,7 +109,7 @@ def _is_dict(batch: Batch) -> bool:
 
 
 def _has(batch: Batch, name: str) -> bool:
-    """Tell whether the weights are an item of the batch already."""
+    """Return whether the weights are an item of the batch already."""
     if _is_dict(batch):
         return name in batch
     return not (is_sequence(batch) and not hasattr(batch, "_fields")) and hasattr(batch, name)
@@ -182,7 +182,7 @@ def source_ids(dataset: Any) -> tuple[Any, Tensor | None]:
 
 
 class DrawnIndices:
-    """A sampler of torch's DataLoader that notes what it gives, until it is asked for it.
+    """A sampler of torch's DataLoader that records what it gives, until it is asked for it.
 
     torch's loader gives batches in the order in which it has drawn their indices. Here it draws
     those of a pass at once where `is_at_once`, so that a sampler with state is left in the same one
@@ -207,13 +207,13 @@ class DrawnIndices:
             self._noted.append(indices)
             yield indices
 
-    def of_next_batch(self) -> Any:
+    def next_indices(self) -> Any:
         """Return the indices of the next batch in the order of the loader."""
         return self._noted.popleft()
 
 
-def noting_indices(loader: Any, is_at_once: bool) -> tuple[Any, DrawnIndices]:
-    """Return torch's loader with a sampler that notes what was drawn, and that sampler."""
+def recording_indices(loader: Any, is_at_once: bool) -> tuple[Any, DrawnIndices]:
+    """Return torch's loader with a sampler that records what was drawn, and that sampler."""
     key = "sampler" if loader.batch_sampler is None else "batch_sampler"
     noting = DrawnIndices(getattr(loader, key), is_at_once)
     loader = copy.copy(loader)
@@ -253,7 +253,7 @@ def sample_weights_of(dataset: Any, name: str) -> Tensor | None:
     """Return the weights that a data set has under a name, (sample,) float32; None: no such name.
 
     Raises:
-        ConfigError: they are no weights: negative, not finite, or not one a sample.
+        ConfigError: a weight is negative or not finite, or there is not one for each sample.
     """
     try:
         values = sample_numbers(dataset, name)
@@ -266,17 +266,18 @@ def sample_weights_of(dataset: Any, name: str) -> Tensor | None:
     if weights.shape == (len(dataset), 1):
         weights = weights[:, 0]
     if weights.shape != (len(dataset),):
-        text = f"{name} of {_name(dataset)} has shape {tuple(weights.shape)}, not one number"
+        text = f"{name} of {name_of(dataset)} has shape {tuple(weights.shape)}, not one number"
         text += f" for each of its {len(dataset)} samples"
         raise ConfigError([Problem("batch.weight", text)])
-    if text := fault_of(weights, getattr(getattr(dataset, "reads_from", dataset), "place", None)):
-        text = f"{name} of {_name(dataset)}: {text}"
+    placed = offered(underlying(dataset), HasPlaces)
+    if text := fault_of(weights, None if placed is None else placed.place):
+        text = f"{name} of {name_of(dataset)}: {text}"
         raise ConfigError([Problem("batch.weight", text)])
     return weights
 
 
 def sample_numbers(dataset: Any, name: str) -> Any:
-    """Return what a data set has under a name for all its samples, or None.
+    """Return the numbers that a data set has under a name, one for each sample, or None.
 
     That is an attribute, or what its method ``sample_numbers(name)`` returns, as a table's columns.
     """
@@ -288,10 +289,9 @@ def sample_numbers(dataset: Any, name: str) -> Any:
         found = sample_numbers(dataset.dataset, name)
         places = torch.as_tensor(dataset.indices)
         return None if found is None else torch.as_tensor(found)[places]
-    if hasattr(dataset, "sample_numbers"):
-        found = dataset.sample_numbers(name)
-        if found is not None:
-            return found
+    columns = offered(dataset, HasSampleNumbers)
+    if columns is not None and (found := columns.sample_numbers(name)) is not None:
+        return found
     found = getattr(dataset, name, None)
     if found is None:
         inner = getattr(dataset, "reads_from", getattr(dataset, "made_from", None))
@@ -307,12 +307,8 @@ def _is_tensor(values: Any) -> bool:
     return isinstance(values, Tensor)
 
 
-def _name(dataset: Any) -> str:
-    return str(getattr(dataset, "name", type(dataset).__name__))
-
-
 def fault_of(weights: Tensor, place: Callable[[int], str] | None = None) -> str:
-    """Say which of some weights is none, or return an empty text.
+    """Return which weight is not valid, or an empty text.
 
     Args:
         place: says where a sample is listed.
@@ -328,7 +324,7 @@ def fault_of(weights: Tensor, place: Callable[[int], str] | None = None) -> str:
 
 
 def checked_weights(batches: Iterator[Batch], rules: Rules) -> Iterator[Batch]:
-    """Give batches whose own weights were looked at, while they are still on the CPU.
+    """Yield batches after their own weights were checked, while they are still on the CPU.
 
     Raises:
         DataError: one is negative or not finite.

@@ -49,11 +49,11 @@ class SamplerState:
         self._begun = epoch
 
     def note(self, ids: Tensor, losses: Tensor) -> None:
-        """Gather the losses of some samples; nothing is waited for."""
+        """Collect the losses of some samples, without a wait for the device."""
         self._of_step.append((ids, losses))
 
     def keep_step(self) -> None:
-        """Let what was noted count: the step was made."""
+        """Keep what was noted: the step was made."""
         for ids, losses in self._of_step:
             self._ids.append(ids)
             self._losses.append(losses)
@@ -64,8 +64,8 @@ class SamplerState:
         self._of_step = []
 
     def end_epoch(self, epoch: int) -> None:
-        """Let the sampler learn what the epoch has gathered, for the next one."""
-        if self._begun != epoch:  # resumed after the last batch, or another order was looked at
+        """Update the sampler by the losses of the epoch, for the next one."""
+        if self._begun != epoch:  # resumed after the last batch, or another order was drawn
             self._redraw(epoch)
         if self.wants_losses and self._ids:
             ids, losses = self._gathered()
@@ -98,7 +98,7 @@ class SamplerState:
 
 
 def learns(sampler: Any) -> bool:
-    """Tell whether a sampler takes ids and losses."""
+    """Return whether a sampler has ``update(ids, losses)``."""
     update = getattr(sampler, "update", None)
     try:
         parameters = inspect.signature(update).parameters.values()  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ def state_of_sampler(loader: Any, redraw: Callable[[int], Any]) -> SamplerState 
 
 
 def has_state(sampler: Any, is_given: bool = False) -> bool:
-    """Tell whether the state of a sampler is to be saved.
+    """Return whether the state of a sampler is to be saved.
 
     Args:
         is_given: as the `sampler` of a `BaseDataLoader`. Any other may be part of a project that

@@ -36,7 +36,7 @@ def divide(split: Any, n_samples: int, seed: int, targets: Any = None) -> tuple[
     else:
         n_valid = count_held_out(rules.get("valid"), n_samples)
         if rules.get("stratify"):
-            is_valid = _spread(n_valid, torch.unique(classes, return_counts=True)[1])
+            is_valid = _stratified(n_valid, torch.unique(classes, return_counts=True)[1])
         else:
             is_valid = torch.arange(n_samples) < n_valid
     return order[~is_valid].sort().values, order[is_valid].sort().values
@@ -70,7 +70,7 @@ def sample_weights(sampling: Any, targets: Any, n_samples: int) -> Tensor | None
         targets: the class of each sample, (sample,).
 
     Raises:
-        DataError: the weights do not fit, or are no weights.
+        DataError: the weights do not fit, or are not valid.
     """
     if sampling is None:
         return None
@@ -139,7 +139,7 @@ def _fold(rules: Mapping[str, Any], n_samples: int) -> Tensor:
     return torch.arange(n_samples) % n_folds == fold
 
 
-def _spread(n_valid: int, counts: Tensor) -> Tensor:
+def _stratified(n_valid: int, counts: Tensor) -> Tensor:
     """Give each class its share of ``n_valid``; the largest remainders get what is left."""
     exact = counts.to(torch.float64) * n_valid / counts.sum()
     taken = exact.floor().to(torch.int64)
@@ -157,7 +157,7 @@ def _classes(targets: Any, n_samples: int) -> Tensor:
     try:
         classes = torch.as_tensor(targets)
     except (TypeError, ValueError) as error:  # names of classes, or lists of unequal lengths
-        text = f"its `targets` are no numbers ({error}): give each sample the number of its class"
+        text = f"its `targets` are not numbers ({error}): give each sample the number of its class"
         raise DataError(f"stratify and balanced sampling: {text}") from error
     if classes.dim() != 1 or len(classes) != n_samples or classes.is_floating_point():
         text = f"found {tuple(classes.shape)} {classes.dtype} for {n_samples} samples"

@@ -29,7 +29,7 @@ def stream_of(loader: Any) -> tuple[DataLoader[Any], IterableDataset[Any]] | Non
 
 
 def sharing_fault(loader: Any) -> str:
-    """Return what is wrong where each worker would give all items of a stream; empty for nothing.
+    """Return an error text where each worker would give all items of a stream, else an empty one.
 
     Torch hands every worker a copy of the data set, and a copy iterates over all of it.
     """
@@ -83,7 +83,7 @@ def items_of_stream(loader: Any) -> int | None:
 
 
 def _shares(stream: Any) -> bool:
-    """Tell whether a data set gives each worker a share: it says so, or asks which worker it is."""
+    """Return whether each worker gives a share: the class says so, or asks for its worker."""
     if getattr(stream, "shards_itself", False):
         return True
     if isinstance(stream, ChainDataset):
@@ -96,7 +96,7 @@ def _shares(stream: Any) -> bool:
 
 
 def _asks_for_its_worker(function: Any, depth: int = 2) -> bool:
-    """Tell whether a function, or one that it names, calls torch's ``get_worker_info``."""
+    """Return whether a function, or one that it names, calls ``get_worker_info``."""
     function = getattr(function, "__func__", getattr(function, "func", function))
     function = getattr(function, "fget", function)
     if not callable(function):
@@ -114,7 +114,7 @@ def _asks_for_its_worker(function: Any, depth: int = 2) -> bool:
 
 
 def _names_in(code: CodeType) -> Iterator[str]:
-    """Give the names that code uses, those of the functions in it too."""
+    """Yield the names that code uses, those of the functions in it too."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -1,4 +1,4 @@
-"""Reading ahead by threads of this process: for reading that lets go of Python's lock."""
+"""Reading ahead in threads of this process, for functions that release Python's lock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from base.data.reading import Batch, Key, raise_failure
+from base.data.protocols import Batch
+from base.data.reading import Key, raise_failure
 from base.errors import DataError
 from logger.progress import ProgressBar
 
@@ -19,7 +20,7 @@ from logger.progress import ProgressBar
 def read_ahead(
     read: Callable[[Any], Any], keys: Iterator[Any], n_threads: int, ahead: int, seconds: float
 ) -> Generator[Batch, None, None]:
-    """Give the batch of each key, in order; at most ``ahead`` of them are read before their turn.
+    """Yield the batch of each key, in order; at most ``ahead`` of them are read in advance.
 
     Args:
         seconds: how long to wait for one batch; 0 waits for ever.
@@ -45,7 +46,7 @@ def read_ahead(
 def read_each(
     read: Callable[[Any], Any], keys: Sequence[Any], n_threads: int, description: str
 ) -> Generator[Any, None, None]:
-    """Give what is read for each key, in order, behind a progress bar where one can be seen."""
+    """Yield what is read for each key, in order, with a progress bar on a terminal."""
     results = read_ahead(read, iter(keys), n_threads, 4 * n_threads, seconds=0)
     with closing(results), ProgressBar(len(keys), description=description) as bar:
         for result in results:

@@ -1,4 +1,4 @@
-"""Manners of the workers of torch's DataLoader: how they start, are watched, and end."""
+"""Start-up, supervision and shutdown of the workers of torch's DataLoader."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
-from base.data.reading import Batch, raise_failure
+from base.data.protocols import Batch
+from base.data.reading import raise_failure
 from base.errors import DataError
 from base.system.torch_compat import WorkerDeaths, WorkerDied
 
 
 def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, None]:
-    """Give the batches of torch's loader; its workers are stopped where not all are taken.
+    """Yield the batches of torch's loader; its workers are stopped where not all are taken.
 
     Raises:
         DataError: a worker has died, or there was no batch for so many seconds.
@@ -41,21 +42,21 @@ def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, No
             is_whole = batch is _END
             if not is_whole:
                 yield raise_failure(batch)
-                del batch  # the reader of it may be through with it before the next one is here
-    except (WorkerDied, RuntimeError, OSError, EOFError) as error:  # one is no more
+                del batch  # it may be freed before the next one is here
+    except (WorkerDied, RuntimeError, OSError, EOFError) as error:  # a worker died
         watchdog.kill_workers()
-        found = f"no batch for {seconds:g} s" if watchdog.has_bitten else str(error)
-        raise DataError(f"reading {name}: {found}; its workers were ended") from error
+        found = f"no batch for {seconds:g} s" if watchdog.timed_out else str(error)
+        raise DataError(f"reading {name}: {found}; its workers were killed") from error
     finally:
         watchdog.stop()
         if not is_whole:
             stop_workers(iterator)
-        if iterator is None:  # which a signal has kept from being made, though not all its workers
+        if iterator is None:  # a signal came while its workers were started
             _kill([each for each in active_children() if each not in others])
 
 
 @contextmanager
-def telling_deaths(name: str) -> Iterator[None]:
+def reporting_deaths(name: str) -> Iterator[None]:
     """Raise the death of a worker of a user's own loader here, and nowhere else.
 
     Raises:
@@ -80,25 +81,25 @@ def make_folder_of_sockets() -> None:
     get_temp_dir()
 
 
-def as_it_is(batch: Batch) -> Batch:
+def identity(batch: Batch) -> Batch:
     return batch
 
 
 def begin_worker(_: int) -> None:
-    """Leave to the parent what is told, and signals.
+    """Leave signals, and reports of a lost connection, to the parent.
 
     A signal meant for the run reaches the whole process group; the parent stops its workers itself,
     by a second SIGTERM where one does not listen. It also says why it no longer takes what a thread
     here hands over.
     """
-    sys.excepthook = _silent_of_the_parent
+    sys.excepthook = _hide_connection_errors
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def _silent_of_the_parent(
+def _hide_connection_errors(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     if not issubclass(kind, ConnectionError | EOFError):
@@ -125,7 +126,7 @@ class _Watchdog:
 
     def __init__(self, iterator: Any, seconds: float) -> None:
         self.deadline = math.inf
-        self.has_bitten = False
+        self.timed_out = False
         self._seconds = seconds or math.inf
         self._workers: list[Any] = []
         self._is_over = threading.Event()
@@ -153,17 +154,17 @@ class _Watchdog:
             self.deadline = math.inf
 
     def kill_workers(self) -> None:
-        """End the workers, deaf or not."""
+        """Kill the workers, whether they listen or not."""
         _kill(self._workers)
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._is_over.set()
 
     def _watch(self) -> None:
         while not self._is_over.wait(min(self._seconds / 4, 1)):
             if time.monotonic() > self.deadline:
-                self.has_bitten = True
+                self.timed_out = True
                 for worker in self._workers:
                     worker.kill()
                 return

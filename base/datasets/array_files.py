@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from base.datasets.array_readers import read_idx
 from base.datasets.images import as_image
 from base.datasets.in_memory import InMemoryDataset
 from base.datasets.labels import Classes
 from base.errors import DataError, nearest
-from logger.files import open_file
+from logger.files import open_file, read_file
 
 LAYOUTS = ("NCHW", "NHWC", "NHW")
 MOST_CHANNELS = 16  # more than this is a height or a width
+IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 Array = np.ndarray[Any, Any]
 
@@ -51,7 +54,7 @@ class ArrayFileDataset(InMemoryDataset):
         arrays = [read_array(name, file) for name in (inputs, targets)]
         where = f"{file}: {inputs}" if file else inputs
         super().__init__(
-            _laid_out(_as_tensor(arrays[0], where), layout, where),
+            _as_nchw(_as_tensor(arrays[0], where), layout, where),
             _as_tensor(arrays[1], f"{file}: {targets}" if file else targets),
             classes,
             ignore_index=ignore_index,
@@ -71,10 +74,42 @@ class IdxDataset(InMemoryDataset):
                                        (labels, numbers, numbers.dim() == 1)):  # fmt: skip
             if not is_right:
                 wanted = "images" if file == images else "labels"
-                text = f"{file}: it holds {tuple(values.shape)}, which are no {wanted}"
+                text = f"{file}: it holds {tuple(values.shape)}, which are not {wanted}"
                 raise DataError(f"{text}; are `images` and `labels` exchanged?")
         pixels = pixels[:, None] if pixels.dim() == 3 else pixels
         super().__init__(pixels, numbers, classes, source=images)
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """Read the arrays of an npz file."""
+    try:
+        with open_file(path) as file, np.load(file, allow_pickle=False) as archive:
+            return {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except FileNotFoundError as error:
+        text = f"no such file; the current folder is {Path.cwd()}"
+        raise DataError(f"{path}: {text}") from error
+    except Exception as error:  # numpy and zipfile raise a dozen kinds
+        raise DataError(f"{path}: not a readable npz file: {error}") from error
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read an IDX file, as MNIST has them, gzipped or not: a tensor of its shape, uint8 mostly."""
+    try:
+        content = read_file(path)
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except FileNotFoundError as error:
+        text = f"no such file; the current folder is {Path.cwd()}"
+        raise DataError(f"{path}: {text}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    is_idx = len(content) > 3 and content[:2] == b"\0\0" and content[2] in IDX_TYPES
+    dtype = np.dtype(IDX_TYPES[content[2]] if is_idx else "u1")
+    start = 4 + 4 * content[3] if is_idx else 4
+    shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
+    if not shape or not 0 < math.prod(shape) * dtype.itemsize == len(content) - start:
+        raise DataError(f"{path}: not a whole IDX file of numbers; fetch it again")
+    array = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    return torch.from_numpy(array.astype(dtype.newbyteorder("=")))
 
 
 def read_array(name: str, file: str | None = None) -> Array:
@@ -83,7 +118,8 @@ def read_array(name: str, file: str | None = None) -> Array:
         with open_file(file or name):
             pass  # no FIFO and no device, which numpy would wait for
         if file is None:
-            return np.load(name, mmap_mode="c", allow_pickle=False)
+            whole: Array = np.load(name, mmap_mode="c", allow_pickle=False)
+            return whole
         with zipfile.ZipFile(file) as archive:
             members = [each.removesuffix(".npy") for each in archive.namelist()]
             if name not in members:
@@ -93,9 +129,10 @@ def read_array(name: str, file: str | None = None) -> Array:
         if mapped is not None:
             return mapped
         with np.load(file, allow_pickle=False) as arrays:
-            return arrays[name]
+            member: Array = arrays[name]
+            return member
     except FileNotFoundError as error:
-        text = f"no such file; it is looked for from {Path.cwd()}"
+        text = f"no such file; the current folder is {Path.cwd()}"
         raise DataError(f"{file or name}: {text}") from error
     except DataError:
         raise
@@ -125,7 +162,7 @@ def _mapped_member(archive: zipfile.ZipFile, member: str, file: str) -> Array | 
 
 def _as_tensor(array: Array, where: str) -> Tensor:
     if array.dtype.kind not in "uifb" or array.ndim == 0 or len(array) == 0:
-        text = f"an array {array.shape} of {array.dtype}; numbers are wanted, and some of them"
+        text = f"an array {array.shape} of {array.dtype}; numbers are expected, at least one"
         raise DataError(f"{where}: {text}")
     if not array.dtype.isnative:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
@@ -134,7 +171,7 @@ def _as_tensor(array: Array, where: str) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _laid_out(inputs: Tensor, layout: str | None, where: str) -> Tensor:
+def _as_nchw(inputs: Tensor, layout: str | None, where: str) -> Tensor:
     """Return images as (sample, channel, height, width)."""
     shape = tuple(inputs.shape)
     if layout is None:
@@ -148,5 +185,5 @@ def _laid_out(inputs: Tensor, layout: str | None, where: str) -> Tensor:
         raise DataError(f"{where}: its shape {shape} is not that of images in layout {layout}")
     images = inputs[:, None] if layout == "NHW" else inputs
     images = inputs.permute(0, 3, 1, 2) if layout == "NHWC" else images
-    as_image(images[0], where=f"{where}: sample 0")  # told early what all have in common
+    as_image(images[0], where=f"{where}: sample 0")  # reports early what all have in common
     return images

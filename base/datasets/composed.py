@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from base.base_data_loader import count_samples
 from base.checkpoint.data_record import offers_record, record_of, use_record
 from base.data.fingerprint import is_unnamed
+from base.data.protocols import HasIds, offered
 from base.data.sample_items import sample_numbers
 from base.datasets.image_files import read_text
 from base.datasets.labels import raise_problems
@@ -88,7 +89,8 @@ class _Composed(Dataset[Any]):
         """Read many samples at once, from each part those that are its own."""
         numbers, inner = self._numbers[indices], self._indices[indices]
         if len(self.parts) == 1:
-            return self.parts[0].get_batch(inner)
+            batch: list[Tensor] = self.parts[0].get_batch(inner)
+            return batch
         order = numbers.argsort(stable=True)
         batches = [
             self.parts[number].get_batch(inner[numbers == number])
@@ -148,7 +150,9 @@ class _Composed(Dataset[Any]):
             return torch.cat(list(map(torch.as_tensor, values)))[places]
         pairs = list(zip(self._numbers.tolist(), self._indices.tolist(), strict=True))
         texts = [values[number][index] for number, index in pairs]
-        if name == "ids" and len(set(texts)) < len(texts):  # told apart by the number of the part
+        if name == "ids" and len(set(texts)) < len(
+            texts
+        ):  # the number of the part makes them unique
             return [f"{number}:{values[number][index]}" for number, index in pairs]
         return texts
 
@@ -211,7 +215,7 @@ class SubsetDataset(_Composed):
             raise DataError("SubsetDataset: no samples are chosen")
         wrong = [each for each in chosen if type(each) is not int or not 0 <= each < n_samples]
         if wrong or len(set(chosen)) < len(chosen):
-            text = f"there is no sample {wrong[0]}" if wrong else "an index stands there twice"
+            text = f"there is no sample {wrong[0]}" if wrong else "an index is given twice"
             raise DataError(f"SubsetDataset: {text}; {n_samples} samples, counted from 0")
         super().__init__(
             [dataset], torch.zeros(len(chosen), dtype=torch.int64), torch.tensor(chosen)
@@ -227,7 +231,7 @@ def check_data_set(value: Any, argument: str) -> None:
 
 
 def _indices_of_ids(dataset: Any, file: str) -> list[int]:
-    if not hasattr(dataset, "ids"):
+    if offered(dataset, HasIds) is None:
         raise DataError(f"{file}: {type(dataset).__name__} has no ids; choose by indices")
     known = {name: index for index, name in enumerate(dataset.ids)}
     found: dict[str, int] = {}
@@ -235,9 +239,7 @@ def _indices_of_ids(dataset: Any, file: str) -> list[int]:
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         name = line.strip()
         if name in found:
-            problems.append(
-                Problem(f"{file}:{number}", f"{name!r} stands in line {found[name]}, too")
-            )
+            problems.append(Problem(f"{file}:{number}", f"{name!r} is in line {found[name]}, too"))
         elif name and name not in known:
             near = nearest(name, known) if len(known) < 10_000 else ""  # it takes long
             problems.append(Problem(f"{file}:{number}", f"there is no id {name!r}{near}"))

@@ -31,7 +31,7 @@ class Table(NamedTuple):
         return [row[place] for row in self.rows]
 
     def place(self, sample: int, name: str) -> str:
-        """Say where the text of a row and column stands."""
+        """Return the place of a text in the file, by row and column."""
         return f"{self.file}:{self.lines[sample]}:{name}"
 
     def number_text(self, text: str) -> str:
@@ -80,7 +80,7 @@ def read_table(file: str, delimiter: str = ",", decimal: str = ".") -> Table:
 class _Lines(Iterator[str]):
     """The lines of a CSV file for its reader, without the comments between its records.
 
-    A line within quotes is no comment. ``#`` without a blank behind it may also begin a value:
+    A line within quotes is not a comment. ``#`` without a blank behind it may also begin a value:
     below the names of the columns such a line is given, and marked.
     """
 
@@ -105,7 +105,7 @@ class _Lines(Iterator[str]):
 
 
 def _records(lines: _Lines, delimiter: str) -> Iterator[list[str]]:
-    """Give the fields of each record, without blanks around them; empty lines are left out."""
+    """Yield the fields of each record, without blanks around them; empty lines are left out."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     for record in reader:
         lines.is_within = False

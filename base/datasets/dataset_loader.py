@@ -11,11 +11,12 @@ import torch
 
 from base.base_data_loader import BaseDataLoader
 from base.checkpoint.data_record import check_classes, class_names
+from base.data.protocols import HasImages, offered, underlying
 from base.data.reading import find_get_batch
 from base.data.splits import divide
 from base.data.streams import refuse_stream
+from base.datasets.cache.decoded import cached
 from base.datasets.composed import check_data_set
-from base.datasets.decoded_cache import cached
 from base.datasets.image_files import real_paths
 from base.datasets.images import find_mode
 from base.datasets.in_memory import in_memory
@@ -134,7 +135,7 @@ class DatasetLoader(BaseDataLoader):
         self._check_transforms(source)
 
     def set_ignored(self, ignored: int | None) -> None:
-        """Let what comes into a mask from outside get the class number that the loss leaves out.
+        """Set the class number of what comes into a mask from outside: that which the loss ignores.
 
         Raises:
             DataError: the data set marks pixels without a class by another number.
@@ -157,7 +158,7 @@ class DatasetLoader(BaseDataLoader):
         return " and ".join(type(each).__name__ for each in mixers)
 
     def set_training_length(self, n_steps: int, steps_per_epoch: int, n_batches: int) -> None:
-        """Let transforms that are off at the end of the training know how long it is.
+        """Set the length of the training, for transforms that are off at its end.
 
         Args:
             n_batches: of an epoch.
@@ -194,7 +195,7 @@ class DatasetLoader(BaseDataLoader):
         trained_on = divide(split, len(source), self.seed, targets)[0]
         white, n_threads = self._pipelines[0].white, usable_cores()
         source = self._cached(source)
-        if find_get_batch(source) is None and not hasattr(source, "image"):
+        if find_get_batch(source) is None and offered(source, HasImages) is None:
             # One by one, as the data set may draw from the random streams, which threads share.
             source, n_threads = GivenImages(source, self._mode, self.seed), 1
         note = None if self._skip is None else self._note_bad
@@ -211,18 +212,14 @@ class DatasetLoader(BaseDataLoader):
     @property
     def target_scale(self) -> TargetScale | None:
         """What puts predictions back into the targets' own unit, where these are standardised."""
-        tables = _tables_of(self._source_here)
+        tables = _tables_of(underlying(self.dataset))
         return tables[0].target_scale if tables else None
 
     @property
     def input_text(self) -> str | None:
         """What the inputs are, where they are the columns of a table."""
-        tables = _tables_of(self._source_here)
+        tables = _tables_of(underlying(self.dataset))
         return tables[0].input_text if tables else None
-
-    @property
-    def _source_here(self) -> Any:
-        return getattr(self.dataset, "reads_from", None)
 
     def _check_transforms(self, source: Any) -> None:
         """Make sure, before anything is trained, that the transforms fit the data.
@@ -269,7 +266,7 @@ class DatasetLoader(BaseDataLoader):
         refuse_stream(dataset)
         if mode is None:
             return in_memory(dataset) or dataset
-        if find_get_batch(dataset) is not None or hasattr(dataset, "image"):
+        if find_get_batch(dataset) is not None or offered(dataset, HasImages) is not None:
             name = type(dataset).__name__
             raise DataError(f"mode: {name} gives its images in a mode by itself; leave it out here")
         return dataset
@@ -278,8 +275,8 @@ class DatasetLoader(BaseDataLoader):
         """Return the data set with its decoded images kept; the same one for the same one."""
         if self.cache == "none" or find_get_batch(source) is not None:
             return source
-        if not hasattr(source, "image"):
-            text = f"{type(source).__name__} is no data set of image files"
+        if offered(source, HasImages) is None:
+            text = f"{type(source).__name__} is not a data set of image files"
             raise DataError(f"cache: {self.cache}: {text}; use ImageFolderDataset or the like")
         if id(source) not in self._caches:
             self._caches[id(source)] = cached(source, self.cache, self.cache_dir)

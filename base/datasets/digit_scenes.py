@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from base.datasets.array_readers import read_npz
+from base.datasets.array_files import read_npz
 from base.datasets.in_memory import InMemoryDataset
 from base.errors import DataError
 from base.system.seeding import derive_generator

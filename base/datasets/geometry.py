@@ -20,7 +20,7 @@ CONTAINERS = frozenset(("Compose", "RandomApply", "RandomChoice", "RandomOrder")
 
 
 def keeps_places(transform: Any) -> bool:
-    """Tell whether a transform leaves every pixel where it is, so that a mask stays right.
+    """Return whether a transform leaves every pixel where it is, so that a mask stays right.
 
     One of your own says so by an attribute of this name.
     """
@@ -34,7 +34,7 @@ def keeps_places(transform: Any) -> bool:
 
 
 def why_not_together(transform: Any, has_boxes: bool) -> str:
-    """Say why a transform cannot move targets with their image; an empty text where it can.
+    """Return why a transform cannot move targets with their image; an empty text where it can.
 
     Args:
         has_boxes: there are other targets than masks that are as large as the image.
@@ -78,13 +78,13 @@ def parts_of(transform: Any) -> list[Any]:
 
 
 def is_v2(transform: Any) -> bool:
-    """Tell whether a transform is of torchvision's second version, or made from one that is."""
+    """Return whether a transform is of torchvision's second version, or made from one that is."""
     classes = type(transform).__mro__
     return any(each.__module__.startswith("torchvision.transforms.v2") for each in classes)
 
 
 def has_override(transform: Any, name: str) -> bool:
-    """Tell whether a transform has a method of its own in place of the one that only refuses."""
+    """Return whether a transform overrides a method that only raises."""
     found = getattr(type(transform), name, None)
     return found is not None and not hasattr(found, "refuses")
 
@@ -96,7 +96,7 @@ def _torchvisions(transform: Any) -> list[str]:
 
 
 def _declare(transform: Any) -> str:
-    """Say how one declares that a transform moves nothing."""
+    """Return how to declare that a transform moves nothing."""
     if hasattr(transform, "__name__"):  # a function
         text = f"set `{transform.__name__}.keeps_places = True`"
     else:

@@ -84,7 +84,7 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         return Path(self._path(index))
 
     def place(self, index: int) -> str:
-        """Say where an image is listed, and its path."""
+        """Return where an image is listed, and its path."""
         if self.lines is None:
             return self._path(index)
         return f"{self.source}:{int(self.lines[index])}: {self.ids[index]}"
@@ -136,13 +136,13 @@ class ImageFolderDataset(ImageFiles):
     """A folder with a folder of images for each class, which may have folders in it.
 
     Classes are numbered in the order of their names. Hidden files are left out; so are files that
-    are no images by their suffix, whose number is logged.
+    have another suffix, whose number is logged.
 
     Args:
         extensions: the suffixes of images, in either case; by default all that can be decoded.
 
     Raises:
-        DataError: there are no class folders, one holds no image, or images lie beside them.
+        DataError: there are no class folders, one holds no image, or there are images beside them.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class ImageFolderDataset(ImageFiles):
         endings = _endings(extensions)
         folder = Path(root)
         if not folder.is_dir():
-            raise DataError(f"{root}: no such folder; it is looked for from {Path.cwd()}")
+            raise DataError(f"{root}: no such folder; the current folder is {Path.cwd()}")
         entries = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
         classes = [each.name for each in entries if each.is_dir()]
         if not classes:
@@ -189,7 +189,7 @@ class ImageFolderDataset(ImageFiles):
 class ImageListDataset(ImageFiles):
     """A text file with a path and a label on each line: ``cats/1.jpg cat``.
 
-    Paths are relative to the list's own folder, or to `root`; one with blanks stands in quotes.
+    Paths are relative to the list's own folder, or to `root`; one with spaces is quoted.
     A line may be empty, and what follows a ``#`` is a comment. Labels are class names or numbers.
 
     Args:
@@ -231,7 +231,7 @@ class ImageListDataset(ImageFiles):
 
 
 def real_paths(files: Iterable[str]) -> Iterator[str]:
-    """Give the path of each file without links; a folder is looked up once, which is quicker."""
+    """Yield the path of each file without links; each folder is resolved once, which is faster."""
     real_folder = functools.cache(os.path.realpath)
     for file in files:
         folder, name = os.path.split(file)
@@ -244,7 +244,7 @@ def read_text(file: str) -> str:
     try:
         return read_file(file).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file; it is looked for from {Path.cwd()}") from error
+        raise DataError(f"{file}: no such file; the current folder is {Path.cwd()}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as a text in UTF-8: {error}") from error
 
@@ -301,7 +301,7 @@ def images_under(root: str, name: str, endings: tuple[str, ...]) -> tuple[list[s
 
 
 def log_skipped(root: str, files: Sequence[str]) -> None:
-    """Log how many files of a folder are no images, by suffix; nothing where there are none."""
+    """Log how many files of a folder are skipped, by suffix; nothing where there are none."""
     if files:
         plural = "files are" if len(files) > 1 else "file is"
         log.info(f"{root}: {len(files)} {plural} skipped: {count_suffixes(files)}")

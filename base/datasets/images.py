@@ -23,7 +23,7 @@ from logger.files import open_file, read_file
 
 MODES = {"RGB": "RGB", "grey": "L", "gray": "L", "L": "L"}  # as a config says -> as PIL says
 FLIPS = {2: (-1,), 3: (-1, -2), 4: (-2,), 6: (-1,), 7: (-1, -2), 8: (-2,)}  # by EXIF orientation
-FLOAT_WHITE = 16  # floats from 0 to more than this are no image from 0 to 1
+FLOAT_WHITE = 16  # floats from 0 to more than this are not an image from 0 to 1
 
 Resize = int | Sequence[int] | None
 
@@ -34,9 +34,9 @@ def decode_image(
     """Decode an image file, or its bytes: uint8 (channel, height, width).
 
     A JPEG goes to the fastest decoder that is installed (simplejpeg, opencv, torchvision), all
-    else, and a JPEG that is odd or damaged, to PIL; they agree within one level of 255. A JPEG of
-    at least four times the size wished is decoded by PIL at a half to an eighth that leaves at
-    least twice that size: what is lost is what resizing filters out.
+    else, and a JPEG that is unusual or damaged, to PIL; they agree within one level of 255. A JPEG
+    of at least four times the requested size is decoded by PIL at a half to an eighth that leaves
+    at least twice that size: resizing would filter out what is lost.
 
     Args:
         mode: RGB or grey.
@@ -49,7 +49,7 @@ def decode_image(
     pil_mode, where = find_mode(mode), where or _name(source)
     data = source if isinstance(source, bytes) else _read(source, where)
     header = read_header(io.BytesIO(data))
-    is_whole = data.rstrip(b"\0").endswith(b"\xff\xd9")  # opencv does not tell
+    is_whole = data.rstrip(b"\0").endswith(b"\xff\xd9")  # opencv does not report it
     if header is None or not is_whole:
         return _decode_with_pil(data, pil_mode, resize, where)
     _refuse_bomb(header, where)
@@ -78,7 +78,7 @@ def decode_mask(
         as_rgb: take the colours, where they stand for classes.
 
     Raises:
-        DataError: it cannot be read, or its pixels are no numbers of 8 bits.
+        DataError: it cannot be read, or its pixels are not numbers of 8 bits.
     """
     where = where or _name(source)
     data = source if isinstance(source, bytes) else _read(source, where)
@@ -122,7 +122,7 @@ def as_image(value: Any, mode: str | None = None, where: str = "image") -> Tenso
     height, width) stay uint8 or become float32. Without a mode any number of channels will do.
 
     Raises:
-        DataError: the value is no image of this mode, by its type, shape, dtype or range.
+        DataError: the value is not an image of this mode, by its type, shape, dtype or range.
     """
     pil_mode = None if mode is None else find_mode(mode)
     try:
@@ -145,7 +145,7 @@ def find_mode(mode: str) -> str:
     """Return PIL's name of a mode.
 
     Raises:
-        DataError: there is no such mode; the text has the nearest name.
+        DataError: there is no such mode; the error names the nearest.
     """
     if mode not in MODES:
         raise DataError(f"there is no image mode {mode!r}{nearest(str(mode), MODES)} (RGB or grey)")
@@ -223,7 +223,7 @@ def _refuse_bomb(header: Header, where: str) -> None:
 
 
 def _size_before_turn(header: Header, resize: Resize) -> tuple[int, int]:
-    """Return height and width after resizing, while the image lies as in its file."""
+    """Return height and width after resizing, before the image is turned."""
     height, width = header.height, header.width
     if resize is None:
         return height, width
@@ -262,7 +262,7 @@ def _as_numbers(image: Image.Image) -> Image.Image:
         if values.min() < 0 or values.max() > 255:
             raise DataError(f"numbers up to {values.max()}; a mask has 8 bits, 0 to 255")
         return Image.fromarray(values.astype(np.uint8))
-    text = f"an image of mode {image.mode}, where class numbers are wanted (grey or a palette)"
+    text = f"an image of mode {image.mode}, but class numbers are expected (grey or a palette)"
     raise DataError(f"{text}; say by `colors` which class each colour stands for")
 
 
@@ -273,7 +273,9 @@ def _from_array(value: np.ndarray[Any, Any]) -> Tensor:
     if value.dtype.kind not in "uif" or value.ndim not in (2, 3):
         raise DataError(f"an array {value.shape} of {value.dtype}; give (height, width[, channel])")
     if value.ndim == 3 and value.shape[0] in (1, 3) and value.shape[2] not in (1, 2, 3, 4):
-        raise DataError(f"an array {value.shape}: (height, width, channel) is wanted; transpose it")
+        raise DataError(
+            f"an array {value.shape}: (height, width, channel) is expected; transpose it"
+        )
     return from_hwc(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
 
 
@@ -283,7 +285,7 @@ def _check_shape(image: Tensor, pil_mode: str | None, kind: str) -> None:
         raise DataError(f"a {kind} {shape}; an image has (channel, height, width), none of them 0")
     wanted = (1, 3) if pil_mode is None else (len(pil_mode),)
     if shape[0] not in wanted and shape[2] in (1, 3):
-        raise DataError(f"a {kind} {shape}: (channel, height, width) is wanted; permute(2, 0, 1)")
+        raise DataError(f"a {kind} {shape}: (channel, height, width) is expected; permute(2, 0, 1)")
     if pil_mode is not None and shape[0] not in wanted:
         mode = "grey" if pil_mode == "L" else pil_mode
         raise DataError(f"{shape[0]} channels, but mode {mode} has {wanted[0]}")

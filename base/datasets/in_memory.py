@@ -1,4 +1,4 @@
-"""Data sets whose samples lie in memory, read many at a time."""
+"""Data sets in memory, read many samples at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class InMemoryDataset(Dataset[list[Tensor]]):
              `ignore_index` says that a pixel has no class
 
     Raises:
-        DataError: they are not equally many, or a target is no number or no class.
+        DataError: they are not equally many, or a target is not a number or not a class.
     """
 
     ids_are_numbers = True
@@ -48,7 +48,7 @@ class InMemoryDataset(Dataset[list[Tensor]]):
             self.ignore_index = ignore_index
         if len(inputs) != len(targets):
             raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
-        self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers are no brightness
+        self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers have no white
         self._given: list[Tensor] | None = None
         self.placed: InMemoryDataset | None = None  # the same on a GPU
         if names is not None:
@@ -89,7 +89,7 @@ class InMemoryDataset(Dataset[list[Tensor]]):
         return list(map(str, range(len(self))))
 
     def place(self, index: int) -> str:
-        """Say which sample of which file is meant."""
+        """Return the file and number of a sample."""
         return f"{self.source}: sample {index}"
 
 
@@ -184,15 +184,15 @@ def _checked_targets(
     """Return class numbers in int64, other targets in float32."""
     if targets.is_floating_point() or targets.dtype == torch.bool:
         targets = targets.float()
-        _refuse(~targets.isfinite(), targets, source, "no number")
+        _refuse(~targets.isfinite(), targets, source, "not a number")
         return targets
     targets = targets.long()
     highest = None if names is None or targets.dim() == 2 else len(names) - 1
     is_class = targets != (IGNORED if ignore_index is None else ignore_index)
-    _refuse((targets < 0) & is_class, targets, source, "no class: it is below 0")
+    _refuse((targets < 0) & is_class, targets, source, "not a class: it is below 0")
     if highest is not None:
         is_wrong = (targets > highest) & is_class
-        _refuse(is_wrong, targets, source, f"no class: they are 0 to {highest}")
+        _refuse(is_wrong, targets, source, f"not a class: classes are 0 to {highest}")
     return targets
 
 

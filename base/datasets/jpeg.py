@@ -107,7 +107,8 @@ def _torchvision() -> Decoder:
     def decode(data: bytes, mode: str) -> Tensor:
         content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         # The function around it warns at each call that it will move to another package.
-        return torch.ops.image.decode_jpeg(content, modes[mode], False)
+        image: Tensor = torch.ops.image.decode_jpeg(content, modes[mode], False)
+        return image
 
     return decode
 

@@ -1,4 +1,4 @@
-"""Targets from the texts of a list or a table, with all that is wrong with them told at once."""
+"""Targets from the texts of a list or a table; all errors are reported together."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from base.errors import DataError, Problem, nearest
 
 TASKS = ("classification", "regression", "multilabel")
-N_SHOWN = 10  # faults told of one file
-MOST_CLASSES = 1_000_000  # found by themselves; a higher number is no class but a slip
+N_SHOWN = 10  # errors shown of one file
+MOST_CLASSES = 1_000_000  # found by themselves; a higher number is a mistake, not a class
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LARGEST = torch.finfo(torch.float32).max
 
 Texts = Sequence[Sequence[str]]  # (sample, column)
-Place = Callable[[int, int], str]  # sample and column -> where that text stands
+Place = Callable[[int, int], str]  # sample and column -> the place of that text
 Classes = Sequence[Any] | int | None  # their names, how many, or None: as the texts have them
 
 

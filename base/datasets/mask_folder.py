@@ -81,7 +81,7 @@ class MaskFolderDataset(ImageFiles):
         try:
             file = self.mask_files.encoded(index)
             content = file if isinstance(file, bytes) else read_file(file)
-        except OSError:  # told when it is read, and left out where the config says so
+        except OSError:  # reported when it is read, and skipped where the config says so
             return 0
         digest = hashlib.blake2b(content, digest_size=8).digest()
         return int.from_bytes(digest, "big", signed=True)
@@ -99,7 +99,7 @@ class MaskFolderDataset(ImageFiles):
             try:
                 files = (self.encoded(index), self.mask_files.encoded(index))
                 return [image_shape(file, "L")[1:] for file in files]
-            except DataError:  # told when it is read, and left out where the config says so
+            except DataError:  # reported when it is read, and skipped where the config says so
                 return []
 
         found = read_each(sizes, range(len(self)), usable_cores(), "reading the sizes of masks")
@@ -140,7 +140,7 @@ class MaskFiles(ImageFiles):
         """Decode a mask: uint8 (1, height, width), 255 where it has no class.
 
         Raises:
-            DataError: it holds numbers or colours that are no classes.
+            DataError: it holds numbers or colours that are not classes.
         """
         where = self.place(index)
         values = decode_mask(
@@ -185,7 +185,7 @@ def _pairs(images: Path, masks: Path) -> list[tuple[str, str]]:
     problems, endings = [], tuple(sorted(image_suffixes()))
     for folder, kind in ((images, "images"), (masks, "masks")):
         if not folder.is_dir():
-            text = f"no such folder of {kind}; it is looked for from {Path.cwd()}"
+            text = f"no such folder of {kind}; the current folder is {Path.cwd()}"
             raise DataError(f"{folder}: {text}")
         files, others = images_under(str(folder), "", endings)
         log_skipped(str(folder), others)
@@ -219,7 +219,7 @@ def _checked_colors(colors: Colors, n_classes: int) -> list[list[int]]:
 
 def _codes(image: Tensor) -> Tensor:
     """Return each colour as one number: (3, height, width) -> (height, width)."""
-    red, green, blue = image.to(torch.int32)
+    red, green, blue = image.to(torch.int32).unbind()
     return (red << 16) + (green << 8) + blue
 
 

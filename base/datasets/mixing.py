@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from base.config.durations import parse_duration
+from base.data.protocols import HasClasses, offered
 from base.data.random_draws import Draws
 from base.errors import BatchError, DataError
 from base.system.seeding import derive_seed
@@ -60,7 +61,7 @@ class Mixer:
         raise NotImplementedError
 
     def end_before(self, n_steps: int, steps_per_epoch: int, passes_per_epoch: float) -> None:
-        """Take over how long the training is, for `off_for_last`."""
+        """Set the length of the training, for `off_for_last`."""
         if self.off_for_last is not None:
             n_off = self.off_for_last.in_steps(steps_per_epoch, n_steps)
             n_epochs = (n_steps - n_off) / steps_per_epoch
@@ -70,12 +71,13 @@ class Mixer:
         """Take the number of classes from a data set, where it was not given.
 
         Raises:
-            DataError: the data set does not know it either, or has targets that are none of them.
+            DataError: the data set does not know it either, or has other targets.
         """
         targets = getattr(source, "targets", None)
         has_numbers = not isinstance(targets, Tensor) or not targets.is_floating_point()
-        if self.num_classes is None and hasattr(source, "classes"):
-            self.num_classes = len(source.classes)
+        named = offered(source, HasClasses)
+        if self.num_classes is None and named is not None:
+            self.num_classes = len(named.classes)
         if self.num_classes is None and has_numbers:
             text = f"{type(self).__name__}: {type(source).__name__} does not say how many classes"
             raise DataError(f"{text} there are: give num_classes")
@@ -83,7 +85,7 @@ class Mixer:
             self._refuse_others(targets)
 
     def is_on(self, epoch: int) -> bool:
-        """Tell whether samples are mixed in this pass over the data."""
+        """Return whether samples are mixed in this pass over the data."""
         return self.n_passes is None or epoch < self.n_passes
 
     def __call__(
@@ -94,7 +96,7 @@ class Mixer:
         if not self.is_on(epoch):
             return inputs, targets
         name = type(self).__name__
-        order = Draws.of_samples(derive_seed(seed, name), epoch, indices).uniform()[:, 0]
+        order = Draws.for_samples(derive_seed(seed, name), epoch, indices).uniform()[:, 0]
         order = order.argsort(stable=True)
         partner = torch.empty_like(order)
         partner[order] = order.roll(-1)
@@ -115,7 +117,7 @@ class Mixer:
             raise BatchError(f"{text} {found}: leave it out")
         if self.num_classes is None:
             raise BatchError(f"{name}: give num_classes")
-        if targets.device.type == "cpu":  # those on a GPU were looked at before they went there
+        if targets.device.type == "cpu":  # those on a GPU were checked before they were moved
             self._refuse_others(targets)
         return F.one_hot(targets.long(), self.num_classes).to(torch.float32)
 
@@ -203,7 +205,7 @@ def as_mixer(transform: Any) -> Mixer | MixerChoice | None:
 
 
 def _seeded(seeds: Iterable[int]) -> Iterator[Any]:
-    """Give one `RandomState`, seeded again each time: 16 us, where a new one takes 600."""
+    """Yield one `RandomState`, seeded again each time: 16 us, where a new one takes 600."""
     state = np.random.RandomState(0)
     for seed in seeds:
         state.seed(seed & 0xFFFFFFFF)

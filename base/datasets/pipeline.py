@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.checkpoint.data_record import record_of, source_of, use_record
+from base.data.protocols import HasClasses, HasImages, HasPlaces, HasTargets, SupportsOrder, offered
 from base.data.random_draws import Draws
 from base.data.reading import find_get_batch
 from base.datasets.geometry import has_override, is_v2, keeps_places, parts_of, why_not_together
@@ -21,10 +22,10 @@ from base.datasets.spatial_targets import (
     IGNORED,
     SpatialTargets,
     change_each,
+    check_movable,
     lies_on,
-    refuse_what_stays,
 )
-from base.datasets.transforms import by_key
+from base.datasets.transforms import batched_transform
 from base.errors import BatchError, DataError
 from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 
@@ -32,20 +33,20 @@ Images = Tensor | list[Tensor]  # (sample, channel, height, width), or a list of
 Columns = dict[int, Any]  # targets that move with the images: a tensor of all, or a list
 
 # Transforms of torchvision that draw nothing, so that they may change a whole batch at once.
-DRAWING_NOTHING = frozenset((
+DETERMINISTIC = frozenset((
     "CenterCrop", "ConvertImageDtype", "Grayscale", "Identity", "Normalize", "Pad", "Resize", "RGB",
     "ToDtype",
 ))  # fmt: skip
-NEEDLESS = frozenset(("PILToTensor", "ToImage", "ToPureTensor"))  # images are tensors by now
+NO_OPS = frozenset(("PILToTensor", "ToImage", "ToPureTensor"))  # images are tensors by now
 
 
 class Pipeline:
     """Apply transforms to the images of a batch and normalise them.
 
-    Those with ``batch(images, draws)``, and torchvision's that draw nothing or that `by_key` knows,
-    are applied to the batch; from the first other one on, each sample is changed by itself, with
-    torch's, numpy's and python's streams seeded from (seed, epoch, index). Targets that lie on the
-    images (see `SpatialTargets`) move with them.
+    Those with ``batch(images, draws)``, and torchvision's that are deterministic or that
+    `batched_transform` knows, are applied to the batch; from the first other one on, each sample is
+    changed by itself, with torch's, numpy's and Python's streams seeded from (seed, epoch, index).
+    Targets that lie on the images (see `SpatialTargets`) move with them.
 
     Args:
         white: what is white in images of whole numbers; they are divided by it.
@@ -97,8 +98,8 @@ class Pipeline:
         if not self.stages and isinstance(images, Tensor):
             return self.as_input(images), targets.collated()
         if self.moves and columns:
-            self.refuse_to_part(images[0], columns, targets.has_boxes)
-        draws = Draws.of_samples(seed, epoch, indices, images[0].device)
+            self.check_targets_move(images[0], columns, targets.has_boxes)
+        draws = Draws.for_samples(seed, epoch, indices, images[0].device)
         moving = targets.moving
         for stage in self.stages[: self._n_batched]:
             images, moving = _apply(stage, images, moving, draws)
@@ -123,7 +124,7 @@ class Pipeline:
             images, columns[0] = mixer(images, columns[0], seed, epoch, indices)
         return [images, *columns]
 
-    def refuse_to_part(self, image: Tensor, entries: Sequence[Any], has_boxes: bool) -> None:
+    def check_targets_move(self, image: Tensor, entries: Sequence[Any], has_boxes: bool) -> None:
         """Make sure that each transform can move the targets that lie on an image with it.
 
         Args:
@@ -132,7 +133,7 @@ class Pipeline:
         size = image.shape[-2:]
         if not self.moves or image.dim() != 3:
             return
-        refuse_what_stays(entries, size)
+        check_movable(entries, size)
         are_lying = any(isinstance(x, Tensor | list) and lies_on(x[0], size) for x in entries)
         for stage in self.stages if are_lying else ():
             text = why_not_together(getattr(stage, "function", stage), has_boxes)
@@ -163,7 +164,7 @@ class Pipeline:
         return _stacked(changed), moved
 
     def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take these away from, and divide by these, each channel or column from now on."""
+        """Subtract and divide by these in each channel or column from now on."""
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
         self.is_normalised = True
 
@@ -187,15 +188,16 @@ class TransformedDataset(Dataset[Any]):
     def __init__(self, source: Any, pipeline: Pipeline, mode: str | None = None) -> None:
         self.reads_from, self.pipeline, self.mode = source, pipeline, mode
         self.name = type(source).__name__
-        self.device: torch.device | None = None  # where the data lie, if not here
+        self.device: torch.device | None = None  # where the data are, if not on the CPU
         self._get_batch = find_get_batch(source)
-        self._gives_lists = pipeline.begins_with_lists and hasattr(source, "image")
-        if hasattr(source, "targets"):
-            self.targets = source.targets
-        if hasattr(source_of(source), "classes"):
-            self.classes = source_of(source).classes
-        if hasattr(source, "shuffled_order"):
-            self.shuffled_order = source.shuffled_order
+        self._decodes_images = offered(source, HasImages) is not None
+        self._gives_lists = pipeline.begins_with_lists and self._decodes_images
+        if (labelled := offered(source, HasTargets)) is not None:
+            self.targets = labelled.targets
+        if (named := offered(source_of(source), HasClasses)) is not None:
+            self.classes = named.classes
+        if (ordered := offered(source, SupportsOrder)) is not None:
+            self.shuffled_order = ordered.shuffled_order
 
     @property
     def ids(self) -> list[str]:
@@ -214,13 +216,13 @@ class TransformedDataset(Dataset[Any]):
         return {**found, **record_of(self.reads_from)}
 
     def use_record(self, record: Mapping[str, Any]) -> None:
-        """Hand a record on to the source; statistics are the loader's affair."""
+        """Pass a record on to the source; the loader uses the statistics."""
         use_record(self.reads_from, record)
 
     @property
     def uses_streams(self) -> bool:
         """Whether something may draw from torch's, numpy's or python's stream."""
-        is_ready_made = self._get_batch is not None or hasattr(self.reads_from, "image")
+        is_ready_made = self._get_batch is not None or self._decodes_images
         return self.pipeline.has_streams or not is_ready_made
 
     @property
@@ -247,9 +249,9 @@ class TransformedDataset(Dataset[Any]):
         return len(self.reads_from)
 
     def __getitem__(self, index: int) -> Any:
-        return [part[0] for part in self.get_keyed_batch(torch.tensor([index]), 0, 0)]
+        return [part[0] for part in self.get_random_batch(torch.tensor([index]), 0, 0)]
 
-    def get_keyed_batch(self, indices: Tensor, seed: int, epoch: int) -> list[Any]:
+    def get_random_batch(self, indices: Tensor, seed: int, epoch: int) -> list[Any]:
         """Read and transform samples; what is random follows from the arguments alone.
 
         Args:
@@ -295,14 +297,14 @@ class TransformedDataset(Dataset[Any]):
         size = image.shape[-2:]
         entries = [[entry] for entry in rest]
         has_boxes = SpatialTargets([image], entries, ids=[0]).has_boxes
-        self.pipeline.refuse_to_part(image, entries, has_boxes)
+        self.pipeline.check_targets_move(image, entries, has_boxes)
         if self.pipeline.mixers and any(lies_on(entry, size) for entry in rest):
             text = "MixUp and CutMix mix class numbers, but the targets lie on the images"
             raise BatchError(f"transforms: {text}: leave them out")
         own = getattr(self.reads_from, "transform", None)
         if own is not None and any(lies_on(entry, size) for entry in rest):
             for each in _leaves(own):
-                if type(each).__name__ not in DRAWING_NOTHING and not keeps_places(each):
+                if type(each).__name__ not in DETERMINISTIC and not keeps_places(each):
                     text = f"{self.name}'s own transform, {type(each).__name__}, moves the image"
                     raise BatchError(f"{text} without its mask: list it in the loader's transforms")
 
@@ -312,7 +314,7 @@ class TransformedDataset(Dataset[Any]):
             seed_cpu_streams(seed)
         sample = self.reads_from[index]
         parts = list(sample) if isinstance(sample, (list, tuple)) else [sample]
-        if not hasattr(self.reads_from, "image"):  # a user's own, or torchvision's
+        if not self._decodes_images:  # a user's own, or torchvision's
             parts[0] = _as_input(parts[0], self.mode, f"sample {index}")
         return parts
 
@@ -338,15 +340,15 @@ class GivenImages:
         return _as_input(image, self.mode, self.place(index))
 
     def place(self, index: int) -> str:
-        """Say which sample it is."""
-        named = getattr(self.source, "place", None)
-        return f"sample {index}" if named is None else str(named(index))
+        """Return which sample it is."""
+        placed = offered(self.source, HasPlaces)
+        return f"sample {index}" if placed is None else placed.place(index)
 
 
 class _Batched:
     """A function of a whole batch, in which nothing is random; torchvision's moves masks too."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function, self.keeps_places = function, keeps_places(function)
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
@@ -392,7 +394,7 @@ _to_float.keeps_places = True  # type: ignore[attr-defined]
 def _stages(transform: Any) -> list[Any]:
     """Return a transform, or the parts of a composed one, as stages of the pipeline."""
     if not callable(transform):
-        text = f"{type(transform).__name__} cannot be called, so it is no transform"
+        text = f"{type(transform).__name__} cannot be called, so it is not a transform"
         raise DataError(f"transforms: {text}; give {{type: ..., args: ...}}")
     module, name = type(transform).__module__, type(transform).__name__
     is_torchvisions = module.startswith("torchvision.transforms")
@@ -400,17 +402,17 @@ def _stages(transform: Any) -> list[Any]:
         return [mixer]
     if is_torchvisions and name == "Compose":
         return [stage for each in transform.transforms for stage in _stages(each)]
-    if is_torchvisions and name in NEEDLESS:
+    if is_torchvisions and name in NO_OPS:
         return []
     if is_torchvisions and name == "ToTensor":
         return [_Batched(_to_float)]
     if hasattr(transform, "batch"):
         return [transform]
-    if is_torchvisions and name in DRAWING_NOTHING:
+    if is_torchvisions and name in DETERMINISTIC:
         fill_masks_with_zero(transform)
         return [_Batched(transform)]
     fill_masks_with_zero(transform)
-    return [by_key(transform) or _Single(transform)]
+    return [batched_transform(transform) or _Single(transform)]
 
 
 def fill_masks_with_zero(transform: Any) -> None:
@@ -488,7 +490,7 @@ def _moved(stage: Any, column: Any, sizes: Sequence[Any], draws: Draws) -> Any:
     if isinstance(column, Tensor):
         return stage.batch_masks(column, draws.copy())
 
-    def moved(number: int, target: Tensor) -> Tensor:
+    def moved(number: int, target: Tensor) -> Any:
         own = draws.sample(number)
         if has_override(stage, "move"):
             return stage.move(target, sizes[number], own)
@@ -499,7 +501,7 @@ def _moved(stage: Any, column: Any, sizes: Sequence[Any], draws: Draws) -> Any:
 
 
 def _unequal(images: list[Tensor], indices: Tensor) -> str:
-    """Say which two samples of a batch differ in shape or dtype."""
+    """Return which two samples of a batch differ in shape or dtype."""
     forms = [(tuple(image.shape), image.dtype) for image in images]
     other = next(number for number, form in enumerate(forms) if form != forms[0])
     facts = [

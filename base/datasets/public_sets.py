@@ -1,4 +1,4 @@
-"""Public image sets by name: from the files where they lie, else through torchvision."""
+"""Public image sets by name: from their files where these exist, else through torchvision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
-from base.datasets.array_readers import read_idx
+from base.datasets.array_files import read_idx
 from base.datasets.in_memory import InMemoryDataset, in_memory_arrays
 from base.datasets.pipeline import Pipeline, TransformedDataset
 from base.datasets.transforms import RandomFlip, RandomShift
@@ -70,7 +70,7 @@ def load_in_memory(
         images, labels = read_idx(files[0])[:, None], read_idx(files[1])
     else:
         held = in_memory_arrays(open_with_torchvision(name, data_dir, training, download))
-        assert held is not None, "each of PUBLIC_SETS lies in memory"
+        assert held is not None, "each of PUBLIC_SETS is in memory"
         images, labels = held
     arrays, changes = InMemoryDataset(images, labels, source=name), []
     if augment:
@@ -107,20 +107,20 @@ def open_with_torchvision(name: str, data_dir: Path, training: bool, download: b
             return named(data_dir, train=training, download=False)
         if not download:
             raise RuntimeError
-        with _patience(SECONDS_TO_CONNECT), contextlib.redirect_stdout(io.StringIO()):
+        with _socket_timeout(SECONDS_TO_CONNECT), contextlib.redirect_stdout(io.StringIO()):
             return _downloaded(name, data_dir, training)
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1] if download else "download is false"
         raise DataError(
             f"{name} is not in {data_dir} and cannot be fetched ({reason}); with download: true, "
-            f"put {_wanted(name, data_dir)} or run once where there is a network"
+            f"put {_expected_files(name, data_dir)} or run once where there is a network"
         ) from error
 
 
 def _downloaded(name: str, data_dir: Path, training: bool) -> Any:
     """Download a set into a temporary folder, which is copied to `data_dir` when the run begins.
 
-    What lies there already, such as an archive that is not unpacked yet, is not fetched again.
+    What is there already, such as an archive that is not unpacked yet, is not fetched again.
     """
     from torchvision import datasets
 
@@ -155,8 +155,8 @@ def _idx_files(name: str, data_dir: Path, training: bool) -> list[Path]:
     return [file if file.exists() else file.with_name(f"{file.name}.gz") for file in files]
 
 
-def _wanted(name: str, data_dir: Path) -> str:
-    """Say which files are expected, and where."""
+def _expected_files(name: str, data_dir: Path) -> str:
+    """Return which files are expected, and where."""
     archive = find_public_set(name).archive
     if archive is not None:
         return f"{archive} into {data_dir}/"
@@ -165,7 +165,7 @@ def _wanted(name: str, data_dir: Path) -> str:
 
 
 @contextlib.contextmanager
-def _patience(seconds: float) -> Iterator[None]:
+def _socket_timeout(seconds: float) -> Iterator[None]:
     """Wait for an answer from the network this long, not for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)

@@ -40,7 +40,7 @@ class HardExampleSampler(Sampler[int]):
         """Return the order in which an epoch reads samples, which are some of `indices`."""
         n = len(indices)
         shuffled = indices[torch.randperm(n, generator=generator)]
-        losses = self._of(indices)
+        losses = self._known_losses(indices)
         known = losses[losses.isfinite()]
         if not len(known) or not known.max() > 0:
             return shuffled
@@ -51,14 +51,14 @@ class HardExampleSampler(Sampler[int]):
         return mixed[torch.randperm(n, generator=generator)]
 
     def update(self, ids: Tensor, losses: Tensor) -> None:
-        """Take in the loss of each sample that an epoch had; see `base/data/sampler_state.py`."""
+        """Update the loss of each sample that an epoch had; see `base/data/sampler_state.py`."""
         losses = losses.to(torch.float64).clamp(min=0)
         is_sound = losses.isfinite()
         seen, places = ids[is_sound].unique(return_inverse=True)
         sums = torch.zeros(len(seen), dtype=torch.float64)
         sums.index_add_(0, places, losses[is_sound])
         means = (sums / torch.bincount(places, minlength=len(seen))).float()
-        before = self._of(seen)
+        before = self._known_losses(seen)
         means = torch.where(before.isnan(), means, self.memory * before + (1 - self.memory) * means)
         self._grow(int(seen.max()) + 1 if len(seen) else 0)
         self.losses[seen] = means
@@ -78,7 +78,7 @@ class HardExampleSampler(Sampler[int]):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.losses = state_dict["losses"]
 
-    def _of(self, ids: Tensor) -> Tensor:
+    def _known_losses(self, ids: Tensor) -> Tensor:
         """Return the losses of some samples, NaN where none is known."""
         self._grow(int(ids.max()) + 1 if len(ids) else 0)
         return self.losses[ids]

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from base.data.batch import CONTAINERS, tensors_in, with_entries
+from base.data.batch import CONTAINERS, leaves, map_leaves, tensors_in
 from base.errors import BatchError, DataError
 
 IGNORED = -100  # the class number that torch's losses ignore by default
@@ -33,7 +33,7 @@ class SpatialTargets:
     """The targets of a batch, of which some may lie on its images.
 
     Args:
-        columns: what stands beside the image in a sample, for all of them: tensors, or lists.
+        columns: what a sample has besides the image, for all of them: tensors, or lists.
         ignored: the class number of what comes into a mask from outside.
         ids: what errors call the samples.
 
@@ -54,21 +54,21 @@ class SpatialTargets:
         size = tuple(images[0].shape[-2:])
         for number, column in enumerate(columns if images[0].dim() == 3 else ()):
             if isinstance(column, Tensor | list) and lies_on(column[0], size):
-                self.moving[number] = self._made_ready(number, column, images)
+                self.moving[number] = self._prepare_column(number, column, images)
 
     def __bool__(self) -> bool:
         return bool(self.moving)
 
     @property
     def has_boxes(self) -> bool:
-        """Whether some are no masks of whole images."""
+        """Whether some are not masks of whole images."""
         found = (kind for kinds in self.kinds.values() for kind in kinds[0])
         return any(isinstance(kind, str) and kind for kind in found)
 
     def collated(self) -> list[Any]:
         """Return the targets as a batch has them; those with boxes as a list, one of each sample.
 
-        A list of what each sample has is stacked; what is no list is a batch's already.
+        A list of what each sample has is stacked; all else is a batch's already.
 
         Raises:
             BatchError: they cannot be stacked.
@@ -82,13 +82,13 @@ class SpatialTargets:
             if isinstance(column, Tensor):
                 columns.append(_moved_back(column, kinds[0][0], self.ignored, is_batch=True))
                 continue
-            entries = [self._given_back(*pair) for pair in zip(column, kinds, strict=True)]
+            entries = [self._restore(*pair) for pair in zip(column, kinds, strict=True)]
             is_alone = isinstance(entries[0], Tensor)
             stays = "boxes" in kinds[0] or ("own" in kinds[0] and not is_alone)
             columns.append(entries if stays else collate(entries))
         return columns
 
-    def _made_ready(self, number: int, column: Column, images: Tensor | list[Tensor]) -> Column:
+    def _prepare_column(self, number: int, column: Column, images: Tensor | list[Tensor]) -> Column:
         """Return a target of all samples as tensors that can be moved, and keep what they were."""
         size = tuple(images[0].shape[-2:])
         if isinstance(column, Tensor):
@@ -102,7 +102,7 @@ class SpatialTargets:
                 if not lies_on(entry, size):
                     shape = getattr(entry, "shape", type(entry).__name__)
                     raise DataError(f"target {shape} does not lie on its image {size}")
-                entries.append(_ready(entry, size, kinds))
+                entries.append(_prepare(entry, size, kinds))
             except DataError as error:
                 raise DataError(f"sample {self.ids[sample]}: {error}") from error
             all_kinds.append(kinds)
@@ -115,19 +115,17 @@ class SpatialTargets:
             return torch.stack([entry.as_subclass(Tensor) for entry in entries])
         return entries
 
-    def _given_back(self, entry: Any, kinds: list[Any]) -> Any:
+    def _restore(self, entry: Any, kinds: list[Any]) -> Any:
         """Return a moved target as the plain tensors that it was."""
         left = iter(kinds)
 
         def give(value: Any) -> Any:
-            if isinstance(value, CONTAINERS):
-                return with_entries(value, give)
             kind = next(left)
             if isinstance(kind, tuple):
                 return _moved_back(value, kind, self.ignored)
             return value.as_subclass(Tensor) if kind else value
 
-        return give(entry)
+        return map_leaves(entry, give)
 
     def as_lists(self) -> dict[int, list[Any]]:
         """Return what moves with a list for each target, of one entry for each sample."""
@@ -140,25 +138,22 @@ class SpatialTargets:
 
 
 def lies_on(entry: Any, size: Sequence[int]) -> bool:
-    """Tell whether a target lies on an image of this size, or has something in it that does."""
+    """Return whether a target lies on an image of this size, or holds something that does."""
     if isinstance(entry, CONTAINERS):
-        entries = entry.values() if isinstance(entry, Mapping) else entry
-        return any(lies_on(each, size) for each in entries)
+        return any(lies_on(each, size) for each in leaves(entry))
     if isinstance(entry, Image.Image):
         return True
     if isinstance(entry, np.ndarray) and entry.ndim in (2, 3) and entry.dtype.kind in "uibf":
-        return entry.shape[-2:] == tuple(size)
+        return tuple(entry.shape[-2:]) == tuple(size)
     return isinstance(entry, Tensor) and bool(_kind(entry, size, is_inner=False))
 
 
 def change_each(change: Callable[[Any], Any], entry: Any) -> Any:
-    """Return a target in which each of torchvision's tensors is changed, however deep it lies."""
-    if isinstance(entry, CONTAINERS):
-        return with_entries(entry, lambda inner: change_each(change, inner))
-    return change(entry) if _is_torchvisions(entry) else entry
+    """Return a target in which each of torchvision's tensors is changed, however nested."""
+    return map_leaves(entry, lambda leaf: change(leaf) if _is_torchvisions(leaf) else leaf)
 
 
-def refuse_what_stays(columns: Sequence[Column], size: Sequence[int]) -> None:
+def check_movable(columns: Sequence[Column], size: Sequence[int]) -> None:
     """Make sure that no target lies on the image in a form that cannot be moved.
 
     Raises:
@@ -207,10 +202,10 @@ def collate(entries: list[Any]) -> Any:
         raise BatchError(f"{text}: {advice}") from error
 
 
-def _ready(entry: Any, size: Sequence[int], kinds: list[Any], is_inner: bool = False) -> Any:
+def _prepare(entry: Any, size: Sequence[int], kinds: list[Any], is_inner: bool = False) -> Any:
     """Return a target, what lies on the image as torchvision's tensors; note their kinds."""
     if isinstance(entry, CONTAINERS):
-        return with_entries(entry, lambda each: _ready(each, size, kinds, is_inner=True))
+        return map_leaves(entry, lambda leaf: _prepare(leaf, size, kinds, is_inner=True))
     if isinstance(entry, Image.Image):
         entry = _class_numbers(entry)
     if isinstance(entry, np.ndarray) and entry.dtype.kind in "uibf":
@@ -259,10 +254,10 @@ def _movable(values: Tensor, kind: Any, is_batch: bool = False) -> Tensor:
     if name == "numbers":
         return values
     values = values.to(torch.int64)
-    if values.device.type == "cpu":  # to look at those on a GPU would wait for it
+    if values.device.type == "cpu":  # a check on a GPU would wait for it
         low, high = torch.aminmax(values)
         if low <= -OFFSET // 2 or high >= LARGEST:
-            raise DataError(f"a mask holds {int(low)} to {int(high)}, which are no class numbers")
+            raise DataError(f"a mask holds {int(low)} to {int(high)}, which are not class numbers")
     return values.to(torch.int32).add_(OFFSET)
 
 
@@ -286,7 +281,7 @@ def _class_numbers(image: Image.Image) -> np.ndarray[Any, Any]:
 
 
 def _names_of_boxes(entry: Any) -> Iterator[str]:
-    """Give the names of boxes and keypoints that are no tensors of torchvision."""
+    """Yield the names of boxes and keypoints that are not tensors of torchvision."""
     if isinstance(entry, Mapping):
         for name, value in entry.items():
             if str(name).lower() in BOX_NAMES and not _is_torchvisions(value):

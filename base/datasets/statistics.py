@@ -10,11 +10,12 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from base.data.protocols import HasImages, HasPlaces
 from base.data.reading import BadSample, Failure, NoteBad, find_get_batch
 from base.data.threads import read_ahead
 from base.errors import DataError
@@ -24,6 +25,11 @@ from logger.files import read_file
 log = logging.getLogger("kindling")
 
 Note = NoteBad | None
+
+
+class _Images(HasImages, HasPlaces, Protocol): ...
+
+
 AT_ONCE = 4096  # samples of an in-memory set that are summed together
 
 
@@ -89,7 +95,7 @@ def _compute(
 
 
 def _read(source: Any, indices: Tensor, n_threads: int, note_bad: Note) -> Iterator[Tensor]:
-    """Give the images: many at once from memory, else one by one, decoded in threads."""
+    """Yield the images: many at once from memory, else one by one, decoded in threads."""
     get_batch = find_get_batch(source)
     if get_batch is not None:
         for part in indices.split(AT_ONCE):
@@ -103,14 +109,14 @@ def _read(source: Any, indices: Tensor, n_threads: int, note_bad: Note) -> Itera
                 yield image
 
 
-def _image(source: Any, may_skip: bool, index: int) -> Tensor | BadSample:
+def _image(source: _Images, may_skip: bool, index: int) -> Tensor | BadSample:
     try:
         return source.image(index)[None]
     except Exception as error:
         failure = Failure("", error)
         if not may_skip or not failure.may_be_skipped:
             raise
-        return failure.of_sample(index, source.place(index))
+        return failure.bad_sample(index, source.place(index))
 
 
 def _few(numbers: Tensor) -> str:

@@ -37,7 +37,7 @@ def count_suffixes(files: Iterable[str]) -> str:
 
 
 def _is_decoded(name: str) -> bool:
-    """Tell whether Pillow decodes a format; its stubs for scientific formats only identify it."""
+    """Return whether Pillow decodes a format; its stubs for scientific formats only identify it."""
     if name == "MPO":  # several JPEGs in a file, which the decoder of JPEG opens
         return True
     if name not in Image.OPEN or name in NO_PIXELS:

@@ -47,7 +47,7 @@ class Categories(NamedTuple):
 def text_columns(table: Table, inputs: Sequence[str], dates: Sequence[str]) -> list[str]:
     """Return the input columns of text, which are categories by ``auto``.
 
-    A column in which any value is a number is none: its text may be a slip.
+    A column in which any value is a number is none: its text may be a mistake.
 
     Raises:
         DataError: a column has another text in almost every row.
@@ -154,7 +154,7 @@ def drop_rows(table: Table, rules: Mapping[str, Rule], texts: Sequence[str]) -> 
 
 
 def is_missing(text: str, is_text: bool) -> bool:
-    """Tell whether a cell holds no value."""
+    """Return whether a cell holds no value."""
     return not text if is_text else text.lower() in MISSING
 
 
@@ -262,7 +262,7 @@ def _days(text: str) -> float:
 
 
 def _no_numbers(table: Table, name: str) -> Problem:
-    """Say what to do with a column that holds no number at all."""
+    """Return the error for a column that holds no number at all."""
     texts = table.column(name)
     row = next(row for row, text in enumerate(texts) if text.lower() not in MISSING)
     if _hint(table, texts[row]):
@@ -283,7 +283,7 @@ def _hint(table: Table, text: str) -> str:
 
 
 def _note_inexact(table: Table, name: str, numbers: Tensor) -> None:
-    """Warn of whole numbers that float32 rounds: as ids they would not be told apart."""
+    """Warn of whole numbers that float32 rounds: as ids they would be mixed up."""
     are_changed = (
         (numbers.abs() > EXACT) & (numbers == numbers.floor()) & (numbers.float() != numbers)
     )

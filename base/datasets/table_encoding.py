@@ -59,7 +59,7 @@ class TableEncoding:
         """Read what `as_record` gave.
 
         Raises:
-            DataError: it is no record of a table.
+            DataError: it is not the record of a table.
         """
         names = {each.name for each in fields(cls)}
         if not isinstance(record, Mapping) or set(record) != names:
@@ -115,7 +115,7 @@ class TableEncoding:
         return inputs, torch.stack(codes, dim=1) if self.encode == "codes" else None, targets
 
     def unknown_text(self, columns: Columns) -> str:
-        """Say which categories of a table are unknown, and in how many rows; "" where none is."""
+        """Return which categories of a table are unknown, in how many rows; "" if none is."""
         texts = []
         for name, known in self.categories.items():
             found = columns.categories[name]

@@ -55,11 +55,11 @@ class CsvDataset(InMemoryDataset):
     what batches hold; `target_scale` puts predictions back.
 
     Args:
-        inputs: the columns that the model sees; by default all that are no target.
+        inputs: the columns that the model sees; by default all that are not a target.
         target: the column of the targets, or a list of them.
         task: classification, regression or multilabel.
         classes: the names of the classes in the order of their numbers, or how many there are.
-        separator: what stands between the class names in one column, for multilabel: ``a|b``.
+        separator: what separates the class names in one column, for multilabel: ``a|b``.
         ignore: columns to leave out, where `inputs` does not list those to take.
         categories: the input columns of categories, or ``auto``: those that hold text alone.
         encode: ``one_hot`` or ``codes``.
@@ -175,7 +175,7 @@ class CsvDataset(InMemoryDataset):
 
     @property
     def input_text(self) -> str:
-        """Say what the inputs are, for the log and for errors."""
+        """Return what the inputs are, for the log and for errors."""
         names, codes = self.encoding.input_names, self.encoding.code_counts
         shown = [*names[:MOST_SHOWN], "..."] if len(names) > MOST_SHOWN else names
         text = f"{len(names)} numbers: {', '.join(shown)}" if names else "no numbers"
@@ -185,7 +185,7 @@ class CsvDataset(InMemoryDataset):
         return text
 
     def place(self, index: int) -> str:
-        """Say in which line a sample stands."""
+        """Return the file and line of a sample."""
         return f"{self.source}:{self.lines[index]}"
 
 
@@ -199,7 +199,7 @@ def tables_of(source: Any) -> list[CsvDataset]:
 def fit_tables(
     tables: Sequence[tuple[CsvDataset, Tensor]], inputs: bool = False, targets: bool = False
 ) -> None:
-    """Let several tables, each with its rows that train, have one encoding."""
+    """Fit one encoding to several tables, each with its training rows."""
     parts: list[Part] = [(table.columns, rows) for table, rows in tables]
     encoding = fit_encoding(parts, inputs, targets)
     for table, _ in tables:
@@ -334,7 +334,9 @@ def refuse_slips(
         text = "is also an input: the model would see the answer"
         messages += [f"target {name!r} {text}" for name in targets if name in inputs]
     for argument, names in {"categories": categories, "dates": dates}.items():
-        messages += [f"{argument}: {name!r} is no input" for name in names if name not in inputs]
+        messages += [
+            f"{argument}: {name!r} is not an input" for name in names if name not in inputs
+        ]
     messages += [f"{name!r} is in categories and in dates" for name in dates if name in categories]
     raise_problems([Problem(table.file, message) for message in messages])
 
@@ -344,7 +346,7 @@ def _is_nameless(name: str) -> bool:
 
 
 def _nameless(table: Table, name: str) -> str:
-    """Say what a column without a name, or with the one that pandas gives it, may be."""
+    """Return what a column without a name, or with the one that pandas gives it, may be."""
     number = table.columns.index(name) + 1
     called = f"is called {name!r}" if name else "has no name"
     cause = "a delimiter at the end of a line starts one more column"

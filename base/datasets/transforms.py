@@ -82,7 +82,9 @@ class RandomShift(KeyedTransform):
         from torchvision.transforms.v2 import functional
 
         top, left = draws.integers(2 * self.pixels + 1, 2)[0].tolist()
-        return functional.crop(functional.pad(target, [self.pixels] * 4), top, left, *size)
+        padded = functional.pad(target, [self.pixels] * 4)
+        moved: Tensor = functional.crop(padded, top, left, *size)
+        return moved
 
 
 class RandomFlip(KeyedTransform):
@@ -151,14 +153,17 @@ class _Crop(KeyedTransform):
         spare = self._spare(size[0] + top + bottom, size[1] + left + right)
         offsets = (draws.uniform(2) * (torch.tensor(spare, device=draws.device) + 1)).long()
         first_row, first_column = offsets[0].tolist()
-        return functional.crop(self._padded(target, 0), first_row, first_column, *self.size)
+        padded = self._padded(target, 0)
+        moved: Tensor = functional.crop(padded, first_row, first_column, *self.size)
+        return moved
 
     def _padded(self, images: Tensor, fill: Any) -> Tensor:
         if self.sides is None:
             return images
         from torchvision.transforms.v2 import functional
 
-        return functional.pad(images, self.sides, fill, self.mode)
+        padded: Tensor = functional.pad(images, self.sides, fill, self.mode)
+        return padded
 
     def _spare(self, height: int, width: int) -> list[int]:
         spare = [height - self.size[0], width - self.size[1]]
@@ -199,7 +204,9 @@ class _ResizedCrop(KeyedTransform):
 
         tries = [numbers[i : i + 4] for i in range(0, 4 * self.N_TRIES, 4)]
         box = self._box(tries, size[0], size[1])
-        return functional.resized_crop(image, *box, self.size, self.interpolation, self.antialias)
+        how = self.size, self.interpolation, self.antialias
+        part: Tensor = functional.resized_crop(image, *box, *how)
+        return part
 
     def _box(self, tries: list[list[float]], height: int, width: int) -> tuple[int, int, int, int]:
         """Return top, left, height and width of the first try that fits, else the largest part."""
@@ -243,7 +250,7 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Te
     return images.flatten(2).gather(2, places).view(n_samples, n_channels, height, width)
 
 
-def by_key(transform: Any) -> KeyedTransform | None:
+def batched_transform(transform: Any) -> KeyedTransform | None:
     """Return what does the same as a random transform of torchvision by key; None where none does.
 
     The distribution is torchvision's; the numbers drawn are not.

@@ -52,7 +52,7 @@ def misfit(kind: str, named: Any, is_marked: bool, is_likely: bool = True) -> st
         return f"it is a {type(named).__name__}, no class"
     return (
         f"it is a function, no {rule.words}; if it builds one, say so above it: "
-        f"`@{rule.registry}.register({named.__name__!r})` (from base.names.registry import "
+        f"`@{rule.registry}.register({named.__name__!r})` (from base import "
         f"{rule.registry})"
     )
 

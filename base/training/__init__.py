@@ -28,14 +28,15 @@ if TYPE_CHECKING:
     from base.training.experiment import where_of as where_of
     from base.training.loss_facts import compares_outputs as compares_outputs
     from base.training.loss_gradients import due_gradients as due_gradients
+    from base.training.loss_gradients import loss_gradients as loss_gradients
     from base.training.loss_terms import LossTerms as LossTerms
     from base.training.loss_terms import flat as flat
     from base.training.losses import Ramp as Ramp
     from base.training.losses import WeightedLoss as WeightedLoss
     from base.training.losses import build_losses as build_losses
     from base.training.losses import scaled as scaled
+    from base.training.metric_values import device_of as device_of
     from base.training.metrics import build_metrics as build_metrics
-    from base.training.metrics import device_of as device_of
     from base.training.metrics import mean_of_counts as mean_of_counts
     from base.training.nonfinite import refuse_bad_optimizers as refuse_bad_optimizers
     from base.training.optimizer_memory import offload_state as offload_state
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from base.training.parameter_groups import build_optimizer as build_optimizer
     from base.training.parameter_groups import check_ownership as check_ownership
     from base.training.parameter_groups import learning_rates as learning_rates
+    from base.training.parameter_groups import no_decay as no_decay
     from base.training.precision import NOTHING as NOTHING
     from base.training.progress import Progress as Progress
     from base.training.progress import Stateful as Stateful

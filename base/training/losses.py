@@ -43,7 +43,7 @@ from base.training.denominators import (
     mark_samples,
 )
 from base.training.loss_terms import TOTAL, Term, as_terms, flat, is_of_terms, refuse_many
-from base.training.metrics import describe, describe_call
+from base.training.metric_values import describe, describe_call
 from base.training.sample_losses import (
     SAMPLE_WEIGHT,
     SampleWise,

@@ -39,7 +39,7 @@ from base.training.denominators import (
     mark_samples,
     torch_rule,
 )
-from base.training.metrics import describe
+from base.training.metric_values import describe
 
 log = logging.getLogger("kindling")
 

@@ -153,7 +153,7 @@ def test_augmented_digits_change_from_epoch_to_epoch_but_not_in_validation(proje
 
 def test_missing_digits_say_where_they_were_sought(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=r"data/digits.npz: no such file; data_dir is relative"):
+    with pytest.raises(DataError, match=r"data/digits.npz: no such file; the current folder is"):
         DigitsDataLoader()
 
 

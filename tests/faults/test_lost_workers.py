@@ -29,8 +29,8 @@ LONG = ("trainer.epochs=400", "lr_scheduler=null")
 @pytest.mark.parametrize(
     ("number", "told"),
     [
-        pytest.param(signal.SIGKILL, "reading .*; its workers were ended", id="killed"),
-        pytest.param(signal.SIGSTOP, "no batch for 2 s; its workers were ended", id="stopped"),
+        pytest.param(signal.SIGKILL, "reading .*; its workers were killed", id="killed"),
+        pytest.param(signal.SIGSTOP, "no batch for 2 s; its workers were killed", id="stopped"),
     ],
 )
 def test_a_worker_lost_at_any_moment_ends_the_run_soon(

@@ -19,7 +19,7 @@ from toy import assert_resumes, assert_same, batches, make, run, train_in, weigh
 import train
 from base.callbacks import Callback
 from base.checkpoint.store import read
-from base.datasets.array_readers import read_npz
+from base.datasets.array_files import read_npz
 from base.errors import ConfigError
 from base.names.registry import CALLBACKS, MODELS
 from base.run.checks import check

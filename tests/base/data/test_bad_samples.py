@@ -27,7 +27,7 @@ from base.data.reading import BadSample, Failure
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.image_files import ImageFolderDataset
 from base.datasets.pipeline import Pipeline, TransformedDataset
-from base.datasets.shards import ShardDataset
+from base.datasets.shards.reader import ShardDataset
 from base.datasets.transforms import RandomFlip
 from base.errors import BatchError, ConfigError, DataError
 from base.names.registry import DATA_LOADERS
@@ -119,7 +119,7 @@ def test_each_bad_sample_has_the_drawn_one_in_its_place(text, tmp_path, workers)
         assert not held_out & set(expected)
         batches = list(loader.batches(epoch * len(loader), len(loader)))
         assert [len(y) for _, y in batches] == [8] * 6
-        images, targets = sound.get_keyed_batch(torch.tensor(expected), 3, epoch)
+        images, targets = sound.get_random_batch(torch.tensor(expected), 3, epoch)
         assert torch.equal(torch.cat([x for x, _ in batches]), images)
         assert torch.equal(torch.cat([y for _, y in batches]), targets)
     loader.close()
@@ -412,7 +412,9 @@ def test_a_list_that_cannot_be_written_costs_no_run(text, tmp_path, caplog, monk
 
 
 def test_a_cache_names_the_image_that_it_cannot_hold(text, tmp_path):
-    with pytest.raises(DataError, match=r"class0/\d+\.\w+: .*; a cache holds every image: mend it"):
+    with pytest.raises(
+        DataError, match=r"class0/\d+\.\w+: .*; a cache holds every image: repair it"
+    ):
         make("data_loader.args.cache=memory", text=text)
 
 

@@ -130,7 +130,7 @@ class Plain(Dataset):
 class Keyed(Plain):
     readers = "threads"
 
-    def get_keyed_batch(self, indices, seed, epoch):
+    def get_random_batch(self, indices, seed, epoch):
         return [torch.ones(len(indices), 5), torch.ones(len(indices), dtype=torch.int64)]
 
 

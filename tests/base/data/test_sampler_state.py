@@ -457,7 +457,7 @@ def test_samplers_that_give_other_samples_are_told() -> None:
     with pytest.raises(DataError, match="Walk gave index 24, but there are 24 samples"):
         first_of(BaseDataLoader(data(), 4, True, 0, 0, sampler=Walk(25)))
     for given in ("Walk", {"share": 0.5}):
-        with pytest.raises(DataError, match=r"is no sampler: name its class, `sampler: \{type:"):
+        with pytest.raises(DataError, match=r"is not a sampler: name its class, `sampler: \{type:"):
             BaseDataLoader(data(), 4, True, 4, 0, sampler=given)
     for own in ([["a", "b"]] * 24, [[0, 1], [2]], [[0, 1]] * 24, [0.5] * 24):
         with pytest.raises(DataError, match="list gave"):

@@ -116,7 +116,7 @@ def test_weights_that_do_not_fit_are_told(sampling, message):
 
 @pytest.mark.parametrize("targets", [["cat", "dog", "cat"], [[0], [1, 2], [0]]])
 def test_targets_that_are_no_numbers_cannot_be_stratified(targets):
-    with pytest.raises(DataError, match=r"its `targets` are no numbers \(.*number of its class"):
+    with pytest.raises(DataError, match=r"its `targets` are not numbers \(.*number of its class"):
         divide({"valid": 1, "stratify": True}, 3, 0, targets)
 
 

@@ -1,5 +1,6 @@
 """Arrays in files, and data sets in memory: what they give, and what they refuse."""
 
+import gzip
 import struct
 from types import SimpleNamespace
 
@@ -9,8 +10,7 @@ import torch
 from torch.utils.data import default_collate
 
 from base.data.reading import find_get_batch
-from base.datasets.array_files import ArrayFileDataset, IdxDataset, read_array
-from base.datasets.array_readers import read_idx
+from base.datasets.array_files import ArrayFileDataset, IdxDataset, read_array, read_idx, read_npz
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset, in_memory, in_memory_arrays
 from base.errors import DataError
 from base.names.construction import build
@@ -96,8 +96,8 @@ def test_layouts_give_channel_height_width(tmp_path):
         (NHWC, "NHW", "is not that of images in layout NHW"),
         (NHWC, "NWHC", "no layout 'NWHC'; did you mean 'NHWC'"),
         (NHWC[:3], "NHWC", "x.npy: 3 inputs, but 6 targets"),
-        (np.array(["a"] * 6), None, "x.npy: an array .* of <U1; numbers are wanted"),
-        (np.zeros((0, 3)), None, "x.npy: an array .*, and some of them"),
+        (np.array(["a"] * 6), None, "x.npy: an array .* of <U1; numbers are expected"),
+        (np.zeros((0, 3)), None, "x.npy: an array .*, at least one"),
         (np.float32(3), None, "x.npy: an array"),
     ],
 )
@@ -115,7 +115,7 @@ def test_files_and_members_that_are_missing_are_told(tmp_path):
         ArrayFileDataset("image", "labels", file)
     with pytest.raises(DataError, match=r"a.npz: there is no array 'zzz'; it has images, labels"):
         ArrayFileDataset("images", "zzz", file)
-    with pytest.raises(DataError, match=r"none.npz: no such file; it is looked for from"):
+    with pytest.raises(DataError, match=r"none.npz: no such file; the current folder is"):
         ArrayFileDataset("images", "labels", str(tmp_path / "none.npz"))
     with pytest.raises(DataError, match=r"x.npy: no such file"):
         ArrayFileDataset(str(tmp_path / "x.npy"), "labels")
@@ -144,10 +144,10 @@ def test_objects_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("targets", "classes", "message"),
     [
-        ([0, 1, -1, -2], None, r"sample 2: target -1 is no class: it is below 0 \(and 1 more\)"),
-        ([0, 1, 2, 0], 2, "sample 2: target 2 is no class: they are 0 to 1$"),
-        ([0.5, 1, np.nan, 0], None, "sample 2: target nan is no number"),
-        ([[0.5, 1], [np.inf, 0], [0, 0], [0, 0]], None, "sample 1: target inf is no number"),
+        ([0, 1, -1, -2], None, r"sample 2: target -1 is not a class: it is below 0 \(and 1 more\)"),
+        ([0, 1, 2, 0], 2, "sample 2: target 2 is not a class: classes are 0 to 1$"),
+        ([0.5, 1, np.nan, 0], None, "sample 2: target nan is not a number"),
+        ([[0.5, 1], [np.inf, 0], [0, 0], [0, 0]], None, "sample 1: target inf is not a number"),
         ([0, 1, 2], None, "4 inputs, but 3 targets"),
     ],
 )
@@ -190,7 +190,9 @@ def test_idx_files_make_a_data_set(tmp_path):
     dataset = build("dataset", {"type": "IdxDataset", "args": args})
     assert torch.equal(dataset.get_batch(torch.arange(2))[0], NCHW[:2, :1])
     assert dataset.targets.tolist() == [3, 1]
-    with pytest.raises(DataError, match="images: sample 0: target 3 is no class: they are 0 to 2"):
+    with pytest.raises(
+        DataError, match="images: sample 0: target 3 is not a class: classes are 0 to 2"
+    ):
         IdxDataset(**args, classes=3)
     with pytest.raises(DataError, match="none: no such file"):
         IdxDataset(str(tmp_path / "none"), args["labels"])
@@ -264,3 +266,50 @@ def test_a_number_beyond_float32_is_an_error_and_not_infinite(tmp_path):
             read()
     with pytest.raises(DataError, match="beyond float32"):
         dataset.placed_on(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 4)])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_files_give_back_what_was_written(tmp_path, shape, suffix):
+    array = np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8)
+    content = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + array.tobytes()
+    path = tmp_path / f"x-ubyte{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    assert torch.equal(read_idx(path), torch.from_numpy(array))
+
+
+WHOLE = struct.pack(">HBB2I", 0, 8, 2, 2, 3) + bytes(6)
+
+
+@pytest.mark.parametrize("length", range(len(WHOLE)))
+def test_a_cut_idx_file_is_reported(tmp_path, length):
+    path = tmp_path / "x-ubyte"
+    path.write_bytes(WHOLE[:length])
+    with pytest.raises(DataError, match="x-ubyte: not a whole IDX file"):
+        read_idx(path)
+
+
+@pytest.mark.parametrize(
+    "content", [WHOLE + b"x", b"PNG" + WHOLE, b"\0\0\x0d" + WHOLE[3:], b"\0\0\x08\0"]
+)
+def test_what_is_no_idx_file_of_bytes_is_reported(tmp_path, content):
+    path = tmp_path / "x-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="x-ubyte: not a whole IDX file"):
+        read_idx(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"not gzip", gzip.compress(WHOLE)[:-9], gzip.compress(WHOLE)[:15], b""]
+)
+def test_a_damaged_gzip_file_is_reported(tmp_path, content):
+    path = tmp_path / "x-ubyte.gz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x-ubyte\.gz: "):
+        read_idx(path)
+
+
+def test_objects_in_an_npz_file_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match="not a readable npz file"):
+        read_npz(tmp_path / "x.npz")

@@ -129,14 +129,14 @@ def test_a_choice_that_is_none_is_told(folder):
     for args, number in (({"first": 4}, 3), ({"indices": [0, -1]}, -1), ({"indices": [0.5]}, 0.5)):
         with pytest.raises(DataError, match=f"there is no sample {number}; 3 samples, counted"):
             SubsetDataset(whole, **args)
-    with pytest.raises(DataError, match="an index stands there twice"):
+    with pytest.raises(DataError, match="an index is given twice"):
         SubsetDataset(whole, [1, 1])
     (folder / "ids.txt").write_text("dog/3.png\ncat/1.pgn\ndog/3.png\n")
     with pytest.raises(DataError) as error:
         SubsetDataset(whole, ids=str(folder / "ids.txt"))
     assert str(error.value).replace(f"{folder}/", "").split("\n") == [
         "ids.txt:2: there is no id 'cat/1.pgn'; did you mean 'cat/1.png'?",
-        "ids.txt:3: 'dog/3.png' stands in line 1, too",
+        "ids.txt:3: 'dog/3.png' is in line 1, too",
     ]
     with pytest.raises(DataError, match="Own has no ids; choose by indices"):
         SubsetDataset(Own(), ids=str(folder / "ids.txt"))

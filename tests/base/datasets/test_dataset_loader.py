@@ -15,8 +15,8 @@ from base.datasets.composed import ConcatenatedDataset
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.image_files import ImageFolderDataset
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
-from base.datasets.shard_writer import main as write_shards
-from base.datasets.shards import ShardDataset
+from base.datasets.shards.reader import ShardDataset
+from base.datasets.shards.writer import main as write_shards
 from base.datasets.transforms import RandomCutout, RandomFlip, RandomShift
 from base.errors import DataError
 from tests.base.toy import assert_resumes

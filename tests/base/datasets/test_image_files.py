@@ -92,7 +92,7 @@ def test_all_that_is_wrong_in_a_folder_is_told(folder):
 
 
 def test_a_folder_that_is_missing_or_flat_is_told(tmp_path):
-    with pytest.raises(DataError, match=r"none: no such folder; it is looked for from "):
+    with pytest.raises(DataError, match=r"none: no such folder; the current folder is "):
         ImageFolderDataset(str(tmp_path / "none"))
     with pytest.raises(DataError, match="no class folders"):
         ImageFolderDataset(str(tmp_path))
@@ -216,7 +216,7 @@ def test_a_file_listed_twice_is_told_with_both_lines(folder):
 
 
 def test_a_list_that_is_no_text_or_empty_is_told(folder):
-    with pytest.raises(DataError, match=r"list.txt: no such file; it is looked for from"):
+    with pytest.raises(DataError, match=r"list.txt: no such file; the current folder is"):
         ImageListDataset(str(folder / "list.txt"))
     with pytest.raises(DataError, match=r"list.txt: no images are listed"):
         ImageListDataset(write(folder, "# nothing\n"))

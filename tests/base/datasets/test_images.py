@@ -328,8 +328,8 @@ def test_floats_stay_floats_and_grey_gets_its_channel():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (CHW.movedim(0, -1), r"a Tensor \(5, 7, 3\): \(channel, height, width\) is wanted"),
-        (PIXELS.transpose(2, 0, 1), r"\(3, 5, 7\): \(height, width, channel\) is wanted"),
+        (CHW.movedim(0, -1), r"a Tensor \(5, 7, 3\): \(channel, height, width\) is expected"),
+        (PIXELS.transpose(2, 0, 1), r"\(3, 5, 7\): \(height, width, channel\) is expected"),
         (CHW.float(), "floats from 0 to 255; divide by 255"),
         (PIXELS[..., 0], "1 channels, but mode RGB has 3"),
         (torch.zeros(4, 5, 7), "4 channels, but mode RGB has 3"),

@@ -11,7 +11,7 @@ from base.base_data_loader import BaseDataLoader
 from base.data.random_draws import Draws
 from base.datasets.in_memory import InMemoryDataset
 from base.datasets.pipeline import Pipeline, TransformedDataset
-from base.datasets.transforms import RandomCutout, RandomFlip, RandomShift, by_key
+from base.datasets.transforms import RandomCutout, RandomFlip, RandomShift, batched_transform
 from base.errors import DataError
 from base.system.seeding import cpu_streams, seed_everything
 
@@ -70,11 +70,11 @@ def test_every_path_gives_the_same_batches(transforms, n_workers):
 def test_a_batch_is_its_samples_by_themselves_and_epochs_differ(transforms):
     dataset = TransformedDataset(OneByOne(), Pipeline(transforms))
     indices = torch.tensor([3, 30, 7])
-    whole = dataset.get_keyed_batch(indices, 1, 4)[0]
-    parts = [dataset.get_keyed_batch(index[None], 1, 4)[0] for index in indices]
+    whole = dataset.get_random_batch(indices, 1, 4)[0]
+    parts = [dataset.get_random_batch(index[None], 1, 4)[0] for index in indices]
     assert torch.equal(whole, torch.cat(parts))
     for seed, number in ((1, 5), (2, 4)):
-        assert not torch.equal(whole, dataset.get_keyed_batch(indices, seed, number)[0])
+        assert not torch.equal(whole, dataset.get_random_batch(indices, seed, number)[0])
 
 
 @pytest.mark.parametrize("transforms", [KEYED, [jitter]])
@@ -92,7 +92,7 @@ def test_pixels_are_scaled_and_normalised_by_channel():
     expected = ((IMAGES.movedim(1, -1) / 120 - mean) / std).movedim(-1, 1)
     dataset = TransformedDataset(InMemoryDataset(IMAGES, LABELS), pipeline)
     for _ in range(2):  # what is in memory stays as it is
-        batch = dataset.get_keyed_batch(LABELS, 0, 0)[0]
+        batch = dataset.get_random_batch(LABELS, 0, 0)[0]
         torch.testing.assert_close(batch, expected)
         batch.add_(7)
 
@@ -106,18 +106,18 @@ def test_images_of_unequal_shapes_are_changed_one_by_one_and_then_stacked():
 
     crop = v2.RandomCrop(5)
     dataset = TransformedDataset(Ragged(), Pipeline([RandomFlip(), crop]))
-    batch = dataset.get_keyed_batch(torch.arange(9), 0, 0)[0]
+    batch = dataset.get_random_batch(torch.arange(9), 0, 0)[0]
     assert batch.shape == (9, 3, 5, 5)
-    single = dataset.get_keyed_batch(torch.tensor([7]), 0, 0)[0]
+    single = dataset.get_random_batch(torch.tensor([7]), 0, 0)[0]
     assert torch.equal(batch[7], single[0])
     with pytest.raises(DataError, match=r"sample 1 is \(3, 7, 10\), sample 0 \(3, 6, 10\)"):
-        TransformedDataset(Ragged(), Pipeline()).get_keyed_batch(torch.arange(9), 0, 0)
+        TransformedDataset(Ragged(), Pipeline()).get_random_batch(torch.arange(9), 0, 0)
 
 
 def test_a_shift_moves_every_way_and_brings_in_black():
     images = torch.zeros(400, 1, 5, 5, dtype=torch.uint8)
     images[:, 0, 2, 2] = 9
-    shifted = RandomShift(2).batch(images, Draws.of_samples(0, 0, torch.arange(400)))
+    shifted = RandomShift(2).batch(images, Draws.for_samples(0, 0, torch.arange(400)))
     places = {tuple(s[0].nonzero()[0].tolist()) for s in shifted}
     assert places == {(row, column) for row in range(5) for column in range(5)}
     assert (shifted.flatten(1).sum(1) == 9).all()
@@ -131,7 +131,7 @@ def test_a_transform_of_ours_changes_a_single_image_too():
 
 def test_a_cutout_blacks_out_a_square_inside_the_image():
     images = torch.ones(300, 2, 9, 9)
-    cut = RandomCutout(4).batch(images, Draws.of_samples(0, 0, torch.arange(300))) == 0
+    cut = RandomCutout(4).batch(images, Draws.for_samples(0, 0, torch.arange(300))) == 0
     assert torch.equal(cut[:, 0], cut[:, 1])
     sizes = cut[:, 0].flatten(1).sum(1)
     assert sizes.max() == 16
@@ -156,8 +156,8 @@ def test_torchvisions_transform_by_key_has_its_distribution(name):
     n = 3000
     seed_everything(1)
     expected = [bytes(transform(image).flatten().tolist()) for _ in range(n)]
-    draws = Draws.of_samples(0, 0, torch.arange(n))
-    found = by_key(transform).batch(image.expand(n, 1, 4, 5), draws)
+    draws = Draws.for_samples(0, 0, torch.arange(n))
+    found = batched_transform(transform).batch(image.expand(n, 1, 4, 5), draws)
     found = [bytes(each.flatten().tolist()) for each in found]
     assert set(found) == set(expected)
     for result in set(expected):
@@ -168,7 +168,7 @@ def test_torchvisions_transform_by_key_has_its_distribution(name):
 def test_a_resized_crop_by_key_takes_parts_of_torchvisions_areas_and_shapes():
     from torchvision.transforms import v2
 
-    transform = by_key(v2.RandomResizedCrop(4, scale=(0.2, 0.6), ratio=(0.5, 2.0)))
+    transform = batched_transform(v2.RandomResizedCrop(4, scale=(0.2, 0.6), ratio=(0.5, 2.0)))
     seed_everything(1)
     numbers = torch.rand(1000, 10, 4).tolist()
     boxes = torch.tensor([transform._box(tries, 60, 80) for tries in numbers], dtype=torch.float64)
@@ -181,28 +181,28 @@ def test_a_resized_crop_by_key_takes_parts_of_torchvisions_areas_and_shapes():
         spread = other.std() / 1000**0.5
         assert abs(mine.mean() - other.mean()) < 5 * spread
         assert abs(mine.std() - other.std()) < 0.1 * other.std()
-    batch = transform.batch(IMAGES, Draws.of_samples(0, 0, LABELS))
+    batch = transform.batch(IMAGES, Draws.for_samples(0, 0, LABELS))
     assert batch.shape == (40, 3, 4, 4)
 
 
 def test_draws_are_uniform_and_follow_from_seed_epoch_and_index():
-    numbers = Draws.of_samples(1, 2, torch.arange(20000)).uniform(3)
+    numbers = Draws.for_samples(1, 2, torch.arange(20000)).uniform(3)
     assert ((numbers >= 0) & (numbers < 1)).all()
     counts = torch.histc(numbers, 20, 0, 1)
     assert ((counts - 3000).abs() < 5 * 3000**0.5).all()
     assert torch.corrcoef(numbers.T).fill_diagonal_(0).abs().max() < 0.03
     steps = torch.corrcoef(torch.stack([numbers[:-1, 0], numbers[1:, 0]]))[0, 1]
     assert abs(steps) < 0.03
-    again = Draws.of_samples(1, 2, [77, 5])
+    again = Draws.for_samples(1, 2, [77, 5])
     first, rest = again.uniform(), again.uniform(2)
     assert torch.equal(torch.cat([first, rest], 1), numbers[[77, 5]])
-    assert Draws.of_samples(1, 2, range(500)).integers(7).unique().tolist() == list(range(7))
+    assert Draws.for_samples(1, 2, range(500)).integers(7).unique().tolist() == list(range(7))
 
 
 def test_data_that_are_no_images_pass_through():
     rows = torch.randn(6, 4)
     dataset = TransformedDataset(TensorDataset(rows, LABELS[:6]), Pipeline())
-    inputs, targets = dataset.get_keyed_batch(torch.tensor([5, 0]), 0, 0)
+    inputs, targets = dataset.get_random_batch(torch.tensor([5, 0]), 0, 0)
     assert torch.equal(inputs, rows[[5, 0]])
     assert targets.tolist() == [5, 0]
 

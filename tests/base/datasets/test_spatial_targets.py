@@ -77,7 +77,7 @@ def batch_of(source, transforms, ignored=-100, indices=None, epoch=3):
     dataset = TransformedDataset(source, Pipeline(transforms))
     dataset.pipeline.ignored = ignored
     indices = torch.arange(N) if indices is None else indices
-    return dataset.get_keyed_batch(indices, 7, epoch)
+    return dataset.get_random_batch(indices, 7, epoch)
 
 
 @pytest.mark.parametrize("name", GEOMETRIC)

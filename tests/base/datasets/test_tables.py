@@ -275,7 +275,7 @@ def test_comments_are_skipped_but_not_values(write):
         ("a,b\n1,2", {"inputs": ["a", "b"]},
          "t.csv: target 'b' is also an input: the model would see the answer"),
         ("a,b\n1,2", {"ignore": "c"}, "t.csv: ignore: there is no column 'c' (a, b)"),
-        ("a,b\n1,2", {"categories": "b"}, "t.csv: categories: 'b' is no input"),
+        ("a,b\n1,2", {"categories": "b"}, "t.csv: categories: 'b' is not an input"),
         ("a,b\n1,2", {"categories": "a", "dates": "a"},
          "t.csv: 'a' is in categories and in dates"),
         ("a,b\n2024-03-31,2", {},

@@ -79,7 +79,7 @@ def test_base_classes_and_files_say_what_is_listed_for_which_kind(project: Write
     project(
         {
             "data_loader/loaders.py": source,
-            "base/datasets/transforms.py": "class Shift: ...\ndef flip(image): ...",
+            "data_loader/transforms.py": "class Shift: ...\ndef flip(image): ...",
             "model/model.py": "class Net: ...\ndef helper(): ...",
             "model/definitions.py": "class Other: ...",
             "model/losses/focal.py": "class Focal: ...\ndef dice(output, target): ...",

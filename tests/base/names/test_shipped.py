@@ -80,15 +80,21 @@ def test_the_projects_own_definition_wins(shipped: Write, kind: str) -> None:
     shipped({})
     name, file, source = OWN[kind]
     theirs = [each for each in listed(kind) if each.is_shipped and each.file != file]
-    aside = next(each for each in theirs if each.name == name)
-    assert find(kind, name).__module__ == aside.file.removesuffix(".py").replace("/", ".")
+    aside = next((each for each in theirs if each.name == name), None)
+    shipped_module = find(kind, name).__module__
+    if aside is None:  # one of the engine's
+        assert shipped_module.startswith("base.datasets.")
+    else:
+        assert shipped_module == aside.file.removesuffix(".py").replace("/", ".")
     shipped({file: source.replace("{name}", name)})
     module = file.removesuffix(".py").replace("/", ".")
     assert find(kind, name).__module__ == module
     (line,) = [each for each in describe(kind).splitlines() if each.startswith(f"  {name}(")]
-    assert line.endswith(f"{registry.definition(kind, name)} (not Kindling's at {aside})")
-    note = f"{kind} {name!r} is yours, {file}:"
-    assert registry.override_note(kind, name).startswith(note)
+    definition = registry.definition(kind, name)
+    assert line.endswith(f"{definition} (not Kindling's at {aside})" if aside else str(definition))
+    place = f"at {aside}" if aside else "in base.datasets"
+    note = f"{kind} {name!r} is yours, {definition}, not Kindling's {place}"
+    assert registry.override_note(kind, name) == note
 
 
 @pytest.mark.parametrize(
@@ -192,7 +198,7 @@ def test_an_error_of_own_code_is_told_from_one_of_shipped_code(
     own.write_text("def fail():\n    raise RuntimeError\n")
     for is_shipped in (False, True):
         hashes = {"data_loader/own.py": own_files.digest(own.read_bytes())} if is_shipped else {}
-        monkeypatch.setattr(own_files, "LIST", tmp_path / "base" / "shipped_files.json")
+        monkeypatch.setattr(own_files, "PROJECT", tmp_path)
         monkeypatch.setattr(own_files, "shipped_files", lambda hashes=hashes: hashes)
         names: dict[str, Any] = {}
         exec(compile(own.read_text(), str(own), "exec"), names)

@@ -27,8 +27,8 @@ from base.datasets.composed import ConcatenatedDataset, SubsetDataset
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.image_files import ImageFolderDataset, ImageListDataset
 from base.datasets.in_memory import InMemoryDataset
-from base.datasets.shard_writer import main as write_shards
-from base.datasets.shards import ShardDataset
+from base.datasets.shards.reader import ShardDataset
+from base.datasets.shards.writer import main as write_shards
 from base.datasets.tables import CsvDataset
 from base.errors import DataError
 from base.run.data_changes import keep_data, refuse_changed_data, refuse_overlap

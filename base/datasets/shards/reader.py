@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from base.datasets.images import Resize, check_resize, decode_image, find_mode, image_shape
-from base.datasets.shard_index import find_faults, find_shards, open_index, read_classes
+from base.datasets.shards.index import find_faults, find_shards, open_index, read_classes
 from base.errors import DataError
 from logger.files import open_descriptor
 
@@ -72,7 +72,7 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         self._starts = torch.tensor([0, *(len(index.names) for index in self._indexes)]).cumsum(0)
         self._sizes = torch.tensor([int(index.stamp[0]) for index in self._indexes])
         # How far each shard was announced to the system: one count for all workers.
-        self._announced = self._sizes.clone().share_memory_()
+        self._advised = self._sizes.clone().share_memory_()
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -108,7 +108,7 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         ]
 
     def place(self, index: int) -> str:
-        """Say where a sample lies: ``train-000003.tar: 000123.jpg``."""
+        """Return the place of a sample: ``train-000003.tar: 000123.jpg``."""
         shard, sample = self._locate(index)
         return f"{self.shards[shard].name}: {self._indexes[shard].name(sample)}"
 
@@ -122,7 +122,7 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return the order in which an epoch reads these samples.
 
         The shards follow one another in random order, and their samples go through a shuffle
-        buffer. Each shard of which at least a half is wanted will be read ahead as a whole.
+        buffer. Each shard of which at least a half is needed is read ahead as a whole.
         """
         indices = indices.sort().values
         bounds = torch.searchsorted(indices, self._starts)
@@ -131,7 +131,7 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         sequence = torch.cat([parts[shard] for shard in shards])
 
         is_wanted = 2 * bounds.diff() >= self._starts.diff()
-        self._announced.copy_(self._sizes).masked_fill_(is_wanted, -1)
+        self._advised.copy_(self._sizes).masked_fill_(is_wanted, -1)
         return sequence[buffered_order(len(sequence), self.buffer, generator)]
 
     def read(self, index: int) -> bytes:
@@ -143,12 +143,14 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         offset, size = self._indexes[shard].places[sample, columns].tolist()
         try:
             file = _open(self.shards[shard], *self._indexes[shard].stamp[:2].tolist(), os.getpid())
-            self._announce(shard, sample, file.descriptor, offset + size)
+            self._advise(shard, sample, file.descriptor, offset + size)
             content = os.pread(file.descriptor, size, offset)
         except OSError as error:
             raise DataError(f"{self.place(index)}: cannot be read: {error}") from error
         if len(content) < size:
-            raise DataError(f"{self.place(index)}: {self.shards[shard]} was cut short meanwhile")
+            raise DataError(
+                f"{self.place(index)}: {self.shards[shard]} was truncated while it was read"
+            )
         return content
 
     def _locate(self, index: int) -> tuple[int, int]:
@@ -156,20 +158,20 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         shard = int(torch.searchsorted(self._starts, index, right=True)) - 1
         return shard, index - int(self._starts[shard])
 
-    def _announce(self, shard: int, sample: int, descriptor: int, end: int) -> None:
-        """Tell the system what will be read next, so that the disk sees one pass over the file.
+    def _advise(self, shard: int, sample: int, descriptor: int, end: int) -> None:
+        """Advise the system of what is read next, so that the disk sees one pass over the file.
 
         A pass that begins in the middle of a shard, as after a resume, goes back by two buffers:
-        what may still lie in one, where half of the samples are not wanted.
+        what may still be in one, where half of the samples are not needed.
         """
-        begun = int(self._announced[shard])
+        begun = int(self._advised[shard])
         until = min(int(self._sizes[shard]), (end // STRETCH + 2) * STRETCH)
         if until <= begun or not hasattr(os, "posix_fadvise"):
             return
         if begun < 0:
             first = sample - 2 * self.buffer
             begun = int(self._indexes[shard].places[first, 0]) if first > 0 else 0
-        self._announced[shard] = until
+        self._advised[shard] = until
         with suppress(OSError):  # a file system that takes no advice
             for start in range(begun, until, PIECE):
                 length = min(PIECE, until - start)
@@ -179,9 +181,9 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
 def buffered_order(n_samples: int, size: int, generator: torch.Generator) -> Tensor:
     """Return the order in which a shuffle buffer of this size gives the samples 0, 1, 2, ...
 
-    The same as: fill the buffer; for each further sample draw a slot, give what lies there and
+    The same as: fill the buffer; for each further sample draw a slot, give what is in it and
     put the sample in its place; at the end give the rest in random order. What a slot gives is
-    what the draw before it of the same slot put there, so one stable sort by slot tells all.
+    what the draw before it of the same slot put there, so one stable sort by slot gives the order.
     """
     size = min(size, n_samples)
     drawn = torch.randint(max(size, 1), (n_samples - size,), generator=generator)
@@ -204,7 +206,7 @@ class _OpenShard:
         self.descriptor = open_descriptor(path, os.O_RDONLY)
         facts = os.fstat(self.descriptor)
         if (facts.st_size, facts.st_mtime_ns) != (size, mtime_ns):
-            raise OSError(f"{path} has changed since it was opened; start anew")
+            raise OSError(f"{path} has changed since it was opened; start again")
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):

@@ -1,7 +1,7 @@
-"""Shards, tar files of samples, and their indexes: where in which tar each sample lies.
+"""Shards, tar files of samples, and their indexes: which tar holds each sample, and where.
 
 A sample is members side by side with one base name, as webdataset lays them: ``000123.jpg``, the
-class number as text in ``000123.cls`` and, if wished, ``000123.json``. The index of
+class number as text in ``000123.cls`` and, optionally, ``000123.json``. The index of
 ``train-000003.tar`` is ``train-000003.tar.index`` beside it, or in the user's cache folder where
 the tar's own cannot be written. It is made once, from the headers of the tar.
 """
@@ -197,7 +197,7 @@ def _groups(tar: tarfile.TarFile, faults: list[str]) -> dict[str, dict[str, tarf
             last = key
         assert tar.fileobj is not None
         tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(BLOCK) != bytes(BLOCK):  # tarfile takes whatever it is for an end
+        if tar.fileobj.read(BLOCK) != bytes(BLOCK):  # tarfile takes any other block for the end
             raise tarfile.ReadError("no end mark")
     except tarfile.TarError as error:
         faults.append(f"{last}: damaged or cut short from here on: {error}")
@@ -210,14 +210,14 @@ def _sample(
     """Return the name of a sample's image, and the numbers of the index."""
     suffixes = [suffix for suffix in members if f".{suffix}" in image_suffixes()]
     if len(suffixes) != 1:
-        raise DataError(f"{key}: one image is wanted, found .{', .'.join(sorted(members))}")
+        raise DataError(f"{key}: one image is expected, found .{', .'.join(sorted(members))}")
     image, label, extra = members[suffixes[0]], members.get("cls"), members.get("json")
     if label is None:
         raise DataError(f"{image.name}: no label: there is no {key}.cls beside it")
     file = tar.extractfile(label)
     text = file.read(64).strip() if file else b""
     if not text.isdigit() or len(text) > 9:
-        raise DataError(f"{label.name}: a class number is wanted, not {text.decode('latin1')!r}")
+        raise DataError(f"{label.name}: a class number is expected, not {text.decode('latin1')!r}")
     if not image.size:
         raise DataError(f"{image.name}: an empty file")
     places = [(part.offset_data, part.size) if part else (0, 0) for part in (image, extra)]
@@ -235,7 +235,7 @@ def read_classes(folder: Path) -> list[str]:
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{path}: a list of names is wanted, in the order of their numbers")
+            raise DataError(f"{path}: a list of names is expected, in the order of their numbers")
         return names
     return []
 
@@ -243,11 +243,11 @@ def read_classes(folder: Path) -> list[str]:
 def find_faults(
     shards: Sequence[Path], indexes: Sequence[ShardIndex], n_classes: int
 ) -> Iterator[str]:
-    """Say what is wrong between shards: a name in two places, a label beyond the classes."""
+    """Return what is wrong between shards: a name in two places, a label beyond the classes."""
     for shard, index in zip(shards, indexes, strict=True):
         for sample in np.flatnonzero(index.labels >= n_classes).tolist() if n_classes else ():
             name, label = index.name(sample), index.labels[sample]
-            yield f"{shard}: {name}: label {label} is none of the {n_classes} classes beside it"
+            yield f"{shard}: {name}: label {label} is not one of the {n_classes} classes beside it"
     names = np.concatenate([index.names for index in indexes])
     if (names[1:] > names[:-1]).all():  # as our writer numbers them: quick
         return

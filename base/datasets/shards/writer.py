@@ -26,7 +26,7 @@ from base.config.command_line import Parser
 from base.data.threads import read_each
 from base.datasets.image_files import ImageFiles, ImageFolderDataset, ImageListDataset
 from base.datasets.images import decode_image
-from base.datasets.shard_index import (
+from base.datasets.shards.index import (
     BLOCK,
     ShardIndex,
     find_faults,
@@ -76,18 +76,18 @@ def main(arguments: Sequence[str]) -> int:
 def _n_bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.upper())
     if not found or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 1.5GB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB or 1.5GB")
     return int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " "))
 
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of images from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images of at least 1")
     return int(text)
 
 
 def write_shards(options: argparse.Namespace) -> int:
-    """Write all shards into a folder beside their place, then move them there."""
+    """Write all shards into a temporary folder next to their place, then move them there."""
     out: Path = options.out
     if out.is_dir():
         raise UsageError(f"{out} is a folder; OUT is how names of shards begin: {out / 'train'}")

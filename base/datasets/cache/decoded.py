@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from base.data.protocols import Cacheable, members
 from base.data.sample_items import sample_numbers
 from base.data.threads import read_ahead
-from base.datasets.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
+from base.datasets.cache.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
 from base.errors import ConfigError, DataError, Problem
 from base.system.deferred_files import waiting_files, write_when_running
 from base.system.resources import free_memory, usable_cores
 
 log = logging.getLogger("kindling")
 
-NEEDED = ("image", "image_shape", "fingerprint", "ids", "place")
+PASSED_ON = (
+    "targets", "ids", "classes", "mode", "record", "use_record", "ignore_index", "target_hash",
+)  # fmt: skip
 
 
 def cached(
@@ -33,7 +36,7 @@ def cached(
 
     Args:
         where: ``memory``: for this run, one copy for all workers, forked or spawned; ``disk``: in
-            a file in `folder`, which other processes and later runs use too. Filling it goes on
+            a file in `folder`, which other processes and later runs use too. Filling it continues
             where it was interrupted. When a file of the data set, or how it is decoded, changes,
             the cache is another file.
         n_threads: by default as many as there are free cores.
@@ -44,9 +47,9 @@ def cached(
             is decoded; the folder cannot be written; an image cannot be read.
     """
     if where not in ("memory", "disk"):
-        raise ConfigError([Problem("cache", f"{where!r} is none of none, memory, disk")])
+        raise ConfigError([Problem("cache", f"{where!r} is not one of none, memory, disk")])
     name = type(dataset).__name__
-    missing = [each for each in NEEDED if not hasattr(dataset, each)]
+    missing = [each for each in members(Cacheable) if not hasattr(dataset, each)]
     if missing or not (hasattr(dataset, "targets") or hasattr(dataset, "mask_files")):
         missing = missing or ["targets"]
         raise DataError(f"{name} cannot be cached: it has no {', '.join(missing)}; use cache: none")
@@ -55,9 +58,9 @@ def cached(
     n_threads = n_threads or usable_cores()
     masks = None
     if hasattr(dataset, "mask_files"):
-        masks = _kept(CachedPixels, dataset.mask_files, where, Path(folder), n_threads)
+        masks = _cached_images(CachedPixels, dataset.mask_files, where, Path(folder), n_threads)
     kind = CachedImages if masks is not None else _images_or_batches
-    kept: CachedImages = _kept(kind, dataset, where, Path(folder), n_threads)
+    kept: CachedImages = _cached_images(kind, dataset, where, Path(folder), n_threads)
     kept.mask_files = masks
     return kept
 
@@ -66,7 +69,7 @@ def _images_or_batches(source: Any, pixels: SharedPixels | None, layout: Layout)
     return (CachedBatches if layout.is_uniform else CachedImages)(source, pixels, layout)
 
 
-def _kept(
+def _cached_images(
     kind: Callable[[Any, SharedPixels | None, Layout], Any],
     source: Any,
     where: str,
@@ -79,7 +82,7 @@ def _kept(
     """
     if where == "memory":
         return kind(source, *_in_memory(source, n_threads))
-    from base.datasets.cache_file import CacheFile  # needs Unix
+    from base.datasets.cache.file import CacheFile  # needs Unix
 
     file = CacheFile(source, folder, n_threads)
     if waiting_files() is None or file.exists():
@@ -96,7 +99,7 @@ def _kept(
 
 
 class CachedPixels:
-    """Images of a data set whose pixels lie ready: views of what is kept.
+    """Images of a data set that are decoded already: views of what is kept.
 
     Args:
         pixels: None before the cache is filled: each image is decoded when it is read.
@@ -104,7 +107,7 @@ class CachedPixels:
 
     def __init__(self, source: Any, pixels: SharedPixels | None, layout: Layout) -> None:
         self.source, self.pixels, self.layout = source, pixels, layout
-        for name in ("targets", "ids", "classes", "mode", "record", "use_record"):
+        for name in PASSED_ON:
             if hasattr(source, name):
                 setattr(self, name, getattr(source, name))
 
@@ -119,46 +122,45 @@ class CachedPixels:
         """Return an image: uint8 (channel, height, width)."""
         index = range(len(self))[index]  # an IndexError ends a loop over a data set
         if self.pixels is None:
-            return self.source.image(index)
+            image: Tensor = self.source.image(index)
+            return image
         first, end = self.layout.offsets[index : index + 2].tolist()
         n_channels, height, width = self.image_shape(index)
         return self.pixels.values[first:end].view(height, width, n_channels).permute(2, 0, 1)
 
     def image_shape(self, index: int) -> tuple[int, int, int]:
         """Return the shape of an image."""
-        return tuple(self.layout.shapes[index].tolist())
+        n_channels, height, width = self.layout.shapes[index].tolist()
+        return n_channels, height, width
 
 
 class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
-    """A data set of images whose pixels lie ready; what it gives is what its source gives.
+    """A data set of images that are decoded already; its samples are those of its source.
 
     Images are views of what is kept: change a copy. Made by `cached`.
     """
 
     mask_files: CachedPixels | None = None
 
-    def __init__(self, source: Any, pixels: SharedPixels | None, layout: Layout) -> None:
-        super().__init__(source, pixels, layout)
-        for name in ("targets", "ids", "classes", "ignore_index", "target_hash"):
-            if hasattr(source, name):
-                setattr(self, name, getattr(source, name))
-
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.image(index), self.target(index)
 
     def target(self, index: int) -> Tensor:
         """Return a target: that of the source or, of its masks, one from what is kept."""
-        if self.mask_files is None:
-            return self.source.targets[index]
-        return self.source.classes_in(self.mask_files.image(index))
+        target: Tensor = (
+            self.source.targets[index]
+            if self.mask_files is None
+            else self.source.classes_in(self.mask_files.image(index))
+        )
+        return target
 
     def place(self, index: int) -> str:
-        """Say where an image is listed, and its path."""
-        return self.source.place(index)
+        """Return where an image is listed, and its path."""
+        return str(self.source.place(index))
 
     def fingerprint(self) -> str:
         """Return the source's hash of the files and of how they are decoded."""
-        return self.source.fingerprint()
+        return str(self.source.fingerprint())
 
 
 class CachedBatches(CachedImages):
@@ -196,7 +198,7 @@ def _as_channels_last(rows: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return rows.view(-1, height, width, n_channels).permute(0, 3, 1, 2)
 
 
-def _in_memory(source: Any, n_threads: int) -> tuple[SharedPixels, Layout]:
+def _in_memory(source: Cacheable, n_threads: int) -> tuple[SharedPixels, Layout]:
     layout = read_layout(source, n_threads)
     needed, free = layout.n_bytes, free_memory()
     sizes = f"{needed / 1e6:,.0f} MB"
@@ -210,7 +212,7 @@ def _in_memory(source: Any, n_threads: int) -> tuple[SharedPixels, Layout]:
         try:
             os.ftruncate(descriptor, needed)
         except OSError as error:  # a limit of the process (ulimit -f), or of a temporary folder
-            text = f"cache: memory: {sizes} cannot be laid out: {error.strerror}"
+            text = f"cache: memory: {sizes} cannot be allocated: {error.strerror}"
             raise DataError(f"{text}; use cache: disk, or raise the limit") from error
         with closing(decode_each(source, layout, 0, n_threads)) as decoded:
             for index, data in decoded:

@@ -1,7 +1,7 @@
 """A file of decoded pixels that outlives the run: filled once, by one process, and never in part.
 
 It is written as ``.partial``, which the filling process locks; others wait for it. When whole it
-is renamed to ``.pixels``. After a kill or Ctrl-C the next process goes on with the partial file; on
+is renamed to ``.pixels``. After a kill or Ctrl-C the next process continues the partial file; on
 a full disk, or where an image cannot be read, it is removed. Caches of the images as they were
 before are named, not removed: another config may use them.
 
@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from base.checkpoint.state_file import sync_folder
+from base.data.protocols import Cacheable
 from base.data.threads import read_each
-from base.datasets.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
+from base.datasets.cache.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
 from base.errors import DataError
 from logger.files import open_descriptor
 
@@ -45,7 +46,7 @@ class CacheFile:
 
     layout: Layout | None = None  # where it is known, headers are not read again
 
-    def __init__(self, source: Any, folder: Path, n_threads: int) -> None:
+    def __init__(self, source: Cacheable, folder: Path, n_threads: int) -> None:
         self.source, self.folder, self.n_threads = source, folder, n_threads
         self.fingerprint = fingerprint_of(source)
         origin = source.place(0).removesuffix(source.ids[0])  # the list or folder of the images
@@ -62,7 +63,7 @@ class CacheFile:
         try:
             while (found := self._find()) is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with self._alone() as descriptor:
+                with self._locked() as descriptor:
                     if not _is_at(descriptor, self.partial):
                         continue  # finished or given up while we waited
                     if (found := self._find()) is not None:
@@ -78,7 +79,7 @@ class CacheFile:
         return SharedPixels(descriptor, _start(len(layout.shapes))), layout
 
     def exists(self) -> bool:
-        """Tell whether the file is there and whole, so that `open` writes nothing."""
+        """Return whether the file is there and whole, so that `open` writes nothing."""
         found = self._find()
         if found is not None:
             os.close(found[0])
@@ -114,8 +115,8 @@ class CacheFile:
         return facts + hashlib.blake2b(content, digest_size=32).digest()
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[int]:
-        """Open the partial file, which no other process has meanwhile."""
+    def _locked(self) -> Iterator[int]:
+        """Open the partial file and lock it against other processes."""
         descriptor = open_descriptor(self.partial, os.O_RDWR | os.O_CREAT)
         try:
             try:
@@ -125,7 +126,7 @@ class CacheFile:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             except OSError as error:  # some network file systems have no locks
                 text = f"{self.folder}: no lock here ({error.strerror})"
-                log.warning(f"{text}: let no second run fill the cache meanwhile")
+                log.warning(f"{text}: do not start a second run that fills this cache")
             yield descriptor
         finally:
             os.close(descriptor)
@@ -133,7 +134,7 @@ class CacheFile:
     def _fill(self, descriptor: int) -> None:
         """Write what is missing in the partial file, and make it the whole one."""
         if self.path.exists():
-            log.warning(f"{self.path}: not a whole cache of this data set; it is made anew")
+            log.warning(f"{self.path}: not a whole cache of this data set; it is made again")
             self.path.unlink()
         layout = self._read_layout(descriptor)
         is_new = layout is None
@@ -152,13 +153,13 @@ class CacheFile:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise self._full(descriptor, layout, error) from error
+            raise self._no_space_error(descriptor, layout, error) from error
         if fingerprint_of(self.source) != self.fingerprint:
             self.partial.unlink()
             raise DataError(f"{self.folder}: images changed while they were cached; start again")
         self.partial.replace(self.path)
         sync_folder(self.folder)
-        self._tell_of_older()
+        self._log_older()
 
     def _check_space(self, descriptor: int, layout: Layout, is_new: bool) -> None:
         there = 0 if is_new else os.fstat(descriptor).st_blocks * 512
@@ -167,7 +168,7 @@ class CacheFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _lay_out(self, descriptor: int, layout: Layout) -> None:
-        """Give the file its size, and its header last: without one it is not gone on with."""
+        """Give the file its size, and its header last: without one it is not continued."""
         os.ftruncate(descriptor, 0)
         os.ftruncate(descriptor, _start(len(layout.shapes)) + layout.n_bytes)
         write_at(descriptor, layout.shapes, N_HEADER)
@@ -179,20 +180,18 @@ class CacheFile:
         sums = N_HEADER + 12 * n
         n_written = self._count_written(descriptor, layout, sums)
         if n_written:
-            log.info(
-                f"cache: going on with {self.partial}: {n_written:,} of {n:,} images are there"
-            )
+            log.info(f"cache: continuing {self.partial}: {n_written:,} of {n:,} images are there")
         decoded = decode_each(self.source, layout, n_written, self.n_threads)
         try:
             with contextlib.closing(decoded):
                 for index, data in decoded:
                     write_at(descriptor, data, _start(n) + int(layout.offsets[index]))
-                    write_at(descriptor, struct.pack("<I", _sum(data)), sums + 4 * index)
+                    write_at(descriptor, struct.pack("<I", _checksum(data)), sums + 4 * index)
         except DataError:
-            self.partial.unlink()  # for images that are to be mended, and are other ones then
+            self.partial.unlink()  # the images are to be repaired, and then differ
             raise
         except KeyboardInterrupt:
-            log.warning(f"cache: stopped; the next run goes on with {self.partial}")
+            log.warning(f"cache: stopped; the next run continues {self.partial}")
             raise
 
     def _count_written(self, descriptor: int, layout: Layout, sums: int) -> int:
@@ -206,13 +205,14 @@ class CacheFile:
 
         def is_whole(index: int) -> bool:
             first, end = layout.offsets[index : index + 2].tolist()
-            return _sum(os.pread(descriptor, end - first, _start(n) + first)) == expected[index]
+            content = os.pread(descriptor, end - first, _start(n) + first)
+            return bool(_checksum(content) == expected[index])
 
         checks = read_each(is_whole, range(n_summed), self.n_threads, "checking the cache")
         with contextlib.closing(checks):
             return next((index for index, is_good in enumerate(checks) if not is_good), n_summed)
 
-    def _full(self, descriptor: int, layout: Layout, error: OSError) -> DataError:
+    def _no_space_error(self, descriptor: int, layout: Layout, error: OSError) -> DataError:
         """Leave nothing on the full disk, and say what is needed."""
         os.ftruncate(descriptor, 0)
         self.partial.unlink()
@@ -223,7 +223,7 @@ class CacheFile:
             advice = "raise the limit on the size of a file (ulimit -f), or `resize`"
         return DataError(f"{self.folder}: {text}; {advice}")
 
-    def _tell_of_older(self) -> None:
+    def _log_older(self) -> None:
         """Name caches of the same images as they were, or as they were decoded, before."""
         files = sorted(self.folder.glob(f"{self.origin.hexdigest()}-*"))
         if older := [each for each in files if each != self.path]:
@@ -233,7 +233,7 @@ class CacheFile:
             log.info(f"cache: there are {size} of {text} {names}")
 
 
-def fingerprint_of(source: Any) -> str:
+def fingerprint_of(source: Cacheable) -> str:
     """Return a data set's fingerprint.
 
     Raises:
@@ -246,7 +246,7 @@ def fingerprint_of(source: Any) -> str:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Say whether the open file still has this path: another may have been put there, or none."""
+    """Return whether the open file still has this path; another may be there, or none."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -258,8 +258,8 @@ def _start(n_images: int) -> int:
     return -(-(N_HEADER + 16 * n_images) // 4096) * 4096
 
 
-def _sum(data: Any) -> int:
-    return zlib.crc32(data) or 1  # 0 stands for an image that is not written
+def _checksum(data: Any) -> int:
+    return zlib.crc32(data) or 1  # 0 means an image that is not written
 
 
 def _megabytes(layout: Layout) -> str:

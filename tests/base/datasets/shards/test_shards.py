@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 
 from base.base_data_loader import BaseDataLoader
-from base.datasets import shard_index, shard_writer, shards
 from base.datasets.image_files import ImageFolderDataset
-from base.datasets.shards import ShardDataset, buffered_order
+from base.datasets.shards import index as shard_index
+from base.datasets.shards import reader
+from base.datasets.shards import writer as shard_writer
+from base.datasets.shards.reader import ShardDataset, buffered_order
 from base.errors import DataError, UsageError
 from base.system.seeding import derive_generator
 
@@ -155,7 +157,7 @@ def test_tars_in_webdataset_s_layout_are_read(tmp_path):
     assert not hasattr(dataset, "classes")
     (tmp_path / "classes.json").write_text(json.dumps(list("uvwxy")))
     assert ShardDataset(tmp_path / "x.tar").classes == list("uvwxy")
-    with pytest.raises(DataError, match=r"y\.tar: a/x: one image is wanted, found \.1\.jpeg"):
+    with pytest.raises(DataError, match=r"y\.tar: a/x: one image is expected, found \.1\.jpeg"):
         ShardDataset(make_tar(tmp_path / "y.tar", members))
 
 
@@ -253,8 +255,8 @@ def advised(monkeypatch):
     """What the system was told will be read: shard's descriptor -> (start, length)."""
     if not hasattr(os, "posix_fadvise"):
         pytest.skip("this system takes no advice")
-    monkeypatch.setattr(shards, "STRETCH", 2048)
-    monkeypatch.setattr(shards, "PIECE", 700)
+    monkeypatch.setattr(reader, "STRETCH", 2048)
+    monkeypatch.setattr(reader, "PIECE", 700)
     found = {}
 
     def record(descriptor, start, length, advice):
@@ -310,10 +312,10 @@ def test_a_data_set_can_be_sent_to_a_process(written):
 def test_a_forked_process_opens_shards_of_its_own(written):
     dataset = open_written(written)
     content = dataset.read(0)
-    opened = shards._open.cache_info().misses
+    opened = reader._open.cache_info().misses
 
     def report(connection):
-        connection.send((dataset.read(0), shards._open.cache_info().misses))
+        connection.send((dataset.read(0), reader._open.cache_info().misses))
 
     receiver, sender = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=report, args=(sender,))
@@ -328,7 +330,7 @@ def test_few_files_are_open_at_once(tmp_path):
         make_tar(
             tmp_path / f"{number:02d}.tar", [(f"{number}.png", png()), (f"{number}.cls", b"0")]
         )
-    shards._open.cache_clear()
+    reader._open.cache_clear()
     dataset = ShardDataset(tmp_path / "*.tar")
     n_before = len(list(DESCRIPTORS.iterdir()))
     for index in range(80):
@@ -423,16 +425,16 @@ def test_an_index_that_cannot_be_kept_is_only_a_warning(small, monkeypatch, capl
 IMAGE, LABEL = ("0.png", png()), ("0.cls", b"1")
 FAULTS = {
     r"bad.tar: 0.png: no label: there is no 0.cls beside it": [IMAGE],
-    r"bad.tar: 0: one image is wanted, found .cls": [LABEL],
-    r"bad.tar: 0: one image is wanted, found .cls, .jpg, .png": [IMAGE, LABEL, ("0.jpg", png())],
-    r"bad.tar: 0.cls: a class number is wanted, not 'cat'": [IMAGE, ("0.cls", b"cat")],
-    r"bad.tar: 0.cls: a class number is wanted, not '-1'": [IMAGE, ("0.cls", b"-1")],
-    r"bad.tar: 0.cls: a class number is wanted, not ''": [IMAGE, ("0.cls", b" ")],
-    r"bad.tar: 0.cls: a class number is wanted, not '9999999999'": [IMAGE, ("0.cls", b"9" * 10)],
+    r"bad.tar: 0: one image is expected, found .cls": [LABEL],
+    r"bad.tar: 0: one image is expected, found .cls, .jpg, .png": [IMAGE, LABEL, ("0.jpg", png())],
+    r"bad.tar: 0.cls: a class number is expected, not 'cat'": [IMAGE, ("0.cls", b"cat")],
+    r"bad.tar: 0.cls: a class number is expected, not '-1'": [IMAGE, ("0.cls", b"-1")],
+    r"bad.tar: 0.cls: a class number is expected, not ''": [IMAGE, ("0.cls", b" ")],
+    r"bad.tar: 0.cls: a class number is expected, not '9999999999'": [IMAGE, ("0.cls", b"9" * 10)],
     r"bad.tar: 0.png: an empty file": [("0.png", b""), LABEL],
     r"bad.tar: 0.png: the name 0 stands twice; give each its own": [IMAGE, LABEL, IMAGE],
     r"bad.tar: 0.cls: the name 0 stands twice": [IMAGE, ("1.png", png()), ("1.cls", b"0"), LABEL],
-    r"bad.tar: 0.png: label 1 is none of the 1 classes": [IMAGE, LABEL],
+    r"bad.tar: 0.png: label 1 is not one of the 1 classes": [IMAGE, LABEL],
     r"bad.tar: no sample in 1 shards": [],
 }  # fmt: skip
 
@@ -566,7 +568,7 @@ def test_a_shard_cut_short_while_it_is_open_is_an_error(small):
     dataset.read(0)
     with small.open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(DataError, match=r"1\.png: .*small\.tar was cut short meanwhile"):
+    with pytest.raises(DataError, match=r"1\.png: .*small\.tar was truncated while it was read"):
         dataset.read(1)
 
 
@@ -690,8 +692,8 @@ def test_an_interrupted_write_leaves_no_shard_and_can_be_repeated(
         (["empty", "out/train"], "empty: no class folders"),
         (["images", "empty"], r"empty is a folder; .* empty.train"),
         (["list.txt", "out/train"], r"list\.txt:1: no label"),
-        (["images", "out/train", "--size", "5XB"], "'5XB' is no size such as 500MB"),
-        (["images", "out/train", "--size", "0"], "'0' is no size"),
+        (["images", "out/train", "--size", "5XB"], "'5XB' is not a size such as 500MB"),
+        (["images", "out/train", "--size", "0"], "'0' is not a size"),
         (["images", "out/train", "--count", "-1"], "--count"),
         (["images", "out/train", "--count", "1", "--size", "1"], "not allowed with"),
         (["images", "out/train", "--shufle"], "did you mean '--shuffle'"),

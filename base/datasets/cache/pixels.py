@@ -1,6 +1,6 @@
 """Pixels of many images, one after the other in a file, which all processes read in place.
 
-Those of one image lie as decoders give them and resizing is quickest with: by row, column, channel.
+The order is that of decoders, with which resizing is fastest: by row, column, channel.
 """
 
 from __future__ import annotations
@@ -9,21 +9,23 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from multiprocessing.context import get_spawning_popen
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from base.data.protocols import Cacheable
 from base.data.threads import read_each
 from base.errors import DataError, KindlingError
 
+Value = TypeVar("Value")
 MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # Python has its name since 3.11
 
 
 class Layout:
-    """Where each image lies: number i at bytes ``offsets[i]`` to ``offsets[i + 1]``.
+    """The place of each image: number i at bytes ``offsets[i]`` to ``offsets[i + 1]``.
 
     shapes  (image, 3) int32: channel, height, width
     """
@@ -36,18 +38,18 @@ class Layout:
         self.is_uniform = bool((shapes == shapes[0]).all())
 
 
-def read_layout(source: Any, n_threads: int) -> Layout:
+def read_layout(source: Cacheable, n_threads: int) -> Layout:
     """Read the shapes of all images from their headers, so that the size of all is known."""
 
     def shape(index: int) -> tuple[int, int, int]:
-        return _told_where(source, source.image_shape, index)
+        return _read_at(source, source.image_shape, index)
 
     shapes = list(read_each(shape, range(len(source)), n_threads, "reading the sizes of images"))
     return Layout(np.array(shapes, dtype="<i4"))
 
 
 def decode_each(
-    source: Any, layout: Layout, first: int, n_threads: int
+    source: Cacheable, layout: Layout, first: int, n_threads: int
 ) -> Generator[tuple[int, np.ndarray], None, None]:
     """Decode the images from number `first` on, in threads: give (number, its bytes).
 
@@ -56,7 +58,7 @@ def decode_each(
     """
 
     def decode(index: int) -> tuple[int, np.ndarray]:
-        image = _told_where(source, source.image, index)
+        image = _read_at(source, source.image, index)
         expected = tuple(layout.shapes[index].tolist())
         if image.dtype != torch.uint8 or tuple(image.shape) != expected:
             found = f"{image.dtype} {tuple(image.shape)}, not uint8 {expected} as its header says"
@@ -74,11 +76,11 @@ def write_at(descriptor: int, data: Any, place: int) -> None:
         view, place = view[n_written:], place + n_written
 
 
-def _told_where(source: Any, read: Any, index: int) -> Any:
+def _read_at(source: Cacheable, read: Callable[[int], Value], index: int) -> Value:
     try:
         return read(index)
     except KindlingError as error:
-        text = f"{error}; a cache holds every image: mend it, leave it out, or use cache: none"
+        text = f"{error}; a cache holds every image: repair it, leave it out, or use cache: none"
         raise DataError(text) from error
     except Exception as error:  # a data set of one's own may raise anything
         raise DataError(f"{source.place(index)}: cannot be read: {error}") from error

@@ -1,0 +1,46 @@
+"""What a folder of the engine exports is there, and costs nothing before it is used."""
+
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = sorted(
+    ".".join(path.parent.relative_to(ROOT).parts)
+    for path in ROOT.glob("base/**/__init__.py")
+    if "lazy_imports" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_each_public_name_can_be_imported(folder: str) -> None:
+    package = import_module(folder)
+    assert package.__all__
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'absent'"):
+        package.absent  # noqa: B018
+
+
+def test_importing_the_folders_imports_no_torch() -> None:
+    program = f"import sys, {', '.join(FOLDERS)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_data_set_whose_file_is_deleted_is_left_out(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "base", tmp_path / "base")
+    shutil.copytree(ROOT / "logger", tmp_path / "logger")
+    shutil.rmtree(tmp_path / "base" / "datasets" / "shards")
+    program = (
+        "from base.names.registry import names, find\n"
+        "assert 'ShardDataset' not in names('dataset')\n"
+        "assert find('dataset', 'CsvDataset').__name__ == 'CsvDataset'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

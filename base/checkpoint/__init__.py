@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from base.checkpoint.store import read as read
     from base.checkpoint.store import read_whole as read_whole
     from base.checkpoint.weight_rules import Fit as Fit
-    from base.checkpoint.weight_rules import normal_form as normal_form
     from base.checkpoint.weights import load_from as load_from
     from base.checkpoint.weights import sections_with_weights as sections_with_weights
 else:

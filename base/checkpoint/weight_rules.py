@@ -12,22 +12,10 @@ from typing import Any
 from torch import nn
 
 from base.checkpoint.restoration import shape_in_words
-from base.config.fields import Run
-from base.config.schema import WEIGHTS
-from base.config.tree import as_tree
-from base.errors import CheckpointError, Problem, nearest
+from base.errors import CheckpointError, nearest
 from base.network.patterns import NoMatch, match_names
 
 MAX_LINES = 12  # of one kind in a message
-
-
-def normal_form(section: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return a ``weights`` section with all its keys, and what is wrong with it."""
-    if not isinstance(section, str | Mapping):
-        return {}, ["expected a file, or {file, strip, rename, only, skip, on_shape_mismatch}"]
-    problems: list[Problem] = []
-    tree = WEIGHTS.check(as_tree(section), (), Run(problems))
-    return tree.plain(), [problem.message for problem in problems]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from base.checkpoint.restoration import EXTRA, load_weights
 from base.checkpoint.store import CheckpointStore, peek_manifest, read
 from base.checkpoint.torch_file import load, stands_for
 from base.checkpoint.weight_names import fitted
-from base.checkpoint.weight_rules import Fit, fit, normal_form
+from base.checkpoint.weight_rules import Fit, fit
+from base.config.normal_form import weights_section
 from base.data.record import data_of
 from base.errors import CheckpointError, nearest
 from base.system.run_folder import newest_run_in
@@ -34,7 +35,7 @@ def load_from(model: nn.Module, section: Mapping[str, Any] | str) -> Fit:
         CheckpointError: the file cannot be read or does not fit.
         NoMatch: a rule does nothing.
     """
-    section, faults = normal_form(section)
+    section, faults = weights_section(section)
     if faults:
         raise CheckpointError("; ".join(faults))
     path = Path(section["file"])
@@ -57,7 +58,7 @@ def sections_with_weights(
     Each comes with the name of its module: that of the argument which the module was given as.
     """
     if section.get("weights") is not None:
-        yield prefix, normal_form(section["weights"])[0]
+        yield prefix, weights_section(section["weights"])[0]
     for name, value in (section.get("args") or {}).items():
         if isinstance(value, Mapping) and "type" in value:
             yield from sections_with_weights(value, f"{prefix}.{name}" if prefix else name)

@@ -15,6 +15,8 @@ from typing import NoReturn
 
 from base.config import Config, load_config
 from base.config.changes import refuse_another_run
+from base.config.normal_form import optimizer_keys, optimizer_sections
+from base.config.tree import dotted
 from base.config.yaml_writer import as_source
 from base.errors import (
     ConfigError,
@@ -169,11 +171,10 @@ def _load(path: Path, options: argparse.Namespace) -> Config:
         if options.lr is not None:
             lr = f"{SHORT_FORMS['lr']}={options.lr}"
             others = [override for override in options.overrides if override != lr]
-            names = load_config(path, others)["optimizers"]
-            if names:
-                choices = " or ".join(
-                    f"--set optimizers.{name}.args.lr={options.lr}" for name in names
-                )
+            config = load_config(path, others)
+            places = [dotted(optimizer_keys(config, name)) for name in optimizer_sections(config)]
+            if "optimizer" not in places:
+                choices = " or ".join(f"--set {place}.args.lr={options.lr}" for place in places)
                 raise UsageError(f"--lr: {path} has several optimizers; use {choices}") from None
         raise
 
@@ -216,33 +217,6 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
         which = f"{save_dir / name}" if name else f"{save_dir}"
         raise UsageError(f"-r: no run with a checkpoint in {which}; name one: -r PATH")
     return newest
-
-
-def show_names(options: argparse.Namespace) -> int:
-    """Carry out ``--list`` and ``--schema``."""
-    from base.system.deferred_files import deferred_files
-
-    with deferred_files():
-        return _show_names(options)
-
-
-def _show_names(options: argparse.Namespace) -> int:
-    from base.config import json_schema
-    from base.names.listing import describe, type_schemas
-    from base.names.registry import KINDS
-
-    if options.schema:
-        import torch
-
-        schema = {"$comment": f"torch {torch.__version__}", **json_schema(type_schemas())}
-        print(json.dumps(schema, ensure_ascii=False, separators=(",", ":")))
-        return 0
-    if options.list != "all" and options.list not in KINDS:
-        known = f"{nearest(options.list, KINDS)} (there are {', '.join(KINDS)})"
-        raise UsageError(f"--list {options.list}: no such kind{known}")
-    kinds = list(KINDS) if options.list == "all" else [options.list]
-    print("\n".join(describe(kind) for kind in kinds))
-    return 0
 
 
 class Terminated(KeyboardInterrupt):

@@ -8,6 +8,8 @@ from typing import Any
 from torch.optim import LBFGS
 
 from base.config import Config
+from base.config.normal_form import optimizer_keys, optimizer_sections
+from base.config.tree import Keys
 from base.errors import ConfigError
 from base.names.registry import find
 
@@ -74,10 +76,10 @@ def layout_wish(config: Config) -> bool | str:
     return False if wish == "auto" and any(_places(config, CLOSURE)) else wish
 
 
-def _places(config: Config, option: str) -> Iterator[tuple[str | int, ...]]:
+def _places(config: Config, option: str) -> Iterator[Keys]:
     """Yield the keys under which an option is set."""
     if option == "several optimizers":
-        if len(config["optimizers"] or ()) > 1:
+        if len(optimizer_sections(config)) > 1:
             yield ("optimizers",)
     elif option == "capture of parameters":
         for number, rule in enumerate(config["capture"]):
@@ -92,7 +94,7 @@ def _places(config: Config, option: str) -> Iterator[tuple[str | int, ...]]:
         yield from _set_keys(config, *option.split(": "))
 
 
-def _set_keys(config: Config, name: str, wanted: str = "") -> Iterator[tuple[str | int, ...]]:
+def _set_keys(config: Config, name: str, wanted: str = "") -> Iterator[Keys]:
     head, _, key = name.partition(".")
     sections = _optimizers(config) if head == "optimizer" else [((head,), config[head])]
     for keys, section in sections:
@@ -103,7 +105,6 @@ def _set_keys(config: Config, name: str, wanted: str = "") -> Iterator[tuple[str
             yield (*keys, key) if key else keys
 
 
-def _optimizers(config: Config) -> list[tuple[tuple[str | int, ...], Any]]:
-    if config["optimizers"] is None:
-        return [(("optimizer",), config["optimizer"])]
-    return [(("optimizers", name), section) for name, section in config["optimizers"].items()]
+def _optimizers(config: Config) -> list[tuple[Keys, Any]]:
+    sections = optimizer_sections(config).items()
+    return [(optimizer_keys(config, name), section) for name, section in sections]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from base.checkpoint.weight_rules import normal_form
+from base.config.normal_form import weights_section
 from base.errors import nearest
 
 Keys = tuple[str | int, ...]
@@ -59,7 +59,7 @@ def _faults(keys: Keys, layer: Any, known: tuple[str, ...]) -> list[Fault]:
             near = nearest(str(key), known) or f"; it has {', '.join(known)}"
             faults.append(((*keys, key), f"unknown key of a layer{near}"))
     if "weights" in known and layer.get("weights") is not None:
-        faults += [((*keys, "weights"), text) for text in normal_form(layer["weights"])[1]]
+        faults += [((*keys, "weights"), text) for text in weights_section(layer["weights"])[1]]
     return faults
 
 

@@ -15,7 +15,6 @@ import torch
 from base.system.control_groups import GROUPS, PROC, control_groups, read_lines
 
 if TYPE_CHECKING:
-    from base.config import Config
     from base.training.experiment import Experiment
 
 log = logging.getLogger("kindling")
@@ -66,17 +65,17 @@ class OtherLoad:
         return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
-def use_threads(config: Config) -> None:
-    """Let torch compute in as many threads as the config says.
+def use_threads(n_threads: int | str) -> int:
+    """Let torch compute in so many threads, and return the number, also of ``auto``.
 
-    What ``auto`` comes to takes its place in the config, for a run that goes on must have as many:
-    sums depend on it. The load of the moment does not count, and torch may have been told to take
-    fewer, by ``OMP_NUM_THREADS``.
+    The number belongs into the config: a resumed run must use as many, as sums depend on it. The
+    current load does not count, and ``OMP_NUM_THREADS`` may have limited torch to fewer.
     """
-    if config["threads"] == "auto":
-        config.resolve("threads", value=min(usable_cores(), torch.get_num_threads()))
-    torch.set_num_threads(config["threads"])
+    if isinstance(n_threads, str):
+        n_threads = min(usable_cores(), torch.get_num_threads())
+    torch.set_num_threads(n_threads)
     torch.get_num_threads()  # settles it: else our first operation takes what a reader's thread set
+    return n_threads
 
 
 def warn_of_load(experiment: Experiment) -> None:

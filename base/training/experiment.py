@@ -21,6 +21,8 @@ from base.callbacks import Callback
 from base.checkpoint.weight_rules import Fit
 from base.checkpoint.weights import load_from, sections_with_weights
 from base.config import Config
+from base.config.normal_form import optimizer_keys, optimizer_sections
+from base.config.tree import dotted
 from base.data.bad_samples import BadSamples
 from base.data.batch import inputs_of, to_device
 from base.data.loaders import (
@@ -144,25 +146,10 @@ class Experiment:
         return min(self.batches_per_epoch - progress.batch, of_training)
 
 
-def optimizer_sections(config: Config) -> dict[str, Mapping[str, Any]]:
-    """Return the optimizer sections by name; a lone ``optimizer:`` is called ``main``."""
-    if config["optimizers"] is not None:
-        return dict(config["optimizers"])
-    lone = {"lr_scheduler": config["lr_scheduler"], "every": "1 step"}
-    return {"main": {**config["optimizer"], **lone}}
-
-
 def choose_monitor(config: Config, valid_loader: Any) -> str:
     """Return the rule that picks the best epoch: the config's, else the lowest loss."""
     chosen: str | None = config["trainer"]["monitor"]
     return chosen or ("min train/loss" if valid_loader is None else "min valid/loss")
-
-
-def where_of(config: Config, name: str, key: str = "optimizer") -> str:
-    """Return the keys under which an optimizer, or its ``lr_scheduler``, stands."""
-    if config["optimizers"] is None:
-        return key
-    return f"optimizers.{name}" if key == "optimizer" else f"optimizers.{name}.{key}"
 
 
 def choose_device(name: str) -> torch.device:
@@ -197,7 +184,7 @@ def choose_device(name: str) -> torch.device:
 
 def make_repeatable(config: Config) -> None:
     """Set the number of threads; and deterministic algorithms where the config asks for them."""
-    use_threads(config)
+    config.resolve("threads", value=use_threads(config["threads"]))
     if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:
         torch.use_deterministic_algorithms(config["deterministic"])  # takes a second or two
     torch.backends.cudnn.benchmark &= not config["deterministic"]
@@ -255,25 +242,25 @@ def build_experiment(
     )
     optimizers, schedules = {}, {}
     for name, section in optimizer_sections(config).items():
-        keys = tuple(where_of(config, name).split("."))
+        keys = optimizer_keys(config, name)
         optimizers[name] = build_optimizer(
             model,
             references.resolve("optimizer", keys, {**section, "lr_scheduler": None}),
-            where_of(config, name),
+            dotted(keys),
             freezing.until,
             memory["fused"],
         )
         if memory["offload_optimizer"]:
             offload_state(optimizers[name], device)
-        where = where_of(config, name, "lr_scheduler")
+        keys = optimizer_keys(config, name, "lr_scheduler")
         scheduler = section["lr_scheduler"]
         if scheduler is not None:
-            scheduler = references.resolve("lr_scheduler", tuple(where.split(".")), scheduler)
-            refuse_objects(scheduler, where)
+            scheduler = references.resolve("lr_scheduler", keys, scheduler)
+            refuse_objects(scheduler, dotted(keys))
             rule = choose_monitor(config, data.valid_loader)
-            scheduler = watching(config, tuple(where.split(".")), scheduler, rule, losses)
+            scheduler = watching(config, keys, scheduler, rule, losses)
         lengths = (steps_per_epoch, total_steps)
-        schedule = build_schedule(optimizers[name], scheduler, *lengths, where)
+        schedule = build_schedule(optimizers[name], scheduler, *lengths, dotted(keys))
         if schedule is not None:
             schedules[name] = schedule
     check_ownership(model, optimizers, freezing.until)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from base.config.normal_form import optimizer_keys
 from base.data.batch import ids_of
 from base.errors import ConfigError, Problem, TrainingError, nearest
 from base.training.denominators import SUM, counted_by, losses_of_samples, mark, mark_sum, terms_of
@@ -190,9 +191,8 @@ def check_watched(trainer: BaseTrainer, phase: str, log: Mapping[str, Any]) -> N
     faults: list[Problem] = []
     watched: dict[tuple[str, ...], str] = {("trainer", "monitor"): trainer.monitor.key}
     for name, schedule in trainer.schedules.items():
-        lone = trainer.config["optimizers"] is None
-        keys = () if lone else ("optimizers", name)
-        watched[keys := (*keys, "lr_scheduler", "monitor")] = schedule.monitor or ""
+        keys = (*optimizer_keys(trainer.config, name, "lr_scheduler"), "monitor")
+        watched[keys] = schedule.monitor or ""
         if schedule.monitor == "":
             text = "ReduceLROnPlateau has nothing to follow while `trainer.monitor` is off; name it"
             faults.append(trainer.config.problem(keys, f"{text}, as in `monitor: valid/loss`"))

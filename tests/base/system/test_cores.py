@@ -129,18 +129,14 @@ def test_auto_is_the_usable_cores_but_not_more_than_torch_takes(
     for usable, torchs, expected in ((2, 4, 2), (8, 3, 3)):
         monkeypatch.setattr(cores, "usable_cores", lambda usable=usable: usable)
         torch.set_num_threads(torchs)
-        config = make().config
-        use_threads(config)
-        assert (config["threads"], torch.get_num_threads()) == (expected, expected)
+        assert use_threads("auto") == torch.get_num_threads() == expected
 
 
 def test_readers_leave_the_number_of_a_thread_that_has_computed_nothing_yet() -> None:
-    """A run that goes on begins so: with a number, and perhaps with images read in threads."""
-
-    config = make("threads=3").config
+    """A resumed run begins so: with a number, and perhaps with images read in threads."""
 
     def begin() -> int:
-        use_threads(config)
+        use_threads(3)
         assert list(read_ahead(int, iter("123"), 2, 2, seconds=0)) == [1, 2, 3]
         return torch.get_num_threads()
 
@@ -150,7 +146,7 @@ def test_readers_leave_the_number_of_a_thread_that_has_computed_nothing_yet() ->
 
 def test_a_number_is_taken_as_it_is_and_shown_in_the_header() -> None:
     trainer = make("threads=3")
-    use_threads(trainer.config)
+    use_threads(trainer.config["threads"])
     assert torch.get_num_threads() == 3
     assert header_facts(trainer, None)["device"] == "cpu, fp32, 3 threads"
     torch.set_num_threads(1)

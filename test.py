@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_test(arguments)
     config, path = choose_tested(options)
 
-    from base.names.construction import check_names
+    from base.names.check import check_names
     from base.run.testing import build_tested, choose_checkpoint, run_test
     from base.system.run_folder import run_of
     from base.system.seeding import seed_everything

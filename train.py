@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
     # A config with a fault in its structure has ended by now, before torch is imported.
-    from base.names.construction import check_names
+    from base.names.check import check_names
     from base.run.checks import begin, check, dry_run
     from base.run.data_changes import record_to_resume, references_to_resume, refuse_changed_data
     from base.system.deferred_files import deferred_files

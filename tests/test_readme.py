@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from base.config import load_config
-from base.names.construction import check_names
+from base.names.check import check_names
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

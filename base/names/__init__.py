@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from base.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
+    from base.names.check import check_names as check_names
+    from base.names.check import check_section as check_section
     from base.names.construction import build as build
-    from base.names.construction import check_names as check_names
-    from base.names.construction import check_section as check_section
     from base.names.discovery import describe_error as describe_error
     from base.names.exclusions import check_combinations as check_combinations
     from base.names.exclusions import layout_wish as layout_wish

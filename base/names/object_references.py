@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from base.config import Config
 from base.config.references import LOADERS, WHOLE, has_reference
 from base.errors import ConfigError, KindlingError, Problem, nearest
-from base.names.construction import check_section
+from base.names.check import check_section
 from base.names.discovery import describe_error, project_root
 from base.names.stored_values import NotPlainError, from_json, to_json
 

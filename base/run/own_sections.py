@@ -22,7 +22,8 @@ from base.config.schema import LOSS, METRIC, MODEL, named
 from base.config.tree import Node, as_tree
 from base.data.loaders import ready_loader
 from base.errors import CheckpointError, ConfigError, Problem, nearest
-from base.names.construction import build, check_section
+from base.names.check import check_section
+from base.names.construction import build
 from base.names.registry import override_note
 from base.network.patterns import NoMatch
 from base.system.seeding import derive_seed, isolated_random_state

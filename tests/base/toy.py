@@ -14,7 +14,7 @@ from base.base_trainer import BaseTrainer
 from base.callbacks import Callback
 from base.checkpoint.store import read
 from base.config import load_config
-from base.names.construction import check_names
+from base.names.check import check_names
 from base.run.testing import run_test
 from base.system.signals import InterruptedRunError
 from base.training.experiment import build_experiment

@@ -18,7 +18,7 @@ from base.config import load_config
 from base.config.command_line import parse_train
 from base.data.loaders import build_loaders
 from base.errors import ConfigError, TrainingError
-from base.names.construction import check_names
+from base.names.check import check_names
 from base.names.registry import project_root, set_project_root
 from base.system.run_folder import create_run_folder
 from base.training.experiment import Experiment, build_experiment

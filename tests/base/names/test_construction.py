@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from base.config import load_config
 from base.errors import ConfigError
-from base.names.construction import build, check_names
+from base.names.check import check_names
+from base.names.construction import build
 from base.names.listing import describe, type_schemas
 from base.names.registry import KINDS, WrongKind, find, names
 from base.names.signatures import FILLED_IN, signature, value_fault

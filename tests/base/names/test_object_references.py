@@ -22,7 +22,7 @@ from base.callbacks import Callback
 from base.checkpoint.store import read_manifest
 from base.config import load_config
 from base.errors import ConfigError
-from base.names.construction import check_names
+from base.names.check import check_names
 from base.names.object_references import attributes
 from base.names.registry import CALLBACKS, DATA_LOADERS, LOSSES, METRICS, MODELS, TRAINERS
 from base.run.data_changes import references_to_resume

@@ -12,7 +12,7 @@ from base.config import load_config
 from base.errors import ConfigError
 from base.names import registry
 from base.names import shipped as own_files
-from base.names.construction import check_names
+from base.names.check import check_names
 from base.names.listing import describe
 from base.names.registry import NameFault, find, listed
 from base.names.shipped import LIST, hash_files

@@ -11,7 +11,8 @@ from toy import make, run
 
 from base.config import load_config
 from base.errors import ConfigError, TrainingError
-from base.names.construction import build, check_names
+from base.names.check import check_names
+from base.names.construction import build
 from base.names.registry import MODELS
 from base.network.layers import NoForward
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from base.config import Config, load_config
+from base.config.config import Config
+from base.config.loading import load_config
 from base.errors import UsageError
 
 OWN_STATE = re.compile(

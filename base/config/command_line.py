@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from base.config import Config, load_config
 from base.config.changes import refuse_another_run
+from base.config.config import Config
+from base.config.loading import load_config
 from base.config.normal_form import optimizer_keys, optimizer_sections
 from base.config.tree import dotted
 from base.config.yaml_writer import as_source

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from inspect import Parameter
 from typing import Any
 
-from base.config import Config
+from base.config.config import Config
 from base.config.durations import parse_duration
 from base.config.normal_form import optimizer_keys, optimizer_sections
 from base.config.references import Reference

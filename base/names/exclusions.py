@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import LBFGS
 
-from base.config import Config
+from base.config.config import Config
 from base.config.normal_form import optimizer_keys, optimizer_sections
 from base.config.tree import Keys
 from base.errors import ConfigError

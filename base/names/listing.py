@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from inspect import Parameter
 from typing import Any
 
-from base.config import json_schema as config_schema
+from base.config.editor_schema import json_schema as config_schema
 from base.errors import UsageError, nearest
-from base.names.registry import KINDS, NameFault, WrongKind, definition, find, names, put_aside
+from base.names.registry import KINDS, NameFault, WrongKind, definition, find, names, overridden
 from base.names.signatures import json_schema, signature
 from base.system.deferred_files import deferred_files
 
@@ -86,8 +86,8 @@ def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
         try:
             named = find(kind, name)
             if (found := definition(kind, name)) is not None:
-                aside = put_aside(kind, name)
-                origin = str(found) if aside is None else f"{found} (not Kindling's at {aside})"
+                aside = overridden(kind, name)
+                origin = f"{found} (not Kindling's {aside})" if aside else str(found)
         except WrongKind:
             continue  # a helper beside those
         except NameFault as fault:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from base.config import Config
+from base.config.config import Config
 from base.config.references import LOADERS, WHOLE, has_reference
 from base.errors import ConfigError, KindlingError, Problem, nearest
 from base.names.check import check_section

@@ -25,7 +25,7 @@ from base.names.discovery import (
 from base.names.kind_rules import CALLED_WITH, misfit
 from base.names.shipped import FOLDERS
 from base.names.stock_trainer import stock_trainers
-from base.names.torch_names import HOMES
+from base.names.torch_names import SOURCES
 
 __all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and what is below
 
@@ -138,8 +138,8 @@ def find(kind: str, name: str) -> Any:
     if name in _REGISTERED.get(kind, ()):
         return _REGISTERED[kind][name]
     torch_name = f"{name}_" if kind == "init" and not name.endswith("_") else name
-    for home in HOMES.get(kind, ()):
-        member = home.get(torch_name)
+    for source in SOURCES.get(kind, ()):
+        member = source.get(torch_name)
         if member is not None:
             return member
     raise UnknownName(_unknown(kind, name))
@@ -148,7 +148,7 @@ def find(kind: str, name: str) -> Any:
 def names(kind: str) -> list[str]:
     """Return what can be named: the project's own, then torch's; imports no file of the project."""
     own = [each.name for each in listed(kind)] + list(_REGISTERED.get(kind, ()))
-    behind = (name for home in HOMES.get(kind, ()) for name in sorted(home.members()))
+    behind = (name for source in SOURCES.get(kind, ()) for name in sorted(source.members()))
     return list(dict.fromkeys([*own, *behind]))
 
 
@@ -191,24 +191,23 @@ def _rivals(kind: str, name: str) -> list[Definition]:
     return found
 
 
-def put_aside(kind: str, name: str) -> Definition | None:
-    """Return the definition shipped with Kindling that one of the project's own stands before."""
+def overridden(kind: str, name: str) -> str:
+    """Return where Kindling defines a name that the project defines too: ``in base.datasets``."""
     chosen = definition(kind, name)
     if chosen is None or chosen.is_shipped:
-        return None
-    shipped = (each for each in _candidates_named(kind, name) if each.is_shipped)
-    likely = (each for each in shipped if each.likely_kind in (kind, chosen.likely_kind))
-    return next(likely, None)
+        return ""
+    for each in _candidates_named(kind, name):
+        if each.is_shipped and each.likely_kind in (kind, chosen.likely_kind):
+            return f"at {each}"
+    ours = (source for source in SOURCES.get(kind, ()) if source.module.startswith("base."))
+    return next((f"in {source.module}" for source in ours if source.get(name)), "")
 
 
 def override_note(kind: str, name: str) -> str:
     """Return a line on which of two definitions is used; empty where there is but one."""
-    aside, chosen = put_aside(kind, name), definition(kind, name)
-    if aside is not None:
-        return f"{kind} {name!r} is yours, {chosen}, not Kindling's at {aside}"
-    ours = (home for home in HOMES.get(kind, ()) if home.module.startswith("base."))
-    if chosen is not None and (home := next((it for it in ours if it.get(name)), None)):
-        return f"{kind} {name!r} is yours, {chosen}, not Kindling's in {home.module}"
+    chosen = definition(kind, name)
+    if aside := overridden(kind, name):
+        return f"{kind} {name!r} is yours, {chosen}, not Kindling's {aside}"
     others = [str(each) for each in _rivals(kind, name) if each != chosen]
     return f"{kind} {name!r} is that of {chosen}, not {' or '.join(others)}" if others else ""
 
@@ -280,7 +279,7 @@ def _refuse_stock(file: Path | None = None) -> None:
 
 def _unknown(kind: str, name: str) -> str:
     places = [f"{folder}/" for folder in _KINDS[kind].folders]
-    places += [home.module for home in HOMES.get(kind, ())]
+    places += [source.module for source in SOURCES.get(kind, ())]
     text = f"there is no {kind} {name!r}{nearest(name, names(kind))}"
     text += f" (looked in {', '.join(places)}"
     text += f"; `python train.py --list {kind}` shows all)" if kind in KINDS else ")"

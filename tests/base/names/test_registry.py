@@ -18,7 +18,7 @@ from torch.optim import Optimizer, lr_scheduler
 from base.errors import ConfigError
 from base.names import registry
 from base.names.registry import KINDS, NameFault, Registry, UnknownName, find, names
-from base.names.torch_names import HOMES, LOSS_FUNCTIONS
+from base.names.torch_names import LOSS_FUNCTIONS, SOURCES
 from base.system.places import PROJECT
 
 Write = Callable[[dict[str, str]], Path]
@@ -79,7 +79,7 @@ def test_base_classes_and_files_say_what_is_listed_for_which_kind(project: Write
     project(
         {
             "data_loader/loaders.py": source,
-            "base/datasets/transforms.py": "class Shift: ...\ndef flip(image): ...",
+            "data_loader/transforms.py": "class Shift: ...\ndef flip(image): ...",
             "model/model.py": "class Net: ...\ndef helper(): ...",
             "model/definitions.py": "class Other: ...",
             "model/losses/focal.py": "class Focal: ...\ndef dice(output, target): ...",
@@ -351,7 +351,7 @@ sys.addaudithook(_watch)
 def test_nothing_but_a_plain_allowed_name_is_ever_looked_at(kind: str) -> None:
     global is_watching
     with pytest.raises(UnknownName):
-        find(kind, "no_such_name")  # reads the project's files and imports torch's homes, once
+        find(kind, "no_such_name")  # reads the project's files and imports torch's modules, once
     for name in ATTACKS:
         seen.clear()
         is_watching = True
@@ -371,7 +371,7 @@ def test_any_text_is_refused_or_leads_to_an_allowed_thing(kind: str, name: str) 
         found = find(kind, name)
     except NameFault:
         return
-    places = [*(home.package for home in HOMES[kind]), "model.", "trainer."]
+    places = [*(source.package for source in SOURCES[kind]), "model.", "trainer."]
     assert found.__module__.startswith(tuple(places))
     assert inspect.isroutine(found) or inspect.isclass(found)
 

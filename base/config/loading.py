@@ -11,7 +11,7 @@ from base.config.interpolation import interpolate
 from base.config.pytorch_template import is_template, translate
 from base.config.schema import ROOT
 from base.config.tree import Node, Where, dotted, one_line, show
-from base.config.yaml_reader import MAX_DEPTH, MAX_KEY, read_file, read_text
+from base.config.yaml_reader import MAX_DEPTH, read_file, read_text
 from base.errors import ConfigError, Problem
 
 MAX_FILES = 64
@@ -105,7 +105,7 @@ def _override(root: Node, text: str, problems: list[Problem]) -> Node:
     keys = path.strip().split(".")
     keys[0] = ROOT.aliases.get(keys[0], keys[0])
     try:
-        if not equals or not all(key.isprintable() and 0 < len(key) <= MAX_KEY for key in keys):
+        if not equals or not all(key and key.isprintable() for key in keys):
             raise ValueError("write it as key=value or section.key=value")
         if keys[0] == "inherit" or len(keys) > MAX_DEPTH:
             raise ValueError(f"{dotted((*keys[:4],))} cannot be set from here")

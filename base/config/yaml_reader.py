@@ -18,7 +18,6 @@ from logger.files import NotAFileError, open_file
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 64
 MAX_VALUES = 100_000  # every alias counted as often as it is used
-MAX_KEY = 100  # characters; YAML allows 1,024 with all escapes
 
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # only its events are used
 _UNREADABLE = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -164,8 +163,6 @@ class _Reader:
         if not isinstance(key, str):
             word = f"{event.value[:60]} " if isinstance(event, yaml.ScalarEvent) else ""
             return f"the key {word}is no text; a key is a word, or is written in quotes"
-        if len(key) > MAX_KEY:
-            return f"a key has at most {MAX_KEY} characters"
         is_merge = key == "<<" and isinstance(event, yaml.ScalarEvent) and event.implicit[0]
         return "merge keys (<<) are not read; use 'inherit: FILE' or '${a.b}'" if is_merge else ""
 

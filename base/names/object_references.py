@@ -13,7 +13,6 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -34,7 +33,6 @@ Section = Mapping[str, Any]
 
 _TOKEN = re.compile(r"\$\$\{|\$\{([^{}]*)\}")
 MOST_NAMES = 25  # that an error lists
-_PLAIN = (int, float, str, bool, list, tuple, dict, Tensor, np.ndarray, np.generic)
 _OF_A_SECTION = ("type", "args")
 
 
@@ -221,24 +219,29 @@ def _foreign(value: Any) -> str:
 
 
 def attributes(thing: Any) -> list[str]:
-    """Return the public attributes of an object, the user's properties and plain values first."""
+    """Return the public attributes of an object but for methods, the engine's own last."""
     if isinstance(thing, Mapping):
         return [str(name) for name in thing]
-    own = dict(_attributes_of(thing))
-    plain = [name for name, value in own.items() if isinstance(value, _PLAIN)]
-    others = [name for name, value in own.items() if not isinstance(value, (*_PLAIN, type(None)))]
-    empty = [name for name, value in own.items() if value is None]
-    classes = _own_classes(type(thing))
-    engines = [cls for cls in classes if _is_of_engine(cls)]
-    users = [cls for cls in classes if cls not in engines]
-    set_by_engine = {name for cls in engines for name in _names_used(cls)}
-    mine = [name for name in (*plain, *others, *empty) if name not in set_by_engine]
-    names = [*_properties_of(users), *mine, *plain, *_properties_of(engines), *others, *empty]
-    return list(dict.fromkeys(names))
+    foreign = ("torch", "builtins", "abc", "typing", "collections", "numpy")
+    classes = [c for c in type(thing).__mro__ if c.__module__.partition(".")[0] not in foreign]
+    parts: list[Mapping[str, Any]] = [dict(getattr(thing, "__dict__", {})), *map(vars, classes)]
+    if isinstance(thing, nn.Module):
+        parts[1:1] = [thing._parameters, thing._buffers, thing._modules]
+        parts[0] = {k: v for k, v in parts[0].items() if k != "training"}
+    found = {name: value for part in reversed(parts) for name, value in part.items()}
+    names = [name for part in parts for name in part if not name.startswith("_")]
+    names = [name for name in dict.fromkeys(names) if not _is_method(found[name])]
+    of_engine = {name for cls in classes if _is_of_engine(cls) for name in _names_used(cls)}
+    return sorted(names, key=of_engine.__contains__)
+
+
+def _is_method(value: Any) -> bool:
+    is_called = callable(value) and not isinstance(value, nn.Module)
+    return is_called or isinstance(value, classmethod | staticmethod)
 
 
 def _is_of_engine(cls: type[Any]) -> bool:
-    """Tell whether a class is the engine's own, which gives its parts to any data set or loader."""
+    """Return whether a class is the engine's own, which any data set or loader inherits from."""
     return cls.__module__.startswith("base.") and not cls.__module__.startswith("base.datasets.")
 
 
@@ -247,36 +250,6 @@ def _names_used(cls: type[Any]) -> Iterator[str]:
     yield from vars(cls)
     init = vars(cls).get("__init__")
     yield from init.__code__.co_names if isinstance(init, FunctionType) else ()
-
-
-def _attributes_of(thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what the object itself and the classes of the project hold, but for methods."""
-    parts = [vars(thing)] if hasattr(thing, "__dict__") else []
-    if isinstance(thing, nn.Module):
-        parts += [thing._parameters, thing._buffers, thing._modules]
-        parts[0] = {k: v for k, v in parts[0].items() if k != "training"}
-    parts += [vars(cls) for cls in _own_classes(type(thing))]
-    for part in parts:
-        for name, value in list(part.items()):
-            is_method = callable(value) and not isinstance(value, nn.Module)
-            is_described = isinstance(
-                value, property | cached_property | classmethod | staticmethod
-            )
-            if not name.startswith("_") and not is_method and not is_described:
-                yield name, value
-
-
-def _properties_of(classes: Sequence[type[Any]]) -> Iterator[str]:
-    for each in classes:
-        for name, value in vars(each).items():
-            if isinstance(value, property | cached_property) and not name.startswith("_"):
-                yield name
-
-
-def _own_classes(cls: type[Any]) -> list[type[Any]]:
-    """Return the class and those above it, but for torch's and Python's own."""
-    foreign = ("torch", "builtins", "abc", "typing", "collections", "numpy")
-    return [each for each in cls.__mro__ if each.__module__.partition(".")[0] not in foreign]
 
 
 def refuse_objects(section: Section, where: str) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from base.errors import ConfigError, Problem, nearest
@@ -32,29 +30,28 @@ __all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and
 Named = TypeVar("Named")
 
 
-class Kind(NamedTuple):
-    """Where the project's own things of a kind stand, and what they must be."""
+class Place(NamedTuple):
+    """Where a project defines what is of a kind, and in which forms."""
 
     folders: tuple[str, ...]
     forms: tuple[str, ...] = ("class", "function")
-    parent: str = ""  # module:class that a class of this kind must inherit from
 
 
 _CLASS, _ANY = ("class",), ("class", "function", "value")
-_KINDS = {
-    "model": Kind(("model",), _ANY, parent="torch.nn:Module"),
-    "init": Kind(("model",), ("function",)),
-    "loss": Kind(("model",), _ANY),
-    "metric": Kind(("model",), _ANY),
-    "data_loader": Kind(("data_loader",), _ANY),
-    "dataset": Kind(("data_loader",)),
-    "transform": Kind(("data_loader",)),
-    "sampler": Kind(("data_loader",)),
-    "optimizer": Kind(("model", "trainer"), parent="torch.optim:Optimizer"),
-    "lr_scheduler": Kind(("model", "trainer")),
-    "trainer": Kind(("trainer",), _CLASS, "base.base_trainer:BaseTrainer"),
-    "callback": Kind(("trainer",), _CLASS, "base.callbacks:Callback"),
-    "function": Kind(FOLDERS, ("function", "value")),  # lr_lambda, collate_fn
+_PLACES = {
+    "model": Place(("model",), _ANY),
+    "init": Place(("model",), ("function",)),
+    "loss": Place(("model",), _ANY),
+    "metric": Place(("model",), _ANY),
+    "data_loader": Place(("data_loader",), _ANY),
+    "dataset": Place(("data_loader",)),
+    "transform": Place(("data_loader",)),
+    "sampler": Place(("data_loader",)),
+    "optimizer": Place(("model", "trainer")),
+    "lr_scheduler": Place(("model", "trainer")),
+    "trainer": Place(("trainer",), _CLASS),
+    "callback": Place(("trainer",), _CLASS),
+    "function": Place(FOLDERS, ("function", "value")),  # lr_lambda, collate_fn
 }
 # Where pytorch-template's train.py looks for what builds a model or a loader: as there, a function
 # in such a file, or imported there from a neighbour, needs no decorator.
@@ -62,7 +59,7 @@ BUILDER_FILES = {
     "model": re.compile(r"model/(.*/)?(models?|__init__)\.py"),
     "data_loader": re.compile(r"data_loader/(.*/)?(data_?loaders?|__init__)\.py"),
 }
-KINDS = tuple(kind for kind in _KINDS if kind != "function")
+KINDS = tuple(kind for kind in _PLACES if kind != "function")
 
 
 class NameFault(ConfigError, LookupError):  # noqa: N818 -- as UnknownName, which is a promise
@@ -227,14 +224,14 @@ def _identity(named: Any) -> str:
 
 def _candidates(kind: str) -> Iterator[Definition]:
     """Yield what may be of this kind: what its folders define, and what was decorated for it."""
-    if kind not in _KINDS:
+    if kind not in _PLACES:
         raise NameFault(f"there is no kind {kind!r}{nearest(kind, KINDS)}")
     for folder in FOLDERS:
         for each in scan(folder)[0]:
             if each.registry in _REGISTRIES:
                 if _REGISTRIES[each.registry].kind == kind:
                     yield each
-            elif folder in _KINDS[kind].folders and each.form in (*_KINDS[kind].forms, "import"):
+            elif folder in _PLACES[kind].folders and each.form in (*_PLACES[kind].forms, "import"):
                 yield each
 
 
@@ -248,20 +245,16 @@ def _is_meant(kind: str, found: Definition) -> bool:
 
 def _checked(kind: str, found: Definition) -> Any:
     """Import a definition and make sure that it can be of this kind."""
-    if found.folder == "trainer":
-        _refuse_stock(project_root() / found.file)
     try:
         named = load(found)
-    except ImportError as error:
-        if found.folder == "trainer":  # whose __init__ may import others
-            _refuse_stock()
+    except (ImportError, ConfigError) as error:
+        # The file, or one that trainer/__init__.py imports, may be of pytorch-template.
+        is_trainer = found.folder == "trainer"
+        if is_trainer and (faults := list(stock_trainers(project_root()))):
+            raise NameFault("; ".join(faults)) from error
+        if isinstance(error, ConfigError):
+            raise
         raise NameFault(str(error)) from error
-    module, _, parent_name = _KINDS[kind].parent.partition(":")
-    if module and isinstance(named, type):
-        parent = getattr(import_module(module), parent_name)
-        if not issubclass(named, parent):
-            text = f"{found.attribute!r} cannot be a {kind}: it is no subclass of {parent_name}"
-            raise NameFault(f"{found}: {text}")
     is_marked = any(named is each for each in _REGISTERED.get(kind, {}).values())
     if kind in BUILDER_FILES and found.form != "import":
         files = [found.file] if found.is_shipped else [found.file, *found.imported_by]
@@ -271,17 +264,11 @@ def _checked(kind: str, found: Definition) -> Any:
     return named
 
 
-def _refuse_stock(file: Path | None = None) -> None:
-    """Refuse trainers of pytorch-template: in one file, or in all of ``trainer/``."""
-    if faults := list(stock_trainers(project_root(), file)):
-        raise NameFault("; ".join(faults))
-
-
 def _unknown(kind: str, name: str) -> str:
-    places = [f"{folder}/" for folder in _KINDS[kind].folders]
+    places = [f"{folder}/" for folder in _PLACES[kind].folders]
     places += [source.module for source in SOURCES.get(kind, ())]
     text = f"there is no {kind} {name!r}{nearest(name, names(kind))}"
     text += f" (looked in {', '.join(places)}"
     text += f"; `python train.py --list {kind}` shows all)" if kind in KINDS else ")"
-    broken = [each for folder in _KINDS[kind].folders for each in scan(folder)[1]]
+    broken = [each for folder in _PLACES[kind].folders for each in scan(folder)[1]]
     return text + (f"; not read, as it does not parse: {', '.join(broken)}" if broken else "")

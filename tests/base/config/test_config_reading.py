@@ -78,7 +78,6 @@ def test_not_a_number_is_read(load):
         ("extra: {null: a}\n", "x.yaml:6:9: extra: the key null is no text"),
         ("extra: {[a]: a}\n", "x.yaml:6:9: extra: the key is no text"),
         ("extra: {? {b: c} : a}\n", "extra: the key is no text"),
-        (f"extra: {{{'k' * 101}: a}}\n", "x.yaml:6:9: extra: a key has at most 100"),
         ("extra: {<<: {a: 1}}\n", "x.yaml:6:9: extra: merge keys (<<) are not read"),
         ("extra: {a: *b}\n", "x.yaml:6:9: extra.a: the alias *b stands before or in its anchor"),
         ("extra: &a {b: *a}\n", "x.yaml:6:12: extra.b: the alias *a"),

@@ -26,7 +26,7 @@ _HUGE = 1e300  # what is larger, infinite or not a number is out of every range
 
 
 @dataclass(frozen=True)
-class Run:
+class Validation:
     """What a check is to do: only expand short forms, or fill in the defaults too."""
 
     problems: list[Problem]
@@ -43,21 +43,21 @@ class Run:
         return "" if is_much else nearest(str(name)[:100], words)
 
 
-class Kind:
+class Field:
     """What may stand under a key: any plain data, unless a subclass says more."""
 
-    def check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def check(self, node: Node, keys: Keys, validation: Validation) -> Node:
         """Return the tree in its normal form, and note what is wrong with it."""
         is_reference = isinstance(node.value, str) and REFERENCE.fullmatch(node.value)
-        if node.value is UNKNOWN or (run.references and is_reference):
+        if node.value is UNKNOWN or (validation.references and is_reference):
             return node  # cannot be judged (yet)
-        return self._check(node, keys, run)
+        return self._check(node, keys, validation)
 
     def json_schema(self) -> dict[str, Any]:
         """Return JSON Schema (draft 7), short forms included."""
         return {}
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
         return node
 
 
@@ -65,12 +65,12 @@ class Kind:
 class Key:
     """One key of a section; a default of None means that null may be written."""
 
-    kind: Kind
+    field: Field
     default: Any
     doc: str
 
     def json_schema(self) -> dict[str, Any]:
-        choices = [self.kind.json_schema(), {"$ref": "#/definitions/reference"}]
+        choices = [self.field.json_schema(), {"$ref": "#/definitions/reference"}]
         choices += [{"type": "null"}] if self.default is None else []
         schema = {"description": self.doc, "anyOf": choices}
         is_plain = isinstance(self.default, str | int | float | list | dict)
@@ -78,7 +78,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Scalar(Kind):
+class Scalar(Field):
     """A value that is taken as a whole, and the JSON Schema that it must meet."""
 
     expected: str  # what an error says
@@ -88,43 +88,43 @@ class Scalar(Kind):
     def json_schema(self) -> dict[str, Any]:
         return dict(self.schema)
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
         try:
             if self.parse:
                 self.parse(node.plain())
             elif not _accepts(self.schema, node.value):
-                near = run.near(node.value, self.schema.get("enum", ()))
+                near = validation.near(node.value, self.schema.get("enum", ()))
                 raise ValueError(f"expected {self.expected}, found {show(node.value)}{near}")
         except ValueError as error:
-            run.problem(node, keys, str(error))
+            validation.problem(node, keys, str(error))
         return node
 
 
 @dataclass(frozen=True)
-class Section(Kind):
+class Section(Field):
     """A mapping with known keys; others are errors, unless `others` says what they hold."""
 
     keys: Mapping[str, Key]
     short: tuple[str, ...] = ()  # "string": the word alone is the type; "number": constant_
     short_key: str = "type"  # what a value of a short form is; "match" takes every form of pattern
-    others: Kind | None = None
+    others: Field | None = None
     names: str = ""  # the kind of thing that `type` names
     exactly_one: tuple[str, ...] = ()
     never_both: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     meant_by: Callable[[str], str] | None = None  # the known key that an unknown one stands for
 
-    def check_entry(self, name: str, child: Node, keys: Keys, run: Run) -> Node:
+    def check_entry(self, name: str, child: Node, keys: Keys, validation: Validation) -> Node:
         """Return one entry in its normal form, and note what is wrong with it."""
         key = self.keys.get(name)
-        kind = key.kind if key else self.others
-        if kind is None:
+        found = key.field if key else self.others
+        if found is None:
             meant = self.meant_by(name) if self.meant_by else ""
-            near = f"; did you mean {meant!r}?" if meant else run.near(name, self.keys)
-            run.problem(child, keys, f"unknown key{near or self._place_of_own()}")
+            near = f"; did you mean {meant!r}?" if meant else validation.near(name, self.keys)
+            validation.problem(child, keys, f"unknown key{near or self._place_of_own()}")
             return child
         is_off = key and key.default is None and child.value is None
-        return child if is_off else kind.check(child, keys, run)
+        return child if is_off else found.check(child, keys, validation)
 
     def _place_of_own(self) -> str:
         """Say where keys go that are the user's own, in a section that has such a place."""
@@ -146,27 +146,28 @@ class Section(Kind):
             short.append({"type": "object", "required": ["type"], "maxProperties": 1})
         return {"anyOf": [*short, schema]} if short else schema
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
         value = self._expand(node)
         if not isinstance(value, dict):
-            run.problem(node, keys, f"expected a section of keys, found {show(value)}")
+            validation.problem(node, keys, f"expected a section of keys, found {show(value)}")
             return node
 
         entries: dict[str, Node] = {}
         for given, child in value.items():
             name = self.aliases.get(given, given)
             if child.value is None and name not in self.keys and isinstance(self.others, Section):
-                entries |= {} if run.fill else {name: child}  # it takes out one that is inherited
+                # Null takes out an entry that is inherited.
+                entries |= {} if validation.fill else {name: child}
                 continue
             if name != given and name in value:
-                run.problem(child, keys, f"{given!r} is another name for {name!r}; give one")
+                validation.problem(child, keys, f"{given!r} is another name for {name!r}; give one")
                 entries[given] = child
             else:
-                entries[name] = self.check_entry(name, child, (*keys, name), run)
-        if not run.fill:
+                entries[name] = self.check_entry(name, child, (*keys, name), validation)
+        if not validation.fill:
             return Node(entries, node.where)
-        node = Node(self._with_defaults(entries, node, keys, run), node.where)
-        self._check_choices(node, keys, run)
+        node = Node(self._with_defaults(entries, node, keys, validation), node.where)
+        self._check_choices(node, keys, validation)
         return node
 
     def _expand(self, node: Node) -> Any:
@@ -181,36 +182,38 @@ class Section(Kind):
         return {} if node.value is None else node.value
 
     def _with_defaults(
-        self, entries: dict[str, Node], node: Node, keys: Keys, run: Run
+        self, entries: dict[str, Node], node: Node, keys: Keys, validation: Validation
     ) -> dict[str, Node]:
         complete: dict[str, Node] = {}
         for name, key in self.keys.items():
             if name in entries:
                 complete[name] = entries[name]
             elif key.default is REQUIRED:
-                run.problem(node, (*keys, name), f"missing; {key.doc[0].lower()}{key.doc[1:]}")
+                validation.problem(
+                    node, (*keys, name), f"missing; {key.doc[0].lower()}{key.doc[1:]}"
+                )
             elif key.default is SAME_AS_TYPE:
                 complete[name] = Node(entries["type"].value if "type" in entries else UNKNOWN)
             elif key.default is not ABSENT:
                 value = key.default  # a scalar, a list of them, or an empty section
                 default = Node([Node(item) for item in value] if isinstance(value, list) else value)
-                complete[name] = self.check_entry(name, default, (*keys, name), run)
+                complete[name] = self.check_entry(name, default, (*keys, name), validation)
         return {**complete, **entries}
 
-    def _check_choices(self, node: Node, keys: Keys, run: Run) -> None:
+    def _check_choices(self, node: Node, keys: Keys, validation: Validation) -> None:
         for group in (self.exactly_one, self.never_both):
             given = [name for name in group if node.value[name].value is not None]
             if len(given) > 1:
                 places = " and ".join(f"{name!r} at {node.value[name].where}" for name in given)
                 both = f"{places} exclude each other; keep one (null switches the other off)"
-                run.problem(node.value[given[-1]], (*keys, given[-1]), both)
+                validation.problem(node.value[given[-1]], (*keys, given[-1]), both)
         if self.exactly_one and all(node.value[name].value is None for name in self.exactly_one):
             choice = " or ".join(repr(name) for name in self.exactly_one)
-            run.problem(node, keys, f"{choice} must be given")
+            validation.problem(node, keys, f"{choice} must be given")
 
 
 @dataclass(frozen=True)
-class Either(Kind):
+class Either(Field):
     """A section where a mapping is given, a plain value else."""
 
     plain: Scalar
@@ -219,13 +222,13 @@ class Either(Kind):
     def json_schema(self) -> dict[str, Any]:
         return {"anyOf": [self.plain.json_schema(), self.section.json_schema()]}
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
-        kind = self.section if isinstance(node.value, dict) else self.plain
-        return kind.check(node, keys, run)
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
+        chosen = self.section if isinstance(node.value, dict) else self.plain
+        return chosen.check(node, keys, validation)
 
 
 @dataclass(frozen=True)
-class OneOrNamed(Kind):
+class OneOrNamed(Field):
     """One item; or several by name, each under a name of its own or in a list of their names."""
 
     item: Scalar
@@ -237,31 +240,33 @@ class OneOrNamed(Kind):
         named = {"type": "object", "additionalProperties": item, "minProperties": 1}
         return {"anyOf": [item, names, named]}
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
         value = node.value
         if not isinstance(value, dict | list):
-            return self.item.check(node, keys, run)
+            return self.item.check(node, keys, validation)
         if not value:
-            run.problem(node, keys, "expected at least one name")
+            validation.problem(node, keys, "expected at least one name")
         if isinstance(value, list):
             if not all(isinstance(item.value, str) for item in value):
                 text = "expected names, found a position: name each, as in {label: 1, mask: 2}"
-                run.problem(node, keys, text)
+                validation.problem(node, keys, text)
                 return node
-            if not run.fill:
+            if not validation.fill:
                 return node  # a list replaces what is inherited, as any list does
             value = {item.value: item for item in value}
         for name in value.keys() & self.taken.keys():
-            run.problem(value[name], (*keys, name), self.taken[name])
-        entries = {name: self.item.check(item, (*keys, name), run) for name, item in value.items()}
+            validation.problem(value[name], (*keys, name), self.taken[name])
+        entries = {
+            name: self.item.check(item, (*keys, name), validation) for name, item in value.items()
+        }
         return Node(entries, node.where)
 
 
 @dataclass(frozen=True)
-class ListOf(Kind):
+class ListOf(Field):
     """A list; null is an empty one, and with `single` one item stands for a list of one."""
 
-    item: Kind
+    item: Field
     single: bool = False
     unique: str = ""  # the key in which no two items may agree
 
@@ -270,21 +275,21 @@ class ListOf(Kind):
         schema = {"type": ["array", "null"], "items": item}
         return {"anyOf": [schema, item]} if self.single else schema
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
         value = [] if node.value is None else node.value
         if not isinstance(value, list):
             if not self.single:
-                run.problem(node, keys, f"expected a list, found {show(value)}")
+                validation.problem(node, keys, f"expected a list, found {show(value)}")
                 return node
             value = [node]
-        items = [self.item.check(item, (*keys, i), run) for i, item in enumerate(value)]
+        items = [self.item.check(item, (*keys, i), validation) for i, item in enumerate(value)]
 
         seen: dict[Any, int] = {}
-        for i, item in enumerate(items if self.unique and run.fill else []):
+        for i, item in enumerate(items if self.unique and validation.fill else []):
             name = item.child(self.unique)
             if name and isinstance(name.value, str) and seen.setdefault(name.value, i) != i:
                 two = f"{name.value!r} is taken by item {seen[name.value]}; give another name"
-                run.problem(item, (*keys, i, self.unique), two)
+                validation.problem(item, (*keys, i, self.unique), two)
         return Node(items, node.where)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from base.config.fields import ListOf, Run
+from base.config.fields import ListOf, Validation
 from base.config.schema import ROOT, loader_key
 from base.config.tree import Node, problem_at, show
 from base.errors import ConfigError, Problem
@@ -168,10 +168,10 @@ def _complete(entries: Entries, name: str, notes: list[str]) -> None:
 
 def _is_known(name: str, key: str, child: Node) -> bool:
     """Tell whether our own section of this name has this key, with such a value."""
-    kind: Any = ROOT.keys[name].kind
+    kind: Any = ROOT.keys[name].field
     section: Any = kind.item if isinstance(kind, ListOf) else kind
     problems: list[Problem] = []
-    section.check_entry(key, child, (), Run(problems, references=True))
+    section.check_entry(key, child, (), Validation(problems, references=True))
     return key == "type" or (key in section.keys and not problems)
 
 

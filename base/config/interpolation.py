@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from base.config.fields import REFERENCE, UNKNOWN, Run
+from base.config.fields import REFERENCE, UNKNOWN, Validation
 from base.config.references import Reference, built_object, fault_of_reference
 from base.config.tree import Keys, Node, problem_at, show
 from base.config.yaml_reader import MAX_DEPTH
@@ -23,17 +23,17 @@ _TOKEN = re.compile(r"\$\$\{|\$\{[^{}]*\}|\$\{")
 
 def interpolate(root: Node, problems: list[Problem]) -> Node:
     """Return the tree with every reference looked up in it; what fails is noted, and UNKNOWN."""
-    return _Lookup(root, Run(problems)).resolve(root, (), 0)
+    return _Lookup(root, Validation(problems)).resolve(root, (), 0)
 
 
 def look_up(node: Node, config: Config, problems: list[Problem]) -> Node:
     """Return a tree of a trainer's own with its references looked up in a config."""
-    return _Lookup(config.root, Run(problems)).resolve(node, ("extra", "own"), 0)
+    return _Lookup(config.root, Validation(problems)).resolve(node, ("extra", "own"), 0)
 
 
 class _Lookup:
-    def __init__(self, root: Node, run: Run) -> None:
-        self.root, self.run = root, run
+    def __init__(self, root: Node, validation: Validation) -> None:
+        self.root, self.validation = root, validation
         self.active: list[str] = []  # the references being looked up, one inside the other
         self.budget = 2_000_000  # for what is copied: its characters, and 20 a value
 
@@ -93,7 +93,7 @@ class _Lookup:
             known = target.value if isinstance(target.value, dict) else ()
             child = target.child(part)
             if child is None:
-                near = self.run.near(part, known)
+                near = self.validation.near(part, known)
                 return self._fail(node, keys, f"{reference}: no {part!r}{near}")
             target = child
         self.active.append(name)
@@ -102,7 +102,7 @@ class _Lookup:
         return found
 
     def _fail(self, node: Node, keys: Keys, message: str) -> Any:
-        self.run.problem(node, keys, message)
+        self.validation.problem(node, keys, message)
         return UNKNOWN
 
 

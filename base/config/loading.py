@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from base.config.config import Config
-from base.config.fields import MAX_PROBLEMS, Run
+from base.config.fields import MAX_PROBLEMS, Validation
 from base.config.interpolation import interpolate
 from base.config.pytorch_template import is_template, translate
 from base.config.schema import ROOT
@@ -89,7 +89,7 @@ class _Sources:
         entries = dict(root.value)
         names = entries.pop("inherit", Node(None))
         faults: list[Problem] = []
-        names = ROOT.check_entry("inherit", names, ("inherit",), Run(faults))
+        names = ROOT.check_entry("inherit", names, ("inherit",), Validation(faults))
         if faults:
             raise ConfigError(faults)
         merged = Node({}, root.where)
@@ -138,17 +138,17 @@ def _put(node: Node, keys: tuple[str, ...], new: Node, above: tuple[str, ...]) -
 
 
 def _expanded(root: Node) -> Node:
-    return ROOT.check(root, (), Run([], fill=False, references=True))
+    return ROOT.check(root, (), Validation([], fill=False, references=True))
 
 
 def _checked(root: Node, problems: list[Problem]) -> Node:
     """Return the tree with defaults filled in and references looked up; faults are noted."""
     faults: list[Problem] = []
-    filled = ROOT.check(root, (), Run(faults, references=True))
+    filled = ROOT.check(root, (), Validation(faults, references=True))
     if "${" not in str(filled.plain()):  # in none of its texts
         problems += faults
         return filled
-    return ROOT.check(interpolate(filled, problems), (), Run(problems))
+    return ROOT.check(interpolate(filled, problems), (), Validation(problems))
 
 
 def _error(problems: list[Problem]) -> ConfigError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from base.config.config import Config
-from base.config.fields import Run
+from base.config.fields import Validation
 from base.config.schema import WEIGHTS
 from base.config.tree import as_tree
 from base.errors import Problem
@@ -39,5 +39,5 @@ def weights_section(section: Any) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(section, str | Mapping):
         return {}, ["expected a file, or {file, strip, rename, only, skip, on_shape_mismatch}"]
     problems: list[Problem] = []
-    tree = WEIGHTS.check(as_tree(section), (), Run(problems))
+    tree = WEIGHTS.check(as_tree(section), (), Validation(problems))
     return tree.plain(), [problem.message for problem in problems]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from base.config.fields import Kind, ListOf, Run, Section
+from base.config.fields import Field, ListOf, Section, Validation
 from base.config.first_generation import is_first_generation, modernise
 from base.config.schema import ROOT
 from base.config.tree import Node, dotted
@@ -36,7 +36,7 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
     unread = list(extra)
     for name, node in root.value.items():
         new = _RENAMED.get(name, name)
-        kind = _section_of(ROOT.keys[new].kind) if new in taken and name not in extra else None
+        kind = _section_of(ROOT.keys[new].field) if new in taken and name not in extra else None
         if kind is not None and isinstance(taken[new].value, dict):
             section, own = _split(taken[new], kind)
             taken[new] = Node(section, node.where)
@@ -64,7 +64,7 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
     return Node({**taken, "extra": Node({**given, **extra}, root.where)}, root.where), notes
 
 
-def _section_of(kind: Kind) -> Section | None:
+def _section_of(kind: Field) -> Section | None:
     """Return the form of a section that names something, or of each in a list of them."""
     kind = kind.item if isinstance(kind, ListOf) else kind
     return kind if isinstance(kind, Section) and kind.names else None
@@ -90,7 +90,7 @@ def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Nod
         new = _RENAMED.get(name, name)
         change = _CHANGES.get(name, lambda value: value)
         problems: list[Problem] = []
-        section.check_entry(name, child, (), Run(problems, references=True))
+        section.check_entry(name, child, (), Validation(problems, references=True))
         if name.startswith("_"):
             continue
         is_section = section is ROOT and _is_section(new, child)
@@ -105,13 +105,13 @@ def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Nod
 
 def _near_misses(name: str, node: Node) -> list[str]:
     """Say why a section that looks like one of ours is the user's own."""
-    kind = ROOT.keys[name].kind if name in _OURS - {"model"} else None
+    kind = ROOT.keys[name].field if name in _OURS - {"model"} else None
     is_alike = isinstance(node.value, dict) and not node.value.keys().isdisjoint(
         getattr(kind, "keys", ())
     )
     problems: list[Problem] = []
     if is_alike:
-        ROOT.check_entry(name, node, (name,), Run(problems, references=True))
+        ROOT.check_entry(name, node, (name,), Validation(problems, references=True))
     return [f"{name} is not used as Kindling's section of this name: {p}" for p in problems]
 
 

@@ -11,8 +11,8 @@ from base.config.fields import (
     REQUIRED,
     SAME_AS_TYPE,
     Either,
+    Field,
     Key,
-    Kind,
     ListOf,
     OneOrNamed,
     Scalar,
@@ -110,7 +110,7 @@ INIT_PRESETS = (
     *("kaiming", "xavier", "orthogonal", "truncated_normal"),
     *("zero_last_norm", "from_model"),
 )
-ANYTHING = Kind()
+ANYTHING = Field()
 OPEN = Section({}, others=ANYTHING)
 
 
@@ -278,7 +278,7 @@ MEMORY = Section(
         "set_to_none": Key(SWITCH, True, "Free gradients after a step; false sets them to 0."),
         "channels_last": Key(AUTO, "auto", "Keep images with the channels innermost."),
         "fused": Key(AUTO, "auto", "Let the optimizer do its step in one kernel."),
-        "compile": Key(COMPILE, False, "Run the model through torch.compile, in this mode."),
+        "compile": Key(COMPILE, False, "Validation the model through torch.compile, in this mode."),
         "cudnn_benchmark": Key(SWITCH, False, "Try cuDNN's algorithms and keep the fastest."),
         "empty_cache": Key(DURATION, None, "Time between two returns of unused GPU memory."),
     }

@@ -248,7 +248,7 @@ def test_every_key_says_what_it_is_for():
         if isinstance(kind, Section):
             for name, key in kind.keys.items():
                 yield f"{above}.{name}", key
-                yield from keys_of(key.kind, f"{above}.{name}")
+                yield from keys_of(key.field, f"{above}.{name}")
             yield from keys_of(kind.others, f"{above}.*")
         elif isinstance(kind, ListOf):
             yield from keys_of(kind.item, above)

@@ -1,4 +1,4 @@
-"""The forms that `schema.py` declares a config with; each checks a tree and explains itself."""
+"""The kinds of fields from which `schema.py` builds the config; each checks a tree."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **{"integer": (int,), "number": (int, float), "string": (str,), "boolean": (bool,)},
     "array": (list,),
 }
-_HUGE = 1e300  # what is larger, infinite or not a number is out of every range
+_HUGE = 1e300  # larger, infinite and NaN values are out of every range
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What a check is to do: only expand short forms, or fill in the defaults too."""
+    """The options and the results of one pass over a tree."""
 
     problems: list[Problem]
-    fill: bool = True
-    references: bool = False  # values `${a.b}` are still to be looked up, and left alone
+    fill: bool = True  # fill in defaults; otherwise only expand short forms
+    references: bool = False  # leave `${a.b}` alone, to be looked up later
 
     def problem(self, node: Node, keys: Keys, message: str) -> None:
         self.problems.append(problem_at(node.where, keys, message))
 
     def near(self, name: object, known: Iterable[object]) -> str:
-        """Return the nearest name as `nearest` does, within bounds, and not for ever."""
+        """Return the nearest name as `nearest` does, within bounds that keep it fast."""
         is_much = len(self.problems) > MAX_PROBLEMS
         words = (each for each in islice(known, 200) if isinstance(each, str))
         return "" if is_much else nearest(str(name)[:100], words)
 
 
 class Field:
-    """What may stand under a key: any plain data, unless a subclass says more."""
+    """What a key may hold: any plain data, unless a subclass restricts it."""
 
     def check(self, node: Node, keys: Keys, validation: Validation) -> Node:
-        """Return the tree in its normal form, and note what is wrong with it."""
+        """Return the tree in its normal form, and add its faults to the problems."""
         is_reference = isinstance(node.value, str) and REFERENCE.fullmatch(node.value)
         if node.value is UNKNOWN or (validation.references and is_reference):
             return node  # cannot be judged (yet)
@@ -115,7 +115,7 @@ class Section(Field):
     meant_by: Callable[[str], str] | None = None  # the known key that an unknown one stands for
 
     def check_entry(self, name: str, child: Node, keys: Keys, validation: Validation) -> Node:
-        """Return one entry in its normal form, and note what is wrong with it."""
+        """Return one entry in its normal form, and add its faults to the problems."""
         key = self.keys.get(name)
         found = key.field if key else self.others
         if found is None:
@@ -127,7 +127,7 @@ class Section(Field):
         return child if is_off else found.check(child, keys, validation)
 
     def _place_of_own(self) -> str:
-        """Say where keys go that are the user's own, in a section that has such a place."""
+        """Say where the user's own keys go, in a section that has such a place."""
         if "extra" in self.keys:
             return "; keys of your own go under `extra`"
         return "; arguments go under `args`" if "args" in self.keys else ""
@@ -160,7 +160,7 @@ class Section(Field):
                 entries |= {} if validation.fill else {name: child}
                 continue
             if name != given and name in value:
-                validation.problem(child, keys, f"{given!r} is another name for {name!r}; give one")
+                validation.problem(child, keys, f"{given!r} is an alias of {name!r}; give only one")
                 entries[given] = child
             else:
                 entries[name] = self.check_entry(name, child, (*keys, name), validation)
@@ -205,7 +205,7 @@ class Section(Field):
             given = [name for name in group if node.value[name].value is not None]
             if len(given) > 1:
                 places = " and ".join(f"{name!r} at {node.value[name].where}" for name in given)
-                both = f"{places} exclude each other; keep one (null switches the other off)"
+                both = f"{places} are mutually exclusive; keep one (null turns the other off)"
                 validation.problem(node.value[given[-1]], (*keys, given[-1]), both)
         if self.exactly_one and all(node.value[name].value is None for name in self.exactly_one):
             choice = " or ".join(repr(name) for name in self.exactly_one)
@@ -214,7 +214,7 @@ class Section(Field):
 
 @dataclass(frozen=True)
 class Either(Field):
-    """A section where a mapping is given, a plain value else."""
+    """A section if a mapping is given, otherwise a plain value."""
 
     plain: Scalar
     section: Section
@@ -229,7 +229,7 @@ class Either(Field):
 
 @dataclass(frozen=True)
 class OneOrNamed(Field):
-    """One item; or several by name, each under a name of its own or in a list of their names."""
+    """One item, or several: a mapping of names to items, or a list of names."""
 
     item: Scalar
     taken: Mapping[str, str] = field(default_factory=dict)  # names that mean something else
@@ -288,13 +288,13 @@ class ListOf(Field):
         for i, item in enumerate(items if self.unique and validation.fill else []):
             name = item.child(self.unique)
             if name and isinstance(name.value, str) and seen.setdefault(name.value, i) != i:
-                two = f"{name.value!r} is taken by item {seen[name.value]}; give another name"
+                two = f"{name.value!r} is item {seen[name.value]} already; choose another name"
                 validation.problem(item, (*keys, i, self.unique), two)
         return Node(items, node.where)
 
 
 def _accepts(schema: Mapping[str, Any], value: Any) -> bool:
-    """Check a single value as JSON Schema does, but strictly: true is no 1, and 1.0 no integer."""
+    """Check a single value as JSON Schema does, but strictly: true is not 1, 1.0 not an integer."""
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     if type(value) not in [known for name in types for known in _TYPES[name]]:
         return False

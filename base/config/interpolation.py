@@ -1,6 +1,6 @@
 """Look up `${a.b}`: alone it is the value itself, inside a text it is text; `$${` stays `${`.
 
-What a built object has to give is looked up later: see `base/config/references.py`.
+References to built objects are looked up later: see `base/config/references.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TOKEN = re.compile(r"\$\$\{|\$\{[^{}]*\}|\$\{")
 
 
 def interpolate(root: Node, problems: list[Problem]) -> Node:
-    """Return the tree with every reference looked up in it; what fails is noted, and UNKNOWN."""
+    """Return the tree with every reference looked up in it; one that fails becomes UNKNOWN."""
     return _Lookup(root, Validation(problems)).resolve(root, (), 0)
 
 
@@ -35,13 +35,13 @@ class _Lookup:
     def __init__(self, root: Node, validation: Validation) -> None:
         self.root, self.validation = root, validation
         self.active: list[str] = []  # the references being looked up, one inside the other
-        self.budget = 2_000_000  # for what is copied: its characters, and 20 a value
+        self.budget = 2_000_000  # for copies: their characters, and 20 per value
 
     def resolve(self, node: Node, keys: Keys, depth: int) -> Node:
         if self.active:
             self.budget -= 20 + (len(node.value) if isinstance(node.value, str) else 0)
         if self.budget < 0 or depth > MAX_DEPTH:
-            fault = "references make the config too large or too deep"
+            fault = "references make the config too large or too deeply nested"
             raise ConfigError([problem_at(node.where, keys[:4], fault)])
 
         value = node.value
@@ -62,7 +62,7 @@ class _Lookup:
             return "${"
         value = self._target(node, token.group(), keys, depth)
         if isinstance(value, dict | list):
-            fault = f"{token.group()} is {show(value)} and cannot stand inside a text"
+            fault = f"{token.group()} is {show(value)} and cannot be part of a text"
             value = self._fail(node, keys, fault)
         return value if isinstance(value, str) or value is UNKNOWN else as_word(value)
 
@@ -75,18 +75,18 @@ class _Lookup:
             )
             return self._fail(node, keys, f"{text} `${{{name[7:]}}}`")
         if reference == "${":
-            return self._fail(node, keys, "'${' without its '}'; a plain '${' is written '$${'")
+            return self._fail(node, keys, "'${' without '}'; write '$${' for a literal '${'")
         if thing := built_object(name, self.root):
             name = f"model{name[4:]}" if name.startswith("arch.") else name
             fault = fault_of_reference(name, thing, keys)
             return self._fail(node, keys, fault) if fault else Reference(f"${{{name}}}")
         if not re.fullmatch(r"[\w\s.-]*", name):
-            text = f"{reference}: not a name such as `${{data_loader.n_classes}}`, and nothing is"
-            text += " computed here: give the object an attribute that holds the value"
+            text = f"{reference}: not a name such as `${{data_loader.n_classes}}`; expressions"
+            text += " are not evaluated: give the object an attribute that holds the value"
             return self._fail(node, keys, text)
         if name in self.active:
             circle = " -> ".join([*self.active[self.active.index(name) :], name])
-            return self._fail(node, keys, f"goes round in a circle: {circle}")
+            return self._fail(node, keys, f"is circular: {circle}")
 
         target = self.root
         for part in name.split("."):
@@ -107,7 +107,7 @@ class _Lookup:
 
 
 def _joined(text: str, parts: list[str]) -> str:
-    """Return a text with its tokens replaced; one that waits for objects keeps its escapes."""
+    """Return a text with its tokens replaced; one with references to objects keeps its escapes."""
     texts = iter(parts)
     if not any(isinstance(part, Reference) for part in parts):
         return _TOKEN.sub(lambda _: next(texts), text)

@@ -16,7 +16,7 @@ from base.errors import Problem
 
 
 def is_template(root: Node, path: Path) -> bool:
-    """Say whether a file is written in pytorch-template's format."""
+    """Return whether a file is written in pytorch-template's format."""
     trainer = root.value.get("trainer", root).value
     in_trainer = isinstance(trainer, dict) and not trainer.keys().isdisjoint(_RENAMED)
     in_json = path.suffix == ".json" and "arch" in root.value
@@ -28,8 +28,8 @@ def is_template(root: Node, path: Path) -> bool:
 def translate(root: Node, source: str) -> tuple[Node, list[str]]:
     """Return the config in our form, and notes for the log.
 
-    What the format knows is taken strictly, keys of our own form where they fit; the rest goes
-    to `extra` in the same shape. Keys that begin with `_` are comments.
+    Keys of that format are checked strictly, keys of our own form are used if they fit, and the
+    rest goes to `extra` in the same shape. Keys that begin with `_` are comments.
     """
     root, notes = modernise(root)
     taken, extra = _split(root, ROOT)
@@ -116,7 +116,7 @@ def _near_misses(name: str, node: Node) -> list[str]:
 
 
 def _is_section(name: str, node: Node) -> bool:
-    """Tell whether an entry is a section of ours, whatever else it holds."""
+    """Return whether an entry is a section of ours, whatever else it holds."""
     if name not in ("model", "valid_data_loader", "test_data_loader"):
         return False
     return isinstance(node.value, dict) and "type" in node.value

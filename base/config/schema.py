@@ -1,4 +1,4 @@
-"""Every key that a config may have: its kind, its default and what it is for."""
+"""Every key of a config: what it may hold, its default and its purpose."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def check_folder_name(text: Any) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError("expected a name for the run's folder")
     if text in (".", "..") or "/" in text or "\\" in text or not text.isprintable():
-        raise ValueError(f"{text[:60]!r} is no name for a single folder (no '/', '\\', '..')")
+        raise ValueError(
+            f"{text[:60]!r} is not a valid name for a single folder (no '/', '\\', '..')"
+        )
     if len(text.encode()) > 200:
         raise ValueError("a name has at most 200 bytes")
 

@@ -83,10 +83,10 @@ def _sections(config: Config) -> Iterator[tuple[str, Keys, Section]]:
 
 
 def _faults(kind: str, keys: Keys, section: Section, notes: list[str] | None = None) -> list[Fault]:
-    """Return what is wrong with one section and with those inside its ``args``.
+    """Return the faults of one section and of those inside its ``args``.
 
     Args:
-        notes: gains a line where one of two definitions of a name had to be chosen.
+        notes: gains a line for each name with two definitions, and each section that is not built.
     """
     type_keys = keys if kind == "function" else (*keys, "type")
     try:
@@ -119,7 +119,7 @@ def _faults(kind: str, keys: Keys, section: Section, notes: list[str] | None = N
 def _inner_faults(
     kind: str, place: Keys, parameter: Parameter | None, value: Any, notes: list[str] | None
 ) -> list[Fault]:
-    """Return what is wrong with the sections in one argument."""
+    """Return the faults of the sections in one argument."""
     faults: list[Fault] = []
     name, args_keys = str(place[-1]), place[:-1]
     inner = inner_kind(kind, name, parameter, value)
@@ -164,7 +164,7 @@ def _rule_faults(keys: Keys, section: Section) -> list[Fault]:
     try:
         takes = signature("optimizer", find("optimizer", section["type"]))
     except KindlingError:
-        return []  # said already
+        return []  # reported already
     faults = []
     for number, rule in enumerate(section.get("param_groups") or ()):
         for name in rule:
@@ -176,9 +176,9 @@ def _rule_faults(keys: Keys, section: Section) -> list[Fault]:
 
 
 def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, value: Any) -> str:
-    """Return what is wrong with one argument, or an empty text."""
+    """Return the fault of one argument; empty if there is none."""
     if name == "self" or name in takes.injected:
-        return f"{name!r} is given by Kindling; leave it out"
+        return f"{name!r} is passed by Kindling; leave it out"
     parameter = takes.parameters.get(name)
     if parameter is None and takes.is_open:
         return number_fault(kind, type_name, name, parameter, value)
@@ -186,7 +186,7 @@ def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, valu
         known = f" (it takes {', '.join(takes.parameters) or 'none'})"
         return f"unknown argument for {type_name}{nearest(str(name), takes.parameters) or known}"
     if parameter.kind is Parameter.POSITIONAL_ONLY:
-        return f"{type_name} takes it by position only, so a config cannot give it"
+        return f"{type_name} takes it by position only, so a config cannot pass it"
     if name in takes.durations:
         try:
             for item in value if isinstance(value, list) else [value]:

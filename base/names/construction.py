@@ -32,7 +32,7 @@ WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load, whoever ca
 
 
 def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> Any:
-    """Make what a ``{type, args}`` section means; functions of data get their ``args`` bound.
+    """Build the object of a ``{type, args}`` section; functions of data get their ``args`` bound.
 
     Sections inside ``args`` (a dataset, transforms, schedulers) are built first, with the same
     injected arguments where they are of the same kind.
@@ -73,7 +73,7 @@ def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> A
         text = f"{section['type']} cannot be built: {describe_error(error)}"
         raise ConfigError([Problem(where, text)]) from error
     if not isinstance(named, type) and (fault := made_fault(kind, made)):
-        raise ConfigError([Problem(where, f"{section['type']} is no {kind}: {fault}")])
+        raise ConfigError([Problem(where, f"{section['type']} is not a {kind}: {fault}")])
     return made
 
 
@@ -85,7 +85,7 @@ def _composed(value: Any) -> Any:
 
 
 def _as_annotated(parameter: Parameter | None, value: Any) -> Any:
-    """Turn a text into the dtype or enum member, a list into the tensor, that is asked for."""
+    """Convert a text to the dtype or enum member, a list to the tensor, of an annotation."""
     annotation = None if parameter is None else parameter.annotation
     members = get_args(annotation) or (annotation,)
     takes_tensors = torch.Tensor in members and set(members) <= {torch.Tensor, NoneType}
@@ -110,7 +110,7 @@ def _call(kind: str, named: Any, args: dict[str, Any], injected: dict[str, Any])
 
 @contextmanager
 def _only_weights(named: Any) -> Iterator[None]:
-    """Have torch load no objects, only weights, while a function of torchvision builds a model.
+    """Let torch load only weights, no objects, while a function of torchvision builds a model.
 
     Its ``weights`` are a file that torchvision has downloaded once, and loads without this check.
     """
@@ -133,7 +133,7 @@ def _only_weights(named: Any) -> Iterator[None]:
 
 
 def _is_fault_of_code(error: Exception) -> bool:
-    """Tell what needs its traceback: what a line of the project raises but to refuse a value."""
+    """Return whether a line of the project raised an error other than to refuse a value."""
     file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     is_ours = file.is_relative_to(project_root()) and "site-packages" not in file.parts
     return is_ours and not isinstance(error, TypeError | ValueError)

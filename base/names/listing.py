@@ -1,4 +1,4 @@
-"""What a config can name, for people (``--list``) and for editors (``--schema``)."""
+"""All names that a config can use, for people (``--list``) and for editors (``--schema``)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What ``${data_loader.n_classes}`` stands for, looked up in the object once it is built.
+"""Look up references such as ``${data_loader.n_classes}`` in the built objects.
 
-What the training data gave is kept with each checkpoint, next to their record: a test needs no
-training data to know it, and a run that is resumed keeps it.
+Values of the training data are saved with each checkpoint: a test needs no training data to know
+them, and a resumed run keeps them.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class References:
     """Looks up the references to built objects in the sections of a config.
 
     Args:
-        kept: what they gave when a run began, see `values`.
-        is_resumed: the run goes on with that, whatever its data give now.
+        kept: their values when the run began, see `values`.
+        is_resumed: the run keeps those values, whatever its data give now.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class References:
         """Return the sections of one of the config's lists, as `resolve` does."""
         return [self.resolve(kind, (key, i), part) for i, part in enumerate(self.config[key])]
 
-    def tell_changes(self) -> None:
-        """Log where the data give another value than when the run began."""
+    def log_changes(self) -> None:
+        """Log the values that differ from those when the run began."""
         for text in self.changes.values():
             log.warning(text)
 
@@ -102,7 +102,7 @@ class References:
         value = self._value(token[1], keys)
         if isinstance(value, str | int | float | bool):
             return str(value)
-        text = f"{token[0]} is a {type(value).__name__} and cannot stand inside a text"
+        text = f"{token[0]} is a {type(value).__name__} and cannot be part of a text"
         raise ConfigError([self.config.problem(keys, text)])
 
     def _value(self, name: str, keys: Keys) -> Any:
@@ -137,7 +137,7 @@ class References:
         shown = [text if len(text) <= 60 else f"{text[:57]}..." for text in texts]
         effect = "the run keeps its value" if self._is_resumed else "the new value is used"
         self.changes[name] = (
-            f"${{{name}}} was {shown[0]} when the run began, the data now give {shown[1]}: {effect}"
+            f"${{{name}}} was {shown[0]} when the run began, and is now {shown[1]}: {effect}"
         )
         if self._is_resumed:
             self.values[name] = then
@@ -193,7 +193,7 @@ def _attribute(thing: Any, word: str) -> Any:
         raise
     except Exception as error:  # of a property of the user's own
         if not isinstance(error, AttributeError) or hasattr(type(thing), word):
-            text = f"fails to give its {word!r}: {describe_error(error)}"
+            text = f"raises for {word!r}: {describe_error(error)}"
             raise LookupError(text) from error
     known = attributes(thing)
     more = ", ..." if len(known) > MOST_NAMES else ""
@@ -202,9 +202,9 @@ def _attribute(thing: Any, word: str) -> Any:
 
 
 def _foreign(value: Any) -> str:
-    """Return what a value is that a config must not reach: a module, or a function of a library.
+    """Return what a value is if a config must not reach it: a module, or a library function.
 
-    Such as ``unlink`` of a path, given to what calls it with each batch.
+    Such as the ``unlink`` of a path, passed to something that calls it with each batch.
     """
     if isinstance(value, ModuleType):
         return f"the module {value.__name__}"
@@ -215,11 +215,11 @@ def _foreign(value: Any) -> str:
     if file.is_relative_to(project_root()) and "site-packages" not in file.parts:
         return ""
     name = getattr(value, "__qualname__", repr(value))
-    return f"{name}, a function of a library: write one of your own that calls it"
+    return f"{name}, a library function: write a function of your own that calls it"
 
 
 def attributes(thing: Any) -> list[str]:
-    """Return the public attributes of an object but for methods, the engine's own last."""
+    """Return the public attributes of an object, without methods and with the engine's own last."""
     if isinstance(thing, Mapping):
         return [str(name) for name in thing]
     foreign = ("torch", "builtins", "abc", "typing", "collections", "numpy")
@@ -253,7 +253,7 @@ def _names_used(cls: type[Any]) -> Iterator[str]:
 
 
 def refuse_objects(section: Section, where: str) -> None:
-    """Make sure that a section holds plain data: its values are saved with the run's state.
+    """Make sure that a section holds plain data, as its values are saved with the run's state.
 
     Raises:
         ConfigError: it holds an object.
@@ -261,5 +261,5 @@ def refuse_objects(section: Section, where: str) -> None:
     try:
         json.dumps(section)
     except TypeError as error:
-        text = f"a reference in it must give a number, a text or a list of them: {error}"
+        text = f"its references must give numbers, texts or lists of them: {error}"
         raise ConfigError([Problem(where, text)]) from error

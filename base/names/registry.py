@@ -1,7 +1,7 @@
 """Names in a config -> the classes and functions of the project, then those of torch.
 
-A class or function defined at the top of a file of ``model/``, ``data_loader/`` or ``trainer/``
-can be named by its own name, without a decorator. Only the file that holds it is imported: a
+A config uses a class or function at the top level of a file in ``model/``, ``data_loader/`` or
+``trainer/`` by its own name, without a decorator. Only the file that defines it is imported: a
 broken or slow neighbour costs nothing.
 """
 
@@ -70,15 +70,15 @@ class NameFault(ConfigError, LookupError):  # noqa: N818 -- as UnknownName, whic
 
 
 class UnknownName(NameFault):
-    """A name that nothing answers to."""
+    """A name that is not defined."""
 
 
 class WrongKind(NameFault):
-    """A name that leads to something of another kind."""
+    """A name of something of another kind."""
 
 
 class Registry:
-    """The names of one kind that were given by a decorator, beside those found by themselves.
+    """The names of one kind that were given by a decorator.
 
     >>> @MODELS.register("small-net")
     ... class SmallNet(BaseModel): ...
@@ -89,12 +89,12 @@ class Registry:
         self.registered: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[Named], Named]:
-        """Give the decorated class or function another name; one already taken is an error.
+        """Give the decorated class or function another name; a name that is taken is an error.
 
-        A name that a file shipped with Kindling has taken is free to the project's own files.
+        The project's own files may reuse a name from a file shipped with Kindling.
         """
         if not _is_plain(name):
-            raise NameFault(f"{name!r} cannot be registered: give a name like 'small-net'")
+            raise NameFault(f"{name!r} cannot be registered: choose a name such as 'small-net'")
 
         def keep(named: Named) -> Named:
             held = self.registered.get(name, named)
@@ -124,11 +124,13 @@ def find(kind: str, name: str) -> Any:
     """Return the class, function or object that a config of this kind means by ``name``.
 
     Raises:
-        UnknownName: nothing is called so; the text has near misses and where it looked.
+        UnknownName: it is not defined; the text has near misses and the places searched.
         NameFault: the name is malformed, defined twice, of another kind, or its file fails.
     """
     if not _is_plain(name):
-        raise NameFault(f"{name!r} is no name of a {kind}: give its last word, no path and no dots")
+        raise NameFault(
+            f"{name!r} is not a valid name of a {kind}: give its last part, without a path or dots"
+        )
     found = definition(kind, name)
     if found is not None:
         return _checked(kind, found)
@@ -143,14 +145,14 @@ def find(kind: str, name: str) -> Any:
 
 
 def names(kind: str) -> list[str]:
-    """Return what can be named: the project's own, then torch's; imports no file of the project."""
+    """Return all names: the project's own, then torch's; imports no file of the project."""
     own = [each.name for each in listed(kind)] + list(_REGISTERED.get(kind, ()))
     behind = (name for source in SOURCES.get(kind, ()) for name in sorted(source.members()))
     return list(dict.fromkeys([*own, *behind]))
 
 
 def listed(kind: str) -> list[Definition]:
-    """Return the project's definitions that are meant for this kind, by name."""
+    """Return the project's definitions of this kind, by name."""
     return sorted(each for each in _candidates(kind) if _is_meant(kind, each))
 
 
@@ -201,7 +203,7 @@ def overridden(kind: str, name: str) -> str:
 
 
 def override_note(kind: str, name: str) -> str:
-    """Return a line on which of two definitions is used; empty where there is but one."""
+    """Return a line that says which of two definitions is used; empty if there is only one."""
     chosen = definition(kind, name)
     if aside := overridden(kind, name):
         return f"{kind} {name!r} is yours, {chosen}, not Kindling's {aside}"
@@ -223,7 +225,7 @@ def _identity(named: Any) -> str:
 
 
 def _candidates(kind: str) -> Iterator[Definition]:
-    """Yield what may be of this kind: what its folders define, and what was decorated for it."""
+    """Yield what may be of this kind: definitions in its folders, and those registered for it."""
     if kind not in _PLACES:
         raise NameFault(f"there is no kind {kind!r}{nearest(kind, KINDS)}")
     for folder in FOLDERS:
@@ -244,7 +246,7 @@ def _is_meant(kind: str, found: Definition) -> bool:
 
 
 def _checked(kind: str, found: Definition) -> Any:
-    """Import a definition and make sure that it can be of this kind."""
+    """Import a definition and make sure that it is of this kind."""
     try:
         named = load(found)
     except (ImportError, ConfigError) as error:
@@ -269,6 +271,6 @@ def _unknown(kind: str, name: str) -> str:
     places += [source.module for source in SOURCES.get(kind, ())]
     text = f"there is no {kind} {name!r}{nearest(name, names(kind))}"
     text += f" (looked in {', '.join(places)}"
-    text += f"; `python train.py --list {kind}` shows all)" if kind in KINDS else ")"
+    text += f"; `python train.py --list {kind}` lists all)" if kind in KINDS else ")"
     broken = [each for folder in _PLACES[kind].folders for each in scan(folder)[1]]
-    return text + (f"; not read, as it does not parse: {', '.join(broken)}" if broken else "")
+    return text + (f"; not searched, as it does not parse: {', '.join(broken)}" if broken else "")

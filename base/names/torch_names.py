@@ -1,4 +1,4 @@
-"""What a config may name of torch, torchvision, torchmetrics and Kindling itself: an allow-list.
+"""The allow-list of names from torch, torchvision, torchmetrics and Kindling itself.
 
 The modules to look in are written down here; a config only gives the last name, and what that
 name resolves to must be of the right type and package. No text of a config is ever imported.
@@ -29,9 +29,9 @@ LAYERS = ("Sequential", "Residual", "Networks")
 
 
 class Source(NamedTuple):
-    """A module whose members may be named if they are defined in ``package`` and ``fits`` them.
+    """A module; a config may name the members that ``package`` defines and ``fits`` accepts.
 
-    ``module`` is what to import; ``fits(name, member)`` says whether a member is of the kind;
+    ``module`` is imported; ``fits(name, member)`` returns whether a member is of the kind;
     ``listing`` gives the members where they are not the module's own variables.
     """
 
@@ -41,7 +41,7 @@ class Source(NamedTuple):
     listing: Callable[[Any], Mapping[str, Any]] = vars
 
     def members(self) -> dict[str, Any]:
-        """Return all that may be named; nothing where the package is not installed."""
+        """Return all that may be named; empty if the package is not installed."""
         members = self._listed().items()
         return {name: member for name, member in members if self._allows(name, member)}
 
@@ -97,7 +97,7 @@ def _networks(models: Any) -> Mapping[str, Any]:
 
 
 def _ours(kind: str) -> Source:
-    """Return where the data sets, loaders and transforms are that come with Kindling."""
+    """Return the source of the data sets, loaders and transforms that come with Kindling."""
     return Source(
         "base.datasets", "base.datasets", lambda *_: True, lambda it: it.names_of_kind(kind)
     )

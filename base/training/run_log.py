@@ -138,7 +138,7 @@ def _draw_curves(folder: Path) -> None:
         log.warning("no curves in %s: %s", folder / "report", error)
 
 
-def _tell_changes(config: Config, folder: Path, rates: Sequence[Change] = ()) -> None:
+def _log_changes(config: Config, folder: Path, rates: Sequence[Change] = ()) -> None:
     """Log what differs from the config that the run had, and the learning rates that follow."""
     has_config = (folder / "config.yaml").is_file()
     changes = differences(config, folder) if has_config else []
@@ -298,7 +298,7 @@ def _prepare(
         stack.push(trainer.store.background.end)
         trainer.store.sweep()
         trainer.store.probe()
-        trainer.experiment.references.tell_changes()
+        trainer.experiment.references.log_changes()
         trainer.data = keep_data(trainer.experiment, folder, data_of(manifest), allow_change)
         trainer.experiment.bad_samples.open(folder)
     resumed_at = None
@@ -341,7 +341,7 @@ def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None
             rates = [(f"{k} at step {step}", then[k], now[k]) for k in now if now[k] != then[k]]
     finally:  # also where the state does not fit: that may be why
         if folder is not None:
-            _tell_changes(trainer.config, folder, rates)
+            _log_changes(trainer.config, folder, rates)
 
 
 def tell_header(trainer: BaseTrainer, folder: Path | None) -> None:

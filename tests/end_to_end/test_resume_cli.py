@@ -143,8 +143,8 @@ def test_a_new_config_lists_what_differs_and_becomes_the_runs_own(
     table = (
         "changed since the run began:\n"
         "  key                  then  now\n"
-        "  optimizer.clip_norm  -     1    taken on\n"
-        "  trainer.keep         99    7    taken on\n"
+        "  optimizer.clip_norm  -     1    applied\n"
+        "  trainer.keep         99    7    applied\n"
     )
     assert table in done.stdout
     assert "keep: 7\n" in (cut / "config.yaml").read_text()
@@ -160,12 +160,12 @@ def test_what_would_make_another_run_is_refused_at_once_with_the_way_to_start_an
     done = place.run("-r", str(cut), "--set", *changes)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"{cut}: seed, data_loader.args.batch_size would make another run of this one:",
+        f"{cut}: seed, data_loader.args.batch_size would turn this run into another one:",
         "  key                          then  now",
         "  seed                         7     8    another run",
         "  data_loader.args.batch_size  96    48   another run",
-        "  trainer.keep                 99    7    taken on",
-        "go on with the values of then; or start anew from the weights: leave out -r and write "
+        "  trainer.keep                 99    7    applied",
+        "resume with the old values, or start a new run from its weights: leave out -r and write "
         f"`model: {{weights: {cut}}}`; or add --allow-change",
     ]
     assert snapshot(cut) == before
@@ -202,7 +202,7 @@ def test_another_split_is_refused_whatever_is_allowed(place: Workplace, cut: Pat
 def test_what_leaves_the_run_the_same_passes(place: Workplace, cut: Path, change: str) -> None:
     done = place.run("-r", "--set", change)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "taken on" in done.stdout
+    assert "applied" in done.stdout
 
 
 @pytest.mark.fault("F26")

@@ -52,7 +52,7 @@ def test_a_structural_fault_is_told_at_once_and_without_torch(place: Workplace) 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("", "name a config with -c FILE, or a run to go on with by -r"),
+        ("", "give a config with -c FILE, or a run to resume with -r"),
         ("--lst", "unrecognized arguments: --lst; did you mean '--list'?"),
         ("-c", "argument -c/--config: expected one argument"),
         ("-c tiny.yml", "tiny.yml: no such file; did you mean 'tiny.yaml'?"),

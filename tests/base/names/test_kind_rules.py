@@ -243,20 +243,24 @@ REFUSED = [
         "make_net",
         r"it is a function, .*`@MODELS\.register\('make_net'\)` \(from base\.names",
     ),
-    ("metric", "Odd", r"it is no class with `update` and `compute`, nor called with two"),
+    (
+        "metric",
+        "Odd",
+        r"it is not a class with `update` and `compute`, or called with two",
+    ),
     ("loss", "save", r"it is save\(path: .*str.*, target\); a loss is called with"),
     ("loss", "log", r"it is log\(output, target\) -> None"),
     ("metric", "one", r"it takes \(output\); a metric is called with \(output, target\)"),
-    ("data_loader", "Rows", "it is no class with `__iter__`"),
-    ("data_loader", "Stream", "it is no class with `__iter__`"),
-    ("data_loader", "Facts", "it is no class with `__iter__`"),
+    ("data_loader", "Rows", "it is not a class with `__iter__`"),
+    ("data_loader", "Stream", "it is not a class with `__iter__`"),
+    ("data_loader", "Facts", "it is not a class with `__iter__`"),
     ("data_loader", "get_loader", r"it is a func.*`@DATA_LOADERS\.register\('get_loader'\)`"),
-    ("dataset", "Iterates", "it is no subclass of torch's Dataset"),
-    ("dataset", "Facts", "it is no subclass of torch's Dataset"),
+    ("dataset", "Iterates", "it is not a subclass of torch's Dataset"),
+    ("dataset", "Facts", "it is not a subclass of torch's Dataset"),
     ("dataset", "get_data", r"it is a func.*`@DATASETS\.register\('get_data'\)`"),
     ("transform", "flip", r"it is a func.*`@TRANSFORMS\.register\('flip'\)`"),
-    ("transform", "Iterates", "it is no class with `__call__`"),
-    ("lr_scheduler", "NoStep", "it is no class with `step`"),
+    ("transform", "Iterates", "it is not a class with `__call__`"),
+    ("lr_scheduler", "NoStep", "it is not a class with `step`"),
     (
         "lr_scheduler",
         "get_scheduler",
@@ -289,12 +293,12 @@ def test_a_builder_that_returns_another_thing_is_told(project: Write) -> None:
     assert isinstance(build("model", {"type": "made-net", "args": {"n": 2}}), nn.Linear)
     assert isinstance(build("dataset", {"type": "get-data"}), Dataset)
     with pytest.raises(
-        ConfigError, match="no-net is no model: it returned a dict, which is no sub"
+        ConfigError, match="no-net is not a model: it returned a dict, which is not a sub"
     ):
         build("model", {"type": "no-net"}, where="x.yaml:1:1: model")
-    with pytest.raises(ConfigError, match="bare_list is no model: it returned a list"):
+    with pytest.raises(ConfigError, match="bare_list is not a model: it returned a list"):
         build("model", {"type": "bare_list", "args": {"n": 2}})
-    with pytest.raises(ConfigError, match="no-data is no dataset: it returned a list"):
+    with pytest.raises(ConfigError, match="no-data is not a dataset: it returned a list"):
         build("dataset", {"type": "no-data"})
 
 

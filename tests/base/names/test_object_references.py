@@ -219,7 +219,7 @@ def test_the_same_weights_come_of_a_config_with_the_values_in_it(tmp_path: Path)
         ("model.args.n_classes=${data_loader.scaler.men}", "data_loader.scaler, a Scaler, has no"),
         ("model.args.n_classes=${data_loader.stats.n}", "stats, a dict, has no 'n' (it has rate)"),
         ("model.args.n_classes=${data_loader.mean.9}", "a Tensor, has no item 9"),
-        ("model.args.n_classes=${data_loader.broken}", "fails to give its 'broken': "),
+        ("model.args.n_classes=${data_loader.broken}", "raises for 'broken': "),
         ("model.args.n_classes=${data_loader.scaler}", "expected a whole number, found a Scaler"),
         ("model.args.n_classes=${data_loader.mean}", "expected a whole number, found a Tensor"),
         ("model.args.n_classes=${data_loader.arg}", "did you mean 'args'?"),
@@ -230,7 +230,7 @@ def test_the_same_weights_come_of_a_config_with_the_values_in_it(tmp_path: Path)
         ("lr_scheduler.args.gamma=${data_loader.scaler}", "lr_scheduler"),
         ("metrics.0.args.of=${model.rate.x}", "model.rate, a float, has no 'x'"),
         ("trainer.args.n=${data_loader.dataset.nothing}", "trainer.args.n: "),
-        ("callbacks.0.args.note=a${data_loader.mean}", "is a Tensor and cannot stand inside"),
+        ("callbacks.0.args.note=a${data_loader.mean}", "is a Tensor and cannot be part of a text"),
     ],
 )
 def test_a_slip_is_told_with_its_place(override: str, expected: str) -> None:
@@ -245,9 +245,12 @@ def test_a_slip_is_told_with_its_place(override: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("data_loader.file.unlink", "Path.unlink, a function of a library: write one of your own"),
-        ("data_loader.counts.tofile", "ndarray.tofile, a function of a library"),
-        ("data_loader.mean.numpy", "a function of a library"),
+        (
+            "data_loader.file.unlink",
+            "Path.unlink, a library function: write a function of your own",
+        ),
+        ("data_loader.counts.tofile", "ndarray.tofile, a library function"),
+        ("data_loader.mean.numpy", "a library function"),
         ("data_loader.library", "data_loader.library is the module os"),
         ("data_loader.library.remove", "data_loader.library is the module os"),
     ],
@@ -349,7 +352,7 @@ def test_a_resume_keeps_the_value_and_says_where_it_differs(
         trainer.train(tmp_path, tmp_path)
     effect = "the new value is used" if has_other_section else "the run keeps its value"
     assert (
-        "${data_loader.stats.rate} was 0.3 when the run began, the data now give 0.7: "
+        "${data_loader.stats.rate} was 0.3 when the run began, and is now 0.7: "
         f"{effect}" in caplog.text
     )
     assert caplog.text.count("when the run began") == 1

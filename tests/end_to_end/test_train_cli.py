@@ -67,7 +67,7 @@ def test_a_structural_fault_is_told_at_once_and_without_torch(place: Workplace) 
         ("--list losses", "--list losses: no such kind; did you mean 'loss'?"),
         ("-r", "-r: no run with a checkpoint in saved"),
         ("-r --name tiny", "-r: no run with a checkpoint in saved/tiny"),
-        ("-r auto", "there is no run yet; name a config with -c"),
+        ("-r auto", "there is no run yet; give a config with -c"),
         ("-r saved/nowhere", "saved/nowhere: no such file or folder"),
         ("-r tiny.yaml", "tiny.yaml: this is no run"),
         ("-c tiny.yaml -d 0,1", "torchrun --nproc-per-node 2"),

@@ -99,7 +99,7 @@ def test_circles_are_refused(write):
     found = error_of(write("inherit: ./a.yaml\n"))
     circle = "inherit: is circular: x.yaml -> a.yaml -> b.yaml -> x.yaml"
     assert found == f"b.yaml:1:1: {circle}"
-    assert "circle" in error_of(write("inherit: x.yaml\n"))
+    assert "is circular" in error_of(write("inherit: x.yaml\n"))
 
 
 def test_a_flood_of_parents_is_refused(write):
@@ -182,7 +182,7 @@ def test_a_type_set_alone_keeps_the_arguments(load):
         ("metrics.-1=a", "metrics has 1 items; there is no '-1'"),
         ("name.x=a", "name is the text 'small', not a section"),
         ("extra.x=[", "not valid YAML"),
-        ("extra.x={a: 1, a: 2}", "a: this key stands twice"),
+        ("extra.x={a: 1, a: 2}", "a: duplicate key"),
         ("extra.x=!!python/name:os.system", "the tag"),
         ("extra.x=\udc80", r"the character '\udc80' is not allowed"),
         ("extra" + ".a" * 100 + "=1", "cannot be set from here"),

@@ -78,7 +78,7 @@ def test_a_finished_run_says_so_and_how_to_go_on(
     longer = place.run("-r", "--set", "trainer.epochs=4")
     assert longer.returncode == 0
     table = [line.split() for line in longer.stdout.splitlines()[2:4]]
-    assert table[0] == ["trainer.epochs", "3", "4", "taken", "on"]
+    assert table[0] == ["trainer.epochs", "3", "4", "applied"]
     assert table[1][:4] == ["lr", "at", "step", "16"]
     way = (1 + math.cos(math.pi * (15 - 5) / (19 - 5))) / 2  # OneCycleLR falls from step 5 to 19
     assert float(table[1][5]) == pytest.approx(4e-8 + (0.01 - 4e-8) * way, rel=1e-5)

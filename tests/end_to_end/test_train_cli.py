@@ -62,7 +62,7 @@ def test_a_structural_fault_is_told_at_once_and_without_torch(place: Workplace) 
         ("-c tiny.yaml --epochs 0 --seed x --name a/b", "trainer.epochs=0"),
         ("-c tiny.yaml --set trainer.epochs", "write it as key=value"),
         ("-c tiny.yaml --set trainer.epohcs=2 seed=3", "did you mean 'epochs'?"),
-        ("-c tiny.yaml --set trainer.epochs=2 trainer.steps=3", "exclude each other"),
+        ("-c tiny.yaml --set trainer.epochs=2 trainer.steps=3", "mutually exclusive"),
         ("-c several.yaml --lr 0.1", "--set optimizers.a.args.lr=0.1 or --set optimizers.b."),
         ("--list losses", "--list losses: no such kind; did you mean 'loss'?"),
         ("-r", "-r: no run with a checkpoint in saved"),

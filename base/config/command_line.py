@@ -257,7 +257,7 @@ def _explain(error: FileError) -> KindlingError:
         return gone(missing[-1])
     text = why(error)
     if run is not None and any((run / "checkpoints").glob("step-*")):
-        text += f"; its checkpoints are intact; resume with: {resume_command(run)}"
+        text += f"; its checkpoints are intact; resume by: {resume_command(run)}"
     return disk_error(error, text)
 
 

@@ -345,7 +345,7 @@ def test_the_table_of_changes_shows_the_rates(tmp_path: Path) -> None:
     table = log[log.rindex("changed since the run began") :].splitlines()[1:5]
     rows = [line.split() for line in table]
     assert rows[1:] == [
-        ["trainer.epochs", "2", "4", "taken", "on"],
+        ["trainer.epochs", "2", "4", "applied"],
         ["lr/0", "at", "step", "11", "0", "0.05", "follows", "the", "new", "schedule"],
         ["lr/1", "at", "step", "11", "0", "0.25", "follows", "the", "new", "schedule"],
     ]

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_test(arguments)
     config, path = choose_tested(options)
 
-    from base.names.construction import check_names
+    from base.names.check import check_names
     from base.run.build import build_trainer, choose_device, make_repeatable
     from base.run.testing import build_tested, choose_checkpoint, run_test
     from base.system.run_folder import run_folder_of

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    from base.config.command_line import choose_config, parse_train, run, show_names
+    from base.config.command_line import choose_config, parse_train, run
 except ImportError as error:  # as where pytorch-template's base/ or logger/ replaced ours
     sys.exit(f"{error}: install requirements.txt, and keep Kindling's own base/ and logger/")
 
@@ -15,14 +15,16 @@ def main(arguments: Sequence[str]) -> int:
     """Parse, load, build, run."""
     options = parse_train(arguments)
     if options.schema or options.list is not None:
-        return show_names(options)
+        from base.names.listing import show_names
+
+        return show_names(None if options.schema else options.list)
     config, resume_from = choose_config(options)
     if options.print_config:
         print(config.describe(), end="")
         return 0
 
     # A config with a fault in its structure has ended by now, before torch is imported.
-    from base.names.construction import check_names
+    from base.names.check import check_names
     from base.run.build import build_experiment, build_trainer, choose_device, make_repeatable
     from base.run.checks import begin, check, dry_run
     from base.run.data_changes import record_to_resume, references_to_resume, refuse_changed_data

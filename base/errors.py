@@ -1,4 +1,4 @@
-"""The errors a user may see: one clear text, an exit code, no traceback."""
+"""Errors that users see: one clear text, an exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 class KindlingError(Exception):
     """An error whose text is meant for the user; entry scripts print it and exit with its code.
 
-    trace   of an OSError in user code: its traceback, printed above the text
-    advice  printed below it
+    trace   the traceback of an OSError in user code, printed above the text
+    advice  printed below the text
     """
 
     exit_code = 1
     trace = ""
     advice = ""
 
-    def showing(self, error: BaseException) -> Self:
-        """Show where user code raised an OSError: its text alone reads like a fault of the disk."""
+    def with_trace_of(self, error: BaseException) -> Self:
+        """Add the traceback of an OSError in user code: its text alone reads like a disk error."""
         self.trace = trace_of(error)
         return self
 
 
 def trace_of(error: BaseException) -> str:
-    """Return the traceback of an OSError that the system raised in user code; of others none."""
+    """Return the traceback of an OSError from the operating system; empty for other errors."""
     if not isinstance(error, OSError) or error.errno is None:
         return ""
     return "".join(traceback.format_exception(error))
 
 
 class Problem(NamedTuple):
-    """One fault in the input: where it stands and what to do about it."""
+    """One fault in the input: where it is, what was found and what to do about it."""
 
     where: str
     message: str
@@ -60,17 +60,17 @@ class ConfigError(KindlingError):
 
 
 class UsageError(KindlingError):
-    """A wrong use of the command line."""
+    """Wrong use of the command line."""
 
     exit_code = 2
 
 
 class TrainingError(KindlingError):
-    """Training cannot go on; the last checkpoint stays valid."""
+    """Training cannot continue; the last checkpoint stays valid."""
 
 
 class OutOfMemoryError(TrainingError):
-    """Memory was refused; with more of it, or in smaller parts, the run goes on."""
+    """Out of memory; with more of it, or smaller batches, the run can be resumed."""
 
     exit_code = 3
 
@@ -80,7 +80,7 @@ class CheckpointError(KindlingError):
 
 
 class DiskFullError(CheckpointError):
-    """There is no room for a checkpoint; with more of it, the run goes on."""
+    """The disk is too full for a checkpoint; with more room, the run can be resumed."""
 
     exit_code = 3
 
@@ -88,7 +88,7 @@ class DiskFullError(CheckpointError):
 def disk_error(
     error: Exception, text: str, otherwise: type[KindlingError] = CheckpointError
 ) -> KindlingError:
-    """Return what to raise, with this text, for an error of writing: a full disk has a code."""
+    """Return the error to raise for a failed write: a full disk has an exit code of its own."""
     no_room = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
     is_full = isinstance(error, OSError) and error.errno in no_room
     return DiskFullError(text) if is_full else otherwise(text)
@@ -110,7 +110,7 @@ class DataError(KindlingError):
 
 
 class BatchError(DataError):
-    """Samples that can be read do not go together, or not with the config: none is left out."""
+    """Readable samples that do not fit each other, or the config; none of them is skipped."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

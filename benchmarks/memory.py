@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from base.config import load_config
 from base.data.batch import tensors_in, to_device
-from base.names.construction import check_names
+from base.names.check import check_names
 from base.run.build import build_experiment, choose_device
 from base.run.micro_batch import settle
 from base.training.trials import SavedBytes

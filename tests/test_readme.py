@@ -11,7 +11,7 @@ import pytest
 from processes import Script
 
 from base.config import load_config
-from base.names.construction import check_names
+from base.names.check import check_names
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from base.checkpoint.store import read_manifest as read_manifest
     from base.checkpoint.store import read_with_manifest as read_with_manifest
     from base.checkpoint.weight_mapping import WeightsReport as WeightsReport
-    from base.checkpoint.weight_mapping import normal_form as normal_form
     from base.checkpoint.weights import load_pretrained as load_pretrained
     from base.checkpoint.weights import read_record as read_record
     from base.checkpoint.weights import read_weights as read_weights

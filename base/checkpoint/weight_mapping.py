@@ -15,25 +15,13 @@ import torch
 from torch import nn
 
 from base.checkpoint.state_dicts import describe_shape
-from base.config.fields import Run
-from base.config.schema import WEIGHTS
-from base.config.tree import as_tree
-from base.errors import CheckpointError, Problem, nearest
+from base.errors import CheckpointError, nearest
 from base.network.patterns import NoMatch, match_names
 
 LOG = logging.getLogger("kindling")
 MAX_LINES = 12  # of one kind in a message
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and DistributedDataParallel; of compile
 COUNTER = "num_batches_tracked"
-
-
-def normal_form(section: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return a ``weights`` section with all its keys, and what is wrong with it."""
-    if not isinstance(section, str | Mapping):
-        return {}, ["expected a file, or {file, strip, rename, only, skip, on_shape_mismatch}"]
-    problems: list[Problem] = []
-    tree = WEIGHTS.check(as_tree(section), (), Run(problems))
-    return tree.plain(), [problem.message for problem in problems]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from base.checkpoint.weight_mapping import (
     WeightsReport,
     adapt_saved_names,
     match_weights,
-    normal_form,
 )
+from base.config.normal_form import weights_section
 from base.errors import CheckpointError, nearest
 from base.system.run_folder import newest_run_in
 from logger.files import NotAFileError, open_file, read_file
@@ -38,7 +38,7 @@ def load_pretrained(model: nn.Module, section: Mapping[str, Any] | str) -> Weigh
         CheckpointError: the file cannot be read or does not match the model.
         NoMatch: a rule has no effect.
     """
-    section, faults = normal_form(section)
+    section, faults = weights_section(section)
     if faults:
         raise CheckpointError("; ".join(faults))
     path = Path(section["file"])
@@ -61,7 +61,7 @@ def sections_with_weights(
     Each comes with the name of its module, which is the name of the argument.
     """
     if section.get("weights") is not None:
-        yield prefix, normal_form(section["weights"])[0]
+        yield prefix, weights_section(section["weights"])[0]
     for name, value in (section.get("args") or {}).items():
         if isinstance(value, Mapping) and "type" in value:
             yield from sections_with_weights(value, f"{prefix}.{name}" if prefix else name)

@@ -1,4 +1,4 @@
-"""What may change in a config when a run goes on: a table of differences, and a refusal."""
+"""What may change in the config of a resumed run: a table of differences, and an error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from base.config import Config, load_config
+from base.config.config import Config
+from base.config.loading import load_config
 from base.errors import UsageError
 
 OWN_STATE = re.compile(
@@ -16,17 +17,17 @@ OWN_STATE = re.compile(
     r"(?:T_0|T_max|milestones|total_iters|total_steps|step_size|step_size_up|step_size_down|epochs|"
     r"steps_per_epoch|lr_lambda|scale_fn|mode|type)\b)"
 )
-"""Keys that set what an optimizer's or a scheduler's saved state holds too: not its lengths."""
+"""Keys whose values the saved state of an optimizer or a scheduler holds too; not its lengths."""
 
 ANOTHER_RUN = re.compile(
     r"^(seed|model\.(?!weights\b)\S+|init\b\S*|memory\.accumulate|trainer\.epoch_steps)$|"
     r"^optimizers?(\.\w+)?\.(type|params|param_groups|layer_decay|no_decay)\b|"
     r"^data_loader\.(type|args\.(batch_size|shuffle|split|validation_split|sampling|drop_last|seed))\b"
 )
-"""Keys with which the rest of the run would be that of another one."""
+"""Keys that may not change: the rest would be another run."""
 
 SPLIT = re.compile(r"^data_loader\.args\.(split|validation_split)\b")
-"""Those of them that --allow-change cannot allow: `keep_split` refuses another split."""
+"""Those that --allow-change cannot allow: `keep_split` refuses another split."""
 
 Change = tuple[str, Any, Any]
 ANOTHER = "another run"
@@ -38,7 +39,7 @@ def table_of(changes: Sequence[Change], rates: Sequence[Change] = ()) -> str:
     Args:
         rates: learning rates that have changed with the length of the schedule.
     """
-    from logger.console import table  # not before there is a change to tell of
+    from logger.console import table  # only needed if there is a change
 
     rows = [(key, _short(then), _short(now), effect_of(key)) for key, then, now in changes]
     rows += [
@@ -48,33 +49,33 @@ def table_of(changes: Sequence[Change], rates: Sequence[Change] = ()) -> str:
 
 
 def effect_of(key: str) -> str:
-    """Say in a few words what becomes of a changed key."""
+    """Return the effect of a changed key in a few words."""
     if ANOTHER_RUN.search(key):
         return ANOTHER
-    return "the saved state has its own" if OWN_STATE.search(key) else "taken on"
+    return "the saved state has its own" if OWN_STATE.search(key) else "applied"
 
 
 def refuse_another_run(config: Config, folder: Path) -> None:
-    """Make sure that a config only changes what leaves a run the same one.
+    """Make sure that a config changes only what may change in a resumed run.
 
     Raises:
-        UsageError: it would make another run of this; the text has all differences, and tells how
-            to start anew from the weights.
+        UsageError: it would be another run; the text lists all differences, and says how to start a
+            new run from the weights.
     """
     changes = differences(config, folder)
     harmful = [key for key, _, _ in changes if effect_of(key) == ANOTHER]
     if harmful:
         can_be_allowed = not any(map(SPLIT.match, harmful))
         raise UsageError(
-            f"{folder}: {', '.join(harmful)} would make another run of this one:\n"
-            f"{table_of(changes)}\ngo on with the values of then; or start anew from the weights: "
-            f"leave out -r and write `model: {{weights: {folder}}}`"
+            f"{folder}: {', '.join(harmful)} would turn this run into another one:\n"
+            f"{table_of(changes)}\nresume with the old values, or start a new run from its "
+            f"weights: leave out -r and write `model: {{weights: {folder}}}`"
             f"{'; or add --allow-change' * can_be_allowed}"
         )
 
 
 def differences(config: Config, folder: Path) -> list[Change]:
-    """Return what differs between a run's own config and another one."""
+    """Return the differences between a run's own config and another one."""
     return load_config(folder / "config.yaml").difference(config)
 
 

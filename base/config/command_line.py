@@ -13,8 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from base.config import Config, load_config
 from base.config.changes import refuse_another_run
+from base.config.config import Config
+from base.config.loading import load_config
+from base.config.normal_form import optimizer_keys, optimizer_sections
+from base.config.tree import dotted
 from base.config.yaml_writer import as_source
 from base.errors import (
     ConfigError,
@@ -48,10 +51,10 @@ TRAIN_EXAMPLES = """examples:
   python train.py -r                                        the newest run
   python train.py -r saved/digits/0131_235959 --epochs 40   longer
 
-exit codes: 0 done; 1 failed, the last checkpoint stays good; 2 a fault in the
-config or the command; 3 failed for lack of memory or disk; 130, 143 stopped by
+exit codes: 0 done; 1 failed, the last checkpoint stays valid; 2 an error in the
+config or the command; 3 out of memory or disk space; 130, 143 interrupted by
 Ctrl-C or SIGTERM, and saved.
-SIGUSR1 saves and goes on."""
+SIGUSR1 saves a checkpoint and continues."""
 
 TEST_EXAMPLES = """examples:
   python test.py -r saved/digits                  the newest run of that name
@@ -60,7 +63,7 @@ TEST_EXAMPLES = """examples:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors name the nearest option and leave through UsageError."""
+    """A parser whose errors name the nearest option and are raised as UsageError."""
 
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings]
@@ -89,34 +92,36 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: unknown options, or neither a config nor a run to resume.
     """
-    text = "Train a model from one config file, or go on with a run."
+    text = "Train a model from a config file, or resume a run."
     parser = _parser("train.py", text, TRAIN_EXAMPLES)
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", metavar="PATH",
-        help="go on with a run or from one of its checkpoints; a name's folder stands for its "
-        "newest run; without PATH with the newest run (of the config's name, with -c); `auto`: "
-        "with the newest if there is one, else start anew. The config is the run's own; with -c "
-        "that one, on the run's state",
+        help="resume a run, or one of its checkpoints; a name's folder means its newest run, and "
+        "no PATH the newest run (of the config's name, with -c); `auto` resumes the newest run if "
+        "there is one, and else starts a new one. The run's own config is used, or that of -c with "
+        "the state of the run",
     )  # fmt: skip
     parser.add_argument(
         "--allow-change", action="store_true",
-        help="with -r: go on although the config would make another run of it; the split stays",
+        help="with -r: resume although the config would make another run of it; the split stays",
     )  # fmt: skip
     for name, key in SHORT_FORMS.items():
         parser.add_argument(f"--{name}", metavar="VALUE", help=f"short for --set {key}=VALUE")
     show = parser.add_argument_group("instead of training")
     show.add_argument(
-        "--print-config", action="store_true", help="show each value and where it comes from"
+        "--print-config", action="store_true", help="print each value with its origin"
     )
     show.add_argument(
-        "--dry-run", action="store_true", help="build all, try a batch, show tables; write nothing"
+        "--dry-run",
+        action="store_true",
+        help="build everything, try a batch, print tables; write nothing",
     )
     show.add_argument(
         "--list", nargs="?", const="all", metavar="KIND",
-        help="show what a config can name: of one kind (model, loss, metric ...) or of all",
+        help="list what a config can name: of one kind (model, loss, metric ...) or of all",
     )  # fmt: skip
     show.add_argument(
-        "--schema", action="store_true", help="print the JSON Schema with which editors complete"
+        "--schema", action="store_true", help="print the JSON Schema that editors complete with"
     )
     options = parser.parse_args(arguments)
     for name, key in SHORT_FORMS.items():
@@ -125,7 +130,7 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
             options.overrides.append(f"{key}={value}")
     needs_config = options.list is None and not options.schema
     if needs_config and options.config is None and options.resume is None:
-        parser.error("name a config with -c FILE, or a run to go on with by -r")
+        parser.error("give a config with -c FILE, or a run to resume with -r")
     return options
 
 
@@ -135,9 +140,9 @@ def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser("test.py", text, TEST_EXAMPLES)
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
-        help="the run, or one of its checkpoints; a name's folder stands for its newest run; "
-        "without PATH the newest run (of the config's name, with -c). With -c the data sections "
-        "are those of that config",
+        help="the run, or one of its checkpoints; a name's folder means its newest run, and no "
+        "PATH the newest run (of the config's name, with -c). With -c the data sections are those "
+        "of that config",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
@@ -147,7 +152,7 @@ def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
 
     Raises:
         ConfigError: faults in the config, all together.
-        UsageError, CheckpointError: there is no such run.
+        UsageError, CheckpointError: no such run exists.
     """
     config = None
     if options.config is not None:
@@ -158,7 +163,7 @@ def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
 
     resume_from = find_resumed(options.resume, config, options.overrides)
     if config is None and resume_from is None:
-        raise UsageError("-r auto: there is no run yet; name a config with -c to start one")
+        raise UsageError("-r auto: there is no run yet; give a config with -c to start one")
     if config is None:
         assert resume_from is not None
         config = _load(run_folder_of(resume_from) / "config.yaml", options)
@@ -168,18 +173,17 @@ def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
 
 
 def _load(path: Path, options: argparse.Namespace) -> Config:
-    """Load a config with the options' values; say where --lr belongs if there is no one place."""
+    """Load a config with the options' values; if --lr has several places, name them."""
     try:
         return load_config(path, options.overrides)
     except ConfigError:
         if options.lr is not None:
             lr = f"{SHORT_FORMS['lr']}={options.lr}"
             others = [override for override in options.overrides if override != lr]
-            names = load_config(path, others)["optimizers"]
-            if names:
-                choices = " or ".join(
-                    f"--set optimizers.{name}.args.lr={options.lr}" for name in names
-                )
+            config = load_config(path, others)
+            places = [dotted(optimizer_keys(config, name)) for name in optimizer_sections(config)]
+            if "optimizer" not in places:
+                choices = " or ".join(f"--set {place}.args.lr={options.lr}" for place in places)
                 raise UsageError(f"--lr: {path} has several optimizers; use {choices}") from None
         raise
 
@@ -201,12 +205,12 @@ def choose_tested(options: argparse.Namespace) -> tuple[Config, Path]:
 
 
 def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = ()) -> Path | None:
-    """Return the run or checkpoint that ``-r`` means; None where ``auto`` finds none.
+    """Return the run or checkpoint that ``-r`` means, or None if ``auto`` finds none.
 
-    Without a config the overrides may say of which name it is, and in which folder.
+    Without a config, the overrides may give the run's name and folder.
 
     Raises:
-        UsageError: there is no run to go on with.
+        UsageError: there is no run to resume.
     """
     if wanted not in ("newest", "auto"):
         return find_run(wanted)
@@ -217,51 +221,24 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
     try:
         newest = find_newest_run(save_dir, name)
     except OSError as error:
-        raise UsageError(f"-r: no runs can be looked for: {why(error)}") from error
+        raise UsageError(f"-r: cannot search for runs: {why(error)}") from error
     if newest is None and wanted == "newest":
         which = f"{save_dir / name}" if name else f"{save_dir}"
-        raise UsageError(f"-r: no run with a checkpoint in {which}; name one: -r PATH")
+        raise UsageError(f"-r: no run with a checkpoint in {which}; give one with -r PATH")
     return newest
 
 
-def show_names(options: argparse.Namespace) -> int:
-    """Carry out ``--list`` and ``--schema``."""
-    from base.system.deferred_files import defer_files
-
-    with defer_files():
-        return _show_names(options)
-
-
-def _show_names(options: argparse.Namespace) -> int:
-    from base.config import json_schema
-    from base.names.listing import describe, type_schemas
-    from base.names.registry import KINDS
-
-    if options.schema:
-        import torch
-
-        schema = {"$comment": f"torch {torch.__version__}", **json_schema(type_schemas())}
-        print(json.dumps(schema, ensure_ascii=False, separators=(",", ":")))
-        return 0
-    if options.list != "all" and options.list not in KINDS:
-        known = f"{nearest(options.list, KINDS)} (there are {', '.join(KINDS)})"
-        raise UsageError(f"--list {options.list}: no such kind{known}")
-    kinds = list(KINDS) if options.list == "all" else [options.list]
-    print("\n".join(describe(kind) for kind in kinds))
-    return 0
-
-
 class Terminated(KeyboardInterrupt):
-    """SIGTERM where nobody waits for it: what is held is let go of, as for Ctrl-C."""
+    """SIGTERM outside training: resources are released, as for Ctrl-C."""
 
     number = signal.SIGTERM
 
 
 def end_by_signals() -> None:
-    """Let SIGINT and SIGTERM end this process by an exception, until training sets its own way.
+    """Let SIGINT and SIGTERM end this process by an exception, until training handles them.
 
-    SIGUSR1, which asks for a checkpoint, finds nothing to save yet.
-    A worker that is forked at that moment may find the signal to its parent pending: it ends.
+    SIGUSR1, which asks for a checkpoint, is ignored: there is nothing to save yet. A worker forked
+    while a signal to its parent is pending exits.
     """
     mine = os.getpid()
 
@@ -278,7 +255,7 @@ def end_by_signals() -> None:
 
 
 def _explain(error: FileError) -> KindlingError:
-    """Return what to print where a file of a run cannot be written."""
+    """Return the error to print when a file of a run cannot be written."""
     path = Path(str(error.filename))
     run = next((each for each in path.parents if (each / STAMP).is_file()), None)
     missing = [each for each in path.parents if not each.is_dir()]
@@ -286,12 +263,12 @@ def _explain(error: FileError) -> KindlingError:
         return missing_folder_error(missing[-1])
     text = why(error)
     if run is not None and any((run / "checkpoints").glob("step-*")):
-        text += f"; its checkpoints are untouched, resume by: {resume_command(run)}"
+        text += f"; its checkpoints are intact; resume by: {resume_command(run)}"
     return disk_error(error, text)
 
 
 def _reader_has_left() -> bool:
-    """Tell whether stdout is a pipe that nobody reads any more: `... | head` has closed it."""
+    """Return whether stdout is a pipe whose reader has closed it, as `... | head` does."""
     if not hasattr(select, "poll"):  # Windows
         return True
     poll = select.poll()
@@ -300,7 +277,7 @@ def _reader_has_left() -> bool:
 
 
 def _is_of_engine(error: ImportError) -> bool:
-    """Tell whether a file of ``base/`` or ``logger/`` lacks what another one of them imports."""
+    """Return whether a file of ``base/`` or ``logger/`` lacks what another of them imports."""
     file = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
     is_ours = any(file.is_relative_to(each) for each in (ENGINE, PROJECT / "logger"))
     return is_ours and (error.name or "").partition(".")[0] in ("base", "logger")
@@ -309,9 +286,9 @@ def _is_of_engine(error: ImportError) -> bool:
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run an entry script: a KindlingError ends it with one clear text and its exit code.
 
-    So does a `FileError`. Any other OSError is of user code, and ends it with a traceback.
+    So does a `FileError`. Any other OSError comes from user code, and ends it with a traceback.
     """
-    if sys.stdout is None:  # closed by who started us: `>&-`
+    if sys.stdout is None:  # closed by the parent process: `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
     end_by_signals()
     try:
@@ -322,21 +299,21 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         print(*lines, sep="\n", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt as error:
-        sys.unraisablehook = lambda _: None  # what was half made may not be able to end itself
+        sys.unraisablehook = lambda _: None  # half-built objects may fail to close
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         print(f"stopped by {signal.Signals(number).name}, nothing more was saved", file=sys.stderr)
         exit_now(128 + number)
     except FileError as error:
-        told = _explain(error)
-        print(told, file=sys.stderr)
-        code = told.exit_code
+        explained = _explain(error)
+        print(explained, file=sys.stderr)
+        code = explained.exit_code
     except ImportError as error:
         if not _is_of_engine(error):
             raise
         print(f"{error}: keep Kindling's own base/ and logger/, whole", file=sys.stderr)
         code = 2
     except BrokenPipeError:
-        if not _reader_has_left():  # it is of a pipe of the user's own
+        if not _reader_has_left():  # a pipe of the user's own
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141

@@ -1,4 +1,4 @@
-"""The config as the program sees it: plain values, and for each the place it was written."""
+"""The config as the program sees it: plain values, each with the place where it was written."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Config(Mapping[str, Any]):
         return f"Config({str(self.path)!r}, name={self['name']!r})"
 
     def resolve(self, *keys: str, value: Any) -> None:
-        """Put what the run has found out in the place of ``auto``: it is kept with the run."""
+        """Replace a value such as ``auto`` by what the run determined; it is saved with the run."""
         values, entries = self._values, self._root.value
         for key in keys[:-1]:
             values, entries = values[key], entries[key].value
@@ -56,7 +56,7 @@ class Config(Mapping[str, Any]):
         return extra
 
     def where(self, *keys: str | int) -> str:
-        """Return the place of an entry, or of the nearest one around it that was written."""
+        """Return the place of an entry, or of the nearest enclosing one that was written."""
         node, where = self._root, self._root.where
         for key in keys:
             child = node.child(key)
@@ -71,7 +71,7 @@ class Config(Mapping[str, Any]):
 
     @contextmanager
     def placed(self) -> Iterator[None]:
-        """Add file, line and column to errors that name a key alone, as ``loss.0.output``."""
+        """Add file, line and column to errors that only name a key, such as ``loss.0.output``."""
         try:
             yield
         except ConfigError as error:

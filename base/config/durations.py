@@ -1,4 +1,4 @@
-"""Lengths of training, read by one function: ``500 steps``, ``2 epochs``, ``5%``; minutes."""
+"""Durations of training: ``500 steps``, ``2 epochs``, ``5%``, and minutes where allowed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parse_duration(text: str, with_time: bool = False) -> Duration:
     """Read a duration; a ValueError says what to write instead.
 
     Args:
-        with_time: minutes may be given too: where the clock cannot change a result.
+        with_time: also accept minutes, where the clock cannot change a result.
     """
     if isinstance(text, int | float) and not isinstance(text, bool):
         raise ValueError(f"a number needs a unit: '{text} steps', '{text} epochs' or '{text}%'")

@@ -1,4 +1,4 @@
-"""The forms that `schema.py` declares a config with; each checks a tree and explains itself."""
+"""The kinds of fields from which `schema.py` builds the config; each checks a tree."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **{"integer": (int,), "number": (int, float), "string": (str,), "boolean": (bool,)},
     "array": (list,),
 }
-_HUGE = 1e300  # what is larger, infinite or not a number is out of every range
+_HUGE = 1e300  # larger, infinite and NaN values are out of every range
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a check is to do: only expand short forms, or fill in the defaults too."""
+class Validation:
+    """The options and the results of one pass over a tree."""
 
     problems: list[Problem]
-    fill: bool = True
-    references: bool = False  # values `${a.b}` are still to be looked up, and left alone
+    fill: bool = True  # fill in defaults; otherwise only expand short forms
+    references: bool = False  # leave `${a.b}` alone, to be looked up later
 
     def problem(self, node: Node, keys: Keys, message: str) -> None:
         self.problems.append(problem_at(node.where, keys, message))
 
     def near(self, name: object, known: Iterable[object]) -> str:
-        """Return the nearest name as `nearest` does, within bounds, and not for ever."""
+        """Return the nearest name as `nearest` does, within bounds that keep it fast."""
         is_much = len(self.problems) > MAX_PROBLEMS
         words = (each for each in islice(known, 200) if isinstance(each, str))
         return "" if is_much else nearest(str(name)[:100], words)
 
 
-class Kind:
-    """What may stand under a key: any plain data, unless a subclass says more."""
+class Field:
+    """What a key may hold: any plain data, unless a subclass restricts it."""
 
-    def check(self, node: Node, keys: Keys, run: Run) -> Node:
-        """Return the tree in its normal form, and note what is wrong with it."""
+    def check(self, node: Node, keys: Keys, validation: Validation) -> Node:
+        """Return the tree in its normal form, and add its faults to the problems."""
         is_reference = isinstance(node.value, str) and REFERENCE.fullmatch(node.value)
-        if node.value is UNKNOWN or (run.references and is_reference):
+        if node.value is UNKNOWN or (validation.references and is_reference):
             return node  # cannot be judged (yet)
-        return self._check(node, keys, run)
+        return self._check(node, keys, validation)
 
     def json_schema(self) -> dict[str, Any]:
         """Return JSON Schema (draft 7), short forms included."""
         return {}
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
         return node
 
 
@@ -65,12 +65,12 @@ class Kind:
 class Key:
     """One key of a section; a default of None means that null may be written."""
 
-    kind: Kind
+    field: Field
     default: Any
     doc: str
 
     def json_schema(self) -> dict[str, Any]:
-        choices = [self.kind.json_schema(), {"$ref": "#/definitions/reference"}]
+        choices = [self.field.json_schema(), {"$ref": "#/definitions/reference"}]
         choices += [{"type": "null"}] if self.default is None else []
         schema = {"description": self.doc, "anyOf": choices}
         is_plain = isinstance(self.default, str | int | float | list | dict)
@@ -78,7 +78,7 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Scalar(Kind):
+class Scalar(Field):
     """A value that is taken as a whole, and the JSON Schema that it must meet."""
 
     expected: str  # what an error says
@@ -88,46 +88,46 @@ class Scalar(Kind):
     def json_schema(self) -> dict[str, Any]:
         return dict(self.schema)
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
         try:
             if self.parse:
                 self.parse(node.plain())
             elif not _accepts(self.schema, node.value):
-                near = run.near(node.value, self.schema.get("enum", ()))
+                near = validation.near(node.value, self.schema.get("enum", ()))
                 raise ValueError(f"expected {self.expected}, found {show(node.value)}{near}")
         except ValueError as error:
-            run.problem(node, keys, str(error))
+            validation.problem(node, keys, str(error))
         return node
 
 
 @dataclass(frozen=True)
-class Section(Kind):
+class Section(Field):
     """A mapping with known keys; others are errors, unless `others` says what they hold."""
 
     keys: Mapping[str, Key]
     short: tuple[str, ...] = ()  # "string": the word alone is the type; "number": constant_
     short_key: str = "type"  # what a value of a short form is; "match" takes every form of pattern
-    others: Kind | None = None
+    others: Field | None = None
     names: str = ""  # the kind of thing that `type` names
     exactly_one: tuple[str, ...] = ()
     never_both: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     meant_by: Callable[[str], str] | None = None  # the known key that an unknown one stands for
 
-    def check_entry(self, name: str, child: Node, keys: Keys, run: Run) -> Node:
-        """Return one entry in its normal form, and note what is wrong with it."""
+    def check_entry(self, name: str, child: Node, keys: Keys, validation: Validation) -> Node:
+        """Return one entry in its normal form, and add its faults to the problems."""
         key = self.keys.get(name)
-        kind = key.kind if key else self.others
-        if kind is None:
+        found = key.field if key else self.others
+        if found is None:
             meant = self.meant_by(name) if self.meant_by else ""
-            near = f"; did you mean {meant!r}?" if meant else run.near(name, self.keys)
-            run.problem(child, keys, f"unknown key{near or self._place_of_own()}")
+            near = f"; did you mean {meant!r}?" if meant else validation.near(name, self.keys)
+            validation.problem(child, keys, f"unknown key{near or self._place_of_own()}")
             return child
         is_off = key and key.default is None and child.value is None
-        return child if is_off else kind.check(child, keys, run)
+        return child if is_off else found.check(child, keys, validation)
 
     def _place_of_own(self) -> str:
-        """Say where keys go that are the user's own, in a section that has such a place."""
+        """Say where the user's own keys go, in a section that has such a place."""
         if "extra" in self.keys:
             return "; keys of your own go under `extra`"
         return "; arguments go under `args`" if "args" in self.keys else ""
@@ -146,27 +146,28 @@ class Section(Kind):
             short.append({"type": "object", "required": ["type"], "maxProperties": 1})
         return {"anyOf": [*short, schema]} if short else schema
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
         value = self._expand(node)
         if not isinstance(value, dict):
-            run.problem(node, keys, f"expected a section of keys, found {show(value)}")
+            validation.problem(node, keys, f"expected a section of keys, found {show(value)}")
             return node
 
         entries: dict[str, Node] = {}
         for given, child in value.items():
             name = self.aliases.get(given, given)
             if child.value is None and name not in self.keys and isinstance(self.others, Section):
-                entries |= {} if run.fill else {name: child}  # it takes out one that is inherited
+                # Null takes out an entry that is inherited.
+                entries |= {} if validation.fill else {name: child}
                 continue
             if name != given and name in value:
-                run.problem(child, keys, f"{given!r} is another name for {name!r}; give one")
+                validation.problem(child, keys, f"{given!r} is an alias of {name!r}; give only one")
                 entries[given] = child
             else:
-                entries[name] = self.check_entry(name, child, (*keys, name), run)
-        if not run.fill:
+                entries[name] = self.check_entry(name, child, (*keys, name), validation)
+        if not validation.fill:
             return Node(entries, node.where)
-        node = Node(self._with_defaults(entries, node, keys, run), node.where)
-        self._check_choices(node, keys, run)
+        node = Node(self._with_defaults(entries, node, keys, validation), node.where)
+        self._check_choices(node, keys, validation)
         return node
 
     def _expand(self, node: Node) -> Any:
@@ -181,37 +182,39 @@ class Section(Kind):
         return {} if node.value is None else node.value
 
     def _with_defaults(
-        self, entries: dict[str, Node], node: Node, keys: Keys, run: Run
+        self, entries: dict[str, Node], node: Node, keys: Keys, validation: Validation
     ) -> dict[str, Node]:
         complete: dict[str, Node] = {}
         for name, key in self.keys.items():
             if name in entries:
                 complete[name] = entries[name]
             elif key.default is REQUIRED:
-                run.problem(node, (*keys, name), f"missing; {key.doc[0].lower()}{key.doc[1:]}")
+                validation.problem(
+                    node, (*keys, name), f"missing; {key.doc[0].lower()}{key.doc[1:]}"
+                )
             elif key.default is SAME_AS_TYPE:
                 complete[name] = Node(entries["type"].value if "type" in entries else UNKNOWN)
             elif key.default is not ABSENT:
                 value = key.default  # a scalar, a list of them, or an empty section
                 default = Node([Node(item) for item in value] if isinstance(value, list) else value)
-                complete[name] = self.check_entry(name, default, (*keys, name), run)
+                complete[name] = self.check_entry(name, default, (*keys, name), validation)
         return {**complete, **entries}
 
-    def _check_choices(self, node: Node, keys: Keys, run: Run) -> None:
+    def _check_choices(self, node: Node, keys: Keys, validation: Validation) -> None:
         for group in (self.exactly_one, self.never_both):
             given = [name for name in group if node.value[name].value is not None]
             if len(given) > 1:
                 places = " and ".join(f"{name!r} at {node.value[name].where}" for name in given)
-                both = f"{places} exclude each other; keep one (null switches the other off)"
-                run.problem(node.value[given[-1]], (*keys, given[-1]), both)
+                both = f"{places} are mutually exclusive; keep one (null turns the other off)"
+                validation.problem(node.value[given[-1]], (*keys, given[-1]), both)
         if self.exactly_one and all(node.value[name].value is None for name in self.exactly_one):
             choice = " or ".join(repr(name) for name in self.exactly_one)
-            run.problem(node, keys, f"{choice} must be given")
+            validation.problem(node, keys, f"{choice} must be given")
 
 
 @dataclass(frozen=True)
-class Either(Kind):
-    """A section where a mapping is given, a plain value else."""
+class Either(Field):
+    """A section if a mapping is given, otherwise a plain value."""
 
     plain: Scalar
     section: Section
@@ -219,14 +222,14 @@ class Either(Kind):
     def json_schema(self) -> dict[str, Any]:
         return {"anyOf": [self.plain.json_schema(), self.section.json_schema()]}
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
-        kind = self.section if isinstance(node.value, dict) else self.plain
-        return kind.check(node, keys, run)
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
+        chosen = self.section if isinstance(node.value, dict) else self.plain
+        return chosen.check(node, keys, validation)
 
 
 @dataclass(frozen=True)
-class OneOrNamed(Kind):
-    """One item; or several by name, each under a name of its own or in a list of their names."""
+class OneOrNamed(Field):
+    """One item, or several: a mapping of names to items, or a list of names."""
 
     item: Scalar
     taken: Mapping[str, str] = field(default_factory=dict)  # names that mean something else
@@ -237,31 +240,33 @@ class OneOrNamed(Kind):
         named = {"type": "object", "additionalProperties": item, "minProperties": 1}
         return {"anyOf": [item, names, named]}
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
         value = node.value
         if not isinstance(value, dict | list):
-            return self.item.check(node, keys, run)
+            return self.item.check(node, keys, validation)
         if not value:
-            run.problem(node, keys, "expected at least one name")
+            validation.problem(node, keys, "expected at least one name")
         if isinstance(value, list):
             if not all(isinstance(item.value, str) for item in value):
                 text = "expected names, found a position: name each, as in {label: 1, mask: 2}"
-                run.problem(node, keys, text)
+                validation.problem(node, keys, text)
                 return node
-            if not run.fill:
+            if not validation.fill:
                 return node  # a list replaces what is inherited, as any list does
             value = {item.value: item for item in value}
         for name in value.keys() & self.taken.keys():
-            run.problem(value[name], (*keys, name), self.taken[name])
-        entries = {name: self.item.check(item, (*keys, name), run) for name, item in value.items()}
+            validation.problem(value[name], (*keys, name), self.taken[name])
+        entries = {
+            name: self.item.check(item, (*keys, name), validation) for name, item in value.items()
+        }
         return Node(entries, node.where)
 
 
 @dataclass(frozen=True)
-class ListOf(Kind):
+class ListOf(Field):
     """A list; null is an empty one, and with `single` one item stands for a list of one."""
 
-    item: Kind
+    item: Field
     single: bool = False
     unique: str = ""  # the key in which no two items may agree
 
@@ -270,26 +275,26 @@ class ListOf(Kind):
         schema = {"type": ["array", "null"], "items": item}
         return {"anyOf": [schema, item]} if self.single else schema
 
-    def _check(self, node: Node, keys: Keys, run: Run) -> Node:
+    def _check(self, node: Node, keys: Keys, validation: Validation) -> Node:
         value = [] if node.value is None else node.value
         if not isinstance(value, list):
             if not self.single:
-                run.problem(node, keys, f"expected a list, found {show(value)}")
+                validation.problem(node, keys, f"expected a list, found {show(value)}")
                 return node
             value = [node]
-        items = [self.item.check(item, (*keys, i), run) for i, item in enumerate(value)]
+        items = [self.item.check(item, (*keys, i), validation) for i, item in enumerate(value)]
 
         seen: dict[Any, int] = {}
-        for i, item in enumerate(items if self.unique and run.fill else []):
+        for i, item in enumerate(items if self.unique and validation.fill else []):
             name = item.child(self.unique)
             if name and isinstance(name.value, str) and seen.setdefault(name.value, i) != i:
-                two = f"{name.value!r} is taken by item {seen[name.value]}; give another name"
-                run.problem(item, (*keys, i, self.unique), two)
+                two = f"{name.value!r} is item {seen[name.value]} already; choose another name"
+                validation.problem(item, (*keys, i, self.unique), two)
         return Node(items, node.where)
 
 
 def _accepts(schema: Mapping[str, Any], value: Any) -> bool:
-    """Check a single value as JSON Schema does, but strictly: true is no 1, and 1.0 no integer."""
+    """Check a single value as JSON Schema does, but strictly: true is not 1, 1.0 not an integer."""
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     if type(value) not in [known for name in types for known in _TYPES[name]]:
         return False

@@ -1,6 +1,6 @@
-"""Early forms of pytorch-template's config, and what its descendants made of it, in its later form.
+"""Convert early forms of pytorch-template's config, and its descendants', to the later form.
 
-Only what has one meaning is translated; what has two is an error that names both.
+Only what has one meaning is converted; two possible meanings are an error that names both.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from base.config.fields import ListOf, Run
+from base.config.fields import ListOf, Validation
 from base.config.schema import ROOT, loader_key
 from base.config.tree import Node, problem_at, show
 from base.errors import ConfigError, Problem
@@ -30,7 +30,7 @@ _OF_TRAINER = ("save_freq", "monitor_mode")
 
 
 def is_first_generation(root: Node, path: Path) -> bool:
-    """Say whether a file has keys that pytorch-template's configs had at first."""
+    """Return whether a file has keys of pytorch-template's early configs."""
     entries: Entries = root.value
     trainer = entries.get("trainer", Node(None)).value
     trainer = trainer if isinstance(trainer, dict) else {}
@@ -71,7 +71,7 @@ def modernise(root: Node) -> tuple[Node, list[str]]:
 
 
 def _name_loaders(entries: Entries, problems: list[Problem]) -> None:
-    """Take `train_loader`, `val_loader` and the like, and parts of a `data_loader`, for ours."""
+    """Rename `train_loader`, `val_loader` and the like, and the parts of `data_loader`, to ours."""
     names = ("data_loader", "data_loaders", "dataloader", "dataloaders", "loaders", "data")
     lone = next((key for key in names if _has_parts(entries, key)), None)
     if lone is not None:
@@ -98,7 +98,7 @@ def _name_loaders(entries: Entries, problems: list[Problem]) -> None:
 
 
 def _has_parts(entries: Entries, key: str) -> bool:
-    """Tell whether a section consists of sections for training, validation and test."""
+    """Return whether a section consists of sections for training, validation and test."""
     value = entries.get(key, Node(None)).value
     are_parts = isinstance(value, dict) and "train" in value and value.keys() <= _PARTS.keys()
     return are_parts and all("type" in _of(node) for node in value.values())
@@ -167,16 +167,16 @@ def _complete(entries: Entries, name: str, notes: list[str]) -> None:
 
 
 def _is_known(name: str, key: str, child: Node) -> bool:
-    """Tell whether our own section of this name has this key, with such a value."""
-    kind: Any = ROOT.keys[name].kind
+    """Return whether our own section of this name has this key, with such a value."""
+    kind: Any = ROOT.keys[name].field
     section: Any = kind.item if isinstance(kind, ListOf) else kind
     problems: list[Problem] = []
-    section.check_entry(key, child, (), Run(problems, references=True))
+    section.check_entry(key, child, (), Validation(problems, references=True))
     return key == "type" or (key in section.keys and not problems)
 
 
 def _name_device(entries: Entries, notes: list[str]) -> None:
-    """Take `cuda: false` for the CPU; a GPU's number is left to the command line."""
+    """Translate `cuda: false` to the CPU; the command line chooses a GPU by its number."""
     count = entries.get("n_gpu", Node(0))
     if type(count.value) is not int:
         notes.append(f"n_gpu is {count.plain()}: choose the device by `-d`, such as `-d 1`")
@@ -212,7 +212,7 @@ def _split_off(entries: Entries) -> None:
 
 
 def _schedule_each_epoch(entries: Entries, problems: list[Problem]) -> None:
-    """Drop `lr_scheduler_freq: 1`, which is what a scheduler does; no other has a meaning here."""
+    """Drop `lr_scheduler_freq: 1`, the only frequency that has a meaning here."""
     frequency = entries.get("lr_scheduler_freq")
     if frequency is None or type(frequency.value) is not int:
         return

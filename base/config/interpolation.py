@@ -1,6 +1,6 @@
 """Look up `${a.b}`: alone it is the value itself, inside a text it is text; `$${` stays `${`.
 
-What a built object has to give is looked up later: see `base/config/references.py`.
+References to built objects are looked up later: see `base/config/references.py`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from base.config.fields import REFERENCE, UNKNOWN, Run
+from base.config.fields import REFERENCE, UNKNOWN, Validation
 from base.config.references import Reference, built_object, fault_of_reference
 from base.config.tree import Keys, Node, problem_at, show
 from base.config.yaml_reader import MAX_DEPTH
@@ -22,26 +22,26 @@ _TOKEN = re.compile(r"\$\$\{|\$\{[^{}]*\}|\$\{")
 
 
 def interpolate(root: Node, problems: list[Problem]) -> Node:
-    """Return the tree with every reference looked up in it; what fails is noted, and UNKNOWN."""
-    return _Lookup(root, Run(problems)).resolve(root, (), 0)
+    """Return the tree with every reference looked up in it; one that fails becomes UNKNOWN."""
+    return _Lookup(root, Validation(problems)).resolve(root, (), 0)
 
 
 def look_up(node: Node, config: Config, problems: list[Problem]) -> Node:
     """Return a tree of a trainer's own with its references looked up in a config."""
-    return _Lookup(config.root, Run(problems)).resolve(node, ("extra", "own"), 0)
+    return _Lookup(config.root, Validation(problems)).resolve(node, ("extra", "own"), 0)
 
 
 class _Lookup:
-    def __init__(self, root: Node, run: Run) -> None:
-        self.root, self.run = root, run
+    def __init__(self, root: Node, validation: Validation) -> None:
+        self.root, self.validation = root, validation
         self.active: list[str] = []  # the references being looked up, one inside the other
-        self.budget = 2_000_000  # for what is copied: its characters, and 20 a value
+        self.budget = 2_000_000  # for copies: their characters, and 20 per value
 
     def resolve(self, node: Node, keys: Keys, depth: int) -> Node:
         if self.active:
             self.budget -= 20 + (len(node.value) if isinstance(node.value, str) else 0)
         if self.budget < 0 or depth > MAX_DEPTH:
-            fault = "references make the config too large or too deep"
+            fault = "references make the config too large or too deeply nested"
             raise ConfigError([problem_at(node.where, keys[:4], fault)])
 
         value = node.value
@@ -62,7 +62,7 @@ class _Lookup:
             return "${"
         value = self._target(node, token.group(), keys, depth)
         if isinstance(value, dict | list):
-            fault = f"{token.group()} is {show(value)} and cannot stand inside a text"
+            fault = f"{token.group()} is {show(value)} and cannot be part of a text"
             value = self._fail(node, keys, fault)
         return value if isinstance(value, str) or value is UNKNOWN else as_word(value)
 
@@ -75,25 +75,25 @@ class _Lookup:
             )
             return self._fail(node, keys, f"{text} `${{{name[7:]}}}`")
         if reference == "${":
-            return self._fail(node, keys, "'${' without its '}'; a plain '${' is written '$${'")
+            return self._fail(node, keys, "'${' without '}'; write '$${' for a literal '${'")
         if thing := built_object(name, self.root):
             name = f"model{name[4:]}" if name.startswith("arch.") else name
             fault = fault_of_reference(name, thing, keys)
             return self._fail(node, keys, fault) if fault else Reference(f"${{{name}}}")
         if not re.fullmatch(r"[\w\s.-]*", name):
-            text = f"{reference}: not a name such as `${{data_loader.n_classes}}`, and nothing is"
-            text += " computed here: give the object an attribute that holds the value"
+            text = f"{reference}: not a name such as `${{data_loader.n_classes}}`; expressions"
+            text += " are not evaluated: give the object an attribute that holds the value"
             return self._fail(node, keys, text)
         if name in self.active:
             circle = " -> ".join([*self.active[self.active.index(name) :], name])
-            return self._fail(node, keys, f"goes round in a circle: {circle}")
+            return self._fail(node, keys, f"is circular: {circle}")
 
         target = self.root
         for part in name.split("."):
             known = target.value if isinstance(target.value, dict) else ()
             child = target.child(part)
             if child is None:
-                near = self.run.near(part, known)
+                near = self.validation.near(part, known)
                 return self._fail(node, keys, f"{reference}: no {part!r}{near}")
             target = child
         self.active.append(name)
@@ -102,12 +102,12 @@ class _Lookup:
         return found
 
     def _fail(self, node: Node, keys: Keys, message: str) -> Any:
-        self.run.problem(node, keys, message)
+        self.validation.problem(node, keys, message)
         return UNKNOWN
 
 
 def _joined(text: str, parts: list[str]) -> str:
-    """Return a text with its tokens replaced; one that waits for objects keeps its escapes."""
+    """Return a text with its tokens replaced; one with references to objects keeps its escapes."""
     texts = iter(parts)
     if not any(isinstance(part, Reference) for part in parts):
         return _TOKEN.sub(lambda _: next(texts), text)

@@ -1,4 +1,4 @@
-"""From a file and options to a checked config: read, inherit, override, look up, validate."""
+"""From a file and options to a checked config: read, inherit, override, interpolate, validate."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from base.config.config import Config
-from base.config.fields import MAX_PROBLEMS, Run
+from base.config.fields import MAX_PROBLEMS, Validation
 from base.config.interpolation import interpolate
 from base.config.pytorch_template import is_template, translate
 from base.config.schema import ROOT
 from base.config.tree import Node, Where, dotted, one_line, show
-from base.config.yaml_reader import MAX_DEPTH, MAX_KEY, read_file, read_text
+from base.config.yaml_reader import MAX_DEPTH, read_file, read_text
 from base.errors import ConfigError, Problem
 
 MAX_FILES = 64
@@ -22,7 +22,7 @@ def load_config(
 ) -> Config:
     """Load a YAML or JSON file, or a text that stands for it, and apply `a.b=value` overrides.
 
-    Every fault that can be found is in the one ConfigError; torch is not imported.
+    One ConfigError holds all faults; torch is not imported.
     """
     sources = _Sources()
     try:
@@ -38,7 +38,7 @@ def load_config(
 
 
 def merge(parent: Node, child: Node) -> Node:
-    """Lay one tree over another: deep, lists replaced; a new `type` drops the parent's `args`."""
+    """Merge two trees deeply; lists are replaced, and a new `type` drops the parent's `args`."""
     if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
         return child
     merged = dict(parent.value)
@@ -82,14 +82,14 @@ class _Sources:
         above = (*above, path.resolve())
         if above[-1] in above[:-1]:
             names = " -> ".join(file.name for file in above)
-            raise ConfigError([Problem(str(asked), f"inherit: goes round in a circle: {names}")])
+            raise ConfigError([Problem(str(asked), f"inherit: is circular: {names}")])
         return self._inherit(_expanded(root), path, above)
 
     def _inherit(self, root: Node, path: Path, above: tuple[Path, ...]) -> Node:
         entries = dict(root.value)
         names = entries.pop("inherit", Node(None))
         faults: list[Problem] = []
-        names = ROOT.check_entry("inherit", names, ("inherit",), Run(faults))
+        names = ROOT.check_entry("inherit", names, ("inherit",), Validation(faults))
         if faults:
             raise ConfigError(faults)
         merged = Node({}, root.where)
@@ -99,19 +99,19 @@ class _Sources:
 
 
 def _override(root: Node, text: str, problems: list[Problem]) -> Node:
-    """Return the tree with one `a.b=value` applied; what is wrong with it is noted."""
+    """Return the tree with one `a.b=value` applied; faults are added to the problems."""
     where = Where(one_line(f"--set {text[:200]}"))
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     keys[0] = ROOT.aliases.get(keys[0], keys[0])
     try:
-        if not equals or not all(key.isprintable() and 0 < len(key) <= MAX_KEY for key in keys):
+        if not equals or not all(key and key.isprintable() for key in keys):
             raise ValueError("write it as key=value or section.key=value")
         if keys[0] == "inherit" or len(keys) > MAX_DEPTH:
             raise ValueError(f"{dotted((*keys[:4],))} cannot be set from here")
         new = read_text(value, where, problems, depth=len(keys))
         if "\n" in value and isinstance(new.value, str) and value[0] not in "\"'|>":
-            new = Node(value, new.where)  # of a path, perhaps; YAML would make blanks of new lines
+            new = Node(value, new.where)  # perhaps a path; YAML would turn newlines into spaces
         return _put(root, tuple(keys), new, ())
     except ValueError as error:
         problems.append(Problem(str(where), str(error)))
@@ -138,17 +138,17 @@ def _put(node: Node, keys: tuple[str, ...], new: Node, above: tuple[str, ...]) -
 
 
 def _expanded(root: Node) -> Node:
-    return ROOT.check(root, (), Run([], fill=False, references=True))
+    return ROOT.check(root, (), Validation([], fill=False, references=True))
 
 
 def _checked(root: Node, problems: list[Problem]) -> Node:
-    """Return the tree with defaults filled in and references looked up; faults are noted."""
+    """Return the tree with defaults and references filled in; faults are added to the problems."""
     faults: list[Problem] = []
-    filled = ROOT.check(root, (), Run(faults, references=True))
+    filled = ROOT.check(root, (), Validation(faults, references=True))
     if "${" not in str(filled.plain()):  # in none of its texts
         problems += faults
         return filled
-    return ROOT.check(interpolate(filled, problems), (), Run(problems))
+    return ROOT.check(interpolate(filled, problems), (), Validation(problems))
 
 
 def _error(problems: list[Problem]) -> ConfigError:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from base.config.fields import Kind, ListOf, Run, Section
+from base.config.fields import Field, ListOf, Section, Validation
 from base.config.first_generation import is_first_generation, modernise
 from base.config.schema import ROOT
 from base.config.tree import Node, dotted
@@ -16,7 +16,7 @@ from base.errors import Problem
 
 
 def is_template(root: Node, path: Path) -> bool:
-    """Say whether a file is written in pytorch-template's format."""
+    """Return whether a file is written in pytorch-template's format."""
     trainer = root.value.get("trainer", root).value
     in_trainer = isinstance(trainer, dict) and not trainer.keys().isdisjoint(_RENAMED)
     in_json = path.suffix == ".json" and "arch" in root.value
@@ -28,15 +28,15 @@ def is_template(root: Node, path: Path) -> bool:
 def translate(root: Node, source: str) -> tuple[Node, list[str]]:
     """Return the config in our form, and notes for the log.
 
-    What the format knows is taken strictly, keys of our own form where they fit; the rest goes
-    to `extra` in the same shape. Keys that begin with `_` are comments.
+    Keys of that format are checked strictly, keys of our own form are used if they fit, and the
+    rest goes to `extra` in the same shape. Keys that begin with `_` are comments.
     """
     root, notes = modernise(root)
     taken, extra = _split(root, ROOT)
     unread = list(extra)
     for name, node in root.value.items():
         new = _RENAMED.get(name, name)
-        kind = _section_of(ROOT.keys[new].kind) if new in taken and name not in extra else None
+        kind = _section_of(ROOT.keys[new].field) if new in taken and name not in extra else None
         if kind is not None and isinstance(taken[new].value, dict):
             section, own = _split(taken[new], kind)
             taken[new] = Node(section, node.where)
@@ -64,7 +64,7 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
     return Node({**taken, "extra": Node({**given, **extra}, root.where)}, root.where), notes
 
 
-def _section_of(kind: Kind) -> Section | None:
+def _section_of(kind: Field) -> Section | None:
     """Return the form of a section that names something, or of each in a list of them."""
     kind = kind.item if isinstance(kind, ListOf) else kind
     return kind if isinstance(kind, Section) and kind.names else None
@@ -90,7 +90,7 @@ def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Nod
         new = _RENAMED.get(name, name)
         change = _CHANGES.get(name, lambda value: value)
         problems: list[Problem] = []
-        section.check_entry(name, child, (), Run(problems, references=True))
+        section.check_entry(name, child, (), Validation(problems, references=True))
         if name.startswith("_"):
             continue
         is_section = section is ROOT and _is_section(new, child)
@@ -105,18 +105,18 @@ def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Nod
 
 def _near_misses(name: str, node: Node) -> list[str]:
     """Say why a section that looks like one of ours is the user's own."""
-    kind = ROOT.keys[name].kind if name in _OURS - {"model"} else None
+    kind = ROOT.keys[name].field if name in _OURS - {"model"} else None
     is_alike = isinstance(node.value, dict) and not node.value.keys().isdisjoint(
         getattr(kind, "keys", ())
     )
     problems: list[Problem] = []
     if is_alike:
-        ROOT.check_entry(name, node, (name,), Run(problems, references=True))
+        ROOT.check_entry(name, node, (name,), Validation(problems, references=True))
     return [f"{name} is not used as Kindling's section of this name: {p}" for p in problems]
 
 
 def _is_section(name: str, node: Node) -> bool:
-    """Tell whether an entry is a section of ours, whatever else it holds."""
+    """Return whether an entry is a section of ours, whatever else it holds."""
     if name not in ("model", "valid_data_loader", "test_data_loader"):
         return False
     return isinstance(node.value, dict) and "type" in node.value

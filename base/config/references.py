@@ -1,8 +1,8 @@
 """References to what is built from a config: ``${data_loader.n_classes}``, and ``${config}``.
 
 A reference whose second word is no key of the section is an attribute of the object built from it.
-It stays in the config as it is written, a `Reference`, until that object exists; where it may
-stand, and what it may ask for there, is checked with the rest of the config.
+It stays in the config as it is written, a `Reference`, until that object exists. Where it may be
+used, and for which object, is checked with the rest of the config.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def has_reference(value: Any) -> bool:
 
 
 def built_object(name: str, root: Node) -> str:
-    """Return which object a reference asks for; empty where it is one to the config itself."""
+    """Return the object that a reference asks for; empty for a reference to the config itself."""
     first, *words = name.split(".")
     first = "model" if first == "arch" else first
     if first == WHOLE and not words:
@@ -59,23 +59,23 @@ def built_object(name: str, root: Node) -> str:
 
 
 def fault_of_reference(name: str, thing: str, keys: Keys) -> str:
-    """Return why a reference to a built object cannot stand under these keys; empty: it can."""
+    """Return why a reference to a built object is not allowed under these keys; empty if it is."""
     shown = f"${{{name}}}"
     if not _takes_objects(keys):
-        what = "the whole config" if thing == WHOLE else f"an attribute of the {thing} once built"
-        return f"{shown} is {what}, which can stand in `args` alone"
+        what = "the whole config" if thing == WHOLE else f"an attribute of the built {thing}"
+        return f"{shown} is {what}, which is only allowed in `args`"
     private = next((word for word in name.split(".") if word.startswith("_")), "")
     if private:
         return f"{shown}: {private!r} is private"
     if thing == WHOLE or thing in BUILT_BEFORE[str(keys[0])]:
         return ""
     if thing == "test_data_loader":
-        return f"{shown}: the test_data_loader is built for the test alone, after all else"
+        return f"{shown}: the test_data_loader is built last, for the test only"
     return f"{shown}: the {thing} is not built yet where the arguments of {keys[0]} are read"
 
 
 def _takes_objects(keys: Keys) -> bool:
-    """Tell whether the value under these keys is an argument, or within one."""
+    """Return whether the value under these keys is an argument, or inside one."""
     if keys[0] == "extra":
         return len(keys) > 1
     above, last = keys[:-1], keys[-1]

@@ -1,4 +1,4 @@
-"""Every key that a config may have: its kind, its default and what it is for."""
+"""Every key of a config: what it may hold, its default and its purpose."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from base.config.fields import (
     REQUIRED,
     SAME_AS_TYPE,
     Either,
+    Field,
     Key,
-    Kind,
     ListOf,
     OneOrNamed,
     Scalar,
@@ -26,7 +26,9 @@ def check_folder_name(text: Any) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError("expected a name for the run's folder")
     if text in (".", "..") or "/" in text or "\\" in text or not text.isprintable():
-        raise ValueError(f"{text[:60]!r} is no name for a single folder (no '/', '\\', '..')")
+        raise ValueError(
+            f"{text[:60]!r} is not a valid name for a single folder (no '/', '\\', '..')"
+        )
     if len(text.encode()) > 200:
         raise ValueError("a name has at most 200 bytes")
 
@@ -66,25 +68,25 @@ def check_interval(text: Any) -> None:
 
 
 def choice(*names: str) -> Scalar:
-    """Return the kind of a key that takes one of a few words."""
+    """Return a field that takes one of a few words."""
     return Scalar(f"one of {', '.join(names)}", {"type": "string", "enum": list(names)})
 
 
 def whole(low: int, high: int = 2**63 - 1) -> Scalar:
-    """Return the kind of a key that takes a whole number in a range."""
+    """Return a field that takes a whole number in a range."""
     limits = f"of at least {low}" if high == 2**63 - 1 else f"from {low} to {high}"
     schema = {"type": "integer", "minimum": low, "maximum": high}
     return Scalar(f"a whole number {limits}", schema)
 
 
 def whole_or_auto(what: str, high: int = 2**63 - 1) -> Scalar:
-    """Return the kind of a key that takes a whole number of at least 1, or 'auto'."""
+    """Return a field that takes a whole number of at least 1, or 'auto'."""
     schema = {"type": ["integer", "string"], "minimum": 1, "maximum": high, "pattern": "^auto$"}
     return Scalar(what, schema)
 
 
 def switch_or(*names: str) -> Scalar:
-    """Return the kind of a key that takes true, false or one of a few words."""
+    """Return a field that takes true, false or one of a few words."""
     schema = {"type": ["boolean", "string"], "enum": [True, False, *names]}
     return Scalar(f"one of true, false, {', '.join(names)}", schema)
 
@@ -110,7 +112,7 @@ INIT_PRESETS = (
     *("kaiming", "xavier", "orthogonal", "truncated_normal"),
     *("zero_last_norm", "from_model"),
 )
-ANYTHING = Kind()
+ANYTHING = Field()
 OPEN = Section({}, others=ANYTHING)
 
 
@@ -158,10 +160,8 @@ WEIGHTS = Section(
             Section({}, others=TEXT), {}, "Patterns of names in the file: the new names."
         ),
         "only": Key(PATTERNS, [], "Load these parameters and buffers alone."),
-        "skip": Key(PATTERNS, [], "Leave these as the model and `init` made them."),
-        "on_shape_mismatch": Key(
-            choice("error", "skip"), "error", "What to do with another shape."
-        ),
+        "skip": Key(PATTERNS, [], "Leave these as initialised."),
+        "on_shape_mismatch": Key(choice("error", "skip"), "error", "What to do if shapes differ."),
     },
     short=("string",),
     short_key="file",
@@ -178,11 +178,11 @@ _OPTIMIZER_KEYS = {
     "param_groups": Key(ListOf(GROUP_RULE), [], "Rules {match, freeze, any argument}; later win."),
     "layer_decay": Key(SHARE, None, "The rate of each layer is this times that of the next one."),
     "clip_norm": Key(POSITIVE, None, "Scale gradients down to this norm."),
-    "clip_value": Key(POSITIVE, None, "Cut each gradient off at this size."),
+    "clip_value": Key(POSITIVE, None, "Clip each gradient to this absolute value."),
 }
 _PARAMS = "The parameters that it trains."
 OPTIMIZER = named("optimizer", params=Key(PATTERN, "*", _PARAMS), **_OPTIMIZER_KEYS)
-_OPTIMIZER_KEYS["every"] = Key(DURATION, "1 step", "It steps once in this time.")
+_OPTIMIZER_KEYS["every"] = Key(DURATION, "1 step", "Interval between its steps.")
 _OPTIMIZER_KEYS["lr_scheduler"] = Key(LR_SCHEDULER, None, "Its learning rate over time.")
 OPTIMIZERS = Section(
     {}, others=named("optimizer", params=Key(PATTERN, REQUIRED, _PARAMS), **_OPTIMIZER_KEYS)
@@ -221,14 +221,16 @@ BATCH_SIZE = Section(
 )
 BATCH = Section(
     {
-        "inputs": Key(ListOf(POSITION, single=True), None, "What of a batch the model takes."),
+        "inputs": Key(
+            ListOf(POSITION, single=True), None, "Items of a batch that the model takes."
+        ),
         "target": Key(
             OneOrNamed(POSITION, {"batch": "'batch' is the whole batch; give another name"}),
             None,
-            "What of a batch the losses and metrics compare with; several have names.",
+            "Items of a batch that losses and metrics compare with; several are named.",
         ),
         "size": Key(
-            Either(POSITION, BATCH_SIZE), None, "What of a batch has one entry for each sample."
+            Either(POSITION, BATCH_SIZE), None, "Item of a batch with one entry per sample."
         ),
         "ids": Key(SWITCH, False, "Let batches carry the index of each sample in the data set."),
         "weight": Key(
@@ -266,21 +268,23 @@ COMPILE = switch_or("default", "reduce-overhead", "max-autotune", "max-autotune-
 AUTO = switch_or("auto")
 MEMORY = Section(
     {
-        "precision": Key(choice("fp32", "tf32", "bf16", "fp16"), "fp32", "Numbers to compute in."),
+        "precision": Key(
+            choice("fp32", "tf32", "bf16", "fp16"), "fp32", "Number format to compute in."
+        ),
         "accumulate": Key(COUNT, 1, "Batches whose gradients make one step."),
         "prefetch": Key(whole(0), 2, "Batches copied to a GPU ahead of their turn."),
-        "micro_batch": Key(MICRO_BATCH, None, "Cut each batch into parts of so many samples."),
-        "checkpoint_activations": Key(PATTERNS, [], "Modules to compute again on the way back."),
-        "offload_activations": Key(SWITCH, False, "Keep them in CPU memory till the way back."),
+        "micro_batch": Key(MICRO_BATCH, None, "Split batches into parts of this many samples."),
+        "checkpoint_activations": Key(PATTERNS, [], "Modules to recompute in the backward pass."),
+        "offload_activations": Key(SWITCH, False, "Keep activations in CPU memory meanwhile."),
         "offload_optimizer": Key(SWITCH, False, "Keep its state in CPU memory between steps."),
-        "optimizer_in_backward": Key(SWITCH, False, "Use and free each gradient at once."),
+        "optimizer_in_backward": Key(SWITCH, False, "Step and free each gradient in backward."),
         "inplace": Key(SWITCH, False, "Let activations overwrite their inputs where that is safe."),
         "set_to_none": Key(SWITCH, True, "Free gradients after a step; false sets them to 0."),
         "channels_last": Key(AUTO, "auto", "Keep images with the channels innermost."),
-        "fused": Key(AUTO, "auto", "Let the optimizer do its step in one kernel."),
-        "compile": Key(COMPILE, False, "Run the model through torch.compile, in this mode."),
+        "fused": Key(AUTO, "auto", "Use the optimizer's fused kernels."),
+        "compile": Key(COMPILE, False, "Validation the model through torch.compile, in this mode."),
         "cudnn_benchmark": Key(SWITCH, False, "Try cuDNN's algorithms and keep the fastest."),
-        "empty_cache": Key(DURATION, None, "Time between two returns of unused GPU memory."),
+        "empty_cache": Key(DURATION, None, "Interval for freeing unused GPU memory."),
     }
 )
 
@@ -305,20 +309,22 @@ TRAINER = Section(
         "epochs": Key(COUNT, None, "Length of the training in epochs."),
         "steps": Key(COUNT, None, "Length of the training in steps, instead of epochs."),
         "epoch_steps": Key(COUNT, None, "Steps in an epoch, where it is not one pass."),
-        "valid_batches": Key(COUNT, None, "Batches of a validation at most; all without it."),
-        "monitor": Key(MONITOR, None, "What makes the best: 'max valid/accuracy', 'off'."),
+        "valid_batches": Key(COUNT, None, "Most batches of a validation; all by default."),
+        "monitor": Key(MONITOR, None, "What makes an epoch the best: 'max valid/accuracy', 'off'."),
         "early_stop": Key(COUNT, None, "Epochs without a new best before training ends."),
         "save_dir": Key(TEXT, "saved", "Folder of all runs."),
         "save_every": Key(INTERVAL, "1 epoch", "Time between two checkpoints; minutes too."),
         "keep": Key(whole(2), 3, "Last checkpoints to keep, beside the best."),
-        "async_save": Key(AUTO, "auto", "Write checkpoints beside the training; auto: on a GPU."),
+        "async_save": Key(AUTO, "auto", "Write checkpoints in the background; auto: on a GPU."),
         "on_nonfinite": Key(
-            choice("stop", "skip", "rollback"), "stop", "What to do about a loss that is no number."
+            choice("stop", "skip", "rollback"), "stop", "What to do about a non-finite loss."
         ),
-        "max_nonfinite": Key(COUNT, 10, "Steps to skip in a row, or rollbacks in all, at most."),
-        "on_oom": Key(choice("stop", "halve"), "stop", "What to do where memory is not enough."),
-        "on_bad_sample": Key(choice("stop", "skip"), "stop", "What to do where one is unreadable."),
-        "max_bad_samples": Key(BAD_SAMPLES, "0.1%", "Share or number to skip at most."),
+        "max_nonfinite": Key(COUNT, 10, "Most steps skipped in a row, or rollbacks in total."),
+        "on_oom": Key(choice("stop", "halve"), "stop", "What to do when memory runs out."),
+        "on_bad_sample": Key(
+            choice("stop", "skip"), "stop", "What to do about unreadable samples."
+        ),
+        "max_bad_samples": Key(BAD_SAMPLES, "0.1%", "Largest share or number to skip."),
         "validate_every": Key(COUNT, 1, "Epochs between two validations."),
         "log_every": Key(DURATION, "50 steps", "Time between two entries in the logs."),
         "backward": Key(
@@ -331,7 +337,9 @@ TRAINER = Section(
         "test": Key(SWITCH, False, "Test the best model at the end."),
         "tensorboard": Key(SWITCH, True, "Write TensorBoard events."),
         "writers": Key(
-            ListOf(WRITER, single=True, unique="type"), [], "Where the curves go, too: wandb ..."
+            ListOf(WRITER, single=True, unique="type"),
+            [],
+            "Further writers of the values: wandb ...",
         ),
         "progress": Key(SWITCH, True, "Show a progress bar in a terminal."),
         "train_metrics": Key(SWITCH, True, "Compute the metrics on training batches too."),
@@ -352,10 +360,10 @@ ROOT = Section(
     {
         "inherit": Key(ListOf(TEXT, single=True), ABSENT, "Files that this one changes."),
         "name": Key(FOLDER, REQUIRED, "Name of the experiment, and of its folder."),
-        "seed": Key(whole(0), 42, "Where all randomness starts."),
-        "deterministic": Key(SWITCH, False, "Refuse operations that differ between two runs."),
+        "seed": Key(whole(0), 42, "Seed of all random streams."),
+        "deterministic": Key(SWITCH, False, "Use deterministic operations only."),
         "device": Key(TEXT, "auto", "'auto', 'cpu', 'cuda', 'mps' or numbers such as '0,1'."),
-        "threads": Key(THREADS, "auto", "Threads that torch computes in on the CPU."),
+        "threads": Key(THREADS, "auto", "Number of threads of torch on the CPU."),
         "model": Key(MODEL, REQUIRED, "The network; `arch` is another name for it."),
         "init": Key(ListOf(INIT_RULE, single=True), [], "Rules for initial weights; later win."),
         "data_loader": Key(named("data_loader"), REQUIRED, "The training data."),
@@ -371,8 +379,10 @@ ROOT = Section(
         "capture": Key(ListOf(CAPTURE_RULE, single=True), [], "What to record of modules."),
         "memory": Key(MEMORY, {}, "Ways to save memory and time."),
         "trainer": Key(TRAINER, REQUIRED, "Length, saving and reports of the training."),
-        "callbacks": Key(ListOf(named("callback")), [], "Parts that look on at four points."),
-        "profile": Key(PROFILE, None, "Record where the time of some steps goes."),
+        "callbacks": Key(
+            ListOf(named("callback")), [], "Callbacks, called at four points of a run."
+        ),
+        "profile": Key(PROFILE, None, "Profile some steps."),
         "extra": Key(OPEN, {}, "Values of your own."),
     },
     aliases={"arch": "model"},

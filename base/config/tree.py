@@ -61,7 +61,7 @@ def dotted(keys: Keys) -> str:
 
 
 def leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[str, Any]]:
-    """Yield all that is in nested data, by dotted names; what is empty is a leaf."""
+    """Yield all leaves of nested data by dotted names; an empty container is a leaf."""
     items: Any = value.items() if isinstance(value, Mapping) else ()
     items = enumerate(value) if isinstance(value, list | tuple) else items
     for key, item in items:
@@ -71,13 +71,13 @@ def leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[str, Any]]:
 
 
 def problem_at(where: Where | str, keys: Keys, message: str) -> Problem:
-    """Return a problem with the entry under these keys; what is quoted in it stays on its line."""
+    """Return a problem with the entry under these keys; text that it quotes stays on one line."""
     name = f"{one_line(dotted(keys))}: " if keys else ""
     return Problem(str(where), name + "\n".join(map(one_line, message.split("\n"))))
 
 
 def one_line(text: object) -> str:
-    """Return text with whatever is no visible character written as an escape."""
+    """Return text with invisible characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 

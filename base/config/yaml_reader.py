@@ -1,4 +1,4 @@
-"""Read YAML 1.2 or JSON text into a tree: bounded, plain data only, every fault with its place."""
+"""Read YAML 1.2 or JSON into a tree of plain data: bounded in size, each fault with its place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from logger.files import NotAFileError, open_file
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 64
 MAX_VALUES = 100_000  # every alias counted as often as it is used
-MAX_KEY = 100  # characters; YAML allows 1,024 with all escapes
 
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # only its events are used
 _UNREADABLE = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -36,7 +35,7 @@ _JSON_WORDS = ((r"NaN|-?Infinity", float), *_WORDS)  # as Python writes JSON
 
 
 def read_file(path: Path, problems: list[Problem], asked: Where | None = None) -> Node:
-    """Read a file; raise ConfigError where nothing can be read, note lesser faults in problems."""
+    """Read a file; raise ConfigError if it cannot be read, add lesser faults to the problems."""
     name = f": {path}" if asked else ""
     asked = asked or Where(one_line(path))
     try:
@@ -61,7 +60,7 @@ def read_file(path: Path, problems: list[Problem], asked: Where | None = None) -
 
 
 def read_text(text: str, start: Where, problems: list[Problem], depth: int = 0) -> Node:
-    """Read text as `read_file` does; where the start has no line, every place is the start."""
+    """Read text as `read_file` does; if the start has no line, it is the place of every value."""
     if start.source.endswith(".json"):  # what JSON allows and YAML does not
         text = _PAIR.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), text.replace("\t", " "))
     return _Reader(text, start, problems).document(depth)
@@ -79,7 +78,7 @@ class _Reader:
         if bad := _UNREADABLE.search(text):
             *above, line = text[: bad.start()].split("\n")
             where = Where(self.start.source, self.start.line and len(above) + 1, len(line) + 1)
-            raise self.fatal(where, f"the character {bad[0]!r} cannot stand in a config")
+            raise self.fatal(where, f"the character {bad[0]!r} is not allowed in a config")
         if len(text) > MAX_BYTES:
             raise self.fatal(self.start, "longer than 1 MB")
         self.parser = _PARSER(text)
@@ -91,7 +90,7 @@ class _Reader:
         node = self.node(self.next(), (), depth)
         self.next()  # end of the document
         if not isinstance(after := self.next(), yaml.StreamEndEvent):
-            fault = "a second document begins here; a config is one document"
+            fault = "a second document starts here; a config is a single document"
             raise self.fatal(self.where(after.start_mark), fault)
         return node
 
@@ -132,7 +131,7 @@ class _Reader:
             value = next(reads, str)(event.value)
             str(value).encode()
         except UnicodeEncodeError:
-            self.problem(where, keys, "half of a character (a lone surrogate) cannot stand here")
+            self.problem(where, keys, "a lone surrogate is not a character")
         except ValueError:
             self.problem(where, keys, "a number with too many digits")
         else:
@@ -154,7 +153,7 @@ class _Reader:
             if fault := self.fault_of_key(key, event):
                 self.problem(where, keys, fault)
             elif name in entries:
-                fault = f"this key stands twice; first on line {entries[name].where.line}"
+                fault = f"duplicate key; first on line {entries[name].where.line}"
                 self.problem(where, (*keys, name), fault)
             else:
                 entries[name] = value
@@ -163,15 +162,17 @@ class _Reader:
     def fault_of_key(self, key: Any, event: Any) -> str:
         if not isinstance(key, str):
             word = f"{event.value[:60]} " if isinstance(event, yaml.ScalarEvent) else ""
-            return f"the key {word}is no text; a key is a word, or is written in quotes"
-        if len(key) > MAX_KEY:
-            return f"a key has at most {MAX_KEY} characters"
+            return f"the key {word}is not text; write a word, or put it in quotes"
         is_merge = key == "<<" and isinstance(event, yaml.ScalarEvent) and event.implicit[0]
-        return "merge keys (<<) are not read; use 'inherit: FILE' or '${a.b}'" if is_merge else ""
+        return (
+            "merge keys (<<) are not supported; use 'inherit: FILE' or '${a.b}'" if is_merge else ""
+        )
 
     def alias(self, event: Any, keys: Keys, depth: int, where: Where) -> Node:
         if event.anchor not in self.anchors:
-            self.problem(where, keys, f"the alias *{event.anchor} stands before or in its anchor")
+            self.problem(
+                where, keys, f"the alias *{event.anchor} is used before or inside its anchor"
+            )
             return Node(None, where)
         node = self.anchors[event.anchor]
         self.count(where, *extent(node, depth))

@@ -1,4 +1,4 @@
-"""Write a tree as block YAML that loads again as it is, with or without each value's origin."""
+"""Write a tree as block YAML that loads as the same tree, with or without each value's origin."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def as_word(value: Any) -> str:
 
 
 def as_source(value: Any) -> Any:
-    """Return plain data whose texts are written so that loading them gives what they are now."""
+    """Return plain data with texts escaped, so that loading them gives the same texts."""
     if isinstance(value, dict):
         return {name: as_source(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The project's own definitions, read from the syntax trees of its files without importing them."""
+"""The project's own definitions, read from the syntax trees of its files without an import."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def project_root() -> Path:
 
 
 def set_project_root(path: Path | str) -> None:
-    """Look for names below another folder; the modules of the former one are put aside."""
+    """Look for names in another folder; the modules of the previous one are set aside."""
     global _root
     _parked[_root] = {name: sys.modules.pop(name) for name in _modules_of_project()}
     sys.path[:] = [entry for entry in sys.path if entry != str(_root) or _root == PROJECT]
@@ -88,7 +88,7 @@ def set_project_root(path: Path | str) -> None:
 
 
 def _modules_of_project() -> list[str]:
-    """Return the loaded modules that are to be put aside: of the three folders, or beside them."""
+    """Return the loaded modules to set aside: those of the three folders, or beside them."""
     tops = set(FOLDERS)
     if _root != PROJECT:
         files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
@@ -160,7 +160,7 @@ def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
 
 
 def _of_packages(tree: ast.Module, file: Path) -> Iterator[Definition]:
-    """Yield what a file imports by name from installed packages, to be read off that file."""
+    """Yield what a file imports by name from installed packages, as definitions of that file."""
     path, first_for = file.as_posix(), _FIRST.get(file.as_posix(), "")
     for node in top_level(tree):
         if isinstance(node, ast.ImportFrom) and _is_installed(node):
@@ -199,7 +199,7 @@ def _decorated_names(node: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str
 
 
 def _likely_kind(node: ast.stmt, file: Path) -> str:
-    """Guess what a definition is for: from base classes, its own name, its file and folder."""
+    """Guess the kind of a definition from its base classes, its name, its file and its folder."""
     if isinstance(node, ast.ClassDef):
         bases = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
         for word in (*bases, node.name):
@@ -214,7 +214,7 @@ def _likely_kind(node: ast.stmt, file: Path) -> str:
 
 
 def _says_no_kind(node: ast.stmt, file: Path, kind: str) -> bool:
-    """Tell whether a class has the kind of its folder only for want of a better one."""
+    """Return whether a class has the kind of its folder only because nothing names another."""
     folder = file.parts[0]
     if not isinstance(node, ast.ClassDef) or kind != folder:
         return False
@@ -227,7 +227,7 @@ def load(found: Definition) -> Any:
 
     Raises:
         ImportError: the file raises when it is imported; the text says where and what.
-        ConfigError: a class in it is not as its base asks for, with its place.
+        ConfigError: a class in it overrides what is final; the text has its place.
     """
     parts = Path(found.file).with_suffix("").parts
     module_name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -243,10 +243,10 @@ def load(found: Definition) -> Any:
     except (Exception, SystemExit) as error:  # whatever a file of the user may raise
         raise ImportError(describe_error(error)) from error
     if Path(module.__file__ or "").resolve() != (_root / found.file).resolve():
-        text = f"is hidden by {module.__file__}, which Python finds first; rename one of them"
+        text = f"is hidden by {module.__file__}, which Python imports instead; rename one of them"
         raise ImportError(f"{found.file} {text}")
     if not hasattr(module, found.attribute):
-        raise ImportError(f"{found}: {found.attribute!r} is gone once the file is imported")
+        raise ImportError(f"{found}: {found.attribute!r} is not defined once the file is imported")
     return getattr(module, found.attribute)
 
 
@@ -260,7 +260,7 @@ def is_shipped_definition(named: Any) -> bool:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return ``model/model.py:12: ValueError: text``: the last place in the project it passed."""
+    """Return ``model/model.py:12: ValueError: text``, with the innermost place in the project."""
     stack = traceback.extract_tb(error.__traceback__)
     places: list[tuple[str, int | None]] = [(frame.filename, frame.lineno) for frame in stack]
     text = str(error)

@@ -1,4 +1,4 @@
-"""Which options exclude each other, and why: one table, judged before anything is built."""
+"""Options that cannot be combined, and why: one table, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ from typing import Any
 
 from torch.optim import LBFGS
 
-from base.config import Config
+from base.config.config import Config
+from base.config.normal_form import optimizer_keys, optimizer_sections
+from base.config.tree import Keys
 from base.errors import ConfigError
 from base.names.registry import find
 
 IN_BACKWARD, OFFLOADED = "memory.optimizer_in_backward", "memory.offload_optimizer"
 COMPILED, CLOSURE = "memory.compile", "optimizer: LBFGS"
-ONE_PASS = "a compiled model takes one backward pass a batch, whose buffers it uses up"
-USED = "a gradient is used before the next part adds to it"
-OWN = "LBFGS makes its own gradients, of the last batch alone"
+ONE_PASS = "a compiled model allows one backward pass per batch, which frees its buffers"
+USED = "gradients are used before the next part is added to them"
+OWN = "LBFGS computes its own gradients, from the last batch only"
 
 # option, with, why. `key: value` is that value alone; `optimizer.` is each of several optimizers.
 EXCLUDED = [
-    (IN_BACKWARD, "optimizer.clip_norm", "the norm is known once all gradients are there"),
-    (IN_BACKWARD, "optimizer.clip_value", "gradients are clipped once all of them are there"),
-    (IN_BACKWARD, "optimizer.every", "gradients that are left out must not be used"),
+    (IN_BACKWARD, "optimizer.clip_norm", "the norm needs all gradients at once"),
+    (IN_BACKWARD, "optimizer.clip_value", "clipping needs all gradients at once"),
+    (IN_BACKWARD, "optimizer.every", "skipped gradients must not be used"),
     (IN_BACKWARD, "memory.accumulate", USED),
     (IN_BACKWARD, "memory.micro_batch", USED),
     (IN_BACKWARD, "trainer.on_oom: halve", USED),
-    (IN_BACKWARD, "memory.precision: fp16", "a step is left out if any of its gradients overflows"),
-    (IN_BACKWARD, "memory.set_to_none: false", "what is used is freed"),
-    (IN_BACKWARD, "several optimizers", "a loss may reach what another optimizer trains"),
-    (IN_BACKWARD, "trainer.backward: separate", "each backward pass would be a step of its own"),
-    (IN_BACKWARD, "trainer.loss_gradients", "that holds all gradients at once, several times over"),
-    (IN_BACKWARD, "capture of parameters", "the gradients are gone when they are to be recorded"),
+    (IN_BACKWARD, "memory.precision: fp16", "a step is skipped if any gradient overflows"),
+    (IN_BACKWARD, "memory.set_to_none: false", "used gradients are freed"),
+    (IN_BACKWARD, "several optimizers", "a loss may reach parameters of another optimizer"),
+    (IN_BACKWARD, "trainer.backward: separate", "each backward pass would make a step"),
+    (IN_BACKWARD, "trainer.loss_gradients", "it holds several copies of all gradients"),
+    (IN_BACKWARD, "capture of parameters", "the gradients are freed before they are recorded"),
     (IN_BACKWARD, CLOSURE, OWN),
-    (OFFLOADED, CLOSURE, "its state is one for all parameters, and it reads it several times"),
-    ("memory.fused: true", CLOSURE, "torch has no fused form of it"),
-    ("memory.channels_last: true", CLOSURE, "it takes contiguous gradients alone"),
+    (OFFLOADED, CLOSURE, "its state covers all parameters, and it is read several times a step"),
+    ("memory.fused: true", CLOSURE, "torch has no fused version of it"),
+    ("memory.channels_last: true", CLOSURE, "it needs contiguous gradients"),
     ("optimizer.clip_norm", CLOSURE, OWN),
     ("optimizer.clip_value", CLOSURE, OWN),
     ("memory.accumulate", CLOSURE, OWN),
@@ -45,21 +47,21 @@ EXCLUDED = [
     # come back from the cache on disk, and then give wrong gradients.
     (COMPILED, "trainer.backward: separate", ONE_PASS),
     (COMPILED, "trainer.loss_gradients", ONE_PASS),
-    (COMPILED, "memory.inplace", "the compiler decides itself what is overwritten"),
-    (COMPILED, "memory.offload_activations", "what a compiled graph keeps is its own affair"),
-    ("memory.cudnn_benchmark", "deterministic", "the clock would choose the algorithms"),
+    (COMPILED, "memory.inplace", "the compiler chooses what is overwritten"),
+    (COMPILED, "memory.offload_activations", "a compiled graph chooses what it keeps"),
+    ("memory.cudnn_benchmark", "deterministic", "timings would choose the algorithms"),
 ]
 USUAL = {"accumulate": 1, "every": "1 step"}  # beside null, false and an empty list
 
 
 def check_combinations(config: Config) -> None:
-    """Refuse what contradicts itself.
+    """Refuse options that cannot be combined.
 
     Raises:
         ConfigError: all such pairs, each with its places and its reason.
     """
     problems = [
-        config.problem(keys, f"does not go with {other} ({config.where(*beside)}): {why}")
+        config.problem(keys, f"cannot be combined with {other} ({config.where(*beside)}): {why}")
         for option, other, why in EXCLUDED
         for keys in _places(config, option)
         for beside in list(_places(config, other))[:1]
@@ -74,10 +76,10 @@ def layout_wish(config: Config) -> bool | str:
     return False if wish == "auto" and any(_places(config, CLOSURE)) else wish
 
 
-def _places(config: Config, option: str) -> Iterator[tuple[str | int, ...]]:
+def _places(config: Config, option: str) -> Iterator[Keys]:
     """Yield the keys under which an option is set."""
     if option == "several optimizers":
-        if len(config["optimizers"] or ()) > 1:
+        if len(optimizer_sections(config)) > 1:
             yield ("optimizers",)
     elif option == "capture of parameters":
         for number, rule in enumerate(config["capture"]):
@@ -92,7 +94,7 @@ def _places(config: Config, option: str) -> Iterator[tuple[str | int, ...]]:
         yield from _set_keys(config, *option.split(": "))
 
 
-def _set_keys(config: Config, name: str, wanted: str = "") -> Iterator[tuple[str | int, ...]]:
+def _set_keys(config: Config, name: str, wanted: str = "") -> Iterator[Keys]:
     head, _, key = name.partition(".")
     sections = _optimizers(config) if head == "optimizer" else [((head,), config[head])]
     for keys, section in sections:
@@ -103,7 +105,6 @@ def _set_keys(config: Config, name: str, wanted: str = "") -> Iterator[tuple[str
             yield (*keys, key) if key else keys
 
 
-def _optimizers(config: Config) -> list[tuple[tuple[str | int, ...], Any]]:
-    if config["optimizers"] is None:
-        return [(("optimizer",), config["optimizer"])]
-    return [(("optimizers", name), section) for name, section in config["optimizers"].items()]
+def _optimizers(config: Config) -> list[tuple[Keys, Any]]:
+    sections = optimizer_sections(config).items()
+    return [(optimizer_keys(config, name), section) for name, section in sections]

@@ -1,6 +1,6 @@
-"""Methods that a subclass must not replace: said when the class is made, not when it is missed.
+"""Refuse to override final methods, when the class is defined rather than when it fails.
 
-``@final`` is a note for type checkers; Python lets a subclass override such a method all the same.
+``@final`` is for type checkers; Python itself lets a subclass override such a method.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ OF_PYTORCH_TEMPLATE = {
 def refuse_overridden(
     cls: type[Any], advice: Mapping[str, str], never_called: Mapping[str, str] | None = None
 ) -> None:
-    """Make sure that a class, just made, overrides no method that a class above it calls final.
+    """Make sure that a new class overrides no final method of its base classes.
 
     Call it in ``__init_subclass__``. A mixin that comes before the final method counts as well.
 
     Args:
         advice: what to override instead, by the name of the method.
-        never_called: names that another template calls, and this one does not; with what to do.
+        never_called: methods that another template calls, and this one does not, and what to do.
 
     Raises:
         ConfigError: names the class with its file and line, each such method and what to do.
@@ -103,7 +103,7 @@ def _shown(cls: type[Any], giver: type[Any]) -> str:
 
 
 def _place_of_class_statement() -> str:
-    """Return file and line of the class statement that is being run: ``trainer/mine.py:12``."""
+    """Return file and line of the class statement being executed: ``trainer/mine.py:12``."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and _is_inner(frame):
         frame = frame.f_back
@@ -116,7 +116,7 @@ def _place_of_class_statement() -> str:
 
 
 def _is_inner(frame: FrameType) -> bool:
-    """Tell whether a frame only passes the making of the class on: ours, or a metaclass's."""
+    """Return whether a frame only takes part in creating the class: ours, or a metaclass's."""
     path = Path(frame.f_code.co_filename)
     is_ours = path.is_relative_to(ENGINE) and frame.f_code.co_name == "__init_subclass__"
     return (

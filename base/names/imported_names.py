@@ -1,4 +1,4 @@
-"""What a file imports by name from other files of the project.
+"""Names that a file imports from other files of the project.
 
 ``from losses import DiceLoss`` in ``model/loss.py`` makes `DiceLoss` a loss of the project, as it
 did for pytorch-template, which read the attributes of that file. Nothing is imported here.

@@ -1,8 +1,8 @@
-"""What a class, function or object must be for a config to name it as a model, a data set, ...
+"""What a class, function or object must be to count as a model, a data set, ...
 
-A class is of its kind by what it inherits or has, a function that is called with data by what it
-takes. A function that *builds* one has a decorator, as any other is not meant for a config: it may
-be the one that writes files.
+A class is judged by its base classes and methods, a function that is called with data by its
+signature. A function that *builds* one needs a decorator: any other is not meant for a config, and
+may be one that writes files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 
 class Rule(NamedTuple):
-    """What a class of a kind is: ``fits`` tells it, ``words`` name it in an error.
+    """The rule for classes of a kind: ``fits`` checks it, ``words`` describe it in an error.
 
     ``registry`` has the decorator of functions that build one.
     """
@@ -30,39 +30,45 @@ class Rule(NamedTuple):
 
 
 def misfit(kind: str, named: Any, is_marked: bool, is_likely: bool = True) -> str:
-    """Return what a name leads to where that is not of its kind; "" where it is.
+    """Return why what a name means is not of its kind; empty if it is.
 
     Args:
-        is_marked: its decorator, or its file, says that a function builds one.
-        is_likely: its name, or its file, says that it is of this kind; a loss or a metric may then
-            take the output alone.
+        is_marked: its decorator or its file marks a function as a builder.
+        is_likely: its name or its file suggests this kind; a loss or a metric may then take the
+            output only.
     """
     rule = _RULES.get(kind)
     if isinstance(named, type):
         is_one = rule is not None and rule.fits(named)
         if is_one and kind in CALLED_WITH and not (is_likely or _defines(named, "update")):
             is_one = not _arity_fault(_called(named), len(CALLED_WITH[kind]), is_method=True)
-        return "" if is_one else f"it is no {rule.words}" if rule else "it is a class, no function"
+        return (
+            ""
+            if is_one
+            else f"it is not a {rule.words}"
+            if rule
+            else "it is a class, not a function"
+        )
     if kind in CALLED_WITH:
         return _function_fault(kind, named, is_likely)
     is_made = rule is not None and not inspect.isroutine(named) and rule.fits(type(named))
     if rule is None or (is_marked and callable(named) and not is_made):
         return ""
     if not inspect.isroutine(named):
-        return f"it is a {type(named).__name__}, no class"
+        return f"it is a {type(named).__name__}, not a class"
     return (
-        f"it is a function, no {rule.words}; if it builds one, say so above it: "
+        f"it is a function, not a {rule.words}; if it builds one, decorate it: "
         f"`@{rule.registry}.register({named.__name__!r})` (from base import "
         f"{rule.registry})"
     )
 
 
 def made_fault(kind: str, made: Any) -> str:
-    """Return what a builder returned where that is not of the kind; "" where it is."""
+    """Return why what a builder returned is not of the kind; empty if it is."""
     rule = _RULES.get(kind)
     if rule is None or not rule.registry or rule.fits(type(made)):
         return ""
-    return f"it returned a {type(made).__name__}, which is no {rule.words}"
+    return f"it returned a {type(made).__name__}, which is not a {rule.words}"
 
 
 def _is(*places: str) -> Callable[[type], bool]:
@@ -74,7 +80,7 @@ def _is(*places: str) -> Callable[[type], bool]:
 
 
 def _defines(cls: type, *names: str) -> bool:
-    """Tell whether objects of a class have one of these methods (a class is callable itself)."""
+    """Return whether objects of a class have one of these methods (a class is callable itself)."""
     return any(name in vars(each) for each in cls.__mro__ for name in names)
 
 
@@ -94,7 +100,7 @@ def _is_schedule(cls: type) -> bool:
 
 
 def _is_loss(cls: type) -> bool:
-    """Tell whether objects of a class are called with an output and a target."""
+    """Return whether objects of a class are called with an output and a target."""
     called = _called(cls)
     return called is not None and not _arity_fault(called, 1, is_method=True)
 
@@ -120,7 +126,7 @@ _RULES = {
     "model": Rule(_is(_MODULE), "subclass of Module", "MODELS"),
     "dataset": Rule(_is(_DATASET), "subclass of torch's Dataset", "DATASETS"),
     "data_loader": Rule(_is_loader, "class with `__iter__`", "DATA_LOADERS"),
-    "sampler": Rule(_is_sampler, "Sampler, nor class with `draw` or `__iter__`", "SAMPLERS"),
+    "sampler": Rule(_is_sampler, "Sampler, or class with `draw` or `__iter__`", "SAMPLERS"),
     "transform": Rule(
         lambda cls: _defines(cls, "__call__", "batch", "mix"),
         "class with `__call__`", "TRANSFORMS",
@@ -128,7 +134,7 @@ _RULES = {
     "optimizer": Rule(_is(_OPTIMIZER), "subclass of Optimizer", "OPTIMIZERS"),
     "lr_scheduler": Rule(_is_schedule, "class with `step`", "LR_SCHEDULERS"),
     "loss": Rule(_is_loss, "class whose objects are called with (output, target)"),
-    "metric": Rule(_is_metric, "class with `update` and `compute`, nor called with two"),
+    "metric": Rule(_is_metric, "class with `update` and `compute`, or called with two"),
     "trainer": Rule(_is(_TRAINER), "subclass of BaseTrainer"),
     "callback": Rule(_is(_CALLBACK), "subclass of Callback"),
 }  # fmt: skip
@@ -139,7 +145,7 @@ CALLED_WITH = {
 
 
 def _function_fault(kind: str, named: Any, is_likely: bool) -> str:
-    """Return why a function, or an object like one, is not called with data of this kind."""
+    """Return why a function, or a callable object, cannot be called with data of this kind."""
     if not callable(named):
         is_metric = kind == "metric" and hasattr(named, "compute")
         return "" if is_metric else f"it is a {type(named).__name__}"
@@ -159,14 +165,14 @@ def _function_fault(kind: str, named: Any, is_likely: bool) -> str:
 
 
 def _arity_fault(function: Any, n_needed: int, is_method: bool = False) -> str:
-    """Return what a function takes where it cannot be called with so many values.
+    """Return what a function takes if it cannot be called with so many values.
 
     Losses and metrics are given what their signature names: one that takes the batch, or takes all
     by name alone, needs no more.
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())[is_method:]
-    except (TypeError, ValueError):  # built in, and silent about it
+    except (TypeError, ValueError):  # a builtin without a signature
         return ""
     is_open = any(each.kind is Parameter.VAR_POSITIONAL for each in parameters)
     by_name = any(each.kind is Parameter.KEYWORD_ONLY for each in parameters)
@@ -186,10 +192,10 @@ def _positional(function: Any) -> list[str]:
 
 
 def _hints(function: Any) -> dict[str, Any]:
-    """Return the annotations that can be resolved; none of a function where one cannot."""
+    """Return the resolved annotations; empty if one of them cannot be resolved."""
     try:
         return get_type_hints(function)
-    except Exception:  # whatever stands in an annotation of a user, as of types imported for mypy
+    except Exception:  # a user's annotation may fail in any way, as may names imported for mypy
         return {}
 
 
@@ -199,7 +205,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _takes_tensors(annotation: Any, _: Any) -> bool:
-    """Tell whether an annotation may mean a tensor, or a container of them."""
+    """Return whether an annotation may mean a tensor, or a container of tensors."""
     others = (str, bytes, int, float, os.PathLike, Namespace, types.NoneType)
     other = _is(_MODULE)
     return any(
@@ -209,7 +215,7 @@ def _takes_tensors(annotation: Any, _: Any) -> bool:
 
 
 def _takes_a_number_or_samples(annotation: Any, returned: Any) -> bool:
-    """Tell whether an annotation means a number that gives one, or a list of samples."""
+    """Return whether an annotation means a number, or a list of samples."""
     is_number = all(each in (int, float) for each in _members(annotation))
     if is_number:
         return returned is None or all(each in (int, float) for each in _members(returned))

@@ -1,4 +1,4 @@
-"""The form of modules in the arguments of a model: ``{type, name, args}``, or the type alone."""
+"""Modules in the arguments of a model: ``{type, name, args}``, or the type alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from base.checkpoint.weight_mapping import normal_form
+from base.config.normal_form import weights_section
 from base.errors import nearest
 
 Keys = tuple[str | int, ...]
@@ -16,9 +16,9 @@ Fault = tuple[Keys, str]
 
 
 def layer_faults(keys: Keys, value: Any) -> list[Fault]:
-    """Return what is wrong with the form of one module, or of those in a list; not with ``args``.
+    """Return the faults in the form of one module, or of a list of them; not those in ``args``.
 
-    One in a list may have a name, one by itself ``weights``.
+    A module in a list may have a ``name``, a single one ``weights``.
     """
     if not isinstance(value, list):
         return _faults(keys, value, ("type", "args", "weights"))
@@ -28,17 +28,21 @@ def layer_faults(keys: Keys, value: Any) -> list[Fault]:
         faults += _faults((*keys, number), layer, ("type", "args", "name"))
         label = layer.get("name") if isinstance(layer, Mapping) else None
         if label is not None and not _is_label(label):
-            text = f"{label!r} is no name of a layer: a word, no number, no dots"
-            faults.append(((*keys, number, "name"), f"{text}, nothing that nn.Module has"))
+            text = (
+                f"{label!r} is not a valid name of a layer: give a word without dots, not a number"
+            )
+            faults.append(((*keys, number, "name"), f"{text}, and not an attribute of nn.Module"))
         elif label in seen:
-            faults.append(((*keys, number, "name"), f"{label!r} is taken by a layer above"))
+            faults.append(
+                ((*keys, number, "name"), f"{label!r} is the name of an earlier layer too")
+            )
         elif label is not None:
             seen.add(label)
     return faults
 
 
 def with_names(parameter: Parameter | None, layers: Any, value: Any) -> Any:
-    """Turn a list of built layers into a dict by name, or number, where that is asked for."""
+    """Return built layers as a dict by name or number, if the annotation asks for one."""
     annotation = "" if parameter is None else str(parameter.annotation)
     if layers is None or not annotation.startswith("dict["):
         return layers
@@ -59,7 +63,7 @@ def _faults(keys: Keys, layer: Any, known: tuple[str, ...]) -> list[Fault]:
             near = nearest(str(key), known) or f"; it has {', '.join(known)}"
             faults.append(((*keys, key), f"unknown key of a layer{near}"))
     if "weights" in known and layer.get("weights") is not None:
-        faults += [((*keys, "weights"), text) for text in normal_form(layer["weights"])[1]]
+        faults += [((*keys, "weights"), text) for text in weights_section(layer["weights"])[1]]
     return faults
 
 

@@ -1,13 +1,42 @@
-"""What a config can name, for people (``--list``) and for editors (``--schema``)."""
+"""All names that a config can use, for people (``--list``) and for editors (``--schema``)."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from inspect import Parameter
 from typing import Any
 
-from base.names.registry import KINDS, NameFault, WrongKind, definition, find, names, put_aside
+from base.config.editor_schema import json_schema as config_schema
+from base.errors import UsageError, nearest
+from base.names.registry import KINDS, NameFault, WrongKind, definition, find, names, overridden
 from base.names.signatures import json_schema, signature
+from base.system.deferred_files import defer_files
+
+
+def show_names(kind: str | None) -> int:
+    """Print what a config can name of one kind, or of ``all``; without a kind the JSON Schema.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    with defer_files():  # files of the project are imported, and may write some
+        print(_schema_text() if kind is None else _names_text(kind))
+    return 0
+
+
+def _schema_text() -> str:
+    import torch
+
+    schema = {"$comment": f"torch {torch.__version__}", **config_schema(type_schemas())}
+    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+
+
+def _names_text(kind: str) -> str:
+    if kind != "all" and kind not in KINDS:
+        known = f"{nearest(kind, KINDS)} (there are {', '.join(KINDS)})"
+        raise UsageError(f"--list {kind}: no such kind{known}")
+    return "\n".join(map(describe, KINDS if kind == "all" else [kind]))
 
 
 def describe(kind: str) -> str:
@@ -57,8 +86,8 @@ def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
         try:
             named = find(kind, name)
             if (found := definition(kind, name)) is not None:
-                aside = put_aside(kind, name)
-                origin = str(found) if aside is None else f"{found} (not Kindling's at {aside})"
+                aside = overridden(kind, name)
+                origin = f"{found} (not Kindling's {aside})" if aside else str(found)
         except WrongKind:
             continue  # a helper beside those
         except NameFault as fault:

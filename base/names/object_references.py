@@ -1,7 +1,7 @@
-"""What ``${data_loader.n_classes}`` stands for, looked up in the object once it is built.
+"""Look up references such as ``${data_loader.n_classes}`` in the built objects.
 
-What the training data gave is kept with each checkpoint, next to their record: a test needs no
-training data to know it, and a run that is resumed keeps it.
+Values of the training data are saved with each checkpoint: a test needs no training data to know
+them, and a resumed run keeps them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -21,10 +20,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from base.config import Config
+from base.config.config import Config
 from base.config.references import LOADERS, WHOLE, has_reference
 from base.errors import ConfigError, KindlingError, Problem, nearest
-from base.names.construction import check_section
+from base.names.check import check_section
 from base.names.discovery import describe_error, project_root
 from base.names.stored_values import NotPlainError, from_json, to_json
 
@@ -34,7 +33,6 @@ Section = Mapping[str, Any]
 
 _TOKEN = re.compile(r"\$\$\{|\$\{([^{}]*)\}")
 MOST_NAMES = 25  # that an error lists
-_PLAIN = (int, float, str, bool, list, tuple, dict, Tensor, np.ndarray, np.generic)
 _OF_A_SECTION = ("type", "args")
 
 
@@ -42,8 +40,8 @@ class References:
     """Looks up the references to built objects in the sections of a config.
 
     Args:
-        kept: what they gave when a run began, see `values`.
-        is_resumed: the run goes on with that, whatever its data give now.
+        kept: their values when the run began, see `values`.
+        is_resumed: the run keeps those values, whatever its data give now.
     """
 
     def __init__(
@@ -79,8 +77,8 @@ class References:
         """Return the sections of one of the config's lists, as `resolve` does."""
         return [self.resolve(kind, (key, i), part) for i, part in enumerate(self.config[key])]
 
-    def tell_changes(self) -> None:
-        """Log where the data give another value than when the run began."""
+    def log_changes(self) -> None:
+        """Log the values that differ from those when the run began."""
         for text in self.changes.values():
             log.warning(text)
 
@@ -104,7 +102,7 @@ class References:
         value = self._value(token[1], keys)
         if isinstance(value, str | int | float | bool):
             return str(value)
-        text = f"{token[0]} is a {type(value).__name__} and cannot stand inside a text"
+        text = f"{token[0]} is a {type(value).__name__} and cannot be part of a text"
         raise ConfigError([self.config.problem(keys, text)])
 
     def _value(self, name: str, keys: Keys) -> Any:
@@ -139,7 +137,7 @@ class References:
         shown = [text if len(text) <= 60 else f"{text[:57]}..." for text in texts]
         effect = "the run keeps its value" if self._is_resumed else "the new value is used"
         self.changes[name] = (
-            f"${{{name}}} was {shown[0]} when the run began, the data now give {shown[1]}: {effect}"
+            f"${{{name}}} was {shown[0]} when the run began, and is now {shown[1]}: {effect}"
         )
         if self._is_resumed:
             self.values[name] = then
@@ -195,7 +193,7 @@ def _attribute(thing: Any, word: str) -> Any:
         raise
     except Exception as error:  # of a property of the user's own
         if not isinstance(error, AttributeError) or hasattr(type(thing), word):
-            text = f"fails to give its {word!r}: {describe_error(error)}"
+            text = f"raises for {word!r}: {describe_error(error)}"
             raise LookupError(text) from error
     known = attributes(thing)
     more = ", ..." if len(known) > MOST_NAMES else ""
@@ -204,9 +202,9 @@ def _attribute(thing: Any, word: str) -> Any:
 
 
 def _foreign(value: Any) -> str:
-    """Return what a value is that a config must not reach: a module, or a function of a library.
+    """Return what a value is if a config must not reach it: a module, or a library function.
 
-    Such as ``unlink`` of a path, given to what calls it with each batch.
+    Such as the ``unlink`` of a path, passed to something that calls it with each batch.
     """
     if isinstance(value, ModuleType):
         return f"the module {value.__name__}"
@@ -217,28 +215,33 @@ def _foreign(value: Any) -> str:
     if file.is_relative_to(project_root()) and "site-packages" not in file.parts:
         return ""
     name = getattr(value, "__qualname__", repr(value))
-    return f"{name}, a function of a library: write one of your own that calls it"
+    return f"{name}, a library function: write a function of your own that calls it"
 
 
 def attributes(thing: Any) -> list[str]:
-    """Return the public attributes of an object, the user's properties and plain values first."""
+    """Return the public attributes of an object, without methods and with the engine's own last."""
     if isinstance(thing, Mapping):
         return [str(name) for name in thing]
-    own = dict(_attributes_of(thing))
-    plain = [name for name, value in own.items() if isinstance(value, _PLAIN)]
-    others = [name for name, value in own.items() if not isinstance(value, (*_PLAIN, type(None)))]
-    empty = [name for name, value in own.items() if value is None]
-    classes = _own_classes(type(thing))
-    engines = [cls for cls in classes if _is_of_engine(cls)]
-    users = [cls for cls in classes if cls not in engines]
-    set_by_engine = {name for cls in engines for name in _names_used(cls)}
-    mine = [name for name in (*plain, *others, *empty) if name not in set_by_engine]
-    names = [*_properties_of(users), *mine, *plain, *_properties_of(engines), *others, *empty]
-    return list(dict.fromkeys(names))
+    foreign = ("torch", "builtins", "abc", "typing", "collections", "numpy")
+    classes = [c for c in type(thing).__mro__ if c.__module__.partition(".")[0] not in foreign]
+    parts: list[Mapping[str, Any]] = [dict(getattr(thing, "__dict__", {})), *map(vars, classes)]
+    if isinstance(thing, nn.Module):
+        parts[1:1] = [thing._parameters, thing._buffers, thing._modules]
+        parts[0] = {k: v for k, v in parts[0].items() if k != "training"}
+    found = {name: value for part in reversed(parts) for name, value in part.items()}
+    names = [name for part in parts for name in part if not name.startswith("_")]
+    names = [name for name in dict.fromkeys(names) if not _is_method(found[name])]
+    of_engine = {name for cls in classes if _is_of_engine(cls) for name in _names_used(cls)}
+    return sorted(names, key=of_engine.__contains__)
+
+
+def _is_method(value: Any) -> bool:
+    is_called = callable(value) and not isinstance(value, nn.Module)
+    return is_called or isinstance(value, classmethod | staticmethod)
 
 
 def _is_of_engine(cls: type[Any]) -> bool:
-    """Tell whether a class is the engine's own, which gives its parts to any data set or loader."""
+    """Return whether a class is the engine's own, which any data set or loader inherits from."""
     return cls.__module__.startswith("base.") and not cls.__module__.startswith("base.datasets.")
 
 
@@ -249,38 +252,8 @@ def _names_used(cls: type[Any]) -> Iterator[str]:
     yield from init.__code__.co_names if isinstance(init, FunctionType) else ()
 
 
-def _attributes_of(thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what the object itself and the classes of the project hold, but for methods."""
-    parts = [vars(thing)] if hasattr(thing, "__dict__") else []
-    if isinstance(thing, nn.Module):
-        parts += [thing._parameters, thing._buffers, thing._modules]
-        parts[0] = {k: v for k, v in parts[0].items() if k != "training"}
-    parts += [vars(cls) for cls in _own_classes(type(thing))]
-    for part in parts:
-        for name, value in list(part.items()):
-            is_method = callable(value) and not isinstance(value, nn.Module)
-            is_described = isinstance(
-                value, property | cached_property | classmethod | staticmethod
-            )
-            if not name.startswith("_") and not is_method and not is_described:
-                yield name, value
-
-
-def _properties_of(classes: Sequence[type[Any]]) -> Iterator[str]:
-    for each in classes:
-        for name, value in vars(each).items():
-            if isinstance(value, property | cached_property) and not name.startswith("_"):
-                yield name
-
-
-def _own_classes(cls: type[Any]) -> list[type[Any]]:
-    """Return the class and those above it, but for torch's and Python's own."""
-    foreign = ("torch", "builtins", "abc", "typing", "collections", "numpy")
-    return [each for each in cls.__mro__ if each.__module__.partition(".")[0] not in foreign]
-
-
 def refuse_objects(section: Section, where: str) -> None:
-    """Make sure that a section holds plain data: its values are saved with the run's state.
+    """Make sure that a section holds plain data, as its values are saved with the run's state.
 
     Raises:
         ConfigError: it holds an object.
@@ -288,5 +261,5 @@ def refuse_objects(section: Section, where: str) -> None:
     try:
         json.dumps(section)
     except TypeError as error:
-        text = f"a reference in it must give a number, a text or a list of them: {error}"
+        text = f"its references must give numbers, texts or lists of them: {error}"
         raise ConfigError([Problem(where, text)]) from error

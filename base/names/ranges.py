@@ -1,4 +1,4 @@
-"""Which numbers an argument may be: finite ones, and within the range of a well-known name."""
+"""Valid numbers of arguments: finite, and within the range of a well-known name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Range(NamedTuple):
-    """Numbers from ``low`` to ``high``; an end may be left out of it."""
+    """Numbers from ``low`` to ``high``; either end may be excluded."""
 
     low: float = 0.0
     high: float = math.inf
@@ -73,13 +73,13 @@ OF_TORCH: dict[str, dict[str, Range]] = {
 }
 
 OF_DATA = ("dataset", "data_loader", "transform", "function")
-"""Kinds whose arguments may be NaN: the mark of a missing value, or what a place is filled with."""
+"""Kinds whose arguments may be NaN, as the mark of a missing value or as a fill value."""
 
 
 def number_fault(
     kind: str, type_name: str, name: str, parameter: Parameter | None, value: Any
 ) -> str:
-    """Return what is wrong with the numbers in an argument; empty for nothing."""
+    """Return the fault of the numbers in an argument; empty if there is none."""
     numbers = list(_numbers_in(value))
     default = None if parameter is None else parameter.default
     default = default if isinstance(default, float) else 0.0

@@ -1,7 +1,7 @@
 """Names in a config -> the classes and functions of the project, then those of torch.
 
-A class or function defined at the top of a file of ``model/``, ``data_loader/`` or ``trainer/``
-can be named by its own name, without a decorator. Only the file that holds it is imported: a
+A config uses a class or function at the top level of a file in ``model/``, ``data_loader/`` or
+``trainer/`` by its own name, without a decorator. Only the file that defines it is imported: a
 broken or slow neighbour costs nothing.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from base.errors import ConfigError, Problem, nearest
@@ -25,7 +23,7 @@ from base.names.discovery import (
 from base.names.kind_rules import CALLED_WITH, misfit
 from base.names.shipped import FOLDERS
 from base.names.stock_trainer import stock_trainers
-from base.names.torch_names import HOMES
+from base.names.torch_names import SOURCES
 from base.system.left_out import left_out_note
 
 __all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and what is below
@@ -33,29 +31,28 @@ __all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and
 Named = TypeVar("Named")
 
 
-class Kind(NamedTuple):
-    """Where the project's own things of a kind stand, and what they must be."""
+class Place(NamedTuple):
+    """Where a project defines what is of a kind, and in which forms."""
 
     folders: tuple[str, ...]
     forms: tuple[str, ...] = ("class", "function")
-    parent: str = ""  # module:class that a class of this kind must inherit from
 
 
 _CLASS, _ANY = ("class",), ("class", "function", "value")
-_KINDS = {
-    "model": Kind(("model",), _ANY, parent="torch.nn:Module"),
-    "init": Kind(("model",), ("function",)),
-    "loss": Kind(("model",), _ANY),
-    "metric": Kind(("model",), _ANY),
-    "data_loader": Kind(("data_loader",), _ANY),
-    "dataset": Kind(("data_loader",)),
-    "transform": Kind(("data_loader",)),
-    "sampler": Kind(("data_loader",)),
-    "optimizer": Kind(("model", "trainer"), parent="torch.optim:Optimizer"),
-    "lr_scheduler": Kind(("model", "trainer")),
-    "trainer": Kind(("trainer",), _CLASS, "base.base_trainer:BaseTrainer"),
-    "callback": Kind(("trainer",), _CLASS, "base.callbacks:Callback"),
-    "function": Kind(FOLDERS, ("function", "value")),  # lr_lambda, collate_fn
+_PLACES = {
+    "model": Place(("model",), _ANY),
+    "init": Place(("model",), ("function",)),
+    "loss": Place(("model",), _ANY),
+    "metric": Place(("model",), _ANY),
+    "data_loader": Place(("data_loader",), _ANY),
+    "dataset": Place(("data_loader",)),
+    "transform": Place(("data_loader",)),
+    "sampler": Place(("data_loader",)),
+    "optimizer": Place(("model", "trainer")),
+    "lr_scheduler": Place(("model", "trainer")),
+    "trainer": Place(("trainer",), _CLASS),
+    "callback": Place(("trainer",), _CLASS),
+    "function": Place(FOLDERS, ("function", "value")),  # lr_lambda, collate_fn
 }
 # Where pytorch-template's train.py looks for what builds a model or a loader: as there, a function
 # in such a file, or imported there from a neighbour, needs no decorator.
@@ -63,7 +60,7 @@ BUILDER_FILES = {
     "model": re.compile(r"model/(.*/)?(models?|__init__)\.py"),
     "data_loader": re.compile(r"data_loader/(.*/)?(data_?loaders?|__init__)\.py"),
 }
-KINDS = tuple(kind for kind in _KINDS if kind != "function")
+KINDS = tuple(kind for kind in _PLACES if kind != "function")
 
 
 class NameFault(ConfigError, LookupError):  # noqa: N818 -- as UnknownName, which is a promise
@@ -74,15 +71,15 @@ class NameFault(ConfigError, LookupError):  # noqa: N818 -- as UnknownName, whic
 
 
 class UnknownName(NameFault):
-    """A name that nothing answers to."""
+    """A name that is not defined."""
 
 
 class WrongKind(NameFault):
-    """A name that leads to something of another kind."""
+    """A name of something of another kind."""
 
 
 class Registry:
-    """The names of one kind that were given by a decorator, beside those found by themselves.
+    """The names of one kind that were given by a decorator.
 
     >>> @MODELS.register("small-net")
     ... class SmallNet(BaseModel): ...
@@ -93,12 +90,12 @@ class Registry:
         self.registered: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[Named], Named]:
-        """Give the decorated class or function another name; one already taken is an error.
+        """Give the decorated class or function another name; a name that is taken is an error.
 
-        A name that a file shipped with Kindling has taken is free to the project's own files.
+        The project's own files may reuse a name from a file shipped with Kindling.
         """
         if not _is_plain(name):
-            raise NameFault(f"{name!r} cannot be registered: give a name like 'small-net'")
+            raise NameFault(f"{name!r} cannot be registered: choose a name such as 'small-net'")
 
         def keep(named: Named) -> Named:
             held = self.registered.get(name, named)
@@ -128,33 +125,35 @@ def find(kind: str, name: str) -> Any:
     """Return the class, function or object that a config of this kind means by ``name``.
 
     Raises:
-        UnknownName: nothing is called so; the text has near misses and where it looked.
+        UnknownName: it is not defined; the text has near misses and the places searched.
         NameFault: the name is malformed, defined twice, of another kind, or its file fails.
     """
     if not _is_plain(name):
-        raise NameFault(f"{name!r} is no name of a {kind}: give its last word, no path and no dots")
+        raise NameFault(
+            f"{name!r} is not a valid name of a {kind}: give its last part, without a path or dots"
+        )
     found = definition(kind, name)
     if found is not None:
         return _checked(kind, found)
     if name in _REGISTERED.get(kind, ()):
         return _REGISTERED[kind][name]
     torch_name = f"{name}_" if kind == "init" and not name.endswith("_") else name
-    for home in HOMES.get(kind, ()):
-        member = home.get(torch_name)
+    for source in SOURCES.get(kind, ()):
+        member = source.get(torch_name)
         if member is not None:
             return member
     raise UnknownName(_unknown(kind, name))
 
 
 def names(kind: str) -> list[str]:
-    """Return what can be named: the project's own, then torch's; imports no file of the project."""
+    """Return all names: the project's own, then torch's; imports no file of the project."""
     own = [each.name for each in listed(kind)] + list(_REGISTERED.get(kind, ()))
-    behind = (name for home in HOMES.get(kind, ()) for name in sorted(home.members()))
+    behind = (name for source in SOURCES.get(kind, ()) for name in sorted(source.members()))
     return list(dict.fromkeys([*own, *behind]))
 
 
 def listed(kind: str) -> list[Definition]:
-    """Return the project's definitions that are meant for this kind, by name."""
+    """Return the project's definitions of this kind, by name."""
     return sorted(each for each in _candidates(kind) if _is_meant(kind, each))
 
 
@@ -192,24 +191,23 @@ def _rivals(kind: str, name: str) -> list[Definition]:
     return found
 
 
-def put_aside(kind: str, name: str) -> Definition | None:
-    """Return the definition shipped with Kindling that one of the project's own stands before."""
+def overridden(kind: str, name: str) -> str:
+    """Return where Kindling defines a name that the project defines too: ``in base.datasets``."""
     chosen = definition(kind, name)
     if chosen is None or chosen.is_shipped:
-        return None
-    shipped = (each for each in _candidates_named(kind, name) if each.is_shipped)
-    likely = (each for each in shipped if each.likely_kind in (kind, chosen.likely_kind))
-    return next(likely, None)
+        return ""
+    for each in _candidates_named(kind, name):
+        if each.is_shipped and each.likely_kind in (kind, chosen.likely_kind):
+            return f"at {each}"
+    ours = (source for source in SOURCES.get(kind, ()) if source.module.startswith("base."))
+    return next((f"in {source.module}" for source in ours if source.get(name)), "")
 
 
 def override_note(kind: str, name: str) -> str:
-    """Return a line on which of two definitions is used; empty where there is but one."""
-    aside, chosen = put_aside(kind, name), definition(kind, name)
-    if aside is not None:
-        return f"{kind} {name!r} is yours, {chosen}, not Kindling's at {aside}"
-    ours = (home for home in HOMES.get(kind, ()) if home.module.startswith("base."))
-    if chosen is not None and (home := next((it for it in ours if it.get(name)), None)):
-        return f"{kind} {name!r} is yours, {chosen}, not Kindling's in {home.module}"
+    """Return a line that says which of two definitions is used; empty if there is only one."""
+    chosen = definition(kind, name)
+    if aside := overridden(kind, name):
+        return f"{kind} {name!r} is yours, {chosen}, not Kindling's {aside}"
     others = [str(each) for each in _rivals(kind, name) if each != chosen]
     return f"{kind} {name!r} is that of {chosen}, not {' or '.join(others)}" if others else ""
 
@@ -228,15 +226,15 @@ def _identity(named: Any) -> str:
 
 
 def _candidates(kind: str) -> Iterator[Definition]:
-    """Yield what may be of this kind: what its folders define, and what was decorated for it."""
-    if kind not in _KINDS:
+    """Yield what may be of this kind: definitions in its folders, and those registered for it."""
+    if kind not in _PLACES:
         raise NameFault(f"there is no kind {kind!r}{nearest(kind, KINDS)}")
     for folder in FOLDERS:
         for each in scan(folder)[0]:
             if each.registry in _REGISTRIES:
                 if _REGISTRIES[each.registry].kind == kind:
                     yield each
-            elif folder in _KINDS[kind].folders and each.form in (*_KINDS[kind].forms, "import"):
+            elif folder in _PLACES[kind].folders and each.form in (*_PLACES[kind].forms, "import"):
                 yield each
 
 
@@ -249,21 +247,17 @@ def _is_meant(kind: str, found: Definition) -> bool:
 
 
 def _checked(kind: str, found: Definition) -> Any:
-    """Import a definition and make sure that it can be of this kind."""
-    if found.folder == "trainer":
-        _refuse_stock(project_root() / found.file)
+    """Import a definition and make sure that it is of this kind."""
     try:
         named = load(found)
-    except ImportError as error:
-        if found.folder == "trainer":  # whose __init__ may import others
-            _refuse_stock()
+    except (ImportError, ConfigError) as error:
+        # The file, or one that trainer/__init__.py imports, may be of pytorch-template.
+        is_trainer = found.folder == "trainer"
+        if is_trainer and (faults := list(stock_trainers(project_root()))):
+            raise NameFault("; ".join(faults)) from error
+        if isinstance(error, ConfigError):
+            raise
         raise NameFault(str(error)) from error
-    module, _, parent_name = _KINDS[kind].parent.partition(":")
-    if module and isinstance(named, type):
-        parent = getattr(import_module(module), parent_name)
-        if not issubclass(named, parent):
-            text = f"{found.attribute!r} cannot be a {kind}: it is no subclass of {parent_name}"
-            raise NameFault(f"{found}: {text}")
     is_marked = any(named is each for each in _REGISTERED.get(kind, {}).values())
     if kind in BUILDER_FILES and found.form != "import":
         files = [found.file] if found.is_shipped else [found.file, *found.imported_by]
@@ -273,17 +267,11 @@ def _checked(kind: str, found: Definition) -> Any:
     return named
 
 
-def _refuse_stock(file: Path | None = None) -> None:
-    """Refuse trainers of pytorch-template: in one file, or in all of ``trainer/``."""
-    if faults := list(stock_trainers(project_root(), file)):
-        raise NameFault("; ".join(faults))
-
-
 def _unknown(kind: str, name: str) -> str:
-    places = [f"{folder}/" for folder in _KINDS[kind].folders]
-    places += [home.module for home in HOMES.get(kind, ())]
+    places = [f"{folder}/" for folder in _PLACES[kind].folders]
+    places += [source.module for source in SOURCES.get(kind, ())]
     text = f"there is no {kind} {name!r}{left_out_note()}{nearest(name, names(kind))}"
     text += f" (looked in {', '.join(places)}"
-    text += f"; `python train.py --list {kind}` shows all)" if kind in KINDS else ")"
-    broken = [each for folder in _KINDS[kind].folders for each in scan(folder)[1]]
-    return text + (f"; not read, as it does not parse: {', '.join(broken)}" if broken else "")
+    text += f"; `python train.py --list {kind}` lists all)" if kind in KINDS else ")"
+    broken = [each for folder in _PLACES[kind].folders for each in scan(folder)[1]]
+    return text + (f"; not searched, as it does not parse: {', '.join(broken)}" if broken else "")

@@ -1,4 +1,4 @@
-"""Which files of ``model/``, ``data_loader/`` and ``trainer/`` came with Kindling, unchanged since.
+"""Files of ``model/``, ``data_loader/`` and ``trainer/`` that are as they came with Kindling.
 
 ``shipped_files.json`` has a hash of each; ``python -m base.names.shipped`` writes it again, and a
 test compares it with the files. A file that its owner has changed is the project's own.

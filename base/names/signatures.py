@@ -1,4 +1,4 @@
-"""What a class or function takes: read from signatures, without a call."""
+"""The arguments of a class or function, read from its signature."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from base.config.references import has_reference
 
-# Arguments that Kindling gives itself, first: a config must leave them out.
+# Arguments that Kindling passes itself, first: a config must leave them out.
 INJECTED = {"optimizer": "params", "lr_scheduler": "optimizer", "trainer": "experiment"}
-# Arguments that Kindling fills in from the length of the run where a config leaves them out.
+# Arguments that Kindling fills in from the length of the run if a config leaves them out.
 FILLED_IN = {"OneCycleLR": ("total_steps",), "CosineAnnealingLR": ("T_max",)}
 # Arguments of torch's schedulers that may be durations.
 DURATION_ARGUMENTS = frozenset((
@@ -40,8 +40,8 @@ class Signature(NamedTuple):
     """The arguments that a config may give, and those that it must.
 
     Args:
-        is_open: any other argument is taken too.
-        injected: what Kindling gives.
+        is_open: any other argument is accepted too.
+        injected: the arguments that Kindling passes.
         durations: the arguments of a scheduler that may be written as ``2 epochs``.
     """
 
@@ -53,7 +53,7 @@ class Signature(NamedTuple):
 
 
 def signature(kind: str, named: Any) -> Signature:
-    """Return what a config of this kind may write under ``args`` for the object found."""
+    """Return what a config may write under ``args`` for a class or function of this kind."""
     if isinstance(named, type):
         parameters, inherited, is_open = _of_class(named)
     elif inspect.isroutine(named) or not hasattr(named, "forward"):
@@ -80,7 +80,7 @@ def signature(kind: str, named: Any) -> Signature:
 
 
 def _durations(named: Any) -> frozenset[str]:
-    """Return what may be a duration: torch's lengths, and each whole number of a user's own."""
+    """Return what may be a duration: torch's lengths, and a user's own whole numbers."""
     own: dict[str, Parameter] = {}
     classes = named.__mro__ if isinstance(named, type) else ()
     for each in [vars(one).get("__init__") for one in classes] or [named]:
@@ -91,7 +91,7 @@ def _durations(named: Any) -> frozenset[str]:
 
 
 def takes_whole_numbers(annotation: Any) -> bool:
-    """Tell whether an annotation is int, or made of int, None and lists of int alone."""
+    """Return whether an annotation is made of int, None and lists of int only."""
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation is int
     words = {word.rpartition(".")[2] for word in re.findall(r"[A-Za-z_][\w.]*", str(annotation))}
@@ -103,7 +103,7 @@ _WHOLE_NUMBERS |= {"tuple", "Tuple", "Iterable"}
 
 
 def value_fault(parameter: Parameter, value: Any) -> str:
-    """Return what is wrong with a value, judged by simple annotations only; empty for nothing."""
+    """Return the fault of a value, judged by simple annotations only; empty if there is none."""
     members = simple_types(parameter.annotation)
     if not members or type(value) is type(parameter.default) or has_reference(value):
         return ""
@@ -119,7 +119,7 @@ def value_fault(parameter: Parameter, value: Any) -> str:
 
 
 def needed_arguments(function: Callable[..., Any]) -> list[str]:
-    """Return the arguments that a call cannot do without; none where a function is silent."""
+    """Return the required arguments; empty for a function without a signature."""
     several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -130,7 +130,7 @@ def needed_arguments(function: Callable[..., Any]) -> list[str]:
 
 
 def takes_modules(parameter: Parameter) -> bool:
-    """Tell whether an argument is annotated as a module, or as a list or dict of modules."""
+    """Return whether an argument is annotated as a module, or as a list or dict of modules."""
     text = str(parameter.annotation)
     is_module = re.search(r"\bnn\.(modules\.module\.)?Module\b|\bTransformer\w+Layer\b", text)
     return bool(is_module) and "type[" not in text
@@ -181,13 +181,13 @@ def _property(parameter: Parameter, may_be_duration: bool) -> dict[str, Any]:
 def _of_function(function: Any) -> tuple[dict[str, Parameter], set[str], bool]:
     try:
         parameters, rest = _split(inspect.signature(function).parameters.values())
-    except (ValueError, TypeError):  # built in, and silent about it
+    except (ValueError, TypeError):  # a builtin without a signature
         return {}, set(), True
     if rest and (function.__module__ or "").startswith("torchvision."):
         returned = get_type_hints(function).get("return")
         if isinstance(returned, type):
             of_class, _, is_open = _of_class(returned)
-            # What has no default there, the builder gives itself: the blocks, the layers.
+            # The builder itself passes those without a default: the blocks, the layers.
             more = {name: it for name, it in of_class.items() if it.default is not it.empty}
             return {**more, **parameters}, set(), is_open
     return parameters, set(), bool(rest)
@@ -217,7 +217,7 @@ def _of_class(cls: type[Any]) -> tuple[dict[str, Parameter], set[str], bool]:
 
 
 def _split(parameters: Any) -> tuple[dict[str, Parameter], str]:
-    """Return the parameters that have a name to call them by, and the name of ``**kwargs``."""
+    """Return the parameters that can be passed by name, and the name of ``**kwargs``."""
     several = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     named = {each.name: each for each in parameters if each.kind not in several}
     rest = [each.name for each in parameters if each.kind is Parameter.VAR_KEYWORD]
@@ -225,7 +225,7 @@ def _split(parameters: Any) -> tuple[dict[str, Parameter], str]:
 
 
 def _passes_on(init: Callable[..., None], rest: str) -> bool:
-    """Say whether ``**kwargs`` are used for nothing but the call of another ``__init__``."""
+    """Return whether ``**kwargs`` are only used in the call of another ``__init__``."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(init)))
     except (OSError, TypeError, SyntaxError):

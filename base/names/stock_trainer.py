@@ -1,9 +1,8 @@
-"""Trainers of pytorch-template, recognised from their files before an import of theirs fails."""
+"""Trainers of pytorch-template, recognised from their files, which cannot be imported here."""
 
 from __future__ import annotations
 
 import ast
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,18 +11,13 @@ from logger.files import read_file
 LOOP = "_train_epoch"  # what each generation of that template has a trainer override
 
 
-def stock_trainers(root: Path, file: Path | None = None) -> Iterator[str]:
-    """Yield a text for each class of a project's ``trainer/`` that has that template's loop.
-
-    Args:
-        file: the one file to look at, in place of all.
-    """
-    paths = sorted((root / "trainer").rglob("*.py")) if file is None else [file]
-    for path in paths:
+def stock_trainers(root: Path) -> Iterator[str]:
+    """Yield a text for each class of a project's ``trainer/`` that has that template's loop."""
+    for path in sorted((root / "trainer").rglob("*.py")):
         try:
-            tree = _parsed(read_file(path))
+            tree = ast.parse(read_file(path))
         except (SyntaxError, ValueError, RecursionError, OSError):
-            continue  # who names something in there is told
+            continue  # importing it says why
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and LOOP in _methods(node):
                 place = f"{path.relative_to(root).as_posix()}:{node.lineno}"
@@ -33,11 +27,6 @@ def stock_trainers(root: Path, file: Path | None = None) -> Iterator[str]:
                     "Kindling's trainer/ back in its place: its Trainer does the same. If you "
                     "wrote it, docs/from-pytorch-template.md, section 4, ports it"
                 )
-
-
-@functools.cache
-def _parsed(content: bytes) -> ast.Module:
-    return ast.parse(content)
 
 
 def _methods(node: ast.ClassDef) -> set[str]:

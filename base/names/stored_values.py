@@ -1,4 +1,4 @@
-"""Plain values, small arrays and tensors as JSON, and back: equal, with their types."""
+"""Plain values, small arrays and tensors to JSON and back, with their types."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _KINDS = ("f", "i", "u", "b")  # of numpy's: floating point, integers, truth val
 
 
 class NotPlainError(ValueError):
-    """A value that JSON cannot hold, or not in a small space."""
+    """A value that JSON cannot hold, or that is too large."""
 
 
 def to_json(value: Any) -> Any:
     """Return a value as JSON data, from which `from_json` makes an equal one.
 
     Raises:
-        NotPlainError: it is, or holds, something else, or NaN or an infinity; or it is large.
+        NotPlainError: it holds something else, or non-finite numbers, or is too large.
     """
     if value is None or type(value) in (bool, int):
         return value

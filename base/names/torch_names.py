@@ -1,7 +1,7 @@
-"""What a config may name of torch, torchvision, torchmetrics and Kindling itself: an allow-list.
+"""The allow-list of names from torch, torchvision, torchmetrics and Kindling itself.
 
 The modules to look in are written down here; a config only gives the last name, and what that
-name resolves to must be of the right type and home. No text of a config is ever imported.
+name resolves to must be of the right type and package. No text of a config is ever imported.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ UNPICKLE = ("LSUN", "LSUNClass")  # a cache file beside the data, whatever is in
 LAYERS = ("Sequential", "Residual", "Networks")
 
 
-class Home(NamedTuple):
-    """A module whose members may be named if they are defined in ``package`` and ``fits`` them.
+class Source(NamedTuple):
+    """A module; a config may name the members that ``package`` defines and ``fits`` accepts.
 
-    ``module`` is what to import; ``fits(name, member)`` says whether a member is of the kind;
+    ``module`` is imported; ``fits(name, member)`` returns whether a member is of the kind;
     ``listing`` gives the members where they are not the module's own variables.
     """
 
@@ -41,7 +41,7 @@ class Home(NamedTuple):
     listing: Callable[[Any], Mapping[str, Any]] = vars
 
     def members(self) -> dict[str, Any]:
-        """Return all that may be named; nothing where the package is not installed."""
+        """Return all that may be named; empty if the package is not installed."""
         members = self._listed().items()
         return {name: member for name, member in members if self._allows(name, member)}
 
@@ -60,8 +60,8 @@ class Home(NamedTuple):
             raise KindlingError(text) from error
 
     def _allows(self, name: str, member: Any) -> bool:
-        home = getattr(member, "__module__", None) or ""
-        is_below = home == self.package or home.startswith(f"{self.package}.")
+        module = getattr(member, "__module__", None) or ""
+        is_below = module == self.package or module.startswith(f"{self.package}.")
         return not name.startswith("_") and is_below and self.fits(name, member)
 
 
@@ -96,9 +96,9 @@ def _networks(models: Any) -> Mapping[str, Any]:
     return {name: models.get_model_builder(name) for name in models.list_models()}
 
 
-def _ours(kind: str) -> Home:
-    """Return where the data sets, loaders and transforms are that come with Kindling."""
-    return Home(
+def _ours(kind: str) -> Source:
+    """Return the source of the data sets, loaders and transforms that come with Kindling."""
+    return Source(
         "base.datasets", "base.datasets", lambda *_: True, lambda it: it.names_of_kind(kind)
     )
 
@@ -113,37 +113,37 @@ _is_optimizer = _subclass_of("torch.optim", "Optimizer")
 _is_scheduler = _subclass_of(_SCHEDULERS, "LRScheduler")
 _is_callback = _subclass_of("base.callbacks", "Callback")
 
-# Cheap homes come first: torchvision takes two seconds to import, and is asked last.
-HOMES: dict[str, tuple[Home, ...]] = {
+# torchvision comes last, as it takes two seconds to import.
+SOURCES: dict[str, tuple[Source, ...]] = {
     "model": (
-        Home("base.network.layers", "base.network.layers", lambda name, _: name in LAYERS),
-        Home("torch.nn", _NN, _is_layer),
-        Home("torchvision.models", "torchvision.models", lambda *_: True, _networks),
+        Source("base.network.layers", "base.network.layers", lambda name, _: name in LAYERS),
+        Source("torch.nn", _NN, _is_layer),
+        Source("torchvision.models", "torchvision.models", lambda *_: True, _networks),
     ),
-    "init": (Home("torch.nn.init", "torch.nn.init", _is_initialiser),),
+    "init": (Source("torch.nn.init", "torch.nn.init", _is_initialiser),),
     "loss": (
-        Home("torch.nn", _NN, _is_loss_class),
-        Home("torch.nn.functional", "torch", lambda name, _: name in LOSS_FUNCTIONS),
+        Source("torch.nn", _NN, _is_loss_class),
+        Source("torch.nn.functional", "torch", lambda name, _: name in LOSS_FUNCTIONS),
     ),
-    "metric": (Home("torchmetrics", "torchmetrics", _is_metric),),
+    "metric": (Source("torchmetrics", "torchmetrics", _is_metric),),
     "data_loader": (
         _ours("data_loader"),
-        Home("base.base_data_loader", "base", lambda name, _: name == "BaseDataLoader"),
-        Home("torch.utils.data", "torch.utils.data", lambda name, _: name == "DataLoader"),
+        Source("base.base_data_loader", "base", lambda name, _: name == "BaseDataLoader"),
+        Source("torch.utils.data", "torch.utils.data", lambda name, _: name == "DataLoader"),
     ),
     "dataset": (
         _ours("dataset"),
-        Home("torchvision.datasets", "torchvision.datasets", _is_dataset),
+        Source("torchvision.datasets", "torchvision.datasets", _is_dataset),
     ),
     "sampler": (
         _ours("sampler"),
-        Home("torch.utils.data", "torch.utils.data", _is_sampler),
+        Source("torch.utils.data", "torch.utils.data", _is_sampler),
     ),
     "transform": (
         _ours("transform"),
-        Home("torchvision.transforms.v2", "torchvision.transforms", _is_transform),
+        Source("torchvision.transforms.v2", "torchvision.transforms", _is_transform),
     ),
-    "optimizer": (Home("torch.optim", "torch.optim", _is_optimizer),),
-    "lr_scheduler": (Home(_SCHEDULERS, _SCHEDULERS, _is_scheduler),),
-    "callback": (Home("base.callbacks", "base.callbacks", _is_callback),),
+    "optimizer": (Source("torch.optim", "torch.optim", _is_optimizer),),
+    "lr_scheduler": (Source(_SCHEDULERS, _SCHEDULERS, _is_scheduler),),
+    "callback": (Source("base.callbacks", "base.callbacks", _is_callback),),
 }

@@ -1,4 +1,4 @@
-"""What torchvision downloads in a dry run: into a temporary folder, which is removed at its end."""
+"""Downloads of torchvision in a dry run: into a temporary folder that is removed at its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_from(named: Any, package: str) -> bool:
 def with_trial_root(named: Any, args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a data set; in a dry run it downloads into a temporary folder.
 
-    What lies in its own folder is not downloaded.
+    Files in its own folder are not downloaded again.
     """
     files = waiting_files()
     is_trial = files is not None and files.is_trial and args.get("download")

@@ -18,6 +18,8 @@ from base.checkpoint.data_record import record_of, use_record
 from base.checkpoint.weight_mapping import WeightsReport
 from base.checkpoint.weights import load_pretrained, sections_with_weights
 from base.config import Config
+from base.config.normal_form import optimizer_keys, optimizer_sections
+from base.config.tree import dotted
 from base.data.bad_samples import BadSamples
 from base.data.batch import inputs_of, to_device
 from base.data.sampler_state import SamplerState
@@ -43,13 +45,7 @@ from base.run.own_sections import build_own
 from base.system.resources import use_threads
 from base.system.seeding import derive_seed, isolated_random_state
 from base.system.torch_compat import keep_freed_memory, put_off_dynamo
-from base.training.experiment import (
-    CallbackProtocol,
-    Experiment,
-    choose_monitor,
-    optimizer_sections,
-    where_of,
-)
+from base.training.experiment import CallbackProtocol, Experiment, choose_monitor
 from base.training.loss_facts import compares_outputs
 from base.training.losses import build_losses
 from base.training.metrics import build_metrics
@@ -160,25 +156,25 @@ def build_experiment(
     )
     optimizers, schedules = {}, {}
     for name, section in optimizer_sections(config).items():
-        keys = tuple(where_of(config, name).split("."))
+        keys = optimizer_keys(config, name)
         optimizers[name] = build_optimizer(
             model,
             references.resolve("optimizer", keys, {**section, "lr_scheduler": None}),
-            where_of(config, name),
+            dotted(keys),
             freezing.frozen_until,
             memory["fused"],
         )
         if memory["offload_optimizer"]:
             offload_state(optimizers[name], device)
-        where = where_of(config, name, "lr_scheduler")
+        keys = optimizer_keys(config, name, "lr_scheduler")
         scheduler = section["lr_scheduler"]
         if scheduler is not None:
-            scheduler = references.resolve("lr_scheduler", tuple(where.split(".")), scheduler)
-            refuse_objects(scheduler, where)
+            scheduler = references.resolve("lr_scheduler", keys, scheduler)
+            refuse_objects(scheduler, dotted(keys))
             rule = choose_monitor(config, data.valid_loader)
-            scheduler = watching(config, tuple(where.split(".")), scheduler, rule, losses)
+            scheduler = watching(config, keys, scheduler, rule, losses)
         lengths = (steps_per_epoch, total_steps)
-        schedule = build_schedule(optimizers[name], scheduler, *lengths, where)
+        schedule = build_schedule(optimizers[name], scheduler, *lengths, dotted(keys))
         if schedule is not None:
             schedules[name] = schedule
     check_ownership(model, optimizers, freezing.frozen_until)

@@ -16,12 +16,13 @@ from torch.nn.parameter import is_lazy
 
 from base.base_model import check_model
 from base.checkpoint.weights import load_pretrained, sections_with_weights
-from base.config.fields import Kind, Run
+from base.config.fields import Field, Validation
 from base.config.interpolation import look_up
 from base.config.schema import LOSS, METRIC, MODEL, named
 from base.config.tree import Node, as_tree
 from base.errors import CheckpointError, ConfigError, Problem, nearest
-from base.names.construction import build, check_section
+from base.names.check import check_section
+from base.names.construction import build
 from base.names.registry import override_note
 from base.network.patterns import NoMatch
 from base.run.loaders import ready_loader
@@ -36,7 +37,7 @@ Keys = tuple[str | int, ...]
 Section = Mapping[str, Any]
 
 # What comes of a section in the form that `build` takes.
-_FORMS: dict[str, Kind] = {"loss": LOSS, "metric": METRIC, "model": MODEL}
+_FORMS: dict[str, Field] = {"loss": LOSS, "metric": METRIC, "model": MODEL}
 _FORMS |= {
     kind: named(kind) for kind in ("data_loader", "dataset", "transform", "callback", "init")
 }
@@ -101,7 +102,7 @@ def _normal_form(
     node: Node = as_tree(section)
     if not is_placed:
         node = look_up(node, experiment.config, problems)
-    checked = _FORMS[kind].check(node, keys, Run(problems)).plain()
+    checked = _FORMS[kind].check(node, keys, Validation(problems)).plain()
     if problems:
         where = experiment.config.where(*keys)
         raise ConfigError([Problem(where, problem.message) for problem in problems])

@@ -184,7 +184,7 @@ def _prepare(
         stack.push(store.background.end)
         store.remove_leftovers()
         store.check_writable()
-        experiment.references.tell_changes()
+        experiment.references.log_changes()
         data = keep_data(experiment, folder, data_of(manifest), allow_change)
         experiment.bad_samples.open(folder)
     if resume_from is not None:

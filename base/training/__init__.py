@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from base.training.experiment import CallbackProtocol as CallbackProtocol
     from base.training.experiment import Experiment as Experiment
     from base.training.experiment import choose_monitor as choose_monitor
-    from base.training.experiment import optimizer_sections as optimizer_sections
-    from base.training.experiment import where_of as where_of
     from base.training.loss_facts import compares_outputs as compares_outputs
     from base.training.loss_gradients import due_gradients as due_gradients
     from base.training.loss_gradients import loss_gradients as loss_gradients

@@ -134,22 +134,7 @@ class Experiment:
         return min(n for n in (n_batches, limit, most) if n is not None)
 
 
-def optimizer_sections(config: Config) -> dict[str, Mapping[str, Any]]:
-    """Return the optimizer sections by name; a lone ``optimizer:`` is called ``main``."""
-    if config["optimizers"] is not None:
-        return dict(config["optimizers"])
-    lone = {"lr_scheduler": config["lr_scheduler"], "every": "1 step"}
-    return {"main": {**config["optimizer"], **lone}}
-
-
 def choose_monitor(config: Config, valid_loader: Any) -> str:
     """Return the rule that picks the best epoch: the config's, else the lowest loss."""
     chosen: str | None = config["trainer"]["monitor"]
     return chosen or ("min train/loss" if valid_loader is None else "min valid/loss")
-
-
-def where_of(config: Config, name: str, key: str = "optimizer") -> str:
-    """Return the keys under which an optimizer, or its ``lr_scheduler``, stands."""
-    if config["optimizers"] is None:
-        return key
-    return f"optimizers.{name}" if key == "optimizer" else f"optimizers.{name}.{key}"

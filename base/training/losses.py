@@ -172,7 +172,7 @@ class WeightedLoss:
             text = f"loss {self.name!r} fails on"
             text += f" {describe_call(call.output, call.after, call.found)}"
             text = f"{text}: {describe_error(error)}{_about_classes(call.after, error)}"
-            raise TrainingError(text).showing(error) from error
+            raise TrainingError(text).with_trace_of(error) from error
         if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, call.given):
             return value
         if counted is None:

@@ -71,7 +71,7 @@ class Metric(ABC):
         except Exception as error:
             given = describe_call(output, after, found)
             text = f"metric {self.name!r} fails on {given}: {describe_error(error)}"
-            raise TrainingError(text).showing(error) from error
+            raise TrainingError(text).with_trace_of(error) from error
 
     @final
     def compute(self) -> Result:
@@ -82,7 +82,7 @@ class Metric(ABC):
             raise
         except Exception as error:
             text = f"metric {self.name!r} cannot be computed: {describe_error(error)}"
-            raise TrainingError(text).showing(error) from error
+            raise TrainingError(text).with_trace_of(error) from error
 
     @abstractmethod
     def reset(self) -> None:

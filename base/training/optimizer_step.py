@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from base.config.durations import parse_duration
+from base.config.normal_form import optimizer_sections
 from base.errors import TrainingError, nearest
-from base.training.experiment import Experiment, optimizer_sections
+from base.training.experiment import Experiment
 from base.training.losses import WeightedLoss
 from base.training.optimizer_memory import StepInBackward
 from base.training.precision import NOTHING, Precision

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from base.config import Config
+from base.config.normal_form import optimizer_keys
 from base.errors import ConfigError, Problem, nearest
 from base.system.seeding import capture_random_state, restore_random_state
 from base.training.schedules import Schedule, split_rule
@@ -163,8 +164,8 @@ def check_watched(
     faults: list[Problem] = []
     watched: dict[tuple[str, ...], str] = {("trainer", "monitor"): monitor.key}
     for name, schedule in schedules.items():
-        keys: tuple[str, ...] = () if config["optimizers"] is None else ("optimizers", name)
-        watched[keys := (*keys, "lr_scheduler", "monitor")] = schedule.monitor or ""
+        keys = (*optimizer_keys(config, name, "lr_scheduler"), "monitor")
+        watched[keys] = schedule.monitor or ""
         if schedule.monitor == "":
             text = "ReduceLROnPlateau has nothing to follow while `trainer.monitor` is off; name it"
             faults.append(config.problem(keys, f"{text}, as in `monitor: valid/loss`"))

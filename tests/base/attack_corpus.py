@@ -434,7 +434,7 @@ def with_rest(attack: str) -> str:
 def read_configs() -> None:
     """Read and check each attack of a config, and print what happened to it."""
     from base.config import load_config
-    from base.names.construction import check_names
+    from base.names.check import check_names
 
     def check(text: str) -> None:
         check_names(load_config(None, [], text=text))

@@ -14,7 +14,7 @@ from base.base_trainer import BaseTrainer
 from base.callbacks import Callback
 from base.checkpoint.store import read
 from base.config import load_config
-from base.names.construction import check_names
+from base.names.check import check_names
 from base.run.build import build_experiment
 from base.run.session import run_in
 from base.run.testing import run_test

@@ -17,7 +17,7 @@ from base.checkpoint.store import CheckpointStore, read
 from base.config import load_config
 from base.config.command_line import parse_train
 from base.errors import ConfigError, TrainingError
-from base.names.construction import check_names
+from base.names.check import check_names
 from base.names.registry import project_root, set_project_root
 from base.run.build import build_experiment
 from base.run.loaders import build_loaders

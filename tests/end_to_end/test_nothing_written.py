@@ -16,7 +16,7 @@ from PIL import Image
 from processes import ROOT
 from workplace import TINY
 
-from base.datasets import shard_writer
+from base.datasets.shards import writer as shard_writer
 
 pytestmark = pytest.mark.end_to_end
 Snapshot = dict[str, tuple[int, int, bytes]]

@@ -78,7 +78,7 @@ def test_a_finished_run_says_so_and_how_to_go_on(
     longer = place.run("-r", "--set", "trainer.epochs=4")
     assert longer.returncode == 0
     table = [line.split() for line in longer.stdout.splitlines()[2:4]]
-    assert table[0] == ["trainer.epochs", "3", "4", "taken", "on"]
+    assert table[0] == ["trainer.epochs", "3", "4", "applied"]
     assert table[1][:4] == ["lr", "at", "step", "16"]
     way = (1 + math.cos(math.pi * (15 - 5) / (19 - 5))) / 2  # OneCycleLR falls from step 5 to 19
     assert float(table[1][5]) == pytest.approx(4e-8 + (0.01 - 4e-8) * way, rel=1e-5)
@@ -143,8 +143,8 @@ def test_a_new_config_lists_what_differs_and_becomes_the_runs_own(
     table = (
         "changed since the run began:\n"
         "  key                  then  now\n"
-        "  optimizer.clip_norm  -     1    taken on\n"
-        "  trainer.keep         99    7    taken on\n"
+        "  optimizer.clip_norm  -     1    applied\n"
+        "  trainer.keep         99    7    applied\n"
     )
     assert table in done.stdout
     assert "keep: 7\n" in (cut / "config.yaml").read_text()
@@ -160,12 +160,12 @@ def test_what_would_make_another_run_is_refused_at_once_with_the_way_to_start_an
     done = place.run("-r", str(cut), "--set", *changes)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        f"{cut}: seed, data_loader.args.batch_size would make another run of this one:",
+        f"{cut}: seed, data_loader.args.batch_size would turn this run into another one:",
         "  key                          then  now",
         "  seed                         7     8    another run",
         "  data_loader.args.batch_size  96    48   another run",
-        "  trainer.keep                 99    7    taken on",
-        "go on with the values of then; or start anew from the weights: leave out -r and write "
+        "  trainer.keep                 99    7    applied",
+        "resume with the old values, or start a new run from its weights: leave out -r and write "
         f"`model: {{weights: {cut}}}`; or add --allow-change",
     ]
     assert snapshot(cut) == before
@@ -202,7 +202,7 @@ def test_another_split_is_refused_whatever_is_allowed(place: Workplace, cut: Pat
 def test_what_leaves_the_run_the_same_passes(place: Workplace, cut: Path, change: str) -> None:
     done = place.run("-r", "--set", change)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "taken on" in done.stdout
+    assert "applied" in done.stdout
 
 
 @pytest.mark.fault("F26")

@@ -52,7 +52,7 @@ def test_a_structural_fault_is_told_at_once_and_without_torch(place: Workplace) 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("", "name a config with -c FILE, or a run to go on with by -r"),
+        ("", "give a config with -c FILE, or a run to resume with -r"),
         ("--lst", "unrecognized arguments: --lst; did you mean '--list'?"),
         ("-c", "argument -c/--config: expected one argument"),
         ("-c tiny.yml", "tiny.yml: no such file; did you mean 'tiny.yaml'?"),
@@ -62,12 +62,12 @@ def test_a_structural_fault_is_told_at_once_and_without_torch(place: Workplace) 
         ("-c tiny.yaml --epochs 0 --seed x --name a/b", "trainer.epochs=0"),
         ("-c tiny.yaml --set trainer.epochs", "write it as key=value"),
         ("-c tiny.yaml --set trainer.epohcs=2 seed=3", "did you mean 'epochs'?"),
-        ("-c tiny.yaml --set trainer.epochs=2 trainer.steps=3", "exclude each other"),
+        ("-c tiny.yaml --set trainer.epochs=2 trainer.steps=3", "mutually exclusive"),
         ("-c several.yaml --lr 0.1", "--set optimizers.a.args.lr=0.1 or --set optimizers.b."),
         ("--list losses", "--list losses: no such kind; did you mean 'loss'?"),
         ("-r", "-r: no run with a checkpoint in saved"),
         ("-r --name tiny", "-r: no run with a checkpoint in saved/tiny"),
-        ("-r auto", "there is no run yet; name a config with -c"),
+        ("-r auto", "there is no run yet; give a config with -c"),
         ("-r saved/nowhere", "saved/nowhere: no such file or folder"),
         ("-r tiny.yaml", "tiny.yaml: not a run"),
         ("-c tiny.yaml -d 0,1", "torchrun --nproc-per-node 2"),

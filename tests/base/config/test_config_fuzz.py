@@ -23,7 +23,7 @@ fuzz = settings(
 )
 
 NAMES = sorted(
-    {*ROOT.keys, *ROOT.keys["trainer"].kind.keys, *ROOT.keys["optimizer"].kind.keys}
+    {*ROOT.keys, *ROOT.keys["trainer"].field.keys, *ROOT.keys["optimizer"].field.keys}
     | {"n_gpu", "arch", "save_period", "tensorboardX", "len_epoch", "match", "freeze", "decay"}
 )
 words = st.sampled_from([*NAMES, "${name}", "${extra}", "$${", "1 epoch", "5%", "min val_loss"])

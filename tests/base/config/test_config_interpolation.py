@@ -58,14 +58,17 @@ def test_what_comes_in_is_checked_as_if_written_there(load, faults):
         ("{a: '${HOME}'}", "no 'HOME'"),
         ("{a: 'x ${HOME} y'}", "no 'HOME'"),
         ("{a: '${len(name)}'}", "${len(name)}: not a name such as"),
-        ("{a: '${trainer.keep + 1}'}", "nothing is computed here: give the object an attribute"),
+        (
+            "{a: '${trainer.keep + 1}'}",
+            "expressions are not evaluated: give the object an attribute",
+        ),
         ("{a: '${data_loader[0]}'}", "${data_loader[0]}: not a name such as"),
-        ("{a: 'x${name'}", "6:9: extra.a: '${' without its '}'"),
-        ("{a: 'x${model}'}", "extra.a: ${model} is a section and cannot stand inside a text"),
-        ("{a: '${extra.a}'}", "6:9: extra.a: goes round in a circle: extra.a -> extra.a"),
-        ("{a: '${extra.b}', b: '${extra.a}'}", "circle: extra.b -> extra.a -> extra.b"),
-        ("{a: {b: '${extra.a}'}}", "circle: extra.a -> extra.a"),
-        ("{a: {b: 'x${extra}'}}", "circle: extra -> extra"),
+        ("{a: 'x${name'}", "6:9: extra.a: '${' without '}'"),
+        ("{a: 'x${model}'}", "extra.a: ${model} is a section and cannot be part of a text"),
+        ("{a: '${extra.a}'}", "6:9: extra.a: is circular: extra.a -> extra.a"),
+        ("{a: '${extra.b}', b: '${extra.a}'}", "is circular: extra.b -> extra.a -> extra.b"),
+        ("{a: {b: '${extra.a}'}}", "is circular: extra.a -> extra.a"),
+        ("{a: {b: 'x${extra}'}}", "is circular: extra -> extra"),
     ],
 )
 def test_each_slip_is_named(faults, more, expected):
@@ -89,5 +92,5 @@ def test_a_bomb_of_references_is_refused(faults):
         deep += f"  a{i}: ['${{extra.a{i - 1}}}']\n"
     for bomb in (wide, text, deep):
         found = faults(bomb)
-        assert "references make the config too large or too deep" in found[-1]
+        assert "references make the config too large or too deeply nested" in found[-1]
         assert len(found) == 1

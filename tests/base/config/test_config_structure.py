@@ -92,7 +92,7 @@ def test_several_optimizers_take_the_place_of_one(load, faults):
     assert faults("optimizers: {g: Adam}\n") == [
         "x.yaml:6:14: optimizers.g.params: missing; the parameters that it trains.",
         "x.yaml:6:1: optimizers: 'optimizer' at x.yaml:4:1 and 'optimizers' at x.yaml:6:1 "
-        "exclude each other; keep one (null switches the other off)",
+        "are mutually exclusive; keep one (null turns the other off)",
     ]
     assert "lr_scheduler" in faults(more + "lr_scheduler: StepLR\n", base=base)[0]
     assert faults(base=base) == ["x.yaml:1:1: 'optimizer' or 'optimizers' must be given"]
@@ -103,7 +103,7 @@ def test_arch_is_another_name_for_model(load, faults):
     assert load(base=base)["model"] == {"type": "N", "args": {}, "weights": None}
     assert load("", "arch.args.x=1", base=base)["model"]["args"] == {"x": 1}
     assert faults("model: M\n", base=base) == [
-        "x.yaml:2:1: 'arch' is another name for 'model'; give one"
+        "x.yaml:2:1: 'arch' is an alias of 'model'; give only one"
     ]
 
 
@@ -134,7 +134,7 @@ def test_arch_is_another_name_for_model(load, faults):
         ("device: 0", "6:1: device: expected text, found 0"),
         ("metrics: accuracy", "6:1: metrics: expected a list, found the text 'accuracy'"),
         ("metrics: [1]", "6:11: metrics.0: expected a section of keys, found 1"),
-        ("metrics: [a, a]", "6:14: metrics.1.name: 'a' is taken by item 0"),
+        ("metrics: [a, a]", "6:14: metrics.1.name: 'a' is item 0 already"),
         ("metrics: [{type: a, over: time}]", "metrics.0.over: expected one of batch, epoch"),
         ("loss: [{args: {}}]", "6:8: loss.0.type: missing; name of the loss"),
         ("loss: {type: a, weight: .inf}", "loss.0.weight: expected a number, found inf"),
@@ -248,7 +248,7 @@ def test_every_key_says_what_it_is_for():
         if isinstance(kind, Section):
             for name, key in kind.keys.items():
                 yield f"{above}.{name}", key
-                yield from keys_of(key.kind, f"{above}.{name}")
+                yield from keys_of(key.field, f"{above}.{name}")
             yield from keys_of(kind.others, f"{above}.*")
         elif isinstance(kind, ListOf):
             yield from keys_of(kind.item, above)

@@ -235,7 +235,7 @@ def test_keys_of_ours_are_taken_where_they_fit(changed):
         ("trainer", [], "trainer: expected a section of keys"),
         ("arch", ..., "model: missing"),
         ("arch", 5, "model: expected a section of keys, found 5"),
-        ("name", "..", "name: '..' is no name for a single folder"),
+        ("name", "..", "name: '..' is not a valid name for a single folder"),
         ("metrics", "accuracy", "metrics: expected a list"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from base.config import json_schema, load_config
-from base.names.construction import check_names
+from base.names.check import check_names
 from base.names.listing import type_schemas
 
 FOLDER = Path(__file__).resolve().parents[3] / "config"

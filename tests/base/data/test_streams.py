@@ -109,11 +109,14 @@ class Few(Points):
 @pytest.fixture(autouse=True)
 def _names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for data sets that a project defines."""
-    from base.names import construction as lookup
+
+    from base.names import check, construction, registry
 
     own = {cls.__name__: cls for cls in (Items, Counted, Points, Few)}
-    find = lookup.find
-    monkeypatch.setattr(lookup, "find", lambda kind, name: own.get(name) or find(kind, name))
+    for module in (check, construction):
+        monkeypatch.setattr(
+            module, "find", lambda kind, name: own.get(name) or registry.find(kind, name)
+        )
 
 
 # --- Who reads what -------------------------------------------------------------------------------

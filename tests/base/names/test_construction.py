@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from base.config import load_config
 from base.errors import ConfigError
-from base.names.construction import build, check_names
+from base.names.check import check_names
+from base.names.construction import build
 from base.names.listing import describe, type_schemas
 from base.names.registry import KINDS, WrongKind, find, names
 from base.names.signatures import FILLED_IN, signature, value_fault
@@ -98,7 +99,7 @@ def test_all_faults_come_together_each_with_its_place(faults: Faults) -> None:
     assert "model.type: there is no model 'Linaer'; did you mean 'Linear'?" in found[0]
     assert "optimizer.args.lrr: unknown argument for Adam; did you mean 'lr'?" in found[1]
     assert "optimizer.args.eps: expected a number, found 'tiny'" in found[2]
-    assert "optimizer.args.params: 'params' is given by Kindling; leave it out" in found[3]
+    assert "optimizer.args.params: 'params' is passed by Kindling; leave it out" in found[3]
     assert "loss.0.args.factr: unknown argument for weighted; did you mean 'factor'?" in found[4]
     assert "there is no loss 'nothing_like_it' (looked in model/, torch.nn" in found[5]
 
@@ -142,7 +143,7 @@ def test_schedulers_within_schedulers_are_checked(faults: Faults) -> None:
     assert len(found) == 2
     chained = "{type: ChainedScheduler, args: {schedulers: [{type: LinearLR}], optimizer: x}}"
     (fault,) = faults(lr_scheduler=chained)
-    assert "'optimizer' is given by Kindling" in fault
+    assert "'optimizer' is passed by Kindling" in fault
 
 
 def test_a_function_of_the_project_can_be_an_argument(faults: Faults) -> None:
@@ -150,7 +151,7 @@ def test_a_function_of_the_project_can_be_an_argument(faults: Faults) -> None:
     assert faults(lr_scheduler="{type: LambdaLR, args: {lr_lambda: [halve, halve]}}") == []
     assert faults(data_loader="{type: Loader, args: {collate_fn: pad}}") == []
     (fault,) = faults(lr_scheduler="{type: LambdaLR, args: {lr_lambda: os.system}}")
-    assert "lr_scheduler.args.lr_lambda: 'os.system' is no name of a function" in fault
+    assert "lr_scheduler.args.lr_lambda: 'os.system' is not a valid name of a function" in fault
     (fault,) = faults(data_loader="{type: Loader, args: {collate_fn: pat}}")
     assert "data_loader.args.collate_fn: there is no function 'pat'; did you mean 'pad'" in fault
 
@@ -202,7 +203,7 @@ def test_rules_of_parameter_groups_take_the_optimizers_arguments(faults: Faults)
     )
     assert "param_groups.1.momentum: unknown argument for AdamW" in found[0]
     assert "param_groups.2.lr: expected a number or a list of numbers, found 'fast'" in found[1]
-    assert "param_groups.3.params: 'params' is given by Kindling" in found[2]
+    assert "param_groups.3.params: 'params' is passed by Kindling" in found[2]
     assert len(found) == 3
 
 
@@ -214,7 +215,7 @@ def test_rules_of_initialisation_name_initialisers(faults: Faults) -> None:
   - {match: "*", weight: from_model}"""
     )
     assert "init.0.weight.args.nonlinearty: unknown argument for kaiming_normal_" in found[0]
-    assert "init.1.weight.args.tensor: 'tensor' is given by Kindling" in found[1]
+    assert "init.1.weight.args.tensor: 'tensor' is passed by Kindling" in found[1]
     assert "init.2.weight.type: there is no init 'from_model'" in found[2]
     assert len(found) == 3
 
@@ -222,7 +223,7 @@ def test_rules_of_initialisation_name_initialisers(faults: Faults) -> None:
 def test_a_trainers_arguments_are_checked_without_the_experiment(faults: Faults) -> None:
     assert faults(trainer="{type: Coach, args: {patience: 5}, epochs: 1}") == []
     found = faults(trainer="{type: Coach, args: {experiment: 1, patence: 5}, epochs: 1}")
-    assert "trainer.args.experiment: 'experiment' is given by Kindling" in found[0]
+    assert "trainer.args.experiment: 'experiment' is passed by Kindling" in found[0]
     assert "trainer.args.patence: unknown argument for Coach; did you mean 'patience'?" in found[1]
 
 
@@ -280,7 +281,7 @@ class ByPosition(nn.Module):
         ("Child", "width: broad", "expected a whole number, found 'broad'"),
         ("Picky", "secret: 3, width: 1", None),
         ("Own", "anything: goes", None),
-        ("Own", "self: 1", "'self' is given"),
+        ("Own", "self: 1", "'self' is passed"),
         ("Plain", "", None),
         ("Plain", "any: 1", "unknown argument for Plain (it takes none)"),
         ("ByPosition", "width: 1", "by position only"),

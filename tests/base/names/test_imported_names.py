@@ -81,7 +81,7 @@ def test_what_builds_a_model_needs_no_decorator_where_pytorch_template_looks(
 def test_what_builds_a_model_in_another_file_is_not_called(project: Write) -> None:
     project({"model/model.py": "import model.nets", "model/nets.py": BUILDERS})
     for name in ("made", "short"):
-        with pytest.raises(NameFault, match="it is a function, no subclass of Module"):
+        with pytest.raises(NameFault, match="it is a function, not a subclass of Module"):
             find("model", name)
 
 
@@ -95,7 +95,7 @@ def test_a_loader_that_a_function_of_a_neighbour_builds_is_found(project: Write)
 
 def test_a_model_that_is_built_already_is_no_builder(project: Write) -> None:
     project({"model/model.py": "from torch import nn\nnet = nn.Linear(2, 2)"})
-    with pytest.raises(NameFault, match="it is a Linear, no class"):
+    with pytest.raises(NameFault, match="it is a Linear, not a class"):
         find("model", "net")
 
 

@@ -25,7 +25,7 @@ from base.names import registry
 from base.names.construction import build
 from base.names.discovery import FOLDERS, scan
 from base.names.registry import NameFault, WrongKind, find, names
-from base.names.torch_names import HOMES
+from base.names.torch_names import SOURCES
 
 Write = Callable[[dict[str, str]], Path]
 ROOT = Path(__file__).resolve().parents[3]
@@ -46,9 +46,9 @@ ALL = [*registry.KINDS, "function"]
 
 
 def definitions() -> list[str]:
-    """Return each name at the top of a file of ours, read from the syntax trees anew."""
+    """Return each name at the top of a file of ours, read from the syntax trees."""
     found = set()
-    for folder in (*FOLDERS, "base/datasets"):
+    for folder in (*FOLDERS, "base/datasets", "base/network"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 targets = node.targets if isinstance(node, ast.Assign) else [node]
@@ -91,9 +91,9 @@ def test_all_that_kindling_itself_defines_is_reached_as_its_kind_or_not_at_all(k
     assert functions == REACHED.get(kind, set())
 
 
-@pytest.mark.parametrize("kind", [kind for kind in HOMES if kind in PARENTS])
+@pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind in PARENTS])
 def test_all_that_is_reached_in_torch_is_of_its_kind(kind: str) -> None:
-    members = {name: it for home in HOMES[kind] for name, it in home.members().items()}
+    members = {name: it for source in SOURCES[kind] for name, it in source.members().items()}
     assert members
     for name, member in members.items():
         is_network = kind == "model" and inspect.isfunction(member)
@@ -245,20 +245,24 @@ REFUSED = [
         "make_net",
         r"it is a function, .*`@MODELS\.register\('make_net'\)` \(from base import",
     ),
-    ("metric", "Odd", r"it is no class with `update` and `compute`, nor called with two"),
+    (
+        "metric",
+        "Odd",
+        r"it is not a class with `update` and `compute`, or called with two",
+    ),
     ("loss", "save", r"it is save\(path: .*str.*, target\); a loss is called with"),
     ("loss", "log", r"it is log\(output, target\) -> None"),
     ("metric", "one", r"it takes \(output\); a metric is called with \(output, target\)"),
-    ("data_loader", "Rows", "it is no class with `__iter__`"),
-    ("data_loader", "Stream", "it is no class with `__iter__`"),
-    ("data_loader", "Facts", "it is no class with `__iter__`"),
+    ("data_loader", "Rows", "it is not a class with `__iter__`"),
+    ("data_loader", "Stream", "it is not a class with `__iter__`"),
+    ("data_loader", "Facts", "it is not a class with `__iter__`"),
     ("data_loader", "get_loader", r"it is a func.*`@DATA_LOADERS\.register\('get_loader'\)`"),
-    ("dataset", "Iterates", "it is no subclass of torch's Dataset"),
-    ("dataset", "Facts", "it is no subclass of torch's Dataset"),
+    ("dataset", "Iterates", "it is not a subclass of torch's Dataset"),
+    ("dataset", "Facts", "it is not a subclass of torch's Dataset"),
     ("dataset", "get_data", r"it is a func.*`@DATASETS\.register\('get_data'\)`"),
     ("transform", "flip", r"it is a func.*`@TRANSFORMS\.register\('flip'\)`"),
-    ("transform", "Iterates", "it is no class with `__call__`"),
-    ("lr_scheduler", "NoStep", "it is no class with `step`"),
+    ("transform", "Iterates", "it is not a class with `__call__`"),
+    ("lr_scheduler", "NoStep", "it is not a class with `step`"),
     (
         "lr_scheduler",
         "get_scheduler",
@@ -291,12 +295,12 @@ def test_a_builder_that_returns_another_thing_is_told(project: Write) -> None:
     assert isinstance(build("model", {"type": "made-net", "args": {"n": 2}}), nn.Linear)
     assert isinstance(build("dataset", {"type": "get-data"}), Dataset)
     with pytest.raises(
-        ConfigError, match="no-net is no model: it returned a dict, which is no sub"
+        ConfigError, match="no-net is not a model: it returned a dict, which is not a sub"
     ):
         build("model", {"type": "no-net"}, where="x.yaml:1:1: model")
-    with pytest.raises(ConfigError, match="bare_list is no model: it returned a list"):
+    with pytest.raises(ConfigError, match="bare_list is not a model: it returned a list"):
         build("model", {"type": "bare_list", "args": {"n": 2}})
-    with pytest.raises(ConfigError, match="no-data is no dataset: it returned a list"):
+    with pytest.raises(ConfigError, match="no-data is not a dataset: it returned a list"):
         build("dataset", {"type": "no-data"})
 
 
@@ -315,8 +319,8 @@ def test_the_data_sets_that_unpickle_are_known() -> None:
     from torchvision import datasets
 
     unpickle = set()
-    for home in HOMES["dataset"]:
-        for name, member in home.members().items():
+    for source in SOURCES["dataset"]:
+        for name, member in source.members().items():
             source = inspect.getsource(inspect.getmodule(member))  # type: ignore[arg-type]
             for node in ast.walk(ast.parse(source)):
                 if not isinstance(node, ast.Call):

@@ -18,7 +18,7 @@ from torch.optim import Optimizer, lr_scheduler
 from base.errors import ConfigError
 from base.names import registry
 from base.names.registry import KINDS, NameFault, Registry, UnknownName, find, names
-from base.names.torch_names import HOMES, LOSS_FUNCTIONS
+from base.names.torch_names import LOSS_FUNCTIONS, SOURCES
 from base.system.places import PROJECT
 
 Write = Callable[[dict[str, str]], Path]
@@ -239,7 +239,7 @@ def test_an_unknown_name_gives_the_nearest_and_the_places() -> None:
         find("optimizer", "AdmaW")
     assert str(raised.value) == (
         "there is no optimizer 'AdmaW'; did you mean 'AdamW'? (looked in model/, trainer/,"
-        " torch.optim; `python train.py --list optimizer` shows all)"
+        " torch.optim; `python train.py --list optimizer` lists all)"
     )
     with pytest.raises(NameFault, match=r"no kind 'modle'; did you mean 'model'\?"):
         find("modle", "Net")
@@ -351,7 +351,7 @@ sys.addaudithook(_watch)
 def test_nothing_but_a_plain_allowed_name_is_ever_looked_at(kind: str) -> None:
     global is_watching
     with pytest.raises(UnknownName):
-        find(kind, "no_such_name")  # reads the project's files and imports torch's homes, once
+        find(kind, "no_such_name")  # reads the project's files and imports torch's modules, once
     for name in ATTACKS:
         seen.clear()
         is_watching = True
@@ -371,7 +371,7 @@ def test_any_text_is_refused_or_leads_to_an_allowed_thing(kind: str, name: str) 
         found = find(kind, name)
     except NameFault:
         return
-    places = [*(home.package for home in HOMES[kind]), "model.", "trainer."]
+    places = [*(source.package for source in SOURCES[kind]), "model.", "trainer."]
     assert found.__module__.startswith(tuple(places))
     assert inspect.isroutine(found) or inspect.isclass(found)
 

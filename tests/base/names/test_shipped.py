@@ -12,7 +12,7 @@ from base.config import load_config
 from base.errors import ConfigError
 from base.names import registry
 from base.names import shipped as own_files
-from base.names.construction import check_names
+from base.names.check import check_names
 from base.names.listing import describe
 from base.names.registry import NameFault, find, listed
 from base.names.shipped import LIST, hash_files
@@ -79,22 +79,19 @@ def test_the_list_of_shipped_files_is_true() -> None:
 def test_the_projects_own_definition_wins(shipped: Write, kind: str) -> None:
     shipped({})
     name, file, source = OWN[kind]
-    theirs = [each for each in listed(kind) if each.is_shipped and each.file != file]
-    aside = next((each for each in theirs if each.name == name), None)
-    shipped_module = find(kind, name).__module__
-    if aside is None:  # one of the engine's
-        assert shipped_module.startswith("base.datasets.")
-    else:
-        assert shipped_module == aside.file.removesuffix(".py").replace("/", ".")
+    theirs = [each for each in listed(kind) if each.is_shipped and each.name == name]
+    if theirs:
+        aside, theirs_in = f"at {theirs[0]}", theirs[0].file.removesuffix(".py").replace("/", ".")
+    else:  # in the engine
+        aside, theirs_in = "in base.datasets", "base.datasets."
+    assert find(kind, name).__module__.startswith(theirs_in)
     shipped({file: source.replace("{name}", name)})
     module = file.removesuffix(".py").replace("/", ".")
     assert find(kind, name).__module__ == module
     (line,) = [each for each in describe(kind).splitlines() if each.startswith(f"  {name}(")]
-    definition = registry.definition(kind, name)
-    assert line.endswith(f"{definition} (not Kindling's at {aside})" if aside else str(definition))
-    place = f"at {aside}" if aside else "in base.datasets"
-    note = f"{kind} {name!r} is yours, {definition}, not Kindling's {place}"
-    assert registry.override_note(kind, name) == note
+    assert line.endswith(f"{registry.definition(kind, name)} (not Kindling's {aside})")
+    note = f"{kind} {name!r} is yours, {file}:"
+    assert registry.override_note(kind, name).startswith(note)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from base.names.construction import build
-from base.names.torch_names import HOMES, Home
+from base.names.torch_names import SOURCES, Source
 from base.system.deferred_files import defer_files
 
 
@@ -41,7 +41,7 @@ def fetched_net(weights: str) -> torch.nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def homes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Fetched, "__module__", "torchvision.datasets.fetched")
     monkeypatch.setattr(fetched_net, "__module__", "torchvision.models.fetched")
     for kind, named in (("dataset", Fetched), ("model", fetched_net)):
@@ -50,8 +50,8 @@ def homes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         def listing(_: Any, named: Any = named) -> dict[str, Any]:
             return {named.__name__: named}
 
-        home = Home("torch", package, lambda *_: True, listing)
-        monkeypatch.setitem(HOMES, kind, (home,))
+        source = Source("torch", package, lambda *_: True, listing)
+        monkeypatch.setitem(SOURCES, kind, (source,))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
 

@@ -11,7 +11,8 @@ from toy import make, run
 
 from base.config import load_config
 from base.errors import ConfigError, TrainingError
-from base.names.construction import build, check_names
+from base.names.check import check_names
+from base.names.construction import build
 from base.names.registry import MODELS
 from base.network.layers import NoForward
 
@@ -119,10 +120,14 @@ def test_what_no_batch_gives_a_shape_is_named() -> None:
         ("- ReLU", "- 3", "expected a layer: its type, or {type, name, args}"),
         ("- ReLU", "- {name: x}", "expected a layer: its type, or {type, name, args}"),
         ("- ReLU", "- {type: ReLU, nam: x}", "unknown key of a layer; did you mean 'name'"),
-        ("- ReLU", "- {type: ReLU, name: stem}", "'stem' is taken by a layer above"),
-        ("- ReLU", "- {type: ReLU, name: a.b}", "'a.b' is no name of a layer"),
-        ("- ReLU", "- {type: ReLU, name: '0'}", "'0' is no name of a layer"),  # that of the first
-        ("- ReLU", "- {type: ReLU, name: train}", "'train' is no name of a layer"),
+        ("- ReLU", "- {type: ReLU, name: stem}", "'stem' is the name of an earlier layer too"),
+        ("- ReLU", "- {type: ReLU, name: a.b}", "'a.b' is not a valid name of a layer"),
+        (
+            "- ReLU",
+            "- {type: ReLU, name: '0'}",
+            "'0' is not a valid name of a layer",
+        ),  # that of the first
+        ("- ReLU", "- {type: ReLU, name: train}", "'train' is not a valid name of a layer"),
         ("kernel_size: 1", "kernl_size: 1", "unknown argument for Conv2d; did you mean 'kernel_s"),
         ("num_features: 4", "num_features: x", "expected a whole number, found 'x'"),
     ],

@@ -13,7 +13,7 @@ from toy import CONFIG, NETWORKS, assert_same, make, train_in, weights
 from base.callbacks import Callback
 from base.config import load_config
 from base.errors import ConfigError, TrainingError
-from base.names.construction import check_names
+from base.names.check import check_names
 from base.names.registry import DATA_LOADERS, LOSSES, LR_SCHEDULERS, MODELS, OPTIMIZERS
 from base.run.checks import check, dry_run
 from data_loader.data_loaders import SyntheticDataLoader

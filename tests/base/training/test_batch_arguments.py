@@ -248,7 +248,7 @@ def test_a_loss_of_the_output_alone_takes_options(monkeypatch: pytest.MonkeyPatc
     with torch.no_grad():
         expected = trainer.model(INPUTS).abs().pow(3).mean()
     assert found["valid/roughness"] == pytest.approx(expected.item(), rel=1e-5)
-    with pytest.raises(ConfigError, match=r"args\.target: 'target' is given by Kindling"):
+    with pytest.raises(ConfigError, match=r"args\.target: 'target' is passed by Kindling"):
         make(text=CONFIG.replace("LOSS", "{type: masked_target, args: {target: 1}}"))
 
 

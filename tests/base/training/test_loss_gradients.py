@@ -230,5 +230,7 @@ def test_gradients_that_overflow_in_fp16_show_as_not_finite() -> None:
 def test_several_backward_passes_through_a_compiled_model_are_refused(option: str) -> None:
     """Torch raises at the first step, or gives wrong gradients where its cache is warm."""
     key = option.partition("=")[0]
-    with pytest.raises(ConfigError, match=rf"memory\.compile: does not go with trainer\.{key}"):
+    with pytest.raises(
+        ConfigError, match=rf"memory\.compile: cannot be combined with trainer\.{key}"
+    ):
         make("memory.compile=true", f"trainer.{option}")

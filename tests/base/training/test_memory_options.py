@@ -133,7 +133,7 @@ def test_an_option_gives_the_weights_of_the_plain_way(name: str, net: str) -> No
 @pytest.mark.parametrize("pair", list(combinations(OPTIONS, 2)), ids="+".join)
 def test_two_options_give_the_weights_of_the_plain_way(pair: tuple[str, str], net: str) -> None:
     if "optimizer_in_backward" in pair and {"micro_batch", "set_to_none"} & set(pair):
-        with pytest.raises(ConfigError, match="optimizer_in_backward: does not go with"):
+        with pytest.raises(ConfigError, match="optimizer_in_backward: cannot be combined with"):
             assert_as_plain(net, pair, EXACT)
         return
     assert_as_plain(net, pair, max(OPTIONS[name][1] for name in pair))

@@ -90,7 +90,7 @@ def test_lbfgs_lowers_the_loss_as_by_hand() -> None:
 )
 def test_lbfgs_refuses_what_its_own_calls_of_the_loss_would_undo(more: str, word: str) -> None:
     with pytest.raises(
-        ConfigError, match=rf"{word}.* does not go with optimizer: LBFGS .*own gradients"
+        ConfigError, match=rf"{word}.* cannot be combined with optimizer: LBFGS .*own gradients"
     ):
         make("optimizer={type: LBFGS, args: {lr: 0.5}}", more)
 
@@ -108,7 +108,9 @@ def test_lbfgs_trains_convolutions_in_the_layout_that_it_can_read() -> None:
     start = weights(trainer)
     train_in(trainer)
     assert not any(weight.equal(start[name]) for name, weight in weights(trainer).items())
-    with pytest.raises(ConfigError, match=r"channels_last: does not go with optimizer: LBFGS"):
+    with pytest.raises(
+        ConfigError, match=r"channels_last: cannot be combined with optimizer: LBFGS"
+    ):
         make(*options, "memory.channels_last=true")
 
 

@@ -12,7 +12,7 @@ from toy import CONFIG, CPU, assert_resumes, run
 
 from base.config import load_config
 from base.errors import ConfigError
-from base.names.construction import check_names
+from base.names.check import check_names
 from base.names.registry import LR_SCHEDULERS, find
 from base.names.signatures import json_schema, signature, takes_whole_numbers
 from base.run.build import build_experiment

@@ -450,8 +450,8 @@ def test_what_an_optimizer_has_begun_is_not_made_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ("optimizer={type: LBFGS}", "trainer.on_oom: does not go with"),
-        ("memory.optimizer_in_backward=true", "does not go with trainer.on_oom"),
+        ("optimizer={type: LBFGS}", "trainer.on_oom: cannot be combined with"),
+        ("memory.optimizer_in_backward=true", "cannot be combined with trainer.on_oom"),
     ],
 )
 def test_what_cannot_be_cut_cannot_be_halved(option: str, told: str) -> None:

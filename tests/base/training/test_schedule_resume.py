@@ -57,11 +57,14 @@ GROUPS = (
 @pytest.fixture(autouse=True)
 def _functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for two functions that a project defines."""
-    from base.names import construction as lookup
+
+    from base.names import check, construction, registry
 
     own = {"halve": lambda k: 0.5**k, "shrink": lambda k: 1 / (k + 1)}
-    find = lookup.find
-    monkeypatch.setattr(lookup, "find", lambda kind, name: own.get(name) or find(kind, name))
+    for module in (check, construction):
+        monkeypatch.setattr(
+            module, "find", lambda kind, name: own.get(name) or registry.find(kind, name)
+        )
 
 
 @pytest.fixture
@@ -322,13 +325,13 @@ def test_fewer_epochs_than_were_trained_say_that_nothing_is_left(
         ("lr_scheduler.args.gamma", "the saved state has its own"),
         ("lr_scheduler.args.schedulers.0.args.gamma", "the saved state has its own"),
         ("optimizers.critic.lr_scheduler.args.eta_min", "the saved state has its own"),
-        ("lr_scheduler.args.step_size", "taken on"),
-        ("lr_scheduler.args.milestones.1", "taken on"),
-        ("lr_scheduler.args.schedulers.1.args.schedulers.0.args.total_iters", "taken on"),
-        ("lr_scheduler.args.schedulers.0.type", "taken on"),
-        ("lr_scheduler.type", "taken on"),
-        ("lr_scheduler.warmup", "taken on"),
-        ("lr_scheduler.args.mode", "taken on"),
+        ("lr_scheduler.args.step_size", "applied"),
+        ("lr_scheduler.args.milestones.1", "applied"),
+        ("lr_scheduler.args.schedulers.1.args.schedulers.0.args.total_iters", "applied"),
+        ("lr_scheduler.args.schedulers.0.type", "applied"),
+        ("lr_scheduler.type", "applied"),
+        ("lr_scheduler.warmup", "applied"),
+        ("lr_scheduler.args.mode", "applied"),
     ],
 )
 def test_a_changed_key_says_what_comes_of_it(key: str, effect: str) -> None:
@@ -348,7 +351,7 @@ def test_the_table_of_changes_shows_the_rates(tmp_path: Path) -> None:
     table = log[log.rindex("changed since the run began") :].splitlines()[1:5]
     rows = [line.split() for line in table]
     assert rows[1:] == [
-        ["trainer.epochs", "2", "4", "taken", "on"],
+        ["trainer.epochs", "2", "4", "applied"],
         ["lr/0", "at", "step", "11", "0", "0.05", "follows", "the", "new", "schedule"],
         ["lr/1", "at", "step", "11", "0", "0.25", "follows", "the", "new", "schedule"],
     ]

@@ -69,11 +69,14 @@ CASES: dict[str, tuple[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _functions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for two functions that a project defines."""
-    from base.names import construction as lookup
+
+    from base.names import check, construction, registry
 
     own = {"halve": lambda k: 0.5**k, "shrink": lambda k: 1 / (k + 1)}
-    find = lookup.find
-    monkeypatch.setattr(lookup, "find", lambda kind, name: own.get(name) or find(kind, name))
+    for module in (check, construction):
+        monkeypatch.setattr(
+            module, "find", lambda kind, name: own.get(name) or registry.find(kind, name)
+        )
 
 
 class Rates(Callback):

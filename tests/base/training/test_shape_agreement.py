@@ -15,7 +15,7 @@ from toy import make, train_in
 
 from base.base_trainer import BaseTrainer
 from base.errors import ConfigError, TrainingError
-from base.names.torch_names import HOMES
+from base.names.torch_names import SOURCES
 from base.run.checks import check, dry_run
 from base.training.metrics import ObjectMetric, SampleMean, WholeEpoch
 from base.training.shape_agreement import ShapeAgreement
@@ -74,7 +74,7 @@ BY_MORE_THAN_TWO = {  # a config cannot name these without a trainer that gives 
 
 
 def test_every_loss_of_torch_is_looked_at():
-    known = {name for name in HOMES["loss"][0].members()}
+    known = {name for name in SOURCES["loss"][0].members()}
     assert known == ELEMENTWISE | set(OTHERS) | BY_MORE_THAN_TWO & known
 
 

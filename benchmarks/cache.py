@@ -28,7 +28,7 @@ from PIL import Image
 
 from base.datasets.cache.decoded import cached
 from base.datasets.image_files import ImageFiles
-from base.datasets.jpeg import fastest_decoder
+from base.datasets.images import fastest_decoder
 from base.system.seeding import derive_generator
 
 

@@ -28,8 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from base.datasets.image_files import ImageFolderDataset
-from base.datasets.images import decode_image
-from base.datasets.jpeg import DECODERS, Decoder
+from base.datasets.images import DECODERS, Decoder, decode_image
 from base.names.construction import build
 
 WIDTH, HEIGHT, SIZE, N_CLASSES, BATCH_SIZE = 500, 375, 224, 4, 50

@@ -1,4 +1,4 @@
-"""Translate a config in pytorch-template's format into ours, places kept."""
+"""Translate configs in pytorch-template's format, its early forms and its descendants' into ours."""
 
 from __future__ import annotations
 
@@ -9,10 +9,266 @@ from pathlib import Path
 from typing import Any
 
 from base.config.fields import Field, ListOf, Section, Validation
-from base.config.first_generation import is_first_generation, modernise
-from base.config.schema import ROOT
-from base.config.tree import Node, dotted
-from base.errors import Problem
+from base.config.schema import ROOT, loader_key
+from base.config.tree import Node, dotted, problem_at, show
+from base.errors import ConfigError, Problem
+
+Entries = dict[str, Node]
+
+_SPLIT_TYPES = ("model", "data_loader", "optimizer", "lr_scheduler", "loss")
+_FLAT = ("optimizer", "lr_scheduler", "loss")  # whose further keys were their arguments
+_ABOUT = ("module_name", "module", "module_path", "package", "file", "path")
+_NAMES_OF_TYPE = ("name", "class", "class_name")
+_NAMES_OF_ARGS = ("params", "kwargs", "arguments", "parameters")
+_PARTS = {"train": "data_loader", "training": "data_loader"}
+_PARTS |= dict.fromkeys(("valid", "val", "validation"), "valid_data_loader")
+_PARTS |= {"test": "test_data_loader", "testing": "test_data_loader"}
+
+# Keys that this project's own form does not have, and the first generation had.
+_OF_ROOT = ("cuda", "optimizer_type", "lr_scheduler_type", "lr_scheduler_freq", "model_type")
+_OF_TRAINER = ("save_freq", "monitor_mode")
+
+
+def is_first_generation(root: Node, path: Path) -> bool:
+    """Return whether a file has keys of pytorch-template's early configs."""
+    entries: Entries = root.value
+    trainer = entries.get("trainer", Node(None)).value
+    trainer = trainer if isinstance(trainer, dict) else {}
+    if any(key in entries for key in _OF_ROOT) or any(key in trainer for key in _OF_TRAINER):
+        return True
+    if path.suffix != ".json":
+        return False
+    monitor = trainer.get("monitor", Node(None)).value
+    is_theirs = isinstance(monitor, str) and "/" not in monitor and monitor != "off"
+    has_loaders = any(loader_key(key) not in ("", key) for key in entries)
+    model = entries.get("model", Node(None)).value
+    names_module = isinstance(model, dict) and "module_name" in model
+    return is_theirs or has_loaders or names_module or "save_period" in trainer
+
+
+def modernise(root: Node) -> tuple[Node, list[str]]:
+    """Return the config in the later form of the format, and notes for the log.
+
+    Raises:
+        ConfigError: an entry has two meanings; it names both.
+    """
+    entries: Entries = dict(root.value)
+    notes: list[str] = []
+    problems: list[Problem] = []
+    _name_loaders(entries, problems)
+    _name_model(entries)
+    for name in (*_SPLIT_TYPES, "arch"):
+        _join_type(entries, name)
+    for name in (*_SPLIT_TYPES, "arch", "valid_data_loader", "test_data_loader"):
+        _complete(entries, name, notes)
+    _name_device(entries, notes)
+    _split_off(entries)
+    _schedule_each_epoch(entries, problems)
+    _translate_trainer(entries, notes, problems)
+    if problems:
+        raise ConfigError(problems)
+    return Node(entries, root.where), notes
+
+
+def _name_loaders(entries: Entries, problems: list[Problem]) -> None:
+    """Rename `train_loader`, `val_loader` and the like, and the parts of `data_loader`, to ours."""
+    names = ("data_loader", "data_loaders", "dataloader", "dataloaders", "loaders", "data")
+    lone = next((key for key in names if _has_parts(entries, key)), None)
+    if lone is not None:
+        for part, node in entries.pop(lone).value.items():
+            entries.setdefault(_PARTS[part], node)
+    found: dict[str, list[str]] = {}
+    for key in entries:
+        if (new := loader_key(key)) and isinstance(entries[key].value, dict | str):
+            found.setdefault(new, []).append(key)
+    for new, keys in found.items():
+        if new in keys:
+            continue  # the others are the project's own
+        if len(keys) > 1:
+            places = " and ".join(f"{key!r} at {entries[key].where}" for key in keys)
+            text = f"missing; there are {places}: call the one that it is `{new}`"
+            problems.append(problem_at(entries[keys[0]].where, (new,), text))
+        else:
+            entries[new] = entries.pop(keys[0])
+    if "data_loader" not in entries and not problems:
+        candidates = [key for key, node in entries.items() if _may_be_loader(key, node)]
+        if candidates:
+            text = f"missing; is it {' or '.join(map(repr, candidates))}? Call it `data_loader`"
+            problems.append(problem_at(entries[candidates[0]].where, ("data_loader",), text))
+
+
+def _has_parts(entries: Entries, key: str) -> bool:
+    """Return whether a section consists of sections for training, validation and test."""
+    value = entries.get(key, Node(None)).value
+    are_parts = isinstance(value, dict) and "train" in value and value.keys() <= _PARTS.keys()
+    return are_parts and all("type" in _of(node) for node in value.values())
+
+
+def _may_be_loader(key: str, node: Node) -> bool:
+    is_named = "data" in key.lower() or "loader" in key.lower()
+    return is_named and isinstance(node.value, dict)
+
+
+def _name_model(entries: Entries) -> None:
+    """Join `arch: Net` with `model: {...}`, which held its arguments."""
+    arch, model = entries.get("arch"), entries.get("model")
+    if arch is None or model is None or not isinstance(arch.value, str):
+        return
+    if isinstance(model.value, dict) and "type" not in model.value:
+        entries["arch"] = _section(arch, entries.pop("model"))
+
+
+def _join_type(entries: Entries, name: str) -> None:
+    """Join `optimizer_type: Adam` with `optimizer: {lr: 0.1}`; and a word with `loss_args`."""
+    kind, value = entries.get(f"{name}_type"), entries.get(name)
+    is_plain = value is None or (isinstance(value.value, dict | None) and "type" not in _of(value))
+    if kind is not None and kind.value in (None, "", "none", "None") and is_plain:
+        entries.pop(f"{name}_type")
+        entries[name] = Node(None, kind.where)
+    elif kind is not None and isinstance(kind.value, str) and is_plain:
+        entries.pop(f"{name}_type")
+        given = Node(_of(value), kind.where if value is None else value.where)
+        inner = given.value.get("args")
+        is_args = [*given.value] == ["args"] and inner is not None and isinstance(inner.value, dict)
+        entries[name] = _section(kind, inner if is_args and inner else given)
+    for ending in ("_args", *(f"_{each}" for each in _NAMES_OF_ARGS)):
+        args, value = entries.get(f"{name}{ending}"), entries.get(name)
+        is_word = value is not None and isinstance(value.value, str)
+        if args is not None and isinstance(args.value, dict) and is_word:
+            assert value is not None
+            entries[name] = _section(value, entries.pop(f"{name}{ending}"))
+
+
+def _of(node: Node | None) -> dict[str, Node]:
+    return dict(node.value) if node is not None and isinstance(node.value, dict) else {}
+
+
+def _section(kind: Node, args: Node) -> Node:
+    return Node({"type": kind, "args": args}, kind.where)
+
+
+def _complete(entries: Entries, name: str, notes: list[str]) -> None:
+    """Find the type and the arguments of a section that has them under other names."""
+    node = entries.get(name)
+    if node is None or not isinstance(node.value, dict) or not node.value:
+        return
+    value: Entries = dict(node.value)
+    for key, others in (("type", _NAMES_OF_TYPE), ("args", _NAMES_OF_ARGS)):
+        found = [other for other in others if other in value]
+        fits = str if key == "type" else dict
+        if key not in value and len(found) == 1 and isinstance(value[found[0]].value, fits):
+            value = {key: value.pop(found[0]), **value}
+            notes.append(f"{name}.{found[0]} is read as {name}.{key}")
+    if name in _FLAT and "type" in value and "args" not in value:
+        own = [key for key in value if not _is_known(name, key, value[key])]
+        args = {key: value.pop(key) for key in own if key not in _ABOUT and key[:1] != "_"}
+        value |= {"args": Node(args, node.where)} if args else {}
+    entries[name] = Node(value, node.where)
+
+
+def _is_known(name: str, key: str, child: Node) -> bool:
+    """Return whether our own section of this name has this key, with such a value."""
+    kind: Any = ROOT.keys[name].field
+    section: Any = kind.item if isinstance(kind, ListOf) else kind
+    problems: list[Problem] = []
+    section.check_entry(key, child, (), Validation(problems, references=True))
+    return key == "type" or (key in section.keys and not problems)
+
+
+def _name_device(entries: Entries, notes: list[str]) -> None:
+    """Translate `cuda: false` to the CPU; the command line chooses a GPU by its number."""
+    count = entries.get("n_gpu", Node(0))
+    if type(count.value) is not int:
+        notes.append(f"n_gpu is {count.plain()}: choose the device by `-d`, such as `-d 1`")
+    cuda, gpu = entries.get("cuda"), entries.get("gpu")
+    if cuda is None or not isinstance(cuda.value, bool) or "device" in entries:
+        return
+    entries.pop("cuda")
+    if "n_gpu" not in entries:
+        entries["device"] = Node("auto" if cuda.value else "cpu", cuda.where)
+    is_first = gpu is not None and gpu.plain() in (0, "0", [0])
+    if is_first or (cuda.value and gpu is not None and isinstance(gpu.value, int | str | list)):
+        number = entries.pop("gpu").plain()
+        if not is_first:
+            notes.append(f"gpu is {number}: choose the device by `-d`, such as `-d 1`")
+
+
+def _split_off(entries: Entries) -> None:
+    """Give `validation: {validation_split: 0.1}` to the loader."""
+    validation, loader = entries.get("validation"), entries.get("data_loader")
+    share = _of(validation).get("validation_split")
+    args = _of(loader).get("args", Node({}))
+    if share is None or loader is None or "type" not in _of(loader):
+        return
+    if not isinstance(args.value, dict) or "validation_split" in args.value:
+        return
+    full = Node({**args.value, "validation_split": share}, args.where)
+    entries["data_loader"] = Node({**loader.value, "args": full}, loader.where)
+    rest = {k: v for k, v in _of(validation).items() if k != "validation_split"}
+    assert validation is not None
+    entries.pop("validation")
+    if rest:
+        entries["validation"] = Node(rest, validation.where)
+
+
+def _schedule_each_epoch(entries: Entries, problems: list[Problem]) -> None:
+    """Drop `lr_scheduler_freq: 1`, the only frequency that has a meaning here."""
+    frequency = entries.get("lr_scheduler_freq")
+    if frequency is None or type(frequency.value) is not int:
+        return
+    if frequency.value == 1:
+        entries.pop("lr_scheduler_freq")
+    elif entries.get("lr_scheduler", Node(None)).value:
+        text = f"the scheduler steps after each epoch, not each {frequency.value}: write its"
+        text += " lengths in epochs, and leave this key out"
+        problems.append(problem_at(frequency.where, ("lr_scheduler_freq",), text))
+
+
+def _translate_trainer(entries: Entries, notes: list[str], problems: list[Problem]) -> None:
+    trainer = entries.get("trainer")
+    if trainer is None or not isinstance(trainer.value, dict):
+        return
+    value: Entries = dict(trainer.value)
+    if "save_freq" in value and not {"save_period", "save_every"} & value.keys():
+        value["save_period"] = value.pop("save_freq")
+    _join_monitor(value, problems)
+    board = _of(entries.get("visualization")).get("tensorboardX")
+    has_own = {"tensorboard", "tensorboardX"} & value.keys()
+    if board is not None and isinstance(board.value, bool) and not has_own:
+        value["tensorboard"] = board
+    if "verbosity" in value:
+        value["verbosity"] = _clamped(value["verbosity"], notes)
+    entries["trainer"] = Node(value, trainer.where)
+
+
+def _join_monitor(value: Entries, problems: list[Problem]) -> None:
+    """Join `monitor: val_loss` with `monitor_mode: min`; lower losses are better without it."""
+    monitor, mode = value.get("monitor"), value.get("monitor_mode")
+    if monitor is None or not isinstance(monitor.value, str) or " " in monitor.value.strip():
+        return
+    name = monitor.value.strip()
+    if mode is not None and mode.value in ("min", "max", "off"):
+        value.pop("monitor_mode")
+        text = "off" if mode.value == "off" else f"{mode.value} {name}"
+        value["monitor"] = Node(text, monitor.where)
+    elif mode is None and name.endswith("loss"):
+        value["monitor"] = Node(f"min {name}", monitor.where)
+    elif mode is None and name not in ("", "off"):
+        text = f"expected 'min NAME' or 'max NAME': is {name!r} better when low, or when high?"
+        problems.append(problem_at(monitor.where, ("trainer", "monitor"), text))
+
+
+def _clamped(node: Node, notes: list[str]) -> Node:
+    """Return a verbosity of at most 2, and of at least 0."""
+    value = int(node.value) if isinstance(node.value, bool | int) else node.value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or 0 <= value <= 2:
+        return Node(value, node.where)
+    limited = min(max(value, 0), 2)
+    effect = f"{limited} is the {'most' if value > 2 else 'least'}, and is used"
+    notes.append(f"trainer.verbosity is {show(value)}: {effect}")
+    return Node(limited, node.where)
 
 
 def is_template(root: Node, path: Path) -> bool:

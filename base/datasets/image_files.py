@@ -1,4 +1,7 @@
-"""Data sets of image files: a folder for each class, or a list of paths with labels."""
+"""Data sets of image files: a folder for each class, or a list of paths with labels.
+
+A file is an image by its suffix, if the installed Pillow can decode it.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,56 @@ import hashlib
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
+from PIL import Image, ImageFile
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from base.datasets.images import check_resize, decode_image, find_mode, image_shape
 from base.datasets.labels import Classes, raise_problems, read_targets
-from base.datasets.suffixes import count_suffixes, image_suffixes
 from base.errors import DataError, Problem
 from logger.files import read_file
+
+# Pillow identifies MPEG without decoding it, and EPS is a drawing, which needs Ghostscript.
+NO_PIXELS = frozenset(("MPEG", "EPS"))
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes of images that can be decoded, lower-case: ``.jpg``, ``.avif``, ..."""
+    by_suffix = Image.registered_extensions()
+    return frozenset(suffix.lower() for suffix, name in by_suffix.items() if _is_decoded(name))
+
+
+def suffix_of(content: Image.Image) -> str:
+    """Return the usual suffix of the format that an opened image has."""
+    if content.format in ("JPEG", "MPO"):
+        return ".jpg"
+    names = [s for s, name in Image.registered_extensions().items() if name == content.format]
+    usual = f".{(content.format or '').lower()}"
+    return usual if usual in names else names[0]
+
+
+def count_suffixes(files: Iterable[str]) -> str:
+    """Count files by suffix, the most frequent first: ``10 .txt, 2 .xml``."""
+    counts = Counter(PurePath(file).suffix.lower() or "without a suffix" for file in files)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n} {suffix}" for suffix, n in ordered)
+
+
+def _is_decoded(name: str) -> bool:
+    """Return whether Pillow decodes a format; its stubs for scientific formats only identify it."""
+    if name == "MPO":  # several JPEGs in a file, which the decoder of JPEG opens
+        return True
+    if name not in Image.OPEN or name in NO_PIXELS:
+        return False
+    opens = Image.OPEN[name][0]
+    return not (isinstance(opens, type) and issubclass(opens, ImageFile.StubImageFile))
+
 
 log = logging.getLogger("kindling")
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from base.data.threads import read_each
-from base.datasets.image_files import ImageFiles, images_under, log_skipped
+from base.datasets.image_files import ImageFiles, image_suffixes, images_under, log_skipped
 from base.datasets.images import decode_mask, image_shape
 from base.datasets.labels import Classes, class_names, raise_problems
-from base.datasets.suffixes import image_suffixes
 from base.errors import DataError, Problem
 from base.system.resources import usable_cores
 from logger.files import read_file

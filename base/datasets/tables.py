@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from base.datasets.csv_table import Table, read_table
 from base.datasets.image_files import ImageFiles
 from base.datasets.in_memory import InMemoryDataset
 from base.datasets.labels import Classes, class_names, raise_problems, read_targets
 from base.datasets.table_columns import (
     Rule,
+    Table,
     drop_rows,
     is_missing,
     missing_rules,
     read_inputs,
     read_numbers,
+    read_table,
     rules_by_column,
     text_columns,
 )

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from base.datasets.suffixes import image_suffixes
+from base.datasets.image_files import image_suffixes
 from base.errors import DataError, nearest
 from base.system.deferred_files import write_when_running
 from logger.files import NotAFileError, open_file, read_file

@@ -24,7 +24,13 @@ from PIL import Image
 from base.checkpoint.state_file import sync_folder, write_bytes
 from base.config.command_line import Parser
 from base.data.threads import read_each
-from base.datasets.image_files import ImageFiles, ImageFolderDataset, ImageListDataset
+from base.datasets.image_files import (
+    ImageFiles,
+    ImageFolderDataset,
+    ImageListDataset,
+    image_suffixes,
+    suffix_of,
+)
 from base.datasets.images import decode_image
 from base.datasets.shards.index import (
     BLOCK,
@@ -35,7 +41,6 @@ from base.datasets.shards.index import (
     scan,
     write_index,
 )
-from base.datasets.suffixes import image_suffixes, suffix_of
 from base.errors import DataError, UsageError
 from base.system.resources import usable_cores
 from logger.files import open_file, read_file

@@ -13,8 +13,7 @@ import torch
 from PIL import Image, ImageOps
 
 from base.datasets import images as images_module
-from base.datasets.images import as_image, decode_image, image_shape
-from base.datasets.jpeg import DECODERS
+from base.datasets.images import DECODERS, as_image, decode_image, image_shape
 from base.errors import DataError
 
 MODULES = {"simplejpeg": "simplejpeg", "opencv": "cv2"}

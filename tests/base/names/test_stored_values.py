@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy import assert_same
 
-from base.names.stored_values import NotPlainError, from_json, to_json
+from base.names.object_references import NotPlainError, from_json, to_json
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 PLAIN = st.recursive(

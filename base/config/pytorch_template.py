@@ -1,4 +1,4 @@
-"""Translate configs in pytorch-template's format, its early forms and its descendants' into ours."""
+"""Translate configs in the formats of pytorch-template and its descendants into ours."""
 
 from __future__ import annotations
 

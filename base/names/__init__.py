@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from base.names.registry import TRANSFORMS as TRANSFORMS
     from base.names.registry import find as find
     from base.names.registry import override_note as override_note
-    from base.names.registry import project_root as project_root
-    from base.names.registry import set_project_root as set_project_root
+    from base.names.discovery import project_root as project_root
+    from base.names.discovery import set_project_root as set_project_root
     from base.names.shipped import passed_own_code as passed_own_code
     from base.names.signatures import DURATION_ARGUMENTS as DURATION_ARGUMENTS
     from base.names.signatures import FILLED_IN as FILLED_IN

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from base.training.experiment import choose_monitor as choose_monitor
     from base.training.loss_facts import compares_outputs as compares_outputs
     from base.training.loss_gradients import due_gradients as due_gradients
-    from base.training.loss_gradients import loss_gradients as loss_gradients
     from base.training.loss_terms import LossTerms as LossTerms
     from base.training.loss_terms import flat as flat
     from base.training.losses import Ramp as Ramp
@@ -48,8 +47,8 @@ if TYPE_CHECKING:
     from base.training.progress import Progress as Progress
     from base.training.progress import Stateful as Stateful
     from base.training.progress import check_watched as check_watched
-    from base.training.recovery import SINGLE_VALUE as SINGLE_VALUE
     from base.training.recovery import Recovery as Recovery
+    from base.training.recovery import SINGLE_VALUE as SINGLE_VALUE
     from base.training.results import StepValues as StepValues
     from base.training.results import backward_passes as backward_passes
     from base.training.results import note_losses as note_losses

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from base.data.batch import AS_IT_IS as AS_IT_IS
     from base.data.batch import CONTAINERS as CONTAINERS
     from base.data.batch import IDS as IDS
+    from base.data.batch import WEIGHT as WEIGHT
     from base.data.batch import Rules as Rules
     from base.data.batch import SampleCount as SampleCount
     from base.data.batch import Targets as Targets
-    from base.data.batch import WEIGHT as WEIGHT
     from base.data.batch import count_samples as count_samples
     from base.data.batch import cut as cut
     from base.data.batch import extras_of as extras_of

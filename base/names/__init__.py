@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from base.names.check import check_section as check_section
     from base.names.construction import build as build
     from base.names.discovery import describe_error as describe_error
+    from base.names.discovery import project_root as project_root
+    from base.names.discovery import set_project_root as set_project_root
     from base.names.exclusions import check_combinations as check_combinations
     from base.names.exclusions import layout_wish as layout_wish
     from base.names.final_methods import INSTEAD_IN_TRAINERS as INSTEAD_IN_TRAINERS
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from base.names.registry import TRANSFORMS as TRANSFORMS
     from base.names.registry import find as find
     from base.names.registry import override_note as override_note
-    from base.names.discovery import project_root as project_root
-    from base.names.discovery import set_project_root as set_project_root
     from base.names.shipped import passed_own_code as passed_own_code
     from base.names.signatures import DURATION_ARGUMENTS as DURATION_ARGUMENTS
     from base.names.signatures import FILLED_IN as FILLED_IN

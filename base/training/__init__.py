@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from base.training.progress import Progress as Progress
     from base.training.progress import Stateful as Stateful
     from base.training.progress import check_watched as check_watched
-    from base.training.recovery import Recovery as Recovery
     from base.training.recovery import SINGLE_VALUE as SINGLE_VALUE
+    from base.training.recovery import Recovery as Recovery
     from base.training.results import StepValues as StepValues
     from base.training.results import backward_passes as backward_passes
     from base.training.results import note_losses as note_losses

@@ -119,8 +119,8 @@ def test_nothing_is_written(
 @pytest.mark.parametrize("number", [signal.SIGINT, slowly(signal.SIGTERM)])
 def test_a_signal_during_the_checks_leaves_nothing(place: Path, number: int) -> None:
     before = snapshot(place)
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import base."
-    code += "inspection, time; base.run.checks.check_batches = lambda _: (print('checking', "
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import time; "
+    code += "import base.run.checks; base.run.checks.check_batches = lambda _: (print('checking', "
     code += "flush=True), time.sleep(60)); import sys, runpy; sys.argv[:] = sys.argv[1:]; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     env = {**environment(place), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -128,6 +128,7 @@ def test_a_signal_during_the_checks_leaves_nothing(place: Path, number: int) -> 
     with subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE) as script:
         assert script.stdout is not None
         while b"checking" not in script.stdout.readline():
+            assert script.poll() is None, "it ended before the checks"
             time.sleep(0.01)
         script.send_signal(number)
         assert script.wait(30) == 128 + number

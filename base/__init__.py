@@ -10,6 +10,12 @@ from base.lazy_imports import lazy_imports
 if TYPE_CHECKING:
     from base.base_data_loader import BaseDataLoader as BaseDataLoader
     from base.base_model import BaseModel as BaseModel
+    from base.base_model import count_parameters as count_parameters
+    from base.base_model import find_modules as find_modules
+    from base.base_model import find_parameters as find_parameters
+    from base.base_model import freeze_parameters as freeze_parameters
+    from base.base_model import replace_modules as replace_modules
+    from base.base_model import unfreeze_parameters as unfreeze_parameters
     from base.base_trainer import BaseTrainer as BaseTrainer
     from base.callbacks import Callback as Callback
     from base.checkpoint.weights import load_pretrained as load_pretrained

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from base.checkpoint.weights import read_weights as read_weights
     from base.checkpoint.weights import sections_with_weights as sections_with_weights
     from base.config import Config as Config
+    from base.config.durations import RunLength as RunLength
     from base.data.batch import Targets as Targets
     from base.data.batch import count_samples as count_samples
     from base.data.batch import ids_of as ids_of

@@ -90,15 +90,13 @@ class BaseTrainer:
         self.capture, self.epoch_rows = state.capture, state.epoch_rows
         self.stateful, self.valid_metrics = state.stateful, state.valid_metrics
 
-        memory, length = self.config["memory"], (experiment.steps_per_epoch, experiment.total_steps)
+        memory, length = self.config["memory"], experiment.length
         self.offload = offload_activations(memory["offload_activations"], self.device)
-        self.empty_cache = EmptyCache(memory["empty_cache"], *length)
-        self.save_every = Every(self.settings.save_every, *length)
-        self.log_every = Every(self.settings.log_every, *length)
+        self.empty_cache = EmptyCache(memory["empty_cache"], length)
+        self.save_every = Every(self.settings.save_every, length)
+        self.log_every = Every(self.settings.log_every, length)
         gradients_every = self.settings.loss_gradients
-        self._gradients_every = gradients_every and parse_duration(gradients_every).in_steps(
-            *length
-        )
+        self._gradients_every = gradients_every and parse_duration(gradients_every).in_steps(length)
 
         self.signals, self.clock = SignalFlags(), Clock()
         self.epoch_start = EpochStart(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from base.config.durations import parse_duration
+from base.config.durations import RunLength, parse_duration
 from base.data.batch import SampleCount, cut
 from base.training.denominators import SUM, Counted, counted_by, terms_of
 from base.training.losses import WeightedLoss
@@ -293,13 +293,13 @@ class Every:
     Minutes are those of a clock that nobody sets, from the last time that it came due.
     """
 
-    def __init__(self, text: str, steps_per_epoch: int, total_steps: int) -> None:
+    def __init__(self, text: str, length: RunLength) -> None:
         duration = parse_duration(text, with_time=True)
         is_whole = duration.unit == "epochs" and duration.amount == int(duration.amount)
         self.epochs = int(duration.amount) if is_whole else 0
         self.seconds = 60 * duration.amount if duration.unit == "minutes" else 0.0
         is_timed = is_whole or self.seconds > 0
-        self.steps = 0 if is_timed else duration.in_steps(steps_per_epoch, total_steps)
+        self.steps = 0 if is_timed else duration.in_steps(length)
         self._began = time.monotonic()
 
     def is_due_at_step(self, step: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from base.checkpoint.weight_mapping import WeightsReport
 from base.config import Config
+from base.config.durations import RunLength
 from base.data.bad_samples import BadSamples
 from base.data.sampler_state import SamplerState
 from base.names.object_references import References
@@ -59,7 +59,7 @@ class Experiment:
     valid_loader: Any
     callbacks: dict[str, CallbackProtocol]
     batches_per_epoch: int
-    total_steps: int
+    length: RunLength
     freezing: Freezing
     bad_samples: BadSamples
     init_records: list[InitRecord] = field(default_factory=list)
@@ -100,12 +100,18 @@ class Experiment:
 
     @property
     def steps_per_epoch(self) -> int:
-        accumulate: int = self.config["memory"]["accumulate"]
-        return math.ceil(self.batches_per_epoch / accumulate)
+        """The number of optimizer steps in an epoch."""
+        return self.length.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """The number of optimizer steps in the training."""
+        return self.length.total_steps
 
     @property
     def n_epochs(self) -> int:
-        return math.ceil(self.total_steps / self.steps_per_epoch)
+        """The number of epochs; the last one may be incomplete."""
+        return self.length.n_epochs
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:

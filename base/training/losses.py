@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from base.config.durations import parse_duration
+from base.config.durations import RunLength, parse_duration
 from base.data.batch import (
     AS_IT_IS,
     Rules,
@@ -53,6 +53,8 @@ from base.training.sample_losses import (
 )
 from base.training.selection import Compared, build_list
 from base.training.shape_agreement import BroadcastError, ShapeAgreement
+
+ONE_STEP = RunLength(steps_per_epoch=1, total_steps=1)
 
 
 @dataclass(frozen=True)
@@ -551,8 +553,7 @@ def scaled(loss: Tensor, weight: float) -> Tensor:
 
 def build_losses(
     sections: Sequence[Mapping[str, Any]],
-    steps_per_epoch: int = 1,
-    total_steps: int = 1,
+    length: RunLength = ONE_STEP,
     build: Callable[..., Any] = build_named,
     rules: Rules = AS_IT_IS,
     notes_samples: bool = False,
@@ -560,7 +561,7 @@ def build_losses(
     """Build the losses of the config's ``loss`` list (normal form), by name.
 
     Args:
-        steps_per_epoch, total_steps: what the durations of weights are counted in.
+        length: the length of the run, for weights that change over a duration.
         rules: the config's ``batch:`` section.
         notes_samples: whether a sampler learns from the loss of each sample.
 
@@ -570,7 +571,7 @@ def build_losses(
     """
 
     def steps(duration: str) -> int:
-        return parse_duration(duration).in_steps(steps_per_epoch, total_steps)
+        return parse_duration(duration).in_steps(length)
 
     def make(section: Mapping[str, Any], where: str) -> WeightedLoss:
         name, weight = section["name"], section["weight"]

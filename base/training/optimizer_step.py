@@ -142,7 +142,6 @@ class Stepper:
 def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, Stepper]:
     """Make the stepper of each optimizer, by its name."""
     steppers, memory = {}, experiment.config["memory"]
-    lengths = (experiment.steps_per_epoch, experiment.total_steps)
     for name, section in optimizer_sections(experiment.config).items():
         # The loop steps the schedules; torch would warn where fp16 or `every` left out a step.
         experiment.optimizers[name]._opt_called = True  # type: ignore[attr-defined]
@@ -157,7 +156,7 @@ def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, St
             weighted_losses=experiment.all_losses,
             set_to_none=memory["set_to_none"],
             in_backward=in_backward,
-            every=parse_duration(section["every"]).in_steps(*lengths),
+            every=parse_duration(section["every"]).in_steps(experiment.length),
             prefix="" if len(experiment.optimizers) == 1 else f"{name}_",
         )
     return steppers

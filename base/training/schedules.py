@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from base.config import Config
-from base.config.durations import parse_duration
+from base.config.durations import RunLength, parse_duration
 from base.errors import ConfigError, KindlingError, Problem, listed, nearest
 from base.names.construction import build
 from base.names.registry import find
@@ -56,14 +56,13 @@ class Schedule:
         self,
         optimizer: Optimizer,
         section: Section,
-        steps_per_epoch: int,
-        total_steps: int,
+        length: RunLength,
         where: str = "lr_scheduler",
     ) -> None:
         self.optimizer, self.where = optimizer, where
         self.section = copy.deepcopy(dict(section))
-        self.run_length = (steps_per_epoch, total_steps)
-        self.lengths, self.warmup_steps = _lengths_of(self.section, *self.run_length)
+        self.length = length
+        self.ticks, self.warmup_steps = _count_ticks(self.section, length)
         self.every, self.monitor = section["every"], section["monitor"]
         self.n_steps = self.n_epochs = 0
         self.initial = [_numbers(group) for group in optimizer.param_groups]
@@ -97,7 +96,7 @@ class Schedule:
             "targets": list(self.targets),
             "scheduler": _plain(self.scheduler.state_dict()),
             "section": self.section,
-            "run_length": list(self.run_length),
+            "run_length": [self.length.steps_per_epoch, self.length.total_steps],
             "initial": self.initial,
         }
 
@@ -110,7 +109,8 @@ class Schedule:
         self.n_epochs = state.get("n_epochs", self._count_epochs(scheduler_state))
         self.initial = state.get("initial", self.initial)
         if "run_length" in state:
-            has_changed = _timing(saved, *state["run_length"]) != _timing(section, *self.run_length)
+            saved_length = RunLength(*state["run_length"])
+            has_changed = _timing(saved, saved_length) != _timing(section, self.length)
         else:
             has_changed = self._differs_from(scheduler_state)
         self.section = section
@@ -146,7 +146,7 @@ class Schedule:
                 del group[key]  # a former scheduler's, such as `initial_lr`
             group.update(numbers)
         section = fit_to_groups(self.optimizer, self.section, self.where)
-        section = _in_ticks(section, self.lengths)
+        section = _in_ticks(section, self.ticks)
         self.scheduler: LRScheduler = _build_scheduler(self.optimizer, section, self.where)
         self.targets = [group["lr"] for group in self.optimizer.param_groups]
         if self.warmup_steps:
@@ -164,8 +164,8 @@ class Schedule:
         if self.every == "step":
             n_ticks = self.n_steps - self.warmup_steps
         else:
-            n_ticks = self.n_epochs - self.warmup_steps // self.run_length[0]
-        return min(max(n_ticks, 0), self.lengths.ticks)
+            n_ticks = self.n_epochs - self.warmup_steps // self.length.steps_per_epoch
+        return min(max(n_ticks, 0), self.ticks.total)
 
     def _load_plateau(self, state: Mapping[str, Any], monitor: str | None) -> None:
         """Restore what was measured, unless another value or direction is watched now.
@@ -182,7 +182,7 @@ class Schedule:
 
     def _count_epochs(self, state: Mapping[str, Any]) -> int:
         """Return how many epochs have ended, from a state that does not hold the number."""
-        n_ticks, per_epoch = _ticks_made(state), self.run_length[0]
+        n_ticks, per_epoch = _ticks_made(state), self.length.steps_per_epoch
         if self.every == "step" or not n_ticks or self.n_steps <= self.warmup_steps:
             return self.n_steps // per_epoch
         return n_ticks + self.warmup_steps // per_epoch
@@ -224,30 +224,28 @@ def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass
-class Lengths:
-    """What a duration in a schedule is counted in: a scheduler ticks each step or each epoch."""
+class Ticks:
+    """Converts durations to calls of ``scheduler.step()``, one for each step or each epoch."""
 
-    steps_per_epoch: int
-    total_steps: int
+    length: RunLength
     steps_per_tick: int
-    ticks: int
-    """How often the scheduler is stepped in the whole training, warm-up left out."""
+    total: int
+    """The number of calls in the whole training, after the warm-up."""
 
-    def in_ticks(self, value: Any) -> Any:
+    def convert(self, value: Any) -> Any:
         """Turn a duration, or a list of them, into ticks; leave numbers as they are."""
         if isinstance(value, list):
-            return [self.in_ticks(item) for item in value]
+            return [self.convert(item) for item in value]
         if not isinstance(value, str):
             return value
-        steps = parse_duration(value).in_steps(self.steps_per_epoch, self.total_steps)
+        steps = parse_duration(value).in_steps(self.length)
         return max(1, round(steps / self.steps_per_tick))
 
 
 def build_schedule(
     optimizer: Optimizer,
     section: Section | None,
-    steps_per_epoch: int,
-    total_steps: int,
+    length: RunLength,
     where: str = "lr_scheduler",
 ) -> Schedule | None:
     """Make the schedule of a config section; None for no section.
@@ -260,9 +258,9 @@ def build_schedule(
     """
     if section is None:
         return None
-    schedule = Schedule(optimizer, section, steps_per_epoch, total_steps, where)
-    scheduler, per_tick = schedule.scheduler, schedule.lengths.steps_per_tick
-    n_calls = total_steps // per_tick - schedule.warmup_steps // per_tick
+    schedule = Schedule(optimizer, section, length, where)
+    scheduler, per_tick = schedule.scheduler, schedule.ticks.steps_per_tick
+    n_calls = length.total_steps // per_tick - schedule.warmup_steps // per_tick
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < n_calls:
         text = f"OneCycleLR ends after {scheduler.total_steps} steps, training takes {n_calls}"
         raise ConfigError([Problem(where, f"{text}; leave out total_steps, which fits it")])
@@ -322,25 +320,25 @@ def _in_words(optimizer: Optimizer) -> str:
     )
 
 
-def _lengths_of(section: Section, steps_per_epoch: int, total_steps: int) -> tuple[Lengths, int]:
-    """Return what a section's durations are counted in, and the steps of its warm-up."""
+def _count_ticks(section: Section, length: RunLength) -> tuple[Ticks, int]:
+    """Return the ticks of a section's scheduler and the steps of its warm-up."""
     warmup_steps = 0
     if section["warmup"] is not None:
-        warmup_steps = parse_duration(section["warmup"]).in_steps(steps_per_epoch, total_steps)
-    per_tick = 1 if section["every"] == "step" else steps_per_epoch
-    ticks = max(1, math.ceil((total_steps - warmup_steps) / per_tick))
-    return Lengths(steps_per_epoch, total_steps, per_tick, ticks), warmup_steps
+        warmup_steps = parse_duration(section["warmup"]).in_steps(length)
+    per_tick = 1 if section["every"] == "step" else length.steps_per_epoch
+    total = max(1, math.ceil((length.total_steps - warmup_steps) / per_tick))
+    return Ticks(length, per_tick, total), warmup_steps
 
 
-def _in_ticks(section: Section, lengths: Lengths) -> dict[str, Any]:
+def _in_ticks(section: Section, ticks: Ticks) -> dict[str, Any]:
     """Return a section, and those in it, with each length as a number of the scheduler's steps."""
     args = dict(section.get("args") or {})
-    args.update({key: lengths.in_ticks(args[key]) for key in _durations(section) if key in args})
+    args.update({key: ticks.convert(args[key]) for key in _durations(section) if key in args})
     for key in FILLED_IN.get(section["type"], ()):
         if key not in args and "epochs" not in args:
-            args[key] = lengths.ticks
+            args[key] = ticks.total
     if "schedulers" in args:
-        parts = zip(args["schedulers"], _lengths_of_parts(args, lengths), strict=True)
+        parts = zip(args["schedulers"], _ticks_of_parts(args, ticks), strict=True)
         args["schedulers"] = [_in_ticks(*part) for part in parts]
     return {**section, "args": args}
 
@@ -362,29 +360,29 @@ def _build_scheduler(optimizer: Optimizer, section: Section, where: str) -> Any:
     return build("lr_scheduler", {"type": name, "args": args}, where=where, **injected)
 
 
-def _lengths_of_parts(args: Mapping[str, Any], lengths: Lengths) -> list[Lengths]:
+def _ticks_of_parts(args: Mapping[str, Any], ticks: Ticks) -> list[Ticks]:
     """Divide the ticks at the milestones; schedulers that are chained all run from end to end."""
     milestones = args.get("milestones", [])
     n_parts = len(args["schedulers"])
     if not isinstance(milestones, list) or len(milestones) != n_parts - 1:
-        return [lengths] * n_parts
-    bounds = [0, *milestones, lengths.ticks]
-    return [replace(lengths, ticks=max(1, end - start)) for start, end in pairwise(bounds)]
+        return [ticks] * n_parts
+    bounds = [0, *milestones, ticks.total]
+    return [replace(ticks, total=max(1, end - start)) for start, end in pairwise(bounds)]
 
 
 # --- What a resumed run compares ------------------------------------------------------------------
 
 
-def _timing(section: Section, steps_per_epoch: int, total_steps: int) -> Any:
+def _timing(section: Section, length: RunLength) -> Any:
     """Return what of a schedule follows the config: kinds, lengths, functions, ticks, warm-up."""
-    lengths, warmup_steps = _lengths_of(section, steps_per_epoch, total_steps)
+    ticks, warmup_steps = _count_ticks(section, length)
 
     def of(part: Section) -> Any:
         args = part["args"]
         own = {key: args[key] for key in OF_THE_CONFIG | _durations(part) if key in args}
         return part["type"], own, [of(inner) for inner in args.get("schedulers", ())]
 
-    return section["every"], warmup_steps, of(_in_ticks(section, lengths))
+    return section["every"], warmup_steps, of(_in_ticks(section, ticks))
 
 
 def _with_own_lengths(saved: Section, ours: Section) -> dict[str, Any]:

@@ -70,7 +70,6 @@ class TrainingState:
 def build_state(experiment: Experiment) -> TrainingState:
     """Return the state of a training that has not begun."""
     config, settings, memory = experiment.config, experiment.settings, experiment.config["memory"]
-    lengths = (experiment.steps_per_epoch, experiment.total_steps)
     precision = Precision(memory["precision"], experiment.device)
     return TrainingState(
         device=experiment.device,
@@ -90,7 +89,7 @@ def build_state(experiment: Experiment) -> TrainingState:
             experiment.own_losses,
         ),
         freezing=experiment.freezing,
-        capture=Capture(config["capture"], experiment.model, *lengths),
+        capture=Capture(config["capture"], experiment.model, experiment.length),
         ema=build_average(experiment.trained, settings.ema),
         meters=Meters(experiment.device),
         monitor=Monitor(experiment.monitor, settings.early_stop),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toy import assert_resumes, assert_same, batches, make, run, train_in, weights
 
+from base.config.durations import RunLength
 from base.errors import ConfigError, TrainingError
 from base.run.checks import check
 from base.training.losses import Ramp, WeightedLoss, build_losses, terms
@@ -341,7 +342,7 @@ def test_durations_of_weights_are_counted_in_steps() -> None:
         section("margin", name="a") | {"weight": moving(after="3 steps", shape="cosine")},
         section("margin", name="b") | {"weight": moving(over="50%", to=2.0)},
     ]
-    losses = build_losses(sections, 8, 40, build=build)
+    losses = build_losses(sections, RunLength(8, 40), build=build)
     assert losses["a"].weight == Ramp(0.0, 1.0, over=8, after=3, shape="cosine")
     assert losses["b"].weight == Ramp(0.0, 2.0, over=20)
     assert [losses["b"].weight_at(step) for step in (0, 10, 20, None)] == [0, 1, 2, 2]

@@ -30,12 +30,12 @@ from base.training.loss_gradients import due_gradients
 from base.training.loss_terms import LossTerms
 from base.training.optimizer_step import choose_stepper, only
 from base.training.parameter_groups import learning_rates
-from base.training.precision import NOTHING
+from base.training.precision import NO_CONTEXT
 from base.training.recovery import Recovery
 from base.training.results import (
     StepValues,
     backward_passes,
-    note_losses,
+    record_sample_losses,
     summarise,
     values_of,
     with_total,
@@ -393,7 +393,7 @@ class BaseTrainer:
             for part, n_samples in parts:
                 held = [part]
                 del part
-                guard = self.run.guard_first_step() if is_first else NOTHING
+                guard = self.run.guard_first_step() if is_first else NO_CONTEXT
                 yield held.pop(), n_samples, results, guard
             del parts
             self.progress.advance(self.window.n_samples)
@@ -451,7 +451,7 @@ class BaseTrainer:
         for metric in metrics.values():
             metric.reset()
         seed = derive_seed(self.config["seed"], phase, self.progress.epoch)
-        averaged = NOTHING if self.ema is None else self.ema.swapped_in()
+        averaged = NO_CONTEXT if self.ema is None else self.ema.swapped_in()
         self.model.eval()
         with isolated_random_state(seed), averaged, torch.inference_mode():
             positions = iter(range(count))
@@ -555,4 +555,4 @@ class BaseTrainer:
 
     def _note_losses(self, part: Any, values: StepValues) -> None:
         if self.state.sampler is not None and self.state.sampler.wants_losses:
-            note_losses(self.state.sampler, ids_of(part, self.config["batch"]), values)
+            record_sample_losses(self.state.sampler, ids_of(part, self.config["batch"]), values)

@@ -46,12 +46,12 @@ from base.system.resources import use_threads
 from base.system.seeding import derive_seed, isolated_random_state
 from base.system.torch_compat import keep_freed_memory, put_off_dynamo
 from base.training.experiment import CallbackProtocol, Experiment, choose_monitor
-from base.training.loss_facts import compares_outputs
 from base.training.losses import build_losses
+from base.training.metric_defaults import compares_outputs
 from base.training.metrics import build_metrics
 from base.training.optimizer_memory import offload_state
 from base.training.parameter_groups import build_optimizer, check_ownership
-from base.training.schedules import build_schedule, watching
+from base.training.schedules import build_schedule, resolve_monitor
 
 
 @dataclass
@@ -169,7 +169,7 @@ def build_experiment(
             scheduler = references.resolve("lr_scheduler", keys, scheduler)
             refuse_objects(scheduler, dotted(keys))
             rule = choose_monitor(config, data.valid_loader)
-            scheduler = watching(config, keys, scheduler, rule, losses)
+            scheduler = resolve_monitor(config, keys, scheduler, rule, losses)
         schedule = build_schedule(optimizers[name], scheduler, length, dotted(keys))
         if schedule is not None:
             schedules[name] = schedule

@@ -28,8 +28,8 @@ from base.network.patterns import NoMatch
 from base.run.loaders import ready_loader
 from base.system.seeding import derive_seed, isolated_random_state
 from base.training.experiment import Experiment
-from base.training.loss_facts import compares_outputs
 from base.training.losses import WeightedLoss, build_losses
+from base.training.metric_defaults import compares_outputs
 from base.training.metrics import build_metrics
 
 log = logging.getLogger("kindling")

@@ -19,13 +19,13 @@ from torch.optim import Optimizer
 
 from base.config.durations import RunLength, parse_duration
 from base.data.batch import SampleCount, cut
-from base.training.denominators import SUM, Counted, counted_by, terms_of
+from base.training.denominators import SUM_REDUCTION, LossDenominator, denominator_of, terms_of
 from base.training.losses import WeightedLoss
 
 log = logging.getLogger("kindling")
 
 
-class Fate(Enum):
+class Outcome(Enum):
     """What happens to the step of a window."""
 
     MADE = "made"
@@ -62,33 +62,33 @@ class Window:
         self.losses, self.own, self.count = losses, own, count
         self.size, self.is_full = 1, True
         self.n_samples = 0
-        self._fate = Fate.MADE
-        self._whole = Shares(0, {})  # of all batches of the window
+        self._outcome = Outcome.MADE
+        self._whole = Denominators(0, {})  # of all batches of the window
         self._part = self._whole  # of what is computed just now
-        self._ahead: deque[Shares] = deque()  # of windows that were read, but not yet begun
-        self._late = Late()
+        self._ahead: deque[Denominators] = deque()  # of windows that were read, but not yet begun
+        self._deferred = DeferredDenominators()
 
     @property
     def is_dropped(self) -> bool:
         """Whether the step of this window is not made."""
-        return self._fate is Fate.DROPPED
+        return self._outcome is Outcome.DROPPED
 
     @property
     def is_repeated(self) -> bool:
         """Whether the step of this window starts again."""
-        return self._fate is Fate.REPEATED
+        return self._outcome is Outcome.REPEATED
 
     def drop(self) -> None:
         """Pass over the rest of the window's batches; its step is not made."""
-        self._fate = Fate.DROPPED
+        self._outcome = Outcome.DROPPED
 
     def repeat(self) -> None:
         """Pass over the rest of the window's batches; its step starts again."""
-        self._fate, self.is_full = Fate.REPEATED, False
+        self._outcome, self.is_full = Outcome.REPEATED, False
 
     def restart(self) -> None:
         """Begin the repeated step."""
-        self._fate = Fate.MADE
+        self._outcome = Outcome.MADE
 
     def read_ahead(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
         """Give batches from position ``first``; those of a window are read before its first one."""
@@ -97,7 +97,7 @@ class Window:
 
     def _windows(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
         while chunk := list(islice(batches, self.accumulate)):
-            self._ahead.append(self._shares_of_window(chunk, first))
+            self._ahead.append(self._denominators_of_window(chunk, first))
             first += len(chunk)
             while chunk:
                 yield chunk.pop(0)
@@ -111,7 +111,7 @@ class Window:
         """Move to batch ``number`` of the ``count`` that are left of the epoch."""
         position = number % self.accumulate
         if position == 0:
-            self._fate, self._late = Fate.MADE, Late()
+            self._outcome, self._deferred = Outcome.MADE, DeferredDenominators()
             if self.accumulate > 1:
                 self._whole = self._ahead.popleft()
         self.size = min(self.accumulate, count - number + position)
@@ -120,11 +120,11 @@ class Window:
     def parts(self, batch: Any, position: int) -> Iterable[tuple[Any, int]]:
         """Give the batch in parts, with the samples of each."""
         self.n_samples = n_samples = self.count(batch, position)
-        if self._fate is not Fate.MADE:
+        if self._outcome is not Outcome.MADE:
             return ()
         if self.micro_batch is None or self.micro_batch >= n_samples:
             is_whole = self.accumulate == 1
-            self._part = self._whole if is_whole else self._shares(batch, n_samples)
+            self._part = self._whole if is_whole else self._denominators(batch, n_samples)
             return ((batch, n_samples),)
         return self._cut(batch, n_samples, self.micro_batch)
 
@@ -137,7 +137,7 @@ class Window:
             return self._shared(loss)
         # Those that say what they divide by come first: the others go by what was found there.
         trained = (term for term in terms.values() if term.requires_grad)
-        order = sorted(trained, key=lambda term: counted_by(term) is None)
+        order = sorted(trained, key=lambda term: denominator_of(term) is None)
         shared = [self._shared(term) for term in order]
         return sum(shared[1:], start=shared[0]) if shared else loss
 
@@ -154,46 +154,48 @@ class Window:
     def _cut(self, batch: Any, n_samples: int, length: int) -> Iterator[tuple[Any, int]]:
         is_last = self.is_full
         if self.accumulate == 1:
-            self._whole = self._shares(batch, n_samples)
+            self._whole = self._denominators(batch, n_samples)
         for begin in range(0, n_samples, length):
             end = min(begin + length, n_samples)
             part = cut(batch, begin, end, n_samples)
-            self._part = self._shares(part, end - begin)
+            self._part = self._denominators(part, end - begin)
             self.is_full = is_last and end == n_samples
             yield part, end - begin
-            if self._fate is not Fate.MADE:
+            if self._outcome is not Outcome.MADE:
                 break
         self.is_full = is_last and not self.is_repeated
         self._part = self._whole
 
-    def _shares_of_window(self, batches: Sequence[Any], first: int) -> Shares:
-        whole = Shares(0, {})
+    def _denominators_of_window(self, batches: Sequence[Any], first: int) -> Denominators:
+        whole = Denominators(0, {})
         for position, batch in enumerate(batches, start=first):
-            whole.add(self._shares(batch, self.count(batch, position)))
+            whole.add(self._denominators(batch, self.count(batch, position)))
         return whole
 
-    def _shares(self, batch: Any, n_samples: int) -> Shares:
+    def _denominators(self, batch: Any, n_samples: int) -> Denominators:
         rules, all_losses = self.count.rules, (*self.losses.items(), *self.own.items())
         found = ((name, loss.counted_in(batch, rules)) for name, loss in all_losses)
-        return Shares(n_samples, {name: one for name, one in found if one is not None})
+        return Denominators(n_samples, {name: one for name, one in found if one is not None})
 
     def _shared(self, term: Tensor) -> Tensor:
-        counted = counted_by(term)
-        if counted is not None and counted.number is SUM:
-            return _times(term, self._late.makes_up())
+        counted = denominator_of(term)
+        if counted is not None and counted.number is SUM_REDUCTION:
+            return _scale(term, self._deferred.compensation())
         is_own = counted is not None and counted.name in self.own
         is_alone = len(self.losses) == 1 and not is_own
         share = None if counted is None else self._known_share(counted, is_alone)
         if share is not None:
             if not is_own:
-                self._late.is_ruled_out = self._late.is_ruled_out or not self._late.assumed
-            return _times(term, share * self._late.makes_up())
+                self._deferred.is_ruled_out = (
+                    self._deferred.is_ruled_out or not self._deferred.assumed
+                )
+            return _scale(term, share * self._deferred.compensation())
         by_samples = self._part.n_samples / max(self._whole.n_samples, 1)
-        if counted is None or not is_alone or self._late.is_ruled_out:
-            return _times(term, by_samples * self._late.makes_up())
-        return _times(term, self._late.share(counted, self._part, by_samples))
+        if counted is None or not is_alone or self._deferred.is_ruled_out:
+            return _scale(term, by_samples * self._deferred.compensation())
+        return _scale(term, self._deferred.share(counted, self._part, by_samples))
 
-    def _known_share(self, counted: Counted, is_alone: bool) -> Any:
+    def _known_share(self, counted: LossDenominator, is_alone: bool) -> Any:
         """Return the share of a part whose denominators are known ahead; None: they are not."""
         part, whole = (each.counted.get(counted.name) for each in (self._part, self._whole))
         if part is None or whole is None or not part.is_for(counted, is_alone):
@@ -202,10 +204,10 @@ class Window:
 
     def correct(self, optimizer: Optimizer) -> None:
         """Bring the gradients of a window to its denominators as they were found."""
-        if self._late.assumed:
+        if self._deferred.assumed:
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             gradients = [p.grad for p in parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, self._late.correction())
+            torch._foreach_mul_(gradients, self._deferred.correction())
 
 
 def warn_of_batch_norm(model: nn.Module, micro_batch: int | None, batch_size: int | None) -> None:
@@ -216,7 +218,7 @@ def warn_of_batch_norm(model: nn.Module, micro_batch: int | None, batch_size: in
         log.warning(f"{text} batch: statistics and results differ", len(norms), micro_batch)
 
 
-def _times(term: Tensor, share: Any) -> Tensor:
+def _scale(term: Tensor, share: Any) -> Tensor:
     """Return a share of a mean: nothing where nothing is counted, and the mean is 0/0."""
     if not isinstance(share, Tensor):
         return term * float(share) if share else term.nan_to_num() * 0.0
@@ -225,13 +227,13 @@ def _times(term: Tensor, share: Any) -> Tensor:
 
 
 @dataclass
-class Shares:
+class Denominators:
     """The samples of a batch, or of a window, and what each loss divides by there."""
 
     n_samples: int
-    counted: dict[str, Counted]
+    counted: dict[str, LossDenominator]
 
-    def add(self, other: Shares) -> None:
+    def add(self, other: Denominators) -> None:
         """Take in another batch of the window."""
         self.n_samples += other.n_samples
         for name, one in other.counted.items():
@@ -239,7 +241,7 @@ class Shares:
 
 
 @dataclass
-class Late:
+class DeferredDenominators:
     """Denominators of a lone loss that is given other targets than the batch's, in one window.
 
     Shifted or masked ones, of a language model, are known part by part only. The first call of the
@@ -253,10 +255,10 @@ class Late:
     found: Any = 0.0  # in the parts so far
     is_ruled_out: bool = False
     """The loss was given the batch's own target first."""
-    _part: Shares | None = None
+    _part: Denominators | None = None
     _first: Any = 0.0  # the denominator of the first call in that part
 
-    def share(self, counted: Counted, part: Shares, by_samples: float) -> Any:
+    def share(self, counted: LossDenominator, part: Denominators, by_samples: float) -> Any:
         """Return the share of a call in the window; a later one may repeat the first of a part."""
         if not self.assumed:
             self.assumed = max(counted.n_elements, 1) / (by_samples or 1.0)
@@ -265,7 +267,7 @@ class Late:
             self.assumed_yet += self.assumed * by_samples
             self.found = self.found + counted.number
             return counted.number / self.assumed
-        other = by_samples * self.makes_up()
+        other = by_samples * self.compensation()
         is_repeated = counted.number == self._first
         if isinstance(is_repeated, Tensor):
             return torch.where(is_repeated, counted.number / self.assumed, other)
@@ -273,14 +275,14 @@ class Late:
 
     def correction(self) -> Any:
         """Return what all gradients are multiplied by; nothing counts where none was found."""
-        return _ratio(self.assumed, self.found)
+        return _divide(self.assumed, self.found)
 
-    def makes_up(self) -> Any:
+    def compensation(self) -> Any:
         """Return what undoes the correction, as it is expected by now."""
         return self.found / self.assumed_yet if self.assumed else 1.0
 
 
-def _ratio(number: Any, other: Any) -> Any:
+def _divide(number: Any, other: Any) -> Any:
     """Return the quotient; 0 where the divisor is."""
     if isinstance(other, Tensor):
         return torch.where(other == 0, 0.0, number / other)

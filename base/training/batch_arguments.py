@@ -37,7 +37,7 @@ class DataParameters:
     needed: Mapping[str, bool] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, function: Callable[..., Any]) -> DataParameters:
+    def from_function(cls, function: Callable[..., Any]) -> DataParameters:
         """Read the signature; one of torch takes from a batch only what it must be given.
 
         The options of torch's losses are the config's: ``weight`` is a weight for each class.

@@ -19,17 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import _reduction
 
-SUM = "sum"
+SUM_REDUCTION = "sum"
 """The denominator of a loss that is a sum: parts of it are added, whatever their number."""
 
 Denominator = Tensor | float | str
-"""A number, on the device or not, or `SUM`."""
+"""A number, on the device or not, or `SUM_REDUCTION`."""
 
 Rule = Callable[..., Denominator | None]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Counted(NamedTuple):
+class LossDenominator(NamedTuple):
     """What the loss called ``name`` was divided by.
 
     Args:
@@ -44,46 +44,46 @@ class Counted(NamedTuple):
     address: int = 0
     is_of_call: bool = False
 
-    def plus(self, other: Counted) -> Counted:
+    def plus(self, other: LossDenominator) -> LossDenominator:
         """Return what the loss of both together is divided by."""
-        number = SUM if self.number is SUM else self.number + other.number
-        return Counted(self.name, number, self.n_elements + other.n_elements)
+        number = SUM_REDUCTION if self.number is SUM_REDUCTION else self.number + other.number
+        return LossDenominator(self.name, number, self.n_elements + other.n_elements)
 
-    def is_for(self, other: Counted, is_strict: bool) -> bool:
+    def is_for(self, other: LossDenominator, is_strict: bool) -> bool:
         """Tell whether the other one is of this target: of the same size and, if strict, place."""
         is_there = self.address == other.address or not is_strict
         return self.n_elements == other.n_elements and is_there and not other.is_of_call
 
 
-def mark(value: Tensor, counted: Counted | None) -> Tensor:
+def mark_denominator(value: Tensor, counted: LossDenominator | None) -> Tensor:
     """Note on a loss what it is a mean over; what is computed from it no longer says so."""
     if counted is not None:
         value.counted = counted  # type: ignore[attr-defined]
     return value
 
 
-def counted_by(value: Any) -> Counted | None:
+def denominator_of(value: Any) -> LossDenominator | None:
     """Return what is noted on a loss; None for a mean over samples."""
     return getattr(value, "counted", None)
 
 
-def mark_samples(value: Tensor, losses: Tensor | None) -> Tensor:
+def mark_sample_losses(value: Tensor, losses: Tensor | None) -> Tensor:
     """Note on a loss what it is for each of its samples, (sample,), without their graph."""
     if losses is not None:
         value.samples = losses.detach()  # type: ignore[attr-defined]
     return value
 
 
-def losses_of_samples(value: Any) -> Tensor | None:
+def sample_losses_of(value: Any) -> Tensor | None:
     """Return what is noted on a loss of its samples; of a sum of losses the sum of theirs."""
     terms = terms_of(value)
     if terms is None:
         return getattr(value, "samples", None)
-    found = [each for term in terms.values() if (each := losses_of_samples(term)) is not None]
+    found = [each for term in terms.values() if (each := sample_losses_of(term)) is not None]
     return sum(found[1:], start=found[0]) if found else None
 
 
-def mark_sum(value: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
+def mark_terms(value: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
     """Note on a sum of losses what its terms are, each a mean over something of its own."""
     value.terms = terms  # type: ignore[attr-defined]
     return value
@@ -148,7 +148,7 @@ def is_sum(function: Any, given: Mapping[str, Any]) -> bool:
     called: Any = function.forward if isinstance(function, nn.Module) else function
     parameter = _after_first(called).get("reduction")
     default = {} if parameter is None else {"reduction": parameter.default}
-    return reduction_of(function, {**default, **given}) == SUM
+    return reduction_of(function, {**default, **given}) == SUM_REDUCTION
 
 
 def changes_rule(rule: Rule, given: Mapping[str, Any]) -> bool:
@@ -181,8 +181,8 @@ class OwnRule:
 
     def __call__(self, output: Any, target: Any, /, **given: Any) -> Any:
         more = {**self.settings, **given}
-        if "reduction" not in self.takes and more.get("reduction") == SUM:
-            return SUM
+        if "reduction" not in self.takes and more.get("reduction") == SUM_REDUCTION:
+            return SUM_REDUCTION
         if any(name not in more for name in self.needed):
             return None  # it is known in the step
         return self.own(target, **{name: more[name] for name in self.takes if name in more})
@@ -243,7 +243,9 @@ def _or_sum(rule: Rule) -> Rule:
 
     @functools.wraps(rule)
     def count(*args: Any, **settings: Any) -> Any:
-        return SUM if _reduction_of(settings) == SUM else rule(*args, **settings)
+        return (
+            SUM_REDUCTION if _reduction_of(settings) == SUM_REDUCTION else rule(*args, **settings)
+        )
 
     return count
 
@@ -348,7 +350,7 @@ _RULES: dict[Any, Rule] = {
     ),
     **dict.fromkeys((F.ctc_loss, nn.CTCLoss), _sequences),
 }
-OF_ROWS = (_output_elements, _output_rows, _sequences)
+ROW_RULES = (_output_elements, _output_rows, _sequences)
 """Rules that need more than the target: of a sample's rows, the mean counts once."""
 
 RULES = {function: _or_sum(rule) for function, rule in _RULES.items()}

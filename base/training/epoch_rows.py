@@ -16,7 +16,7 @@ from logger.files import put_aside
 
 log = logging.getLogger("kindling")
 
-MOST = 1000  # epochs; a checkpoint does not grow with the length of a run beyond that
+MAX_ROWS = 1000  # epochs; a checkpoint does not grow with the length of a run beyond that
 MEASURED = ("seconds", "samples_per_second", "memory_mb", "wait")
 """Columns that differ between two runs with the same numbers: equal states give equal bytes."""
 
@@ -34,7 +34,7 @@ class EpochRows:
         (cells,) = csv.reader([csv_text([kept.values()])])
         earlier = {epoch: one for epoch, one in self.rows.items() if epoch < row["epoch"]}
         self.rows = {**earlier, row["epoch"]: dict(zip(kept, cells, strict=True))}
-        for epoch in list(self.rows)[:-MOST]:
+        for epoch in list(self.rows)[:-MAX_ROWS]:
             del self.rows[epoch]
         self._encoded = None
 
@@ -45,7 +45,7 @@ class EpochRows:
                 row = {name: cell for name, cell in rows[epoch].items() if not _is_measured(name)}
                 self.rows[epoch] = row
                 self._encoded = None
-        self.rows = {epoch: self.rows[epoch] for epoch in sorted(self.rows)[-MOST:]}
+        self.rows = {epoch: self.rows[epoch] for epoch in sorted(self.rows)[-MAX_ROWS:]}
 
     def state_dict(self) -> dict[str, Any]:
         if self._encoded is None:

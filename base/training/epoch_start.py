@@ -25,17 +25,17 @@ from base.data.batch import tensors_in
 from base.system.seeding import derive_seed, isolated_random_state
 from base.training.losses import WeightedLoss
 from base.training.progress import Stateful
-from base.training.state import TrainingState, is_among
+from base.training.state import TrainingState, matches_name
 from base.training.trials import keep_buffers
 
 # What the start of an epoch is not shown as it was before: it is the same, or too large.
-NOT_NOTED = (
+NOT_RECORDED = (
     "model", "optimizer.", "schedule.", "scaler.", "metric.", "ema", "monitor", "meters", "random",
     "progress", "bad_samples", "epoch_start",
 )  # fmt: skip
-LARGE = ("model", "optimizer.", "ema")  # their copies are in CPU memory
-MOST_BYTES = 256 << 20  # of a registered object's state; a larger one is shown as it was saved
-_NOT_OWN = {"base", "logger", "torch", "torchvision", "numpy", *sys.stdlib_module_names}
+SNAPSHOT_NAMES = ("model", "optimizer.", "ema")  # their copies are in CPU memory
+MAX_BYTES = 256 << 20  # of a registered object's state; a larger one is shown as it was saved
+_LIBRARIES = {"base", "logger", "torch", "torchvision", "numpy", *sys.stdlib_module_names}
 
 
 class EpochStart:
@@ -62,8 +62,8 @@ class EpochStart:
     ) -> None:
         self.state, self._prepare, self._callbacks = state, prepare, callbacks
         self._has_own, self._seed, self._owners = has_own, seed, owners
-        self._begun: int | None = None  # the epoch whose start is in force
-        self._found: dict[str, Any] = {}
+        self._begun_epoch: int | None = None  # the epoch whose start is in force
+        self._recorded: dict[str, Any] = {}
         self._since_kept: list[dict[str, Any]] = []  # the progress at each start, for a rollback
         self._modes: list[tuple[nn.Module, bool]] = []
 
@@ -78,21 +78,21 @@ class EpochStart:
         self.state.freezing.begin_epoch(progress.step)
         if not self.is_used:
             return
-        if self._begun == progress.epoch:
+        if self._begun_epoch == progress.epoch:
             for module, is_training in self._modes:
                 module.training = is_training
             return
         if progress.batch == 0:
             self._since_kept.append(progress.state_dict())
-            self._call_noting()
+            self._call_and_record()
         else:
             self._call_again()
-        self._begun = progress.epoch
+        self._begun_epoch = progress.epoch
 
     @contextmanager
     def tried(self) -> Iterator[None]:
         """Let an epoch have begun for what is tried within; all is put back afterwards."""
-        if not self.is_used or self._begun == self.state.progress.epoch:
+        if not self.is_used or self._begun_epoch == self.state.progress.epoch:
             yield
             return
         since_kept = list(self._since_kept)
@@ -102,7 +102,7 @@ class EpochStart:
                 yield
             finally:
                 put_back()
-                self._begun, self._since_kept, self._modes = None, since_kept, []
+                self._begun_epoch, self._since_kept, self._modes = None, since_kept, []
 
     @contextmanager
     def as_saved(self) -> Iterator[None]:
@@ -128,42 +128,44 @@ class EpochStart:
         """
         if self._since_kept:
             stateful = self.state.stateful.items()
-            with self._kept_state({n: one for n, one in stateful if is_among(n, unchanged)}):
+            with self._kept_state({n: one for n, one in stateful if matches_name(n, unchanged)}):
                 for progress in self._since_kept:
                     self.state.progress.load_state_dict(progress)
-                    self._call_noting()
+                    self._call_and_record()
 
     def state_dict(self) -> dict[str, Any]:
-        return self._found
+        return self._recorded
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._found = state_dict
+        self._recorded = state_dict
 
-    def _call_noting(self) -> None:
+    def _call_and_record(self) -> None:
         """Begin a new epoch; note what the call has found of the state that it changes."""
         stateful, progress = self.state.stateful, self.state.progress.state_dict()
-        states = {n: one.state_dict() for n, one in stateful.items() if not is_among(n, NOT_NOTED)}
+        states = {
+            n: one.state_dict() for n, one in stateful.items() if not matches_name(n, NOT_RECORDED)
+        }
         before = {n: _copied(each) for n, each in states.items() if _is_small(each)}
         self._call()
         changed = {n: s for n, s in before.items() if not _is_same(s, stateful[n].state_dict())}
-        self._found = {"progress": progress, "parts": changed}
+        self._recorded = {"progress": progress, "parts": changed}
 
     def _call_again(self) -> None:
         """Begin the epoch that was under way when the state was saved, which stays as it is."""
         with self._kept_state():
-            found = self._found_then()
+            found = self._recorded_or_default()
             for name, state in found["parts"].items():
                 if name in self.state.stateful:
                     self.state.stateful[name].load_state_dict(_copied(state))
             self.state.progress.load_state_dict(found["progress"])
             self._call()
 
-    def _found_then(self) -> dict[str, Any]:
+    def _recorded_or_default(self) -> dict[str, Any]:
         """Return what the start of the saved epoch found; all but its number may be unknown."""
         progress = self.state.progress
         epoch = progress.epoch if progress.batch else max(progress.epoch - 1, 0)
-        if self._found and self._found["progress"]["epoch"] == epoch:
-            return self._found
+        if self._recorded and self._recorded["progress"]["epoch"] == epoch:
+            return self._recorded
         return {"progress": {**progress.state_dict(), "epoch": epoch, "batch": 0}, "parts": {}}
 
     def _call(self) -> None:
@@ -194,7 +196,9 @@ class EpochStart:
         """Put what is saved back afterwards: all of it, or these."""
         kept = self.state.stateful if stateful is None else stateful
         states = {name: one.state_dict() for name, one in kept.items()}
-        large = {n: s for n, s in states.items() if is_among(n, LARGE) or not _is_small(s)}
+        large = {
+            n: s for n, s in states.items() if matches_name(n, SNAPSHOT_NAMES) or not _is_small(s)
+        }
         # Others stay on their device: an object of the user's own need not expect another one.
         states = {name: _copied(s) for name, s in states.items() if name not in large}
         states |= Snapshot().take(large)
@@ -259,7 +263,7 @@ def _has_attributes(one: object) -> bool:
 
 
 def _is_own(one: object) -> bool:
-    return type(one).__module__.partition(".")[0] not in _NOT_OWN
+    return type(one).__module__.partition(".")[0] not in _LIBRARIES
 
 
 def _public(one: object, names: list[str]) -> list[str]:
@@ -320,7 +324,7 @@ def _copied(state: Any) -> Any:
 
 
 def _is_small(state: Any) -> bool:
-    return sum(tensor.nbytes for tensor in tensors_in(state)) <= MOST_BYTES
+    return sum(tensor.nbytes for tensor in tensors_in(state)) <= MAX_BYTES
 
 
 def _is_same(one: Any, other: Any) -> bool:

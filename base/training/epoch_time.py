@@ -14,9 +14,9 @@ from logger.csv_writer import number, read_rows
 from logger.files import write_whole
 
 PARTS = ("data", "copy", "compute", "logging")
-HIGH = 0.2  # a share of the epoch, beside the computation, that is worth a word
-OFTEN = 0.5  # a share of the steps
-LEAST_SECONDS = 1.0  # whatever takes less is quick enough
+HIGH_SHARE = 0.2  # a share of the epoch, beside the computation, that is worth a word
+HIGH_IDLE_SHARE = 0.5  # a share of the steps
+MIN_SECONDS = 1.0  # whatever takes less is quick enough
 
 
 class Clock:
@@ -60,7 +60,7 @@ class Clock:
         return taken
 
 
-def time_facts(loader: Any, config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def speed_factors(loader: Any, config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """Return what the advice depends on, beside the times.
 
     ``readers`` says where batches come from: ``none`` is memory, else threads or processes;
@@ -88,13 +88,13 @@ def advice(seconds: Mapping[str, float], facts: Mapping[str, Any]) -> str | None
 
     Args:
         seconds: what `Clock.take` gave.
-        facts: what `time_facts` gives.
+        facts: what `speed_factors` gives.
     """
     total = sum(seconds.values())
-    if total < LEAST_SECONDS:
+    if total < MIN_SECONDS:
         return None
     shares = {part: seconds[part] / total for part in PARTS}
-    if shares["data"] > HIGH:
+    if shares["data"] > HIGH_SHARE:
         text = f"{shares['data']:.0%} of the time is waiting for data: "
         n_workers, n_cores = facts["num_workers"], facts["cores"]
         if facts["readers"] != "none" and n_workers is not None and n_workers < n_cores:
@@ -102,17 +102,19 @@ def advice(seconds: Mapping[str, float], facts: Mapping[str, Any]) -> str | None
         if facts["cache"] == "none" and facts["readers"] != "none":
             return f"{text}set data_loader.args.cache: memory, or disk"
         return f"{text}let the data set read quicker, from memory or from smaller files"
-    if shares["copy"] > HIGH and facts["device"] == "cuda":  # elsewhere nothing copies by itself
+    if (
+        shares["copy"] > HIGH_SHARE and facts["device"] == "cuda"
+    ):  # elsewhere nothing copies by itself
         text = f"{shares['copy']:.0%} of the time is copying to the device: "
         if facts["pin_memory"] is False:
             return f"{text}set data_loader.args.pin_memory: true"
         if facts["prefetch"] == 0:
             return f"{text}set memory.prefetch: 2"
         return f"{text}let the data set give less, as images in uint8"
-    if shares["logging"] > HIGH:
+    if shares["logging"] > HIGH_SHARE:
         text = f"{shares['logging']:.0%} of the time is logging and saving"
         return f"{text}: raise trainer.save_every and trainer.log_every"
-    if facts["idle"] > OFTEN and facts["batch_size"] is not None:
+    if facts["idle"] > HIGH_IDLE_SHARE and facts["batch_size"] is not None:
         text = f"after {facts['idle']:.0%} of the steps the GPU has nothing left to do: "
         return f"{text}raise data_loader.args.batch_size above {facts['batch_size']}"
     return None

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from base.checkpoint.object_state import get_object_state, set_object_state
 from base.training.losses import WeightedLoss
 
-_OF_MODULES = frozenset(vars(nn.Module()))
-_NOT_OWN = ("torch", "builtins", "functools")
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+_LIBRARIES = ("torch", "builtins", "functools")
 
 
 class LossAttributes:
@@ -65,13 +65,13 @@ class LossAttributes:
 
 def _is_own(one: object) -> bool:
     cls = type(one)
-    return hasattr(one, "__dict__") and cls.__module__.partition(".")[0] not in _NOT_OWN
+    return hasattr(one, "__dict__") and cls.__module__.partition(".")[0] not in _LIBRARIES
 
 
 def _plain(owner: Any) -> dict[str, Any]:
     attributes = get_object_state(owner)
     is_module = isinstance(owner, nn.Module)
-    return {k: v for k, v in attributes.items() if not (is_module and k in _OF_MODULES)}
+    return {k: v for k, v in attributes.items() if not (is_module and k in _MODULE_ATTRIBUTES)}
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from base.errors import TrainingError
-from base.training.denominators import Counted, mark
+from base.training.denominators import LossDenominator, mark_denominator
 
 TOTAL = "loss"  # the term that is minimised in place of the sum of all
 
@@ -27,10 +27,10 @@ class LossTerms(dict[str, Any]):
         self.loss = loss
 
 
-class CountedNumber(float):
+class LoggedNumber(float):
     """A number that says what it is a mean over, as a loss does."""
 
-    counted: Counted | None = None
+    counted: LossDenominator | None = None
 
 
 class Term(NamedTuple):
@@ -49,7 +49,7 @@ class Term(NamedTuple):
 
 
 def as_terms(
-    name: str, values: Any, scalar: Callable[[Any, str], Tensor], counted: Counted | None
+    name: str, values: Any, scalar: Callable[[Any, str], Tensor], counted: LossDenominator | None
 ) -> Any:
     """Check the terms that a loss gave, in the form that it gave them.
 
@@ -91,22 +91,22 @@ def _term(
     key: str,
     value: Any,
     scalar: Callable[[Any, str], Tensor],
-    counted: Counted | None,
+    counted: LossDenominator | None,
 ) -> Any:
     if isinstance(value, Tensor):
-        term = mark(scalar(value, f"term {key!r} of loss {name!r}"), counted)
+        term = mark_denominator(scalar(value, f"term {key!r} of loss {name!r}"), counted)
         term.term_of = name  # type: ignore[attr-defined]
         return term
     if not isinstance(value, Real):
         found = "None" if value is None else f"a {type(value).__name__}"
         text = f"term {key!r} of loss {name!r} must be one number, not {found}"
         raise TrainingError(f"{text}; leave it out")
-    number = CountedNumber(value)
+    number = LoggedNumber(value)
     number.counted = counted
     return number
 
 
-def flat(losses: Any, configured: Collection[str]) -> dict[str, Term]:
+def flatten_terms(losses: Any, configured: Collection[str]) -> dict[str, Term]:
     """Return all terms of a step's losses by the names that are logged.
 
     The terms of a loss keep their names where it is the only one that is configured; they are

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from base.config.durations import RunLength, parse_duration
 from base.data.batch import (
-    AS_IT_IS,
+    DEFAULT_RULES,
     Rules,
     Targets,
     extras_of,
@@ -30,28 +30,28 @@ from base.names.construction import build as build_named
 from base.names.discovery import describe_error
 from base.training.batch_arguments import DataParameters
 from base.training.denominators import (
-    SUM,
-    Counted,
+    SUM_REDUCTION,
+    LossDenominator,
     OwnRule,
     changes_rule,
-    counted_by,
+    denominator_of,
     denominator_rule,
     is_sum,
     is_unreduced,
-    losses_of_samples,
-    mark,
-    mark_samples,
+    mark_denominator,
+    mark_sample_losses,
+    sample_losses_of,
 )
-from base.training.loss_terms import TOTAL, Term, as_terms, flat, is_of_terms, refuse_many
+from base.training.loss_terms import TOTAL, Term, as_terms, flatten_terms, is_of_terms, refuse_many
 from base.training.metric_values import describe, describe_call
 from base.training.sample_losses import (
     SAMPLE_WEIGHT,
-    SampleWise,
+    PerSampleLoss,
     as_weights,
-    without_gradient_of_none,
+    mask_empty_gradient,
     zero_where,
 )
-from base.training.selection import Compared, build_list
+from base.training.selection import Selection, build_list
 from base.training.shape_agreement import BroadcastError, ShapeAgreement
 
 ONE_STEP = RunLength(steps_per_epoch=1, total_steps=1)
@@ -105,7 +105,7 @@ class _Call(NamedTuple):
         found, keywords: what is given by name: by the batch, and by the caller.
         given: all that the caller gives beyond output and target, by name.
         weights: of the samples; None: all count alike.
-        is_by_samples: the samples are weighted, or their losses asked for, one by one.
+        is_per_sample: the samples are weighted, or their losses asked for, one by one.
     """
 
     output: Any
@@ -116,7 +116,7 @@ class _Call(NamedTuple):
     keywords: dict[str, Any]
     given: dict[str, Any]
     weights: Tensor | None
-    is_by_samples: bool
+    is_per_sample: bool
 
 
 @dataclass
@@ -126,20 +126,20 @@ class WeightedLoss:
     name: str
     function: Callable[..., Any]
     weight: Weight = Weight()
-    compared: Compared = field(default_factory=Compared)
+    selection: Selection = field(default_factory=Selection)
     agreement: ShapeAgreement | None = field(default=None, repr=False, compare=False)
-    rules: Rules = field(default_factory=lambda: AS_IT_IS, repr=False)
+    rules: Rules = field(default_factory=lambda: DEFAULT_RULES, repr=False)
     """The config's ``batch:`` section, which says where ids and weights of samples are."""
     notes_samples: bool = False
     """It is asked for the loss of each sample, for a sampler that learns from them."""
     weight_was_read: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.takes = DataParameters.of(self.function)
+        self.takes = DataParameters.from_function(self.function)
         self.as_built = copy.deepcopy(self._whole_state())  # on the CPU: nothing was moved yet
         # The rule of before `to` keeps class weights on the CPU, for targets that are still there.
         self._rule = self._rule_on_cpu = denominator_rule(self.function)
-        self._by_samples = SampleWise(self.name, self.function)
+        self._per_sample = PerSampleLoss(self.name, self.function)
         self.was_weighted = False  # by the weights of samples
 
     def __call__(self, *args: Any, batch: Any = None, **keywords: Any) -> Any:
@@ -159,12 +159,12 @@ class WeightedLoss:
             ConfigError: the function needs an argument that nobody gives.
             TrainingError: the loss refuses what it is given, or gives no number.
         """
-        call = self._arrange(args, batch, keywords)
+        call = self._bind_arguments(args, batch, keywords)
         counted = None
-        if self._says_its_own and not call.is_by_samples:
+        if self._has_own_rule and not call.is_per_sample:
             counted = self._counted(call.output, call.after, call.found, call.given, call.weights)
         if counted is not None:
-            guarded = without_gradient_of_none(call.output, counted.number)
+            guarded = mask_empty_gradient(call.output, counted.number)
             call = call._replace(output=guarded)
         try:
             value = self._value(call, batch)
@@ -173,7 +173,7 @@ class WeightedLoss:
         except Exception as error:
             text = f"loss {self.name!r} fails on"
             text += f" {describe_call(call.output, call.after, call.found)}"
-            text = f"{text}: {describe_error(error)}{_about_classes(call.after, error)}"
+            text = f"{text}: {describe_error(error)}{_describe_classes(call.after, error)}"
             raise TrainingError(text).with_trace_of(error) from error
         if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, call.given):
             return value
@@ -183,24 +183,26 @@ class WeightedLoss:
             counted = counted._replace(is_of_call=True)
         if not isinstance(value, Tensor) and is_of_terms(value):
             return as_terms(self.name, value, self._scalar, counted)
-        return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+        return mark_denominator(self._scalar(value, f"loss {self.name!r}"), counted)
 
-    def _arrange(self, args: tuple[Any, ...], batch: Any, keywords: dict[str, Any]) -> _Call:
+    def _bind_arguments(self, args: tuple[Any, ...], batch: Any, keywords: dict[str, Any]) -> _Call:
         """Find what the function is called with: what is given, and what the batch has of it."""
-        if len(args) == 2 and not keywords and self._takes_pair(args[1]):  # the most common by far
-            output, target = self.compared(*args, batch)
+        if (
+            len(args) == 2 and not keywords and self._is_simple_call(args[1])
+        ):  # the most common by far
+            output, target = self.selection(*args, batch)
             return _Call(output, True, (target,), (), {}, {}, {}, None, False)
         weights, keywords = self._sample_weights(batch, keywords)
         output, target, more = self._split(args, keywords)
         given = {**self.takes.named(more), **keywords} if more else keywords
-        output, picked = self.compared(output, target, batch)
-        who = (self.compared.where, f"loss {self.name!r}")
+        output, picked = self.selection(output, target, batch)
+        who = (self.selection.where, f"loss {self.name!r}")
         extras = extras_of(batch, self.rules, self.takes.needed)
         after, found = self.takes.bind(picked, target, batch, given, who, extras)
         self.was_weighted = self.was_weighted or weights is not None
         takes_weights = SAMPLE_WEIGHT in found or SAMPLE_WEIGHT in keywords
         is_noted = self.notes_samples and torch.is_grad_enabled()  # not where it is evaluated
-        is_by_samples = is_noted or not (weights is None or takes_weights)
+        is_per_sample = is_noted or not (weights is None or takes_weights)
         return _Call(
             output=output,
             has_output=bool(args) or not self.takes.is_by_name_only,
@@ -210,10 +212,10 @@ class WeightedLoss:
             keywords=keywords,
             given=given,
             weights=weights,
-            is_by_samples=is_by_samples and not is_unreduced(self.function, given),
+            is_per_sample=is_per_sample and not is_unreduced(self.function, given),
         )
 
-    def _takes_pair(self, targets: Any) -> bool:
+    def _is_simple_call(self, targets: Any) -> bool:
         """Tell whether output and target are all that counts: no names, weights or samples."""
         is_weighted = self.notes_samples or self.rules["weight"] is not None
         return self.takes.is_plain and not (is_weighted or isinstance(targets, Targets))
@@ -222,13 +224,13 @@ class WeightedLoss:
         """Call the function on all samples at once, or for each where they are weighted."""
         args = (*((call.output,) if call.has_output else ()), *call.after, *call.more)
         named, weights = call.found | call.keywords, call.weights
-        if weights is None and not call.is_by_samples:
+        if weights is None and not call.is_per_sample:
             return self._in_full_precision(self.function, args, named)
-        if call.is_by_samples:
-            each = self._ones(batch) if weights is None else weights
+        if call.is_per_sample:
+            each = self._unit_weights(batch) if weights is None else weights
             known = (call.after, call.given | call.found)
-            return self._by_samples(self._in_full_precision, args, named, each, known)
-        value = self._in_full_precision(self.function, args, _no_zeros(named, weights))
+            return self._per_sample(self._in_full_precision, args, named, each, known)
+        value = self._in_full_precision(self.function, args, _replace_zero_weights(named, weights))
         if weights is None or is_unreduced(self.function, call.given):
             return value
         return zero_where(weights.sum() == 0, value)
@@ -251,7 +253,7 @@ class WeightedLoss:
             raise TrainingError(f"{text} with `sample_weight=None`")
         return as_weights(sample_weight_of(batch, self.rules), "batch.weight"), keywords
 
-    def _ones(self, batch: Any) -> Tensor:
+    def _unit_weights(self, batch: Any) -> Tensor:
         """Return a weight for each sample of a batch, where all count alike."""
         if batch is None:
             text = f"loss {self.name!r} is called without its batch, and so without the ids of its"
@@ -286,14 +288,14 @@ class WeightedLoss:
             raise TrainingError(f"{whose} must give one number as a tensor, not {found}{advice}")
         return value.reshape(()) if value.dim() else value  # which adds to the graph
 
-    def counted_in(self, batch: Any, rules: Mapping[str, Any]) -> Counted | None:
+    def counted_in(self, batch: Any, rules: Mapping[str, Any]) -> LossDenominator | None:
         """Return what the loss will divide by on a batch, from its target alone; None: unknown.
 
         A trainer that gives its losses other targets than the batch's has none of this.
         """
         try:
             target = target_of(batch, rules)
-            picked = self.compared.pick_target(target, batch)
+            picked = self.selection.pick_target(target, batch)
             weights, _ = self._sample_weights(batch, {})
             extras = extras_of(batch, self.rules, self.takes.needed)
         except (ConfigError, TrainingError):
@@ -308,7 +310,7 @@ class WeightedLoss:
         found: Mapping[str, Any],
         given: Mapping[str, Any],
         weights: Tensor | None = None,
-    ) -> Counted | None:
+    ) -> LossDenominator | None:
         """Return what the loss divides by.
 
         Args:
@@ -322,41 +324,45 @@ class WeightedLoss:
             return counted and counted._replace(is_of_call=is_of_call)
         if self._rule is None:
             return None
-        if not (isinstance(target, Tensor) or self._says_its_own):  # a sum is one of anything
-            return Counted(self.name, SUM, 0) if is_sum(self.function, given) else None
+        if not (isinstance(target, Tensor) or self._has_own_rule):  # a sum is one of anything
+            return (
+                LossDenominator(self.name, SUM_REDUCTION, 0)
+                if is_sum(self.function, given)
+                else None
+            )
         n_elements, address, is_on_cpu = _extent(target)
         is_on_cpu = is_on_cpu and self._rule_on_cpu is not None
         rule: Any = self._rule_on_cpu if is_on_cpu else self._rule
-        if not self._says_its_own:
+        if not self._has_own_rule:
             number = rule(output, target, **found, **given)
         else:
-            number = self._own_number(lambda: rule(output, target, **found, **given), target)
+            number = self._own_denominator(lambda: rule(output, target, **found, **given), target)
         if number is None:
             return None
-        return Counted(self.name, number, n_elements, address, changes_rule(rule, given))
+        return LossDenominator(self.name, number, n_elements, address, changes_rule(rule, given))
 
     def _counted_by_weight(
         self, target: Any, given: Mapping[str, Any], weights: Tensor
-    ) -> Counted | None:
+    ) -> LossDenominator | None:
         """Return what the weighted mean divides by."""
         if SAMPLE_WEIGHT not in given:
-            number: Any = self._by_samples.counted(target, given, weights)
+            number: Any = self._per_sample.counted(target, given, weights)
         elif is_sum(self.function, given):
-            number = SUM
-        elif (rule := self._rule) is not None and self._says_its_own:
-            number = self._own_number(lambda: rule(None, target, **given), target)
+            number = SUM_REDUCTION
+        elif (rule := self._rule) is not None and self._has_own_rule:
+            number = self._own_denominator(lambda: rule(None, target, **given), target)
         else:  # it takes the weights by itself
             number = weights.sum()
         if number is None:
             return None
         n_elements, address, _ = _extent(target)
-        return Counted(self.name, number, n_elements, address)
+        return LossDenominator(self.name, number, n_elements, address)
 
     @property
-    def _says_its_own(self) -> bool:
+    def _has_own_rule(self) -> bool:
         return isinstance(self._rule, OwnRule)
 
-    def _own_number(self, count: Callable[[], Any], target: Any) -> Any:
+    def _own_denominator(self, count: Callable[[], Any], target: Any) -> Any:
         """Return the denominator that a loss of the project gives for a target."""
         try:
             number = count()
@@ -365,7 +371,7 @@ class WeightedLoss:
             raise TrainingError(f"{text}: {describe_error(error)}") from error
         if isinstance(number, Tensor) and number.numel() == 1:
             return number.reshape(())
-        if number is None or number is SUM or isinstance(number, int | float | np.number):
+        if number is None or number is SUM_REDUCTION or isinstance(number, int | float | np.number):
             return number
         found = describe(number) if isinstance(number, Tensor) else repr(number)
         raise TrainingError(
@@ -387,7 +393,7 @@ class WeightedLoss:
         """Call a function; on the first batches, where shapes are held against each other."""
         if self.agreement is None:
             return function(*args, **keywords)
-        return self.agreement.call(self.compared.where, function, *args, **keywords)
+        return self.agreement.call(self.selection.where, function, *args, **keywords)
 
     def weight_at(self, step: int | None) -> float:
         """Return the weight in the step that follows so many others; None: the final one."""
@@ -422,7 +428,7 @@ class WeightedLoss:
             }
             self.function = functools.partial(self.function.func, **keywords)
         self._rule = denominator_rule(self.function)
-        self._by_samples = SampleWise(self.name, self.function)
+        self._per_sample = PerSampleLoss(self.name, self.function)
         return self
 
     def follow_weights(self) -> None:
@@ -465,7 +471,7 @@ class WeightedLoss:
         return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
 
 
-def _no_zeros(keywords: dict[str, Any], weights: Tensor | None) -> dict[str, Any]:
+def _replace_zero_weights(keywords: dict[str, Any], weights: Tensor | None) -> dict[str, Any]:
     """Return what a loss that takes weights is called with: never weights that are 0 in all."""
     if weights is None or SAMPLE_WEIGHT not in keywords:
         return keywords
@@ -505,7 +511,7 @@ def terms(
     Raises:
         TrainingError: one has more than one number.
     """
-    found = flat(losses, weighted)
+    found = flatten_terms(losses, weighted)
     return weigh_terms({k: it for k, it in found.items() if it.is_minimised}, weighted, step)
 
 
@@ -522,7 +528,7 @@ def lone_total(
     if name == TOTAL or getattr(value, "term_of", name) != name:
         return None
     weight = loss.weight_at(step)
-    return value if weight == 1 else scaled(value, weight)
+    return value if weight == 1 else scale_loss(value, weight)
 
 
 def weigh_terms(
@@ -540,22 +546,22 @@ def weigh_terms(
         if weight == 1:  # a product would be one more operation, forward and backward
             parts[name] = value
         elif weight != 0 or not any(weights.values()):
-            parts[name] = scaled(value, weight)
+            parts[name] = scale_loss(value, weight)
     return parts
 
 
-def scaled(loss: Tensor, weight: float) -> Tensor:
+def scale_loss(loss: Tensor, weight: float) -> Tensor:
     """Return a loss times its weight, with what is noted on it."""
-    of_samples = losses_of_samples(loss)
-    product = mark(loss * weight, counted_by(loss))
-    return mark_samples(product, None if of_samples is None else of_samples * weight)
+    of_samples = sample_losses_of(loss)
+    product = mark_denominator(loss * weight, denominator_of(loss))
+    return mark_sample_losses(product, None if of_samples is None else of_samples * weight)
 
 
 def build_losses(
     sections: Sequence[Mapping[str, Any]],
     length: RunLength = ONE_STEP,
     build: Callable[..., Any] = build_named,
-    rules: Rules = AS_IT_IS,
+    rules: Rules = DEFAULT_RULES,
     notes_samples: bool = False,
 ) -> dict[str, WeightedLoss]:
     """Build the losses of the config's ``loss`` list (normal form), by name.
@@ -583,8 +589,8 @@ def build_losses(
             after = 0 if weight["after"] is None else steps(weight["after"])
             ends = (weight["from"], weight["to"])
             weight = Ramp(*ends, steps(weight["over"]), after, weight["shape"])
-        compared = Compared.of(section, where)
-        loss = WeightedLoss(name, function, weight, compared, None, rules, notes_samples)
+        selection = Selection.from_section(section, where)
+        loss = WeightedLoss(name, function, weight, selection, None, rules, notes_samples)
         if loss.needs_whole_batches and (notes_samples or rules["weight"] is not None):
             text = f"{name} compares the samples of a batch with each other: it has no loss for"
             text += " each, as `batch.weight` and a sampler that learns from losses need"
@@ -607,7 +613,7 @@ def _check(function: Any, type_name: str, where: str) -> None:
         raise ConfigError([Problem(where, text)])
 
 
-def _about_classes(after: tuple[Any, ...], error: Exception) -> str:
+def _describe_classes(after: tuple[Any, ...], error: Exception) -> str:
     """Say which classes a target has where the model has too few outputs for them."""
     target = after[0] if after else None
     if "out of bounds" not in str(error) or not isinstance(target, Tensor):

@@ -27,7 +27,7 @@ def on_cpu(value: Any) -> Any:
     return with_entries(value, on_cpu) if isinstance(value, CONTAINERS) else value
 
 
-def device_of(value: Any) -> torch.device:
+def get_device(value: Any) -> torch.device:
     """Return the device of the first tensor in a nested value; the CPU where there is none."""
     if isinstance(value, Tensor):
         return value.device

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from base.checkpoint.object_state import get_object_state, set_object_state
-from base.data.batch import AS_IT_IS, WEIGHT, Rules, Targets, count_samples, extras_of
+from base.data.batch import DEFAULT_RULES, WEIGHT, Rules, Targets, count_samples, extras_of
 from base.errors import ConfigError, Problem, TrainingError
 from base.names.construction import build as build_named
 from base.names.discovery import describe_error
 from base.names.final_methods import refuse_overridden
 from base.training.batch_arguments import DataParameters
-from base.training.loss_facts import with_loss_facts
 from base.training.losses import WeightedLoss
-from base.training.metric_values import as_result, describe_call, detached, device_of, join, on_cpu
+from base.training.metric_defaults import fill_from_losses
+from base.training.metric_values import as_result, describe_call, detached, get_device, join, on_cpu
 from base.training.sample_losses import as_weights
-from base.training.selection import Compared, build_list
+from base.training.selection import Selection, build_list
 from base.training.shape_agreement import ShapeAgreement
 
 Result = float | dict[str, float] | Tensor
@@ -40,9 +40,9 @@ class Metric(ABC):
 
     def __init__(self, name: str, takes: DataParameters | None = None) -> None:
         self.name = name
-        self.compared = Compared()
+        self.selection = Selection()
         self.takes = takes or DataParameters()
-        self.rules: Rules = AS_IT_IS  # the config's ``batch:`` section
+        self.rules: Rules = DEFAULT_RULES  # the config's ``batch:`` section
 
     @final
     def update(
@@ -50,18 +50,18 @@ class Metric(ABC):
     ) -> None:
         """Take in a batch; raise TrainingError, with the metric's name, where it fails.
 
-        Where the config names an ``output`` or a ``target``, that part is picked (see `Compared`).
+        Where the config names an ``output`` or a ``target``, that part is picked (see `Selection`).
         Of several targets, of the batch, and of ids and weights of its samples it is given what it
         has parameters for.
 
         Args:
             n_samples: the samples of the batch; None counts the targets.
         """
-        output, picked = self.compared(output, target, batch)
+        output, picked = self.selection(output, target, batch)
         after: tuple[Any, ...] = (picked,)
         found: dict[str, Any] = {}
         if isinstance(target, Targets) or not self.takes.is_plain:
-            who = (self.compared.where, f"metric {self.name!r}")
+            who = (self.selection.where, f"metric {self.name!r}")
             extras = extras_of(batch, self.rules, self.takes.needed)
             after, found = self.takes.bind(picked, target, batch, who=who, extras=extras)
         try:
@@ -103,12 +103,12 @@ class Metric(ABC):
             return function(*args, **keywords)
         is_pure = not isinstance(self, ObjectMetric)
         call = self.agreement.call_function if is_pure else self.agreement.call
-        return call(self.compared.where, function, *args, **keywords)
+        return call(self.selection.where, function, *args, **keywords)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``update`` has gathered, as tensors and plain data."""
         state = get_object_state(self)
-        del state["compared"], state["takes"], state["rules"]  # the config's, the function's
+        del state["selection"], state["takes"], state["rules"]  # the config's, the function's
         state.pop("agreement", None)
         return state
 
@@ -148,7 +148,7 @@ class SampleMean(Metric):
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.function = _counts_of(function)
-        super().__init__(name, DataParameters.of(self.function))
+        super().__init__(name, DataParameters.from_function(self.function))
         self.needs_cpu = False
         self.reset()
 
@@ -208,7 +208,7 @@ class WholeEpoch(Metric):
     """A function called once on all outputs and targets of an epoch, gathered on the CPU."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        super().__init__(name, DataParameters.of(function))
+        super().__init__(name, DataParameters.from_function(function))
         self.function = function
         self.reset()
 
@@ -237,7 +237,7 @@ class ObjectMetric(Metric):
 
     def __init__(self, name: str, instance: Any) -> None:
         own = getattr(instance, "data_parameters", None)
-        super().__init__(name, own or DataParameters.of(instance.update))
+        super().__init__(name, own or DataParameters.from_function(instance.update))
         self.instance = instance
         self.n_updates = 0
         self._unplaced: Mapping[str, Any] | None = {}
@@ -250,7 +250,7 @@ class ObjectMetric(Metric):
         self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
     ) -> None:
         if self._unplaced is not None:
-            self._place(device_of(args[0]))
+            self._place(get_device(args[0]))
         self._call(self.instance.update, *args, **keywords)
         self.n_updates += 1
 
@@ -278,12 +278,12 @@ def build_metrics(
     build: Callable[..., Any] = build_named,
     losses: Mapping[str, WeightedLoss] = MappingProxyType({}),
     has_outputs: bool = True,
-    rules: Rules = AS_IT_IS,
+    rules: Rules = DEFAULT_RULES,
 ) -> dict[str, Metric]:
     """Build the metrics of the config's ``metrics`` list (normal form), by name.
 
     Args:
-        losses: what the metrics count as, see `with_loss_facts`.
+        losses: what the metrics count as, see `fill_from_losses`.
         has_outputs: the metrics see the outputs as the losses do.
         rules: the config's ``batch:`` section.
 
@@ -295,9 +295,9 @@ def build_metrics(
         if section["name"] == "loss":
             raise ConfigError([Problem(f"{where}.name", "'loss' is taken by the loss")])
         if losses:
-            section = with_loss_facts(section, where, losses, has_outputs, rules)
+            section = fill_from_losses(section, where, losses, has_outputs, rules)
         metric = _adapt(section["name"], build("metric", section, where=where), section, where)
-        metric.compared, metric.rules = Compared.of(section, where), rules
+        metric.selection, metric.rules = Selection.from_section(section, where), rules
         return metric
 
     return build_list("metric", "metrics", sections, make)

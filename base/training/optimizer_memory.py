@@ -64,7 +64,9 @@ def _why_not_fused(optimizer: Optimizer) -> str:
 
 
 @contextmanager
-def showing(optimizer: Optimizer, number: int, parameters: list[Tensor]) -> Iterator[None]:
+def restrict_parameters(
+    optimizer: Optimizer, number: int, parameters: list[Tensor]
+) -> Iterator[None]:
     """Let an optimizer see some parameters of one of its groups; its state stays one.
 
     Raises:
@@ -105,20 +107,20 @@ class OffloadedState:
         self.optimizer, self.part_bytes = optimizer, part_bytes
         self._to_host, self._to_device = to_host, to_device
         self._hosts: dict[Tensor, dict[str, Tensor]] = {}
-        self._whole_step = optimizer.step
+        self._full_step = optimizer.step
         # A method of the optimizer itself, as torch's schedulers wrap it.
         step = MethodType(lambda _, closure=None: self.step(), optimizer)
         optimizer.step = step  # type: ignore[method-assign]
-        optimizer.register_load_state_dict_post_hook(self._take_loaded)
+        optimizer.register_load_state_dict_post_hook(self._move_loaded)
 
     def step(self) -> None:
         """Step over all parameters that have a gradient, some at a time."""
         for number, group in enumerate(self.optimizer.param_groups):
             for part in self._parts(p for p in group["params"] if p.grad is not None):
-                self._bring(part)
-                with showing(self.optimizer, number, part):
-                    self._whole_step()
-                self._send(part)
+                self._copy_to_device(part)
+                with restrict_parameters(self.optimizer, number, part):
+                    self._full_step()
+                self._copy_to_host(part)
 
     def _parts(self, parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         part: list[Tensor] = []
@@ -132,12 +134,12 @@ class OffloadedState:
         if part:
             yield part
 
-    def _bring(self, parameters: Iterable[Tensor]) -> None:
+    def _copy_to_device(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
             for key, host in self._hosts.get(parameter, {}).items():
                 self.optimizer.state[parameter][key] = self._to_device(host, parameter)
 
-    def _send(self, parameters: Iterable[Tensor]) -> None:
+    def _copy_to_host(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
             state = self.optimizer.state.get(parameter, {})
             hosts = self._hosts.setdefault(parameter, {})
@@ -145,9 +147,9 @@ class OffloadedState:
                 if isinstance(value, Tensor) and value.dim():  # a count of steps stays
                     state[key] = hosts[key] = self._to_host(value, hosts.get(key))
 
-    def _take_loaded(self, optimizer: Optimizer) -> None:
+    def _move_loaded(self, optimizer: Optimizer) -> None:
         self._hosts.clear()
-        self._send(list(optimizer.state))
+        self._copy_to_host(list(optimizer.state))
 
 
 def offload_state(optimizer: Optimizer, device: torch.device) -> None:
@@ -197,7 +199,7 @@ class StepInBackward:
 
     def _use(self, number: int, parameter: Tensor) -> None:
         if self._is_armed:
-            with showing(self.optimizer, number, [parameter]):
+            with restrict_parameters(self.optimizer, number, [parameter]):
                 self.optimizer.step()
             parameter.grad = None
             self.stepped.add(parameter)

@@ -18,7 +18,7 @@ from base.errors import TrainingError, nearest
 from base.training.experiment import Experiment
 from base.training.losses import WeightedLoss
 from base.training.optimizer_memory import StepInBackward
-from base.training.precision import NOTHING, Precision
+from base.training.precision import NO_CONTEXT, Precision
 from base.training.results import with_total
 
 log = logging.getLogger("kindling")
@@ -66,7 +66,7 @@ class Stepper:
             n_steps: the steps that the run has made.
             again: computes the losses anew; LBFGS calls for them several times a step.
         """
-        self._tell_unreached(n_steps)
+        self._warn_unreached(n_steps)
         values = self._clip()
         with self.precision.full():
             if isinstance(self.optimizer, LBFGS):
@@ -97,9 +97,9 @@ class Stepper:
 
     def stepping(self, is_last: bool) -> AbstractContextManager[None]:
         """Return the context of a backward pass: in the last one the step itself may be made."""
-        return self.in_backward.armed() if is_last and self.in_backward is not None else NOTHING
+        return self.in_backward.armed() if is_last and self.in_backward is not None else NO_CONTEXT
 
-    def _tell_unreached(self, n_steps: int) -> None:
+    def _warn_unreached(self, n_steps: int) -> None:
         """Name, at the first step, the parameters that no loss has given a gradient."""
         if self.has_stepped or isinstance(self.optimizer, LBFGS):
             return

@@ -9,7 +9,7 @@ import torch
 
 from base.system.torch_compat import AUTOCAST_CACHE
 
-NOTHING = nullcontext()
+NO_CONTEXT = nullcontext()
 REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,9 +33,11 @@ class Precision:
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which forward and losses are computed."""
         if self._reduced is None:
-            return NOTHING
+            return NO_CONTEXT
         return torch.autocast(self.device.type, self._reduced, cache_enabled=AUTOCAST_CACHE)
 
     def full(self) -> AbstractContextManager[Any]:
         """Return the context for what autocast must not touch: the backward pass."""
-        return NOTHING if self._reduced is None else torch.autocast(self.device.type, enabled=False)
+        return (
+            NO_CONTEXT if self._reduced is None else torch.autocast(self.device.type, enabled=False)
+        )

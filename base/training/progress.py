@@ -145,7 +145,7 @@ class Monitor:
                 setattr(self, name, value)
 
 
-def check_watched(
+def check_monitored(
     config: Config,
     monitor: Monitor,
     schedules: Mapping[str, Schedule],

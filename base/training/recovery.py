@@ -30,14 +30,14 @@ from base.training.nonfinite import first_nonfinite, refuse_bad_weights
 from base.training.parameter_groups import learning_rates
 from base.training.progress import Stateful
 from base.training.results import StepValues
-from base.training.run_log import keep_config
-from base.training.state import TrainingState, is_among
+from base.training.run_log import write_config
+from base.training.state import TrainingState, matches_name
 from base.training.trials import keep_buffers
 
 log = logging.getLogger("kindling")
 
 # What a rollback leaves alone: where the run is, what it has logged, the rates of its schedules.
-KEPT = (
+NOT_ROLLED_BACK = (
     "progress", "monitor", "meters", "random", "bad_samples", "epoch_rows", "train_sampler",
     "metric.", "callback.", "schedule.", "scaler.",
 )  # fmt: skip
@@ -206,14 +206,14 @@ class Recovery:
 
     def _rolled_back(self) -> dict[str, Stateful]:
         stateful = self.state.stateful.items()
-        return {name: one for name, one in stateful if not is_among(name, KEPT)}
+        return {name: one for name, one in stateful if not matches_name(name, NOT_ROLLED_BACK)}
 
     def _roll_back(self) -> None:
         """Give weights, averages and optimizers the last good state, but keep the rates."""
         optimizers = self.state.optimizers.values()
         groups = [optimizer.state_dict()["param_groups"] for optimizer in optimizers]
         load_state_dicts(self._rolled_back(), self._good)
-        self.epoch_start.replay(KEPT)
+        self.epoch_start.replay(NOT_ROLLED_BACK)
         for optimizer, now in zip(optimizers, groups, strict=True):
             optimizer.load_state_dict({**optimizer.state_dict(), "param_groups": now})
 
@@ -224,9 +224,10 @@ class Recovery:
         self._drop()
         if action == "stop":
             raise TrainingError(
-                f"{error}{self._second_look(part)}. Nothing of this step is saved and the last "
-                "checkpoint is good: lower the rate, clip with `optimizer: {clip_norm: 1.0}`, "
-                "look at the data, or skip such steps with trainer.on_nonfinite=skip"
+                f"{error}{self._locate_nonfinite(part)}. Nothing of this step is saved "
+                "and the last checkpoint is good: lower the learning rate, clip gradients with "
+                "`optimizer: {clip_norm: 1.0}`, check the data, or skip such steps with "
+                "trainer.on_nonfinite=skip"
             ) from error
         progress.skipped += 1
         progress.skipped_in_a_row += 1
@@ -235,12 +236,12 @@ class Recovery:
         if count > self.limit:
             what = "rollbacks" if action == "rollback" else "steps in a row that were skipped"
             raise TrainingError(
-                f"{error}{self._second_look(part)}. It comes after {self.limit} {what}, as "
+                f"{error}{self._locate_nonfinite(part)}. It comes after {self.limit} {what}, as "
                 "many as trainer.max_nonfinite allows: lower the rate, or look at the data"
             ) from error
         if action == "rollback" or progress.skipped % LOGGED_EVERY == 1:
             text = "%s%s: skipped (%d so far)"
-            log.warning(text, error, self._second_look(part), progress.skipped)
+            log.warning(text, error, self._locate_nonfinite(part), progress.skipped)
         if action == "rollback":
             self._roll_back()
             log.warning("back to the weights of step %d, on with the next batch", self._good_step)
@@ -269,7 +270,7 @@ class Recovery:
         window.micro_batch = half
         self.config.resolve("memory", "micro_batch", value=half)
         if self.folder is not None:
-            keep_config(self.config, self.folder)
+            write_config(self.config, self.folder)
         kept = f"micro_batch {half} from here on; to keep it, memory.micro_batch={half}"
         if self._has_updated:
             go_on = "" if self.folder is None else f": {resume_command(self.folder)}"
@@ -280,9 +281,9 @@ class Recovery:
         warn_of_batch_norm(self.state.model, half, batch_size)
         window.repeat()
 
-    def _second_look(self, part: Any) -> str:
+    def _locate_nonfinite(self, part: Any) -> str:
         with isolated_random_state(self.config["seed"]):
-            return second_look(self.state.model, part, self.run_again)
+            return locate_nonfinite(self.state.model, part, self.run_again)
 
     def _at_step(self) -> str:
         values = self.state.last_values.items()
@@ -309,7 +310,9 @@ class Attempt:
         return error is not None and self._recovery.handle(error, part)
 
 
-def second_look(model: nn.Module, part: Any, run_again: Callable[[Any], Mapping[str, Any]]) -> str:
+def locate_nonfinite(
+    model: nn.Module, part: Any, run_again: Callable[[Any], Mapping[str, Any]]
+) -> str:
     """Run the forward and backward pass again; say which values and which layer are not finite.
 
     Random numbers are the caller's affair: dropout may differ. ``run_again`` restores everything.

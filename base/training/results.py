@@ -10,8 +10,15 @@ from torch import Tensor
 
 from base.data.sampler_state import SamplerState
 from base.errors import ConfigError, Problem, TrainingError
-from base.training.denominators import SUM, counted_by, losses_of_samples, mark, mark_sum, terms_of
-from base.training.loss_terms import flat, is_of_terms, refuse_many
+from base.training.denominators import (
+    SUM_REDUCTION,
+    denominator_of,
+    mark_denominator,
+    mark_terms,
+    sample_losses_of,
+    terms_of,
+)
+from base.training.loss_terms import flatten_terms, is_of_terms, refuse_many
 from base.training.losses import WeightedLoss, lone_total, weigh_terms
 from logger.meters import TERM, Meters
 
@@ -28,7 +35,7 @@ def with_total(
     lone = lone_total(losses, weighted, step)
     if lone is not None:
         return {"loss": lone}
-    found = flat(losses, weighted)
+    found = flatten_terms(losses, weighted)
     if "loss" in found:  # the trainer's own
         refuse_many("loss", found["loss"].value)
         return {name: term.value for name, term in found.items()}
@@ -42,7 +49,7 @@ def with_total(
         # One of weight 0 is no part of the sum, but its samples count in the mean of an epoch.
         all_terms = {k: parts[k] if k in parts else _zero(it.value) for k, it in summed.items()}
         total = values["loss"] if others else first.view(())  # not the loss itself
-        values = {"loss": mark_sum(total, all_terms)}
+        values = {"loss": mark_terms(total, all_terms)}
     for name, term in found.items():
         if len(summed) > 1 or not term.is_minimised or term.is_named:
             values[name] = term.value
@@ -54,7 +61,7 @@ def with_total(
 
 
 def _zero(loss: Tensor) -> Tensor:
-    return mark(torch.zeros_like(loss, requires_grad=False), counted_by(loss))
+    return mark_denominator(torch.zeros_like(loss, requires_grad=False), denominator_of(loss))
 
 
 def backward_passes(loss: Any, is_separate: bool) -> list[Tensor]:
@@ -86,8 +93,8 @@ class StepValues:
         self.means: list[tuple[str, Any, Any]] = []
         """Name, value and denominator (None for a sum); a sum of losses has one for each term."""
         if any(not isinstance(value, Tensor) and is_of_terms(value) for value in values.values()):
-            values = {name: term.value for name, term in flat(values, ()).items()}
-        self.losses_of_samples = losses_of_samples(values.get("loss"))
+            values = {name: term.value for name, term in flatten_terms(values, ()).items()}
+        self.sample_losses_of = sample_losses_of(values.get("loss"))
         """What was minimised for each sample, where a sampler learns from it."""
         for name, value in values.items():
             self.values[name] = kept = value.detach() if isinstance(value, Tensor) else value
@@ -107,10 +114,10 @@ class StepValues:
 
 
 def _count(value: Any, n_samples: int) -> Any:
-    counted = counted_by(value)
+    counted = denominator_of(value)
     if counted is None:
         return n_samples
-    return None if counted.number is SUM else counted.number
+    return None if counted.number is SUM_REDUCTION else counted.number
 
 
 def values_of(parts: Sequence[StepValues], device: torch.device) -> dict[str, Any]:
@@ -123,18 +130,18 @@ def values_of(parts: Sequence[StepValues], device: torch.device) -> dict[str, An
     return sums.means()
 
 
-def note_losses(state: SamplerState, ids: Any, values: StepValues) -> None:
+def record_sample_losses(state: SamplerState, ids: Any, values: StepValues) -> None:
     """Hand the losses of a part's samples to the sampler that learns from them.
 
     Raises:
         TrainingError: what the step minimised does not say what it is for each sample.
     """
-    if values.losses_of_samples is None:
+    if values.sample_losses_of is None:
         name = type(state.sampler).__name__
         text = f"{name} learns from the loss of each sample, but the 'loss' of this step has none:"
         text += " it must be one of `self.losses`, called with `batch=batch`, or their sum by"
         raise TrainingError(f"{text} `compute_losses`")
-    state.note(ids, values.losses_of_samples)
+    state.note(ids, values.sample_losses_of)
 
 
 def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -150,7 +157,7 @@ def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[st
     for name, metric in metrics.items():
         if f"{phase}/{name}" in values:
             text = f"a loss, or a value of the trainer, is called {name!r} too; give another name"
-            raise ConfigError([Problem(f"{metric.compared.where}.name", text)])
+            raise ConfigError([Problem(f"{metric.selection.where}.name", text)])
         result = metric.compute()
         if isinstance(result, Mapping):
             values.update({f"{phase}/{name}/{key}": float(part) for key, part in result.items()})

@@ -38,7 +38,7 @@ class RunLog:
         folder: the run's folder; None writes no files.
         writers: where numbers go, beside the console.
         rows: those of metrics.csv that checkpoints keep.
-        facts: what the advice on speed depends on, see `time_facts`; without it there is none.
+        facts: what the advice on speed depends on, see `speed_factors`; without it there is none.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class RunLog:
                 log.warning("no times in %s: %s", self._folder / "report", error)
 
 
-def keep_config(config: Config, folder: Path) -> None:
+def write_config(config: Config, folder: Path) -> None:
     """Write down what is run, and on what."""
     write_whole(folder / "config.yaml", config.to_yaml().encode())
     write_environment(folder)

@@ -28,15 +28,15 @@ from base.errors import TrainingError
 from base.names.discovery import describe_error
 from base.system.seeding import isolated_random_state
 from base.training.denominators import (
-    OF_ROWS,
-    SUM,
+    ROW_RULES,
+    SUM_REDUCTION,
     Denominator,
     _classes,
     _classes_of_hidden,
     _weighted_elements,
     denominator_rule,
     is_sum,
-    mark_samples,
+    mark_sample_losses,
     torch_rule,
 )
 from base.training.metric_values import describe
@@ -44,13 +44,13 @@ from base.training.metric_values import describe
 log = logging.getLogger("kindling")
 
 SAMPLE_WEIGHT = "sample_weight"
-EACH_ONCE: Any = object()
+ONE_PER_SAMPLE: Any = object()
 """What a loss divides by in each sample, where its mean there counts as one."""
 
 Call = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-class SampleWise:
+class PerSampleLoss:
     """Calls a loss for its samples, and takes their weighted mean.
 
     Args:
@@ -60,7 +60,7 @@ class SampleWise:
     def __init__(self, name: str, function: Any) -> None:
         self.name, self.function = name, function
         self._can_be_unreduced = takes_reduction(function) or has_reduction(function)
-        self._is_one_by_one: bool | None = None  # None: it has not been tried
+        self._loops_over_samples: bool | None = None  # None: it has not been tried
         self._whole: Any = None  # what it gave for a whole batch, until that was compared
 
     def __call__(
@@ -89,7 +89,7 @@ class SampleWise:
 
         def reduced(values: Tensor, weights: Tensor = weights) -> Tensor:
             rows = values.flatten(1) if values.dim() > 1 else values[:, None]
-            if counts is SUM:
+            if counts is SUM_REDUCTION:
                 return _mean(rows.sum(1), None, weights)
             if self._is_ctc:
                 lengths = torch.as_tensor(by_name["target_lengths"], device=rows.device)
@@ -137,26 +137,28 @@ class SampleWise:
         counts = self.counts(target, by_name, len(weights))
         if counts is None or isinstance(counts, str):
             return counts
-        if counts is EACH_ONCE:
+        if counts is ONE_PER_SAMPLE:
             return weights.sum()
         number: Tensor = (weights * counts.to(weights.device, weights.dtype)).sum()
         return number
 
     def counts(self, target: Any, by_name: Mapping[str, Any], n_samples: int) -> Any:
-        """Return what the loss divides by in each sample, (sample,); or `SUM`; or `EACH_ONCE` where
-        the mean over a sample counts as one; or None where the target alone does not say it.
+        """Return the denominator of each sample, (sample,).
+
+        `SUM_REDUCTION` stands for a sum, `ONE_PER_SAMPLE` for a mean over samples; None for a
+        denominator that the target alone does not determine.
         """
         function, settings = _settings_of(self.function)
         if callable(getattr(function, "denominator", None)):
             return self._own_counts(target, by_name, n_samples)
         if is_sum(self.function, by_name):
-            return SUM
+            return SUM_REDUCTION
         rule, given = torch_rule(function), {**settings, **by_name}
         if rule is _classes_of_hidden:
             target = given.get("target")
         is_known = isinstance(target, Tensor) and len(target) == n_samples
-        if rule is None or rule in OF_ROWS or not is_known:
-            return EACH_ONCE
+        if rule is None or rule in ROW_RULES or not is_known:
+            return ONE_PER_SAMPLE
         return _counts_of_torch(rule, target, given)
 
     def _own_counts(self, target: Any, by_name: Mapping[str, Any], n_samples: int) -> Any:
@@ -171,8 +173,8 @@ class SampleWise:
         except Exception as error:
             text = f"the denominator of loss {self.name!r} fails on a sample of target"
             raise TrainingError(f"{text} {describe(target)}: {describe_error(error)}") from error
-        if any(number is SUM or number is None for number in numbers):
-            return SUM if numbers[0] is SUM else None
+        if any(number is SUM_REDUCTION or number is None for number in numbers):
+            return SUM_REDUCTION if numbers[0] is SUM_REDUCTION else None
         return torch.stack([torch.as_tensor(number, dtype=torch.float32) for number in numbers])
 
     @property
@@ -189,11 +191,11 @@ class SampleWise:
         counts: Any,
     ) -> tuple[Any, bool]:
         """Return a tensor (sample, ...), or several by name, and whether it is not reduced."""
-        if self._is_one_by_one is None:
-            self._is_one_by_one = self._must_be_one_by_one(call, args, keywords, n_samples)
-        if not self._is_one_by_one:
-            found = self._at_once(call, args, keywords)
-            if not _fits(found, n_samples):
+        if self._loops_over_samples is None:
+            self._loops_over_samples = self._needs_loop(call, args, keywords, n_samples)
+        if not self._loops_over_samples:
+            found = self._call_batch(call, args, keywords)
+            if not _has_entry_per_sample(found, n_samples):
                 text = f"loss {self.name!r} gives {describe(found)} for {n_samples} samples, which"
                 text += " does not tell them apart: call it on a batch with one row a sample, or"
                 raise TrainingError(f"{text} with `sample_weight=`, one for each of its rows")
@@ -201,35 +203,35 @@ class SampleWise:
         each = []
         for place, (part, kept) in enumerate(_parts(args, keywords, n_samples, self.name)):
             if isinstance(counts, Tensor):
-                part = without_gradient_of_none(part, counts[place])
+                part = mask_empty_gradient(part, counts[place])
             each.append(call(self.function, part, kept))
-        return _stacked(each, self.name), False
+        return _stack(each, self.name), False
 
-    def _must_be_one_by_one(
+    def _needs_loop(
         self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int
     ) -> bool:
         """Try, once, whether a loss of the project's tells its samples apart in one call."""
         if torch_rule(_settings_of(self.function)[0]) is not None:
             return False
         with isolated_random_state(0), torch.no_grad():  # as if it had not been called
-            found = self._at_once(call, args, keywords)
-        if _fits(found, n_samples):
+            found = self._call_batch(call, args, keywords)
+        if _has_entry_per_sample(found, n_samples):
             return False
         self._whole = found
         text = "loss %r is called for each sample by itself: one that takes `reduction`, or"
         log.info(f"{text} gives one number for each sample, is faster", self.name)
         return True
 
-    def _at_once(self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def _call_batch(self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if not self._can_be_unreduced:
             return call(self.function, args, keywords)
         if takes_reduction(self.function):
             function = self.function
             if isinstance(function, functools.partial):
                 function = functools.partial(
-                    function.func, *function.args, **_modern(function.keywords)
+                    function.func, *function.args, **_without_legacy(function.keywords)
                 )
-            return call(function, args, {**_modern(keywords), "reduction": "none"})
+            return call(function, args, {**_without_legacy(keywords), "reduction": "none"})
         with unreduced(self.function):
             return call(self.function, args, keywords)
 
@@ -282,10 +284,10 @@ def _mean(sums: Tensor, counts: Tensor | None, weights: Tensor) -> Tensor:
     weights = weights.to(sums.device, sums.dtype)
     total = torch.where(weights == 0, 0, weights * sums).sum()
     if counts is None:
-        return mark_samples(total, sums)
+        return mark_sample_losses(total, sums)
     number = (weights * counts).sum()
     each = sums.detach() / torch.where(counts == 0, 1, counts)
-    return mark_samples(total / torch.where(number == 0, 1, number), each)
+    return mark_sample_losses(total / torch.where(number == 0, 1, number), each)
 
 
 def _settings_of(function: Any) -> tuple[Any, dict[str, Any]]:
@@ -297,18 +299,22 @@ def _settings_of(function: Any) -> tuple[Any, dict[str, Any]]:
     return function, {}
 
 
-def _modern(keywords: Mapping[str, Any]) -> dict[str, Any]:
+def _without_legacy(keywords: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in keywords.items() if k not in ("size_average", "reduce")}
 
 
-def _fits(found: Any, n_samples: int) -> bool:
+def _has_entry_per_sample(found: Any, n_samples: int) -> bool:
     """Tell whether there is an entry for each sample, in each of several losses."""
     if isinstance(found, Tensor):
         return found.dim() > 0 and len(found) == n_samples
     if isinstance(found, Mapping):
         tensors = [each for each in found.values() if isinstance(each, Tensor)]
-        return bool(tensors) and all(_fits(each, n_samples) for each in tensors)
-    return isinstance(found, tuple) and len(found) == 2 and all(_fits(x, n_samples) for x in found)
+        return bool(tensors) and all(_has_entry_per_sample(each, n_samples) for each in tensors)
+    return (
+        isinstance(found, tuple)
+        and len(found) == 2
+        and all(_has_entry_per_sample(x, n_samples) for x in found)
+    )
 
 
 def _counts_of_torch(rule: Any, target: Tensor, given: Mapping[str, Any]) -> Tensor:
@@ -344,15 +350,15 @@ def _parts(
         yield part, kept
 
 
-def _stacked(each: Sequence[Any], name: str) -> Any:
+def _stack(each: Sequence[Any], name: str) -> Any:
     """Return what several calls gave as one tensor (sample,), or several by their names."""
     first = each[0]
     if isinstance(first, Tensor) and first.numel() == 1:
         return torch.stack([value.reshape(()) for value in each])
     if isinstance(first, Mapping):
-        return {key: _stacked([value[key] for value in each], name) for key in first}
+        return {key: _stack([value[key] for value in each], name) for key in first}
     if isinstance(first, tuple):
-        return tuple(_stacked(list(values), name) for values in zip(*each, strict=True))
+        return tuple(_stack(list(values), name) for values in zip(*each, strict=True))
     if isinstance(first, int | float):
         return sum(each) / len(each)
     text = f"loss {name!r} must give one number for a sample, not {describe(first)}"
@@ -378,13 +384,13 @@ def _with_leaves(found: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return found
 
 
-def without_gradient_of_none(output: Any, number: Any) -> Any:
+def mask_empty_gradient(output: Any, number: Any) -> Any:
     """Return the output; nothing comes back through it where a loss divides by 0.
 
     The mean over a part of a batch in which nothing counts is 0/0, and adds nothing to the step
     (see `base/training/accumulation.py`); its gradient would be NaN all the same.
     """
-    if number is SUM or not torch.is_grad_enabled():
+    if number is SUM_REDUCTION or not torch.is_grad_enabled():
         return output
 
     def guarded(tensor: Tensor) -> Tensor:

@@ -22,12 +22,12 @@ from base.names.signatures import DURATION_ARGUMENTS, FILLED_IN, needed_argument
 from base.training.parameter_groups import Section
 
 # Arguments of schedulers that are rates, one for all groups or a list; and other such lists.
-SCALED = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
-SCALED["ReduceLROnPlateau"] = ("min_lr",)
-LISTED = ("lr_lambda", "base_momentum", "max_momentum")
+RATE_ARGUMENTS = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
+RATE_ARGUMENTS["ReduceLROnPlateau"] = ("min_lr",)
+LIST_ARGUMENTS = ("lr_lambda", "base_momentum", "max_momentum")
 
-LENGTHS = DURATION_ARGUMENTS | {"epochs", "steps_per_epoch"}
-OF_THE_CONFIG = LENGTHS | {"lr_lambda", "scale_fn", "mode"}
+LENGTH_ARGUMENTS = DURATION_ARGUMENTS | {"epochs", "steps_per_epoch"}
+FROM_CONFIG = LENGTH_ARGUMENTS | {"lr_lambda", "scale_fn", "mode"}
 """Arguments that a resumed run takes from its config; all others are those it began with."""
 
 LENGTH_ATTRIBUTES = (
@@ -295,8 +295,8 @@ def fit_to_groups(optimizer: Optimizer, section: Section, where: str) -> Section
     if not isinstance(section, Mapping) or "type" not in section:
         raise ConfigError([Problem(where, f"expected {{type: ..., args: ...}}, found {section!r}")])
     args, rates = dict(section.get("args") or {}), [float(g["lr"]) for g in optimizer.param_groups]
-    scaled, fault = SCALED.get(section["type"], ()), ""
-    for key in (*scaled, *LISTED):
+    scaled, fault = RATE_ARGUMENTS.get(section["type"], ()), ""
+    for key in (*scaled, *LIST_ARGUMENTS):
         value = args.get(key)
         if isinstance(value, list) and len(value) != len(rates):
             fault = f"{key} has {len(value)} values for {len(rates)} parameter groups"
@@ -306,13 +306,15 @@ def fit_to_groups(optimizer: Optimizer, section: Section, where: str) -> Section
     if section["type"].startswith("Cosine") and min(rates) < args.get("eta_min", 0) <= max(rates):
         fault = f"eta_min {args['eta_min']} is one floor for all, and some groups begin below it"
     if fault:
-        raise ConfigError([Problem(where, f"{fault}; the groups are {_in_words(optimizer)}")])
+        raise ConfigError(
+            [Problem(where, f"{fault}; the groups are {_describe_groups(optimizer)}")]
+        )
     if "schedulers" in args:
         args["schedulers"] = [fit_to_groups(optimizer, x, where) for x in args["schedulers"] or ()]
     return {**section, "args": args}
 
 
-def _in_words(optimizer: Optimizer) -> str:
+def _describe_groups(optimizer: Optimizer) -> str:
     """Return the groups in one line: number, rate and the first names."""
     return "; ".join(
         f"{number}: lr {float(group['lr']):g}, {listed(group.get('param_names', []), 2)}"
@@ -379,7 +381,7 @@ def _timing(section: Section, length: RunLength) -> Any:
 
     def of(part: Section) -> Any:
         args = part["args"]
-        own = {key: args[key] for key in OF_THE_CONFIG | _durations(part) if key in args}
+        own = {key: args[key] for key in FROM_CONFIG | _durations(part) if key in args}
         return part["type"], own, [of(inner) for inner in args.get("schedulers", ())]
 
     return section["every"], warmup_steps, of(_in_ticks(section, ticks))
@@ -394,7 +396,7 @@ def _with_own_lengths(saved: Section, ours: Section) -> dict[str, Any]:
         return dict(ours)
     then, now = dict(saved.get("args") or {}), dict(ours.get("args") or {})
     own = {k for k in _durations(ours) if any(map(_has_text, (then.get(k), now.get(k))))}
-    follow = OF_THE_CONFIG | own
+    follow = FROM_CONFIG | own
     args = {key: value for key, value in then.items() if key not in follow or key in now}
     args.update({key: value for key, value in now.items() if key in follow})
     if "schedulers" in now and len(now["schedulers"]) == len(then.get("schedulers", ())):
@@ -424,7 +426,7 @@ def _ticks_made(state: Mapping[str, Any]) -> int:
     return int(state.get("last_epoch", 0))
 
 
-def watching(
+def resolve_monitor(
     config: Config, keys: tuple[str, ...], section: Section, rule: str, losses: Collection[str]
 ) -> dict[str, Any]:
     """Return a scheduler's section with the bare name of what it watches, and its ``mode``.
@@ -454,13 +456,13 @@ def watching(
         text = f"trainer.monitor is {rule!r}, this is {section['monitor']!r}; which is it?"
         raise ConfigError([config.problem((*keys, "monitor"), text)])
     args = dict(section["args"] or {})
-    given, told = args.get("mode", ""), direction or same
-    if given in ("min", "max") and told and given != told:
+    given, declared = args.get("mode", ""), direction or same
+    if given in ("min", "max") and declared and given != declared:
         source = f"{'.'.join(keys)}.monitor" if direction else "trainer.monitor"
-        text = f"{given!r} contradicts {source}, which is '{told} {key}'; leave `mode` out"
+        text = f"{given!r} contradicts {source}, which is '{declared} {key}'; leave `mode` out"
         raise ConfigError([config.problem((*keys, "args", "mode"), text)])
     is_loss = key.rpartition("/")[2] in {"loss", *losses}
-    mode = told or given or ("min" if is_loss else "")
+    mode = declared or given or ("min" if is_loss else "")
     if key and not mode:
         text = f"are lower or higher values of {key!r} better? Write `monitor: min {key}` or"
         text += f" `monitor: max {key}`{_near(key, config, losses)}"

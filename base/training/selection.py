@@ -12,7 +12,7 @@ Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
-class Compared:
+class Selection:
     """Which of the model's outputs is held against which item of a batch.
 
     Args:
@@ -27,7 +27,7 @@ class Compared:
     target: str | int | None = None
 
     @classmethod
-    def of(cls, section: Mapping[str, Any], where: str) -> Compared:
+    def from_section(cls, section: Mapping[str, Any], where: str) -> Selection:
         """Read a section; one that was written by hand may lack both keys."""
         return cls(where, section.get("output"), section.get("target"))
 

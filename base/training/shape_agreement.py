@@ -139,7 +139,7 @@ class ShapeAgreement(TorchFunctionMode):
                 self.called[where] = function(*args, **keywords)
                 return self.called[where]
         except BroadcastError as error:
-            raise ConfigError([Problem(where, in_words(error))]) from error
+            raise ConfigError([Problem(where, error_text(error))]) from error
 
     def call_function(
         self, where: str, function: Callable[..., Any], /, *args: Any, **keywords: Any
@@ -185,19 +185,19 @@ class ShapeAgreement(TorchFunctionMode):
             return result
         if isinstance(result, np.ndarray):
             return _Array(result, marked[0][1])
-        return self._pass_on(name, args, kwargs, marked, result)
+        return self._propagate(name, args, kwargs, marked, result)
 
     def _mark_of(self, value: Any) -> _Mark | None:
         return self._marks.get(value) if isinstance(value, Tensor) else None
 
-    def _pass_on(
+    def _propagate(
         self, name: str, args: Any, kwargs: Any, marked: list[tuple[Any, _Mark]], result: Any
     ) -> Any:
         """Mark what is computed from marked tensors, as long as its first dimension is theirs."""
         source = max((each for each, _ in marked), key=lambda each: each.dim())
-        mark = _of(name, args, kwargs, marked)
+        mark = _propagate_mark(name, args, kwargs, marked)
         if mark is not None:
-            for tensor in [result] if isinstance(result, Tensor) else _several(result):
+            for tensor in [result] if isinstance(result, Tensor) else _tensors_of(result):
                 is_kept = name in _RESHAPES or name == "getitem" or name == "cat"
                 if tensor.dim() and (is_kept or tensor.shape[0] == source.shape[0]):
                     is_larger = tensor.dim() > source.dim()
@@ -229,7 +229,7 @@ def _check(name: str, marked: list[tuple[Any, _Mark]]) -> None:
         raise BroadcastError(_text(*shapes, f"in `{name}`", name in _STRICT))
 
 
-def in_words(error: BroadcastError) -> str:
+def error_text(error: BroadcastError) -> str:
     """Return the text, after the line of the project that it comes from."""
     return describe_error(error).replace(f"{type(error).__name__}: ", "")
 
@@ -239,8 +239,8 @@ def _text(
 ) -> str:
     """Say both shapes, what would become of them, and what to change."""
     both = tuple(np.broadcast_shapes(output, target))
-    fate = "must have the same shape" if is_strict else f"would broadcast to {both}"
-    text = f"output {output} and target {target} {fate} {place}: "
+    outcome = "must have the same shape" if is_strict else f"would broadcast to {both}"
+    text = f"output {output} and target {target} {outcome} {place}: "
     if output == (*target, 1):
         text += "give the target a last dimension (`ArrayFileDataset`: targets of shape (N, 1)), "
         return text + "or squeeze the model's output, `output.squeeze(-1)`"
@@ -270,10 +270,12 @@ def _can_broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return all(a == b or 1 in (a, b) for a, b in zip(reversed(one), reversed(other), strict=False))
 
 
-def _of(name: str, args: Any, kwargs: Any, marked: list[tuple[Any, _Mark]]) -> _Mark | None:
+def _propagate_mark(
+    name: str, args: Any, kwargs: Any, marked: list[tuple[Any, _Mark]]
+) -> _Mark | None:
     """Return the mark of what a function gives; None where its samples are no longer in rows."""
     is_indexed = name == "getitem" and marked[0][0] is args[0]
-    mark = marked[0][1] if is_indexed else _joined([mark for _, mark in marked])
+    mark = marked[0][1] if is_indexed else _merge_marks([mark for _, mark in marked])
     mark = mark._replace(is_explicit=mark.is_explicit or name in _EXPANSIONS)
     if name in _SPLITS:
         return None
@@ -293,7 +295,7 @@ def _of(name: str, args: Any, kwargs: Any, marked: list[tuple[Any, _Mark]]) -> _
     return mark
 
 
-def _joined(marks: Sequence[_Mark]) -> _Mark:
+def _merge_marks(marks: Sequence[_Mark]) -> _Mark:
     """Return the mark of what is computed from several; an error counts as an output."""
     first = next((mark for mark in marks if not mark.is_target), marks[0])
     return first._replace(is_explicit=any(mark.is_explicit for mark in marks))
@@ -305,7 +307,7 @@ def _flat(args: Any, kwargs: dict[str, Any]) -> Iterator[Any]:
         yield from value if isinstance(value, (list, tuple)) else (value,)
 
 
-def _several(result: Any) -> Iterator[Tensor]:
+def _tensors_of(result: Any) -> Iterator[Tensor]:
     return tensors_in(result) if isinstance(result, CONTAINERS) else iter(())
 
 
@@ -335,13 +337,13 @@ class _Array(np.ndarray):
         result = getattr(ufunc, method)(*plain, **kwargs)
         if method != "__call__" or not isinstance(result, np.ndarray) or not marked:
             return result
-        return _Array(result, _joined([mark for _, mark in marked]))
+        return _Array(result, _merge_marks([mark for _, mark in marked]))
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         result = super().__array_function__(func, types, args, kwargs)
         marks = [mark for each in _flat(args, kwargs) if (mark := getattr(each, "mark", None))]
         is_kept = func.__name__ in _JOINS and marks and isinstance(result, np.ndarray)
-        return _Array(result, _joined(marks)) if is_kept else result
+        return _Array(result, _merge_marks(marks)) if is_kept else result
 
 
 _NUMPYS = {"equal": "eq", "subtract": "sub"}

@@ -131,14 +131,14 @@ def parts_with_state(
     return named
 
 
-OF_THE_ENGINE = (
+RESERVED_NAMES = (
     "optimizer.", "schedule.", "scaler.", "loss.", "metric.", "callback.", "bad_samples",
     "epoch_start",
 )  # fmt: skip
 """Names of the engine's own that are not always in use, or how they begin."""
 
 
-def is_among(name: str, names: Collection[str]) -> bool:
+def matches_name(name: str, names: Collection[str]) -> bool:
     """Tell whether a name is one of these, or begins with one that ends in a dot."""
     return any(name == each or (each.endswith(".") and name.startswith(each)) for each in names)
 
@@ -167,7 +167,7 @@ def checked_parts(name: Any, value: Any, taken: Collection[str]) -> dict[str, An
 
 def _check_name(name: str, taken: Collection[str]) -> None:
     holders = [each for each in taken if each == name or each.startswith(f"{name}.")]
-    if holders or is_among(name, OF_THE_ENGINE):
+    if holders or matches_name(name, RESERVED_NAMES):
         of = f", for {holders[0]!r}" if holders and holders[0] != name else ""
         others = ", ".join(sorted({each.partition(".")[0] for each in taken}))
         text = f"register({name!r}, ...): this name is taken{of}; give another one"

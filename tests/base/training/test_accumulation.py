@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from base.config.durations import RunLength
-from base.data.batch import AS_IT_IS, SampleCount
+from base.data.batch import DEFAULT_RULES, SampleCount
 from base.training.accumulation import Every, Window
 
 
 def window_of(accumulate: int, first: int, n_batches: int) -> Window:
     """A window that reads batches of one sample ahead, from one position of an epoch to its end."""
-    window = Window(accumulate, None, {}, SampleCount(AS_IT_IS))
+    window = Window(accumulate, None, {}, SampleCount(DEFAULT_RULES))
     batches = iter([[torch.ones(1), torch.ones(1)]] * (n_batches - first))
     window.batches = window.read_ahead(batches, first)
     return window

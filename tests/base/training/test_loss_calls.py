@@ -17,7 +17,7 @@ from base.base_data_loader import BaseDataLoader
 from base.errors import ConfigError, TrainingError
 from base.names.registry import DATA_LOADERS, LOSSES, METRICS
 from base.run.checks import check, dry_run
-from base.training.denominators import SUM, counted_by
+from base.training.denominators import SUM_REDUCTION, denominator_of
 from base.training.losses import WeightedLoss
 from trainer.trainer import Trainer
 
@@ -94,10 +94,10 @@ def test_keywords_pass_through_over_those_of_the_config(given: Any, bound: Any) 
     )
     ours, settings = loss(OUTPUT, TARGET, **given), {**bound, **given}
     assert ours.equal(F.cross_entropy(OUTPUT, TARGET, **settings))
-    counted = counted_by(ours)
+    counted = denominator_of(ours)
     assert counted is not None
     if settings.get("reduction") == "sum" or "size_average" in given:
-        assert counted.number is SUM
+        assert counted.number is SUM_REDUCTION
     else:
         settings.pop("reduction", None)
         total = F.cross_entropy(OUTPUT, TARGET, reduction="sum", **settings)
@@ -107,7 +107,7 @@ def test_keywords_pass_through_over_those_of_the_config(given: Any, bound: Any) 
 def test_class_weights_by_position_are_known_too() -> None:
     loss = WeightedLoss("x", F.cross_entropy)
     ours = loss(OUTPUT, TARGET, WEIGHT)
-    assert counted_by(ours).number.item() == pytest.approx(WEIGHT[TARGET].sum().item())  # type: ignore[union-attr]
+    assert denominator_of(ours).number.item() == pytest.approx(WEIGHT[TARGET].sum().item())  # type: ignore[union-attr]
 
 
 def test_an_unreduced_loss_comes_as_it_is() -> None:
@@ -118,7 +118,7 @@ def test_an_unreduced_loss_comes_as_it_is() -> None:
     ):
         ours = loss(OUTPUT, TARGET, reduction="none")
         assert ours.equal(each)
-        assert counted_by(ours) is None
+        assert denominator_of(ours) is None
         one = loss(OUTPUT[:1], TARGET[:1], reduction="none")
         assert one.shape == (1,)
     assert WeightedLoss("x", nn.CrossEntropyLoss(reduction="none"))(OUTPUT, TARGET).equal(each)
@@ -132,9 +132,9 @@ class Summing(nn.Module):
 def test_modules_and_functions_of_ones_own_take_keywords() -> None:
     loss = WeightedLoss("x", Summing())
     assert loss(OUTPUT, TARGET, scale=2.0).equal(2 * F.cross_entropy(OUTPUT, TARGET))
-    assert counted_by(loss(OUTPUT, TARGET)) is None  # a mean over samples
+    assert denominator_of(loss(OUTPUT, TARGET)) is None  # a mean over samples
     total = loss(OUTPUT, TARGET, reduction="sum")
-    assert counted_by(total).number is SUM  # type: ignore[union-attr]
+    assert denominator_of(total).number is SUM_REDUCTION  # type: ignore[union-attr]
     assert loss(OUTPUT, TARGET, reduction="none").shape == (N,)
 
 

@@ -252,7 +252,7 @@ def test_a_second_look_changes_nothing() -> None:
         torch.manual_seed(1)
         end_step = one.end_step
         one.end_step = lambda values, one=one, end_step=end_step: (
-            one.recovery._second_look(next(one.train_loader.batches(0, 1)))
+            one.recovery._locate_nonfinite(next(one.train_loader.batches(0, 1)))
             if one is trainer
             else None,
             end_step(values),

@@ -41,14 +41,14 @@ def registering(name: Any, value: Any) -> type[Trainer]:
     return Mine
 
 
-OF_THE_ENGINE = ["model", "optimizer", "optimizer.main", "monitor", "meters", "progress", "random"]
-OF_THE_ENGINE += ["metric", "metric.accuracy", "callback", "callback.StopAfter", "scaler", "ema"]
-OF_THE_ENGINE += ["schedule", "loss.new", "metric.new", "bad_samples", "epoch_start"]
+RESERVED_NAMES = ["model", "optimizer", "optimizer.main", "monitor", "meters", "progress", "random"]
+RESERVED_NAMES += ["metric", "metric.accuracy", "callback", "callback.StopAfter", "scaler", "ema"]
+RESERVED_NAMES += ["schedule", "loss.new", "metric.new", "bad_samples", "epoch_start"]
 OPTIONS = ("metrics=[accuracy]", "callbacks=[{type: StopAfter, args: {minutes: 9}}]")
 OPTIONS += ("trainer.ema={decay: 0.9}", "lr_scheduler={type: StepLR, args: {step_size: 1}}")
 
 
-@pytest.mark.parametrize("name", OF_THE_ENGINE)
+@pytest.mark.parametrize("name", RESERVED_NAMES)
 def test_a_name_of_the_engine_is_taken(name: str) -> None:
     with pytest.raises(ConfigError, match=r"trainer: Mine: register\(.*name is taken.*another one"):
         make(*OPTIONS, trainer=registering(name, nn.Linear(2, 2)))

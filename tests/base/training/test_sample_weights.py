@@ -10,12 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from base.data.batch import AS_IT_IS, target_of
+from base.data.batch import DEFAULT_RULES, target_of
 from base.errors import TrainingError
-from base.training.denominators import SUM, counted_by, losses_of_samples, same_denominator_as
+from base.training.denominators import (
+    SUM_REDUCTION,
+    denominator_of,
+    same_denominator_as,
+    sample_losses_of,
+)
 from base.training.losses import WeightedLoss
 
-RULES = AS_IT_IS | {"ids": True, "weight": "w"}
+RULES = DEFAULT_RULES | {"ids": True, "weight": "w"}
 N = 6
 torch.manual_seed(0)
 WEIGHTS = torch.tensor([0.5, 2.0, 0.0, 1.0, 3.0, 0.25])
@@ -171,12 +176,12 @@ def test_the_mean_and_its_gradient_are_those_of_the_formula(case: str, notes_sam
     sums = torch.zeros_like(output)
     counted = loss.counted_in(batch_of(output, target), RULES)
     number = counted.number if counted else None
-    torch.testing.assert_close(counted_by(value).number, torch.as_tensor(number))
+    torch.testing.assert_close(denominator_of(value).number, torch.as_tensor(number))
     for begin, end in ((0, 2), (2, 3), (3, 6)):  # parts, as of a micro_batch, by their shares
         part = loss(
             output[begin:end], target[begin:end], batch=batch_of(output, target, begin, end)
         )
-        own = counted_by(part).number
+        own = denominator_of(part).number
         share = own / number
         sums += torch.autograd.grad(part * share, output)[0]
     torch.testing.assert_close(sums, whole, rtol=2e-5, atol=1e-6)
@@ -202,7 +207,7 @@ def test_a_sum_stays_one() -> None:
         value = loss(SCORES, IGNORED, batch=batch_of(SCORES, IGNORED))
         each = F.cross_entropy(SCORES, IGNORED, CLASS_WEIGHTS, reduction="none")
         torch.testing.assert_close(value, (WEIGHTS * each).sum())
-        assert counted_by(value).number is SUM
+        assert denominator_of(value).number is SUM_REDUCTION
     loss = WeightedLoss("it", functools.partial(focal, reduction="sum"), rules=RULES)
     value = loss(SCORES, CLASSES, batch=batch_of(SCORES, CLASSES))
     torch.testing.assert_close(value, (WEIGHTS * focal(SCORES, CLASSES, reduction="none")).sum())
@@ -217,7 +222,7 @@ def test_weights_of_zero_give_no_nan(case: str) -> None:
     value.backward()
     assert value == 0
     assert (output.grad == 0).all()
-    assert counted_by(value).number == 0
+    assert denominator_of(value).number == 0
 
 
 def test_the_lengths_of_sequences_divide_their_losses() -> None:
@@ -281,7 +286,7 @@ def test_the_loss_of_each_sample_is_noted() -> None:
     loss = WeightedLoss("it", function, rules=rules, notes_samples=True)
     batch = [SCORES, IGNORED, torch.arange(N)]
     value = loss(SCORES.requires_grad_(), IGNORED, batch=batch)
-    each = losses_of_samples(value)
+    each = sample_losses_of(value)
     assert each is not None
     assert not each.requires_grad
     expected = F.cross_entropy(SCORES, IGNORED, reduction="none").detach()
@@ -360,8 +365,8 @@ def test_a_loss_that_is_no_mean_over_samples_is_told_once(
 
 
 def test_a_loss_is_evaluated_alike_with_and_without_a_sampler_that_learns() -> None:
-    rules = AS_IT_IS | {"ids": True}
+    rules = DEFAULT_RULES | {"ids": True}
     loss = WeightedLoss("mine", dice, rules=rules, notes_samples=True)
     with torch.no_grad():
         assert loss(VALUES, YES, batch=BATCH).equal(dice(VALUES, YES))
-    assert losses_of_samples(loss(VALUES, YES, batch=BATCH)) is not None
+    assert sample_losses_of(loss(VALUES, YES, batch=BATCH)) is not None

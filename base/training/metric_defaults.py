@@ -11,13 +11,13 @@ from typing import Any
 from torch import nn
 
 from base.config import Config
-from base.data.batch import AS_IT_IS, Rules
+from base.data.batch import DEFAULT_RULES, Rules
 from base.errors import ConfigError, KindlingError, Problem
 from base.names.registry import find
 from base.names.signatures import signature
 from base.training.batch_arguments import DataParameters, item_compared
 from base.training.losses import WeightedLoss
-from base.training.selection import Compared
+from base.training.selection import Selection
 
 NO_CLASS = -100  # what torch's losses ignore where nothing else is said
 
@@ -34,12 +34,12 @@ THRESHOLDS = {
 }
 
 
-def with_loss_facts(
+def fill_from_losses(
     section: Mapping[str, Any],
     where: str,
     losses: Mapping[str, WeightedLoss],
     has_outputs: bool = True,
-    rules: Rules = AS_IT_IS,
+    rules: Rules = DEFAULT_RULES,
 ) -> Mapping[str, Any]:
     """Fill in ``ignore_index`` and ``threshold``, where a metric takes them and has none.
 
@@ -58,12 +58,12 @@ def with_loss_facts(
         takes = signature("metric", named).parameters
     except KindlingError:
         return section  # said where it is built
-    compared = Compared.of(section, where)
-    item = item_compared(_data_parameters(named), compared.target, rules)
+    selection = Selection.from_section(section, where)
+    item = item_compared(_data_parameters(named), selection.target, rules)
     beside = [
         each
         for each in losses.values()
-        if item_compared(each.takes, each.compared.target, rules) == item
+        if item_compared(each.takes, each.selection.target, rules) == item
     ]
     if "ignore_index" in takes and "ignore_index" not in args:
         ignored = _ignored(beside, where)
@@ -71,7 +71,7 @@ def with_loss_facts(
             args["ignore_index"] = ignored
     if "threshold" in takes and "threshold" not in args and has_outputs:
         found = {threshold_of(each.function) for each in beside
-                 if each.compared.output == compared.output} - {None}  # fmt: skip
+                 if each.selection.output == selection.output} - {None}  # fmt: skip
         if len(found) == 1 and _has_no_default(takes["threshold"]):
             args["threshold"] = found.pop()
     return {**section, "args": args}
@@ -81,8 +81,10 @@ def _data_parameters(named: Any) -> DataParameters:
     """Return what a metric that is not yet built takes of a batch."""
     update = getattr(named, "update", None)
     if isinstance(named, type) and inspect.isfunction(update):
-        return DataParameters.of(MethodType(update, named))  # as of an object: without `self`
-    return DataParameters() if isinstance(named, type) else DataParameters.of(named)
+        return DataParameters.from_function(
+            MethodType(update, named)
+        )  # as of an object: without `self`
+    return DataParameters() if isinstance(named, type) else DataParameters.from_function(named)
 
 
 def ignore_index_of(function: Callable[..., Any]) -> int | None:

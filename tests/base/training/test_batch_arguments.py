@@ -214,9 +214,9 @@ def test_what_nobody_gives_is_an_error_with_its_place(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError) as raised:
         check(make(text=DICTS.replace("LOSS", "lengthy")))
     assert str(raised.value) == (
-        "loss.0: loss 'lengthy' takes 'lengths', which it is not given; the targets are labels, "
+        "loss.0: loss 'lengthy' is missing the argument 'lengths'; the targets are labels, "
         "mask, ids; the batch has 'image', 'labels', 'mask', 'ids': name the items, `batch: "
-        "{target: {labels: ..., mask: ..., ids: ..., lengths: ...}}`, or give it under `args`"
+        "{target: {labels: ..., mask: ..., ids: ..., lengths: ...}}`, or pass it under `args`"
     )
     with pytest.raises(ConfigError, match=r"metrics\.0: metric 'lengthy' .*has 4 items, 0 to 3"):
         check(make("metrics=[lengthy]", text=CONFIG.replace("LOSS", "masked")))

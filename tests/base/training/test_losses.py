@@ -112,7 +112,9 @@ def test_a_loss_of_one_element_is_a_scalar_and_other_shapes_are_named():
     assert WeightedLoss("x", lambda output, target: output[:1, 0])(OUTPUT, TARGET).shape == ()
     with pytest.raises(TrainingError, match=r"loss 'x' must .*, not shape \(6,\)"):
         WeightedLoss("x", lambda output, target: output[:, 0])(OUTPUT, TARGET)
-    with pytest.raises(TrainingError, match=r"loss 'x' must give one number as a tensor, not 0\.5"):
+    with pytest.raises(
+        TrainingError, match=r"loss 'x' must return a tensor of one number, not 0\.5"
+    ):
         WeightedLoss("x", lambda output, target: 0.5)(OUTPUT, TARGET)
 
 
@@ -150,11 +152,11 @@ def test_faults_are_told_together():
         build_losses(sections, build=build)
     assert [str(problem) for problem in raised.value.problems] == [
         "loss.1.name: 'a' is taken by another loss",
-        "loss.2.name: 'loss' is taken by the sum of all",
-        "loss.3: Halfway cannot be called with (output, target): it is no loss",
+        "loss.2.name: 'loss' is the name of the sum of all losses",
+        "loss.3: Halfway is not a loss: it cannot be called with (output, target)",
     ]
     assert list(build_losses([section("margin", name="loss")], build=build)) == ["loss"]
-    with pytest.raises(ConfigError, match=r"loss\.0\.name: 'loss' is taken by the sum"):
+    with pytest.raises(ConfigError, match=r"loss\.0\.name: 'loss' is the name of the sum"):
         build_losses([section("margin", name="loss", weight=2.0)], build=build)
 
 
@@ -537,8 +539,8 @@ def test_a_loss_with_parameters_that_no_optimizer_would_train_is_refused(monkeyp
     with pytest.raises(ConfigError) as raised:
         build_losses([section("margin"), section("Uncertain")], build=build)
     assert str(raised.value) == (
-        "loss.1: no optimizer trains Uncertain's own log_variance: have the model hold what is to "
-        "be trained, or freeze it with `requires_grad_(False)`"
+        "loss.1: no optimizer trains log_variance of Uncertain: move trainable parameters to the "
+        "model, or freeze them with `requires_grad_(False)`"
     )
     assert build_losses([section("Uncertain", is_frozen=True)], build=build)
 

@@ -215,7 +215,7 @@ def test_what_the_optimizer_s_own_arguments_say_stands(own: str) -> None:
 
 def test_a_fused_form_that_is_not_there_is_told() -> None:
     with pytest.raises(
-        ConfigError, match=r"RMSprop has no fused form; write .memory: .fused: auto"
+        ConfigError, match=r"RMSprop has no fused implementation; write .memory: .fused: auto"
     ):
         make("optimizer={type: RMSprop, args: {lr: 0.1}}", "memory.fused=true")
 

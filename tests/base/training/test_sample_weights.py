@@ -300,12 +300,12 @@ def test_one_by_one_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(3):
             loss(VALUES, OTHERS, batch=batch_of(VALUES, OTHERS))
     assert len(caplog.records) == 1
-    assert "loss 'it' is called for each sample by itself" in caplog.text
+    assert "loss 'it' is called once for each sample" in caplog.text
 
 
 def test_a_call_without_the_batch_says_what_to_give() -> None:
     loss = WeightedLoss("it", F.mse_loss, rules=RULES)
-    with pytest.raises(TrainingError, match=r"call it with `batch=batch`.*`sample_weight=None`"):
+    with pytest.raises(TrainingError, match=r"pass `batch=batch`.*`sample_weight=None`"):
         loss(VALUES, OTHERS)
     torch.testing.assert_close(loss(VALUES, OTHERS, sample_weight=None), F.mse_loss(VALUES, OTHERS))
     value = loss(VALUES, OTHERS, sample_weight=WEIGHTS)
@@ -316,7 +316,7 @@ def test_rows_that_are_no_samples_are_told() -> None:
     loss = WeightedLoss("it", F.cross_entropy, rules=RULES)
     flat = MAPS.movedim(1, -1).reshape(-1, 3)
     with pytest.raises(
-        TrainingError, match=r"gives \(48\) for 6 samples|gives \(48,\) for 6 samples"
+        TrainingError, match=r"returns \(48\) for 6 samples|returns \(48,\) for 6 samples"
     ):
         loss(flat, MASKS.reshape(-1), batch=batch_of(MAPS, MASKS))
 
@@ -356,7 +356,7 @@ def test_a_loss_that_is_no_mean_over_samples_is_told_once(
         with caplog.at_level("WARNING", logger="kindling"):
             for _ in range(2):
                 loss(VALUES, YES, batch=BATCH)
-        assert caplog.text.count("'mine' is no mean over samples") == number
+        assert caplog.text.count("'mine' is not a mean over samples") == number
     whole, each = dice(VALUES, YES), [dice(VALUES[i], YES[i]) for i in range(N)]
     caplog.clear()
     WeightedLoss("mine", dice, rules=RULES)(VALUES, YES, batch=BATCH)

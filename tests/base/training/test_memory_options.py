@@ -264,9 +264,7 @@ def test_without_convolutions_nothing_is_laid_out() -> None:
 def test_on_the_cpu_there_is_nothing_to_offload() -> None:
     trainer = make("memory={offload_activations: true, offload_optimizer: true}")
     (note,) = trainer.experiment.memory_notes
-    assert (
-        note == "offload_activations and offload_optimizer: nothing to move, all is in CPU memory"
-    )
+    assert note == "offload_activations and offload_optimizer: no effect on a CPU"
 
 
 # --- Precision, gradients, caches -----------------------------------------------------------------

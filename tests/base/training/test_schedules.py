@@ -328,10 +328,10 @@ def test_plateau_has_a_floor_for_each_group(floor: str, ends: tuple[float, float
             "{type: LambdaLR, args: {lr_lambda: [halve]}}]}}",
             "lr_lambda has 1 values for 2",
         ),
-        ("{type: CosineAnnealingLR, args: {eta_min: 0.2}}", "eta_min 0.2 is one floor for all"),
+        ("{type: CosineAnnealingLR, args: {eta_min: 0.2}}", "eta_min 0.2 is the minimum of all"),
         (
             "{type: CosineAnnealingWarmRestarts, args: {T_0: 2, eta_min: 0.5}}",
-            "eta_min 0.5 is one floor for all, and some groups begin below it",
+            "eta_min 0.5 is the minimum of all groups, and some begin below it",
         ),
     ],
 )

@@ -51,7 +51,7 @@ class DistillationTrainer(BaseTrainer):
             "soft",
             functools.partial(soft_cross_entropy, temperature=temperature),
             rules=self.config["batch"],
-            notes_samples=learning is not None and learning.wants_losses,
+            needs_sample_losses=learning is not None and learning.wants_losses,
         )
 
     def forward(self, batch: Any) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def build_experiment(
             references.resolve_list("loss", "loss"),
             length,
             rules=config["batch"],
-            notes_samples=wants_losses,
+            needs_sample_losses=wants_losses,
         )
     for loss in losses.values():
         loss.to(device)

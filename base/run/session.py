@@ -199,8 +199,8 @@ def _prepare(
         resumed_at = None if resume_from is None else trainer.progress
         rows, is_finished = trainer.epoch_rows, trainer.is_finished()
         writers = make_writers(folder, config, resumed_at, rows, is_finished)
-    facts = speed_factors(trainer.train_loader, config, trainer.device)
-    run_log = RunLog(settings, folder, writers, trainer.epoch_rows, facts)
+    factors = speed_factors(trainer.train_loader, config, trainer.device)
+    run_log = RunLog(settings, folder, writers, trainer.epoch_rows, factors)
     stack.callback(run_log.close)
     trainer.recovery.keep()
     stack.callback(trainer.capture.remove)

@@ -222,10 +222,10 @@ def keep_changes(
     """Call a function; return a function that restores attributes, buffers and weights."""
     buffers_back = keep_buffers(modules)
     distinct = {id(one): one for one in owners if _has_attributes(one)}.values()
-    noted = [(one, dict(vars(one)), _contents(one)) for one in distinct]
+    recorded = [(one, dict(vars(one)), _contents(one)) for one in distinct]
     call()
     changed = []
-    for one, former, contents in noted:
+    for one, former, contents in recorded:
         now = vars(one)
         names = [n for n in {**former, **now} if n not in now or former.get(n, now) is not now[n]]
         held = [each for each in contents if _differs(*each)]

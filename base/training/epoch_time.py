@@ -83,12 +83,12 @@ def speed_factors(loader: Any, config: Mapping[str, Any], device: torch.device) 
     }
 
 
-def advice(seconds: Mapping[str, float], facts: Mapping[str, Any]) -> str | None:
+def advice(seconds: Mapping[str, float], factors: Mapping[str, Any]) -> str | None:
     """Return the one change that would make an epoch faster, or None.
 
     Args:
         seconds: the result of `Clock.take`.
-        facts: the result of `speed_factors`.
+        factors: the result of `speed_factors`.
     """
     total = sum(seconds.values())
     if total < MIN_SECONDS:
@@ -96,31 +96,31 @@ def advice(seconds: Mapping[str, float], facts: Mapping[str, Any]) -> str | None
     shares = {part: seconds[part] / total for part in PARTS}
     if shares["data"] > HIGH_SHARE:
         text = f"{shares['data']:.0%} of the time is waiting for data: "
-        n_workers, n_cores = facts["num_workers"], facts["cores"]
-        if facts["readers"] != "none" and n_workers is not None and n_workers < n_cores:
+        n_workers, n_cores = factors["num_workers"], factors["cores"]
+        if factors["readers"] != "none" and n_workers is not None and n_workers < n_cores:
             return f"{text}set data_loader.args.num_workers: {n_cores}"
-        if facts["cache"] == "none" and facts["readers"] != "none":
+        if factors["cache"] == "none" and factors["readers"] != "none":
             return f"{text}set data_loader.args.cache: memory, or disk"
         return f"{text}make the data set faster, for example with smaller files"
     if (
-        shares["copy"] > HIGH_SHARE and facts["device"] == "cuda"
+        shares["copy"] > HIGH_SHARE and factors["device"] == "cuda"
     ):  # other devices do not copy asynchronously
         text = f"{shares['copy']:.0%} of the time is copying to the device: "
-        if facts["pin_memory"] is False:
+        if factors["pin_memory"] is False:
             return f"{text}set data_loader.args.pin_memory: true"
-        if facts["prefetch"] == 0:
+        if factors["prefetch"] == 0:
             return f"{text}set memory.prefetch: 2"
         return f"{text}reduce the size of samples, for example with images in uint8"
     if shares["logging"] > HIGH_SHARE:
         text = f"{shares['logging']:.0%} of the time is logging and saving"
         return f"{text}: raise trainer.save_every and trainer.log_every"
-    if facts["idle"] > HIGH_IDLE_SHARE and facts["batch_size"] is not None:
-        text = f"after {facts['idle']:.0%} of the steps the GPU is idle: "
-        return f"{text}raise data_loader.args.batch_size above {facts['batch_size']}"
+    if factors["idle"] > HIGH_IDLE_SHARE and factors["batch_size"] is not None:
+        text = f"after {factors['idle']:.0%} of the steps the GPU is idle: "
+        return f"{text}raise data_loader.args.batch_size above {factors['batch_size']}"
     return None
 
 
-def write_times(folder: Path, facts: Mapping[str, Any]) -> None:
+def write_times(folder: Path, factors: Mapping[str, Any]) -> None:
     """Write the times of all epochs, and the advice, to ``report/time.txt``."""
     names = [f"time/{part}" for part in PARTS]
     rows = [row for row in read_rows(folder / "metrics.csv") if row.get(names[0])]
@@ -130,7 +130,7 @@ def write_times(folder: Path, facts: Mapping[str, Any]) -> None:
         for row in rows:
             cells = "".join(f"{number(row[name]):10.2f}" for name in names)
             lines.append(f"{row['epoch']:>10}{cells}")
-        plain = [row for row in rows if number(row["epoch"]) not in facts["profiled"]]
+        plain = [row for row in rows if number(row["epoch"]) not in factors["profiled"]]
         sums = {part: sum(number(row[f"time/{part}"]) for row in plain) for part in PARTS}
-        lines.append(f"\nfaster: {advice(sums, facts) or 'no advice'}")
+        lines.append(f"\nfaster: {advice(sums, factors) or 'no advice'}")
         write_whole(folder / "report" / "time.txt", ("\n".join(lines) + "\n").encode())

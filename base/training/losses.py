@@ -131,7 +131,7 @@ class WeightedLoss:
     agreement: ShapeAgreement | None = field(default=None, repr=False, compare=False)
     rules: Rules = field(default_factory=lambda: DEFAULT_RULES, repr=False)
     """The config's ``batch:`` section, which names the ids and weights of samples."""
-    notes_samples: bool = False
+    needs_sample_losses: bool = False
     """Whether a sampler needs the loss of each sample."""
     weight_was_read: bool = field(default=False, init=False, repr=False, compare=False)
 
@@ -200,8 +200,8 @@ class WeightedLoss:
         after, found = self.takes.bind(picked, target, batch, given, who, extras)
         self.was_weighted = self.was_weighted or weights is not None
         takes_weights = SAMPLE_WEIGHT in found or SAMPLE_WEIGHT in keywords
-        is_noted = self.notes_samples and torch.is_grad_enabled()  # not in evaluation
-        is_per_sample = is_noted or not (weights is None or takes_weights)
+        is_needed = self.needs_sample_losses and torch.is_grad_enabled()  # not in evaluation
+        is_per_sample = is_needed or not (weights is None or takes_weights)
         return _Call(
             output=output,
             has_output=bool(args) or not self.takes.is_by_name_only,
@@ -216,7 +216,7 @@ class WeightedLoss:
 
     def _is_simple_call(self, targets: Any) -> bool:
         """Return whether the function takes output and target alone, without weights."""
-        is_weighted = self.notes_samples or self.rules["weight"] is not None
+        is_weighted = self.needs_sample_losses or self.rules["weight"] is not None
         return self.takes.is_plain and not (is_weighted or isinstance(targets, Targets))
 
     def _value(self, call: _Call, batch: Any) -> Any:
@@ -564,14 +564,14 @@ def build_losses(
     length: RunLength = ONE_STEP,
     build: Callable[..., Any] = build_named,
     rules: Rules = DEFAULT_RULES,
-    notes_samples: bool = False,
+    needs_sample_losses: bool = False,
 ) -> dict[str, WeightedLoss]:
     """Build the losses of the config's ``loss`` list (normal form), by name.
 
     Args:
         length: the length of the training, for weights that change over a duration.
         rules: the config's ``batch:`` section.
-        notes_samples: whether a sampler needs the loss of each sample.
+        needs_sample_losses: whether a sampler needs the loss of each sample.
 
     Raises:
         ConfigError: a name is taken or unknown, arguments do not fit, or a loss has trainable
@@ -594,8 +594,8 @@ def build_losses(
             ends = (weight["from"], weight["to"])
             weight = Ramp(*ends, steps(weight["over"]), after, weight["shape"])
         selection = Selection.from_section(section, where)
-        loss = WeightedLoss(name, function, weight, selection, None, rules, notes_samples)
-        if loss.needs_whole_batches and (notes_samples or rules["weight"] is not None):
+        loss = WeightedLoss(name, function, weight, selection, None, rules, needs_sample_losses)
+        if loss.needs_whole_batches and (needs_sample_losses or rules["weight"] is not None):
             text = f"{name} compares the samples of a batch with each other and has no loss of each"
             text += " sample, which `batch.weight` and a sampler that learns from losses need"
             raise ConfigError([Problem(where, text)])

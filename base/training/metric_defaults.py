@@ -60,17 +60,17 @@ def fill_from_losses(
         return section  # raised when it is built
     selection = Selection.from_section(section, where)
     item = item_compared(_data_parameters(named), selection.target, rules)
-    beside = [
+    same_target = [
         each
         for each in losses.values()
         if item_compared(each.takes, each.selection.target, rules) == item
     ]
     if "ignore_index" in takes and "ignore_index" not in args:
-        ignored = _ignored(beside, where)
+        ignored = _ignored(same_target, where)
         if ignored is not None and (ignored != NO_CLASS or _has_no_default(takes["ignore_index"])):
             args["ignore_index"] = ignored
     if "threshold" in takes and "threshold" not in args and has_outputs:
-        found = {threshold_of(each.function) for each in beside
+        found = {threshold_of(each.function) for each in same_target
                  if each.selection.output == selection.output} - {None}  # fmt: skip
         if len(found) == 1 and _has_no_default(takes["threshold"]):
             args["threshold"] = found.pop()

@@ -38,7 +38,7 @@ class RunLog:
         folder: the folder of the run; None writes no files.
         writers: the writers of logged values, in addition to the console.
         rows: the rows of metrics.csv that checkpoints hold.
-        facts: the settings that the advice on speed depends on, see `speed_factors`; None disables
+        factors: the settings that `advice` depends on, see `speed_factors`; None disables
             the advice.
     """
 
@@ -48,12 +48,12 @@ class RunLog:
         folder: Path | None = None,
         writers: Sequence[Writer] = (),
         rows: EpochRows | None = None,
-        facts: dict[str, Any] | None = None,
+        factors: dict[str, Any] | None = None,
     ) -> None:
         self.settings, self._folder = settings, folder
         self.rows = rows or EpochRows()
         self.table = EpochTable()
-        self.facts = facts or {}
+        self.factors = factors or {}
         self._advised = ""
         self._logged_at = 0
         self._started, self._samples = time.perf_counter(), 0
@@ -124,14 +124,14 @@ class RunLog:
         shown = {name: value for name, value in row.items() if self._is_shown(name, rates)}
         for line in self.table.lines(shown, is_best):
             log.log(ROW, line)
-        if self.facts and row["epoch"] not in self.facts["profiled"]:
-            self.facts["idle"] = idle
+        if self.factors and row["epoch"] not in self.factors["profiled"]:
+            self.factors["idle"] = idle
             self._advise(times)
         return added
 
     def _advise(self, times: Mapping[str, float]) -> None:
         """Log advice on speed once, for epochs of at least a second."""
-        text = advice(times, self.facts)
+        text = advice(times, self.factors)
         if text is not None and text.partition(": ")[2] != self._advised:
             self._advised = text.partition(": ")[2]
             log.info(f"faster: {text}")
@@ -147,7 +147,7 @@ class RunLog:
         self.writers.close()
         if self._folder is not None:
             try:
-                write_times(self._folder, self.facts)
+                write_times(self._folder, self.factors)
             except Exception as error:  # a failed table must not end the run
                 log.warning(
                     "cannot write the table of times in %s: %s", self._folder / "report", error

@@ -136,7 +136,9 @@ def test_an_error_names_the_loss_what_it_was_given_and_the_line():
 
 def test_a_metric_with_the_name_of_a_loss_is_refused_and_hides_nothing():
     named = "loss=[{type: cross_entropy, name: accuracy}, {type: cross_entropy, weight: 0}]"
-    with pytest.raises(ConfigError, match=r"metrics\.0\.name: .*'accuracy' too; choose another name"):
+    with pytest.raises(
+        ConfigError, match=r"metrics\.0\.name: .*'accuracy' too; choose another name"
+    ):
         check(make(named, "metrics=[accuracy]"))
     check(make(named, "metrics=[{type: accuracy, name: share}]"))
 

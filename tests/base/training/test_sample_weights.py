@@ -163,11 +163,13 @@ def batch_of(output: Tensor, target: Tensor, begin: int = 0, end: int = N) -> li
     return [each[begin:end] for each in (output, target, ids, WEIGHTS)]
 
 
-@pytest.mark.parametrize("notes_samples", [False, True])
+@pytest.mark.parametrize("needs_sample_losses", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_the_mean_and_its_gradient_are_those_of_the_formula(case: str, notes_samples: bool) -> None:
+def test_the_mean_and_its_gradient_are_those_of_the_formula(
+    case: str, needs_sample_losses: bool
+) -> None:
     function, output, target, formula = CASES[case]
-    loss = WeightedLoss("it", function, rules=RULES, notes_samples=notes_samples)
+    loss = WeightedLoss("it", function, rules=RULES, needs_sample_losses=needs_sample_losses)
     output = output.clone().requires_grad_()
     value = loss(output, target, batch=batch_of(output, target))
     torch.testing.assert_close(value.double(), formula().double(), rtol=2e-5, atol=1e-6)
@@ -283,7 +285,7 @@ def test_terms_are_weighted_each() -> None:
 
 def test_the_loss_of_each_sample_is_noted() -> None:
     function, rules = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS), RULES | {"weight": None}
-    loss = WeightedLoss("it", function, rules=rules, notes_samples=True)
+    loss = WeightedLoss("it", function, rules=rules, needs_sample_losses=True)
     batch = [SCORES, IGNORED, torch.arange(N)]
     value = loss(SCORES.requires_grad_(), IGNORED, batch=batch)
     each = sample_losses_of(value)
@@ -366,7 +368,7 @@ def test_a_loss_that_is_no_mean_over_samples_is_told_once(
 
 def test_a_loss_is_evaluated_alike_with_and_without_a_sampler_that_learns() -> None:
     rules = DEFAULT_RULES | {"ids": True}
-    loss = WeightedLoss("mine", dice, rules=rules, notes_samples=True)
+    loss = WeightedLoss("mine", dice, rules=rules, needs_sample_losses=True)
     with torch.no_grad():
         assert loss(VALUES, YES, batch=BATCH).equal(dice(VALUES, YES))
     assert sample_losses_of(loss(VALUES, YES, batch=BATCH)) is not None

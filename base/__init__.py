@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from base.checkpoint.weights import read_weights as read_weights
     from base.checkpoint.weights import sections_with_weights as sections_with_weights
     from base.config import Config as Config
+    from base.config.durations import RunLength as RunLength
     from base.data.batch import Targets as Targets
     from base.data.batch import count_samples as count_samples
     from base.data.batch import ids_of as ids_of
@@ -112,18 +113,18 @@ if TYPE_CHECKING:
     from base.system.seeding import derive_seed as derive_seed
     from base.system.seeding import isolated_random_state as isolated_random_state
     from base.training.batch_arguments import DataParameters as DataParameters
-    from base.training.denominators import SUM as SUM
-    from base.training.denominators import counted_by as counted_by
-    from base.training.denominators import mark_sum as mark_sum
+    from base.training.denominators import SUM_REDUCTION as SUM_REDUCTION
+    from base.training.denominators import denominator_of as denominator_of
+    from base.training.denominators import mark_terms as mark_terms
     from base.training.denominators import same_denominator_as as same_denominator_as
     from base.training.denominators import terms_of as terms_of
     from base.training.experiment import Experiment as Experiment
     from base.training.loss_gradients import loss_gradients as loss_gradients
-    from base.training.loss_terms import flat as flat
+    from base.training.loss_terms import flatten_terms as flatten_terms
     from base.training.losses import WeightedLoss as WeightedLoss
     from base.training.losses import build_losses as build_losses
-    from base.training.losses import scaled as scaled
-    from base.training.metric_values import device_of as device_of
+    from base.training.losses import scale_loss as scale_loss
+    from base.training.metric_values import get_device as get_device
     from base.training.metrics import mean_of_counts as mean_of_counts
     from base.training.parameter_groups import no_decay as no_decay
     from base.training.results import with_total as with_total

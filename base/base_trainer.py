@@ -30,12 +30,12 @@ from base.training.loss_gradients import due_gradients
 from base.training.loss_terms import LossTerms
 from base.training.optimizer_step import choose_stepper, only
 from base.training.parameter_groups import learning_rates
-from base.training.precision import NOTHING
+from base.training.precision import NO_CONTEXT
 from base.training.recovery import Recovery
 from base.training.results import (
     StepValues,
     backward_passes,
-    note_losses,
+    record_sample_losses,
     summarise,
     values_of,
     with_total,
@@ -90,15 +90,13 @@ class BaseTrainer:
         self.capture, self.epoch_rows = state.capture, state.epoch_rows
         self.stateful, self.valid_metrics = state.stateful, state.valid_metrics
 
-        memory, length = self.config["memory"], (experiment.steps_per_epoch, experiment.total_steps)
+        memory, length = self.config["memory"], experiment.length
         self.offload = offload_activations(memory["offload_activations"], self.device)
-        self.empty_cache = EmptyCache(memory["empty_cache"], *length)
-        self.save_every = Every(self.settings.save_every, *length)
-        self.log_every = Every(self.settings.log_every, *length)
+        self.empty_cache = EmptyCache(memory["empty_cache"], length)
+        self.save_every = Every(self.settings.save_every, length)
+        self.log_every = Every(self.settings.log_every, length)
         gradients_every = self.settings.loss_gradients
-        self._gradients_every = gradients_every and parse_duration(gradients_every).in_steps(
-            *length
-        )
+        self._gradients_every = gradients_every and parse_duration(gradients_every).in_steps(length)
 
         self.signals, self.clock = SignalFlags(), Clock()
         self.epoch_start = EpochStart(
@@ -395,7 +393,7 @@ class BaseTrainer:
             for part, n_samples in parts:
                 held = [part]
                 del part
-                guard = self.run.guard_first_step() if is_first else NOTHING
+                guard = self.run.guard_first_step() if is_first else NO_CONTEXT
                 yield held.pop(), n_samples, results, guard
             del parts
             self.progress.advance(self.window.n_samples)
@@ -453,7 +451,7 @@ class BaseTrainer:
         for metric in metrics.values():
             metric.reset()
         seed = derive_seed(self.config["seed"], phase, self.progress.epoch)
-        averaged = NOTHING if self.ema is None else self.ema.swapped_in()
+        averaged = NO_CONTEXT if self.ema is None else self.ema.swapped_in()
         self.model.eval()
         with isolated_random_state(seed), averaged, torch.inference_mode():
             positions = iter(range(count))
@@ -557,4 +555,4 @@ class BaseTrainer:
 
     def _note_losses(self, part: Any, values: StepValues) -> None:
         if self.state.sampler is not None and self.state.sampler.wants_losses:
-            note_losses(self.state.sampler, ids_of(part, self.config["batch"]), values)
+            record_sample_losses(self.state.sampler, ids_of(part, self.config["batch"]), values)

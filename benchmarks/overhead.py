@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
 from base.base_data_loader import BaseDataLoader
-from base.config import load_config
+from base.config import RunLength, load_config
 from base.data.bad_samples import BadSamples
 from base.network.freezing import Freezing
 from base.run.session import run_in
@@ -89,14 +89,15 @@ def framework(n_steps: int, folder: Path, is_on: bool, metrics: str = "[]") -> f
     config = load_config(None, text=text)
     model = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    length = RunLength(N_BATCHES, n_steps)
     loader = BaseDataLoader(TensorDataset(*make_data()), BATCH_SIZE, True, 0, 0)
     trainer = Trainer(
         Experiment(
             config=config, device=torch.device("cpu"), model=model,
             losses=build_losses(config["loss"]), metrics=build_metrics(config["metrics"]),
             optimizers={"main": optimizer}, schedules={}, train_loader=loader, valid_loader=None,
-            callbacks={}, batches_per_epoch=N_BATCHES, total_steps=n_steps,
-            freezing=Freezing(model, [], N_BATCHES, n_steps), bad_samples=BadSamples(config),
+            callbacks={}, batches_per_epoch=N_BATCHES, length=length,
+            freezing=Freezing(model, [], length), bad_samples=BadSamples(config),
         )
     )  # fmt: skip
     start = time.perf_counter()

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from base import (
-    SUM,
+    SUM_REDUCTION,
     DataParameters,
     build_losses,
     count_samples,
-    counted_by,
-    device_of,
-    flat,
+    denominator_of,
+    flatten_terms,
+    get_device,
     mean_of_counts,
 )
 
@@ -499,13 +499,15 @@ class MeanLoss:
 
     def update(self, *args: Any, **keywords: Any) -> None:
         if not isinstance(self.count, Tensor) and not self.count:
-            self.loss.to(device_of(args))
+            self.loss.to(get_device(args))
         output, target = args if len(args) > 1 else (*args, None)
-        found = flat({self.loss.name: self.loss(output, target, **keywords)}, (self.loss.name,))
+        found = flatten_terms(
+            {self.loss.name: self.loss(output, target, **keywords)}, (self.loss.name,)
+        )
         first, *others = [term.value for term in found.values() if term.is_minimised]
-        value, counted = sum(others, start=first), counted_by(first)
+        value, counted = sum(others, start=first), denominator_of(first)
         number = count_samples((output, target)) if counted is None else counted.number
-        if number is SUM:
+        if number is SUM_REDUCTION:
             self.total, self.count = self.total + value.double(), 1.0
             return
         # Where nothing is counted the mean is 0/0.

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from base.config import load_config
+from base.config.durations import RunLength
 from base.run.build import build_experiment
 from base.system.seeding import seed_everything
 from logger.csv_writer import read_rows
@@ -32,7 +33,8 @@ def test_plain_script_and_framework_reach_the_same_losses(
     config = load_config(project_root / "config" / "digits.yaml", plainly)
     seed_everything(config["seed"])
     experiment = build_experiment(config, torch.device("cpu"))
-    experiment.total_steps = 3 * experiment.batches_per_epoch
+    n_batches = experiment.batches_per_epoch
+    experiment.length = RunLength(n_batches, 3 * n_batches)
     train_in(Trainer(experiment), tmp_path)
 
     rows = read_rows(tmp_path / "metrics.csv")

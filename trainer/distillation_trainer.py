@@ -15,9 +15,9 @@ from base import (
     Experiment,
     WeightedLoss,
     inputs_of,
-    mark_sum,
+    mark_terms,
     nearest,
-    scaled,
+    scale_loss,
     sections_with_weights,
     target_of,
     terms_of,
@@ -51,7 +51,7 @@ class DistillationTrainer(BaseTrainer):
             "soft",
             functools.partial(soft_cross_entropy, temperature=temperature),
             rules=self.config["batch"],
-            notes_samples=learning is not None and learning.wants_losses,
+            needs_sample_losses=learning is not None and learning.wants_losses,
         )
 
     def forward(self, batch: Any) -> dict[str, Any]:
@@ -68,12 +68,12 @@ class DistillationTrainer(BaseTrainer):
         hard = with_total(parts, self.losses)["loss"]
         soft = self.soft_loss(scores.float(), outputs["teacher"].float(), batch=batch)
         # Each term keeps what it is a mean over, such as the sum of the class weights.
-        soft_share = scaled(soft, self.alpha)
+        soft_share = scale_loss(soft, self.alpha)
         weighed = {
-            f"hard/{name}": scaled(term, 1 - self.alpha)
+            f"hard/{name}": scale_loss(term, 1 - self.alpha)
             for name, term in (terms_of(hard) or {"": hard}).items()
         }
-        loss = mark_sum(sum(weighed.values(), start=soft_share), {"soft": soft_share, **weighed})
+        loss = mark_terms(sum(weighed.values(), start=soft_share), {"soft": soft_share, **weighed})
         return {"loss": loss, "soft": soft, "hard": hard}
 
     def predict(self, outputs: Any) -> Any:

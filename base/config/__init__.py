@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from base.config.command_line import run as run
     from base.config.config import Config as Config
     from base.config.durations import Duration as Duration
+    from base.config.durations import RunLength as RunLength
     from base.config.durations import parse_duration as parse_duration
     from base.config.editor_schema import json_schema as json_schema
     from base.config.interpolation import look_up as look_up

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 DURATION_PATTERN = r"^(?:[0-9]{1,12} ?steps?|[0-9]{1,9}(?:\.[0-9]{1,9})? ?(?:epochs?|%))$"
 MINUTES_PATTERN = r"^[0-9]{1,9}(?:\.[0-9]{1,9})? ?minutes?$"
 
 
+@dataclass(frozen=True)
+class RunLength:
+    """The length of a training, which durations are converted to steps with."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], batches_per_epoch: int) -> RunLength:
+        """Return the length that ``trainer.steps`` or ``trainer.epochs`` sets."""
+        steps_per_epoch = math.ceil(batches_per_epoch / config["memory"]["accumulate"])
+        trainer = config["trainer"]
+        return cls(steps_per_epoch, trainer["steps"] or trainer["epochs"] * steps_per_epoch)
+
+    @property
+    def n_epochs(self) -> int:
+        """The number of epochs; the last one may be incomplete."""
+        return math.ceil(self.total_steps / self.steps_per_epoch)
+
+
 class Duration(NamedTuple):
-    """A length: whole steps, epochs (parts of one allowed), or per cent of the whole training."""
+    """A duration in steps, in epochs (fractions allowed), or as a percentage of the training."""
 
     amount: float
     unit: str  # "steps", "epochs", "%" or "minutes"
 
-    def in_steps(self, steps_per_epoch: int, total_steps: int) -> int:
-        """Return the number of steps, at least 1, rounded to the nearest (a half to the even)."""
-        whole = {"steps": 1, "epochs": steps_per_epoch, "%": total_steps / 100}[self.unit]
-        return max(1, round(self.amount * whole))
+    def in_steps(self, length: RunLength) -> int:
+        """Return the number of steps, rounded half to even and at least 1."""
+        unit_steps = {"steps": 1, "epochs": length.steps_per_epoch, "%": length.total_steps / 100}
+        return max(1, round(self.amount * unit_steps[self.unit]))
 
     def __str__(self) -> str:
         unit = self.unit.rstrip("s") if self.amount == 1 else self.unit

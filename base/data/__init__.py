@@ -6,8 +6,8 @@ from base.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
     from base.data.bad_samples import BadSamples as BadSamples
-    from base.data.batch import AS_IT_IS as AS_IT_IS
     from base.data.batch import CONTAINERS as CONTAINERS
+    from base.data.batch import DEFAULT_RULES as DEFAULT_RULES
     from base.data.batch import IDS as IDS
     from base.data.batch import WEIGHT as WEIGHT
     from base.data.batch import Rules as Rules

@@ -101,7 +101,7 @@ class BadSamples:
         for row in found.values():  # before there was a folder
             self._list(row)
 
-    def tell_end(self) -> None:
+    def log_summary(self) -> None:
         """Log how many samples were skipped."""
         if any(self.known.values()):
             log.warning("samples that cannot be read were skipped: %s", self._summary())

@@ -18,7 +18,7 @@ CONTAINERS = (list, tuple, Mapping)
 TARGET_NAMES = ("target", "targets", "label", "labels", "y")
 
 Rules = Mapping[str, Any]
-AS_IT_IS: Rules = {"inputs": None, "target": None, "size": None, "ids": False, "weight": None}
+DEFAULT_RULES: Rules = {"inputs": None, "target": None, "size": None, "ids": False, "weight": None}
 """The ``batch:`` section of a config that does not have one."""
 
 IDS, WEIGHT = "ids", "sample_weight"
@@ -307,7 +307,7 @@ class SampleCount:
         return second if self._is_time_first else None
 
 
-def count_samples(batch: Any, rules: Rules = AS_IT_IS, n_drawn: int | None = None) -> int:
+def count_samples(batch: Any, rules: Rules = DEFAULT_RULES, n_drawn: int | None = None) -> int:
     """Return the number of samples of a batch.
 
     It is what ``rules["size"]`` says; else the number of targets: the length of a list of them, or

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from base.data.batch import (
-    AS_IT_IS,
+    DEFAULT_RULES,
     IDS,
     WEIGHT,
     Rules,
@@ -159,7 +159,7 @@ def refuse_other_size(batch: Batch, n_drawn: int) -> None:
         DataError: it has not.
     """
     try:
-        n_samples = count_samples(batch, AS_IT_IS, n_drawn)
+        n_samples = count_samples(batch, DEFAULT_RULES, n_drawn)
     except ConfigError:
         return  # it does not show how many there are
     if n_samples != n_drawn:

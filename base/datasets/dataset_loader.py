@@ -11,6 +11,7 @@ import torch
 
 from base.base_data_loader import BaseDataLoader
 from base.checkpoint.data_record import check_classes, class_names
+from base.config.durations import RunLength
 from base.data.protocols import HasImages, offered, underlying
 from base.data.reading import find_get_batch
 from base.data.splits import divide
@@ -157,14 +158,14 @@ class DatasetLoader(BaseDataLoader):
         mixers = single_mixers(self._pipelines[0].mixers)
         return " and ".join(type(each).__name__ for each in mixers)
 
-    def set_training_length(self, n_steps: int, steps_per_epoch: int, n_batches: int) -> None:
+    def set_training_length(self, length: RunLength, n_batches: int) -> None:
         """Set the length of the training, for transforms that are off at its end.
 
         Args:
             n_batches: of an epoch.
         """
         for mixer in single_mixers(self._pipelines[0].mixers):
-            mixer.end_before(n_steps, steps_per_epoch, n_batches / len(self))
+            mixer.end_before(length, n_batches / len(self))
 
     @classmethod
     def missing_test_data(cls, args: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from base.config.durations import parse_duration
+from base.config.durations import RunLength, parse_duration
 from base.data.protocols import HasClasses, offered
 from base.data.random_draws import Draws
 from base.errors import BatchError, DataError
@@ -60,11 +60,11 @@ class Mixer:
         """
         raise NotImplementedError
 
-    def end_before(self, n_steps: int, steps_per_epoch: int, passes_per_epoch: float) -> None:
+    def end_before(self, length: RunLength, passes_per_epoch: float) -> None:
         """Set the length of the training, for `off_for_last`."""
         if self.off_for_last is not None:
-            n_off = self.off_for_last.in_steps(steps_per_epoch, n_steps)
-            n_epochs = (n_steps - n_off) / steps_per_epoch
+            n_off = self.off_for_last.in_steps(length)
+            n_epochs = (length.total_steps - n_off) / length.steps_per_epoch
             self.n_passes = math.floor(n_epochs * passes_per_epoch + 1e-9)
 
     def take_classes(self, source: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from base.config.durations import parse_duration
+from base.config.durations import RunLength, parse_duration
 from base.errors import ConfigError, Problem
 from base.network.gradients import at_least_float32
 from base.network.patterns import NoMatch, match_modules, match_parameters
@@ -55,14 +55,12 @@ class Capture:
         ConfigError: a rule matches nothing, or names modules of a compiled model.
     """
 
-    def __init__(
-        self, rules: Rules, model: nn.Module, steps_per_epoch: int, total_steps: int
-    ) -> None:
+    def __init__(self, rules: Rules, model: nn.Module, length: RunLength) -> None:
         self._model = model
         self._rules: list[tuple[int, list[str], Mapping[str, Any]]] = []
         problems: list[Problem] = []
         for number, rule in enumerate(rules):
-            n_steps = parse_duration(rule["every"]).in_steps(steps_per_epoch, total_steps)
+            n_steps = parse_duration(rule["every"]).in_steps(length)
             try:
                 self._rules.append((n_steps, _names(model, rule), rule))
             except NoMatch as error:

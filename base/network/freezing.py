@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from base.config.durations import parse_duration
+from base.config.durations import RunLength, parse_duration
 from base.network.patterns import match_parameters
 
 
@@ -23,8 +23,7 @@ class Freezing:
         self,
         model: nn.Module,
         rules: Sequence[Mapping[str, Any]],
-        steps_per_epoch: int,
-        total_steps: int,
+        length: RunLength,
     ) -> None:
         """Freeze the parameters that are never trained; the others are for an optimizer to take.
 
@@ -41,7 +40,7 @@ class Freezing:
                 parameters[name].requires_grad_(False)
             else:
                 self.frozen_until[name] = rule["until"]
-                step = parse_duration(rule["until"]).in_steps(steps_per_epoch, total_steps)
+                step = parse_duration(rule["until"]).in_steps(length)
                 self._thawed.append((parameters[name], step))
         self._change_steps = {step for _, step in self._thawed}
         self._kept_in_eval: list[nn.Module] = []

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from base.config.durations import parse_duration
+from base.config.durations import RunLength, parse_duration
 from base.errors import DataError
 from base.network.activations import checkpoint_activations
 from base.network.inplace import work_in_place
@@ -94,9 +94,8 @@ def _convolution_weights(model: nn.Module) -> list[nn.Parameter]:
 class EmptyCache:
     """Returns cached memory of torch to the device every so many steps."""
 
-    def __init__(self, every: str | None, steps_per_epoch: int, total_steps: int) -> None:
-        lengths = (steps_per_epoch, total_steps)
-        self.n_steps = parse_duration(every).in_steps(*lengths) if every is not None else 0
+    def __init__(self, every: str | None, length: RunLength) -> None:
+        self.n_steps = parse_duration(every).in_steps(length) if every is not None else 0
 
     def after_step(self, step: int) -> None:
         """Empty the cache if it is due after this step."""

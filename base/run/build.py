@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from base.checkpoint.data_record import record_of, use_record
 from base.checkpoint.weight_mapping import WeightsReport
 from base.checkpoint.weights import load_pretrained, sections_with_weights
 from base.config import Config
+from base.config.durations import RunLength
 from base.config.normal_form import optimizer_keys, optimizer_sections
 from base.config.tree import dotted
 from base.data.bad_samples import BadSamples
@@ -46,12 +46,12 @@ from base.system.resources import use_threads
 from base.system.seeding import derive_seed, isolated_random_state
 from base.system.torch_compat import keep_freed_memory, put_off_dynamo
 from base.training.experiment import CallbackProtocol, Experiment, choose_monitor
-from base.training.loss_facts import compares_outputs
 from base.training.losses import build_losses
+from base.training.metric_defaults import compares_outputs
 from base.training.metrics import build_metrics
 from base.training.optimizer_memory import offload_state
 from base.training.parameter_groups import build_optimizer, check_ownership
-from base.training.schedules import build_schedule, watching
+from base.training.schedules import build_schedule, resolve_monitor
 
 
 @dataclass
@@ -132,23 +132,20 @@ def build_experiment(
         data = training_data(config, device, bad_samples, record or {}, references)
     model, init_records = build_model(config, data.example, references)
     loaded = load_weights(config, model) if weights else {}
-    settings, memory = config["trainer"], config["memory"]
-    batches_per_epoch = data.batches_per_epoch
-    steps_per_epoch = math.ceil(batches_per_epoch / memory["accumulate"])
-    total_steps = settings["steps"] or settings["epochs"] * steps_per_epoch
+    memory = config["memory"]
+    length = RunLength.from_config(config, data.batches_per_epoch)
 
     with isolated_random_state(derive_seed(config["seed"], "loss")):
         wants_losses = data.sampler_state is not None and data.sampler_state.wants_losses
         losses = build_losses(
             references.resolve_list("loss", "loss"),
-            steps_per_epoch,
-            total_steps,
+            length,
             rules=config["batch"],
-            notes_samples=wants_losses,
+            needs_sample_losses=wants_losses,
         )
     for loss in losses.values():
         loss.to(device)
-    freezing = build_freezing(config, model, steps_per_epoch, total_steps)
+    freezing = build_freezing(config, model, length)
     model.to(device)
     forward = functools.partial(call_once, config, data.example, device)
     memory_notes = prepare_model(
@@ -172,9 +169,8 @@ def build_experiment(
             scheduler = references.resolve("lr_scheduler", keys, scheduler)
             refuse_objects(scheduler, dotted(keys))
             rule = choose_monitor(config, data.valid_loader)
-            scheduler = watching(config, keys, scheduler, rule, losses)
-        lengths = (steps_per_epoch, total_steps)
-        schedule = build_schedule(optimizers[name], scheduler, *lengths, dotted(keys))
+            scheduler = resolve_monitor(config, keys, scheduler, rule, losses)
+        schedule = build_schedule(optimizers[name], scheduler, length, dotted(keys))
         if schedule is not None:
             schedules[name] = schedule
     check_ownership(model, optimizers, freezing.frozen_until)
@@ -198,8 +194,8 @@ def build_experiment(
         test_loader=data.test_loader,
         sampler_state=data.sampler_state,
         callbacks=build_callbacks(config, references),
-        batches_per_epoch=batches_per_epoch,
-        total_steps=total_steps,
+        batches_per_epoch=data.batches_per_epoch,
+        length=length,
         freezing=freezing,
         bad_samples=bad_samples,
         init_records=init_records,
@@ -327,12 +323,10 @@ def load_weights(config: Config, model: nn.Module) -> dict[str, WeightsReport]:
     return loaded
 
 
-def build_freezing(
-    config: Config, model: nn.Module, steps_per_epoch: int, total_steps: int
-) -> Freezing:
+def build_freezing(config: Config, model: nn.Module, length: RunLength) -> Freezing:
     """Freeze what the config's rules say."""
     try:
-        return Freezing(model, config["freeze"], steps_per_epoch, total_steps)
+        return Freezing(model, config["freeze"], length)
     except NoMatch as error:
         raise ConfigError([config.problem(("freeze",), str(error))]) from error
 

@@ -194,8 +194,8 @@ def _whole_losses(trainer: BaseTrainer) -> Iterator[tuple[str, Any]]:
     for loss in trainer.losses.values():
         function = getattr(loss.function, "func", loss.function)
         name = getattr(function, "__name__", type(function).__name__)
-        item = item_compared(loss.takes, loss.compared.target, rules)
-        if loss.compared.output is None and item in own:
+        item = item_compared(loss.takes, loss.selection.target, rules)
+        if loss.selection.output is None and item in own:
             yield name, getattr(loss.function, "keywords", vars(loss.function))
 
 

@@ -16,8 +16,8 @@ from base.errors import TrainingError
 from base.network.new_layers import guard_first_batch
 from base.network.shape_errors import is_compiled
 from base.training.losses import Ramp, WeightedLoss
-from base.training.progress import check_watched
-from base.training.shape_agreement import BroadcastError, ShapeAgreement, in_words
+from base.training.progress import check_monitored
+from base.training.shape_agreement import BroadcastError, ShapeAgreement, error_text
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -79,12 +79,12 @@ def warn_of_unused(
         for name, loss in losses.items()
         if loss.is_weighted
         and not loss.weight_was_read
-        and not (may_come and loss.compared.where not in called)
+        and not (may_come and loss.selection.where not in called)
     }
     if unused and not READS_CONFIG.search(source):
         _warn_of_weights(trainer, unused, has_plain_step)
     if has_plain_step and "loss" in losses and not losses["loss"].weight_was_read:
-        is_alone = returned.get("loss") is called.get(losses["loss"].compared.where, ...)
+        is_alone = returned.get("loss") is called.get(losses["loss"].selection.where, ...)
         if is_alone:  # not a sum that the trainer calls so
             _warn_of_terms(trainer, returned)
     for loss in losses.values():
@@ -161,7 +161,7 @@ def agreeing_shapes(trainer: BaseTrainer) -> Iterator[ShapeAgreement]:
         with agreement.around_model(trainer.model) if steps else nullcontext():
             yield agreement
     except BroadcastError as error:
-        raise TrainingError(in_words(error)) from error
+        raise TrainingError(error_text(error)) from error
     finally:
         for each in watched:
             each.agreement = None
@@ -199,7 +199,7 @@ def check_watched_values(trainer: BaseTrainer, phase: str, values: Mapping[str, 
     """Make sure that what the config monitors is among the values of this phase or of another."""
     phases = {"train"} if trainer.valid_loader is None else {"train", "valid"}
     others = phases - {phase}
-    check_watched(trainer.config, trainer.monitor, trainer.schedules, values, others)
+    check_monitored(trainer.config, trainer.monitor, trainer.schedules, values, others)
 
 
 def _warn_of_iterators(trainer: BaseTrainer) -> None:

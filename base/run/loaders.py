@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from base.base_data_loader import BaseDataLoader, as_batches
 from base.checkpoint.data_record import use_record
 from base.config import Config
+from base.config.durations import RunLength
 from base.data.streams import sharing_fault
 from base.errors import ConfigError, Problem
 from base.names.construction import build
@@ -52,9 +52,7 @@ def build_loaders(config: Config, references: References | None = None) -> tuple
     _tell_ignored(loader, config)
     if hasattr(loader, "set_training_length"):
         n_batches = batches_in_epoch(config, loader)
-        steps_per_epoch = math.ceil(n_batches / config["memory"]["accumulate"])
-        n_steps = config["trainer"]["steps"] or config["trainer"]["epochs"] * steps_per_epoch
-        loader.set_training_length(n_steps, steps_per_epoch, n_batches)
+        loader.set_training_length(RunLength.from_config(config, n_batches), n_batches)
     if mixers := getattr(loader, "mixes", ""):
         _refuse_class_numbers(config, mixers)
         if config["batch"]["weight"] is not None:

@@ -28,8 +28,8 @@ from base.network.patterns import NoMatch
 from base.run.loaders import ready_loader
 from base.system.seeding import derive_seed, isolated_random_state
 from base.training.experiment import Experiment
-from base.training.loss_facts import compares_outputs
 from base.training.losses import WeightedLoss, build_losses
+from base.training.metric_defaults import compares_outputs
 from base.training.metrics import build_metrics
 
 log = logging.getLogger("kindling")
@@ -127,10 +127,9 @@ def _own_loss(experiment: Experiment, section: Section, where: str) -> WeightedL
     taken, name = experiment.all_losses, section["name"]
     names = [name, *(f"{name}_{number}" for number in range(2, len(taken) + 2))]
     section = {**section, "name": next(each for each in names if each not in taken)}
-    lengths = (experiment.steps_per_epoch, experiment.total_steps)
     seed = derive_seed(experiment.config["seed"], "loss", section["name"])
     with isolated_random_state(seed):
-        made = _renamed(lambda: build_losses([section], *lengths), {"loss.0": where})
+        made = _renamed(lambda: build_losses([section], experiment.length), {"loss.0": where})
     (loss,) = made.values()
     built: WeightedLoss = loss.to(experiment.device)
     experiment.own_losses[built.name] = built

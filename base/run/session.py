@@ -29,10 +29,10 @@ from base.run.testing import choose_checkpoint, run_test, state_put_back
 from base.run.writers import make_writers
 from base.system.run_folder import create_run_folder, lock, remove_if_not_started, run_folder_of
 from base.system.signals import resume_command
-from base.training.epoch_time import time_facts
+from base.training.epoch_time import speed_factors
 from base.training.nonfinite import refuse_bad_optimizers
 from base.training.parameter_groups import learning_rates
-from base.training.run_log import Run, RunLog, keep_config
+from base.training.run_log import Run, RunLog, write_config
 from logger.console import ROW, close_logging, format_header, format_value, setup_logging
 from logger.files import FileError
 from logger.report import write_curves
@@ -105,7 +105,7 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
             for note in config.notes:
                 log.info(note)
             if new is not None:
-                keep_config(config, new)
+                write_config(config, new)
         with with_resume_advice(folder):
             yield folder
         _draw_curves(folder)
@@ -193,14 +193,14 @@ def _prepare(
         if store is not None:
             store.protect(resume_from)
     if settle(trainer) and folder is not None:
-        keep_config(config, folder)
+        write_config(config, folder)
     writers = []
     if folder is not None:
         resumed_at = None if resume_from is None else trainer.progress
         rows, is_finished = trainer.epoch_rows, trainer.is_finished()
         writers = make_writers(folder, config, resumed_at, rows, is_finished)
-    facts = time_facts(trainer.train_loader, config, trainer.device)
-    run_log = RunLog(settings, folder, writers, trainer.epoch_rows, facts)
+    factors = speed_factors(trainer.train_loader, config, trainer.device)
+    run_log = RunLog(settings, folder, writers, trainer.epoch_rows, factors)
     stack.callback(run_log.close)
     trainer.recovery.keep()
     stack.callback(trainer.capture.remove)
@@ -251,7 +251,7 @@ def log_header(trainer: BaseTrainer, folder: Path | None) -> None:
         if folder is not None:
             write_csv(rows, folder / "parameters.csv")
     if folder is not None and trainer.progress.step > 0:
-        keep_config(trainer.config, folder)
+        write_config(trainer.config, folder)
     if trainer.is_finished() or trainer.progress.step > trainer.experiment.total_steps:
         log.log(ROW, _finished_message(trainer))
 
@@ -287,7 +287,7 @@ def log_end(trainer: BaseTrainer) -> None:
     if progress.skipped:
         text = "%d of %d steps were skipped: a number was not finite"
         log.warning(text, progress.skipped, progress.step)
-    trainer.experiment.bad_samples.tell_end()
+    trainer.experiment.bad_samples.log_summary()
     if monitor.is_exhausted:
         n_epochs = monitor.epochs_without_improvement
         log.info(f"early stop: {n_epochs} epochs without a better {monitor.key}")

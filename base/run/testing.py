@@ -26,7 +26,7 @@ from base.run.data_changes import refuse_scaled_targets
 from base.run.loaders import build_test_loader
 from base.training.experiment import Experiment
 from base.training.progress import Stateful
-from base.training.state import is_among
+from base.training.state import matches_name
 from logger.report import write_test_report
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     with trainer.epoch_start.as_saved():
         values = {key.partition("/")[2]: v for key, v in trainer.evaluate(loader, "test").items()}
     if "test" in bad_samples.known:
-        bad_samples.tell_end()
+        bad_samples.log_summary()
     tables: dict[str, Any] = {}
     for name, metric in trainer.state.valid_metrics.items():
         result = metric.compute()
@@ -104,7 +104,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
 def parts_tested(trainer: BaseTrainer) -> dict[str, Stateful]:
     """Return what a step may read, by name: weights, averages, losses, progress, your own parts."""
     stateful = trainer.stateful.items()
-    return {name: one for name, one in stateful if not is_among(name, OF_TRAINING)}
+    return {name: one for name, one in stateful if not matches_name(name, OF_TRAINING)}
 
 
 @contextmanager

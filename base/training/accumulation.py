@@ -1,4 +1,4 @@
-"""When things come due: the end of an accumulation window, of a duration."""
+"""Accumulation windows, and events that are due after a duration."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from base.config.durations import parse_duration
+from base.config.durations import RunLength, parse_duration
 from base.data.batch import SampleCount, cut
-from base.training.denominators import SUM, Counted, counted_by, terms_of
+from base.training.denominators import SUM_REDUCTION, LossDenominator, denominator_of, terms_of
 from base.training.losses import WeightedLoss
 
 log = logging.getLogger("kindling")
 
 
-class Fate(Enum):
-    """What happens to the step of a window."""
+class Outcome(Enum):
+    """The outcome of a window's step."""
 
     MADE = "made"
     DROPPED = "dropped"
-    """The rest of its batches is passed over, and no optimizer steps."""
+    """The remaining batches are skipped, and no optimizer steps."""
     REPEATED = "repeated"
     """It starts again from its first batch."""
 
 
 class Window:
-    """The batches whose gradients make one step; the last window of an epoch may be shorter.
+    """The batches of one optimizer step; the last window of an epoch may be shorter.
 
-    The gradient of a step is that of one batch with all the samples of the window. A mean over a
-    part of them counts by its share: its own denominator over that of the window, which is known
-    ahead from the targets (see `base/training/denominators.py`).
+    The gradient of a step equals that of one batch with all samples of the window. The mean over a
+    part is weighted by its share: its denominator divided by that of the window, which is known in
+    advance from the targets (see `base/training/denominators.py`).
 
     Args:
-        accumulate: batches in a window.
-        micro_batch: samples in a part of a batch; None leaves batches whole.
-        losses: those of the config, by name.
-        count: tells the samples of a batch, given its position.
-        own: losses that the trainer has built, by name; it may gain some.
+        accumulate: the number of batches in a window.
+        micro_batch: the number of samples in a part of a batch; None does not split batches.
+        losses: the losses of the config, by name.
+        count: returns the number of samples in a batch, given its position.
+        own: the losses that the trainer builds, by name; more may be added later.
     """
 
     def __init__(
@@ -62,88 +62,88 @@ class Window:
         self.losses, self.own, self.count = losses, own, count
         self.size, self.is_full = 1, True
         self.n_samples = 0
-        self._fate = Fate.MADE
-        self._whole = Shares(0, {})  # of all batches of the window
-        self._part = self._whole  # of what is computed just now
-        self._ahead: deque[Shares] = deque()  # of windows that were read, but not yet begun
-        self._late = Late()
+        self._outcome = Outcome.MADE
+        self._whole = Denominators(0, {})  # all batches of the window
+        self._part = self._whole  # the part in progress
+        self._ahead: deque[Denominators] = deque()  # windows that are read but have not begun
+        self._deferred = DeferredDenominators()
 
     @property
     def is_dropped(self) -> bool:
         """Whether the step of this window is not made."""
-        return self._fate is Fate.DROPPED
+        return self._outcome is Outcome.DROPPED
 
     @property
     def is_repeated(self) -> bool:
         """Whether the step of this window starts again."""
-        return self._fate is Fate.REPEATED
+        return self._outcome is Outcome.REPEATED
 
     def drop(self) -> None:
-        """Pass over the rest of the window's batches; its step is not made."""
-        self._fate = Fate.DROPPED
+        """Skip the remaining batches of the window and its step."""
+        self._outcome = Outcome.DROPPED
 
     def repeat(self) -> None:
-        """Pass over the rest of the window's batches; its step starts again."""
-        self._fate, self.is_full = Fate.REPEATED, False
+        """Skip the remaining batches of the window and repeat its step."""
+        self._outcome, self.is_full = Outcome.REPEATED, False
 
     def restart(self) -> None:
         """Begin the repeated step."""
-        self._fate = Fate.MADE
+        self._outcome = Outcome.MADE
 
     def read_ahead(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
-        """Give batches from position ``first``; those of a window are read before its first one."""
+        """Yield batches from position ``first``; read all batches of a window before its first."""
         self._ahead.clear()
         return batches if self.accumulate == 1 else self._windows(batches, first)
 
     def _windows(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
         while chunk := list(islice(batches, self.accumulate)):
-            self._ahead.append(self._shares_of_window(chunk, first))
+            self._ahead.append(self._denominators_of_window(chunk, first))
             first += len(chunk)
             while chunk:
                 yield chunk.pop(0)
 
     def take(self, batch: Any) -> None:
-        """Let this batch be a whole window."""
+        """Make this batch a window of its own."""
         next(self.read_ahead(iter([batch]), 0))
         self.place(0, 1)
 
     def place(self, number: int, count: int) -> None:
-        """Move to batch ``number`` of the ``count`` that are left of the epoch."""
+        """Move to batch ``number`` of the ``count`` remaining in the epoch."""
         position = number % self.accumulate
         if position == 0:
-            self._fate, self._late = Fate.MADE, Late()
+            self._outcome, self._deferred = Outcome.MADE, DeferredDenominators()
             if self.accumulate > 1:
                 self._whole = self._ahead.popleft()
         self.size = min(self.accumulate, count - number + position)
         self.is_full = position == self.size - 1
 
     def parts(self, batch: Any, position: int) -> Iterable[tuple[Any, int]]:
-        """Give the batch in parts, with the samples of each."""
+        """Yield the parts of a batch, each with its number of samples."""
         self.n_samples = n_samples = self.count(batch, position)
-        if self._fate is not Fate.MADE:
+        if self._outcome is not Outcome.MADE:
             return ()
         if self.micro_batch is None or self.micro_batch >= n_samples:
             is_whole = self.accumulate == 1
-            self._part = self._whole if is_whole else self._shares(batch, n_samples)
+            self._part = self._whole if is_whole else self._denominators(batch, n_samples)
             return ((batch, n_samples),)
         return self._cut(batch, n_samples, self.micro_batch)
 
     def share(self, loss: Tensor) -> Tensor:
-        """Return what a loss of the part that is computed adds to that of the whole window."""
+        """Return the contribution of a loss of the current part to the loss of the window."""
         if self._part is self._whole:
             return loss
         terms = terms_of(loss)
         if terms is None:
             return self._shared(loss)
-        # Those that say what they divide by come first: the others go by what was found there.
+        # Terms with a denominator come first, because the others depend on them.
         trained = (term for term in terms.values() if term.requires_grad)
-        order = sorted(trained, key=lambda term: counted_by(term) is None)
+        order = sorted(trained, key=lambda term: denominator_of(term) is None)
         shared = [self._shared(term) for term in order]
         return sum(shared[1:], start=shared[0]) if shared else loss
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Compute something beside the training: no step is due, and losses count in full."""
+        """Compute something outside of training: no step is due, and losses are not scaled."""
         kept = vars(self).copy()
         self.is_full, self._part = False, self._whole
         try:
@@ -154,70 +154,72 @@ class Window:
     def _cut(self, batch: Any, n_samples: int, length: int) -> Iterator[tuple[Any, int]]:
         is_last = self.is_full
         if self.accumulate == 1:
-            self._whole = self._shares(batch, n_samples)
+            self._whole = self._denominators(batch, n_samples)
         for begin in range(0, n_samples, length):
             end = min(begin + length, n_samples)
             part = cut(batch, begin, end, n_samples)
-            self._part = self._shares(part, end - begin)
+            self._part = self._denominators(part, end - begin)
             self.is_full = is_last and end == n_samples
             yield part, end - begin
-            if self._fate is not Fate.MADE:
+            if self._outcome is not Outcome.MADE:
                 break
         self.is_full = is_last and not self.is_repeated
         self._part = self._whole
 
-    def _shares_of_window(self, batches: Sequence[Any], first: int) -> Shares:
-        whole = Shares(0, {})
+    def _denominators_of_window(self, batches: Sequence[Any], first: int) -> Denominators:
+        whole = Denominators(0, {})
         for position, batch in enumerate(batches, start=first):
-            whole.add(self._shares(batch, self.count(batch, position)))
+            whole.add(self._denominators(batch, self.count(batch, position)))
         return whole
 
-    def _shares(self, batch: Any, n_samples: int) -> Shares:
+    def _denominators(self, batch: Any, n_samples: int) -> Denominators:
         rules, all_losses = self.count.rules, (*self.losses.items(), *self.own.items())
         found = ((name, loss.counted_in(batch, rules)) for name, loss in all_losses)
-        return Shares(n_samples, {name: one for name, one in found if one is not None})
+        return Denominators(n_samples, {name: one for name, one in found if one is not None})
 
     def _shared(self, term: Tensor) -> Tensor:
-        counted = counted_by(term)
-        if counted is not None and counted.number is SUM:
-            return _times(term, self._late.makes_up())
+        counted = denominator_of(term)
+        if counted is not None and counted.number is SUM_REDUCTION:
+            return _scale(term, self._deferred.compensation())
         is_own = counted is not None and counted.name in self.own
         is_alone = len(self.losses) == 1 and not is_own
         share = None if counted is None else self._known_share(counted, is_alone)
         if share is not None:
             if not is_own:
-                self._late.is_ruled_out = self._late.is_ruled_out or not self._late.assumed
-            return _times(term, share * self._late.makes_up())
+                self._deferred.is_ruled_out = (
+                    self._deferred.is_ruled_out or not self._deferred.assumed
+                )
+            return _scale(term, share * self._deferred.compensation())
         by_samples = self._part.n_samples / max(self._whole.n_samples, 1)
-        if counted is None or not is_alone or self._late.is_ruled_out:
-            return _times(term, by_samples * self._late.makes_up())
-        return _times(term, self._late.share(counted, self._part, by_samples))
+        if counted is None or not is_alone or self._deferred.is_ruled_out:
+            return _scale(term, by_samples * self._deferred.compensation())
+        return _scale(term, self._deferred.share(counted, self._part, by_samples))
 
-    def _known_share(self, counted: Counted, is_alone: bool) -> Any:
-        """Return the share of a part whose denominators are known ahead; None: they are not."""
+    def _known_share(self, counted: LossDenominator, is_alone: bool) -> Any:
+        """Return the share of a part; None if its denominators are not known in advance."""
         part, whole = (each.counted.get(counted.name) for each in (self._part, self._whole))
         if part is None or whole is None or not part.is_for(counted, is_alone):
             return None
         return part.number / whole.number
 
     def correct(self, optimizer: Optimizer) -> None:
-        """Bring the gradients of a window to its denominators as they were found."""
-        if self._late.assumed:
+        """Scale the gradients of a window by its actual denominators."""
+        if self._deferred.assumed:
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             gradients = [p.grad for p in parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, self._late.correction())
+            torch._foreach_mul_(gradients, self._deferred.correction())
 
 
 def warn_of_batch_norm(model: nn.Module, micro_batch: int | None, batch_size: int | None) -> None:
-    """Warn where BatchNorm computes its statistics over parts of a batch."""
+    """Warn if BatchNorm computes its statistics over parts of a batch."""
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     if norms and not (batch_size and micro_batch and micro_batch >= batch_size):
         text = "memory.micro_batch: the %d BatchNorm layers see %d samples at a time, not the whole"
         log.warning(f"{text} batch: statistics and results differ", len(norms), micro_batch)
 
 
-def _times(term: Tensor, share: Any) -> Tensor:
-    """Return a share of a mean: nothing where nothing is counted, and the mean is 0/0."""
+def _scale(term: Tensor, share: Any) -> Tensor:
+    """Return a share of a mean; 0 for an empty part, whose mean is 0/0."""
     if not isinstance(share, Tensor):
         return term * float(share) if share else term.nan_to_num() * 0.0
     share = share.to(term.device)
@@ -225,39 +227,40 @@ def _times(term: Tensor, share: Any) -> Tensor:
 
 
 @dataclass
-class Shares:
-    """The samples of a batch, or of a window, and what each loss divides by there."""
+class Denominators:
+    """The number of samples in a batch or window, and the denominators of its losses."""
 
     n_samples: int
-    counted: dict[str, Counted]
+    counted: dict[str, LossDenominator]
 
-    def add(self, other: Shares) -> None:
-        """Take in another batch of the window."""
+    def add(self, other: Denominators) -> None:
+        """Add another batch of the window."""
         self.n_samples += other.n_samples
         for name, one in other.counted.items():
             self.counted[name] = one if name not in self.counted else self.counted[name].plus(one)
 
 
 @dataclass
-class Late:
-    """Denominators of a lone loss that is given other targets than the batch's, in one window.
+class DeferredDenominators:
+    """The denominators of a single loss whose targets are not those of the batch, in one window.
 
-    Shifted or masked ones, of a language model, are known part by part only. The first call of the
-    loss in each part is taken to be what the step is about: its denominators are assumed to grow as
-    the samples do, and once the window is full all gradients are corrected by what was found. What
-    else is computed then has the share of its samples, less this correction as far as it is known.
+    The shifted or masked targets of a language model, for example, are known only as each part is
+    computed. The first call of the loss in each part is taken as the main one: its denominator is
+    assumed to be proportional to the number of samples, and when the window is full all gradients
+    are corrected by the actual sum. Other terms are weighted by their samples, divided by the
+    correction that is known so far.
     """
 
-    assumed: float = 0.0  # of the window
+    assumed: float = 0.0  # of the whole window
     assumed_yet: float = 0.0  # of the parts so far
-    found: Any = 0.0  # in the parts so far
+    found: Any = 0.0  # of the parts so far
     is_ruled_out: bool = False
-    """The loss was given the batch's own target first."""
-    _part: Shares | None = None
+    """Whether the first call of the loss had the target of the batch."""
+    _part: Denominators | None = None
     _first: Any = 0.0  # the denominator of the first call in that part
 
-    def share(self, counted: Counted, part: Shares, by_samples: float) -> Any:
-        """Return the share of a call in the window; a later one may repeat the first of a part."""
+    def share(self, counted: LossDenominator, part: Denominators, by_samples: float) -> Any:
+        """Return the share of a call in the window; a later call may repeat the first of a part."""
         if not self.assumed:
             self.assumed = max(counted.n_elements, 1) / (by_samples or 1.0)
         if self._part is not part:
@@ -265,50 +268,50 @@ class Late:
             self.assumed_yet += self.assumed * by_samples
             self.found = self.found + counted.number
             return counted.number / self.assumed
-        other = by_samples * self.makes_up()
+        other = by_samples * self.compensation()
         is_repeated = counted.number == self._first
         if isinstance(is_repeated, Tensor):
             return torch.where(is_repeated, counted.number / self.assumed, other)
         return counted.number / self.assumed if is_repeated else other
 
     def correction(self) -> Any:
-        """Return what all gradients are multiplied by; nothing counts where none was found."""
-        return _ratio(self.assumed, self.found)
+        """Return the factor for all gradients; 0 if the window is empty."""
+        return _divide(self.assumed, self.found)
 
-    def makes_up(self) -> Any:
-        """Return what undoes the correction, as it is expected by now."""
+    def compensation(self) -> Any:
+        """Return the factor that cancels the correction expected so far."""
         return self.found / self.assumed_yet if self.assumed else 1.0
 
 
-def _ratio(number: Any, other: Any) -> Any:
-    """Return the quotient; 0 where the divisor is."""
+def _divide(number: Any, other: Any) -> Any:
+    """Return the quotient; 0 for a divisor of 0."""
     if isinstance(other, Tensor):
         return torch.where(other == 0, 0.0, number / other)
     return number / other if other else 0.0
 
 
 class Every:
-    """Comes due once in a duration: after so many steps, so many whole epochs, or minutes.
+    """Is due once in each duration: a number of steps, of whole epochs, or of minutes.
 
-    Minutes are those of a clock that nobody sets, from the last time that it came due.
+    Minutes are measured by the monotonic clock, since it was last due.
     """
 
-    def __init__(self, text: str, steps_per_epoch: int, total_steps: int) -> None:
+    def __init__(self, text: str, length: RunLength) -> None:
         duration = parse_duration(text, with_time=True)
         is_whole = duration.unit == "epochs" and duration.amount == int(duration.amount)
         self.epochs = int(duration.amount) if is_whole else 0
         self.seconds = 60 * duration.amount if duration.unit == "minutes" else 0.0
         is_timed = is_whole or self.seconds > 0
-        self.steps = 0 if is_timed else duration.in_steps(steps_per_epoch, total_steps)
+        self.steps = 0 if is_timed else duration.in_steps(length)
         self._began = time.monotonic()
 
     def is_due_at_step(self, step: int) -> bool:
-        """Tell whether it comes due after this step."""
+        """Return whether it is due after this step."""
         if self.seconds and time.monotonic() - self._began >= self.seconds:
             self._began = time.monotonic()
             return True
         return self.steps > 0 and step % self.steps == 0
 
     def is_due_after_epoch(self, epoch: int) -> bool:
-        """Tell whether it comes due when this many epochs are complete."""
+        """Return whether it is due after this number of epochs."""
         return self.epochs > 0 and epoch % self.epochs == 0

@@ -1,4 +1,4 @@
-"""What of a batch a loss or a metric takes, read once from its signature."""
+"""The arguments that a loss or metric takes from a batch, as its signature says."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import nn
 from base.data.batch import IDS, WEIGHT, Rules, Targets
 from base.errors import ConfigError, Problem
 
-BATCH = "batch"  # a parameter of this name is given the whole batch
-MAIN = "target"  # several targets may have one of this name, which is the second argument
+BATCH = "batch"  # a parameter of this name receives the whole batch
+MAIN = "target"  # of several targets, the one of this name is the second argument
 
 
 @dataclass(frozen=True)
 class DataParameters:
-    """The parameters of a loss or a metric, by what they are given.
+    """The parameters of a loss or metric that receive data.
 
     Args:
-        first: the name of the first, which is given the output.
-        second: the name of the second, which is given the target by position; empty where it may
-            have any, None where there is no second.
-        third_on: the names of those that may follow by position.
-        needed: the others' names, and whether each has no default.
+        first: the name of the first parameter, which receives the output.
+        second: the name of the second parameter, which receives the target by position; empty for
+            ``*args``, None if there is no second parameter.
+        third_on: the names of the further positional parameters.
+        needed: the names of the other parameters, and whether each is required.
     """
 
     first: str = ""
@@ -37,16 +37,16 @@ class DataParameters:
     needed: Mapping[str, bool] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, function: Callable[..., Any]) -> DataParameters:
-        """Read the signature; one of torch takes from a batch only what it must be given.
+    def from_function(cls, function: Callable[..., Any]) -> DataParameters:
+        """Read the signature of a function; torch's functions take required arguments only.
 
-        The options of torch's losses are the config's: ``weight`` is a weight for each class.
-        What the config gives as ``args`` is no part of a batch either.
+        The options of torch's losses come from the config: their ``weight`` is a weight of each
+        class, not of each sample. Arguments under ``args`` in the config never come from a batch.
         """
         called: Any = function.forward if isinstance(function, nn.Module) else function
         try:
             parameters = [*inspect.signature(called).parameters.values()]
-        except (TypeError, ValueError):  # built in, and silent about it
+        except (TypeError, ValueError):  # a built-in function without a signature
             return cls()
         by_position = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
         names = [each.name for each in parameters if each.kind in by_position]
@@ -65,17 +65,17 @@ class DataParameters:
 
     @functools.cached_property
     def is_plain(self) -> bool:
-        """Whether output and target are all that a batch with one target has for it."""
+        """Whether it takes only output and target of a batch with one target."""
         asks_for_more = not {BATCH, IDS, WEIGHT}.isdisjoint((self.second, *self.needed))
         return not (self.second is None or asks_for_more or any(self.needed.values()))
 
     @property
     def is_by_name_only(self) -> bool:
-        """Whether nothing is given by position, as of ``def loss(**parts)``."""
+        """Whether it takes no positional arguments, as ``def loss(**parts)``."""
         return not self.first and self.second is None
 
     def named(self, more: tuple[Any, ...]) -> dict[str, Any]:
-        """Return by name what is given by position after the second argument."""
+        """Return the positional arguments after the second, by name."""
         return dict(zip(self.third_on, more, strict=False))
 
     def bind(
@@ -87,22 +87,22 @@ class DataParameters:
         who: tuple[str, str] | None = None,
         extras: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return what is given by position after the output, and what by keyword.
+        """Return the positional arguments after the output, and the keyword arguments.
 
         Args:
-            target: the part that the config picks; else ``targets``.
-            targets: all of them: one, or several by name.
-            given: the names of what the caller gives itself.
-            who: the place in the config and the name of who takes it, for errors; None leaves out
-                what is missing.
-            extras: the ids and the weights of the samples, for parameters of these names.
+            target: the part that the config selects, or else ``targets``.
+            targets: the target, or several by name.
+            given: the names of the arguments that the caller passes.
+            who: the place of the function in the config and its name, for errors; None omits
+                missing arguments.
+            extras: the ids and weights of the samples, for parameters of these names.
 
         Raises:
-            ConfigError: a parameter without a default is given nothing.
+            ConfigError: a required argument is missing.
         """
         offered = targets if isinstance(targets, Targets) else {}
         if self.is_plain and not offered:
-            return (target,), {}  # the most common by far
+            return (target,), {}  # the common case
         free = [name for name in self.needed if name not in given]
         named = {**extras, **offered}
         keywords = {name: named[name] for name in free if name in named}
@@ -132,20 +132,20 @@ class DataParameters:
         for name in (self.second, MAIN):
             if name in left:
                 return (left[name],)
-        if len(left) < len(targets):  # the function knows of several, and takes the others by name
+        if len(left) < len(targets):  # the function takes the other targets by name
             return tuple(left.values())[:1]
         return (left,) if len(left) > 1 else tuple(left.values())
 
 
 def item_compared(takes: DataParameters, target: str | int | None, rules: Rules) -> Any:
-    """Return the item of a batch, its key or position, that is held against the output.
+    """Return the key or position of the batch item that is compared with the output.
 
     Args:
-        target: what the config's section names.
+        target: the ``target`` of the section in the config.
         rules: the config's ``batch:`` section.
 
     Returns:
-        None for the target of a batch as it comes, or for several at once.
+        None for the default target of a batch, or for several targets at once.
     """
     named = rules["target"]
     if not isinstance(named, Mapping):
@@ -157,7 +157,7 @@ def item_compared(takes: DataParameters, target: str | int | None, rules: Rules)
 
 
 def takes_batch(function: Callable[..., Any]) -> bool:
-    """Tell whether a function takes more than one argument: a second one, or ``batch``."""
+    """Return whether a function takes a second argument, or ``batch``."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -177,8 +177,8 @@ def _is_torchs(called: Any) -> bool:
 
 
 def _missing(name: str, missing: list[str], targets: Any, batch: Any) -> str:
-    """Say what nobody gives, what there is, and where to name it."""
-    text = f"{name} takes {', '.join(map(repr, missing))}, which it is not given"
+    """Describe the missing arguments, the available items, and where to name them."""
+    text = f"{name} is missing the argument {', '.join(map(repr, missing))}"
     if isinstance(targets, Targets):
         text += f"; the targets are {', '.join(targets)}"
     if isinstance(batch, Mapping):
@@ -189,4 +189,4 @@ def _missing(name: str, missing: list[str], targets: Any, batch: Any) -> str:
         text += f"; the batch is one {type(batch).__name__}"
     names = [*targets] if isinstance(targets, Targets) else [MAIN]
     items = ", ".join(f"{each}: ..." for each in dict.fromkeys((*names, *missing)))
-    return f"{text}: name the items, `batch: {{target: {{{items}}}}}`, or give it under `args`"
+    return f"{text}: name the items, `batch: {{target: {{{items}}}}}`, or pass it under `args`"

@@ -1,9 +1,9 @@
-"""What each loss is a mean over: the number that it has divided the sum of its terms by.
+"""The denominator of each loss: the number that its mean divides by.
 
-Means of parts can only be put together with their denominators: the mean over a data set is
-``sum(mean * denominator) / sum(denominator)``. Samples are not enough. With class weights torch
-divides by the sum of the targets' weights, with ``ignore_index`` by the number of targets that
-are counted, and a loss over pixels by the pixels.
+Means of parts can be combined only with their denominators: the mean over a data set is
+``sum(mean * denominator) / sum(denominator)``. The number of samples is not enough. With class
+weights torch divides by the sum of the targets' weights, with ``ignore_index`` by the number of
+targets that are not ignored, and a loss over pixels by the number of pixels.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import _reduction
 
-SUM = "sum"
-"""The denominator of a loss that is a sum: parts of it are added, whatever their number."""
+SUM_REDUCTION = "sum"
+"""Stands for the denominator of a loss that is a sum: its parts are added, not averaged."""
 
 Denominator = Tensor | float | str
-"""A number, on the device or not, or `SUM`."""
+"""A number or tensor, or `SUM_REDUCTION`."""
 
 Rule = Callable[..., Denominator | None]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Counted(NamedTuple):
-    """What the loss called ``name`` was divided by.
+class LossDenominator(NamedTuple):
+    """The denominator of the loss ``name``.
 
     Args:
-        n_elements: the entries of its target.
-        address: where they lie in memory; a view of a target, such as a flattened one, lies there.
-        is_of_call: arguments of the call had a part in it, which are not known ahead.
+        n_elements: the number of entries of the target.
+        address: the memory address of the target, which its views share.
+        is_of_call: whether it depends on arguments of the call, which are not known in advance.
     """
 
     name: str
@@ -44,63 +44,63 @@ class Counted(NamedTuple):
     address: int = 0
     is_of_call: bool = False
 
-    def plus(self, other: Counted) -> Counted:
-        """Return what the loss of both together is divided by."""
-        number = SUM if self.number is SUM else self.number + other.number
-        return Counted(self.name, number, self.n_elements + other.n_elements)
+    def plus(self, other: LossDenominator) -> LossDenominator:
+        """Return the denominator of the loss over both parts."""
+        number = SUM_REDUCTION if self.number is SUM_REDUCTION else self.number + other.number
+        return LossDenominator(self.name, number, self.n_elements + other.n_elements)
 
-    def is_for(self, other: Counted, is_strict: bool) -> bool:
-        """Tell whether the other one is of this target: of the same size and, if strict, place."""
+    def is_for(self, other: LossDenominator, is_strict: bool) -> bool:
+        """Return whether ``other`` has the same target: the same size and, if strict, address."""
         is_there = self.address == other.address or not is_strict
         return self.n_elements == other.n_elements and is_there and not other.is_of_call
 
 
-def mark(value: Tensor, counted: Counted | None) -> Tensor:
-    """Note on a loss what it is a mean over; what is computed from it no longer says so."""
+def mark_denominator(value: Tensor, counted: LossDenominator | None) -> Tensor:
+    """Attach its denominator to a loss; results of operations on the loss do not keep it."""
     if counted is not None:
         value.counted = counted  # type: ignore[attr-defined]
     return value
 
 
-def counted_by(value: Any) -> Counted | None:
-    """Return what is noted on a loss; None for a mean over samples."""
+def denominator_of(value: Any) -> LossDenominator | None:
+    """Return the denominator attached to a loss; None for a mean over samples."""
     return getattr(value, "counted", None)
 
 
-def mark_samples(value: Tensor, losses: Tensor | None) -> Tensor:
-    """Note on a loss what it is for each of its samples, (sample,), without their graph."""
+def mark_sample_losses(value: Tensor, losses: Tensor | None) -> Tensor:
+    """Attach the loss of each sample, (sample,), without its graph."""
     if losses is not None:
         value.samples = losses.detach()  # type: ignore[attr-defined]
     return value
 
 
-def losses_of_samples(value: Any) -> Tensor | None:
-    """Return what is noted on a loss of its samples; of a sum of losses the sum of theirs."""
+def sample_losses_of(value: Any) -> Tensor | None:
+    """Return the losses of samples attached to a loss; for a sum of losses, their sum."""
     terms = terms_of(value)
     if terms is None:
         return getattr(value, "samples", None)
-    found = [each for term in terms.values() if (each := losses_of_samples(term)) is not None]
+    found = [each for term in terms.values() if (each := sample_losses_of(term)) is not None]
     return sum(found[1:], start=found[0]) if found else None
 
 
-def mark_sum(value: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
-    """Note on a sum of losses what its terms are, each a mean over something of its own."""
+def mark_terms(value: Tensor, terms: Mapping[str, Tensor]) -> Tensor:
+    """Attach its terms, each with its own denominator, to a sum of losses."""
     value.terms = terms  # type: ignore[attr-defined]
     return value
 
 
 def terms_of(value: Any) -> Mapping[str, Tensor] | None:
-    """Return the terms of a sum of losses, by name; None of anything else."""
+    """Return the terms of a sum of losses, by name; None for any other value."""
     return getattr(value, "terms", None)
 
 
 def denominator_rule(function: Any) -> Rule | None:
-    """Return what gives a loss's denominator from its arguments; None for a mean over samples.
+    """Return the function that computes the denominator of a loss; None for a mean over samples.
 
-    A loss may say it itself: ``denominator(target)``, and more parameters of the names that the
-    loss's own have. Those of torch are known. Any other is taken to be a mean over the samples of a
-    batch, or a sum where its ``reduction`` says so. A rule takes output, target, and by their names
-    what else the loss is called with; it returns None where it cannot tell without the output.
+    A loss may declare it as ``denominator(target)``, with further parameters named as those of the
+    loss. The rules of torch's losses are built in. Any other loss counts as a mean over the samples
+    of a batch, or as a sum if its ``reduction`` is ``sum``. A rule takes output and target by
+    position and all other arguments of the loss by name; it returns None if it needs the output.
     """
     settings: dict[str, Any] = {}
     if isinstance(function, functools.partial):
@@ -121,7 +121,7 @@ def denominator_rule(function: Any) -> Rule | None:
 
 
 def torch_rule(function: Any) -> Rule | None:
-    """Return the rule of a loss of torch, as it stands below; None of any other."""
+    """Return the rule of a loss of torch, from the table below; None for any other loss."""
     if isinstance(function, FunctionType | BuiltinFunctionType):
         return _RULES.get(function)
     kinds = (kind for kind in _RULES if isinstance(kind, type) and _computes_as(function, kind))
@@ -129,12 +129,12 @@ def torch_rule(function: Any) -> Rule | None:
 
 
 def is_unreduced(function: Any, given: Mapping[str, Any]) -> bool:
-    """Tell whether a loss is asked for a number for each entry: in its call, else in the config."""
+    """Return whether a loss has ``reduction="none"``, in its call or in the config."""
     return reduction_of(function, given) == "none"
 
 
 def reduction_of(function: Any, given: Mapping[str, Any]) -> str:
-    """Return how a loss is reduced: as its call says, else the config, else its default."""
+    """Return the reduction of a loss: from its call, else the config, else the default."""
     settings: Mapping[str, Any] = {}
     if isinstance(function, functools.partial):
         settings = function.keywords
@@ -144,15 +144,15 @@ def reduction_of(function: Any, given: Mapping[str, Any]) -> str:
 
 
 def is_sum(function: Any, given: Mapping[str, Any]) -> bool:
-    """Tell whether a loss is a sum, by its own default too."""
+    """Return whether a loss is a sum, as its arguments or its default say."""
     called: Any = function.forward if isinstance(function, nn.Module) else function
     parameter = _after_first(called).get("reduction")
     default = {} if parameter is None else {"reduction": parameter.default}
-    return reduction_of(function, {**default, **given}) == SUM
+    return reduction_of(function, {**default, **given}) == SUM_REDUCTION
 
 
 def changes_rule(rule: Rule, given: Mapping[str, Any]) -> bool:
-    """Tell whether arguments of a call give another denominator than the config's alone."""
+    """Return whether arguments of a call change the denominator that the config gives."""
     if not given:
         return False
     if isinstance(rule, OwnRule):
@@ -168,10 +168,10 @@ def changes_rule(rule: Rule, given: Mapping[str, Any]) -> bool:
 
 
 class OwnRule:
-    """A loss's own rule: it takes the target, and what else of the loss it has a name for.
+    """The rule that a loss declares; it takes the target and arguments of the loss by name.
 
     Args:
-        settings: what the config gives to the loss.
+        settings: the arguments of the loss in the config.
     """
 
     def __init__(self, own: Callable[..., Any], settings: Mapping[str, Any]) -> None:
@@ -181,17 +181,15 @@ class OwnRule:
 
     def __call__(self, output: Any, target: Any, /, **given: Any) -> Any:
         more = {**self.settings, **given}
-        if "reduction" not in self.takes and more.get("reduction") == SUM:
-            return SUM
+        if "reduction" not in self.takes and more.get("reduction") == SUM_REDUCTION:
+            return SUM_REDUCTION
         if any(name not in more for name in self.needed):
-            return None  # it is known in the step
+            return None  # known only in the step
         return self.own(target, **{name: more[name] for name in self.takes if name in more})
 
 
 def _rule_of_reduction(function: Any, settings: Mapping[str, Any]) -> Rule | None:
-    """Return the rule of a loss of the project's that takes, or holds, ``reduction``: it may be a
-    sum.
-    """
+    """Return the rule of a loss of the project that has a ``reduction``, which may be a sum."""
     called: Any = function.forward if isinstance(function, nn.Module) else function
     parameter = _after_first(called).get("reduction")
     default = {} if parameter is None else {"reduction": parameter.default}
@@ -202,23 +200,23 @@ def _rule_of_reduction(function: Any, settings: Mapping[str, Any]) -> Rule | Non
 
 
 def reduction_held(function: Any) -> dict[str, str]:
-    """Return how a module reduces by its attribute, as torch's have it; nothing of any other."""
+    """Return the attribute ``reduction`` of a module, if it has one as torch's losses do."""
     reduction = getattr(function, "reduction", None) if isinstance(function, nn.Module) else None
     return {"reduction": reduction} if isinstance(reduction, str) else {}
 
 
 def _after_first(function: Callable[..., Any]) -> dict[str, Parameter]:
-    """Return the parameters after the first that can be given by name."""
+    """Return the parameters after the first that accept keyword arguments."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # built in, and silent about it
+    except (TypeError, ValueError):  # a built-in function without a signature
         return {}
     by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     return {each.name: each for each in parameters[1:] if each.kind in by_name}
 
 
 def same_denominator_as(other: Any) -> Callable[[Function], Function]:
-    """Declare that a loss divides as another one does, which it is written with::
+    """Declare that a loss has the denominator of another one::
 
     @same_denominator_as(F.cross_entropy)
     def smooth_cross_entropy(output, target, smoothing=0.1): ...
@@ -234,16 +232,18 @@ def same_denominator_as(other: Any) -> Callable[[Function], Function]:
 
 
 def _computes_as(module: nn.Module, kind: type) -> bool:
-    """Tell whether a module is of torch's class, or of one derived that keeps its ``forward``."""
+    """Return whether a module is of a class of torch, or a subclass with the same ``forward``."""
     return isinstance(module, kind) and type(module).forward is kind.forward  # type: ignore[attr-defined]
 
 
 def _or_sum(rule: Rule) -> Rule:
-    """Let a rule see to ``reduction="sum"``, in the config or in the call."""
+    """Extend a rule to ``reduction="sum"``, in the config or in the call."""
 
     @functools.wraps(rule)
     def count(*args: Any, **settings: Any) -> Any:
-        return SUM if _reduction_of(settings) == SUM else rule(*args, **settings)
+        return (
+            SUM_REDUCTION if _reduction_of(settings) == SUM_REDUCTION else rule(*args, **settings)
+        )
 
     return count
 
@@ -258,11 +258,11 @@ def _reduction_of(settings: Mapping[str, Any]) -> str:
     return str(settings.get("reduction", "mean"))
 
 
-# --- The rules: each takes a loss's arguments, those after the target by their names -------------
+# --- The rules: each takes the arguments of a loss, those after the target by name ----------------
 
 
 def _samples(output: Any, target: Any, /, **_: Any) -> None:
-    """Say nothing: the loss is a mean over samples."""
+    """Return None: the loss is a mean over samples."""
 
 
 def _elements(output: Any, target: Tensor, /, **_: Any) -> Denominator:
@@ -348,8 +348,8 @@ _RULES: dict[Any, Rule] = {
     ),
     **dict.fromkeys((F.ctc_loss, nn.CTCLoss), _sequences),
 }
-OF_ROWS = (_output_elements, _output_rows, _sequences)
-"""Rules that need more than the target: of a sample's rows, the mean counts once."""
+ROW_RULES = (_output_elements, _output_rows, _sequences)
+"""Rules that need more than the target; the mean over the rows of a sample counts once."""
 
 RULES = {function: _or_sum(rule) for function, rule in _RULES.items()}
-"""Functions and classes of torch.nn, each with its rule."""
+"""The rules of functions and classes of torch.nn."""

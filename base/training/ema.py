@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
-    """A second set of weights that follows the trained one slowly.
+    """The exponential moving average of the trained weights.
 
-    Each step ``average = decay * average + (1 - decay) * weight`` (Polyak and Juditsky, 1992); in
-    the first steps the decay is at most ``(1 + step) / (10 + step)``, so that the average does
-    not hang on the random start. Buffers (the statistics of BatchNorm) are those of the model.
+    Each step ``average = decay * average + (1 - decay) * weight`` (Polyak and Juditsky, 1992). In
+    the first steps the decay is at most ``(1 + step) / (10 + step)``, so that the initial weights
+    do not dominate. Buffers (the statistics of BatchNorm) are not averaged.
 
     Args:
-        weights: the parameters that are trained, now or later, by name.
+        weights: the parameters that are trained now or later, by name.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], decay: float) -> None:
@@ -30,7 +30,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights as they are after a step."""
+        """Update the averages with the weights after a step."""
         self.n_updates += 1
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
         weights: list[Tensor] = [weight.detach() for weight in self.weights]
@@ -38,7 +38,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Let the model hold the averages inside the block, and its own weights after it."""
+        """Swap the averages into the model inside the block."""
         self._swap()
         try:
             yield
@@ -58,7 +58,7 @@ class ExponentialMovingAverage:
         saved = state_dict["averages"]
         shapes = {name: average.shape for name, average in self.averages.items()}
         if shapes != {name: average.shape for name, average in saved.items()}:
-            raise ValueError("the averages are of other weights than those that are trained")
+            raise ValueError("the saved averages do not match the trained weights")
         self.n_updates = state_dict["n_updates"]
         for name, average in self.averages.items():
             average.copy_(saved[name])
@@ -67,5 +67,5 @@ class ExponentialMovingAverage:
 def build_average(
     weights: Mapping[str, nn.Parameter], section: Mapping[str, Any] | None
 ) -> ExponentialMovingAverage | None:
-    """Return the average that ``trainer.ema`` asks for, or None."""
+    """Build the average of ``trainer.ema``; None without it."""
     return None if section is None else ExponentialMovingAverage(weights, **section)

@@ -1,4 +1,4 @@
-"""The rows of ``metrics.csv`` that a checkpoint keeps, and the file's repair on a resume."""
+"""The rows of ``metrics.csv`` in a checkpoint, and the repair of the file on a resume."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from logger.files import put_aside
 
 log = logging.getLogger("kindling")
 
-MOST = 1000  # epochs; a checkpoint does not grow with the length of a run beyond that
+MAX_ROWS = 1000  # epochs; bounds the size of a checkpoint
 MEASURED = ("seconds", "samples_per_second", "memory_mb", "wait")
-"""Columns that differ between two runs with the same numbers: equal states give equal bytes."""
+"""Columns that vary between identical runs; without them equal states have equal bytes."""
 
 
 class EpochRows:
@@ -29,29 +29,29 @@ class EpochRows:
         self._encoded: torch.Tensor | None = None
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Keep the row of an epoch, in place of an earlier one of that epoch or a later one."""
+        """Add the row of an epoch; it replaces the rows of this epoch and later ones."""
         kept = {name: value for name, value in row.items() if not _is_measured(name)}
         (cells,) = csv.reader([csv_text([kept.values()])])
         earlier = {epoch: one for epoch, one in self.rows.items() if epoch < row["epoch"]}
         self.rows = {**earlier, row["epoch"]: dict(zip(kept, cells, strict=True))}
-        for epoch in list(self.rows)[:-MOST]:
+        for epoch in list(self.rows)[:-MAX_ROWS]:
             del self.rows[epoch]
         self._encoded = None
 
     def fill(self, rows: Mapping[int, Mapping[str, str]]) -> None:
-        """Take in the rows of epochs that a checkpoint of an earlier version did not keep."""
+        """Add the rows of epochs that a checkpoint of an earlier version lacks."""
         for epoch in sorted(rows):
             if epoch not in self.rows:
                 row = {name: cell for name, cell in rows[epoch].items() if not _is_measured(name)}
                 self.rows[epoch] = row
                 self._encoded = None
-        self.rows = {epoch: self.rows[epoch] for epoch in sorted(self.rows)[-MOST:]}
+        self.rows = {epoch: self.rows[epoch] for epoch in sorted(self.rows)[-MAX_ROWS:]}
 
     def state_dict(self) -> dict[str, Any]:
         if self._encoded is None:
             columns = list(dict.fromkeys(name for row in self.rows.values() for name in row))
             cells = [[row.get(name) for name in columns] for row in self.rows.values()]
-            # As a tensor, which is written as it is; a text would be interned at each save.
+            # A tensor is written unchanged; a string would be interned at each save.
             text = csv_text([columns, *cells]).encode()
             self._encoded = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         return {"csv": self._encoded}
@@ -66,12 +66,12 @@ class EpochRows:
 def repair_rows(
     writer: CsvWriter, kept: EpochRows, n_epochs: int, keep_later: bool = False
 ) -> list[dict[str, str]]:
-    """Give a resumed run the rows of its epochs so far; return those of later epochs.
+    """Restore the rows of the completed epochs of a resumed run; return those of later epochs.
 
-    Rows that the file lacks come from the checkpoint. A damaged file is put aside first.
+    Missing rows come from the checkpoint. A damaged file is renamed first.
 
     Args:
-        keep_later: leave the rows of later epochs in the file.
+        keep_later: whether to keep the rows of later epochs in the file.
 
     Raises:
         FileError: the file cannot be written.
@@ -93,7 +93,7 @@ def repair_rows(
     missing = [epoch for epoch in range(1, n_epochs + 1) if epoch not in found]
     restored = {epoch: kept.rows[epoch] for epoch in missing if epoch in kept.rows}
     columns = sorted({name for e in found for name in kept.rows.get(e, ()) if name not in found[e]})
-    # An edited cell stays as it is; only what is not there at all comes from the checkpoint.
+    # An edited cell stays unchanged; only missing cells come from the checkpoint.
     rows = {epoch: {**kept.rows.get(epoch, {}), **row} for epoch, row in found.items()} | restored
     writer.rewrite([rows[epoch] for epoch in sorted(rows)] + (later if keep_later else []))
     kept.fill(rows)
@@ -110,7 +110,7 @@ def _report(
     lost: list[int],
     columns: list[str],
 ) -> None:
-    """Warn in one line, where something was damaged or missing."""
+    """Log one warning if rows were damaged or missing."""
     parts = []
     if aside is not None:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
@@ -128,7 +128,7 @@ def _report(
 
 
 def _epochs(numbers: list[int]) -> str:
-    """Return what to call the rows of these epochs: ``rows of epochs 2 to 5 and 9 are``."""
+    """Return a description of rows: ``rows of epochs 2 to 5, 9 are``."""
     spans: list[list[int]] = []
     for each in numbers:
         if spans and spans[-1][-1] == each - 1:

@@ -1,9 +1,9 @@
-"""The start of an epoch: ``begin_epoch`` and ``on_epoch_start``, and how a resume repeats them.
+"""The start of an epoch: ``begin_epoch`` and ``on_epoch_start``, and their repetition on a resume.
 
-What they set need not be saved (the weight of a loss, the level of a curriculum): they are called
-again where a run resumes within an epoch, where a checkpoint is tested, and for what is tried
-before training. What is registered is then put back to what was saved, so that ``self.w *= 0.9``
-counts once an epoch.
+Values that they set need not be saved (the weight of a loss, the level of a curriculum): they are
+called again when a run resumes within an epoch, when a checkpoint is tested, and for trial steps
+before training. Registered state is then restored, so that ``self.w *= 0.9`` applies once an
+epoch.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from base.data.batch import tensors_in
 from base.system.seeding import derive_seed, isolated_random_state
 from base.training.losses import WeightedLoss
 from base.training.progress import Stateful
-from base.training.state import TrainingState, is_among
+from base.training.state import TrainingState, matches_name
 from base.training.trials import keep_buffers
 
-# What the start of an epoch is not shown as it was before: it is the same, or too large.
-NOT_NOTED = (
+# State that is not recorded before the start of an epoch: it does not change, or is too large.
+NOT_RECORDED = (
     "model", "optimizer.", "schedule.", "scaler.", "metric.", "ema", "monitor", "meters", "random",
     "progress", "bad_samples", "epoch_start",
 )  # fmt: skip
-LARGE = ("model", "optimizer.", "ema")  # their copies are in CPU memory
-MOST_BYTES = 256 << 20  # of a registered object's state; a larger one is shown as it was saved
-_NOT_OWN = {"base", "logger", "torch", "torchvision", "numpy", *sys.stdlib_module_names}
+SNAPSHOT_NAMES = ("model", "optimizer.", "ema")  # copied to CPU memory
+MAX_BYTES = 256 << 20  # of the state of an object; a larger state is not recorded
+_LIBRARIES = {"base", "logger", "torch", "torchvision", "numpy", *sys.stdlib_module_names}
 
 
 class EpochStart:
-    """Calls what an epoch begins with, once, and again where the run has to be as it left it.
+    """Calls ``begin_epoch`` and ``on_epoch_start`` once an epoch, and repeats them if needed.
 
-    Its state is what the last start has found: the progress, and the registered state that it has
-    changed. So a repeated call sees the same and sets the same.
+    Its state holds the progress and the registered state from before the last call, as far as the
+    call changed it. A repeated call therefore reads and sets the same values.
 
     Args:
-        prepare: calls the trainer's own ``begin_epoch`` and ``on_epoch_start`` of its callbacks.
+        prepare: calls the trainer's ``begin_epoch`` and ``on_epoch_start`` of its callbacks.
         has_own: whether the trainer overrides ``begin_epoch``.
-        seed: the run's.
-        owners: returns the objects, beside the model, whose attributes these calls may set.
+        seed: the seed of the run.
+        owners: returns the objects other than the model whose attributes these calls may set.
     """
 
     def __init__(
@@ -62,37 +62,37 @@ class EpochStart:
     ) -> None:
         self.state, self._prepare, self._callbacks = state, prepare, callbacks
         self._has_own, self._seed, self._owners = has_own, seed, owners
-        self._begun: int | None = None  # the epoch whose start is in force
-        self._found: dict[str, Any] = {}
+        self._begun_epoch: int | None = None  # the epoch that has begun
+        self._recorded: dict[str, Any] = {}
         self._since_kept: list[dict[str, Any]] = []  # the progress at each start, for a rollback
         self._modes: list[tuple[nn.Module, bool]] = []
 
     @property
     def is_used(self) -> bool:
-        """Whether there is anything to call."""
+        """Whether the trainer or a callback overrides one of the two methods."""
         return self._has_own or any(map(_prepares_epochs, self._callbacks.values()))
 
     def begin(self) -> None:
-        """Put the model in training mode; call what the epoch begins with, if that is to come."""
+        """Set the model to training mode; begin the epoch unless it has begun."""
         progress = self.state.progress
         self.state.freezing.begin_epoch(progress.step)
         if not self.is_used:
             return
-        if self._begun == progress.epoch:
+        if self._begun_epoch == progress.epoch:
             for module, is_training in self._modes:
                 module.training = is_training
             return
         if progress.batch == 0:
             self._since_kept.append(progress.state_dict())
-            self._call_noting()
+            self._call_and_record()
         else:
             self._call_again()
-        self._begun = progress.epoch
+        self._begun_epoch = progress.epoch
 
     @contextmanager
     def tried(self) -> Iterator[None]:
-        """Let an epoch have begun for what is tried within; all is put back afterwards."""
-        if not self.is_used or self._begun == self.state.progress.epoch:
+        """Begin an epoch for trial steps inside the block; restore everything after it."""
+        if not self.is_used or self._begun_epoch == self.state.progress.epoch:
             yield
             return
         since_kept = list(self._since_kept)
@@ -102,11 +102,11 @@ class EpochStart:
                 yield
             finally:
                 put_back()
-                self._begun, self._since_kept, self._modes = None, since_kept, []
+                self._begun_epoch, self._since_kept, self._modes = None, since_kept, []
 
     @contextmanager
     def as_saved(self) -> Iterator[None]:
-        """Let the epoch of the state that was restored have begun, for an evaluation within."""
+        """Begin the epoch of the restored state for an evaluation inside the block."""
         if not self.is_used:
             yield
             return
@@ -117,53 +117,55 @@ class EpochStart:
             put_back()
 
     def note_kept(self) -> None:
-        """Begin a new list of starts: a state to roll back to was kept."""
+        """Clear the list of starts: a state for rollbacks was saved."""
         self._since_kept = []
 
     def replay(self, unchanged: Collection[str]) -> None:
-        """Call the starts since a state was kept once more, after a rollback to it.
+        """Repeat the epoch starts since the state that a rollback restored.
 
         Args:
-            unchanged: names in ``stateful``, or how they begin, of what a rollback leaves alone.
+            unchanged: names in ``stateful``, or prefixes, that a rollback does not restore.
         """
         if self._since_kept:
             stateful = self.state.stateful.items()
-            with self._kept_state({n: one for n, one in stateful if is_among(n, unchanged)}):
+            with self._kept_state({n: one for n, one in stateful if matches_name(n, unchanged)}):
                 for progress in self._since_kept:
                     self.state.progress.load_state_dict(progress)
-                    self._call_noting()
+                    self._call_and_record()
 
     def state_dict(self) -> dict[str, Any]:
-        return self._found
+        return self._recorded
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._found = state_dict
+        self._recorded = state_dict
 
-    def _call_noting(self) -> None:
-        """Begin a new epoch; note what the call has found of the state that it changes."""
+    def _call_and_record(self) -> None:
+        """Begin a new epoch; record the state that the call changes."""
         stateful, progress = self.state.stateful, self.state.progress.state_dict()
-        states = {n: one.state_dict() for n, one in stateful.items() if not is_among(n, NOT_NOTED)}
+        states = {
+            n: one.state_dict() for n, one in stateful.items() if not matches_name(n, NOT_RECORDED)
+        }
         before = {n: _copied(each) for n, each in states.items() if _is_small(each)}
         self._call()
         changed = {n: s for n, s in before.items() if not _is_same(s, stateful[n].state_dict())}
-        self._found = {"progress": progress, "parts": changed}
+        self._recorded = {"progress": progress, "parts": changed}
 
     def _call_again(self) -> None:
-        """Begin the epoch that was under way when the state was saved, which stays as it is."""
+        """Begin the epoch of the saved state again, without changing the saved state."""
         with self._kept_state():
-            found = self._found_then()
+            found = self._recorded_or_default()
             for name, state in found["parts"].items():
                 if name in self.state.stateful:
                     self.state.stateful[name].load_state_dict(_copied(state))
             self.state.progress.load_state_dict(found["progress"])
             self._call()
 
-    def _found_then(self) -> dict[str, Any]:
-        """Return what the start of the saved epoch found; all but its number may be unknown."""
+    def _recorded_or_default(self) -> dict[str, Any]:
+        """Return the record of the saved epoch's start, or else the number of the epoch alone."""
         progress = self.state.progress
         epoch = progress.epoch if progress.batch else max(progress.epoch - 1, 0)
-        if self._found and self._found["progress"]["epoch"] == epoch:
-            return self._found
+        if self._recorded and self._recorded["progress"]["epoch"] == epoch:
+            return self._recorded
         return {"progress": {**progress.state_dict(), "epoch": epoch, "batch": 0}, "parts": {}}
 
     def _call(self) -> None:
@@ -176,10 +178,10 @@ class EpochStart:
             loss.follow_weights()
 
     def _keep_changes(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Call something; return what restores the attributes that it has changed.
+        """Call a function; return a function that restores the attributes it changed.
 
-        Looked at are the owners, their parts, what has state, and the modules of model and losses;
-        containers and tensors keep their identity.
+        It covers the owners and their parts, objects with state, and the modules of model and
+        losses. Containers and tensors keep their identity.
         """
         state = self.state
         functions = [loss.function for loss in state.losses.values()]
@@ -191,11 +193,13 @@ class EpochStart:
 
     @contextmanager
     def _kept_state(self, stateful: Mapping[str, Stateful] | None = None) -> Iterator[None]:
-        """Put what is saved back afterwards: all of it, or these."""
+        """Restore all state after the block, or the given objects only."""
         kept = self.state.stateful if stateful is None else stateful
         states = {name: one.state_dict() for name, one in kept.items()}
-        large = {n: s for n, s in states.items() if is_among(n, LARGE) or not _is_small(s)}
-        # Others stay on their device: an object of the user's own need not expect another one.
+        large = {
+            n: s for n, s in states.items() if matches_name(n, SNAPSHOT_NAMES) or not _is_small(s)
+        }
+        # Other states stay on their device: a user's object may not accept another one.
         states = {name: _copied(s) for name, s in states.items() if name not in large}
         states |= Snapshot().take(large)
         try:
@@ -215,13 +219,13 @@ def keep_changes(
     modules: Iterable[nn.Module],
     losses: Iterable[WeightedLoss],
 ) -> Callable[[], None]:
-    """Call something; return what restores the attributes, buffers and weights it has changed."""
+    """Call a function; return a function that restores attributes, buffers and weights."""
     buffers_back = keep_buffers(modules)
     distinct = {id(one): one for one in owners if _has_attributes(one)}.values()
-    noted = [(one, dict(vars(one)), _contents(one)) for one in distinct]
+    recorded = [(one, dict(vars(one)), _contents(one)) for one in distinct]
     call()
     changed = []
-    for one, former, contents in noted:
+    for one, former, contents in recorded:
         now = vars(one)
         names = [n for n in {**former, **now} if n not in now or former.get(n, now) is not now[n]]
         held = [each for each in contents if _differs(*each)]
@@ -245,7 +249,7 @@ def keep_changes(
 def owners_of_attributes(
     owner: object, callbacks: Iterable[object], loaders: Iterable[object]
 ) -> list[Any]:
-    """Return the objects that the start of an epoch may change: these, and their own parts."""
+    """Return the objects that the start of an epoch may change, and their parts."""
     loaders = [each for each in loaders if each is not None]
     loaders += [vars(each)["loader"] for each in loaders if "loader" in vars(each)]  # replayed
     parts = ("dataset", "valid_dataset", "sampler", "batch_sampler")
@@ -259,11 +263,11 @@ def _has_attributes(one: object) -> bool:
 
 
 def _is_own(one: object) -> bool:
-    return type(one).__module__.partition(".")[0] not in _NOT_OWN
+    return type(one).__module__.partition(".")[0] not in _LIBRARIES
 
 
 def _public(one: object, names: list[str]) -> list[str]:
-    """Return the names to put back: what the engine's loaders keep for themselves stays theirs."""
+    """Return the names to restore; private attributes of the engine's loaders are excluded."""
     module = type(one).__module__
     if not module.startswith("base.") or module.startswith("base.datasets."):
         return names
@@ -271,7 +275,7 @@ def _public(one: object, names: list[str]) -> list[str]:
 
 
 def _contents(one: object) -> list[tuple[Any, Any]]:
-    """Return an object's containers and small tensors, each with a copy."""
+    """Return the containers and small tensors of an object, each with a copy."""
     values = vars(one).values()
     found: list[tuple[Any, Any]] = [(v, copy.copy(v)) for v in values if isinstance(v, _CONTAINERS)]
     tensors = (v for v in values if isinstance(v, Tensor) and _is_small(v))
@@ -307,7 +311,7 @@ def _refill(value: Any, former: Any) -> None:
 
 
 def _copied(state: Any) -> Any:
-    """Copy plain data and tensors, without the graph that a tensor may be a part of."""
+    """Copy plain data and tensors; detach the tensors."""
     if isinstance(state, Tensor):
         return state.detach().clone()
     if isinstance(state, dict):
@@ -320,11 +324,11 @@ def _copied(state: Any) -> Any:
 
 
 def _is_small(state: Any) -> bool:
-    return sum(tensor.nbytes for tensor in tensors_in(state)) <= MOST_BYTES
+    return sum(tensor.nbytes for tensor in tensors_in(state)) <= MAX_BYTES
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Compare plain data and tensors; of tensors the numbers, wherever they are."""
+    """Return whether plain data and tensors are equal; tensors may be on different devices."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
     if type(one) is not type(other):

@@ -1,4 +1,4 @@
-"""What an epoch's time goes into, and the one advice that follows."""
+"""The time of an epoch by part, and one recommendation based on it."""
 
 from __future__ import annotations
 
@@ -14,59 +14,59 @@ from logger.csv_writer import number, read_rows
 from logger.files import write_whole
 
 PARTS = ("data", "copy", "compute", "logging")
-HIGH = 0.2  # a share of the epoch, beside the computation, that is worth a word
-OFTEN = 0.5  # a share of the steps
-LEAST_SECONDS = 1.0  # whatever takes less is quick enough
+HIGH_SHARE = 0.2  # a share of the epoch outside of computation that is reported
+HIGH_IDLE_SHARE = 0.5  # a share of the steps that is reported
+MIN_SECONDS = 1.0  # shorter epochs need no advice
 
 
 class Clock:
-    """Divide time into parts: each `lap` adds what has passed since the one before to its part.
+    """Measures the time of each part: `lap` adds the time since the last call to a part.
 
-    ``data`` is waiting for the loader, ``copy`` bringing batches to the device, ``logging`` writing
-    logs and checkpoints, ``compute`` the rest. On a GPU, which works by itself, the first three are
-    what this process spends on them; whoever then waits for the GPU counts as ``compute`` or,
-    where a number is read for the log, as ``logging``.
+    ``data`` is the time waiting for the loader, ``copy`` for copies to the device, ``logging`` for
+    logs and checkpoints; ``compute`` is the rest. A GPU computes asynchronously: the first three
+    are the time of this process, and waiting for the GPU counts as ``compute``, or as ``logging``
+    where a number is read for the log.
     """
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        """Begin with nothing counted."""
+        """Reset all times to 0."""
         self.seconds = dict.fromkeys(PARTS, 0.0)
         self._n_steps = self._n_idle = 0
         self._last = time.perf_counter()
 
     def end_step(self, device_is_idle: bool) -> None:
-        """Count what has passed as ``compute``, and the steps after which a GPU is out of work."""
+        """Add the time to ``compute``; count the steps after which the GPU is idle."""
         self.lap("compute")
         self._n_steps += 1
         self._n_idle += device_is_idle
 
     def idle_share(self) -> float:
-        """Return after which share of the steps the GPU had nothing left to do."""
+        """Return the share of steps after which the GPU was idle."""
         return self._n_idle / max(self._n_steps, 1)
 
     def lap(self, part: str) -> None:
-        """Count the time since the last lap as this part's."""
+        """Add the time since the last lap to a part."""
         now = time.perf_counter()
         self.seconds[part] += now - self._last
         self._last = now
 
     def take(self) -> dict[str, float]:
-        """Return the seconds of each part, and begin anew."""
+        """Return the seconds of each part and reset them."""
         taken, self.seconds = self.seconds, dict.fromkeys(PARTS, 0.0)
         self._n_steps = self._n_idle = 0
         return taken
 
 
-def time_facts(loader: Any, config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return what the advice depends on, beside the times.
+def speed_factors(loader: Any, config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the settings that `advice` depends on.
 
-    ``readers`` says where batches come from: ``none`` is memory, else threads or processes;
-    ``num_workers``, ``cache`` and ``pin_memory`` are None where the loader has no such argument.
-    ``profiled`` are the epochs, counted from 1, whose times are a profiler's too; ``idle`` is to be
-    the last `Clock.idle_share`.
+    ``readers`` is ``none`` for batches from memory, or else ``threads`` or ``processes``;
+    ``num_workers``, ``cache`` and ``pin_memory`` are None if the loader has no such argument.
+    ``profiled`` lists the epochs, counted from 1, that a profiler slows down; ``idle`` holds the
+    last `Clock.idle_share`.
     """
     profile = config["profile"]
     return {
@@ -83,52 +83,54 @@ def time_facts(loader: Any, config: Mapping[str, Any], device: torch.device) -> 
     }
 
 
-def advice(seconds: Mapping[str, float], facts: Mapping[str, Any]) -> str | None:
-    """Return the one thing to change for a faster epoch, or None where nothing stands out.
+def advice(seconds: Mapping[str, float], factors: Mapping[str, Any]) -> str | None:
+    """Return the one change that would make an epoch faster, or None.
 
     Args:
-        seconds: what `Clock.take` gave.
-        facts: what `time_facts` gives.
+        seconds: the result of `Clock.take`.
+        factors: the result of `speed_factors`.
     """
     total = sum(seconds.values())
-    if total < LEAST_SECONDS:
+    if total < MIN_SECONDS:
         return None
     shares = {part: seconds[part] / total for part in PARTS}
-    if shares["data"] > HIGH:
+    if shares["data"] > HIGH_SHARE:
         text = f"{shares['data']:.0%} of the time is waiting for data: "
-        n_workers, n_cores = facts["num_workers"], facts["cores"]
-        if facts["readers"] != "none" and n_workers is not None and n_workers < n_cores:
+        n_workers, n_cores = factors["num_workers"], factors["cores"]
+        if factors["readers"] != "none" and n_workers is not None and n_workers < n_cores:
             return f"{text}set data_loader.args.num_workers: {n_cores}"
-        if facts["cache"] == "none" and facts["readers"] != "none":
+        if factors["cache"] == "none" and factors["readers"] != "none":
             return f"{text}set data_loader.args.cache: memory, or disk"
-        return f"{text}let the data set read quicker, from memory or from smaller files"
-    if shares["copy"] > HIGH and facts["device"] == "cuda":  # elsewhere nothing copies by itself
+        return f"{text}make the data set faster, for example with smaller files"
+    if (
+        shares["copy"] > HIGH_SHARE and factors["device"] == "cuda"
+    ):  # other devices do not copy asynchronously
         text = f"{shares['copy']:.0%} of the time is copying to the device: "
-        if facts["pin_memory"] is False:
+        if factors["pin_memory"] is False:
             return f"{text}set data_loader.args.pin_memory: true"
-        if facts["prefetch"] == 0:
+        if factors["prefetch"] == 0:
             return f"{text}set memory.prefetch: 2"
-        return f"{text}let the data set give less, as images in uint8"
-    if shares["logging"] > HIGH:
+        return f"{text}reduce the size of samples, for example with images in uint8"
+    if shares["logging"] > HIGH_SHARE:
         text = f"{shares['logging']:.0%} of the time is logging and saving"
         return f"{text}: raise trainer.save_every and trainer.log_every"
-    if facts["idle"] > OFTEN and facts["batch_size"] is not None:
-        text = f"after {facts['idle']:.0%} of the steps the GPU has nothing left to do: "
-        return f"{text}raise data_loader.args.batch_size above {facts['batch_size']}"
+    if factors["idle"] > HIGH_IDLE_SHARE and factors["batch_size"] is not None:
+        text = f"after {factors['idle']:.0%} of the steps the GPU is idle: "
+        return f"{text}raise data_loader.args.batch_size above {factors['batch_size']}"
     return None
 
 
-def write_times(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write each epoch's times, and the advice for all of them, into ``report/time.txt``."""
+def write_times(folder: Path, factors: Mapping[str, Any]) -> None:
+    """Write the times of all epochs, and the advice, to ``report/time.txt``."""
     names = [f"time/{part}" for part in PARTS]
     rows = [row for row in read_rows(folder / "metrics.csv") if row.get(names[0])]
     if rows:
         titles = "".join(f"{part:>10}" for part in ("epoch", *PARTS))
-        lines = [f"seconds of each epoch, by what they went into (see docs/speed.md)\n\n{titles}"]
+        lines = [f"seconds of each epoch by part (see docs/speed.md)\n\n{titles}"]
         for row in rows:
             cells = "".join(f"{number(row[name]):10.2f}" for name in names)
             lines.append(f"{row['epoch']:>10}{cells}")
-        plain = [row for row in rows if number(row["epoch"]) not in facts["profiled"]]
+        plain = [row for row in rows if number(row["epoch"]) not in factors["profiled"]]
         sums = {part: sum(number(row[f"time/{part}"]) for row in plain) for part in PARTS}
-        lines.append(f"\nfaster: {advice(sums, facts) or 'nothing stands out'}")
+        lines.append(f"\nfaster: {advice(sums, factors) or 'no advice'}")
         write_whole(folder / "report" / "time.txt", ("\n".join(lines) + "\n").encode())

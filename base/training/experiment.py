@@ -1,8 +1,7 @@
-"""What a trainer is given: everything that a config names, built and on its device."""
+"""The experiment that a trainer receives: all objects of a config, on the device."""
 
 from __future__ import annotations
 
-import math
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from base.checkpoint.weight_mapping import WeightsReport
 from base.config import Config
+from base.config.durations import RunLength
 from base.data.bad_samples import BadSamples
 from base.data.sampler_state import SamplerState
 from base.names.object_references import References
@@ -25,7 +25,7 @@ from base.training.schedules import Schedule
 
 
 class CallbackProtocol(Protocol):
-    """What the loop calls of a callback; `base.callbacks.Callback` has all of it."""
+    """The methods of a callback that the loop calls; see `base.callbacks.Callback`."""
 
     def check(self, trainer: Any) -> None: ...
 
@@ -46,7 +46,7 @@ class CallbackProtocol(Protocol):
 
 @dataclass
 class Experiment:
-    """Everything that a config names, built and on its device."""
+    """All objects of a config, built and moved to the device."""
 
     config: Config
     device: torch.device
@@ -59,33 +59,33 @@ class Experiment:
     valid_loader: Any
     callbacks: dict[str, CallbackProtocol]
     batches_per_epoch: int
-    total_steps: int
+    length: RunLength
     freezing: Freezing
     bad_samples: BadSamples
     init_records: list[InitRecord] = field(default_factory=list)
     test_loader: Any = None
-    """Built beforehand where a test is all that is done."""
+    """The test loader, if it is already built."""
     sampler_state: SamplerState | None = None
-    """Of a sampler of the training data that has one, and perhaps learns from the losses."""
+    """The state of the training sampler, if it has one; the sampler may learn from the losses."""
     loaded: dict[str, WeightsReport] = field(default_factory=dict)
-    """What became of each file of weights, by the name of the module it was for."""
+    """The report of each loaded weights file, by the name of its module."""
     memory_notes: list[str] = field(default_factory=list)
     own_references: References | None = None
     own_losses: dict[str, Any] = field(default_factory=dict)
-    """Those that the trainer has built, see `BaseTrainer.build`."""
+    """The losses that the trainer builds, see `BaseTrainer.build`."""
     build_own: Callable[[Experiment, str, Any], Any] | None = None
-    """Builds a section of the trainer's own."""
+    """Builds an additional section for the trainer."""
 
     @property
     def references(self) -> References:
-        """What looks up ``${data_loader.n_classes}`` and the like."""
+        """Resolves references such as ``${data_loader.n_classes}``."""
         if self.own_references is None:
             self.own_references = References(self.config)
         return self.own_references
 
     @property
     def all_losses(self) -> Mapping[str, Any]:
-        """The losses of the config, and those that the trainer has built, by name."""
+        """The losses of the config and those that the trainer built, by name."""
         return ChainMap(self.losses, self.own_losses)
 
     @property
@@ -95,46 +95,52 @@ class Experiment:
 
     @property
     def monitor(self) -> str:
-        """The rule that picks the best epoch."""
+        """The rule that selects the best epoch."""
         return choose_monitor(self.config, self.valid_loader)
 
     @property
     def steps_per_epoch(self) -> int:
-        accumulate: int = self.config["memory"]["accumulate"]
-        return math.ceil(self.batches_per_epoch / accumulate)
+        """The number of optimizer steps in an epoch."""
+        return self.length.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int:
+        """The number of optimizer steps in the training."""
+        return self.length.total_steps
 
     @property
     def n_epochs(self) -> int:
-        return math.ceil(self.total_steps / self.steps_per_epoch)
+        """The number of epochs; the last one may be incomplete."""
+        return self.length.n_epochs
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, now or once they thaw, by name."""
+        """The parameters that are trained now or once they are unfrozen, by name."""
         named = self.model.named_parameters()
         return {n: p for n, p in named if p.requires_grad or n in self.freezing.frozen_until}
 
     def batches_left(self, progress: Progress) -> int:
-        """Return how many batches are left of the epoch that is under way, or of the training."""
+        """Return the number of batches remaining in the current epoch or in the training."""
         accumulate: int = self.config["memory"]["accumulate"]
         of_training = (self.total_steps - progress.step) * accumulate
         return min(self.batches_per_epoch - progress.batch, of_training)
 
     def batches_to_evaluate(self, loader: Any, phase: str, most: int | None = None) -> int:
-        """Return how many batches of a loader to evaluate; all of a test's.
+        """Return the number of batches of a loader to evaluate; a test evaluates all.
 
         Args:
-            most: no more than this many.
+            most: an upper limit.
         """
         valid_batches: int | None = self.settings.valid_batches
         limit = None if phase == "test" else valid_batches
         try:
             n_batches = len(loader)
-        except TypeError:  # a validation stream has `valid_batches`; training data have `most`
+        except TypeError:  # a stream: `valid_batches` for validation data, `most` for training data
             n_batches = valid_batches or most or 1
         return min(n for n in (n_batches, limit, most) if n is not None)
 
 
 def choose_monitor(config: Config, valid_loader: Any) -> str:
-    """Return the rule that picks the best epoch: the config's, else the lowest loss."""
+    """Return the rule that selects the best epoch: the config's, or else the lowest loss."""
     chosen: str | None = config["trainer"]["monitor"]
     return chosen or ("min train/loss" if valid_loader is None else "min valid/loss")

@@ -1,7 +1,8 @@
-"""Plain attributes that losses change while training, such as a running target of each sample.
+"""Plain attributes that losses change during training, such as a running target of each sample.
 
-Buffers and parameters are a loss's state already; many losses keep `self.target = torch.zeros(...)`
-instead. What differs from what the trainer was built with is saved, as it is for metrics.
+A loss's ``state_dict`` holds its buffers and parameters; many losses use plain attributes such as
+``self.target = torch.zeros(...)`` instead. Checkpoints hold those that changed since the trainer
+was built, as they do for metrics.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from torch import Tensor, nn
 from base.checkpoint.object_state import get_object_state, set_object_state
 from base.training.losses import WeightedLoss
 
-_OF_MODULES = frozenset(vars(nn.Module()))
-_NOT_OWN = ("torch", "builtins", "functools")
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+_LIBRARIES = ("torch", "builtins", "functools")
 
 
 class LossAttributes:
-    """The attributes of all losses; those of a trainer's own losses too, which may come later.
+    """The attributes of all losses, including those that the trainer builds later.
 
     Args:
-        losses: by name.
-        device: where tensors that were not on the CPU are put.
+        losses: the losses by name.
+        device: the device of restored tensors that were not on the CPU.
     """
 
     def __init__(self, losses: Mapping[str, WeightedLoss], device: torch.device | str) -> None:
@@ -32,7 +33,7 @@ class LossAttributes:
         self._as_built: dict[str, dict[str, Any]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has changed since the trainer was built, by loss and part of it."""
+        """Return the attributes that changed since the trainer was built, by loss and module."""
         changed = {}
         for key, owner in self._owners().items():
             now, built = _plain(owner), self._built(key, owner)
@@ -65,17 +66,17 @@ class LossAttributes:
 
 def _is_own(one: object) -> bool:
     cls = type(one)
-    return hasattr(one, "__dict__") and cls.__module__.partition(".")[0] not in _NOT_OWN
+    return hasattr(one, "__dict__") and cls.__module__.partition(".")[0] not in _LIBRARIES
 
 
 def _plain(owner: Any) -> dict[str, Any]:
     attributes = get_object_state(owner)
     is_module = isinstance(owner, nn.Module)
-    return {k: v for k, v in attributes.items() if not (is_module and k in _OF_MODULES)}
+    return {k: v for k, v in attributes.items() if not (is_module and k in _MODULE_ATTRIBUTES)}
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Compare two captured values."""
+    """Return whether two captured values are equal."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if type(one) is not type(other):

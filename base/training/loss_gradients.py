@@ -1,4 +1,4 @@
-"""How the losses pull at the weights: the norm of each one's gradient, and where two disagree."""
+"""The gradient norm of each loss, and the cosine between the gradients of two losses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ def loss_gradients(
 ) -> dict[str, Tensor]:
     """Return ``grad_norm/<name>`` of each loss and ``grad_cosine/<a>/<b>`` of each pair.
 
-    A cosine below 0 is a conflict: what lessens one loss raises the other (Yu et al., 2020). It is
-    0 where one has no gradient. ``.grad``, random streams and the graph stay as they are, nothing
-    waits for the device. There are as many copies of the parameters as losses for that while.
+    A negative cosine is a conflict: a step that reduces one loss increases the other (Yu et al.,
+    2020). It is 0 if a loss has no gradient. The call changes neither ``.grad`` nor random states
+    nor the graph, and does not synchronize with the device. It needs memory for a copy of the
+    parameters for each loss.
 
     Args:
-        parameters: frozen ones are left out.
-        scale: that of fp16. Small gradients would vanish on their way through half precision, so
-            they travel scaled, as in training; where they overflow then, the values are not finite.
+        parameters: the parameters; frozen ones are skipped.
+        scale: the loss scale of fp16, which keeps small gradients from underflowing. Scaled
+            gradients that overflow give non-finite values.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     norms, directions = {}, {}
@@ -41,19 +42,19 @@ def loss_gradients(
 
 
 def _gradient(loss: Tensor, parameters: Sequence[Tensor], scale: Tensor | float) -> Tensor:
-    """Return the gradient by all parameters as one vector; 0 where the loss does not reach."""
+    """Return the gradient with respect to all parameters as one vector."""
     parts: Sequence[Tensor] = [torch.zeros_like(parameter) for parameter in parameters]
     if loss.requires_grad:
         scaled = loss * scale
         parts = torch.autograd.grad(scaled, parameters, retain_graph=True, materialize_grads=True)
-    # In full precision before it is divided: a half would lose what the scale has saved.
+    # Unscale in full precision: small gradients would underflow in half precision.
     return torch.cat([at_least_float32(part).flatten() for part in parts]) / scale
 
 
 def due_gradients(state: TrainingState, losses: Mapping[str, Any], every: int) -> dict[str, Tensor]:
-    """Return `loss_gradients` of a step's weighted losses, each ``every`` steps.
+    """Return `loss_gradients` of the weighted losses of a step, once in ``every`` steps.
 
-    Of batches that are accumulated, they are those of the last one.
+    With accumulation they are those of the last batch of the window.
     """
     if not state.window.is_full or (state.progress.step + 1) % every:
         return {}

@@ -1,4 +1,4 @@
-"""Losses of several terms: what a loss may return, and the names and sums that come of it."""
+"""Losses of several terms: the values that a loss may return, and how they are named and summed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from base.errors import TrainingError
-from base.training.denominators import Counted, mark
+from base.training.denominators import LossDenominator, mark_denominator
 
-TOTAL = "loss"  # the term that is minimised in place of the sum of all
+TOTAL = "loss"  # a term of this name is minimised instead of the sum
 
 
 class LossTerms(dict[str, Any]):
-    """What a loss of several terms gave, by their names: tensors, and numbers that are logged only.
+    """The terms that a loss returned, by name: tensors, and numbers that are only logged.
 
     Args:
-        loss: the name of the loss, whose weight holds for its terms.
+        loss: the name of the loss, whose weight applies to its terms.
     """
 
     def __init__(self, loss: str) -> None:
@@ -27,19 +27,19 @@ class LossTerms(dict[str, Any]):
         self.loss = loss
 
 
-class CountedNumber(float):
-    """A number that says what it is a mean over, as a loss does."""
+class LoggedNumber(float):
+    """A number with the denominator of its mean."""
 
-    counted: Counted | None = None
+    counted: LossDenominator | None = None
 
 
 class Term(NamedTuple):
     """One value of a step's losses.
 
     Args:
-        loss: the loss that it is of, whose weight it has.
-        is_minimised: it is part of the sum; else it is only logged.
-        is_named: it is logged beside the sum, though it may be all of it.
+        loss: the name of its loss, whose weight applies.
+        is_minimised: whether it is part of the sum; otherwise it is only logged.
+        is_named: whether it is logged in addition to the sum, even as its only term.
     """
 
     value: Any
@@ -49,19 +49,19 @@ class Term(NamedTuple):
 
 
 def as_terms(
-    name: str, values: Any, scalar: Callable[[Any, str], Tensor], counted: Counted | None
+    name: str, values: Any, scalar: Callable[[Any, str], Tensor], counted: LossDenominator | None
 ) -> Any:
-    """Check the terms that a loss gave, in the form that it gave them.
+    """Check the terms that a loss returned; return them in the same form.
 
     Args:
-        scalar: checks a tensor and takes off its dimensions, given whose it is.
+        scalar: checks and reshapes a tensor, given a description of it for errors.
 
     Raises:
-        TrainingError: a term is no number, or there is none to minimise.
+        TrainingError: a term is not a number, or no term can be minimised.
     """
     is_pair = _is_pair(values)
     if is_pair and TOTAL in values[1]:
-        text = f"loss {name!r} gives two totals: (loss, dict), and {TOTAL!r} in the dict"
+        text = f"loss {name!r} returns two totals: (loss, dict), and {TOTAL!r} in the dict"
         raise TrainingError(f"{text}; leave one out")
     found = {TOTAL: values[0], **values[1]} if is_pair else values
     terms = LossTerms(name)
@@ -69,20 +69,20 @@ def as_terms(
         terms[str(key)] = _term(name, str(key), value, scalar, counted)
     if not any(isinstance(value, Tensor) for value in terms.values()):
         what = f"only numbers, {', '.join(terms)}" if terms else "an empty dict"
-        raise TrainingError(f"loss {name!r} gives {what}: there is no tensor to minimise")
+        raise TrainingError(f"loss {name!r} returns {what}: there is no tensor to minimise")
     if not isinstance(terms.get(TOTAL, torch.empty(0)), Tensor):
-        text = f"term {TOTAL!r} of loss {name!r} is a number without a graph: it must be a tensor"
+        text = f"term {TOTAL!r} of loss {name!r} must be a tensor, not a number without a graph"
         raise TrainingError(text)
     return (terms.pop(TOTAL), terms) if is_pair else terms
 
 
 def is_of_terms(values: Any) -> bool:
-    """Tell whether a loss gave a dict of terms, or ``(loss, dict)``."""
+    """Return whether a loss returned a dict of terms, or ``(loss, dict)``."""
     return isinstance(values, Mapping) or _is_pair(values)
 
 
 def _is_pair(values: Any) -> bool:
-    """Tell whether it is ``(loss, dict)``, as a trainer of one's own may unpack it."""
+    """Return whether it is ``(loss, dict)``, which a trainer may unpack."""
     return isinstance(values, tuple) and len(values) == 2 and isinstance(values[1], Mapping)
 
 
@@ -91,38 +91,38 @@ def _term(
     key: str,
     value: Any,
     scalar: Callable[[Any, str], Tensor],
-    counted: Counted | None,
+    counted: LossDenominator | None,
 ) -> Any:
     if isinstance(value, Tensor):
-        term = mark(scalar(value, f"term {key!r} of loss {name!r}"), counted)
+        term = mark_denominator(scalar(value, f"term {key!r} of loss {name!r}"), counted)
         term.term_of = name  # type: ignore[attr-defined]
         return term
     if not isinstance(value, Real):
         found = "None" if value is None else f"a {type(value).__name__}"
         text = f"term {key!r} of loss {name!r} must be one number, not {found}"
         raise TrainingError(f"{text}; leave it out")
-    number = CountedNumber(value)
+    number = LoggedNumber(value)
     number.counted = counted
     return number
 
 
-def flat(losses: Any, configured: Collection[str]) -> dict[str, Term]:
-    """Return all terms of a step's losses by the names that are logged.
+def flatten_terms(losses: Any, configured: Collection[str]) -> dict[str, Term]:
+    """Return all terms of the losses of a step, by the names that are logged.
 
-    The terms of a loss keep their names where it is the only one that is configured; they are
-    called ``<loss>/<term>`` among several. Where a dict holds ``"loss"``, this is minimised and
-    what stands beside it is only logged.
+    The terms of the only configured loss keep their names; those of several losses are named
+    ``<loss>/<term>``. If a dict holds ``"loss"``, this value is minimised and the others are only
+    logged.
 
     Args:
-        losses: what `compute_losses` returned; one tensor is minimised as it is.
+        losses: the result of `compute_losses`; a single tensor is minimised.
 
     Raises:
-        TrainingError: two have one name.
+        TrainingError: two terms have the same name.
     """
     if isinstance(losses, Tensor):
         losses = {TOTAL: losses}
     is_plain = type(losses) is dict and TOTAL not in losses
-    if is_plain and all(isinstance(value, Tensor) for value in losses.values()):  # as mostly
+    if is_plain and all(isinstance(value, Tensor) for value in losses.values()):  # the common case
         return {k: Term(value, getattr(value, "term_of", k), True) for k, value in losses.items()}
     if isinstance(losses, LossTerms):
         losses = {losses.loss: losses}
@@ -144,14 +144,14 @@ def flat(losses: Any, configured: Collection[str]) -> dict[str, Term]:
             named = _named(name, group, is_lone, has_total)
         for path, term in named.items():
             if path in found:
-                text = f"two losses, or terms of losses, are called {path!r}: rename one of them"
+                text = f"two losses, or terms of losses, have the name {path!r}: rename one of them"
                 raise TrainingError(text)
             found[path] = term
     return found
 
 
 def _group(value: Any) -> Mapping[str, Any] | None:
-    """Return the terms of a loss that has several."""
+    """Return the terms of a loss with several; None for any other."""
     if _is_pair(value):
         return {TOTAL: value[0], **value[1]}
     return value if isinstance(value, Mapping) else None
@@ -160,11 +160,11 @@ def _group(value: Any) -> Mapping[str, Any] | None:
 def _named(
     name: str, group: Mapping[str, Any], is_lone: bool, is_logged_only: bool
 ) -> dict[str, Term]:
-    """Return the terms of one loss by the names that are logged.
+    """Return the terms of one loss, by the names that are logged.
 
     Args:
-        is_lone: they keep the names that they have.
-        is_logged_only: the trainer minimises a total of its own.
+        is_lone: whether the terms keep their names.
+        is_logged_only: whether the trainer minimises a total of its own.
     """
     has_total = TOTAL in group
     terms = {}
@@ -178,7 +178,9 @@ def _named(
 
 
 def refuse_many(name: str, value: Any) -> None:
-    """Raise TrainingError where a loss to minimise has more than one number."""
+    """Raise TrainingError if a loss to minimise is not a single number."""
     if isinstance(value, Tensor) and value.numel() != 1:
-        text = f"loss {name!r} must give one number as a tensor, not shape {tuple(value.shape)}"
-        raise TrainingError(f"{text}: reduce it, as by `.mean()`, or leave out `reduction: none`")
+        text = f"loss {name!r} must return a tensor of one number, not shape {tuple(value.shape)}"
+        raise TrainingError(
+            f"{text}: reduce it, for example with `.mean()`, or remove `reduction: none`"
+        )

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from base.config.durations import parse_duration
+from base.config.durations import RunLength, parse_duration
 from base.data.batch import (
-    AS_IT_IS,
+    DEFAULT_RULES,
     Rules,
     Targets,
     extras_of,
@@ -30,39 +30,42 @@ from base.names.construction import build as build_named
 from base.names.discovery import describe_error
 from base.training.batch_arguments import DataParameters
 from base.training.denominators import (
-    SUM,
-    Counted,
+    SUM_REDUCTION,
+    LossDenominator,
     OwnRule,
     changes_rule,
-    counted_by,
+    denominator_of,
     denominator_rule,
     is_sum,
     is_unreduced,
-    losses_of_samples,
-    mark,
-    mark_samples,
+    mark_denominator,
+    mark_sample_losses,
+    sample_losses_of,
 )
-from base.training.loss_terms import TOTAL, Term, as_terms, flat, is_of_terms, refuse_many
+from base.training.loss_terms import TOTAL, Term, as_terms, flatten_terms, is_of_terms, refuse_many
 from base.training.metric_values import describe, describe_call
 from base.training.sample_losses import (
     SAMPLE_WEIGHT,
-    SampleWise,
+    PerSampleLoss,
     as_weights,
-    without_gradient_of_none,
+    mask_empty_gradient,
     zero_where,
 )
-from base.training.selection import Compared, build_list
+from base.training.selection import Selection, build_list
 from base.training.shape_agreement import BroadcastError, ShapeAgreement
+
+ONE_STEP = RunLength(steps_per_epoch=1, total_steps=1)
 
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that goes from one number to another: a function of the steps made, no state.
+    """A weight that changes from one value to another as a function of the step; it has no state.
 
-    ``cosine`` is half a wave, slow at both ends; ``step`` jumps once ``over`` has passed.
+    ``cosine`` follows half a period, slow at both ends; ``step`` jumps after ``over`` steps.
 
     Args:
-        over, after: lengths of the way and of the wait before it, in optimizer steps.
+        over: the optimizer steps that the change takes.
+        after: the optimizer steps before it begins.
     """
 
     start: float
@@ -72,7 +75,7 @@ class Ramp:
     shape: str = "linear"
 
     def at(self, step: int) -> float:
-        """Return the weight in the step that follows so many others."""
+        """Return the weight after ``step`` steps."""
         done = min(max((step - self.after) / self.over, 0.0), 1.0)
         if self.shape == "cosine":
             done = (1 - math.cos(math.pi * done)) / 2
@@ -82,7 +85,7 @@ class Ramp:
 
 
 class Weight:
-    """The attribute ``weight`` of a loss; notes that it was read, for `weight_use.py`."""
+    """The attribute ``weight`` of a loss; records that it was read, for `weight_use.py`."""
 
     def __get__(self, loss: WeightedLoss | None, _: object = None) -> float | Ramp:
         if loss is None:
@@ -96,14 +99,14 @@ class Weight:
 
 
 class _Call(NamedTuple):
-    """What a loss is called with.
+    """The arguments of one call of a loss.
 
     Args:
-        after, more: what follows the output by position: of the batch, and what else is given.
-        found, keywords: what is given by name: by the batch, and by the caller.
-        given: all that the caller gives beyond output and target, by name.
-        weights: of the samples; None: all count alike.
-        is_by_samples: the samples are weighted, or their losses asked for, one by one.
+        after, more: the positional arguments after the output: from the batch, from the caller.
+        found, keywords: the keyword arguments: from the batch, from the caller.
+        given: all arguments of the caller except output and target, by name.
+        weights: the weights of the samples; None weights them equally.
+        is_per_sample: the loss of each sample is needed.
     """
 
     output: Any
@@ -114,55 +117,55 @@ class _Call(NamedTuple):
     keywords: dict[str, Any]
     given: dict[str, Any]
     weights: Tensor | None
-    is_by_samples: bool
+    is_per_sample: bool
 
 
 @dataclass
 class WeightedLoss:
-    """One named loss; calling it gives the loss itself, ``weight`` is its share of the sum."""
+    """One named loss: calling it returns the unweighted loss, ``weight`` scales it in the sum."""
 
     name: str
     function: Callable[..., Any]
     weight: Weight = Weight()
-    compared: Compared = field(default_factory=Compared)
+    selection: Selection = field(default_factory=Selection)
     agreement: ShapeAgreement | None = field(default=None, repr=False, compare=False)
-    rules: Rules = field(default_factory=lambda: AS_IT_IS, repr=False)
-    """The config's ``batch:`` section, which says where ids and weights of samples are."""
-    notes_samples: bool = False
-    """It is asked for the loss of each sample, for a sampler that learns from them."""
+    rules: Rules = field(default_factory=lambda: DEFAULT_RULES, repr=False)
+    """The config's ``batch:`` section, which names the ids and weights of samples."""
+    needs_sample_losses: bool = False
+    """Whether a sampler needs the loss of each sample."""
     weight_was_read: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.takes = DataParameters.of(self.function)
-        self.as_built = copy.deepcopy(self._whole_state())  # on the CPU: nothing was moved yet
-        # The rule of before `to` keeps class weights on the CPU, for targets that are still there.
+        self.takes = DataParameters.from_function(self.function)
+        self.as_built = copy.deepcopy(self._whole_state())  # on the CPU: nothing has moved yet
+        # The rule made before `to` keeps class weights on the CPU, for targets on the CPU.
         self._rule = self._rule_on_cpu = denominator_rule(self.function)
-        self._by_samples = SampleWise(self.name, self.function)
+        self._per_sample = PerSampleLoss(self.name, self.function)
         self.was_weighted = False  # by the weights of samples
 
     def __call__(self, *args: Any, batch: Any = None, **keywords: Any) -> Any:
         """Return the unweighted loss: a tensor with one number, or terms by name.
 
-        With ``reduction="none"`` it is what the function gives, to be reduced by the caller.
+        With ``reduction="none"`` the caller reduces the result.
 
         Args:
-            args: output and target, all of them, and what else the function takes. What the
-                config's ``output`` and ``target`` name is picked, and of several targets what the
-                function has parameters for.
-            batch: where ``target`` is looked for if it is no part of the target, and the weights of
-                samples; a function with a parameter of this name is given it.
-            keywords: likewise for the function; output and target too may have its names for them.
+            args: the output, the target, and further arguments of the function. The config's
+                ``output`` and ``target`` select parts of them; of several targets, the function
+                receives those that it has parameters for.
+            batch: the batch, which holds the weights of samples and items that ``target`` may
+                name; a function with a parameter ``batch`` receives it.
+            keywords: further arguments; output and target may be given by keyword too.
 
         Raises:
-            ConfigError: the function needs an argument that nobody gives.
-            TrainingError: the loss refuses what it is given, or gives no number.
+            ConfigError: an argument that the function requires is missing.
+            TrainingError: the loss raises an error, or does not return a number.
         """
-        call = self._arrange(args, batch, keywords)
+        call = self._bind_arguments(args, batch, keywords)
         counted = None
-        if self._says_its_own and not call.is_by_samples:
+        if self._has_own_rule and not call.is_per_sample:
             counted = self._counted(call.output, call.after, call.found, call.given, call.weights)
         if counted is not None:
-            guarded = without_gradient_of_none(call.output, counted.number)
+            guarded = mask_empty_gradient(call.output, counted.number)
             call = call._replace(output=guarded)
         try:
             value = self._value(call, batch)
@@ -171,7 +174,7 @@ class WeightedLoss:
         except Exception as error:
             text = f"loss {self.name!r} fails on"
             text += f" {describe_call(call.output, call.after, call.found)}"
-            text = f"{text}: {describe_error(error)}{_about_classes(call.after, error)}"
+            text = f"{text}: {describe_error(error)}{_describe_classes(call.after, error)}"
             raise TrainingError(text).with_trace_of(error) from error
         if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, call.given):
             return value
@@ -181,24 +184,24 @@ class WeightedLoss:
             counted = counted._replace(is_of_call=True)
         if not isinstance(value, Tensor) and is_of_terms(value):
             return as_terms(self.name, value, self._scalar, counted)
-        return mark(self._scalar(value, f"loss {self.name!r}"), counted)
+        return mark_denominator(self._scalar(value, f"loss {self.name!r}"), counted)
 
-    def _arrange(self, args: tuple[Any, ...], batch: Any, keywords: dict[str, Any]) -> _Call:
-        """Find what the function is called with: what is given, and what the batch has of it."""
-        if len(args) == 2 and not keywords and self._takes_pair(args[1]):  # the most common by far
-            output, target = self.compared(*args, batch)
+    def _bind_arguments(self, args: tuple[Any, ...], batch: Any, keywords: dict[str, Any]) -> _Call:
+        """Combine the arguments of the caller with those that the batch holds."""
+        if len(args) == 2 and not keywords and self._is_simple_call(args[1]):  # the common case
+            output, target = self.selection(*args, batch)
             return _Call(output, True, (target,), (), {}, {}, {}, None, False)
         weights, keywords = self._sample_weights(batch, keywords)
         output, target, more = self._split(args, keywords)
         given = {**self.takes.named(more), **keywords} if more else keywords
-        output, picked = self.compared(output, target, batch)
-        who = (self.compared.where, f"loss {self.name!r}")
+        output, picked = self.selection(output, target, batch)
+        who = (self.selection.where, f"loss {self.name!r}")
         extras = extras_of(batch, self.rules, self.takes.needed)
         after, found = self.takes.bind(picked, target, batch, given, who, extras)
         self.was_weighted = self.was_weighted or weights is not None
         takes_weights = SAMPLE_WEIGHT in found or SAMPLE_WEIGHT in keywords
-        is_noted = self.notes_samples and torch.is_grad_enabled()  # not where it is evaluated
-        is_by_samples = is_noted or not (weights is None or takes_weights)
+        is_needed = self.needs_sample_losses and torch.is_grad_enabled()  # not in evaluation
+        is_per_sample = is_needed or not (weights is None or takes_weights)
         return _Call(
             output=output,
             has_output=bool(args) or not self.takes.is_by_name_only,
@@ -208,25 +211,25 @@ class WeightedLoss:
             keywords=keywords,
             given=given,
             weights=weights,
-            is_by_samples=is_by_samples and not is_unreduced(self.function, given),
+            is_per_sample=is_per_sample and not is_unreduced(self.function, given),
         )
 
-    def _takes_pair(self, targets: Any) -> bool:
-        """Tell whether output and target are all that counts: no names, weights or samples."""
-        is_weighted = self.notes_samples or self.rules["weight"] is not None
+    def _is_simple_call(self, targets: Any) -> bool:
+        """Return whether the function takes output and target alone, without weights."""
+        is_weighted = self.needs_sample_losses or self.rules["weight"] is not None
         return self.takes.is_plain and not (is_weighted or isinstance(targets, Targets))
 
     def _value(self, call: _Call, batch: Any) -> Any:
-        """Call the function on all samples at once, or for each where they are weighted."""
+        """Call the function on the whole batch, or for each sample where they are weighted."""
         args = (*((call.output,) if call.has_output else ()), *call.after, *call.more)
         named, weights = call.found | call.keywords, call.weights
-        if weights is None and not call.is_by_samples:
+        if weights is None and not call.is_per_sample:
             return self._in_full_precision(self.function, args, named)
-        if call.is_by_samples:
-            each = self._ones(batch) if weights is None else weights
+        if call.is_per_sample:
+            each = self._unit_weights(batch) if weights is None else weights
             known = (call.after, call.given | call.found)
-            return self._by_samples(self._in_full_precision, args, named, each, known)
-        value = self._in_full_precision(self.function, args, _no_zeros(named, weights))
+            return self._per_sample(self._in_full_precision, args, named, each, known)
+        value = self._in_full_precision(self.function, args, _replace_zero_weights(named, weights))
         if weights is None or is_unreduced(self.function, call.given):
             return value
         return zero_where(weights.sum() == 0, value)
@@ -234,7 +237,7 @@ class WeightedLoss:
     def _sample_weights(
         self, batch: Any, keywords: dict[str, Any]
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Return the weights of the samples, and what else the loss is called with."""
+        """Return the weights of the samples, and the other keyword arguments."""
         if SAMPLE_WEIGHT in keywords:
             given = keywords[SAMPLE_WEIGHT]
             weights = None if given is None else as_weights(given, f"loss {self.name!r}")
@@ -244,23 +247,23 @@ class WeightedLoss:
         if self.rules["weight"] is None:
             return None, keywords
         if batch is None:
-            text = f"loss {self.name!r} is called without its batch, and so without the weights of"
-            text += " its samples: call it with `batch=batch`, or where they do not belong to it"
-            raise TrainingError(f"{text} with `sample_weight=None`")
+            text = f"loss {self.name!r} is called without its batch, which holds the weights of"
+            text += " its samples: pass `batch=batch`, or `sample_weight=None` for an unweighted"
+            raise TrainingError(f"{text} loss")
         return as_weights(sample_weight_of(batch, self.rules), "batch.weight"), keywords
 
-    def _ones(self, batch: Any) -> Tensor:
-        """Return a weight for each sample of a batch, where all count alike."""
+    def _unit_weights(self, batch: Any) -> Tensor:
+        """Return a weight of 1 for each sample of a batch."""
         if batch is None:
-            text = f"loss {self.name!r} is called without its batch, and so without the ids of its"
-            raise TrainingError(f"{text} samples: call it with `batch=batch`")
+            text = f"loss {self.name!r} is called without its batch, which holds the ids of its"
+            raise TrainingError(f"{text} samples: pass `batch=batch`")
         ids: Tensor = ids_of(batch, self.rules)
         return torch.ones(len(ids), device=ids.device)
 
     def _split(
         self, args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[Any, Any, tuple[Any, ...]]:
-        """Return output, target and the rest; what is given by keyword is taken out there."""
+        """Return output, target and the rest; remove output and target from the keywords."""
         if len(args) > 1:
             return args[0], args[1], args[2:]
         if self.takes.is_by_name_only and not args:
@@ -277,25 +280,25 @@ class WeightedLoss:
         return args[0], args[1], ()
 
     def _scalar(self, value: Any, whose: str) -> Tensor:
-        """Return a tensor of one number without dimensions."""
+        """Return a tensor without dimensions."""
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            advice = "; several are a dict by name" if isinstance(value, list | tuple) else ""
-            raise TrainingError(f"{whose} must give one number as a tensor, not {found}{advice}")
-        return value.reshape(()) if value.dim() else value  # which adds to the graph
+            advice = "; return several as a dict" if isinstance(value, list | tuple) else ""
+            raise TrainingError(f"{whose} must return a tensor of one number, not {found}{advice}")
+        return value.reshape(()) if value.dim() else value  # `reshape` adds a node to the graph
 
-    def counted_in(self, batch: Any, rules: Mapping[str, Any]) -> Counted | None:
-        """Return what the loss will divide by on a batch, from its target alone; None: unknown.
+    def counted_in(self, batch: Any, rules: Mapping[str, Any]) -> LossDenominator | None:
+        """Return the denominator of the loss on a batch, from its target; None if unknown.
 
-        A trainer that gives its losses other targets than the batch's has none of this.
+        It does not hold for a trainer that passes other targets than the batch's to its losses.
         """
         try:
             target = target_of(batch, rules)
-            picked = self.compared.pick_target(target, batch)
+            picked = self.selection.pick_target(target, batch)
             weights, _ = self._sample_weights(batch, {})
             extras = extras_of(batch, self.rules, self.takes.needed)
         except (ConfigError, TrainingError):
-            return None  # the step itself says what is missing
+            return None  # the step itself raises
         after, found = self.takes.bind(picked, target, batch, extras=extras)
         return self._counted(None, after, found, {}, weights)
 
@@ -306,12 +309,12 @@ class WeightedLoss:
         found: Mapping[str, Any],
         given: Mapping[str, Any],
         weights: Tensor | None = None,
-    ) -> Counted | None:
-        """Return what the loss divides by.
+    ) -> LossDenominator | None:
+        """Return the denominator of the loss.
 
         Args:
-            after: what follows the output by position.
-            found, given: what is given by name: by the batch, and by the trainer in its call.
+            after: the positional arguments after the output.
+            found, given: the keyword arguments: from the batch, from the trainer's call.
         """
         target = after[0] if after else None
         if weights is not None:
@@ -320,42 +323,46 @@ class WeightedLoss:
             return counted and counted._replace(is_of_call=is_of_call)
         if self._rule is None:
             return None
-        if not (isinstance(target, Tensor) or self._says_its_own):  # a sum is one of anything
-            return Counted(self.name, SUM, 0) if is_sum(self.function, given) else None
+        if not (isinstance(target, Tensor) or self._has_own_rule):  # a sum needs no target
+            return (
+                LossDenominator(self.name, SUM_REDUCTION, 0)
+                if is_sum(self.function, given)
+                else None
+            )
         n_elements, address, is_on_cpu = _extent(target)
         is_on_cpu = is_on_cpu and self._rule_on_cpu is not None
         rule: Any = self._rule_on_cpu if is_on_cpu else self._rule
-        if not self._says_its_own:
+        if not self._has_own_rule:
             number = rule(output, target, **found, **given)
         else:
-            number = self._own_number(lambda: rule(output, target, **found, **given), target)
+            number = self._own_denominator(lambda: rule(output, target, **found, **given), target)
         if number is None:
             return None
-        return Counted(self.name, number, n_elements, address, changes_rule(rule, given))
+        return LossDenominator(self.name, number, n_elements, address, changes_rule(rule, given))
 
     def _counted_by_weight(
         self, target: Any, given: Mapping[str, Any], weights: Tensor
-    ) -> Counted | None:
-        """Return what the weighted mean divides by."""
+    ) -> LossDenominator | None:
+        """Return the denominator of the weighted mean."""
         if SAMPLE_WEIGHT not in given:
-            number: Any = self._by_samples.counted(target, given, weights)
+            number: Any = self._per_sample.counted(target, given, weights)
         elif is_sum(self.function, given):
-            number = SUM
-        elif (rule := self._rule) is not None and self._says_its_own:
-            number = self._own_number(lambda: rule(None, target, **given), target)
-        else:  # it takes the weights by itself
+            number = SUM_REDUCTION
+        elif (rule := self._rule) is not None and self._has_own_rule:
+            number = self._own_denominator(lambda: rule(None, target, **given), target)
+        else:  # the function applies the weights itself
             number = weights.sum()
         if number is None:
             return None
         n_elements, address, _ = _extent(target)
-        return Counted(self.name, number, n_elements, address)
+        return LossDenominator(self.name, number, n_elements, address)
 
     @property
-    def _says_its_own(self) -> bool:
+    def _has_own_rule(self) -> bool:
         return isinstance(self._rule, OwnRule)
 
-    def _own_number(self, count: Callable[[], Any], target: Any) -> Any:
-        """Return the denominator that a loss of the project gives for a target."""
+    def _own_denominator(self, count: Callable[[], Any], target: Any) -> Any:
+        """Return the denominator that a loss of the project computes for a target."""
         try:
             number = count()
         except Exception as error:
@@ -363,7 +370,7 @@ class WeightedLoss:
             raise TrainingError(f"{text}: {describe_error(error)}") from error
         if isinstance(number, Tensor) and number.numel() == 1:
             return number.reshape(())
-        if number is None or number is SUM or isinstance(number, int | float | np.number):
+        if number is None or number is SUM_REDUCTION or isinstance(number, int | float | np.number):
             return number
         found = describe(number) if isinstance(number, Tensor) else repr(number)
         raise TrainingError(
@@ -373,7 +380,7 @@ class WeightedLoss:
     def _in_full_precision(
         self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]
     ) -> Any:
-        """Call a function outside of autocast: squares overflow fp16, and bf16 rounds a sum."""
+        """Call a function with autocast disabled: squares overflow fp16, and bf16 rounds a sum."""
         is_plain = bool(args) and isinstance(args[0], Tensor)
         first = args[0] if is_plain else next(tensors_in((args, keywords)), None)
         if first is None or not torch.is_autocast_enabled(first.device.type):
@@ -382,13 +389,13 @@ class WeightedLoss:
             return self._call(function, in_full_precision(args), in_full_precision(keywords))
 
     def _call(self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Call a function; on the first batches, where shapes are held against each other."""
+        """Call a function; on the first batches, check the shapes of output and target."""
         if self.agreement is None:
             return function(*args, **keywords)
-        return self.agreement.call(self.compared.where, function, *args, **keywords)
+        return self.agreement.call(self.selection.where, function, *args, **keywords)
 
     def weight_at(self, step: int | None) -> float:
-        """Return the weight in the step that follows so many others; None: the final one."""
+        """Return the weight after ``step`` steps; None returns the final weight."""
         weight = self.weight
         if not isinstance(weight, Ramp):
             return weight
@@ -396,21 +403,21 @@ class WeightedLoss:
 
     @property
     def is_moving(self) -> bool:
-        """Whether its weight is a ramp."""
+        """Whether the weight changes during training."""
         return isinstance(vars(self)["weight"], Ramp)
 
     @property
     def is_weighted(self) -> bool:
-        """Whether the config gives it another weight than 1."""
+        """Whether the weight in the config differs from 1."""
         return bool(vars(self)["weight"] != 1)
 
     def counts_at(self, step: int) -> bool:
-        """Whether the weight in that step is not 0; this is no use of it."""
+        """Return whether the weight after ``step`` steps is not 0, without recording a read."""
         weight = vars(self)["weight"]
         return bool(weight.at(step) if isinstance(weight, Ramp) else weight)
 
     def to(self, device: torch.device | str) -> WeightedLoss:
-        """Move the loss's own tensors, such as class weights."""
+        """Move the tensors of the loss, such as class weights."""
         if isinstance(self.function, nn.Module):
             self.function.to(device)
         elif isinstance(self.function, functools.partial):
@@ -420,11 +427,11 @@ class WeightedLoss:
             }
             self.function = functools.partial(self.function.func, **keywords)
         self._rule = denominator_rule(self.function)
-        self._by_samples = SampleWise(self.name, self.function)
+        self._per_sample = PerSampleLoss(self.name, self.function)
         return self
 
     def follow_weights(self) -> None:
-        """Count by the tensors that the loss has now: class weights may have been exchanged."""
+        """Update the denominator rule after the class weights of the loss were replaced."""
         self._rule = self._rule_on_cpu = denominator_rule(self.function)
         if isinstance(self._rule, functools.partial):
             on_cpu = {k: v.cpu() for k, v in self._rule.keywords.items() if isinstance(v, Tensor)}
@@ -432,7 +439,7 @@ class WeightedLoss:
 
     @property
     def needs_whole_batches(self) -> bool:
-        """Whether the loss compares the samples of a batch with each other, and says so."""
+        """Whether the loss declares that it compares the samples of a batch with each other."""
         function = getattr(self.function, "func", self.function)
         return bool(getattr(function, "needs_whole_batches", False))
 
@@ -441,7 +448,7 @@ class WeightedLoss:
         return bool(self._whole_state())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the loss has changed since it was built; the rest comes from the config."""
+        """Return the tensors that changed since the loss was built; the config gives the others."""
         return {
             name: value
             for name, value in self._whole_state().items()
@@ -451,7 +458,7 @@ class WeightedLoss:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if isinstance(self.function, nn.Module):
             whole = {**copy.deepcopy(self.as_built), **state}
-            for name in whole.keys() ^ self._whole_state().keys():  # a tensor in place of None
+            for name in whole.keys() ^ self._whole_state().keys():  # a buffer that was None
                 owner, _, key = name.rpartition(".")
                 buffers = self.function.get_submodule(owner)._buffers
                 if key in buffers:
@@ -463,8 +470,8 @@ class WeightedLoss:
         return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
 
 
-def _no_zeros(keywords: dict[str, Any], weights: Tensor | None) -> dict[str, Any]:
-    """Return what a loss that takes weights is called with: never weights that are 0 in all."""
+def _replace_zero_weights(keywords: dict[str, Any], weights: Tensor | None) -> dict[str, Any]:
+    """Replace weights that are all 0 by ones, for a loss that takes the weights itself."""
     if weights is None or SAMPLE_WEIGHT not in keywords:
         return keywords
     ones = torch.ones_like(weights)
@@ -472,7 +479,7 @@ def _no_zeros(keywords: dict[str, Any], weights: Tensor | None) -> dict[str, Any
 
 
 def _extent(target: Any) -> tuple[int, int, bool]:
-    """Return the entries of a target, where its first tensor lies, and if all are on the CPU."""
+    """Return the number of entries of a target, its address, and whether it is on the CPU."""
     if isinstance(target, Tensor) and target.dim():
         return target.numel(), _address(target), target.is_cpu
     tensors = list(tensors_in(target))
@@ -483,7 +490,7 @@ def _extent(target: Any) -> tuple[int, int, bool]:
 def _address(tensor: Tensor) -> int:
     try:
         return tensor.data_ptr()
-    except RuntimeError:  # it has no memory of its own, as inside of torch.func
+    except RuntimeError:  # it has no storage, as inside torch.func
         return 0
 
 
@@ -495,22 +502,25 @@ def _is_same(value: Any, other: Any) -> bool:
 def terms(
     losses: Mapping[str, Any], weighted: Mapping[str, WeightedLoss], step: int | None = None
 ) -> dict[str, Tensor]:
-    """Return the terms of the sum: each loss times its weight after ``step`` steps, or its last.
+    """Return the terms of the sum: each loss times its weight after ``step`` steps.
 
-    One of weight 0 is left out, unless all are: it costs no backward pass, and a value in it that
-    is not finite does no harm. A trainer's own ``"loss"`` is the one term.
+    A term of weight 0 is left out unless all weights are 0, so that it costs no backward pass and
+    its non-finite values have no effect. A ``"loss"`` of the trainer is the only term.
+
+    Args:
+        step: the number of steps made; None takes the final weights.
 
     Raises:
-        TrainingError: one has more than one number.
+        TrainingError: a loss is not a single number.
     """
-    found = flat(losses, weighted)
+    found = flatten_terms(losses, weighted)
     return weigh_terms({k: it for k, it in found.items() if it.is_minimised}, weighted, step)
 
 
 def lone_total(
     losses: Any, weighted: Mapping[str, WeightedLoss], step: int | None
 ) -> Tensor | None:
-    """Return the sum where it is one loss of one number, as mostly; None of anything else."""
+    """Return the sum in the common case of one loss with one number; None in all others."""
     if type(losses) is not dict or len(losses) != 1:
         return None
     ((name, value),) = losses.items()
@@ -520,13 +530,13 @@ def lone_total(
     if name == TOTAL or getattr(value, "term_of", name) != name:
         return None
     weight = loss.weight_at(step)
-    return value if weight == 1 else scaled(value, weight)
+    return value if weight == 1 else scale_loss(value, weight)
 
 
 def weigh_terms(
     found: Mapping[str, Term], weighted: Mapping[str, WeightedLoss], step: int | None
 ) -> dict[str, Tensor]:
-    """Return `terms` of what is minimised, flat already."""
+    """Return `terms` of flattened terms that are minimised."""
     weights = {}
     for name, term in found.items():
         refuse_many(name, term.value)
@@ -538,55 +548,56 @@ def weigh_terms(
         if weight == 1:  # a product would be one more operation, forward and backward
             parts[name] = value
         elif weight != 0 or not any(weights.values()):
-            parts[name] = scaled(value, weight)
+            parts[name] = scale_loss(value, weight)
     return parts
 
 
-def scaled(loss: Tensor, weight: float) -> Tensor:
-    """Return a loss times its weight, with what is noted on it."""
-    of_samples = losses_of_samples(loss)
-    product = mark(loss * weight, counted_by(loss))
-    return mark_samples(product, None if of_samples is None else of_samples * weight)
+def scale_loss(loss: Tensor, weight: float) -> Tensor:
+    """Return a loss times its weight, with its denominator and sample losses."""
+    of_samples = sample_losses_of(loss)
+    product = mark_denominator(loss * weight, denominator_of(loss))
+    return mark_sample_losses(product, None if of_samples is None else of_samples * weight)
 
 
 def build_losses(
     sections: Sequence[Mapping[str, Any]],
-    steps_per_epoch: int = 1,
-    total_steps: int = 1,
+    length: RunLength = ONE_STEP,
     build: Callable[..., Any] = build_named,
-    rules: Rules = AS_IT_IS,
-    notes_samples: bool = False,
+    rules: Rules = DEFAULT_RULES,
+    needs_sample_losses: bool = False,
 ) -> dict[str, WeightedLoss]:
     """Build the losses of the config's ``loss`` list (normal form), by name.
 
     Args:
-        steps_per_epoch, total_steps: what the durations of weights are counted in.
+        length: the length of the training, for weights that change over a duration.
         rules: the config's ``batch:`` section.
-        notes_samples: whether a sampler learns from the loss of each sample.
+        needs_sample_losses: whether a sampler needs the loss of each sample.
 
     Raises:
-        ConfigError: a name is taken or unknown, arguments do not fit, or a loss has parameters to
-            train; all faults together.
+        ConfigError: a name is taken or unknown, arguments do not fit, or a loss has trainable
+            parameters. It reports all such errors together.
     """
 
     def steps(duration: str) -> int:
-        return parse_duration(duration).in_steps(steps_per_epoch, total_steps)
+        return parse_duration(duration).in_steps(length)
 
     def make(section: Mapping[str, Any], where: str) -> WeightedLoss:
         name, weight = section["name"], section["weight"]
         if name == "loss" and (len(sections) > 1 or weight != 1):
-            raise ConfigError([Problem(f"{where}.name", f"{name!r} is taken by the sum of all")])
+            raise ConfigError(
+                [Problem(f"{where}.name", f"{name!r} is the name of the sum of all losses")]
+            )
         function = build("loss", section, where=where)
         _check(function, section["type"], where)
         if isinstance(weight, Mapping):
             after = 0 if weight["after"] is None else steps(weight["after"])
             ends = (weight["from"], weight["to"])
             weight = Ramp(*ends, steps(weight["over"]), after, weight["shape"])
-        compared = Compared.of(section, where)
-        loss = WeightedLoss(name, function, weight, compared, None, rules, notes_samples)
-        if loss.needs_whole_batches and (notes_samples or rules["weight"] is not None):
-            text = f"{name} compares the samples of a batch with each other: it has no loss for"
-            text += " each, as `batch.weight` and a sampler that learns from losses need"
+        selection = Selection.from_section(section, where)
+        loss = WeightedLoss(name, function, weight, selection, None, rules, needs_sample_losses)
+        if loss.needs_whole_batches and (needs_sample_losses or rules["weight"] is not None):
+            text = f"{name} compares the samples of a batch with each other and has no loss of each"
+            text += " sample, which `batch.weight` and a sampler that learns from losses need"
             raise ConfigError([Problem(where, text)])
         return loss
 
@@ -594,23 +605,23 @@ def build_losses(
 
 
 def _check(function: Any, type_name: str, where: str) -> None:
-    """Refuse what is no loss, or what no optimizer would train."""
+    """Raise ConfigError for an object that is not a loss, or has trainable parameters."""
     if not callable(function):
-        text = f"{type_name} cannot be called with (output, target): it is no loss"
+        text = f"{type_name} is not a loss: it cannot be called with (output, target)"
         raise ConfigError([Problem(where, text)])
     named = function.named_parameters() if isinstance(function, nn.Module) else ()
     trainable = [name for name, parameter in named if parameter.requires_grad]
     if trainable:
-        text = f"no optimizer trains {type_name}'s own {', '.join(trainable[:5])}: have the model"
-        text += " hold what is to be trained, or freeze it with `requires_grad_(False)`"
+        text = f"no optimizer trains {', '.join(trainable[:5])} of {type_name}: move trainable"
+        text += " parameters to the model, or freeze them with `requires_grad_(False)`"
         raise ConfigError([Problem(where, text)])
 
 
-def _about_classes(after: tuple[Any, ...], error: Exception) -> str:
-    """Say which classes a target has where the model has too few outputs for them."""
+def _describe_classes(after: tuple[Any, ...], error: Exception) -> str:
+    """Return the range of classes in a target that exceeds the model's outputs."""
     target = after[0] if after else None
     if "out of bounds" not in str(error) or not isinstance(target, Tensor):
         return ""
     low, high = (int(x) for x in torch.aminmax(target))
-    advice = "the first class is 0" if low < 0 else "give the model one output for each, n_classes"
-    return f" (targets are {low} to {high}: {advice}; or mend the labels)"
+    advice = "the first class is 0" if low < 0 else "set n_classes, one output for each class"
+    return f" (targets are {low} to {high}: {advice}; or correct the labels)"

@@ -1,4 +1,4 @@
-"""What metrics are given and what they give: nested outputs, numbers, numbers by name, tables."""
+"""Inputs and results of metrics: nested outputs, numbers, numbers by name, tables."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from base.data.batch import CONTAINERS, Targets, tensors_in, with_entries
 
 
 def detached(value: Any) -> Any:
-    """Cut all tensors of a nested value from the graph."""
+    """Detach all tensors of a nested value."""
     if isinstance(value, Tensor):
         return value.detach() if value.requires_grad else value
     return with_entries(value, detached) if isinstance(value, CONTAINERS) else value
 
 
 def on_cpu(value: Any) -> Any:
-    """Copy all tensors to the CPU, in a kind of number that numpy knows."""
+    """Copy all tensors to the CPU, in a dtype that numpy supports."""
     if isinstance(value, Tensor):
         copy = value.detach().cpu()
         return copy.float() if copy.dtype == torch.bfloat16 else copy
     return with_entries(value, on_cpu) if isinstance(value, CONTAINERS) else value
 
 
-def device_of(value: Any) -> torch.device:
-    """Return the device of the first tensor in a nested value; the CPU where there is none."""
+def get_device(value: Any) -> torch.device:
+    """Return the device of the first tensor in a nested value; the CPU if there is none."""
     if isinstance(value, Tensor):
         return value.device
     first = next(tensors_in(value), None)
@@ -36,7 +36,7 @@ def device_of(value: Any) -> torch.device:
 
 
 def join(batches: list[Any]) -> Any:
-    """Join the batches of an epoch along their first dimension, item by item."""
+    """Concatenate the batches of an epoch along the first dimension, item by item."""
     first = batches[0]
     if isinstance(first, Tensor):
         return torch.cat(batches) if first.dim() else torch.stack(batches)
@@ -54,7 +54,7 @@ def join(batches: list[Any]) -> Any:
 
 
 def as_result(value: Any) -> float | dict[str, float] | Tensor:
-    """Turn what a metric computed into a number, numbers by name or a table on the CPU."""
+    """Convert the result of a metric to a number, numbers by name, or a table on the CPU."""
     if isinstance(value, Mapping):
         return {str(key): float(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | list | tuple):
@@ -62,16 +62,16 @@ def as_result(value: Any) -> float | dict[str, float] | Tensor:
     if not isinstance(value, Tensor):
         return float(value)
     if value.numel() == 1 and value.dim() < 2:
-        return float(value.item())  # the one wait for the device
+        return float(value.item())  # synchronizes with the device
     if value.dim() == 1:
         return {str(index): number for index, number in enumerate(value.tolist())}
     if value.dim() == 2:
         return value.detach().cpu()
-    raise ValueError(f"it gives shape {tuple(value.shape)}: a number, a list or a table is needed")
+    raise ValueError(f"it returns shape {tuple(value.shape)}: return a number, a list or a table")
 
 
 def describe(value: Any) -> str:
-    """Say in a few words what a loss or a metric was given."""
+    """Describe an argument of a loss or metric: its shape or type."""
     if isinstance(value, Tensor | np.ndarray):
         return str(tuple(value.shape))
     if isinstance(value, Mapping):
@@ -82,7 +82,7 @@ def describe(value: Any) -> str:
 
 
 def describe_call(output: Any, after: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
-    """Say what a loss or a metric was given, and how several targets come to it."""
+    """Describe the arguments of a loss or metric, and how it can take one of several targets."""
     text = f"output {describe(output)}"
     target = after[0] if after else None
     text += f" and target {describe(target)}" if after else ""

@@ -1,4 +1,4 @@
-"""One face for all metrics: functions, the project's own classes, torchmetrics' objects."""
+"""One interface for all metrics: functions, the project's classes and torchmetrics' objects."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from base.checkpoint.object_state import get_object_state, set_object_state
-from base.data.batch import AS_IT_IS, WEIGHT, Rules, Targets, count_samples, extras_of
+from base.data.batch import DEFAULT_RULES, WEIGHT, Rules, Targets, count_samples, extras_of
 from base.errors import ConfigError, Problem, TrainingError
 from base.names.construction import build as build_named
 from base.names.discovery import describe_error
 from base.names.final_methods import refuse_overridden
 from base.training.batch_arguments import DataParameters
-from base.training.loss_facts import with_loss_facts
 from base.training.losses import WeightedLoss
-from base.training.metric_values import as_result, describe_call, detached, device_of, join, on_cpu
+from base.training.metric_defaults import fill_from_losses
+from base.training.metric_values import as_result, describe_call, detached, get_device, join, on_cpu
 from base.training.sample_losses import as_weights
-from base.training.selection import Compared, build_list
+from base.training.selection import Selection, build_list
 from base.training.shape_agreement import ShapeAgreement
 
 Result = float | dict[str, float] | Tensor
@@ -32,7 +32,7 @@ class Metric(ABC):
     """``update`` for each batch, ``compute`` at the end, ``reset`` before the next epoch."""
 
     agreement: ShapeAgreement | None = None
-    """Holds shapes against each other, on the first batches."""
+    """Checks the shapes of outputs and targets on the first batches."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -40,28 +40,28 @@ class Metric(ABC):
 
     def __init__(self, name: str, takes: DataParameters | None = None) -> None:
         self.name = name
-        self.compared = Compared()
+        self.selection = Selection()
         self.takes = takes or DataParameters()
-        self.rules: Rules = AS_IT_IS  # the config's ``batch:`` section
+        self.rules: Rules = DEFAULT_RULES  # the config's ``batch:`` section
 
     @final
     def update(
         self, output: Any, target: Any, batch: Any = None, n_samples: int | None = None
     ) -> None:
-        """Take in a batch; raise TrainingError, with the metric's name, where it fails.
+        """Update the metric with a batch; errors are raised as TrainingError with its name.
 
-        Where the config names an ``output`` or a ``target``, that part is picked (see `Compared`).
-        Of several targets, of the batch, and of ids and weights of its samples it is given what it
-        has parameters for.
+        The config's ``output`` and ``target`` select parts of both (see `Selection`). Of several
+        targets, the batch, and the ids and weights of its samples, the metric receives those that
+        it has parameters for.
 
         Args:
-            n_samples: the samples of the batch; None counts the targets.
+            n_samples: the number of samples in the batch; None counts the targets.
         """
-        output, picked = self.compared(output, target, batch)
+        output, picked = self.selection(output, target, batch)
         after: tuple[Any, ...] = (picked,)
         found: dict[str, Any] = {}
         if isinstance(target, Targets) or not self.takes.is_plain:
-            who = (self.compared.where, f"metric {self.name!r}")
+            who = (self.selection.where, f"metric {self.name!r}")
             extras = extras_of(batch, self.rules, self.takes.needed)
             after, found = self.takes.bind(picked, target, batch, who=who, extras=extras)
         try:
@@ -75,7 +75,7 @@ class Metric(ABC):
 
     @final
     def compute(self) -> Result:
-        """Return a number, numbers by name, or a table (a 2-D tensor); NaN before any batch."""
+        """Return a number, numbers by name, or a 2-D tensor; NaN before the first batch."""
         try:
             return as_result(self._compute())
         except ConfigError:
@@ -86,41 +86,41 @@ class Metric(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget all batches."""
+        """Reset the metric to its initial state."""
 
     @abstractmethod
     def _update(
         self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
     ) -> None:
-        """Take in the output, what follows it by position, and what is given by keyword."""
+        """Update the metric with the output and target, and with keyword arguments."""
 
     @abstractmethod
     def _compute(self) -> Any: ...
 
     def _call(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
-        """Call a part of the metric; one that is a function of (output, target) keeps nothing."""
+        """Call a function of the metric, with shape checks on the first batches."""
         if self.agreement is None:
             return function(*args, **keywords)
         is_pure = not isinstance(self, ObjectMetric)
         call = self.agreement.call_function if is_pure else self.agreement.call
-        return call(self.compared.where, function, *args, **keywords)
+        return call(self.selection.where, function, *args, **keywords)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what ``update`` has gathered, as tensors and plain data."""
+        """Return the accumulated values as tensors and plain data."""
         state = get_object_state(self)
-        del state["compared"], state["takes"], state["rules"]  # the config's, the function's
+        del state["selection"], state["takes"], state["rules"]  # from the config and the function
         state.pop("agreement", None)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a captured state."""
+        """Restore a state of ``state_dict``."""
         set_object_state(self, state)
 
 
 def mean_of_counts(counts: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function that gives (sum, count) give the mean where it is called.
+    """Decorate a function that returns (sum, count), so that calling it returns the mean.
 
-    In a run the sums and the counts of an epoch are added up, each by itself.
+    During training, sums and counts are accumulated separately over an epoch.
     """
 
     @functools.wraps(counts)
@@ -133,28 +133,28 @@ def mean_of_counts(counts: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _counts_of(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what gives (sum, count) where `mean_of_counts` made the function of it."""
+    """Return the function of (sum, count) behind one that `mean_of_counts` decorated."""
     if not isinstance(function, functools.partial):
         return getattr(function, "counts", function)
     return functools.partial(_counts_of(function.func), *function.args, **function.keywords)
 
 
 class SampleMean(Metric):
-    """The mean of a function over all samples of an epoch, or over what it counts.
+    """The mean of a function over all samples of an epoch.
 
-    The function gives the mean over the samples of a batch; or else ``(sum, count)``, where it does
-    not count each sample once: pixels that are ignored, words.
+    The function returns the mean over the samples of a batch, or ``(sum, count)`` if it counts
+    something other than samples, such as words or pixels that are not ignored.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.function = _counts_of(function)
-        super().__init__(name, DataParameters.of(self.function))
+        super().__init__(name, DataParameters.from_function(self.function))
         self.needs_cpu = False
         self.reset()
 
     def reset(self) -> None:
         self.total: Tensor | float = 0.0
-        self.n_samples: Tensor | float = 0  # or what else the function counts
+        self.n_samples: Tensor | float = 0  # or the sum of the counts
 
     def _update(
         self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
@@ -165,7 +165,7 @@ class SampleMean(Metric):
             self.total = _plus(self.total, total)
             self.n_samples = _plus(self.n_samples, count)
             return
-        if WEIGHT in keywords:  # it is a weighted mean
+        if WEIGHT in keywords:  # a weighted mean
             weight = as_weights(keywords[WEIGHT], f"metric {self.name!r}").sum()
             value = torch.as_tensor(value, device=weight.device)
             self.total = _plus(self.total, torch.where(weight == 0, 0.0, value * weight))
@@ -176,7 +176,7 @@ class SampleMean(Metric):
         self.n_samples = self.n_samples + n_samples
 
     def _value(self, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Call the function; one that uses numpy gets copies on the CPU once torch refuses."""
+        """Call the function; pass copies on the CPU if it uses numpy."""
         if not self.needs_cpu:
             try:
                 return self._call(self.function, *args, **keywords)
@@ -191,24 +191,24 @@ class SampleMean(Metric):
 
 
 def _plus(total: Tensor | float, value: Any, times: int = 1) -> Tensor | float:
-    """Add a number to a sum; one on a device is not waited for."""
+    """Add a number to a sum, without synchronizing with the device."""
     if not isinstance(value, Tensor):
         return total + times * (value if isinstance(value, int) else float(value))
     if value.dim() and value.numel() != 1:
-        raise ValueError(f"it gives shape {tuple(value.shape)} where one number is needed")
+        raise ValueError(f"it returns shape {tuple(value.shape)}, not one number")
     if isinstance(total, Tensor) and total.device == value.device and not value.dim():
         return torch.add(total, value.detach(), alpha=times)
-    # The sum stays there, in double precision where there is one.
+    # The sum stays on the device, in double precision if supported.
     dtype = torch.float32 if value.device.type == "mps" else torch.float64
     total = torch.as_tensor(total, dtype=dtype, device=value.device)
     return torch.add(total, value.detach().reshape(()), alpha=times)
 
 
 class WholeEpoch(Metric):
-    """A function called once on all outputs and targets of an epoch, gathered on the CPU."""
+    """A function called once on all outputs and targets of an epoch, collected on the CPU."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        super().__init__(name, DataParameters.of(function))
+        super().__init__(name, DataParameters.from_function(function))
         self.function = function
         self.reset()
 
@@ -222,7 +222,7 @@ class WholeEpoch(Metric):
     ) -> None:
         output, *targets = on_cpu(args)
         self.outputs.append(output)
-        self.targets += targets  # one, or none where the function has no place for it
+        self.targets += targets  # empty if the function takes no target
         self.keywords.append(on_cpu(keywords))
 
     def _compute(self) -> Any:
@@ -237,7 +237,7 @@ class ObjectMetric(Metric):
 
     def __init__(self, name: str, instance: Any) -> None:
         own = getattr(instance, "data_parameters", None)
-        super().__init__(name, own or DataParameters.of(instance.update))
+        super().__init__(name, own or DataParameters.from_function(instance.update))
         self.instance = instance
         self.n_updates = 0
         self._unplaced: Mapping[str, Any] | None = {}
@@ -250,12 +250,12 @@ class ObjectMetric(Metric):
         self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
     ) -> None:
         if self._unplaced is not None:
-            self._place(device_of(args[0]))
+            self._place(get_device(args[0]))
         self._call(self.instance.update, *args, **keywords)
         self.n_updates += 1
 
     def _place(self, device: torch.device) -> None:
-        """Put the object, and a state that was loaded on the CPU, where the batches are."""
+        """Move the object, and a state loaded on the CPU, to the device of the batches."""
         if isinstance(self.instance, nn.Module):
             self.instance.to(device)
         set_object_state(self.instance, self._unplaced or {}, device)
@@ -265,7 +265,7 @@ class ObjectMetric(Metric):
         return self._call(self.instance.compute) if self.n_updates else float("nan")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the object's attributes, and how many batches it has seen."""
+        """Return the attributes of the object and the number of updates."""
         return {"n_updates": self.n_updates, "instance": get_object_state(self.instance)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -278,26 +278,29 @@ def build_metrics(
     build: Callable[..., Any] = build_named,
     losses: Mapping[str, WeightedLoss] = MappingProxyType({}),
     has_outputs: bool = True,
-    rules: Rules = AS_IT_IS,
+    rules: Rules = DEFAULT_RULES,
 ) -> dict[str, Metric]:
     """Build the metrics of the config's ``metrics`` list (normal form), by name.
 
     Args:
-        losses: what the metrics count as, see `with_loss_facts`.
-        has_outputs: the metrics see the outputs as the losses do.
+        losses: the losses that give metrics their defaults, see `fill_from_losses`.
+        has_outputs: whether metrics and losses receive the same outputs.
         rules: the config's ``batch:`` section.
 
     Raises:
-        ConfigError: a name is taken or unknown, or arguments do not fit; all faults together.
+        ConfigError: a name is taken or unknown, or arguments do not fit. It reports all such
+            errors together.
     """
 
     def make(section: Mapping[str, Any], where: str) -> Metric:
         if section["name"] == "loss":
-            raise ConfigError([Problem(f"{where}.name", "'loss' is taken by the loss")])
+            raise ConfigError(
+                [Problem(f"{where}.name", "'loss' is the name of the loss; choose another")]
+            )
         if losses:
-            section = with_loss_facts(section, where, losses, has_outputs, rules)
+            section = fill_from_losses(section, where, losses, has_outputs, rules)
         metric = _adapt(section["name"], build("metric", section, where=where), section, where)
-        metric.compared, metric.rules = Compared.of(section, where), rules
+        metric.selection, metric.rules = Selection.from_section(section, where), rules
         return metric
 
     return build_list("metric", "metrics", sections, make)
@@ -308,7 +311,7 @@ def _adapt(name: str, built: Any, section: Mapping[str, Any], where: str) -> Met
     if not missing:
         return ObjectMetric(name, built)
     if not callable(built):
-        text = f"{section['type']} has no {missing[0]}() and cannot be called: it is no metric"
+        text = f"{section['type']} is not a metric: it has no {missing[0]}() and cannot be called"
         raise ConfigError([Problem(where, text)])
     kind = WholeEpoch if section["over"] == "epoch" else SampleMean
     return kind(name, built)

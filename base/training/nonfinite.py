@@ -1,4 +1,4 @@
-"""NaN and infinite values: where they are, and that no checkpoint holds them."""
+"""Finds NaN and infinite values, and keeps them out of checkpoints."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from base.errors import TrainingError
 
 
 def refuse_bad_weights(model: nn.Module, step: int) -> None:
-    """Make sure that the weights about to be saved after a step are finite.
+    """Check that the weights to be saved after a step are finite.
 
     Raises:
-        TrainingError: names the first parameter that holds a NaN or an infinity.
+        TrainingError: a parameter holds NaN or infinite values.
     """
     name = first_nonfinite(model.named_parameters())
     if name is not None:
@@ -24,10 +24,10 @@ def refuse_bad_weights(model: nn.Module, step: int) -> None:
 
 
 def refuse_bad_optimizers(state: Mapping[str, Any]) -> None:
-    """Make sure that no optimizer in a state remembers infinity: Adam would never move again.
+    """Check that the optimizer states to be saved are finite: otherwise Adam cannot recover.
 
     Raises:
-        TrainingError: names the first such tensor.
+        TrainingError: a tensor holds NaN or infinite values.
     """
     named = (
         (f"{key} of parameter {number} in {name}", tensor)
@@ -39,26 +39,27 @@ def refuse_bad_optimizers(state: Mapping[str, Any]) -> None:
     )
     name = first_nonfinite(named)
     if name is not None:
-        raise TrainingError(_not_saved("numbers of an optimizer", state["progress"]["step"], name))
+        raise TrainingError(_not_saved("states of an optimizer", state["progress"]["step"], name))
 
 
 def _not_saved(what: str, step: int, name: str) -> str:
     return (
-        f"the {what} are not finite after step {step} ({name} is the first): not saved, so the "
-        "last checkpoint is good; lower the rate, set clip_norm, or trainer.on_nonfinite=skip"
+        f"the {what} are not finite after step {step} (first: {name}). They are not saved, and the "
+        "last checkpoint is good: lower the learning rate, set clip_norm, or set "
+        "trainer.on_nonfinite=skip"
     )
 
 
 def first_nonfinite(
     named: Iterable[tuple[str, Tensor | None]], with_squares: bool = False
 ) -> str | None:
-    """Return the name of the first tensor that holds a NaN or an infinity.
+    """Return the name of the first tensor with NaN or infinite values.
 
-    The device waits once: squares, which are summed eight times as quickly as the largest is found
-    on a CPU, hide neither, and only where they overflow is there a second look.
+    It synchronizes with the device once. The sum of squares, eight times as fast as the maximum on
+    a CPU, is finite only for finite values; the maximum is computed only if the squares overflow.
 
     Args:
-        with_squares: name also a tensor whose squares are too large; Adam and norms need them.
+        with_squares: also return a tensor whose squares overflow, which Adam and norms compute.
     """
     plain = {n: t for n, t in named if t is not None and t.layout is torch.strided and t.numel()}
     if not plain:
@@ -73,26 +74,26 @@ def first_nonfinite(
 
 
 class FiniteWatch:
-    """Notices a loss that is not finite without making the device wait.
+    """Detects non-finite losses with little synchronization.
 
-    On the CPU the value is looked at when it is there. On CUDA a flag is copied out behind the
-    forward pass, while the backward pass is already queued; reading it before the optimizer's step
-    waits for the forward pass only.
+    On the CPU the value is checked at once. On CUDA a flag is copied to the host after the forward
+    pass, while the backward pass is already queued; reading it before the optimizer's step waits
+    for the forward pass only.
     """
 
     def __init__(self) -> None:
         self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
         self._is_finite = True
-        self.is_on = True  # off in what is only tried
+        self.is_on = True  # off in trial steps
 
     def watch(self, loss: Tensor) -> None:
-        """Take note of a loss that is about to be minimised."""
+        """Check a loss that is about to be minimised."""
         if loss.is_cuda:
             flag = torch.isfinite(loss.detach()).to("cpu", non_blocking=True)
             event = torch.cuda.Event()
             event.record()
             self._pending.append((flag, event))
-        elif not math.isfinite(loss.item()):  # on the CPU nothing is waited for
+        elif not math.isfinite(loss.item()):  # no synchronization on the CPU
             self._is_finite = False
 
     def all_finite(self) -> bool:

@@ -1,4 +1,4 @@
-"""In how many kernels an optimizer steps, when it does, and where its state is meanwhile."""
+"""Memory options of optimizers: fused kernels, offloaded states, steps in the backward pass."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from base.errors import ConfigError, Problem, TrainingError
 Section = Mapping[str, Any]
 
 IMPLEMENTATIONS = {"fused", "foreach", "capturable", "differentiable"}
-PART_BYTES = 64 << 20  # of parameters whose state is on the device at once
+PART_BYTES = 64 << 20  # of parameters whose states are on the device at once
 
 
 def choose_fused(
     construct: Callable[[Section], Optimizer], section: Section, wish: bool | str, where: str
 ) -> Optimizer:
-    """Build an optimizer, in its fused form if torch has one for these parameters.
+    """Build an optimizer, fused if torch supports it for these parameters.
 
-    What the section itself says of the implementation stands.
+    An implementation that the section names takes precedence.
 
     Raises:
-        ConfigError: ``fused: true``, and torch has none.
+        ConfigError: ``fused: true``, but torch has no fused implementation.
     """
     optimizer = construct(section)
     named = {key for part in (section["args"], *section["param_groups"]) for key in part}
@@ -44,10 +44,10 @@ def choose_fused(
 
 
 def _why_not_fused(optimizer: Optimizer) -> str:
-    """Let torch say whether it has a kernel for each device and number format, by trying a step."""
+    """Return why the fused implementation cannot be used, from a trial step; empty if it can."""
     name, accepted = type(optimizer).__name__, inspect.signature(type(optimizer)).parameters
     if "fused" not in accepted:
-        return f"{name} has no fused form"
+        return f"{name} has no fused implementation"
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     kinds = {
         (p.device, p.dtype): nn.Parameter(torch.zeros_like(p[:1])) for p in parameters if p.dim()
@@ -59,16 +59,18 @@ def _why_not_fused(optimizer: Optimizer) -> str:
             parameter.grad = torch.zeros_like(parameter)
         twin.step()
     except RuntimeError as error:
-        return f"{name} has no fused form here: {error}"
+        return f"{name} has no fused implementation here: {error}"
     return ""
 
 
 @contextmanager
-def showing(optimizer: Optimizer, number: int, parameters: list[Tensor]) -> Iterator[None]:
-    """Let an optimizer see some parameters of one of its groups; its state stays one.
+def restrict_parameters(
+    optimizer: Optimizer, number: int, parameters: list[Tensor]
+) -> Iterator[None]:
+    """Restrict an optimizer to some parameters of one group inside the block.
 
     Raises:
-        TrainingError: the step changes its group, which would come once for each part.
+        TrainingError: the step changes options of its group, which it would do for each part.
     """
     groups, group = optimizer.param_groups, optimizer.param_groups[number]
     part = {**group, "params": parameters}
@@ -78,21 +80,21 @@ def showing(optimizer: Optimizer, number: int, parameters: list[Tensor]) -> Iter
     finally:
         optimizer.param_groups = groups
     if changed := [key for key in part if key != "params" and part[key] is not group.get(key)]:
-        text = f"{type(optimizer).__name__} counts in its groups ({', '.join(changed)})"
+        text = f"{type(optimizer).__name__} changes options of its groups ({', '.join(changed)})"
         raise TrainingError(
-            f"{text}: it cannot step in parts; leave out memory.offload_optimizer "
+            f"{text}: it cannot step in parts; remove memory.offload_optimizer "
             "and memory.optimizer_in_backward"
         )
 
 
 class OffloadedState:
-    """Keeps an optimizer's state in CPU memory; on the device is that of a part, for its step.
+    """Keeps the states of an optimizer in CPU memory; each step copies them to the device in parts.
 
-    ``state_dict`` and ``load_state_dict`` are those of the optimizer, whose ``step`` this replaces.
+    It replaces the optimizer's ``step``; ``state_dict`` and ``load_state_dict`` do not change.
 
     Args:
-        to_host: copies a tensor into the host's one, if there is one yet, and returns that.
-        to_device: copies a tensor of the host to where the parameter is.
+        to_host: copies a tensor to the given host tensor, or to a new one, and returns it.
+        to_device: copies a host tensor to the device of a parameter.
     """
 
     def __init__(
@@ -105,20 +107,20 @@ class OffloadedState:
         self.optimizer, self.part_bytes = optimizer, part_bytes
         self._to_host, self._to_device = to_host, to_device
         self._hosts: dict[Tensor, dict[str, Tensor]] = {}
-        self._whole_step = optimizer.step
-        # A method of the optimizer itself, as torch's schedulers wrap it.
+        self._full_step = optimizer.step
+        # torch's schedulers wrap `step` and expect a method.
         step = MethodType(lambda _, closure=None: self.step(), optimizer)
         optimizer.step = step  # type: ignore[method-assign]
-        optimizer.register_load_state_dict_post_hook(self._take_loaded)
+        optimizer.register_load_state_dict_post_hook(self._move_loaded)
 
     def step(self) -> None:
-        """Step over all parameters that have a gradient, some at a time."""
+        """Step all parameters that have a gradient, in parts."""
         for number, group in enumerate(self.optimizer.param_groups):
             for part in self._parts(p for p in group["params"] if p.grad is not None):
-                self._bring(part)
-                with showing(self.optimizer, number, part):
-                    self._whole_step()
-                self._send(part)
+                self._copy_to_device(part)
+                with restrict_parameters(self.optimizer, number, part):
+                    self._full_step()
+                self._copy_to_host(part)
 
     def _parts(self, parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         part: list[Tensor] = []
@@ -132,41 +134,41 @@ class OffloadedState:
         if part:
             yield part
 
-    def _bring(self, parameters: Iterable[Tensor]) -> None:
+    def _copy_to_device(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
             for key, host in self._hosts.get(parameter, {}).items():
                 self.optimizer.state[parameter][key] = self._to_device(host, parameter)
 
-    def _send(self, parameters: Iterable[Tensor]) -> None:
+    def _copy_to_host(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
             state = self.optimizer.state.get(parameter, {})
             hosts = self._hosts.setdefault(parameter, {})
             for key, value in state.items():
-                if isinstance(value, Tensor) and value.dim():  # a count of steps stays
+                if isinstance(value, Tensor) and value.dim():  # step counts stay on their device
                     state[key] = hosts[key] = self._to_host(value, hosts.get(key))
 
-    def _take_loaded(self, optimizer: Optimizer) -> None:
+    def _move_loaded(self, optimizer: Optimizer) -> None:
         self._hosts.clear()
-        self._send(list(optimizer.state))
+        self._copy_to_host(list(optimizer.state))
 
 
 def offload_state(optimizer: Optimizer, device: torch.device) -> None:
-    """Keep the state in pinned memory, copied on the device's own stream without waiting."""
+    """Keep the states in pinned memory; copies are asynchronous on the device's stream."""
     if device.type == "cpu":
-        return  # it is there already
+        return  # the states are on the CPU already
 
     def to_host(value: Tensor, host: Tensor | None) -> Tensor:
         if host is None:
             host = torch.empty_like(value, device="cpu", pin_memory=True)
         return host.copy_(value, non_blocking=True)
 
-    # What reads the state on the CPU waits for the copies.
+    # Wait for the copies before the states are read on the CPU.
     optimizer.register_state_dict_pre_hook(lambda _: torch.accelerator.synchronize())
     OffloadedState(optimizer, to_host, lambda host, like: host.to(like.device, non_blocking=True))
 
 
 class StepInBackward:
-    """Uses each gradient as soon as a backward pass has all of it, and frees it."""
+    """Steps each parameter as soon as its gradient is accumulated, and frees the gradient."""
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
@@ -174,21 +176,21 @@ class StepInBackward:
         self._is_armed = False
         for number, group in enumerate(optimizer.param_groups):
             for parameter in group["params"]:
-                is_trained = parameter.requires_grad  # now; a frozen one may thaw
+                is_trained = parameter.requires_grad  # a frozen parameter may be unfrozen later
                 parameter.requires_grad_(True)
                 parameter.register_post_accumulate_grad_hook(partial(self._use, number))
                 parameter.requires_grad_(is_trained)
 
     @contextmanager
     def armed(self) -> Iterator[None]:
-        """Let the one backward pass of a step use the gradients.
+        """Step parameters during the backward pass inside the block.
 
         Raises:
-            TrainingError: there was a backward pass since the last update.
+            TrainingError: there was another backward pass since the last update.
         """
         if self.stepped:
             text = "memory.optimizer_in_backward: a second backward pass before `self.update()`"
-            raise TrainingError(f"{text}: its gradients would be a step of their own")
+            raise TrainingError(f"{text}: its gradients would be a separate step")
         self._is_armed = True
         try:
             yield
@@ -197,7 +199,7 @@ class StepInBackward:
 
     def _use(self, number: int, parameter: Tensor) -> None:
         if self._is_armed:
-            with showing(self.optimizer, number, [parameter]):
+            with restrict_parameters(self.optimizer, number, [parameter]):
                 self.optimizer.step()
             parameter.grad = None
             self.stepped.add(parameter)

@@ -1,4 +1,4 @@
-"""One optimizer's step and all that belongs to it, for each network of an experiment."""
+"""The step of each optimizer, with gradient clipping and loss scaling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from base.errors import TrainingError, nearest
 from base.training.experiment import Experiment
 from base.training.losses import WeightedLoss
 from base.training.optimizer_memory import StepInBackward
-from base.training.precision import NOTHING, Precision
+from base.training.precision import NO_CONTEXT, Precision
 from base.training.results import with_total
 
 log = logging.getLogger("kindling")
@@ -26,14 +26,14 @@ log = logging.getLogger("kindling")
 
 @dataclass
 class Stepper:
-    """Clips, steps and clears one optimizer.
+    """Clips the gradients of one optimizer, steps it and clears the gradients.
 
     Args:
-        clip_norm, clip_value: limits of the gradients' norm and of each of their entries.
-        set_to_none: frees gradients after a step; else they stay, as zeros.
-        in_backward: has made the step by the time that it is asked for.
-        every: it steps at each so many steps of the run.
-        prefix: before the names of the values returned; empty where there is one network.
+        clip_norm, clip_value: the limits of the norm and of the entries of the gradients.
+        set_to_none: whether gradients are freed after a step or set to zero.
+        in_backward: steps the parameters during the backward pass.
+        every: the optimizer steps once in this number of steps of the run.
+        prefix: the prefix of logged names; empty for a single optimizer.
     """
 
     optimizer: Optimizer
@@ -54,19 +54,19 @@ class Stepper:
 
     @property
     def trainable(self) -> list[Tensor]:
-        """The parameters without those that a step has frozen for a while."""
+        """The parameters that require a gradient now."""
         return [parameter for parameter in self.parameters if parameter.requires_grad]
 
     def step(
         self, n_steps: int, again: Callable[[], dict[str, Any]] | None = None
     ) -> dict[str, Tensor]:
-        """Use the gradients gathered; return their norm where it is limited.
+        """Step with the accumulated gradients; return their norm if it is clipped.
 
         Args:
-            n_steps: the steps that the run has made.
-            again: computes the losses anew; LBFGS calls for them several times a step.
+            n_steps: the number of steps that the run has made.
+            again: computes the losses again; LBFGS calls it several times a step.
         """
-        self._tell_unreached(n_steps)
+        self._warn_unreached(n_steps)
         values = self._clip()
         with self.precision.full():
             if isinstance(self.optimizer, LBFGS):
@@ -76,35 +76,35 @@ class Stepper:
         self.scaler.update()
         self.clear()
         if self.precision.is_reduced:
-            torch.clear_autocast_cache()  # of the old weights: the step may go on with the new ones
+            torch.clear_autocast_cache()  # it holds casts of the old weights
         return values
 
     def check(self, again: Callable[[], dict[str, Any]] | None) -> None:
-        """Refuse a step that lacks what the optimizer needs, also where none is due yet.
+        """Check the arguments of a step, even if no step is due.
 
         Raises:
-            TrainingError: LBFGS has nothing to compute the losses with.
+            TrainingError: the optimizer is LBFGS, and there is no function for the losses.
         """
         if again is None and isinstance(self.optimizer, LBFGS):
-            text = "LBFGS computes the losses several times a step: give `update` a function"
+            text = "LBFGS computes the losses several times a step: pass `update` a function"
             raise TrainingError(f"{text}, `self.update(again=lambda: ...)`")
 
     def clear(self) -> None:
-        """Drop the gradients gathered."""
+        """Clear the accumulated gradients."""
         self.optimizer.zero_grad(set_to_none=self.set_to_none)
         if self.in_backward is not None:
             self.in_backward.stepped.clear()
 
     def stepping(self, is_last: bool) -> AbstractContextManager[None]:
-        """Return the context of a backward pass: in the last one the step itself may be made."""
-        return self.in_backward.armed() if is_last and self.in_backward is not None else NOTHING
+        """Return the context of a backward pass; the last one may step the parameters."""
+        return self.in_backward.armed() if is_last and self.in_backward is not None else NO_CONTEXT
 
-    def _tell_unreached(self, n_steps: int) -> None:
-        """Name, at the first step, the parameters that no loss has given a gradient."""
+    def _warn_unreached(self, n_steps: int) -> None:
+        """Warn at the first step about parameters without a gradient."""
         if self.has_stepped or isinstance(self.optimizer, LBFGS):
             return
         if not all(loss.counts_at(n_steps) for loss in self.weighted_losses.values()):
-            return  # a loss whose weight is still 0 will reach more
+            return  # a loss of weight 0 may reach more parameters later
         self.has_stepped = True
         reached = self.in_backward.stepped if self.in_backward else ()
         unreached = [
@@ -140,11 +140,10 @@ class Stepper:
 
 
 def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, Stepper]:
-    """Make the stepper of each optimizer, by its name."""
+    """Build the stepper of each optimizer, by name."""
     steppers, memory = {}, experiment.config["memory"]
-    lengths = (experiment.steps_per_epoch, experiment.total_steps)
     for name, section in optimizer_sections(experiment.config).items():
-        # The loop steps the schedules; torch would warn where fp16 or `every` left out a step.
+        # The loop steps the schedules; torch would warn when fp16 or `every` skips a step.
         experiment.optimizers[name]._opt_called = True  # type: ignore[attr-defined]
         optimizer = experiment.optimizers[name]
         in_backward = StepInBackward(optimizer) if memory["optimizer_in_backward"] else None
@@ -157,17 +156,17 @@ def build_steppers(experiment: Experiment, precision: Precision) -> dict[str, St
             weighted_losses=experiment.all_losses,
             set_to_none=memory["set_to_none"],
             in_backward=in_backward,
-            every=parse_duration(section["every"]).in_steps(*lengths),
+            every=parse_duration(section["every"]).in_steps(experiment.length),
             prefix="" if len(experiment.optimizers) == 1 else f"{name}_",
         )
     return steppers
 
 
 def choose_stepper(steppers: Mapping[str, Stepper], name: str | None) -> Stepper:
-    """Return the stepper of that name; without a name, the only one.
+    """Return the stepper with this name; None returns the only one.
 
     Raises:
-        TrainingError: there is none of that name, or several.
+        TrainingError: there is no such stepper, or the name is missing for several.
     """
     if name is None and len(steppers) == 1:
         return next(iter(steppers.values()))
@@ -186,7 +185,7 @@ def choose_stepper(steppers: Mapping[str, Stepper], name: str | None) -> Stepper
 
 @contextmanager
 def only(steppers: Mapping[str, Stepper], name: str) -> Iterator[None]:
-    """Switch ``requires_grad`` off in what all other optimizers train, and on again in the end."""
+    """Disable ``requires_grad`` for the parameters of all other optimizers inside the block."""
     chosen = choose_stepper(steppers, name)
     others = [
         p for stepper in steppers.values() if stepper is not chosen for p in stepper.trainable

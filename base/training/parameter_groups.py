@@ -1,4 +1,4 @@
-"""Which parameter is trained, and how: rules by pattern, layer decay, and who owns what."""
+"""Parameter groups of optimizers: rules by pattern, layer decay, and ownership."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ Section = Mapping[str, Any]
 Options = dict[str, dict[str, Any]]
 
 BIAS = re.compile(r"(^|_)bias(_|$)")  # bias, bias_hh_l0, in_proj_bias, relative_position_bias_table
-NORM = re.compile(r"Norm(\dd)?$")  # ends the name of a class: LayerNorm, BatchNorm2d, RMSNorm
+NORM = re.compile(r"Norm(\dd)?$")  # class names such as LayerNorm, BatchNorm2d, RMSNorm
 
 
 def parameter_groups(
     model: nn.Module, section: Section, where: str = "optimizer", later: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """Sort the parameters that an optimizer's section claims into groups of equal options.
+    """Group the parameters of an optimizer's section by equal options.
 
-    Later rules win, key by key; a rule with ``freeze: true`` takes its parameters out of training.
-    The result goes to any torch optimizer: ``params`` holds pairs (name, parameter).
+    Later rules take precedence, key by key; a rule with ``freeze: true`` excludes its parameters
+    from training. Any torch optimizer accepts the result; ``params`` holds pairs (name, parameter).
 
     Args:
-        later: names of parameters to include although they are frozen now: they are trained later.
+        later: the names of parameters that are frozen now but trained later.
 
     Raises:
-        ConfigError: a rule matches no parameter, or none that ``params`` does; or `layer_decay`
-            does not know the layer of one.
+        ConfigError: a rule matches no parameter, or none of ``params``; or `layer_decay` cannot
+            assign a parameter to a layer.
     """
     named = dict(model.named_parameters())
     options = _options(model, section, where)
     frozen = [name for name, chosen in options.items() if chosen.pop("freeze", False)]
     if both := [name for name in frozen if name in later]:
-        text = f"{listed(both)}: frozen for good here, but for a time by `freeze:`; leave one out"
+        text = f"{listed(both)}: frozen permanently here and temporarily by `freeze:`; remove one"
         raise ConfigError([Problem(f"{where}.param_groups", text)])
     for name in frozen:
         named[name].requires_grad_(False)
@@ -59,10 +59,10 @@ def parameter_groups(
 
 
 def no_decay(model: nn.Module) -> list[str]:
-    """Return the parameters that weight decay should leave alone.
+    """Return the names of the parameters that weight decay should not apply to.
 
-    These are biases, all parameters of norm layers, and whatever else has less than two
-    dimensions: gains, slopes (torch's page of ``PReLU`` advises against decay), single variables.
+    These are biases, all parameters of norm layers, and others with fewer than two dimensions:
+    gains, slopes (the documentation of ``PReLU`` advises against decay), single variables.
     """
     chosen: set[int] = set()
     for module in model.modules():
@@ -76,10 +76,10 @@ def no_decay(model: nn.Module) -> list[str]:
 def check_ownership(
     model: nn.Module, optimizers: Mapping[str, Optimizer], later: Collection[str] = ()
 ) -> None:
-    """Make sure that no parameter belongs to two optimizers and every trainable one to some.
+    """Check that each trainable parameter belongs to exactly one optimizer.
 
     Raises:
-        ConfigError: with the names of the parameters concerned.
+        ConfigError: names the parameters that belong to none or to several.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     owner: dict[int, str] = {}
@@ -109,7 +109,7 @@ def check_ownership(
 
 
 def _options(model: nn.Module, section: Section, where: str) -> Options:
-    """Return what the rules say of each parameter that the section claims."""
+    """Return the options of each parameter that the section matches."""
     options: Options = {name: {} for name in _match(model, section["params"], f"{where}.params")}
     problems: list[Problem] = []
     for number, rule in enumerate(section["param_groups"]):
@@ -126,14 +126,14 @@ def _options(model: nn.Module, section: Section, where: str) -> Options:
 
 
 def _read_rule(model: nn.Module, rule: Section, claimed: Collection[str], where: str) -> Options:
-    """Return what one rule changes: its own keys for all it matches, its preset's for some."""
+    """Return the options that one rule and its preset set, by parameter."""
     matched = _match(model, rule["match"], f"{where}.match")
     own = {key: value for key, value in rule.items() if key not in ("match", "preset")}
     changes = {name: dict(own) for name in matched if name in claimed}
     if not changes:
         text = f"{rule['match']!r} matches only parameters that this optimizer's `params` leaves"
         raise ConfigError([Problem(f"{where}.match", f"{text} out")])
-    if "preset" in rule:  # there is one: no_decay
+    if "preset" in rule:  # the only preset is no_decay
         spared = [name for name in no_decay(model) if name in changes]
         if not spared:
             text = f"no bias, norm layer or vector is among {listed(list(changes))}; nothing to do"
@@ -144,21 +144,21 @@ def _read_rule(model: nn.Module, rule: Section, claimed: Collection[str], where:
 
 
 def _decay_layers(model: nn.Module, options: Options, section: Section, where: str) -> None:
-    """Multiply the rate of layer i of n by ``layer_decay ** (n - 1 - i)``.
+    """Multiply the learning rate of layer i of n by ``layer_decay ** (n - 1 - i)``.
 
     See "discriminative fine-tuning" (Howard and Ruder, 2018) and, in this form, Clark et al., 2020.
     """
     where, kind = f"{where}.layer_decay", type(model).__name__
     order = getattr(model, "layer_order", None) or [
-        f"{name}.{each}"  # of one of several networks: of those whose parameters are claimed
+        f"{name}.{each}"  # of the networks whose parameters this optimizer has
         for name, network in model.named_children()
         for each in getattr(network, "layer_order", ())
         if isinstance(each, str) and any(claimed.startswith(f"{name}.") for claimed in options)
     ]
     if not order:
         parts = {n.split(".")[0] + ".*" * ("." in n): 0 for n, _ in model.named_parameters()}
-        text = f"{kind} does not tell the order of its layers; write into the class, from input"
-        raise ConfigError([Problem(where, f"{text} to output, such as: layer_order = {[*parts]}")])
+        text = f"{kind} does not define the order of its layers; add to the class, from input to"
+        raise ConfigError([Problem(where, f"{text} output, such as: layer_order = {[*parts]}")])
     layers = [
         _match(model, each, f"{where}: {kind}.layer_order[{i}]") for i, each in enumerate(order)
     ]
@@ -170,7 +170,7 @@ def _decay_layers(model: nn.Module, options: Options, section: Section, where: s
     for name, chosen in options.items():
         rate = chosen.get("lr", section["args"].get("lr"))
         if not isinstance(rate, int | float):
-            text = f"it multiplies a rate, and {name} has {rate!r}; write `args: {{lr: 1e-3}}`"
+            text = f"it multiplies the rate, and {name} has lr {rate!r}; set `args: {{lr: 1e-3}}`"
             raise ConfigError([Problem(where, text)])
         chosen["lr"] = rate * section["layer_decay"] ** (len(layers) - 1 - places[name][0])
 
@@ -189,17 +189,17 @@ def build_optimizer(
     later: Collection[str] = (),
     fused: bool | str = False,
 ) -> Optimizer:
-    """Make the optimizer of a config section over the parameters that it claims.
+    """Build the optimizer of a config section.
 
     Args:
-        later: names of parameters that are frozen now and trained later.
-        fused: whether to take torch's fused form; ``auto`` where there is one.
+        later: the names of parameters that are frozen now but trained later.
+        fused: whether to use torch's fused implementation; ``auto`` uses it if there is one.
     """
     groups = parameter_groups(model, section, where, later)
     for group in groups:
         _check_group(section, group, where)
     if fused == "auto" and any(getattr(module, "sparse", False) for module in model.modules()):
-        fused = False  # an embedding whose gradients are sparse
+        fused = False  # fused optimizers do not support sparse gradients
 
     def construct(section: Section) -> Optimizer:
         return _construct(section, [dict(group) for group in groups], where)
@@ -208,14 +208,14 @@ def build_optimizer(
 
 
 def _check_group(section: Section, group: Section, where: str) -> None:
-    """Let the optimizer judge a group's own arguments: by itself it looks at its ``args`` only."""
+    """Check the options of a group by building an optimizer with them as ``args``."""
     own = [key for key in group if key != "params"]
     if own:
         args = {**section["args"], **{key: group[key] for key in own}}
         place = f"{where}.param_groups ({listed([name for name, _ in group['params']])})"
         taken = _construct({**section, "args": args}, group["params"], place).defaults
         if ignored := [key for key in own if key not in taken]:
-            text = f"{section['type']} takes {listed(ignored)} for all parameters alike, in `args`"
+            text = f"{section['type']} takes {listed(ignored)} only for all parameters, in `args`"
             raise ConfigError([Problem(place, text)])
 
 
@@ -227,14 +227,14 @@ def _construct(section: Section, params: Any, where: str) -> Optimizer:
         raise ConfigError([Problem(where, text)]) from error
     needed = [] if isinstance(optimizer, LBFGS) else needed_arguments(optimizer.step)
     if needed:
-        text = f"the step of {section['type']} needs {', '.join(needed)}, and is called without"
-        text += " arguments: only LBFGS computes the losses again"
+        text = f"the step of {section['type']} requires {', '.join(needed)}, but is called"
+        text += " without arguments: only LBFGS computes the losses again"
         raise ConfigError([Problem(where, text)])
     return optimizer
 
 
 def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
-    """Return the rate of each parameter group: ``lr``, or ``lr/<network>/<group>`` of several."""
+    """Return the learning rate of each group: ``lr``, or ``lr/<optimizer>/<group>`` of several."""
     rates = {}
     for name, optimizer in optimizers.items():
         for number, group in enumerate(optimizer.param_groups):

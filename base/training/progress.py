@@ -1,4 +1,4 @@
-"""How far a training has come, and its random streams: both are saved and resumed."""
+"""The progress of a training, its random states, and the monitor of the best epoch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from base.errors import ConfigError, Problem, nearest
 from base.system.seeding import capture_random_state, restore_random_state
 from base.training.schedules import Schedule, split_rule
 
+console = logging.getLogger("kindling")
+
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Anything that can be saved and resumed."""
+    """An object with ``state_dict`` and ``load_state_dict``."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -26,26 +28,26 @@ class Stateful(Protocol):
 
 @dataclass
 class Progress:
-    """How far training has come: whole epochs, batches of the running epoch, steps, samples."""
+    """The progress of a training: complete epochs, batches of the current epoch, steps, samples."""
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
     samples: int = 0
     batches_total: int = 0
-    """Batches drawn since the start: the position in the endless order of the data."""
+    """Batches since the start: the position in the endless order of the data."""
     closed_at: int = 0
-    """The step at which an epoch was last validated and logged, its beginning or all of it."""
+    """The step at which an epoch, or its beginning, was last validated and logged."""
     rates: dict[str, float] = field(default_factory=dict)
-    """The learning rates of the last step, as they go to the log."""
+    """The learning rates of the last step, by their logged names."""
     skipped: int = 0
-    """Steps dropped because a number was not finite; they count as steps."""
+    """Steps skipped because of non-finite values; they count as steps."""
     skipped_in_a_row: int = 0
     rollbacks: int = 0
 
     @property
     def n_logged(self) -> int:
-        """The epochs with a row in metrics.csv; the last of all steps may fall into one."""
+        """The number of epochs with a row in metrics.csv; the last one may be incomplete."""
         return self.epoch + (self.batch > 0 and self.closed_at == self.step)
 
     def advance(self, n_samples: int) -> None:
@@ -68,7 +70,7 @@ class Progress:
 
 
 class RandomState:
-    """The random streams of torch (CPU and CUDA), numpy and Python as one stateful object."""
+    """The random states of torch (CPU and CUDA), numpy and Python as one stateful object."""
 
     def state_dict(self) -> dict[str, Any]:
         return capture_random_state()
@@ -77,15 +79,12 @@ class RandomState:
         restore_random_state(state_dict)
 
 
-log_of_run = logging.getLogger("kindling")
-
-
 class Monitor:
-    """Watches one logged value: tells the best epoch and when patience is over.
+    """Monitors one logged value for the best epoch and for early stopping.
 
     Args:
         rule: ``"max valid/accuracy"``, ``"min train/loss"`` or ``"off"``.
-        patience: epochs without improvement after which ``is_exhausted`` is true; None never.
+        patience: the number of epochs without improvement before early stopping; None disables it.
     """
 
     def __init__(self, rule: str, patience: int | None = None) -> None:
@@ -96,11 +95,11 @@ class Monitor:
         self.best_epoch = 0
         self.epochs_without_improvement = 0
         self.n_nonfinite = 0
-        """Epochs whose value was NaN or infinite."""
+        """The number of epochs whose value was NaN or infinite."""
 
     @property
     def was_never_finite(self) -> bool:
-        """Whether there were values, and none of them could be compared."""
+        """Whether there were values, but none was finite."""
         return self.n_nonfinite > 0 and self.best_epoch == 0
 
     @property
@@ -112,11 +111,11 @@ class Monitor:
         return self.patience is not None and self.epochs_without_improvement >= self.patience
 
     def update(self, log: Mapping[str, float], epoch: int) -> bool:
-        """Take the values of an epoch; return whether it is the best so far."""
+        """Update the monitor with the values of an epoch; return whether it is the best so far."""
         if self.is_off:
             return False
         if self.key not in log:
-            return False  # this epoch was not validated
+            return False  # the epoch was not validated
         value = log[self.key]
         improved = value < self.best if self.mode == "min" else value > self.best
         if not math.isfinite(value):
@@ -127,11 +126,11 @@ class Monitor:
         return improved
 
     def _note_nonfinite(self, value: float, epoch: int, is_best: bool) -> None:
-        """Count an epoch without a finite value; warn at the first one."""
+        """Count a non-finite value; warn about the first one."""
         if self.n_nonfinite == 0:
             effect = "nothing is better than that" if is_best else "such an epoch is not the best"
             text = "%s is %s in epoch %d, not a finite number: %s"
-            log_of_run.warning(text, self.key, value, epoch, effect)
+            console.warning(text, self.key, value, epoch, effect)
         self.n_nonfinite += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,27 +138,27 @@ class Monitor:
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there, unless another value is watched now: then nothing is best yet."""
+        """Restore the state, unless the config now monitors another value."""
         if (state_dict["mode"], state_dict["key"]) == (self.mode, self.key):
             for name, value in state_dict.items():
                 setattr(self, name, value)
 
 
-def check_watched(
+def check_monitored(
     config: Config,
     monitor: Monitor,
     schedules: Mapping[str, Schedule],
     values: Mapping[str, Any],
     other_phases: Collection[str] = (),
 ) -> None:
-    """Make sure that what the config monitors is among the values logged.
+    """Check that the values that the config monitors are logged.
 
     Args:
-        values: what a phase has logged, as ``train/loss``.
-        other_phases: those that are still to come, as ``valid``; their names are not looked at.
+        values: the values that a phase logged, such as ``train/loss``.
+        other_phases: the phases still to come, such as ``valid``, whose values are not checked.
 
     Raises:
-        ConfigError: a name is not among them, or a schedule that follows a value has none.
+        ConfigError: a monitored value is not logged, or a schedule has no value to monitor.
     """
     faults: list[Problem] = []
     watched: dict[tuple[str, ...], str] = {("trainer", "monitor"): monitor.key}
@@ -167,7 +166,9 @@ def check_watched(
         keys = (*optimizer_keys(config, name, "lr_scheduler"), "monitor")
         watched[keys] = schedule.monitor or ""
         if schedule.monitor == "":
-            text = "ReduceLROnPlateau has nothing to follow while `trainer.monitor` is off; name it"
+            text = (
+                "ReduceLROnPlateau has no value to monitor while `trainer.monitor` is off; name one"
+            )
             faults.append(config.problem(keys, f"{text}, as in `monitor: valid/loss`"))
     known = ", ".join(values)
     faults += [

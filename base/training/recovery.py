@@ -30,26 +30,26 @@ from base.training.nonfinite import first_nonfinite, refuse_bad_weights
 from base.training.parameter_groups import learning_rates
 from base.training.progress import Stateful
 from base.training.results import StepValues
-from base.training.run_log import keep_config
-from base.training.state import TrainingState, is_among
+from base.training.run_log import write_config
+from base.training.state import TrainingState, matches_name
 from base.training.trials import keep_buffers
 
 log = logging.getLogger("kindling")
 
-# What a rollback leaves alone: where the run is, what it has logged, the rates of its schedules.
-KEPT = (
+# State that a rollback does not restore: the progress, logged values, learning rates.
+NOT_ROLLED_BACK = (
     "progress", "monitor", "meters", "random", "bad_samples", "epoch_rows", "train_sampler",
     "metric.", "callback.", "schedule.", "scaler.",
 )  # fmt: skip
 LOGGED_EVERY = 10  # skipped steps
-SINGLE_VALUE = "Expected more than 1 value per channel"  # what torch's normalisation layers raise
+SINGLE_VALUE = "Expected more than 1 value per channel"  # raised by torch's normalisation layers
 
 Read = Callable[[int, int], Iterator[Any]]
-"""Yields batches on the device, given the first one's position and their number."""
+"""Yields batches on the device, given the position of the first one and their number."""
 
 
 class NonFiniteError(TrainingError):
-    """A loss or a gradient is not finite; no optimizer has used it."""
+    """A loss or gradient is not finite; no optimizer has used it."""
 
 
 class Recovery:
@@ -58,14 +58,14 @@ class Recovery:
     A trainer calls::
 
         for batch in recovery.batches(read, first, count):
-            with recovery.attempt(part): ...  # an error raised within is handled here
-            recovery.before_update(...)       # before an optimizer uses its gradients
+            with recovery.attempt(part): ...  # handles errors of the step
+            recovery.before_update(...)       # before an optimizer steps
             recovery.end_step()
-        recovery.keep()                       # where a state is saved
+        recovery.keep()                       # when a checkpoint is saved
 
     Args:
         settings: the config's ``trainer:`` section.
-        run_again: makes a step on a part of a batch within a `trial`; returns its values.
+        run_again: runs a trial step on a part of a batch; returns its values.
     """
 
     def __init__(
@@ -79,28 +79,28 @@ class Recovery:
         self.state, self.config, self.epoch_start = state, config, epoch_start
         self.on_nonfinite, self.limit = settings.on_nonfinite, settings.max_nonfinite
         self.halves = settings.on_oom == "halve"
-        self.folder: Path | None = None  # of the run
+        self.folder: Path | None = None  # the folder of the run
         self.run_again = run_again
-        self._begin: dict[str, Any] = {}  # how to go back to the start of the step
+        self._begin: dict[str, Any] = {}  # restores the start of the step
         self._has_updated = False
         self._snapshot, self._good_step = Snapshot(), 0
         self._good: dict[str, Any] = {}
 
     def attempt(self, part: Any) -> Attempt:
-        """Return the context in which a batch, or a part of one, is computed."""
+        """Return the context for the computation of a batch or a part of one."""
         acts = self.halves or self.on_nonfinite != "stop"
         if acts and not self._begin and self.state.model.training:
             self._note_begin()
         return Attempt(self, part)
 
     def batches(self, read: Read, first: int, count: int) -> Iterator[Any]:
-        """Yield the batches left of an epoch; those of a repeated step once more."""
+        """Yield the remaining batches of an epoch, and again those of a repeated step."""
         end = first + count
         while first < end:
             for batch in read(first, end - first):
                 held = [batch]
                 del batch
-                yield held.pop()  # none is kept here beside the next one
+                yield held.pop()  # keep no reference while the next one is read
                 if self.state.window.is_repeated:
                     break
             else:
@@ -113,10 +113,10 @@ class Recovery:
             raise NonFiniteError(f"the loss is not finite {self._at_step()}")
 
     def before_update(self, parameters: Iterable[Tensor], is_scaled: bool) -> None:
-        """Note that an optimizer steps; look at its gradients unless fp16's scaler does.
+        """Record that an optimizer steps; check its gradients unless the scaler of fp16 does.
 
         Raises:
-            NonFiniteError: names the first parameter whose gradient is not finite.
+            NonFiniteError: a gradient is not finite. It names the first such parameter.
         """
         if self.on_nonfinite != "stop" and not is_scaled:
             mine = set(map(id, parameters))
@@ -130,7 +130,7 @@ class Recovery:
         self._has_updated = True
 
     def end_step(self) -> bool:
-        """Forget the start of the step; return whether the step was made, not dropped."""
+        """Discard the start of the step; return whether the step was made."""
         self._begin, self._has_updated = {}, False
         if self.state.sampler is not None:
             self.state.sampler.keep_step()
@@ -140,7 +140,7 @@ class Recovery:
         return is_made
 
     def keep(self) -> None:
-        """Check the weights; copy to CPU memory what a rollback restores, if there may be one.
+        """Check the weights; copy the state for a rollback to CPU memory if rollbacks are enabled.
 
         Raises:
             TrainingError: the weights are not finite.
@@ -152,10 +152,10 @@ class Recovery:
             self.epoch_start.note_kept()
 
     def handle(self, error: BaseException, part: Any) -> bool:
-        """Decide about an error of a step; return whether training continues.
+        """Handle an error of a step; return whether training continues.
 
         Raises:
-            TrainingError, OutOfMemoryError: it does not, with what to do.
+            TrainingError, OutOfMemoryError: training stops. The message says what to do.
         """
         if isinstance(error, NonFiniteError):
             self._after_nonfinite(error, part)
@@ -163,15 +163,15 @@ class Recovery:
             self._after_oom(error, part)
         elif SINGLE_VALUE in str(error) and self.state.model.training:
             number = self.state.progress.batch + 1
-            text = f"batch {number} of the epoch, or a part of it, has a single sample, on which"
-            text += " BatchNorm cannot be trained: leave a short last batch out"
-            text += " (`drop_last: true`), or set another batch_size"
+            text = f"batch {number} of the epoch, or a part of it, has a single sample, which"
+            text += " BatchNorm cannot train on: drop a short last batch"
+            text += " (`drop_last: true`), or change batch_size"
             raise TrainingError(f"{text} ({error})") from error
         else:
             return False
         return True
 
-    # --- What is undone ---------------------------------------------------------------------------
+    # --- Undoing a step ---------------------------------------------------------------------------
 
     def _note_begin(self) -> None:
         state = self.state
@@ -183,13 +183,13 @@ class Recovery:
             self._begin["progress"] = state.progress.state_dict()
 
     def _drop(self) -> None:
-        """Drop gradients and records of the step; restore the buffers."""
+        """Discard gradients and records of the step; restore the buffers."""
         for stepper in self.state.steppers.values():
             stepper.clear()
         self.state.capture.remove()
         if self.state.sampler is not None:
             self.state.sampler.drop_step()
-        self.state.finite.all_finite()  # forget what was seen
+        self.state.finite.all_finite()  # reset
         if self._begin:
             self._begin["buffers"]()
 
@@ -199,51 +199,55 @@ class Recovery:
         self.state.progress.load_state_dict(self._begin["progress"])
         self._begin = {}
         self.state.window.restart()
-        gc.collect()  # the error, which held all that was computed, is gone by now
+        gc.collect()  # frees the tensors that the error referenced
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
         return self.state.progress.batches_total
 
     def _rolled_back(self) -> dict[str, Stateful]:
         stateful = self.state.stateful.items()
-        return {name: one for name, one in stateful if not is_among(name, KEPT)}
+        return {name: one for name, one in stateful if not matches_name(name, NOT_ROLLED_BACK)}
 
     def _roll_back(self) -> None:
-        """Give weights, averages and optimizers the last good state, but keep the rates."""
+        """Restore weights, averages and optimizers, but keep the learning rates."""
         optimizers = self.state.optimizers.values()
         groups = [optimizer.state_dict()["param_groups"] for optimizer in optimizers]
         load_state_dicts(self._rolled_back(), self._good)
-        self.epoch_start.replay(KEPT)
+        self.epoch_start.replay(NOT_ROLLED_BACK)
         for optimizer, now in zip(optimizers, groups, strict=True):
             optimizer.load_state_dict({**optimizer.state_dict(), "param_groups": now})
 
-    # --- What is decided --------------------------------------------------------------------------
+    # --- Policies ---------------------------------------------------------------------------------
 
     def _after_nonfinite(self, error: NonFiniteError, part: Any) -> None:
         progress, action = self.state.progress, self.on_nonfinite
         self._drop()
         if action == "stop":
             raise TrainingError(
-                f"{error}{self._second_look(part)}. Nothing of this step is saved and the last "
-                "checkpoint is good: lower the rate, clip with `optimizer: {clip_norm: 1.0}`, "
-                "look at the data, or skip such steps with trainer.on_nonfinite=skip"
+                f"{error}{self._locate_nonfinite(part)}. Nothing of this step is saved "
+                "and the last checkpoint is good: lower the learning rate, clip gradients with "
+                "`optimizer: {clip_norm: 1.0}`, check the data, or skip such steps with "
+                "trainer.on_nonfinite=skip"
             ) from error
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         progress.rollbacks += action == "rollback"
         count = progress.rollbacks if action == "rollback" else progress.skipped_in_a_row
         if count > self.limit:
-            what = "rollbacks" if action == "rollback" else "steps in a row that were skipped"
+            what = "rollbacks" if action == "rollback" else "skipped steps in a row"
             raise TrainingError(
-                f"{error}{self._second_look(part)}. It comes after {self.limit} {what}, as "
-                "many as trainer.max_nonfinite allows: lower the rate, or look at the data"
+                f"{error}{self._locate_nonfinite(part)}. It comes after {self.limit} {what}, the "
+                "limit of trainer.max_nonfinite: lower the learning rate, or check the data"
             ) from error
         if action == "rollback" or progress.skipped % LOGGED_EVERY == 1:
             text = "%s%s: skipped (%d so far)"
-            log.warning(text, error, self._second_look(part), progress.skipped)
+            log.warning(text, error, self._locate_nonfinite(part), progress.skipped)
         if action == "rollback":
             self._roll_back()
-            log.warning("back to the weights of step %d, on with the next batch", self._good_step)
+            log.warning(
+                "restored the weights of step %d; training continues with the next batch",
+                self._good_step,
+            )
         self.state.window.drop()
 
     def _after_oom(self, error: BaseException, part: Any) -> None:
@@ -253,36 +257,37 @@ class Recovery:
         number, half = progress.step + 1, (n_samples + 1) // 2
         if not self.state.model.training:
             text = f"out of memory in the evaluation of {n_samples} samples"
-            advice = "make its batches smaller, data_loader.args.batch_size"
+            advice = "lower data_loader.args.batch_size"
             raise OutOfMemoryError(f"{text}: {advice} ({cause})") from error
         where = f"out of memory at step {number} with {n_samples} samples at a time"
         if n_samples == 1:
-            text = "not even one sample fits; docs/memory.md says what else saves memory"
+            text = "one sample does not fit; see docs/memory.md for other ways to save memory"
             raise OutOfMemoryError(f"{where}: {text} ({cause})") from error
         if not self.halves:
             raise OutOfMemoryError(
-                f"{where}. Checkpoints are untouched: resume with memory.micro_batch={half} (the "
-                f"same steps in more parts), let trainer.on_oom=halve find it, or lower "
-                f"data_loader.args.batch_size; docs/memory.md says what else saves memory ({cause})"
+                f"{where}. Checkpoints are intact: resume with memory.micro_batch={half} (the same "
+                f"steps in more parts) or trainer.on_oom=halve, or lower "
+                f"data_loader.args.batch_size; see docs/memory.md for other ways to save memory "
+                f"({cause})"
             ) from error
         self._drop()
         window.micro_batch = half
         self.config.resolve("memory", "micro_batch", value=half)
         if self.folder is not None:
-            keep_config(self.config, self.folder)
-        kept = f"micro_batch {half} from here on; to keep it, memory.micro_batch={half}"
+            write_config(self.config, self.folder)
+        kept = f"micro_batch {half} from now on; to keep it, set memory.micro_batch={half}"
         if self._has_updated:
             go_on = "" if self.folder is None else f": {resume_command(self.folder)}"
-            text = "an optimizer had begun to use this step, which cannot be repeated here"
-            raise OutOfMemoryError(f"{where}; {text}. {kept}, which a resume has{go_on}") from error
+            text = "an optimizer has stepped already, so the step cannot be repeated here"
+            raise OutOfMemoryError(f"{where}; {text}. {kept}; a resume uses it{go_on}") from error
         log.warning("%s: %s", where, kept)
         batch_size = getattr(self.state.train_loader, "batch_size", None)
         warn_of_batch_norm(self.state.model, half, batch_size)
         window.repeat()
 
-    def _second_look(self, part: Any) -> str:
+    def _locate_nonfinite(self, part: Any) -> str:
         with isolated_random_state(self.config["seed"]):
-            return second_look(self.state.model, part, self.run_again)
+            return locate_nonfinite(self.state.model, part, self.run_again)
 
     def _at_step(self) -> str:
         values = self.state.last_values.items()
@@ -293,7 +298,7 @@ class Recovery:
 
 
 class Attempt:
-    """The context of a part of a batch; `Recovery.handle` decides about its errors."""
+    """The context of a part of a batch; `Recovery.handle` handles its errors."""
 
     __slots__ = ("_part", "_recovery")
 
@@ -309,18 +314,20 @@ class Attempt:
         return error is not None and self._recovery.handle(error, part)
 
 
-def second_look(model: nn.Module, part: Any, run_again: Callable[[Any], Mapping[str, Any]]) -> str:
-    """Run the forward and backward pass again; say which values and which layer are not finite.
+def locate_nonfinite(
+    model: nn.Module, part: Any, run_again: Callable[[Any], Mapping[str, Any]]
+) -> str:
+    """Run the step again; return a description of the first layer and values that are not finite.
 
-    Random numbers are the caller's affair: dropout may differ. ``run_again`` restores everything.
+    The caller sets the random state, so dropout may differ. ``run_again`` restores all state.
     """
     if part is None or any(m._compiled_call_impl is not None for m in model.modules()):
-        return ""  # whose layers cannot be looked into
+        return ""  # hooks do not see the layers of a compiled model
     if any(not one.isfinite().all() for one in tensors_in(part) if one.is_floating_point()):
         return "; the batch itself holds NaN or infinite values"
     name = first_nonfinite(model.named_parameters())
     if name is not None:
-        return f"; {name} was not finite before this step, which an earlier one has caused"
+        return f"; {name} was not finite before this step, because of an earlier one"
     names = {id(m): name or "the model" for name, m in model.named_modules()}
     found: list[str] = []
 
@@ -332,12 +339,12 @@ def second_look(model: nn.Module, part: Any, run_again: Callable[[Any], Mapping[
     handle = register_module_forward_hook(note)
     try:
         values = StepValues(run_again(part), 1).values
-    except Exception as error:  # the first fault is the one to report
-        return f"; a second look at it failed: {type(error).__name__}"
+    except Exception as error:  # report the first error instead
+        return f"; running the step again failed: {type(error).__name__}"
     finally:
         handle.remove()
     shown = ", ".join(
         f"{k} {float(v):g}" for k, v in values.items() if torch.as_tensor(v).dim() < 1
     )
-    first = found[0] if found else "no layer's output, but what is computed from them"
-    return f"; on a second look {shown}; the first that is not finite: {first}"
+    first = found[0] if found else "a value computed from the outputs of layers"
+    return f"; running the step again gives {shown}; first non-finite value: {first}"

@@ -1,4 +1,4 @@
-"""The named values that a step and an epoch give: losses with their sum, means, metrics."""
+"""The named values of a step and of an epoch: losses with their sum, means, metrics."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from torch import Tensor
 
 from base.data.sampler_state import SamplerState
 from base.errors import ConfigError, Problem, TrainingError
-from base.training.denominators import SUM, counted_by, losses_of_samples, mark, mark_sum, terms_of
-from base.training.loss_terms import flat, is_of_terms, refuse_many
+from base.training.denominators import (
+    SUM_REDUCTION,
+    denominator_of,
+    mark_denominator,
+    mark_terms,
+    sample_losses_of,
+    terms_of,
+)
+from base.training.loss_terms import flatten_terms, is_of_terms, refuse_many
 from base.training.losses import WeightedLoss, lone_total, weigh_terms
 from logger.meters import TERM, Meters
 
@@ -19,30 +26,31 @@ from logger.meters import TERM, Meters
 def with_total(
     losses: Mapping[str, Any], weighted: Mapping[str, WeightedLoss], step: int | None = None
 ) -> dict[str, Any]:
-    """Add ``"loss"``, the sum by the config's weights, unless it is there already.
+    """Add ``"loss"``, the sum weighted by the config, unless it is present.
 
     Args:
-        step: how many steps were made; weights that move are then told as ``weight/<name>``. None
-            takes their final values, so that validations of one run can be compared.
+        step: the number of steps made; weights that change are then returned as
+            ``weight/<name>``. None takes the final weights, so that the validations of one run are
+            comparable.
     """
     lone = lone_total(losses, weighted, step)
     if lone is not None:
         return {"loss": lone}
-    found = flat(losses, weighted)
-    if "loss" in found:  # the trainer's own
+    found = flatten_terms(losses, weighted)
+    if "loss" in found:  # the total of the trainer
         refuse_many("loss", found["loss"].value)
         return {name: term.value for name, term in found.items()}
     summed = {name: term for name, term in found.items() if term.is_minimised}
     if not summed:
-        raise TrainingError("there is no loss to minimise: name one in the config's `loss:`")
+        raise TrainingError("there is no loss to minimise: add one to `loss:` in the config")
     parts = weigh_terms(summed, weighted, step)
     first, *others = parts.values()
     values: dict[str, Any] = {"loss": sum(others, start=first)}
     if len(summed) > 1:
-        # One of weight 0 is no part of the sum, but its samples count in the mean of an epoch.
+        # A loss of weight 0 is not in the sum, but its samples count in the mean of an epoch.
         all_terms = {k: parts[k] if k in parts else _zero(it.value) for k, it in summed.items()}
-        total = values["loss"] if others else first.view(())  # not the loss itself
-        values = {"loss": mark_sum(total, all_terms)}
+        total = values["loss"] if others else first.view(())  # a tensor other than the loss
+        values = {"loss": mark_terms(total, all_terms)}
     for name, term in found.items():
         if len(summed) > 1 or not term.is_minimised or term.is_named:
             values[name] = term.value
@@ -54,15 +62,15 @@ def with_total(
 
 
 def _zero(loss: Tensor) -> Tensor:
-    return mark(torch.zeros_like(loss, requires_grad=False), counted_by(loss))
+    return mark_denominator(torch.zeros_like(loss, requires_grad=False), denominator_of(loss))
 
 
 def backward_passes(loss: Any, is_separate: bool) -> list[Tensor]:
-    """Return what each backward pass is of.
+    """Return the loss of each backward pass.
 
     Args:
         loss: a tensor, a loss of several terms, or a sequence of these.
-        is_separate: whether a sum of weighted losses is taken apart: one pass for each of them.
+        is_separate: whether each term of a sum of weighted losses has its own backward pass.
     """
     if isinstance(loss, Tensor):
         terms = terms_of(loss) if is_separate else None
@@ -74,21 +82,21 @@ def backward_passes(loss: Any, is_separate: bool) -> list[Tensor]:
 
 
 class StepValues:
-    """The values of a step, without the graph behind them, which would keep activations alive.
+    """The values of a step, detached from the graph, which would keep activations alive.
 
     Args:
-        values: by name, as a step returns them; the terms of a loss are a dict among them.
-        n_samples: what they are means of, unless they say it themselves.
+        values: the result of a step by name; the terms of a loss may be a nested dict.
+        n_samples: the denominator of values without a denominator of their own.
     """
 
     def __init__(self, values: Mapping[str, Any], n_samples: int) -> None:
         self.values: dict[str, Any] = {}
         self.means: list[tuple[str, Any, Any]] = []
-        """Name, value and denominator (None for a sum); a sum of losses has one for each term."""
+        """Name, value and denominator (None for a sum); a sum of losses has one entry a term."""
         if any(not isinstance(value, Tensor) and is_of_terms(value) for value in values.values()):
-            values = {name: term.value for name, term in flat(values, ()).items()}
-        self.losses_of_samples = losses_of_samples(values.get("loss"))
-        """What was minimised for each sample, where a sampler learns from it."""
+            values = {name: term.value for name, term in flatten_terms(values, ()).items()}
+        self.sample_losses_of = sample_losses_of(values.get("loss"))
+        """The minimised loss of each sample, if a sampler needs it."""
         for name, value in values.items():
             self.values[name] = kept = value.detach() if isinstance(value, Tensor) else value
             terms = terms_of(value)
@@ -107,14 +115,14 @@ class StepValues:
 
 
 def _count(value: Any, n_samples: int) -> Any:
-    counted = counted_by(value)
+    counted = denominator_of(value)
     if counted is None:
         return n_samples
-    return None if counted.number is SUM else counted.number
+    return None if counted.number is SUM_REDUCTION else counted.number
 
 
 def values_of(parts: Sequence[StepValues], device: torch.device) -> dict[str, Any]:
-    """Return a batch's values from those of its parts; nothing is waited for."""
+    """Return the values of a batch from its parts, without synchronizing with the device."""
     if len(parts) == 1:
         return parts[0].values
     sums = Meters(device)
@@ -123,25 +131,25 @@ def values_of(parts: Sequence[StepValues], device: torch.device) -> dict[str, An
     return sums.means()
 
 
-def note_losses(state: SamplerState, ids: Any, values: StepValues) -> None:
-    """Hand the losses of a part's samples to the sampler that learns from them.
+def record_sample_losses(state: SamplerState, ids: Any, values: StepValues) -> None:
+    """Pass the losses of samples to the sampler that learns from them.
 
     Raises:
-        TrainingError: what the step minimised does not say what it is for each sample.
+        TrainingError: the loss of the step has no value for each sample.
     """
-    if values.losses_of_samples is None:
+    if values.sample_losses_of is None:
         name = type(state.sampler).__name__
-        text = f"{name} learns from the loss of each sample, but the 'loss' of this step has none:"
-        text += " it must be one of `self.losses`, called with `batch=batch`, or their sum by"
-        raise TrainingError(f"{text} `compute_losses`")
-    state.note(ids, values.losses_of_samples)
+        text = f"{name} needs the loss of each sample, but the 'loss' of this step has none: use"
+        text += " one of `self.losses`, called with `batch=batch`, or the sum that"
+        raise TrainingError(f"{text} `compute_losses` returns")
+    state.note(ids, values.sample_losses_of)
 
 
 def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the means and metrics of a phase as ``train/loss``, ``valid/accuracy``, ...
 
-    A metric of several numbers gives ``valid/recall/<class>``; a table (a confusion matrix) is no
-    number and is left to the test report.
+    A metric of several numbers has names such as ``valid/recall/<class>``; a table (a confusion
+    matrix) appears only in the test report.
 
     Raises:
         ConfigError: a metric has the name of a loss.
@@ -149,8 +157,10 @@ def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[st
     values = {f"{phase}/{name}": value for name, value in meters.compute().items()}
     for name, metric in metrics.items():
         if f"{phase}/{name}" in values:
-            text = f"a loss, or a value of the trainer, is called {name!r} too; give another name"
-            raise ConfigError([Problem(f"{metric.compared.where}.name", text)])
+            text = (
+                f"a loss or a value of the trainer has the name {name!r} too; choose another name"
+            )
+            raise ConfigError([Problem(f"{metric.selection.where}.name", text)])
         result = metric.compute()
         if isinstance(result, Mapping):
             values.update({f"{phase}/{name}/{key}": float(part) for key, part in result.items()})

@@ -1,4 +1,4 @@
-"""What a run logs while it trains: the progress bar, a row for each epoch, curves."""
+"""Logs a run during training: the progress bar, a row for each epoch, curves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from logger.writers import Writer, Writers
 log = logging.getLogger("kindling")
 
 QUIET_COLUMNS = ("step", "samples_per_second", "memory_mb")
-"""Columns of metrics.csv that the console's row leaves out."""
+"""Columns of metrics.csv that the console does not show."""
 
 
 class RunLog:
@@ -35,10 +35,11 @@ class RunLog:
 
     Args:
         settings: the config's ``trainer:`` section.
-        folder: the run's folder; None writes no files.
-        writers: where numbers go, beside the console.
-        rows: those of metrics.csv that checkpoints keep.
-        facts: what the advice on speed depends on, see `time_facts`; without it there is none.
+        folder: the folder of the run; None writes no files.
+        writers: the writers of logged values, in addition to the console.
+        rows: the rows of metrics.csv that checkpoints hold.
+        factors: the settings that `advice` depends on, see `speed_factors`; None disables
+            the advice.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class RunLog:
         folder: Path | None = None,
         writers: Sequence[Writer] = (),
         rows: EpochRows | None = None,
-        facts: dict[str, Any] | None = None,
+        factors: dict[str, Any] | None = None,
     ) -> None:
         self.settings, self._folder = settings, folder
         self.rows = rows or EpochRows()
         self.table = EpochTable()
-        self.facts = facts or {}
+        self.factors = factors or {}
         self._advised = ""
         self._logged_at = 0
         self._started, self._samples = time.perf_counter(), 0
@@ -61,15 +62,17 @@ class RunLog:
     def bar(
         self, progress: Progress, n_batches: int, last_values: Callable[[], Mapping[str, Any]]
     ) -> ProgressBar:
-        """Start an epoch: its time and its progress bar.
+        """Start the timer and the progress bar of an epoch.
 
         Args:
-            last_values: returns the values of the last batch, whose loss the bar shows.
+            last_values: returns the values of the last batch; the bar shows the loss.
         """
 
         def loss_text() -> str:
             loss = last_values().get("loss")
-            return "" if loss is None else f"loss {float(loss):.4f}"  # waits, ten times a second
+            return (
+                "" if loss is None else f"loss {float(loss):.4f}"
+            )  # synchronizes, ten times a second
 
         self._started, self._samples = time.perf_counter(), progress.samples
         bar = ProgressBar(
@@ -82,8 +85,8 @@ class RunLog:
         return bar
 
     def log_step(self, values: Mapping[str, Any], progress: Progress) -> None:
-        """Write the values of one step to the curves."""
-        # The one wait for the device, each `log_every` steps.
+        """Write the values of a step to the writers."""
+        # Synchronizes with the device, each `log_every` steps.
         numbers = {f"step/{name}": float(value) for name, value in values.items()}
         self.writers.add_scalars({**numbers, **progress.rates}, progress.step)
         self._logged_at = progress.step
@@ -95,7 +98,7 @@ class RunLog:
         is_best: bool,
         clock: Clock,
     ) -> dict[str, float]:
-        """Write the values of an epoch everywhere; return what was added to them."""
+        """Write the values of an epoch to the console and all writers; return the added values."""
         if self._folder is not None:
             check_run_folder(self._folder)
         clock.lap("compute")
@@ -113,7 +116,7 @@ class RunLog:
         row = {"epoch": progress.epoch + 1, "step": progress.step, **values, **added}
         shown = {**values, **added}
         for name in rates if self._logged_at == progress.step else ():
-            del shown[name]  # this step's are there
+            del shown[name]  # written for this step already
         self.writers.add_scalars(shown, progress.step)
         self.writers.add_row(row)
         self.rows.add(row)
@@ -121,14 +124,14 @@ class RunLog:
         shown = {name: value for name, value in row.items() if self._is_shown(name, rates)}
         for line in self.table.lines(shown, is_best):
             log.log(ROW, line)
-        if self.facts and row["epoch"] not in self.facts["profiled"]:
-            self.facts["idle"] = idle
+        if self.factors and row["epoch"] not in self.factors["profiled"]:
+            self.factors["idle"] = idle
             self._advise(times)
         return added
 
     def _advise(self, times: Mapping[str, float]) -> None:
-        """Say once what would make epochs of a second or more faster."""
-        text = advice(times, self.facts)
+        """Log advice on speed once, for epochs of at least a second."""
+        text = advice(times, self.factors)
         if text is not None and text.partition(": ")[2] != self._advised:
             self._advised = text.partition(": ")[2]
             log.info(f"faster: {text}")
@@ -140,17 +143,19 @@ class RunLog:
         return not is_quiet and not is_further_rate
 
     def close(self) -> None:
-        """Write out what is pending, and where the time went."""
+        """Write pending values and the table of times."""
         self.writers.close()
         if self._folder is not None:
             try:
-                write_times(self._folder, self.facts)
-            except Exception as error:  # no table is worth a run
-                log.warning("no times in %s: %s", self._folder / "report", error)
+                write_times(self._folder, self.factors)
+            except Exception as error:  # a failed table must not end the run
+                log.warning(
+                    "cannot write the table of times in %s: %s", self._folder / "report", error
+                )
 
 
-def keep_config(config: Config, folder: Path) -> None:
-    """Write down what is run, and on what."""
+def write_config(config: Config, folder: Path) -> None:
+    """Write the config and the environment of a run."""
     write_whole(folder / "config.yaml", config.to_yaml().encode())
     write_environment(folder)
 
@@ -165,8 +170,7 @@ class Run:
         with open_run(trainer, config, resume_from) as run:
             trainer.train(run)
 
-    What must call ``train_step`` or ``evaluate`` itself stands above the loop; the loop is given
-    it here as functions.
+    Its functions call ``train_step`` and ``evaluate``; the loop receives them as values.
     """
 
     log: RunLog
@@ -174,12 +178,12 @@ class Run:
     """None writes no files."""
     store: CheckpointStore | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
-    """What checkpoints record of the data."""
+    """The record of the data in checkpoints."""
     callbacks: Mapping[str, CallbackProtocol] = field(default_factory=dict)
-    """Those of the run itself, such as the profiler; checkpoints do not hold them."""
+    """The callbacks of the run, such as the profiler; checkpoints do not hold them."""
     guard_first_step: Callable[[], AbstractContextManager[Any]] = nullcontext
     """The context in which the first step is checked."""
     check_first_step: Callable[[Mapping[str, Any]], None] = _nothing
-    """Checks what the first step has logged."""
+    """Checks the values that the first step logged."""
     finish: Callable[[], dict[str, float]] = dict
-    """Logs how training ended and runs the test phase; returns the test's values."""
+    """Logs the end of training and runs the test phase; returns the values of the test."""

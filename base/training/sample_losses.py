@@ -1,12 +1,12 @@
-"""A loss sample by sample: for its weighted mean, and for samplers that learn from it.
+"""The loss of each sample, for weighted means and for samplers that learn from the losses.
 
 The mean over a batch is ``sum(w * c * l) / sum(w * c)``: ``w`` is the weight of a sample, ``c``
-what the loss itself counts by (the weight of a class, 0 for an ignored target), ``l`` the loss
-there. A loss is asked for its samples in the first of these ways that it has:
+its denominator in the loss (the weight of a class, 0 for an ignored target), ``l`` its loss. The
+losses of samples are computed in the first of these ways that a loss supports:
 
-- with its ``reduction`` set to ``none``: torch's, and others that take or have a `reduction`;
-- as it is, where it gives one number for each sample;
-- for each sample by itself, which takes longer.
+- with ``reduction="none"``, for torch's losses and others that take or have a ``reduction``;
+- unchanged, if the loss returns one number for each sample;
+- with one call for each sample, which is slower.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from base.errors import TrainingError
 from base.names.discovery import describe_error
 from base.system.seeding import isolated_random_state
 from base.training.denominators import (
-    OF_ROWS,
-    SUM,
+    ROW_RULES,
+    SUM_REDUCTION,
     Denominator,
     _classes,
     _classes_of_hidden,
     _weighted_elements,
     denominator_rule,
     is_sum,
-    mark_samples,
+    mark_sample_losses,
     torch_rule,
 )
 from base.training.metric_values import describe
@@ -44,24 +44,24 @@ from base.training.metric_values import describe
 log = logging.getLogger("kindling")
 
 SAMPLE_WEIGHT = "sample_weight"
-EACH_ONCE: Any = object()
-"""What a loss divides by in each sample, where its mean there counts as one."""
+ONE_PER_SAMPLE: Any = object()
+"""Stands for a denominator of 1 for each sample: the loss is a mean over samples."""
 
 Call = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
-class SampleWise:
-    """Calls a loss for its samples, and takes their weighted mean.
+class PerSampleLoss:
+    """Computes the loss of each sample, and the weighted mean.
 
     Args:
-        name: of the loss, for messages.
+        name: the name of the loss, for messages.
     """
 
     def __init__(self, name: str, function: Any) -> None:
         self.name, self.function = name, function
         self._can_be_unreduced = takes_reduction(function) or has_reduction(function)
-        self._is_one_by_one: bool | None = None  # None: it has not been tried
-        self._whole: Any = None  # what it gave for a whole batch, until that was compared
+        self._loops_over_samples: bool | None = None  # None: not yet known
+        self._whole: Any = None  # the result for a whole batch, until it is compared
 
     def __call__(
         self,
@@ -71,25 +71,25 @@ class SampleWise:
         weights: Tensor,
         data: tuple[tuple[Any, ...], Mapping[str, Any]],
     ) -> Any:
-        """Return the weighted mean, marked with the losses of the samples; several by their names.
+        """Return the weighted mean with the losses of the samples attached; several by name.
 
         Args:
-            call: calls a function in the manner of the loss.
-            args: what is given by position: the output, the target, and more.
-            data: the target, if there is one, and by their names what else is given.
+            call: calls a function with positional and keyword arguments.
+            args: the positional arguments: the output, the target, and others.
+            data: the target, if there is one, and the other arguments by name.
 
         Raises:
-            TrainingError: the loss does not tell its samples apart.
+            TrainingError: the loss has no separate value for each sample.
         """
         n_samples, (after, by_name) = len(weights), data
-        if SAMPLE_WEIGHT in keywords:  # they are taken account of here
+        if SAMPLE_WEIGHT in keywords:  # the weights are applied here
             keywords = {**keywords, SAMPLE_WEIGHT: torch.ones_like(weights)}
         counts = self.counts(after[0] if after else None, by_name, n_samples)
         found, is_whole = self._of_samples(call, args, keywords, n_samples, counts)
 
         def reduced(values: Tensor, weights: Tensor = weights) -> Tensor:
             rows = values.flatten(1) if values.dim() > 1 else values[:, None]
-            if counts is SUM:
+            if counts is SUM_REDUCTION:
                 return _mean(rows.sum(1), None, weights)
             if self._is_ctc:
                 lengths = torch.as_tensor(by_name["target_lengths"], device=rows.device)
@@ -106,10 +106,10 @@ class SampleWise:
         return _with_leaves(found, reduced)
 
     def _compare(self, whole: Any, found: Any, mean: Callable[[Tensor], Tensor]) -> None:
-        """Hold what a loss gave for a batch against the mean of what it gives for each sample.
+        """Compare the loss of a batch with the mean of the losses of its samples.
 
         Raises:
-            TrainingError: alone, no sample differs from another, so there is nothing to weigh.
+            TrainingError: the losses of single samples are all equal, so weights have no effect.
         """
         for total, each in zip(_leaves(whole), _leaves(found), strict=False):
             if total.numel() != 1 or not total.isfinite():
@@ -121,46 +121,48 @@ class SampleWise:
             is_none = not bool(each.isfinite().all()) or bool((each == each[0]).all())
             if is_none:
                 text = f"loss {self.name!r} compares the samples of a batch with each other: it is"
-                text += f" {numbers}. Leave `batch.weight`, or the sampler that learns from losses,"
-                text += " out; or let it take `sample_weight`, or declare a `denominator`"
+                text += f" {numbers}. Remove `batch.weight`, or the sampler that learns from"
+                text += " losses; or add a parameter `sample_weight`, or declare a `denominator`"
                 raise TrainingError(text)
-            text = "loss %r is no mean over samples: it is %s, which is what is weighted. Let it"
+            text = "loss %r is not a mean over samples: it is %s, and the latter is weighted. Add a"
             log.warning(
-                f"{text} take `sample_weight`, or declare a `denominator`", self.name, numbers
+                f"{text} parameter `sample_weight`, or declare a `denominator`", self.name, numbers
             )
             return
 
     def counted(
         self, target: Any, by_name: Mapping[str, Any], weights: Tensor
     ) -> Denominator | None:
-        """Return what the weighted mean is divided by, from a target alone; None: not known yet."""
+        """Return the denominator of the weighted mean, from a target; None if not yet known."""
         counts = self.counts(target, by_name, len(weights))
         if counts is None or isinstance(counts, str):
             return counts
-        if counts is EACH_ONCE:
+        if counts is ONE_PER_SAMPLE:
             return weights.sum()
         number: Tensor = (weights * counts.to(weights.device, weights.dtype)).sum()
         return number
 
     def counts(self, target: Any, by_name: Mapping[str, Any], n_samples: int) -> Any:
-        """Return what the loss divides by in each sample, (sample,); or `SUM`; or `EACH_ONCE` where
-        the mean over a sample counts as one; or None where the target alone does not say it.
+        """Return the denominator of each sample, (sample,).
+
+        `SUM_REDUCTION` stands for a sum, `ONE_PER_SAMPLE` for a mean over samples; None for a
+        denominator that the target alone does not determine.
         """
         function, settings = _settings_of(self.function)
         if callable(getattr(function, "denominator", None)):
             return self._own_counts(target, by_name, n_samples)
         if is_sum(self.function, by_name):
-            return SUM
+            return SUM_REDUCTION
         rule, given = torch_rule(function), {**settings, **by_name}
         if rule is _classes_of_hidden:
             target = given.get("target")
         is_known = isinstance(target, Tensor) and len(target) == n_samples
-        if rule is None or rule in OF_ROWS or not is_known:
-            return EACH_ONCE
+        if rule is None or rule in ROW_RULES or not is_known:
+            return ONE_PER_SAMPLE
         return _counts_of_torch(rule, target, given)
 
     def _own_counts(self, target: Any, by_name: Mapping[str, Any], n_samples: int) -> Any:
-        """Return what a loss of the project's declares for the target of each sample."""
+        """Return the denominators that a loss of the project declares for each sample."""
         rule: Any = denominator_rule(self.function)
         taken = {name: value for name, value in by_name.items() if name in rule.takes}
         parts = _parts(target, taken, n_samples, self.name)
@@ -171,8 +173,8 @@ class SampleWise:
         except Exception as error:
             text = f"the denominator of loss {self.name!r} fails on a sample of target"
             raise TrainingError(f"{text} {describe(target)}: {describe_error(error)}") from error
-        if any(number is SUM or number is None for number in numbers):
-            return SUM if numbers[0] is SUM else None
+        if any(number is SUM_REDUCTION or number is None for number in numbers):
+            return SUM_REDUCTION if numbers[0] is SUM_REDUCTION else None
         return torch.stack([torch.as_tensor(number, dtype=torch.float32) for number in numbers])
 
     @property
@@ -188,48 +190,48 @@ class SampleWise:
         n_samples: int,
         counts: Any,
     ) -> tuple[Any, bool]:
-        """Return a tensor (sample, ...), or several by name, and whether it is not reduced."""
-        if self._is_one_by_one is None:
-            self._is_one_by_one = self._must_be_one_by_one(call, args, keywords, n_samples)
-        if not self._is_one_by_one:
-            found = self._at_once(call, args, keywords)
-            if not _fits(found, n_samples):
-                text = f"loss {self.name!r} gives {describe(found)} for {n_samples} samples, which"
-                text += " does not tell them apart: call it on a batch with one row a sample, or"
-                raise TrainingError(f"{text} with `sample_weight=`, one for each of its rows")
+        """Return a tensor (sample, ...), or several by name, and whether it is unreduced."""
+        if self._loops_over_samples is None:
+            self._loops_over_samples = self._needs_loop(call, args, keywords, n_samples)
+        if not self._loops_over_samples:
+            found = self._call_batch(call, args, keywords)
+            if not _has_entry_per_sample(found, n_samples):
+                text = f"loss {self.name!r} returns {describe(found)} for {n_samples} samples, not"
+                text += " one value for each: call it on a batch with one row for each sample, or"
+                raise TrainingError(f"{text} pass `sample_weight=` with one weight for each row")
             return found, True
         each = []
         for place, (part, kept) in enumerate(_parts(args, keywords, n_samples, self.name)):
             if isinstance(counts, Tensor):
-                part = without_gradient_of_none(part, counts[place])
+                part = mask_empty_gradient(part, counts[place])
             each.append(call(self.function, part, kept))
-        return _stacked(each, self.name), False
+        return _stack(each, self.name), False
 
-    def _must_be_one_by_one(
+    def _needs_loop(
         self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int
     ) -> bool:
-        """Try, once, whether a loss of the project's tells its samples apart in one call."""
+        """Return whether a loss needs one call for each sample; this calls it once."""
         if torch_rule(_settings_of(self.function)[0]) is not None:
             return False
-        with isolated_random_state(0), torch.no_grad():  # as if it had not been called
-            found = self._at_once(call, args, keywords)
-        if _fits(found, n_samples):
+        with isolated_random_state(0), torch.no_grad():  # without side effects
+            found = self._call_batch(call, args, keywords)
+        if _has_entry_per_sample(found, n_samples):
             return False
         self._whole = found
-        text = "loss %r is called for each sample by itself: one that takes `reduction`, or"
-        log.info(f"{text} gives one number for each sample, is faster", self.name)
+        text = "loss %r is called once for each sample: a loss that takes `reduction`, or"
+        log.info(f"{text} returns one number for each sample, is faster", self.name)
         return True
 
-    def _at_once(self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def _call_batch(self, call: Call, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         if not self._can_be_unreduced:
             return call(self.function, args, keywords)
         if takes_reduction(self.function):
             function = self.function
             if isinstance(function, functools.partial):
                 function = functools.partial(
-                    function.func, *function.args, **_modern(function.keywords)
+                    function.func, *function.args, **_without_legacy(function.keywords)
                 )
-            return call(function, args, {**_modern(keywords), "reduction": "none"})
+            return call(function, args, {**_without_legacy(keywords), "reduction": "none"})
         with unreduced(self.function):
             return call(self.function, args, keywords)
 
@@ -238,7 +240,7 @@ def as_weights(weights: Any, where: str) -> Tensor:
     """Return the weights of samples as a tensor (sample,).
 
     Raises:
-        TrainingError: they are not one number a sample.
+        TrainingError: there is not one number for each sample.
     """
     found = torch.as_tensor(weights)
     found = found[:, 0] if found.dim() == 2 and found.shape[1] == 1 else found
@@ -249,12 +251,12 @@ def as_weights(weights: Any, where: str) -> Tensor:
 
 
 def zero_where(condition: Tensor, found: Any) -> Any:
-    """Return a loss, or several by name, that is 0 and has no gradient where a condition holds."""
+    """Return a loss, or several by name, set to 0 without a gradient where a condition holds."""
     return _with_leaves(found, lambda value: torch.where(condition, 0, value))
 
 
 def takes_reduction(function: Any) -> bool:
-    """Tell whether a loss takes ``reduction`` where it is called."""
+    """Return whether a loss takes ``reduction`` as an argument."""
     called = function.forward if isinstance(function, nn.Module) else function
     try:
         return "reduction" in inspect.signature(called).parameters
@@ -263,13 +265,13 @@ def takes_reduction(function: Any) -> bool:
 
 
 def has_reduction(function: Any) -> bool:
-    """Tell whether a module reads how to reduce from its attribute, as torch's do."""
+    """Return whether a module has an attribute ``reduction``, as torch's losses do."""
     return isinstance(function, nn.Module) and isinstance(getattr(function, "reduction", None), str)
 
 
 @contextmanager
 def unreduced(module: Any) -> Iterator[None]:
-    """Let a module give what it has for each entry."""
+    """Set the ``reduction`` of a module to ``none`` inside the block."""
     reduction, module.reduction = module.reduction, "none"
     try:
         yield
@@ -278,18 +280,18 @@ def unreduced(module: Any) -> Iterator[None]:
 
 
 def _mean(sums: Tensor, counts: Tensor | None, weights: Tensor) -> Tensor:
-    """Return the weighted mean of samples, 0 where nothing counts; without counts their sum."""
+    """Return the weighted mean of samples, 0 for an empty one; without counts their sum."""
     weights = weights.to(sums.device, sums.dtype)
     total = torch.where(weights == 0, 0, weights * sums).sum()
     if counts is None:
-        return mark_samples(total, sums)
+        return mark_sample_losses(total, sums)
     number = (weights * counts).sum()
     each = sums.detach() / torch.where(counts == 0, 1, counts)
-    return mark_samples(total / torch.where(number == 0, 1, number), each)
+    return mark_sample_losses(total / torch.where(number == 0, 1, number), each)
 
 
 def _settings_of(function: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the loss itself, and what the config has set of it."""
+    """Return the loss and the arguments that the config sets."""
     if isinstance(function, functools.partial):
         return function.func, function.keywords
     if isinstance(function, nn.Module):
@@ -297,22 +299,26 @@ def _settings_of(function: Any) -> tuple[Any, dict[str, Any]]:
     return function, {}
 
 
-def _modern(keywords: Mapping[str, Any]) -> dict[str, Any]:
+def _without_legacy(keywords: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in keywords.items() if k not in ("size_average", "reduce")}
 
 
-def _fits(found: Any, n_samples: int) -> bool:
-    """Tell whether there is an entry for each sample, in each of several losses."""
+def _has_entry_per_sample(found: Any, n_samples: int) -> bool:
+    """Return whether there is an entry for each sample, in each of several losses."""
     if isinstance(found, Tensor):
         return found.dim() > 0 and len(found) == n_samples
     if isinstance(found, Mapping):
         tensors = [each for each in found.values() if isinstance(each, Tensor)]
-        return bool(tensors) and all(_fits(each, n_samples) for each in tensors)
-    return isinstance(found, tuple) and len(found) == 2 and all(_fits(x, n_samples) for x in found)
+        return bool(tensors) and all(_has_entry_per_sample(each, n_samples) for each in tensors)
+    return (
+        isinstance(found, tuple)
+        and len(found) == 2
+        and all(_has_entry_per_sample(x, n_samples) for x in found)
+    )
 
 
 def _counts_of_torch(rule: Any, target: Tensor, given: Mapping[str, Any]) -> Tensor:
-    """Return what a loss of torch divides by in each sample: (sample,)."""
+    """Return the denominator of each sample in a loss of torch, (sample,)."""
     weight, n_samples = given.get("weight"), len(target)
     if rule in (_classes, _classes_of_hidden) and not target.is_floating_point():
         ignored = given.get("ignore_index", -100)
@@ -332,30 +338,31 @@ def _counts_of_torch(rule: Any, target: Tensor, given: Mapping[str, Any]) -> Ten
 def _parts(
     args: Any, keywords: dict[str, Any], n_samples: int, name: str
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Give what a loss takes, for each sample by itself."""
+    """Yield the arguments of a loss for each sample."""
     for place in range(n_samples):
         try:
             part, kept = cut((args, keywords), place, place + 1, n_samples)
         except TrainingError as error:
-            text = f"loss {name!r} cannot be called for each sample by itself ({error})"
+            text = f"loss {name!r} cannot be called on single samples ({error})"
             raise TrainingError(
-                f"{text}: let it take `reduction` or `sample_weight`, or give one number for each"
+                f"{text}: add `reduction` or `sample_weight` as a parameter, or return one"
+                " number for each sample"
             ) from error
         yield part, kept
 
 
-def _stacked(each: Sequence[Any], name: str) -> Any:
-    """Return what several calls gave as one tensor (sample,), or several by their names."""
+def _stack(each: Sequence[Any], name: str) -> Any:
+    """Stack the results of several calls to one tensor (sample,), or to several by name."""
     first = each[0]
     if isinstance(first, Tensor) and first.numel() == 1:
         return torch.stack([value.reshape(()) for value in each])
     if isinstance(first, Mapping):
-        return {key: _stacked([value[key] for value in each], name) for key in first}
+        return {key: _stack([value[key] for value in each], name) for key in first}
     if isinstance(first, tuple):
-        return tuple(_stacked(list(values), name) for values in zip(*each, strict=True))
+        return tuple(_stack(list(values), name) for values in zip(*each, strict=True))
     if isinstance(first, int | float):
         return sum(each) / len(each)
-    text = f"loss {name!r} must give one number for a sample, not {describe(first)}"
+    text = f"loss {name!r} must return one number for a sample, not {describe(first)}"
     raise TrainingError(text)
 
 
@@ -378,13 +385,13 @@ def _with_leaves(found: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return found
 
 
-def without_gradient_of_none(output: Any, number: Any) -> Any:
-    """Return the output; nothing comes back through it where a loss divides by 0.
+def mask_empty_gradient(output: Any, number: Any) -> Any:
+    """Return the output with a hook that sets its gradient to 0 if the denominator is 0.
 
-    The mean over a part of a batch in which nothing counts is 0/0, and adds nothing to the step
-    (see `base/training/accumulation.py`); its gradient would be NaN all the same.
+    The mean over an empty part of a batch is 0/0. It adds nothing to the step (see
+    `base/training/accumulation.py`), but its gradient would be NaN.
     """
-    if number is SUM or not torch.is_grad_enabled():
+    if number is SUM_REDUCTION or not torch.is_grad_enabled():
         return output
 
     def guarded(tensor: Tensor) -> Tensor:

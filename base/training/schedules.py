@@ -1,4 +1,4 @@
-"""The learning rate over time: torch's schedulers, a warm-up, and lengths that follow the run's."""
+"""Learning-rate schedules: torch's schedulers, a warm-up, and lengths relative to the training."""
 
 from __future__ import annotations
 
@@ -14,56 +14,54 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from base.config import Config
-from base.config.durations import parse_duration
+from base.config.durations import RunLength, parse_duration
 from base.errors import ConfigError, KindlingError, Problem, listed, nearest
 from base.names.construction import build
 from base.names.registry import find
 from base.names.signatures import DURATION_ARGUMENTS, FILLED_IN, needed_arguments, signature
 from base.training.parameter_groups import Section
 
-# Arguments of schedulers that are rates, one for all groups or a list; and other such lists.
-SCALED = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
-SCALED["ReduceLROnPlateau"] = ("min_lr",)
-LISTED = ("lr_lambda", "base_momentum", "max_momentum")
+# Arguments of schedulers that are learning rates, one for all groups or a list; other such lists.
+RATE_ARGUMENTS = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
+RATE_ARGUMENTS["ReduceLROnPlateau"] = ("min_lr",)
+LIST_ARGUMENTS = ("lr_lambda", "base_momentum", "max_momentum")
 
-LENGTHS = DURATION_ARGUMENTS | {"epochs", "steps_per_epoch"}
-OF_THE_CONFIG = LENGTHS | {"lr_lambda", "scale_fn", "mode"}
-"""Arguments that a resumed run takes from its config; all others are those it began with."""
+LENGTH_ARGUMENTS = DURATION_ARGUMENTS | {"epochs", "steps_per_epoch"}
+FROM_CONFIG = LENGTH_ARGUMENTS | {"lr_lambda", "scale_fn", "mode"}
+"""Arguments that a resumed run takes from its config; the others come from the checkpoint."""
 
 LENGTH_ATTRIBUTES = (
     *("T_max", "T_0", "total_iters", "total_steps", "total_size", "step_ratio", "step_size"),
     *("milestones", "_milestones"),
 )
-"""Where torch's schedulers keep their lengths; what a checkpoint of the first version tells of."""
+"""Attributes of torch's schedulers with lengths, for checkpoints that do not record lengths."""
 
 
 class Schedule:
-    """A torch scheduler and when to step it: after each step or each epoch, after a warm-up.
+    """A torch scheduler that is stepped after each step or each epoch, after a warm-up.
 
-    A resumed run may be longer or shorter than the saved one. Where that changes a length in the
-    schedule, ``follow_new_length`` moves to the current step of the curve of the new length, as a
-    run that had this length from the start would be; where it changes none, the state is restored.
+    A resumed run may be longer or shorter than the saved one. If that changes a length in the
+    schedule, ``follow_new_length`` moves to the current step of the new curve, where a run with
+    this length from the start would be; otherwise the state is restored.
 
     Args:
-        section: the config's section: a type, its arguments, ``every`` and ``warmup``. In the
-            warm-up the rate rises in a line from ``lr / warmup_steps`` to ``lr`` (Goyal et al.,
-            2017); the scheduler itself begins after it.
-        monitor: the logged value that ReduceLROnPlateau follows; epochs without it are left out.
-        where: the section's place in the config, for errors.
+        section: the config section: a type, its arguments, ``every`` and ``warmup``. During the
+            warm-up the learning rate increases linearly from ``lr / warmup_steps`` to ``lr`` (Goyal
+            et al., 2017); the scheduler begins after it.
+        where: the place of the section in the config, for errors.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
         section: Section,
-        steps_per_epoch: int,
-        total_steps: int,
+        length: RunLength,
         where: str = "lr_scheduler",
     ) -> None:
         self.optimizer, self.where = optimizer, where
         self.section = copy.deepcopy(dict(section))
-        self.run_length = (steps_per_epoch, total_steps)
-        self.lengths, self.warmup_steps = _lengths_of(self.section, *self.run_length)
+        self.length = length
+        self.ticks, self.warmup_steps = _count_ticks(self.section, length)
         self.every, self.monitor = section["every"], section["monitor"]
         self.n_steps = self.n_epochs = 0
         self.initial = [_numbers(group) for group in optimizer.param_groups]
@@ -72,7 +70,7 @@ class Schedule:
         self._begin()
 
     def after_step(self) -> None:
-        """Follow one step of the optimizer."""
+        """Update the learning rate after a step of the optimizer."""
         self.n_steps += 1
         if self.n_steps <= self.warmup_steps:
             self._set_warmup_rate()
@@ -80,14 +78,14 @@ class Schedule:
             self.scheduler.step()
 
     def after_epoch(self, log: Mapping[str, float]) -> None:
-        """Follow the end of an epoch, whose logged values are ``log``."""
+        """Update the learning rate after an epoch with the logged values ``log``."""
         self.n_epochs += 1
         has_begun = self.n_steps > self.warmup_steps
         if not has_begun or self.every == "step":
             return
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
-        elif self.monitor is not None and self.monitor in log:  # else this epoch was not validated
+        elif self.monitor is not None and self.monitor in log:  # the epoch was validated
             self.scheduler.step(log[self.monitor])
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,12 +95,12 @@ class Schedule:
             "targets": list(self.targets),
             "scheduler": _plain(self.scheduler.state_dict()),
             "section": self.section,
-            "run_length": list(self.run_length),
+            "run_length": [self.length.steps_per_epoch, self.length.total_steps],
             "initial": self.initial,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state; after it, and the optimizer's, call ``follow_new_length``."""
+        """Restore the state. Call ``follow_new_length`` after the optimizer is restored too."""
         state, scheduler_state = state_dict, state_dict["scheduler"]
         saved = state.get("section", self.section)
         section = _with_own_lengths(saved, self.section)
@@ -110,7 +108,8 @@ class Schedule:
         self.n_epochs = state.get("n_epochs", self._count_epochs(scheduler_state))
         self.initial = state.get("initial", self.initial)
         if "run_length" in state:
-            has_changed = _timing(saved, *state["run_length"]) != _timing(section, *self.run_length)
+            saved_length = RunLength(*state["run_length"])
+            has_changed = _timing(saved, saved_length) != _timing(section, self.length)
         else:
             has_changed = self._differs_from(scheduler_state)
         self.section = section
@@ -123,30 +122,30 @@ class Schedule:
         self._is_behind = has_changed
 
     def follow_new_length(self) -> None:
-        """Where a length differs from the saved one, go to the current step of the new curve.
+        """Move to the current step of the new curve if a length differs from the saved one.
 
-        The scheduler is built again on the rates that the run began with and stepped as often as
-        it would have been: torch's schedulers compute a rate from the one before. This takes five
-        microseconds or so a step and group, once.
+        The scheduler is built again with the initial learning rates and stepped to the current
+        step, because torch's schedulers compute each rate from the previous one. This takes about
+        five microseconds for each step and group.
         """
         if not self._is_behind:
             return
         self._is_behind = False
         self._begin()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the optimizer is not stepped in between
+            warnings.simplefilter("ignore")  # the optimizer does not step in between
             for _ in range(self._ticks_due()):
                 self.scheduler.step()
 
     def _begin(self) -> None:
-        """Give the optimizer its initial numbers and build the scheduler on them."""
+        """Restore the initial options of the optimizer and build the scheduler."""
         groups = zip(self.optimizer.param_groups, self.initial, self._own_keys, strict=True)
         for group, numbers, own_keys in groups:
             for key in group.keys() - own_keys:
-                del group[key]  # a former scheduler's, such as `initial_lr`
+                del group[key]  # options of a former scheduler, such as `initial_lr`
             group.update(numbers)
         section = fit_to_groups(self.optimizer, self.section, self.where)
-        section = _in_ticks(section, self.lengths)
+        section = _in_ticks(section, self.ticks)
         self.scheduler: LRScheduler = _build_scheduler(self.optimizer, section, self.where)
         self.targets = [group["lr"] for group in self.optimizer.param_groups]
         if self.warmup_steps:
@@ -158,19 +157,19 @@ class Schedule:
             group["lr"] = target * fraction
 
     def _ticks_due(self) -> int:
-        """Return how often the scheduler is stepped up to here, but not beyond its end."""
+        """Return the number of scheduler steps so far, up to the end of the schedule."""
         if isinstance(self.scheduler, ReduceLROnPlateau):
-            return 0  # it has not begun
+            return 0  # it depends on logged values
         if self.every == "step":
             n_ticks = self.n_steps - self.warmup_steps
         else:
-            n_ticks = self.n_epochs - self.warmup_steps // self.run_length[0]
-        return min(max(n_ticks, 0), self.lengths.ticks)
+            n_ticks = self.n_epochs - self.warmup_steps // self.length.steps_per_epoch
+        return min(max(n_ticks, 0), self.ticks.total)
 
     def _load_plateau(self, state: Mapping[str, Any], monitor: str | None) -> None:
-        """Restore what was measured, unless another value or direction is watched now.
+        """Restore the measured values, unless the monitored value or direction has changed.
 
-        Once it has begun, the warm-up is over however long it were now.
+        A scheduler that has begun has no warm-up left, whatever its new length.
         """
         assert isinstance(self.scheduler, ReduceLROnPlateau)
         mode = self.scheduler.mode
@@ -181,16 +180,16 @@ class Schedule:
             self.warmup_steps = min(self.warmup_steps, self.n_steps)
 
     def _count_epochs(self, state: Mapping[str, Any]) -> int:
-        """Return how many epochs have ended, from a state that does not hold the number."""
-        n_ticks, per_epoch = _ticks_made(state), self.run_length[0]
+        """Return the number of complete epochs for a state that does not record it."""
+        n_ticks, per_epoch = _ticks_made(state), self.length.steps_per_epoch
         if self.every == "step" or not n_ticks or self.n_steps <= self.warmup_steps:
             return self.n_steps // per_epoch
         return n_ticks + self.warmup_steps // per_epoch
 
     def _differs_from(self, state: Mapping[str, Any]) -> bool:
-        """Tell whether a state that does not hold its lengths is of other ones, or another warm-up.
+        """Return whether a state without recorded lengths has other lengths or another warm-up.
 
-        Of a warm-up it only tells how often the scheduler was stepped after it.
+        The number of scheduler steps is the only evidence of the warm-up.
         """
         n_ticks = _ticks_made(state)
         if self.every == "step" and not isinstance(self.scheduler, ReduceLROnPlateau):
@@ -201,7 +200,7 @@ class Schedule:
 
 
 def _plain(state: Any) -> Any:
-    """Return a scheduler's state without bound methods and other code that some keep in it."""
+    """Return a scheduler's state without callables, which some schedulers store."""
     if isinstance(state, dict):
         return {key: _plain(inner) for key, inner in state.items() if not callable(inner)}
     if isinstance(state, (list, tuple)):
@@ -210,7 +209,7 @@ def _plain(state: Any) -> Any:
 
 
 def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a parameter group, and pairs of them: what a scheduler may change."""
+    """Return the numeric options of a parameter group, which a scheduler may change."""
 
     def is_number(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -224,50 +223,50 @@ def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass
-class Lengths:
-    """What a duration in a schedule is counted in: a scheduler ticks each step or each epoch."""
+class Ticks:
+    """Converts durations to calls of ``scheduler.step()``, one for each step or each epoch."""
 
-    steps_per_epoch: int
-    total_steps: int
+    length: RunLength
     steps_per_tick: int
-    ticks: int
-    """How often the scheduler is stepped in the whole training, warm-up left out."""
+    total: int
+    """The number of calls in the whole training, after the warm-up."""
 
-    def in_ticks(self, value: Any) -> Any:
-        """Turn a duration, or a list of them, into ticks; leave numbers as they are."""
+    def convert(self, value: Any) -> Any:
+        """Convert a duration, or a list of durations, to ticks; return numbers unchanged."""
         if isinstance(value, list):
-            return [self.in_ticks(item) for item in value]
+            return [self.convert(item) for item in value]
         if not isinstance(value, str):
             return value
-        steps = parse_duration(value).in_steps(self.steps_per_epoch, self.total_steps)
+        steps = parse_duration(value).in_steps(self.length)
         return max(1, round(steps / self.steps_per_tick))
 
 
 def build_schedule(
     optimizer: Optimizer,
     section: Section | None,
-    steps_per_epoch: int,
-    total_steps: int,
+    length: RunLength,
     where: str = "lr_scheduler",
 ) -> Schedule | None:
-    """Make the schedule of a config section; None for no section.
+    """Build the schedule of a config section; None for no section.
 
-    Durations (``2 epochs``, ``5%``) become counts of the scheduler's own steps, and the lengths
-    that torch demands (``OneCycleLR.total_steps``, ``CosineAnnealingLR.T_max``) are filled in.
+    Durations (``2 epochs``, ``5%``) are converted to scheduler steps, and the lengths that torch
+    requires (``OneCycleLR.total_steps``, ``CosineAnnealingLR.T_max``) are filled in.
 
     Raises:
-        ConfigError: the scheduler cannot be built, or would not last for all of training.
+        ConfigError: the scheduler cannot be built, or ends before the training.
     """
     if section is None:
         return None
-    schedule = Schedule(optimizer, section, steps_per_epoch, total_steps, where)
-    scheduler, per_tick = schedule.scheduler, schedule.lengths.steps_per_tick
-    n_calls = total_steps // per_tick - schedule.warmup_steps // per_tick
+    schedule = Schedule(optimizer, section, length, where)
+    scheduler, per_tick = schedule.scheduler, schedule.ticks.steps_per_tick
+    n_calls = length.total_steps // per_tick - schedule.warmup_steps // per_tick
     if isinstance(scheduler, OneCycleLR) and scheduler.total_steps < n_calls:
         text = f"OneCycleLR ends after {scheduler.total_steps} steps, training takes {n_calls}"
-        raise ConfigError([Problem(where, f"{text}; leave out total_steps, which fits it")])
+        raise ConfigError(
+            [Problem(where, f"{text}; remove total_steps to use the length of the training")]
+        )
     if isinstance(scheduler, ReduceLROnPlateau) and section["every"] == "step":
-        text = "ReduceLROnPlateau follows a value of each epoch; write `every: epoch`"
+        text = "ReduceLROnPlateau monitors a value of each epoch; set `every: epoch`"
         raise ConfigError([Problem(where, text)])
     if fault := _why_unusable(scheduler):
         raise ConfigError([Problem(where, f"{section['type']} cannot be used: {fault}")])
@@ -275,30 +274,30 @@ def build_schedule(
 
 
 def _why_unusable(scheduler: Any) -> str:
-    """Return what a scheduler of the project lacks for the first epoch to end and to be saved."""
+    """Return why a scheduler of the project cannot be stepped or saved; empty if it can."""
     methods = ("step", "state_dict", "load_state_dict")
     if lacking := [name for name in methods if not callable(getattr(scheduler, name, None))]:
         return f"it has no {' and no '.join(lacking)}; derive it from torch's LRScheduler"
     needed = needed_arguments(scheduler.step)
     if needed and not isinstance(scheduler, ReduceLROnPlateau):
-        return f"its step is called without arguments, and needs {', '.join(needed)}"
+        return f"its step is called without arguments, but requires {', '.join(needed)}"
     return ""
 
 
 def fit_to_groups(optimizer: Optimizer, section: Section, where: str) -> Section:
-    """Make one rate a list where groups have different rates, so that their ratios stay.
+    """Expand one learning rate to a list if groups have different rates, to keep their ratios.
 
-    A rate that a scheduler is given is meant for the optimizer's own ``lr``: a group of ten times
-    that ``lr`` gets ten times that rate. If that ``lr`` is 0, the fastest group counts instead.
+    The rate of a scheduler refers to the optimizer's ``lr``: a group with ten times that ``lr`` has
+    ten times the rate. If ``lr`` is 0, the rate refers to the group with the highest one.
 
     Raises:
-        ConfigError: a list does not fit the groups, or a floor would raise some of them.
+        ConfigError: a list does not fit the groups, or a minimum would raise some of the rates.
     """
     if not isinstance(section, Mapping) or "type" not in section:
         raise ConfigError([Problem(where, f"expected {{type: ..., args: ...}}, found {section!r}")])
     args, rates = dict(section.get("args") or {}), [float(g["lr"]) for g in optimizer.param_groups]
-    scaled, fault = SCALED.get(section["type"], ()), ""
-    for key in (*scaled, *LISTED):
+    scaled, fault = RATE_ARGUMENTS.get(section["type"], ()), ""
+    for key in (*scaled, *LIST_ARGUMENTS):
         value = args.get(key)
         if isinstance(value, list) and len(value) != len(rates):
             fault = f"{key} has {len(value)} values for {len(rates)} parameter groups"
@@ -306,41 +305,43 @@ def fit_to_groups(optimizer: Optimizer, section: Section, where: str) -> Section
             own_rate = float(optimizer.defaults["lr"]) or max(rates)
             args[key] = [value * (rate / own_rate) for rate in rates]
     if section["type"].startswith("Cosine") and min(rates) < args.get("eta_min", 0) <= max(rates):
-        fault = f"eta_min {args['eta_min']} is one floor for all, and some groups begin below it"
+        fault = f"eta_min {args['eta_min']} is the minimum of all groups, and some begin below it"
     if fault:
-        raise ConfigError([Problem(where, f"{fault}; the groups are {_in_words(optimizer)}")])
+        raise ConfigError(
+            [Problem(where, f"{fault}; the groups are {_describe_groups(optimizer)}")]
+        )
     if "schedulers" in args:
         args["schedulers"] = [fit_to_groups(optimizer, x, where) for x in args["schedulers"] or ()]
     return {**section, "args": args}
 
 
-def _in_words(optimizer: Optimizer) -> str:
-    """Return the groups in one line: number, rate and the first names."""
+def _describe_groups(optimizer: Optimizer) -> str:
+    """Describe the groups in one line: number, learning rate and first names."""
     return "; ".join(
         f"{number}: lr {float(group['lr']):g}, {listed(group.get('param_names', []), 2)}"
         for number, group in enumerate(optimizer.param_groups)
     )
 
 
-def _lengths_of(section: Section, steps_per_epoch: int, total_steps: int) -> tuple[Lengths, int]:
-    """Return what a section's durations are counted in, and the steps of its warm-up."""
+def _count_ticks(section: Section, length: RunLength) -> tuple[Ticks, int]:
+    """Return the ticks of a section's scheduler and the steps of its warm-up."""
     warmup_steps = 0
     if section["warmup"] is not None:
-        warmup_steps = parse_duration(section["warmup"]).in_steps(steps_per_epoch, total_steps)
-    per_tick = 1 if section["every"] == "step" else steps_per_epoch
-    ticks = max(1, math.ceil((total_steps - warmup_steps) / per_tick))
-    return Lengths(steps_per_epoch, total_steps, per_tick, ticks), warmup_steps
+        warmup_steps = parse_duration(section["warmup"]).in_steps(length)
+    per_tick = 1 if section["every"] == "step" else length.steps_per_epoch
+    total = max(1, math.ceil((length.total_steps - warmup_steps) / per_tick))
+    return Ticks(length, per_tick, total), warmup_steps
 
 
-def _in_ticks(section: Section, lengths: Lengths) -> dict[str, Any]:
-    """Return a section, and those in it, with each length as a number of the scheduler's steps."""
+def _in_ticks(section: Section, ticks: Ticks) -> dict[str, Any]:
+    """Return a section and its inner sections with all lengths in scheduler steps."""
     args = dict(section.get("args") or {})
-    args.update({key: lengths.in_ticks(args[key]) for key in _durations(section) if key in args})
+    args.update({key: ticks.convert(args[key]) for key in _durations(section) if key in args})
     for key in FILLED_IN.get(section["type"], ()):
         if key not in args and "epochs" not in args:
-            args[key] = lengths.ticks
+            args[key] = ticks.total
     if "schedulers" in args:
-        parts = zip(args["schedulers"], _lengths_of_parts(args, lengths), strict=True)
+        parts = zip(args["schedulers"], _ticks_of_parts(args, ticks), strict=True)
         args["schedulers"] = [_in_ticks(*part) for part in parts]
     return {**section, "args": args}
 
@@ -349,12 +350,12 @@ def _durations(section: Section) -> frozenset[str]:
     """Return which arguments of a scheduler may be durations."""
     try:
         return signature("lr_scheduler", find("lr_scheduler", section["type"])).durations
-    except KindlingError:  # of a saved section, whose class is gone
+    except KindlingError:  # the class of a saved section no longer exists
         return DURATION_ARGUMENTS
 
 
 def _build_scheduler(optimizer: Optimizer, section: Section, where: str) -> Any:
-    """Build a scheduler and, first, those that it consists of."""
+    """Build a scheduler after the schedulers that it consists of."""
     name, args = section["type"], dict(section["args"])
     if "schedulers" in args:
         args["schedulers"] = [_build_scheduler(optimizer, x, where) for x in args["schedulers"]]
@@ -362,41 +363,41 @@ def _build_scheduler(optimizer: Optimizer, section: Section, where: str) -> Any:
     return build("lr_scheduler", {"type": name, "args": args}, where=where, **injected)
 
 
-def _lengths_of_parts(args: Mapping[str, Any], lengths: Lengths) -> list[Lengths]:
-    """Divide the ticks at the milestones; schedulers that are chained all run from end to end."""
+def _ticks_of_parts(args: Mapping[str, Any], ticks: Ticks) -> list[Ticks]:
+    """Divide the ticks at the milestones; chained schedulers each run for all ticks."""
     milestones = args.get("milestones", [])
     n_parts = len(args["schedulers"])
     if not isinstance(milestones, list) or len(milestones) != n_parts - 1:
-        return [lengths] * n_parts
-    bounds = [0, *milestones, lengths.ticks]
-    return [replace(lengths, ticks=max(1, end - start)) for start, end in pairwise(bounds)]
+        return [ticks] * n_parts
+    bounds = [0, *milestones, ticks.total]
+    return [replace(ticks, total=max(1, end - start)) for start, end in pairwise(bounds)]
 
 
-# --- What a resumed run compares ------------------------------------------------------------------
+# --- Comparisons of a resumed run -----------------------------------------------------------------
 
 
-def _timing(section: Section, steps_per_epoch: int, total_steps: int) -> Any:
-    """Return what of a schedule follows the config: kinds, lengths, functions, ticks, warm-up."""
-    lengths, warmup_steps = _lengths_of(section, steps_per_epoch, total_steps)
+def _timing(section: Section, length: RunLength) -> Any:
+    """Return the parts of a schedule that the config determines, to compare two of them."""
+    ticks, warmup_steps = _count_ticks(section, length)
 
-    def of(part: Section) -> Any:
+    def describe(part: Section) -> Any:
         args = part["args"]
-        own = {key: args[key] for key in OF_THE_CONFIG | _durations(part) if key in args}
-        return part["type"], own, [of(inner) for inner in args.get("schedulers", ())]
+        own = {key: args[key] for key in FROM_CONFIG | _durations(part) if key in args}
+        return part["type"], own, [describe(inner) for inner in args.get("schedulers", ())]
 
-    return section["every"], warmup_steps, of(_in_ticks(section, lengths))
+    return section["every"], warmup_steps, describe(_in_ticks(section, ticks))
 
 
 def _with_own_lengths(saved: Section, ours: Section) -> dict[str, Any]:
-    """Return the saved section with what our config decides: lengths, functions, directions.
+    """Return the saved section with the lengths, functions and directions of the config.
 
-    Another type of scheduler, also within another one, is taken as it is.
+    If the type of a scheduler changed, also of an inner one, the config's section replaces it.
     """
     if saved["type"] != ours["type"]:
         return dict(ours)
     then, now = dict(saved.get("args") or {}), dict(ours.get("args") or {})
     own = {k for k in _durations(ours) if any(map(_has_text, (then.get(k), now.get(k))))}
-    follow = OF_THE_CONFIG | own
+    follow = FROM_CONFIG | own
     args = {key: value for key, value in then.items() if key not in follow or key in now}
     args.update({key: value for key, value in now.items() if key in follow})
     if "schedulers" in now and len(now["schedulers"]) == len(then.get("schedulers", ())):
@@ -412,7 +413,7 @@ def _has_text(value: Any) -> bool:
 
 
 def _differ(scheduler: Any, state: Mapping[str, Any]) -> bool:
-    """Tell whether a scheduler has other lengths than one whose state this is."""
+    """Return whether the lengths of a scheduler differ from those in a state."""
     ours = vars(scheduler)
     own = [key for key in LENGTH_ATTRIBUTES if key in ours]
     inner = zip(ours.get("_schedulers", ()), state.get("_schedulers", ()), strict=False)
@@ -420,27 +421,27 @@ def _differ(scheduler: Any, state: Mapping[str, Any]) -> bool:
 
 
 def _ticks_made(state: Mapping[str, Any]) -> int:
-    """Return how often a scheduler was stepped, from its state."""
+    """Return the number of scheduler steps in a state."""
     if "last_epoch" not in state and "_schedulers" in state:
         return _ticks_made(state["_schedulers"][0])
     return int(state.get("last_epoch", 0))
 
 
-def watching(
+def resolve_monitor(
     config: Config, keys: tuple[str, ...], section: Section, rule: str, losses: Collection[str]
 ) -> dict[str, Any]:
-    """Return a scheduler's section with the bare name of what it watches, and its ``mode``.
+    """Return a scheduler's section with the name of the monitored value and its ``mode``.
 
-    The direction is that of ``lr_scheduler.monitor``, where it says one, or of ``trainer.monitor``,
-    where that names the same value; else ``args.mode``. Losses are minimised.
+    The direction comes from ``lr_scheduler.monitor``, or from ``trainer.monitor`` if it names the
+    same value, or from ``args.mode``. Losses are minimised.
 
     Args:
-        keys: the section's place in the config.
-        rule: what picks the best epoch: ``"max valid/accuracy"``.
+        keys: the place of the section in the config.
+        rule: the rule that selects the best epoch, such as ``"max valid/accuracy"``.
         losses: the names of the losses.
 
     Raises:
-        ConfigError: two directions contradict each other, or nothing says one.
+        ConfigError: directions contradict each other, or none is given.
     """
     direction, key = split_rule(section["monitor"] or "")
     if direction and not key:
@@ -453,16 +454,16 @@ def watching(
     key = key or key_of_trainer
     same = of_trainer if key and key == key_of_trainer else ""
     if direction and same and direction != same:
-        text = f"trainer.monitor is {rule!r}, this is {section['monitor']!r}; which is it?"
+        text = f"trainer.monitor is {rule!r}, and this is {section['monitor']!r}; use one direction"
         raise ConfigError([config.problem((*keys, "monitor"), text)])
     args = dict(section["args"] or {})
-    given, told = args.get("mode", ""), direction or same
-    if given in ("min", "max") and told and given != told:
+    given, declared = args.get("mode", ""), direction or same
+    if given in ("min", "max") and declared and given != declared:
         source = f"{'.'.join(keys)}.monitor" if direction else "trainer.monitor"
-        text = f"{given!r} contradicts {source}, which is '{told} {key}'; leave `mode` out"
+        text = f"{given!r} contradicts {source}, which is '{declared} {key}'; remove `mode`"
         raise ConfigError([config.problem((*keys, "args", "mode"), text)])
     is_loss = key.rpartition("/")[2] in {"loss", *losses}
-    mode = told or given or ("min" if is_loss else "")
+    mode = declared or given or ("min" if is_loss else "")
     if key and not mode:
         text = f"are lower or higher values of {key!r} better? Write `monitor: min {key}` or"
         text += f" `monitor: max {key}`{_near(key, config, losses)}"
@@ -476,7 +477,7 @@ def watching(
 
 
 def _near(key: str, config: Config, losses: Collection[str]) -> str:
-    """Return the nearest name that is sure to be logged, where this is none of them."""
+    """Return the nearest name of a logged value, if ``key`` is not logged."""
     names = ("loss", *losses, *(metric["name"] for metric in config["metrics"]))
     known = [f"{phase}/{name}" for phase in ("train", "valid") for name in names]
     return "" if key in known else nearest(key, known)
@@ -486,12 +487,12 @@ def _is_plateau(name: str) -> bool:
     try:
         named = find("lr_scheduler", name)
     except KindlingError:
-        return False  # `build` says what is wrong
+        return False  # `build` raises the error
     return isinstance(named, type) and issubclass(named, ReduceLROnPlateau)
 
 
 def split_rule(rule: str) -> tuple[str, str]:
-    """Return a rule's direction and the value that it names: either may be empty."""
+    """Return the direction and the monitored value of a rule; either may be empty."""
     mode, _, key = rule.partition(" ")
     if mode == "off" and not key:
         return mode, ""

@@ -1,4 +1,4 @@
-"""What losses and metrics share: a list in the config, and the parts that each of it compares."""
+"""Selects the parts of outputs and targets that losses and metrics compare."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Which of the model's outputs is held against which item of a batch.
+class Selection:
+    """Selects the output of a model and the item of a batch that are compared.
 
     Args:
-        where: the section's place in the config, for errors.
-        output: a key of a dict, a field of a named tuple or a dataclass, or a position in a tuple
-            or a list; None is the whole output.
-        target: likewise, of the target or else of the batch itself; None is the whole target.
+        where: the place of the section in the config, for errors.
+        output: a key of a dict, a field of a named tuple or dataclass, or a position in a tuple or
+            list; None selects the whole output.
+        target: the same for the target, or else for the batch; None selects the whole target.
     """
 
     where: str = ""
@@ -27,22 +27,22 @@ class Compared:
     target: str | int | None = None
 
     @classmethod
-    def of(cls, section: Mapping[str, Any], where: str) -> Compared:
-        """Read a section; one that was written by hand may lack both keys."""
+    def from_section(cls, section: Mapping[str, Any], where: str) -> Selection:
+        """Read a config section, in which both keys are optional."""
         return cls(where, section.get("output"), section.get("target"))
 
     def __call__(self, output: Any, target: Any, batch: Any = None) -> tuple[Any, Any]:
-        """Return the two parts.
+        """Return the selected output and target.
 
         Raises:
-            ConfigError: there is no such part; it lists those that are there.
+            ConfigError: there is no such part. It lists the existing parts.
         """
         if self.output is not None:
             output = self._pick("output", self.output, {"output": output})
         return output, self.pick_target(target, batch)
 
     def pick_target(self, target: Any, batch: Any = None) -> Any:
-        """Return the part of the target; raise ConfigError where there is none."""
+        """Return the selected target; raise ConfigError if there is no such part."""
         if self.target is None:
             return target
         return self._pick("target", self.target, {"target": target, "batch": batch})
@@ -65,7 +65,7 @@ class Compared:
 
 
 def _parts(value: Any) -> dict[Any, Any]:
-    """Return what can be picked of a value, by name and by position from either end."""
+    """Return the parts of a value by name, and by position from either end."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (list, tuple)):
@@ -84,12 +84,12 @@ def build_list(
     sections: Sequence[Mapping[str, Any]],
     make: Callable[[Mapping[str, Any], str], Built],
 ) -> dict[str, Built]:
-    """Build the sections of a list of the config (normal form), by name.
+    """Build each section of a config list (normal form), by name.
 
     Args:
-        kind: what each one is, for errors.
-        key: the list's place in the config.
-        make: builds one from its section and its place; its ConfigErrors are told together.
+        kind: ``loss`` or ``metric``, for errors.
+        key: the place of the list in the config.
+        make: builds an object from its section and place. Its ConfigErrors are raised together.
     """
     built: dict[str, Built] = {}
     problems: list[Problem] = []

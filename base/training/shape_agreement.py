@@ -1,10 +1,10 @@
-"""Outputs and targets whose shapes differ and would broadcast, refused on the first batches.
+"""Raises errors for outputs and targets whose shapes would broadcast, on the first batches.
 
-``(output - target)`` of shapes (N, 1) and (N,) is a table of all pairs: no error, and a model that
-never learns. While a batch is checked, each torch function that is called is looked at. What is
-computed from the output and what from the target is known by tensor, and two of them that meet in
-an elementwise function must have the same shape. What a function does on purpose is left alone: a
-dimension that it adds itself (``target[:, None]``), and what it expands (``expand_as``).
+``output - target`` of shapes (N, 1) and (N,) is a table of all pairs: torch raises no error, and
+the model never learns. During the check every call of a torch function is intercepted. Tensors
+computed from the output and from the target are tracked, and an elementwise function of both
+requires equal shapes. Explicit broadcasting is allowed: a dimension that the code adds
+(``target[:, None]``) or expands (``expand_as``).
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from base.data.batch import CONTAINERS, tensors_in
 from base.errors import ConfigError, Problem
 from base.names.discovery import describe_error
 
-# Losses of torch that compare number with number. The others (cross_entropy, nll_loss, ctc_loss,
-# the margins over classes, over pairs and over triples) take targets of another shape, or refuse.
+# Elementwise losses of torch. The others (cross_entropy, nll_loss, ctc_loss, margins over classes,
+# pairs and triples) take targets of another shape, or raise an error.
 _LOSSES = frozenset((
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "gaussian_nll_loss",
     "hinge_embedding_loss", "huber_loss", "kl_div", "l1_loss", "mse_loss",
     "multilabel_margin_loss", "multilabel_soft_margin_loss", "poisson_nll_loss", "smooth_l1_loss",
     "soft_margin_loss",
 ))  # fmt: skip
-# Those of them that refuse other shapes themselves, with less advice.
+# Elementwise losses that raise an error of their own for other shapes.
 _STRICT = frozenset((
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "multilabel_margin_loss",
 ))  # fmt: skip
-# Functions of two tensors, by name without underscores; an `r` or an `i` in front is Python's.
+# Functions of two tensors, by name without underscores; Python adds a prefix `r` or `i`.
 _COMPARISONS = frozenset((
     "sub", "subtract", "rsub", "isub", "eq", "ne", "lt", "le", "gt", "ge", "not_equal", "greater",
     "greater_equal", "less", "less_equal", "isclose", "allclose", "dist", "lerp",
@@ -66,16 +66,16 @@ _EXPANSIONS = frozenset(("broadcast_tensors", "broadcast_to", "expand", "expand_
 
 
 class BroadcastError(ValueError):
-    """An output and a target of different shapes meet where they would broadcast."""
+    """An output and a target of different shapes would broadcast."""
 
 
 class _Mark(NamedTuple):
-    """Where a tensor comes from.
+    """The origin of a tensor.
 
     Args:
-        is_target: from the target, not from the output.
-        shape: of the whole output or target.
-        is_explicit: a dimension was added on the way.
+        is_target: whether it comes from the target, not from the output.
+        shape: the shape of the whole output or target.
+        is_explicit: whether the code added a dimension.
     """
 
     is_target: bool
@@ -84,24 +84,24 @@ class _Mark(NamedTuple):
 
 
 class ShapeAgreement(TorchFunctionMode):
-    """Follows outputs and targets through the functions of torch and numpy, and compares shapes."""
+    """Tracks outputs and targets through torch and numpy functions, and compares their shapes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.called: dict[str, Any] = {}
-        """What each loss and metric that was called gave last, by its place in the config."""
+        """The last result of each loss and metric, by its place in the config."""
         self._marks: Any = WeakIdKeyDictionary()
         self._is_active = False
-        self._depth = 0  # of calls of the model, whose own computation is its own affair
+        self._depth = 0  # of nested calls of the model, which is not checked
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Look at each function that is called within."""
+        """Check each function that is called inside the block."""
         if self._is_active:
             yield
             return
         self._is_active = True
-        # What is compiled cannot be looked into, so that for once it runs as it is written.
+        # Compiled code cannot be intercepted; it runs eagerly here.
         is_loaded = "torch._dynamo.eval_frame" in sys.modules
         eager = torch.compiler.set_stance("force_eager") if is_loaded else nullcontext()
         try:
@@ -111,12 +111,12 @@ class ShapeAgreement(TorchFunctionMode):
             self._is_active = False
 
     def mark(self, value: Any, is_target: bool) -> None:
-        """Note that the tensors of a nested value are outputs, or targets."""
+        """Mark the tensors of a nested value as outputs or targets."""
         for tensor in tensors_in(value):
             self._marks[tensor] = _Mark(is_target, tuple(tensor.shape))
 
     def of_step(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return a trainer's step, for which all that is in a batch counts as a target."""
+        """Wrap a trainer's step so that all tensors of its batch count as targets."""
 
         def call(batch: Any) -> Any:
             self.mark(batch, is_target=True)
@@ -129,7 +129,7 @@ class ShapeAgreement(TorchFunctionMode):
         """Call a loss or a metric with (output, target), and targets by keyword.
 
         Raises:
-            ConfigError: they would broadcast; it names both shapes and what to change.
+            ConfigError: the shapes would broadcast. It names both and the change to make.
         """
         try:
             with self.active():
@@ -139,12 +139,12 @@ class ShapeAgreement(TorchFunctionMode):
                 self.called[where] = function(*args, **keywords)
                 return self.called[where]
         except BroadcastError as error:
-            raise ConfigError([Problem(where, in_words(error))]) from error
+            raise ConfigError([Problem(where, error_text(error))]) from error
 
     def call_function(
         self, where: str, function: Callable[..., Any], /, *args: Any, **keywords: Any
     ) -> Any:
-        """Call a metric that keeps nothing; it may use numpy, which is not seen everywhere."""
+        """Call a metric without state, which may use numpy; not all of numpy is intercepted."""
         value = self.call(where, function, *args, **keywords)
         if not keywords and _differs_once_reshaped(function, value, *args):
             text = _text(tuple(args[0].shape), tuple(args[1].shape), "in this metric")
@@ -153,7 +153,7 @@ class ShapeAgreement(TorchFunctionMode):
 
     @contextmanager
     def around_model(self, model: nn.Module) -> Iterator[None]:
-        """Leave the model's forward alone, and mark what it gives as outputs."""
+        """Exclude the forward pass of the model, and mark its results as outputs."""
         ours = {id(module) for module in model.modules()}
 
         def enter(module: nn.Module, _: Any) -> None:
@@ -185,19 +185,19 @@ class ShapeAgreement(TorchFunctionMode):
             return result
         if isinstance(result, np.ndarray):
             return _Array(result, marked[0][1])
-        return self._pass_on(name, args, kwargs, marked, result)
+        return self._propagate(name, args, kwargs, marked, result)
 
     def _mark_of(self, value: Any) -> _Mark | None:
         return self._marks.get(value) if isinstance(value, Tensor) else None
 
-    def _pass_on(
+    def _propagate(
         self, name: str, args: Any, kwargs: Any, marked: list[tuple[Any, _Mark]], result: Any
     ) -> Any:
-        """Mark what is computed from marked tensors, as long as its first dimension is theirs."""
+        """Mark the result of marked tensors if it has the same first dimension."""
         source = max((each for each, _ in marked), key=lambda each: each.dim())
-        mark = _of(name, args, kwargs, marked)
+        mark = _propagate_mark(name, args, kwargs, marked)
         if mark is not None:
-            for tensor in [result] if isinstance(result, Tensor) else _several(result):
+            for tensor in [result] if isinstance(result, Tensor) else _tensors_of(result):
                 is_kept = name in _RESHAPES or name == "getitem" or name == "cat"
                 if tensor.dim() and (is_kept or tensor.shape[0] == source.shape[0]):
                     is_larger = tensor.dim() > source.dim()
@@ -207,7 +207,7 @@ class ShapeAgreement(TorchFunctionMode):
 
 
 def _check(name: str, marked: list[tuple[Any, _Mark]]) -> None:
-    """Raise where an output and a target meet that would broadcast."""
+    """Raise BroadcastError for an output and a target that would broadcast."""
     output = next(((each, mark) for each, mark in marked if not mark.is_target), None)
     target = next(((each, mark) for each, mark in marked if mark.is_target), None)
     if output is None or target is None:
@@ -218,46 +218,46 @@ def _check(name: str, marked: list[tuple[Any, _Mark]]) -> None:
     is_explicit = [mark.is_explicit for mark in marks]
     if name in _LOSSES:
         is_fault = not all(is_explicit)
-    elif any(is_explicit) or shapes[0][0] != shapes[1][0]:  # one is the same for all samples
+    elif any(is_explicit) or shapes[0][0] != shapes[1][0]:  # one does not depend on the sample
         is_fault = False
     elif len(shapes[0]) != len(shapes[1]):
         is_fault = name in _COMPARISONS | _ARITHMETIC
-    else:  # a factor of one channel or one column is a mask or a weight
+    else:  # a factor of one channel or column is a mask or a weight
         is_whole = all(shape == mark.shape for shape, mark in zip(shapes, marks, strict=True))
         is_fault = name in _COMPARISONS and is_whole
     if is_fault:
         raise BroadcastError(_text(*shapes, f"in `{name}`", name in _STRICT))
 
 
-def in_words(error: BroadcastError) -> str:
-    """Return the text, after the line of the project that it comes from."""
+def error_text(error: BroadcastError) -> str:
+    """Return the message of an error, after the line of the project that raised it."""
     return describe_error(error).replace(f"{type(error).__name__}: ", "")
 
 
 def _text(
     output: tuple[int, ...], target: tuple[int, ...], place: str, is_strict: bool = False
 ) -> str:
-    """Say both shapes, what would become of them, and what to change."""
+    """Return the message: both shapes, the shape they would broadcast to, and the fix."""
     both = tuple(np.broadcast_shapes(output, target))
-    fate = "must have the same shape" if is_strict else f"would broadcast to {both}"
-    text = f"output {output} and target {target} {fate} {place}: "
+    outcome = "must have the same shape" if is_strict else f"would broadcast to {both}"
+    text = f"output {output} and target {target} {outcome} {place}: "
     if output == (*target, 1):
-        text += "give the target a last dimension (`ArrayFileDataset`: targets of shape (N, 1)), "
+        text += "add a last dimension to the target (`ArrayFileDataset`: targets of shape (N, 1)), "
         return text + "or squeeze the model's output, `output.squeeze(-1)`"
     if target == (*output, 1):
-        text += "drop the last dimension of the target (`targets[:, 0]` in your data), or give the "
-        return text + "model's output one, `output.unsqueeze(-1)`"
+        text += "drop the last dimension of the target (`targets[:, 0]` in your data), or add one "
+        return text + "to the model's output, `output.unsqueeze(-1)`"
     text += f"give both the same shape{_fitting(output, target)}"
     if is_strict:
         return text
     if len(output) != len(target):
-        return f"{text}; where all pairs are meant, add a dimension there, as `output[:, None]`"
+        return f"{text}; for all pairs, add a dimension explicitly, as in `output[:, None]`"
     small, large = ("output", "target") if output != both else ("target", "output")
-    return f"{text}; where it is meant, write `{small}.expand_as({large})`"
+    return f"{text}; if it is intended, write `{small}.expand_as({large})`"
 
 
 def _fitting(output: tuple[int, ...], target: tuple[int, ...]) -> str:
-    """Return what would make one shape the other, where a dimension of 1 is all that differs."""
+    """Return the change that makes shapes equal if they differ by one dimension of size 1."""
     short, long = sorted((output, target), key=len)
     names = ("target", "output") if long == output else ("output", "target")
     for axis in range(len(long)):
@@ -270,10 +270,12 @@ def _can_broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return all(a == b or 1 in (a, b) for a, b in zip(reversed(one), reversed(other), strict=False))
 
 
-def _of(name: str, args: Any, kwargs: Any, marked: list[tuple[Any, _Mark]]) -> _Mark | None:
-    """Return the mark of what a function gives; None where its samples are no longer in rows."""
+def _propagate_mark(
+    name: str, args: Any, kwargs: Any, marked: list[tuple[Any, _Mark]]
+) -> _Mark | None:
+    """Return the mark of a function's result; None if its rows are no longer samples."""
     is_indexed = name == "getitem" and marked[0][0] is args[0]
-    mark = marked[0][1] if is_indexed else _joined([mark for _, mark in marked])
+    mark = marked[0][1] if is_indexed else _merge_marks([mark for _, mark in marked])
     mark = mark._replace(is_explicit=mark.is_explicit or name in _EXPANSIONS)
     if name in _SPLITS:
         return None
@@ -293,24 +295,24 @@ def _of(name: str, args: Any, kwargs: Any, marked: list[tuple[Any, _Mark]]) -> _
     return mark
 
 
-def _joined(marks: Sequence[_Mark]) -> _Mark:
-    """Return the mark of what is computed from several; an error counts as an output."""
+def _merge_marks(marks: Sequence[_Mark]) -> _Mark:
+    """Return the mark of a function of several tensors; a difference counts as an output."""
     first = next((mark for mark in marks if not mark.is_target), marks[0])
     return first._replace(is_explicit=any(mark.is_explicit for mark in marks))
 
 
 def _flat(args: Any, kwargs: dict[str, Any]) -> Iterator[Any]:
-    """Yield the arguments of a function, and those in lists of tensors, as `cat` takes them."""
+    """Yield the arguments of a function, including the elements of lists, as for `cat`."""
     for value in (*args, *kwargs.values()):
         yield from value if isinstance(value, (list, tuple)) else (value,)
 
 
-def _several(result: Any) -> Iterator[Tensor]:
+def _tensors_of(result: Any) -> Iterator[Tensor]:
     return tensors_in(result) if isinstance(result, CONTAINERS) else iter(())
 
 
 class _Array(np.ndarray):
-    """An array that knows whether it comes from the output or from the target."""
+    """An array marked as coming from the output or from the target."""
 
     mark: _Mark | None
 
@@ -335,13 +337,13 @@ class _Array(np.ndarray):
         result = getattr(ufunc, method)(*plain, **kwargs)
         if method != "__call__" or not isinstance(result, np.ndarray) or not marked:
             return result
-        return _Array(result, _joined([mark for _, mark in marked]))
+        return _Array(result, _merge_marks([mark for _, mark in marked]))
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         result = super().__array_function__(func, types, args, kwargs)
         marks = [mark for each in _flat(args, kwargs) if (mark := getattr(each, "mark", None))]
         is_kept = func.__name__ in _JOINS and marks and isinstance(result, np.ndarray)
-        return _Array(result, _joined(marks)) if is_kept else result
+        return _Array(result, _merge_marks(marks)) if is_kept else result
 
 
 _NUMPYS = {"equal": "eq", "subtract": "sub"}
@@ -353,7 +355,7 @@ def _plain(value: Any) -> Any:
 
 
 def _differs_once_reshaped(function: Any, value: Any, *args: Any) -> bool:
-    """Tell whether a function gives one number for either shape, and another for the two mixed."""
+    """Return whether a function's value for mixed shapes differs from that for equal shapes."""
     if len(args) != 2 or not all(isinstance(each, Tensor) and each.dim() for each in args):
         return False
     output, target = args
@@ -363,7 +365,7 @@ def _differs_once_reshaped(function: Any, value: Any, *args: Any) -> bool:
         as_output = float(function(output, target.reshape(output.shape)))
         as_target = float(function(output.reshape(target.shape), target))
         mixed = float(value)
-    except Exception:  # it takes these shapes only
+    except Exception:  # it accepts only these shapes
         return False
     return math.isclose(as_output, as_target, rel_tol=1e-4) and not math.isclose(
         mixed, as_output, rel_tol=1e-4

@@ -1,4 +1,4 @@
-"""The state of a training: all that a step uses, and which of it checkpoints hold."""
+"""The state of a training: the objects of a step, and which of them checkpoints hold."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from logger.meters import Meters
 
 @dataclass
 class TrainingState:
-    """What a step uses. The trainer owns it and has its fields as attributes of its own."""
+    """The objects that a step uses. The trainer owns it and exposes its fields as attributes."""
 
     device: torch.device
     model: nn.Module
     losses: dict[str, WeightedLoss]
-    """Those of the config, by name."""
+    """The losses of the config, by name."""
     all_losses: Mapping[str, WeightedLoss]
-    """These, and those that the trainer has built."""
+    """The losses of the config and those that the trainer built."""
     metrics: dict[str, Any]
     optimizers: dict[str, Optimizer]
     steppers: dict[str, Stepper]
@@ -54,7 +54,7 @@ class TrainingState:
     train_loader: Any
     bad_samples: BadSamples
     sampler: SamplerState | None
-    """Of a sampler of the training data with a state of its own."""
+    """The state of the training sampler, if it has one."""
     progress: Progress = field(default_factory=Progress)
     epoch_rows: EpochRows = field(default_factory=EpochRows)
     finite: FiniteWatch = field(default_factory=FiniteWatch)
@@ -62,15 +62,14 @@ class TrainingState:
     """Everything that a checkpoint holds, by name."""
     valid_metrics: dict[str, Any] = field(default_factory=dict)
     phase_metrics: dict[str, Any] = field(default_factory=dict)
-    """The metrics that the phase in progress updates."""
+    """The metrics of the current phase."""
     last_values: Mapping[str, Any] = field(default_factory=dict)
-    """What the last batch gave."""
+    """The values of the last batch."""
 
 
 def build_state(experiment: Experiment) -> TrainingState:
-    """Return the state of a training that has not begun."""
+    """Build the initial state of a training."""
     config, settings, memory = experiment.config, experiment.settings, experiment.config["memory"]
-    lengths = (experiment.steps_per_epoch, experiment.total_steps)
     precision = Precision(memory["precision"], experiment.device)
     return TrainingState(
         device=experiment.device,
@@ -90,7 +89,7 @@ def build_state(experiment: Experiment) -> TrainingState:
             experiment.own_losses,
         ),
         freezing=experiment.freezing,
-        capture=Capture(config["capture"], experiment.model, *lengths),
+        capture=Capture(config["capture"], experiment.model, experiment.length),
         ema=build_average(experiment.trained, settings.ema),
         meters=Meters(experiment.device),
         monitor=Monitor(experiment.monitor, settings.early_stop),
@@ -105,7 +104,7 @@ def build_state(experiment: Experiment) -> TrainingState:
 def parts_with_state(
     state: TrainingState, callbacks: Mapping[str, Stateful], epoch_start: Stateful | None
 ) -> dict[str, Stateful]:
-    """Return what a training consists of, by the names that it has in checkpoints."""
+    """Return the stateful objects of a training, by their names in checkpoints."""
     parts: dict[str, Any] = {
         "model": state.model,
         "optimizer": state.optimizers,
@@ -132,34 +131,34 @@ def parts_with_state(
     return named
 
 
-OF_THE_ENGINE = (
+RESERVED_NAMES = (
     "optimizer.", "schedule.", "scaler.", "loss.", "metric.", "callback.", "bad_samples",
     "epoch_start",
 )  # fmt: skip
-"""Names of the engine's own that are not always in use, or how they begin."""
+"""Names of the engine, or prefixes, that are reserved even if a run does not use them."""
 
 
-def is_among(name: str, names: Collection[str]) -> bool:
-    """Tell whether a name is one of these, or begins with one that ends in a dot."""
+def matches_name(name: str, names: Collection[str]) -> bool:
+    """Return whether a name is one of ``names``, or starts with one that ends in a dot."""
     return any(name == each or (each.endswith(".") and name.startswith(each)) for each in names)
 
 
 def checked_parts(name: Any, value: Any, taken: Collection[str]) -> dict[str, Any]:
-    """Return the objects to save by name: this one, or those of a dict as ``name.key``.
+    """Return the objects to save by name: the value, or the values of a dict as ``name.key``.
 
     Raises:
-        ValueError: a name is taken or is no text, or an object cannot give and take a state.
+        ValueError: a name is taken or not a string, or an object has no state.
     """
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"register({name!r}, ...): a name is a text that is not empty")
+        raise ValueError(f"register({name!r}, ...): the name must be a non-empty string")
     if not isinstance(value, dict) or hasattr(value, "state_dict"):
         parts = {name: value}
     elif not value:
-        raise ValueError(f"register({name!r}, {{}}): there is nothing in it to save")
+        raise ValueError(f"register({name!r}, {{}}): the dict is empty")
     else:
         parts = {f"{name}.{key}": inner for key, inner in value.items()}
         if empty := [key for key in value if not str(key).strip()]:
-            raise ValueError(f"register({name!r}, ...): {empty[0]!r} in it is no name")
+            raise ValueError(f"register({name!r}, ...): the key {empty[0]!r} is not a valid name")
     for key, part in parts.items():
         _check_name(key, taken)
         _check_state(key, part)
@@ -168,10 +167,10 @@ def checked_parts(name: Any, value: Any, taken: Collection[str]) -> dict[str, An
 
 def _check_name(name: str, taken: Collection[str]) -> None:
     holders = [each for each in taken if each == name or each.startswith(f"{name}.")]
-    if holders or is_among(name, OF_THE_ENGINE):
+    if holders or matches_name(name, RESERVED_NAMES):
         of = f", for {holders[0]!r}" if holders and holders[0] != name else ""
         others = ", ".join(sorted({each.partition(".")[0] for each in taken}))
-        text = f"register({name!r}, ...): this name is taken{of}; give another one"
+        text = f"register({name!r}, ...): this name is taken{of}; choose another one"
         raise ValueError(f"{text} (taken are {others})")
 
 
@@ -181,12 +180,12 @@ def _check_state(name: str, value: Any) -> None:
         return
     text = f"register({name!r}, ...): {_described(value)} has no state_dict and load_state_dict"
     if isinstance(value, Tensor):
-        advice = "make it a buffer of a module, which is registered in its place: `holder = "
+        advice = "make it a buffer of a module and register the module: `holder = "
         advice += "torch.nn.Module(); holder.register_buffer('value', tensor)`"
     elif isinstance(value, dict):
-        advice = "a dict may hold objects that have both, no dicts; give each its own name"
+        advice = "a dict may hold objects that have both, but no dicts; register each one"
     elif isinstance(value, type):
-        advice = "give an object of this class, not the class"
+        advice = "register an object of this class, not the class"
     else:
         advice = "keep it as an attribute of an object that has both and register that object; "
         advice += "docs/from-pytorch-template.md, need 10, shows one"

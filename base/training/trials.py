@@ -1,4 +1,4 @@
-"""Steps that are tried before training: nothing is updated, and all is put back afterwards."""
+"""Trial steps before training, which update nothing and restore all state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from base.training.state import TrainingState
 
 
 def keep_buffers(modules: Iterable[nn.Module]) -> Callable[[], None]:
-    """Return what puts all buffers back: which ones there are now, and the numbers in them."""
+    """Return a function that restores all buffers and their values."""
     owned = [(module._buffers, dict(module._buffers)) for module in modules if module._buffers]
     numbers = [(b, b.clone()) for _, kept in owned for b in kept.values() if b is not None]
 
@@ -33,12 +33,12 @@ def keep_buffers(modules: Iterable[nn.Module]) -> Callable[[], None]:
 
 @contextmanager
 def trial(state: TrainingState, owner: object) -> Iterator[None]:
-    """Hold updates and metrics back; restore buffers, random streams and all else with state.
+    """Disable updates and metrics inside the block; restore all other state after it.
 
     Gradients, of which there are none before training, are freed.
 
     Args:
-        owner: whose attributes are restored too, such as the counters of a user's trainer.
+        owner: an object whose attributes are restored too, such as the user's trainer.
     """
     put_back = keep_buffers(state.model.modules())
     put_attributes_back = keep_attributes(owner)
@@ -55,7 +55,7 @@ def trial(state: TrainingState, owner: object) -> Iterator[None]:
     finally:
         put_attributes_back()
         state.phase_metrics = metrics
-        state.finite.all_finite()  # forget what was seen
+        state.finite.all_finite()  # reset
         state.finite.is_on = True
         for parameter in state.model.parameters():
             parameter.grad = None
@@ -65,9 +65,9 @@ def trial(state: TrainingState, owner: object) -> Iterator[None]:
 
 
 def keep_attributes(owner: object) -> Callable[[], None]:
-    """Return what puts an object's attributes back, and what its containers and tensors hold.
+    """Return a function that restores an object's attributes, containers and tensors.
 
-    They stay the same objects, as others may hold them too.
+    Containers and tensors keep their identity, because other objects may reference them.
     """
     attributes = dict(vars(owner))
     containers = [
@@ -93,7 +93,7 @@ def keep_attributes(owner: object) -> Callable[[], None]:
 
 @contextmanager
 def kept_weights(model: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[None]:
-    """Restore weights and optimizers afterwards, for a step that may call an optimizer itself."""
+    """Restore weights and optimizers after a block that may step an optimizer."""
     weights = [(p, p.detach().to("cpu", copy=True)) for p in model.parameters()]
     states = [(one, copy.deepcopy(one.state_dict())) for one in optimizers]
     try:
@@ -107,13 +107,13 @@ def kept_weights(model: nn.Module, optimizers: Iterable[Optimizer]) -> Iterator[
 
 
 class SavedBytes(saved_tensors_hooks):
-    """Counts the bytes that autograd keeps of what is computed within, each storage once.
+    """Counts the bytes that autograd saves inside the block, each storage once.
 
-    ``peak`` is the most that were kept at a time, as a step may go backward several times, and
-    ``largest`` the largest of them alone.
+    ``peak`` is the maximum at one time, since a step may have several backward passes; ``largest``
+    is the largest single tensor.
 
     Args:
-        kept: tensors that are there anyhow: parameters, the batch.
+        kept: tensors that exist anyway and are not counted: parameters, the batch.
     """
 
     def __init__(self, kept: list[Tensor]) -> None:
@@ -123,7 +123,7 @@ class SavedBytes(saved_tensors_hooks):
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            saved = tensor.detach()  # itself it would keep the node alive that gave it
+            saved = tensor.detach()  # the tensor itself would keep its graph node alive
             if storage.data_ptr() not in known:
                 self._count(storage.data_ptr(), storage.nbytes(), +1)
                 weakref.finalize(saved, self._count, storage.data_ptr(), storage.nbytes(), -1)

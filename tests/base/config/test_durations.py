@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from base.config import Duration, parse_duration
+from base.config import Duration, RunLength, parse_duration
 from base.config.durations import DURATION_PATTERN, MINUTES_PATTERN
 
 
@@ -27,7 +27,7 @@ from base.config.durations import DURATION_PATTERN, MINUTES_PATTERN
 def test_a_duration_is_read_and_counted_in_steps(text, amount, unit, steps):
     duration = parse_duration(text)
     assert duration == Duration(amount, unit)
-    assert duration.in_steps(steps_per_epoch=40, total_steps=400) == steps
+    assert duration.in_steps(RunLength(steps_per_epoch=40, total_steps=400)) == steps
     assert parse_duration(str(duration)) == duration
     assert re.match(DURATION_PATTERN, text)
 

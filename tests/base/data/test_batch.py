@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 from toy import make, train_in
 
-from base.data.batch import AS_IT_IS, SampleCount, count_samples, inputs_of, target_of, to_device
+from base.data.batch import (
+    DEFAULT_RULES,
+    SampleCount,
+    count_samples,
+    inputs_of,
+    target_of,
+    to_device,
+)
 from base.errors import ConfigError
 
 NO_RULES: dict[str, Any] = {"inputs": None, "target": None}
@@ -109,11 +116,13 @@ def test_samples_are_counted_by_the_targets(batch: Any, n: int) -> None:
     ],
 )
 def test_what_was_drawn_decides_between_two_readings(batch: Any, n_drawn: int) -> None:
-    assert count_samples(batch, AS_IT_IS, n_drawn) == n_drawn
+    assert count_samples(batch, DEFAULT_RULES, n_drawn) == n_drawn
 
 
 def test_a_collation_may_give_another_number_of_samples_than_were_drawn() -> None:
-    assert count_samples([torch.ones(8, 2), torch.ones(8)], AS_IT_IS, 4) == 8  # two views of each
+    assert (
+        count_samples([torch.ones(8, 2), torch.ones(8)], DEFAULT_RULES, 4) == 8
+    )  # two views of each
 
 
 @pytest.mark.parametrize("batch", [torch.tensor(1.0), "text", {}, None, [object(), object()]])
@@ -128,29 +137,29 @@ def test_a_batch_that_shows_no_number_of_samples_must_be_declared(batch: Any) ->
 )
 def test_a_declared_size_is_taken(size: Any, n: int) -> None:
     batch = {"x": torch.ones(7, 4), "n": torch.tensor(3), "names": ["p", "q"], "y": Y}
-    assert count_samples(batch, {**AS_IT_IS, "size": size}, 4) == n
+    assert count_samples(batch, {**DEFAULT_RULES, "size": size}, 4) == n
 
 
 def test_time_that_comes_first_is_seen_by_the_batch_size() -> None:
-    count = SampleCount(AS_IT_IS, SimpleNamespace(batch_size=16))
+    count = SampleCount(DEFAULT_RULES, SimpleNamespace(batch_size=16))
     found = [count([torch.ones(3, n, 4), torch.ones(3, n)], 0) for n in (16, 16, 5)]
     assert found == [16, 16, 5]
-    count = SampleCount(AS_IT_IS, SimpleNamespace(batch_size=16))
+    count = SampleCount(DEFAULT_RULES, SimpleNamespace(batch_size=16))
     assert [count([torch.ones(n, 3, 4), torch.ones(n, 3)], 0) for n in (16, 5)] == [16, 5]
 
 
 def test_a_short_batch_of_sequences_as_long_as_the_batch_size_does_not_turn_them() -> None:
-    count = SampleCount(AS_IT_IS, SimpleNamespace(batch_size=16))
+    count = SampleCount(DEFAULT_RULES, SimpleNamespace(batch_size=16))
     shapes = [(16, 16), (8, 16), (16, 16)]
     assert [count([torch.ones(*shape), torch.ones(*shape)], 0) for shape in shapes] == [16, 8, 16]
-    count = SampleCount(AS_IT_IS, SimpleNamespace(batch_size=16))
+    count = SampleCount(DEFAULT_RULES, SimpleNamespace(batch_size=16))
     shapes = [(16, 16), (19, 16), (7, 16)]  # time first, of other lengths
     assert [count([torch.ones(*shape), torch.ones(*shape)], 0) for shape in shapes] == [16] * 3
 
 
 def test_a_loader_may_count_itself() -> None:
     loader = SimpleNamespace(count_samples=lambda batch: 11, n_drawn=lambda position: 4)
-    assert SampleCount(AS_IT_IS, loader)([A, Y], 0) == 11
+    assert SampleCount(DEFAULT_RULES, loader)([A, Y], 0) == 11
 
 
 def test_samples_of_what_torch_collates() -> None:

@@ -243,7 +243,7 @@ class HandClock:
 @pytest.mark.parametrize(
     ("slow", "n_times", "told"),
     [
-        ("data", 6, "faster: 100% of the time is waiting for data: let the data set read quicker"),
+        ("data", 6, "faster: 100% of the time is waiting for data: make the data set faster"),
         ("copy", 6, None),  # there is nothing to set on the CPU
         ("compute", 6, None),
         ("logging", 5, "faster: 100% of the time is logging and saving: raise trainer.save_ever"),
@@ -293,7 +293,7 @@ def test_a_profiler_is_no_reason_to_save_less_often(tmp_path, monkeypatch, caplo
     assert not [text for text in caplog.messages if text.startswith("faster: ")]
     *_, second, _, whole = (tmp_path / "report" / "time.txt").read_text().splitlines()
     assert second.split() == ["2", "0.00", "0.00", "3.00", "3.00"]
-    assert whole == "faster: nothing stands out"
+    assert whole == "faster: no advice"
 
 
 @pytest.mark.parametrize(
@@ -301,16 +301,16 @@ def test_a_profiler_is_no_reason_to_save_less_often(tmp_path, monkeypatch, caplo
     [
         ((5, 0, 5, 0), {}, "50% of the time is waiting for data: set data_loader.args.num_w"),
         ((5, 0, 5, 0), {"num_workers": 4}, "set data_loader.args.cache: memory"),
-        ((5, 0, 5, 0), {"num_workers": 4, "cache": None}, "let the data set read quicker"),
-        ((5, 0, 5, 0), {"readers": "none"}, "let the data set read quicker"),
-        ((5, 0, 5, 0), {"num_workers": None, "cache": None}, "let the data set read quicker"),
+        ((5, 0, 5, 0), {"num_workers": 4, "cache": None}, "make the data set faster"),
+        ((5, 0, 5, 0), {"readers": "none"}, "make the data set faster"),
+        ((5, 0, 5, 0), {"num_workers": None, "cache": None}, "make the data set faster"),
         ((0, 3, 5, 0), {"pin_memory": False}, "38% of the time is copying to the device: set data"),
         ((0, 3, 5, 0), {"prefetch": 0}, "copying to the device: set memory.prefetch: 2"),
-        ((0, 3, 5, 0), {}, "copying to the device: let the data set give less, as images in uint8"),
+        ((0, 3, 5, 0), {}, "copying to the device: reduce the size of samples, for example"),
         ((0, 3, 5, 0), {"device": "mps", "pin_memory": False}, None),
         ((0, 0, 5, 5), {}, "50% of the time is logging and saving: raise trainer.save_every"),
         ((1, 0, 9, 1), {}, None),
-        ((0, 0, 5, 0), {"idle": 0.8}, "80% of the steps the GPU has nothing left to do: "
+        ((0, 0, 5, 0), {"idle": 0.8}, "80% of the steps the GPU is idle: "
          "raise data_loader.args.batch_size above 32"),
         ((5, 0, 5, 0), {"idle": 0.8}, "waiting for data"),
         ((0, 0, 5, 0), {"idle": 0.8, "batch_size": None}, None),

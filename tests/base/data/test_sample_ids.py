@@ -22,7 +22,7 @@ from torch.utils.data import (
 
 from base.base_data_loader import BaseDataLoader, as_batches
 from base.data.batch import (
-    AS_IT_IS,
+    DEFAULT_RULES,
     count_samples,
     cut,
     ids_of,
@@ -38,7 +38,7 @@ from base.datasets.tables import CsvDataset
 from base.errors import ConfigError, DataError
 
 N = 23
-RULES = AS_IT_IS | {"ids": True, "weight": "w"}
+RULES = DEFAULT_RULES | {"ids": True, "weight": "w"}
 Sample = namedtuple("Sample", "x y")
 
 

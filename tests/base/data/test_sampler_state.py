@@ -437,14 +437,14 @@ def test_a_step_whose_loss_is_of_no_samples_is_told() -> None:
         def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
             return {"loss": outputs.square().mean()}
 
-    with pytest.raises(TrainingError, match="Walk learns from the loss of each sample, but the 'l"):
+    with pytest.raises(TrainingError, match="Walk needs the loss of each sample, but the 'l"):
         train_in(make(text=text_of("walking"), trainer=Own))
 
     class Without(Trainer):
         def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
             return {"a": self.losses["cross_entropy"](outputs, batch[1])}
 
-    with pytest.raises(TrainingError, match="call it with `batch=batch`"):
+    with pytest.raises(TrainingError, match="pass `batch=batch`"):
         train_in(make(text=text_of("walking"), trainer=Without))
 
 

@@ -8,6 +8,7 @@ from torchvision.transforms import v2
 
 from base.base_trainer import BaseTrainer
 from base.config import load_config
+from base.config.durations import RunLength
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
 from base.datasets.mixing import CutMix, MixUp
@@ -161,7 +162,7 @@ def test_validation_is_never_mixed():
 def test_it_is_off_for_the_last_epochs(duration, n_mixed):
     made = loader([MixUp(off_for_last=duration)])  # 48 samples: 4 batches of 15 in an epoch
     n_steps, n_epochs = len(made), 6
-    made.set_training_length(n_epochs * n_steps, n_steps, len(made))
+    made.set_training_length(RunLength(n_steps, n_epochs * n_steps), len(made))
     are_mixed = []
     for epoch in range(n_epochs):
         targets = torch.cat([each[1] for each in epochs(made, epoch * n_steps)])

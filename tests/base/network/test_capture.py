@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from toy import NETWORKS, assert_resumes, assert_same, make, train_in
 
 from base.callbacks import Callback
+from base.config.durations import RunLength
 from base.errors import ConfigError
 from base.names.registry import MODELS
 from base.network.activations import checkpoint_activations
@@ -56,7 +57,7 @@ def rule(
 
 
 def capture(model: nn.Module, *rules: Mapping[str, Any]) -> Capture:
-    return Capture(rules, model, steps_per_epoch=5, total_steps=20)
+    return Capture(rules, model, RunLength(steps_per_epoch=5, total_steps=20))
 
 
 def record(

@@ -11,6 +11,7 @@ from torch import nn
 from toy import assert_resumes, make, run, weights
 
 from base.base_model import check_model
+from base.config.durations import RunLength
 from base.errors import ConfigError
 from base.network.freezing import Freezing
 
@@ -81,7 +82,7 @@ def moved(model: Normed) -> list[bool]:
 
 def test_frozen_batch_norm_stays_in_evaluation_until_it_thaws() -> None:
     model = Normed()
-    freezing = Freezing(model, [rule("stem.*", "3 steps")], 5, 10)
+    freezing = Freezing(model, [rule("stem.*", "3 steps")], RunLength(5, 10))
     freezing.begin_epoch(0)
     assert moved(model) == [False, True]
     freezing.after_step(2)
@@ -94,14 +95,14 @@ def test_frozen_batch_norm_stays_in_evaluation_until_it_thaws() -> None:
 
 def test_a_norm_that_keeps_a_trained_parameter_keeps_training() -> None:
     model = Normed()
-    Freezing(model, [rule("*.1.weight")], 5, 10).begin_epoch(0)
+    Freezing(model, [rule("*.1.weight")], RunLength(5, 10)).begin_epoch(0)
     assert moved(model) == [True, True]
 
 
 def test_a_norm_without_parameters_goes_with_those_around_it() -> None:
     model = Normed()
     model.stem[1] = nn.BatchNorm1d(4, affine=False)
-    Freezing(model, [rule("stem.*")], 5, 10).begin_epoch(0)
+    Freezing(model, [rule("stem.*")], RunLength(5, 10)).begin_epoch(0)
     assert moved(model) == [False, True]
 
 

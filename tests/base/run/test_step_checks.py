@@ -309,8 +309,8 @@ def _own_ones(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("section", "text"),
     [
-        ("optimizer.type=NeedsClosure", "optimizer: the step of NeedsClosure needs closure"),
-        ("lr_scheduler={type: Manual}", "lr_scheduler: Manual cannot be used: .*needs value"),
+        ("optimizer.type=NeedsClosure", "optimizer: the step of NeedsClosure requires closure"),
+        ("lr_scheduler={type: Manual}", "lr_scheduler: Manual cannot be used: .*requires value"),
         ("lr_scheduler={type: Stateless}", "it has no state_dict and no load_state_dict"),
     ],
 )

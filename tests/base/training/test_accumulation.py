@@ -7,13 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from base.data.batch import AS_IT_IS, SampleCount
+from base.config.durations import RunLength
+from base.data.batch import DEFAULT_RULES, SampleCount
 from base.training.accumulation import Every, Window
 
 
 def window_of(accumulate: int, first: int, n_batches: int) -> Window:
     """A window that reads batches of one sample ahead, from one position of an epoch to its end."""
-    window = Window(accumulate, None, {}, SampleCount(AS_IT_IS))
+    window = Window(accumulate, None, {}, SampleCount(DEFAULT_RULES))
     batches = iter([[torch.ones(1), torch.ones(1)]] * (n_batches - first))
     window.batches = window.read_ahead(batches, first)
     return window
@@ -53,7 +54,7 @@ def test_a_resumed_epoch_has_the_windows_of_a_whole_one(
 
 
 def due(text: str, steps_per_epoch: int = 4, total: int = 40) -> tuple[list[int], list[int]]:
-    every = Every(text, steps_per_epoch, total)
+    every = Every(text, RunLength(steps_per_epoch, total))
     steps = [step for step in range(1, total + 1) if every.is_due_at_step(step)]
     epochs = [n for n in range(1, total // steps_per_epoch + 1) if every.is_due_after_epoch(n)]
     return steps, epochs
@@ -90,7 +91,7 @@ class Clocks:
 
 def test_minutes_are_counted_from_the_last_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks = Clocks(monkeypatch)
-    every = Every("1.5 minutes", 4, 40)
+    every = Every("1.5 minutes", RunLength(4, 40))
     found = []
     for step in range(1, 40):
         clocks.seconds += 20
@@ -103,7 +104,7 @@ def test_minutes_are_counted_from_the_last_time(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("jump", [-1e8, -3600, 3600, 1e8])
 def test_a_clock_that_is_set_changes_nothing(jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
     clocks = Clocks(monkeypatch)
-    every = Every("10 minutes", 4, 40)
+    every = Every("10 minutes", RunLength(4, 40))
     clocks.wall += jump
     clocks.seconds += 599
     assert not every.is_due_at_step(1)

@@ -183,8 +183,11 @@ def test_torchs_own_options_are_no_data(monkeypatch: pytest.MonkeyPatch) -> None
     found = trainer.evaluate(trainer.train_loader, "valid")["valid/loss"]
     with torch.no_grad():
         assert found == pytest.approx(F.cross_entropy(trainer.model(INPUTS), LABELS).item())
-    assert DataParameters.of(F.gaussian_nll_loss).needed == {"var": True}
-    assert list(DataParameters.of(nn.CTCLoss()).needed) == ["input_lengths", "target_lengths"]
+    assert DataParameters.from_function(F.gaussian_nll_loss).needed == {"var": True}
+    assert list(DataParameters.from_function(nn.CTCLoss()).needed) == [
+        "input_lengths",
+        "target_lengths",
+    ]
 
 
 def test_what_torchs_losses_require_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,9 +214,9 @@ def test_what_nobody_gives_is_an_error_with_its_place(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigError) as raised:
         check(make(text=DICTS.replace("LOSS", "lengthy")))
     assert str(raised.value) == (
-        "loss.0: loss 'lengthy' takes 'lengths', which it is not given; the targets are labels, "
+        "loss.0: loss 'lengthy' is missing the argument 'lengths'; the targets are labels, "
         "mask, ids; the batch has 'image', 'labels', 'mask', 'ids': name the items, `batch: "
-        "{target: {labels: ..., mask: ..., ids: ..., lengths: ...}}`, or give it under `args`"
+        "{target: {labels: ..., mask: ..., ids: ..., lengths: ...}}`, or pass it under `args`"
     )
     with pytest.raises(ConfigError, match=r"metrics\.0: metric 'lengthy' .*has 4 items, 0 to 3"):
         check(make("metrics=[lengthy]", text=CONFIG.replace("LOSS", "masked")))
@@ -459,7 +462,7 @@ def test_what_a_function_may_take_of_the_samples_makes_it_no_plain_one() -> None
     def masked(output: Any, target: Any, mask: Any) -> None: ...
     def alone(output: Any) -> None: ...
 
-    assert DataParameters.of(plain).is_plain
-    assert DataParameters.of(F.cross_entropy).is_plain
+    assert DataParameters.from_function(plain).is_plain
+    assert DataParameters.from_function(F.cross_entropy).is_plain
     others = (by_weight, by_id, by_batch, masked, alone)
-    assert not any(DataParameters.of(each).is_plain for each in others)
+    assert not any(DataParameters.from_function(each).is_plain for each in others)

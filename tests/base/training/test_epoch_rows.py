@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from base.training.epoch_rows import MOST, EpochRows, repair_rows
+from base.training.epoch_rows import MAX_ROWS, EpochRows, repair_rows
 from logger.csv_writer import CsvWriter, read_rows
 
 
@@ -42,20 +42,20 @@ def test_runs_with_the_same_numbers_have_the_same_state_whenever_they_were_resum
 
 
 def test_a_checkpoint_does_not_grow_beyond_the_last_thousand_epochs() -> None:
-    sizes = [kept(n).state_dict()["csv"].nbytes for n in (MOST, MOST + 500)]
+    sizes = [kept(n).state_dict()["csv"].nbytes for n in (MAX_ROWS, MAX_ROWS + 500)]
     assert sizes[1] < 1.1 * sizes[0]
-    assert list(loaded(kept(MOST + 500)).rows) == list(range(501, MOST + 501))
+    assert list(loaded(kept(MAX_ROWS + 500)).rows) == list(range(501, MAX_ROWS + 501))
 
 
 def test_rows_beyond_those_of_the_checkpoint_are_reported_as_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = kept(MOST + 2)
-    repair_rows(CsvWriter(tmp_path / "metrics.csv"), rows, MOST + 2)
+    rows = kept(MAX_ROWS + 2)
+    repair_rows(CsvWriter(tmp_path / "metrics.csv"), rows, MAX_ROWS + 2)
     (text,) = caplog.messages
-    assert f"rows of epochs 3 to {MOST + 2} are restored" in text
+    assert f"rows of epochs 3 to {MAX_ROWS + 2} are restored" in text
     assert "missing rows of epochs 1 to 2 are lost" in text
-    assert len(read_rows(tmp_path / "metrics.csv")) == MOST
+    assert len(read_rows(tmp_path / "metrics.csv")) == MAX_ROWS
 
 
 def test_a_checkpoint_without_rows_says_what_is_lost_and_takes_in_what_is_there(

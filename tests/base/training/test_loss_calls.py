@@ -17,7 +17,7 @@ from base.base_data_loader import BaseDataLoader
 from base.errors import ConfigError, TrainingError
 from base.names.registry import DATA_LOADERS, LOSSES, METRICS
 from base.run.checks import check, dry_run
-from base.training.denominators import SUM, counted_by
+from base.training.denominators import SUM_REDUCTION, denominator_of
 from base.training.losses import WeightedLoss
 from trainer.trainer import Trainer
 
@@ -94,10 +94,10 @@ def test_keywords_pass_through_over_those_of_the_config(given: Any, bound: Any) 
     )
     ours, settings = loss(OUTPUT, TARGET, **given), {**bound, **given}
     assert ours.equal(F.cross_entropy(OUTPUT, TARGET, **settings))
-    counted = counted_by(ours)
+    counted = denominator_of(ours)
     assert counted is not None
     if settings.get("reduction") == "sum" or "size_average" in given:
-        assert counted.number is SUM
+        assert counted.number is SUM_REDUCTION
     else:
         settings.pop("reduction", None)
         total = F.cross_entropy(OUTPUT, TARGET, reduction="sum", **settings)
@@ -107,7 +107,7 @@ def test_keywords_pass_through_over_those_of_the_config(given: Any, bound: Any) 
 def test_class_weights_by_position_are_known_too() -> None:
     loss = WeightedLoss("x", F.cross_entropy)
     ours = loss(OUTPUT, TARGET, WEIGHT)
-    assert counted_by(ours).number.item() == pytest.approx(WEIGHT[TARGET].sum().item())  # type: ignore[union-attr]
+    assert denominator_of(ours).number.item() == pytest.approx(WEIGHT[TARGET].sum().item())  # type: ignore[union-attr]
 
 
 def test_an_unreduced_loss_comes_as_it_is() -> None:
@@ -118,7 +118,7 @@ def test_an_unreduced_loss_comes_as_it_is() -> None:
     ):
         ours = loss(OUTPUT, TARGET, reduction="none")
         assert ours.equal(each)
-        assert counted_by(ours) is None
+        assert denominator_of(ours) is None
         one = loss(OUTPUT[:1], TARGET[:1], reduction="none")
         assert one.shape == (1,)
     assert WeightedLoss("x", nn.CrossEntropyLoss(reduction="none"))(OUTPUT, TARGET).equal(each)
@@ -132,9 +132,9 @@ class Summing(nn.Module):
 def test_modules_and_functions_of_ones_own_take_keywords() -> None:
     loss = WeightedLoss("x", Summing())
     assert loss(OUTPUT, TARGET, scale=2.0).equal(2 * F.cross_entropy(OUTPUT, TARGET))
-    assert counted_by(loss(OUTPUT, TARGET)) is None  # a mean over samples
+    assert denominator_of(loss(OUTPUT, TARGET)) is None  # a mean over samples
     total = loss(OUTPUT, TARGET, reduction="sum")
-    assert counted_by(total).number is SUM  # type: ignore[union-attr]
+    assert denominator_of(total).number is SUM_REDUCTION  # type: ignore[union-attr]
     assert loss(OUTPUT, TARGET, reduction="none").shape == (N,)
 
 
@@ -219,7 +219,9 @@ def test_what_a_trainer_reduces_is_a_mean_over_samples(parts: list[str]) -> None
 
 def test_an_unreduced_loss_that_nobody_reduces_is_an_error() -> None:
     text = CONFIG.replace("cross_entropy", "{type: cross_entropy, args: {reduction: none}}")
-    with pytest.raises(TrainingError, match=r"'cross_entropy' must give one number.*\(20,\)"):
+    with pytest.raises(
+        TrainingError, match=r"'cross_entropy' must return a tensor of one number.*\(20,\)"
+    ):
         check(make(text=text))
 
 
@@ -448,16 +450,22 @@ def test_a_term_can_be_monitored_and_a_resumed_run_ends_the_same(tmp_path: Any) 
 @pytest.mark.parametrize(
     ("value", "fault"),
     [
-        ({}, "loss 'x' gives an empty dict: there is no tensor to minimise"),
-        ({"a": 0.5}, "loss 'x' gives only numbers, a: there is no tensor"),
-        ({"a": OUTPUT}, r"term 'a' of loss 'x' must give one number.* \(20, 3\)"),
+        ({}, "loss 'x' returns an empty dict: there is no tensor to minimise"),
+        ({"a": 0.5}, "loss 'x' returns only numbers, a: there is no tensor"),
+        ({"a": OUTPUT}, r"term 'a' of loss 'x' must return a tensor of one number.* \(20, 3\)"),
         ({"a": OUTPUT.sum(), "b": None}, "term 'b' of loss 'x' must be one number, not None"),
         ({"a": OUTPUT.sum(), "b": {"c": 1}}, "term 'b' of loss 'x' must .*, not a dict"),
-        ({"loss": 0.5, "a": OUTPUT.sum()}, "term 'loss' of loss 'x' is a number"),
-        ((OUTPUT.sum(), {"loss": OUTPUT.sum()}), "loss 'x' gives two totals"),
-        ((OUTPUT.sum(), OUTPUT.sum()), "loss 'x' must give one number.* are a dict by name"),
-        ([OUTPUT.sum(), OUTPUT.sum()], "loss 'x' must give one number.* are a dict by name"),
-        (None, "loss 'x' must give one number as a tensor, not None"),
+        ({"loss": 0.5, "a": OUTPUT.sum()}, "term 'loss' of loss 'x' must be a tensor"),
+        ((OUTPUT.sum(), {"loss": OUTPUT.sum()}), "loss 'x' returns two totals"),
+        (
+            (OUTPUT.sum(), OUTPUT.sum()),
+            "loss 'x' must return a tensor of one number.* several as a dict",
+        ),
+        (
+            [OUTPUT.sum(), OUTPUT.sum()],
+            "loss 'x' must return a tensor of one number.* several as a dict",
+        ),
+        (None, "loss 'x' must return a tensor of one number, not None"),
     ],
 )
 def test_what_is_no_term_is_named(value: Any, fault: str) -> None:
@@ -471,7 +479,7 @@ def test_two_of_one_name_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
             return {**super().compute_losses(outputs, batch), "size": outputs.mean()}
 
     text = CONFIG.replace("cross_entropy", "two_terms")
-    with pytest.raises(TrainingError, match="are called 'size': rename one"):
+    with pytest.raises(TrainingError, match="have the name 'size': rename one"):
         check(make(text=text, trainer=Clashing))
     monkeypatch.setitem(METRICS.registered, "size", lambda output, target: 0.0)
     with pytest.raises(ConfigError, match=r"metrics\.0\.name: .*'size' too"):

@@ -18,7 +18,7 @@ from base.base_data_loader import BaseDataLoader
 from base.errors import TrainingError
 from base.names.registry import DATA_LOADERS, LOSSES, MODELS
 from base.training.batch_arguments import DataParameters
-from base.training.denominators import SUM, denominator_rule
+from base.training.denominators import SUM_REDUCTION, denominator_rule
 from trainer.trainer import Trainer
 
 N = 20
@@ -598,7 +598,7 @@ def test_losses_of_more_arguments_divide_their_sum(name: str) -> None:
     mean, total = function(*args), function(*args, reduction="sum")
     rule = denominator_rule(function)
     assert rule is not None
-    named = DataParameters.of(function).named(args[2:])
+    named = DataParameters.from_function(function).named(args[2:])
     assert float(rule(*args[:2], **named)) == pytest.approx(float(total / mean), rel=1e-4)
 
 
@@ -631,4 +631,4 @@ def test_a_sum_has_no_denominator(settings: dict[str, Any]) -> None:
     for function in functions:
         rule = denominator_rule(function)
         assert rule is not None
-        assert rule(random(2), random(2)) is SUM
+        assert rule(random(2), random(2)) is SUM_REDUCTION

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toy import assert_resumes, assert_same, batches, make, run, train_in, weights
 
+from base.config.durations import RunLength
 from base.errors import ConfigError, TrainingError
 from base.run.checks import check
 from base.training.losses import Ramp, WeightedLoss, build_losses, terms
 from base.training.metrics import build_metrics
 from base.training.results import with_total
-from base.training.selection import Compared
+from base.training.selection import Selection
 from trainer.trainer import Trainer
 
 torch.manual_seed(0)
@@ -111,7 +112,9 @@ def test_a_loss_of_one_element_is_a_scalar_and_other_shapes_are_named():
     assert WeightedLoss("x", lambda output, target: output[:1, 0])(OUTPUT, TARGET).shape == ()
     with pytest.raises(TrainingError, match=r"loss 'x' must .*, not shape \(6,\)"):
         WeightedLoss("x", lambda output, target: output[:, 0])(OUTPUT, TARGET)
-    with pytest.raises(TrainingError, match=r"loss 'x' must give one number as a tensor, not 0\.5"):
+    with pytest.raises(
+        TrainingError, match=r"loss 'x' must return a tensor of one number, not 0\.5"
+    ):
         WeightedLoss("x", lambda output, target: 0.5)(OUTPUT, TARGET)
 
 
@@ -126,14 +129,16 @@ def test_an_error_names_the_loss_what_it_was_given_and_the_line():
         r"tests/base/training/test_losses.py:\d+: KeyError: 'no such class'",
         str(raised.value),
     )
-    compared = Compared("loss.0", output="score")
+    selection = Selection("loss.0", output="score")
     with pytest.raises(ConfigError, match="did you mean 'scores'"):  # a clear error stays as it is
-        WeightedLoss("x", WeightedLoss("inner", F.cross_entropy, 1.0, compared))({"scores": 1}, 2)
+        WeightedLoss("x", WeightedLoss("inner", F.cross_entropy, 1.0, selection))({"scores": 1}, 2)
 
 
 def test_a_metric_with_the_name_of_a_loss_is_refused_and_hides_nothing():
     named = "loss=[{type: cross_entropy, name: accuracy}, {type: cross_entropy, weight: 0}]"
-    with pytest.raises(ConfigError, match=r"metrics\.0\.name: .*'accuracy' too; give another name"):
+    with pytest.raises(
+        ConfigError, match=r"metrics\.0\.name: .*'accuracy' too; choose another name"
+    ):
         check(make(named, "metrics=[accuracy]"))
     check(make(named, "metrics=[{type: accuracy, name: share}]"))
 
@@ -149,11 +154,11 @@ def test_faults_are_told_together():
         build_losses(sections, build=build)
     assert [str(problem) for problem in raised.value.problems] == [
         "loss.1.name: 'a' is taken by another loss",
-        "loss.2.name: 'loss' is taken by the sum of all",
-        "loss.3: Halfway cannot be called with (output, target): it is no loss",
+        "loss.2.name: 'loss' is the name of the sum of all losses",
+        "loss.3: Halfway is not a loss: it cannot be called with (output, target)",
     ]
     assert list(build_losses([section("margin", name="loss")], build=build)) == ["loss"]
-    with pytest.raises(ConfigError, match=r"loss\.0\.name: 'loss' is taken by the sum"):
+    with pytest.raises(ConfigError, match=r"loss\.0\.name: 'loss' is the name of the sum"):
         build_losses([section("margin", name="loss", weight=2.0)], build=build)
 
 
@@ -181,46 +186,49 @@ class Fields:
     ],
 )
 def test_a_part_is_picked_by_name_or_position(given: Any, key: str | int) -> None:
-    assert Compared(output=key)(given, "t") == ("b", "t")
-    assert Compared(target=key)("o", given) == ("o", "b")
-    assert Compared(target=key)("o", torch.zeros(2), given) == ("o", "b")
-    assert Compared()(given, given) == (given, given)
+    assert Selection(output=key)(given, "t") == ("b", "t")
+    assert Selection(target=key)("o", given) == ("o", "b")
+    assert Selection(target=key)("o", torch.zeros(2), given) == ("o", "b")
+    assert Selection()(given, given) == (given, given)
 
 
 def test_a_target_is_looked_for_in_the_target_first() -> None:
     batch = {"image": 1, "label": 2}
-    assert Compared(target="label")("o", {"label": 3}, batch) == ("o", 3)
-    assert Compared(target="image")("o", {"label": 3}, batch) == ("o", 1)
-    assert Compared(target=0)("o", torch.zeros(2), ["image", "label"]) == ("o", "image")
+    assert Selection(target="label")("o", {"label": 3}, batch) == ("o", 3)
+    assert Selection(target="image")("o", {"label": 3}, batch) == ("o", 1)
+    assert Selection(target=0)("o", torch.zeros(2), ["image", "label"]) == ("o", "image")
 
 
 @pytest.mark.parametrize(
-    ("compared", "text"),
+    ("selection", "text"),
     [
         (
-            Compared("loss.1", output="maks"),
+            Selection("loss.1", output="maks"),
             "loss.1.output: there is no 'maks'; did you mean 'mask'? (the output has mask, edges)",
         ),
-        (Compared("loss.1", output=0), "loss.1.output: there is no 0 (the output has mask, edges)"),
         (
-            Compared("loss.0", target="imgae"),
+            Selection("loss.1", output=0),
+            "loss.1.output: there is no 0 (the output has mask, edges)",
+        ),
+        (
+            Selection("loss.0", target="imgae"),
             "loss.0.target: there is no 'imgae'; did you mean 'image'? "
             "(the target is one Tensor; the batch has image, label)",
         ),
     ],
 )
-def test_a_part_that_is_not_there_is_told_with_what_is(compared: Compared, text: str) -> None:
+def test_a_part_that_is_not_there_is_told_with_what_is(selection: Selection, text: str) -> None:
     outputs, batch = {"mask": 1, "edges": 2}, {"image": 1, "label": torch.zeros(2)}
     with pytest.raises(ConfigError) as raised:
-        compared(outputs, batch["label"], batch)
+        selection(outputs, batch["label"], batch)
     assert str(raised.value) == text
 
 
 def test_positions_that_are_not_there_and_lone_outputs_are_told() -> None:
     with pytest.raises(ConfigError, match=r"no 2 \(the output has 0, 1, first, second\)"):
-        Compared(output=2)(Pair(1, 2), None)
+        Selection(output=2)(Pair(1, 2), None)
     with pytest.raises(ConfigError, match=r"no 'x' \(the output is one Tensor\)"):
-        Compared(output="x")(torch.zeros(2), None)
+        Selection(output="x")(torch.zeros(2), None)
 
 
 class TwoOutputs(Trainer):
@@ -238,7 +246,7 @@ TWO = (
 
 
 class Narrow(TwoOutputs):
-    """The image has five numbers, of which three are compared."""
+    """The image has five numbers, of which three are selection."""
 
     def forward(self, batch: Any) -> Any:
         outputs = super().forward(batch)
@@ -295,7 +303,7 @@ def test_metrics_pick_their_parts_too() -> None:
     assert metrics["a"].compute() == (OUTPUT.argmax(1) == TARGET).float().mean().item()
     with pytest.raises(ConfigError, match=r"metrics\.1\.output: .*'scores'"):
         metrics["b"].update({"scores": OUTPUT}, TARGET)
-    assert "compared" not in metrics["a"].state_dict()
+    assert "selection" not in metrics["a"].state_dict()
 
 
 def test_metrics_of_a_run_see_the_output_that_they_name() -> None:
@@ -341,7 +349,7 @@ def test_durations_of_weights_are_counted_in_steps() -> None:
         section("margin", name="a") | {"weight": moving(after="3 steps", shape="cosine")},
         section("margin", name="b") | {"weight": moving(over="50%", to=2.0)},
     ]
-    losses = build_losses(sections, 8, 40, build=build)
+    losses = build_losses(sections, RunLength(8, 40), build=build)
     assert losses["a"].weight == Ramp(0.0, 1.0, over=8, after=3, shape="cosine")
     assert losses["b"].weight == Ramp(0.0, 2.0, over=20)
     assert [losses["b"].weight_at(step) for step in (0, 10, 20, None)] == [0, 1, 2, 2]
@@ -533,8 +541,8 @@ def test_a_loss_with_parameters_that_no_optimizer_would_train_is_refused(monkeyp
     with pytest.raises(ConfigError) as raised:
         build_losses([section("margin"), section("Uncertain")], build=build)
     assert str(raised.value) == (
-        "loss.1: no optimizer trains Uncertain's own log_variance: have the model hold what is to "
-        "be trained, or freeze it with `requires_grad_(False)`"
+        "loss.1: no optimizer trains log_variance of Uncertain: move trainable parameters to the "
+        "model, or freeze them with `requires_grad_(False)`"
     )
     assert build_losses([section("Uncertain", is_frozen=True)], build=build)
 

@@ -215,7 +215,7 @@ def test_what_the_optimizer_s_own_arguments_say_stands(own: str) -> None:
 
 def test_a_fused_form_that_is_not_there_is_told() -> None:
     with pytest.raises(
-        ConfigError, match=r"RMSprop has no fused form; write .memory: .fused: auto"
+        ConfigError, match=r"RMSprop has no fused implementation; write .memory: .fused: auto"
     ):
         make("optimizer={type: RMSprop, args: {lr: 0.1}}", "memory.fused=true")
 
@@ -264,9 +264,7 @@ def test_without_convolutions_nothing_is_laid_out() -> None:
 def test_on_the_cpu_there_is_nothing_to_offload() -> None:
     trainer = make("memory={offload_activations: true, offload_optimizer: true}")
     (note,) = trainer.experiment.memory_notes
-    assert (
-        note == "offload_activations and offload_optimizer: nothing to move, all is in CPU memory"
-    )
+    assert note == "offload_activations and offload_optimizer: no effect on a CPU"
 
 
 # --- Precision, gradients, caches -----------------------------------------------------------------

@@ -227,7 +227,7 @@ def test_an_error_names_the_metric_and_what_it_was_given():
         r"tests/base/training/test_metrics.py:\d+: RuntimeError: no such class",
         str(raised.value),
     )
-    with pytest.raises(TrainingError, match=r"metric 'x' .*it gives shape \(23,\)"):
+    with pytest.raises(TrainingError, match=r"metric 'x' .*it returns shape \(23,\)"):
         SampleMean("x", lambda output, target: output.argmax(1) == target).update(OUTPUT, TARGET)
 
     late = WholeEpoch("auc", broken)
@@ -289,8 +289,8 @@ def test_faults_in_the_list_are_told_together():
         build_metrics(sections, build)
     assert [str(problem) for problem in raised.value.problems] == [
         "metrics.1.name: 'a' is taken by another metric",
-        "metrics.2: Halfway has no compute() and cannot be called: it is no metric",
-        "metrics.3.name: 'loss' is taken by the loss",
+        "metrics.2: Halfway is not a metric: it has no compute() and cannot be called",
+        "metrics.3.name: 'loss' is the name of the loss; choose another",
     ]
 
 

@@ -17,7 +17,7 @@ from toy import NETWORKS, assert_resumes, assert_same, batches, make, run, train
 
 from base.checkpoint.store import read
 from base.config import load_config
-from base.data.batch import AS_IT_IS, SampleCount, count_samples, cut
+from base.data.batch import DEFAULT_RULES, SampleCount, count_samples, cut
 from base.errors import TrainingError
 from base.names.registry import MODELS
 from base.run import micro_batch as settling
@@ -79,7 +79,7 @@ def test_parts_that_disagree_are_not_cut() -> None:
 def test_the_parts_of_a_window_weigh_one_together(
     n_samples: int, micro_batch: int, accumulate: int, count: int
 ) -> None:
-    window, share, seen = Window(accumulate, micro_batch, {}, SampleCount(AS_IT_IS)), 0.0, 0
+    window, share, seen = Window(accumulate, micro_batch, {}, SampleCount(DEFAULT_RULES)), 0.0, 0
     batch = [torch.arange(n_samples), torch.zeros(n_samples)]
     batches = window.read_ahead(iter([batch] * count), 0)
     for number in range(count):
@@ -242,10 +242,10 @@ def test_the_number_found_is_kept_for_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "whole", *AUTO)
-    from base.training.run_log import keep_config
+    from base.training.run_log import write_config
 
     trainer = run(tmp_path / "cut", *AUTO, stop_at=2)
-    keep_config(trainer.config, tmp_path / "cut")
+    write_config(trainer.config, tmp_path / "cut")
     kept = load_config(tmp_path / "cut" / "config.yaml")
     assert kept["memory"]["micro_batch"] == 2
     monkeypatch.setattr(Hungry, "most", 100)  # more would fit now, and give other numbers

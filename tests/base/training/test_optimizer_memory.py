@@ -104,7 +104,7 @@ def test_an_optimizer_that_counts_in_its_groups_is_refused(
             return super().step(closure)
 
     monkeypatch.setitem(OPTIMIZERS.registered, "Counting", Counting)
-    with pytest.raises(TrainingError, match=r"Counting counts in its groups \(k\)"):
+    with pytest.raises(TrainingError, match=r"Counting changes options of its groups \(k\)"):
         train_in(make("optimizer={type: Counting, args: {lr: 0.1}}", option))
 
 

@@ -189,7 +189,7 @@ def test_an_argument_that_an_optimizer_of_the_project_has_for_all_is_refused(
             super().__init__(params, lr)
 
     monkeypatch.setitem(OPTIMIZERS.registered, "Own", Own)
-    with pytest.raises(ConfigError, match="Own takes rounds for all parameters alike, in `args`"):
+    with pytest.raises(ConfigError, match="Own takes rounds only for all parameters, in `args`"):
         build_optimizer(
             TwoLayers(), section(type="Own", param_groups=[{"match": "head.*", "rounds": 2}])
         )
@@ -377,14 +377,14 @@ def test_what_is_frozen_needs_no_layer() -> None:
 @pytest.mark.parametrize(
     ("order", "changes", "told"),
     [
-        (None, {}, r"layer_decay: TwoLayers does not tell the order of its layers; .* "
+        (None, {}, r"layer_decay: TwoLayers does not define the order of its layers; .* "
          r"layer_order = \['stem\.\*', 'norm\.\*', 'head\.\*'\]$"),
         (["stem.*", "head.*"], {}, r"layer_decay: TwoLayers.layer_order must have each parameter "
          r"in one layer, not norm\.weight in none, norm\.bias in none$"),
         (["stem.*", "*"], {}, r"not stem\.weight in \[0, 1\], stem\.bias in \[0, 1\]$"),
         (["stem.*", "nrom.*", "head.*"], {},
          r"layer_decay: TwoLayers\.layer_order\[1\]: no parameter matches 'nrom\.\*'; did"),
-        (["*"], {"args": {}}, r"layer_decay: it multiplies a rate, and stem.weight has None"),
+        (["*"], {"args": {}}, r"layer_decay: it multiplies the rate, and stem.weight has lr None"),
     ],
 )  # fmt: skip
 def test_layer_decay_without_clear_layers_is_an_error(order: Any, changes: Any, told: str) -> None:
@@ -448,7 +448,7 @@ def test_what_is_trained_later_must_have_an_optimizer() -> None:
 
 def test_frozen_for_good_and_for_a_time_is_an_error() -> None:
     rules = [{"match": "stem.*", "freeze": True}]
-    with pytest.raises(ConfigError, match=r"param_groups: stem\.bias: frozen for good here, but"):
+    with pytest.raises(ConfigError, match=r"param_groups: stem\.bias: frozen permanently here and"):
         build_optimizer(TwoLayers(), section(param_groups=rules), later=["stem.bias"])
 
 

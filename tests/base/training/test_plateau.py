@@ -92,7 +92,7 @@ def test_a_value_that_worsens_cuts_the_rate() -> None:
         (UP, "args: {mode: min}", "args.mode", "contradicts trainer.monitor"),
         (UP, "monitor: valid/accuracy, args: {mode: min}", "args.mode", "contradicts trainer"),
         (UP, "monitor: max valid/accuracy, args: {mode: min}", "args.mode", "contradicts lr_sch"),
-        (UP, "monitor: min valid/accuracy", "monitor", "which is it"),
+        (UP, "monitor: min valid/accuracy", "monitor", "use one direction"),
         ("trainer.monitor=null", "args: {mode: max}", "args.mode", "'min valid/loss'"),
         ("trainer.monitor=null", "monitor: valid/accuracy", "monitor", "lower or higher values of"),
         (UP, "monitor: max", "monitor", "expected 'min NAME' or 'max NAME'"),

@@ -148,7 +148,7 @@ def test_no_weight_moves_in_a_skipped_step(more: list[str]) -> None:
 @pytest.mark.fault("F16")
 def test_steps_in_a_row_end_the_training() -> None:
     trainer = make(NORMED, SKIP, "trainer.max_nonfinite=2", trainer=Often)
-    with pytest.raises(TrainingError, match=r"at step 5 .*after 2 steps in a row that were skipp"):
+    with pytest.raises(TrainingError, match=r"at step 5 .*after 2 skipped steps in a row"):
         train_in(trainer)
     trainer = make(NORMED, SKIP, "trainer.max_nonfinite=3", trainer=Often)
     train_in(trainer)
@@ -187,7 +187,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(caplog: pytest.LogCaptureF
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     """Where gradients are not looked at, the last checkpoint is still a good one."""
     trainer = make("trainer.save_every=1 step", trainer=BadGradient)
-    with pytest.raises(TrainingError, match=r"not finite after step 4 \(hidden.0.weight"):
+    with pytest.raises(TrainingError, match=r"not finite after step 4 \(first: hidden.0.weight"):
         train_in(trainer, tmp_path)
     state = read(tmp_path)
     assert state["progress"]["step"] == 3
@@ -223,8 +223,8 @@ def test_step_rate_values_and_layer_are_named() -> None:
     losses = "loss=[cross_entropy, {type: multi_margin_loss, name: margin, weight: 0.5}]"
     message = told(make(losses, trainer=Broken))
     assert "the loss is not finite at step 4 (lr 0.1; the step before it: loss " in message
-    assert "on a second look loss nan, cross_entropy nan, margin " in message
-    assert "the first that is not finite: the output of hidden.0 (Linear)" in message
+    assert "running the step again gives loss nan, cross_entropy nan, margin " in message
+    assert "first non-finite value: the output of hidden.0 (Linear)" in message
 
 
 def test_a_batch_that_is_not_finite_is_told() -> None:
@@ -243,7 +243,7 @@ def test_a_loss_of_finite_outputs_is_told() -> None:
             loss = super().compute_losses(outputs, batch)["cross_entropy"]
             return {"loss": loss * (NAN if self.progress.step == 3 else 1)}
 
-    assert "no layer's output, but what is computed from them" in told(make(trainer=Loss))
+    assert "a value computed from the outputs of layers" in told(make(trainer=Loss))
 
 
 def test_a_second_look_changes_nothing() -> None:
@@ -252,7 +252,7 @@ def test_a_second_look_changes_nothing() -> None:
         torch.manual_seed(1)
         end_step = one.end_step
         one.end_step = lambda values, one=one, end_step=end_step: (
-            one.recovery._second_look(next(one.train_loader.batches(0, 1)))
+            one.recovery._locate_nonfinite(next(one.train_loader.batches(0, 1)))
             if one is trainer
             else None,
             end_step(values),
@@ -288,7 +288,7 @@ def test_a_rollback_goes_back_to_the_last_save_and_on_past_the_batch(
     assert_same(seen[4], seen[2])
     assert not seen[3]["head.weight"].equal(seen[2]["head.weight"])
     assert (trainer.progress.step, trainer.progress.rollbacks) == (10, 1)
-    assert "back to the weights of step 2, on with the next batch" in caplog.text
+    assert "restored the weights of step 2; training continues with the next batch" in caplog.text
     undisturbed = make(*options)
     train_in(undisturbed)
     assert trainer.progress.rates == undisturbed.progress.rates, "schedules are not set back"
@@ -398,9 +398,9 @@ def test_what_was_found_is_told_with_what_it_means_for_batch_norm(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     train_in(make(*HUNGRY))
-    first = "out of memory at step 1 with 8 samples at a time: micro_batch 4 from here on; to keep"
+    first = "out of memory at step 1 with 8 samples at a time: micro_batch 4 from now on; to keep"
     assert first in caplog.text
-    assert "to keep it, memory.micro_batch=2" in caplog.text
+    assert "to keep it, set memory.micro_batch=2" in caplog.text
     assert "the 1 BatchNorm layers see 2 samples at a time" in caplog.text
 
 
@@ -429,7 +429,7 @@ def test_stop_advises_and_the_last_checkpoint_loads(
 
 def test_where_one_sample_is_too_much_it_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hungry, "most", 0)
-    with pytest.raises(TrainingError, match="not even one sample fits"):
+    with pytest.raises(TrainingError, match="one sample does not fit"):
         train_in(make(*HUNGRY))
 
 
@@ -440,9 +440,7 @@ def test_what_an_optimizer_has_begun_is_not_made_again(tmp_path: Path) -> None:
         raise torch.OutOfMemoryError("no room for moments")
 
     trainer.optimizers["main"].register_step_pre_hook(refuse)
-    with pytest.raises(
-        TrainingError, match=r"micro_batch 1 from here on.*which a resume has: pyth"
-    ):
+    with pytest.raises(TrainingError, match=r"micro_batch 1 from now on.*a resume uses it: pyth"):
         train_in(trainer, tmp_path)
     assert load_config(tmp_path / "config.yaml")["memory"]["micro_batch"] == 1
 

@@ -41,14 +41,14 @@ def registering(name: Any, value: Any) -> type[Trainer]:
     return Mine
 
 
-OF_THE_ENGINE = ["model", "optimizer", "optimizer.main", "monitor", "meters", "progress", "random"]
-OF_THE_ENGINE += ["metric", "metric.accuracy", "callback", "callback.StopAfter", "scaler", "ema"]
-OF_THE_ENGINE += ["schedule", "loss.new", "metric.new", "bad_samples", "epoch_start"]
+RESERVED_NAMES = ["model", "optimizer", "optimizer.main", "monitor", "meters", "progress", "random"]
+RESERVED_NAMES += ["metric", "metric.accuracy", "callback", "callback.StopAfter", "scaler", "ema"]
+RESERVED_NAMES += ["schedule", "loss.new", "metric.new", "bad_samples", "epoch_start"]
 OPTIONS = ("metrics=[accuracy]", "callbacks=[{type: StopAfter, args: {minutes: 9}}]")
 OPTIONS += ("trainer.ema={decay: 0.9}", "lr_scheduler={type: StepLR, args: {step_size: 1}}")
 
 
-@pytest.mark.parametrize("name", OF_THE_ENGINE)
+@pytest.mark.parametrize("name", RESERVED_NAMES)
 def test_a_name_of_the_engine_is_taken(name: str) -> None:
     with pytest.raises(ConfigError, match=r"trainer: Mine: register\(.*name is taken.*another one"):
         make(*OPTIONS, trainer=registering(name, nn.Linear(2, 2)))
@@ -71,7 +71,7 @@ def test_a_dict_is_taken_whole_or_not_at_all() -> None:
 
 @pytest.mark.parametrize("name", ["", "  ", None, 3, ("a",), b"a"])
 def test_a_name_is_a_text(name: Any) -> None:
-    with pytest.raises(ConfigError, match="a name is a text that is not empty"):
+    with pytest.raises(ConfigError, match="the name must be a non-empty string"):
         make(trainer=registering(name, nn.Linear(2, 2)))
 
 
@@ -92,11 +92,11 @@ class Half:
         (np.zeros(3), "a ndarray has no"),
         ("text", "a str has no"),
         (Half(), "a Half has no state_dict and load_state_dict"),
-        (nn.Linear, "the class Linear itself has no .*give an object of this class"),
+        (nn.Linear, "the class Linear itself has no .*register an object of this class"),
         ({"a": torch.zeros(3)}, r"register\('mine.a', ...\): a Tensor has no"),
         ({"a": {"b": nn.Linear(2, 2)}}, "a dict has no .*no dicts"),
-        ({}, "nothing in it to save"),
-        ({"": nn.Linear(2, 2)}, "is no name"),
+        ({}, "the dict is empty"),
+        ({"": nn.Linear(2, 2)}, "is not a valid name"),
     ],
 )
 def test_what_has_no_state_is_refused_with_what_to_do(value: Any, text: str) -> None:

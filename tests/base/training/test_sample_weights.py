@@ -10,12 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from base.data.batch import AS_IT_IS, target_of
+from base.data.batch import DEFAULT_RULES, target_of
 from base.errors import TrainingError
-from base.training.denominators import SUM, counted_by, losses_of_samples, same_denominator_as
+from base.training.denominators import (
+    SUM_REDUCTION,
+    denominator_of,
+    same_denominator_as,
+    sample_losses_of,
+)
 from base.training.losses import WeightedLoss
 
-RULES = AS_IT_IS | {"ids": True, "weight": "w"}
+RULES = DEFAULT_RULES | {"ids": True, "weight": "w"}
 N = 6
 torch.manual_seed(0)
 WEIGHTS = torch.tensor([0.5, 2.0, 0.0, 1.0, 3.0, 0.25])
@@ -158,11 +163,13 @@ def batch_of(output: Tensor, target: Tensor, begin: int = 0, end: int = N) -> li
     return [each[begin:end] for each in (output, target, ids, WEIGHTS)]
 
 
-@pytest.mark.parametrize("notes_samples", [False, True])
+@pytest.mark.parametrize("needs_sample_losses", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_the_mean_and_its_gradient_are_those_of_the_formula(case: str, notes_samples: bool) -> None:
+def test_the_mean_and_its_gradient_are_those_of_the_formula(
+    case: str, needs_sample_losses: bool
+) -> None:
     function, output, target, formula = CASES[case]
-    loss = WeightedLoss("it", function, rules=RULES, notes_samples=notes_samples)
+    loss = WeightedLoss("it", function, rules=RULES, needs_sample_losses=needs_sample_losses)
     output = output.clone().requires_grad_()
     value = loss(output, target, batch=batch_of(output, target))
     torch.testing.assert_close(value.double(), formula().double(), rtol=2e-5, atol=1e-6)
@@ -171,12 +178,12 @@ def test_the_mean_and_its_gradient_are_those_of_the_formula(case: str, notes_sam
     sums = torch.zeros_like(output)
     counted = loss.counted_in(batch_of(output, target), RULES)
     number = counted.number if counted else None
-    torch.testing.assert_close(counted_by(value).number, torch.as_tensor(number))
+    torch.testing.assert_close(denominator_of(value).number, torch.as_tensor(number))
     for begin, end in ((0, 2), (2, 3), (3, 6)):  # parts, as of a micro_batch, by their shares
         part = loss(
             output[begin:end], target[begin:end], batch=batch_of(output, target, begin, end)
         )
-        own = counted_by(part).number
+        own = denominator_of(part).number
         share = own / number
         sums += torch.autograd.grad(part * share, output)[0]
     torch.testing.assert_close(sums, whole, rtol=2e-5, atol=1e-6)
@@ -202,7 +209,7 @@ def test_a_sum_stays_one() -> None:
         value = loss(SCORES, IGNORED, batch=batch_of(SCORES, IGNORED))
         each = F.cross_entropy(SCORES, IGNORED, CLASS_WEIGHTS, reduction="none")
         torch.testing.assert_close(value, (WEIGHTS * each).sum())
-        assert counted_by(value).number is SUM
+        assert denominator_of(value).number is SUM_REDUCTION
     loss = WeightedLoss("it", functools.partial(focal, reduction="sum"), rules=RULES)
     value = loss(SCORES, CLASSES, batch=batch_of(SCORES, CLASSES))
     torch.testing.assert_close(value, (WEIGHTS * focal(SCORES, CLASSES, reduction="none")).sum())
@@ -217,7 +224,7 @@ def test_weights_of_zero_give_no_nan(case: str) -> None:
     value.backward()
     assert value == 0
     assert (output.grad == 0).all()
-    assert counted_by(value).number == 0
+    assert denominator_of(value).number == 0
 
 
 def test_the_lengths_of_sequences_divide_their_losses() -> None:
@@ -278,10 +285,10 @@ def test_terms_are_weighted_each() -> None:
 
 def test_the_loss_of_each_sample_is_noted() -> None:
     function, rules = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS), RULES | {"weight": None}
-    loss = WeightedLoss("it", function, rules=rules, notes_samples=True)
+    loss = WeightedLoss("it", function, rules=rules, needs_sample_losses=True)
     batch = [SCORES, IGNORED, torch.arange(N)]
     value = loss(SCORES.requires_grad_(), IGNORED, batch=batch)
-    each = losses_of_samples(value)
+    each = sample_losses_of(value)
     assert each is not None
     assert not each.requires_grad
     expected = F.cross_entropy(SCORES, IGNORED, reduction="none").detach()
@@ -295,12 +302,12 @@ def test_one_by_one_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(3):
             loss(VALUES, OTHERS, batch=batch_of(VALUES, OTHERS))
     assert len(caplog.records) == 1
-    assert "loss 'it' is called for each sample by itself" in caplog.text
+    assert "loss 'it' is called once for each sample" in caplog.text
 
 
 def test_a_call_without_the_batch_says_what_to_give() -> None:
     loss = WeightedLoss("it", F.mse_loss, rules=RULES)
-    with pytest.raises(TrainingError, match=r"call it with `batch=batch`.*`sample_weight=None`"):
+    with pytest.raises(TrainingError, match=r"pass `batch=batch`.*`sample_weight=None`"):
         loss(VALUES, OTHERS)
     torch.testing.assert_close(loss(VALUES, OTHERS, sample_weight=None), F.mse_loss(VALUES, OTHERS))
     value = loss(VALUES, OTHERS, sample_weight=WEIGHTS)
@@ -311,7 +318,7 @@ def test_rows_that_are_no_samples_are_told() -> None:
     loss = WeightedLoss("it", F.cross_entropy, rules=RULES)
     flat = MAPS.movedim(1, -1).reshape(-1, 3)
     with pytest.raises(
-        TrainingError, match=r"gives \(48\) for 6 samples|gives \(48,\) for 6 samples"
+        TrainingError, match=r"returns \(48\) for 6 samples|returns \(48,\) for 6 samples"
     ):
         loss(flat, MASKS.reshape(-1), batch=batch_of(MAPS, MASKS))
 
@@ -351,7 +358,7 @@ def test_a_loss_that_is_no_mean_over_samples_is_told_once(
         with caplog.at_level("WARNING", logger="kindling"):
             for _ in range(2):
                 loss(VALUES, YES, batch=BATCH)
-        assert caplog.text.count("'mine' is no mean over samples") == number
+        assert caplog.text.count("'mine' is not a mean over samples") == number
     whole, each = dice(VALUES, YES), [dice(VALUES[i], YES[i]) for i in range(N)]
     caplog.clear()
     WeightedLoss("mine", dice, rules=RULES)(VALUES, YES, batch=BATCH)
@@ -360,8 +367,8 @@ def test_a_loss_that_is_no_mean_over_samples_is_told_once(
 
 
 def test_a_loss_is_evaluated_alike_with_and_without_a_sampler_that_learns() -> None:
-    rules = AS_IT_IS | {"ids": True}
-    loss = WeightedLoss("mine", dice, rules=rules, notes_samples=True)
+    rules = DEFAULT_RULES | {"ids": True}
+    loss = WeightedLoss("mine", dice, rules=rules, needs_sample_losses=True)
     with torch.no_grad():
         assert loss(VALUES, YES, batch=BATCH).equal(dice(VALUES, YES))
-    assert losses_of_samples(loss(VALUES, YES, batch=BATCH)) is not None
+    assert sample_losses_of(loss(VALUES, YES, batch=BATCH)) is not None

@@ -328,10 +328,10 @@ def test_plateau_has_a_floor_for_each_group(floor: str, ends: tuple[float, float
             "{type: LambdaLR, args: {lr_lambda: [halve]}}]}}",
             "lr_lambda has 1 values for 2",
         ),
-        ("{type: CosineAnnealingLR, args: {eta_min: 0.2}}", "eta_min 0.2 is one floor for all"),
+        ("{type: CosineAnnealingLR, args: {eta_min: 0.2}}", "eta_min 0.2 is the minimum of all"),
         (
             "{type: CosineAnnealingWarmRestarts, args: {T_0: 2, eta_min: 0.5}}",
-            "eta_min 0.5 is one floor for all, and some groups begin below it",
+            "eta_min 0.5 is the minimum of all groups, and some begin below it",
         ),
     ],
 )
@@ -534,7 +534,7 @@ def test_a_longer_run_on_an_old_state_takes_the_new_length(cosine: str, tmp_path
         ("{type: OneCycleLR}", "needs argument max_lr"),
         ("{type: OneCycleLR, args: {max_lr: 1, pct_start: 2}}", "pct_start"),
         ("{type: OneCycleLR, args: {max_lr: 1, total_steps: 4}, every: step}", "total_steps"),
-        ("{type: StepLR, args: {step_size: 2, optimizer: 1}}", "given by Kindling"),
+        ("{type: StepLR, args: {step_size: 2, optimizer: 1}}", "passed by Kindling"),
         ("{type: StepLR, args: {step_size: 2 parsecs}}", "duration"),
         ("{type: StepLRR, args: {step_size: 2}}", "did you mean 'StepLR'"),
         ("{type: LambdaLR, args: {lr_lambda: no_such_function}}", "no_such_function"),

@@ -40,9 +40,9 @@ def told(function: Any, output: Any, target: Any, kind: str = "call") -> str:
 
 def test_both_shapes_and_what_to_change_are_told():
     assert told(F.mse_loss, rows(30, 1), rows(30)) == (
-        "loss.0: output (30, 1) and target (30,) would broadcast to (30, 30) in `mse_loss`: give "
-        "the target a last dimension (`ArrayFileDataset`: targets of shape (N, 1)), or squeeze the "
-        "model's output, `output.squeeze(-1)`"
+        "loss.0: output (30, 1) and target (30,) would broadcast to (30, 30) in `mse_loss`: add "
+        "a last dimension to the target (`ArrayFileDataset`: targets of shape (N, 1)), or squeeze "
+        "the model's output, `output.squeeze(-1)`"
     )
     assert "(`targets[:, 0]` in your data)" in told(F.mse_loss, rows(30), rows(30, 1))
     text = told(lambda a, b: (a - b).mean(), rows(N, 1, H, N), rows(N, H, N))
@@ -51,7 +51,7 @@ def test_both_shapes_and_what_to_change_are_told():
     text = told(lambda a, b: (a - b).mean(), rows(N, 1, H, W), rows(N, C, H, W))
     assert "`output.expand_as(target)`" in text
     text = told(lambda a, b: (a - b).mean(), rows(N, N), rows(N))
-    assert "add a dimension there, as `output[:, None]`" in text
+    assert "add a dimension explicitly, as in `output[:, None]`" in text
 
 
 # --- torch's losses -------------------------------------------------------------------------------

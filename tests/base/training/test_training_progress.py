@@ -247,7 +247,7 @@ def test_averages_of_another_model_are_refused() -> None:
     one = ExponentialMovingAverage(dict(nn.Linear(3, 2).named_parameters()), 0.9)
     for other in (nn.Linear(3, 2, bias=False), nn.Linear(1, 2)):
         state = ExponentialMovingAverage(dict(other.named_parameters()), 0.9).state_dict()
-        with pytest.raises(ValueError, match="of other weights"):
+        with pytest.raises(ValueError, match="do not match the trained weights"):
             one.load_state_dict(state)
 
 

@@ -13,8 +13,8 @@ from toy import CONFIG, make, train_in
 from base.errors import ConfigError, TrainingError
 from base.names.registry import find
 from base.run.checks import check
-from base.training import loss_facts
-from base.training.loss_facts import ignore_index_of, threshold_of
+from base.training import metric_defaults
+from base.training.metric_defaults import ignore_index_of, threshold_of
 from model.loss import smooth_cross_entropy
 from trainer.trainer import Trainer
 
@@ -136,7 +136,7 @@ def test_a_trainer_that_changes_outputs_says_the_threshold_itself(monkeypatch: p
 
     for trainer in (Sigmoid, OwnLosses):
         monkeypatch.setattr(
-            loss_facts,
+            metric_defaults,
             "find",
             lambda kind, name, own=trainer: own if kind == "trainer" else find(kind, name),
         )

@@ -294,8 +294,8 @@ class BaseTrainer:
         if experiment is None:
             text = "call super().__init__(experiment) before self.build(...)"
             raise ConfigError([Problem("", text)])
-        assert experiment.build_own is not None  # `build_experiment` gives it
-        return experiment.build_own(experiment, kind, section)
+        assert experiment.build_section is not None  # `build_experiment` gives it
+        return experiment.build_section(experiment, kind, section)
 
     @final
     def only(self, name: str) -> AbstractContextManager[None]:

@@ -41,7 +41,7 @@ from base.run.loaders import (
     check_sampler,
     defer_loaders,
 )
-from base.run.own_sections import build_own
+from base.run.trainer_sections import build_section
 from base.system.resources import use_threads
 from base.system.seeding import derive_seed, isolated_random_state
 from base.system.torch_compat import keep_freed_memory, put_off_dynamo
@@ -129,7 +129,7 @@ def build_experiment(
     bad_samples = BadSamples(config)
     references = References(config) if references is None else references
     if data is None:
-        data = training_data(config, device, bad_samples, record or {}, references)
+        data = build_training_data(config, device, bad_samples, record or {}, references)
     model, init_records = build_model(config, data.example, references)
     loaded = load_weights(config, model) if weights else {}
     settings, memory = config["trainer"], config["memory"]
@@ -206,7 +206,7 @@ def build_experiment(
         loaded=loaded,
         memory_notes=memory_notes,
         own_references=references,
-        build_own=build_own,
+        build_section=build_section,
     )
 
 
@@ -216,7 +216,7 @@ def build_trainer(config: Config, experiment: Experiment) -> Any:
     return build("trainer", section, where=config.where("trainer"), experiment=experiment)
 
 
-def training_data(
+def build_training_data(
     config: Config,
     device: torch.device,
     bad_samples: BadSamples,
@@ -242,11 +242,11 @@ def training_data(
     return Data(train_loader, valid_loader, n_batches, train_loader, sampler_state=sampler_state)
 
 
-def tested_data(config: Config, data: Mapping[str, Any], references: References | None) -> Data:
+def build_test_data(config: Config, data: Mapping[str, Any], references: References | None) -> Data:
     """Build the loader of the test data alone; those of the training are built if asked for.
 
     Args:
-        data: what the tested checkpoint knows of its data, as `keep_data` returned it.
+        data: what the tested checkpoint knows of its data, as `write_data_record` returned it.
     """
     references = References(config) if references is None else references
     train_loader, valid_loader = defer_loaders(config, data["n_batches"], references)

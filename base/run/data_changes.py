@@ -55,7 +55,7 @@ class Row(NamedTuple):
     content: str = ""
 
 
-def keep_data(
+def write_data_record(
     experiment: Experiment, folder: Path, then: Mapping[str, Any], allow_change: bool = False
 ) -> dict[str, Any]:
     """Write what a run knows of its data into its folder, and return it for the manifests.
@@ -125,7 +125,7 @@ def refuse_changed_data(experiment: Experiment, resume_from: Path, allow_change:
     """Compare the data with those of a run, before anything else is tried on them.
 
     Raises:
-        DataError: as `keep_data`, which looks again once the checkpoint itself is verified.
+        DataError: as `write_data_record`, which looks again once the checkpoint itself is verified.
     """
     loaders = {"train": experiment.train_loader, "valid": experiment.valid_loader}
     record = record_of(experiment.train_loader)
@@ -185,7 +185,7 @@ def compare_split(
     Args:
         path: the ``split.csv`` of the run. It says which samples differ; of a checkpoint of an
             earlier version, which has no hashes, its ids are what is compared.
-        then: what `keep_data` returned for the run.
+        then: what `write_data_record` returned for the run.
 
     Raises:
         DataError: a sample is in both parts, or there are other samples or labels.

@@ -29,7 +29,7 @@ TO_READ = "`self.losses[NAME].weight_at(self.progress.step)`"
 
 
 @contextmanager
-def reads_put_back(trainer: BaseTrainer) -> Iterator[None]:
+def restore_weight_reads(trainer: BaseTrainer) -> Iterator[None]:
     """Let what is read within, of the weights of losses, not count as a use of them."""
     before = {name: loss.weight_was_read for name, loss in trainer.losses.items()}
     try:
@@ -40,7 +40,7 @@ def reads_put_back(trainer: BaseTrainer) -> Iterator[None]:
 
 
 @contextmanager
-def noted_losses(trainer: BaseTrainer) -> Iterator[dict[str, Any]]:
+def record_losses(trainer: BaseTrainer) -> Iterator[dict[str, Any]]:
     """Note what ``compute_losses`` returns within: a dict that it fills."""
     noted: dict[str, Any] = {}
     compute, attributes = trainer.compute_losses, vars(trainer)
@@ -61,7 +61,7 @@ def noted_losses(trainer: BaseTrainer) -> Iterator[dict[str, Any]]:
         noted.clear()
 
 
-def warn_of_unused(
+def warn_about_unused_weights(
     trainer: BaseTrainer, returned: dict[str, Any], has_plain_step: bool, called: Mapping[str, Any]
 ) -> None:
     """Warn, once, of weights that the first step has not read, and of terms that it leaves out.
@@ -82,16 +82,16 @@ def warn_of_unused(
         and not (may_come and loss.compared.where not in called)
     }
     if unused and not READS_CONFIG.search(source):
-        _warn_of_weights(trainer, unused, has_plain_step)
+        _warn_about_weights(trainer, unused, has_plain_step)
     if has_plain_step and "loss" in losses and not losses["loss"].weight_was_read:
         is_alone = returned.get("loss") is called.get(losses["loss"].compared.where, ...)
         if is_alone:  # not a sum that the trainer calls so
-            _warn_of_terms(trainer, returned)
+            _warn_about_terms(trainer, returned)
     for loss in losses.values():
         loss.weight_was_read = True  # said, or of no interest from here on
 
 
-def _warn_of_weights(
+def _warn_about_weights(
     trainer: BaseTrainer, unused: dict[str, WeightedLoss], has_plain_step: bool
 ) -> None:
     name, number = type(trainer).__name__, list(trainer.losses).index(next(iter(unused)))
@@ -105,7 +105,7 @@ def _warn_of_weights(
     log.warning("%s", trainer.config.problem(("loss", number, "weight"), text))
 
 
-def _warn_of_terms(trainer: BaseTrainer, returned: dict[str, Any]) -> None:
+def _warn_about_terms(trainer: BaseTrainer, returned: dict[str, Any]) -> None:
     """Warn where a term is added to a lone loss that the config calls "loss", as the sum is."""
     others = [
         name
@@ -139,7 +139,7 @@ log = logging.getLogger("kindling")
 
 
 @contextmanager
-def agreeing_shapes(trainer: BaseTrainer) -> Iterator[ShapeAgreement]:
+def check_shapes(trainer: BaseTrainer) -> Iterator[ShapeAgreement]:
     """Refuse outputs and targets that would broadcast, in losses, metrics and a trainer's steps.
 
     Meant for the first batches, as each function of torch is looked at. Of a compiled model only
@@ -174,11 +174,11 @@ def guard_first_step(trainer: BaseTrainer) -> Iterator[None]:
     """Catch in the first training step what would go wrong, or silently wrong, in each."""
     with (
         guard_first_batch(trainer.model),
-        agreeing_shapes(trainer) as agreement,
-        noted_losses(trainer) as returned,
+        check_shapes(trainer) as agreement,
+        record_losses(trainer) as returned,
     ):
         yield
-        warn_of_unused(trainer, returned, trainer.has_plain_step, agreement.called)
+        warn_about_unused_weights(trainer, returned, trainer.has_plain_step, agreement.called)
 
 
 def check_first_step(trainer: BaseTrainer, values: Mapping[str, Any]) -> None:
@@ -192,7 +192,7 @@ def check_first_step(trainer: BaseTrainer, values: Mapping[str, Any]) -> None:
     if trainer.config["batch"]["weight"] is not None and not is_weighted:
         text = "batch.weight: %s called none of `self.losses` with its batch, so the samples of a"
         log.warning(f"{text} batch count alike", type(trainer).__name__)
-    _warn_of_iterators(trainer)
+    _warn_about_iterators(trainer)
 
 
 def check_watched_values(trainer: BaseTrainer, phase: str, values: Mapping[str, Any]) -> None:
@@ -202,7 +202,7 @@ def check_watched_values(trainer: BaseTrainer, phase: str, values: Mapping[str, 
     check_watched(trainer.config, trainer.monitor, trainer.schedules, values, others)
 
 
-def _warn_of_iterators(trainer: BaseTrainer) -> None:
+def _warn_about_iterators(trainer: BaseTrainer) -> None:
     """Name the attributes that a trainer iterates over, which a resume would start again."""
     saved = set(map(id, trainer.stateful.values()))
     for name, value in vars(trainer).items():

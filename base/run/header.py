@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
 
-def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
+def header_entries(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
     """Return the facts of a run's header, by name."""
     parameters = list(trainer.model.parameters())
     n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
@@ -36,7 +36,7 @@ def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         "model": f"{type(trainer.model).__name__}, {n_trainable:,} parameters{frozen}",
         "data": ", ".join(sizes),
         "inputs": input_text(trainer),
-        "memory": ", ".join(memory_facts(trainer)) or None,
+        "memory": ", ".join(memory_options_in_use(trainer)) or None,
         "length": f"{experiment.n_epochs} epochs, {experiment.total_steps:,} steps",
         "best by": trainer.monitor.rule,
         "resume by": None if folder is None else resume_command(folder),
@@ -54,7 +54,7 @@ def _threads(device: torch.device) -> str:
     return f", {n_threads} thread{'s' * (n_threads > 1)}" if device.type == "cpu" else ""
 
 
-def memory_facts(trainer: BaseTrainer) -> list[str]:
+def memory_options_in_use(trainer: BaseTrainer) -> list[str]:
     """Return what was chosen or found out for the ``memory:`` section."""
     chosen = " (auto)" if trainer.config["memory"]["fused"] == "auto" else ""
     fused = {

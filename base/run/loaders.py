@@ -21,7 +21,7 @@ from base.names.signatures import signature
 log = logging.getLogger("kindling")
 
 # Losses of torch that take no shares of classes.
-OF_CLASS_NUMBERS = frozenset((
+CLASS_INDEX_LOSSES = frozenset((
     "nll_loss", "NLLLoss", "NLLLoss2d", "multi_margin_loss",
     "MultiMarginLoss", "multilabel_margin_loss", "MultiLabelMarginLoss", "ctc_loss", "CTCLoss",
     "AdaptiveLogSoftmaxWithLoss",
@@ -43,20 +43,20 @@ def build_loaders(config: Config, references: References | None = None) -> tuple
         valid_loader = build("data_loader", section, where=config.where("valid_data_loader"))
         if hasattr(valid_loader, "set_seed"):
             valid_loader.set_seed(seed)
-        _tell_ignored(valid_loader, config)
+        _set_ignored_index(valid_loader, config)
     else:
         valid_loader = loader.split_validation() if hasattr(loader, "split_validation") else None
     if valid_loader is not None:
-        valid_loader = _read_once(config, valid_loader, key)
+        valid_loader = _for_evaluation(config, valid_loader, key)
         references.add("valid_data_loader", valid_loader)
-    _tell_ignored(loader, config)
+    _set_ignored_index(loader, config)
     if hasattr(loader, "set_training_length"):
         n_batches = batches_in_epoch(config, loader)
         steps_per_epoch = math.ceil(n_batches / config["memory"]["accumulate"])
         n_steps = config["trainer"]["steps"] or config["trainer"]["epochs"] * steps_per_epoch
         loader.set_training_length(n_steps, steps_per_epoch, n_batches)
     if mixers := getattr(loader, "mixes", ""):
-        _refuse_class_numbers(config, mixers)
+        _refuse_class_indices(config, mixers)
         if config["batch"]["weight"] is not None:
             text = f"{mixers} makes one sample of two, each with a weight of its own"
             problem = config.problem(("batch", "weight"), f"{text}: leave one of them out")
@@ -93,9 +93,9 @@ def build_test_loader(
     loader = build("data_loader", section, where=config.where(key))
     if hasattr(loader, "set_seed"):
         loader.set_seed(config["seed"])
-    _tell_ignored(loader, config)
+    _set_ignored_index(loader, config)
     use_record(loader, record)
-    return _read_once(config, loader, key)
+    return _for_evaluation(config, loader, key)
 
 
 def missing_test_data(config: Config) -> str:
@@ -116,11 +116,11 @@ def missing_test_data(config: Config) -> str:
     return f"set {text}, or add a `test_data_loader` section" if text else ""
 
 
-def ready_loader(config: Config, loader: Any, where: str = "") -> Any:
+def prepare_loader(config: Config, loader: Any, where: str = "") -> Any:
     """Return a trainer's own loader, seeded and with positions: ``batches(first, count)``."""
     if hasattr(loader, "set_seed"):
         loader.set_seed(config["seed"])
-    _tell_ignored(loader, config)
+    _set_ignored_index(loader, config)
     if fault := sharing_fault(loader):
         raise ConfigError([Problem(where, fault)])
     return as_batches(loader, config["seed"])
@@ -138,7 +138,7 @@ def _with_positions(config: Config, loader: Any, key: str) -> Any:
     return loader
 
 
-def _read_once(config: Config, loader: Any, key: str) -> Any:
+def _for_evaluation(config: Config, loader: Any, key: str) -> Any:
     """Return a loader that is evaluated: one without a length is not begun a second time."""
     loader = _with_positions(config, loader, key)
     if hasattr(loader, "repeats"):
@@ -256,17 +256,17 @@ def ignored_by_losses(config: Config) -> int | None:
     return None
 
 
-def _tell_ignored(loader: Any, config: Config) -> None:
+def _set_ignored_index(loader: Any, config: Config) -> None:
     """Tell a loader which class number the losses leave out."""
     if hasattr(loader, "set_ignored"):
         loader.set_ignored(ignored_by_losses(config))
 
 
-def _is_class_number(value: Any) -> bool:
+def _is_class_index(value: Any) -> bool:
     return isinstance(value, int) and value >= 0
 
 
-def _refuse_class_numbers(config: Config, mixers: str) -> None:
+def _refuse_class_indices(config: Config, mixers: str) -> None:
     """Make sure that no loss takes class numbers where samples are mixed.
 
     Raises:
@@ -275,12 +275,12 @@ def _refuse_class_numbers(config: Config, mixers: str) -> None:
     problems = []
     for number, section in enumerate(config["loss"]):
         name, ignored = section["type"], (section["args"] or {}).get("ignore_index", -100)
-        if name in OF_CLASS_NUMBERS:
+        if name in CLASS_INDEX_LOSSES:
             text = (
                 f"{name} takes class numbers, but targets mixed by {mixers} are shares of classes"
             )
             problems.append(config.problem(("loss", number), f"{text}: use cross_entropy"))
-        elif name in ("cross_entropy", "CrossEntropyLoss") and _is_class_number(ignored):
+        elif name in ("cross_entropy", "CrossEntropyLoss") and _is_class_index(ignored):
             text = f"targets mixed by {mixers} are shares of classes, which know no ignore_index"
             problems.append(config.problem(("loss", number), f"{text}: leave one of them out"))
     if problems:

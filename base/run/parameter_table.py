@@ -33,7 +33,7 @@ class Row(NamedTuple):
     shared_with: str | None
 
 
-def audit(experiment: Experiment) -> list[Row]:
+def parameter_rows(experiment: Experiment) -> list[Row]:
     """Return a row for each parameter in the model's order; a shared one comes once."""
     places: dict[int, tuple[str | None, dict[str, Any]]] = {
         id(parameter): (f"{name}/{number}", group)
@@ -71,7 +71,7 @@ def audit(experiment: Experiment) -> list[Row]:
     return rows
 
 
-def loaded_tables(experiment: Experiment) -> str:
+def weights_tables(experiment: Experiment) -> str:
     """Return what became of the weights of each file, below the module and the file."""
     return "\n".join(
         f"weights of {prefix or 'the model'} from {fit.file}:\n{fit.table()}"
@@ -84,7 +84,7 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
     write_whole(path, csv_text([Row._fields, *rows]).encode())
 
 
-def whole_table(rows: Iterable[Row]) -> str:
+def full_table(rows: Iterable[Row]) -> str:
     """Return a line for each parameter; a column that is empty all through is left out."""
     cells = [[_cell(*pair) for pair in row._asdict().items()] for row in rows]
     columns = zip(Row._fields, *cells, strict=True)

@@ -18,15 +18,16 @@ from base.config import Config
 from base.config.changes import OWN_STATE, Change, differences, table_of
 from base.errors import KindlingError, disk_error, why
 from base.names.registry import project_root
-from base.run.data_changes import keep_data
+from base.run.data_changes import write_data_record
 from base.run.first_step import check_first_step, guard_first_step
-from base.run.header import header_facts
+from base.run.header import header_entries
 from base.run.loaders import missing_test_data
-from base.run.micro_batch import settle
-from base.run.parameter_table import audit, loaded_tables, short_table, write_csv
+from base.run.micro_batch import resolve_micro_batch
+from base.run.parameter_table import parameter_rows, short_table, weights_tables, write_csv
 from base.run.profiler import Profiler
-from base.run.testing import choose_checkpoint, run_test, state_put_back
+from base.run.testing import choose_checkpoint, preserve_state, run_test
 from base.run.writers import make_writers
+from base.system.deferred_files import DeferredFiles
 from base.system.run_folder import create_run_folder, lock, remove_if_not_started, run_folder_of
 from base.system.signals import resume_command
 from base.training.epoch_time import time_facts
@@ -65,13 +66,13 @@ def open_run(
     """
     with (
         open_folder(config, resume_from) as folder,
-        run_in(trainer, folder, resume_from, allow_change) as run,
+        open_run_in(trainer, folder, resume_from, allow_change) as run,
     ):
         yield run
 
 
 @contextmanager
-def run_in(
+def open_run_in(
     trainer: BaseTrainer,
     folder: Path | None = None,
     resume_from: Path | None = None,
@@ -80,7 +81,7 @@ def run_in(
     """Open a run in this folder; None writes no files."""
     with ExitStack() as stack:
         stack.enter_context(trainer.signals)
-        with removed_on_error(folder if resume_from is None else None):
+        with remove_folder_on_error(folder if resume_from is None else None):
             run = _prepare(trainer, folder, resume_from, allow_change, stack)
         yield run
 
@@ -98,7 +99,7 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
         folder = run_folder_of(resume_from)
     new = folder if resume_from is None else None
     with ExitStack() as stack:
-        with removed_on_error(new):
+        with remove_folder_on_error(new):
             stack.enter_context(lock(folder))
             stack.callback(close_logging)
             setup_logging(folder, config["trainer"]["verbosity"])
@@ -106,13 +107,13 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
                 log.info(note)
             if new is not None:
                 keep_config(config, new)
-        with with_resume_advice(folder):
+        with add_resume_advice(folder):
             yield folder
         _draw_curves(folder)
 
 
 @contextmanager
-def removed_on_error(folder: Path | None) -> Iterator[None]:
+def remove_folder_on_error(folder: Path | None) -> Iterator[None]:
     """Remove a new run's folder where it cannot be made ready: nothing half-made is left."""
     try:
         yield
@@ -128,7 +129,7 @@ def removed_on_error(folder: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def with_resume_advice(folder: Path) -> Iterator[None]:
+def add_resume_advice(folder: Path) -> Iterator[None]:
     """Add to the traceback of an error of user code how to resume the run."""
     try:
         yield
@@ -146,6 +147,17 @@ def with_resume_advice(folder: Path) -> Iterator[None]:
         else:
             log.error(text)
         raise
+
+
+def write_deferred_files(trainer: BaseTrainer, files: DeferredFiles) -> None:
+    """Write the caches that waited for the checks; workers started without them are closed.
+
+    Raises:
+        DataError: a cache cannot be written.
+    """
+    if files.write():
+        for loader in (trainer.train_loader, trainer.valid_loader):
+            getattr(loader, "close", lambda: None)()
 
 
 def _draw_curves(folder: Path) -> None:
@@ -185,14 +197,14 @@ def _prepare(
         store.remove_leftovers()
         store.check_writable()
         experiment.references.log_changes()
-        data = keep_data(experiment, folder, data_of(manifest), allow_change)
+        data = write_data_record(experiment, folder, data_of(manifest), allow_change)
         experiment.bad_samples.open(folder)
     if resume_from is not None:
         _restore(trainer, state, folder)
         del state
         if store is not None:
             store.protect(resume_from)
-    if settle(trainer) and folder is not None:
+    if resolve_micro_batch(trainer) and folder is not None:
         keep_config(config, folder)
     writers = []
     if folder is not None:
@@ -242,11 +254,11 @@ def log_header(trainer: BaseTrainer, folder: Path | None) -> None:
 
     A resumed run takes on its new config here, once its state is known to fit.
     """
-    log.info(format_header(header_facts(trainer, folder)))
+    log.info(format_header(header_entries(trainer, folder)))
     if trainer.progress.step == 0:  # a resumed run keeps what it began with
         if trainer.experiment.loaded:
-            log.info(loaded_tables(trainer.experiment))
-        rows = audit(trainer.experiment)
+            log.info(weights_tables(trainer.experiment))
+        rows = parameter_rows(trainer.experiment)
         log.info("parameters:\n" + short_table(rows))
         if folder is not None:
             write_csv(rows, folder / "parameters.csv")
@@ -275,7 +287,7 @@ def finish(trainer: BaseTrainer) -> dict[str, float]:
     folder = trainer.folder
     if not trainer.settings.test or folder is None:
         return {}
-    with state_put_back(trainer):
+    with preserve_state(trainer):
         return run_test(trainer, choose_checkpoint(folder), folder)
 
 
@@ -299,10 +311,10 @@ def log_end(trainer: BaseTrainer) -> None:
         value = format_value(monitor.key, monitor.best)
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")
     if trainer.folder is not None:
-        log.info(test_line(trainer.config, trainer.folder))
+        log.info(test_command(trainer.config, trainer.folder))
 
 
-def test_line(config: Config, folder: Path) -> str:
+def test_command(config: Config, folder: Path) -> str:
     """Return how to test a run, or which setting is missing for that."""
     if missing := missing_test_data(config):
         return f"no test data: {missing}"

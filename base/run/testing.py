@@ -21,7 +21,7 @@ from base.checkpoint.state_dicts import load_state_dicts
 from base.checkpoint.store import CheckpointStore, find_manifest, read_with_manifest
 from base.config import Config
 from base.names.object_references import References
-from base.run.build import build_experiment, tested_data
+from base.run.build import build_experiment, build_test_data
 from base.run.data_changes import refuse_scaled_targets
 from base.run.loaders import build_test_loader
 from base.training.experiment import Experiment
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kindling")
 
 # What training alone uses, or sums up within an epoch. All else in ``stateful`` is restored.
-OF_TRAINING = (
+TRAINING_ONLY = (
     "optimizer.", "schedule.", "scaler.", "callback.", "metric.", "meters", "random", "bad_samples",
     "epoch_rows", "train_sampler",
 )  # fmt: skip
@@ -54,14 +54,14 @@ def choose_checkpoint(path: Path) -> Path:
     return chosen if chosen is not None else path / "checkpoints"
 
 
-def build_tested(config: Config, device: torch.device, checkpoint: Path) -> Experiment:
+def build_tested_experiment(config: Config, device: torch.device, checkpoint: Path) -> Experiment:
     """Build what a test needs; training data only for a checkpoint that knows nothing of its own.
 
     Those of earlier versions do not: their statistics are computed again.
     """
     known = data_of(find_manifest(checkpoint))
     references = References(config, known.get("references"))
-    data = tested_data(config, known, references) if known else None
+    data = build_test_data(config, known, references) if known else None
     experiment = build_experiment(config, device, False, data=data, references=references)
     if not known:
         refuse_scaled_targets(experiment.train_loader, checkpoint)
@@ -82,7 +82,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
         loader = build_test_loader(trainer.config, record, trainer.experiment.references)
     bad_samples.open(folder)
     bad_samples.watch(loader, "test")
-    tested = parts_tested(trainer)
+    tested = tested_state(trainer)
     load_state_dicts(tested, {name: value for name, value in state.items() if name in tested})
     del state
 
@@ -101,16 +101,16 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     return values
 
 
-def parts_tested(trainer: BaseTrainer) -> dict[str, Stateful]:
+def tested_state(trainer: BaseTrainer) -> dict[str, Stateful]:
     """Return what a step may read, by name: weights, averages, losses, progress, your own parts."""
     stateful = trainer.stateful.items()
-    return {name: one for name, one in stateful if not is_among(name, OF_TRAINING)}
+    return {name: one for name, one in stateful if not is_among(name, TRAINING_ONLY)}
 
 
 @contextmanager
-def state_put_back(trainer: BaseTrainer) -> Iterator[None]:
+def preserve_state(trainer: BaseTrainer) -> Iterator[None]:
     """Let a test at the end of training change the trainer's state, and put it back after it."""
-    tested = parts_tested(trainer)
+    tested = tested_state(trainer)
     before = Snapshot().take({name: one.state_dict() for name, one in tested.items()})
     try:
         yield

@@ -73,7 +73,7 @@ class Experiment:
     own_references: References | None = None
     own_losses: dict[str, Any] = field(default_factory=dict)
     """Those that the trainer has built, see `BaseTrainer.build`."""
-    build_own: Callable[[Experiment, str, Any], Any] | None = None
+    build_section: Callable[[Experiment, str, Any], Any] | None = None
     """Builds a section of the trainer's own."""
 
     @property

@@ -15,7 +15,8 @@ from base.config import load_config
 from base.errors import ConfigError, TrainingError
 from base.names.check import check_names
 from base.names.registry import DATA_LOADERS, LOSSES, LR_SCHEDULERS, MODELS, OPTIMIZERS
-from base.run.checks import check, dry_run
+from base.run.checks import check
+from base.run.dry_run_report import dry_run
 from data_loader.data_loaders import SyntheticDataLoader
 from trainer.samples import GeneratedSamples
 from trainer.trainer import Trainer

@@ -12,7 +12,8 @@ from torch import Tensor
 from toy import NETWORKS, make, run, train_in
 
 from base.names.registry import MODELS
-from base.run.checks import check, dry_run
+from base.run.checks import check
+from base.run.dry_run_report import dry_run
 from base.training.results import with_total
 from tests.base.run.test_networks import Pair
 from trainer.trainer import Trainer

@@ -25,7 +25,7 @@ from base.names.check import check_section
 from base.names.construction import build
 from base.names.registry import override_note
 from base.network.patterns import NoMatch
-from base.run.loaders import ready_loader
+from base.run.loaders import prepare_loader
 from base.system.seeding import derive_seed, isolated_random_state
 from base.training.experiment import Experiment
 from base.training.loss_facts import compares_outputs
@@ -48,7 +48,7 @@ ELSEWHERE = {
 }
 
 
-def build_own(experiment: Experiment, kind: str, section: Any) -> Any:
+def build_section(experiment: Experiment, kind: str, section: Any) -> Any:
     """Build a section of a trainer's own.
 
     Raises:
@@ -175,6 +175,6 @@ def _own_model(experiment: Experiment, section: Section, where: str) -> nn.Modul
 
 
 def _own_loader(experiment: Experiment, section: Section, where: str) -> Any:
-    loader = ready_loader(experiment.config, build("data_loader", section, where=where), where)
+    loader = prepare_loader(experiment.config, build("data_loader", section, where=where), where)
     getattr(loader, "place_on", lambda _: None)(torch.device(experiment.device))
     return loader

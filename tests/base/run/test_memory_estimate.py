@@ -16,8 +16,8 @@ from toy import assert_same, batches, make
 
 from base.data.batch import tensors_in
 from base.names.registry import MODELS
-from base.run.checks import dry_run
-from base.run.micro_batch import MB, Estimate, estimate_memory
+from base.run.dry_run_report import dry_run
+from base.run.memory_estimate import MB, Estimate, estimate_memory
 from base.system.resources import UNLIMITED
 from base.training.trials import trial
 from trainer.trainer import Trainer

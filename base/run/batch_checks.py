@@ -14,11 +14,11 @@ from base.errors import ConfigError, Problem, TrainingError
 from base.training.recovery import SINGLE_VALUE
 from base.training.trials import kept_weights, trial
 
-UNTRAINABLE = "on which BatchNorm cannot be trained"
+UNTRAINABLE = "on which BatchNorm cannot be trained"  # as torch raises an error there
 
 
 def check_batches(trainer: BaseTrainer) -> None:
-    """Refuse options that would change the result, or fail, on some batches of the training.
+    """Refuse options that change the loss, or fail, on some batches of training.
 
     Raises:
         ConfigError: a loss needs whole batches, a batch cannot be cut, or one part has a single
@@ -46,7 +46,7 @@ def check_batches(trainer: BaseTrainer) -> None:
 
 
 def check_whole_batches(trainer: BaseTrainer) -> None:
-    """Refuse to cut or to accumulate batches for a loss that needs them whole."""
+    """Refuse to split or accumulate batches for a loss that needs whole batches."""
     memory = trainer.config["memory"]
     options = {
         ("memory", "micro_batch"): memory["micro_batch"] is not None,
@@ -57,8 +57,8 @@ def check_whole_batches(trainer: BaseTrainer) -> None:
     problems = [
         trainer.config.problem(
             keys,
-            f"the loss {names[0]!r} compares the samples of a batch with each other, so parts of a "
-            "batch give another loss than all of it; leave this out, or change the batch_size",
+            f"the loss {names[0]!r} compares the samples of a batch with each other, so a part of "
+            "a batch has another loss than the whole; leave this out, or change the batch_size",
         )
         for keys, is_set in options.items()
         if is_set and names
@@ -68,7 +68,7 @@ def check_whole_batches(trainer: BaseTrainer) -> None:
 
 
 def single_sample_parts(trainer: BaseTrainer, size: int | None) -> Iterator[Problem]:
-    """Yield the ways in which an epoch comes to a part of one sample, each as a problem."""
+    """Yield a problem for each way in which an epoch contains a part of one sample."""
     loader, config = trainer.train_loader, trainer.config
     if not hasattr(loader, "n_drawn"):
         return
@@ -82,21 +82,21 @@ def single_sample_parts(trainer: BaseTrainer, size: int | None) -> Iterator[Prob
             return
         number = f"batch {position + 1:,} of {n_batches:,}"
         if size is not None and size < n_samples and n_samples % size == 1 % size:
-            text = f"it cuts the {n_samples} samples of {number} into parts of {size}"
+            text = f"it splits the {n_samples} samples of {number} into parts of {size}"
             text += " and one of a single sample" if size > 1 else ""
-            advice = "take another size"
+            advice = "use another size"
             if position > 0:
                 advice += ", or `drop_last: true` in data_loader.args"
             yield config.problem(("memory", "micro_batch"), f"{text}, {UNTRAINABLE}; {advice}")
             return
         elif n_samples == 1:
             text = f"{number} has a single sample, {UNTRAINABLE}"
-            advice = "write `drop_last: true` in its args, or change the batch_size"
+            advice = "set `drop_last: true` in its args, or change the batch_size"
             yield config.problem(("data_loader",), f"{text}; {advice}")
 
 
 def try_single_sample(trainer: BaseTrainer, sample: Any, problems: Sequence[Problem]) -> None:
-    """Try a step on one sample, of which nothing is left.
+    """Try a step on one sample; restore the whole state.
 
     Raises:
         ConfigError: a layer needs more than one value for each channel.
@@ -109,5 +109,5 @@ def try_single_sample(trainer: BaseTrainer, sample: Any, problems: Sequence[Prob
         ):
             trainer.try_step(to_device(sample, trainer.device))
     except Exception as error:
-        if SINGLE_VALUE in str(error):  # any other will show in the training itself
+        if SINGLE_VALUE in str(error):  # training raises any other error again
             raise ConfigError(problems) from error

@@ -10,23 +10,22 @@ import torch
 
 from base.base_trainer import BaseTrainer
 from base.errors import ConfigError, TrainingError
+from base.names.final_methods import final_names
 from base.network.new_layers import guard_first_batch
 from base.run.batch_checks import check_batches
 from base.run.first_step import check_shapes, check_watched_values, restore_weight_reads
 from base.run.header import input_text
 from base.run.label_checks import check_labels
+from base.run.loaders import missing_test_data
 from base.run.profiler import check_profile
-from base.run.step_checks import check_settings, check_step, try_own_step
+from base.run.step_checks import check_step, try_own_step
 from base.run.writers import check_writers
 from base.system.torch_compat import dynamo_is_imported
 
 
 @contextmanager
 def without_compilation() -> Iterator[None]:
-    """Run what ``memory.compile`` or a model of the user's own compiles as it is written.
-
-    Compiling takes its time, and fills torch's folder of compiled code.
-    """
+    """Run compiled models and functions eagerly, to save the time and files of compiling."""
     if not dynamo_is_imported():
         yield
         return
@@ -36,16 +35,13 @@ def without_compilation() -> Iterator[None]:
 
 @without_compilation()
 def check(trainer: BaseTrainer) -> None:
-    """Try two batches of validation and the names to monitor, before any file is made.
+    """Check a trainer on a few batches before its run writes any file; restore its state.
 
     Raises:
-        ConfigError: what the config monitors is not among the values there, or keys contradict.
+        ConfigError: settings contradict each other, or a monitored value is not logged.
+        DataError: labels are out of range.
+        TrainingError: shapes do not match.
     """
-    check_writers(trainer.config)
-    if trainer.settings.early_stop is not None and trainer.settings.monitor == "off":
-        text = "there is nothing to stop by while `trainer.monitor` is off"
-        raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
-    check_profile(trainer)
     check_settings(trainer)
     with trainer.epoch_start.tried(), restore_weight_reads(trainer):
         check_batches(trainer)
@@ -54,8 +50,40 @@ def check(trainer: BaseTrainer) -> None:
             callback.check(trainer)
 
 
+def check_settings(trainer: BaseTrainer) -> None:
+    """Check the config and the trainer's class, without a batch.
+
+    Raises:
+        ConfigError: settings contradict each other, an attribute hides a method of the loop,
+            `train_step` trains one network and there are several optimizers, or there is no test
+            data.
+    """
+    check_writers(trainer.config)
+    check_profile(trainer)
+    if trainer.settings.early_stop is not None and trainer.settings.monitor == "off":
+        text = "early stopping needs a value to compare, and `trainer.monitor` is off"
+        raise ConfigError([trainer.config.problem(("trainer", "early_stop"), text)])
+    name, hidden = type(trainer).__name__, final_names(type(trainer)) & vars(trainer).keys()
+    if hidden:
+        shown = ", ".join(f"self.{each}" for each in sorted(hidden))
+        text = f"{name} sets {shown}, which hides a method that the loop calls: take another name"
+        raise ConfigError([trainer.config.problem(("trainer", "type"), text)])
+    if len(trainer.optimizers) > 1 and trainer.has_plain_step:
+        known = " and ".join(map(repr, trainer.optimizers))
+        text = (
+            f"{name} trains one network with one optimizer, and here are {known}: name a trainer "
+            "whose train_step says which (`self.backward(loss, only=NAME)`, `self.update(NAME)`; "
+            "docs/gans.md), or, for other rates in parts of one network, write one `optimizer:` "
+            "with `param_groups`"
+        )
+        raise ConfigError([trainer.config.problem(("optimizers",), text)])
+    if trainer.settings.test and (missing := missing_test_data(trainer.config)):
+        text = f"there is no test data: {missing}"
+        raise ConfigError([trainer.config.problem(("trainer", "test"), text)])
+
+
 def _try_batches(trainer: BaseTrainer) -> None:
-    """Evaluate some batches, and try a training step."""
+    """Evaluate two batches and try a training step."""
     values: Mapping[str, float] = {}
     logged: Mapping[str, Any] | None = None
     guard = guard_first_batch(trainer.model, input_text(trainer))
@@ -66,7 +94,7 @@ def _try_batches(trainer: BaseTrainer) -> None:
         elif trainer.has_plain_step:
             values = trainer.evaluate(trainer.train_loader, "train", max_batches=1)
         else:
-            with suppress(torch.OutOfMemoryError):  # trainer.on_oom is for the training
+            with suppress(torch.OutOfMemoryError):  # training handles it, by trainer.on_oom
                 logged = try_own_step(trainer)
         if getattr(trainer.train_loader, "mixes", ""):
             _try_mixed(trainer)
@@ -74,10 +102,10 @@ def _try_batches(trainer: BaseTrainer) -> None:
 
 
 def _try_mixed(trainer: BaseTrainer) -> None:
-    """Evaluate a training batch of mixed samples, whose targets are shares of classes.
+    """Evaluate a training batch of mixed samples, whose targets are class probabilities.
 
     Raises:
-        TrainingError: a loss, or a metric that training batches are for, cannot take such targets.
+        TrainingError: a loss or a training metric does not accept such targets.
     """
     metrics = trainer.state.valid_metrics
     if not trainer.settings.train_metrics:
@@ -85,8 +113,8 @@ def _try_mixed(trainer: BaseTrainer) -> None:
     try:
         trainer.evaluate(trainer.train_loader, "train", max_batches=1)
     except TrainingError as error:
-        text = f"targets mixed by {trainer.train_loader.mixes} are shares of classes"
-        advice = "`trainer: {train_metrics: false}` leaves the metrics to validation"
+        text = f"targets mixed by {trainer.train_loader.mixes} are class probabilities"
+        advice = "`trainer: {train_metrics: false}` computes metrics in validation only"
         raise TrainingError(f"{error} ({text}, (sample, class); {advice})") from error
     finally:
         trainer.state.valid_metrics = metrics

@@ -10,14 +10,13 @@ from base.data.batch import to_device
 from base.network.shape_errors import explain_shape_errors
 from base.network.summary import summarise_model, table_rows
 from base.run.batch_checks import check_batches
-from base.run.checks import without_compilation
+from base.run.checks import check_settings, without_compilation
 from base.run.first_step import check_watched_values, guard_first_step, restore_weight_reads
 from base.run.header import header_entries, input_text
 from base.run.label_checks import check_labels
 from base.run.memory_estimate import estimate_memory, free_bytes
 from base.run.micro_batch import resolve_micro_batch
 from base.run.parameter_table import full_table, parameter_rows, weights_tables
-from base.run.step_checks import check_settings
 from base.system.resources import peak_memory_mb
 from base.training.results import StepValues
 from logger.console import format_header, format_value, table
@@ -25,7 +24,7 @@ from logger.console import format_header, format_value, table
 
 @without_compilation()
 def dry_run(trainer: BaseTrainer) -> str:
-    """Train on one batch and validate on one; return what was built and what came of it."""
+    """Train on one batch and validate on one; return the report to print. Write no file."""
     check_settings(trainer)
     with trainer.epoch_start.tried():
         return _dry_run(trainer)
@@ -52,11 +51,11 @@ def _dry_run(trainer: BaseTrainer) -> str:
         guard, labels = guard_first_step(trainer), check_labels(trainer)
         with trainer.precision.autocast(), trainer.offload(), labels, guard:
             values = StepValues(trainer.train_step(part), n_samples).values
-    parts.append("one training batch: " + _numbers(values.items()))
+    parts.append("one training batch: " + _value_list(values.items()))
     if trainer.valid_loader is not None:
         values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=1)
         check_watched_values(trainer, "valid", values)
-        parts.append("one validation batch: " + _numbers(values.items()))
+        parts.append("one validation batch: " + _value_list(values.items()))
     parts.append(f"peak memory: {peak_memory_mb():.0f} MB")
     estimate = estimate_memory(trainer, batch)
     parts.append("memory: " + estimate.text(free_bytes(trainer.device)))
@@ -65,16 +64,16 @@ def _dry_run(trainer: BaseTrainer) -> str:
 
 
 def model_table(trainer: BaseTrainer, batch: Any) -> str:
-    """Return a line for each layer, with the shapes that the batch has there."""
+    """Return a table of the layers with the shapes of the batch in each."""
 
     def run() -> None:
         try:
             trainer.forward(batch)
-        except NotImplementedError:  # several networks: the step knows how they are called
+        except NotImplementedError:  # several networks: only the step knows how to call them
             trainer.valid_step(batch)
 
     return table(table_rows(summarise_model(trainer.model, run)))
 
 
-def _numbers(items: Iterable[tuple[str, Any]]) -> str:
+def _value_list(items: Iterable[tuple[str, Any]]) -> str:
     return ", ".join(f"{name} {format_value(name, float(value))}" for name, value in items)

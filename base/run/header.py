@@ -1,4 +1,4 @@
-"""The facts of a training that are told before it begins."""
+"""The header that a run logs before it trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def header_entries(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
-    """Return the facts of a run's header, by name."""
+    """Return the entries of a run's header by name; None for one to omit."""
     parameters = list(trainer.model.parameters())
     n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
     n_all = sum(p.numel() for p in parameters)
@@ -44,7 +44,7 @@ def header_entries(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
 
 
 def input_text(trainer: BaseTrainer) -> str | None:
-    """Say what the inputs are, where they are the columns of a table."""
+    """Return a description of the inputs, if they are the columns of a table."""
     text: str | None = getattr(trainer.train_loader, "input_text", None)
     return text
 
@@ -55,7 +55,7 @@ def _threads(device: torch.device) -> str:
 
 
 def memory_options_in_use(trainer: BaseTrainer) -> list[str]:
-    """Return what was chosen or found out for the ``memory:`` section."""
+    """Return the memory options in use, with those chosen automatically."""
     chosen = " (auto)" if trainer.config["memory"]["fused"] == "auto" else ""
     fused = {
         f"fused {type(optimizer).__name__}{chosen}": None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from base.data.batch import cut, tensors_in
 from base.errors import TrainingError
@@ -20,12 +19,13 @@ MB = 2**20
 
 
 class Estimate(NamedTuple):
-    """What a step takes, in bytes: linear in the number of samples, as most networks are.
+    """The memory of a step in bytes, linear in the number of samples.
 
     Args:
-        model: parameters, buffers and averages.
-        batch: of one sample.
-        activations: of one sample, besides ``fixed`` ones; None where a batch could not be cut.
+        model: parameters, buffers and their moving averages.
+        batch: bytes of one sample.
+        fixed: activations that do not depend on the number of samples.
+        activations: further ones for each sample; None if the batch cannot be cut.
     """
 
     n_samples: int
@@ -37,20 +37,20 @@ class Estimate(NamedTuple):
     activations: float | None
 
     def total(self, n_samples: int) -> float:
-        """Return what a step with so many samples takes."""
-        return self.model + self.optimizer + self._comes(n_samples)
+        """Return the bytes of a step with this many samples."""
+        return self.model + self.optimizer + self._added_by(n_samples)
 
     def largest(self, free: int) -> int:
-        """Return how many samples fit beside the model and the optimizer, which are there."""
-        each = self._comes(1) - self._comes(0)
-        return max(0, int((free - self._comes(0)) / max(each, 1)))
+        """Return how many samples fit into free memory, beside the model and the optimizer."""
+        each = self._added_by(1) - self._added_by(0)
+        return max(0, int((free - self._added_by(0)) / max(each, 1)))
 
-    def _comes(self, n_samples: int) -> float:
+    def _added_by(self, n_samples: int) -> float:
         each = self.batch + (self.activations or 0.0)
         return self.gradients + self.fixed + n_samples * each
 
     def text(self, free: int) -> str:
-        """Say it in one line; ``free`` are the bytes that are left."""
+        """Return the estimate as one line; ``free`` is the free memory in bytes."""
         n = self.n_samples
         activations = self.fixed + n * (self.activations or 0.0)
         kinds = {
@@ -63,9 +63,9 @@ class Estimate(NamedTuple):
         parts = ", ".join(f"{kind} {_mb(value)}" for kind, value in kinds.items())
         text = f"about {_mb(self.total(n))} MB with batch {n:,} ({parts})"
         if self.activations is None:
-            return f"{text}; the batch cannot be cut to see what others would take"
+            return f"{text}; the batch cannot be cut, so other sizes are unknown"
         if self.activations == 0.0:
-            return f"{text}; larger ones take little more, as memory.micro_batch cuts them"
+            return f"{text}; larger batches take little more, as memory.micro_batch splits them"
         if free == UNLIMITED:
             return text
         largest = self.largest(free)
@@ -75,30 +75,32 @@ class Estimate(NamedTuple):
 
 
 def estimate_memory(trainer: BaseTrainer, batch: Any) -> Estimate:
-    """Measure steps on a batch and on half of it, of which nothing is left.
+    """Measure steps on a batch and on half of it; restore the whole state.
 
-    An optimizer shows its state after its first step. On the CPU counted is what autograd keeps,
-    without what a layer needs for a moment, or computes again.
+    Call it after the first step, when optimizers have their state. On the CPU it counts the
+    tensors that autograd keeps, without the temporary memory of a layer.
     """
     n_samples, micro_batch = trainer.window.count(batch), trainer.window.micro_batch
     trainable = [p.nbytes for p in trainer.model.parameters() if p.requires_grad]
     trainer.window.micro_batch = None
     try:
-        fixed, each = _line(trainer, batch, n_samples, sum(trainable))
+        fixed, each = _measure_activations(trainer, batch, n_samples, sum(trainable))
     finally:
         trainer.window.micro_batch = micro_batch
-    if micro_batch is not None and each is not None:  # only a part of them is there at a time
+    if micro_batch is not None and each is not None:  # one part is in memory at a time
         fixed, each = fixed + each * min(micro_batch, n_samples), 0.0
 
     states = [state for one in trainer.optimizers.values() for state in one.state.values()]
     averages = [] if trainer.ema is None else list(tensors_in(trainer.ema.state_dict()))
     owned = (*trainer.model.parameters(), *trainer.model.buffers(), *averages)
-    uses_at_once = trainer.config["memory"]["optimizer_in_backward"]
+    steps_in_backward = trainer.config["memory"]["optimizer_in_backward"]
     return Estimate(
         n_samples=n_samples,
         model=_bytes(owned),
-        gradients=max(trainable, default=0) if uses_at_once else sum(trainable),
-        optimizer=_bytes(value for value in tensors_in(states) if _is_on(value, trainer.device)),
+        gradients=max(trainable, default=0) if steps_in_backward else sum(trainable),
+        optimizer=_bytes(
+            value for value in tensors_in(states) if value.device.type == trainer.device.type
+        ),
         batch=_bytes(tensors_in(batch)) / max(n_samples, 1),
         fixed=fixed,
         activations=each,
@@ -106,17 +108,17 @@ def estimate_memory(trainer: BaseTrainer, batch: Any) -> Estimate:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes that a step may still take on the device."""
+    """Return the bytes of free memory on the device, with those that torch holds in reserve."""
     if device.type != "cuda":
         return free_memory()
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept
 
 
-def _line(
+def _measure_activations(
     trainer: BaseTrainer, batch: Any, n_samples: int, gradients: int
 ) -> tuple[float, float | None]:
-    """Return what activations take with no sample, and for each; (all, None) if not to be cut."""
+    """Return the fixed bytes of activations and those per sample; (all, None) without a cut."""
 
     def measure(part: Any) -> int:
         if trainer.device.type != "cuda":
@@ -124,11 +126,11 @@ def _line(
         return max(0, _allocated_bytes(trainer, part) - gradients)
 
     whole = measure(batch)
-    if n_samples < 4:  # BatchNorm takes no single sample
+    if n_samples < 4:  # half of it may be one sample, on which BatchNorm cannot be trained
         return 0.0, whole / max(n_samples, 1)
     try:
         half = measure(cut(batch, 0, n_samples // 2, n_samples))
-    except (TrainingError, RuntimeError):  # a model may be made for one size of batch
+    except (TrainingError, RuntimeError):  # the model may need one size of batch
         return whole, None
     each = max(0.0, (whole - half) / (n_samples - n_samples // 2))
     return whole - each * n_samples, each
@@ -143,12 +145,8 @@ def _allocated_bytes(trainer: BaseTrainer, batch: Any) -> int:
 
 
 def _bytes(tensors: Any) -> int:
-    """Return the bytes of tensors, each storage once."""
+    """Return the bytes of tensors; count a shared storage once."""
     return sum({t.untyped_storage().data_ptr(): t.nbytes for t in tensors}.values())
-
-
-def _is_on(tensor: Tensor, device: torch.device) -> bool:
-    return tensor.device.type == device.type
 
 
 def _mb(n_bytes: float) -> str:

@@ -1,4 +1,4 @@
-"""What the first batch decides: into how small parts each batch must be cut."""
+"""Finds the micro-batch size for ``memory.micro_batch: auto`` on the first batch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def resolve_micro_batch(trainer: BaseTrainer) -> bool:
-    """Try the first batch for ``micro_batch: auto``; return whether the config now says more.
+    """Replace ``micro_batch: auto`` with the size that fits; return whether the config changed.
 
-    The number that ``micro_batch: auto`` finds takes its place in the config, so that a run that
-    goes on has the same. Weights, buffers and random streams are as before.
+    A resumed run reads this size from its config. Weights, buffers and random streams do not
+    change.
 
     Raises:
-        TrainingError: not even one sample fits.
+        TrainingError: one sample does not fit into memory.
     """
     memory = trainer.config["memory"]
     is_auto = bool(memory["micro_batch"] == "auto")
@@ -46,40 +46,40 @@ def resolve_micro_batch(trainer: BaseTrainer) -> bool:
 
 
 def find_micro_batch(trainer: BaseTrainer, batch: Any) -> int:
-    """Return how many samples at once fit: all of the batch, a half, a quarter, ...
+    """Return how many samples fit into memory at once: the batch, half of it, a quarter, ...
 
     Raises:
-        TrainingError: not even one does.
+        TrainingError: one sample does not fit.
     """
     n_samples = size = trainer.window.count(batch)
     fits = fits_on_cpu if trainer.device.type == "cpu" else fits_on_device
     while not fits(trainer, batch, size, n_samples):
         if size == 1:
-            text = "memory.micro_batch: not even one sample fits into memory; look at the table of"
-            raise TrainingError(f"{text} docs/memory.md for what else saves some")
+            text = "memory.micro_batch: not even one sample fits into memory; docs/memory.md has a"
+            raise TrainingError(f"{text} table of what else saves memory")
         size = (size + 1) // 2
     while 2 < size < n_samples and n_samples % size == 1:
-        size -= 1  # BatchNorm cannot be trained on a last part of one sample
+        size -= 1  # BatchNorm cannot be trained on one sample
     return size
 
 
 def fits_on_cpu(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
-    """Tell from a few samples: there nothing is refused, the process is killed."""
+    """Return whether a step is estimated to fit; a trial beyond it would kill the process."""
     return estimated_bytes(trainer, batch, size, n_samples) <= free_memory()
 
 
 def fits_on_device(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> bool:
-    """Tell whether a step goes through, beside what an optimizer keeps from its first step on."""
+    """Return whether a step succeeds beside the state that an optimizer adds at its first step."""
     is_enough = True
     trained = trainer.experiment.trained.values()
     try:
-        later = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
+        optimizer_state = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
         with trial(trainer.state, trainer):
             trainer.try_step(cut(batch, 0, size, n_samples))
-        del later
+        del optimizer_state
     except torch.OutOfMemoryError:
         is_enough = False
-    if not is_enough:  # outside of the clause, whose error holds all that was computed
+    if not is_enough:  # after the except clause, whose error keeps all tensors of the step alive
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
@@ -87,7 +87,7 @@ def fits_on_device(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) 
 
 
 def estimated_bytes(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) -> float:
-    """Return what a step with so many samples needs, from what autograd keeps of two and four."""
+    """Extrapolate the bytes of a step with `size` samples from steps with two and with four."""
     parameters = list(trainer.model.parameters())
     fixed = sum(3 * p.nbytes for p in parameters if p.requires_grad)  # gradient, Adam's state
     counts = [min(count, n_samples) for count in (2, 4)]
@@ -97,13 +97,13 @@ def estimated_bytes(trainer: BaseTrainer, batch: Any, size: int, n_samples: int)
 
 
 def saved_bytes(trainer: BaseTrainer, batch: Any) -> int:
-    """Return the bytes that the activations of a step on this batch take, and their gradients.
+    """Return the bytes of the activations of a step and of their gradients.
 
-    Autograd keeps the activations. On the way back one gradient comes into a layer and another
-    goes out of it, each taken to be as large as the largest activation.
+    Autograd keeps the activations. The backward pass of a layer holds two gradients, its input
+    and its output, each counted as large as the largest activation.
     """
-    there = [*trainer.model.parameters(), *tensors_in(batch)]
-    saved = SavedBytes(there)
+    existing = [*trainer.model.parameters(), *tensors_in(batch)]
+    saved = SavedBytes(existing)
     with trial(trainer.state, trainer), saved:
         trainer.try_step(batch)
     return saved.peak + 2 * saved.largest

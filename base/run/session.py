@@ -1,4 +1,4 @@
-"""One run: its folder is opened, its state restored, and all is closed in the end."""
+"""Opens a run in its folder, restores its state, logs it, and closes it at the end."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def open_run(
 
     Args:
         resume_from: the run, or the checkpoint, to resume.
-        allow_change: whether the labels may differ from those of the resumed run.
+        allow_change: whether labels may differ from those of the resumed run.
 
     Raises:
-        UsageError: the folder cannot be made, or another process holds it.
+        UsageError: the folder cannot be created, or another process uses it.
         DataError: the data differ from those of the resumed run.
     """
     with (
@@ -78,7 +78,7 @@ def open_run_in(
     resume_from: Path | None = None,
     allow_change: bool = False,
 ) -> Iterator[Run]:
-    """Open a run in this folder; None writes no files."""
+    """Open a run in an existing folder; None writes no files."""
     with ExitStack() as stack:
         stack.enter_context(trainer.signals)
         with remove_folder_on_error(folder if resume_from is None else None):
@@ -88,10 +88,10 @@ def open_run_in(
 
 @contextmanager
 def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Path]:
-    """Make the run's folder, or go back to the resumed one; hold it and log into it.
+    """Create a folder for the run, or open that of the resumed one; lock it and log into it.
 
     Raises:
-        UsageError: the folder cannot be made, or another process holds it.
+        UsageError: the folder cannot be created, or another process uses it.
     """
     if resume_from is None:
         folder = create_run_folder(config["trainer"]["save_dir"], config["name"])
@@ -114,12 +114,12 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
 
 @contextmanager
 def remove_folder_on_error(folder: Path | None) -> Iterator[None]:
-    """Remove a new run's folder where it cannot be made ready: nothing half-made is left."""
+    """Remove the folder of a new run if an error stops its preparation; None removes nothing."""
     try:
         yield
     except FileError as error:
         if folder is None:
-            raise  # a run that is resumed
+            raise  # the folder of a resumed run stays
         remove_if_not_started(folder)
         raise disk_error(error, f"{folder}: cannot be written: {why(error)}") from error
     except KindlingError:
@@ -130,19 +130,19 @@ def remove_folder_on_error(folder: Path | None) -> Iterator[None]:
 
 @contextmanager
 def add_resume_advice(folder: Path) -> Iterator[None]:
-    """Add to the traceback of an error of user code how to resume the run."""
+    """Add the command that resumes the run to an error."""
     try:
         yield
     except FileError:
-        raise  # it says so itself
+        raise  # its message has this advice
     except Exception as error:
         if any((folder / "checkpoints").glob("step-*")):
-            text = f"the last checkpoint is whole; resume by: {resume_command(folder)}"
+            text = f"the last checkpoint is valid; resume by: {resume_command(folder)}"
         else:
             text = f"{folder} has no checkpoint yet"
         if isinstance(error, KindlingError):
             error.advice = text if error.trace else ""
-        elif hasattr(error, "add_note"):  # Python 3.11: it ends the traceback
+        elif hasattr(error, "add_note"):  # Python 3.11: printed after the traceback
             error.add_note(text)
         else:
             log.error(text)
@@ -163,19 +163,19 @@ def write_deferred_files(trainer: BaseTrainer, files: DeferredFiles) -> None:
 def _draw_curves(folder: Path) -> None:
     try:
         write_curves(folder)
-    except Exception as error:  # no picture is worth a run
-        log.warning("no curves in %s: %s", folder / "report", error)
+    except Exception as error:  # a missing picture must not end the run
+        log.warning("cannot draw the curves in %s: %s", folder / "report", error)
 
 
 def _log_changes(config: Config, folder: Path, rates: Sequence[Change] = ()) -> None:
-    """Log what differs from the config that the run had, and the learning rates that follow."""
+    """Log the differences from the run's config, and the learning rates that they change."""
     has_config = (folder / "config.yaml").is_file()
     changes = differences(config, folder) if has_config else []
     if changes or rates:
         log.info(f"changed since the run began:\n{table_of(changes, rates)}")
     kept = [key for key, _, _ in changes if OWN_STATE.search(key)]
     if kept:
-        log.warning("%s: what the optimizer and its schedule have saved stays", ", ".join(kept))
+        log.warning("%s: the optimizer and its schedule keep their saved state", ", ".join(kept))
 
 
 def _prepare(
@@ -185,6 +185,7 @@ def _prepare(
     allow_change: bool,
     stack: ExitStack,
 ) -> Run:
+    """Restore the state and open all that a run writes to; ``stack`` closes it."""
     state, manifest = ({}, {}) if resume_from is None else read_with_manifest(resume_from)
     config, settings, experiment = trainer.config, trainer.settings, trainer.experiment
     store: CheckpointStore | None = None
@@ -233,29 +234,29 @@ def _prepare(
 
 
 def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None) -> None:
-    """Restore the state, let the schedules follow a new length, and log what has changed."""
+    """Restore the state, fit schedules to a new length of training, and log the changes."""
     rates: list[Change] = []
     try:
         load_state_dicts(trainer.stateful, state)
-        then = learning_rates(trainer.optimizers)
+        saved = learning_rates(trainer.optimizers)
         for schedule in trainer.schedules.values():
             schedule.follow_new_length()
         now = learning_rates(trainer.optimizers)
         step = trainer.progress.step + 1
         if step <= trainer.experiment.total_steps:
-            rates = [(f"{k} at step {step}", then[k], now[k]) for k in now if now[k] != then[k]]
-    finally:  # also where the state does not fit: that may be why
+            rates = [(f"{k} at step {step}", saved[k], now[k]) for k in now if now[k] != saved[k]]
+    finally:  # logged also if the state does not fit, as a change may be the reason
         if folder is not None:
             _log_changes(trainer.config, folder, rates)
 
 
 def log_header(trainer: BaseTrainer, folder: Path | None) -> None:
-    """Log what is about to be trained, where, and how to resume it.
+    """Log the header of a run and its tables of parameters.
 
-    A resumed run takes on its new config here, once its state is known to fit.
+    A resumed run saves its new config here, once its state is known to fit.
     """
     log.info(format_header(header_entries(trainer, folder)))
-    if trainer.progress.step == 0:  # a resumed run keeps what it began with
+    if trainer.progress.step == 0:  # a resumed run has these files
         if trainer.experiment.loaded:
             log.info(weights_tables(trainer.experiment))
         rows = parameter_rows(trainer.experiment)
@@ -273,16 +274,16 @@ def _finished_message(trainer: BaseTrainer) -> str:
     if trainer.monitor.is_exhausted:
         text, longer = f"early stop after epoch {trainer.progress.epoch}", "trainer.early_stop=null"
         if trainer.monitor.was_never_finite:
-            text += f", as {trainer.monitor.key} was never a finite number"
+            text += f", as {trainer.monitor.key} was never finite"
     else:
         text = f"step {trainer.progress.step} of {trainer.experiment.total_steps}"
         unit = "epochs" if settings.steps is None else "steps"
         longer = f"trainer.{unit}=N"
-    return f"nothing is left to train: {text}; to go on longer, add --set {longer}"
+    return f"training is complete: {text}; to train longer, add --set {longer}"
 
 
 def finish(trainer: BaseTrainer) -> dict[str, float]:
-    """Log how training ended; run the test phase where ``trainer.test`` asks for it."""
+    """Log how training ended; run the test phase if ``trainer.test`` asks for it."""
     log_end(trainer)
     folder = trainer.folder
     if not trainer.settings.test or folder is None:
@@ -292,20 +293,20 @@ def finish(trainer: BaseTrainer) -> dict[str, float]:
 
 
 def log_end(trainer: BaseTrainer) -> None:
-    """Log which epoch was best, and how to test it."""
+    """Log the best epoch, skipped steps and samples, and the command that tests the run."""
     if trainer.store is not None:
         trainer.store.wait()
     monitor, progress = trainer.monitor, trainer.progress
     if progress.skipped:
-        text = "%d of %d steps were skipped: a number was not finite"
+        text = "%d of %d steps were skipped: their loss or gradient was not finite"
         log.warning(text, progress.skipped, progress.step)
     trainer.experiment.bad_samples.tell_end()
     if monitor.is_exhausted:
         n_epochs = monitor.epochs_without_improvement
         log.info(f"early stop: {n_epochs} epochs without a better {monitor.key}")
     if monitor.was_never_finite:
-        text = "%s was not a finite number in any of %d epochs: none of them is the best%s"
-        stopped = ", and patience ended for that alone" if monitor.is_exhausted else ""
+        text = "%s was not finite in any of %d epochs, so no epoch is the best%s"
+        stopped = ", and training stopped early for this reason" if monitor.is_exhausted else ""
         log.warning(text, monitor.key, monitor.n_nonfinite, stopped)
     if monitor.best_epoch:
         value = format_value(monitor.key, monitor.best)
@@ -315,7 +316,7 @@ def log_end(trainer: BaseTrainer) -> None:
 
 
 def test_command(config: Config, folder: Path) -> str:
-    """Return how to test a run, or which setting is missing for that."""
+    """Return the command that tests a run, or the setting that it lacks."""
     if missing := missing_test_data(config):
         return f"no test data: {missing}"
     script = "test.py" if Path("test.py").is_file() else str(project_root() / "test.py")

@@ -752,7 +752,10 @@ def test_batches_go_to_the_device() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["capture=hidden", "trainer.tensorboard=false"], "capture: what is captured goes to Tens"),
+        (
+            ["capture=hidden", "trainer.tensorboard=false"],
+            "capture: captured values are written to",
+        ),
         (["trainer.monitor=off", "trainer.early_stop=3"], "trainer.early_stop: there is nothing"),
     ],
 )
@@ -790,7 +793,7 @@ def test_a_monitor_of_nan_alone_does_not_end_as_a_normal_early_stop(
     warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warned == [
         "valid/loss is nan in epoch 1, not a finite number: such an epoch is not the best",
-        "valid/loss was not a finite number in any of 3 epochs: none of them is the best, and "
-        "patience ended for that alone",
+        "valid/loss was not finite in any of 3 epochs, so no epoch is the best, and "
+        "training stopped early for this reason",
     ]
     assert "early stop: 3 epochs without a better valid/loss" in caplog.text

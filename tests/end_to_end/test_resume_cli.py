@@ -71,7 +71,7 @@ def test_a_finished_run_says_so_and_how_to_go_on(
 ) -> None:
     done = place.run("-r")
     assert (done.returncode, done.stderr) == (0, "")
-    message = "nothing is left to train: step 15 of 15; to go on longer, add --set trainer.epochs=N"
+    message = "training is complete: step 15 of 15; to train longer, add --set trainer.epochs=N"
     assert message in done.stdout
     assert digest(finished) == whole
 
@@ -183,7 +183,7 @@ def test_another_split_is_refused_whatever_is_allowed(place: Workplace, cut: Pat
     assert done.stderr.endswith(f"leave out -r and write `model: {{weights: {cut}}}`\n")
     done = place.run("-r", str(cut), "--allow-change", *change)
     assert done.returncode == 1
-    assert "--allow-change does not help: put the data and the split back, or start" in done.stderr
+    assert "--allow-change does not help: restore the data and the split, or start" in done.stderr
     assert f"leave out -r and write `model: {{weights: {cut}}}`\n" in done.stderr
     assert snapshot(cut) == before
 
@@ -210,8 +210,8 @@ def test_a_rate_that_the_saved_state_holds_is_told_to_stay(place: Workplace, cut
     done = place.run("-r", "--lr", "0.5", "--set", "lr_scheduler.args.max_lr=0.2")
     assert done.returncode == 0
     assert done.stderr == (
-        "warning: optimizer.args.lr, lr_scheduler.args.max_lr: what the optimizer and its schedule "
-        "have saved stays\n"
+        "warning: optimizer.args.lr, lr_scheduler.args.max_lr: the optimizer and its schedule "
+        "keep their saved state\n"
     )
 
 

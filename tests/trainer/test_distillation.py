@@ -250,7 +250,7 @@ def test_a_test_does_not_need_the_file(teacher_file: Path, tmp_path: Path) -> No
 
 def test_a_teacher_without_weights_is_told() -> None:
     text = TEXT.replace(", weights: TEACHER", "")
-    with pytest.raises(ConfigError, match=r"model\.args\.teacher: it is to be trained already"):
+    with pytest.raises(ConfigError, match=r"model\.args\.teacher: the teacher must be trained"):
         make(text=text, trainer=DistillationTrainer)
 
 

@@ -467,7 +467,7 @@ def test_a_generator_that_does_not_tell_its_noise_is_told(monkeypatch: pytest.Mo
 
 
 def test_samples_of_a_trainer_that_makes_none_are_told() -> None:
-    with pytest.raises(ConfigError, match=r"asks Trainer for a method `generate`"):
+    with pytest.raises(ConfigError, match=r"needs Trainer\.generate"):
         check(make("callbacks=[GeneratedSamples]", trainer=Trainer))
 
 
@@ -477,7 +477,7 @@ def test_samples_that_are_no_images_are_told_before_the_first_step() -> None:
             return torch.zeros(n_images, 2)
 
     trainer = make("callbacks=[GeneratedSamples]", text=GAN, trainer=Points)
-    with pytest.raises(ConfigError, match=r"trainer.type: .*Points.generate gave \(64, 2\)"):
+    with pytest.raises(ConfigError, match=r"trainer.type: .*Points.generate returned \(64, 2\)"):
         check(trainer)
     assert trainer.progress.step == 0
 

@@ -170,7 +170,7 @@ def test_the_same_data_are_accepted_and_changed_labels_are_refused(kind, tmp_pat
 
     edited = LABELS.clone()
     edited[[7, 13]] = (edited[[7, 13]] + 1) % 3
-    with pytest.raises(DataError, match="its data have changed since it began") as raised:
+    with pytest.raises(DataError, match="the data changed since the run began") as raised:
         write_data_record(loaders_of(build(tmp_path, INPUTS, edited, NAMES)), folder, then)
     if kind not in ("folder", "shards"):  # there another label is another place or name
         n_times, n_samples = (2, 48) if kind == "joined" else (1, len(samples_all(build, tmp_path)))
@@ -189,7 +189,7 @@ def test_renamed_classes_are_named(kind, tmp_path):
     then = write_data_record(loaders_of(build(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
     renamed = ["ant", "zebra", "cat"] if kind != "joined" else ["ant", "bee", "zebra"]
     gone = repr(next(name for name in NAMES if name not in renamed))
-    with pytest.raises(DataError, match=f"of the 3 classes {gone} is gone and 'zebra' is new"):
+    with pytest.raises(DataError, match=f"of the 3 classes {gone} is missing and 'zebra' is new"):
         write_data_record(loaders_of(build(tmp_path, INPUTS, LABELS, renamed)), folder, then)
 
 
@@ -230,7 +230,7 @@ def test_corrected_labels_can_be_allowed_but_not_other_numbers_of_classes(tmp_pa
     folder = place(tmp_path)
     then = write_data_record(loaders_of(csv_file(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
     renumbered = loaders_of(csv_file(tmp_path, INPUTS, LABELS, ["zebra", "bee", "cat"]))
-    with pytest.raises(DataError, match="the outputs of the model stand for the classes"):
+    with pytest.raises(DataError, match="the outputs of the model follow the former class indices"):
         write_data_record(renumbered, folder, then, allow_change=True)
 
     edited = loaders_of(csv_file(tmp_path, INPUTS, (LABELS + (LABELS == 0)), NAMES[:1] + NAMES[1:]))
@@ -398,7 +398,7 @@ def test_runs_of_earlier_versions_resume_and_get_a_fingerprint(table):
     (table / "run" / "split.csv").write_text(old)
 
     csv_file(table, INPUTS[:20], LABELS[:20], NAMES)
-    with pytest.raises(DataError, match="4 samples are gone"):
+    with pytest.raises(DataError, match="4 samples are missing"):
         train_in(make(text=CONFIG), table / "run", table / "run")
     csv_file(table, INPUTS, LABELS, NAMES)
     run(table / "run", text=CONFIG, resume=True)
@@ -470,7 +470,7 @@ def test_the_split_is_kept_by_ids_and_a_changed_one_refused(tmp_path):
     for before in (then, {}):
         write_data_record(experiment(one, one.split_validation()), tmp_path, before)
         for other in (loader(names, seed=1), loader([*names[:-1], "new.jpg"])):
-            with pytest.raises(DataError, match="its data have changed") as raised:
+            with pytest.raises(DataError, match="the data changed") as raised:
                 write_data_record(experiment(other, other.split_validation()), tmp_path, before)
             assert "--allow-change does not help" in str(raised.value)
             assert f"`model: {{weights: {tmp_path}}}`" in str(raised.value)
@@ -487,7 +487,7 @@ def test_parts_that_overlap_are_refused():
     )
     loaders = {"train": train, "valid": valid}
     samples = {part: samples_of(one) for part, one in loaders.items()}
-    with pytest.raises(DataError, match="1 samples both train and validate, such as 5"):
+    with pytest.raises(DataError, match="1 sample is in both training and validation, such as 5"):
         refuse_overlap(loaders, samples)
     valid.source_of_ids = 2  # another data set, whose sample 5 is another one
     refuse_overlap(loaders, samples)

@@ -36,13 +36,13 @@ def test_labels_out_of_range_are_named_with_the_highest():
     with pytest.raises(DataError) as caught:
         refuse_labels_out_of_range(Listed(torch.tensor([0, 7, 2, -1, 1])), 3)
     assert str(caught.value) == (
-        "the model has outputs for 3 classes, 0 to 2: mend the labels, or give the model 8 outputs"
-        "; out of range are\n  list.txt:4: class 7\n  list.txt:6: class -1"
+        "the model has outputs for 3 classes, 0 to 2: fix the labels, or give the model 8 outputs"
+        "; out of range:\n  list.txt:4: class 7\n  list.txt:6: class -1"
     )
 
 
 def test_no_more_outputs_help_against_a_negative_label():
-    with pytest.raises(DataError, match=r"2: mend the labels; out of range are\n  list\.txt:4"):
+    with pytest.raises(DataError, match=r"2: fix the labels; out of range:\n  list\.txt:4"):
         refuse_labels_out_of_range(Listed(torch.tensor([0, -1, 2])), 3)
 
 

@@ -143,7 +143,7 @@ def test_a_model_for_one_size_of_batch_is_told_without_a_largest() -> None:
 
     told = told_by("convolutions", trainer=Sixteen)
     assert told.total(16) == pytest.approx(told_by("convolutions").total(16))
-    assert told.text(10**9).endswith("cannot be cut to see what others would take")
+    assert told.text(10**9).endswith("cannot be cut, so other sizes are unknown")
 
 
 def test_a_lone_sample_is_taken_for_all() -> None:
@@ -165,8 +165,8 @@ def test_the_line_says_parts_free_memory_and_the_largest_batch() -> None:
     ("option", "end"),
     [
         ("precision=bf16", r"the largest batch that fits \S+ MB free: about [1-9][\d,]*"),
-        ("micro_batch=auto", "larger ones take little more, as memory.micro_batch cuts them"),
-        ("micro_batch=3", "larger ones take little more, as memory.micro_batch cuts them"),
+        ("micro_batch=auto", "larger batches take little more, as memory.micro_batch splits them"),
+        ("micro_batch=3", "larger batches take little more, as memory.micro_batch splits them"),
     ],
 )
 def test_a_dry_run_shows_it_with_each_option(option: str, end: str) -> None:

@@ -157,5 +157,5 @@ def test_what_is_captured_may_go_to_a_service_alone(services) -> None:
     call("-c", "toy.yaml", "--epochs", "1", "--set", "capture=[{match: stem.*, every: 1 steps}]")
     tags = scalars(services["trackio"])
     assert any(tag.startswith("capture/stem") for tag in tags)
-    with pytest.raises(ConfigError, match="what is captured goes to TensorBoard"):
+    with pytest.raises(ConfigError, match="captured values are written to TensorBoard"):
         call("-c", "toy.yaml", "--set", "capture=[stem.*]", "trainer.writers=[csv]")

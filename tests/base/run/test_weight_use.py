@@ -182,7 +182,7 @@ def test_the_memory_trials_do_not_use_the_weights(caplog: pytest.LogCaptureFixtu
 
 # --- A term beside a loss that is called "loss" ---------------------------------------------------
 
-LOST = "not minimised, only logged"
+LOST = "logged but not minimised"
 
 
 def test_a_term_beside_a_loss_called_loss_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -220,30 +220,34 @@ class _ClassScores(ConfusionMatrix):
                 f"{tuple(output.shape)} may be masks or labels: add the channel dimension to masks"
             )
             raise ValueError(f"{text}, (batch, 1, height, width), in the output and in the target")
-        taken, true, given = (each.transpose(0, 1).flatten(1) for each in
+        predicted, true, given = (each.transpose(0, 1).flatten(1) for each in
                               _as_classes(output, target, self.threshold))  # fmt: skip
         true = true == 1
         if self.ignore_index is not None:
             is_counted = given != self.ignore_index
-            taken, true = taken & is_counted, true & is_counted
-        counts = torch.stack([(taken & true).sum(1), taken.sum(1), true.sum(1)])
+            predicted, true = predicted & is_counted, true & is_counted
+        counts = torch.stack([(predicted & true).sum(1), predicted.sum(1), true.sum(1)])
         self.labels = counts if self.labels is None else self.labels.to(counts.device) + counts
         return None
 
     def compute(self) -> dict[str, float]:
         if self.labels is not None:
-            hits, taken, true = self.labels.cpu().double()
+            true_positives, predicted, true = self.labels.cpu().double()
         else:
             matrix = super().compute().double()
-            hits, taken, true = matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)
+            true_positives, predicted, true = (
+                matrix.diagonal(),
+                matrix.sum(dim=0),
+                matrix.sum(dim=1),
+            )
         # A class without samples has a score of 0, as in scikit-learn.
-        scores = torch.nan_to_num(self.score(hits, taken, true), nan=0.0)
-        occurs = taken + true > 0
+        scores = torch.nan_to_num(self.score(true_positives, predicted, true), nan=0.0)
+        occurs = predicted + true > 0
         result = {self.mean_name: scores[occurs].mean().item()}
         result.update((str(index), score) for index, score in enumerate(scores.tolist()))
         return result
 
-    def score(self, hits: Tensor, taken: Tensor, true: Tensor) -> Tensor:
+    def score(self, true_positives: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
         """Return the scores from true positives, predictions of the class, and its samples."""
         raise NotImplementedError
 
@@ -251,22 +255,22 @@ class _ClassScores(ConfusionMatrix):
 class Precision(_ClassScores):
     """The share of the predictions of a class that are right; by class, and ``macro``."""
 
-    def score(self, hits: Tensor, taken: Tensor, true: Tensor) -> Tensor:
-        return hits / taken
+    def score(self, true_positives: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        return true_positives / predicted
 
 
 class Recall(_ClassScores):
     """The share of the samples of a class that are predicted; by class, and ``macro``."""
 
-    def score(self, hits: Tensor, taken: Tensor, true: Tensor) -> Tensor:
-        return hits / true
+    def score(self, true_positives: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        return true_positives / true
 
 
 class F1(_ClassScores):
     """The harmonic mean of precision and recall; by class, and ``macro``."""
 
-    def score(self, hits: Tensor, taken: Tensor, true: Tensor) -> Tensor:
-        return 2 * hits / (taken + true)
+    def score(self, true_positives: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        return 2 * true_positives / (predicted + true)
 
 
 class IoU(_ClassScores):
@@ -274,8 +278,8 @@ class IoU(_ClassScores):
 
     mean_name = "mean"
 
-    def score(self, hits: Tensor, taken: Tensor, true: Tensor) -> Tensor:
-        return hits / (taken + true - hits)
+    def score(self, true_positives: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        return true_positives / (predicted + true - true_positives)
 
 
 class Dice(F1):
@@ -411,7 +415,7 @@ class _Ranking:
             output, target = (each.movedim(1, -1).flatten(0, -2) for each in (output, target))
         else:
             raise ValueError(_shape_mismatch(output, target))
-        # Copies, as a compiled model reuses its output. Up to the limit nothing waits for the device.
+        # Copies, as a compiled model reuses its output. Below the limit nothing waits for a device.
         self.scores.append(output.detach().clone())
         self.targets.append(target.clone())
         self.n_bytes += output.nbytes + target.nbytes
@@ -450,10 +454,10 @@ class _Ranking:
         is_last = torch.ones(len(scores), dtype=torch.bool)
         is_last[:-1] = scores[1:] != scores[:-1]
         above = torch.arange(1, len(scores) + 1, dtype=torch.double)[is_last]
-        hits = is_positive.cumsum(0)[is_last]
-        return self.score(hits, above - hits)
+        true_positives = is_positive.cumsum(0)[is_last]
+        return self.score(true_positives, above - true_positives)
 
-    def score(self, hits: Tensor, misses: Tensor) -> float:
+    def score(self, true_positives: Tensor, false_positives: Tensor) -> float:
         """Return the metric from the positives and negatives at or above each score."""
         raise NotImplementedError
 
@@ -464,22 +468,26 @@ class AUROC(_Ranking):
     NaN for an epoch without positives or without negatives.
     """
 
-    def score(self, hits: Tensor, misses: Tensor) -> float:
-        if not hits[-1] or not misses[-1]:
+    def score(self, true_positives: Tensor, false_positives: Tensor) -> float:
+        if not true_positives[-1] or not false_positives[-1]:
             return float("nan")
         zero = torch.zeros(1, dtype=torch.double)
-        area = torch.trapezoid(torch.cat([zero, hits]), torch.cat([zero, misses]))
-        return float(area / (hits[-1] * misses[-1]))
+        area = torch.trapezoid(
+            torch.cat([zero, true_positives]), torch.cat([zero, false_positives])
+        )
+        return float(area / (true_positives[-1] * false_positives[-1]))
 
 
 class AveragePrecision(_Ranking):
     """The mean precision at each positive, by descending score; NaN without positives."""
 
-    def score(self, hits: Tensor, misses: Tensor) -> float:
-        if not hits[-1]:
+    def score(self, true_positives: Tensor, false_positives: Tensor) -> float:
+        if not true_positives[-1]:
             return float("nan")
-        found = torch.diff(hits, prepend=torch.zeros(1, dtype=torch.double))
-        return float((found * hits / (hits + misses)).sum() / hits[-1])
+        found = torch.diff(true_positives, prepend=torch.zeros(1, dtype=torch.double))
+        return float(
+            (found * true_positives / (true_positives + false_positives)).sum() / true_positives[-1]
+        )
 
 
 def _are_probabilities(scores: Tensor) -> bool:

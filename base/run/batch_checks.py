@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from base.base_trainer import BaseTrainer
-from base.data.batch import cut, to_device
+from base.data.batch import cut
 from base.errors import ConfigError, Problem, TrainingError
+from base.run.step_checks import try_training_step
 from base.training.recovery import SINGLE_VALUE
-from base.training.trials import kept_weights, trial
 
 UNTRAINABLE = "on which BatchNorm cannot be trained"  # as torch raises an error there
 
@@ -96,18 +96,13 @@ def single_sample_parts(trainer: BaseTrainer, size: int | None) -> Iterator[Prob
 
 
 def try_single_sample(trainer: BaseTrainer, sample: Any, problems: Sequence[Problem]) -> None:
-    """Try a step on one sample; restore the whole state.
+    """Try a training step on one sample.
 
     Raises:
         ConfigError: a layer needs more than one value for each channel.
     """
-    trainer.epoch_start.begin()
     try:
-        with (
-            kept_weights(trainer.model, trainer.optimizers.values()),
-            trial(trainer.state, trainer),
-        ):
-            trainer.try_step(to_device(sample, trainer.device))
+        try_training_step(trainer, sample)
     except Exception as error:
         if SINGLE_VALUE in str(error):  # training raises any other error again
             raise ConfigError(problems) from error

@@ -18,7 +18,7 @@ from base.run.header import input_text
 from base.run.label_checks import check_labels
 from base.run.loaders import missing_test_data
 from base.run.profiler import check_profile
-from base.run.step_checks import check_step, try_own_step
+from base.run.step_checks import check_step, try_first_batch
 from base.run.writers import check_writers
 from base.system.torch_compat import dynamo_is_imported
 
@@ -95,7 +95,7 @@ def _try_batches(trainer: BaseTrainer) -> None:
             values = trainer.evaluate(trainer.train_loader, "train", max_batches=1)
         else:
             with suppress(torch.OutOfMemoryError):  # training handles it, by trainer.on_oom
-                logged = try_own_step(trainer)
+                logged = try_first_batch(trainer)
         if getattr(trainer.train_loader, "mixes", ""):
             _try_mixed(trainer)
     check_step(trainer, values, logged)

@@ -26,7 +26,7 @@ from base.run.micro_batch import resolve_micro_batch
 from base.run.parameter_table import parameter_rows, short_table, weights_tables, write_csv
 from base.run.profiler import Profiler
 from base.run.testing import choose_checkpoint, preserve_state, run_test
-from base.run.writers import make_writers
+from base.run.writers import build_writers
 from base.system.deferred_files import DeferredFiles
 from base.system.run_folder import create_run_folder, lock, remove_if_not_started, run_folder_of
 from base.system.signals import resume_command
@@ -191,9 +191,9 @@ def _prepare(
     store: CheckpointStore | None = None
     data: Mapping[str, Any] = {}
     if folder is not None:
-        is_beside = saves_in_background(settings.async_save, trainer.device)
+        in_background = saves_in_background(settings.async_save, trainer.device)
         validate = refuse_bad_optimizers
-        store = CheckpointStore(folder / "checkpoints", settings.keep, is_beside, validate)
+        store = CheckpointStore(folder / "checkpoints", settings.keep, in_background, validate)
         stack.push(store.background.end)
         store.remove_leftovers()
         store.check_writable()
@@ -211,7 +211,7 @@ def _prepare(
     if folder is not None:
         resumed_at = None if resume_from is None else trainer.progress
         rows, is_finished = trainer.epoch_rows, trainer.is_finished()
-        writers = make_writers(folder, config, resumed_at, rows, is_finished)
+        writers = build_writers(folder, config, resumed_at, rows, is_finished)
     facts = time_facts(trainer.train_loader, config, trainer.device)
     run_log = RunLog(settings, folder, writers, trainer.epoch_rows, facts)
     stack.callback(run_log.close)

@@ -37,7 +37,9 @@ def check_step(
     with suppress(torch.OutOfMemoryError):  # training handles it, by trainer.on_oom
         try:
             if logged is None:
-                logged = _plain_step(trainer) if trainer.has_plain_step else try_own_step(trainer)
+                logged = (
+                    _plain_step(trainer) if trainer.has_plain_step else try_first_batch(trainer)
+                )
         except KindlingError:
             raise
         except Exception:
@@ -46,12 +48,17 @@ def check_step(
         check_watched_values(trainer, "train", _names_in_training(trainer, logged, values))
 
 
-def try_own_step(trainer: BaseTrainer) -> dict[str, Any]:
-    """Run a custom `train_step` on the first batch without updates; restore the whole state."""
-    batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
+def try_training_step(trainer: BaseTrainer, batch: Any) -> dict[str, Any]:
+    """Run `train_step` on a batch without updates; restore the whole state."""
+    batch = to_device(batch, trainer.device)
     trainer.epoch_start.begin()
     with kept_weights(trainer.model, trainer.optimizers.values()), trial(trainer.state, trainer):
         return trainer.try_step(batch)
+
+
+def try_first_batch(trainer: BaseTrainer) -> dict[str, Any]:
+    """Try a training step on the first batch."""
+    return try_training_step(trainer, next(trainer.train_loader.batches(0, 1)))
 
 
 def _plain_step(trainer: BaseTrainer) -> dict[str, Any] | None:

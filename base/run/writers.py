@@ -24,7 +24,7 @@ except ModuleNotFoundError:  # a project may omit logger/services.py
 SERVICE_NAMES = set(WRITERS) - {"tensorboard", "csv"}
 
 
-def make_writers(
+def build_writers(
     folder: Path,
     config: Mapping[str, Any],
     resumed_at: Progress | None,

@@ -16,7 +16,7 @@ import torch
 import train
 from base.errors import ConfigError
 from base.names.registry import project_root, set_project_root
-from base.run.writers import make_writers
+from base.run.writers import build_writers
 from logger.csv_writer import read_rows
 
 FAKES = Path(__file__).parents[2] / "logger" / "services_fakes.py"
@@ -132,7 +132,7 @@ def test_tensorboard_is_written_if_switched_on_or_named(
 ) -> None:
     sections = [{"type": name, "args": {}} for name in named]
     config = {"name": "x", "trainer": {"tensorboard": switch, "writers": sections}}
-    names = [writer.name for writer in make_writers(tmp_path, config, None)]
+    names = [writer.name for writer in build_writers(tmp_path, config, None)]
     assert names == ["metrics.csv", *["TensorBoard"] * is_written]
 
 

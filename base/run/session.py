@@ -191,12 +191,7 @@ def _prepare(
     store: CheckpointStore | None = None
     data: Mapping[str, Any] = {}
     if folder is not None:
-        in_background = saves_in_background(settings.async_save, trainer.device)
-        validate = refuse_bad_optimizers
-        store = CheckpointStore(folder / "checkpoints", settings.keep, in_background, validate)
-        stack.push(store.background.end)
-        store.remove_leftovers()
-        store.check_writable()
+        store = _open_store(trainer, folder, stack)
         experiment.references.log_changes()
         data = write_data_record(experiment, folder, data_of(manifest), allow_change)
         experiment.bad_samples.open(folder)
@@ -220,6 +215,8 @@ def _prepare(
     for loader in (trainer.train_loader, trainer.valid_loader):
         stack.callback(getattr(loader, "close", lambda: None))
     log_header(trainer, folder)
+    if folder is not None and trainer.progress.step > 0:
+        keep_config(config, folder)  # of a resumed run, whose state is known to fit now
     is_profiled = folder is not None and config["profile"] is not None
     return Run(
         log=run_log,
@@ -231,6 +228,19 @@ def _prepare(
         check_first_step=functools.partial(check_first_step, trainer),
         finish=functools.partial(finish, trainer),
     )
+
+
+def _open_store(trainer: BaseTrainer, folder: Path, stack: ExitStack) -> CheckpointStore:
+    """Return the checkpoint store of a run; remove what an interrupted save left there."""
+    settings = trainer.settings
+    in_background = saves_in_background(settings.async_save, trainer.device)
+    store = CheckpointStore(
+        folder / "checkpoints", settings.keep, in_background, refuse_bad_optimizers
+    )
+    stack.push(store.background.end)
+    store.remove_leftovers()
+    store.check_writable()
+    return store
 
 
 def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None) -> None:
@@ -251,10 +261,7 @@ def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None
 
 
 def log_header(trainer: BaseTrainer, folder: Path | None) -> None:
-    """Log the header of a run and its tables of parameters.
-
-    A resumed run saves its new config here, once its state is known to fit.
-    """
+    """Log the header of a run; a new run also logs and writes its tables of parameters."""
     log.info(format_header(header_entries(trainer, folder)))
     if trainer.progress.step == 0:  # a resumed run has these files
         if trainer.experiment.loaded:
@@ -263,8 +270,6 @@ def log_header(trainer: BaseTrainer, folder: Path | None) -> None:
         log.info("parameters:\n" + short_table(rows))
         if folder is not None:
             write_csv(rows, folder / "parameters.csv")
-    if folder is not None and trainer.progress.step > 0:
-        keep_config(trainer.config, folder)
     if trainer.is_finished() or trainer.progress.step > trainer.experiment.total_steps:
         log.log(ROW, _finished_message(trainer))
 

@@ -558,7 +558,7 @@ def test_losses_of_the_config_are_weighted(weight: float) -> None:
     assert trainer.values["train/loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_no_loss_at_all_is_told() -> None:
+def test_no_loss_at_all_is_reported() -> None:
     with pytest.raises(TrainingError, match="no loss to minimise"):
         train_in(make("loss=[]"))
 
@@ -759,7 +759,9 @@ def test_batches_go_to_the_device() -> None:
         (["trainer.monitor=off", "trainer.early_stop=3"], "trainer.early_stop: there is nothing"),
     ],
 )
-def test_keys_that_contradict_are_told_before_training(overrides: list[str], expected: str) -> None:
+def test_keys_that_contradict_are_reported_before_training(
+    overrides: list[str], expected: str
+) -> None:
     with pytest.raises(ConfigError, match=expected):
         check(make(*overrides))
 

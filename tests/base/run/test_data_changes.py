@@ -426,12 +426,12 @@ def test_a_run_of_an_earlier_version_keeps_targets_in_their_own_unit(table):
         made = make(text=text)
         loader = made.experiment.train_loader
         assert (loader.target_scale is not None) == is_refused
-        for look in (
+        for check_data in (
             lambda made=made: refuse_changed_data(made.experiment, table / "run", False),
             lambda made=made: build_tested_experiment(made.config, torch.device("cpu"), saved),
         ):
             with pytest.raises(DataError, match=advice) if is_refused else nullcontext():
-                look()
+                check_data()
 
 
 def forget_data(checkpoint: Path) -> None:

@@ -60,7 +60,9 @@ def alone(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
             monkeypatch.setattr(doctor, name, lambda _: Finding("ok", ""))
 
 
-def test_one_failed_check_is_told_and_the_others_are_made(monkeypatch, tmp_path, capsys) -> None:
+def test_one_failed_check_is_reported_and_the_others_are_made(
+    monkeypatch, tmp_path, capsys
+) -> None:
     def broken(_: Path) -> Finding:
         raise OSError("libcuda.so: no such file\nand more")
 
@@ -115,7 +117,7 @@ def test_a_resume_that_ends_otherwise_fails(monkeypatch, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_training_that_fails_is_told_by_its_last_line(monkeypatch, tmp_path, capsys) -> None:
+def test_a_training_that_fails_is_reported_by_its_last_line(monkeypatch, tmp_path, capsys) -> None:
     alone(monkeypatch, "training")
     monkeypatch.setattr(doctor, "CONFIG", doctor.CONFIG.replace("lr: 0.01", "lrr: 0.01"))
     assert doctor.main(tmp_path) == 1

@@ -97,14 +97,14 @@ def test_only_a_loss_over_class_numbers_says_what_they_are(override: str, expect
     assert has_classification_loss(make(override)) is expected
 
 
-@pytest.mark.parametrize("look", [check, dry_run])
-def test_it_is_told_before_training_whichever_batch_it_is_in(look: Any, tmp_path: Path):
+@pytest.mark.parametrize("check_data", [check, dry_run])
+def test_it_is_reported_before_training_whichever_batch_it_is_in(check_data: Any, tmp_path: Path):
     trainer = make()
     dataset = trainer.train_loader.dataset
     first = next(index for index in range(24) if index not in trainer.train_loader._order(0)[:8])
     dataset.targets[first] = 3
     with pytest.raises(DataError, match=f"sample {first}: class 3"):
-        look(trainer)
+        check_data(trainer)
     assert not trainer.model._forward_hooks
 
 
@@ -117,7 +117,7 @@ def test_a_target_that_is_no_share_is_named_where_the_loss_takes_any(targets: to
 
 
 @pytest.mark.parametrize("loss", ["BCEWithLogitsLoss", "binary_cross_entropy_with_logits"])
-def test_it_is_told_before_training_for_one_logit(loss: str):
+def test_it_is_reported_before_training_for_one_logit(loss: str):
     trainer = make(f"loss={loss}", "model.args.n_outputs=1", "data_loader.args.n_classes=2")
     dataset = trainer.train_loader.dataset
     dataset.targets = dataset.targets.float()[:, None]
@@ -127,7 +127,7 @@ def test_it_is_told_before_training_for_one_logit(loss: str):
         check(trainer)
 
 
-def test_it_is_told_of_one_of_several_targets_too():
+def test_it_is_reported_for_one_of_several_targets_too():
     named = "batch={inputs: [0], target: {classes: 1, image: 0}}"
     first = "loss={type: cross_entropy, target: classes}"
     for settings in ((named, first), (named.replace("classes", "target"), "loss=cross_entropy")):

@@ -60,7 +60,7 @@ class Deep(nn.Sequential):
 # --- Rows -----------------------------------------------------------------------------------------
 
 
-def test_a_row_tells_all_of_a_parameter() -> None:
+def test_a_row_describes_a_parameter() -> None:
     init = "init=[{match: {type: Linear}, weight: {type: normal_, args: {std: 0.5}}}]"
     rows = rows_of(GROUPS, init)
     assert rows["head.weight"] == Row(
@@ -96,7 +96,7 @@ def test_the_rate_is_that_of_the_first_step() -> None:
     assert rows["head.bias"].lr == pytest.approx(0.1)
 
 
-def test_frozen_for_good_and_for_a_time_are_told_apart() -> None:
+def test_frozen_for_good_and_for_a_time_are_distinguished() -> None:
     rows = rows_of("freeze=[hidden.0.weight, {match: hidden.0.bias, until: 2 epochs}]")
     weight, bias, head = (rows[name] for name in ("hidden.0.weight", "hidden.0.bias", "head.bias"))
     assert (weight.trainable, weight.group, weight.lr) == ("no", None, None)
@@ -110,7 +110,7 @@ def test_a_rule_that_freezes_is_seen_too() -> None:
     assert rows["head.bias"].trainable == "yes"
 
 
-def test_what_was_loaded_tells_its_file_and_not_what_init_had_drawn(tmp_path: Path) -> None:
+def test_what_was_loaded_names_its_file_and_not_what_init_had_drawn(tmp_path: Path) -> None:
     state = make().model.state_dict()
     torch.save({"head.bias": state["head.bias"]}, tmp_path / "old.pt")
     weights = f"model.weights={{file: {tmp_path / 'old.pt'}, only: head.bias}}"

@@ -1,4 +1,4 @@
-"""`trainer.writers`, from the config to what the services get; slips are told before a run."""
+"""`trainer.writers`, from the config to what the services get; errors are reported before a run."""
 
 from __future__ import annotations
 

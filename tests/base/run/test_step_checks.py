@@ -34,10 +34,10 @@ def networks(*overrides: str, trainer: Any = WganTrainer) -> Any:
     return make(*overrides, trainer=trainer, text=NETWORKS)
 
 
-@pytest.mark.parametrize("tried", [check, dry_run])
-def test_several_optimizers_with_the_step_of_one_network(tried: Any) -> None:
+@pytest.mark.parametrize("check_trainer", [check, dry_run])
+def test_several_optimizers_with_the_step_of_one_network(check_trainer: Any) -> None:
     with pytest.raises(ConfigError, match=r"optimizers: Trainer trains one network with one opt"):
-        tried(networks(trainer=Trainer))
+        check_trainer(networks(trainer=Trainer))
 
 
 def test_an_attribute_that_hides_a_method_of_the_loop() -> None:

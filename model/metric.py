@@ -114,9 +114,8 @@ def _as_classes(
         )
     if target.is_floating_point():
         return output > threshold, target > 0.5, target
-    true = (
-        target if target.dtype == torch.bool else target.clamp(min=0)
-    )  # some data sets use -1 for class 0
+    # Some data sets use -1 for class 0.
+    true = target if target.dtype == torch.bool else target.clamp(min=0)
     return output > threshold, true, target
 
 

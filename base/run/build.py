@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from base.base_model import check_model
 from base.checkpoint.data_record import record_of, use_record
@@ -47,11 +48,11 @@ from base.system.seeding import derive_seed, isolated_random_state
 from base.system.torch_compat import keep_freed_memory, put_off_dynamo
 from base.training.experiment import CallbackProtocol, Experiment, choose_monitor
 from base.training.loss_facts import compares_outputs
-from base.training.losses import build_losses
+from base.training.losses import WeightedLoss, build_losses
 from base.training.metrics import build_metrics
 from base.training.optimizer_memory import offload_state
 from base.training.parameter_groups import build_optimizer, check_ownership
-from base.training.schedules import build_schedule, watching
+from base.training.schedules import Schedule, build_schedule, watching
 
 
 @dataclass
@@ -156,33 +157,12 @@ def build_experiment(
     memory_notes = prepare_model(
         model, {**memory, "channels_last": layout_wish(config)}, device, forward
     )
-    optimizers, schedules = {}, {}
-    for name, section in optimizer_sections(config).items():
-        keys = optimizer_keys(config, name)
-        optimizers[name] = build_optimizer(
-            model,
-            references.resolve("optimizer", keys, {**section, "lr_scheduler": None}),
-            dotted(keys),
-            freezing.frozen_until,
-            memory["fused"],
-        )
-        if memory["offload_optimizer"]:
-            offload_state(optimizers[name], device)
-        keys = optimizer_keys(config, name, "lr_scheduler")
-        scheduler = section["lr_scheduler"]
-        if scheduler is not None:
-            scheduler = references.resolve("lr_scheduler", keys, scheduler)
-            refuse_objects(scheduler, dotted(keys))
-            rule = choose_monitor(config, data.valid_loader)
-            scheduler = watching(config, keys, scheduler, rule, losses)
-        lengths = (steps_per_epoch, total_steps)
-        schedule = build_schedule(optimizers[name], scheduler, *lengths, dotted(keys))
-        if schedule is not None:
-            schedules[name] = schedule
+    lengths = (steps_per_epoch, total_steps)
+    optimizers, schedules = build_optimizers(
+        config, model, references, freezing, losses, data.valid_loader, lengths, device
+    )
     check_ownership(model, optimizers, freezing.frozen_until)
-    freezing.begin_epoch(
-        0
-    )  # after the optimizers, which also own parameters that are unfrozen later
+    freezing.begin_epoch(0)  # after the optimizers, which own parameters frozen for a time too
 
     return Experiment(
         config=config,
@@ -341,6 +321,47 @@ def build_freezing(
         return Freezing(model, config["freeze"], steps_per_epoch, total_steps)
     except NoMatch as error:
         raise ConfigError([config.problem(("freeze",), str(error))]) from error
+
+
+def build_optimizers(
+    config: Config,
+    model: nn.Module,
+    references: References,
+    freezing: Freezing,
+    losses: Mapping[str, WeightedLoss],
+    valid_loader: Any,
+    lengths: tuple[int, int],
+    device: torch.device,
+) -> tuple[dict[str, Optimizer], dict[str, Schedule]]:
+    """Build the optimizers and their schedules by name.
+
+    Args:
+        lengths: steps in an epoch, and steps in all.
+    """
+    optimizers: dict[str, Optimizer] = {}
+    schedules: dict[str, Schedule] = {}
+    for name, section in optimizer_sections(config).items():
+        keys = optimizer_keys(config, name)
+        optimizers[name] = build_optimizer(
+            model,
+            references.resolve("optimizer", keys, {**section, "lr_scheduler": None}),
+            dotted(keys),
+            freezing.frozen_until,
+            config["memory"]["fused"],
+        )
+        if config["memory"]["offload_optimizer"]:
+            offload_state(optimizers[name], device)
+        keys = optimizer_keys(config, name, "lr_scheduler")
+        scheduler = section["lr_scheduler"]
+        if scheduler is not None:
+            scheduler = references.resolve("lr_scheduler", keys, scheduler)
+            refuse_objects(scheduler, dotted(keys))
+            rule = choose_monitor(config, valid_loader)
+            scheduler = watching(config, keys, scheduler, rule, losses)
+        schedule = build_schedule(optimizers[name], scheduler, *lengths, dotted(keys))
+        if schedule is not None:
+            schedules[name] = schedule
+    return optimizers, schedules
 
 
 def build_callbacks(config: Config, references: References) -> dict[str, CallbackProtocol]:

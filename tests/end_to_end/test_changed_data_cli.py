@@ -60,7 +60,7 @@ def table(place: Workplace) -> Path:
     [
         (lambda rows: [row.replace("emu", "bird") for row in rows],
          "of the 3 classes 'emu' is missing and 'bird' is new; 60 of 60 targets differ (t.csv:2: 0 "
-         "then, 1 now, ", "have `classes` list them"),
+         "then, 1 now, ", "list them in `classes`"),
         (sorted, "the samples are the same, but ", "--allow-change does not help"),
         (lambda rows: [*rows[:6], rows[6].replace("cat", "dog"), *rows[7:]],
          "1 of 60 targets differ (t.csv:8: 0 then, 1 now)", "add --allow-change"),

@@ -249,7 +249,7 @@ def refuse_overlap(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -
 
 
 def split_rows(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -> list[Row]:
-    """Return a row for each sample whose loader knows its ids."""
+    """Return a row for each sample with a known id."""
     rows: list[Row] = []
     has_contents = sum(map(len, samples.values())) <= MAX_CONTENTS
     for part, loader in loaders.items():

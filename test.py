@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 try:
     from base.config.command_line import choose_tested, parse_test, run
-except ImportError as error:  # as where pytorch-template's base/ or logger/ replaced ours
+except ImportError as error:  # a package is missing, or pytorch-template's base/ replaced ours
     sys.exit(f"{error}: install requirements.txt, and keep Kindling's own base/ and logger/")
 
 
@@ -18,13 +18,19 @@ def main(arguments: Sequence[str]) -> int:
     config, path = choose_tested(options)
 
     from base.names.check import check_names
-    from base.run.build import build_trainer, choose_device, make_repeatable
-    from base.run.testing import build_tested, choose_checkpoint, run_test
+    from base.run import (
+        build_tested_experiment,
+        build_trainer,
+        choose_checkpoint,
+        choose_device,
+        make_repeatable,
+        run_test,
+    )
     from base.system.run_folder import run_folder_of
     from base.system.seeding import seed_everything
     from logger.console import setup_logging
 
-    with config.placed():  # errors then say where in the file
+    with config.placed():  # errors name their place in the config file
         check_names(config)
         device = choose_device(options.device or config["device"])
         make_repeatable(config)
@@ -32,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
 
         setup_logging(None)
         checkpoint = choose_checkpoint(path)
-        experiment = build_tested(config, device, checkpoint)
+        experiment = build_tested_experiment(config, device, checkpoint)
         trainer = build_trainer(config, experiment)
         values = run_test(trainer, checkpoint, run_folder_of(path))
     print(json.dumps(values))

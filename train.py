@@ -1,4 +1,4 @@
-"""Train a model: ``python train.py -c config/digits.yaml``; ``-r`` goes on with a run."""
+"""Train a model: ``python train.py -c config/digits.yaml``; ``-r`` resumes a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 try:
     from base.config.command_line import choose_config, parse_train, run
-except ImportError as error:  # as where pytorch-template's base/ or logger/ replaced ours
+except ImportError as error:  # a package is missing, or pytorch-template's base/ replaced ours
     sys.exit(f"{error}: install requirements.txt, and keep Kindling's own base/ and logger/")
 
 
@@ -23,18 +23,27 @@ def main(arguments: Sequence[str]) -> int:
         print(config.describe(), end="")
         return 0
 
-    # A config with a fault in its structure has ended by now, before torch is imported.
+    # Errors in the structure of the config are reported by now, before torch is imported.
     from base.names.check import check_names
-    from base.run.build import build_experiment, build_trainer, choose_device, make_repeatable
-    from base.run.checks import begin, check, dry_run
-    from base.run.data_changes import record_to_resume, references_to_resume, refuse_changed_data
-    from base.run.session import open_run
+    from base.run import (
+        build_experiment,
+        build_trainer,
+        check,
+        choose_device,
+        dry_run,
+        make_repeatable,
+        open_run,
+        record_to_resume,
+        references_to_resume,
+        refuse_changed_data,
+        write_deferred_files,
+    )
     from base.system.deferred_files import defer_files
     from base.system.seeding import seed_everything
     from logger.console import setup_logging
 
     setup_logging(None, config["trainer"]["verbosity"])
-    # Errors say where in the file; nothing is written before the run begins.
+    # Errors name their place in the config file; nothing is written before the run begins.
     with config.placed(), defer_files(options.dry_run) as files:
         check_names(config)
         device = choose_device(options.device or config["device"])
@@ -43,8 +52,9 @@ def main(arguments: Sequence[str]) -> int:
 
         record = record_to_resume(config, resume_from)
         references = references_to_resume(config, resume_from)
-        is_new = resume_from is None
-        experiment = build_experiment(config, device, is_new, record, references=references)
+        experiment = build_experiment(
+            config, device, weights=resume_from is None, record=record, references=references
+        )
         trainer = build_trainer(config, experiment)
         if options.dry_run:
             print(dry_run(trainer), end="")
@@ -52,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         if resume_from is not None:
             refuse_changed_data(experiment, resume_from, options.allow_change)
         check(trainer)
-        begin(trainer, files)
+        write_deferred_files(trainer, files)
         with open_run(trainer, config, resume_from, options.allow_change) as run:
             trainer.train(run)
     return 0

@@ -1,6 +1,6 @@
-"""Callbacks: side jobs that change neither the numbers nor the order of a run.
+"""Callbacks: side tasks that change neither the numbers nor the order of a run.
 
-What changes them (early stop, the moving average, saving) is a plain line of the loop.
+Early stopping, the moving average and saving change these; they are plain lines of the loop.
 """
 
 from __future__ import annotations
@@ -24,43 +24,44 @@ log = logging.getLogger("kindling")
 
 
 class Callback:
-    """Five points of a run; override those that you need.
+    """Five points of a run, and a check before it; override those that you need.
 
-    A callback must not know its siblings and must leave weights, order and random streams alone.
+    A callback must not depend on other callbacks, and must not change weights, order or random
+    streams.
     """
 
     def check(self, trainer: BaseTrainer) -> None:
-        """Raise ConfigError for what cannot work, before a folder is made; change nothing."""
+        """Raise ConfigError for settings that cannot work, before the run has a folder."""
 
     def on_start(self, trainer: BaseTrainer) -> None:
-        """Run once before the first step, after a resume."""
+        """Run once before the first step; on resume, after the state is restored."""
 
     def on_epoch_start(self, trainer: BaseTrainer) -> None:
         """Run before the first step of an epoch, after the trainer's own ``begin_epoch``.
 
-        As that method, it is called again where a run resumes within an epoch, before what is tried
-        ahead of training (by then there is no folder, and was no ``on_start``), and for a test.
+        Like ``begin_epoch``, it is called again when a run resumes within an epoch, for the checks
+        before training (without ``trainer.folder`` and before ``on_start``) and for a test.
         """
 
     def on_step_end(self, trainer: BaseTrainer) -> None:
-        """Run after each step of the optimizer; must not wait for the device."""
+        """Run after each optimizer step; do not wait for the device here."""
 
     def on_epoch_end(self, trainer: BaseTrainer, values: Mapping[str, float]) -> None:
-        """Run after validation, with the values that go to the log."""
+        """Run after validation, with the values that are logged."""
 
     def on_end(self, trainer: BaseTrainer) -> None:
-        """Run once when training is over or was stopped."""
+        """Run once when training ends or is stopped."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resume needs: plain data and tensors."""
+        """Return the state to save: plain data and tensors."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what ``state_dict`` returned."""
+        """Restore a state that ``state_dict`` returned."""
 
 
 class MemoryReport(Callback):
-    """Logs the peak of device memory after each of the first epochs."""
+    """Logs peak memory after each of the first epochs."""
 
     def __init__(self, epochs: int = 1) -> None:
         self.epochs = epochs
@@ -72,7 +73,7 @@ class MemoryReport(Callback):
 
 
 class ImageSamples(Callback):
-    """Writes the first input images of the run to TensorBoard, once: what the model really sees."""
+    """Writes the first input images to TensorBoard once, as the model receives them."""
 
     def __init__(self, n_images: int = 16) -> None:
         self.n_images = n_images
@@ -87,7 +88,7 @@ class ImageSamples(Callback):
 
 
 class StopAfter(Callback):
-    """Asks for a stop with a saved state after so many minutes, as a queue's time limit does."""
+    """Stops the run with a saved state after a number of minutes, such as a queue's time limit."""
 
     def __init__(self, minutes: float) -> None:
         self.minutes = minutes

@@ -1,4 +1,4 @@
-"""Public names of a folder that are imported on first use, so that one of them costs no other."""
+"""Imports the public names of a package on first use."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 
 def lazy_imports(package: str) -> tuple[Callable[[str], Any], list[str]]:
-    """Return ``__getattr__`` and ``__all__`` of a package, from its imports for type checking.
+    """Return ``__getattr__`` and ``__all__`` for a package, from its imports for type checking.
 
-    Its ``__init__.py`` lists the names once, for people, type checkers and editors alike::
+    Its ``__init__.py`` lists the names once, for readers, type checkers and editors::
 
         if TYPE_CHECKING:
             from base.network.patterns import matches as matches
         else:
             __getattr__, __all__ = lazy_imports(__name__)
 
-    Importing the package then imports none of them (compare Scientific Python's SPEC 1).
+    Importing the package then imports none of these modules (compare Scientific Python's SPEC 1).
     """
 
     def get(name: str) -> Any:
@@ -37,7 +37,7 @@ def lazy_imports(package: str) -> tuple[Callable[[str], Any], list[str]]:
 
 @functools.cache
 def exports(package: str) -> dict[str, tuple[str, str]]:
-    """Return the module and the attribute that each public name of a package stands for."""
+    """Return the module and the attribute of each public name of a package."""
     source = Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8")
     return {
         alias.asname or alias.name: (str(statement.module), alias.name)

@@ -1,4 +1,4 @@
-"""``python -m base.shards``: write and check shards; see `base/datasets/shards/writer.py`."""
+"""``python -m base.shards`` writes and checks shards; see `base/datasets/shards/writer.py`."""
 
 from base.config.command_line import run
 from base.datasets.shards.writer import main

@@ -30,7 +30,7 @@ from base.config import load_config
 from base.datasets.array_files import read_idx
 from base.names.construction import build
 from base.run.build import build_experiment, choose_device
-from base.run.session import run_in
+from base.run.session import open_run_in
 from model.model import MnistModel
 
 N_TRAIN, BATCH_SIZE = 54_000, 128
@@ -132,7 +132,7 @@ class Kindling:
         seconds = [0.0]
         for name in ("train_epoch", "validate", "end_epoch"):
             setattr(trainer, name, self._timed(getattr(trainer, name), seconds))
-        with tempfile.TemporaryDirectory() as saved, run_in(trainer, Path(saved)) as run:
+        with tempfile.TemporaryDirectory() as saved, open_run_in(trainer, Path(saved)) as run:
             trainer.train(run)
         return seconds[0]
 

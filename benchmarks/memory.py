@@ -25,7 +25,7 @@ from base.config import load_config
 from base.data.batch import tensors_in, to_device
 from base.names.check import check_names
 from base.run.build import build_experiment, choose_device
-from base.run.micro_batch import settle
+from base.run.micro_batch import resolve_micro_batch
 from base.training.trials import SavedBytes
 from trainer.trainer import Trainer
 
@@ -117,7 +117,7 @@ def counted(trainer: Trainer, batch: Any) -> int:
 def measure(model: str, option: str, arguments: argparse.Namespace) -> tuple[float, float]:
     """Return the peak in MB and the milliseconds of a step, the best of all."""
     trainer = make(model, option, arguments)
-    settle(trainer)
+    resolve_micro_batch(trainer)
     trainer.model.train()
     loaded = trainer.train_loader.batches(0, arguments.steps + 1)
     batches = [to_device(batch, trainer.device) for batch in loaded]

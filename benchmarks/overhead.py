@@ -33,7 +33,7 @@ from base.base_data_loader import BaseDataLoader
 from base.config import RunLength, load_config
 from base.data.bad_samples import BadSamples
 from base.network.freezing import Freezing
-from base.run.session import run_in
+from base.run.session import open_run_in
 from base.training.experiment import Experiment
 from base.training.losses import build_losses
 from base.training.metrics import build_metrics
@@ -112,7 +112,7 @@ def framework(n_steps: int, folder: Path, is_on: bool, metrics: str = "[]") -> f
         return values
 
     trainer.train_epoch = timed  # type: ignore
-    with run_in(trainer, folder if is_on else None) as run:
+    with open_run_in(trainer, folder if is_on else None) as run:
         trainer.train(run)
     seconds = sum(epochs)
     assert seconds <= time.perf_counter() - start

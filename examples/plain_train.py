@@ -1,8 +1,8 @@
-"""What `python train.py -c config/digits.yaml` computes, as one plain script.
+"""The computation of `python train.py -c config/digits.yaml` as one plain script.
 
-Same network, data, order, rates and random numbers, so both reach the same losses, bit for bit;
-a test holds them to it. What the script lacks is all that the framework is for: a config, checks,
-checkpoints, resume, curves, signals. Run it from the project's root: python examples/plain_train.py
+Network, data, order, rates and random numbers are the same, and so are the losses, bit for bit, as
+a test checks. The script has no config, checks, checkpoints, resume, curves or signal handling.
+Run it from the root of the project: python examples/plain_train.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SEED, EPOCHS, BATCH_SIZE = 42, 20, 128
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
-    """Return the images (sample, 1, 8, 8) and labels that are not set aside for the test."""
+    """Return the images (sample, 1, 8, 8) and labels outside the test set."""
     arrays = np.load("data/digits.npz")
     is_train = np.ones(len(arrays["labels"]), dtype=bool)
     is_train[arrays["test_ids"]] = False
@@ -32,7 +32,7 @@ def load_digits() -> tuple[Tensor, Tensor]:
 
 
 def initialise(model: nn.Module) -> None:
-    """Kaiming for the layers before a ReLU, a small normal for the head, no bias."""
+    """Use Kaiming for layers before a ReLU, a small normal for the head, and zero biases."""
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in layers:
         if layer is model.head:
@@ -44,13 +44,13 @@ def initialise(model: nn.Module) -> None:
 
 
 def groups(model: nn.Module) -> list[dict]:
-    """Weight decay for the weights of layers, none for biases and norms."""
+    """Return parameter groups: weight decay for weights of layers, none for biases and norms."""
     decayed: list[Tensor] = []
-    spared: list[Tensor] = []
+    no_decay: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        is_spared = name.endswith(".bias") or "norm" in name
-        (spared if is_spared else decayed).append(parameter)
-    return [{"params": decayed}, {"params": spared, "weight_decay": 0}]
+        has_no_decay = name.endswith(".bias") or "norm" in name
+        (no_decay if has_no_decay else decayed).append(parameter)
+    return [{"params": decayed}, {"params": no_decay, "weight_decay": 0}]
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""A generator and a discriminator of images (DCGAN: Radford et al., 2016, arXiv:1511.06434)."""
+"""A generator and a discriminator for images (DCGAN: Radford et al., 2016, arXiv:1511.06434)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from base import BaseModel
 from model.layers import check_images
 
 # WGAN-GP (Gulrajani et al., 2017) forbids BatchNorm in the critic, as its penalty is on the
-# gradient of each sample alone, and advises layer norm.
+# gradient of each sample by itself, and recommends layer norm.
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "layer": lambda n_channels: nn.GroupNorm(1, n_channels),
@@ -21,7 +21,7 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def _init_weights(model: nn.Module) -> None:
-    """Draw all weights as the paper does, around 0 and those of norms around 1; biases are 0."""
+    """Draw weights as the paper does, with mean 0, or 1 in norms; set biases to 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.normal_(module.weight, 0, 0.02)
@@ -32,12 +32,12 @@ def _init_weights(model: nn.Module) -> None:
 
 
 class DCGANGenerator(BaseModel):
-    """Makes images with values from -1 to 1 of noise (batch, latent_size), by doubling 4x4.
+    """Generates images in [-1, 1] from noise (batch, latent_size), doubling the size from 4x4.
 
-    8x8 images begin at 2x2: with a single doubling, digits came out much worse.
+    8x8 images start at 2x2: with a single doubling, generated digits were much worse.
 
     Args:
-        width: channels before the last layer; each layer towards the noise has twice as many.
+        width: channels before the last layer; each earlier layer has twice as many.
         image_size: 8, 16, 32 or 64.
         norm: ``batch``, ``layer`` or ``none``.
     """
@@ -71,10 +71,10 @@ class DCGANGenerator(BaseModel):
 
 
 class DCGANDiscriminator(BaseModel):
-    """Gives each image one number, high for real ones: a logit, or the score of a critic.
+    """Returns one score for each image, high for real ones: a logit, or a critic's score.
 
     Args:
-        width: channels of the first layer; each further one halves the image and doubles them.
+        width: channels of the first layer; each further layer halves the image and doubles them.
         image_size: 8, 16, 32 or 64.
         norm: ``batch``; ``layer`` or ``none`` for the critic of WGAN-GP.
     """
@@ -88,7 +88,7 @@ class DCGANDiscriminator(BaseModel):
         self.image_size, self.channels = image_size, channels
         last_size, widths = _plan(width, image_size)
         first = nn.Conv2d(channels, width, 4, stride=2, padding=1)
-        # As in the paper, the layer that sees the images has no norm.
+        # As in the paper, the first layer has no norm.
         self.blocks = nn.Sequential(_block(first, "none", nn.LeakyReLU(0.2)))
         for n_in, n_out in pairwise(widths):
             conv = nn.Conv2d(n_in, n_out, 4, stride=2, padding=1, bias=norm == "none")
@@ -101,7 +101,7 @@ class DCGANDiscriminator(BaseModel):
 
 
 def _plan(width: int, image_size: int) -> tuple[int, list[int]]:
-    """Return the size farthest from the image, and the channels from next to the image to it."""
+    """Return the smallest feature map size, and the channels from the largest map to it."""
     if image_size not in (8, 16, 32, 64):
         raise ValueError(f"image_size is 8, 16, 32 or 64, not {image_size}: resize the images")
     size = min(4, image_size // 4)

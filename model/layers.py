@@ -1,4 +1,4 @@
-"""Parts that several networks share; each can be named in a config, among the layers of another."""
+"""Layers that several networks share; a config can name them among the layers of a network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution, BatchNorm, ReLU; the size of the image stays the same when ``stride`` is 1."""
+    """Convolution, BatchNorm and ReLU; a ``stride`` of 1 keeps the size of the image."""
 
     def __init__(self, n_in: int, n_out: int, kernel_size: int = 3, stride: int = 1) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class ConvBlock(nn.Sequential):
 def check_images(
     model: nn.Module, images: Tensor, channels: int, size: tuple[int, int] | None = None
 ) -> None:
-    """Raise a ValueError unless the images are such as the model was made for."""
+    """Raise a ValueError unless images have the shape that the model takes."""
     is_right = images.ndim == 4 and images.shape[1] == channels
     if not is_right or (size and tuple(images.shape[2:]) != size):
         height, width = size or ("height", "width")

@@ -1,13 +1,13 @@
-"""The losses. A function ``(output, target) -> one number`` or a module can be named in a config.
+"""Losses. A config can name a function ``(output, target) -> scalar tensor`` or a module.
 
-Those of torch need no line here: ``loss: cross_entropy``, ``loss: {type: HuberLoss, args: {delta:
-0.5}}``. Several, each with its share: ``loss: [{type: l1_loss, weight: 0.5}, {type: mse_loss}]``.
+Losses of torch need no code: ``loss: cross_entropy``, ``loss: {type: HuberLoss, args: {delta:
+0.5}}``. Several losses have weights: ``loss: [{type: l1_loss, weight: 0.5}, {type: mse_loss}]``.
 
-A loss of your own is taken for a mean over the samples of a batch. One that divides by something
-else says so with ``denominator(target)``, so that parts of a batch, accumulated batches and the
-last, smaller one count as they should; one that compares samples with each other sets
-``needs_whole_batches = True``. It may have more parameters, named after items of the batch (a
-mask), and give several terms, ``{name: tensor}``. See docs/losses.md.
+A loss of your own is assumed to be the mean over the samples of a batch. A loss with another
+denominator defines ``denominator(target)``, so that micro-batches, accumulated batches and a
+smaller last batch are weighted correctly. A loss that compares samples with each other sets
+``needs_whole_batches = True``. Further parameters receive the items of the batch with their names,
+such as a mask. A loss may return several terms, ``{name: tensor}``. See docs/losses.md.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from base import same_denominator_as
 
 @same_denominator_as(F.cross_entropy)
 def smooth_cross_entropy(output: Tensor, target: Tensor, smoothing: float = 0.1) -> Tensor:
-    """Cross entropy against targets that leave a little for every class (Szegedy et al., 2016)."""
+    """Cross entropy with label smoothing (Szegedy et al., 2016)."""
     return F.cross_entropy(output, target, label_smoothing=smoothing)
 
 
 class FocalLoss(nn.Module):
-    """Cross entropy that looks away from what is easy already (Lin et al., 2017).
+    """Focal loss for imbalanced classes (Lin et al., 2017): down-weights samples that are easy.
 
-    A sample whose true class has probability p counts ``(1 - p) ** gamma``; with ``gamma`` 0 this
-    is cross entropy. For classes of very unequal size. Targets equal to ``ignore_index`` are left
-    out.
+    A sample whose true class has probability p has the weight ``(1 - p) ** gamma``; with ``gamma``
+    0 this is cross entropy. Targets equal to ``ignore_index`` do not count.
     """
 
     def __init__(self, gamma: float = 2.0, ignore_index: int = -100) -> None:
@@ -39,7 +38,7 @@ class FocalLoss(nn.Module):
         self.ignore_index = ignore_index
 
     def denominator(self, target: Tensor) -> Tensor:
-        """Return the number of targets that are counted."""
+        """Return the number of targets that are not ignored."""
         return (target != self.ignore_index).sum()
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
-"""The metrics. A function ``(output, target) -> number`` is averaged over samples, one that gives
-``(sum, count)`` over what it counts; a class has ``update(output, target)`` for each batch,
-``compute()`` at the end of the epoch and ``reset()``. More parameters, named after items of the
-batch, are given these.
+"""Metrics. A function ``(output, target) -> number`` is averaged over samples; one that returns
+``(sum, count)`` is averaged over its counts. A class has ``update(output, target)`` for each batch,
+``compute()`` for the end of the epoch, and ``reset()``. Further parameters receive the items of the
+batch with their names.
 
-``output`` is what ``predict`` of the trainer gives: scores ``(batch, n_classes, ...)``, one score
-for each sample or pixel (a binary classifier, ``(batch,)`` or ``(batch, 1, ...)``), or class
-indices in the shape of ``target``. Scores in the shape of the targets are those of several labels.
+``output`` is the result of the trainer's ``predict``: scores ``(batch, n_classes, ...)``, one score
+for each sample or pixel (binary classification, ``(batch,)`` or ``(batch, 1, ...)``), or class
+indices in the shape of ``target``. Scores in the shape of the targets mean several labels.
 
-``ignore_index`` and ``threshold`` come from the loss where the config does not give them: targets
-that the loss ignores are not counted, and one score means class 1 above 0 where the loss takes
-logits, above 0.5 where it takes probabilities. See docs/metrics.md.
+``ignore_index`` and ``threshold`` default to those of the loss: ignored targets do not count, and
+one score means class 1 above 0 if the loss takes logits, above 0.5 if it takes probabilities. See
+docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def accuracy(
     ignore_index: int | None = None,
     threshold: float | None = None,
 ) -> Counts:
-    """The share of samples whose best-scored class is the true one.
+    """The share of samples whose highest score is that of the true class.
 
-    Of several labels for each sample, each counts by itself. Targets that are shares of the
-    classes, as MixUp gives them, count as the class of the largest.
+    With several labels for each sample, each label counts. Targets that are class probabilities,
+    such as those of MixUp, count as their most probable class.
     """
     predicted, true, given = _as_classes(output, target, threshold)
     return _share(predicted == true, given, ignore_index)
@@ -53,7 +53,7 @@ def accuracy(
 def top_k_accuracy(
     output: Tensor, target: Tensor, k: int = 3, ignore_index: int | None = None
 ) -> Counts:
-    """The share of samples whose true class is among the ``k`` best-scored ones."""
+    """The share of samples whose true class is among the ``k`` highest scores."""
     return _among_the_best(output, target, k, ignore_index)
 
 
@@ -61,24 +61,24 @@ def top_k_accuracy(
 def top_k_acc(
     output: Tensor, target: Tensor, k: int = 3, ignore_index: int | None = None
 ) -> Counts:
-    """The name of ``top_k_accuracy`` in pytorch-template."""
+    """``top_k_accuracy`` under its name in pytorch-template."""
     return _among_the_best(output, target, k, ignore_index)
 
 
 def _among_the_best(output: Tensor, target: Tensor, k: int, ignore_index: int | None) -> Counts:
     n_classes = output.shape[1] if output.ndim > 1 else 1
     if n_classes == 1 or not output.is_floating_point():
-        raise ValueError("scores for each class are needed to find the k best; use accuracy")
+        raise ValueError("top-k accuracy needs scores for each class; use accuracy")
     if not 1 <= k <= n_classes:
         text = f"k is {k}, and there are scores for {n_classes} classes"
-        raise ValueError(f"{text}: write `args: {{k: {max(n_classes - 1, 1)}}}`, or another k")
+        raise ValueError(f"{text}: set `args: {{k: {max(n_classes - 1, 1)}}}`, or another k")
     _, true, given = _as_classes(output, target, None)
     best = output.topk(k, dim=1).indices  # (batch, k, ...)
     return _share((best == true.unsqueeze(1)).any(dim=1), given, ignore_index)
 
 
 def _share(is_right: Tensor, target: Tensor, ignore_index: int | None) -> Counts:
-    """Return how many are right and how many count."""
+    """Return how many samples are right and how many count."""
     if ignore_index is None:
         return is_right.sum(), is_right.numel()
     is_counted = target != ignore_index
@@ -88,33 +88,34 @@ def _share(is_right: Tensor, target: Tensor, ignore_index: int | None) -> Counts
 def _as_classes(
     output: Tensor, target: Tensor, threshold: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return predicted and true classes and the target, all in one shape.
+    """Return predicted classes, true classes and the target, all in one shape.
 
     Raises:
-        ValueError: the shapes do not go together, or one score means nothing without a threshold.
+        ValueError: the shapes do not match, or a binary score has no threshold.
     """
     if not output.is_floating_point():
         if output.shape != target.shape:
-            raise ValueError(_unfit(output, target))
+            raise ValueError(_shape_mismatch(output, target))
         return output, target, target
     if _has_scores_by_class(output, target):
         return output.argmax(dim=1), target, target
     if _is_single(output, target):
         target = target.reshape(output.shape)
     elif output.shape != target.shape:
-        raise ValueError(_unfit(output, target))
-    elif threshold is None and target.is_floating_point():  # shares of the classes
+        raise ValueError(_shape_mismatch(output, target))
+    elif threshold is None and target.is_floating_point():  # class probabilities
         largest = target.argmax(dim=1)
         return output.argmax(dim=1), largest, largest
     if threshold is None:
         raise ValueError(
-            "one score for each target, and no loss says above which it means class 1: write "
-            "`args: {threshold: 0}` where they are logits, `{threshold: 0.5}` where they are "
-            "probabilities. A model over classes has an output for each of them"
+            "there is one score for each target, and no loss sets the threshold of class 1: set "
+            "`args: {threshold: 0}` for logits, `{threshold: 0.5}` for probabilities. For several "
+            "classes, a model needs an output for each class"
         )
     if target.is_floating_point():
         return output > threshold, target > 0.5, target
-    true = target if target.dtype == torch.bool else target.clamp(min=0)  # -1 is class 0 to some
+    # Some data sets use -1 for class 0.
+    true = target if target.dtype == torch.bool else target.clamp(min=0)
     return output > threshold, true, target
 
 
@@ -125,7 +126,7 @@ def _has_scores_by_class(output: Tensor, target: Tensor) -> bool:
 
 
 def _is_single(output: Tensor, target: Tensor) -> bool:
-    """Tell one score for each target, with or without a dimension of 1 for the class."""
+    """Return whether there is one score for each target, with or without a class dimension."""
     one, other = output.shape, target.shape
     without = [shape[:1] + shape[2:] if shape[1:2] == (1,) else shape for shape in (one, other)]
     is_last = one == (*other, 1) or other == (*one, 1)  # sequences (batch, length, 1)
@@ -133,16 +134,16 @@ def _is_single(output: Tensor, target: Tensor) -> bool:
     return (without[0] == without[1] or is_last) and not has_classes
 
 
-def _unfit(output: Tensor, target: Tensor) -> str:
-    text = f"output {tuple(output.shape)} does not go with target {tuple(target.shape)}"
-    return f"{text}: scores (batch, n_classes, ...) or class indices are needed, targets without"
+def _shape_mismatch(output: Tensor, target: Tensor) -> str:
+    text = f"output {tuple(output.shape)} does not match target {tuple(target.shape)}"
+    return f"{text}: use scores (batch, n_classes, ...) or class indices, and targets (batch, ...)"
 
 
 class ConfusionMatrix:
-    """How often each true class (row) was taken for each class (column).
+    """Counts of each true class (row) and predicted class (column).
 
-    ``n_classes`` is read from the scores if not given; targets equal to ``ignore_index`` are left
-    out. The counts stay on the device until they are asked for.
+    ``n_classes`` defaults to the number of scores. Targets equal to ``ignore_index`` do not count.
+    The counts stay on the device until ``compute``.
     """
 
     def __init__(
@@ -161,14 +162,14 @@ class ConfusionMatrix:
 
     def update(self, output: Tensor, target: Tensor) -> None:
         if _has_several_labels(output, target, self.threshold):
-            text = "several labels for each sample fit into no table of one class against another"
+            text = "a confusion matrix does not take several labels for each sample"
             raise ValueError(f"{text}: use F1, IoU or AUROC; masks have the shape (batch, 1, ...)")
         predicted, true, given = _as_classes(output, target, self.threshold)
         predicted, true, given = predicted.flatten().long(), true.flatten().long(), given.flatten()
         if self.counts is None:
             n = self.n_classes or _n_classes(output, target)
             if n is None:
-                raise ValueError("class indices do not say how many classes there are: n_classes")
+                raise ValueError("class indices do not give the number of classes: set n_classes")
             self.counts = torch.zeros(n, n, dtype=torch.long, device=output.device)
         is_counted = torch.ones_like(true)
         if self.ignore_index is not None:
@@ -176,18 +177,18 @@ class ConfusionMatrix:
             true = true * is_counted
         n = len(self.counts)
         if (n_scores := _n_classes(output, target) or 0) > n:
-            raise ValueError(f"there are scores for {n_scores} classes, not for {n}")
-        # A class that is none falls outside of the table, where torch refuses it.
+            raise ValueError(f"there are scores for {n_scores} classes, and n_classes is {n}")
+        # Torch raises an error for an invalid class, which falls outside of the table.
         places = torch.where((predicted >= 0) & (predicted < n), true * n + predicted, -1)
         self.counts.view(-1).scatter_add_(0, places, is_counted)
 
     def compute(self) -> Any:
-        """Return the counts so far, as a table on the CPU."""
+        """Return the counts as a table on the CPU."""
         return self.counts.cpu() if self.counts is not None else torch.zeros(0, 0)
 
 
 def _n_classes(output: Tensor, target: Tensor) -> int | None:
-    """Return how many classes scores are for; None for class indices."""
+    """Return the number of classes that have scores; None for class indices."""
     if not output.is_floating_point():
         return None
     return 2 if _is_single(output, target) else output.shape[1]
@@ -199,70 +200,76 @@ def _has_several_labels(output: Tensor, target: Tensor, threshold: float | None)
 
 
 class _ClassScores(ConfusionMatrix):
-    """A score for each class, and their plain mean over the classes that occur.
+    """A score for each class, and the mean over the classes that occur.
 
-    Of several labels for each sample, (batch, n_labels, ...), each label is a class.
+    With several labels for each sample, (batch, n_labels, ...), each label is a class.
     """
 
     mean_name = "macro"
 
     def reset(self) -> None:
         super().reset()
-        self.labels: Tensor | None = None  # right, taken, true  # (3, n_labels)
+        self.labels: Tensor | None = None  # true positives, predicted, true  # (3, n_labels)
 
     def update(self, output: Tensor, target: Tensor) -> None:
         if not _has_several_labels(output, target, self.threshold):
             return super().update(output, target)
         if output.ndim == 3:
-            text = f"{tuple(output.shape)} may be masks or labels: give masks their channel"
+            text = (
+                f"{tuple(output.shape)} may be masks or labels: add the channel dimension to masks"
+            )
             raise ValueError(f"{text}, (batch, 1, height, width), in the output and in the target")
-        taken, true, given = (each.transpose(0, 1).flatten(1) for each in
+        predicted, true, given = (each.transpose(0, 1).flatten(1) for each in
                               _as_classes(output, target, self.threshold))  # fmt: skip
         true = true == 1
         if self.ignore_index is not None:
             is_counted = given != self.ignore_index
-            taken, true = taken & is_counted, true & is_counted
-        counts = torch.stack([(taken & true).sum(1), taken.sum(1), true.sum(1)])
+            predicted, true = predicted & is_counted, true & is_counted
+        counts = torch.stack([(predicted & true).sum(1), predicted.sum(1), true.sum(1)])
         self.labels = counts if self.labels is None else self.labels.to(counts.device) + counts
         return None
 
     def compute(self) -> dict[str, float]:
         if self.labels is not None:
-            hits, taken, true = self.labels.cpu().double()
+            true_positives, predicted, true = self.labels.cpu().double()
         else:
             matrix = super().compute().double()
-            hits, taken, true = matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)
-        # A class of which there is nothing to count has the score 0, as in scikit-learn.
-        scores = torch.nan_to_num(self.score(hits, taken, true), nan=0.0)
-        occurs = taken + true > 0
+            true_positives, predicted, true = (
+                matrix.diagonal(),
+                matrix.sum(dim=0),
+                matrix.sum(dim=1),
+            )
+        # A class without samples has a score of 0, as in scikit-learn.
+        scores = torch.nan_to_num(self.score(true_positives, predicted, true), nan=0.0)
+        occurs = predicted + true > 0
         result = {self.mean_name: scores[occurs].mean().item()}
         result.update((str(index), score) for index, score in enumerate(scores.tolist()))
         return result
 
-    def score(self, hits: Tensor, taken: Tensor, true: Tensor) -> Tensor:
-        """Return the scores from the counts: right ones, taken for the class, truly of it."""
+    def score(self, true_positives: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        """Return the scores from true positives, predictions of the class, and its samples."""
         raise NotImplementedError
 
 
 class Precision(_ClassScores):
-    """Of the samples taken for a class, the share that is of it; by class, and ``macro``."""
+    """The share of the predictions of a class that are right; by class, and ``macro``."""
 
-    def score(self, hits: Tensor, taken: Tensor, true: Tensor) -> Tensor:
-        return hits / taken
+    def score(self, true_positives: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        return true_positives / predicted
 
 
 class Recall(_ClassScores):
-    """Of the samples of a class, the share that is found; by class, and ``macro``."""
+    """The share of the samples of a class that are predicted; by class, and ``macro``."""
 
-    def score(self, hits: Tensor, taken: Tensor, true: Tensor) -> Tensor:
-        return hits / true
+    def score(self, true_positives: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        return true_positives / true
 
 
 class F1(_ClassScores):
     """The harmonic mean of precision and recall; by class, and ``macro``."""
 
-    def score(self, hits: Tensor, taken: Tensor, true: Tensor) -> Tensor:
-        return 2 * hits / (taken + true)
+    def score(self, true_positives: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        return 2 * true_positives / (predicted + true)
 
 
 class IoU(_ClassScores):
@@ -270,18 +277,18 @@ class IoU(_ClassScores):
 
     mean_name = "mean"
 
-    def score(self, hits: Tensor, taken: Tensor, true: Tensor) -> Tensor:
-        return hits / (taken + true - hits)
+    def score(self, true_positives: Tensor, predicted: Tensor, true: Tensor) -> Tensor:
+        return true_positives / (predicted + true - true_positives)
 
 
 class Dice(F1):
-    """Twice the intersection over both areas (F1 of the pixels); by class, and ``mean``."""
+    """Twice the intersection over the sum of the areas (F1 of pixels); by class, and ``mean``."""
 
     mean_name = "mean"
 
 
 class _OverValues:
-    """Sums over the numbers of an epoch, kept on the device in double precision."""
+    """A mean over all values of an epoch, summed on the device in double precision."""
 
     def __init__(self) -> None:
         self.reset()
@@ -296,7 +303,7 @@ class _OverValues:
         self.n_values += target.numel()
 
     def penalty(self, error: Tensor) -> Tensor:
-        """Return what each error adds to the sum."""
+        """Return the term of each error in the sum."""
         raise NotImplementedError
 
     def compute(self) -> float:
@@ -304,14 +311,14 @@ class _OverValues:
 
 
 class MAE(_OverValues):
-    """The mean absolute error, over all numbers of the epoch."""
+    """The mean absolute error over all values of the epoch."""
 
     def penalty(self, error: Tensor) -> Tensor:
         return error.abs()
 
 
 class RMSE(_OverValues):
-    """The root of the mean squared error over all numbers of the epoch."""
+    """The root mean squared error over all values of the epoch."""
 
     def penalty(self, error: Tensor) -> Tensor:
         return error.square()
@@ -321,8 +328,9 @@ class RMSE(_OverValues):
 
 
 class R2:
-    """The share of the targets' variance that is explained: 1 is perfect, 0 is no better than the
-    mean. Of several outputs, (batch, n_outputs), the plain mean of theirs.
+    """The coefficient of determination: 1 is perfect, 0 is no better than the mean of the targets.
+
+    With several outputs, (batch, n_outputs), it is the mean over the outputs.
     """
 
     def __init__(self) -> None:
@@ -330,13 +338,15 @@ class R2:
 
     def reset(self) -> None:
         self.n_samples = 0
-        self.shift: Tensor | float = 0.0  # near the mean, so that squares keep their digits
+        self.shift: Tensor | float = 0.0  # near the mean, for the precision of the squares
         self.sums: Tensor | float = 0.0  # of targets, their squares, squared errors  # (3, outputs)
 
     def update(self, output: Tensor, target: Tensor) -> None:
         output, target = _as_values(output, target)
         if target.ndim > 2 or target.ndim == 0:
-            raise ValueError(f"(batch,) or (batch, n_outputs) is needed, not {tuple(target.shape)}")
+            raise ValueError(
+                f"targets need (batch,) or (batch, n_outputs), not {tuple(target.shape)}"
+            )
         errors, target = (output - target).reshape(len(target), -1), target.reshape(len(target), -1)
         if target.device.type != "mps":
             errors, target = errors.double(), target.double()
@@ -352,14 +362,14 @@ class R2:
             return float("nan")
         total, squares, residual = torch.as_tensor(self.sums).cpu()
         spread = squares - total.square() / self.n_samples
-        # Targets that are all equal leave nothing to explain: 1 if they are met, as scikit-learn.
+        # For equal targets it is 1 if predictions are exact, else 0, as in scikit-learn.
         is_spread = spread > 1e-12 * squares
         explained = torch.where(is_spread, 1 - residual / spread, (residual == 0).to(spread))
         return explained.mean().item()
 
 
 def _as_values(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return numbers of single precision at least, refusing shapes that would broadcast."""
+    """Return values in single precision or more; refuse shapes that would broadcast."""
     if output.shape != target.shape:
         text = f"output {tuple(output.shape)} and target {tuple(target.shape)} differ in shape"
         raise ValueError(f"{text}: give the target the shape of the output")
@@ -372,15 +382,15 @@ def _sum(values: Tensor) -> Tensor:
 
 
 class _Ranking:
-    """A score of how positives and negatives are ordered, exact over the whole epoch.
+    """A ranking metric, exact over the whole epoch.
 
-    One score for each sample gives one number. Of several labels, (batch, n_labels, ...) in outputs
-    and targets, or of classes, each against the rest, there is one for each and ``macro``, their
-    plain mean over those that occur with both kinds; the others are NaN. Scores by class may be
-    logits, log-probabilities or probabilities.
+    One score for each sample gives one value. Several labels, (batch, n_labels, ...) in outputs and
+    targets, and classes, each against the rest, give one value each and ``macro``, the mean over
+    those with positives and negatives; the others are NaN. Scores by class may be logits,
+    log-probabilities or probabilities.
     """
 
-    LIMIT = 64 * 2**20  # bytes kept on the device before they are moved to the CPU
+    LIMIT = 64 * 2**20  # bytes kept on the device; more are moved to the CPU
 
     def __init__(self, ignore_index: int | None = None) -> None:
         self.ignore_index = ignore_index
@@ -394,7 +404,7 @@ class _Ranking:
 
     def update(self, output: Tensor, target: Tensor) -> None:
         if not output.is_floating_point():
-            raise ValueError("scores are needed, not class indices")
+            raise ValueError("this metric needs scores, not class indices")
         self.by_class = _has_scores_by_class(output, target)
         if self.by_class:
             output, target = output.movedim(1, -1).flatten(0, -2), target.flatten()
@@ -403,8 +413,8 @@ class _Ranking:
         elif output.shape == target.shape:
             output, target = (each.movedim(1, -1).flatten(0, -2) for each in (output, target))
         else:
-            raise ValueError(_unfit(output, target))
-        # No wait for the device, unless there is much: copies, as a compiled model reuses its own.
+            raise ValueError(_shape_mismatch(output, target))
+        # Copies, as a compiled model reuses its output. Below the limit nothing waits for a device.
         self.scores.append(output.detach().clone())
         self.targets.append(target.clone())
         self.n_bytes += output.nbytes + target.nbytes
@@ -435,7 +445,7 @@ class _Ranking:
         return {"macro": macro, **{str(label): value for label, value in enumerate(found)}}
 
     def _of_label(self, scores: Tensor, is_positive: Tensor) -> float:
-        """Count positives and negatives above each score that occurs; equal ones go together."""
+        """Return the score of one label; samples with equal scores count together."""
         order = scores.argsort(descending=True)
         if not len(scores) or scores.isnan().any():
             return float("nan")
@@ -443,36 +453,40 @@ class _Ranking:
         is_last = torch.ones(len(scores), dtype=torch.bool)
         is_last[:-1] = scores[1:] != scores[:-1]
         above = torch.arange(1, len(scores) + 1, dtype=torch.double)[is_last]
-        hits = is_positive.cumsum(0)[is_last]
-        return self.score(hits, above - hits)
+        true_positives = is_positive.cumsum(0)[is_last]
+        return self.score(true_positives, above - true_positives)
 
-    def score(self, hits: Tensor, misses: Tensor) -> float:
-        """Return the score from the positives and negatives down to each score, highest first."""
+    def score(self, true_positives: Tensor, false_positives: Tensor) -> float:
+        """Return the metric from the positives and negatives at or above each score."""
         raise NotImplementedError
 
 
 class AUROC(_Ranking):
-    """The area under the ROC curve: how often a positive is scored above a negative.
+    """The area under the ROC curve: how often a positive scores above a negative.
 
-    NaN where an epoch holds only one of the two kinds.
+    NaN for an epoch without positives or without negatives.
     """
 
-    def score(self, hits: Tensor, misses: Tensor) -> float:
-        if not hits[-1] or not misses[-1]:
+    def score(self, true_positives: Tensor, false_positives: Tensor) -> float:
+        if not true_positives[-1] or not false_positives[-1]:
             return float("nan")
         zero = torch.zeros(1, dtype=torch.double)
-        area = torch.trapezoid(torch.cat([zero, hits]), torch.cat([zero, misses]))
-        return float(area / (hits[-1] * misses[-1]))
+        area = torch.trapezoid(
+            torch.cat([zero, true_positives]), torch.cat([zero, false_positives])
+        )
+        return float(area / (true_positives[-1] * false_positives[-1]))
 
 
 class AveragePrecision(_Ranking):
-    """The mean precision over the positives, from the best-scored on; NaN where there are none."""
+    """The mean precision at each positive, by descending score; NaN without positives."""
 
-    def score(self, hits: Tensor, misses: Tensor) -> float:
-        if not hits[-1]:
+    def score(self, true_positives: Tensor, false_positives: Tensor) -> float:
+        if not true_positives[-1]:
             return float("nan")
-        found = torch.diff(hits, prepend=torch.zeros(1, dtype=torch.double))
-        return float((found * hits / (hits + misses)).sum() / hits[-1])
+        found = torch.diff(true_positives, prepend=torch.zeros(1, dtype=torch.double))
+        return float(
+            (found * true_positives / (true_positives + false_positives)).sum() / true_positives[-1]
+        )
 
 
 def _are_probabilities(scores: Tensor) -> bool:
@@ -481,7 +495,7 @@ def _are_probabilities(scores: Tensor) -> bool:
 
 
 class MeanLoss:
-    """What any loss is on all samples, trained on or not: ``{loss: l1_loss}``."""
+    """The mean of a loss over all samples, whether or not it is trained on: ``{loss: l1_loss}``."""
 
     def __init__(self, loss: str = "cross_entropy", args: dict[str, Any] | None = None) -> None:
         section = {"type": loss, "args": args or {}, "name": loss, "weight": 1.0}
@@ -494,7 +508,7 @@ class MeanLoss:
 
     @property
     def data_parameters(self) -> DataParameters:
-        """What the loss takes of a batch is what this takes."""
+        """The parameters of the loss that receive items of the batch."""
         return self.loss.takes
 
     def update(self, *args: Any, **keywords: Any) -> None:
@@ -510,7 +524,7 @@ class MeanLoss:
         if number is SUM_REDUCTION:
             self.total, self.count = self.total + value.double(), 1.0
             return
-        # Where nothing is counted the mean is 0/0.
+        # Without a count the mean is 0/0.
         count = torch.as_tensor(number, dtype=torch.float64, device=value.device)
         self.total = self.total + torch.where(count == 0, 0.0, value.double() * count)
         self.count = self.count + count

@@ -1,4 +1,4 @@
-"""The networks. A class defined here can be named in a config, with its arguments."""
+"""Networks. A config can name each class defined here, with its arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.layers import ConvBlock, check_images
 
 
 class SmallCNN(BaseModel):
-    """Convolutions and one mean over the image: for images of any size.
+    """Convolutions and global average pooling, for images of any size.
 
     Args:
         width: channels of the first layer; each stage halves the image and doubles them.
@@ -46,14 +46,14 @@ class SmallCNN(BaseModel):
 
 
 class DigitsNet(SmallCNN):
-    """The small network for 8x8 digits: about 0.99 on digits it has not seen."""
+    """A small network for 8x8 digits, with a validation accuracy of about 0.99."""
 
     def __init__(self, width: int = 32, n_classes: int = 10, dropout: float = 0.1) -> None:
         super().__init__(1, n_classes, width, n_stages=1, dropout=dropout)
 
 
 class LeNet(BaseModel):
-    """LeNet-5 (LeCun et al., 1998) with ReLU and max pooling, for 28x28 images in grey."""
+    """LeNet-5 (LeCun et al., 1998) with ReLU and max pooling, for 28x28 grayscale images."""
 
     def __init__(self, n_classes: int = 10) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class LeNet(BaseModel):
 
 
 class MnistModel(BaseModel):
-    """The network of pytorch-template's example; it gives log-probabilities, for ``nll_loss``."""
+    """The example network of pytorch-template; returns log-probabilities, for ``nll_loss``."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -92,10 +92,10 @@ class MnistModel(BaseModel):
 
 
 class MLP(BaseModel):
-    """Linear layers with ReLU between them; each sample is flattened first.
+    """Linear layers with ReLU between them; flattens each sample first.
 
     Args:
-        n_inputs: numbers of a sample; None takes them from the first batch.
+        n_inputs: size of a flattened sample; None infers it from the first batch.
     """
 
     def __init__(

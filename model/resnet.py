@@ -1,4 +1,4 @@
-"""ResNet in the form for small images (He et al., 2016, arXiv:1512.03385, section 4.2)."""
+"""ResNet for small images (He et al., 2016, arXiv:1512.03385, section 4.2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.layers import ConvBlock, check_images
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity; the last norm's weight 0 makes it the identity."""
+    """Two 3x3 convolutions and a shortcut; a weight of 0 in the last norm leaves the shortcut."""
 
     last_norm = "norm2"  # what `init: zero_last_norm` sets to 0
 
@@ -25,19 +25,19 @@ class ResidualBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, n_in, h, w) -> (batch, n_out, h / s, w / s)
-        # The paper's option A, without parameters: every other pixel, zeros for new channels.
+        # Option A of the paper, without parameters: every other pixel, zeros in new channels.
         shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.n_new))
         x = self.relu1(self.norm1(self.conv1(x)))
         return self.relu2(shortcut + self.norm2(self.conv2(x)))
 
 
 class ResNet(BaseModel):
-    """Residual blocks in stages, then one mean over the image: for 8x8 to 32x32, or any size.
+    """Residual blocks in stages and global average pooling, for 8x8 to 32x32 images or larger.
 
     Args:
-        depth: layers with weights, 6n + 2: 20, 32, 44, 56, 110 in the paper; three stages.
-        blocks: blocks of each stage, in place of ``depth``: [2, 2] for two short stages.
-        width: channels of the first stage; each further one halves the image and doubles them.
+        depth: number of layers with weights, 6n + 2: 20, 32, 44, 56, 110 in the paper.
+        blocks: number of blocks in each stage, instead of ``depth``: [2, 2] for two stages.
+        width: channels of the first stage; each further stage halves the image and doubles them.
     """
 
     def __init__(
@@ -51,10 +51,14 @@ class ResNet(BaseModel):
         super().__init__()
         if blocks is None:
             if depth < 8 or depth % 6 != 2:
-                raise ValueError(f"depth is 6n + 2 (8, 14, 20, 32, 56), not {depth}; or use blocks")
+                raise ValueError(
+                    f"depth must be 6n + 2 (8, 14, 20, 32, 56), not {depth}; or set blocks"
+                )
             blocks = [(depth - 2) // 6] * 3
         if not blocks or min(blocks) < 1:
-            raise ValueError(f"blocks are how many each stage has, such as [2, 2], not {blocks}")
+            raise ValueError(
+                f"blocks must list a number for each stage, such as [2, 2], not {blocks}"
+            )
         self.in_channels = in_channels
         self.stem = ConvBlock(in_channels, width)
         self.stages = nn.Sequential()

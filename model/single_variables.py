@@ -1,4 +1,4 @@
-"""A network with two variables of its own beside its layers, each trained at a rate of its own."""
+"""A network with two parameters outside of layers, each trained at its own rate."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from base import BaseModel
 
 
 class SingleVariables(BaseModel):
-    """Filters digits by ``kernel``, cuts the ink from the paper at ``theta``, and reads them.
+    """Filters images with ``kernel``, thresholds them softly at ``theta``, and classifies them.
 
     A filtered pixel x becomes ``sigmoid(sharpness * (x - theta))``: near 1 for ink, near 0 for
-    paper. The threshold begins at twice the blackest ink, where every image is all but blank.
+    paper. The initial threshold is twice the value of ink, so that all images start almost blank.
 
     Args:
-        theta: the threshold to begin with; pixels go from 0 (paper) to 1 (ink).
-        sharpness: how steep the step from paper to ink is.
+        theta: the initial threshold; pixels are in [0, 1], from paper to ink.
+        sharpness: the slope of the threshold.
         n_pixels: height times width of the images.
-        hidden: units of the net's one hidden layer.
+        hidden: units of the hidden layer.
     """
 
     layer_order = (["theta", "kernel"], "net.hidden.*", "net.head.*")
@@ -35,7 +35,7 @@ class SingleVariables(BaseModel):
         super().__init__()
         self.sharpness = sharpness
         self.theta = nn.Parameter(torch.tensor(theta))
-        self.kernel = nn.Parameter(F.pad(torch.ones(1, 1), (1, 1, 1, 1)))  # changes no image yet
+        self.kernel = nn.Parameter(F.pad(torch.ones(1, 1), (1, 1, 1, 1)))  # the identity at first
         self.net = nn.Sequential()
         self.net.add_module("hidden", nn.Linear(n_pixels, hidden))
         self.net.add_module("relu", nn.ReLU())

@@ -1,4 +1,4 @@
-"""A small transformer encoder for images, cut into patches (Dosovitskiy et al., 2021)."""
+"""A small vision transformer (Dosovitskiy et al., 2021)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from model.layers import check_images
 
 
 class TransformerClassifier(BaseModel):
-    """Patches with learned positions, encoder layers, and the mean over the patches as the image.
+    """Patches with learned positions, encoder layers, and the mean over all patches.
 
     Args:
         image_size: the side of a square image, or [height, width].
-        patch_size: the same for the patches, which must fill the image.
-        width: length of the vector for each patch; a multiple of ``n_heads``.
+        patch_size: the same for the patches; they must tile the image.
+        width: size of the embedding of a patch; a multiple of ``n_heads``.
         depth: number of encoder layers.
     """
 
@@ -38,7 +38,7 @@ class TransformerClassifier(BaseModel):
             self.image_size, _pair(patch_size), strict=True
         )
         if height % patch_height or length % patch_length:
-            raise ValueError(f"patches of size {patch_size} do not fill images of {image_size}")
+            raise ValueError(f"patches of size {patch_size} do not tile images of {image_size}")
         if width % n_heads:
             raise ValueError(f"width {width} must be a multiple of n_heads, {n_heads}")
         n_patches = (height // patch_height) * (length // patch_length)

@@ -1,4 +1,4 @@
-"""U-Net (Ronneberger et al., 2015, arXiv:1505.04597): an image in, an image of that size out."""
+"""U-Net (Ronneberger et al., 2015, arXiv:1505.04597): maps an image to an image of its size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from model.layers import ConvBlock, check_images
 
 
 class UpBlock(nn.Module):
-    """Doubles the image's size, joins what the way down had there, and convolves twice."""
+    """Doubles the size of the image, concatenates the skip connection, and convolves twice."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -18,18 +18,18 @@ class UpBlock(nn.Module):
         self.convs = nn.Sequential(ConvBlock(2 * n_out, n_out), ConvBlock(n_out, n_out))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        # Halving an odd size drops a row or column; the size asked for brings it back.
+        # Halving an odd size drops a row or column; output_size restores it.
         x = self.up(x, output_size=skip.shape[2:])
         return self.convs(torch.cat([skip, x], dim=1))
 
 
 class UNet(BaseModel):
-    """A map of ``out_channels`` for each image, of any height and width from 2 ** depth on.
+    """Returns a map with ``out_channels`` for images of at least 2 ** depth pixels a side.
 
-    The convolutions are padded and have BatchNorm, so that nothing need be cropped.
+    Unlike in the paper, convolutions are padded, so that no map is cropped, and have BatchNorm.
 
     Args:
-        depth: how often the image is halved on the way down.
+        depth: number of times that the image is halved.
         width: channels at full size; each halving doubles them.
     """
 
@@ -55,7 +55,7 @@ class UNet(BaseModel):
             size = "x".join(map(str, images.shape[2:]))
             raise ValueError(
                 f"UNet of depth {len(self.up)} needs images of size {smallest}x{smallest} or more, "
-                f"not {size}: make it less deep"
+                f"not {size}: reduce its depth"
             )
         x = self.down[0](images)
         skips = []

@@ -1,1 +1,1 @@
-"""Yours: trainers, callbacks."""
+"""Yours: trainers and callbacks."""

@@ -1,4 +1,4 @@
-"""A small network learns from a large one that is trained already."""
+"""Distillation: a small network learns from a large one that is already trained."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from base import (
 
 
 class DistillationTrainer(BaseTrainer):
-    """Distillation (Hinton et al., 2015): the student learns the teacher's softened answers too.
+    """Distillation (Hinton et al., 2015): the student also learns the softened teacher outputs.
 
     The model is ``Networks`` of a ``student`` and a ``teacher``, the latter with ``weights:``, and
-    ``freeze: ["teacher.*"]``. The teacher stays in evaluation, and no gradient is computed for it.
-    Both give scores (batch, n_classes, ...). ``loss:`` is what the student would be trained on
-    alone; metrics see the student. Checkpoints hold both networks.
+    ``freeze: ["teacher.*"]``. The teacher stays in evaluation mode and needs no gradients. Both
+    return scores (batch, n_classes, ...). ``loss:`` is the loss of the student without a teacher;
+    metrics compare the outputs of the student. Checkpoints hold both networks.
 
     Args:
-        temperature: what both networks' scores are divided by for the softened answers.
-        alpha: the share of the softened answers in the loss.
+        temperature: divides the scores of both networks in the soft loss.
+        alpha: the share of the soft loss in the total loss.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class DistillationTrainer(BaseTrainer):
         parts = {name: loss(scores, target, batch=batch) for name, loss in self.losses.items()}
         hard = with_total(parts, self.losses)["loss"]
         soft = self.soft_loss(scores.float(), outputs["teacher"].float(), batch=batch)
-        # Each term keeps what it is a mean over, such as the sum of the class weights.
+        # Each term keeps its denominator, such as the sum of the class weights.
         soft_share = scale_loss(soft, self.alpha)
         weighed = {
             f"hard/{name}": scale_loss(term, 1 - self.alpha)
@@ -80,14 +80,14 @@ class DistillationTrainer(BaseTrainer):
         return outputs["student"]
 
     def _check(self) -> None:
-        """Make sure that there are a student and a frozen teacher, and numbers with a meaning."""
+        """Check that there are a student and a frozen teacher, and that arguments are in range."""
         known = [name for name, _ in self.model.named_children()]
         for name in ("student", "teacher"):
             if name not in known:
-                text = f"there is no {name!r}{nearest(name, known)}; it takes Networks of both"
+                text = f"there is no {name!r}{nearest(name, known)}; use Networks with both"
                 raise self._config_error("model", text=text)
         if not {"", "teacher"} & dict(sections_with_weights(self.config["model"])).keys():
-            text = "it is to be trained already: name its `weights:`, a file or a run"
+            text = "the teacher must be trained: set its `weights:`, a file or a run"
             raise self._config_error("model", "args", "teacher", text=text)
         trained = {p for one in self.steppers.values() for p in one.parameters}
         if trained & set(self.model.get_submodule("teacher").parameters()):
@@ -104,11 +104,11 @@ class DistillationTrainer(BaseTrainer):
 def soft_cross_entropy(
     scores: Tensor, teacher_scores: Tensor, temperature: float, reduction: str = "mean"
 ) -> Tensor:
-    """Return the divergence of the student's softened answers from the teacher's, times T squared.
+    """Return the KL divergence of the student's softened outputs from the teacher's, times T ** 2.
 
-    Hinton et al., 2015, section 2: softened by T the gradients are T squared times smaller, so the
-    factor keeps the two losses' shares when T is changed. Without the teacher's entropy, which
-    has no gradient, the value is 0 where both agree. The classes are dimension 1.
+    Softening by T makes gradients T squared times smaller; the factor keeps the shares of the two
+    losses when T changes (Hinton et al., 2015, section 2). The value is 0 if both agree. Dimension
+    1 holds the classes.
     """
     ours = F.log_softmax(scores / temperature, dim=1)
     theirs = F.log_softmax(teacher_scores / temperature, dim=1)

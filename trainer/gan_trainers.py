@@ -1,8 +1,8 @@
-"""Two networks that learn against each other: DCGAN, and WGAN with gradient penalty.
+"""Adversarial training: DCGAN, and WGAN with gradient penalty.
 
 Both take ``model: {type: Networks, args: {generator: ..., discriminator or critic: ...}}`` and an
-optimizer for each. The generator has a ``latent_size``; the images that it makes, and those that
-its opponent sees, go from -1 to 1.
+optimizer for each network. The generator has a ``latent_size``. Generated images, and the images
+that its opponent receives, are in [-1, 1].
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from base import BaseTrainer, ConfigError, Experiment, gradient_penalty, inputs_
 
 
 class AdversarialTrainer(BaseTrainer):
-    """What the trainers below share: the two networks, images from -1 to 1, and samples.
+    """Base of the trainers below: the two networks, images in [-1, 1], and samples.
 
     Args:
-        opponent: the name of the network that is shown real images and generated ones.
-        image_range: black and white as the data loader gives them.
+        opponent: the name of the network that receives real and generated images.
+        image_range: the values of black and white in the data.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class AdversarialTrainer(BaseTrainer):
         self.opponent = self.model.get_submodule(opponent)
         latent_size = getattr(self.generator, "latent_size", None)
         if not isinstance(latent_size, int):
-            text = f"{type(self.generator).__name__} needs an attribute `latent_size`, a number"
+            text = f"{type(self.generator).__name__} needs an attribute `latent_size`, an integer"
             raise ConfigError([self.config.problem(("model",), text)])
         self.latent_size = latent_size
 
     def _check(self, opponent: str) -> None:
-        """Make sure that there are both networks, and an optimizer named after each."""
+        """Check that both networks exist, and an optimizer with the name of each."""
         networks = [name for name, _ in self.model.named_children()]
         faults = [
             self.config.problem((key,), f"there is no {name!r}{nearest(name, known)}")
@@ -52,29 +52,30 @@ class AdversarialTrainer(BaseTrainer):
             raise ConfigError(faults)
 
     def real_images(self, batch: Any) -> Tensor:
-        """Return the images of a batch, from -1 to 1."""
+        """Return the images of a batch, scaled to [-1, 1]."""
         args, kwargs = inputs_of(batch, self.config["batch"])
         images = [*args, *kwargs.values()][0]
         return 2 * (images - self.low) / (self.high - self.low) - 1
 
     def noise(self, n_images: int) -> Tensor:  # (batch, latent_size)
-        """Draw what the generator makes images of."""
+        """Draw the inputs of the generator."""
         return torch.randn(n_images, self.latent_size, device=self.device)
 
     def generate(self, n_images: int) -> Tensor:
-        """Return images from 0 to 1 for people to look at."""
+        """Return generated images in [0, 1], for display."""
         return (self.generator(self.noise(n_images)) + 1) / 2
 
 
 class GANTrainer(AdversarialTrainer):
-    """DCGAN (Radford et al., 2016): a discriminator tells real from fake, a generator fools it.
+    """DCGAN (Radford et al., 2016): a discriminator learns to tell generated images from real ones.
 
-    The generator's loss is the non-saturating one (Goodfellow et al., 2014): cross entropy against
-    the wrong answer. Knowing nothing, either network has log 2 (0.69) an image and kind.
+    The generator has the non-saturating loss (Goodfellow et al., 2014): the cross entropy of its
+    images against the label of real ones. A discriminator that guesses has a loss of log 2 (0.69)
+    for each image, real or generated.
 
     Args:
-        label_smoothing: how much the target for real images falls short of 1 (Salimans et al.,
-            2016); those for generated images stay at 0.
+        label_smoothing: subtracted from the target 1 of real images (Salimans et al., 2016); the
+            target of generated images is 0.
     """
 
     def __init__(
@@ -116,10 +117,10 @@ class GANTrainer(AdversarialTrainer):
 
 
 class WGANGPTrainer(AdversarialTrainer):
-    """Wasserstein GAN with gradient penalty (Gulrajani et al., 2017), no BatchNorm in the critic.
+    """Wasserstein GAN with gradient penalty (Gulrajani et al., 2017). The critic has no BatchNorm.
 
-    The critic learns at each step, the generator at each fifth: ``optimizers: {generator: {every:
-    5 steps, ...}}``. ``distance`` is what the critic finds between real and generated images.
+    The critic is updated at every step, the generator at every fifth: ``optimizers: {generator:
+    {every: 5 steps, ...}}``. ``distance`` is the critic's estimate of the Wasserstein distance.
 
     Args:
         penalty_weight: the weight of ``(norm of the critic's gradient - 1) ** 2``.
@@ -158,12 +159,12 @@ class WGANGPTrainer(AdversarialTrainer):
         return values
 
     def valid_step(self, batch: Any) -> dict[str, Any]:
-        """Return the distance to images that the critic has not seen: it grows as it overfits."""
+        """Return the distance on images that the critic was not trained on."""
         real = self.real_images(batch)
         return {"distance": self.distance(real, self.generator(self.noise(len(real))))}
 
 
 def cross_entropy(scores: Tensor, target: float) -> Tensor:
-    """Return the mean cross entropy of scores (logits) whose probability should be `target`."""
+    """Return the mean binary cross entropy of logits against one target probability."""
     scores = scores.float()  # a target of 0.9 would be 0.8984 in bf16
     return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, target))

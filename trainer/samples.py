@@ -1,4 +1,4 @@
-"""Pictures of what a generator has learnt, epoch by epoch."""
+"""A callback that shows generated images after each epoch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from base import Callback, ConfigError, derive_seed, isolated_random_state, writ
 
 
 class GeneratedSamples(Callback):
-    """Shows the same samples after each epoch: in TensorBoard, and in ``report/samples.png``.
+    """Writes generated images to TensorBoard and to ``report/samples.png`` after each epoch.
 
-    The trainer has a method ``generate(n_images)`` that returns images (batch, 1 or 3, height,
-    width) from 0 to 1. It draws from the same noise each time, and training's random numbers stay
-    as they were. With ``trainer.ema`` the averaged weights are shown.
+    The trainer needs a method ``generate(n_images)`` that returns images (batch, 1 or 3, height,
+    width) in [0, 1]. The noise is the same after each epoch, and random streams of training do
+    not change. With ``trainer.ema``, the averaged weights are used.
     """
 
     def __init__(self, n_images: int = 64, columns: int = 8) -> None:
@@ -28,12 +28,14 @@ class GeneratedSamples(Callback):
     def check(self, trainer: Any) -> None:
         name, where = type(trainer).__name__, ("trainer", "type")
         if not callable(getattr(trainer, "generate", None)):
-            text = f"GeneratedSamples asks {name} for a method `generate`; GANTrainer shows one"
+            text = (
+                f"GeneratedSamples needs {name}.generate(n_images); see GANTrainer for an example"
+            )
             raise ConfigError([trainer.config.problem(where, text)])
         shape = tuple(self.draw(trainer).shape)
         if len(shape) != 4 or shape[1] not in (1, 3):
-            text = "GeneratedSamples shows images (batch, 1 or 3, height, width)"
-            problem = trainer.config.problem(where, f"{text}; {name}.generate gave {shape}")
+            text = "GeneratedSamples needs images (batch, 1 or 3, height, width)"
+            problem = trainer.config.problem(where, f"{text}; {name}.generate returned {shape}")
             raise ConfigError([problem])
 
     def on_epoch_end(self, trainer: Any, values: Mapping[str, float]) -> None:
@@ -43,7 +45,7 @@ class GeneratedSamples(Callback):
             write_whole(trainer.folder / "report" / "samples.png", as_png(grid))
 
     def draw(self, trainer: Any) -> Tensor:
-        """Return the images  # (batch, channel, height, width), 0 to 1."""
+        """Return generated images (batch, channel, height, width) in [0, 1]."""
         seed = derive_seed(trainer.config["seed"], "samples")
         averaged = nullcontext() if trainer.ema is None else trainer.ema.swapped_in()
         trainer.model.eval()  # each epoch begins with `model.train()`
@@ -53,7 +55,7 @@ class GeneratedSamples(Callback):
 
 
 def make_grid(images: Tensor, columns: int) -> Tensor:
-    """Put images in rows, small ones made larger  # (channel, height, width)."""
+    """Arrange images in rows, enlarge small ones; return (channel, height, width)."""
     larger = F.interpolate(images, scale_factor=max(1, 32 // images.shape[-1]))
     n, channels, height, width = larger.shape
     rows = -(-n // columns)
@@ -64,7 +66,7 @@ def make_grid(images: Tensor, columns: int) -> Tensor:
 
 
 def as_png(image: Tensor) -> bytes:
-    """Return an image (channel, height, width), 0 to 1, as the content of a file."""
+    """Return an image (channel, height, width) in [0, 1] as the bytes of a PNG file."""
     from PIL import Image
 
     pixels = (image * 255).round().byte().permute(1, 2, 0).squeeze(-1).numpy()

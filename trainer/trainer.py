@@ -1,4 +1,4 @@
-"""The trainer of one network. The loop is in `base/base_trainer.py`; change a step of it here."""
+"""The trainer of one network. `base/base_trainer.py` has the loop; override its steps here."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from base import BaseTrainer
 class Trainer(BaseTrainer):
     """Trains one network on pairs (inputs, target), as the config says.
 
-    To take another kind of model, override one of these, from the most common to the rarest
-    (each stands in BaseTrainer with its default, in a few lines)::
+    For another kind of model, override one of these methods, from the most common to the rarest.
+    BaseTrainer has their defaults, a few lines each::
 
-        forward(batch)                  how the model is called
-        compute_losses(outputs, batch)  the losses by name
-        predict(outputs)                what the metrics see; or predict(outputs, batch)
-        train_step(batch)               the whole step
-        valid_step(batch)               its counterpart without gradients
-        begin_epoch()                   what changes from epoch to epoch
+        forward(batch)                  calls the model
+        compute_losses(outputs, batch)  returns the losses by name
+        predict(outputs)                returns what metrics compare; or predict(outputs, batch)
+        train_step(batch)               trains on one batch
+        valid_step(batch)               evaluates one batch
+        begin_epoch()                   prepares an epoch
     """

@@ -69,7 +69,7 @@ def refuse_another_run(config: Config, folder: Path) -> None:
         raise UsageError(
             f"{folder}: {', '.join(harmful)} would turn this run into another one:\n"
             f"{table_of(changes)}\nresume with the old values, or start a new run from its "
-            f"weights: leave out -r and write `model: {{weights: {folder}}}`"
+            f"weights: omit -r and set `model: {{weights: {folder}}}`"
             f"{'; or add --allow-change' * can_be_allowed}"
         )
 

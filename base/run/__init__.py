@@ -1,4 +1,7 @@
-"""Everything around one run: build it, check it, open its folder, log it, test it, report on it."""
+"""One run, from its config to its report: build it, check it, open it, log it, test it.
+
+train.py and test.py use the names listed here; files of the engine import each other directly.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -9,15 +12,14 @@ if TYPE_CHECKING:
     from base.run.build import build_trainer as build_trainer
     from base.run.build import choose_device as choose_device
     from base.run.build import make_repeatable as make_repeatable
-    from base.run.checks import begin as begin
     from base.run.checks import check as check
-    from base.run.checks import dry_run as dry_run
     from base.run.data_changes import record_to_resume as record_to_resume
     from base.run.data_changes import references_to_resume as references_to_resume
     from base.run.data_changes import refuse_changed_data as refuse_changed_data
-    from base.run.doctor import main as main
+    from base.run.dry_run_report import dry_run as dry_run
     from base.run.session import open_run as open_run
-    from base.run.testing import build_tested as build_tested
+    from base.run.session import write_deferred_files as write_deferred_files
+    from base.run.testing import build_tested_experiment as build_tested_experiment
     from base.run.testing import choose_checkpoint as choose_checkpoint
     from base.run.testing import run_test as run_test
 else:

@@ -1,4 +1,4 @@
-"""From a checked config to built objects: data, model, losses, optimizers, the trainer."""
+"""Builds what a checked config names: data, model, losses, optimizers, the trainer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from base.base_model import check_model
 from base.checkpoint.data_record import record_of, use_record
@@ -41,22 +42,22 @@ from base.run.loaders import (
     check_sampler,
     defer_loaders,
 )
-from base.run.own_sections import build_own
+from base.run.trainer_sections import build_section
 from base.system.resources import use_threads
 from base.system.seeding import derive_seed, isolated_random_state
 from base.system.torch_compat import keep_freed_memory, put_off_dynamo
 from base.training.experiment import CallbackProtocol, Experiment, choose_monitor
-from base.training.losses import build_losses
+from base.training.losses import WeightedLoss, build_losses
 from base.training.metric_defaults import compares_outputs
 from base.training.metrics import build_metrics
 from base.training.optimizer_memory import offload_state
 from base.training.parameter_groups import build_optimizer, check_ownership
-from base.training.schedules import build_schedule, resolve_monitor
+from base.training.schedules import Schedule, build_schedule, resolve_monitor
 
 
 @dataclass
 class Data:
-    """The loaders of an experiment; the first batch of ``example`` gives shapes to lazy layers."""
+    """The loaders of an experiment; lazy layers take their shapes from a batch of ``example``."""
 
     train_loader: Any
     valid_loader: Any
@@ -67,22 +68,24 @@ class Data:
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn ``-d`` into a device: ``auto``, ``cpu``, ``cuda``, ``mps``, or the number of a GPU.
+    """Return the device that ``-d`` names: ``auto``, ``cpu``, ``cuda``, ``mps`` or a GPU's number.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: this machine has no such device.
     """
     n_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if n_processes > 1:
-        text = f"torchrun started {n_processes} processes, but training over several is not built"
-        raise UsageError(f"{text} yet: start one, `python train.py ...`, with `-d` for its device")
+        text = (
+            f"torchrun started {n_processes} processes; distributed training is not supported yet"
+        )
+        raise UsageError(f"{text}: start one process, `python train.py ...`, with `-d DEVICE`")
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if "," in name:
         n = name.count(",") + 1
         command = f"CUDA_VISIBLE_DEVICES={name} torchrun --nproc-per-node {n} train.py"
-        text = f"-d {name}: a process trains on one device; several are started with `{command}`"
-        raise UsageError(f"{text}, which is not built yet: name one device")
+        text = f"-d {name}: one process trains on one device; distributed training, `{command}`,"
+        raise UsageError(f"{text} is not supported yet: name one device")
     try:
         device = torch.device(f"cuda:{name}" if name.isdigit() else name)
     except RuntimeError as error:
@@ -97,7 +100,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def make_repeatable(config: Config) -> None:
-    """Set the number of threads; and deterministic algorithms where the config asks for them."""
+    """Set the number of threads, and deterministic algorithms as the config says."""
     config.resolve("threads", value=use_threads(config["threads"]))
     if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:
         torch.use_deterministic_algorithms(config["deterministic"])  # takes a second or two
@@ -115,13 +118,13 @@ def build_experiment(
     """Build data, model, losses, metrics, optimizers and schedules.
 
     Args:
-        weights: whether to load ``model.weights``; a run that goes on has weights of its own.
-        record: what is known of the training data, in place of computing it again.
-        data: the loaders, where others than those of a training are wanted.
-        references: what looks up references to built objects, where a run has kept some.
+        weights: whether to load ``model.weights``; a resumed run restores its own.
+        record: statistics of the training data to use, which are computed without it.
+        data: the loaders to use instead of those of a training.
+        references: the references of a resumed run to built objects.
 
     Raises:
-        ConfigError: arguments that do not fit what they are given to, with their place.
+        ConfigError: names the place of each argument that does not fit.
     """
     check_combinations(config)
     put_off_dynamo()
@@ -129,7 +132,7 @@ def build_experiment(
     bad_samples = BadSamples(config)
     references = References(config) if references is None else references
     if data is None:
-        data = training_data(config, device, bad_samples, record or {}, references)
+        data = build_training_data(config, device, bad_samples, record or {}, references)
     model, init_records = build_model(config, data.example, references)
     loaded = load_weights(config, model) if weights else {}
     memory = config["memory"]
@@ -151,30 +154,11 @@ def build_experiment(
     memory_notes = prepare_model(
         model, {**memory, "channels_last": layout_wish(config)}, device, forward
     )
-    optimizers, schedules = {}, {}
-    for name, section in optimizer_sections(config).items():
-        keys = optimizer_keys(config, name)
-        optimizers[name] = build_optimizer(
-            model,
-            references.resolve("optimizer", keys, {**section, "lr_scheduler": None}),
-            dotted(keys),
-            freezing.frozen_until,
-            memory["fused"],
-        )
-        if memory["offload_optimizer"]:
-            offload_state(optimizers[name], device)
-        keys = optimizer_keys(config, name, "lr_scheduler")
-        scheduler = section["lr_scheduler"]
-        if scheduler is not None:
-            scheduler = references.resolve("lr_scheduler", keys, scheduler)
-            refuse_objects(scheduler, dotted(keys))
-            rule = choose_monitor(config, data.valid_loader)
-            scheduler = resolve_monitor(config, keys, scheduler, rule, losses)
-        schedule = build_schedule(optimizers[name], scheduler, length, dotted(keys))
-        if schedule is not None:
-            schedules[name] = schedule
+    optimizers, schedules = build_optimizers(
+        config, model, references, freezing, losses, data.valid_loader, length, device
+    )
     check_ownership(model, optimizers, freezing.frozen_until)
-    freezing.begin_epoch(0)  # what thaws later belongs to an optimizer by now
+    freezing.begin_epoch(0)  # after the optimizers, which own parameters frozen for a time too
 
     return Experiment(
         config=config,
@@ -202,7 +186,7 @@ def build_experiment(
         loaded=loaded,
         memory_notes=memory_notes,
         own_references=references,
-        build_own=build_own,
+        build_section=build_section,
     )
 
 
@@ -212,14 +196,14 @@ def build_trainer(config: Config, experiment: Experiment) -> Any:
     return build("trainer", section, where=config.where("trainer"), experiment=experiment)
 
 
-def training_data(
+def build_training_data(
     config: Config,
     device: torch.device,
     bad_samples: BadSamples,
     record: Mapping[str, Any],
     references: References,
 ) -> Data:
-    """Build the loaders to train and to validate with."""
+    """Build the training and the validation loader."""
     train_loader, valid_loader = build_loaders(config, references)
     bad_samples.watch(train_loader, "train")
     bad_samples.watch(valid_loader, "valid")
@@ -233,16 +217,16 @@ def training_data(
     if sampler_state is not None:
         check_sampler(config, train_loader, n_batches)
     if config["test_data_loader"] is not None:
-        # Built after the training: what it asks of the training data is known, and kept, from here.
+        # The test loader is built after training; its references to training data are resolved now.
         references.resolve("data_loader", ("test_data_loader",), config["test_data_loader"])
     return Data(train_loader, valid_loader, n_batches, train_loader, sampler_state=sampler_state)
 
 
-def tested_data(config: Config, data: Mapping[str, Any], references: References | None) -> Data:
-    """Build the loader of the test data alone; those of the training are built if asked for.
+def build_test_data(config: Config, data: Mapping[str, Any], references: References | None) -> Data:
+    """Build the test loader; the others are built on first use.
 
     Args:
-        data: what the tested checkpoint knows of its data, as `keep_data` returned it.
+        data: the record of the data in the tested checkpoint, see `write_data_record`.
     """
     references = References(config) if references is None else references
     train_loader, valid_loader = defer_loaders(config, data["n_batches"], references)
@@ -256,10 +240,10 @@ def tested_data(config: Config, data: Mapping[str, Any], references: References 
 def build_model(
     config: Config, example: Any, references: References | None = None
 ) -> tuple[nn.Module, list[InitRecord]]:
-    """Build the model and initialise it as the config says.
+    """Build the model and initialise it by the rules of the config.
 
     Args:
-        example: the loader whose first batch gives shapes to lazy layers.
+        example: the loader; lazy layers take their shapes from its first batch.
     """
     references = References(config) if references is None else references
     section = references.resolve("model", ("model",), config["model"])
@@ -275,7 +259,7 @@ def build_model(
 
 
 def _init_rules(config: Config, references: References) -> list[Mapping[str, Any]]:
-    """Return the config's rules with the arguments of their functions looked up."""
+    """Return the rules of ``init:`` with their references resolved."""
     return [
         {
             name: part
@@ -295,23 +279,25 @@ def call_once(config: Config, loader: Any, device: torch.device, model: nn.Modul
 
 
 def infer_shapes(config: Config, model: nn.Module, example: Any) -> None:
-    """Let lazy layers take their shapes from the first batch of a loader."""
+    """Initialise lazy layers with the shapes of the first batch of a loader."""
     with isolated_random_state(config["seed"]), torch.no_grad(), explain_shape_errors(model):
         try:
             call_once(config, example, torch.device("cpu"), model.eval())
         except NoForward as error:
-            text = f"{error}; lazy layers there take no shape from a batch: give their sizes"
+            text = (
+                f"{error}; its lazy layers cannot infer their shapes from a batch: set their sizes"
+            )
             raise ConfigError([config.problem(("model",), text)]) from error
     model.train()
     named = (*model.named_parameters(), *model.named_buffers())
     left = [name for name, value in named if is_lazy(value)]
     if left:
-        text = f"{', '.join(left[:5])}: no shape yet, as the first batch did not pass there"
+        text = f"{', '.join(left[:5])}: no shape, as the first batch did not reach it: set sizes"
         raise ConfigError([config.problem(("model",), text)])
 
 
 def load_weights(config: Config, model: nn.Module) -> dict[str, WeightsReport]:
-    """Load what ``weights`` names, of the model and its networks; return what became of each."""
+    """Load the ``weights:`` of the model and of its networks; return a report for each."""
     loaded: dict[str, WeightsReport] = {}
     for prefix, section in sections_with_weights(config["model"]):
         names = [name for part in prefix.split(".") if part for name in ("args", part)]
@@ -324,11 +310,51 @@ def load_weights(config: Config, model: nn.Module) -> dict[str, WeightsReport]:
 
 
 def build_freezing(config: Config, model: nn.Module, length: RunLength) -> Freezing:
-    """Freeze what the config's rules say."""
+    """Freeze parameters by the rules of the config."""
     try:
         return Freezing(model, config["freeze"], length)
     except NoMatch as error:
         raise ConfigError([config.problem(("freeze",), str(error))]) from error
+
+
+def build_optimizers(
+    config: Config,
+    model: nn.Module,
+    references: References,
+    freezing: Freezing,
+    losses: Mapping[str, WeightedLoss],
+    valid_loader: Any,
+    length: RunLength,
+    device: torch.device,
+) -> tuple[dict[str, Optimizer], dict[str, Schedule]]:
+    """Build the optimizers and their schedules by name.
+
+    Args:
+    """
+    optimizers: dict[str, Optimizer] = {}
+    schedules: dict[str, Schedule] = {}
+    for name, section in optimizer_sections(config).items():
+        keys = optimizer_keys(config, name)
+        optimizers[name] = build_optimizer(
+            model,
+            references.resolve("optimizer", keys, {**section, "lr_scheduler": None}),
+            dotted(keys),
+            freezing.frozen_until,
+            config["memory"]["fused"],
+        )
+        if config["memory"]["offload_optimizer"]:
+            offload_state(optimizers[name], device)
+        keys = optimizer_keys(config, name, "lr_scheduler")
+        scheduler = section["lr_scheduler"]
+        if scheduler is not None:
+            scheduler = references.resolve("lr_scheduler", keys, scheduler)
+            refuse_objects(scheduler, dotted(keys))
+            rule = choose_monitor(config, valid_loader)
+            scheduler = resolve_monitor(config, keys, scheduler, rule, losses)
+        schedule = build_schedule(optimizers[name], scheduler, length, dotted(keys))
+        if schedule is not None:
+            schedules[name] = schedule
+    return optimizers, schedules
 
 
 def build_callbacks(config: Config, references: References) -> dict[str, CallbackProtocol]:
@@ -336,7 +362,9 @@ def build_callbacks(config: Config, references: References) -> dict[str, Callbac
     callbacks: dict[str, CallbackProtocol] = {}
     for number, section in enumerate(references.resolve_list("callback", "callbacks")):
         if section["type"] in callbacks:
-            problem = config.problem(("callbacks", number), f"{section['type']} is there twice")
+            problem = config.problem(
+                ("callbacks", number), f"{section['type']} is listed twice: remove one"
+            )
             raise ConfigError([problem])
         where = config.where("callbacks", number)
         callbacks[section["type"]] = build("callback", section, where=where)

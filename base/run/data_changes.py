@@ -1,8 +1,8 @@
-"""``split.csv``, which samples train and which validate, and what has changed there on a resume.
+"""Writes ``split.csv``, and compares the data of a resumed run with it.
 
-With other samples the order of a run is another one, and some that have trained may validate. So
-each checkpoint has the names of the classes and hashes of ids, targets and contents (see
-`base/data/fingerprint.py`); ``split.csv`` has them sample by sample, to say which ones differ.
+Other samples would have another order, and some that were trained on might validate. So each
+checkpoint holds class names and hashes of ids, targets and contents (`base/data/fingerprint.py`);
+``split.csv`` holds them for each sample, to name those that differ.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("kindling")
 
 COLUMNS = ("part", "id", "target", "content")
-NAMES = {"train": "training", "valid": "validation"}
-FEW = 3  # samples or classes that a message names
-MOST_CONTENTS = 1_000_000  # samples; of more, split.csv has no hash of the inputs
+PART_NAMES = {"train": "training", "valid": "validation"}
+MAX_SHOWN = 3  # samples or classes in a message
+MAX_CONTENTS = 1_000_000  # samples; larger data sets have no input hashes in split.csv
 
 
 Key = tuple[str, str]  # part and id
 
 
 class Row(NamedTuple):
-    """One sample in ``split.csv``; runs of earlier versions have the first two columns."""
+    """One sample in ``split.csv``; earlier versions wrote the first two columns only."""
 
     part: str
     id: str
@@ -55,30 +55,30 @@ class Row(NamedTuple):
     content: str = ""
 
 
-def keep_data(
-    experiment: Experiment, folder: Path, then: Mapping[str, Any], allow_change: bool = False
+def write_data_record(
+    experiment: Experiment, folder: Path, saved: Mapping[str, Any], allow_change: bool = False
 ) -> dict[str, Any]:
-    """Write what a run knows of its data into its folder, and return it for the manifests.
+    """Write the record of a run's data into its folder; return it for the manifests.
 
     Args:
-        then: what this returned when the checkpoint was saved from which training goes on.
-        allow_change: whether labels may have been corrected meanwhile.
+        saved: the record in the checkpoint of a resumed run; empty for a new run.
+        allow_change: whether labels may have changed.
 
     Raises:
-        DataError: a sample is in both parts, or a run that goes on has other samples or labels.
+        DataError: a sample is in both parts, or a resumed run has other samples or labels.
     """
     loaders = {"train": experiment.train_loader, "valid": experiment.valid_loader}
     record = record_of(experiment.train_loader)
     path = folder / "split.csv"
-    samples = compare_split(path, loaders, record, then, allow_change)
+    samples = compare_split(path, loaders, record, saved, allow_change)
     hashes = {part: found.digests for part, found in samples.items()}
     found = _sha256_of(path)
-    is_damaged = bool(then) and found is not None and not _is_as_written(path, found, then)
+    is_damaged = bool(saved) and found is not None and not _has_recorded_hash(path, found, saved)
     if is_damaged:
         aside = put_aside(path)
-        text = "%s: damaged, not as this run wrote it; written again, and kept as %s"
+        text = "%s: damaged; it is written again, and the damaged file is kept as %s"
         log.warning(text, path, aside.name)
-    if found is None or is_damaged or hashes != then.get("samples"):
+    if found is None or is_damaged or hashes != saved.get("samples"):
         rows = split_rows(loaders, samples)
         if rows:
             content = csv_text([COLUMNS, *rows]).encode()
@@ -90,16 +90,16 @@ def keep_data(
         "samples": hashes,
         "n_batches": {k: _length(one) for k, one in loaders.items() if one is not None},
         "batches_per_epoch": experiment.batches_per_epoch,
-        "references": experiment.references.values,  # which gain those that are looked up later
+        "references": experiment.references.values,  # references resolved later are added to it
     }
     write_whole(folder / "data.json", json.dumps(data, indent=2).encode() + b"\n")
     return data
 
 
-def _is_as_written(path: Path, found: str, then: Mapping[str, Any]) -> bool:
-    """Tell whether ``split.csv`` is what the run wrote, by its hash; earlier versions kept none."""
-    if "split_sha256" in then:
-        return bool(then["split_sha256"] == found)
+def _has_recorded_hash(path: Path, found: str, saved: Mapping[str, Any]) -> bool:
+    """Return whether ``split.csv`` has its recorded hash; earlier versions recorded none."""
+    if "split_sha256" in saved:
+        return bool(saved["split_sha256"] == found)
     try:
         read_split(path)
     except DataError:
@@ -108,7 +108,7 @@ def _is_as_written(path: Path, found: str, then: Mapping[str, Any]) -> bool:
 
 
 def _sha256_of(path: Path) -> str | None:
-    """Return the hash of a file; None where there is none, empty where it cannot be read."""
+    """Return the hash of a file; None if it does not exist, empty if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with open_file(path) as file:
@@ -122,35 +122,35 @@ def _sha256_of(path: Path) -> str | None:
 
 
 def refuse_changed_data(experiment: Experiment, resume_from: Path, allow_change: bool) -> None:
-    """Compare the data with those of a run, before anything else is tried on them.
+    """Compare the data with those of a run before they are used.
 
     Raises:
-        DataError: as `keep_data`, which looks again once the checkpoint itself is verified.
+        DataError: as `write_data_record`, which repeats this once the checkpoint is verified.
     """
     loaders = {"train": experiment.train_loader, "valid": experiment.valid_loader}
     record = record_of(experiment.train_loader)
-    path, then = run_folder_of(resume_from) / "split.csv", data_of(find_manifest(resume_from))
-    if not then:
+    path, saved = run_folder_of(resume_from) / "split.csv", data_of(find_manifest(resume_from))
+    if not saved:
         refuse_scaled_targets(experiment.train_loader, resume_from)
-    compare_split(path, loaders, record, then, allow_change)
+    compare_split(path, loaders, record, saved, allow_change)
 
 
 def refuse_scaled_targets(train_loader: Any, checkpoint: Path) -> None:
-    """Make sure that a checkpoint of an earlier version gets the targets that it was trained on.
+    """Check that a checkpoint of an earlier version gets the targets that it was trained on.
 
     Raises:
-        DataError: they would be standardised, which ``normalize: auto`` did not do then.
+        DataError: the targets are standardised; earlier versions did not with `normalize: auto`.
     """
     if getattr(train_loader, "target_scale", None) is not None:
-        text = f"{checkpoint}: an earlier version trained it on targets in their own unit, but"
-        text += " `normalize: auto` standardises those of a table now: add"
-        raise DataError(f"{text} `--set data_loader.args.normalize=inputs`, which is what it was")
+        text = f"{checkpoint}: an earlier version trained it on targets in their own unit, and"
+        text += " `normalize: auto` standardises the targets of a table now: add"
+        raise DataError(f"{text} `--set data_loader.args.normalize=inputs` for the former ones")
 
 
 def record_to_resume(config: Config, resume_from: Path | None) -> Mapping[str, Any]:
-    """Return the statistics that a run goes on with; {} where its data section is another now.
+    """Return the data statistics of a resumed run; {} if its data section changed.
 
-    They are not computed again: a file that was repaired meanwhile would change them.
+    They are not computed again, as a file repaired since then would change them.
     """
     if resume_from is None:
         return {}
@@ -161,7 +161,7 @@ def record_to_resume(config: Config, resume_from: Path | None) -> Mapping[str, A
 
 
 def references_to_resume(config: Config, resume_from: Path | None) -> References:
-    """Return what looks up references to built objects; a run goes on with what they gave."""
+    """Return the references to built objects; those of a resumed run keep their values."""
     if resume_from is None:
         return References(config)
     kept = data_of(find_manifest(resume_from)).get("references")
@@ -177,26 +177,26 @@ def compare_split(
     path: Path,
     loaders: Mapping[str, Any],
     record: Mapping[str, Any],
-    then: Mapping[str, Any],
+    saved: Mapping[str, Any],
     allow_change: bool = False,
 ) -> dict[str, Samples]:
-    """Return the samples of the loaders, once they are known to be those of the run.
+    """Return the samples of the loaders if they are those of the run.
 
     Args:
-        path: the ``split.csv`` of the run. It says which samples differ; of a checkpoint of an
-            earlier version, which has no hashes, its ids are what is compared.
-        then: what `keep_data` returned for the run.
+        path: the ``split.csv`` of the run, which names the samples that differ. Checkpoints of
+            earlier versions have no hashes; their ids in this file are compared.
+        saved: the record that `write_data_record` returned for the run.
 
     Raises:
-        DataError: a sample is in both parts, or there are other samples or labels.
+        DataError: a sample is in both parts, or samples or labels differ.
     """
     samples = {part: found for part, one in loaders.items() if (found := samples_of(one))}
     refuse_overlap(loaders, samples)
     changes: list[tuple[str, str]] = []
-    if then:
+    if saved:
         hashes = {part: found.digests for part, found in samples.items()}
-        changes = changed_hashes(then["samples"], hashes)
-        one, other = (each.get("classes") for each in (then["record"], record))
+        changes = changed_hashes(saved["samples"], hashes)
+        one, other = (each.get("classes") for each in (saved["record"], record))
         if one and other and one != other:
             changes.insert(0, ("classes", changed_classes(one, other)))
         if not changes:
@@ -205,11 +205,11 @@ def compare_split(
     try:
         kept = read_split(path) if path.exists() else []
     except DataError as error:
-        if not then:
+        if not saved:
             raise
-        details.append(str(error))  # the hashes have said that something differs
+        details.append(str(error))  # the hashes show that the data differ
     if kept:
-        parts = {row.part for row in kept}  # earlier versions knew of Kindling's loaders only
+        parts = {row.part for row in kept}  # earlier versions listed Kindling's loaders only
         parts |= {part for part, loader in loaders.items() if hasattr(loader, "sample_ids")}
         rows = [row for row in split_rows(loaders, samples) if row.part in parts]
         details += changed_rows(kept, rows, functools.partial(_place, samples))
@@ -218,20 +218,20 @@ def compare_split(
         lines += [text for what, text in changes if what != "classes"]
     lines += details
     if lines:
-        text = f"{path.parent}: its data have changed since it began: {'; '.join(lines)}"
+        text = f"{path.parent}: the data changed since the run began: {'; '.join(lines)}"
         kinds = {what for what, _ in changes}
-        can_be_allowed = kinds in ({"classes"}, {"targets"})  # both: the classes' numbers differ
+        can_be_allowed = kinds in ({"classes"}, {"targets"})  # both: the class indices differ
         if not (can_be_allowed and allow_change):
             raise DataError(f"{text}; {_advice(path.parent, kinds)}")
-        log.warning("%s; the new labels are used from here on", text)
+        log.warning("%s; the run continues with the new labels", text)
     return samples
 
 
 def refuse_overlap(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -> None:
-    """Make sure that no sample of one data set both trains and validates.
+    """Check that no sample is in both the training and the validation part.
 
     Raises:
-        DataError: some do.
+        DataError: samples are in both.
     """
     sources = {getattr(loader, "source_of_ids", part) for part, loader in loaders.items()}
     indices = [getattr(one, "sample_indices", lambda: None)() for one in loaders.values()]
@@ -244,14 +244,14 @@ def refuse_overlap(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -
     if shared:
         names = getattr(samples["train"].dataset, "ids", None)
         first = shared[0] if names is None else names[shared[0]]
-        text = f"{len(shared)} samples both train and validate, such as {first}"
+        text = f"{_samples(shared)} in both training and validation, such as {first}"
         raise DataError(f"the split overlaps: {text}")
 
 
 def split_rows(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -> list[Row]:
-    """Return a row for each sample of which it is known in which part it is."""
+    """Return a row for each sample with a known id."""
     rows: list[Row] = []
-    has_contents = sum(map(len, samples.values())) <= MOST_CONTENTS
+    has_contents = sum(map(len, samples.values())) <= MAX_CONTENTS
     for part, loader in loaders.items():
         found = samples.get(part)
         ids = _ids_of(loader, found)
@@ -267,10 +267,10 @@ def split_rows(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -> li
 
 
 def read_split(path: Path) -> list[Row]:
-    """Return the rows of a ``split.csv`` of this version or of an earlier one.
+    """Return the rows of a ``split.csv``, also of an earlier version.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the file is damaged.
     """
     place = 1
     try:
@@ -282,7 +282,11 @@ def read_split(path: Path) -> list[Row]:
             rows = []
             for cells in reader:
                 place = reader.line_num
-                if len(cells) != len(header) or cells[0] not in NAMES or "\0" in "".join(cells):
+                if (
+                    len(cells) != len(header)
+                    or cells[0] not in PART_NAMES
+                    or "\0" in "".join(cells)
+                ):
                     raise DataError(f"{path}: damaged: line {place} is not a sample of the split")
                 rows.append(Row(*cells))
     except (csv.Error, UnicodeDecodeError) as error:
@@ -293,44 +297,47 @@ def read_split(path: Path) -> list[Row]:
 
 
 def changed_rows(
-    then: Sequence[Row], now: Sequence[Row], named: Callable[[Row], str] = lambda row: row.id
+    then: Sequence[Row], now: Sequence[Row], label: Callable[[Row], str] = lambda row: row.id
 ) -> list[str]:
-    """Say how the samples of a run differ from those that it had; nothing where they do not.
+    """Describe how the rows of a run changed; an empty list if they did not.
 
     Args:
-        named: what a message calls one of the samples that are there now.
+        label: returns the name of a current sample in a message.
     """
     before, after = ({(row.part, row.id): row for row in rows} for rows in (then, now))
     if before.keys() != after.keys():
-        if all(row.content for row in (*then, *now)):  # ids are numbers, and say nothing here
-            gone, new = _left_over(then, now), _left_over(now, then)
-            return [f"{len(then)} samples then, {len(now)} now", *_gone_and_new(gone, new, named)]
-        return _other_keys(before, after, named)
+        if all(row.content for row in (*then, *now)):  # ids are indices, which shift
+            missing, new = _unmatched(then, now), _unmatched(now, then)
+            return [
+                f"{len(then)} samples then, {len(now)} now",
+                *_missing_and_new(missing, new, label),
+            ]
+        return _changed_ids(before, after, label)
     lines = []
     if list(before) != list(after):
         lines.append("the samples are in another order")
     pairs = [(before[key], row) for key, row in after.items()]
     targets = [(old, row) for old, row in pairs if _differ(old.target, row.target)]
     contents = [(old, row) for old, row in pairs if _differ(old.content, row.content)]
-    if contents and not _left_over(then, now):
+    if contents and not _unmatched(then, now):
         n_moved = len({row for _, row in (*targets, *contents)})
-        return [f"the samples are the same, but {n_moved} of {len(now)} are at other places"]
+        return [f"the samples are the same, but {n_moved} of {len(now)} have moved"]
     if targets:
-        names = (f"{named(row)}: {old.target} then, {row.target} now" for old, row in targets)
-        lines.append(f"{len(targets)} of {len(pairs)} targets differ ({_few(names)})")
+        names = (f"{label(row)}: {old.target} then, {row.target} now" for old, row in targets)
+        lines.append(f"{len(targets)} of {len(pairs)} targets differ ({_first_few(names)})")
     if contents:
         what = "inputs" if any(row.target for row in now) else "contents"
         text = f"the {what} of {len(contents)} of {len(pairs)} samples differ"
-        lines.append(f"{text} ({_few(named(row) for _, row in contents)})")
+        lines.append(f"{text} ({_first_few(label(row) for _, row in contents)})")
     return lines
 
 
 def _differ(one: str, other: str) -> bool:
-    return bool(one and other) and one != other  # an empty cell: it is not known
+    return bool(one and other) and one != other  # an empty cell is unknown
 
 
-def _left_over(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
-    """Return the rows with a target and content that the others do not have as often."""
+def _unmatched(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """Return the rows whose target and content have no counterpart among the others."""
     left = Counter((row.target, row.content) for row in others)
     found = []
     for row in rows:
@@ -340,44 +347,48 @@ def _left_over(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _other_keys(
-    before: Mapping[Key, Row], after: Mapping[Key, Row], named: Callable[[Row], str]
+def _changed_ids(
+    before: Mapping[Key, Row], after: Mapping[Key, Row], label: Callable[[Row], str]
 ) -> list[str]:
-    """Say which ids are gone, new, or in the other part."""
-    gone = [row for key, row in before.items() if key not in after]
+    """Describe which ids are missing, new, or in the other part."""
+    missing = [row for key, row in before.items() if key not in after]
     new = [row for key, row in after.items() if key not in before]
-    part_then, part_now = ({row.id: row.part for row in rows} for rows in (gone, new))
-    moved = [row for row in gone if row.id in part_now]
-    lines = _gone_and_new(
-        [row for row in gone if row.id not in part_now],
+    part_then, part_now = ({row.id: row.part for row in rows} for rows in (missing, new))
+    moved = [row for row in missing if row.id in part_now]
+    lines = _missing_and_new(
+        [row for row in missing if row.id not in part_now],
         [row for row in new if row.id not in part_then],
-        named,
+        label,
     )
     if moved:
-        names = (f"{row.id}: {NAMES[row.part]} then" for row in moved)
-        lines.append(f"{_samples(moved)} in the other part ({_few(names)})")
+        names = (f"{row.id}: {PART_NAMES[row.part]} then" for row in moved)
+        lines.append(f"{_samples(moved)} in the other part ({_first_few(names)})")
     return lines
 
 
-def _gone_and_new(
-    gone: Sequence[Row], new: Sequence[Row], named: Callable[[Row], str]
+def _missing_and_new(
+    missing: Sequence[Row], new: Sequence[Row], label: Callable[[Row], str]
 ) -> list[str]:
-    lines = [f"{_samples(gone)} gone ({_few(row.id for row in gone)})"] if gone else []
-    return lines + ([f"{_samples(new)} new ({_few(map(named, new))})"] if new else [])
+    lines = (
+        [f"{_samples(missing)} missing ({_first_few(row.id for row in missing)})"]
+        if missing
+        else []
+    )
+    return lines + ([f"{_samples(new)} new ({_first_few(map(label, new))})"] if new else [])
 
 
-def _samples(rows: Sequence[Row]) -> str:
+def _samples(rows: Sequence[object]) -> str:
     return f"{len(rows)} samples are" if len(rows) > 1 else "1 sample is"
 
 
 def changed_hashes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what differs by the hashes alone, each with its kind."""
+    """Return the kind and a description of each difference between hashes."""
     changes = []
-    for part, name in NAMES.items():
+    for part, name in PART_NAMES.items():
         before, after = then.get(part), now.get(part)
         if (before is None) != (after is None):
-            text = "was none" if before is None else "is none"
-            changes.append(("samples", f"there {text} of {name} data that can be compared"))
+            text = "had no" if before is None else "has no"
+            changes.append(("samples", f"the run {text} {name} data with hashes"))
         if before is None or after is None:
             continue
         numbers = (before["n_samples"], after["n_samples"])
@@ -393,15 +404,15 @@ def changed_hashes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tupl
 
 
 def changed_classes(then: Sequence[str], now: Sequence[str]) -> str:
-    """Say which names of classes are gone or new, or that their order is another."""
-    gone, new = ([name for name in one if name not in other] for one, other in
+    """Describe which class names are missing or new, or how their order changed."""
+    missing, new = ([name for name in one if name not in other] for one, other in
                  ((then, set(now)), (now, set(then))))  # fmt: skip
-    if not gone and not new:
+    if not missing and not new:
         number = next(i for i, (a, b) in enumerate(zip(then, now, strict=True)) if a != b)
         text = f"class {number} was {then[number]!r} and is {now[number]!r}"
         return f"the classes are numbered in another order: {text}"
-    parts = [f"{_few(map(repr, names))} {'is' if len(names) == 1 else 'are'} {state}"
-             for names, state in ((gone, "gone"), (new, "new")) if names]  # fmt: skip
+    parts = [f"{_first_few(map(repr, names))} {'is' if len(names) == 1 else 'are'} {state}"
+             for names, state in ((missing, "missing"), (new, "new")) if names]  # fmt: skip
     return f"of the {len(then)} classes {' and '.join(parts)}"
 
 
@@ -413,7 +424,7 @@ def _length(loader: Any) -> int | None:
 
 
 def _ids_of(loader: Any, samples: Samples | None) -> list[str] | None:
-    """Return the ids that ``split.csv`` lists: those the loader gives, names, or indices."""
+    """Return the ids for ``split.csv``: those of the loader, names of samples, or indices."""
     if hasattr(loader, "sample_ids"):
         ids: list[str] | None = loader.sample_ids()
         return ids
@@ -423,29 +434,29 @@ def _ids_of(loader: Any, samples: Samples | None) -> list[str] | None:
 
 
 def _place(samples: Mapping[str, Samples], row: Row) -> str:
-    """Return the id of a sample that is there now, or where it is if ids are only numbers."""
+    """Return the id of a current sample, or its place if ids are indices."""
     found = samples.get(row.part)
     if found is None or found.names is not None or not hasattr(found.dataset, "place"):
         return row.id
     return str(found.dataset.place(int(row.id)))
 
 
-def _few(names: Iterable[str]) -> str:
-    first = list(itertools.islice(names, FEW + 1))
-    return ", ".join(first[:FEW]) + ", ..." * (len(first) > FEW)
+def _first_few(names: Iterable[str]) -> str:
+    first = list(itertools.islice(names, MAX_SHOWN + 1))
+    return ", ".join(first[:MAX_SHOWN]) + ", ..." * (len(first) > MAX_SHOWN)
 
 
 def _advice(run: Path, kinds: Collection[str]) -> str:
-    anew = f"start over from the weights: leave out -r and write `model: {{weights: {run}}}`"
+    restart = f"start a new run from its weights: omit -r and set `model: {{weights: {run}}}`"
     if kinds in ({"classes"}, {"targets"}):
-        return f"put the labels back; or, if they were corrected, add --allow-change; or {anew}"
+        return f"restore the labels; if they were corrected, add --allow-change; or {restart}"
     if kinds == {"classes", "targets"}:
         return (
-            "the outputs of the model stand for the classes as they were numbered, so "
-            "--allow-change does not help: put the names back, or have `classes` list them in the "
-            f"order of then; or {anew}"
+            "the outputs of the model follow the former class indices, so --allow-change does not "
+            "help: restore the names, or list them in `classes` in their former order; "
+            f"or {restart}"
         )
     return (
-        "with other samples the order is another, and some that have trained may validate, so "
-        f"--allow-change does not help: put the data and the split back, or {anew}"
+        "other samples change the order, and some that were trained on may validate, so "
+        f"--allow-change does not help: restore the data and the split, or {restart}"
     )

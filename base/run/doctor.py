@@ -1,6 +1,6 @@
-"""Checks of this machine: ``python -m base.doctor`` prints a line for each.
+"""Checks this machine: ``python -m base.doctor`` prints a line for each check.
 
-It needs no network and no GPU, computes in one thread, and leaves nothing behind.
+It needs no network and no GPU, uses one thread, and removes all files that it writes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TRAINER = "from base import BaseTrainer\n\n\nclass Trainer(BaseTrainer):\n    pa
 
 
 class Finding(NamedTuple):
-    """The result of a check: ``ok``, ``warning`` or ``failed``, and what to do about it."""
+    """The result of a check: ``ok``, ``warning`` or ``failed``, and a text with advice."""
 
     state: str
     text: str
@@ -68,7 +68,7 @@ def main(saved: Path) -> int:
             finding = check(saved)
         except InterruptedRunError as error:
             sys.exit(error.exit_code)
-        except Exception as error:  # a check that cannot run has failed
+        except Exception as error:  # a check that raises an error has failed
             text = (str(error).strip().splitlines() or [""])[0]
             finding = Finding("failed", f"{type(error).__name__}: {text}")
         print(f"{check.__name__:<10}{finding.state:<9}{finding.text}", flush=True)
@@ -80,59 +80,59 @@ def python(_: Path) -> Finding:
     text = (PROJECT / "pyproject.toml").read_text("utf-8")
     (wanted,) = re.findall(r'^requires-python = ">=([\d.]+)"', text, re.MULTILINE)
     found = ".".join(map(str, sys.version_info[:3]))
-    if numbers(found) < numbers(wanted):
+    if version_numbers(found) < version_numbers(wanted):
         return Finding("failed", f"{found}; recreate .venv with {wanted} or newer")
     return Finding("ok", found)
 
 
 def packages(_: Path) -> Finding:
-    """Compare what is installed with requirements.txt."""
-    found, faults = [], []
+    """Compare the installed packages with requirements.txt."""
+    found, unmet = [], []
     for line in (PROJECT / "requirements.txt").read_text("utf-8").splitlines():
         name, limits = re.findall(r"^([\w.-]*)([^#;]*)", line)[0]
         version = installed_version(name) if name else None
         if name:
             found.append(f"{name} {version or 'missing'}")
-        if name and (version is None or not fits(version, limits)):
-            faults.append(f"{found[-1]}, wanted {limits.strip()}")
-    if faults:
+        if name and (version is None or not satisfies(version, limits)):
+            unmet.append(f"{found[-1]}, wanted {limits.strip()}")
+    if unmet:
         advice = f"{Path(sys.executable).name} -m pip install -r requirements.txt"
-        return Finding("failed", f"{'; '.join(faults)}: {advice}")
+        return Finding("failed", f"{'; '.join(unmet)}: {advice}")
     return Finding("ok", ", ".join(found))
 
 
 def optional(_: Path) -> Finding:
     versions = {name: installed_version(name) for name in OPTIONAL}
-    here = [f"{name} {version}" for name, version in versions.items() if version]
+    installed = [f"{name} {version}" for name, version in versions.items() if version]
     absent = [name for name, version in versions.items() if not version]
     missing = f"not installed: {', '.join(absent) or 'none'} (pip install NAME)"
-    return Finding("ok", f"{', '.join(here) or 'none'}; {missing}")
+    return Finding("ok", f"{', '.join(installed) or 'none'}; {missing}")
 
 
 def disk(saved: Path) -> Finding:
-    """Write to the folder of runs, and check the free space there."""
-    place = _existing(saved)
+    """Write to the folder of runs and check its free space."""
+    place = _nearest_existing(saved)
     free = shutil.disk_usage(place).free / GIGABYTE
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(bytes(2**20))
             os.fsync(file.fileno())
     except OSError as error:
-        text = f"{place}: cannot be written ({error.strerror}); fix it, or set trainer.save_dir"
+        text = f"{place}: cannot be written ({error.strerror}); fix this, or set trainer.save_dir"
         return Finding("failed", text)
     text = f"{free:.1f} GB free in {place}"
     if free < 1:
-        advice = "checkpoints may not fit: free some space, or set trainer.save_dir"
+        advice = "checkpoints may not fit: free disk space, or set trainer.save_dir"
         return Finding("warning", f"{text}; {advice}")
     return Finding("ok", text)
 
 
 def training(saved: Path) -> Finding:
-    """Train, go back to an earlier checkpoint, resume, and compare both ends."""
-    began = time.perf_counter()
+    """Train, resume from an earlier checkpoint, and compare the final states."""
+    start = time.perf_counter()
     from base.checkpoint.store import read
 
-    place = _existing(saved)
+    place = _nearest_existing(saved)
     place = place if os.access(place, os.W_OK) else Path(tempfile.gettempdir())
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as temporary:
         folder = Path(temporary)
@@ -150,17 +150,17 @@ def training(saved: Path) -> Finding:
         for checkpoint in later:
             shutil.rmtree(checkpoint)
         _train(folder, "-r", str(run), "-d", "cpu")
-        is_same = same(read(run), end)
-    if not is_same:
-        text = "the resumed training ended with other weights: report it, with `env.txt` of a run"
+        is_equal_state = states_equal(read(run), end)
+    if not is_equal_state:
+        text = "the resumed run ended with other weights: report this with the `env.txt` of a run"
         return Finding("failed", text)
-    seconds = f"{time.perf_counter() - began:.0f} s"
-    text = f"400 steps; resumed after step {int(first.name[5:])}, to the same bits; {seconds}"
+    seconds = f"{time.perf_counter() - start:.0f} s"
+    text = f"400 steps; resumed after step {int(first.name[5:])}, bit-equal; {seconds}"
     return Finding("ok", text)
 
 
 def devices(_: Path) -> Finding:
-    """Compare a matrix product on each device with that of the CPU."""
+    """Compare a matrix product on each device with the one on the CPU."""
     import torch
 
     table = torch.arange(64.0).reshape(8, 8) / 64
@@ -168,7 +168,7 @@ def devices(_: Path) -> Finding:
     for index in range(torch.accelerator.device_count() if torch.accelerator.is_available() else 0):
         device = torch.device(str(torch.accelerator.current_accelerator()), index)
         if not torch.allclose((table.to(device) @ table.to(device)).cpu(), table @ table):
-            return Finding("failed", f"{device} computes wrong results: use another")
+            return Finding("failed", f"{device} computes wrong results: use another device")
         name = torch.cuda.get_device_name(index) if device.type == "cuda" else ""
         found.append(f"{device} {name}".strip())
     if not found and shutil.which("nvidia-smi"):
@@ -182,7 +182,7 @@ def cores(_: Path) -> Finding:
 
     from base.system.resources import usable_cores
 
-    return Finding("ok", f"{usable_cores()} usable, torch takes {torch.get_num_threads()} threads")
+    return Finding("ok", f"{usable_cores()} usable, torch uses {torch.get_num_threads()} threads")
 
 
 def memory(_: Path) -> Finding:
@@ -198,8 +198,8 @@ def memory(_: Path) -> Finding:
     return Finding("ok", text)
 
 
-def numbers(version: str) -> tuple[int, ...]:
-    """Return the leading numbers of a version, without zeros at the end: 2.10.0+cpu is (2, 10)."""
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version without trailing zeros: ``2.10.0+cpu`` is ``(2, 10)``."""
     text = re.match(r"\d+(\.\d+)*", version)
     found = [int(word) for word in text[0].split(".")] if text else []
     while found and found[-1] == 0:
@@ -207,19 +207,21 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def fits(version: str, limits: str) -> bool:
-    """Return whether a version meets all limits, such as ``>=0.17,<0.18``."""
+def satisfies(version: str, limits: str) -> bool:
+    """Return whether a version satisfies all limits, such as ``>=0.17,<0.18``."""
     compare: dict[str, Callable[[Any, Any], bool]] = {
         ">=": lambda a, b: a >= b,
         "<": lambda a, b: a < b,
         "==": lambda a, b: a == b,
     }
     found = re.findall(r"(>=|==|<)\s*([\d.]+)", limits)
-    return all(compare[sign](numbers(version), numbers(limit)) for sign, limit in found)
+    return all(
+        compare[sign](version_numbers(version), version_numbers(limit)) for sign, limit in found
+    )
 
 
-def same(one: Any, other: Any) -> bool:
-    """Tell whether two states are equal to the last bit."""
+def states_equal(one: Any, other: Any) -> bool:
+    """Return whether two states are equal bit for bit."""
     from base.checkpoint.comparison import is_equal
     from base.config.tree import leaves
 
@@ -228,12 +230,12 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _train(folder: Path, *words: str) -> None:
-    """Call train.py's main in the doctor's own project, without its output."""
+    """Run train.py in the project of the check, without its output."""
     from base.names.registry import project_root, set_project_root
 
     main = runpy.run_path(str(PROJECT / "train.py"), run_name="train")["main"]
     root = project_root()
-    sys.path.insert(0, str(folder))  # its model, data_loader and trainer, not the user's
+    sys.path.insert(0, str(folder))  # for its model, data_loader and trainer
     set_project_root(folder)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -243,5 +245,5 @@ def _train(folder: Path, *words: str) -> None:
         set_project_root(root)
 
 
-def _existing(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())

@@ -1,4 +1,4 @@
-"""What is checked in the first batches: modules made in forward, shapes that would broadcast."""
+"""Checks of the first batches: layers created in forward, broadcast shapes, unused weights."""
 
 from __future__ import annotations
 
@@ -22,132 +22,56 @@ from base.training.shape_agreement import BroadcastError, ShapeAgreement, error_
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
+log = logging.getLogger("kindling")
 
 READS_CONFIG = re.compile(r"""config\s*(\[|\.get\()\s*["']loss["']""")
 MAY_CALL = re.compile(r"\.losses\b|\.compute_losses\(|super\(\)\.train_step")
-TO_READ = "`self.losses[NAME].weight_at(self.progress.step)`"
+READ_WEIGHT = "`self.losses[NAME].weight_at(self.progress.step)`"
 
 
 @contextmanager
-def reads_put_back(trainer: BaseTrainer) -> Iterator[None]:
-    """Let what is read within, of the weights of losses, not count as a use of them."""
-    before = {name: loss.weight_was_read for name, loss in trainer.losses.items()}
-    try:
+def guard_first_step(trainer: BaseTrainer) -> Iterator[None]:
+    """Check the first training step for errors that every step would repeat, loud or silent."""
+    with (
+        guard_first_batch(trainer.model),
+        check_shapes(trainer) as agreement,
+        record_losses(trainer) as returned,
+    ):
         yield
-    finally:
-        for name, was_read in before.items():
-            trainer.losses[name].weight_was_read = was_read
+        warn_about_unused_weights(trainer, returned, trainer.has_plain_step, agreement.called)
 
 
-@contextmanager
-def noted_losses(trainer: BaseTrainer) -> Iterator[dict[str, Any]]:
-    """Note what ``compute_losses`` returns within: a dict that it fills."""
-    noted: dict[str, Any] = {}
-    compute, attributes = trainer.compute_losses, vars(trainer)
-    former = attributes.get("compute_losses")
+def check_first_step(trainer: BaseTrainer, values: Mapping[str, Any]) -> None:
+    """Check what the first step logged, and what it left unused.
 
-    def compute_losses(outputs: Any, batch: Any) -> dict[str, Tensor]:
-        losses = compute(outputs, batch)
-        noted.update(losses if isinstance(losses, Mapping) else {"loss": losses})
-        return losses
-
-    attributes["compute_losses"] = compute_losses
-    try:
-        yield noted
-    finally:
-        del attributes["compute_losses"]  # the class has its own
-        if former is not None:
-            attributes["compute_losses"] = former
-        noted.clear()
-
-
-def warn_of_unused(
-    trainer: BaseTrainer, returned: dict[str, Any], has_plain_step: bool, called: Mapping[str, Any]
-) -> None:
-    """Warn, once, of weights that the first step has not read, and of terms that it leaves out.
-
-    Args:
-        returned: what ``compute_losses`` has.
-        called: what each loss that the step has called gave, by its place in the config.
+    Raises:
+        ConfigError: the config monitors a value that the step did not log.
     """
-    losses = trainer.losses
-    source = _source(type(trainer))
-    # A step of one's own may call a loss now and then, as that of one network among several.
-    may_come = not has_plain_step and MAY_CALL.search(source) is not None
-    unused = {
-        name: loss
-        for name, loss in losses.items()
-        if loss.is_weighted
-        and not loss.weight_was_read
-        and not (may_come and loss.selection.where not in called)
-    }
-    if unused and not READS_CONFIG.search(source):
-        _warn_of_weights(trainer, unused, has_plain_step)
-    if has_plain_step and "loss" in losses and not losses["loss"].weight_was_read:
-        is_alone = returned.get("loss") is called.get(losses["loss"].selection.where, ...)
-        if is_alone:  # not a sum that the trainer calls so
-            _warn_of_terms(trainer, returned)
-    for loss in losses.values():
-        loss.weight_was_read = True  # said, or of no interest from here on
+    check_watched_values(trainer, "train", values)
+    is_weighted = any(loss.was_weighted for loss in trainer.losses.values())
+    if trainer.config["batch"]["weight"] is not None and not is_weighted:
+        text = "batch.weight: %s called none of `self.losses` with its batch, so all samples of"
+        log.warning(f"{text} a batch have the same weight", type(trainer).__name__)
+    _warn_about_iterators(trainer)
 
 
-def _warn_of_weights(
-    trainer: BaseTrainer, unused: dict[str, WeightedLoss], has_plain_step: bool
-) -> None:
-    name, number = type(trainer).__name__, list(trainer.losses).index(next(iter(unused)))
-    shown = ", ".join(f"{key} ({_shown(loss)})" for key, loss in unused.items())
-    if has_plain_step:
-        why = f'{name}.compute_losses returns a "loss" of its own, which is minimised as it is; '
-        why += 'without a "loss" among them the losses that it returns are weighted and summed'
-    else:
-        why = f"{name}.train_step does not read them"
-    text = f"weights of losses are not used: {shown}: {why}; {TO_READ} is a loss's weight"
-    log.warning("%s", trainer.config.problem(("loss", number, "weight"), text))
-
-
-def _warn_of_terms(trainer: BaseTrainer, returned: dict[str, Any]) -> None:
-    """Warn where a term is added to a lone loss that the config calls "loss", as the sum is."""
-    others = [
-        name
-        for name, value in returned.items()
-        if name != "loss" and isinstance(value, Tensor) and value.requires_grad
-    ]
-    if others:
-        text = f'{", ".join(others)}: not minimised, only logged, as "loss" is taken to be the sum;'
-        text += " to add to it, give the config's loss another name: `loss: {..., name: main}`"
-        log.warning("%s", trainer.config.problem(("loss",), text))
-
-
-def _shown(loss: WeightedLoss) -> str:
-    weight = loss.weight
-    return f"{weight.start:g} to {weight.end:g}" if isinstance(weight, Ramp) else f"{weight:g}"
-
-
-def _source(cls: type[Any]) -> str:
-    """Return the text of a trainer's class and of those above it that are not the engine's."""
-    texts = []
-    for each in cls.__mro__:
-        if each.__module__.partition(".")[0] not in ("base", "builtins"):
-            try:
-                texts.append(inspect.getsource(each))
-            except (OSError, TypeError):  # made in an interpreter
-                continue
-    return "\n".join(texts)
-
-
-log = logging.getLogger("kindling")
+def check_watched_values(trainer: BaseTrainer, phase: str, values: Mapping[str, Any]) -> None:
+    """Check that every monitored value belongs to this phase or to another one."""
+    phases = {"train"} if trainer.valid_loader is None else {"train", "valid"}
+    others = phases - {phase}
+    check_monitored(trainer.config, trainer.monitor, trainer.schedules, values, others)
 
 
 @contextmanager
-def agreeing_shapes(trainer: BaseTrainer) -> Iterator[ShapeAgreement]:
-    """Refuse outputs and targets that would broadcast, in losses, metrics and a trainer's steps.
+def check_shapes(trainer: BaseTrainer) -> Iterator[ShapeAgreement]:
+    """Raise an error for outputs and targets that would broadcast, in losses, metrics and steps.
 
-    Meant for the first batches, as each function of torch is looked at. Of a compiled model only
-    the losses and metrics are, not what else its trainer computes in a step.
+    It inspects every torch function, so use it for the first batches only. For a compiled model
+    it inspects losses and metrics alone.
 
     Raises:
         ConfigError: names the loss or the metric, both shapes, and what to change.
-        TrainingError: likewise, for what a trainer of your own computes without either.
+        TrainingError: the same, for what a custom trainer computes itself.
     """
     agreement = ShapeAgreement()
     metrics = (*trainer.metrics.values(), *trainer.state.valid_metrics.values())
@@ -170,40 +94,114 @@ def agreeing_shapes(trainer: BaseTrainer) -> Iterator[ShapeAgreement]:
 
 
 @contextmanager
-def guard_first_step(trainer: BaseTrainer) -> Iterator[None]:
-    """Catch in the first training step what would go wrong, or silently wrong, in each."""
-    with (
-        guard_first_batch(trainer.model),
-        agreeing_shapes(trainer) as agreement,
-        noted_losses(trainer) as returned,
-    ):
+def restore_weight_reads(trainer: BaseTrainer) -> Iterator[None]:
+    """Discard reads of loss weights in this block: a check is no use of a weight."""
+    before = {name: loss.weight_was_read for name, loss in trainer.losses.items()}
+    try:
         yield
-        warn_of_unused(trainer, returned, trainer.has_plain_step, agreement.called)
+    finally:
+        for name, was_read in before.items():
+            trainer.losses[name].weight_was_read = was_read
 
 
-def check_first_step(trainer: BaseTrainer, values: Mapping[str, Any]) -> None:
-    """Check what the first step has logged, and what it has left unused.
+@contextmanager
+def record_losses(trainer: BaseTrainer) -> Iterator[dict[str, Any]]:
+    """Record what ``compute_losses`` returns in this block, in the dict that is yielded."""
+    recorded: dict[str, Any] = {}
+    compute, attributes = trainer.compute_losses, vars(trainer)
+    former = attributes.get("compute_losses")
 
-    Raises:
-        ConfigError: what the config monitors is not among the values.
+    def compute_losses(outputs: Any, batch: Any) -> dict[str, Tensor]:
+        losses = compute(outputs, batch)
+        recorded.update(losses if isinstance(losses, Mapping) else {"loss": losses})
+        return losses
+
+    attributes["compute_losses"] = compute_losses
+    try:
+        yield recorded
+    finally:
+        del attributes["compute_losses"]  # the class has its own
+        if former is not None:
+            attributes["compute_losses"] = former
+        recorded.clear()
+
+
+def warn_about_unused_weights(
+    trainer: BaseTrainer, returned: dict[str, Any], has_plain_step: bool, called: Mapping[str, Any]
+) -> None:
+    """Warn once about unread loss weights, and about terms that are not minimised.
+
+    Args:
+        returned: the losses that ``compute_losses`` returned.
+        called: the value of each loss that the step called, by its place in the config.
     """
-    check_watched_values(trainer, "train", values)
-    is_weighted = any(loss.was_weighted for loss in trainer.losses.values())
-    if trainer.config["batch"]["weight"] is not None and not is_weighted:
-        text = "batch.weight: %s called none of `self.losses` with its batch, so the samples of a"
-        log.warning(f"{text} batch count alike", type(trainer).__name__)
-    _warn_of_iterators(trainer)
+    losses = trainer.losses
+    source = _source(type(trainer))
+    # A custom step may call a loss only at some steps, such as every fifth.
+    may_call_later = not has_plain_step and MAY_CALL.search(source) is not None
+    unused = {
+        name: loss
+        for name, loss in losses.items()
+        if loss.is_weighted
+        and not loss.weight_was_read
+        and not (may_call_later and loss.selection.where not in called)
+    }
+    if unused and not READS_CONFIG.search(source):
+        _warn_about_weights(trainer, unused, has_plain_step)
+    if has_plain_step and "loss" in losses and not losses["loss"].weight_was_read:
+        is_alone = returned.get("loss") is called.get(losses["loss"].selection.where, ...)
+        if is_alone:  # the trainer did not sum losses under this name
+            _warn_about_terms(trainer, returned)
+    for loss in losses.values():
+        loss.weight_was_read = True  # warn once only
 
 
-def check_watched_values(trainer: BaseTrainer, phase: str, values: Mapping[str, Any]) -> None:
-    """Make sure that what the config monitors is among the values of this phase or of another."""
-    phases = {"train"} if trainer.valid_loader is None else {"train", "valid"}
-    others = phases - {phase}
-    check_monitored(trainer.config, trainer.monitor, trainer.schedules, values, others)
+def _warn_about_weights(
+    trainer: BaseTrainer, unused: dict[str, WeightedLoss], has_plain_step: bool
+) -> None:
+    name, number = type(trainer).__name__, list(trainer.losses).index(next(iter(unused)))
+    shown = ", ".join(f"{key} ({_shown(loss)})" for key, loss in unused.items())
+    if has_plain_step:
+        why = f'{name}.compute_losses returns its own "loss", which is minimised without weights; '
+        why += 'without a "loss" in its result, the losses are weighted and summed'
+    else:
+        why = f"{name}.train_step does not read them"
+    text = f"weights of losses are not used: {shown}: {why}; {READ_WEIGHT} is the weight of a loss"
+    log.warning("%s", trainer.config.problem(("loss", number, "weight"), text))
 
 
-def _warn_of_iterators(trainer: BaseTrainer) -> None:
-    """Name the attributes that a trainer iterates over, which a resume would start again."""
+def _warn_about_terms(trainer: BaseTrainer, returned: dict[str, Any]) -> None:
+    """Warn if terms accompany a loss that the config names "loss", which is taken for the sum."""
+    others = [
+        name
+        for name, value in returned.items()
+        if name != "loss" and isinstance(value, Tensor) and value.requires_grad
+    ]
+    if others:
+        text = f'{", ".join(others)}: logged but not minimised, as "loss" is taken for the sum;'
+        text += " to add these, give the config's loss another name: `loss: {..., name: main}`"
+        log.warning("%s", trainer.config.problem(("loss",), text))
+
+
+def _shown(loss: WeightedLoss) -> str:
+    weight = loss.weight
+    return f"{weight.start:g} to {weight.end:g}" if isinstance(weight, Ramp) else f"{weight:g}"
+
+
+def _source(cls: type[Any]) -> str:
+    """Return the source of a trainer's class and of its base classes outside the engine."""
+    texts = []
+    for each in cls.__mro__:
+        if each.__module__.partition(".")[0] not in ("base", "builtins"):
+            try:
+                texts.append(inspect.getsource(each))
+            except (OSError, TypeError):  # defined in an interpreter
+                continue
+    return "\n".join(texts)
+
+
+def _warn_about_iterators(trainer: BaseTrainer) -> None:
+    """Warn about attributes that are iterators: a resumed run starts them again."""
     saved = set(map(id, trainer.stateful.values()))
     for name, value in vars(trainer).items():
         is_iterator = isinstance(value, Iterator) and not isinstance(value, io.IOBase)

@@ -1,4 +1,4 @@
-"""The facts of a training that are told before it begins."""
+"""The header that a run logs before it trains."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
 
-def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
-    """Return the facts of a run's header, by name."""
+def header_entries(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
+    """Return the entries of a run's header by name; None for one to omit."""
     parameters = list(trainer.model.parameters())
     n_trainable = sum(p.numel() for p in parameters if p.requires_grad)
     n_all = sum(p.numel() for p in parameters)
@@ -36,7 +36,7 @@ def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         "model": f"{type(trainer.model).__name__}, {n_trainable:,} parameters{frozen}",
         "data": ", ".join(sizes),
         "inputs": input_text(trainer),
-        "memory": ", ".join(memory_facts(trainer)) or None,
+        "memory": ", ".join(memory_options_in_use(trainer)) or None,
         "length": f"{experiment.n_epochs} epochs, {experiment.total_steps:,} steps",
         "best by": trainer.monitor.rule,
         "resume by": None if folder is None else resume_command(folder),
@@ -44,7 +44,7 @@ def header_facts(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
 
 
 def input_text(trainer: BaseTrainer) -> str | None:
-    """Say what the inputs are, where they are the columns of a table."""
+    """Return a description of the inputs, if they are the columns of a table."""
     text: str | None = getattr(trainer.train_loader, "input_text", None)
     return text
 
@@ -54,8 +54,8 @@ def _threads(device: torch.device) -> str:
     return f", {n_threads} thread{'s' * (n_threads > 1)}" if device.type == "cpu" else ""
 
 
-def memory_facts(trainer: BaseTrainer) -> list[str]:
-    """Return what was chosen or found out for the ``memory:`` section."""
+def memory_options_in_use(trainer: BaseTrainer) -> list[str]:
+    """Return the memory options in use, with those chosen automatically."""
     chosen = " (auto)" if trainer.config["memory"]["fused"] == "auto" else ""
     fused = {
         f"fused {type(optimizer).__name__}{chosen}": None

@@ -1,4 +1,4 @@
-"""What each parameter is before the first step: where it starts, who trains it and how fast."""
+"""The table of parameters: shape, initialisation, parameter group, rate and weight decay."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from logger.console import format_value, table
 from logger.csv_writer import csv_text
 from logger.files import write_whole
 
-MAX_LINES = 8  # of the short table, its head left out
+MAX_LINES = 8  # of the short table, without its head
 HEAD = ("group", "lr", "decay", "trainable", "tensors", "numbers", "init", "such as")
 NUMBERS = ("tensors", "numbers")
 
 
 class Row(NamedTuple):
-    """One parameter; what it has not is None."""
+    """One parameter; None for values that it does not have."""
 
     name: str
     shape: str
@@ -33,8 +33,8 @@ class Row(NamedTuple):
     shared_with: str | None
 
 
-def audit(experiment: Experiment) -> list[Row]:
-    """Return a row for each parameter in the model's order; a shared one comes once."""
+def parameter_rows(experiment: Experiment) -> list[Row]:
+    """Return a row for each parameter in the order of the model; a shared one has one row."""
     places: dict[int, tuple[str | None, dict[str, Any]]] = {
         id(parameter): (f"{name}/{number}", group)
         for name, optimizer in experiment.optimizers.items()
@@ -71,8 +71,8 @@ def audit(experiment: Experiment) -> list[Row]:
     return rows
 
 
-def loaded_tables(experiment: Experiment) -> str:
-    """Return what became of the weights of each file, below the module and the file."""
+def weights_tables(experiment: Experiment) -> str:
+    """Return a table for each weights file: which parameters it set, and which it did not."""
     return "\n".join(
         f"weights of {prefix or 'the model'} from {fit.file}:\n{fit.table()}"
         for prefix, fit in experiment.loaded.items()
@@ -80,12 +80,12 @@ def loaded_tables(experiment: Experiment) -> str:
 
 
 def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """Write all rows below a head; a cell of what a parameter has not is empty."""
+    """Write all rows below a head; None is an empty cell."""
     write_whole(path, csv_text([Row._fields, *rows]).encode())
 
 
-def whole_table(rows: Iterable[Row]) -> str:
-    """Return a line for each parameter; a column that is empty all through is left out."""
+def full_table(rows: Iterable[Row]) -> str:
+    """Return a line for each parameter, without columns that are empty."""
     cells = [[_cell(*pair) for pair in row._asdict().items()] for row in rows]
     columns = zip(Row._fields, *cells, strict=True)
     kept = [column for column in columns if {*column[1:]} != {"-"}]
@@ -93,11 +93,11 @@ def whole_table(rows: Iterable[Row]) -> str:
 
 
 def short_table(rows: Iterable[Row]) -> str:
-    """Return a line for all parameters of one group; of many groups, the first and the last."""
-    alike: dict[Any, list[Row]] = {}
+    """Return a line for each parameter group; of many groups, the first and the last."""
+    by_group: dict[Any, list[Row]] = {}
     for row in rows:
-        alike.setdefault((row.group, row.lr, row.weight_decay, row.trainable), []).append(row)
-    parts = list(alike.values())
+        by_group.setdefault((row.group, row.lr, row.weight_decay, row.trainable), []).append(row)
+    parts = list(by_group.values())
     lines = [_summary(part) for part in parts]
     if len(parts) > MAX_LINES:
         middle = slice(MAX_LINES // 2, 1 - MAX_LINES // 2)
@@ -107,7 +107,7 @@ def short_table(rows: Iterable[Row]) -> str:
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:
-    """Return the cells of a line for several parameters; `...` where they differ."""
+    """Return the cells of a line for several parameters; `...` for values that differ."""
     cells = []
     for name in ("group", "lr", "weight_decay", "trainable"):
         values = {_cell(name, getattr(row, name)) for row in rows}

@@ -1,4 +1,4 @@
-"""``profile:``: a trace of some steps of training, and the operators that cost most in them."""
+"""``profile:``: a trace of some training steps, and a table of their slowest operators."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("kindling")
 
 WARM_UP = 3
-"""The first steps of an epoch are left out: they start workers, choose kernels, fill caches."""
+"""Steps at the start of an epoch that are not recorded: they start workers and fill caches."""
 
 
 def check_profile(trainer: BaseTrainer) -> None:
-    """See that there is something to record.
+    """Check that there are steps to record.
 
     Raises:
-        ConfigError: an epoch is beyond the last one, or over before the warm-up is.
+        ConfigError: an epoch is beyond the last one, or is shorter than the warm-up.
     """
     section, experiment = trainer.config["profile"], trainer.experiment
     if section is None:
@@ -43,11 +43,11 @@ def check_profile(trainer: BaseTrainer) -> None:
 
 
 class Profiler(Callback):
-    """Records some steps of each epoch that is named; the numbers of the run stay as they are.
+    """Records some steps of the given epochs; the numbers of the run do not change.
 
     Args:
         epochs: counted from 1.
-        steps: how many to record at most, after the warm-up.
+        steps: the number of steps to record after the warm-up, at most.
     """
 
     def __init__(self, epochs: Sequence[int], steps: int) -> None:
@@ -55,7 +55,7 @@ class Profiler(Callback):
         self._running: Any = None
 
     def on_step_end(self, trainer: BaseTrainer) -> None:
-        """Begin after the first step of an epoch, and end with the last one to record."""
+        """Start after the first step of an epoch; stop with the last step to record."""
         epoch = trainer.progress.epoch + 1
         if not trainer.experiment.batches_left(trainer.progress):
             self.on_end(trainer)  # validation is not recorded
@@ -63,31 +63,31 @@ class Profiler(Callback):
             self._running.step()
         elif epoch in self.epochs:
             self.epochs.remove(epoch)
-            self._begin(trainer, epoch)
+            self._start(trainer, epoch)
 
     def on_end(self, trainer: BaseTrainer) -> None:
-        """Write what is there, also of a run that is stopped."""
+        """Write what was recorded, also if the run was stopped."""
         running, self._running = self._running, None
         if running is not None:
             running.stop()
 
-    def _begin(self, trainer: BaseTrainer, epoch: int) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells its inner steps on stderr
+    def _start(self, trainer: BaseTrainer, epoch: int) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it logs its own steps to stderr
         from torch.profiler import ProfilerActivity, profile, schedule
 
         assert trainer.folder is not None
         path = trainer.folder / "report" / "profile" / f"epoch_{epoch}"
-        first = trainer.progress.step + WARM_UP  # the step that is just over is one of them
+        first = trainer.progress.step + WARM_UP  # the step that just ended is one of them
         is_cuda = trainer.device.type == "cuda"
 
         def write(recorded: Any) -> None:
             try:
                 _write(recorded, path, "CUDA" if is_cuda else None)
-            except (OSError, RuntimeError) as error:  # no trace is worth a run
+            except (OSError, RuntimeError) as error:  # a missing trace must not end the run
                 log.warning("no profile in %s: %s", path.parent, error)
                 return
             log.info(
-                f"profile of epoch {epoch}, steps {first} to {trainer.progress.step}: the costliest"
+                f"profile of epoch {epoch}, steps {first} to {trainer.progress.step}: the slowest"
                 f" operators are in {path}.txt; open {path}.json.gz at https://ui.perfetto.dev"
             )
 
@@ -95,10 +95,10 @@ class Profiler(Callback):
             activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * is_cuda],
             schedule=schedule(wait=0, warmup=WARM_UP - 1, active=self.steps, repeat=1),
             on_trace_ready=write,
-            acc_events=True,  # there is one cycle; torch 2.10 warns that it forgets those before
+            acc_events=True,  # torch 2.10 warns without it, although there is one cycle
         )
         running.start()
-        self._running = running  # not before: to stop what did not start ends in a crash
+        self._running = running  # set last: stopping a profiler that did not start crashes
 
 
 def _write(recorded: Any, path: Path, accelerator: str | None) -> None:
@@ -115,7 +115,7 @@ def _write(recorded: Any, path: Path, accelerator: str | None) -> None:
 
 
 def _table(operators: list[Any], device: str, key: str) -> Iterator[str]:
-    """Give a line for each of the ten that took most of a device's time, without their parts."""
+    """Yield a line for each of the ten slowest operators on a device, by their own time."""
     total = sum(getattr(one, key) for one in operators) or 1.0
     yield f"{'operator':<56} {'calls':>9} {f'{device} ms':>12} {'share':>7}"
     for one in sorted(operators, key=lambda one: -getattr(one, key))[:10]:

@@ -1,4 +1,4 @@
-"""One run: its folder is opened, its state restored, and all is closed in the end."""
+"""Opens a run in its folder, restores its state, logs it, and closes it at the end."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from base.config import Config
 from base.config.changes import OWN_STATE, Change, differences, table_of
 from base.errors import KindlingError, disk_error, why
 from base.names.registry import project_root
-from base.run.data_changes import keep_data
+from base.run.data_changes import write_data_record
 from base.run.first_step import check_first_step, guard_first_step
-from base.run.header import header_facts
+from base.run.header import header_entries
 from base.run.loaders import missing_test_data
-from base.run.micro_batch import settle
-from base.run.parameter_table import audit, loaded_tables, short_table, write_csv
+from base.run.micro_batch import resolve_micro_batch
+from base.run.parameter_table import parameter_rows, short_table, weights_tables, write_csv
 from base.run.profiler import Profiler
-from base.run.testing import choose_checkpoint, run_test, state_put_back
-from base.run.writers import make_writers
+from base.run.testing import choose_checkpoint, preserve_state, run_test
+from base.run.writers import build_writers
+from base.system.deferred_files import DeferredFiles
 from base.system.run_folder import create_run_folder, lock, remove_if_not_started, run_folder_of
 from base.system.signals import resume_command
 from base.training.epoch_time import speed_factors
@@ -57,40 +58,40 @@ def open_run(
 
     Args:
         resume_from: the run, or the checkpoint, to resume.
-        allow_change: whether the labels may differ from those of the resumed run.
+        allow_change: whether labels may differ from those of the resumed run.
 
     Raises:
-        UsageError: the folder cannot be made, or another process holds it.
+        UsageError: the folder cannot be created, or another process uses it.
         DataError: the data differ from those of the resumed run.
     """
     with (
         open_folder(config, resume_from) as folder,
-        run_in(trainer, folder, resume_from, allow_change) as run,
+        open_run_in(trainer, folder, resume_from, allow_change) as run,
     ):
         yield run
 
 
 @contextmanager
-def run_in(
+def open_run_in(
     trainer: BaseTrainer,
     folder: Path | None = None,
     resume_from: Path | None = None,
     allow_change: bool = False,
 ) -> Iterator[Run]:
-    """Open a run in this folder; None writes no files."""
+    """Open a run in an existing folder; None writes no files."""
     with ExitStack() as stack:
         stack.enter_context(trainer.signals)
-        with removed_on_error(folder if resume_from is None else None):
+        with remove_folder_on_error(folder if resume_from is None else None):
             run = _prepare(trainer, folder, resume_from, allow_change, stack)
         yield run
 
 
 @contextmanager
 def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Path]:
-    """Make the run's folder, or go back to the resumed one; hold it and log into it.
+    """Create a folder for the run, or open that of the resumed one; lock it and log into it.
 
     Raises:
-        UsageError: the folder cannot be made, or another process holds it.
+        UsageError: the folder cannot be created, or another process uses it.
     """
     if resume_from is None:
         folder = create_run_folder(config["trainer"]["save_dir"], config["name"])
@@ -98,7 +99,7 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
         folder = run_folder_of(resume_from)
     new = folder if resume_from is None else None
     with ExitStack() as stack:
-        with removed_on_error(new):
+        with remove_folder_on_error(new):
             stack.enter_context(lock(folder))
             stack.callback(close_logging)
             setup_logging(folder, config["trainer"]["verbosity"])
@@ -106,19 +107,19 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
                 log.info(note)
             if new is not None:
                 write_config(config, new)
-        with with_resume_advice(folder):
+        with add_resume_advice(folder):
             yield folder
         _draw_curves(folder)
 
 
 @contextmanager
-def removed_on_error(folder: Path | None) -> Iterator[None]:
-    """Remove a new run's folder where it cannot be made ready: nothing half-made is left."""
+def remove_folder_on_error(folder: Path | None) -> Iterator[None]:
+    """Remove the folder of a new run if an error stops its preparation; None removes nothing."""
     try:
         yield
     except FileError as error:
         if folder is None:
-            raise  # a run that is resumed
+            raise  # the folder of a resumed run stays
         remove_if_not_started(folder)
         raise disk_error(error, f"{folder}: cannot be written: {why(error)}") from error
     except KindlingError:
@@ -128,42 +129,53 @@ def removed_on_error(folder: Path | None) -> Iterator[None]:
 
 
 @contextmanager
-def with_resume_advice(folder: Path) -> Iterator[None]:
-    """Add to the traceback of an error of user code how to resume the run."""
+def add_resume_advice(folder: Path) -> Iterator[None]:
+    """Add the command that resumes the run to an error."""
     try:
         yield
     except FileError:
-        raise  # it says so itself
+        raise  # its message has this advice
     except Exception as error:
         if any((folder / "checkpoints").glob("step-*")):
-            text = f"the last checkpoint is whole; resume by: {resume_command(folder)}"
+            text = f"the last checkpoint is valid; resume by: {resume_command(folder)}"
         else:
             text = f"{folder} has no checkpoint yet"
         if isinstance(error, KindlingError):
             error.advice = text if error.trace else ""
-        elif hasattr(error, "add_note"):  # Python 3.11: it ends the traceback
+        elif hasattr(error, "add_note"):  # Python 3.11: printed after the traceback
             error.add_note(text)
         else:
             log.error(text)
         raise
 
 
+def write_deferred_files(trainer: BaseTrainer, files: DeferredFiles) -> None:
+    """Write the caches that waited for the checks; workers started without them are closed.
+
+    Raises:
+        DataError: a cache cannot be written.
+    """
+    if files.write():
+        for loader in (trainer.train_loader, trainer.valid_loader):
+            getattr(loader, "close", lambda: None)()
+
+
 def _draw_curves(folder: Path) -> None:
     try:
         write_curves(folder)
-    except Exception as error:  # no picture is worth a run
-        log.warning("no curves in %s: %s", folder / "report", error)
+    except Exception as error:  # a missing picture must not end the run
+        log.warning("cannot draw the curves in %s: %s", folder / "report", error)
 
 
 def _log_changes(config: Config, folder: Path, rates: Sequence[Change] = ()) -> None:
-    """Log what differs from the config that the run had, and the learning rates that follow."""
+    """Log the differences from the run's config, and the learning rates that they change."""
     has_config = (folder / "config.yaml").is_file()
     changes = differences(config, folder) if has_config else []
     if changes or rates:
         log.info(f"changed since the run began:\n{table_of(changes, rates)}")
     kept = [key for key, _, _ in changes if OWN_STATE.search(key)]
     if kept:
-        log.warning("%s: what the optimizer and its schedule have saved stays", ", ".join(kept))
+        log.warning("%s: the optimizer and its schedule keep their saved state", ", ".join(kept))
 
 
 def _prepare(
@@ -173,40 +185,38 @@ def _prepare(
     allow_change: bool,
     stack: ExitStack,
 ) -> Run:
+    """Restore the state and open all that a run writes to; ``stack`` closes it."""
     state, manifest = ({}, {}) if resume_from is None else read_with_manifest(resume_from)
     config, settings, experiment = trainer.config, trainer.settings, trainer.experiment
     store: CheckpointStore | None = None
     data: Mapping[str, Any] = {}
     if folder is not None:
-        is_beside = saves_in_background(settings.async_save, trainer.device)
-        validate = refuse_bad_optimizers
-        store = CheckpointStore(folder / "checkpoints", settings.keep, is_beside, validate)
-        stack.push(store.background.end)
-        store.remove_leftovers()
-        store.check_writable()
+        store = _open_store(trainer, folder, stack)
         experiment.references.log_changes()
-        data = keep_data(experiment, folder, data_of(manifest), allow_change)
+        data = write_data_record(experiment, folder, data_of(manifest), allow_change)
         experiment.bad_samples.open(folder)
     if resume_from is not None:
         _restore(trainer, state, folder)
         del state
         if store is not None:
             store.protect(resume_from)
-    if settle(trainer) and folder is not None:
+    if resolve_micro_batch(trainer) and folder is not None:
         write_config(config, folder)
     writers = []
     if folder is not None:
         resumed_at = None if resume_from is None else trainer.progress
         rows, is_finished = trainer.epoch_rows, trainer.is_finished()
-        writers = make_writers(folder, config, resumed_at, rows, is_finished)
-    factors = speed_factors(trainer.train_loader, config, trainer.device)
-    run_log = RunLog(settings, folder, writers, trainer.epoch_rows, factors)
+        writers = build_writers(folder, config, resumed_at, rows, is_finished)
+    facts = speed_factors(trainer.train_loader, config, trainer.device)
+    run_log = RunLog(settings, folder, writers, trainer.epoch_rows, facts)
     stack.callback(run_log.close)
     trainer.recovery.keep()
     stack.callback(trainer.capture.remove)
     for loader in (trainer.train_loader, trainer.valid_loader):
         stack.callback(getattr(loader, "close", lambda: None))
     log_header(trainer, folder)
+    if folder is not None and trainer.progress.step > 0:
+        write_config(config, folder)  # of a resumed run, whose state is known to fit now
     is_profiled = folder is not None and config["profile"] is not None
     return Run(
         log=run_log,
@@ -220,38 +230,46 @@ def _prepare(
     )
 
 
+def _open_store(trainer: BaseTrainer, folder: Path, stack: ExitStack) -> CheckpointStore:
+    """Return the checkpoint store of a run; remove what an interrupted save left there."""
+    settings = trainer.settings
+    in_background = saves_in_background(settings.async_save, trainer.device)
+    store = CheckpointStore(
+        folder / "checkpoints", settings.keep, in_background, refuse_bad_optimizers
+    )
+    stack.push(store.background.end)
+    store.remove_leftovers()
+    store.check_writable()
+    return store
+
+
 def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None) -> None:
-    """Restore the state, let the schedules follow a new length, and log what has changed."""
+    """Restore the state, fit schedules to a new length of training, and log the changes."""
     rates: list[Change] = []
     try:
         load_state_dicts(trainer.stateful, state)
-        then = learning_rates(trainer.optimizers)
+        saved = learning_rates(trainer.optimizers)
         for schedule in trainer.schedules.values():
             schedule.follow_new_length()
         now = learning_rates(trainer.optimizers)
         step = trainer.progress.step + 1
         if step <= trainer.experiment.total_steps:
-            rates = [(f"{k} at step {step}", then[k], now[k]) for k in now if now[k] != then[k]]
-    finally:  # also where the state does not fit: that may be why
+            rates = [(f"{k} at step {step}", saved[k], now[k]) for k in now if now[k] != saved[k]]
+    finally:  # logged also if the state does not fit, as a change may be the reason
         if folder is not None:
             _log_changes(trainer.config, folder, rates)
 
 
 def log_header(trainer: BaseTrainer, folder: Path | None) -> None:
-    """Log what is about to be trained, where, and how to resume it.
-
-    A resumed run takes on its new config here, once its state is known to fit.
-    """
-    log.info(format_header(header_facts(trainer, folder)))
-    if trainer.progress.step == 0:  # a resumed run keeps what it began with
+    """Log the header of a run; a new run also logs and writes its tables of parameters."""
+    log.info(format_header(header_entries(trainer, folder)))
+    if trainer.progress.step == 0:  # a resumed run has these files
         if trainer.experiment.loaded:
-            log.info(loaded_tables(trainer.experiment))
-        rows = audit(trainer.experiment)
+            log.info(weights_tables(trainer.experiment))
+        rows = parameter_rows(trainer.experiment)
         log.info("parameters:\n" + short_table(rows))
         if folder is not None:
             write_csv(rows, folder / "parameters.csv")
-    if folder is not None and trainer.progress.step > 0:
-        write_config(trainer.config, folder)
     if trainer.is_finished() or trainer.progress.step > trainer.experiment.total_steps:
         log.log(ROW, _finished_message(trainer))
 
@@ -261,49 +279,49 @@ def _finished_message(trainer: BaseTrainer) -> str:
     if trainer.monitor.is_exhausted:
         text, longer = f"early stop after epoch {trainer.progress.epoch}", "trainer.early_stop=null"
         if trainer.monitor.was_never_finite:
-            text += f", as {trainer.monitor.key} was never a finite number"
+            text += f", as {trainer.monitor.key} was never finite"
     else:
         text = f"step {trainer.progress.step} of {trainer.experiment.total_steps}"
         unit = "epochs" if settings.steps is None else "steps"
         longer = f"trainer.{unit}=N"
-    return f"nothing is left to train: {text}; to go on longer, add --set {longer}"
+    return f"training is complete: {text}; to train longer, add --set {longer}"
 
 
 def finish(trainer: BaseTrainer) -> dict[str, float]:
-    """Log how training ended; run the test phase where ``trainer.test`` asks for it."""
+    """Log how training ended; run the test phase if ``trainer.test`` asks for it."""
     log_end(trainer)
     folder = trainer.folder
     if not trainer.settings.test or folder is None:
         return {}
-    with state_put_back(trainer):
+    with preserve_state(trainer):
         return run_test(trainer, choose_checkpoint(folder), folder)
 
 
 def log_end(trainer: BaseTrainer) -> None:
-    """Log which epoch was best, and how to test it."""
+    """Log the best epoch, skipped steps and samples, and the command that tests the run."""
     if trainer.store is not None:
         trainer.store.wait()
     monitor, progress = trainer.monitor, trainer.progress
     if progress.skipped:
-        text = "%d of %d steps were skipped: a number was not finite"
+        text = "%d of %d steps were skipped: their loss or gradient was not finite"
         log.warning(text, progress.skipped, progress.step)
     trainer.experiment.bad_samples.log_summary()
     if monitor.is_exhausted:
         n_epochs = monitor.epochs_without_improvement
         log.info(f"early stop: {n_epochs} epochs without a better {monitor.key}")
     if monitor.was_never_finite:
-        text = "%s was not a finite number in any of %d epochs: none of them is the best%s"
-        stopped = ", and patience ended for that alone" if monitor.is_exhausted else ""
+        text = "%s was not finite in any of %d epochs, so no epoch is the best%s"
+        stopped = ", and training stopped early for this reason" if monitor.is_exhausted else ""
         log.warning(text, monitor.key, monitor.n_nonfinite, stopped)
     if monitor.best_epoch:
         value = format_value(monitor.key, monitor.best)
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")
     if trainer.folder is not None:
-        log.info(test_line(trainer.config, trainer.folder))
+        log.info(test_command(trainer.config, trainer.folder))
 
 
-def test_line(config: Config, folder: Path) -> str:
-    """Return how to test a run, or which setting is missing for that."""
+def test_command(config: Config, folder: Path) -> str:
+    """Return the command that tests a run, or the setting that it lacks."""
     if missing := missing_test_data(config):
         return f"no test data: {missing}"
     script = "test.py" if Path("test.py").is_file() else str(project_root() / "test.py")

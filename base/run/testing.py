@@ -1,7 +1,7 @@
-"""The test phase: the best checkpoint on the test data, and ``report/test.json``.
+"""The test phase: evaluates the best checkpoint on the test data and writes ``report/test.json``.
 
-``trainer.test: true`` and ``test.py`` both call `run_test`: what a step reads is in the state of
-the checkpoint that is tested, and what is known of the training data is in its manifest.
+``trainer.test: true`` and ``test.py`` both call `run_test`. The checkpoint holds the state that a
+step reads; its manifest holds the statistics of the training data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from base.checkpoint.state_dicts import load_state_dicts
 from base.checkpoint.store import CheckpointStore, find_manifest, read_with_manifest
 from base.config import Config
 from base.names.object_references import References
-from base.run.build import build_experiment, tested_data
+from base.run.build import build_experiment, build_test_data
 from base.run.data_changes import refuse_scaled_targets
 from base.run.loaders import build_test_loader
 from base.training.experiment import Experiment
@@ -34,18 +34,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kindling")
 
-# What training alone uses, or sums up within an epoch. All else in ``stateful`` is restored.
-OF_TRAINING = (
+# State that only training uses, or that sums up an epoch. A test restores all other state.
+TRAINING_ONLY = (
     "optimizer.", "schedule.", "scaler.", "callback.", "metric.", "meters", "random", "bad_samples",
     "epoch_rows", "train_sampler",
 )  # fmt: skip
 
 
 def choose_checkpoint(path: Path) -> Path:
-    """Return a run's best checkpoint, or its newest where none is marked; a checkpoint is itself.
+    """Return the best checkpoint of a run, or its newest if none is marked as best.
+
+    Args:
+        path: a run's folder; a checkpoint is returned as it is.
 
     Raises:
-        CheckpointError: the run holds none that is whole.
+        CheckpointError: the run has no complete checkpoint.
     """
     if not (path / "checkpoints").is_dir():
         return path
@@ -54,14 +57,14 @@ def choose_checkpoint(path: Path) -> Path:
     return chosen if chosen is not None else path / "checkpoints"
 
 
-def build_tested(config: Config, device: torch.device, checkpoint: Path) -> Experiment:
-    """Build what a test needs; training data only for a checkpoint that knows nothing of its own.
+def build_tested_experiment(config: Config, device: torch.device, checkpoint: Path) -> Experiment:
+    """Build what a test needs, without training data if the checkpoint records their statistics.
 
-    Those of earlier versions do not: their statistics are computed again.
+    Checkpoints of earlier versions do not: their statistics are computed again.
     """
     known = data_of(find_manifest(checkpoint))
     references = References(config, known.get("references"))
-    data = tested_data(config, known, references) if known else None
+    data = build_test_data(config, known, references) if known else None
     experiment = build_experiment(config, device, False, data=data, references=references)
     if not known:
         refuse_scaled_targets(experiment.train_loader, checkpoint)
@@ -69,10 +72,10 @@ def build_tested(config: Config, device: torch.device, checkpoint: Path) -> Expe
 
 
 def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, float]:
-    """Evaluate a checkpoint's weights (averaged ones, where kept) on the test data.
+    """Evaluate the weights of a checkpoint on the test data; use the averaged ones if it has them.
 
-    The trainer is left in the state of the checkpoint. Writes ``report/test.json``, and tables
-    such as a confusion matrix beside it.
+    The trainer keeps the state of the checkpoint. ``report/test.json`` holds the values; tables
+    such as a confusion matrix are written beside it.
     """
     state, manifest = read_with_manifest(checkpoint)
     loader, bad_samples = trainer.experiment.test_loader, trainer.experiment.bad_samples
@@ -82,8 +85,8 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
         loader = build_test_loader(trainer.config, record, trainer.experiment.references)
     bad_samples.open(folder)
     bad_samples.watch(loader, "test")
-    tested = parts_tested(trainer)
-    load_state_dicts(tested, {name: value for name, value in state.items() if name in tested})
+    parts = tested_state(trainer)
+    load_state_dicts(parts, {name: value for name, value in state.items() if name in parts})
     del state
 
     with trainer.epoch_start.as_saved():
@@ -101,18 +104,18 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     return values
 
 
-def parts_tested(trainer: BaseTrainer) -> dict[str, Stateful]:
-    """Return what a step may read, by name: weights, averages, losses, progress, your own parts."""
+def tested_state(trainer: BaseTrainer) -> dict[str, Stateful]:
+    """Return the state that a step may read: weights, averages, losses, progress, your objects."""
     stateful = trainer.stateful.items()
-    return {name: one for name, one in stateful if not matches_name(name, OF_TRAINING)}
+    return {name: one for name, one in stateful if not matches_name(name, TRAINING_ONLY)}
 
 
 @contextmanager
-def state_put_back(trainer: BaseTrainer) -> Iterator[None]:
-    """Let a test at the end of training change the trainer's state, and put it back after it."""
-    tested = parts_tested(trainer)
-    before = Snapshot().take({name: one.state_dict() for name, one in tested.items()})
+def preserve_state(trainer: BaseTrainer) -> Iterator[None]:
+    """Restore the trainer's state after a test at the end of training."""
+    parts = tested_state(trainer)
+    before = Snapshot().take({name: one.state_dict() for name, one in parts.items()})
     try:
         yield
     finally:
-        load_state_dicts(tested, before)
+        load_state_dicts(parts, before)

@@ -1,4 +1,4 @@
-"""Which writers a run has, by ``trainer.tensorboard`` and ``trainer.writers``."""
+"""Builds the writers of a run from ``trainer.tensorboard`` and ``trainer.writers``."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from logger.writers import TensorBoardWriter, Writer
 
 try:
     from logger.services import SERVICES
-except ModuleNotFoundError:  # a project may leave them out
+except ModuleNotFoundError:  # a project may omit logger/services.py
     SERVICES = {}
 SERVICE_NAMES = set(WRITERS) - {"tensorboard", "csv"}
 
 
-def make_writers(
+def build_writers(
     folder: Path,
     config: Mapping[str, Any],
     resumed_at: Progress | None,
     rows: EpochRows | None = None,
     is_finished: bool = False,
 ) -> list[Writer]:
-    """Make the writers of a run; metrics.csv is always among them, and tells what was cut.
+    """Build the writers of a run; metrics.csv is always among them, and is repaired on resume.
 
     Args:
-        rows: those of the checkpoint that a run is resumed from.
-        is_finished: whether nothing is left to train, so that no row will come again.
+        resumed_at: the progress of a resumed run.
+        rows: the rows of metrics.csv in the checkpoint of a resumed run.
+        is_finished: whether training is complete, so that no row is written again.
 
     Raises:
         FileError: metrics.csv cannot be repaired.
@@ -46,9 +47,9 @@ def make_writers(
         n_epochs = resumed_at.n_logged if is_finished else resumed_at.epoch
         dropped = repair_rows(csv, rows or EpochRows(), n_epochs, keep_later=is_finished)
     if resumed_at is not None and not is_finished:
-        # Where this very step ended an epoch, the epoch's values come once more.
-        comes_again = any(row.get("step") == str(resumed_at.step) for row in dropped)
-        purge_step = resumed_at.step + (not comes_again)
+        # If this step ended an epoch, the values of the epoch are logged again.
+        is_repeated = any(row.get("step") == str(resumed_at.step) for row in dropped)
+        purge_step = resumed_at.step + (not is_repeated)
     writers: list[Writer] = [csv]
     if writes_tensorboard(config):
         writers.append(TensorBoardWriter(folder, purge_step=purge_step))
@@ -59,16 +60,16 @@ def make_writers(
 
 
 def writes_tensorboard(config: Mapping[str, Any]) -> bool:
-    """Tell whether TensorBoard is switched on, or named."""
-    named = any(each["type"] == "tensorboard" for each in config["trainer"]["writers"])
-    return named or config["trainer"]["tensorboard"]
+    """Return whether the config switches TensorBoard on, or names it as a writer."""
+    is_named = any(each["type"] == "tensorboard" for each in config["trainer"]["writers"])
+    return is_named or config["trainer"]["tensorboard"]
 
 
 def check_writers(config: Config) -> None:
-    """Compare the arguments of writers with what they take; no service is imported.
+    """Check the arguments of the writers without importing a service.
 
     Raises:
-        ConfigError: with all faults together, also where nothing would take what is captured.
+        ConfigError: names all errors; also raised if no writer takes what ``capture:`` collects.
     """
     problems: list[Problem] = []
     for number, section in enumerate(config["trainer"]["writers"]):
@@ -76,26 +77,27 @@ def check_writers(config: Config) -> None:
             text = f"{section['type']} cannot be used{left_out_note('services')}"
             problems.append(config.problem(("trainer", "writers", number, "type"), text))
             continue
-        takes = _takes(section["type"])
+        parameters = _config_parameters(section["type"])
         for name, value in section["args"].items():
-            if name in takes:
-                text = value_fault(takes[name], value)
+            if name in parameters:
+                text = value_fault(parameters[name], value)
             else:
-                known = nearest(str(name), takes) or f" (it takes {', '.join(takes) or 'none'})"
+                names = ", ".join(parameters) or "none"
+                known = nearest(str(name), parameters) or f" (it takes {names})"
                 text = f"unknown argument for {section['type']}{known}"
             if text:
                 keys = ("trainer", "writers", number, "args", name)
                 problems.append(config.problem(keys, text))
     has_service = any(each["type"] in SERVICES for each in config["trainer"]["writers"])
     if config["capture"] and not (has_service or writes_tensorboard(config)):
-        text = "what is captured goes to TensorBoard, which `trainer.tensorboard` switches off"
+        text = "captured values are written to TensorBoard, which `trainer.tensorboard` disables"
         problems.append(config.problem(("capture",), text))
     if problems:
         raise ConfigError(problems)
 
 
-def _takes(name: str) -> dict[str, inspect.Parameter]:
-    """Return the arguments that a config may give: those by name alone."""
+def _config_parameters(name: str) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only parameters of a writer: those that a config sets."""
     parameters = inspect.signature(SERVICES[name]).parameters if name in SERVICES else {}
     keyword = inspect.Parameter.KEYWORD_ONLY
     return {each.name: each for each in parameters.values() if each.kind is keyword}

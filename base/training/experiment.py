@@ -73,7 +73,7 @@ class Experiment:
     own_references: References | None = None
     own_losses: dict[str, Any] = field(default_factory=dict)
     """The losses that the trainer builds, see `BaseTrainer.build`."""
-    build_own: Callable[[Experiment, str, Any], Any] | None = None
+    build_section: Callable[[Experiment, str, Any], Any] | None = None
     """Builds an additional section for the trainer."""
 
     @property

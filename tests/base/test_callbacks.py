@@ -126,7 +126,7 @@ def test_values_of_an_epoch_are_those_of_the_log() -> None:
 
 
 def test_a_name_twice_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"callbacks.*Notes is there twice"):
+    with pytest.raises(ConfigError, match=r"callbacks.*Notes is listed twice"):
         make("callbacks=[Notes, {type: Notes, args: {name: b}}]")
 
 

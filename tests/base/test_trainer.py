@@ -558,7 +558,7 @@ def test_losses_of_the_config_are_weighted(weight: float) -> None:
     assert trainer.values["train/loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_no_loss_at_all_is_told() -> None:
+def test_no_loss_at_all_is_reported() -> None:
     with pytest.raises(TrainingError, match="no loss to minimise"):
         train_in(make("loss=[]"))
 
@@ -752,11 +752,19 @@ def test_batches_go_to_the_device() -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["capture=hidden", "trainer.tensorboard=false"], "capture: what is captured goes to Tens"),
-        (["trainer.monitor=off", "trainer.early_stop=3"], "trainer.early_stop: there is nothing"),
+        (
+            ["capture=hidden", "trainer.tensorboard=false"],
+            "capture: captured values are written to",
+        ),
+        (
+            ["trainer.monitor=off", "trainer.early_stop=3"],
+            "trainer.early_stop: early stopping needs",
+        ),
     ],
 )
-def test_keys_that_contradict_are_told_before_training(overrides: list[str], expected: str) -> None:
+def test_keys_that_contradict_are_reported_before_training(
+    overrides: list[str], expected: str
+) -> None:
     with pytest.raises(ConfigError, match=expected):
         check(make(*overrides))
 
@@ -790,7 +798,7 @@ def test_a_monitor_of_nan_alone_does_not_end_as_a_normal_early_stop(
     warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warned == [
         "valid/loss is nan in epoch 1, not a finite number: such an epoch is not the best",
-        "valid/loss was not a finite number in any of 3 epochs: none of them is the best, and "
-        "patience ended for that alone",
+        "valid/loss was not finite in any of 3 epochs, so no epoch is the best, and "
+        "training stopped early for this reason",
     ]
     assert "early stop: 3 epochs without a better valid/loss" in caplog.text

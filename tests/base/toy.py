@@ -16,7 +16,7 @@ from base.checkpoint.store import read
 from base.config import load_config
 from base.names.check import check_names
 from base.run.build import build_experiment
-from base.run.session import run_in
+from base.run.session import open_run_in
 from base.run.testing import run_test
 from base.system.signals import InterruptedRunError
 from trainer.trainer import Trainer
@@ -88,7 +88,7 @@ def train_in(
     allow_change: bool = False,
 ) -> dict[str, Any]:
     """Train in this folder, or without files."""
-    with run_in(trainer, folder, resume_from, allow_change) as opened:
+    with open_run_in(trainer, folder, resume_from, allow_change) as opened:
         return trainer.train(opened)
 
 

@@ -59,14 +59,14 @@ def table(place: Workplace) -> Path:
     ("change", "told", "advised"),
     [
         (lambda rows: [row.replace("emu", "bird") for row in rows],
-         "of the 3 classes 'emu' is gone and 'bird' is new; 60 of 60 targets differ (t.csv:2: 0 "
-         "then, 1 now, ", "have `classes` list them"),
+         "of the 3 classes 'emu' is missing and 'bird' is new; 60 of 60 targets differ (t.csv:2: 0 "
+         "then, 1 now, ", "list them in `classes`"),
         (sorted, "the samples are the same, but ", "--allow-change does not help"),
         (lambda rows: [*rows[:6], rows[6].replace("cat", "dog"), *rows[7:]],
          "1 of 60 targets differ (t.csv:8: 0 then, 1 now)", "add --allow-change"),
         (lambda rows: [*rows[:6], "9" + rows[6], *rows[7:]],
          "the inputs of 1 of 60 samples differ (t.csv:8)", "--allow-change does not help"),
-        (lambda rows: rows[:-1], "60 samples then, 59 now; 1 sample is gone (59)",
+        (lambda rows: rows[:-1], "60 samples then, 59 now; 1 sample is missing (59)",
          "--allow-change does not help"),
     ],
     ids=["renamed", "sorted", "edited", "inputs", "shorter"],
@@ -92,7 +92,7 @@ def test_corrected_labels_can_be_allowed(place, table):
     table.write_text(table.read_text().replace("cat\n", "dog\n", 1))
     done = place.run("-r", "--epochs", "3", "--allow-change")
     assert done.returncode == 0, done.stderr
-    assert "the new labels are used from here on" in done.stderr + done.stdout
+    assert "the run continues with the new labels" in done.stderr + done.stdout
     done = place.run("-r", "--epochs", "4")
     assert done.returncode == 0, done.stderr
 

@@ -71,7 +71,7 @@ def test_a_finished_run_says_so_and_how_to_go_on(
 ) -> None:
     done = place.run("-r")
     assert (done.returncode, done.stderr) == (0, "")
-    message = "nothing is left to train: step 15 of 15; to go on longer, add --set trainer.epochs=N"
+    message = "training is complete: step 15 of 15; to train longer, add --set trainer.epochs=N"
     assert message in done.stdout
     assert digest(finished) == whole
 
@@ -165,7 +165,7 @@ def test_what_would_make_another_run_is_refused_at_once_with_the_way_to_start_an
         "  seed                         7     8    another run",
         "  data_loader.args.batch_size  96    48   another run",
         "  trainer.keep                 99    7    applied",
-        "resume with the old values, or start a new run from its weights: leave out -r and write "
+        "resume with the old values, or start a new run from its weights: omit -r and set "
         f"`model: {{weights: {cut}}}`; or add --allow-change",
     ]
     assert snapshot(cut) == before
@@ -180,11 +180,11 @@ def test_another_split_is_refused_whatever_is_allowed(place: Workplace, cut: Pat
     change = ("--set", "data_loader.args.validation_split=900")
     done = place.run("-r", str(cut), *change)
     assert done.returncode == 2
-    assert done.stderr.endswith(f"leave out -r and write `model: {{weights: {cut}}}`\n")
+    assert done.stderr.endswith(f"omit -r and set `model: {{weights: {cut}}}`\n")
     done = place.run("-r", str(cut), "--allow-change", *change)
     assert done.returncode == 1
-    assert "--allow-change does not help: put the data and the split back, or start" in done.stderr
-    assert f"leave out -r and write `model: {{weights: {cut}}}`\n" in done.stderr
+    assert "--allow-change does not help: restore the data and the split, or start" in done.stderr
+    assert f"omit -r and set `model: {{weights: {cut}}}`\n" in done.stderr
     assert snapshot(cut) == before
 
 
@@ -210,8 +210,8 @@ def test_a_rate_that_the_saved_state_holds_is_told_to_stay(place: Workplace, cut
     done = place.run("-r", "--lr", "0.5", "--set", "lr_scheduler.args.max_lr=0.2")
     assert done.returncode == 0
     assert done.stderr == (
-        "warning: optimizer.args.lr, lr_scheduler.args.max_lr: what the optimizer and its schedule "
-        "have saved stays\n"
+        "warning: optimizer.args.lr, lr_scheduler.args.max_lr: the optimizer and its schedule "
+        "keep their saved state\n"
     )
 
 
@@ -224,7 +224,7 @@ def test_a_rate_that_the_saved_state_holds_is_told_to_stay(place: Workplace, cut
             "model.head.weight: shape (10, 8) in the checkpoint, shape (10, 16)",
         ),
         ("lr_scheduler=null", "schedule.main: only in the checkpoint"),
-        ("optimizer.type=SGD", "optimizer.main: the checkpoint's is no SGD"),
+        ("optimizer.type=SGD", "optimizer.main: the checkpoint is of another optimizer than SGD"),
         ("optimizer.param_groups=[{match: '*bias', lr: 1}]", "parameters per group are"),
         ("trainer.ema=null", "ema: only in the checkpoint"),
     ],

@@ -66,7 +66,7 @@ def test_a_shell_can_run_the_line_whatever_the_name(place: Workplace) -> None:
             f"{{type: BaseDataLoader, args: {{dataset: {FAKE}, batch_size: 4, shuffle: true,"
             " validation_split: 0, num_workers: 0}}",
             "add a `test_data_loader` section, or give BaseDataLoader an argument `training`, "
-            "which is false for them",
+            "false for test data",
         ),
     ],
 )

@@ -228,7 +228,7 @@ def test_a_run_from_a_shell_leaves_the_folder_as_documented(
     printed = dict(re.findall(r"python \S*\b(train|test)\.py (.+)", done.stdout))
     again = run_cli(["train.py", *shlex.split(printed["train"])], place.folder)
     assert again.returncode == 0
-    assert "nothing is left to train: step 15 of 15" in again.stdout
+    assert "training is complete: step 15 of 15" in again.stdout
     tested = run_cli(["test.py", *shlex.split(printed["test"])], place.folder)
     assert tested.returncode == 0
 

@@ -271,4 +271,4 @@ def test_an_os_error_of_user_code_shows_its_traceback_and_how_to_resume(
     (run,) = place.runs()
     how = f"python train.py -r {run.relative_to(place.folder)}"
     last = done.stderr.splitlines()[-1]
-    assert last == f"the last checkpoint is whole; resume by: {how}"
+    assert last == f"the last checkpoint is valid; resume by: {how}"

@@ -104,7 +104,7 @@ def test_masks_of_one_channel_are_counted_by_pixel():
 def test_one_score_means_nothing_without_a_threshold():
     for output in (LOGITS, LOGITS[:, None], LOGITS.sigmoid()):
         for name in ("accuracy", "F1", "ConfusionMatrix", "IoU"):
-            with pytest.raises(TrainingError, match=r"threshold: 0\}` where they are logits"):
+            with pytest.raises(TrainingError, match=r"threshold: 0\}` for logits"):
                 measured(name, output, LABELS)
 
 
@@ -124,7 +124,7 @@ def test_shapes_that_do_not_go_together_are_refused():
         (torch.zeros(6, 4, 5), torch.ones(6, 4)), (CLASSES[:, None], CLASSES),
         (MANY, MANY_LABELS[:, :2]),
     ]:  # fmt: skip
-        with pytest.raises(ValueError, match=r"\(6.*does not go|\(101.*does not go"):
+        with pytest.raises(ValueError, match=r"\(6.*does not match|\(101.*does not match"):
             accuracy(output, target.long())
 
 
@@ -142,7 +142,7 @@ def test_each_of_several_labels_counts_by_itself():
             assert [values[str(i)] for i in range(3)] == pytest.approx(list(each))
     with pytest.raises(TrainingError, match="several labels"):
         measured("ConfusionMatrix", MANY, MANY_LABELS, threshold=0.0)
-    with pytest.raises(TrainingError, match="give masks their channel"):
+    with pytest.raises(TrainingError, match="add the channel dimension to masks"):
         measured("IoU", MANY[:, :, None], MANY_LABELS[:, :, None], threshold=0.0)
 
 

@@ -248,9 +248,9 @@ def test_a_test_does_not_need_the_file(teacher_file: Path, tmp_path: Path) -> No
 # --- What does not fit ---------------------------------------------------------------------------
 
 
-def test_a_teacher_without_weights_is_told() -> None:
+def test_a_teacher_without_weights_is_reported() -> None:
     text = TEXT.replace(", weights: TEACHER", "")
-    with pytest.raises(ConfigError, match=r"model\.args\.teacher: it is to be trained already"):
+    with pytest.raises(ConfigError, match=r"model\.args\.teacher: the teacher must be trained"):
         make(text=text, trainer=DistillationTrainer)
 
 
@@ -267,14 +267,14 @@ def test_a_teacher_without_weights_is_told() -> None:
         ("seed=3", {"alpha": 1.5}, "alpha from 0 to 1"),
     ],
 )
-def test_what_makes_no_sense_is_told(
+def test_what_makes_no_sense_is_reported(
     teacher_file: Path, override: str, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         built(teacher_file, override, **arguments)
 
 
-def test_a_model_without_a_student_is_told(teacher_file: Path) -> None:
+def test_a_model_without_a_student_is_reported(teacher_file: Path) -> None:
     text = taught_by(teacher_file).replace("    student:", "    studnt:")
     with pytest.raises(ConfigError, match="model: there is no 'student'; did you mean 'studnt'"):
         make(text=text, trainer=DistillationTrainer)

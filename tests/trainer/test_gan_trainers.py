@@ -448,7 +448,9 @@ def test_a_grid_has_each_image_at_its_place(channels: int) -> None:
         (WGAN, "    critic:", "    critik:", "model: there is no 'critic'; did you mean 'critik'"),
     ],
 )
-def test_a_network_that_is_not_there_is_told(text: str, old: str, new: str, message: str) -> None:
+def test_a_network_that_is_not_there_is_reported(
+    text: str, old: str, new: str, message: str
+) -> None:
     trainer = GANTrainer if text is GAN else WGANGPTrainer
     pattern = f'params: "{new.strip(" :")}.*"'
     text = text.replace(old, new).replace(f'params: "{old.strip(" :")}.*"', pattern)
@@ -456,7 +458,7 @@ def test_a_network_that_is_not_there_is_told(text: str, old: str, new: str, mess
         make(text=text, trainer=trainer)
 
 
-def test_a_generator_that_does_not_tell_its_noise_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generator_that_has_no_latent_size_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     class Plain(nn.Linear):
         def __init__(self) -> None:
             super().__init__(3, 64)
@@ -466,18 +468,18 @@ def test_a_generator_that_does_not_tell_its_noise_is_told(monkeypatch: pytest.Mo
         built("dcgan", "model.args.generator={type: Plain}")
 
 
-def test_samples_of_a_trainer_that_makes_none_are_told() -> None:
-    with pytest.raises(ConfigError, match=r"asks Trainer for a method `generate`"):
+def test_samples_of_a_trainer_that_makes_none_are_reported() -> None:
+    with pytest.raises(ConfigError, match=r"needs Trainer\.generate"):
         check(make("callbacks=[GeneratedSamples]", trainer=Trainer))
 
 
-def test_samples_that_are_no_images_are_told_before_the_first_step() -> None:
+def test_samples_that_are_no_images_are_reported_before_the_first_step() -> None:
     class Points(GANTrainer):
         def generate(self, n_images: int) -> Tensor:
             return torch.zeros(n_images, 2)
 
     trainer = make("callbacks=[GeneratedSamples]", text=GAN, trainer=Points)
-    with pytest.raises(ConfigError, match=r"trainer.type: .*Points.generate gave \(64, 2\)"):
+    with pytest.raises(ConfigError, match=r"trainer.type: .*Points.generate returned \(64, 2\)"):
         check(trainer)
     assert trainer.progress.step == 0
 

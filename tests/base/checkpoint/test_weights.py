@@ -16,7 +16,7 @@ from base.checkpoint.store import CheckpointStore
 from base.checkpoint.weights import load_pretrained, read_weights
 from base.errors import CheckpointError, ConfigError
 from base.network.patterns import NoMatch
-from base.run.parameter_table import audit
+from base.run.parameter_table import parameter_rows
 
 
 def small() -> nn.Sequential:
@@ -195,7 +195,7 @@ def test_a_network_of_several_takes_weights_of_its_own(tmp_path: Path) -> None:
     assert all(own[f"small.{name}"].equal(value) for name, value in trained.items())
     assert not own["other.head.weight"].equal(trained["head.weight"])
     assert made.experiment.loaded["small"].loaded == list(trained)
-    sources = {row.name: row.loaded_from for row in audit(made.experiment)}
+    sources = {row.name: row.loaded_from for row in parameter_rows(made.experiment)}
     assert sources["small.head.weight"] == "toy"
     assert sources["other.head.weight"] is None
 

@@ -388,7 +388,7 @@ def test_a_sampler_that_learns_needs_ids_and_whole_epochs() -> None:
     text = text_of("hard")
     with pytest.raises(ConfigError, match=r"HardExampleSampler learns from the loss of each sampl"):
         make("batch.ids=false", text=text)
-    with pytest.raises(ConfigError, match=r"state is kept by the epoch, which is 3 here"):
+    with pytest.raises(ConfigError, match=r"state by the epoch, which has 3 here"):
         make("trainer.epoch_steps=3", text=text)
 
 
@@ -400,7 +400,9 @@ def test_a_project_that_calls_update_itself_runs_unchanged(
             trainer = make("batch.ids=false", text=text_of(name, epochs=1))
             train_in(trainer)
         assert trainer.experiment.sampler_state.sampler.seen == []
-        assert "Walk: its update(ids, losses) is called with `batch: {ids: true}`" in caplog.text
+        assert (
+            "Walk: set `batch: {ids: true}` to have its update(ids, losses) called" in caplog.text
+        )
         caplog.clear()
 
     class Forgetful(Walk):

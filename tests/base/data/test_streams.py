@@ -19,7 +19,8 @@ from base.data.replayed_loader import as_batches
 from base.data.streams import SHARING, length_of_stream, sharing_fault
 from base.datasets.dataset_loader import DatasetLoader
 from base.errors import ConfigError, DataError
-from base.run.checks import check, dry_run
+from base.run.checks import check
+from base.run.dry_run_report import dry_run
 
 
 class Items(IterableDataset):

@@ -201,8 +201,8 @@ loss: cross_entropy
 @pytest.mark.parametrize(
     ("loss", "text"),
     [
-        ("nll_loss", "loss.0: nll_loss takes class numbers, but targets mixed by MixUp are shares"),
-        ("{type: CrossEntropyLoss, args: {ignore_index: 3}}", "which know no ignore_index"),
+        ("nll_loss", "loss.0: nll_loss takes class indices, but targets mixed by MixUp are class"),
+        ("{type: CrossEntropyLoss, args: {ignore_index: 3}}", "which have no ignore_index"),
     ],
 )
 def test_a_loss_that_takes_no_shares_is_an_error_of_the_config(tmp_path, loss, text):
@@ -274,7 +274,7 @@ def test_a_metric_that_takes_no_shares_is_told_before_training(tmp_path, is_told
     (tmp_path / "x.yaml").write_text(text)
     trainer = BaseTrainer(build_experiment(load_config(tmp_path / "x.yaml"), torch.device("cpu")))
     if is_told:
-        with pytest.raises(TrainingError, match="targets mixed by MixUp are shares of classes"):
+        with pytest.raises(TrainingError, match="targets mixed by MixUp are class probabilities"):
             check(trainer)
     else:
         check(trainer)

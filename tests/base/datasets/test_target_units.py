@@ -13,7 +13,8 @@ from toy import assert_resumes, make, run
 
 from base.data.splits import divide
 from base.errors import DataError, TrainingError
-from base.run.checks import check, dry_run
+from base.run.checks import check
+from base.run.dry_run_report import dry_run
 from trainer.trainer import Trainer
 
 CONFIG = """

@@ -434,10 +434,10 @@ def test_each_kind_is_built_with_the_references_of_the_config(own: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "section", "expected"),
     [
-        ("los", "mse_loss", "self.build('los', ...): no such kind here; there is loss, metric"),
-        ("optimizer", "SGD", "several are `optimizers:` in the config"),
-        ("trainer", "Trainer", "there is one"),
-        (["loss"], "mse_loss", "no such kind here"),
+        ("los", "mse_loss", "self.build('los', ...): unknown kind; use loss, metric"),
+        ("optimizer", "SGD", "name several in `optimizers:` of the config"),
+        ("trainer", "Trainer", "there is only one"),
+        (["loss"], "mse_loss", "unknown kind"),
         ("loss", "mse_los", "self.build('loss').type: there is no loss 'mse_los'; did you mean"),
         ("loss", 5, "self.build('loss'): expected a section of keys, found 5"),
         ("loss", None, "self.build('loss').type: missing"),
@@ -445,7 +445,7 @@ def test_each_kind_is_built_with_the_references_of_the_config(own: Any) -> None:
         ("loss", {"type": "ref_loss", "args": {"weigh": 1}}, "did you mean 'weight'?"),
         ("loss", {"type": "ref_loss", "args": {"weight": "${model.x}"}}, "has no 'x'"),
         ("model", {"type": "RefNet"}, "RefNet needs arguments n_features, n_classes"),
-        ("model", {"type": "LazyLinear", "args": {"out_features": 2}}, "give sizes"),
+        ("model", {"type": "LazyLinear", "args": {"out_features": 2}}, "set their sizes"),
         ("metric", {"type": "RefMetric", "name": "loss", "args": {"counts": 1, "of": 1}}, "taken"),
     ],
 )

@@ -16,7 +16,7 @@ from base.names.registry import MODELS
 from base.network.gradients import gradient_penalty
 from base.network.inplace import work_in_place
 from base.network.output_sizes import SamePadConv2d
-from base.run.header import memory_facts
+from base.run.header import memory_options_in_use
 
 DATA = (
     "data_loader={type: SyntheticDataLoader, args: {n_samples: 24, shape: [1, 4, 4], "
@@ -201,7 +201,7 @@ def test_a_training_gives_the_same_weights(more: str, monkeypatch: pytest.Monkey
     plain = make("model={type: Net}", DATA, "metrics=[accuracy]", more)
     found = make("model={type: Net}", DATA, "metrics=[accuracy]", more, "memory.inplace=true")
     values = plain.train(), found.train()
-    assert "inplace: 2 of 3 activations" in memory_facts(found)
+    assert "inplace: 2 of 3 activations" in memory_options_in_use(found)
     assert_same(found.model.state_dict(), plain.model.state_dict())
     assert values[0]["valid/loss"] == values[1]["valid/loss"]
 

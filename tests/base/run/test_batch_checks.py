@@ -153,7 +153,7 @@ def test_a_single_sample_at_the_end_of_a_stream_is_found(monkeypatch: pytest.Mon
         check(make("data_loader={type: Stream, args: {n: 21}}", text=CONFIG))
 
 
-def test_a_single_sample_that_nothing_tells_of_is_an_error_with_advice(
+def test_a_single_sample_that_no_check_foresees_is_an_error_with_advice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(DATA_LOADERS.registered, "Unknown", Unknown)

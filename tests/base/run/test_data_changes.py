@@ -31,8 +31,8 @@ from base.datasets.shards.reader import ShardDataset
 from base.datasets.shards.writer import main as write_shards
 from base.datasets.tables import CsvDataset
 from base.errors import DataError
-from base.run.data_changes import keep_data, refuse_changed_data, refuse_overlap
-from base.run.testing import build_tested
+from base.run.data_changes import refuse_changed_data, refuse_overlap, write_data_record
+from base.run.testing import build_tested_experiment
 
 INPUTS = torch.rand(24, 3, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(24) % 3
@@ -137,7 +137,7 @@ def lmdb(folder: Path, inputs: Tensor, labels: Tensor, names: list[str]) -> Any:
 
 
 def loaders_of(dataset: Any, **more: Any) -> SimpleNamespace:
-    """Return what `keep_data` asks of an experiment."""
+    """Return what `write_data_record` asks of an experiment."""
     loader = DatasetLoader(dataset, 4, **{"split": 0.25, "workers": "threads", **more})
     loader.set_seed(3)
     return experiment(loader, loader.split_validation())
@@ -161,15 +161,17 @@ def place(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_data_are_accepted_and_changed_labels_are_refused(kind, tmp_path):
     folder, build = place(tmp_path), KINDS[kind]
-    then = keep_data(loaders_of(build(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
+    then = write_data_record(loaders_of(build(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
     kept = (folder / "split.csv").read_bytes()
     then = json.loads(json.dumps(then))  # as a manifest has it
-    assert keep_data(loaders_of(build(tmp_path, INPUTS, LABELS, NAMES)), folder, then) == then
+    assert (
+        write_data_record(loaders_of(build(tmp_path, INPUTS, LABELS, NAMES)), folder, then) == then
+    )
 
     edited = LABELS.clone()
     edited[[7, 13]] = (edited[[7, 13]] + 1) % 3
-    with pytest.raises(DataError, match="its data have changed since it began") as raised:
-        keep_data(loaders_of(build(tmp_path, INPUTS, edited, NAMES)), folder, then)
+    with pytest.raises(DataError, match="the data changed since the run began") as raised:
+        write_data_record(loaders_of(build(tmp_path, INPUTS, edited, NAMES)), folder, then)
     if kind not in ("folder", "shards"):  # there another label is another place or name
         n_times, n_samples = (2, 48) if kind == "joined" else (1, len(samples_all(build, tmp_path)))
         assert f"{2 * n_times} of {n_samples} targets differ" in str(raised.value)
@@ -184,11 +186,11 @@ def samples_all(build: Make, folder: Path) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_renamed_classes_are_named(kind, tmp_path):
     folder, build = place(tmp_path), KINDS[kind]
-    then = keep_data(loaders_of(build(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
+    then = write_data_record(loaders_of(build(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
     renamed = ["ant", "zebra", "cat"] if kind != "joined" else ["ant", "bee", "zebra"]
     gone = repr(next(name for name in NAMES if name not in renamed))
-    with pytest.raises(DataError, match=f"of the 3 classes {gone} is gone and 'zebra' is new"):
-        keep_data(loaders_of(build(tmp_path, INPUTS, LABELS, renamed)), folder, then)
+    with pytest.raises(DataError, match=f"of the 3 classes {gone} is missing and 'zebra' is new"):
+        write_data_record(loaders_of(build(tmp_path, INPUTS, LABELS, renamed)), folder, then)
 
 
 @pytest.mark.parametrize("kind", ["csv", "npz", "idx", "subset", "joined"])
@@ -197,12 +199,12 @@ def test_rows_in_another_order_are_noticed(kind, has_split, tmp_path):
     folder, build = place(tmp_path), KINDS[kind]
     order = torch.arange(24)
     order[:20] = order[:20].flip(0)  # those that the subset is made of
-    then = keep_data(loaders_of(build(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
+    then = write_data_record(loaders_of(build(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
     if not has_split:
         (folder / "split.csv").unlink()
     other = loaders_of(build(tmp_path, INPUTS[order], LABELS[order], NAMES))
     with pytest.raises(DataError) as raised:
-        keep_data(other, folder, then, allow_change=True)
+        write_data_record(other, folder, then, allow_change=True)
     expected = "the samples are the same, but" if has_split else "inputs of the training samples"
     assert expected in str(raised.value)
     assert "--allow-change does not help" in str(raised.value)
@@ -210,40 +212,40 @@ def test_rows_in_another_order_are_noticed(kind, has_split, tmp_path):
 
 def test_changed_inputs_are_noticed_where_samples_have_no_names(tmp_path):
     folder = place(tmp_path)
-    then = keep_data(loaders_of(csv_file(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
+    then = write_data_record(loaders_of(csv_file(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
     edited = INPUTS.clone()
     edited[5, 1] += 1e-6
     with pytest.raises(DataError, match=r"inputs of 1 of 24 samples differ \(.*t.csv:7\)"):
-        keep_data(loaders_of(csv_file(tmp_path, edited, LABELS, NAMES)), folder, then)
+        write_data_record(loaders_of(csv_file(tmp_path, edited, LABELS, NAMES)), folder, then)
 
 
 def test_an_image_that_was_repaired_is_the_same_sample(tmp_path):
     folder = place(tmp_path)
-    then = keep_data(loaders_of(list_file(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
+    then = write_data_record(loaders_of(list_file(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
     other = loaders_of(list_file(tmp_path, INPUTS.flip(0), LABELS, NAMES))
-    assert keep_data(other, folder, then)["samples"] == then["samples"]
+    assert write_data_record(other, folder, then)["samples"] == then["samples"]
 
 
 def test_corrected_labels_can_be_allowed_but_not_other_numbers_of_classes(tmp_path):
     folder = place(tmp_path)
-    then = keep_data(loaders_of(csv_file(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
+    then = write_data_record(loaders_of(csv_file(tmp_path, INPUTS, LABELS, NAMES)), folder, {})
     renumbered = loaders_of(csv_file(tmp_path, INPUTS, LABELS, ["zebra", "bee", "cat"]))
-    with pytest.raises(DataError, match="the outputs of the model stand for the classes"):
-        keep_data(renumbered, folder, then, allow_change=True)
+    with pytest.raises(DataError, match="the outputs of the model follow the former class indices"):
+        write_data_record(renumbered, folder, then, allow_change=True)
 
     edited = loaders_of(csv_file(tmp_path, INPUTS, (LABELS + (LABELS == 0)), NAMES[:1] + NAMES[1:]))
     with pytest.raises(DataError):  # no sample has the first class any more: others are numbered so
-        keep_data(edited, folder, then, allow_change=True)
+        write_data_record(edited, folder, then, allow_change=True)
 
     corrected = LABELS.clone()
     corrected[4] = 0
-    now = keep_data(
+    now = write_data_record(
         loaders_of(csv_file(tmp_path, INPUTS, corrected, NAMES)), folder, then, allow_change=True
     )
     with (folder / "split.csv").open(newline="") as file:
         targets = {row["id"]: row["target"] for row in csv.DictReader(file)}
     assert targets == {str(i): str(label) for i, label in enumerate(corrected.tolist())}
-    assert keep_data(
+    assert write_data_record(
         loaders_of(csv_file(tmp_path, INPUTS, corrected, NAMES)), folder, now
     ) == now  # fmt: skip
 
@@ -253,12 +255,12 @@ def test_validation_data_of_their_own_are_compared_too(tmp_path):
     other = InMemoryDataset(INPUTS[:8] + 1, LABELS[:8], NAMES)
     trained = InMemoryDataset(INPUTS, LABELS, NAMES)
     more = {"split": None, "valid_dataset": other}
-    then = keep_data(loaders_of(trained, **more), folder, {})
+    then = write_data_record(loaders_of(trained, **more), folder, {})
     more["valid_dataset"] = InMemoryDataset(INPUTS[:8] + 1, LABELS[:8].flip(0), NAMES)
     with pytest.raises(DataError, match=r"\d of 32 targets differ"):
-        keep_data(loaders_of(trained, **more), folder, then)
+        write_data_record(loaders_of(trained, **more), folder, then)
     with pytest.raises(DataError, match="32 samples then, 24 now"):
-        keep_data(experiment(DatasetLoader(trained, 4), None), folder, then)
+        write_data_record(experiment(DatasetLoader(trained, 4), None), folder, then)
 
 
 def test_loaders_of_torch_are_compared_too(tmp_path):
@@ -269,13 +271,13 @@ def test_loaders_of_torch_are_compared_too(tmp_path):
         parts = (SubsetRandomSampler(list(range(18))), SubsetRandomSampler(list(range(18, 24))))
         return experiment(*(as_batches(DataLoader(dataset, 4, sampler=s), 0) for s in parts))
 
-    then = keep_data(loaders(LABELS), folder, {})
+    then = write_data_record(loaders(LABELS), folder, {})
     assert [then["samples"][part]["n_samples"] for part in ("train", "valid")] == [18, 6]
-    assert keep_data(loaders(LABELS), folder, then) == then
+    assert write_data_record(loaders(LABELS), folder, then) == then
     edited = LABELS.clone()
     edited[20] = 0
     with pytest.raises(DataError, match=r"contents of 1 of 24 samples differ \(20\)"):
-        keep_data(loaders(edited), folder, then)
+        write_data_record(loaders(edited), folder, then)
 
 
 def test_a_sampler_of_ones_own_and_a_stream_stop_nothing(tmp_path):
@@ -288,26 +290,26 @@ def test_a_sampler_of_ones_own_and_a_stream_stop_nothing(tmp_path):
         return experiment(loader, loader.split_validation())
 
     folder = place(tmp_path)
-    then = keep_data(loaders(LABELS), folder, {})
-    assert keep_data(loaders(LABELS), folder, then) == then
+    then = write_data_record(loaders(LABELS), folder, {})
+    assert write_data_record(loaders(LABELS), folder, then) == then
     with pytest.raises(DataError, match="targets differ"):
-        keep_data(loaders(LABELS.roll(1)), folder, then)
+        write_data_record(loaders(LABELS.roll(1)), folder, then)
     edited = LABELS.clone()
     edited[3] = 1  # one that split.csv does not list: which samples train is drawn each epoch
     with pytest.raises(DataError, match="targets of the training samples differ"):
-        keep_data(loaders(edited), folder, then)
+        write_data_record(loaders(edited), folder, then)
     stream = as_batches([(INPUTS[:4], LABELS[:4])] * 3, 0)
-    assert keep_data(experiment(stream, None), tmp_path, {})["samples"] == {}
+    assert write_data_record(experiment(stream, None), tmp_path, {})["samples"] == {}
     assert not (tmp_path / "split.csv").exists()
 
 
 def test_targets_of_many_numbers_are_compared(tmp_path):
     folder, masks = place(tmp_path), torch.randint(3, (24, 5, 4))
-    then = keep_data(loaders_of(InMemoryDataset(INPUTS, masks)), folder, {})
+    then = write_data_record(loaders_of(InMemoryDataset(INPUTS, masks)), folder, {})
     edited = masks.clone()
     edited[11, 4, 2] += 1
     with pytest.raises(DataError, match="1 of 24 targets differ"):
-        keep_data(loaders_of(InMemoryDataset(INPUTS, edited)), folder, then)
+        write_data_record(loaders_of(InMemoryDataset(INPUTS, edited)), folder, then)
 
 
 def test_the_hash_of_a_row_is_of_all_its_bytes():
@@ -396,7 +398,7 @@ def test_runs_of_earlier_versions_resume_and_get_a_fingerprint(table):
     (table / "run" / "split.csv").write_text(old)
 
     csv_file(table, INPUTS[:20], LABELS[:20], NAMES)
-    with pytest.raises(DataError, match="4 samples are gone"):
+    with pytest.raises(DataError, match="4 samples are missing"):
         train_in(make(text=CONFIG), table / "run", table / "run")
     csv_file(table, INPUTS, LABELS, NAMES)
     run(table / "run", text=CONFIG, resume=True)
@@ -424,12 +426,12 @@ def test_a_run_of_an_earlier_version_keeps_targets_in_their_own_unit(table):
         made = make(text=text)
         loader = made.experiment.train_loader
         assert (loader.target_scale is not None) == is_refused
-        for look in (
+        for check_data in (
             lambda made=made: refuse_changed_data(made.experiment, table / "run", False),
-            lambda made=made: build_tested(made.config, torch.device("cpu"), saved),
+            lambda made=made: build_tested_experiment(made.config, torch.device("cpu"), saved),
         ):
             with pytest.raises(DataError, match=advice) if is_refused else nullcontext():
-                look()
+                check_data()
 
 
 def forget_data(checkpoint: Path) -> None:
@@ -459,17 +461,17 @@ def test_the_split_is_kept_by_ids_and_a_changed_one_refused(tmp_path):
 
     names, path = [f"é {i}.jpg" for i in range(12)], tmp_path / "split.csv"
     one = loader(names)
-    then = keep_data(experiment(one, one.split_validation()), tmp_path, {})
+    then = write_data_record(experiment(one, one.split_validation()), tmp_path, {})
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["id"] for row in rows) == sorted(names)
     held_out = {row["id"] for row in rows if row["part"] == "valid"}
     assert held_out == {names[i] for i in one._valid_indices.tolist()}
     for before in (then, {}):
-        keep_data(experiment(one, one.split_validation()), tmp_path, before)
+        write_data_record(experiment(one, one.split_validation()), tmp_path, before)
         for other in (loader(names, seed=1), loader([*names[:-1], "new.jpg"])):
-            with pytest.raises(DataError, match="its data have changed") as raised:
-                keep_data(experiment(other, other.split_validation()), tmp_path, before)
+            with pytest.raises(DataError, match="the data changed") as raised:
+                write_data_record(experiment(other, other.split_validation()), tmp_path, before)
             assert "--allow-change does not help" in str(raised.value)
             assert f"`model: {{weights: {tmp_path}}}`" in str(raised.value)
             assert "é" in str(raised.value)
@@ -485,7 +487,7 @@ def test_parts_that_overlap_are_refused():
     )
     loaders = {"train": train, "valid": valid}
     samples = {part: samples_of(one) for part, one in loaders.items()}
-    with pytest.raises(DataError, match="1 samples both train and validate, such as 5"):
+    with pytest.raises(DataError, match="1 sample is in both training and validation, such as 5"):
         refuse_overlap(loaders, samples)
     valid.source_of_ids = 2  # another data set, whose sample 5 is another one
     refuse_overlap(loaders, samples)

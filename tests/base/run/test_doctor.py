@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from base.run import doctor
-from base.run.doctor import Finding, fits, numbers, same
+from base.run.doctor import Finding, satisfies, states_equal, version_numbers
 
 NAMES = ["python", "packages", "optional", "cores", "memory", "disk", "training", "devices"]
 
@@ -32,7 +32,7 @@ def test_the_command_finds_this_machine_fit_and_leaves_nothing(
     assert [name for name, _, _ in lines] == NAMES
     assert {state for _, state, _ in lines} <= {"ok", "warning"}
     (text,) = [text for name, _, text in lines if name == "training"]
-    assert text.startswith("400 steps; resumed after step 360, to the same bits")
+    assert text.startswith("400 steps; resumed after step 360, bit-equal")
     assert list(tmp_path.iterdir()) == []
     assert set(project_root.rglob("saved/*")) == before
 
@@ -60,7 +60,9 @@ def alone(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
             monkeypatch.setattr(doctor, name, lambda _: Finding("ok", ""))
 
 
-def test_one_failed_check_is_told_and_the_others_are_made(monkeypatch, tmp_path, capsys) -> None:
+def test_one_failed_check_is_reported_and_the_others_are_made(
+    monkeypatch, tmp_path, capsys
+) -> None:
     def broken(_: Path) -> Finding:
         raise OSError("libcuda.so: no such file\nand more")
 
@@ -97,8 +99,8 @@ def test_old_and_missing_packages_fail_with_what_to_do(monkeypatch, tmp_path) ->
     ],
 )
 def test_versions_are_compared_by_their_numbers(version: str, limits: str, is_fit: bool) -> None:
-    assert fits(version, limits) is is_fit
-    assert numbers("2.10.0") == (2, 10)
+    assert satisfies(version, limits) is is_fit
+    assert version_numbers("2.10.0") == (2, 10)
 
 
 def test_a_resume_that_ends_otherwise_fails(monkeypatch, tmp_path) -> None:
@@ -115,7 +117,7 @@ def test_a_resume_that_ends_otherwise_fails(monkeypatch, tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_training_that_fails_is_told_by_its_last_line(monkeypatch, tmp_path, capsys) -> None:
+def test_a_training_that_fails_is_reported_by_its_last_line(monkeypatch, tmp_path, capsys) -> None:
     alone(monkeypatch, "training")
     monkeypatch.setattr(doctor, "CONFIG", doctor.CONFIG.replace("lr: 0.01", "lrr: 0.01"))
     assert doctor.main(tmp_path) == 1
@@ -144,11 +146,11 @@ def test_little_room_is_a_warning(monkeypatch, tmp_path) -> None:
 
 def test_states_are_compared_to_the_last_bit() -> None:
     one = {"a": [torch.ones(2), 3, (1.5, "x")]}
-    assert same(one, {"a": [torch.ones(2), 3, (1.5, "x")]})
+    assert states_equal(one, {"a": [torch.ones(2), 3, (1.5, "x")]})
     for other in (
         {"a": [torch.ones(2).nextafter(torch.zeros(2)), 3, (1.5, "x")]},
         {"a": [torch.ones(2), 4, (1.5, "x")]},
         {"a": [torch.ones(2), 3, (1.5,)]},
         {"b": one["a"]},
     ):
-        assert not same(one, other)
+        assert not states_equal(one, other)

@@ -104,7 +104,7 @@ def test_a_tool_without_a_name_asks_for_it() -> None:
         trainer.update()
 
 
-def test_a_network_that_is_not_there_is_told() -> None:
+def test_a_network_that_is_not_there_is_reported() -> None:
     trainer = networks()
     with pytest.raises(TrainingError, match=r"no optimizer 'critik'.*did you mean 'critic'"):
         trainer.backward(a_loss(trainer), only="critik")
@@ -244,7 +244,7 @@ def test_patterns_that_do_not_divide_the_parameters(critic: str, message: str) -
         networks(f"optimizers.critic.params={critic}")
 
 
-def test_the_default_step_with_several_networks_is_told() -> None:
+def test_the_default_step_with_several_networks_is_reported() -> None:
     text = NETWORKS.replace(
         "type: Pair", "type: MLP, args: {n_inputs: 2, hidden: [2], n_outputs: 2}"
     )

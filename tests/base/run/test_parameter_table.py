@@ -1,4 +1,4 @@
-"""The audit table: every parameter once, as it is before the first step, whole and in short."""
+"""The parameter table: every parameter once, as it is before the first step, whole and in short."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from base.run.parameter_table import (
     HEAD,
     MAX_LINES,
     Row,
-    audit,
+    full_table,
+    parameter_rows,
     short_table,
-    whole_table,
     write_csv,
 )
 
@@ -27,7 +27,7 @@ GROUPS = "optimizer={type: AdamW, args: {lr: 0.02, weight_decay: 0.5}, param_gro
 
 
 def rows_of(*overrides: str, **how: Any) -> dict[str, Row]:
-    return {row.name: row for row in audit(make(*overrides, **how).experiment)}
+    return {row.name: row for row in parameter_rows(make(*overrides, **how).experiment)}
 
 
 def register(monkeypatch: pytest.MonkeyPatch, model: type[nn.Module]) -> str:
@@ -60,7 +60,7 @@ class Deep(nn.Sequential):
 # --- Rows -----------------------------------------------------------------------------------------
 
 
-def test_a_row_tells_all_of_a_parameter() -> None:
+def test_a_row_describes_a_parameter() -> None:
     init = "init=[{match: {type: Linear}, weight: {type: normal_, args: {std: 0.5}}}]"
     rows = rows_of(GROUPS, init)
     assert rows["head.weight"] == Row(
@@ -81,7 +81,7 @@ def test_a_row_tells_all_of_a_parameter() -> None:
 
 def test_every_parameter_is_there_once_in_the_models_order() -> None:
     trainer = make(GROUPS)
-    rows = audit(trainer.experiment)
+    rows = parameter_rows(trainer.experiment)
     assert [row.name for row in rows] == [name for name, _ in trainer.model.named_parameters()]
     assert sum(row.numbers for row in rows) == sum(p.numel() for p in trainer.model.parameters())
 
@@ -96,7 +96,7 @@ def test_the_rate_is_that_of_the_first_step() -> None:
     assert rows["head.bias"].lr == pytest.approx(0.1)
 
 
-def test_frozen_for_good_and_for_a_time_are_told_apart() -> None:
+def test_frozen_for_good_and_for_a_time_are_distinguished() -> None:
     rows = rows_of("freeze=[hidden.0.weight, {match: hidden.0.bias, until: 2 epochs}]")
     weight, bias, head = (rows[name] for name in ("hidden.0.weight", "hidden.0.bias", "head.bias"))
     assert (weight.trainable, weight.group, weight.lr) == ("no", None, None)
@@ -110,7 +110,7 @@ def test_a_rule_that_freezes_is_seen_too() -> None:
     assert rows["head.bias"].trainable == "yes"
 
 
-def test_what_was_loaded_tells_its_file_and_not_what_init_had_drawn(tmp_path: Path) -> None:
+def test_what_was_loaded_names_its_file_and_not_what_init_had_drawn(tmp_path: Path) -> None:
     state = make().model.state_dict()
     torch.save({"head.bias": state["head.bias"]}, tmp_path / "old.pt")
     weights = f"model.weights={{file: {tmp_path / 'old.pt'}, only: head.bias}}"
@@ -157,7 +157,7 @@ def test_a_single_number_is_a_scalar_and_an_optimizer_may_have_no_decay(
 
 def test_the_audit_changes_nothing(tmp_path: Path) -> None:
     audited = make(GROUPS)
-    audit(audited.experiment)
+    parameter_rows(audited.experiment)
     train_in(audited)
     plain = run(tmp_path, GROUPS)
     for name, weight in plain.model.state_dict().items():
@@ -180,7 +180,7 @@ def test_the_file_holds_every_row_to_the_last_digit(tmp_path: Path) -> None:
 
 
 def test_the_whole_table_leaves_out_what_none_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    head, *lines = whole_table([*rows_of(GROUPS).values()]).splitlines()
+    head, *lines = full_table([*rows_of(GROUPS).values()]).splitlines()
     assert head.split() == [
         *("name", "shape", "numbers", "init", "group", "lr", "weight_decay", "trainable")
     ]
@@ -188,7 +188,7 @@ def test_the_whole_table_leaves_out_what_none_has(monkeypatch: pytest.MonkeyPatc
         *("hidden.0.weight", "6x5", "30", "default", "main/0", "2.00e-02", "0.5", "yes")
     ]
     assert len({line.index("main/") for line in lines}) == 1, "columns stand below each other"
-    tied = whole_table([*rows_of(register(monkeypatch, Tied)).values()])
+    tied = full_table([*rows_of(register(monkeypatch, Tied)).values()])
     assert tied.splitlines()[0].split()[-1] == "shared_with"
 
 

@@ -103,8 +103,8 @@ def test_the_log_says_what_was_recorded_and_how_to_open_it(
     run(tmp_path, "profile={epochs: [2], steps: 1}")
     (line,) = (r.message for r in caplog.records if r.message.startswith("profile of"))
     assert line.startswith("profile of epoch 2, steps 9 to 9: ")
-    told = re.findall(r"\S+epoch_2\.\S+\b", line)
-    assert [Path(name).exists() for name in told] == [True, True]
+    logged = re.findall(r"\S+epoch_2\.\S+\b", line)
+    assert [Path(name).exists() for name in logged] == [True, True]
 
 
 @pytest.mark.parametrize(

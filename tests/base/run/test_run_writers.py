@@ -1,4 +1,4 @@
-"""`trainer.writers`, from the config to what the services get; slips are told before a run."""
+"""`trainer.writers`, from the config to what the services get; errors are reported before a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 import train
 from base.errors import ConfigError
 from base.names.registry import project_root, set_project_root
-from base.run.writers import make_writers
+from base.run.writers import build_writers
 from logger.csv_writer import read_rows
 
 FAKES = Path(__file__).parents[2] / "logger" / "services_fakes.py"
@@ -132,7 +132,7 @@ def test_tensorboard_is_written_if_switched_on_or_named(
 ) -> None:
     sections = [{"type": name, "args": {}} for name in named]
     config = {"name": "x", "trainer": {"tensorboard": switch, "writers": sections}}
-    names = [writer.name for writer in make_writers(tmp_path, config, None)]
+    names = [writer.name for writer in build_writers(tmp_path, config, None)]
     assert names == ["metrics.csv", *["TensorBoard"] * is_written]
 
 
@@ -157,5 +157,5 @@ def test_what_is_captured_may_go_to_a_service_alone(services) -> None:
     call("-c", "toy.yaml", "--epochs", "1", "--set", "capture=[{match: stem.*, every: 1 steps}]")
     tags = scalars(services["trackio"])
     assert any(tag.startswith("capture/stem") for tag in tags)
-    with pytest.raises(ConfigError, match="what is captured goes to TensorBoard"):
+    with pytest.raises(ConfigError, match="captured values are written to TensorBoard"):
         call("-c", "toy.yaml", "--set", "capture=[stem.*]", "trainer.writers=[csv]")

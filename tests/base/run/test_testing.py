@@ -21,7 +21,7 @@ from base.config import load_config
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
 from base.errors import CheckpointError, DataError
 from base.names.registry import DATA_LOADERS, DATASETS, LOSSES
-from base.run.testing import build_tested, choose_checkpoint, run_test
+from base.run.testing import build_tested_experiment, choose_checkpoint, run_test
 from tests.base.run.test_data_changes import forget_data
 from trainer.trainer import Trainer
 
@@ -54,7 +54,7 @@ def alone(folder: Path, trainer: type[Trainer] = Trainer, *overrides: str) -> di
     checkpoint = choose_checkpoint(folder)
     text = read_manifest(checkpoint)["facts"]["config"]
     config = load_config(None, overrides, text=text)
-    made = trainer(build_tested(config, CPU, checkpoint))
+    made = trainer(build_tested_experiment(config, CPU, checkpoint))
     run_test(made, checkpoint, folder)
     return report(folder)
 

@@ -1,4 +1,4 @@
-"""Weights of the config that a trainer of one's own leaves unused are told, once, and no others."""
+"""Loss weights of the config that a custom trainer leaves unused cause one warning, others none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from toy import NETWORKS, make, run, train_in
 
 from base.names.registry import MODELS
-from base.run.checks import check, dry_run
+from base.run.checks import check
+from base.run.dry_run_report import dry_run
 from base.training.results import with_total
 from tests.base.run.test_networks import Pair
 from trainer.trainer import Trainer
@@ -24,7 +25,7 @@ TWO = (
 UNUSED = "weights of losses are not used"
 
 
-def told(caplog: pytest.LogCaptureFixture, trainer: Any, wanted: str = UNUSED) -> list[str]:
+def warnings_of(caplog: pytest.LogCaptureFixture, trainer: Any, wanted: str = UNUSED) -> list[str]:
     with caplog.at_level("WARNING", logger="kindling"):
         check(trainer)
         train_in(trainer)
@@ -68,7 +69,7 @@ class Own(Trainer):
 def test_weights_that_are_not_used_are_named_once(
     trainer: type[Trainer], micro_batch: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (line,) = told(caplog, make(TWO, f"memory.micro_batch={micro_batch}", trainer=trainer))
+    (line,) = warnings_of(caplog, make(TWO, f"memory.micro_batch={micro_batch}", trainer=trainer))
     assert "loss.0.weight" in line
     assert "main (0.5), smooth (0 to 1)" in line
     assert f"{trainer.__name__}." in line
@@ -81,7 +82,7 @@ def test_one_of_two_is_named_alone(caplog: pytest.LogCaptureFixture) -> None:
             weight = self.losses["main"].weight
             return {**losses, "loss": weight * losses["main"] + losses["smooth"]}
 
-    (line,) = told(caplog, make(TWO, trainer=Half))
+    (line,) = warnings_of(caplog, make(TWO, trainer=Half))
     assert "not used: smooth (0 to 1):" in line
     assert "loss.1.weight" in line
 
@@ -130,7 +131,7 @@ USED = [Trainer, Weighs, WeighsByTotal, ReadsTheConfig, ReadsAtTheStart, Adds, S
 
 @pytest.mark.parametrize("trainer", USED)
 def test_there_is_no_false_alarm(trainer: type[Trainer], caplog: pytest.LogCaptureFixture) -> None:
-    assert told(caplog, make(TWO, trainer=trainer)) == []
+    assert warnings_of(caplog, make(TWO, trainer=trainer)) == []
 
 
 @pytest.mark.parametrize("trainer", [Sums, Computes, Own])
@@ -138,7 +139,7 @@ def test_there_is_no_false_alarm(trainer: type[Trainer], caplog: pytest.LogCaptu
 def test_without_weights_there_is_nothing_to_tell(
     trainer: type[Trainer], loss: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert told(caplog, make(loss, trainer=trainer)) == []
+    assert warnings_of(caplog, make(loss, trainer=trainer)) == []
 
 
 def test_a_loss_that_comes_later_in_the_run_is_no_false_alarm(
@@ -158,17 +159,19 @@ def test_a_loss_that_comes_later_in_the_run_is_no_false_alarm(
 
     monkeypatch.setitem(MODELS.registered, "Pair", Pair)
     options = ("optimizers.generator.every=2 steps", "loss=[{type: mse_loss, weight: 3}]")
-    assert told(caplog, make(*options, trainer=Seldom, text=NETWORKS)) == []
+    assert warnings_of(caplog, make(*options, trainer=Seldom, text=NETWORKS)) == []
 
 
-def test_a_resumed_run_is_not_told_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_resumed_run_does_not_warn_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     run(tmp_path, TWO, trainer=Sums, stop_at=2)
     caplog.clear()
     run(tmp_path, TWO, trainer=Sums, resume=True)
     assert UNUSED not in caplog.text
 
 
-def test_a_dry_run_tells_it_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_dry_run_warns_too(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", logger="kindling"):
         dry_run(make(TWO, trainer=Sums))
         dry_run(make(TWO, trainer=Adds))
@@ -176,16 +179,18 @@ def test_a_dry_run_tells_it_too(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_memory_trials_do_not_use_the_weights(caplog: pytest.LogCaptureFixture) -> None:
-    assert len(told(caplog, make(TWO, "memory.micro_batch=auto", trainer=Sums))) == 1
+    assert len(warnings_of(caplog, make(TWO, "memory.micro_batch=auto", trainer=Sums))) == 1
 
 
 # --- A term beside a loss that is called "loss" ---------------------------------------------------
 
-LOST = "not minimised, only logged"
+LOST = "logged but not minimised"
 
 
-def test_a_term_beside_a_loss_called_loss_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    (line,) = told(caplog, make("loss={type: cross_entropy, name: loss}", trainer=Adds), LOST)
+def test_a_term_beside_a_loss_called_loss_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    (line,) = warnings_of(
+        caplog, make("loss={type: cross_entropy, name: loss}", trainer=Adds), LOST
+    )
     assert "lasso" in line
 
 
@@ -194,7 +199,7 @@ def test_a_term_beside_a_loss_called_loss_is_told(caplog: pytest.LogCaptureFixtu
     [(Trainer, "loss={type: cross_entropy, name: loss}"), (Adds, "loss=cross_entropy")],
 )
 def test_else_it_is_not(trainer: Any, loss: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert told(caplog, make(loss, trainer=trainer), LOST) == []
+    assert warnings_of(caplog, make(loss, trainer=trainer), LOST) == []
 
 
 def test_a_sum_of_ones_own_is_no_lost_term(caplog: pytest.LogCaptureFixture) -> None:
@@ -204,7 +209,7 @@ def test_a_sum_of_ones_own_is_no_lost_term(caplog: pytest.LogCaptureFixture) -> 
             return {**losses, "loss": losses["loss"] + losses["lasso"]}
 
     loss = "loss={type: cross_entropy, name: loss}"
-    assert told(caplog, make(loss, trainer=Total), LOST) == []
+    assert warnings_of(caplog, make(loss, trainer=Total), LOST) == []
 
 
 def test_a_regulariser_is_minimised_with_the_weighted_losses() -> None:

@@ -14,7 +14,7 @@ from toy import CONFIG, make
 
 from base.config import load_config
 from base.data.threads import read_ahead
-from base.run.header import header_facts
+from base.run.header import header_entries
 from base.system import resources
 from base.system.resources import UNLIMITED, free_memory, usable_cores, use_threads
 from train import main
@@ -89,9 +89,9 @@ def test_a_number_is_taken_as_it_is_and_shown_in_the_header() -> None:
     trainer = make("threads=3")
     use_threads(trainer.config["threads"])
     assert torch.get_num_threads() == 3
-    assert header_facts(trainer, None)["device"] == "cpu, fp32, 3 threads"
+    assert header_entries(trainer, None)["device"] == "cpu, fp32, 3 threads"
     torch.set_num_threads(1)
-    assert header_facts(trainer, None)["device"] == "cpu, fp32, 1 thread"
+    assert header_entries(trainer, None)["device"] == "cpu, fp32, 1 thread"
 
 
 def test_a_run_goes_on_with_as_many_threads_where_more_cores_are_free(

@@ -14,7 +14,8 @@ from toy import assert_same, make, run, train_in, weights
 from base.callbacks import Callback
 from base.checkpoint.store import read
 from base.names.registry import CALLBACKS, LOSSES, MODELS
-from base.run.checks import check, dry_run
+from base.run.checks import check
+from base.run.dry_run_report import dry_run
 from base.run.testing import run_test
 from logger.csv_writer import read_rows
 from model.model import MLP

@@ -16,7 +16,8 @@ from toy import assert_resumes, make, train_in
 from base.base_data_loader import BaseDataLoader
 from base.errors import ConfigError, TrainingError
 from base.names.registry import DATA_LOADERS, LOSSES, METRICS
-from base.run.checks import check, dry_run
+from base.run.checks import check
+from base.run.dry_run_report import dry_run
 from base.training.denominators import SUM_REDUCTION, denominator_of
 from base.training.losses import WeightedLoss
 from trainer.trainer import Trainer

@@ -17,7 +17,7 @@ from base.errors import ConfigError
 from base.names import exclusions as table
 from base.names.registry import LOSSES, MODELS
 from base.network.activations import OffloadedActivations
-from base.run.header import header_facts, memory_facts
+from base.run.header import header_entries, memory_options_in_use
 from base.training.optimizer_memory import OffloadedState
 
 IMAGES = (
@@ -203,8 +203,8 @@ def test_auto_takes_the_fused_form_where_torch_has_one(name: str) -> None:
     is_fused = name in FUSED
     assert bool(trainer.optimizers["main"].param_groups[0].get("fused")) == is_fused
     told = [f"fused {name} (auto)"] if is_fused else []
-    assert memory_facts(trainer) == told
-    assert header_facts(trainer, None)["memory"] == (told[0] if told else None)
+    assert memory_options_in_use(trainer) == told
+    assert header_entries(trainer, None)["memory"] == (told[0] if told else None)
 
 
 @pytest.mark.parametrize("own", ["fused: false", "foreach: true", "differentiable: false"])

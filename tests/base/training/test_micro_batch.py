@@ -20,7 +20,7 @@ from base.config import load_config
 from base.data.batch import DEFAULT_RULES, SampleCount, count_samples, cut
 from base.errors import TrainingError
 from base.names.registry import MODELS
-from base.run import micro_batch as settling
+from base.run import micro_batch
 from base.training.accumulation import Window
 from trainer.trainer import Trainer
 
@@ -222,7 +222,7 @@ class Hungry(nn.Module):
 @pytest.fixture
 def _device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS.registered, "Hungry", Hungry)
-    monkeypatch.setattr(settling, "fits_on_cpu", settling.fits_on_device)
+    monkeypatch.setattr(micro_batch, "fits_on_cpu", micro_batch.fits_on_device)
 
 
 AUTO = ("model={type: Hungry}", "memory.micro_batch=auto", "data_loader.args.batch_size=8")
@@ -264,10 +264,10 @@ def test_on_the_cpu_auto_goes_by_an_estimate(monkeypatch: pytest.MonkeyPatch) ->
     trainer = make("data_loader.args.batch_size=16", "memory.micro_batch=auto")
     batch = next(batches(trainer))
     trainer.model.train()
-    true = settling.saved_bytes(trainer, batch)
+    true = micro_batch.saved_bytes(trainer, batch)
     n_bytes = 3 * sum(p.nbytes for p in trainer.model.parameters())
-    estimate = settling.estimated_bytes(trainer, batch, 16, 16)
+    estimate = micro_batch.estimated_bytes(trainer, batch, 16, 16)
     assert estimate == pytest.approx(true + n_bytes, rel=0.02)
-    monkeypatch.setattr(settling, "free_memory", lambda: n_bytes + 0.3 * true)
+    monkeypatch.setattr(micro_batch, "free_memory", lambda: n_bytes + 0.3 * true)
     train_in(trainer)
     assert trainer.config["memory"]["micro_batch"] == 4

@@ -309,10 +309,10 @@ def test_fewer_epochs_than_were_trained_say_that_nothing_is_left(
     noted.clear()
     with caplog.at_level(logging.INFO, "kindling"):
         run(tmp_path / "ended", *own, epochs(1), resume=True)
-        assert "nothing is left to train: step 15 of 5" in caplog.text
+        assert "training is complete: step 15 of 5" in caplog.text
         caplog.clear()
         run(tmp_path / "cut", *own, epochs(1), resume=True)
-        assert "nothing is left to train: step 8 of 5" in caplog.text
+        assert "training is complete: step 8 of 5" in caplog.text
     assert noted == []
     run(tmp_path / "ended", *own, epochs(4), resume=True)
     run(tmp_path / "whole", *own, epochs(4))

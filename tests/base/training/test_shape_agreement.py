@@ -16,7 +16,8 @@ from toy import make, train_in
 from base.base_trainer import BaseTrainer
 from base.errors import ConfigError, TrainingError
 from base.names.torch_names import SOURCES
-from base.run.checks import check, dry_run
+from base.run.checks import check
+from base.run.dry_run_report import dry_run
 from base.training.metrics import ObjectMetric, SampleMean, WholeEpoch
 from base.training.shape_agreement import ShapeAgreement
 from trainer.trainer import Trainer

@@ -1,7 +1,6 @@
-"""Sections that a trainer builds itself: from ``extra``, from its arguments, or a name alone.
+"""`BaseTrainer.build`: builds sections that a trainer takes from ``extra:`` or its arguments.
 
-They are checked as the config's own are, with the same references to built objects, and what comes
-back is what a trainer knows of that kind.
+They are checked as all sections of the config are, and may refer to the same built objects.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from base.names.check import check_section
 from base.names.construction import build
 from base.names.registry import override_note
 from base.network.patterns import NoMatch
-from base.run.loaders import ready_loader
+from base.run.loaders import prepare_loader
 from base.system.seeding import derive_seed, isolated_random_state
 from base.training.experiment import Experiment
 from base.training.losses import WeightedLoss, build_losses
@@ -36,29 +35,30 @@ log = logging.getLogger("kindling")
 Keys = tuple[str | int, ...]
 Section = Mapping[str, Any]
 
-# What comes of a section in the form that `build` takes.
-_FORMS: dict[str, Field] = {"loss": LOSS, "metric": METRIC, "model": MODEL}
-_FORMS |= {
+# The schema of a section of each kind.
+_SCHEMAS: dict[str, Field] = {"loss": LOSS, "metric": METRIC, "model": MODEL}
+_SCHEMAS |= {
     kind: named(kind) for kind in ("data_loader", "dataset", "transform", "callback", "init")
 }
-ELSEWHERE = {
-    "optimizer": "several are `optimizers:` in the config, each with its `params`",
-    "lr_scheduler": "it stands in the config, beside its optimizer",
-    "trainer": "there is one, which this is",
+NOT_BUILT_HERE = {
+    "optimizer": "name several in `optimizers:` of the config, each with its `params`",
+    "lr_scheduler": "name it in the config, beside its optimizer",
+    "trainer": "there is only one, this one",
 }
 
 
-def build_own(experiment: Experiment, kind: str, section: Any) -> Any:
-    """Build a section of a trainer's own.
+def build_section(experiment: Experiment, kind: str, section: Any) -> Any:
+    """Build a section for a trainer; see `BaseTrainer.build`.
 
     Raises:
-        ConfigError: there is no such kind or name, or arguments do not fit.
+        ConfigError: the kind or name is unknown, or the arguments do not fit.
     """
-    if str(kind) not in _FORMS:
+    if str(kind) not in _SCHEMAS:
         text = (
-            ELSEWHERE.get(str(kind)) or f"there is {', '.join(_FORMS)}{nearest(str(kind), _FORMS)}"
+            NOT_BUILT_HERE.get(str(kind))
+            or f"use {', '.join(_SCHEMAS)}{nearest(str(kind), _SCHEMAS)}"
         )
-        raise ConfigError([Problem("", f"self.build({kind!r}, ...): no such kind here; {text}")])
+        raise ConfigError([Problem("", f"self.build({kind!r}, ...): unknown kind; {text}")])
     keys = _place_of(experiment, section)
     is_placed = bool(keys)
     keys = keys or (f"self.build({kind!r})",)
@@ -78,7 +78,7 @@ def build_own(experiment: Experiment, kind: str, section: Any) -> Any:
 
 
 def _place_of(experiment: Experiment, section: Any) -> Keys:
-    """Return the keys under which a section stands in the config; () for one from elsewhere."""
+    """Return the keys of a section in the config; () if it is not part of it."""
     if not isinstance(section, Mapping):
         return ()
     copies = (keys for copied, keys in experiment.references.copies if copied is section)
@@ -97,12 +97,12 @@ def _find(section: Section, within: Any, keys: Keys) -> Keys | None:
 def _normal_form(
     experiment: Experiment, kind: str, section: Any, keys: Keys, is_placed: bool
 ) -> Section:
-    """Return a section with its defaults, and references in it recognised."""
+    """Return a section with all defaults and with its references marked."""
     problems: list[Problem] = []
     node: Node = as_tree(section)
     if not is_placed:
         node = look_up(node, experiment.config, problems)
-    checked = _FORMS[kind].check(node, keys, Validation(problems)).plain()
+    checked = _SCHEMAS[kind].check(node, keys, Validation(problems)).plain()
     if problems:
         where = experiment.config.where(*keys)
         raise ConfigError([Problem(where, problem.message) for problem in problems])
@@ -111,43 +111,43 @@ def _normal_form(
 
 
 def _build(experiment: Experiment, kind: str, section: Section, keys: Keys) -> Any:
-    makers: dict[str, Callable[..., Any]] = {
-        "loss": _own_loss,
-        "metric": _own_metric,
-        "model": _own_model,
-        "data_loader": _own_loader,
+    builders: dict[str, Callable[..., Any]] = {
+        "loss": _build_loss,
+        "metric": _build_metric,
+        "model": _build_model,
+        "data_loader": _build_loader,
     }
     where = ".".join(map(str, keys))
-    if kind in makers:
-        return makers[kind](experiment, section, where)
+    if kind in builders:
+        return builders[kind](experiment, section, where)
     return build(kind, section, where=where)
 
 
-def _own_loss(experiment: Experiment, section: Section, where: str) -> WeightedLoss:
+def _build_loss(experiment: Experiment, section: Section, where: str) -> WeightedLoss:
     taken, name = experiment.all_losses, section["name"]
     names = [name, *(f"{name}_{number}" for number in range(2, len(taken) + 2))]
     section = {**section, "name": next(each for each in names if each not in taken)}
     seed = derive_seed(experiment.config["seed"], "loss", section["name"])
     with isolated_random_state(seed):
-        made = _renamed(lambda: build_losses([section], experiment.length), {"loss.0": where})
+        made = _with_places(lambda: build_losses([section], experiment.length), {"loss.0": where})
     (loss,) = made.values()
     built: WeightedLoss = loss.to(experiment.device)
     experiment.own_losses[built.name] = built
     return built
 
 
-def _own_metric(experiment: Experiment, section: Section, where: str) -> Any:
+def _build_metric(experiment: Experiment, section: Section, where: str) -> Any:
     has_outputs = compares_outputs(experiment.config)
 
     def make() -> Any:
         return build_metrics([section], losses=experiment.losses, has_outputs=has_outputs)
 
-    (metric,) = _renamed(make, {"metrics.0": where}).values()
+    (metric,) = _with_places(make, {"metrics.0": where}).values()
     return metric
 
 
-def _renamed(make: Callable[[], Any], places: Mapping[str, str]) -> Any:
-    """Call a function that builds lists of the config, with the section's own place in errors."""
+def _with_places(make: Callable[[], Any], places: Mapping[str, str]) -> Any:
+    """Call a function that builds a list of sections; name the right places in its errors."""
     try:
         return make()
     except ConfigError as error:
@@ -159,7 +159,7 @@ def _renamed(make: Callable[[], Any], places: Mapping[str, str]) -> Any:
         raise ConfigError(problems) from error
 
 
-def _own_model(experiment: Experiment, section: Section, where: str) -> nn.Module:
+def _build_model(experiment: Experiment, section: Section, where: str) -> nn.Module:
     model: nn.Module = build("model", section, where=where)
     try:
         check_model(model)
@@ -168,12 +168,14 @@ def _own_model(experiment: Experiment, section: Section, where: str) -> nn.Modul
     except (ValueError, CheckpointError, NoMatch, AttributeError) as error:
         raise ConfigError([Problem(where, str(error))]) from error
     if any(is_lazy(each) for each in (*model.parameters(), *model.buffers())):
-        text = "its lazy layers have no shape yet, and no batch is known to be for it: give sizes"
+        text = (
+            "its lazy layers have no shape, and no batch of its own to infer them: set their sizes"
+        )
         raise ConfigError([Problem(where, text)])
     return model.to(experiment.device)
 
 
-def _own_loader(experiment: Experiment, section: Section, where: str) -> Any:
-    loader = ready_loader(experiment.config, build("data_loader", section, where=where), where)
+def _build_loader(experiment: Experiment, section: Section, where: str) -> Any:
+    loader = prepare_loader(experiment.config, build("data_loader", section, where=where), where)
     getattr(loader, "place_on", lambda _: None)(torch.device(experiment.device))
     return loader

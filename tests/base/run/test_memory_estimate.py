@@ -1,4 +1,4 @@
-"""`--dry-run` tells what a step takes: against what is alive after each operation of one."""
+"""`--dry-run` estimates the memory of a step: against what is alive after each operation of one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from toy import assert_same, batches, make
 
 from base.data.batch import tensors_in
 from base.names.registry import MODELS
-from base.run.checks import dry_run
-from base.run.micro_batch import MB, Estimate, estimate_memory
+from base.run.dry_run_report import dry_run
+from base.run.memory_estimate import MB, Estimate, estimate_memory
 from base.system.resources import UNLIMITED
 from base.training.trials import trial
 from trainer.trainer import Trainer
@@ -70,22 +70,22 @@ class LiveBytes(TorchDispatchMode):
         return made
 
 
-def told_by(net: str, *overrides: str, n_samples: int = 16, **how: Any) -> Estimate:
+def estimate_of(net: str, *overrides: str, n_samples: int = 16, **how: Any) -> Estimate:
     trainer = make(NETS[net], IMAGES % n_samples, *overrides, **how)
     return estimate_memory(trainer, next(batches(trainer)))
 
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("n_samples", [8, 48])
-def test_a_third_batch_takes_what_was_told_or_a_little_less(net: str, n_samples: int) -> None:
-    told = told_by(net).total(n_samples)
+def test_a_third_batch_takes_the_estimate_or_a_little_less(net: str, n_samples: int) -> None:
+    estimated = estimate_of(net).total(n_samples)
     trainer = make(NETS[net], IMAGES % n_samples)
     batch = next(batches(trainer))
     there = (*trainer.model.parameters(), *trainer.model.buffers(), *tensors_in(batch))
     with trial(trainer.state, trainer), LiveBytes(iter(there)) as live:
         trainer.try_step(batch)
     found = live.peak + sum(tensor.nbytes for tensor in there)
-    assert 0.85 * told <= found <= 1.01 * told
+    assert 0.85 * estimated <= found <= 1.01 * estimated
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -118,55 +118,55 @@ def test_several_backward_passes_of_a_step_do_not_add_up() -> None:
             Trainer.train_step(self, batch)
             return Trainer.train_step(self, batch)
 
-    assert told_by("convolutions", trainer=Twice) == told_by("convolutions")
+    assert estimate_of("convolutions", trainer=Twice) == estimate_of("convolutions")
 
 
 def test_with_micro_batches_a_part_is_there_at_a_time() -> None:
-    cut = told_by("convolutions", "memory.micro_batch=4")
-    whole = told_by("convolutions")
+    cut = estimate_of("convolutions", "memory.micro_batch=4")
+    whole = estimate_of("convolutions")
     rest = 12 * whole.batch  # of the samples that wait for their turn
     assert cut.total(16) == pytest.approx(whole.total(4) + rest, rel=1e-6)
 
 
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
-    told = Estimate(8, model=100, gradients=50, optimizer=20, batch=3, fixed=10, activations=7)
+    estimated = Estimate(8, model=100, gradients=50, optimizer=20, batch=3, fixed=10, activations=7)
     free = 1234
-    largest = told.largest(free)
-    assert told.total(largest) - 100 - 20 <= free < told.total(largest + 1) - 100 - 20
-    assert told.largest(10) == 0
+    largest = estimated.largest(free)
+    assert estimated.total(largest) - 100 - 20 <= free < estimated.total(largest + 1) - 100 - 20
+    assert estimated.largest(10) == 0
 
 
-def test_a_model_for_one_size_of_batch_is_told_without_a_largest() -> None:
+def test_a_model_for_one_size_of_batch_is_reported_without_a_largest() -> None:
     class Sixteen(Trainer):
         def forward(self, batch: Any) -> Any:
             return self.model(batch[0].view(16, 1, 16, 16))
 
-    told = told_by("convolutions", trainer=Sixteen)
-    assert told.total(16) == pytest.approx(told_by("convolutions").total(16))
-    assert told.text(10**9).endswith("cannot be cut to see what others would take")
+    estimated = estimate_of("convolutions", trainer=Sixteen)
+    assert estimated.total(16) == pytest.approx(estimate_of("convolutions").total(16))
+    assert estimated.text(10**9).endswith("cannot be cut, so other sizes are unknown")
 
 
 def test_a_lone_sample_is_taken_for_all() -> None:
-    told = told_by("transformer", n_samples=1)
-    assert told.total(16) == pytest.approx(told_by("transformer").total(16), rel=0.05)
+    estimated = estimate_of("transformer", n_samples=1)
+    assert estimated.total(16) == pytest.approx(estimate_of("transformer").total(16), rel=0.05)
 
 
 def test_the_line_says_parts_free_memory_and_the_largest_batch() -> None:
-    told = Estimate(128, MB // 4, MB // 4, MB // 2, MB / 1280, 0.0, 60 * MB / 128)
+    estimated = Estimate(128, MB // 4, MB // 4, MB // 2, MB / 1280, 0.0, 60 * MB / 128)
     parts = "(model 0.25, gradients 0.25, optimizer 0.5, batch 0.1, activations 60)"
-    assert told.text(20_400 * MB) == (
+    assert estimated.text(20_400 * MB) == (
         f"about 61 MB with batch 128 {parts}; "
         "the largest batch that fits 20,400 MB free: about 43,000"
     )
-    assert told.text(UNLIMITED) == f"about 61 MB with batch 128 {parts}"
+    assert estimated.text(UNLIMITED) == f"about 61 MB with batch 128 {parts}"
 
 
 @pytest.mark.parametrize(
     ("option", "end"),
     [
         ("precision=bf16", r"the largest batch that fits \S+ MB free: about [1-9][\d,]*"),
-        ("micro_batch=auto", "larger ones take little more, as memory.micro_batch cuts them"),
-        ("micro_batch=3", "larger ones take little more, as memory.micro_batch cuts them"),
+        ("micro_batch=auto", "larger batches take little more, as memory.micro_batch splits them"),
+        ("micro_batch=3", "larger batches take little more, as memory.micro_batch splits them"),
     ],
 )
 def test_a_dry_run_shows_it_with_each_option(option: str, end: str) -> None:

@@ -11,13 +11,13 @@ import torch
 from toy import make
 
 from base.errors import DataError
-from base.run.checks import (
-    check,
-    checked_labels,
-    dry_run,
-    is_over_classes,
-    refuse_no_shares,
-    refuse_wrong_labels,
+from base.run.checks import check
+from base.run.dry_run_report import dry_run
+from base.run.label_checks import (
+    check_labels,
+    has_classification_loss,
+    refuse_labels_out_of_range,
+    refuse_targets_outside_unit_interval,
 )
 from trainer.trainer import Trainer
 
@@ -34,21 +34,21 @@ class Listed:
 
 def test_labels_out_of_range_are_named_with_the_highest():
     with pytest.raises(DataError) as caught:
-        refuse_wrong_labels(Listed(torch.tensor([0, 7, 2, -1, 1])), 3)
+        refuse_labels_out_of_range(Listed(torch.tensor([0, 7, 2, -1, 1])), 3)
     assert str(caught.value) == (
-        "the model has outputs for 3 classes, 0 to 2: mend the labels, or give the model 8 outputs"
-        "; out of range are\n  list.txt:4: class 7\n  list.txt:6: class -1"
+        "the model has outputs for 3 classes, 0 to 2: fix the labels, or give the model 8 outputs"
+        "; out of range:\n  list.txt:4: class 7\n  list.txt:6: class -1"
     )
 
 
 def test_no_more_outputs_help_against_a_negative_label():
-    with pytest.raises(DataError, match=r"2: mend the labels; out of range are\n  list\.txt:4"):
-        refuse_wrong_labels(Listed(torch.tensor([0, -1, 2])), 3)
+    with pytest.raises(DataError, match=r"2: fix the labels; out of range:\n  list\.txt:4"):
+        refuse_labels_out_of_range(Listed(torch.tensor([0, -1, 2])), 3)
 
 
 def test_only_a_few_of_many_are_named():
     with pytest.raises(DataError, match=r"list\.txt:7: class 4\n  and 15 more"):
-        refuse_wrong_labels(Listed(torch.full((20,), 4)), 3)
+        refuse_labels_out_of_range(Listed(torch.full((20,), 4)), 3)
 
 
 @pytest.mark.parametrize(
@@ -59,23 +59,25 @@ def test_only_a_few_of_many_are_named():
     ],
 )  # fmt: skip
 def test_what_is_in_range_ignored_or_no_class_number_passes(targets: Any):
-    refuse_wrong_labels(Listed(targets), 3)
-    refuse_wrong_labels(object(), 3)
+    refuse_labels_out_of_range(Listed(targets), 3)
+    refuse_labels_out_of_range(object(), 3)
 
 
 def test_targets_that_a_data_set_may_change_on_the_way_are_left_to_the_loss():
-    refuse_wrong_labels(SimpleNamespace(targets=torch.tensor([1, 2, 3])), 3)  # a target_transform
+    refuse_labels_out_of_range(
+        SimpleNamespace(targets=torch.tensor([1, 2, 3])), 3
+    )  # a target_transform
 
     class Shifted(Trainer):
         def compute_losses(self, outputs, batch):
             return super().compute_losses(outputs, [batch[0], batch[1] - 1])
 
-    assert not is_over_classes(make("loss=cross_entropy", trainer=Shifted))
+    assert not has_classification_loss(make("loss=cross_entropy", trainer=Shifted))
     trainer = make("loss=cross_entropy")
     for loader in (trainer.train_loader, trainer.valid_loader):
         loader.dataset.targets = loader.dataset.targets + 1
         loader.collate_fn = lambda samples: None
-    with checked_labels(trainer):
+    with check_labels(trainer):
         trainer.model(torch.zeros(2, 1, 1, 5))
 
 
@@ -92,17 +94,17 @@ def test_targets_that_a_data_set_may_change_on_the_way_are_left_to_the_loss():
     ],
 )
 def test_only_a_loss_over_class_numbers_says_what_they_are(override: str, expected: bool):
-    assert is_over_classes(make(override)) is expected
+    assert has_classification_loss(make(override)) is expected
 
 
-@pytest.mark.parametrize("look", [check, dry_run])
-def test_it_is_told_before_training_whichever_batch_it_is_in(look: Any, tmp_path: Path):
+@pytest.mark.parametrize("check_data", [check, dry_run])
+def test_it_is_reported_before_training_whichever_batch_it_is_in(check_data: Any, tmp_path: Path):
     trainer = make()
     dataset = trainer.train_loader.dataset
     first = next(index for index in range(24) if index not in trainer.train_loader._order(0)[:8])
     dataset.targets[first] = 3
     with pytest.raises(DataError, match=f"sample {first}: class 3"):
-        look(trainer)
+        check_data(trainer)
     assert not trainer.model._forward_hooks
 
 
@@ -110,12 +112,12 @@ def test_it_is_told_before_training_whichever_batch_it_is_in(look: Any, tmp_path
 def test_a_target_that_is_no_share_is_named_where_the_loss_takes_any(targets: torch.Tensor):
     wrong = targets[2].item()
     with pytest.raises(DataError, match=rf"from 0 to 1: .*\n  list\.txt:5: {wrong:g}$"):
-        refuse_no_shares(Listed(targets))
-    refuse_no_shares(Listed(targets.clamp(0, 1)))
+        refuse_targets_outside_unit_interval(Listed(targets))
+    refuse_targets_outside_unit_interval(Listed(targets.clamp(0, 1)))
 
 
 @pytest.mark.parametrize("loss", ["BCEWithLogitsLoss", "binary_cross_entropy_with_logits"])
-def test_it_is_told_before_training_for_one_logit(loss: str):
+def test_it_is_reported_before_training_for_one_logit(loss: str):
     trainer = make(f"loss={loss}", "model.args.n_outputs=1", "data_loader.args.n_classes=2")
     dataset = trainer.train_loader.dataset
     dataset.targets = dataset.targets.float()[:, None]
@@ -125,7 +127,7 @@ def test_it_is_told_before_training_for_one_logit(loss: str):
         check(trainer)
 
 
-def test_it_is_told_of_one_of_several_targets_too():
+def test_it_is_reported_for_one_of_several_targets_too():
     named = "batch={inputs: [0], target: {classes: 1, image: 0}}"
     first = "loss={type: cross_entropy, target: classes}"
     for settings in ((named, first), (named.replace("classes", "target"), "loss=cross_entropy")):

@@ -1,0 +1,79 @@
+"""``--dry-run``: one training and one validation batch, the tables and the memory estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from base.base_trainer import BaseTrainer
+from base.data.batch import to_device
+from base.network.shape_errors import explain_shape_errors
+from base.network.summary import summarise_model, table_rows
+from base.run.batch_checks import check_batches
+from base.run.checks import check_settings, without_compilation
+from base.run.first_step import check_watched_values, guard_first_step, restore_weight_reads
+from base.run.header import header_entries, input_text
+from base.run.label_checks import check_labels
+from base.run.memory_estimate import estimate_memory, free_bytes
+from base.run.micro_batch import resolve_micro_batch
+from base.run.parameter_table import full_table, parameter_rows, weights_tables
+from base.system.resources import peak_memory_mb
+from base.training.results import StepValues
+from logger.console import format_header, format_value, table
+
+
+@without_compilation()
+def dry_run(trainer: BaseTrainer) -> str:
+    """Train on one batch and validate on one; return the report to print. Write no file."""
+    check_settings(trainer)
+    with trainer.epoch_start.tried():
+        return _dry_run(trainer)
+
+
+def _dry_run(trainer: BaseTrainer) -> str:
+    with restore_weight_reads(trainer):
+        check_batches(trainer)
+        resolve_micro_batch(trainer)
+    batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
+    with explain_shape_errors(trainer.model, input_text(trainer)):
+        layers = model_table(trainer, batch)
+    parts = [
+        *(["\n".join(trainer.config.notes)] if trainer.config.notes else []),
+        format_header(header_entries(trainer, None)),
+        "model:\n" + layers,
+        *([weights_tables(trainer.experiment)] if trainer.experiment.loaded else []),
+        "parameters:\n" + full_table(parameter_rows(trainer.experiment)),
+    ]
+    trainer.epoch_start.begin()
+    values = {}
+    trainer.window.take(batch)
+    for part, n_samples in trainer.window.parts(batch, 0):
+        guard, labels = guard_first_step(trainer), check_labels(trainer)
+        with trainer.precision.autocast(), trainer.offload(), labels, guard:
+            values = StepValues(trainer.train_step(part), n_samples).values
+    parts.append("one training batch: " + _value_list(values.items()))
+    if trainer.valid_loader is not None:
+        values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=1)
+        check_watched_values(trainer, "valid", values)
+        parts.append("one validation batch: " + _value_list(values.items()))
+    parts.append(f"peak memory: {peak_memory_mb():.0f} MB")
+    estimate = estimate_memory(trainer, batch)
+    parts.append("memory: " + estimate.text(free_bytes(trainer.device)))
+    parts.append("nothing was written")
+    return "\n\n".join(parts) + "\n"
+
+
+def model_table(trainer: BaseTrainer, batch: Any) -> str:
+    """Return a table of the layers with the shapes of the batch in each."""
+
+    def run() -> None:
+        try:
+            trainer.forward(batch)
+        except NotImplementedError:  # several networks: only the step knows how to call them
+            trainer.valid_step(batch)
+
+    return table(table_rows(summarise_model(trainer.model, run)))
+
+
+def _value_list(items: Iterable[tuple[str, Any]]) -> str:
+    return ", ".join(f"{name} {format_value(name, float(value))}" for name, value in items)

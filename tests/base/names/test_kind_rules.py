@@ -335,16 +335,22 @@ def test_the_data_sets_that_unpickle_are_known() -> None:
     assert "_check_integrity()" in inspect.getsource(datasets.CIFAR10.__init__)
 
 
+class MakesFolder:
+    """An object whose pickle makes a folder when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
 def test_a_forged_file_of_cifar_is_not_unpickled(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
 
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "sentinel"),)
-
     for name in [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta"]:
-        (folder / name).write_bytes(pickle.dumps(Evil()))
+        (folder / name).write_bytes(pickle.dumps(MakesFolder(tmp_path / "sentinel")))
     with pytest.raises(ConfigError, match="not found or corrupted"):
         build("dataset", {"type": "CIFAR10", "args": {"root": str(tmp_path)}})
     assert not (tmp_path / "sentinel").exists()
@@ -354,15 +360,10 @@ def test_weights_of_torchvision_are_loaded_as_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What lies in the cache is not compared with the hash in its name, by torch.hub."""
-
-    class Evil:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "sentinel"),)
-
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    torch.save({"a": Evil()}, folder / "squeezenet1_1-b8a52dc0.pth")
+    torch.save({"a": MakesFolder(tmp_path / "sentinel")}, folder / "squeezenet1_1-b8a52dc0.pth")
     section = {"type": "squeezenet1_1", "args": {"weights": "IMAGENET1K_V1"}}
     with pytest.raises(ConfigError, match="squeezenet1_1 cannot be built") as raised:
         build("model", section)

@@ -164,8 +164,10 @@ def test_any_start_in_a_chosen_order_gives_what_the_whole_gives(workers):
     loader.close()
 
 
-def test_without_shuffling_a_chosen_order_is_not_asked():
-    assert list(itertools.chain(*ids(make(Ordered(), shuffle=False)))) == list(range(22))
+@pytest.mark.parametrize("dataset", [Noisy(), Ordered()], ids=["plain", "with an order to choose"])
+def test_without_shuffle_the_order_is_that_of_the_data_set(dataset):
+    loader = make(dataset, shuffle=False)
+    assert list(itertools.chain(*ids(loader.batches(6, 6)))) == list(range(22))
 
 
 def test_a_start_in_the_middle_reads_nothing_before_it():
@@ -188,10 +190,6 @@ def test_looping_over_the_loader_gives_epoch_after_epoch():
     assert same(looped, list(other.batches(0, 12)))
     loader.set_epoch(1)
     assert same(list(loader), looped[6:])
-
-
-def test_without_shuffle_the_order_is_that_of_the_data_set():
-    assert list(itertools.chain(*ids(make(shuffle=False).batches(6, 6)))) == list(range(22))
 
 
 def test_drop_last_leaves_the_short_batch_out():

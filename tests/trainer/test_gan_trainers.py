@@ -485,9 +485,6 @@ def test_samples_that_are_no_images_are_told_before_the_first_step() -> None:
 # --- On real digits ------------------------------------------------------------------------------
 
 
-# --- On real digits ------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits_dcgan", "digits_wgan_gp"])
 def test_a_shipped_config_makes_digits(

@@ -121,24 +121,18 @@ def test_sections_in_a_list_too(read):
     assert config.notes == ["kept in extra, unused by Kindling: loss.0.module"]
 
 
+LOADER_NAMES = {
+    "data_loader": "train_loader train_data_loader training_loader train_dataloader dataloader "
+                   "loader data_loader_train",
+    "valid_data_loader": "valid_loader val_loader validation_loader val_data_loader "
+                         "validation_data_loader",
+    "test_data_loader": "test_loader testing_dataloader",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours"),
-    [
-        ("train_loader", "data_loader"),
-        ("train_data_loader", "data_loader"),
-        ("training_loader", "data_loader"),
-        ("train_dataloader", "data_loader"),
-        ("dataloader", "data_loader"),
-        ("loader", "data_loader"),
-        ("data_loader_train", "data_loader"),
-        ("valid_loader", "valid_data_loader"),
-        ("val_loader", "valid_data_loader"),
-        ("validation_loader", "valid_data_loader"),
-        ("val_data_loader", "valid_data_loader"),
-        ("validation_data_loader", "valid_data_loader"),
-        ("test_loader", "test_data_loader"),
-        ("testing_dataloader", "test_data_loader"),
-    ],
+    [(name, ours) for ours in LOADER_NAMES for name in LOADER_NAMES[ours].split()],
 )
 def test_loaders_go_by_many_names(read, faults, theirs, ours):
     section = {"type": "Mine", "args": {"n": 7}}

@@ -13,7 +13,7 @@ from base.names.registry import find
 from base.network.patterns import match_parameters
 from base.network.shape_errors import explain_shape_errors
 from model.gan import DCGANDiscriminator, DCGANGenerator
-from model.model import DigitsNet, LeNet, SmallCNN
+from model.model import MLP, DigitsNet, LeNet, MnistModel, SmallCNN
 from model.resnet import ResidualBlock, ResNet
 from model.transformer import TransformerClassifier
 from model.unet import UNet
@@ -61,8 +61,14 @@ DISCRIMINATORS = {
     for size in SIZES
     for norm in NORMS
 }
-LENETS = {"LeNet": (partial(LeNet, 6), (1, 28, 28), (6,))}
-READY = {**CLASSIFIERS, **UNETS, **GENERATORS, **DISCRIMINATORS, **LENETS}
+SMALL = {
+    "DigitsNet, wide": (partial(DigitsNet, 8, 3, 0.5), (1, 8, 8), (3,)),
+    "LeNet": (partial(LeNet, 6), (1, 28, 28), (6,)),
+    "MnistModel": (MnistModel, (1, 28, 28), (10,)),
+    "MLP": (partial(MLP, 12, [8, 6], 5, 0.2), (3, 4), (5,)),
+    "MLP, linear": (partial(MLP, 12, [], 2), (12,), (2,)),
+}
+READY = {**CLASSIFIERS, **UNETS, **GENERATORS, **DISCRIMINATORS, **SMALL}
 
 
 @pytest.fixture(params=READY)

@@ -182,9 +182,7 @@ def test_another_protocol_is_refused_with_what_to_do(
     about = {"note": b"x", "state_dict": state()}  # of protocol 3 the bytes alone are different
     path = tmp_path / "a.pth"
     torch.save(about, path, _use_new_zipfile_serialization=new, pickle_protocol=protocol)
-    with pytest.raises(
-        CheckpointError, match=r"protocol 2 safely.*save it again with `torch\.save\("
-    ) as e:
+    with pytest.raises(CheckpointError, match=r"protocol 2 safely.*again with `torch\.save\(") as e:
         read_weights(path)
     assert "\n" not in str(e.value)
 

@@ -320,10 +320,7 @@ def test_many_misfits_are_told_in_a_screen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (
-            {"a": {"w": torch.zeros(1)}, "b": {"w": torch.zeros(1)}},
-            "several sets of weights: 'a', 'b'",
-        ),
+        ({name: {"w": torch.zeros(1)} for name in "ab"}, "several sets of weights: 'a', 'b'"),
         ({1: torch.zeros(1)}, "a name of a weight must be printable text, not 1"),
         ({"a\x1b[31m": torch.zeros(1)}, r"must be printable text, not 'a\\x1b\[31m'"),
         ({}, "it holds no weights, but a dict, of nothing"),

@@ -155,26 +155,18 @@ def test_a_data_loader_may_have_parts(read, key):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (
-            {"data_loader": ..., "train_loader": {"type": "A"}, "training_loader": {"type": "B"}},
-            "data_loader: missing; there are 'train_loader' at config.json:",
-        ),
-        (
-            {"val_loader": {"type": "A"}, "valid_loader": {"type": "B"}},
-            "call the one that it is `valid_data_loader`",
-        ),
-        (
-            {"data_loader": ..., "dataset": {"type": "A"}, "train_data": {"type": "B"}},
-            "data_loader: missing; is it 'dataset' or 'train_data'? Call it `data_loader`",
-        ),
-        (
-            {"data_loader": ..., "data": {"train": {"batch_size": 2, "datasets": []}}},
-            "data_loader: missing; is it 'data'?",
-        ),
+        ({"data_loader": ..., "train_loader": {"type": "A"}, "training_loader": {"type": "B"}},
+         "data_loader: missing; there are 'train_loader' at config.json:"),
+        ({"val_loader": {"type": "A"}, "valid_loader": {"type": "B"}},
+         "call the one that it is `valid_data_loader`"),
+        ({"data_loader": ..., "dataset": {"type": "A"}, "train_data": {"type": "B"}},
+         "data_loader: missing; is it 'dataset' or 'train_data'? Call it `data_loader`"),
+        ({"data_loader": ..., "data": {"train": {"batch_size": 2, "datasets": []}}},
+         "data_loader: missing; is it 'data'?"),
         ({"lr_scheduler_type": "StepLR", "lr_scheduler_freq": 2}, "not each 2"),
         ({"trainer": {"epochs": 1, "monitor": "val_acc", "save_freq": 1}}, "expected 'min NAME'"),
     ],
-)
+)  # fmt: skip
 def test_what_has_two_meanings_is_an_error_that_names_them(read, changes, expected):
     with pytest.raises(ConfigError) as caught:
         read(MODERN, **changes)
@@ -243,24 +235,19 @@ def test_devices(read, changes, device, n_notes):
     assert (config["device"], len(config.notes), config.extra) == (device, n_notes, {})
 
 
+OTHERS = {**MODERN, "arch": ..., "model": "A"}
+
+
 @pytest.mark.parametrize(
     ("tree", "name", "is_theirs"),
     [
         (FIRST, "config.json", True),
         (FIRST, "config.yaml", True),
-        ({**MODERN, "arch": ..., "model": {"type": "A", "module_name": "m"}}, "config.json", True),
-        ({**MODERN, "arch": ..., "model": "A"}, "config.json", True),  # save_period
-        ({**MODERN, "arch": ..., "model": "A", "trainer": {"epochs": 1}}, "config.json", False),
-        (
-            {**MODERN, "arch": ..., "model": "A", "trainer": {"epochs": 1, "monitor": "min val_x"}},
-            "config.json",
-            True,
-        ),
-        (
-            {**MODERN, "arch": ..., "model": "A", "trainer": {"epochs": 1}, "memory": {}},
-            "x.json",
-            False,
-        ),
+        (OTHERS | {"model": {"type": "A", "module_name": "m"}}, "config.json", True),
+        (OTHERS, "config.json", True),  # save_period
+        (OTHERS | {"trainer": {"epochs": 1}}, "config.json", False),
+        (OTHERS | {"trainer": {"epochs": 1, "monitor": "min val_x"}}, "config.json", True),
+        (OTHERS | {"trainer": {"epochs": 1}, "memory": {}}, "x.json", False),
     ],
 )
 def test_which_files_are_in_that_format(read, tree, name, is_theirs):

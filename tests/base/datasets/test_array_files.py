@@ -194,9 +194,7 @@ def test_idx_files_make_a_data_set(tmp_path):
     dataset = build("dataset", {"type": "IdxDataset", "args": args})
     assert torch.equal(dataset.get_batch(torch.arange(2))[0], NCHW[:2, :1])
     assert dataset.targets.tolist() == [3, 1]
-    with pytest.raises(
-        DataError, match="images: sample 0: target 3 is not a class: classes are 0 to 2"
-    ):
+    with pytest.raises(DataError, match=r"images: sample 0: target 3 .*: classes are 0 to 2"):
         IdxDataset(**args, classes=3)
     with pytest.raises(DataError, match="none: no such file"):
         IdxDataset(str(tmp_path / "none"), args["labels"])

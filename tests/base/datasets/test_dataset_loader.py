@@ -421,7 +421,5 @@ def test_constants_and_large_numbers_with_small_differences_are_normalised():
 def test_single_numbers_have_no_columns_to_normalise():
     data = InMemoryDataset(torch.rand(8), torch.arange(8) % 2)
     loader = DatasetLoader(data, 4, normalize="auto", num_workers=0)
-    with pytest.raises(
-        DataError, match=r"without columns or channels: give inputs of shape \(N, 1"
-    ):
+    with pytest.raises(DataError, match=r"without columns or channels: give .* shape \(N, 1"):
         next(loader.batches(0, 1))

@@ -214,9 +214,7 @@ def test_what_training_cannot_fill_in_is_told(tmp_path):
     train = save(tmp_path / "train.csv", [[1, 2], [3, 4]], "a,y")
     other = save(tmp_path / "other.csv", [[1, 2], ["", 4]], "a,y")
     record = CsvDataset(train, "y").record()
-    with pytest.raises(
-        DataError, match=r"other.csv:3:a: missing value, which the training data do not"
-    ):
+    with pytest.raises(DataError, match=r"other.csv:3:a: missing value, which the training"):
         CsvDataset(other, "y", missing="mean").use_record(record)
 
 

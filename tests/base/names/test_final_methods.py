@@ -41,9 +41,7 @@ STOCK = """
 @pytest.mark.parametrize("name", FINAL)
 def test_each_final_method_of_the_trainer_is_refused(name: str) -> None:
     line = overriding.__code__.co_firstlineno + 1
-    with pytest.raises(
-        ConfigError, match=rf"Mine overrides BaseTrainer\.{name}, which is"
-    ) as caught:
+    with pytest.raises(ConfigError, match=rf"Mine overrides BaseTrainer\.{name}, ") as caught:
         overriding(Trainer, name)
     assert f"test_final_methods.py:{line}: " in str(caught.value)
 
@@ -77,9 +75,7 @@ def test_a_mixin_before_the_trainer_counts_and_one_behind_it_does_not() -> None:
 
     class Behind(Trainer, Mixin): ...
 
-    with pytest.raises(
-        ConfigError, match=r"Mine, by way of Mixin, overrides BaseTrainer\.evaluate"
-    ):
+    with pytest.raises(ConfigError, match=r"Mine, by way of Mixin, overrides .*\.evaluate"):
 
         class Mine(Mixin, Trainer): ...
 
@@ -110,9 +106,7 @@ def test_a_final_method_of_the_users_own_counts(base: Any, kind: str) -> None:
 
 
 def test_metrics_have_final_methods_too() -> None:
-    with pytest.raises(
-        ConfigError, match=r"Mine overrides Metric.update, which is final: override _"
-    ):
+    with pytest.raises(ConfigError, match=r"overrides Metric.update, which is final: override _"):
 
         class Mine(Metric):
             def update(self, *args: Any) -> None: ...

@@ -114,11 +114,7 @@ def test_what_no_batch_gives_a_shape_is_named(monkeypatch: Any) -> None:
         ("- ReLU", "- {type: ReLU, nam: x}", "unknown key of a layer; did you mean 'name'"),
         ("- ReLU", "- {type: ReLU, name: stem}", "'stem' is the name of an earlier layer too"),
         ("- ReLU", "- {type: ReLU, name: a.b}", "'a.b' is not a valid name of a layer"),
-        (
-            "- ReLU",
-            "- {type: ReLU, name: '0'}",
-            "'0' is not a valid name of a layer",
-        ),  # that of the first
+        ("- ReLU", "- {type: ReLU, name: '0'}", "'0' is not a valid name of a layer"),
         ("- ReLU", "- {type: ReLU, name: train}", "'train' is not a valid name of a layer"),
         ("kernel_size: 1", "kernl_size: 1", "unknown argument for Conv2d; did you mean 'kernel_s"),
         ("num_features: 4", "num_features: x", "expected a whole number, found 'x'"),

@@ -199,9 +199,7 @@ def test_a_data_set_without_files_is_refused_by_name(where):
 def test_too_little_memory_is_told_before_anything_is_decoded(tmp_path, monkeypatch):
     source = make_images(tmp_path, [(1000, 1000)] * 4)
     monkeypatch.setattr(cache, "free_memory", lambda: 13_000_000)
-    with pytest.raises(
-        DataError, match=r"4 images need 12 MB decoded, 13 MB are free.*cache: disk"
-    ):
+    with pytest.raises(DataError, match=r"images need 12 MB decoded, 13 MB are free.*: disk"):
         cached(source, "memory")
     assert source.decoded() == []
     monkeypatch.setattr(cache, "free_memory", lambda: 14_000_000)
@@ -414,9 +412,7 @@ def test_too_little_room_for_addresses_is_a_clear_error(tmp_path, monkeypatch):
 
     source = make_images(tmp_path / "images", UNIFORM)
     monkeypatch.setattr("base.datasets.cache.pixels.mmap.mmap", refuse)
-    with pytest.raises(
-        DataError, match=r"cannot be mapped .*: Cannot allocate memory; raise the l"
-    ):
+    with pytest.raises(DataError, match=r"cannot be mapped .*: Cannot allocate memory; raise"):
         cached(source, "memory", tmp_path / "cache")
 
 
@@ -459,9 +455,7 @@ def test_an_error_of_a_users_own_reader_is_told_with_the_place(tmp_path, where, 
 def test_an_image_that_is_not_as_its_header_says_is_refused(tmp_path, where, monkeypatch):
     source = make_images(tmp_path / "images", UNIFORM)
     monkeypatch.setattr(source, "image", lambda _: torch.zeros(3, 6, 5))
-    with pytest.raises(
-        DataError, match=r"0\.png: decodes to torch\.float32 \(3, 6, 5\), not uint8"
-    ):
+    with pytest.raises(DataError, match=r"0\.png: decodes to .*float32 \(3, 6, 5\), not uint8"):
         cached(source, where, tmp_path / "cache")
 
 

@@ -153,8 +153,7 @@ ADDED = {  # what each after logs, beside train/loss and valid/loss
 
 
 @pytest.mark.parametrize(
-    "path",
-    [*(path for path in CONFIGS if "gan" not in path), "config/first_generation.json"],
+    "path", [*(path for path in CONFIGS if "gan" not in path), "config/first_generation.json"]
 )
 def test_an_after_trains_and_lowers_its_loss(project: Project, path: str) -> None:
     run = project.train("-c", path)

@@ -10,17 +10,11 @@ from pathlib import Path
 
 import pytest
 from digest import digest
+from stores import flip
 from workplace import Workplace
 
 pytestmark = pytest.mark.end_to_end
 Rows = Callable[[Path], list[dict[str, str]]]
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle of a file."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -48,11 +48,7 @@ def test_a_run_stops_before_the_step_and_goes_on_to_the_same_bits_without_the_fa
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 @pytest.mark.parametrize(("row", "factor"), CASES)
 def test_a_run_that_drops_the_step_ends_and_resumes_exactly(
-    tmp_path_factory: pytest.TempPathFactory,
-    trials: Trials,
-    row: str,
-    factor: float,
-    policy: str,
+    tmp_path_factory: pytest.TempPathFactory, trials: Trials, row: str, factor: float, policy: str
 ) -> None:
     draw = random.Random(row + policy)
     for _ in range(trials.count(1, 10)):

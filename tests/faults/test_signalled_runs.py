@@ -53,11 +53,7 @@ def moments(trials: Trials, draw: random.Random, few: int, many: int) -> list[tu
     ],
 )
 def test_asked_to_stop_at_any_moment_a_run_goes_on_to_the_same_bits(
-    whole: str,
-    trials: Trials,
-    row: str,
-    number: signal.Signals,
-    code: int,
+    whole: str, trials: Trials, row: str, number: signal.Signals, code: int
 ) -> None:
     draw = random.Random(row)
     for phase, at in moments(trials, draw, few=6 if row == "F07" else 2, many=60):

@@ -9,15 +9,7 @@ from torch.nn import functional as F
 
 from base.errors import TrainingError
 from base.training.metrics import build_metrics
-from model.metric import (
-    F1,
-    ConfusionMatrix,
-    Precision,
-    Recall,
-    accuracy,
-    top_k_acc,
-    top_k_accuracy,
-)
+from model.metric import F1, ConfusionMatrix, Precision, Recall, accuracy, top_k_acc, top_k_accuracy
 
 torch.manual_seed(0)
 N_CLASSES = 5
@@ -65,11 +57,7 @@ def test_the_confusion_matrix_counts_true_classes_in_rows():
 @pytest.mark.parametrize("output", [OUTPUT, F.one_hot(TARGET % 2, N_CLASSES).float()])
 def test_scores_are_those_of_scikit_learn(output):
     true, taken = TARGET.tolist(), output.argmax(dim=1).tolist()
-    scorers = {
-        Precision: sk.precision_score,
-        Recall: sk.recall_score,
-        F1: sk.f1_score,
-    }
+    scorers = {Precision: sk.precision_score, Recall: sk.recall_score, F1: sk.f1_score}
     for metric_class, scorer in scorers.items():
         metric = metric_class()
         for part, target in zip(output.split(SPLIT), TARGET.split(SPLIT), strict=True):

@@ -153,17 +153,13 @@ def test_activations_in_place_change_no_number(ready):
 
 IMAGES = torch.zeros(2, 3, 12, 12)
 WRONG = {
-    "LeNet, size": (
-        lambda: LeNet()(torch.zeros(2, 1, 32, 32)),
-        "takes images of shape (batch, 1, 28, 28)",
-    ),
+    "LeNet, size": (lambda: LeNet()(torch.zeros(2, 1, 32, 32)),
+     "takes images of shape (batch, 1, 28, 28)"),
     "LeNet, channels": (lambda: LeNet()(torch.zeros(2, 3, 28, 28)), "not (2, 3, 28, 28)"),
     "SmallCNN, channels": (lambda: SmallCNN(1)(IMAGES), "(batch, 1, height, width), not (2, 3, 12"),
     "SmallCNN, rows": (lambda: SmallCNN(3)(IMAGES[:, :, 0]), "not (2, 3, 12)"),
-    "ResNet, channels": (
-        lambda: ResNet(1, depth=8)(IMAGES),
-        "ResNet takes images of shape (batch, 1,",
-    ),
+    "ResNet, channels": (lambda: ResNet(1, depth=8)(IMAGES),
+     "ResNet takes images of shape (batch, 1,"),
     "ResNet, depth": (lambda: ResNet(depth=18), "depth is 6n + 2 (8, 14, 20, 32, 56), not 18"),
     "ResNet, no depth": (lambda: ResNet(depth=2), "not 2; or use blocks"),
     "ResNet, an empty stage": (lambda: ResNet(blocks=[2, 0]), "such as [2, 2], not [2, 0]"),
@@ -177,17 +173,13 @@ WRONG = {
     "discriminator, made for": (lambda: DCGANDiscriminator(image_size=4), "64, not 4"),
     "discriminator, size": (lambda: DCGANDiscriminator(channels=3)(IMAGES), "(batch, 3, 8, 8)"),
     "discriminator, norm": (lambda: DCGANDiscriminator(norm="off"), "not 'off'"),
-    "transformer, patches": (
-        lambda: TransformerClassifier(8, 3),
-        "patches of size 3 do not fill images of 8",
-    ),
+    "transformer, patches": (lambda: TransformerClassifier(8, 3),
+     "patches of size 3 do not fill images of 8"),
     "transformer, one side": (lambda: TransformerClassifier([8, 9], 2), "do not fill images of [8"),
     "transformer, heads": (lambda: TransformerClassifier(width=30), "a multiple of n_heads, 4"),
-    "transformer, size": (
-        lambda: TransformerClassifier([8, 12])(torch.zeros(2, 1, 12, 8)),
-        "(batch, 1, 8, 12), not (2, 1, 12, 8)",
-    ),
-}
+    "transformer, size": (lambda: TransformerClassifier([8, 12])(torch.zeros(2, 1, 12, 8)),
+     "(batch, 1, 8, 12), not (2, 1, 12, 8)"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -34,10 +34,7 @@ print("closed")
 @pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("script", "code", "printed", "last_line"),
-    [
-        (FAILING, 1, "", "ZeroDivisionError: division by zero"),
-        (STOPPED, 0, "closed", ""),
-    ],
+    [(FAILING, 1, "", "ZeroDivisionError: division by zero"), (STOPPED, 0, "closed", "")],
     ids=["an error that nobody catches", "workers stopped after their last batch"],
 )
 def test_a_process_ends_though_workers_live(

@@ -488,10 +488,7 @@ def test_the_list_shows_arguments_origin_and_purpose(project: Write) -> None:
     assert lines[0] == "model:"
     fault = "model/fails.py:1: ModuleNotFoundError: No module named 'nothing_here'"
     assert lines[1] == f"  Fails    cannot be used: {fault}"
-    assert lines[2:4] == [
-        "  Net(width, depth=2, **others)    model/model.py:3",
-        "      A net.",
-    ]
+    assert lines[2:4] == ["  Net(width, depth=2, **others)    model/model.py:3", "      A net."]
     optimizers = describe("optimizer")
     assert "AdamW(lr=0.001, betas=(0.9, 0.999), " in optimizers
     assert "    torch.optim.adamw\n      Implements AdamW" in optimizers

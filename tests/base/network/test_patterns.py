@@ -137,8 +137,7 @@ def test_a_type_that_only_holds_other_modules_is_told_with_what_is_in_them():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "suggestion"),
-    [("head.weight", "head"), ("model.stem.0", "stem.0")],
+    ("pattern", "suggestion"), [("head.weight", "head"), ("model.stem.0", "stem.0")]
 )
 def test_a_module_is_found_from_its_parameter_and_from_a_longer_name(pattern, suggestion):
     with pytest.raises(NoMatch) as raised:

@@ -58,3 +58,10 @@ def forge(path: Path, content: bytes) -> Path:
     facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     write_manifest(path, files={"state.pt": facts})
     return path
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

@@ -30,22 +30,22 @@ def new_project(script: Path, *words: str | Path) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("projects") / "Flower Finder"
-    done = new_project(ROOT / "new_project.py", target)
+def made(folder: Path, *words: str) -> Path:
+    done = new_project(ROOT / "new_project.py", folder, *words)
     assert done.returncode == 0, done.stderr
     assert "make train" in done.stdout
-    return target
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("projects") / "Flower Finder")
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project without any of the parts that can be left out."""
-    target = tmp_path_factory.mktemp("projects") / "bare"
-    done = new_project(ROOT / "new_project.py", target, "--without", ",".join(PARTS))
-    assert done.returncode == 0, done.stderr
-    return target
+    return made(tmp_path_factory.mktemp("projects") / "bare", "--without", ",".join(PARTS))
 
 
 def paths_in(folder: Path) -> set[str]:
@@ -204,9 +204,7 @@ def test_an_unknown_part_is_refused_with_the_nearest_and_all(tmp_path: Path) -> 
 
 def test_an_unknown_name_says_what_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("base.system.left_out.left_out", lambda root: ["shards", "tables"])
-    with pytest.raises(
-        NameFault, match=r"no dataset 'CsvDatasets' \(this project was made without"
-    ):
+    with pytest.raises(NameFault, match=r"no dataset 'CsvDatasets' \(this project was made"):
         find("dataset", "CsvDatasets")
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -423,19 +424,13 @@ def without_answers(copied: Path) -> None:
     (copied / "project/.copier-answers.yml").unlink()
 
 
-def from_an_archive(copied: Path) -> None:
-    write(copied / "project", {".copier-answers.yml": "name: project\nwithout: []\n"})
-    commit(copied / "project")
-
-
-def from_elsewhere(copied: Path) -> None:
-    write(copied / "project", {".copier-answers.yml": "_commit: v0.2.7\nname: project\n"})
+def with_answers(copied: Path, answers: str) -> None:
+    write(copied / "project", {".copier-answers.yml": f"{answers}name: project\n"})
     commit(copied / "project")
 
 
 def from_a_newer_one(copied: Path) -> None:
-    write(copied / "project", {".copier-answers.yml": "_commit: v0.3.0\nname: project\n"})
-    commit(copied / "project")
+    with_answers(copied, "_commit: v0.3.0\n")
     git(copied / "kindling", "checkout", "-q", "v0.2.0")
 
 
@@ -449,12 +444,14 @@ def by_an_archive(copied: Path) -> None:
         (without_git, "is not kept by git", "git init && git add -A && git commit"),
         (without_a_commit, "is not committed", "git add -A && git commit"),
         (without_answers, "has no .copier-answers.yml", "Make a new one"),
-        (from_an_archive, "does not say which version", "add the line `_commit: v0.2.0`"),
-        (from_elsewhere, "does not have version v0.2.7", "git fetch --tags"),
+        (partial(with_answers, answers=""), "does not say which version",
+         "add the line `_commit: v0.2.0`"),
+        (partial(with_answers, answers="_commit: v0.2.7\n"), "does not have version v0.2.7",
+         "git fetch --tags"),
         (from_a_newer_one, "older than the project's v0.3.0", "git pull"),
         (by_an_archive, "is not a git clone of Kindling", "new_project.py of a clone"),
     ],
-)
+)  # fmt: skip
 def test_what_an_update_lacks_is_said_in_one_line(
     copied: Path, spoil: Callable[[Path], None], words: str, advice: str
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import signal
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,12 @@ import pytest
 import torch
 from digest import digest, digest_of, loss_log
 
-from base.callbacks import Callback
 from base.checkpoint.store import read
 from base.config import load_config
 from base.run.build import build_experiment
 from base.run.session import open_folder
 from base.system.signals import InterruptedRunError
-from tests.base.toy import train_in
+from tests.base.toy import StopAt, train_in
 from trainer.trainer import Trainer
 
 # Dropout, random shifts, averages, a rate that changes each step, clipping, two losses, metrics of
@@ -35,17 +34,6 @@ loss:
 metrics: [accuracy, {type: accuracy, name: whole, over: epoch}]
 trainer: {epochs: 2, ema: {decay: 0.9}, tensorboard: false, log_every: 2 steps}
 """
-
-
-class StopAt(Callback):
-    """Asks for a stop after one step, as SIGTERM does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, trainer: Any) -> None:
-        if trainer.progress.step == self.step:
-            trainer.signals.stop = signal.SIGTERM
 
 
 def run(
@@ -86,19 +74,29 @@ def test_every_cut_resumes_to_the_same_bits(tmp_path: Path, accumulate: int) -> 
         assert digest(folder) == whole, f"cut after step {cut}"
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of a whole run."""
+    return digest(run(tmp_path_factory.mktemp("plain"), []))
+
+
+@pytest.fixture(scope="module")
+def cut_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after its third step, of ten."""
+    return run(tmp_path_factory.mktemp("cut"), [], stop_at=3)
+
+
 @pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (1, 2), (2, 2)])
 def test_the_number_of_workers_may_change_at_the_cut(
-    tmp_path: Path, before: int, after: int
+    tmp_path: Path, plain: str, before: int, after: int
 ) -> None:
     key = "data_loader.args.num_workers"
-    whole = digest(run(tmp_path, [f"{key}=0"]))
     folder = run(tmp_path, [f"{key}={before}"], stop_at=3)
     run(tmp_path, [f"{key}={after}"], resume=folder)
-    assert digest(folder) == whole
+    assert digest(folder) == plain
 
 
-def test_a_saved_state_in_mid_epoch_does_not_change_the_run(tmp_path: Path) -> None:
-    plain = digest(run(tmp_path, []))
+def test_a_saved_state_in_mid_epoch_does_not_change_the_run(tmp_path: Path, plain: str) -> None:
     assert digest(run(tmp_path, ["trainer.save_every=1 steps"])) == plain
 
 
@@ -116,10 +114,11 @@ def test_a_run_of_k_steps_goes_on_to_n(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "left_out", ["random", "progress", "optimizer.main", "schedule.main", "ema", "meters"]
 )
-def test_each_part_of_the_state_is_needed(tmp_path: Path, left_out: str, monkeypatch: Any) -> None:
+def test_each_part_of_the_state_is_needed(
+    tmp_path: Path, plain: str, cut_once: Path, left_out: str, monkeypatch: Any
+) -> None:
     """The oracle sees a fault: with one part not restored, the end differs."""
-    whole = digest(run(tmp_path, []))
-    folder = run(tmp_path, [], stop_at=3)
+    folder = Path(shutil.copytree(cut_once, tmp_path / cut_once.name))
     from base.run import session
 
     load = session.load_state_dicts
@@ -131,4 +130,4 @@ def test_each_part_of_the_state_is_needed(tmp_path: Path, left_out: str, monkeyp
     monkeypatch.setattr(session, "load_state_dicts", forgetful)
     with contextlib.suppress(ValueError):  # a schedule that is stepped too often refuses
         run(tmp_path, [], resume=folder)
-    assert digest(folder) != whole
+    assert digest(folder) != plain

@@ -60,15 +60,10 @@ def offline(monkeypatch):
 
 
 @pytest.fixture
-def make_digits(project_root, monkeypatch):
+def scripts(project_root, monkeypatch):
+    """Import a script of data/ by its name."""
     monkeypatch.syspath_prepend(project_root / "data")
-    return importlib.import_module("make_digits")
-
-
-@pytest.fixture
-def make_wine(project_root, monkeypatch):
-    monkeypatch.syspath_prepend(project_root / "data")
-    return importlib.import_module("make_wine")
+    return importlib.import_module
 
 
 # Files that ship
@@ -84,9 +79,9 @@ def test_they_have_the_sizes_and_hashes_that_their_page_states(project_root):
     assert found == [(f"{len(x):,}", hashlib.sha256(x).hexdigest()) for x in contents]
 
 
-def test_the_wines_are_those_of_scikit_learn(make_wine, project_root):
+def test_the_wines_are_those_of_scikit_learn(scripts, project_root):
     wines = pytest.importorskip("sklearn.datasets").load_wine()
-    tables = make_wine.tables()
+    tables = scripts("make_wine").tables()
     found = []
     for name, content in tables.items():
         assert content == (project_root / "data" / name).read_bytes()
@@ -101,8 +96,9 @@ def test_the_wines_are_those_of_scikit_learn(make_wine, project_root):
 # Digits
 
 
-def test_the_script_makes_the_same_bytes_again(make_digits, project_root):
+def test_the_script_makes_the_same_bytes_again(scripts, project_root):
     pytest.importorskip("sklearn")
+    make_digits = scripts("make_digits")
     content = make_digits.as_npz(make_digits.load())
     assert content == (project_root / "data/digits.npz").read_bytes()
 
@@ -228,9 +224,16 @@ def test_offline_one_line_names_the_files_and_the_folder(tmp_path, offline, capf
     assert socket.getdefaulttimeout() is None
 
 
-def test_without_download_nothing_is_fetched(tmp_path):
-    with pytest.raises(DataError, match=r"CIFAR10 is not in .* \(download is false\)"):
-        TorchvisionDataLoader("CIFAR10", tmp_path, download=False)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("CIFAR10", r"CIFAR10 is not in .* \(download is false\)"),
+        ("FashionMnist", r"named 'FashionMnist'; did you mean 'FashionMNIST'\?"),
+    ],
+)
+def test_without_download_nothing_is_fetched_and_an_unknown_set_is_named(tmp_path, name, message):
+    with pytest.raises(DataError, match=message):
+        TorchvisionDataLoader(name, tmp_path, download=False)
 
 
 @pytest.mark.slow
@@ -239,11 +242,6 @@ def test_torchvision_is_not_imported_until_it_is_needed(project_root):
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=project_root, check=False).returncode == 0
     )
-
-
-def test_an_unknown_set_is_named_with_its_neighbour(tmp_path):
-    with pytest.raises(DataError, match=r"named 'FashionMnist'; did you mean 'FashionMNIST'\?"):
-        TorchvisionDataLoader("FashionMnist", tmp_path)
 
 
 def test_cifar_pixels_become_channels_first(monkeypatch):

@@ -153,8 +153,7 @@ ADDED = {  # what each after logs, beside train/loss and valid/loss
 
 
 @pytest.mark.parametrize(
-    "path",
-    [*(path for path in CONFIGS if "gan" not in path), "config/first_generation.json"],
+    "path", [*(path for path in CONFIGS if "gan" not in path), "config/first_generation.json"]
 )
 def test_an_after_trains_and_lowers_its_loss(project: Project, path: str) -> None:
     run = project.train("-c", path)
@@ -413,10 +412,28 @@ def test_the_best_epoch_is_kept_between_two_saves(project: Project) -> None:
     assert best.name == f"step-{int(column(run, 'step')[0]):08}"
 
 
-def test_a_misspelt_monitor_ends_the_run_before_it_has_a_folder(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            ["trainer.monitor=max valid/acuracy"],
+            ConfigError,
+            r"'valid/acuracy'.*did you mean 'valid/accuracy'",
+        ),
+        (
+            ["metrics=[{type: top_k_accuracy, args: {k: 9}}]", "trainer.train_metrics=false"],
+            TrainingError,
+            "'top_k_accuracy' fails",
+        ),
+    ],
+    ids=["a misspelt monitor", "a fault in the validation"],
+)
+def test_a_slip_ends_the_run_before_it_has_a_folder(
+    project: Project, changes: list[str], error: type[Exception], message: str
+) -> None:
     before = set(Path("saved").glob("*/*"))
-    with pytest.raises(ConfigError, match=r"'valid/acuracy'.*did you mean 'valid/accuracy'"):
-        project.train("-c", "config/triples.yaml", "--set", "trainer.monitor=max valid/acuracy")
+    with pytest.raises(error, match=message):
+        project.train("-c", "config/triples.yaml", "--set", *changes)
     assert set(Path("saved").glob("*/*")) == before
 
 
@@ -468,14 +485,6 @@ def test_slips_in_a_config_are_told_together(project: Project, tmp_path: Path) -
         assert slip in text
     assert len(told.value.problems) == 3
     assert all(re.search(r"config\.json:\d+:\d+", each.where) for each in told.value.problems)
-
-
-def test_a_fault_in_the_validation_shows_before_training(project: Project) -> None:
-    before = set(Path("saved").glob("*/*"))
-    metric = "metrics=[{type: top_k_accuracy, args: {k: 9}}]"
-    with pytest.raises(TrainingError, match="'top_k_accuracy' fails"):
-        project.train("-c", "config/triples.yaml", "--set", metric, "trainer.train_metrics=false")
-    assert set(Path("saved").glob("*/*")) == before
 
 
 def test_the_short_options_of_the_page_exist() -> None:

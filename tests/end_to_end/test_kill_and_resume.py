@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from digest import digest, digest_of
+from faults.runs import WORKERS, newest_step
 from processes import Script
 from workplace import Workplace
 
@@ -19,13 +20,6 @@ from base.checkpoint.store import read
 
 pytestmark = pytest.mark.end_to_end
 Rows = Callable[[Path], list[dict[str, str]]]
-WORKERS = "data_loader.args.num_workers"
-
-
-def newest_step(place: Workplace) -> int:
-    """Return the step of the newest checkpoint of the only run; 0 for none."""
-    found = place.folder.glob("saved/*/*/checkpoints/step-????????")
-    return max((int(path.name[5:]) for path in found), default=0)
 
 
 def workers_of(script: Script) -> list[psutil.Process]:

@@ -10,17 +10,11 @@ from pathlib import Path
 
 import pytest
 from digest import digest
+from stores import flip
 from workplace import Workplace
 
 pytestmark = pytest.mark.end_to_end
 Rows = Callable[[Path], list[dict[str, str]]]
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle of a file."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -98,16 +92,6 @@ def test_a_longer_run_trains_on_at_the_rates_of_its_new_length(
     closed_form = [0.003 * (1 + math.cos(math.pi * epoch / n)) / 2 for n, epoch in curve]
     assert rates == pytest.approx(closed_form, rel=1e-9)
     assert "  lr at step 11   0     0.0015  follows the new schedule\n" in done.stdout
-
-
-@pytest.mark.parametrize("rate", ["nan", ".nan", "inf", ".inf", "-0.1", "1e999"])
-def test_a_rate_that_is_none_is_an_error_before_a_folder_is_made(
-    place: Workplace, rate: str
-) -> None:
-    done = place.run("-c", "tiny.yaml", f"--lr={rate}")
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"--set optimizer.args.lr={rate}: optimizer.args.lr: expected a ")
-    assert place.runs() == []
 
 
 def test_a_run_that_ended_in_mid_epoch_keeps_its_last_row(place: Workplace, rows: Rows) -> None:

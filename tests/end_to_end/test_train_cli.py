@@ -75,6 +75,7 @@ def test_a_structural_fault_is_told_at_once_and_without_torch(place: Workplace) 
         ("-c tiny.yaml --set model.type=DigitsNot", "did you mean 'DigitsNet'?"),
         ("-c tiny.yaml --set model.args.widht=3 loss.0.type=x", "did you mean 'width'?"),
         ("-c tiny.yaml --lr -1", "optimizer.args.lr: expected a number of at least 0, found -1"),
+        ("-c tiny.yaml --lr nan", "--set optimizer.args.lr=nan: optimizer.args.lr: expected a "),
         ("-c tiny.yaml --set trainer.monitor='max valid/acuracy'", "mean 'valid/accuracy'?"),
     ],
 )

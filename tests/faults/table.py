@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from workplace import Workplace
 
 ROWS = {
     "F01": "kill -9 at a random moment, then the same command again",
@@ -69,6 +70,7 @@ class Trials:
     """The trials of one test; its fixture fails the test when one of them has failed."""
 
     makes_many: bool
+    folders: pytest.TempPathFactory
     tried: int = 0
     failures: list[str] = field(default_factory=list)
 
@@ -89,6 +91,12 @@ class Trials:
             yield
         except (Exception, pytest.fail.Exception) as error:
             self.failures.append(f"{what}: {type(error).__name__}: {error}")
+
+    @contextmanager
+    def trial_in_folder(self, what: object) -> Iterator[Workplace]:
+        """Count one trial, in a folder of its own."""
+        with self.trial(what):
+            yield Workplace(self.folders.mktemp("trial"))
 
     @property
     def survived(self) -> int:
@@ -136,9 +144,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def trials(request: pytest.FixtureRequest) -> Iterator[Trials]:
+def trials(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Trials]:
     """How many trials to make, and their count."""
-    made = Trials(request.config.getoption("--faults") == "many")
+    made = Trials(request.config.getoption("--faults") == "many", tmp_path_factory)
     request.node.stash[TRIALS] = made
     yield made
     assert not made.failures, f"{len(made.failures)} of {made.tried} trials failed:\n" + "\n".join(

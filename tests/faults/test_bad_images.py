@@ -11,19 +11,17 @@ from bad_images import CONFIG, DAMAGES, make_images
 from digest import digest
 from faults.runs import check_failed, last_run
 from faults.table import Trials
-from workplace import Workplace
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.fault("F14")]
 READERS = ("num_workers=0", "workers=threads", "workers=processes")
 
 
 def test_damaged_images_stop_a_run_or_are_skipped_by_every_reader_and_after_a_kill(
-    tmp_path_factory: pytest.TempPathFactory, trials: Trials
+    trials: Trials,
 ) -> None:
     draw = random.Random(14)
     for number in range(trials.count(1, 25)):
-        with trials.trial(number):
-            place = Workplace(tmp_path_factory.mktemp("images"))
+        with trials.trial_in_folder(number) as place:
             paths = make_images(place.folder / "images", seed=number)
             damaged = draw.sample(paths, draw.randint(1, 8))
             for path in damaged:

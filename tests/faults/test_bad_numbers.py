@@ -33,13 +33,12 @@ def check_finite(folder: Path) -> None:
 
 @pytest.mark.parametrize(("row", "factor"), CASES)
 def test_a_run_stops_before_the_step_and_goes_on_to_the_same_bits_without_the_fault(
-    tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials, row: str, factor: float
+    whole: str, trials: Trials, row: str, factor: float
 ) -> None:
     draw = random.Random(row)
     for _ in range(trials.count(1, 20)):
         step = draw.randint(3, N_STEPS)  # the one before is saved
-        with trials.trial(f"step {step}"):
-            place = Workplace(tmp_path_factory.mktemp("bad"))
+        with trials.trial_in_folder(f"step {step}") as place:
             done = place.run("-c", "tiny.yaml", "--set", SAVING, inject=LossTimes(factor, (step,)))
             check_failed(done, "not finite", r"(at|after) step \d+")
             check_finite(last_run(place))
@@ -49,11 +48,7 @@ def test_a_run_stops_before_the_step_and_goes_on_to_the_same_bits_without_the_fa
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 @pytest.mark.parametrize(("row", "factor"), CASES)
 def test_a_run_that_drops_the_step_ends_and_resumes_exactly(
-    tmp_path_factory: pytest.TempPathFactory,
-    trials: Trials,
-    row: str,
-    factor: float,
-    policy: str,
+    tmp_path_factory: pytest.TempPathFactory, trials: Trials, row: str, factor: float, policy: str
 ) -> None:
     draw = random.Random(row + policy)
     for _ in range(trials.count(1, 10)):

@@ -22,12 +22,11 @@ BESIDE = "trainer.async_save=true"
 
 
 def test_killed_at_a_random_moment_a_run_ends_with_the_same_bits(
-    tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials
+    whole: str, trials: Trials
 ) -> None:
     draw = random.Random(31)
     for number in range(trials.count(1, 30)):
-        with trials.trial(number):
-            place = Workplace(tmp_path_factory.mktemp("killed"))
+        with trials.trial_in_folder(number) as place:
             words = (SAVING, BESIDE)
             script = place.start(*AUTO, *words, inject=SlowDisk(draw.choice([0, 0.001])))
             time.sleep(draw.uniform(0, 1.5))
@@ -49,12 +48,11 @@ def test_on_a_slow_disk_each_checkpoint_is_what_it_is_without_the_saver(
 
 
 def test_a_save_that_fails_beside_the_training_ends_the_run_soon(
-    tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials
+    whole: str, trials: Trials
 ) -> None:
     draw = random.Random(32)
     for number in range(trials.count(2, 30)):
-        with trials.trial(number):
-            place = Workplace(tmp_path_factory.mktemp("failing"))
+        with trials.trial_in_folder(number) as place:
             fault = FailAtCall(draw.randint(10, 400), errno.EIO, lasting=True)
             done = place.run("-c", "tiny.yaml", "--set", SAVING, BESIDE, inject=fault)
             if done.returncode == 0:  # all but tidying up was done

@@ -27,11 +27,10 @@ BUILD = "base.run.build.build_experiment"
 
 @pytest.mark.fault("F22")
 def test_of_two_that_go_on_with_a_run_at_once_exactly_one_does(
-    tmp_path_factory: pytest.TempPathFactory, cut: Path, whole: str, trials: Trials
+    cut: Path, whole: str, trials: Trials
 ) -> None:
     for number in range(trials.count(1, 50)):
-        with trials.trial(number):
-            place = Workplace(tmp_path_factory.mktemp("two"))
+        with trials.trial_in_folder(number) as place:
             folder = place.folder / "saved" / "tiny" / cut.name
             shutil.copytree(cut, folder)
             both = [place.start("-r") for _ in range(2)]

@@ -26,14 +26,13 @@ def seconds_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> float:
 
 @pytest.mark.fault("F01")
 def test_killed_at_a_random_moment_a_run_ends_with_the_same_bits(
-    tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials, seconds_of_a_run: float
+    whole: str, trials: Trials, seconds_of_a_run: float
 ) -> None:
     """Some are killed a second time, while they go on."""
     seed = random.randrange(10**6) if trials.makes_many else 1
     draw = random.Random(seed)
     for number in range(trials.count(3, 200)):
-        with trials.trial(f"seed {seed}, kill {number}"):
-            place = Workplace(tmp_path_factory.mktemp("killed"))
+        with trials.trial_in_folder(f"seed {seed}, kill {number}") as place:
             for _ in range(draw.choice([1, 1, 2])):
                 before = newest_step(place)
                 script = place.start(*AUTO, SAVING, f"{WORKERS}={draw.choice([0, 1, 2])}")
@@ -55,8 +54,7 @@ def test_killed_at_any_call_that_changes_the_disk_a_run_ends_with_the_same_bits(
     n_calls = count_calls(Workplace(tmp_path_factory.mktemp("counted")), every)
     assert n_calls > 50
     for at in trials.some(list(range(1, n_calls + 1)), few=3):
-        with trials.trial(f"call {at} of {n_calls}"):
-            place = Workplace(tmp_path_factory.mktemp("killed"))
+        with trials.trial_in_folder(f"call {at} of {n_calls}") as place:
             done = place.run(*AUTO, SAVING, inject=DieAtCall(at, every))
             assert done.returncode == -signal.SIGKILL
             check_goes_on(place, whole)

@@ -39,8 +39,7 @@ def test_an_io_error_at_any_call_of_a_run_loses_nothing(
     draw = random.Random(4)
     for at in draw.sample(range(1, n_calls + 1), trials.count(2, 60)):
         number = draw.choice([errno.EIO, errno.ENOSPC, errno.EACCES])
-        with trials.trial(f"call {at} of {n_calls}, error {number}"):
-            place = Workplace(tmp_path_factory.mktemp("failing"))
+        with trials.trial_in_folder(f"call {at} of {n_calls}, error {number}") as place:
             injected = FailAtCall(at, number, lasting=draw.random() < 0.5, every=every)
             done = place.run("-c", "tiny.yaml", "--set", SAVING, inject=injected)
             assert "Traceback" not in done.stderr, done.stderr

@@ -20,7 +20,6 @@ from faults.runs import (
     processes_in,
 )
 from faults.table import Trials
-from workplace import Workplace
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.fault("F15")]
 LONG = ("trainer.epochs=400", "lr_scheduler=null")
@@ -34,15 +33,14 @@ LONG = ("trainer.epochs=400", "lr_scheduler=null")
     ],
 )
 def test_a_worker_lost_at_any_moment_ends_the_run_soon(
-    tmp_path_factory: pytest.TempPathFactory, trials: Trials, number: signal.Signals, told: str
+    trials: Trials, number: signal.Signals, told: str
 ) -> None:
     draw = random.Random(number)
     for trial in range(trials.count(1, 20)):
-        with trials.trial(trial):
-            place = Workplace(tmp_path_factory.mktemp("worker"))
+        with trials.trial_in_folder(trial) as place:
             words = (SAVING, f"{WORKERS}=2", *LONG)
             script = place.start("-c", "tiny.yaml", "--set", *words, inject=WaitAtMost(2))
-            script.wait_until(lambda: newest_step(place) >= 2)  # noqa: B023
+            script.wait_until(lambda: newest_step(place) >= 2)
             time.sleep(draw.uniform(0, 0.3))
             lost = draw.choice(psutil.Process(script.pid).children()[:2])  # any two of four
             lost.send_signal(number)
@@ -57,12 +55,11 @@ def test_a_worker_lost_at_any_moment_ends_the_run_soon(
 
 
 def test_a_worker_that_fails_tells_where_and_the_run_goes_on_to_the_same_bits(
-    tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials
+    whole: str, trials: Trials
 ) -> None:
     draw = random.Random(15)
     for trial in range(trials.count(1, 20)):
-        with trials.trial(trial):
-            place = Workplace(tmp_path_factory.mktemp("worker"))
+        with trials.trial_in_folder(trial) as place:
             n_workers = draw.choice([0, 2])
             at = draw.randint(1, 7 if n_workers else 15)
             fault = RaiseIn("base.datasets.pipeline.Pipeline.with_targets", at)

@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import shutil
-import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,10 @@ from digest import digest, loss_log
 from faults.injections import FailAtFile, Pace, RaiseOsErrorIn
 from faults.runs import SAVING, check_failed, newest_step
 from faults.table import Trials
+from stand_ins import STAND_INS
 from workplace import TINY, Workplace
 
 pytestmark = pytest.mark.end_to_end
-
-STAND_INS: dict[str, Callable[[Path], object]] = {
-    "FIFO": os.mkfifo,
-    "device": lambda path: path.symlink_to("/dev/zero"),
-    "socket": lambda path: make_socket(path),
-    "folder": Path.mkdir,
-}
-
-
-def make_socket(path: Path) -> None:
-    """Leave a socket behind; its path is relative, as it may have 108 letters at most."""
-    with pytest.MonkeyPatch.context() as patch, socket.socket(socket.AF_UNIX) as one:
-        patch.chdir(path.parent)
-        one.bind(path.name)
-
 
 LOADER = """
 name: other

@@ -53,17 +53,11 @@ def moments(trials: Trials, draw: random.Random, few: int, many: int) -> list[tu
     ],
 )
 def test_asked_to_stop_at_any_moment_a_run_goes_on_to_the_same_bits(
-    tmp_path_factory: pytest.TempPathFactory,
-    whole: str,
-    trials: Trials,
-    row: str,
-    number: signal.Signals,
-    code: int,
+    whole: str, trials: Trials, row: str, number: signal.Signals, code: int
 ) -> None:
     draw = random.Random(row)
     for phase, at in moments(trials, draw, few=6 if row == "F07" else 2, many=60):
-        with trials.trial(f"{phase}, entry {at}"):
-            place = Workplace(tmp_path_factory.mktemp("stopped"))
+        with trials.trial_in_folder(f"{phase}, entry {at}") as place:
             words = [SAVING, f"{WORKERS}={draw.choice([0, 2])}"]
             if phase == "the start of workers":
                 words[1] = f"{WORKERS}=2"
@@ -87,13 +81,10 @@ def test_a_worker_that_is_at_work_while_another_starts_ends_with_the_run(place: 
 
 
 @pytest.mark.fault("F08")
-def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing(
-    tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials
-) -> None:
+def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing(whole: str, trials: Trials) -> None:
     draw = random.Random(8)
     for phase, at in moments(trials, draw, few=2, many=40):
-        with trials.trial(f"{phase}, entry {at}"):
-            place = Workplace(tmp_path_factory.mktemp("stopped"))
+        with trials.trial_in_folder(f"{phase}, entry {at}") as place:
             words = [SAVING, f"{WORKERS}=2"]
             injected = SignalIn(signal.SIGINT, PHASES[phase], at, again_after=draw.uniform(0, 0.01))
             done = place.run("-c", "tiny.yaml", "--set", *words, inject=injected)
@@ -105,13 +96,10 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing(
 
 
 @pytest.mark.fault("F09")
-def test_sigusr1_at_any_moment_changes_nothing(
-    tmp_path_factory: pytest.TempPathFactory, whole: str, trials: Trials
-) -> None:
+def test_sigusr1_at_any_moment_changes_nothing(whole: str, trials: Trials) -> None:
     draw = random.Random(9)
     for phase, at in moments(trials, draw, few=4, many=40):
-        with trials.trial(f"{phase}, entry {at}"):
-            place = Workplace(tmp_path_factory.mktemp("asked"))
+        with trials.trial_in_folder(f"{phase}, entry {at}") as place:
             words = ["trainer.save_every=100 epochs", f"{WORKERS}=2"]
             if phase in ("a save", "a prune"):
                 at = 1

@@ -172,8 +172,7 @@ def test_numbers_are_shown_as_people_read_them(name, value, shown):
 
 
 @pytest.mark.parametrize(
-    ("text", "width"),
-    [("loss", 4), ("精度", 4), ("\uff41", 2), ("é", 1), ("e\u0301", 1), ("", 0)],
+    ("text", "width"), [("loss", 4), ("精度", 4), ("\uff41", 2), ("é", 1), ("e\u0301", 1), ("", 0)]
 )
 def test_the_width_of_a_text_is_counted_in_cells(text, width):
     assert text_width(text) == width

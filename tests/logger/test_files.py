@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 from pathlib import Path
 
 import pytest
+from stand_ins import STAND_INS
 
 from logger.files import (
     FileError,
@@ -20,27 +20,13 @@ from logger.files import (
 )
 
 
-def make_socket(path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch, socket.socket(socket.AF_UNIX) as one:
-        patch.chdir(path.parent)
-        one.bind(path.name)
-
-
-KINDS = {
-    "a FIFO": os.mkfifo,
-    "a folder": Path.mkdir,
-    "a socket": make_socket,
-    "a device": lambda path: path.symlink_to("/dev/zero"),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STAND_INS)
 def test_what_is_no_file_is_refused_to_readers_and_writers(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x"
-    KINDS[kind](path)
+    STAND_INS[kind](path)
     with pytest.raises(NotAFileError) as info:
         open_file(path)
-    assert str(info.value) == f"{kind}, not a file"
+    assert str(info.value) == f"a {kind}, not a file"
     assert info.value.filename == str(path)
     with pytest.raises(FileError, match=kind):
         append(path, b"x")

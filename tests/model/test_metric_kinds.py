@@ -361,18 +361,22 @@ def test_numbers_in_other_shapes_are_refused(made):
 # --- A run that is stopped ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+CASES = [
+    ("accuracy", SCORES, CLASSES, {"ignore_index": 0}),
+    ("accuracy", LOGITS, LABELS, {"threshold": 0.0}),
+    ("IoU", SCORES, CLASSES, {"ignore_index": 0}),
+    ("F1", MANY, MANY_LABELS, {"threshold": 0.0}),
+    ("AUROC", SCORES, CLASSES, {}), ("AveragePrecision", TIES, LABELS, {}),
+    ("MAE", NEAR, FAR, {}), ("RMSE", NEAR, FAR, {}), ("R2", NEAR, FAR, {}),
+]  # fmt: skip
+each_case = pytest.mark.parametrize(
     ("name", "output", "target", "args"),
-    [
-        ("accuracy", SCORES, CLASSES, {"ignore_index": 0}),
-        ("accuracy", LOGITS, LABELS, {"threshold": 0.0}),
-        ("IoU", SCORES, CLASSES, {"ignore_index": 0}),
-        ("F1", MANY, MANY_LABELS, {"threshold": 0.0}),
-        ("AUROC", SCORES, CLASSES, {}), ("AveragePrecision", TIES, LABELS, {}),
-        ("MAE", NEAR, FAR, {}), ("RMSE", NEAR, FAR, {}), ("R2", NEAR, FAR, {}),
-    ],
+    CASES,
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
+
+
+@each_case
 def test_an_epoch_that_is_resumed_in_the_middle_ends_the_same(name, output, target, args):
     cut, resumed = metric(name, **args), metric(name, **args)
     batches = list(zip(output.split(SPLIT), target.split(SPLIT), strict=True))
@@ -388,26 +392,19 @@ def test_an_epoch_that_is_resumed_in_the_middle_ends_the_same(name, output, targ
 
 
 @pytest.mark.gpu
-def test_the_same_on_a_gpu():
-    for name, output, target, args in [
-        ("accuracy", SCORES, CLASSES, {"ignore_index": 0}), ("IoU", SCORES, CLASSES, {}),
-        ("AUROC", SCORES, CLASSES, {}), ("R2", NEAR, FAR, {}), ("RMSE", NEAR, FAR, {}),
-        ("F1", MANY, MANY_LABELS, {"threshold": 0.0}),
-    ]:  # fmt: skip
-        on_gpu = measured(name, output.cuda(), target.cuda(), **args)
-        assert on_gpu == pytest.approx(measured(name, output, target, **args), rel=1e-6)
+@each_case
+def test_the_same_on_a_gpu(name, output, target, args):
+    on_gpu = measured(name, output.cuda(), target.cuda(), **args)
+    assert on_gpu == pytest.approx(measured(name, output, target, **args), rel=1e-6)
 
 
-def test_epochs_do_not_mix():
-    for name, output, target, args in [
-        ("F1", MANY, MANY_LABELS, {"threshold": 0.0}), ("AUROC", LOGITS, LABELS, {}),
-        ("R2", NEAR, FAR, {}), ("RMSE", NEAR, FAR, {}), ("accuracy", SCORES, CLASSES, {}),
-    ]:  # fmt: skip
-        made = metric(name, **args)
-        made.update(-output[:40], target[:40])
-        made.reset()
-        made.update(output, target)
-        assert made.compute() == pytest.approx(measured(name, output, target, **args))
+@each_case
+def test_epochs_do_not_mix(name, output, target, args):
+    made = metric(name, **args)
+    made.update(-output[:40], target[:40])
+    made.reset()
+    made.update(output, target)
+    assert made.compute() == pytest.approx(measured(name, output, target, **args))
 
 
 def test_a_class_that_no_output_stands_for_is_an_error():

@@ -13,7 +13,7 @@ from base.names.registry import find
 from base.network.patterns import match_parameters
 from base.network.shape_errors import explain_shape_errors
 from model.gan import DCGANDiscriminator, DCGANGenerator
-from model.model import DigitsNet, LeNet, SmallCNN
+from model.model import MLP, DigitsNet, LeNet, MnistModel, SmallCNN
 from model.resnet import ResidualBlock, ResNet
 from model.transformer import TransformerClassifier
 from model.unet import UNet
@@ -61,8 +61,14 @@ DISCRIMINATORS = {
     for size in SIZES
     for norm in NORMS
 }
-LENETS = {"LeNet": (partial(LeNet, 6), (1, 28, 28), (6,))}
-READY = {**CLASSIFIERS, **UNETS, **GENERATORS, **DISCRIMINATORS, **LENETS}
+SMALL = {
+    "DigitsNet, wide": (partial(DigitsNet, 8, 3, 0.5), (1, 8, 8), (3,)),
+    "LeNet": (partial(LeNet, 6), (1, 28, 28), (6,)),
+    "MnistModel": (MnistModel, (1, 28, 28), (10,)),
+    "MLP": (partial(MLP, 12, [8, 6], 5, 0.2), (3, 4), (5,)),
+    "MLP, linear": (partial(MLP, 12, [], 2), (12,), (2,)),
+}
+READY = {**CLASSIFIERS, **UNETS, **GENERATORS, **DISCRIMINATORS, **SMALL}
 
 
 @pytest.fixture(params=READY)
@@ -147,10 +153,8 @@ def test_activations_in_place_change_no_number(ready):
 
 IMAGES = torch.zeros(2, 3, 12, 12)
 WRONG = {
-    "LeNet, size": (
-        lambda: LeNet()(torch.zeros(2, 1, 32, 32)),
-        "takes images of shape (batch, 1, 28, 28)",
-    ),
+    "LeNet, size": (lambda: LeNet()(torch.zeros(2, 1, 32, 32)),
+     "takes images of shape (batch, 1, 28, 28)"),
     "LeNet, channels": (lambda: LeNet()(torch.zeros(2, 3, 28, 28)), "not (2, 3, 28, 28)"),
     "SmallCNN, channels": (lambda: SmallCNN(1)(IMAGES), "(batch, 1, height, width), not (2, 3, 12"),
     "SmallCNN, rows": (lambda: SmallCNN(3)(IMAGES[:, :, 0]), "not (2, 3, 12)"),
@@ -180,11 +184,9 @@ WRONG = {
     ),
     "transformer, one side": (lambda: TransformerClassifier([8, 9], 2), "do not tile images of [8"),
     "transformer, heads": (lambda: TransformerClassifier(width=30), "a multiple of n_heads, 4"),
-    "transformer, size": (
-        lambda: TransformerClassifier([8, 12])(torch.zeros(2, 1, 12, 8)),
-        "(batch, 1, 8, 12), not (2, 1, 12, 8)",
-    ),
-}
+    "transformer, size": (lambda: TransformerClassifier([8, 12])(torch.zeros(2, 1, 12, 8)),
+     "(batch, 1, 8, 12), not (2, 1, 12, 8)"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -248,9 +248,20 @@ def test_a_test_does_not_need_the_file(teacher_file: Path, tmp_path: Path) -> No
 # --- What does not fit ---------------------------------------------------------------------------
 
 
-def test_a_teacher_without_weights_is_reported() -> None:
-    text = TEXT.replace(", weights: TEACHER", "")
-    with pytest.raises(ConfigError, match=r"model\.args\.teacher: the teacher must be trained"):
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (", weights: TEACHER", "", r"model\.args\.teacher: the teacher must be trained"),
+        ("    student:", "    studnt:", "model: there is no 'student'; did you mean 'studnt'"),
+    ],
+    ids=["a teacher without weights", "no student"],
+)
+def test_networks_that_do_not_fit_are_told(
+    teacher_file: Path, old: str, new: str, message: str
+) -> None:
+    assert old in TEXT
+    text = TEXT.replace(old, new).replace("TEACHER", str(teacher_file))
+    with pytest.raises(ConfigError, match=message):
         make(text=text, trainer=DistillationTrainer)
 
 
@@ -258,26 +269,17 @@ def test_a_teacher_without_weights_is_reported() -> None:
     ("override", "arguments", "message"),
     [
         ("freeze=[]", {}, "freeze: an optimizer has parameters of the teacher"),
-        (
-            "freeze=[{match: 'teacher.*', until: 1 epoch}]",
-            {},
-            "freeze: an optimizer has parameters of the teacher",
-        ),
+        ("freeze=[{match: 'teacher.*', until: 1 epoch}]", {},
+         "freeze: an optimizer has parameters of the teacher"),
         ("seed=3", {"temperature": 0}, "temperature must be above 0"),
         ("seed=3", {"alpha": 1.5}, "alpha from 0 to 1"),
     ],
-)
-def test_what_makes_no_sense_is_reported(
+)  # fmt: skip
+def test_what_makes_no_sense_is_told(
     teacher_file: Path, override: str, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         built(teacher_file, override, **arguments)
-
-
-def test_a_model_without_a_student_is_reported(teacher_file: Path) -> None:
-    text = taught_by(teacher_file).replace("    student:", "    studnt:")
-    with pytest.raises(ConfigError, match="model: there is no 'student'; did you mean 'studnt'"):
-        make(text=text, trainer=DistillationTrainer)
 
 
 @pytest.mark.slow

@@ -256,8 +256,7 @@ def test_validation_changes_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_discriminator_that_knows_nothing_has_twice_log_2(smoothing: float) -> None:
-    text, _ = KINDS["dcgan"]
-    trainer = make(text=text, trainer=lambda made: GANTrainer(made, label_smoothing=smoothing))
+    trainer = make(text=GAN, trainer=partial(GANTrainer, label_smoothing=smoothing))
     nn.init.zeros_(trainer.model.discriminator.to_score.weight)
     nn.init.zeros_(trainer.model.discriminator.to_score.bias)
     real = torch.rand(4, 1, 8, 8)
@@ -266,8 +265,7 @@ def test_a_discriminator_that_knows_nothing_has_twice_log_2(smoothing: float) ->
 
 
 def test_with_smoothing_the_best_answer_to_real_images_is_short_of_certain() -> None:
-    text, _ = KINDS["dcgan"]
-    trainer = make(text=text, trainer=lambda made: GANTrainer(made, label_smoothing=0.1))
+    trainer = make(text=GAN, trainer=partial(GANTrainer, label_smoothing=0.1))
     trainer.opponent = nn.Flatten(0)
     real = torch.tensor([math.log(0.9 / 0.1)], requires_grad=True)  # a probability of 0.9
     fake = torch.tensor([-30.0], requires_grad=True)
@@ -298,8 +296,7 @@ def test_losses_of_lowered_scores_are_computed_in_full(kind: str) -> None:
 
 
 def test_images_are_taken_from_the_range_of_the_loader() -> None:
-    text, _ = KINDS["dcgan"]
-    trainer = make(text=text, trainer=lambda made: GANTrainer(made, image_range=(-3, 5)))
+    trainer = make(text=GAN, trainer=partial(GANTrainer, image_range=(-3, 5)))
     images = torch.tensor([-3.0, 1.0, 5.0])
     assert trainer.real_images([images, 0]).tolist() == [-1, 0, 1]
     assert trainer.real_images({"image": images, "label": 0}).tolist() == [-1, 0, 1]
@@ -482,9 +479,6 @@ def test_samples_that_are_no_images_are_reported_before_the_first_step() -> None
     with pytest.raises(ConfigError, match=r"trainer.type: .*Points.generate returned \(64, 2\)"):
         check(trainer)
     assert trainer.progress.step == 0
-
-
-# --- On real digits ------------------------------------------------------------------------------
 
 
 # --- On real digits ------------------------------------------------------------------------------

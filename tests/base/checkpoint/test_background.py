@@ -199,8 +199,7 @@ def test_weights_are_looked_at_once_where_a_state_is_saved_already(
     trainer = make("trainer.epochs=1")
     seen: list[int] = []
     monkeypatch.setattr(
-        "base.training.recovery.refuse_bad_weights",
-        lambda _, step: seen.append(step),
+        "base.training.recovery.refuse_bad_weights", lambda _, step: seen.append(step)
     )
     train_in(trainer, tmp_path)
     assert seen == [0, 5]  # at the begin, and not again at the end

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from processes import Done, Script
+from stores import flip
 from torch import Tensor, nn
 from toy import run, weights
 
@@ -39,12 +40,6 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def call(*words: str | Path) -> int:
     return main([str(word) for word in words])
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def test_inspect_tells_a_checkpoint_by_name_shape_and_dtype(

@@ -182,9 +182,7 @@ def test_another_protocol_is_refused_with_what_to_do(
     about = {"note": b"x", "state_dict": state()}  # of protocol 3 the bytes alone are different
     path = tmp_path / "a.pth"
     torch.save(about, path, _use_new_zipfile_serialization=new, pickle_protocol=protocol)
-    with pytest.raises(
-        CheckpointError, match=r"protocol 2 safely.*save it again with `torch\.save\("
-    ) as e:
+    with pytest.raises(CheckpointError, match=r"protocol 2 safely.*again with `torch\.save\(") as e:
         read_weights(path)
     assert "\n" not in str(e.value)
 
@@ -233,19 +231,19 @@ def test_objects_beside_the_weights_are_read_as_nothing(
     assert set(torch.serialization.get_safe_globals()) == allowed
 
 
-def test_an_object_among_the_weights_is_named(tmp_path: Path) -> None:
-    torch.save({**state(), "about": Path("x")}, tmp_path / "a.pth")
-    with pytest.raises(
-        CheckpointError, match=r"objects other than plain tensors, .*: 'about' is 'pathlib\.Po"
-    ):
-        read_weights(tmp_path / "a.pth")
-
-
-def test_a_sparse_weight_is_named(tmp_path: Path) -> None:
-    torch.save({"a": torch.eye(2).to_sparse()}, tmp_path / "a.pth")
-    with pytest.raises(
-        CheckpointError, match=r"objects other than plain tensors, .*: 'a' is 'torch\.sparse_coo"
-    ):
+@pytest.mark.parametrize(
+    ("among", "named"),
+    [
+        ({"about": Path("x")}, r"'about' is 'pathlib\.Po"),
+        ({"a": torch.eye(2).to_sparse()}, r"'a' is 'torch\.sparse_coo"),
+    ],
+    ids=["an object", "a sparse tensor"],
+)
+def test_what_is_no_plain_tensor_among_the_weights_is_named(
+    tmp_path: Path, among: dict[str, Any], named: str
+) -> None:
+    torch.save({**state(), **among}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=f"objects other than plain tensors, .*: {named}"):
         read_weights(tmp_path / "a.pth")
 
 

@@ -97,14 +97,6 @@ def test_a_run_and_a_checkpoint_give_their_weights(tmp_path: Path) -> None:
     assert all(weights(make(f"model.weights={newest}"))[n].equal(v) for n, v in trained.items())
 
 
-def test_a_run_with_averages_gives_these(tmp_path: Path) -> None:
-    trained = run(tmp_path / "run", "trainer.ema={decay: 0.9}")
-    (newest,) = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1:]
-    fresh = weights(make(f"model.weights={newest}"))
-    assert all(fresh[name].equal(value) for name, value in trained.ema.averages.items())
-    assert not fresh["head.weight"].equal(weights(trained)["head.weight"])
-
-
 def test_a_resume_keeps_the_table_of_what_was_loaded(tmp_path: Path) -> None:
     run(tmp_path / "first")
     words = f"model.weights={tmp_path / 'first'}"
@@ -116,32 +108,25 @@ def test_a_resume_keeps_the_table_of_what_was_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
+    ("name", "content", "expected"),
     [
-        (b"", "cannot be read as a file of weights: damaged: it is empty"),
-        (b"hello", "cannot be read as a file of weights: it was not written by torch.save"),
-        (None, "no such file"),
+        ("a.pth", b"", "cannot be read as a file of weights: damaged: it is empty"),
+        ("a.pth", b"hello", "as a file of weights: it was not written by torch.save"),
+        ("a.pth", None, "no such file"),
+        ("wieghts.pth", None, r"did you mean .*weights\.pth"),
+        ("x" * 300, None, "xxx: File name too long"),
     ],
+    ids=["empty", "text", "missing", "a near name", "a name that the system refuses"],
 )
 def test_a_file_that_is_none_is_told_in_one_line(
-    tmp_path: Path, content: bytes | None, expected: str
+    tmp_path: Path, name: str, content: bytes | None, expected: str
 ) -> None:
-    if content is not None:
-        (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match=expected) as raised:
-        read_weights(tmp_path / "a.pth")
-    assert "\n" not in str(raised.value)
-
-
-def test_a_name_that_the_system_refuses_is_told() -> None:
-    with pytest.raises(CheckpointError, match="xxx: File name too long"):
-        read_weights(Path("x" * 300))
-
-
-def test_a_near_name_is_told(tmp_path: Path) -> None:
     saved(tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"did you mean .*weights\.pth"):
-        read_weights(tmp_path / "wieghts.pth")
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=expected) as raised:
+        read_weights(tmp_path / name)
+    assert "\n" not in str(raised.value)
 
 
 def test_no_code_of_a_file_runs(tmp_path: Path) -> None:
@@ -151,12 +136,6 @@ def test_no_code_of_a_file_runs(tmp_path: Path) -> None:
     kind = f"{type(small()).__module__}.{type(small()).__qualname__}"
     assert f"which are not loaded: 'all of it' is {kind!r}" in str(raised.value)
     assert "\x1b" not in str(raised.value)
-
-
-def test_a_pattern_that_matches_no_weight_is_an_error(tmp_path: Path) -> None:
-    saved(tmp_path / "a.pth")
-    with pytest.raises(NoMatch, match=r"no weight matches 'fc\.\*'"):
-        load_pretrained(small(), section(tmp_path / "a.pth", skip=["fc.*"]))
 
 
 def test_torchvisions_networks_take_a_file(tmp_path: Path) -> None:
@@ -341,10 +320,7 @@ def test_many_misfits_are_told_in_a_screen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (
-            {"a": {"w": torch.zeros(1)}, "b": {"w": torch.zeros(1)}},
-            "several sets of weights: 'a', 'b'",
-        ),
+        ({name: {"w": torch.zeros(1)} for name in "ab"}, "several sets of weights: 'a', 'b'"),
         ({1: torch.zeros(1)}, "a name of a weight must be printable text, not 1"),
         ({"a\x1b[31m": torch.zeros(1)}, r"must be printable text, not 'a\\x1b\[31m'"),
         ({}, "it holds no weights, but a dict, of nothing"),
@@ -363,23 +339,18 @@ def test_what_holds_no_one_set_of_weights_is_told(
 def test_averages_are_taken_or_not(tmp_path: Path) -> None:
     trained = run(tmp_path / "run", "trainer.ema={decay: 0.9}")
     (newest,) = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1:]
-    for path in (newest, newest / "state.pt"):
-        own, averaged = read_weights(path, ema=False), read_weights(path)
+    fresh = weights(make(f"model.weights={newest}"))
+    assert all(fresh[name].equal(value) for name, value in trained.ema.averages.items())
+    (tmp_path / "lone.pt").write_bytes((newest / "state.pt").read_bytes())  # without a manifest
+    for path in (newest, newest / "state.pt", tmp_path / "lone.pt"):
+        own, averaged = read_weights(path, ema=False), read_weights(path, ema=True)
         assert own["head.weight"].equal(weights(trained)["head.weight"])
-        assert averaged["head.weight"].equal(trained.ema.averages["head.weight"])
+        assert all(averaged[name].equal(value) for name, value in trained.ema.averages.items())
+        assert averaged["head.weight"].equal(read_weights(path)["head.weight"])
+        assert not averaged["head.weight"].equal(own["head.weight"])
     saved(tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="has no averaged weights"):
         read_weights(tmp_path / "a.pt", ema=True)
-
-
-def test_a_state_without_its_manifest_gives_the_averages_too(tmp_path: Path) -> None:
-    trained = run(tmp_path / "run", "trainer.ema={decay: 0.9}")
-    (newest,) = sorted((tmp_path / "run/checkpoints").glob("step-*"))[-1:]
-    (newest / "state.pt").rename(tmp_path / "lone.pt")
-    averaged = read_weights(tmp_path / "lone.pt", ema=True)
-    assert all(averaged[name].equal(value) for name, value in trained.ema.averages.items())
-    own = read_weights(tmp_path / "lone.pt", ema=False)
-    assert own["head.weight"].equal(weights(trained)["head.weight"])
 
 
 @pytest.mark.parametrize("in_background", [False, True])

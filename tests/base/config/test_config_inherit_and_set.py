@@ -43,18 +43,19 @@ def tree(value):
     return Node({name: tree(child) for name, child in value.items()} if is_section else value)
 
 
-@pytest.mark.parametrize("word", ["AdamW", "{type: AdamW}"])
-def test_a_new_type_drops_the_arguments_of_the_old(write, word):
+@pytest.mark.parametrize(
+    ("word", "type_", "args"),
+    [
+        *((word, "AdamW", {}) for word in ("AdamW", "{type: AdamW}")),
+        *((word, "SGD", {"lr": 0.1, "momentum": 0.9}) for word in ("SGD", "{type: SGD}")),
+    ],
+)
+def test_a_new_type_drops_the_arguments_of_the_old_and_the_same_keeps_them(
+    write, word, type_, args
+):
     write(PARENT, "p.yaml")
     optimizer = load_config(write(f"inherit: p.yaml\noptimizer: {word}\n"))["optimizer"]
-    assert (optimizer["type"], optimizer["args"], optimizer["clip_norm"]) == ("AdamW", {}, 1.0)
-
-
-@pytest.mark.parametrize("word", ["SGD", "{type: SGD}"])
-def test_the_same_type_keeps_the_arguments(write, word):
-    write(PARENT, "p.yaml")
-    optimizer = load_config(write(f"inherit: p.yaml\noptimizer: {word}\n"))["optimizer"]
-    assert optimizer["args"] == {"lr": 0.1, "momentum": 0.9}
+    assert (optimizer["type"], optimizer["args"], optimizer["clip_norm"]) == (type_, args, 1.0)
 
 
 def test_a_type_changed_deep_inside_arguments_drops_its_arguments_too():

@@ -128,33 +128,23 @@ def test_monitors_become_the_names_of_our_logs(changed, theirs, ours):
     assert changed(trainer__monitor=theirs)["trainer"]["monitor"] == ours
 
 
+NEVER = (0, -1, float("inf"), "inf", ..., None, 1e12, False)
+
+
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        (10, 10),
-        (10.0, 10),
-        (0, None),
-        (-1, None),
-        (float("inf"), None),
-        ("inf", None),
-        (..., None),
-        (None, None),
-        (1e12, None),
-        (False, None),
-    ],
+    ("theirs", "ours"), [(10, 10), (10.0, 10), *((value, None) for value in NEVER)]
 )
 def test_early_stop_is_off_as_descendants_write_it(changed, theirs, ours):
     assert changed(trainer__early_stop=theirs)["trainer"]["early_stop"] == ours
 
 
-@pytest.mark.parametrize("scheduler", [..., None, {}])
-def test_no_scheduler_is_none(changed, scheduler):
-    assert changed(lr_scheduler=scheduler)["lr_scheduler"] is None
-
-
-@pytest.mark.parametrize("metrics", [..., None, []])
-def test_no_metrics_are_an_empty_list(changed, metrics):
-    assert changed(metrics=metrics)["metrics"] == []
+@pytest.mark.parametrize(
+    ("key", "values", "ours"),
+    [("lr_scheduler", (..., None, {}), None), ("metrics", (..., None, []), [])],
+)
+def test_what_is_left_empty_is_none(changed, key, values, ours):
+    for value in values:
+        assert changed(**{key: value})[key] == ours
 
 
 def test_a_loss_may_have_arguments(changed):

@@ -121,24 +121,18 @@ def test_sections_in_a_list_too(read):
     assert config.notes == ["kept in extra, unused by Kindling: loss.0.module"]
 
 
+LOADER_NAMES = {
+    "data_loader": "train_loader train_data_loader training_loader train_dataloader dataloader "
+                   "loader data_loader_train",
+    "valid_data_loader": "valid_loader val_loader validation_loader val_data_loader "
+                         "validation_data_loader",
+    "test_data_loader": "test_loader testing_dataloader",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours"),
-    [
-        ("train_loader", "data_loader"),
-        ("train_data_loader", "data_loader"),
-        ("training_loader", "data_loader"),
-        ("train_dataloader", "data_loader"),
-        ("dataloader", "data_loader"),
-        ("loader", "data_loader"),
-        ("data_loader_train", "data_loader"),
-        ("valid_loader", "valid_data_loader"),
-        ("val_loader", "valid_data_loader"),
-        ("validation_loader", "valid_data_loader"),
-        ("val_data_loader", "valid_data_loader"),
-        ("validation_data_loader", "valid_data_loader"),
-        ("test_loader", "test_data_loader"),
-        ("testing_dataloader", "test_data_loader"),
-    ],
+    [(name, ours) for ours in LOADER_NAMES for name in LOADER_NAMES[ours].split()],
 )
 def test_loaders_go_by_many_names(read, faults, theirs, ours):
     section = {"type": "Mine", "args": {"n": 7}}
@@ -161,26 +155,18 @@ def test_a_data_loader_may_have_parts(read, key):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (
-            {"data_loader": ..., "train_loader": {"type": "A"}, "training_loader": {"type": "B"}},
-            "data_loader: missing; there are 'train_loader' at config.json:",
-        ),
-        (
-            {"val_loader": {"type": "A"}, "valid_loader": {"type": "B"}},
-            "call the one that it is `valid_data_loader`",
-        ),
-        (
-            {"data_loader": ..., "dataset": {"type": "A"}, "train_data": {"type": "B"}},
-            "data_loader: missing; is it 'dataset' or 'train_data'? Call it `data_loader`",
-        ),
-        (
-            {"data_loader": ..., "data": {"train": {"batch_size": 2, "datasets": []}}},
-            "data_loader: missing; is it 'data'?",
-        ),
+        ({"data_loader": ..., "train_loader": {"type": "A"}, "training_loader": {"type": "B"}},
+         "data_loader: missing; there are 'train_loader' at config.json:"),
+        ({"val_loader": {"type": "A"}, "valid_loader": {"type": "B"}},
+         "call the one that it is `valid_data_loader`"),
+        ({"data_loader": ..., "dataset": {"type": "A"}, "train_data": {"type": "B"}},
+         "data_loader: missing; is it 'dataset' or 'train_data'? Call it `data_loader`"),
+        ({"data_loader": ..., "data": {"train": {"batch_size": 2, "datasets": []}}},
+         "data_loader: missing; is it 'data'?"),
         ({"lr_scheduler_type": "StepLR", "lr_scheduler_freq": 2}, "not each 2"),
         ({"trainer": {"epochs": 1, "monitor": "val_acc", "save_freq": 1}}, "expected 'min NAME'"),
     ],
-)
+)  # fmt: skip
 def test_what_has_two_meanings_is_an_error_that_names_them(read, changes, expected):
     with pytest.raises(ConfigError) as caught:
         read(MODERN, **changes)
@@ -249,24 +235,19 @@ def test_devices(read, changes, device, n_notes):
     assert (config["device"], len(config.notes), config.extra) == (device, n_notes, {})
 
 
+OTHERS = {**MODERN, "arch": ..., "model": "A"}
+
+
 @pytest.mark.parametrize(
     ("tree", "name", "is_theirs"),
     [
         (FIRST, "config.json", True),
         (FIRST, "config.yaml", True),
-        ({**MODERN, "arch": ..., "model": {"type": "A", "module_name": "m"}}, "config.json", True),
-        ({**MODERN, "arch": ..., "model": "A"}, "config.json", True),  # save_period
-        ({**MODERN, "arch": ..., "model": "A", "trainer": {"epochs": 1}}, "config.json", False),
-        (
-            {**MODERN, "arch": ..., "model": "A", "trainer": {"epochs": 1, "monitor": "min val_x"}},
-            "config.json",
-            True,
-        ),
-        (
-            {**MODERN, "arch": ..., "model": "A", "trainer": {"epochs": 1}, "memory": {}},
-            "x.json",
-            False,
-        ),
+        (OTHERS | {"model": {"type": "A", "module_name": "m"}}, "config.json", True),
+        (OTHERS, "config.json", True),  # save_period
+        (OTHERS | {"trainer": {"epochs": 1}}, "config.json", False),
+        (OTHERS | {"trainer": {"epochs": 1, "monitor": "min val_x"}}, "config.json", True),
+        (OTHERS | {"trainer": {"epochs": 1}, "memory": {}}, "x.json", False),
     ],
 )
 def test_which_files_are_in_that_format(read, tree, name, is_theirs):

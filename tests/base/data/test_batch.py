@@ -132,8 +132,7 @@ def test_a_batch_that_shows_no_number_of_samples_must_be_declared(batch: Any) ->
 
 
 @pytest.mark.parametrize(
-    ("size", "n"),
-    [("n", 3), ("x", 7), ({"item": "x", "dim": 1}, 4), ("names", 2)],
+    ("size", "n"), [("n", 3), ("x", 7), ({"item": "x", "dim": 1}, 4), ("names", 2)]
 )
 def test_a_declared_size_is_taken(size: Any, n: int) -> None:
     batch = {"x": torch.ones(7, 4), "n": torch.tensor(3), "names": ["p", "q"], "y": Y}

@@ -306,9 +306,7 @@ def test_weights_that_are_none_are_told_before_anything_is_read(values: Any, tex
 
 
 def test_a_name_that_nothing_has_is_told() -> None:
-    with pytest.raises(
-        ConfigError, match=r"batch.weight: Pairs has no 'v' with one number a sampl"
-    ):
+    with pytest.raises(ConfigError, match=r"batch.weight: Pairs has no 'v' with one number"):
         carrying(Pairs(), RULES | {"weight": "v"})
     with pytest.raises(ConfigError, match=r"its batches have 'x', 'y'"):
         carrying(Pairs("dict"), RULES | {"weight": "v"})

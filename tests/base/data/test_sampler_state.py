@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,35 +142,51 @@ def text_of(loader: str, n_workers: int = 0, epochs: int = 3) -> str:
 # --- Resume ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def end_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Return the last state of an uninterrupted run, which is trained once for each loader."""
+
+    @functools.cache
+    def train(loader: str) -> Any:
+        folder = tmp_path_factory.mktemp(loader)
+        run(folder, text=text_of(loader))
+        return read(folder)
+
+    return train
+
+
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("stop_at", [1, 5, 6, 8, 11])
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, loader: str, stop_at: int) -> None:
-    assert_resumes(tmp_path, stop_at=stop_at, text=text_of(loader))
+def test_a_resumed_run_is_the_uninterrupted_one(
+    tmp_path: Path, end_of: Any, loader: str, stop_at: int
+) -> None:
+    run(tmp_path, text=text_of(loader), stop_at=stop_at)
+    run(tmp_path, text=text_of(loader), resume=True)
+    assert_same(read(tmp_path), end_of(loader))
 
 
 @pytest.mark.parametrize("loader", ["hard", "noisy", "walking"])
-def test_the_number_of_workers_changes_nothing(tmp_path: Path, loader: str) -> None:
-    run(tmp_path / "none", text=text_of(loader))
-    run(tmp_path / "two", text=text_of(loader, n_workers=2), stop_at=7)
-    run(tmp_path / "two", text=text_of(loader, n_workers=1), resume=True)
-    assert_same(read(tmp_path / "two"), read(tmp_path / "none"))
+def test_the_number_of_workers_changes_nothing(tmp_path: Path, end_of: Any, loader: str) -> None:
+    run(tmp_path, text=text_of(loader, n_workers=2), stop_at=7)
+    run(tmp_path, text=text_of(loader, n_workers=1), resume=True)
+    assert_same(read(tmp_path), end_of(loader))
 
 
 @pytest.mark.parametrize("loader", ["hard", "walking", "stock"])
-def test_looking_at_batches_leaves_the_sampler_as_it_was(tmp_path: Path, loader: str) -> None:
+def test_looking_at_batches_leaves_the_sampler_as_it_was(
+    tmp_path: Path, end_of: Any, loader: str
+) -> None:
     class Looking(Trainer):
         def train_step(self, batch: Any) -> dict[str, Any]:
             if self.progress.step in (2, 7) and loader != "stock":
                 next(self.train_loader.batches(0, 1))
             return super().train_step(batch)
 
-    run(tmp_path / "plain", text=text_of(loader))
     made = make(text=text_of(loader), trainer=Looking)
     for _ in range(2):
         next(made.train_loader.batches(0, 1))  # as the checks before a training do
-    (tmp_path / "looked").mkdir()
-    train_in(made, tmp_path / "looked")
-    assert_same(read(tmp_path / "looked"), read(tmp_path / "plain"))
+    train_in(made, tmp_path)
+    assert_same(read(tmp_path), end_of(loader))
 
 
 @pytest.mark.parametrize("loader", ["stock", "batched"])

@@ -16,10 +16,7 @@ CLASSES = torch.tensor([0] * 61 + [1] * 25 + [2] * 14)[torch.randperm(100)]
 
 
 @given(
-    n=st.integers(5, 200),
-    seed=st.integers(0, 99),
-    folds=st.integers(2, 5),
-    stratify=st.booleans(),
+    n=st.integers(5, 200), seed=st.integers(0, 99), folds=st.integers(2, 5), stratify=st.booleans()
 )
 def test_folds_are_disjoint_and_together_all_samples(n, seed, folds, stratify):
     targets = torch.arange(n) % 3

@@ -197,9 +197,7 @@ def test_the_error_has_its_place_and_comes_before_training(key: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:Length of Iterable")
-def test_shares_that_are_not_even_do_not_pass_in_silence(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_shares_that_are_not_even_do_not_pass_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     """Ten items in blocks of 3, 3, 3 and 1 make seven batches of two; even shares make six."""
     loader = as_batches(DataLoader(Blocks(10), 2, num_workers=4), 3)
     assert len(loader) == 6

@@ -172,11 +172,15 @@ def test_targets_are_class_numbers_or_floats():
 IDX = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 4)])
 @pytest.mark.parametrize("kind", IDX)
-def test_idx_files_of_every_type_are_read(tmp_path, kind):
-    array = np.arange(24).reshape(2, 3, 4).astype(IDX[kind])
-    (tmp_path / "x").write_bytes(struct.pack(">HBB3I", 0, kind, 3, 2, 3, 4) + array.tobytes())
-    tensor = read_idx(tmp_path / "x")
+def test_idx_files_of_every_type_are_read(tmp_path, kind, shape, suffix):
+    array = RANDOM.randint(0, 127, shape).astype(IDX[kind])
+    header = struct.pack(f">HBB{len(shape)}I", 0, kind, len(shape), *shape)
+    content, path = header + array.tobytes(), tmp_path / f"x{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    tensor = read_idx(path)
     np.testing.assert_array_equal(tensor.numpy(), array)
     tensor.add_(1)  # it may be written to
 
@@ -190,9 +194,7 @@ def test_idx_files_make_a_data_set(tmp_path):
     dataset = build("dataset", {"type": "IdxDataset", "args": args})
     assert torch.equal(dataset.get_batch(torch.arange(2))[0], NCHW[:2, :1])
     assert dataset.targets.tolist() == [3, 1]
-    with pytest.raises(
-        DataError, match="images: sample 0: target 3 is not a class: classes are 0 to 2"
-    ):
+    with pytest.raises(DataError, match=r"images: sample 0: target 3 .*: classes are 0 to 2"):
         IdxDataset(**args, classes=3)
     with pytest.raises(DataError, match="none: no such file"):
         IdxDataset(str(tmp_path / "none"), args["labels"])
@@ -268,45 +270,25 @@ def test_a_number_beyond_float32_is_an_error_and_not_infinite(tmp_path):
         dataset.placed_on(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 4)])
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_idx_files_give_back_what_was_written(tmp_path, shape, suffix):
-    array = np.random.RandomState(0).randint(0, 256, shape, dtype=np.uint8)
-    content = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + array.tobytes()
-    path = tmp_path / f"x-ubyte{suffix}"
-    path.write_bytes(gzip.compress(content) if suffix else content)
-    assert torch.equal(read_idx(path), torch.from_numpy(array))
-
-
 WHOLE = struct.pack(">HBB2I", 0, 8, 2, 2, 3) + bytes(6)
 
 
-@pytest.mark.parametrize("length", range(len(WHOLE)))
-def test_a_cut_idx_file_is_reported(tmp_path, length):
-    path = tmp_path / "x-ubyte"
-    path.write_bytes(WHOLE[:length])
-    with pytest.raises(DataError, match="x-ubyte: not a whole IDX file"):
-        read_idx(path)
+NO_IDX = [WHOLE + b"x", b"PNG" + WHOLE, b"\0\0\x0d" + WHOLE[3:], b"\0\0\x08\0"]
+NO_GZIP = [b"not gzip", gzip.compress(WHOLE)[:-9], gzip.compress(WHOLE)[:15], b""]
 
 
 @pytest.mark.parametrize(
-    "content", [WHOLE + b"x", b"PNG" + WHOLE, b"\0\0\x0d" + WHOLE[3:], b"\0\0\x08\0"]
+    ("name", "content", "message"),
+    [
+        *(("x-ubyte", WHOLE[:length], "not a whole IDX file") for length in range(len(WHOLE))),
+        *(("x-ubyte", content, "not a whole IDX file") for content in NO_IDX),
+        *(("x-ubyte.gz", content, "") for content in NO_GZIP),
+    ],
 )
-def test_what_is_no_idx_file_of_bytes_is_reported(tmp_path, content):
-    path = tmp_path / "x-ubyte"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match="x-ubyte: not a whole IDX file"):
-        read_idx(path)
-
-
-@pytest.mark.parametrize(
-    "content", [b"not gzip", gzip.compress(WHOLE)[:-9], gzip.compress(WHOLE)[:15], b""]
-)
-def test_a_damaged_gzip_file_is_reported(tmp_path, content):
-    path = tmp_path / "x-ubyte.gz"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"x-ubyte\.gz: "):
-        read_idx(path)
+def test_what_is_no_whole_idx_file_is_reported(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: {message}"):
+        read_idx(tmp_path / name)
 
 
 def test_objects_in_an_npz_file_are_refused(tmp_path):

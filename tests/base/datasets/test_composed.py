@@ -107,17 +107,6 @@ def test_a_config_nests_them():
     assert torch.equal(dataset.targets[8:], dataset.targets[:3])
 
 
-def test_what_does_not_agree_is_told():
-    with pytest.raises(DataError, match=r"classes of data set 1 are \['0', '1'\], those of data"):
-        ConcatenatedDataset([arrays(3, 0), arrays(3, 0, n_classes=2)])
-    floats = InMemoryDataset(torch.zeros(2, 1), torch.zeros(2, 4))
-    numbers = InMemoryDataset(torch.zeros(2, 1), torch.tensor([0, 1]))
-    with pytest.raises(DataError, match=r"targets of data set 1 are torch.float32 \('n', 4\)"):
-        ConcatenatedDataset([numbers, floats])
-    with pytest.raises(DataError, match="give at least one"):
-        ConcatenatedDataset([])
-
-
 def test_a_choice_that_is_none_is_told(folder):
     whole = ImageFolderDataset(str(folder))
     for args in ({}, {"first": 2, "indices": [1]}):
@@ -142,17 +131,26 @@ def test_a_choice_that_is_none_is_told(folder):
         SubsetDataset(Own(), ids=str(folder / "ids.txt"))
 
 
+FLOATS = InMemoryDataset(torch.zeros(2, 1), torch.zeros(2, 4))
+NUMBERS = InMemoryDataset(torch.zeros(2, 1), torch.tensor([0, 1]))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: ConcatenatedDataset([3]), "datasets: expected .*found a value of type int"),
         (lambda: ConcatenatedDataset(SyntheticDataset(4)), "datasets: a list"),
+        (lambda: ConcatenatedDataset([]), "give at least one"),
+        (lambda: ConcatenatedDataset([arrays(3, 0), arrays(3, 0, n_classes=2)]),
+         r"classes of data set 1 are \['0', '1'\], those of data"),
+        (lambda: ConcatenatedDataset([NUMBERS, FLOATS]),
+         r"targets of data set 1 are torch.float32 \('n', 4\)"),
         (lambda: SubsetDataset(3, indices=[0]), "dataset: expected .*found a value of type int"),
         (lambda: SubsetDataset(SyntheticDataset(4), indices=3), "indices: a list"),
         (lambda: SubsetDataset(SyntheticDataset(4), first=-1), "no samples are chosen"),
     ],
-)
-def test_what_is_no_data_set_is_told(make, message):
+)  # fmt: skip
+def test_what_is_no_data_set_or_does_not_agree_is_told(make, message):
     with pytest.raises(DataError, match=message):
         make()
 

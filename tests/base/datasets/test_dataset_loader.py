@@ -120,10 +120,13 @@ def test_validation_and_test_data_of_their_own(folder):
     assert tested.split_validation() is None
 
 
-def test_the_same_files_must_not_train_and_validate(folder, tmp_path):
-    dataset = ImageFolderDataset(str(folder))
-    with pytest.raises(DataError, match=r"60 files are both training and validation data: .*000"):
-        DatasetLoader(dataset, 16, valid_dataset=ImageFolderDataset(str(folder)))
+@pytest.mark.parametrize(
+    ("argument", "part"), [("valid_dataset", "validation"), ("test_dataset", "test")]
+)
+def test_the_same_files_must_not_train_and_validate_or_test(folder, argument, part):
+    one, other = (ImageFolderDataset(str(folder)) for _ in range(2))
+    with pytest.raises(DataError, match=f"60 files are both training and {part} data: .*000"):
+        DatasetLoader(one, 16, **{argument: other})
 
 
 def test_classes_must_be_numbered_alike(folder, tmp_path):
@@ -262,12 +265,6 @@ def test_a_data_set_must_have_a_length_and_samples():
         DatasetLoader(Endless(), 4)
     with pytest.raises(DataError, match="InMemoryDataset is empty"):
         DatasetLoader(InMemoryDataset(PIXELS[:0], CLASSES[:0]), 4)
-
-
-def test_the_same_files_must_not_train_and_test(folder):
-    dataset = ImageFolderDataset(str(folder))
-    with pytest.raises(DataError, match="60 files are both training and test data"):
-        DatasetLoader(dataset, 16, test_dataset=ImageFolderDataset(str(folder)))
 
 
 @pytest.mark.parametrize("numbers", [[0.5, 0.5], [0.5] * 3])
@@ -424,7 +421,5 @@ def test_constants_and_large_numbers_with_small_differences_are_normalised():
 def test_single_numbers_have_no_columns_to_normalise():
     data = InMemoryDataset(torch.rand(8), torch.arange(8) % 2)
     loader = DatasetLoader(data, 4, normalize="auto", num_workers=0)
-    with pytest.raises(
-        DataError, match=r"without columns or channels: give inputs of shape \(N, 1"
-    ):
+    with pytest.raises(DataError, match=r"without columns or channels: give .* shape \(N, 1"):
         next(loader.batches(0, 1))

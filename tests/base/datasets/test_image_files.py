@@ -184,16 +184,23 @@ def test_a_wrong_label_is_told(folder, labels, classes, message):
     assert lines_of(error, folder) == ([message] if message else expected)
 
 
-def test_classes_must_be_names_of_their_own(folder):
-    list_file = write(folder, "dog/b.png x")
-    with pytest.raises(DataError, match="classes names 'x' twice"):
-        ImageListDataset(list_file, classes=["x", "y", "x"])
-    with pytest.raises(DataError, match="classes is empty"):
-        ImageListDataset(list_file, classes=[])
-    with pytest.raises(DataError, match="classes is 'xyz'; give a list of names"):
-        ImageListDataset(list_file, classes="xyz")
-    with pytest.raises(DataError, match="no task 'regresion'; did you mean 'regression'"):
-        ImageListDataset(list_file, task="regresion")
+@pytest.mark.parametrize(
+    ("content", "args", "message"),
+    [
+        ("dog/b.png x", {"classes": ["x", "y", "x"]}, "classes names 'x' twice"),
+        ("dog/b.png x", {"classes": []}, "classes is empty"),
+        ("dog/b.png x", {"classes": "xyz"}, "classes is 'xyz'; give a list of names"),
+        ("dog/b.png x", {"task": "regresion"}, "no task 'regresion'; did you mean 'regression'"),
+        (None, {}, r"list.txt: no such file; the current folder is"),
+        ("# nothing\n", {}, r"list.txt: no images are listed"),
+        ("dog/é.png 1", {}, r"list.txt: cannot be read as a text in UTF-8"),
+    ],
+)
+def test_a_list_or_an_argument_that_cannot_be_meant_is_told(folder, content, args, message):
+    if content is not None:
+        write(folder, content, encoding="latin-1")
+    with pytest.raises(DataError, match=message):
+        ImageListDataset(str(folder / "list.txt"), **args)
 
 
 def test_missing_files_are_all_named_at_the_start(folder):
@@ -213,15 +220,6 @@ def test_a_file_listed_twice_is_told_with_both_lines(folder):
         ImageListDataset(list_file)
     text = "list.txt:3: ./dog/b.png: listed already at list.txt:1: dog/b.png"
     assert lines_of(error, folder) == [text]
-
-
-def test_a_list_that_is_no_text_or_empty_is_told(folder):
-    with pytest.raises(DataError, match=r"list.txt: no such file; the current folder is"):
-        ImageListDataset(str(folder / "list.txt"))
-    with pytest.raises(DataError, match=r"list.txt: no images are listed"):
-        ImageListDataset(write(folder, "# nothing\n"))
-    with pytest.raises(DataError, match=r"list.txt: cannot be read as a text in UTF-8"):
-        ImageListDataset(write(folder, "dog/é.png 1", encoding="latin-1"))
 
 
 def test_a_damaged_image_is_named_with_its_line(folder):

@@ -71,8 +71,18 @@ def faults(project: Write) -> Callable[..., list[str]]:
 Faults = Callable[..., list[str]]
 
 
-def test_a_config_without_faults_passes(faults: Faults) -> None:
-    assert faults() == []
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"trainer": "{type: Coach, args: {patience: 5}, epochs: 1}"},
+        {"model": "{type: resnet18, args: {num_classes: 10, weights: null}}"},
+        {"data_loader": "{type: Loader, args: {dataset: {type: csv, path: x}, transform: own}}"},
+    ],
+    ids=["plain", "a trainer's argument", "torchvision", "mappings of the project's own form"],
+)
+def test_a_config_without_faults_passes(faults: Faults, sections: dict[str, str]) -> None:
+    assert faults(**sections) == []
 
 
 def test_the_shipped_config_passes(project_root: Path) -> None:
@@ -104,18 +114,6 @@ def test_all_faults_come_together_each_with_its_place(faults: Faults) -> None:
     assert "there is no loss 'nothing_like_it' (looked in model/, torch.nn" in found[5]
 
 
-def test_what_is_required_and_missing_is_named(faults: Faults) -> None:
-    (fault,) = faults(model="{type: Linear, args: {bias: false}}")
-    assert fault.endswith("Linear needs arguments in_features, out_features")
-    (fault,) = faults(lr_scheduler="{type: StepLR}")
-    assert fault.endswith("StepLR needs argument step_size")
-
-
-def test_far_names_are_answered_with_what_there_is(faults: Faults) -> None:
-    (fault,) = faults(optimizer="{type: Rprop, args: {zzz: 1}}")
-    assert "unknown argument for Rprop (it takes lr, etas, step_sizes, " in fault
-
-
 @pytest.mark.parametrize("name", sorted(FILLED_IN))
 def test_what_the_framework_fills_in_may_be_left_out(faults: Faults, name: str) -> None:
     others = "max_lr: 0.1" if name == "OneCycleLR" else ""
@@ -133,19 +131,6 @@ def test_lengths_of_schedulers_may_be_durations(faults: Faults) -> None:
     assert "lr_scheduler.args.step_size: expected a whole number, found 1.5" in fault
 
 
-def test_schedulers_within_schedulers_are_checked(faults: Faults) -> None:
-    inner = "[{type: LinearLR, args: {total_itres: 3}}, {type: CosineAnnealingLR}, {type: SteppLR}]"
-    found = faults(
-        lr_scheduler=f"{{type: SequentialLR, args: {{schedulers: {inner}, milestones: [2, 4]}}}}"
-    )
-    assert "args.schedulers.0.args.total_itres: unknown argument for LinearLR" in found[0]
-    assert "args.schedulers.2.type: there is no lr_scheduler 'SteppLR'" in found[1]
-    assert len(found) == 2
-    chained = "{type: ChainedScheduler, args: {schedulers: [{type: LinearLR}], optimizer: x}}"
-    (fault,) = faults(lr_scheduler=chained)
-    assert "'optimizer' is passed by Kindling" in fault
-
-
 def test_a_function_of_the_project_can_be_an_argument(faults: Faults) -> None:
     assert faults(lr_scheduler="{type: LambdaLR, args: {lr_lambda: halve}}") == []
     assert faults(lr_scheduler="{type: LambdaLR, args: {lr_lambda: [halve, halve]}}") == []
@@ -156,19 +141,95 @@ def test_a_function_of_the_project_can_be_an_argument(faults: Faults) -> None:
     assert "data_loader.args.collate_fn: there is no function 'pat'; did you mean 'pad'" in fault
 
 
-def test_datasets_and_transforms_within_a_loader_are_checked(faults: Faults) -> None:
-    found = faults(
-        data_loader="""
+FAULTS = {
+    "required and missing": (
+        {"model": "{type: Linear, args: {bias: false}}", "lr_scheduler": "{type: StepLR}"},
+        ["Linear needs arguments in_features, out_features", "StepLR needs argument step_size"],
+    ),
+    "a far name": (
+        {"optimizer": "{type: Rprop, args: {zzz: 1}}"},
+        ["unknown argument for Rprop (it takes lr, etas, step_sizes, "],
+    ),
+    "schedulers within a scheduler": (
+        {"lr_scheduler": """
+  type: SequentialLR
+  args:
+    schedulers:
+      [{type: LinearLR, args: {total_itres: 3}}, {type: CosineAnnealingLR}, {type: SteppLR}]
+    milestones: [2, 4]"""},
+        ["args.schedulers.0.args.total_itres: unknown argument for LinearLR",
+         "args.schedulers.2.type: there is no lr_scheduler 'SteppLR'"],
+    ),
+    "chained schedulers": (
+        {"lr_scheduler": "{type: ChainedScheduler, args: {schedulers: [{type: LinearLR}], "
+                         "optimizer: x}}"},
+        ["'optimizer' is passed by Kindling"],
+    ),
+    "data sets and transforms": (
+        {"data_loader": """
   type: Loader
   args:
     dataset: {type: MNIST, args: {transform: [{type: ToImage}, {type: Normalise}]}}
-    transform: {type: RandomCrop, args: {siez: 3}}"""
-    )
-    assert "data_loader.args.dataset.type: MNIST needs argument root" in found[0]
-    assert "args.dataset.args.transform.1.type: there is no transform 'Normalise'" in found[1]
-    assert "data_loader.args.transform.type: RandomCrop needs argument size" in found[2]
-    assert "data_loader.args.transform.args.siez: unknown argument for RandomCrop" in found[3]
-    assert len(found) == 4
+    transform: {type: RandomCrop, args: {siez: 3}}"""},
+        ["data_loader.args.dataset.type: MNIST needs argument root",
+         "args.dataset.args.transform.1.type: there is no transform 'Normalise'",
+         "data_loader.args.transform.type: RandomCrop needs argument size",
+         "data_loader.args.transform.args.siez: unknown argument for RandomCrop"],
+    ),
+    "parameter groups": (
+        {"optimizer": """
+  type: AdamW
+  param_groups:
+    - {match: "*", lr: 0.1, weight_decay: 0}
+    - {match: "*", momentum: 0.9, freeze: true}
+    - {match: "*", lr: fast}
+    - {match: "*", params: x}"""},
+        ["param_groups.1.momentum: unknown argument for AdamW",
+         "param_groups.2.lr: expected a number or a list of numbers, found 'fast'",
+         "param_groups.3.params: 'params' is passed by Kindling"],
+    ),
+    "initialisers": (
+        {"init": """
+  - {match: "*", weight: {type: kaiming_normal_, args: {nonlinearty: relu}}, bias: zeros}
+  - {match: "*", weight: {type: normal_, args: {std: 0.1, tensor: 1}}, bias: 0.5}
+  - {match: "*", weight: from_model}"""},
+        ["init.0.weight.args.nonlinearty: unknown argument for kaiming_normal_",
+         "init.1.weight.args.tensor: 'tensor' is passed by Kindling",
+         "init.2.weight.type: there is no init 'from_model'"],
+    ),
+    "several optimizers": (
+        {"optimizer": "", "optimizers": """
+  first: {type: Adam, params: "a.*", args: {lrr: 1}}
+  second: {type: SGD, params: "b.*", lr_scheduler: {type: StepLR, args: {gama: 1}}}"""},
+        ["optimizers.first.args.lrr: unknown argument for Adam",
+         "optimizers.second.lr_scheduler.type: StepLR needs argument step_size",
+         "optimizers.second.lr_scheduler.args.gama: unknown argument for StepLR"],
+    ),
+    "a trainer, without the experiment": (
+        {"trainer": "{type: Coach, args: {experiment: 1, patence: 5}, epochs: 1}"},
+        ["trainer.args.experiment: 'experiment' is passed by Kindling",
+         "trainer.args.patence: unknown argument for Coach; did you mean 'patience'?"],
+    ),
+    "a network of torchvision": (
+        {"model": "{type: resnet18, args: {num_clases: 10}}"},
+        ["unknown argument for resnet18; did you mean 'num_classes'?"],
+    ),
+    "an argument that torchvision's builder gives": (
+        {"model": "{type: resnet18, args: {layers: [2, 2, 2, 2]}}"},
+        ["unknown argument for resnet18"],
+    ),
+    "a value for the class of such a network": (
+        {"model": "{type: resnet18, args: {num_classes: ten}}"},
+        ["model.args.num_classes: expected a whole number, found 'ten'"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_told_in_order_with_their_place(faults: Faults, name: str) -> None:
+    sections, expected = FAULTS[name]
+    for fault, text in zip(faults(**sections), expected, strict=True):
+        assert text in fault
 
 
 def test_a_list_of_datasets_is_checked_and_built(faults: Faults, project: Write) -> None:
@@ -184,69 +245,6 @@ def test_a_list_of_datasets_is_checked_and_built(faults: Faults, project: Write)
     sections = [{"type": "Numbers", "args": {"n": n}} for n in (2, 3)]
     joined = build("dataset", {"type": "Joined", "args": {"datasets": sections}})
     assert [len(part) for part in joined.datasets] == [2, 3]
-
-
-def test_mappings_of_the_projects_own_form_are_left_alone(faults: Faults) -> None:
-    own = "{dataset: {type: csv, path: x}, transform: strong}"
-    assert faults(data_loader=f"{{type: Loader, args: {own}}}") == []
-
-
-def test_rules_of_parameter_groups_take_the_optimizers_arguments(faults: Faults) -> None:
-    found = faults(
-        optimizer="""
-  type: AdamW
-  param_groups:
-    - {match: "*", lr: 0.1, weight_decay: 0}
-    - {match: "*", momentum: 0.9, freeze: true}
-    - {match: "*", lr: fast}
-    - {match: "*", params: x}"""
-    )
-    assert "param_groups.1.momentum: unknown argument for AdamW" in found[0]
-    assert "param_groups.2.lr: expected a number or a list of numbers, found 'fast'" in found[1]
-    assert "param_groups.3.params: 'params' is passed by Kindling" in found[2]
-    assert len(found) == 3
-
-
-def test_rules_of_initialisation_name_initialisers(faults: Faults) -> None:
-    found = faults(
-        init="""
-  - {match: "*", weight: {type: kaiming_normal_, args: {nonlinearty: relu}}, bias: zeros}
-  - {match: "*", weight: {type: normal_, args: {std: 0.1, tensor: 1}}, bias: 0.5}
-  - {match: "*", weight: from_model}"""
-    )
-    assert "init.0.weight.args.nonlinearty: unknown argument for kaiming_normal_" in found[0]
-    assert "init.1.weight.args.tensor: 'tensor' is passed by Kindling" in found[1]
-    assert "init.2.weight.type: there is no init 'from_model'" in found[2]
-    assert len(found) == 3
-
-
-def test_a_trainers_arguments_are_checked_without_the_experiment(faults: Faults) -> None:
-    assert faults(trainer="{type: Coach, args: {patience: 5}, epochs: 1}") == []
-    found = faults(trainer="{type: Coach, args: {experiment: 1, patence: 5}, epochs: 1}")
-    assert "trainer.args.experiment: 'experiment' is passed by Kindling" in found[0]
-    assert "trainer.args.patence: unknown argument for Coach; did you mean 'patience'?" in found[1]
-
-
-def test_several_optimizers_are_checked_by_name(faults: Faults) -> None:
-    found = faults(
-        optimizer="",
-        optimizers="""
-  first: {type: Adam, params: "a.*", args: {lrr: 1}}
-  second: {type: SGD, params: "b.*", lr_scheduler: {type: StepLR, args: {gama: 1}}}""",
-    )
-    assert "optimizers.first.args.lrr: unknown argument for Adam" in found[0]
-    assert "optimizers.second.lr_scheduler.type: StepLR needs argument step_size" in found[1]
-    assert "optimizers.second.lr_scheduler.args.gama: unknown argument for StepLR" in found[2]
-
-
-def test_a_network_of_torchvision_is_checked_against_its_class(faults: Faults) -> None:
-    assert faults(model="{type: resnet18, args: {num_classes: 10, weights: null}}") == []
-    (fault,) = faults(model="{type: resnet18, args: {num_clases: 10}}")
-    assert "unknown argument for resnet18; did you mean 'num_classes'?" in fault
-    (fault,) = faults(model="{type: resnet18, args: {layers: [2, 2, 2, 2]}}")
-    assert "unknown argument for resnet18" in fault  # the builder gives it
-    (fault,) = faults(model="{type: resnet18, args: {num_classes: ten}}")
-    assert "model.args.num_classes: expected a whole number, found 'ten'" in fault
 
 
 CLASSES = """
@@ -490,10 +488,7 @@ def test_the_list_shows_arguments_origin_and_purpose(project: Write) -> None:
     assert lines[0] == "model:"
     fault = "model/fails.py:1: ModuleNotFoundError: No module named 'nothing_here'"
     assert lines[1] == f"  Fails    cannot be used: {fault}"
-    assert lines[2:4] == [
-        "  Net(width, depth=2, **others)    model/model.py:3",
-        "      A net.",
-    ]
+    assert lines[2:4] == ["  Net(width, depth=2, **others)    model/model.py:3", "      A net."]
     optimizers = describe("optimizer")
     assert "AdamW(lr=0.001, betas=(0.9, 0.999), " in optimizers
     assert "    torch.optim.adamw\n      Implements AdamW" in optimizers

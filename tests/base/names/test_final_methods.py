@@ -41,9 +41,7 @@ STOCK = """
 @pytest.mark.parametrize("name", FINAL)
 def test_each_final_method_of_the_trainer_is_refused(name: str) -> None:
     line = overriding.__code__.co_firstlineno + 1
-    with pytest.raises(
-        ConfigError, match=rf"Mine overrides BaseTrainer\.{name}, which is"
-    ) as caught:
+    with pytest.raises(ConfigError, match=rf"Mine overrides BaseTrainer\.{name}, ") as caught:
         overriding(Trainer, name)
     assert f"test_final_methods.py:{line}: " in str(caught.value)
 
@@ -77,9 +75,7 @@ def test_a_mixin_before_the_trainer_counts_and_one_behind_it_does_not() -> None:
 
     class Behind(Trainer, Mixin): ...
 
-    with pytest.raises(
-        ConfigError, match=r"Mine, by way of Mixin, overrides BaseTrainer\.evaluate"
-    ):
+    with pytest.raises(ConfigError, match=r"Mine, by way of Mixin, overrides .*\.evaluate"):
 
         class Mine(Mixin, Trainer): ...
 
@@ -110,9 +106,7 @@ def test_a_final_method_of_the_users_own_counts(base: Any, kind: str) -> None:
 
 
 def test_metrics_have_final_methods_too() -> None:
-    with pytest.raises(
-        ConfigError, match=r"Mine overrides Metric.update, which is final: override _"
-    ):
+    with pytest.raises(ConfigError, match=r"overrides Metric.update, which is final: override _"):
 
         class Mine(Metric):
             def update(self, *args: Any) -> None: ...
@@ -180,25 +174,31 @@ def test_a_stock_trainer_is_recognised_before_its_imports_fail(
     assert "docs/from-pytorch-template.md" in text
 
 
-def test_a_stock_trainer_beside_a_new_one_is_named(project: Project) -> None:
-    """The package imports the old one, so that the new one cannot be had."""
-    mine = "from base import BaseTrainer\nclass Mine(BaseTrainer): ..."
-    init = "from .trainer import *"
-    project({"trainer/trainer.py": STOCK, "trainer/__init__.py": init, "trainer/mine.py": mine})
-    with pytest.raises(
-        ConfigError, match=r"trainer/trainer.py:9: Trainer is a trainer for pytorch"
-    ):
+MINE = "from base import BaseTrainer\nclass Mine(BaseTrainer): ..."
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (  # the package imports the old one, so that the new one cannot be had
+            {"trainer/trainer.py": STOCK, "trainer/__init__.py": "from .trainer import *"},
+            r"trainer/trainer.py:9: Trainer is a trainer for pytorch",
+        ),
+        (
+            {"trainer/mine.py": f"import nothing_of_that_name\n{MINE}"},
+            r"trainer/mine.py:1: ModuleNotFoundError",
+        ),
+    ],
+    ids=["a stock trainer", "another error"],
+)
+def test_an_error_of_an_import_is_told_as_what_it_is(
+    project: Project, files: dict[str, str], message: str
+) -> None:
+    project({"trainer/mine.py": MINE, **files})
+    with pytest.raises(ConfigError, match=message):
         find("trainer", "Mine")
 
 
 def test_a_stock_trainer_that_nothing_imports_does_no_harm(project: Project) -> None:
-    mine = "from base import BaseTrainer\nclass Mine(BaseTrainer): ..."
-    project({"trainer/old.py": STOCK, "trainer/mine.py": mine})
+    project({"trainer/old.py": STOCK, "trainer/mine.py": MINE})
     assert find("trainer", "Mine").__name__ == "Mine"
-
-
-def test_another_error_of_an_import_is_told_as_it_is(project: Project) -> None:
-    mine = "import nothing_of_that_name\nfrom base import BaseTrainer\nclass Mine(BaseTrainer): ..."
-    project({"trainer/mine.py": mine})
-    with pytest.raises(ConfigError, match=r"trainer/mine.py:1: ModuleNotFoundError"):
-        find("trainer", "Mine")

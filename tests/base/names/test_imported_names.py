@@ -78,11 +78,24 @@ def test_what_builds_a_model_needs_no_decorator_where_pytorch_template_looks(
         assert (type(built), built.out_features) == (nn.Linear, 3)
 
 
-def test_what_builds_a_model_in_another_file_is_not_called(project: Write) -> None:
-    project({"model/model.py": "import model.nets", "model/nets.py": BUILDERS})
-    for name in ("made", "short"):
-        with pytest.raises(NameFault, match="it is a function, not a subclass of Module"):
-            find("model", name)
+@pytest.mark.parametrize(
+    ("files", "kind", "name", "message"),
+    [
+        *(({"model/model.py": "import model.nets", "model/nets.py": BUILDERS}, "model", name,
+           "it is a function, not a subclass of Module") for name in ("made", "short")),
+        ({"model/model.py": "from torch import nn\nnet = nn.Linear(2, 2)"}, "model", "net",
+         "it is a Linear, not a class"),
+        ({"model/loss.py": "", "model/dice_loss.py": DICE, "model/b_loss.py": DICE}, "loss",
+         "DiceLoss", r"defined twice, in model/b_loss.py:2"),
+    ],
+    ids=["a function elsewhere", "a lambda elsewhere", "a model that is built", "two of a name"],
+)  # fmt: skip
+def test_what_is_no_builder_or_defined_twice_is_told(
+    project: Write, files: dict[str, str], kind: str, name: str, message: str
+) -> None:
+    project(files)
+    with pytest.raises(NameFault, match=message):
+        find(kind, name)
 
 
 def test_a_loader_that_a_function_of_a_neighbour_builds_is_found(project: Write) -> None:
@@ -91,12 +104,6 @@ def test_a_loader_that_a_function_of_a_neighbour_builds_is_found(project: Write)
     )
     project({"data_loader/data_loaders.py": "from .mnist import *", "data_loader/mnist.py": lines})
     assert len(build("data_loader", {"type": "get_loader", "args": {"n": 5}})) == 5
-
-
-def test_a_model_that_is_built_already_is_no_builder(project: Write) -> None:
-    project({"model/model.py": "from torch import nn\nnet = nn.Linear(2, 2)"})
-    with pytest.raises(NameFault, match="it is a Linear, not a class"):
-        find("model", "net")
 
 
 @pytest.mark.parametrize("where", ["model/loss.py", "losses.py"])
@@ -160,12 +167,6 @@ def test_the_file_that_pytorch_template_reads_decides_between_two(
     assert found.file == file
     assert issubclass(find("model", "DiceLoss"), nn.Module)
     assert f"is that of {found}, not model/old.py:2" in registry.override_note("model", "DiceLoss")
-
-
-def test_two_definitions_in_other_files_are_an_error(project: Write) -> None:
-    project({"model/loss.py": "", "model/dice_loss.py": DICE, "model/b_loss.py": DICE})
-    with pytest.raises(NameFault, match=r"defined twice, in model/b_loss.py:2"):
-        find("loss", "DiceLoss")
 
 
 @pytest.mark.parametrize(

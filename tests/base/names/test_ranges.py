@@ -18,6 +18,7 @@ from base.names.signatures import signature
     ("change", "place"),
     [
         ("optimizer.args.lr=.nan", "optimizer.args.lr"),
+        *((f"optimizer.args.lr={rate}", "optimizer.args.lr") for rate in ("nan", "inf", ".inf")),
         ("optimizer.args.lr=-.inf", "optimizer.args.lr"),
         ("optimizer.args.lr=1e999", "optimizer.args.lr"),
         ("optimizer.args.lr=-1e-3", "optimizer.args.lr"),

@@ -383,16 +383,15 @@ def test_what_a_checkpoint_computes_again_does_not_count_again(use_reentrant: bo
 def test_a_penalty_that_computes_activations_again_does_not_count_them_again() -> None:
     net = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.Tanh()), nn.Linear(4, 1))
     points, kept = torch.ones(5, 3), []
+
+    def with_penalty(out: Tensor) -> Tensor:
+        return out.sum() + gradient_penalty(net, points, points)
+
     for is_checkpointed in (False, True):
         if is_checkpointed:
             checkpoint_activations(net, ["0"])
-        kept.append(record(net, [rule()], [points], loss=lambda out: out.sum()).scalars)
-        seen, writer = capture(net, rule()), Kept()
-        seen.start(1)
-        with seen.backward(OFF):
-            (net(points).sum() + gradient_penalty(net, points, points)).backward()
-        seen.finish(writer)
-        kept.append(writer.scalars)
+        for loss in (Tensor.sum, with_penalty):
+            kept.append(record(net, [rule()], [points], loss).scalars)
     assert kept[0] == pytest.approx(kept[2])
     assert kept[1] == pytest.approx(kept[3])
 
@@ -404,29 +403,20 @@ def test_an_output_that_a_penalty_gives_no_gradient_is_left_out() -> None:
     features = critic[:2](points)
     (expected,) = torch.autograd.grad(critic[2:](features).sum(), features)
 
-    seen, kept = capture(critic, rule("1", "gradients")), Kept()
-    seen.start(1)
-    loss = critic(points).sum() + gradient_penalty(critic, points, points)
-    with seen.backward(OFF):
-        loss.backward()
-    seen.finish(kept)
+    def loss(out: Tensor) -> Tensor:
+        return out.sum() + gradient_penalty(critic, points, points)
+
+    kept = record(critic, [rule("1", "gradients")], [points], loss)
     assert kept.scalars["capture/1/gradient/norm"] == pytest.approx(float(expected.norm()))
 
 
 def test_the_gradients_of_several_backward_passes_add_up() -> None:
     """Two losses, each with its own pass through the same graph, count as their sum does."""
     rules = [rule(of=of, record=["scalars", "images"]) for of in ("gradients", "parameters")]
-    net, inputs, together, apart = a_net(), images(4), Kept(), Kept()
-
-    seen = capture(net, *rules)
-    seen.start(1)
-    out = net(inputs)
-    with seen.backward(OFF):
-        (out.square().mean() + out.sum()).backward()
-    seen.read_parameters(net.parameters(), OFF)
-    seen.finish(together)
-
+    net, inputs, apart = a_net(), images(4), Kept()
+    together = record(net, rules, [inputs], loss=lambda out: out.square().mean() + out.sum())
     net.zero_grad()
+    seen = capture(net, *rules)
     seen.start(1)
     out = net(inputs)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)  # each network has a scaler of its own

@@ -73,18 +73,19 @@ def test_a_weight_norm_holds_nothing_that_moves() -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_buffer_that_moves_is_found_at_the_first_call(in_place: bool) -> None:
-    model = Whole(Moving(in_place))
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (Moving(in_place=False), "'1' changes the buffer 'calls' in its forward"),
+        (Moving(in_place=True), "'1' changes the buffer 'calls' in its forward"),
+        (Overwriting(), "'1' changes its input 0 in its forward"),
+    ],
+    ids=["a new buffer", "a buffer in place", "an input"],
+)
+def test_what_moves_is_found_at_the_first_call(part: nn.Module, message: str) -> None:
+    model = Whole(part)
     checkpoint_activations(model, ["1"])
-    with pytest.raises(TrainingError, match="'1' changes the buffer 'calls' in its forward"):
-        gradients(model)
-
-
-def test_an_input_that_is_overwritten_is_found() -> None:
-    model = Whole(Overwriting())
-    checkpoint_activations(model, ["1"])
-    with pytest.raises(TrainingError, match="'1' changes its input 0 in its forward"):
+    with pytest.raises(TrainingError, match=message):
         gradients(model)
 
 

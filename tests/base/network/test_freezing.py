@@ -93,17 +93,18 @@ def test_frozen_batch_norm_stays_in_evaluation_until_it_thaws() -> None:
     assert moved(model) == [False, True]
 
 
-def test_a_norm_that_keeps_a_trained_parameter_keeps_training() -> None:
+@pytest.mark.parametrize(
+    ("match", "affine", "expected"),
+    [("*.1.weight", True, [True, True]), ("stem.*", False, [False, True])],
+    ids=["it keeps a trained parameter", "without parameters it goes with those around it"],
+)
+def test_what_moves_the_statistics_of_a_norm(
+    match: str, affine: bool, expected: list[bool]
+) -> None:
     model = Normed()
-    Freezing(model, [rule("*.1.weight")], RunLength(5, 10)).begin_epoch(0)
-    assert moved(model) == [True, True]
-
-
-def test_a_norm_without_parameters_goes_with_those_around_it() -> None:
-    model = Normed()
-    model.stem[1] = nn.BatchNorm1d(4, affine=False)
-    Freezing(model, [rule("stem.*")], RunLength(5, 10)).begin_epoch(0)
-    assert moved(model) == [False, True]
+    model.stem[1] = nn.BatchNorm1d(4, affine=affine)
+    Freezing(model, [rule(match)], RunLength(5, 10)).begin_epoch(0)
+    assert moved(model) == expected
 
 
 def test_a_rule_that_matches_nothing_is_an_error_with_its_place() -> None:

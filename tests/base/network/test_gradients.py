@@ -11,12 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from base.errors import TrainingError
-from base.network.gradients import (
-    gradient_of,
-    gradient_penalty,
-    layer_gradient_norms,
-    saliency,
-)
+from base.network.gradients import gradient_of, gradient_penalty, layer_gradient_norms, saliency
 
 
 def a_net() -> nn.Sequential:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from toy import make, run
+from toy import CONFIG, make, run
 
 from base.config import load_config
 from base.errors import ConfigError, TrainingError
@@ -16,9 +17,8 @@ from base.names.construction import build
 from base.names.registry import MODELS
 from base.network.layers import NoForward
 
-LAYERS = """
-name: toy
-seed: 3
+PLAIN = re.sub("model: .*\n", "", CONFIG)  # all but the model
+MODEL = """
 model:
   type: Sequential
   args:
@@ -33,13 +33,8 @@ model:
             - {type: BatchNorm2d, args: {num_features: 4}}
       - Flatten
       - {type: Linear, name: head, args: {in_features: 12, out_features: 3}}
-data_loader:
-  type: SyntheticDataLoader
-  args: {n_samples: 24, shape: [1, 1, 5], n_classes: 3, batch_size: 4, validation_split: 4}
-optimizer: {type: SGD, args: {lr: 0.1}}
-loss: cross_entropy
-trainer: {epochs: 2, tensorboard: false, progress: false, verbosity: 0}
 """
+LAYERS = PLAIN + MODEL
 LAZY = LAYERS.replace(
     "Conv2d, name: stem, args: {in_channels: 1, ", "LazyConv2d, name: stem, args: {"
 )
@@ -94,7 +89,7 @@ def test_lazy_layers_take_their_shapes_from_the_data_and_then_train(tmp_path: An
     assert trained.progress.step == 10
 
 
-def test_what_no_batch_gives_a_shape_is_named() -> None:
+def test_what_no_batch_gives_a_shape_is_named(monkeypatch: Any) -> None:
     text = LAZY.replace("- ReLU", "- {type: Forgets, name: forgets}")
 
     class Forgets(nn.Module):
@@ -105,11 +100,8 @@ def test_what_no_batch_gives_a_shape_is_named() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x
 
-    MODELS.registered["Forgets"] = Forgets
-    try:
-        (line,) = problems(text)
-    finally:
-        del MODELS.registered["Forgets"]
+    monkeypatch.setitem(MODELS.registered, "Forgets", Forgets)
+    (line,) = problems(text)
     assert "forgets.inner.weight, forgets.inner.bias: no shape" in line
 
 
@@ -122,11 +114,7 @@ def test_what_no_batch_gives_a_shape_is_named() -> None:
         ("- ReLU", "- {type: ReLU, nam: x}", "unknown key of a layer; did you mean 'name'"),
         ("- ReLU", "- {type: ReLU, name: stem}", "'stem' is the name of an earlier layer too"),
         ("- ReLU", "- {type: ReLU, name: a.b}", "'a.b' is not a valid name of a layer"),
-        (
-            "- ReLU",
-            "- {type: ReLU, name: '0'}",
-            "'0' is not a valid name of a layer",
-        ),  # that of the first
+        ("- ReLU", "- {type: ReLU, name: '0'}", "'0' is not a valid name of a layer"),
         ("- ReLU", "- {type: ReLU, name: train}", "'train' is not a valid name of a layer"),
         ("kernel_size: 1", "kernl_size: 1", "unknown argument for Conv2d; did you mean 'kernel_s"),
         ("num_features: 4", "num_features: x", "expected a whole number, found 'x'"),
@@ -139,26 +127,22 @@ def test_each_slip_is_told_with_its_place(old: str, new: str, expected: str) -> 
     assert "model.args.layers" in lines[0]
 
 
-def test_an_argument_annotated_as_a_module_takes_a_section() -> None:
+def test_an_argument_annotated_as_a_module_takes_a_section(monkeypatch: Any) -> None:
     class Wrapper(nn.Module):
         def __init__(self, encoder: nn.Module, heads: list[nn.Module], size: int = 1) -> None:
             super().__init__()
             self.encoder, self.heads = encoder, nn.ModuleList(heads)
 
-    MODELS.registered["Wrapper"] = Wrapper
-    try:
-        text = LAYERS[: LAYERS.index("model:")] + LAYERS[LAYERS.index("data_loader:") :]
-        inner = "{type: Wrapper, args: {encoder: {type: Linear, args: {in_features: 5, "
-        inner += "out_features: 3}}, heads: [ReLU, {type: Sequential, args: {layers: [Tanh]}}]}}"
-        model = make(text=f"model: {inner}\n{text}").model
-    finally:
-        del MODELS.registered["Wrapper"]
+    monkeypatch.setitem(MODELS.registered, "Wrapper", Wrapper)
+    inner = "{type: Wrapper, args: {encoder: {type: Linear, args: {in_features: 5, "
+    inner += "out_features: 3}}, heads: [ReLU, {type: Sequential, args: {layers: [Tanh]}}]}}"
+    model = make(text=f"{PLAIN}model: {inner}\n").model
     assert isinstance(model.encoder, nn.Linear)
     assert next(type(head) for head in model.heads) is nn.ReLU
     assert isinstance(model.heads[1][0], nn.Tanh)
 
 
-NETWORKS = LAYERS[: LAYERS.index("model:")] + LAYERS[LAYERS.index("data_loader:") :]
+NETWORKS = PLAIN
 NETWORKS += "model: {type: Networks, args: {small: {type: Linear, args: {in_features: 2, "
 NETWORKS += "out_features: 3}}, big: {type: LeNet}}}\n"
 
@@ -186,7 +170,7 @@ def test_same_padding_goes_with_a_stride() -> None:
     assert model(torch.zeros(2, 1, 1, 5)).shape == (2, 3)  # 5 columns became 3
 
 
-def test_a_lazy_buffer_that_no_batch_reaches_is_named_too() -> None:
+def test_a_lazy_buffer_that_no_batch_reaches_is_named_too(monkeypatch: Any) -> None:
     class Skips(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -195,12 +179,8 @@ def test_a_lazy_buffer_that_no_batch_reaches_is_named_too() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(x.flatten(1))
 
-    MODELS.registered["Skips"] = Skips
-    try:
-        text = LAYERS[: LAYERS.index("model:")] + LAYERS[LAYERS.index("data_loader:") :]
-        (line,) = problems(f"model: Skips\n{text}")
-    finally:
-        del MODELS.registered["Skips"]
+    monkeypatch.setitem(MODELS.registered, "Skips", Skips)
+    (line,) = problems(f"{PLAIN}model: Skips\n")
     assert "norm.running_mean, norm.running_var: no shape" in line
 
 
@@ -214,9 +194,8 @@ def test_lazy_layers_in_networks_are_told() -> None:
 
 def test_torchs_transformer_is_built_of_its_layer() -> None:
     layer = "{type: TransformerEncoderLayer, args: {d_model: 4, nhead: 2, batch_first: true}}"
-    text = LAYERS[: LAYERS.index("model:")] + LAYERS[LAYERS.index("data_loader:") :]
-    text += f"model: {{type: TransformerEncoder, args: {{encoder_layer: {layer}, num_layers: 2}}}}"
-    config = load_config(None, text=text)
+    args = f"{{encoder_layer: {layer}, num_layers: 2}}"
+    config = load_config(None, text=f"{PLAIN}model: {{type: TransformerEncoder, args: {args}}}\n")
     check_names(config)
     model = build("model", config["model"])
     assert isinstance(model, nn.TransformerEncoder)

@@ -35,28 +35,33 @@ def test_a_layer_made_in_forward_is_caught_by_class_and_line():
     assert text.endswith("make them in __init__ and only call them in forward")
 
 
-def test_a_layer_kept_on_first_use_is_caught_by_its_name():
-    def act(self, x):
-        self.late = nn.Linear(4, 4)
-        return self.late(x)
-
-    assert caught(act).startswith("late: Linear(in_features=4, ")
+def keep_layer(self, x):
+    self.late = nn.Linear(4, 4)
+    return self.late(x)
 
 
-def test_a_lone_parameter_is_caught():
-    def act(self, x):
-        self.scale = nn.Parameter(torch.ones(4))
-        return x * self.scale
+def keep_parameter(self, x):
+    self.scale = nn.Parameter(torch.ones(4))
+    return x * self.scale
 
-    assert caught(act).startswith("scale: a parameter of shape (4,) is made in LateNet.")
+
+@pytest.mark.parametrize(
+    ("act", "text"),
+    [
+        (keep_layer, "late: Linear(in_features=4, "),
+        (keep_parameter, "scale: a parameter of shape (4,) is made in LateNet."),
+        (lambda self, x: nn.Dropout(0.5)(x), "Dropout(p=0.5"),
+        (lambda self, x: nn.Linear(4, 4, device="meta")(x), "Linear("),
+    ],
+    ids=["a layer kept", "a parameter kept", "dropout ignores eval", "a layer that fails at once"],
+)
+def test_what_is_made_in_forward_is_caught_by_its_name(act, text):
+    assert caught(act).startswith(text)
 
 
 def test_what_each_call_makes_anew_is_told_once():
-    def act(self, x):
-        self.scale = nn.Parameter(torch.ones(4))
-        return x * self.scale
-
-    with pytest.raises(TrainingError) as raised, forbid_new_layers(model := LateNet(act)):
+    model = LateNet(keep_parameter)
+    with pytest.raises(TrainingError) as raised, forbid_new_layers(model):
         model(model(torch.ones(2, 4)))
     (line, _) = str(raised.value).splitlines()
     assert line.startswith("scale: a parameter of shape (4,) ")
@@ -78,17 +83,6 @@ def test_a_block_is_told_once_and_not_by_its_parts():
     assert [line.split()[0] for line in text.splitlines()[:-1]] == ["Block", "Sequential"]
 
 
-def test_dropout_is_caught_for_it_ignores_eval_but_layers_without_state_pass():
-    assert caught(lambda self, x: nn.Dropout(0.5)(x)).startswith("Dropout(p=0.5")
-    with forbid_new_layers(model := LateNet(lambda self, x: nn.ReLU()(x))):
-        model(torch.ones(2, 4))
-
-
-def test_a_layer_that_fails_at_once_is_told_rather_than_its_failure():
-    text = caught(lambda self, x: nn.Linear(4, 4, device="meta")(x))
-    assert text.startswith("Linear(")
-
-
 def test_other_errors_pass_unchanged():
     with pytest.raises(ZeroDivisionError), forbid_new_layers(model := LateNet(lambda *_: 1 / 0)):
         model(torch.ones(2, 4))
@@ -104,35 +98,49 @@ def test_lazy_layers_parametrised_ones_and_what_a_loss_makes_are_left_alone():
     assert output.shape == (2, 2)
 
 
-def test_a_copy_made_by_torch_itself_in_forward_is_left_alone():
-    def act(self, x):
-        return F.relu(torch.func.functional_call(self.linear, dict(self.linear.state_dict()), x))
+def call_a_copy(self, x):  # which torch makes itself
+    return F.relu(torch.func.functional_call(self.linear, dict(self.linear.state_dict()), x))
 
+
+def keep_a_buffer_and_share_a_parameter(self, x):
+    self.register_buffer("mask", torch.ones(4))
+    self.tied = self.linear.weight
+    return F.linear(x * self.mask, self.tied)
+
+
+class Teacher(nn.Module):
+    """A frozen network beside the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout()
+
+    def forward(self, x):
+        return self.dropout(x)
+
+
+TEACHER = Teacher()
+
+
+def drop_out_in_a_teacher(self, x):
+    return x + TEACHER(x)
+
+
+def call_a_layer_without_state(self, x):
+    return nn.ReLU()(x)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        call_a_copy,
+        keep_a_buffer_and_share_a_parameter,
+        drop_out_in_a_teacher,
+        call_a_layer_without_state,
+    ],
+)
+def test_what_is_no_new_layer_of_the_model_is_left_alone(act):
     with forbid_new_layers(model := LateNet(act)):
-        model(torch.ones(2, 4))
-
-
-def test_a_model_may_keep_a_buffer_and_share_its_own_parameter_in_forward():
-    def act(self, x):
-        self.register_buffer("mask", torch.ones(4))
-        self.tied = self.linear.weight
-        return F.linear(x * self.mask, self.tied)
-
-    with forbid_new_layers(model := LateNet(act)):
-        model(torch.ones(2, 4))
-
-
-def test_a_frozen_network_beside_the_model_may_drop_out():
-    class Teacher(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.dropout = nn.Dropout()
-
-        def forward(self, x):
-            return self.dropout(x)
-
-    teacher = Teacher()
-    with forbid_new_layers(model := LateNet(lambda self, x: x + teacher(x))):
         model(torch.ones(2, 4))
 
 

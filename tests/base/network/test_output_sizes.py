@@ -171,10 +171,7 @@ def test_a_transposed_convolution_doubles_as_dcgan_does():
     ("function", "args", "text"),
     [
         (conv_output_size, (3, 5), "size 3 is too small, at least 5 is needed"),
-        (
-            *(conv_output_size, ((9, 3), 3, 1, 0, 3)),
-            "size 3 is too small, at least 7 is needed",
-        ),
+        (conv_output_size, ((9, 3), 3, 1, 0, 3), "size 3 is too small, at least 7 is needed"),
         (pool_output_size, (3, 2, 2, 2), "padding=2 is more than half of kernel_size=2"),
         (pool_output_size, (1, 5, 3, 0, 1, True), "at least 3 is needed"),
         (conv_transpose_output_size, (1, 2, 1, 2), "at least 4 is needed"),

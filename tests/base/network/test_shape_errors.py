@@ -44,93 +44,54 @@ IDS = torch.tensor([[1, 5]])
 
 
 @pytest.mark.parametrize(
-    ("layer", "given", "text", "fitting"),
+    ("layer", "given", "text", "fitting_layer", "fitting_input"),
     [
-        (
-            *(nn.Linear(100, 10), images(2, 7), "must be 100, not 7; what would fit: in_features"),
-            (nn.Linear(7, 10), images(2, 7)),
-        ),
-        (
-            *(nn.Linear(144, 10), images(2, 4, 6, 6), "must be 144, not 6; what would fit: x.fla"),
-            (nn.Linear(144, 10), images(2, 4, 6, 6).flatten(1)),
-        ),
-        (
-            *(nn.Linear(100, 10), images(2, 4, 6, 6), "in_features=6, or in_features=144 after"),
-            (nn.Linear(144, 10), images(2, 4, 6, 6).flatten(1)),
-        ),
-        (
-            *(nn.Conv2d(3, 4, 3), images(2, 1, 8, 8), "dimension 1 must be 3, not 1; what would"),
-            (nn.Conv2d(1, 4, 3), images(2, 1, 8, 8)),
-        ),
-        (
-            *(nn.Conv2d(3, 4, 3), images(2, 8, 9, 3), "x.movedim(-1, 1) if its channels come last"),
-            (nn.Conv2d(3, 4, 3), images(2, 8, 9, 3).movedim(-1, 1)),
-        ),
-        (
-            *(nn.Conv2d(1, 4, 3), images(2, 8, 9), "must be 1, not 2; what would fit: x.unsqueeze"),
-            (nn.Conv2d(1, 4, 3), images(2, 8, 9).unsqueeze(1)),
-        ),
-        (
-            *(nn.Conv1d(1, 4, 3), images(2, 1, 8, 9), "it takes (batch, channel, length)"),
-            (nn.Conv1d(1, 4, 3), images(2, 1, 8)),
-        ),
-        (
-            *(nn.Conv2d(1, 4, 5, padding=1), images(2, 1, 2, 9), "size 2 is too small, at least 3"),
-            (nn.Conv2d(1, 4, 5, padding=1), images(2, 1, 3, 9)),
-        ),
-        (
-            *(nn.ConvTranspose2d(1, 4, 2, padding=3), images(2, 1, 2, 9), "2 is too small, at lea"),
-            (nn.ConvTranspose2d(1, 4, 2, padding=3), images(2, 1, 6, 9)),
-        ),
-        (
-            *(nn.ConvTranspose2d(8, 4, 2), images(2, 3, 2, 9), "what would fit: in_channels=3"),
-            (nn.ConvTranspose2d(3, 4, 2), images(2, 3, 2, 9)),
-        ),
-        (
-            *(nn.MaxPool2d(3, 2), images(2, 1, 2, 9), "size 2 is too small, at least 3 is needed"),
-            (nn.MaxPool2d(3, 2), images(2, 1, 3, 9)),
-        ),
-        (
-            *(nn.AvgPool1d(4, ceil_mode=True), images(2, 1, 0), "0 is too small, at least 1 is n"),
-            (nn.AvgPool1d(4, ceil_mode=True), images(2, 1, 1)),
-        ),
-        (
-            *(nn.LPPool2d(2, 3), images(2, 1, 2, 9), "size 2 is too small, at least 3 is needed"),
-            (nn.LPPool2d(2, 3), images(2, 1, 3, 9)),
-        ),
-        (
-            *(nn.BatchNorm2d(8), images(2, 4, 6, 6), "dimension 1 must be 8, not 4; what would f"),
-            (nn.BatchNorm2d(4), images(2, 4, 6, 6)),
-        ),
-        (
-            *(nn.GroupNorm(2, 8), images(2, 4, 6, 6), "what would fit: num_channels=4"),
-            (nn.GroupNorm(2, 4), images(2, 4, 6, 6)),
-        ),
-        (
-            *(
-                nn.Embedding(5, 4),
-                IDS,
-                "from 0 to 4, but are from 1 to 5; what would fit: num_embe",
-            ),
-            (nn.Embedding(6, 4), IDS),
-        ),
-        (
-            *(nn.LSTM(5, 4), images(2, 3, 7), "dimension 2 must be 5, not 7; what would fit: inp"),
-            (nn.LSTM(7, 4), images(2, 3, 7)),
-        ),
-        (
-            *(nn.GRUCell(5, 4), images(2, 7), "dimension 1 must be 5, not 7; what would fit: inp"),
-            (nn.GRUCell(7, 4), images(2, 7)),
-        ),
+        (nn.Linear(100, 10), images(2, 7), "must be 100, not 7; what would fit: in_features",
+         nn.Linear(7, 10), images(2, 7)),
+        (nn.Linear(144, 10), images(2, 4, 6, 6), "must be 144, not 6; what would fit: x.fla",
+         nn.Linear(144, 10), images(2, 4, 6, 6).flatten(1)),
+        (nn.Linear(100, 10), images(2, 4, 6, 6), "in_features=6, or in_features=144 after",
+         nn.Linear(144, 10), images(2, 4, 6, 6).flatten(1)),
+        (nn.Conv2d(3, 4, 3), images(2, 1, 8, 8), "dimension 1 must be 3, not 1; what would",
+         nn.Conv2d(1, 4, 3), images(2, 1, 8, 8)),
+        (nn.Conv2d(3, 4, 3), images(2, 8, 9, 3), "x.movedim(-1, 1) if its channels come last",
+         nn.Conv2d(3, 4, 3), images(2, 8, 9, 3).movedim(-1, 1)),
+        (nn.Conv2d(1, 4, 3), images(2, 8, 9), "must be 1, not 2; what would fit: x.unsqueeze",
+         nn.Conv2d(1, 4, 3), images(2, 8, 9).unsqueeze(1)),
+        (nn.Conv1d(1, 4, 3), images(2, 1, 8, 9), "it takes (batch, channel, length)",
+         nn.Conv1d(1, 4, 3), images(2, 1, 8)),
+        (nn.Conv2d(1, 4, 5, padding=1), images(2, 1, 2, 9), "size 2 is too small, at least 3",
+         nn.Conv2d(1, 4, 5, padding=1), images(2, 1, 3, 9)),
+        (nn.ConvTranspose2d(1, 4, 2, padding=3), images(2, 1, 2, 9), "2 is too small, at lea",
+         nn.ConvTranspose2d(1, 4, 2, padding=3), images(2, 1, 6, 9)),
+        (nn.ConvTranspose2d(8, 4, 2), images(2, 3, 2, 9), "what would fit: in_channels=3",
+         nn.ConvTranspose2d(3, 4, 2), images(2, 3, 2, 9)),
+        (nn.MaxPool2d(3, 2), images(2, 1, 2, 9), "size 2 is too small, at least 3 is needed",
+         nn.MaxPool2d(3, 2), images(2, 1, 3, 9)),
+        (nn.AvgPool1d(4, ceil_mode=True), images(2, 1, 0), "0 is too small, at least 1 is n",
+         nn.AvgPool1d(4, ceil_mode=True), images(2, 1, 1)),
+        (nn.LPPool2d(2, 3), images(2, 1, 2, 9), "size 2 is too small, at least 3 is needed",
+         nn.LPPool2d(2, 3), images(2, 1, 3, 9)),
+        (nn.BatchNorm2d(8), images(2, 4, 6, 6), "dimension 1 must be 8, not 4; what would f",
+         nn.BatchNorm2d(4), images(2, 4, 6, 6)),
+        (nn.GroupNorm(2, 8), images(2, 4, 6, 6), "what would fit: num_channels=4",
+         nn.GroupNorm(2, 4), images(2, 4, 6, 6)),
+        (nn.Embedding(5, 4), IDS, "from 0 to 4, but are from 1 to 5; what would fit: num_embe",
+         nn.Embedding(6, 4), IDS),
+        (nn.LSTM(5, 4), images(2, 3, 7), "dimension 2 must be 5, not 7; what would fit: inp",
+         nn.LSTM(7, 4), images(2, 3, 7)),
+        (nn.GRUCell(5, 4), images(2, 7), "dimension 1 must be 5, not 7; what would fit: inp",
+         nn.GRUCell(7, 4), images(2, 7)),
     ],
-)
-def test_a_layer_is_told_by_name_with_what_it_got_and_what_fits(layer, given, text, fitting):
+)  # fmt: skip
+def test_a_layer_is_told_by_name_with_what_it_got_and_what_fits(
+    layer, given, text, fitting_layer, fitting_input
+):
     told_text = told(Net(body=nn.Sequential(nn.Identity(), layer)), given)
     shape = "x".join(map(str, given.shape))
     assert told_text.startswith(f"body.1: {layer} was given {shape}: ")
     assert text in told_text.splitlines()[0]
     assert re.search(r"\n  \w*(Error): \w", told_text), "torch's own words are lost"
-    fitting_layer, fitting_input = fitting
     fitting_layer(fitting_input)  # the advice holds
 
 

@@ -145,35 +145,26 @@ def test_it_is_near_what_psutil_says() -> None:
     assert 0 < free_memory() < psutil.virtual_memory().available * 1.1
 
 
-def test_without_groups_it_is_what_the_machine_has(system: Any) -> None:
-    assert free_memory(*system({})) == 5000 * 1024
-
-
-def test_a_limit_leaves_what_is_not_used_and_what_files_only_keep(system: Any) -> None:
-    files = {"proc/self/cgroup": "0::/a/b\n", **group("a/b", 1000, 900, inactive=300)}
-    assert free_memory(*system(files)) == (1000 - 900 + 300 + 1) * 1024
-
-
-def test_the_groups_above_count_too(system: Any) -> None:
-    files = {"proc/self/cgroup": "0::/a/b\n", **group("a/b", "max", 10), **group("a", 50, 20)}
-    assert free_memory(*system(files)) == (50 - 20 + 1) * 1024
-
-
-def test_version_1_is_read(system: Any) -> None:
-    lines = "5:cpu,cpuacct:/x\n4:memory:/x\n0::/\n"
-    unlimited = group("memory", 2**53, 20, version=1)
-    files = {"proc/self/cgroup": lines, **unlimited, **group("memory/x", 80, 30, version=1)}
-    assert free_memory(*system(files)) == (80 - 30 + 1) * 1024
-
-
-def test_in_a_container_the_root_is_the_groups_own(system: Any) -> None:
-    files = {"proc/self/cgroup": "4:memory:/docker/abc\n", **group("memory", 80, 30, version=1)}
-    assert free_memory(*system(files)) == (80 - 30 + 1) * 1024
-
-
-def test_more_used_than_allowed_leaves_nothing(system: Any) -> None:
-    files = {"proc/self/cgroup": "0::/\n", **group(".", 80, 90)}
-    assert free_memory(*system(files)) == 0
+@pytest.mark.parametrize(
+    ("lines", "groups", "kilobytes"),
+    [
+        ("", {}, 5000),
+        ("0::/a/b\n", group("a/b", 1000, 900, inactive=300), 1000 - 900 + 300 + 1),
+        ("0::/a/b\n", {**group("a/b", "max", 10), **group("a", 50, 20)}, 50 - 20 + 1),
+        ("5:cpu,cpuacct:/x\n4:memory:/x\n0::/\n",
+         {**group("memory", 2**53, 20, version=1), **group("memory/x", 80, 30, version=1)},
+         80 - 30 + 1),
+        ("4:memory:/docker/abc\n", group("memory", 80, 30, version=1), 80 - 30 + 1),
+        ("0::/\n", group(".", 80, 90), 0),
+    ],
+    ids=["no groups", "what files keep is free", "a group above", "version 1",
+         "the root of a container", "more used than allowed"],
+)  # fmt: skip
+def test_a_limit_of_a_group_counts(
+    system: Any, lines: str, groups: dict[str, str], kilobytes: int
+) -> None:
+    files = {"proc/self/cgroup": lines, **groups} if lines else groups
+    assert free_memory(*system(files)) == kilobytes * 1024
 
 
 def test_a_system_that_does_not_tell_has_no_limit(tmp_path: Path) -> None:

@@ -36,23 +36,26 @@ def test_flags_are_set_and_handlers_restored() -> None:
     assert [signal.getsignal(number) for number in THREE] == before
 
 
-def test_handlers_are_restored_after_an_exception() -> None:
-    before = [signal.getsignal(number) for number in THREE]
-    with pytest.raises(ZeroDivisionError), SignalFlags():
-        _ = 1 / 0
-    assert [signal.getsignal(number) for number in THREE] == before
-
-
 def interrupt_twice(flags: SignalFlags) -> None:
     with flags:
         send(signal.SIGINT)
         send(signal.SIGINT)
 
 
-def test_a_second_interrupt_at_once_raises() -> None:
+def fail(flags: SignalFlags) -> None:
+    with flags:
+        _ = 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("act", "error"), [(fail, ZeroDivisionError), (interrupt_twice, KeyboardInterrupt)]
+)
+def test_a_second_interrupt_at_once_raises_and_handlers_are_restored_after_an_error(
+    act: Any, error: type[BaseException]
+) -> None:
     before = [signal.getsignal(number) for number in THREE]
-    with pytest.raises(KeyboardInterrupt):
-        interrupt_twice(SignalFlags())
+    with pytest.raises(error):
+        act(SignalFlags())
     assert [signal.getsignal(number) for number in THREE] == before
 
 

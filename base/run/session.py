@@ -287,7 +287,7 @@ def log_end(trainer: BaseTrainer) -> None:
     if progress.skipped:
         text = "%d of %d steps were skipped: a number was not finite"
         log.warning(text, progress.skipped, progress.step)
-    trainer.experiment.bad_samples.tell_end()
+    trainer.experiment.bad_samples.log_summary()
     if monitor.is_exhausted:
         n_epochs = monitor.epochs_without_improvement
         log.info(f"early stop: {n_epochs} epochs without a better {monitor.key}")

@@ -89,7 +89,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     with trainer.epoch_start.as_saved():
         values = {key.partition("/")[2]: v for key, v in trainer.evaluate(loader, "test").items()}
     if "test" in bad_samples.known:
-        bad_samples.tell_end()
+        bad_samples.log_summary()
     tables: dict[str, Any] = {}
     for name, metric in trainer.state.valid_metrics.items():
         result = metric.compute()

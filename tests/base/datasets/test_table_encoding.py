@@ -201,7 +201,7 @@ def test_a_record_of_other_columns_is_refused(file, tmp_path):
                     missing={"kind": "none", "age": "drop"}),
          "input columns differ from those of the training data: without age"),
         (CsvDataset(file, "price", missing="mean", categories=["kind", "age"], task="regression"),
-         "columns of categories differ from those of the training data: with age"),
+         "categorical columns differ from those of the training data: with age"),
     ]  # fmt: skip
     for dataset, message in cases:
         with pytest.raises(DataError, match=message):
@@ -215,7 +215,7 @@ def test_what_training_cannot_fill_in_is_told(tmp_path):
     other = save(tmp_path / "other.csv", [[1, 2], ["", 4]], "a,y")
     record = CsvDataset(train, "y").record()
     with pytest.raises(
-        DataError, match=r"other.csv:3:a: missing value, which the training data do not"
+        DataError, match=r"other.csv:3:a: missing value, for which the training data define no"
     ):
         CsvDataset(other, "y", missing="mean").use_record(record)
 
@@ -292,9 +292,9 @@ def test_columns_named_by_a_number_are_found(tmp_path):
     [
         ("mena", r"missing: one of error, .*, not 'mena'; did you mean 'mean'"),
         ({"a": "mode"}, r"missing.a: one of error, .* not 'mode'"),
-        ({"k": "mean"}, "missing.k: categories have no mean: error, drop or a value"),
-        ({"y": 0}, "missing.y: a target is never filled in: error or drop, not 0"),
-        ({"b": 0}, r"missing: there is no column 'b'"),
+        ({"k": "mean"}, "missing.k: categories do not support mean: use error, drop or a value"),
+        ({"y": 0}, "missing.y: targets cannot be filled in: use error or drop, not 0"),
+        ({"b": 0}, r"missing: no column 'b'"),
         (True, "missing: one of"),
         (1e39, "missing: one of"),
     ],

@@ -157,7 +157,7 @@ def test_tars_in_webdataset_s_layout_are_read(tmp_path):
     assert not hasattr(dataset, "classes")
     (tmp_path / "classes.json").write_text(json.dumps(list("uvwxy")))
     assert ShardDataset(tmp_path / "x.tar").classes == list("uvwxy")
-    with pytest.raises(DataError, match=r"y\.tar: a/x: one image is expected, found \.1\.jpeg"):
+    with pytest.raises(DataError, match=r"y\.tar: a/x: expected one image, found \.1\.jpeg"):
         ShardDataset(make_tar(tmp_path / "y.tar", members))
 
 
@@ -416,7 +416,7 @@ def test_an_index_that_cannot_be_kept_is_only_a_warning(small, monkeypatch, capl
 
     monkeypatch.setattr(os, "fsync", full)
     assert ShardDataset(small).ids == ["0.png", "1.png"]
-    assert "small.tar: its index is made again each time" in caplog.text
+    assert "small.tar: its index cannot be stored and is created" in caplog.text
     assert [path.name for path in small.parent.iterdir() if path.is_file()] == ["small.tar"]
 
 
@@ -424,17 +424,17 @@ def test_an_index_that_cannot_be_kept_is_only_a_warning(small, monkeypatch, capl
 
 IMAGE, LABEL = ("0.png", png()), ("0.cls", b"1")
 FAULTS = {
-    r"bad.tar: 0.png: no label: there is no 0.cls beside it": [IMAGE],
-    r"bad.tar: 0: one image is expected, found .cls": [LABEL],
-    r"bad.tar: 0: one image is expected, found .cls, .jpg, .png": [IMAGE, LABEL, ("0.jpg", png())],
-    r"bad.tar: 0.cls: a class number is expected, not 'cat'": [IMAGE, ("0.cls", b"cat")],
-    r"bad.tar: 0.cls: a class number is expected, not '-1'": [IMAGE, ("0.cls", b"-1")],
-    r"bad.tar: 0.cls: a class number is expected, not ''": [IMAGE, ("0.cls", b" ")],
-    r"bad.tar: 0.cls: a class number is expected, not '9999999999'": [IMAGE, ("0.cls", b"9" * 10)],
+    r"bad.tar: 0.png: no label: 0.cls is missing": [IMAGE],
+    r"bad.tar: 0: expected one image, found .cls": [LABEL],
+    r"bad.tar: 0: expected one image, found .cls, .jpg, .png": [IMAGE, LABEL, ("0.jpg", png())],
+    r"bad.tar: 0.cls: expected a class number, found 'cat'": [IMAGE, ("0.cls", b"cat")],
+    r"bad.tar: 0.cls: expected a class number, found '-1'": [IMAGE, ("0.cls", b"-1")],
+    r"bad.tar: 0.cls: expected a class number, found ''": [IMAGE, ("0.cls", b" ")],
+    r"bad.tar: 0.cls: expected a class number, found '9999999999'": [IMAGE, ("0.cls", b"9" * 10)],
     r"bad.tar: 0.png: an empty file": [("0.png", b""), LABEL],
-    r"bad.tar: 0.png: the name 0 stands twice; give each its own": [IMAGE, LABEL, IMAGE],
-    r"bad.tar: 0.cls: the name 0 stands twice": [IMAGE, ("1.png", png()), ("1.cls", b"0"), LABEL],
-    r"bad.tar: 0.png: label 1 is not one of the 1 classes": [IMAGE, LABEL],
+    r"bad.tar: 0.png: the name 0 occurs twice": [IMAGE, LABEL, IMAGE],
+    r"bad.tar: 0.cls: the name 0 occurs twice": [IMAGE, ("1.png", png()), ("1.cls", b"0"), LABEL],
+    r"bad.tar: 0.png: label 1 is not one of the folder's 1 classes": [IMAGE, LABEL],
     r"bad.tar: no sample in 1 shards": [],
 }  # fmt: skip
 
@@ -454,7 +454,9 @@ def test_faults_name_shard_and_member(tmp_path, text):
 def test_a_tar_cut_short_is_an_error_wherever_it_ends(small, n_bytes):
     with small.open("r+b") as file:
         file.truncate(n_bytes)
-    with pytest.raises(DataError, match=r"small\.tar: (no plain tar|.*damaged or cut short)"):
+    with pytest.raises(
+        DataError, match=r"small\.tar: (not a readable uncompressed tar|.*damaged or truncated)"
+    ):
         ShardDataset(small)
     assert check(small) == 1
 
@@ -463,14 +465,14 @@ def test_a_tar_damaged_in_the_middle_is_not_taken_for_a_shorter_one(small):
     with small.open("r+b") as file:
         file.seek(2048)
         file.write(b"\xff" * 512)
-    with pytest.raises(DataError, match=r"small\.tar: 0: damaged or cut short from here on"):
+    with pytest.raises(DataError, match=r"small\.tar: 0: damaged or truncated from here on"):
         ShardDataset(small)
 
 
 def test_a_compressed_tar_is_refused(small, tmp_path):
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as tar:
         tar.add(small, "0.png")
-    with pytest.raises(DataError, match=r"packed\.tar: no plain tar file"):
+    with pytest.raises(DataError, match=r"packed\.tar: not a readable uncompressed tar file"):
         ShardDataset(tmp_path / "packed.tar")
 
 
@@ -479,7 +481,9 @@ def test_a_disk_that_cannot_be_read_is_an_error_of_the_shard(small, monkeypatch)
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(tarfile.TarFile, "next", fail)
-    with pytest.raises(DataError, match=r"small\.tar: no plain tar file that can be read: .*error"):
+    with pytest.raises(
+        DataError, match=r"small\.tar: not a readable uncompressed tar file: .*error"
+    ):
         ShardDataset(small)
 
 
@@ -498,7 +502,7 @@ def test_a_name_in_two_shards_is_refused(small, tmp_path):
         tmp_path / "other.tar",
         [("2.png", png()), ("2.cls", b"0"), ("1.png", png()), ("1.cls", b"0")],
     )
-    with pytest.raises(DataError, match=r"other\.tar: 1\.png: .*small\.tar has this name"):
+    with pytest.raises(DataError, match=r"other\.tar: 1\.png: .*small\.tar contains this name"):
         ShardDataset([small, tmp_path / "other.tar"])
 
 
@@ -520,7 +524,7 @@ def test_what_names_no_shard_is_an_error_with_the_nearest(small, pattern, text):
 def test_shards_named_twice_or_not_at_all_are_errors(small):
     with pytest.raises(DataError, match="named twice"):
         ShardDataset([small, small])
-    with pytest.raises(DataError, match="no shards are named"):
+    with pytest.raises(DataError, match="no shards:"):
         ShardDataset([])
 
 

@@ -320,7 +320,7 @@ def test_a_column_of_a_table_may_be_the_weight(tmp_path: Path) -> None:
     table = CsvDataset(str(file), "label", ignore="w")
     batch = carrying(table, RULES)
     assert sample_weight_of(batch, RULES).tolist() == [0.5, 2.0, 0.0]
-    with pytest.raises(ConfigError, match=r"the column 'w' is also an input: leave it out with `i"):
+    with pytest.raises(ConfigError, match=r"the column 'w' is also an input: exclude it with `i"):
         carrying(CsvDataset(str(file), "label"), RULES)
     file.write_text("a,b,label,w\n1,2,x,0.5\n3,4,y,\n5,6,x,?\n")
     with pytest.raises(ConfigError, match=r"table.csv:3:w"):

@@ -31,8 +31,8 @@ def caught(act) -> str:
 def test_a_layer_made_in_forward_is_caught_by_class_and_line():
     text = caught(lambda self, x: nn.BatchNorm1d(4)(x))
     assert text.startswith("BatchNorm1d(4, ")
-    assert "is made in LateNet.<lambda> (network/test_new_layers.py:" in text
-    assert text.endswith("make them in __init__ and only call them in forward")
+    assert "is created in LateNet.<lambda> (network/test_new_layers.py:" in text
+    assert text.endswith("create them in __init__ and only call them in forward")
 
 
 def test_a_layer_kept_on_first_use_is_caught_by_its_name():
@@ -48,7 +48,7 @@ def test_a_lone_parameter_is_caught():
         self.scale = nn.Parameter(torch.ones(4))
         return x * self.scale
 
-    assert caught(act).startswith("scale: a parameter of shape (4,) is made in LateNet.")
+    assert caught(act).startswith("scale: a parameter of shape (4,) is created in LateNet.")
 
 
 def test_what_each_call_makes_anew_is_told_once():

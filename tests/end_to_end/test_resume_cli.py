@@ -165,7 +165,7 @@ def test_what_would_make_another_run_is_refused_at_once_with_the_way_to_start_an
         "  seed                         7     8    another run",
         "  data_loader.args.batch_size  96    48   another run",
         "  trainer.keep                 99    7    applied",
-        "resume with the old values, or start a new run from its weights: leave out -r and write "
+        "resume with the old values, or start a new run from its weights: omit -r and set "
         f"`model: {{weights: {cut}}}`; or add --allow-change",
     ]
     assert snapshot(cut) == before

@@ -180,7 +180,7 @@ def test_another_split_is_refused_whatever_is_allowed(place: Workplace, cut: Pat
     change = ("--set", "data_loader.args.validation_split=900")
     done = place.run("-r", str(cut), *change)
     assert done.returncode == 2
-    assert done.stderr.endswith(f"leave out -r and write `model: {{weights: {cut}}}`\n")
+    assert done.stderr.endswith(f"omit -r and set `model: {{weights: {cut}}}`\n")
     done = place.run("-r", str(cut), "--allow-change", *change)
     assert done.returncode == 1
     assert "--allow-change does not help: put the data and the split back, or start" in done.stderr

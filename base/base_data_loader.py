@@ -1,4 +1,4 @@
-"""Batches whose order and randomness follow from (seed, epoch, index) alone, from any position."""
+"""A data loader whose order and randomness depend only on (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -38,27 +38,28 @@ NO_SAMPLES = torch.empty(0, dtype=torch.int64)
 
 
 class BaseDataLoader:
-    """Divide a data set into training and validation, and give either in batches.
+    """Splits a data set into training and validation samples and yields batches of either.
 
-    The order is f(seed, epoch); torch, numpy and Python are seeded again for each sample from
-    (seed, epoch, index). So an epoch is the same with any number of workers and from any start.
-    A data set with ``get_batch(indices) -> batch`` (in memory, nothing random) and torch's own
-    `TensorDataset` are read a whole batch at a time in this process, whatever `num_workers` says;
-    `base/data/protocols.py` has all that a data set may offer.
+    The order depends on (seed, epoch). torch, numpy and Python are seeded for each sample from
+    (seed, epoch, index), so an epoch is the same for any number of workers and any start position.
+    A data set with ``get_batch(indices) -> batch`` (in memory, without randomness) and torch's
+    `TensorDataset` are read a batch at a time in this process, regardless of `num_workers`.
+    `base/data/protocols.py` lists all that a data set may offer.
 
-    The validation part is read from `valid_dataset` where given: the same samples, not augmented.
-    It is a share or a number of the samples, or a mapping (see `base/data/splits.py`); `sampling`
-    draws the training samples with replacement: ``balanced``, or weights by class or by sample. A
-    `sampler` chooses them itself: ``draw(indices, generator)`` gives the order of an epoch, of the
-    indices of the training part; or it gives indices as torch's samplers do, of samples that do not
-    validate. One with state is saved with the training (see `base/data/sampler_state.py`).
-    `num_workers` is a number or ``auto``: the free cores, where reading needs them. They are
-    `workers`: ``threads``, ``processes``, or by ``auto`` what serves these data best.
-    A `seed` given here stays; without one, order and split follow `set_seed`.
+    The validation samples are read from `valid_dataset` if given: the same samples without
+    augmentation. `validation_split` is a fraction, a number or a mapping (see
+    `base/data/splits.py`). `sampling` draws the training samples with replacement: ``balanced``,
+    or weights per class or per sample. A `sampler` chooses them itself:
+    ``draw(indices, generator)`` returns the order of an epoch from the training indices; or it
+    yields indices as torch's samplers do, excluding validation samples. The state of a stateful
+    sampler is saved with the training (see `base/data/sampler_state.py`).
+    `num_workers` is a number or ``auto``: the free cores if reading needs workers. `workers` is
+    ``threads``, ``processes`` or ``auto``, which chooses what suits the data.
+    A `seed` given here is kept. Without one, order and split depend on `set_seed`.
     """
 
     replays = False
-    has_own_loop = False  # set for a subclass with an `__iter__` of its own, which is replayed
+    has_own_loop = False  # set for a subclass that overrides `__iter__`, which is replayed
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -101,7 +102,7 @@ class BaseDataLoader:
         self.drop_last = drop_last
         self.pin_memory = torch.cuda.is_available() if pin_memory == "auto" else bool(pin_memory)
         self.prefetch_factor = _at_least(1, prefetch_factor, "prefetch_factor")
-        self.persistent_workers = bool(persistent_workers)  # "auto" is yes
+        self.persistent_workers = bool(persistent_workers)  # "auto" means true
         self.timeout = timeout  # seconds to wait for a batch from a worker
         self.init_kwargs = {  # read by subclasses written for pytorch-template
             "dataset": dataset,
@@ -126,48 +127,48 @@ class BaseDataLoader:
             )
 
     def _split_sampler(self, split: Any) -> tuple[Any, Any]:
-        """Yours to override, as in pytorch-template: samplers of the training and validation part.
+        """Yours to override, as in pytorch-template: return the training and validation samplers.
 
-        A training sampler of your own is asked again for each epoch, with all streams seeded.
+        A custom training sampler is iterated again for each epoch, with all generators seeded.
         """
         return None, None
 
     def __len__(self) -> int:
-        """Count the batches of an epoch."""
+        """Return the number of batches of an epoch."""
         whole, rest = divmod(self.n_samples, self.batch_size)
         return whole if self.drop_last or not rest else whole + 1
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the next epoch: each loop over the loader has an order of its own."""
+        """Yield the batches of the next epoch. Each loop over the loader has a new order."""
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
         return self.batches(epoch * len(self), len(self))
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
-        """Yield `count` batches from batch `first` of the endless sequence epoch 0, 1, 2, ..."""
+        """Yield `count` batches from batch `first` of the sequence of epochs 0, 1, 2, ..."""
         self._compute_statistics()
         batches = self._read(first, count)
         batches = batches if self._skip is None else without_bad_samples(batches, self._note_bad)
         return batches if self._items is None else self._items.added(batches)
 
     def add_to_batches(self, rules: Rules) -> None:
-        """Add ids and weights of their samples to batches, as ``batch:`` says."""
+        """Add sample ids and weights to batches, as ``batch:`` asks."""
         is_plain = self.collate_fn is default_collate
         self._items = SampleItems(rules, self.dataset, is_plain, self.pin_memory)
         if self.sampler_state is not None:
             self.sampler_state.places = self._items.places
-        self.close()  # workers know of it from their start on
+        self.close()  # workers read this setting when they start
 
     def n_drawn(self, position: int) -> int:
-        """Return how many samples are drawn for the batch at this position."""
+        """Return the number of samples drawn for the batch at this position."""
         first = position % len(self) * self.batch_size
         return min(self.batch_size, self.n_samples - first)
 
     def skip_bad_samples(self, note: NoteBad, allowed: int, replace: bool) -> None:
-        """Leave out, or `replace` by others of this loader's, what cannot be read; `note` it."""
+        """Skip unreadable samples, or `replace` them by others. Report them to `note`."""
         own = self._indices if self._weights is None else self._indices[self._weights > 0]
         own = own if self._own_sampler is None else self._order(0).unique()
         self._note_bad, self._skip = note, Skip(allowed, own if replace else None)
-        self.close()  # workers know of it from their start on
+        self.close()  # workers read this setting when they start
 
     def _read(self, first: int, count: int) -> Iterator[Batch]:
         numbers = self._items is not None
@@ -187,7 +188,7 @@ class BaseDataLoader:
                 yield raise_failure(reader.__getitems__(key))
 
     def split_validation(self) -> BaseDataLoader | None:
-        """Return the loader of the held-out part, in fixed order, or None where there is none."""
+        """Return the validation loader, in fixed order, or None if no samples are held out."""
         if self._valid is None and len(self._valid_indices):
             self._valid = self._held_out(self)
             if self._items is not None:
@@ -196,9 +197,9 @@ class BaseDataLoader:
 
     @classmethod
     def _held_out(cls, whole: BaseDataLoader) -> BaseDataLoader:
-        """Construct the loader of the held-out part of another one, in fixed order.
+        """Construct the loader of the samples that another loader holds out, in fixed order.
 
-        It is of the same class and shares all that a subclass has set: settings, data, transforms.
+        It has the same class and shares all attributes that a subclass has set.
         """
         loader = cls.__new__(cls)
         vars(loader).update(vars(whole))
@@ -208,20 +209,20 @@ class BaseDataLoader:
         return loader
 
     def _set_part(self, dataset: Dataset[Any], indices: Tensor, valid_indices: Tensor) -> None:
-        """Set which samples of a data set an epoch reads, each once, and which are held out."""
+        """Set the samples that an epoch reads, each once, and the samples that are held out."""
         self.dataset, self.n_samples = dataset, len(indices)
         self._indices, self._valid_indices = indices, valid_indices
-        self._own_sampler: Any = None  # gives the order of an epoch by itself
-        self._drawing: Any = None  # a sampler that is asked for the order of the training part
-        self._weights: Tensor | None = None  # how often each sample is drawn, where that differs
+        self._own_sampler: Any = None  # yields the order of an epoch itself
+        self._drawing: Any = None  # draws the order of the training samples
+        self._weights: Tensor | None = None  # relative sampling weights, if they differ
         self.sampler_state: SamplerState | None = None
 
     def sample_indices(self) -> Tensor | None:
-        """Return the indices of an epoch's samples, sorted; None where a sampler chooses them."""
+        """Return the sorted indices of an epoch's samples; None if a sampler chooses them."""
         return None if self._own_sampler is not None else self._indices
 
     def sample_ids(self) -> list[str] | None:
-        """Return the id of each sample of an epoch, sorted by place: its name, or its number."""
+        """Return the id (name or number) of each sample of an epoch, sorted by index."""
         if self._own_sampler is not None:
             return None
         places = self._indices.tolist()
@@ -233,12 +234,12 @@ class BaseDataLoader:
 
     @property
     def source_of_ids(self) -> int:
-        """Return a number that is equal for loaders whose ids belong to the same data."""
+        """Return a number that is equal for loaders whose ids refer to the same data."""
         return id(underlying(self.dataset))
 
     def record(self) -> dict[str, Any]:
-        """Return what is known of the data: statistics, class names, image size, and what the data
-        set itself records (see `base/checkpoint/data_record.py`).
+        """Return the data record: statistics, class names, image size and the data set's own record
+        (see `base/checkpoint/data_record.py`).
         """
         self._compute_statistics()
         found: dict[str, Any] = {}
@@ -249,10 +250,10 @@ class BaseDataLoader:
         return {**found, **record_of(self.dataset)}
 
     def use_record(self, record: Mapping[str, Any]) -> None:
-        """Use what a record says of the training data: its statistics, its class numbers.
+        """Use the statistics and class numbers in the record of the training data.
 
         Raises:
-            DataError: the classes here are others, or in another order.
+            DataError: the classes or their order differ.
         """
         classes = class_names(self.dataset)
         if classes is not None and "classes" in record:
@@ -262,22 +263,22 @@ class BaseDataLoader:
             use_record(dataset, record)
 
     def _compute_statistics(self) -> None:
-        """Yours to override: compute what batches need of all training data, if it is not there."""
+        """Yours to override: compute statistics of the training data unless they are set."""
 
     def _use_statistics(self, record: Mapping[str, Any]) -> None:
-        """Yours to override: take from a record what `_compute_statistics` would compute."""
+        """Yours to override: take the result of `_compute_statistics` from a record."""
 
     def _image_size(self) -> list[int] | None:
-        """Return height and width of a first image as the model sees it, where that is cheap."""
+        """Return the height and width of the model's first input image if that is cheap."""
         reader = BatchReader(self.valid_dataset, self.collate_fn)
         if not reader.takes_tensors:
-            return None  # a `__getitem__` of the user's own
+            return None  # a user's `__getitem__`
         batch = reader.__getitems__((self.seed, 0, torch.zeros(1, dtype=torch.int64)))
         first: Any = batch[0] if isinstance(batch, list | tuple) and batch else batch
         return list(first.shape[2:]) if isinstance(first, Tensor) and first.dim() == 4 else None
 
     def set_seed(self, seed: int) -> None:
-        """Set the seed of order, split and augmentation, unless one was given at the start."""
+        """Set the seed of order, split and augmentation unless the constructor was given one."""
         if self._seed_is_given or seed == self.seed:
             return
         self.seed = seed
@@ -288,53 +289,53 @@ class BaseDataLoader:
             self._valid._set_part(self.valid_dataset, self._valid_indices, NO_SAMPLES)
 
     def place_on(self, device: torch.device) -> None:
-        """Move data in memory to the device, where they fit there with the training.
+        """Move data in memory to the device if they fit there along with the training.
 
-        Not where other processes read them: a forked process cannot use its parent's GPU.
+        Data that worker processes read stay: a forked process cannot use its parent's GPU.
         """
         data = offered(self.dataset, SupportsPlacing)
         if data is not None and self.readers() == "none" and data.place_on(device):
             self.pin_memory = False
 
     def readers(self) -> str:
-        """Return what reads: "none" (the data are in memory), "threads" or "processes"."""
+        """Return the kind of workers: "none" (data in memory), "threads" or "processes"."""
         return self._readers(BatchReader(self.dataset, self.collate_fn))
 
     def _readers(self, reader: BatchReader) -> str:
         if self.workers == "auto" or (self.workers == "threads" and reader.readers == "processes"):
-            return reader.readers  # threads share the random streams: then they cannot serve
+            return reader.readers  # threads share the random streams and may be ruled out
         return self.workers
 
     def how_read(self) -> str:
-        """Return a few words on where batches come from."""
+        """Return a short description of how batches are read, for the log."""
         readers = self.readers()
         if readers == "none":
             return "in memory, by the batch"
         return f"{self.num_workers} {readers}" if self.num_workers else "one by one, no workers"
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next ``iter(loader)`` gives."""
+        """Set the epoch of the next ``iter(loader)``."""
         self._next_epoch = epoch
 
     def close(self) -> None:
-        """Stop the workers; the next loop starts new ones."""
+        """Stop the workers. The next loop starts new ones."""
         stock, self._stock = self._stock, None
         stop_workers(getattr(stock, "_iterator", None))
 
     @property
     def sampler(self) -> Any:
-        """What chooses this loader's samples, for code that asks its length or indices."""
+        """The sampler of this loader, for code that needs its length or indices."""
         chooser = self._own_sampler if self._drawing is None else self._drawing
         return SubsetRandomSampler(self._indices.tolist()) if chooser is None else chooser
 
     @property
     def valid_sampler(self) -> Any:
-        """The same of the held-out part, or None where there is none."""
+        """The sampler of the validation samples, or None."""
         indices = self._valid_indices.tolist()
         return SubsetRandomSampler(indices) if indices else None
 
     def _divide(self) -> None:
-        """Choose which samples train and which validate."""
+        """Split the samples into training and validation."""
         self.n_samples = n_samples = count_samples(self.dataset)
         with isolated_random_state(derive_seed(self.seed, "split")):
             own, own_valid = self._split_sampler(self.validation_split)
@@ -352,18 +353,18 @@ class BaseDataLoader:
         self._weights = None if weights is None else weights[self._indices]
 
     def is_given(self, sampler: Any) -> bool:
-        """Return whether a sampler is the argument of this name."""
+        """Return whether a sampler is the constructor's `sampler` argument."""
         return sampler is self._given_sampler
 
     def _take_sampler(self, sampler: Any) -> None:
-        """Set the sampler that chooses from the training part.
+        """Set the sampler of the training samples.
 
         Raises:
             DataError: it is not a sampler.
         """
         if sampler is None:
             return
-        if isinstance(sampler, str | Mapping):  # which have a length and can be run through
+        if isinstance(sampler, str | Mapping):  # these have a length and an iterator too
             text = (
                 f"sampler: {sampler!r} is not a sampler: name its class, `sampler: {{type: NAME}}`"
             )
@@ -374,7 +375,7 @@ class BaseDataLoader:
             self._own_sampler, self.n_samples = sampler, len(sampler)
         else:
             text = f"{type(sampler).__name__} has neither draw(indices, generator) nor"
-            raise DataError(f"sampler: {text} __iter__ and __len__, as torch's samplers have")
+            raise DataError(f"sampler: {text} __iter__ and __len__, as torch's samplers do")
         self._keep_state_of(sampler)
 
     def _keep_state_of(self, sampler: Any) -> None:
@@ -382,7 +383,7 @@ class BaseDataLoader:
         self.sampler_state = SamplerState(sampler, self._order) if is_kept else None
 
     def _order(self, epoch: int) -> Tensor:
-        """Return the indices of an epoch's samples, in the order in which they are read."""
+        """Return the indices of an epoch's samples in reading order."""
         if self.sampler_state is not None:
             self.sampler_state.begin(epoch)
         if self._own_sampler is not None:
@@ -406,10 +407,10 @@ class BaseDataLoader:
         return self._indices[torch.randperm(self.n_samples, generator=generator)]
 
     def _checked(self, order: Tensor, sampler: Any) -> Tensor:
-        """Return the indices that a sampler gave, if they are those of training samples.
+        """Return a sampler's indices after checking that they are training samples.
 
         Raises:
-            DataError: they are not, or are not as many as an epoch has.
+            DataError: they are not, or their number differs from an epoch's.
         """
         name, n_all = type(sampler).__name__, len(self.dataset)  # type: ignore[arg-type]
         if order.dim() != 1 or order.is_floating_point() or len(order) != self.n_samples:
@@ -423,14 +424,14 @@ class BaseDataLoader:
         if underlying(self.dataset) is underlying(self.valid_dataset):
             validates[self._valid_indices] = True
         if validates[order].any():
-            text = f"{name} gave sample {int(order[validates[order]][0])}, which validates: leave"
-            raise DataError(f"{text} the validation samples out, or give a `valid_dataset`")
+            text = f"{name} gave sample {int(order[validates[order]][0])}, which is for validation:"
+            raise DataError(f"{text} exclude the validation samples, or give a `valid_dataset`")
         return order.to(torch.int64)
 
     def _keys(self, first: int, count: int, as_lists: bool, may_repeat: bool) -> Iterator[Key]:
-        """Yield the key of each batch; only the epochs touched are shuffled.
+        """Yield the key of each batch, shuffling only the epochs needed.
 
-        A sample that is drawn again in an epoch gets the length added, for another random change.
+        The length is added to an index drawn again in an epoch, for different augmentation.
         """
         order, order_epoch = NO_SAMPLES, -1
         choosers = (self._weights, self._own_sampler, self._drawing)
@@ -448,7 +449,7 @@ class BaseDataLoader:
     def _stock_batches(
         self, reader: BatchReader, keys: Iterator[Key], n_workers: int
     ) -> Iterator[Batch]:
-        """Read through torch's DataLoader, which has the workers and the pinned memory."""
+        """Read through torch's DataLoader, which provides workers and pinned memory."""
         if self._stock is None:
             self._handed = _HandedKeys()
             self._stock = DataLoader(
@@ -460,7 +461,7 @@ class BaseDataLoader:
                 prefetch_factor=self.prefetch_factor if n_workers else None,
                 persistent_workers=self.persistent_workers and n_workers > 0,
                 worker_init_fn=begin_worker,
-                generator=torch.Generator(),  # else each loop draws from the trainer's stream
+                generator=torch.Generator(),  # or loops would draw from the trainer's
             )
         self._handed.keys = keys
         batches = watched(self._stock, self.timeout, type(self.dataset).__name__)
@@ -470,7 +471,7 @@ class BaseDataLoader:
                 yield batch
                 del batch
                 if self._handed.keys is not keys:
-                    raise DataError("a second loop over this loader began before the first ended")
+                    raise DataError("a second loop over this loader started before the first ended")
             is_whole = True
         finally:
             batches.close()
@@ -479,7 +480,7 @@ class BaseDataLoader:
 
 
 class _HandedKeys:
-    """The batch sampler of torch's DataLoader: each loop reads the keys handed over before it."""
+    """The batch sampler of torch's DataLoader. Each loop reads the keys set before it."""
 
     keys: Iterator[Key] = iter(())
 
@@ -502,18 +503,18 @@ def _count_workers(num_workers: int | str) -> int:
 
 
 def count_samples(dataset: Any) -> int:
-    """Return the length of a data set, which must have one above 0."""
+    """Return the length of a data set, which must be positive."""
     name = type(dataset).__name__
     refuse_stream(dataset)
     if not hasattr(dataset, "__len__"):
-        raise DataError(f"{name} has no length; give a stream to torch's own DataLoader instead")
+        raise DataError(f"{name} has no length; use torch's DataLoader for a stream")
     if len(dataset) == 0:
         raise DataError(f"{name} is empty: it has no samples")
     return len(dataset)
 
 
 def _as_order(drawn: Any, sampler: Any) -> Tensor:
-    """Return what a sampler has drawn as a tensor; raise DataError if these are not numbers."""
+    """Return a sampler's indices as a tensor; raise DataError if they are not numbers."""
     try:
         return torch.as_tensor(drawn)
     except (TypeError, ValueError, RuntimeError) as error:

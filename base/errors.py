@@ -1,4 +1,4 @@
-"""Errors that users see: one clear text, an exit code, no traceback."""
+"""Errors for users: a clear message, an exit code and no traceback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class KindlingError(Exception):
-    """An error whose text is meant for the user; entry scripts print it and exit with its code.
+    """An error with a message for the user. Entry scripts print it and exit with its code.
 
     trace   the traceback of an OSError in user code, printed above the text
     advice  printed below the text
@@ -27,20 +27,20 @@ class KindlingError(Exception):
     advice = ""
 
     def with_trace_of(self, error: BaseException) -> Self:
-        """Add the traceback of an OSError in user code: its text alone reads like a disk error."""
+        """Add the traceback of an OSError in user code, which would look like a disk error."""
         self.trace = trace_of(error)
         return self
 
 
 def trace_of(error: BaseException) -> str:
-    """Return the traceback of an OSError from the operating system; empty for other errors."""
+    """Return the traceback of an OSError of the operating system; "" for other errors."""
     if not isinstance(error, OSError) or error.errno is None:
         return ""
     return "".join(traceback.format_exception(error))
 
 
 class Problem(NamedTuple):
-    """One fault in the input: where it is, what was found and what to do about it."""
+    """A fault in the input: its location, what was found and what to do."""
 
     where: str
     message: str
@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(KindlingError):
-    """All faults found in a configuration, together."""
+    """All faults found in a config."""
 
     exit_code = 2
 
@@ -60,17 +60,17 @@ class ConfigError(KindlingError):
 
 
 class UsageError(KindlingError):
-    """Wrong use of the command line."""
+    """Incorrect use of the command line."""
 
     exit_code = 2
 
 
 class TrainingError(KindlingError):
-    """Training cannot continue; the last checkpoint stays valid."""
+    """Training cannot continue. The last checkpoint stays valid."""
 
 
 class OutOfMemoryError(TrainingError):
-    """Out of memory; with more of it, or smaller batches, the run can be resumed."""
+    """Out of memory. The run can be resumed with more memory or smaller batches."""
 
     exit_code = 3
 
@@ -80,7 +80,7 @@ class CheckpointError(KindlingError):
 
 
 class DiskFullError(CheckpointError):
-    """The disk is too full for a checkpoint; with more room, the run can be resumed."""
+    """The disk is full. The run can be resumed with more space."""
 
     exit_code = 3
 
@@ -88,7 +88,7 @@ class DiskFullError(CheckpointError):
 def disk_error(
     error: Exception, text: str, otherwise: type[KindlingError] = CheckpointError
 ) -> KindlingError:
-    """Return the error to raise for a failed write: a full disk has an exit code of its own."""
+    """Return the error to raise for a failed write. A full disk has a separate exit code."""
     no_room = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
     is_full = isinstance(error, OSError) and error.errno in no_room
     return DiskFullError(text) if is_full else otherwise(text)
@@ -110,11 +110,11 @@ class DataError(KindlingError):
 
 
 class BatchError(DataError):
-    """Readable samples that do not fit each other, or the config; none of them is skipped."""
+    """Readable samples that do not match each other or the config. They are never skipped."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name most like this one, else ``""``."""
+    """Return ``"; did you mean 'x'?"`` for the most similar known name, else ``""``."""
     choices = list(known)
     lowered = {choice.lower(): choice for choice in choices}
     matches = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
@@ -122,5 +122,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def listed(items: Sequence[Any], most: int = 5) -> str:
-    """Return the items as a list for a message, shortened to the first few."""
+    """Join the first items for a message."""
     return ", ".join(map(str, items[:most])) + (", ..." if len(items) > most else "")

@@ -1,1 +1,1 @@
-"""Yours: data sets, loaders and transforms; a config names what is defined in this folder."""
+"""Your data sets, loaders and transforms. A config can use all names defined in this folder."""

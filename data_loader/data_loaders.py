@@ -1,4 +1,4 @@
-"""The loaders that ship: digits from data/, torchvision's sets, and synthetic images."""
+"""Kindling's data loaders: the digits in data/, torchvision's data sets and synthetic images."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from base import (
 
 
 class DigitsDataLoader(BaseDataLoader):
-    """The 1,797 digits of data/digits.npz: 1,437 for training and validation, 360 for the test.
+    """The 1,797 digits of data/digits.npz: 1,437 for training and validation, 360 for testing.
 
-    Images (1, 8, 8) from 0 to 1; `augment` shifts each by up to one pixel.
+    Images are (1, 8, 8) with values from 0 to 1. `augment` shifts each by up to one pixel.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class DigitsDataLoader(BaseDataLoader):
 
 
 class TorchvisionDataLoader(BaseDataLoader):
-    """A public image set by name: MNIST, FashionMNIST, KMNIST, CIFAR10 or CIFAR100, normalised.
+    """A public image data set, normalized: MNIST, FashionMNIST, KMNIST, CIFAR10 or CIFAR100.
 
-    `in_memory` decodes it once and normalises whole batches; otherwise torchvision decodes each
-    sample, in workers if asked. `augment` shifts by a few pixels and, where that makes sense,
-    mirrors. The files are downloaded into `data_dir`, or read where they already lie there.
+    `in_memory` decodes it once and normalizes whole batches. Otherwise torchvision decodes each
+    sample, optionally in workers. `augment` shifts images by a few pixels and, where it makes
+    sense, flips them. Files are read from `data_dir`, or downloaded there if missing.
     """
 
     def __init__(  # noqa: PLR0913
@@ -99,7 +99,7 @@ class TorchvisionDataLoader(BaseDataLoader):
 
 
 class MnistDataLoader(TorchvisionDataLoader):
-    """MNIST, with the name and arguments that it has in pytorch-template."""
+    """MNIST, with pytorch-template's name and arguments."""
 
     def __init__(
         self,
@@ -116,9 +116,9 @@ class MnistDataLoader(TorchvisionDataLoader):
 
 
 class SyntheticDataLoader(BaseDataLoader):
-    """Images made from a seed, no file needed: a pattern for each class, under noise.
+    """Images generated from a seed, without files: one pattern per class, plus noise.
 
-    `training=False` gives other noise on the same patterns, `n_samples` of it.
+    `training=False` generates `n_samples` images with other noise and the same patterns.
     """
 
     def __init__(  # noqa: PLR0913

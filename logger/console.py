@@ -1,4 +1,4 @@
-"""The console and the log file: a header, then one row for each epoch."""
+"""The console and the log file: a header, then one row per epoch."""
 
 import logging
 import os
@@ -58,7 +58,7 @@ def _handlers(kind: type[Handler]) -> list[Handler]:
 
 
 class _Memory(logging.Handler):
-    """Keep the records that are logged before there is a file for them."""
+    """Keeps the records that are logged before the log file exists."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class _Memory(logging.Handler):
 
 
 class _LogFile(logging.Handler):
-    """Append lines to a file; if it can no longer be written, warn once and stop writing it.
+    """Appends lines to a file. If writing fails, it warns once and stops writing.
 
     Raises:
         FileError: it cannot be opened.
@@ -106,7 +106,7 @@ class _LogFile(logging.Handler):
 
 
 class _Console(logging.Handler):
-    """Print to stdout, and warnings with their level to stderr, above any progress bar."""
+    """Prints to stdout, and warnings with their level to stderr, above any progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warns = record.levelno >= logging.WARNING
@@ -119,14 +119,14 @@ class _Console(logging.Handler):
                 stream.flush()
         except OSError:
             # The reader has closed the pipe (`| head`), or the disk of `> file` is full. The run
-            # continues, and log.txt has the rest.
+            # continues, and log.txt has the remaining lines.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except Exception:
             self.handleError(record)
 
 
 def format_header(facts: Mapping[str, object]) -> str:
-    """Return facts as aligned lines of name and value; omit those that are None."""
+    """Return entries as aligned lines of name and value, omitting None."""
     width = max(map(text_width, facts), default=0) + 2
     return "\n".join(
         pad(name, width) + str(fact).replace("\n", "\n" + " " * width)
@@ -136,7 +136,7 @@ def format_header(facts: Mapping[str, object]) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> str:
-    """Return rows as aligned columns, of which the first row holds the names.
+    """Return rows as aligned columns. The first row holds the names.
 
     Args:
         right: names of the columns to align on the right.
@@ -149,7 +149,7 @@ def table(rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> str:
 
 
 class EpochTable:
-    """Formats one fixed-width row for each epoch; `*` marks the best.
+    """Formats one fixed-width row per epoch. `*` marks the best.
 
     A name that first appears in a later epoch is added on the right, under a new header.
     """

@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row for each epoch, with exact floats."""
+"""Writes `metrics.csv`: one row per epoch, with exact floats."""
 
 import csv
 import io
@@ -45,7 +45,7 @@ class CsvWriter(Writer):
         return [row for row in rows if row not in kept]
 
     def rewrite(self, rows: Iterable[Row]) -> None:
-        """Replace the rows of the file; its columns stay, even if no row has a value for them.
+        """Replace the rows of the file. Its columns are kept even if no row has a value for them.
 
         Raises:
             FileError: it cannot be written.
@@ -60,7 +60,7 @@ class CsvWriter(Writer):
 
 
 class Table(NamedTuple):
-    """The readable rows of a CSV file, and a text for each fault."""
+    """The readable rows of a CSV file, and a message per fault."""
 
     columns: list[str]
     rows: list[dict[str, str]]
@@ -68,10 +68,10 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV file that `CsvWriter` wrote; damaged lines are reported as faults, not raised.
+    """Read a file written by `CsvWriter`. Damaged lines are returned as faults, not raised.
 
-    Lines are parsed one by one, as no cell has a line break. A last line without a line break was
-    cut short by a crash and is not a fault.
+    Lines are parsed one by one, as cells contain no line breaks. A last line without a line break
+    was truncated by a crash and is not a fault.
     """
     try:
         with open_file(path) as file:

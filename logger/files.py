@@ -1,4 +1,4 @@
-"""Opening regular files, and writing files that are complete or absent."""
+"""Opens regular files, and writes files atomically."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ _FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOE
 
 
 class NotAFileError(OSError):
-    """A folder, a FIFO, a socket or a device is in the place of a file."""
+    """A path is a folder, FIFO, socket or device instead of a file."""
 
     def __init__(self, mode: int, path: Path | str) -> None:
         kind = next((name for is_kind, name in KINDS if is_kind(mode)), "something else")

@@ -1,4 +1,4 @@
-"""Running means that never wait for the device."""
+"""Running means that are updated without waiting for the device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -63,7 +63,7 @@ class Meters:
             self._numbers[name] = self._numbers.get(name, 0.0) + added
 
     def means(self) -> dict[str, Tensor | float]:
-        """Return the means so far, in the order of the first `add`, without a wait."""
+        """Return the current means, in the order of the first `add`, without synchronizing."""
         totals: dict[str, Any] = dict(self._numbers)
         counts: dict[str, Any] = dict(self._counts)
         for found, there in ((totals, self._tensors), (counts, self._tensor_counts)):
@@ -81,7 +81,7 @@ class Meters:
         ]
         for device in {value.device for _, _, value in tensors}:
             here = [one for one in tensors if one[2].device == device]
-            # The only wait for the device: one copy transfers all of its sums.
+            # The only synchronization: one copy transfers all sums of the device.
             read = torch.stack([value for *_, value in here]).tolist()
             for (found, name, _), number in zip(here, read, strict=True):
                 found[name] = found.get(name, 0.0) + number
@@ -121,7 +121,7 @@ class Meters:
         return means
 
     def _read_or_add_count(self, name: str, count: Tensor) -> Tensor | float:
-        """Return a count as a float if that needs no wait; otherwise add it to its sum."""
+        """Return a count as a float if that does not synchronize; otherwise add it to its sum."""
         if is_readable(count, self.device):
             return float(count.item())
         device = self.device or count.device
@@ -139,7 +139,7 @@ class Meters:
         """Return the sum and the value as scalars on the same device."""
         _refuse_many(name, value)
         total = self._tensors.get(name)
-        # A sum moves to an accelerator once and stays, as copying it back would wait.
+        # A sum moves to an accelerator once and stays there, as copying it back would synchronize.
         stays = total is not None and total.device.type != "cpu"
         device = self.device or (total.device if total is not None and stays else value.device)
         kind = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
@@ -150,12 +150,12 @@ class Meters:
 
 
 def is_readable(value: Tensor, device: torch.device | None) -> bool:
-    """Return whether a value can be read without a wait and its sum is kept on the CPU."""
+    """Return whether a value can be read without synchronizing and its sum is on the CPU."""
     return value.is_cpu and (device is None or device.type == "cpu")
 
 
 def _number(name: str, value: Tensor) -> float:
-    """Return the number in a CPU tensor, which needs no wait."""
+    """Return the number in a CPU tensor, without synchronizing."""
     if value.dim():
         _refuse_many(name, value)
     return float(value.item())

@@ -1,4 +1,4 @@
-"""Reports of a run: curves, test results, tables."""
+"""Writes reports of a run: curves, test results and tables."""
 
 import io
 import json

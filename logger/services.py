@@ -1,6 +1,6 @@
 """Writers for experiment trackers: wandb, trackio and mlflow.
 
-A package is imported when its writer is opened. A tracker keeps the values it has received: a
+A package is imported when its writer is opened. Trackers keep the values they have received, so a
 resumed run does not send the same steps again.
 """
 
@@ -63,7 +63,7 @@ class Service(Writer):
 
 
 class RowService(Service):
-    """Sends one row for each step: as a whole, or not at all if the process dies before."""
+    """Sends one row per step, complete or, if the process dies before, not at all."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         super().__init__(folder, config)
@@ -196,11 +196,11 @@ class TrackioWriter(RowService):
         )
 
     def _next_step(self) -> int:
-        return int(self._run._next_step)  # not documented; without it, this writer is off
+        return int(self._run._next_step)  # undocumented; without it, this writer is disabled
 
 
 class MlflowWriter(Service):
-    """MLflow, with one request for each call."""
+    """MLflow, with one request per call."""
 
     name = "mlflow"
 

@@ -1,7 +1,8 @@
-"""Saving and loading: checkpoints that are whole or absent, state dicts, and files of weights.
+"""Saves and loads checkpoints, state dicts and weights.
 
-`CheckpointStore` writes and prunes the checkpoints of a run and `read` loads one; a new format
-needs a migration in `store.py`. `load_pretrained` puts weights from a file into a model.
+`CheckpointStore` writes and prunes the checkpoints of a run, each of which is complete or absent,
+and `read` loads one. A new format needs a migration in `store.py`. `load_pretrained` loads weights
+from a file into a model.
 """
 
 from typing import TYPE_CHECKING

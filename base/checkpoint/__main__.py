@@ -42,7 +42,7 @@ from logger.files import write_whole
 SUFFIXES = (".safetensors", ".pt", ".pth")
 EPILOG = """A FILE is a file of weights (.pt, .pth, .safetensors), a checkpoint or a run.
 
-exit codes: 0 done, whole, equal; 1 damaged, different, not written; 2 usage error"""
+exit codes: 0 success, valid, equal; 1 damaged, different, not written; 2 usage error"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -77,12 +77,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     for name, text in (
         ("inspect", "show step, epoch, metrics, versions, sizes; names with shape and dtype"),
-        ("verify", "compare each byte with its hash; all checkpoints of a run"),
+        ("verify", "compare hashes, for a checkpoint or for all checkpoints of a run"),
     ):
         add(name, text).add_argument("files", nargs="+", type=Path, metavar="FILE")
     both = add("diff", "compare two: names, shapes, largest difference; 1 if they differ")
     both.add_argument("files", nargs=2, type=Path, metavar="FILE")
-    both.add_argument("--weights", action="store_true", help="compare the weights alone")
+    both.add_argument("--weights", action="store_true", help="compare only the weights")
     out = add("export", "write the weights, with the record of their data")
     out.add_argument("file", type=Path, metavar="FILE")
     out.add_argument("out", type=Path, metavar="OUT", help="*.safetensors, *.pt or *.pth")
@@ -126,14 +126,14 @@ def inspect(path: Path) -> str:
 
 
 def _record_line(record: Mapping[str, Any]) -> str | None:
-    """Return the record of the data in one line; None if it is empty."""
+    """Return the data record in one line; None if it is empty."""
     parts = [f"{key} {json.dumps(value)}" for key, value in record.items()]
     shown = [part if len(part) <= 60 else f"{part[:57]}..." for part in parts]
     return ", ".join(shown) or None
 
 
 def _names(tensors: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of the tensors, and a line with their total."""
+    """Yield a table of the tensors, and a line with the totals."""
     rows = [(name, *_kind(value)) for name, value in tensors.items()]
     yield _table([("name", "shape", "dtype"), *rows])
     plain = [value for value in tensors.values() if isinstance(value, Tensor)]
@@ -142,7 +142,7 @@ def _names(tensors: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _line(folder: Path) -> str:
-    """Describe one checkpoint of a run in a line."""
+    """Describe a checkpoint of a run in one line."""
     try:
         manifest = read_manifest(folder)
     except CheckpointError as error:
@@ -169,7 +169,7 @@ def _checkpoints(path: Path) -> list[Path]:
 
 
 def verify(paths: Sequence[Path]) -> int:
-    """Print whether each checkpoint is whole; return 1 if one is not."""
+    """Print whether each checkpoint is valid; return 1 if any is damaged."""
     n_damaged = 0
     for path in map(must_exist, paths):
         folder = path.parent if path.name == STATE else path
@@ -231,7 +231,7 @@ def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:
         if beside is not None and record:
             write_whole(beside, json.dumps(record, indent=2).encode() + b"\n")
         elif beside is not None:
-            beside.unlink(missing_ok=True)  # of the weights that `--overwrite` replaces
+            beside.unlink(missing_ok=True)  # of the replaced weights
         write_whole(out, content)
     except OSError as error:
         raise CheckpointError(f"{out}: not written: {error.strerror or error}") from error
@@ -244,7 +244,7 @@ def _refuse_existing(out: Path, overwrite: bool) -> None:
     if not must_exist(out.parent).is_dir():
         raise UsageError(f"{out.parent}: this is not a folder")
     if out.is_dir() or (out.exists() and not overwrite):
-        raise UsageError(f"{out}: it exists already; choose another name, or add --overwrite")
+        raise UsageError(f"{out}: already exists; choose another name, or add --overwrite")
 
 
 def _torch_file(out: Path, weights: Mapping[str, Any], _: Mapping[str, Any]) -> bytes:
@@ -264,14 +264,14 @@ def _safetensors(out: Path, weights: Mapping[str, Any], record: Mapping[str, Any
         raise CheckpointError(
             f"{out}: {odd[0]} is not a tensor, which safetensors cannot hold: use .pt"
         )
-    # Shared weights are written once for each name, as the format has no sharing.
+    # Shared weights are written under each name, as the format does not support sharing.
     about = {"format": "pt", **({RECORD: json.dumps(record)} if record else {})}
     content: bytes = save({n: v.clone().contiguous() for n, v in weights.items()}, about)
     return content
 
 
 def _kind(value: Any) -> tuple[str, str]:
-    """Return the shape and the dtype of a tensor, or the text and the type of plain data."""
+    """Return the shape and dtype of a tensor, or the text and type of plain data."""
     if not isinstance(value, Tensor):
         return repr(value)[:40], type(value).__name__
     return shape_text(value), str(value.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread beside the training, from a copy of the state."""
+"""Writes checkpoints in a thread, from a copy of the state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from base.system.signals import SAVER
 
 
 def saves_in_background(async_save: bool | str, device: torch.device) -> bool:
-    """Resolve ``auto``: on a CPU that trains, the thread would only compete with it."""
+    """Resolve ``auto``: when training on a CPU, the thread would only compete for it."""
     return device.type != "cpu" if async_save == "auto" else bool(async_save)
 
 
@@ -42,7 +42,7 @@ class BackgroundWriter:
     def wait(self) -> None:
         """Wait until the write has ended; raise its error, once."""
         if self._thread is not None:
-            self._is_done.wait()  # after a Ctrl-C in `join`, Python would take the thread for ended
+            self._is_done.wait()  # after a Ctrl-C in `join`, Python would consider the thread ended
             self._thread.join()
         self._thread = None
         error, self._error = self._error, None
@@ -74,13 +74,13 @@ class Snapshot:
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
         self._copied: dict[int, Tensor] = {}  # address of a storage: its copy
-        self._pairs: list[tuple[Tensor, Tensor]] = []  # of a buffer and what is copied into it
+        self._pairs: list[tuple[Tensor, Tensor]] = []  # (buffer, tensor to copy into it)
 
     def take(self, state: Any) -> Any:
         """Return the state with copies of its tensors, which are valid until the next call."""
         self._copied, self._pairs = {}, []
         copied = self._copy(state)
-        if self._pairs:  # at once: a thread beside the training then takes the GIL once
+        if self._pairs:  # in one call, so that the GIL is taken once
             buffers, contents = zip(*self._pairs, strict=True)
             torch._foreach_copy_(buffers, contents)
             self._pairs.clear()
@@ -118,7 +118,7 @@ class Snapshot:
         return torch.empty(0, dtype=tensor.dtype).set_(copied, *shape)
 
     def _next_buffer(self, content: Tensor) -> Tensor:
-        """Return memory of the same size, that of the last copy where it fits."""
+        """Return a buffer of the same size, reusing the last copy's if possible."""
         place = len(self._copied)
         if place == len(self._buffers) or len(self._buffers[place]) != len(content):
             buffer = torch.empty(len(content), dtype=torch.uint8, pin_memory=content.is_cuda)

@@ -1,4 +1,4 @@
-"""The state of an object that has no ``state_dict``: its attributes, as far as they are plain data.
+"""The state of an object without a ``state_dict``: its plain attributes.
 
 Custom metrics keep numbers, lists, tensors, arrays and other small objects. `get_object_state`
 returns these in a form that a checkpoint may hold, and `set_object_state` loads them into an object
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_KIND = "kindling:kind"  # marks values that are stored in another form
+_KIND = "kindling:kind"  # marks encoded values
 
 
 class _NotPlainError(Exception):

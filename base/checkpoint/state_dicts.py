@@ -13,12 +13,12 @@ from torch.nn.parameter import is_lazy
 from base.errors import CheckpointError, nearest
 
 Groups: TypeAlias = Sequence[Mapping[str, Any]]
-COMPARED = (nn.Module, torch.optim.Optimizer)  # before anything is loaded
+COMPARED = (nn.Module, torch.optim.Optimizer)  # compared before anything is loaded
 MAX_ROWS = 12  # of a table in an error
 ABSENT: tuple[str, frozenset[str]] = ("-", frozenset())
 OPTIONAL = ("bad_samples", "epoch_rows", "epoch_start", "loss_attributes", "train_sampler")
 """Parts that may be missing: they are optional, or an earlier version did not save them."""
-EXTRA = "_extra_state"  # ends the keys of what `nn.Module.get_extra_state` returns
+EXTRA = "_extra_state"  # suffix of the keys of `nn.Module.get_extra_state`
 
 
 def load_state_dicts(stateful: Mapping[str, Any], state: Mapping[str, Any]) -> None:

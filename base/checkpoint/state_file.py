@@ -1,4 +1,4 @@
-"""The files of a checkpoint: state and manifest, written to the disk itself and read verified."""
+"""The files of a checkpoint (state and manifest): synced when written, verified when read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plain_copy(value: Any, where: str, storages: dict[int, int], depth: int = 0)
     The size of each storage is added to ``storages``.
 
     Raises:
-        CheckpointError: names the place of a value that ``weights_only`` would refuse to load.
+        CheckpointError: a value, named in the message, cannot be loaded with ``weights_only``.
     """
     kind = type(value)
     if kind is str:
@@ -110,7 +110,7 @@ def check_writable(folder: Path) -> None:
     The folders above it, which may have been created for it, then survive a power loss too.
 
     Raises:
-        OSError: that cannot be done.
+        OSError: the folder or a file cannot be written.
     """
     make_folder(folder)
     for each in (folder.parent, folder):
@@ -134,7 +134,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_atomically(folder: Path) -> None:
-    """Remove a checkpoint so that at any moment it exists whole or not at all."""
+    """Remove a checkpoint atomically: at any moment it is complete or absent."""
     trash = folder.with_name(f".trash-{secrets.token_hex(4)}-{folder.name}")
     folder.rename(trash)
     remove_if_possible(trash)

@@ -1,7 +1,7 @@
-"""Checkpoints that survive kills, full disks and flipped bits.
+"""A store of checkpoints that tolerates kills, full disks and bit flips.
 
-A checkpoint is a folder ``step-00000480`` with ``state.pt`` and ``manifest.json``. It appears by
-one rename after all of it is synced to the disk, and every byte is verified before it is used.
+A checkpoint is a folder ``step-00000480`` with ``state.pt`` and ``manifest.json``. It is renamed
+into place after all of it is synced to disk, and its hash is verified before it is used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FORMAT = 1
 migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 STATE, MANIFEST = "state.pt", "manifest.json"
-# A "~" marks the older of two checkpoints of one step, until the newer one is safe.
+# A "~" marks the older of two checkpoints of the same step until the newer one is on disk.
 STEP = re.compile(r"step-(\d{8,})(~?)")
 
 
@@ -66,7 +66,7 @@ class CheckpointStore:
         in_background: bool = False,
         validate: Callable[[dict[str, Any]], object] = lambda _: None,
     ) -> None:
-        assert keep >= 2, "a single checkpoint may be the damaged one"
+        assert keep >= 2, "a single checkpoint may be damaged"
         self.snapshot = Snapshot() if in_background else None
         self.background = BackgroundWriter()
         self.folder = Path(folder)
@@ -107,7 +107,7 @@ class CheckpointStore:
         is_best: bool,
         facts: Mapping[str, Any],
     ) -> Path:
-        """Write one checkpoint and return its folder; an error leaves the older ones untouched.
+        """Write a checkpoint and return its folder. An error leaves older checkpoints untouched.
 
         In the background, a later call of `check`, `wait` or this method raises the error.
         """
@@ -116,7 +116,7 @@ class CheckpointStore:
         state = plain_copy(state, "state", storages)
         path = self.folder / f"step-{step:08d}"
         if not metrics and (earlier := _manifest_or_none(path)):
-            # The same step is saved again, as after a signal: its metrics are kept.
+            # The same step is saved again, for example after a signal: keep its metrics.
             metrics, is_best = earlier["metrics"], is_best or earlier["is_best"]
         manifest = {
             "format": FORMAT,
@@ -141,7 +141,7 @@ class CheckpointStore:
         self.background.check()
 
     def wait(self) -> None:
-        """Wait until the last save is on the disk; raise its error."""
+        """Wait until the last save is on disk; raise its error."""
         self.background.wait()
 
     def _write(
@@ -164,14 +164,14 @@ class CheckpointStore:
                 raise
             run = self.folder.parent
             if isinstance(error, FileNotFoundError) or not run.is_dir():
-                raise missing_folder_error(run) from error  # the folder was deleted meanwhile
+                raise missing_folder_error(run) from error  # the folder was deleted in the meantime
             text = f"checkpoint not written: {why(error)}; {n_bytes} bytes are needed, "
             text += f"{_free_bytes(self.folder)} are free; the earlier checkpoints are untouched"
             raise disk_error(error, f"{path}: {text}") from error
         self._update_hints(path, step, manifest["is_best"])
 
     def _check_space(self, n_bytes: int) -> None:
-        """Fail before writing if the disk has no room for the tensors and the file's own tables."""
+        """Fail before writing if the disk lacks space for the tensors and the file's metadata."""
         disk = shutil.disk_usage(self.folder)
         if disk.total and disk.free < n_bytes + n_bytes // 16 + (1 << 20):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -203,13 +203,13 @@ class CheckpointStore:
                 LOG.warning(text, saved, why(error))
 
     def _prune(self, saved: Path) -> None:
-        """Remove all but the newest `keep` whole ones, the best, this one and the protected."""
+        """Remove all but the newest `keep` valid checkpoints, the best, this and protected ones."""
         manifests = {path: _manifest_or_none(path) for path in checkpoints_in(self.folder)}
         spared = {saved, *_marked_best(manifests)[:1]}
         n_whole = 0
         for path, manifest in manifests.items():
             if _step_order(path) > _step_order(saved):
-                # Steps only grow, so it is from before the run was resumed at an earlier step.
+                # Steps only increase, so it predates a resume from an earlier step.
                 path.rename(path.with_name(f"aside-{path.name}-{secrets.token_hex(4)}"))
             elif path.name.endswith("~") and manifests.get(path.with_name(path.name[:-1])):
                 remove_atomically(path)
@@ -235,7 +235,7 @@ class CheckpointStore:
 def read(path: Path | str) -> dict[str, Any]:
     """Return the verified state of a checkpoint, or the newest valid one of a run's folder.
 
-    If the path names a checkpoint (its folder or state.pt), no other one is read in its place.
+    If the path names a checkpoint (its folder or state.pt), no other one is used instead.
     """
     return read_with_manifest(path)[0]
 
@@ -276,10 +276,10 @@ def _candidates(path: Path | str) -> list[Path] | None:
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:
-    """Return a checkpoint's manifest (step, epoch, metrics, facts ...).
+    """Return a checkpoint's manifest (step, epoch, metrics, ...).
 
     Raises:
-        CheckpointError: it is missing, damaged or of a newer format, or a file has another size.
+        CheckpointError: it is missing, damaged or of a newer format, or the size of a file differs.
     """
     folder = Path(folder)
     try:
@@ -300,7 +300,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     except _NewerFormatError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{folder}: not a whole checkpoint: {why(error)}") from error
+        raise CheckpointError(f"{folder}: not a valid checkpoint: {why(error)}") from error
     return manifest
 
 
@@ -320,7 +320,7 @@ def _first_valid(folder: Path, paths: Iterable[Path]) -> tuple[Path | None, dict
         return path, state
     if damaged:
         raise CheckpointError(
-            f"{folder}: none of its checkpoints is whole; start from scratch without -r, or name "
+            f"{folder}: none of its checkpoints is valid; start from scratch without -r, or name "
             "another run:\n  " + "\n  ".join(damaged)
         )
     return None, {}
@@ -340,7 +340,7 @@ def _read_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 class _NewerFormatError(CheckpointError):
-    """A whole checkpoint of a later version: it is not damaged, so it is never skipped."""
+    """A valid checkpoint of a later version. It is not damaged, so it is never skipped."""
 
 
 def _manifest_or_none(folder: Path) -> dict[str, Any] | None:

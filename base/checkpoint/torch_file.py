@@ -1,7 +1,7 @@
 """Files of ``torch.save``, loaded only by torch's own ``weights_only`` unpickler.
 
-The checks here are cheap and run before or after it: an archive has the layout that torch writes,
-all storages together are no larger than the file, and the result is no deeper than a checkpoint.
+The checks here are cheap and run before or after it: an archive has torch's layout, the storages
+together are no larger than the file, and the result is nested no deeper than a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch._weights_only_unpickler import get_globals_in_pkl
 from base.errors import CheckpointError
 
 MAX_DEPTH = 64
-MAX_REPEATS = 1 << 22  # of items that a pickle writes once and refers to repeatedly
+MAX_REPEATS = 1 << 22  # of items that a pickle references repeatedly
 MEMBERS = re.compile(
     r"[^/\\]+/(data\.pkl|data/[0-9]+|version|byteorder|\.format_version|\.storage_alignment"
     r"|\.data/serialization_id)"
@@ -34,7 +34,7 @@ PROTOCOL = (
     "refused: torch loads files of pickle protocol 2 safely, which it writes by default; save it "
     "again with `torch.save(weights, path)`"
 )
-N_PICKLES = 4  # at the start of such a file; the fourth is the state
+N_PICKLES = 4  # at the start of such a file; the last one is the state
 
 
 class _EqualToDict(type):
@@ -47,7 +47,7 @@ class _EqualToDict(type):
 
 
 class StandIn(list, metaclass=_EqualToDict):  # type: ignore[type-arg]
-    """Takes the place of an object that is not a tensor or plain data; keeps only its name."""
+    """Replaces an object that is not a tensor or plain data, and stores only its name."""
 
     name = ""
 
@@ -71,15 +71,15 @@ def stand_in_name(value: Any) -> str:
 
 
 def load_torch_file(file: BinaryIO, *, is_verified: bool, allows_objects: bool) -> Any:
-    """Load a file of `torch.save` with tensors on the CPU; no name in it is imported or called.
+    """Load a file of `torch.save` with tensors on the CPU, without importing or calling any name.
 
     Args:
-        is_verified: the caller has compared a hash; otherwise the archive's checksums are compared.
+        is_verified: whether the caller has verified a hash; otherwise checksums are verified.
         allows_objects: replace objects that are not tensors or plain data with a `StandIn`, instead
             of refusing the file.
 
     Raises:
-        CheckpointError: the file is damaged or would need more memory than its size; in one line.
+        CheckpointError: the file is damaged or would need more memory than its size.
     """
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
@@ -103,7 +103,7 @@ def load_torch_file(file: BinaryIO, *, is_verified: bool, allows_objects: bool) 
         value = _load(file, budget, named if allows_objects else ())
     except CheckpointError:
         raise
-    except Exception as error:  # for damaged files torch raises some thirty types
+    except Exception as error:  # torch raises many types for damaged files
         raise CheckpointError(_describe(error)) from None  # its messages suggest loading unsafely
     _check_bounds(value, size)
     return value
@@ -173,13 +173,13 @@ def _is_stored(member: zipfile.ZipInfo) -> bool:
 def _check_end(file: BinaryIO, size: int) -> None:
     """Refuse an archive in which zipfile and torch's reader may find different directories.
 
-    There is one directory, right before the end records. If these repeat their values in 64 bits,
-    as torch writes them, both must agree.
+    The file has a single directory, right before the end records. If these repeat their values in
+    64 bits, as torch writes them, both must agree.
     """
     file.seek(-min(size, 98), os.SEEK_END)
     tail = file.read()
     if len(tail) < 98 or tail[-22:-18] != b"PK\5\6":
-        raise CheckpointError("damaged: it is cut short")
+        raise CheckpointError("damaged: it is truncated")
     *_, n_here, n_members, length, start, comment = struct.unpack("<4s4H2IH", tail[-22:])
     n_end, stated = 22, (n_members, length, start)
     is_one = n_here == n_members and not comment
@@ -197,7 +197,7 @@ def _check_end(file: BinaryIO, size: int) -> None:
 
 def _check_bounds(value: Any, size: int) -> None:
     """Refuse values that contain themselves or expand to far more than the file when walked."""
-    level: dict[int, tuple[Any, int]] = {id(value): (value, 1)}  # each once, with its count
+    level: dict[int, tuple[Any, int]] = {id(value): (value, 1)}  # each object once, with its count
     n_items, storages = 0, dict[int, int]()
     for _ in range(MAX_DEPTH + 1):
         below: dict[int, tuple[Any, int]] = {}
@@ -263,12 +263,12 @@ def _parts(tensor: Tensor) -> Sequence[Tensor]:
 
 
 def _unknown_format(start: bytes) -> str:
-    """Return why a file that begins with these bytes is not loaded."""
+    """Return why a file that starts with these bytes is not loaded."""
     if not start:
         return "damaged: it is empty"
     if start[0] == 0x80 and start[1:2] > b"\2":
         return PROTOCOL
-    return "it was not written by torch.save, or its beginning is damaged"
+    return "it was not written by torch.save, or its start is damaged"
 
 
 def _describe(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Which weights of a file go where in a model: the rules of ``model.weights`` and their result."""
+"""Maps the weights of a file to a model by the rules of ``model.weights``."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from base.errors import CheckpointError, nearest
 from base.network.patterns import NoMatch, match_names
 
 LOG = logging.getLogger("kindling")
-MAX_LINES = 12  # of one kind in a message
+MAX_LINES = 12  # per kind in a message
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and DistributedDataParallel; of compile
 COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What happens to each name of a file and of a model.
+    """The outcome for each name of a file and of a model.
 
-    A name that is in both is loaded, left out or mismatched; a name that only the model has is
-    missing, one that only the file has is unexpected.
+    A name in both is loaded, left out or mismatched. A name only in the model is missing, and one
+    only in the file is unexpected.
     """
 
     file: str
     loaded: list[str]
-    renamed: dict[str, str]  # the name after the rules: the name in the file
+    renamed: dict[str, str]  # name after the rules: name in the file
     missing: list[str]
     unexpected: list[str]
     mismatched: dict[str, str]  # name: both shapes
     left_out: list[str]
 
     def table(self) -> str:
-        """Return a line for each kind with the number of names and the first few of them."""
+        """Return a line per outcome with the number of names and the first few of them."""
         renamed = [f"{old} -> {new}" for new, old in self.renamed.items()]
         mismatched = [f"{name} ({shapes})" for name, shapes in self.mismatched.items()]
         kinds = {"loaded": self.loaded, "renamed": renamed, "missing": self.missing}
@@ -58,8 +58,8 @@ def rename_keys(
 ) -> dict[str, str]:
     """Return the names after the rules, each with its name in the file.
 
-    Prefixes are stripped in order, then names are replaced in order, each rule on the result of the
-    one before. A ``*`` in a replacement stands for the text that the ``*`` of the pattern matches;
+    Prefixes are stripped in order, then names are replaced in order. Each rule applies to the
+    result of the previous one. A ``*`` in a replacement is the match of the pattern's ``*``;
     in the replacement for a ``re:`` pattern, ``\\1`` stands for its first group.
 
     Raises:
@@ -73,7 +73,7 @@ def rename_keys(
                 name[: dot.end()] for name in made.values() for dot in re.finditer(r"\.", name)
             }
             raise NoMatch(
-                f"`strip`: no weight begins with {prefix!r}{_suggestion(prefix, parts, made)}"
+                f"`strip`: no weight starts with {prefix!r}{_suggestion(prefix, parts, made)}"
             )
         made = {old: name.removeprefix(prefix) for old, name in made.items()}
     for pattern, replacement in rename.items():
@@ -174,11 +174,10 @@ def _check_complete(report: WeightsReport, chosen: set[str], may_mismatch: bool)
     lines += [f"and {n_more} more"] * (n_more > 0)
     if lines:
         advice = (
-            _prefix_rule(missing, unexpected)
-            or "name the weights that are not to be loaded in `skip`"
+            _prefix_rule(missing, unexpected) or "list weights that should not be loaded in `skip`"
         )
         if mismatched and not missing and not unexpected:
-            advice += "; `on_shape_mismatch: skip` leaves out all weights of another shape"
+            advice += "; `on_shape_mismatch: skip` leaves out all weights of different shape"
         text = "\n  ".join(["the file does not match the model; nothing was changed:", *lines])
         raise CheckpointError(f"{text}\n{advice}")
     if not report.loaded:
@@ -186,7 +185,7 @@ def _check_complete(report: WeightsReport, chosen: set[str], may_mismatch: bool)
 
 
 def _prefix_rule(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """Return the rule that would match most names, if they differ by one prefix only."""
+    """Return the rule that would match most names, if they differ only by a prefix."""
     for names, others, rule in (
         (missing, unexpected, "`strip: {0}.` removes {0!r} from the file's names"),
         (unexpected, missing, '`rename: {{"*": "{0}.*"}}` adds {0!r} to the file\'s names'),
@@ -200,7 +199,7 @@ def _prefix_rule(missing: Sequence[str], unexpected: Sequence[str]) -> str:
     return ""
 
 
-# --- Names saved through a wrapper or by an old torch ---------------------------------------------
+# --- Names saved by a wrapper or an old version of torch ------------------------------------------
 
 
 def adapt_saved_names(
@@ -234,7 +233,7 @@ def _matches(saved: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
 
 
 def _missing_counters(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Return the counters that a file lacks though it has the averages of their BatchNorms."""
+    """Return the counters missing from a file that has the running averages of their BatchNorms."""
     counters = [name for name in own if name.rpartition(".")[2] == COUNTER]
     averages = {name: f"{name.removesuffix(COUNTER)}running_mean" for name in counters}
     return [name for name in counters if name not in saved and averages[name] in saved]

@@ -1,4 +1,4 @@
-"""Weights of a model from a file, a checkpoint or a run."""
+"""Loads weights of a model from a file, a checkpoint or a run."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def find_checkpoint(path: Path) -> Path | None:
 
 
 def read_weights(path: Path, ema: bool | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a file by name; no code in it is run.
+    """Return the tensors of a file by name, without running code in it.
 
     Args:
         ema: return a checkpoint's averaged weights (True), its trained weights (False), or the
@@ -155,7 +155,7 @@ def _memory_key(value: Any) -> Any:
 
 
 def _weights_in(path: Path, state: Any) -> dict[str, Tensor]:
-    """Return the weights in a file's content: all of it, or its only dict of tensors."""
+    """Return the weights in a loaded file: all of it, or its only dict of tensors."""
     if isinstance(state, Mapping):
         named = (state.get(key) for key in ("state_dict", "model"))
         state = next(filter(_are_weights, named), state)
@@ -163,7 +163,7 @@ def _weights_in(path: Path, state: Any) -> dict[str, Tensor]:
         parts = {key: value for key, value in parts.items() if not key.endswith(EXTRA)}
         if len(parts) > 1:
             names = ", ".join(map(repr, parts))
-            text = f"it holds several sets of weights: {names}; save one of them alone"
+            text = f"it holds several sets of weights: {names}; save only one of them"
             raise CheckpointError(f"{path}: {text}")
         state = next(iter(parts.values()), state)
     held = state if isinstance(state, Mapping) else {"all of it": state}
@@ -180,7 +180,7 @@ def _weights_in(path: Path, state: Any) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path}: a name of a weight must be printable text, not {odd[0]!r:.99}"
         )
-    # Detach them from attributes that a file may set, and from being parameters.
+    # Convert parameters to plain tensors, without attributes that a file may set.
     return {
         key: Tensor.detach(value) if isinstance(value, Tensor) else value
         for key, value in state.items()
@@ -202,9 +202,7 @@ def _read_file(path: Path) -> Any:
         beside = [str(each) for each in path.parent.glob("*")] if path.parent.is_dir() else []
         raise CheckpointError(f"{path}: no such file{nearest(str(path), beside)}")
     try:
-        with open_file(
-            path
-        ) as file:  # which refuses a FIFO or a device, on which libraries would block
+        with open_file(path) as file:  # refuses a FIFO or a device, on which libraries would block
             if path.suffix == ".safetensors":
                 return _load_safetensors(path)
             return load_torch_file(file, is_verified=False, allows_objects=True)

@@ -1,7 +1,7 @@
-"""From the text of a config to a checked tree in which each value knows its place.
+"""Parses and validates configs, and records the location of each value.
 
-Nothing here needs torch: a config with a fault in its structure ends a run in milliseconds. What
-its names mean is checked in ``base/names/``.
+This package does not import torch, so structural errors in a config are reported within
+milliseconds. Names in a config are checked in ``base/names/``.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What may change in the config of a resumed run: a table of differences, and an error."""
+"""Checks which changes to the config of a resumed run are allowed."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ OWN_STATE = re.compile(
     r"(?:T_0|T_max|milestones|total_iters|total_steps|step_size|step_size_up|step_size_down|epochs|"
     r"steps_per_epoch|lr_lambda|scale_fn|mode|type)\b)"
 )
-"""Keys whose values the saved state of an optimizer or a scheduler holds too; not its lengths."""
+"""Keys whose values are also in the saved state of an optimizer or scheduler, except lengths."""
 
 ANOTHER_RUN = re.compile(
     r"^(seed|model\.(?!weights\b)\S+|init\b\S*|memory\.accumulate|trainer\.epoch_steps)$|"
     r"^optimizers?(\.\w+)?\.(type|params|param_groups|layer_decay|no_decay)\b|"
     r"^data_loader\.(type|args\.(batch_size|shuffle|split|validation_split|sampling|drop_last|seed))\b"
 )
-"""Keys that may not change: the rest would be another run."""
+"""Keys that may not change, as the result would be a different run."""
 
 SPLIT = re.compile(r"^data_loader\.args\.(split|validation_split)\b")
-"""Those that --allow-change cannot allow: `keep_split` refuses another split."""
+"""Keys that --allow-change cannot allow, as `keep_split` refuses a different split."""
 
 Change = tuple[str, Any, Any]
 ANOTHER = "another run"
 
 
 def table_of(changes: Sequence[Change], rates: Sequence[Change] = ()) -> str:
-    """Return a line for each change: the key, its value then and now, and its effect.
+    """Return a line per change: the key, the old and the new value, and the effect.
 
     Args:
-        rates: learning rates that have changed with the length of the schedule.
+        rates: learning rates that changed with the length of the schedule.
     """
-    from logger.console import table  # only needed if there is a change
+    from logger.console import table  # only needed for changes
 
     rows = [(key, _short(then), _short(now), effect_of(key)) for key, then, now in changes]
     rows += [
@@ -56,11 +56,11 @@ def effect_of(key: str) -> str:
 
 
 def refuse_another_run(config: Config, folder: Path) -> None:
-    """Make sure that a config changes only what may change in a resumed run.
+    """Check that a config changes only what may change in a resumed run.
 
     Raises:
-        UsageError: it would be another run; the text lists all differences, and says how to start a
-            new run from the weights.
+        UsageError: the changes would make it a different run. The message lists all differences and
+            the command to start a new run from the weights.
     """
     changes = differences(config, folder)
     harmful = [key for key, _, _ in changes if effect_of(key) == ANOTHER]
@@ -75,7 +75,7 @@ def refuse_another_run(config: Config, folder: Path) -> None:
 
 
 def differences(config: Config, folder: Path) -> list[Change]:
-    """Return the differences between a run's own config and another one."""
+    """Return the differences between a run's config and another one."""
     return load_config(folder / "config.yaml").difference(config)
 
 

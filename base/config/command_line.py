@@ -1,4 +1,4 @@
-"""The command line of train.py and test.py; torch is not imported here."""
+"""The command line of train.py and test.py. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ SHORT_FORMS = {
 
 TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
-  python train.py -r                                        the newest run
-  python train.py -r saved/digits/0131_235959 --epochs 40   longer
+  python train.py -r                                        resume the newest run
+    python train.py -r saved/digits/0131_235959 --epochs 40   train it for longer
 
-exit codes: 0 done; 1 failed, the last checkpoint stays valid; 2 an error in the
-config or the command; 3 out of memory or disk space; 130, 143 interrupted by
-Ctrl-C or SIGTERM, and saved.
+exit codes: 0 success; 1 failure, the last checkpoint stays valid; 2 an error in
+the config or the command; 3 out of memory or disk space; 130, 143 interrupted
+by Ctrl-C or SIGTERM, and saved.
 SIGUSR1 saves a checkpoint and continues."""
 
 TEST_EXAMPLES = """examples:
@@ -98,12 +98,12 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
         "-r", "--resume", nargs="?", const="newest", metavar="PATH",
         help="resume a run, or one of its checkpoints; a name's folder means its newest run, and "
         "no PATH the newest run (of the config's name, with -c); `auto` resumes the newest run if "
-        "there is one, and else starts a new one. The run's own config is used, or that of -c with "
-        "the state of the run",
+        "there is one, and otherwise starts a new one. The run's config is used, or that of -c "
+        "with the state of the run",
     )  # fmt: skip
     parser.add_argument(
         "--allow-change", action="store_true",
-        help="with -r: resume although the config would make another run of it; the split stays",
+        help="with -r: resume even if the config would make it a different run; the split stays",
     )  # fmt: skip
     for name, key in SHORT_FORMS.items():
         parser.add_argument(f"--{name}", metavar="VALUE", help=f"short for --set {key}=VALUE")
@@ -118,7 +118,7 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     )
     show.add_argument(
         "--list", nargs="?", const="all", metavar="KIND",
-        help="list what a config can name: of one kind (model, loss, metric ...) or of all",
+        help="list names that a config can use: of one kind (model, loss, metric ...) or of all",
     )  # fmt: skip
     show.add_argument(
         "--schema", action="store_true", help="print the JSON Schema that editors complete with"
@@ -141,8 +141,8 @@ def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
         help="the run, or one of its checkpoints; a name's folder means its newest run, and no "
-        "PATH the newest run (of the config's name, with -c). With -c the data sections are those "
-        "of that config",
+        "PATH the newest run (of the config's name, with -c). With -c, the data sections of that "
+        "config are used",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
@@ -151,14 +151,14 @@ def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
     """Load the config that the options ask for; return it and the checkpoint or run to resume.
 
     Raises:
-        ConfigError: faults in the config, all together.
-        UsageError, CheckpointError: no such run exists.
+        ConfigError: lists all faults in the config.
+        UsageError, CheckpointError: the run does not exist.
     """
     config = None
     if options.config is not None:
         config = _load(options.config, options)
     if options.resume is None:
-        assert config is not None  # parse_train saw to it
+        assert config is not None  # checked by parse_train
         return config, None
 
     resume_from = find_resumed(options.resume, config, options.overrides)
@@ -173,7 +173,7 @@ def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
 
 
 def _load(path: Path, options: argparse.Namespace) -> Config:
-    """Load a config with the options' values; if --lr has several places, name them."""
+    """Load a config with the options applied. If --lr is ambiguous, the error lists the choices."""
     try:
         return load_config(path, options.overrides)
     except ConfigError:
@@ -189,9 +189,9 @@ def _load(path: Path, options: argparse.Namespace) -> Config:
 
 
 def choose_tested(options: argparse.Namespace) -> tuple[Config, Path]:
-    """Return the config of the run that test.py asks for, and the run or checkpoint.
+    """Return the config of the run to test, and the run or checkpoint.
 
-    With ``-c`` the data and batch sections are those of that config; all else stays the run's.
+    With ``-c``, the data and batch sections come from that config, everything else from the run's.
     """
     other = None if options.config is None else load_config(options.config)
     path = find_resumed(options.resume, other, options.overrides)
@@ -210,7 +210,7 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
     Without a config, the overrides may give the run's name and folder.
 
     Raises:
-        UsageError: there is no run to resume.
+        UsageError: no run to resume exists.
     """
     if wanted not in ("newest", "auto"):
         return find_run(wanted)
@@ -235,10 +235,10 @@ class Terminated(KeyboardInterrupt):
 
 
 def end_by_signals() -> None:
-    """Let SIGINT and SIGTERM end this process by an exception, until training handles them.
+    """Make SIGINT and SIGTERM raise an exception until training handles them.
 
-    SIGUSR1, which asks for a checkpoint, is ignored: there is nothing to save yet. A worker forked
-    while a signal to its parent is pending exits.
+    SIGUSR1, which requests a checkpoint, is ignored, as there is nothing to save yet. A worker
+    forked while a signal to its parent is pending exits.
     """
     mine = os.getpid()
 
@@ -248,7 +248,7 @@ def end_by_signals() -> None:
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored in a background job
             signal.signal(number, handle)
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -277,16 +277,16 @@ def _reader_has_left() -> bool:
 
 
 def _is_of_engine(error: ImportError) -> bool:
-    """Return whether a file of ``base/`` or ``logger/`` lacks what another of them imports."""
+    """Return whether an import between files of ``base/`` or ``logger/`` failed."""
     file = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
     is_ours = any(file.is_relative_to(each) for each in (ENGINE, PROJECT / "logger"))
     return is_ours and (error.name or "").partition(".")[0] in ("base", "logger")
 
 
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run an entry script: a KindlingError ends it with one clear text and its exit code.
+    """Run an entry script. A KindlingError prints its message and exits with its code.
 
-    So does a `FileError`. Any other OSError comes from user code, and ends it with a traceback.
+    So does a `FileError`. Any other OSError comes from user code and prints a traceback.
     """
     if sys.stdout is None:  # closed by the parent process: `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
@@ -299,7 +299,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         print(*lines, sep="\n", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt as error:
-        sys.unraisablehook = lambda _: None  # half-built objects may fail to close
+        sys.unraisablehook = lambda _: None  # partly constructed objects may fail to close
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         print(f"stopped by {signal.Signals(number).name}, nothing more was saved", file=sys.stderr)
         exit_now(128 + number)
@@ -313,7 +313,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         print(f"{error}: keep Kindling's own base/ and logger/, whole", file=sys.stderr)
         code = 2
     except BrokenPipeError:
-        if not _reader_has_left():  # a pipe of the user's own
+        if not _reader_has_left():  # a user's pipe
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141

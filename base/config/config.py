@@ -1,4 +1,4 @@
-"""The config as the program sees it: plain values, each with the place where it was written."""
+"""The config as a mapping of plain values, which records where each value was set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Config(Mapping[str, Any]):
     ) -> None:
         self.path = path
         self.notes = list(notes)  # lines to log at the start
-        self.is_template = is_template  # was it in pytorch-template's format?
+        self.is_template = is_template  # whether it was in pytorch-template's format
         self._root = root
         self._values: dict[str, Any] = root.plain()
 
@@ -37,7 +37,7 @@ class Config(Mapping[str, Any]):
         return f"Config({str(self.path)!r}, name={self['name']!r})"
 
     def resolve(self, *keys: str, value: Any) -> None:
-        """Replace a value such as ``auto`` by what the run determined; it is saved with the run."""
+        """Replace a value such as ``auto`` by the one that the run determined and saves."""
         values, entries = self._values, self._root.value
         for key in keys[:-1]:
             values, entries = values[key], entries[key].value
@@ -46,17 +46,17 @@ class Config(Mapping[str, Any]):
 
     @property
     def root(self) -> Node:
-        """The config as a tree, with the place of each value."""
+        """The config as a tree with the location of each value."""
         return self._root
 
     @property
     def extra(self) -> dict[str, Any]:
-        """The user's own sections and keys."""
+        """The user's sections and keys."""
         extra: dict[str, Any] = self["extra"]
         return extra
 
     def where(self, *keys: str | int) -> str:
-        """Return the place of an entry, or of the nearest enclosing one that was written."""
+        """Return the location of an entry, or of the nearest enclosing one that was set."""
         node, where = self._root, self._root.where
         for key in keys:
             child = node.child(key)
@@ -66,12 +66,12 @@ class Config(Mapping[str, Any]):
         return str(where)
 
     def problem(self, keys: Keys, message: str) -> Problem:
-        """Return a problem with the entry under these keys."""
+        """Return a problem located at the entry under these keys."""
         return problem_at(self.where(*keys), keys, message)
 
     @contextmanager
     def placed(self) -> Iterator[None]:
-        """Add file, line and column to errors that only name a key, such as ``loss.0.output``."""
+        """Add file, line and column to errors that name only a key, such as ``loss.0.output``."""
         try:
             yield
         except ConfigError as error:
@@ -82,15 +82,15 @@ class Config(Mapping[str, Any]):
         return self.problem(tuple(keys), problem.message) if keys[0] in self else problem
 
     def to_yaml(self) -> str:
-        """Return the whole config as YAML; loading it gives an equal config."""
+        """Return the whole config as YAML. Loading it gives an equal config."""
         return "\n".join(to_lines(self._root)) + "\n"
 
     def describe(self) -> str:
-        """Return the config as YAML in which each value says where it was set."""
+        """Return the config as YAML with a comment on the origin of each value."""
         return "\n".join(to_lines(self._root, origins=True)) + "\n"
 
     def difference(self, other: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-        """Return (dotted key, value here, value there) where two configs differ; None is absent."""
+        """Return (dotted key, value here, value there) for each difference; None means absent."""
         ours, theirs = dict(leaves(self)), dict(leaves(other))
         keys = [*ours, *(key for key in theirs if key not in ours)]
         pairs = [(key, ours.get(key), theirs.get(key)) for key in keys]

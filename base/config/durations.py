@@ -49,16 +49,16 @@ class Duration(NamedTuple):
 
 
 def parse_duration(text: str, with_time: bool = False) -> Duration:
-    """Read a duration; a ValueError says what to write instead.
+    """Parse a duration. The message of a ValueError shows the valid forms.
 
     Args:
-        with_time: also accept minutes, where the clock cannot change a result.
+        with_time: also accept minutes, for settings that do not affect results.
     """
     if isinstance(text, int | float) and not isinstance(text, bool):
         raise ValueError(f"a number needs a unit: '{text} steps', '{text} epochs' or '{text}%'")
     is_time = isinstance(text, str) and bool(re.match(MINUTES_PATTERN, text.strip()))
     if is_time and not with_time:
-        raise ValueError(f"{text!r} would let the clock decide: give a duration in steps or epochs")
+        raise ValueError(f"{text!r} would make results depend on time: give steps or epochs")
     if not isinstance(text, str) or not (is_time or re.match(DURATION_PATTERN, text.strip())):
         more = ", '10 minutes'" if with_time else ""
         raise ValueError(f"expected a duration such as '500 steps', '2 epochs'{more} or '5%'")
@@ -66,5 +66,5 @@ def parse_duration(text: str, with_time: bool = False) -> Duration:
     number, unit = re.findall(r"[0-9.]+|[a-z%]+", text)
     amount = float(number)
     if amount <= 0 or (unit == "%" and amount > 100):
-        raise ValueError("a duration is more than nothing, and at most 100%")
+        raise ValueError("a duration must be positive, and at most 100%")
     return Duration(amount, unit if unit == "%" else unit.rstrip("s") + "s")

@@ -1,4 +1,4 @@
-"""The config's JSON Schema (draft 7), with which editors complete and check a file."""
+"""The JSON Schema (draft 7) of configs, for completion and checks in editors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from base.config.schema import ROOT
 def json_schema(
     type_schemas: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """Return the schema; `type_schemas[kind]` lists {name, args_schema, doc} of what has a name."""
+    """Return the schema. `type_schemas[kind]` lists names of a kind: {name, args_schema, doc}."""
     root = ROOT.json_schema()
     kinds = sorted({*re.findall(r"#/definitions/(\w+)", str(root))} - {"reference"})
     named = {kind: _named((type_schemas or {}).get(kind, ())) for kind in kinds}
@@ -23,14 +23,14 @@ def json_schema(
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Kindling config",
         "definitions": {"reference": reference, **named},
-        # A file that inherits may leave out anything; `arch` may stand for `model`.
+        # A file that inherits may omit any key, and `arch` is an alias of `model`.
         "anyOf": [{"required": ["inherit"]}, {"required": sorted({*needed} - {"model"})}],
         **root,
     }
 
 
 def _named(types: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what holds for a section whose `type` is one of these: its name and its arguments."""
+    """Return the schema of a section whose `type` is one of these, with its arguments."""
     known = [{"const": entry["name"], "description": entry.get("doc", "")} for entry in types]
     rules = [
         {
@@ -44,7 +44,7 @@ def _named(types: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _or_reference(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Let each argument be a `${reference}` instead."""
+    """Allow a `${reference}` in place of each argument."""
     reference = {"$ref": "#/definitions/reference"}
     arguments = schema.get("properties", {}).items()
     return {**schema, "properties": {name: {"anyOf": [a, reference]} for name, a in arguments}}

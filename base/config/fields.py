@@ -1,4 +1,4 @@
-"""The kinds of fields from which `schema.py` builds the config; each checks a tree."""
+"""The field types of `schema.py`, each of which validates a tree."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from base.config.tree import Keys, Node, problem_at, show
 from base.errors import Problem, nearest
 
-ABSENT: Any = object()  # a default: the key may be missing, and stays so
-REQUIRED: Any = object()  # a default: the key must be given
-SAME_AS_TYPE: Any = object()  # a default: what `type` says
+ABSENT: Any = object()  # a default: the key is optional and is not filled in
+REQUIRED: Any = object()  # a default: the key is required
+SAME_AS_TYPE: Any = object()  # a default: the value of `type`
 UNKNOWN: Any = object()  # a value that could not be looked up; it passes every check
 
 REFERENCE = re.compile(r"\$\{[^{}]*\}")
@@ -22,7 +22,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **{"integer": (int,), "number": (int, float), "string": (str,), "boolean": (bool,)},
     "array": (list,),
 }
-_HUGE = 1e300  # larger, infinite and NaN values are out of every range
+_HUGE = 1e300  # larger, infinite and NaN values are outside of every range
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Validation:
         self.problems.append(problem_at(node.where, keys, message))
 
     def near(self, name: object, known: Iterable[object]) -> str:
-        """Return the nearest name as `nearest` does, within bounds that keep it fast."""
+        """Return the result of `nearest` for a limited number of names, for speed."""
         is_much = len(self.problems) > MAX_PROBLEMS
         words = (each for each in islice(known, 200) if isinstance(each, str))
         return "" if is_much else nearest(str(name)[:100], words)
 
 
 class Field:
-    """What a key may hold: any plain data, unless a subclass restricts it."""
+    """The valid values of a key: any plain data, unless a subclass restricts it."""
 
     def check(self, node: Node, keys: Keys, validation: Validation) -> Node:
-        """Return the tree in its normal form, and add its faults to the problems."""
+        """Return the tree in its normal form and record its problems."""
         is_reference = isinstance(node.value, str) and REFERENCE.fullmatch(node.value)
         if node.value is UNKNOWN or (validation.references and is_reference):
             return node  # cannot be judged (yet)
@@ -63,7 +63,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a section; a default of None means that null may be written."""
+    """A key of a section. With a default of None, null is valid."""
 
     field: Field
     default: Any
@@ -79,11 +79,11 @@ class Key:
 
 @dataclass(frozen=True)
 class Scalar(Field):
-    """A value that is taken as a whole, and the JSON Schema that it must meet."""
+    """A single value that must match a JSON Schema."""
 
-    expected: str  # what an error says
+    expected: str  # described in errors
     schema: dict[str, Any]
-    parse: Callable[[Any], object] | None = None  # checks more; a ValueError is the problem
+    parse: Callable[[Any], object] | None = None  # further checks; raises ValueError
 
     def json_schema(self) -> dict[str, Any]:
         return dict(self.schema)
@@ -102,20 +102,20 @@ class Scalar(Field):
 
 @dataclass(frozen=True)
 class Section(Field):
-    """A mapping with known keys; others are errors, unless `others` says what they hold."""
+    """A mapping with known keys. Other keys are errors unless `others` defines their values."""
 
     keys: Mapping[str, Key]
-    short: tuple[str, ...] = ()  # "string": the word alone is the type; "number": constant_
-    short_key: str = "type"  # what a value of a short form is; "match" takes every form of pattern
+    short: tuple[str, ...] = ()  # "string": a single word is the type; "number": constant_
+    short_key: str = "type"  # the key of a short form's value; "match" takes every form of pattern
     others: Field | None = None
-    names: str = ""  # the kind of thing that `type` names
+    names: str = ""  # the kind of the name in `type`
     exactly_one: tuple[str, ...] = ()
     never_both: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
-    meant_by: Callable[[str], str] | None = None  # the known key that an unknown one stands for
+    meant_by: Callable[[str], str] | None = None  # maps an unknown key to a known one
 
     def check_entry(self, name: str, child: Node, keys: Keys, validation: Validation) -> Node:
-        """Return one entry in its normal form, and add its faults to the problems."""
+        """Return an entry in its normal form and record its problems."""
         key = self.keys.get(name)
         found = key.field if key else self.others
         if found is None:
@@ -127,7 +127,7 @@ class Section(Field):
         return child if is_off else found.check(child, keys, validation)
 
     def _place_of_own(self) -> str:
-        """Say where the user's own keys go, in a section that has such a place."""
+        """Return a hint where to put the user's keys, if the section has such a place."""
         if "extra" in self.keys:
             return "; keys of your own go under `extra`"
         return "; arguments go under `args`" if "args" in self.keys else ""
@@ -156,7 +156,7 @@ class Section(Field):
         for given, child in value.items():
             name = self.aliases.get(given, given)
             if child.value is None and name not in self.keys and isinstance(self.others, Section):
-                # Null takes out an entry that is inherited.
+                # Null removes an inherited entry.
                 entries |= {} if validation.fill else {name: child}
                 continue
             if name != given and name in value:
@@ -229,10 +229,10 @@ class Either(Field):
 
 @dataclass(frozen=True)
 class OneOrNamed(Field):
-    """One item, or several: a mapping of names to items, or a list of names."""
+    """One item, or several: a mapping from names to items, or a list of names."""
 
     item: Scalar
-    taken: Mapping[str, str] = field(default_factory=dict)  # names that mean something else
+    taken: Mapping[str, str] = field(default_factory=dict)  # reserved names
 
     def json_schema(self) -> dict[str, Any]:
         item = self.item.json_schema()
@@ -252,7 +252,7 @@ class OneOrNamed(Field):
                 validation.problem(node, keys, text)
                 return node
             if not validation.fill:
-                return node  # a list replaces what is inherited, as any list does
+                return node  # a list replaces the inherited value
             value = {item.value: item for item in value}
         for name in value.keys() & self.taken.keys():
             validation.problem(value[name], (*keys, name), self.taken[name])
@@ -264,11 +264,11 @@ class OneOrNamed(Field):
 
 @dataclass(frozen=True)
 class ListOf(Field):
-    """A list; null is an empty one, and with `single` one item stands for a list of one."""
+    """A list. Null is an empty list, and with `single` an item is a list of one."""
 
     item: Field
     single: bool = False
-    unique: str = ""  # the key in which no two items may agree
+    unique: str = ""  # the key whose values must be unique
 
     def json_schema(self) -> dict[str, Any]:
         item = self.item.json_schema()
@@ -288,13 +288,13 @@ class ListOf(Field):
         for i, item in enumerate(items if self.unique and validation.fill else []):
             name = item.child(self.unique)
             if name and isinstance(name.value, str) and seen.setdefault(name.value, i) != i:
-                two = f"{name.value!r} is item {seen[name.value]} already; choose another name"
+                two = f"{name.value!r} is already item {seen[name.value]}; choose another name"
                 validation.problem(item, (*keys, i, self.unique), two)
         return Node(items, node.where)
 
 
 def _accepts(schema: Mapping[str, Any], value: Any) -> bool:
-    """Check a single value as JSON Schema does, but strictly: true is not 1, 1.0 not an integer."""
+    """Check a value against a JSON Schema, strictly: true is not 1, and 1.0 is not an integer."""
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     if type(value) not in [known for name in types for known in _TYPES[name]]:
         return False

@@ -1,6 +1,6 @@
-"""Look up `${a.b}`: alone it is the value itself, inside a text it is text; `$${` stays `${`.
+"""Resolves `${a.b}`: alone, to the value itself; within a string, to text. `$${` escapes `${`.
 
-References to built objects are looked up later: see `base/config/references.py`.
+References to built objects are resolved later; see `base/config/references.py`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _TOKEN = re.compile(r"\$\$\{|\$\{[^{}]*\}|\$\{")
 
 
 def interpolate(root: Node, problems: list[Problem]) -> Node:
-    """Return the tree with every reference looked up in it; one that fails becomes UNKNOWN."""
+    """Return the tree with all references resolved. Invalid references become UNKNOWN."""
     return _Lookup(root, Validation(problems)).resolve(root, (), 0)
 
 
 def look_up(node: Node, config: Config, problems: list[Problem]) -> Node:
-    """Return a tree of a trainer's own with its references looked up in a config."""
+    """Resolve the references of a trainer's tree in a config."""
     return _Lookup(config.root, Validation(problems)).resolve(node, ("extra", "own"), 0)
 
 
 class _Lookup:
     def __init__(self, root: Node, validation: Validation) -> None:
         self.root, self.validation = root, validation
-        self.active: list[str] = []  # the references being looked up, one inside the other
+        self.active: list[str] = []  # the nested references being resolved
         self.budget = 2_000_000  # for copies: their characters, and 20 per value
 
     def resolve(self, node: Node, keys: Keys, depth: int) -> Node:
@@ -57,17 +57,17 @@ class _Lookup:
         return Node(value, node.where)
 
     def _part(self, node: Node, token: re.Match[str], keys: Keys, depth: int) -> str:
-        """Return the text that replaces one token inside a text, or UNKNOWN."""
+        """Return the text that replaces a token within a string, or UNKNOWN."""
         if token.group() == "$${":
             return "${"
         value = self._target(node, token.group(), keys, depth)
         if isinstance(value, dict | list):
-            fault = f"{token.group()} is {show(value)} and cannot be part of a text"
+            fault = f"{token.group()} is {show(value)} and cannot be part of a string"
             value = self._fail(node, keys, fault)
         return value if isinstance(value, str) or value is UNKNOWN else as_word(value)
 
     def _target(self, node: Node, reference: str, keys: Keys, depth: int) -> Any:
-        """Return the value that a reference names, itself looked up, or UNKNOWN."""
+        """Return the resolved value of a reference, or UNKNOWN."""
         name = reference[2:-1].strip()
         if name.startswith("config."):
             text = (
@@ -107,7 +107,7 @@ class _Lookup:
 
 
 def _joined(text: str, parts: list[str]) -> str:
-    """Return a text with its tokens replaced; one with references to objects keeps its escapes."""
+    """Replace the tokens of a string. With references to objects, it keeps its escapes."""
     texts = iter(parts)
     if not any(isinstance(part, Reference) for part in parts):
         return _TOKEN.sub(lambda _: next(texts), text)

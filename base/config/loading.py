@@ -1,4 +1,4 @@
-"""From a file and options to a checked config: read, inherit, override, interpolate, validate."""
+"""Loads a config: reads, inherits, overrides, interpolates and validates."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MAX_FILES = 64
 def load_config(
     path: Path | None, overrides: Sequence[str] = (), text: str | None = None
 ) -> Config:
-    """Load a YAML or JSON file, or a text that stands for it, and apply `a.b=value` overrides.
+    """Load a YAML or JSON file, or a string with its content, and apply `a.b=value` overrides.
 
-    One ConfigError holds all faults; torch is not imported.
+    A single ConfigError lists all faults. torch is not imported.
     """
     sources = _Sources()
     try:
@@ -38,7 +38,7 @@ def load_config(
 
 
 def merge(parent: Node, child: Node) -> Node:
-    """Merge two trees deeply; lists are replaced, and a new `type` drops the parent's `args`."""
+    """Merge two trees recursively. Lists are replaced; a new `type` drops the parent's `args`."""
     if not (isinstance(parent.value, dict) and isinstance(child.value, dict)):
         return child
     merged = dict(parent.value)
@@ -51,7 +51,7 @@ def merge(parent: Node, child: Node) -> Node:
 
 
 class _Sources:
-    """Loads a file over those that it inherits from."""
+    """Loads a file and the files that it inherits from."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -62,7 +62,7 @@ class _Sources:
     def load(
         self, path: Path, text: str | None, asked: Where | None, above: tuple[Path, ...]
     ) -> Node:
-        """Return the merged tree of a file; `asked` is where another file names it."""
+        """Return the merged tree of a file. `asked` is the location of its name in another file."""
         self.n_files += 1
         if self.n_files > MAX_FILES:
             raise ConfigError([Problem(str(asked), f"inherit: more than {MAX_FILES} files")])
@@ -99,7 +99,7 @@ class _Sources:
 
 
 def _override(root: Node, text: str, problems: list[Problem]) -> Node:
-    """Return the tree with one `a.b=value` applied; faults are added to the problems."""
+    """Apply one `a.b=value` to the tree and record problems."""
     where = Where(one_line(f"--set {text[:200]}"))
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
@@ -111,7 +111,7 @@ def _override(root: Node, text: str, problems: list[Problem]) -> Node:
             raise ValueError(f"{dotted((*keys[:4],))} cannot be set from here")
         new = read_text(value, where, problems, depth=len(keys))
         if "\n" in value and isinstance(new.value, str) and value[0] not in "\"'|>":
-            new = Node(value, new.where)  # perhaps a path; YAML would turn newlines into spaces
+            new = Node(value, new.where)  # may be a path; YAML would turn newlines into spaces
         return _put(root, tuple(keys), new, ())
     except ValueError as error:
         problems.append(Problem(str(where), str(error)))
@@ -142,10 +142,10 @@ def _expanded(root: Node) -> Node:
 
 
 def _checked(root: Node, problems: list[Problem]) -> Node:
-    """Return the tree with defaults and references filled in; faults are added to the problems."""
+    """Fill in the defaults and references of the tree and record problems."""
     faults: list[Problem] = []
     filled = ROOT.check(root, (), Validation(faults, references=True))
-    if "${" not in str(filled.plain()):  # in none of its texts
+    if "${" not in str(filled.plain()):  # no references
         problems += faults
         return filled
     return ROOT.check(interpolate(filled, problems), (), Validation(problems))

@@ -1,4 +1,4 @@
-"""Sections in one form, whichever way a config writes them."""
+"""Converts sections to a normal form."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from base.config.tree import as_tree
 from base.errors import Problem
 
 MAIN = "main"
-"""The name of the optimizer that a config writes as ``optimizer:``, without a name."""
+"""The name of the optimizer in the section ``optimizer:``."""
 
 
 def optimizer_sections(config: Config) -> dict[str, Mapping[str, Any]]:
     """Return the optimizer sections by name, each with its ``lr_scheduler``.
 
-    A config writes one as ``optimizer:`` with ``lr_scheduler:`` beside it, or several as
-    ``optimizers:``; `optimizer_keys` says where each stands.
+    A config defines one as ``optimizer:`` with ``lr_scheduler:`` beside it, or several as
+    ``optimizers:``. `optimizer_keys` returns the keys of each.
     """
     if config["optimizers"] is not None:
         return dict(config["optimizers"])
@@ -28,14 +28,14 @@ def optimizer_sections(config: Config) -> dict[str, Mapping[str, Any]]:
 
 
 def optimizer_keys(config: Config, name: str, key: str = "optimizer") -> tuple[str, ...]:
-    """Return the keys under which the config has an optimizer, or its ``lr_scheduler``."""
+    """Return the keys of an optimizer in the config, or of its ``lr_scheduler``."""
     if config["optimizers"] is None:
         return (key,)
     return ("optimizers", name) if key == "optimizer" else ("optimizers", name, key)
 
 
 def weights_section(section: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return a ``weights`` section with all its keys, and the faults in it."""
+    """Return a ``weights`` section with all its keys, and its faults."""
     if not isinstance(section, str | Mapping):
         return {}, ["expected a file, or {file, strip, rename, only, skip, on_shape_mismatch}"]
     problems: list[Problem] = []

@@ -1,4 +1,4 @@
-"""Translate configs in the formats of pytorch-template and its descendants into ours."""
+"""Translates configs in the formats of pytorch-template and its descendants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PARTS = {"train": "data_loader", "training": "data_loader"}
 _PARTS |= dict.fromkeys(("valid", "val", "validation"), "valid_data_loader")
 _PARTS |= {"test": "test_data_loader", "testing": "test_data_loader"}
 
-# Keys that this project's own form does not have, and the first generation had.
+# Keys that only pytorch-template's early configs have.
 _OF_ROOT = ("cuda", "optimizer_type", "lr_scheduler_type", "lr_scheduler_freq", "model_type")
 _OF_TRAINER = ("save_freq", "monitor_mode")
 
@@ -50,7 +50,7 @@ def modernise(root: Node) -> tuple[Node, list[str]]:
     """Return the config in the later form of the format, and notes for the log.
 
     Raises:
-        ConfigError: an entry has two meanings; it names both.
+        ConfigError: an entry is ambiguous.
     """
     entries: Entries = dict(root.value)
     notes: list[str] = []
@@ -71,7 +71,7 @@ def modernise(root: Node) -> tuple[Node, list[str]]:
 
 
 def _name_loaders(entries: Entries, problems: list[Problem]) -> None:
-    """Rename `train_loader`, `val_loader` and the like, and the parts of `data_loader`, to ours."""
+    """Rename `train_loader`, `val_loader` and the like, and the parts of `data_loader`."""
     names = ("data_loader", "data_loaders", "dataloader", "dataloaders", "loaders", "data")
     lone = next((key for key in names if _has_parts(entries, key)), None)
     if lone is not None:
@@ -83,17 +83,17 @@ def _name_loaders(entries: Entries, problems: list[Problem]) -> None:
             found.setdefault(new, []).append(key)
     for new, keys in found.items():
         if new in keys:
-            continue  # the others are the project's own
+            continue  # others belong to the project
         if len(keys) > 1:
             places = " and ".join(f"{key!r} at {entries[key].where}" for key in keys)
-            text = f"missing; there are {places}: call the one that it is `{new}`"
+            text = f"missing; found {places}: rename the right one to `{new}`"
             problems.append(problem_at(entries[keys[0]].where, (new,), text))
         else:
             entries[new] = entries.pop(keys[0])
     if "data_loader" not in entries and not problems:
         candidates = [key for key, node in entries.items() if _may_be_loader(key, node)]
         if candidates:
-            text = f"missing; is it {' or '.join(map(repr, candidates))}? Call it `data_loader`"
+            text = f"missing; is it {' or '.join(map(repr, candidates))}? Rename it `data_loader`"
             problems.append(problem_at(entries[candidates[0]].where, ("data_loader",), text))
 
 
@@ -110,7 +110,7 @@ def _may_be_loader(key: str, node: Node) -> bool:
 
 
 def _name_model(entries: Entries) -> None:
-    """Join `arch: Net` with `model: {...}`, which held its arguments."""
+    """Join `arch: Net` with `model: {...}`, which holds its arguments."""
     arch, model = entries.get("arch"), entries.get("model")
     if arch is None or model is None or not isinstance(arch.value, str):
         return
@@ -119,7 +119,7 @@ def _name_model(entries: Entries) -> None:
 
 
 def _join_type(entries: Entries, name: str) -> None:
-    """Join `optimizer_type: Adam` with `optimizer: {lr: 0.1}`; and a word with `loss_args`."""
+    """Join `optimizer_type: Adam` with `optimizer: {lr: 0.1}`, and a word with `loss_args`."""
     kind, value = entries.get(f"{name}_type"), entries.get(name)
     is_plain = value is None or (isinstance(value.value, dict | None) and "type" not in _of(value))
     if kind is not None and kind.value in (None, "", "none", "None") and is_plain:
@@ -148,7 +148,7 @@ def _section(kind: Node, args: Node) -> Node:
 
 
 def _complete(entries: Entries, name: str, notes: list[str]) -> None:
-    """Find the type and the arguments of a section that has them under other names."""
+    """Find the type and arguments of a section under other names."""
     node = entries.get(name)
     if node is None or not isinstance(node.value, dict) or not node.value:
         return
@@ -167,7 +167,7 @@ def _complete(entries: Entries, name: str, notes: list[str]) -> None:
 
 
 def _is_known(name: str, key: str, child: Node) -> bool:
-    """Return whether our own section of this name has this key, with such a value."""
+    """Return whether Kindling's section of this name has this key with such a value."""
     kind: Any = ROOT.keys[name].field
     section: Any = kind.item if isinstance(kind, ListOf) else kind
     problems: list[Problem] = []
@@ -176,10 +176,10 @@ def _is_known(name: str, key: str, child: Node) -> bool:
 
 
 def _name_device(entries: Entries, notes: list[str]) -> None:
-    """Translate `cuda: false` to the CPU; the command line chooses a GPU by its number."""
+    """Translate `cuda: false` to the CPU. The command line selects a GPU by number."""
     count = entries.get("n_gpu", Node(0))
     if type(count.value) is not int:
-        notes.append(f"n_gpu is {count.plain()}: choose the device by `-d`, such as `-d 1`")
+        notes.append(f"n_gpu is {count.plain()}: choose the device with `-d`, such as `-d 1`")
     cuda, gpu = entries.get("cuda"), entries.get("gpu")
     if cuda is None or not isinstance(cuda.value, bool) or "device" in entries:
         return
@@ -190,11 +190,11 @@ def _name_device(entries: Entries, notes: list[str]) -> None:
     if is_first or (cuda.value and gpu is not None and isinstance(gpu.value, int | str | list)):
         number = entries.pop("gpu").plain()
         if not is_first:
-            notes.append(f"gpu is {number}: choose the device by `-d`, such as `-d 1`")
+            notes.append(f"gpu is {number}: choose the device with `-d`, such as `-d 1`")
 
 
 def _split_off(entries: Entries) -> None:
-    """Give `validation: {validation_split: 0.1}` to the loader."""
+    """Move `validation: {validation_split: 0.1}` to the loader."""
     validation, loader = entries.get("validation"), entries.get("data_loader")
     share = _of(validation).get("validation_split")
     args = _of(loader).get("args", Node({}))
@@ -212,15 +212,15 @@ def _split_off(entries: Entries) -> None:
 
 
 def _schedule_each_epoch(entries: Entries, problems: list[Problem]) -> None:
-    """Drop `lr_scheduler_freq: 1`, the only frequency that has a meaning here."""
+    """Drop `lr_scheduler_freq: 1`, the only supported frequency."""
     frequency = entries.get("lr_scheduler_freq")
     if frequency is None or type(frequency.value) is not int:
         return
     if frequency.value == 1:
         entries.pop("lr_scheduler_freq")
     elif entries.get("lr_scheduler", Node(None)).value:
-        text = f"the scheduler steps after each epoch, not each {frequency.value}: write its"
-        text += " lengths in epochs, and leave this key out"
+        text = f"the scheduler steps after each epoch, not each {frequency.value}: give its"
+        text += " lengths in epochs, and remove this key"
         problems.append(problem_at(frequency.where, ("lr_scheduler_freq",), text))
 
 
@@ -242,7 +242,7 @@ def _translate_trainer(entries: Entries, notes: list[str], problems: list[Proble
 
 
 def _join_monitor(value: Entries, problems: list[Problem]) -> None:
-    """Join `monitor: val_loss` with `monitor_mode: min`; lower losses are better without it."""
+    """Join `monitor: val_loss` with `monitor_mode: min`, the default for losses."""
     monitor, mode = value.get("monitor"), value.get("monitor_mode")
     if monitor is None or not isinstance(monitor.value, str) or " " in monitor.value.strip():
         return
@@ -259,14 +259,14 @@ def _join_monitor(value: Entries, problems: list[Problem]) -> None:
 
 
 def _clamped(node: Node, notes: list[str]) -> Node:
-    """Return a verbosity of at most 2, and of at least 0."""
+    """Clamp a verbosity to the range 0 to 2."""
     value = int(node.value) if isinstance(node.value, bool | int) else node.value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or 0 <= value <= 2:
         return Node(value, node.where)
     limited = min(max(value, 0), 2)
-    effect = f"{limited} is the {'most' if value > 2 else 'least'}, and is used"
+    effect = f"{limited}, the {'maximum' if value > 2 else 'minimum'}, is used"
     notes.append(f"trainer.verbosity is {show(value)}: {effect}")
     return Node(limited, node.where)
 
@@ -282,10 +282,10 @@ def is_template(root: Node, path: Path) -> bool:
 
 
 def translate(root: Node, source: str) -> tuple[Node, list[str]]:
-    """Return the config in our form, and notes for the log.
+    """Return the config in Kindling's format, and notes for the log.
 
-    Keys of that format are checked strictly, keys of our own form are used if they fit, and the
-    rest goes to `extra` in the same shape. Keys that begin with `_` are comments.
+    Keys of pytorch-template are checked strictly, keys of Kindling are used if valid, and others
+    are moved to `extra` with the same structure. Keys that start with `_` are comments.
     """
     root, notes = modernise(root)
     taken, extra = _split(root, ROOT)
@@ -308,7 +308,7 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
     notes += [note for name in extra for note in _near_misses(name, root.value.get(name, root))]
     name = root.value.get("name", root).value
     if isinstance(name, str) and name != _one_folder(name):
-        notes.append(f"name {name!r} is {_one_folder(name)!r} here, for one folder")
+        notes.append(f"name {name!r} becomes {_one_folder(name)!r}, a single folder")
     n_gpu = root.value.get("n_gpu", root).value
     if isinstance(n_gpu, int) and n_gpu > 1:
         command = f"torchrun --nproc-per-node {n_gpu} train.py -c {shlex.quote(source)}"
@@ -321,13 +321,13 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
 
 
 def _section_of(kind: Field) -> Section | None:
-    """Return the form of a section that names something, or of each in a list of them."""
+    """Return the section type of a field with a `type`, or of the items of a list."""
     kind = kind.item if isinstance(kind, ListOf) else kind
     return kind if isinstance(kind, Section) and kind.names else None
 
 
 def _split_items(taken: dict[str, Node], name: str, kind: Section) -> list[dict[str, Node]]:
-    """Split each section of a list; return the entries that are the user's own, item by item."""
+    """Split each section of a list; return the user's entries per item."""
     items, own_items = [], []
     for item in taken[name].value:
         section, own = _split(item, kind) if isinstance(item.value, dict) else (item.value, {})
@@ -338,7 +338,7 @@ def _split_items(taken: dict[str, Node], name: str, kind: Section) -> list[dict[
 
 
 def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Node]]:
-    """Return what a section of ours takes, translated, and the entries that are the user's own."""
+    """Return the translated entries that a section supports, and the user's entries."""
     taken: dict[str, Node] = {}
     own: dict[str, Node] = {}
     hidden = {new for old, new in _RENAMED.items() if old in node.value}
@@ -360,7 +360,7 @@ def _split(node: Node, section: Section) -> tuple[dict[str, Node], dict[str, Nod
 
 
 def _near_misses(name: str, node: Node) -> list[str]:
-    """Say why a section that looks like one of ours is the user's own."""
+    """Return the reasons why a section with one of Kindling's names is treated as the user's."""
     kind = ROOT.keys[name].field if name in _OURS - {"model"} else None
     is_alike = isinstance(node.value, dict) and not node.value.keys().isdisjoint(
         getattr(kind, "keys", ())
@@ -372,14 +372,14 @@ def _near_misses(name: str, node: Node) -> list[str]:
 
 
 def _is_section(name: str, node: Node) -> bool:
-    """Return whether an entry is a section of ours, whatever else it holds."""
+    """Return whether an entry is one of Kindling's sections, possibly with other keys."""
     if name not in ("model", "valid_data_loader", "test_data_loader"):
         return False
     return isinstance(node.value, dict) and "type" in node.value
 
 
 def _one_folder(name: Any) -> Any:
-    """Return a name of nested folders as that of one."""
+    """Convert a name of nested folders to a single folder name."""
     return re.sub(r"[/\\]+", "_", name.strip("/\\")) if isinstance(name, str) else name
 
 
@@ -406,7 +406,7 @@ _RENAMED = {
 _STRICT = {"name", "data_loader", "optimizer", "loss", "metrics", "lr_scheduler", "trainer"}
 _STRICT |= {"epochs", "save_dir", "verbosity", "monitor", "early_stop", "type", "args"}
 _OURS = {"model", "init", "batch", "optimizers", "memory", "callbacks", "inherit", "extra"}
-_WORDS = {"init", "capture", "weights"}  # where a lone word is likely one of the project's own
+_WORDS = {"init", "capture", "weights"}  # a single word there is likely the project's
 _CHANGES: dict[str, Callable[[Any], Any]] = {
     "name": _one_folder,
     "n_gpu": lambda value: "cpu" if value == 0 else "auto",

@@ -1,8 +1,8 @@
-"""References to what is built from a config: ``${data_loader.n_classes}``, and ``${config}``.
+"""References to objects built from a config: ``${data_loader.n_classes}``, and ``${config}``.
 
-A reference whose second word is no key of the section is an attribute of the object built from it.
-It stays in the config as it is written, a `Reference`, until that object exists. Where it may be
-used, and for which object, is checked with the rest of the config.
+A reference whose second word is not a key of the section is an attribute of the built object. It
+stays in the config as a `Reference` until that object exists. Its use is validated with the rest of
+the config.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LOADERS = ("data_loader", "valid_data_loader")
 BUILT = (*LOADERS, "test_data_loader", "model")
 WHOLE = "config"
 
-# What is built before the arguments of a section are read.
+# Objects built before the arguments of a section are read.
 _ALL = (*LOADERS, "model")
 BUILT_BEFORE: Mapping[str, tuple[str, ...]] = {
     "data_loader": (),
@@ -30,13 +30,13 @@ _KEYS_OF_SECTIONS = ("type", "args", "weights")
 
 
 class Reference(str):
-    """The text of a value with references to built objects in it, as a config would write it."""
+    """The text of a value that contains references to built objects, as in a config."""
 
     __slots__ = ()
 
 
 def has_reference(value: Any) -> bool:
-    """Return whether a value is a reference to a built object, or holds one."""
+    """Return whether a value is, or contains, a reference to a built object."""
     if isinstance(value, Mapping):
         return any(map(has_reference, value.values()))
     if isinstance(value, list):
@@ -45,7 +45,7 @@ def has_reference(value: Any) -> bool:
 
 
 def built_object(name: str, root: Node) -> str:
-    """Return the object that a reference asks for; empty for a reference to the config itself."""
+    """Return the name of the object that a reference needs; "" for values of the config."""
     first, *words = name.split(".")
     first = "model" if first == "arch" else first
     if first == WHOLE and not words:
@@ -59,7 +59,7 @@ def built_object(name: str, root: Node) -> str:
 
 
 def fault_of_reference(name: str, thing: str, keys: Keys) -> str:
-    """Return why a reference to a built object is not allowed under these keys; empty if it is."""
+    """Return why a reference to a built object is not allowed under these keys, or ""."""
     shown = f"${{{name}}}"
     if not _takes_objects(keys):
         what = "the whole config" if thing == WHOLE else f"an attribute of the built {thing}"

@@ -1,4 +1,4 @@
-"""Every key of a config: what it may hold, its default and its purpose."""
+"""The schema of a config: the valid values, default and description of every key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from base.config.tree import show
 
 
 def check_folder_name(text: Any) -> None:
-    """Raise a ValueError that says why the text cannot be the name of one folder."""
+    """Raise a ValueError unless the text is a valid name for a single folder."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError("expected a name for the run's folder")
     if text in (".", "..") or "/" in text or "\\" in text or not text.isprintable():
@@ -40,7 +40,7 @@ def check_monitor(text: Any) -> None:
 
 
 def loader_key(name: str) -> str:
-    """Return which of our loader sections a key such as `val_loader` means; '' for none."""
+    """Return the loader section that a key such as `val_loader` stands for, or ''."""
     word = name.lower().replace("_", "").replace("-", "")
     part = "(train|training|valid|val|validation|test|testing)"
     found = re.fullmatch(f"{part}?(?:data)?loader", word)
@@ -52,7 +52,7 @@ def loader_key(name: str) -> str:
 
 
 def check_pattern(value: Any) -> None:
-    """Raise ValueError unless the value has the form of a pattern (`base/network/patterns.py`)."""
+    """Raise a ValueError unless the value is a valid pattern (`base/network/patterns.py`)."""
     for part in value if isinstance(value, list) and value else [value]:
         is_match = isinstance(part, dict) and list(part) == ["type"]
         names = part["type"] if is_match else part
@@ -63,30 +63,30 @@ def check_pattern(value: Any) -> None:
 
 
 def check_interval(text: Any) -> None:
-    """Raise a ValueError unless the text is a duration or a number of minutes."""
+    """Raise a ValueError unless the text is a duration or a time in minutes."""
     parse_duration(text, with_time=True)
 
 
 def choice(*names: str) -> Scalar:
-    """Return a field that takes one of a few words."""
+    """Return a field that accepts one of a few words."""
     return Scalar(f"one of {', '.join(names)}", {"type": "string", "enum": list(names)})
 
 
 def whole(low: int, high: int = 2**63 - 1) -> Scalar:
-    """Return a field that takes a whole number in a range."""
+    """Return a field that accepts an integer in a range."""
     limits = f"of at least {low}" if high == 2**63 - 1 else f"from {low} to {high}"
     schema = {"type": "integer", "minimum": low, "maximum": high}
     return Scalar(f"a whole number {limits}", schema)
 
 
 def whole_or_auto(what: str, high: int = 2**63 - 1) -> Scalar:
-    """Return a field that takes a whole number of at least 1, or 'auto'."""
+    """Return a field that accepts a positive integer or 'auto'."""
     schema = {"type": ["integer", "string"], "minimum": 1, "maximum": high, "pattern": "^auto$"}
     return Scalar(what, schema)
 
 
 def switch_or(*names: str) -> Scalar:
-    """Return a field that takes true, false or one of a few words."""
+    """Return a field that accepts true, false or one of a few words."""
     schema = {"type": ["boolean", "string"], "enum": [True, False, *names]}
     return Scalar(f"one of true, false, {', '.join(names)}", schema)
 
@@ -117,7 +117,7 @@ OPEN = Section({}, others=ANYTHING)
 
 
 def named(kind: str, *short: str, **more: Key) -> Section:
-    """Return a section of `type` and `args`, and of more keys; a word alone is the type."""
+    """Return a section with `type`, `args` and further keys. A single word is the type."""
     keys = {
         "type": Key(TEXT, REQUIRED, f"Name of the {kind.replace('_', ' ')}: yours or torch's."),
         "args": Key(OPEN, {}, "Its arguments."),
@@ -127,8 +127,8 @@ def named(kind: str, *short: str, **more: Key) -> Section:
 
 INIT_RULE = Section(
     {
-        "match": Key(PATTERN, "*", "The parameters or modules that the rule is for."),
-        "preset": Key(choice(*INIT_PRESETS), ABSENT, "A whole scheme by its name."),
+        "match": Key(PATTERN, "*", "The parameters or modules that the rule applies to."),
+        "preset": Key(choice(*INIT_PRESETS), ABSENT, "Name of a predefined scheme."),
     },
     short=("string",),
     short_key="preset",
@@ -144,9 +144,9 @@ FREEZE_RULE = Section(
 )
 GROUP_RULE = Section(
     {
-        "match": Key(PATTERN, "*", "The parameters that the rule is for."),
+        "match": Key(PATTERN, "*", "The parameters that the rule applies to."),
         "preset": Key(choice("no_decay"), ABSENT, "No weight decay on biases and norm layers."),
-        "freeze": Key(SWITCH, ABSENT, "Leave these parameters as they are."),
+        "freeze": Key(SWITCH, ABSENT, "Do not train these parameters."),
     },
     short=("string",),
     short_key="preset",
@@ -155,12 +155,12 @@ GROUP_RULE = Section(
 WEIGHTS = Section(
     {
         "file": Key(TEXT, REQUIRED, "A file of weights, or a run or checkpoint of Kindling."),
-        "strip": Key(ListOf(TEXT, single=True), [], "Prefixes to take off the file's names."),
+        "strip": Key(ListOf(TEXT, single=True), [], "Prefixes to remove from the file's names."),
         "rename": Key(
-            Section({}, others=TEXT), {}, "Patterns of names in the file: the new names."
+            Section({}, others=TEXT), {}, "Patterns of names in the file, and their replacements."
         ),
-        "only": Key(PATTERNS, [], "Load these parameters and buffers alone."),
-        "skip": Key(PATTERNS, [], "Leave these as initialised."),
+        "only": Key(PATTERNS, [], "Load only these parameters and buffers."),
+        "skip": Key(PATTERNS, [], "Do not load these."),
         "on_shape_mismatch": Key(choice("error", "skip"), "error", "What to do if shapes differ."),
     },
     short=("string",),
@@ -176,14 +176,14 @@ LR_SCHEDULER = named(
 
 _OPTIMIZER_KEYS = {
     "param_groups": Key(ListOf(GROUP_RULE), [], "Rules {match, freeze, any argument}; later win."),
-    "layer_decay": Key(SHARE, None, "The rate of each layer is this times that of the next one."),
+    "layer_decay": Key(SHARE, None, "The learning rate of each layer, relative to the next one."),
     "clip_norm": Key(POSITIVE, None, "Scale gradients down to this norm."),
     "clip_value": Key(POSITIVE, None, "Clip each gradient to this absolute value."),
 }
 _PARAMS = "The parameters that it trains."
 OPTIMIZER = named("optimizer", params=Key(PATTERN, "*", _PARAMS), **_OPTIMIZER_KEYS)
 _OPTIMIZER_KEYS["every"] = Key(DURATION, "1 step", "Interval between its steps.")
-_OPTIMIZER_KEYS["lr_scheduler"] = Key(LR_SCHEDULER, None, "Its learning rate over time.")
+_OPTIMIZER_KEYS["lr_scheduler"] = Key(LR_SCHEDULER, None, "Schedule of its learning rate.")
 OPTIMIZERS = Section(
     {}, others=named("optimizer", params=Key(PATTERN, REQUIRED, _PARAMS), **_OPTIMIZER_KEYS)
 )
@@ -193,23 +193,23 @@ RAMP = Section(
         "from": Key(NUMBER, 0.0, "The factor at the start."),
         "to": Key(NUMBER, 1.0, "The factor at the end."),
         "over": Key(DURATION, "100%", "The time between them."),
-        "after": Key(DURATION, None, "The time before the factor begins to change."),
+        "after": Key(DURATION, None, "The time before the factor starts to change."),
         "shape": Key(choice("linear", "cosine", "step"), "linear", "How it changes."),
     }
 )
 LOSS = named(
     "loss",
-    weight=Key(Either(NUMBER, RAMP), 1.0, "Its factor in the sum."),
-    output=Key(POSITION, None, "Which of the model's outputs it compares."),
-    target=Key(POSITION, None, "Which item of the batch, or of its target, it compares with."),
+    weight=Key(Either(NUMBER, RAMP), 1.0, "Its weight in the sum."),
+    output=Key(POSITION, None, "The model output that it uses."),
+    target=Key(POSITION, None, "The item of the batch, or of its target, that it uses."),
     name=Key(TEXT, SAME_AS_TYPE, "Its name in logs."),
 )
 METRIC = named(
     "metric",
-    output=Key(POSITION, None, "Which of the predictions it compares."),
-    target=Key(POSITION, None, "Which item of the batch, or of its target, it compares with."),
+    output=Key(POSITION, None, "The prediction that it uses."),
+    target=Key(POSITION, None, "The item of the batch, or of its target, that it uses."),
     name=Key(TEXT, SAME_AS_TYPE, "Its name in logs."),
-    over=Key(choice("batch", "epoch"), "batch", "Call a function on each batch or on all of it."),
+    over=Key(choice("batch", "epoch"), "batch", "Call a function per batch or per epoch."),
 )
 
 MODEL = named("model", weights=Key(WEIGHTS, None, "Where its weights come from."))
@@ -227,12 +227,12 @@ BATCH = Section(
         "target": Key(
             OneOrNamed(POSITION, {"batch": "'batch' is the whole batch; give another name"}),
             None,
-            "Items of a batch that losses and metrics compare with; several are named.",
+            "Items of a batch that losses and metrics use as targets.",
         ),
         "size": Key(
             Either(POSITION, BATCH_SIZE), None, "Item of a batch with one entry per sample."
         ),
-        "ids": Key(SWITCH, False, "Let batches carry the index of each sample in the data set."),
+        "ids": Key(SWITCH, False, "Add the index of each sample in the data set to batches."),
         "weight": Key(
             POSITION, None, "The weight of each sample: an item of a batch, or of the data set."
         ),
@@ -245,12 +245,12 @@ CAPTURE_RULE = Section(
         "of": Key(
             choice("activations", "gradients", "parameters"),
             "activations",
-            "What of them to record.",
+            "The values to record.",
         ),
         "record": Key(
             ListOf(choice("scalars", "histograms", "images"), single=True),
             ["scalars"],
-            "In which forms.",
+            "The formats of a record.",
         ),
         "every": Key(DURATION, "100 steps", "Time between two records."),
     },
@@ -271,19 +271,19 @@ MEMORY = Section(
         "precision": Key(
             choice("fp32", "tf32", "bf16", "fp16"), "fp32", "Number format to compute in."
         ),
-        "accumulate": Key(COUNT, 1, "Batches whose gradients make one step."),
-        "prefetch": Key(whole(0), 2, "Batches copied to a GPU ahead of their turn."),
+        "accumulate": Key(COUNT, 1, "Batches per optimizer step."),
+        "prefetch": Key(whole(0), 2, "Number of batches to copy to a GPU in advance."),
         "micro_batch": Key(MICRO_BATCH, None, "Split batches into parts of this many samples."),
         "checkpoint_activations": Key(PATTERNS, [], "Modules to recompute in the backward pass."),
-        "offload_activations": Key(SWITCH, False, "Keep activations in CPU memory meanwhile."),
+        "offload_activations": Key(SWITCH, False, "Keep saved activations in CPU memory."),
         "offload_optimizer": Key(SWITCH, False, "Keep its state in CPU memory between steps."),
-        "optimizer_in_backward": Key(SWITCH, False, "Step and free each gradient in backward."),
+        "optimizer_in_backward": Key(SWITCH, False, "Step and free each gradient during backward."),
         "inplace": Key(SWITCH, False, "Let activations overwrite their inputs where that is safe."),
         "set_to_none": Key(SWITCH, True, "Free gradients after a step; false sets them to 0."),
         "channels_last": Key(AUTO, "auto", "Keep images with the channels innermost."),
         "fused": Key(AUTO, "auto", "Use the optimizer's fused kernels."),
-        "compile": Key(COMPILE, False, "Validation the model through torch.compile, in this mode."),
-        "cudnn_benchmark": Key(SWITCH, False, "Try cuDNN's algorithms and keep the fastest."),
+        "compile": Key(COMPILE, False, "Compile the model with torch.compile, in this mode."),
+        "cudnn_benchmark": Key(SWITCH, False, "Benchmark cuDNN's algorithms and use the fastest."),
         "empty_cache": Key(DURATION, None, "Interval for freeing unused GPU memory."),
     }
 )
@@ -297,7 +297,7 @@ WRITER = Section(
     short=("string",),
 )
 EMA = Section(
-    {"decay": Key(SHARE, 0.999, "Share of the old average kept at each step.")},
+    {"decay": Key(SHARE, 0.999, "Weight of the old average at each step.")},
     short=("number",),
     short_key="decay",
 )
@@ -308,30 +308,28 @@ TRAINER = Section(
         "args": Key(OPEN, {}, "Its own arguments."),
         "epochs": Key(COUNT, None, "Length of the training in epochs."),
         "steps": Key(COUNT, None, "Length of the training in steps, instead of epochs."),
-        "epoch_steps": Key(COUNT, None, "Steps in an epoch, where it is not one pass."),
-        "valid_batches": Key(COUNT, None, "Most batches of a validation; all by default."),
-        "monitor": Key(MONITOR, None, "What makes an epoch the best: 'max valid/accuracy', 'off'."),
+        "epoch_steps": Key(COUNT, None, "Steps per epoch, if it is not one pass over the data."),
+        "valid_batches": Key(COUNT, None, "Maximum number of validation batches; all by default."),
+        "monitor": Key(MONITOR, None, "Criterion of the best epoch: 'max valid/accuracy', 'off'."),
         "early_stop": Key(COUNT, None, "Epochs without a new best before training ends."),
         "save_dir": Key(TEXT, "saved", "Folder of all runs."),
         "save_every": Key(INTERVAL, "1 epoch", "Time between two checkpoints; minutes too."),
-        "keep": Key(whole(2), 3, "Last checkpoints to keep, beside the best."),
+        "keep": Key(whole(2), 3, "Number of recent checkpoints to keep, besides the best."),
         "async_save": Key(AUTO, "auto", "Write checkpoints in the background; auto: on a GPU."),
         "on_nonfinite": Key(
-            choice("stop", "skip", "rollback"), "stop", "What to do about a non-finite loss."
+            choice("stop", "skip", "rollback"), "stop", "What to do on a non-finite loss."
         ),
-        "max_nonfinite": Key(COUNT, 10, "Most steps skipped in a row, or rollbacks in total."),
+        "max_nonfinite": Key(COUNT, 10, "Maximum of consecutive skips, or of rollbacks in total."),
         "on_oom": Key(choice("stop", "halve"), "stop", "What to do when memory runs out."),
-        "on_bad_sample": Key(
-            choice("stop", "skip"), "stop", "What to do about unreadable samples."
-        ),
-        "max_bad_samples": Key(BAD_SAMPLES, "0.1%", "Largest share or number to skip."),
+        "on_bad_sample": Key(choice("stop", "skip"), "stop", "What to do on unreadable samples."),
+        "max_bad_samples": Key(BAD_SAMPLES, "0.1%", "Maximum fraction or number to skip."),
         "validate_every": Key(COUNT, 1, "Epochs between two validations."),
         "log_every": Key(DURATION, "50 steps", "Time between two entries in the logs."),
         "backward": Key(
             choice("sum", "separate"), "sum", "One backward pass of the sum, or one for each loss."
         ),
         "loss_gradients": Key(
-            DURATION, None, "Time between two logs of each loss's gradient norm, and of conflicts."
+            DURATION, None, "Time between two logs of the losses' gradient norms and conflicts."
         ),
         "ema": Key(EMA, None, "Average the weights over time, and validate the average."),
         "test": Key(SWITCH, False, "Test the best model at the end."),
@@ -339,7 +337,7 @@ TRAINER = Section(
         "writers": Key(
             ListOf(WRITER, single=True, unique="type"),
             [],
-            "Further writers of the values: wandb ...",
+            "Further destinations of logged values: wandb ...",
         ),
         "progress": Key(SWITCH, True, "Show a progress bar in a terminal."),
         "train_metrics": Key(SWITCH, True, "Compute the metrics on training batches too."),
@@ -352,38 +350,38 @@ TRAINER = Section(
 PROFILE = Section(
     {
         "epochs": Key(ListOf(COUNT, single=True), [1], "Which epochs, counted from 1."),
-        "steps": Key(whole(1, 1000), 20, "Steps to record in each, after 3 that are not."),
+        "steps": Key(whole(1, 1000), 20, "Steps to record in each, after 3 warmup steps."),
     }
 )
 
 ROOT = Section(
     {
-        "inherit": Key(ListOf(TEXT, single=True), ABSENT, "Files that this one changes."),
+        "inherit": Key(ListOf(TEXT, single=True), ABSENT, "Files that this config extends."),
         "name": Key(FOLDER, REQUIRED, "Name of the experiment, and of its folder."),
-        "seed": Key(whole(0), 42, "Seed of all random streams."),
+        "seed": Key(whole(0), 42, "Seed of all random number generators."),
         "deterministic": Key(SWITCH, False, "Use deterministic operations only."),
         "device": Key(TEXT, "auto", "'auto', 'cpu', 'cuda', 'mps' or numbers such as '0,1'."),
         "threads": Key(THREADS, "auto", "Number of threads of torch on the CPU."),
-        "model": Key(MODEL, REQUIRED, "The network; `arch` is another name for it."),
+        "model": Key(MODEL, REQUIRED, "The network; `arch` is an alias."),
         "init": Key(ListOf(INIT_RULE, single=True), [], "Rules for initial weights; later win."),
         "data_loader": Key(named("data_loader"), REQUIRED, "The training data."),
-        "valid_data_loader": Key(named("data_loader"), None, "Validation data of its own."),
+        "valid_data_loader": Key(named("data_loader"), None, "The validation data, if separate."),
         "test_data_loader": Key(named("data_loader"), None, "The test data."),
         "batch": Key(BATCH, {}, "Which parts of a batch are inputs and target."),
-        "optimizer": Key(OPTIMIZER, None, "What trains the network."),
-        "lr_scheduler": Key(LR_SCHEDULER, None, "The learning rate over time."),
+        "optimizer": Key(OPTIMIZER, None, "The optimizer."),
+        "lr_scheduler": Key(LR_SCHEDULER, None, "The learning rate schedule."),
         "optimizers": Key(OPTIMIZERS, None, "Several optimizers by name, each with params."),
-        "loss": Key(ListOf(LOSS, single=True, unique="name"), [], "What is minimised."),
-        "metrics": Key(ListOf(METRIC, unique="name"), [], "What else is measured."),
+        "loss": Key(ListOf(LOSS, single=True, unique="name"), [], "The losses to minimize."),
+        "metrics": Key(ListOf(METRIC, unique="name"), [], "The metrics to compute."),
         "freeze": Key(ListOf(FREEZE_RULE, single=True), [], "Parameters that are not trained."),
         "capture": Key(ListOf(CAPTURE_RULE, single=True), [], "What to record of modules."),
-        "memory": Key(MEMORY, {}, "Ways to save memory and time."),
+        "memory": Key(MEMORY, {}, "Options that save memory and time."),
         "trainer": Key(TRAINER, REQUIRED, "Length, saving and reports of the training."),
         "callbacks": Key(
             ListOf(named("callback")), [], "Callbacks, called at four points of a run."
         ),
         "profile": Key(PROFILE, None, "Profile some steps."),
-        "extra": Key(OPEN, {}, "Values of your own."),
+        "extra": Key(OPEN, {}, "Your own values."),
     },
     aliases={"arch": "model"},
     meant_by=loader_key,

@@ -1,4 +1,4 @@
-"""A config as a tree in which every value remembers where it was written."""
+"""A config as a tree in which every value has a location."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from base.errors import Problem
 
 
 class Where(NamedTuple):
-    """A place in a file, lines and columns counted from 1, or the text of an option (line 0)."""
+    """A location in a file, with lines and columns counted from 1, or an option's text (line 0)."""
 
     source: str
     line: int = 0
@@ -26,13 +26,13 @@ Keys = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Node:
-    """A scalar, a ``dict[str, Node]`` or a ``list[Node]``; an entry of a dict starts at its key."""
+    """A scalar, ``dict[str, Node]`` or ``list[Node]``. An entry of a dict is located at its key."""
 
     value: Any
     where: Where = DEFAULT
 
     def plain(self) -> Any:
-        """Return the value without positions."""
+        """Return the value without locations."""
         if isinstance(self.value, dict):
             return {name: child.plain() for name, child in self.value.items()}
         if isinstance(self.value, list):
@@ -40,7 +40,7 @@ class Node:
         return self.value
 
     def child(self, key: str | int) -> Node | None:
-        """Return the entry under a name or an index (also one written as text), or None."""
+        """Return the entry for a name or index (possibly as text), or None."""
         if isinstance(self.value, dict):
             return self.value.get(key)
         if isinstance(self.value, list) and str(key).isdecimal() and len(str(key)) < 9:
@@ -49,19 +49,19 @@ class Node:
 
 
 def as_tree(value: Any) -> Node:
-    """Return plain data as a tree without places."""
+    """Convert plain data to a tree without locations."""
     if isinstance(value, Mapping):
         return Node({name: as_tree(item) for name, item in value.items()})
     return Node([as_tree(item) for item in value] if isinstance(value, list) else value)
 
 
 def dotted(keys: Keys) -> str:
-    """Return the name that users read: ``optimizer.args.lr``."""
+    """Return the dotted name: ``optimizer.args.lr``."""
     return ".".join(str(key) for key in keys)
 
 
 def leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[str, Any]]:
-    """Yield all leaves of nested data by dotted names; an empty container is a leaf."""
+    """Yield all leaves of nested data by dotted name. Empty containers are leaves."""
     items: Any = value.items() if isinstance(value, Mapping) else ()
     items = enumerate(value) if isinstance(value, list | tuple) else items
     for key, item in items:
@@ -71,7 +71,7 @@ def leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[str, Any]]:
 
 
 def problem_at(where: Where | str, keys: Keys, message: str) -> Problem:
-    """Return a problem with the entry under these keys; text that it quotes stays on one line."""
+    """Return a problem with the entry under these keys. Quoted text stays on one line."""
     name = f"{one_line(dotted(keys))}: " if keys else ""
     return Problem(str(where), name + "\n".join(map(one_line, message.split("\n"))))
 
@@ -82,7 +82,7 @@ def one_line(text: object) -> str:
 
 
 def show(value: Any) -> str:
-    """Describe a value that was found, in a few words."""
+    """Describe a value for an error message."""
     if isinstance(value, dict):
         return "a section"
     if isinstance(value, list):

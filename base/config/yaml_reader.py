@@ -1,4 +1,4 @@
-"""Read YAML 1.2 or JSON into a tree of plain data: bounded in size, each fault with its place."""
+"""Reads YAML 1.2 or JSON into a tree of plain data, with size limits and located errors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from logger.files import NotAFileError, open_file
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 64
-MAX_VALUES = 100_000  # every alias counted as often as it is used
+MAX_VALUES = 100_000  # aliases count at each use
 
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # only its events are used
 _UNREADABLE = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_PAIR = re.compile(r"\\u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w")  # one character, escaped as two
-# What unquoted words mean in YAML 1.2's core schema; the rest is text.
+_PAIR = re.compile(r"\\u[dD][89abAB]\w\w\\u[dD][c-fC-F]\w\w")  # a surrogate pair
+# The meaning of unquoted words in YAML 1.2's core schema. All others are strings.
 _WORDS: tuple[tuple[str, Callable[[str], Any]], ...] = (
     (r"|~|null|Null|NULL", lambda _: None),
     (r"true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
@@ -35,7 +35,7 @@ _JSON_WORDS = ((r"NaN|-?Infinity", float), *_WORDS)  # as Python writes JSON
 
 
 def read_file(path: Path, problems: list[Problem], asked: Where | None = None) -> Node:
-    """Read a file; raise ConfigError if it cannot be read, add lesser faults to the problems."""
+    """Read a file. Raise ConfigError if it cannot be read; record other problems."""
     name = f": {path}" if asked else ""
     asked = asked or Where(one_line(path))
     try:
@@ -60,14 +60,14 @@ def read_file(path: Path, problems: list[Problem], asked: Where | None = None) -
 
 
 def read_text(text: str, start: Where, problems: list[Problem], depth: int = 0) -> Node:
-    """Read text as `read_file` does; if the start has no line, it is the place of every value."""
-    if start.source.endswith(".json"):  # what JSON allows and YAML does not
+    """Read a string like `read_file`. If `start` has no line, it is the location of all values."""
+    if start.source.endswith(".json"):  # allowed in JSON but not in YAML
         text = _PAIR.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), text.replace("\t", " "))
     return _Reader(text, start, problems).document(depth)
 
 
 class _Reader:
-    """Builds a tree from the parser's events, which need no recursion of the parser's own."""
+    """Builds a tree from the parser's events, without recursion in the parser."""
 
     def __init__(self, text: str, start: Where, problems: list[Problem]) -> None:
         self.start = Where(one_line(start.source), start.line, start.column)

@@ -1,4 +1,4 @@
-"""Write a tree as block YAML that loads as the same tree, with or without each value's origin."""
+"""Writes a tree as block YAML that loads as an equal tree, optionally with origins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TAKEN = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}  # YAML 1
 
 
 def to_lines(node: Node, *, origins: bool = False) -> Iterator[str]:
-    """Yield the lines of a mapping or a list; with origins, each value says where it was set."""
+    """Yield the lines of a mapping or list, optionally with the origin of each value."""
     is_list = isinstance(node.value, list)
     pairs = [("-", item) for item in node.value] if is_list else node.value.items()
     for name, child in pairs:
@@ -31,19 +31,19 @@ def to_lines(node: Node, *, origins: bool = False) -> Iterator[str]:
 
 
 def as_word(value: Any) -> str:
-    """Return YAML, on one line, for a single value, a list of them or an empty mapping."""
+    """Return single-line YAML for a scalar, a list of scalars or an empty mapping."""
     if isinstance(value, list):
         return f"[{', '.join(as_word(item) for item in value)}]"
     if isinstance(value, float):
         word = {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value), repr(value))
-        return word if "." in word else word.replace("e", ".0e")  # which YAML 1.1 reads as well
+        return word if "." in word else word.replace("e", ".0e")  # valid in YAML 1.1 too
     if not isinstance(value, str):
         return json.dumps(value) if isinstance(value, bool | int | None) else "{}"
     return _quoted(as_source(value))
 
 
 def as_source(value: Any) -> Any:
-    """Return plain data with texts escaped, so that loading them gives the same texts."""
+    """Escape the strings in plain data, so that loading restores them."""
     if isinstance(value, dict):
         return {name: as_source(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -53,7 +53,7 @@ def as_source(value: Any) -> Any:
 
 
 def _quoted(text: str) -> str:
-    """Return text as YAML, in quotes where it needs them."""
+    """Return a string as YAML, quoted if needed."""
     if _PLAIN.fullmatch(text) and text.lower() not in _TAKEN:
         return text
     quoted = json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""From samples to a batch on the device: order, splits, workers, collation, copies."""
+"""Turns samples into batches on the device: order, splits, workers, collation and copies."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""What becomes of samples that cannot be read: the policy ``on_bad_sample``.
+"""How unreadable samples are handled: the policy ``on_bad_sample``.
 
-Which those are, and what is read in their place, `base/data/reading.py` finds out. See
+`base/data/reading.py` finds the unreadable samples and reads their replacements. See
 docs/reliability.md.
 """
 
@@ -22,15 +22,15 @@ from logger.files import put_aside
 log = logging.getLogger("kindling")
 
 NAMES = {"train": "training", "valid": "validation", "test": "test"}
-TOLD_EVERY = 10  # bad samples
+LOG_EVERY = 10  # bad samples
 COLUMNS = ("part", "index", "path", "reason")
-MOST = 5  # bad samples that an error names
+MAX_LISTED = 5  # bad samples in an error message
 
 
 class BadSamples:
-    """Counts the samples that are passed over, lists them in ``bad_samples.csv``, and sets a limit.
+    """Counts the skipped samples, lists them in ``bad_samples.csv`` and enforces the limit.
 
-    Its state is which of them are known: an index in the data set, for each part of the data.
+    Its state holds the data set indices of the known bad samples, for each part of the data.
     """
 
     def __init__(self, config: Config) -> None:
@@ -38,16 +38,16 @@ class BadSamples:
         self.skips = config["trainer"]["on_bad_sample"] == "skip"
         self.known: dict[str, set[int]] = {}
         self._file: CsvWriter | None = None
-        self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}  # in the file, or to go there
+        self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}  # written or waiting
 
     def watch(self, loader: Any, part: str) -> None:
-        """Set a loader to skip bad samples, where the config says so.
+        """Make a loader skip bad samples if the config asks for it.
 
         Args:
-            part: train, valid or test; in training each has another sample in its place.
+            part: train, valid or test. In training, another sample replaces each bad one.
 
         Raises:
-            ConfigError: it is not a `BaseDataLoader`, so it cannot skip samples.
+            ConfigError: the loader is not a `BaseDataLoader` and cannot skip samples.
         """
         if not self.skips or loader is None:
             return
@@ -60,31 +60,31 @@ class BadSamples:
         loader.skip_bad_samples(note, allowed, replace=part == "train")
 
     def note(self, part: str, n_samples: int, allowed: int, bad: list[BadSample]) -> None:
-        """Count and list the bad samples of a batch; those that are known count once.
+        """Count and list the bad samples of a batch. Each sample counts once.
 
         Raises:
-            DataError: they are more than the config allows.
+            DataError: there are more bad samples than the config allows.
         """
         known = self.known.setdefault(part, set())
-        for each in bad:
-            path, reason = (_plain(text) for text in (each.path, each.reason))
-            self._list({"part": part, "index": each.sample, "path": path, "reason": reason})
-            if each.sample in known:
+        for sample in bad:
+            path, reason = (_plain(text) for text in (sample.path, sample.reason))
+            self._list({"part": part, "index": sample.sample, "path": path, "reason": reason})
+            if sample.sample in known:
                 continue
-            known.add(each.sample)
-            if sum(map(len, self.known.values())) % TOLD_EVERY == 1:
-                done = "another is taken in its place" if part == "train" else "it is left out"
-                text = "sample %d of the %s data cannot be read, %s: %s: %s (so far %s)"
-                log.warning(text, each.sample, NAMES[part], done, path, reason, self._summary())
+            known.add(sample.sample)
+            if sum(map(len, self.known.values())) % LOG_EVERY == 1:
+                done = "replaced by another sample" if part == "train" else "skipped"
+                text = "sample %d of the %s data cannot be read and is %s: %s: %s (so far %s)"
+                log.warning(text, sample.sample, NAMES[part], done, path, reason, self._summary())
         if len(known) > allowed:
             text = f"{len(known):,} of {n_samples:,} {NAMES[part]} samples cannot be read"
             cap = f"trainer.max_bad_samples={self.config['trainer']['max_bad_samples']}"
-            rows = [row for row in self._rows.values() if row["part"] == part][-MOST:]
+            rows = [row for row in self._rows.values() if row["part"] == part][-MAX_LISTED:]
             last = "".join(f"\n  sample {r['index']}: {r['path']}: {r['reason']}" for r in rows)
             raise DataError(f"{text}, and {cap} allows {allowed:,}{self._place()}; the last:{last}")
 
     def open(self, folder: Path) -> None:
-        """Continue the list of a run; each sample is listed once."""
+        """Continue the list of a run. Each sample is listed once."""
         if not self.skips or self._file is not None:
             return
         path, found = folder / "bad_samples.csv", self._rows
@@ -93,24 +93,24 @@ class BadSamples:
         self._rows = {(row["part"], row["index"]): row for row in whole}
         if table.faults or len(whole) < len(table.rows):
             fault = table.faults[0] if table.faults else f"its columns are not {', '.join(COLUMNS)}"
-            log.warning("%s: damaged: %s; its %d whole rows stay", path, fault, len(whole))
+            log.warning("%s: damaged: %s; its %d complete rows are kept", path, fault, len(whole))
         self._file = CsvWriter(path)
         if table.faults or whole != table.rows:
             put_aside(path)
             self._file.rewrite(whole)
-        for row in found.values():  # before there was a folder
+        for row in found.values():  # noted before the folder existed
             self._list(row)
 
     def log_summary(self) -> None:
         """Log how many samples were skipped."""
         if any(self.known.values()):
-            log.warning("samples that cannot be read were skipped: %s", self._summary())
+            log.warning("unreadable samples were skipped: %s", self._summary())
 
     def state_dict(self) -> dict[str, Any]:
         return {part: sorted(known) for part, known in sorted(self.known.items()) if known}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Add the samples of a checkpoint to those that this process knows already."""
+        """Add the samples of a checkpoint to those already known."""
         for part, indices in state_dict.items():
             self.known.setdefault(part, set()).update(indices)
 
@@ -122,7 +122,7 @@ class BadSamples:
         if self._file is not None:
             try:
                 self._file.add_row(row)
-            except OSError as error:  # no list is worth a run
+            except OSError as error:  # a failed list must not stop the run
                 log.warning("%s: not written: %s", self._file.path, error)
                 self._file = None
 
@@ -135,12 +135,12 @@ class BadSamples:
 
 
 def count_allowed(cap: int | str, n_samples: int) -> int:
-    """Return how many samples of so many may be bad, by a number or a share such as ``0.1%``."""
+    """Return how many samples may be bad. ``cap`` is a number or a share such as ``0.1%``."""
     if isinstance(cap, int):
         return cap
     return math.ceil(round(float(cap.rstrip("%")) / 100 * n_samples, 6))
 
 
 def _plain(text: str) -> str:
-    """Return a text on one line that can be written as UTF-8."""
+    """Return the text on one line, escaped so that UTF-8 can encode it."""
     return " ".join(text.split()).encode(errors="backslashreplace").decode()

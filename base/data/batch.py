@@ -1,4 +1,4 @@
-"""What a batch may look like: a pair, a longer tuple, a dict, or one tensor."""
+"""Inputs, targets and sizes of a batch, which is a pair, a longer tuple, a dict or one tensor."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ TARGET_NAMES = ("target", "targets", "label", "labels", "y")
 
 Rules = Mapping[str, Any]
 DEFAULT_RULES: Rules = {"inputs": None, "target": None, "size": None, "ids": False, "weight": None}
-"""The ``batch:`` section of a config that does not have one."""
+"""The default ``batch:`` section of a config."""
 
 IDS, WEIGHT = "ids", "sample_weight"
-"""The keys of what Kindling adds to a batch that is a dict; to a sequence it is appended."""
+"""The keys of the items that Kindling adds to a dict batch. A sequence has them appended."""
 
 
 class Targets(dict[str, Any]):
-    """Several targets of a batch by name, as ``batch.target`` names them."""
+    """The targets of a batch by name, if ``batch.target`` names several."""
 
 
 def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
-    """Return the positional and the keyword arguments for the model.
+    """Return the positional and keyword arguments for the model.
 
     Args:
-        batch: a tensor (its own target), a sequence whose last item is the target, or a dict,
-            whose items other than the target go to the model by name.
-        rules: the config's ``batch:`` section. ``inputs`` names the items, by key or position, that
-            go to the model in that order. Without them ids and weights of the samples do not.
+        batch: a tensor (also its target), a sequence whose last item is the target, or a dict
+            whose other items are passed to the model by name.
+        rules: the config's ``batch:`` section. ``inputs`` lists the items passed to the model, by
+            key or position. By default, sample ids and weights are not passed.
     """
     if rules["inputs"] is not None:
         batch = given_part(batch, rules)
@@ -56,7 +56,7 @@ def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _no_targets(batch: Any, items: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Return what is left for the model where several items are targets."""
+    """Return the model's inputs if several items of the batch are targets."""
     if isinstance(batch, Mapping):
         found: Any = {key: value for key, value in batch.items() if key not in items}
     elif isinstance(batch, (list, tuple)):
@@ -71,9 +71,9 @@ def _no_targets(batch: Any, items: list[Any]) -> tuple[list[Any], dict[str, Any]
 
 
 def target_of(batch: Any, rules: Rules) -> Any:
-    """Return the target of a batch; a lone tensor is its own (an autoencoder).
+    """Return the target of a batch. A lone tensor is its own target, as for an autoencoder.
 
-    Where ``batch.target`` names several, they are `Targets`.
+    If ``batch.target`` names several items, they are returned as `Targets`.
     """
     if (named := rules["target"]) is not None:
         given = given_part(batch, rules)
@@ -88,7 +88,7 @@ def target_of(batch: Any, rules: Rules) -> Any:
 
 
 def ids_of(batch: Any, rules: Rules) -> Any:
-    """Return the ids of a batch's samples, (sample,) int64, which ``ids: true`` has added."""
+    """Return the sample ids, (sample,) int64, that ``ids: true`` added to a batch."""
     if isinstance(batch, Mapping):
         return _item(batch, IDS, "batch.ids")
     if is_sequence(batch):
@@ -97,7 +97,7 @@ def ids_of(batch: Any, rules: Rules) -> Any:
 
 
 def sample_weight_of(batch: Any, rules: Rules) -> Any:
-    """Return the item of a batch that ``weight`` names, or that was added for it."""
+    """Return the sample weights of a batch: the item that ``weight`` names, or the added one."""
     name = rules["weight"]
     if isinstance(batch, Mapping):
         return batch[name] if name in batch else _item(batch, WEIGHT, "batch.weight")
@@ -109,7 +109,7 @@ def sample_weight_of(batch: Any, rules: Rules) -> Any:
 
 
 def extras_of(batch: Any, rules: Rules, names: Collection[str]) -> dict[str, Any]:
-    """Return what there is of ids and weights of samples, if it is asked for by name."""
+    """Return the available sample ids and weights whose names are in ``names``."""
     found: dict[str, Any] = {}
     if batch is None or not names:
         return found
@@ -121,7 +121,7 @@ def extras_of(batch: Any, rules: Rules, names: Collection[str]) -> dict[str, Any
 
 
 def given_part(batch: Any, rules: Rules) -> Any:
-    """Return a sequence as the loader's data set gave it, so that positions keep their meaning."""
+    """Return a sequence without added items, so that positions refer to the data set's items."""
     if not is_sequence(batch):
         return batch
     n_added = bool(rules.get("ids")) + _has_appended_weight(batch, rules)
@@ -129,7 +129,7 @@ def given_part(batch: Any, rules: Rules) -> Any:
 
 
 def is_sequence(batch: Any) -> bool:
-    """Return whether a batch is a list or a tuple of items; a packed sequence is one item."""
+    """Return whether a batch is a list or tuple of items. A packed sequence is a single item."""
     return isinstance(batch, (list, tuple)) and not isinstance(batch, PackedSequence)
 
 
@@ -143,7 +143,7 @@ def _fields(batch: Any) -> tuple[str, ...]:
 
 
 def _without_extras(batch: Any, rules: Rules) -> Any:
-    """Return a batch without the ids and the weights of its samples."""
+    """Return a batch without its sample ids and weights."""
     name = rules.get("weight")
     if not rules.get("ids") and name is None:
         return batch
@@ -159,7 +159,7 @@ def _without_extras(batch: Any, rules: Rules) -> Any:
 
 
 def _weight_places(batch: Any, rules: Rules) -> list[int]:
-    """Return the position of a weight that is an item of the batch itself."""
+    """Return the position of the weight if it is an item of the batch."""
     name = rules.get("weight")
     if name in _fields(batch):
         return [_fields(batch).index(name)]
@@ -193,10 +193,10 @@ def _item(batch: Any, key: Any, where: str) -> Any:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move all tensors of a batch, however nested; copies do not make the CPU wait."""
+    """Move all tensors of a nested batch to the device without blocking the CPU."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    if hasattr(batch, "to"):  # a packed sequence, which is a tuple too, knows what must stay
+    if hasattr(batch, "to"):  # a packed sequence is a tuple too, but moves itself
         return batch.to(device)
     if isinstance(batch, CONTAINERS):
         return with_entries(batch, lambda entry: to_device(entry, device))
@@ -204,7 +204,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def with_entries(container: Any, change: Callable[[Any], Any]) -> Any:
-    """Return a dict, list, tuple or named tuple like this one, each of its entries changed."""
+    """Return a container of the same type with ``change`` applied to each entry."""
     if isinstance(container, Mapping):
         return {key: change(entry) for key, entry in container.items()}
     entries = map(change, container)
@@ -213,7 +213,7 @@ def with_entries(container: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Yield each value that is not a dict, list or tuple, however nested."""
+    """Yield the leaves of nested dicts, lists and tuples."""
     if isinstance(value, CONTAINERS):
         for entry in value.values() if isinstance(value, Mapping) else value:
             yield from leaves(entry)
@@ -222,14 +222,14 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return the same dicts, lists and tuples, however nested, with each leaf changed."""
+    """Apply ``change`` to each leaf of nested dicts, lists and tuples."""
     if isinstance(value, CONTAINERS):
         return with_entries(value, lambda entry: map_leaves(entry, change))
     return change(value)
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return the same with each tensor of floats changed; all else stays."""
+    """Apply ``change`` to each floating-point tensor of a nested value."""
 
     def changed(leaf: Any) -> Any:
         is_float = isinstance(leaf, Tensor) and leaf.is_floating_point()
@@ -239,28 +239,28 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def in_full_precision(value: Any) -> Any:
-    """Return tensors of half precision in float32, with their graph, however nested."""
+    """Convert half-precision tensors of a nested value to float32, keeping their graph."""
     return map_tensors(value, lambda x: x.to(torch.promote_types(x.dtype, torch.float32)))
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a batch, however nested, that have a dimension."""
+    """Yield the tensors of a nested batch that have at least one dimension."""
     return (leaf for leaf in leaves(batch) if isinstance(leaf, Tensor) and leaf.dim())
 
 
 class SampleCount:
-    """Counts the samples of a loader's batches, by the rules of the config's ``batch:`` section.
+    """Counts the samples of a loader's batches by the config's ``batch:`` section.
 
     Args:
-        loader: it may say the number itself, with ``count_samples(batch)``; one with
-            ``n_drawn(position)`` knows how many samples it has drawn for a batch.
+        loader: may count the samples itself with ``count_samples(batch)``, or report with
+            ``n_drawn(position)`` how many samples it drew for a batch.
     """
 
     def __init__(self, rules: Rules, loader: Any = None) -> None:
         self.rules = rules
         self._loader = loader
         self._is_plain = rules["size"] is None and rules["target"] is None
-        self._is_time_first: bool | None = None  # None: no batch has shown it
+        self._is_time_first: bool | None = None  # None: not known yet
 
     @cached_property
     def _own(self) -> HasCounts | None:
@@ -275,7 +275,7 @@ class SampleCount:
         return getattr(self._loader, "batch_size", None)
 
     def __call__(self, batch: Any, position: int | None = None) -> int:
-        """Return the number of samples of a batch, the ``position``-th of the loader."""
+        """Return the number of samples of a batch, which is the loader's ``position``-th."""
         if self._own is not None:
             return int(self._own.count_samples(batch))
         if self.rules.get("ids") and self.rules["size"] is None:
@@ -284,17 +284,17 @@ class SampleCount:
             inputs, target = batch
             is_plain = isinstance(target, Tensor) and isinstance(inputs, Tensor)
             if is_plain and target.dim() == 1 and inputs.shape[:1] == target.shape:
-                return int(target.shape[0])  # by far the most common, and asked for at each step
+                return int(target.shape[0])  # the common case, needed at every step
         n_drawn = None if position is None else self._n_drawn(position)
         if n_drawn is None and self._batch_size is not None:
             n_drawn = self._second_dimension(batch)
         return count_samples(batch, self.rules, n_drawn)
 
     def _second_dimension(self, batch: Any) -> int | None:
-        """Return the second dimension of all tensors where that is the samples'.
+        """Return the size of the second dimension of all tensors if it is the sample dimension.
 
-        The first batch of full size decides, and later only one that is longer than that: a short
-        last batch of sequences that are as long as the batch size has the shape of time first.
+        The first full batch decides; later only a longer one does. A short last batch whose
+        sequences are as long as the batch size would otherwise look as if time came first.
         """
         shapes = {part.shape[:2] for part in _parts_of(batch) if isinstance(part, Tensor)}
         if len(shapes) != 1 or len(shape := shapes.pop()) < 2:
@@ -310,16 +310,16 @@ class SampleCount:
 def count_samples(batch: Any, rules: Rules = DEFAULT_RULES, n_drawn: int | None = None) -> int:
     """Return the number of samples of a batch.
 
-    It is what ``rules["size"]`` says; else the number of targets: the length of a list of them, or
-    the first dimension of a tensor. Where the target does not say it, the other parts of the batch
-    do if they agree.
+    ``rules["size"]`` determines it if set. Otherwise it is the number of targets: the length of
+    a list, or the first dimension of a tensor. If the target does not determine it, the other
+    items of the batch do, provided that they agree.
 
     Args:
-        n_drawn: how many samples were drawn for the batch, if known. It decides where there are
-            two readings: a list of tensors, or sequences with the time in the first dimension.
+        n_drawn: how many samples were drawn for the batch, if known. It resolves ambiguous
+            batches: a list of tensors, or sequences whose first dimension is time.
 
     Raises:
-        ConfigError: the batch does not show it.
+        ConfigError: the number cannot be determined.
     """
     if rules["size"] is not None:
         return _declared_size(batch, rules["size"])
@@ -343,7 +343,7 @@ def count_samples(batch: Any, rules: Rules = DEFAULT_RULES, n_drawn: int | None 
 
 
 def _declared_size(batch: Any, size: Any) -> int:
-    """Return what ``batch.size`` names: the length of an item, along ``dim``, or its number."""
+    """Return the size that ``batch.size`` names: an item's length along ``dim``, or its value."""
     key, dim = (size["item"], size["dim"]) if isinstance(size, Mapping) else (size, 0)
     item = _item(batch, key, "batch.size")
     if isinstance(item, Tensor | np.ndarray) and item.ndim > dim:
@@ -354,7 +354,7 @@ def _declared_size(batch: Any, size: Any) -> int:
 
 
 def _sizes(value: Any) -> list[int]:
-    """Return how many samples a part of a batch may have, the likeliest first."""
+    """Return the possible numbers of samples of a batch item, most likely first."""
     if isinstance(value, PackedSequence):
         return [int(value.batch_sizes[0])]
     if isinstance(value, Tensor | np.ndarray):
@@ -363,23 +363,23 @@ def _sizes(value: Any) -> list[int]:
         entries = list(value.values()) if isinstance(value, Mapping) else list(value)
         is_list = not isinstance(value, Mapping) and not hasattr(value, "_fields")
         return [len(entries)] * (is_list and bool(entries)) + _common(map(_sizes, entries))
-    n_graphs = getattr(value, "num_graphs", None)  # of PyTorch Geometric
+    n_graphs = getattr(value, "num_graphs", None)  # PyTorch Geometric
     return [] if n_graphs is None else [int(n_graphs)]
 
 
 def _common(sizes: Iterable[list[int]]) -> list[int]:
-    """Return the sizes that are in each of the lists."""
+    """Return the sizes that all lists contain."""
     first, *others = list(sizes) or [[]]
     return [n for n in first if all(n in other for other in others)]
 
 
 def _agreed_sizes(batch: Any) -> list[int]:
-    """Return the sizes on which all parts of a batch agree."""
+    """Return the sizes on which all items of a batch agree."""
     return _common(sizes for part in _parts_of(batch) if (sizes := _sizes(part)))
 
 
 def _other_readings(batch: Any, n_drawn: int | None) -> list[int]:
-    """Return ``n_drawn`` where the batch is a list of so many samples, or has time first."""
+    """Return ``n_drawn`` if the batch is a list of that many samples, or has time first."""
     tensors = [part for part in _parts_of(batch) if isinstance(part, Tensor)]
     is_time_first = tensors and all(x.dim() > 1 and x.shape[1] == n_drawn for x in tensors)
     is_list = isinstance(batch, list | tuple) and len(batch) == n_drawn
@@ -394,13 +394,13 @@ def _parts_of(batch: Any) -> list[Any]:
 
 
 def cut(batch: Any, begin: int, end: int, n_samples: int) -> Any:
-    """Return some of the samples of a batch, in the form that it has; tensors are views.
+    """Return a slice of the samples of a batch in the same structure. Tensors are views.
 
-    Tensors and arrays are cut along their first dimension, and lists with one entry a sample.
-    Numbers and text are the same for all.
+    Tensors and arrays are sliced along their first dimension, and so are lists with one entry
+    per sample. Numbers and strings are kept as they are.
 
     Raises:
-        TrainingError: a part of the batch does not have one entry for each sample.
+        TrainingError: an item of the batch does not have one entry per sample.
     """
     return _cut_entry(batch, begin, end, n_samples, is_outer=True)
 
@@ -425,7 +425,7 @@ def _cut_entry(value: Any, begin: int, end: int, n_samples: int, is_outer: bool 
 
 
 def _has_one_a_sample(items: Sequence[Any], n_samples: int) -> bool:
-    """Return whether a list holds samples, not as many tensors of all samples each."""
+    """Return whether a list holds one entry per sample, not tensors that each hold all samples."""
     tensors = [item for item in items if isinstance(item, Tensor) and item.dim()]
     return len(items) == n_samples and not (
         tensors and all(len(tensor) == n_samples for tensor in tensors)

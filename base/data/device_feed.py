@@ -1,4 +1,4 @@
-"""Batches on the device, one after the other."""
+"""Moves batches to the device, one after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from base.data.batch import tensors_in, to_device
 
 
 class LapClock(Protocol):
-    """Divides time into parts; `base.training.epoch_time.Clock` is one."""
+    """Splits time into parts. `base.training.epoch_time.Clock` implements it."""
 
     def lap(self, part: str) -> None: ...
 
@@ -22,12 +22,12 @@ class LapClock(Protocol):
 def feed(
     batches: Iterator[Any], device: torch.device, prefetch: int, clock: LapClock
 ) -> Iterator[Any]:
-    """Yield batches on the device; none is kept here.
+    """Yield batches on the device, keeping no reference to them.
 
     Args:
-        prefetch: on a GPU, how many batches are copied ahead of their turn, from pinned memory and
-            beside the computation; that many lie there at most, besides the one in use.
-        clock: counts the time spent on waiting for data and on copies.
+        prefetch: on a GPU, the number of batches to copy in advance, from pinned memory and in
+            parallel with the computation. At most that many are held besides the one in use.
+        clock: measures the time spent waiting for data and copying.
     """
     clock.lap("compute")
     n_ahead = prefetch if device.type == "cuda" else 0
@@ -47,33 +47,33 @@ def feed(
 
 
 class Copies:
-    """Bring batches to the device, each in its turn."""
+    """Copies batches to the device one by one."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.kind = device, device.type
 
     def begin(self, batch: Any) -> Any:
-        """Begin to copy; return what `finish` takes."""
+        """Start a copy and return the argument of `finish`."""
         return batch if self.kind == "cpu" else to_device(batch, self.device)
 
     def finish(self, copied: Any) -> Any:
-        """Return the batch, ready for the computation."""
+        """Return the batch, ready for use."""
         return copied
 
     def is_out_of_work(self) -> bool:
-        """Tell, without waiting, whether a GPU has done all that it was given."""
+        """Return, without waiting, whether the GPU has finished all queued work."""
         return self.kind == "cuda" and torch.cuda.current_stream(self.device).query()
 
 
 class CopiesAhead(Copies):
-    """Bring batches to a GPU on a stream of their own, beside the computation."""
+    """Copies batches to a GPU on a separate stream, in parallel with the computation."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self.stream = torch.cuda.Stream(device)
 
     def begin(self, batch: Any) -> Any:
-        # What data in memory on the GPU are made of was computed there, on the main stream.
+        # Data that live on the GPU were computed there, on the main stream.
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             return to_device(batch, self.device), self.stream.record_event()
@@ -83,5 +83,5 @@ class CopiesAhead(Copies):
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(event)
         for tensor in tensors_in(batch):
-            tensor.record_stream(stream)  # its memory is not used again before the step is over
+            tensor.record_stream(stream)  # its memory is not reused before the step ends
         return batch

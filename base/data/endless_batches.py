@@ -1,4 +1,4 @@
-"""Batches of a second loader, which a trainer draws by itself: without end, and resumable."""
+"""An endless, resumable iterator over a second loader, for trainers that draw from two."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from base.errors import DataError
 
 
 class EndlessBatches(Iterator[Any]):
-    """Gives the batches of a loader, pass after pass, each in an order of its own::
+    """Iterates over a loader endlessly, with a new order in each pass::
 
         loader = self.build("data_loader", self.config["extra"]["unlabelled_loader"])
         self.unlabelled = EndlessBatches(loader, self.device)
         self.register("unlabelled", self.unlabelled)
 
-    Registered, it continues after a resume where it was, which ``itertools.cycle`` cannot.
+    Once registered, it resumes at its position, which ``itertools.cycle`` cannot do.
 
     Args:
-        loader: what ``self.build`` or ``self.train_loader`` is.
-        device: where the batches are put.
+        loader: a loader, such as the result of ``self.build``, or ``self.train_loader``.
+        device: the device of the batches.
     """
 
     def __init__(self, loader: Any, device: torch.device | str = "cpu") -> None:
         self.loader, self.device = loader, torch.device(device)
         self.position = 0
-        """Batches given since the start of the run."""
+        """The number of batches yielded since the start of the run."""
         self._pass: Iterator[Any] | None = None
 
     def __next__(self) -> Any:

@@ -1,8 +1,8 @@
-"""Which samples a part of the data has, with which targets; and a hash of that, the same each time.
+"""A reproducible hash of the samples and targets of a part of the data.
 
-Hashed are the ids and the targets of all samples. Where ids are only numbers, as in tables and
-arrays, the inputs are hashed too: all of them up to LIMIT bytes, of more an even selection of rows.
-Files are known by their names: an image that was repaired is the same sample.
+The hash covers the ids and targets of all samples. If ids are only numbers, as in tables and
+arrays, it covers the inputs too: all of them up to LIMIT bytes, evenly spaced rows beyond that.
+Files are identified by name: a repaired image is still the same sample.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from base.data.reading import BatchReader, Failure
 from base.data.threads import read_each
 from base.system.resources import usable_cores
 
-LIMIT = 1 << 28  # bytes of inputs that are hashed
-AT_ONCE = 1 << 20  # bytes of them
-MOST_NUMBERS = 8  # of a target that is written out
+LIMIT = 1 << 28  # bytes of inputs to hash
+CHUNK = 1 << 20  # bytes to hash at once
+MAX_NUMBERS = 8  # longer targets are written as a hash
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Some samples of a data set, in the order of their indices."""
+    """A selection of samples of a data set, ordered by index."""
 
     dataset: Any
     indices: Tensor
@@ -42,7 +42,7 @@ class Samples:
 
     @cached_property
     def names(self) -> list[str] | None:
-        """The id of each sample; None where the data set has none, or only numbers."""
+        """The id of each sample; None if the data set has no ids, or only numbers."""
         if getattr(self.dataset, "ids_are_numbers", False):
             return None
         named = offered(self.dataset, HasIds)
@@ -53,9 +53,9 @@ class Samples:
 
     @cached_property
     def targets(self) -> Tensor | None:
-        """The target of each sample, (sample, ...); None where they are not known as a whole.
+        """The target of each sample, (sample, ...); None if only reading samples would give them.
 
-        Of targets that are files of their own, such as masks, it is a hash.
+        Targets stored in separate files, such as masks, are hashed.
         """
         targets: Any = getattr(self.dataset, "targets", None)
         hashed = offered(self.dataset, HasTargetHash)
@@ -68,47 +68,47 @@ class Samples:
             if len(targets) != len(self.dataset):
                 return None
             values = torch.as_tensor(targets)
-        except (TypeError, ValueError, RuntimeError):  # texts, or lists of unequal lengths
+        except (TypeError, ValueError, RuntimeError):  # strings, or lists of different lengths
             values = torch.cat([_hash_text(repr(each)) for each in targets])
         values = values.detach().cpu().index_select(0, self.indices)
         return values if values.is_floating_point() or values.is_complex() else values.long()
 
     @cached_property
     def contents(self) -> Tensor | None:
-        """A hash of the inputs of each sample, (sample,) int64, 0 where left out; else None."""
+        """A hash of each sample's inputs, (sample,) int64, 0 if not hashed; None if not needed."""
         if not is_unnamed(self.dataset) or not len(self):
             return None
         first = self._inputs(self.indices[:1])
-        n_bytes = sum(each.nbytes for each in first)
+        n_bytes = sum(values.nbytes for values in first)
         if not n_bytes:
             return None
         step = -(-n_bytes * len(self) // LIMIT)
         found = torch.zeros(len(self), dtype=torch.int64)
-        for places in torch.arange(0, len(self), step).split(max(1, AT_ONCE // n_bytes)):
+        for places in torch.arange(0, len(self), step).split(max(1, CHUNK // n_bytes)):
             inputs = self._inputs(self.indices[places])
             if len(inputs) != len(first):
-                return None  # one of them cannot be read
-            hashes = [hash_rows(each) + number for number, each in enumerate(inputs)]
-            found[places] = torch.stack([mix(each) for each in hashes]).sum(0)
+                return None  # a sample cannot be read
+            hashes = [hash_rows(values) + number for number, values in enumerate(inputs)]
+            found[places] = torch.stack([mix(words) for words in hashes]).sum(0)
         return found
 
     @cached_property
     def digests(self) -> dict[str, Any]:
-        """Return the number of the samples, and a hash of each of: ids, targets and contents."""
+        """Return the number of samples and one hash each of their ids, targets and contents."""
         ids = hashlib.sha256(self.indices.numpy().tobytes())
         if self.names is not None:
             ids.update("\0".join(self.names).encode(errors="surrogateescape"))
         hashes: list[Tensor | None] = [self.contents]
         hashes.append(None if self.targets is None else hash_rows(self.targets))
         contents, targets = (
-            None if each is None else hashlib.sha256(each.numpy().tobytes()).hexdigest()[:32]
-            for each in hashes
+            None if rows is None else hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:32]
+            for rows in hashes
         )
         n_samples, digest = len(self), ids.hexdigest()[:32]
         return {"n_samples": n_samples, "ids": digest, "targets": targets, "contents": contents}
 
     def target_texts(self) -> list[str]:
-        """Return the target of each sample as text, a hash of those of many numbers."""
+        """Return the target of each sample as text. Long targets are hashed."""
         if self.targets is None:
             return [""] * len(self)
         rows = self.targets.flatten(1) if self.targets.dim() > 1 else self.targets
@@ -116,13 +116,13 @@ class Samples:
             return hex_texts(rows)
         if rows.dim() == 1:
             return list(map(str, rows.tolist()))
-        if rows.shape[1] > MOST_NUMBERS:
+        if rows.shape[1] > MAX_NUMBERS:
             return hex_texts(hash_rows(rows))
         return [" ".join(map(str, row)) for row in rows.tolist()]
 
     def _inputs(self, places: Tensor) -> list[Tensor]:
-        """Read samples; return all that is not a target, (sample, ...) each."""
-        data = getattr(self.dataset, "data", None)  # as torchvision's sets in memory have it
+        """Read samples and return all items but the target, (sample, ...) each."""
+        data = getattr(self.dataset, "data", None)  # set by torchvision's in-memory data sets
         if isinstance(data, Tensor | np.ndarray) and len(data) == len(self.dataset):
             return [torch.as_tensor(data[places.numpy()])]
         reader = BatchReader(self.dataset, default_collate)
@@ -135,7 +135,7 @@ class Samples:
 
 
 def samples_of(loader: Any) -> Samples | None:
-    """Return the samples of an epoch of a loader, as far as they are known; None of a stream."""
+    """Return the samples of an epoch of a loader if they are known; None for a stream."""
     dataset: Any = getattr(loader, "dataset", None)
     known = offered(loader, HasSamples)
     if isinstance(dataset, IterableDataset) or (known is None and not isinstance(dataset, Dataset)):
@@ -152,9 +152,9 @@ def samples_of(loader: Any) -> Samples | None:
 
 
 def is_unnamed(dataset: Any) -> bool:
-    """Return whether ids, if any, say nothing of what the samples are, or some of them."""
+    """Return whether the ids of all or some samples are missing or mere numbers."""
     marks = ("ids_are_numbers", "has_unnamed_parts")
-    # Last, as `ids` of numbers are texts that are made when asked for.
+    # Checked last: numeric `ids` are converted to strings on access.
     return any(getattr(dataset, mark, False) for mark in marks) or not hasattr(dataset, "ids")
 
 
@@ -168,7 +168,7 @@ def hash_rows(rows: Tensor) -> Tensor:
 
 
 def hex_texts(hashes: Tensor) -> list[str]:
-    """Return 64-bit numbers in 16 hexadecimal digits each."""
+    """Return 64-bit numbers as 16 hexadecimal digits each."""
     text = hashes.numpy().astype(">i8").tobytes().hex()
     return [text[place : place + 16] for place in range(0, len(text), 16)]
 

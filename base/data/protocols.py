@@ -1,7 +1,7 @@
-"""What data sets and loaders may offer beside ``__len__``, ``__getitem__`` and ``__iter__``.
+"""Optional abilities of data sets and loaders, besides ``__len__``, ``__getitem__``, ``__iter__``.
 
-Each ability is a Protocol: a class of yours that has its members is used for it, and need not
-inherit from it. `offered` asks for one::
+Each ability is a Protocol. A class with its members supports it without inheriting from it.
+`offered` checks for one::
 
     if (named := offered(dataset, HasIds)) is not None:
         first = named.ids[0]
@@ -15,12 +15,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-Batch = Any  # whatever the data set and collate_fn make of some samples
+Batch = Any  # the result of the data set and collate_fn
 Ability = TypeVar("Ability")
 
 
 def offered(thing: Any, ability: type[Ability]) -> Ability | None:
-    """Return a data set or a loader if it has all members of a Protocol, else None."""
+    """Return a data set or loader if it has all members of a Protocol, else None."""
     return thing if all(hasattr(thing, name) for name in members(ability)) else None
 
 
@@ -32,15 +32,15 @@ def members(ability: Any) -> tuple[str, ...]:
 
 
 def underlying(dataset: Any) -> Any:
-    """Return the data set that a wrapper such as `TransformedDataset` reads, or the thing itself.
+    """Return the data set that a wrapper such as `TransformedDataset` reads, or ``dataset`` itself.
 
-    A wrapper has it as ``reads_from``.
+    A wrapper stores it as ``reads_from``.
     """
     return getattr(dataset, "reads_from", dataset)
 
 
 def name_of(dataset: Any) -> str:
-    """Return what errors call a data set: its ``name``, or its class."""
+    """Return the name of a data set for error messages: its ``name``, or its class."""
     return str(getattr(dataset, "name", type(dataset).__name__))
 
 
@@ -50,188 +50,188 @@ def name_of(dataset: Any) -> str:
 class SupportsBatches(Protocol):
     """Reads many samples at once from memory, without drawing random numbers.
 
-    `BaseDataLoader` then needs no workers. Without it samples are read and collated one by one.
+    `BaseDataLoader` then needs no workers. Otherwise samples are read and collated one by one.
     """
 
     def get_batch(self, indices: Tensor) -> Batch:
-        """Return what collating these samples would give; ``indices`` are (sample,) int64."""
+        """Return the collated samples. ``indices`` are (sample,) int64."""
 
 
 class SupportsRandomBatches(Protocol):
-    """Reads many samples at once; what is random follows from (seed, epoch, index) alone.
+    """Reads many samples at once, with randomness that depends only on (seed, epoch, index).
 
-    Without it each sample is read with torch's, numpy's and Python's generators seeded from these.
+    Otherwise torch's, numpy's and Python's generators are seeded from these for each sample.
     """
 
     @property
     def readers(self) -> str:
-        """What reads fastest: "none" (this process), "threads" or "processes"."""
+        """The fastest way to read: "none" (in this process), "threads" or "processes"."""
 
     @property
     def uses_streams(self) -> bool:
-        """Whether torch's, numpy's or Python's global generators are drawn from."""
+        """Whether reading draws from torch's, numpy's or Python's global generators."""
 
     def get_random_batch(self, indices: Tensor, seed: int, epoch: int) -> Batch:
-        """Return these samples; an index of the length and more is that sample, drawn again."""
+        """Return these samples. An index beyond the length redraws sample ``index % length``."""
 
 
 class SupportsOrder(Protocol):
-    """Chooses the order of an epoch, as files that are read in one pass need.
+    """Chooses the order of an epoch, as sequentially read files need.
 
-    Without it a shuffled epoch is a random permutation.
+    Otherwise a shuffled epoch is a random permutation.
     """
 
     def shuffled_order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Return ``indices``, (sample,) int64, in the order in which an epoch reads them."""
+        """Return ``indices``, (sample,) int64, in the order of an epoch."""
 
 
 class SupportsPlacing(Protocol):
-    """Can move its data to the training's device, where they fit. Without it they stay."""
+    """Can move its data to the training device if they fit. Otherwise they stay on the CPU."""
 
     def place_on(self, device: torch.device) -> bool:
-        """Move the data; return whether batches now come from the device."""
+        """Move the data. Return whether batches now come from the device."""
 
 
-# --- Data sets: what is known of the samples -----------------------------------------------------
+# --- Data sets: information about the samples ----------------------------------------------------
 
 
 class HasIds(Protocol):
     """Names its samples, for ``split.csv`` and for the comparison on resume.
 
-    Without it inputs in memory are hashed instead. ``ids_are_numbers = True`` asks
-    for that too, where ids only count.
+    Otherwise inputs in memory are hashed instead. Set ``ids_are_numbers = True`` to hash them
+    too if ids are only running numbers.
     """
 
     ids: Sequence[str]
 
 
 class HasTargets(Protocol):
-    """Knows all targets, (sample, ...), without reading a sample: for ``stratify``, balanced
-    sampling and the comparison on resume. Without it the first two are errors.
+    """Has all targets, (sample, ...), without reading samples: for ``stratify``, balanced
+    sampling and the comparison on resume. Otherwise the first two are errors.
     """
 
     targets: Any
 
 
 class HasTargetHash(Protocol):
-    """Has targets that are files of their own, such as masks, which a resume compares by a hash."""
+    """Has targets in separate files, such as masks, which are compared by a hash on resume."""
 
     def target_hash(self, index: int) -> int:
-        """Return 64 bits of a hash of a target."""
+        """Return a 64-bit hash of a target."""
 
 
 class HasClasses(Protocol):
-    """Names its classes in the order of their numbers. They are kept in checkpoints and compared
-    between training, validation and test data.
+    """Names its classes in order of their numbers. Checkpoints store them, and training,
+    validation and test data must agree on them.
     """
 
     classes: Sequence[str]
 
 
 class HasPlaces(Protocol):
-    """Says in errors where a sample comes from. Without it a sample is its number."""
+    """Locates a sample for error messages. Otherwise they give its number."""
 
     def place(self, index: int) -> str:
-        """Return such as ``train.txt:4: daisy/03.jpg``."""
+        """Return a location such as ``train.txt:4: daisy/03.jpg``."""
 
 
 class HasSampleNumbers(Protocol):
-    """Has columns of numbers, which ``batch.weight`` may name. Without it attributes are used."""
+    """Has numeric columns, which ``batch.weight`` may name. Otherwise attributes are used."""
 
     def sample_numbers(self, name: str) -> Any:
-        """Return one number for each sample, (sample,), or None where there is no such column."""
+        """Return one number per sample, (sample,), or None if the column does not exist."""
 
 
 class HasRecord(Protocol):
-    """Finds out something of the training data that other data of the same model need.
+    """Derives information from the training data that other data of the same model need.
 
-    Both are for loaders, too. Without them a checkpoint knows of the classes alone.
+    Loaders may have both methods too. Otherwise a checkpoint stores only the classes.
     """
 
     def record(self) -> dict[str, Any]:
-        """Return it as plain JSON data, which checkpoints keep."""
+        """Return it as plain JSON data, to be stored in checkpoints."""
 
     def use_record(self, record: Mapping[str, Any]) -> None:
-        """Use what the training data gave; called before the first batch."""
+        """Use the record of the training data. Called before the first batch."""
 
 
 class HasImages(Protocol):
-    """Decodes images by itself. Without it the first part of a sample is taken for the image."""
+    """Decodes images itself. Otherwise the first item of a sample is the image."""
 
     def image(self, index: int) -> Tensor:
         """Return an image: uint8 (channel, height, width)."""
 
 
 class Cacheable(HasImages, HasIds, HasPlaces, Protocol):
-    """Decodes image files whose pixels `cache` can keep. Without it ``cache`` is an error."""
+    """Decodes image files whose pixels `cache` can store. Otherwise ``cache`` is an error."""
 
     def __len__(self) -> int: ...
 
     def image_shape(self, index: int) -> tuple[int, int, int]:
-        """Return the same shape from the file's header alone."""
+        """Return the shape of an image, read from the file's header."""
 
     def fingerprint(self) -> str:
-        """Return a hash that changes when a file, or how it is decoded, changes."""
+        """Return a hash that changes if a file, or the way it is decoded, changes."""
 
 
 # --- Loaders -------------------------------------------------------------------------------------
 
 
 class SupportsPositions(Protocol):
-    """Gives batches from any position, so that a run can be resumed in the middle of an epoch.
+    """Yields batches from any position, so that a run can resume in the middle of an epoch.
 
-    Any other loader is wrapped in a `ReplayedLoader`, which draws the batches before and drops
-    them.
+    Any other loader is wrapped in a `ReplayedLoader`, which draws and drops the batches before
+    the position.
     """
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
-        """Yield ``count`` batches from batch ``first`` of the sequence epoch 0, 1, 2, ..."""
+        """Yield ``count`` batches from batch ``first`` of the sequence of epochs 0, 1, 2, ..."""
 
 
 class SupportsClosing(Protocol):
-    """Has workers or files that are to be closed when the loop is over."""
+    """Has workers or files to close after the loop."""
 
     def close(self) -> None:
-        """Close them; the next loop opens them again."""
+        """Close them. The next loop opens them again."""
 
 
 class SupportsSeeding(Protocol):
-    """Draws its order from a seed, which is the config's unless the loader was given one."""
+    """Draws its order from a seed. Without a seed argument, the config's seed is set."""
 
     def set_seed(self, seed: int) -> None:
         """Use this seed from now on."""
 
 
 class SupportsSkipping(Protocol):
-    """Can leave out samples that cannot be read. Without it ``on_bad_sample: skip`` is an error."""
+    """Can skip unreadable samples. Otherwise ``on_bad_sample: skip`` is an error."""
 
     n_samples: int
 
     def skip_bad_samples(
         self, note: Callable[[list[Any]], None], allowed: int, replace: bool
     ) -> None:
-        """Leave such samples out, or replace them; hand each to ``note``."""
+        """Skip or replace unreadable samples and report each to ``note``."""
 
 
 class HasSamples(Protocol):
-    """Knows which samples an epoch has, for ``split.csv`` and for the comparison on resume."""
+    """Lists the samples of an epoch, for ``split.csv`` and for the comparison on resume."""
 
     @property
     def source_of_ids(self) -> int:
-        """A number that is equal for loaders whose ids belong to the same data."""
+        """A number that is equal for loaders whose ids refer to the same data."""
 
     def sample_indices(self) -> Tensor | None:
-        """Return the indices of an epoch's samples, sorted; None where a sampler chooses them."""
+        """Return the sorted indices of an epoch's samples; None if a sampler chooses them."""
 
     def sample_ids(self) -> list[str] | None:
-        """Return the ids of the same samples."""
+        """Return the ids of these samples."""
 
 
 class HasCounts(Protocol):
-    """Counts the samples of a batch itself. Without it the shapes of a batch show them."""
+    """Counts the samples of a batch itself. Otherwise the shapes of a batch determine the count."""
 
     def count_samples(self, batch: Batch) -> int:
         """Return the number of samples of a batch."""

@@ -1,8 +1,8 @@
-"""Random numbers that follow from (seed, epoch, index) alone, for a whole batch at once.
+"""Random numbers that depend only on (seed, epoch, index), drawn for a whole batch at once.
 
-A sample that is read by itself, in a batch, in a worker or after a resume gets the same numbers.
+A sample gets the same numbers whether it is read alone, in a batch, in a worker or after a resume.
 They are hashes of counters, as in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
-(2011); the hash is the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+(2011). The hash is the finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from base.system.seeding import derive_seed
 
 
 def _signed(number: int) -> int:
-    """Return the 64-bit number that torch, whose integers have a sign, keeps as the same bits."""
+    """Return the signed integer with the same 64 bits, as torch's integers are signed."""
     return number - 2**64 if number >= 2**63 else number
 
 
@@ -25,9 +25,9 @@ FIRST, SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
 class Draws:
-    """Where the random numbers of a batch come from: one key a sample, any number of draws.
+    """The random numbers of a batch: one key per sample, any number of draws.
 
-    They are made on the CPU, where they cost little, and copied to the images' device.
+    They are computed on the CPU, which is cheap, and copied to the images' device.
 
     keys  (sample,) int64, on the CPU
     """
@@ -44,39 +44,39 @@ class Draws:
         indices: Tensor | Sequence[int],
         device: torch.device | None = None,
     ) -> Draws:
-        """Return the draws of these samples in this epoch."""
+        """Return the draws for these samples in this epoch."""
         start = derive_seed(seed, "sample", epoch)
         return cls(mix(torch.as_tensor(indices, dtype=torch.int64) * STEP + start), device)
 
     @classmethod
     def from_torch(cls, n_samples: int) -> Draws:
-        """Return draws whose keys torch's own stream gives, outside of any loader."""
+        """Return draws with keys from torch's global generator, for use outside of a loader."""
         return cls(torch.randint(-(2**63), 2**63 - 1, (n_samples,)))
 
     def sample(self, number: int) -> Draws:
-        """Return what is left to draw for one sample of the batch."""
+        """Return the remaining draws of one sample of the batch."""
         part = Draws(self.keys[number : number + 1], self.device)
         part.n_drawn = self.n_drawn
         return part
 
     def copy(self) -> Draws:
-        """Return the same draws once more: what is drawn of either does not change the other."""
+        """Return an independent copy: drawing from one does not advance the other."""
         part = Draws(self.keys, self.device)
         part.n_drawn = self.n_drawn
         return part
 
     def uniform(self, n: int = 1) -> Tensor:
-        """Draw ``n`` numbers of [0, 1) a sample: (sample, n) float32, on the device."""
+        """Draw ``n`` numbers in [0, 1) per sample: (sample, n) float32, on the device."""
         numbers = self._draw(n)
         return numbers if self.device is None else numbers.to(self.device, non_blocking=True)
 
     def numbers(self, n: int) -> list[list[float]]:
-        """Draw the same as plain numbers, for what is decided here and not on the device."""
+        """Draw the same as Python numbers, for decisions made on the CPU."""
         drawn: list[list[float]] = self._draw(n).tolist()
         return drawn
 
     def integers(self, high: int, n: int = 1) -> Tensor:
-        """Draw ``n`` whole numbers of 0 .. high-1 a sample: (sample, n) int64."""
+        """Draw ``n`` integers from 0 to high - 1 per sample: (sample, n) int64."""
         return (self.uniform(n) * high).to(torch.int64).clamp_(max=high - 1)
 
     def _draw(self, n: int) -> Tensor:
@@ -87,7 +87,7 @@ class Draws:
 
 
 def _shifted(words: Tensor, n_bits: int) -> Tensor:
-    """Shift right and fill with zeros, which ``>>`` does not do to negative numbers."""
+    """Shift right and fill with zeros, as ``>>`` does not for negative numbers."""
     return (words >> n_bits) & ((1 << (64 - n_bits)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Reading one batch by its key, here or in a worker."""
+"""Reads a batch by its key, in this process or in a worker."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from base.names.shipped import passed_own_code
 from base.system.resources import is_out_of_memory
 from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 
-TRIES = 30  # to find sound samples for a batch
+MAX_ATTEMPTS = 30  # at finding readable samples for a batch
 Key = tuple[int, int, Any]  # seed, epoch, indices into the data set (a tensor or a list)
 
 
 class Failure:
-    """An error on its way from the reader, which may be in a worker, to the loop."""
+    """An error passed from the reader, possibly in a worker, to the loop."""
 
     def __init__(self, what: str, error: Exception, is_of_many: bool = False) -> None:
         self.reason = str(error)
-        if not isinstance(error, DataError):  # which says itself where and what
+        if not isinstance(error, DataError):  # a DataError already says where and what
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(frame.filename).name}:{frame.lineno}"
             self.reason, is_of_many = f"{type(error).__name__}: {error} ({where})", False
@@ -45,7 +45,7 @@ class Failure:
         self.error, self.trace = error, trace_of(error)
         if not isinstance(error, DataError) and passed_own_code(error):
             self.trace = "".join(traceback.format_exception(error))
-        if get_worker_info() is not None:  # not every error can be sent; its text can
+        if get_worker_info() is not None:  # not every error can be pickled; its text can
             self.error = RuntimeError("".join(traceback.format_exception(error)))
 
     def bad_sample(self, index: int, path: str) -> BadSample:
@@ -53,7 +53,7 @@ class Failure:
 
 
 class BadSample(NamedTuple):
-    """A sample that cannot be read: its index in the data set, its file or place there, and why."""
+    """An unreadable sample: its index in the data set, its file or location, and the reason."""
 
     sample: int
     path: str
@@ -61,14 +61,14 @@ class BadSample(NamedTuple):
 
 
 class PartialBatch(NamedTuple):
-    """A batch without its bad samples, None where no sample is left, and those samples."""
+    """A batch without its bad samples (None if no sample is left), and the bad samples."""
 
     batch: Batch | Failure | None
     bad: list[BadSample]
 
 
 class IndexedBatch(NamedTuple):
-    """A batch, and the index in the data set of each of its samples."""
+    """A batch and the data set index of each of its samples."""
 
     batch: Batch
     ids: Any  # an array, which a worker sends faster than a tensor
@@ -79,10 +79,10 @@ NoteBad = Callable[[list[BadSample]], None]
 
 @dataclass
 class Skip:
-    """How batches are read without bad samples: `allowed` of them, and what replaces them.
+    """Settings for skipping bad samples: `allowed` of them, and their replacements.
 
-    stand_ins  the samples (index,) of which another is taken in place of a bad one; None: none is
-    known      the bad ones that were met in this process
+    stand_ins  indices of the samples that may replace a bad one; None: no replacement
+    known      indices of the bad samples found in this process
     """
 
     allowed: int
@@ -90,9 +90,9 @@ class Skip:
     known: dict[int, BadSample] = field(default_factory=dict)
 
     def stand_in_for(self, index: int, seed: int, epoch: int) -> int:
-        """Return the first sample that is not known as bad, of those drawn by (..., attempt)."""
+        """Return a replacement: the first one drawn, by attempt, that is not known to be bad."""
         assert self.stand_ins is not None
-        for attempt in range(TRIES):
+        for attempt in range(MAX_ATTEMPTS):
             draw = derive_seed(seed, "stand-in", epoch, index, attempt)
             other = int(self.stand_ins[draw % len(self.stand_ins)])
             if other not in self.known:
@@ -101,12 +101,12 @@ class Skip:
 
 
 class BatchReader:
-    """Read the batch that a key names; what torch's DataLoader takes for a data set.
+    """Reads the batch of a key. It is the data set that torch's DataLoader sees.
 
-    Indices of the length and more ask for sample ``index % length`` in another random form. A data
+    An index beyond the length reads sample ``index % length`` with other random numbers. A data
     set may read whole batches (`SupportsBatches`, `SupportsRandomBatches`).
-    With `skip` a batch is read without the samples that cannot be, after a fault only. With
-    `numbers` it comes as a `IndexedBatch` one.
+    With `skip`, a batch that fails is read again without its unreadable samples. With `numbers`,
+    the result is an `IndexedBatch`.
     """
 
     def __init__(
@@ -125,21 +125,21 @@ class BatchReader:
 
     @property
     def readers(self) -> str:
-        """What reads faster than this thread: "none" (it is in memory), "threads", "processes"."""
+        """The fastest way to read: "none" (data in memory), "threads" or "processes"."""
         if self.get_batch is not None:
             return "none"
         return "processes" if self.random is None else self.random.readers
 
     @property
     def takes_tensors(self) -> bool:
-        """Whether a key holds its indices as a tensor; else as a list."""
+        """Whether a key holds its indices as a tensor rather than a list."""
         return self.get_batch is not None or self.random is not None
 
     def __getitems__(self, key: Key) -> Batch | Failure | PartialBatch:
         if self.skip is not None:
             return self._read_sound(key, self.skip)
         batch = self._read(key)
-        if isinstance(batch, Failure) and batch.may_be_skipped:  # name the very sample
+        if isinstance(batch, Failure) and batch.may_be_skipped:  # find the failing sample
             alone = (one for _, one in self._read_each(key) if isinstance(one, Failure))
             return next(alone, batch)
         return self._numbered(batch, key[2])
@@ -150,11 +150,11 @@ class BatchReader:
         return IndexedBatch(batch, np.asarray(indices) % len(self.dataset))
 
     def _read_sound(self, key: Key, skip: Skip) -> Batch | Failure | PartialBatch:
-        """Read a batch without its bad samples; those that are known are not tried again."""
+        """Read a batch without its bad samples. Known bad samples are not tried again."""
         seed, epoch, indices = key
         batch: Batch | Failure | None = None
         bad: list[BadSample] = []
-        for _ in range(TRIES):
+        for _ in range(MAX_ATTEMPTS):
             if skip.known:
                 indices, bad = self._without_known(key, skip)
             if len(set(bad)) > skip.allowed:
@@ -163,12 +163,12 @@ class BatchReader:
             if not isinstance(batch, Failure) or not batch.may_be_skipped:
                 break
             if not self._find_bad((seed, epoch, indices), skip):
-                break  # each can be read by itself: the fault lies elsewhere
+                break  # every sample can be read alone: the error lies elsewhere
         batch = self._numbered(batch, indices)
         return PartialBatch(batch, bad) if bad else batch
 
     def _without_known(self, key: Key, skip: Skip) -> tuple[list[int], list[BadSample]]:
-        """Return which samples to read for those of a key, and which of these are bad."""
+        """Return the samples to read for a key, and the known bad samples of the key."""
         seed, epoch, indices = key
         wanted, sound = _as_list(indices), []
         places = [index % len(self.dataset) for index in wanted]
@@ -180,13 +180,13 @@ class BatchReader:
         return sound, [skip.known[place] for place in places if place in skip.known]
 
     def _read_each(self, key: Key) -> Iterator[tuple[int, Batch | Failure]]:
-        """Read samples one by one, after a fault; yield the index and the result of each."""
+        """Read samples one by one after an error. Yield the index and result of each."""
         seed, epoch, indices = key
         for index in _as_list(indices):
             yield index, self._read((seed, epoch, [index]))
 
     def _find_bad(self, key: Key, skip: Skip) -> bool:
-        """Record the samples that fail by themselves; return whether there are any."""
+        """Record the samples that fail when read alone. Return whether any do."""
         placed = offered(underlying(self.dataset), HasPlaces)
         is_any = False
         for index, one in self._read_each(key):
@@ -199,14 +199,14 @@ class BatchReader:
     def _read(self, key: Key) -> Batch | Failure:
         seed, epoch, indices = key
         if self.takes_tensors and not isinstance(indices, Tensor):
-            indices = torch.as_tensor(indices)  # a list came to another process
+            indices = torch.as_tensor(indices)  # other processes receive a list
         if self.get_batch is not None:
             return self._read_batch(self.get_batch, indices)
         if self.random is not None and not self.random.uses_streams:
             return self._read_batch(self.random.get_random_batch, indices, seed, epoch)
         if get_worker_info() is not None:
             return self._read_drawing(seed, epoch, indices)
-        streams = cpu_streams()  # the trainer's: its dropout must not notice the augmentation
+        streams = cpu_streams()  # the trainer's: augmentation must not affect its dropout
         try:
             return self._read_drawing(seed, epoch, indices)
         finally:
@@ -233,7 +233,7 @@ class BatchReader:
                 seed_cpu_streams(derive_seed(seed, "sample", epoch, index))
                 samples.append(self.dataset[index % n_samples])
             what = f"cannot collate samples {indices} of {self.name}"
-            return self.collate_fn(samples)  # its own draws continue the last sample's streams
+            return self.collate_fn(samples)  # its draws continue the last sample's streams
         except Exception as error:
             return Failure(what, error)
 
@@ -243,12 +243,12 @@ def _as_list(indices: Tensor | list[int]) -> list[int]:
 
 
 def _few(indices: list[int]) -> str:
-    """Return the indices of a batch, or how it begins."""
+    """Return the indices of a batch, or the first of them."""
     return str(indices) if len(indices) <= 8 else f"{str(indices[:8])[:-1]}, ...]"
 
 
 def find_get_batch(dataset: Any) -> Callable[[Tensor], Batch] | None:
-    """Return the function that reads many samples at once, or None where there is none."""
+    """Return the data set's function that reads many samples at once, or None."""
     if (whole := offered(dataset, SupportsBatches)) is not None:
         return whole.get_batch
     if type(dataset) is TensorDataset:
@@ -260,14 +260,14 @@ def find_get_batch(dataset: Any) -> Callable[[Tensor], Batch] | None:
 
 
 def without_bad_samples(batches: Iterator[Batch], note: NoteBad) -> Iterator[Batch]:
-    """Pass the bad samples of batches to `note`; yield what is left, if anything is."""
+    """Pass the bad samples of batches to `note` and yield the remaining batches."""
     for batch in batches:
         if isinstance(batch, PartialBatch):
             note(batch.bad)
             batch = raise_failure(batch.batch)
         if batch is not None:
             yield batch
-        del batch  # it is freed before the next one is read
+        del batch  # frees it before the next one is read
 
 
 def raise_failure(batch: Batch | Failure) -> Batch:

@@ -1,4 +1,4 @@
-"""Positions for a loader that has none: any object with ``__iter__``."""
+"""Resumable positions for any loader with ``__iter__``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_
 
 log = logging.getLogger("kindling")
 
-_ENDED = object()  # in place of a batch
+_ENDED = object()  # stands for a batch
 
 
 def as_batches(loader: Any, seed: int) -> Any:
-    """Return the loader, or one around it, with ``batches(first, count)`` and the rest."""
+    """Return the loader, wrapped if it does not support ``batches(first, count)``."""
     has_own_loop = getattr(loader, "has_own_loop", False)
     if offered(loader, SupportsPositions) is not None and not has_own_loop:
         return loader
@@ -32,11 +32,11 @@ def as_batches(loader: Any, seed: int) -> Any:
 
 
 class ReplayedLoader:
-    """Wrap a loader of any kind so that it has positions: the batches before are drawn and dropped.
+    """Gives any loader resumable positions by drawing and dropping the batches before them.
 
-    Each pass over the loader is seeded by (seed, pass), in random streams apart from the trainer's,
-    so it is exact for an equal number of workers. A loader with a length gives that many batches a
-    pass; one without is read until it ends, then again from its start if it ``repeats``.
+    Each pass over the loader is seeded by (seed, pass), in random streams separate from the
+    trainer's, so it is exact for the same number of workers. A loader with a length yields that
+    many batches per pass. One without is read to its end, then again if it ``repeats``.
     """
 
     replays = True
@@ -62,7 +62,7 @@ class ReplayedLoader:
         self.set_seed(seed)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # not set yet: a copy is being made
+        if name == "loader":  # not set yet: a copy is in progress
             raise AttributeError(name)
         return getattr(self.loader, name)
 
@@ -75,7 +75,7 @@ class ReplayedLoader:
         return iter(self.loader)
 
     def batches(self, first: int, count: int) -> Iterator[Batch]:
-        """Yield `count` batches from batch `first` of the loader's passes 0, 1, 2, ..."""
+        """Yield `count` batches from batch `first` of the sequence of passes 0, 1, 2, ..."""
         if self._position != first:
             self._go_to_pass(first // self._n_batches if self._n_batches else 0)
         while self._position < first:
@@ -86,13 +86,13 @@ class ReplayedLoader:
             except _PassEnded:
                 return
             yield batch
-            del batch  # it is freed before the next one is read
+            del batch  # frees it before the next one is read
 
     def add_to_batches(self, rules: Rules) -> None:
-        """Add ids and weights of their samples to batches, as ``batch:`` says.
+        """Add sample ids and weights to batches, as ``batch:`` asks.
 
         Raises:
-            ConfigError: which samples a batch has cannot be known.
+            ConfigError: the samples of a batch cannot be identified.
         """
         dataset = getattr(self.loader, "dataset", None)
         gives_ids = any(getattr(each, "gives_ids", False) for each in (self.loader, dataset))
@@ -107,7 +107,7 @@ class ReplayedLoader:
         self._go_to_pass(0)
 
     def n_drawn(self, position: int) -> int | None:
-        """Return how many samples are drawn for the batch at this position, if that is known."""
+        """Return the number of samples drawn for the batch at this position, if known."""
         sampler = getattr(self.loader, "batch_sampler", None)
         sampler = sampler.wrapped if isinstance(sampler, DrawnIndices) else sampler
         if self._n_items is not None and self._n_batches:
@@ -121,20 +121,20 @@ class ReplayedLoader:
         return min(sampler.batch_size, len(sampler.sampler) - first)  # type: ignore[arg-type]
 
     def split_validation(self) -> Any:
-        """Return the loader's own validation loader, able to do the same, or None."""
+        """Return the loader's validation loader, wrapped in the same way, or None."""
         split = getattr(self.loader, "split_validation", None)
         valid = None if split is None else split()
         return None if valid is None else as_batches(valid, self.seed)
 
     def set_seed(self, seed: int) -> None:
-        """Seed the passes over the loader from this, and the loader itself where it can be."""
+        """Set the seed of the passes, and of the loader itself if it has one."""
         self.seed = seed
         if (seeded := offered(self.loader, SupportsSeeding)) is not None:
             seeded.set_seed(seed)
         self._go_to_pass(0)
 
     def close(self) -> None:
-        """End the pass under way, and its workers."""
+        """End the current pass and stop its workers."""
         self._go_to_pass(0)
 
     @property
@@ -142,16 +142,16 @@ class ReplayedLoader:
         return type(self.loader).__name__
 
     def _go_to_pass(self, number: int) -> None:
-        """Go to the first batch of a pass."""
+        """Move to the first batch of a pass."""
         iterator, self._iterator = self._iterator, None
         stop_workers(iterator)
         if isinstance(self.loader, torch.utils.data.DataLoader):
-            self.loader._iterator = None  # persistent workers would continue their old streams
+            self.loader._iterator = None  # persistent workers would continue their random streams
         self._pass, self._n_drawn = number, 0
         self._position = number * (self._n_batches or 0)
 
     def _draw(self) -> Batch:
-        """Draw the next batch in the loader's streams and put the trainer's back."""
+        """Draw the next batch in the loader's random streams, then restore the trainer's."""
         trainers = cpu_streams()
         try:
             if self._iterator is not None:
@@ -168,13 +168,13 @@ class ReplayedLoader:
         return self._items.add(batch, None if self._drawn is None else self._drawn.next_indices())
 
     def _note_indices(self, is_needed: bool = False) -> None:
-        """Record the indices of batches of torch's loader, for ids or a sampler with state."""
+        """Record the batch indices of torch's loader, for ids or for a stateful sampler."""
         is_at_once = self.sampler_state is not None
         if self._drawn is None and (is_needed or is_at_once):
             self.loader, self._drawn = recording_indices(self.loader, is_at_once)
 
     def _draw_order(self, number: int) -> None:
-        """Draw the order of a pass with the sampler, and go to its first batch."""
+        """Draw the order of a pass with the sampler and move to its first batch."""
         self._go_to_pass(number)
         self._draw()
         self._go_to_pass(number)
@@ -185,7 +185,7 @@ class ReplayedLoader:
             self._go_to_pass(self._pass + 1)
         if self._iterator is None:
             self._iterator = self._begin_pass()
-        # Not by `for`: a loader that is its own iterator begins again where it is asked for one.
+        # No `for` loop: a loader that is its own iterator would restart on `iter`.
         if (batch := next(self._iterator, _ENDED)) is not _ENDED:
             return batch
         if self._n_drawn and self._may_give_fewer and self.sampler_state is None:
@@ -203,26 +203,26 @@ class ReplayedLoader:
         return self._next_batch()
 
     def _fill_pass(self) -> None:
-        """Iterate once more within a pass whose sampler gave fewer batches than its length."""
+        """Iterate again within a pass whose sampler gave fewer batches than its length."""
         if not self._is_filled:
             text = "%s ended after %d of the %d batches of its sampler's length: each pass"
             log.info(
-                f"{text} is filled up from another", self._name, self._n_drawn, self._n_batches
+                f"{text} is completed from another one", self._name, self._n_drawn, self._n_batches
             )
             self._is_filled = True
         self._iterator = self._begin_pass(f"filled after {self._n_drawn}")
 
     def _look_for_more(self) -> None:
-        """Warn, once, where workers that share a stream give more batches than its length."""
+        """Warn once if workers that share a stream yield more batches than its length."""
         if not self._may_give_more or self._iterator is None:
             return
         if next(self._iterator, _ENDED) is not _ENDED:
             self._may_give_more = False
-            text = "%s gives more than the %d batches a pass of its length: the rest is not"
-            log.warning(f"{text} seen", self._name, self._n_batches)
+            text = "%s yields more batches per pass than its length, %d: the others are not"
+            log.warning(f"{text} used", self._name, self._n_batches)
 
     def _begin_pass(self, part_of_pass: str = "") -> Iterator[Batch]:
-        """Iterate from the start, with all that the order and the workers draw from seeded."""
+        """Start an iteration with the generators of the order and of the workers seeded."""
         if self.sampler_state is not None and self._drawn is not None:
             self.sampler_state.begin(self._pass)
         for part in (self.loader, getattr(self.loader, "sampler", None)):
@@ -237,7 +237,7 @@ class ReplayedLoader:
 
 
 def _length_is_estimate(loader: Any) -> bool:
-    """Return whether a length comes from a sampler of the project's own, which may give fewer."""
+    """Return whether the length comes from a user's sampler, which may give fewer batches."""
     if not isinstance(loader, torch.utils.data.DataLoader):
         return False
     samplers = (getattr(loader, name, None) for name in ("sampler", "batch_sampler"))
@@ -245,12 +245,12 @@ def _length_is_estimate(loader: Any) -> bool:
     return any(module.partition(".")[0] != "torch" for module in modules)
 
 
-class _PassEnded(Exception):  # noqa: N818  (no error)
-    """The end of a loader that is read once."""
+class _PassEnded(Exception):  # noqa: N818  (not an error)
+    """Raised at the end of a loader that is read only once."""
 
 
 def _length(loader: Any) -> int | None:
-    """Return the number of batches of a pass, or None where the loader does not know it."""
+    """Return the number of batches of a pass, or None if the loader has no length."""
     try:
         n_batches = length_of_stream(loader) or len(loader)
     except TypeError:

@@ -1,10 +1,10 @@
-"""What batches carry beside their inputs and targets: ids and weights of their samples.
+"""Sample ids and sample weights as items of a batch.
 
-The config's ``batch: {ids: true, weight: NAME}`` asks for them. An id is a sample's index in the
-loader's data set, the same in training and in validation; the indices of a torch `Subset` are those
-of the data set that it is a part of. A dict gets the ids as ``ids``; to a list or a tuple they are
-appended. A weight is an item of the batch, or else a number that the data set has for each sample:
-it is then looked up by id and added as ``sample_weight``, or appended after the ids.
+The config requests them with ``batch: {ids: true, weight: NAME}``. An id is a sample's index in
+the loader's data set, the same in training and validation; for a torch `Subset` it is the index in
+the full data set. A dict batch holds the ids as ``ids``; a list or tuple has them appended. A
+weight is an item of the batch, or a number that the data set has for each sample. The latter is
+looked up by id and added as ``sample_weight``, or appended after the ids.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from base.errors import ConfigError, DataError, Problem
 
 
 class SampleItems:
-    """Adds ids and weights to the batches of a loader.
+    """Adds sample ids and weights to the batches of a loader.
 
     Args:
         rules: the config's ``batch:`` section.
-        dataset: what the loader reads.
-        is_plain: its batches are known to have a sample for each index that was drawn.
-        gives_ids: its batches have the ids already.
+        dataset: the loader's data set.
+        is_plain: whether batches are known to hold one sample per drawn index.
+        gives_ids: whether batches already hold the ids.
 
     Raises:
-        ConfigError: ``weight`` names numbers of the data set that are not valid weights.
+        ConfigError: ``weight`` names values of the data set that are not valid weights.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class SampleItems:
         self.weights = sample_weights_of(self.dataset, name) if isinstance(name, str) else None
 
     def added(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield indexed batches as a step takes them."""
+        """Yield indexed batches as training steps expect them."""
         for batch in batches:
             yield self.add(*batch)
             del batch
 
     def add(self, batch: Batch, drawn: Any) -> Batch:
-        """Return a batch with what was asked for; ``drawn`` are the indices of its samples."""
+        """Return a batch with the requested items. ``drawn`` holds the indices of its samples."""
         ids = self._given_ids(batch) if self.gives_ids else self._ids(batch, drawn)
         items = {IDS: ids} if self.rules["ids"] and not self.gives_ids else {}
         if isinstance(self.rules["weight"], str) and not _has(batch, self.rules["weight"]):
@@ -85,20 +85,20 @@ class SampleItems:
         return ids if self.places is None else self.places[ids]
 
     def _given_ids(self, batch: Batch) -> Tensor:
-        """Return the ids that the loader itself has put into a batch."""
+        """Return the ids that the loader itself added to a batch."""
         ids = ids_of(batch, {**self.rules, "weight": None})
         if isinstance(ids, Tensor) and ids.dim() == 1 and ids.dtype == torch.int64:
             return ids
         found = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else repr(ids)[:60]
-        text = "with `gives_ids` the item 'ids' of a dict, or the last one of a sequence, holds"
-        text += f" whole numbers (sample,) int64, not {found}"
+        text = "with `gives_ids`, the item 'ids' of a dict or the last item of a sequence must hold"
+        text += f" integers of shape (sample,), not {found}"
         raise ConfigError([Problem("batch.ids", text)])
 
     def _weights(self, batch: Batch, ids: Tensor) -> Tensor:
         if self.weights is None:
             name = self.rules["weight"]
             keys = f" and its batches have {', '.join(map(repr, batch))}" if _is_dict(batch) else ""
-            text = f"{name_of(self.dataset)} has no {name!r} with one number a sample{keys}"
+            text = f"{name_of(self.dataset)} has no {name!r} with one number per sample{keys}"
             text += "; name such an attribute, a column, a key of the batch or a position in it"
             raise ConfigError([Problem("batch.weight", text)])
         return self.weights[ids]
@@ -109,22 +109,22 @@ def _is_dict(batch: Batch) -> bool:
 
 
 def _has(batch: Batch, name: str) -> bool:
-    """Return whether the weights are an item of the batch already."""
+    """Return whether the weights are already an item of the batch."""
     if _is_dict(batch):
         return name in batch
     return not (is_sequence(batch) and not hasattr(batch, "_fields")) and hasattr(batch, name)
 
 
 def with_items(batch: Batch, items: Mapping[str, Any]) -> Batch:
-    """Return a batch with more items: by their keys in a dict or an object, else appended."""
+    """Return a batch with added items: by key in a dict or object, appended otherwise."""
     if not items:
         return batch
     names = getattr(batch, "_fields", ())
     if taken := [key for key in items if key in (batch if _is_dict(batch) else names)]:
-        text = f"a batch has an item {taken[0]!r} already: give it another name, or leave this out"
+        text = f"a batch already has an item {taken[0]!r}: rename it, or remove this setting"
         raise ConfigError([Problem("batch.ids" if taken[0] == IDS else "batch.weight", text)])
     if isinstance(batch, MutableMapping):
-        batch = copy.copy(batch)  # the data set may keep it
+        batch = copy.copy(batch)  # the data set may hold a reference
         batch.update(items)
         return batch
     if _is_dict(batch):
@@ -140,36 +140,36 @@ def with_items(batch: Batch, items: Mapping[str, Any]) -> Batch:
         for key, item in items.items():
             setattr(batch, key, item)
     except AttributeError as error:
-        text = f"a batch that is a {type(batch).__name__} can hold nothing more ({error}): have"
-        text += " `collate_fn` give a dict or a tuple"
+        text = f"items cannot be added to a batch of type {type(batch).__name__} ({error}): return"
+        text += " a dict or a tuple from `collate_fn`"
         raise ConfigError([Problem("batch", text)]) from error
     return batch
 
 
 @functools.lru_cache(maxsize=64)
 def _longer_type(name: str, fields: tuple[str, ...]) -> Any:
-    """Return the class of named tuples with more fields; the same one for the same fields."""
+    """Return a named tuple class with more fields. Equal fields give the same class."""
     return namedtuple(name, fields)
 
 
 def refuse_other_size(batch: Batch, n_drawn: int) -> None:
-    """Make sure that a `collate_fn` has kept all samples, so that it is known which is which.
+    """Check that `collate_fn` kept all samples, so that ids match samples.
 
     Raises:
-        DataError: it has not.
+        DataError: it dropped or added samples.
     """
     try:
         n_samples = count_samples(batch, DEFAULT_RULES, n_drawn)
     except ConfigError:
-        return  # it does not show how many there are
+        return  # the number of samples is not known
     if n_samples != n_drawn:
-        text = f"a batch of {n_samples} samples was made of the {n_drawn} that were drawn, so"
-        text += " which id belongs to which is not known: have `collate_fn` keep them all"
-        raise DataError(f"batch.ids: {text}, or skip what cannot be read (`on_bad_sample: skip`)")
+        text = f"a batch has {n_samples} samples, but {n_drawn} were drawn, so ids cannot be"
+        text += " matched to samples: keep all of them in `collate_fn`"
+        raise DataError(f"batch.ids: {text}, or skip unreadable ones with `on_bad_sample: skip`")
 
 
 def source_ids(dataset: Any) -> tuple[Any, Tensor | None]:
-    """Return the data set whose indices are the ids, and the id at each index; None: the same."""
+    """Return the data set whose indices are the ids, and the id at each index (None: equal)."""
     places: Tensor | None = None
     while type(dataset) is Subset:
         own = torch.as_tensor(dataset.indices, dtype=torch.int64)
@@ -178,15 +178,15 @@ def source_ids(dataset: Any) -> tuple[Any, Tensor | None]:
     return dataset, places
 
 
-# --- Loaders that are not Kindling's --------------------------------------------------------------
+# --- Other loaders --------------------------------------------------------------------------------
 
 
 class DrawnIndices:
-    """A sampler of torch's DataLoader that records what it gives, until it is asked for it.
+    """Wraps a sampler of torch's DataLoader and records the indices that it yields.
 
-    torch's loader gives batches in the order in which it has drawn their indices. Here it draws
-    those of a pass at once where `is_at_once`, so that a sampler with state is left in the same one
-    however far ahead workers read.
+    torch's loader yields batches in the order in which it drew their indices. With `is_at_once`
+    it draws those of a whole pass at once, so that the state of a stateful sampler does not depend
+    on how far ahead workers read.
     """
 
     def __init__(self, wrapped: Any, is_at_once: bool = False) -> None:
@@ -208,24 +208,24 @@ class DrawnIndices:
             yield indices
 
     def next_indices(self) -> Any:
-        """Return the indices of the next batch in the order of the loader."""
+        """Return the indices of the loader's next batch."""
         return self._noted.popleft()
 
 
 def recording_indices(loader: Any, is_at_once: bool) -> tuple[Any, DrawnIndices]:
-    """Return torch's loader with a sampler that records what was drawn, and that sampler."""
+    """Return torch's loader with a recording sampler, and that sampler."""
     key = "sampler" if loader.batch_sampler is None else "batch_sampler"
     noting = DrawnIndices(getattr(loader, key), is_at_once)
     loader = copy.copy(loader)
-    vars(loader)[key] = noting  # torch's loader lets nobody set it
+    vars(loader)[key] = noting  # torch's loader forbids assignment
     return loader, noting
 
 
 def refuse_unknown_ids(loader: Any) -> None:
-    """Make sure that it can be known which samples the batches of a loader have.
+    """Check that the samples of a loader's batches can be identified.
 
     Raises:
-        ConfigError: it cannot; it says how a loader gives them itself.
+        ConfigError: they cannot. The message says how a loader can provide ids itself.
     """
     name = type(loader).__name__
     if isinstance(getattr(loader, "dataset", None), IterableDataset):
@@ -234,26 +234,26 @@ def refuse_unknown_ids(loader: Any) -> None:
     elif getattr(loader, "has_own_loop", False) or (
         isinstance(loader, DataLoader) and type(loader).__iter__ is not DataLoader.__iter__
     ):
-        text = f"{name} has an __iter__ of its own"
+        text = f"{name} overrides __iter__"
     elif not isinstance(loader, DataLoader):
         text = f"{name} is neither torch's DataLoader nor a BaseDataLoader"
     elif not getattr(loader, "in_order", True):
         text = "in_order=False gives batches in any order"
     else:
         return
-    text = f"{text}, so the ids of a batch are not known: have it give them itself, as {IDS!r} in a"
-    text += " dict or as the last item of a tuple, and say so by an attribute: gives_ids = True"
+    text = f"{text}, so the ids of a batch are not known: return them as {IDS!r} in a dict or as"
+    text += " the last item of a tuple, and set the attribute gives_ids = True on the loader"
     raise ConfigError([Problem("batch.ids", text)])
 
 
-# --- The numbers of a data set --------------------------------------------------------------------
+# --- Numeric columns of a data set ----------------------------------------------------------------
 
 
 def sample_weights_of(dataset: Any, name: str) -> Tensor | None:
-    """Return the weights that a data set has under a name, (sample,) float32; None: no such name.
+    """Return the weights of that name in a data set, (sample,) float32, or None.
 
     Raises:
-        ConfigError: a weight is negative or not finite, or there is not one for each sample.
+        ConfigError: a weight is negative or not finite, or there is not one per sample.
     """
     try:
         values = sample_numbers(dataset, name)
@@ -277,9 +277,9 @@ def sample_weights_of(dataset: Any, name: str) -> Tensor | None:
 
 
 def sample_numbers(dataset: Any, name: str) -> Any:
-    """Return the numbers that a data set has under a name, one for each sample, or None.
+    """Return the values of that name in a data set, one per sample, or None.
 
-    That is an attribute, or what its method ``sample_numbers(name)`` returns, as a table's columns.
+    They are an attribute, or a column that its method ``sample_numbers(name)`` returns.
     """
     if type(dataset) is ConcatDataset:
         parts = [sample_numbers(part, name) for part in dataset.datasets]
@@ -299,7 +299,7 @@ def sample_numbers(dataset: Any, name: str) -> Any:
     is_list = isinstance(found, Tensor | np.ndarray | Sequence) and not isinstance(found, str)
     if not is_list and not hasattr(found, "__array__"):
         kind = type(found).__name__
-        raise DataError(f"expected one number a sample, found a value of type {kind}")
+        raise DataError(f"expected one number per sample, found a value of type {kind}")
     return found
 
 
@@ -308,10 +308,10 @@ def _is_tensor(values: Any) -> bool:
 
 
 def fault_of(weights: Tensor, place: Callable[[int], str] | None = None) -> str:
-    """Return which weight is not valid, or an empty text.
+    """Return a message about the first invalid weight, or an empty string.
 
     Args:
-        place: says where a sample is listed.
+        place: returns the location of a sample.
     """
     wrong = ~weights.isfinite() | (weights < 0)
     if not bool(wrong.any()):
@@ -324,10 +324,10 @@ def fault_of(weights: Tensor, place: Callable[[int], str] | None = None) -> str:
 
 
 def checked_weights(batches: Iterator[Batch], rules: Rules) -> Iterator[Batch]:
-    """Yield batches after their own weights were checked, while they are still on the CPU.
+    """Yield batches after checking their weights while they are still on the CPU.
 
     Raises:
-        DataError: one is negative or not finite.
+        DataError: a weight is negative or not finite.
     """
     for batch in batches:
         weights = sample_weight_of(batch, rules)

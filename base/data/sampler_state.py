@@ -1,10 +1,10 @@
-"""Samplers with a state, which may learn from the losses: saved and resumed with the training.
+"""Stateful samplers, which may learn from the losses and are saved and resumed with the training.
 
-A sampler that has ``state_dict`` and ``load_state_dict`` is put to its state at the start of an
-epoch whenever the order of that epoch is drawn. So the order follows from this state, the seed and
-the epoch, whatever was read before or ahead. One that also has ``update(ids, losses)`` is given, at
-the end of each epoch, what was trained on in it, in order: an id and a loss for each sample, as
-often as it was drawn. Both tensors are on the CPU, int64 and float32.
+A sampler with ``state_dict`` and ``load_state_dict`` is reset to its state at the start of an
+epoch whenever the order of that epoch is drawn. The order therefore depends only on this state,
+the seed and the epoch, regardless of what was read before or ahead. If the sampler also has
+``update(ids, losses)``, it is called at the end of each epoch with the id and loss of each trained
+sample, in order and as often as it was drawn. Both tensors are on the CPU, int64 and float32.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ log = logging.getLogger("kindling")
 
 
 class SamplerState:
-    """Keeps the state of a sampler at the start of an epoch, and the losses gathered since.
+    """Holds the state of a sampler at the start of an epoch, and the losses collected since.
 
-    Its own state is both of them, so that a run can be resumed in the middle of an epoch.
+    Its state dict contains both, so that a run can resume in the middle of an epoch.
 
     Args:
         redraw: draws the order of an epoch, which may change the sampler.
@@ -35,36 +35,36 @@ class SamplerState:
     def __init__(self, sampler: Any, redraw: Callable[[int], Any]) -> None:
         self.sampler, self._redraw = sampler, redraw
         self.wants_losses = learns(sampler)
-        self.places: Tensor | None = None  # the id at each index that is drawn; None: the index
+        self.places: Tensor | None = None  # the id at each drawn index; None: equal to the index
         self._start = copy.deepcopy(sampler.state_dict())
-        self._begun: int | None = None  # the epoch whose order was drawn since
+        self._begun: int | None = None  # the epoch whose order was drawn last
         self._ids: list[Tensor] = []  # of the epoch so far
         self._losses: list[Tensor] = []
-        self._of_step: list[tuple[Tensor, Tensor]] = []  # of the step that is being made
+        self._of_step: list[tuple[Tensor, Tensor]] = []  # of the current step
 
     def begin(self, epoch: int) -> None:
         """Prepare the sampler for drawing the order of an epoch."""
-        if self._begun is not None:  # which may have changed it
+        if self._begun is not None:  # drawing may have changed the sampler
             self.sampler.load_state_dict(copy.deepcopy(self._start))
         self._begun = epoch
 
     def note(self, ids: Tensor, losses: Tensor) -> None:
-        """Collect the losses of some samples, without a wait for the device."""
+        """Collect the losses of some samples without waiting for the device."""
         self._of_step.append((ids, losses))
 
     def keep_step(self) -> None:
-        """Keep what was noted: the step was made."""
+        """Keep the collected losses after a successful step."""
         for ids, losses in self._of_step:
             self._ids.append(ids)
             self._losses.append(losses)
         self._of_step = []
 
     def drop_step(self) -> None:
-        """Forget what was noted in a step that was not made."""
+        """Discard the losses collected in a failed step."""
         self._of_step = []
 
     def end_epoch(self, epoch: int) -> None:
-        """Update the sampler by the losses of the epoch, for the next one."""
+        """Update the sampler with the losses of the epoch."""
         if self._begun != epoch:  # resumed after the last batch, or another order was drawn
             self._redraw(epoch)
         if self.wants_losses and self._ids:
@@ -84,14 +84,14 @@ class SamplerState:
         self._of_step, self._begun = [], None
 
     def _indices_of(self, ids: Tensor) -> Tensor:
-        """Return the indices that the sampler draws: those in a torch `Subset`, if it is one."""
+        """Return the sampler's indices, which are positions within a torch `Subset`, if any."""
         if self.places is None:
             return ids
         known, indices = self.places.sort(stable=True)
         return indices[torch.searchsorted(known, ids)]
 
     def _gathered(self) -> tuple[Tensor, Tensor]:
-        """Return all ids and losses of the epoch on the CPU: here the device is waited for."""
+        """Return all ids and losses of the epoch on the CPU. This waits for the device."""
         ids = [each.cpu() for each in self._ids] or [torch.empty(0, dtype=torch.int64)]
         losses = [each.cpu() for each in self._losses] or [torch.empty(0)]
         return torch.cat(ids), torch.cat(losses)
@@ -109,7 +109,7 @@ def learns(sampler: Any) -> bool:
 
 
 def state_of_sampler(loader: Any, redraw: Callable[[int], Any]) -> SamplerState | None:
-    """Return the state of the sampler of torch's loader; None where it has none."""
+    """Return the state of the sampler of torch's loader, or None if it has no state."""
     batched = getattr(loader, "batch_sampler", None)
     for sampler in (batched, getattr(loader, "sampler", None), getattr(batched, "sampler", None)):
         if sampler is not None and has_state(sampler):
@@ -118,14 +118,14 @@ def state_of_sampler(loader: Any, redraw: Callable[[int], Any]) -> SamplerState 
 
 
 def has_state(sampler: Any, is_given: bool = False) -> bool:
-    """Return whether the state of a sampler is to be saved.
+    """Return whether the state of a sampler should be saved.
 
     Args:
-        is_given: as the `sampler` of a `BaseDataLoader`. Any other may be part of a project that
-            was written without these rules, and is left alone where it does not follow them.
+        is_given: whether it is the `sampler` argument of a `BaseDataLoader`. Other samplers may
+            predate this interface and are left alone if they do not implement it.
 
     Raises:
-        DataError: it learns from losses, but has no state that could be saved.
+        DataError: it learns from losses but has no state to save.
     """
     missing = [
         verb

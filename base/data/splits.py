@@ -1,4 +1,4 @@
-"""Which samples train and which validate: a share, a number, or one of several folds."""
+"""Splits samples into training and validation: by a fraction, a number or folds."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ KEYS = ("valid", "folds", "fold", "stratify")
 
 
 def divide(split: Any, n_samples: int, seed: int, targets: Any = None) -> tuple[Tensor, Tensor]:
-    """Return the sorted indices of the training and of the validation samples.
+    """Return the sorted indices of the training samples and of the validation samples.
 
     Args:
-        split: a share (rounded down) or number of samples to validate on; or a mapping with
-            ``valid`` (the same), or with ``folds`` and ``fold`` (from 0), and ``stratify: true``
-            to give each class its share in both parts.
+        split: the fraction (rounded down) or number of validation samples; or a mapping with
+            ``valid`` (the same), or with ``folds`` and ``fold`` (from 0), and optionally
+            ``stratify: true`` to keep the class proportions in both parts.
         targets: the class of each sample, (sample,), for ``stratify``.
 
     Raises:
-        DataError: a part would be empty, or the mapping does not say what to do.
+        DataError: a part would be empty, or the mapping is not valid.
     """
     rules = _rules(split)
     order = torch.randperm(n_samples, generator=derive_generator(seed, "split"))
@@ -43,7 +43,7 @@ def divide(split: Any, n_samples: int, seed: int, targets: Any = None) -> tuple[
 
 
 def count_held_out(split: float | None, n_samples: int) -> int:
-    """Count the validation samples; ``split`` is a fraction (rounded down) or a number of them."""
+    """Return the number of validation samples for a fraction (rounded down) or a number."""
     if not isinstance(split, int | float | None):
         text = "a share or number of samples, or {folds: 5, fold: 0}"
         raise DataError(f"split: {text}, not {split!r}")
@@ -62,15 +62,15 @@ def count_held_out(split: float | None, n_samples: int) -> int:
 
 
 def sample_weights(sampling: Any, targets: Any, n_samples: int) -> Tensor | None:
-    """Return how often each sample is drawn, relative to the others; None: each once an epoch.
+    """Return the relative sampling weight of each sample; None: each is drawn once per epoch.
 
     Args:
-        sampling: ``None``; ``"balanced"``, each class as often as the others; or a list with a
-            weight for each class or, where there are as many, for each sample.
+        sampling: ``None``; ``"balanced"``, which draws all classes equally often; or a list of
+            weights, one per class or one per sample.
         targets: the class of each sample, (sample,).
 
     Raises:
-        DataError: the weights do not fit, or are not valid.
+        DataError: the weights are not valid, or their number does not match.
     """
     if sampling is None:
         return None
@@ -99,14 +99,14 @@ def sample_weights(sampling: Any, targets: Any, n_samples: int) -> Tensor | None
 
 
 def draw_weighted(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Draw ``n`` positions with replacement, each as often as its weight says."""
+    """Draw ``n`` positions with replacement, in proportion to their weights."""
     sums = weights.cumsum(0)
     points = torch.rand(n, dtype=torch.float64, generator=generator) * sums[-1]
     return torch.searchsorted(sums, points, right=True).clamp_(max=len(weights) - 1)
 
 
 def number_repeats(indices: Tensor) -> Tensor:
-    """Return how often each index stood in the list before: ``[5, 3, 5, 5]`` gives 0, 0, 1, 2."""
+    """Return how often each index occurred before: ``[5, 3, 5, 5]`` gives 0, 0, 1, 2."""
     order = torch.sort(indices, stable=True).indices
     is_new = torch.ones(len(indices), dtype=torch.bool)
     is_new[1:] = indices[order][1:] != indices[order][:-1]
@@ -140,7 +140,7 @@ def _fold(rules: Mapping[str, Any], n_samples: int) -> Tensor:
 
 
 def _stratified(n_valid: int, counts: Tensor) -> Tensor:
-    """Give each class its share of ``n_valid``; the largest remainders get what is left."""
+    """Distribute ``n_valid`` over the classes in proportion, by the largest remainders."""
     exact = counts.to(torch.float64) * n_valid / counts.sum()
     taken = exact.floor().to(torch.int64)
     left = n_valid - int(taken.sum())
@@ -156,12 +156,12 @@ def _classes(targets: Any, n_samples: int) -> Tensor:
         raise DataError(f"{text}: the data set has no `targets`")
     try:
         classes = torch.as_tensor(targets)
-    except (TypeError, ValueError) as error:  # names of classes, or lists of unequal lengths
+    except (TypeError, ValueError) as error:  # class names, or lists of different lengths
         text = f"its `targets` are not numbers ({error}): give each sample the number of its class"
         raise DataError(f"stratify and balanced sampling: {text}") from error
     if classes.dim() != 1 or len(classes) != n_samples or classes.is_floating_point():
         text = f"found {tuple(classes.shape)} {classes.dtype} for {n_samples} samples"
-        raise DataError(f"stratify and balanced sampling need one class number a sample; {text}")
+        raise DataError(f"stratify and balanced sampling need one class number per sample; {text}")
     if (classes < 0).any():
         raise DataError("stratify and balanced sampling need class numbers of at least 0")
     return classes.to(torch.int64)

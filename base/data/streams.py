@@ -1,4 +1,4 @@
-"""Data sets that are only iterated: who reads which of their items, and how many batches come."""
+"""Iterable data sets: sharding across workers, and the number of batches."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SHARING = """
         first, step = (0, 1) if info is None else (info.id, info.num_workers)
         for item in itertools.islice(self.items(), first, None, step):
             yield item"""
-"""What to write into a data set whose workers are each to give a share of the items."""
+"""The code of a data set that shards its items across workers, for error messages."""
 
 
 def stream_of(loader: Any) -> tuple[DataLoader[Any], IterableDataset[Any]] | None:
-    """Return torch's loader, in a user's own one or itself, and the stream that it reads."""
+    """Return torch's loader, possibly wrapped in a user's loader, and the stream that it reads."""
     for each in (loader, *getattr(loader, "__dict__", {}).values()):
         if isinstance(each, DataLoader) and isinstance(each.dataset, IterableDataset):
             return each, each.dataset
@@ -29,9 +29,9 @@ def stream_of(loader: Any) -> tuple[DataLoader[Any], IterableDataset[Any]] | Non
 
 
 def sharing_fault(loader: Any) -> str:
-    """Return an error text where each worker would give all items of a stream, else an empty one.
+    """Return an error message if each worker would yield all items of a stream, else "".
 
-    Torch hands every worker a copy of the data set, and a copy iterates over all of it.
+    torch gives every worker a copy of the data set, and each copy iterates over all items.
     """
     found = stream_of(loader)
     if found is None or found[0].num_workers < 2:
@@ -41,19 +41,19 @@ def sharing_fault(loader: Any) -> str:
         return ""
     name, n = type(stream).__name__, stock.num_workers
     return (
-        f"each of the {n} workers would give all items of {name}, so that each is seen {n} times: "
-        "set num_workers to 0, or give each worker its share of what `__iter__` gives now, here "
-        f"`self.items()`:{SHARING}\n"
-        "A class that shares its items in another way, or draws other ones in each worker, says "
-        "so by an attribute: shards_itself = True"
+        f"each of the {n} workers would yield all items of {name}, so that each is seen {n} times: "
+        "set num_workers to 0, or shard the items across workers, where `self.items()` stands for "
+        f"the current body of `__iter__`:{SHARING}\n"
+        "If the class shards its items in another way, or draws different ones in each worker, set "
+        "its attribute shards_itself = True"
     )
 
 
 def length_of_stream(loader: Any) -> int | None:
-    """Return the batches of a pass over a stream whose workers share its items evenly.
+    """Return the number of batches of a pass over a stream whose workers share items evenly.
 
-    Torch counts as if one worker gave them all; but each fills batches of its own, and the last
-    one of each may be short. None where that is not the case, or the stream has no length.
+    torch counts as if a single worker read all items; but each worker fills separate batches, and
+    the last one of each may be short. None if this does not apply or the stream has no length.
     """
     is_stock = isinstance(loader, DataLoader) and type(loader).__len__ is DataLoader.__len__
     if not is_stock or stream_of(loader) is None or loader.num_workers == 0:
@@ -69,9 +69,9 @@ def length_of_stream(loader: Any) -> int | None:
 
 
 def items_of_stream(loader: Any) -> int | None:
-    """Return the items of a pass over a stream that torch's loader reads without workers.
+    """Return the number of items of a pass over a stream read without workers.
 
-    None for any other loader, or where the stream has no length.
+    None for any other loader, or if the stream has no length.
     """
     is_stock = isinstance(loader, DataLoader) and type(loader).__len__ is DataLoader.__len__
     if not is_stock or stream_of(loader) is None or loader.num_workers or not loader.batch_size:
@@ -83,7 +83,7 @@ def items_of_stream(loader: Any) -> int | None:
 
 
 def _shares(stream: Any) -> bool:
-    """Return whether each worker gives a share: the class says so, or asks for its worker."""
+    """Return whether workers share the items: the class says so, or calls ``get_worker_info``."""
     if getattr(stream, "shards_itself", False):
         return True
     if isinstance(stream, ChainDataset):
@@ -96,7 +96,7 @@ def _shares(stream: Any) -> bool:
 
 
 def _asks_for_its_worker(function: Any, depth: int = 2) -> bool:
-    """Return whether a function, or one that it names, calls ``get_worker_info``."""
+    """Return whether a function, or a function that it uses, calls ``get_worker_info``."""
     function = getattr(function, "__func__", getattr(function, "func", function))
     function = getattr(function, "fget", function)
     if not callable(function):
@@ -114,7 +114,7 @@ def _asks_for_its_worker(function: Any, depth: int = 2) -> bool:
 
 
 def _names_in(code: CodeType) -> Iterator[str]:
-    """Yield the names that code uses, those of the functions in it too."""
+    """Yield the names used in a code object and in its nested functions."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -122,10 +122,10 @@ def _names_in(code: CodeType) -> Iterator[str]:
 
 
 def refuse_stream(dataset: Any) -> None:
-    """Refuse a stream where samples are read by their index.
+    """Refuse an iterable data set if samples are read by index.
 
     Raises:
-        DataError: with the section to write instead.
+        DataError: it is one. The message gives the section to write instead.
     """
     if isinstance(dataset, IterableDataset):
         name = type(dataset).__name__

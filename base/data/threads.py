@@ -1,4 +1,4 @@
-"""Reading ahead in threads of this process, for functions that release Python's lock."""
+"""Reads ahead in threads, for functions that release the GIL."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from logger.progress import ProgressBar
 def read_ahead(
     read: Callable[[Any], Any], keys: Iterator[Any], n_threads: int, ahead: int, seconds: float
 ) -> Generator[Batch, None, None]:
-    """Yield the batch of each key, in order; at most ``ahead`` of them are read in advance.
+    """Yield the batch of each key in order, reading at most ``ahead`` batches in advance.
 
     Args:
-        seconds: how long to wait for one batch; 0 waits for ever.
+        seconds: the timeout for one batch; 0 waits forever.
 
     Raises:
-        DataError: a batch did not come in time.
+        DataError: a batch did not arrive in time.
     """
-    # One core a thread. Torch takes that number for threads to come too, and for those that have
-    # computed nothing yet; for this one `use_threads` has settled its own.
+    # One core per thread. torch applies the number to new threads, and to threads that have not
+    # computed anything yet. The calling thread keeps what `use_threads` set.
     pool = ThreadPoolExecutor(n_threads, "reader", torch.set_num_threads, (1,))
     pending: deque[Any] = deque()
     try:
@@ -46,7 +46,7 @@ def read_ahead(
 def read_each(
     read: Callable[[Any], Any], keys: Sequence[Any], n_threads: int, description: str
 ) -> Generator[Any, None, None]:
-    """Yield what is read for each key, in order, with a progress bar on a terminal."""
+    """Yield the result for each key in order, with a progress bar on a terminal."""
     results = read_ahead(read, iter(keys), n_threads, 4 * n_threads, seconds=0)
     with closing(results), ProgressBar(len(keys), description=description) as bar:
         for result in results:
@@ -55,7 +55,7 @@ def read_each(
 
 
 def pinned(read: Callable[[Key], Any]) -> Callable[[Key], Any]:
-    """Return the same reading, into memory from which a GPU can copy by itself."""
+    """Return the same function with results in pinned memory."""
     from torch.utils.data._utils.pin_memory import pin_memory
 
     return lambda key: pin_memory(read(key))

@@ -1,4 +1,4 @@
-"""Start-up, supervision and shutdown of the workers of torch's DataLoader."""
+"""Starts, watches and stops the workers of torch's DataLoader."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from base.system.torch_compat import WorkerDeaths, WorkerDied
 
 
 def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, None]:
-    """Yield the batches of torch's loader; its workers are stopped where not all are taken.
+    """Yield the batches of torch's loader. Stop its workers if iteration ends early.
 
     Raises:
-        DataError: a worker has died, or there was no batch for so many seconds.
+        DataError: a worker died, or no batch arrived within the timeout.
     """
     make_folder_of_sockets()
     others = set(active_children())
-    iterator = getattr(loader, "_iterator", None)  # with workers that live on from the last loop
+    iterator = getattr(loader, "_iterator", None)  # with persistent workers
     watchdog = _Watchdog(iterator, seconds)
     is_whole = False
     try:
@@ -42,7 +42,7 @@ def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, No
             is_whole = batch is _END
             if not is_whole:
                 yield raise_failure(batch)
-                del batch  # it may be freed before the next one is here
+                del batch  # frees it before the next one arrives
     except (WorkerDied, RuntimeError, OSError, EOFError) as error:  # a worker died
         watchdog.kill_workers()
         found = f"no batch for {seconds:g} s" if watchdog.timed_out else str(error)
@@ -51,16 +51,16 @@ def watched(loader: Any, seconds: float, name: str) -> Generator[Batch, None, No
         watchdog.stop()
         if not is_whole:
             stop_workers(iterator)
-        if iterator is None:  # a signal came while its workers were started
-            _kill([each for each in active_children() if each not in others])
+        if iterator is None:  # a signal arrived while workers were starting
+            _kill([child for child in active_children() if child not in others])
 
 
 @contextmanager
 def reporting_deaths(name: str) -> Iterator[None]:
-    """Raise the death of a worker of a user's own loader here, and nowhere else.
+    """Raise an error here if a worker of a user's loader dies.
 
     Raises:
-        DataError: a worker has died.
+        DataError: a worker died.
     """
     _DEATHS.replace_handler()
     make_folder_of_sockets()
@@ -74,9 +74,9 @@ def reporting_deaths(name: str) -> Iterator[None]:
 
 
 def make_folder_of_sockets() -> None:
-    """Make the temporary folder in which processes open sockets, which this one removes at its end.
+    """Create the temporary folder for sockets in this process, which removes it on exit.
 
-    Workers then use it too. One of their own would be left behind where a worker is killed.
+    Workers then share it. A killed worker would leave a folder of its own behind.
     """
     get_temp_dir()
 
@@ -86,11 +86,10 @@ def identity(batch: Batch) -> Batch:
 
 
 def begin_worker(_: int) -> None:
-    """Leave signals, and reports of a lost connection, to the parent.
+    """Leave the handling of signals, and of lost connections, to the parent.
 
-    A signal meant for the run reaches the whole process group; the parent stops its workers itself,
-    by a second SIGTERM where one does not listen. It also says why it no longer takes what a thread
-    here hands over.
+    A signal sent to the run reaches the whole process group. The parent stops its workers itself,
+    with a second SIGTERM if needed, and reports why it closed the connection.
     """
     sys.excepthook = _hide_connection_errors
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -112,16 +111,16 @@ def stop_workers(iterator: Any) -> None:
         workers = list(getattr(iterator, "_workers", ()))
         iterator._shutdown_workers()
         for worker in workers:
-            if worker.is_alive():  # SIGTERM does not reach one that was stopped
+            if worker.is_alive():  # SIGTERM does not reach a stopped process
                 worker.kill()
                 worker.join()
 
 
 class _Watchdog:
-    """Kill workers that give no batch until the deadline.
+    """Kills workers that deliver no batch before the deadline.
 
-    torch's own timeout does not see a worker that stopped after it announced a batch: the memory
-    is then asked of the worker itself, and the question waits for ever.
+    torch's timeout does not cover a worker that stops after announcing a batch: the parent then
+    requests the memory from that worker and waits forever.
     """
 
     def __init__(self, iterator: Any, seconds: float) -> None:
@@ -134,7 +133,7 @@ class _Watchdog:
         self.watch(iterator)
 
     def watch(self, iterator: Any) -> None:
-        """Watch over the workers of this iterator, if it has any."""
+        """Watch the workers of this iterator, if any."""
         if iterator is None:
             return
         _ITERATORS.add(iterator)
@@ -145,7 +144,7 @@ class _Watchdog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Wait for the workers inside of the block, until the deadline."""
+        """Enforce the deadline while the block waits for workers."""
         self.deadline = time.monotonic() + self._seconds
         try:
             with _DEATHS.raised():
@@ -154,7 +153,7 @@ class _Watchdog:
             self.deadline = math.inf
 
     def kill_workers(self) -> None:
-        """Kill the workers, whether they listen or not."""
+        """Kill the workers with SIGKILL."""
         _kill(self._workers)
 
     def stop(self) -> None:
@@ -172,7 +171,7 @@ class _Watchdog:
 
 def _kill(workers: list[Any]) -> None:
     for worker in workers:
-        with suppress(RuntimeError, WorkerDied):  # torch reports their death from a signal handler
+        with suppress(RuntimeError, WorkerDied):  # torch reports dead workers from a signal handler
             worker.kill()
             worker.join()
     _DEATHS.forget()
@@ -184,7 +183,7 @@ def _kill_all() -> None:
 
 
 _END, _DEATHS = object(), WorkerDeaths()
-# The traceback of an error that nobody catches keeps iterators alive to the end of the process,
-# where multiprocessing sends each worker one SIGTERM, which it takes for the group's, and waits.
+# The traceback of an uncaught error keeps iterators alive until the process exits. There
+# multiprocessing sends each worker one SIGTERM, which workers ignore, and waits for them.
 _ITERATORS: WeakSet[Any] = WeakSet()
 Finalize(None, _kill_all, exitpriority=10)

@@ -1,7 +1,7 @@
-"""Kinds of data: image folders, tables, arrays, shards; how they are decoded, cached and changed.
+"""Data sets of image folders, tables, arrays and shards, with decoding, caching and transforms.
 
-You may delete the files that you do not need, with their lines here. Names are imported on first
-use, so that a data set that is not used costs nothing.
+You may delete the files that you do not need, and their lines here. Names are imported on first
+use, so unused data sets cost nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 else:
     __getattr__, __all__ = lazy_imports(__name__)
 
-# What a config may name, by kind.
+# The names that a config may use, by kind.
 _NAMED = {
     "data_loader": ("DatasetLoader",),
     "dataset": (
@@ -64,7 +64,7 @@ _NAMED = {
 
 
 class _Named(Mapping[str, Any]):
-    """The members of a kind by name, each imported when it is looked up."""
+    """The members of a kind by name, each imported on first access."""
 
     def __init__(self, kind: str) -> None:
         self._names = [name for name in _NAMED.get(kind, ()) if _is_there(name)]
@@ -82,12 +82,12 @@ class _Named(Mapping[str, Any]):
 
 
 def names_of_kind(kind: str) -> Mapping[str, Any]:
-    """Return what a config may name of a kind (``"dataset"``), by name; deleted files have none."""
+    """Return the objects of a kind (``"dataset"``) that a config may name, except deleted ones."""
     return _Named(kind)
 
 
 def _is_there(name: str) -> bool:
-    """Return whether a name is listed above, and its file is there."""
+    """Return whether a name is listed above and its file exists."""
     if name not in exports(__name__):
         return False
     module, _ = exports(__name__)[name]

@@ -1,4 +1,4 @@
-"""Data sets of arrays: numpy's npy and npz files, and the IDX files of MNIST."""
+"""Data sets from array files: NumPy's npy and npz, and MNIST's IDX."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from base.errors import DataError, nearest
 from logger.files import open_file, read_file
 
 LAYOUTS = ("NCHW", "NHWC", "NHW")
-MOST_CHANNELS = 16  # more than this is a height or a width
+MOST_CHANNELS = 16  # a larger dimension is a height or width
 IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 Array = np.ndarray[Any, Any]
 
 
 class ArrayFileDataset(InMemoryDataset):
-    """Inputs and targets from two npy files, or from two members of an npz file.
+    """Inputs and targets from two npy files, or from two arrays of an npz file.
 
-    What is not compressed is mapped into memory, and read as it is needed. Images of bytes stay
-    so; other inputs become float32, or int64 where they are whole numbers.
+    Uncompressed arrays are memory-mapped and read on demand. Images of uint8 keep their dtype.
+    Other inputs are converted to float32, or int64 for integers.
 
     Args:
-        inputs, targets: the paths of npy files or, with `file`, the names of members of it.
-        layout: of images: NCHW, NHWC or NHW (grey); they are given out as (channel, height, width).
-            Without it inputs stay as they are, of any shape.
-        ignore_index: of masks (sample, height, width): the number of pixels that have no class.
+        inputs, targets: the paths of npy files or, with `file`, the names of its arrays.
+        layout: the layout of images: NCHW, NHWC or NHW (grey). Samples are (channel, height,
+            width). Without it, inputs may have any shape and keep it.
+        ignore_index: for masks (sample, height, width), the number of pixels without a class.
 
     Raises:
-        DataError: a file or a member is missing, or they do not fit each other.
+        DataError: a file or array is missing, or the arrays do not match each other.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class ArrayFileDataset(InMemoryDataset):
 
 
 class IdxDataset(InMemoryDataset):
-    """Images and labels from two IDX files, as MNIST has them, gzipped or not.
+    """Images and labels from two IDX files, MNIST's format, gzipped or not.
 
-    Images (sample, height, width) are given out as (1, height, width).
+    Samples are images of shape (1, height, width).
     """
 
     def __init__(self, images: str, labels: str, classes: Classes = None) -> None:
@@ -74,7 +74,7 @@ class IdxDataset(InMemoryDataset):
                                        (labels, numbers, numbers.dim() == 1)):  # fmt: skip
             if not is_right:
                 wanted = "images" if file == images else "labels"
-                text = f"{file}: it holds {tuple(values.shape)}, which are not {wanted}"
+                text = f"{file}: found shape {tuple(values.shape)}, which is not {wanted}"
                 raise DataError(f"{text}; are `images` and `labels` exchanged?")
         pixels = pixels[:, None] if pixels.dim() == 3 else pixels
         super().__init__(pixels, numbers, classes, source=images)
@@ -88,12 +88,12 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         text = f"no such file; the current folder is {Path.cwd()}"
         raise DataError(f"{path}: {text}") from error
-    except Exception as error:  # numpy and zipfile raise a dozen kinds
+    except Exception as error:  # numpy and zipfile raise many types
         raise DataError(f"{path}: not a readable npz file: {error}") from error
 
 
 def read_idx(path: Path) -> Tensor:
-    """Read an IDX file, as MNIST has them, gzipped or not: a tensor of its shape, uint8 mostly."""
+    """Read an IDX file, MNIST's format, gzipped or not, as a tensor of its shape and dtype."""
     try:
         content = read_file(path)
         content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -107,16 +107,16 @@ def read_idx(path: Path) -> Tensor:
     start = 4 + 4 * content[3] if is_idx else 4
     shape = [int.from_bytes(content[place : place + 4], "big") for place in range(4, start, 4)]
     if not shape or not 0 < math.prod(shape) * dtype.itemsize == len(content) - start:
-        raise DataError(f"{path}: not a whole IDX file of numbers; fetch it again")
+        raise DataError(f"{path}: not a complete IDX file of numbers; download it again")
     array = np.frombuffer(content, dtype, offset=start).reshape(shape)
     return torch.from_numpy(array.astype(dtype.newbyteorder("=")))
 
 
 def read_array(name: str, file: str | None = None) -> Array:
-    """Return an npy file, or a member of an npz file, mapped into memory where that can be."""
+    """Return an npy file, or an array of an npz file, memory-mapped if possible."""
     try:
         with open_file(file or name):
-            pass  # no FIFO and no device, which numpy would wait for
+            pass  # not a FIFO or a device, on which numpy would block
         if file is None:
             whole: Array = np.load(name, mmap_mode="c", allow_pickle=False)
             return whole
@@ -124,7 +124,7 @@ def read_array(name: str, file: str | None = None) -> Array:
             members = [each.removesuffix(".npy") for each in archive.namelist()]
             if name not in members:
                 known = nearest(name, members) or f"; it has {', '.join(members) or 'none'}"
-                raise DataError(f"{file}: there is no array {name!r}{known}")
+                raise DataError(f"{file}: no array {name!r}{known}")
             mapped = _mapped_member(archive, f"{name}.npy", file)
         if mapped is not None:
             return mapped
@@ -136,13 +136,13 @@ def read_array(name: str, file: str | None = None) -> Array:
         raise DataError(f"{file or name}: {text}") from error
     except DataError:
         raise
-    except Exception as error:  # numpy and zipfile raise a dozen kinds
+    except Exception as error:  # numpy and zipfile raise many types
         kind = "npz" if file else "npy"
         raise DataError(f"{file or name}: not a readable {kind} file: {error}") from error
 
 
 def _mapped_member(archive: zipfile.ZipFile, member: str, file: str) -> Array | None:
-    """Map a member that is stored as it is; None for one that is compressed."""
+    """Memory-map an uncompressed array; return None for a compressed one."""
     facts = archive.getinfo(member)
     if facts.compress_type != zipfile.ZIP_STORED:
         return None
@@ -152,7 +152,7 @@ def _mapped_member(archive: zipfile.ZipFile, member: str, file: str) -> Array | 
         shape, is_fortran, dtype = read_header(content)
         n_header_bytes = content.tell()
     with Path(file).open("rb") as raw:
-        raw.seek(facts.header_offset + 26)  # the lengths of the member's name and its extra field
+        raw.seek(facts.header_offset + 26)  # lengths of the member's name and extra field
         lengths = np.frombuffer(raw.read(4), "<u2").tolist()
     start = facts.header_offset + 30 + sum(lengths) + n_header_bytes
     if dtype.hasobject or 0 in shape:
@@ -166,7 +166,7 @@ def _as_tensor(array: Array, where: str) -> Tensor:
         raise DataError(f"{where}: {text}")
     if not array.dtype.isnative:
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch can hardly index these
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch hardly supports these
         array = array.astype(np.int64)
     return torch.from_numpy(array)
 
@@ -185,5 +185,5 @@ def _as_nchw(inputs: Tensor, layout: str | None, where: str) -> Tensor:
         raise DataError(f"{where}: its shape {shape} is not that of images in layout {layout}")
     images = inputs[:, None] if layout == "NHW" else inputs
     images = inputs.permute(0, 3, 1, 2) if layout == "NHWC" else images
-    as_image(images[0], where=f"{where}: sample 0")  # reports early what all have in common
+    as_image(images[0], where=f"{where}: sample 0")  # reports errors common to all early
     return images

@@ -1,4 +1,4 @@
-"""Data sets made of others: several joined to one, or a part of one."""
+"""Data sets composed of others: concatenations and subsets."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ OFFERED = (
 
 
 class _Composed(Dataset[Any]):
-    """Samples of other data sets, each found by the number of its part and its index in that.
+    """Samples of other data sets, each located by the number of its part and its index there.
 
-    What all parts offer is offered, too: OFFERED, shuffled_order, and get_batch where it gives
-    equal shapes.
+    It offers what all parts offer: OFFERED, shuffled_order, and get_batch for equal shapes.
     """
 
     def __init__(self, parts: list[Any], numbers: Tensor, indices: Tensor) -> None:
         self.parts, self._numbers, self._indices = parts, numbers, indices
         if _all_have(parts, "table_parts"):
             self.table_parts = self._table_parts
-            if len(parts) > 1:  # one encoding for all
-                from base.datasets.tables import fit_tables  # a project may leave tables out
+            if len(parts) > 1:  # a single encoding for all
+                from base.datasets.tables import fit_tables  # a project may exclude tables
 
                 fit_tables(self._table_parts(torch.arange(len(self))))
         for name in OFFERED:
@@ -66,7 +65,7 @@ class _Composed(Dataset[Any]):
         return self.parts[self._numbers[index]][int(self._indices[index])]
 
     def _table_parts(self, indices: Tensor) -> list[tuple[CsvDataset, Tensor]]:
-        """Return the tables, each with its rows among some samples of this data set."""
+        """Return the tables, each with the rows that the given samples select."""
         numbers, inner = self._numbers[indices], self._indices[indices]
         return [
             pair
@@ -75,7 +74,7 @@ class _Composed(Dataset[Any]):
         ]
 
     def sample_numbers(self, name: str) -> Tensor | None:
-        """Return what all parts have under a name for their samples, (sample,); None: not all."""
+        """Return the values of that name, (sample,), or None unless all parts have them."""
         found = [sample_numbers(part, name) for part in self.parts]
         if any(each is None for each in found):
             return None
@@ -86,7 +85,7 @@ class _Composed(Dataset[Any]):
         return getattr(self.parts[self._numbers[index]], name)(int(self._indices[index]))
 
     def _get_batch(self, indices: Tensor) -> list[Tensor]:
-        """Read many samples at once, from each part those that are its own."""
+        """Read many samples at once, each from its part."""
         numbers, inner = self._numbers[indices], self._indices[indices]
         if len(self.parts) == 1:
             batch: list[Tensor] = self.parts[0].get_batch(inner)
@@ -100,10 +99,10 @@ class _Composed(Dataset[Any]):
         return [torch.cat(each)[back] for each in zip(*batches, strict=True)]
 
     def _record(self) -> dict[str, Any]:
-        """Return the record that all parts share.
+        """Return the common record of all parts.
 
         Raises:
-            DataError: they encode their columns differently.
+            DataError: the parts encode their columns differently.
         """
         records = list(map(record_of, self.parts))
         for number, record in enumerate(records):
@@ -119,9 +118,10 @@ class _Composed(Dataset[Any]):
             use_record(part, record)
 
     def _shuffled_order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the order in which an epoch reads these samples, each part in an order of its own.
+        """Return the order in which an epoch reads these samples.
 
-        Which part comes next is drawn, so that they mix, and each is read in one pass.
+        Each part has its own order and is read in one pass. The next part is drawn at random, so
+        that parts are mixed.
         """
         numbers = self._numbers[indices]
         mixed = numbers[torch.randperm(len(numbers), generator=generator)]
@@ -134,7 +134,7 @@ class _Composed(Dataset[Any]):
         return order
 
     def _joined(self, name: str) -> Any:
-        """Return one of what is offered, made of that of each part."""
+        """Return an offered attribute, combined from all parts."""
         if name == "fingerprint":
             return self._fingerprint
         if name in ("place", "image", "image_shape", "target_hash"):
@@ -150,24 +150,22 @@ class _Composed(Dataset[Any]):
             return torch.cat(list(map(torch.as_tensor, values)))[places]
         pairs = list(zip(self._numbers.tolist(), self._indices.tolist(), strict=True))
         texts = [values[number][index] for number, index in pairs]
-        if name == "ids" and len(set(texts)) < len(
-            texts
-        ):  # the number of the part makes them unique
+        if name == "ids" and len(set(texts)) < len(texts):  # the part's number makes them unique
             return [f"{number}:{values[number][index]}" for number, index in pairs]
         return texts
 
     def _fingerprint(self) -> str:
-        """Return a hash of those of the parts, and of what is taken from them."""
+        """Return a hash of the parts' fingerprints and of the samples selected."""
         state = hashlib.blake2b(repr([part.fingerprint() for part in self.parts]).encode())
         state.update(torch.stack([self._numbers, self._indices]).numpy().tobytes())
         return state.hexdigest()[:32]
 
 
 class ConcatenatedDataset(_Composed):
-    """Several data sets behind each other, as one.
+    """Concatenates several data sets.
 
     Raises:
-        DataError: their classes, or the forms of their targets, differ.
+        DataError: their classes, or the dtypes or shapes of their targets, differ.
     """
 
     def __init__(self, datasets: list[Dataset[Any]]) -> None:
@@ -186,13 +184,13 @@ class ConcatenatedDataset(_Composed):
 
 
 class SubsetDataset(_Composed):
-    """Some samples of a data set: the `first` so many, or those of some indices or ids.
+    """A subset of a data set: the `first` samples, or those with given indices or ids.
 
     Args:
-        ids: a text file with an id on each line, such as the path of an image.
+        ids: a text file with an id per line, such as the path of an image.
 
     Raises:
-        DataError: not one of the three is given, or it names what is not there.
+        DataError: none or several of the three are given, or a sample does not exist.
     """
 
     def __init__(
@@ -223,7 +221,7 @@ class SubsetDataset(_Composed):
 
 
 def check_data_set(value: Any, argument: str) -> None:
-    """Make sure that an argument was given a data set, and not a name or a number."""
+    """Check that an argument is a data set, not a name or a number."""
     if not hasattr(value, "__getitem__") or isinstance(value, str | list | Mapping):
         found = f"a value of type {type(value).__name__}, {str(value)[:60]!r}"
         raise DataError(f"{argument}: expected {{type: ..., args: ...}}, found {found}")
@@ -241,7 +239,7 @@ def _indices_of_ids(dataset: Any, file: str) -> list[int]:
         if name in found:
             problems.append(Problem(f"{file}:{number}", f"{name!r} is in line {found[name]}, too"))
         elif name and name not in known:
-            near = nearest(name, known) if len(known) < 10_000 else ""  # it takes long
+            near = nearest(name, known) if len(known) < 10_000 else ""  # slow otherwise
             problems.append(Problem(f"{file}:{number}", f"there is no id {name!r}{near}"))
         elif name:
             found[name] = number

@@ -1,4 +1,4 @@
-"""The loader for any data set: cache, split, sampling, transforms and normalisation by config."""
+"""A loader for any data set, with caching, splits, sampling, transforms and normalization."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ if TYPE_CHECKING:
 
 IMAGENET: dict[str, Sequence[float]] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 CACHES = ("none", "memory", "disk")
-COMPUTED = ("auto", "inputs")  # what `normalize` computes from the data
+COMPUTED = ("auto", "inputs")  # values of `normalize` computed from the data
 
 
 class DatasetLoader(BaseDataLoader):
-    """Batches of a data set: cached, divided, changed at random and normalised as the config says.
+    """Loads batches of a data set with caching, splits, random transforms and normalization.
 
     Args:
-        dataset: the data set to train on (and, with `split`, to validate on): ours, torchvision's
-            or your own, whose samples are (image, target); the image a PIL image, an array
-            (height, width, channel) or a tensor (channel, height, width).
-        split: what to hold out: `0.1`, `500`, `{valid: 0.1, stratify: true}`, or one of several
-            folds, `{folds: 5, fold: 0, stratify: true}`.
-        valid_dataset, test_dataset: validation and test data of their own.
-        transforms, valid_transforms: lists of transforms, for training and for all else.
-        normalize: `auto` (mean and std of the training part), `imagenet`, `{mean: ..., std: ...}`,
-            or null: from 0 to 1. Of a `CsvDataset` `auto` standardises the targets of a regression
-            too; `inputs` leaves these as they are.
-        mode: `RGB` or `grey`, what your own or torchvision's images are converted to.
-        cache: `none`; `memory` or `disk`, decoded pixels kept as uint8 there.
-        cache_dir: folder of what is kept on disk.
-        sampling: `balanced`, or weights by class or by sample.
-        sampler: what chooses the training samples instead, such as `HardExampleSampler`.
-        num_workers: threads, or processes where transforms draw from the global random streams;
-            `auto` takes the free cores. Data in memory need none.
-        workers: `threads` or `processes`, where `auto` chooses another than serves you.
+        dataset: the data set to train on (and, with `split`, to validate on): Kindling's,
+            torchvision's or your own. Samples are (image, target). The image is a PIL image, an
+            array (height, width, channel) or a tensor (channel, height, width).
+        split: the samples to hold out: `0.1`, `500`, `{valid: 0.1, stratify: true}`, or one of
+            several folds, `{folds: 5, fold: 0, stratify: true}`.
+        valid_dataset, test_dataset: separate validation and test data.
+        transforms, valid_transforms: lists of transforms, for training and for evaluation.
+        normalize: `auto` (mean and std of the training samples), `imagenet`,
+            `{mean: ..., std: ...}`, or null for values from 0 to 1. For a `CsvDataset`, `auto`
+            also standardizes regression targets; `inputs` does not.
+        mode: `RGB` or `grey`, to which your own or torchvision's images are converted.
+        cache: `none`, or `memory` or `disk` to cache decoded pixels as uint8.
+        cache_dir: the folder of caches on disk.
+        sampling: `balanced`, or weights per class or per sample.
+        sampler: chooses the training samples instead, such as `HardExampleSampler`.
+        num_workers: the number of threads, or of processes if transforms draw from the global
+            generators. `auto` uses the free cores. Data in memory need none.
+        workers: `threads` or `processes`, to override the choice of `auto`.
     """
 
     def __init__(  # noqa: PLR0913
@@ -87,7 +87,7 @@ class DatasetLoader(BaseDataLoader):
         timeout: float = 300.0,
     ) -> None:
         if not training and test_dataset is None:
-            raise DataError("there is no test data: give the loader a `test_dataset`")
+            raise DataError("no test data: give the loader a `test_dataset`")
         if split is not None and valid_dataset is not None:
             raise DataError("give `split` or a `valid_dataset`, not both")
         if cache not in CACHES:
@@ -136,10 +136,10 @@ class DatasetLoader(BaseDataLoader):
         self._check_transforms(source)
 
     def set_ignored(self, ignored: int | None) -> None:
-        """Set the class number of what comes into a mask from outside: that which the loss ignores.
+        """Set the class number that fills masks beyond the image border: the one the loss ignores.
 
         Raises:
-            DataError: the data set marks pixels without a class by another number.
+            DataError: the data set marks pixels without a class with another number.
         """
         parts: tuple[Any, Any] = (self.dataset, self.valid_dataset)
         for dataset, pipeline in zip(parts, self._pipelines, strict=True):
@@ -154,7 +154,7 @@ class DatasetLoader(BaseDataLoader):
 
     @property
     def mixes(self) -> str:
-        """The names of the transforms that make targets shares of classes, if there are any."""
+        """The names of the transforms that turn targets into class probabilities, or ""."""
         mixers = single_mixers(self._pipelines[0].mixers)
         return " and ".join(type(each).__name__ for each in mixers)
 
@@ -162,14 +162,14 @@ class DatasetLoader(BaseDataLoader):
         """Set the length of the training, for transforms that are off at its end.
 
         Args:
-            n_batches: of an epoch.
+            n_batches: the number of batches of an epoch.
         """
         for mixer in single_mixers(self._pipelines[0].mixers):
             mixer.end_before(length, n_batches / len(self))
 
     @classmethod
     def missing_test_data(cls, args: Mapping[str, Any]) -> str:
-        """Return the setting that provides test data, where it is not given."""
+        """Return the setting that provides test data, if it is missing."""
         is_given = args.get("test_dataset") is not None
         return "" if is_given else "`data_loader.args.test_dataset`"
 
@@ -177,7 +177,7 @@ class DatasetLoader(BaseDataLoader):
     def arguments_for_test(
         cls, args: Mapping[str, Any], record: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Leave out the training data where a record says what a test has to know of them."""
+        """Remove the training data from the arguments if a record replaces them for testing."""
         is_known = args.get("normalize") not in COMPUTED or bool({"mean", "table"} & set(record))
         if "dataset" not in args or not is_known:
             return args
@@ -185,19 +185,19 @@ class DatasetLoader(BaseDataLoader):
         return {**{k: v for k, v in args.items() if k not in needless}, "dataset": None}
 
     def _compute_statistics(self) -> None:
-        """Compute what `normalize: auto` asks for, once, of the training part."""
+        """Compute the statistics for `normalize: auto` from the training samples, once."""
         source, split = self._trained_on
         if self._normalize not in COMPUTED or self._pipelines[0].is_normalised:
             return
         if _tables_of(source):
-            return  # they are standardised column by column, by their encoding
-        assert source is not None, "without training data a record says what to normalise by"
+            return  # tables are standardized by their encoding
+        assert source is not None, "without training data a record provides the statistics"
         targets = getattr(source, "targets", None)
         trained_on = divide(split, len(source), self.seed, targets)[0]
         white, n_threads = self._pipelines[0].white, usable_cores()
         source = self._cached(source)
         if find_get_batch(source) is None and offered(source, HasImages) is None:
-            # One by one, as the data set may draw from the random streams, which threads share.
+            # In one thread, as the data set may draw from the global generators.
             source, n_threads = GivenImages(source, self._mode, self.seed), 1
         note = None if self._skip is None else self._note_bad
         found = channel_statistics(source, trained_on, white, n_threads, self.cache_dir, note)
@@ -205,34 +205,34 @@ class DatasetLoader(BaseDataLoader):
             pipeline.normalise(*found)
 
     def _use_statistics(self, record: Mapping[str, Any]) -> None:
-        """Normalise by a record's mean and std where the config says `auto`."""
+        """Normalize by a record's mean and std if the config says `auto`."""
         if self._normalize in COMPUTED and "mean" in record:
             for pipeline in self._pipelines:
                 pipeline.normalise(record["mean"], record["std"])
 
     @property
     def target_scale(self) -> TargetScale | None:
-        """What puts predictions back into the targets' own unit, where these are standardised."""
+        """Converts predictions back to the unit of the targets, if these are standardized."""
         tables = _tables_of(underlying(self.dataset))
         return tables[0].target_scale if tables else None
 
     @property
     def input_text(self) -> str | None:
-        """What the inputs are, where they are the columns of a table."""
+        """A description of the inputs, if they are columns of a table."""
         tables = _tables_of(underlying(self.dataset))
         return tables[0].input_text if tables else None
 
     def _check_transforms(self, source: Any) -> None:
-        """Make sure, before anything is trained, that the transforms fit the data.
+        """Check before training that the transforms suit the data.
 
         Raises:
-            DataError: one moves the images without their masks, or MixUp cannot mix the targets.
+            DataError: one moves images but not their masks, or MixUp cannot mix the targets.
         """
         parts: tuple[Any, Any] = (self.dataset, self.valid_dataset)
         for each in parts:
             each.check()
         if self._pipelines[1].mixers:
-            raise DataError("valid_transforms: MixUp and CutMix are for training: leave them out")
+            raise DataError("valid_transforms: MixUp and CutMix are for training: remove them")
         for mixer in single_mixers(self._pipelines[0].mixers):
             mixer.take_classes(source)
 
@@ -243,14 +243,14 @@ class DatasetLoader(BaseDataLoader):
             self._valid_indices = torch.arange(len(self._own_valid))
 
     def _fit_tables(self) -> None:
-        """Code, fill in and standardise tables by the training part, or by a record.
+        """Encode, fill in and standardize tables by the training samples, or by a record.
 
-        Validation and test data of their own are treated as the training data.
+        Separate validation and test data use the same encoding.
         """
         source, split = self._trained_on
         tables = _tables_of(source)
         if self._is_test_alone:
-            return  # a record is to come
+            return  # a record follows
         if source is not None and tables and not tables[0].has_record:
             trained_on = divide(split, len(source), self.seed, getattr(source, "targets", None))[0]
             scaled = self._normalize in COMPUTED, self._normalize == "auto"
@@ -262,18 +262,18 @@ class DatasetLoader(BaseDataLoader):
                 other.follow(tables[0].encoding)
 
     def _source(self, dataset: Any, mode: str | None, argument: str) -> Any:
-        """Return the data set, in memory where torchvision holds it there anyway."""
+        """Return the data set, converted to one in memory if torchvision holds it there anyway."""
         check_data_set(dataset, argument)
         refuse_stream(dataset)
         if mode is None:
             return in_memory(dataset) or dataset
         if find_get_batch(dataset) is not None or offered(dataset, HasImages) is not None:
             name = type(dataset).__name__
-            raise DataError(f"mode: {name} gives its images in a mode by itself; leave it out here")
+            raise DataError(f"mode: {name} sets the mode of its images itself; remove it here")
         return dataset
 
     def _cached(self, source: Any) -> Any:
-        """Return the data set with its decoded images kept; the same one for the same one."""
+        """Return the data set with cached images. Equal arguments give the same object."""
         if self.cache == "none" or find_get_batch(source) is not None:
             return source
         if offered(source, HasImages) is None:
@@ -285,10 +285,10 @@ class DatasetLoader(BaseDataLoader):
 
 
 def check_apart(one: Any, other: Any, name: str, other_name: str) -> None:
-    """Make sure that two data sets share no file and number their classes alike.
+    """Check that two data sets share no file and number their classes alike.
 
     Raises:
-        DataError: they do not.
+        DataError: they share a file, or number their classes differently.
     """
     classes, other_classes = class_names(one), class_names(other)
     if classes is not None and other_classes is not None:
@@ -303,21 +303,21 @@ def check_apart(one: Any, other: Any, name: str, other_name: str) -> None:
 
 
 def refuse_repeats(dataset: Any) -> None:
-    """Make sure that data sets which are joined share no file: a split might part it from itself.
+    """Check that joined data sets share no file, which a split could put on both sides.
 
     Raises:
-        DataError: they do.
+        DataError: they share a file.
     """
     first: dict[str, int] = {}
-    if len(getattr(dataset, "parts", ())) > 1:  # one data set by itself has looked already
+    if len(getattr(dataset, "parts", ())) > 1:  # a single data set has checked already
         for index, path in enumerate(real_paths(getattr(dataset, "files", ()))):
             if first.setdefault(path, index) != index:
-                text = f"{dataset.place(index)}: a file of two of the joined data sets"
-                raise DataError(f"{text}; `split` could put it on both sides: name it once")
+                text = f"{dataset.place(index)}: this file is in two of the joined data sets"
+                raise DataError(f"{text}; `split` could put it on both sides: list it once")
 
 
 def _tables_of(source: Any) -> list[CsvDataset]:
-    """Return the tables that a data set is made of; a project may leave tables out."""
+    """Return the tables of a data set. A project may exclude tables."""
     if not hasattr(source, "table_parts"):
         return []
     from base.datasets.tables import tables_of
@@ -326,7 +326,7 @@ def _tables_of(source: Any) -> list[CsvDataset]:
 
 
 def _given_statistics(normalize: Any) -> dict[str, Sequence[float]]:
-    """Return mean and std where the config gives them; none to be computed, or for 0 to 1."""
+    """Return mean and std if the config gives them. They are empty if computed or not needed."""
     if normalize is None or normalize in COMPUTED:
         return {}
     if normalize == "imagenet":

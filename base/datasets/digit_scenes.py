@@ -1,4 +1,4 @@
-"""Images for segmentation, made from the digits that ship: digits on a background of texture."""
+"""Synthetic segmentation images: digits from digits.npz on a textured background."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from base.datasets.in_memory import InMemoryDataset
 from base.errors import DataError
 from base.system.seeding import derive_generator
 
-SIDE = 12  # pixels of a digit, which is enlarged from 8 x 8
-N_TRIES = 12  # to find room for a digit in an image
-INK, PAPER = 9, 3  # of 16: a pixel with as much is of the digit, or with as little is not
+SIDE = 12  # pixels of a digit, enlarged from 8 x 8
+N_TRIES = 12  # attempts to place a digit in an image
+INK, PAPER = 9, 3  # of 16: at least INK is part of the digit, at most PAPER is not
 UNCLEAR = 255
 
 
 class DigitScenesDataset(InMemoryDataset):
-    """Images (3, size, size) with a few digits in them, and the class of each pixel.
+    """Images (3, size, size) that contain a few digits, and the class of each pixel.
 
-    Classes are the background, 0, and the digits 0 to 9, as 1 to 10; at the edge of a stroke, where
-    a pixel is half ink, it has none: 255. The digits of `part: test` are those of the test split.
+    Class 0 is the background, and classes 1 to 10 are the digits 0 to 9. Pixels at the edge of a
+    stroke, half covered, have no class: 255. `part: test` uses the digits of the test split.
 
     Args:
-        data_seed: another gives other images.
+        data_seed: the seed of the images.
     """
 
     def __init__(

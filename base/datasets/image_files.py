@@ -1,6 +1,6 @@
-"""Data sets of image files: a folder for each class, or a list of paths with labels.
+"""Data sets of image files: a folder per class, or a list of paths with labels.
 
-A file is an image by its suffix, if the installed Pillow can decode it.
+A file counts as an image if the installed Pillow can decode its suffix.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from base.datasets.labels import Classes, raise_problems, read_targets
 from base.errors import DataError, Problem
 from logger.files import read_file
 
-# Pillow identifies MPEG without decoding it, and EPS is a drawing, which needs Ghostscript.
+# Pillow identifies MPEG without decoding it, and decoding EPS needs Ghostscript.
 NO_PIXELS = frozenset(("MPEG", "EPS"))
 
 
 @functools.cache
 def image_suffixes() -> frozenset[str]:
-    """Return the suffixes of images that can be decoded, lower-case: ``.jpg``, ``.avif``, ..."""
+    """Return the lower-case suffixes of decodable images: ``.jpg``, ``.avif``, ..."""
     by_suffix = Image.registered_extensions()
     return frozenset(suffix.lower() for suffix, name in by_suffix.items() if _is_decoded(name))
 
 
 def suffix_of(content: Image.Image) -> str:
-    """Return the usual suffix of the format that an opened image has."""
+    """Return the usual suffix for the format of an opened image."""
     if content.format in ("JPEG", "MPO"):
         return ".jpg"
     names = [s for s, name in Image.registered_extensions().items() if name == content.format]
@@ -45,15 +45,15 @@ def suffix_of(content: Image.Image) -> str:
 
 
 def count_suffixes(files: Iterable[str]) -> str:
-    """Count files by suffix, the most frequent first: ``10 .txt, 2 .xml``."""
+    """Return the number of files per suffix, most frequent first: ``10 .txt, 2 .xml``."""
     counts = Counter(PurePath(file).suffix.lower() or "without a suffix" for file in files)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{n} {suffix}" for suffix, n in ordered)
 
 
 def _is_decoded(name: str) -> bool:
-    """Return whether Pillow decodes a format; its stubs for scientific formats only identify it."""
-    if name == "MPO":  # several JPEGs in a file, which the decoder of JPEG opens
+    """Return whether Pillow decodes a format. Its stubs for scientific formats only identify it."""
+    if name == "MPO":  # several JPEGs in a file, which the JPEG decoder opens
         return True
     if name not in Image.OPEN or name in NO_PIXELS:
         return False
@@ -67,17 +67,17 @@ FIELD = re.compile(r'"([^"]*)"(?!\S)|\'([^\']*)\'(?!\S)|(\S+)')
 
 
 class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
-    """Images read from their files one by one, each with its target.
+    """Images that are read from files, each with its target.
 
     Args:
-        root: the folder that `ids`, the paths of the images, are relative to.
-        targets: one for each image.
+        root: the folder that the paths of the images, `ids`, are relative to.
+        targets: one per image.
         mode: RGB or grey.
-        resize: the shorter side in pixels, or [height, width]; by default images stay as they are.
-        source, lines: the file that lists the images, and the line of each, for errors.
+        resize: the shorter side in pixels, or [height, width]; by default images keep their size.
+        source, lines: the file that lists the images, and the line of each, for error messages.
 
     Raises:
-        DataError: files are missing (all are named), or listed twice.
+        DataError: files are missing or listed twice. The message names all of them.
     """
 
     def __init__(
@@ -116,16 +116,16 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         return decode_image(source, self.mode, self.resize, where=where)
 
     def image_shape(self, index: int) -> tuple[int, int, int]:
-        """Return the shape of an image from its header alone."""
+        """Return the shape of an image, read from its header."""
         source, where = self.encoded(index), self.place(index)
         return image_shape(source, self.mode, self.resize, where=where)
 
     def encoded(self, index: int) -> Path | bytes:
-        """Yours to override: return the file of an image, or the bytes of one."""
+        """Yours to override: return the path of an image file, or its bytes."""
         return Path(self._path(index))
 
     def place(self, index: int) -> str:
-        """Return where an image is listed, and its path."""
+        """Return the location of an image in its list, and its path."""
         if self.lines is None:
             return self._path(index)
         return f"{self.source}:{int(self.lines[index])}: {self.ids[index]}"
@@ -136,7 +136,7 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         return list(map(self._path, range(len(self))))
 
     def fingerprint(self) -> str:
-        """Return a hash of the list of files, their sizes and times, and how they are decoded."""
+        """Return a hash of the files' paths, sizes and times, and of the decoding settings."""
         state = hashlib.blake2b(repr((self.mode, self.resize)).encode(), digest_size=16)
         for index, name in enumerate(self.ids):
             facts = self.facts(index)
@@ -144,12 +144,12 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         return state.hexdigest()
 
     def facts(self, index: int) -> tuple[int, int]:
-        """Return the size of an image's file in bytes and its time in nanoseconds."""
+        """Return the size of an image file in bytes and its modification time in nanoseconds."""
         facts = os.stat(self._path(index))  # noqa: PTH116 -- ten times as fast as Path
         return facts.st_size, facts.st_mtime_ns
 
     def refuse_missing(self) -> None:
-        """Make sure that each file is there; their folders are listed once, no file is opened."""
+        """Check that all files exist, by listing each folder once and opening no file."""
         found: dict[str, set[str]] = {}
         problems = []
         for index in range(len(self)):
@@ -168,22 +168,23 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         problems = []
         for index, path in enumerate(real_paths(self.files)):
             if first.setdefault(path, index) != index:
-                text = f"listed already at {self.place(first[path])}"
+                text = f"already listed at {self.place(first[path])}"
                 problems.append(Problem(self.place(index), text))
         raise_problems(problems)
 
 
 class ImageFolderDataset(ImageFiles):
-    """A folder with a folder of images for each class, which may have folders in it.
+    """A folder with a subfolder of images per class, which may contain subfolders.
 
-    Classes are numbered in the order of their names. Hidden files are left out; so are files that
-    have another suffix, whose number is logged.
+    Classes are numbered in the order of their names. Hidden files and files with other suffixes
+    are skipped; the number of the latter is logged.
 
     Args:
-        extensions: the suffixes of images, in either case; by default all that can be decoded.
+        extensions: the suffixes of images, in any case; by default all that can be decoded.
 
     Raises:
-        DataError: there are no class folders, one holds no image, or there are images beside them.
+        DataError: there are no class folders, a class folder has no image, or images lie beside
+            the class folders.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class ImageFolderDataset(ImageFiles):
         entries = sorted(each for each in folder.iterdir() if not each.name.startswith("."))
         classes = [each.name for each in entries if each.is_dir()]
         if not classes:
-            raise DataError(f"{root}: no class folders; give each class a folder of its images")
+            raise DataError(f"{root}: no class folders; put the images of each class into a folder")
         files = [each.name for each in entries if not each.is_dir()]
         beside = [name for name in files if name.lower().endswith(endings)]
         skipped = [name for name in files if name not in beside]
@@ -224,23 +225,23 @@ class ImageFolderDataset(ImageFiles):
         )
 
     def refuse_missing(self) -> None:
-        """Do nothing: the files were found a moment ago."""
+        """Do nothing: the files were just found."""
 
 
 class ImageListDataset(ImageFiles):
-    """A text file with a path and a label on each line: ``cats/1.jpg cat``.
+    """A text file with a path and a label per line: ``cats/1.jpg cat``.
 
-    Paths are relative to the list's own folder, or to `root`; one with spaces is quoted.
-    A line may be empty, and what follows a ``#`` is a comment. Labels are class names or numbers.
+    Paths are relative to the list's folder or to `root`. Quote paths that contain spaces. Lines
+    may be empty, and ``#`` starts a comment. Labels are class names or numbers.
 
     Args:
-        label: the columns of the labels, counted from 1 behind the path: one, or a list of
-            them, which gives targets (n, k). By default a line has one label only.
+        label: the column of the labels, counted from 1 after the path, or a list of columns,
+            which gives targets (n, k). By default each line has a single label.
         task: classification, regression or multilabel.
-        classes: the names of the classes in the order of their numbers, or how many there are.
+        classes: the class names in the order of their numbers, or the number of classes.
 
     Raises:
-        DataError: with all the lines that are wrong: by form, label, or a file that is missing.
+        DataError: lines have a wrong format or label, or name missing files. All are listed.
     """
 
     def __init__(
@@ -272,7 +273,7 @@ class ImageListDataset(ImageFiles):
 
 
 def real_paths(files: Iterable[str]) -> Iterator[str]:
-    """Yield the path of each file without links; each folder is resolved once, which is faster."""
+    """Yield the path of each file with links resolved. Each folder is resolved once, for speed."""
     real_folder = functools.cache(os.path.realpath)
     for file in files:
         folder, name = os.path.split(file)
@@ -281,29 +282,29 @@ def real_paths(files: Iterable[str]) -> Iterator[str]:
 
 
 def read_text(file: str) -> str:
-    """Read a text file of UTF-8, with or without a mark at its start."""
+    """Read a UTF-8 text file, with or without a byte order mark."""
     try:
         return read_file(file).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise DataError(f"{file}: no such file; the current folder is {Path.cwd()}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as a text in UTF-8: {error}") from error
+        raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from error
 
 
 def _read_list(file: str, label: int | Sequence[int] | None) -> tuple[list[int], list[list[str]]]:
-    """Return the number and the fields of each line: the path and the labels asked for."""
+    """Return the line number and fields of each line: the path and the chosen labels."""
     columns = [1] if label is None else [label] if isinstance(label, int) else list(label)
     if not columns or any(type(column) is not int or column < 1 for column in columns):
-        raise DataError(f"label is {label!r}; give the number of a column behind the path, from 1")
+        raise DataError(f"label is {label!r}; give a column after the path, counted from 1")
     lines, rows, problems = [], [], []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         fields, fault = _fields(line)
         if len(fields) == 1 and not fault:
-            fault = "no label; a line is a path and a label, with a blank between"
+            fault = "no label; a line is a path and a label, separated by a space"
         elif label is None and len(fields) > 2:
-            fault = f"{len(fields) - 1} labels; quote a path with blanks, or choose with `label`"
+            fault = f"{len(fields) - 1} labels; quote paths with spaces, or choose one with `label`"
         elif fields and len(fields) <= max(columns):
-            fault = f"{len(fields) - 1} labels, but column {max(columns)} is asked for"
+            fault = f"{len(fields) - 1} labels, but `label` names column {max(columns)}"
         if fault:
             problems.append(Problem(f"{file}:{number}", fault))
         elif fields:
@@ -314,7 +315,7 @@ def _read_list(file: str, label: int | Sequence[int] | None) -> tuple[list[int],
 
 
 def _fields(line: str) -> tuple[list[str], str]:
-    """Return the fields of a line, and what is wrong with it or an empty text."""
+    """Return the fields of a line, and an error message or ""."""
     if '"' not in line and "'" not in line and "#" not in line:
         return line.split(), ""
     fields: list[str] = []
@@ -322,13 +323,13 @@ def _fields(line: str) -> tuple[list[str], str]:
         if plain.startswith("#"):
             break
         if plain.startswith(('"', "'")):
-            return [], f"a quote that is not closed, or not followed by a blank: {plain}"
+            return [], f"a quote that is not closed, or not followed by a space: {plain}"
         fields.append(double or single or plain)
     return fields, ""
 
 
 def images_under(root: str, name: str, endings: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Return the images in a folder, and all other files, as paths relative to the root, sorted."""
+    """Return the images and the other files in a folder, as sorted paths relative to the root."""
     images: list[str] = []
     others: list[str] = []
     for folder, folders, files in os.walk(os.path.join(root, name), followlinks=True):  # noqa: PTH118
@@ -342,14 +343,14 @@ def images_under(root: str, name: str, endings: tuple[str, ...]) -> tuple[list[s
 
 
 def log_skipped(root: str, files: Sequence[str]) -> None:
-    """Log how many files of a folder are skipped, by suffix; nothing where there are none."""
+    """Log the number of skipped files in a folder by suffix, if any."""
     if files:
         plural = "files are" if len(files) > 1 else "file is"
         log.info(f"{root}: {len(files)} {plural} skipped: {count_suffixes(files)}")
 
 
 def _endings(extensions: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the suffixes of images, lower-case and with their dot."""
+    """Return the suffixes of images in lower case, with a leading dot."""
     if extensions is None:
         return tuple(sorted(image_suffixes()))
     extensions = [extensions] if isinstance(extensions, str) else extensions

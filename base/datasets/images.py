@@ -1,6 +1,6 @@
-"""Images from files, and from what a data set of your own gives, as tensors (channel, h, w).
+"""Decodes image files, and converts users' images, to tensors (channel, height, width).
 
-JPEG files are read by the fastest decoder that is installed.
+JPEG files are read by the fastest decoder installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Decoder = Callable[[bytes, str], Tensor]  # a file's bytes, "RGB" or "L" -> uint
 
 
 class Header(NamedTuple):
-    """The size of an image as its file holds it, and the EXIF orientation: how to turn it."""
+    """The size of an image as stored in its file, and its EXIF orientation."""
 
     height: int
     width: int
@@ -36,7 +36,7 @@ class Header(NamedTuple):
 
 
 def read_header(file: BinaryIO) -> Header | None:
-    """Read the header of an ordinary JPEG, grey or of three colours of 8 bits; None of others."""
+    """Read the header of a common JPEG: 8 bits, one or three channels; return None for others."""
     orientation = 1
     if file.read(2) != b"\xff\xd8":
         return None
@@ -59,7 +59,7 @@ def read_header(file: BinaryIO) -> Header | None:
 
 
 def orientation_in(exif: Any) -> int:
-    """Return the orientation, 1 to 8, that PIL's EXIF data hold; 1 where they hold none."""
+    """Return the orientation, 1 to 8, in PIL's EXIF data; 1 if absent."""
     orientation = exif.get(0x0112, 1)
     return orientation if orientation in range(1, 9) else 1
 
@@ -69,19 +69,19 @@ def _orientation_in(segment: bytes) -> int:
     try:
         exif.load(segment)
         return orientation_in(exif)
-    except Exception:  # damaged in one of many ways: as if there were none
+    except Exception:  # damaged data count as absent
         return 1
 
 
 @functools.cache
 def fastest_decoder() -> Decoder:
-    """Return the fastest decoder that is installed; each lets other threads run meanwhile."""
+    """Return the fastest decoder installed. All of them release the GIL."""
     for make in DECODERS.values():
         try:
             return make()
         except ImportError:
             continue
-    raise AssertionError("PIL is always there")
+    raise AssertionError("PIL is always installed")
 
 
 def _simplejpeg() -> Decoder:
@@ -106,7 +106,7 @@ def _opencv() -> Decoder:
 
 
 def _torchvision() -> Decoder:
-    from torchvision.io import ImageReadMode  # takes seconds, and brings the operator
+    from torchvision.io import ImageReadMode  # takes seconds, and registers the operator
 
     if not hasattr(torch.ops.image, "decode_jpeg"):
         raise ImportError("this torchvision decodes no images")
@@ -114,7 +114,7 @@ def _torchvision() -> Decoder:
 
     def decode(data: bytes, mode: str) -> Tensor:
         content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        # The function around it warns at each call that it will move to another package.
+        # The public function warns at each call that it will move to another package.
         image: Tensor = torch.ops.image.decode_jpeg(content, modes[mode], False)
         return image
 
@@ -130,7 +130,7 @@ def _pil() -> Decoder:
     return decode
 
 
-DECODERS = {  # from the fastest on
+DECODERS = {  # fastest first
     "simplejpeg": _simplejpeg,
     "opencv": _opencv,
     "torchvision": _torchvision,
@@ -139,14 +139,14 @@ DECODERS = {  # from the fastest on
 
 
 def from_hwc(pixels: Any) -> Tensor:
-    """Turn an array (height, width[, channel]) into a tensor (channel, height, width)."""
+    """Convert an array (height, width[, channel]) to a tensor (channel, height, width)."""
     image = torch.from_numpy(pixels)
     return image[None] if image.dim() == 2 else image.permute(2, 0, 1)
 
 
-MODES = {"RGB": "RGB", "grey": "L", "gray": "L", "L": "L"}  # as a config says -> as PIL says
+MODES = {"RGB": "RGB", "grey": "L", "gray": "L", "L": "L"}  # name in a config -> PIL's name
 FLIPS = {2: (-1,), 3: (-1, -2), 4: (-2,), 6: (-1,), 7: (-1, -2), 8: (-2,)}  # by EXIF orientation
-FLOAT_WHITE = 16  # floats from 0 to more than this are not an image from 0 to 1
+FLOAT_WHITE = 16  # a larger maximum means that floats are not from 0 to 1
 
 Resize = int | Sequence[int] | None
 
@@ -156,23 +156,23 @@ def decode_image(
 ) -> Tensor:
     """Decode an image file, or its bytes: uint8 (channel, height, width).
 
-    A JPEG goes to the fastest decoder that is installed (simplejpeg, opencv, torchvision), all
-    else, and a JPEG that is unusual or damaged, to PIL; they agree within one level of 255. A JPEG
-    of at least four times the requested size is decoded by PIL at a half to an eighth that leaves
-    at least twice that size: resizing would filter out what is lost.
+    JPEG files are read by the fastest decoder installed (simplejpeg, opencv, torchvision). Other
+    formats, and unusual or damaged JPEG files, are read by PIL. Decoders agree within one level
+    of 255. A JPEG of at least four times the requested size is decoded by PIL at a reduced scale
+    of at least twice that size: resizing would remove the lost detail anyway.
 
     Args:
         mode: RGB or grey.
         resize: the shorter side in pixels, or [height, width]; antialiased.
-        where: what errors call the image; its path if left out.
+        where: the location for error messages; by default the path.
 
     Raises:
-        DataError: there is no such file, it holds no image, or only a part of one.
+        DataError: the file does not exist, is not an image, or is truncated.
     """
     pil_mode, where = find_mode(mode), where or _name(source)
     data = source if isinstance(source, bytes) else _read(source, where)
     header = read_header(io.BytesIO(data))
-    is_whole = data.rstrip(b"\0").endswith(b"\xff\xd9")  # opencv does not report it
+    is_whole = data.rstrip(b"\0").endswith(b"\xff\xd9")  # opencv does not report truncation
     if header is None or not is_whole:
         return _decode_with_pil(data, pil_mode, resize, where)
     _refuse_bomb(header, where)
@@ -181,7 +181,7 @@ def decode_image(
         return _decode_with_pil(data, pil_mode, resize, where)
     try:
         image = fastest_decoder()(data, pil_mode)
-    except Exception:  # each decoder raises its own; PIL has the last word
+    except Exception:  # decoders raise various errors; PIL decides
         return _decode_with_pil(data, pil_mode, resize, where)
     if image.shape[-2:] != (height, width):
         image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
@@ -191,17 +191,16 @@ def decode_image(
 def decode_mask(
     source: bytes | Path, resize: Resize = None, *, as_rgb: bool = False, where: str = ""
 ) -> Tensor:
-    """Decode a mask whose pixels are numbers, none of them mixed: uint8 (1 or 3, height, width).
+    """Decode a mask of class numbers or colours: uint8 (1 or 3, height, width).
 
-    Grey levels stay as they are, and of a palette the places in it are taken. Where it is resized,
-    each pixel is its nearest neighbour's.
+    Pixel values are grey levels or palette indices. Resizing uses the nearest neighbour.
 
     Args:
-        resize: as of the image that the mask belongs to.
-        as_rgb: take the colours, where they stand for classes.
+        resize: as for the image of the mask.
+        as_rgb: whether to return colours, if they represent classes.
 
     Raises:
-        DataError: it cannot be read, or its pixels are not numbers of 8 bits.
+        DataError: the mask cannot be read, or its pixels are not 8-bit numbers.
     """
     where = where or _name(source)
     data = source if isinstance(source, bytes) else _read(source, where)
@@ -216,8 +215,8 @@ def decode_mask(
             image = file.convert("RGB") if as_rgb else _as_numbers(file)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
-        except Exception as error:  # PIL's readers raise a dozen kinds
-            raise DataError(f"{where}: cut short or damaged: {error}") from error
+        except Exception as error:  # PIL's readers raise many types
+            raise DataError(f"{where}: truncated or damaged: {error}") from error
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.NEAREST)
         return _turned(from_hwc(np.array(image)), header.orientation)
@@ -226,7 +225,7 @@ def decode_mask(
 def image_shape(
     source: bytes | Path, mode: str = "RGB", resize: Resize = None, *, where: str = ""
 ) -> tuple[int, int, int]:
-    """Return the shape that `decode_image` will give, read from the header alone."""
+    """Return the shape of `decode_image`'s result, read from the header."""
     n_channels, where = len(find_mode(mode)), where or _name(source)
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open_file(source) as file:
@@ -239,13 +238,14 @@ def image_shape(
 
 
 def as_image(value: Any, mode: str | None = None, where: str = "image") -> Tensor:
-    """Turn what a data set gave as an image into a tensor (channel, height, width).
+    """Convert a data set's image to a tensor (channel, height, width).
 
-    PIL images become uint8 of the mode; arrays (height, width[, channel]) and tensors (channel,
-    height, width) stay uint8 or become float32. Without a mode any number of channels will do.
+    PIL images are converted to the mode, as uint8. Arrays (height, width[, channel]) and tensors
+    (channel, height, width) stay uint8 or become float32. Without a mode, any number of channels
+    is valid.
 
     Raises:
-        DataError: the value is not an image of this mode, by its type, shape, dtype or range.
+        DataError: the type, shape, dtype or range of the value is not that of such an image.
     """
     pil_mode = None if mode is None else find_mode(mode)
     try:
@@ -268,15 +268,15 @@ def find_mode(mode: str) -> str:
     """Return PIL's name of a mode.
 
     Raises:
-        DataError: there is no such mode; the error names the nearest.
+        DataError: the mode does not exist.
     """
     if mode not in MODES:
-        raise DataError(f"there is no image mode {mode!r}{nearest(str(mode), MODES)} (RGB or grey)")
+        raise DataError(f"no image mode {mode!r}{nearest(str(mode), MODES)} (RGB or grey)")
     return MODES[mode]
 
 
 def check_resize(resize: Any) -> None:
-    """Make sure that a `resize` can be done."""
+    """Check that a `resize` argument is valid."""
     sides = resize if isinstance(resize, list | tuple) else [resize, resize]
     is_size = len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
     if resize is not None and not is_size:
@@ -296,10 +296,10 @@ def _decode_with_pil(data: bytes, pil_mode: str, resize: Resize, where: str) -> 
             image = _as_mode(file, pil_mode)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
-        except Exception as error:  # PIL's readers raise a dozen kinds
-            raise DataError(f"{where}: cut short or damaged: {error}") from error
+        except Exception as error:  # PIL's readers raise many types
+            raise DataError(f"{where}: truncated or damaged: {error}") from error
         if image.size != (width, height):
-            box = drafted[1] if drafted else None  # in pixels of the draft, of which one may be cut
+            box = drafted[1] if drafted else None  # in pixels of the draft, which may be cropped
             image = image.resize((width, height), Image.Resampling.BILINEAR, box)
         return _turned(from_hwc(np.array(image)), header.orientation)
 
@@ -318,8 +318,8 @@ def _why_no_image(start: bytes) -> str:
     if not start:
         return "an empty file"
     if start.startswith((b"\xff\xd8", b"\x89PNG")):
-        return "cut short or damaged: not even its size can be read"
-    return f"no image that PIL can read: it begins with {start!r}"
+        return "truncated or damaged: its size cannot be read"
+    return f"not an image that PIL can read: it starts with {start!r}"
 
 
 def _header_by_pil(file: BinaryIO, where: str) -> Header:
@@ -329,16 +329,16 @@ def _header_by_pil(file: BinaryIO, where: str) -> Header:
 
 
 def _orientation_of(image: Image.Image) -> int:
-    if image.format == "TIFF":  # PIL turns it by itself
+    if image.format == "TIFF":  # PIL rotates it itself
         return 1
     try:
-        return orientation_in(Image.Image.getexif(image))  # that of a PNG would decode it
-    except Exception:  # damaged in one of many ways: as if there were none
+        return orientation_in(Image.Image.getexif(image))  # a PNG's own method would decode it
+    except Exception:  # damaged data count as absent
         return 1
 
 
 def _refuse_bomb(header: Header, where: str) -> None:
-    """Refuse an image of more pixels than PIL holds safe."""
+    """Raise if an image has more pixels than PIL considers safe."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and header.height * header.width > limit:
         text = f"{header.width} x {header.height} pixels may be a decompression bomb"
@@ -346,7 +346,7 @@ def _refuse_bomb(header: Header, where: str) -> None:
 
 
 def _size_before_turn(header: Header, resize: Resize) -> tuple[int, int]:
-    """Return height and width after resizing, before the image is turned."""
+    """Return the height and width after resizing, before the orientation is applied."""
     height, width = header.height, header.width
     if resize is None:
         return height, width
@@ -363,13 +363,13 @@ def _turned(image: Tensor, orientation: int) -> Tensor:
 
 
 def _as_mode(image: Image.Image, pil_mode: str) -> Image.Image:
-    """Convert PIL's image to RGB or L of 8 bits."""
+    """Convert a PIL image to 8-bit RGB or L."""
     if image.mode == "F":
-        raise DataError("pixels in floating point; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # 16 bits, which PIL may hold in 32
+        raise DataError("floating-point pixels; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):  # 16 bits, which PIL may store in 32
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 0xFFFF:
-            raise DataError("pixels of 32 bits; save it with 8 or 16")
+            raise DataError("32-bit pixels; save it with 8 or 16 bits")
         image = Image.fromarray((values >> 8).astype(np.uint8))
     elif image.mode in ("P", "PA") and image.has_transparency_data:
         image = image.convert("RGBA")
@@ -377,7 +377,7 @@ def _as_mode(image: Image.Image, pil_mode: str) -> Image.Image:
 
 
 def _as_numbers(image: Image.Image) -> Image.Image:
-    """Return an image of the numbers that the pixels of a mask are, of 8 bits."""
+    """Return the 8-bit class numbers of a mask as an image."""
     if image.mode in ("L", "P"):
         return Image.fromarray(np.array(image))
     if image.mode == "1" or image.mode.startswith("I"):
@@ -386,11 +386,11 @@ def _as_numbers(image: Image.Image) -> Image.Image:
             raise DataError(f"numbers up to {values.max()}; a mask has 8 bits, 0 to 255")
         return Image.fromarray(values.astype(np.uint8))
     text = f"an image of mode {image.mode}, but class numbers are expected (grey or a palette)"
-    raise DataError(f"{text}; say by `colors` which class each colour stands for")
+    raise DataError(f"{text}; map colours to classes with `colors`")
 
 
 def _from_array(value: np.ndarray[Any, Any]) -> Tensor:
-    """Turn an array (height, width[, channel]) into a tensor (channel, height, width)."""
+    """Convert an array (height, width[, channel]) to a tensor (channel, height, width)."""
     if value.dtype == np.uint16:
         value = (value >> 8).astype(np.uint8)
     if value.dtype.kind not in "uif" or value.ndim not in (2, 3):
@@ -421,7 +421,7 @@ def _checked_pixels(image: Tensor) -> Tensor:
         raise DataError(f"pixels of {image.dtype}; give uint8, or floats from 0 to 1")
     low, high = torch.aminmax(image)
     if not torch.isfinite(low) or not torch.isfinite(high):
-        raise DataError("pixels that are NaN or infinite")
+        raise DataError("NaN or infinite pixels")
     if low >= 0 and high > FLOAT_WHITE:
         raise DataError(f"floats from {low:.4g} to {high:.4g}; divide by 255, or give uint8")
     return image.float()

@@ -1,4 +1,4 @@
-"""Data sets in memory, read many samples at a time."""
+"""Data sets held in memory, which read many samples at a time."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from base.system.seeding import derive_generator
 
 
 class InMemoryDataset(Dataset[list[Tensor]]):
-    """Inputs and their targets as two tensors, given out as they are.
+    """Inputs and targets as two tensors, returned unchanged.
 
     inputs   (sample, ...); images uint8 (sample, channel, height, width)
-    targets  (sample,) class numbers, or (sample, k); masks (sample, height, width), where -100 or
-             `ignore_index` says that a pixel has no class
+    targets  (sample,) class numbers, or (sample, k); masks (sample, height, width), where -100
+             or `ignore_index` marks pixels without a class
 
     Raises:
-        DataError: they are not equally many, or a target is not a number or not a class.
+        DataError: their lengths differ, or a target is not a number or not a class.
     """
 
     ids_are_numbers = True
@@ -48,15 +48,15 @@ class InMemoryDataset(Dataset[list[Tensor]]):
             self.ignore_index = ignore_index
         if len(inputs) != len(targets):
             raise DataError(f"{self.source}: {len(inputs)} inputs, but {len(targets)} targets")
-        self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # numbers have no white
+        self.white = 255.0 if inputs.dtype == torch.uint8 else 1.0  # floats are not scaled
         self._given: list[Tensor] | None = None
-        self.placed: InMemoryDataset | None = None  # the same on a GPU
+        self.placed: InMemoryDataset | None = None  # a copy on a GPU
         if names is not None:
             self.classes = names
 
     @property
     def tensors_given(self) -> list[Tensor]:
-        """What batches are made of: inputs and targets, unless something else was set."""
+        """The tensors of batches: inputs and targets, unless others were set."""
         return [self.images, self.targets] if self._given is None else self._given
 
     @tensors_given.setter
@@ -71,13 +71,13 @@ class InMemoryDataset(Dataset[list[Tensor]]):
         return [_as_input(inputs[index].clone(), self.source), *(each[index] for each in others)]
 
     def get_batch(self, indices: Tensor) -> list[Tensor]:
-        """Read many samples at once: what collating them one by one would give."""
+        """Read many samples at once. The result equals collated single samples."""
         inputs, *others = self.tensors_given
         chosen = [each.index_select(0, indices) for each in others]
         return [_as_input(inputs.index_select(0, indices), self.source), *chosen]
 
     def placed_on(self, device: torch.device) -> InMemoryDataset:
-        """Return these data with the tensors of their batches on a device."""
+        """Return a copy whose batch tensors are on a device."""
         placed, (inputs, *others) = copy.copy(self), self.tensors_given
         ready = _as_input(inputs, self.source)
         placed.tensors_given = [each.to(device) for each in (ready, *others)]
@@ -85,19 +85,19 @@ class InMemoryDataset(Dataset[list[Tensor]]):
 
     @property
     def ids(self) -> list[str]:
-        """The number of each sample, as a text."""
+        """The number of each sample, as a string."""
         return list(map(str, range(len(self))))
 
     def place(self, index: int) -> str:
-        """Return the file and number of a sample."""
+        """Return the location of a sample: its file and number."""
         return f"{self.source}: sample {index}"
 
 
 class SyntheticDataset(InMemoryDataset):
-    """Images made from a seed, uint8 in memory: a pattern for each class, under noise.
+    """Images generated from a seed, uint8 in memory: one pattern per class, plus noise.
 
     Args:
-        part: another name gives other noise and classes on the same patterns.
+        part: selects the noise and the classes; the patterns depend only on the seed.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class SyntheticDataset(InMemoryDataset):
 def synthetic_images(
     n_samples: int, shape: Sequence[int], n_classes: int, noise: float, data_seed: int, part: str
 ) -> tuple[Tensor, Tensor]:
-    """Make float images (sample, *shape), about 0 and of variance 1 + noise², and their classes."""
+    """Generate float images (sample, *shape), mean 0 and variance 1 + noise², and their classes."""
     patterns = torch.randn((n_classes, *shape), generator=derive_generator(data_seed, "class"))
     generator = derive_generator(data_seed, part)
     labels = torch.randint(n_classes, (n_samples,), generator=generator)
@@ -128,7 +128,7 @@ def synthetic_images(
 
 
 def in_memory(dataset: Any) -> InMemoryDataset | None:
-    """Return a data set of torchvision as one in memory; None where it is not, or transforms."""
+    """Convert a torchvision data set held in memory; None if it is not, or has transforms."""
     arrays = in_memory_arrays(dataset)
     changes = [getattr(dataset, f"{kind}transform", None) for kind in ("", "target_")]
     if arrays is None or any(changes):
@@ -136,14 +136,14 @@ def in_memory(dataset: Any) -> InMemoryDataset | None:
     classes = getattr(dataset, "classes", None)
     made = InMemoryDataset(*arrays, classes, source=type(dataset).__name__)
     if not type(dataset).__module__.startswith("torchvision."):
-        made.made_from = dataset  # it may have more to say of its samples
+        made.made_from = dataset  # it may have more information on its samples
     return made
 
 
 def in_memory_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:
-    """Return the images and targets that a data set of torchvision holds, or None of others.
+    """Return the images and targets of a torchvision data set held in memory, else None.
 
-    MNIST and its like, CIFAR and SVHN do: images uint8 (sample, channel, height, width).
+    Supports the MNIST family, CIFAR and SVHN: images uint8 (sample, channel, height, width).
     """
     pixels, targets = getattr(dataset, "data", None), getattr(dataset, "targets", None)
     targets = getattr(dataset, "labels", None) if targets is None else targets
@@ -160,10 +160,10 @@ def in_memory_arrays(dataset: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _as_input(values: Tensor, source: str) -> Tensor:
-    """Return what a model takes: bytes as they are, floats in float32, whole numbers in int64.
+    """Convert inputs for a model: uint8 unchanged, floats to float32, integers to int64.
 
     Raises:
-        DataError: a number is beyond float32, in which it would be infinite.
+        DataError: a number overflows float32.
     """
     if values.dtype == torch.uint8:
         return values
@@ -173,15 +173,15 @@ def _as_input(values: Tensor, source: str) -> Tensor:
     if values.dtype == torch.float64:
         are_beyond = inputs.isinf() & ~values.isinf()
         if are_beyond.any():
-            text = f"an input is {values[are_beyond][0].item():.6g}, beyond float32"
-            raise DataError(f"{source}: {text}; the largest number there is 3.4e38: scale it")
+            text = f"an input is {values[are_beyond][0].item():.6g}, which overflows float32"
+            raise DataError(f"{source}: {text} (the maximum is 3.4e38): scale it")
     return inputs
 
 
 def _checked_targets(
     targets: Tensor, names: list[str] | None, ignore_index: int | None, source: str
 ) -> Tensor:
-    """Return class numbers in int64, other targets in float32."""
+    """Convert class numbers to int64 and other targets to float32."""
     if targets.is_floating_point() or targets.dtype == torch.bool:
         targets = targets.float()
         _refuse(~targets.isfinite(), targets, source, "not a number")

@@ -1,4 +1,4 @@
-"""Targets from the texts of a list or a table; all errors are reported together."""
+"""Converts labels of lists and tables to targets. All errors are reported together."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 from base.errors import DataError, Problem, nearest
 
 TASKS = ("classification", "regression", "multilabel")
-N_SHOWN = 10  # errors shown of one file
-MOST_CLASSES = 1_000_000  # found by themselves; a higher number is a mistake, not a class
+N_SHOWN = 10  # errors shown per file
+MOST_CLASSES = 1_000_000  # without `classes`; a higher number is a mistake, not a class
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LARGEST = torch.finfo(torch.float32).max
 
 Texts = Sequence[Sequence[str]]  # (sample, column)
-Place = Callable[[int, int], str]  # sample and column -> the place of that text
-Classes = Sequence[Any] | int | None  # their names, how many, or None: as the texts have them
+Place = Callable[[int, int], str]  # sample and column -> location of the label
+Classes = Sequence[Any] | int | None  # names, a number, or None: taken from the labels
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:
-    """Raise the first ten faults and the number of the others; do nothing where there are none."""
+    """Raise an error with the first ten problems and the number of the others, if any."""
     if problems:
         others = len(problems) - N_SHOWN
         more = [f"... and {others} more"] if others > 0 else []
@@ -33,19 +33,17 @@ def raise_problems(problems: Sequence[Problem]) -> None:
 def read_targets(
     texts: Texts, place: Place, task: str, classes: Classes, separator: str | None = None
 ) -> tuple[Tensor, list[str] | None]:
-    """Return the targets that the texts mean, and the names of the classes where there are any.
+    """Return the targets of the labels, and the class names if there are classes.
 
     classification   one column of class names or numbers: int64 (n,); more, of numbers: (n, k)
     regression       numbers: float32 (n, k)
     multilabel       columns of 0 and 1, or names joined by `separator` in one: float32 (n, k)
 
     Raises:
-        DataError: with all faults, each with its place.
+        DataError: labels are not valid. All are listed with their locations.
     """
     if task not in TASKS:
-        raise DataError(
-            f"there is no task {task!r}{nearest(str(task), TASKS)} ({', '.join(TASKS)})"
-        )
+        raise DataError(f"no task {task!r}{nearest(str(task), TASKS)} ({', '.join(TASKS)})")
     names = class_names(classes)
     if task == "multilabel" and separator:
         return _several_hot([row[0].split(separator) for row in texts], place, names)
@@ -69,11 +67,11 @@ def read_targets(
 
 
 def class_names(classes: Classes) -> list[str] | None:
-    """Return the names that a `classes` argument means: those given, or the numbers below it."""
+    """Return the class names of a `classes` argument: the given names, or the numbers below it."""
     if classes is None:
         return None
     if isinstance(classes, str | bool):
-        raise DataError(f"classes is {classes!r}; give a list of names, or how many there are")
+        raise DataError(f"classes is {classes!r}; give a list of names, or the number of classes")
     names = list(map(str, range(classes) if isinstance(classes, int) else classes))
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
@@ -117,7 +115,7 @@ def _class_numbers(
 def _several_hot(
     labels: list[list[str]], place: Place, names: list[str] | None
 ) -> tuple[Tensor, list[str]]:
-    """Return a row of 0 and 1 for each sample; a sample may have no label at all."""
+    """Return a multi-hot row for each sample. A sample may have no label."""
     labels = [[label.strip() for label in row if label.strip()] for row in labels]
     names = sort_labels({label for row in labels for label in row}) if names is None else names
     known = {name: number for number, name in enumerate(names)}
@@ -135,7 +133,7 @@ def _several_hot(
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Sort labels as numbers where all of them are numbers, else as text; an empty one is first."""
+    """Sort labels as numbers if all are numbers, else as text, with an empty label first."""
     texts = sorted(labels)
     numbers = {text: as_number(text) for text in texts if text}
     if None in numbers.values():
@@ -144,16 +142,16 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
 
 
 def as_number(text: str) -> float | None:
-    """Return the number that a text is, or None.
+    """Parse a number; return None if the text is not one.
 
-    Only digits with a sign, a point and an exponent count: Python's `float` also takes ``1_0``,
-    ``nan``, ``infinity`` and the digits of all scripts.
+    Only digits with a sign, a decimal point and an exponent are valid. Python's `float` also
+    accepts ``1_0``, ``nan``, ``infinity`` and digits of other scripts.
     """
     return float(text) if NUMBER.fullmatch(text) else None
 
 
 def all_numbers(texts: Sequence[str]) -> Tensor | None:
-    """Return many texts as numbers at once, float64; None where one is none or beyond float32."""
+    """Parse many numbers at once, float64; None if one is not valid or overflows float32."""
     if not all(map(NUMBER.fullmatch, texts)):
         return None
     numbers = torch.tensor(list(map(float, texts)), dtype=torch.float64)
@@ -161,17 +159,17 @@ def all_numbers(texts: Sequence[str]) -> Tensor | None:
 
 
 def read_number(text: str) -> float:
-    """Return the number that a text is; ValueError says why it is none, or is beyond float32."""
+    """Parse a number; raise ValueError if it is not one or overflows float32."""
     value = as_number(text)
     if value is None:
         raise ValueError(f"expected a number, found {text!r}")
     if abs(value) > LARGEST:
-        raise ValueError(f"{text} is beyond float32, whose largest number is {LARGEST:.3g}")
+        raise ValueError(f"{text} overflows float32, whose maximum is {LARGEST:.3g}")
     return value
 
 
 def _equal_numbers(names: Sequence[str]) -> dict[str, str]:
-    """Return the faults of labels that are one number, written in several ways."""
+    """Return an error message for each label that is the same number as another one."""
     first: dict[float, str] = {}
     faults = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Images in an LMDB database: one large file instead of many small ones."""
+"""Images in an LMDB database: a large file instead of many small ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from logger.files import open_file
 
 
 class LmdbImageDataset(ImageListDataset):
-    """Encoded images (JPEG, PNG, ...) under their keys in LMDB, and a list of ``key label`` lines.
+    """Encoded images (JPEG, PNG, ...) by key in LMDB, and a list of ``key label`` lines.
 
-    Each process opens the database by itself, when it reads its first image.
+    Each process opens the database when it reads its first image.
 
     Raises:
-        DataError: as an `ImageListDataset` does; or lmdb, or the database, is not there.
+        DataError: as for an `ImageListDataset`; or lmdb or the database is missing.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class LmdbImageDataset(ImageListDataset):
         super().__init__(list_file, path, label, task, classes, mode, resize)
 
     def encoded(self, index: int) -> bytes:
-        """Return the bytes of an image."""
+        """Return the encoded bytes of an image."""
         with _open(self.root).begin() as transaction:
             content = transaction.get(self.ids[index].encode())
         if content is None:
@@ -44,13 +44,13 @@ class LmdbImageDataset(ImageListDataset):
         return bytes(content)
 
     def facts(self, index: int) -> tuple[int, int]:
-        """Return size and time of the whole database."""
+        """Return the size and modification time of the database."""
         path = Path(self.root)
         facts = (path / "data.mdb" if path.is_dir() else path).stat()
         return facts.st_size, facts.st_mtime_ns
 
     def refuse_missing(self) -> None:
-        """Make sure that each key is there."""
+        """Check that all keys exist."""
         with _open(self.root).begin() as transaction:
             keys = transaction.cursor()
             missing = [i for i, key in enumerate(self.ids) if not keys.set_key(key.encode())]
@@ -58,12 +58,12 @@ class LmdbImageDataset(ImageListDataset):
         raise_problems([Problem(self.place(index), text) for index in missing])
 
 
-_environments: dict[str, Any] = {}  # of this process: LMDB opens a database once in each
+_environments: dict[str, Any] = {}  # of this process, in which LMDB opens a database once
 _one_at_a_time = threading.Lock()
 
 
 def _open(path: str) -> Any:
-    """Return a database opened for reading."""
+    """Open a database for reading."""
     try:
         import lmdb
     except ImportError as error:
@@ -75,13 +75,13 @@ def _open(path: str) -> Any:
                 open_file(Path(path, "data.mdb") if options["subdir"] else path).close()
                 _environments[path] = lmdb.open(path, readahead=False, **options)
             except (lmdb.Error, OSError) as error:
-                text = f"no LMDB database that can be read: {error}"
+                text = f"not a readable LMDB database: {error}"
                 raise DataError(f"{path}: {text}") from error
         return _environments[path]
 
 
 def _close_inherited() -> None:
-    """Close what the parent of this process had opened; it stays open there."""
+    """Close the databases inherited from the parent process, where they stay open."""
     for environment in _environments.values():
         environment.close()
     _environments.clear()

@@ -1,4 +1,4 @@
-"""Images for segmentation: a folder of them, and a folder of masks of the same names."""
+"""A segmentation data set: a folder of images and a folder of masks with the same names."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from base.system.resources import usable_cores
 from logger.files import read_file
 
 Colors = Sequence[Sequence[int]]
-NO_CLASS = 255  # what a mask's decoder gives for the pixels that are ignored, if there are any
+NO_CLASS = 255  # the decoder's value for ignored pixels
 
 
 class MaskFolderDataset(ImageFiles):
-    """Images in one folder and, in another, for each of them a mask of the same name: its classes.
+    """Images in one folder, and masks of the same names in another.
 
-    A mask is an image without loss (PNG mostly) whose pixels are class numbers: grey levels, or
-    places in a palette. It is a tensor (height, width) of int64. Folders may hold folders.
+    A mask is a lossless image, usually PNG, whose pixels are class numbers: grey levels or palette
+    indices. Targets are int64 (height, width). Folders may contain subfolders.
 
     Args:
-        root: the folder that holds `images` and `masks`.
-        classes: their names in the order of their numbers, or how many there are.
-        ignore_index: the number of pixels that have no class, often 255; the loss ignores it too.
-        colors: of masks that are colour images: [red, green, blue] of each class.
-        mode, resize: as of an `ImageFolderDataset`; masks are resized by nearest neighbours.
+        root: the folder that contains `images` and `masks`.
+        classes: the class names in the order of their numbers, or the number of classes.
+        ignore_index: the value of pixels without a class, often 255. The loss ignores it too.
+        colors: for colour masks, the [red, green, blue] of each class.
+        mode, resize: as for `ImageFolderDataset`. Masks are resized by nearest neighbour.
 
     Raises:
-        DataError: an image has no mask or a mask no image, or they differ in size; all are named.
+        DataError: an image or a mask has no counterpart, or their sizes differ. All are listed.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class MaskFolderDataset(ImageFiles):
     ) -> None:
         names = class_names(classes)
         if names is None:
-            raise DataError("MaskFolderDataset: classes: give their names, or how many there are")
+            raise DataError("MaskFolderDataset: classes: give the class names, or their number")
         folders = Path(root, images), Path(root, masks)
         pairs = _pairs(*folders)
         super().__init__(
             folders[0], [image for image, _ in pairs], torch.empty(0), names, mode, resize
         )
-        del self.targets  # they are read with the images
+        del self.targets  # read with the images
         self.ignore_index = ignore_index
         self.mask_files = MaskFiles(
             folders[1], [mask for _, mask in pairs], len(names), ignore_index, colors, resize
@@ -69,18 +69,18 @@ class MaskFolderDataset(ImageFiles):
         return self.classes_in(self.mask_files.image(index))
 
     def classes_in(self, mask: Tensor) -> Tensor:
-        """Return the class of each pixel, int64 (height, width), of one of `mask_files`."""
+        """Convert a decoded mask of `mask_files` to classes, int64 (height, width)."""
         values = mask[0].long()
         if self.ignore_index is None:
             return values
         return values.masked_fill_(values == NO_CLASS, self.ignore_index)
 
     def target_hash(self, index: int) -> int:
-        """Return a hash of a mask's file, 0 where it cannot be read: a resume compares them."""
+        """Return a hash of a mask file, to compare on resume; 0 if it cannot be read."""
         try:
             file = self.mask_files.encoded(index)
             content = file if isinstance(file, bytes) else read_file(file)
-        except OSError:  # reported when it is read, and skipped where the config says so
+        except OSError:  # reported or skipped when the sample is read
             return 0
         digest = hashlib.blake2b(content, digest_size=8).digest()
         return int.from_bytes(digest, "big", signed=True)
@@ -92,13 +92,13 @@ class MaskFolderDataset(ImageFiles):
         """Do nothing: the files were found a moment ago."""
 
     def _refuse_unequal(self) -> None:
-        """Make sure that images and masks are of one size, by their headers."""
+        """Check by their headers that images and masks have equal sizes."""
 
         def sizes(index: int) -> list[tuple[int, ...]]:
             try:
                 files = (self.encoded(index), self.mask_files.encoded(index))
                 return [image_shape(file, "L")[1:] for file in files]
-            except DataError:  # reported when it is read, and skipped where the config says so
+            except DataError:  # reported or skipped when the sample is read
                 return []
 
         found = read_each(sizes, range(len(self)), usable_cores(), "reading the sizes of masks")
@@ -112,7 +112,7 @@ class MaskFolderDataset(ImageFiles):
 
 
 class MaskFiles(ImageFiles):
-    """The masks of a `MaskFolderDataset`, as images of one channel."""
+    """The masks of a `MaskFolderDataset`, as single-channel images."""
 
     def __init__(
         self,
@@ -136,10 +136,10 @@ class MaskFiles(ImageFiles):
         """Do nothing: the files were found a moment ago."""
 
     def image(self, index: int) -> Tensor:
-        """Decode a mask: uint8 (1, height, width), 255 where it has no class.
+        """Decode a mask: uint8 (1, height, width), 255 for pixels without a class.
 
         Raises:
-            DataError: it holds numbers or colours that are not classes.
+            DataError: it contains numbers or colours that are not classes.
         """
         where = self.place(index)
         values = decode_mask(
@@ -151,14 +151,14 @@ class MaskFiles(ImageFiles):
         wrong = values[(values >= self.n_classes) & ~is_ignored].unique().tolist()
         if wrong:
             text = f"{', '.join(map(str, wrong[:5]))}{', ...' * (len(wrong) > 5)}"
-            text = f"it holds {text}, but classes are 0 to {self.n_classes - 1}"
+            text = f"it contains {text}, but classes are 0 to {self.n_classes - 1}"
             if self.ignore_index is None:
-                text += "; set ignore_index to the number of pixels without a class, if it is one"
+                text += "; if one of them marks pixels without a class, set ignore_index to it"
             raise DataError(f"{where}: {text}")
         return values.masked_fill(is_ignored, NO_CLASS)
 
     def fingerprint(self) -> str:
-        """Return a hash of the files and of how they are decoded."""
+        """Return a hash of the files and of the decoding settings."""
         settings = (self.n_classes, self.ignore_index, self.colors)
         return f"{super().fingerprint()[:24]}{_digest(repr(settings))}"
 
@@ -173,13 +173,13 @@ class MaskFiles(ImageFiles):
         if is_strange.any() and self.ignore_index is None:
             code = int(codes[is_strange][0])
             color = [code >> 16, code >> 8 & 255, code & 255]
-            text = f"the colour {color} is of no class; list it in `colors`"
+            text = f"the colour {color} does not belong to a class; list it in `colors`"
             raise DataError(f"{where}: {text}, or set ignore_index for colours that are not listed")
         return classes.masked_fill(is_strange, NO_CLASS).to(torch.uint8)
 
 
 def _pairs(images: Path, masks: Path) -> list[tuple[str, str]]:
-    """Return image and mask of each name, relative to their folders."""
+    """Return the image and mask of each name, relative to their folders."""
     found: list[dict[str, str]] = []
     problems, endings = [], tuple(sorted(image_suffixes()))
     for folder, kind in ((images, "images"), (masks, "masks")):
@@ -192,7 +192,7 @@ def _pairs(images: Path, masks: Path) -> list[tuple[str, str]]:
         for file in files:
             first = by_name.setdefault(str(Path(file).with_suffix("")), file)
             if first != file:
-                text = f"{first} has the same name; masks are found by it"
+                text = f"{first} has the same name, by which masks are found"
                 problems.append(Problem(f"{folder}/{file}", text))
         found.append(by_name)
     of_images, of_masks = found
@@ -212,12 +212,12 @@ def _checked_colors(colors: Colors, n_classes: int) -> list[list[int]]:
     if not are_colors or len(rows) != n_classes:
         raise DataError(f"colors: [red, green, blue] of each of {n_classes} classes, not {colors}")
     if len({tuple(row) for row in rows}) < n_classes:
-        raise DataError(f"colors: two classes have the same, {colors}")
+        raise DataError(f"colors: two classes have the same colour, {colors}")
     return rows
 
 
 def _codes(image: Tensor) -> Tensor:
-    """Return each colour as one number: (3, height, width) -> (height, width)."""
+    """Encode each colour as a single number: (3, height, width) -> (height, width)."""
     red, green, blue = image.to(torch.int32).unbind()
     return (red << 16) + (green << 8) + blue
 

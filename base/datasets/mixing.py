@@ -1,8 +1,8 @@
-"""MixUp and CutMix: each sample of a batch is mixed with another, and so are their targets.
+"""MixUp and CutMix, which mix each sample of a batch, and its target, with another one.
 
-The targets are then shares of classes, (sample, class), as `cross_entropy` takes them. All that is
-drawn follows from (seed, epoch, index): the share of a sample, and the order in which each sample
-of a batch is mixed with the next.
+The targets become class probabilities, (sample, class), as accepted by `cross_entropy`. The mixing
+ratio of each sample, and the order in which each sample of a batch is mixed with the next, depend
+only on (seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from base.system.seeding import derive_seed
 
 
 class Mixer:
-    """Mix each sample of a batch with another one: override ``mix``.
+    """Mixes each sample of a batch with another one. Subclasses implement ``mix``.
 
     Args:
-        num_classes: by default as many as the data set has `classes`.
-        alpha: the share of a sample is drawn from Beta(alpha, alpha); above 1 it is near a half.
-        off_for_last: a duration such as `2 epochs` or `10%` at the end of the training, in which
-            nothing is mixed, in whole passes over the data.
+        num_classes: by default the number of the data set's `classes`.
+        alpha: the ratio is drawn from Beta(alpha, alpha). Values above 1 favour 0.5.
+        off_for_last: a duration such as `2 epochs` or `10%` at the end of the training without
+            mixing, rounded to whole passes over the data.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Mixer:
         except ValueError as error:
             raise DataError(f"{name}: off_for_last: {error}") from error
         self.num_classes, self.alpha = num_classes, float(alpha)
-        self.n_passes: int | None = None  # over the data, in which samples are mixed; None: in all
+        self.n_passes: int | None = None  # passes over the data with mixing; None: all
 
     def mix(self, inputs: Tensor, partner: Tensor, drawn: Iterator[Any]) -> tuple[Tensor, Tensor]:
-        """Return mixed inputs (sample, ...) and the share that each sample has in its own.
+        """Return mixed inputs (sample, ...) and the weight of each sample's own input.
 
         Args:
-            partner: (sample,) the place of the other one.
-            drawn: numpy's `RandomState` of each sample, in its turn.
+            partner: (sample,) the position of the other sample.
+            drawn: yields a `numpy.random.RandomState` per sample, in order.
         """
         raise NotImplementedError
 
@@ -68,10 +68,10 @@ class Mixer:
             self.n_passes = math.floor(n_epochs * passes_per_epoch + 1e-9)
 
     def take_classes(self, source: Any) -> None:
-        """Take the number of classes from a data set, where it was not given.
+        """Take the number of classes from a data set unless it was given.
 
         Raises:
-            DataError: the data set does not know it either, or has other targets.
+            DataError: the data set has no classes, or targets that cannot be mixed.
         """
         targets = getattr(source, "targets", None)
         has_numbers = not isinstance(targets, Tensor) or not targets.is_floating_point()
@@ -79,19 +79,19 @@ class Mixer:
         if self.num_classes is None and named is not None:
             self.num_classes = len(named.classes)
         if self.num_classes is None and has_numbers:
-            text = f"{type(self).__name__}: {type(source).__name__} does not say how many classes"
-            raise DataError(f"{text} there are: give num_classes")
+            text = f"{type(self).__name__}: {type(source).__name__} does not define its number of"
+            raise DataError(f"{text} classes: give num_classes")
         if isinstance(targets, Tensor) and targets.dim() == 1 and has_numbers:
             self._refuse_others(targets)
 
     def is_on(self, epoch: int) -> bool:
-        """Return whether samples are mixed in this pass over the data."""
+        """Return whether mixing is enabled in this pass over the data."""
         return self.n_passes is None or epoch < self.n_passes
 
     def __call__(
         self, inputs: Tensor, targets: Tensor, seed: int, epoch: int, indices: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return a batch mixed, its targets as shares of classes; off, these are 0 and 1."""
+        """Return a mixed batch with class probabilities as targets; one-hot if mixing is off."""
         targets = self._as_shares(targets)
         if not self.is_on(epoch):
             return inputs, targets
@@ -107,22 +107,22 @@ class Mixer:
         return inputs, targets * shares + targets[partner] * (1 - shares)
 
     def _as_shares(self, targets: Tensor) -> Tensor:
-        """Return class numbers as shares of 0 and 1; numbers that can be mixed stay."""
+        """Convert class numbers to one-hot; return targets that can be mixed unchanged."""
         name = type(self).__name__
         if isinstance(targets, Tensor) and targets.is_floating_point() and targets.dim() < 3:
             return targets
         if not isinstance(targets, Tensor) or targets.dim() != 1:
             found = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
-            text = f"{name} mixes one class number a sample (or rows of floats), but targets are"
-            raise BatchError(f"{text} {found}: leave it out")
+            text = f"{name} mixes one class number per sample (or rows of floats), but targets are"
+            raise BatchError(f"{text} {found}: remove it")
         if self.num_classes is None:
             raise BatchError(f"{name}: give num_classes")
-        if targets.device.type == "cpu":  # those on a GPU were checked before they were moved
+        if targets.device.type == "cpu":  # targets on a GPU were checked before the move
             self._refuse_others(targets)
         return F.one_hot(targets.long(), self.num_classes).to(torch.float32)
 
     def _refuse_others(self, targets: Tensor) -> None:
-        """Make sure that all targets are classes."""
+        """Check that all targets are classes."""
         assert self.num_classes is not None
         low, high = map(int, torch.aminmax(targets))
         if low < 0 or high >= self.num_classes:
@@ -131,7 +131,7 @@ class Mixer:
 
 
 class MixUp(Mixer):
-    """Add two samples, each by its share (Zhang et al., 2018, arXiv:1710.09412)."""
+    """Averages two samples with random weights (Zhang et al., 2018, arXiv:1710.09412)."""
 
     def mix(self, inputs: Tensor, partner: Tensor, drawn: Iterator[Any]) -> tuple[Tensor, Tensor]:
         shares = torch.tensor([each.beta(self.alpha, self.alpha) for each in drawn])
@@ -141,11 +141,11 @@ class MixUp(Mixer):
 
 
 class CutMix(Mixer):
-    """Paste a rectangle of another image; the share is its area (Yun et al., arXiv:1905.04899)."""
+    """Pastes a rectangle of another image, weighted by area (Yun et al., arXiv:1905.04899)."""
 
     def mix(self, inputs: Tensor, partner: Tensor, drawn: Iterator[Any]) -> tuple[Tensor, Tensor]:
         if inputs.dim() != 4:
-            text = "CutMix is for images (sample, channel, height, width), not for data"
+            text = "CutMix supports images (sample, channel, height, width), not data"
             raise BatchError(f"{text} {tuple(inputs.shape)}")
         height, width = inputs.shape[-2:]
         boxes = torch.tensor([self._box(each, height, width) for each in drawn])
@@ -158,7 +158,7 @@ class CutMix(Mixer):
         return torch.where(is_pasted, inputs[partner], inputs), 1 - area[:, 0] / (height * width)
 
     def _box(self, drawn: Any, height: int, width: int) -> list[int]:
-        """Return top, bottom, left and right of what is pasted: what lies outside is cut off."""
+        """Return top, bottom, left and right of the pasted rectangle, clipped to the image."""
         side = 0.5 * math.sqrt(1 - drawn.beta(self.alpha, self.alpha))
         ends = []
         for size in (height, width):
@@ -168,7 +168,7 @@ class CutMix(Mixer):
 
 
 class MixerChoice:
-    """One of several mixers for each batch, by their weights, as RandomChoice has them."""
+    """Chooses one of several mixers for each batch, by the weights of RandomChoice."""
 
     def __init__(self, mixers: Sequence[Mixer], weights: Sequence[float]) -> None:
         self.mixers, self.weights = list(mixers), list(weights)
@@ -182,10 +182,10 @@ class MixerChoice:
 
 
 def as_mixer(transform: Any) -> Mixer | MixerChoice | None:
-    """Return what mixes the samples of a batch; None for any other transform.
+    """Return the mixer of a transform, or None for other transforms.
 
     Raises:
-        DataError: it is put into another of torchvision's containers than RandomChoice.
+        DataError: a mixer is inside a torchvision container other than RandomChoice.
     """
     if isinstance(transform, Mixer):
         return transform
@@ -199,13 +199,13 @@ def as_mixer(transform: Any) -> Mixer | MixerChoice | None:
     if not any(mixers) or name == "Compose":
         return None
     if name != "RandomChoice" or not all(isinstance(each, Mixer) for each in mixers):
-        text = f"{name} cannot hold MixUp or CutMix among other transforms"
-        raise DataError(f"transforms: {text}: list them by themselves, or in a RandomChoice")
+        text = f"{name} cannot contain MixUp or CutMix among other transforms"
+        raise DataError(f"transforms: {text}: list them separately, or in a RandomChoice")
     return MixerChoice(mixers, transform.p)  # type: ignore[arg-type]
 
 
 def _seeded(seeds: Iterable[int]) -> Iterator[Any]:
-    """Yield one `RandomState`, seeded again each time: 16 us, where a new one takes 600."""
+    """Yield one `RandomState`, reseeded for each sample: 16 us, against 600 us for a new one."""
     state = np.random.RandomState(0)
     for seed in seeds:
         state.seed(seed & 0xFFFFFFFF)
@@ -213,5 +213,5 @@ def _seeded(seeds: Iterable[int]) -> Iterator[Any]:
 
 
 def single_mixers(mixers: Sequence[Mixer | MixerChoice]) -> list[Mixer]:
-    """Return the mixers, each of a choice too."""
+    """Return the mixers, including those of each choice."""
     return [one for each in mixers for one in getattr(each, "mixers", [each])]

@@ -1,4 +1,4 @@
-"""From samples to model input: transforms keyed by sample, then float and normalised."""
+"""Turns samples into model input: applies transforms keyed by sample, then normalizes."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from base.datasets.transforms import batched_transform
 from base.errors import BatchError, DataError
 from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 
-Images = Tensor | list[Tensor]  # (sample, channel, height, width), or a list of unequal images
-Columns = dict[int, Any]  # targets that move with the images: a tensor of all, or a list
+Images = Tensor | list[Tensor]  # (sample, channel, height, width), or images of different sizes
+Columns = dict[int, Any]  # targets that move with the images, as a tensor or a list
 
-# Transforms of torchvision that draw nothing, so that they may change a whole batch at once.
+# Deterministic transforms of torchvision, which can process a whole batch.
 DETERMINISTIC = frozenset((
     "CenterCrop", "ConvertImageDtype", "Grayscale", "Identity", "Normalize", "Pad", "Resize", "RGB",
     "ToDtype",
 ))  # fmt: skip
-NO_OPS = frozenset(("PILToTensor", "ToImage", "ToPureTensor"))  # images are tensors by now
+NO_OPS = frozenset(("PILToTensor", "ToImage", "ToPureTensor"))  # images are tensors already
 
 
 class Pipeline:
-    """Apply transforms to the images of a batch and normalise them.
+    """Applies transforms to the images of a batch and normalizes them.
 
-    Those with ``batch(images, draws)``, and torchvision's that are deterministic or that
-    `batched_transform` knows, are applied to the batch; from the first other one on, each sample is
-    changed by itself, with torch's, numpy's and Python's streams seeded from (seed, epoch, index).
-    Targets that lie on the images (see `SpatialTargets`) move with them.
+    Transforms with ``batch(images, draws)``, and torchvision's that are deterministic or supported
+    by `batched_transform`, process the whole batch. From the first other one on, samples are
+    transformed one by one, with torch's, numpy's and Python's generators seeded from (seed, epoch,
+    index). Spatial targets (see `SpatialTargets`) move with the images.
 
     Args:
-        white: what is white in images of whole numbers; they are divided by it.
-        mean, std: of each channel, from 0 to 1; of each column for (sample, column) data.
+        white: the maximum value of integer images, by which they are divided.
+        mean, std: per channel, for values from 0 to 1; per column for (sample, column) data.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Pipeline:
         if any(isinstance(stage, Mixer | MixerChoice) for stage in self.stages):
             raise DataError("transforms: MixUp and CutMix mix finished samples: list them last")
         self.moves = not all(map(keeps_places, self.stages))
-        self.ignored = IGNORED  # the class number of what comes into a mask from outside
+        self.ignored = IGNORED  # the class number that fills masks beyond the image border
         self.white, self.is_normalised = white, False
         self.mean, self.std = torch.zeros(1), torch.ones(1)
         if mean is not None and std is not None:
@@ -80,19 +80,19 @@ class Pipeline:
         self.is_slow, self.begins_with_lists = any(takes_lists), takes_lists[:1] == [True]
 
     def __call__(self, images: Images, seed: int, epoch: int, indices: Tensor) -> Tensor:
-        """Return model input, float32: what each sample by itself would give, stacked."""
+        """Return model input, float32. The result equals that of single samples, stacked."""
         return self.with_targets(images, [], seed, epoch, indices)[0]
 
     def with_targets(
         self, images: Images, columns: Sequence[Any], seed: int, epoch: int, indices: Tensor
     ) -> tuple[Tensor, list[Any]]:
-        """Return model input and the targets, of which those that lie on the images moved along.
+        """Return model input and targets, with spatial targets moved like the images.
 
         Args:
-            columns: of each target: a tensor of all samples, or a list of what each one has.
+            columns: for each target, a tensor of all samples, or a list with an entry per sample.
 
         Raises:
-            BatchError: there are such targets, and a transform cannot move them.
+            BatchError: a transform cannot move a spatial target.
         """
         targets = SpatialTargets(images, columns, self.ignored, indices.tolist() if columns else ())
         if not self.stages and isinstance(images, Tensor):
@@ -116,19 +116,19 @@ class Pipeline:
     def mixed(
         self, images: Tensor, columns: list[Any], seed: int, epoch: int, indices: Tensor
     ) -> list[Any]:
-        """Return a finished batch in which MixUp or CutMix, where listed, mixed the samples."""
+        """Return the batch after applying MixUp or CutMix, if listed."""
         if self.mixers and len(columns) != 1:
-            text = f"{len(columns)} targets beside the image"
-            raise BatchError(f"MixUp and CutMix are for samples (image, target), not for {text}")
+            text = f"{len(columns)} targets besides the image"
+            raise BatchError(f"MixUp and CutMix support samples (image, target), not {text}")
         for mixer in self.mixers:
             images, columns[0] = mixer(images, columns[0], seed, epoch, indices)
         return [images, *columns]
 
     def check_targets_move(self, image: Tensor, entries: Sequence[Any], has_boxes: bool) -> None:
-        """Make sure that each transform can move the targets that lie on an image with it.
+        """Check that each transform can move the spatial targets of an image.
 
         Args:
-            entries: of each target, a list or tensor of which the first belongs to the image.
+            entries: for each target, a list or tensor whose first entry belongs to the image.
         """
         size = image.shape[-2:]
         if not self.moves or image.dim() != 3:
@@ -138,7 +138,7 @@ class Pipeline:
         for stage in self.stages if are_lying else ():
             text = why_not_together(getattr(stage, "function", stage), has_boxes)
             if text:
-                raise BatchError(f"transforms: the targets lie on the images, but {text}")
+                raise BatchError(f"transforms: the targets are spatial, but {text}")
 
     def _one_by_one(
         self,
@@ -149,7 +149,7 @@ class Pipeline:
         epoch: int,
         indices: Tensor,
     ) -> tuple[Images, Columns]:
-        """Apply what is left of the transforms to each sample by itself."""
+        """Apply the remaining transforms to each sample separately."""
         changed, moved = [], _emptied(moving)
         for number, index in enumerate(indices.tolist()):
             seed_cpu_streams(derive_seed(seed, "transform", epoch, index))
@@ -164,13 +164,13 @@ class Pipeline:
         return _stacked(changed), moved
 
     def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Subtract and divide by these in each channel or column from now on."""
+        """Set the mean and std of each channel or column."""
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
         self.is_normalised = True
 
     def as_input(self, images: Tensor) -> Tensor:
-        """Scale whole numbers to 0 .. 1 and normalise."""
-        shape = (-1, *[1] * (images.dim() - 2))  # of the channels, or of the columns of a table
+        """Scale integers to the range 0 to 1 and normalize."""
+        shape = (-1, *[1] * (images.dim() - 2))  # broadcasts over channels or table columns
         mean, std = (x.to(images.device).view(shape) for x in (self.mean, self.std))
         white = 1.0 if images.is_floating_point() else self.white
         images = images.float() if images.is_floating_point() else images
@@ -178,17 +178,17 @@ class Pipeline:
             if numbers.numel() not in (1, images.shape[1]):
                 text = f"{numbers.numel()} numbers of mean or std, but images have"
                 raise BatchError(f"normalize: {text} {images.shape[1]} channels")
-        scaled = images * (1 / (white * std))  # float32, also of whole numbers
+        scaled = images * (1 / (white * std))  # float32, for integers too
         return scaled.sub_(mean / std) if self.mean.any() else scaled
 
 
 class TransformedDataset(Dataset[Any]):
-    """A data set seen through a pipeline, a batch at a time: ``[inputs, *what goes with them]``."""
+    """Applies a pipeline to a data set, a batch at a time: ``[inputs, *targets]``."""
 
     def __init__(self, source: Any, pipeline: Pipeline, mode: str | None = None) -> None:
         self.reads_from, self.pipeline, self.mode = source, pipeline, mode
         self.name = type(source).__name__
-        self.device: torch.device | None = None  # where the data are, if not on the CPU
+        self.device: torch.device | None = None  # the device of the data, if not the CPU
         self._get_batch = find_get_batch(source)
         self._decodes_images = offered(source, HasImages) is not None
         self._gives_lists = pipeline.begins_with_lists and self._decodes_images
@@ -201,12 +201,12 @@ class TransformedDataset(Dataset[Any]):
 
     @property
     def ids(self) -> list[str]:
-        """The id of each sample; no attribute where the data set has none."""
+        """The id of each sample. The attribute is missing if the data set has no ids."""
         ids: list[str] = self.reads_from.ids
         return ids
 
     def record(self) -> dict[str, Any]:
-        """Return the pipeline's statistics, the mode of images, and what the source records."""
+        """Return the pipeline's statistics, the image mode and the source's record."""
         found: dict[str, Any] = {"white": self.pipeline.white}
         if self.pipeline.is_normalised:
             found["mean"], found["std"] = self.pipeline.mean.tolist(), self.pipeline.std.tolist()
@@ -216,31 +216,31 @@ class TransformedDataset(Dataset[Any]):
         return {**found, **record_of(self.reads_from)}
 
     def use_record(self, record: Mapping[str, Any]) -> None:
-        """Pass a record on to the source; the loader uses the statistics."""
+        """Pass a record to the source. The loader uses the statistics."""
         use_record(self.reads_from, record)
 
     @property
     def uses_streams(self) -> bool:
-        """Whether something may draw from torch's, numpy's or python's stream."""
+        """Whether anything may draw from torch's, numpy's or Python's global generators."""
         is_ready_made = self._get_batch is not None or self._decodes_images
         return self.pipeline.has_streams or not is_ready_made
 
     @property
     def readers(self) -> str:
-        """Threads share the streams, so they serve where nothing draws from these."""
+        """The fastest way to read; not threads if anything draws from the global generators."""
         if self.uses_streams:
             return "processes"
         is_quick = self._get_batch is not None and not self.pipeline.is_slow
         return "none" if is_quick else "threads"
 
     def place_on(self, device: torch.device) -> bool:
-        """Copy data in memory to a GPU where they fill less than a third of what is free there."""
+        """Copy data in memory to a GPU if they take less than a third of its free memory."""
         tensors = getattr(self.reads_from, "tensors_given", None)
         if tensors is None or device.type != "cuda":
             return False
         if sum(each.nbytes for each in tensors) > torch.cuda.mem_get_info(device)[0] / 3:
             return False
-        if self.reads_from.placed is None:  # the validation part reads the same copy
+        if self.reads_from.placed is None:  # validation shares the copy
             self.reads_from.placed = self.reads_from.placed_on(device)
         self._get_batch, self.device = self.reads_from.placed.get_batch, device
         return True
@@ -252,11 +252,11 @@ class TransformedDataset(Dataset[Any]):
         return [part[0] for part in self.get_random_batch(torch.tensor([index]), 0, 0)]
 
     def get_random_batch(self, indices: Tensor, seed: int, epoch: int) -> list[Any]:
-        """Read and transform samples; what is random follows from the arguments alone.
+        """Read and transform samples. Randomness depends only on the arguments.
 
         Args:
-            indices: of the samples; the length and more added to one asks for the same sample,
-                changed in another way.
+            indices: the samples. An index beyond the length reads sample ``index % length`` with
+                other random numbers.
         """
         places = indices % len(self)
         if self.device is not None:
@@ -273,22 +273,22 @@ class TransformedDataset(Dataset[Any]):
         return self.pipeline.mixed(images, columns, seed, epoch, indices)
 
     def check(self) -> None:
-        """Make sure, by the first sample, that each transform moves what lies on the image.
+        """Check with the first sample that each transform moves the spatial targets.
 
         Raises:
-            BatchError: one cannot.
+            BatchError: a transform cannot.
         """
         targets = getattr(self.reads_from, "targets", None)
         is_flat = isinstance(targets, Tensor) and targets.dim() < 3
         if isinstance(targets, list) and targets:
-            is_flat = isinstance(targets[0], int | float)  # torchvision's may be paths of masks
+            is_flat = isinstance(targets[0], int | float)  # torchvision's may be mask paths
         has_own = hasattr(self.reads_from, "transform")
         if is_flat or not (self.pipeline.moves or self.pipeline.mixers or has_own):
             return
         streams = cpu_streams()
         try:
             image, *rest = self._sample(0, 0)
-        except Exception:  # reading it fails again, in its turn, and then says where
+        except Exception:  # reading it later fails again, with its location
             return
         finally:
             set_cpu_streams(streams)
@@ -299,8 +299,8 @@ class TransformedDataset(Dataset[Any]):
         has_boxes = SpatialTargets([image], entries, ids=[0]).has_boxes
         self.pipeline.check_targets_move(image, entries, has_boxes)
         if self.pipeline.mixers and any(lies_on(entry, size) for entry in rest):
-            text = "MixUp and CutMix mix class numbers, but the targets lie on the images"
-            raise BatchError(f"transforms: {text}: leave them out")
+            text = "MixUp and CutMix mix class numbers, but the targets are spatial"
+            raise BatchError(f"transforms: {text}: remove them")
         own = getattr(self.reads_from, "transform", None)
         if own is not None and any(lies_on(entry, size) for entry in rest):
             for each in _leaves(own):
@@ -309,27 +309,27 @@ class TransformedDataset(Dataset[Any]):
                     raise BatchError(f"{text} without its mask: list it in the loader's transforms")
 
     def _sample(self, index: int, seed: int) -> list[Any]:
-        """Read one sample: its image as a tensor, and what goes with it."""
+        """Read one sample: its image as a tensor, and its targets."""
         if self.uses_streams:
             seed_cpu_streams(seed)
         sample = self.reads_from[index]
         parts = list(sample) if isinstance(sample, (list, tuple)) else [sample]
-        if not self._decodes_images:  # a user's own, or torchvision's
+        if not self._decodes_images:  # a user's data set, or torchvision's
             parts[0] = _as_input(parts[0], self.mode, f"sample {index}")
         return parts
 
 
 class GivenImages:
-    """The images of a data set that gives whole samples, as those of your own or torchvision's do.
+    """The images of a data set that returns whole samples, such as torchvision's or your own.
 
-    What the data set draws at random for a sample is the same each time, and leaves no trace.
+    Random draws of the data set are the same on each access and do not affect other generators.
     """
 
     def __init__(self, source: Any, mode: str | None, seed: int) -> None:
         self.source, self.mode, self.seed = source, mode, seed
 
     def image(self, index: int) -> Tensor:
-        """Read the image of a sample (channel, height, width), or an array as it is."""
+        """Read the image of a sample (channel, height, width), or an array unchanged."""
         streams = cpu_streams()
         try:
             seed_cpu_streams(derive_seed(self.seed, "sample", 0, index))
@@ -340,13 +340,13 @@ class GivenImages:
         return _as_input(image, self.mode, self.place(index))
 
     def place(self, index: int) -> str:
-        """Return which sample it is."""
+        """Return the location of a sample."""
         placed = offered(self.source, HasPlaces)
         return f"sample {index}" if placed is None else placed.place(index)
 
 
 class _Batched:
-    """A function of a whole batch, in which nothing is random; torchvision's moves masks too."""
+    """A deterministic function of a whole batch. torchvision's functions move masks too."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function, self.keeps_places = function, keeps_places(function)
@@ -364,7 +364,7 @@ class _Batched:
 
 
 class _Single:
-    """A transform of one image that may draw from the streams."""
+    """A transform of one image, which may draw from the global generators."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.keeps_places = function, keeps_places(function)
@@ -373,7 +373,7 @@ class _Single:
         return self._checked(self.function(images[0]))
 
     def together(self, image: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
-        """Change an image, and with it all that lies on it, in one call of torchvision's."""
+        """Transform an image and its spatial targets in a single call."""
         from torchvision.tv_tensors import Image
 
         image, *entries = self.function(Image(image), *entries)
@@ -392,9 +392,9 @@ _to_float.keeps_places = True  # type: ignore[attr-defined]
 
 
 def _stages(transform: Any) -> list[Any]:
-    """Return a transform, or the parts of a composed one, as stages of the pipeline."""
+    """Return a transform, or the parts of a composed transform, as stages of the pipeline."""
     if not callable(transform):
-        text = f"{type(transform).__name__} cannot be called, so it is not a transform"
+        text = f"{type(transform).__name__} is not callable, so it is not a transform"
         raise DataError(f"transforms: {text}; give {{type: ..., args: ...}}")
     module, name = type(transform).__module__, type(transform).__name__
     is_torchvisions = module.startswith("torchvision.transforms")
@@ -416,9 +416,9 @@ def _stages(transform: Any) -> list[Any]:
 
 
 def fill_masks_with_zero(transform: Any) -> None:
-    """Have torchvision's transforms fill masks with 0, whatever they fill images with.
+    """Make torchvision's transforms fill masks with 0, regardless of the fill of images.
 
-    0 is what `SpatialTargets` takes for the outside, and the background of masks of one object.
+    `SpatialTargets` treats 0 as outside of the image, and it is the background of object masks.
     """
     for part in parts_of(transform):
         fill_masks_with_zero(part)
@@ -430,13 +430,13 @@ def fill_masks_with_zero(transform: Any) -> None:
 
 
 def _leaves(transform: Any) -> list[Any]:
-    """Return the single transforms of one that may be composed."""
+    """Return the single transforms in a transform that may be composed."""
     parts = parts_of(transform)
     return [leaf for part in parts for leaf in _leaves(part)] if parts else [transform]
 
 
 def _as_input(value: Any, mode: str | None, where: str) -> Tensor:
-    """Return an image as a tensor (channel, height, width); other arrays as they are."""
+    """Convert an image to a tensor (channel, height, width); return other arrays unchanged."""
     if isinstance(value, (np.ndarray, Tensor)):
         is_grey = value.ndim == 2 and (mode is not None or value.dtype in (np.uint8, torch.uint8))
         if value.ndim != 3 and not is_grey:
@@ -445,7 +445,7 @@ def _as_input(value: Any, mode: str | None, where: str) -> Tensor:
 
 
 def _apply(stage: Any, images: Images, moving: Columns, draws: Draws) -> tuple[Images, Columns]:
-    """Apply a stage to the batch, or to each image where they are unequal, and to its targets."""
+    """Apply a stage to the batch, or to each image if sizes differ, and to the targets."""
     if isinstance(images, Tensor) or hasattr(stage, "takes_lists"):
         return _apply_to_batch(stage, images, moving, draws)
     changed, moved = [], _emptied(moving)
@@ -456,7 +456,7 @@ def _apply(stage: Any, images: Images, moving: Columns, draws: Draws) -> tuple[I
         changed.append(one[0])
         for place, column in lone.items():
             moved[place] += column
-    draws.n_drawn = left.n_drawn  # of each sample equally many
+    draws.n_drawn = left.n_drawn  # equal for all samples
     return _stacked(changed), moved
 
 
@@ -477,8 +477,8 @@ def _apply_to_batch(
     if not isinstance(whole, Tensor) or len(whole) != len(images):
         found = tuple(whole.shape) if isinstance(whole, Tensor) else f"a {type(whole).__name__}"
         given = (len(images), *images[0].shape)
-        text = f"{type(stage).__name__} was given images {given} and gave {found}"
-        raise BatchError(f"{text}; `batch` returns all of them, as a tensor")
+        text = f"{type(stage).__name__} received images {given} and returned {found}"
+        raise BatchError(f"{text}; `batch` must return all of them as a tensor")
     if is_still:
         return whole, moving
     moved = {place: _moved(stage, column, sizes, before) for place, column in moving.items()}
@@ -486,7 +486,7 @@ def _apply_to_batch(
 
 
 def _moved(stage: Any, column: Any, sizes: Sequence[Any], draws: Draws) -> Any:
-    """Move one target of all samples as the stage moves their images."""
+    """Move one target of all samples in the same way as the stage moves their images."""
     if isinstance(column, Tensor):
         return stage.batch_masks(column, draws.copy())
 
@@ -494,14 +494,14 @@ def _moved(stage: Any, column: Any, sizes: Sequence[Any], draws: Draws) -> Any:
         own = draws.sample(number)
         if has_override(stage, "move"):
             return stage.move(target, sizes[number], own)
-        return type(target)(stage.batch_masks(target[None], own)[0])  # a mask, as was checked
+        return type(target)(stage.batch_masks(target[None], own)[0])  # a mask, as checked before
 
     numbered = enumerate(column)
     return [change_each(functools.partial(moved, number), entry) for number, entry in numbered]
 
 
 def _unequal(images: list[Tensor], indices: Tensor) -> str:
-    """Return which two samples of a batch differ in shape or dtype."""
+    """Return a message naming two samples of a batch that differ in shape or dtype."""
     forms = [(tuple(image.shape), image.dtype) for image in images]
     other = next(number for number, form in enumerate(forms) if form != forms[0])
     facts = [
@@ -509,12 +509,12 @@ def _unequal(images: list[Tensor], indices: Tensor) -> str:
         f"{f' of {forms[number][1]}' if forms[0][0] == forms[other][0] else ''}"
         for number in (other, 0)
     ]
-    text = f"images of unequal shapes: {facts[0]}, {facts[1].replace(' is ', ' ')}"
+    text = f"images of different shapes: {facts[0]}, {facts[1].replace(' is ', ' ')}"
     return f"{text}; add a transform that makes them equal, such as Resize"
 
 
 def _stacked(images: list[Tensor]) -> Images:
-    """Make one tensor of images of one shape."""
+    """Stack images of equal shape."""
     if all(x.shape == images[0].shape and x.dtype == images[0].dtype for x in images):
         return torch.stack(images)
     return images

@@ -1,4 +1,4 @@
-"""Public image sets by name: from their files where these exist, else through torchvision."""
+"""Public image data sets by name, loaded from files if these exist, else with torchvision."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ IDX_FILES = (  # (images, labels) of the training set, then of the test set
 
 
 class PublicSet(NamedTuple):
-    """What is known of a set: its pixels from 0 to 1, for each channel, and how to change them."""
+    """Information on a set: statistics of its pixels (0 to 1) per channel, and its augmentation."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shift: int  # pixels, when augmented
     flip: bool
-    archive: str | None  # the file that is downloaded; None: four gzipped IDX files
+    archive: str | None  # the downloaded file; None: four gzipped IDX files
 
 
 PUBLIC_SETS = {
@@ -53,17 +53,17 @@ PUBLIC_SETS = {
 
 
 def find_public_set(name: str) -> PublicSet:
-    """Return the set of this name."""
+    """Return the public set with this name."""
     if name not in PUBLIC_SETS:
         known = ", ".join(PUBLIC_SETS)
-        raise DataError(f"no public set is named {name!r}{nearest(name, PUBLIC_SETS)} ({known})")
+        raise DataError(f"no public set {name!r}{nearest(name, PUBLIC_SETS)} ({known})")
     return PUBLIC_SETS[name]
 
 
 def load_in_memory(
     name: str, data_dir: Path, *, training: bool, download: bool, augment: bool
 ) -> tuple[Dataset[Any], Dataset[Any]]:
-    """Return the set twice, decoded once: for training and for validation."""
+    """Return the set for training and for validation, decoded once."""
     facts = find_public_set(name)
     files = _idx_files(name, data_dir, training)
     if facts.archive is None and all(file.exists() for file in files):
@@ -82,7 +82,7 @@ def load_in_memory(
 def load_one_by_one(
     name: str, data_dir: Path, *, training: bool, download: bool, augment: bool
 ) -> tuple[Dataset[Any], Dataset[Any]]:
-    """Return the set twice, as torchvision gives it: a PIL image decoded for each sample."""
+    """Return the set for training and for validation as torchvision reads it: PIL images."""
     from torchvision import transforms
 
     facts = find_public_set(name)
@@ -98,7 +98,7 @@ def load_one_by_one(
 
 
 def open_with_torchvision(name: str, data_dir: Path, training: bool, download: bool) -> Any:
-    """Return torchvision's data set, downloaded if need be: a dry run keeps nothing of it."""
+    """Return torchvision's data set, downloaded if needed. A dry run does not keep the download."""
     from torchvision import datasets  # takes seconds
 
     named = getattr(datasets, name)
@@ -112,15 +112,15 @@ def open_with_torchvision(name: str, data_dir: Path, training: bool, download: b
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1] if download else "download is false"
         raise DataError(
-            f"{name} is not in {data_dir} and cannot be fetched ({reason}); with download: true, "
-            f"put {_expected_files(name, data_dir)} or run once where there is a network"
+            f"{name} is not in {data_dir} and cannot be downloaded ({reason}); with download: "
+            f"true, put {_expected_files(name, data_dir)} or run once with network access"
         ) from error
 
 
 def _downloaded(name: str, data_dir: Path, training: bool) -> Any:
-    """Download a set into a temporary folder, which is copied to `data_dir` when the run begins.
+    """Download a set into a temporary folder, which is copied to `data_dir` when the run starts.
 
-    What is there already, such as an archive that is not unpacked yet, is not fetched again.
+    Existing files, such as an archive that is not unpacked yet, are not downloaded again.
     """
     from torchvision import datasets
 
@@ -146,17 +146,17 @@ def _move(folder: Path, data_dir: Path) -> None:
     try:
         shutil.copytree(folder, data_dir, dirs_exist_ok=True)
     except (OSError, shutil.Error) as error:
-        raise DataError(f"{data_dir}: what was downloaded cannot be kept there: {error}") from error
+        raise DataError(f"{data_dir}: the download cannot be stored there: {error}") from error
 
 
 def _idx_files(name: str, data_dir: Path, training: bool) -> list[Path]:
-    """Return where torchvision lays images and labels: unpacked or, failing that, gzipped."""
+    """Return torchvision's files of images and labels: unpacked, or else gzipped."""
     files = [data_dir / name / "raw" / file for file in IDX_FILES[0 if training else 1]]
     return [file if file.exists() else file.with_name(f"{file.name}.gz") for file in files]
 
 
 def _expected_files(name: str, data_dir: Path) -> str:
-    """Return which files are expected, and where."""
+    """Return the names and the folder of the expected files."""
     archive = find_public_set(name).archive
     if archive is not None:
         return f"{archive} into {data_dir}/"
@@ -166,7 +166,7 @@ def _expected_files(name: str, data_dir: Path) -> str:
 
 @contextlib.contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Wait for an answer from the network this long, not for ever."""
+    """Limit the time that network operations wait for an answer."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

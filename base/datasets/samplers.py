@@ -1,4 +1,4 @@
-"""Samplers: which samples an epoch has, and how often. Add your own here."""
+"""Samplers, which choose the samples of an epoch. Add your own here."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from base.errors import DataError
 
 
 class HardExampleSampler(Sampler[int]):
-    """Draws samples of high loss more often, from the epoch after that in which it was seen.
+    """Draws samples with a high loss more often, starting with the epoch after the loss was seen.
 
-    An epoch has as many samples as there are. `share` of them are drawn with replacement, each with
-    a probability proportional to its loss; all others without: no sample twice, in random order.
-    A sample whose loss is not known yet counts as the hardest. The first epoch has each once.
+    An epoch is as long as the data set. The fraction `share` of it is drawn with replacement, with
+    probabilities proportional to the losses; the rest is drawn without replacement. A sample whose
+    loss is not known yet counts as the hardest. The first epoch has each sample once.
 
     Args:
-        share: from 0 to 1; 0 draws each sample once an epoch.
-        memory: the loss of a sample is `memory` times what it was and the rest its mean in the last
-            epoch that had it.
-        n_samples: for torch's own DataLoader, which does not say how many there are.
+        share: from 0 to 1; 0 draws each sample once per epoch.
+        memory: the weight of the previous loss in the moving average of a sample's loss; the rest
+            is its mean loss in the last epoch that contained it.
+        n_samples: the number of samples; needed with torch's DataLoader, which does not pass it.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class HardExampleSampler(Sampler[int]):
             if not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise DataError(f"HardExampleSampler: {name} must be from 0 to 1, not {value!r}")
         self.share, self.memory, self.n_samples = share, memory, n_samples
-        self.losses = torch.empty(0)  # (id,) NaN where none is known
+        self.losses = torch.empty(0)  # (id,) NaN if not known
 
     def draw(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the order in which an epoch reads samples, which are some of `indices`."""
+        """Return the samples of an epoch, a selection of `indices`, in reading order."""
         n = len(indices)
         shuffled = indices[torch.randperm(n, generator=generator)]
         losses = self._known_losses(indices)
@@ -51,7 +51,7 @@ class HardExampleSampler(Sampler[int]):
         return mixed[torch.randperm(n, generator=generator)]
 
     def update(self, ids: Tensor, losses: Tensor) -> None:
-        """Update the loss of each sample that an epoch had; see `base/data/sampler_state.py`."""
+        """Update the losses of an epoch's samples; see `base/data/sampler_state.py`."""
         losses = losses.to(torch.float64).clamp(min=0)
         is_sound = losses.isfinite()
         seen, places = ids[is_sound].unique(return_inverse=True)
@@ -69,7 +69,7 @@ class HardExampleSampler(Sampler[int]):
 
     def __len__(self) -> int:
         if self.n_samples is None:
-            raise DataError("HardExampleSampler: give n_samples where torch's DataLoader reads")
+            raise DataError("HardExampleSampler: give n_samples with torch's DataLoader")
         return self.n_samples
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class HardExampleSampler(Sampler[int]):
         self.losses = state_dict["losses"]
 
     def _known_losses(self, ids: Tensor) -> Tensor:
-        """Return the losses of some samples, NaN where none is known."""
+        """Return the losses of some samples, NaN if not known."""
         self._grow(int(ids.max()) + 1 if len(ids) else 0)
         return self.losses[ids]
 

@@ -1,7 +1,7 @@
-"""Targets that lie on an image, such as masks and boxes: found, made ready to move, collated.
+"""Detects, transforms and collates spatial targets: masks, boxes and keypoints.
 
-An integer target of its image's height and width counts as a mask of class numbers. What a move
-brings into a mask from outside of the image is of no class: it gets the number that losses ignore.
+An integer target with the height and width of its image is a mask of class numbers. Pixels that a
+transform moves into a mask from outside of the image get the class number that losses ignore.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from base.data.batch import CONTAINERS, leaves, map_leaves, tensors_in
 from base.errors import BatchError, DataError
 
 IGNORED = -100  # the class number that torch's losses ignore by default
-# Masks move as class number + OFFSET, so that the 0 which comes in from outside is none of them.
-# Every sum is a whole number that float32 holds, in which torchvision rotates and warps.
+# Masks are transformed as class number + OFFSET, so that 0 marks pixels from outside. All sums
+# are integers that float32 represents exactly, in which torchvision rotates and warps.
 OFFSET = 1 << 16
 LARGEST = 1 << 23
-LEAST_SIDE = 8  # of a map in another size than its image; less may be a matrix
+LEAST_SIDE = 8  # of a map that differs in size from its image; a smaller one may be a matrix
 BOX_NAMES = frozenset(("boxes", "box", "bbox", "bboxes", "bndbox", "keypoints", "landmarks"))
 
-Column = Any  # of one target for each sample of a batch: a tensor, or a list
+Column = Any  # one target of all samples of a batch: a tensor or a list
 
 
 class SpatialTargets:
-    """The targets of a batch, of which some may lie on its images.
+    """The targets of a batch, some of which may be spatial.
 
     Args:
-        columns: what a sample has besides the image, for all of them: tensors, or lists.
-        ignored: the class number of what comes into a mask from outside.
-        ids: what errors call the samples.
+        columns: the targets of all samples, as tensors or lists.
+        ignored: the class number of pixels from outside of the image.
+        ids: the names of the samples in error messages.
 
     Raises:
-        DataError: a target lies on an image of another size, or is a colour image.
+        DataError: a spatial target differs in size from its image, or is a colour image.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SpatialTargets:
         ids: Sequence[Any] = (),
     ) -> None:
         self.columns, self.ignored, self.ids = list(columns), ignored, ids
-        self.kinds: dict[int, list[Any]] = {}  # how each entry lies on its image, by column
+        self.kinds: dict[int, list[Any]] = {}  # the kind of each entry, by column
         self.moving: dict[int, Column] = {}
         size = tuple(images[0].shape[-2:])
         for number, column in enumerate(columns if images[0].dim() == 3 else ()):
@@ -61,17 +61,17 @@ class SpatialTargets:
 
     @property
     def has_boxes(self) -> bool:
-        """Whether some are not masks of whole images."""
+        """Whether some targets are not masks of whole images."""
         found = (kind for kinds in self.kinds.values() for kind in kinds[0])
         return any(isinstance(kind, str) and kind for kind in found)
 
     def collated(self) -> list[Any]:
-        """Return the targets as a batch has them; those with boxes as a list, one of each sample.
+        """Return the collated targets; targets with boxes are a list with an entry per sample.
 
-        A list of what each sample has is stacked; all else is a batch's already.
+        Lists with an entry per sample are stacked. Other values are already batched.
 
         Raises:
-            BatchError: they cannot be stacked.
+            BatchError: targets cannot be stacked.
         """
         columns = []
         for number, column in enumerate(self.columns):
@@ -89,7 +89,7 @@ class SpatialTargets:
         return columns
 
     def _prepare_column(self, number: int, column: Column, images: Tensor | list[Tensor]) -> Column:
-        """Return a target of all samples as tensors that can be moved, and keep what they were."""
+        """Convert a target of all samples to tensors that can be moved, and store their kinds."""
         size = tuple(images[0].shape[-2:])
         if isinstance(column, Tensor):
             self.kinds[number] = [[_kind(column[0], size, is_inner=False)]] * len(column)
@@ -116,7 +116,7 @@ class SpatialTargets:
         return entries
 
     def _restore(self, entry: Any, kinds: list[Any]) -> Any:
-        """Return a moved target as the plain tensors that it was."""
+        """Convert a moved target back to its original form."""
         left = iter(kinds)
 
         def give(value: Any) -> Any:
@@ -128,7 +128,7 @@ class SpatialTargets:
         return map_leaves(entry, give)
 
     def as_lists(self) -> dict[int, list[Any]]:
-        """Return what moves with a list for each target, of one entry for each sample."""
+        """Return the spatial targets as lists with an entry per sample."""
         from torchvision.tv_tensors import Mask
 
         return {
@@ -138,7 +138,7 @@ class SpatialTargets:
 
 
 def lies_on(entry: Any, size: Sequence[int]) -> bool:
-    """Return whether a target lies on an image of this size, or holds something that does."""
+    """Return whether a target is spatial for an image of this size, or contains such a target."""
     if isinstance(entry, CONTAINERS):
         return any(lies_on(each, size) for each in leaves(entry))
     if isinstance(entry, Image.Image):
@@ -149,21 +149,21 @@ def lies_on(entry: Any, size: Sequence[int]) -> bool:
 
 
 def change_each(change: Callable[[Any], Any], entry: Any) -> Any:
-    """Return a target in which each of torchvision's tensors is changed, however nested."""
+    """Apply ``change`` to each of torchvision's tensors in a nested target."""
     return map_leaves(entry, lambda leaf: change(leaf) if _is_torchvisions(leaf) else leaf)
 
 
 def check_movable(columns: Sequence[Column], size: Sequence[int]) -> None:
-    """Make sure that no target lies on the image in a form that cannot be moved.
+    """Check that all spatial targets can be moved.
 
     Raises:
-        BatchError: boxes are plain numbers, or a map has another size than the image.
+        BatchError: boxes are plain numbers, or a map differs in size from the image.
     """
     for column in columns:
-        if not isinstance(column, Tensor | list):  # of a whole batch, in a form of its own
+        if not isinstance(column, Tensor | list):  # a whole batch of another type
             if any(each.dim() > 2 and each.shape[-2:] == size for each in tensors_in(column)):
-                text = f"a target that lies on the images is in a {type(column).__name__}"
-                raise BatchError(f"{text}, so that no transform can move it: give it as a tensor")
+                text = f"a spatial target is in a {type(column).__name__}"
+                raise BatchError(f"{text}, so that no transform can move it: return it as a tensor")
             continue
         entry = column[0]
         for name in _names_of_boxes(entry):
@@ -178,15 +178,17 @@ def check_movable(columns: Sequence[Column], size: Sequence[int]) -> None:
             raise BatchError(f"{text}: give (channel, height, width)")
         height, width = shape[-2:]
         if min(height, width) >= LEAST_SIDE and height * size[1] == width * size[0]:
-            text = f"a target {shape} seems to lie on its image {size}, but in another size"
-            raise BatchError(f"{text}, so that no transform can move it: give it the image's size")
+            text = (
+                f"a target {shape} seems to be spatial, but differs in size from the image {size}"
+            )
+            raise BatchError(f"{text}, so that no transform can move it: resize it to the image")
 
 
 def collate(entries: list[Any]) -> Any:
     """Stack one target of all samples.
 
     Raises:
-        BatchError: their shapes differ.
+        BatchError: the shapes differ.
     """
     try:
         return default_collate(entries)
@@ -194,16 +196,16 @@ def collate(entries: list[Any]) -> Any:
         shapes = list(dict.fromkeys(map(str, (_shapes(entry) for entry in entries))))
         if len(shapes) < 2:
             raise
-        text = f"targets of unequal shapes, {shapes[0]} and {shapes[1]}, cannot be stacked"
+        text = f"targets of different shapes, {shapes[0]} and {shapes[1]}, cannot be stacked"
         advice = (
-            "give boxes and keypoints in a dict, as torchvision.tv_tensors: a batch then has a "
-            "list of such dicts; masks get one size by a transform such as Resize"
+            "return boxes and keypoints in a dict, as torchvision.tv_tensors: a batch then has a "
+            "list of such dicts; bring masks to one size with a transform such as Resize"
         )
         raise BatchError(f"{text}: {advice}") from error
 
 
 def _prepare(entry: Any, size: Sequence[int], kinds: list[Any], is_inner: bool = False) -> Any:
-    """Return a target, what lies on the image as torchvision's tensors; note their kinds."""
+    """Convert the spatial parts of a target to torchvision's tensors and store their kinds."""
     if isinstance(entry, CONTAINERS):
         return map_leaves(entry, lambda leaf: _prepare(leaf, size, kinds, is_inner=True))
     if isinstance(entry, Image.Image):
@@ -228,11 +230,11 @@ def _prepare(entry: Any, size: Sequence[int], kinds: list[Any], is_inner: bool =
 
 
 def _kind(entry: Tensor, size: Sequence[int], is_inner: bool) -> Any:
-    """Return how a tensor lies on an image of this size, or an empty text where it does not.
+    """Return the kind of a spatial target for an image of this size, or "" for other tensors.
 
     Returns:
-        "boxes" or "own": one of torchvision's tensors, as it is; ("classes", dims, dtype): a mask
-        of class numbers; ("numbers", dims, dtype): other numbers of which each pixel has its own.
+        "boxes" or "own": one of torchvision's tensors, unchanged; ("classes", dims, dtype): a
+        mask of class numbers; ("numbers", dims, dtype): a map of other numbers.
     """
     shape, is_own = tuple(entry.shape), _is_torchvisions(entry)
     if len(shape) in (2, 3) and shape[-2:] == tuple(size):
@@ -248,21 +250,21 @@ def _kind(entry: Tensor, size: Sequence[int], is_inner: bool) -> Any:
 
 
 def _movable(values: Tensor, kind: Any, is_batch: bool = False) -> Tensor:
-    """Return a mask as (channel, height, width), or many of them, such that 0 means outside."""
+    """Convert a mask, or a batch of masks, to (channel, height, width) with 0 for outside."""
     name, n_dims, _ = kind
     values = values.unsqueeze(1 if is_batch else 0) if n_dims == 2 else values
     if name == "numbers":
         return values
     values = values.to(torch.int64)
-    if values.device.type == "cpu":  # a check on a GPU would wait for it
+    if values.device.type == "cpu":  # a check on a GPU would synchronize
         low, high = torch.aminmax(values)
         if low <= -OFFSET // 2 or high >= LARGEST:
-            raise DataError(f"a mask holds {int(low)} to {int(high)}, which are not class numbers")
+            raise DataError(f"a mask has values {int(low)} to {int(high)}, which are not classes")
     return values.to(torch.int32).add_(OFFSET)
 
 
 def _moved_back(values: Tensor, kind: Any, ignored: int, is_batch: bool = False) -> Tensor:
-    """Return a moved mask in the shape that it had, its class numbers in int64."""
+    """Convert a moved mask back to its shape, with class numbers in int64."""
     name, n_dims, dtype = kind
     values = values.as_subclass(Tensor)
     values = values.squeeze(1 if is_batch else 0) if n_dims == 2 else values
@@ -273,15 +275,15 @@ def _moved_back(values: Tensor, kind: Any, ignored: int, is_batch: bool = False)
 
 
 def _class_numbers(image: Image.Image) -> np.ndarray[Any, Any]:
-    """Return the numbers of a mask that is an image: grey levels, or places in its palette."""
+    """Return the class numbers of a mask image: grey levels or palette indices."""
     if image.mode not in ("1", "L", "P", "I", "I;16"):
-        text = f"a target that is an image of mode {image.mode}: give one of class numbers (L or P)"
+        text = f"a target is an image of mode {image.mode}: return class numbers (mode L or P)"
         raise DataError(f"{text}, or a float tensor (channel, height, width)")
     return np.array(image).astype(np.int64)
 
 
 def _names_of_boxes(entry: Any) -> Iterator[str]:
-    """Yield the names of boxes and keypoints that are not tensors of torchvision."""
+    """Yield the names of boxes and keypoints that are not torchvision's tensors."""
     if isinstance(entry, Mapping):
         for name, value in entry.items():
             if str(name).lower() in BOX_NAMES and not _is_torchvisions(value):

@@ -1,4 +1,4 @@
-"""The mean and standard deviation of a data set's channels, computed once and kept."""
+"""Computes and stores the mean and standard deviation of a data set's channels."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ Note = NoteBad | None
 class _Images(HasImages, HasPlaces, Protocol): ...
 
 
-AT_ONCE = 4096  # samples of an in-memory set that are summed together
+CHUNK = 4096  # in-memory samples to sum at once
 
 
 def channel_statistics(
     source: Any, indices: Tensor, white: float, n_threads: int, folder: Path, note_bad: Note = None
 ) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel (or column) over some samples.
+    """Return the mean and standard deviation of each channel (or column) over some samples.
 
-    Numbers are from 0 to 1 where images are of whole numbers; each pixel counts alike, as in
-    ``images.mean(dim=(0, 2, 3))``. What had to be read from files is kept in ``folder``, under a
-    name from the data set's fingerprint and the samples.
+    Integer images are scaled to 0 to 1. All pixels have equal weight, as in
+    ``images.mean(dim=(0, 2, 3))``. Statistics of files are stored in ``folder``, under a name
+    derived from the data set's fingerprint and the samples.
 
     Args:
-        note_bad: is given what cannot be read, which is then left out; None: that is an error.
+        note_bad: called with samples that cannot be read, which are skipped; None raises instead.
     """
     kept: Path | None = None
     if hasattr(source, "fingerprint"):
@@ -59,7 +59,7 @@ def channel_statistics(
 
 
 def _keep(path: Path, mean: list[float], std: list[float]) -> None:
-    with contextlib.suppress(OSError):  # not kept: they are computed again next time
+    with contextlib.suppress(OSError):  # if not stored, they are computed again next time
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.partial")
         part.write_text(json.dumps({"mean": mean, "std": std}))
@@ -69,14 +69,14 @@ def _keep(path: Path, mean: list[float], std: list[float]) -> None:
 def _compute(
     source: Any, indices: Tensor, white: float, n_threads: int, note_bad: Note
 ) -> tuple[list[float], list[float]]:
-    # Sums are of differences from a first value: those of large numbers would lose small
-    # differences, and a constant is exactly one.
+    # Sum differences from the first value: sums of large numbers would lose small differences,
+    # and the differences of a constant are exactly 0.
     count, shift, total, squares = 0, None, torch.zeros(()), torch.zeros(())
     for images in _read(source, indices, n_threads, note_bad):
         scale = 1.0 if images.is_floating_point() else white
         values = images.to(torch.float64).div_(scale)
         if values.dim() < 2:
-            text = "normalize: auto: each sample is one number, without columns or channels"
+            text = "normalize: auto: samples are scalars, without columns or channels"
             raise DataError(f"{text}: give inputs of shape (N, 1)")
         rows = values.flatten(2).transpose(0, 1).flatten(1) if values.dim() > 2 else values.T
         shift = rows[:, :1].clone() if shift is None else shift
@@ -88,17 +88,17 @@ def _compute(
     std = (squares / count - mean.square()).clamp_(min=0).sqrt()
     mean = mean if shift is None else mean + shift[:, 0]
     if not std.isfinite().all():
-        raise DataError("normalize: auto: the data hold numbers that are not finite")
-    std[std == 0] = 1.0  # a constant stays a constant
+        raise DataError("normalize: auto: the data contain NaN or infinite values")
+    std[std == 0] = 1.0  # constants are not scaled
     log.info(f"normalize  mean {_few(mean)}, std {_few(std)}, of {len(indices):,} samples")
     return mean.tolist(), std.tolist()
 
 
 def _read(source: Any, indices: Tensor, n_threads: int, note_bad: Note) -> Iterator[Tensor]:
-    """Yield the images: many at once from memory, else one by one, decoded in threads."""
+    """Yield images: batches from memory, or single images decoded in threads."""
     get_batch = find_get_batch(source)
     if get_batch is not None:
-        for part in indices.split(AT_ONCE):
+        for part in indices.split(CHUNK):
             yield get_batch(part)[0]
     else:
         n_threads, read = max(1, n_threads), functools.partial(_image, source, note_bad is not None)

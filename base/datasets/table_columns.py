@@ -1,4 +1,4 @@
-"""CSV files as columns: numbers, NaN where one is missing, and the values of categories."""
+"""Reads the columns of CSV files: numbers, with NaN for missing values, and categories."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from base.errors import DataError, Problem, nearest
 
 
 class Table(NamedTuple):
-    """The rows of a CSV file, each a text for each column, and the lines where they begin."""
+    """The rows of a CSV file, as the text of each cell, and their line numbers."""
 
     file: str
     columns: list[str]
@@ -37,31 +37,31 @@ class Table(NamedTuple):
     decimal: str = "."
 
     def texts(self, names: Sequence[str]) -> list[list[str]]:
-        """Return the texts in some columns, row by row."""
+        """Return the text of some columns, row by row."""
         places = [self.columns.index(name) for name in names]
         return [[row[place] for place in places] for row in self.rows]
 
     def column(self, name: str) -> list[str]:
-        """Return the texts of a column."""
+        """Return the text of each cell of a column."""
         place = self.columns.index(name)
         return [row[place] for row in self.rows]
 
     def place(self, sample: int, name: str) -> str:
-        """Return the place of a text in the file, by row and column."""
+        """Return the location of a cell, by row and column."""
         return f"{self.file}:{self.lines[sample]}:{name}"
 
     def number_text(self, text: str) -> str:
-        """Return a text with a decimal point where this table's numbers have a comma."""
+        """Replace the decimal comma by a point if this table uses commas."""
         if self.decimal == ".":
             return text
         return f"_{text}" if "." in text else text.replace(self.decimal, ".")
 
 
 def read_table(file: str, delimiter: str = ",", decimal: str = ".") -> Table:
-    """Read a CSV file of UTF-8 whose first line names the columns; ``# ...`` is a comment.
+    """Read a UTF-8 CSV file whose first line names the columns. ``# ...`` is a comment.
 
     Raises:
-        DataError: a line has more or fewer fields than there are columns, or none follows.
+        DataError: the fields of a line do not match the columns, or there are no rows.
     """
     if not isinstance(delimiter, str) or len(delimiter) != 1:
         raise DataError(f"delimiter is {delimiter!r}; give one character, as ',' or \"\\t\"")
@@ -76,7 +76,7 @@ def read_table(file: str, delimiter: str = ",", decimal: str = ".") -> Table:
                 columns = _column_names(texts, file, lines)
             elif lines.is_comment and len(texts) == len(columns):
                 text = (
-                    f"{texts[0]!r}: put a blank after the # of a comment, or quotes around a value"
+                    f"{texts[0]!r}: put a space after the # of a comment, or quotes around a value"
                 )
                 problems.append(Problem(f"{file}:{lines.first}", text))
             elif not lines.is_comment and len(texts) == len(columns):
@@ -94,17 +94,17 @@ def read_table(file: str, delimiter: str = ",", decimal: str = ".") -> Table:
 
 
 class _Lines(Iterator[str]):
-    """The lines of a CSV file for its reader, without the comments between its records.
+    """Iterates over the lines of a CSV file, skipping comments between records.
 
-    A line within quotes is not a comment. ``#`` without a blank behind it may also begin a value:
-    below the names of the columns such a line is given, and marked.
+    Lines within quotes are not comments. ``#`` not followed by a space may also start a value:
+    below the column names, such a line is yielded and marked.
     """
 
     def __init__(self, text: str) -> None:
         self.lines = text.removesuffix("\n").split("\n")
-        self.number = self.first = 0  # of the line, and of the first one of the record
+        self.number = self.first = 0  # current line, and first line of the record
         self.is_within = self.is_comment = self.is_below_names = False
-        self.comments: list[str] = []  # above the names
+        self.comments: list[str] = []  # above the column names
 
     def __next__(self) -> str:
         while self.number < len(self.lines):
@@ -121,7 +121,7 @@ class _Lines(Iterator[str]):
 
 
 def _records(lines: _Lines, delimiter: str) -> Iterator[list[str]]:
-    """Yield the fields of each record, without blanks around them; empty lines are left out."""
+    """Yield the stripped fields of each record, skipping empty lines."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     for record in reader:
         lines.is_within = False
@@ -132,10 +132,10 @@ def _records(lines: _Lines, delimiter: str) -> Iterator[list[str]]:
 
 
 def _column_names(texts: list[str], file: str, lines: _Lines) -> list[str]:
-    """Return the names of the columns, if the first line holds some.
+    """Return the column names in the first line.
 
     Raises:
-        DataError: a name is there twice, or all of them are numbers.
+        DataError: a name occurs twice, or all names are numbers.
     """
     twice = sorted({name for name in texts if name and texts.count(name) > 1})
     if twice:
@@ -149,30 +149,30 @@ def _column_names(texts: list[str], file: str, lines: _Lines) -> list[str]:
 
 log = logging.getLogger("kindling")
 
-Rule = str | float  # what to do where a value is missing
+Rule = str | float  # how to handle a missing value
 RULES = ("error", "drop", "mean", "median")
-# In lower case, of numbers and dates: what pandas reads as missing, and UCI's question mark.
+# Missing numbers and dates, in lower case: pandas' markers and UCI's question mark.
 MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "?"))
 BOOLEANS = {"false": 0.0, "true": 1.0}
 DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d{1,4}(\D.*)?", re.ASCII)
-EXACT = 2**24  # up to here float32 holds every whole number
+EXACT = 2**24  # float32 represents all integers up to here
 ADVICE = "`missing` can fill it in or drop the row"
 
 
 class Categories(NamedTuple):
-    """The values of a column of categories, sorted, and which of them each row has."""
+    """The sorted values of a categorical column, and the value of each row."""
 
     values: list[str]
     numbers: Tensor  # int64 (row,)
 
 
 def text_columns(table: Table, inputs: Sequence[str], dates: Sequence[str]) -> list[str]:
-    """Return the input columns of text, which are categories by ``auto``.
+    """Return the text columns among the inputs, which ``auto`` treats as categories.
 
-    A column in which any value is a number is none: its text may be a mistake.
+    A column with any numeric value is not included, as its text may be a mistake.
 
     Raises:
-        DataError: a column has another text in almost every row.
+        DataError: almost all values of a column are distinct.
     """
     chosen, problems = [], []
     for name in inputs:
@@ -195,7 +195,7 @@ def text_columns(table: Table, inputs: Sequence[str], dates: Sequence[str]) -> l
 
 
 def rules_by_column(missing: Rule | Mapping[Any, Rule]) -> dict[str, Rule]:
-    """Return the rules of a `missing` argument by column, ``"*"`` for the others."""
+    """Return the rules of a `missing` argument by column, with ``"*"`` for the others."""
     if not isinstance(missing, Mapping):
         return {"*": missing}
     return {str(name): rule for name, rule in missing.items()}
@@ -208,13 +208,13 @@ def missing_rules(
     categories: Sequence[str],
     targets: Sequence[str],
 ) -> dict[str, Rule]:
-    """Return for each column what to do where a value is missing.
+    """Return the rule for missing values of each column.
 
-    Means and numbers fill in columns of numbers; a category that is missing is then a category of
-    its own. Targets are never filled in.
+    Means and numbers fill in numeric columns. A missing category then becomes a separate
+    category. Targets are never filled in.
 
     Raises:
-        DataError: a rule is none, or not one for such a column.
+        DataError: a rule does not exist, or does not apply to its column.
     """
     given = dict(by_column)
     general = given.pop("*", "error")
@@ -224,11 +224,11 @@ def missing_rules(
         rule, where = given.get(name, general), f"missing.{name}"
         if name in targets:
             if name in given and rule not in ("error", "drop"):
-                faults[where] = f"a target is never filled in: error or drop, not {rule!r}"
+                faults[where] = f"targets cannot be filled in: use error or drop, not {rule!r}"
             rules[name] = "drop" if rule == "drop" else "error"
         elif name in categories:
             if name in given and rule in ("mean", "median"):
-                faults[where] = f"categories have no {rule}: error, drop or a value"
+                faults[where] = f"categories do not support {rule}: use error, drop or a value"
             is_general = name not in given and rule not in ("error", "drop")
             rules[name] = "" if is_general else str(rule)
         else:
@@ -239,17 +239,17 @@ def missing_rules(
 
 
 def _fault_of_numbers(rule: Any) -> str:
-    """Return what is wrong with a rule for columns of numbers, or an empty text."""
+    """Return an error message for a rule of a numeric column, or ""."""
     if rule in RULES or _is_number(rule):
         return ""
     return f"one of {', '.join(RULES)} or a number, not {rule!r}{nearest(str(rule), RULES)}"
 
 
 def drop_rows(table: Table, rules: Mapping[str, Rule], texts: Sequence[str]) -> Table:
-    """Leave out the rows in which a value is missing that must not be.
+    """Drop the rows with missing values in columns whose rule is to drop.
 
     Args:
-        texts: the columns in which only an empty cell is missing: categories and class names.
+        texts: the columns in which only empty cells are missing: categories and class names.
     """
     dropping = {name: table.columns.index(name) for name in rules if rules[name] == "drop"}
     if not dropping:
@@ -276,7 +276,7 @@ def drop_rows(table: Table, rules: Mapping[str, Rule], texts: Sequence[str]) -> 
 
 
 def is_missing(text: str, is_text: bool) -> bool:
-    """Return whether a cell holds no value."""
+    """Return whether a cell has no value."""
     return not text if is_text else text.lower() in MISSING
 
 
@@ -287,10 +287,10 @@ def read_inputs(
     dates: Sequence[str],
     rules: Mapping[str, Rule],
 ) -> tuple[dict[str, Tensor], dict[str, Categories]]:
-    """Return the columns of numbers, dates among them, and those of categories.
+    """Return the numeric columns, including dates, and the categorical columns.
 
     Raises:
-        DataError: with all that is wrong, each with its line and column.
+        DataError: cells are not valid. All are listed with line and column.
     """
     numbers, values, problems = {}, {}, []
     for name in names:
@@ -305,7 +305,7 @@ def read_inputs(
 
 
 def read_numbers(table: Table, name: str, rule: Rule) -> tuple[Tensor, list[Problem]]:
-    """Return a column of numbers, float64 (row,), NaN where one is missing, and what is wrong."""
+    """Return a numeric column, float64 (row,) with NaN for missing values, and its problems."""
     texts = table.column(name)
     plain = texts if table.decimal == "." else list(map(table.number_text, texts))
     numbers = all_numbers(plain)
@@ -327,7 +327,7 @@ def read_numbers(table: Table, name: str, rule: Rule) -> tuple[Tensor, list[Prob
 
 
 def read_dates(table: Table, name: str, rule: Rule) -> tuple[Tensor, list[Problem]]:
-    """Return a column of dates as days since 1970-01-01, float64 (row,), and what is wrong."""
+    """Return a date column as days since 1970-01-01, float64 (row,), and its problems."""
     values, problems = _each(table, name, rule, _days)
     return torch.tensor(values, dtype=torch.float64), problems
 
@@ -335,7 +335,7 @@ def read_dates(table: Table, name: str, rule: Rule) -> tuple[Tensor, list[Proble
 def _each(
     table: Table, name: str, rule: Rule, read: Callable[[str], float]
 ) -> tuple[list[float], list[Problem]]:
-    """Read the cells of a column one by one, NaN where a value is missing."""
+    """Read the cells of a column one by one, with NaN for missing values."""
     values, problems = [], []
     for row, text in enumerate(table.column(name)):
         value = math.nan
@@ -359,12 +359,12 @@ def _number(table: Table, text: str) -> float:
 
 
 def read_categories(table: Table, name: str, rule: Rule) -> tuple[Categories, list[Problem]]:
-    """Return a column of categories and what is wrong; ``1.0`` is the same value as ``1``."""
+    """Return a categorical column and its problems. ``1.0`` equals ``1``."""
     texts = [re.sub(r"^(-?\d+)\.0+$", r"\1", text) for text in table.column(name)]
     problems = []
     if rule in ("error", "drop"):
         missing = [row for row, text in enumerate(texts) if not text]
-        advice = f"missing value; {ADVICE}, or make it a category of its own"
+        advice = f"missing value; {ADVICE}, or make it a separate category"
         problems = [Problem(table.place(row, name), advice) for row in missing]
     else:
         texts = [text or str(rule) for text in texts]
@@ -384,7 +384,7 @@ def _days(text: str) -> float:
 
 
 def _no_numbers(table: Table, name: str) -> Problem:
-    """Return the error for a column that holds no number at all."""
+    """Return the problem of a column that contains no number."""
     texts = table.column(name)
     row = next(row for row, text in enumerate(texts) if text.lower() not in MISSING)
     if _hint(table, texts[row]):
@@ -405,7 +405,7 @@ def _hint(table: Table, text: str) -> str:
 
 
 def _note_inexact(table: Table, name: str, numbers: Tensor) -> None:
-    """Warn of whole numbers that float32 rounds: as ids they would be mixed up."""
+    """Warn about integers that float32 rounds, as ids would collide."""
     are_changed = (
         (numbers.abs() > EXACT) & (numbers == numbers.floor()) & (numbers.float() != numbers)
     )
@@ -413,7 +413,7 @@ def _note_inexact(table: Table, name: str, numbers: Tensor) -> None:
     if rows:
         value = numbers[rows[0]]
         text = f"{table.place(rows[0], name)}: {value:.0f} is {value.float():.0f} in float32"
-        log.warning(f"{text} (of {len(rows)} such); leave ids out of the inputs")
+        log.warning(f"{text} ({len(rows)} such values); remove ids from the inputs")
 
 
 def _is_number(value: Any) -> bool:

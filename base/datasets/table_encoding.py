@@ -1,6 +1,6 @@
-"""From the columns of a table to tensors: codes of categories, fills and statistics.
+"""Encodes the columns of a table as tensors: category codes, fill values and statistics.
 
-They come from the samples that train, are kept with the run, and serve all other data.
+They are computed from the training samples, stored with the run and applied to all other data.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ ENCODINGS = ("one_hot", "codes")
 
 
 class Columns(NamedTuple):
-    """What a table holds, before anything is coded or filled in."""
+    """The columns of a table before encoding and filling in."""
 
     source: str
-    lines: list[int]  # where each row begins
-    inputs: list[str]  # the names of the columns, in order
+    lines: list[int]  # first line of each row
+    inputs: list[str]  # column names, in order
     targets: list[str]
-    numbers: dict[str, Tensor]  # float64 (row,), NaN where one is missing
+    numbers: dict[str, Tensor]  # float64 (row,), NaN if missing
     categories: dict[str, Categories]
     rules: dict[str, Rule]
-    labels: Tensor  # the targets in their own unit: float (row, target), or class numbers
+    labels: Tensor  # targets in their original unit: float (row, target), or class numbers
     task: str
     encode: str
 
 
 @dataclass(frozen=True)
 class TableEncoding:
-    """How the columns of a table become tensors."""
+    """Encodes the columns of a table as tensors."""
 
     inputs: list[str]
     targets: list[str]
     encode: str
     categories: dict[str, list[str]]
-    """The values of each column of categories in the order of their codes, 1, 2, ..."""
+    """The values of each categorical column in the order of their codes, 1, 2, ..."""
     untrained: dict[str, list[str]]
-    """Those that no training sample has. Like unknown values they have the code 0."""
+    """The values that no training sample has. Like unknown values, they have code 0."""
     fills: dict[str, float] = field(default_factory=dict)
-    """What is put in the place of a missing number."""
+    """The value that replaces missing numbers."""
     mean: dict[str, float] = field(default_factory=dict)
     std: dict[str, float] = field(default_factory=dict)
     target_mean: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ class TableEncoding:
 
     @classmethod
     def from_record(cls, record: Any) -> TableEncoding:
-        """Read what `as_record` gave.
+        """Construct an encoding from the result of `as_record`.
 
         Raises:
             DataError: it is not the record of a table.
@@ -69,12 +69,12 @@ class TableEncoding:
         return cls(**record)
 
     def as_record(self) -> dict[str, Any]:
-        """Return plain data."""
+        """Return the encoding as plain data."""
         return asdict(self)
 
     @property
     def input_names(self) -> list[str]:
-        """The name of each input number: a column's, or ``column=value`` of a category."""
+        """The name of each input feature: a column, or ``column=value`` for a category."""
         names = []
         for name in self.inputs:
             if name not in self.categories:
@@ -85,7 +85,7 @@ class TableEncoding:
 
     @property
     def code_counts(self) -> dict[str, int]:
-        """How many codes each column of categories has, that of unknown values included."""
+        """The number of codes of each categorical column, including the code of unknown values."""
         return {
             name: len(self.categories[name]) + 1 for name in self.inputs if name in self.categories
         }
@@ -94,7 +94,7 @@ class TableEncoding:
         """Return inputs float32 (row, number), codes int64 (row, category) or None, and targets.
 
         Raises:
-            DataError: the table has other columns than this is for, or lacks a fill.
+            DataError: the columns differ, or a missing value has no fill value.
         """
         self._check(columns)
         parts, codes = [], []
@@ -106,7 +106,7 @@ class TableEncoding:
             else:
                 places = self._codes(columns.categories[name], name)[:, None]
                 coded = torch.zeros(len(places), self.code_counts[name]).scatter_(1, places, 1.0)
-                parts.append(coded[:, 1:])  # unknown, code 0, is 0 in all
+                parts.append(coded[:, 1:])  # unknown values, code 0, are all zeros
         targets = columns.labels
         if self.target_mean:
             mean, std = torch.tensor([self.target_mean, self.target_std], dtype=torch.float64)
@@ -115,7 +115,7 @@ class TableEncoding:
         return inputs, torch.stack(codes, dim=1) if self.encode == "codes" else None, targets
 
     def unknown_text(self, columns: Columns) -> str:
-        """Return which categories of a table are unknown, in how many rows; "" if none is."""
+        """Return a message with the unknown categories of a table and their rows, or ""."""
         texts = []
         for name, known in self.categories.items():
             found = columns.categories[name]
@@ -133,9 +133,11 @@ class TableEncoding:
             values = values.nan_to_num(self.fills[name])
         elif values.isnan().any():
             row = int(values.isnan().nonzero()[0])
-            text = "missing value, which the training data do not say how to fill in"
+            text = "missing value, for which the training data define no fill value"
             where = f"{columns.source}:{columns.lines[row]}:{name}"
-            raise DataError(f"{where}: {text}; give them `missing` for this column, too")
+            raise DataError(
+                f"{where}: {text}; set `missing` for this column of the training data too"
+            )
         if name in self.mean:
             values = (values - self.mean[name]) / self.std[name]
         return values
@@ -146,10 +148,10 @@ class TableEncoding:
         return torch.tensor([trained.get(value, 0) for value in found.values])[found.numbers]
 
     def _check(self, columns: Columns) -> None:
-        """Make sure that a table has the columns, of the kinds, that this was made for."""
+        """Check that a table has the columns and kinds of this encoding."""
         for what, ours, theirs in (
             ("input columns", self.inputs, columns.inputs),
-            ("columns of categories", self.categories, columns.categories),
+            ("categorical columns", self.categories, columns.categories),
             ("targets", self.targets, columns.targets),
         ):
             lacking = [name for name in ours if name not in theirs]
@@ -164,22 +166,22 @@ class TableEncoding:
         ):  # fmt: skip
             if one != other:
                 text = f"{what} is {other}, but {one} for the training data"
-                raise DataError(f"{columns.source}: {text}; write the same for both")
+                raise DataError(f"{columns.source}: {text}; use the same for both")
 
 
-Part = tuple[Columns, Tensor]  # a table, and which of its rows train
+Part = tuple[Columns, Tensor]  # a table and its training rows
 
 
 def fit_encoding(
     parts: Sequence[Part], inputs: bool = False, targets: bool = False
 ) -> TableEncoding:
-    """Find the encoding of one or several tables of equal columns.
+    """Compute the encoding of one or several tables with equal columns.
 
-    Categories are those of all rows, so that how many there are does not depend on the split. All
-    else is of the rows that train: fills, means, deviations, and which values have a code.
+    Categories come from all rows, so that their number does not depend on the split. Everything
+    else comes from the training rows: fill values, statistics, and which values have a code.
 
     Args:
-        inputs, targets: whether to standardise columns of numbers, and targets of a regression.
+        inputs, targets: whether to standardize numeric columns and regression targets.
     """
     first = parts[0][0]
     categories, untrained, fills, means, stds = {}, {}, {}, {}, {}
@@ -209,9 +211,9 @@ def fit_encoding(
 
 
 def mean_and_std(values: Tensor) -> tuple[float, float]:
-    """Return both of float64 values; the deviation of a constant is 1, so that it becomes 0.
+    """Return the mean and standard deviation of float64 values; 1 as deviation of a constant.
 
-    The mean is taken away before squaring: of large numbers with small differences nothing is lost.
+    The mean is subtracted before squaring, which keeps small differences of large numbers exact.
     """
     mean = float(values.mean())
     if values.min() == values.max():
@@ -233,18 +235,18 @@ def _fill(numbers: Tensor, rule: Rule, where: str) -> float | None:
 
 
 class TargetScale:
-    """The mean and deviation by which targets are standardised, to put predictions back."""
+    """The mean and standard deviation of standardized targets, to convert predictions back."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.n_targets = len(mean)
-        one = slice(None) if self.n_targets > 1 else 0  # a number alone keeps any shape
+        one = slice(None) if self.n_targets > 1 else 0  # a single target allows any shape
         self.mean, self.std = torch.tensor(mean)[one], torch.tensor(std)[one]
 
     def undo(self, values: Tensor) -> Tensor:
-        """Return predictions, or targets, in the targets' own unit, float32.
+        """Return predictions or targets in the original unit of the targets, float32.
 
         Raises:
-            DataError: several targets, and the last dimension is another.
+            DataError: the last dimension does not match the number of targets.
         """
         fits = values.dim() > 1 and values.shape[-1] == self.n_targets
         if self.n_targets > 1 and not fits:
@@ -257,7 +259,7 @@ class TargetScale:
         return values.float() * self.std + self.mean
 
     def undo_all(self, predictions: Any, targets: Tensor) -> Any:
-        """Return predictions in the targets' own unit: a tensor, or those of the targets' shape."""
+        """Convert predictions to the targets' unit: a tensor, or tensors of the targets' shape."""
         if isinstance(predictions, Tensor):
             return self.undo(predictions) if predictions.is_floating_point() else predictions
         shapes = [targets.shape, targets.shape[:1]][: 1 + (self.n_targets == 1)]

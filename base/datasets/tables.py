@@ -1,4 +1,4 @@
-"""Data sets from a CSV file: columns of numbers and categories, or a column of images."""
+"""Data sets from CSV files: numeric and categorical columns, or a column of image paths."""
 
 from __future__ import annotations
 
@@ -45,32 +45,32 @@ DROPS = "`missing: drop` leaves such rows out"
 
 
 class CsvDataset(InMemoryDataset):
-    """A CSV file whose first line names its columns: inputs and targets, all in memory.
+    """A CSV file with a header: inputs and targets, held in memory.
 
-    A sample is (inputs, targets): inputs float32 (k,), a number for each column, and for each value
-    of a column of categories. With ``encode: codes`` it is (numbers, codes, targets), with codes
-    int64 (c,) for an embedding. A value that no training sample has is 0: in all its columns, or
-    as its code.
+    A sample is (inputs, targets). Inputs are float32 (k,): a number per numeric column, and one
+    per value of a categorical column. With ``encode: codes`` a sample is (numbers, codes,
+    targets), with codes int64 (c,) for an embedding. A value that no training sample has is
+    encoded as zeros, or as code 0.
 
-    `targets` are in their own unit, always. A `DatasetLoader` with ``normalize: auto`` standardises
-    what batches hold; `target_scale` puts predictions back.
+    `targets` always keep their original unit. A `DatasetLoader` with ``normalize: auto``
+    standardizes batches; `target_scale` converts predictions back.
 
     Args:
-        inputs: the columns that the model sees; by default all that are not a target.
-        target: the column of the targets, or a list of them.
+        inputs: the columns of the model's inputs; by default all columns but the targets.
+        target: the column of the targets, or a list of columns.
         task: classification, regression or multilabel.
-        classes: the names of the classes in the order of their numbers, or how many there are.
-        separator: what separates the class names in one column, for multilabel: ``a|b``.
-        ignore: columns to leave out, where `inputs` does not list those to take.
-        categories: the input columns of categories, or ``auto``: those that hold text alone.
+        classes: the class names in the order of their numbers, or the number of classes.
+        separator: separates the class names in one column, for multilabel: ``a|b``.
+        ignore: columns to exclude, if `inputs` is not given.
+        categories: the categorical input columns, or ``auto``: those with only text.
         encode: ``one_hot`` or ``codes``.
-        dates: the input columns of dates, as 2024-03-31; they become days since 1970-01-01.
-        missing: ``error``, ``drop`` (the row), ``mean``, ``median``, or what to put there: for all
+        dates: the date columns, as in 2024-03-31, converted to days since 1970-01-01.
+        missing: ``error``, ``drop`` (the row), ``mean``, ``median`` or a fill value: for all
             columns, or by column, with ``"*"`` for the others.
-        decimal: the decimal point, or the comma.
+        decimal: the decimal separator, a point or a comma.
 
     Raises:
-        DataError: with all that is wrong, each with file, line and column.
+        DataError: the file is not valid. All problems are listed with line and column.
     """
 
     def __init__(  # noqa: PLR0913
@@ -107,7 +107,7 @@ class CsvDataset(InMemoryDataset):
         if encode == "codes" and not coded:
             raise DataError(f"{file}: encode: codes: no column is in `categories`")
         rules = missing_rules(file, by_column, names, coded, targets)
-        if separator is not None:  # a sample may have no label at all
+        if separator is not None:  # a sample may have no label
             rules |= dict.fromkeys(targets, "error")
 
         table = drop_rows(table, rules, [*coded, *(targets if task == "classification" else ())])
@@ -124,38 +124,38 @@ class CsvDataset(InMemoryDataset):
         fit_tables([(self, torch.arange(len(labels)))])
 
     def table_parts(self, indices: Tensor) -> list[tuple[CsvDataset, Tensor]]:
-        """Return the tables that some samples are of, with their rows: this one."""
+        """Return the tables of some samples with their rows: only this one."""
         return [(self, indices)]
 
     def sample_numbers(self, name: str) -> Tensor | None:
-        """Return a column of numbers, float64 (row,), such as a weight; None: there is none.
+        """Return a numeric column, float64 (row,), such as a weight, or None.
 
         Raises:
-            DataError: a number is missing, or the model would see the column by default.
+            DataError: a number is missing, or the column is an input by default.
         """
         if name in self.columns.inputs and not self._are_inputs_named:
-            text = f"the column {name!r} is also an input: leave it out with `ignore: [{name}]`"
+            text = f"the column {name!r} is also an input: exclude it with `ignore: [{name}]`"
             raise DataError(f"{self.source}: {text}, or name it in `inputs`")
         if name in self.columns.numbers:
             return self.columns.numbers[name]
         return column_of_numbers(self._others, name)
 
     def record(self) -> dict[str, Any]:
-        """Return how this table's columns become numbers, as plain data."""
+        """Return the encoding of this table's columns as plain data."""
         return {"table": self.encoding.as_record()}
 
     def use_record(self, record: Mapping[str, Any]) -> None:
-        """Code, fill in and standardise as the table did that this record is of.
+        """Use the encoding in another table's record.
 
         Raises:
-            DataError: that table has other columns.
+            DataError: the columns differ.
         """
         if "table" in record:
             self.follow(TableEncoding.from_record(record["table"]))
             self.has_record = True
 
     def follow(self, encoding: TableEncoding) -> None:
-        """Take the encoding of other data, and log the values that it does not know."""
+        """Apply the encoding of other data, and log the values that are unknown to it."""
         self.take(encoding)
         note = encoding.unknown_text(self.columns)
         if note not in ("", self._noted):
@@ -163,7 +163,7 @@ class CsvDataset(InMemoryDataset):
         self._noted = note
 
     def take(self, encoding: TableEncoding) -> None:
-        """Make the batches' tensors by an encoding."""
+        """Encode the tensors of batches."""
         inputs, codes, targets = encoding.apply(self.columns)
         self.encoding, self.images = encoding, inputs
         others = [targets] if codes is None else [codes, targets]
@@ -176,7 +176,7 @@ class CsvDataset(InMemoryDataset):
 
     @property
     def input_text(self) -> str:
-        """Return what the inputs are, for the log and for errors."""
+        """Return a description of the inputs, for the log and for error messages."""
         names, codes = self.encoding.input_names, self.encoding.code_counts
         shown = [*names[:MOST_SHOWN], "..."] if len(names) > MOST_SHOWN else names
         text = f"{len(names)} numbers: {', '.join(shown)}" if names else "no numbers"
@@ -186,12 +186,12 @@ class CsvDataset(InMemoryDataset):
         return text
 
     def place(self, index: int) -> str:
-        """Return the file and line of a sample."""
+        """Return the location of a sample: its file and line."""
         return f"{self.source}:{self.lines[index]}"
 
 
 def tables_of(source: Any) -> list[CsvDataset]:
-    """Return the tables that a data set is made of; none where it is made of something else."""
+    """Return the tables of a data set, or none if it consists of other data."""
     if not hasattr(source, "table_parts"):
         return []
     return [table for table, _ in source.table_parts(torch.empty(0, dtype=torch.int64))]
@@ -208,7 +208,7 @@ def fit_tables(
 
 
 class ImageCsvDataset(ImageFiles):
-    """A CSV file with a column of paths, relative to its folder or to `root`, and targets."""
+    """A CSV file with a column of image paths, relative to its folder or to `root`, and targets."""
 
     def __init__(  # noqa: PLR0913
         self,
@@ -240,21 +240,21 @@ class ImageCsvDataset(ImageFiles):
         )
 
     def sample_numbers(self, name: str) -> Tensor | None:
-        """Return another column of numbers, float64 (row,), such as a weight; None: no such one."""
+        """Return another numeric column, float64 (row,), such as a weight, or None."""
         return column_of_numbers(self._others, name)
 
 
 def without_columns(table: Table, names: Sequence[str]) -> Table:
-    """Return a table of the other columns."""
+    """Return a table without some columns."""
     others = [name for name in table.columns if name not in names]
     return table._replace(columns=others, rows=table.texts(others))
 
 
 def column_of_numbers(table: Table, name: str) -> Tensor | None:
-    """Return a column of numbers, float64 (row,); None: there is no such column.
+    """Return a numeric column, float64 (row,), or None if it does not exist.
 
     Raises:
-        DataError: some are missing or no numbers, each with its line.
+        DataError: values are missing or not numbers. All are listed with their lines.
     """
     if name not in table.columns:
         return None
@@ -264,7 +264,7 @@ def column_of_numbers(table: Table, name: str) -> Tensor | None:
 
 
 def as_list(columns: Names, argument: str) -> list[str]:
-    """Return the names that an argument gives; one alone is a list of one."""
+    """Return the column names of an argument as a list."""
     if isinstance(columns, str | int):
         return [str(columns)]
     if not isinstance(columns, list | tuple):
@@ -275,13 +275,15 @@ def as_list(columns: Names, argument: str) -> list[str]:
 def read_labels(
     table: Table, names: list[str], task: str, classes: Classes = None, separator: str | None = None
 ) -> tuple[Tensor, list[str] | None]:
-    """Return what some columns mean as targets, and the names of the classes."""
+    """Return the targets of some columns, and the class names."""
     if separator is not None and (task != "multilabel" or len(names) != 1):
-        raise DataError(f"{table.file}: separator is for multilabel, with one target column")
+        raise DataError(
+            f"{table.file}: separator requires task multilabel and a single target column"
+        )
     if task == "multilabel" and separator is None:
         classes = names if classes is None else classes
         if len(class_names(classes) or ()) != len(names):
-            raise DataError(f"{table.file}: classes names others than the {len(names)} columns")
+            raise DataError(f"{table.file}: classes differ from the {len(names)} columns")
     texts = table.texts(names)
     if task != "classification" and separator is None:
         problems = [
@@ -305,10 +307,10 @@ def check_columns(
     wanted: Mapping[str, Iterable[str]],
     others: Mapping[str, Iterable[str]] | None = None,
 ) -> None:
-    """Make sure that each column asked for is there; both map arguments to columns.
+    """Check that all requested columns exist. Both parameters map arguments to columns.
 
     Args:
-        others: arguments that may name no column at all.
+        others: arguments that may be empty.
     """
     problems = []
     for argument, names in {**wanted, **(others or {})}.items():
@@ -321,7 +323,7 @@ def check_columns(
                 known = nearest(str(name), table.columns) or f" ({', '.join(table.columns)})"
                 if len(table.columns) == 1:
                     known += "; set `delimiter` if it is not the right one"
-                text = f"{argument}: there is no column {name!r}{known}"
+                text = f"{argument}: no column {name!r}{known}"
                 problems.append(Problem(table.file, text))
     raise_problems(problems)
 
@@ -329,16 +331,18 @@ def check_columns(
 def refuse_slips(
     table: Table, inputs: list[str], targets: list[str], categories: list[str], dates: list[str]
 ) -> None:
-    """Refuse inputs that can hardly be meant: without a name, the target, or of two kinds."""
+    """Refuse likely mistakes: nameless inputs, targets as inputs, and inputs of two kinds."""
     messages = [_nameless(table, name) for name in inputs if _is_nameless(name)]
-    if set(inputs) != set(targets):  # as they are for an autoencoder
-        text = "is also an input: the model would see the answer"
+    if set(inputs) != set(targets):  # equal for an autoencoder
+        text = "is also an input: the model would see the target"
         messages += [f"target {name!r} {text}" for name in targets if name in inputs]
     for argument, names in {"categories": categories, "dates": dates}.items():
         messages += [
             f"{argument}: {name!r} is not an input" for name in names if name not in inputs
         ]
-    messages += [f"{name!r} is in categories and in dates" for name in dates if name in categories]
+    messages += [
+        f"{name!r} is in both categories and dates" for name in dates if name in categories
+    ]
     raise_problems([Problem(table.file, message) for message in messages])
 
 
@@ -347,11 +351,11 @@ def _is_nameless(name: str) -> bool:
 
 
 def _nameless(table: Table, name: str) -> str:
-    """Return what a column without a name, or with the one that pandas gives it, may be."""
+    """Return an explanation of a nameless column, or of one that pandas named."""
     number = table.columns.index(name) + 1
-    called = f"is called {name!r}" if name else "has no name"
+    called = f"is named {name!r}" if name else "has no name"
     cause = "a delimiter at the end of a line starts one more column"
     if number == 1 or name:
         cause = "it looks like pandas' index: write the file with `index=False`"
     shown = name or '""'
-    return f"column {number} {called}; {cause}, or leave it out: `ignore: [{shown}]`"
+    return f"column {number} {called}; {cause}, or exclude it: `ignore: [{shown}]`"

@@ -1,8 +1,8 @@
-"""Random changes of images, a whole batch at once, each image by numbers of its own.
+"""Random image transforms that process a whole batch, with separate random numbers per image.
 
-A transform here has ``batch(images, draws)``: images (sample, channel, height, width), and the
-`Draws` that give each sample its numbers from (seed, epoch, index). It may be called on one image
-(channel, height, width) too, and then draws from torch's stream.
+They implement ``batch(images, draws)`` for images (sample, channel, height, width) and `Draws`,
+which provide random numbers for each sample from (seed, epoch, index). Called on a single image
+(channel, height, width), they draw from torch's global generator.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ Size = tuple[int, int]  # height, width
 
 
 class KeyedTransform:
-    """A transform of a batch that draws each sample's numbers by its key: override ``batch``.
+    """Base class of batch transforms with random numbers keyed by sample. Override ``batch``.
 
-    Where it moves pixels, override ``move`` too, so that masks and boxes move with their image;
-    where it moves none, set ``keeps_places = True``.
+    If it moves pixels, also override ``move``, so that masks and boxes move with their image.
+    Otherwise set ``keeps_places = True``.
     """
 
     keeps_places = False
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
-        """Return the images (sample, channel, height, width), each changed in its own way."""
+        """Return the transformed images (sample, channel, height, width)."""
         raise NotImplementedError
 
     def move(self, target: Tensor, size: Size, draws: Draws) -> Tensor:
-        """Move one target as ``batch`` moves its image, by the same draws.
+        """Move one target as ``batch`` moves its image, using the same draws.
 
         Args:
             target: one of torchvision's tv_tensors: a Mask, BoundingBoxes or KeyPoints.
-            size: of the image before the move.
-            draws: of this sample, as they were before ``batch`` drew.
+            size: the size of the image before the move.
+            draws: the draws of this sample, in their state before ``batch`` drew from them.
         """
         raise NotImplementedError
 
     move.refuses = True  # type: ignore[attr-defined]
 
     def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
-        """Move masks (sample, channel, height, width), where nearest neighbours keep values whole.
+        """Move masks (sample, channel, height, width) with nearest-neighbour interpolation.
 
-        What comes in from outside is 0. By default each is moved by itself, by ``move``.
+        Pixels from outside are 0. By default, ``move`` moves each mask separately.
         """
         from torchvision.tv_tensors import Mask
 
@@ -64,7 +64,7 @@ class KeyedTransform:
 
 
 class RandomShift(KeyedTransform):
-    """Move an image by up to `pixels` each way; black comes in."""
+    """Shifts an image by up to `pixels` in each direction and fills with black."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels = _checked("RandomShift: pixels", pixels, pixels >= 0, "at least 0")
@@ -88,7 +88,7 @@ class RandomShift(KeyedTransform):
 
 
 class RandomFlip(KeyedTransform):
-    """Mirror an image from left to right (`dim` -1) or from top to bottom (-2), in `p` of cases."""
+    """Flips an image horizontally (`dim` -1) or vertically (-2) with probability `p`."""
 
     def __init__(self, p: float = 0.5, dim: int = -1) -> None:
         self.p = _checked("RandomFlip: p", p, 0 <= p <= 1, "from 0 to 1")
@@ -110,7 +110,7 @@ class RandomFlip(KeyedTransform):
 
 
 class RandomCutout(KeyedTransform):
-    """Black out a square of `pixels`, its centre anywhere (DeVries and Taylor, 2017)."""
+    """Blacks out a square of side `pixels` at a random centre (DeVries and Taylor, 2017)."""
 
     keeps_places = True
 
@@ -129,7 +129,7 @@ class RandomCutout(KeyedTransform):
 
 
 class _Crop(KeyedTransform):
-    """Cut out a part of `size` (height, width) after padding: torchvision's, by the batch."""
+    """Batched version of torchvision's RandomCrop to `size` (height, width), with padding."""
 
     def __init__(
         self, size: Sequence[int], sides: list[int] | None, fill: Any = 0, mode: str = "constant"
@@ -174,10 +174,10 @@ class _Crop(KeyedTransform):
 
 
 class _ResizedCrop(KeyedTransform):
-    """Cut out a part of random area and shape and bring it to `size`: torchvision's, by key."""
+    """Keyed version of torchvision's RandomResizedCrop to `size`."""
 
     N_TRIES = 10
-    takes_lists = True  # of unequal images, and is worth threads where the data are in memory
+    takes_lists = True  # images of different sizes; worth threads for data in memory
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class _ResizedCrop(KeyedTransform):
         return self._cut(target, size, *draws.numbers(4 * self.N_TRIES))
 
     def _cut(self, image: Tensor, size: Sequence[int], numbers: list[float]) -> Tensor:
-        """Cut the part that the numbers draw from an image of this size, or from its target."""
+        """Crop an image of this size, or its target, at the position given by random numbers."""
         from torchvision.transforms.v2 import functional
 
         tries = [numbers[i : i + 4] for i in range(0, 4 * self.N_TRIES, 4)]
@@ -209,7 +209,7 @@ class _ResizedCrop(KeyedTransform):
         return part
 
     def _box(self, tries: list[list[float]], height: int, width: int) -> tuple[int, int, int, int]:
-        """Return top, left, height and width of the first try that fits, else the largest part."""
+        """Return top, left, height and width of the first fitting try, else of the largest crop."""
         low, high = map(math.log, self.ratio)
         for area, shape, top, left in tries:
             area = height * width * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
@@ -223,14 +223,14 @@ class _ResizedCrop(KeyedTransform):
 
 
 def refuse_no_images(transform: Any, images: Tensor) -> None:
-    """Make sure that a transform is given images.
+    """Check that a transform receives images.
 
     Raises:
-        BatchError: it is given something else, such as the rows of a table.
+        BatchError: it receives other data, such as the rows of a table.
     """
     if images.dim() != 4:
-        text = "is for images (sample, channel, height, width)"
-        raise BatchError(f"{type(transform).__name__} {text}, not for data {tuple(images.shape)}")
+        text = "supports images (sample, channel, height, width)"
+        raise BatchError(f"{type(transform).__name__} {text}, not data {tuple(images.shape)}")
 
 
 def _checked(what: str, value: Any, is_good: bool, wanted: str) -> Any:
@@ -240,7 +240,7 @@ def _checked(what: str, value: Any, is_good: bool, wanted: str) -> Any:
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut a part of one size out of each image, at its own place: ``top``, ``left`` (sample,)."""
+    """Crop each image to `size` at its position: ``top``, ``left`` (sample,)."""
     height, width = size
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = left[:, None] + torch.arange(width, device=images.device)
@@ -251,9 +251,9 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Te
 
 
 def batched_transform(transform: Any) -> KeyedTransform | None:
-    """Return what does the same as a random transform of torchvision by key; None where none does.
+    """Return the keyed version of one of torchvision's random transforms, or None.
 
-    The distribution is torchvision's; the numbers drawn are not.
+    The distribution is the same, but the random numbers differ.
     """
     module, name = type(transform).__module__, type(transform).__name__
     if not module.startswith("torchvision.transforms"):
@@ -263,7 +263,7 @@ def batched_transform(transform: Any) -> KeyedTransform | None:
     if name == "RandomVerticalFlip":
         return RandomFlip(transform.p, dim=-2)
     if name == "RandomCrop" and not transform.pad_if_needed:
-        if isinstance(transform.fill, dict):  # v2 keeps one fill a kind of input
+        if isinstance(transform.fill, dict):  # v2 has one fill per kind of input
             return None
         if transform.padding is None:
             return _Crop(transform.size, None)
@@ -279,7 +279,7 @@ def _sides(padding: int | Sequence[int], is_parsed: bool) -> list[int]:
     """Return the padding as (left, top, right, bottom).
 
     Args:
-        is_parsed: it is (left, right, top, bottom), as torchvision's second version keeps it.
+        is_parsed: whether it is (left, right, top, bottom), as in torchvision.transforms.v2.
     """
     if isinstance(padding, int):
         return [padding] * 4

@@ -1,8 +1,8 @@
-"""From a name in a config to the object that it means.
+"""Resolves names in a config to classes and functions, and builds objects from them.
 
-``registry.find`` looks a name up, in the project and then in torch. ``check.check_names`` checks
-all names and arguments of a config before anything is built, and ``construction.build`` builds what
-a section names.
+``registry.find`` looks up a name in the project, then in torch. ``check.check_names`` checks all
+names and arguments of a config before anything is built. ``construction.build`` builds the object
+of a section.
 """
 
 from typing import TYPE_CHECKING

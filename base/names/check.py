@@ -1,7 +1,6 @@
-"""The second stage of a config's validation: every name and its arguments.
+"""Checks all names in a config and their arguments: the second stage of validation.
 
-A name is looked up, and its arguments are compared with the signature of what it names. Nothing is
-built.
+Each name is looked up, and its arguments are compared with its signature. Nothing is built.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ LOADERS = ("data_loader", "valid_data_loader", "test_data_loader")
 
 
 def check_names(config: Config) -> None:
-    """Check all names and arguments of a config in its normal form; nothing is built.
+    """Check all names and arguments of a config in its normal form, without building anything.
 
-    The config's notes gain a line for each name that the project defines and Kindling too.
+    Adds a note to the config for each name that both the project and Kindling define.
 
     Raises:
-        ConfigError: with all faults together.
+        ConfigError: lists all faults.
     """
     faults = []
     notes: list[str] = []
@@ -49,10 +48,10 @@ def check_names(config: Config) -> None:
 
 
 def check_section(config: Config, kind: str, keys: Keys, section: Section) -> None:
-    """Check one section whose references were looked up, as `check_names` does all others.
+    """Check a section after its references were resolved, as `check_names` does for all others.
 
     Raises:
-        ConfigError: with all faults together.
+        ConfigError: lists all faults.
     """
     faults = _faults(kind, keys, section)
     if kind == "optimizer":
@@ -62,7 +61,7 @@ def check_section(config: Config, kind: str, keys: Keys, section: Section) -> No
 
 
 def _sections(config: Config) -> Iterator[tuple[str, Keys, Section]]:
-    """Yield kind, keys and value of each ``{type, args}`` section."""
+    """Yield the kind, keys and value of each ``{type, args}`` section."""
     yield "model", ("model",), config["model"]
     for key in LOADERS:
         if config[key]:
@@ -83,10 +82,10 @@ def _sections(config: Config) -> Iterator[tuple[str, Keys, Section]]:
 
 
 def _faults(kind: str, keys: Keys, section: Section, notes: list[str] | None = None) -> list[Fault]:
-    """Return the faults of one section and of those inside its ``args``.
+    """Return the faults of a section and of the sections inside its ``args``.
 
     Args:
-        notes: gains a line for each name with two definitions, and each section that is not built.
+        notes: receives a line for each name with two definitions and each section not built.
     """
     type_keys = keys if kind == "function" else (*keys, "type")
     try:
@@ -111,7 +110,7 @@ def _faults(kind: str, keys: Keys, section: Section, notes: list[str] | None = N
             faults.append((place, message))
         faults += _inner_faults(kind, place, parameter, value, notes)
         if notes is not None and is_passed_on(kind, name, parameter, value):
-            text = "is passed on as it is, and not built; to have it built, annotate the argument"
+            text = "is passed unchanged, not built; to have it built, annotate the argument"
             notes.append(f"{dotted(place)} {text} of {section['type']}, such as `{name}: Dataset`")
     return faults
 
@@ -119,7 +118,7 @@ def _faults(kind: str, keys: Keys, section: Section, notes: list[str] | None = N
 def _inner_faults(
     kind: str, place: Keys, parameter: Parameter | None, value: Any, notes: list[str] | None
 ) -> list[Fault]:
-    """Return the faults of the sections in one argument."""
+    """Return the faults of the sections in an argument."""
     faults: list[Fault] = []
     name, args_keys = str(place[-1]), place[:-1]
     inner = inner_kind(kind, name, parameter, value)
@@ -136,7 +135,7 @@ def _inner_faults(
 
 
 def _scheduler_faults(keys: Keys, value: Any) -> list[Fault]:
-    """Return the faults of the schedulers of one that is made of several, but for their names."""
+    """Return the faults of the schedulers inside another one, except for their names."""
     if isinstance(value, Reference):
         return []
     if not isinstance(value, list):
@@ -151,7 +150,7 @@ def _scheduler_faults(keys: Keys, value: Any) -> list[Fault]:
         faults += [
             (
                 (*keys, number, name),
-                f"unknown key{nearest(str(name), known)} (there are type, args)",
+                f"unknown key{nearest(str(name), known)} (known: type, args)",
             )
             for name in part
             if name not in known
@@ -160,11 +159,11 @@ def _scheduler_faults(keys: Keys, value: Any) -> list[Fault]:
 
 
 def _rule_faults(keys: Keys, section: Section) -> list[Fault]:
-    """Return the faults of ``param_groups``: beside match and freeze, the optimizer's arguments."""
+    """Return the faults of ``param_groups``: match, freeze and the optimizer's arguments."""
     try:
         takes = signature("optimizer", find("optimizer", section["type"]))
     except KindlingError:
-        return []  # reported already
+        return []  # already reported
     faults = []
     for number, rule in enumerate(section.get("param_groups") or ()):
         for name in rule:
@@ -176,9 +175,9 @@ def _rule_faults(keys: Keys, section: Section) -> list[Fault]:
 
 
 def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, value: Any) -> str:
-    """Return the fault of one argument; empty if there is none."""
+    """Return the fault of an argument, or ""."""
     if name == "self" or name in takes.injected:
-        return f"{name!r} is passed by Kindling; leave it out"
+        return f"{name!r} is passed by Kindling; remove it"
     parameter = takes.parameters.get(name)
     if parameter is None and takes.is_open:
         return number_fault(kind, type_name, name, parameter, value)
@@ -186,7 +185,7 @@ def _argument_fault(kind: str, type_name: str, takes: Signature, name: Any, valu
         known = f" (it takes {', '.join(takes.parameters) or 'none'})"
         return f"unknown argument for {type_name}{nearest(str(name), takes.parameters) or known}"
     if parameter.kind is Parameter.POSITIONAL_ONLY:
-        return f"{type_name} takes it by position only, so a config cannot pass it"
+        return f"{type_name} takes it as positional-only, so a config cannot pass it"
     if name in takes.durations:
         try:
             for item in value if isinstance(value, list) else [value]:

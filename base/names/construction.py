@@ -1,4 +1,4 @@
-"""From a ``{type, args}`` section of a config to the object: one constructor call."""
+"""Builds the object of a ``{type, args}`` section of a config with a constructor call."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from base.names.trial_downloads import is_from, trial_weights, with_trial_root
 from base.network.output_sizes import conv_class
 
 Section = Mapping[str, Any]
-WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load, whoever calls it
+WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by every call of torch.load
 
 
 def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> Any:
-    """Build the object of a ``{type, args}`` section; functions of data get their ``args`` bound.
+    """Build the object of a ``{type, args}`` section. Functions of data get their ``args`` bound.
 
-    Sections inside ``args`` (a dataset, transforms, schedulers) are built first, with the same
-    injected arguments where they are of the same kind.
+    Sections inside ``args`` (a dataset, transforms, schedulers) are built first. Those of the same
+    kind receive the same injected arguments.
 
     Args:
-        where: the section's place in the config, for errors.
+        where: the location of the section in the config, for error messages.
         injected: further arguments, which a config cannot give (``params``, ``optimizer``).
 
     Raises:
-        ConfigError: the name is unknown, or the constructor refuses the arguments.
+        ConfigError: the name is unknown, or the constructor rejects the arguments.
     """
 
     def build_inner(inner: str, part: Section, _: Keys) -> Any:
@@ -78,14 +78,14 @@ def build(kind: str, section: Section, *, where: str = "", **injected: Any) -> A
 
 
 def _composed(value: Any) -> Any:
-    """Return one transform for a list of them, where an argument takes one."""
+    """Compose a list of transforms, if an argument takes a single one."""
     if isinstance(value, list) and value and all(map(callable, value)):
         return find("transform", "Compose")(value)
     return value
 
 
 def _as_annotated(parameter: Parameter | None, value: Any) -> Any:
-    """Convert a text to the dtype or enum member, a list to the tensor, of an annotation."""
+    """Convert a string to a dtype or enum member, or a list to a tensor, as annotated."""
     annotation = None if parameter is None else parameter.annotation
     members = get_args(annotation) or (annotation,)
     takes_tensors = torch.Tensor in members and set(members) <= {torch.Tensor, NoneType}
@@ -101,7 +101,7 @@ def _as_annotated(parameter: Parameter | None, value: Any) -> Any:
 
 
 def _call(kind: str, named: Any, args: dict[str, Any], injected: dict[str, Any]) -> Any:
-    """Call a class or a builder; bind ``args`` to a function of data."""
+    """Call a class or builder; bind ``args`` to a function of data."""
     if kind in ("loss", "metric", "init", "function") and not isinstance(named, type):
         return functools.partial(named, **args) if args else named
     own_names = dict(zip((INJECTED.get(kind, ""),), signature(kind, named).injected, strict=False))
@@ -110,9 +110,9 @@ def _call(kind: str, named: Any, args: dict[str, Any], injected: dict[str, Any])
 
 @contextmanager
 def _only_weights(named: Any) -> Iterator[None]:
-    """Let torch load only weights, no objects, while a function of torchvision builds a model.
+    """Make torch load only weights, not objects, while torchvision builds a model.
 
-    Its ``weights`` are a file that torchvision has downloaded once, and loads without this check.
+    By itself, torchvision loads its downloaded ``weights`` without this check.
     """
     before = os.environ.get(WEIGHTS_ONLY)
     if not is_from(named, "models"):
@@ -124,8 +124,8 @@ def _only_weights(named: Any) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ != "UnpicklingError":
             raise
-        text = "its file of weights is damaged, or holds objects beside them: remove it from "
-        raise ValueError(f"{text}{torch.hub.get_dir()}") from None  # torch advises to trust it
+        text = "its weights file is damaged, or contains other objects: remove it from "
+        raise ValueError(f"{text}{torch.hub.get_dir()}") from None  # torch advises trusting it
     finally:
         os.environ.pop(WEIGHTS_ONLY)
         if before is not None:
@@ -133,7 +133,7 @@ def _only_weights(named: Any) -> Iterator[None]:
 
 
 def _is_fault_of_code(error: Exception) -> bool:
-    """Return whether a line of the project raised an error other than to refuse a value."""
+    """Return whether the project's code raised an error other than one that rejects a value."""
     file = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     is_ours = file.is_relative_to(project_root()) and "site-packages" not in file.parts
     return is_ours and not isinstance(error, TypeError | ValueError)

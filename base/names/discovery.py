@@ -1,4 +1,4 @@
-"""The project's own definitions, read from the syntax trees of its files without an import."""
+"""Finds the project's definitions in the syntax trees of its files, without importing them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from base.system.places import PROJECT
 from logger.files import read_file
 
 ENGINE = ("base", "logger")
-_FOR_OTHERS = re.compile("__name__|TYPE_CHECKING")  # what scripts and type checkers see
+_FOR_OTHERS = re.compile("__name__|TYPE_CHECKING")  # conditions of scripts and type checkers
 
 
 class Imported(NamedTuple):
-    """A top-level definition, and the name under which a file imports it."""
+    """A top-level definition and the name under which a file imports it."""
 
     name: str
     attribute: str
-    file: Path  # that defines it, relative to the project's root
+    file: Path  # the file that defines it, relative to the project's root
     node: ast.stmt
 
 
 def top_level(tree: ast.Module) -> Iterator[ast.stmt]:
-    """Yield the statements that run on import, those within `try`, `with` and `if` as well."""
+    """Yield the statements that run on import, including those in `try`, `with` and `if`."""
     return _within(tree.body)
 
 
@@ -49,7 +49,7 @@ def _within(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def imported_names(tree: ast.Module, file: Path, root: Path) -> Iterator[Imported]:
-    """Yield what the file's ``from ... import`` lines bring in from other files of the project.
+    """Yield the names that a file imports from other files of the project.
 
     Args:
         file: relative to the root.
@@ -75,7 +75,7 @@ def _imports(
 
 
 def _offered(file: Path, root: Path, seen: tuple[Path, ...]) -> dict[str, Imported]:
-    """Return what can be imported from a file: its own definitions, and what it imports itself."""
+    """Return the names that can be imported from a file: definitions and imports."""
     try:
         tree = ast.parse(read_file(root / file))
     except (SyntaxError, ValueError, RecursionError, OSError):
@@ -95,7 +95,7 @@ def _defined(node: ast.stmt) -> list[str]:
 
 
 def _source(node: ast.ImportFrom, file: Path, root: Path) -> Path | None:
-    """Return the file of the project that a ``from ... import`` reads, or None: it is another's."""
+    """Return the project's file that a ``from ... import`` reads; None for other packages."""
     parts = tuple(node.module.split(".")) if node.module else ()
     if node.level:
         folders = file.parts[: -node.level]
@@ -108,7 +108,7 @@ def _source(node: ast.ImportFrom, file: Path, root: Path) -> Path | None:
     return None
 
 
-# What the last word of a base class, or else a file's path, says about the kind of what it holds.
+# The kind suggested by the last word of a base class, or else by a file's path.
 _BASE_WORDS = {
     "Dataset": "dataset",
     "DataLoader": "data_loader",
@@ -125,10 +125,10 @@ _BASE_WORDS = {
 _PATH_WORDS = {"optim": "optimizer", "sched": "lr_scheduler", "augment": "transform"}
 _PATH_WORDS |= {k: k for k in ("loss", "metric", "init", "transform", "dataset", "callback")}
 
-# Packages whose names are an allow-list, see `torch_names.py`, or no layers, losses and data.
+# Packages whose names are allow-listed in `torch_names.py`, or that define no layers, losses, data.
 _COMMON = frozenset(("torch", "torchvision", "numpy", "base", "logger"))
 
-# Where pytorch-template looks for each kind, and nowhere else: of two definitions, these count.
+# The only files in which pytorch-template looks for each kind. Their definitions take precedence.
 _FIRST = {
     "model/model.py": "model",
     "model/loss.py": "loss",
@@ -140,17 +140,17 @@ _FIRST = {
 class Definition(NamedTuple):
     """A top-level definition in a file of the project."""
 
-    name: str  # what a config says
-    attribute: str  # what the module says
+    name: str  # the name in a config
+    attribute: str  # the name in the module
     file: str  # relative to the project's root
     line: int
-    form: str  # "class", "function", "value", or "import" of an installed package's
+    form: str  # "class", "function", "value", or "import" from an installed package
     likely_kind: str
-    registry: str = ""  # MODELS, where a decorator gave the name
-    is_shipped: bool = False  # its file came with Kindling and is unchanged
-    first_for: str = ""  # the kind for which it counts before others of its name
+    registry: str = ""  # such as MODELS, if a decorator gave the name
+    is_shipped: bool = False  # its file is part of Kindling and unchanged
+    first_for: str = ""  # the kind for which it takes precedence
     imported_by: tuple[str, ...] = ()  # other files of its folder
-    may_be_any: bool = False  # a class of which no word says the kind
+    may_be_any: bool = False  # a class whose names suggest no kind
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -161,12 +161,12 @@ class Definition(NamedTuple):
 
 
 def project_root() -> Path:
-    """Return the folder that holds ``model/``, ``data_loader/`` and ``trainer/``."""
+    """Return the folder that contains ``model/``, ``data_loader/`` and ``trainer/``."""
     return _root
 
 
 def set_project_root(path: Path | str) -> None:
-    """Look for names in another folder; the modules of the previous one are set aside."""
+    """Look for names in another folder, and unload the modules of the previous one."""
     global _root
     _parked[_root] = {name: sys.modules.pop(name) for name in _modules_of_project()}
     sys.path[:] = [entry for entry in sys.path if entry != str(_root) or _root == PROJECT]
@@ -177,7 +177,7 @@ def set_project_root(path: Path | str) -> None:
 
 
 def _modules_of_project() -> list[str]:
-    """Return the loaded modules to set aside: those of the three folders, or beside them."""
+    """Return the loaded modules to unload: those in the three folders, or beside them."""
     tops = set(FOLDERS)
     if _root != PROJECT:
         files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
@@ -196,7 +196,7 @@ _parked: dict[Path, dict[str, ModuleType]] = {}
 
 @functools.cache
 def scan(folder: str) -> tuple[list[Definition], list[str]]:
-    """Return the definitions in a folder of the project, and the files that do not parse."""
+    """Return the definitions in a folder of the project, and its files with syntax errors."""
     definitions: dict[tuple[str, str], Definition] = {}
     imported: list[Definition] = []
     broken = []
@@ -213,7 +213,7 @@ def scan(folder: str) -> tuple[list[Definition], list[str]]:
         came_with_us = is_shipped(file.as_posix(), content)
         for node in top_level(tree):
             for each in _definitions(node, file):
-                # As in Python, the last one counts.
+                # As in Python, the last definition wins.
                 definitions[each.file, each.name] = each._replace(is_shipped=came_with_us)
         if not came_with_us:
             found = [*_imported_definitions(tree, file), *_of_packages(tree, file)]
@@ -232,7 +232,7 @@ def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
     first_for = _FIRST.get(file.as_posix(), "")
     if isinstance(node, ast.ClassDef | ast.FunctionDef):
         form = "class" if isinstance(node, ast.ClassDef) else "function"
-        if not node.name.startswith("_") and node.name != "main":  # the command line of a file
+        if not node.name.startswith("_") and node.name != "main":  # a script's command line
             plain = _says_no_kind(node, file, kind)
             yield Definition(
                 node.name, node.name, *place, form, kind, first_for=first_for, may_be_any=plain
@@ -249,7 +249,7 @@ def _definitions(node: ast.stmt, file: Path) -> Iterator[Definition]:
 
 
 def _of_packages(tree: ast.Module, file: Path) -> Iterator[Definition]:
-    """Yield what a file imports by name from installed packages, as definitions of that file."""
+    """Yield the names that a file imports from installed packages, as its definitions."""
     path, first_for = file.as_posix(), _FIRST.get(file.as_posix(), "")
     for node in top_level(tree):
         if isinstance(node, ast.ImportFrom) and _is_installed(node):
@@ -261,14 +261,14 @@ def _of_packages(tree: ast.Module, file: Path) -> Iterator[Definition]:
 
 
 def _is_installed(node: ast.ImportFrom) -> bool:
-    """Return whether names come from a package that is neither the project's nor Python's own."""
+    """Return whether names come from a package other than the project and the standard library."""
     package = (node.module or "").partition(".")[0]
     ours = any((_root / name).exists() for name in (package, f"{package}.py"))
     return not (node.level or ours or package in _COMMON or package in sys.stdlib_module_names)
 
 
 def _imported_definitions(tree: ast.Module, file: Path) -> Iterator[Definition]:
-    """Yield what a file imports from other files of the project, under the name that it gives."""
+    """Yield the names that a file imports from other files of the project."""
     for found in imported_names(tree, file, _root):
         for each in _definitions(found.node, found.file):
             if each.attribute == found.attribute and not each.registry:
@@ -303,7 +303,7 @@ def _likely_kind(node: ast.stmt, file: Path) -> str:
 
 
 def _says_no_kind(node: ast.stmt, file: Path, kind: str) -> bool:
-    """Return whether a class has the kind of its folder only because nothing names another."""
+    """Return whether a class has the kind of its folder only because no name suggests another."""
     folder = file.parts[0]
     if not isinstance(node, ast.ClassDef) or kind != folder:
         return False
@@ -312,11 +312,11 @@ def _says_no_kind(node: ast.stmt, file: Path, kind: str) -> bool:
 
 
 def load(found: Definition) -> Any:
-    """Import the one file of a definition and return what it holds under the name.
+    """Import the file of a definition and return the object with its name.
 
     Raises:
-        ImportError: the file raises when it is imported; the text says where and what.
-        ConfigError: a class in it overrides what is final; the text has its place.
+        ImportError: the file raises an error on import.
+        ConfigError: a class in it overrides a final method.
     """
     parts = Path(found.file).with_suffix("").parts
     module_name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -327,20 +327,20 @@ def load(found: Definition) -> Any:
         module = import_module(module_name)
     except ConfigError as error:
         if all(problem.where for problem in error.problems):
-            raise  # it says where in the file
+            raise  # it names the line
         raise ImportError(describe_error(error)) from error
-    except (Exception, SystemExit) as error:  # whatever a file of the user may raise
+    except (Exception, SystemExit) as error:  # user code may raise anything
         raise ImportError(describe_error(error)) from error
     if Path(module.__file__ or "").resolve() != (_root / found.file).resolve():
         text = f"is hidden by {module.__file__}, which Python imports instead; rename one of them"
         raise ImportError(f"{found.file} {text}")
     if not hasattr(module, found.attribute):
-        raise ImportError(f"{found}: {found.attribute!r} is not defined once the file is imported")
+        raise ImportError(f"{found}: {found.attribute!r} is not defined after importing the file")
     return getattr(module, found.attribute)
 
 
 def is_shipped_definition(named: Any) -> bool:
-    """Return whether an imported class or function stands in a file that came with Kindling."""
+    """Return whether an imported class or function is defined in an unchanged file of Kindling."""
     file = getattr(sys.modules.get(getattr(named, "__module__", "")), "__file__", None)
     path = Path(file or "").resolve()
     if not path.is_file() or not path.is_relative_to(_root):
@@ -349,7 +349,7 @@ def is_shipped_definition(named: Any) -> bool:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return ``model/model.py:12: ValueError: text``, with the innermost place in the project."""
+    """Return ``model/model.py:12: ValueError: text``, with the innermost line in the project."""
     stack = traceback.extract_tb(error.__traceback__)
     places: list[tuple[str, int | None]] = [(frame.filename, frame.lineno) for frame in stack]
     text = str(error)

@@ -1,4 +1,4 @@
-"""Options that cannot be combined, and why: one table, checked before anything is built."""
+"""A table of options that cannot be combined, checked before anything is built."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ONE_PASS = "a compiled model allows one backward pass per batch, which frees its
 USED = "gradients are used before the next part is added to them"
 OWN = "LBFGS computes its own gradients, from the last batch only"
 
-# option, with, why. `key: value` is that value alone; `optimizer.` is each of several optimizers.
+# (option, other option, reason). `key: value` means this value only; `optimizer.` any optimizer.
 EXCLUDED = [
     (IN_BACKWARD, "optimizer.clip_norm", "the norm needs all gradients at once"),
     (IN_BACKWARD, "optimizer.clip_value", "clipping needs all gradients at once"),
@@ -43,22 +43,22 @@ EXCLUDED = [
     ("memory.micro_batch", CLOSURE, OWN),
     ("trainer.on_oom: halve", CLOSURE, OWN),
     ("memory.precision: fp16", CLOSURE, f"{OWN}, without a scale"),
-    # torch._functorch.config.donated_buffer is no way out: graphs that were compiled without it
-    # come back from the cache on disk, and then give wrong gradients.
+    # torch._functorch.config.donated_buffer does not help: the disk cache may return graphs that
+    # were compiled without it, which then give wrong gradients.
     (COMPILED, "trainer.backward: separate", ONE_PASS),
     (COMPILED, "trainer.loss_gradients", ONE_PASS),
     (COMPILED, "memory.inplace", "the compiler chooses what is overwritten"),
     (COMPILED, "memory.offload_activations", "a compiled graph chooses what it keeps"),
     ("memory.cudnn_benchmark", "deterministic", "timings would choose the algorithms"),
 ]
-USUAL = {"accumulate": 1, "every": "1 step"}  # beside null, false and an empty list
+USUAL = {"accumulate": 1, "every": "1 step"}  # besides null, false and an empty list
 
 
 def check_combinations(config: Config) -> None:
-    """Refuse options that cannot be combined.
+    """Check that no incompatible options are combined.
 
     Raises:
-        ConfigError: all such pairs, each with its places and its reason.
+        ConfigError: lists all such pairs with their locations and reasons.
     """
     problems = [
         config.problem(keys, f"cannot be combined with {other} ({config.where(*beside)}): {why}")
@@ -71,7 +71,7 @@ def check_combinations(config: Config) -> None:
 
 
 def layout_wish(config: Config) -> bool | str:
-    """Return ``memory.channels_last``; not ``auto`` for LBFGS, which views gradients as vectors."""
+    """Return ``memory.channels_last``; ``auto`` means false for LBFGS, which flattens gradients."""
     wish: bool | str = config["memory"]["channels_last"]
     return False if wish == "auto" and any(_places(config, CLOSURE)) else wish
 

@@ -1,6 +1,6 @@
-"""Refuse to override final methods, when the class is defined rather than when it fails.
+"""Raises an error when a subclass that overrides final methods is defined.
 
-``@final`` is for type checkers; Python itself lets a subclass override such a method.
+``@final`` only informs type checkers. Python itself allows a subclass to override the method.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ _PORTING = "docs/from-pytorch-template.md, section 4, ports it"
 INSTEAD_IN_TRAINERS = {
     "train": "override train_step(batch) for a step, begin_epoch() for the start of an epoch",
     "train_epoch": "override train_step(batch) for a step, begin_epoch() for the start of an epoch",
-    "validate": "override valid_step(batch); `trainer.validate_every` says how often",
+    "validate": "override valid_step(batch); `trainer.validate_every` sets the interval",
     "evaluate": "override valid_step(batch), or predict(outputs) for what metrics see",
     "end_step": "add a callback with on_step_end(trainer)",
     "end_epoch": "add a callback with on_epoch_end(trainer, values)",
     "is_finished": "write `trainer.epochs`, `trainer.steps` or `trainer.early_stop` in the config",
-    "save": "keep more in a checkpoint with self.register(name, thing) in __init__",
+    "save": "add state to checkpoints with self.register(name, thing) in __init__",
     "register": "call it in __init__, after super().__init__(experiment)",
-    "backward": "call self.backward(loss) in a train_step(batch) of your own",
-    "update": "call self.update() in a train_step(batch) of your own",
-    "is_due": "call it in a train_step(batch) of your own",
-    "only": "call it in a train_step(batch) of your own",
-    "measure": "override predict(outputs) for what metrics see",
-    "build": "call it in __init__: self.build(kind, section) builds what a config may name",
-    "in_own_unit": "override predict(outputs) for what metrics see",
+    "backward": "call self.backward(loss) in your own train_step(batch)",
+    "update": "call self.update() in your own train_step(batch)",
+    "is_due": "call it in your own train_step(batch)",
+    "only": "call it in your own train_step(batch)",
+    "measure": "override predict(outputs) to change the inputs of metrics",
+    "build": "call it in __init__: self.build(kind, section) builds the object of a section",
+    "in_own_unit": "override predict(outputs) to change the inputs of metrics",
 }
-"""What a user's trainer overrides in place of a method that is final."""
+"""What a user's trainer should override instead of a final method."""
 
 OF_PYTORCH_TEMPLATE = {
-    "_train_epoch": f"override train_step(batch), one batch in place of the loop; {_PORTING}",
-    "_valid_epoch": f"override valid_step(batch), one batch in place of the loop; {_PORTING}",
-    "_save_checkpoint": "keep more in a checkpoint with self.register(name, thing) in __init__",
-    "_resume_checkpoint": "what self.register(name, thing) keeps is resumed too",
+    "_train_epoch": f"override train_step(batch), which handles one batch; {_PORTING}",
+    "_valid_epoch": f"override valid_step(batch), which handles one batch; {_PORTING}",
+    "_save_checkpoint": "add state to checkpoints with self.register(name, thing) in __init__",
+    "_resume_checkpoint": "state added with self.register(name, thing) is resumed too",
 }
-"""Methods of pytorch-template's trainers, which nothing calls here, and what to write instead."""
+"""Methods of pytorch-template's trainers that are never called here, and their replacements."""
 
 
 def refuse_overridden(
     cls: type[Any], advice: Mapping[str, str], never_called: Mapping[str, str] | None = None
 ) -> None:
-    """Make sure that a new class overrides no final method of its base classes.
+    """Check that a new class overrides no final method of its base classes.
 
-    Call it in ``__init_subclass__``. A mixin that comes before the final method counts as well.
+    Call it in ``__init_subclass__``. Methods of mixins are checked too.
 
     Args:
-        advice: what to override instead, by the name of the method.
-        never_called: methods that another template calls, and this one does not, and what to do.
+        advice: what to override instead, by method name.
+        never_called: methods that only another template calls, and what to do instead.
 
     Raises:
-        ConfigError: names the class with its file and line, each such method and what to do.
+        ConfigError: lists each such method with its class, its file and line, and advice.
     """
     faults = [
         f"{_shown(cls, giver)} overrides {owner.__name__}.{name}, which is final"
@@ -77,12 +77,12 @@ def refuse_overridden(
 
 
 def final_names(cls: type[Any]) -> set[str]:
-    """Return the names of all methods that are final in a class."""
+    """Return the names of all final methods of a class."""
     return {name for each in cls.__mro__ for name, it in vars(each).items() if _is_final(it)}
 
 
 def _overridden(cls: type[Any]) -> Iterator[tuple[str, type[Any], type[Any]]]:
-    """Yield each final method's name that is overridden, by which class, and whose it is."""
+    """Yield the name of each overridden final method, the overriding class and its owner."""
     for number, owner in enumerate(cls.__mro__):
         for name, member in vars(owner).items():
             if _is_final(member):
@@ -94,7 +94,7 @@ def _overridden(cls: type[Any]) -> Iterator[tuple[str, type[Any], type[Any]]]:
 def _is_final(member: Any) -> bool:
     if isinstance(member, property):
         member = member.fget
-    member = getattr(member, "__func__", member)  # of a classmethod or a staticmethod
+    member = getattr(member, "__func__", member)  # unwrap a classmethod or staticmethod
     return not isinstance(member, type) and getattr(member, "__final__", False) is True
 
 
@@ -103,7 +103,7 @@ def _shown(cls: type[Any], giver: type[Any]) -> str:
 
 
 def _place_of_class_statement() -> str:
-    """Return file and line of the class statement being executed: ``trainer/mine.py:12``."""
+    """Return the file and line of the class statement being executed: ``trainer/mine.py:12``."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and _is_inner(frame):
         frame = frame.f_back
@@ -116,7 +116,7 @@ def _place_of_class_statement() -> str:
 
 
 def _is_inner(frame: FrameType) -> bool:
-    """Return whether a frame only takes part in creating the class: ours, or a metaclass's."""
+    """Return whether a frame belongs to class creation: this module or a metaclass."""
     path = Path(frame.f_code.co_filename)
     is_ours = path.is_relative_to(ENGINE) and frame.f_code.co_name == "__init_subclass__"
     return (

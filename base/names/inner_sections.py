@@ -1,6 +1,7 @@
-"""Sections in the arguments of a section: which arguments hold them, and of which kind.
+"""Finds sections in the arguments of a section, and their kinds.
 
-An argument's annotation decides, or the table of names below; docs/data-sets.md shows both.
+The annotation of an argument determines the kind, or the table of names below. See
+docs/data-sets.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from base.names.signatures import takes_modules
 Section = Mapping[str, Any]
 KINDS_OF_DATA = ("data_loader", "dataset", "transform", "sampler")
 
-# What an argument of a scheduler, or of one of the kinds of data, holds by its name.
+# The kind of an argument of a scheduler, or of a kind of data, by its name.
 OF_SCHEDULERS = {"schedulers": "lr_scheduler", "lr_lambda": "function", "scale_fn": "function"}
 OF_DATA = {
     **dict.fromkeys(("dataset", "datasets"), "dataset"),
@@ -29,7 +30,7 @@ OF_DATA = {
     **dict.fromkeys(("valid_transforms", "val_transforms", "test_transforms"), "transform"),
     "collate_fn": "function",
 }
-# What an argument of the kinds of data holds by its annotation.
+# The kind of an argument of the kinds of data, by its annotation.
 _ANNOTATED = {
     "transform": re.compile(r"\bCallable\b|Transform\b"),
     "dataset": re.compile(r"Dataset\b"),
@@ -39,9 +40,9 @@ _LIST = re.compile(r"([\w.]+\[|None \| )*[\w.]*\b([Ll]ist|[Tt]uple|Sequence|Iter
 
 
 def inner_kind(kind: str, name: str, parameter: Parameter | None, value: Any) -> str | None:
-    """Return the kind of the sections that an argument holds, or None."""
+    """Return the kind of the sections in an argument, or None."""
     if kind == "model":
-        if parameter is None:  # one of `**networks`
+        if parameter is None:  # one of ``**networks``
             return kind if isinstance(value, Mapping) and "type" in value else None
         return kind if takes_modules(parameter) else None
     if kind == "lr_scheduler":
@@ -52,7 +53,7 @@ def inner_kind(kind: str, name: str, parameter: Parameter | None, value: Any) ->
 
 
 def is_passed_on(kind: str, name: str, parameter: Parameter | None, value: Any) -> bool:
-    """Return whether an argument of data has the form of a section, and yet is not built."""
+    """Return whether an argument of data looks like a section but is not built."""
     has_form = isinstance(value, Mapping) and "type" in value and value.keys() <= {"type", "args"}
     return has_form and kind in KINDS_OF_DATA and inner_kind(kind, name, parameter, value) is None
 
@@ -60,9 +61,9 @@ def is_passed_on(kind: str, name: str, parameter: Parameter | None, value: Any) 
 def replace_sections(
     inner: str | None, keys: Keys, value: Any, replace: Callable[[str, Section, Keys], Any]
 ) -> Any:
-    """Return an argument's value with each section in it, all of the kind ``inner``, replaced.
+    """Replace each section, of kind ``inner``, in an argument's value.
 
-    Mappings with keys beside ``type`` and ``args`` are the project's own, and stay.
+    Mappings with keys other than ``type`` and ``args`` are plain data and are kept.
     """
     if inner is None or isinstance(value, Reference):
         return value
@@ -78,7 +79,7 @@ def replace_sections(
 
 
 def words_as_sections(parameter: Parameter | None, value: Any) -> Any:
-    """Return a list of callables with each word in it as the section that it stands for."""
+    """Expand each string in a list of callables to a section."""
     if not isinstance(value, list) or "Callable" not in _annotation(parameter):
         return value
     is_word = [isinstance(item, str) and not isinstance(item, Reference) for item in value]
@@ -86,9 +87,9 @@ def words_as_sections(parameter: Parameter | None, value: Any) -> Any:
 
 
 def takes_list(name: str, parameter: Parameter | None) -> bool:
-    """Return whether an argument for transforms takes a list of them, rather than one."""
+    """Return whether an argument takes a list of transforms rather than a single one."""
     text = _annotation(parameter)
-    # Without an annotation that says so: a name in the plural.
+    # Without such an annotation, a plural name decides.
     return bool(_LIST.match(text)) or (name.endswith("s") and not _annotated_kind(parameter))
 
 

@@ -1,8 +1,8 @@
-"""What a class, function or object must be to count as a model, a data set, ...
+"""Rules that decide whether a class, function or object is a model, a data set, ...
 
-A class is judged by its base classes and methods, a function that is called with data by its
-signature. A function that *builds* one needs a decorator: any other is not meant for a config, and
-may be one that writes files.
+Classes are checked by their base classes and methods; functions called with data, by their
+signature. A function that *builds* an object needs a decorator: other functions are not meant for
+a config, and may write files.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 
 class Rule(NamedTuple):
-    """The rule for classes of a kind: ``fits`` checks it, ``words`` describe it in an error.
+    """The rule for classes of a kind: ``fits`` checks it, and ``words`` describe it in errors.
 
-    ``registry`` has the decorator of functions that build one.
+    ``registry`` has the decorator for functions that build one.
     """
 
     fits: Callable[[type], bool]
@@ -30,12 +30,12 @@ class Rule(NamedTuple):
 
 
 def misfit(kind: str, named: Any, is_marked: bool, is_likely: bool = True) -> str:
-    """Return why what a name means is not of its kind; empty if it is.
+    """Return why a named object is not of the kind, or "" if it is.
 
     Args:
-        is_marked: its decorator or its file marks a function as a builder.
-        is_likely: its name or its file suggests this kind; a loss or a metric may then take the
-            output only.
+        is_marked: whether a function is a builder by its decorator or its file.
+        is_likely: whether its name or its file suggests this kind. A loss or metric may then take
+            only the output.
     """
     rule = _RULES.get(kind)
     if isinstance(named, type):
@@ -64,7 +64,7 @@ def misfit(kind: str, named: Any, is_marked: bool, is_likely: bool = True) -> st
 
 
 def made_fault(kind: str, made: Any) -> str:
-    """Return why what a builder returned is not of the kind; empty if it is."""
+    """Return why the result of a builder is not of the kind, or "" if it is."""
     rule = _RULES.get(kind)
     if rule is None or not rule.registry or rule.fits(type(made)):
         return ""
@@ -80,7 +80,7 @@ def _is(*places: str) -> Callable[[type], bool]:
 
 
 def _defines(cls: type, *names: str) -> bool:
-    """Return whether objects of a class have one of these methods (a class is callable itself)."""
+    """Return whether instances of a class have one of these methods (classes are callable)."""
     return any(name in vars(each) for each in cls.__mro__ for name in names)
 
 
@@ -100,7 +100,7 @@ def _is_schedule(cls: type) -> bool:
 
 
 def _is_loss(cls: type) -> bool:
-    """Return whether objects of a class are called with an output and a target."""
+    """Return whether instances of a class can be called with an output and a target."""
     called = _called(cls)
     return called is not None and not _arity_fault(called, 1, is_method=True)
 
@@ -133,7 +133,7 @@ _RULES = {
     ),
     "optimizer": Rule(_is(_OPTIMIZER), "subclass of Optimizer", "OPTIMIZERS"),
     "lr_scheduler": Rule(_is_schedule, "class with `step`", "LR_SCHEDULERS"),
-    "loss": Rule(_is_loss, "class whose objects are called with (output, target)"),
+    "loss": Rule(_is_loss, "class whose instances are called with (output, target)"),
     "metric": Rule(_is_metric, "class with `update` and `compute`, or called with two"),
     "trainer": Rule(_is(_TRAINER), "subclass of BaseTrainer"),
     "callback": Rule(_is(_CALLBACK), "subclass of Callback"),
@@ -145,11 +145,11 @@ CALLED_WITH = {
 
 
 def _function_fault(kind: str, named: Any, is_likely: bool) -> str:
-    """Return why a function, or a callable object, cannot be called with data of this kind."""
+    """Return why a function or callable object cannot be called with data of this kind."""
     if not callable(named):
         is_metric = kind == "metric" and hasattr(named, "compute")
         return "" if is_metric else f"it is a {type(named).__name__}"
-    function = getattr(named, "forward", named)  # of a module that is built already
+    function = getattr(named, "forward", named)  # of a module instance
     with_what = f"a {kind} is called with ({', '.join(CALLED_WITH[kind])})"
     n_needed = 1 if is_likely else len(CALLED_WITH[kind])
     if fault := _arity_fault(function, n_needed):
@@ -157,7 +157,7 @@ def _function_fault(kind: str, named: Any, is_likely: bool) -> str:
     hints, takes = _hints(function), _positional(function)
     first, returned = hints.get(takes[0]) if takes else None, hints.get("return")
     is_for_data = _takes_a_number_or_samples if kind == "function" else _takes_tensors
-    gives_nothing = returned is types.NoneType and kind != "init"  # which may change its tensor
+    gives_nothing = returned is types.NoneType and kind != "init"  # init may work in place
     if gives_nothing or (first is not None and not is_for_data(first, returned)):
         shown = getattr(function, "__name__", type(function).__name__)
         return f"it is {shown}{inspect.signature(function)}; {with_what}"
@@ -165,10 +165,10 @@ def _function_fault(kind: str, named: Any, is_likely: bool) -> str:
 
 
 def _arity_fault(function: Any, n_needed: int, is_method: bool = False) -> str:
-    """Return what a function takes if it cannot be called with so many values.
+    """Return the signature of a function that cannot be called with that many values, or "".
 
-    Losses and metrics are given what their signature names: one that takes the batch, or takes all
-    by name alone, needs no more.
+    Losses and metrics receive the values that their signature names. A function that takes the
+    batch, or only keyword arguments, needs no others.
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())[is_method:]
@@ -192,10 +192,10 @@ def _positional(function: Any) -> list[str]:
 
 
 def _hints(function: Any) -> dict[str, Any]:
-    """Return the resolved annotations; empty if one of them cannot be resolved."""
+    """Return the resolved annotations; empty if any of them cannot be resolved."""
     try:
         return get_type_hints(function)
-    except Exception:  # a user's annotation may fail in any way, as may names imported for mypy
+    except Exception:  # users' annotations may fail in any way
         return {}
 
 

@@ -1,4 +1,4 @@
-"""Modules in the arguments of a model: ``{type, name, args}``, or the type alone."""
+"""Modules in the arguments of a model: ``{type, name, args}``, or only the type."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Fault = tuple[Keys, str]
 
 
 def layer_faults(keys: Keys, value: Any) -> list[Fault]:
-    """Return the faults in the form of one module, or of a list of them; not those in ``args``.
+    """Return the structural faults of a module or a list of modules, without those in ``args``.
 
-    A module in a list may have a ``name``, a single one ``weights``.
+    A module in a list may have a ``name``; a single module may have ``weights``.
     """
     if not isinstance(value, list):
         return _faults(keys, value, ("type", "args", "weights"))
@@ -34,7 +34,7 @@ def layer_faults(keys: Keys, value: Any) -> list[Fault]:
             faults.append(((*keys, number, "name"), f"{text}, and not an attribute of nn.Module"))
         elif label in seen:
             faults.append(
-                ((*keys, number, "name"), f"{label!r} is the name of an earlier layer too")
+                ((*keys, number, "name"), f"{label!r} is already the name of an earlier layer")
             )
         elif label is not None:
             seen.add(label)
@@ -42,7 +42,7 @@ def layer_faults(keys: Keys, value: Any) -> list[Fault]:
 
 
 def with_names(parameter: Parameter | None, layers: Any, value: Any) -> Any:
-    """Return built layers as a dict by name or number, if the annotation asks for one."""
+    """Return built layers as a dict by name or number if the annotation is a dict."""
     annotation = "" if parameter is None else str(parameter.annotation)
     if layers is None or not annotation.startswith("dict["):
         return layers
@@ -69,5 +69,5 @@ def _faults(keys: Keys, layer: Any, known: tuple[str, ...]) -> list[Fault]:
 
 def _is_label(value: Any) -> bool:
     is_word = isinstance(value, str) and value != "" and "." not in value
-    # Layers without a name go by their numbers.
+    # Layers without a name are numbered.
     return is_word and not value.isdigit() and not hasattr(nn.Module, value)

@@ -1,4 +1,4 @@
-"""All names that a config can use, for people (``--list``) and for editors (``--schema``)."""
+"""Lists all names that a config can use, as text (``--list``) and for editors (``--schema``)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from base.system.deferred_files import defer_files
 
 
 def show_names(kind: str | None) -> int:
-    """Print what a config can name of one kind, or of ``all``; without a kind the JSON Schema.
+    """Print the names of a kind, or of ``all``; without a kind, print the JSON Schema.
 
     Raises:
-        UsageError: there is no such kind.
+        UsageError: the kind does not exist.
     """
-    with defer_files():  # files of the project are imported, and may write some
+    with defer_files():  # importing the project's files may write files
         print(_schema_text() if kind is None else _names_text(kind))
     return 0
 
@@ -40,7 +40,7 @@ def _names_text(kind: str) -> str:
 
 
 def describe(kind: str) -> str:
-    """Return the names of a kind with arguments, origin and first line, the project's own first."""
+    """Return the names of a kind with arguments, origin and summary; the project's names first."""
     lines = [f"{kind}:"]
     for name, named, origin in _entries(kind):
         if isinstance(named, NameFault):
@@ -55,10 +55,10 @@ def describe(kind: str) -> str:
 
 
 def type_schemas() -> dict[str, list[dict[str, Any]]]:
-    """Return for each kind what it can name: the name, a schema of its ``args``, its first line.
+    """Return the names of each kind, each with a schema of its ``args`` and a summary.
 
-    The layers of torch.nn and all of torchvision are left out: an editor's list of 300 more names
-    hides those that are looked for. They can be named all the same.
+    The layers of torch.nn and all of torchvision are excluded, as 300 more names would clutter an
+    editor's list. A config can still use them.
     """
     return {
         kind: [
@@ -79,7 +79,7 @@ def _schema(kind: str, name: str, named: Any, origin: str) -> dict[str, Any]:
 
 
 def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
-    """Yield each name, what it names (or the fault that keeps it from use) and where from."""
+    """Yield each name, its object (or the fault that prevents its use) and its origin."""
     for name in names(kind):
         named: Any
         origin = ""
@@ -89,7 +89,7 @@ def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
                 aside = overridden(kind, name)
                 origin = f"{found} (not Kindling's {aside})" if aside else str(found)
         except WrongKind:
-            continue  # a helper beside those
+            continue  # a helper function
         except NameFault as fault:
             named = fault
         yield name, named, origin or str(getattr(named, "__module__", ""))
@@ -103,7 +103,7 @@ def _shown(parameter: Parameter) -> str:
 
 
 def _first_line(named: Any) -> str:
-    """Return the first line of an own docstring; an object of a class has none of its own."""
+    """Return the first line of the docstring; instances do not have one."""
     is_definition = isinstance(named, type) or hasattr(named, "__name__")
     lines = (getattr(named, "__doc__", None) or "").strip().splitlines()
     return lines[0] if lines and is_definition else ""

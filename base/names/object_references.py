@@ -1,7 +1,7 @@
-"""Look up references such as ``${data_loader.n_classes}`` in the built objects.
+"""Resolves references such as ``${data_loader.n_classes}`` in the built objects.
 
-Values of the training data are saved with each checkpoint: a test needs no training data to know
-them, and a resumed run keeps them.
+Values from the training data are saved with each checkpoint. Testing then needs no training data,
+and a resumed run keeps them.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from base.errors import ConfigError, KindlingError, Problem, nearest
 from base.names.check import check_section
 from base.names.discovery import describe_error, project_root
 
-MOST_NUMBERS = 10_000  # of a tensor
-MOST_CHARACTERS = 100_000  # of all as JSON, or nearly so
-_KINDS = ("f", "i", "u", "b")  # of numpy's: floating point, integers, truth values
+MAX_NUMBERS = 10_000  # of a tensor
+MAX_CHARACTERS = 100_000  # of all values as JSON, approximately
+_KINDS = ("f", "i", "u", "b")  # NumPy's: floating point, signed and unsigned integers, bool
 
 
 class NotPlainError(ValueError):
-    """A value that JSON cannot hold, or that is too large."""
+    """A value that JSON does not support, or that is too large."""
 
 
 def to_json(value: Any) -> Any:
-    """Return a value as JSON data, from which `from_json` makes an equal one.
+    """Convert a value to JSON data, which `from_json` converts back.
 
     Raises:
-        NotPlainError: it holds something else, or non-finite numbers, or is too large.
+        NotPlainError: it contains other types or non-finite numbers, or is too large.
     """
     if value is None or type(value) in (bool, int):
         return value
     if type(value) is float and math.isfinite(value):
         return value
-    if type(value) is str and len(value) <= MOST_CHARACTERS:
+    if type(value) is str and len(value) <= MAX_CHARACTERS:
         return value
-    if type(value) in (list, tuple) and len(value) <= MOST_NUMBERS:
+    if type(value) in (list, tuple) and len(value) <= MAX_NUMBERS:
         items = [to_json(item) for item in value]
         return items if type(value) is list else {"tuple": items}
-    if type(value) is dict and len(value) <= MOST_NUMBERS:
+    if type(value) is dict and len(value) <= MAX_NUMBERS:
         return {"dict": [[to_json(key), to_json(item)] for key, item in value.items()]}
     if type(value) is Tensor and value.layout is torch.strided and not value.is_complex():
         return _numbers("tensor", value.detach().cpu(), str(value.dtype).removeprefix("torch."))
     if type(value) is np.ndarray and value.dtype.kind in _KINDS:
         return _numbers("array", value, value.dtype.name)
-    raise NotPlainError(f"a {type(value).__name__} cannot be kept as JSON")
+    raise NotPlainError(f"a {type(value).__name__} cannot be stored as JSON")
 
 
 def from_json(data: Any) -> Any:
-    """Return the value that `to_json` was given."""
+    """Return the original value of `to_json`."""
     if isinstance(data, list):
         return [from_json(item) for item in data]
     if not isinstance(data, Mapping):
@@ -80,8 +80,8 @@ def from_json(data: Any) -> Any:
 def _numbers(kind: str, values: Any, dtype: str) -> dict[str, Any]:
     n_values = math.prod(values.shape)
     numbers = values.reshape(-1).tolist()
-    if n_values > MOST_NUMBERS or not all(map(math.isfinite, numbers)):
-        raise NotPlainError(f"a {kind} of {n_values} numbers cannot be kept as JSON")
+    if n_values > MAX_NUMBERS or not all(map(math.isfinite, numbers)):
+        raise NotPlainError(f"a {kind} of {n_values} numbers cannot be stored as JSON")
     return {kind: numbers, "dtype": dtype, "shape": list(values.shape)}
 
 
@@ -90,16 +90,16 @@ Keys = tuple[str | int, ...]
 Section = Mapping[str, Any]
 
 _TOKEN = re.compile(r"\$\$\{|\$\{([^{}]*)\}")
-MOST_NAMES = 25  # that an error lists
+MAX_NAMES = 25  # listed in an error
 _OF_A_SECTION = ("type", "args")
 
 
 class References:
-    """Looks up the references to built objects in the sections of a config.
+    """Resolves the references to built objects in the sections of a config.
 
     Args:
-        kept: their values when the run began, see `values`.
-        is_resumed: the run keeps those values, whatever its data give now.
+        kept: the values at the start of the run; see `values`.
+        is_resumed: whether the run keeps these values even if the data give others now.
     """
 
     def __init__(
@@ -107,23 +107,23 @@ class References:
     ) -> None:
         self.config = config
         self.values: dict[str, Any] = {}
-        """What the training data gave, as JSON, by reference: for the manifests."""
+        """The values from the training data by reference, as JSON for the manifests."""
         self.changes: dict[str, str] = {}
-        """What they give now where that is another value than the kept one, in words."""
+        """Messages about values that differ from the kept ones."""
         self.copies: list[tuple[Section, Keys]] = []
-        """Sections that were looked up, with their places in the config."""
+        """Resolved sections by their keys in the config."""
         self._kept, self._is_resumed = dict(kept or {}), is_resumed
         self._objects: dict[str, Any] = {}
 
     def add(self, name: str, built: Any) -> None:
-        """Let ``${name.attribute}`` be looked up in this object."""
+        """Resolve ``${name.attribute}`` in this object."""
         self._objects[name] = built
 
     def resolve(self, kind: str, keys: Keys, section: Section) -> Section:
-        """Return a section with its references looked up, and its arguments checked again.
+        """Return a section with its references resolved and its arguments checked again.
 
         Raises:
-            ConfigError: an object has no such attribute, or the argument takes no such value.
+            ConfigError: the attribute does not exist, or its value is not valid for the argument.
         """
         if not has_reference(section):
             return section
@@ -132,11 +132,11 @@ class References:
         return resolved
 
     def resolve_list(self, kind: str, key: str) -> list[Section]:
-        """Return the sections of one of the config's lists, as `resolve` does."""
+        """Resolve the sections of one of the config's lists."""
         return [self.resolve(kind, (key, i), part) for i, part in enumerate(self.config[key])]
 
     def log_changes(self) -> None:
-        """Log the values that differ from those when the run began."""
+        """Log the values that differ from those at the start of the run."""
         for text in self.changes.values():
             log.warning(text)
 
@@ -160,11 +160,11 @@ class References:
         value = self._value(token[1], keys)
         if isinstance(value, str | int | float | bool):
             return str(value)
-        text = f"{token[0]} is a {type(value).__name__} and cannot be part of a text"
+        text = f"{token[0]} is a {type(value).__name__} and cannot be part of a string"
         raise ConfigError([self.config.problem(keys, text)])
 
     def _value(self, name: str, keys: Keys) -> Any:
-        """Return what one reference stands for."""
+        """Return the value of a reference."""
         if name == WHOLE:
             return copy.deepcopy(dict(self.config))
         if name in self.values:
@@ -195,7 +195,7 @@ class References:
         shown = [text if len(text) <= 60 else f"{text[:57]}..." for text in texts]
         effect = "the run keeps its value" if self._is_resumed else "the new value is used"
         self.changes[name] = (
-            f"${{{name}}} was {shown[0]} when the run began, and is now {shown[1]}: {effect}"
+            f"${{{name}}} was {shown[0]} at the start of the run, and is now {shown[1]}: {effect}"
         )
         if self._is_resumed:
             self.values[name] = then
@@ -203,7 +203,7 @@ class References:
     def _look_up(self, thing: str, path: str, keys: Keys) -> Any:
         found = self._objects.get(thing)
         if found is None:
-            text = f"${{{thing}.{path}}}: there is no {thing}"
+            text = f"${{{thing}.{path}}}: the config has no {thing}"
             raise ConfigError([self.config.problem(keys, text)])
         found = _unwrapped(found)
         done = thing
@@ -221,22 +221,22 @@ class References:
 
 
 def is_deferred(loader: Any) -> bool:
-    """Return whether a loader is built only if it is asked for more than its length."""
+    """Return whether a loader is built only when more than its length is needed."""
     return loader is not None and bool(getattr(type(loader), "is_deferred", False))
 
 
 def _unwrapped(thing: Any) -> Any:
-    """Return the loader that the config names, where another one is around it."""
+    """Return the loader that the config names, without its wrapper."""
     if is_deferred(thing):
         thing = thing.built()
     return thing.loader if getattr(type(thing), "replays", False) else thing
 
 
 def _attribute(thing: Any, word: str) -> Any:
-    """Return an attribute of an object, an item of a mapping or of a sequence.
+    """Return an attribute of an object, or an item of a mapping or sequence.
 
     Raises:
-        LookupError: there is none; its text says so, and names those that there are.
+        LookupError: it does not exist. The message lists the existing names.
     """
     if isinstance(thing, Mapping) and word in thing:
         return thing[word]
@@ -249,20 +249,20 @@ def _attribute(thing: Any, word: str) -> Any:
         return getattr(thing, word)
     except KindlingError:
         raise
-    except Exception as error:  # of a property of the user's own
+    except Exception as error:  # raised by a user's property
         if not isinstance(error, AttributeError) or hasattr(type(thing), word):
             text = f"raises for {word!r}: {describe_error(error)}"
             raise LookupError(text) from error
     known = attributes(thing)
-    more = ", ..." if len(known) > MOST_NAMES else ""
-    there = f" (it has {', '.join(known[:MOST_NAMES])}{more})" if known else ""
+    more = ", ..." if len(known) > MAX_NAMES else ""
+    there = f" (it has {', '.join(known[:MAX_NAMES])}{more})" if known else ""
     raise LookupError(f"has no {word!r}{nearest(word, (*known, *_OF_A_SECTION))}{there}")
 
 
 def _foreign(value: Any) -> str:
-    """Return what a value is if a config must not reach it: a module, or a library function.
+    """Return a description of a value that a config must not reach: a module or library function.
 
-    Such as the ``unlink`` of a path, passed to something that calls it with each batch.
+    For example, the ``unlink`` of a path could be passed to code that calls it with each batch.
     """
     if isinstance(value, ModuleType):
         return f"the module {value.__name__}"
@@ -277,7 +277,7 @@ def _foreign(value: Any) -> str:
 
 
 def attributes(thing: Any) -> list[str]:
-    """Return the public attributes of an object, without methods and with the engine's own last."""
+    """Return the public attributes of an object, without methods; the engine's come last."""
     if isinstance(thing, Mapping):
         return [str(name) for name in thing]
     foreign = ("torch", "builtins", "abc", "typing", "collections", "numpy")
@@ -299,25 +299,25 @@ def _is_method(value: Any) -> bool:
 
 
 def _is_of_engine(cls: type[Any]) -> bool:
-    """Return whether a class is the engine's own, which any data set or loader inherits from."""
+    """Return whether a class is part of the engine, as a base class of data sets and loaders."""
     return cls.__module__.startswith("base.") and not cls.__module__.startswith("base.datasets.")
 
 
 def _names_used(cls: type[Any]) -> Iterator[str]:
-    """Yield the attributes that a class's ``__init__`` reads or sets, and those of the class."""
+    """Yield the attributes of a class, and those that its ``__init__`` reads or sets."""
     yield from vars(cls)
     init = vars(cls).get("__init__")
     yield from init.__code__.co_names if isinstance(init, FunctionType) else ()
 
 
 def refuse_objects(section: Section, where: str) -> None:
-    """Make sure that a section holds plain data, as its values are saved with the run's state.
+    """Check that a section holds plain data, as its values are saved with the run's state.
 
     Raises:
-        ConfigError: it holds an object.
+        ConfigError: it contains an object.
     """
     try:
         json.dumps(section)
     except TypeError as error:
-        text = f"its references must give numbers, texts or lists of them: {error}"
+        text = f"its references must be numbers, strings or lists of these: {error}"
         raise ConfigError([Problem(where, text)]) from error

@@ -1,4 +1,4 @@
-"""Valid numbers of arguments: finite, and within the range of a well-known name."""
+"""Valid ranges of numeric arguments: finite, and within the range of well-known names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Range(NamedTuple):
 AT_LEAST_0, ABOVE_0, AT_LEAST_1 = Range(), Range(without_low=True), Range(low=1)
 SHARE, BELOW_1 = Range(high=1), Range(high=1, without_high=True)
 
-# An optimizer or a scheduler of any origin, as these names have one meaning there.
+# Optimizers and schedulers of any origin, as these names have the same meaning in all of them.
 RANGES: dict[str, dict[str, Range]] = {
     "optimizer": {
         **dict.fromkeys(("lr", "weight_decay", "eps", "alpha", "lambd", "t0"), AT_LEAST_0),
@@ -73,13 +73,13 @@ OF_TORCH: dict[str, dict[str, Range]] = {
 }
 
 OF_DATA = ("dataset", "data_loader", "transform", "function")
-"""Kinds whose arguments may be NaN, as the mark of a missing value or as a fill value."""
+"""Kinds whose arguments may be NaN, as a marker of missing values or as a fill value."""
 
 
 def number_fault(
     kind: str, type_name: str, name: str, parameter: Parameter | None, value: Any
 ) -> str:
-    """Return the fault of the numbers in an argument; empty if there is none."""
+    """Return the fault of the numbers in an argument, or ""."""
     numbers = list(_numbers_in(value))
     default = None if parameter is None else parameter.default
     default = default if isinstance(default, float) else 0.0

@@ -1,8 +1,8 @@
-"""Names in a config -> the classes and functions of the project, then those of torch.
+"""Looks up names in a config among the classes and functions of the project, then of torch.
 
-A config uses a class or function at the top level of a file in ``model/``, ``data_loader/`` or
-``trainer/`` by its own name, without a decorator. Only the file that defines it is imported: a
-broken or slow neighbour costs nothing.
+A config refers to a class or function at the top level of a file in ``model/``, ``data_loader/`` or
+``trainer/`` by its name, without a decorator. Only the file that defines it is imported, so broken
+or slow files beside it have no effect.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from base.names.stock_trainer import stock_trainers
 from base.names.torch_names import SOURCES
 from base.system.left_out import left_out_note
 
-__all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and what is below
+__all__ = ["find", "listed", "names", "project_root", "set_project_root"]  # and the names below
 
 Named = TypeVar("Named")
 
 
 class Place(NamedTuple):
-    """Where a project defines what is of a kind, and in which forms."""
+    """The folders in which a project defines a kind, and the forms of its definitions."""
 
     folders: tuple[str, ...]
     forms: tuple[str, ...] = ("class", "function")
@@ -54,8 +54,8 @@ _PLACES = {
     "callback": Place(("trainer",), _CLASS),
     "function": Place(FOLDERS, ("function", "value")),  # lr_lambda, collate_fn
 }
-# Where pytorch-template's train.py looks for what builds a model or a loader: as there, a function
-# in such a file, or imported there from a neighbour, needs no decorator.
+# The files in which pytorch-template's train.py looks for models and loaders. As there, a builder
+# function defined in or imported into such a file needs no decorator.
 BUILDER_FILES = {
     "model": re.compile(r"model/(.*/)?(models?|__init__)\.py"),
     "data_loader": re.compile(r"data_loader/(.*/)?(data_?loaders?|__init__)\.py"),
@@ -64,7 +64,7 @@ KINDS = tuple(kind for kind in _PLACES if kind != "function")
 
 
 class NameFault(ConfigError, LookupError):  # noqa: N818 -- as UnknownName, which is a promise
-    """A name that cannot be used; the text says why and what to do."""
+    """A name that cannot be used. The message gives the reason and a solution."""
 
     def __init__(self, message: str) -> None:
         super().__init__([Problem("", message)])
@@ -79,7 +79,7 @@ class WrongKind(NameFault):
 
 
 class Registry:
-    """The names of one kind that were given by a decorator.
+    """The names of a kind that were registered with a decorator.
 
     >>> @MODELS.register("small-net")
     ... class SmallNet(BaseModel): ...
@@ -90,9 +90,9 @@ class Registry:
         self.registered: dict[str, Any] = {}
 
     def register(self, name: str) -> Callable[[Named], Named]:
-        """Give the decorated class or function another name; a name that is taken is an error.
+        """Register the decorated class or function under a name, which must not be taken.
 
-        The project's own files may reuse a name from a file shipped with Kindling.
+        The project's files may reuse a name from a file shipped with Kindling.
         """
         if not _is_plain(name):
             raise NameFault(f"{name!r} cannot be registered: choose a name such as 'small-net'")
@@ -104,7 +104,7 @@ class Registry:
                 if is_shipped_definition(named) != is_shipped_definition(held):
                     self.registered[name] = held if is_shipped_definition(named) else named
                     return named
-                text = f"{self.kind} {name!r} is {holder} already"
+                text = f"{self.kind} {name!r} is already {holder}"
                 raise NameFault(f"{text}; give {_identity(named)} another name")
             self.registered[name] = named
             return named
@@ -122,11 +122,11 @@ _REGISTERED = {registry.kind: registry.registered for registry in _REGISTRIES.va
 
 
 def find(kind: str, name: str) -> Any:
-    """Return the class, function or object that a config of this kind means by ``name``.
+    """Return the class, function or object of this kind named ``name``.
 
     Raises:
-        UnknownName: it is not defined; the text has near misses and the places searched.
-        NameFault: the name is malformed, defined twice, of another kind, or its file fails.
+        UnknownName: it is not defined. The message lists similar names and the folders searched.
+        NameFault: the name is malformed, defined twice or of another kind, or its file fails.
     """
     if not _is_plain(name):
         raise NameFault(
@@ -146,23 +146,23 @@ def find(kind: str, name: str) -> Any:
 
 
 def names(kind: str) -> list[str]:
-    """Return all names: the project's own, then torch's; imports no file of the project."""
+    """Return all names, the project's first, without importing files of the project."""
     own = [each.name for each in listed(kind)] + list(_REGISTERED.get(kind, ()))
     behind = (name for source in SOURCES.get(kind, ()) for name in sorted(source.members()))
     return list(dict.fromkeys([*own, *behind]))
 
 
 def listed(kind: str) -> list[Definition]:
-    """Return the project's definitions of this kind, by name."""
+    """Return the project's definitions of this kind, sorted by name."""
     return sorted(each for each in _candidates(kind) if _is_meant(kind, each))
 
 
 def definition(kind: str, name: str) -> Definition | None:
-    """Return where the project defines this name for this kind, or None.
+    """Return the project's definition of this name for this kind, or None.
 
-    Of several, the one that is meant for the kind is taken: that of ``loss.py`` for a loss; and
-    the project's own rather than one in a file that came with Kindling. Of two of its own, the one
-    in the file that pytorch-template reads is taken, such as ``model/model.py``.
+    Among several, precedence goes to the one that suits the kind (a loss in ``loss.py``), then to
+    the project's files over files shipped with Kindling, then to the file that pytorch-template
+    reads, such as ``model/model.py``.
 
     Raises:
         NameFault: the name is defined twice.
@@ -177,7 +177,7 @@ def definition(kind: str, name: str) -> Definition | None:
 
 
 def _rivals(kind: str, name: str) -> list[Definition]:
-    """Return the definitions of a name that may be meant for this kind; one, if all is well."""
+    """Return the candidate definitions of a name for this kind; a single one if unambiguous."""
     found = _candidates_named(kind, name)
     own = [each for each in found if not each.is_shipped]
     may_be_meant = [
@@ -192,7 +192,7 @@ def _rivals(kind: str, name: str) -> list[Definition]:
 
 
 def overridden(kind: str, name: str) -> str:
-    """Return where Kindling defines a name that the project defines too: ``in base.datasets``."""
+    """Return the location of Kindling's definition of a project's name: ``in base.datasets``."""
     chosen = definition(kind, name)
     if chosen is None or chosen.is_shipped:
         return ""
@@ -204,7 +204,7 @@ def overridden(kind: str, name: str) -> str:
 
 
 def override_note(kind: str, name: str) -> str:
-    """Return a line that says which of two definitions is used; empty if there is only one."""
+    """Return a note on which of two definitions is used; empty if there is only one."""
     chosen = definition(kind, name)
     if aside := overridden(kind, name):
         return f"{kind} {name!r} is yours, {chosen}, not Kindling's {aside}"
@@ -226,9 +226,9 @@ def _identity(named: Any) -> str:
 
 
 def _candidates(kind: str) -> Iterator[Definition]:
-    """Yield what may be of this kind: definitions in its folders, and those registered for it."""
+    """Yield the candidates of a kind: definitions in its folders, and registered ones."""
     if kind not in _PLACES:
-        raise NameFault(f"there is no kind {kind!r}{nearest(kind, KINDS)}")
+        raise NameFault(f"no kind {kind!r}{nearest(kind, KINDS)}")
     for folder in FOLDERS:
         for each in scan(folder)[0]:
             if each.registry in _REGISTRIES:
@@ -241,17 +241,17 @@ def _candidates(kind: str) -> Iterator[Definition]:
 def _is_meant(kind: str, found: Definition) -> bool:
     if found.registry in _REGISTRIES:
         return True
-    # A function of other kinds builds nothing, or says so by its decorator.
+    # Functions of other kinds need a decorator to count as builders.
     is_helper = found.form == "function" and kind not in CALLED_WITH
     return found.likely_kind == kind and not is_helper
 
 
 def _checked(kind: str, found: Definition) -> Any:
-    """Import a definition and make sure that it is of this kind."""
+    """Import a definition and check that it is of this kind."""
     try:
         named = load(found)
     except (ImportError, ConfigError) as error:
-        # The file, or one that trainer/__init__.py imports, may be of pytorch-template.
+        # The file, or a file imported by trainer/__init__.py, may be from pytorch-template.
         is_trainer = found.folder == "trainer"
         if is_trainer and (faults := list(stock_trainers(project_root()))):
             raise NameFault("; ".join(faults)) from error

@@ -1,7 +1,7 @@
-"""Files of ``model/``, ``data_loader/`` and ``trainer/`` that are as they came with Kindling.
+"""Identifies unchanged shipped files in ``model/``, ``data_loader/`` and ``trainer/``.
 
-``shipped_files.json`` has a hash of each; ``python -m base.names.shipped`` writes it again, and a
-test compares it with the files. A file that its owner has changed is the project's own.
+``shipped_files.json`` holds a hash of each. ``python -m base.names.shipped`` regenerates it, and a
+test compares it with the files. A changed file belongs to the project.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ FOLDERS = ("model", "data_loader", "trainer")
 
 
 def is_shipped(file: str, content: bytes) -> bool:
-    """Return whether a file, named from the project's root, is as it came with Kindling."""
+    """Return whether a file, given relative to the project's root, is shipped and unchanged."""
     return shipped_files().get(file) == digest(content)
 
 
 @functools.cache
 def shipped_files() -> Mapping[str, str]:
-    """Return the hash of each file that came with Kindling, by its path from the root."""
+    """Return the hash of each shipped file, by its path from the root."""
     try:
         files: dict[str, str] = json.loads(LIST.read_bytes())
-    except FileNotFoundError:  # then no file counts as one of Kindling's
+    except FileNotFoundError:  # no file counts as shipped
         return {}
     return files
 
 
 def digest(content: bytes) -> str:
-    """Return a hash of a file's text, whatever its line endings."""
+    """Return a hash of a file's text that ignores line endings."""
     return hashlib.sha256(content.replace(b"\r\n", b"\n")).hexdigest()[:16]
 
 
 def hash_files(root: Path) -> dict[str, str]:
-    """Return the hashes as they are now."""
+    """Compute the current hashes."""
     paths = (path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py")))
     return {path.relative_to(root).as_posix(): digest(path.read_bytes()) for path in paths}
 
 
 def passed_own_code(error: BaseException) -> bool:
-    """Return whether an error passed code of the project that did not come with Kindling."""
+    """Return whether the traceback of an error includes the project's own code."""
     root = PROJECT
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)

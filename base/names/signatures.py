@@ -1,4 +1,4 @@
-"""The arguments of a class or function, read from its signature."""
+"""Reads the arguments of a class or function from its signature."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from base.config.references import has_reference
 
-# Arguments that Kindling passes itself, first: a config must leave them out.
+# The leading arguments, which Kindling passes itself. A config must not give them.
 INJECTED = {"optimizer": "params", "lr_scheduler": "optimizer", "trainer": "experiment"}
-# Arguments that Kindling fills in from the length of the run if a config leaves them out.
+# Arguments that Kindling computes from the length of the run if a config omits them.
 FILLED_IN = {"OneCycleLR": ("total_steps",), "CosineAnnealingLR": ("T_max",)}
 # Arguments of torch's schedulers that may be durations.
 DURATION_ARGUMENTS = frozenset((
@@ -37,10 +37,10 @@ _SHOWN = (str, int, float, bool, list, tuple, dict, type(None))
 
 
 class Signature(NamedTuple):
-    """The arguments that a config may give, and those that it must.
+    """The arguments that a config may give, and those that it must give.
 
     Args:
-        is_open: any other argument is accepted too.
+        is_open: whether any other argument is accepted too.
         injected: the arguments that Kindling passes.
         durations: the arguments of a scheduler that may be written as ``2 epochs``.
     """
@@ -53,18 +53,18 @@ class Signature(NamedTuple):
 
 
 def signature(kind: str, named: Any) -> Signature:
-    """Return what a config may write under ``args`` for a class or function of this kind."""
+    """Return the valid ``args`` in a config for a class or function of this kind."""
     if isinstance(named, type):
         parameters, inherited, is_open = _of_class(named)
     elif inspect.isroutine(named) or not hasattr(named, "forward"):
         parameters, inherited, is_open = _of_function(named)
     else:
-        parameters, inherited, is_open = {}, set(), False  # a module that is built already
+        parameters, inherited, is_open = {}, set(), False  # a module instance
     injected: tuple[str, ...] = ()
     if kind in INJECTED:
         injected = (INJECTED[kind],) if INJECTED[kind] in parameters else tuple(parameters)[:1]
     elif kind in ("loss", "metric", "init", "function") and not isinstance(named, type):
-        # Called with data: (tensor), or (output, target) and what a trainer of your own adds.
+        # Called with data: (tensor), or (output, target) and values that a user's trainer adds.
         by_position = [n for n, it in parameters.items() if it.kind is not Parameter.KEYWORD_ONLY]
         injected = tuple(by_position[: 2 if kind in ("loss", "metric") else 1])
         inherited = set(parameters)
@@ -80,7 +80,7 @@ def signature(kind: str, named: Any) -> Signature:
 
 
 def _durations(named: Any) -> frozenset[str]:
-    """Return what may be a duration: torch's lengths, and a user's own whole numbers."""
+    """Return the arguments that may be durations: torch's lengths and users' integers."""
     own: dict[str, Parameter] = {}
     classes = named.__mro__ if isinstance(named, type) else ()
     for each in [vars(one).get("__init__") for one in classes] or [named]:
@@ -91,7 +91,7 @@ def _durations(named: Any) -> frozenset[str]:
 
 
 def takes_whole_numbers(annotation: Any) -> bool:
-    """Return whether an annotation is made of int, None and lists of int only."""
+    """Return whether an annotation consists only of int, None and lists of int."""
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation is int
     words = {word.rpartition(".")[2] for word in re.findall(r"[A-Za-z_][\w.]*", str(annotation))}
@@ -103,7 +103,7 @@ _WHOLE_NUMBERS |= {"tuple", "Tuple", "Iterable"}
 
 
 def value_fault(parameter: Parameter, value: Any) -> str:
-    """Return the fault of a value, judged by simple annotations only; empty if there is none."""
+    """Return the fault of a value by simple annotations, or ""."""
     members = simple_types(parameter.annotation)
     if not members or type(value) is type(parameter.default) or has_reference(value):
         return ""
@@ -137,7 +137,7 @@ def takes_modules(parameter: Parameter) -> bool:
 
 
 def simple_types(annotation: Any) -> list[str]:
-    """Return the members of an annotation made of int, float, bool, str, None and Tensor only."""
+    """Return the members of an annotation of only int, float, bool, str, None and Tensor."""
     if get_origin(annotation) in (Union, types.UnionType):
         members = [getattr(member, "__name__", "?") for member in get_args(annotation)]
     elif isinstance(annotation, str):
@@ -187,14 +187,14 @@ def _of_function(function: Any) -> tuple[dict[str, Parameter], set[str], bool]:
         returned = get_type_hints(function).get("return")
         if isinstance(returned, type):
             of_class, _, is_open = _of_class(returned)
-            # The builder itself passes those without a default: the blocks, the layers.
+            # The builder passes those without a default itself: blocks, layers.
             more = {name: it for name, it in of_class.items() if it.default is not it.empty}
             return {**more, **parameters}, set(), is_open
     return parameters, set(), bool(rest)
 
 
 def _of_class(cls: type[Any]) -> tuple[dict[str, Parameter], set[str], bool]:
-    """Collect the parameters of ``__init__`` and, through ``**kwargs``, of those above it."""
+    """Collect the parameters of ``__init__`` and, via ``**kwargs``, of its base classes."""
     parameters: dict[str, Parameter] = {}
     inherited: set[str] = set()
     rest = ""
@@ -208,7 +208,7 @@ def _of_class(cls: type[Any]) -> tuple[dict[str, Parameter], set[str], bool]:
             own, rest = _split(list(inspect.signature(init).parameters.values())[1:])
         except (ValueError, TypeError):
             return parameters, inherited, True
-        if init is not cls.__init__:  # the class may give these itself
+        if init is not cls.__init__:  # the class may pass these itself
             inherited |= set(own) - set(parameters)
         parameters = {**own, **parameters}
         if not rest or not _passes_on(init, rest):
@@ -225,7 +225,7 @@ def _split(parameters: Any) -> tuple[dict[str, Parameter], str]:
 
 
 def _passes_on(init: Callable[..., None], rest: str) -> bool:
-    """Return whether ``**kwargs`` are only used in the call of another ``__init__``."""
+    """Return whether ``**kwargs`` are used only to call another ``__init__``."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(init)))
     except (OSError, TypeError, SyntaxError):

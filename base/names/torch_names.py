@@ -1,7 +1,7 @@
-"""The allow-list of names from torch, torchvision, torchmetrics and Kindling itself.
+"""The allow-list of names from torch, torchvision, torchmetrics and Kindling.
 
-The modules to look in are written down here; a config only gives the last name, and what that
-name resolves to must be of the right type and package. No text of a config is ever imported.
+The modules to search are listed here. A config gives only the last part of a name, which must
+resolve to an object of the right type and package. No string of a config is ever imported.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ LOSS_FUNCTIONS = frozenset((
     "triplet_margin_with_distance_loss",
 ))
 # fmt: on
-UNPICKLE = ("LSUN", "LSUNClass")  # a cache file beside the data, whatever is in it
+UNPICKLE = ("LSUN", "LSUNClass")  # unpickle a cache file beside the data
 LAYERS = ("Sequential", "Residual", "Networks")
 
 
 class Source(NamedTuple):
-    """A module; a config may name the members that ``package`` defines and ``fits`` accepts.
+    """A module whose members a config may name, if ``package`` defines and ``fits`` accepts them.
 
-    ``module`` is imported; ``fits(name, member)`` returns whether a member is of the kind;
-    ``listing`` gives the members where they are not the module's own variables.
+    ``module`` is imported. ``fits(name, member)`` returns whether a member is of the kind.
+    ``listing`` returns the members if they are not the module's variables.
     """
 
     module: str
@@ -41,12 +41,12 @@ class Source(NamedTuple):
     listing: Callable[[Any], Mapping[str, Any]] = vars
 
     def members(self) -> dict[str, Any]:
-        """Return all that may be named; empty if the package is not installed."""
+        """Return all allowed members; empty if the package is not installed."""
         members = self._listed().items()
         return {name: member for name, member in members if self._allows(name, member)}
 
     def get(self, name: str) -> Any | None:
-        """Return the member of that name, or None if there is none that may be named."""
+        """Return the allowed member of that name, or None."""
         member = self._listed().get(name)
         return member if member is not None and self._allows(name, member) else None
 
@@ -89,7 +89,7 @@ def _is_dataset(name: str, member: Any) -> bool:
 
 
 def _is_transform(name: str, member: Any) -> bool:
-    return _is_module(name, member) and name != "Lambda"  # which takes a function: write a class
+    return _is_module(name, member) and name != "Lambda"  # it needs a function: write a class
 
 
 def _networks(models: Any) -> Mapping[str, Any]:
@@ -97,7 +97,7 @@ def _networks(models: Any) -> Mapping[str, Any]:
 
 
 def _ours(kind: str) -> Source:
-    """Return the source of the data sets, loaders and transforms that come with Kindling."""
+    """Return the source of Kindling's data sets, loaders and transforms."""
     return Source(
         "base.datasets", "base.datasets", lambda *_: True, lambda it: it.names_of_kind(kind)
     )
@@ -113,7 +113,7 @@ _is_optimizer = _subclass_of("torch.optim", "Optimizer")
 _is_scheduler = _subclass_of(_SCHEDULERS, "LRScheduler")
 _is_callback = _subclass_of("base.callbacks", "Callback")
 
-# torchvision comes last, as it takes two seconds to import.
+# torchvision is last, as importing it takes two seconds.
 SOURCES: dict[str, tuple[Source, ...]] = {
     "model": (
         Source("base.network.layers", "base.network.layers", lambda name, _: name in LAYERS),

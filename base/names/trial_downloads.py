@@ -1,4 +1,4 @@
-"""Downloads of torchvision in a dry run: into a temporary folder that is removed at its end."""
+"""Redirects torchvision's downloads in a dry run to a temporary folder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ HOME = "TORCH_HOME"  # read by torch.hub
 
 
 def is_from(named: Any, package: str) -> bool:
-    """Return whether a class or function is one of a package of torchvision."""
+    """Return whether a class or function is from a package of torchvision."""
     return (getattr(named, "__module__", None) or "").startswith(f"torchvision.{package}")
 
 
 def with_trial_root(named: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a data set; in a dry run it downloads into a temporary folder.
+    """Return the arguments of a data set, which in a dry run downloads to a temporary folder.
 
-    Files in its own folder are not downloaded again.
+    Files in its folder are not downloaded again.
     """
     files = waiting_files()
     is_trial = files is not None and files.is_trial and args.get("download")
@@ -35,7 +35,7 @@ def with_trial_root(named: Any, args: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def trial_weights(named: Any) -> Iterator[None]:
-    """Keep weights that a model of torchvision downloads in a dry run in a temporary folder."""
+    """Download the weights of torchvision's models to a temporary folder in a dry run."""
     files = waiting_files()
     if files is None or not files.is_trial or not is_from(named, "models"):
         yield
@@ -46,7 +46,7 @@ def trial_weights(named: Any) -> Iterator[None]:
     there = folder / "hub" / "checkpoints"
     there.mkdir(parents=True)
     for path in (Path(hub.get_dir()) / "checkpoints").glob("*"):
-        with suppress(OSError):  # where links are not allowed it is downloaded again
+        with suppress(OSError):  # without links, it is downloaded again
             (there / path.name).symlink_to(path.resolve())
     os.environ[HOME] = str(folder)
     try:

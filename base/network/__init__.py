@@ -1,7 +1,7 @@
-"""What is done to an ``nn.Module``, and what is read from it.
+"""Operations on an ``nn.Module``.
 
-Patterns choose its parts by name or class. Initialization, freezing and the memory options change
-it before training. The summary, capture, gradients and errors of shape describe what it computes.
+Patterns select parts of it by name or class. Initialization, freezing and memory options change
+it before training. Summary, capture, gradients and shape errors describe its computation.
 """
 
 from typing import TYPE_CHECKING

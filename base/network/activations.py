@@ -1,4 +1,4 @@
-"""Memory for activations: recompute them in the backward pass, or keep them in CPU memory."""
+"""Reduces activation memory by recomputing activations or keeping them in CPU memory."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ WHERE = "memory.checkpoint_activations"
 def checkpoint_activations(model: nn.Module, patterns: Sequence[Any]) -> None:
     """Recompute the matched modules' activations in the backward pass instead of keeping them.
 
-    See ``torch.utils.checkpoint``; the random state is kept, so dropout drops the same units. The
-    first call of each module is checked for buffers and inputs that the forward pass changes.
+    See ``torch.utils.checkpoint``. The random state is preserved, so dropout drops the same units.
+    The first call of each module is checked for buffers and inputs changed by the forward pass.
 
     Raises:
-        ConfigError: nothing matches, or each forward pass of a matched module changes its state:
-            the running statistics of a BatchNorm, the vectors of a spectral norm.
+        ConfigError: nothing matches, or each forward pass of a matched module changes its state,
+            such as the running statistics of a BatchNorm or the vectors of a spectral norm.
     """
     modules = dict(model.named_modules())
     try:
@@ -38,7 +38,7 @@ def checkpoint_activations(model: nn.Module, patterns: Sequence[Any]) -> None:
         changing = next(filter(None, map(_changing_state, modules[name].modules())), None)
         if changing is not None:
             state, alternative = changing
-            text = f"{name!r} holds {state} would be updated twice; leave it out{alternative}"
+            text = f"{name!r} contains {state} would be updated twice; exclude it{alternative}"
             faults.append(Problem(WHERE, text))
         elif not any(name.startswith(f"{other}.") for other in names):
             modules[name].forward = _recomputed(name, modules[name], modules[name].forward)
@@ -68,7 +68,7 @@ def _recomputed(name: str, module: nn.Module, forward: Callable[..., Any]) -> Ca
         output = checkpoint(forward, *args, use_reentrant=False, **kwargs)
         if before and (changed := _changed(before, _versions(module, args))):
             text = f"{WHERE}: {name!r} changes {changed} in its forward pass, and would change it"
-            raise TrainingError(f"{text} again in the backward pass: leave {name!r} out")
+            raise TrainingError(f"{text} again in the backward pass: exclude {name!r}")
         is_checked = True
         return output
 
@@ -76,7 +76,7 @@ def _recomputed(name: str, module: nn.Module, forward: Callable[..., Any]) -> Ca
 
 
 def _versions(module: nn.Module, args: Iterable[Any]) -> dict[str, tuple[int, int]]:
-    """Return the identity and the version counter of each buffer and each input."""
+    """Return the identity and version counter of each buffer and input."""
     tensors = {f"the buffer {key!r}": value for key, value in module.named_buffers()}
     inputs = (value for value in args if isinstance(value, Tensor))
     tensors |= {f"its input {number}": value for number, value in enumerate(inputs)}
@@ -90,17 +90,17 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 def offload_activations(
     is_wanted: bool, device: torch.device
 ) -> Callable[[], AbstractContextManager[Any]]:
-    """Return a function that makes the context of a training step; on the CPU it does nothing."""
+    """Return a function that creates the context of a training step, which is empty on the CPU."""
     if not is_wanted or device.type == "cpu":
         return nullcontext
     return functools.partial(OffloadedActivations, device)
 
 
 class OffloadedActivations(saved_tensors_hooks):
-    """Keep the tensors that autograd saves in CPU memory until the backward pass needs them.
+    """Keeps tensors saved by autograd in CPU memory until the backward pass needs them.
 
-    Like ``torch.autograd.graph.save_on_cpu``, with pinned memory on CUDA. Weights stay where they
-    are: the device holds them anyway.
+    Like ``torch.autograd.graph.save_on_cpu``, with pinned memory on CUDA. Weights are not moved, as
+    they stay on the device anyway.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -116,7 +116,7 @@ class OffloadedActivations(saved_tensors_hooks):
             first, second = packed
             if not isinstance(first, Tensor):
                 return hooks.unpack_hook(packed)
-            if first._version != second:  # autograd checks no versions where hooks are in use
+            if first._version != second:  # autograd does not check versions with hooks
                 raise RuntimeError("a weight was modified by an inplace operation before backward")
             return first
 

@@ -1,7 +1,7 @@
 """The ``capture:`` section: records activations and gradients of modules every n steps.
 
-A record covers the whole accumulation window of its step, as if it had been one batch, without the
-loss scale. Hooks are registered for a due step only, and change no number.
+A record covers the whole accumulation window of its step, like a single batch, without the loss
+scale. Hooks are registered only for due steps, and do not change any values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Rules = Sequence[Mapping[str, Any]]
 
 
 class Capture:
-    """Records what the rules name; rules add up.
+    """Records the activations and gradients that the rules select. Rules are cumulative.
 
     A trainer calls, around the batches of a step::
 
@@ -42,17 +42,17 @@ class Capture:
         capture.finish(writers)                 # after the step
         capture.remove()                        # after an error or a stop
 
-    A record holds all forward calls of a module within the step, and all backward passes: gradients
-    through one output add up, as in ``.grad``, and those through other outputs are kept beside it.
-    It leaves out gradients that a train step computes itself, as for a penalty, and activations
-    that a checkpoint computes again. An output that is a view and is overwritten in place has no
-    recorded gradient. A module that returns its own input shows the gradient of that input.
+    A record holds all forward calls of a module within the step, and all backward passes. Gradients
+    through one output add up, as in ``.grad``; those through other outputs are kept separately.
+    It excludes gradients that a train step computes itself, as for a penalty, and activations that
+    checkpointing recomputes. An output that is a view and is overwritten in place has no recorded
+    gradient. For a module that returns its input, the gradient is that of the input.
 
     Args:
         rules: the config's section, in its normal form.
 
     Raises:
-        ConfigError: a rule matches nothing, or names modules of a compiled model.
+        ConfigError: a rule matches nothing, or selects modules of a compiled model.
     """
 
     def __init__(self, rules: Rules, model: nn.Module, length: RunLength) -> None:
@@ -69,14 +69,14 @@ class Capture:
             raise ConfigError(problems)
 
         self._step, self._call_numbers = 0, count()
-        self._scaler: torch.amp.GradScaler | None = None  # of the running backward pass
+        self._scaler: torch.amp.GradScaler | None = None  # of the current backward pass
         self._handles: list[Any] = []
         self._wanted: dict[tuple[str, str], set[str]] = {}
-        # By format, tag and number of the call: what is kept of a value.
+        # The recorded parts of a value, by format, tag and call number.
         self._records: dict[str, dict[str, dict[int, Tensor]]] = {}
 
     def start(self, step: int) -> None:
-        """Begin the record of a step if it is due; further calls in the same step do nothing."""
+        """Start the record of a step if it is due. Further calls in the same step do nothing."""
         if not self._rules or step == self._step:
             return
         self.remove()
@@ -139,7 +139,7 @@ class Capture:
         self._records.clear()
 
     def _record_call(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        # In a backward pass, modules are called only where a checkpoint computes them again.
+        # In a backward pass, modules are called only by recomputation.
         is_new = torch._C._current_graph_task_id() == -1
         for path, value in _tensors(output):
             number = next(self._call_numbers)
@@ -192,12 +192,12 @@ def _tensors(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _unscaled(gradient: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
     value = at_least_float32(gradient)
-    # The scale stays on the device: reading it would wait for the device.
+    # Keep the scale on the device: reading it would synchronize.
     return value / scaler.scale(value.new_ones(())) if scaler.is_enabled() else value
 
 
 def _sums(value: Tensor) -> Tensor:
-    """Return sums that add up over calls: values, their sum, squares and zeros  # (4,)"""
+    """Return sums that can be added over calls: count, sum, sum of squares and zeros  # (4,)"""
     wide = torch.float32 if value.device.type == "mps" else torch.float64
     n_values = value.new_full((), value.numel(), dtype=wide)
     squares = torch.linalg.vector_norm(value, dtype=wide).square()
@@ -206,7 +206,7 @@ def _sums(value: Tensor) -> Tensor:
 
 
 def _numbers(parts: list[Tensor]) -> dict[str, float]:
-    # The one wait for the device, at the end of a due step.
+    # The only synchronization, at the end of a due step.
     n_values, total, squares, zeros = torch.stack(parts).sum(dim=0).tolist()
     mean = total / n_values
     std = math.sqrt(max(squares / n_values - mean * mean, 0.0))  # of the population
@@ -214,7 +214,7 @@ def _numbers(parts: list[Tensor]) -> dict[str, float]:
 
 
 def _counts(value: Tensor) -> Tensor:
-    """Count the values between the limits; non-finite values are in no bucket."""
+    """Count the values in each bucket. Non-finite values are ignored."""
     return torch.searchsorted(value.flatten().float().sort().values, _limits(value.device)).diff()
 
 
@@ -230,7 +230,7 @@ def _slices(value: Tensor) -> Tensor:
 
 
 def stretch(image: Tensor) -> Tensor:
-    """Scale an image to 0..1, from its minimum to its maximum."""
+    """Scale an image to the range 0 to 1 by its minimum and maximum."""
     image = image.nan_to_num(posinf=0, neginf=0)
     low, high = image.min(), image.max()
     return (image - low) / (high - low).clamp_min(torch.finfo(image.dtype).tiny)

@@ -1,4 +1,4 @@
-"""The ``freeze:`` rules of a config: which parameters are not trained, and until when."""
+"""The ``freeze:`` rules of a config, which exclude parameters from training."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from base.network.patterns import match_parameters
 
 
 class Freezing:
-    """Sets ``requires_grad`` by rules ``{match, until}``; the last rule that matches wins.
+    """Sets ``requires_grad`` by rules ``{match, until}``. The last matching rule wins.
 
-    The result depends on the step alone, so a resume has nothing to restore. Norm layers whose
+    The result depends only on the step, so there is no state to restore. Norm layers whose
     parameters are all frozen stay in evaluation mode, which keeps their running statistics.
     """
 
@@ -25,7 +25,7 @@ class Freezing:
         rules: Sequence[Mapping[str, Any]],
         length: RunLength,
     ) -> None:
-        """Freeze the parameters that are never trained; the others are for an optimizer to take.
+        """Freeze the parameters that are never trained.
 
         Raises:
             NoMatch: a rule matches no parameter.
@@ -51,7 +51,7 @@ class Freezing:
         self._apply(step)
 
     def after_step(self, step: int) -> None:
-        """Thaw the parameters that are due after this step."""
+        """Unfreeze the parameters that are due after this step."""
         if step in self._change_steps:
             self._apply(step)
 
@@ -68,7 +68,7 @@ class Freezing:
 def frozen_norms(model: nn.Module) -> list[nn.Module]:
     """Return the norm layers with running statistics whose parameters are all frozen.
 
-    For a layer without parameters, those of its parent module count.
+    For a layer without parameters, its parent's parameters decide.
     """
     found: list[nn.Module] = []
     for name, module in model.named_modules():

@@ -1,8 +1,8 @@
-"""Gradients of chosen tensors, for any module: a penalty, at the inputs, by layer, at one module.
+"""Gradient tools for any module: gradient penalty, saliency, and gradients by layer or module.
 
 All but `layer_gradient_norms` use ``torch.autograd.grad`` and leave ``.grad``, ``requires_grad``
-and the mode of the module unchanged. They compute in full precision, outside of autocast: fp16
-cannot round small gradients to 0, and there is no loss scale to undo. They also work under
+and the mode of the module unchanged. They compute in full precision, outside of autocast, so that
+fp16 does not round small gradients to 0 and no loss scale needs undoing. They also work under
 ``no_grad`` and ``inference_mode``, as in ``valid_step``.
 """
 
@@ -49,15 +49,15 @@ def gradient_penalty(
 
 
 def saliency(model: nn.Module, inputs: Tensor, target: int | Tensor | None = None) -> Tensor:
-    """Return the size of the gradient of each sample's score with respect to its inputs.
+    """Return the absolute gradient of each sample's score with respect to its inputs.
 
-    Simonyan et al. 2014, "Deep Inside Convolutional Networks". The model is put in evaluation mode
-    meanwhile. Images give one map each, (batch, 1, height, width): the largest of the channels.
-    Other inputs keep their shape.
+    Simonyan et al. 2014, "Deep Inside Convolutional Networks". The model runs in evaluation mode.
+    Each image gives one map, (batch, 1, height, width), the maximum over the channels. Other
+    inputs keep their shape.
 
     Args:
-        target: the class of the score, one for all samples or one for each; by default each
-            sample's highest.
+        target: the class of the score, one for all samples or one per sample; by default the
+            class with the highest score.
 
     Raises:
         TrainingError: the model does not return one tensor.
@@ -66,7 +66,7 @@ def saliency(model: nn.Module, inputs: Tensor, target: int | Tensor | None = Non
     model.eval()
     try:
         with _full_precision(inputs.device):
-            inputs = inputs.clone().requires_grad_()  # a tensor of inference mode joins no graph
+            inputs = inputs.clone().requires_grad_()  # inference tensors cannot join a graph
             output = model(inputs)
             if not isinstance(output, Tensor):
                 found = type(output).__name__
@@ -103,11 +103,11 @@ def gradient_of(model: nn.Module, name: str, loss_fn: Callable[[], Tensor]) -> T
     """Return the gradient of a loss with respect to the output of the module ``name``.
 
     Args:
-        loss_fn: runs one forward pass, in the mode that the model is in, and returns the loss.
+        loss_fn: runs one forward pass in the model's current mode and returns the loss.
 
     Raises:
-        TrainingError: there is no such module, it was not called exactly once, it did not return
-            one floating-point tensor, or the loss does not depend on it.
+        TrainingError: the module does not exist, was not called exactly once or did not return
+            a single floating-point tensor, or the loss does not depend on it.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
@@ -119,7 +119,7 @@ def gradient_of(model: nn.Module, name: str, loss_fn: Callable[[], Tensor]) -> T
             found = output.dtype if isinstance(output, Tensor) else type(output).__name__
             raise TrainingError(f"{name!r} returns {found}, not one floating-point tensor")
         points.append(output if output.requires_grad else output.detach().requires_grad_())
-        return points[-1].clone()  # so that an in-place operation leaves the point as it is
+        return points[-1].clone()  # so that in-place operations do not change the point
 
     handle = modules[name].register_forward_hook(branch)
     try:

@@ -1,4 +1,4 @@
-"""Initialization by rules: the ``init:`` section sets parameters chosen by name or by class."""
+"""Initializes parameters by the rules of the ``init:`` section."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Section = Mapping[str, Any]
 _ZEROS: Section = {"type": "zeros_"}
 _ONES: Section = {"type": "ones_"}
 _WEIGHTS: dict[str, Section] = {
-    # He et al. 2015 (arXiv:1502.01852), equation 10: a normal of variance 2 / fan_in keeps the
-    # scale of activations, also where the widths differ and in grouped convolutions.
+    # He et al. 2015 (arXiv:1502.01852), equation 10: a normal distribution of variance 2 / fan_in
+    # preserves the scale of activations, for different widths and grouped convolutions too.
     "kaiming": {"type": "kaiming_normal_", "args": {"nonlinearity": "relu"}},
     # Glorot and Bengio 2010, equation 16: a uniform one of variance 2 / (fan_in + fan_out).
     "xavier": {"type": "xavier_uniform_"},
@@ -37,13 +37,13 @@ _LAST_NORMS = {
 
 
 class PresetError(KindlingError):
-    """A preset sets no parameter, or the model's own ``init_weights`` fails."""
+    """A preset sets no parameter, or the model's ``init_weights`` fails."""
 
     exit_code = 2
 
 
 def preset_schemes(model: nn.Module, preset: str, names: Sequence[str]) -> dict[str, Section]:
-    """Return the scheme of a preset, ``{type, args}``, for each of these parameters that it sets.
+    """Return a preset's scheme, ``{type, args}``, for each of these parameters that it sets.
 
     Raises:
         PresetError: the preset sets none of them.
@@ -63,13 +63,13 @@ def preset_schemes(model: nn.Module, preset: str, names: Sequence[str]) -> dict[
 
 
 def call_init_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Call the model's own ``init_weights()``; return which of ``names`` it set.
+    """Call the model's ``init_weights()`` and return the names in ``names`` that it set.
 
-    If the model has no such method, those of its direct children are called. Parameters of other
-    names are restored.
+    If the model has no such method, those of its direct children are called. Other parameters are
+    restored.
 
     Raises:
-        PresetError: there is no such method, it fails, or it sets none of these parameters.
+        PresetError: the method does not exist, fails, or sets none of these parameters.
     """
     parts = [("", model), *model.named_children()]
     able = [(name, part) for name, part in parts if hasattr(part, "init_weights")]
@@ -80,7 +80,7 @@ def call_init_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
     before = {name: (p, p._version, p.detach().clone()) for name, p in model.named_parameters()}
     for _, part in able[:1] if able[0][1] is model else able:
         try:
-            part.init_weights()  # type: ignore[operator]  # its own error is reported
+            part.init_weights()  # type: ignore[operator]  # its errors are reported
         except Exception as error:
             text = f"init_weights() of {type(part).__name__} fails: {type(error).__name__}: {error}"
             raise PresetError(text) from error
@@ -88,7 +88,7 @@ def call_init_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
     is_set = []
     for name, parameter in model.named_parameters():
         old, version, value = before.get(name, (None, 0, parameter))
-        # A write through `.data` does not change the version; writing an equal value does.
+        # Writing through `.data` does not change the version; writing an equal value does.
         if parameter is old and parameter._version == version and parameter.equal(value):
             continue
         if name in names:
@@ -133,7 +133,7 @@ def _zero_last_norms(model: nn.Module, names: Sequence[str]) -> dict[str, Sectio
 
 def _last_norm(block: nn.Module) -> str | None:
     declared = getattr(block, "last_norm", None)
-    if isinstance(declared, str):  # a layer may have this name too
+    if isinstance(declared, str):  # a layer may have this name
         return declared
     classes = (f"{each.__module__}.{each.__qualname__}" for each in type(block).__mro__)
     return next((_LAST_NORMS[name] for name in classes if name in _LAST_NORMS), None)
@@ -158,7 +158,7 @@ Keys = tuple[str | int, ...]
 
 
 class InitRecord(NamedTuple):
-    """The scheme of a parameter: ``default`` (torch's own) where no rule set it."""
+    """The scheme of a parameter, ``default`` (torch's) unless a rule set it."""
 
     name: str
     shape: tuple[int, ...]
@@ -175,19 +175,19 @@ def initialise(
     find: Callable[[str, str], Any],
     problem: Callable[[Keys, str], Problem] = _dotted,
 ) -> list[InitRecord]:
-    """Set the parameters by rules ``{match, preset, weight, bias, ...}``; return their schemes.
+    """Initialize parameters by rules ``{match, preset, weight, bias, ...}``; return their schemes.
 
-    ``match`` chooses parameters by dotted name or by the class of their module; the other keys are
-    globs on the last part of a name (``weight``, ``bias``, ``weight_hh_*``). Later rules win, key
-    by key; within a rule, its keys win over its preset. A scheme is ``{type, args}``, its name, or
-    a number. If a rule fails, no value changes.
+    ``match`` selects parameters by dotted name or by the class of their module. The other keys are
+    globs for the last part of a name (``weight``, ``bias``, ``weight_hh_*``). Later rules override
+    earlier ones, key by key, and the keys of a rule override its preset. A scheme is
+    ``{type, args}``, its name, or a number. If a rule fails, no value changes.
 
     Args:
         find: returns the function of a kind (``init``) and a name.
-        problem: returns a problem for its place in the config and its text.
+        problem: returns a problem for keys of the config and a message.
 
     Raises:
-        ConfigError: with all rules that cannot be applied.
+        ConfigError: lists all rules that cannot be applied.
     """
     state = (*model.named_parameters(), *model.named_buffers()) if rules else ()
     before = [(value, value.detach().clone()) for _, value in state if not is_lazy(value)]
@@ -207,14 +207,14 @@ def initialise(
 
 
 class _Scheme(NamedTuple):
-    keys: Keys  # its place in the config: init, 1, weight
+    keys: Keys  # its keys in the config: init, 1, weight
     text: str
     function: Callable[..., Any]
     args: Mapping[str, Any]
 
 
 class _Initializer:
-    """The rules read so far: pending schemes, the texts of drawn ones, and problems."""
+    """The state of the rules read so far: pending schemes, texts of applied ones, problems."""
 
     def __init__(
         self,
@@ -249,10 +249,10 @@ class _Initializer:
             self._choose(scheme, key, names, is_alone=len(rule) == 2)
 
     def draw(self) -> None:
-        """Draw the pending schemes, in the model's order."""
+        """Apply the pending schemes in the model's order."""
         parameters = {n: p for n, p in self.model.named_parameters() if n in self.pending}
-        drawn: set[tuple[str, str]] = set()  # a weight of several parts is drawn once
-        # A rule for one part wins over a rule for the whole weight.
+        drawn: set[tuple[str, str]] = set()  # a parametrized weight is drawn once
+        # A rule for a part overrides a rule for the whole weight.
         for name in sorted(
             parameters, key=lambda name: not _is_for_whole(name, self.pending[name])
         ):
@@ -265,7 +265,7 @@ class _Initializer:
                 elif place not in drawn:
                     drawn.add(place)
                     _set_whole(module, place[1], scheme)
-            except Exception as error:  # whatever a project's own scheme raises
+            except Exception as error:  # a user's scheme may raise anything
                 fault = f"{scheme.text} cannot set {name!r} of shape {_shape(parameter)}: {error}"
                 self._note(scheme.keys, fault)
             self.texts[name] = scheme.text
@@ -273,7 +273,7 @@ class _Initializer:
 
     def _read_preset(self, preset: str, keys: Keys, names: list[str]) -> None:
         if preset == "from_model":
-            self.draw()  # the model's method may build on earlier rules, and later rules on it
+            self.draw()  # the model's method may depend on earlier rules, and later rules on it
             self.texts.update(dict.fromkeys(call_init_weights(self.model, names), preset))
             return
         for name, section in preset_schemes(self.model, preset, names).items():
@@ -282,7 +282,7 @@ class _Initializer:
     def _choose(self, scheme: _Scheme, key: str, names: list[str], is_alone: bool) -> None:
         leaves = {name: owner_and_leaf(name)[1] for name in names}
         hits = [n for n in names if fnmatchcase(leaves[n], key) or fnmatchcase(whole_of(n), key)]
-        # A layer may have no bias; any other name that is missing is a mistake.
+        # A layer may have no bias. Any other missing name is a mistake.
         if not hits and (is_alone or key not in ("weight", "bias")):
             known = sorted(set(leaves.values()))
             near = nearest(key, known) or f"; the names are {', '.join(known)}"
@@ -311,11 +311,11 @@ def _find_in_torch(_: str, name: str) -> Any:
 
 
 def _values(scheme: _Scheme, parameter: Tensor, module: nn.Module) -> Tensor:
-    """Return the values that a scheme gives to a parameter, which stays unchanged.
+    """Return the values of a scheme for a parameter, without changing it.
 
-    torch's functions expect a weight of shape (out, in, *kernel). The weight of a transposed
-    convolution is drawn in this shape and converted, so that its fans are right. The padding row of
-    an embedding stays 0, as in torch. A project's own function gets the parameter as it is.
+    torch's functions expect weights of shape (out, in, *kernel). The weight of a transposed
+    convolution is drawn in this shape and converted, so that its fans are correct. The padding row
+    of an embedding stays 0, as in torch. Users' functions receive the parameter unchanged.
     """
     value = parameter.detach().clone()
     is_torchs = scheme.function.__module__ == "torch.nn.init"
@@ -336,13 +336,13 @@ def _values(scheme: _Scheme, parameter: Tensor, module: nn.Module) -> Tensor:
 
 
 def _is_for_whole(name: str, scheme: _Scheme) -> bool:
-    """Return whether the scheme is for the whole weight that this parameter is a part of."""
+    """Return whether the scheme applies to the whole weight of which this parameter is a part."""
     leaf = owner_and_leaf(name)[1]
     return whole_of(name) != leaf and not fnmatchcase(leaf, str(scheme.keys[-1]))
 
 
 def _set_whole(module: nn.Module, name: str, scheme: _Scheme) -> None:
-    """Set a parametrized weight, as of weight_norm: torch computes its parts."""
+    """Set a parametrized weight, as with weight_norm. torch computes its parts."""
     value = _values(scheme, getattr(module, name), module)
     setattr(module, name, value)
     if not torch.allclose(getattr(module, name), value, atol=1e-6):

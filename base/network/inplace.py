@@ -1,4 +1,4 @@
-"""``memory.inplace``: activations overwrite their inputs where nothing else reads them."""
+"""``memory.inplace``: runs activations in place if nothing else reads their inputs."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch.nn.modules.conv import _ConvNd
 from base.network.output_sizes import SamePad
 from base.network.shape_errors import is_compiled
 
-# Their gradient follows from their output, to the last bit.
+# Their gradient can be computed exactly from their output.
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU)
-# Their output is a new tensor, which their own backward pass does not read.
+# Their output is a new tensor that their backward pass does not read.
 PRODUCERS = (_ConvNd, nn.Linear, _BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 Pairs = tuple[tuple[str, str], ...]
 
 
 def work_in_place(model: nn.Module) -> str:
-    """Let activations work in place where that is known to be safe; return a note on how many do.
+    """Run activations in place where that is safe; return a note with their number.
 
-    That is so for a ReLU, ReLU6, Hardtanh or LeakyReLU that follows a convolution, Linear or norm
-    layer in an ``nn.Sequential``: the output of the layer before it goes to the activation alone.
-    It holds while the Sequential itself is called. A model that calls the layers one by one, to
-    keep what is between them, keeps it; so does a hook on either layer. An activation that has
-    several places in the model stays as it is, and so does all of a compiled model.
+    It is safe for a ReLU, ReLU6, Hardtanh or LeakyReLU that follows a convolution, Linear or norm
+    layer in an ``nn.Sequential``, where only the activation reads the output of the previous layer.
+    It applies only while the Sequential itself is called, not if a model calls its layers one by
+    one to keep intermediate values, and not if either layer has a hook. Activations used in several
+    places, and compiled models, are not changed.
     """
     if is_compiled(model):
         return "inplace: left to the compiler"
@@ -67,11 +67,11 @@ def _can_overwrite(module: nn.Module | None) -> bool:
 
 
 def _is_called_as_torch_does(module: nn.Module) -> bool:
-    """Return whether the forward is torch's own: neither a subclass nor a checkpoint changes it."""
+    """Return whether the forward is torch's, not changed by a subclass or by checkpointing."""
     return "forward" not in vars(module) and type(module).forward.__module__.startswith("torch.nn")
 
 
-# The places are given by name, so that a copy of the model switches its own layers.
+# Layers are given by name, so that a copy of the model switches its own layers.
 def _switch_on(pairs: Pairs, sequential: nn.Sequential, *_: Any) -> None:
     layers: Any = sequential._modules
     for before, name in pairs:

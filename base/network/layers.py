@@ -1,4 +1,4 @@
-"""Modules for networks written in a config: Sequential, Residual, and several networks."""
+"""Modules for networks defined in a config: Sequential, Residual and Networks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from base.errors import TrainingError
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-class NoForward(TrainingError, NotImplementedError):  # noqa: N818 (it reads as what happened)
-    """A model without a ``forward`` is called."""
+class NoForward(TrainingError, NotImplementedError):  # noqa: N818 (named after the event)
+    """Raised when a model without a ``forward`` is called."""
 
 
 class Sequential(nn.Sequential):
-    """Layers in a row, by name: ``model.stem``; a layer without a name has its number.
+    """A sequence of named layers: ``model.stem``. A layer without a name is numbered.
 
-    A layer is ``{type, name, args}`` or, without arguments, its type alone. It may be a Sequential
-    or a Residual itself.
+    A layer is ``{type, name, args}`` or, without arguments, only its type. It may be a Sequential
+    or a Residual.
     """
 
     def __init__(self, layers: dict[str, nn.Module]) -> None:
@@ -39,7 +39,7 @@ class Residual(nn.Module):
 
     @property
     def last_norm(self) -> str | None:
-        """The name of the norm that ``init: zero_last_norm`` sets to 0."""
+        """The name of the norm layer that ``init: zero_last_norm`` sets to 0."""
         names = [f"layers.{n}" for n, layer in self.layers.named_modules() if _is_norm(layer)]
         return names[-1] if names else None
 
@@ -48,7 +48,7 @@ class Residual(nn.Module):
 
 
 class Networks(nn.Module):
-    """Several networks by name, ``model.generator``; a trainer calls each of them itself."""
+    """Several named networks, such as ``model.generator``. The trainer calls each of them."""
 
     def __init__(self, **networks: nn.Module) -> None:
         super().__init__()
@@ -57,8 +57,8 @@ class Networks(nn.Module):
 
     def forward(self, *inputs: object) -> object:
         names = ", ".join(dict(self.named_children()))
-        text = f"Networks holds {names} and cannot be called itself: a trainer calls each of them"
-        raise NoForward(f"{text} in its train_step (`trainer: {{type: ...}}`)")
+        text = f"Networks contains {names} and is not callable itself: call each of them"
+        raise NoForward(f"{text} in a trainer's train_step (`trainer: {{type: ...}}`)")
 
 
 def _is_norm(layer: nn.Module) -> bool:

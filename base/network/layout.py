@@ -1,4 +1,4 @@
-"""The ``memory:`` options of a model: layout, recomputation, in-place activations, compilation."""
+"""Applies the ``memory:`` options of a model: layout, recomputation, in-place, compilation."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def prepare_model(
     The names of its parameters do not change.
 
     Args:
-        forward: calls a model on a batch; ``auto`` changes the layout only if this works.
+        forward: calls a model on a batch. ``auto`` changes the layout only if this succeeds.
 
     Raises:
-        ConfigError: a pattern matches no module, or an option would change what is computed.
+        ConfigError: a pattern matches no module, or an option would change results.
     """
     notes = _choose_layout(model, memory["channels_last"], device, forward)
     if memory["checkpoint_activations"]:
@@ -58,10 +58,10 @@ def _choose_layout(
     device: torch.device,
     forward: Callable[[nn.Module], Any] | None,
 ) -> list[str]:
-    """Use ``torch.channels_last`` for convolutions if asked to, or if it is known to help.
+    """Use ``torch.channels_last`` for convolutions if requested, or if it is known to help.
 
-    A convolution converts its input to the layout of its weights, and later layers keep it: the
-    batch is not converted. A model whose ``view`` needs the other layout is left as it is.
+    A convolution converts its input to the layout of its weights, and later layers preserve it, so
+    batches are not converted. A model whose ``view`` needs contiguous tensors is not changed.
     """
     if not channels_last or not _convolution_weights(model):
         return []
@@ -69,14 +69,14 @@ def _choose_layout(
         if device.type not in ("cpu", "cuda") or forward is None:
             return []
         try:
-            twin = copy.deepcopy(model).eval()  # a first call may change the model
+            twin = copy.deepcopy(model).eval()  # the first call may change the model
             _use_channels_last(twin)
             with isolated_random_state(0), torch.no_grad():
                 forward(twin)
         except DataError:
             raise
         except Exception:
-            return []  # an error of the model itself is reported at its first real call
+            return []  # an error of the model is reported at its first actual call
     _use_channels_last(model)
     return [f"channels_last{' (auto)' if channels_last == 'auto' else ''}"]
 
@@ -92,7 +92,7 @@ def _convolution_weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 class EmptyCache:
-    """Returns cached memory of torch to the device every so many steps."""
+    """Empties torch's memory cache at a fixed interval."""
 
     def __init__(self, every: str | None, length: RunLength) -> None:
         self.n_steps = parse_duration(every).in_steps(length) if every is not None else 0

@@ -1,4 +1,4 @@
-"""Layers made in ``forward``: found on the first batch, as they would never be trained."""
+"""Detects layers created in ``forward``, which would never be trained, on the first batch."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from base.network.shape_errors import explain_shape_errors, is_compiled
 
 TORCH = Path(torch.__file__).parent
 REGISTRATION = ("__init__", "__setattr__", "add_module", "register_buffer", "register_parameter")
-ADVICE = "such layers are never trained: make them in __init__ and only call them in forward"
+ADVICE = "such layers are never trained: create them in __init__ and only call them in forward"
 
 
 @contextmanager
 def guard_first_batch(model: nn.Module, input_text: str | None = None) -> Iterator[None]:
-    """Report on the first batch what would go wrong on each: new layers, shapes that do not fit.
+    """Check the first batch for new layers, and explain shape errors.
 
     Args:
-        input_text: a description of the inputs, for errors of shape.
+        input_text: a description of the inputs, for shape errors.
     """
     with explain_shape_errors(model, input_text), forbid_new_layers(model):
         yield
@@ -40,15 +40,15 @@ def guard_first_batch(model: nn.Module, input_text: str | None = None) -> Iterat
 
 @contextmanager
 def forbid_new_layers(model: nn.Module) -> Iterator[None]:
-    """Find layers that the model makes in ``forward``: each call would start them from scratch.
+    """Refuse layers created in the model's ``forward``, which each call would reinitialize.
 
-    Meant for the first batch. Layers with parameters or buffers are faults, and so are parameters
-    set on a module, and calls of a dropout that is no part of the model. ``nn.ReLU()(x)`` has
-    nothing to learn and passes, and so does a parameter that is kept nowhere. What torch makes for
-    itself, and what is made outside of the model's own methods, as in a loss, is left alone.
+    Meant for the first batch. Layers with parameters or buffers are errors, and so are parameters
+    set on a module, and calls of a dropout that is not part of the model. ``nn.ReLU()(x)`` has no
+    parameters and is allowed, and so is a parameter that is not stored. Objects created by torch,
+    or outside of the model's methods, as in a loss, are ignored.
 
     Raises:
-        TrainingError: names each such layer, the line that makes it, and where it belongs.
+        TrainingError: lists each such layer and the line that creates it.
     """
     found = _NewLayers(model)
     try:
@@ -62,7 +62,7 @@ def forbid_new_layers(model: nn.Module) -> Iterator[None]:
 
 
 class _NewLayers:
-    """The new layers and parameters of a model's forward, each with the line that makes it."""
+    """The new layers and parameters of a model's forward, each with the line that creates it."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -72,7 +72,7 @@ class _NewLayers:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Note new layers within the block, through torch's hooks for all modules."""
+        """Record new layers within the block, using torch's global module hooks."""
         with ExitStack() as stack:
             handles = [
                 register_module_parameter_registration_hook(self._note_parameter),
@@ -86,10 +86,10 @@ class _NewLayers:
             yield
 
     def error(self) -> TrainingError | None:
-        """Return the error that names all new layers; None where there are none."""
+        """Return an error that lists all new layers, or None."""
         found = dict(self._found)
         for thing, _ in self._found.values():
-            if isinstance(thing, nn.Module):  # its parts need no line of their own
+            if isinstance(thing, nn.Module):  # its parts are not listed
                 parts = [*list(thing.modules())[1:], *thing.parameters()]
                 found = {key: value for key, value in found.items() if key not in map(id, parts)}
         if not found:
@@ -100,7 +100,7 @@ class _NewLayers:
             (f"{names[key]}: " if key in names else "") + f"{_description(thing)} {line}"
             for key, (thing, line) in found.items()
         ]
-        # What each call makes again has its name in the last call only.
+        # A layer created in each call has its name only in the last call.
         lines = [line for line in lines if not any(each.endswith(f": {line}") for each in lines)]
         return TrainingError("\n".join([*dict.fromkeys(lines), ADVICE]))
 
@@ -109,17 +109,17 @@ class _NewLayers:
             self._note(parameter)
 
     def _note_buffer(self, module: nn.Module, name: str, buffer: Tensor | None) -> None:
-        if id(module) not in self._modules:  # a module of the model may keep what it computes
+        if id(module) not in self._modules:  # a module of the model may store results
             self._note(buffer)
 
     def _note_child(self, module: nn.Module, name: str, child: nn.Module | None) -> None:
-        if id(child) in self._found:  # what holds it is named in its place
+        if id(child) in self._found:  # its container is listed instead
             self._note(child)
 
     def _note(self, registered: Any) -> None:
         frame: FrameType | None = sys._getframe(2)
         while frame and frame.f_code.co_name in REGISTRATION:
-            if frame.f_code.co_name == "__init__":  # of the layer, and of those around it
+            if frame.f_code.co_name == "__init__":  # of the layer and its containers
                 registered = frame.f_locals.get("self", registered)
             frame = frame.f_back
         if frame is None or _is_of_torch(frame):
@@ -128,7 +128,7 @@ class _NewLayers:
         while owner and id(owner.f_locals.get("self")) not in self._modules:
             owner = owner.f_back
         if owner is not None:
-            text = f"is made in {_method(owner)} ({_line(frame)})"
+            text = f"is created in {_method(owner)} ({_line(frame)})"
             self._found.setdefault(id(registered), (registered, text))
 
     def _note_call(self, module: nn.Module, args: Any) -> None:
@@ -138,7 +138,7 @@ class _NewLayers:
         while frame and _is_of_torch(frame):
             frame = frame.f_back
         if frame is not None and id(frame.f_locals.get("self")) in self._modules:
-            text = f"is called in {_method(frame)} ({_line(frame)}) and is no part of the model"
+            text = f"is called in {_method(frame)} ({_line(frame)}) and is not part of the model"
             self._found.setdefault(id(module), (module, f"{text}: model.eval() does not reach it"))
 
 

@@ -1,12 +1,12 @@
-"""Output sizes of convolutions and pools, and the padding for a given output size.
+"""Computes output sizes of convolutions and pooling, and the padding for a given output size.
 
 >>> conv_output_size((28, 20), kernel_size=3, stride=2, padding=(1, 0))
 (14, 9)
 
-Each function takes one size, or a tuple of sizes such as (height, width), and then returns a
-tuple; each setting is one value for all dimensions, or one for each. Names and rules are those of
-torch's pages of Conv2d, ConvTranspose2d and MaxPool2d. An impossible size raises a ValueError that
-names the possible ones.
+Each function takes a size, or a tuple of sizes such as (height, width), for which it returns a
+tuple. Each setting is one value for all dimensions, or one per dimension. Names and rules follow
+torch's documentation of Conv2d, ConvTranspose2d and MaxPool2d. An impossible size raises a
+ValueError that lists the possible ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Padding: TypeAlias = int | tuple[int, int]
 
 
 def each_dimension(one: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a function of one dimension also take a tuple of sizes."""
+    """Extend a function of one dimension to tuples of sizes."""
     signature = inspect.signature(one)
 
     @wraps(one)
@@ -48,7 +48,7 @@ def each_dimension(one: Callable[..., Any]) -> Callable[..., Any]:
 def conv_output_size(
     size: int, kernel_size: int, stride: int = 1, padding: Padding = 0, dilation: int = 1
 ) -> int:
-    """Return the output size of a convolution; a padding may be a pair (before, after)."""
+    """Return the output size of a convolution. A padding may be a pair (before, after)."""
     total = 2 * padding if isinstance(padding, int) else sum(padding)
     room = total - _span(kernel_size, stride, dilation)
     return _checked(size, lambda n: (n + room) // stride + 1)
@@ -80,7 +80,7 @@ def pool_output_size(
     dilation: int = 1,
     ceil_mode: bool = False,
 ) -> int:
-    """Return the output size of a pool; its last window starts in the input or the left padding.
+    """Return the output size of pooling. The last window starts in the input or the left padding.
 
     The default ``stride`` is ``kernel_size``, as in torch.
     """
@@ -101,10 +101,10 @@ def pool_output_size(
 def conv_padding_for(
     size: int, output_size: int, kernel_size: int, stride: int = 1, dilation: int = 1
 ) -> tuple[int, int]:
-    """Return the least padding (before, after) that gives a convolution this output size.
+    """Return the minimum padding (before, after) that gives a convolution this output size.
 
-    The two are equal, as the layers need them, where that is possible: always with a stride above
-    1. Otherwise the second is larger by 1, for ``F.pad(images, (left, right, top, bottom))``.
+    Both are equal, as layers require, if possible, which it always is with a stride above 1.
+    Otherwise the second is larger by 1, for ``F.pad(images, (left, right, top, bottom))``.
     """
     span = _span(kernel_size, stride, dilation)
     smallest = max(1, (size - span) // stride + 1)
@@ -112,7 +112,7 @@ def conv_padding_for(
         raise ValueError(f"{size} can become {smallest} and more, not {output_size}")
     total = max(0, (output_size - 1) * stride + span - size)
     if stride > 1:
-        total += total % 2  # one more element never fits another window
+        total += total % 2  # one more element never adds a window
     return total // 2, total - total // 2
 
 
@@ -141,16 +141,16 @@ def pool_padding_for(
     dilation: int = 1,
     ceil_mode: bool = False,
 ) -> tuple[int, int]:
-    """Return the least padding (before, after) that gives a pool this output size.
+    """Return the minimum padding (before, after) that gives pooling this output size.
 
-    The two are equal where that is possible, and neither is more than half of the kernel.
+    Both are equal if possible, and neither is more than half of the kernel size.
     """
     reached: dict[int, tuple[int, int]] = {}
     half = kernel_size // 2
     for before, after in [(n, n) for n in range(half + 1)] + [(n, n + 1) for n in range(half)]:
-        # A layer takes equal paddings only; unequal ones are added to its input.
+        # Layers support only equal paddings; others must be added to the input.
         padded, padding = (size, before) if before == after else (size + before + after, 0)
-        with suppress(ValueError):  # still too small for one window
+        with suppress(ValueError):  # too small for one window
             length = pool_output_size(padded, kernel_size, stride, padding, dilation, ceil_mode)
             reached.setdefault(length, (before, after))
     if output_size not in reached:
@@ -172,7 +172,7 @@ def _checked(size: int, output: Callable[[int], int]) -> int:
 
 
 class SamePad(_ConvNd):
-    """Pads each input as it needs; odd padding is larger at the end, as in TensorFlow and torch."""
+    """Pads each input as needed. Odd padding is larger at the end, as in TensorFlow and torch."""
 
     def __init__(
         self,
@@ -249,7 +249,7 @@ _SAME |= {
 
 
 def conv_class(named: Any, args: Mapping[str, Any]) -> Any:
-    """Return the class to build: SamePad for a convolution of torch with "same" and a stride."""
+    """Return the class to build: SamePad for torch's convolutions with "same" and a stride."""
     stride = args.get("stride", 1)
     strides = stride if isinstance(stride, list | tuple) else [stride]
     is_strided = args.get("padding") == "same" and any(step != 1 for step in strides)

@@ -1,4 +1,4 @@
-"""The pattern language for parameters and modules, the same in every section of a config.
+"""Patterns that select parameters and modules, in all sections of a config.
 
 - ``"head.*"``: a glob on the whole dotted name; ``*`` crosses dots, upper and lower case differ.
 - ``"re:stem\\.[0-3]\\..*"``: a regular expression that must match the whole name.
@@ -24,20 +24,20 @@ Pattern: TypeAlias = str | Mapping[str, Any] | Sequence[Any]
 
 
 class NoMatch(KindlingError):  # noqa: N818 (it reads as what happened)
-    """A pattern matches nothing, or is not valid."""
+    """Raised if a pattern matches nothing or is not valid."""
 
     exit_code = 2
 
 
 class _Candidate(NamedTuple):
-    names: list[str]  # several for a shared parameter or module
+    names: list[str]  # a shared parameter or module has several
     classes: list[str]  # the module's own class, then its bases
 
 
 def match_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
     """Return the names of the parameters that match, in the model's order.
 
-    A shared parameter matches by each of its names, and is returned once, by the first.
+    A shared parameter matches by any of its names, and is returned once, by the first.
     """
     classes = _classes(model)
     candidates: dict[int, _Candidate] = {}
@@ -49,7 +49,7 @@ def match_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
 
 
 def match_modules(model: nn.Module, pattern: Pattern) -> list[str]:
-    """Return the names of the matching modules within the model; a shared one counts once."""
+    """Return the names of the matching modules. A shared module is returned once."""
     classes = _classes(model)
     candidates: dict[int, _Candidate] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -61,9 +61,9 @@ def match_modules(model: nn.Module, pattern: Pattern) -> list[str]:
 def match_names(
     names: Iterable[str], pattern: Pattern, model: nn.Module | None = None
 ) -> list[str]:
-    """Return the matching names, such as those of a file of weights.
+    """Return the matching names, such as the names in a weights file.
 
-    With a model, the names of its parameters and buffers match by the class of their module too.
+    With a model, names of its parameters and buffers also match by the class of their module.
     """
     classes = {} if model is None else _classes(model)
     candidates = [_Candidate([name], classes.get(owner_and_leaf(name)[0], [])) for name in names]
@@ -71,7 +71,7 @@ def match_names(
 
 
 def owner_and_leaf(name: str) -> tuple[str, str]:
-    """Split a parameter's name into the name of its module and its own.
+    """Split a parameter's name into the name of its module and the last part.
 
     A parametrized weight belongs to its layer, not to the list of its parts:
     ``head.parametrizations.weight.original`` is the ``weight`` of ``head``.
@@ -82,13 +82,13 @@ def owner_and_leaf(name: str) -> tuple[str, str]:
 
 
 def whole_of(name: str) -> str:
-    """Return a parameter's own name; for a part of a weight, as in weight_norm, the weight's."""
+    """Return the last part of a parameter's name, or the weight's for a part of a weight."""
     found = re.search(r"\bparametrizations\.(\w+)\.original\d+$", name)
     return found[1] if found else owner_and_leaf(name)[1]
 
 
 def _classes(model: nn.Module) -> dict[str, list[str]]:
-    """Return the names of each module's class and of its bases."""
+    """Return the names of each module's class and base classes."""
     modules = model.named_modules(remove_duplicate=False)
     return {name: [cls.__name__ for cls in type(module).__mro__] for name, module in modules}
 
@@ -96,7 +96,7 @@ def _classes(model: nn.Module) -> dict[str, list[str]]:
 def _select(
     pattern: Pattern, candidates: list[_Candidate], kind: str, classes: Mapping[str, list[str]]
 ) -> list[str]:
-    """Return the first names of the matching candidates; ``classes`` are of all modules by name."""
+    """Return the first name of each match. ``classes`` has the class names of all modules."""
     chosen: set[int] = set()
     for part in _parts(pattern):
         matches = _matcher(part)
@@ -143,7 +143,7 @@ def _types(part: Mapping[str, Any]) -> list[str]:
 
 
 def _refuse_unknown_types(types: list[str], classes: Mapping[str, list[str]]) -> None:
-    """A class that the model does not use may be in a list of types; an unknown one may not."""
+    """Raise for a type that does not exist. A list may have types that the model does not use."""
     from torch import nn
 
     present = {name for each in classes.values() for name in each}
@@ -174,7 +174,7 @@ def _no_name_matches(part: str, candidates: list[_Candidate], kind: str) -> str:
 
 
 def _near_miss(part: str, candidates: list[_Candidate]) -> str:
-    """Return a similar pattern that matches: with its words corrected, or extended."""
+    """Suggest a similar pattern that matches, corrected or extended."""
     known = sorted({word for one in candidates for name in one.names for word in name.split(".")})
 
     def closest(found: re.Match[str]) -> str:

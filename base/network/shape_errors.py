@@ -1,4 +1,4 @@
-"""Errors of shape that name the layer, its input, and what would fit."""
+"""Explains shape errors with the layer, its input and valid settings."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from base.network.output_sizes import (
 )
 from base.network.shapes import inputs_text, shape_text
 
-# Words of torch's errors of shape, which errors of devices, dtypes and memory do not have.
+# Words in torch's shape errors, but not in errors about devices, dtypes and memory.
 _ABOUT_SHAPES = re.compile(
     r"(?i)\b(sizes?|shapes?|dim(ension)?s?|[1-5]D|channels?|elements|subscripts?|to unpack)\b"
     r"|broadcast|index out of range in self|out of bounds"
 )
-# Python's errors where a layer gets a tuple, or fewer arguments than it takes.
+# Python's errors for a layer that receives a tuple, or too few arguments.
 _ABOUT_INPUTS = re.compile(
     r"must be Tensor, not|invalid combination of arguments|forward\(\) (missing|takes|got an unex)"
     r"|^'(tuple|list|dict|NoneType)' object has no attribute"
@@ -43,16 +43,16 @@ _ERRORS = (RuntimeError, ValueError, IndexError, AssertionError, TypeError, Attr
 
 @contextmanager
 def explain_shape_errors(model: nn.Module, input_text: str | None = None) -> Iterator[None]:
-    """Explain errors of shape in the model's forward pass. Meant for the first batches.
+    """Explain shape errors in the model's forward pass. Meant for the first batches.
 
-    Errors that are not about shapes, or not raised within the model, pass unchanged. So do all
-    errors of a compiled model, which cannot be inspected.
+    Other errors, errors raised outside of the model, and errors of a compiled model, which cannot
+    be inspected, are not changed.
 
     Args:
-        input_text: a description of the model's inputs, if there is one.
+        input_text: a description of the model's inputs, if known.
 
     Raises:
-        TrainingError: names the innermost module, its input, and what would fit.
+        TrainingError: names the innermost module, its input and valid settings.
     """
     modules = dict(model.named_modules())
     if is_compiled(model):
@@ -66,7 +66,7 @@ def explain_shape_errors(model: nn.Module, input_text: str | None = None) -> Ite
         if id(module) in names:
             last = f"{names[id(module)]}, which returned {shape_text(output)}"
 
-    handle = register_module_forward_hook(note)  # global: no layer looks different
+    handle = register_module_forward_hook(note)  # global: layers do not change
     try:
         yield
     except _ERRORS as error:
@@ -80,7 +80,7 @@ def explain_shape_errors(model: nn.Module, input_text: str | None = None) -> Ite
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Return whether the model or a part of it is compiled, and cannot be inspected."""
+    """Return whether the model, or a part of it, is compiled and cannot be inspected."""
     return any(m._compiled_call_impl or "_orig_mod" in m._modules for m in model.modules())
 
 
@@ -139,7 +139,7 @@ def _width(layer: Any, given: Tensor, argument: str, axis: int) -> str | None:
 
 
 def _window(layer: Any, given: Tensor, n: int, output_size: Callable[..., Any]) -> str | None:
-    """Compare dimensions, channels and size of the input of a layer with a kernel."""
+    """Compare the dimensions, channels and size of the input with a layer that has a kernel."""
     if given.dim() not in (n + 1, n + 2):
         return f"it takes (batch, channel, {_AXES[n]})"
     channels = _width(layer, given, "in_channels", -n - 1) if isinstance(layer, _ConvNd) else None
@@ -156,7 +156,7 @@ def _window(layer: Any, given: Tensor, n: int, output_size: Callable[..., Any]) 
 
 def _indices(layer: Any, given: Tensor) -> str | None:
     if given.device.type != "cpu" or given.is_floating_point() or not given.numel():
-        return None  # after an error on a GPU nothing can be read from it
+        return None  # after an error, a GPU cannot be read
     low, high, n = int(given.min()), int(given.max()), layer.num_embeddings
     if low >= 0 and high < n:
         return None

@@ -1,4 +1,4 @@
-"""Shapes as text, for tables and messages."""
+"""Formats shapes for tables and messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def shape_text(value: Any) -> str:
 
 
 def inputs_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return the shapes of a call's inputs, without arguments that cannot hold a tensor."""
+    """Return the shapes of a call's inputs, without arguments that cannot contain a tensor."""
     kinds = (Tensor, Mapping, tuple, list)
     parts = [shape_text(value) for value in args if isinstance(value, kinds)]
     named = {name: value for name, value in kwargs.items() if isinstance(value, kinds)}

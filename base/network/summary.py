@@ -1,4 +1,4 @@
-"""A table of a model's layers from one forward pass: shapes, parameters and multiply-adds."""
+"""Summarizes a model's layers in a table: shapes, parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from base.system.seeding import isolated_random_state
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer at one input shape; ``n_calls`` is 0 for a layer that was not called.
+    """A layer at one input shape. ``n_calls`` is 0 for a layer that was not called.
 
-    Such a layer is unused, or another layer uses its weights, as attention does its ``out_proj``'s.
+    Such a layer is unused, or another layer uses its weights, as attention uses ``out_proj``.
 
-    Parameters and multiply-adds are the layer's own, without those of layers inside it. A parameter
-    that several layers share counts in the first row only, so that columns add up. Multiply-adds
-    are those of all calls, for the whole batch.
+    Parameters and multiply-adds exclude those of inner layers. A shared parameter counts only in
+    the first row, so that columns add up. Multiply-adds are those of all calls on the whole batch.
     """
 
     name: str
@@ -40,16 +39,15 @@ class LayerRow:
 
 
 def summarise_model(model: nn.Module, run: Callable[[], Any]) -> list[LayerRow]:
-    """Call ``run``, which does a forward pass, and return a row for each layer in order of call.
+    """Call ``run``, which does a forward pass, and return a row per layer in order of call.
 
-    A layer is a module without children, or with parameters or multiply-adds of its own. The pass
-    runs in eval mode and without gradients, where no layer of torch changes a buffer; the mode and
-    the random state are restored. Anything else that ``run`` changes (a data loader's position, a
-    buffer of a custom layer) stays changed. Compiled code runs as written while operations are
-    counted.
+    A layer is a module without children, or with direct parameters or multiply-adds. The pass runs
+    in eval mode and without gradients, in which torch's layers do not change buffers. The mode and
+    the random state are restored, but not other changes by ``run`` (a data loader's position, a
+    buffer of a custom layer). Compiled code runs uncompiled while operations are counted.
 
     Multiply-adds are counted for matrix products, convolutions, attention and recurrent layers,
-    without regard to masks and padding. Norms, activations, pools, embeddings, sums,
+    regardless of masks and padding. Norms, activations, pooling, embeddings, sums,
     ``nn.Bilinear`` and kernels of other packages count as 0.
     """
     record = _Record()
@@ -66,7 +64,7 @@ def summarise_model(model: nn.Module, run: Callable[[], Any]) -> list[LayerRow]:
 
 
 def table_rows(layers: Sequence[LayerRow]) -> list[tuple[str, ...]]:
-    """Return the cells of a table: a head, a row for each layer, and the sums."""
+    """Return the cells of a table: header, one row per layer, and totals."""
     total = LayerRow(
         *("total", "", "", ""),
         n_parameters=sum(layer.n_parameters for layer in layers),
@@ -105,13 +103,13 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 class _Record:
-    """Hooks that record each call and its operations, and the rows made from them."""
+    """Records each call and its operations with hooks, and computes the rows."""
 
     def __init__(self) -> None:
         from torch.utils.flop_counter import FlopCounterMode  # slow to import
 
         self.counter = FlopCounterMode(display=False, custom_mapping=_FUSED)
-        self.calls: dict[int, LayerRow] = {}  # by the order of their start
+        self.calls: dict[int, LayerRow] = {}  # by starting order
         self.running: list[list[int]] = []  # (order, flops before it, flops of calls inside it)
         self.order = count()
 
@@ -168,7 +166,7 @@ def _recurrent(inputs: Sequence[int], weights: Sequence[Sequence[int]]) -> int:
     return 2 * prod(inputs[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2)
 
 
-# Formulas for kernels that torch's counter does not know; they get shapes in place of tensors.
+# Formulas for kernels unknown to torch's counter. They receive shapes instead of tensors.
 _FUSED = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
         lambda query, key, value, *_, **__: _attention(query, key, value)

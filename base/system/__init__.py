@@ -1,7 +1,7 @@
-"""This machine and this process: cores and memory, signals, seeds, the folder of a run.
+"""The machine and the process: cores, memory, signals, seeds and run folders.
 
-`torch_compat` holds every workaround of torch. `run_folder`, `signals`, `deferred_files` and
-`places` do not import torch: a config is checked, and a run is found, without it.
+`torch_compat` contains all workarounds for torch. `run_folder`, `signals`, `deferred_files` and
+`places` do not import torch, as checking a config and finding a run do not need it.
 """
 
 from typing import TYPE_CHECKING

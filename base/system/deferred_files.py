@@ -1,7 +1,7 @@
-"""Files for later runs, such as caches: written when a run begins, not before.
+"""Defers writing files for later runs, such as caches, until a run starts.
 
-A dry run writes nothing, and neither does a run that fails its checks. Code that builds data sets
-does not know which run it is part of, and passes such files to `write_when_running`.
+A dry run, or a run that fails its checks, writes nothing. Code that builds data sets does not know
+the run it is part of, and passes such files to `write_when_running`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 
 
 class DeferredFiles:
-    """The files that wait for the begin of a run, and temporary folders until then.
+    """Files to write when the run starts, and temporary folders until then.
 
     Args:
-        is_trial: whether no run will begin, as in a dry run.
+        is_trial: whether no run will start, as in a dry run.
     """
 
     def __init__(self, is_trial: bool = False) -> None:
@@ -28,7 +28,7 @@ class DeferredFiles:
         self._temporary = ExitStack()
 
     def write(self) -> bool:
-        """Write the waiting files, as the run begins; return whether there were any."""
+        """Write the deferred files at the start of the run; return whether there were any."""
         self.is_running = True
         waiting, self.waiting = self.waiting, []
         for write in waiting:
@@ -41,18 +41,18 @@ class DeferredFiles:
         return Path(self._temporary.enter_context(name))
 
     def close(self) -> None:
-        """Drop the waiting files, and remove the temporary folders."""
+        """Discard the deferred files and remove the temporary folders."""
         self.waiting.clear()
         self._temporary.close()
 
 
-# Set by `defer_files` alone: user code builds the data sets, so nothing can be passed to them.
+# Set only by `defer_files`. User code builds data sets, so it cannot be passed to them.
 _CURRENT: ContextVar[DeferredFiles | None] = ContextVar("deferred files", default=None)
 
 
 @contextmanager
 def defer_files(is_trial: bool = False) -> Iterator[DeferredFiles]:
-    """Let files wait in this block, until ``write`` of its value is called."""
+    """Defer files in this block until ``write`` of its value is called."""
     files, before = DeferredFiles(is_trial), _compiler_folders()
     token = _CURRENT.set(files)
     try:
@@ -62,7 +62,7 @@ def defer_files(is_trial: bool = False) -> Iterator[DeferredFiles]:
         files.close()
         if not files.is_running:
             for folder in _compiler_folders() - before:
-                with suppress(OSError):  # not empty: a model compiled something itself
+                with suppress(OSError):  # not empty: the model compiled code itself
                     folder.rmdir()
 
 
@@ -82,7 +82,7 @@ def waiting_files() -> DeferredFiles | None:
 
 
 def write_when_running(write: Callable[[], object]) -> None:
-    """Call a function that writes files, at once or when the run begins."""
+    """Call a function that writes files, now or when the run starts."""
     files = waiting_files()
     if files is None:
         write()

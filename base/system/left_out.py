@@ -1,4 +1,4 @@
-"""The parts of Kindling that this project was made without, for errors that may be due to it."""
+"""The parts of Kindling that this project excludes, for error messages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ANSWERS = ".copier-answers.yml"
 
 
 def left_out_note(part: str | None = None) -> str:
-    """Return what to add to an error about something missing; empty where nothing is left out.
+    """Return a note for errors about missing names, or "" if no part is excluded.
 
     Args:
-        part: the part that the missing thing belongs to, where that is known.
+        part: the part that the missing name belongs to, if known.
     """
     parts = left_out(PROJECT)
     parts = parts if part is None else [each for each in parts if each == part]
@@ -28,9 +28,9 @@ def left_out_note(part: str | None = None) -> str:
 
 @functools.cache
 def left_out(root: Path) -> list[str]:
-    """Return the parts that a project says it leaves out."""
+    """Return the parts that a project excludes."""
     try:
         answers = yaml.safe_load((root / ANSWERS).read_text(encoding="utf-8"))
         return [str(part) for part in answers["without"]]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):  # no project, or edited by hand
+    except (OSError, yaml.YAMLError, KeyError, TypeError):  # not a project, or edited by hand
         return []

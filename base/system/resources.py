@@ -1,4 +1,4 @@
-"""The cores, threads and memory that this process may use, also within a container."""
+"""The cores, threads and memory available to this process, also in a container."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from base.errors import KindlingError
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 UNLIMITED = sys.maxsize
-# The files of a control group: its limit, its usage, and the prefix of its page counts.
+# The files of a control group: limit, usage, and prefix of page counts.
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 VERSION_2 = ("memory.max", "memory.current", "")
 OUT_OF_MEMORY = re.compile(
@@ -30,28 +30,28 @@ OUT_OF_MEMORY = re.compile(
 
 
 def usable_cores(proc: Path = PROC, groups: Path = GROUPS) -> int:
-    """Return how many cores this process may run on, at least 1: its affinity and its quota."""
+    """Return the number of cores available to this process by affinity and quota, at least 1."""
     return max(1, int(min([_affinity(), *_quotas(proc, groups)])))
 
 
 def use_threads(n_threads: int | str) -> int:
-    """Set torch's number of threads; return the number, also for ``auto``.
+    """Set torch's number of threads and return it, resolving ``auto``.
 
-    The number belongs in the config: a resumed run must use the same, as sums depend on it.
+    The number is saved in the config: a resumed run must use the same, as sums depend on it.
     ``OMP_NUM_THREADS`` is an upper limit for ``auto``.
     """
     if isinstance(n_threads, str):
         n_threads = min(usable_cores(), torch.get_num_threads())
     torch.set_num_threads(n_threads)
-    torch.get_num_threads()  # fixes it: else a reader's thread may still change it for this one
+    torch.get_num_threads()  # fixes the number, which a reader thread could change otherwise
     return n_threads
 
 
 def free_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
-    """Return the free bytes: of the machine, and under the limits of the process and its groups.
+    """Return the free memory in bytes, limited by the machine, the process and its control groups.
 
-    The limit of the process is that of ``ulimit -v``. Pages that only cache a file count as free.
-    Where nothing is known, as on macOS, the answer is `UNLIMITED`.
+    The limit of the process is set by ``ulimit -v``. Pages that only cache files count as free.
+    If nothing is known, as on macOS, the result is `UNLIMITED`.
     """
     return min(
         _free_of_machine(proc), *_free_of_groups(proc, groups), _free_of_process(proc), UNLIMITED
@@ -59,7 +59,7 @@ def free_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
 
 
 def peak_memory_mb() -> float:
-    """Return the peak of memory so far in MB: of the GPU where one is in use, else resident."""
+    """Return the peak memory in MB: of the GPU if one is in use, else the resident set."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     if resource is None:
@@ -69,8 +69,8 @@ def peak_memory_mb() -> float:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether memory was refused: on a GPU, or on a CPU under a limit."""
-    if isinstance(error, KindlingError):  # it says where; its cause says why
+    """Return whether an error is due to a lack of memory, on a GPU or a CPU."""
+    if isinstance(error, KindlingError):  # its cause holds the reason
         error = error.__cause__
     is_by_text = isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
     return is_by_text or isinstance(error, torch.OutOfMemoryError | MemoryError)
@@ -122,9 +122,9 @@ def _free_of_group(group: Path, limit_file: str, usage_file: str, prefix: str) -
 
 
 def _control_groups(controller: str, proc: Path, groups: Path) -> Iterator[tuple[Path, int]]:
-    """Yield the folder of each group of this process and of those above it, with its version.
+    """Yield the folder and version of each control group of this process, and of their parents.
 
-    In a container the path of the group may be the host's, and only the root is visible.
+    In a container the path of the group may be the host's, with only the root visible.
     """
     for line in _read_lines(proc / "self/cgroup"):
         _, controllers, path = line.split(":", maxsplit=2)
@@ -139,7 +139,7 @@ def _control_groups(controller: str, proc: Path, groups: Path) -> Iterator[tuple
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Return the lines of a file of the system; none where there is no such file."""
+    """Return the lines of a system file; none if it does not exist."""
     try:
         return path.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The folder of one run: created exclusively, ordered by number, locked by one process."""
+"""Creates, finds, orders and locks the folders of runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from logger.files import open_descriptor, read_file, write_whole
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs in one folder go unnoticed there
+except ImportError:  # Windows: runs are not locked there
     fcntl = None  # type: ignore[assignment]
 
 LOG = logging.getLogger("kindling")
@@ -57,9 +57,9 @@ def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = No
 
 
 def remove_if_not_started(folder: Path) -> None:
-    """Remove the folder of a run that has not made its first step.
+    """Remove the folder of a run without a completed step.
 
-    It stays if it holds anything else, such as a file of the user.
+    It is kept if it contains anything else, such as a user's file.
     """
     created = [folder / "checkpoints", folder]
     inside = [path for each in created if each.is_dir() for path in each.iterdir()]
@@ -71,7 +71,7 @@ def remove_if_not_started(folder: Path) -> None:
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove those of the folders that are empty."""
+    """Remove the empty folders among these."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -110,7 +110,7 @@ def find_newest_run(save_dir: Path | str, name: str | None = None) -> Path | Non
 
 
 def run_folder_of(path: Path | str) -> Path:
-    """Return the folder of the run that a path is, or is within: a checkpoint, a state.pt."""
+    """Return the folder of the run that contains a path, such as a checkpoint or state.pt."""
     path = must_exist(path)
     for folder in (path, *path.parents, *path.absolute().parents):
         if _is_run(folder):
@@ -121,12 +121,12 @@ def run_folder_of(path: Path | str) -> Path:
 
 
 def find_run(path: Path | str) -> Path:
-    """Return the path of a run or within a run unchanged; for other folders, the newest run.
+    """Return a path of a run, or within a run, unchanged; for other folders, their newest run.
 
-    ``saved/digits`` means the newest run of that name, ``saved`` the newest of all.
+    ``saved/digits`` selects the newest run of that name, ``saved`` the newest of all.
 
     Raises:
-        UsageError: the path does not exist, or holds no run with a checkpoint.
+        UsageError: the path does not exist, or contains no run with a checkpoint.
     """
     path = must_exist(path)
     try:
@@ -140,7 +140,7 @@ def find_run(path: Path | str) -> Path:
 
 
 def newest_run_in(path: Path) -> Path | None:
-    """Return the newest run in the folder of one name or of all names; None for other folders."""
+    """Return the newest run in a folder of runs of one or all names; None for other folders."""
     path = path if path.name not in ("", "..") else path.resolve()
     if any(map(_is_run, _folders(path))):
         return find_newest_run(path.parent, path.name)
@@ -152,7 +152,7 @@ def must_exist(path: Path | str) -> Path:
     """Return the path if it exists.
 
     Raises:
-        UsageError: with the existing name that is most similar.
+        UsageError: it does not exist. The message suggests a similar name.
     """
     path = Path(path)
     missing = path.absolute()
@@ -167,7 +167,7 @@ def must_exist(path: Path | str) -> Path:
 
 
 def write_environment(folder: Path) -> None:
-    """Write ``env.txt``: versions, devices and the git commit, on which results depend too."""
+    """Write ``env.txt`` with versions, devices and the git commit."""
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -204,7 +204,7 @@ class RunLock:
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
         if descriptor is not None:
-            # Workers may outlive a killed trainer, and must not keep its lock.
+            # Workers that outlive a killed trainer must not keep its lock.
             os.register_at_fork(after_in_child=self.release)
 
     def __enter__(self) -> RunLock:
@@ -253,7 +253,7 @@ def lock(folder: Path | str) -> RunLock:
 
 
 def _make_new(folder: Path) -> Path:
-    """Create a folder that does not exist yet: mkdir fails for all but the first process."""
+    """Create a new folder. mkdir fails for all processes but the first."""
     for suffix in itertools.chain([""], (f"_{number}" for number in itertools.count(2))):
         with contextlib.suppress(FileExistsError):
             made = folder.with_name(folder.name + suffix)
@@ -270,7 +270,7 @@ def _runs(save_dir: Path, name: str | None = None) -> Iterator[tuple[Order, Path
                 stamp = json.loads(read_file(folder / STAMP))
                 order = (int(stamp["number"]), str(stamp["started"]), folder.name)
             except (OSError, ValueError, LookupError, TypeError):
-                order = (0, "", folder.name)  # no stamp: sorted before all that have one
+                order = (0, "", folder.name)  # no stamp: sorted before runs with one
             yield order, folder
 
 

@@ -1,4 +1,4 @@
-"""Seeds derived from names, and the state of all random generators as plain data."""
+"""Derives seeds from names, and saves the state of all random number generators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def derive_seed(seed: int, *parts: int | str) -> int:
 
 
 def derive_generator(seed: int, *parts: int | str) -> torch.Generator:
-    """Return a generator of its own for one purpose, seeded by `derive_seed`."""
+    """Return a separate generator for one purpose, seeded by `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *parts))
 
 
@@ -78,7 +78,7 @@ def isolated_random_state(seed: int) -> Iterator[None]:
     state = capture_random_state()
     try:
         seed_cpu_streams(seed)
-        # Before CUDA's start a seed would be queued, and outlive the block.
+        # Before CUDA is initialized, a seed would be queued and take effect after the block.
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(seed)
         yield

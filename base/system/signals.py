@@ -1,6 +1,6 @@
-"""Signals set a flag, which the loop reads after each step.
+"""Signal handlers that set a flag, which the loop reads after each step.
 
-Nothing is saved inside a handler, which may interrupt torch anywhere.
+Nothing is saved inside a handler, as it may interrupt torch anywhere.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def resume_command(folder: Path) -> str:
 
 
 def exit_now(code: int) -> NoReturn:
-    """End the process without waiting for a thread that writes a checkpoint.
+    """Exit the process without waiting for a thread that writes a checkpoint.
 
-    An unfinished checkpoint is not valid, and is removed at the next start.
+    An incomplete checkpoint is not valid, and is removed at the next start.
     """
     if any(thread.name == SAVER for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
@@ -51,10 +51,10 @@ class InterruptedRunError(KindlingError):
 
 
 class SignalFlags:
-    """In this block, SIGINT and SIGTERM request a stop, and SIGUSR1 a checkpoint.
+    """Makes SIGINT and SIGTERM request a stop, and SIGUSR1 a checkpoint, within a block.
 
-    A second Ctrl-C within two seconds raises KeyboardInterrupt at once. Outside of the main thread
-    (a notebook's server, a test) no handler is set.
+    A second Ctrl-C within two seconds raises KeyboardInterrupt immediately. Outside of the main
+    thread (a notebook's server, a test) no handler is set.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class SignalFlags:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            if handler is not None:  # a handler that was not set from Python cannot be restored
+            if handler is not None:  # handlers not set by Python cannot be restored
                 signal.signal(number, handler)
         self._previous.clear()
 

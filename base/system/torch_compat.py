@@ -1,4 +1,4 @@
-"""Where the engine works around torch: each change, its reason, and what its removal would cost.
+"""Workarounds for torch, each with its reason and the cost of removing it.
 
 - `put_off_dynamo`: the first optimizer of a process imports torch's compiler. Without the change,
   each run starts 1.5 s later (CPU time, torch 2.14, 2 cores) and holds 150 MB more
@@ -12,12 +12,12 @@
 - `AUTOCAST_CACHE`: autocast of torch 2.10 loses gradients. Without the change, a weight that is
   cast in ``no_grad`` first is not trained there, without an error.
 
-tests/base/system/test_torch_compat.py has a test for each, which fails once torch does not need it.
+tests/base/system/test_torch_compat.py has a test for each, which fails once it is not needed.
 
 Differences between the supported versions, 2.10 to the newest, that need no change here: after 2.10
 the profiler no longer warns when it starts (``acc_events`` in run/profiler.py), and
 ``linear_cross_entropy``, the ``bias`` of BatchNorm, GroupNorm and InstanceNorm, and ``maximize`` of
-LBFGS exist. With 2.10, a config that names these is told that they are unknown.
+LBFGS exist. With 2.10, names of these in a config are errors.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ import torch
 TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 
 AUTOCAST_CACHE = TORCH >= (2, 11)
-"""Whether autocast may keep a weight's cast for its next use in a step.
+"""Whether autocast may cache the cast of a weight within a step.
 
-In 2.10 a cast made in ``no_grad`` has no gradient in later uses either, and no error says so.
+In 2.10 a cast made under ``no_grad`` silently has no gradient in later uses either.
 """
 
 DYNAMO = "torch._dynamo"
 
 
 def put_off_dynamo() -> None:
-    """Let a stand-in take the place of torch._dynamo, unless the module is imported already."""
+    """Replace torch._dynamo by a stand-in unless it is already imported."""
     if DYNAMO not in sys.modules:
         sys.modules[DYNAMO] = torch._dynamo = _LateDynamo()
 
 
 def dynamo_is_imported() -> bool:
-    """Return whether torch's compiler is there, and not only its stand-in."""
+    """Return whether torch's compiler is imported, not only its stand-in."""
     module = sys.modules.get(DYNAMO)
     return module is not None and not isinstance(module, _LateDynamo)
 
 
 class _LateDynamo(ModuleType):
-    """Stands in for torch._dynamo: the first use of anything but two functions imports it.
+    """A stand-in for torch._dynamo, which imports it on first use of anything but two functions.
 
-    An optimizer marks its own methods as not to be compiled (`disable`), and calls a function that
-    does nothing outside of compiled code (`graph_break`).
+    An optimizer excludes its methods from compilation (`disable`), and calls a function that does
+    nothing outside of compiled code (`graph_break`).
     """
 
     def __init__(self) -> None:
@@ -70,17 +70,17 @@ class _LateDynamo(ModuleType):
         self._marked: list[Callable[..., Any]] = []
 
     def graph_break(self, msg: str = "") -> None:
-        """Do nothing, as the real one does outside of compiled code."""
+        """Do nothing, like the real function outside of compiled code."""
 
     def disable(self, fn: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Return a function of torch's own as it is: nothing would compile it yet."""
+        """Return one of torch's functions unchanged, as nothing compiles it yet."""
         if kwargs.get("wrapping", True) or fn is None:
             return self._import().disable(fn, *args, **kwargs)
         self._marked.append(fn)
         return fn
 
     def __getattr__(self, name: str) -> Any:
-        # Code that inspects all modules asks for special names.
+        # Code that inspects all modules looks up special names.
         if name.startswith("__") and name != "__path__":
             raise AttributeError(name)
         return getattr(self._import(), name)
@@ -95,16 +95,16 @@ class _LateDynamo(ModuleType):
         return real
 
 
-class WorkerDied(Exception):  # noqa: N818  (it reads as what happened)
-    """torch's error for the death of a DataLoader's worker, as a class of its own.
+class WorkerDied(Exception):  # noqa: N818  (named after the event)
+    """torch's error for a dead DataLoader worker, as a separate class.
 
-    torch raises a RuntimeError, which `threading.Condition.notify` takes for an error of the lock
-    that it releases, and ignores.
+    torch raises a RuntimeError, which `threading.Condition.notify` mistakes for an error of its
+    lock and ignores.
     """
 
 
 class WorkerDeaths:
-    """Raises the death of a worker where a batch is waited for, and nowhere else."""
+    """Raises the error for a dead worker only while a batch is awaited."""
 
     def __init__(self) -> None:
         self._is_awaited = False
@@ -112,7 +112,7 @@ class WorkerDeaths:
         self._handler_of_torch: Any = None
 
     def replace_handler(self) -> None:
-        """Handle SIGCHLD before torch's handler does, if torch has set it."""
+        """Handle SIGCHLD before torch's handler, if torch has set one."""
         handler = getattr(signal, "SIGCHLD", None) and signal.getsignal(signal.SIGCHLD)
         module = getattr(handler, "__module__", "")
         is_of_torch = module == "torch.utils.data._utils.signal_handling"
@@ -122,10 +122,10 @@ class WorkerDeaths:
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Raise in this block the death of a worker, also one that died before it.
+        """Raise the error for a worker that dies in this block, or died before it.
 
         Raises:
-            WorkerDied: with torch's text.
+            WorkerDied: with torch's message.
         """
         self._is_awaited = True
         try:
@@ -144,7 +144,7 @@ class WorkerDeaths:
             raise error
 
     def forget(self) -> None:
-        """Drop a death that was not raised yet."""
+        """Discard an error that was not raised yet."""
         self._error = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -157,7 +157,7 @@ class WorkerDeaths:
 
 
 def _is_forking(frame: FrameType | None) -> bool:
-    """Tell whether a process is being started: Python drops errors raised in its hooks there."""
+    """Return whether a process is being started, when Python ignores errors in its hooks."""
     while frame is not None:
         if frame.f_globals.get("__name__") == "multiprocessing.popen_fork":
             return frame.f_code.co_name == "_launch"
@@ -166,15 +166,15 @@ def _is_forking(frame: FrameType | None) -> bool:
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
-KEPT_BYTES, LARGEST_BYTES = 2**31 - 1, 2**30  # kept free at the heap's end; taken from the heap
+KEPT_BYTES, LARGEST_BYTES = 2**31 - 1, 2**30  # kept at the end of the heap; allocated from the heap
 
 
 def keep_freed_memory(device: torch.device) -> bool:
-    """Let glibc keep freed memory for the next step, as torch does on a GPU; return whether it can.
+    """Make glibc keep freed memory for the next step, like torch on a GPU; return whether it can.
 
-    By default glibc returns large pieces to the system at once, and each step of a training on the
-    CPU has its pages made and cleared again (see mallopt(3)). The process then stays as large as
-    its largest step.
+    By default glibc returns large blocks to the system immediately, and each training step on the
+    CPU maps and clears its pages again (see mallopt(3)). The process then stays as large as its
+    largest step.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return False

@@ -214,7 +214,7 @@ def test_offline_one_line_names_the_files_and_the_folder(tmp_path, offline, capf
         TorchvisionDataLoader(name, tmp_path, in_memory=in_memory)
     text = str(caught.value)
     assert "\n" not in text
-    assert text.startswith(f"{name} is not in {tmp_path} and cannot be fetched (")
+    assert text.startswith(f"{name} is not in {tmp_path} and cannot be downloaded (")
     assert "no route to host" in text
     expected = ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", f"{name}/raw/"]
     if name.startswith("CIFAR"):

@@ -1,4 +1,4 @@
-"""Decoded images kept for a run, in memory, or for later runs too, in a file on disk."""
+"""Caches decoded images in memory for one run, or in a file on disk for later runs too."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Images decoded once: kept in memory, or in a file for later runs too."""
+"""Data sets of cached images, decoded once into memory or into a file."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ PASSED_ON = (
 def cached(
     dataset: Any, where: str, folder: Path = Path(".cache"), n_threads: int | None = None
 ) -> CachedImages:
-    """Decode the images of a data set such as `ImageFiles` once, in threads: now, or earlier.
+    """Decode the images of a data set such as `ImageFiles` once, in threads.
 
     Args:
-        where: ``memory``: for this run, one copy for all workers, forked or spawned; ``disk``: in
-            a file in `folder`, which other processes and later runs use too. Filling it continues
-            where it was interrupted. When a file of the data set, or how it is decoded, changes,
-            the cache is another file.
-        n_threads: by default as many as there are free cores.
+        where: ``memory`` for this run, with one copy for all workers, forked or spawned; or
+            ``disk`` for a file in `folder`, which other processes and later runs share. An
+            interrupted cache is completed later. If a file of the data set, or the way it is
+            decoded, changes, a new cache file is written.
+        n_threads: by default the number of free cores.
 
     Raises:
-        ConfigError: `where` is neither.
-        DataError: there is not enough memory or room on the disk, which is checked before anything
-            is decoded; the folder cannot be written; an image cannot be read.
+        ConfigError: `where` has another value.
+        DataError: there is not enough memory or disk space, which is checked before decoding; the
+            folder is not writable; or an image cannot be read.
     """
     if where not in ("memory", "disk"):
         raise ConfigError([Problem("cache", f"{where!r} is not one of none, memory, disk")])
@@ -54,7 +54,7 @@ def cached(
         missing = missing or ["targets"]
         raise DataError(f"{name} cannot be cached: it has no {', '.join(missing)}; use cache: none")
     if not hasattr(os, "pwrite"):
-        raise DataError("caching is not for Windows; use cache: none")
+        raise DataError("caching is not supported on Windows; use cache: none")
     n_threads = n_threads or usable_cores()
     masks = None
     if hasattr(dataset, "mask_files"):
@@ -76,9 +76,9 @@ def _cached_images(
     folder: Path,
     n_threads: int,
 ) -> Any:
-    """Return the images of a source, decoded in memory or into a file.
+    """Return the cached images of a source, in memory or in a file.
 
-    Before a run has begun, which is when the file is filled, they are read from the source.
+    Until the run starts and fills the file, images are read from the source.
     """
     if where == "memory":
         return kind(source, *_in_memory(source, n_threads))
@@ -99,10 +99,10 @@ def _cached_images(
 
 
 class CachedPixels:
-    """Images of a data set that are decoded already: views of what is kept.
+    """Decoded images of a data set, as views of the cache.
 
     Args:
-        pixels: None before the cache is filled: each image is decoded when it is read.
+        pixels: None until the cache is filled; images are then decoded on access.
     """
 
     def __init__(self, source: Any, pixels: SharedPixels | None, layout: Layout) -> None:
@@ -115,12 +115,12 @@ class CachedPixels:
         return len(self.layout.shapes)
 
     def sample_numbers(self, name: str) -> Any:
-        """Return what the source has under a name for all its samples, or None."""
+        """Return the values of that name in the source, one per sample, or None."""
         return sample_numbers(self.source, name)
 
     def image(self, index: int) -> Tensor:
         """Return an image: uint8 (channel, height, width)."""
-        index = range(len(self))[index]  # an IndexError ends a loop over a data set
+        index = range(len(self))[index]  # its IndexError ends a loop over the data set
         if self.pixels is None:
             image: Tensor = self.source.image(index)
             return image
@@ -135,9 +135,9 @@ class CachedPixels:
 
 
 class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
-    """A data set of images that are decoded already; its samples are those of its source.
+    """A data set of cached images with the same samples as its source.
 
-    Images are views of what is kept: change a copy. Made by `cached`.
+    Images are views of the cache: copy them before changing them. Created by `cached`.
     """
 
     mask_files: CachedPixels | None = None
@@ -146,7 +146,7 @@ class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
         return self.image(index), self.target(index)
 
     def target(self, index: int) -> Tensor:
-        """Return a target: that of the source or, of its masks, one from what is kept."""
+        """Return a target: the source's, or a cached mask."""
         target: Tensor = (
             self.source.targets[index]
             if self.mask_files is None
@@ -155,16 +155,16 @@ class CachedImages(CachedPixels, Dataset[tuple[Tensor, Tensor]]):
         return target
 
     def place(self, index: int) -> str:
-        """Return where an image is listed, and its path."""
+        """Return the location of an image in its list, and its path."""
         return str(self.source.place(index))
 
     def fingerprint(self) -> str:
-        """Return the source's hash of the files and of how they are decoded."""
+        """Return the source's hash of the files and the decoding settings."""
         return str(self.source.fingerprint())
 
 
 class CachedBatches(CachedImages):
-    """The same of images of one shape, read many at once."""
+    """Cached images of equal shape, which are read a batch at a time."""
 
     @property
     def images(self) -> Tensor:
@@ -187,7 +187,7 @@ class CachedBatches(CachedImages):
         return [images, self.source.targets.index_select(0, indices)]
 
     def _decoded(self, indices: Tensor) -> Tensor:
-        """Decode images before the cache is filled, in the memory layout that it will give."""
+        """Decode images before the cache is filled, in the memory layout of the cache."""
         n_threads = usable_cores()
         images = read_ahead(self.source.image, iter(indices.tolist()), n_threads, 4 * n_threads, 0)
         return torch.stack(list(images)).contiguous(memory_format=torch.channels_last)
@@ -205,13 +205,13 @@ def _in_memory(source: Cacheable, n_threads: int) -> tuple[SharedPixels, Layout]
     if needed > 0.9 * free:
         raise DataError(
             f"cache: memory: {len(source):,} images need {sizes} decoded, {free / 1e6:,.0f} MB are "
-            "free, of which a tenth is left for the rest; use cache: disk, or a smaller `resize`"
+            "free, and a tenth of that is reserved; use cache: disk, or a smaller `resize`"
         )
     descriptor = _file_in_memory()
     try:
         try:
             os.ftruncate(descriptor, needed)
-        except OSError as error:  # a limit of the process (ulimit -f), or of a temporary folder
+        except OSError as error:  # a limit of the process (ulimit -f) or of the temporary folder
             text = f"cache: memory: {sizes} cannot be allocated: {error.strerror}"
             raise DataError(f"{text}; use cache: disk, or raise the limit") from error
         with closing(decode_each(source, layout, 0, n_threads)) as decoded:
@@ -225,8 +225,8 @@ def _in_memory(source: Cacheable, n_threads: int) -> tuple[SharedPixels, Layout]
 
 
 def _file_in_memory() -> int:
-    """Open a file without a name, in memory where the system has that (Linux)."""
+    """Open an anonymous file, in memory if the system supports it (Linux)."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("pixels")  # not in /dev/shm, which containers keep small
+        return os.memfd_create("pixels")  # not in /dev/shm, which is small in containers
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -1,12 +1,12 @@
-"""A file of decoded pixels that outlives the run: filled once, by one process, and never in part.
+"""A cache file of decoded pixels that is kept across runs and filled once, by a single process.
 
-It is written as ``.partial``, which the filling process locks; others wait for it. When whole it
-is renamed to ``.pixels``. After a kill or Ctrl-C the next process continues the partial file; on
-a full disk, or where an image cannot be read, it is removed. Caches of the images as they were
-before are named, not removed: another config may use them.
+The filling process writes and locks ``.partial`` while others wait, and renames the complete file
+to ``.pixels``. After a kill or Ctrl-C the next process continues the partial file. If the disk is
+full or an image cannot be read, the file is removed. Caches of earlier versions of the images are
+logged, not removed, as another config may use them.
 
-A file holds, one behind the other: the header (`_header`: format, number, checksum), the shapes, a
-sum of each image's bytes (0 while it is not written), and from the next full 4096 on the pixels.
+A file contains, in order: the header (`_header`: format, number of images, checksum), the shapes,
+a checksum of each image (0 until it is written) and, from the next multiple of 4096, the pixels.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class CacheFile:
-    """The file in `folder` for one state of a data set, which its fingerprint names."""
+    """The cache file in `folder` of one version of a data set, named by its fingerprint."""
 
-    layout: Layout | None = None  # where it is known, headers are not read again
+    layout: Layout | None = None  # once known, headers are not read again
 
     def __init__(self, source: Cacheable, folder: Path, n_threads: int) -> None:
         self.source, self.folder, self.n_threads = source, folder, n_threads
         self.fingerprint = fingerprint_of(source)
-        origin = source.place(0).removesuffix(source.ids[0])  # the list or folder of the images
+        origin = source.place(0).removesuffix(source.ids[0])  # the images' list or folder
         self.origin = hashlib.blake2b(origin.encode(errors="surrogateescape"), digest_size=4)
         self.path = folder / f"{self.origin.hexdigest()}-{self.fingerprint}.pixels"
         self.partial = self.path.with_suffix(".partial")
 
     def open(self) -> tuple[SharedPixels, Layout]:
-        """Return the pixels, decoded first if nobody has done that.
+        """Return the pixels, decoding them first if needed.
 
         Raises:
-            DataError: the folder cannot be written, the disk is full, an image cannot be read.
+            DataError: the folder is not writable, the disk is full, or an image cannot be read.
         """
         try:
             while (found := self._find()) is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with self._locked() as descriptor:
                     if not _is_at(descriptor, self.partial):
-                        continue  # finished or given up while we waited
+                        continue  # finished or abandoned while we waited
                     if (found := self._find()) is not None:
-                        self.partial.unlink()  # finished just before we made a new one
+                        self.partial.unlink()  # finished just before we created ours
                         break
                     self._fill(descriptor)
         except OSError as error:
@@ -79,14 +79,14 @@ class CacheFile:
         return SharedPixels(descriptor, _start(len(layout.shapes))), layout
 
     def exists(self) -> bool:
-        """Return whether the file is there and whole, so that `open` writes nothing."""
+        """Return whether the file is complete, so that `open` writes nothing."""
         found = self._find()
         if found is not None:
             os.close(found[0])
         return found is not None
 
     def _find(self) -> tuple[int, Layout] | None:
-        """Open the whole file, if it is there and is whole."""
+        """Open the complete file, if it exists."""
         try:
             descriptor = open_descriptor(self.path, os.O_RDONLY)
         except FileNotFoundError:
@@ -98,7 +98,7 @@ class CacheFile:
         return descriptor, layout
 
     def _read_layout(self, descriptor: int) -> Layout | None:
-        """Read the shapes; None of a file that is cut short, damaged, or not of this data set."""
+        """Read the shapes; None if the file is truncated, damaged or of another data set."""
         n = len(self.source)
         content = os.pread(descriptor, N_HEADER + 12 * n, 0)
         if len(content) < N_HEADER + 12 * n:
@@ -132,9 +132,9 @@ class CacheFile:
             os.close(descriptor)
 
     def _fill(self, descriptor: int) -> None:
-        """Write what is missing in the partial file, and make it the whole one."""
+        """Write the missing images to the partial file and rename it."""
         if self.path.exists():
-            log.warning(f"{self.path}: not a whole cache of this data set; it is made again")
+            log.warning(f"{self.path}: not a complete cache of this data set; it is created again")
             self.path.unlink()
         layout = self._read_layout(descriptor)
         is_new = layout is None
@@ -168,14 +168,14 @@ class CacheFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _lay_out(self, descriptor: int, layout: Layout) -> None:
-        """Give the file its size, and its header last: without one it is not continued."""
+        """Set the size of the file, then write its header: without one it is not continued."""
         os.ftruncate(descriptor, 0)
         os.ftruncate(descriptor, _start(len(layout.shapes)) + layout.n_bytes)
         write_at(descriptor, layout.shapes, N_HEADER)
         write_at(descriptor, self._header(layout.shapes), 0)
 
     def _write_pixels(self, descriptor: int, layout: Layout) -> None:
-        """Decode and write the images that are missing, each followed by the sum of its bytes."""
+        """Decode and write the missing images, each followed by its checksum."""
         n = len(layout.shapes)
         sums = N_HEADER + 12 * n
         n_written = self._count_written(descriptor, layout, sums)
@@ -188,16 +188,16 @@ class CacheFile:
                     write_at(descriptor, data, _start(n) + int(layout.offsets[index]))
                     write_at(descriptor, struct.pack("<I", _checksum(data)), sums + 4 * index)
         except DataError:
-            self.partial.unlink()  # the images are to be repaired, and then differ
+            self.partial.unlink()  # the repaired images will differ
             raise
         except KeyboardInterrupt:
             log.warning(f"cache: stopped; the next run continues {self.partial}")
             raise
 
     def _count_written(self, descriptor: int, layout: Layout, sums: int) -> int:
-        """Count the images, from the first on, whose bytes are those that were to be written.
+        """Count the leading images whose bytes match their checksums.
 
-        After a loss of power a sum may be on the disk, and not all of the bytes.
+        After a power failure a checksum may be on disk without all of the bytes.
         """
         n = len(layout.shapes)
         expected = np.frombuffer(os.pread(descriptor, 4 * n, sums), "<u4").tolist()
@@ -213,40 +213,40 @@ class CacheFile:
             return next((index for index, is_good in enumerate(checks) if not is_good), n_summed)
 
     def _no_space_error(self, descriptor: int, layout: Layout, error: OSError) -> DataError:
-        """Leave nothing on the full disk, and say what is needed."""
+        """Remove the file from the full disk and return an error with the space needed."""
         os.ftruncate(descriptor, 0)
         self.partial.unlink()
         free = f"{shutil.disk_usage(self.folder).free / 1e6:,.1f} MB are free"
-        text = f"{error.strerror}: the cache needs {_megabytes(layout)}, {free}; it was not kept"
+        text = f"{error.strerror}: the cache needs {_megabytes(layout)}, {free}; it was removed"
         advice = "make room, name another folder, or `resize`"
         if error.errno == errno.EFBIG:
             advice = "raise the limit on the size of a file (ulimit -f), or `resize`"
         return DataError(f"{self.folder}: {text}; {advice}")
 
     def _log_older(self) -> None:
-        """Name caches of the same images as they were, or as they were decoded, before."""
+        """Log older caches of the same images or of other decoding settings."""
         files = sorted(self.folder.glob(f"{self.origin.hexdigest()}-*"))
         if older := [each for each in files if each != self.path]:
             size = f"{sum(each.stat().st_blocks for each in older) * 512 / 1e6:,.1f} MB"
             names = " ".join(map(str, older))
             text = "older caches of these images; unless another config uses them: rm"
-            log.info(f"cache: there are {size} of {text} {names}")
+            log.info(f"cache: found {size} of {text} {names}")
 
 
 def fingerprint_of(source: Cacheable) -> str:
     """Return a data set's fingerprint.
 
     Raises:
-        DataError: a file is gone.
+        DataError: a file is missing.
     """
     try:
         return str(source.fingerprint())
     except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}, though it is listed") from error
+        raise DataError(f"{error.filename}: {error.strerror}, although it is listed") from error
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether the open file still has this path; another may be there, or none."""
+    """Return whether the open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -254,12 +254,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _start(n_images: int) -> int:
-    """Return where the pixels begin: behind header, shapes and sums."""
+    """Return the offset of the pixels, after header, shapes and checksums."""
     return -(-(N_HEADER + 16 * n_images) // 4096) * 4096
 
 
 def _checksum(data: Any) -> int:
-    return zlib.crc32(data) or 1  # 0 means an image that is not written
+    return zlib.crc32(data) or 1  # 0 means not written
 
 
 def _megabytes(layout: Layout) -> str:

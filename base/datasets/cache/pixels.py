@@ -1,6 +1,6 @@
-"""Pixels of many images, one after the other in a file, which all processes read in place.
+"""Pixels of many images in one memory-mapped file that all processes share.
 
-The order is that of decoders, with which resizing is fastest: by row, column, channel.
+The order is row, column, channel: that of decoders, and the fastest one for resizing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from base.data.threads import read_each
 from base.errors import DataError, KindlingError
 
 Value = TypeVar("Value")
-MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # Python has its name since 3.11
+MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # named in Python since 3.11
 
 
 class Layout:
-    """The place of each image: number i at bytes ``offsets[i]`` to ``offsets[i + 1]``.
+    """The position of each image: image i is at bytes ``offsets[i]`` to ``offsets[i + 1]``.
 
     shapes  (image, 3) int32: channel, height, width
     """
@@ -39,7 +39,7 @@ class Layout:
 
 
 def read_layout(source: Cacheable, n_threads: int) -> Layout:
-    """Read the shapes of all images from their headers, so that the size of all is known."""
+    """Read the shapes of all images from their headers, which gives the total size."""
 
     def shape(index: int) -> tuple[int, int, int]:
         return _read_at(source, source.image_shape, index)
@@ -51,10 +51,10 @@ def read_layout(source: Cacheable, n_threads: int) -> Layout:
 def decode_each(
     source: Cacheable, layout: Layout, first: int, n_threads: int
 ) -> Generator[tuple[int, np.ndarray], None, None]:
-    """Decode the images from number `first` on, in threads: give (number, its bytes).
+    """Decode the images from number `first` on, in threads; yield (number, bytes).
 
     Raises:
-        DataError: with the place of an image that cannot be read, or is not what its header says.
+        DataError: an image cannot be read, or does not match its header.
     """
 
     def decode(index: int) -> tuple[int, np.ndarray]:
@@ -69,7 +69,7 @@ def decode_each(
 
 
 def write_at(descriptor: int, data: Any, place: int) -> None:
-    """Write all bytes of an array there."""
+    """Write all bytes of an array at offset `place`."""
     view = memoryview(data).cast("B")
     while view:
         n_written = os.pwrite(descriptor, view, place)
@@ -82,20 +82,20 @@ def _read_at(source: Cacheable, read: Callable[[int], Value], index: int) -> Val
     except KindlingError as error:
         text = f"{error}; a cache holds every image: repair it, leave it out, or use cache: none"
         raise DataError(text) from error
-    except Exception as error:  # a data set of one's own may raise anything
+    except Exception as error:  # a user's data set may raise anything
         raise DataError(f"{source.place(index)}: cannot be read: {error}") from error
 
 
 class SharedPixels:
-    """The bytes of a file from `start` on, mapped: no copy for any process, forked or spawned.
+    """The memory-mapped bytes of a file from `start` on, shared by forked and spawned processes.
 
-    What a process writes into them by mistake, neither the file nor another process sees.
+    The mapping is private: accidental writes reach neither the file nor other processes.
     """
 
     def __init__(self, descriptor: int, start: int) -> None:
         self.descriptor, self.start = descriptor, start
         weakref.finalize(self, os.close, descriptor)
-        # Without NORESERVE Linux wants room for a copy of it all, should all be written to.
+        # Without NORESERVE Linux reserves memory for a full copy, in case all is written to.
         flags = mmap.MAP_PRIVATE | MAP_NORESERVE
         try:
             mapped = mmap.mmap(descriptor, 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
@@ -108,8 +108,8 @@ class SharedPixels:
     def __reduce__(self) -> tuple[Any, ...]:
         if get_spawning_popen() is None:
             raise DataError(
-                "cached pixels are handed only to a process that is being started; pickle the data "
-                "set that was cached instead"
+                "cached pixels can only be passed to a process that is starting; pickle the "
+                "original data set instead"
             )
         from multiprocessing.reduction import DupFd
 

@@ -1,4 +1,4 @@
-"""Images in tar files, for data sets larger than memory: reader, index and writer."""
+"""Reads, indexes and writes images in tar files, for data sets larger than memory."""
 
 from typing import TYPE_CHECKING
 

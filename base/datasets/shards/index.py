@@ -1,9 +1,9 @@
-"""Shards, tar files of samples, and their indexes: which tar holds each sample, and where.
+"""Shards (tar files of samples) and their indexes, which locate each sample.
 
-A sample is members side by side with one base name, as webdataset lays them: ``000123.jpg``, the
-class number as text in ``000123.cls`` and, optionally, ``000123.json``. The index of
-``train-000003.tar`` is ``train-000003.tar.index`` beside it, or in the user's cache folder where
-the tar's own cannot be written. It is made once, from the headers of the tar.
+A sample consists of adjacent members with the same base name, as in webdataset: ``000123.jpg``,
+the class number as text in ``000123.cls`` and, optionally, ``000123.json``. The index of
+``train-000003.tar`` is ``train-000003.tar.index`` beside it, or in the user's cache folder if
+the tar's folder is not writable. It is created once, from the headers of the tar.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from base.system.deferred_files import write_when_running
 from logger.files import NotAFileError, open_file, read_file
 
 LOG = logging.getLogger("kindling")
-FORMAT = 1  # of the index
-BLOCK = 512  # bytes: what a tar is made of
+FORMAT = 1  # version of the index format
+BLOCK = 512  # bytes in a block of a tar
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class ShardIndex(NamedTuple):
     """The samples of one shard, in the order of the tar."""
 
-    stamp: np.ndarray  # size and mtime_ns of the tar that was read, and the index's FORMAT
+    stamp: np.ndarray  # size and mtime_ns of the tar, and the FORMAT of the index
     names: np.ndarray  # (sample,) bytes: the image's name in the tar
     labels: np.ndarray  # (sample,) int64
     places: np.ndarray  # (sample, 4) int64: offset and size of the image, then of the json or 0, 0
 
     def name(self, sample: int) -> str:
-        """Return the name of a sample's image."""
+        """Return the image name of a sample."""
         return str(self.names[sample].decode())
 
 
 def find_shards(shards: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return the files that a pattern names: ``train-{000..012}.tar``, a glob, or a list of either.
+    """Return the files of a pattern such as ``train-{000..012}.tar``, a glob, or a list of these.
 
     Raises:
-        DataError: a file is missing, a glob fits none, or one is named twice.
+        DataError: a file is missing or listed twice, or a glob matches no file.
     """
     patterns = [shards] if isinstance(shards, (str, Path)) else shards
     paths = [path for pattern in patterns for path in _expand(str(pattern))]
     if not paths:
-        raise DataError("no shards are named: give a pattern such as data/train-{000..012}.tar")
+        raise DataError("no shards: give a pattern such as data/train-{000..012}.tar")
     if len(set(paths)) < len(paths):
         raise DataError(f"{next(path for path in paths if paths.count(path) > 1)}: named twice")
     return paths
@@ -91,10 +91,10 @@ def _expand(pattern: str) -> Iterator[Path]:
 
 
 def open_index(shard: Path) -> ShardIndex:
-    """Return the index of a shard: the one on the disk if it is of this very tar, else a new one.
+    """Return the index of a shard: the stored one if it matches the tar, else a new one.
 
     Raises:
-        DataError: the tar is damaged, or a sample in it is not whole.
+        DataError: the tar is damaged, or a sample in it is incomplete.
     """
     paths = (shard.with_name(f"{shard.name}.index"), _cache_path(shard))
     for path in paths:
@@ -105,14 +105,14 @@ def open_index(shard: Path) -> ShardIndex:
     if faults:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
         command = f"python -m base.shards check {shlex.quote(str(shard))}"
-        advice = f"`{command}` lists all; write or fetch it again"
+        advice = f"`{command}` lists all; write or download it again"
         raise DataError(f"{faults[0]}{more}; {advice}")
     write_when_running(functools.partial(_keep, index, shard, paths))
     return index
 
 
 def _keep(index: ShardIndex, shard: Path, paths: Sequence[Path]) -> None:
-    """Write the index of a shard into the first of these places where that can be done."""
+    """Write the index of a shard to the first writable path."""
     for path in paths:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,11 +120,11 @@ def _keep(index: ShardIndex, shard: Path, paths: Sequence[Path]) -> None:
             return
         except OSError as error:
             problem = error
-    LOG.warning("%s: its index is made again each time: it cannot be kept: %s", shard, problem)
+    LOG.warning("%s: its index cannot be stored and is created again each time: %s", shard, problem)
 
 
 def write_index(path: Path, index: ShardIndex) -> None:
-    """Write an index so that it is there whole or not at all."""
+    """Write an index atomically."""
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
     try:
         with temporary.open("xb") as file:
@@ -140,12 +140,12 @@ def _read_index(path: Path) -> ShardIndex | None:
     try:
         with open_file(path) as file, np.load(file, allow_pickle=False) as arrays:
             return ShardIndex(**arrays)
-    except Exception:  # absent, cut short, of another format: a new one is made
+    except Exception:  # missing, truncated or of another format: create a new one
         return None
 
 
 def _cache_path(shard: Path) -> Path:
-    home = os.path.expanduser("~/.cache")  # noqa: PTH111 -- Path's fails where there is no home
+    home = os.path.expanduser("~/.cache")  # noqa: PTH111 -- Path's fails without a home
     folder = os.environ.get("XDG_CACHE_HOME") or home
     name = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:32]
     return Path(folder) / "kindling" / "shards" / f"{name}.index"
@@ -157,7 +157,7 @@ def _stamp(shard: Path) -> np.ndarray:
 
 
 def scan(shard: Path) -> tuple[ShardIndex, list[str]]:
-    """Read headers and labels of a tar, not its images; return its whole samples and its faults."""
+    """Read the headers and labels of a tar; return its complete samples and its errors."""
     stamp = _stamp(shard)
     samples: list[tuple[bytes, list[int]]] = []
     faults: list[str] = []
@@ -172,7 +172,7 @@ def scan(shard: Path) -> tuple[ShardIndex, list[str]]:
                 except DataError as error:
                     faults.append(str(error))
     except (tarfile.TarError, OSError) as error:
-        faults.append(f"no plain tar file that can be read: {error}")
+        faults.append(f"not a readable uncompressed tar file: {error}")
     names = np.array([name for name, _ in samples] or [], dtype="S" if samples else "S1")
     numbers = np.array([row for _, row in samples], dtype=np.int64).reshape(-1, 5)
     index = ShardIndex(stamp, names, labels=numbers[:, 0], places=numbers[:, 1:])
@@ -180,7 +180,7 @@ def scan(shard: Path) -> tuple[ShardIndex, list[str]]:
 
 
 def _groups(tar: tarfile.TarFile, faults: list[str]) -> dict[str, dict[str, tarfile.TarInfo]]:
-    """Return the members of each base name, which ends at the first dot, by what follows it."""
+    """Return the members of each base name (up to the first dot), by suffix."""
     groups: dict[str, dict[str, tarfile.TarInfo]] = {}
     last = ""
     try:
@@ -192,32 +192,32 @@ def _groups(tar: tarfile.TarFile, faults: list[str]) -> dict[str, dict[str, tarf
             key = folder + slash + stem
             group = groups.setdefault(key, {})
             if suffix.lower() in group or (group and key != last):
-                faults.append(f"{member.name}: the name {key} stands twice; give each its own")
+                faults.append(f"{member.name}: the name {key} occurs twice; names must be unique")
             group[suffix.lower()] = member
             last = key
         assert tar.fileobj is not None
         tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(BLOCK) != bytes(BLOCK):  # tarfile takes any other block for the end
+        if tar.fileobj.read(BLOCK) != bytes(BLOCK):  # tarfile treats any other block as the end
             raise tarfile.ReadError("no end mark")
     except tarfile.TarError as error:
-        faults.append(f"{last}: damaged or cut short from here on: {error}")
+        faults.append(f"{last}: damaged or truncated from here on: {error}")
     return groups
 
 
 def _sample(
     tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo]
 ) -> tuple[bytes, list[int]]:
-    """Return the name of a sample's image, and the numbers of the index."""
+    """Return the image name of a sample, and its numbers in the index."""
     suffixes = [suffix for suffix in members if f".{suffix}" in image_suffixes()]
     if len(suffixes) != 1:
-        raise DataError(f"{key}: one image is expected, found .{', .'.join(sorted(members))}")
+        raise DataError(f"{key}: expected one image, found .{', .'.join(sorted(members))}")
     image, label, extra = members[suffixes[0]], members.get("cls"), members.get("json")
     if label is None:
-        raise DataError(f"{image.name}: no label: there is no {key}.cls beside it")
+        raise DataError(f"{image.name}: no label: {key}.cls is missing")
     file = tar.extractfile(label)
     text = file.read(64).strip() if file else b""
     if not text.isdigit() or len(text) > 9:
-        raise DataError(f"{label.name}: a class number is expected, not {text.decode('latin1')!r}")
+        raise DataError(f"{label.name}: expected a class number, found {text.decode('latin1')!r}")
     if not image.size:
         raise DataError(f"{image.name}: an empty file")
     places = [(part.offset_data, part.size) if part else (0, 0) for part in (image, extra)]
@@ -225,7 +225,7 @@ def _sample(
 
 
 def read_classes(folder: Path) -> list[str]:
-    """Return the names in classes.txt (one a line) or classes.json (a list) of a folder, or []."""
+    """Return the class names in a folder's classes.txt (one per line) or classes.json, or []."""
     for path in (folder / "classes.txt", folder / "classes.json"):
         try:
             text = read_file(path).decode()
@@ -235,7 +235,7 @@ def read_classes(folder: Path) -> list[str]:
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{path}: a list of names is expected, in the order of their numbers")
+            raise DataError(f"{path}: expected a list of names in the order of their numbers")
         return names
     return []
 
@@ -243,17 +243,17 @@ def read_classes(folder: Path) -> list[str]:
 def find_faults(
     shards: Sequence[Path], indexes: Sequence[ShardIndex], n_classes: int
 ) -> Iterator[str]:
-    """Return what is wrong between shards: a name in two places, a label beyond the classes."""
+    """Yield errors across shards: repeated names, and labels beyond the classes."""
     for shard, index in zip(shards, indexes, strict=True):
         for sample in np.flatnonzero(index.labels >= n_classes).tolist() if n_classes else ():
             name, label = index.name(sample), index.labels[sample]
-            yield f"{shard}: {name}: label {label} is not one of the {n_classes} classes beside it"
+            yield f"{shard}: {name}: label {label} is not one of the folder's {n_classes} classes"
     names = np.concatenate([index.names for index in indexes])
-    if (names[1:] > names[:-1]).all():  # as our writer numbers them: quick
+    if (names[1:] > names[:-1]).all():  # in order, as our writer numbers them
         return
     order = np.argsort(names, kind="stable")
     is_doubled = names[order[1:]] == names[order[:-1]]
     shard_of = np.repeat(np.arange(len(shards)), [len(index.names) for index in indexes])
     for pair in zip(order[1:][is_doubled], order[:-1][is_doubled], strict=True):
         number, other = shard_of[list(pair)]
-        yield f"{shards[number]}: {names[pair[0]].decode()}: {shards[other]} has this name, too"
+        yield f"{shards[number]}: {names[pair[0]].decode()}: {shards[other]} contains this name too"

@@ -1,11 +1,11 @@
-"""Images in tar files: for sets larger than memory, read in one pass over each file.
+"""Images in tar files, for data sets larger than memory, read in one pass over each file.
 
     python -m base.shards write images/train data/train --size 500MB --shuffle
     python -m base.shards check "data/train-*.tar"
 
-Nothing is kept in Python but the index. Each sample is read at its own place in its tar, so a start
-in the middle of an epoch reads nothing that came before it; the page cache, which the system
-bounds, holds what the shuffle buffer is soon to give.
+Python holds only the index. Each sample is read at its position in its tar, so starting in the
+middle of an epoch reads nothing that came before. The operating system's page cache holds the
+samples in the shuffle buffer.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from base.datasets.shards.index import find_faults, find_shards, open_index, rea
 from base.errors import DataError
 from logger.files import open_descriptor
 
-STRETCH = 4 << 20  # bytes that are read ahead of the samples
-PIECE = 128 << 10  # bytes: Linux shortens a longer piece of advice, in the worst case to this
+STRETCH = 4 << 20  # bytes to read ahead
+PIECE = 128 << 10  # bytes: Linux may truncate longer advice to this length
 
 
 class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
     """Images and class numbers in shards: tars of ``000123.jpg`` beside ``000123.cls``.
 
     shards  a pattern such as ``data/train-{000..012}.tar``, a glob, or a list of either
-    mode    RGB or L (grey); `resize` as `decode_image` takes it
-    buffer  samples in the shuffle buffer: a sample comes at most so many places too early
-    The names of the classes are those of classes.txt or classes.json beside the first shard.
+    mode    RGB or L (grey); `resize` as in `decode_image`
+    buffer  size of the shuffle buffer: a sample moves forward by at most that many positions
+    The class names are read from classes.txt or classes.json beside the first shard.
     """
 
-    classes: list[str]  # only where they are named
+    classes: list[str]  # only if they have names
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         if buffer < 1:
             raise DataError(f"buffer must be at least 1 sample, not {buffer}")
         if not hasattr(os, "pread"):
-            raise DataError("shards are read with pread, which this system does not have")
+            raise DataError("reading shards requires pread, which this system lacks")
         self.shards, self.mode, self.resize, self.buffer = find_shards(shards), mode, resize, buffer
         paths = tqdm(self.shards, "indexes of shards", delay=1, leave=False, disable=None)
         self._indexes = [open_index(path) for path in paths]
@@ -71,7 +71,7 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
             raise DataError(f"{self.shards[0]}: no sample in {len(self.shards)} shards")
         self._starts = torch.tensor([0, *(len(index.names) for index in self._indexes)]).cumsum(0)
         self._sizes = torch.tensor([int(index.stamp[0]) for index in self._indexes])
-        # How far each shard was announced to the system: one count for all workers.
+        # The end of each shard's read-ahead advice, shared by all workers.
         self._advised = self._sizes.clone().share_memory_()
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         return image_shape(self.read(index), self.mode, self.resize, where=self.place(index))
 
     def extra(self, index: int) -> Any:
-        """Return what the .json of a sample holds, or None where it has none."""
+        """Return the content of a sample's .json, or None."""
         content = self._read(index, slice(2, 4))
         return json.loads(content) if content else None
 
@@ -101,19 +101,19 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def files(self) -> list[str]:
-        """The path of each image: that of its shard, and its name in it."""
+        """The path of each image: the path of its shard, and its name there."""
         pairs = zip(self.shards, self._indexes, strict=True)
         return [
             f"{shard}/{name.decode()}" for shard, index in pairs for name in index.names.tolist()
         ]
 
     def place(self, index: int) -> str:
-        """Return the place of a sample: ``train-000003.tar: 000123.jpg``."""
+        """Return the location of a sample: ``train-000003.tar: 000123.jpg``."""
         shard, sample = self._locate(index)
         return f"{self.shards[shard].name}: {self._indexes[shard].name(sample)}"
 
     def fingerprint(self) -> str:
-        """Return a hash of the shards, their sizes and times, and of how they are decoded."""
+        """Return a hash of the shards' names, sizes and times, and of the decoding settings."""
         stamps = [index.stamp.tolist() for index in self._indexes]
         facts = [[path.name for path in self.shards], stamps, self.mode, self.resize]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -121,8 +121,8 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
     def shuffled_order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """Return the order in which an epoch reads these samples.
 
-        The shards follow one another in random order, and their samples go through a shuffle
-        buffer. Each shard of which at least a half is needed is read ahead as a whole.
+        Shards are read in random order, and their samples pass through a shuffle buffer. A shard
+        is read ahead as a whole if at least half of it is needed.
         """
         indices = indices.sort().values
         bounds = torch.searchsorted(indices, self._starts)
@@ -135,7 +135,7 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         return sequence[buffered_order(len(sequence), self.buffer, generator)]
 
     def read(self, index: int) -> bytes:
-        """Return an image's file."""
+        """Return the encoded bytes of an image."""
         return self._read(index, slice(2))
 
     def _read(self, index: int, columns: slice) -> bytes:
@@ -154,15 +154,15 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         return content
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Return the number of a sample's shard, and its own number there."""
+        """Return the number of a sample's shard, and its index in the shard."""
         shard = int(torch.searchsorted(self._starts, index, right=True)) - 1
         return shard, index - int(self._starts[shard])
 
     def _advise(self, shard: int, sample: int, descriptor: int, end: int) -> None:
-        """Advise the system of what is read next, so that the disk sees one pass over the file.
+        """Advise the system to read ahead, so that the disk is read in one pass.
 
-        A pass that begins in the middle of a shard, as after a resume, goes back by two buffers:
-        what may still be in one, where half of the samples are not needed.
+        A pass that starts in the middle of a shard, as after a resume, goes back by two buffers,
+        which covers the samples still in the buffer if half of the shard is not needed.
         """
         begun = int(self._advised[shard])
         until = min(int(self._sizes[shard]), (end // STRETCH + 2) * STRETCH)
@@ -172,23 +172,23 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
             first = sample - 2 * self.buffer
             begun = int(self._indexes[shard].places[first, 0]) if first > 0 else 0
         self._advised[shard] = until
-        with suppress(OSError):  # a file system that takes no advice
+        with suppress(OSError):  # the file system does not support advice
             for start in range(begun, until, PIECE):
                 length = min(PIECE, until - start)
                 os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
 
 def buffered_order(n_samples: int, size: int, generator: torch.Generator) -> Tensor:
-    """Return the order in which a shuffle buffer of this size gives the samples 0, 1, 2, ...
+    """Return the order in which a shuffle buffer of this size yields the samples 0, 1, 2, ...
 
-    The same as: fill the buffer; for each further sample draw a slot, give what is in it and
-    put the sample in its place; at the end give the rest in random order. What a slot gives is
-    what the draw before it of the same slot put there, so one stable sort by slot gives the order.
+    It is equivalent to this: fill the buffer; for each further sample, draw a slot, yield its
+    content and store the sample there; finally, yield the rest in random order. A slot yields
+    what the previous draw of the same slot stored, so a stable sort by slot gives the order.
     """
     size = min(size, n_samples)
     drawn = torch.randint(max(size, 1), (n_samples - size,), generator=generator)
-    slots = torch.cat([torch.arange(size), drawn])  # (sample,) into which each is put
-    narrow = slots.numpy().astype(np.uint16 if size <= 1 << 16 else np.int64)  # quicker to sort
+    slots = torch.cat([torch.arange(size), drawn])  # (sample,) the slot of each
+    narrow = slots.numpy().astype(np.uint16 if size <= 1 << 16 else np.int64)  # faster to sort
     samples = torch.from_numpy(np.argsort(narrow, kind="stable"))  # by slot, then by time
     is_replaced = slots[samples].diff(append=torch.tensor([-1])) == 0
 
@@ -200,7 +200,7 @@ def buffered_order(n_samples: int, size: int, generator: torch.Generator) -> Ten
 
 
 class _OpenShard:
-    """A file that closes itself when nobody reads it any more."""
+    """A file that is closed when it is no longer referenced."""
 
     def __init__(self, path: Path, size: int, mtime_ns: int) -> None:
         self.descriptor = open_descriptor(path, os.O_RDONLY)
@@ -215,5 +215,5 @@ class _OpenShard:
 
 @functools.lru_cache(maxsize=64)
 def _open(path: Path, size: int, mtime_ns: int, process: int) -> _OpenShard:
-    """Return the open shard of this process: a forked worker does not share its parent's."""
+    """Return this process's open shard. A forked worker does not share its parent's."""
     return _OpenShard(path, size, mtime_ns)

@@ -46,15 +46,15 @@ from base.system.resources import usable_cores
 from logger.files import open_file, read_file
 
 NAME = "-m base.shards"
-EPILOG = """SOURCE is a folder with a folder of images for each class, or a file with a line
-`path label` for each image. OUT data/train makes data/train-000000.tar and so on, the index of
+EPILOG = """SOURCE is a folder with a subfolder of images per class, or a file with a line
+`path label` per image. OUT data/train writes data/train-000000.tar and so on, the index of
 each, and data/classes.txt.
 
-exit codes: 0 done; 1 failed (a full disk, a fault found); 2 a fault in the command or SOURCE"""
+exit codes: 0 success; 1 failure (full disk, errors found); 2 an error in the command or SOURCE"""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write shards, or check them."""
+    """Write or check shards."""
     parser = Parser(NAME, description="Write images into tar files, or check such files.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="write|check")
     layout = argparse.RawDescriptionHelpFormatter
@@ -63,13 +63,13 @@ def main(arguments: Sequence[str]) -> int:
     write.add_argument("out", type=Path, metavar="OUT")
     limit = write.add_mutually_exclusive_group()
     limit.add_argument(
-        "--size", type=_n_bytes, default="500MB", help="of a shard at most, by default 500MB"
+        "--size", type=_n_bytes, default="500MB", help="maximum size of a shard, by default 500MB"
     )
-    limit.add_argument("--count", type=_count, help="of images in a shard, instead of a size")
+    limit.add_argument("--count", type=_count, help="images per shard, instead of a size")
     write.add_argument("--shuffle", action="store_true", help="mix the classes: for training")
-    write.add_argument("--seed", type=int, default=0, help="of the shuffling")
-    write.add_argument("--label", type=_count, help="the column of a list, from 1 behind the path")
-    write.add_argument("--overwrite", action="store_true", help="replace the shards of this name")
+    write.add_argument("--seed", type=int, default=0, help="seed of the shuffling")
+    write.add_argument("--label", type=_count, help="label column of a list, from 1 after the path")
+    write.add_argument("--overwrite", action="store_true", help="replace existing shards")
     check = commands.add_parser("check", allow_abbrev=False)
     check.add_argument("shards", nargs="+", metavar="SHARDS", help="files, or a quoted pattern")
     options, unknown = parser.parse_known_args(arguments)
@@ -87,15 +87,15 @@ def _n_bytes(text: str) -> int:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of images")
     return int(text)
 
 
 def write_shards(options: argparse.Namespace) -> int:
-    """Write all shards into a temporary folder next to their place, then move them there."""
+    """Write all shards to a temporary folder beside their destination, then move them."""
     out: Path = options.out
     if out.is_dir():
-        raise UsageError(f"{out} is a folder; OUT is how names of shards begin: {out / 'train'}")
+        raise UsageError(f"{out} is a folder; OUT is the prefix of the shards: {out / 'train'}")
     name = re.compile(rf"{re.escape(out.name)}-\d{{6,}}\.tar")
     old = {path for path in out.parent.glob("*.tar") if name.fullmatch(path.name)}
     if old and not options.overwrite:
@@ -113,7 +113,7 @@ def write_shards(options: argparse.Namespace) -> int:
 
     stage, was_there = out.with_name(f".tmp-{out.name}"), out.parent.exists()
     try:
-        shutil.rmtree(stage, ignore_errors=True)  # of a write that was killed
+        shutil.rmtree(stage, ignore_errors=True)  # left by a killed process
         stage.mkdir(parents=True)
         if shutil.disk_usage(stage).free < sum(sizes) + 3 * BLOCK * len(sizes):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -135,7 +135,7 @@ def write_shards(options: argparse.Namespace) -> int:
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if not was_there:
-            with contextlib.suppress(OSError):  # it holds the shards
+            with contextlib.suppress(OSError):  # it contains the shards
                 out.parent.rmdir()
     print(f"{out}: {len(images)} images of {len(classes)} classes in {len(shards)} shards")
     return 0
@@ -151,7 +151,7 @@ def _read_source(source: Path, label: int | None) -> ImageFiles:
 
 
 def _common_classes(classes: list[str], folder: Path, overwrite: bool) -> list[str]:
-    """Return the names for all shards in a folder: one set may lack the last classes of another."""
+    """Return the class names of all shards in a folder. A set may lack the last classes."""
     present = read_classes(folder)
     n_common = min(len(classes), len(present))
     if classes[:n_common] == present[:n_common]:
@@ -164,9 +164,9 @@ def _common_classes(classes: list[str], folder: Path, overwrite: bool) -> list[s
 def _divide(
     order: list[int], sizes: list[int], max_bytes: float, max_count: float
 ) -> Iterator[list[int]]:
-    """Cut the order of the images, which have these sizes, into shards."""
+    """Divide the ordered images, given their sizes, into shards."""
     shard: list[int] = []
-    filled = tarfile.RECORDSIZE  # a tar's end
+    filled = tarfile.RECORDSIZE  # the end of a tar
     for image, size in zip(order, sizes, strict=True):
         needed = (3 + math.ceil(size / BLOCK)) * BLOCK  # two headers and the label
         if shard and (len(shard) >= max_count or filled + needed > max_bytes):
@@ -178,7 +178,7 @@ def _divide(
 
 
 def _fill(start: Path, images: ImageFiles, shards: Sequence[Sequence[int]]) -> None:
-    """Write shards and their indexes; equal images give equal tars."""
+    """Write shards and their indexes. Equal images give equal tars."""
     keys = (f"{number:06d}" for number in itertools.count())
     order = [image for shard in shards for image in shard]
     read = functools.partial(_read, images)
@@ -199,7 +199,7 @@ def _fill(start: Path, images: ImageFiles, shards: Sequence[Sequence[int]]) -> N
 
 
 def _suffix(name: str, content: bytes) -> str:
-    """Return the suffix of an image's name or, where that says nothing, that of its format."""
+    """Return the suffix of an image's name or, if it has none, of its format."""
     suffix = Path(name).suffix.lower()
     if suffix in image_suffixes():
         return suffix
@@ -208,13 +208,13 @@ def _suffix(name: str, content: bytes) -> str:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # its owner, time and mode are always the same
+    member = tarfile.TarInfo(name)  # with constant owner, time and mode
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
 
 
 def _read(images: ImageFiles, index: int) -> bytes:
-    """Return the file of an image, once it is known to hold one."""
+    """Return the bytes of an image file after checking its header."""
     path = images.encoded(index)
     try:
         content = path if isinstance(path, bytes) else read_file(path)
@@ -225,7 +225,7 @@ def _read(images: ImageFiles, index: int) -> bytes:
 
 
 def _undecodable(shard: Path, index: ShardIndex) -> list[str]:
-    """Return what is wrong with the images of a shard themselves."""
+    """Return the errors of images in a shard that cannot be decoded."""
 
     def fault(sample: int) -> str:
         offset, size = index.places[sample, :2].tolist()
@@ -243,7 +243,7 @@ def _undecodable(shard: Path, index: ShardIndex) -> list[str]:
 
 
 def check_shards(patterns: Sequence[str]) -> int:
-    """Print what shards hold and what is wrong with them."""
+    """Print the contents and the errors of shards."""
     try:
         shards = find_shards(patterns)
         classes = read_classes(shards[0].parent)

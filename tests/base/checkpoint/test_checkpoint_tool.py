@@ -69,7 +69,7 @@ def test_inspect_lists_the_checkpoints_of_a_run_damaged_ones_too(
     assert call("inspect", folder) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(any(path.name in line for line in lines) for path in checkpoints(folder))
-    assert "not a whole checkpoint" in next(line for line in lines if "step-00000005" in line)
+    assert "not a valid checkpoint" in next(line for line in lines if "step-00000005" in line)
 
 
 def test_verify_finds_a_flipped_bit_in_any_checkpoint_of_a_run(
@@ -162,7 +162,7 @@ def test_a_record_of_other_weights_does_not_stay_beside_new_ones(
 ) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
     assert call("export", trained[0], tmp_path / "b.pt") == 0
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         call("export", tmp_path / "a.pt", tmp_path / "b.pt")
     assert call("export", tmp_path / "a.pt", tmp_path / "b.pt", "--overwrite") == 0
     assert read_record(tmp_path / "b.pt") == {}
@@ -194,7 +194,7 @@ def test_nothing_is_overwritten_unless_asked_and_never_in_part(
 ) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pt")
     (tmp_path / "b.pt").write_bytes(b"precious")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="already exists"):
         call("export", tmp_path / "a.pt", tmp_path / "b.pt")
 
     def fail(_: int) -> None:

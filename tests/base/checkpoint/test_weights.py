@@ -243,7 +243,7 @@ def test_rules_choose_by_the_new_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rules", "expected"),
     [
-        ({"strip": ["modul."]}, r"`strip`: no weight begins with 'modul\.'; did you mean 'module"),
+        ({"strip": ["modul."]}, r"`strip`: no weight starts with 'modul\.'; did you mean 'module"),
         ({"rename": {"modul.*": "*"}}, r"`rename`: no weight matches 'modul\.\*'"),
         ({"only": ["zzz.*"]}, r"`only`: no weight matches 'zzz"),
         ({"skip": ["zzz.*"]}, r"`skip`: no weight matches 'zzz"),

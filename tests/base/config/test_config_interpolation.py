@@ -64,7 +64,7 @@ def test_what_comes_in_is_checked_as_if_written_there(load, faults):
         ),
         ("{a: '${data_loader[0]}'}", "${data_loader[0]}: not a name such as"),
         ("{a: 'x${name'}", "6:9: extra.a: '${' without '}'"),
-        ("{a: 'x${model}'}", "extra.a: ${model} is a section and cannot be part of a text"),
+        ("{a: 'x${model}'}", "extra.a: ${model} is a section and cannot be part of a string"),
         ("{a: '${extra.a}'}", "6:9: extra.a: is circular: extra.a -> extra.a"),
         ("{a: '${extra.b}', b: '${extra.a}'}", "is circular: extra.b -> extra.a -> extra.b"),
         ("{a: {b: '${extra.a}'}}", "is circular: extra.a -> extra.a"),

@@ -134,7 +134,7 @@ def test_arch_is_another_name_for_model(load, faults):
         ("device: 0", "6:1: device: expected text, found 0"),
         ("metrics: accuracy", "6:1: metrics: expected a list, found the text 'accuracy'"),
         ("metrics: [1]", "6:11: metrics.0: expected a section of keys, found 1"),
-        ("metrics: [a, a]", "6:14: metrics.1.name: 'a' is item 0 already"),
+        ("metrics: [a, a]", "6:14: metrics.1.name: 'a' is already item 0"),
         ("metrics: [{type: a, over: time}]", "metrics.0.over: expected one of batch, epoch"),
         ("loss: [{args: {}}]", "6:8: loss.0.type: missing; name of the loss"),
         ("loss: {type: a, weight: .inf}", "loss.0.weight: expected a number, found inf"),
@@ -203,7 +203,7 @@ def test_all_faults_come_at_once(faults):
 def test_what_is_missing_is_said_at_the_section(faults):
     assert faults(base="seed: 1\n") == [
         "x.yaml:1:1: name: missing; name of the experiment, and of its folder.",
-        "x.yaml:1:1: model: missing; the network; `arch` is another name for it.",
+        "x.yaml:1:1: model: missing; the network; `arch` is an alias.",
         "x.yaml:1:1: data_loader: missing; the training data.",
         "x.yaml:1:1: trainer: missing; length, saving and reports of the training.",
         "x.yaml:1:1: 'optimizer' or 'optimizers' must be given",

@@ -220,7 +220,7 @@ def test_keys_of_ours_are_taken_where_they_fit(changed):
         ("optimizer", {"type": "Adam", "args": [1]}, "optimizer.args: expected a section of keys"),
         ("trainer__epochs", "5", "trainer.epochs: expected a whole number of at least 1"),
         ("trainer__monitor", "lowest", "trainer.monitor: expected 'min NAME'"),
-        ("trainer__save_period", 0, "trainer.save_every: a duration is more than nothing"),
+        ("trainer__save_period", 0, "trainer.save_every: a duration must be positive"),
         ("trainer__early_stop", "soon", "trainer.early_stop: expected a whole number"),
         ("trainer", [], "trainer: expected a section of keys"),
         ("arch", ..., "model: missing"),
@@ -239,7 +239,7 @@ def test_what_the_format_knows_is_checked(changed, key, value, expected):
 def test_a_name_of_nested_folders_stands_for_one(changed, name):
     config = changed(name=name)
     assert config["name"] == "CIFAR_ResNet32"
-    assert f"name {name!r} is 'CIFAR_ResNet32' here, for one folder" in config.notes
+    assert f"name {name!r} becomes 'CIFAR_ResNet32', a single folder" in config.notes
     assert not any("one folder" in note for note in changed().notes)
 
 

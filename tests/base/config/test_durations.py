@@ -62,5 +62,5 @@ def test_minutes_are_read_where_time_may_be_given(text, amount):
     assert duration == Duration(amount, "minutes")
     assert parse_duration(str(duration), with_time=True) == duration
     assert re.match(MINUTES_PATTERN, text)
-    with pytest.raises(ValueError, match="would let the clock decide: give a duration in steps"):
+    with pytest.raises(ValueError, match="would make results depend on time: give steps"):
         parse_duration(text)

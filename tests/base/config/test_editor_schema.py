@@ -98,5 +98,5 @@ def test_names_descriptions_and_defaults_reach_the_editor():
     assert {"const": "Net", "description": "A net."} in schema["definitions"]["model"][
         "properties"
     ]["type"]["anyOf"]
-    assert schema["properties"]["seed"]["description"] == "Seed of all random streams."
+    assert schema["properties"]["seed"]["description"] == "Seed of all random number generators."
     assert schema["properties"]["seed"]["default"] == 42

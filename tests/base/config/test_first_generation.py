@@ -155,14 +155,22 @@ def test_a_data_loader_may_have_parts(read, key):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"data_loader": ..., "train_loader": {"type": "A"}, "training_loader": {"type": "B"}},
-         "data_loader: missing; there are 'train_loader' at config.json:"),
-        ({"val_loader": {"type": "A"}, "valid_loader": {"type": "B"}},
-         "call the one that it is `valid_data_loader`"),
-        ({"data_loader": ..., "dataset": {"type": "A"}, "train_data": {"type": "B"}},
-         "data_loader: missing; is it 'dataset' or 'train_data'? Call it `data_loader`"),
-        ({"data_loader": ..., "data": {"train": {"batch_size": 2, "datasets": []}}},
-         "data_loader: missing; is it 'data'?"),
+        (
+            {"data_loader": ..., "train_loader": {"type": "A"}, "training_loader": {"type": "B"}},
+            "data_loader: missing; found 'train_loader' at config.json:",
+        ),
+        (
+            {"val_loader": {"type": "A"}, "valid_loader": {"type": "B"}},
+            "rename the right one to `valid_data_loader`",
+        ),
+        (
+            {"data_loader": ..., "dataset": {"type": "A"}, "train_data": {"type": "B"}},
+            "data_loader: missing; is it 'dataset' or 'train_data'? Rename it `data_loader`",
+        ),
+        (
+            {"data_loader": ..., "data": {"train": {"batch_size": 2, "datasets": []}}},
+            "data_loader: missing; is it 'data'?",
+        ),
         ({"lr_scheduler_type": "StepLR", "lr_scheduler_freq": 2}, "not each 2"),
         ({"trainer": {"epochs": 1, "monitor": "val_acc", "save_freq": 1}}, "expected 'min NAME'"),
     ],
@@ -182,12 +190,19 @@ def test_a_second_loader_beside_data_loader_is_kept(read):
 
 @pytest.mark.parametrize(
     ("value", "used", "word"),
-    [(3, 2, "most"), (2000, 2, "most"), (-1, 0, "least"), (2.0, 2, ""), (True, 1, ""), (1, 1, "")],
+    [
+        (3, 2, "maximum"),
+        (2000, 2, "maximum"),
+        (-1, 0, "minimum"),
+        (2.0, 2, ""),
+        (True, 1, ""),
+        (1, 1, ""),
+    ],
 )
 def test_verbosity_is_clamped_with_a_note(read, value, used, word):
     config = read(MODERN, trainer={"epochs": 1, "save_period": 1, "verbosity": value})
     assert config["trainer"]["verbosity"] == used
-    note = f"trainer.verbosity is {value}: {used} is the {word}, and is used"
+    note = f"trainer.verbosity is {value}: {used}, the {word}, is used"
     assert config.notes == ([note] if word else [])
 
 

@@ -170,7 +170,7 @@ def test_any_data_set_is_read_without_them(kind, n_workers, replace):
         assert [len(batch) for batch in batches] == [4] * 10
         assert all(n == place for place, n in enumerate(given) if place not in loader.dataset.bad)
         assert not set(given) & loader.dataset.bad
-    else:  # a batch of which nothing is left is passed over
+    else:  # an empty batch is skipped
         assert given == [n for n in range(40) if n not in loader.dataset.bad]
         assert len(batches) == 9
     assert {each.sample for each in found} == loader.dataset.bad
@@ -331,7 +331,7 @@ def test_beyond_the_cap_the_run_stops_and_the_last_checkpoint_stays(text, tmp_pa
     assert f"listed in {tmp_path / 'bad_samples.csv'}" in message
     assert len([part for part, _ in rows(tmp_path) if part == "train"]) == 5
     warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
-    (first,) = (each for each in warnings if "another is taken in its place" in each)
+    (first,) = (each for each in warnings if "replaced by another sample" in each)
     _, index = rows(tmp_path)[0]
     assert f"sample {index} of the training data" in first
     assert ImageFolderDataset(str(tmp_path / "images")).ids[int(index)] in first

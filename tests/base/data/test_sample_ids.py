@@ -237,7 +237,7 @@ def test_a_collate_fn_that_loses_samples_is_told() -> None:
     def lossy(samples: list[Any]) -> Any:
         return default_collate(samples[1:])
 
-    with pytest.raises(DataError, match=r"a batch of 3 samples was made of the 4 that were drawn"):
+    with pytest.raises(DataError, match=r"a batch has 3 samples, but 4 were drawn"):
         carrying(Pairs(), RULES, collate_fn=lossy)
 
 
@@ -246,7 +246,7 @@ def test_a_taken_key_is_told() -> None:
         def __getitem__(self, index: int) -> Any:
             return {"x": torch.ones(1), "y": 0, "ids": "a"}
 
-    with pytest.raises(ConfigError, match=r"batch.ids: a batch has an item 'ids' already"):
+    with pytest.raises(ConfigError, match=r"batch.ids: a batch already has an item 'ids'"):
         carrying(Taken(), RULES)
 
 
@@ -268,7 +268,7 @@ def test_what_has_no_ids_says_how_to_give_them() -> None:
     loaders = {
         "Stream is an IterableDataset": DataLoader(Stream(), 4),
         "Own is neither": Own(),
-        "Looping has an __iter__ of its own": Looping(Pairs(), 4, True, 0, 0),
+        "Looping overrides __iter__": Looping(Pairs(), 4, True, 0, 0),
         "in_order=False": DataLoader(Pairs(), 4, num_workers=1, in_order=False),
     }
     for text, loader in loaders.items():
@@ -295,7 +295,7 @@ def test_a_stream_may_give_its_ids_itself() -> None:
         ([1.0, -2.0, -3.0] + [1.0] * 20, r"sample 1 has weight -2 \(and 1 more are wrong\)"),
         ([1.0] * 22 + [float("nan")], r"sample 22 has weight nan: weights are finite"),
         (["a"] * 23, r"w: "),
-        (3.0, r"expected one number a sample, found a value of type float"),
+        (3.0, r"expected one number per sample, found a value of type float"),
     ],
 )
 def test_weights_that_are_none_are_told_before_anything_is_read(values: Any, text: str) -> None:
@@ -318,7 +318,7 @@ def test_a_column_of_a_table_may_be_the_weight(tmp_path: Path) -> None:
     table = CsvDataset(str(file), "label", ignore="w")
     batch = carrying(table, RULES)
     assert sample_weight_of(batch, RULES).tolist() == [0.5, 2.0, 0.0]
-    with pytest.raises(ConfigError, match=r"the column 'w' is also an input: leave it out with `i"):
+    with pytest.raises(ConfigError, match=r"the column 'w' is also an input: exclude it with `i"):
         carrying(CsvDataset(str(file), "label"), RULES)
     file.write_text("a,b,label,w\n1,2,x,0.5\n3,4,y,\n5,6,x,?\n")
     with pytest.raises(ConfigError, match=r"table.csv:3:w"):

@@ -160,7 +160,7 @@ def test_workers_that_would_all_give_everything_are_refused(dataset: Any) -> Non
     loader = DataLoader(dataset, 2, num_workers=2)
     seen = Counter(itertools.chain(*(batch.tolist() for batch in loader)))
     assert min(seen.values()) >= 2, "torch gives items more than once"
-    assert "each of the 2 workers would give all items of" in sharing_fault(loader)
+    assert "each of the 2 workers would yield all items of" in sharing_fault(loader)
     assert "shards_itself = True" in sharing_fault(loader)
     assert sharing_fault(DataLoader(dataset, 2, num_workers=1)) == ""
     assert sharing_fault(DataLoader(dataset, 2)) == ""
@@ -204,7 +204,7 @@ def test_shares_that_are_not_even_do_not_pass_in_silence(caplog: pytest.LogCaptu
     list(loader.batches(0, 13))
     loader.close()
     (record,) = caplog.records
-    assert "gives more than the 6 batches" in record.message
+    assert "yields more batches per pass than its length, 6" in record.message
     short = as_batches(DataLoader(Blocks(5), 2, num_workers=4), 3)  # 2, 2, 1 and none
     with pytest.raises(DataError, match="do not share the items evenly"):
         list(short.batches(0, 4))

@@ -91,7 +91,7 @@ def test_layouts_give_channel_height_width(tmp_path):
         (NHWC.repeat(9, 1), "NCHW", "is not that of images in layout NCHW"),
         (NHWC.astype(np.int32), "NHWC", "x.npy: sample 0: pixels of torch.int32; give uint8"),
         (NHWC.astype(np.float32), "NHWC", "x.npy: sample 0: floats from 5 to 251; divide by 255"),
-        (np.full((6, 4, 4, 3), np.nan), "NHWC", "x.npy: sample 0: pixels that are NaN or infinite"),
+        (np.full((6, 4, 4, 3), np.nan), "NHWC", "x.npy: sample 0: NaN or infinite pixels"),
         (NHWC[..., 0], "NHWC", "is not that of images in layout NHWC"),
         (NHWC, "NHW", "is not that of images in layout NHW"),
         (NHWC, "NWHC", "no layout 'NWHC'; did you mean 'NHWC'"),
@@ -111,9 +111,9 @@ def test_arrays_that_do_not_fit_are_told(tmp_path, array, layout, message):
 def test_files_and_members_that_are_missing_are_told(tmp_path):
     np.savez(tmp_path / "a.npz", images=NHWC, labels=LABELS)
     file = str(tmp_path / "a.npz")
-    with pytest.raises(DataError, match=r"a.npz: there is no array 'image'; did you mean 'images'"):
+    with pytest.raises(DataError, match=r"a.npz: no array 'image'; did you mean 'images'"):
         ArrayFileDataset("image", "labels", file)
-    with pytest.raises(DataError, match=r"a.npz: there is no array 'zzz'; it has images, labels"):
+    with pytest.raises(DataError, match=r"a.npz: no array 'zzz'; it has images, labels"):
         ArrayFileDataset("images", "zzz", file)
     with pytest.raises(DataError, match=r"none.npz: no such file; the current folder is"):
         ArrayFileDataset("images", "labels", str(tmp_path / "none.npz"))
@@ -264,9 +264,9 @@ def test_a_number_beyond_float32_is_an_error_and_not_infinite(tmp_path):
     dataset = ArrayFileDataset("x", "y", str(tmp_path / "t.npz"))
     assert dataset.get_batch(torch.tensor([0, 2]))[0].tolist() == [[1], [2]]
     for read in (lambda: dataset[1], lambda: dataset.get_batch(torch.arange(3))):
-        with pytest.raises(DataError, match=r"t.npz: an input is 1e\+39, beyond float32"):
+        with pytest.raises(DataError, match=r"t.npz: an input is 1e\+39, which overflows float32"):
             read()
-    with pytest.raises(DataError, match="beyond float32"):
+    with pytest.raises(DataError, match="overflows float32"):
         dataset.placed_on(torch.device("cpu"))
 
 
@@ -280,8 +280,8 @@ NO_GZIP = [b"not gzip", gzip.compress(WHOLE)[:-9], gzip.compress(WHOLE)[:15], b"
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        *(("x-ubyte", WHOLE[:length], "not a whole IDX file") for length in range(len(WHOLE))),
-        *(("x-ubyte", content, "not a whole IDX file") for content in NO_IDX),
+        *(("x-ubyte", WHOLE[:length], "not a complete IDX file") for length in range(len(WHOLE))),
+        *(("x-ubyte", content, "not a complete IDX file") for content in NO_IDX),
         *(("x-ubyte.gz", content, "") for content in NO_GZIP),
     ],
 )

@@ -198,7 +198,7 @@ def test_pil_arrays_and_tensors_of_a_users_data_set_are_the_same(n_workers):
         ({"normalize": {"mean": [0.5], "std": [0]}}, "std must be above 0"),
         ({"normalize": {"mean": "x", "std": 1}}, "mean and std are numbers"),
         ({"split": 0.1, "valid_dataset": SyntheticDataset(4)}, "give `split` or a `valid_dataset`"),
-        ({"training": False}, "there is no test data"),
+        ({"training": False}, "no test data"),
         ({"split": {"folds": 3, "fold": 3}}, "split.fold: a number from 0 to 2, not 3"),
         ({"num_workers": "many"}, "num_workers: a whole number or 'auto'"),
         ({"split": "abc"}, "split: a share or number of samples, .* not 'abc'"),
@@ -211,9 +211,9 @@ def test_pil_arrays_and_tensors_of_a_users_data_set_are_the_same(n_workers):
         ({"transforms": 3}, "transforms: a list, not 3"),
         ({"transforms": "RandomFlip"}, "transforms: a list, not 'RandomFlip'"),
         ({"transforms": RandomFlip()}, "transforms: a list, not .*RandomFlip"),
-        ({"transforms": [object()]}, "transforms: object cannot be called"),
-        ({"mode": "RBG"}, "there is no image mode 'RBG'; did you mean 'RGB'"),
-        ({"mode": "grey"}, "mode: InMemoryDataset .* by itself"),
+        ({"transforms": [object()]}, "transforms: object is not callable"),
+        ({"mode": "RBG"}, "no image mode 'RBG'; did you mean 'RGB'"),
+        ({"mode": "grey"}, "mode: InMemoryDataset .* itself"),
         ({"valid_dataset": 3}, "valid_dataset: expected .* found a value of type int"),
         ({"valid_dataset": "abc"}, "valid_dataset: expected .* found a value of type str"),
         ({"test_dataset": 3}, "test_dataset: expected .* found a value of type int"),
@@ -279,7 +279,7 @@ def test_mean_and_std_fit_the_channels(numbers):
 def test_a_transform_of_images_refuses_rows_of_a_table(transform):
     rows = InMemoryDataset(torch.rand(8, 2), torch.arange(8))
     loader = DatasetLoader(rows, 8, transforms=[transform])
-    with pytest.raises(DataError, match=rf"{type(transform).__name__} is for images .*\(8, 2\)"):
+    with pytest.raises(DataError, match=rf"{type(transform).__name__} supports images .*\(8, 2\)"):
         next(loader.batches(0, 1))
 
 
@@ -325,8 +325,8 @@ class WrongBatch(Wrong):
     [
         (Wrong(None), "the result of Wrong: a NoneType"),
         (Wrong((1, 2)), "the result of Wrong: a tuple"),
-        (WrongBatch(None), "WrongBatch .* gave a NoneType"),
-        (WrongBatch(PIXELS[:2]), r"WrongBatch .* gave \(2, 3, 8, 6\)"),
+        (WrongBatch(None), "WrongBatch .* returned a NoneType"),
+        (WrongBatch(PIXELS[:2]), r"WrongBatch .* returned \(2, 3, 8, 6\)"),
     ],
 )
 def test_a_transform_that_gives_something_else_is_named(transform, message):
@@ -363,7 +363,7 @@ def test_a_file_in_two_joined_data_sets_is_not_split(tmp_path):
     def joined():
         return ConcatenatedDataset([ImageFolderDataset(str(tmp_path)) for _ in range(2)])
 
-    with pytest.raises(DataError, match=r"a/0\.png: a file of two of the joined data sets"):
+    with pytest.raises(DataError, match=r"a/0\.png: this file is in two of the joined data sets"):
         DatasetLoader(joined(), 2, split=0.5)
     assert len(DatasetLoader(joined(), 2)) == 3
 

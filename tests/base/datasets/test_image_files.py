@@ -142,10 +142,10 @@ def test_label_columns_can_be_chosen(folder):
     assert dataset.targets.tolist() == [[0.5], [-1000]]
     assert dataset.targets.dtype == torch.float32
     assert not hasattr(dataset, "classes")
-    with pytest.raises(DataError, match=r"list.txt:1: 3 labels, but column 4 is asked for"):
+    with pytest.raises(DataError, match=r"list.txt:1: 3 labels, but `label` names column 4"):
         ImageListDataset(list_file, label=4)
     for label in (0, [], [1.5], "first"):
-        with pytest.raises(DataError, match="give the number of a column behind the path"):
+        with pytest.raises(DataError, match="give a column after the path"):
             ImageListDataset(list_file, label=label)
 
 
@@ -154,10 +154,10 @@ def test_lines_of_a_wrong_form_are_told_together(folder):
     with pytest.raises(DataError) as error:
         ImageListDataset(list_file)
     assert lines_of(error, folder) == [
-        "list.txt:1: no label; a line is a path and a label, with a blank between",
-        "list.txt:2: 2 labels; quote a path with blanks, or choose with `label`",
-        "list.txt:3: a quote that is not closed, or not followed by a blank: 'dog/b.png",
-        "list.txt:4: a quote that is not closed, or not followed by a blank: 'a'b",
+        "list.txt:1: no label; a line is a path and a label, separated by a space",
+        "list.txt:2: 2 labels; quote paths with spaces, or choose one with `label`",
+        "list.txt:3: a quote that is not closed, or not followed by a space: 'dog/b.png",
+        "list.txt:4: a quote that is not closed, or not followed by a space: 'a'b",
     ]
 
 
@@ -218,7 +218,7 @@ def test_a_file_listed_twice_is_told_with_both_lines(folder):
     list_file = write(folder, "dog/b.png 0\n# again\n./dog/b.png 1")
     with pytest.raises(DataError) as error:
         ImageListDataset(list_file)
-    text = "list.txt:3: ./dog/b.png: listed already at list.txt:1: dog/b.png"
+    text = "list.txt:3: ./dog/b.png: already listed at list.txt:1: dog/b.png"
     assert lines_of(error, folder) == [text]
 
 
@@ -226,7 +226,7 @@ def test_a_damaged_image_is_named_with_its_line(folder):
     list_file = write(folder, "dog/b.png 0\ncat/x.png 1")
     (folder / "cat/x.png").write_bytes((folder / "dog/b.png").read_bytes()[:90])
     dataset = ImageListDataset(list_file)
-    with pytest.raises(DataError, match=r"list.txt:2: cat/x.png: cut short or damaged"):
+    with pytest.raises(DataError, match=r"list.txt:2: cat/x.png: truncated or damaged"):
         dataset[1]
 
 
@@ -278,10 +278,10 @@ def test_a_link_to_an_image_of_the_set_is_a_repeat(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(path)
     (tmp_path / "images/b/3.png").symlink_to(tmp_path / "images/a/1.png")
-    with pytest.raises(DataError, match=r"b/3\.png: listed already at .*a/1\.png"):
+    with pytest.raises(DataError, match=r"b/3\.png: already listed at .*a/1\.png"):
         ImageFolderDataset(str(tmp_path / "images"))
     (tmp_path / "list.txt").write_text("images/a/1.png 0\nimages/b/3.png 1\n")
-    with pytest.raises(DataError, match=r"list\.txt:2: images/b/3\.png: listed already at .*:1:"):
+    with pytest.raises(DataError, match=r"list\.txt:2: images/b/3\.png: already listed at .*:1:"):
         ImageListDataset(str(tmp_path / "list.txt"))
     (tmp_path / "images/a/1.png").rename(tmp_path / "elsewhere.png")
     (tmp_path / "images/b/3.png").unlink()

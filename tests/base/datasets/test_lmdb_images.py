@@ -69,10 +69,10 @@ def test_keys_that_are_missing_are_named(list_file):
 
 
 def test_a_database_that_is_missing_or_damaged_is_told(list_file, tmp_path):
-    with pytest.raises(DataError, match="none: no LMDB database that can be read"):
+    with pytest.raises(DataError, match="none: not a readable LMDB database"):
         open_database(list_file, path=str(tmp_path / "none"))
     (tmp_path / "none").write_bytes(b"no database" * 1000)
-    with pytest.raises(DataError, match="none: no LMDB database that can be read"):
+    with pytest.raises(DataError, match="none: not a readable LMDB database"):
         open_database(list_file, path=str(tmp_path / "none"))
 
 

@@ -98,10 +98,10 @@ def test_numbers_and_colours_that_are_no_classes_name_the_file(root):
     mask = numbers(2)
     mask[0, 0], mask[0, 1] = 7, 255
     save(root / "masks/2.png", Image.fromarray(mask))
-    text = r"masks/2.png: it holds 7, 255, but classes are 0 to 2; set ignore_index"
+    text = r"masks/2.png: it contains 7, 255, but classes are 0 to 2; if .*, set ignore_index"
     with pytest.raises(DataError, match=text):
         MaskFolderDataset(str(root), CLASSES)[2]
-    with pytest.raises(DataError, match=r"masks/2.png: it holds 7, but classes are 0 to 2$"):
+    with pytest.raises(DataError, match=r"masks/2.png: it contains 7, but classes are 0 to 2$"):
         MaskFolderDataset(str(root), CLASSES, ignore_index=255)[2]
     for index in range(N):
         name = "deep/5" if index == 5 else index
@@ -109,7 +109,7 @@ def test_numbers_and_colours_that_are_no_classes_name_the_file(root):
     with pytest.raises(DataError, match=r"masks/0.png: an image of mode RGB.*`colors`"):
         MaskFolderDataset(str(root), CLASSES)[0]
     few = [[0, 0, 0], [200, 0, 0], [9, 9, 9]]
-    with pytest.raises(DataError, match=r"the colour \[0, 200, 0\] is of no class"):
+    with pytest.raises(DataError, match=r"the colour \[0, 200, 0\] does not belong to a class"):
         MaskFolderDataset(str(root), CLASSES, colors=few)[0]
     found = MaskFolderDataset(str(root), CLASSES, colors=few, ignore_index=255)[0][1]
     expected = torch.from_numpy(numbers(0)).long()
@@ -124,7 +124,7 @@ def test_all_pairs_that_do_not_fit_are_named(root):
         MaskFolderDataset(str(root), CLASSES)
     lines = str(error.value).replace(f"{root}/", "").split("\n")
     assert lines == [
-        "images/3.png: images/3.jpg has the same name; masks are found by it".replace(
+        "images/3.png: images/3.jpg has the same name, by which masks are found".replace(
             "images/3.jpg", "3.jpg"
         ),
         "images/1.png: no mask: masks/1.png",

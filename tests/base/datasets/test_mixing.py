@@ -222,10 +222,10 @@ def test_a_loss_that_takes_no_shares_is_an_error_of_the_config(tmp_path, loss, t
         (lambda: loader([MixUp(off_for_last="2")]), "off_for_last: expected a duration"),
         (lambda: loader([MixUp()], InMemoryDataset(IMAGES, LABELS)), "give num_classes"),
         (lambda: loader([MixUp(4)]), "MixUp has classes 0 to 3, but targets are 0 to 5"),
-        (lambda: loader([v2.RandomApply([MixUp()])]), "RandomApply cannot hold MixUp"),
+        (lambda: loader([v2.RandomApply([MixUp()])]), "RandomApply cannot contain MixUp"),
         (
             lambda: loader([CutMix()], InMemoryDataset(IMAGES, IMAGES[:, 0].long() % 3, 3)),
-            "MixUp and CutMix mix class numbers, but the targets lie on the images",
+            "MixUp and CutMix mix class numbers, but the targets are spatial",
         ),
         (lambda: epochs(loader([CutMix(C)], InMemoryDataset(torch.rand(N, 4), LABELS))), "images"),
     ],

@@ -287,11 +287,14 @@ class Darken(Roll):
 @pytest.mark.parametrize(
     ("transform", "text"),
     [
-        (jitter, r"jitter is given images alone: .*v2.Transform.*set `jitter.keeps_places = True`"),
-        (Roll(), r"Roll moves images alone: give it `move\(target, size, draws\)`"),
-        (v2.RandAugment(), "torchvision has RandAugment for images alone"),
-        (v2.RandomChoice([v2.RandAugment(), v2.RandomInvert()]), "RandAugment for images alone"),
-        (v2.RandomApply([jitter]), "RandomApply would give jitter the targets too"),
+        (jitter, r"jitter receives only images: .*v2.Transform.*set `jitter.keeps_places = True`"),
+        (Roll(), r"Roll moves only images: give it `move\(target, size, draws\)`"),
+        (v2.RandAugment(), "torchvision's RandAugment supports only images"),
+        (
+            v2.RandomChoice([v2.RandAugment(), v2.RandomInvert()]),
+            "RandAugment supports only images",
+        ),
+        (v2.RandomApply([jitter]), "RandomApply would pass the targets to jitter too"),
     ],
 )
 def test_a_transform_that_moves_images_alone_is_refused(transform, text):
@@ -318,7 +321,7 @@ def test_one_of_your_own_may_move_masks_or_say_that_it_moves_nothing():
     assert torch.equal(masks, (images[:, 0] * 255).round().long() // 20)
     assert torch.equal(batch_of(OneByOne(), [RollWithMasks()])[1], masks)
     assert torch.equal(batch_of(OneByOne(), [still])[1], MASKS)
-    with pytest.raises(DataError, match="moves images alone"):  # it has nothing for boxes
+    with pytest.raises(DataError, match="moves only images"):  # it has nothing for boxes
         batch_of(Detection(), [RollWithMasks()])
 
     class Mine(v2.Transform):
@@ -335,8 +338,8 @@ def test_one_of_your_own_may_move_masks_or_say_that_it_moves_nothing():
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        (lambda mask: mask[::2, ::2], "seems to lie on its image .* in another size"),
-        (lambda mask: (mask / 9)[::2, ::2], "seems to lie on its image .* in another size"),
+        (lambda mask: mask[::2, ::2], "seems to be spatial, .* size from the image"),
+        (lambda mask: (mask / 9)[::2, ::2], "seems to be spatial, .* size from the image"),
         (lambda mask: mask[:, :, None].expand(H, W, 3), "has its channels last"),
         (lambda mask: {"boxes": torch.rand(2, 4), "labels": mask[0]}, "plain numbers"),
         (lambda mask: Image.fromarray(mask[:10].numpy().astype(np.uint8)), r"\(10, 16\)"),
@@ -351,7 +354,9 @@ def test_a_target_that_cannot_move_is_refused(form, text):
 
 def test_boxes_that_cannot_be_stacked_say_what_to_do():
     source = OneByOne(lambda mask: torch.zeros(int(mask[0, 0]), 4))
-    with pytest.raises(DataError, match=r"unequal shapes, .*: give boxes and keypoints in a dict"):
+    with pytest.raises(
+        DataError, match=r"different shapes, .*: return boxes and keypoints in a dict"
+    ):
         batch_of(source, [])
 
 

@@ -201,7 +201,7 @@ def test_a_record_of_other_columns_is_refused(file, tmp_path):
                     missing={"kind": "none", "age": "drop"}),
          "input columns differ from those of the training data: without age"),
         (CsvDataset(file, "price", missing="mean", categories=["kind", "age"], task="regression"),
-         "columns of categories differ from those of the training data: with age"),
+         "categorical columns differ from those of the training data: with age"),
     ]  # fmt: skip
     for dataset, message in cases:
         with pytest.raises(DataError, match=message):
@@ -214,7 +214,7 @@ def test_what_training_cannot_fill_in_is_told(tmp_path):
     train = save(tmp_path / "train.csv", [[1, 2], [3, 4]], "a,y")
     other = save(tmp_path / "other.csv", [[1, 2], ["", 4]], "a,y")
     record = CsvDataset(train, "y").record()
-    with pytest.raises(DataError, match=r"other.csv:3:a: missing value, which the training"):
+    with pytest.raises(DataError, match=r"other.csv:3:a: missing value, for which the training"):
         CsvDataset(other, "y", missing="mean").use_record(record)
 
 
@@ -277,9 +277,9 @@ def test_columns_named_by_a_number_are_found(tmp_path):
     [
         ({"missing": "mena"}, r"missing: one of error, .*, not 'mena'; did you mean 'mean'"),
         ({"missing": {"a": "mode"}}, r"missing.a: one of error, .* not 'mode'"),
-        ({"missing": {"k": "mean"}}, "missing.k: categories have no mean: error, drop or a value"),
-        ({"missing": {"y": 0}}, "missing.y: a target is never filled in: error or drop, not 0"),
-        ({"missing": {"b": 0}}, r"missing: there is no column 'b'"),
+        ({"missing": {"k": "mean"}}, "missing.k: categories do not support mean: use error, drop or a value"),
+        ({"missing": {"y": 0}}, "missing.y: targets cannot be filled in: use error or drop, not 0"),
+        ({"missing": {"b": 0}}, r"missing: no column 'b'"),
         ({"missing": True}, "missing: one of"),
         ({"missing": 1e39}, "missing: one of"),
         ({"inputs": ["k", "k"]}, "inputs names 'k' twice"),

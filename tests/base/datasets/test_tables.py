@@ -97,12 +97,12 @@ def test_several_labels_stand_in_columns_or_in_one(write):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        ({"target": "knd"}, ["t.csv: target: there is no column 'knd'; did you mean 'kind'?"]),
+        ({"target": "knd"}, ["t.csv: target: no column 'knd'; did you mean 'kind'?"]),
         (
             {"target": "zz", "inputs": ["lenght", "width"]},
             [
-                "t.csv: inputs: there is no column 'lenght'; did you mean 'length'?",
-                "t.csv: target: there is no column 'zz' (length, width, kind, seeds)",
+                "t.csv: inputs: no column 'lenght'; did you mean 'length'?",
+                "t.csv: target: no column 'zz' (length, width, kind, seeds)",
             ],
         ),
         ({"target": "seeds"},
@@ -122,7 +122,7 @@ def test_several_labels_stand_in_columns_or_in_one(write):
         ({"target": [], "inputs": "width"}, ["t.csv: target names no column"]),
         ({"target": "kind", "inputs": []}, ["t.csv: inputs names no column"]),
         ({"target": "kind", "inputs": "width", "separator": "|"},
-         ["t.csv: separator is for multilabel, with one target column"]),
+         ["t.csv: separator requires task multilabel and a single target column"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_at_once(write, args, expected):
@@ -177,7 +177,7 @@ def test_a_column_of_paths_gives_images(write, tmp_path):
     assert find_get_batch(dataset) is None
     with pytest.raises(DataError) as error:
         ImageCsvDataset(write("path,age\nim/c.png,30\nim/a b.png,1\n\nim/a b.png,2"), "path", "age")
-    assert faults(error) == ["t.csv:5: im/a b.png: listed already at " + f"{file}:3: im/a b.png"]
+    assert faults(error) == ["t.csv:5: im/a b.png: already listed at " + f"{file}:3: im/a b.png"]
     with pytest.raises(DataError) as error:
         ImageCsvDataset(write("path,age\nim/c.png,30\nim/a b.png,1"), "path", "age")
     assert faults(error) == ["t.csv:2: im/c.png: no such file"]
@@ -199,7 +199,7 @@ def test_a_missing_target_is_told_or_its_row_dropped(write, text):
 def test_a_number_beyond_float32_is_told_with_its_line(write, value, line):
     found = refusal(write(f"a,b\n1,2\n{line.format(value)}"), "b", task="regression")
     place = f"t.csv:3:{'ab'[line.index('{') > 0]}"
-    assert found == [f"{place}: {value} is beyond float32, whose largest number is 3.4e+38"]
+    assert found == [f"{place}: {value} overflows float32, whose maximum is 3.4e+38"]
 
 
 @pytest.mark.parametrize(
@@ -252,26 +252,26 @@ def test_comments_are_skipped_but_not_values(write):
     [
         (",a,b\n0,1,2\n1,3,4", {},
          "t.csv: column 1 has no name; it looks like pandas' index: write the file with "
-         '`index=False`, or leave it out: `ignore: [""]`'),
+         '`index=False`, or exclude it: `ignore: [""]`'),
         ("a,b,\n0,1,\n1,3,", {},
          "t.csv: column 3 has no name; a delimiter at the end of a line starts one more column, or "
-         'leave it out: `ignore: [""]`'),
+         'exclude it: `ignore: [""]`'),
         ("Unnamed: 0,a,b\n0,1,2", {},
-         "t.csv: column 1 is called 'Unnamed: 0'; it looks like pandas' index: write the file with "
-         "`index=False`, or leave it out: `ignore: [Unnamed: 0]`"),
+         "t.csv: column 1 is named 'Unnamed: 0'; it looks like pandas' index: write the file with "
+         "`index=False`, or exclude it: `ignore: [Unnamed: 0]`"),
         ("1,2\n3,4", {},
          "t.csv:1: expected column names in the first line, found only numbers"),
         ("# a,b\n1,2\n3,4", {},
          "t.csv:2: expected column names in the first line, found only numbers: are "
          "they in the comment '# a,b'?"),
         ("a;b\n1;2", {},
-         "t.csv: target: there is no column 'b' (a;b); set `delimiter` if it is not the right one"),
+         "t.csv: target: no column 'b' (a;b); set `delimiter` if it is not the right one"),
         ("a,b\n1,2", {"inputs": ["a", "b"]},
-         "t.csv: target 'b' is also an input: the model would see the answer"),
-        ("a,b\n1,2", {"ignore": "c"}, "t.csv: ignore: there is no column 'c' (a, b)"),
+         "t.csv: target 'b' is also an input: the model would see the target"),
+        ("a,b\n1,2", {"ignore": "c"}, "t.csv: ignore: no column 'c' (a, b)"),
         ("a,b\n1,2", {"categories": "b"}, "t.csv: categories: 'b' is not an input"),
         ("a,b\n1,2", {"categories": "a", "dates": "a"},
-         "t.csv: 'a' is in categories and in dates"),
+         "t.csv: 'a' is in both categories and dates"),
         ("a,b\n2024-03-31,2", {},
          "t.csv:2:a: expected a number, found '2024-03-31'; a date: `dates` lists such columns"),
         ("a,b\n31.3.2024,2", {"dates": "a"},
@@ -305,5 +305,5 @@ def test_tables_of_other_countries_and_programs_are_read(write):
 def test_ids_that_float32_rounds_are_told(write, caplog):
     CsvDataset(write("a,b\n16777216,1\n16777217,1\n16777219,2"), "b")
     assert [record.message.partition("t.csv")[2] for record in caplog.records] == [
-        ":3:a: 16777217 is 16777216 in float32 (of 2 such); leave ids out of the inputs"
+        ":3:a: 16777217 is 16777216 in float32 (2 such values); remove ids from the inputs"
     ]

@@ -109,7 +109,7 @@ def test_all_faults_come_together_each_with_its_place(faults: Faults) -> None:
     assert "model.type: there is no model 'Linaer'; did you mean 'Linear'?" in found[0]
     assert "optimizer.args.lrr: unknown argument for Adam; did you mean 'lr'?" in found[1]
     assert "optimizer.args.eps: expected a number, found 'tiny'" in found[2]
-    assert "optimizer.args.params: 'params' is passed by Kindling; leave it out" in found[3]
+    assert "optimizer.args.params: 'params' is passed by Kindling; remove it" in found[3]
     assert "loss.0.args.factr: unknown argument for weighted; did you mean 'factor'?" in found[4]
     assert "there is no loss 'nothing_like_it' (looked in model/, torch.nn" in found[5]
 
@@ -282,7 +282,7 @@ class ByPosition(nn.Module):
         ("Own", "self: 1", "'self' is passed"),
         ("Plain", "", None),
         ("Plain", "any: 1", "unknown argument for Plain (it takes none)"),
-        ("ByPosition", "width: 1", "by position only"),
+        ("ByPosition", "width: 1", "positional-only"),
     ],
 )
 def test_arguments_that_are_passed_on_are_followed(

@@ -170,7 +170,7 @@ def test_a_stock_trainer_is_recognised_before_its_imports_fail(
     text = str(caught.value)
     assert text.startswith("trainer/trainer.py:9: ")
     assert "is a trainer for pytorch-template" in text
-    assert "put Kindling's trainer/ back" in text
+    assert "replace it by Kindling's trainer/" in text
     assert "docs/from-pytorch-template.md" in text
 
 

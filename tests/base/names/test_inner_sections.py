@@ -126,6 +126,6 @@ def test_a_section_that_is_not_built_is_logged(project: Callable[..., Path]) -> 
     config = load_config(None, text=PLAIN % args)
     check_names(config)
     assert config.notes == [
-        "data_loader.args.source is passed on as it is, and not built; to have it built, annotate "
+        "data_loader.args.source is passed unchanged, not built; to have it built, annotate "
         "the argument of Loader, such as `source: Dataset`"
     ]

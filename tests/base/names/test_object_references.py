@@ -230,7 +230,10 @@ def test_the_same_weights_come_of_a_config_with_the_values_in_it(tmp_path: Path)
         ("lr_scheduler.args.gamma=${data_loader.scaler}", "lr_scheduler"),
         ("metrics.0.args.of=${model.rate.x}", "model.rate, a float, has no 'x'"),
         ("trainer.args.n=${data_loader.dataset.nothing}", "trainer.args.n: "),
-        ("callbacks.0.args.note=a${data_loader.mean}", "is a Tensor and cannot be part of a text"),
+        (
+            "callbacks.0.args.note=a${data_loader.mean}",
+            "is a Tensor and cannot be part of a string",
+        ),
     ],
 )
 def test_a_slip_is_told_with_its_place(override: str, expected: str) -> None:
@@ -277,7 +280,9 @@ def test_a_function_of_the_project_is_reached() -> None:
 
 def test_without_validation_data_there_is_no_such_loader() -> None:
     override = ("valid_data_loader=null", "test_data_loader=null", "metrics=[]")
-    with pytest.raises(ConfigError, match=r"\$\{valid_data_loader.part\}: there is no valid_data"):
+    with pytest.raises(
+        ConfigError, match=r"\$\{valid_data_loader.part\}: the config has no valid_data"
+    ):
         built(*override, "model.args.n_classes=${valid_data_loader.part}")
 
 
@@ -352,10 +357,10 @@ def test_a_resume_keeps_the_value_and_says_where_it_differs(
         train_in(trainer, tmp_path, tmp_path)
     effect = "the new value is used" if has_other_section else "the run keeps its value"
     assert (
-        "${data_loader.stats.rate} was 0.3 when the run began, and is now 0.7: "
+        "${data_loader.stats.rate} was 0.3 at the start of the run, and is now 0.7: "
         f"{effect}" in caplog.text
     )
-    assert caplog.text.count("when the run began") == 1
+    assert caplog.text.count("at the start of the run") == 1
 
 
 # --- Sections of a trainer's own ------------------------------------------------------------------

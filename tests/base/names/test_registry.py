@@ -156,7 +156,7 @@ def test_a_registered_name_is_taken(project: Write) -> None:
     names_of_models = Registry("model")
     names_of_models.register("small")(nn.Linear)
     names_of_models.register("small")(nn.Linear)  # again, as a module that is loaded anew does
-    with pytest.raises(NameFault, match=r"model 'small' is .*Linear already"):
+    with pytest.raises(NameFault, match=r"model 'small' is already .*Linear"):
         names_of_models.register("small")(nn.Conv2d)
     with pytest.raises(NameFault, match="cannot be registered"):
         names_of_models.register("os.system")

@@ -50,7 +50,7 @@ def gradients(model: nn.Module) -> list[Tensor]:
 def test_a_spectral_norm_is_refused(norm: Callable[[nn.Module], nn.Module]) -> None:
     model = Whole(nn.Sequential(norm(nn.Linear(3, 3)), nn.ReLU()))
     with pytest.raises(
-        ConfigError, match="'1' holds a spectral norm, whose vectors would be updated twice"
+        ConfigError, match="'1' contains a spectral norm, whose vectors would be updated twice"
     ):
         checkpoint_activations(model, ["1"])
 

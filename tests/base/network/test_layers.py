@@ -112,7 +112,7 @@ def test_what_no_batch_gives_a_shape_is_named(monkeypatch: Any) -> None:
         ("- ReLU", "- 3", "expected a layer: its type, or {type, name, args}"),
         ("- ReLU", "- {name: x}", "expected a layer: its type, or {type, name, args}"),
         ("- ReLU", "- {type: ReLU, nam: x}", "unknown key of a layer; did you mean 'name'"),
-        ("- ReLU", "- {type: ReLU, name: stem}", "'stem' is the name of an earlier layer too"),
+        ("- ReLU", "- {type: ReLU, name: stem}", "'stem' is already the name of an earlier layer"),
         ("- ReLU", "- {type: ReLU, name: a.b}", "'a.b' is not a valid name of a layer"),
         ("- ReLU", "- {type: ReLU, name: '0'}", "'0' is not a valid name of a layer"),
         ("- ReLU", "- {type: ReLU, name: train}", "'train' is not a valid name of a layer"),
@@ -151,7 +151,7 @@ def test_several_networks_are_found_by_their_names() -> None:
     model = make(text=NETWORKS).model
     assert isinstance(model.small, nn.Linear)
     assert list(dict(model.named_children())) == ["small", "big"]
-    with pytest.raises(NoForward, match="Networks holds small, big"):
+    with pytest.raises(NoForward, match="Networks contains small, big"):
         model(torch.zeros(1))
     assert issubclass(NoForward, TrainingError)  # told in one line, as by a trainer for one network
 

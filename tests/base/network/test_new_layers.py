@@ -31,8 +31,8 @@ def caught(act) -> str:
 def test_a_layer_made_in_forward_is_caught_by_class_and_line():
     text = caught(lambda self, x: nn.BatchNorm1d(4)(x))
     assert text.startswith("BatchNorm1d(4, ")
-    assert "is made in LateNet.<lambda> (network/test_new_layers.py:" in text
-    assert text.endswith("make them in __init__ and only call them in forward")
+    assert "is created in LateNet.<lambda> (network/test_new_layers.py:" in text
+    assert text.endswith("create them in __init__ and only call them in forward")
 
 
 def keep_layer(self, x):
@@ -49,7 +49,7 @@ def keep_parameter(self, x):
     ("act", "text"),
     [
         (keep_layer, "late: Linear(in_features=4, "),
-        (keep_parameter, "scale: a parameter of shape (4,) is made in LateNet."),
+        (keep_parameter, "scale: a parameter of shape (4,) is created in LateNet."),
         (lambda self, x: nn.Dropout(0.5)(x), "Dropout(p=0.5"),
         (lambda self, x: nn.Linear(4, 4, device="meta")(x), "Linear("),
     ],

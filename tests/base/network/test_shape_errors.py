@@ -277,7 +277,9 @@ def test_with_the_guard_against_layers_made_in_forward(outer):
         return str(caught.value)
 
     late = text_of(Late(head=nn.Linear(2, 3)), images(5, 2))
-    assert late.startswith("Linear(in_features=7, out_features=2, bias=True) is made in Late.forw")
+    assert late.startswith(
+        "Linear(in_features=7, out_features=2, bias=True) is created in Late.forw"
+    )
     assert text_of(Net(head=nn.Linear(2, 3)), images(5, 4)).startswith("head: Linear(in_features=2")
 
 

@@ -341,7 +341,7 @@ def test_when_a_run_is_saved_changes_no_bit_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["trainer.log_every", "lr_scheduler.warmup", "memory.empty_cache"])
 def test_what_changes_results_takes_no_minutes(key: str) -> None:
     schedule = "lr_scheduler={type: StepLR, args: {step_size: 1}}"
-    with pytest.raises(ConfigError, match=f"{key}: '10 minutes' would let the clock decide"):
+    with pytest.raises(ConfigError, match=f"{key}: '10 minutes' would make results depend on time"):
         make(schedule, f"{key}=10 minutes")
 
 

@@ -171,7 +171,7 @@ def test_a_spawned_worker_has_the_same_pixels(tmp_path, where, kept_in):
 
 def test_pixels_are_not_pickled_to_nobody(tmp_path, where, kept_in):
     kept = cached(make_images(tmp_path / "images"), where, kept_in)
-    with pytest.raises(DataError, match="only to a process that is being started"):
+    with pytest.raises(DataError, match="only be passed to a process that is starting"):
         pickle.dumps(kept)
 
 
@@ -354,7 +354,7 @@ def test_a_damaged_cache_is_made_anew_and_told_once(tmp_path, kept_in, caplog, d
     (path,) = kept_in.iterdir()
     damage(path)
     assert_same(cached(source, "disk", kept_in), source)
-    assert caplog.text.count("not a whole cache of this data set; it is made again") == 1
+    assert caplog.text.count("not a complete cache of this data set; it is created again") == 1
     assert source.decoded() == sorted([*range(8)] * 2)
     assert list(kept_in.iterdir()) == [path]
 

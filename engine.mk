@@ -15,7 +15,7 @@ test-torch:
 	@echo "torch==$(VERSION)" > .venv-torch-$(VERSION).txt
 	PIP_CONSTRAINT=$(CURDIR)/.venv-torch-$(VERSION).txt \
 		$(MAKE) VENV=.venv-torch-$(VERSION) .venv-torch-$(VERSION)/.installed-dev
-	.venv-torch-$(VERSION)/bin/python -m pytest -m "not slow" $(value TESTS)
+	.venv-torch-$(VERSION)/bin/python -m pytest $(CORES) -m "not slow" $(value TESTS)
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/overhead.py

@@ -228,7 +228,7 @@ def test_offline_one_line_names_the_files_and_the_folder(tmp_path, offline, capf
     ("name", "message"),
     [
         ("CIFAR10", r"CIFAR10 is not in .* \(download is false\)"),
-        ("FashionMnist", r"named 'FashionMnist'; did you mean 'FashionMNIST'\?"),
+        ("FashionMnist", r"no public set 'FashionMnist'; did you mean 'FashionMNIST'\?"),
     ],
 )
 def test_without_download_nothing_is_fetched_and_an_unknown_set_is_named(tmp_path, name, message):

@@ -212,7 +212,7 @@ def test_a_fault_that_is_none_of_a_sample_stops(error):
     ("more", "match"),
     [
         ("data_loader.args.normalize={mean: [0.5, 0.5], std: [1, 1]}", "normalize: 2 numbers"),
-        ("name=other", "images of unequal shapes"),
+        ("name=other", "images of different shapes"),
     ],
 )
 def test_images_that_do_not_go_together_stop(paths, tmp_path, more, match):

@@ -471,7 +471,7 @@ def test_samplers_that_give_other_samples_are_told() -> None:
     def first_of(loader: Any) -> Any:
         return next(loader.batches(0, 1))
 
-    with pytest.raises(DataError, match=r"Walk gave sample [0-9]+, which validates"):
+    with pytest.raises(DataError, match=r"Walk gave sample [0-9]+, which is for validation"):
         first_of(BaseDataLoader(data(), 4, True, 4, 0, sampler=Walk()))
     with pytest.raises(DataError, match="Walk gave index 24, but there are 24 samples"):
         first_of(BaseDataLoader(data(), 4, True, 0, 0, sampler=Walk(25)))

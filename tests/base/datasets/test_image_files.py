@@ -193,7 +193,7 @@ def test_a_wrong_label_is_told(folder, labels, classes, message):
         ("dog/b.png x", {"task": "regresion"}, "no task 'regresion'; did you mean 'regression'"),
         (None, {}, r"list.txt: no such file; the current folder is"),
         ("# nothing\n", {}, r"list.txt: no images are listed"),
-        ("dog/é.png 1", {}, r"list.txt: cannot be read as a text in UTF-8"),
+        ("dog/é.png 1", {}, r"list.txt: cannot be read as UTF-8 text"),
     ],
 )
 def test_a_list_or_an_argument_that_cannot_be_meant_is_told(folder, content, args, message):

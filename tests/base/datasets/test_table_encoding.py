@@ -277,7 +277,8 @@ def test_columns_named_by_a_number_are_found(tmp_path):
     [
         ({"missing": "mena"}, r"missing: one of error, .*, not 'mena'; did you mean 'mean'"),
         ({"missing": {"a": "mode"}}, r"missing.a: one of error, .* not 'mode'"),
-        ({"missing": {"k": "mean"}}, "missing.k: categories do not support mean: use error, drop or a value"),
+        ({"missing": {"k": "mean"}},
+         "missing.k: categories do not support mean: use error, drop or a value"),
         ({"missing": {"y": 0}}, "missing.y: targets cannot be filled in: use error or drop, not 0"),
         ({"missing": {"b": 0}}, r"missing: no column 'b'"),
         ({"missing": True}, "missing: one of"),

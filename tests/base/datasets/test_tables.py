@@ -143,7 +143,7 @@ def test_what_is_wrong_is_told_at_once(write, args, expected):
         ("a,b\n0,1\n0,1.0\n0,2.0",
          ["t.csv:3:b: '1' and '1.0' are the same number: write it in one way"]),
         ("a,b\n1,2\n#a word\n#3,4",
-         ["t.csv:4: '#3': put a blank after the # of a comment, or quotes around a value"]),
+         ["t.csv:4: '#3': put a space after the # of a comment, or quotes around a value"]),
     ],
 )  # fmt: skip
 def test_a_table_of_a_wrong_form_is_told(write, text, expected):

@@ -451,7 +451,11 @@ def test_each_kind_is_built_with_the_references_of_the_config(own: Any) -> None:
         ("loss", {"type": "ref_loss", "args": {"weight": "${model.x}"}}, "has no 'x'"),
         ("model", {"type": "RefNet"}, "RefNet needs arguments n_features, n_classes"),
         ("model", {"type": "LazyLinear", "args": {"out_features": 2}}, "set their sizes"),
-        ("metric", {"type": "RefMetric", "name": "loss", "args": {"counts": 1, "of": 1}}, "taken"),
+        (
+            "metric",
+            {"type": "RefMetric", "name": "loss", "args": {"counts": 1, "of": 1}},
+            "choose another",
+        ),
     ],
 )
 def test_a_wrong_kind_name_or_argument_is_a_config_error(

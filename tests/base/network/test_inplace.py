@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import assert_same, make
+from toy import assert_same, make, train_in
 
 from base.names.registry import MODELS
 from base.network.gradients import gradient_penalty
@@ -200,7 +200,7 @@ def test_a_training_gives_the_same_weights(more: str, monkeypatch: pytest.Monkey
     monkeypatch.setitem(MODELS.registered, "Net", Net)
     plain = make("model={type: Net}", DATA, "metrics=[accuracy]", more)
     found = make("model={type: Net}", DATA, "metrics=[accuracy]", more, "memory.inplace=true")
-    values = plain.train(), found.train()
+    values = train_in(plain), train_in(found)
     assert "inplace: 2 of 3 activations" in memory_options_in_use(found)
     assert_same(found.model.state_dict(), plain.model.state_dict())
     assert values[0]["valid/loss"] == values[1]["valid/loss"]

@@ -452,7 +452,8 @@ def damaged(content):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        *((lambda content, n=n: content[:n], "(not a readable uncompressed tar|.*damaged or truncated)")
+        *((lambda content, n=n: content[:n],
+           "(not a readable uncompressed tar|.*damaged or truncated)")
           for n in (5, 700, 1100, 1536, 2048, 2500, 4096)),
         (damaged, "0: damaged or truncated from here on"),
         (gzip.compress, "not a readable uncompressed tar file"),

@@ -91,7 +91,7 @@ class BaseTrainer:
         self.callbacks = experiment.callbacks
 
         # The state holds what a step uses. Functions below this class take it, never the trainer.
-        self.state = state = build_state(experiment)
+        self.training_state = state = build_state(experiment)
         self.device, self.model, self.precision = state.device, state.model, state.precision
         self.losses, self.metrics, self.meters = state.losses, state.metrics, state.meters
         self.optimizers, self.schedules = state.optimizers, state.schedules
@@ -124,7 +124,7 @@ class BaseTrainer:
         self.recovery = Recovery(
             state, self.settings, self.config, self.epoch_start, self._repeat_step
         )
-        self.run = Run(RunLog(self.settings))  # `train` replaces it
+        self.current_run = Run(RunLog(self.settings))  # `train` replaces it
         self._has_started = False
         self._phase_loader = self.train_loader
         self._predict_takes_batch = takes_batch(self.predict)
@@ -167,10 +167,12 @@ class BaseTrainer:
         """Train on the batches left in the epoch; return the means over the whole epoch."""
         self.clock.lap("logging")  # of the previous epoch
         self.epoch_start.begin()
-        self.state.phase_metrics = self.metrics if self.settings.train_metrics else {}
+        self.training_state.phase_metrics = self.metrics if self.settings.train_metrics else {}
         self._phase_loader = self.train_loader
-        with self.run.log.bar(
-            self.progress, self.experiment.batches_per_epoch, lambda: self.state.last_values
+        with self.current_run.log.bar(
+            self.progress,
+            self.experiment.batches_per_epoch,
+            lambda: self.training_state.last_values,
         ) as bar:
             for micro_batch, n_samples, results, guard in self._micro_batches(bar):
                 self._n_samples = n_samples
@@ -185,7 +187,7 @@ class BaseTrainer:
                     results.append(values)
                     self._update_sampler(micro_batch, values)
                 del micro_batch  # frees the memory of this step before the next batch arrives
-        return summarise("train", self.meters, self.state.phase_metrics)
+        return summarise("train", self.meters, self.training_state.phase_metrics)
 
     @final
     def end_step(self, values: Mapping[str, Any]) -> None:
@@ -194,14 +196,14 @@ class BaseTrainer:
         self.progress.rates = learning_rates(self.optimizers)  # that this step used
         for schedule in self.schedules.values():
             schedule.after_step()
-        self.state.freezing.after_step(self.progress.step)
+        self.training_state.freezing.after_step(self.progress.step)
         self.empty_cache.after_step(self.progress.step)
         is_made = self.recovery.end_step()
         if self.ema is not None and is_made:
             self.ema.update()
         self.clock.lap("compute")
         if is_made and self.log_every.is_due_at_step(self.progress.step):
-            self.run.log.log_step(values, self.progress)
+            self.current_run.log.log_step(values, self.progress)
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():
             callback.on_step_end(self)
@@ -212,7 +214,9 @@ class BaseTrainer:
             self.save()
         self.clock.lap("logging")
         if is_made and self.progress.step == self.progress.skipped + 1:
-            self.run.check_first_step(summarise("train", self.meters, self.state.phase_metrics))
+            self.current_run.check_first_step(
+                summarise("train", self.meters, self.training_state.phase_metrics)
+            )
         if self.signals.stop:
             raise StopRequested
 
@@ -230,7 +234,7 @@ class BaseTrainer:
         meters = Meters(self.device)
         count_samples = SampleCount(self.config["batch"], loader)
         count = self.experiment.batches_to_evaluate(loader, phase, max_batches)
-        metrics = self.state.phase_metrics = self.state.valid_metrics
+        metrics = self.training_state.phase_metrics = self.training_state.valid_metrics
         self._phase_loader = loader
         for metric in metrics.values():
             metric.reset()
@@ -258,13 +262,13 @@ class BaseTrainer:
                 schedule.after_epoch(values)
         is_best = self.monitor.update(values, self.progress.epoch + 1)
         self._saved_position = None  # a checkpoint of this step does not hold the new best value
-        values.update(self.run.log.log_epoch(values, self.progress, is_best, self.clock))
+        values.update(self.current_run.log.log_epoch(values, self.progress, is_best, self.clock))
         for callback in self.callbacks.values():
             callback.on_epoch_end(self, values)
         self.progress.closed_at = self.progress.step
         if is_whole:  # with `trainer.steps`, training may end within an epoch
-            if self.state.sampler is not None:
-                self.state.sampler.end_epoch(self.progress.epoch)
+            if self.training_state.sampler is not None:
+                self.training_state.sampler.end_epoch(self.progress.epoch)
             self.progress.start_next_epoch()
             for sums in (self.meters, *self.metrics.values()):
                 sums.reset()
@@ -292,7 +296,7 @@ class BaseTrainer:
         self.store.save(
             {name: value.state_dict() for name, value in self.stateful.items()},
             step=self.progress.step, epoch=self.progress.epoch, metrics=values or {},
-            is_best=is_best, facts={"config": self.config.to_yaml(), "data": self.run.data},
+            is_best=is_best, facts={"config": self.config.to_yaml(), "data": self.current_run.data},
         )  # fmt: skip
         self._saved_position = position
 
@@ -331,7 +335,7 @@ class BaseTrainer:
     def valid_step(self, batch: Any) -> Values:
         """Evaluate one batch without gradients; return the values to log."""
         outputs = self.forward(batch)
-        losses = with_total(self.compute_losses(outputs, batch), self.state.all_losses)
+        losses = with_total(self.compute_losses(outputs, batch), self.training_state.all_losses)
         self.measure(outputs, batch)
         return losses
 
@@ -352,9 +356,9 @@ class BaseTrainer:
         Args:
             losses: the result of ``compute_losses``; if it has a ``"loss"``, this is the sum.
         """
-        values = with_total(losses, self.state.all_losses, self.progress.step)
+        values = with_total(losses, self.training_state.all_losses, self.progress.step)
         if self._gradients_every:
-            values.update(due_gradients(self.state, losses, self._gradients_every))
+            values.update(due_gradients(self.training_state, losses, self._gradients_every))
         return values
 
     @final
@@ -419,12 +423,12 @@ class BaseTrainer:
     @final
     def measure(self, outputs: Any, batch: Any) -> None:
         """Update the metrics with the predictions for a batch."""
-        if self.state.phase_metrics:
+        if self.training_state.phase_metrics:
             with torch.no_grad():
                 more = (batch,) if self._predict_takes_batch else ()
                 predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
                 target = target_of(batch, self.config["batch"])
-                for metric in self.state.phase_metrics.values():
+                for metric in self.training_state.phase_metrics.values():
                     metric.update(predictions, target, batch, self._n_samples)
 
     @final
@@ -489,19 +493,19 @@ class BaseTrainer:
     @final
     def folder(self) -> Path | None:
         """The run's folder; None before training and for runs that write no files."""
-        return self.run.folder
+        return self.current_run.folder
 
     @property
     @final
     def store(self) -> CheckpointStore | None:
         """The run's checkpoints."""
-        return self.run.store
+        return self.current_run.store
 
     @property
     @final
     def writers(self) -> Writers:
         """The writers of the run's numbers and images."""
-        return self.run.log.writers
+        return self.current_run.log.writers
 
     @property
     @final
@@ -513,7 +517,7 @@ class BaseTrainer:
 
     def _start_run(self, run: Run, stack: ExitStack) -> None:
         """Attach a run and start its callbacks; they end with ``stack``."""
-        self.run, self.recovery.folder = run, run.folder
+        self.current_run, self.recovery.folder = run, run.folder
         self.callbacks.update(run.callbacks)
         for callback in self.callbacks.values():
             stack.callback(callback.on_end, self)
@@ -546,15 +550,15 @@ class BaseTrainer:
             for part, n_samples in parts:
                 held = [part]
                 del part
-                guard = self.run.guard_first_step() if is_first else NO_CONTEXT
+                guard = self.current_run.guard_first_step() if is_first else NO_CONTEXT
                 yield held.pop(), n_samples, results, guard
             del parts
             self.progress.advance(self.window.n_samples)
             if results:
-                self.state.last_values = values_of(results, self.device)
+                self.training_state.last_values = values_of(results, self.device)
             bar.update()
             if self.window.is_full:
-                self.end_step(self.state.last_values)
+                self.end_step(self.training_state.last_values)
 
     def _training_batches(self, first: int, count: int) -> Iterator[Any]:
         """Yield training batches on the device; a window is read whole before its first batch."""
@@ -570,8 +574,10 @@ class BaseTrainer:
 
     def _update_sampler(self, part: Any, values: StepValues) -> None:
         """Pass the losses of each sample to a sampler that learns from them."""
-        if self.state.sampler is not None and self.state.sampler.wants_losses:
-            record_sample_losses(self.state.sampler, ids_of(part, self.config["batch"]), values)
+        if self.training_state.sampler is not None and self.training_state.sampler.wants_losses:
+            record_sample_losses(
+                self.training_state.sampler, ids_of(part, self.config["batch"]), values
+            )
 
     @final
     def try_step(self, batch: Any) -> Values:
@@ -581,5 +587,5 @@ class BaseTrainer:
 
     def _repeat_step(self, part: Any) -> Values:
         """Run a failed step again and restore the state; Recovery looks for the cause."""
-        with trial(self.state, self):
+        with trial(self.training_state, self):
             return self.try_step(part)

@@ -53,9 +53,9 @@ def bomb(path: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "cut short": cut_short,
+    "truncated": cut_short,
     "an empty file": lambda path: path.write_bytes(b""),
-    "no image": lambda path: path.write_text("a text under another name\n"),
+    "not an image": lambda path: path.write_text("a text under another name\n"),
     "bomb": bomb,
     "no such file": Path.unlink,
 }

@@ -33,6 +33,11 @@ INSTEAD_IN_TRAINERS = {
     "only": "call it in your own train_step(batch)",
     "measure": "override predict(outputs) to change the inputs of metrics",
     "build": "call it in __init__: self.build(kind, section) builds the object of a section",
+    "total": "override compute_losses(outputs, batch); the weights are those of the config",
+    "try_step": "override train_step(batch) for a step",
+    "folder": "choose another name; `trainer.save_dir` in the config sets the folder",
+    "store": "choose another name; checkpoints keep what self.register(name, thing) adds",
+    "writers": "choose another name; `trainer.writers` in the config adds writers",
     "in_own_unit": "override predict(outputs) to change the inputs of metrics",
 }
 """What a user's trainer should override instead of a final method."""

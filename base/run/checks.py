@@ -107,9 +107,9 @@ def _try_mixed(trainer: BaseTrainer) -> None:
     Raises:
         TrainingError: a loss or a training metric does not accept such targets.
     """
-    metrics = trainer.state.valid_metrics
+    metrics = trainer.training_state.valid_metrics
     if not trainer.settings.train_metrics:
-        trainer.state.valid_metrics = {}
+        trainer.training_state.valid_metrics = {}
     try:
         trainer.evaluate(trainer.train_loader, "train", max_batches=1)
     except TrainingError as error:
@@ -117,4 +117,4 @@ def _try_mixed(trainer: BaseTrainer) -> None:
         advice = "`trainer: {train_metrics: false}` computes metrics in validation only"
         raise TrainingError(f"{error} ({text}, (sample, class); {advice})") from error
     finally:
-        trainer.state.valid_metrics = metrics
+        trainer.training_state.valid_metrics = metrics

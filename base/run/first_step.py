@@ -74,7 +74,7 @@ def check_shapes(trainer: BaseTrainer) -> Iterator[ShapeAgreement]:
         TrainingError: the same, for what a custom trainer computes itself.
     """
     agreement = ShapeAgreement()
-    metrics = (*trainer.metrics.values(), *trainer.state.valid_metrics.values())
+    metrics = (*trainer.metrics.values(), *trainer.training_state.valid_metrics.values())
     watched = [*trainer.experiment.all_losses.values(), *metrics]
     steps = () if is_compiled(trainer.model) else ("train_step", "valid_step")
     try:

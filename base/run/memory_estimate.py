@@ -137,7 +137,7 @@ def _measure_activations(
 
 
 def _allocated_bytes(trainer: BaseTrainer, batch: Any) -> int:
-    with trial(trainer.state, trainer):
+    with trial(trainer.training_state, trainer):
         before = torch.cuda.memory_allocated(trainer.device)
         torch.cuda.reset_peak_memory_stats(trainer.device)
         trainer.try_step(batch)

@@ -74,7 +74,7 @@ def fits_on_device(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) 
     trained = trainer.experiment.trained.values()
     try:
         optimizer_state = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]
-        with trial(trainer.state, trainer):
+        with trial(trainer.training_state, trainer):
             trainer.try_step(cut(batch, 0, size, n_samples))
         del optimizer_state
     except torch.OutOfMemoryError:
@@ -104,6 +104,6 @@ def saved_bytes(trainer: BaseTrainer, batch: Any) -> int:
     """
     existing = [*trainer.model.parameters(), *tensors_in(batch)]
     saved = SavedBytes(existing)
-    with trial(trainer.state, trainer), saved:
+    with trial(trainer.training_state, trainer), saved:
         trainer.try_step(batch)
     return saved.peak + 2 * saved.largest

@@ -52,7 +52,10 @@ def try_training_step(trainer: BaseTrainer, batch: Any) -> dict[str, Any]:
     """Run `train_step` on a batch without updates; restore the whole state."""
     batch = to_device(batch, trainer.device)
     trainer.epoch_start.begin()
-    with kept_weights(trainer.model, trainer.optimizers.values()), trial(trainer.state, trainer):
+    with (
+        kept_weights(trainer.model, trainer.optimizers.values()),
+        trial(trainer.training_state, trainer),
+    ):
         return trainer.try_step(batch)
 
 
@@ -75,7 +78,7 @@ def _plain_step(trainer: BaseTrainer) -> dict[str, Any] | None:
             batch = cut(batch, 0, min(N_SAMPLES, n_samples), n_samples)
         batch = to_device(batch, trainer.device)
         trainer.epoch_start.begin()
-        with trial(trainer.state, trainer), trainer.precision.autocast():
+        with trial(trainer.training_state, trainer), trainer.precision.autocast():
             losses = trainer.compute_losses(trainer.forward(batch), batch)
             values = trainer.total(losses)
     except KindlingError:

@@ -94,7 +94,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     if "test" in bad_samples.known:
         bad_samples.log_summary()
     tables: dict[str, Any] = {}
-    for name, metric in trainer.state.valid_metrics.items():
+    for name, metric in trainer.training_state.valid_metrics.items():
         result = metric.compute()
         if isinstance(result, Tensor) and result.dim() == 2:
             tables[name] = result

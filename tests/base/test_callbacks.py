@@ -168,7 +168,7 @@ class Pictures:
 
 def test_image_samples_are_the_first_inputs_of_the_run() -> None:
     trainer = make("callbacks=[{type: ImageSamples, args: {n_images: 3}}]")
-    trainer.run.log.writers = pictures = Pictures()
+    trainer.current_run.log.writers = pictures = Pictures()
     trainer.callbacks["ImageSamples"].on_start(trainer)
     (tag, images, step) = pictures.calls[0]
     inputs = next(trainer.train_loader.batches(0, 1))[0][:3]
@@ -178,7 +178,7 @@ def test_image_samples_are_the_first_inputs_of_the_run() -> None:
 
 def test_image_samples_leave_what_is_no_image() -> None:
     trainer = make("data_loader.args.shape=[2, 5, 1]", "model.args.n_inputs=10")
-    trainer.run.log.writers = pictures = Pictures()
+    trainer.current_run.log.writers = pictures = Pictures()
     from base.callbacks import ImageSamples
 
     ImageSamples().on_start(trainer)

@@ -675,7 +675,7 @@ def test_a_layer_made_in_forward_is_caught_at_the_first_batch(
 ) -> None:
     monkeypatch.setitem(MODELS.registered, "LateLayer", LateLayer)
     trainer = make("model={type: LateLayer}")
-    with pytest.raises(TrainingError, match=r"head: Linear.*made in LateLayer\.forward"):
+    with pytest.raises(TrainingError, match=r"head: Linear.*created in LateLayer\.forward"):
         train_in(trainer)
     assert trainer.progress.batches_total == 0
 
@@ -739,7 +739,7 @@ def test_nothing_waits_for_the_gpu_in_a_step(precision: str) -> None:
 def test_the_graph_of_a_step_is_let_go() -> None:
     trainer = make()
     train_in(trainer)
-    assert all(not value.requires_grad for value in trainer.state.last_values.values())
+    assert all(not value.requires_grad for value in trainer.training_state.last_values.values())
     assert all(p.grad is None for p in trainer.model.parameters())
 
 

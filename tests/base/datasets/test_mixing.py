@@ -278,5 +278,5 @@ def test_a_metric_that_takes_no_shares_is_told_before_training(tmp_path, is_told
             check(trainer)
     else:
         check(trainer)
-        assert trainer.state.valid_metrics
+        assert trainer.training_state.valid_metrics
         train_in(trainer)

@@ -82,7 +82,7 @@ def test_a_third_batch_takes_the_estimate_or_a_little_less(net: str, n_samples: 
     trainer = make(NETS[net], IMAGES % n_samples)
     batch = next(batches(trainer))
     there = (*trainer.model.parameters(), *trainer.model.buffers(), *tensors_in(batch))
-    with trial(trainer.state, trainer), LiveBytes(iter(there)) as live:
+    with trial(trainer.training_state, trainer), LiveBytes(iter(there)) as live:
         trainer.try_step(batch)
     found = live.peak + sum(tensor.nbytes for tensor in there)
     assert 0.85 * estimated <= found <= 1.01 * estimated

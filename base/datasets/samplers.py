@@ -1,4 +1,4 @@
-"""Samplers, which choose the samples of an epoch. Add your own here."""
+"""Samplers, which choose the samples of an epoch. Your own go into ``data_loader/``."""
 
 from __future__ import annotations
 

@@ -49,8 +49,13 @@ def slowly(*values: object) -> object:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder of configs and data, and in it a home and a folder for temporary files."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of configs and data, and in it a home and a folder for temporary files.
+
+    Its name is short: workers send batches through sockets in the folder for temporary files, and
+    the path of a socket has at most 107 characters.
+    """
+    tmp_path = tmp_path_factory.mktemp("w")
     for name, text in CONFIGS.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     draw = np.random.default_rng(0)

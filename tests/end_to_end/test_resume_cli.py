@@ -267,7 +267,7 @@ def test_a_run_without_a_whole_checkpoint_is_left_alone(
     done = place.run("-r", *([cut] if named else []))
     # That no run there has a checkpoint is a wrong use of a bare -r; all else has failed.
     assert done.returncode == (2 if how == "absent" and not named else 1)
-    assert ("none of its checkpoints is whole" if how == "damaged" else "no") in done.stderr
+    assert ("none of its checkpoints is valid" if how == "damaged" else "no") in done.stderr
     assert "Traceback" not in done.stderr
     assert snapshot(cut) == before
     assert place.runs() == [cut]

@@ -143,7 +143,7 @@ def test_tensorboard_is_written_if_switched_on_or_named(
         ("[{type: csv, args: {x: 1}}]", r"args\.x: unknown argument for csv \(it takes none\)"),
         ("[{type: wandb, args: {project: [a]}}]", r"args\.project: expected a text"),
         ("[wandbb]", r"found the text 'wandbb'; did you mean 'wandb'\?"),
-        ("[wandb, wandb]", r"'wandb' is item 0 already"),
+        ("[wandb, wandb]", r"'wandb' is already item 0"),
         ("[{type: mlflow, args: {folder: x}}]", r"args\.folder: unknown argument for mlflow"),
     ],
 )

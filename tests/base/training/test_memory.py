@@ -328,7 +328,7 @@ def test_recomputed_activations_in_bf16_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("['stem']", "'stem' holds a BatchNorm"),
+        ("['stem']", "'stem' contains a BatchNorm"),
         ("['body.1']", "BatchNorm"),
         ("['stemm']", "did you mean 'stem'"),
     ],

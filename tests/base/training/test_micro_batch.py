@@ -133,7 +133,7 @@ def test_what_a_step_logs_is_the_mean_of_its_batch() -> None:
         trainer = make(f"memory.micro_batch={size}", "optimizer.args.lr=0.000001")
         finish = trainer.capture.finish
         trainer.capture.finish = lambda w, n=number, t=trainer, f=finish: (
-            logged[n].append(float(t.state.last_values["loss"])), f(w))  # fmt: skip
+            logged[n].append(float(t.training_state.last_values["loss"])), f(w))  # fmt: skip
         train_in(trainer)
     assert logged[1] == pytest.approx(logged[0], rel=1e-4)
     assert len(logged[0]) == 10

@@ -13,7 +13,7 @@ from toy import make, run
 
 from base.checkpoint.store import read
 from base.errors import ConfigError
-from base.run.testing import tested_state
+from base.run import testing
 from trainer.trainer import Trainer
 
 
@@ -126,7 +126,7 @@ def test_an_average_of_ones_own_may_be_called_ema() -> None:
 def test_a_name_that_begins_like_one_of_the_engine_is_ones_own(name: str) -> None:
     """What a test restores, and a rollback puts back, was told by the beginning of the name."""
     trainer = make("trainer.on_nonfinite=rollback", trainer=registering(name, nn.Linear(2, 2)))
-    assert name in tested_state(trainer)
+    assert name in testing.tested_state(trainer)
     assert name in trainer.recovery._rolled_back()
 
 

@@ -98,7 +98,7 @@ class BaseTrainer:
         self.steppers, self.window, self.finite = state.steppers, state.window, state.finite
         self.progress, self.monitor, self.ema = state.progress, state.monitor, state.ema
         self.capture, self.epoch_rows = state.capture, state.epoch_rows
-        self.stateful, self.valid_metrics = state.stateful, state.valid_metrics
+        self.stateful = state.stateful
 
         memory, length = self.config["memory"], experiment.length
         self.offload = offload_activations(memory["offload_activations"], self.device)
@@ -489,23 +489,50 @@ class BaseTrainer:
 
     # --- The run ---------------------------------------------------------------------------------
 
-    @property
+    @property  # type: ignore[misc]  # mypy takes a setter for an overload
     @final
     def folder(self) -> Path | None:
         """The run's folder; None before training and for runs that write no files."""
         return self.current_run.folder
 
-    @property
+    @folder.setter
+    def folder(self, _: Any) -> None:
+        self._refuse_assignment("folder")
+
+    @property  # type: ignore[misc]  # mypy takes a setter for an overload
     @final
     def store(self) -> CheckpointStore | None:
         """The run's checkpoints."""
         return self.current_run.store
 
-    @property
+    @store.setter
+    def store(self, _: Any) -> None:
+        self._refuse_assignment("store")
+
+    @property  # type: ignore[misc]  # mypy takes a setter for an overload
     @final
     def writers(self) -> Writers:
         """The writers of the run's numbers and images."""
         return self.current_run.log.writers
+
+    @writers.setter
+    def writers(self, _: Any) -> None:
+        self._refuse_assignment("writers")
+
+    @property
+    def valid_metrics(self) -> dict[str, Any]:
+        """The metrics of validation and test, by name."""
+        return self.training_state.valid_metrics
+
+    @valid_metrics.setter
+    def valid_metrics(self, metrics: dict[str, Any]) -> None:
+        self.training_state.valid_metrics = metrics
+
+    @final
+    def _refuse_assignment(self, name: str) -> None:
+        text = f"{type(self).__name__} sets self.{name}, which the run sets"
+        text += f": {INSTEAD_IN_TRAINERS[name]}"
+        raise ConfigError([self.config.problem(("trainer", "type"), text)])
 
     @property
     @final
@@ -515,6 +542,7 @@ class BaseTrainer:
 
     # --- Parts of the loop -----------------------------------------------------------------------
 
+    @final
     def _start_run(self, run: Run, stack: ExitStack) -> None:
         """Attach a run and start its callbacks; they end with ``stack``."""
         self.current_run, self.recovery.folder = run, run.folder
@@ -525,6 +553,7 @@ class BaseTrainer:
         self._has_started = True
         self.clock.start()
 
+    @final
     def _call_epoch_start(self) -> None:
         """Call ``begin_epoch``, then ``on_epoch_start`` of each callback."""
         self.begin_epoch()
@@ -533,6 +562,7 @@ class BaseTrainer:
             with nullcontext() if self._has_started else suppress(Exception):
                 callback.on_epoch_start(self)
 
+    @final
     def _micro_batches(self, bar: ProgressBar) -> Iterator[Any]:
         """Yield the micro-batches left in the epoch; call `end_step` after the last one of a step.
 
@@ -560,11 +590,13 @@ class BaseTrainer:
             if self.window.is_full:
                 self.end_step(self.training_state.last_values)
 
+    @final
     def _training_batches(self, first: int, count: int) -> Iterator[Any]:
         """Yield training batches on the device; a window is read whole before its first batch."""
         batches = self.train_loader.batches(first, count)
         return self._copy_to_device(self.window.read_ahead(batches, first))
 
+    @final
     def _copy_to_device(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Copy batches to the device, ahead of their use by ``memory.prefetch``."""
         rules = self.config["batch"]
@@ -572,6 +604,7 @@ class BaseTrainer:
             batches = checked_weights(batches, rules)
         return feed(batches, self.device, self.config["memory"]["prefetch"], self.clock)
 
+    @final
     def _update_sampler(self, part: Any, values: StepValues) -> None:
         """Pass the losses of each sample to a sampler that learns from them."""
         if self.training_state.sampler is not None and self.training_state.sampler.wants_losses:
@@ -585,6 +618,7 @@ class BaseTrainer:
         with self.precision.autocast(), self.offload():
             return self.train_step(batch)
 
+    @final
     def _repeat_step(self, part: Any) -> Values:
         """Run a failed step again and restore the state; Recovery looks for the cause."""
         with trial(self.training_state, self):

@@ -48,8 +48,8 @@ SHORT_FORMS = {
 
 TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
-  python train.py -r                                        resume the newest run
-  python train.py -r saved/digits/0131_235959 --epochs 40   train it for longer
+  python train.py -r                                      resume the newest run
+  python train.py -r saved/digits/0131_235959 --epochs 40 train it for longer
 
 exit codes: 0 success; 1 failure, the last checkpoint stays valid; 2 an error in
 the config or the command; 3 out of memory or disk space; 130, 143 interrupted

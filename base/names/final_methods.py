@@ -17,6 +17,8 @@ from base.system.places import ENGINE
 
 _PORTING = "docs/from-pytorch-template.md, section 4, ports it"
 
+_ENGINES = "choose another name; this one is of the engine's loop"
+
 INSTEAD_IN_TRAINERS = {
     "train": "override train_step(batch) for a step, begin_epoch() for the start of an epoch",
     "train_epoch": "override train_step(batch) for a step, begin_epoch() for the start of an epoch",
@@ -38,6 +40,14 @@ INSTEAD_IN_TRAINERS = {
     "folder": "choose another name; `trainer.save_dir` in the config sets the folder",
     "store": "choose another name; checkpoints keep what self.register(name, thing) adds",
     "writers": "choose another name; `trainer.writers` in the config adds writers",
+    "_start_run": _ENGINES,
+    "_call_epoch_start": _ENGINES,
+    "_micro_batches": _ENGINES,
+    "_training_batches": _ENGINES,
+    "_copy_to_device": _ENGINES,
+    "_update_sampler": _ENGINES,
+    "_repeat_step": _ENGINES,
+    "_refuse_assignment": _ENGINES,
     "in_own_unit": "override predict(outputs) to change the inputs of metrics",
 }
 """What a user's trainer should override instead of a final method."""

@@ -210,7 +210,8 @@ class EpochStart:
 
 def _prepares_epochs(callback: Any) -> bool:
     method = getattr(type(callback), "on_epoch_start", None)
-    return method is not None and getattr(method, "__qualname__", "") != "Callback.on_epoch_start"
+    place = f"{getattr(method, '__module__', '')}.{getattr(method, '__qualname__', '')}"
+    return method is not None and place != "base.callbacks.Callback.on_epoch_start"
 
 
 def keep_changes(
@@ -263,7 +264,9 @@ def _has_attributes(one: object) -> bool:
 
 
 def _is_own(one: object) -> bool:
-    return type(one).__module__.partition(".")[0] not in _LIBRARIES
+    """Return whether an object may have state that only the user's code sets."""
+    module = type(one).__module__
+    return module.startswith("base.datasets.") or module.partition(".")[0] not in _LIBRARIES
 
 
 def _public(one: object, names: list[str]) -> list[str]:

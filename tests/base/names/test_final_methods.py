@@ -202,3 +202,14 @@ def test_an_error_of_an_import_is_told_as_what_it_is(
 def test_a_stock_trainer_that_nothing_imports_does_no_harm(project: Project) -> None:
     project({"trainer/old.py": STOCK, "trainer/mine.py": MINE})
     assert find("trainer", "Mine").__name__ == "Mine"
+
+
+@pytest.mark.parametrize("name", ["folder", "store", "writers"])
+def test_an_attribute_of_the_run_cannot_be_set(name: str) -> None:
+    class Setting(Trainer):
+        def __init__(self, experiment: Any) -> None:
+            super().__init__(experiment)
+            setattr(self, name, None)
+
+    with pytest.raises(ConfigError, match=rf"trainer.type: Setting sets self\.{name}, .*: choose"):
+        make(trainer=Setting)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from toy import assert_same, make, run, train_in, weights
 
+from base import callbacks
 from base.callbacks import Callback
 from base.checkpoint.store import read
 from base.names.registry import CALLBACKS, LOSSES, MODELS
@@ -438,3 +439,46 @@ def test_an_error_in_it_is_shown_as_it_is() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         check(make(trainer=Failing))
+
+
+def test_a_callback_of_any_name_is_called_at_the_start_of_an_epoch() -> None:
+    seen: list[int] = []
+
+    class Callback(callbacks.Callback):
+        def on_epoch_start(self, trainer: Any) -> None:
+            seen.append(trainer.progress.epoch)
+
+    trainer = make()
+    trainer.callbacks["mine"] = Callback()
+    train_in(trainer)
+    assert seen == [0, 1]
+
+
+def test_what_an_epoch_sets_on_a_shipped_transform_counts_once() -> None:
+    """The checks before training begin the epoch too; what they set is restored."""
+    seen: list[int] = []
+
+    class Shifting(Trainer):
+        def __init__(self, experiment: Any) -> None:
+            super().__init__(experiment)
+            self.shift = self.build("transform", {"type": "RandomShift", "args": {"pixels": 1}})
+
+        def begin_epoch(self) -> None:
+            self.shift.pixels += 1
+            seen.append(self.shift.pixels)
+
+    trainer = make(trainer=Shifting)
+    check(trainer)
+    train_in(trainer)
+    assert seen[-2:] == [2, 3]
+
+
+def test_the_metrics_of_validation_can_be_replaced() -> None:
+    class Unmeasured(Trainer):
+        def __init__(self, experiment: Any) -> None:
+            super().__init__(experiment)
+            self.valid_metrics = {}
+
+    values = train_in(make("metrics=[accuracy]", trainer=Unmeasured))
+    assert "train/accuracy" in values
+    assert "valid/accuracy" not in values

@@ -13,6 +13,7 @@ from base.errors import ConfigError
 from base.names.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, final_names
 from base.names.registry import find
 from base.training.metrics import Metric
+from tests.base.toy import make
 from trainer.trainer import Trainer
 
 Project = Callable[[dict[str, str]], Path]

@@ -7,7 +7,7 @@
 #:  make test TESTS="-n 0"           in one process, as a debugger wants it
 #:  make test-all                    the slow tests too
 #:  make check                       formatting, lint and types, without the tests
-#:  make format                      format the code and mend what ruff can mend
+#:  make format                      format the code and fix what ruff can fix
 #:  make doctor                      is this machine fit to train: versions, room, resume
 #:  make clean                       remove caches; never touches saved/ or .venv
 #:  make train PYTHON=python3.12     where .venv is not made yet: with this Python
@@ -49,7 +49,7 @@ clean:
 	find . \( -path ./saved -o -path ./$(VENV) -o -path ./.git \) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # Setting up. The stamps are written last, so that an interrupted installation is done again. A .venv
-# whose Python no longer runs (moved, upgraded away) is made anew. Always the pip of .venv: the system's
+# whose Python no longer runs (moved, upgraded away) is made again. Always the pip of .venv: the system's
 # own pip refuses to install on Debian and Ubuntu.
 $(shell $(RUN) -c "" 2>/dev/null || rm -f $(VENV)/.installed* $(VENV)/bin/pip)
 

@@ -16,7 +16,7 @@ VENV ?= .venv
 ARGS ?= -c config/digits.yaml
 TESTS ?=
 RUN = $(VENV)/bin/python
-# One process a core; the tests of a file stay together, since they share what they have prepared.
+# One process a core and one more; the tests of a file stay together, since they share what they have prepared.
 CORES = -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help train test test-all check format doctor clean

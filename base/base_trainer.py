@@ -530,8 +530,9 @@ class BaseTrainer:
 
     @final
     def _refuse_assignment(self, name: str) -> None:
-        text = f"{type(self).__name__} sets self.{name}, which the run sets"
-        text += f": {INSTEAD_IN_TRAINERS[name]}"
+        """Raise an error that says what to use instead of an attribute of the run."""
+        advice = INSTEAD_IN_TRAINERS[name]
+        text = f"{type(self).__name__} sets self.{name}, which the run sets: {advice}"
         raise ConfigError([self.config.problem(("trainer", "type"), text)])
 
     @property
@@ -607,10 +608,9 @@ class BaseTrainer:
     @final
     def _update_sampler(self, part: Any, values: StepValues) -> None:
         """Pass the losses of each sample to a sampler that learns from them."""
-        if self.training_state.sampler is not None and self.training_state.sampler.wants_losses:
-            record_sample_losses(
-                self.training_state.sampler, ids_of(part, self.config["batch"]), values
-            )
+        sampler = self.training_state.sampler
+        if sampler is not None and sampler.wants_losses:
+            record_sample_losses(sampler, ids_of(part, self.config["batch"]), values)
 
     @final
     def try_step(self, batch: Any) -> Values:

@@ -62,6 +62,7 @@ def open_run(
 
     Raises:
         UsageError: the folder cannot be created, or another process uses it.
+        CheckpointError: the checkpoint is damaged, or its state does not fit.
         DataError: the data differ from those of the resumed run.
     """
     with (
@@ -88,7 +89,7 @@ def open_run_in(
 
 @contextmanager
 def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Path]:
-    """Create a folder for the run, or open that of the resumed one; lock it and log into it.
+    """Create a folder for the run, or open that of the resumed one; lock it and log there.
 
     Raises:
         UsageError: the folder cannot be created, or another process uses it.
@@ -150,7 +151,7 @@ def add_resume_advice(folder: Path) -> Iterator[None]:
 
 
 def write_deferred_files(trainer: BaseTrainer, files: DeferredFiles) -> None:
-    """Write the caches that waited for the checks; workers started without them are closed.
+    """Write the caches that waited for the checks, and close workers that started without them.
 
     Raises:
         DataError: a cache cannot be written.

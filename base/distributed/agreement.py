@@ -1,0 +1,302 @@
+"""One message of fixed size in which all processes agree on what happens next.
+
+Every collective operation of a training follows such a message. A process that fails sends its
+next message as a failure, whatever the others are about to do, so that none waits for it in vain.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from base.errors import KindlingError, TrainingError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup, Store, Work
+
+PATIENCE_SECONDS = 1.5  # for the other ranks to report themselves after one is lost
+LONG_WAIT = 10  # times the timeout: where one rank may work while the others wait
+
+
+class Kind(Enum):
+    """The point of a training at which a message is sent; the value describes the wait for it."""
+
+    START = "the start of training"
+    WINDOW = "the batches of a step"
+    UPDATE = "the gradients"
+    EPOCH = "the end of an epoch"
+    VALID = "a batch of the evaluation"
+    EXCHANGE = "values of the other ranks"
+    END = "the end of training"
+
+
+NUMBERS = {kind: number for number, kind in enumerate(Kind, start=1)}
+PATIENT = (Kind.START, Kind.EPOCH, Kind.EXCHANGE, Kind.END)
+FIELDS = (
+    "kind", "step",  # of a rank that has not failed
+    "failed",
+    "oom_half",  # of a rank out of memory: half its number of samples
+    "nonfinite",  # 1 if the loss is not finite
+    "stop",  # the signal that asks to stop
+    "save",  # 1 for a request to save
+    "save_due", "log_due",  # 1 for what is due by the clock of this rank
+    "optimizer",  # the number of the optimizer that is about to step
+    "n_samples", "found",  # of the window; see `Window`
+)  # fmt: skip
+WIDTH = 48  # the fields, then the denominators of up to 36 losses
+
+
+class RankLostError(TrainingError):
+    """A process of the group ended, or does not answer."""
+
+
+class PeerError(KindlingError):
+    """Another process failed; rank 0 reports its error, the others exit without a word."""
+
+    def __init__(self, rank: int, text: str, exit_code: int = 1) -> None:
+        super().__init__(f"rank {rank}: {text}")
+        self.exit_code = exit_code
+
+
+class Message:
+    """What all ranks sent: ``message["stop"]`` holds the numbers of that field, by rank."""
+
+    def __init__(self, rows: Sequence[Sequence[float]]) -> None:
+        self._rows = rows
+
+    def __getitem__(self, field: str) -> list[float]:
+        place = FIELDS.index(field)
+        return [row[place] for row in self._rows]
+
+    def ranks_with(self, field: str) -> list[int]:
+        """Return the ranks for which a field is not 0."""
+        return [rank for rank, number in enumerate(self[field]) if number]
+
+    @property
+    def denominators(self) -> list[float]:
+        """The sums of the denominators over all ranks."""
+        return [sum(numbers) for numbers in zip(*self._rows, strict=True)][len(FIELDS) :]
+
+    @property
+    def stop_signal(self) -> int | None:
+        """The signal that asks to stop, of the lowest rank that received one."""
+        return next((int(number) for number in self["stop"] if number), None)
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether a rank is out of memory, so that this step is repeated or ends the training."""
+        return any(self["oom_half"])
+
+
+class Ticket:
+    """A message on its way; `Agreement.finish` returns those of all ranks."""
+
+    __slots__ = ("kind", "message", "received", "sent", "step", "work")
+
+    def __init__(self, kind: Kind, step: int, sent: Tensor, size: int) -> None:
+        self.kind, self.step, self.sent = kind, step, sent
+        self.received = [torch.empty_like(sent) for _ in range(size)]
+        self.work: Work | None = None
+        self.message: Message | None = None
+
+
+class Agreement:
+    """Sends and receives messages, in one order on all ranks.
+
+    Args:
+        group: the process group of the messages, on the CPU.
+        store: the key-value store of this attempt.
+        timeout: the seconds to wait for a rank in a step.
+    """
+
+    def __init__(
+        self, rank: int, size: int, group: ProcessGroup, store: Store, timeout: float
+    ) -> None:
+        self.rank, self.size, self.timeout = rank, size, timeout
+        self.group, self.store = group, store
+        self._pending: deque[Ticket] = deque()
+        self._has_failed = False
+        self._has_begun = False  # the first steps compile, cache and connect: they may take longer
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+        store.set(f"peer/{rank}", json.dumps(about))
+
+    def begin(
+        self, kind: Kind, step: int, denominators: Sequence[float] = (), **values: float
+    ) -> Ticket:
+        """Send a message without waiting for the others. Fields that are left out are 0."""
+        values = {"kind": NUMBERS[kind], "step": step, **values}
+        return self._send(kind, step, _as_tensor(values, denominators))
+
+    def finish(self, ticket: Ticket) -> Message:
+        """Wait for a message of all ranks, and for all that were sent before it.
+
+        Raises:
+            PeerError: another rank has failed.
+            RankLostError: a rank ended, does not answer, or is at another point of the training.
+        """
+        message = self._resolve(ticket)
+        self._refuse_failure(ticket, message)
+        return message
+
+    def agree(
+        self, kind: Kind, step: int = 0, denominators: Sequence[float] = (), **values: float
+    ) -> Message:
+        """Send a message and wait for it."""
+        return self.finish(self.begin(kind, step, denominators, **values))
+
+    def fail(self, error: BaseException, text: str) -> None:
+        """Report an error of this rank in the next message that the others expect.
+
+        After it returns, all ranks know; it returns at once if they already did.
+        """
+        if self._has_failed or isinstance(error, PeerError | RankLostError):
+            return
+        self._has_failed = True
+        code = getattr(error, "exit_code", 1)
+        self.store.set(f"failed/{self.rank}", json.dumps({"text": text, "exit_code": code}))
+        with suppress(KindlingError, RuntimeError):
+            self._resolve(self._send(Kind.END, 0, _as_tensor({"failed": 1}, ())))
+
+    def fail_out_of_memory(self, step: int, half: int) -> Message:
+        """Report that this rank is out of memory at a step, as the next message that is expected.
+
+        Args:
+            half: half the number of samples that did not fit.
+        """
+        values = {"kind": NUMBERS[Kind.UPDATE], "step": step, "oom_half": half}
+        return self.finish(self._send(Kind.UPDATE, step, _as_tensor(values, ())))
+
+    def failures(self) -> list[tuple[int, str, int]]:
+        """Return rank, text and exit code of each failure that was reported."""
+        found = []
+        for rank in range(self.size):
+            if self.store.check([f"failed/{rank}"]):
+                about = json.loads(self.store.get(f"failed/{rank}"))
+                found.append((rank, about["text"], about["exit_code"]))
+        return found
+
+    def lost(self, error: BaseException, what: str, step: int) -> RankLostError:
+        """Return the error for a collective operation that failed: which rank, where, for what."""
+        missing, waited = self._missing_ranks(), "timed out" in str(error).lower()
+        if missing is None:
+            text = f"the launcher's store, and with it rank 0's machine, is gone at step {step}"
+        elif missing:
+            who = ", ".join(f"rank {rank}{self._describe(rank)}" for rank in missing)
+            how = f"has not answered for {self.timeout:g} s" if waited else "is gone"
+            text = f"{who} {how}: at step {step}, waiting for {what}"
+        else:
+            text = f"the connection between ranks broke at step {step}, waiting for {what}"
+            text += f" ({str(error).splitlines()[0][:120]})"
+        self._end_stopped(missing or [])
+        return RankLostError(text)
+
+    def _send(self, kind: Kind, step: int, numbers: Tensor) -> Ticket:
+        from torch.distributed import AllgatherOptions
+
+        ticket, options = Ticket(kind, step, numbers, self.size), AllgatherOptions()
+        is_long = kind in PATIENT or not self._has_begun
+        self._has_begun = self._has_begun or kind is Kind.UPDATE
+        options.timeout = timedelta(seconds=self.timeout * (LONG_WAIT if is_long else 1))
+        options.asyncOp = True
+        try:
+            ticket.work = self.group.allgather([ticket.received], [numbers], options)
+        except RuntimeError as error:
+            raise self.lost(error, kind.value, step) from error
+        self._pending.append(ticket)
+        return ticket
+
+    def _resolve(self, ticket: Ticket) -> Message:
+        """Wait for all messages up to this one, in their order."""
+        while ticket.message is None:
+            first = self._pending.popleft()
+            assert first.work is not None
+            try:
+                first.work.wait()
+            except RuntimeError as error:
+                raise self.lost(error, first.kind.value, first.step) from error
+            first.message = Message(torch.stack(first.received).tolist())
+            if first is not ticket:
+                self._refuse_failure(first, first.message)
+        return ticket.message
+
+    def _refuse_failure(self, ticket: Ticket, message: Message) -> None:
+        if any(message["failed"]):
+            self._has_failed = True
+            others = [one for one in self.failures() if one[0] != self.rank]
+            raise PeerError(*(others or [(self.rank, "failed", 1)])[0])
+        if len({*zip(message["kind"], message["step"], strict=True)}) > 1:
+            self._has_failed = True
+            places = zip(message["kind"], message["step"], strict=True)
+            kinds = dict(zip(NUMBERS.values(), NUMBERS, strict=True))
+            shown = (
+                f"rank {rank} at step {step:.0f}, {kinds[int(kind)].value}"
+                for rank, (kind, step) in enumerate(places)
+            )
+            text = "the ranks are at different points of the training, and each must make the same"
+            text += " calls of `update`, `gather` and `save`: check what depends on the rank"
+            raise RankLostError(f"{text} ({'; '.join(shown)})")
+
+    def _missing_ranks(self) -> list[int] | None:
+        """Return the ranks that do not report themselves; None if the store is gone too."""
+        try:
+            self.store.set(f"present/{self.rank}", "1")
+            ends = time.monotonic() + PATIENCE_SECONDS
+            while True:
+                keys = {rank: f"present/{rank}" for rank in range(self.size)}
+                missing = [rank for rank, key in keys.items() if not self.store.check([key])]
+                if not missing or time.monotonic() > ends:
+                    return missing
+                time.sleep(0.1)
+        except RuntimeError:
+            return None
+
+    def _describe(self, rank: int) -> str:
+        with suppress(Exception):
+            about = json.loads(self.store.get(f"peer/{rank}"))
+            return f" ({about['host']}, pid {about['pid']})"
+        return ""
+
+    def _end_stopped(self, missing: Sequence[int]) -> None:
+        """Kill lost ranks on this machine: torchrun waits 30 s for a stopped process to exit."""
+        for rank in missing:
+            with suppress(Exception):
+                about = json.loads(self.store.get(f"peer/{rank}"))
+                is_here = about["host"] == socket.gethostname()
+                if is_here and about["started"] and _started(about["pid"]) == about["started"]:
+                    os.kill(about["pid"], signal.SIGKILL)
+
+
+def _as_tensor(values: dict[str, float], denominators: Sequence[float]) -> Tensor:
+    numbers = [values.get(field, 0.0) for field in FIELDS]
+    numbers += denominators
+    numbers += [0.0] * (WIDTH - len(numbers))
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def _started(pid: int) -> str:
+    """Return the start time of a process, which tells it from a later one with the same number."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
+
+
+def text_of(error: BaseException) -> Any:
+    """Return what rank 0 prints for an error of another rank."""
+    import traceback
+
+    if isinstance(error, KindlingError):
+        return "\n".join(filter(None, (error.trace.rstrip(), str(error), error.advice)))
+    return "".join(traceback.format_exception(error)).rstrip()

@@ -1,0 +1,242 @@
+"""The processes of a training and what they exchange."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from base.distributed.agreement import LONG_WAIT, Agreement, Kind, Message, text_of
+from base.errors import KindlingError, UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup, Store
+
+NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets for each process."""
+
+
+class World:
+    """The processes that train one model, one for each device; this one has the number ``rank``.
+
+    Everything here works for a single process too: it is rank 0 of 1, sums are its own values,
+    and nothing is sent. All ranks must make the same calls in the same order.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.agreement: Agreement | None = None
+        self.launch_store: Store | None = None
+        """The launcher's store, which remains when the launcher restarts the processes."""
+        self._is_paused = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone writes files and logs."""
+        return self.rank == 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there are other ranks, and this block is not a check by each rank alone."""
+        return self.size > 1 and not self._is_paused
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let each rank work alone inside the block, as in the checks before training."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
+    def agree(self, kind: Kind, step: int = 0, **values: Any) -> Message:
+        """Send a message and wait for those of the other ranks."""
+        assert self.agreement is not None
+        return self.agreement.finish(self.agreement.begin(kind, step, **values))
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the value of each rank, in the order of ranks: plain data and tensors."""
+        if not self.is_active:
+            return [value]
+        import torch.distributed as dist
+
+        self.agree(Kind.EXCHANGE)
+        content = _to_bytes(value)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._watched():
+            dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
+            longest = int(max(sizes))
+            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded[: len(content)] = content
+            parts = [torch.empty_like(padded) for _ in range(self.size)]
+            dist.all_gather(parts, padded, group=self._group)
+        return [_from_bytes(part[: int(n)]) for part, n in zip(parts, sizes, strict=True)]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Return the value of each rank on rank 0, and None on the others."""
+        if not self.is_active:
+            return [value]
+        import torch.distributed as dist
+
+        self.agree(Kind.EXCHANGE)
+        content = _to_bytes(value)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._watched():
+            dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
+            padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
+            padded[: len(content)] = content
+            parts = [torch.empty_like(padded) for _ in range(self.size)] if self.is_main else None
+            dist.gather(padded, parts, dst=0, group=self._group)
+        if parts is None:
+            return None
+        return [_from_bytes(part[: int(n)]) for part, n in zip(parts, sizes, strict=True)]
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on all ranks: plain data and tensors."""
+        if not self.is_active:
+            return value
+        import torch.distributed as dist
+
+        self.agree(Kind.EXCHANGE)
+        content = _to_bytes(value) if self.is_main else torch.zeros(0, dtype=torch.uint8)
+        n_bytes = torch.tensor([len(content)])
+        with self._watched():
+            dist.broadcast(n_bytes, src=0, group=self._group)
+            if not self.is_main:
+                content = torch.empty(int(n_bytes), dtype=torch.uint8)
+            dist.broadcast(content, src=0, group=self._group)
+        return value if self.is_main else _from_bytes(content)
+
+    def broadcast_tensors(self, tensors: list[Tensor]) -> None:
+        """Copy rank 0's tensors into those of the other ranks, in place."""
+        if not self.is_active:
+            return
+        import torch.distributed as dist
+
+        self.agree(Kind.EXCHANGE)
+        with self._watched(), torch.no_grad():
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    @contextmanager
+    def reports_errors(self) -> Iterator[None]:
+        """Report an error in this block to the other ranks, and end them with it.
+
+        Rank 0 prints the error of any rank; the other ranks exit in silence with its exit code.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.agreement is not None:
+                self.agreement.fail(error, text_of(error))
+            raise
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.agreement is not None:
+            import torch.distributed as dist
+
+            self.agreement = None
+            dist.destroy_process_group()
+
+    @property
+    def _group(self) -> ProcessGroup:
+        assert self.agreement is not None
+        return self.agreement.group
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Translate the error of a collective operation into one that names the lost rank."""
+        assert self.agreement is not None
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise self.agreement.lost(error, Kind.EXCHANGE.value, 0) from error
+
+
+ALONE = World()
+"""The world of a single process."""
+
+
+def join_processes(timeout: float, device_type: str = "cpu") -> World:
+    """Join the processes that torchrun started; without torchrun, return a world of one.
+
+    Args:
+        timeout: the seconds to wait for a rank in a step; longer waits are ten times as long.
+        device_type: the kind of device that tensors are reduced on.
+
+    Raises:
+        UsageError: the environment is not as torchrun sets it.
+    """
+    size = world_size()
+    if size == 1:
+        return World()
+    import torch.distributed as dist
+
+    rank = _number("RANK")
+    store = next(iter(dist.rendezvous("env://", rank, size, timeout=_seconds(10 * timeout))))[0]
+    world = World(rank, size, _number("LOCAL_RANK"))
+    world.launch_store = store
+    # The store outlives a restart by torchrun, with the addresses of the processes that ended.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt-{attempt}", store)
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=size, timeout=_seconds(LONG_WAIT * timeout)
+        )
+        group: Any = dist.new_group(backend="gloo", timeout=_seconds(LONG_WAIT * timeout))
+    except (RuntimeError, ValueError) as error:
+        text = f"rank {rank} cannot reach the other {size - 1} processes"
+        raise UsageError(f"{text}: {str(error).splitlines()[0][:200]}") from error
+    world.agreement = Agreement(rank, size, group, store, timeout)
+    return world
+
+
+def world_size() -> int:
+    """Return the number of processes that torchrun started, 1 without torchrun.
+
+    Raises:
+        UsageError: its variables are incomplete, or are not numbers.
+    """
+    if "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
+        return 1
+    if missing := [name for name in NEEDED if name not in os.environ]:
+        given = next(name for name in ("WORLD_SIZE", "RANK") if name in os.environ)
+        text = f"{given}={os.environ[given]} is set, but {', '.join(missing)} not: start the"
+        text += " processes with torchrun, which sets them all, or unset it for one process"
+        raise UsageError(text)
+    size, rank = _number("WORLD_SIZE"), _number("RANK")
+    if not 0 <= rank < size:
+        raise UsageError(f"RANK={rank} is not between 0 and WORLD_SIZE - 1 = {size - 1}")
+    return size
+
+
+def _number(name: str) -> int:
+    value = os.environ[name]
+    if not value.strip().isdigit():
+        raise UsageError(f"{name}={value!r} is not a whole number; torchrun sets it")
+    return int(value)
+
+
+def _seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)
+
+
+def _to_bytes(value: Any) -> Tensor:
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
+
+
+def _from_bytes(content: Tensor) -> Any:
+    stream = io.BytesIO(content.numpy().tobytes())
+    return torch.load(stream, map_location="cpu", weights_only=True)

@@ -29,6 +29,7 @@ STOREYS: list[set[str]] = [
     {"base.data"},
     {"base.names"},
     {"base.checkpoint"},
+    {"base.distributed"},
     {"base.network"},
     {"base.config"},
     {"base.system"},

@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from enum import Enum
@@ -204,7 +204,7 @@ class Agreement:
         return RankLostError(text)
 
     def _send(self, kind: Kind, step: int, numbers: Tensor) -> Ticket:
-        from torch.distributed import AllgatherOptions
+        from torch.distributed.distributed_c10d import AllgatherOptions
 
         ticket, options = Ticket(kind, step, numbers, self.size), AllgatherOptions()
         is_long = kind in PATIENT or not self._has_begun
@@ -279,7 +279,7 @@ class Agreement:
                     os.kill(about["pid"], signal.SIGKILL)
 
 
-def _as_tensor(values: dict[str, float], denominators: Sequence[float]) -> Tensor:
+def _as_tensor(values: Mapping[str, float], denominators: Sequence[float]) -> Tensor:
     numbers = [values.get(field, 0.0) for field in FIELDS]
     numbers += denominators
     numbers += [0.0] * (WIDTH - len(numbers))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from base.distributed.agreement import LONG_WAIT, Agreement, Kind, Message, text_of
-from base.errors import KindlingError, UsageError
+from base.errors import UsageError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store

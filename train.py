@@ -24,6 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
 
     # Errors in the structure of the config are reported by now, before torch is imported.
+    from base.distributed import join_processes
     from base.names.check import check_names
     from base.run import (
         build_experiment,
@@ -49,22 +50,24 @@ def main(arguments: Sequence[str]) -> int:
         device = choose_device(options.device or config["device"])
         make_repeatable(config)
         seed_everything(config["seed"])
-
-        record = record_to_resume(config, resume_from)
-        references = references_to_resume(config, resume_from)
-        experiment = build_experiment(
-            config, device, weights=resume_from is None, record=record, references=references
-        )
-        trainer = build_trainer(config, experiment)
-        if options.dry_run:
-            print(dry_run(trainer), end="")
-            return 0
-        if resume_from is not None:
-            refuse_changed_data(experiment, resume_from, options.allow_change)
-        check(trainer)
-        write_deferred_files(trainer, files)
-        with open_run(trainer, config, resume_from, options.allow_change) as run:
-            trainer.train(run)
+        world = join_processes(120.0, device.type)
+        with world.reports_errors():
+            record = record_to_resume(config, resume_from)
+            references = references_to_resume(config, resume_from)
+            experiment = build_experiment(
+                config, device, weights=resume_from is None, record=record, references=references
+            )
+            experiment.share_with(world)
+            trainer = build_trainer(config, experiment)
+            if options.dry_run:
+                print(dry_run(trainer), end="")
+                return 0
+            if resume_from is not None:
+                refuse_changed_data(experiment, resume_from, options.allow_change)
+            check(trainer)
+            write_deferred_files(trainer, files)
+            with open_run(trainer, config, resume_from, options.allow_change) as run:
+                trainer.train(run)
     return 0
 
 

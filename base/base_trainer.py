@@ -5,6 +5,7 @@ The methods that a project overrides follow the loop, then the tools that these 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from base.config.durations import parse_duration
 from base.data.batch import SampleCount, Targets, ids_of, inputs_of, target_of
 from base.data.device_feed import feed
 from base.data.sample_items import checked_weights
+from base.distributed.agreement import Kind
+from base.distributed.reduction import average_buffers, running_buffers
 from base.errors import ConfigError, Problem
 from base.names.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
 from base.network.activations import offload_activations
@@ -35,6 +38,7 @@ from base.training.optimizer_step import choose_stepper, only
 from base.training.parameter_groups import learning_rates
 from base.training.precision import NO_CONTEXT
 from base.training.recovery import Recovery
+from base.training.requests import Requests
 from base.training.results import (
     StepValues,
     backward_passes,
@@ -88,7 +92,7 @@ class BaseTrainer:
         self.experiment = experiment
         self.config, self.settings = experiment.config, experiment.settings
         self.train_loader, self.valid_loader = experiment.train_loader, experiment.valid_loader
-        self.callbacks = experiment.callbacks
+        self.callbacks, self.world = experiment.callbacks, experiment.world
 
         # The state holds what a step uses. Functions below this class take it, never the trainer.
         self.training_state = state = build_state(experiment)
@@ -109,6 +113,9 @@ class BaseTrainer:
         self._gradients_every = gradients_every and parse_duration(gradients_every).in_steps(length)
 
         self.signals, self.clock = SignalFlags(), Clock()
+        self.requests = Requests(self.world, self.signals, self.save_every, self.log_every)
+        self.window.requests, self.window.on_message = self.requests.send, self.requests.receive
+        self.window.next_step = lambda: self.progress.step + 1
         self.epoch_start = EpochStart(
             state,
             self._call_epoch_start,
@@ -122,13 +129,14 @@ class BaseTrainer:
         epoch_start = self.epoch_start if self.epoch_start.is_used else None
         self.stateful.update(parts_with_state(state, self.callbacks, epoch_start))
         self.recovery = Recovery(
-            state, self.settings, self.config, self.epoch_start, self._repeat_step
+            state, self.settings, self.config, self.epoch_start, self._repeat_step, self.world
         )
         self.current_run = Run(RunLog(self.settings))  # `train` replaces it
         self._has_started = False
         self._phase_loader = self.train_loader
         self._predict_takes_batch = takes_batch(self.predict)
         self._n_samples: int | None = None  # in the current batch or micro-batch
+        self._rank_counts: deque[int] = deque()  # this rank's samples of the batches in evaluation
 
     # --- The loop --------------------------------------------------------------------------------
 
@@ -158,7 +166,7 @@ class BaseTrainer:
             except StopRequested:
                 self.save()
                 raise InterruptedRunError(
-                    self.signals.stop, run.folder, self.progress.step
+                    self.requests.stop, run.folder, self.progress.step
                 ) from None
         return values
 
@@ -183,11 +191,12 @@ class BaseTrainer:
                     guard,
                 ):
                     values = StepValues(self.train_step(micro_batch), n_samples)
-                    values.add_to(self.meters)
-                    results.append(values)
-                    self._update_sampler(micro_batch, values)
+                    if n_samples:
+                        results.append(values)
+                        values.add_to(self.meters)
+                        self._update_sampler(micro_batch, values)
                 del micro_batch  # frees the memory of this step before the next batch arrives
-        return summarise("train", self.meters, self.training_state.phase_metrics)
+        return summarise("train", self.meters, self.training_state.phase_metrics, self.world)
 
     @final
     def end_step(self, values: Mapping[str, Any]) -> None:
@@ -199,25 +208,26 @@ class BaseTrainer:
         self.training_state.freezing.after_step(self.progress.step)
         self.empty_cache.after_step(self.progress.step)
         is_made = self.recovery.end_step()
+        if self.world.is_active and is_made:
+            self._average_buffers()
         if self.ema is not None and is_made:
             self.ema.update()
         self.clock.lap("compute")
-        if is_made and self.log_every.is_due_at_step(self.progress.step):
+        if self.requests.log_is_due(self.progress.step) and is_made:
             self.current_run.log.log_step(values, self.progress)
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():
             callback.on_step_end(self)
         if self.store is not None:
             self.store.check()  # raises an error of the background save
-        if self.signals.save or self.save_every.is_due_at_step(self.progress.step):
-            self.signals.save = False
+        if self.requests.save_is_due(self.progress.step):
             self.save()
         self.clock.lap("logging")
         if is_made and self.progress.step == self.progress.skipped + 1:
             self.current_run.check_first_step(
-                summarise("train", self.meters, self.training_state.phase_metrics)
+                summarise("train", self.meters, self.training_state.phase_metrics, self.world)
             )
-        if self.signals.stop:
+        if self.requests.stop:
             raise StopRequested
 
     @final
@@ -243,20 +253,51 @@ class BaseTrainer:
         self.model.eval()
         with isolated_random_state(seed), averaged, torch.inference_mode():
             positions = iter(range(count))
-            for batch in self._copy_to_device(loader.batches(0, count)):
-                if self.signals.stop:
+            for batch in self._copy_to_device(self._evaluated(loader, count)):
+                if self.requests.stop:
                     raise StopRequested
-                self._n_samples = n_samples = count_samples(batch, next(positions))
+                position = next(positions)
+                counts = self._rank_counts
+                n_samples = counts.popleft() if counts else count_samples(batch, position)
+                self._n_samples = n_samples
+                if n_samples == 0:  # borrowed
+                    self._skip_batch()
+                    continue
                 with self.recovery.attempt(batch), self.precision.autocast():
                     values = StepValues(self.valid_step(batch), n_samples)
                 values.add_to(meters)
                 del batch
-            return summarise(phase, meters, metrics)
+            return summarise(phase, meters, metrics, self.world)
+
+    @final
+    def _evaluated(self, loader: Any, count: int) -> Iterator[Any]:
+        """Yield the batches of an evaluation; several ranks exchange requests before each."""
+        self._rank_counts.clear()
+        if not self.world.is_active:
+            yield from loader.batches(0, count)
+            return
+        n_sent = 0
+        for batch in loader.batches(0, count):
+            if loader.n_own is not None:
+                self._rank_counts.append(loader.n_own)
+            self.requests.exchange(Kind.VALID, n_sent)
+            n_sent += 1
+            yield batch
+            del batch
+        for position in range(n_sent, count):  # batches without a readable sample on this rank
+            self.requests.exchange(Kind.VALID, position)
+
+    @final
+    def _skip_batch(self) -> None:
+        """Note that this rank has no sample of a batch."""
+        for metric in self.training_state.phase_metrics.values():
+            metric.skip_batch()
 
     @final
     def end_epoch(self, values: Values) -> None:
         """Finish an epoch: schedules, best epoch, logging, callbacks, checkpoint, stop."""
         is_whole = self.progress.batch >= self.experiment.batches_per_epoch
+        self.requests.exchange(Kind.EPOCH, self.progress.step)
         if is_whole:
             for schedule in self.schedules.values():
                 schedule.after_epoch(values)
@@ -274,7 +315,7 @@ class BaseTrainer:
                 sums.reset()
         if is_best or (is_whole and self.save_every.is_due_after_epoch(self.progress.epoch)):
             self.save(values, is_best)
-        if self.signals.stop and not self.is_finished():
+        if self.requests.stop and not self.is_finished():
             raise StopRequested
 
     @final
@@ -385,7 +426,8 @@ class BaseTrainer:
             keep, stepping = retain_graph or number < len(losses), stepper.stepping(is_full)
             with self.capture.backward(stepper.scaler), self.precision.full(), stepping:
                 stepper.scaler.scale(share).backward(inputs=inputs, retain_graph=keep)
-        self.recovery.refuse_nonfinite()
+        if not self.world.is_active:  # else all ranks agree in `update`
+            self.recovery.refuse_nonfinite()
 
     @final
     def update(self, name: str | None = None, again: Callable[[], Values] | None = None) -> None:
@@ -403,7 +445,10 @@ class BaseTrainer:
         if not self.window.is_full:
             return
         if stepper.every == 1 or self.is_due(name):
-            self.window.correct(stepper.optimizer)
+            if self.world.is_active:
+                self.recovery.agree(name or next(iter(self.steppers)))
+            else:
+                self.window.correct(stepper.optimizer)
             self.recovery.before_update(stepper.parameters, stepper.scaler.is_enabled())
             self.capture.read_parameters(stepper.parameters, stepper.scaler)
             self.meters.update(stepper.step(self.progress.step, again))
@@ -423,13 +468,26 @@ class BaseTrainer:
     @final
     def measure(self, outputs: Any, batch: Any) -> None:
         """Update the metrics with the predictions for a batch."""
-        if self.training_state.phase_metrics:
+        if self._n_samples == 0:
+            self._skip_batch()
+        elif self.training_state.phase_metrics:
             with torch.no_grad():
                 more = (batch,) if self._predict_takes_batch else ()
                 predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
                 target = target_of(batch, self.config["batch"])
                 for metric in self.training_state.phase_metrics.values():
                     metric.update(predictions, target, batch, self._n_samples)
+
+    @final
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all ranks, concatenated along the first dimension, on each rank.
+
+        All ranks must call it. Their tensors may differ in the size of the first dimension.
+        """
+        if not self.world.is_active:
+            return tensor
+        parts = self.world.all_gather(tensor.detach().cpu())
+        return torch.cat(parts).to(tensor.device)
 
     @final
     def in_own_unit(self, predictions: Any, batch: Any) -> tuple[Any, Any]:
@@ -584,12 +642,23 @@ class BaseTrainer:
                 guard = self.current_run.guard_first_step() if is_first else NO_CONTEXT
                 yield held.pop(), n_samples, results, guard
             del parts
-            self.progress.advance(self.window.n_samples)
+            if self.window.is_lost and self.window.is_full:
+                self.recovery.agree_lost()
+            if self.world.is_active and self.window.is_full:
+                self.window.receive()
+            self.progress.advance(self.window.n_counted)
             if results:
                 self.training_state.last_values = values_of(results, self.device)
             bar.update()
             if self.window.is_full:
                 self.end_step(self.training_state.last_values)
+
+    @final
+    def _average_buffers(self) -> None:
+        """Average the statistics of BatchNorm over all ranks, by their samples of this step."""
+        if running_buffers(self.model):
+            share = self.window.n_own / max(self.window.n_counted, 1)
+            average_buffers(self.model, self.world, share, self.progress.step)
 
     @final
     def _training_batches(self, first: int, count: int) -> Iterator[Any]:

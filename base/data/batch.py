@@ -290,6 +290,14 @@ class SampleCount:
             n_drawn = self._second_dimension(batch)
         return count_samples(batch, self.rules, n_drawn)
 
+    def of_rank(self, batch: Any, position: int | None = None) -> int:
+        """Return how many samples of the batch that was just read are this rank's; 0 if borrowed.
+
+        A rank borrows a sample if the batch of all ranks has fewer samples than there are ranks.
+        """
+        n_own: int | None = getattr(self._loader, "n_own", None)
+        return self(batch, position) if n_own is None else n_own
+
     def _second_dimension(self, batch: Any) -> int | None:
         """Return the size of the second dimension of all tensors if it is the sample dimension.
 

@@ -69,7 +69,7 @@ class World:
         self.agree(Kind.EXCHANGE)
         content = _to_bytes(value)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with self._watched():
+        with self.watched():
             dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
             longest = int(max(sizes))
             padded = torch.zeros(longest, dtype=torch.uint8)
@@ -87,7 +87,7 @@ class World:
         self.agree(Kind.EXCHANGE)
         content = _to_bytes(value)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with self._watched():
+        with self.watched():
             dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
             padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
             padded[: len(content)] = content
@@ -106,7 +106,7 @@ class World:
         self.agree(Kind.EXCHANGE)
         content = _to_bytes(value) if self.is_main else torch.zeros(0, dtype=torch.uint8)
         n_bytes = torch.tensor([len(content)])
-        with self._watched():
+        with self.watched():
             dist.broadcast(n_bytes, src=0, group=self._group)
             if not self.is_main:
                 content = torch.empty(int(n_bytes), dtype=torch.uint8)
@@ -120,7 +120,7 @@ class World:
         import torch.distributed as dist
 
         self.agree(Kind.EXCHANGE)
-        with self._watched(), torch.no_grad():
+        with self.watched(), torch.no_grad():
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
@@ -151,7 +151,7 @@ class World:
         return self.agreement.group
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def watched(self, kind: Kind = Kind.EXCHANGE, step: int = 0) -> Iterator[None]:
         """Translate the error of a collective operation into one that names the lost rank."""
         assert self.agreement is not None
         try:
@@ -159,7 +159,7 @@ class World:
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise self.agreement.lost(error, Kind.EXCHANGE.value, 0) from error
+            raise self.agreement.lost(error, kind.value, step) from error
 
 
 ALONE = World()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,12 +72,6 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UsageError: this machine has no such device.
     """
-    n_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if n_processes > 1:
-        text = (
-            f"torchrun started {n_processes} processes; distributed training is not supported yet"
-        )
-        raise UsageError(f"{text}: start one process, `python train.py ...`, with `-d DEVICE`")
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if "," in name:

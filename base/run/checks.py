@@ -43,7 +43,7 @@ def check(trainer: BaseTrainer) -> None:
         TrainingError: shapes do not match.
     """
     check_settings(trainer)
-    with trainer.epoch_start.tried(), restore_weight_reads(trainer):
+    with trainer.world.paused(), trainer.epoch_start.tried(), restore_weight_reads(trainer):
         check_batches(trainer)
         _try_batches(trainer)
         for callback in trainer.callbacks.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -19,6 +19,8 @@ from torch.optim import Optimizer
 
 from base.config.durations import RunLength, parse_duration
 from base.data.batch import SampleCount, cut
+from base.distributed.agreement import Kind, Message, Ticket
+from base.distributed.group import ALONE, World
 from base.training.denominators import SUM_REDUCTION, LossDenominator, denominator_of, terms_of
 from base.training.losses import WeightedLoss
 
@@ -33,6 +35,8 @@ class Outcome(Enum):
     """The remaining batches are skipped, and no optimizer steps."""
     REPEATED = "repeated"
     """It starts again from its first batch."""
+    LOST = "lost"
+    """This rank ran out of memory; at the end of the window all ranks repeat it."""
 
 
 class Window:
@@ -40,7 +44,9 @@ class Window:
 
     The gradient of a step equals that of one batch with all samples of the window. The mean over a
     part is weighted by its share: its denominator divided by that of the window, which is known in
-    advance from the targets (see `base/training/denominators.py`).
+    advance from the targets (see `base/training/denominators.py`). With several ranks, the window
+    has the samples of all of them: each rank sends its denominators when it has read a window, and
+    the shares of all ranks sum to 1.
 
     Args:
         accumulate: the number of batches in a window.
@@ -48,6 +54,7 @@ class Window:
         losses: the losses of the config, by name.
         count: returns the number of samples in a batch, given its position.
         own: the losses that the trainer builds, by name; more may be added later.
+        world: the ranks that share each batch.
     """
 
     def __init__(
@@ -57,16 +64,27 @@ class Window:
         losses: Mapping[str, WeightedLoss],
         count: SampleCount,
         own: Mapping[str, WeightedLoss] = MappingProxyType({}),
+        world: World = ALONE,
     ) -> None:
-        self.accumulate, self.micro_batch = accumulate, micro_batch
+        self.accumulate, self.micro_batch, self.world = accumulate, micro_batch, world
         self.losses, self.own, self.count = losses, own, count
         self.size, self.is_full = 1, True
         self.n_samples = 0
         self._outcome = Outcome.MADE
-        self._whole = Denominators(0, {})  # all batches of the window
+        self._whole = Denominators(0, {})  # all batches of the window, of all ranks
         self._part = self._whole  # the part in progress
+        self._is_shared = False  # whether the part is less than the window
         self._ahead: deque[Denominators] = deque()  # windows that are read but have not begun
         self._deferred = DeferredDenominators()
+        self.requests: Callable[[], Mapping[str, float]] = dict
+        """Returns what this rank asks of the others when it has read a window."""
+        self.on_message: Callable[[Message], None] = lambda _: None
+        """Receives the messages of all ranks for a window."""
+        self.next_step: Callable[[], int] = lambda: 0
+        self._counts: deque[int] = deque()  # this rank's samples of the batches that are read
+        self._tickets: deque[Ticket] = deque()  # of the windows in `_ahead`
+        self._ticket: Ticket | None = None  # of this window, until its message is needed
+        self.n_own = 0  # this rank's samples of the window
 
     @property
     def is_dropped(self) -> bool:
@@ -86,6 +104,15 @@ class Window:
         """Skip the remaining batches of the window and repeat its step."""
         self._outcome, self.is_full = Outcome.REPEATED, False
 
+    def lose(self) -> None:
+        """Skip the remaining batches of the window on this rank; the ranks then repeat its step."""
+        self._outcome = Outcome.LOST
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether this rank has no gradients for the step of this window."""
+        return self._outcome is Outcome.LOST
+
     def restart(self) -> None:
         """Begin the repeated step."""
         self._outcome = Outcome.MADE
@@ -93,6 +120,10 @@ class Window:
     def read_ahead(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
         """Yield batches from position ``first``; read all batches of a window before its first."""
         self._ahead.clear()
+        if self.world.is_active:
+            self._counts.clear()
+            self._tickets.clear()
+            return self._windows_of_rank(batches, first)
         return batches if self.accumulate == 1 else self._windows(batches, first)
 
     def _windows(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
@@ -101,6 +132,52 @@ class Window:
             first += len(chunk)
             while chunk:
                 yield chunk.pop(0)
+
+    def _windows_of_rank(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
+        """Yield batches; for each window, send this rank's denominators to the other ranks."""
+        assert self.world.agreement is not None
+        while True:
+            chunk, whole = [], Denominators(0, {})
+            for batch in islice(batches, self.accumulate):
+                n_own = self.count.of_rank(batch, first)
+                whole.add(self._denominators(batch, n_own))
+                self._counts.append(n_own)
+                chunk.append(batch)
+                first += 1
+            if not chunk:
+                return
+            del batch
+            numbers = [0.0 if one is None else one for one in map(whole.number, self._names)]
+            step = self.next_step() + len(self._ahead)
+            sent = {"n_samples": whole.n_samples, **self.requests()}
+            ticket = self.world.agreement.begin(Kind.WINDOW, step, numbers, **sent)
+            self._ahead.append(whole)
+            self._tickets.append(ticket)
+            while chunk:
+                yield chunk.pop(0)
+
+    @property
+    def _names(self) -> list[str]:
+        return [*self.losses, *self.own]
+
+    def receive(self) -> None:
+        """Wait for the message of this window of all ranks, once.
+
+        Raises:
+            PeerError, RankLostError: another rank has failed, or does not answer.
+        """
+        ticket, self._ticket = self._ticket, None
+        if ticket is None:
+            return
+        assert self.world.agreement is not None
+        message = self.world.agreement.finish(ticket)
+        totals = dict(zip(self._names, message.denominators, strict=False))
+        counted = {
+            name: one if one.number is SUM_REDUCTION else one._replace(number=totals[name])
+            for name, one in self._whole.counted.items()
+        }
+        self._whole = Denominators(int(sum(message["n_samples"])), counted)
+        self.on_message(message)
 
     def take(self, batch: Any) -> None:
         """Make this batch a window of its own."""
@@ -112,26 +189,39 @@ class Window:
         position = number % self.accumulate
         if position == 0:
             self._outcome, self._deferred = Outcome.MADE, DeferredDenominators()
-            if self.accumulate > 1:
+            if self._ahead:
                 self._whole = self._ahead.popleft()
+                self.n_own = self._whole.n_samples
+            if self._tickets:
+                self._ticket = self._tickets.popleft()
         self.size = min(self.accumulate, count - number + position)
         self.is_full = position == self.size - 1
 
     def parts(self, batch: Any, position: int) -> Iterable[tuple[Any, int]]:
         """Yield the parts of a batch, each with its number of samples."""
-        self.n_samples = n_samples = self.count(batch, position)
+        is_of_rank = self.world.is_active
+        n_samples = self._counts.popleft() if is_of_rank else self.count(batch, position)
+        self.n_samples = n_samples
         if self._outcome is not Outcome.MADE:
             return ()
         if self.micro_batch is None or self.micro_batch >= n_samples:
-            is_whole = self.accumulate == 1
-            self._part = self._whole if is_whole else self._denominators(batch, n_samples)
+            self._is_shared = self.accumulate > 1 or is_of_rank
+            self._part = self._denominators(batch, n_samples) if self._is_shared else self._whole
             return ((batch, n_samples),)
         return self._cut(batch, n_samples, self.micro_batch)
 
+    @property
+    def n_counted(self) -> int:
+        """The samples to count after the current batch: those of all ranks, after the last one."""
+        if not self.world.is_active:
+            return self.n_samples
+        return self._whole.n_samples if self.is_full else 0
+
     def share(self, loss: Tensor) -> Tensor:
         """Return the contribution of a loss of the current part to the loss of the window."""
-        if self._part is self._whole:
+        if not self._is_shared:
             return loss
+        self.receive()
         terms = terms_of(loss)
         if terms is None:
             return self._shared(loss)
@@ -145,15 +235,15 @@ class Window:
     def aside(self) -> Iterator[None]:
         """Compute something outside of training: no step is due, and losses are not scaled."""
         kept = vars(self).copy()
-        self.is_full, self._part = False, self._whole
+        self.is_full, self._is_shared = False, False
         try:
             yield
         finally:
             vars(self).update(kept)
 
     def _cut(self, batch: Any, n_samples: int, length: int) -> Iterator[tuple[Any, int]]:
-        is_last = self.is_full
-        if self.accumulate == 1:
+        is_last, self._is_shared = self.is_full, True
+        if self.accumulate == 1 and not self.world.is_active:
             self._whole = self._denominators(batch, n_samples)
         for begin in range(0, n_samples, length):
             end = min(begin + length, n_samples)
@@ -164,7 +254,7 @@ class Window:
             if self._outcome is not Outcome.MADE:
                 break
         self.is_full = is_last and not self.is_repeated
-        self._part = self._whole
+        self._is_shared = False
 
     def _denominators_of_window(self, batches: Sequence[Any], first: int) -> Denominators:
         whole = Denominators(0, {})
@@ -175,10 +265,18 @@ class Window:
     def _denominators(self, batch: Any, n_samples: int) -> Denominators:
         rules, all_losses = self.count.rules, (*self.losses.items(), *self.own.items())
         found = ((name, loss.counted_in(batch, rules)) for name, loss in all_losses)
-        return Denominators(n_samples, {name: one for name, one in found if one is not None})
+        counted = {name: one for name, one in found if one is not None}
+        if n_samples == 0:  # a borrowed sample, on a rank that has none of its own
+            counted = {
+                name: one if one.number is SUM_REDUCTION else one._replace(number=0)
+                for name, one in counted.items()
+            }
+        return Denominators(n_samples, counted)
 
     def _shared(self, term: Tensor) -> Tensor:
         counted = denominator_of(term)
+        if self._part.n_samples == 0:
+            return _scale(term, 0.0)
         if counted is not None and counted.number is SUM_REDUCTION:
             return _scale(term, self._deferred.compensation())
         is_own = counted is not None and counted.name in self.own
@@ -202,12 +300,21 @@ class Window:
             return None
         return part.number / whole.number
 
-    def correct(self, optimizer: Optimizer) -> None:
-        """Scale the gradients of a window by its actual denominators."""
+    @property
+    def found(self) -> float:
+        """The denominator that was known only in the step, of this rank; 0 if there is none."""
+        return float(self._deferred.found) if self._deferred.assumed else 0.0
+
+    def correct(self, optimizer: Optimizer, found: float | None = None) -> None:
+        """Scale the gradients of a window by its actual denominators.
+
+        Args:
+            found: the sum of `found` over all ranks; None for a single process.
+        """
         if self._deferred.assumed:
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             gradients = [p.grad for p in parameters if p.grad is not None]
-            torch._foreach_mul_(gradients, self._deferred.correction())
+            torch._foreach_mul_(gradients, self._deferred.correction(found))
 
 
 def warn_of_batch_norm(model: nn.Module, micro_batch: int | None, batch_size: int | None) -> None:
@@ -238,6 +345,11 @@ class Denominators:
         self.n_samples += other.n_samples
         for name, one in other.counted.items():
             self.counted[name] = one if name not in self.counted else self.counted[name].plus(one)
+
+    def number(self, name: str) -> float | None:
+        """Return the denominator of a loss; None for a sum or an unknown one."""
+        one = self.counted.get(name)
+        return None if one is None or one.number is SUM_REDUCTION else float(one.number)
 
 
 @dataclass
@@ -274,9 +386,13 @@ class DeferredDenominators:
             return torch.where(is_repeated, counted.number / self.assumed, other)
         return counted.number / self.assumed if is_repeated else other
 
-    def correction(self) -> Any:
-        """Return the factor for all gradients; 0 if the window is empty."""
-        return _divide(self.assumed, self.found)
+    def correction(self, found: float | None = None) -> Any:
+        """Return the factor for all gradients; 0 if the window is empty.
+
+        Args:
+            found: the denominator of all ranks; None takes that of this process.
+        """
+        return _divide(self.assumed, self.found if found is None else found)
 
     def compensation(self) -> Any:
         """Return the factor that cancels the correction expected so far."""
@@ -307,10 +423,18 @@ class Every:
 
     def is_due_at_step(self, step: int) -> bool:
         """Return whether it is due after this step."""
+        return self.is_due_by_clock() or self.is_due_by_count(step)
+
+    def is_due_by_count(self, step: int) -> bool:
+        """Return whether a number of steps is complete after this step."""
+        return self.steps > 0 and step % self.steps == 0
+
+    def is_due_by_clock(self) -> bool:
+        """Return whether a duration in minutes has passed; the next one then begins."""
         if self.seconds and time.monotonic() - self._began >= self.seconds:
             self._began = time.monotonic()
             return True
-        return self.steps > 0 and step % self.steps == 0
+        return False
 
     def is_due_after_epoch(self, epoch: int) -> bool:
         """Return whether it is due after this number of epochs."""

@@ -17,6 +17,7 @@ from base.config import Config
 from base.config.durations import RunLength
 from base.data.bad_samples import BadSamples
 from base.data.sampler_state import SamplerState
+from base.distributed.group import ALONE, World
 from base.names.object_references import References
 from base.network.freezing import Freezing
 from base.network.initialization import InitRecord
@@ -75,6 +76,8 @@ class Experiment:
     """The losses that the trainer builds, see `BaseTrainer.build`."""
     build_section: Callable[[Experiment, str, Any], Any] | None = None
     """Builds an additional section for the trainer."""
+    world: World = ALONE
+    """The processes that train the model."""
 
     @property
     def references(self) -> References:
@@ -118,6 +121,13 @@ class Experiment:
         """The parameters that are trained now or once they are unfrozen, by name."""
         named = self.model.named_parameters()
         return {n: p for n, p in named if p.requires_grad or n in self.freezing.frozen_until}
+
+    def share_with(self, world: World) -> None:
+        """Train together with other processes: each reads its share of every batch."""
+        self.world = world
+        for loader in (self.train_loader, self.valid_loader):
+            if loader is not None and world.size > 1:
+                loader.shard(world.rank, world.size)
 
     def batches_left(self, progress: Progress) -> int:
         """Return the number of batches remaining in the current epoch or in the training."""

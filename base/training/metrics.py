@@ -84,6 +84,9 @@ class Metric(ABC):
             text = f"metric {self.name!r} cannot be computed: {describe_error(error)}"
             raise TrainingError(text).with_trace_of(error) from error
 
+    def skip_batch(self) -> None:  # noqa: B027  (most metrics need nothing)
+        """Note a batch of which this rank has no sample."""
+
     @abstractmethod
     def reset(self) -> None:
         """Reset the metric to its initial state."""

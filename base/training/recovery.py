@@ -20,6 +20,9 @@ from base.checkpoint.background import Snapshot
 from base.checkpoint.state_dicts import load_state_dicts
 from base.config import Config
 from base.data.batch import tensors_in
+from base.distributed.agreement import Kind, Message
+from base.distributed.group import ALONE, World
+from base.distributed.reduction import sum_gradients
 from base.errors import OutOfMemoryError, TrainingError
 from base.system.resources import is_out_of_memory
 from base.system.seeding import capture_random_state, isolated_random_state, restore_random_state
@@ -52,6 +55,18 @@ class NonFiniteError(TrainingError):
     """A loss or gradient is not finite; no optimizer has used it."""
 
 
+class PeerOutOfMemoryError(OutOfMemoryError):
+    """Another rank is out of memory in this step, which no rank makes.
+
+    Args:
+        half: half the number of samples that did not fit.
+    """
+
+    def __init__(self, ranks: list[int], half: int) -> None:
+        super().__init__(f"rank {', '.join(map(str, ranks))} is out of memory")
+        self.half = half
+
+
 class Recovery:
     """Undoes a failed step and continues as the config says.
 
@@ -66,6 +81,7 @@ class Recovery:
     Args:
         settings: the config's ``trainer:`` section.
         run_again: runs a trial step on a part of a batch; returns its values.
+        world: the ranks that make each step together, with the same verdict on all.
     """
 
     def __init__(
@@ -75,12 +91,16 @@ class Recovery:
         config: Config,
         epoch_start: EpochStart,
         run_again: Callable[[Any], Mapping[str, Any]],
+        world: World = ALONE,
     ) -> None:
+        self.world, self._has_agreed = world, False
         self.state, self.config, self.epoch_start = state, config, epoch_start
         self.on_nonfinite, self.limit = settings.on_nonfinite, settings.max_nonfinite
         self.halves = settings.on_oom == "halve"
         self.folder: Path | None = None  # the folder of the run
         self.run_again = run_again
+        self._was_nonfinite = False  # the loss of this rank
+        self._half = 0  # half the number of samples that did not fit on this rank
         self._begin: dict[str, Any] = {}  # restores the start of the step
         self._has_updated = False
         self._snapshot, self._good_step = Snapshot(), 0
@@ -112,6 +132,61 @@ class Recovery:
         if not self.state.finite.all_finite():
             raise NonFiniteError(f"the loss is not finite {self._at_step()}")
 
+    def agree(self, name: str) -> None:
+        """Agree with the other ranks that an optimizer steps, and sum its gradients over all ranks.
+
+        Raises:
+            NonFiniteError: the loss of a rank is not finite.
+            PeerOutOfMemoryError: a rank is out of memory.
+        """
+        number = list(self.state.steppers).index(name)
+        step = self.state.progress.step + 1
+        self._agree(number, step)
+        sum_gradients(self.state.steppers[name].trainable, self.world, step)
+
+    def _agree(self, number: int, step: int) -> None:
+        """Raise the same error on all ranks if the step of one of them failed."""
+        state, agreement = self.state, self.world.agreement
+        assert agreement is not None
+        state.window.receive()
+        is_finite = state.finite.all_finite()
+        self._was_nonfinite = not is_finite
+        ticket = agreement.begin(
+            Kind.UPDATE,
+            step,
+            nonfinite=not is_finite,
+            optimizer=number,
+            found=state.window.found,
+        )
+        self._has_agreed = True
+        message = agreement.finish(ticket)
+        self._refuse_out_of_memory(message)
+        if ranks := message.ranks_with("nonfinite"):
+            raise NonFiniteError(f"the loss is not finite on {_named(ranks)} {self._at_step()}")
+        if number >= 0:
+            stepper = list(state.steppers.values())[number]
+            state.window.correct(stepper.optimizer, sum(message["found"]))
+
+    def agree_lost(self) -> None:
+        """Report at the end of a window that this rank ran out of memory; prepare the repetition.
+
+        Raises:
+            OutOfMemoryError: the step cannot be repeated.
+        """
+        assert self.world.agreement is not None
+        self.state.window.receive()
+        self._has_agreed = True
+        message = self.world.agreement.fail_out_of_memory(self.state.progress.step + 1, self._half)
+        try:
+            self._refuse_out_of_memory(message)
+        except PeerOutOfMemoryError as error:
+            self._after_oom(error, None)
+
+    def _refuse_out_of_memory(self, message: Message) -> None:
+        if message.is_out_of_memory:
+            ranks = message.ranks_with("oom_half")
+            raise PeerOutOfMemoryError(ranks, int(max(message["oom_half"])))
+
     def before_update(self, parameters: Iterable[Tensor], is_scaled: bool) -> None:
         """Record that an optimizer steps; check its gradients unless the scaler of fp16 does.
 
@@ -131,7 +206,11 @@ class Recovery:
 
     def end_step(self) -> bool:
         """Discard the start of the step; return whether the step was made."""
-        self._begin, self._has_updated = {}, False
+        if self.world.is_active and not self._has_agreed and not self.state.window.is_dropped:
+            self._agree(
+                -1, self.state.progress.step
+            )  # a step without an update: a failed rank waits for this message
+        self._begin, self._has_updated, self._has_agreed = {}, False, False
         if self.state.sampler is not None:
             self.state.sampler.keep_step()
         is_made = not self.state.window.is_dropped
@@ -159,7 +238,7 @@ class Recovery:
         """
         if isinstance(error, NonFiniteError):
             self._after_nonfinite(error, part)
-        elif is_out_of_memory(error):
+        elif is_out_of_memory(error) or isinstance(error, PeerOutOfMemoryError):
             self._after_oom(error, part)
         elif SINGLE_VALUE in str(error) and self.state.model.training:
             number = self.state.progress.batch + 1
@@ -252,9 +331,13 @@ class Recovery:
 
     def _after_oom(self, error: BaseException, part: Any) -> None:
         window, progress = self.state.window, self.state.progress
-        n_samples = window.count(part)
         cause = str(error).strip().partition("\n")[0][:200]
-        number, half = progress.step + 1, (n_samples + 1) // 2
+        if isinstance(error, PeerOutOfMemoryError):
+            half, n_samples = error.half, 2 * error.half
+        else:
+            n_samples = window.n_samples if self.world.is_active else window.count(part)
+            half = (n_samples + 1) // 2
+        number = progress.step + 1
         if not self.state.model.training:
             text = f"out of memory in the evaluation of {n_samples} samples"
             advice = "lower data_loader.args.batch_size"
@@ -270,10 +353,14 @@ class Recovery:
                 f"data_loader.args.batch_size; see docs/memory.md for other ways to save memory "
                 f"({cause})"
             ) from error
+        if self.world.is_active and not isinstance(error, PeerOutOfMemoryError):
+            self._half = half
+            window.lose()  # `agree_lost` follows at the end of the window
+            return
         self._drop()
         window.micro_batch = half
         self.config.resolve("memory", "micro_batch", value=half)
-        if self.folder is not None:
+        if self.folder is not None and self.world.is_main:
             write_config(self.config, self.folder)
         kept = f"micro_batch {half} from now on; to keep it, set memory.micro_batch={half}"
         if self._has_updated:
@@ -286,8 +373,12 @@ class Recovery:
         window.repeat()
 
     def _locate_nonfinite(self, part: Any) -> str:
-        with isolated_random_state(self.config["seed"]):
-            return locate_nonfinite(self.state.model, part, self.run_again)
+        with isolated_random_state(self.config["seed"]), self.world.paused():
+            text = locate_nonfinite(self.state.model, part, self.run_again)
+        if not self.world.is_active:
+            return text
+        found = self.world.all_gather(text if self._was_nonfinite else "")
+        return next(filter(None, found), text)
 
     def _at_step(self) -> str:
         values = self.state.last_values.items()
@@ -295,6 +386,10 @@ class Recovery:
         rates = ", ".join(f"{k} {v:g}" for k, v in learning_rates(self.state.optimizers).items())
         step = self.state.progress.step + 1
         return f"at step {step} ({rates}; the step before it: {last or 'none'})"
+
+
+def _named(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
 class Attempt:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from base.data.sampler_state import SamplerState
+from base.distributed.group import ALONE, World
 from base.errors import ConfigError, Problem, TrainingError
 from base.training.denominators import (
     SUM_REDUCTION,
@@ -145,7 +146,9 @@ def record_sample_losses(state: SamplerState, ids: Any, values: StepValues) -> N
     state.note(ids, values.sample_losses_of)
 
 
-def summarise(phase: str, meters: Meters, metrics: Mapping[str, Any]) -> dict[str, float]:
+def summarise(
+    phase: str, meters: Meters, metrics: Mapping[str, Any], world: World = ALONE
+) -> dict[str, float]:
     """Return the means and metrics of a phase as ``train/loss``, ``valid/accuracy``, ...
 
     A metric of several numbers has names such as ``valid/recall/<class>``; a table (a confusion

@@ -87,6 +87,7 @@ def build_state(experiment: Experiment) -> TrainingState:
             experiment.losses,
             SampleCount(config["batch"], experiment.train_loader),
             experiment.own_losses,
+            experiment.world,
         ),
         freezing=experiment.freezing,
         capture=Capture(config["capture"], experiment.model, experiment.length),

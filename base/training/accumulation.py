@@ -78,9 +78,10 @@ class Window:
         self._deferred = DeferredDenominators()
         self.requests: Callable[[], Mapping[str, float]] = dict
         """Returns what this rank asks of the others when it has read a window."""
-        self.on_message: Callable[[Message], None] = lambda _: None
+        self.on_message: Callable[[Message], None] = _ignore
         """Receives the messages of all ranks for a window."""
-        self.next_step: Callable[[], int] = lambda: 0
+        self.next_step: Callable[[], int] = int
+        """Returns the number of the step to come."""
         self._counts: deque[int] = deque()  # this rank's samples of the batches that are read
         self._tickets: deque[Ticket] = deque()  # of the windows in `_ahead`
         self._ticket: Ticket | None = None  # of this window, until its message is needed
@@ -315,6 +316,9 @@ class Window:
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             gradients = [p.grad for p in parameters if p.grad is not None]
             torch._foreach_mul_(gradients, self._deferred.correction(found))
+
+
+def _ignore(_: Message) -> None: ...
 
 
 def warn_of_batch_norm(model: nn.Module, micro_batch: int | None, batch_size: int | None) -> None:

@@ -113,8 +113,8 @@ class BaseTrainer:
         self._gradients_every = gradients_every and parse_duration(gradients_every).in_steps(length)
 
         self.signals, self.clock = SignalFlags(), Clock()
-        self.requests = Requests(self.world, self.signals, self.save_every, self.log_every)
-        self.window.requests, self.window.on_message = self.requests.send, self.requests.receive
+        self._requests = Requests(self.world, self.signals, self.save_every, self.log_every)
+        self.window.requests, self.window.on_message = self._requests.send, self._requests.receive
         self.window.next_step = lambda: self.progress.step + 1
         self.epoch_start = EpochStart(
             state,
@@ -166,7 +166,7 @@ class BaseTrainer:
             except StopRequested:
                 self.save()
                 raise InterruptedRunError(
-                    self.requests.stop, run.folder, self.progress.step
+                    self._requests.stop, run.folder, self.progress.step
                 ) from None
         return values
 
@@ -213,21 +213,21 @@ class BaseTrainer:
         if self.ema is not None and is_made:
             self.ema.update()
         self.clock.lap("compute")
-        if self.requests.log_is_due(self.progress.step) and is_made:
+        if self._requests.log_is_due(self.progress.step) and is_made:
             self.current_run.log.log_step(values, self.progress)
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():
             callback.on_step_end(self)
         if self.store is not None:
             self.store.check()  # raises an error of the background save
-        if self.requests.save_is_due(self.progress.step):
+        if self._requests.save_is_due(self.progress.step):
             self.save()
         self.clock.lap("logging")
         if is_made and self.progress.step == self.progress.skipped + 1:
             self.current_run.check_first_step(
                 summarise("train", self.meters, self.training_state.phase_metrics, self.world)
             )
-        if self.requests.stop:
+        if self._requests.stop:
             raise StopRequested
 
     @final
@@ -254,7 +254,7 @@ class BaseTrainer:
         with isolated_random_state(seed), averaged, torch.inference_mode():
             positions = iter(range(count))
             for batch in self._copy_to_device(self._evaluated(loader, count)):
-                if self.requests.stop:
+                if self._requests.stop:
                     raise StopRequested
                 position = next(positions)
                 counts = self._rank_counts
@@ -280,12 +280,12 @@ class BaseTrainer:
         for batch in loader.batches(0, count):
             if loader.n_own is not None:
                 self._rank_counts.append(loader.n_own)
-            self.requests.exchange(Kind.VALID, n_sent)
+            self._requests.exchange(Kind.VALID, n_sent)
             n_sent += 1
             yield batch
             del batch
         for position in range(n_sent, count):  # batches without a readable sample on this rank
-            self.requests.exchange(Kind.VALID, position)
+            self._requests.exchange(Kind.VALID, position)
 
     @final
     def _skip_batch(self) -> None:
@@ -297,7 +297,7 @@ class BaseTrainer:
     def end_epoch(self, values: Values) -> None:
         """Finish an epoch: schedules, best epoch, logging, callbacks, checkpoint, stop."""
         is_whole = self.progress.batch >= self.experiment.batches_per_epoch
-        self.requests.exchange(Kind.EPOCH, self.progress.step)
+        self._requests.exchange(Kind.EPOCH, self.progress.step)
         if is_whole:
             for schedule in self.schedules.values():
                 schedule.after_epoch(values)
@@ -315,7 +315,7 @@ class BaseTrainer:
                 sums.reset()
         if is_best or (is_whole and self.save_every.is_due_after_epoch(self.progress.epoch)):
             self.save(values, is_best)
-        if self.requests.stop and not self.is_finished():
+        if self._requests.stop and not self.is_finished():
             raise StopRequested
 
     @final

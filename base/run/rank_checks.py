@@ -168,8 +168,9 @@ def _imported_folders(root: Path) -> set[str]:
 
 
 def _hash_files(root: Path, paths: Iterator[Path]) -> dict[str, str]:
-    files = (path for path in paths if path.is_file())
-    return {path.relative_to(root).as_posix(): digest(read_file(path)) for path in files}
+    files = {path.relative_to(root).as_posix(): path for path in paths if path.is_file()}
+    seen = (file for file in files if not any(part.startswith(".") for part in file.split("/")))
+    return {file: digest(read_file(files[file])) for file in seen}
 
 
 def describe_data(loader: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from base.data.sampler_state import SamplerState
 from base.datasets.samplers import HardExampleSampler
 from base.distributed.group import ALONE, World
 from base.errors import ConfigError, DataError
+from base.names import registry
 from base.names.registry import LOSSES, MODELS
 from base.run import rank_checks
-from base.run.rank_checks import check_ranks, match_weights, weights_of
+from base.run.rank_checks import check_ranks, hash_code, match_weights, weights_of
 
 ROOT = Path(__file__).parents[3]
 BN = "model={type: Normed}"
@@ -127,6 +129,22 @@ def test_the_data_of_two_configs_have_other_hashes() -> None:
 CHANGED_DATA: Mapping[tuple[str, ...], None] = dict.fromkeys((
     (), ("seed=4",), ("data_loader.args.n_samples=25",), ("data_loader.args.validation_split=5",),
 ))  # fmt: skip
+
+
+def test_the_code_is_all_that_python_reads_and_nothing_hidden(tmp_path: Path) -> None:
+    root = registry.project_root()
+    for name in ("model/net.py", "own/part.py", "idle/part.py", "model/.old/net.py", "go.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    try:
+        registry.set_project_root(tmp_path)
+        import_module("own.part")
+        hashed = hash_code()
+    finally:
+        registry.set_project_root(root)
+    engine = {name for name in hashed if name.startswith(("base/", "logger/"))}
+    assert {"base/run/rank_checks.py", "logger/files.py"} <= engine
+    assert hashed.keys() - engine == {"model/net.py", "own/part.py", "go.py"}
 
 
 def test_other_weights_are_replaced_by_those_of_rank_0(caplog: pytest.LogCaptureFixture) -> None:

@@ -254,7 +254,7 @@ class BaseTrainer:
         self.model.eval()
         with isolated_random_state(seed), averaged, torch.inference_mode():
             positions = iter(range(count))
-            for batch in self._copy_to_device(self._evaluated(loader, count)):
+            for batch in self._copy_to_device(self._evaluated(loader, count, count_samples)):
                 if self._requests.stop:
                     raise StopRequested
                 position = next(positions)
@@ -271,7 +271,7 @@ class BaseTrainer:
             return summarise(phase, meters, metrics, self.world)
 
     @final
-    def _evaluated(self, loader: Any, count: int) -> Iterator[Any]:
+    def _evaluated(self, loader: Any, count: int, count_samples: SampleCount) -> Iterator[Any]:
         """Yield the batches of an evaluation; several ranks exchange requests before each."""
         self._rank_counts.clear()
         if not self.world.is_active:
@@ -279,8 +279,7 @@ class BaseTrainer:
             return
         n_sent = 0
         for batch in loader.batches(0, count):
-            if loader.n_own is not None:
-                self._rank_counts.append(loader.n_own)
+            self._rank_counts.append(count_samples.of_rank(batch, n_sent))
             self._requests.exchange(Kind.VALID, n_sent)
             n_sent += 1
             yield batch

@@ -22,7 +22,7 @@ from base.names.final_methods import refuse_overridden
 from base.training.batch_arguments import DataParameters
 from base.training.losses import WeightedLoss
 from base.training.metric_defaults import fill_from_losses
-from base.training.metric_merging import HOW_TO_MERGE, can_merge, leave_sync_to_us, merge_states
+from base.training.metric_merging import HOW_TO_MERGE, can_merge, disable_sync, merge_states
 from base.training.metric_values import (
     as_result,
     describe_call,
@@ -277,9 +277,10 @@ class WholeEpoch(Metric):
         self.targets: list[Any] = []
         self.keywords: list[dict[str, Any]] = []
         self.sizes: list[int] = []
-        """How many samples of each batch this process has, for the last ``len(sizes)`` batches.
+        """The number of samples that this process has of each batch, 0 if it has none.
 
-        Those that precede them are whole: they were read by other processes too, before a resume.
+        Batches without a size precede the others: they are whole, merged from several processes
+        before a resume.
         """
 
     def _update(
@@ -349,7 +350,7 @@ class ObjectMetric(Metric):
         self.instance = instance
         self.n_updates = 0
         self.parts: list[Mapping[str, Any]] = []
-        """States of the object that other processes sent, or saved before a resume."""
+        """States of the object in several processes, merged in `compute`; see `merged`."""
         self._unplaced: Mapping[str, Any] | None = {}
 
     def reset(self) -> None:
@@ -387,7 +388,7 @@ class ObjectMetric(Metric):
         if self.parts:
             own = [get_object_state(instance)] if self.n_updates else []
             instance = merge_states(instance, [*self.parts, *own])
-        leave_sync_to_us(instance)
+        disable_sync(instance)
         return self._call(instance.compute)
 
     def state_dict(self) -> dict[str, Any]:

@@ -251,7 +251,7 @@ def test_a_batch_may_be_a_dict(trained: Any) -> None:
 def test_n_gpu_takes_what_there_is_and_len_epoch_is_exact(trained: Any) -> None:
     project, printed = trained("denoise_patches")
     if not torch.cuda.is_available():
-        told = "warning: n_gpu is 2, and there is no GPU here: trains in 1 process"
+        told = "n_gpu is 2, the number of GPUs here is 0: trains in one process\n"
         assert printed.count(told) == 1
     assert project.column("step")[:3] == [7, 14, 21]
     assert "best by    off" in project.log

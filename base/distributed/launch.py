@@ -92,6 +92,16 @@ def devices_of(name: str) -> list[str]:
     return [f"cuda:{number}" for number in range(n_processes)]
 
 
+def fewer_than_n_gpu(name: str, names: Sequence[str]) -> str:
+    """Return a line for pytorch-template's ``n_gpu`` where there are fewer GPUs, else ""."""
+    devices = parse_devices(name)
+    if devices.kind != "n_gpu" or len(names) == devices.n_processes:
+        return ""
+    n_gpus = 0 if names == ["auto"] else len(names)
+    what = f"trains in {n_gpus} processes" if n_gpus > 1 else "trains in one process"
+    return f"n_gpu is {devices.n_processes}, the number of GPUs here is {n_gpus}: {what}"
+
+
 def device_of_rank(name: str) -> str:
     """Return the device of this process, which torchrun started.
 
@@ -140,13 +150,10 @@ def start_processes(name: str, arguments: Sequence[str]) -> int | None:
     if not (devices.kind == "all" or devices.n_processes > 1 or len(devices.numbers) > 1):
         return None
     names = devices_of(name)
-    if devices.kind == "n_gpu" and len(names) < devices.n_processes:
-        found = "no GPU" if names == ["auto"] else f"only {len(names)}"
-        what = f"trains in {len(names)} process" + "es" * (len(names) > 1)
-        text = f"warning: n_gpu is {devices.n_processes}, and there is {found} here: {what}"
-        print(text, file=sys.stderr, flush=True)
     if len(names) == 1:
         return None
+    if fewer := fewer_than_n_gpu(name, names):
+        print(f"warning: {fewer}", file=sys.stderr, flush=True)
     if devices.numbers and max(devices.numbers) >= _n_gpus():
         instead = "all" if _n_gpus() else f"cpu:{len(names)}"
         text = f"-d {name}: there are {_n_gpus()} CUDA devices here; use"

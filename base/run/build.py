@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from base.data.bad_samples import BadSamples
 from base.data.batch import inputs_of, to_device
 from base.data.sampler_state import SamplerState
 from base.distributed.group import world_size
-from base.distributed.launch import KNOWN, device_of_rank, devices_of
+from base.distributed.launch import KNOWN, device_of_rank, devices_of, fewer_than_n_gpu
 from base.errors import CheckpointError, ConfigError, UsageError
 from base.names.construction import build
 from base.names.exclusions import check_combinations, layout_wish
@@ -56,6 +57,8 @@ from base.training.optimizer_memory import offload_state
 from base.training.parameter_groups import build_optimizer, check_ownership
 from base.training.schedules import Schedule, build_schedule, resolve_monitor
 
+log = logging.getLogger("kindling")
+
 
 @dataclass
 class Data:
@@ -78,7 +81,13 @@ def choose_device(name: str) -> torch.device:
         UsageError: this machine has no such device, or torchrun's variables are incomplete.
     """
     world_size()
-    chosen = devices_of(name)[0] if rank() is None else device_of_rank(name)
+    if rank() is None:
+        names = devices_of(name)
+        chosen = names[0]
+        if len(names) == 1 and (fewer := fewer_than_n_gpu(name, names)):
+            log.info(fewer)
+    else:
+        chosen = device_of_rank(name)
     if chosen == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:

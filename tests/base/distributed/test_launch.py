@@ -182,15 +182,18 @@ def test_the_command_is_printed_as_it_is_run(gpus: Any, started: Any, capsys: An
     assert line.endswith(command)
 
 
-def test_fewer_gpus_than_n_gpu_are_told(gpus: Any, started: Any, capsys: Any) -> None:
+def test_fewer_gpus_than_n_gpu_are_told(
+    gpus: Any, started: Any, capsys: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     gpus(2)
     assert start_processes("n_gpu:4", []) == 3
-    told = "warning: n_gpu is 4, and there is only 2 here: trains in 2 processes\n"
+    told = "warning: n_gpu is 4, the number of GPUs here is 2: trains in 2 processes\n"
     assert (started[0][0], capsys.readouterr().err) == (2, told)
     gpus(0)
     assert start_processes("n_gpu:4", []) is None
-    told = "warning: n_gpu is 4, and there is no GPU here: trains in 1 process\n"
-    assert capsys.readouterr().err == told
+    with caplog.at_level("INFO", "kindling"):
+        assert choose_device("n_gpu:4") == choose_device("auto")
+    assert caplog.messages == ["n_gpu is 4, the number of GPUs here is 0: trains in one process"]
 
 
 def test_missing_gpus_of_a_list_start_nothing(gpus: Any, started: Any) -> None:

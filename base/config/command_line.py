@@ -51,8 +51,8 @@ TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
   python train.py -r                                      resume the newest run
   python train.py -r saved/digits/0131_235959 --epochs 40 train it for longer
-  python train.py -c config/digits.yaml -d 0,1            train on two GPUs, by torchrun
-  torchrun --nproc-per-node 8 train.py -c config/digits.yaml    on eight; also over machines
+  python train.py -c config/digits.yaml -d 0,1            train on two GPUs
+  torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
 
 exit codes: 0 success; 1 failure, the last checkpoint stays valid; 2 an error in
 the config or the command; 3 out of memory or disk space; 130, 143 interrupted

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from base.checkpoint.store import CheckpointStore
 from base.config.durations import parse_duration
@@ -20,7 +20,7 @@ from base.data.batch import SampleCount, Targets, ids_of, inputs_of, target_of
 from base.data.device_feed import feed
 from base.data.sample_items import checked_weights
 from base.distributed.agreement import Kind
-from base.distributed.reduction import average_buffers, running_buffers
+from base.distributed.buffers import BufferMeans
 from base.errors import ConfigError, Problem
 from base.names.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
 from base.network.activations import offload_activations
@@ -137,6 +137,7 @@ class BaseTrainer:
         self._predict_takes_batch = takes_batch(self.predict)
         self._n_samples: int | None = None  # in the current batch or micro-batch
         self._last_results: list[StepValues] = []  # of the last batch
+        self._buffer_means: BufferMeans | None = None  # with several ranks
         self._rank_counts: deque[int] = deque()  # this rank's samples of the batches in evaluation
 
     # --- The loop --------------------------------------------------------------------------------
@@ -209,8 +210,9 @@ class BaseTrainer:
         self.training_state.freezing.after_step(self.progress.step)
         self.empty_cache.after_step(self.progress.step)
         is_made = self.recovery.end_step()
-        if self.world.is_active and is_made:
-            self._average_buffers()
+        if self._buffer_means is not None and is_made:
+            share = self.window.n_own / max(self.window.n_counted, 1)
+            self._buffer_means.average(self.world, share, self.progress.step)
         if self.ema is not None and is_made:
             self.ema.update()
         self.clock.lap("compute")
@@ -606,6 +608,10 @@ class BaseTrainer:
     def _start_run(self, run: Run, stack: ExitStack) -> None:
         """Attach a run and start its callbacks; they end with ``stack``."""
         self.current_run, self.recovery.folder = run, run.folder
+        if self.world.is_active:
+            losses = [loss.function for loss in self.experiment.all_losses.values()]
+            modules = [self.model, *(each for each in losses if isinstance(each, nn.Module))]
+            self._buffer_means = BufferMeans(modules)
         self.callbacks.update(run.callbacks)
         for callback in self.callbacks.values():
             stack.callback(callback.on_end, self)
@@ -669,13 +675,6 @@ class BaseTrainer:
             return values
         sums.load_state_dict(Meters.merged(states))
         return sums.compute()
-
-    @final
-    def _average_buffers(self) -> None:
-        """Average the statistics of BatchNorm over all ranks, by their samples of this step."""
-        if running_buffers(self.model):
-            share = self.window.n_own / max(self.window.n_counted, 1)
-            average_buffers(self.model, self.world, share, self.progress.step)
 
     @final
     def _training_batches(self, first: int, count: int) -> Iterator[Any]:

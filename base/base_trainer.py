@@ -198,6 +198,7 @@ class BaseTrainer:
                         values.add_to(self.meters)
                         self._update_sampler(micro_batch, values)
                 del micro_batch  # frees the memory of this step before the next batch arrives
+                self._n_samples = None
         return summarise("train", self.meters, self.training_state.phase_metrics, self.world)
 
     @final
@@ -263,14 +264,13 @@ class BaseTrainer:
                 counts = self._rank_counts
                 n_samples = counts.popleft() if counts else count_samples(batch, position)
                 self._n_samples = n_samples
-                if n_samples == 0:  # borrowed
-                    self._end_batch()
-                    continue
                 with self.recovery.attempt(batch), self.precision.autocast():
                     values = StepValues(self.valid_step(batch), n_samples)
-                values.add_to(meters)
+                if n_samples:  # else the sample is borrowed, so that all ranks make the same calls
+                    values.add_to(meters)
                 self._end_batch()
                 del batch
+            self._n_samples = None
             return summarise(phase, meters, metrics, self.world)
 
     @final
@@ -472,8 +472,8 @@ class BaseTrainer:
     @final
     def measure(self, outputs: Any, batch: Any) -> None:
         """Update the metrics with the predictions for a batch."""
-        is_borrowed = self._n_samples == 0
-        if self.training_state.phase_metrics and not is_borrowed:
+        is_left_out = self._n_samples == 0 or self.recovery.is_failing
+        if self.training_state.phase_metrics and not is_left_out:
             with torch.no_grad():
                 more = (batch,) if self._predict_takes_batch else ()
                 predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
@@ -485,10 +485,13 @@ class BaseTrainer:
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the tensors of all ranks, concatenated along the first dimension, on each rank.
 
-        All ranks must call it. Their tensors may differ in the size of the first dimension.
+        All ranks must call it. Their tensors may differ in the size of the first dimension. That of
+        a rank which has no sample of the batch, and has borrowed one, is left out.
         """
         if not self.world.is_active:
             return tensor
+        if self._n_samples == 0:
+            tensor = tensor[:0]
         parts = self.world.all_gather(tensor.detach().cpu())
         return torch.cat(parts).to(tensor.device)
 

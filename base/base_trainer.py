@@ -193,7 +193,7 @@ class BaseTrainer:
                     guard,
                 ):
                     values = StepValues(self.train_step(micro_batch), n_samples)
-                    if n_samples:
+                    if n_samples and not self.recovery.is_failing:
                         results.append(values)
                         values.add_to(self.meters)
                         self._update_sampler(micro_batch, values)
@@ -457,6 +457,8 @@ class BaseTrainer:
             self.capture.read_parameters(stepper.parameters, stepper.scaler)
             self.meters.update(stepper.step(self.progress.step, again))
         else:
+            if self.world.is_active:
+                self.recovery.agree(None)
             stepper.clear()
 
     @final

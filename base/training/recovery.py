@@ -132,16 +132,28 @@ class Recovery:
         if not self.state.finite.all_finite():
             raise NonFiniteError(f"the loss is not finite {self._at_step()}")
 
-    def agree(self, name: str) -> None:
+    @property
+    def is_failing(self) -> bool:
+        """Whether this rank has had a loss in this step that is not finite; `agree` undoes it."""
+        if not self.world.is_active or self.on_nonfinite == "stop":
+            return False
+        return not self.state.finite.is_finite()
+
+    def agree(self, name: str | None) -> None:
         """Agree with the other ranks that an optimizer steps, and sum its gradients over all ranks.
+
+        Args:
+            name: the optimizer; None if `update` makes no step.
 
         Raises:
             NonFiniteError: the loss of a rank is not finite.
             PeerOutOfMemoryError: a rank is out of memory.
         """
-        number = list(self.state.steppers).index(name)
         step = self.state.progress.step + 1
-        self._agree(number, step)
+        if name is None:
+            self._agree(-1, step)
+            return
+        self._agree(list(self.state.steppers).index(name), step)
         sum_gradients(self.state.steppers[name].trainable, self.world, step)
 
     def _agree(self, number: int, step: int) -> None:

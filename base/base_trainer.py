@@ -700,7 +700,8 @@ class BaseTrainer:
         """Pass the losses of each sample to a sampler that learns from them."""
         sampler = self.training_state.sampler
         if sampler is not None and sampler.wants_losses:
-            record_sample_losses(sampler, ids_of(part, self.config["batch"]), values)
+            ids = ids_of(part, self.config["batch"])
+            record_sample_losses(sampler, ids, values, self.progress.batches_total)
 
     @final
     def try_step(self, batch: Any) -> Values:

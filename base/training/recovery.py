@@ -224,7 +224,7 @@ class Recovery:
             )  # a step without an update: a failed rank waits for this message
         self._begin, self._has_updated, self._has_agreed = {}, False, False
         if self.state.sampler is not None:
-            self.state.sampler.keep_step()
+            self.state.sampler.keep_step(self.world)
         is_made = not self.state.window.is_dropped
         if is_made:
             self.state.progress.skipped_in_a_row = 0

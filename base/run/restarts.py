@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from base.checkpoint.store import find_manifest, read_with_manifest
+from base.checkpoint.store import CheckpointStore, find_manifest, read_with_manifest
 from base.distributed.group import World
 from base.system.run_folder import remove_if_not_started
 
@@ -49,6 +49,7 @@ def _choose(resume_from: Path | None, world: World) -> Path | None:
         log.info(f"restarted by torchrun: the run in {folder} continues")
         return folder
     if resume_from is None:
+        CheckpointStore(folder / "checkpoints").remove_leftovers()
         remove_if_not_started(folder)
     return resume_from
 

@@ -165,7 +165,7 @@ def _join_folder(config: Config, world: World) -> Iterator[Path]:
     """Receive the path of the folder that rank 0 opened; log the warnings of this rank."""
     folder = Path(world.broadcast(None))
     world.gather(early_warnings())
-    has_log = config.get("distributed", {}).get("rank_logs") and folder.is_dir()
+    has_log = config["distributed"]["rank_logs"] and folder.is_dir()
     with ExitStack() as stack:
         stack.callback(close_logging)
         setup_rank_logging(world.rank, folder if has_log else None)

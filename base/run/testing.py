@@ -28,6 +28,7 @@ from base.run.restarts import read_together
 from base.training.experiment import Experiment
 from base.training.progress import Stateful
 from base.training.rank_states import gather_bad_samples
+from base.training.results import results_of
 from base.training.state import matches_name
 from logger.report import write_test_report
 
@@ -98,13 +99,13 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     with trainer.epoch_start.as_saved():
         values = {key.partition("/")[2]: v for key, v in trainer.evaluate(loader, "test").items()}
     gather_bad_samples(bad_samples, world)
+    results = results_of(trainer.training_state.valid_metrics, world)
     if not world.is_main:
         return values
     if "test" in bad_samples.known:
         bad_samples.log_summary()
     tables: dict[str, Any] = {}
-    for name, metric in trainer.training_state.valid_metrics.items():
-        result = metric.compute()
+    for name, result in results.items():
         if isinstance(result, Tensor) and result.dim() == 2:
             tables[name] = result
     path = write_test_report(folder, {**values, **tables})

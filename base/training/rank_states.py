@@ -54,7 +54,7 @@ def gather_state(stateful: Mapping[str, Stateful], world: World) -> dict[str, An
 
 
 def state_of_rank(
-    state: Mapping[str, Any], stateful: Mapping[str, Stateful], world: World
+    state: Mapping[str, Any], stateful: Mapping[str, Any], world: World
 ) -> dict[str, Any]:
     """Return the part of a checkpoint's state that this rank loads.
 
@@ -68,12 +68,14 @@ def state_of_rank(
             mine.update(others[world.rank - 1])
             mine["random"] = _on_this_device(mine["random"])
         return mine
-    for name in [name for name in mine if name in stateful and matches_name(name, SUMS)]:
+    for name, one in stateful.items():
+        if name not in mine or not matches_name(name, SUMS):
+            continue
         if not world.is_main:
-            mine[name] = stateful[name].state_dict()
+            mine[name] = one.state_dict()
         elif others:
             parts = [mine[name], *(each[name] for each in others if name in each)]
-            mine[name] = _merged(name, stateful[name], parts)
+            mine[name] = one.merged(parts)  # `Meters.merged`, `Metric.merged`
     return mine
 
 
@@ -112,14 +114,6 @@ def gather_bad_samples(bad: BadSamples, world: World) -> None:
         bad.load_state_dict(state)
         for row in rows:
             bad.add_row(row)
-
-
-def _merged(name: str, one: Any, states: list[Any]) -> Any:
-    """Return the state of an object that has counted what all ranks have."""
-    if hasattr(one, "merged"):
-        return one.merged(states)
-    log.warning("%s cannot be merged: in this epoch it covers the samples of rank 0 only", name)
-    return states[0]
 
 
 def _of_this_device(random: Mapping[str, Any]) -> dict[str, Any]:

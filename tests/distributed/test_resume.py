@@ -30,7 +30,7 @@ loss:
   - {type: cross_entropy, weight: 0.5, name: main}
   - {type: cross_entropy, args: {label_smoothing: 0.1}, name: smooth}
 metrics: [accuracy, {type: accuracy, name: whole, over: epoch}]
-trainer: {epochs: 2, monitor: "off", ema: {decay: 0.9}, tensorboard: false, log_every: 2 steps}
+trainer: {epochs: 2, ema: {decay: 0.9}, tensorboard: false, log_every: 2 steps}
 """
 # train.py with three faults: a signal, a kill, a log of the samples that a step was trained on.
 SCRIPT = """

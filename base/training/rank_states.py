@@ -73,7 +73,7 @@ def state_of_rank(
             continue
         if not world.is_main:
             mine[name] = one.state_dict()
-        elif others:
+        else:  # of one process too: its batches are whole, those to come are parts
             parts = [mine[name], *(each[name] for each in others if name in each)]
             mine[name] = one.merged(parts)  # `Meters.merged`, `Metric.merged`
     return mine

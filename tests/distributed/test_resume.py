@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from base.base_data_loader import BaseDataLoader
 from base.checkpoint.store import read
 from tests.base.toy import assert_same
 
@@ -68,9 +67,6 @@ run(train.main)
 pytestmark = [
     pytest.mark.end_to_end,
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not hasattr(BaseDataLoader, "shard"), reason="loaders are not shared among ranks yet"
-    ),
 ]
 
 

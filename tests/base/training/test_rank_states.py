@@ -161,3 +161,19 @@ def test_a_checkpoint_of_two_ranks_opens_in_one_process() -> None:
     alone = make("seed=4")
     load_state_dicts(alone.stateful, state_of_rank(state, alone.stateful, ALONE))
     assert_same(alone.model.state_dict(), trainer.model.state_dict())
+
+
+def test_a_metric_over_the_epoch_goes_on_with_more_ranks() -> None:
+    words = ["metrics=[{type: accuracy, over: epoch}]"]
+    before = make(*words)
+    before.metrics["accuracy"].update(torch.eye(3), torch.tensor([0, 1, 2]))
+    state = copy.deepcopy(gather_state(before.stateful, ALONE))
+    after = []
+    for world in ranks(2):
+        trainer = make(*words)
+        load_state_dicts(trainer.stateful, state_of_rank(state, trainer.stateful, world))
+        metric = trainer.metrics["accuracy"]
+        metric.update(torch.eye(3)[:1], torch.tensor([world.rank]))  # half of it is right
+        after.append(metric)
+    whole = after[0].whole([metric.state_dict() for metric in after])
+    assert whole.compute() == pytest.approx(4 / 5)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import shlex
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -54,11 +56,13 @@ from logger.console import (
     setup_logging,
     setup_rank_logging,
 )
-from logger.files import FileError
+from logger.files import FileError, write_whole
 from logger.report import write_curves
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
+
+REQUEUE = "requeue"
 
 log = logging.getLogger("kindling")
 
@@ -151,11 +155,13 @@ def open_folder(
                 log.info(note)
             if new is not None:
                 write_config(config, new)
+            else:
+                (folder / REQUEUE).unlink(missing_ok=True)
             note_job(folder)
             note_run(folder, world)
             world.broadcast(str(folder))
             _log_warnings_of_ranks(known, world)
-        with add_resume_advice(folder):
+        with add_resume_advice(folder), ask_for_requeue(folder):
             yield folder
         _draw_curves(folder)
 
@@ -216,6 +222,21 @@ def add_resume_advice(folder: Path) -> Iterator[None]:
             error.add_note(text)
         else:
             log.error(text)
+        raise
+
+
+@contextmanager
+def ask_for_requeue(folder: Path) -> Iterator[None]:
+    """Write a file with the number of the SLURM job if SIGTERM stopped the run.
+
+    torchrun exits with 1 for any reason; the job's script requeues the job if it finds this file.
+    """
+    try:
+        yield
+    except InterruptedRunError as error:
+        job = os.environ.get("SLURM_JOB_ID")
+        if job is not None and error.exit_code == 128 + signal.SIGTERM:
+            write_whole(folder / REQUEUE, f"{job}\n".encode())
         raise
 
 

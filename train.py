@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     from base.system.deferred_files import defer_files
     from base.system.seeding import seed_everything
-    from logger.console import mute_console, setup_logging
+    from logger.console import mute_other_ranks, setup_logging
 
     setup_logging(None, config["trainer"]["verbosity"])
     # Errors name their place in the config file; nothing is written before the run begins.
@@ -57,8 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         make_repeatable(config)
         seed_everything(config["seed"])
         world = join_processes(config["distributed"]["timeout"], device.type)
-        if not world.is_main:
-            mute_console()
+        mute_other_ranks(world.rank)
         with world.reports_errors():
             resume_from = resume_together(resume_from, world)
             record = record_to_resume(config, resume_from, world)

@@ -51,9 +51,9 @@ def _set_up(handlers: list[logging.Handler], path: Path | None) -> logging.Logge
     return logger
 
 
-def mute_console() -> None:
-    """Keep all records in memory until `setup_rank_logging`: rank 0 prints what all ranks log."""
-    for handler in _handlers(_Console):
+def mute_other_ranks(rank: int) -> None:
+    """Keep the records of a rank but 0 until `setup_rank_logging`: rank 0 prints what all log."""
+    for handler in _handlers(_Console) if rank else ():
         logging.getLogger("kindling").removeHandler(handler)
 
 

@@ -16,7 +16,7 @@ from logger.console import (
     early_warnings,
     format_header,
     format_value,
-    mute_console,
+    mute_other_ranks,
     setup_logging,
     setup_rank_logging,
     text_width,
@@ -193,7 +193,7 @@ def test_what_is_said_before_there_is_a_file_comes_into_it_once(capsys, tmp_path
 
 def test_other_ranks_print_their_warnings_alone_with_their_number(capsys, tmp_path):
     setup_logging(None)
-    mute_console()
+    mute_other_ranks(1)
     logging.getLogger("kindling").warning("early")
     assert early_warnings() == ["early"]
     assert capsys.readouterr() == ("", "")
@@ -208,7 +208,7 @@ def test_other_ranks_print_their_warnings_alone_with_their_number(capsys, tmp_pa
 
 def test_other_ranks_write_a_log_of_their_own_on_request(capsys, tmp_path):
     setup_logging(None)
-    mute_console()
+    mute_other_ranks(1)
     logging.getLogger("kindling").info("early")
     setup_rank_logging(1, tmp_path).info("late")
     assert capsys.readouterr() == ("", "")

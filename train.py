@@ -80,7 +80,6 @@ def main(arguments: Sequence[str]) -> int:
             write_deferred_files(trainer, files)
             with open_run(trainer, config, resume_from, options.allow_change) as run:
                 trainer.train(run)
-        world.close()  # its threads may not outlive the interpreter
     return 0
 
 

@@ -123,6 +123,7 @@ def end_together(world: World) -> Iterator[None]:
         raise
     if world.is_active:
         world.agree(Kind.END)
+        world.close()  # its threads may not outlive the interpreter
 
 
 @contextmanager

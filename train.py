@@ -60,10 +60,12 @@ def main(arguments: Sequence[str]) -> int:
         mute_other_ranks(world.rank)
         with world.reports_errors():
             resume_from = resume_together(resume_from, world)
-            record = record_to_resume(config, resume_from, world)
-            references = references_to_resume(config, resume_from, world)
             experiment = build_experiment(
-                config, device, weights=resume_from is None, record=record, references=references
+                config,
+                device,
+                weights=resume_from is None,
+                record=record_to_resume(config, resume_from, world),
+                references=references_to_resume(config, resume_from, world),
             )
             experiment.share_with(world)
             trainer = build_trainer(config, experiment)

@@ -68,7 +68,7 @@ class World:
 
         content = _to_bytes(
             value
-        )  # before the message: an error here must not leave others waiting
+        )  # an error here must not leave others waiting
         self.agree(Kind.EXCHANGE)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with self.watched():
@@ -88,7 +88,7 @@ class World:
 
         content = _to_bytes(
             value
-        )  # before the message: an error here must not leave others waiting
+        )  # an error here must not leave others waiting
         self.agree(Kind.EXCHANGE)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with self.watched():

@@ -66,8 +66,8 @@ class World:
             return [value]
         import torch.distributed as dist
 
+        content = _to_bytes(value)  # an error here must not leave others waiting
         self.agree(Kind.ALL_GATHER)
-        content = _to_bytes(value)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with self.watched(Kind.ALL_GATHER):
             dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
@@ -84,8 +84,8 @@ class World:
             return [value]
         import torch.distributed as dist
 
+        content = _to_bytes(value)  # an error here must not leave others waiting
         self.agree(Kind.GATHER)
-        content = _to_bytes(value)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with self.watched(Kind.GATHER):
             dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
@@ -103,8 +103,8 @@ class World:
             return value
         import torch.distributed as dist
 
-        self.agree(Kind.BROADCAST)
         content = _to_bytes(value) if self.is_main else torch.zeros(0, dtype=torch.uint8)
+        self.agree(Kind.BROADCAST)
         n_bytes = torch.tensor([len(content)])
         with self.watched(Kind.BROADCAST):
             dist.broadcast(n_bytes, src=0, group=self._group)

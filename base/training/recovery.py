@@ -154,7 +154,10 @@ class Recovery:
             self._agree(-1, step)
             return
         self._agree(list(self.state.steppers).index(name), step)
-        sum_gradients(self.state.steppers[name].trainable, self.world, step)
+        parameters = self.state.steppers[name].parameters
+        # `only` of another optimizer may have disabled the gradients that were computed before.
+        trained = [p for p in parameters if p.requires_grad or p.grad is not None]
+        sum_gradients(trained, self.world, step)
 
     def _agree(self, number: int, step: int) -> None:
         """Raise the same error on all ranks if the step of one of them failed."""

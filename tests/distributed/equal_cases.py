@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,8 +85,15 @@ class Points(Dataset[Any]):
         return item if self.w is None else (*item, self.w[index])
 
 
-def points(ignored: bool = False, weighted: bool = False, batch_size: int = 7, **more: Any) -> Any:
-    return BaseDataLoader(Points(ignored, weighted), batch_size, True, N_VALID, 0, **more)
+def points(
+    ignored: bool = False,
+    weighted: bool = False,
+    batch_size: int = 7,
+    num_workers: int = 0,
+    **more: Any,
+) -> Any:
+    dataset = Points(ignored, weighted)
+    return BaseDataLoader(dataset, batch_size, True, N_VALID, num_workers, **more)
 
 
 class Sentences(Dataset[Any]):
@@ -103,6 +111,17 @@ class Sentences(Dataset[Any]):
 
 def words() -> Any:
     return BaseDataLoader(Sentences(), 7, True, N_VALID, 0)
+
+
+def padded() -> Any:
+    """Batches as long as their longest sentence."""
+
+    def collate(sentences: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        cut = [words[words > 0] for words, _ in sentences]
+        words = nn.utils.rnn.pad_sequence(cut, batch_first=True)
+        return [words, words]
+
+    return BaseDataLoader(Sentences(), 7, True, N_VALID, 0, collate)
 
 
 class Masks(Dataset[Any]):
@@ -462,12 +481,12 @@ def case(*overrides: str, **more: Any) -> Case:
     return Case(overrides, **more)
 
 
-def rows(**args: Any) -> str:
+def points_of(**args: Any) -> str:
     inner = ", ".join(f"{key}: {value}" for key, value in args.items())
     return f"data_loader={{type: points, args: {{{inner}}}}}"
 
 
-IGNORING = rows(ignored="true")
+IGNORING = points_of(ignored="true")
 SEVERAL = (
     f"loss=[{{type: cross_entropy, args: {{weight: {WEIGHTS}}}, weight: 0.5}},"
     " {type: cross_entropy, args: {ignore_index: 2}, name: few},"
@@ -487,6 +506,22 @@ LANGUAGE = (
     "loss={type: cross_entropy, args: {ignore_index: 0}}",
     "metrics=[]",
 )
+PRICES = """
+name: equal
+seed: 3
+model: {type: MLP, args: {n_inputs: 2, hidden: [6], n_outputs: 1}}
+data_loader:
+  type: DatasetLoader
+  args:
+    dataset: {type: CsvDataset, args: {file: prices.csv, target: [price], task: regression}}
+    batch_size: 7
+    split: 9
+    normalize: auto
+optimizer: {type: SGD, args: {lr: 0.1}}
+loss: mse_loss
+metrics: [{type: MeanLoss, args: {loss: l1_loss}, name: mae}, RMSE, R2]
+trainer: {epochs: 2, tensorboard: false, progress: false, verbosity: 0, log_every: 1 step}
+"""
 GAN = NETWORKS.replace("OPPONENT", "discriminator")
 WGAN = NETWORKS.replace("OPPONENT", "critic")
 
@@ -522,9 +557,9 @@ CASES: dict[str, Case] = {
     "ramp": case(
         "loss=[cross_entropy, {type: multi_margin_loss, weight: {from: 0, to: 1, over: 4 steps}}]"
     ),
-    "sample weights": case(rows(weighted="true"), "batch.weight=2"),
+    "sample weights": case(points_of(weighted="true"), "batch.weight=2"),
     "sample weights, accumulate": case(
-        rows(weighted="true"), "batch.weight=2", "memory.accumulate=3"
+        points_of(weighted="true"), "batch.weight=2", "memory.accumulate=3"
     ),
     "shifted": case(*LANGUAGE, trainer=Shifted),
     "shifted, accumulate": case(*LANGUAGE, "memory.accumulate=3", trainer=Shifted),
@@ -564,6 +599,7 @@ CASES: dict[str, Case] = {
         text=GAN,
         trainer=NonfiniteGAN,
     ),
+    "rollback": case("trainer.on_nonfinite=rollback", trainer=Nonfinite),
     "own loss": case(trainer=OwnLoss),
     "own loss, accumulate": case("memory.accumulate=3", "memory.micro_batch=2", trainer=OwnLoss),
     "branches": case(
@@ -587,13 +623,16 @@ CASES: dict[str, Case] = {
     "steps": case("trainer.epochs=null", "trainer.steps=8"),
     "no train metrics": case("trainer.train_metrics=false"),
     "bf16": case("memory.precision=bf16", tolerance=0.02),
-    "balanced": case(rows(sampling="balanced")),
+    "balanced": case(points_of(sampling="balanced")),
     "hard examples": case(
-        rows(sampler="{type: HardExampleSampler}"), "batch.ids=true", "trainer.epochs=3"
+        points_of(sampler="{type: HardExampleSampler}"), "batch.ids=true", "trainer.epochs=3"
     ),
     "torch's loader": case("data_loader={type: stock}"),
     "stream": case("data_loader={type: stream}", "trainer.epoch_steps=4"),
     "handmade": case("data_loader={type: Handmade}"),
+    "workers": case(points_of(num_workers=2)),
+    "padded": case(*LANGUAGE, "data_loader={type: padded}", trainer=Shifted),
+    "target units": case(text=PRICES),
     "pixels": case(*PIXELS),
     "pixels, accumulate": case(*PIXELS, "memory.accumulate=3", "memory.micro_batch=2"),
     "texts": case("model={type: Speller}", "data_loader={type: texts}"),
@@ -602,14 +641,22 @@ CASES: dict[str, Case] = {
         "{type: order_of_samples, over: epoch}, ConfusionMatrix, F1, AUROC]"
     ),
     "state of a loss": case("loss={type: Running}", is_equal=False),
-    "buffers": case("model={type: Buffered}", rows(batch_size=11), is_equal=False),
+    "buffers": case("model={type: Buffered}", points_of(batch_size=11), is_equal=False),
 }
+
+
+def write_prices(folder: Path) -> None:
+    """Write the table of the case "target units"."""
+    random = torch.Generator().manual_seed(0)
+    sizes = (torch.rand(N, 2, generator=random) * 100).tolist()
+    rows = (f"{a:.1f},{b:.1f},{1000 * a + 300 * b:.0f}" for a, b in sizes)
+    (folder / "prices.csv").write_text("\n".join(["size,garden,price", *rows]))
 
 
 @contextmanager
 def registered() -> Iterator[None]:
     """Make the classes above known to configs."""
-    loaders = (points, words, scenes, texts, stock, stream, Handmade)
+    loaders = (points, words, padded, scenes, texts, stock, stream, Handmade)
     models = (Decoder, Scorer, Branches, Tagger, Segmenter, Speller, Buffered)
     kinds: dict[Any, tuple[Any, ...]] = {
         DATA_LOADERS: loaders,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from equal_cases import CASES, WEIGHTS, registered, trainer_of
+from equal_cases import CASES, WEIGHTS, registered, trainer_of, write_prices
 from groups import start_group
 from torch import Tensor
 
@@ -36,6 +36,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, bool], R
     def train(size: int, is_quick: bool) -> Results:
         if (size, is_quick) not in known:
             out = tmp_path_factory.mktemp("out")
+            write_prices(out)
             names = [name for name in CASES if (name in QUICK) == is_quick]
             scripts = start_group([WORKER, out, *names], out, size)
             done = [script.wait(300) for script in scripts]

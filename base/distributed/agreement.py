@@ -54,9 +54,10 @@ FIELDS = (
     "save",  # 1 for a request to save
     "save_due", "log_due",  # 1 for what is due by the clock of this rank
     "optimizer",  # the number of the optimizer that is about to step
+    "begun", "stale",  # of the sums of gradients; see `GradientSums`
     "n_samples", "found",  # of the window; see `Window`
 )  # fmt: skip
-WIDTH = 48  # the fields, then the denominators of up to 36 losses
+WIDTH = 48  # the fields, then the denominators of up to 34 losses
 
 
 class RankLostError(TrainingError):
@@ -170,13 +171,14 @@ class Agreement:
         with suppress(KindlingError, RuntimeError):
             self._resolve(self._send(Kind.END, 0, _as_tensor({"failed": 1}, ())))
 
-    def fail_out_of_memory(self, step: int, half: int) -> Message:
+    def fail_out_of_memory(self, step: int, half: int, **values: float) -> Message:
         """Report that this rank is out of memory at a step, as the next message that is expected.
 
         Args:
             half: half the number of samples that did not fit.
+            values: more fields.
         """
-        values = {"kind": NUMBERS[Kind.UPDATE], "step": step, "oom_half": half}
+        values = {"kind": NUMBERS[Kind.UPDATE], "step": step, "oom_half": half, **values}
         return self.finish(self._send(Kind.UPDATE, step, _as_tensor(values, ())))
 
     def failures(self) -> list[tuple[int, str, int]]:

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         build_experiment,
         build_trainer,
         check,
+        check_ranks,
         choose_device,
         dry_run,
         make_repeatable,
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         device = choose_device(options.device or config["device"])
         make_repeatable(config)
         seed_everything(config["seed"])
-        world = join_processes(120.0, device.type)
+        world = join_processes(config["distributed"]["timeout"], device.type)
         with world.reports_errors():
             record = record_to_resume(config, resume_from)
             references = references_to_resume(config, resume_from)
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
             )
             experiment.share_with(world)
             trainer = build_trainer(config, experiment)
+            check_ranks(experiment, world)
             if options.dry_run:
                 print(dry_run(trainer), end="")
                 return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,19 @@ from base.data.protocols import (
     offered,
     underlying,
 )
-from base.data.reading import BatchReader, Key, NoteBad, Skip, raise_failure, without_bad_samples
+from base.data.reading import (
+    BatchReader,
+    Key,
+    NoteBad,
+    PartialBatch,
+    Skip,
+    raise_failure,
+    without_bad_samples,
+)
 from base.data.replayed_loader import as_batches as as_batches
 from base.data.sample_items import SampleItems
 from base.data.sampler_state import SamplerState, has_state
+from base.data.shares import WHOLE, Share
 from base.data.splits import divide, draw_weighted, number_repeats, sample_weights
 from base.data.streams import refuse_stream
 from base.data.threads import pinned, read_ahead
@@ -119,6 +129,8 @@ class BaseDataLoader:
         self._stock: DataLoader[Batch] | None = None
         self._skip: Skip | None = None
         self._items: SampleItems | None = None
+        self.batch_share = WHOLE
+        self.n_own: int | None = None
         self._divide()
         if len(self) == 0:
             raise DataError(
@@ -146,9 +158,25 @@ class BaseDataLoader:
     def batches(self, first: int, count: int) -> Iterator[Batch]:
         """Yield `count` batches from batch `first` of the sequence of epochs 0, 1, 2, ..."""
         self._compute_statistics()
+        if self.batch_share.size > 1:
+            return self._batches_of_rank(first, count)
         batches = self._read(first, count)
         batches = batches if self._skip is None else without_bad_samples(batches, self._note_bad)
         return batches if self._items is None else self._items.added(batches)
+
+    def shard(self, rank: int, size: int) -> None:
+        """Read a rank's part of each batch from now on: its samples ``[rank::size]``.
+
+        Positions, length, `batch_size` and `n_drawn` stay those of the global batches, so that any
+        number of ranks reads each sample once in an epoch. This applies to the validation loader
+        too. ``shard(0, 1)`` restores whole batches.
+
+        `n_own` is then the number of samples of the last batch that belong to this rank: 0 if it
+        has none and has borrowed the batch's first sample; None if batches are whole.
+        """
+        self.batch_share, self.n_own = Share.of_rank(rank, size), None
+        if self._valid is not None:
+            self._valid.shard(rank, size)
 
     def add_to_batches(self, rules: Rules) -> None:
         """Add sample ids and weights to batches, as ``batch:`` asks."""
@@ -170,13 +198,47 @@ class BaseDataLoader:
         self._note_bad, self._skip = note, Skip(allowed, own if replace else None)
         self.close()  # workers read this setting when they start
 
-    def _read(self, first: int, count: int) -> Iterator[Batch]:
+    def _batches_of_rank(self, first: int, count: int) -> Iterator[Batch]:
+        """Yield this rank's part of each batch, with `n_own` set to match.
+
+        If all samples of a part are unreadable, and none replaces them, another sample is
+        borrowed: each rank yields as many batches as the others.
+        """
+        drawn: deque[int] = deque()
+        for batch in self._read(first, count, drawn):
+            n_own, n_bad = drawn.popleft(), 0
+            if isinstance(batch, PartialBatch):
+                self._note_bad(batch.bad)
+                is_replaced = self._skip is not None and self._skip.stand_ins is not None
+                n_bad = 0 if is_replaced else len(batch.bad)
+                batch = raise_failure(batch.batch)
+            batch = self._borrowed() if batch is None else batch
+            batch = batch if self._items is None else self._items.add(*batch)
+            self.n_own = max(0, n_own - n_bad)
+            yield batch
+            del batch  # frees it before the next one is read
+
+    def _borrowed(self) -> Batch:
+        """Read the first readable sample of the data set."""
+        reader = BatchReader(self.dataset, self.collate_fn, self._skip, self._items is not None)
+        for index in range(len(self.dataset)):  # type: ignore[arg-type]
+            batch = reader.__getitems__((self.seed, 0, [index]))
+            if not isinstance(batch, PartialBatch):
+                return raise_failure(batch)
+        raise DataError(f"{name_of(self.dataset)}: none of its samples can be read")
+
+    def _read(self, first: int, count: int, drawn: deque[int] | None = None) -> Iterator[Batch]:
+        """Yield the batches of `_keys`, as they are read.
+
+        Args:
+            drawn: receives the number of samples of each batch that belong to this rank.
+        """
         numbers = self._items is not None
         reader = BatchReader(self.dataset, self.collate_fn, self._skip, numbers)
         readers = self._readers(reader)
         n_workers = 0 if readers == "none" else self.num_workers
         as_lists = not reader.takes_tensors or (n_workers > 0 and readers == "processes")
-        keys = self._keys(first, count, as_lists, may_repeat=reader.get_batch is None)
+        keys = self._keys(first, count, as_lists, reader.get_batch is None, drawn)
         if n_workers and readers == "threads":
             ahead = n_workers * self.prefetch_factor
             read = pinned(reader.__getitems__) if self.pin_memory else reader.__getitems__
@@ -204,7 +266,7 @@ class BaseDataLoader:
         loader = cls.__new__(cls)
         vars(loader).update(vars(whole))
         loader.shuffle, loader.drop_last, loader._is_held_out = False, False, True
-        loader._valid, loader._stock, loader._items = None, None, None
+        loader._valid, loader._stock, loader._items, loader.n_own = None, None, None, None
         loader._set_part(whole.valid_dataset, whole._valid_indices, NO_SAMPLES)
         return loader
 
@@ -428,7 +490,14 @@ class BaseDataLoader:
             raise DataError(f"{text} exclude the validation samples, or give a `valid_dataset`")
         return order.to(torch.int64)
 
-    def _keys(self, first: int, count: int, as_lists: bool, may_repeat: bool) -> Iterator[Key]:
+    def _keys(
+        self,
+        first: int,
+        count: int,
+        as_lists: bool,
+        may_repeat: bool,
+        drawn: deque[int] | None = None,
+    ) -> Iterator[Key]:
         """Yield the key of each batch, shuffling only the epochs needed.
 
         The length is added to an index drawn again in an epoch, for different augmentation.
@@ -443,6 +512,9 @@ class BaseDataLoader:
                 if is_drawn and may_repeat:
                     order = order + number_repeats(order) * len(self.dataset)  # type: ignore[arg-type]
             indices = order[number * self.batch_size : (number + 1) * self.batch_size]
+            if drawn is not None:
+                drawn.append(self.batch_share.count_own(len(indices)))
+                indices = self.batch_share.of(indices)
             key_epoch = 0 if self._is_held_out else epoch
             yield self.seed, key_epoch, indices.tolist() if as_lists else indices
 

@@ -136,6 +136,7 @@ class BaseTrainer:
         self._phase_loader = self.train_loader
         self._predict_takes_batch = takes_batch(self.predict)
         self._n_samples: int | None = None  # in the current batch or micro-batch
+        self._last_results: list[StepValues] = []  # of the last batch
         self._rank_counts: deque[int] = deque()  # this rank's samples of the batches in evaluation
 
     # --- The loop --------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ class BaseTrainer:
             self.ema.update()
         self.clock.lap("compute")
         if self._requests.log_is_due(self.progress.step) and is_made:
-            self.current_run.log.log_step(values, self.progress)
+            self.current_run.log.log_step(self._of_all_ranks(values), self.progress)
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():
             callback.on_step_end(self)
@@ -658,9 +659,24 @@ class BaseTrainer:
             self.progress.advance(self.window.n_counted)
             if results:
                 self.training_state.last_values = values_of(results, self.device)
+            self._last_results = results
             bar.update()
             if self.window.is_full:
                 self.end_step(self.training_state.last_values)
+
+    @final
+    def _of_all_ranks(self, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the values of the last batch over all ranks, on rank 0."""
+        if not self.world.is_active:
+            return values
+        sums = Meters()
+        for part in self._last_results:
+            part.add_to(sums)
+        states = self.world.gather(sums.state_dict())
+        if states is None:
+            return values
+        sums.load_state_dict(Meters.merged(states))
+        return sums.compute()
 
     @final
     def _average_buffers(self) -> None:

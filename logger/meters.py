@@ -1,6 +1,6 @@
 """Running means that are updated without waiting for the device."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,6 +108,22 @@ class Meters:
                 for there in (state["tensors"], state.get("tensor_counts", {}))
             )
 
+    @staticmethod
+    def merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the state of all processes from the `state_dict` of each, in rank order.
+
+        Totals and counts are added. A name may be missing from some states. To resume with another
+        number of processes, rank 0 loads this state and the others start empty.
+        """
+        whole: dict[str, Any] = {
+            key: _added([state.get(key, {}) for state in states])
+            for key in ("counts", "numbers", "tensors", "tensor_counts")
+        }
+        order = _merged_order([state["counts"] for state in states])
+        whole["counts"] = {name: whole["counts"][name] for name in order}
+        whole["sums"] = sorted({name for state in states for name in state.get("sums", ())})
+        return whole
+
     def _divide(self, totals: Mapping[str, Any], counts: Mapping[str, Any]) -> dict[str, Any]:
         means: dict[str, Any] = {}
         for key, count in counts.items():
@@ -147,6 +163,30 @@ class Meters:
             total = torch.zeros((), dtype=kind) if total is None else total
             self._tensors[name] = total = total.to(device, kind)
         return total, value.detach().reshape(()).to(device, non_blocking=True)
+
+
+def _added(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add numbers and tensors by name."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            value = value.cpu() if isinstance(value, Tensor) else value
+            total[name] = total[name] + value if name in total else value
+    return total
+
+
+def _merged_order(parts: Sequence[Iterable[str]]) -> list[str]:
+    """Return all names, each after the name that precedes it in the first part that has it."""
+    order: list[str] = []
+    for names in parts:
+        place = 0
+        for name in names:
+            if name in order:
+                place = order.index(name) + 1
+            else:
+                order.insert(place, name)
+                place += 1
+    return order
 
 
 def is_readable(value: Tensor, device: torch.device | None) -> bool:

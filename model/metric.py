@@ -1,7 +1,8 @@
 """Metrics. A function ``(output, target) -> number`` is averaged over samples; one that returns
 ``(sum, count)`` is averaged over its counts. A class has ``update(output, target)`` for each batch,
-``compute()`` for the end of the epoch, and ``reset()``. Further parameters receive the items of the
-batch with their names.
+``compute()`` for the end of the epoch, and ``reset()``; to train in several processes, it also has
+``merge(states)``, which sets it to the whole of their attributes. Further parameters receive the
+items of the batch with their names.
 
 ``output`` is the result of the trainer's ``predict``: scores ``(batch, n_classes, ...)``, one score
 for each sample or pixel (binary classification, ``(batch,)`` or ``(batch, 1, ...)``), or class
@@ -14,6 +15,7 @@ docs/metrics.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ from base import (
 )
 
 Counts = tuple[Tensor, Tensor | int]
+States = Sequence[Mapping[str, Any]]  # the attributes of a metric in each process
 
 
 @mean_of_counts
@@ -182,9 +185,18 @@ class ConfusionMatrix:
         places = torch.where((predicted >= 0) & (predicted < n), true * n + predicted, -1)
         self.counts.view(-1).scatter_add_(0, places, is_counted)
 
+    def merge(self, states: States) -> None:
+        self.counts = _added(states, "counts")
+
     def compute(self) -> Any:
         """Return the counts as a table on the CPU."""
         return self.counts.cpu() if self.counts is not None else torch.zeros(0, 0)
+
+
+def _added(states: States, name: str) -> Tensor | None:
+    """Return the sum of an attribute over all processes that have set it."""
+    found = [state[name] for state in states if state[name] is not None]
+    return torch.stack(found).sum(dim=0) if found else None
 
 
 def _n_classes(output: Tensor, target: Tensor) -> int | None:
@@ -228,6 +240,10 @@ class _ClassScores(ConfusionMatrix):
         counts = torch.stack([(predicted & true).sum(1), predicted.sum(1), true.sum(1)])
         self.labels = counts if self.labels is None else self.labels.to(counts.device) + counts
         return None
+
+    def merge(self, states: States) -> None:
+        super().merge(states)
+        self.labels = _added(states, "labels")
 
     def compute(self) -> dict[str, float]:
         if self.labels is not None:
@@ -306,6 +322,10 @@ class _OverValues:
         """Return the term of each error in the sum."""
         raise NotImplementedError
 
+    def merge(self, states: States) -> None:
+        self.total = sum(state["total"] for state in states)
+        self.n_values = sum(state["n_values"] for state in states)
+
     def compute(self) -> float:
         return float(self.total) / self.n_values if self.n_values else float("nan")
 
@@ -357,6 +377,12 @@ class R2:
         self.sums = self.sums + parts.sum(dim=1)
         self.n_samples += len(target)
 
+    def merge(self, states: States) -> None:
+        for state in (state for state in states if state["n_samples"]):
+            self.shift = self.shift if self.n_samples else state["shift"]
+            self.sums = self.sums + _shifted(state, state["shift"] - self.shift)
+            self.n_samples += state["n_samples"]
+
     def compute(self) -> float:
         if self.n_samples < 2:
             return float("nan")
@@ -366,6 +392,17 @@ class R2:
         is_spread = spread > 1e-12 * squares
         explained = torch.where(is_spread, 1 - residual / spread, (residual == 0).to(spread))
         return explained.mean().item()
+
+
+def _shifted(state: Mapping[str, Any], by: Tensor) -> Tensor:
+    """Return the sums of an `R2` whose targets are all larger by a number."""
+    n, (total, squares, residual) = state["n_samples"], state["sums"]
+    mean = total / n + by
+    # Equal targets stay equal: what remains of their difference is rounding.
+    mean = torch.where(mean.abs() <= 1e-14 * state["shift"].abs(), 0, mean)
+    spread = squares - total.square() / n
+    spread = torch.where(spread > 1e-12 * squares, spread, 0)
+    return torch.stack([n * mean, spread + n * mean.square(), residual])
 
 
 def _as_values(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -422,6 +459,11 @@ class _Ranking:
             self.scores = [torch.cat([each.cpu() for each in self.scores])]
             self.targets = [torch.cat([each.cpu() for each in self.targets])]
             self.n_bytes = 0
+
+    def merge(self, states: States) -> None:
+        self.scores = [scores for state in states for scores in state["scores"]]
+        self.targets = [targets for state in states for targets in state["targets"]]
+        self.by_class = any(state["by_class"] for state in states)
 
     def compute(self) -> float | dict[str, float]:
         if not self.scores:
@@ -528,6 +570,12 @@ class MeanLoss:
         count = torch.as_tensor(number, dtype=torch.float64, device=value.device)
         self.total = self.total + torch.where(count == 0, 0.0, value.double() * count)
         self.count = self.count + count
+
+    def merge(self, states: States) -> None:
+        self.total = sum(state["total"] for state in states)
+        counts = [state["count"] for state in states]
+        # A sum is divided by 1 in each process, and so is that of all of them.
+        self.count = sum(counts) if any(isinstance(each, Tensor) for each in counts) else 1.0
 
     def compute(self) -> Tensor | float:
         return self.total / self.count

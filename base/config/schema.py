@@ -104,6 +104,7 @@ SWITCH = Scalar("true or false", {"type": "boolean"})
 COUNT = whole(1)
 NUMBER = Scalar("a number", {"type": "number"})
 POSITIVE = Scalar("a number above 0", {"type": "number", "exclusiveMinimum": 0})
+SECONDS = Scalar("a number of seconds, at least 1", {"type": "number", "minimum": 1})
 SHARE = Scalar("a number between 0 and 1", POSITIVE.schema | {"exclusiveMaximum": 1})
 POSITION = Scalar("a name or a position", {"type": ["string", "integer"]})
 PATTERN = Scalar("a pattern", {"type": ["string", "array", "object"]}, check_pattern)
@@ -288,6 +289,25 @@ MEMORY = Section(
     }
 )
 
+DISTRIBUTED = Section(
+    {
+        "strategy": Key(
+            choice("auto", "data_parallel", "fsdp"),
+            "auto",
+            "Whole model on each process (auto), or parts of its weights on each: fsdp.",
+        ),
+        "shard": Key(PATTERNS, [], "Modules that fsdp gathers and frees as a unit."),
+        "timeout": Key(
+            SECONDS, 120, "Seconds to wait for a process in a step; 10 times as long between steps."
+        ),
+        "overlap": Key(SWITCH, True, "Sum gradients over processes during the backward pass."),
+        "sync_batch_norm": Key(
+            SWITCH, False, "Compute BatchNorm's statistics over all processes; CUDA only."
+        ),
+        "rank_logs": Key(SWITCH, False, "Write log-rankN.txt for the other processes too."),
+    }
+)
+
 WRITERS = ("tensorboard", "csv", "wandb", "trackio", "mlflow")
 WRITER = Section(
     {
@@ -376,6 +396,7 @@ ROOT = Section(
         "freeze": Key(ListOf(FREEZE_RULE, single=True), [], "Parameters that are not trained."),
         "capture": Key(ListOf(CAPTURE_RULE, single=True), [], "What to record of modules."),
         "memory": Key(MEMORY, {}, "Options that save memory and time."),
+        "distributed": Key(DISTRIBUTED, {}, "How several processes train one model, by torchrun."),
         "trainer": Key(TRAINER, REQUIRED, "Length, saving and reports of the training."),
         "callbacks": Key(
             ListOf(named("callback")), [], "Callbacks, called at four points of a run."

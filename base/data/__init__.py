@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from base.data.batch import tensors_in as tensors_in
     from base.data.batch import to_device as to_device
     from base.data.batch import with_entries as with_entries
+    from base.data.cut_parts import sharded as sharded
     from base.data.device_feed import feed as feed
     from base.data.endless_batches import EndlessBatches as EndlessBatches
     from base.data.fingerprint import Samples as Samples
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from base.data.sample_items import sample_numbers as sample_numbers
     from base.data.sampler_state import SamplerState as SamplerState
     from base.data.sampler_state import has_state as has_state
+    from base.data.shares import fault_of_batch_size as fault_of_batch_size
     from base.data.splits import divide as divide
     from base.data.splits import draw_weighted as draw_weighted
     from base.data.splits import number_repeats as number_repeats

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from base.data.protocols import HasCounts, offered
+from base.data.shares import WHOLE, Share
 from base.errors import ConfigError, Problem, TrainingError, nearest
 
 CONTAINERS = (list, tuple, Mapping)
@@ -254,11 +255,12 @@ class SampleCount:
     Args:
         loader: may count the samples itself with ``count_samples(batch)``, or report with
             ``n_drawn(position)`` how many samples it drew for a batch.
+        is_whole: whether the batches are global ones although the loader yields a rank's part.
     """
 
-    def __init__(self, rules: Rules, loader: Any = None) -> None:
+    def __init__(self, rules: Rules, loader: Any = None, is_whole: bool = False) -> None:
         self.rules = rules
-        self._loader = loader
+        self._loader, self._is_whole = loader, is_whole
         self._is_plain = rules["size"] is None and rules["target"] is None
         self._is_time_first: bool | None = None  # None: not known yet
 
@@ -267,12 +269,18 @@ class SampleCount:
         return offered(self._loader, HasCounts)
 
     @cached_property
+    def _share(self) -> Share:
+        share = WHOLE if self._is_whole else getattr(self._loader, "batch_share", WHOLE)
+        return share if isinstance(share, Share) else WHOLE
+
+    @cached_property
     def _n_drawn(self) -> Any:
         return getattr(self._loader, "n_drawn", lambda position: None)
 
     @cached_property
     def _batch_size(self) -> Any:
-        return getattr(self._loader, "batch_size", None)
+        size = getattr(self._loader, "batch_size", None)
+        return self._share.count_read(size) if isinstance(size, int) else size
 
     def __call__(self, batch: Any, position: int | None = None) -> int:
         """Return the number of samples of a batch, which is the loader's ``position``-th."""
@@ -286,6 +294,7 @@ class SampleCount:
             if is_plain and target.dim() == 1 and inputs.shape[:1] == target.shape:
                 return int(target.shape[0])  # the common case, needed at every step
         n_drawn = None if position is None else self._n_drawn(position)
+        n_drawn = None if n_drawn is None else self._share.count_read(n_drawn)
         if n_drawn is None and self._batch_size is not None:
             n_drawn = self._second_dimension(batch)
         return count_samples(batch, self.rules, n_drawn)
@@ -410,25 +419,30 @@ def cut(batch: Any, begin: int, end: int, n_samples: int) -> Any:
     Raises:
         TrainingError: an item of the batch does not have one entry per sample.
     """
-    return _cut_entry(batch, begin, end, n_samples, is_outer=True)
+    return cut_rows(batch, slice(begin, end), n_samples, "leave memory.micro_batch out")
 
 
-def _cut_entry(value: Any, begin: int, end: int, n_samples: int, is_outer: bool = False) -> Any:
+def cut_rows(batch: Any, rows: slice, n_samples: int, remedy: str) -> Any:
+    """Return some rows of a batch, as `cut` does. An error ends with the remedy."""
+    return _cut_entry(batch, rows, n_samples, remedy, is_outer=True)
+
+
+def _cut_entry(value: Any, rows: slice, n_samples: int, remedy: str, is_outer: bool = False) -> Any:
     if isinstance(value, Tensor | np.ndarray):
         if not value.ndim:
             return value
         if len(value) != n_samples:
             text = f"a batch that holds {tuple(value.shape)} cannot be cut"
             text += f", as the first dimension is not that of its {n_samples} samples"
-            raise TrainingError(f"{text}: leave memory.micro_batch out")
-        return value[begin:end]
+            raise TrainingError(f"{text}: {remedy}")
+        return value[rows]
     if isinstance(value, CONTAINERS) and not isinstance(value, PackedSequence):
         if not (is_outer or isinstance(value, Mapping)) and _has_one_a_sample(value, n_samples):
-            return value[begin:end]
-        return with_entries(value, lambda entry: _cut_entry(entry, begin, end, n_samples))
+            return value[rows]
+        return with_entries(value, lambda entry: _cut_entry(entry, rows, n_samples, remedy))
     if hasattr(value, "to"):
         text = f"a {type(value).__name__} cannot be cut"
-        raise TrainingError(f"{text}: leave memory.micro_batch out, or give tensors")
+        raise TrainingError(f"{text}: {remedy}, or give tensors")
     return value
 
 

@@ -95,17 +95,29 @@ class Samples:
     @cached_property
     def digests(self) -> dict[str, Any]:
         """Return the number of samples and one hash each of their ids, targets and contents."""
+        return self._digests(self.targets)
+
+    @property
+    def digests_in_memory(self) -> dict[str, Any]:
+        """The `digests` without a hash of targets that are stored in separate files."""
+        has_targets = getattr(self.dataset, "targets", None) is not None
+        return self._digests(self.targets if has_targets else None)
+
+    def _digests(self, targets: Tensor | None) -> dict[str, Any]:
         ids = hashlib.sha256(self.indices.numpy().tobytes())
         if self.names is not None:
             ids.update("\0".join(self.names).encode(errors="surrogateescape"))
-        hashes: list[Tensor | None] = [self.contents]
-        hashes.append(None if self.targets is None else hash_rows(self.targets))
-        contents, targets = (
+        hashes = (self.contents, None if targets is None else hash_rows(targets))
+        contents_digest, targets_digest = (
             None if rows is None else hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:32]
             for rows in hashes
         )
-        n_samples, digest = len(self), ids.hexdigest()[:32]
-        return {"n_samples": n_samples, "ids": digest, "targets": targets, "contents": contents}
+        return {
+            "n_samples": len(self),
+            "ids": ids.hexdigest()[:32],
+            "targets": targets_digest,
+            "contents": contents_digest,
+        }
 
     def target_texts(self) -> list[str]:
         """Return the target of each sample as text. Long targets are hashed."""

@@ -205,6 +205,19 @@ class SupportsSeeding(Protocol):
         """Use this seed from now on."""
 
 
+class SupportsSharing(Protocol):
+    """Reads a rank's part of each batch by itself. Otherwise it is cut from the whole batch."""
+
+    n_own: int | None
+    """The number of samples of the last batch that belong to this rank."""
+
+    def shard(self, rank: int, size: int) -> None:
+        """Yield the samples ``[rank::size]`` of each batch from now on, or any one if none is left.
+
+        Length and positions stay those of the whole batches.
+        """
+
+
 class SupportsSkipping(Protocol):
     """Can skip unreadable samples. Otherwise ``on_bad_sample: skip`` is an error."""
 

@@ -7,14 +7,28 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    default_collate,
+)
 
-from base.data.batch import Rules
-from base.data.protocols import Batch, SupportsPositions, SupportsSeeding, offered
+from base.data.batch import DEFAULT_RULES, Rules
+from base.data.cut_parts import RankParts, sharded
+from base.data.protocols import (
+    Batch,
+    SupportsPositions,
+    SupportsSeeding,
+    SupportsSharing,
+    offered,
+)
 from base.data.sample_items import DrawnIndices, SampleItems, recording_indices, refuse_unknown_ids
 from base.data.sampler_state import state_of_sampler
+from base.data.shares import WHOLE, Share
 from base.data.streams import items_of_stream, length_of_stream
-from base.data.workers import reporting_deaths, stop_workers
+from base.data.workers import SeededByRank, reporting_deaths, stop_workers
 from base.errors import DataError
 from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 
@@ -23,12 +37,16 @@ log = logging.getLogger("kindling")
 _ENDED = object()  # stands for a batch
 
 
-def as_batches(loader: Any, seed: int) -> Any:
-    """Return the loader, wrapped if it does not support ``batches(first, count)``."""
+def as_batches(loader: Any, seed: int, rules: Rules = DEFAULT_RULES) -> Any:
+    """Return the loader, wrapped if it does not support ``batches(first, count)``.
+
+    Args:
+        rules: the config's ``batch:`` section, by which a rank cuts its part from a batch.
+    """
     has_own_loop = getattr(loader, "has_own_loop", False)
     if offered(loader, SupportsPositions) is not None and not has_own_loop:
         return loader
-    return ReplayedLoader(loader, seed)
+    return ReplayedLoader(loader, seed, rules)
 
 
 class ReplayedLoader:
@@ -42,7 +60,7 @@ class ReplayedLoader:
     replays = True
     repeats = True
 
-    def __init__(self, loader: Any, seed: int) -> None:
+    def __init__(self, loader: Any, seed: int, rules: Rules = DEFAULT_RULES) -> None:
         if not hasattr(loader, "__iter__"):
             raise DataError(f"{type(loader).__name__} is not a data loader: it has no __iter__")
         self.loader = loader
@@ -53,6 +71,11 @@ class ReplayedLoader:
         self._may_give_fewer, self._is_filled = _length_is_estimate(loader), False
         self._items: SampleItems | None = None
         self._drawn: DrawnIndices | None = None
+        self._rules = rules
+        self._valid: Any = None
+        self.batch_share = WHOLE
+        self.n_own: int | None = None
+        self._parts: RankParts | None = None  # if the part of a rank is cut from whole batches
         self._iterator: Iterator[Batch] | None = None
         self._streams: tuple[Any, ...] = ()
         self.sampler_state = getattr(loader, "sampler_state", None)
@@ -99,12 +122,81 @@ class ReplayedLoader:
         if not gives_ids:
             refuse_unknown_ids(self.loader)
             self._note_indices(is_needed=True)
+        self._rules = rules
         is_plain = getattr(self.loader, "collate_fn", None) is default_collate
         pin_memory = getattr(self.loader, "pin_memory", False)
         self._items = SampleItems(rules, dataset, is_plain, pin_memory, gives_ids)
         if self.sampler_state is not None:
             self.sampler_state.places = self._items.places
         self._go_to_pass(0)
+
+    def shard(self, rank: int, size: int) -> None:
+        """Yield a rank's part of each batch from now on: its samples ``[rank::size]``.
+
+        Positions, length and `n_drawn` stay those of the global batches. `n_own` is the number of
+        samples of the last batch that belong to this rank: 0 if it has none and has borrowed the
+        batch's first sample.
+
+        torch's loader of a map-style data set reads only these samples; so does a loader with a
+        ``shard`` of its own. Any other reads the whole batch, and the other rows are dropped.
+
+        Raises:
+            DataError: batches come in any order, or the loader's own sampler divides the samples.
+        """
+        share = Share.of_rank(rank, size)
+        if size > 1:
+            self._refuse_sharing()
+        self.batch_share, self.n_own, self._parts = share, None, None
+        if self._shares_itself:
+            self.loader.shard(rank, size)
+        elif self._divides_indices:
+            self._divide_indices(share)
+        elif size > 1:
+            self._parts = RankParts(self, share, self._rules)
+        if self._valid is not None:
+            self._valid = sharded(self._valid, rank, size, self._rules)
+        self._go_to_pass(0)
+
+    def _refuse_sharing(self) -> None:
+        """Check that all ranks draw the same batches from the loader."""
+        if not getattr(self.loader, "in_order", True):
+            text = f"{self._name}: in_order=False gives batches in any order, on each process"
+            raise DataError(f"{text} in another one: leave it out")
+        for each in _samplers_of(self.loader):
+            if isinstance(each, DistributedSampler) and each.num_replicas > 1:
+                text = f"{self._name}: its {type(each).__name__} divides the samples among"
+                text += " processes, as Kindling does itself: leave it out, and let batch_size be"
+                raise DataError(f"{text} that of all processes together")
+
+    @property
+    def _shares_itself(self) -> bool:
+        """Whether the loader has ``shard`` itself. That of a `BaseDataLoader` skips an own loop."""
+        has_own_loop = getattr(self.loader, "has_own_loop", False)
+        return offered(self.loader, SupportsSharing) is not None and not has_own_loop
+
+    @property
+    def _divides_indices(self) -> bool:
+        """Whether each rank can read its samples alone, in the order of one process.
+
+        A user's sampler may draw while the samples are read in the same process, so that its order
+        would depend on which ones are read.
+        """
+        loader = self.loader
+        if not isinstance(loader, DataLoader) or loader.batch_sampler is None:
+            return False
+        is_own = type(loader).__iter__ is not DataLoader.__iter__
+        if is_own or isinstance(loader.dataset, IterableDataset) or self._n_batches is None:
+            return False
+        draws_first = self.sampler_state is not None or loader.num_workers > 0
+        return draws_first or not any(map(_is_of_user, _samplers_of(loader)))
+
+    def _divide_indices(self, share: Share) -> None:
+        self._note_indices(is_needed=True)
+        assert self._drawn is not None
+        self._drawn.share = share
+        begin = self.loader.worker_init_fn
+        begin = begin.wrapped if isinstance(begin, SeededByRank) else begin
+        self.loader.worker_init_fn = SeededByRank(share.rank, begin) if share.size > 1 else begin
 
     def n_drawn(self, position: int) -> int | None:
         """Return the number of samples drawn for the batch at this position, if known."""
@@ -124,7 +216,12 @@ class ReplayedLoader:
         """Return the loader's validation loader, wrapped in the same way, or None."""
         split = getattr(self.loader, "split_validation", None)
         valid = None if split is None else split()
-        return None if valid is None else as_batches(valid, self.seed)
+        if valid is None:
+            return None
+        self._valid = as_batches(valid, self.seed, self._rules)
+        if self.batch_share.size > 1:
+            self._valid = sharded(self._valid, *self.batch_share, self._rules)
+        return self._valid
 
     def set_seed(self, seed: int) -> None:
         """Set the seed of the passes, and of the loader itself if it has one."""
@@ -163,9 +260,19 @@ class ReplayedLoader:
             set_cpu_streams(trainers)
         self._position += 1
         self._n_drawn += 1
-        if self._items is None:
+        if self._items is None and self.batch_share.size == 1:
             return batch
-        return self._items.add(batch, None if self._drawn is None else self._drawn.next_indices())
+        drawn = None if self._drawn is None else self._drawn.next_indices()
+        batch = batch if self._items is None else self._items.add(batch, drawn)
+        return batch if self.batch_share.size == 1 else self._part_of_rank(batch)
+
+    def _part_of_rank(self, batch: Batch) -> Batch:
+        """Return the rank's part of a batch, which may have been read alone; set `n_own`."""
+        if self._parts is not None:
+            batch, self.n_own = self._parts.cut(batch, self._position - 1)
+        else:
+            self.n_own = self.loader.n_own if self._shares_itself else self._drawn.n_own  # type: ignore[union-attr]
+        return batch
 
     def _note_indices(self, is_needed: bool = False) -> None:
         """Record the batch indices of torch's loader, for ids or for a stateful sampler."""
@@ -241,8 +348,19 @@ def _length_is_estimate(loader: Any) -> bool:
     if not isinstance(loader, torch.utils.data.DataLoader):
         return False
     samplers = (getattr(loader, name, None) for name in ("sampler", "batch_sampler"))
-    modules = [type(each).__module__ for each in samplers if each is not None]
-    return any(module.partition(".")[0] != "torch" for module in modules)
+    return any(_is_of_user(each) for each in samplers if each is not None)
+
+
+def _samplers_of(loader: Any) -> list[Any]:
+    """Return the samplers of torch's loader, without our own."""
+    batched = getattr(loader, "batch_sampler", None)
+    batched = batched.wrapped if isinstance(batched, DrawnIndices) else batched
+    found = (getattr(loader, "sampler", None), batched, getattr(batched, "sampler", None))
+    return [each for each in found if each is not None]
+
+
+def _is_of_user(sampler: Any) -> bool:
+    return type(sampler).__module__.partition(".")[0] != "torch"
 
 
 class _PassEnded(Exception):  # noqa: N818  (not an error)

@@ -31,7 +31,9 @@ from base.data.batch import (
     sample_weight_of,
 )
 from base.data.protocols import Batch, HasPlaces, HasSampleNumbers, name_of, offered, underlying
+from base.data.shares import WHOLE
 from base.errors import ConfigError, DataError, Problem
+from base.system.seeding import derive_seed, seed_cpu_streams
 
 
 class SampleItems:
@@ -186,12 +188,15 @@ class DrawnIndices:
 
     torch's loader yields batches in the order in which it drew their indices. With `is_at_once`
     it draws those of a whole pass at once, so that the state of a stateful sampler does not depend
-    on how far ahead workers read.
+    on how far ahead workers read. With a `share`, it yields a rank's part of each batch.
     """
 
     def __init__(self, wrapped: Any, is_at_once: bool = False) -> None:
         self.wrapped, self._is_at_once = wrapped, is_at_once
-        self._noted: deque[Any] = deque()
+        self.share = WHOLE
+        self.n_own = 0
+        """The number of samples of the batch of `next_indices` that belong to the rank."""
+        self._noted: deque[tuple[Any, int]] = deque()
 
     def __len__(self) -> int:
         return len(self.wrapped)
@@ -203,13 +208,30 @@ class DrawnIndices:
 
     def __iter__(self) -> Iterator[Any]:
         self._noted.clear()
+        if self.share.size > 1:
+            yield from self._shared(list(self.wrapped))
+            return
         for indices in list(self.wrapped) if self._is_at_once else self.wrapped:
-            self._noted.append(indices)
+            self._noted.append((indices, 0))
             yield indices
+
+    def _shared(self, order: list[Any]) -> Iterator[Any]:
+        """Yield the rank's part of each batch of a pass, whose order is the same on all ranks.
+
+        Reading without workers continues the streams that draw the order, on each rank from a
+        state of its own: otherwise different samples would get the same random numbers.
+        """
+        seed_cpu_streams(derive_seed(int(torch.randint(2**62, ())), "rank", self.share.rank))
+        for each in order:
+            indices = each if hasattr(each, "__getitem__") else list(each)
+            part = self.share.of(indices)
+            self._noted.append((part, self.share.count_own(len(indices))))
+            yield part
 
     def next_indices(self) -> Any:
         """Return the indices of the loader's next batch."""
-        return self._noted.popleft()
+        indices, self.n_own = self._noted.popleft()
+        return indices
 
 
 def recording_indices(loader: Any, is_at_once: bool) -> tuple[Any, DrawnIndices]:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import active_children
 from multiprocessing.util import Finalize, get_temp_dir
@@ -15,9 +15,12 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakSet
 
+import torch
+
 from base.data.protocols import Batch
 from base.data.reading import raise_failure
 from base.errors import DataError
+from base.system.seeding import derive_seed, seed_cpu_streams
 from base.system.torch_compat import WorkerDeaths, WorkerDied
 
 
@@ -96,6 +99,21 @@ def begin_worker(_: int) -> None:
     if hasattr(signal, "SIGUSR1"):  # not on Windows
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+class SeededByRank:
+    """A `worker_init_fn` that gives the workers of each rank random streams of their own.
+
+    All ranks seed their loaders alike, so that they draw the same order.
+    """
+
+    def __init__(self, rank: int, wrapped: Callable[[int], None] | None) -> None:
+        self.rank, self.wrapped = rank, wrapped
+
+    def __call__(self, number: int) -> None:
+        seed_cpu_streams(derive_seed(torch.initial_seed(), "rank", self.rank))
+        if self.wrapped is not None:
+            self.wrapped(number)
 
 
 def _hide_connection_errors(

@@ -10,11 +10,12 @@ from torch.optim import LBFGS
 from base.config.config import Config
 from base.config.normal_form import optimizer_keys, optimizer_sections
 from base.config.tree import Keys
-from base.errors import ConfigError
+from base.errors import ConfigError, Problem
 from base.names.registry import find
 
 IN_BACKWARD, OFFLOADED = "memory.optimizer_in_backward", "memory.offload_optimizer"
 COMPILED, CLOSURE = "memory.compile", "optimizer: LBFGS"
+FSDP = "distributed.strategy: fsdp"
 ONE_PASS = "a compiled model allows one backward pass per batch, which frees its buffers"
 USED = "gradients are used before the next part is added to them"
 OWN = "LBFGS computes its own gradients, from the last batch only"
@@ -51,11 +52,30 @@ EXCLUDED = [
     (COMPILED, "memory.offload_activations", "a compiled graph chooses what it keeps"),
     ("memory.cudnn_benchmark", "deterministic", "timings would choose the algorithms"),
 ]
+# (option, reason): what several processes do not offer.
+ALONE_ONLY = [
+    (CLOSURE, "LBFGS computes gradients itself, which are not summed over processes"),
+    (IN_BACKWARD, "gradients are used before they are summed over processes"),
+    ("trainer.loss_gradients", "the gradients of each loss are not summed over processes"),
+    ("capture of gradients", "a process computes them for its own samples only"),
+]
+# (option, reason): what several processes do not offer with `distributed.strategy: fsdp`.
+WHOLE_ONLY = [
+    ("memory.channels_last: true", "parts of weights must be contiguous"),
+    ("memory.offload_optimizer", "the state is in parts, one on each process"),
+    ("memory.micro_batch: auto", "the memory of weights in parts is not estimated"),
+    ("trainer.on_nonfinite: rollback", "weights in parts are not kept as a copy"),
+    ("trainer.on_oom: halve", "a failed backward pass leaves whole weights in memory"),
+    ("capture of parameters", "each process has a part of their gradients"),
+]
 USUAL = {"accumulate": 1, "every": "1 step"}  # besides null, false and an empty list
 
 
-def check_combinations(config: Config) -> None:
+def check_combinations(config: Config, n_processes: int = 1) -> None:
     """Check that no incompatible options are combined.
+
+    Args:
+        n_processes: the number of processes that train the model.
 
     Raises:
         ConfigError: lists all such pairs with their locations and reasons.
@@ -66,14 +86,38 @@ def check_combinations(config: Config) -> None:
         for keys in _places(config, option)
         for beside in list(_places(config, other))[:1]
     ]
+    is_sharded = config["distributed"]["strategy"] == "fsdp"
+    if config["distributed"]["shard"] and not is_sharded:
+        text = "only `strategy: fsdp` divides modules into parts: set it, or leave this out"
+        problems.append(config.problem(("distributed", "shard"), text))
+    if n_processes > 1:
+        how = f"{n_processes} processes"
+        problems += _unsupported(config, ALONE_ONLY, how, "train in one process")
+        if is_sharded:
+            how, instead = f"{how} and {FSDP}", "use `strategy: data_parallel`"
+            problems += _unsupported(config, WHOLE_ONLY, how, instead)
     if problems:
         raise ConfigError(problems)
 
 
-def layout_wish(config: Config) -> bool | str:
-    """Return ``memory.channels_last``; ``auto`` means false for LBFGS, which flattens gradients."""
+def _unsupported(
+    config: Config, table: list[tuple[str, str]], how: str, instead: str
+) -> Iterator[Problem]:
+    """Yield a problem for each option of a table that is set."""
+    for option, why in table:
+        for keys in _places(config, option):
+            text = f"cannot be used with {how}: {why}; leave it out, or {instead}"
+            yield config.problem(keys, text)
+
+
+def layout_wish(config: Config, n_processes: int = 1) -> bool | str:
+    """Return ``memory.channels_last``.
+
+    ``auto`` means false for LBFGS, which flattens gradients, and for weights in parts.
+    """
     wish: bool | str = config["memory"]["channels_last"]
-    return False if wish == "auto" and any(_places(config, CLOSURE)) else wish
+    is_sharded = n_processes > 1 and config["distributed"]["strategy"] == "fsdp"
+    return False if wish == "auto" and (is_sharded or any(_places(config, CLOSURE))) else wish
 
 
 def _places(config: Config, option: str) -> Iterator[Keys]:
@@ -81,9 +125,9 @@ def _places(config: Config, option: str) -> Iterator[Keys]:
     if option == "several optimizers":
         if len(optimizer_sections(config)) > 1:
             yield ("optimizers",)
-    elif option == "capture of parameters":
+    elif option.startswith("capture of "):
         for number, rule in enumerate(config["capture"]):
-            if rule["of"] == "parameters":
+            if rule["of"] == option.removeprefix("capture of "):
                 yield ("capture", number)
     elif option == CLOSURE:
         for keys, section in _optimizers(config):

@@ -23,11 +23,13 @@ from base.config.tree import dotted
 from base.data.bad_samples import BadSamples
 from base.data.batch import inputs_of, to_device
 from base.data.sampler_state import SamplerState
+from base.distributed.group import world_size
 from base.errors import CheckpointError, ConfigError, UsageError
 from base.names.construction import build
 from base.names.exclusions import check_combinations, layout_wish
 from base.names.object_references import References, refuse_objects
 from base.names.registry import find
+from base.network.batch_norm import synchronize_batch_norm
 from base.network.freezing import Freezing
 from base.network.initialization import InitRecord, initialise
 from base.network.layers import NoForward
@@ -119,7 +121,8 @@ def build_experiment(
     Raises:
         ConfigError: names the place of each argument that does not fit.
     """
-    check_combinations(config)
+    n_processes = world_size()
+    check_combinations(config, n_processes)
     put_off_dynamo()
     keep_freed_memory(device)
     bad_samples = BadSamples(config)
@@ -144,9 +147,10 @@ def build_experiment(
     freezing = build_freezing(config, model, length)
     model.to(device)
     forward = functools.partial(call_once, config, data.example, device)
-    memory_notes = prepare_model(
-        model, {**memory, "channels_last": layout_wish(config)}, device, forward
-    )
+    if n_processes > 1 and config["distributed"]["sync_batch_norm"]:
+        model = synchronize_batch_norm(model, device)
+    layout = layout_wish(config, n_processes)
+    memory_notes = prepare_model(model, {**memory, "channels_last": layout}, device, forward)
     optimizers, schedules = build_optimizers(
         config, model, references, freezing, losses, data.valid_loader, length, device
     )

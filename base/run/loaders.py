@@ -11,6 +11,8 @@ from base.base_data_loader import BaseDataLoader, as_batches
 from base.checkpoint.data_record import use_record
 from base.config import Config
 from base.config.durations import RunLength
+from base.data.batch import DEFAULT_RULES, Rules
+from base.data.cut_parts import sharded
 from base.data.streams import sharing_fault
 from base.errors import ConfigError, Problem
 from base.names.construction import build
@@ -121,7 +123,7 @@ def prepare_loader(config: Config, loader: Any, where: str = "") -> Any:
     _set_ignored_index(loader, config)
     if fault := sharing_fault(loader):
         raise ConfigError([Problem(where, fault)])
-    return as_batches(loader, config["seed"])
+    return as_batches(loader, config["seed"], config["batch"])
 
 
 def _with_positions(config: Config, loader: Any, key: str) -> Any:
@@ -130,7 +132,7 @@ def _with_positions(config: Config, loader: Any, key: str) -> Any:
         is_given = "num_workers" in config[key]["args"]
         keys = (key, "args", "num_workers") if is_given else (key,)
         raise ConfigError([config.problem(keys, fault)])
-    loader = as_batches(loader, config["seed"])
+    loader = as_batches(loader, config["seed"], config["batch"])
     if config["batch"]["ids"] or isinstance(config["batch"]["weight"], str):
         loader.add_to_batches(config["batch"])
     return loader
@@ -156,9 +158,12 @@ class DeferredLoader:
 
     is_deferred = True
 
-    def __init__(self, build: Callable[[], Any], n_batches: int | None) -> None:
-        self._build, self._n_batches = build, n_batches
+    def __init__(
+        self, build: Callable[[], Any], n_batches: int | None, rules: Rules = DEFAULT_RULES
+    ) -> None:
+        self._build, self._n_batches, self._rules = build, n_batches, rules
         self._loader: Any = None
+        self._share = (0, 1)
 
     def __len__(self) -> int:
         return len(self.built()) if self._n_batches is None else self._n_batches
@@ -171,10 +176,23 @@ class DeferredLoader:
             raise AttributeError(name)
         return getattr(self.built(), name)
 
+    @property
+    def n_own(self) -> int | None:
+        """The number of samples of the last batch that belong to this rank."""
+        return getattr(self._loader, "n_own", None)
+
+    def shard(self, rank: int, size: int) -> None:
+        """Yield a rank's part of each batch from now on."""
+        self._share = (rank, size)
+        if self._loader is not None:
+            self._loader = sharded(self._loader, rank, size, self._rules)
+
     def built(self) -> Any:
         """Return the loader; build it at the first call."""
         if self._loader is None:
             self._loader = self._build()
+            if self._share != (0, 1):
+                self._loader = sharded(self._loader, *self._share, self._rules)
         return self._loader
 
 
@@ -187,10 +205,10 @@ def defer_loaders(
         n_batches: the length of each loader of the run; None for one without a length.
     """
     both = functools.cache(lambda: build_loaders(config, references))
-    train = DeferredLoader(lambda: both()[0], n_batches.get("train"))
+    train = DeferredLoader(lambda: both()[0], n_batches.get("train"), config["batch"])
     if "valid" not in n_batches:
         return train, None
-    return train, DeferredLoader(lambda: both()[1], n_batches["valid"])
+    return train, DeferredLoader(lambda: both()[1], n_batches["valid"], config["batch"])
 
 
 def batches_in_epoch(config: Config, loader: Any) -> int:

@@ -26,6 +26,7 @@ from base.run.data_changes import refuse_scaled_targets
 from base.run.loaders import build_test_loader
 from base.training.experiment import Experiment
 from base.training.progress import Stateful
+from base.training.results import results_of
 from base.training.state import matches_name
 from logger.report import write_test_report
 
@@ -94,8 +95,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     if "test" in bad_samples.known:
         bad_samples.log_summary()
     tables: dict[str, Any] = {}
-    for name, metric in trainer.training_state.valid_metrics.items():
-        result = metric.compute()
+    for name, result in results_of(trainer.training_state.valid_metrics).items():
         if isinstance(result, Tensor) and result.dim() == 2:
             tables[name] = result
     path = write_test_report(folder, {**values, **tables})

@@ -30,8 +30,11 @@ OUT_OF_MEMORY = re.compile(
 
 
 def usable_cores(proc: Path = PROC, groups: Path = GROUPS) -> int:
-    """Return the number of cores available to this process by affinity and quota, at least 1."""
-    return max(1, int(min([_affinity(), *_quotas(proc, groups)])))
+    """Return the number of cores available to this process by affinity and quota, at least 1.
+
+    The processes that torchrun starts on a machine share its cores evenly.
+    """
+    return max(1, int(min([_affinity(), *_quotas(proc, groups)])) // _n_local_processes())
 
 
 def use_threads(n_threads: int | str) -> int:
@@ -80,6 +83,12 @@ def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS
+
+
+def _n_local_processes() -> int:
+    """Return how many processes of this training torchrun has started on this machine."""
+    given = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(given)) if given.isdecimal() else 1
 
 
 def _quotas(proc: Path, groups: Path) -> Iterator[float]:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from base.training.metric_defaults import compares_outputs as compares_outputs
     from base.training.metric_values import get_device as get_device
     from base.training.metrics import build_metrics as build_metrics
+    from base.training.metrics import cannot_merge as cannot_merge
     from base.training.metrics import mean_of_counts as mean_of_counts
     from base.training.nonfinite import refuse_bad_optimizers as refuse_bad_optimizers
     from base.training.optimizer_memory import offload_state as offload_state
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from base.training.results import StepValues as StepValues
     from base.training.results import backward_passes as backward_passes
     from base.training.results import record_sample_losses as record_sample_losses
+    from base.training.results import results_of as results_of
     from base.training.results import summarise as summarise
     from base.training.results import values_of as values_of
     from base.training.results import with_total as with_total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,77 @@ def join(batches: list[Any]) -> Any:
     if isinstance(first, list):
         return [item for batch in batches for item in batch]
     return batches
+
+
+class _UnevenError(Exception):
+    """The rows of a batch are not the same number for each sample."""
+
+
+def interleave(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """Join what several processes hold of a batch: the rank r of R holds its samples ``[r::R]``.
+
+    Arrays and lists are joined in the order of the samples, each of which may have several rows.
+    If the number of rows differs between samples, those of rank 0 come first.
+
+    Args:
+        parts: outputs, targets or nested values of each rank with samples, in one structure.
+        sizes: how many samples each of these ranks has.
+
+    Raises:
+        ValueError: a value that is not one for each sample differs between ranks.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    try:
+        return _interleaved(parts, sizes)
+    except _UnevenError:
+        return _interleaved(parts, [1] * len(parts))
+
+
+def _interleaved(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
+    first = parts[0]
+    if isinstance(first, Mapping):
+        return {key: _interleaved([part[key] for part in parts], sizes) for key in first}
+    if isinstance(first, Tensor) and first.dim():
+        return torch.cat([*parts])[_order(parts, sizes)]
+    if isinstance(first, np.ndarray) and first.ndim:
+        return np.concatenate(parts)[_order(parts, sizes).numpy()]
+    if isinstance(first, list | tuple):
+        if not _has_items(first, sizes[0]):
+            return type(first)(_interleaved(items, sizes) for items in zip(*parts, strict=True))
+        items = [item for part in parts for item in part]
+        return type(first)(items[place] for place in _order(parts, sizes).tolist())
+    if not all(_are_equal(first, part) for part in parts):
+        text = f"it keeps one value for a batch ({describe(first)}), and the processes have"
+        raise ValueError(f"{text} different ones: it needs a value for each sample")
+    return first
+
+
+def _has_items(values: list[Any] | tuple[Any, ...], size: int) -> bool:
+    """Return whether a sequence has an item for each sample, not an array for all of them."""
+    if isinstance(values, tuple):
+        return bool(values) and isinstance(values[0], str | bytes)
+    are_tensors = all(isinstance(value, Tensor) for value in values)
+    is_one_each = len(values) == size and any(not x.dim() or len(x) != size for x in values)
+    return not are_tensors or is_one_each
+
+
+def _order(parts: Sequence[Any], sizes: Sequence[int]) -> Tensor:
+    """Return for each row of the batch its place among the rows of all ranks, one after another."""
+    samples = []
+    for rank, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        n_rows, rest = divmod(len(part), size)  # of a sample
+        if rest:
+            raise _UnevenError
+        number = torch.arange(size) * len(parts) + rank
+        samples.append(number.repeat_interleave(n_rows))
+    return torch.cat(samples).argsort(stable=True)
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor | np.ndarray):
+        return bool((torch.as_tensor(one) == torch.as_tensor(other)).all())
+    return bool(one == other)
 
 
 def as_result(value: Any) -> float | dict[str, float] | Tensor:

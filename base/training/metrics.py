@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, final
 
 import torch
@@ -20,7 +22,16 @@ from base.names.final_methods import refuse_overridden
 from base.training.batch_arguments import DataParameters
 from base.training.losses import WeightedLoss
 from base.training.metric_defaults import fill_from_losses
-from base.training.metric_values import as_result, describe_call, detached, get_device, join, on_cpu
+from base.training.metric_merging import HOW_TO_MERGE, can_merge, leave_sync_to_us, merge_states
+from base.training.metric_values import (
+    as_result,
+    describe_call,
+    detached,
+    get_device,
+    interleave,
+    join,
+    on_cpu,
+)
 from base.training.sample_losses import as_weights
 from base.training.selection import Selection, build_list
 from base.training.shape_agreement import ShapeAgreement
@@ -84,12 +95,45 @@ class Metric(ABC):
             text = f"metric {self.name!r} cannot be computed: {describe_error(error)}"
             raise TrainingError(text).with_trace_of(error) from error
 
-    def skip_batch(self) -> None:  # noqa: B027  (most metrics need nothing)
-        """Note a batch of which this rank has no sample."""
+    @final
+    def whole(self, states: Sequence[Mapping[str, Any]]) -> Metric:
+        """Return a copy of the metric that holds the samples of all processes.
+
+        Args:
+            states: the `state_dict` of the metric in each process, in rank order.
+
+        Raises:
+            TrainingError: the states cannot be merged.
+        """
+        other = copy.copy(self)
+        try:
+            other._take(states)
+        except Exception as error:
+            text = f"metric {self.name!r} cannot be merged: {describe_error(error)}"
+            raise TrainingError(text).with_trace_of(error) from error
+        return other
+
+    @final
+    def merged(self, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the state of all processes; the metric keeps its own.
+
+        To resume with another number of processes, rank 0 loads it and the others start empty.
+
+        Args:
+            states: the `state_dict` of the metric in each process, in rank order.
+        """
+        return self.whole(states).state_dict()
+
+    def skip_batch(self) -> None:  # noqa: B027  (only some metrics count batches)
+        """Record a batch of which this process has no sample."""
 
     @abstractmethod
     def reset(self) -> None:
         """Reset the metric to its initial state."""
+
+    @abstractmethod
+    def _take(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the accumulated values by those of all processes, and change no object."""
 
     @abstractmethod
     def _update(
@@ -189,8 +233,21 @@ class SampleMean(Metric):
                 self.needs_cpu = True
         return self._call(self.function, *on_cpu(args), **on_cpu(keywords))
 
+    def _take(self, states: Sequence[Mapping[str, Any]]) -> None:
+        parts = [_attributes_in(state) for state in states]
+        self.total = sum((part.total for part in parts), start=0.0)
+        self.n_samples = sum((part.n_samples for part in parts), start=0)
+        self.needs_cpu = any(part.needs_cpu for part in parts)
+
     def _compute(self) -> Any:
         return self.total / self.n_samples if self.n_samples else float("nan")
+
+
+def _attributes_in(state: Mapping[str, Any]) -> SimpleNamespace:
+    """Return the attributes in the state of an object; all tensors are on the CPU."""
+    attributes = SimpleNamespace()
+    set_object_state(attributes, state)
+    return attributes
 
 
 def _plus(total: Tensor | float, value: Any, times: int = 1) -> Tensor | float:
@@ -219,6 +276,11 @@ class WholeEpoch(Metric):
         self.outputs: list[Any] = []
         self.targets: list[Any] = []
         self.keywords: list[dict[str, Any]] = []
+        self.sizes: list[int] = []
+        """How many samples of each batch this process has, for the last ``len(sizes)`` batches.
+
+        Those that precede them are whole: they were read by other processes too, before a resume.
+        """
 
     def _update(
         self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
@@ -227,6 +289,39 @@ class WholeEpoch(Metric):
         self.outputs.append(output)
         self.targets += targets  # empty if the function takes no target
         self.keywords.append(on_cpu(keywords))
+        if n_samples is None:
+            with suppress(ConfigError):
+                n_samples = count_samples(args)
+        self.sizes.append(n_samples or 1)
+
+    def skip_batch(self) -> None:
+        """Record a batch of which this process has no sample, so that later ones are aligned."""
+        self.sizes.append(0)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of ``state_dict``; those of earlier versions have no sizes."""
+        super().load_state_dict({"sizes": [], **state})
+
+    def _take(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Put the samples back in the order of the epoch."""
+        parts = [_attributes_in({"sizes": [], **state}) for state in states]
+        if len({len(part.sizes) for part in parts}) > 1:
+            counts = ", ".join(str(len(part.sizes)) for part in parts)
+            text = f"the processes measured {counts} batches, in rank order: call `measure` for"
+            raise ValueError(f"{text} each batch, whatever the rank")
+        batches = [_batches_of(part) for part in parts]
+        whole = []
+        for part, own in zip(parts, batches, strict=True):
+            n_own = len(part.sizes) - part.sizes.count(0)
+            whole += [next(own) for _ in range(len(part.outputs) - n_own)]
+        for sizes in zip(*(part.sizes for part in parts), strict=True):
+            held = [(next(own), size) for own, size in zip(batches, sizes, strict=True) if size]
+            if held:
+                whole.append(interleave(*zip(*held, strict=True)))
+        self.reset()
+        self.outputs = [batch["output"] for batch in whole]
+        self.targets = [batch["target"] for batch in whole if "target" in batch]
+        self.keywords = [batch["keywords"] for batch in whole]
 
     def _compute(self) -> Any:
         if not self.outputs:
@@ -235,19 +330,31 @@ class WholeEpoch(Metric):
         return self._call(self.function, *args, **join(self.keywords or [{}]))
 
 
+def _batches_of(part: SimpleNamespace) -> Iterator[dict[str, Any]]:
+    """Yield what a process kept of each batch."""
+    for number, (output, keywords) in enumerate(zip(part.outputs, part.keywords, strict=True)):
+        target = {"target": part.targets[number]} if part.targets else {}
+        yield {"output": output, **target, "keywords": keywords}
+
+
 class ObjectMetric(Metric):
-    """An object with ``update(output, target)``, ``compute()`` and ``reset()``."""
+    """An object with ``update(output, target)``, ``compute()`` and ``reset()``.
+
+    For several processes it also needs ``merge(states)``, unless it is of torchmetrics.
+    """
 
     def __init__(self, name: str, instance: Any) -> None:
         own = getattr(instance, "data_parameters", None)
         super().__init__(name, own or DataParameters.from_function(instance.update))
         self.instance = instance
         self.n_updates = 0
+        self.parts: list[Mapping[str, Any]] = []
+        """States of the object that other processes sent, or saved before a resume."""
         self._unplaced: Mapping[str, Any] | None = {}
 
     def reset(self) -> None:
         self.instance.reset()
-        self.n_updates = 0
+        self.n_updates, self.parts = 0, []
 
     def _update(
         self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
@@ -264,16 +371,45 @@ class ObjectMetric(Metric):
         set_object_state(self.instance, self._unplaced or {}, device)
         self._unplaced = None
 
+    def _take(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the parts of the processes that have samples; `_compute` merges them."""
+        self.n_updates, self.parts = 0, []
+        for state in states:
+            self.parts += state.get("parts", [])
+            self.parts += [state["instance"]] if state["n_updates"] else []
+        self.instance, self._unplaced = copy.deepcopy(self.instance), {}
+        self.instance.reset()
+
     def _compute(self) -> Any:
-        return self._call(self.instance.compute) if self.n_updates else float("nan")
+        if not (self.n_updates or self.parts):
+            return float("nan")
+        instance = self.instance
+        if self.parts:
+            own = [get_object_state(instance)] if self.n_updates else []
+            instance = merge_states(instance, [*self.parts, *own])
+        leave_sync_to_us(instance)
+        return self._call(instance.compute)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the attributes of the object and the number of updates."""
-        return {"n_updates": self.n_updates, "instance": get_object_state(self.instance)}
+        state = {"n_updates": self.n_updates, "instance": get_object_state(self.instance)}
+        return {**state, "parts": self.parts} if self.parts else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.n_updates, self._unplaced = state["n_updates"], state["instance"]
+        self.parts = list(state.get("parts", []))
         set_object_state(self.instance, state["instance"])
+
+
+def cannot_merge(metrics: Mapping[str, Metric]) -> list[Problem]:
+    """Return a problem for each metric that several processes cannot compute together."""
+    return [
+        Problem(
+            metric.selection.where, f"metric {name!r}: {HOW_TO_MERGE.format(type(it).__name__)}"
+        )
+        for name, metric in metrics.items()
+        if isinstance(metric, ObjectMetric) and not can_merge(it := metric.instance)
+    ]
 
 
 def build_metrics(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from base.data.sampler_state import SamplerState
-from base.distributed.group import ALONE, World
+from base.distributed import ALONE, World
 from base.errors import ConfigError, Problem, TrainingError
 from base.training.denominators import (
     SUM_REDUCTION,
@@ -21,6 +21,7 @@ from base.training.denominators import (
 )
 from base.training.loss_terms import flatten_terms, is_of_terms, refuse_many
 from base.training.losses import WeightedLoss, lone_total, weigh_terms
+from base.training.metrics import Metric, Result
 from logger.meters import TERM, Meters
 
 
@@ -147,26 +148,56 @@ def record_sample_losses(state: SamplerState, ids: Any, values: StepValues) -> N
 
 
 def summarise(
-    phase: str, meters: Meters, metrics: Mapping[str, Any], world: World = ALONE
+    phase: str, meters: Meters, metrics: Mapping[str, Metric], world: World = ALONE
 ) -> dict[str, float]:
     """Return the means and metrics of a phase as ``train/loss``, ``valid/accuracy``, ...
 
-    A metric of several numbers has names such as ``valid/recall/<class>``; a table (a confusion
-    matrix) appears only in the test report.
+    They are over the samples of all processes, and the same numbers in all of them. Meters and
+    metrics keep their values. A metric of several numbers has names such as
+    ``valid/recall/<class>``; a table (a confusion matrix) appears only in the test report.
 
     Raises:
         ConfigError: a metric has the name of a loss.
     """
-    values = {f"{phase}/{name}": value for name, value in meters.compute().items()}
-    for name, metric in metrics.items():
+    values = {f"{phase}/{name}": value for name, value in _means_of(meters, world).items()}
+    for name, result in results_of(metrics, world).items():
         if f"{phase}/{name}" in values:
             text = (
                 f"a loss or a value of the trainer has the name {name!r} too; choose another name"
             )
-            raise ConfigError([Problem(f"{metric.selection.where}.name", text)])
-        result = metric.compute()
+            raise ConfigError([Problem(f"{metrics[name].selection.where}.name", text)])
         if isinstance(result, Mapping):
             values.update({f"{phase}/{name}/{key}": float(part) for key, part in result.items()})
         elif not isinstance(result, Tensor) or result.numel() == 1:
             values[f"{phase}/{name}"] = float(result)
     return values
+
+
+def _means_of(meters: Meters, world: World) -> dict[str, float]:
+    """Return the means over the samples of all processes, by name."""
+    if not world.is_active:
+        return meters.compute()
+    means: dict[str, float] = {}
+    states = world.gather(meters.state_dict())
+    if states is not None:
+        whole = Meters("cpu")
+        whole.load_state_dict(Meters.merged(states))
+        means = whole.compute()
+    result: dict[str, float] = world.broadcast(means)
+    return result
+
+
+def results_of(metrics: Mapping[str, Metric], world: World = ALONE) -> dict[str, Result]:
+    """Return the results of metrics over the samples of all processes, by name.
+
+    Rank 0 computes them, one metric after another, and the others receive them.
+    """
+    if not world.is_active:
+        return {name: metric.compute() for name, metric in metrics.items()}
+    results: dict[str, Result] = {}
+    for name, metric in metrics.items():
+        states = world.gather(metric.state_dict())
+        if states is not None:
+            results[name] = metric.whole(states).compute()
+    received: dict[str, Result] = world.broadcast(results)
+    return received

@@ -37,6 +37,14 @@ def test_the_normal_form_has_every_default(load):
     assert (trainer["type"], trainer["keep"], trainer["verbosity"]) == ("Trainer", 3, 2)
     assert config["batch"] == {"inputs": None, "target": None, "size": None} | EXTRAS
     assert config["memory"]["precision"] == "fp32"
+    assert config["distributed"] == {
+        "strategy": "auto",
+        "shard": [],
+        "timeout": 120,
+        "overlap": True,
+        "sync_batch_norm": False,
+        "rank_logs": False,
+    }
     for name in ("loss", "metrics", "init", "freeze", "capture", "callbacks"):
         assert config[name] == []
     for name in ("lr_scheduler", "optimizers", "valid_data_loader", "test_data_loader"):
@@ -154,6 +162,16 @@ def test_arch_is_another_name_for_model(load, faults):
         ("batch: {inputs: [1.5]}", "batch.inputs.0: expected a name or a position"),
         ("extra: [1]", "extra: expected a section of keys, found a list"),
         ("callbacks: {type: A}", "callbacks: expected a list, found a section"),
+        (
+            "distributed: {strategy: fdsp}",
+            "distributed.strategy: expected one of auto, data_parall",
+        ),
+        ("distributed: {timeout: 0.5}", "timeout: expected a number of seconds, at least 1"),
+        ("distributed: {timeout: 2 minutes}", "timeout: expected a number of seconds, at least 1"),
+        ("distributed: {shard: [1]}", "distributed.shard.0: expected a pattern"),
+        ("distributed: {overlap: 1}", "distributed.overlap: expected true or false, found 1"),
+        ("distributed: {rank_log: true}", "unknown key; did you mean 'rank_logs'?"),
+        ("distributed: ddp", "6:1: distributed: expected a section of keys, found the text 'ddp'"),
     ],
 )
 def test_each_slip_is_named_with_its_place(faults, more, expected):

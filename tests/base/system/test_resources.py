@@ -61,6 +61,17 @@ def test_a_quota_limits_the_cores(
     assert usable_cores(tmp_path / "proc", tmp_path / "groups") == expected
 
 
+@pytest.mark.parametrize(
+    ("n_processes", "expected"), [("1", 6), ("2", 3), ("4", 1), ("8", 1), ("", 6), ("many", 6)]
+)
+def test_the_processes_of_a_machine_share_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_processes: str, expected: int
+) -> None:
+    write(tmp_path, {"proc/self/cgroup": "0::/a\n", "groups/a/cpu.max": "650000 100000"})
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", n_processes)
+    assert usable_cores(tmp_path / "proc", tmp_path / "groups") == expected
+
+
 # --- Threads --------------------------------------------------------------------------------------
 
 

@@ -96,6 +96,7 @@ def build_state(experiment: Experiment) -> TrainingState:
             experiment.world,
             steppers,
             order=experiment.model.parameters(),
+            overlaps=config["distributed"]["overlap"],
             keeps_gradients=not memory["set_to_none"],
         ),
         freezing=experiment.freezing,

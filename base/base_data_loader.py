@@ -266,7 +266,7 @@ class BaseDataLoader:
         loader = cls.__new__(cls)
         vars(loader).update(vars(whole))
         loader.shuffle, loader.drop_last, loader._is_held_out = False, False, True
-        loader._valid, loader._stock, loader._items, loader.n_own = None, None, None, None
+        loader._valid, loader._stock, loader._items = None, None, None
         loader._set_part(whole.valid_dataset, whole._valid_indices, NO_SAMPLES)
         return loader
 

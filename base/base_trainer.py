@@ -254,7 +254,7 @@ class BaseTrainer:
         self.model.eval()
         with isolated_random_state(seed), averaged, torch.inference_mode():
             positions = iter(range(count))
-            for batch in self._copy_to_device(self._evaluated(loader, count)):
+            for batch in self._copy_to_device(self._evaluated(loader, count, count_samples)):
                 if self._requests.stop:
                     raise StopRequested
                 position = next(positions)
@@ -262,16 +262,17 @@ class BaseTrainer:
                 n_samples = counts.popleft() if counts else count_samples(batch, position)
                 self._n_samples = n_samples
                 if n_samples == 0:  # borrowed
-                    self._skip_batch()
+                    self._end_batch()
                     continue
                 with self.recovery.attempt(batch), self.precision.autocast():
                     values = StepValues(self.valid_step(batch), n_samples)
                 values.add_to(meters)
+                self._end_batch()
                 del batch
             return summarise(phase, meters, metrics, self.world)
 
     @final
-    def _evaluated(self, loader: Any, count: int) -> Iterator[Any]:
+    def _evaluated(self, loader: Any, count: int, count_samples: SampleCount) -> Iterator[Any]:
         """Yield the batches of an evaluation; several ranks exchange requests before each."""
         self._rank_counts.clear()
         if not self.world.is_active:
@@ -279,20 +280,20 @@ class BaseTrainer:
             return
         n_sent = 0
         for batch in loader.batches(0, count):
-            if loader.n_own is not None:
-                self._rank_counts.append(loader.n_own)
+            self._rank_counts.append(count_samples.of_rank(batch, n_sent))
             self._requests.exchange(Kind.VALID, n_sent)
             n_sent += 1
             yield batch
             del batch
-        for position in range(n_sent, count):  # batches without a readable sample on this rank
+        for position in range(n_sent, count):  # a stream that ended early
             self._requests.exchange(Kind.VALID, position)
 
     @final
-    def _skip_batch(self) -> None:
-        """Note that this rank has no sample of a batch."""
-        for metric in self.training_state.phase_metrics.values():
-            metric.skip_batch()
+    def _end_batch(self) -> None:
+        """End a batch of all ranks in the metrics."""
+        if self.world.is_active:
+            for metric in self.training_state.phase_metrics.values():
+                metric.end_batch()
 
     @final
     def end_epoch(self, values: Values) -> None:
@@ -478,9 +479,8 @@ class BaseTrainer:
     @final
     def measure(self, outputs: Any, batch: Any) -> None:
         """Update the metrics with the predictions for a batch."""
-        if self._n_samples == 0:
-            self._skip_batch()
-        elif self.training_state.phase_metrics:
+        is_borrowed = self._n_samples == 0
+        if self.training_state.phase_metrics and not is_borrowed:
             with torch.no_grad():
                 more = (batch,) if self._predict_takes_batch else ()
                 predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
@@ -652,6 +652,7 @@ class BaseTrainer:
                 guard = self.current_run.guard_first_step() if is_first else NO_CONTEXT
                 yield held.pop(), n_samples, results, guard
             del parts
+            self._end_batch()
             if self.window.is_lost and self.window.is_full:
                 self.recovery.agree_lost()
             if self.world.is_active and self.window.is_full:

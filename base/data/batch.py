@@ -304,8 +304,8 @@ class SampleCount:
 
         A rank borrows a sample if the batch of all ranks has fewer samples than there are ranks.
         """
-        n_own: int | None = getattr(self._loader, "n_own", None)
-        return self(batch, position) if n_own is None else n_own
+        is_borrowed = getattr(self._loader, "n_own", None) == 0
+        return 0 if is_borrowed else self(batch, position)
 
     def _second_dimension(self, batch: Any) -> int | None:
         """Return the size of the second dimension of all tensors if it is the sample dimension.

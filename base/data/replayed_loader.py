@@ -122,7 +122,6 @@ class ReplayedLoader:
         if not gives_ids:
             refuse_unknown_ids(self.loader)
             self._note_indices(is_needed=True)
-        self._rules = rules
         is_plain = getattr(self.loader, "collate_fn", None) is default_collate
         pin_memory = getattr(self.loader, "pin_memory", False)
         self._items = SampleItems(rules, dataset, is_plain, pin_memory, gives_ids)

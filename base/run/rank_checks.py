@@ -19,6 +19,7 @@ from base.checkpoint.data_record import class_names
 from base.config import Config
 from base.config.tree import leaves
 from base.data.fingerprint import samples_of
+from base.data.shares import fault_of_batch_size
 from base.distributed.comparison import (
     code_difference,
     config_difference,
@@ -35,8 +36,8 @@ from base.names.discovery import project_root
 from base.names.shipped import FOLDERS, digest
 from base.run.data_changes import PART_NAMES
 from base.system.places import PROJECT
-from base.training import metrics
 from base.training.experiment import Experiment
+from base.training.metrics import cannot_merge
 from logger.files import read_file
 
 log = logging.getLogger("kindling")
@@ -233,10 +234,7 @@ def refuse_unsupported(experiment: Experiment, n_processes: int) -> None:
     """
     config, how = experiment.config, f"{n_processes} processes"
     problems = []
-    batch_size = getattr(experiment.train_loader, "batch_size", None)
-    if isinstance(batch_size, int) and batch_size < n_processes:
-        text = f"a batch of {batch_size} is divided over {how}, of which some would have no sample:"
-        text += f" set at least {n_processes}, or start fewer processes"
+    if text := fault_of_batch_size(experiment.train_loader, n_processes):
         problems.append(config.problem(("data_loader", "args", "batch_size"), text))
     sampler_state = experiment.sampler_state
     if sampler_state is not None and sampler_state.wants_losses:
@@ -253,9 +251,7 @@ def refuse_unsupported(experiment: Experiment, n_processes: int) -> None:
     if config["distributed"]["sync_batch_norm"] and experiment.device.type != "cuda":
         text = f"torch's SyncBatchNorm works on CUDA only, and this is {experiment.device.type}"
         problems.append(config.problem(("distributed", "sync_batch_norm"), f"{text}: set false"))
-    for name in getattr(metrics, "cannot_merge", lambda _: [])(experiment.metrics):
-        text = f"the metric {name!r} cannot be merged from {how}: give it a method"
-        problems.append(config.problem(("metrics",), f"{text} `merge(states)`, or leave it out"))
+    problems += cannot_merge(experiment.metrics)
     if problems:
         raise ConfigError(problems)
 

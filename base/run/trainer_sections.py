@@ -177,5 +177,6 @@ def _build_model(experiment: Experiment, section: Section, where: str) -> nn.Mod
 
 def _build_loader(experiment: Experiment, section: Section, where: str) -> Any:
     loader = prepare_loader(experiment.config, build("data_loader", section, where=where), where)
+    loader = experiment.shared(loader)
     getattr(loader, "place_on", lambda _: None)(torch.device(experiment.device))
     return loader

@@ -16,6 +16,7 @@ from base.checkpoint.weight_mapping import WeightsReport
 from base.config import Config
 from base.config.durations import RunLength
 from base.data.bad_samples import BadSamples
+from base.data.cut_parts import sharded
 from base.data.sampler_state import SamplerState
 from base.distributed.group import ALONE, World
 from base.names.object_references import References
@@ -125,9 +126,14 @@ class Experiment:
     def share_with(self, world: World) -> None:
         """Train together with other processes: each reads its share of every batch."""
         self.world = world
-        for loader in (self.train_loader, self.valid_loader):
-            if loader is not None and world.size > 1:
-                loader.shard(world.rank, world.size)
+        self.train_loader = self.shared(self.train_loader)
+        self.valid_loader = self.shared(self.valid_loader)
+
+    def shared(self, loader: Any) -> Any:
+        """Return a loader that reads this rank's share of every batch."""
+        if loader is None or self.world.size == 1:
+            return loader
+        return sharded(loader, self.world.rank, self.world.size, self.config["batch"])
 
     def batches_left(self, progress: Progress) -> int:
         """Return the number of batches remaining in the current epoch or in the training."""

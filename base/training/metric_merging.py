@@ -16,8 +16,7 @@ method that combines the attributes of all processes, for sums such as
 
     def merge(self, states):
         self.total = sum(state["total"] for state in states)
-        self.count = sum(state["count"] for state in states)
-"""
+        self.count = sum(state["count"] for state in states)"""
 
 
 def can_merge(instance: Any) -> bool:
@@ -25,14 +24,10 @@ def can_merge(instance: Any) -> bool:
 
     Nothing is guessed: an attribute may be a sum, a mean, a maximum or a setting.
     """
+    # The parts of a collection of torchmetrics declare them.
     is_of_torchmetrics = type(instance).__module__.partition(".")[0] == "torchmetrics"
-    return (
-        callable(getattr(instance, "merge", None))
-        or hasattr(instance, "_reductions")
-        or (
-            is_of_torchmetrics  # a collection or a wrapper, whose parts declare them
-        )
-    )
+    declares = is_of_torchmetrics or hasattr(instance, "_reductions")
+    return declares or callable(getattr(instance, "merge", None))
 
 
 def merge_states(instance: Any, states: Sequence[Mapping[str, Any]]) -> Any:
@@ -45,7 +40,7 @@ def merge_states(instance: Any, states: Sequence[Mapping[str, Any]]) -> Any:
         TypeError: the object cannot be merged.
     """
     if not can_merge(instance):
-        raise TypeError(HOW_TO_MERGE.format(type(instance).__name__).rstrip())
+        raise TypeError(HOW_TO_MERGE.format(type(instance).__name__))
     whole = copy.deepcopy(instance)
     whole.reset()
     if isinstance(whole, nn.Module):
@@ -63,7 +58,7 @@ def merge_states(instance: Any, states: Sequence[Mapping[str, Any]]) -> Any:
     return whole
 
 
-def leave_sync_to_us(instance: Any) -> None:
+def disable_sync(instance: Any) -> None:
     """Prevent an object of torchmetrics from waiting for other processes in ``compute``."""
     for _, metric in _reduced(instance):
         metric._to_sync = False

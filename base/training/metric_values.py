@@ -101,9 +101,9 @@ def _has_items(values: list[Any] | tuple[Any, ...], size: int) -> bool:
     """Return whether a sequence has an item for each sample, not an array for all of them."""
     if isinstance(values, tuple):
         return bool(values) and isinstance(values[0], str | bytes)
-    are_tensors = all(isinstance(value, Tensor) for value in values)
-    is_one_each = len(values) == size and any(not x.dim() or len(x) != size for x in values)
-    return not are_tensors or is_one_each
+    if not all(isinstance(value, Tensor) for value in values):
+        return True
+    return len(values) == size and any(not each.dim() or len(each) != size for each in values)
 
 
 def _order(parts: Sequence[Any], sizes: Sequence[int]) -> Tensor:

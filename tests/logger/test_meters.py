@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from logger.meters import Meters
+from logger.meters import TERM, Meters
 
 BATCH_SIZES = [128, 128, 7, 128, 1, 33]
 
@@ -168,3 +168,66 @@ def test_the_device_is_not_waited_for():
     assert moved.compute() == meters.compute()
     assert moved.state_dict()["tensors"]["late"].device.type == "cpu"
     assert meters.state_dict()["tensors"]["late"].device.type == "cuda"
+
+
+# --- Several processes ----------------------------------------------------------------------------
+
+
+def steps(generator: torch.Generator, n: int) -> list[tuple[dict, float | torch.Tensor | None]]:
+    """Return values with their denominators: numbers, tensors, terms, a sum, a late name."""
+    found = []
+    for step in range(n):
+        loss, count = torch.rand(2, generator=generator).double()
+        found.append(({"loss": loss, "number": float(loss)}, step + 1))
+        found.append(({f"total{TERM}a": loss, "weighted": loss}, count))
+        found.append(({f"total{TERM}b": 2 * loss}, step + 1))
+        found.append(({"sum": loss}, None))
+        if step > 3:
+            found.append(({"late": float(loss)}, 1))
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_means_of_several_processes_equal_those_of_one(size):
+    one, ranks = Meters(), [Meters() for _ in range(size)]
+    for number, (values, count) in enumerate(steps(torch.Generator().manual_seed(0), 11)):
+        for name, value in values.items():
+            one.add(name, value, count)
+            ranks[(number // 3) % size].add(name, value, count)
+    file = io.BytesIO()
+    torch.save([meters.state_dict() for meters in ranks], file)
+    file.seek(0)
+    whole = Meters("cpu")
+    whole.load_state_dict(Meters.merged(torch.load(file, weights_only=True)))
+    assert whole.compute() == pytest.approx(one.compute(), rel=1e-14)
+    assert {*whole.compute()} == {"loss", "number", "total", "weighted", "sum", "late"}
+
+
+def test_names_keep_the_order_of_one_process():
+    first, second, third = Meters(), Meters(), Meters()
+    first.update({"loss": 1.0, "accuracy": 0.5})
+    second.update({"loss": 2.0, "penalty": 3.0, "accuracy": 0.0, "norm": 1.0})
+    states = [meters.state_dict() for meters in (third, first, second)]
+    whole = Meters()
+    whole.load_state_dict(Meters.merged(states))
+    assert list(whole.compute().items()) == [
+        ("loss", 1.5), ("penalty", 3.0), ("accuracy", 0.25), ("norm", 1.0)
+    ]  # fmt: skip
+    assert first.compute() == {"loss": 1.0, "accuracy": 0.5}
+    assert third.compute() == {}
+
+
+def test_an_epoch_goes_on_with_another_number_of_processes():
+    one, ranks = Meters(), [Meters()]
+    everything = steps(torch.Generator().manual_seed(1), 12)
+    for number, (values, count) in enumerate(everything):
+        if number % 10 == 9:
+            state = Meters.merged([meters.state_dict() for meters in ranks])
+            ranks = [Meters() for _ in range([2, 4, 1, 3, 2][number // 10])]
+            ranks[0].load_state_dict(state)
+        for name, value in values.items():
+            one.add(name, value, count)
+            ranks[number % len(ranks)].add(name, value, count)
+    whole = Meters()
+    whole.load_state_dict(Meters.merged([meters.state_dict() for meters in ranks]))
+    assert whole.compute() == pytest.approx(one.compute(), rel=1e-14)

@@ -351,6 +351,14 @@ class OwnLoop(BaseDataLoader):
             yield -inputs, target
 
 
+class OwnReading(BaseDataLoader):
+    """A subclass that reads its data set in a way of its own."""
+
+    def __iter__(self):
+        rows = torch.arange(N_SAMPLES)[torch.randperm(N_SAMPLES)]
+        yield from zip(rows.split(5), (rows % 3).split(5), strict=True)
+
+
 class Plain:
     """A loader as people write them; its samples are rows of two arrays."""
 
@@ -443,6 +451,7 @@ ROWS = {
     "stream": lambda: as_batches(DataLoader(Stream(), batch_size=4), 3),
     "stream, worker": lambda: as_batches(DataLoader(Stream(), batch_size=4, num_workers=1), 3),
     "own loop": lambda: as_batches(OwnLoop(Noisy(), 5, True, 0.0, 0), 3),
+    "own reading": lambda: as_batches(OwnReading(Noisy(), 5, True, 0.0, 0), 3),
     "own positions": Positioned,
     "own batches": lambda: as_batches(DataLoader(BATCHES, batch_size=None), 3),
 }
@@ -462,7 +471,7 @@ def test_ranks_keep_their_rows_of_the_batches_of_any_other_loader(kind, size):
 @pytest.mark.parametrize("kind", [*ROWS, "shuffled", "two workers", "sampler with a state"])
 def test_whole_batches_come_back_with_a_world_of_one(kind):
     build = (ROWS | ORDERS)[kind]
-    whole = read_whole(sharded(build(), 0, 1), 0, 7)
+    whole = read_whole(build() if kind != "own positions" else sharded(build(), 0, 1), 0, 7)
     loader = sharded(build(), 1, 3)
     assert read(loader, 0, 7)[0][1] == 2 - ("stream" in kind)
     loader.shard(0, 1)
@@ -621,9 +630,10 @@ def test_the_samples_of_a_part_are_counted_although_time_comes_first(rank, size)
 
     loader = sharded(make(collate_fn=time_first, batch_size=6), rank, size)
     count = SampleCount(DEFAULT_RULES, loader)
+    by_size = SampleCount(DEFAULT_RULES, loader)  # without positions: by the batch_size
     for position, batch in enumerate(loader.batches(0, 4)):
         n_own = len(range(rank, 6 if position < 3 else 4, size))
-        assert count(batch, position) == batch[0].shape[1] == max(n_own, 1)
+        assert count(batch, position) == by_size(batch) == batch[0].shape[1] == max(n_own, 1)
 
 
 def test_a_batch_smaller_than_the_world_is_told():

@@ -196,9 +196,9 @@ def test_one_process_is_not_compared_and_has_no_use_for_shards(
 def test_a_batch_has_a_sample_for_each_process() -> None:
     text = refused(TwoRanks(), "data_loader.args.batch_size=1")
     assert text.startswith(
-        "--set data_loader.args.batch_size=1: data_loader.args.batch_size: a batch"
+        "--set data_loader.args.batch_size=1: data_loader.args.batch_size: the batch_size"
     )
-    assert "set at least 2" in text
+    assert "set it to 2 or more" in text
     check_ranks(make("data_loader.args.batch_size=2").experiment, TwoRanks())
 
 

@@ -57,6 +57,7 @@ FIELDS = (
     "begun", "stale",  # of the sums of gradients; see `GradientSums`
     "n_samples", "found",  # of the window; see `Window`
 )  # fmt: skip
+PLACES = {field: place for place, field in enumerate(FIELDS)}
 WIDTH = 48  # the fields, then the denominators of up to 34 losses
 
 
@@ -79,7 +80,7 @@ class Message:
         self._rows = rows
 
     def __getitem__(self, field: str) -> list[float]:
-        place = FIELDS.index(field)
+        place = PLACES[field]
         return [row[place] for row in self._rows]
 
     def ranks_with(self, field: str) -> list[int]:
@@ -89,7 +90,8 @@ class Message:
     @property
     def denominators(self) -> list[float]:
         """The sums of the denominators over all ranks."""
-        return [sum(numbers) for numbers in zip(*self._rows, strict=True)][len(FIELDS) :]
+        rows = (row[len(FIELDS) :] for row in self._rows)
+        return [sum(numbers) for numbers in zip(*rows, strict=True)]
 
     @property
     def stop_signal(self) -> int | None:
@@ -109,7 +111,7 @@ class Ticket:
 
     def __init__(self, kind: Kind, step: int, sent: Tensor, size: int) -> None:
         self.kind, self.step, self.sent = kind, step, sent
-        self.received = [torch.empty_like(sent) for _ in range(size)]
+        self.received = sent.new_empty(size * len(sent))
         self.work: Work | None = None
         self.message: Message | None = None
 
@@ -214,7 +216,7 @@ class Agreement:
         options.timeout = timedelta(seconds=self.timeout * (LONG_WAIT if is_long else 1))
         options.asyncOp = True
         try:
-            ticket.work = self.group.allgather([ticket.received], [numbers], options)
+            ticket.work = self.group._allgather_base(ticket.received, numbers, options)
         except RuntimeError as error:
             raise self.lost(error, kind.value, step) from error
         self._pending.append(ticket)
@@ -229,7 +231,7 @@ class Agreement:
                 first.work.wait()
             except RuntimeError as error:
                 raise self.lost(error, first.kind.value, first.step) from error
-            first.message = Message(torch.stack(first.received).tolist())
+            first.message = Message(first.received.view(self.size, -1).tolist())
             if first is not ticket:
                 self._refuse_failure(first, first.message)
         return ticket.message

@@ -219,7 +219,7 @@ def work(options: argparse.Namespace) -> None:
     for name in options.models:
         loops = {key: loop for key, loop in LOOPS.items() if world.size > 1 or "DDP" not in key}
         one, _ = world.broadcast(alone(name, world, 20))
-        n_steps = FIRST_STEPS + max(20, min(400, int(1e3 * options.seconds / one)))
+        n_steps = FIRST_STEPS + max(12, min(400, int(1e3 * options.seconds / one)))
         taken: dict[str, list[tuple[float, float]]] = {key: [] for key in loops}
         for number in range(options.rounds + 1):
             for key, loop in loops.items():

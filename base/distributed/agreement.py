@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import time
+from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -111,7 +112,7 @@ class Ticket:
 
     def __init__(self, kind: Kind, step: int, sent: Tensor, size: int) -> None:
         self.kind, self.step, self.sent = kind, step, sent
-        self.received = sent.new_empty(size * len(sent))
+        self.received = sent.new_empty(size * sent.numel())
         self.work: Work | None = None
         self.message: Message | None = None
 
@@ -133,6 +134,7 @@ class Agreement:
         self._pending: deque[Ticket] = deque()
         self._has_failed = False
         self._has_begun = False  # the first steps compile, cache and connect: they may take longer
+        self._options = [_options(timeout * factor) for factor in (1, LONG_WAIT)]
         about = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
         store.set(f"peer/{rank}", json.dumps(about))
 
@@ -208,13 +210,10 @@ class Agreement:
         return RankLostError(text)
 
     def _send(self, kind: Kind, step: int, numbers: Tensor) -> Ticket:
-        from torch.distributed.distributed_c10d import AllgatherOptions
-
-        ticket, options = Ticket(kind, step, numbers, self.size), AllgatherOptions()
+        ticket = Ticket(kind, step, numbers, self.size)
         is_long = kind in PATIENT or not self._has_begun
         self._has_begun = self._has_begun or kind is Kind.UPDATE
-        options.timeout = timedelta(seconds=self.timeout * (LONG_WAIT if is_long else 1))
-        options.asyncOp = True
+        options = self._options[is_long]
         try:
             ticket.work = self.group._allgather_base(ticket.received, numbers, options)
         except RuntimeError as error:
@@ -283,11 +282,21 @@ class Agreement:
                     os.kill(about["pid"], signal.SIGKILL)
 
 
+def _options(seconds: float) -> Any:
+    from torch.distributed.distributed_c10d import AllgatherOptions
+
+    options = AllgatherOptions()
+    options.timeout, options.asyncOp = timedelta(seconds=seconds), True
+    return options
+
+
 def _as_tensor(values: Mapping[str, float], denominators: Sequence[float]) -> Tensor:
-    numbers = [values.get(field, 0.0) for field in FIELDS]
-    numbers += denominators
-    numbers += [0.0] * (WIDTH - len(numbers))
-    return torch.tensor(numbers, dtype=torch.float64)
+    numbers = array("d", bytes(8 * max(WIDTH, len(FIELDS) + len(denominators))))
+    for field, value in values.items():
+        numbers[PLACES[field]] = value
+    for place, value in enumerate(denominators, start=len(FIELDS)):
+        numbers[place] = value
+    return torch.frombuffer(numbers, dtype=torch.float64)
 
 
 def _started(pid: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 try:
     from base.config.command_line import choose_config, parse_train, run
+    from base.distributed.launch import start_processes
 except ImportError as error:  # a package is missing, or pytorch-template's base/ replaced ours
     sys.exit(f"{error}: install requirements.txt, and keep Kindling's own base/ and logger/")
 
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.print_config:
         print(config.describe(), end="")
         return 0
+    code = start_processes(options.device or config["device"], arguments)
+    if code is not None:  # of the processes that trained
+        return code
 
     # Errors in the structure of the config are reported by now, before torch is imported.
     from base.distributed import join_processes
@@ -38,11 +42,12 @@ def main(arguments: Sequence[str]) -> int:
         record_to_resume,
         references_to_resume,
         refuse_changed_data,
+        resume_together,
         write_deferred_files,
     )
     from base.system.deferred_files import defer_files
     from base.system.seeding import seed_everything
-    from logger.console import setup_logging
+    from logger.console import mute_other_ranks, setup_logging
 
     setup_logging(None, config["trainer"]["verbosity"])
     # Errors name their place in the config file; nothing is written before the run begins.
@@ -52,17 +57,24 @@ def main(arguments: Sequence[str]) -> int:
         make_repeatable(config)
         seed_everything(config["seed"])
         world = join_processes(config["distributed"]["timeout"], device.type)
+        mute_other_ranks(world.rank)
         with world.reports_errors():
-            record = record_to_resume(config, resume_from)
-            references = references_to_resume(config, resume_from)
+            resume_from = resume_together(resume_from, world)
             experiment = build_experiment(
-                config, device, weights=resume_from is None, record=record, references=references
+                config,
+                device,
+                weights=resume_from is None,
+                record=record_to_resume(config, resume_from, world),
+                references=references_to_resume(config, resume_from, world),
             )
             experiment.share_with(world)
             trainer = build_trainer(config, experiment)
             check_ranks(experiment, world)
             if options.dry_run:
-                print(dry_run(trainer), end="")
+                with world.paused():
+                    text = dry_run(trainer)
+                if world.is_main:
+                    print(text, end="")
                 return 0
             if resume_from is not None:
                 refuse_changed_data(experiment, resume_from, options.allow_change)

@@ -66,9 +66,7 @@ class World:
             return [value]
         import torch.distributed as dist
 
-        content = _to_bytes(
-            value
-        )  # an error here must not leave others waiting
+        content = _to_bytes(value)  # an error here must not leave others waiting
         self.agree(Kind.EXCHANGE)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with self.watched():
@@ -86,9 +84,7 @@ class World:
             return [value]
         import torch.distributed as dist
 
-        content = _to_bytes(
-            value
-        )  # an error here must not leave others waiting
+        content = _to_bytes(value)  # an error here must not leave others waiting
         self.agree(Kind.EXCHANGE)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with self.watched():

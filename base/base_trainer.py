@@ -430,8 +430,10 @@ class BaseTrainer:
             self.finite.watch(share)
             if stepper.in_backward is not None and is_full:
                 self.recovery.refuse_nonfinite()  # the pass below updates the parameters
-            keep, stepping = retain_graph or number < len(losses), stepper.stepping(is_full)
-            with self.capture.backward(stepper.scaler), self.precision.full(), stepping:
+            is_last = number == len(losses)
+            keep, stepping = retain_graph or not is_last, stepper.stepping(is_full)
+            summed = self._summed(only) if self.world.is_active and is_last else NO_CONTEXT
+            with self.capture.backward(stepper.scaler), self.precision.full(), stepping, summed:
                 stepper.scaler.scale(share).backward(inputs=inputs, retain_graph=keep)
         if not self.world.is_active:  # else all ranks agree in `update`
             self.recovery.refuse_nonfinite()
@@ -463,6 +465,13 @@ class BaseTrainer:
             if self.world.is_active:
                 self.recovery.agree(None)
             stepper.clear()
+
+    @final
+    def _summed(self, name: str | None) -> AbstractContextManager[None]:
+        """Return the context of a backward pass whose gradients `update` sums over all ranks."""
+        if not self.window.is_full or not self.is_due(name):
+            return NO_CONTEXT
+        return self.training_state.sums.overlapped(name or next(iter(self.steppers)))
 
     @final
     def is_due(self, name: str | None = None) -> bool:

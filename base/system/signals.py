@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 
 from base.errors import KindlingError
 from base.system.processes import local_size, rank
-from base.system.processes import rank
 
 FORCE_WITHIN_SECONDS = 2.0
 SAME_WITHIN_SECONDS = 0.5  # a Ctrl-C that both the terminal and torchrun send

@@ -303,6 +303,11 @@ class Window:
         return 0.0 if is_empty else part.number / whole.number
 
     @property
+    def is_deferred(self) -> bool:
+        """Whether `correct` will scale the gradients of this rank."""
+        return self._deferred.assumed != 0
+
+    @property
     def found(self) -> float:
         """The denominator that was known only in the step, of this rank; 0 if there is none."""
         return float(self._deferred.found) if self._deferred.assumed else 0.0

@@ -22,7 +22,6 @@ from base.config import Config
 from base.data.batch import tensors_in
 from base.distributed.agreement import Kind, Message
 from base.distributed.group import ALONE, World
-from base.distributed.reduction import sum_gradients
 from base.errors import OutOfMemoryError, TrainingError
 from base.system.resources import is_out_of_memory
 from base.system.seeding import capture_random_state, isolated_random_state, restore_random_state
@@ -149,18 +148,17 @@ class Recovery:
             NonFiniteError: the loss of a rank is not finite.
             PeerOutOfMemoryError: a rank is out of memory.
         """
-        step = self.state.progress.step + 1
         if name is None:
-            self._agree(-1, step)
+            self._agree(None, self.state.progress.step + 1)
             return
-        self._agree(list(self.state.steppers).index(name), step)
-        parameters = self.state.steppers[name].parameters
-        # `only` of another optimizer may have disabled the gradients that were computed before.
-        trained = [p for p in parameters if p.requires_grad or p.grad is not None]
-        sum_gradients(trained, self.world, step)
+        self.state.sums.begin(name)
+        message = self._agree(name, self.state.progress.step + 1)
+        optimizer = self.state.steppers[name].optimizer
+        self.state.window.correct(optimizer, sum(message["found"]))
+        self.state.sums.finish(name, message)
 
-    def _agree(self, number: int, step: int) -> None:
-        """Raise the same error on all ranks if the step of one of them failed."""
+    def _agree(self, name: str | None, step: int) -> Message:
+        """Return what all ranks sent; raise the same error on all if the step of one failed."""
         state, agreement = self.state, self.world.agreement
         assert agreement is not None
         state.window.receive()
@@ -169,18 +167,19 @@ class Recovery:
         ticket = agreement.begin(
             Kind.UPDATE,
             step,
+            (),
             nonfinite=not is_finite,
-            optimizer=number,
+            optimizer=-1 if name is None else list(state.steppers).index(name),
             found=state.window.found,
+            **state.sums.fields(name, state.window.is_deferred),
         )
         self._has_agreed = True
         message = agreement.finish(ticket)
         self._refuse_out_of_memory(message)
         if ranks := message.ranks_with("nonfinite"):
+            state.sums.discard(message)
             raise NonFiniteError(f"the loss is not finite on {_named(ranks)} {self._at_step()}")
-        if number >= 0:
-            stepper = list(state.steppers.values())[number]
-            state.window.correct(stepper.optimizer, sum(message["found"]))
+        return message
 
     def agree_lost(self) -> None:
         """Report at the end of a window that this rank ran out of memory; prepare the repetition.
@@ -191,7 +190,9 @@ class Recovery:
         assert self.world.agreement is not None
         self.state.window.receive()
         self._has_agreed = True
-        message = self.world.agreement.fail_out_of_memory(self.state.progress.step + 1, self._half)
+        message = self.world.agreement.fail_out_of_memory(
+            self.state.progress.step + 1, self._half, **self.state.sums.fields(None)
+        )
         try:
             self._refuse_out_of_memory(message)
         except PeerOutOfMemoryError as error:
@@ -199,6 +200,7 @@ class Recovery:
 
     def _refuse_out_of_memory(self, message: Message) -> None:
         if message.is_out_of_memory:
+            self.state.sums.discard(message)
             ranks = message.ranks_with("oom_half")
             raise PeerOutOfMemoryError(ranks, int(max(message["oom_half"])))
 
@@ -222,9 +224,8 @@ class Recovery:
     def end_step(self) -> bool:
         """Discard the start of the step; return whether the step was made."""
         if self.world.is_active and not self._has_agreed and not self.state.window.is_dropped:
-            self._agree(
-                -1, self.state.progress.step
-            )  # a step without an update: a failed rank waits for this message
+            # A step without an update: a failed rank waits for this message.
+            self._agree(None, self.state.progress.step)
         self._begin, self._has_updated, self._has_agreed = {}, False, False
         if self.state.sampler is not None:
             self.state.sampler.keep_step(self.world)

@@ -30,6 +30,7 @@ class BufferMeans:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = tuple(modules)
         self._before: dict[str, Tensor] = {}  # the buffers that steps change, after the last step
+        self._has_new = torch.zeros(())  # of the last step, on a GPU
         # Some kernels of BatchNorm write without a trace in the version.
         self._seen = {
             name: _version_of(buffer)
@@ -52,7 +53,10 @@ class BufferMeans:
             if name not in self._before and self._seen.get(name) != _version_of(buffer)
         ]
         known = {name: buffers[name] for name in self._before}
-        if self._add_changes(known, world, share, step, has_new=bool(new)):
+        has_new = self._add_changes(known, world, share, step, has_new=bool(new))
+        if has_new.is_cuda:  # waiting for it here would wait for the device in each step
+            has_new, self._has_new = self._has_new, has_new
+        if bool(has_new):
             names = sorted({*chain(*world.all_gather(new))})
             added = {name: buffers[name] for name in names}
             self._before |= {name: buffer.detach().clone() for name, buffer in added.items()}
@@ -66,14 +70,14 @@ class BufferMeans:
         share: float,
         step: int,
         has_new: bool = False,
-    ) -> bool:
-        """Add the changes on all ranks to buffers; return whether ``has_new`` on any of them."""
+    ) -> Tensor:
+        """Add the changes on all ranks to buffers; return on how many of them ``has_new``."""
         import torch.distributed as dist
 
         by_kind: dict[tuple[torch.dtype, torch.device], list[str]] = defaultdict(list)
         for name, buffer in buffers.items():
             by_kind[buffer.dtype, buffer.device].append(name)
-        is_found = False
+        found = torch.zeros(())
         with torch.no_grad():
             for (dtype, device), names in (by_kind or {ON_CPU: []}).items():
                 changes = [self._change_of(name, buffers[name], share) for name in names]
@@ -81,7 +85,7 @@ class BufferMeans:
                 flat = torch.cat([*changes, flag])
                 with world.watched(Kind.UPDATE, step):
                     dist.all_reduce(flat)
-                is_found = bool(flat[-1])
+                found = flat[-1]
                 first = 0
                 for name in names:
                     before, buffer = self._before[name], buffers[name]
@@ -89,7 +93,7 @@ class BufferMeans:
                     before.copy_(torch.where(change == 0, before, before + change))
                     buffer.copy_(before)
                     first += buffer.numel()
-        return is_found
+        return found
 
     def _change_of(self, name: str, buffer: Tensor, share: float) -> Tensor:
         before = self._before[name]

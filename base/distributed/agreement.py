@@ -40,12 +40,16 @@ class Kind(Enum):
     UPDATE = "the gradients"
     EPOCH = "the end of an epoch"
     VALID = "a batch of the evaluation"
-    EXCHANGE = "values of the other ranks"
+    ALL_GATHER = "the values of all ranks"
+    GATHER = "the values of the other ranks on rank 0"
+    BROADCAST = "a value of rank 0"
+    COPY = "tensors of rank 0"
     END = "the end of training"
 
 
 NUMBERS = {kind: number for number, kind in enumerate(Kind, start=1)}
-PATIENT = (Kind.START, Kind.EPOCH, Kind.EXCHANGE, Kind.END)
+EXCHANGES = (Kind.ALL_GATHER, Kind.GATHER, Kind.BROADCAST, Kind.COPY)
+PATIENT = (Kind.START, Kind.EPOCH, Kind.END, *EXCHANGES)
 FIELDS = (
     "kind", "step",  # of a rank that has not failed
     "failed",
@@ -244,13 +248,16 @@ class Agreement:
             self._has_failed = True
             others = [one for one in self.failures() if one[0] != self.rank]
             raise PeerError(*(others or [(self.rank, "failed", 1)])[0])
-        if len({*zip(message["kind"], message["step"], strict=True)}) > 1:
+        # A rank out of memory reports it before it knows which optimizer is next.
+        keys = ["kind", "step"] if message.is_out_of_memory else ["kind", "step", "optimizer"]
+        if len({*zip(*(message[key] for key in keys), strict=True)}) > 1:
             self._has_failed = True
-            places = zip(message["kind"], message["step"], strict=True)
             kinds = dict(zip(NUMBERS.values(), NUMBERS, strict=True))
+            places = zip(message["kind"], message["step"], message["optimizer"], strict=True)
             shown = (
                 f"rank {rank} at step {step:.0f}, {kinds[int(kind)].value}"
-                for rank, (kind, step) in enumerate(places)
+                + f" of optimizer {number:.0f}" * (kinds[int(kind)] is Kind.UPDATE)
+                for rank, (kind, step, number) in enumerate(places)
             )
             text = "the ranks are at different points of the training, and each must make the same"
             text += " calls of `update`, `gather` and `save`: check what depends on the rank"

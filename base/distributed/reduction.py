@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from base.distributed.agreement import Kind, Message
 from base.distributed.group import World
@@ -337,42 +337,3 @@ def buckets(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
         if sum(one.nbytes for one in begun[kind]) >= (BUCKET_BYTES if full else FIRST_BYTES):
             full.append(begun.pop(kind))
     return [*full, *begun.values()]
-
-
-def average_buffers(model: nn.Module, world: World, share: float, step: int) -> None:
-    """Average the floating-point buffers, such as the statistics of BatchNorm, over all ranks.
-
-    Args:
-        share: the share of this rank in the samples of the step; the shares sum to 1.
-    """
-    import torch.distributed as dist
-
-    by_kind: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
-    for buffer in running_buffers(model).values():
-        by_kind[buffer.dtype, buffer.device].append(buffer)
-    with torch.no_grad():
-        for alike in by_kind.values():
-            flat = torch.cat([buffer.reshape(-1) for buffer in alike]) * share
-            with world.watched(Kind.UPDATE, step):
-                dist.all_reduce(flat)
-            for buffer, part in zip(alike, _split(flat, alike), strict=True):
-                buffer.copy_(part.view_as(buffer))
-
-
-def running_buffers(model: nn.Module) -> Mapping[str, Tensor]:
-    """Return the buffers that training steps change by the samples of each rank, by name."""
-    return {
-        f"{prefix}.{name}" if prefix else name: buffer
-        for prefix, module in model.named_modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-        and buffer.is_floating_point()
-        and name not in module._non_persistent_buffers_set
-    }
-
-
-def _split(flat: Tensor, like: Iterable[Tensor]) -> Iterable[Tensor]:
-    first = 0
-    for tensor in like:
-        yield flat[first : first + tensor.numel()]
-        first += tensor.numel()

@@ -131,13 +131,26 @@ class Recovery:
         if not self.state.finite.all_finite():
             raise NonFiniteError(f"the loss is not finite {self._at_step()}")
 
-    def agree(self, name: str) -> None:
+    @property
+    def is_failing(self) -> bool:
+        """Whether this rank has had a loss in this step that is not finite; `agree` undoes it."""
+        if not self.world.is_active or self.on_nonfinite == "stop":
+            return False
+        return not self.state.finite.is_finite()
+
+    def agree(self, name: str | None) -> None:
         """Agree with the other ranks that an optimizer steps, and sum its gradients over all ranks.
+
+        Args:
+            name: the optimizer; None if `update` makes no step.
 
         Raises:
             NonFiniteError: the loss of a rank is not finite.
             PeerOutOfMemoryError: a rank is out of memory.
         """
+        if name is None:
+            self._agree(None, self.state.progress.step + 1)
+            return
         self.state.sums.begin(name)
         message = self._agree(name, self.state.progress.step + 1)
         optimizer = self.state.steppers[name].optimizer
@@ -215,7 +228,7 @@ class Recovery:
             self._agree(None, self.state.progress.step)
         self._begin, self._has_updated, self._has_agreed = {}, False, False
         if self.state.sampler is not None:
-            self.state.sampler.keep_step()
+            self.state.sampler.keep_step(self.world)
         is_made = not self.state.window.is_dropped
         if is_made:
             self.state.progress.skipped_in_a_row = 0

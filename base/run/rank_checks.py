@@ -156,7 +156,7 @@ def warn_of_other_state(stateful: Mapping[str, Stateful], world: World, is_shard
 def _summary(value: Any) -> Any:
     """Return plain data that differ where tensors or numbers do."""
     if isinstance(value, Tensor):
-        if value.numel() <= HASHED_WHOLE:
+        if value.numel() <= HASHED_WHOLE or not value.is_floating_point():
             return [list(value.shape), hash_of_tensor(value)]
         return [list(value.shape), float(value.detach().to_dense().norm(dtype=torch.float64))]
     if isinstance(value, Mapping):

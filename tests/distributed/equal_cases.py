@@ -679,6 +679,8 @@ CASES: dict[str, Case] = {
     "rollback": case("trainer.on_nonfinite=rollback", trainer=Nonfinite),
     "own loss": case(trainer=OwnLoss),
     "own loss, accumulate": case("memory.accumulate=3", "memory.micro_batch=2", trainer=OwnLoss),
+    "freeze, momentum": case("freeze=[{match: 'hidden.*', until: 3 steps}]"),
+    "branches, momentum": case("model={type: Branches}"),
     "branches": case(
         "model={type: Branches}", "optimizer={type: AdamW, args: {lr: 0.01, weight_decay: 0.1}}"
     ),

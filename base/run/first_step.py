@@ -15,6 +15,7 @@ from torch import Tensor
 from base.errors import TrainingError
 from base.network.new_layers import guard_first_batch
 from base.network.shape_errors import is_compiled
+from base.run.rank_checks import warn_of_other_state
 from base.training.losses import Ramp, WeightedLoss
 from base.training.progress import check_monitored
 from base.training.shape_agreement import BroadcastError, ShapeAgreement, error_text
@@ -53,6 +54,9 @@ def check_first_step(trainer: BaseTrainer, values: Mapping[str, Any]) -> None:
         text = "batch.weight: %s called none of `self.losses` with its batch, so all samples of"
         log.warning(f"{text} a batch have the same weight", type(trainer).__name__)
     _warn_about_iterators(trainer)
+    if trainer.world.is_active:
+        is_sharded = trainer.config["distributed"]["strategy"] == "fsdp"
+        warn_of_other_state(trainer.stateful, trainer.world, is_sharded)
 
 
 def check_watched_values(trainer: BaseTrainer, phase: str, values: Mapping[str, Any]) -> None:

@@ -38,10 +38,15 @@ from base.run.data_changes import PART_NAMES
 from base.system.places import PROJECT
 from base.training.experiment import Experiment
 from base.training.metrics import cannot_merge
+from base.training.progress import Stateful
+from base.training.rank_states import OF_RANK
+from base.training.state import matches_name
 from logger.files import read_file
 
 log = logging.getLogger("kindling")
 
+HASHED_WHOLE = 1 << 20  # entries of a tensor; larger ones are compared by their norms
+OF_WEIGHTS = ("model", "optimizer.", "ema")
 COMPARED_WHOLE = ("base", "logger", *FOLDERS)  # folders with the same files on all ranks
 OF_ONE_MACHINE = ("device", "threads")  # keys of the config that may differ
 
@@ -122,6 +127,43 @@ def match_weights(weights: Mapping[str, Tensor], world: World) -> bool:
         )
     world.broadcast_tensors(list(weights.values()))
     return True
+
+
+def warn_of_other_state(stateful: Mapping[str, Stateful], world: World, is_sharded: bool) -> None:
+    """Warn if a part of the state differs from rank 0's after a step that all ranks made.
+
+    All ranks must call it. Large tensors are compared by their norms.
+
+    Args:
+        is_sharded: whether each rank has a part of the weights, which are not compared then.
+    """
+    left_out = (*OF_RANK, "bad_samples", *(OF_WEIGHTS if is_sharded else ()))
+    parts = {
+        name: _summary(one.state_dict())
+        for name, one in stateful.items()
+        if not matches_name(name, left_out)
+    }
+    found = world.gather({name: hash_of(part) for name, part in parts.items()})
+    for rank, theirs in enumerate(found or []):
+        assert found is not None
+        if names := differing(found[0], theirs):
+            text = "after a step, %s of rank %d differs from that of rank 0, which is saved: it"
+            text += " depends on the rank's own samples or random numbers; combine it by"
+            log.warning(f"{text} `self.gather`", listed(names), rank)
+            return
+
+
+def _summary(value: Any) -> Any:
+    """Return plain data that differ where tensors or numbers do."""
+    if isinstance(value, Tensor):
+        if value.numel() <= HASHED_WHOLE or not value.is_floating_point():
+            return [list(value.shape), hash_of_tensor(value)]
+        return [list(value.shape), float(value.detach().to_dense().norm(dtype=torch.float64))]
+    if isinstance(value, Mapping):
+        return {str(key): _summary(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_summary(part) for part in value]
+    return repr(value)
 
 
 def weights_of(experiment: Experiment) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@
   change, a step of a small convolutional network took 13 % more CPU time (docs/decisions/0013).
 - `AUTOCAST_CACHE`: autocast of torch 2.10 loses gradients. Without the change, a weight that is
   cast in ``no_grad`` first is not trained there, without an error.
+- `begin_momentum`: fused SGD fails where a parameter receives its first gradient later than
+  others, as after `freeze: until`. Without the change, that step raises a TypeError.
 
 tests/base/system/test_torch_compat.py has a test for each, which fails once it is not needed.
 
@@ -34,6 +36,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import torch
+from torch.optim import SGD, Optimizer
 
 TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 
@@ -181,3 +184,20 @@ def keep_freed_memory(device: torch.device) -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     is_set = mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) and mallopt(M_MMAP_THRESHOLD, LARGEST_BYTES)
     return bool(is_set)
+
+
+def begin_momentum(optimizer: Optimizer) -> None:
+    """Add the momentum of parameters that receive their first gradient later than others."""
+    if not isinstance(optimizer, SGD) or not optimizer.state:
+        return
+    for group in optimizer.param_groups:
+        if not (group["fused"] and group["momentum"]):
+            continue
+        for p in group["params"]:
+            if p.grad is None or optimizer.state.get(p, {}).get("momentum_buffer") is not None:
+                continue
+            # The first momentum is the gradient; torch computes it from this one.
+            gradient = -p.grad if group["maximize"] else p.grad
+            gradient = gradient + group["weight_decay"] * p.detach()
+            before = gradient * (group["dampening"] / group["momentum"])
+            optimizer.state[p]["momentum_buffer"] = before

@@ -15,6 +15,7 @@ from torch.optim import LBFGS, Optimizer
 from base.config.durations import parse_duration
 from base.config.normal_form import optimizer_sections
 from base.errors import TrainingError, nearest
+from base.system.torch_compat import begin_momentum
 from base.training.experiment import Experiment
 from base.training.losses import WeightedLoss
 from base.training.optimizer_memory import StepInBackward
@@ -72,6 +73,7 @@ class Stepper:
             if isinstance(self.optimizer, LBFGS):
                 self.optimizer.step(lambda: self._loss_again(n_steps, again))
             elif self.in_backward is None:
+                begin_momentum(self.optimizer)
                 self.scaler.step(self.optimizer)
         self.scaler.update()
         self.clear()

@@ -236,6 +236,19 @@ class Tagger(nn.Module):
         return self.head(self.embed(words).cumsum(1).tanh())
 
 
+class Tied(nn.Module):
+    """The scores of each word by the embedding itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 6)
+        self.head = nn.Linear(6, 10)
+        self.head.weight = self.embed.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.head(self.embed(words).cumsum(1).tanh())
+
+
 class Segmenter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -366,6 +379,55 @@ class Alternating(Trainer):
             values = self.total(self.compute_losses(self.forward(batch), batch))
             self.backward(values["loss"])
             self.update()
+        return values
+
+
+class ByHand(Trainer):
+    """Accumulates gradients itself: it updates in every second step."""
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        values = self.total(self.compute_losses(self.forward(batch), batch))
+        self.backward(values["loss"])
+        if self.progress.step % 2:
+            self.update()
+        return values
+
+
+class Passes(Trainer):
+    """Has one backward pass in some steps, and two or three in others."""
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        for _ in range(1 + self.progress.step % 3):
+            values = self.total(self.compute_losses(self.forward(batch), batch))
+            self.backward(values["loss"])
+        self.update()
+        return values
+
+
+class Sometimes(Trainer):
+    """Has a second backward pass if a sample of this rank is of class 1."""
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        values = self.total(self.compute_losses(self.forward(batch), batch))
+        self.backward(values["loss"])
+        is_chosen = batch[1] == 1
+        if is_chosen.any():
+            self.backward((self.forward(batch).square().sum(1) * is_chosen).mean())
+        self.update()
+        return values
+
+
+class Jointly(Trainer):
+    """One loss trains two optimizers."""
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        outputs = self.forward(batch)
+        values = self.total(self.compute_losses(outputs, batch))
+        self.backward(values["loss"], only="hidden", retain_graph=True)
+        self.backward(values["loss"], only="head")
+        self.update("head")
+        self.update("hidden")
+        self.measure(outputs, batch)
         return values
 
 
@@ -525,6 +587,13 @@ trainer: {epochs: 2, tensorboard: false, progress: false, verbosity: 0, log_ever
 GAN = NETWORKS.replace("OPPONENT", "discriminator")
 WGAN = NETWORKS.replace("OPPONENT", "critic")
 
+TWO = TOY.replace(
+    "optimizer: {type: SGD, args: {lr: 0.1, momentum: 0.9}}",
+    "optimizers:\n"
+    "  hidden: {type: Adam, args: {lr: 0.01}, params: 'hidden.*', clip_norm: 0.1}\n"
+    "  head: {type: SGD, args: {lr: 0.1}, params: 'head.*'}",
+)
+
 CASES: dict[str, Case] = {
     "plain": case(),
     "adam": case("optimizer={type: AdamW, args: {lr: 0.01, weight_decay: 0.1}}"),
@@ -570,6 +639,14 @@ CASES: dict[str, Case] = {
     # The mean of a value that some batches log is over the samples of these batches.
     "own values": case(trainer=OwnValues, differing=("large", "train/large")),
     "alternating": case(trainer=Alternating),
+    "by hand": case(trainer=ByHand),
+    "passes": case(trainer=Passes),
+    "passes, accumulate": case("memory.accumulate=3", trainer=Passes),
+    "sometimes": case(trainer=Sometimes),
+    "sometimes, micro batch": case("memory.micro_batch=2", trainer=Sometimes),
+    "jointly": case(text=TWO, trainer=Jointly),
+    "tied": case(*LANGUAGE, "model={type: Tied}", trainer=Shifted),
+    "checkpointed": case("memory.checkpoint_activations=['hidden.*']", "memory.accumulate=2"),
     "gathering": case(trainer=Gathering),
     "gan": case(text=GAN, trainer=DeterministicGAN),
     "gan, accumulate": case("memory.accumulate=2", text=GAN, trainer=DeterministicGAN),
@@ -602,6 +679,8 @@ CASES: dict[str, Case] = {
     "rollback": case("trainer.on_nonfinite=rollback", trainer=Nonfinite),
     "own loss": case(trainer=OwnLoss),
     "own loss, accumulate": case("memory.accumulate=3", "memory.micro_batch=2", trainer=OwnLoss),
+    "freeze, momentum": case("freeze=[{match: 'hidden.*', until: 3 steps}]"),
+    "branches, momentum": case("model={type: Branches}"),
     "branches": case(
         "model={type: Branches}", "optimizer={type: AdamW, args: {lr: 0.01, weight_decay: 0.1}}"
     ),
@@ -657,7 +736,7 @@ def write_prices(folder: Path) -> None:
 def registered() -> Iterator[None]:
     """Make the classes above known to configs."""
     loaders = (points, words, padded, scenes, texts, stock, stream, Handmade)
-    models = (Decoder, Scorer, Branches, Tagger, Segmenter, Speller, Buffered)
+    models = (Decoder, Scorer, Branches, Tagger, Tied, Segmenter, Speller, Buffered)
     kinds: dict[Any, tuple[Any, ...]] = {
         DATA_LOADERS: loaders,
         MODELS: models,

@@ -22,7 +22,13 @@ from base.errors import ConfigError, DataError
 from base.names import registry
 from base.names.registry import LOSSES, MODELS
 from base.run import rank_checks
-from base.run.rank_checks import check_ranks, hash_code, match_weights, weights_of
+from base.run.rank_checks import (
+    check_ranks,
+    hash_code,
+    match_weights,
+    warn_of_other_state,
+    weights_of,
+)
 
 ROOT = Path(__file__).parents[3]
 BN = "model={type: Normed}"
@@ -209,6 +215,18 @@ def test_a_loss_of_whole_batches_is_refused() -> None:
 def test_sparse_gradients_are_refused() -> None:
     text = refused(TwoRanks(), "model={type: Sparse}")
     assert "model: table: sparse gradients are not summed over 2 processes" in text
+
+
+def test_state_that_differs_after_a_step_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make("trainer.ema={decay: 0.9}")
+    parts = {name: one for name, one in trainer.stateful.items() if name != "random"}
+    warn_of_other_state(parts, TwoRanks(), is_sharded=False)
+    assert not caplog.records
+    warn_of_other_state(parts, TwoRanks(ema="other", meters="other"), is_sharded=False)
+    assert "after a step, ema of rank 1 differs from that of rank 0, which is saved" in caplog.text
+    caplog.clear()
+    warn_of_other_state(parts, TwoRanks(ema="other", model="other"), is_sharded=True)
+    assert not caplog.records
 
 
 def test_synchronized_statistics_need_cuda() -> None:

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
-from base.system.torch_compat import WorkerDeaths, WorkerDied, keep_freed_memory
+from base.system.torch_compat import WorkerDeaths, WorkerDied, begin_momentum, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -213,3 +213,28 @@ def test_keeping_freed_memory_is_still_needed_and_makes_pages_once() -> None:
 
 def test_other_devices_keep_their_memory_themselves() -> None:
     assert not keep_freed_memory(torch.device("cuda"))
+
+
+def late(fused: bool, helped: bool = False, **options: Any) -> list[torch.Tensor]:
+    """Train two parameters, one of them from the third step on."""
+    first, second = (torch.nn.Parameter(torch.arange(3.0) + n) for n in range(2))
+    optimizer = torch.optim.SGD([first, second], lr=0.1, momentum=0.9, fused=fused, **options)
+    for step in range(5):
+        (first.square().sum() + (second.pow(3).sum() if step > 1 else 0)).backward()
+        if helped:
+            begin_momentum(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+    return [first.detach(), second.detach()]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"nesterov": True}, {"weight_decay": 0.1, "dampening": 0.5}]
+)
+def test_the_momentum_of_fused_sgd_may_begin_late(options: dict[str, Any]) -> None:
+    torch.testing.assert_close(late(True, helped=True, **options), late(False, **options))
+
+
+def test_beginning_momentum_is_still_needed() -> None:
+    with pytest.raises(TypeError, match="NoneType"):
+        late(True)

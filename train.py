@@ -56,8 +56,9 @@ def main(arguments: Sequence[str]) -> int:
             record = record_to_resume(config, resume_from)
             references = references_to_resume(config, resume_from)
             experiment = build_experiment(
-                config, device, weights=resume_from is None, record=record, references=references
-            )
+                config, device, weights=resume_from is None, record=record, references=references,
+                world=world,
+            )  # fmt: skip
             experiment.share_with(world)
             trainer = build_trainer(config, experiment)
             check_ranks(experiment, world)

@@ -252,7 +252,9 @@ class BaseTrainer:
         seed = derive_seed(self.config["seed"], phase, self.progress.epoch)
         averaged = NO_CONTEXT if self.ema is None else self.ema.swapped_in()
         self.model.eval()
-        with isolated_random_state(seed), averaged, torch.inference_mode():
+        # What the ranks gather in inference mode could not be used in training.
+        no_grad = torch.no_grad if self.world.is_sharded else torch.inference_mode
+        with isolated_random_state(seed), averaged, no_grad():
             positions = iter(range(count))
             for batch in self._copy_to_device(self._evaluated(loader, count, count_samples)):
                 if self._requests.stop:
@@ -261,12 +263,13 @@ class BaseTrainer:
                 counts = self._rank_counts
                 n_samples = counts.popleft() if counts else count_samples(batch, position)
                 self._n_samples = n_samples
-                if n_samples == 0:  # borrowed
+                if n_samples == 0 and not self.world.is_sharded:  # borrowed
                     self._skip_batch()
                     continue
                 with self.recovery.attempt(batch), self.precision.autocast():
                     values = StepValues(self.valid_step(batch), n_samples)
-                values.add_to(meters)
+                if n_samples:
+                    values.add_to(meters)
                 del batch
             return summarise(phase, meters, metrics, self.world)
 

@@ -17,6 +17,7 @@ from base.errors import UsageError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store
+    from torch.distributed.device_mesh import DeviceMesh
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets for each process."""
@@ -35,6 +36,8 @@ class World:
         self.launch_store: Store | None = None
         """The launcher's store, which remains when the launcher restarts the processes."""
         self._is_paused = False
+        self.is_sharded = False
+        """Whether the parameters are divided over the ranks, so that each forward pass is joint."""
 
     @property
     def is_main(self) -> bool:
@@ -123,6 +126,15 @@ class World:
         with self.watched(), torch.no_grad():
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
+
+    def mesh(self, device_type: str) -> DeviceMesh:
+        """Return all ranks as a mesh, for operations that must end within the timeout of a step."""
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import DeviceMesh
+
+        assert self.agreement is not None
+        group: Any = dist.new_group(timeout=_seconds(self.agreement.timeout))
+        return DeviceMesh.from_group(group, device_type)
 
     @contextmanager
     def reports_errors(self) -> Iterator[None]:

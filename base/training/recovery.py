@@ -142,7 +142,8 @@ class Recovery:
         number = list(self.state.steppers).index(name)
         step = self.state.progress.step + 1
         self._agree(number, step)
-        sum_gradients(self.state.steppers[name].trainable, self.world, step)
+        if not self.world.is_sharded:  # else the backward pass has summed them
+            sum_gradients(self.state.steppers[name].trainable, self.world, step)
 
     def _agree(self, number: int, step: int) -> None:
         """Raise the same error on all ranks if the step of one of them failed."""
@@ -197,6 +198,8 @@ class Recovery:
             mine = set(map(id, parameters))
             named = self.state.model.named_parameters()
             name = first_nonfinite(((name, p.grad) for name, p in named if id(p) in mine), True)
+            if self.world.is_sharded:  # each rank has checked its rows
+                name = next(filter(None, self.world.all_gather(name)), None)
             if name is not None:
                 where = self._at_step()
                 raise NonFiniteError(
@@ -373,6 +376,8 @@ class Recovery:
         window.repeat()
 
     def _locate_nonfinite(self, part: Any) -> str:
+        if self.world.is_sharded:
+            return ""  # the ranks would have to run the step together
         with isolated_random_state(self.config["seed"]), self.world.paused():
             text = locate_nonfinite(self.state.model, part, self.run_again)
         if not self.world.is_active:

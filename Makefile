@@ -2,6 +2,7 @@
 # sets nothing up again, until requirements*.txt change or .venv is gone.
 #:  make train                       train config/digits.yaml
 #:  make train ARGS="-c config/x.yaml --set trainer.epochs=3"
+#:  make train NPROC=2               in two processes: on two GPUs, or on the CPU where there is none
 #:  make test                        formatting, lint, types and the quick tests: what CI runs
 #:  make test TESTS="-k resume"      those tests alone
 #:  make test TESTS="-n 0"           in one process, as a debugger wants it
@@ -14,6 +15,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?= -c config/digits.yaml
+NPROC ?=
 TESTS ?=
 RUN = $(VENV)/bin/python
 # One process a core and one more; the tests of a file stay together, since they share what they have prepared.
@@ -24,7 +26,7 @@ help:
 	@sed -n 's/^#:  //p' $(MAKEFILE_LIST)
 
 train: $(VENV)/.installed
-	@$(RUN) train.py $(value ARGS)
+	@$(RUN) train.py $(value ARGS)$(if $(NPROC), -d auto:$(NPROC))
 
 test: check
 	$(RUN) -m pytest $(CORES) -m "not slow" $(value TESTS)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 try:
     from base.config.command_line import choose_tested, parse_test, run
+    from base.system.processes import refuse_several_processes
 except ImportError as error:  # a package is missing, or pytorch-template's base/ replaced ours
     sys.exit(f"{error}: install requirements.txt, and keep Kindling's own base/ and logger/")
 
@@ -15,6 +16,7 @@ except ImportError as error:  # a package is missing, or pytorch-template's base
 def main(arguments: Sequence[str]) -> int:
     """Parse, load, build, run."""
     options = parse_test(arguments)
+    refuse_several_processes("test.py")
     config, path = choose_tested(options)
 
     from base.names.check import check_names

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 try:
     from base.config.command_line import choose_config, parse_train, run
+    from base.distributed.launch import start_processes
 except ImportError as error:  # a package is missing, or pytorch-template's base/ replaced ours
     sys.exit(f"{error}: install requirements.txt, and keep Kindling's own base/ and logger/")
 
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.print_config:
         print(config.describe(), end="")
         return 0
+    code = start_processes(options.device or config["device"], arguments)
+    if code is not None:  # of the processes that trained
+        return code
 
     # Errors in the structure of the config are reported by now, before torch is imported.
     from base.distributed import join_processes

@@ -264,12 +264,13 @@ class BaseTrainer:
                 n_samples = counts.popleft() if counts else count_samples(batch, position)
                 self._n_samples = n_samples
                 if n_samples == 0 and not self.world.is_sharded:  # borrowed
-                    self._skip_batch()
+                    self._end_batch()
                     continue
                 with self.recovery.attempt(batch), self.precision.autocast():
                     values = StepValues(self.valid_step(batch), n_samples)
                 if n_samples:
                     values.add_to(meters)
+                self._end_batch()
                 del batch
             return summarise(phase, meters, metrics, self.world)
 
@@ -287,14 +288,15 @@ class BaseTrainer:
             n_sent += 1
             yield batch
             del batch
-        for position in range(n_sent, count):  # batches without a readable sample on this rank
+        for position in range(n_sent, count):  # a stream that ended early
             self._requests.exchange(Kind.VALID, position)
 
     @final
-    def _skip_batch(self) -> None:
-        """Note that this rank has no sample of a batch."""
-        for metric in self.training_state.phase_metrics.values():
-            metric.skip_batch()
+    def _end_batch(self) -> None:
+        """End a batch of all ranks in the metrics."""
+        if self.world.is_active:
+            for metric in self.training_state.phase_metrics.values():
+                metric.end_batch()
 
     @final
     def end_epoch(self, values: Values) -> None:
@@ -471,9 +473,8 @@ class BaseTrainer:
     @final
     def measure(self, outputs: Any, batch: Any) -> None:
         """Update the metrics with the predictions for a batch."""
-        if self._n_samples == 0:
-            self._skip_batch()
-        elif self.training_state.phase_metrics:
+        is_borrowed = self._n_samples == 0
+        if self.training_state.phase_metrics and not is_borrowed:
             with torch.no_grad():
                 more = (batch,) if self._predict_takes_batch else ()
                 predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
@@ -645,6 +646,7 @@ class BaseTrainer:
                 guard = self.current_run.guard_first_step() if is_first else NO_CONTEXT
                 yield held.pop(), n_samples, results, guard
             del parts
+            self._end_batch()
             if self.window.is_lost and self.window.is_full:
                 self.recovery.agree_lost()
             if self.world.is_active and self.window.is_full:

@@ -20,11 +20,16 @@ class KindlingError(Exception):
 
     trace   the traceback of an OSError in user code, printed above the text
     advice  printed below the text
+
+    Of several processes, all of which raise it, the rank ``reporter`` prints it. Another that is
+    still there a few seconds later prints it too, unless it ``is_printed_once``.
     """
 
     exit_code = 1
     trace = ""
     advice = ""
+    reporter = 0
+    is_printed_once = False
 
     def with_trace_of(self, error: BaseException) -> Self:
         """Add the traceback of an OSError in user code, which would look like a disk error."""

@@ -39,7 +39,17 @@ def folder(tmp_path: Path, project_root: Path) -> Path:
 def make(folder: Path, *words: str) -> tuple[int, str, list[str]]:
     """Call make; return its exit code, what it printed as errors, and the calls of Python."""
     (folder / "calls").write_text("")
-    outer = ("ARGS", "TESTS", "PYTHON", "VENV", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    outer = (
+        "ARGS",
+        "NPROC",
+        "TESTS",
+        "PYTHON",
+        "VENV",
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKELEVEL",
+        "MAKEOVERRIDES",
+    )
     env = {name: value for name, value in os.environ.items() if name not in outer}
     command = ["make", f"PYTHON={folder}/python", "VENV=.venv", *words]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
@@ -63,6 +73,10 @@ def test_train_sets_up_once(folder: Path) -> None:
 )
 def test_args_pass_through_word_for_word(folder: Path, args: str, words: str) -> None:
     assert make(folder, "train", f"ARGS={args}")[2][-1] == f"[train.py]{words}"
+
+
+def test_several_processes_are_asked_of_train_py(folder: Path) -> None:
+    assert make(folder, "train", "NPROC=2")[2][-1] == f"{TRAIN_DIGITS}[-d][auto:2]"
 
 
 def test_test_runs_every_check_then_the_quick_tests(folder: Path) -> None:

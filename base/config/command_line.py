@@ -28,6 +28,7 @@ from base.errors import (
     why,
 )
 from base.system.places import ENGINE, PROJECT
+from base.system.processes import await_report, is_silent
 from base.system.run_folder import (
     STAMP,
     find_newest_run,
@@ -50,6 +51,8 @@ TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
   python train.py -r                                      resume the newest run
   python train.py -r saved/digits/0131_235959 --epochs 40 train it for longer
+  python train.py -c config/digits.yaml -d 0,1            train on two GPUs, by torchrun
+  torchrun --nproc-per-node 8 train.py -c config/digits.yaml    on eight; also over machines
 
 exit codes: 0 success; 1 failure, the last checkpoint stays valid; 2 an error in
 the config or the command; 3 out of memory or disk space; 130, 143 interrupted
@@ -77,8 +80,10 @@ def _parser(prog: str, description: str, epilog: str) -> Parser:
     parser = Parser(prog, None, description, epilog, formatter_class=layout, allow_abbrev=False)
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment's config")
     parser.add_argument(
-        "-d", "--device", metavar="DEVICE", help="auto (default), cpu, cuda, mps, or a GPU's number"
-    )
+        "-d", "--device", metavar="DEVICE",
+        help="auto (default), cpu, cuda, mps, or a GPU's number; for several processes, 0,1 (one "
+        "on each of these GPUs), all (one on each GPU) or cpu:2 (two on the CPU)",
+    )  # fmt: skip
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
         help="change values of the config: --set trainer.epochs=3 model.args.width=16",
@@ -283,10 +288,28 @@ def _is_of_engine(error: ImportError) -> bool:
     return is_ours and (error.name or "").partition(".")[0] in ("base", "logger")
 
 
+def _as_known(error: Exception) -> KindlingError | None:
+    """Return the error to print for an exception, or None if its traceback is printed."""
+    if isinstance(error, FileError):
+        return _explain(error)
+    if isinstance(error, ImportError) and _is_of_engine(error):
+        return UsageError(f"{error}: keep Kindling's own base/ and logger/, whole")
+    return error if isinstance(error, KindlingError) else None
+
+
+def report(error: KindlingError) -> None:
+    """Print an error; of several processes that raise it, one does."""
+    prefix = await_report(error)
+    if prefix is not None:
+        lines = filter(None, (error.trace.rstrip(), f"{prefix}{error}", error.advice))
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run an entry script. A KindlingError prints its message and exits with its code.
 
-    So does a `FileError`. Any other OSError comes from user code and prints a traceback.
+    So does a `FileError`. Any other OSError comes from user code and prints a traceback. Of several
+    processes, one prints what all raise.
     """
     if sys.stdout is None:  # closed by the parent process: `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
@@ -294,27 +317,23 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
-    except KindlingError as error:
-        lines = filter(None, (error.trace.rstrip(), str(error), error.advice))
-        print(*lines, sep="\n", file=sys.stderr)
-        code = error.exit_code
     except KeyboardInterrupt as error:
         sys.unraisablehook = lambda _: None  # partly constructed objects may fail to close
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
-        print(f"stopped by {signal.Signals(number).name}, nothing more was saved", file=sys.stderr)
+        if not is_silent():
+            text = f"stopped by {signal.Signals(number).name}, nothing more was saved"
+            print(text, file=sys.stderr)
         exit_now(128 + number)
-    except FileError as error:
-        explained = _explain(error)
-        print(explained, file=sys.stderr)
-        code = explained.exit_code
-    except ImportError as error:
-        if not _is_of_engine(error):
-            raise
-        print(f"{error}: keep Kindling's own base/ and logger/, whole", file=sys.stderr)
-        code = 2
     except BrokenPipeError:
         if not _reader_has_left():  # a user's pipe
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except Exception as error:
+        known = _as_known(error)
+        if known is None:
+            sys.stderr.write(await_report(error) or "")  # in front of the traceback
+            raise
+        report(known)
+        code = known.exit_code
     sys.exit(code)

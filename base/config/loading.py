@@ -77,7 +77,7 @@ class _Sources:
         root = Node(root.value or {}, root.where)
         if is_template(root, path):
             self.is_template = True
-            root, notes = translate(root, str(path))
+            root, notes = translate(root)
             self.notes += notes
         above = (*above, path.resolve())
         if above[-1] in above[:-1]:

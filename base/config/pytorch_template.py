@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,7 +280,7 @@ def is_template(root: Node, path: Path) -> bool:
     return (_OURS - {"model"}).isdisjoint(root.value) and is_first_generation(root, path)
 
 
-def translate(root: Node, source: str) -> tuple[Node, list[str]]:
+def translate(root: Node) -> tuple[Node, list[str]]:
     """Return the config in Kindling's format, and notes for the log.
 
     Keys of pytorch-template are checked strictly, keys of Kindling are used if valid, and others
@@ -309,13 +308,6 @@ def translate(root: Node, source: str) -> tuple[Node, list[str]]:
     name = root.value.get("name", root).value
     if isinstance(name, str) and name != _one_folder(name):
         notes.append(f"name {name!r} becomes {_one_folder(name)!r}, a single folder")
-    n_gpu = root.value.get("n_gpu", root).value
-    if isinstance(n_gpu, int) and n_gpu > 1:
-        command = f"torchrun --nproc-per-node {n_gpu} train.py -c {shlex.quote(source)}"
-        notes.append(
-            f"n_gpu is {n_gpu}: a process drives one device, so this run uses one; several are "
-            f"started with `{command}`, which is not built yet"
-        )
     given = taken["extra"].value if "extra" in taken else {}
     return Node({**taken, "extra": Node({**given, **extra}, root.where)}, root.where), notes
 
@@ -383,6 +375,12 @@ def _one_folder(name: Any) -> Any:
     return re.sub(r"[/\\]+", "_", name.strip("/\\")) if isinstance(name, str) else name
 
 
+def _device(n_gpu: Any) -> str:
+    if type(n_gpu) is int and n_gpu > 1:
+        return f"n_gpu:{n_gpu}"
+    return "cpu" if n_gpu == 0 else "auto"
+
+
 def _monitor(value: Any) -> Any:
     if not (match := re.fullmatch(r"(min|max)\s+(val_|valid_|train_)?([^\s/]+)", str(value))):
         return value
@@ -409,7 +407,7 @@ _OURS = {"model", "init", "batch", "optimizers", "memory", "callbacks", "inherit
 _WORDS = {"init", "capture", "weights"}  # a single word there is likely the project's
 _CHANGES: dict[str, Callable[[Any], Any]] = {
     "name": _one_folder,
-    "n_gpu": lambda value: "cpu" if value == 0 else "auto",
+    "n_gpu": _device,
     "lr_scheduler": lambda value: value or None,
     "save_period": lambda value: f"{value} epochs" if isinstance(value, int) else value,
     "monitor": _monitor,

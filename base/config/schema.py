@@ -380,7 +380,9 @@ ROOT = Section(
         "name": Key(FOLDER, REQUIRED, "Name of the experiment, and of its folder."),
         "seed": Key(whole(0), 42, "Seed of all random number generators."),
         "deterministic": Key(SWITCH, False, "Use deterministic operations only."),
-        "device": Key(TEXT, "auto", "'auto', 'cpu', 'cuda', 'mps' or numbers such as '0,1'."),
+        "device": Key(
+            TEXT, "auto", "'auto', 'cpu', 'cuda', 'mps', numbers such as '0,1', 'all' or 'cpu:2'."
+        ),
         "threads": Key(THREADS, "auto", "Number of threads of torch on the CPU."),
         "model": Key(MODEL, REQUIRED, "The network; `arch` is an alias."),
         "init": Key(ListOf(INIT_RULE, single=True), [], "Rules for initial weights; later win."),

@@ -66,6 +66,8 @@ class RankLostError(TrainingError):
 class PeerError(KindlingError):
     """Another process failed; rank 0 reports its error, the others exit without a word."""
 
+    is_printed_once = True
+
     def __init__(self, rank: int, text: str, exit_code: int = 1) -> None:
         super().__init__(f"rank {rank}: {text}")
         self.exit_code = exit_code
@@ -201,7 +203,9 @@ class Agreement:
             text = f"the connection between ranks broke at step {step}, waiting for {what}"
             text += f" ({str(error).splitlines()[0][:120]})"
         self._end_stopped(missing or [])
-        return RankLostError(text)
+        found = RankLostError(text)
+        found.reporter = min({*range(self.size)} - {*(missing or [])})
+        return found
 
     def _send(self, kind: Kind, step: int, numbers: Tensor) -> Ticket:
         from torch.distributed.distributed_c10d import AllgatherOptions

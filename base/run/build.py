@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from base.data.bad_samples import BadSamples
 from base.data.batch import inputs_of, to_device
 from base.data.sampler_state import SamplerState
 from base.distributed.group import ALONE, World, world_size
+from base.distributed.launch import KNOWN, device_of_rank, devices_of, fewer_than_n_gpu
 from base.distributed.shard import shard_model
 from base.errors import CheckpointError, ConfigError, UsageError
 from base.names.construction import build
@@ -46,6 +48,7 @@ from base.run.loaders import (
 )
 from base.run.rank_checks import match_weights
 from base.run.trainer_sections import build_section
+from base.system.processes import rank
 from base.system.resources import use_threads
 from base.system.seeding import derive_seed, isolated_random_state
 from base.system.torch_compat import keep_freed_memory, put_off_dynamo
@@ -56,6 +59,8 @@ from base.training.metrics import build_metrics
 from base.training.optimizer_memory import offload_state
 from base.training.parameter_groups import build_optimizer, check_ownership
 from base.training.schedules import Schedule, build_schedule, resolve_monitor
+
+log = logging.getLogger("kindling")
 
 
 @dataclass
@@ -71,28 +76,34 @@ class Data:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that ``-d`` names: ``auto``, ``cpu``, ``cuda``, ``mps`` or a GPU's number.
+    """Return the device of this process, of those that ``-d`` names.
+
+    torchrun's processes take the GPU of their number; a single process takes the first of several.
 
     Raises:
-        UsageError: this machine has no such device.
+        UsageError: this machine has no such device, or torchrun's variables are incomplete.
     """
-    if name == "auto":
+    world_size()
+    if rank() is None:
+        names = devices_of(name)
+        chosen = names[0]
+        if len(names) == 1 and (fewer := fewer_than_n_gpu(name, names)):
+            log.info(fewer)
+    else:
+        chosen = device_of_rank(name)
+    if chosen == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    if "," in name:
-        n = name.count(",") + 1
-        command = f"CUDA_VISIBLE_DEVICES={name} torchrun --nproc-per-node {n} train.py"
-        text = f"-d {name}: one process trains on one device; distributed training, `{command}`,"
-        raise UsageError(f"{text} is not supported yet: name one device")
     try:
-        device = torch.device(f"cuda:{name}" if name.isdigit() else name)
+        device = torch.device(chosen)
     except RuntimeError as error:
-        known = "use auto, cpu, cuda, mps or a number"
-        raise UsageError(f"-d {name}: no such device; {known}") from error
+        raise UsageError(f"-d {name}: no such device; {KNOWN}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         n = torch.cuda.device_count()
         raise UsageError(f"-d {name}: there are {n} CUDA devices here; use `-d auto` or `-d cpu`")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("-d mps: Metal is not available here; use `-d auto` or `-d cpu`")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # for all that names no device, from now on
     return device
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import shlex
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,18 +30,21 @@ from base.run.profiler import Profiler
 from base.run.testing import choose_checkpoint, preserve_state, run_test
 from base.run.writers import build_writers
 from base.system.deferred_files import DeferredFiles
+from base.system.processes import is_silent
 from base.system.run_folder import create_run_folder, lock, remove_if_not_started, run_folder_of
-from base.system.signals import resume_command
+from base.system.signals import InterruptedRunError, resume_command
 from base.training.epoch_time import speed_factors
 from base.training.nonfinite import refuse_bad_optimizers
 from base.training.parameter_groups import learning_rates
 from base.training.run_log import Run, RunLog, write_config
 from logger.console import ROW, close_logging, format_header, format_value, setup_logging
-from logger.files import FileError
+from logger.files import FileError, write_whole
 from logger.report import write_curves
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
+
+REQUEUE = "requeue"
 
 log = logging.getLogger("kindling")
 
@@ -108,7 +113,9 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
                 log.info(note)
             if new is not None:
                 write_config(config, new)
-        with add_resume_advice(folder):
+            elif not is_silent():
+                (folder / REQUEUE).unlink(missing_ok=True)
+        with add_resume_advice(folder), ask_for_requeue(folder):
             yield folder
         _draw_curves(folder)
 
@@ -147,6 +154,21 @@ def add_resume_advice(folder: Path) -> Iterator[None]:
             error.add_note(text)
         else:
             log.error(text)
+        raise
+
+
+@contextmanager
+def ask_for_requeue(folder: Path) -> Iterator[None]:
+    """Write a file with the number of the SLURM job if SIGTERM stopped the run.
+
+    torchrun exits with 1 for any reason; the job's script requeues the job if it finds this file.
+    """
+    try:
+        yield
+    except InterruptedRunError as error:
+        job = os.environ.get("SLURM_JOB_ID")
+        if job is not None and error.exit_code == 128 + signal.SIGTERM and not is_silent():
+            write_whole(folder / REQUEUE, f"{job}\n".encode())
         raise
 
 

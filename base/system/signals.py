@@ -17,8 +17,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from base.errors import KindlingError
+from base.system.processes import rank
 
 FORCE_WITHIN_SECONDS = 2.0
+SAME_WITHIN_SECONDS = 0.5  # a Ctrl-C that both the terminal and torchrun send
 SAVER = "saver"  # the name of the thread that writes checkpoints
 
 
@@ -43,6 +45,8 @@ def exit_now(code: int) -> NoReturn:
 class InterruptedRunError(KindlingError):
     """A signal stopped the training, and its state was saved."""
 
+    is_printed_once = True
+
     def __init__(self, number: int | None, folder: Path | None, step: int) -> None:
         name = signal.Signals(number or signal.SIGTERM).name
         resume = "" if folder is None else f"; resume by: {resume_command(folder)}"
@@ -53,8 +57,8 @@ class InterruptedRunError(KindlingError):
 class SignalFlags:
     """Makes SIGINT and SIGTERM request a stop, and SIGUSR1 a checkpoint, within a block.
 
-    A second Ctrl-C within two seconds raises KeyboardInterrupt immediately. Outside of the main
-    thread (a notebook's server, a test) no handler is set.
+    A second Ctrl-C within two seconds raises KeyboardInterrupt immediately, unless torchrun repeats
+    the first one. Outside of the main thread (a notebook's server, a test) no handler is set.
     """
 
     def __init__(self) -> None:
@@ -82,7 +86,10 @@ class SignalFlags:
             self.save = True
             return
         now = time.monotonic()
-        if number == signal.SIGINT and now - self._last_interrupt < FORCE_WITHIN_SECONDS:
+        since = now - self._last_interrupt
+        if number == signal.SIGINT and since < FORCE_WITHIN_SECONDS:
+            if rank() is not None and since < SAME_WITHIN_SECONDS:
+                return
             raise KeyboardInterrupt
         if number == signal.SIGINT:
             self._last_interrupt = now

@@ -124,8 +124,8 @@ class Metric(ABC):
         """
         return self.whole(states).state_dict()
 
-    def skip_batch(self) -> None:  # noqa: B027  (only some metrics count batches)
-        """Record a batch of which this process has no sample."""
+    def end_batch(self) -> None:  # noqa: B027  (only some metrics count batches)
+        """End a batch of all processes. This one may have passed it in parts, or none of it."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -279,9 +279,10 @@ class WholeEpoch(Metric):
         self.sizes: list[int] = []
         """The number of samples that this process has of each batch, 0 if it has none.
 
-        Batches without a size precede the others: they are whole, merged from several processes
-        before a resume.
+        Batches without a size precede the others: they are whole, of one process or merged from
+        several before a resume.
         """
+        self.n_closed, self.n_open_samples = 0, 0  # values of ended batches, samples after them
 
     def _update(
         self, args: tuple[Any, ...], keywords: dict[str, Any], n_samples: int | None
@@ -293,15 +294,21 @@ class WholeEpoch(Metric):
         if n_samples is None:
             with suppress(ConfigError):
                 n_samples = count_samples(args)
-        self.sizes.append(n_samples or 1)
+        self.n_open_samples += n_samples or 1
 
-    def skip_batch(self) -> None:
-        """Record a batch of which this process has no sample, so that later ones are aligned."""
-        self.sizes.append(0)
+    def end_batch(self) -> None:
+        """Join the parts of a batch, so that it can be put in order with those of other ranks."""
+        self.sizes.append(self.n_open_samples)
+        first, self.n_open_samples = self.n_closed, 0
+        for values in (self.outputs, self.targets, self.keywords):
+            if len(values) - first > 1:
+                values[first:] = [join(values[first:])]
+        self.n_closed = len(self.outputs)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of ``state_dict``; those of earlier versions have no sizes."""
-        super().load_state_dict({"sizes": [], **state})
+        added = {"sizes": [], "n_open_samples": 0, "n_closed": len(state["outputs"])}
+        super().load_state_dict({**added, **state})
 
     def _take(self, states: Sequence[Mapping[str, Any]]) -> None:
         """Put the samples back in the order of the epoch."""
@@ -323,6 +330,7 @@ class WholeEpoch(Metric):
         self.outputs = [batch["output"] for batch in whole]
         self.targets = [batch["target"] for batch in whole if "target" in batch]
         self.keywords = [batch["keywords"] for batch in whole]
+        self.n_closed = len(self.outputs)
 
     def _compute(self) -> Any:
         if not self.outputs:

@@ -175,6 +175,7 @@ def test_the_weights_of_losses_are_compared_too() -> None:
 
 def test_shards_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_checks, "hash_of_tensor", lambda _: 1 / 0)
+    monkeypatch.setattr(rank_checks, "is_sharded", lambda _: True)
     check_ranks(make("distributed.strategy=fsdp").experiment, TwoRanks())
 
 

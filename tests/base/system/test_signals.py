@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ def test_a_second_interrupt_at_once_raises_and_handlers_are_restored_after_an_er
     with pytest.raises(error):
         act(SignalFlags())
     assert [signal.getsignal(number) for number in THREE] == before
+
+
+@pytest.mark.parametrize(("seconds", "raises"), [(0.2, False), (1.0, True), (2.5, False)])
+def test_torchrun_may_repeat_an_interrupt_at_once(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, raises: bool
+) -> None:
+    """The terminal sends it to all processes, and torchrun passes its own one on."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    clock = iter([100.0, 100.0 + seconds])
+    monkeypatch.setattr("base.system.signals.time.monotonic", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt) if raises else nullcontext():
+        interrupt_twice(SignalFlags())
 
 
 def test_a_second_interrupt_later_only_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,8 +50,7 @@ with world.reports_errors(), torch.inference_mode():
         for metric in metrics.values():
             if len(own):
                 metric.update(data["output"][own], data["target"][own], None, len(own))
-            else:
-                metric.skip_batch()
+            metric.end_batch()
     before = str([metric.state_dict() for metric in metrics.values()]) + str(meters.state_dict())
     try:
         values = summarise("valid", meters, metrics, world)

@@ -59,8 +59,7 @@ def feed(ranks: list[Metric], output, target, positions: list[torch.Tensor]) -> 
             own = batch[rank :: len(ranks)]
             if len(own):
                 metric.update(rows(output, own), rows(target, own), None, len(own))
-            else:
-                metric.skip_batch()
+            metric.end_batch()
 
 
 def rows(value, positions: torch.Tensor):
@@ -218,8 +217,7 @@ def test_over_epoch_batches_may_differ_in_size_and_samples_in_rows(size):
             own = batch[rank::size]
             if len(own):
                 metric.update(words[own].flatten(), ONE[own], None, len(own))
-            else:
-                metric.skip_batch()
+            metric.end_batch()
     ranks[0].whole(states_of(ranks)).compute()
     assert seen[0][0].equal(words.flatten())
     assert seen[0][1].equal(ONE)
@@ -241,14 +239,28 @@ def test_over_epoch_the_items_of_a_batch_are_put_in_order_too():
             batch = {"y": CLASSES[own], "ids": [f"s{n}" for n in own.tolist()], "unit": "mm"}
             if len(own):
                 metric.update(SCORES[own], batch["y"], batch, len(own))
-            else:
-                metric.skip_batch()
+            metric.end_batch()
     ranks[0].whole(states_of(ranks)).compute()
     output, batch, ids = seen[0]
     assert output.equal(SCORES[:7])
     assert batch["y"].equal(CLASSES[:7])
     assert ids == batch["ids"] == [f"s{n}" for n in range(7)]
     assert len(batch["unit"]) == 3  # one for each batch, as in one process
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_over_epoch_a_rank_may_pass_a_batch_in_several_parts_or_none(size):
+    seen: list = []
+    ranks = [WholeEpoch("x", recorder(seen)) for _ in range(size)]
+    numbers = torch.arange(N)
+    for batch in numbers.split(7):
+        for rank, metric in enumerate(ranks):
+            for part in batch[rank::size].split(2):  # as `memory.micro_batch` does
+                if len(part):
+                    metric.update(part, ONE[part], None, len(part))
+            metric.end_batch()
+    ranks[0].whole(states_of(ranks)).compute()
+    assert seen[0][0].equal(numbers)
 
 
 def test_rows_that_do_not_divide_stay_together():
@@ -271,6 +283,7 @@ def test_one_value_for_a_batch_that_differs_between_processes_is_refused():
     ranks = [WholeEpoch("score", output_mean) for _ in range(2)]
     for rank, metric in enumerate(ranks):
         metric.update(torch.tensor(float(rank)), CLASSES[:2], None, 2)
+        metric.end_batch()
     with pytest.raises(TrainingError, match=r"metric 'score' cannot be merged: .*each sample"):
         ranks[0].whole(states_of(ranks))
 
@@ -279,6 +292,7 @@ def test_ranks_that_measured_different_batches_are_reported():
     ranks = [WholeEpoch("score", recorder([])) for _ in range(2)]
     feed(ranks, SCORES, CLASSES, batches(8, 4))
     ranks[0].update(SCORES[:2], CLASSES[:2], None, 2)
+    ranks[0].end_batch()
     with pytest.raises(TrainingError, match="measured 3, 2 batches, in rank order: call `measure`"):
         ranks[0].whole(states_of(ranks))
 

@@ -67,7 +67,10 @@ def main(arguments: Sequence[str]) -> int:
             trainer = build_trainer(config, experiment)
             check_ranks(experiment, world)
             if options.dry_run:
-                print(dry_run(trainer), end="")
+                with world.paused():
+                    text = dry_run(trainer)
+                if world.is_main:
+                    print(text, end="")
                 return 0
             if resume_from is not None:
                 refuse_changed_data(experiment, resume_from, options.allow_change)

@@ -51,8 +51,8 @@ TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
   python train.py -r                                      resume the newest run
   python train.py -r saved/digits/0131_235959 --epochs 40 train it for longer
-  python train.py -c config/digits.yaml -d 0,1            train on two GPUs, by torchrun
-  torchrun --nproc-per-node 8 train.py -c config/digits.yaml    on eight; also over machines
+  python train.py -c config/digits.yaml -d 0,1            train on two GPUs
+  torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
 
 exit codes: 0 success; 1 failure, the last checkpoint stays valid; 2 an error in
 the config or the command; 3 out of memory or disk space; 130, 143 interrupted
@@ -75,14 +75,13 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {message}{hint}; see `python {self.prog} --help`")
 
 
-def _parser(prog: str, description: str, epilog: str) -> Parser:
+def _parser(prog: str, description: str, epilog: str, devices: str = "") -> Parser:
     layout = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog, None, description, epilog, formatter_class=layout, allow_abbrev=False)
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment's config")
     parser.add_argument(
         "-d", "--device", metavar="DEVICE",
-        help="auto (default), cpu, cuda, mps, or a GPU's number; for several processes, 0,1 (one "
-        "on each of these GPUs), all (one on each GPU) or cpu:2 (two on the CPU)",
+        help=f"auto (default), cpu, cuda, mps, or a GPU's number{devices}",
     )  # fmt: skip
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides",
@@ -98,7 +97,8 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
         UsageError: unknown options, or neither a config nor a run to resume.
     """
     text = "Train a model from a config file, or resume a run."
-    parser = _parser("train.py", text, TRAIN_EXAMPLES)
+    several = "; for several processes, 0,1 (one on each of these GPUs), all (one on each GPU) or "
+    parser = _parser("train.py", text, TRAIN_EXAMPLES, f"{several}cpu:2 (two on the CPU)")
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", metavar="PATH",
         help="resume a run, or one of its checkpoints; a name's folder means its newest run, and "

@@ -127,6 +127,19 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
+    def refuse_lost_ranks(self, error: BaseException, step: int) -> None:
+        """Translate an error of this rank that another one caused, whose weights are missing.
+
+        Raises:
+            PeerError: another rank has failed.
+            RankLostError: a rank ended, or does not answer.
+        """
+        import torch.distributed as dist
+
+        is_of_group = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if is_of_group and isinstance(error, RuntimeError) and self.agreement is not None:
+            raise self.agreement.lost(error, "the weights of all ranks", step) from error
+
     def mesh(self, device_type: str) -> DeviceMesh:
         """Return all ranks as a mesh, for operations that must end within the timeout of a step."""
         import torch.distributed as dist
@@ -145,7 +158,10 @@ class World:
         try:
             yield
         except Exception as error:
-            if self.agreement is not None:
+            if self.agreement is not None and self.is_sharded:
+                # The others may wait for the weights of this rank, until it exits.
+                self.agreement.note_failure(error, text_of(error))
+            elif self.agreement is not None:
                 self.agreement.fail(error, text_of(error))
             raise
 

@@ -239,6 +239,8 @@ class Recovery:
         Raises:
             TrainingError, OutOfMemoryError: training stops. The message says what to do.
         """
+        if self.world.is_sharded:
+            self.world.refuse_lost_ranks(error, self.state.progress.step + 1)
         if isinstance(error, NonFiniteError):
             self._after_nonfinite(error, part)
         elif is_out_of_memory(error) or isinstance(error, PeerOutOfMemoryError):

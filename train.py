@@ -42,11 +42,12 @@ def main(arguments: Sequence[str]) -> int:
         record_to_resume,
         references_to_resume,
         refuse_changed_data,
+        resume_together,
         write_deferred_files,
     )
     from base.system.deferred_files import defer_files
     from base.system.seeding import seed_everything
-    from logger.console import setup_logging
+    from logger.console import mute_other_ranks, setup_logging
 
     setup_logging(None, config["trainer"]["verbosity"])
     # Errors name their place in the config file; nothing is written before the run begins.
@@ -56,13 +57,17 @@ def main(arguments: Sequence[str]) -> int:
         make_repeatable(config)
         seed_everything(config["seed"])
         world = join_processes(config["distributed"]["timeout"], device.type)
+        mute_other_ranks(world.rank)
         with world.reports_errors():
-            record = record_to_resume(config, resume_from)
-            references = references_to_resume(config, resume_from)
+            resume_from = resume_together(resume_from, world)
             experiment = build_experiment(
-                config, device, weights=resume_from is None, record=record, references=references,
+                config,
+                device,
+                weights=resume_from is None,
+                record=record_to_resume(config, resume_from, world),
+                references=references_to_resume(config, resume_from, world),
                 world=world,
-            )  # fmt: skip
+            )
             experiment.share_with(world)
             trainer = build_trainer(config, experiment)
             check_ranks(experiment, world)

@@ -37,6 +37,7 @@ from base.training.loss_terms import LossTerms
 from base.training.optimizer_step import choose_stepper, only
 from base.training.parameter_groups import learning_rates
 from base.training.precision import NO_CONTEXT
+from base.training.rank_states import gather_state
 from base.training.recovery import Recovery
 from base.training.requests import Requests
 from base.training.results import (
@@ -337,13 +338,15 @@ class BaseTrainer:
         if position == self._saved_position:
             return
         self.recovery.keep()
-        if self.store is None:
+        if self.folder is None:
             return
-        self.store.save(
-            {name: value.state_dict() for name, value in self.stateful.items()},
-            step=self.progress.step, epoch=self.progress.epoch, metrics=values or {},
-            is_best=is_best, facts={"config": self.config.to_yaml(), "data": self.current_run.data},
-        )  # fmt: skip
+        state = gather_state(self.stateful, self.world)  # by all ranks; rank 0 writes it, or all
+        if self.store is not None:
+            self.store.save(
+                state, step=self.progress.step, epoch=self.progress.epoch, metrics=values or {},
+                is_best=is_best,
+                facts={"config": self.config.to_yaml(), "data": self.current_run.data},
+            )  # fmt: skip
         self._saved_position = position
 
     # --- Yours to override, from the most common to the rarest -----------------------------------

@@ -25,22 +25,56 @@ def setup_logging(folder: Path | None, verbosity: int = 2) -> logging.Logger:
     everything. A second call replaces the handlers; records that were logged without a folder are
     written to its file.
     """
+    level = {0: logging.WARNING, 1: ROW, 2: logging.DEBUG}[verbosity]
+    handlers: list[logging.Handler] = [_Console(level)]
+    if folder is None:
+        handlers.append(_Memory())
+    return _set_up(handlers, log_of_rank(folder, 0))
+
+
+def _set_up(handlers: list[logging.Handler], path: Path | None) -> logging.Logger:
+    """Replace the handlers; with a path, append all records to this file, also earlier ones."""
     earlier = [record for handler in _handlers(_Memory) for record in handler.records]
     close_logging()
     logger = logging.getLogger("kindling")
     logger.setLevel(logging.DEBUG)
     logger.propagate = False  # a handler on the root logger would print each line twice
-    logger.addHandler(_Console({0: logging.WARNING, 1: ROW, 2: logging.DEBUG}[verbosity]))
-    if folder is not None:
-        file = _LogFile(folder / "log.txt")
+    for handler in handlers:
+        logger.addHandler(handler)
+    if path is not None:
+        file = _LogFile(path)
         line = "%(asctime)s %(levelname)-7s %(message)s"
         file.setFormatter(logging.Formatter(line, datefmt="%Y-%m-%d %H:%M:%S"))
         logger.addHandler(file)
         for record in earlier:
             file.handle(record)
-    else:
-        logger.addHandler(_Memory())
     return logger
+
+
+def mute_other_ranks(rank: int) -> None:
+    """Keep the records of a rank but 0 until `setup_rank_logging`: rank 0 prints what all log."""
+    for handler in _handlers(_Console) if rank else ():
+        logging.getLogger("kindling").removeHandler(handler)
+
+
+def early_warnings() -> list[str]:
+    """Return the warnings that were logged before the log file existed."""
+    records = (record for handler in _handlers(_Memory) for record in handler.records)
+    return [record.getMessage() for record in records if record.levelno >= logging.WARNING]
+
+
+def setup_rank_logging(rank: int, folder: Path | None = None) -> logging.Logger:
+    """Print only the warnings of a rank, as ``rank 1: warning: ...``.
+
+    Args:
+        folder: where to append everything to ``log-rank1.txt``; None writes no file.
+    """
+    return _set_up([_Console(logging.WARNING, f"rank {rank}: ")], log_of_rank(folder, rank))
+
+
+def log_of_rank(folder: Path | None, rank: int) -> Path | None:
+    """Return the log file of a rank in the folder of a run."""
+    return None if folder is None else folder / ("log.txt" if rank == 0 else f"log-rank{rank}.txt")
 
 
 def close_logging() -> None:
@@ -106,13 +140,22 @@ class _LogFile(logging.Handler):
 
 
 class _Console(logging.Handler):
-    """Prints to stdout, and warnings with their level to stderr, above any progress bar."""
+    """Prints to stdout, and warnings with their level to stderr, above any progress bar.
+
+    Args:
+        prefix: is printed before each line.
+    """
+
+    def __init__(self, level: int, prefix: str = "") -> None:
+        super().__init__(level)
+        self.prefix = prefix
 
     def emit(self, record: logging.LogRecord) -> None:
         warns = record.levelno >= logging.WARNING
         stream = sys.stderr if warns else sys.stdout
         try:
             text = f"{record.levelname.lower()}: " * warns + self.format(record)
+            text = self.prefix + text
             encoding = stream.encoding or "utf-8"
             with above_bars():
                 print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)

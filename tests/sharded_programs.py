@@ -15,7 +15,7 @@ from processes import CONTEXT, start_server
 from torch import Tensor, nn
 
 from base.checkpoint.state_dicts import load_state_dicts
-from base.checkpoint.store import CheckpointStore, read_with_manifest
+from base.checkpoint.store import CheckpointStore, read_from
 from base.distributed.agreement import Agreement
 from base.distributed.group import ALONE, World
 from base.distributed.shard import Division, is_sharded, shard_model, whole
@@ -123,7 +123,7 @@ class Training:
 
     def load(self, path: Path) -> None:
         share = Division(self.world.rank, self.world.size) if self.world.size > 1 else None
-        load_state_dicts(self.stateful, read_with_manifest(path, share)[0])
+        load_state_dicts(self.stateful, read_from(path, share)[1])
 
     def weights(self) -> dict[str, Tensor]:
         """Return everything that is trained, whole, on each rank."""

@@ -17,7 +17,9 @@ Groups: TypeAlias = Sequence[Mapping[str, Any]]
 COMPARED = (nn.Module, torch.optim.Optimizer)  # compared before anything is loaded
 MAX_ROWS = 12  # of a table in an error
 ABSENT: tuple[str, frozenset[str]] = ("-", frozenset())
-OPTIONAL = ("bad_samples", "epoch_rows", "epoch_start", "loss_attributes", "train_sampler")
+OPTIONAL = (
+    "bad_samples", "epoch_rows", "epoch_start", "loss_attributes", "ranks", "train_sampler",
+)  # fmt: skip
 """Parts that may be missing: they are optional, or an earlier version did not save them."""
 EXTRA = "_extra_state"  # suffix of the keys of `nn.Module.get_extra_state`
 

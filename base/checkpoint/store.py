@@ -257,13 +257,18 @@ def read(path: Path | str) -> dict[str, Any]:
 
     If the path names a checkpoint (its folder or state.pt), no other one is used instead.
     """
-    return read_with_manifest(path)[0]
+    return read_from(path)[1]
 
 
-def read_with_manifest(
+def read_with_manifest(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state as `read` does, and the manifest of that checkpoint."""
+    return read_from(path)[1:]
+
+
+def read_from(
     path: Path | str, division: Division | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the state as `read` does, and the manifest of that checkpoint.
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Return the folder of a checkpoint, its state as `read` does, and its manifest.
 
     Args:
         division: of tensors that several processes saved, read only the `Rows` of this process. A
@@ -272,11 +277,11 @@ def read_with_manifest(
     candidates = _candidates(path)
     if candidates is None:
         folder = checkpoint_folder(Path(path))
-        return _read_checkpoint(folder, division), read_manifest(folder)
+        return folder, _read_checkpoint(folder, division), read_manifest(folder)
     found, state = _first_valid(checkpoint_folder(Path(path)), candidates, division)
     if found is None:
         raise CheckpointError(f"{path}: holds no checkpoint (a folder like step-00000480)")
-    return state, read_manifest(found)
+    return found, state, read_manifest(found)
 
 
 def write_joined(source: Path, out: Path) -> None:

@@ -31,6 +31,7 @@ from base.system.places import ENGINE, PROJECT
 from base.system.processes import await_report, is_silent
 from base.system.run_folder import (
     STAMP,
+    current_job,
     find_newest_run,
     find_run,
     missing_folder_error,
@@ -224,7 +225,7 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
         given = {"name": config["name"], "trainer.save_dir": config["trainer"]["save_dir"]}
     save_dir, name = Path(given.get("trainer.save_dir", "saved")), given.get("name")
     try:
-        newest = find_newest_run(save_dir, name)
+        newest = find_newest_run(save_dir, name, current_job() if wanted == "auto" else None)
     except OSError as error:
         raise UsageError(f"-r: cannot search for runs: {why(error)}") from error
     if newest is None and wanted == "newest":

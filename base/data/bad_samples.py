@@ -68,7 +68,7 @@ class BadSamples:
         known = self.known.setdefault(part, set())
         for sample in bad:
             path, reason = (_plain(text) for text in (sample.path, sample.reason))
-            self._list({"part": part, "index": sample.sample, "path": path, "reason": reason})
+            self.add_row({"part": part, "index": sample.sample, "path": path, "reason": reason})
             if sample.sample in known:
                 continue
             known.add(sample.sample)
@@ -99,7 +99,7 @@ class BadSamples:
             put_aside(path)
             self._file.rewrite(whole)
         for row in found.values():  # noted before the folder existed
-            self._list(row)
+            self.add_row(row)
 
     def log_summary(self) -> None:
         """Log how many samples were skipped."""
@@ -114,7 +114,12 @@ class BadSamples:
         for part, indices in state_dict.items():
             self.known.setdefault(part, set()).update(indices)
 
-    def _list(self, row: Mapping[str, Any]) -> None:
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the listed samples, each with part, index, path and reason."""
+        return [dict(row) for row in self._rows.values()]
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        """List a bad sample, once."""
         key = (row["part"], str(row["index"]))
         if key in self._rows:
             return

@@ -69,8 +69,10 @@ class World:
             return [value]
         import torch.distributed as dist
 
+        content = _to_bytes(
+            value
+        )  # before the message: an error here must not leave others waiting
         self.agree(Kind.EXCHANGE)
-        content = _to_bytes(value)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with self.watched():
             dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
@@ -87,8 +89,10 @@ class World:
             return [value]
         import torch.distributed as dist
 
+        content = _to_bytes(
+            value
+        )  # before the message: an error here must not leave others waiting
         self.agree(Kind.EXCHANGE)
-        content = _to_bytes(value)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         with self.watched():
             dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
@@ -106,8 +110,8 @@ class World:
             return value
         import torch.distributed as dist
 
-        self.agree(Kind.EXCHANGE)
         content = _to_bytes(value) if self.is_main else torch.zeros(0, dtype=torch.uint8)
+        self.agree(Kind.EXCHANGE)
         n_bytes = torch.tensor([len(content)])
         with self.watched():
             dist.broadcast(n_bytes, src=0, group=self._group)

@@ -25,6 +25,7 @@ from base.checkpoint.data_record import data_of, record_of
 from base.checkpoint.store import find_manifest
 from base.config.changes import differences
 from base.data.fingerprint import Samples, hex_texts, samples_of
+from base.distributed.group import ALONE, World
 from base.errors import DataError, why
 from base.names.object_references import References
 from base.system.run_folder import run_folder_of
@@ -122,11 +123,13 @@ def _sha256_of(path: Path) -> str | None:
 
 
 def refuse_changed_data(experiment: Experiment, resume_from: Path, allow_change: bool) -> None:
-    """Compare the data with those of a run before they are used.
+    """Compare the data with those of a run before they are used; rank 0 does it for all.
 
     Raises:
         DataError: as `write_data_record`, which repeats this once the checkpoint is verified.
     """
+    if not experiment.world.is_main:
+        return
     loaders = {"train": experiment.train_loader, "valid": experiment.valid_loader}
     record = record_of(experiment.train_loader)
     path, saved = run_folder_of(resume_from) / "split.csv", data_of(find_manifest(resume_from))
@@ -147,30 +150,41 @@ def refuse_scaled_targets(train_loader: Any, checkpoint: Path) -> None:
         raise DataError(f"{text} `--set data_loader.args.normalize=inputs` for the former ones")
 
 
-def record_to_resume(config: Config, resume_from: Path | None) -> Mapping[str, Any]:
+def record_to_resume(
+    config: Config, resume_from: Path | None, world: World = ALONE
+) -> Mapping[str, Any]:
     """Return the data statistics of a resumed run; {} if its data section changed.
 
     They are not computed again, as a file repaired since then would change them.
     """
     if resume_from is None:
         return {}
-    record = data_of(find_manifest(resume_from)).get("record", {})
-    if _has_other_data(config, resume_from):
+    data, has_other_data = _data_to_resume(config, resume_from, world)
+    if has_other_data:
         return {}
+    record = data.get("record", {})
     return {key: value for key, value in record.items() if key != "classes"}  # compared later
 
 
-def references_to_resume(config: Config, resume_from: Path | None) -> References:
+def references_to_resume(
+    config: Config, resume_from: Path | None, world: World = ALONE
+) -> References:
     """Return the references to built objects; those of a resumed run keep their values."""
     if resume_from is None:
         return References(config)
-    kept = data_of(find_manifest(resume_from)).get("references")
-    return References(config, kept, is_resumed=not _has_other_data(config, resume_from))
+    data, has_other_data = _data_to_resume(config, resume_from, world)
+    return References(config, data.get("references"), is_resumed=not has_other_data)
 
 
-def _has_other_data(config: Config, resume_from: Path) -> bool:
-    changed = [key for key, _, _ in differences(config, run_folder_of(resume_from))]
-    return any(key.startswith("data_loader") for key in changed)
+def _data_to_resume(config: Config, resume_from: Path, world: World) -> tuple[dict[str, Any], bool]:
+    """Return the record of a run's data, and whether the data section changed, as rank 0 reads."""
+    found: Any = None
+    if world.is_main:
+        changed = [key for key, _, _ in differences(config, run_folder_of(resume_from))]
+        has_other_data = any(key.startswith("data_loader") for key in changed)
+        found = [data_of(find_manifest(resume_from)), has_other_data]
+    data, has_other_data = world.broadcast(found)
+    return data, has_other_data
 
 
 def compare_split(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from base.distributed.group import World
 from base.system.signals import resume_command
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def header_entries(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         device += f" ({torch.cuda.get_device_name(trainer.device)})"
     return {
         "folder": folder,
+        "processes": processes_text(trainer.world),
         "device": f"{device}, {trainer.precision.name}{_threads(trainer.device)}",
         "model": f"{type(trainer.model).__name__}, {n_trainable:,} parameters{frozen}",
         "data": ", ".join(sizes),
@@ -41,6 +43,11 @@ def header_entries(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         "best by": trainer.monitor.rule,
         "resume by": None if folder is None else resume_command(folder),
     }
+
+
+def processes_text(world: World) -> str | None:
+    """Return a description of the processes, if there are several."""
+    return None if world.size == 1 else f"{world.size}; rank 0 writes and logs"
 
 
 def input_text(trainer: BaseTrainer) -> str | None:

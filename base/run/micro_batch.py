@@ -22,7 +22,7 @@ def resolve_micro_batch(trainer: BaseTrainer) -> bool:
     """Replace ``micro_batch: auto`` with the size that fits; return whether the config changed.
 
     A resumed run reads this size from its config. Weights, buffers and random streams do not
-    change.
+    change. All ranks take the smallest size that one of them finds.
 
     Raises:
         TrainingError: one sample does not fit into memory.
@@ -31,13 +31,15 @@ def resolve_micro_batch(trainer: BaseTrainer) -> bool:
     is_auto = bool(memory["micro_batch"] == "auto")
     if is_auto:
         trainer.window.micro_batch = None
-        with trainer.epoch_start.tried(), restore_weight_reads(trainer):
+        world = trainer.world
+        with world.paused(), trainer.epoch_start.tried(), restore_weight_reads(trainer):
             batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
             trainer.epoch_start.begin()
             size = find_micro_batch(trainer, batch)
-            note = f"micro_batch {size} (auto; to keep it, memory.micro_batch={size})"
-            trainer.experiment.memory_notes.append(note)
-            trainer.config.resolve("memory", "micro_batch", value=size)
+        size = min(world.all_gather(size))
+        note = f"micro_batch {size} (auto; to keep it, memory.micro_batch={size})"
+        trainer.experiment.memory_notes.append(note)
+        trainer.config.resolve("memory", "micro_batch", value=size)
         trainer.window.micro_batch = memory["micro_batch"]
     if trainer.window.micro_batch is not None:
         batch_size = getattr(trainer.train_loader, "batch_size", None)

@@ -10,14 +10,17 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from base.checkpoint.background import saves_in_background
 from base.checkpoint.data_record import data_of
 from base.checkpoint.state_dicts import load_state_dicts
-from base.checkpoint.store import CheckpointStore, read_with_manifest
+from base.checkpoint.store import CheckpointStore
 from base.config import Config
 from base.config.changes import OWN_STATE, Change, differences, table_of
+from base.distributed.agreement import Kind
+from base.distributed.group import ALONE, World
 from base.errors import KindlingError, disk_error, why
 from base.names.registry import project_root
 from base.run.data_changes import write_data_record
@@ -27,17 +30,32 @@ from base.run.loaders import missing_test_data
 from base.run.micro_batch import resolve_micro_batch
 from base.run.parameter_table import parameter_rows, short_table, weights_tables, write_csv
 from base.run.profiler import Profiler
+from base.run.restarts import note_run, read_together
 from base.run.testing import choose_checkpoint, preserve_state, run_test
 from base.run.writers import build_writers
 from base.system.deferred_files import DeferredFiles
-from base.system.processes import is_silent
-from base.system.run_folder import create_run_folder, lock, remove_if_not_started, run_folder_of
+from base.system.run_folder import (
+    create_run_folder,
+    lock,
+    note_job,
+    remove_if_not_started,
+    run_folder_of,
+)
 from base.system.signals import InterruptedRunError, resume_command
 from base.training.epoch_time import speed_factors
 from base.training.nonfinite import refuse_bad_optimizers
 from base.training.parameter_groups import learning_rates
+from base.training.rank_states import gather_bad_samples, start_random_streams, state_of_rank
 from base.training.run_log import Run, RunLog, write_config
-from logger.console import ROW, close_logging, format_header, format_value, setup_logging
+from logger.console import (
+    ROW,
+    close_logging,
+    early_warnings,
+    format_header,
+    format_value,
+    setup_logging,
+    setup_rank_logging,
+)
 from logger.files import FileError, write_whole
 from logger.report import write_curves
 
@@ -71,7 +89,8 @@ def open_run(
         DataError: the data differ from those of the resumed run.
     """
     with (
-        open_folder(config, resume_from) as folder,
+        end_together(trainer.world),
+        open_folder(config, resume_from, trainer.world) as folder,
         open_run_in(trainer, folder, resume_from, allow_change) as run,
     ):
         yield run
@@ -87,18 +106,41 @@ def open_run_in(
     """Open a run in an existing folder; None writes no files."""
     with ExitStack() as stack:
         stack.enter_context(trainer.signals)
-        with remove_folder_on_error(folder if resume_from is None else None):
+        is_new = resume_from is None and trainer.world.is_main
+        with remove_folder_on_error(folder if is_new else None):
             run = _prepare(trainer, folder, resume_from, allow_change, stack)
         yield run
 
 
 @contextmanager
-def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Path]:
+def end_together(world: World) -> Iterator[None]:
+    """Let no rank exit before rank 0 has written everything; an error there reaches all ranks."""
+    try:
+        yield
+    except InterruptedRunError:
+        if world.is_active:
+            world.agree(Kind.END)
+        raise
+    if world.is_active:
+        world.agree(Kind.END)
+        world.close()  # its threads may not outlive the interpreter
+
+
+@contextmanager
+def open_folder(
+    config: Config, resume_from: Path | None = None, world: World = ALONE
+) -> Iterator[Path]:
     """Create a folder for the run, or open that of the resumed one; lock it and log there.
+
+    Rank 0 does this for all ranks; the others receive the path and print warnings only.
 
     Raises:
         UsageError: the folder cannot be created, or another process uses it.
     """
+    if not world.is_main:
+        with _join_folder(config, world) as folder:
+            yield folder
+        return
     if resume_from is None:
         folder = create_run_folder(config["trainer"]["save_dir"], config["name"])
     else:
@@ -108,16 +150,43 @@ def open_folder(config: Config, resume_from: Path | None = None) -> Iterator[Pat
         with remove_folder_on_error(new):
             stack.enter_context(lock(folder))
             stack.callback(close_logging)
+            known = early_warnings()
             setup_logging(folder, config["trainer"]["verbosity"])
             for note in config.notes:
                 log.info(note)
             if new is not None:
                 write_config(config, new)
-            elif not is_silent():
+            else:
                 (folder / REQUEUE).unlink(missing_ok=True)
+            note_job(folder)
+            note_run(folder, world)
+            world.broadcast(str(folder))
+            _log_warnings_of_ranks(known, world)
         with add_resume_advice(folder), ask_for_requeue(folder):
             yield folder
         _draw_curves(folder)
+
+
+@contextmanager
+def _join_folder(config: Config, world: World) -> Iterator[Path]:
+    """Receive the path of the folder that rank 0 opened; log the warnings of this rank."""
+    folder = Path(world.broadcast(None))
+    world.gather(early_warnings())
+    has_log = config["distributed"]["rank_logs"] and folder.is_dir()
+    with ExitStack() as stack:
+        stack.callback(close_logging)
+        setup_rank_logging(world.rank, folder if has_log else None)
+        yield folder
+
+
+def _log_warnings_of_ranks(known: Sequence[str], world: World) -> None:
+    """Log the warnings that other ranks have had so far, each once: most are the same on all."""
+    seen = set(known)
+    for rank, texts in enumerate(world.gather(list(known)) or []):
+        for text in texts:
+            if text not in seen:
+                seen.add(text)
+                log.warning("rank %d: %s", rank, text)
 
 
 @contextmanager
@@ -167,7 +236,7 @@ def ask_for_requeue(folder: Path) -> Iterator[None]:
         yield
     except InterruptedRunError as error:
         job = os.environ.get("SLURM_JOB_ID")
-        if job is not None and error.exit_code == 128 + signal.SIGTERM and not is_silent():
+        if job is not None and error.exit_code == 128 + signal.SIGTERM:
             write_whole(folder / REQUEUE, f"{job}\n".encode())
         raise
 
@@ -175,10 +244,17 @@ def ask_for_requeue(folder: Path) -> Iterator[None]:
 def write_deferred_files(trainer: BaseTrainer, files: DeferredFiles) -> None:
     """Write the caches that waited for the checks, and close workers that started without them.
 
+    Rank 0 writes first, so that the others find its caches if they share a disk.
+
     Raises:
         DataError: a cache cannot be written.
     """
-    if files.write():
+    world = trainer.world
+    has_written = files.write() if world.is_main else False
+    world.broadcast(None)
+    if not world.is_main:
+        has_written = files.write()
+    if has_written:
         for loader in (trainer.train_loader, trainer.valid_loader):
             getattr(loader, "close", lambda: None)()
 
@@ -209,16 +285,21 @@ def _prepare(
     stack: ExitStack,
 ) -> Run:
     """Restore the state and open all that a run writes to; ``stack`` closes it."""
-    state, manifest = ({}, {}) if resume_from is None else read_with_manifest(resume_from)
     config, settings, experiment = trainer.config, trainer.settings, trainer.experiment
-    store: CheckpointStore | None = None
+    shared, world = folder, trainer.world
+    if not world.is_main:  # rank 0 writes and logs
+        folder, settings = None, SimpleNamespace(**{**vars(settings), "progress": False})
+    state, manifest = ({}, {}) if resume_from is None else read_together(resume_from, world)
+    store = _store_of(trainer, shared) if shared is not None and world.is_sharded else None
     data: Mapping[str, Any] = {}
     if folder is not None:
         store = _open_store(trainer, folder, stack)
         experiment.references.log_changes()
         data = write_data_record(experiment, folder, data_of(manifest), allow_change)
         experiment.bad_samples.open(folder)
-    if resume_from is not None:
+    if resume_from is None:
+        start_random_streams(config["seed"], world)
+    else:
         _restore(trainer, state, folder)
         del state
         if store is not None:
@@ -237,13 +318,14 @@ def _prepare(
     stack.callback(trainer.capture.remove)
     for loader in (trainer.train_loader, trainer.valid_loader):
         stack.callback(getattr(loader, "close", lambda: None))
-    log_header(trainer, folder)
+    if world.is_main:
+        log_header(trainer, folder)
     if folder is not None and trainer.progress.step > 0:
         write_config(config, folder)  # of a resumed run, whose state is known to fit now
     is_profiled = folder is not None and config["profile"] is not None
     return Run(
         log=run_log,
-        folder=folder,
+        folder=shared,
         store=store,
         data=data,
         callbacks={"profile": Profiler(**config["profile"])} if is_profiled else {},
@@ -255,22 +337,34 @@ def _prepare(
 
 def _open_store(trainer: BaseTrainer, folder: Path, stack: ExitStack) -> CheckpointStore:
     """Return the checkpoint store of a run; remove what an interrupted save left there."""
-    settings = trainer.settings
-    in_background = saves_in_background(settings.async_save, trainer.device)
-    store = CheckpointStore(
-        folder / "checkpoints", settings.keep, in_background, refuse_bad_optimizers
-    )
+    store = _store_of(trainer, folder)
     stack.push(store.background.end)
     store.remove_leftovers()
     store.check_writable()
     return store
 
 
+def _store_of(trainer: BaseTrainer, folder: Path) -> CheckpointStore:
+    """Return the store of this rank; ranks with parts of the weights save together."""
+    settings, world = trainer.settings, trainer.world
+    in_background = saves_in_background(settings.async_save, trainer.device)
+    return CheckpointStore(
+        folder / "checkpoints",
+        settings.keep,
+        in_background and not world.is_sharded,
+        validate=refuse_bad_optimizers,
+        world=world if world.is_sharded else ALONE,
+    )
+
+
 def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None) -> None:
     """Restore the state, fit schedules to a new length of training, and log the changes."""
     rates: list[Change] = []
     try:
-        load_state_dicts(trainer.stateful, state)
+        own = state_of_rank(state, trainer.stateful, trainer.world)
+        load_state_dicts(trainer.stateful, own)
+        seed, step = trainer.config["seed"], trainer.progress.step
+        start_random_streams(seed, trainer.world, state, step)
         saved = learning_rates(trainer.optimizers)
         for schedule in trainer.schedules.values():
             schedule.follow_new_length()
@@ -312,12 +406,15 @@ def _finished_message(trainer: BaseTrainer) -> str:
 
 def finish(trainer: BaseTrainer) -> dict[str, float]:
     """Log how training ended; run the test phase if ``trainer.test`` asks for it."""
-    log_end(trainer)
-    folder = trainer.folder
+    folder, world = trainer.folder, trainer.world
+    gather_bad_samples(trainer.experiment.bad_samples, world)
+    if world.is_main:
+        log_end(trainer)
     if not trainer.settings.test or folder is None:
         return {}
     with preserve_state(trainer):
-        return run_test(trainer, choose_checkpoint(folder), folder)
+        chosen = world.broadcast(str(choose_checkpoint(folder)) if world.is_main else None)
+        return run_test(trainer, Path(chosen), folder)
 
 
 def log_end(trainer: BaseTrainer) -> None:

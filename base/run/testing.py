@@ -18,14 +18,16 @@ from torch import Tensor
 from base.checkpoint.background import Snapshot
 from base.checkpoint.data_record import data_of, record_of
 from base.checkpoint.state_dicts import load_state_dicts
-from base.checkpoint.store import CheckpointStore, find_manifest, read_with_manifest
+from base.checkpoint.store import CheckpointStore, find_manifest
 from base.config import Config
 from base.names.object_references import References
 from base.run.build import build_experiment, build_test_data
 from base.run.data_changes import refuse_scaled_targets
 from base.run.loaders import build_test_loader
+from base.run.restarts import read_together
 from base.training.experiment import Experiment
 from base.training.progress import Stateful
+from base.training.rank_states import gather_bad_samples
 from base.training.results import results_of
 from base.training.state import matches_name
 from logger.report import write_test_report
@@ -76,15 +78,19 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     """Evaluate the weights of a checkpoint on the test data; use the averaged ones if it has them.
 
     The trainer keeps the state of the checkpoint. ``report/test.json`` holds the values; tables
-    such as a confusion matrix are written beside it.
+    such as a confusion matrix are written beside it. All ranks evaluate, and rank 0 writes.
     """
-    state, manifest = read_with_manifest(checkpoint)
+    world = trainer.world
+    state, manifest = read_together(checkpoint, world)
     loader, bad_samples = trainer.experiment.test_loader, trainer.experiment.bad_samples
     if loader is None:
         known = data_of(manifest)
         record = known["record"] if known else record_of(trainer.train_loader)
         loader = build_test_loader(trainer.config, record, trainer.experiment.references)
-    bad_samples.open(folder)
+    if world.size > 1:
+        loader.shard(world.rank, world.size)
+    if world.is_main:
+        bad_samples.open(folder)
     bad_samples.watch(loader, "test")
     parts = tested_state(trainer)
     load_state_dicts(parts, {name: value for name, value in state.items() if name in parts})
@@ -92,10 +98,14 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
 
     with trainer.epoch_start.as_saved():
         values = {key.partition("/")[2]: v for key, v in trainer.evaluate(loader, "test").items()}
+    gather_bad_samples(bad_samples, world)
+    results = results_of(trainer.training_state.valid_metrics, world)
+    if not world.is_main:
+        return values
     if "test" in bad_samples.known:
         bad_samples.log_summary()
     tables: dict[str, Any] = {}
-    for name, result in results_of(trainer.training_state.valid_metrics).items():
+    for name, result in results.items():
         if isinstance(result, Tensor) and result.dim() == 2:
             tables[name] = result
     path = write_test_report(folder, {**values, **tables})

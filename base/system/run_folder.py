@@ -33,7 +33,7 @@ BEFORE_TRAINING = frozenset((
     "log.txt", "parameters.csv", "split.csv",
 ))  # fmt: skip
 """The names in a run's folder before the first step."""
-Order = tuple[int, str, str]
+Order = tuple[bool, int, str, str]
 
 
 def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = None) -> Path:
@@ -44,7 +44,7 @@ def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = No
     try:
         parent.mkdir(parents=True, exist_ok=True)
         # Clocks jump, and MMDD repeats each year: runs are ordered by a number.
-        number = 1 + max((order[0] for order, _ in _runs(Path(save_dir))), default=0)
+        number = 1 + max((order[1] for order, _ in _runs(Path(save_dir))), default=0)
         folder = _make_new(parent / now.strftime("%m%d_%H%M%S"))
         started = now.astimezone(timezone.utc).isoformat()
         stamp = json.dumps({"number": number, "started": started})
@@ -56,6 +56,28 @@ def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = No
     return folder
 
 
+def current_job() -> str | None:
+    """Return the job that this process belongs to, which stays the same when it is started again.
+
+    It is that of SLURM, or the ``--rdzv-id`` of torchrun; None without either.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    return os.environ.get("SLURM_JOB_ID") or (None if run_id == "none" else run_id)
+
+
+def note_job(folder: Path) -> None:
+    """Write the current job into the folder of a run, so that `find_newest_run` prefers it."""
+    job, path = current_job(), folder / STAMP
+    if job is None:
+        return
+    try:
+        stamp = json.loads(read_file(path))
+        if stamp.get("job") != job:
+            write_whole(path, json.dumps({**stamp, "job": job}).encode() + b"\n")
+    except (OSError, ValueError, AttributeError) as error:  # the run can be found without it
+        LOG.warning("%s: the job is not recorded: %s", path, why(error))
+
+
 def remove_if_not_started(folder: Path) -> None:
     """Remove the folder of a run without a completed step.
 
@@ -63,7 +85,8 @@ def remove_if_not_started(folder: Path) -> None:
     """
     created = [folder / "checkpoints", folder]
     inside = [path for each in created if each.is_dir() for path in each.iterdir()]
-    if {path.name for path in inside} <= BEFORE_TRAINING:
+    names = {path.name for path in inside if not path.name.startswith("log-rank")}
+    if names <= BEFORE_TRAINING:
         for path in inside:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -93,9 +116,15 @@ def missing_folder_error(folder: Path) -> TrainingError:
     return TrainingError(f"{folder}: {text}; if it was renamed, resume it: python train.py -r PATH")
 
 
-def find_newest_run(save_dir: Path | str, name: str | None = None) -> Path | None:
-    """Return the newest run with a checkpoint, of this name or of any name."""
-    runs = [folder for _, folder in sorted(_runs(Path(save_dir), name), reverse=True)]
+def find_newest_run(
+    save_dir: Path | str, name: str | None = None, job: str | None = None
+) -> Path | None:
+    """Return the newest run with a checkpoint, of this name or of any name.
+
+    Args:
+        job: the job whose runs come before those of others, see `current_job`.
+    """
+    runs = [folder for _, folder in sorted(_runs(Path(save_dir), name, job), reverse=True)]
     for folder in runs:
         if any((folder / "checkpoints").glob("step-*")):
             if folder != runs[0]:
@@ -262,15 +291,18 @@ def _make_new(folder: Path) -> Path:
     return made
 
 
-def _runs(save_dir: Path, name: str | None = None) -> Iterator[tuple[Order, Path]]:
+def _runs(
+    save_dir: Path, name: str | None = None, job: str | None = None
+) -> Iterator[tuple[Order, Path]]:
     """Yield the runs of one name or of all names, each with its sort key."""
     for parent in [save_dir / name] if name else _folders(save_dir):
         for folder in _folders(parent):
             try:
                 stamp = json.loads(read_file(folder / STAMP))
-                order = (int(stamp["number"]), str(stamp["started"]), folder.name)
+                is_of_job = job is not None and stamp.get("job") == job
+                order = (is_of_job, int(stamp["number"]), str(stamp["started"]), folder.name)
             except (OSError, ValueError, LookupError, TypeError):
-                order = (0, "", folder.name)  # no stamp: sorted before runs with one
+                order = (False, 0, "", folder.name)  # no stamp: sorted before runs with one
             yield order, folder
 
 

@@ -134,7 +134,7 @@ def parts_with_state(
 
 RESERVED_NAMES = (
     "optimizer.", "schedule.", "scaler.", "loss.", "metric.", "callback.", "bad_samples",
-    "epoch_start",
+    "epoch_start", "ranks",
 )  # fmt: skip
 """Names of the engine, or prefixes, that are reserved even if a run does not use them."""
 

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -12,9 +13,12 @@ from logger.console import (
     ROW,
     EpochTable,
     close_logging,
+    early_warnings,
     format_header,
     format_value,
+    mute_other_ranks,
     setup_logging,
+    setup_rank_logging,
     text_width,
 )
 
@@ -185,3 +189,29 @@ def test_what_is_said_before_there_is_a_file_comes_into_it_once(capsys, tmp_path
     assert capsys.readouterr().out == "early\nlate\nlater\n"
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split()[-1] for line in lines] == ["early", "late", "later"]
+
+
+def test_other_ranks_print_their_warnings_alone_with_their_number(capsys, tmp_path):
+    setup_logging(None)
+    mute_other_ranks(1)
+    logging.getLogger("kindling").warning("early")
+    assert early_warnings() == ["early"]
+    assert capsys.readouterr() == ("", "")
+    say_everything(setup_rank_logging(1))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert lines
+    assert all(re.match(r"rank 1: (warning|error|critical): ", line) for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_ranks_write_a_log_of_their_own_on_request(capsys, tmp_path):
+    setup_logging(None)
+    mute_other_ranks(1)
+    logging.getLogger("kindling").info("early")
+    setup_rank_logging(1, tmp_path).info("late")
+    assert capsys.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["log-rank1.txt"]
+    lines = (tmp_path / "log-rank1.txt").read_text().splitlines()
+    assert [line.split()[-1] for line in lines] == ["early", "late"]

@@ -22,7 +22,7 @@ from stores import (
 from base.checkpoint import store
 from base.checkpoint.__main__ import main
 from base.checkpoint.background import Snapshot
-from base.checkpoint.store import CheckpointStore, read, read_manifest, read_with_manifest
+from base.checkpoint.store import CheckpointStore, read, read_from, read_manifest
 from base.checkpoint.weights import read_weights
 from base.distributed.shard import Division, Rows
 from base.errors import CheckpointError, DiskFullError, UsageError
@@ -61,7 +61,7 @@ def test_any_number_of_processes_reads_the_rows_that_each_needs(folder, saved_by
     path = save_divided(folder, saved_by, 7, state_of(5))
     for rank in range(read_by):
         division = Division(rank, read_by)
-        assert same_rows(read_with_manifest(path, division)[0], divide(state_of(5), division))
+        assert same_rows(read_from(path, division)[1], divide(state_of(5), division))
 
 
 def same_rows(one, other) -> bool:
@@ -126,7 +126,7 @@ def test_a_damaged_file_of_rows_falls_back_to_the_older_checkpoint(folder, fault
         read(path)
     for division in (None, Division(0, 1), Division(0, 3)):  # process 0 verifies the files of all
         caplog.clear()
-        _, manifest = read_with_manifest(folder, division)
+        _, _, manifest = read_from(folder, division)
         assert manifest["step"] == 1
         assert f"{file.name}" in caplog.text
         assert "falling back to" in caplog.text
@@ -136,7 +136,7 @@ def test_a_damaged_file_of_rows_falls_back_to_the_older_checkpoint(folder, fault
 def test_a_process_opens_only_the_files_with_its_rows(folder):
     path = save_divided(folder, 2, 1, {"model": {"w": torch.arange(4)}})
     flip(path / "shard-00001-of-00002.pt")
-    rows = read_with_manifest(path, Division(1, 2))[0]["model"]["w"]
+    rows = read_from(path, Division(1, 2))[1]["model"]["w"]
     assert rows.tensor.tolist() == [2, 3]
 
 

@@ -20,9 +20,11 @@ from base.system import run_folder
 from base.system.places import PROJECT
 from base.system.run_folder import (
     create_run_folder,
+    current_job,
     find_newest_run,
     lock,
     must_exist,
+    note_job,
     run_folder_of,
     write_environment,
 )
@@ -337,3 +339,34 @@ def test_where_the_system_has_no_locks_a_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "fcntl", None)
     with lock(tmp_path), lock(tmp_path):
         pass
+
+
+# --- Jobs ----------------------------------------------------------------------------------------
+
+
+def test_a_job_finds_its_own_run_before_a_newer_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    runs = {}
+    for job in ("17", "18", None):
+        monkeypatch.setenv("SLURM_JOB_ID", job) if job else monkeypatch.delenv("SLURM_JOB_ID")
+        runs[job] = create_run_folder(tmp_path, "x", NOON)
+        note_job(runs[job])
+        add_checkpoint(runs[job])
+    assert find_newest_run(tmp_path, "x") == runs[None]
+    assert find_newest_run(tmp_path, "x", job="17") == runs["17"]
+    assert find_newest_run(tmp_path, "x", job="18") == runs["18"]
+    assert find_newest_run(tmp_path, "x", job="19") == runs[None]
+    monkeypatch.setenv("SLURM_JOB_ID", "19")
+    note_job(runs["17"])  # which resumes it
+    assert find_newest_run(tmp_path, "x", job="19") == runs["17"]
+    assert create_run_folder(tmp_path, "x", NOON).name.endswith("_4")  # the number goes on
+
+
+@pytest.mark.parametrize(
+    ("slurm", "torchrun", "job"),
+    [(None, None, None), (None, "none", None), (None, "mine", "mine"), ("17", "mine", "17")],
+)
+def test_a_job_is_named_by_slurm_or_by_torchrun(monkeypatch, slurm, torchrun, job):
+    for name, value in (("SLURM_JOB_ID", slurm), ("TORCHELASTIC_RUN_ID", torchrun)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    assert current_job() == job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable
@@ -14,11 +15,13 @@ import torch.distributed as dist
 from processes import CONTEXT, start_server
 from torch import Tensor, nn
 
+from base.checkpoint.background import Snapshot
 from base.checkpoint.state_dicts import load_state_dicts
 from base.checkpoint.store import CheckpointStore, read_from
 from base.distributed.agreement import Agreement
 from base.distributed.group import ALONE, World
-from base.distributed.shard import Division, is_sharded, shard_model, whole
+from base.distributed.shard import Division, is_sharded, local_part, shard_model, whole
+from base.errors import CheckpointError
 from base.training.ema import ExponentialMovingAverage
 from base.training.nonfinite import first_nonfinite
 
@@ -171,12 +174,37 @@ def load(world: World, folder: Path) -> Any:
 
 
 def find_nonfinite(world: World, folder: Path) -> Any:
-    """Look for a value that is not finite in the last row of the last block."""
+    """Look for a value that is not finite, in the rows of rank 1."""
     training = Training(world)
     named = list(training.model.named_parameters())
     before = first_nonfinite(named)
-    weight = training.model[3].linear.weight.detach()  # type: ignore[index,union-attr]
-    local = weight.to_local() if is_sharded(weight) else weight
-    if world.rank == ((len(local) and 0) or 0) and len(local):
-        local[0, 0] = float("nan")
+    if world.rank == 1:
+        local_part(training.model.get_parameter("3.linear.weight").detach())[0, 0] = math.nan
     return before, first_nonfinite(named)
+
+
+def keep_copy(world: World, folder: Path) -> Any:
+    """Change everything after a copy was taken, and load the copy."""
+    training = Training(world)
+    training.step(0)
+    before = training.weights()
+    state = {name: one.state_dict() for name, one in training.stateful.items()}
+    copied = Snapshot().take(state)
+    for number in range(1, 3):
+        training.step(number)
+    load_state_dicts(training.stateful, copied)
+    return before, training.weights()
+
+
+def refuse_others(world: World, folder: Path) -> Any:
+    """Load a checkpoint of another model, and one with a missing part."""
+    training = Training(world)
+    texts = []
+    state = {name: one.state_dict() for name, one in training.stateful.items()}
+    other = {**state, "model": {**state["model"], "4.weight": torch.zeros(3, 6)}}
+    for wrong in (other, {name: part for name, part in state.items() if name != "ema"}):
+        try:
+            load_state_dicts(training.stateful, Snapshot().take(wrong))
+        except CheckpointError as error:
+            texts.append(str(error))
+    return texts

@@ -33,6 +33,7 @@ from base.checkpoint.state_file import (
     remove_atomically,
     remove_if_possible,
     sync_folder,
+    verify_file,
     write_bytes,
     write_state,
 )
@@ -240,7 +241,7 @@ class CheckpointStore:
 
     def newest(self) -> Path | None:
         """Return the newest valid checkpoint, and log a warning for each damaged one skipped."""
-        return _first_valid(self.folder, checkpoints_in(self.folder))[0]
+        return _first_valid(self.folder, checkpoints_in(self.folder), _verify_checkpoint)[0]
 
     def best(self) -> Path | None:
         """Return the last valid checkpoint that was the best of its run when it was saved.
@@ -249,7 +250,8 @@ class CheckpointStore:
         """
         manifests = {path: _manifest_or_none(path) for path in checkpoints_in(self.folder)}
         marked = _marked_best(manifests)
-        return _first_valid(self.folder, [*marked, *manifests] if marked else [])[0]
+        paths = [*marked, *manifests] if marked else []
+        return _first_valid(self.folder, paths, _verify_checkpoint)[0]
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -278,7 +280,8 @@ def read_from(
     if candidates is None:
         folder = checkpoint_folder(Path(path))
         return folder, _read_checkpoint(folder, division), read_manifest(folder)
-    found, state = _first_valid(checkpoint_folder(Path(path)), candidates, division)
+    read_one = partial(_read_checkpoint, division=division)
+    found, state = _first_valid(checkpoint_folder(Path(path)), candidates, read_one)
     if found is None:
         raise CheckpointError(f"{path}: holds no checkpoint (a folder like step-00000480)")
     return found, state, read_manifest(found)
@@ -362,13 +365,13 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
 
 
 def _first_valid(
-    folder: Path, paths: Iterable[Path], division: Division | None = None
+    folder: Path, paths: Iterable[Path], read_one: Callable[[Path], dict[str, Any]]
 ) -> tuple[Path | None, dict[str, Any]]:
     """Return the first checkpoint that can be read; log the ones that cannot in one line."""
     damaged: list[str] = []
     for path in paths:
         try:
-            state = _read_checkpoint(path, division)
+            state = read_one(path)
         except _NewerFormatError:
             raise
         except CheckpointError as error:
@@ -404,6 +407,19 @@ def _read_checkpoint(folder: Path, division: Division | None = None) -> dict[str
     except Exception as error:
         raise CheckpointError(f"{folder / STATE}: {why(error)}") from error
     return state
+
+
+def _verify_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint; of one that several processes saved, only compare the hashes."""
+    manifest = read_manifest(folder)
+    if "shards" not in manifest:
+        return _read_checkpoint(folder)
+    for name, about in manifest["files"].items():
+        try:
+            verify_file(folder / name, about["sha256"])
+        except (OSError, CheckpointError) as error:
+            raise CheckpointError(f"{folder / name}: {why(error)}") from error
+    return {}
 
 
 class _NewerFormatError(CheckpointError):

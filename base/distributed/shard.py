@@ -59,6 +59,13 @@ def local_part(tensor: Any) -> Tensor:
     return local
 
 
+def class_name(module: nn.Module) -> str:
+    """Return the name of a module's class, which sharding replaces by a subclass."""
+    kind = type(module)
+    is_replaced = any(base.__name__ == "FSDPModule" for base in kind.__bases__)
+    return kind.__bases__[1].__name__ if is_replaced else kind.__name__
+
+
 def whole(tensor: Any) -> Tensor:
     """Return a sharded tensor with the rows of all processes, which must call it together."""
     complete: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
@@ -137,22 +144,24 @@ def shard_model(model: nn.Module, patterns: Pattern | None, world: World, device
 
 
 def choose_units(model: nn.Module) -> list[str]:
-    """Return the names of the repeated layers that hold the most parameters together.
+    """Return the names of the repeated blocks that hold the most parameters together.
 
     These are the modules of one class that is used several times, such as the blocks of a
     transformer: of all these classes the one with the most parameters, and of equal ones the
-    outermost. It is empty for a model that repeats nothing.
+    outermost. Layers that have no layers in them count only if no block is repeated. The list is
+    empty for a model that repeats nothing.
     """
     by_class: dict[type[nn.Module], list[str]] = {}
-    sizes: dict[type[nn.Module], int] = {}
+    sizes: dict[type[nn.Module], tuple[bool, int]] = {}
     for name, module in model.named_modules():
         kind = type(module)
         is_inner = any(name.startswith(f"{outer}.") for outer in by_class.get(kind, ()))
         if name and not issubclass(kind, CONTAINERS) and not is_inner:
             by_class.setdefault(kind, []).append(name)
+            n_before = sizes.get(kind, (False, 0))[1]
             numbers = sum(parameter.numel() for parameter in module.parameters())
-            sizes[kind] = sizes.get(kind, 0) + numbers
-    repeated = [kind for kind, names in by_class.items() if len(names) > 1 and sizes[kind]]
+            sizes[kind] = (any(True for _ in module.children()), n_before + numbers)
+    repeated = [kind for kind, names in by_class.items() if len(names) > 1 and sizes[kind][1]]
     return by_class[max(repeated, key=sizes.__getitem__)] if repeated else []
 
 

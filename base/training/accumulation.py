@@ -21,6 +21,7 @@ from base.config.durations import RunLength, parse_duration
 from base.data.batch import SampleCount, cut
 from base.distributed.agreement import Kind, Message, Ticket
 from base.distributed.group import ALONE, World
+from base.distributed.shard import local_part
 from base.training.denominators import SUM_REDUCTION, LossDenominator, denominator_of, terms_of
 from base.training.losses import WeightedLoss
 
@@ -322,7 +323,7 @@ class Window:
         """
         if self._deferred.assumed:
             parameters = (p for group in optimizer.param_groups for p in group["params"])
-            gradients = [p.grad for p in parameters if p.grad is not None]
+            gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
             torch._foreach_mul_(gradients, self._deferred.correction(found))
 
 

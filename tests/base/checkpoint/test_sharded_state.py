@@ -131,6 +131,8 @@ def test_a_damaged_file_of_rows_falls_back_to_the_older_checkpoint(folder, fault
         assert f"{file.name}" in caplog.text
         assert "falling back to" in caplog.text
     assert same(read(folder), state_of(5))
+    older = path.with_name("step-00000001")
+    assert CheckpointStore(folder).newest() == older
 
 
 def test_a_process_opens_only_the_files_with_its_rows(folder):

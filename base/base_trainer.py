@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from base.checkpoint.store import CheckpointStore
 from base.config.durations import parse_duration
@@ -20,7 +20,7 @@ from base.data.batch import SampleCount, Targets, ids_of, inputs_of, target_of
 from base.data.device_feed import feed
 from base.data.sample_items import checked_weights
 from base.distributed.agreement import Kind
-from base.distributed.reduction import average_buffers, running_buffers
+from base.distributed.buffers import BufferMeans
 from base.errors import ConfigError, Problem
 from base.names.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
 from base.network.activations import offload_activations
@@ -138,6 +138,7 @@ class BaseTrainer:
         self._predict_takes_batch = takes_batch(self.predict)
         self._n_samples: int | None = None  # in the current batch or micro-batch
         self._last_results: list[StepValues] = []  # of the last batch
+        self._buffer_means: BufferMeans | None = None  # with several ranks
         self._rank_counts: deque[int] = deque()  # this rank's samples of the batches in evaluation
 
     # --- The loop --------------------------------------------------------------------------------
@@ -193,11 +194,12 @@ class BaseTrainer:
                     guard,
                 ):
                     values = StepValues(self.train_step(micro_batch), n_samples)
-                    if n_samples:
+                    if n_samples and not self.recovery.is_failing:
                         results.append(values)
                         values.add_to(self.meters)
                         self._update_sampler(micro_batch, values)
                 del micro_batch  # frees the memory of this step before the next batch arrives
+                self._n_samples = None
         return summarise("train", self.meters, self.training_state.phase_metrics, self.world)
 
     @final
@@ -210,8 +212,9 @@ class BaseTrainer:
         self.training_state.freezing.after_step(self.progress.step)
         self.empty_cache.after_step(self.progress.step)
         is_made = self.recovery.end_step()
-        if self.world.is_active and is_made:
-            self._average_buffers()
+        if self._buffer_means is not None and is_made:
+            share = self.window.n_own / max(self.window.n_counted, 1)
+            self._buffer_means.average(self.world, share, self.progress.step)
         if self.ema is not None and is_made:
             self.ema.update()
         self.clock.lap("compute")
@@ -264,15 +267,13 @@ class BaseTrainer:
                 counts = self._rank_counts
                 n_samples = counts.popleft() if counts else count_samples(batch, position)
                 self._n_samples = n_samples
-                if n_samples == 0 and not self.world.is_sharded:  # borrowed
-                    self._end_batch()
-                    continue
                 with self.recovery.attempt(batch), self.precision.autocast():
                     values = StepValues(self.valid_step(batch), n_samples)
-                if n_samples:
+                if n_samples:  # else the sample is borrowed, so that all ranks make the same calls
                     values.add_to(meters)
                 self._end_batch()
                 del batch
+            self._n_samples = None
             return summarise(phase, meters, metrics, self.world)
 
     @final
@@ -431,8 +432,10 @@ class BaseTrainer:
             self.finite.watch(share)
             if stepper.in_backward is not None and is_full:
                 self.recovery.refuse_nonfinite()  # the pass below updates the parameters
-            keep, stepping = retain_graph or number < len(losses), stepper.stepping(is_full)
-            with self.capture.backward(stepper.scaler), self.precision.full(), stepping:
+            is_last = number == len(losses)
+            keep, stepping = retain_graph or not is_last, stepper.stepping(is_full)
+            summed = self._summed(only) if self.world.is_active and is_last else NO_CONTEXT
+            with self.capture.backward(stepper.scaler), self.precision.full(), stepping, summed:
                 stepper.scaler.scale(share).backward(inputs=inputs, retain_graph=keep)
         if not self.world.is_active:  # else all ranks agree in `update`
             self.recovery.refuse_nonfinite()
@@ -461,7 +464,16 @@ class BaseTrainer:
             self.capture.read_parameters(stepper.parameters, stepper.scaler)
             self.meters.update(stepper.step(self.progress.step, again))
         else:
+            if self.world.is_active:
+                self.recovery.agree(None)
             stepper.clear()
+
+    @final
+    def _summed(self, name: str | None) -> AbstractContextManager[None]:
+        """Return the context of a backward pass whose gradients `update` sums over all ranks."""
+        if not self.window.is_full or not self.is_due(name):
+            return NO_CONTEXT
+        return self.training_state.sums.overlapped(name or next(iter(self.steppers)))
 
     @final
     def is_due(self, name: str | None = None) -> bool:
@@ -476,8 +488,8 @@ class BaseTrainer:
     @final
     def measure(self, outputs: Any, batch: Any) -> None:
         """Update the metrics with the predictions for a batch."""
-        is_borrowed = self._n_samples == 0
-        if self.training_state.phase_metrics and not is_borrowed:
+        is_left_out = self._n_samples == 0 or self.recovery.is_failing
+        if self.training_state.phase_metrics and not is_left_out:
             with torch.no_grad():
                 more = (batch,) if self._predict_takes_batch else ()
                 predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
@@ -489,10 +501,13 @@ class BaseTrainer:
     def gather(self, tensor: Tensor) -> Tensor:
         """Return the tensors of all ranks, concatenated along the first dimension, on each rank.
 
-        All ranks must call it. Their tensors may differ in the size of the first dimension.
+        All ranks must call it. Their tensors may differ in the size of the first dimension. That of
+        a rank which has no sample of the batch, and has borrowed one, is left out.
         """
         if not self.world.is_active:
             return tensor
+        if self._n_samples == 0:
+            tensor = tensor[:0]
         parts = self.world.all_gather(tensor.detach().cpu())
         return torch.cat(parts).to(tensor.device)
 
@@ -612,6 +627,10 @@ class BaseTrainer:
     def _start_run(self, run: Run, stack: ExitStack) -> None:
         """Attach a run and start its callbacks; they end with ``stack``."""
         self.current_run, self.recovery.folder = run, run.folder
+        if self.world.is_active:
+            losses = [loss.function for loss in self.experiment.all_losses.values()]
+            modules = [self.model, *(each for each in losses if isinstance(each, nn.Module))]
+            self._buffer_means = BufferMeans(modules)
         self.callbacks.update(run.callbacks)
         for callback in self.callbacks.values():
             stack.callback(callback.on_end, self)
@@ -677,13 +696,6 @@ class BaseTrainer:
         return sums.compute()
 
     @final
-    def _average_buffers(self) -> None:
-        """Average the statistics of BatchNorm over all ranks, by their samples of this step."""
-        if running_buffers(self.model):
-            share = self.window.n_own / max(self.window.n_counted, 1)
-            average_buffers(self.model, self.world, share, self.progress.step)
-
-    @final
     def _training_batches(self, first: int, count: int) -> Iterator[Any]:
         """Yield training batches on the device; a window is read whole before its first batch."""
         batches = self.train_loader.batches(first, count)
@@ -702,7 +714,8 @@ class BaseTrainer:
         """Pass the losses of each sample to a sampler that learns from them."""
         sampler = self.training_state.sampler
         if sampler is not None and sampler.wants_losses:
-            record_sample_losses(sampler, ids_of(part, self.config["batch"]), values)
+            ids = ids_of(part, self.config["batch"])
+            record_sample_losses(sampler, ids, values, self.progress.batches_total)
 
     @final
     def try_step(self, batch: Any) -> Values:

@@ -97,7 +97,6 @@ def test_slurm_signals_the_steps_and_requeues_the_job(tmp_path: Path) -> None:
         assert (done.returncode, (tmp_path / "calls").read_text()) == (1, calls)
 
 
-@pytest.mark.xfail(strict=True, reason="each process still opens a run folder of its own")
 @pytest.mark.parametrize(
     "name",
     [name if name == "slurm.sh" else pytest.param(name, marks=pytest.mark.slow) for name in FILES],

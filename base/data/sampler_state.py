@@ -12,12 +12,13 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from base.distributed import ALONE, World
 from base.errors import DataError
 
 log = logging.getLogger("kindling")
@@ -40,7 +41,7 @@ class SamplerState:
         self._begun: int | None = None  # the epoch whose order was drawn last
         self._ids: list[Tensor] = []  # of the epoch so far
         self._losses: list[Tensor] = []
-        self._of_step: list[tuple[Tensor, Tensor]] = []  # of the current step
+        self._of_step: list[tuple[int, Tensor, Tensor]] = []  # of the current step, with the batch
 
     def begin(self, epoch: int) -> None:
         """Prepare the sampler for drawing the order of an epoch."""
@@ -48,16 +49,18 @@ class SamplerState:
             self.sampler.load_state_dict(copy.deepcopy(self._start))
         self._begun = epoch
 
-    def note(self, ids: Tensor, losses: Tensor) -> None:
-        """Collect the losses of some samples without waiting for the device."""
-        self._of_step.append((ids, losses))
+    def note(self, ids: Tensor, losses: Tensor, batch: int = 0) -> None:
+        """Collect the losses of some samples of a batch without waiting for the device."""
+        self._of_step.append((batch, ids, losses))
 
-    def keep_step(self) -> None:
-        """Keep the collected losses after a successful step."""
-        for ids, losses in self._of_step:
+    def keep_step(self, world: World = ALONE) -> None:
+        """Keep the losses that all ranks collected in a successful step."""
+        parts, self._of_step = self._of_step, []
+        if self.wants_losses and world.is_active:
+            parts = _in_order(world.all_gather(parts))
+        for _, ids, losses in parts:
             self._ids.append(ids)
             self._losses.append(losses)
-        self._of_step = []
 
     def drop_step(self) -> None:
         """Discard the losses collected in a failed step."""
@@ -95,6 +98,32 @@ class SamplerState:
         ids = [each.cpu() for each in self._ids] or [torch.empty(0, dtype=torch.int64)]
         losses = [each.cpu() for each in self._losses] or [torch.empty(0)]
         return torch.cat(ids), torch.cat(losses)
+
+
+def _in_order(ranks: Sequence[Sequence[tuple[int, Tensor, Tensor]]]) -> list[Any]:
+    """Return the losses of each batch in its order, of which rank ``r`` has the samples [r::size].
+
+    Args:
+        ranks: the collected losses of each rank.
+    """
+    whole = []
+    for batch in sorted({number for parts in ranks for number, _, _ in parts}):
+        found = [
+            (len(ranks) * place + rank, ids, loss)
+            for rank, parts in enumerate(ranks)
+            for place, (ids, loss) in enumerate(_samples_of(parts, batch))
+        ]
+        _, ids, losses = zip(*sorted(found, key=lambda one: one[0]), strict=True)
+        whole.append((batch, torch.stack(ids), torch.stack(losses)))
+    return whole
+
+
+def _samples_of(
+    parts: Sequence[tuple[int, Tensor, Tensor]], batch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for number, ids, losses in parts:
+        if number == batch:
+            yield from zip(ids.cpu(), losses.cpu(), strict=True)
 
 
 def learns(sampler: Any) -> bool:

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import time
+from array import array
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -39,12 +40,16 @@ class Kind(Enum):
     UPDATE = "the gradients"
     EPOCH = "the end of an epoch"
     VALID = "a batch of the evaluation"
-    EXCHANGE = "values of the other ranks"
+    ALL_GATHER = "the values of all ranks"
+    GATHER = "the values of the other ranks on rank 0"
+    BROADCAST = "a value of rank 0"
+    COPY = "tensors of rank 0"
     END = "the end of training"
 
 
 NUMBERS = {kind: number for number, kind in enumerate(Kind, start=1)}
-PATIENT = (Kind.START, Kind.EPOCH, Kind.EXCHANGE, Kind.END)
+EXCHANGES = (Kind.ALL_GATHER, Kind.GATHER, Kind.BROADCAST, Kind.COPY)
+PATIENT = (Kind.START, Kind.EPOCH, Kind.END, *EXCHANGES)
 FIELDS = (
     "kind", "step",  # of a rank that has not failed
     "failed",
@@ -54,9 +59,11 @@ FIELDS = (
     "save",  # 1 for a request to save
     "save_due", "log_due",  # 1 for what is due by the clock of this rank
     "optimizer",  # the number of the optimizer that is about to step
+    "begun", "stale",  # of the sums of gradients; see `GradientSums`
     "n_samples", "found",  # of the window; see `Window`
 )  # fmt: skip
-WIDTH = 48  # the fields, then the denominators of up to 36 losses
+PLACES = {field: place for place, field in enumerate(FIELDS)}
+WIDTH = 48  # the fields, then the denominators of up to 34 losses
 
 
 class RankLostError(TrainingError):
@@ -80,7 +87,7 @@ class Message:
         self._rows = rows
 
     def __getitem__(self, field: str) -> list[float]:
-        place = FIELDS.index(field)
+        place = PLACES[field]
         return [row[place] for row in self._rows]
 
     def ranks_with(self, field: str) -> list[int]:
@@ -90,7 +97,8 @@ class Message:
     @property
     def denominators(self) -> list[float]:
         """The sums of the denominators over all ranks."""
-        return [sum(numbers) for numbers in zip(*self._rows, strict=True)][len(FIELDS) :]
+        rows = (row[len(FIELDS) :] for row in self._rows)
+        return [sum(numbers) for numbers in zip(*rows, strict=True)]
 
     @property
     def stop_signal(self) -> int | None:
@@ -110,7 +118,7 @@ class Ticket:
 
     def __init__(self, kind: Kind, step: int, sent: Tensor, size: int) -> None:
         self.kind, self.step, self.sent = kind, step, sent
-        self.received = [torch.empty_like(sent) for _ in range(size)]
+        self.received = sent.new_empty(size * sent.numel())
         self.work: Work | None = None
         self.message: Message | None = None
 
@@ -132,6 +140,7 @@ class Agreement:
         self._pending: deque[Ticket] = deque()
         self._has_failed = False
         self._has_begun = False  # the first steps compile, cache and connect: they may take longer
+        self._options = [_options(timeout * factor) for factor in (1, LONG_WAIT)]
         about = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
         store.set(f"peer/{rank}", json.dumps(about))
 
@@ -181,13 +190,14 @@ class Agreement:
         self.store.set(f"failed/{self.rank}", json.dumps({"text": text, "exit_code": code}))
         return True
 
-    def fail_out_of_memory(self, step: int, half: int) -> Message:
+    def fail_out_of_memory(self, step: int, half: int, **values: float) -> Message:
         """Report that this rank is out of memory at a step, as the next message that is expected.
 
         Args:
             half: half the number of samples that did not fit.
+            values: more fields.
         """
-        values = {"kind": NUMBERS[Kind.UPDATE], "step": step, "oom_half": half}
+        values = {"kind": NUMBERS[Kind.UPDATE], "step": step, "oom_half": half, **values}
         return self.finish(self._send(Kind.UPDATE, step, _as_tensor(values, ())))
 
     def failures(self) -> list[tuple[int, str, int]]:
@@ -220,15 +230,12 @@ class Agreement:
         return found
 
     def _send(self, kind: Kind, step: int, numbers: Tensor) -> Ticket:
-        from torch.distributed.distributed_c10d import AllgatherOptions
-
-        ticket, options = Ticket(kind, step, numbers, self.size), AllgatherOptions()
+        ticket = Ticket(kind, step, numbers, self.size)
         is_long = kind in PATIENT or not self._has_begun
         self._has_begun = self._has_begun or kind is Kind.UPDATE
-        options.timeout = timedelta(seconds=self.timeout * (LONG_WAIT if is_long else 1))
-        options.asyncOp = True
+        options = self._options[is_long]
         try:
-            ticket.work = self.group.allgather([ticket.received], [numbers], options)
+            ticket.work = self.group._allgather_base(ticket.received, numbers, options)
         except RuntimeError as error:
             raise self.lost(error, kind.value, step) from error
         self._pending.append(ticket)
@@ -243,7 +250,7 @@ class Agreement:
                 first.work.wait()
             except RuntimeError as error:
                 raise self.lost(error, first.kind.value, first.step) from error
-            first.message = Message(torch.stack(first.received).tolist())
+            first.message = Message(first.received.view(self.size, -1).tolist())
             if first is not ticket:
                 self._refuse_failure(first, first.message)
         return ticket.message
@@ -253,13 +260,16 @@ class Agreement:
             self._has_failed = True
             others = [one for one in self.failures() if one[0] != self.rank]
             raise PeerError(*(others or [(self.rank, "failed", 1)])[0])
-        if len({*zip(message["kind"], message["step"], strict=True)}) > 1:
+        # A rank out of memory reports it before it knows which optimizer is next.
+        keys = ["kind", "step"] if message.is_out_of_memory else ["kind", "step", "optimizer"]
+        if len({*zip(*(message[key] for key in keys), strict=True)}) > 1:
             self._has_failed = True
-            places = zip(message["kind"], message["step"], strict=True)
             kinds = dict(zip(NUMBERS.values(), NUMBERS, strict=True))
+            places = zip(message["kind"], message["step"], message["optimizer"], strict=True)
             shown = (
                 f"rank {rank} at step {step:.0f}, {kinds[int(kind)].value}"
-                for rank, (kind, step) in enumerate(places)
+                + f" of optimizer {number:.0f}" * (kinds[int(kind)] is Kind.UPDATE)
+                for rank, (kind, step, number) in enumerate(places)
             )
             text = "the ranks are at different points of the training, and each must make the same"
             text += " calls of `update`, `gather` and `save`: check what depends on the rank"
@@ -295,11 +305,21 @@ class Agreement:
                     os.kill(about["pid"], signal.SIGKILL)
 
 
+def _options(seconds: float) -> Any:
+    from torch.distributed.distributed_c10d import AllgatherOptions
+
+    options = AllgatherOptions()
+    options.timeout, options.asyncOp = timedelta(seconds=seconds), True
+    return options
+
+
 def _as_tensor(values: Mapping[str, float], denominators: Sequence[float]) -> Tensor:
-    numbers = [values.get(field, 0.0) for field in FIELDS]
-    numbers += denominators
-    numbers += [0.0] * (WIDTH - len(numbers))
-    return torch.tensor(numbers, dtype=torch.float64)
+    numbers = array("d", bytes(8 * max(WIDTH, len(FIELDS) + len(denominators))))
+    for field, value in values.items():
+        numbers[PLACES[field]] = value
+    for place, value in enumerate(denominators, start=len(FIELDS)):
+        numbers[place] = value
+    return torch.frombuffer(numbers, dtype=torch.float64)
 
 
 def _started(pid: int) -> str:

@@ -69,12 +69,10 @@ class World:
             return [value]
         import torch.distributed as dist
 
-        content = _to_bytes(
-            value
-        )  # before the message: an error here must not leave others waiting
-        self.agree(Kind.EXCHANGE)
+        content = _to_bytes(value)  # an error here must not leave others waiting
+        self.agree(Kind.ALL_GATHER)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with self.watched():
+        with self.watched(Kind.ALL_GATHER):
             dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
             longest = int(max(sizes))
             padded = torch.zeros(longest, dtype=torch.uint8)
@@ -89,12 +87,10 @@ class World:
             return [value]
         import torch.distributed as dist
 
-        content = _to_bytes(
-            value
-        )  # before the message: an error here must not leave others waiting
-        self.agree(Kind.EXCHANGE)
+        content = _to_bytes(value)  # an error here must not leave others waiting
+        self.agree(Kind.GATHER)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with self.watched():
+        with self.watched(Kind.GATHER):
             dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
             padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
             padded[: len(content)] = content
@@ -111,9 +107,9 @@ class World:
         import torch.distributed as dist
 
         content = _to_bytes(value) if self.is_main else torch.zeros(0, dtype=torch.uint8)
-        self.agree(Kind.EXCHANGE)
+        self.agree(Kind.BROADCAST)
         n_bytes = torch.tensor([len(content)])
-        with self.watched():
+        with self.watched(Kind.BROADCAST):
             dist.broadcast(n_bytes, src=0, group=self._group)
             if not self.is_main:
                 content = torch.empty(int(n_bytes), dtype=torch.uint8)
@@ -126,8 +122,8 @@ class World:
             return
         import torch.distributed as dist
 
-        self.agree(Kind.EXCHANGE)
-        with self.watched(), torch.no_grad():
+        self.agree(Kind.COPY)
+        with self.watched(Kind.COPY), torch.no_grad():
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
@@ -183,7 +179,7 @@ class World:
         return self.agreement.group
 
     @contextmanager
-    def watched(self, kind: Kind = Kind.EXCHANGE, step: int = 0) -> Iterator[None]:
+    def watched(self, kind: Kind, step: int = 0) -> Iterator[None]:
         """Translate the error of a collective operation into one that names the lost rank."""
         assert self.agreement is not None
         try:

@@ -240,11 +240,6 @@ def refuse_unsupported(experiment: Experiment, n_processes: int) -> None:
     problems = []
     if text := fault_of_batch_size(experiment.train_loader, n_processes):
         problems.append(config.problem(("data_loader", "args", "batch_size"), text))
-    sampler_state = experiment.sampler_state
-    if sampler_state is not None and sampler_state.wants_losses:
-        text = f"{type(sampler_state.sampler).__name__} learns from the losses of all samples, and"
-        text += f" each of {how} has those of its own only: use another sampler, or one process"
-        problems.append(config.problem(("data_loader",), text))
     for name, loss in experiment.all_losses.items():
         if loss.needs_whole_batches:
             text = f"the loss {name!r} compares the samples of a batch with each other, and each of"

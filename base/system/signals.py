@@ -12,12 +12,13 @@ import signal
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from base.errors import KindlingError
-from base.system.processes import rank
+from base.system.processes import local_size, rank
 
 FORCE_WITHIN_SECONDS = 2.0
 SAME_WITHIN_SECONDS = 0.5  # a Ctrl-C that both the terminal and torchrun send
@@ -25,8 +26,16 @@ SAVER = "saver"  # the name of the thread that writes checkpoints
 
 
 def resume_command(folder: Path) -> str:
-    """Return the command that resumes a run."""
-    return f"python train.py -r {shlex.quote(str(folder))}"
+    """Return the command that resumes a run, in as many processes as this one is of."""
+    path = shlex.quote(str(folder))
+    size = os.environ.get("WORLD_SIZE", "1")
+    if rank() is None or size == "1":
+        return f"python train.py -r {path}"
+    for flag, value in pairwise(sys.argv):
+        if flag in ("-d", "--device"):
+            return f"python train.py -r {path} -d {shlex.quote(value)}"
+    options = f"--standalone --nproc-per-node {size}" if local_size() == int(size) else "..."
+    return f"torchrun {options} train.py -r {path}"
 
 
 def exit_now(code: int) -> NoReturn:

@@ -308,7 +308,13 @@ class Window:
         part, whole = (each.counted.get(counted.name) for each in (self._part, self._whole))
         if part is None or whole is None or not part.is_for(counted, is_alone):
             return None
-        return part.number / whole.number
+        is_empty = not isinstance(whole.number, Tensor) and not whole.number
+        return 0.0 if is_empty else part.number / whole.number
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether `correct` will scale the gradients of this rank."""
+        return self._deferred.assumed != 0
 
     @property
     def found(self) -> float:

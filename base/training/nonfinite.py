@@ -101,10 +101,15 @@ class FiniteWatch:
 
     def all_finite(self) -> bool:
         """Return whether all losses since the last call were finite."""
+        is_finite = self.is_finite()
+        self._pending.clear()
+        self._is_finite = True
+        return is_finite
+
+    def is_finite(self) -> bool:
+        """Return whether all losses since the last call of `all_finite` were finite."""
         is_finite = self._is_finite
         for flag, event in self._pending:
             event.synchronize()
             is_finite = is_finite and bool(flag)
-        self._pending.clear()
-        self._is_finite = True
         return is_finite or not self.is_on

@@ -22,7 +22,6 @@ from base.config import Config
 from base.data.batch import tensors_in
 from base.distributed.agreement import Kind, Message
 from base.distributed.group import ALONE, World
-from base.distributed.reduction import sum_gradients
 from base.errors import OutOfMemoryError, TrainingError
 from base.system.resources import is_out_of_memory
 from base.system.seeding import capture_random_state, isolated_random_state, restore_random_state
@@ -132,21 +131,34 @@ class Recovery:
         if not self.state.finite.all_finite():
             raise NonFiniteError(f"the loss is not finite {self._at_step()}")
 
-    def agree(self, name: str) -> None:
+    @property
+    def is_failing(self) -> bool:
+        """Whether this rank has had a loss in this step that is not finite; `agree` undoes it."""
+        if not self.world.is_active or self.on_nonfinite == "stop":
+            return False
+        return not self.state.finite.is_finite()
+
+    def agree(self, name: str | None) -> None:
         """Agree with the other ranks that an optimizer steps, and sum its gradients over all ranks.
+
+        Args:
+            name: the optimizer; None if `update` makes no step.
 
         Raises:
             NonFiniteError: the loss of a rank is not finite.
             PeerOutOfMemoryError: a rank is out of memory.
         """
-        number = list(self.state.steppers).index(name)
-        step = self.state.progress.step + 1
-        self._agree(number, step)
-        if not self.world.is_sharded:  # else the backward pass has summed them
-            sum_gradients(self.state.steppers[name].trainable, self.world, step)
+        if name is None:
+            self._agree(None, self.state.progress.step + 1)
+            return
+        self.state.sums.begin(name)
+        message = self._agree(name, self.state.progress.step + 1)
+        optimizer = self.state.steppers[name].optimizer
+        self.state.window.correct(optimizer, sum(message["found"]))
+        self.state.sums.finish(name, message)
 
-    def _agree(self, number: int, step: int) -> None:
-        """Raise the same error on all ranks if the step of one of them failed."""
+    def _agree(self, name: str | None, step: int) -> Message:
+        """Return what all ranks sent; raise the same error on all if the step of one failed."""
         state, agreement = self.state, self.world.agreement
         assert agreement is not None
         state.window.receive()
@@ -155,18 +167,19 @@ class Recovery:
         ticket = agreement.begin(
             Kind.UPDATE,
             step,
+            (),
             nonfinite=not is_finite,
-            optimizer=number,
+            optimizer=-1 if name is None else list(state.steppers).index(name),
             found=state.window.found,
+            **state.sums.fields(name, state.window.is_deferred),
         )
         self._has_agreed = True
         message = agreement.finish(ticket)
         self._refuse_out_of_memory(message)
         if ranks := message.ranks_with("nonfinite"):
+            state.sums.discard(message)
             raise NonFiniteError(f"the loss is not finite on {_named(ranks)} {self._at_step()}")
-        if number >= 0:
-            stepper = list(state.steppers.values())[number]
-            state.window.correct(stepper.optimizer, sum(message["found"]))
+        return message
 
     def agree_lost(self) -> None:
         """Report at the end of a window that this rank ran out of memory; prepare the repetition.
@@ -177,7 +190,9 @@ class Recovery:
         assert self.world.agreement is not None
         self.state.window.receive()
         self._has_agreed = True
-        message = self.world.agreement.fail_out_of_memory(self.state.progress.step + 1, self._half)
+        message = self.world.agreement.fail_out_of_memory(
+            self.state.progress.step + 1, self._half, **self.state.sums.fields(None)
+        )
         try:
             self._refuse_out_of_memory(message)
         except PeerOutOfMemoryError as error:
@@ -185,6 +200,7 @@ class Recovery:
 
     def _refuse_out_of_memory(self, message: Message) -> None:
         if message.is_out_of_memory:
+            self.state.sums.discard(message)
             ranks = message.ranks_with("oom_half")
             raise PeerOutOfMemoryError(ranks, int(max(message["oom_half"])))
 
@@ -210,12 +226,11 @@ class Recovery:
     def end_step(self) -> bool:
         """Discard the start of the step; return whether the step was made."""
         if self.world.is_active and not self._has_agreed and not self.state.window.is_dropped:
-            self._agree(
-                -1, self.state.progress.step
-            )  # a step without an update: a failed rank waits for this message
+            # A step without an update: a failed rank waits for this message.
+            self._agree(None, self.state.progress.step)
         self._begin, self._has_updated, self._has_agreed = {}, False, False
         if self.state.sampler is not None:
-            self.state.sampler.keep_step()
+            self.state.sampler.keep_step(self.world)
         is_made = not self.state.window.is_dropped
         if is_made:
             self.state.progress.skipped_in_a_row = 0

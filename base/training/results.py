@@ -133,8 +133,11 @@ def values_of(parts: Sequence[StepValues], device: torch.device) -> dict[str, An
     return sums.means()
 
 
-def record_sample_losses(state: SamplerState, ids: Any, values: StepValues) -> None:
+def record_sample_losses(state: SamplerState, ids: Any, values: StepValues, batch: int = 0) -> None:
     """Pass the losses of samples to the sampler that learns from them.
+
+    Args:
+        batch: the position of the batch in the training.
 
     Raises:
         TrainingError: the loss of the step has no value for each sample.
@@ -144,7 +147,7 @@ def record_sample_losses(state: SamplerState, ids: Any, values: StepValues) -> N
         text = f"{name} needs the loss of each sample, but the 'loss' of this step has none: use"
         text += " one of `self.losses`, called with `batch=batch`, or the sum that"
         raise TrainingError(f"{text} `compute_losses` returns")
-    state.note(ids, values.sample_losses_of)
+    state.note(ids, values.sample_losses_of, batch)
 
 
 def summarise(

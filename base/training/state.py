@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from base.data.bad_samples import BadSamples
 from base.data.batch import SampleCount
 from base.data.sampler_state import SamplerState
+from base.distributed.reduction import GradientSums
 from base.network.capture import Capture
 from base.network.freezing import Freezing
 from base.training.accumulation import Window
@@ -46,6 +47,7 @@ class TrainingState:
     schedules: dict[str, Schedule]
     precision: Precision
     window: Window
+    sums: GradientSums
     freezing: Freezing
     capture: Capture
     ema: ExponentialMovingAverage | None
@@ -71,6 +73,7 @@ def build_state(experiment: Experiment) -> TrainingState:
     """Build the initial state of a training."""
     config, settings, memory = experiment.config, experiment.settings, experiment.config["memory"]
     precision = Precision(memory["precision"], experiment.device)
+    steppers = build_steppers(experiment, precision)
     return TrainingState(
         device=experiment.device,
         model=experiment.model,
@@ -78,7 +81,7 @@ def build_state(experiment: Experiment) -> TrainingState:
         all_losses=experiment.all_losses,
         metrics=experiment.metrics,
         optimizers=experiment.optimizers,
-        steppers=build_steppers(experiment, precision),
+        steppers=steppers,
         schedules=experiment.schedules,
         precision=precision,
         window=Window(
@@ -88,6 +91,13 @@ def build_state(experiment: Experiment) -> TrainingState:
             SampleCount(config["batch"], experiment.train_loader),
             experiment.own_losses,
             experiment.world,
+        ),
+        sums=GradientSums(
+            experiment.world,
+            steppers,
+            order=experiment.model.parameters(),
+            overlaps=config["distributed"]["overlap"],
+            keeps_gradients=not memory["set_to_none"],
         ),
         freezing=experiment.freezing,
         capture=Capture(config["capture"], experiment.model, experiment.length),

@@ -85,8 +85,9 @@ def keep_attributes(owner: object) -> Callable[[], None]:
             container.clear()
             add = container.extend if isinstance(container, list | deque) else container.update
             add(former)
-        with torch.no_grad():
-            for tensor, numbers in tensors:
+        for tensor, numbers in tensors:
+            # A tensor that an evaluation computed can only be changed in inference mode.
+            with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                 tensor.copy_(numbers)
 
     return put_back

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, nn
 from toy import make
 
-from base.data.sampler_state import SamplerState
-from base.datasets.samplers import HardExampleSampler
 from base.distributed.group import ALONE, World
 from base.errors import ConfigError, DataError
 from base.names import registry
@@ -212,15 +210,6 @@ def test_a_loss_of_whole_batches_is_refused() -> None:
 def test_sparse_gradients_are_refused() -> None:
     text = refused(TwoRanks(), "model={type: Sparse}")
     assert "model: table: sparse gradients are not summed over 2 processes" in text
-
-
-def test_a_sampler_that_learns_is_refused_and_another_one_is_not() -> None:
-    experiment = make().experiment
-    experiment.sampler_state = SamplerState(HardExampleSampler(n_samples=20), lambda _: None)
-    with pytest.raises(ConfigError, match="HardExampleSampler learns from the losses of all"):
-        check_ranks(experiment, TwoRanks())
-    experiment.sampler_state.wants_losses = False
-    check_ranks(experiment, TwoRanks())
 
 
 def test_synchronized_statistics_need_cuda() -> None:

@@ -14,14 +14,12 @@ from base.system.signals import InterruptedRunError
 
 
 @pytest.mark.parametrize(
-    ("number", "job", "rank", "expected"),
+    ("number", "job", "expected"),
     [
-        (signal.SIGTERM, "77", None, "77\n"),
-        (signal.SIGTERM, "77", "0", "77\n"),
-        (signal.SIGTERM, "77", "1", None),
-        (signal.SIGTERM, None, None, None),
-        (signal.SIGINT, "77", None, None),  # Ctrl-C, or scancel --signal=INT
-        (None, "77", None, None),
+        (signal.SIGTERM, "77", "77\n"),
+        (signal.SIGTERM, None, None),
+        (signal.SIGINT, "77", None),  # Ctrl-C, or scancel --signal=INT
+        (None, "77", None),
     ],
 )
 def test_sigterm_in_a_job_asks_for_requeue(
@@ -29,14 +27,12 @@ def test_sigterm_in_a_job_asks_for_requeue(
     monkeypatch: pytest.MonkeyPatch,
     number: int | None,
     job: str | None,
-    rank: str | None,
     expected: str | None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, value in {"SLURM_JOB_ID": job, "RANK": rank, "WORLD_SIZE": rank and "2"}.items():
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if job is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
     config = make().config
     with suppress(InterruptedRunError), open_folder(config) as folder:
         if number is not None:

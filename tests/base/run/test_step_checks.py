@@ -341,3 +341,18 @@ def test_a_scheduler_within_another_has_a_type_and_arguments_alone(section: str,
     with pytest.raises(ConfigError) as caught:
         check_names(load_config(None, [section], text=CONFIG))
     assert text in str(caught.value)
+
+
+def test_a_tensor_kept_from_the_evaluation_leaves_no_gradient() -> None:
+    class Keeps(Trainer):
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            self.kept = batch[0] * 1
+            return super().train_step(batch)
+
+        def valid_step(self, batch: Any) -> dict[str, Any]:
+            self.kept = batch[0] * 1  # in inference mode
+            return super().valid_step(batch)
+
+    trainer = make(trainer=Keeps)
+    check(trainer)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())

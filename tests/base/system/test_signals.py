@@ -14,7 +14,7 @@ from toy import assert_same, make, mark_the_test, run, train_in
 
 from base.callbacks import Callback
 from base.checkpoint.store import read
-from base.system.signals import InterruptedRunError, SignalFlags
+from base.system.signals import InterruptedRunError, SignalFlags, resume_command
 from trainer.trainer import Trainer
 
 THREE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -35,6 +35,25 @@ def test_flags_are_set_and_handlers_restored() -> None:
         send(signal.SIGINT)
         assert flags.stop == signal.SIGINT
     assert [signal.getsignal(number) for number in THREE] == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "local_size", "command"),
+    [
+        (["train.py", "-c", "x.yaml", "-d", "cpu:2"], 2, "python train.py -r 'a b' -d cpu:2"),
+        (["train.py", "-c", "x.yaml"], 2, "torchrun --standalone --nproc-per-node 2 train.py -r"),
+        (["train.py", "-c", "x.yaml"], 1, "torchrun ... train.py -r 'a b'"),  # two machines
+    ],
+)
+def test_a_run_is_resumed_in_as_many_processes(
+    argv: list[str], local_size: int, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resume_command(Path("a b")) == "python train.py -r 'a b'"
+    names = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": local_size}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("sys.argv", argv)
+    assert resume_command(Path("a b")).startswith(command)
 
 
 def interrupt_twice(flags: SignalFlags) -> None:

@@ -1,0 +1,118 @@
+"""Keeps buffers equal on all ranks, such as the statistics of BatchNorm."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from base.distributed.agreement import Kind
+from base.distributed.group import World
+
+ON_CPU = (torch.float32, torch.device("cpu"))
+
+
+class BufferMeans:
+    """Averages the floating-point buffers that steps change over all ranks.
+
+    A buffer becomes ``before + sum(share * (buffer - before))``, so that one which is equal on all
+    ranks keeps its value to the bit, infinite values too. Buffers that no step changes are not
+    sent. Buffers that are not saved (``persistent=False``) remain those of each rank.
+
+    Args:
+        modules: the model and the losses that are modules, with equal buffers on all ranks.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = tuple(modules)
+        self._before: dict[str, Tensor] = {}  # the buffers that steps change, after the last step
+        self._has_new = torch.zeros(())  # of the last step, on a GPU
+        # Some kernels of BatchNorm write without a trace in the version.
+        self._seen = {
+            name: _version_of(buffer)
+            for name, (module, buffer) in self._buffers().items()
+            if not isinstance(module, _NormBase)
+        }
+
+    def average(self, world: World, share: float, step: int) -> None:
+        """Average the buffers after a step that all ranks made.
+
+        Args:
+            share: the share of this rank in the samples of the step; the shares sum to 1.
+        """
+        buffers = {name: buffer for name, (_, buffer) in self._buffers().items()}
+        if not buffers:
+            return
+        new = [
+            name
+            for name, buffer in buffers.items()
+            if name not in self._before and self._seen.get(name) != _version_of(buffer)
+        ]
+        known = {name: buffers[name] for name in self._before}
+        has_new = self._add_changes(known, world, share, step, has_new=bool(new))
+        if has_new.is_cuda:  # waiting for it here would wait for the device in each step
+            has_new, self._has_new = self._has_new, has_new
+        if bool(has_new):
+            names = sorted({*chain(*world.all_gather(new))})
+            added = {name: buffers[name] for name in names}
+            self._before |= {name: buffer.detach().clone() for name, buffer in added.items()}
+            world.broadcast_tensors([self._before[name] for name in names])
+            self._add_changes(added, world, share, step)
+
+    def _add_changes(
+        self,
+        buffers: Mapping[str, Tensor],
+        world: World,
+        share: float,
+        step: int,
+        has_new: bool = False,
+    ) -> Tensor:
+        """Add the changes on all ranks to buffers; return on how many of them ``has_new``."""
+        import torch.distributed as dist
+
+        by_kind: dict[tuple[torch.dtype, torch.device], list[str]] = defaultdict(list)
+        for name, buffer in buffers.items():
+            by_kind[buffer.dtype, buffer.device].append(name)
+        found = torch.zeros(())
+        with torch.no_grad():
+            for (dtype, device), names in (by_kind or {ON_CPU: []}).items():
+                changes = [self._change_of(name, buffers[name], share) for name in names]
+                flag = torch.tensor([float(has_new)], dtype=dtype, device=device)
+                flat = torch.cat([*changes, flag])
+                with world.watched(Kind.UPDATE, step):
+                    dist.all_reduce(flat)
+                found = flat[-1]
+                first = 0
+                for name in names:
+                    before, buffer = self._before[name], buffers[name]
+                    change = flat[first : first + buffer.numel()].view_as(buffer)
+                    before.copy_(torch.where(change == 0, before, before + change))
+                    buffer.copy_(before)
+                    first += buffer.numel()
+        return found
+
+    def _change_of(self, name: str, buffer: Tensor, share: float) -> Tensor:
+        before = self._before[name]
+        if share == 0:
+            return torch.zeros_like(before).reshape(-1)
+        return torch.where(buffer == before, 0, share * (buffer - before)).reshape(-1)
+
+    def _buffers(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        """Return the saved floating-point buffers with their modules, by name."""
+        return {
+            f"{number}.{prefix}.{name}": (module, buffer)
+            for number, root in enumerate(self._modules)
+            for prefix, module in root.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+            and buffer.is_floating_point()
+            and name not in module._non_persistent_buffers_set
+        }
+
+
+def _version_of(buffer: Tensor) -> tuple[int, int]:
+    return id(buffer), buffer._version

@@ -81,6 +81,7 @@ def build(width: int = 5) -> nn.Module:
     torch.manual_seed(0)
     blocks = [Block(width) for _ in range(3)]
     model = nn.Sequential(nn.Linear(4, width), *blocks, nn.Linear(width, 3, bias=False))
+    model.register_parameter("unused", nn.Parameter(torch.ones(2)))
     return model.double()  # Adam would amplify the rounding of small gradients
 
 

@@ -181,6 +181,8 @@ class CheckpointStore:
         except BaseException as error:
             if world.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
+            elif isinstance(error, FileNotFoundError):
+                world.gather({})  # raises the error for which process 0 removed the folder
             if not isinstance(error, Exception) or isinstance(error, KindlingError):
                 raise
             run = self.folder.parent

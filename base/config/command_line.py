@@ -28,7 +28,7 @@ from base.errors import (
     why,
 )
 from base.system.places import ENGINE, PROJECT
-from base.system.processes import await_report, is_silent
+from base.system.processes import await_report, is_silent, rank
 from base.system.run_folder import (
     STAMP,
     current_job,
@@ -334,7 +334,12 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
         known = _as_known(error)
         if known is None:
             sys.stderr.write(await_report(error) or "")  # in front of the traceback
-            raise
+            if rank() is None:
+                raise
+            traceback.print_exc()
+            exit_now(1)
         report(known)
         code = known.exit_code
-    sys.exit(code)
+    if rank() is None:
+        sys.exit(code)
+    exit_now(code)

@@ -39,11 +39,13 @@ def resume_command(folder: Path) -> str:
 
 
 def exit_now(code: int) -> NoReturn:
-    """Exit the process without waiting for a thread that writes a checkpoint.
+    """Exit the process without waiting for threads: of a checkpoint, or of a process group.
 
-    An incomplete checkpoint is not valid, and is removed at the next start.
+    An incomplete checkpoint is not valid, and is removed at the next start. The threads of a
+    process group would abort the interpreter at its end.
     """
-    if any(thread.name == SAVER for thread in threading.enumerate()):
+    is_of_several = rank() is not None and code != 0
+    if is_of_several or any(thread.name == SAVER for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

@@ -267,13 +267,8 @@ def _undivided(experiment: Experiment, how: str) -> Iterator[Problem]:
     for name, optimizer in experiment.optimizers.items():
         if type(optimizer).__name__ in READS_WHOLE_WEIGHTS:
             why = "it computes sums over whole weights"
-            where = optimizer_keys(config, name, "type")
+            where = (*optimizer_keys(config, name), "type")
             yield config.problem(where, f"{type(optimizer).__name__} {text}: {why}; {instead}")
-    for name, loss in experiment.losses.items():
-        function = loss.function
-        if isinstance(function, nn.Module) and any(p.requires_grad for p in function.parameters()):
-            why = "its parameters would not be divided, as those of the model are"
-            yield config.problem(("loss",), f"the loss {name!r} {text}: {why}; {instead}")
 
 
 def sparse_layers(model: nn.Module) -> list[str]:

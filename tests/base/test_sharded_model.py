@@ -42,7 +42,7 @@ def test_six_steps_equal_those_of_one_process(tmp_path: Path, size: int) -> None
         assert close(found[1], weights)
 
 
-@pytest.mark.parametrize("saved_by", [1, 2, 3])
+@pytest.mark.parametrize("saved_by", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_resumes_what_any_number_saved(
     tmp_path: Path, saved_by: int
 ) -> None:

@@ -66,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
                 weights=resume_from is None,
                 record=record_to_resume(config, resume_from, world),
                 references=references_to_resume(config, resume_from, world),
+                world=world,
             )
             experiment.share_with(world)
             trainer = build_trainer(config, experiment)

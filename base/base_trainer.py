@@ -256,7 +256,9 @@ class BaseTrainer:
         seed = derive_seed(self.config["seed"], phase, self.progress.epoch)
         averaged = NO_CONTEXT if self.ema is None else self.ema.swapped_in()
         self.model.eval()
-        with isolated_random_state(seed), averaged, torch.inference_mode():
+        # What the ranks gather in inference mode could not be used in training.
+        no_grad = torch.no_grad if self.world.is_sharded else torch.inference_mode
+        with isolated_random_state(seed), averaged, no_grad():
             positions = iter(range(count))
             for batch in self._copy_to_device(self._evaluated(loader, count, count_samples)):
                 if self._requests.stop:
@@ -339,7 +341,7 @@ class BaseTrainer:
         self.recovery.keep()
         if self.folder is None:
             return
-        state = gather_state(self.stateful, self.world)  # by all ranks, and rank 0 writes it
+        state = gather_state(self.stateful, self.world)  # by all ranks; rank 0 writes it, or all
         if self.store is not None:
             self.store.save(
                 state, step=self.progress.step, epoch=self.progress.epoch, metrics=values or {},

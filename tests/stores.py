@@ -1,16 +1,22 @@
-"""Checkpoints of a small state, saved and forged."""
+"""Checkpoints of a small state, saved by one process or by several, and forged."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from base.checkpoint.state_file import manifest_bytes
 from base.checkpoint.store import CheckpointStore
+from base.distributed.group import World
+from base.distributed.shard import Division, Rows
 
 
 def make_state(seed: int, size: int = 40) -> dict:
@@ -65,3 +71,64 @@ def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+class Thread(World):
+    """A rank whose world is a thread for each rank; one that fails ends the others."""
+
+    def __init__(self, rank: int, size: int, barrier: threading.Barrier, values: dict) -> None:
+        super().__init__(rank, size)
+        self.barrier, self.values = barrier, values
+
+    def all_gather(self, value: Any) -> list[Any]:
+        self.values[self.rank] = value
+        self.barrier.wait(20)
+        values = [self.values[rank] for rank in range(self.size)]
+        self.barrier.wait(20)
+        return values
+
+    def gather(self, value: Any) -> list[Any] | None:
+        values = self.all_gather(value)
+        return values if self.is_main else None
+
+    def broadcast(self, value: Any) -> Any:
+        return self.all_gather(value)[0]
+
+
+def in_threads(size: int, act: Callable[[World], Any]) -> list[Any]:
+    """Call a function in the threads of a world; return the results, errors among them."""
+    barrier, values = threading.Barrier(size), {}
+
+    def call(rank: int) -> Any:
+        try:
+            return act(Thread(rank, size, barrier, values))
+        except Exception as error:
+            barrier.abort()
+            return error
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(call, range(size)))
+
+
+def divide(state: Any, division: Division) -> Any:
+    """Return what a rank holds of a state in which all tensors with dimensions are sharded."""
+    if isinstance(state, torch.Tensor) and state.dim():
+        first, end = division.of(len(state))
+        return Rows(state[first:end], first, tuple(state.shape))
+    if isinstance(state, dict):
+        return type(state)((key, divide(value, division)) for key, value in state.items())
+    if type(state) in (list, tuple):
+        return type(state)(divide(value, division) for value in state)
+    return state
+
+
+def save_divided(folder: Path, size: int, step: int, state: dict, **options) -> Path:
+    """Save a state by several ranks, each its rows."""
+
+    def act(world: World) -> Path:
+        store = CheckpointStore(folder, world=world)
+        return save(store, step, divide(state, Division(world.rank, size)), **options)
+
+    paths = in_threads(size, act)
+    assert len(set(paths)) == 1, paths
+    return paths[0]

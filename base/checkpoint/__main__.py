@@ -23,6 +23,7 @@ from base.checkpoint.store import (
     checkpoints_in,
     read,
     read_manifest,
+    write_joined,
 )
 from base.checkpoint.weights import (
     RECORD,
@@ -64,6 +65,8 @@ def _run_command(options: argparse.Namespace) -> int:
         return verify(options.files)
     if options.command == "diff":
         return diff(*options.files, weights=options.weights)
+    if options.command == "join":
+        return join(options.checkpoint, options.out)
     return export(options.file, options.out, options.ema, options.overwrite)
 
 
@@ -89,6 +92,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     text = "averaged or trained weights (default: averaged, if the run has them)"
     out.add_argument("--ema", action=argparse.BooleanOptionalAction, default=None, help=text)
     out.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+
+    joined = add("join", "write a checkpoint of several processes as one of a single process")
+    joined.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    joined.add_argument("out", type=Path, metavar="OUT", help="a new folder")
 
     words = [word for word in arguments[:1] if not word.startswith("-")]
     if words and words[0] not in commands.choices:
@@ -116,7 +123,7 @@ def inspect(path: Path) -> str:
         "best": "yes" if manifest["is_best"] else "no",
         "versions": versions
         + f"torch {manifest['torch_version']}, Python {manifest['python_version']}",
-        "size": f"{manifest['files'][STATE]['bytes']:,} bytes",
+        "size": _size(manifest),
         "data": _record_line(data_of(manifest).get("record", {})),
     }
     parts = {name: _tensors(value) for name, value in state.items()}
@@ -147,9 +154,14 @@ def _line(folder: Path) -> str:
         manifest = read_manifest(folder)
     except CheckpointError as error:
         return f"  {error}"
-    size, best = manifest["files"][STATE]["bytes"], ", best" * manifest["is_best"]
-    about = f"epoch {manifest['epoch']}, {size:,} bytes{best}, {_metrics(manifest, ('valid/',))}"
+    size, best = _size(manifest), ", best" * manifest["is_best"]
+    about = f"epoch {manifest['epoch']}, {size}{best}, {_metrics(manifest, ('valid/',))}"
     return f"  {folder.name}  {about}"
+
+
+def _size(manifest: Mapping[str, Any]) -> str:
+    sizes = [about["bytes"] for about in manifest["files"].values()]
+    return f"{sum(sizes):,} bytes" + (f" in {len(sizes)} files" if len(sizes) > 1 else "")
 
 
 def _metrics(manifest: Mapping[str, Any], prefixes: tuple[str, ...]) -> str:
@@ -237,6 +249,17 @@ def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:
         raise CheckpointError(f"{out}: not written: {error.strerror or error}") from error
     also = f"; record of the data: {beside}" if record and beside is not None else ""
     print(f"{out}: {whose}, {len(weights)} tensors{also}")
+    return 0
+
+
+def join(source: Path, out: Path) -> int:
+    """Write the state of a checkpoint, of any number of processes, into one file."""
+    if out.exists():
+        raise UsageError(f"{out}: already exists; choose another name")
+    if not must_exist(out.parent).is_dir():
+        raise UsageError(f"{out.parent}: this is not a folder")
+    write_joined(must_exist(source), out)
+    print(f"{out}: the checkpoint {source} in one file")
     return 0
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from base.distributed.shard import Rows, is_sharded, rows_of
 from base.system.signals import SAVER
 
 
@@ -68,7 +70,8 @@ class BackgroundWriter:
 class Snapshot:
     """Copies all tensors of a state into CPU memory, which the next copy reuses.
 
-    Tensors that share memory share it in the copy too. Copies of CUDA tensors are pinned.
+    Tensors that share memory share it in the copy too. Copies of CUDA tensors are pinned. Of a
+    sharded tensor the `Rows` of this process are copied.
     """
 
     def __init__(self) -> None:
@@ -90,6 +93,10 @@ class Snapshot:
         return copied
 
     def _copy(self, value: Any) -> Any:
+        if is_sharded(value):
+            value = rows_of(value)
+        if isinstance(value, Rows):
+            return replace(value, tensor=self._copy_tensor(value.tensor))
         if isinstance(value, Tensor):
             return self._copy_tensor(value)
         if isinstance(value, dict):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from base.distributed.shard import Rows, is_sharded, sharded_like
 from base.errors import CheckpointError, nearest
 
 Groups: TypeAlias = Sequence[Mapping[str, Any]]
@@ -37,10 +38,12 @@ def load_state_dicts(stateful: Mapping[str, Any], state: Mapping[str, Any]) -> N
         if name in state:
             problems += _problems(name, stateful[name], state[name])
     _raise_all(problems)
+    has_shards = _has_shards(stateful.values())
     named = stateful.keys() & state.keys()
     for name in sorted(named, key=lambda name: isinstance(stateful[name], COMPARED)):
         try:
-            stateful[name].load_state_dict(_copy_kept_values(stateful[name], state[name]))
+            copied = (shard_state if has_shards else _copy_kept_values)(stateful[name], state[name])
+            stateful[name].load_state_dict(copied)
         except Exception as error:
             text = f"cannot load its state: {type(error).__name__}: {error}"
             raise CheckpointError(f"{name}: {text}") from error
@@ -49,7 +52,44 @@ def load_state_dicts(stateful: Mapping[str, Any], state: Mapping[str, Any]) -> N
 def load_weights(module: nn.Module, weights: Mapping[str, Any]) -> None:
     """Load weights whose names and shapes match exactly, or list every mismatch."""
     _raise_all(_problems("", module, weights))
-    module.load_state_dict(weights)
+    module.load_state_dict(shard_state(module, weights) if _has_shards([module]) else weights)
+
+
+def shard_state(thing: Any, state: Any) -> Any:
+    """Return a copy of a state in which each tensor is sharded that is sharded in the object.
+
+    In the given state it is the whole tensor, or the rows of this process.
+    """
+    if not isinstance(thing, torch.optim.Optimizer):
+        return _shard_like(thing.state_dict(), state)
+    # A fresh optimizer has no states yet; those of the shape of a parameter are sharded like it.
+    parameters = [p for group in thing.param_groups for p in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    likes = dict(zip(numbers, parameters, strict=True))
+    kept = {
+        number: {key: _shard_like(likes.get(number), value) for key, value in each.items()}
+        for number, each in state["state"].items()
+    }
+    return {**copy.deepcopy({**state, "state": {}}), "state": kept}
+
+
+def _shard_like(own: Any, value: Any) -> Any:
+    if is_sharded(own):
+        is_like = isinstance(value, Tensor | Rows) and tuple(value.shape) == tuple(own.shape)
+        return sharded_like(own, value) if is_like else copy.deepcopy(value)
+    if isinstance(own, Mapping) and isinstance(value, Mapping):
+        sharded: Any = copy.copy(value)
+        sharded.update({key: _shard_like(own.get(key), item) for key, item in value.items()})
+        return sharded
+    if isinstance(own, list | tuple) and type(own) is type(value) and len(own) == len(value):
+        return type(value)(map(_shard_like, own, value))
+    return copy.deepcopy(value)
+
+
+def _has_shards(things: Iterable[Any]) -> bool:
+    """Return whether the parameters of a module among these are sharded."""
+    modules = (thing for thing in things if isinstance(thing, nn.Module))
+    return any(is_sharded(parameter) for module in modules for parameter in module.parameters())
 
 
 def _problems(name: str, thing: object, state: Any) -> list[str]:
@@ -136,6 +176,8 @@ def _name_problems(prefix: str, ours: Mapping[str, Any], saved: Mapping[str, Any
 
 def describe_shape(value: Any) -> str:
     """Describe a value in an error; values with equal descriptions can be copied."""
+    if isinstance(value, Rows):
+        return f"{'complex ' * value.tensor.is_complex()}shape {value.shape}"
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{'complex ' * value.is_complex()}shape {tuple(value.shape)}"

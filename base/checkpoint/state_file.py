@@ -12,6 +12,7 @@ import sys
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from base.checkpoint.torch_file import MAX_DEPTH, load_torch_file, unsupported_kind
+from base.distributed.shard import Rows, is_sharded, rows_of
 from base.errors import CheckpointError
 from logger.files import open_file
 
@@ -42,6 +44,8 @@ def plain_copy(value: Any, where: str, storages: dict[int, int], depth: int = 0)
         return value
     if isinstance(value, Tensor):
         return _plain_tensor(value, where, storages)
+    if isinstance(value, Rows):
+        return replace(value, tensor=_counted(value.tensor, storages))
     if kind in (list, tuple) and depth < MAX_DEPTH:
         return kind(
             plain_copy(item, f"{where}[{i}]", storages, depth + 1) for i, item in enumerate(value)
@@ -69,7 +73,9 @@ def is_key(value: Any) -> bool:
     return type(value) in KEYS and not (type(value) is int and value.bit_length() > 64)
 
 
-def _plain_tensor(tensor: Tensor, where: str, storages: dict[int, int]) -> Tensor:
+def _plain_tensor(tensor: Tensor, where: str, storages: dict[int, int]) -> Tensor | Rows:
+    if is_sharded(tensor):
+        return _plain_rows(tensor, where, storages)
     unsupported = unsupported_kind(tensor)
     if type(tensor) not in (Tensor, nn.Parameter) or unsupported:
         kind = f"a {unsupported} tensor" if unsupported else type(tensor).__qualname__
@@ -80,6 +86,20 @@ def _plain_tensor(tensor: Tensor, where: str, storages: dict[int, int]) -> Tenso
     # A view would save the whole storage; an expanded tensor would be refused as an attack.
     if tensor.untyped_storage().nbytes() != tensor.nbytes:
         tensor = tensor.cpu().clone(memory_format=torch.contiguous_format)
+    return _counted(tensor, storages)
+
+
+def _plain_rows(tensor: Tensor, where: str, storages: dict[int, int]) -> Rows:
+    """Return the rows of a sharded tensor; they stay views, so that shared weights are shared."""
+    try:
+        rows = rows_of(tensor)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}, cannot be saved") from error
+    _counted(rows.tensor, storages)
+    return rows
+
+
+def _counted(tensor: Tensor, storages: dict[int, int]) -> Tensor:
     storages[tensor.untyped_storage().data_ptr()] = tensor.nbytes
     return tensor
 
@@ -199,12 +219,22 @@ def read_state(path: Path, sha256: str) -> Any:
         CheckpointError: the file does not have this hash.
     """
     with open_file(path) as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-        if digest.hexdigest() != sha256:
-            raise CheckpointError("damaged: its sha256 differs from the one in the manifest")
+        _verify(file, sha256)
         return load_torch_file(file, is_verified=True, allows_objects=False)
+
+
+def verify_file(path: Path, sha256: str) -> None:
+    """Read a file without loading it; raise as `read_state` does."""
+    with open_file(path) as file:
+        _verify(file, sha256)
+
+
+def _verify(file: BinaryIO, sha256: str) -> None:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        raise CheckpointError("damaged: its sha256 differs from the one in the manifest")
 
 
 def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:

@@ -1,7 +1,8 @@
 """A store of checkpoints that tolerates kills, full disks and bit flips.
 
-A checkpoint is a folder ``step-00000480`` with ``state.pt`` and ``manifest.json``. It is renamed
-into place after all of it is synced to disk, and its hash is verified before it is used.
+A checkpoint is a folder ``step-00000480`` with ``state.pt`` and ``manifest.json``, and the rows of
+each process if the model is sharded. It is renamed into place after all of it is synced to disk,
+and its hashes are verified before it is used.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from base.checkpoint.background import BackgroundWriter, Snapshot
+from base.checkpoint.sharded_state import put_back, shards_entry, take_out, write_rows
 from base.checkpoint.state_file import (
     check_writable,
     make_folder,
@@ -31,18 +33,22 @@ from base.checkpoint.state_file import (
     remove_atomically,
     remove_if_possible,
     sync_folder,
+    verify_file,
     write_bytes,
     write_state,
 )
-from base.errors import CheckpointError, disk_error, why
+from base.distributed.group import ALONE, World
+from base.distributed.shard import Division, Rows
+from base.errors import CheckpointError, KindlingError, disk_error, why
 from base.system.run_folder import missing_folder_error, must_exist
 from logger.files import read_file, write_whole
 
 LOG = logging.getLogger("kindling")
 VERSION = "0.2.0"
-FORMAT = 1
+FORMAT = 2
+PLAIN_FORMAT = 1  # of checkpoints in one file, which earlier versions read too
 # migrations[k] converts a state of format k to format k + 1.
-migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda state: state}
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 # A "~" marks the older of two checkpoints of the same step until the newer one is on disk.
@@ -57,6 +63,7 @@ class CheckpointStore:
         keep: number of newest checkpoints to keep, beside the best.
         in_background: copy the state in `save` and write the copy in a thread, one at a time.
         validate: called with each state before it is written; an error cancels the save.
+        world: the processes that save together, each the rows that it holds of sharded tensors.
     """
 
     def __init__(
@@ -65,13 +72,15 @@ class CheckpointStore:
         keep: int = 3,
         in_background: bool = False,
         validate: Callable[[dict[str, Any]], object] = lambda _: None,
+        world: World = ALONE,
     ) -> None:
         assert keep >= 2, "a single checkpoint may be damaged"
+        assert not (in_background and world.is_active), "the threads would not agree on an order"
         self.snapshot = Snapshot() if in_background else None
         self.background = BackgroundWriter()
         self.folder = Path(folder)
         self.keep = keep
-        self.validate = validate
+        self.validate, self.world = validate, world
         self._protected: set[Path] = set()
 
     def check_writable(self) -> None:
@@ -119,7 +128,7 @@ class CheckpointStore:
             # The same step is saved again, for example after a signal: keep its metrics.
             metrics, is_best = earlier["metrics"], is_best or earlier["is_best"]
         manifest = {
-            "format": FORMAT,
+            "format": PLAIN_FORMAT,
             "framework_version": VERSION,
             "torch_version": str(torch.__version__),
             "python_version": platform.python_version(),
@@ -148,19 +157,33 @@ class CheckpointStore:
         self, path: Path, manifest: dict[str, Any], n_bytes: int, state: dict[str, Any]
     ) -> None:
         self.validate(state)
-        step = manifest["step"]
+        step, world = manifest["step"], self.world
+        rows: dict[str, Rows] = {}
+        state = take_out(state, rows)
         temporary = self.folder / f".tmp-{step:08d}-{secrets.token_hex(4)}"
         try:
-            make_folder(self.folder)
-            self._check_space(n_bytes)
-            temporary.mkdir()
+            if world.is_main:
+                make_folder(self.folder)
+                self._check_space(n_bytes)
+                temporary.mkdir()
+            temporary = self.folder / world.broadcast(temporary.name)
+            written = world.gather(write_rows(temporary, Division(world.rank, world.size), rows))
+            if written is None:
+                return  # the main process writes the rest
             manifest["files"] = {STATE: write_state(temporary / STATE, state)}
+            if rows:
+                files, manifest["shards"] = shards_entry(written)
+                manifest["files"] |= files
+                manifest["format"] = FORMAT
             write_bytes(temporary / MANIFEST, manifest_bytes({**manifest, "complete": True}))
             sync_folder(temporary)
             self._commit(temporary, path)
         except BaseException as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if not isinstance(error, Exception):
+            if world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            elif isinstance(error, FileNotFoundError):
+                world.gather({})  # raises the error for which process 0 removed the folder
+            if not isinstance(error, Exception) or isinstance(error, KindlingError):
                 raise
             run = self.folder.parent
             if isinstance(error, FileNotFoundError) or not run.is_dir():
@@ -220,7 +243,7 @@ class CheckpointStore:
 
     def newest(self) -> Path | None:
         """Return the newest valid checkpoint, and log a warning for each damaged one skipped."""
-        return _first_valid(self.folder, checkpoints_in(self.folder))[0]
+        return _first_valid(self.folder, checkpoints_in(self.folder), _verify_checkpoint)[0]
 
     def best(self) -> Path | None:
         """Return the last valid checkpoint that was the best of its run when it was saved.
@@ -229,7 +252,8 @@ class CheckpointStore:
         """
         manifests = {path: _manifest_or_none(path) for path in checkpoints_in(self.folder)}
         marked = _marked_best(manifests)
-        return _first_valid(self.folder, [*marked, *manifests] if marked else [])[0]
+        paths = [*marked, *manifests] if marked else []
+        return _first_valid(self.folder, paths, _verify_checkpoint)[0]
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -237,19 +261,57 @@ def read(path: Path | str) -> dict[str, Any]:
 
     If the path names a checkpoint (its folder or state.pt), no other one is used instead.
     """
-    return read_with_manifest(path)[0]
+    return read_from(path)[1]
 
 
 def read_with_manifest(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the state as `read` does, and the manifest of that checkpoint."""
+    return read_from(path)[1:]
+
+
+def read_from(
+    path: Path | str, division: Division | None = None
+) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Return the folder of a checkpoint, its state as `read` does, and its manifest.
+
+    Args:
+        division: of tensors that several processes saved, read only the `Rows` of this process. A
+            process other than 0 verifies only the files that have them.
+    """
     candidates = _candidates(path)
     if candidates is None:
         folder = checkpoint_folder(Path(path))
-        return _read_checkpoint(folder), read_manifest(folder)
-    found, state = _first_valid(checkpoint_folder(Path(path)), candidates)
+        return folder, _read_checkpoint(folder, division), read_manifest(folder)
+    read_one = partial(_read_checkpoint, division=division)
+    found, state = _first_valid(checkpoint_folder(Path(path)), candidates, read_one)
     if found is None:
         raise CheckpointError(f"{path}: holds no checkpoint (a folder like step-00000480)")
-    return state, read_manifest(found)
+    return found, state, read_manifest(found)
+
+
+def write_joined(source: Path, out: Path) -> None:
+    """Write a checkpoint again with a single file of state, as one process saves it.
+
+    Args:
+        out: a new folder. The checkpoint in it keeps step, metrics and all facts.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read or written.
+    """
+    state, manifest = read_with_manifest(source)
+    manifest.pop("shards", None)
+    temporary = out.with_name(f".tmp-{out.name}-{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir()
+        manifest["files"] = {STATE: write_state(temporary / STATE, plain_copy(state, "state", {}))}
+        manifest["format"] = PLAIN_FORMAT
+        write_bytes(temporary / MANIFEST, manifest_bytes(manifest))
+        sync_folder(temporary)
+        temporary.rename(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise disk_error(error, f"{out}: not written: {why(error)}") from error
 
 
 def find_manifest(path: Path | str) -> dict[str, Any]:
@@ -304,12 +366,14 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     return manifest
 
 
-def _first_valid(folder: Path, paths: Iterable[Path]) -> tuple[Path | None, dict[str, Any]]:
+def _first_valid(
+    folder: Path, paths: Iterable[Path], read_one: Callable[[Path], dict[str, Any]]
+) -> tuple[Path | None, dict[str, Any]]:
     """Return the first checkpoint that can be read; log the ones that cannot in one line."""
     damaged: list[str] = []
     for path in paths:
         try:
-            state = _read_checkpoint(path)
+            state = read_one(path)
         except _NewerFormatError:
             raise
         except CheckpointError as error:
@@ -326,17 +390,38 @@ def _first_valid(folder: Path, paths: Iterable[Path]) -> tuple[Path | None, dict
     return None, {}
 
 
-def _read_checkpoint(folder: Path) -> dict[str, Any]:
+def _read_checkpoint(folder: Path, division: Division | None = None) -> dict[str, Any]:
     manifest = read_manifest(folder)
     try:
         state: dict[str, Any] = read_state(folder / STATE, manifest["files"][STATE]["sha256"])
         if not isinstance(state, dict):
             raise CheckpointError(f"it holds a {type(state).__name__}, not a dict")
+    except Exception as error:
+        raise CheckpointError(f"{folder / STATE}: {why(error)}") from error
+    try:
+        if "shards" in manifest:
+            state = put_back(state, folder, manifest, division)
+    except Exception as error:
+        raise CheckpointError(f"{folder}: {why(error)}") from error
+    try:
         for version in range(manifest["format"], FORMAT):
             state = migrations[version](state)
     except Exception as error:
         raise CheckpointError(f"{folder / STATE}: {why(error)}") from error
     return state
+
+
+def _verify_checkpoint(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint; of one that several processes saved, only compare the hashes."""
+    manifest = read_manifest(folder)
+    if "shards" not in manifest:
+        return _read_checkpoint(folder)
+    for name, about in manifest["files"].items():
+        try:
+            verify_file(folder / name, about["sha256"])
+        except (OSError, CheckpointError) as error:
+            raise CheckpointError(f"{folder / name}: {why(error)}") from error
+    return {}
 
 
 class _NewerFormatError(CheckpointError):

@@ -173,13 +173,22 @@ class Agreement:
 
         After it returns, all ranks know; it returns at once if they already did.
         """
+        if self.note_failure(error, text):
+            with suppress(KindlingError, RuntimeError):
+                self._resolve(self._send(Kind.END, 0, _as_tensor({"failed": 1}, ())))
+
+    def note_failure(self, error: BaseException, text: str) -> bool:
+        """Note an error of this rank for the others to find when it is gone.
+
+        Returns:
+            whether they do not know of it already.
+        """
         if self._has_failed or isinstance(error, PeerError | RankLostError):
-            return
+            return False
         self._has_failed = True
         code = getattr(error, "exit_code", 1)
         self.store.set(f"failed/{self.rank}", json.dumps({"text": text, "exit_code": code}))
-        with suppress(KindlingError, RuntimeError):
-            self._resolve(self._send(Kind.END, 0, _as_tensor({"failed": 1}, ())))
+        return True
 
     def fail_out_of_memory(self, step: int, half: int, **values: float) -> Message:
         """Report that this rank is out of memory at a step, as the next message that is expected.
@@ -200,8 +209,11 @@ class Agreement:
                 found.append((rank, about["text"], about["exit_code"]))
         return found
 
-    def lost(self, error: BaseException, what: str, step: int) -> RankLostError:
+    def lost(self, error: BaseException, what: str, step: int) -> RankLostError | PeerError:
         """Return the error for a collective operation that failed: which rank, where, for what."""
+        with suppress(RuntimeError):  # the store is gone
+            if noted := [one for one in self.failures() if one[0] != self.rank]:
+                return PeerError(*noted[0])
         missing, waited = self._missing_ranks(), "timed out" in str(error).lower()
         if missing is None:
             text = f"the launcher's store, and with it rank 0's machine, is gone at step {step}"

@@ -17,6 +17,7 @@ from base.errors import UsageError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store
+    from torch.distributed.device_mesh import DeviceMesh
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets for each process."""
@@ -35,6 +36,8 @@ class World:
         self.launch_store: Store | None = None
         """The launcher's store, which remains when the launcher restarts the processes."""
         self._is_paused = False
+        self.is_sharded = False
+        """Whether the parameters are divided over the ranks, so that each forward pass is joint."""
 
     @property
     def is_main(self) -> bool:
@@ -124,6 +127,28 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
+    def refuse_lost_ranks(self, error: BaseException, step: int) -> None:
+        """Translate an error of this rank that another one caused, whose weights are missing.
+
+        Raises:
+            PeerError: another rank has failed.
+            RankLostError: a rank ended, or does not answer.
+        """
+        import torch.distributed as dist
+
+        is_of_group = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if is_of_group and isinstance(error, RuntimeError) and self.agreement is not None:
+            raise self.agreement.lost(error, "the weights of all ranks", step) from error
+
+    def mesh(self, device_type: str) -> DeviceMesh:
+        """Return all ranks as a mesh, for operations that must end within the timeout of a step."""
+        import torch.distributed as dist
+        from torch.distributed.device_mesh import DeviceMesh
+
+        assert self.agreement is not None
+        group: Any = dist.new_group(timeout=_seconds(self.agreement.timeout))
+        return DeviceMesh.from_group(group, device_type)
+
     @contextmanager
     def reports_errors(self) -> Iterator[None]:
         """Report an error in this block to the other ranks, and end them with it.
@@ -133,7 +158,10 @@ class World:
         try:
             yield
         except Exception as error:
-            if self.agreement is not None:
+            if self.agreement is not None and self.is_sharded:
+                # The others may wait for the weights of this rank, until it exits.
+                self.agreement.note_failure(error, text_of(error))
+            elif self.agreement is not None:
                 self.agreement.fail(error, text_of(error))
             raise
 

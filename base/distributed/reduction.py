@@ -145,7 +145,8 @@ class GradientSums:
     def _prepared(self, name: str) -> Round:
         """Return the round of an optimizer with buckets for the parameters that are trained now."""
         this = self._rounds[name]
-        this.expect(self._trained[name].trainable)
+        # Of a model in parts, the backward pass sums the gradients.
+        this.expect([] if self._world.is_sharded else self._trained[name].trainable)
         if self._on_way != name:
             this.divide(self._place)
         return this

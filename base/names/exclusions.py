@@ -67,6 +67,10 @@ WHOLE_ONLY = [
     ("trainer.on_nonfinite: rollback", "weights in parts are not kept as a copy"),
     ("trainer.on_oom: halve", "a failed backward pass leaves whole weights in memory"),
     ("capture of parameters", "each process has a part of their gradients"),
+    ("memory.compile", "layers gather their weights between compiled graphs"),
+    ("memory.precision: fp16", "a process finds an overflow in its parts of gradients only"),
+    ("trainer.on_bad_sample: skip", "a process without a readable sample would not gather weights"),
+    ("trainer.async_save: true", "the processes write a checkpoint together"),
 ]
 USUAL = {"accumulate": 1, "every": "1 step"}  # besides null, false and an empty list
 

@@ -24,8 +24,9 @@ from base.config.tree import dotted
 from base.data.bad_samples import BadSamples
 from base.data.batch import inputs_of, to_device
 from base.data.sampler_state import SamplerState
-from base.distributed.group import world_size
+from base.distributed.group import ALONE, World, world_size
 from base.distributed.launch import KNOWN, device_of_rank, devices_of, fewer_than_n_gpu
+from base.distributed.shard import shard_model
 from base.errors import CheckpointError, ConfigError, UsageError
 from base.names.construction import build
 from base.names.exclusions import check_combinations, layout_wish
@@ -45,6 +46,7 @@ from base.run.loaders import (
     check_sampler,
     defer_loaders,
 )
+from base.run.rank_checks import match_weights
 from base.run.trainer_sections import build_section
 from base.system.processes import rank
 from base.system.resources import use_threads
@@ -120,6 +122,7 @@ def build_experiment(
     record: Mapping[str, Any] | None = None,
     data: Data | None = None,
     references: References | None = None,
+    world: World = ALONE,
 ) -> Experiment:
     """Build data, model, losses, metrics, optimizers and schedules.
 
@@ -128,6 +131,7 @@ def build_experiment(
         record: statistics of the training data to use, which are computed without it.
         data: the loaders to use instead of those of a training.
         references: the references of a resumed run to built objects.
+        world: the processes among which ``distributed.strategy: fsdp`` divides the model.
 
     Raises:
         ConfigError: names the place of each argument that does not fit.
@@ -155,11 +159,13 @@ def build_experiment(
         )
     for loss in losses.values():
         loss.to(device)
+    if n_processes > 1 and config["distributed"]["sync_batch_norm"]:
+        model = synchronize_batch_norm(model, device)
+    if world.is_active and config["distributed"]["strategy"] == "fsdp":
+        divide_model(config, model, world, device)
     freezing = build_freezing(config, model, length)
     model.to(device)
     forward = functools.partial(call_once, config, data.example, device)
-    if n_processes > 1 and config["distributed"]["sync_batch_norm"]:
-        model = synchronize_batch_norm(model, device)
     layout = layout_wish(config, n_processes)
     memory_notes = prepare_model(model, {**memory, "channels_last": layout}, device, forward)
     optimizers, schedules = build_optimizers(
@@ -315,6 +321,16 @@ def load_weights(config: Config, model: nn.Module) -> dict[str, WeightsReport]:
             problem = config.problem(("model", *names, "weights"), str(error))
             raise ConfigError([problem]) from error
     return loaded
+
+
+def divide_model(config: Config, model: nn.Module, world: World, device: torch.device) -> None:
+    """Divide the parameters of a model, which are the same on all ranks, over them."""
+    match_weights({**dict(model.named_parameters()), **dict(model.named_buffers())}, world)
+    try:
+        shard_model(model, config["distributed"]["shard"] or None, world, device.type)
+    except NoMatch as error:
+        problem = config.problem(("distributed", "shard"), str(error))
+        raise ConfigError([problem]) from error
 
 
 def build_freezing(config: Config, model: nn.Module, length: RunLength) -> Freezing:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from base.distributed.group import World
+from base.distributed.shard import class_name
 from base.system.signals import resume_command
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def header_entries(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         "folder": folder,
         "processes": processes_text(trainer.world),
         "device": f"{device}, {trainer.precision.name}{_threads(trainer.device)}",
-        "model": f"{type(trainer.model).__name__}, {n_trainable:,} parameters{frozen}",
+        "model": f"{class_name(trainer.model)}, {n_trainable:,} parameters{frozen}",
         "data": ", ".join(sizes),
         "inputs": input_text(trainer),
         "memory": ", ".join(memory_options_in_use(trainer)) or None,
@@ -47,6 +48,8 @@ def header_entries(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
 
 def processes_text(world: World) -> str | None:
     """Return a description of the processes, if there are several."""
+    if world.is_sharded:
+        return f"{world.size}, each with a part of the weights; rank 0 logs"
     return None if world.size == 1 else f"{world.size}; rank 0 writes and logs"
 
 

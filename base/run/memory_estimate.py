@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from base.data.batch import cut, tensors_in
+from base.distributed.shard import local_part
 from base.errors import TrainingError
 from base.run.micro_batch import saved_bytes
 from base.system.resources import UNLIMITED, free_memory
@@ -81,7 +82,7 @@ def estimate_memory(trainer: BaseTrainer, batch: Any) -> Estimate:
     tensors that autograd keeps, without the temporary memory of a layer.
     """
     n_samples, micro_batch = trainer.window.count(batch), trainer.window.micro_batch
-    trainable = [p.nbytes for p in trainer.model.parameters() if p.requires_grad]
+    trainable = [local_part(p).nbytes for p in trainer.model.parameters() if p.requires_grad]
     trainer.window.micro_batch = None
     try:
         fixed, each = _measure_activations(trainer, batch, n_samples, sum(trainable))
@@ -145,8 +146,9 @@ def _allocated_bytes(trainer: BaseTrainer, batch: Any) -> int:
 
 
 def _bytes(tensors: Any) -> int:
-    """Return the bytes of tensors; count a shared storage once."""
-    return sum({t.untyped_storage().data_ptr(): t.nbytes for t in tensors}.values())
+    """Return the bytes of tensors on this process; count a shared storage once."""
+    local = map(local_part, tensors)
+    return sum({t.untyped_storage().data_ptr(): t.nbytes for t in local}.values())
 
 
 def _mb(n_bytes: float) -> str:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from base.checkpoint.data_record import class_names
 from base.config import Config
+from base.config.normal_form import optimizer_keys
 from base.config.tree import leaves
 from base.data.fingerprint import samples_of
 from base.data.shares import fault_of_batch_size
@@ -31,6 +32,7 @@ from base.distributed.comparison import (
     other_rank,
 )
 from base.distributed.group import World
+from base.distributed.shard import is_sharded
 from base.errors import ConfigError, DataError, Problem, listed
 from base.names.discovery import project_root
 from base.names.shipped import FOLDERS, digest
@@ -48,6 +50,7 @@ log = logging.getLogger("kindling")
 HASHED_WHOLE = 1 << 20  # entries of a tensor; larger ones are compared by their norms
 OF_WEIGHTS = ("model", "optimizer.", "ema")
 COMPARED_WHOLE = ("base", "logger", *FOLDERS)  # folders with the same files on all ranks
+READS_WHOLE_WEIGHTS = ("Adafactor", "Muon")  # optimizers
 OF_ONE_MACHINE = ("device", "threads")  # keys of the config that may differ
 
 
@@ -63,9 +66,9 @@ def check_ranks(experiment: Experiment, world: World) -> None:
         PeerError: on the other ranks, once rank 0 has raised one of these.
     """
     config = experiment.config
-    is_sharded = config["distributed"]["strategy"] == "fsdp"
+    wants_parts = config["distributed"]["strategy"] == "fsdp"
     if not world.is_active:
-        if is_sharded and world.size == 1:
+        if wants_parts and world.size == 1:
             text = (
                 "distributed.strategy: fsdp has no effect in one process, which keeps all weights"
             )
@@ -88,8 +91,9 @@ def check_ranks(experiment: Experiment, world: World) -> None:
         _refuse_differences(rows, details)
         refuse_unsupported(experiment, world.size)
         warn_of_batch_norm(experiment, world.size)
-    # Each rank shards its own copy of the weights, which were compared before.
-    if match_weights({} if is_sharded else weights_of(experiment), world):
+    # Each rank has parts of the model's weights, which were compared whole.
+    whole = {name: one for name, one in weights_of(experiment).items() if not is_sharded(one)}
+    if match_weights(whole, world):
         for loss in experiment.losses.values():
             loss.follow_weights()
 
@@ -289,8 +293,24 @@ def refuse_unsupported(experiment: Experiment, n_processes: int) -> None:
         text = f"torch's SyncBatchNorm works on CUDA only, and this is {experiment.device.type}"
         problems.append(config.problem(("distributed", "sync_batch_norm"), f"{text}: set false"))
     problems += cannot_merge(experiment.metrics)
+    if is_sharded(next(experiment.model.parameters(), None)):
+        problems += _undivided(experiment, how)
     if problems:
         raise ConfigError(problems)
+
+
+def _undivided(experiment: Experiment, how: str) -> Iterator[Problem]:
+    """Yield what does not work with parameters in parts."""
+    config, instead = experiment.config, "use `strategy: data_parallel`"
+    text = f"cannot be used with {how} and distributed.strategy: fsdp"
+    if len(experiment.optimizers) > 1:
+        why = "networks that are called one by one do not gather their weights together"
+        yield config.problem(("optimizers",), f"several optimizers {text}: {why}; {instead}")
+    for name, optimizer in experiment.optimizers.items():
+        if type(optimizer).__name__ in READS_WHOLE_WEIGHTS:
+            why = "it computes sums over whole weights"
+            where = (*optimizer_keys(config, name), "type")
+            yield config.problem(where, f"{type(optimizer).__name__} {text}: {why}; {instead}")
 
 
 def sparse_layers(model: nn.Module) -> list[str]:

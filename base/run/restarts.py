@@ -11,8 +11,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from base.checkpoint.store import CheckpointStore, find_manifest, read_with_manifest
+from base.checkpoint.store import CheckpointStore, find_manifest, read_from, read_with_manifest
 from base.distributed.group import World
+from base.distributed.shard import Division
+from base.errors import CheckpointError
 from base.system.run_folder import remove_if_not_started
 
 log = logging.getLogger("kindling")
@@ -79,6 +81,25 @@ def read_together(path: Path, world: World) -> tuple[dict[str, Any], dict[str, A
     """
     if not world.is_active:
         return read_with_manifest(path)
+    if world.is_sharded:
+        return _read_rows(path, world)
     found = list(read_with_manifest(path)) if world.is_main else None
     state, manifest = world.broadcast(found)
     return state, manifest
+
+
+def _read_rows(path: Path, world: World) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the state and the manifest of a checkpoint, with the rows of this rank.
+
+    Rank 0 chooses and verifies it; then each rank reads what it needs, from a disk that all share.
+    """
+    division = Division(world.rank, world.size)
+    found = read_from(path, division) if world.is_main else None
+    chosen = None if found is None else [str(found[0].absolute()), found[2]["checksum"]]
+    folder, checksum = world.broadcast(chosen)
+    if found is None:
+        found = read_from(folder, division)
+        if found[2]["checksum"] != checksum:
+            text = f"{folder}: rank {world.rank} finds another checkpoint there than rank 0"
+            raise CheckpointError(f"{text}: all ranks need the same disk")
+    return found[1:]

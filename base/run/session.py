@@ -290,7 +290,7 @@ def _prepare(
     if not world.is_main:  # rank 0 writes and logs
         folder, settings = None, SimpleNamespace(**{**vars(settings), "progress": False})
     state, manifest = ({}, {}) if resume_from is None else read_together(resume_from, world)
-    store: CheckpointStore | None = None
+    store = _store_of(trainer, shared) if shared is not None and world.is_sharded else None
     data: Mapping[str, Any] = {}
     if folder is not None:
         store = _open_store(trainer, folder, stack)
@@ -337,15 +337,24 @@ def _prepare(
 
 def _open_store(trainer: BaseTrainer, folder: Path, stack: ExitStack) -> CheckpointStore:
     """Return the checkpoint store of a run; remove what an interrupted save left there."""
-    settings = trainer.settings
-    in_background = saves_in_background(settings.async_save, trainer.device)
-    store = CheckpointStore(
-        folder / "checkpoints", settings.keep, in_background, refuse_bad_optimizers
-    )
+    store = _store_of(trainer, folder)
     stack.push(store.background.end)
     store.remove_leftovers()
     store.check_writable()
     return store
+
+
+def _store_of(trainer: BaseTrainer, folder: Path) -> CheckpointStore:
+    """Return the store of this rank; ranks with parts of the weights save together."""
+    settings, world = trainer.settings, trainer.world
+    in_background = saves_in_background(settings.async_save, trainer.device)
+    return CheckpointStore(
+        folder / "checkpoints",
+        settings.keep,
+        in_background and not world.is_sharded,
+        validate=refuse_bad_optimizers,
+        world=world if world.is_sharded else ALONE,
+    )
 
 
 def _restore(trainer: BaseTrainer, state: Mapping[str, Any], folder: Path | None) -> None:

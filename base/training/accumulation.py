@@ -21,6 +21,7 @@ from base.config.durations import RunLength, parse_duration
 from base.data.batch import SampleCount, cut
 from base.distributed.agreement import Kind, Message, Ticket
 from base.distributed.group import ALONE, World
+from base.distributed.shard import local_part
 from base.training.denominators import SUM_REDUCTION, LossDenominator, denominator_of, terms_of
 from base.training.losses import WeightedLoss
 
@@ -205,11 +206,14 @@ class Window:
         self.n_samples = n_samples
         if self._outcome is not Outcome.MADE:
             return ()
-        if self.micro_batch is None or self.micro_batch >= n_samples:
+        n_parts = 1 if self.micro_batch is None else -(-n_samples // self.micro_batch)
+        if self.micro_batch is not None and self.world.is_sharded:
+            n_parts = max(self.world.all_gather(n_parts))  # the ranks run each part together
+        if self.micro_batch is None or n_parts <= 1:
             self._is_shared = self.accumulate > 1 or is_of_rank
             self._part = self._denominators(batch, n_samples) if self._is_shared else self._whole
             return ((batch, n_samples),)
-        return self._cut(batch, n_samples, self.micro_batch)
+        return self._cut(batch, n_samples, self.micro_batch, n_parts)
 
     @property
     def n_counted(self) -> int:
@@ -242,16 +246,21 @@ class Window:
         finally:
             vars(self).update(kept)
 
-    def _cut(self, batch: Any, n_samples: int, length: int) -> Iterator[tuple[Any, int]]:
+    def _cut(
+        self, batch: Any, n_samples: int, length: int, n_parts: int
+    ) -> Iterator[tuple[Any, int]]:
         is_last, self._is_shared = self.is_full, True
         if self.accumulate == 1 and not self.world.is_active:
             self._whole = self._denominators(batch, n_samples)
-        for begin in range(0, n_samples, length):
-            end = min(begin + length, n_samples)
-            part = cut(batch, begin, end, n_samples)
-            self._part = self._denominators(part, end - begin)
-            self.is_full = is_last and end == n_samples
-            yield part, end - begin
+        for number in range(n_parts):
+            begin = number * length
+            n_own = max(0, min(length, n_samples - begin))
+            # A rank without samples for a part borrows the first one of the batch.
+            ends = (begin, begin + n_own) if n_own else (0, 1)
+            part = cut(batch, *ends, max(n_samples, 1))
+            self._part = self._denominators(part, n_own)
+            self.is_full = is_last and number == n_parts - 1
+            yield part, n_own
             if self._outcome is not Outcome.MADE:
                 break
         self.is_full = is_last and not self.is_repeated
@@ -320,7 +329,7 @@ class Window:
         """
         if self._deferred.assumed:
             parameters = (p for group in optimizer.param_groups for p in group["params"])
-            gradients = [p.grad for p in parameters if p.grad is not None]
+            gradients = [local_part(p.grad) for p in parameters if p.grad is not None]
             torch._foreach_mul_(gradients, self._deferred.correction(found))
 
 

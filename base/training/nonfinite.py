@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from base.distributed.shard import Rows, local_part
 from base.errors import TrainingError
 
 
@@ -30,12 +31,13 @@ def refuse_bad_optimizers(state: Mapping[str, Any]) -> None:
         TrainingError: a tensor holds NaN or infinite values.
     """
     named = (
-        (f"{key} of parameter {number} in {name}", tensor)
+        (f"{key} of parameter {number} in {name}", rows)
         for name, part in state.items()
         if name.startswith("optimizer.") and isinstance(part.get("state"), dict)
         for number, kept in part["state"].items()
         for key, tensor in (kept.items() if isinstance(kept, dict) else ())
-        if isinstance(tensor, Tensor) and tensor.is_floating_point()
+        if isinstance(rows := tensor.tensor if isinstance(tensor, Rows) else tensor, Tensor)
+        and rows.is_floating_point()
     )
     name = first_nonfinite(named)
     if name is not None:
@@ -53,7 +55,7 @@ def _not_saved(what: str, step: int, name: str) -> str:
 def first_nonfinite(
     named: Iterable[tuple[str, Tensor | None]], with_squares: bool = False
 ) -> str | None:
-    """Return the name of the first tensor with NaN or infinite values.
+    """Return the name of the first tensor with NaN or infinite values, in the rows of this process.
 
     It synchronizes with the device once. The sum of squares, eight times as fast as the maximum on
     a CPU, is finite only for finite values; the maximum is computed only if the squares overflow.
@@ -61,7 +63,8 @@ def first_nonfinite(
     Args:
         with_squares: also return a tensor whose squares overflow, which Adam and norms compute.
     """
-    plain = {n: t for n, t in named if t is not None and t.layout is torch.strided and t.numel()}
+    local = ((name, local_part(tensor)) for name, tensor in named if tensor is not None)
+    plain = {name: t for name, t in local if t.layout is torch.strided and t.numel()}
     if not plain:
         return None
     tensors = [tensor.detach() for tensor in plain.values()]

@@ -14,6 +14,7 @@ from torch.optim import LBFGS, Optimizer
 
 from base.config.durations import parse_duration
 from base.config.normal_form import optimizer_sections
+from base.distributed.shard import whole
 from base.errors import TrainingError, nearest
 from base.system.torch_compat import begin_momentum
 from base.training.experiment import Experiment
@@ -129,7 +130,8 @@ class Stepper:
             nn.utils.clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is None:
             return {}
-        return {f"{self.prefix}grad_norm": nn.utils.clip_grad_norm_(parameters, self.clip_norm)}
+        norm = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        return {f"{self.prefix}grad_norm": whole(norm)}
 
     def _loss_again(self, n_steps: int, again: Callable[[], dict[str, Any]] | None) -> Tensor:
         assert again is not None  # see `check`

@@ -214,6 +214,8 @@ class Recovery:
             mine = set(map(id, parameters))
             named = self.state.model.named_parameters()
             name = first_nonfinite(((name, p.grad) for name, p in named if id(p) in mine), True)
+            if self.world.is_sharded:  # each rank has checked its rows
+                name = next(filter(None, self.world.all_gather(name)), None)
             if name is not None:
                 where = self._at_step()
                 raise NonFiniteError(
@@ -252,6 +254,8 @@ class Recovery:
         Raises:
             TrainingError, OutOfMemoryError: training stops. The message says what to do.
         """
+        if self.world.is_sharded:
+            self.world.refuse_lost_ranks(error, self.state.progress.step + 1)
         if isinstance(error, NonFiniteError):
             self._after_nonfinite(error, part)
         elif is_out_of_memory(error) or isinstance(error, PeerOutOfMemoryError):
@@ -389,6 +393,8 @@ class Recovery:
         window.repeat()
 
     def _locate_nonfinite(self, part: Any) -> str:
+        if self.world.is_sharded:
+            return ""  # the ranks would have to run the step together
         with isolated_random_state(self.config["seed"]), self.world.paused():
             text = locate_nonfinite(self.state.model, part, self.run_again)
         if not self.world.is_active:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 
+from base.distributed.shard import local_part
 from base.training.state import TrainingState
 
 
@@ -120,7 +121,7 @@ class SavedBytes(saved_tensors_hooks):
     def __init__(self, kept: list[Tensor]) -> None:
         self.peak = self.largest = self._now = 0
         self._uses: Counter[int] = Counter()
-        known = {tensor.untyped_storage().data_ptr() for tensor in kept}
+        known = {local_part(tensor).untyped_storage().data_ptr() for tensor in kept}
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()

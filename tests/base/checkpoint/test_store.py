@@ -224,7 +224,7 @@ def test_a_newer_format_is_refused_and_never_passed_over(store):
     write_manifest(path, format=checkpoint.FORMAT + 1)
 
     for attempt in (lambda: read(path), store.newest):
-        with pytest.raises(CheckpointError, match="newer version: its format is 2"):
+        with pytest.raises(CheckpointError, match="newer version: its format is 3"):
             attempt()
     save(store, 3)
     assert path.exists()

@@ -179,7 +179,21 @@ def test_the_weights_of_losses_are_compared_too() -> None:
 
 def test_shards_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_checks, "hash_of_tensor", lambda _: 1 / 0)
+    monkeypatch.setattr(rank_checks, "is_sharded", lambda _: True)
     check_ranks(make("distributed.strategy=fsdp").experiment, TwoRanks())
+
+
+@pytest.mark.parametrize("kind", ["Adafactor", "Muon"])
+def test_parts_of_weights_refuse_an_optimizer_that_reads_whole_ones(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = make("freeze=['*bias']", f"optimizer={{type: {kind}}}").experiment
+    check_ranks(experiment, TwoRanks())
+    monkeypatch.setattr(rank_checks, "is_sharded", lambda _: True)
+    with pytest.raises(ConfigError) as caught:
+        check_ranks(experiment, TwoRanks())
+    text = f"optimizer.type: {kind} cannot be used with 2 processes and distributed.strategy: fsdp"
+    assert text in str(caught.value.problems[0])
 
 
 def test_one_process_is_not_compared_and_has_no_use_for_shards(

@@ -153,7 +153,7 @@ def check_shards(shards: Mapping[str, Any], files: Mapping[str, Any]) -> None:
     """Check that a manifest names files of its own folder, and what they can hold.
 
     Raises:
-        CheckpointError: a file is elsewhere, a tensor is larger than the files, or rows are missing.
+        CheckpointError: a file is elsewhere, tensors do not fit into the files, rows are missing.
         KeyError, AttributeError, TypeError: the entry is not one of `shards_entry`.
     """
     names = shards["files"]

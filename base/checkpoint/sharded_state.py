@@ -122,7 +122,7 @@ def put_back(
         KeyError, AttributeError, TypeError: the manifest's entry is not one of `shards_entry`.
     """
     shards, files = manifest["shards"], manifest["files"]
-    _check_names_and_sizes(shards, files)
+    check_shards(shards, files)
     wanted: dict[str, tuple[int, int]] = {}
     read: dict[str, Tensor] = {}
     for name, about in shards["tensors"].items():
@@ -149,17 +149,30 @@ def put_back(
     return _put_back(state, divided)
 
 
-def _check_names_and_sizes(shards: Mapping[str, Any], files: Mapping[str, Any]) -> None:
-    """Refuse a manifest with files elsewhere, or with tensors that are larger than its files."""
-    if odd := [name for name in shards["files"] if not FILE.fullmatch(name)]:
+def check_shards(shards: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    """Check that a manifest names files of its own folder, and what they can hold.
+
+    Raises:
+        CheckpointError: a file is elsewhere, tensors do not fit into the files, rows are missing.
+        KeyError, AttributeError, TypeError: the entry is not one of `shards_entry`.
+    """
+    names = shards["files"]
+    if odd := [name for name in names if not FILE.fullmatch(name)]:
         raise CheckpointError(f"refused: {odd[0]!r:.99} is not the name of a file of rows")
+    if len({*names}) < len(names):
+        raise CheckpointError("refused: it lists a file of rows more than once")
     n_bytes = 0
     for name, about in shards["tensors"].items():
-        dtype = getattr(torch, about["dtype"], None)
+        dtype, shape = getattr(torch, about["dtype"], None), about["shape"]
         if not isinstance(dtype, torch.dtype):
             raise CheckpointError(f"refused: {name} has the unknown dtype {about['dtype']!r:.99}")
-        n_bytes += math.prod(about["shape"]) * dtype.itemsize
-    limit = sum(files[name]["bytes"] for name in shards["files"])
+        if not shape or not all(type(length) is int and length >= 0 for length in shape):
+            raise CheckpointError(f"refused: {shape!r:.99} is no shape of {name}")
+        ends = [*about["starts"], shape[0]]
+        if len(ends) != len(names) + 1 or ends[0] != 0 or ends != sorted(ends):
+            raise CheckpointError(f"refused: the files do not hold all {shape[0]} rows of {name}")
+        n_bytes += math.prod(shape) * dtype.itemsize
+    limit = sum(files[name]["bytes"] for name in names)
     if n_bytes > limit:
         raise CheckpointError(f"refused: its tensors need more than the {limit} bytes of its files")
 

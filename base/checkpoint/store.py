@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from base.checkpoint.background import BackgroundWriter, Snapshot
-from base.checkpoint.sharded_state import put_back, shards_entry, take_out, write_rows
+from base.checkpoint.sharded_state import check_shards, put_back, shards_entry, take_out, write_rows
 from base.checkpoint.state_file import (
     check_writable,
     make_folder,
@@ -416,11 +416,14 @@ def _verify_checkpoint(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     if "shards" not in manifest:
         return _read_checkpoint(folder)
-    for name, about in manifest["files"].items():
-        try:
-            verify_file(folder / name, about["sha256"])
-        except (OSError, CheckpointError) as error:
-            raise CheckpointError(f"{folder / name}: {why(error)}") from error
+    path = folder
+    try:
+        check_shards(manifest["shards"], manifest["files"])
+        for name in (STATE, *manifest["shards"]["files"]):
+            path = folder / name
+            verify_file(path, manifest["files"][name]["sha256"])
+    except Exception as error:
+        raise CheckpointError(f"{path}: {why(error)}") from error
     return {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ def resolve_micro_batch(trainer: BaseTrainer) -> bool:
     """Replace ``micro_batch: auto`` with the size that fits; return whether the config changed.
 
     A resumed run reads this size from its config. Weights, buffers and random streams do not
-    change. All ranks take the smallest size that one of them finds.
+    change. All ranks take the same size.
 
     Raises:
         TrainingError: one sample does not fit into memory.
@@ -35,16 +36,33 @@ def resolve_micro_batch(trainer: BaseTrainer) -> bool:
         with world.paused(), trainer.epoch_start.tried(), restore_weight_reads(trainer):
             batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
             trainer.epoch_start.begin()
-            size = find_micro_batch(trainer, batch)
-        size = min(world.all_gather(size))
+            found = (find_micro_batch(trainer, batch), trainer.window.count(batch))
+        size = size_for_all(world.all_gather(found))
         note = f"micro_batch {size} (auto; to keep it, memory.micro_batch={size})"
         trainer.experiment.memory_notes.append(note)
         trainer.config.resolve("memory", "micro_batch", value=size)
         trainer.window.micro_batch = memory["micro_batch"]
     if trainer.window.micro_batch is not None:
         batch_size = getattr(trainer.train_loader, "batch_size", None)
-        warn_of_batch_norm(trainer.model, trainer.window.micro_batch, batch_size)
+        batch_size = batch_size and -(-batch_size // trainer.world.size)
+        if trainer.world.is_main:  # the others would print the same
+            warn_of_batch_norm(trainer.model, trainer.window.micro_batch, batch_size)
     return is_auto
+
+
+def size_for_all(found: Sequence[tuple[int, int]]) -> int:
+    """Return the micro-batch size of all ranks: the smallest one that any of them needs.
+
+    Args:
+        found: of each rank, how many samples fit at once and how many a batch has.
+    """
+    too_small = [size for size, n_samples in found if size < n_samples]
+    if not too_small:
+        return max(size for size, _ in found)
+    size = min(too_small)
+    while size > 2 and any(n_samples % size == 1 for _, n_samples in found):
+        size -= 1  # BatchNorm cannot be trained on one sample
+    return size
 
 
 def find_micro_batch(trainer: BaseTrainer, batch: Any) -> int:
@@ -60,8 +78,6 @@ def find_micro_batch(trainer: BaseTrainer, batch: Any) -> int:
             text = "memory.micro_batch: not even one sample fits into memory; docs/memory.md has a"
             raise TrainingError(f"{text} table of what else saves memory")
         size = (size + 1) // 2
-    while 2 < size < n_samples and n_samples % size == 1:
-        size -= 1  # BatchNorm cannot be trained on one sample
     return size
 
 

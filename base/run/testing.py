@@ -87,8 +87,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
         known = data_of(manifest)
         record = known["record"] if known else record_of(trainer.train_loader)
         loader = build_test_loader(trainer.config, record, trainer.experiment.references)
-    if world.size > 1:
-        loader.shard(world.rank, world.size)
+    loader = trainer.experiment.shared(loader)
     if world.is_main:
         bad_samples.open(folder)
     bad_samples.watch(loader, "test")

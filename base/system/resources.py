@@ -53,12 +53,14 @@ def use_threads(n_threads: int | str) -> int:
 def free_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
     """Return the free memory in bytes, limited by the machine, the process and its control groups.
 
-    The limit of the process is set by ``ulimit -v``. Pages that only cache files count as free.
-    If nothing is known, as on macOS, the result is `UNLIMITED`.
+    The processes that torchrun starts on a machine share its memory evenly. The limit of the
+    process is set by ``ulimit -v``. Pages that only cache files count as free. If nothing is known,
+    as on macOS, the result is `UNLIMITED`.
     """
-    return min(
-        _free_of_machine(proc), *_free_of_groups(proc, groups), _free_of_process(proc), UNLIMITED
-    )
+    shared = min(_free_of_machine(proc), *_free_of_groups(proc, groups), UNLIMITED)
+    if shared < UNLIMITED:
+        shared //= _n_local_processes()
+    return min(shared, _free_of_process(proc))
 
 
 def peak_memory_mb() -> float:

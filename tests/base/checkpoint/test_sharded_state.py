@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -174,6 +175,11 @@ def test_a_full_disk_of_one_process_leaves_the_older_checkpoint(folder, monkeypa
             lambda shards: shards["tensors"]["model/w"].update(starts=[0, 1]),
             "model/w has the shape",
         ),
+        (lambda shards: shards["tensors"]["model/w"].update(starts=[4, 4]), "rows of model/w"),
+        (lambda shards: shards["tensors"]["model/w"].update(starts=[0, 5]), "rows of model/w"),
+        (lambda shards: shards["tensors"]["model/w"].update(starts=[0]), "rows of model/w"),
+        (lambda shards: shards["tensors"]["model/w"].update(shape=[-4]), "no shape"),
+        (lambda shards: shards["files"].extend(shards["files"] * 9), "more than once"),
     ],
 )
 def test_a_forged_table_is_refused(folder, change, text):
@@ -183,6 +189,29 @@ def test_a_forged_table_is_refused(folder, change, text):
     write_manifest(path, shards=shards)
     with pytest.raises(CheckpointError, match=text):
         read(path)
+
+
+def test_a_file_elsewhere_is_not_read_to_choose_a_checkpoint(folder, tmp_path, monkeypatch):
+    path = save_divided(folder, 2, 1, {"model": {"w": torch.arange(4)}})
+    (tmp_path / "secret").write_bytes(b"secret")
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    outside = os.path.relpath(tmp_path / "secret", path)
+    write_manifest(path, files={**files, outside: {"bytes": 6, "sha256": "0" * 64}})
+    opened: list[Path] = []
+    monkeypatch.setattr(store, "verify_file", lambda file, _: opened.append(file))
+    assert CheckpointStore(folder).newest() == path
+    assert len(files) == 3
+    assert {file.name for file in opened} == {*files}
+
+
+@pytest.mark.parametrize("name", ["../state.pt", "/dev/zero"])
+def test_a_checkpoint_with_a_forged_table_is_not_chosen(folder, name):
+    kept = save_divided(folder, 2, 1, {"model": {"w": torch.arange(4)}})
+    path = save_divided(folder, 2, 2, {"model": {"w": torch.arange(4)}})
+    shards = json.loads((path / "manifest.json").read_text())["shards"]
+    shards["files"][0] = name
+    write_manifest(path, shards=shards)
+    assert CheckpointStore(folder).newest() == kept
 
 
 def test_incomplete_rows_are_not_saved(folder):

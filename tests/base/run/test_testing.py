@@ -19,6 +19,7 @@ from base.base_data_loader import BaseDataLoader
 from base.checkpoint.store import read, read_manifest
 from base.config import load_config
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
+from base.distributed.group import World
 from base.errors import CheckpointError, DataError
 from base.names.registry import DATA_LOADERS, DATASETS, LOSSES
 from base.run.testing import build_tested_experiment, choose_checkpoint, run_test
@@ -321,3 +322,36 @@ def test_a_checkpoint_that_lacks_what_a_step_reads_is_refused(tmp_path):
     run(tmp_path, text=CONFIG)
     with pytest.raises(CheckpointError, match="mine: not in the checkpoint"):
         alone(tmp_path, ByProgress)
+
+
+class PlainTestLoader:
+    """A user's loader that has only ``batches(first, count)``."""
+
+    def __init__(self) -> None:
+        self.images = torch.arange(30 * 18.0).reshape(30, 2, 3, 3) / 540
+        self.labels = torch.arange(30) % 3
+
+    def __len__(self) -> int:
+        return 5
+
+    def batches(self, first: int, count: int) -> Any:
+        for number in range(first, first + count):
+            rows = slice(6 * number, 6 * number + 6)
+            yield self.images[rows], self.labels[rows]
+
+
+def test_each_of_several_ranks_tests_its_part_of_a_users_loader(tmp_path, monkeypatch):
+    monkeypatch.setitem(DATA_LOADERS.registered, "PlainTestLoader", PlainTestLoader)
+    own = "test_data_loader={type: PlainTestLoader}"
+    run(tmp_path, own, "data_loader.args.test_dataset=null", text=CONFIG)
+    checkpoint = choose_checkpoint(tmp_path)
+    config = load_config(None, [], text=read_manifest(checkpoint)["facts"]["config"])
+    losses = []
+    for rank in (0, 1):
+        experiment = build_tested_experiment(config, CPU, checkpoint)
+        experiment.world = World(rank, 2)
+        trainer = Trainer(experiment)
+        with trainer.world.paused():
+            losses.append(run_test(trainer, checkpoint, tmp_path)["loss"])
+    assert losses[0] != losses[1]
+    assert sum(losses) / 2 == pytest.approx(alone(tmp_path)["loss"])

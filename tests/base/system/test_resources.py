@@ -178,6 +178,13 @@ def test_a_limit_of_a_group_counts(
     assert free_memory(*system(files)) == kilobytes * 1024
 
 
+def test_the_processes_of_torchrun_share_the_memory(
+    system: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_memory(*system({})) == 5000 * 1024 // 4
+
+
 def test_a_system_that_does_not_tell_has_no_limit(tmp_path: Path) -> None:
     assert free_memory(tmp_path, tmp_path) == UNLIMITED
 

@@ -260,6 +260,21 @@ def test_where_not_one_sample_fits_it_is_told(monkeypatch: pytest.MonkeyPatch) -
         train_in(make(*AUTO))
 
 
+@pytest.mark.parametrize(
+    ("found", "size"),
+    [
+        ([(51, 51), (50, 50)], 51),  # all that each rank has
+        ([(51, 51), (25, 50)], 24),  # 25 would leave one sample of 51
+        ([(26, 51), (25, 50)], 24),
+        ([(4, 8), (8, 8)], 4),
+        ([(4, 9)], 3),
+        ([(1, 3), (2, 3)], 1),
+    ],
+)
+def test_auto_finds_one_size_for_all_ranks(found: list[tuple[int, int]], size: int) -> None:
+    assert micro_batch.size_for_all(found) == size
+
+
 def test_on_the_cpu_auto_goes_by_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make("data_loader.args.batch_size=16", "memory.micro_batch=auto")
     batch = next(batches(trainer))

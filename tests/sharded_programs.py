@@ -174,6 +174,51 @@ def load(world: World, folder: Path) -> Any:
     return loaded, training.weights()
 
 
+class Language(nn.Module):
+    """A transformer whose first and last layer share a weight, which belongs to no unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = (nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True) for _ in range(2))
+        self.embedding, self.blocks = nn.Embedding(11, 8), nn.ModuleList(layers)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        hidden = self.embedding(words)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.head(hidden)
+
+
+def share_weight(world: World, folder: Path) -> Any:
+    """Train a model with a shared weight for two steps, save, load and train for two more."""
+    words = torch.randint(0, 11, (6, 5), generator=torch.Generator().manual_seed(1))
+    mine = words[world.rank :: world.size]
+    for number in range(2):
+        torch.manual_seed(0)
+        model = Language().double()
+        if world.size > 1:
+            assert shard_model(model, None, world, "cpu") == ["blocks.0", "blocks.1"]
+        stateful = {"model": model, "optimizer.main": torch.optim.SGD(model.parameters(), 0.1, 0.9)}
+        if number:
+            division = Division(world.rank, world.size) if world.size > 1 else None
+            load_state_dicts(stateful, read_from(folder, division)[1])
+        for _ in range(2):
+            outputs = model(mine).flatten(0, 1)
+            loss = nn.functional.cross_entropy(outputs, mine.flatten(), reduction="sum")
+            (loss / words.numel()).backward()
+            stateful["optimizer.main"].step()
+            stateful["optimizer.main"].zero_grad()
+        if not number:
+            state = {name: one.state_dict() for name, one in stateful.items()}
+            about = {"epoch": 0, "metrics": {}, "is_best": False, "facts": {}}
+            CheckpointStore(folder, world=world).save(state, step=2, **about)
+            world.broadcast(None)  # rank 0 has written the manifest
+    assert model.head.weight is model.embedding.weight
+    return {name: whole(value).detach() for name, value in model.state_dict().items()}
+
+
 def find_nonfinite(world: World, folder: Path) -> Any:
     """Look for a value that is not finite, in the rows of rank 1."""
     training = Training(world)

@@ -127,7 +127,8 @@ def _measure_activations(
         return max(0, _allocated_bytes(trainer, part) - gradients)
 
     whole = measure(batch)
-    if n_samples < 4:  # half of it may be one sample, on which BatchNorm cannot be trained
+    # Half of it may be one sample, on which BatchNorm cannot be trained, or on some ranks only.
+    if n_samples < 4 or trainer.world.is_sharded:
         return 0.0, whole / max(n_samples, 1)
     try:
         half = measure(cut(batch, 0, n_samples // 2, n_samples))

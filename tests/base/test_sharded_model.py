@@ -15,11 +15,13 @@ from sharded_programs import (
     load,
     refuse_others,
     save,
+    share_weight,
     train,
 )
 from stores import same
 from torch import nn
 
+from base.checkpoint.store import read
 from base.distributed.group import ALONE, World
 from base.distributed.shard import Division, choose_units, class_name, shard_model
 from base.errors import ConfigError
@@ -56,6 +58,15 @@ def test_any_number_of_processes_resumes_what_any_number_saved(
         for loaded, resumed in results:
             assert same(loaded, saved)  # to the bit
             assert same(resumed, ended) if size == saved_by else close(resumed, ended)
+
+
+def test_a_shared_weight_is_divided_saved_and_loaded_once(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    expected = share_weight(ALONE, tmp_path / "one")
+    for weights in in_processes(3, share_weight, tmp_path):
+        assert close(weights, expected)
+    loaded = read(tmp_path)["model"]
+    assert loaded["head.weight"] is loaded["embedding.weight"]
 
 
 def test_each_process_looks_for_nonfinite_values_in_its_rows(tmp_path: Path) -> None:

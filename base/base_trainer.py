@@ -322,6 +322,7 @@ class BaseTrainer:
                 sums.reset()
         if is_best or (is_whole and self.save_every.is_due_after_epoch(self.progress.epoch)):
             self.save(values, is_best)
+        self._wait_for_all(Kind.EPOCH)
         if self._requests.stop and not self.is_finished():
             raise StopRequested
 
@@ -348,6 +349,7 @@ class BaseTrainer:
                 is_best=is_best,
                 facts={"config": self.config.to_yaml(), "data": self.current_run.data},
             )  # fmt: skip
+        self._wait_for_all(Kind.SAVE)
         self._saved_position = position
 
     # --- Yours to override, from the most common to the rarest -----------------------------------
@@ -680,6 +682,12 @@ class BaseTrainer:
             bar.update()
             if self.window.is_full:
                 self.end_step(self.training_state.last_values)
+
+    @final
+    def _wait_for_all(self, kind: Kind) -> None:
+        """Wait for work of rank 0 alone, longer than a rank is waited for in a step."""
+        if self.world.is_active:
+            self.world.agree(kind, self.progress.step)
 
     @final
     def _of_all_ranks(self, values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -37,6 +37,7 @@ class BadSamples:
         self.config = config
         self.skips = config["trainer"]["on_bad_sample"] == "skip"
         self.known: dict[str, set[int]] = {}
+        self._limits: dict[str, tuple[int, int]] = {}  # by part: samples, and bad ones allowed
         self._file: CsvWriter | None = None
         self._rows: dict[tuple[str, str], Mapping[str, Any]] = {}  # written or waiting
 
@@ -56,10 +57,11 @@ class BadSamples:
             text = f"skip is for a BaseDataLoader without an __iter__ of its own, not for {name}"
             raise ConfigError([self.config.problem(("trainer", "on_bad_sample"), text)])
         allowed = count_allowed(self.config["trainer"]["max_bad_samples"], loader.n_samples)
-        note = functools.partial(self.note, part, loader.n_samples, allowed)
+        self._limits[part] = (loader.n_samples, allowed)
+        note = functools.partial(self.note, part)
         loader.skip_bad_samples(note, allowed, replace=part == "train")
 
-    def note(self, part: str, n_samples: int, allowed: int, bad: list[BadSample]) -> None:
+    def note(self, part: str, bad: list[BadSample]) -> None:
         """Count and list the bad samples of a batch. Each sample counts once.
 
         Raises:
@@ -76,6 +78,16 @@ class BadSamples:
                 done = "replaced by another sample" if part == "train" else "skipped"
                 text = "sample %d of the %s data cannot be read and is %s: %s: %s (so far %s)"
                 log.warning(text, sample.sample, NAMES[part], done, path, reason, self._summary())
+        self.check(part)
+
+    def check(self, part: str) -> None:
+        """Refuse more bad samples of a part of the data than the config allows.
+
+        Raises:
+            DataError: there are more.
+        """
+        known = self.known.get(part, ())
+        n_samples, allowed = self._limits.get(part, (0, len(known)))
         if len(known) > allowed:
             text = f"{len(known):,} of {n_samples:,} {NAMES[part]} samples cannot be read"
             cap = f"trainer.max_bad_samples={self.config['trainer']['max_bad_samples']}"

@@ -13,7 +13,7 @@ import socket
 import time
 from array import array
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from enum import Enum
@@ -40,6 +40,7 @@ class Kind(Enum):
     UPDATE = "the gradients"
     EPOCH = "the end of an epoch"
     VALID = "a batch of the evaluation"
+    SAVE = "a checkpoint to be written"
     ALL_GATHER = "the values of all ranks"
     GATHER = "the values of the other ranks on rank 0"
     BROADCAST = "a value of rank 0"
@@ -49,7 +50,7 @@ class Kind(Enum):
 
 NUMBERS = {kind: number for number, kind in enumerate(Kind, start=1)}
 EXCHANGES = (Kind.ALL_GATHER, Kind.GATHER, Kind.BROADCAST, Kind.COPY)
-PATIENT = (Kind.START, Kind.EPOCH, Kind.END, *EXCHANGES)
+PATIENT = (Kind.START, Kind.EPOCH, Kind.SAVE, Kind.END, *EXCHANGES)
 FIELDS = (
     "kind", "step",  # of a rank that has not failed
     "failed",
@@ -69,15 +70,30 @@ WIDTH = 48  # the fields, then the denominators of up to 34 losses
 class RankLostError(TrainingError):
     """A process of the group ended, or does not answer."""
 
+    needs_advice = True
+
+
+def out_of_step(places: Iterable[str]) -> RankLostError:
+    """Return the error for ranks that do not make the same calls.
+
+    Args:
+        places: where each rank is.
+    """
+    text = "the ranks are at different points of the training, and each must make the same"
+    text += " calls of `update`, `gather` and `save`: check what depends on the rank"
+    return RankLostError(f"{text} ({'; '.join(places)})")
+
 
 class PeerError(KindlingError):
     """Another process failed; rank 0 reports its error, the others exit without a word."""
 
     is_printed_once = True
 
-    def __init__(self, rank: int, text: str, exit_code: int = 1) -> None:
+    def __init__(
+        self, rank: int, text: str, exit_code: int = 1, needs_advice: bool = False
+    ) -> None:
         super().__init__(f"rank {rank}: {text}")
-        self.exit_code = exit_code
+        self.exit_code, self.needs_advice = exit_code, needs_advice
 
 
 class Message:
@@ -114,11 +130,12 @@ class Message:
 class Ticket:
     """A message on its way; `Agreement.finish` returns those of all ranks."""
 
-    __slots__ = ("kind", "message", "received", "sent", "step", "work")
+    __slots__ = ("kind", "message", "patience", "received", "sent", "step", "work")
 
     def __init__(self, kind: Kind, step: int, sent: Tensor, size: int) -> None:
         self.kind, self.step, self.sent = kind, step, sent
         self.received = sent.new_empty(size * sent.numel())
+        self.patience = 0.0  # in seconds
         self.work: Work | None = None
         self.message: Message | None = None
 
@@ -171,11 +188,17 @@ class Agreement:
     def fail(self, error: BaseException, text: str) -> None:
         """Report an error of this rank in the next message that the others expect.
 
-        After it returns, all ranks know; it returns at once if they already did.
+        After it returns, all ranks know; it returns at once if they already did. A rank that a
+        signal interrupts waits for them for `PATIENCE_SECONDS` only.
         """
-        if self.note_failure(error, text):
-            with suppress(KindlingError, RuntimeError):
-                self._resolve(self._send(Kind.END, 0, _as_tensor({"failed": 1}, ())))
+        if not self.note_failure(error, text):
+            return
+        with suppress(KindlingError, RuntimeError):
+            ticket = self._send(Kind.END, 0, _as_tensor({"failed": 1}, ()))
+            if isinstance(error, KeyboardInterrupt):
+                _wait_briefly(ticket)
+            else:
+                self._resolve(ticket)
 
     def note_failure(self, error: BaseException, text: str) -> bool:
         """Note an error of this rank for the others to find when it is gone.
@@ -186,8 +209,12 @@ class Agreement:
         if self._has_failed or isinstance(error, PeerError | RankLostError):
             return False
         self._has_failed = True
-        code = getattr(error, "exit_code", 1)
-        self.store.set(f"failed/{self.rank}", json.dumps({"text": text, "exit_code": code}))
+        is_interrupt = isinstance(error, KeyboardInterrupt)
+        code = 128 + _signal_of(error) if is_interrupt else getattr(error, "exit_code", 1)
+        needs_advice = not isinstance(error, KindlingError | KeyboardInterrupt)
+        about = {"text": text, "exit_code": code, "needs_advice": needs_advice}
+        with suppress(RuntimeError):  # the store is gone, with the process that held it
+            self.store.set(f"failed/{self.rank}", json.dumps(about))
         return True
 
     def fail_out_of_memory(self, step: int, half: int, **values: float) -> Message:
@@ -200,39 +227,50 @@ class Agreement:
         values = {"kind": NUMBERS[Kind.UPDATE], "step": step, "oom_half": half, **values}
         return self.finish(self._send(Kind.UPDATE, step, _as_tensor(values, ())))
 
-    def failures(self) -> list[tuple[int, str, int]]:
-        """Return rank, text and exit code of each failure that was reported."""
+    def failures(self) -> list[PeerError]:
+        """Return the failures that other ranks reported."""
         found = []
-        for rank in range(self.size):
-            if self.store.check([f"failed/{rank}"]):
-                about = json.loads(self.store.get(f"failed/{rank}"))
-                found.append((rank, about["text"], about["exit_code"]))
+        with suppress(RuntimeError):  # the store is gone, with the process that held it
+            for rank in range(self.size):
+                if rank != self.rank and self.store.check([f"failed/{rank}"]):
+                    found.append(PeerError(rank, **json.loads(self.store.get(f"failed/{rank}"))))
         return found
 
-    def lost(self, error: BaseException, what: str, step: int) -> RankLostError | PeerError:
-        """Return the error for a collective operation that failed: which rank, where, for what."""
-        with suppress(RuntimeError):  # the store is gone
-            if noted := [one for one in self.failures() if one[0] != self.rank]:
-                return PeerError(*noted[0])
-        missing, waited = self._missing_ranks(), "timed out" in str(error).lower()
+    def lost(
+        self, error: BaseException, what: str, step: int, seconds: float | None = None
+    ) -> RankLostError | PeerError:
+        """Return the error for a collective operation that failed: which rank, where, for what.
+
+        Args:
+            seconds: how long the rank was waited for; None for the timeout.
+        """
+        if found := self.failures():
+            self._has_failed = True
+            return found[0]
+        missing = self._missing_ranks(f"waits for {what} at step {step}")
+        waited = "timed out" in str(error).lower()
         if missing is None:
             text = f"the launcher's store, and with it rank 0's machine, is gone at step {step}"
         elif missing:
             who = ", ".join(f"rank {rank}{self._describe(rank)}" for rank in missing)
-            how = f"has not answered for {self.timeout:g} s" if waited else "is gone"
+            how = f"has not answered for {seconds or self.timeout:g} s" if waited else "is gone"
             text = f"{who} {how}: at step {step}, waiting for {what}"
+        elif waited:
+            places = (self.store.get(f"present/{rank}").decode() for rank in range(self.size))
+            return out_of_step([f"rank {rank} {place}" for rank, place in enumerate(places)])
         else:
             text = f"the connection between ranks broke at step {step}, waiting for {what}"
             text += f" ({str(error).splitlines()[0][:120]})"
         self._end_stopped(missing or [])
-        found = RankLostError(text)
-        found.reporter = min({*range(self.size)} - {*(missing or [])})
-        return found
+        lost = RankLostError(text)
+        lost.reporter = min({*range(self.size)} - {*(missing or [])})
+        return lost
 
     def _send(self, kind: Kind, step: int, numbers: Tensor) -> Ticket:
         ticket = Ticket(kind, step, numbers, self.size)
         is_long = kind in PATIENT or not self._has_begun
         self._has_begun = self._has_begun or kind is Kind.UPDATE
+        ticket.patience = self.timeout * (LONG_WAIT if is_long else 1)
         options = self._options[is_long]
         try:
             ticket.work = self.group._allgather_base(ticket.received, numbers, options)
@@ -249,7 +287,7 @@ class Agreement:
             try:
                 first.work.wait()
             except RuntimeError as error:
-                raise self.lost(error, first.kind.value, first.step) from error
+                raise self.lost(error, first.kind.value, first.step, first.patience) from error
             first.message = Message(first.received.view(self.size, -1).tolist())
             if first is not ticket:
                 self._refuse_failure(first, first.message)
@@ -258,27 +296,27 @@ class Agreement:
     def _refuse_failure(self, ticket: Ticket, message: Message) -> None:
         if any(message["failed"]):
             self._has_failed = True
-            others = [one for one in self.failures() if one[0] != self.rank]
-            raise PeerError(*(others or [(self.rank, "failed", 1)])[0])
+            raise next(iter(self.failures()), PeerError(message.ranks_with("failed")[0], "failed"))
         # A rank out of memory reports it before it knows which optimizer is next.
         keys = ["kind", "step"] if message.is_out_of_memory else ["kind", "step", "optimizer"]
         if len({*zip(*(message[key] for key in keys), strict=True)}) > 1:
             self._has_failed = True
             kinds = dict(zip(NUMBERS.values(), NUMBERS, strict=True))
             places = zip(message["kind"], message["step"], message["optimizer"], strict=True)
-            shown = (
+            raise out_of_step(
                 f"rank {rank} at step {step:.0f}, {kinds[int(kind)].value}"
                 + f" of optimizer {number:.0f}" * (kinds[int(kind)] is Kind.UPDATE)
                 for rank, (kind, step, number) in enumerate(places)
             )
-            text = "the ranks are at different points of the training, and each must make the same"
-            text += " calls of `update`, `gather` and `save`: check what depends on the rank"
-            raise RankLostError(f"{text} ({'; '.join(shown)})")
 
-    def _missing_ranks(self) -> list[int] | None:
-        """Return the ranks that do not report themselves; None if the store is gone too."""
+    def _missing_ranks(self, place: str) -> list[int] | None:
+        """Return the ranks that do not report themselves; None if the store is gone too.
+
+        Args:
+            place: what this rank reports.
+        """
         try:
-            self.store.set(f"present/{self.rank}", "1")
+            self.store.set(f"present/{self.rank}", place)
             ends = time.monotonic() + PATIENCE_SECONDS
             while True:
                 keys = {rank: f"present/{rank}" for rank in range(self.size)}
@@ -322,6 +360,18 @@ def _as_tensor(values: Mapping[str, float], denominators: Sequence[float]) -> Te
     return torch.frombuffer(numbers, dtype=torch.float64)
 
 
+def _wait_briefly(ticket: Ticket) -> None:
+    """Let a message leave before this process ends."""
+    assert ticket.work is not None
+    ends = time.monotonic() + PATIENCE_SECONDS
+    while not ticket.work.is_completed() and time.monotonic() < ends:
+        time.sleep(0.01)
+
+
+def _signal_of(error: BaseException) -> int:
+    return int(getattr(error, "number", signal.SIGINT))
+
+
 def _started(pid: int) -> str:
     """Return the start time of a process, which tells it from a later one with the same number."""
     with suppress(OSError, IndexError):
@@ -333,6 +383,9 @@ def text_of(error: BaseException) -> Any:
     """Return what rank 0 prints for an error of another rank."""
     import traceback
 
+    if isinstance(error, KeyboardInterrupt):
+        name = signal.Signals(_signal_of(error)).name
+        return f"stopped by {name}, nothing more was saved"
     if isinstance(error, KindlingError):
         return "\n".join(filter(None, (error.trace.rstrip(), str(error), error.advice)))
     return "".join(traceback.format_exception(error)).rstrip()

@@ -31,6 +31,8 @@ class BufferMeans:
         self._modules = tuple(modules)
         self._before: dict[str, Tensor] = {}  # the buffers that steps change, after the last step
         self._has_new = torch.zeros(())  # of the last step, on a GPU
+        # Before the first step, which a resumed run must compute as one that was not interrupted.
+        self._start = {name: buffer.clone() for name, (_, buffer) in self._buffers().items()}
         # Some kernels of BatchNorm write without a trace in the version.
         self._seen = {
             name: _version_of(buffer)
@@ -54,13 +56,18 @@ class BufferMeans:
         ]
         known = {name: buffers[name] for name in self._before}
         has_new = self._add_changes(known, world, share, step, has_new=bool(new))
-        if has_new.is_cuda:  # waiting for it here would wait for the device in each step
+        start, self._start = self._start, {}
+        if (
+            has_new.is_cuda and not start
+        ):  # waiting for it here would wait for the device in each step
             has_new, self._has_new = self._has_new, has_new
         if bool(has_new):
             names = sorted({*chain(*world.all_gather(new))})
             added = {name: buffers[name] for name in names}
-            self._before |= {name: buffer.detach().clone() for name, buffer in added.items()}
-            world.broadcast_tensors([self._before[name] for name in names])
+            later = [name for name in names if name not in start]
+            self._before |= {name: start[name] for name in names if name in start}
+            self._before |= {name: added[name].detach().clone() for name in later}
+            world.broadcast_tensors([self._before[name] for name in later])
             self._add_changes(added, world, share, step)
 
     def _add_changes(

@@ -157,7 +157,7 @@ class World:
         """
         try:
             yield
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if self.agreement is not None and self.is_sharded:
                 # The others may wait for the weights of this rank, until it exits.
                 self.agreement.note_failure(error, text_of(error))
@@ -222,6 +222,11 @@ def join_processes(timeout: float, device_type: str = "cpu") -> World:
             backend, store=store, rank=rank, world_size=size, timeout=_seconds(LONG_WAIT * timeout)
         )
         group: Any = dist.new_group(backend="gloo", timeout=_seconds(LONG_WAIT * timeout))
+        if backend == "gloo":
+            # Only messages wait for a rank that is at work; what follows them is a transfer.
+            c10d: Any = dist.distributed_c10d
+            shorten = getattr(c10d, "set_timeout", None) or c10d._set_pg_timeout  # torch < 2.14
+            shorten(_seconds(timeout))
     except (RuntimeError, ValueError) as error:
         text = f"rank {rank} cannot reach the other {size - 1} processes"
         raise UsageError(f"{text}: {str(error).splitlines()[0][:200]}") from error

@@ -218,7 +218,7 @@ def add_resume_advice(folder: Path) -> Iterator[None]:
         else:
             text = f"{folder} has no checkpoint yet"
         if isinstance(error, KindlingError):
-            error.advice = text if error.trace else ""
+            error.advice = text if error.trace or getattr(error, "needs_advice", False) else ""
         elif hasattr(error, "add_note"):  # Python 3.11: printed after the traceback
             error.add_note(text)
         else:

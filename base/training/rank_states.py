@@ -106,7 +106,11 @@ def saved_size(state: Mapping[str, Any]) -> int:
 
 
 def gather_bad_samples(bad: BadSamples, world: World) -> None:
-    """Add the bad samples of the other ranks to those of rank 0, which lists them."""
+    """Add the bad samples of the other ranks to those of rank 0, which lists them.
+
+    Raises:
+        DataError: all ranks together have more than the config allows.
+    """
     if not (world.is_active and bad.skips):
         return
     found = world.gather([bad.state_dict(), bad.rows()])
@@ -114,6 +118,9 @@ def gather_bad_samples(bad: BadSamples, world: World) -> None:
         bad.load_state_dict(state)
         for row in rows:
             bad.add_row(row)
+    if found is not None:
+        for part in bad.known:
+            bad.check(part)
 
 
 def _of_this_device(random: Mapping[str, Any]) -> dict[str, Any]:

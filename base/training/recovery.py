@@ -339,14 +339,12 @@ class Recovery:
                 "limit of trainer.max_nonfinite: lower the learning rate, or check the data"
             ) from error
         if action == "rollback" or progress.skipped % LOGGED_EVERY == 1:
-            text = "%s%s: skipped (%d so far)"
-            log.warning(text, error, self._locate_nonfinite(part), progress.skipped)
+            where = self._locate_nonfinite(part)  # by all ranks
+            self._warn("%s%s: skipped (%d so far)", error, where, progress.skipped)
         if action == "rollback":
             self._roll_back()
-            log.warning(
-                "restored the weights of step %d; training continues with the next batch",
-                self._good_step,
-            )
+            text = "restored the weights of step %d; training continues with the next batch"
+            self._warn(text, self._good_step)
         self.state.window.drop()
 
     def _after_oom(self, error: BaseException, part: Any) -> None:
@@ -387,10 +385,16 @@ class Recovery:
             go_on = "" if self.folder is None else f": {resume_command(self.folder)}"
             text = "an optimizer has stepped already, so the step cannot be repeated here"
             raise OutOfMemoryError(f"{where}; {text}. {kept}; a resume uses it{go_on}") from error
-        log.warning("%s: %s", where, kept)
-        batch_size = getattr(self.state.train_loader, "batch_size", None)
-        warn_of_batch_norm(self.state.model, half, batch_size)
+        self._warn("%s: %s", where, kept)
+        if self.world.is_main:
+            batch_size = getattr(self.state.train_loader, "batch_size", None)
+            warn_of_batch_norm(self.state.model, half, batch_size)
         window.repeat()
+
+    def _warn(self, text: str, *values: Any) -> None:
+        """Log what all ranks have agreed on, once."""
+        if self.world.is_main:
+            log.warning(text, *values)
 
     def _locate_nonfinite(self, part: Any) -> str:
         if self.world.is_sharded:

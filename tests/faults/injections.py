@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.util import Finalize
 from pathlib import Path
 from pkgutil import resolve_name
@@ -186,6 +187,18 @@ class SignalIn:
         return float((folder / self.NOTE).read_bytes())
 
 
+@dataclass(frozen=True)
+class HeldUp:
+    """Let the `at`-th call of a function take so many seconds more."""
+
+    seconds: float
+    function: str
+    at: int = 1
+
+    def __call__(self) -> None:
+        _on_entry(self.function, self.at, lambda: time.sleep(self.seconds))
+
+
 def _on_entry(function: str, at: int, act: Callable[[], None]) -> None:
     """Call something before the `at`-th call of a function of this process."""
     inner, count = resolve_name(function), 0
@@ -218,6 +231,64 @@ class RaiseIn:
             raise RuntimeError("a fault of the test's own")
 
         _on_entry(self.function, self.at, act)
+
+
+@dataclass(frozen=True)
+class Raise:
+    """Raise an error on the `at`-th entry of a function, named as `module.Class.method`."""
+
+    error: BaseException
+    function: str
+    at: int = 1
+
+    def __call__(self) -> None:
+        def act() -> None:
+            raise self.error
+
+        _on_entry(self.function, self.at, act)
+
+
+@dataclass(frozen=True)
+class OtherCalls:
+    """Let the trainer or the loader of this rank make other calls than those of the others.
+
+    Args:
+        what: "no update" or "a gather", from a step on, or "fewer batches" in an epoch.
+    """
+
+    what: str
+    step: int = 7
+
+    def __call__(self) -> None:
+        import torch
+
+        from base.base_data_loader import BaseDataLoader
+        from base.base_trainer import BaseTrainer
+
+        update, train_step = BaseTrainer.update, BaseTrainer.train_step
+        batches = BaseDataLoader.batches
+
+        def is_due(trainer: BaseTrainer) -> bool:
+            return trainer.world.is_active and trainer.progress.step + 1 >= self.step
+
+        def no_update(trainer: BaseTrainer, *arguments: Any, **options: Any) -> None:
+            if not is_due(trainer):
+                update(trainer, *arguments, **options)
+
+        def gathers(trainer: BaseTrainer, batch: Any) -> Any:
+            if is_due(trainer):
+                trainer.gather(torch.zeros(1))
+            return train_step(trainer, batch)
+
+        def fewer(loader: BaseDataLoader, first: int, count: int) -> Any:
+            yield from islice(batches(loader, first, count), 4)
+
+        owner, name, new = {
+            "no update": (BaseTrainer, "update", no_update),
+            "a gather": (BaseTrainer, "train_step", gathers),
+            "fewer batches": (BaseDataLoader, "batches", fewer),
+        }[self.what]
+        FOREVER.setattr(owner, name, new)
 
 
 @dataclass(frozen=True)
@@ -271,6 +342,25 @@ class Pace:
             time.sleep(self.seconds)
             with self.note.open("ab") as file:
                 file.write(b".")
+            inner(trainer, values)
+
+        FOREVER.setattr(BaseTrainer, "end_step", outer)
+
+
+@dataclass(frozen=True)
+class NoteSteps:
+    """Add a line to a file for each step that is made: its number and the time of its end."""
+
+    note: Path
+
+    def __call__(self) -> None:
+        from base.base_trainer import BaseTrainer
+
+        inner = BaseTrainer.end_step
+
+        def outer(trainer: BaseTrainer, values: Any) -> None:
+            with self.note.open("a") as file:
+                file.write(f"{trainer.progress.step + 1} {time.time()}\n")
             inner(trainer, values)
 
         FOREVER.setattr(BaseTrainer, "end_step", outer)

@@ -378,11 +378,11 @@ def test_each_is_listed_once_and_told_at_times(tmp_path, caplog):
     config = load_config(None, [], text=CONFIG.format(root="."))
     for start in range(2):  # of which the second finds a last line that was cut short
         bad_samples = BadSamples(config)
-        bad_samples.note("valid", 99, 50, [BadSample(0, "early.png", "before there is a folder")])
+        bad_samples.note("valid", [BadSample(0, "early.png", "before there is a folder")])
         bad_samples.open(tmp_path)
         for index in range(25):
             each = BadSample(index, f"a/{index}\udcff.png", "cut\nshort")
-            bad_samples.note("train", 99, 50, [each, each])
+            bad_samples.note("train", [each, each])
         assert len(rows(tmp_path)) == len(set(rows(tmp_path))) == 26
         content = (tmp_path / "bad_samples.csv").read_text()
         assert "train,24,a/24\\udcff.png,cut short\n" in content

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import sys
@@ -21,6 +22,7 @@ from base.errors import KindlingError
 from base.system.processes import local_size, rank
 
 FORCE_WITHIN_SECONDS = 2.0
+SEVERAL = re.compile(r"all|.*,.*|(cpu|auto|n_gpu):\d+")  # devices for which `-d` starts processes
 SAME_WITHIN_SECONDS = 0.5  # a Ctrl-C that both the terminal and torchrun send
 SAVER = "saver"  # the name of the thread that writes checkpoints
 
@@ -31,11 +33,14 @@ def resume_command(folder: Path) -> str:
     size = os.environ.get("WORLD_SIZE", "1")
     if rank() is None or size == "1":
         return f"python train.py -r {path}"
+    device = ""
     for flag, value in pairwise(sys.argv):
         if flag in ("-d", "--device"):
-            return f"python train.py -r {path} -d {shlex.quote(value)}"
+            device = f" -d {shlex.quote(value)}"
+            if SEVERAL.fullmatch(value):
+                return f"python train.py -r {path}{device}"
     options = f"--standalone --nproc-per-node {size}" if local_size() == int(size) else "..."
-    return f"torchrun {options} train.py -r {path}"
+    return f"torchrun {options} train.py -r {path}{device}"
 
 
 def exit_now(code: int) -> NoReturn:

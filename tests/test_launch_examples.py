@@ -82,14 +82,17 @@ def test_pods_of_both_kinds_are_equal() -> None:
 def test_slurm_signals_the_steps_and_requeues_the_job(tmp_path: Path) -> None:
     """With stand-ins for SLURM: the job is queued again only if its run asks for it."""
     for name, code in {
-        "srun": 'mkdir -p saved/x/1; echo "$FOUND" > saved/x/1/requeue; exit 1',
+        "srun": '[ -z "$FOUND" ] || echo "$FOUND" > saved/x/1/requeue; exit 1',
         "scontrol": '[ "$1" = show ] && echo node1 || echo "$@" >> calls',
     }.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{code}\n")
         (tmp_path / name).chmod(0o755)
     text = (LAUNCH / "slurm.sh").read_text("utf-8")
     assert {"#SBATCH --requeue", "#SBATCH --signal=TERM@120"} <= {*text.splitlines()}
-    for found, calls in {"76": "", "77": "requeue 77\n"}.items():
+    asks = tmp_path / "saved" / "x" / "1" / "requeue"
+    asks.parent.mkdir(parents=True)
+    # The last one fails before it resumes: what its earlier start asked for is no longer valid.
+    for found, calls in {"76": "", "77": "requeue 77\n", "": ""}.items():
         env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "77", "FOUND": found}
         env |= {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2"}
         (tmp_path / "calls").write_text("")

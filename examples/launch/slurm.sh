@@ -18,6 +18,9 @@ export OMP_NUM_THREADS=8 # --cpus-per-task divided by the GPUs of a node
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
+# What an earlier start of this job asked for is done: else a job that fails would start for ever.
+grep -lsx "$SLURM_JOB_ID" saved/*/*/requeue | xargs -r rm
+
 # One torchrun on each node starts a process for each GPU. `-r auto` resumes the newest run of the
 # config's name, if there is one.
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node gpu \

@@ -22,7 +22,7 @@ from base.errors import KindlingError
 from base.system.processes import local_size, rank
 
 FORCE_WITHIN_SECONDS = 2.0
-SEVERAL = re.compile(r"all|.*,.*|(cpu|auto|n_gpu):\d+")  # devices for which `-d` starts processes
+SEVERAL = re.compile(r"all|.*,.*\d|(cpu|auto|n_gpu):(?!1$)\d+")  # after `-d`
 SAME_WITHIN_SECONDS = 0.5  # a Ctrl-C that both the terminal and torchrun send
 SAVER = "saver"  # the name of the thread that writes checkpoints
 
@@ -33,13 +33,12 @@ def resume_command(folder: Path) -> str:
     size = os.environ.get("WORLD_SIZE", "1")
     if rank() is None or size == "1":
         return f"python train.py -r {path}"
-    device = ""
-    for flag, value in pairwise(sys.argv):
-        if flag in ("-d", "--device"):
-            device = f" -d {shlex.quote(value)}"
-            if SEVERAL.fullmatch(value):
-                return f"python train.py -r {path}{device}"
-    options = f"--standalone --nproc-per-node {size}" if local_size() == int(size) else "..."
+    given = [value for flag, value in pairwise(sys.argv) if flag in ("-d", "--device")]
+    device = f" -d {shlex.quote(given[-1])}" if given else ""
+    is_here = local_size() == int(size)
+    if is_here and given and SEVERAL.fullmatch(given[-1]):
+        return f"python train.py -r {path}{device}"
+    options = f"--standalone --nproc-per-node {size}" if is_here else "..."
     return f"torchrun {options} train.py -r {path}{device}"
 
 

@@ -48,6 +48,11 @@ def test_flags_are_set_and_handlers_restored() -> None:
             "torchrun --standalone --nproc-per-node 2 train.py -r 'a b' -d",
         ),
         (["train.py", "-c", "x.yaml"], 1, "torchrun ... train.py -r 'a b'"),  # two machines
+        (["train.py", "-d", "0,1"], 2, "python train.py -r 'a b' -d 0,1"),
+        # The device alone would be that of one process.
+        (["train.py", "-d", "cpu"], 2, "torchrun --standalone --nproc-per-node 2 train.py -r"),
+        (["train.py", "-d", "cpu:1"], 2, "torchrun --standalone --nproc-per-node 2 train.py -r"),
+        (["train.py", "-d", "all"], 1, "torchrun ... train.py -r 'a b' -d all"),
     ],
 )
 def test_a_run_is_resumed_in_as_many_processes(

@@ -247,8 +247,10 @@ class Agreement:
         if found := self.failures():
             self._has_failed = True
             return found[0]
-        missing = self._missing_ranks(f"waits for {what} at step {step}")
+        absent = missing = self._missing_ranks(f"waits for {what} at step {step}")
         waited = "timed out" in str(error).lower()
+        if absent and not waited:  # the others are at work, and do not know yet
+            missing = [rank for rank in absent if self._process_here(rank) is None]
         if missing is None:
             text = f"the launcher's store, and with it rank 0's machine, is gone at step {step}"
         elif missing:
@@ -263,7 +265,7 @@ class Agreement:
             text += f" ({str(error).splitlines()[0][:120]})"
         self._end_stopped(missing or [])
         lost = RankLostError(text)
-        lost.reporter = min({*range(self.size)} - {*(missing or [])})
+        lost.reporter = min({*range(self.size)} - {*(absent or [])})
         return lost
 
     def _send(self, kind: Kind, step: int, numbers: Tensor) -> Ticket:
@@ -336,11 +338,18 @@ class Agreement:
     def _end_stopped(self, missing: Sequence[int]) -> None:
         """Kill lost ranks on this machine: torchrun waits 30 s for a stopped process to exit."""
         for rank in missing:
-            with suppress(Exception):
-                about = json.loads(self.store.get(f"peer/{rank}"))
-                is_here = about["host"] == socket.gethostname()
-                if is_here and about["started"] and _started(about["pid"]) == about["started"]:
-                    os.kill(about["pid"], signal.SIGKILL)
+            if (pid := self._process_here(rank)) is not None:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _process_here(self, rank: int) -> int | None:
+        """Return the number of the process of a rank; None if it has ended, or is elsewhere."""
+        with suppress(Exception):
+            about = json.loads(self.store.get(f"peer/{rank}"))
+            is_here = about["host"] == socket.gethostname()
+            if is_here and about["started"] and _started(about["pid"]) == about["started"]:
+                return int(about["pid"])
+        return None
 
 
 def _options(seconds: float) -> Any:
@@ -373,9 +382,13 @@ def _signal_of(error: BaseException) -> int:
 
 
 def _started(pid: int) -> str:
-    """Return the start time of a process, which tells it from a later one with the same number."""
+    """Return the start time of a process, which tells it from a later one with the same number.
+
+    It is empty for a process that has ended.
+    """
     with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
     return ""
 
 

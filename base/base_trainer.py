@@ -114,7 +114,7 @@ class BaseTrainer:
         self._gradients_every = gradients_every and parse_duration(gradients_every).in_steps(length)
 
         self.signals, self.clock = SignalFlags(), Clock()
-        self._requests = Requests(self.world, self.signals, self.save_every, self.log_every)
+        self._requests = Requests(self.world, self.signals, self.save_every)
         self.window.requests, self.window.on_message = self._requests.send, self._requests.receive
         self.window.next_step = lambda: self.progress.step + 1
         self.epoch_start = EpochStart(
@@ -218,7 +218,7 @@ class BaseTrainer:
         if self.ema is not None and is_made:
             self.ema.update()
         self.clock.lap("compute")
-        if self._requests.log_is_due(self.progress.step) and is_made:
+        if is_made and self.log_every.is_due_at_step(self.progress.step):
             self.current_run.log.log_step(self._of_all_ranks(values), self.progress)
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():

@@ -58,13 +58,13 @@ FIELDS = (
     "nonfinite",  # 1 if the loss is not finite
     "stop",  # the signal that asks to stop
     "save",  # 1 for a request to save
-    "save_due", "log_due",  # 1 for what is due by the clock of this rank
+    "save_due",  # 1 if it is due by the clock of this rank
     "optimizer",  # the number of the optimizer that is about to step
     "begun", "stale",  # of the sums of gradients; see `GradientSums`
     "n_samples", "found",  # of the window; see `Window`
 )  # fmt: skip
 PLACES = {field: place for place, field in enumerate(FIELDS)}
-WIDTH = 48  # the fields, then the denominators of up to 34 losses
+WIDTH = 48  # the fields, then the denominators of up to 35 losses
 
 
 class RankLostError(TrainingError):

@@ -15,13 +15,10 @@ class Requests:
     end of that step. What is due after minutes is due by the clock of rank 0.
     """
 
-    def __init__(
-        self, world: World, signals: SignalFlags, save_every: Every, log_every: Every
-    ) -> None:
-        self._world, self._signals = world, signals
-        self._save_every, self._log_every = save_every, log_every
+    def __init__(self, world: World, signals: SignalFlags, save_every: Every) -> None:
+        self._world, self._signals, self._save_every = world, signals, save_every
         self._stop: int | None = None
-        self._saves = self._save_is_due = self._log_is_due = False
+        self._saves = self._save_is_due = False
 
     @property
     def stop(self) -> int | None:
@@ -34,7 +31,6 @@ class Requests:
         self._signals.save = False
         if self._world.is_main:
             fields["save_due"] = self._save_every.is_due_by_clock()
-            fields["log_due"] = self._log_every.is_due_by_clock()
         return fields
 
     def receive(self, message: Message) -> None:
@@ -42,7 +38,6 @@ class Requests:
         self._stop = message.stop_signal or self._stop
         self._saves = self._saves or any(message["save"])
         self._save_is_due = self._save_is_due or any(message["save_due"])
-        self._log_is_due = self._log_is_due or any(message["log_due"])
 
     def exchange(self, kind: Kind, step: int) -> None:
         """Send the requests of this rank and receive those of all."""
@@ -57,10 +52,3 @@ class Requests:
         is_due = self._saves or self._save_is_due or self._save_every.is_due_by_count(step)
         self._saves = self._save_is_due = False
         return is_due
-
-    def log_is_due(self, step: int) -> bool:
-        """Return whether the values of this step are to be logged."""
-        if not self._world.is_active:
-            return self._log_every.is_due_at_step(step)
-        is_due, self._log_is_due = self._log_is_due, False
-        return is_due or self._log_every.is_due_by_count(step)

@@ -46,7 +46,7 @@ from logger.files import read_file, write_whole
 LOG = logging.getLogger("kindling")
 VERSION = "0.2.0"
 FORMAT = 2
-PLAIN_FORMAT = 1  # of checkpoints in one file, which earlier versions read too
+PLAIN_FORMAT = 1  # of checkpoints in one file; earlier versions read those of one process
 # migrations[k] converts a state of format k to format k + 1.
 migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda state: state}
 

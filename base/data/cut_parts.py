@@ -66,6 +66,8 @@ class RankParts:
 class CutLoader:
     """Adds ``shard(rank, size)`` to a user's loader that has only ``batches(first, count)``."""
 
+    cuts_batches = True
+
     def __init__(self, loader: Any, rules: Rules) -> None:
         self.loader, self._rules = loader, rules
         self.batch_share = WHOLE

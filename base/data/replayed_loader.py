@@ -168,6 +168,11 @@ class ReplayedLoader:
                 raise DataError(f"{text} that of all processes together")
 
     @property
+    def cuts_batches(self) -> bool:
+        """Whether each rank reads whole batches, and cuts its part from them."""
+        return self._parts is not None
+
+    @property
     def _shares_itself(self) -> bool:
         """Whether the loader has ``shard`` itself. That of a `BaseDataLoader` skips an own loop."""
         has_own_loop = getattr(self.loader, "has_own_loop", False)

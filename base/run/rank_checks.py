@@ -19,6 +19,7 @@ from base.checkpoint.data_record import class_names
 from base.config import Config
 from base.config.normal_form import optimizer_keys
 from base.config.tree import leaves
+from base.data.batch import tensors_in
 from base.data.fingerprint import samples_of
 from base.data.shares import fault_of_batch_size
 from base.distributed.comparison import (
@@ -38,6 +39,7 @@ from base.names.discovery import project_root
 from base.names.shipped import FOLDERS, digest
 from base.run.data_changes import PART_NAMES
 from base.system.places import PROJECT
+from base.system.seeding import isolated_random_state
 from base.training.experiment import Experiment
 from base.training.metrics import cannot_merge
 from base.training.progress import Stateful
@@ -91,11 +93,34 @@ def check_ranks(experiment: Experiment, world: World) -> None:
         _refuse_differences(rows, details)
         refuse_unsupported(experiment, world.size)
         warn_of_batch_norm(experiment, world.size)
+    for part, loader in (("train", experiment.train_loader), ("valid", experiment.valid_loader)):
+        warn_of_other_batches(loader, PART_NAMES[part], world)
     # Each rank has parts of the model's weights, which were compared whole.
     whole = {name: one for name, one in weights_of(experiment).items() if not is_sharded(one)}
     if match_weights(whole, world):
         for loss in experiment.losses.values():
             loss.follow_weights()
+
+
+def warn_of_other_batches(loader: Any, part: str, world: World) -> None:
+    """Warn if ranks that cut their parts from whole batches do not draw the same ones.
+
+    All ranks must call it. It reads the first batch of such a loader.
+    """
+    if not getattr(loader, "cuts_batches", False):
+        return
+    loader.shard(0, 1)
+    with isolated_random_state(0):
+        batch = next(iter(loader.batches(0, 1)), None)
+    loader.shard(world.rank, world.size)
+    hashes = world.gather([hash_of_tensor(each) for each in tensors_in(batch)]) or []
+    for rank, theirs in enumerate(hashes):
+        if theirs != hashes[0]:
+            text = "the first %s batch of rank %d is not that of rank 0, and each takes its part of"
+            text += " its own: if the loader divides the samples by rank itself, most of them are"
+            text += " lost: leave that to Kindling; if they are drawn or changed at random, seed it"
+            log.warning(text, part, rank)
+            return
 
 
 def match_weights(weights: Mapping[str, Tensor], world: World) -> bool:

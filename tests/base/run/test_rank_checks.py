@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from toy import make
 
+from base.data.replayed_loader import ReplayedLoader
 from base.distributed.group import ALONE, World
 from base.errors import ConfigError, DataError
 from base.names import registry
@@ -26,6 +27,7 @@ from base.run.rank_checks import (
     check_ranks,
     hash_code,
     match_weights,
+    warn_of_other_batches,
     warn_of_other_state,
     weights_of,
 )
@@ -241,6 +243,54 @@ def test_state_that_differs_after_a_step_is_named(caplog: pytest.LogCaptureFixtu
     caplog.clear()
     warn_of_other_state(parts, TwoRanks(ema="other", model="other"), is_sharded=True)
     assert not caplog.records
+
+
+class Stream:
+    """Two batches of four numbers; with a rank, those of this rank alone, as some libraries do."""
+
+    def __init__(self, rank: int | None) -> None:
+        self.rank, self.n_begun = rank, 0
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        self.n_begun += 1
+        for first in (0, 8):
+            yield [torch.arange(8)[self.rank or 0 :: 1 if self.rank is None else 2][:4] + first]
+
+
+class Recorded(TwoRanks):
+    """A rank of 2 that keeps what it sends to rank 0, or receives what rank 1 has sent."""
+
+    def __init__(self, rank: int, received: Any = None) -> None:
+        World.__init__(self, rank, 2)
+        self.received = received
+
+    def gather(self, value: Any) -> Any:
+        if self.rank == 0:
+            return [value, self.received]
+        self.received = value
+        return None
+
+
+@pytest.mark.parametrize("divides_itself", [False, True])
+def test_a_loader_that_divides_its_samples_itself_is_noticed(
+    divides_itself: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = Recorded(1)
+    for rank in (1, 0):
+        loader = ReplayedLoader(Stream(rank if divides_itself else None), 0)
+        loader.shard(rank, 2)
+        world = Recorded(rank, world.received)
+        warn_of_other_batches(loader, "training", world)
+        batch = next(iter(loader.batches(0, 1)))  # its share is back, and no batch is lost
+        whole = next(iter(Stream(rank if divides_itself else None)))
+        assert torch.equal(batch[0], whole[0][rank::2])
+    assert ("divides the samples" in caplog.text) == divides_itself
+
+
+def test_a_loader_that_reads_its_part_alone_is_not_read_for_this() -> None:
+    loader = make().experiment.train_loader
+    loader.batches = None
+    warn_of_other_batches(loader, "training", Recorded(0))
 
 
 def test_synchronized_statistics_need_cuda() -> None:

@@ -220,7 +220,7 @@ class Agreement:
         elif missing:
             who = ", ".join(f"rank {rank}{self._describe(rank)}" for rank in missing)
             how = f"has not answered for {self.timeout:g} s" if waited else "is gone"
-            text = f"{who} {how}: at step {step}, waiting for {what}"
+            text = f"{who} {how} at step {step}, while the others waited for {what}"
         else:
             text = f"the connection between ranks broke at step {step}, waiting for {what}"
             text += f" ({str(error).splitlines()[0][:120]})"

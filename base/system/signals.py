@@ -5,6 +5,7 @@ Nothing is saved inside a handler, as it may interrupt torch anywhere.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shlex
@@ -12,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -31,11 +31,14 @@ def resume_command(folder: Path) -> str:
     size = os.environ.get("WORLD_SIZE", "1")
     if rank() is None or size == "1":
         return f"python train.py -r {path}"
-    for flag, value in pairwise(sys.argv):
-        if flag in ("-d", "--device"):
-            return f"python train.py -r {path} -d {shlex.quote(value)}"
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-d", "--device")
+    name = parser.parse_known_args(sys.argv[1:])[0].device
+    device = f" -d {shlex.quote(name)}" if name else ""
+    if name and (name == "all" or {*name} & {",", ":"}):  # it starts several processes
+        return f"python train.py -r {path}{device}"
     options = f"--standalone --nproc-per-node {size}" if local_size() == int(size) else "..."
-    return f"torchrun {options} train.py -r {path}"
+    return f"torchrun {options} train.py -r {path}{device}"
 
 
 def exit_now(code: int) -> NoReturn:

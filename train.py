@@ -37,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         check_ranks,
         choose_device,
         dry_run,
+        hash_code_at_start,
         make_repeatable,
         open_run,
         record_to_resume,
@@ -56,7 +57,11 @@ def main(arguments: Sequence[str]) -> int:
         device = choose_device(options.device or config["device"])
         make_repeatable(config)
         seed_everything(config["seed"])
-        world = join_processes(config["distributed"]["timeout"], device.type)
+        # The others may start later, when files have changed.
+        hashes, world = (
+            hash_code_at_start(),
+            join_processes(config["distributed"]["timeout"], device.type),
+        )
         mute_other_ranks(world.rank)
         with world.reports_errors():
             resume_from = resume_together(resume_from, world)
@@ -70,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             )
             experiment.share_with(world)
             trainer = build_trainer(config, experiment)
-            check_ranks(experiment, world)
+            check_ranks(experiment, world, hashes)
             if options.dry_run:
                 with world.paused():
                     text = dry_run(trainer)

@@ -38,6 +38,7 @@ class Kind(Enum):
     START = "the start of training"
     WINDOW = "the batches of a step"
     UPDATE = "the gradients"
+    BUFFERS = "the buffers after a step"
     EPOCH = "the end of an epoch"
     VALID = "a batch of the evaluation"
     SAVE = "a checkpoint to be written"
@@ -61,6 +62,7 @@ FIELDS = (
     "save_due",  # 1 if it is due by the clock of this rank
     "optimizer",  # the number of the optimizer that is about to step
     "begun", "stale",  # of the sums of gradients; see `GradientSums`
+    "has_new",  # 1 for buffers that changed for the first time; see `BufferMeans`
     "n_samples", "found",  # of the window; see `Window`
 )  # fmt: skip
 PLACES = {field: place for place, field in enumerate(FIELDS)}
@@ -256,7 +258,7 @@ class Agreement:
         elif missing:
             who = ", ".join(f"rank {rank}{self._describe(rank)}" for rank in missing)
             how = f"has not answered for {seconds or self.timeout:g} s" if waited else "is gone"
-            text = f"{who} {how}: at step {step}, waiting for {what}"
+            text = f"{who} {how} at step {step}, while the others waited for {what}"
         elif waited:
             places = (self.store.get(f"present/{rank}").decode() for rank in range(self.size))
             return out_of_step([f"rank {rank} {place}" for rank, place in enumerate(places)])

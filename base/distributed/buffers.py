@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,13 @@ from torch.nn.modules.batchnorm import _NormBase
 from base.distributed.agreement import Kind
 from base.distributed.group import World
 
-ON_CPU = (torch.float32, torch.device("cpu"))
+
+class Sum(NamedTuple):
+    """The changes of buffers of one dtype and device, on their way to their sum."""
+
+    names: list[str]
+    flat: Tensor
+    work: Any
 
 
 class BufferMeans:
@@ -30,7 +37,6 @@ class BufferMeans:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = tuple(modules)
         self._before: dict[str, Tensor] = {}  # the buffers that steps change, after the last step
-        self._has_new = torch.zeros(())  # of the last step, on a GPU
         # Before the first step, which a resumed run must compute as one that was not interrupted.
         self._start = {name: buffer.clone() for name, (_, buffer) in self._buffers().items()}
         # Some kernels of BatchNorm write without a trace in the version.
@@ -54,45 +60,43 @@ class BufferMeans:
             for name, buffer in buffers.items()
             if name not in self._before and self._seen.get(name) != _version_of(buffer)
         ]
-        known = {name: buffers[name] for name in self._before}
-        has_new = self._add_changes(known, world, share, step, has_new=bool(new))
+        assert world.agreement is not None
+        ticket = world.agreement.begin(Kind.BUFFERS, step, has_new=bool(new))
+        sums = self._begin_sums({name: buffers[name] for name in self._before}, share)
+        has_new = any(world.agreement.finish(ticket)["has_new"])
+        self._finish(sums, buffers, world, step)
         start, self._start = self._start, {}
-        if (
-            has_new.is_cuda and not start
-        ):  # waiting for it here would wait for the device in each step
-            has_new, self._has_new = self._has_new, has_new
-        if bool(has_new):
+        if has_new:
             names = sorted({*chain(*world.all_gather(new))})
             added = {name: buffers[name] for name in names}
             later = [name for name in names if name not in start]
             self._before |= {name: start[name] for name in names if name in start}
             self._before |= {name: added[name].detach().clone() for name in later}
             world.broadcast_tensors([self._before[name] for name in later])
-            self._add_changes(added, world, share, step)
+            self._finish(self._begin_sums(added, share), buffers, world, step)
 
-    def _add_changes(
-        self,
-        buffers: Mapping[str, Tensor],
-        world: World,
-        share: float,
-        step: int,
-        has_new: bool = False,
-    ) -> Tensor:
-        """Add the changes on all ranks to buffers; return on how many of them ``has_new``."""
+    def _begin_sums(self, buffers: Mapping[str, Tensor], share: float) -> list[Sum]:
+        """Begin to sum the changes of buffers over all ranks."""
         import torch.distributed as dist
 
         by_kind: dict[tuple[torch.dtype, torch.device], list[str]] = defaultdict(list)
         for name, buffer in buffers.items():
             by_kind[buffer.dtype, buffer.device].append(name)
-        found = torch.zeros(())
+        sums = []
         with torch.no_grad():
-            for (dtype, device), names in (by_kind or {ON_CPU: []}).items():
-                changes = [self._change_of(name, buffers[name], share) for name in names]
-                flag = torch.tensor([float(has_new)], dtype=dtype, device=device)
-                flat = torch.cat([*changes, flag])
-                with world.watched(Kind.UPDATE, step):
-                    dist.all_reduce(flat)
-                found = flat[-1]
+            for names in by_kind.values():
+                flat = torch.cat([self._change_of(name, buffers[name], share) for name in names])
+                sums.append(Sum(names, flat, dist.all_reduce(flat, async_op=True)))
+        return sums
+
+    def _finish(
+        self, sums: Iterable[Sum], buffers: Mapping[str, Tensor], world: World, step: int
+    ) -> None:
+        """Add the sums to the buffers."""
+        with torch.no_grad():
+            for names, flat, work in sums:
+                with world.watched(Kind.BUFFERS, step):
+                    work.wait()
                 first = 0
                 for name in names:
                     before, buffer = self._before[name], buffers[name]
@@ -100,7 +104,6 @@ class BufferMeans:
                     before.copy_(torch.where(change == 0, before, before + change))
                     buffer.copy_(before)
                     first += buffer.numel()
-        return found
 
     def _change_of(self, name: str, buffer: Tensor, share: float) -> Tensor:
         before = self._before[name]

@@ -244,8 +244,9 @@ def world_size() -> int:
         return 1
     if missing := [name for name in NEEDED if name not in os.environ]:
         given = next(name for name in ("WORLD_SIZE", "RANK") if name in os.environ)
-        text = f"{given}={os.environ[given]} is set, but {', '.join(missing)} not: start the"
-        text += " processes with torchrun, which sets them all, or unset it for one process"
+        verb = "are" if len(missing) > 1 else "is"
+        text = f"{given}={os.environ[given]} is set, but {', '.join(missing)} {verb} not: start"
+        text += " the processes with torchrun, which sets them all, or unset it for one process"
         raise UsageError(text)
     size, rank = _number("WORLD_SIZE"), _number("RANK")
     if not 0 <= rank < size:

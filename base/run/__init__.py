@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from base.run.data_changes import refuse_changed_data as refuse_changed_data
     from base.run.dry_run_report import dry_run as dry_run
     from base.run.rank_checks import check_ranks as check_ranks
+    from base.run.rank_checks import hash_code_at_start as hash_code_at_start
     from base.run.restarts import resume_together as resume_together
     from base.run.session import open_run as open_run
     from base.run.session import write_deferred_files as write_deferred_files

@@ -39,6 +39,7 @@ from base.names.discovery import project_root
 from base.names.shipped import FOLDERS, digest
 from base.run.data_changes import PART_NAMES
 from base.system.places import PROJECT
+from base.system.processes import rank as launched_rank
 from base.system.seeding import isolated_random_state
 from base.training.experiment import Experiment
 from base.training.metrics import cannot_merge
@@ -56,10 +57,15 @@ READS_WHOLE_WEIGHTS = ("Adafactor", "Muon")  # optimizers
 OF_ONE_MACHINE = ("device", "threads")  # keys of the config that may differ
 
 
-def check_ranks(experiment: Experiment, world: World) -> None:
+def check_ranks(
+    experiment: Experiment, world: World, started_with: Mapping[str, str] | None = None
+) -> None:
     """Check that all ranks have built the same experiment, and that several can train it.
 
     All ranks must call it. If their weights differ, all continue with those of rank 0.
+
+    Args:
+        started_with: `hash_code_at_start` of this rank.
 
     Raises:
         ConfigError: on rank 0: torch, devices, config or code differ between ranks, or several
@@ -76,7 +82,7 @@ def check_ranks(experiment: Experiment, world: World) -> None:
             )
             config.notes.append(text)
         return
-    wholes = {"config": config_texts(config), "code": hash_code()}
+    wholes = {"config": config_texts(config), "code": {**hash_code(), **(started_with or {})}}
     facts = {
         "host": socket.gethostname(),
         "torch": str(torch.__version__),  # a subclass of str
@@ -213,6 +219,14 @@ def config_texts(config: Config) -> dict[str, str]:
     """Return the values of a config that all ranks must share, as text by dotted key."""
     shared = {key: config[key] for key in config if key not in OF_ONE_MACHINE}
     return {key: json.dumps(value, default=str) for key, value in leaves(shared)}
+
+
+def hash_code_at_start() -> dict[str, str]:
+    """Return `hash_code` before this process waits for the others; empty for a single process.
+
+    Another process may start later, and read a file that was changed in the meantime.
+    """
+    return {} if launched_rank() is None else hash_code()
 
 
 def hash_code() -> dict[str, str]:

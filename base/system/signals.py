@@ -5,6 +5,7 @@ Nothing is saved inside a handler, as it may interrupt torch anywhere.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
@@ -13,7 +14,6 @@ import signal
 import sys
 import threading
 import time
-from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -33,10 +33,12 @@ def resume_command(folder: Path) -> str:
     size = os.environ.get("WORLD_SIZE", "1")
     if rank() is None or size == "1":
         return f"python train.py -r {path}"
-    given = [value for flag, value in pairwise(sys.argv) if flag in ("-d", "--device")]
-    device = f" -d {shlex.quote(given[-1])}" if given else ""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("-d", "--device")
+    name = parser.parse_known_args(sys.argv[1:])[0].device
+    device = f" -d {shlex.quote(name)}" if name else ""
     is_here = local_size() == int(size)
-    if is_here and given and SEVERAL.fullmatch(given[-1]):
+    if is_here and name and SEVERAL.fullmatch(name):
         return f"python train.py -r {path}{device}"
     options = f"--standalone --nproc-per-node {size}" if is_here else "..."
     return f"torchrun {options} train.py -r {path}{device}"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from toy import make
 
 from base.data.replayed_loader import ReplayedLoader
+from base.distributed.comparison import hash_of
 from base.distributed.group import ALONE, World
 from base.errors import ConfigError, DataError
 from base.names import registry
@@ -112,6 +113,23 @@ def test_equal_ranks_pass_in_silence(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_another_version_or_device_is_refused(key: str, value: str, expected: str) -> None:
     assert expected in refused(TwoRanks(**{key: value}))
+
+
+class LaterRank(TwoRanks):
+    """Rank 1 has the files of now."""
+
+    def all_gather(self, value: Any) -> list[Any]:
+        code = hash_code()
+        is_whole = isinstance(value["code"], dict)
+        return [value, {**value, "code": code if is_whole else hash_of(code)}]
+
+
+def test_a_file_that_changed_before_another_rank_started_is_named() -> None:
+    code = {**hash_code(), "model/loss.py": "before"}
+    with pytest.raises(
+        ConfigError, match=r"model/loss\.py is another file on rank 1 than on rank 0"
+    ):
+        check_ranks(make().experiment, LaterRank(), code)
 
 
 def test_other_data_are_a_fault_of_the_data() -> None:

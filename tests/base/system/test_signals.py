@@ -42,10 +42,12 @@ def test_flags_are_set_and_handlers_restored() -> None:
     [
         (["train.py", "-c", "x.yaml", "-d", "cpu:2"], 2, "python train.py -r 'a b' -d cpu:2"),
         (["train.py", "-c", "x.yaml"], 2, "torchrun --standalone --nproc-per-node 2 train.py -r"),
+        (["train.py", "-d", "cpu", "-d", "cpu:2"], 2, "python train.py -r 'a b' -d cpu:2"),
+        (["train.py", "--device=all", "-c", "x.yaml"], 2, "python train.py -r 'a b' -d all"),
         (
-            ["train.py", "-d", "cpu"],
+            ["train.py", "-c", "x.yaml", "-d", "cpu"],
             2,
-            "torchrun --standalone --nproc-per-node 2 train.py -r 'a b' -d",
+            "torchrun --standalone --nproc-per-node 2 train.py -r 'a b' -d cpu",
         ),
         (["train.py", "-c", "x.yaml"], 1, "torchrun ... train.py -r 'a b'"),  # two machines
         (["train.py", "-d", "0,1"], 2, "python train.py -r 'a b' -d 0,1"),

@@ -11,6 +11,9 @@ from groups import start_group
 CODE = """
 from base.distributed import Kind, RankLostError, join_processes
 world = join_processes(20.0)
+from torch import nn
+from base.distributed.buffers import BufferMeans
+means = BufferMeans([nn.BatchNorm1d(3)])
 try:
     {call}
 except RankLostError as error:
@@ -28,6 +31,10 @@ except RankLostError as error:
         (
             "world.agree(Kind.UPDATE, 3, optimizer=world.rank)",
             "rank 0 at step 3, the gradients of optimizer 0; rank 1 at step 3, the gradients of",
+        ),
+        (
+            "world.all_gather(1) if world.rank else means.average(world, 0.5, 4)",
+            "rank 0 at step 4, the buffers after a step; rank 1 at step 0, the values of all ranks",
         ),
     ],
 )

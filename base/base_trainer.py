@@ -21,6 +21,7 @@ from base.data.device_feed import feed
 from base.data.sample_items import checked_weights
 from base.distributed.agreement import Kind
 from base.distributed.buffers import BufferMeans
+from base.distributed.group import World
 from base.errors import ConfigError, Problem
 from base.names.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
 from base.network.activations import offload_activations
@@ -93,7 +94,7 @@ class BaseTrainer:
         self.experiment = experiment
         self.config, self.settings = experiment.config, experiment.settings
         self.train_loader, self.valid_loader = experiment.train_loader, experiment.valid_loader
-        self.callbacks, self.world = experiment.callbacks, experiment.world
+        self.callbacks = experiment.callbacks
 
         # The state holds what a step uses. Functions below this class take it, never the trainer.
         self.training_state = state = build_state(experiment)
@@ -600,6 +601,16 @@ class BaseTrainer:
     @writers.setter
     def writers(self, _: Any) -> None:
         self._refuse_assignment("writers")
+
+    @property  # type: ignore[misc]  # mypy takes a setter for an overload
+    @final
+    def world(self) -> World:
+        """The processes that train the model: ``rank``, ``size`` and ``is_main``."""
+        return self.experiment.world
+
+    @world.setter
+    def world(self, _: Any) -> None:
+        self._refuse_assignment("world")
 
     @property
     def valid_metrics(self) -> dict[str, Any]:

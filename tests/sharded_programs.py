@@ -43,7 +43,7 @@ def in_processes(size: int, program: Program, folder: Path) -> list[Any]:
         process.join(100)
         if process.is_alive():
             process.kill()
-    results = [torch.load(place / f"{rank}.pt") for rank in range(size)]
+    results = [torch.load(place / f"{rank}.pt", weights_only=True) for rank in range(size)]
     assert not any(isinstance(result, str) for result in results), results
     return results
 

@@ -37,6 +37,8 @@ INSTEAD_IN_TRAINERS = {
     "build": "call it in __init__: self.build(kind, section) builds the object of a section",
     "total": "override compute_losses(outputs, batch); the weights are those of the config",
     "try_step": "override train_step(batch) for a step",
+    "gather": "call it in your own train_step or valid_step, on all ranks",
+    "world": "choose another name; torchrun and `-d` set the processes",
     "folder": "choose another name; `trainer.save_dir` in the config sets the folder",
     "store": "choose another name; checkpoints keep what self.register(name, thing) adds",
     "writers": "choose another name; `trainer.writers` in the config adds writers",
@@ -48,6 +50,11 @@ INSTEAD_IN_TRAINERS = {
     "_update_sampler": _ENGINES,
     "_repeat_step": _ENGINES,
     "_refuse_assignment": _ENGINES,
+    "_evaluated": _ENGINES,
+    "_end_batch": _ENGINES,
+    "_summed": _ENGINES,
+    "_wait_for_all": _ENGINES,
+    "_of_all_ranks": _ENGINES,
     "in_own_unit": "override predict(outputs) to change the inputs of metrics",
 }
 """What a user's trainer should override instead of a final method."""

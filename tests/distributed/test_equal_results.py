@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, bool], R
             done = [script.wait(300) for script in scripts]
             assert [one.returncode for one in done] == [0] * size, done
             files = [out / f"{size}.{rank}" for rank in range(size)]
-            known[size, is_quick] = [torch.load(file) for file in files]
+            known[size, is_quick] = [torch.load(file, weights_only=True) for file in files]
         return known[size, is_quick]
 
     return train

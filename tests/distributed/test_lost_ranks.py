@@ -33,7 +33,7 @@ def test_a_rank_at_work_is_neither_ended_nor_named_for_one_that_died(tmp_path: P
     done = witness.wait(60)
     text = done.stdout
     assert "rank 1" in text, done.stderr
-    assert "is gone: at step 3" in text
+    assert "is gone at step 3" in text
     assert text.endswith(" 2\n")  # it reports this: rank 0 may be at work for long
     assert "rank 0" not in text
     assert busy.wait(60).stdout == "rank 0 has saved\n"

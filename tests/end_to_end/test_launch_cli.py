@@ -83,8 +83,9 @@ def test_a_failure_is_told_once_and_gives_its_exit_code(
     assert done.returncode == code
     assert done.stderr.endswith(told)
     assert done.stderr.count("\n") <= 2
-    command = f"torchrun --standalone --nproc-per-node 2 {script} {wanted}"
-    assert done.stdout == f"starting 2 processes: {command}\n"
+    assert done.stdout.startswith("starting 2 processes: ")
+    command = f"torchrun --standalone --nproc-per-node 2 {script} {wanted}\n"
+    assert done.stdout.endswith(command)
 
 
 def test_a_traceback_is_printed_once(place: Workplace, script: Path) -> None:

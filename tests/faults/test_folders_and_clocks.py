@@ -149,7 +149,7 @@ def test_a_checkpoint_that_vanishes_after_it_was_chosen_is_passed_over(
     place: Workplace, cut: Path, whole: str
 ) -> None:
     lost = cut / "checkpoints" / "step-00000007" / "state.pt"
-    done = place.run("-r", inject=Removes(lost, "base.run.session.read_with_manifest"))
+    done = place.run("-r", inject=Removes(lost, "base.run.restarts.read_with_manifest"))
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert re.search(r"step-00000007.*falling back to .*step-00000006", line)

@@ -51,7 +51,7 @@ TINY = ("-c", "tiny.yaml", "--set", SAVING)
 NAN, OWN = float("nan"), RuntimeError("a fault of the test's own")
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory (of the test)")
 FULL = OSError(errno.ENOSPC, "No space left on device")
-LOST = r"rank {} \(.*\) (is gone|has not answered for \d+ s): at step \d+, waiting for [a-z ]+"
+LOST = r"rank {} \(.*\) (is gone|has not answered for \d+ s) at step \d+, while the others waited"
 ONE = "trainer.epochs=1"
 HALVE = "trainer.on_oom=halve"
 OTHER_PLACES = r"the ranks are at different points .* \(rank 0 .*; rank 1 .*\)"

@@ -79,7 +79,7 @@ class NoGroup:
 def test_a_rank_that_does_not_answer_is_named_with_step_and_wait(store: Store) -> None:
     rank(1, store)
     found = rank(0, store).lost(TIMED_OUT, "a checkpoint to be written", 5, seconds=30)
-    told = r"rank 1 \(.*\) has not answered for 30 s: at step 5, waiting for a checkpoint to be"
+    told = r"rank 1 \(.*\) has not answered for 30 s at step 5, while the others waited for a"
     with pytest.raises(RankLostError, match=told):
         raise found
     assert found.reporter == 0

@@ -516,9 +516,11 @@ def test_torchrun_without_restarts_ends_soon(whole: str, trials: Trials) -> None
         rank, at = draw.randint(0, 1), entry(draw, name)
         with trials.trial_in_folder(f"{number.name} in {name}, entry {at}, rank {rank}") as place:
             fault = SignalIn(number, PHASES[name], at)
-            run = Launched(place, *TINY, "distributed.timeout=5", faults={(rank, 0): fault})
+            timeout = 1 if name == "a save" else 5
+            words = (*TINY, f"distributed.timeout={timeout}")
+            run = Launched(place, *words, faults={(rank, 0): fault})
             done = run.wait()
-            wait = 5 if number == signal.SIGSTOP else 0
+            wait = timeout * (10 if name == "a save" else 1) if number == signal.SIGSTOP else 0
             took = time.time() - fault.sent(place.folder)
             check_time(
                 trials, f"torchrun, {number.name} in {name}, end after the wait", took - wait, 5

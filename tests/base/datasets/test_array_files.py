@@ -274,7 +274,7 @@ WHOLE = struct.pack(">HBB2I", 0, 8, 2, 2, 3) + bytes(6)
 
 
 NO_IDX = [WHOLE + b"x", b"PNG" + WHOLE, b"\0\0\x0d" + WHOLE[3:], b"\0\0\x08\0"]
-NO_GZIP = [b"not gzip", gzip.compress(WHOLE)[:-9], gzip.compress(WHOLE)[:15], b""]
+NO_GZIP = [b"not gzip", gzip.compress(WHOLE, mtime=0)[:-9], gzip.compress(WHOLE, mtime=0)[:15], b""]
 
 
 @pytest.mark.parametrize(

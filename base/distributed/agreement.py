@@ -66,7 +66,7 @@ FIELDS = (
     "n_samples", "found",  # of the window; see `Window`
 )  # fmt: skip
 PLACES = {field: place for place, field in enumerate(FIELDS)}
-WIDTH = 48  # the fields, then the denominators of up to 35 losses
+MAX_LOSSES = 48  # whose denominators follow the fields
 
 
 class RankLostError(TrainingError):
@@ -363,7 +363,7 @@ def _options(seconds: float) -> Any:
 
 
 def _as_tensor(values: Mapping[str, float], denominators: Sequence[float]) -> Tensor:
-    numbers = array("d", bytes(8 * max(WIDTH, len(FIELDS) + len(denominators))))
+    numbers = array("d", bytes(8 * (len(FIELDS) + MAX_LOSSES)))
     for field, value in values.items():
         numbers[PLACES[field]] = value
     for place, value in enumerate(denominators, start=len(FIELDS)):

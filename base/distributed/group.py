@@ -65,38 +65,34 @@ class World:
 
     def all_gather(self, value: Any) -> list[Any]:
         """Return the value of each rank, in the order of ranks: plain data and tensors."""
-        if not self.is_active:
-            return [value]
-        import torch.distributed as dist
-
-        content = _to_bytes(value)  # an error here must not leave others waiting
-        self.agree(Kind.ALL_GATHER)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with self.watched(Kind.ALL_GATHER):
-            dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
-            longest = int(max(sizes))
-            padded = torch.zeros(longest, dtype=torch.uint8)
-            padded[: len(content)] = content
-            parts = [torch.empty_like(padded) for _ in range(self.size)]
-            dist.all_gather(parts, padded, group=self._group)
-        return [_from_bytes(part[: int(n)]) for part, n in zip(parts, sizes, strict=True)]
+        values = self._gathered(value, Kind.ALL_GATHER)
+        assert values is not None
+        return values
 
     def gather(self, value: Any) -> list[Any] | None:
         """Return the value of each rank on rank 0, and None on the others."""
+        return self._gathered(value, Kind.GATHER)
+
+    def _gathered(self, value: Any, kind: Kind) -> list[Any] | None:
+        """Return the value of each rank, with `Kind.GATHER` on rank 0 only."""
         if not self.is_active:
             return [value]
         import torch.distributed as dist
 
         content = _to_bytes(value)  # an error here must not leave others waiting
-        self.agree(Kind.GATHER)
+        self.agree(kind)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with self.watched(Kind.GATHER):
+        is_here = self.is_main or kind is Kind.ALL_GATHER
+        with self.watched(kind):
             dist.all_gather(sizes, torch.tensor([len(content)]), group=self._group)
             padded = torch.zeros(int(max(sizes)), dtype=torch.uint8)
             padded[: len(content)] = content
-            parts = [torch.empty_like(padded) for _ in range(self.size)] if self.is_main else None
-            dist.gather(padded, parts, dst=0, group=self._group)
-        if parts is None:
+            parts = [torch.empty_like(padded) for _ in range(self.size)] if is_here else []
+            if kind is Kind.ALL_GATHER:
+                dist.all_gather(parts, padded, group=self._group)
+            else:
+                dist.gather(padded, parts or None, dst=0, group=self._group)
+        if not is_here:
             return None
         return [_from_bytes(part[: int(n)]) for part, n in zip(parts, sizes, strict=True)]
 

@@ -22,6 +22,7 @@ from base.config.tree import leaves
 from base.data.batch import tensors_in
 from base.data.fingerprint import samples_of
 from base.data.shares import fault_of_batch_size
+from base.distributed.agreement import MAX_LOSSES
 from base.distributed.comparison import (
     code_difference,
     config_difference,
@@ -325,6 +326,9 @@ def refuse_unsupported(experiment: Experiment, n_processes: int) -> None:
         if loss.needs_whole_batches:
             text = f"the loss {name!r} compares the samples of a batch with each other, and each of"
             problems.append(config.problem(("loss",), f"{text} {how} has a part: use one process"))
+    if (n_losses := len(experiment.all_losses)) > MAX_LOSSES:
+        text = f"{how} train at most {MAX_LOSSES} losses, and here are {n_losses}: combine some"
+        problems.append(config.problem(("loss",), text))
     if names := sparse_layers(experiment.model):
         text = f"{listed(names)}: sparse gradients are not summed over {how}: set sparse=False"
         problems.append(config.problem(("model",), text))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from toy import make
 
 from base.data.replayed_loader import ReplayedLoader
+from base.distributed.agreement import MAX_LOSSES
 from base.distributed.comparison import hash_of
 from base.distributed.group import ALONE, World
 from base.errors import ConfigError, DataError
@@ -244,6 +245,14 @@ def test_a_loss_of_whole_batches_is_refused() -> None:
     assert "the loss 'contrast' compares the samples of a batch" in refused(
         TwoRanks(), "loss=contrast"
     )
+
+
+def test_more_losses_than_a_message_holds_are_refused() -> None:
+    many = ", ".join(
+        f"{{type: cross_entropy, name: l{number}}}" for number in range(MAX_LOSSES + 1)
+    )
+    text = refused(TwoRanks(), f"loss=[{many}]")
+    assert f"2 processes train at most {MAX_LOSSES} losses, and here are {MAX_LOSSES + 1}" in text
 
 
 def test_sparse_gradients_are_refused() -> None:

@@ -35,7 +35,12 @@ class BufferMeans:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._modules = tuple(modules)
+        # Walking through the modules takes long, so it is done once; they may add buffers later.
+        self._owners = [
+            (f"{number}.{prefix}", module)
+            for number, root in enumerate(modules)
+            for prefix, module in root.named_modules()
+        ]
         self._before: dict[str, Tensor] = {}  # the buffers that steps change, after the last step
         # Before the first step, which a resumed run must compute as one that was not interrupted.
         self._start = {name: buffer.clone() for name, (_, buffer) in self._buffers().items()}
@@ -114,9 +119,9 @@ class BufferMeans:
     def _buffers(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """Return the saved floating-point buffers with their modules, by name."""
         return {
-            f"{number}.{prefix}.{name}": (module, buffer)
-            for number, root in enumerate(self._modules)
-            for prefix, module in root.named_modules()
+            f"{owner}.{name}": (module, buffer)
+            for owner, module in self._owners
+            if module._buffers
             for name, buffer in module._buffers.items()
             if buffer is not None
             and buffer.is_floating_point()

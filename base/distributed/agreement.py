@@ -308,8 +308,7 @@ class Agreement:
             kinds = dict(zip(NUMBERS.values(), NUMBERS, strict=True))
             places = zip(message["kind"], message["step"], message["optimizer"], strict=True)
             raise out_of_step(
-                f"rank {rank} at step {step:.0f}, {kinds[int(kind)].value}"
-                + f" of optimizer {number:.0f}" * (kinds[int(kind)] is Kind.UPDATE)
+                f"rank {rank} at step {step:.0f}, {_describe(kinds[int(kind)], int(number))}"
                 for rank, (kind, step, number) in enumerate(places)
             )
 
@@ -369,6 +368,13 @@ def _as_tensor(values: Mapping[str, float], denominators: Sequence[float]) -> Te
     for place, value in enumerate(denominators, start=len(FIELDS)):
         numbers[place] = value
     return torch.frombuffer(numbers, dtype=torch.float64)
+
+
+def _describe(kind: Kind, optimizer: int) -> str:
+    """Return what a message is about; an optimizer of -1 means that none steps."""
+    if kind is not Kind.UPDATE:
+        return f"{kind.value}"
+    return "no update" if optimizer < 0 else f"{kind.value} of optimizer {optimizer}"
 
 
 def _wait_briefly(ticket: Ticket) -> None:

@@ -178,7 +178,7 @@ QUICK = [
     Case(
         "no update",
         OtherCalls("no update"),
-        (OTHER_PLACES, "rank 1 at step 7, the gradients of optimizer -1"),
+        (OTHER_PLACES, "rank 1 at step 7, no update"),
         step=6,
     ),
 ]

@@ -66,7 +66,7 @@ FIELDS = (
     "n_samples", "found",  # of the window; see `Window`
 )  # fmt: skip
 PLACES = {field: place for place, field in enumerate(FIELDS)}
-MAX_LOSSES = 48  # whose denominators follow the fields
+MAX_LOSSES = 34  # whose denominators follow the fields
 
 
 class RankLostError(TrainingError):

@@ -16,10 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From top to bottom: a part imports what stands on a lower line, never from its own line or above.
 STOREYS: list[set[str]] = [
-    {"train", "test"},
+    {"train", "test", "predict", "export"},
     {"model", "data_loader", "trainer"},  # the user's
     {"base"},  # what a user's folder needs
-    {"base.doctor", "base.shards"},  # commands
+    {"base.doctor", "base.shards", "base.from_python", "base.__main__"},  # commands
+    {"base.sweeps"},
+    {"base.prediction"},
     {"base.run"},
     {"base.callbacks"},
     {"base.base_trainer"},
@@ -28,6 +30,8 @@ STOREYS: list[set[str]] = [
     {"base.base_model", "base.base_data_loader"},
     {"base.data"},
     {"base.names"},
+    {"base.report"},
+    {"base.runs"},
     {"base.checkpoint"},
     {"base.distributed"},
     {"base.network"},
@@ -49,7 +53,8 @@ DRAWERS = ("util", "utils", "helper", "helpers", "misc", "common")  # which fill
 
 def modules() -> dict[str, Path]:
     """Return our modules by their full names."""
-    paths = [ROOT / f"{script}.py" for script in ("train", "test")]
+    paths = [ROOT / f"{script}.py" for script in ("train", "test", "predict", "export")]
+    paths = [path for path in paths if path.is_file()]
     for folder in ("base", "logger", *USERS):
         paths += sorted((ROOT / folder).rglob("*.py"))
     return {name_of(path): path for path in paths}
@@ -61,8 +66,10 @@ def name_of(path: Path) -> str:
 
 
 def part_of(module: str) -> str:
-    """Return the part of the house that a module stands in."""
+    """Return the part of the house that a module stands in; `python -m base.x` is a command."""
     first, *rest = module.split(".")
+    if first == "base" and rest[-1:] == ["__main__"]:
+        return "base.__main__"
     return f"{first}.{rest[0]}" if first == "base" and rest else first
 
 

@@ -28,8 +28,8 @@ REGRESSION = frozenset((
     "HuberLoss", "poisson_nll_loss", "PoissonNLLLoss",
 ))  # fmt: skip
 OF_CLASSES = frozenset((
-    "accuracy", "top_k_accuracy", "top_k_acc", "ConfusionMatrix", "Precision", "Recall", "F1", "IoU",
-    "Dice",
+    "accuracy", "top_k_accuracy", "top_k_acc", "ConfusionMatrix", "Precision", "Recall", "F1",
+    "IoU", "Dice",
 ))  # fmt: skip
 """Metrics that show a classification where a loss of your own does not."""
 HALF = 0.5  # the probability from which a label is predicted

@@ -90,13 +90,12 @@ def load_trained(
         state, manifest = read_with_manifest(checkpoint)
         parts = tested_state(trainer)
         load_state_dicts(parts, {name: value for name, value in state.items() if name in parts})
-    forever = ExitStack()  # the averaged weights stay in the model
-    forever.enter_context(trainer.epoch_start.as_saved())
+    as_evaluated = ExitStack()  # never closed: the averaged weights stay in the model
+    as_evaluated.enter_context(trainer.epoch_start.as_saved())
     if trainer.ema is not None:
-        forever.enter_context(trainer.ema.swapped_in())
-    forever.pop_all()
+        as_evaluated.enter_context(trainer.ema.swapped_in())
     trainer.model.eval()
-    return TrainedRun(folder, checkpoint, config, trainer, manifest)
+    return TrainedRun(folder, checkpoint, config, trainer, manifest, as_evaluated)
 
 
 class _Example:

@@ -32,7 +32,9 @@ HOOK = "prepare_file"
 """The function of a loader's or data set's own class that turns a file into an input."""
 
 
-def image_loader(run: TrainedModel, files: Sequence[Path], batch_size: int | None = None) -> Any:
+def image_loader(
+    run: TrainedModel, files: Sequence[Path | str], batch_size: int | None = None
+) -> Any:
     """Return a loader of image files, prepared as the run's validation images are.
 
     Batches have the index of each sample, its place in ``files``, added to them.
@@ -51,7 +53,7 @@ def image_loader(run: TrainedModel, files: Sequence[Path], batch_size: int | Non
 
 
 def own_loader(
-    run: TrainedModel, files: Sequence[Path], hook: Callable[..., Any], batch_size: int | None
+    run: TrainedModel, files: Sequence[Path | str], hook: Callable[..., Any], batch_size: int | None
 ) -> Any:
     """Return a loader of files that the project's own ``prepare_file`` reads."""
     section = evaluation_section(run)

@@ -60,8 +60,8 @@ def _matches(word: str) -> Iterator[str]:
 def _in_folder(folder: str, endings: tuple[str, ...]) -> Iterator[FoundFile]:
     files, others = images_under(folder, "", endings or ("",))
     if not files:
-        has = f"only {count_suffixes(others)}" if others else "nothing"
-        kind = "no image in this folder" if endings else "no file in this folder"
-        raise UsageError(f"{folder}: {kind}, which has {has}")
+        kind = "images" if endings else "files"
+        has = f", only {count_suffixes(others)}" if others else "; it is empty"
+        raise UsageError(f"{folder}: no {kind} in this folder{has}")
     for name in files:
         yield FoundFile(os.path.join(folder, name), name)  # noqa: PTH118 -- ten times as fast

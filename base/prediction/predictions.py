@@ -155,8 +155,8 @@ class Predictions:
                 bar.update(len(indices))
         if not n_read:
             first = self.unreadable[0]
-            text = f"none of the {n_bad} files can be read" if n_bad > 1 else "it cannot be read"
-            raise UsageError(f"{text}: {first.name}: {first.reason}")
+            text = f"none of the {n_bad} files can be read; the first: " if n_bad > 1 else ""
+            raise UsageError(f"{text}{first.name}: {first.reason}")
 
     def _sound(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield batches; explain the errors that new files can cause."""
@@ -181,7 +181,9 @@ class Predictions:
             return total / len(self._views)
         except NoForward as error:
             name = type(self.run.trainer).__name__
-            text = f"{name} has no predictions: its networks generate samples or train each other"
+            text = (
+                f"{name} makes no predictions for files: it trains networks that generate samples"
+            )
             raise UsageError(f"{self.run.folder}: {text}") from error
         except RuntimeError as error:
             raise self._explained(error, batch) from error
@@ -281,8 +283,6 @@ def _distinct(names: Sequence[str]) -> list[str]:
     """Return the names, numbered where one occurs again."""
     found: list[str] = []
     for name in names:
-        number = 2
-        while name in found:
-            name, number = f"{name.rpartition('_')[0] or name}_{number}", number + 1
-        found.append(name)
+        numbered = (name, *(f"{name}_{number}" for number in range(2, len(names) + 2)))
+        found.append(next(each for each in numbered if each not in found))
     return found

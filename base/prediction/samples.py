@@ -19,6 +19,7 @@ from base.prediction.file_loaders import (
 )
 from base.prediction.found_files import FoundFile, find_files
 from base.prediction.trained_model import TrainedModel
+from base.system.run_folder import must_exist
 
 PATH_COLUMNS = ("file", "path", "image", "filename")
 """The columns of a table in which paths are looked for, if the run's config names none."""
@@ -78,13 +79,9 @@ def _files(run: TrainedModel, words: Sequence[str | Path], batch_size: int | Non
         endings = tuple(sorted(image_suffixes()))
         files = find_files(words, endings, lambda word: _listed(run, word))
     names = [file.path for file in files]
-    paths = list(map(Path, names))
-    loader = (
-        image_loader(run, paths, batch_size)
-        if hook is None
-        else own_loader(run, paths, hook, batch_size)
-    )
-    return Samples(loader, "file", names, files=files)
+    if hook is None:
+        return Samples(image_loader(run, names, batch_size), "file", names, files=files)
+    return Samples(own_loader(run, names, hook, batch_size), "file", names, files=files)
 
 
 def _arrays(run: TrainedModel, word: str, batch_size: int | None) -> Samples:
@@ -95,6 +92,8 @@ def _arrays(run: TrainedModel, word: str, batch_size: int | None) -> Samples:
 def _table(run: TrainedModel, word: str, batch_size: int | None) -> Samples:
     from base.prediction.table_rows import table_loader  # a project may leave tables out
 
+    if must_exist(word).is_dir():
+        raise UsageError(f"{word}: a folder; this run was trained on a table: give a CSV file")
     loader, table, unreadable = table_loader(run, word, batch_size)
     names = list(map(str, table.lines))
     return Samples(loader, "line", names, table.others, [Unreadable(*one) for one in unreadable])
@@ -140,7 +139,7 @@ def _column_of_paths(run: TrainedModel, word: str, delimiter: str | None) -> lis
     wanted = [args["image"]] if isinstance(args.get("image"), str) else list(PATH_COLUMNS)
     column = next((name for name in wanted if name in table.columns), None)
     if column is None:
-        known = nearest(wanted[0], table.columns) or f" ({', '.join(table.columns)})"
+        known = nearest(wanted[0], table.columns) or f"; it has {', '.join(table.columns)}"
         text = f"no column {' or '.join(map(repr, wanted))} of paths"
         raise UsageError(f"{word}: {text}{known}")
     return table.column(column)

@@ -238,9 +238,10 @@ class Project:
 
     def train(self, text: str, *words: str) -> Path:
         """Train a config for one epoch, once; return the run's folder."""
-        if (text, *words) not in self.runs:
-            self.runs[text, *words] = self._train(text, *words)
-        return self.runs[text, *words]
+        key = (text, *words)
+        if key not in self.runs:
+            self.runs[key] = self._train(text, *words)
+        return self.runs[key]
 
     def _train(self, text: str, *words: str) -> Path:
         name = f"run{len(self.runs) + 1}"
@@ -295,41 +296,43 @@ def _recording(trainer: Any, recorder: Recorder) -> Any:
 def make_images(folder: Path) -> None:
     """Make image folders of three classes, of unequal sizes and of every kind; and equal ones."""
     numbers = np.random.default_rng(0)
-    for kind, (height, width) in {"any": (0, 0), "equal": (12, 10), "grey": (9, 9)}.items():
+    for kind in ("any", "equal", "grey"):
         for label in ("a", "b with space", "ü"):
             place = folder / kind / label
             place.mkdir(parents=True)
             for n in range(8):
-                shape = (height or 20 + n, width or 24 + 2 * n, 3)
+                shape = (20 + n, 24 + 2 * n, 3) if kind == "any" else (12, 10, 3)
                 pixels = numbers.integers(0, 256, shape, dtype=np.uint8)
-                image = Image.fromarray(pixels)
-                if kind == "grey":
-                    image.convert("L").save(place / f"{n}.png")
-                elif kind == "equal" or n > 3:
-                    image.save(place / f"{n}.png")
-                elif n == 0:
-                    image.save(place / "0.jpg", quality=95)
-                elif n == 1:
-                    image.convert("RGBA").save(place / "1.png")
-                elif n == 2:
-                    exif = Image.Exif()
-                    exif[0x0112] = 6
-                    image.save(place / "2.jpg", exif=exif)
-                else:
-                    wide = pixels[..., 0].astype(np.uint16) * 257
-                    Image.fromarray(wide).save(place / "3.png")
-    masks = folder / "scenes"
-    for part in ("images", "masks"):
-        (masks / part / "deep").mkdir(parents=True)
+                save_as(kind, n if kind == "any" else 9, pixels, place / f"{n}.png")
+    scenes, arrays = folder / "scenes", folder / "arrays"
+    for part in (scenes / "images" / "deep", scenes / "masks" / "deep", arrays):
+        part.mkdir(parents=True)
     for n in range(8):
         pixels = numbers.integers(0, 256, (16 + n, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(masks / "images" / "deep" / f"{n}.png")
+        Image.fromarray(pixels).save(scenes / "images" / "deep" / f"{n}.png")
         classes = (pixels[..., 0] > 128).astype(np.uint8)
-        Image.fromarray(classes).save(masks / "masks" / "deep" / f"{n}.png")
-    arrays = folder / "arrays"
-    arrays.mkdir()
+        Image.fromarray(classes).save(scenes / "masks" / "deep" / f"{n}.png")
     for n in range(12):
         np.save(arrays / f"{n:02}.npy", numbers.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+
+
+def save_as(kind: str, n: int, pixels: np.ndarray, path: Path) -> None:
+    """Write an image: a JPEG, with transparency, on its side, with 16 bits, or plain."""
+    image = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if kind == "grey":
+        image.convert("L").save(path)
+    elif n == 0:
+        image.save(path.with_suffix(".jpg"), quality=95)
+    elif n == 1:
+        image.convert("RGBA").save(path)
+    elif n == 2:
+        image.save(path.with_suffix(".jpg"), exif=exif)
+    elif n == 3:
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(path)
+    else:
+        image.save(path)
 
 
 def make_table(path: Path) -> None:
@@ -339,7 +342,8 @@ def make_table(path: Path) -> None:
     for number in range(60):
         mileage = draw.randrange(200_000)
         rows.append([
-            f"c{number}", draw.choice(["Fiat", "Škoda", "BMW"]), draw.choice(["petrol", "diesel", ""]),
+            f"c{number}", draw.choice(["Fiat", "Škoda", "BMW"]),
+            draw.choice(["petrol", "diesel", ""]),
             f"2024-{draw.randint(1, 12):02}-01", mileage if draw.random() > 0.2 else "",
             draw.choice([2, 4, 5]), round(20_000 - mileage / 20, 2), round(mileage / 10_000, 1),
             draw.choice(["small", "large"]), draw.choice([0, 1]),

@@ -250,14 +250,21 @@ def test_masks(trained: Project) -> None:
 CARS = "{type: CsvDataset, args: {file: cars.csv, %s}}"
 INPUTS = "inputs: [maker, fuel, sold, mileage, doors], dates: sold, "
 GAPS = "missing: {mileage: median, fuel: unknown}"
+TEXTS = "categories: [maker, fuel]"
 TABLES = {
-    "one hot": (INPUTS + "target: kind, " + GAPS + ", categories: [maker, fuel]", "cross_entropy", 2),
-    "columns found": ("ignore: [id, price, age, warm], dates: sold, target: kind, " + GAPS + ", categories: auto", "cross_entropy", 2),
-    "rows dropped": (INPUTS + "target: kind, missing: drop, categories: [maker, fuel]", "cross_entropy", 2),
-    "numbers": ("target: price, task: regression, inputs: [mileage, doors], missing: 0",
-                "mse_loss", 1),
-    "several": (INPUTS + "target: [price, age], task: regression, " + GAPS + ", categories: [maker, fuel]",
-                "mse_loss", 2),
+    "one hot": (f"{INPUTS}target: kind, {GAPS}, {TEXTS}", "cross_entropy", 2),
+    "columns found": (
+        f"ignore: [id, price, age, warm], dates: sold, target: kind, {GAPS}, categories: auto",
+        "cross_entropy",
+        2,
+    ),
+    "rows dropped": (f"{INPUTS}target: kind, missing: drop, {TEXTS}", "cross_entropy", 2),
+    "numbers": (
+        "inputs: [mileage, doors], target: price, task: regression, missing: 0", "mse_loss", 1,
+    ),
+    "several": (
+        f"{INPUTS}target: [price, age], task: regression, {GAPS}, {TEXTS}", "mse_loss", 2,
+    ),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The command line of train.py and test.py. This module does not import torch."""
+"""The command line of train.py, test.py and predict.py. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -67,6 +67,19 @@ TEST_EXAMPLES = """examples:
   python test.py -r 064611                        the run with this in its path
   python test.py -r 064611/checkpoints/step-00000220"""
 
+PREDICT_EXAMPLES = """examples:
+  python predict.py -r saved/flowers images               all images in a folder
+  python predict.py -r saved/flowers "new/*.jpg" -o new.csv --top-k 3
+  python predict.py -r saved/cars cars.csv -o prices.csv  a table
+  python predict.py -r saved/roads images -o masks        masks as PNG files
+  python predict.py -r saved/digits digits.npz:images     arrays
+
+Without -o, a terminal shows the first rows, and a pipe gets all of them as CSV.
+
+exit codes: 0 success; 1 some files could not be read: they are listed, the others
+are predicted; 2 an error in the command, or nothing could be read; 3 out of memory
+or disk space."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors name the nearest option and are raised as UsageError."""
@@ -78,10 +91,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {message}{hint}; see `python {self.prog} --help`")
 
 
-def _parser(prog: str, description: str, epilog: str, devices: str = "") -> Parser:
+def _parser(
+    prog: str, description: str, epilog: str, devices: str = "", has_config: bool = True
+) -> Parser:
     layout = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog, None, description, epilog, formatter_class=layout, allow_abbrev=False)
-    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment's config")
+    if has_config:
+        text = "the experiment's config"
+        parser.add_argument("-c", "--config", type=Path, metavar="FILE", help=text)
     parser.add_argument(
         "-d", "--device", metavar="DEVICE",
         help=f"auto (default), cpu, cuda, mps, or a GPU's number{devices}",
@@ -157,6 +174,60 @@ def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def parse_predict(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments of predict.py."""
+    text = "Predict files with the best checkpoint of a run. No training data are needed."
+    parser = _parser("predict.py", text, PREDICT_EXAMPLES, has_config=False)
+    parser.add_argument(
+        "files", nargs="+", metavar="FILES",
+        help='images, folders, patterns such as "new/*.jpg", or a CSV or text file of paths; a '
+        "CSV file for a run trained on a table; an npz, npy or IDX file of arrays",
+    )  # fmt: skip
+    parser.add_argument(
+        "-r", "--resume", default="newest", metavar="PATH",
+        help="the run, or one of its checkpoints; a name's folder means its newest run; by "
+        "default the newest run of all",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="PATH",
+        help="a .csv or .tsv file for the rows, an .npz file for arrays, or a folder for masks",
+    )  # fmt: skip
+    parser.add_argument(
+        "--masks", type=Path, metavar="FOLDER", help="where to write masks, with -o for the rows"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument(
+        "--top-k", type=_at_least_one, default=1, metavar="K", help="name the K likeliest classes"
+    )
+    parser.add_argument(
+        "--threshold", type=_share, metavar="P",
+        help="the probability from which a label, or the second of two classes, is chosen (0.5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tta", choices=("flip", "five_crop", "multi_crop"),
+        help="average the predictions for views of each image: mirrored, five crops, or both",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=_at_least_one, metavar="N", help="samples at a time (as in training)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"a probability from 0 to 1, not {text!r}")
+
+
 def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
     """Load the config that the options ask for; return it and the checkpoint or run to resume.
 
@@ -204,14 +275,24 @@ def choose_tested(options: argparse.Namespace) -> tuple[Config, Path]:
     With ``-c``, the data and batch sections come from that config, everything else from the run's.
     """
     other = None if options.config is None else load_config(options.config)
-    path = find_resumed(options.resume, other, options.overrides)
-    if path is None:
-        raise UsageError("-r auto: there is no run yet; train one first")
+    path = choose_run(options, other)
     overrides = list(options.overrides)
     if other is not None:
         swapped = ("data_loader", "valid_data_loader", "test_data_loader", "batch")
         overrides += [f"{key}={json.dumps(as_source(other[key]))}" for key in swapped]
     return load_config(run_folder_of(path) / "config.yaml", overrides), path
+
+
+def choose_run(options: argparse.Namespace, config: Config | None = None) -> Path:
+    """Return the run or checkpoint that ``-r`` means.
+
+    Raises:
+        UsageError: it does not exist.
+    """
+    path = find_resumed(options.resume, config, options.overrides)
+    if path is None:
+        raise UsageError("-r auto: there is no run yet; train one first")
+    return path
 
 
 def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = ()) -> Path | None:

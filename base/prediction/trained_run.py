@@ -44,6 +44,8 @@ class TrainedRun:
     config: Config
     trainer: BaseTrainer
     manifest: Mapping[str, Any]
+    weights: str = "trained"
+    """``averaged`` or ``trained``."""
 
     @property
     def model(self) -> nn.Module:
@@ -138,12 +140,13 @@ class TrainedRun:
 
 
 def load_trained(
-    path: Path, device: torch.device, overrides: list[str] | None = None
+    path: Path, device: torch.device, overrides: list[str] | None = None, ema: bool = True
 ) -> TrainedRun:
     """Build the model of a run and load the weights of its best checkpoint, without any data.
 
     Args:
         path: the run's folder, or one of its checkpoints.
+        ema: whether to take the averaged weights if the run has them.
 
     Raises:
         CheckpointError: the run has no complete checkpoint, or it is damaged.
@@ -173,11 +176,12 @@ def load_trained(
         load_state_dicts(parts, {name: value for name, value in state.items() if name in parts})
     forever = ExitStack()  # the averaged weights stay in the model
     forever.enter_context(trainer.epoch_start.as_saved())
-    if trainer.ema is not None:
+    if trainer.ema is not None and ema:
         forever.enter_context(trainer.ema.swapped_in())
     forever.pop_all()
     trainer.model.eval()
-    return TrainedRun(folder, checkpoint, config, trainer, manifest)
+    weights = "averaged" if trainer.ema is not None and ema else "trained"
+    return TrainedRun(folder, checkpoint, config, trainer, manifest, weights)
 
 
 class _Example:

@@ -7,17 +7,17 @@ facts that a user of them needs.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from base.checkpoint.store import VERSION
 from base.checkpoint.weights import RECORD
@@ -43,6 +43,7 @@ from base.prediction.graph_files import (
     run_network,
     run_onnx,
     run_pt2,
+    shapes_in,
     tensors_of,
     trace,
     write_onnx,
@@ -67,6 +68,8 @@ from base.prediction.trained_run import TrainedRun, load_trained
 from base.run.build import choose_device
 from base.training.task import Task
 from logger.console import setup_logging
+
+log = logging.getLogger("kindling")
 
 GRAPHS = (".pt2", ".onnx")
 AS_FLOAT32 = (
@@ -147,6 +150,7 @@ def export_run(run: TrainedRun, wanted: Export) -> list[str]:
     about = facts_of(run, network, wanted)
     check_card(wanted.out.parent / CARD, about, wanted.overwrite)
     out, parent = wanted.out, wanted.out.parent
+    log.info(f"exporting {about['model']} of {run.checkpoint}, {run.weights} weights")
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}-", dir=parent))
     except OSError as error:
@@ -240,8 +244,8 @@ def note_shapes(run: TrainedRun, network: nn.Module, wanted: Export, about: dict
             outputs = network.eval()(*args, **kwargs)
     except Exception:  # such as a container of networks; its weights are of use all the same
         return
-    about["inputs"] = described(tensors_of((args, kwargs)), names_of(network, args, kwargs), None)
-    about["outputs"] = described(tensors_of(outputs), output_names(outputs, None), None)
+    about["inputs"] = described(tensors_of((args, kwargs)), names_of(network, args, kwargs))
+    about["outputs"] = described(tensors_of(outputs), output_names(outputs, None))
     about["task"] = task_facts(run.task(outputs))
 
 
@@ -258,15 +262,24 @@ def write_graph(
         network, inputs = as_float32(network), inputs_of_network(run, network, wanted.input_shape)
     network.eval()
     outputs, task = call_once(run, network, inputs, raw)
-    program, size_varies, notes = traced(network, inputs)
-    note_graph(about, program, inputs, outputs, task, raw, size_varies)
+    names = output_names(outputs, task if raw else None)
 
-    if path.suffix == ".pt2":
-        write_pt2(program, path, about)
-        loaded, by = run_pt2(path), "torch.export.load"
-    else:
-        write_onnx(program, path, about, wanted.opset, [each["name"] for each in about["outputs"]])
-        loaded, by = run_onnx(path)
+    def write(size_varies: bool) -> None:
+        program = trace(network, inputs, size_varies)
+        shapes, output_shapes = shapes_in(program)
+        given = tensors_of(inputs.random(2))
+        about["inputs"] = described(given, list(shapes), list(shapes.values()))
+        about["outputs"] = described(tensors_of(outputs), names, output_shapes)
+        about["task"], about["keywords"] = task_facts(task), list(inputs.kwargs)
+        if raw is not None:
+            about["in_graph"], about["left_to_caller"] = raw.steps, raw.left_to_caller
+        if path.suffix == ".pt2":
+            write_pt2(program, path, about)
+        else:
+            write_onnx(program, path, about, wanted.opset, names)
+
+    size_varies, notes = write_for_sizes(network, inputs, write)
+    loaded, by = (run_pt2 if path.suffix == ".pt2" else run_onnx)(path)
     tolerance = TOLERANCE if raw is None or not raw.resizes else RESIZED_TOLERANCE
     tests = batches(inputs, size_varies)
     compared = compare(run_network(network), loaded, tests, wanted.out, tolerance)
@@ -277,41 +290,26 @@ def write_graph(
     return [*notes, f"{wanted.out}: {text}", f"compared with the model by {by}: {compared}"]
 
 
-def traced(network: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, bool, list[str]]:
-    """Trace a network for images of any size if it takes them, otherwise for one size.
+def write_for_sizes(
+    network: nn.Module, inputs: Inputs, write: Callable[[bool], None]
+) -> tuple[bool, list[str]]:
+    """Write a graph for images of any size if the network takes them, otherwise for one size.
+
+    Args:
+        write: traces and writes the graph; the argument is whether the size varies.
 
     Returns:
-        The program, whether the size of images may vary, and notes for the user.
+        Whether the size of images may vary, and notes for the user.
     """
-    if takes_other_sizes(network, inputs):
-        try:
-            return trace(network, inputs, size_varies=True), True, []
-        except UsageError:
-            notes = [f"images of {_size(inputs)} only: other sizes cannot be traced"]
-            return trace(network, inputs, size_varies=False), False, notes
-    return trace(network, inputs, size_varies=False), False, []
-
-
-def note_graph(
-    about: dict[str, Any],
-    program: ExportedProgram,
-    inputs: Inputs,
-    outputs: Any,
-    task: Task,
-    raw: Raw | None,
-    size_varies: bool,
-) -> None:
-    """Add inputs, outputs, task and preprocessing of a graph to its facts."""
-    size = inputs.image_size if size_varies else None
-    names = [str(name) for name in program.graph_signature.user_inputs]
-    about["inputs"] = described(tensors_of(inputs.random(2)), names, size)
-    about["outputs"] = described(
-        tensors_of(outputs), output_names(outputs, task if raw else None), size
-    )
-    about["task"] = task_facts(task)
-    about["keywords"] = list(inputs.kwargs)
-    if raw is not None:
-        about["in_graph"], about["left_to_caller"] = raw.steps, raw.left_to_caller
+    if not takes_other_sizes(network, inputs):
+        write(False)
+        return False, []
+    try:
+        write(True)
+        return True, []
+    except UsageError:
+        write(False)
+        return False, [f"images of {_size(inputs)} only: a graph for any size cannot be written"]
 
 
 def as_float32(network: nn.Module) -> nn.Module:

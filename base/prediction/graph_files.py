@@ -121,17 +121,40 @@ def silence() -> Iterator[None]:
         logging.disable(former)
 
 
+def shapes_in(program: ExportedProgram) -> tuple[dict[str, list[Any]], list[list[Any]]]:
+    """Return the shape of each input by name, and of each output.
+
+    A size that varies is ``batch``, ``height`` or ``width``, or ``varies`` if it depends on them.
+    """
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    names: dict[str, str] = {}
+
+    def shape_of(value: Any, is_input: bool) -> list[Any]:
+        shape: list[Any] = []
+        for place, size in enumerate(value.shape):
+            if is_input and not isinstance(size, int):
+                usual = {0: "batch", 2: "height", 3: "width"}.get(place, "varies")
+                names.setdefault(str(size), usual)
+            shape.append(size if isinstance(size, int) else names.get(str(size), "varies"))
+        return shape
+
+    taken = {str(name): shape_of(values[name], True) for name in program.graph_signature.user_inputs
+             if isinstance(values.get(str(name)), Tensor)}  # fmt: skip
+    given = [values.get(str(name)) for name in program.graph_signature.user_outputs]
+    return taken, [shape_of(value, False) for value in given if isinstance(value, Tensor)]
+
+
 def write_pt2(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> None:
     """Write a traced network as ``torch.export.load`` reads it."""
     with silence():
         torch.export.save(program, path, extra_files={EXTRA: json.dumps(about)})
 
 
-def run_pt2(path: Path) -> Running:
-    """Load a ``.pt2`` file."""
+def run_pt2(path: Path) -> tuple[Running, str]:
+    """Load a ``.pt2`` file; return it with the name of what runs it."""
     with silence():
         module = torch.export.load(path).module()
-    return run_network(module)
+    return run_network(module), "torch.export.load"
 
 
 def need_onnx() -> None:
@@ -203,12 +226,13 @@ def explain_conversion(error: BaseException, program: ExportedProgram) -> str:
         each = each.__cause__ or each.__context__
     text = " ".join(str(each) for each in chain)
     lacking = re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", text)
-    if lacking is None:
-        last = next((e for e in chain if "Failed to" not in str(e)), error)
-        return f"torch.onnx cannot write this network: {reason(last)}; {INSTEAD}"
-    name = lacking[1].replace("::", ".")
-    text = f"ONNX has no operation for {name}{calling_module(name, program)}"
-    return f"{text}; {INSTEAD}"
+    if lacking is not None:
+        name = lacking[1].replace("::", ".")
+        return f"ONNX has no operation for {name}{calling_module(name, program)}; {INSTEAD}"
+    failed = re.search(r"translating node .*?target=torch\.ops\.([\w.]+)", text)
+    name = failed[1].removesuffix(".default") if failed else ""
+    what = f"{name}{calling_module(name, program)}" if failed else "this network"
+    return f"torch.onnx cannot write {what}: {reason(chain[-1])}; {INSTEAD}"
 
 
 def calling_module(operation: str, program: ExportedProgram) -> str:

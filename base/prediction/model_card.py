@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from base.checkpoint.data_record import data_of
 from base.errors import UsageError
@@ -53,8 +54,7 @@ def write_card(run: TrainedRun, about: Mapping[str, Any], path: Path, former: Pa
         _what(run, about),
         _data(run),
         _metrics(run),
-        _interface(about),
-        _loading(about, others),
+        _files(about, others),
         _training(run),
         _limits(about),
     ]
@@ -64,10 +64,8 @@ def write_card(run: TrainedRun, about: Mapping[str, Any], path: Path, former: Pa
 
 
 def _origin(about: Mapping[str, Any]) -> str:
-    """Return the run and the part of the model, without spaces."""
-    name = f"{about['name']}/{about['run']}/{about['checkpoint']}/{about['module'] or ''}"
-    return "".join(character if character.isalnum() or character in "/._=-" else "_"
-                   for character in f"{name}{about['weights']}")  # fmt: skip
+    """Return the run, without spaces."""
+    return quote(f"{about['name']}/{about['run']}")
 
 
 def _hash(text: str) -> str:
@@ -103,19 +101,16 @@ def _what(run: TrainedRun, about: Mapping[str, Any]) -> str:
         "segmentation": "assigns a class to each pixel",
         "regression": "predicts numbers for each sample",
     }.get(task, "maps its inputs to its outputs")
-    part = f", its part `{about['module']}`" if about["module"] else ""
     rows = {
         "task": task,
-        "model": f"{about['model'] if not about.get('in_graph') else run.config['model']['type']}",
+        "model": run.config["model"]["type"],
         "run": f"{about['name']}/{about['run']}, {_started(run)}",
-        "checkpoint": f"{about['checkpoint']}, epoch {run.manifest.get('epoch')}, "
-        f"{about['weights']} weights",
         "exported": f"{date.today().isoformat()}, Kindling {about['kindling']}, "
         f"torch {about['torch']}",
         "licence": "TODO: name the licence of the weights, and check that of the data",
     }
     table = _table(("", ""), rows.items())
-    return f"# {about['name']}\n\nThis model{part} {does}.\n\n{table}\n"
+    return f"# {about['name']}\n\nThis model {does}.\n\n{table}\n"
 
 
 def _started(run: TrainedRun) -> str:
@@ -168,21 +163,38 @@ def _metrics(run: TrainedRun) -> str:
     ]
     if not rows:
         return "## Results\n\nThe run was not evaluated.\n"
-    monitor = run.config["trainer"].get("monitor") or "the lowest loss"
-    text = f"Of the checkpoint at epoch {run.manifest.get('epoch')}, chosen by `{monitor}`."
+    chosen = "the best one" if run.manifest.get("is_best") else "the one that was exported"
+    monitor = run.config["trainer"].get("monitor")
+    by = f" by `{monitor}`" if monitor and run.manifest.get("is_best") else ""
+    text = f"Of the checkpoint at epoch {run.manifest.get('epoch')}, {chosen}{by}."
     return f"## Results\n\n{text}\n\n{_table(('metric', 'value'), rows)}\n"
 
 
-def _interface(about: Mapping[str, Any]) -> str:
-    lines = ["## Inputs and outputs", ""]
+def _files(about: Mapping[str, Any], others: Sequence[tuple[str, str]]) -> str:
+    """Return a section for each file: what it takes and returns, and how to load it."""
+    body = "\n".join([*_interface(about), _load_lines(about)])
+    text = "\n".join(f"### `{name}`\n{each.rstrip()}\n" for name, each in
+                     [(about["file"], body), *others])  # fmt: skip
+    return f"## Files, and how to load them without Kindling\n\n{text}"
+
+
+def _interface(about: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in words what a file takes and returns."""
+    yield ""
+    whole = f"The part `{about['module']}` of the model" if about["module"] else "The model"
+    yield f"{whole}, with the {about['weights']} weights of {about['checkpoint']}."
+    yield ""
     for what in ("inputs", "outputs"):
         for tensor in about[what]:
             shape = ", ".join(map(str, tensor["shape"]))
-            lines.append(f"- {what[:-1]} `{tensor['name']}`: {tensor['dtype']} ({shape})")
+            yield f"- {what[:-1]} `{tensor['name']}`: {tensor['dtype']} ({shape})"
     if not about["inputs"]:
-        lines.append("- the shapes are not recorded")
-    lines += ["", *_preparation(about), "", *_meaning(about), ""]
-    return "\n".join(lines)
+        yield "- the shapes are not recorded"
+    if not about["module"]:
+        yield ""
+        yield from _preparation(about)
+        yield ""
+        yield from _meaning(about)
 
 
 def _preparation(about: Mapping[str, Any]) -> Iterator[str]:
@@ -260,12 +272,6 @@ def _meaning(about: Mapping[str, Any]) -> Iterator[str]:
         yield f"Classes: {shown}{', ...' if len(task['classes']) > MOST_CLASSES else ''}."
 
 
-def _loading(about: Mapping[str, Any], others: Sequence[tuple[str, str]]) -> str:
-    sections = [(about["file"], _load_lines(about)), *others]
-    text = "\n".join(f"### `{name}`\n{body.rstrip()}\n" for name, body in sections)
-    return f"## Load it without Kindling\n\n{text}"
-
-
 def _load_lines(about: Mapping[str, Any]) -> str:
     """Return lines of Python that load a file and, if it is a graph, run it."""
     file = json.dumps(about["file"], ensure_ascii=False)
@@ -284,7 +290,7 @@ def _load_lines(about: Mapping[str, Any]) -> str:
         note = "It needs torch. `torch.export.passes.move_to_device_pass` moves it to a GPU."
     elif suffix == ".onnx":
         arrays = ", ".join(
-            f'"{x["name"]}": numpy.zeros(({_example(x)},), "{x["dtype"]}")' for x in about["inputs"]
+            f'"{x["name"]}": numpy.zeros(({_example(x)}), "{x["dtype"]}")' for x in about["inputs"]
         )
         code = f"""\
             import json, numpy, onnxruntime
@@ -313,13 +319,8 @@ def _load_lines(about: Mapping[str, Any]) -> str:
 
 
 def _example(tensor: Mapping[str, Any]) -> str:
-    """Return a shape of one sample, as Python's source."""
-    usual = {
-        "batch": 1,
-        "height": tensor.get("size", [64])[0],
-        "width": tensor.get("size", [64])[-1],
-    }
-    return ", ".join(str(usual.get(side, side)) for side in tensor["shape"])
+    """Return the shape of one sample, as Python's source."""
+    return ", ".join(map(str, tensor["example"]))
 
 
 def _training(run: TrainedRun) -> str:
@@ -328,8 +329,7 @@ def _training(run: TrainedRun) -> str:
     rows = {
         "loss": ", ".join(str(each["type"]) for each in config["loss"]),
         "optimizer": "; ".join(f"{x['type']} {_code(x['args'])}" for x in sections),
-        "epochs": f"{run.manifest.get('epoch')} of {config['trainer']['epochs']} "
-        f"at this checkpoint ({run.manifest.get('step'):,} steps)",
+        "trained for": f"{run.manifest.get('epoch')} epochs, {run.manifest.get('step'):,} steps",
         "batch size": str(config["data_loader"]["args"].get("batch_size", "-")),
         "precision": _precision(run),
         "seed": str(config["seed"]),
@@ -369,7 +369,7 @@ def _limits(about: Mapping[str, Any]) -> str:
 
 def _table(head: tuple[str, str], rows: Any) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in rows if value != ""]
     return "\n".join(lines)
 
 

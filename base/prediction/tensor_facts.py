@@ -31,21 +31,19 @@ def output_names(outputs: Any, task: Task | None) -> list[str]:
 
 
 def described(
-    tensors: Sequence[Tensor], names: Sequence[str], size: tuple[int, int] | None
+    tensors: Sequence[Tensor], names: Sequence[str], shapes: Sequence[Sequence[Any]] | None = None
 ) -> list[Any]:
-    """Return name, dtype and shape of tensors, with the names of sizes that vary.
+    """Return name, dtype and shape of each tensor, and the shape of one sample.
 
     Args:
-        size: height and width of the images, if they may vary.
+        shapes: with the names of sizes that vary; by default only the number of samples does.
     """
     found = []
-    for tensor, name in zip(tensors, names, strict=True):
-        shape: list[Any] = ["batch", *tensor.shape[1:]]
-        if size is not None and tensor.dim() == 4:
-            is_whole = tuple(tensor.shape[2:]) == size
-            shape[2:] = ["height", "width"] if is_whole else ["varies", "varies"]
+    for number, (tensor, name) in enumerate(zip(tensors, names, strict=True)):
+        shape = ["batch", *tensor.shape[1:]] if shapes is None else list(shapes[number])
         dtype = str(tensor.dtype).removeprefix("torch.")
-        found.append({"name": name, "dtype": dtype, "shape": shape})
+        example = [1, *tensor.shape[1:]]
+        found.append({"name": name, "dtype": dtype, "shape": shape, "example": example})
     return found
 
 

@@ -1,4 +1,4 @@
-"""The command line of train.py, test.py and predict.py. This module does not import torch."""
+"""The command lines of the entry scripts. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -79,6 +79,16 @@ Without -o, a terminal shows the first rows, and a pipe gets all of them as CSV.
 exit codes: 0 success; 1 some files could not be read: they are listed, the others
 are predicted; 2 an error in the command, or nothing could be read; 3 out of memory
 or disk space."""
+
+EXPORT_EXAMPLES = """examples:
+  python export.py -r saved/digits -o digits.pt2          for torch.export.load
+  python export.py -r -o digits.onnx --preprocessing      takes uint8 images, returns probabilities
+  python export.py -r -o digits.safetensors               the weights, with classes and statistics
+  python export.py -r saved/digits_dcgan -o generator.onnx --module generator
+
+exit codes: 0 written and compared with the model; 1 the file differs from the
+model, so it was removed; 2 an error in the command, or a model that cannot be
+exported; 3 out of disk space."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -213,6 +223,45 @@ def parse_predict(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def parse_export(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments of export.py."""
+    text = "Write the model of a run as a file that works without Kindling, and a model card."
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        "export.py", None, text, EXPORT_EXAMPLES, formatter_class=layout, allow_abbrev=False
+    )
+    parser.add_argument(
+        "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
+        help="the run, or one of its checkpoints; a name's folder means its newest run, and no "
+        "PATH the newest run. Of a run, the best checkpoint is used",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE",
+        help="*.pt2 (torch.export), *.onnx, or *.safetensors, *.pt, *.pth (weights)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--preprocessing", action="store_true",
+        help="put what prepares the validation data into the graph, and probabilities at its end",
+    )  # fmt: skip
+    parser.add_argument(
+        "--module", metavar="NAME", help="export a part of the model, such as generator"
+    )
+    parser.add_argument(
+        "--input-shape", type=shape_of, metavar="C,H,W",
+        help="the shape of a sample, if the run does not record it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, default=None,
+        help="averaged or trained weights (default: averaged, if the run has them)",
+    )  # fmt: skip
+    parser.add_argument("--opset", type=int, metavar="N", help="the version of ONNX's operators")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument(
+        "-d", "--device", metavar="DEVICE", default="cpu", help="where to export (default: cpu)"
+    )
+    return parser.parse_args(arguments)
+
+
 def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a number of at least 1, not {text!r}")
@@ -226,6 +275,14 @@ def _share(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"a probability from 0 to 1, not {text!r}")
+
+
+def shape_of(text: str) -> list[int]:
+    """Read the shape of a sample: ``3,224,224``."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers above 0, such as 3,224,224")
+    return list(map(int, parts))
 
 
 def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:

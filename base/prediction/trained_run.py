@@ -57,12 +57,13 @@ class TrainedRun(TrainedModel):
 
 
 def load_trained(
-    path: Path, device: torch.device, overrides: list[str] | None = None
+    path: Path, device: torch.device, overrides: list[str] | None = None, ema: bool = True
 ) -> TrainedRun:
     """Build the model of a run and load the weights of its best checkpoint, without any data.
 
     Args:
         path: the run's folder, or one of its checkpoints.
+        ema: whether to take the averaged weights if the run has them.
 
     Raises:
         CheckpointError: the run has no complete checkpoint, or it is damaged.
@@ -92,10 +93,11 @@ def load_trained(
         load_state_dicts(parts, {name: value for name, value in state.items() if name in parts})
     as_evaluated = ExitStack()  # never closed: the averaged weights stay in the model
     as_evaluated.enter_context(trainer.epoch_start.as_saved())
-    if trainer.ema is not None:
+    if trainer.ema is not None and ema:
         as_evaluated.enter_context(trainer.ema.swapped_in())
     trainer.model.eval()
-    return TrainedRun(folder, checkpoint, config, trainer, manifest, as_evaluated)
+    weights = "averaged" if trainer.ema is not None and ema else "trained"
+    return TrainedRun(folder, checkpoint, config, trainer, manifest, as_evaluated, weights)
 
 
 class _Example:

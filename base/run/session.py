@@ -36,11 +36,11 @@ from base.run.writers import build_writers
 from base.system.deferred_files import DeferredFiles
 from base.system.run_folder import (
     create_run_folder,
-    lock,
     note_job,
     remove_if_not_started,
     run_folder_of,
 )
+from base.system.run_lock import lock
 from base.system.signals import InterruptedRunError, resume_command
 from base.training.epoch_time import speed_factors
 from base.training.nonfinite import refuse_bad_optimizers

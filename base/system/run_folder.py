@@ -1,4 +1,4 @@
-"""Creates, finds, orders and locks the folders of runs."""
+"""Creates, finds and orders the folders of runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import logging
 import os
 import platform
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,12 +18,7 @@ from pathlib import Path
 
 from base.errors import TrainingError, UsageError, disk_error, nearest, why
 from base.system.places import PROJECT
-from logger.files import open_descriptor, read_file, write_whole
-
-try:
-    import fcntl
-except ImportError:  # Windows: runs are not locked there
-    fcntl = None  # type: ignore[assignment]
+from logger.files import read_file, write_whole
 
 LOG = logging.getLogger("kindling")
 STAMP = "run.json"
@@ -168,6 +162,12 @@ def find_run(path: Path | str) -> Path:
     return path
 
 
+def folders_of_runs(save_dir: Path, name: str | None = None) -> list[Path]:
+    """Return the folders of all runs of one name, or of all names."""
+    parents = [save_dir / name] if name else _folders(save_dir)
+    return [folder for parent in parents for folder in _folders(parent) if _is_run(folder)]
+
+
 def newest_run_in(path: Path) -> Path | None:
     """Return the newest run in a folder of runs of one or all names; None for other folders."""
     path = path if path.name not in ("", "..") else path.resolve()
@@ -225,60 +225,6 @@ def installed_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-class RunLock:
-    """The lock on a run's folder, held until the end of the block or of the process."""
-
-    def __init__(self, descriptor: int | None) -> None:
-        self._descriptor = descriptor
-        if descriptor is not None:
-            # Workers that outlive a killed trainer must not keep its lock.
-            os.register_at_fork(after_in_child=self.release)
-
-    def __enter__(self) -> RunLock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Release the lock; a second call does nothing."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def lock(folder: Path | str) -> RunLock:
-    """Lock the folder for this process.
-
-    Raises:
-        UsageError: another process has the lock, or the file of the lock cannot be written.
-    """
-    if fcntl is None:
-        return RunLock(None)
-    path = Path(folder) / "LOCK"
-    try:
-        descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise disk_error(error, f"{path}: cannot be created: {why(error)}", UsageError) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "just started"
-        os.close(descriptor)
-        message = f"{folder}: another process uses this run: {holder}; wait for it, or stop it"
-        raise UsageError(message) from error
-    except OSError as error:  # some network file systems have no locks
-        LOG.warning("%s: cannot be locked (%s): start no second run in it", folder, error.strerror)
-    about = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, about)
-    except OSError as error:
-        os.close(descriptor)
-        raise disk_error(error, f"{path}: cannot be written: {why(error)}", UsageError) from error
-    return RunLock(descriptor)
 
 
 def _make_new(folder: Path) -> Path:

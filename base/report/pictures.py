@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 BACKGROUND = 0  # the class that is not coloured
-OPACITY = 0.55  # of a mask over an image
+OPACITY = 0.65  # of a mask over an image
 
 
 def as_png(pixels: Array) -> bytes:
@@ -30,7 +30,7 @@ def as_png(pixels: Array) -> bytes:
 def to_bytes(image: Array) -> Array:
     """Return an image with values from 0 to 1 as uint8; NaN is black."""
     whole = np.nan_to_num(image, nan=0.0, posinf=1.0, neginf=0.0)
-    return (whole.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.asarray((whole.clip(0, 1) * 255).round(), dtype=np.uint8)
 
 
 def class_color(number: int) -> tuple[int, int, int]:
@@ -41,20 +41,19 @@ def class_color(number: int) -> tuple[int, int, int]:
 
 
 def with_mask(image: Array, mask: Array) -> Array:
-    """Return an image with a mask of classes over it, uint8 (height, width, 3).
+    """Return a grey image with a mask of classes over it, uint8 (height, width, 3).
 
     Args:
         image: uint8 (height, width) or (height, width, 3).
         mask: (height, width) class numbers; the background and negative numbers are transparent.
     """
-    colored = np.stack([image] * 3, axis=-1) if image.ndim == 2 else image
-    colored = colored.astype(np.float64)
+    colored = np.stack([_grey(image)] * 3, axis=-1)
     for number in np.unique(mask):
         if number > BACKGROUND:
             color = np.array(class_color(int(number)))
             place = mask == number
             colored[place] = (1 - OPACITY) * colored[place] + OPACITY * color
-    return colored.round().astype(np.uint8)
+    return np.asarray(colored.round(), dtype=np.uint8)
 
 
 def with_errors(image: Array, target: Array, prediction: Array) -> Array:
@@ -64,7 +63,11 @@ def with_errors(image: Array, target: Array, prediction: Array) -> Array:
         image: uint8 (height, width) or (height, width, 3).
         target, prediction: (height, width) class numbers; negative targets are not judged.
     """
-    grey = image if image.ndim == 2 else image.mean(axis=-1)
-    colored = np.stack([0.6 * grey.astype(np.float64)] * 3, axis=-1)
+    colored = np.stack([0.6 * _grey(image)] * 3, axis=-1)
     colored[(target >= 0) & (target != prediction)] = (235, 40, 40)
-    return colored.round().astype(np.uint8)
+    return np.asarray(colored.round(), dtype=np.uint8)
+
+
+def _grey(image: Array) -> Array:
+    grey = image if image.ndim == 2 else image.mean(axis=-1)
+    return np.asarray(grey, dtype=np.float64)

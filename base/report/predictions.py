@@ -175,7 +175,7 @@ def _columns(found: Predictions) -> dict[str, Any]:
 
 
 def _joined(names: Sequence[str], is_chosen: Array) -> str:
-    return "|".join(names[number] for number in np.flatnonzero(is_chosen))
+    return "|".join(names[number] for number in np.flatnonzero(is_chosen).tolist())
 
 
 def _texts(values: Any) -> list[str]:

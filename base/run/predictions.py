@@ -11,7 +11,6 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -332,8 +331,8 @@ def _reduced(image: Tensor, side: int, mode: str) -> Tensor:
 def recording(trainer: BaseTrainer, classes: Sequence[str] = ()) -> Iterator[PredictionRecorder]:
     """Record the predictions of an evaluation inside the block::
 
-        with recording(trainer, classes) as recorder:
-            trainer.evaluate(loader, "test")
+    with recording(trainer, classes) as recorder:
+        trainer.evaluate(loader, "test")
     """
     state, world = trainer.training_state, trainer.world
     recorder = PredictionRecorder(trainer.config, classes, world.rank, world.size)
@@ -470,16 +469,21 @@ def _with_place(worst: Worst, dataset: Any, indices: Sequence[int], ids: Sequenc
         return worst
     index = indices[worst.row]
     located = offered(dataset, HasPlaces)
-    if located is not None and (place := located.place(index)) != ids[worst.row]:
-        worst.place = place
-    columns = getattr(dataset, "columns", None)
-    numbers, values = getattr(columns, "numbers", {}), getattr(columns, "values", {})
-    if isinstance(numbers, Mapping) and isinstance(values, Mapping):
-        worst.columns = {
-            name: f"{float(numbers[name][index]):.6g}"
-            if name in numbers
-            else str(values[name][index])
-            for name in getattr(columns, "inputs", ())
-            if name in numbers or name in values
-        }
+    if located is not None and getattr(dataset, "ids_are_numbers", False):
+        worst.place = located.place(index)
+    worst.columns = _cells(getattr(dataset, "columns", None), index)
     return worst
+
+
+def _cells(columns: Any, index: int) -> dict[str, str]:
+    """Return the values of a table's row before they were encoded; {} for joined tables."""
+    cells: dict[str, str] = {}
+    if not all(hasattr(columns, each) for each in ("inputs", "numbers", "categories")):
+        return cells  # not those of a table
+    for name in columns.inputs:
+        if name in columns.numbers:
+            cells[name] = f"{float(columns.numbers[name][index]):.6g}"
+        elif name in columns.categories:
+            found = columns.categories[name]
+            cells[name] = str(found.values[int(found.numbers[index])])
+    return cells

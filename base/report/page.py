@@ -34,11 +34,10 @@ MOST_TEST_VALUES = 8  # at the top
 MEANS = ("/mean", "/macro")
 
 
-def write_report(folder: Path, state: str | None = None, note: str = "") -> Path:
+def write_report(folder: Path, note: str = "") -> Path:
     """Write ``report/index.html``: one file, without what the run does not have.
 
     Args:
-        state: how the run ended, if its folder does not say so yet.
         note: a line for the top of the page.
 
     Raises:
@@ -46,11 +45,11 @@ def write_report(folder: Path, state: str | None = None, note: str = "") -> Path
     """
     run = read_run(folder)
     path = folder / "report" / "index.html"
-    write_whole(path, run_page(run, state or run.state, note).encode(errors="backslashreplace"))
+    write_whole(path, run_page(run, note).encode(errors="backslashreplace"))
     return path
 
 
-def run_page(run: RunFacts, state: str, note: str = "") -> str:
+def run_page(run: RunFacts, note: str = "") -> str:
     """Return the page of a run."""
     sections = {
         "curves": ("Curves", _curves(run)),
@@ -70,7 +69,12 @@ def run_page(run: RunFacts, state: str, note: str = "") -> str:
     return page(
         f"{run.name}: {run.folder.name}",
         tag("h1", run.name),
-        tag("p", f"{run.folder.name}, ", tag("b", state, class_=f"state-{state}"), class_="soft"),
+        tag(
+            "p",
+            f"{run.folder.name}, ",
+            tag("b", run.state, class_=f"state-{run.state}"),
+            class_="soft",
+        ),
         tag("p", note, class_="note") if note else "",
         _summary(run),
         tag("nav", *links),

@@ -158,14 +158,10 @@ def write_recorded(
         log.warning("report: no predictions of the %s data: %s", part, why(error))
 
 
-def write_page(folder: Path, state: str | None = None) -> Path | None:
-    """Write the report's page; a failure is a warning.
-
-    Args:
-        state: how the run ended, if its folder does not say so yet.
-    """
+def write_page(folder: Path) -> Path | None:
+    """Write the report's page; a failure is a warning."""
     try:
-        return write_report(folder, state)
+        return write_report(folder)
     except Exception as error:
         log.warning("cannot write the report in %s: %s", folder / "report", why(error))
         return None

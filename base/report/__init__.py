@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from base.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
+    from base.report.comparison import write_comparison as write_comparison
     from base.report.figures import write_curves as write_curves
     from base.report.page import write_report as write_report
     from base.report.predictions import Predictions as Predictions

@@ -33,6 +33,12 @@ class Panel:
         """All values of its lines."""
         return [y for line in self.lines.values() for _, y in line]
 
+    def with_kind(self) -> Panel:
+        """Make it a chart of scores if all its values are shares."""
+        if self.kind == "value" and all(0 <= value <= 1 for value in self.values):
+            self.kind = "score"
+        return self
+
 
 def panels_of(rows: Sequence[Mapping[str, Any]], losses: Collection[str] = ()) -> list[Panel]:
     """Return the charts of a run: losses, scores from 0 to 1, rates, other values.
@@ -51,12 +57,10 @@ def panels_of(rows: Sequence[Mapping[str, Any]], losses: Collection[str] = ()) -
         first, _, rest = column.partition("/")
         phase, metric = (first, rest) if first in PHASES and rest else ("", column)
         title, _, part = metric.partition("/")
-        panel = panels.setdefault(title, Panel(title, _kind(title, losses)))
+        panel = panels.setdefault(title, Panel(title, kind_of(title, losses)))
         panel.lines[" ".join(filter(None, (phase, part))) or title] = line
     for panel in panels.values():
-        is_share = all(0 <= value <= 1 for value in panel.values)
-        if panel.kind == "value" and is_share:
-            panel.kind = "score"
+        panel.with_kind()
         panel.lines = _means_first(panel.lines)
         if panel.kind == "rate":
             panel.lines = _merged(panel.lines)
@@ -123,10 +127,11 @@ def _range(kind: str, panels: Sequence[Panel]) -> tuple[tuple[float, float] | No
     return (low - margin if low < 0 else max(0.0, low - margin), high + margin), False
 
 
-def _kind(title: str, losses: Collection[str]) -> str:
+def kind_of(title: str, losses: Collection[str]) -> str:
+    """Return the kind of a chart by its title; that of a score depends on its values."""
     if title in losses or "loss" in title.lower():
         return "loss"
-    return "rate" if title in ("lr", "weight") else "value"
+    return "rate" if title.partition("/")[0] in ("lr", "weight") else "value"
 
 
 def _means_first(lines: Lines) -> Lines:

@@ -96,11 +96,8 @@ def _summary(run: RunFacts) -> Raw:
     rows += [
         (f"test {name}", shown(value)) for name, value in list(tested.items())[:MOST_TEST_VALUES]
     ]
-    seconds = [row["seconds"] for row in run.rows if isinstance(row.get("seconds"), float)]
-    if seconds:
-        total = sum(map(float, seconds))
-        spent = f"{total:.1f} s" if total < 60 else str(timedelta(seconds=round(total)))
-        rows.append(("training time", spent))
+    if run.rows:
+        rows.append(("training time", time_of(run)))
     if run.started is not None:
         rows.append(("started", f"{run.started.astimezone():%Y-%m-%d %H:%M}"))
     if run.changed:
@@ -108,8 +105,15 @@ def _summary(run: RunFacts) -> Raw:
     return facts(rows)
 
 
+def time_of(run: RunFacts) -> str:
+    """Return the time that a run has trained, without validation."""
+    seconds = [row.get("seconds", 0.0) for row in run.rows]
+    total = sum(value for value in seconds if isinstance(value, int | float))
+    return f"{total:.1f} s" if total < 60 else str(timedelta(seconds=round(total)))
+
+
 def _curves(run: RunFacts) -> list[Raw]:
-    panels = panels_of(run.rows, _loss_names(run.config))
+    panels = panels_of(run.rows, loss_names(run.config))
     if not panels:
         return []
     content = [tag("div", *draw(panels, run.best_epoch), class_="grid")]
@@ -125,7 +129,8 @@ def _curves(run: RunFacts) -> list[Raw]:
     return [*content, tag("p", text, class_="soft")] if text else content
 
 
-def _loss_names(config: Mapping[str, Any]) -> list[str]:
+def loss_names(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the losses in a config."""
     sections = config.get("loss")
     sections = sections if isinstance(sections, list) else []
     return [str(each["name"]) for each in sections if isinstance(each, dict) and "name" in each]

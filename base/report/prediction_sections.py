@@ -275,7 +275,7 @@ def _mistake_table(worst: Sequence[Mapping[str, Any]]) -> Raw:
     columns = list(dict.fromkeys(name for each in worst for name in each["columns"]))
     rows = [
         [
-            each["place"] or each["id"],
+            Path(each["place"] or each["id"]).name,
             *(_number_or_text(each["values"].get(name, "")) for name in values),
             *(_number_or_text(each["columns"].get(name, "")) for name in columns),
         ]

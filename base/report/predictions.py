@@ -116,14 +116,12 @@ def read_predictions(folder: Path) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def read_rows_of(folder: Path, part: str) -> dict[str, tuple[str, str]]:
-    """Return target and prediction of each sample of a part by its id, from predictions.csv."""
+def read_rows_of(folder: Path, part: str) -> dict[str, dict[str, str]]:
+    """Return the columns of predictions.csv for each sample of a part, by its id."""
     header, rows = _read_csv(folder / "report" / "predictions.csv")
-    if not {"part", "id", "target", "prediction"} <= set(header):
+    if header[:2] != ["part", "id"]:
         return {}
-    places = [header.index(name) for name in ("part", "id", "target", "prediction")]
-    chosen = ([row[place] for place in places] for row in rows)
-    return {name: (target, made) for of, name, target, made in chosen if of == part}
+    return {row[1]: dict(zip(header, row, strict=True)) for row in rows if row[0] == part}
 
 
 def _with_rows(path: Path, found: Predictions, columns: Mapping[str, Sequence[str]]) -> str:

@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader, SequentialSampler
 from base.base_data_loader import BaseDataLoader
 from base.config import Config
 from base.data.batch import inputs_of, leaves
+from base.data.cut_parts import CutLoader
 from base.data.protocols import HasIds, HasPlaces, offered, underlying
+from base.data.replayed_loader import ReplayedLoader
 from base.errors import ConfigError, why
 from base.network.capture import stretch
 from base.report.pictures import Array, to_bytes
@@ -160,11 +162,11 @@ class PredictionRecorder:
 
     def _find_task(self, output: Any, target: Any) -> Task:
         """Return the task, or "other" if outputs and targets are not tensors that match it."""
-        if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+        if not all(isinstance(each, Tensor) and each.dim() for each in (output, target)):
             return Task("other")
         found = find_task(self.losses, output.shape, self.classes, self.metrics)
         n_samples, is_index = len(output), not target.is_floating_point()
-        if not target.dim() or len(target) != n_samples:
+        if len(target) != n_samples:
             fits = False
         elif found.name == "classification":
             fits = (is_index and target.shape == (n_samples,)) or target.shape == output.shape
@@ -259,8 +261,8 @@ class PredictionRecorder:
         return (1 - iou).nan_to_num(nan=0.0), rows, {"target_mask": target, "mask": chosen}
 
     def _of_numbers(self, output: Tensor, target: Tensor) -> Any:
-        output, target = output.flatten(1), target.reshape(len(output), -1).to(output.dtype)
-        output, target = (x.unsqueeze(1) if x.dim() == 1 else x for x in (output, target))
+        output, target = output.reshape(len(output), -1), target.reshape(len(target), -1)
+        target = target.to(output.dtype)
         gaps = (output - target).abs()
         if self._scale is None:  # so that targets in different units weigh the same
             scale = target.std(0) if len(target) > 1 else target.abs()[0]
@@ -424,7 +426,7 @@ def _samples(
     None if the order of the loader is not known.
     """
     loader = loader.built() if hasattr(loader, "built") else loader
-    while not isinstance(loader, BaseDataLoader) and "loader" in vars(loader):
+    while isinstance(loader, CutLoader | ReplayedLoader):
         loader = loader.loader
     if isinstance(loader, BaseDataLoader):
         indices = loader.order_of_evaluation()

@@ -316,18 +316,16 @@ def report_end(folder: Path, has_page: bool) -> Iterator[None]:
             with suppress(KeyboardInterrupt):
                 _write_report(folder, has_page)
         raise
-    path = _write_report(folder, has_page)
-    if path is not None:
-        log.info(f"report: {path}")
+    _write_report(folder, has_page)
 
 
-def _write_report(folder: Path, has_page: bool) -> Path | None:
-    path = write_page(folder) if has_page else None
+def _write_report(folder: Path, has_page: bool) -> None:
+    if has_page:
+        write_page(folder)
     try:
         write_curves(folder)
     except Exception as error:  # a missing picture must not end the run
         log.warning("cannot draw the curves in %s: %s", folder / "report", error)
-    return path
 
 
 def _log_changes(config: Config, folder: Path, rates: Sequence[Change] = ()) -> None:
@@ -509,7 +507,7 @@ def _record_validation(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> 
 
 
 def log_end(trainer: BaseTrainer) -> None:
-    """Log the best epoch, skipped steps and samples, and the command that tests the run."""
+    """Log the best epoch, skipped steps and samples, the report, and the command of the test."""
     if trainer.store is not None:
         trainer.store.wait()
     monitor, progress = trainer.monitor, trainer.progress
@@ -528,6 +526,8 @@ def log_end(trainer: BaseTrainer) -> None:
         value = format_value(monitor.key, monitor.best)
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")
     if trainer.folder is not None:
+        if trainer.settings.report:
+            log.info(f"report: {trainer.folder / 'report' / 'index.html'}")
         log.info(test_command(trainer.config, trainer.folder))
 
 

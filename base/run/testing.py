@@ -158,13 +158,12 @@ def write_recorded(
         log.warning("report: no predictions of the %s data: %s", part, why(error))
 
 
-def write_page(folder: Path) -> Path | None:
+def write_page(folder: Path) -> None:
     """Write the report's page; a failure is a warning."""
     try:
-        return write_report(folder)
+        write_report(folder)
     except Exception as error:
         log.warning("cannot write the report in %s: %s", folder / "report", why(error))
-        return None
 
 
 def load_checkpoint(trainer: BaseTrainer, checkpoint: Path) -> Mapping[str, Any]:

@@ -353,6 +353,7 @@ TRAINER = Section(
         ),
         "ema": Key(EMA, None, "Average the weights over time, and validate the average."),
         "test": Key(SWITCH, False, "Test the best model at the end."),
+        "report": Key(SWITCH, True, "Write report/index.html and predictions at the end."),
         "tensorboard": Key(SWITCH, True, "Write TensorBoard events."),
         "writers": Key(
             ListOf(WRITER, single=True, unique="type"),

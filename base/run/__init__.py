@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from base.run.session import write_deferred_files as write_deferred_files
     from base.run.testing import build_tested_experiment as build_tested_experiment
     from base.run.testing import choose_checkpoint as choose_checkpoint
+    from base.run.testing import record_validation as record_validation
     from base.run.testing import run_test as run_test
 else:
     __getattr__, __all__ = lazy_imports(__name__)

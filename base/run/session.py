@@ -8,11 +8,12 @@ import os
 import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from base.base_trainer import StopRequested
 from base.checkpoint.background import saves_in_background
 from base.checkpoint.data_record import data_of
 from base.checkpoint.state_dicts import load_state_dicts
@@ -24,6 +25,7 @@ from base.distributed.agreement import Kind
 from base.distributed.group import ALONE, World
 from base.errors import KindlingError, disk_error, why
 from base.names.registry import project_root
+from base.report.figures import write_curves
 from base.run.data_changes import write_data_record
 from base.run.first_step import check_first_step, guard_first_step
 from base.run.header import header_entries
@@ -32,7 +34,13 @@ from base.run.micro_batch import resolve_micro_batch
 from base.run.parameter_table import parameter_rows, short_table, weights_tables, write_csv
 from base.run.profiler import Profiler
 from base.run.restarts import note_run, read_together
-from base.run.testing import choose_checkpoint, preserve_state, run_test
+from base.run.testing import (
+    choose_checkpoint,
+    preserve_state,
+    record_validation,
+    run_test,
+    write_page,
+)
 from base.run.writers import build_writers
 from base.system.deferred_files import DeferredFiles
 from base.system.run_folder import (
@@ -60,7 +68,6 @@ from logger.console import (
     setup_rank_logging,
 )
 from logger.files import FileError, write_whole
-from logger.report import write_curves
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -171,9 +178,14 @@ def open_folder(
             note_run(folder, world)
             world.broadcast(str(folder))
             _log_warnings_of_ranks(known, world)
-        with add_resume_advice(folder), ask_for_requeue(folder), record_end(folder):
+        has_page = config["trainer"]["report"]
+        with (
+            report_end(folder, has_page),
+            add_resume_advice(folder),
+            ask_for_requeue(folder),
+            record_end(folder),
+        ):
             yield folder
-        _draw_curves(folder)
 
 
 @contextmanager
@@ -288,7 +300,28 @@ def write_deferred_files(trainer: BaseTrainer, files: DeferredFiles) -> None:
             getattr(loader, "close", lambda: None)()
 
 
-def _draw_curves(folder: Path) -> None:
+@contextmanager
+def report_end(folder: Path, has_page: bool) -> Iterator[None]:
+    """Write the report when the run ends: also of a run that was stopped or failed.
+
+    Nothing here changes how the run ends. A further signal ends the writing.
+
+    Args:
+        has_page: whether to write the page besides the curves.
+    """
+    try:
+        yield
+    except Exception:
+        if (folder / "metrics.csv").is_file():  # of other runs nothing is known
+            with suppress(KeyboardInterrupt):
+                _write_report(folder, has_page)
+        raise
+    _write_report(folder, has_page)
+
+
+def _write_report(folder: Path, has_page: bool) -> None:
+    if has_page:
+        write_page(folder)
     try:
         write_curves(folder)
     except Exception as error:  # a missing picture must not end the run
@@ -434,20 +467,47 @@ def _finished_message(trainer: BaseTrainer) -> str:
 
 
 def finish(trainer: BaseTrainer) -> dict[str, float]:
-    """Log how training ended; run the test phase if ``trainer.test`` asks for it."""
+    """Log how training ended; record predictions, and run the test phase if the config asks."""
     folder, world = trainer.folder, trainer.world
     gather_bad_samples(trainer.experiment.bad_samples, world)
     if world.is_main:
         log_end(trainer)
-    if not trainer.settings.test or folder is None:
+    records = folder is not None and _records_validation(trainer)
+    if folder is None or not (trainer.settings.test or records):
         return {}
     with preserve_state(trainer):
-        chosen = world.broadcast(str(choose_checkpoint(folder)) if world.is_main else None)
-        return run_test(trainer, Path(chosen), folder)
+        chosen = Path(world.broadcast(str(choose_checkpoint(folder)) if world.is_main else None))
+        if records:
+            _record_validation(trainer, chosen, folder)
+        return run_test(trainer, chosen, folder) if trainer.settings.test else {}
+
+
+def _records_validation(trainer: BaseTrainer) -> bool:
+    """Return whether the predictions for the validation data are recorded at the end."""
+    if not trainer.settings.report or trainer.valid_loader is None:
+        return False
+    if trainer.world.is_sharded:
+        text = "report: fsdp records no predictions of the validation data; `python -m base.report"
+        log.info(f"{text} {trainer.folder}` does, in one process that holds the whole model")
+        return False
+    return trainer.world.is_active or not trainer.signals.stop  # of several ranks all or none do
+
+
+def _record_validation(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> None:
+    """Record the predictions for the validation data; the run is complete without them."""
+    command = f"`python -m base.report {folder}` makes them"
+    try:
+        record_validation(trainer, checkpoint, folder)
+    except StopRequested:
+        log.warning("report: stopped before the predictions of the validation data; %s", command)
+    except Exception as error:
+        if trainer.world.is_active:
+            raise  # the other ranks wait for this one
+        log.warning("report: no predictions of the validation data: %s", why(error))
 
 
 def log_end(trainer: BaseTrainer) -> None:
-    """Log the best epoch, skipped steps and samples, and the command that tests the run."""
+    """Log the best epoch, skipped steps and samples, the report, and the command of the test."""
     if trainer.store is not None:
         trainer.store.wait()
     monitor, progress = trainer.monitor, trainer.progress
@@ -466,6 +526,8 @@ def log_end(trainer: BaseTrainer) -> None:
         value = format_value(monitor.key, monitor.best)
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")
     if trainer.folder is not None:
+        if trainer.settings.report:
+            log.info(f"report: {trainer.folder / 'report' / 'index.html'}")
         log.info(test_command(trainer.config, trainer.folder))
 
 

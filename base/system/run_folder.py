@@ -18,10 +18,12 @@ from pathlib import Path
 
 from base.errors import TrainingError, UsageError, disk_error, nearest, why
 from base.system.places import PROJECT
+from base.system.trial import stamp_of_trial
 from logger.files import read_file, write_whole
 
 LOG = logging.getLogger("kindling")
 STAMP = "run.json"
+SWEEPS, SWEEP = "sweeps", "sweep.json"  # saved/NAME/sweeps/TIME/sweep.json: not a run
 BEFORE_TRAINING = frozenset((
     STAMP, "LOCK", "bad_samples.csv", "checkpoints", "config.yaml", "data.json", "env.txt",
     "log.txt", "parameters.csv", "split.csv",
@@ -41,7 +43,7 @@ def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = No
         number = 1 + max((order[1] for order, _ in _runs(Path(save_dir))), default=0)
         folder = _make_new(parent / now.strftime("%m%d_%H%M%S"))
         started = now.astimezone(timezone.utc).isoformat()
-        stamp = json.dumps({"number": number, "started": started})
+        stamp = json.dumps({"number": number, "started": started, **stamp_of_trial()})
         write_whole(folder / STAMP, stamp.encode() + b"\n")
     except OSError as error:
         remove_empty([*([folder] if folder else []), *above])
@@ -140,6 +142,9 @@ def run_folder_of(path: Path | str) -> Path:
             inside = path.absolute().relative_to(folder.absolute()).parts
             if not inside or inside[0] == "checkpoints":
                 return folder
+    if is_sweep(path):
+        text = "a sweep, not a run: its table.csv has the folders of its trials"
+        raise UsageError(f"{path}: {text}; `python train.py -r {path}` resumes it")
     raise UsageError(f"{path}: not a run: give its folder, such as saved/digits/0131_235959")
 
 
@@ -175,6 +180,11 @@ def newest_run_in(path: Path) -> Path | None:
         return find_newest_run(path.parent, path.name)
     holds_names = any(_is_run(folder) for name in _folders(path) for folder in _folders(name))
     return find_newest_run(path) if holds_names else None
+
+
+def is_sweep(path: Path | str) -> bool:
+    """Return whether a path is the folder of a sweep, which holds the record of its trials."""
+    return _exists(Path(path) / SWEEP)
 
 
 def must_exist(path: Path | str) -> Path:
@@ -243,6 +253,8 @@ def _runs(
     """Yield the runs of one name or of all names, each with its sort key."""
     for parent in [save_dir / name] if name else _folders(save_dir):
         for folder in _folders(parent):
+            if folder.name == SWEEPS and not _is_run(folder):
+                continue
             try:
                 stamp = json.loads(read_file(folder / STAMP))
                 is_of_job = job is not None and stamp.get("job") == job

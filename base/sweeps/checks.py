@@ -78,9 +78,10 @@ def _refuse(faults: Sequence[Sequence[Sequence[str]]], trials: Sequence[Settings
     for number, (settings, each) in enumerate(zip(trials, faults, strict=True), start=1):
         swept = {f"--set {key}={value}": f"--sweep {key}" for key, value in settings.items()}
         for where, message in each:
-            place = f"{swept[where]}={settings[swept[where][8:]]}" if where in swept else where
-            text = f"{place}: {message}"
-            found.setdefault(text, Problem(f"trial {number}: {place}".rstrip(": "), message))
+            key = swept.get(where, where)
+            place = f"{key}={settings[key[8:]]}" if where in swept else where
+            place = f"trial {number}: {place}".removesuffix(": ")
+            found.setdefault(f"{key}: {message}", Problem(place, message))
     if found:
         rest = len(found) - MAX_PROBLEMS
         more = [Problem("", f"and {rest} more problems")] if rest > 0 else []

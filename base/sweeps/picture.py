@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 PER_ROW = 4
 LOG_SPAN = 20.0  # numbers that differ by more than this factor are drawn on a log axis
+MAX_TICKS = 8  # of an axis whose ticks are the values themselves
 BEST, OTHER, STOPPED = "#d1495b", "#2e6f95", "#9a9a9a"
 
 
@@ -87,6 +89,8 @@ def _draw_rows(
             axes.plot(*zip(*sorted(finished), strict=True), color=OTHER, alpha=0.4, zorder=1)
         axes.set_xlabel(names[each.key])
         axes.grid(visible=True, alpha=0.3)
+        if place == 0:
+            _explain_marks(figure, axes, trials, best)
         if place % n_columns == 0:
             axes.set_ylabel(name)
     return figure
@@ -111,6 +115,7 @@ def _draw_heat_map(
         y = down.values.index(trial.settings[down.key])
         cells[y][x], found[y, x] = float(trial.value or 0.0), trial
     colours = "viridis" if mode == "max" else "viridis_r"
+    axes.set_facecolor("#eeeeee")
     image = axes.imshow(cells, cmap=colours, aspect="auto")
     figure.colorbar(image)
     low, high = (pick(t.value or 0.0 for t in trials) for pick in (min, max))
@@ -160,15 +165,23 @@ def _place_axis(
     if isinstance(each, Choices) and not _are_numbers(each):
         set_ticks = axes.set_xticks if which == "x" else axes.set_yticks
         set_ticks(range(len(each.values)), [_shorten(value) for value in each.values])
+        set_limits = axes.set_xlim if which == "x" else axes.set_ylim
+        set_limits(-0.5, len(each.values) - 0.5)
         return [float(each.values.index(text)) for text in texts]
     numbers = [float(text) for text in texts]
     if isinstance(each, Range):
         is_log = each.is_log
     else:
         known = sorted(float(value) for value in each.values)
-        is_log = known[0] > 0 and known[-1] / known[0] > LOG_SPAN
+        ratios = [after / before for before, after in itertools.pairwise(known) if before > 0]
+        is_even = len(ratios) == len(known) - 1 > 1 and max(ratios) < 1.01 * min(ratios)
+        is_log = known[0] > 0 and (is_even or known[-1] / known[0] > LOG_SPAN)
     if is_log:
         set_scale("log")
+    if isinstance(each, Choices) and len(each.values) <= MAX_TICKS:
+        axis = axes.xaxis if which == "x" else axes.yaxis
+        axis.set_ticks([float(value) for value in each.values], [*each.values])
+        axis.set_ticks([], minor=True)
     return numbers
 
 
@@ -177,6 +190,17 @@ def _mark(axes: Axes, trial: TrialRecord, x: float, is_best: bool) -> None:
     colour = BEST if is_best else OTHER if _is_whole(trial) else STOPPED
     marker = "o" if _is_whole(trial) else "x"
     axes.plot([x], [y], marker, color=colour, markersize=9 if is_best else 6, zorder=2 + is_best)
+
+
+def _explain_marks(
+    figure: Figure, axes: Axes, trials: Sequence[TrialRecord], best: TrialRecord | None
+) -> None:
+    if best is not None:
+        axes.plot([], [], "o", color=BEST, label="best")
+    stopped = sorted({trial.state for trial in trials if not _is_whole(trial)})
+    if stopped:
+        axes.plot([], [], "x", color=STOPPED, label=", ".join(stopped))
+    figure.legend(loc="outside upper right", ncols=2, fontsize="small", frameon=False)
 
 
 def _is_whole(trial: TrialRecord) -> bool:

@@ -80,7 +80,7 @@ def settings_of_plan(plan: Plan, space: Space, seed: int) -> list[Settings]:
     alone = [each for each in space if isinstance(each, Choices)]
     if len(trials) == 1:
         text = f"--sweep {alone[0].key}={alone[0].values[0]}: this is one value"
-        raise UsageError(f"{text}; separate several by commas: {alone[0].key}=1e-3,1e-2")
+        raise UsageError(f"{text}; separate several by commas: {alone[0].key}=A,B")
     return trials
 
 

@@ -155,6 +155,7 @@ def draw(space: Space, seed: str) -> Settings:
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Return the shortest ends of dotted keys that differ: ``lr`` for ``optimizer.args.lr``."""
     names = {key: key.rpartition(".")[2] for key in keys}
+    names |= {key: ".".join(key.split(".")[-2:]) for key, name in names.items() if name == "type"}
     for n_parts in range(2, 1 + max((key.count(".") + 1 for key in keys), default=0)):
         shown = list(names.values())
         for key, name in names.items():
@@ -204,9 +205,10 @@ def _parse_values(key: str, text: str, where: str) -> Choices | Range:
         text = "write a range alone, as 0.0..0.5, 16..256 or 1e-4..1e-1 log"
         raise UsageError(f"{where}: {text}; put a text of that form in quotes")
     plain = [_plain(value, where) for value in values]
-    for place, value in enumerate(plain):
-        if value in plain[:place] and type(value) is type(plain[plain.index(value)]):
-            first = values[plain.index(value)]
+    kinds = [(isinstance(value, bool), value) for value in plain]  # True == 1
+    for place, kind in enumerate(kinds):
+        if kind in kinds[:place]:
+            first = values[kinds.index(kind)]
             raise UsageError(f"{where}: {first} and {values[place]} are the same value")
     return Choices(key, tuple(values))
 
@@ -239,6 +241,6 @@ def _refuse_overlaps(keys: Sequence[str], overrides: Sequence[str]) -> None:
     for key in keys:
         for origin, earlier in given:
             if f"{earlier}.".startswith(f"{key}."):
-                which = "twice" if origin == "--sweep" else f"and {origin}"
-                raise UsageError(f"--sweep {key}: is given {which}; keep one of them")
-        given.append(("--sweep", key))
+                which = f"it overwrites {origin}" if origin else f"{earlier} is swept already"
+                raise UsageError(f"--sweep {key}: {which}; keep one of them")
+        given.append(("", key))

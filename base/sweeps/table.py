@@ -12,7 +12,7 @@ from logger.console import format_value, pad, text_width
 from logger.csv_writer import csv_text
 from logger.files import write_whole
 
-LEAST = 6  # cells of a column of texts that is cut
+TEXT_CELLS = 8  # a column of texts is not cut below
 GAP = 2
 
 
@@ -68,63 +68,77 @@ def write_table(sweep: Sweep, mode: str, name: str) -> Path:
 def show_table(sweep: Sweep, mode: str, name: str, width: int | None = None) -> str:
     """Return the table as text that fits the terminal; `*` marks the best trial.
 
-    Columns of texts are cut in their middle where they do not fit, then the last settings are left
-    out; numbers are always whole.
+    Where it does not fit, texts are cut in their middle, then columns are left out: folder,
+    seconds, epoch, the last settings. Numbers are always whole.
 
     Args:
         width: of the terminal, in cells.
     """
     width = width or shutil.get_terminal_size().columns
-    best = best_of(sweep, mode)
-    trials = ranked(sweep, mode)
+    trials, best = ranked(sweep, mode), best_of(sweep, mode)
     names = short_names(_keys(sweep))
     settings = [
-        [short, *(trial.settings.get(key, "-") for trial in trials)] for key, short in names.items()
+        _Column(short, [trial.settings.get(key, "-") for trial in trials])
+        for key, short in names.items()
     ]
-    left = ["trial", *(f"{t.number}{' *' if t is best else ''}" for t in trials)]
-    values = [name, *(_value(name, trial.value) for trial in trials)]
-    right = [
-        values,
-        ["epoch", *("-" if t.epoch is None else str(t.epoch) for t in trials)],
-        ["seconds", *(f"{t.seconds:.1f}" for t in trials)],
-        ["state", *(_state(trial) for trial in trials)],
+    numbers = [f"{trial.number}{' *' if trial is best else '  '}" for trial in trials]
+    folders = ["-" if trial.folder is None else Path(trial.folder).name for trial in trials]
+    epochs = ["-" if trial.epoch is None else str(trial.epoch) for trial in trials]
+    columns = [
+        _Column("trial  ", numbers, is_number=True),
+        *settings,
+        _Column(name, [format_value(name, trial.value) for trial in trials], is_number=True),
+        _Column("epoch", epochs, is_number=True),
+        _Column("seconds", [f"{trial.seconds:.1f}" for trial in trials], is_number=True),
+        _Column("state", [_state(trial) for trial in trials], is_cut=False),
+        _Column("folder", folders, is_cut=False),
     ]
-    folders = ["folder", *("-" if t.folder is None else Path(t.folder).name for t in trials)]
-    while True:
-        columns = [left, *settings, *right, folders]
-        widths = [max(map(text_width, column)) for column in columns]
-        excess = sum(widths) + GAP * (len(columns) - 1) - width
-        cut = {*range(1, 1 + len(settings)), len(columns) - 1}
-        for place in sorted(cut, key=lambda place: -widths[place]):
-            if is_number_column(columns[place][1:]):
-                continue
-            less = max(0, min(excess, widths[place] - max(LEAST, len(columns[place][0]))))
-            widths[place] -= less
-            excess -= less
-        if excess <= 0 or not settings:
-            break
-        settings.pop()
-    hidden = list(names.values())[len(settings) :]
-    numbers = {place for place, column in enumerate(columns) if is_number_column(column[1:])}
-    lines = [
-        "  ".join(
-            pad(cut_middle(cell, widths[place]), widths[place], right=place in numbers)
-            for place, cell in enumerate(row)
-        ).rstrip()
-        for row in zip(*columns, strict=True)
-    ]
-    more = [f"in table.csv: {', '.join(hidden)}"] if hidden else []
+    if _cut_columns(columns, width) > 0:  # without the settings in its name
+        stamps = [folder.partition("_")[0] for folder in folders]
+        columns[-1] = _Column("folder", stamps, is_cut=False)
+    hidden: list[str] = []
+    order = [columns[-1], columns[-3], columns[-4], *reversed(settings)]
+    while _cut_columns(columns, width) > 0 and order:
+        columns.remove(order[0])
+        hidden.insert(0, order.pop(0).name)
+    lines = ["  ".join(cells).rstrip() for cells in zip(*map(_cells, columns), strict=True)]
+    more = [f"also in table.csv: {', '.join(hidden)}"] if hidden else []
     return "\n".join([*lines, *more])
 
 
-def is_number_column(cells: Sequence[str]) -> bool:
-    """Return whether all cells are numbers or empty."""
-    return all(_is_number(cell) for cell in cells)
+class _Column:
+    """A column of the table: its name, its cells, and the width that they are cut to."""
+
+    def __init__(
+        self, name: str, cells: list[str], is_number: bool = False, is_cut: bool = True
+    ) -> None:
+        self.name, self.cells = name, cells
+        self.is_number = is_number or (is_cut and all(map(_is_number, cells)))
+        self.whole = self.width = max(map(text_width, (name, *cells)))
+        shortest = min(self.whole, max(TEXT_CELLS, len(name)))
+        self.least = shortest if is_cut and not self.is_number else self.whole
+
+
+def _cut_columns(columns: Sequence[_Column], width: int) -> int:
+    """Make columns of texts narrower, the widest first; return the cells that remain too many."""
+    for column in columns:
+        column.width = column.whole
+    excess = sum(column.width for column in columns) + GAP * (len(columns) - 1) - width
+    for column in sorted(columns, key=lambda column: column.least - column.whole):
+        less = max(0, min(excess, column.width - column.least))
+        column.width -= less
+        excess -= less
+    return excess
+
+
+def _cells(column: _Column) -> list[str]:
+    texts = [cut_middle(text, column.width) for text in (column.name, *column.cells)]
+    return [pad(text, column.width, right=column.is_number) for text in texts]
 
 
 def _is_number(cell: str) -> bool:
     try:
-        float(cell.rstrip(" *"))
+        float(cell)
     except ValueError:
         return cell == "-"
     return True
@@ -132,10 +146,6 @@ def _is_number(cell: str) -> bool:
 
 def _keys(sweep: Sweep) -> list[str]:
     return list(dict.fromkeys(key for trial in sweep.trials for key in trial.settings))
-
-
-def _value(name: str, value: float | None) -> str:
-    return format_value(name, value)
 
 
 def _state(trial: TrialRecord) -> str:

@@ -1,6 +1,7 @@
 """What every test may use: one thread, repeatable examples, the root, the command line, runs."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -132,6 +133,8 @@ def cut(finished: Path) -> Path:
         if int(checkpoint.name[5:]) > 7:
             shutil.rmtree(checkpoint)
     shutil.rmtree(finished / "report")
+    stamp = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps({**stamp, "state": "running"}))
     return finished
 
 

@@ -30,6 +30,7 @@ from base.errors import (
 from base.system.places import ENGINE, PROJECT
 from base.system.processes import await_report, is_silent, rank
 from base.system.run_folder import (
+    SAVE_DIR,
     STAMP,
     current_job,
     find_newest_run,
@@ -56,7 +57,7 @@ NOT_IN_SWEEPS = ("print-config", "allow-change")
 TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
   python train.py -r                                      resume the newest run
-  python train.py -r saved/digits/0131_235959 --epochs 40 train it for longer
+  python train.py -r lr=3e-4 --epochs 40                train it for longer
   python train.py -c config/digits.yaml -d 0,1            train on two GPUs
   torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
   python train.py -c config/digits.yaml --sweep lr=1e-4,1e-3,1e-2 --jobs 2
@@ -68,8 +69,9 @@ SIGUSR1 saves a checkpoint and continues."""
 
 TEST_EXAMPLES = """examples:
   python test.py -r saved/digits                  the newest run of that name
-  python test.py -r saved/digits/0131_235959
-  python test.py -r saved/digits/0131_235959/checkpoints/step-00000220"""
+  python test.py -r saved/digits/20261129-064611_lr=1e-3
+  python test.py -r 064611                        the run with this in its path
+  python test.py -r 064611/checkpoints/step-00000220"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -108,8 +110,9 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser("train.py", text, TRAIN_EXAMPLES, f"{several}cpu:2 (two on the CPU)")
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", metavar="PATH",
-        help="resume a run, or one of its checkpoints; a name's folder means its newest run, and "
-        "no PATH the newest run (of the config's name, with -c); `auto` resumes the newest run if "
+        help="resume a run, or one of its checkpoints, by its path or any unique part of it "
+        "(lr=1e-3); a name's folder means its newest run, and no PATH the newest run (of the "
+        "config's name, with -c); `auto` resumes the newest run if "
         "there is one, and otherwise starts a new one. The run's config is used, or that of -c "
         "with the state of the run",
     )  # fmt: skip
@@ -195,8 +198,9 @@ def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser("test.py", text, TEST_EXAMPLES)
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
-        help="the run, or one of its checkpoints; a name's folder means its newest run, and no "
-        "PATH the newest run (of the config's name, with -c). With -c, the data sections of that "
+        help="the run, or one of its checkpoints, by its path or any unique part of it "
+        "(lr=1e-3); a name's folder means its newest run, and no PATH the newest run (of the "
+        "config's name, with -c). With -c, the data sections of that "
         "config are used",
     )  # fmt: skip
     return parser.parse_args(arguments)
@@ -267,12 +271,15 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
     Raises:
         UsageError: no run to resume exists.
     """
-    if wanted not in ("newest", "auto"):
-        return find_run(wanted)
     given = {key: value for key, _, value in (text.partition("=") for text in overrides)}
     if config is not None:
         given = {"name": config["name"], "trainer.save_dir": config["trainer"]["save_dir"]}
-    save_dir, name = Path(given.get("trainer.save_dir", "saved")), given.get("name")
+    save_dir, name = Path(given.get("trainer.save_dir", SAVE_DIR)), given.get("name")
+    if wanted not in ("newest", "auto"):
+        try:
+            return find_run(wanted, save_dir)
+        except OSError as error:
+            raise UsageError(f"-r {wanted}: cannot search for runs: {why(error)}") from error
     try:
         newest = find_newest_run(save_dir, name, current_job() if wanted == "auto" else None)
     except OSError as error:

@@ -16,11 +16,17 @@ class Config(Mapping[str, Any]):
     """The resolved config with all defaults: ``config["trainer"]["epochs"]``."""
 
     def __init__(
-        self, root: Node, path: Path | None, notes: Sequence[str] = (), is_template: bool = False
+        self,
+        root: Node,
+        path: Path | None,
+        notes: Sequence[str] = (),
+        is_template: bool = False,
+        changed: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.notes = list(notes)  # lines to log at the start
         self.is_template = is_template  # whether it was in pytorch-template's format
+        self.changed = dict(changed or {})  # what the command line set, by dotted key
         self._root = root
         self._values: dict[str, Any] = root.plain()
 

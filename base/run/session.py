@@ -19,6 +19,7 @@ from base.checkpoint.state_dicts import load_state_dicts
 from base.checkpoint.store import CheckpointStore
 from base.config import Config
 from base.config.changes import OWN_STATE, Change, differences, table_of
+from base.config.short_settings import short_settings
 from base.distributed.agreement import Kind
 from base.distributed.group import ALONE, World
 from base.errors import KindlingError, disk_error, why
@@ -38,8 +39,10 @@ from base.system.deferred_files import DeferredFiles
 from base.system.run_folder import (
     create_run_folder,
     note_job,
+    read_stamp,
     remove_if_not_started,
     run_folder_of,
+    update_stamp,
 )
 from base.system.run_lock import lock
 from base.system.signals import InterruptedRunError, resume_command
@@ -96,6 +99,8 @@ def open_run(
         open_folder(config, resume_from, trainer.world) as folder,
         open_run_in(trainer, folder, resume_from, allow_change) as run,
     ):
+        if trainer.world.is_main:
+            record_start(folder, config)
         yield run
 
 
@@ -145,7 +150,9 @@ def open_folder(
             yield folder
         return
     if resume_from is None:
-        folder = create_run_folder(config["trainer"]["save_dir"], config["name"])
+        settings = short_settings(config.changed, config)
+        save_dir, name, changed = config["trainer"]["save_dir"], config["name"], config.changed
+        folder = create_run_folder(save_dir, name, settings=settings, changed=changed)
     else:
         folder = run_folder_of(resume_from)
     new = folder if resume_from is None else None
@@ -160,12 +167,14 @@ def open_folder(
             if new is not None:
                 write_config(config, new)
             else:
+                if read_stamp(folder).get("state") == "running":
+                    update_stamp(folder, state="interrupted")  # it was killed
                 (folder / REQUEUE).unlink(missing_ok=True)
             note_job(folder)
             note_run(folder, world)
             world.broadcast(str(folder))
             _log_warnings_of_ranks(known, world)
-        with add_resume_advice(folder), ask_for_requeue(folder):
+        with add_resume_advice(folder), ask_for_requeue(folder), record_end(folder):
             yield folder
         _draw_curves(folder)
 
@@ -227,6 +236,26 @@ def add_resume_advice(folder: Path) -> Iterator[None]:
         else:
             log.error(text)
         raise
+
+
+def record_start(folder: Path, config: Config) -> None:
+    """Record that a run is running, and what the command line changed, also at its resumes."""
+    changed = read_stamp(folder).get("changed")
+    changed = {**(changed if isinstance(changed, dict) else {}), **config.changed}
+    update_stamp(folder, changed=changed, state="running")
+
+
+@contextmanager
+def record_end(folder: Path) -> Iterator[None]:
+    """Record how a run ended. A resume that fails before it trains leaves the state as it was."""
+    try:
+        yield
+    except BaseException as error:
+        if read_stamp(folder).get("state") == "running":
+            is_stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
+            update_stamp(folder, state="interrupted" if is_stopped else "failed")
+        raise
+    update_stamp(folder, state="finished")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from base.config.yaml_reader import read_file as read_config_file
 from base.errors import ConfigError
-from base.system.run_folder import STAMP, folders_of_runs
+from base.system.run_folder import folders_of_runs, read_stamp
 from base.system.run_lock import is_locked
 from logger.csv_writer import number, read_rows
 from logger.files import read_file
@@ -129,7 +129,7 @@ def read_run(folder: Path | str) -> RunFacts:
 
     Nothing is raised: missing or damaged files give empty values, also while a process writes them.
     """
-    stamp = _read_json(Path(folder) / STAMP)
+    stamp = read_stamp(Path(folder))
     index, changed, state = stamp.get("number"), stamp.get("changed"), stamp.get("state")
     return RunFacts(
         folder=Path(folder),

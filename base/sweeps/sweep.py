@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
 import signal
@@ -41,11 +40,10 @@ from base.sweeps.summary import (
     write_summary,
 )
 from base.system.processes import refuse_several_processes
-from base.system.run_folder import STAMP, folders_of_runs, is_sweep, remove_if_not_started
+from base.system.run_folder import folders_of_runs, is_sweep, read_stamp, remove_if_not_started
 from base.system.run_lock import is_locked, lock
 from base.system.signals import SignalFlags, resume_command
 from base.system.trial import answer_file, question_file, read_message, write_message
-from logger.files import read_file
 
 POLL_SECONDS = 0.03
 CONFIG_ERROR, NO_ROOM = 2, 3  # exit codes of train.py
@@ -278,12 +276,9 @@ class SweepLoop:
         )
         found: list[tuple[int, str]] = []
         for folder in folders_of_runs(Path(config["trainer"]["save_dir"]), config["name"]):
-            try:
-                stamp = json.loads(read_file(folder / STAMP))
-                if stamp.get("trial") == self.sweep.name_of(trial):
-                    found.append((int(stamp["number"]), str(folder)))
-            except (OSError, ValueError, LookupError, AttributeError):
-                continue  # no run of a sweep
+            stamp = read_stamp(folder)
+            if stamp.get("trial") == self.sweep.name_of(trial):
+                found.append((int(stamp.get("number", 0)), str(folder)))
         return max(found)[1] if found else None
 
     def _record_end(self, process: Process) -> None:

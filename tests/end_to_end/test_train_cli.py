@@ -210,7 +210,7 @@ def test_a_run_from_a_shell_leaves_the_folder_as_documented(
     done = run_cli(["train.py", *words], place.folder)
     assert (done.returncode, done.stderr) == (0, "")
     (folder,) = place.runs()
-    assert re.fullmatch(r"\d{4}_\d{6}", folder.name)
+    assert re.fullmatch(r"\d{8}-\d{6}", folder.name)
     names = {path.name for path in folder.iterdir()}
     (events,) = (name for name in names if name.startswith("events.out.tfevents."))
     assert names - {"LOCK", "run.json", events} == {

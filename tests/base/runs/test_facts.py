@@ -27,7 +27,8 @@ def make_run(save_dir: Path, accuracies=ACCURACIES, config=CONFIG, **stamp) -> P
     folder = create_run_folder(save_dir, "toy", NOON)
     (folder / "config.yaml").write_text(config)
     path = folder / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **stamp}))
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({**{key: known[key] for key in ("number", "started")}, **stamp}))
     writer = CsvWriter(folder / "metrics.csv")
     for epoch, value in enumerate(accuracies, start=1):
         writer.add_row({"epoch": epoch, "step": 10 * epoch, "valid/accuracy": value})

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from base.config.short_settings import short_keys
 from base.sweeps.record import Sweep, TrialRecord
-from base.sweeps.space import Choices, Range, Space, short_names
+from base.sweeps.space import Choices, Range, Space
 from base.sweeps.table import best_of
 from logger.console import format_value
 from logger.files import write_whole
@@ -76,7 +77,7 @@ def _draw_rows(
     wide = 6.4 if len(space) == 1 else 3.4 * n_columns
     figure = figure_class(figsize=(wide, 4.0 if len(space) == 1 else 3.2 * n_rows))
     figure.set_layout_engine("constrained")
-    names = short_names([each.key for each in space])
+    names = short_keys([each.key for each in space])
     first: Any = None
     for place, each in enumerate(space):
         axes = figure.add_subplot(n_rows, n_columns, place + 1, sharey=first)
@@ -125,7 +126,7 @@ def _draw_heat_map(
         text = format_value("", trial.value) + ("" if _is_whole(trial) else f"\n{trial.state}")
         weight = "bold" if trial is best else "normal"
         axes.text(x, y, text, ha="center", va="center", color=ink, weight=weight)
-    names = short_names([each.key for each in space])
+    names = short_keys([each.key for each in space])
     axes.set_xticks(range(len(across.values)), map(_shorten, across.values))
     axes.set_yticks(range(len(down.values)), map(_shorten, down.values))
     axes.set_xlabel(names[across.key])
@@ -150,7 +151,7 @@ def _draw_scatter(
         linewidths=[2.5 if trial is best else 0.5 for trial in trials],
     )  # fmt: skip
     figure.colorbar(points)
-    names = short_names([each.key for each in space])
+    names = short_keys([each.key for each in space])
     axes.set_xlabel(names[space[0].key])
     axes.set_ylabel(names[space[1].key])
     axes.grid(visible=True, alpha=0.3)

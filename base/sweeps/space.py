@@ -152,18 +152,6 @@ def draw(space: Space, seed: str) -> Settings:
     return {each.key: each.draw(source) for each in space}
 
 
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return the shortest ends of dotted keys that differ: ``lr`` for ``optimizer.args.lr``."""
-    names = {key: key.rpartition(".")[2] for key in keys}
-    names |= {key: ".".join(key.split(".")[-2:]) for key, name in names.items() if name == "type"}
-    for n_parts in range(2, 1 + max((key.count(".") + 1 for key in keys), default=0)):
-        shown = list(names.values())
-        for key, name in names.items():
-            if shown.count(name) > 1:
-                names[key] = ".".join(key.split(".")[-n_parts:])
-    return names
-
-
 def split_values(text: str) -> list[str]:
     """Split a text at its commas, except those in quotes and brackets."""
     parts, part, closing = [], "", ""

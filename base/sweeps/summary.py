@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from base.config.short_settings import short_keys
 from base.sweeps.checks import overrides_of
 from base.sweeps.picture import draw_sweep
 from base.sweeps.record import DONE, Plan, Sweep, TrialRecord
-from base.sweeps.space import Choices, Settings, Space, short_names
+from base.sweeps.space import Choices, Settings, Space
 from base.sweeps.table import best_of, cut_middle, show_table, write_table
 from base.system.signals import resume_command
 from logger.console import format_header, format_value
@@ -28,7 +30,8 @@ class Console:
     def line(self, text: str) -> None:
         """Print a line above the last one."""
         self.status("")
-        print(text, flush=True)
+        if text:
+            print(text, flush=True)
 
     def status(self, text: str) -> None:
         """Replace the last line; only on a terminal."""
@@ -65,7 +68,7 @@ def _drawn_by(plan: Plan) -> str:
 
 def show_space(space: Space) -> str:
     """Return what a sweep searches in a few words: ``lr (3) x width (16..256)``."""
-    names = short_names([each.key for each in space])
+    names = short_keys([each.key for each in space])
     parts = []
     for each in space:
         if isinstance(each, Choices):
@@ -78,7 +81,7 @@ def show_space(space: Space) -> str:
 
 def show_settings(settings: Settings) -> str:
     """Return settings by their short names: ``lr=1e-3, width=32``."""
-    names = short_names(list(settings))
+    names = short_keys(list(settings))
     return ", ".join(f"{names[key]}={value}" for key, value in settings.items())
 
 
@@ -86,7 +89,8 @@ def describe(trial: TrialRecord, n_trials: int, name: str) -> str:
     """Return the line of a trial that has ended."""
     text = f"trial {trial.number} of {n_trials}: {show_settings(trial.settings)}: "
     if trial.state == "failed":
-        return f"{text}failed ({trial.code}): {trial.error or 'see its log.txt'}"
+        error = trial.error.partition(";")[0] or "see its log.txt"
+        return f"{text}failed ({trial.code}): {error}"
     value = "no value" if trial.value is None else f"{name} {format_value(name, trial.value)}"
     if trial.state == "pruned":
         return f"{text}pruned after epoch {trial.epoch}, {value}, {trial.seconds:.1f} s"
@@ -127,6 +131,31 @@ def write_summary(sweep: Sweep, space: Space, mode: str, name: str, with_picture
             entries["test by"] = shlex.join(["python", "test.py", "-r", best.folder])
     entries["written"] = ", ".join(str(path) for path in written)
     return f"{show_table(sweep, mode, name)}\n{format_header(entries)}"
+
+
+def no_effect(sweep: Sweep, config: Mapping[str, Any]) -> str:
+    """Return a remark if all trials gave the very same values, else ""."""
+    finished = [t for t in sweep.trials if t.state == "finished" and t.value is not None]
+    if len(finished) < 2 or len({(t.value, t.epoch) for t in finished}) > 1:
+        return ""
+    text = "note: all trials gave the same value, so these settings may have no effect"
+    section = config["lr_scheduler"] or {}
+    is_rate = "optimizer.args.lr" in finished[0].settings
+    if is_rate and section.get("type") in ("OneCycleLR", "CyclicLR"):
+        text += f": {section['type']} replaces lr; sweep lr_scheduler.args.max_lr"
+    return text
+
+
+def what_is_left(sweep: Sweep) -> str:
+    """Return a remark on trials that failed or were interrupted, else ""."""
+    lines = []
+    if n_failed := sweep.n_in("failed"):
+        text = f"{n_failed} failed: the errors are in {sweep.folder}/trial-N.err"
+        lines.append(f"{text}; python train.py -r FOLDER continues such a run")
+    if n_interrupted := sweep.n_in("interrupted"):
+        text = f"{n_interrupted} interrupted: {resume_command(sweep.folder)}"
+        lines.append(f"{text} continues them")
+    return "\n".join(lines)
 
 
 def show_trials(trials: Sequence[Settings]) -> str:

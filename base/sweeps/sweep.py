@@ -33,10 +33,12 @@ from base.sweeps.summary import (
     Console,
     describe,
     folder_of,
+    no_effect,
     show_plan,
     show_settings,
     show_status,
     show_trials,
+    what_is_left,
     write_summary,
 )
 from base.system.processes import refuse_several_processes
@@ -166,16 +168,15 @@ class SweepLoop:
         )
         if not self.error:
             self.console.line(text)
+            self.console.line(no_effect(self.sweep, self.config))
         if self.signals.stop is not None:
             raise InterruptedSweepError(self.signals.stop, self.sweep, self.n_trials)
         if self.error:
             resume = resume_command(self.sweep.folder)
             raise UsageError(f"{self.error}\nonce it is corrected, resume the sweep by: {resume}")
-        n_bad = self.sweep.n_in("failed", "interrupted")
-        if n_bad:
-            text = f"{n_bad} of {self.n_trials} trials have failed or were interrupted"
-            self.console.line(f"{text}; continue these by: {resume_command(self.sweep.folder)}")
-        return 1 if n_bad else 0
+        left = what_is_left(self.sweep)
+        self.console.line(left)
+        return 1 if left else 0
 
     def _take_up(self) -> None:
         """Prepare the trials of a sweep that was stopped at any moment."""
@@ -294,10 +295,10 @@ class SweepLoop:
                 code, "interrupted"
             )
         self._read_value(trial)
-        if code == 0 or process.is_pruned:
-            process.output.unlink(missing_ok=True)
-        elif trial.state == "failed":
+        if trial.state == "failed":
             trial.error = process.last_line()
+        else:
+            process.output.unlink(missing_ok=True)
         if code == CONFIG_ERROR and not self.error:
             text = process.output.read_text(encoding="utf-8", errors="replace").strip()
             which = f"trial {trial.number} ({show_settings(trial.settings)})"

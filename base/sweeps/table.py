@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from base.config.short_settings import short_keys
 from base.sweeps.record import Sweep, TrialRecord
-from base.sweeps.space import short_names
 from logger.console import format_value, pad, text_width
 from logger.csv_writer import csv_text
 from logger.files import write_whole
@@ -68,15 +68,15 @@ def write_table(sweep: Sweep, mode: str, name: str) -> Path:
 def show_table(sweep: Sweep, mode: str, name: str, width: int | None = None) -> str:
     """Return the table as text that fits the terminal; `*` marks the best trial.
 
-    Where it does not fit, texts are cut in their middle, then columns are left out: folder,
-    seconds, epoch, the last settings. Numbers are always whole.
+    Where it does not fit, texts are cut in their middle, then columns are left out:
+    seconds, folder, epoch, the last settings. Numbers are always whole.
 
     Args:
         width: of the terminal, in cells.
     """
     width = width or shutil.get_terminal_size().columns
     trials, best = ranked(sweep, mode), best_of(sweep, mode)
-    names = short_names(_keys(sweep))
+    names = short_keys(_keys(sweep))
     settings = [
         _Column(short, [trial.settings.get(key, "-") for trial in trials])
         for key, short in names.items()
@@ -97,7 +97,7 @@ def show_table(sweep: Sweep, mode: str, name: str, width: int | None = None) -> 
         stamps = [folder.partition("_")[0] for folder in folders]
         columns[-1] = _Column("folder", stamps, is_cut=False)
     hidden: list[str] = []
-    order = [columns[-1], columns[-3], columns[-4], *reversed(settings)]
+    order = [columns[-3], columns[-1], columns[-4], *reversed(settings)]
     while _cut_columns(columns, width) > 0 and order:
         columns.remove(order[0])
         hidden.insert(0, order.pop(0).name)

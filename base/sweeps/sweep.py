@@ -172,8 +172,11 @@ class SweepLoop:
         if self.signals.stop is not None:
             raise InterruptedSweepError(self.signals.stop, self.sweep, self.n_trials)
         if self.error:
-            resume = resume_command(self.sweep.folder)
-            raise UsageError(f"{self.error}\nonce it is corrected, resume the sweep by: {resume}")
+            if not any(trial.folder for trial in self.sweep.trials):
+                self.sweep.remove()
+                raise UsageError(self.error)
+            text = "correct the config and start again; or correct your code or data, and resume by"
+            raise UsageError(f"{self.error}\n{text}: {resume_command(self.sweep.folder)}")
         left = what_is_left(self.sweep)
         self.console.line(left)
         return 1 if left else 0

@@ -153,8 +153,11 @@ def _state(trial: TrialRecord) -> str:
 
 
 def cut_middle(text: str, width: int) -> str:
-    """Cut a text in its middle if it is wider than that."""
-    if text_width(text) <= width:
-        return text
-    end = (width - 1) // 2
-    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+    """Cut a text in its middle if it is wider than that, in cells."""
+    n_kept = len(text)
+    cut = text
+    while text_width(cut) > width and n_kept > 0:
+        n_kept -= 1
+        end = n_kept // 2
+        cut = f"{text[: n_kept - end]}…{text[len(text) - end :]}"
+    return cut

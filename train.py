@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
 try:
@@ -15,10 +16,8 @@ except ImportError as error:  # a package is missing, or pytorch-template's base
 def main(arguments: Sequence[str]) -> int:
     """Parse, load, build, run."""
     options = parse_train(arguments)
-    if options.schema or options.list is not None:
-        from base.names.listing import show_names
-
-        return show_names(None if options.schema else options.list)
+    if options.schema or options.list is not None or options.is_sweep:
+        return answer(options)
     config, resume_from = choose_config(options)
     if options.print_config:
         print(config.describe(), end="")
@@ -89,6 +88,17 @@ def main(arguments: Sequence[str]) -> int:
             with open_run(trainer, config, resume_from, options.allow_change) as run:
                 trainer.train(run)
     return 0
+
+
+def answer(options: Namespace) -> int:
+    """Do what is not one training: run a sweep, or show the names or the schema."""
+    if options.is_sweep:
+        from base.sweeps import run_sweep
+
+        return run_sweep(options)
+    from base.names.listing import show_names
+
+    return show_names(None if options.schema else options.list)
 
 
 if __name__ == "__main__":

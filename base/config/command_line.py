@@ -35,10 +35,12 @@ from base.system.run_folder import (
     current_job,
     find_newest_run,
     find_run,
+    is_sweep,
     missing_folder_error,
     run_folder_of,
 )
 from base.system.signals import exit_now, resume_command
+from base.system.trial import end_with_sweep
 from logger.files import FileError
 
 SHORT_FORMS = {
@@ -49,12 +51,16 @@ SHORT_FORMS = {
     "name": "name",
 }
 
+SWEEP_OPTIONS = ("samples", "jobs", "sampler", "pruner")
+NOT_IN_SWEEPS = ("print-config", "allow-change")
+
 TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
   python train.py -r                                      resume the newest run
   python train.py -r lr=3e-4 --epochs 40                train it for longer
   python train.py -c config/digits.yaml -d 0,1            train on two GPUs
   torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
+  python train.py -c config/digits.yaml --sweep lr=1e-4,1e-3,1e-2 --jobs 2
 
 exit codes: 0 success; 1 failure, the last checkpoint stays valid; 2 an error in
 the config or the command; 3 out of memory or disk space; 130, 143 interrupted
@@ -143,6 +149,7 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     for name, key in SHORT_FORMS.items():
         parser.add_argument(f"--{name}", metavar="VALUE", help=f"short for --set {key}=VALUE")
+    _add_sweep(parser)
     show = parser.add_argument_group("instead of training")
     show.add_argument(
         "--print-config", action="store_true", help="print each value with its origin"
@@ -167,7 +174,49 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     needs_config = options.list is None and not options.schema
     if needs_config and options.config is None and options.resume is None:
         parser.error("give a config with -c FILE, or a run to resume with -r")
+    _check_sweep(parser, options)
     return options
+
+
+def _add_sweep(parser: Parser) -> None:
+    sweep = parser.add_argument_group("several runs with other settings (docs/sweeps.md)")
+    sweep.add_argument(
+        "--sweep", nargs="+", action="extend", metavar="KEY=VALUES",
+        help="train once for each combination: --sweep lr=1e-4,1e-3 model.args.width=16,32; or "
+        "draw from ranges: 'lr=1e-4..1e-1 log', width=16..256. -r FOLDER resumes the sweep",
+    )  # fmt: skip
+    sweep.add_argument("--samples", type=_count, metavar="N", help="try N random combinations")
+    sweep.add_argument(
+        "--jobs", type=_count, metavar="N", help="trials at once, each on a GPU of its own"
+    )
+    sweep.add_argument(
+        "--sampler", metavar="NAME", help="grid, random, or one of Optuna's: tpe, gp, qmc ..."
+    )
+    sweep.add_argument(
+        "--pruner", metavar="NAME", help="stop bad trials early: Optuna's median, hyperband ..."
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _check_sweep(parser: Parser, options: argparse.Namespace) -> None:
+    """Check that the options of a sweep go together; set ``options.is_sweep``."""
+    resumed = options.resume is not None and options.resume not in ("newest", "auto")
+    options.is_sweep = bool(options.sweep) or (resumed and is_sweep(options.resume))
+    given = [name for name in SWEEP_OPTIONS if getattr(options, name) is not None]
+    if given and not options.is_sweep:
+        parser.error(f"--{given[0]} belongs to a sweep: add --sweep KEY=VALUES")
+    excluded = [name for name in NOT_IN_SWEEPS if getattr(options, name.replace("-", "_"))]
+    if options.is_sweep and excluded:
+        parser.error(f"--{excluded[0]} concerns one run: omit --sweep")
+    if options.sweep and resumed:
+        parser.error("a resumed sweep keeps its keys: omit --sweep")
+    if options.sweep and options.config is None:
+        parser.error("--sweep needs a config: give it with -c FILE")
 
 
 def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
@@ -460,6 +509,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     if sys.stdout is None:  # closed by the parent process: `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
     end_by_signals()
+    end_with_sweep()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

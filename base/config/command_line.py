@@ -48,10 +48,13 @@ SHORT_FORMS = {
     "name": "name",
 }
 
+CHECKS = ("lr", "overfit")
+
 TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
   python train.py -r                                      resume the newest run
   python train.py -r saved/digits/0131_235959 --epochs 40 train it for longer
+  python train.py -c config/digits.yaml --check lr        suggest a learning rate
   python train.py -c config/digits.yaml -d 0,1            train on two GPUs
   torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
 
@@ -123,6 +126,16 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
         help="build everything, try a batch, print tables; write nothing",
     )
     show.add_argument(
+        "--check", metavar="KIND",
+        help="lr: try rising learning rates and suggest one (lr:NAME for one of several "
+        "optimizers); overfit: learn one batch by heart, or say what stands in the way; write "
+        "nothing in the folder of runs",
+    )  # fmt: skip
+    show.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="the picture of --check lr (default: in the folder for temporary files)",
+    )  # fmt: skip
+    show.add_argument(
         "--list", nargs="?", const="all", metavar="KIND",
         help="list names that a config can use: of one kind (model, loss, metric ...) or of all",
     )  # fmt: skip
@@ -134,10 +147,23 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None:
             options.overrides.append(f"{key}={value}")
+    _check_check(parser, options)
     needs_config = options.list is None and not options.schema
     if needs_config and options.config is None and options.resume is None:
         parser.error("give a config with -c FILE, or a run to resume with -r")
     return options
+
+
+def _check_check(parser: Parser, options: argparse.Namespace) -> None:
+    """Refuse an unknown check, and options that do not belong to it."""
+    kind, _, name = (options.check or "").partition(":")
+    if options.check is not None and (kind not in CHECKS or (name and kind != "lr")):
+        known = f"{nearest(kind, CHECKS)} (there are {' and '.join(CHECKS)})"
+        parser.error(f"--check {options.check}: no such check{known}")
+    if options.check is not None and (options.dry_run or options.print_config):
+        parser.error("--check trains for some steps: give it without --dry-run, --print-config")
+    if options.output is not None and kind != "lr":
+        parser.error("-o FILE is the picture of `--check lr`")
 
 
 def parse_test(arguments: Sequence[str]) -> argparse.Namespace:

@@ -52,12 +52,14 @@ SHORT_FORMS = {
 }
 
 SWEEP_OPTIONS = ("samples", "jobs", "sampler", "pruner")
-NOT_IN_SWEEPS = ("print-config", "allow-change")
+NOT_IN_SWEEPS = ("print-config", "allow-change", "check")
+CHECKS = ("lr", "overfit")
 
 TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
   python train.py -r                                      resume the newest run
   python train.py -r lr=3e-4 --epochs 40                train it for longer
+  python train.py -c config/digits.yaml --check lr        suggest a learning rate
   python train.py -c config/digits.yaml -d 0,1            train on two GPUs
   torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
   python train.py -c config/digits.yaml --sweep lr=1e-4,1e-3,1e-2 --jobs 2
@@ -160,6 +162,16 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
         help="build everything, try a batch, print tables; write nothing",
     )
     show.add_argument(
+        "--check", metavar="KIND",
+        help="lr: try rising learning rates and suggest one (lr:NAME for one of several "
+        "optimizers); overfit: learn one batch by heart, or say what stands in the way; write "
+        "nothing in the folder of runs",
+    )  # fmt: skip
+    show.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="the picture of --check lr (default: in the folder for temporary files)",
+    )  # fmt: skip
+    show.add_argument(
         "--list", nargs="?", const="all", metavar="KIND",
         help="list names that a config can use: of one kind (model, loss, metric ...) or of all",
     )  # fmt: skip
@@ -171,6 +183,7 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None:
             options.overrides.append(f"{key}={value}")
+    _check_check(parser, options)
     needs_config = options.list is None and not options.schema
     if needs_config and options.config is None and options.resume is None:
         parser.error("give a config with -c FILE, or a run to resume with -r")
@@ -185,9 +198,11 @@ def _add_sweep(parser: Parser) -> None:
         help="train once for each combination: --sweep lr=1e-4,1e-3 model.args.width=16,32; or "
         "draw from ranges: 'lr=1e-4..1e-1 log', width=16..256. -r FOLDER resumes the sweep",
     )  # fmt: skip
-    sweep.add_argument("--samples", type=_count, metavar="N", help="try N random combinations")
     sweep.add_argument(
-        "--jobs", type=_count, metavar="N", help="trials at once, each on a GPU of its own"
+        "--samples", type=_at_least_one, metavar="N", help="try N random combinations"
+    )
+    sweep.add_argument(
+        "--jobs", type=_at_least_one, metavar="N", help="trials at once, each on a GPU of its own"
     )
     sweep.add_argument(
         "--sampler", metavar="NAME", help="grid, random, or one of Optuna's: tpe, gp, qmc ..."
@@ -195,12 +210,6 @@ def _add_sweep(parser: Parser) -> None:
     sweep.add_argument(
         "--pruner", metavar="NAME", help="stop bad trials early: Optuna's median, hyperband ..."
     )
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def _check_sweep(parser: Parser, options: argparse.Namespace) -> None:
@@ -217,6 +226,18 @@ def _check_sweep(parser: Parser, options: argparse.Namespace) -> None:
         parser.error("a resumed sweep keeps its keys: omit --sweep")
     if options.sweep and options.config is None:
         parser.error("--sweep needs a config: give it with -c FILE")
+
+
+def _check_check(parser: Parser, options: argparse.Namespace) -> None:
+    """Refuse an unknown check, and options that do not belong to it."""
+    kind, _, name = (options.check or "").partition(":")
+    if options.check is not None and (kind not in CHECKS or (name and kind != "lr")):
+        known = f"{nearest(kind, CHECKS)} (there are {' and '.join(CHECKS)})"
+        parser.error(f"--check {options.check}: no such check{known}")
+    if options.check is not None and (options.dry_run or options.print_config):
+        parser.error("--check trains for some steps: give it without --dry-run, --print-config")
+    if options.output is not None and kind != "lr":
+        parser.error("-o FILE is the picture of `--check lr`")
 
 
 def parse_test(arguments: Sequence[str]) -> argparse.Namespace:

@@ -11,11 +11,13 @@ from base.network.shapes import shape_text
 from base.training.experiment import Experiment
 from logger.console import format_value, table
 from logger.csv_writer import csv_text
+from logger.epoch_table import row_width
 from logger.files import write_whole
 
 MAX_LINES = 8  # of the short table, without its head
 HEAD = ("group", "lr", "decay", "trainable", "tensors", "numbers", "init", "such as")
 NUMBERS = ("tensors", "numbers")
+SPARE = ("numbers", "shared_with", "init", "trainable")  # of a parameter, in a narrow terminal
 
 
 class Row(NamedTuple):
@@ -87,9 +89,10 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
 def full_table(rows: Iterable[Row]) -> str:
     """Return a line for each parameter, without columns that are empty."""
     cells = [[_cell(*pair) for pair in row._asdict().items()] for row in rows]
-    columns = zip(Row._fields, *cells, strict=True)
+    names = ["decay" if name == "weight_decay" else name for name in Row._fields]
+    columns = zip(names, *cells, strict=True)
     kept = [column for column in columns if {*column[1:]} != {"-"}]
-    return table(zip(*kept, strict=True), right=NUMBERS)
+    return table(zip(*kept, strict=True), right=NUMBERS, spare=SPARE)
 
 
 def short_table(rows: Iterable[Row]) -> str:
@@ -103,7 +106,7 @@ def short_table(rows: Iterable[Row]) -> str:
         middle = slice(MAX_LINES // 2, 1 - MAX_LINES // 2)
         rest = [row for part in parts[middle] for row in part]
         lines[middle] = [[f"{len(parts[middle])} more", *_summary(rest)[1:]]]
-    return table([HEAD, *lines], right=NUMBERS)
+    return table([HEAD, *lines], right=NUMBERS, width=row_width())
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:

@@ -270,7 +270,9 @@ AUTO = switch_or("auto")
 MEMORY = Section(
     {
         "precision": Key(
-            choice("fp32", "tf32", "bf16", "fp16"), "fp32", "Number format to compute in."
+            choice("fp32", "tf32", "bf16", "fp16", "auto"),
+            "fp32",
+            "Number format to compute in; auto: bf16 where the device is fast at it.",
         ),
         "accumulate": Key(COUNT, 1, "Batches per optimizer step."),
         "prefetch": Key(whole(0), 2, "Number of batches to copy to a GPU in advance."),

@@ -58,6 +58,7 @@ from base.training.metric_defaults import compares_outputs
 from base.training.metrics import build_metrics
 from base.training.optimizer_memory import offload_state
 from base.training.parameter_groups import build_optimizer, check_ownership
+from base.training.precision import choose_precision
 from base.training.schedules import Schedule, build_schedule, resolve_monitor
 
 log = logging.getLogger("kindling")
@@ -115,6 +116,18 @@ def make_repeatable(config: Config) -> None:
     torch.backends.cudnn.benchmark &= not config["deterministic"]
 
 
+def resolve_precision(config: Config, device: torch.device) -> list[str]:
+    """Replace ``memory.precision: auto`` by the precision for this device; return a note.
+
+    The run's config keeps the result, so that a run resumed on another device computes as before.
+    """
+    if config["memory"]["precision"] != "auto":
+        return []
+    name, reason = choose_precision(device)
+    config.resolve("memory", "precision", value=name)
+    return [f"{name} (auto: {reason})"]
+
+
 def build_experiment(
     config: Config,
     device: torch.device,
@@ -142,6 +155,7 @@ def build_experiment(
     keep_freed_memory(device)
     bad_samples = BadSamples(config)
     references = References(config) if references is None else references
+    precision_notes = resolve_precision(config, device)
     if data is None:
         data = build_training_data(config, device, bad_samples, record or {}, references)
     model, init_records = build_model(config, data.example, references)
@@ -198,7 +212,7 @@ def build_experiment(
         bad_samples=bad_samples,
         init_records=init_records,
         loaded=loaded,
-        memory_notes=memory_notes,
+        memory_notes=[*precision_notes, *memory_notes],
         own_references=references,
         build_section=build_section,
     )

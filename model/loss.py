@@ -45,6 +45,7 @@ class FocalLoss(nn.Module):
         alpha: float | list[float] | Tensor | None = None,
     ) -> None:
         super().__init__()
+        self.alpha: Tensor | None
         self.gamma = _checked_gamma(gamma)
         self.ignore_index = ignore_index
         if isinstance(alpha, int | float):
@@ -66,7 +67,7 @@ class FocalLoss(nn.Module):
             text = f"alpha has {len(self.alpha)} weights for {output.shape[1]} classes"
             raise ValueError(f"{text}; give one number per class")
         if target.is_floating_point():
-            shares = target if self.alpha is None else target * self._per_class(output)
+            shares = target if self.alpha is None else target * _per_label(self.alpha, output)
             losses = -F.log_softmax(output, dim=1)
             focal = shares * self._uncertainty(losses) ** self.gamma * losses
         else:
@@ -77,9 +78,6 @@ class FocalLoss(nn.Module):
                 weights = self.alpha.to(focal.dtype)
                 focal = focal * weights[target.where(target != ignored, 0)]
         return focal.sum() / self.denominator(target)
-
-    def _per_class(self, output: Tensor) -> Tensor:
-        return self.alpha.to(output.dtype).view(1, -1, *[1] * (output.dim() - 2))
 
     @staticmethod
     def _uncertainty(losses: Tensor) -> Tensor:
@@ -105,6 +103,7 @@ class SigmoidFocalLoss(nn.Module):
         ignore_index: int = -100,
     ) -> None:
         super().__init__()
+        self.alpha: Tensor | None
         self.gamma = _checked_gamma(gamma)
         self.ignore_index = ignore_index
         weights = None if alpha is None else torch.as_tensor(alpha, dtype=torch.float32)
@@ -126,11 +125,15 @@ class SigmoidFocalLoss(nn.Module):
         uncertainty = uncertainty.clamp_min(torch.finfo(losses.dtype).tiny)
         focal = uncertainty**self.gamma * losses
         if self.alpha is not None:
-            alpha = self.alpha.to(focal.dtype)
-            if alpha.dim():  # (label,) beside (batch, label, ...)
-                alpha = alpha.view(1, -1, *[1] * (output.dim() - 2))
+            alpha = _per_label(self.alpha, output)
             focal = focal * (alpha * shares + (1 - alpha) * (1 - shares))
         return (focal * is_counted).sum() / self.denominator(target)
+
+
+def _per_label(alpha: Tensor, output: Tensor) -> Tensor:
+    """Return weights, one or (label,), in a shape that fits outputs (batch, label, ...)."""
+    alpha = alpha.to(output.dtype)
+    return alpha.view(1, -1, *[1] * (output.dim() - 2)) if alpha.dim() else alpha
 
 
 def _checked_gamma(gamma: float) -> float:

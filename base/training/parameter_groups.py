@@ -12,6 +12,7 @@ from torch.optim import LBFGS, Optimizer
 from base.errors import ConfigError, Problem, listed
 from base.names.construction import build
 from base.names.signatures import needed_arguments
+from base.network.layer_depth import layer_order
 from base.network.patterns import NoMatch, match_parameters
 from base.training.optimizer_memory import choose_fused
 
@@ -148,25 +149,16 @@ def _decay_layers(model: nn.Module, options: Options, section: Section, where: s
 
     See "discriminative fine-tuning" (Howard and Ruder, 2018) and, in this form, Clark et al., 2020.
     """
-    where, kind = f"{where}.layer_decay", type(model).__name__
-    order = getattr(model, "layer_order", None) or [
-        f"{name}.{each}"  # of the networks whose parameters this optimizer has
-        for name, network in model.named_children()
-        for each in getattr(network, "layer_order", ())
-        if isinstance(each, str) and any(claimed.startswith(f"{name}.") for claimed in options)
-    ]
-    if not order:
-        parts = {n.split(".")[0] + ".*" * ("." in n): 0 for n, _ in model.named_parameters()}
-        text = f"{kind} does not define the order of its layers; add to the class, from input to"
-        raise ConfigError([Problem(where, f"{text} output, such as: layer_order = {[*parts]}")])
-    layers = [
-        _match(model, each, f"{where}: {kind}.layer_order[{i}]") for i, each in enumerate(order)
-    ]
+    where = f"{where}.layer_decay"
+    try:
+        layers = layer_order(model, options).layers
+    except NoMatch as error:
+        raise ConfigError([Problem(where, str(error))]) from error
     places = {name: [i for i, layer in enumerate(layers) if name in layer] for name in options}
     faults = [f"{name} in {at or 'none'}" for name, at in places.items() if len(at) != 1]
     if faults:
-        text = f"{kind}.layer_order must have each parameter in one layer, not {listed(faults)}"
-        raise ConfigError([Problem(where, text)])
+        text = f"{type(model).__name__}.layer_order must have each parameter in one layer"
+        raise ConfigError([Problem(where, f"{text}, not {listed(faults)}")])
     for name, chosen in options.items():
         rate = chosen.get("lr", section["args"].get("lr"))
         if not isinstance(rate, int | float):
@@ -231,6 +223,11 @@ def _construct(section: Section, params: Any, where: str) -> Optimizer:
         text += " without arguments: only LBFGS computes the losses again"
         raise ConfigError([Problem(where, text)])
     return optimizer
+
+
+def parameter_names(optimizer: Optimizer) -> list[str]:
+    """Return the names of an optimizer's parameters."""
+    return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
 def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:

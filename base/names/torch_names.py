@@ -143,7 +143,10 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         _ours("transform"),
         Source("torchvision.transforms.v2", "torchvision.transforms", _is_transform),
     ),
-    "optimizer": (Source("torch.optim", "torch.optim", _is_optimizer),),
+    "optimizer": (
+        Source("torch.optim", "torch.optim", _is_optimizer),
+        Source("base.training.muon", "base.training.muon", _is_optimizer),
+    ),
     "lr_scheduler": (Source(_SCHEDULERS, _SCHEDULERS, _is_scheduler),),
     "callback": (Source("base.callbacks", "base.callbacks", _is_callback),),
 }

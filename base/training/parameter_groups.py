@@ -11,6 +11,7 @@ from torch.optim import LBFGS, Optimizer
 
 from base.errors import ConfigError, Problem, listed
 from base.names.construction import build
+from base.names.registry import find
 from base.names.signatures import needed_arguments
 from base.network.layer_depth import layer_order
 from base.network.patterns import NoMatch, match_parameters
@@ -111,7 +112,9 @@ def check_ownership(
 
 def _options(model: nn.Module, section: Section, where: str) -> Options:
     """Return the options of each parameter that the section matches."""
-    options: Options = {name: {} for name in _match(model, section["params"], f"{where}.params")}
+    own = _options_of_type(model, section)
+    names = _match(model, section["params"], f"{where}.params")
+    options: Options = {name: dict(own.get(name, {})) for name in names}
     problems: list[Problem] = []
     for number, rule in enumerate(section["param_groups"]):
         try:
@@ -124,6 +127,15 @@ def _options(model: nn.Module, section: Section, where: str) -> Options:
     if problems:
         raise ConfigError(problems)
     return options
+
+
+def _options_of_type(model: nn.Module, section: Section) -> Mapping[str, Mapping[str, Any]]:
+    """Return the options that an optimizer itself gives to parameters, by ``group_options``.
+
+    A class of a project may have such a function of the model and the section's ``args``.
+    """
+    own = getattr(find("optimizer", section["type"]), "group_options", None)
+    return own(model, section["args"]) if own else {}
 
 
 def _read_rule(model: nn.Module, rule: Section, claimed: Collection[str], where: str) -> Options:

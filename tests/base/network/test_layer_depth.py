@@ -90,7 +90,13 @@ def test_rates_are_those_of_timm(name: str) -> None:
 
     with torch.device("meta"):
         model = timm.create_model(name)
-    section = {"args": {"lr": 0.1}, "params": "*", "param_groups": [], "layer_decay": DECAY}
+    section = {
+        "type": "SGD",
+        "args": {"lr": 0.1},
+        "params": "*",
+        "param_groups": [],
+        "layer_decay": DECAY,
+    }
     names = {id(p): n for n, p in model.named_parameters()}
     ours = {n: g["lr"] for g in parameter_groups(model, section) for n, _ in g["params"]}
     theirs = {

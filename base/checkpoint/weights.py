@@ -106,7 +106,9 @@ def weights_and_origin(path: Path, ema: bool | None) -> tuple[dict[str, Tensor],
     averages = kept.get("averages") if isinstance(kept, Mapping) else None
     averages = averages if _are_weights(averages) else {}
     if ema and not averages:
-        raise CheckpointError(f"{path}: it has no averaged weights (`trainer.ema`): omit --ema")
+        raise CheckpointError(
+            f"{path}: it has no averaged weights (`trainer.ema` or `swa`): omit --ema"
+        )
     if not averages:
         return weights, f"weights of {folder or path}"
     # A shared weight has one average, under its first name.

@@ -324,6 +324,18 @@ EMA = Section(
     short_key="decay",
 )
 
+SWA = Section(
+    {
+        "start": Key(DURATION, "75%", "The first weights of the average are those after this."),
+        "every": Key(DURATION, "1 epoch", "Time between two weights of the average."),
+        "lr": Key(POSITIVE, None, "Constant learning rate from the start on; null: no change."),
+        "anneal": Key(DURATION, None, "Time in which the rate moves to this constant."),
+        "shape": Key(choice("cosine", "linear"), "cosine", "How it moves."),
+    },
+    short=("string",),
+    short_key="start",
+)
+
 TRAINER = Section(
     {
         "type": Key(TEXT, "Trainer", "Name of the trainer class."),
@@ -354,6 +366,9 @@ TRAINER = Section(
             DURATION, None, "Time between two logs of the losses' gradient norms and conflicts."
         ),
         "ema": Key(EMA, None, "Average the weights over time, and validate the average."),
+        "swa": Key(
+            SWA, None, "Average the weights after certain steps equally, and validate that."
+        ),
         "test": Key(SWITCH, False, "Test the best model at the end."),
         "tensorboard": Key(SWITCH, True, "Write TensorBoard events."),
         "writers": Key(
@@ -367,6 +382,7 @@ TRAINER = Section(
     },
     names="trainer",
     exactly_one=("epochs", "steps"),
+    never_both=("ema", "swa"),
 )
 
 PROFILE = Section(

@@ -60,6 +60,7 @@ from base.training.optimizer_memory import offload_state
 from base.training.parameter_groups import build_optimizer, check_ownership
 from base.training.precision import choose_precision
 from base.training.schedules import Schedule, build_schedule, resolve_monitor
+from base.training.swa import SwaSchedule, start_step, swa_schedule
 
 log = logging.getLogger("kindling")
 
@@ -364,7 +365,7 @@ def build_optimizers(
     valid_loader: Any,
     length: RunLength,
     device: torch.device,
-) -> tuple[dict[str, Optimizer], dict[str, Schedule]]:
+) -> tuple[dict[str, Optimizer], dict[str, Schedule | SwaSchedule]]:
     """Build the optimizers and their schedules by name.
 
     Args:
@@ -392,7 +393,30 @@ def build_optimizers(
         schedule = build_schedule(optimizers[name], scheduler, length, dotted(keys))
         if schedule is not None:
             schedules[name] = schedule
-    return optimizers, schedules
+    swa = config["trainer"]["swa"]
+    if swa is not None:
+        _check_swa(config, swa, length)
+        if swa["lr"] is not None:
+            (name, optimizer), *_ = optimizers.items()
+            of_run = swa_schedule(optimizer, schedules.get(name), swa, length)
+            return optimizers, {name: of_run}
+    return optimizers, dict(schedules)
+
+
+def _check_swa(config: Config, section: Mapping[str, Any], length: RunLength) -> None:
+    """Raise ConfigError if ``trainer.swa`` would never begin, or has one rate for several."""
+    keys = ("trainer", "swa")
+    if (start := start_step(section, length)) > length.total_steps:
+        text = f"the average begins after step {start}, and training ends after "
+        problem = config.problem((*keys, "start"), f"{text}step {length.total_steps}")
+        raise ConfigError([problem])
+    n_optimizers = len(optimizer_sections(config))
+    if section["lr"] is not None and n_optimizers > 1:
+        text = f"one rate cannot fit {n_optimizers} optimizers: remove it, and give each its own"
+        raise ConfigError([config.problem((*keys, "lr"), f"{text} `lr_scheduler`")])
+    if section["anneal"] is not None and section["lr"] is None:
+        text = "it is the way to the rate `lr`, which is not given: add it, or remove this"
+        raise ConfigError([config.problem((*keys, "anneal"), text)])
 
 
 def build_callbacks(config: Config, references: References) -> dict[str, CallbackProtocol]:

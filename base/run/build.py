@@ -16,7 +16,12 @@ from torch.optim import Optimizer
 from base.base_model import check_model
 from base.checkpoint.data_record import record_of, use_record
 from base.checkpoint.weight_mapping import WeightsReport
-from base.checkpoint.weights import load_pretrained, sections_with_weights
+from base.checkpoint.weights import (
+    load_pretrained,
+    load_timm,
+    sections_of_timm,
+    sections_with_weights,
+)
 from base.config import Config
 from base.config.durations import RunLength
 from base.config.normal_form import optimizer_keys, optimizer_sections
@@ -27,7 +32,7 @@ from base.data.sampler_state import SamplerState
 from base.distributed.group import ALONE, World, world_size
 from base.distributed.launch import KNOWN, device_of_rank, devices_of, fewer_than_n_gpu
 from base.distributed.shard import shard_model
-from base.errors import CheckpointError, ConfigError, UsageError
+from base.errors import CheckpointError, ConfigError, KindlingError, UsageError
 from base.names.construction import build
 from base.names.exclusions import check_combinations, layout_wish
 from base.names.object_references import References, refuse_objects
@@ -46,6 +51,7 @@ from base.run.loaders import (
     check_sampler,
     defer_loaders,
 )
+from base.run.model_data import resolve_normalize, warn_of_other_statistics
 from base.run.rank_checks import match_weights
 from base.run.trainer_sections import build_section
 from base.system.processes import rank
@@ -157,10 +163,13 @@ def build_experiment(
     bad_samples = BadSamples(config)
     references = References(config) if references is None else references
     precision_notes = resolve_precision(config, device)
+    resolve_normalize(config)
     if data is None:
         data = build_training_data(config, device, bad_samples, record or {}, references)
     model, init_records = build_model(config, data.example, references)
     loaded = load_weights(config, model) if weights else {}
+    if loaded:
+        warn_of_other_statistics(config, data.example)
     memory = config["memory"]
     length = RunLength.from_config(config, data.batches_per_epoch)
 
@@ -335,6 +344,19 @@ def load_weights(config: Config, model: nn.Module) -> dict[str, WeightsReport]:
         except (CheckpointError, NoMatch, AttributeError) as error:
             problem = config.problem(("model", *names, "weights"), str(error))
             raise ConfigError([problem]) from error
+    for prefix, args in sections_of_timm(config["model"]):
+        names = [name for part in prefix.split(".") if part for name in ("args", part)]
+        key = "pretrained" if args.get("pretrained") else "weights"
+        try:
+            report = load_timm(model.get_submodule(prefix), args)
+        except (KindlingError, AttributeError) as error:
+            problem = config.problem(("model", *names, "args", key), str(error))
+            raise ConfigError([problem]) from error
+        if report is not None and prefix in loaded:
+            text = "`weights:` of the section loads a file already: remove one of them"
+            raise ConfigError([config.problem(("model", *names, "args", key), text)])
+        if report is not None:
+            loaded[prefix] = report
     return loaded
 
 

@@ -38,7 +38,7 @@ class Row(NamedTuple):
 def parameter_rows(experiment: Experiment) -> list[Row]:
     """Return a row for each parameter in the order of the model; a shared one has one row."""
     places: dict[int, tuple[str | None, dict[str, Any]]] = {
-        id(parameter): (f"{name}/{number}", group)
+        id(parameter): (f"{name}/{number}{_algorithm(group)}", group)
         for name, optimizer in experiment.optimizers.items()
         for number, group in enumerate(optimizer.param_groups)
         for parameter in group["params"]
@@ -71,6 +71,11 @@ def parameter_rows(experiment: Experiment) -> list[Row]:
         )
         rows.append(row)
     return rows
+
+
+def _algorithm(group: dict[str, Any]) -> str:
+    """Return which of the two algorithms of `MuonWithAdamW` a group has."""
+    return f" {'Muon' if group['use_muon'] else 'AdamW'}" if "use_muon" in group else ""
 
 
 def weights_tables(experiment: Experiment) -> str:

@@ -170,7 +170,7 @@ def test_list_shows_names_with_arguments_and_place(place: Workplace) -> None:
     every = place.run("--list")
     losses = place.run("--list", "loss")
     assert (every.returncode, losses.returncode) == (0, 0)
-    assert "FocalLoss(gamma=2.0, ignore_index=-100)    model/loss.py:" in losses.stdout
+    assert "FocalLoss(gamma=2.0, ignore_index=-100, alpha=None)    model/loss.py:" in losses.stdout
     assert "cross_entropy(weight=None" in losses.stdout
     assert losses.stdout in every.stdout
     for kind in ("model", "data_loader", "optimizer", "trainer", "callback"):

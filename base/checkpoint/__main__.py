@@ -277,11 +277,8 @@ def _torch_file(out: Path, weights: Mapping[str, Any], _: Mapping[str, Any]) -> 
 
 
 def _safetensors(out: Path, weights: Mapping[str, Any], record: Mapping[str, Any]) -> bytes:
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        text = "writing it needs safetensors (pip install safetensors); or choose a .pt file"
-        raise UsageError(f"{out}: {text}") from error
+    from safetensors.torch import save
+
     odd = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if odd:
         raise CheckpointError(

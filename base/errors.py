@@ -31,6 +31,11 @@ class KindlingError(Exception):
     reporter = 0
     is_printed_once = False
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows: the message, without the engine's own calls."""
+        lines = (self.trace.rstrip(), f"{type(self).__name__}: {self}", self.advice)
+        return [line for line in lines if line]
+
     def with_trace_of(self, error: BaseException) -> Self:
         """Add the traceback of an OSError in user code, which would look like a disk error."""
         self.trace = trace_of(error)

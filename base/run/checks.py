@@ -17,6 +17,7 @@ from base.run.first_step import check_shapes, check_watched_values, restore_weig
 from base.run.header import input_text
 from base.run.label_checks import check_labels
 from base.run.loaders import missing_test_data
+from base.run.model_example import note_example
 from base.run.profiler import check_profile
 from base.run.step_checks import check_step, try_first_batch
 from base.run.writers import check_writers
@@ -45,7 +46,8 @@ def check(trainer: BaseTrainer) -> None:
     check_settings(trainer)
     with trainer.world.paused(), trainer.epoch_start.tried(), restore_weight_reads(trainer):
         check_batches(trainer)
-        _try_batches(trainer)
+        with note_example(trainer.experiment):
+            _try_batches(trainer)
         for callback in trainer.callbacks.values():
             callback.check(trainer)
 

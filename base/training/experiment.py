@@ -79,6 +79,8 @@ class Experiment:
     """Builds an additional section for the trainer."""
     world: World = ALONE
     """The processes that train the model."""
+    example: dict[str, Any] = field(default_factory=dict)
+    """What the model takes and returns (see `base/run/model_example.py`), once it was called."""
 
     @property
     def references(self) -> References:

@@ -1,6 +1,7 @@
 """The bar: seen in a terminal, silent in a pipe, and never in the way of a log line."""
 
 import fcntl
+import importlib
 import io
 import os
 import pty
@@ -224,7 +225,17 @@ def test_the_bar_starts_no_thread(terminal):
         assert "TMonitor" not in {type(thread).__name__ for thread in threading.enumerate()}
 
 
-def test_a_notebook_can_redraw_though_it_is_no_terminal():
+def test_a_notebook_has_tqdms_bar_for_notebooks():
+    pytest.importorskip("ipywidgets")
+    out_stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    with ProgressBar(5, description="epoch 1", stream=out_stream()) as bar:
+        assert isinstance(bar._line, importlib.import_module("tqdm.notebook").tqdm_notebook)
+        assert bar._line.container.children[0].value.split() == ["epoch", "1:", "0%"]
+
+
+def test_a_notebook_can_redraw_though_it_is_no_terminal(monkeypatch):
+    # Without ipywidgets.
+    monkeypatch.setattr(importlib.import_module("tqdm.notebook"), "IProgress", None)
     out_stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
     with ProgressBar(5, description="epoch 1", stream=out_stream()) as bar:
         assert "epoch 1:" in bar._line.fp.getvalue()

@@ -1,0 +1,140 @@
+"""The task of a model, from its losses, outputs and classes: how outputs become predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SOFTMAX = frozenset((
+    "cross_entropy", "CrossEntropyLoss", "smooth_cross_entropy", "focal_loss", "FocalLoss",
+    "soft_cross_entropy", "SoftTargetCrossEntropy", "LabelSmoothingCrossEntropy", "dice_loss",
+    "DiceLoss",
+))  # fmt: skip
+"""Losses of class scores, whose probabilities are their softmax."""
+LOG_PROBABILITIES = frozenset(("nll_loss", "NLLLoss", "NLLLoss2d"))
+SCORES = frozenset(("multi_margin_loss", "MultiMarginLoss"))
+"""Losses of class scores that have no probabilities."""
+SIGMOID = frozenset((
+    "binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "sigmoid_focal_loss",
+    "SigmoidFocalLoss", "binary_focal_loss", "BinaryFocalLoss", "soft_margin_loss",
+    "SoftMarginLoss", "multilabel_soft_margin_loss", "MultiLabelSoftMarginLoss",
+))  # fmt: skip
+PROBABILITIES = frozenset(("binary_cross_entropy", "BCELoss"))
+REGRESSION = frozenset((
+    "mse_loss", "MSELoss", "l1_loss", "L1Loss", "smooth_l1_loss", "SmoothL1Loss", "huber_loss",
+    "HuberLoss", "poisson_nll_loss", "PoissonNLLLoss",
+))  # fmt: skip
+OF_CLASSES = frozenset((
+    "accuracy", "top_k_accuracy", "top_k_acc", "ConfusionMatrix", "Precision", "Recall", "F1",
+    "IoU", "Dice",
+))  # fmt: skip
+"""Metrics that show a classification where a loss of your own does not."""
+HALF = 0.5  # the probability from which a label is predicted
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the outputs of a model mean.
+
+    ``name`` is one of
+
+    - ``classification``: outputs (sample, class)
+    - ``binary``: outputs (sample,) or (sample, 1), one score for the second class
+    - ``multilabel``: outputs (sample, label), one score for each label
+    - ``segmentation``: outputs (sample, class, height, width), or one channel for a binary mask
+    - ``regression``: outputs (sample,) or (sample, target), or images
+    - ``other``: none of these, such as the output of a generator
+    """
+
+    name: str
+    activation: str = "none"
+    """Turns outputs into probabilities: ``softmax``, ``exp``, ``sigmoid`` or ``none``."""
+    has_probabilities: bool = False
+    """Whether the activated outputs are probabilities."""
+    classes: tuple[str, ...] = ()
+    """The names of the classes, of the labels, or of the two classes of a binary task."""
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the activated outputs, float32, in the shape of the outputs."""
+        outputs = outputs.float()
+        if self.activation == "softmax":
+            return outputs.softmax(dim=1)
+        if self.activation == "exp":
+            return outputs.exp()
+        return outputs.sigmoid() if self.activation == "sigmoid" else outputs
+
+    def chosen(self, outputs: Tensor) -> Tensor:
+        """Return the predicted classes, int64 without the class dimension, or the labels, bool.
+
+        Outputs of a regression are returned unchanged.
+        """
+        if self.name in ("regression", "other"):
+            return outputs
+        if self.name == "multilabel":
+            return self.probabilities(outputs) >= HALF
+        if self.name == "binary" or outputs.shape[1] == 1:
+            is_second = self.probabilities(outputs) >= HALF
+            return is_second.long().reshape(outputs.shape[:1] + outputs.shape[2:])
+        return outputs.argmax(dim=1)
+
+
+def find_task(
+    losses: Sequence[str],
+    outputs: Sequence[int] | torch.Size | None,
+    classes: Sequence[str] | None = None,
+    metrics: Sequence[str] = (),
+) -> Task:
+    """Find the task of a model.
+
+    Args:
+        losses: the names of the losses in the config, the most important one first.
+        outputs: the shape of the model's output, (sample, ...); None if it is not one tensor.
+        classes: the class names in the data record, if known.
+        metrics: the names of the metrics in the config.
+    """
+    if outputs is None or not 1 <= len(outputs) <= 5:
+        return Task("other")
+    n_channels = outputs[1] if len(outputs) > 1 else 1
+    known = tuple(classes or ())
+    names = known if len(known) == n_channels else tuple(map(str, range(n_channels)))
+    two = known if len(known) == 2 else ("0", "1")
+    loss = next((each for each in losses if _activation(each) is not None), "")
+    activation, is_probability = _activation(loss) or ("none", False)
+    is_spatial = len(outputs) > 3
+    if loss in REGRESSION and not (known and len(known) == n_channels > 1):
+        return Task("regression")
+    if loss in SIGMOID | PROBABILITIES:
+        if is_spatial:
+            is_binary = n_channels == 1
+            return Task("segmentation", activation, is_probability, two if is_binary else names)
+        if n_channels == 1:
+            return Task("binary", activation, is_probability, two)
+        return Task("multilabel", activation, is_probability, names)
+    shows_classes = bool(known) and len(known) == n_channels
+    shows_classes |= any(each in OF_CLASSES for each in metrics)
+    if loss in SOFTMAX | LOG_PROBABILITIES | SCORES or shows_classes:
+        if n_channels == 1:  # a loss of your own, with one score for two classes
+            return Task("binary", "sigmoid", True, two)
+        if not loss:  # a loss of your own of class scores
+            activation, is_probability = "softmax", True
+        if len(outputs) == 3:  # a class for each position of a sequence
+            return Task("other")
+        name = "segmentation" if is_spatial else "classification"
+        return Task(name, activation, is_probability, names)
+    return Task("other" if is_spatial else "regression")
+
+
+def _activation(loss: str) -> tuple[str, bool] | None:
+    """Return the activation of a loss and whether it gives probabilities; None if unknown."""
+    if loss in SOFTMAX:
+        return "softmax", True
+    if loss in LOG_PROBABILITIES:
+        return "exp", True
+    if loss in SIGMOID:
+        return "sigmoid", True
+    if loss in PROBABILITIES:
+        return "none", True
+    return ("none", False) if loss in SCORES | REGRESSION else None

@@ -17,12 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
-# The order of the sidebar. A page that is missing here is a warning, and so an error.
+# The order of the sidebar. Other pages of docs/ follow under "More".
 NAVIGATION = {
     "Tutorials": "tutorials/index",
     "How-to: data": "data-sets tables samples segmentation",
     "How-to: models": "models initialisation gans",
     "How-to: training": "parameter-groups schedules losses metrics gradients checkpoints logging",
+    "How-to: after training": "predicting exporting reports runs sweeps checks notebooks",
     "How-to: speed and size": "speed memory scaling",
     "How-to: projects": "projects from-pytorch-template",
     "Reference": "reference/config reference/commands reference/python reference/names/index",
@@ -59,9 +60,21 @@ def gather() -> dict[str, str]:
     }
     for folder in ("tutorials", "decisions", "results", "reference/names", "project/data"):
         made[f"{folder}/index.md"] += _contents(folder, made)
-    for caption, names in NAVIGATION.items():
-        made["index.md"] += _toctree(names.split(), ":hidden:", f":caption: {caption}")
+    for caption, names in navigation(made).items():
+        made["index.md"] += _toctree(names, ":hidden:", f":caption: {caption}")
     return made
+
+
+def navigation(made: dict[str, str]) -> dict[str, list[str]]:
+    """Return the pages of each part of the sidebar that exist, and the others as its last part."""
+    pages = [path.removesuffix(".md") for path in made]
+    parts = {
+        caption: [name for name in names.split() if name in pages]
+        for caption, names in NAVIGATION.items()
+    }
+    shown = {"index", *(name for names in parts.values() for name in names)}
+    more = [page for page in pages if "/" not in page and page not in shown]
+    return {name: found for name, found in (parts | {"More": more}).items() if found}
 
 
 def _contents(folder: str, made: dict[str, str]) -> str:

@@ -25,7 +25,7 @@ def build(target: Path) -> int:
             (staged / path).parent.mkdir(parents=True, exist_ok=True)
             (staged / path).write_text(text, encoding="utf-8")
         if (pictures := ROOT / "docs" / "pictures").is_dir():
-            shutil.copytree(pictures, staged / "pictures")
+            shutil.copytree(pictures, staged / "pictures", ignore=shutil.ignore_patterns("*.py"))
         shutil.rmtree(target, ignore_errors=True)
         options = ["-q", "-W", "--keep-going", "-d", str(staged / ".doctrees")]
         code: int = sphinx([*options, "-c", str(Path(__file__).parent), str(staged), str(target)])
@@ -34,6 +34,9 @@ def build(target: Path) -> int:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "site"
-    code = build(target)
+    try:
+        code = build(target)
+    except FileNotFoundError as error:  # a link that leads nowhere
+        sys.exit(str(error))
     print(f"{target}/index.html" if code == 0 else "the site has faults: see above", flush=True)
     sys.exit(code)

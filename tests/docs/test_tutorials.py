@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from commands_to_come import exists
 from processes import Script
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -22,16 +23,6 @@ BLOCK = re.compile(r"^```(sh|python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL
 FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 NOT_RUN = ("cd", "make", "source")  # the project is made once, with what is installed here
 OUTPUT = ("-o", "--output")
-OPTIONS = (ROOT / "base" / "config" / "command_line.py").read_text(encoding="utf-8")
-# Commands and options of train.py that may be absent: blocks with them run once they exist.
-TO_COME = {
-    "predict.py": (ROOT / "predict.py").is_file(),
-    "export.py": (ROOT / "export.py").is_file(),
-    "base.report": (ROOT / "base" / "report" / "__main__.py").is_file(),
-    "base.runs": (ROOT / "base" / "runs" / "__main__.py").is_file(),
-    "--sweep": "--sweep" in OPTIONS,
-    "--check": "--check" in OPTIONS,
-}
 
 
 class Project:
@@ -48,7 +39,7 @@ class Project:
     def run(self, line: str) -> None:
         """Run a line of a shell block; what it was to write has to be there."""
         words = shlex.split(line, comments=True)
-        if not words or words[0] in NOT_RUN or not all(TO_COME.get(word, True) for word in words):
+        if not words or words[0] in NOT_RUN or not exists(words):
             return
         if words[0] == "cp":
             for source in words[1:-1]:

@@ -258,10 +258,8 @@ def _read_file(path: Path) -> Any:
 
 
 def _load_safetensors(path: Path) -> Any:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise CheckpointError("reading it needs safetensors (pip install safetensors)") from error
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except Exception as error:  # it raises its own types

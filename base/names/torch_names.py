@@ -40,6 +40,13 @@ class Source(NamedTuple):
     fits: Callable[[str, Any], bool]
     listing: Callable[[Any], Mapping[str, Any]] = vars
 
+    @property
+    def place(self) -> str:
+        """Return the module, and what to install if it is not there."""
+        package = self.module.partition(".")[0]
+        lacks = find_spec(package) is None
+        return f"{self.module} (not installed: pip install {package})" if lacks else self.module
+
     def members(self) -> dict[str, Any]:
         """Return all allowed members; empty if the package is not installed."""
         members = self._listed().items()

@@ -73,6 +73,7 @@ def read_stamp(folder: Path) -> dict[str, Any]:
     started  the time of its start
     changed  the settings that the command line changed, by dotted key
     state    running, finished, failed or interrupted; a killed process leaves ``running``
+    resumed  the time of its last resume
     job      the last job that trained it, see `current_job`
     """
     try:

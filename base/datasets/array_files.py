@@ -120,8 +120,8 @@ def read_array(name: str, file: str | None = None) -> Array:
         if file is None:
             whole: Array = np.load(name, mmap_mode="c", allow_pickle=False)
             return whole
+        members = array_names(file)
         with zipfile.ZipFile(file) as archive:
-            members = [each.removesuffix(".npy") for each in archive.namelist()]
             if name not in members:
                 known = nearest(name, members) or f"; it has {', '.join(members) or 'none'}"
                 raise DataError(f"{file}: no array {name!r}{known}")
@@ -139,6 +139,15 @@ def read_array(name: str, file: str | None = None) -> Array:
     except Exception as error:  # numpy and zipfile raise many types
         kind = "npz" if file else "npy"
         raise DataError(f"{file or name}: not a readable {kind} file: {error}") from error
+
+
+def array_names(file: str) -> list[str]:
+    """Return the names of the arrays in an npz file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [each.removesuffix(".npy") for each in archive.namelist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file}: not a readable npz file: {error}") from error
 
 
 def _mapped_member(archive: zipfile.ZipFile, member: str, file: str) -> Array | None:

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from base.datasets.array_files import as_nchw, as_tensor, read_array, read_idx
+from base.datasets.array_files import array_names, as_nchw, as_tensor, read_array, read_idx
 from base.datasets.in_memory import InMemoryDataset
 from base.errors import UsageError, nearest
 from base.prediction.file_loaders import (
@@ -107,8 +106,7 @@ def _model_inputs(run: TrainedModel, file: str, name: str) -> ModelInputs:
     elif len(names) > 1 and not name and all(not each.isdigit() for each in names):
         return ModelInputs({each: as_tensor(read_array(each, file), file) for each in names}, rules)
     elif len(example.get("args") or ()) > 1 and not name:
-        with np.load(file, allow_pickle=False) as archive:
-            found = list(archive.files)
+        found = array_names(file)
         if len(found) < len(example["args"]):
             text = f"the model takes {len(example['args'])} inputs, and there are {len(found)}"
             raise UsageError(f"{file}: {text} arrays: {', '.join(found)}")
@@ -129,8 +127,7 @@ def _model_inputs(run: TrainedModel, file: str, name: str) -> ModelInputs:
 
 def _chosen(file: str, wanted: list[str]) -> str:
     """Return the name of the array with the inputs."""
-    with np.load(file, allow_pickle=False) as archive:
-        names = list(archive.files)
+    names = array_names(file)
     chosen = next((name for name in wanted if name in names), None)
     if chosen is None and len(names) == 1:
         return str(names[0])

@@ -97,6 +97,10 @@ class Predictions:
         rows = list(self)
         return [dict(zip(self.columns, row, strict=True)) for row in rows]
 
+    def predict_all(self) -> None:
+        """Predict all samples now; `rows` is then known."""
+        assert self.rows
+
     def to_csv(self, path: Path | str, overwrite: bool = False) -> None:
         """Write all rows into a CSV file.
 
@@ -104,7 +108,8 @@ class Predictions:
             UsageError: the file exists, or cannot be written.
         """
         with OutputFile(Path(path), overwrite) as file:
-            file.write_rows([self.columns, *(list(row.values()) for row in self.rows)])
+            rows = [list(row.values()) for row in self.rows]
+            file.write_rows([self.columns, *rows])
 
     def to_npz(self, file: OutputFile) -> int:
         """Write the predictions as arrays into an open npz file; return the number of samples.

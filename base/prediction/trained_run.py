@@ -53,7 +53,9 @@ class TrainedRun(TrainedModel):
             UsageError: there is nothing to predict, or the run has no use for these files.
         """
         words = [files] if isinstance(files, str | Path) else list(files)
-        return Predictions(self, open_samples(self, words, batch_size), **how)
+        found = Predictions(self, open_samples(self, words, batch_size), **how)
+        found.predict_all()
+        return found
 
 
 def load_trained(

@@ -164,7 +164,7 @@ class TableNet(nn.Module):
 class TwoHeads(nn.Module):
     def __init__(self):
         super().__init__()
-        self.body, self.kind, self.size = nn.LazyLinear(8), nn.Linear(8, 2), nn.Linear(8, 1)
+        self.body, self.kind, self.size = nn.LazyLinear(8), nn.Linear(8, 3), nn.Linear(8, 1)
 
     def forward(self, x):
         x = self.body(x.flatten(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class TrainedRun:
     manifest: Mapping[str, Any]
     weights: str = "trained"
     """``averaged`` or ``trained``."""
+    held: ExitStack = field(default_factory=ExitStack)
+    """Restores the model of training if it is closed, or no longer used."""
 
     @property
     def model(self) -> nn.Module:
@@ -159,8 +161,9 @@ def load_trained(
     with config.placed():
         check_names(config)
         seed_everything(config["seed"])
-        known = data_of(find_manifest(checkpoint))
-        if not known:
+        if not (found := find_manifest(checkpoint)):
+            raise CheckpointError(f"{path}: this run holds no complete checkpoint")
+        if not (known := data_of(found)):
             text = "an earlier version wrote it, without the record of its data: resume the run"
             raise CheckpointError(f"{checkpoint}: {text} for one epoch, or train it again")
         references = References(config, known.get("references"))
@@ -174,14 +177,13 @@ def load_trained(
         state, manifest = read_with_manifest(checkpoint)
         parts = tested_state(trainer)
         load_state_dicts(parts, {name: value for name, value in state.items() if name in parts})
-    forever = ExitStack()  # the averaged weights stay in the model
-    forever.enter_context(trainer.epoch_start.as_saved())
+    held = ExitStack()  # the averaged weights stay in the model as long as the run lives
+    held.enter_context(trainer.epoch_start.as_saved())
     if trainer.ema is not None and ema:
-        forever.enter_context(trainer.ema.swapped_in())
-    forever.pop_all()
+        held.enter_context(trainer.ema.swapped_in())
     trainer.model.eval()
     weights = "averaged" if trainer.ema is not None and ema else "trained"
-    return TrainedRun(folder, checkpoint, config, trainer, manifest, weights)
+    return TrainedRun(folder, checkpoint, config, trainer, manifest, weights, held)
 
 
 class _Example:

@@ -39,11 +39,12 @@ from base.config.command_line import Parser, run
 from base.config.tree import leaves
 from base.errors import CheckpointError, UsageError, nearest
 from base.network.shapes import shape_text
-from base.system.run_folder import must_exist, newest_run_in
+from base.system.run_folder import locate, must_exist, newest_run_in
 from logger.console import format_header, format_value, table
 from logger.files import write_whole
 
-EPILOG = """A FILE is a file of weights (.pt, .pth, .safetensors), a checkpoint or a run.
+EPILOG = """A FILE is a file of weights (.pt, .pth, .safetensors), a checkpoint or a run: its path
+or any unique part of it (lr=1e-3).
 
 exit codes: 0 success, valid, equal; 1 damaged, different, not written; 2 usage error"""
 
@@ -61,15 +62,15 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run_command(options: argparse.Namespace) -> int:
     if options.command == "inspect":
-        print("\n\n".join(inspect(path) for path in options.files))
+        print("\n\n".join(map(inspect, map(locate, options.files))))
         return 0
     if options.command == "verify":
-        return verify(options.files)
+        return verify([locate(path) for path in options.files])
     if options.command == "diff":
-        return diff(*options.files, weights=options.weights)
+        return diff(*map(locate, options.files), weights=options.weights)
     if options.command == "join":
-        return join(options.checkpoint, options.out)
-    return export(options.file, options.out, options.ema, options.overwrite)
+        return join(locate(options.checkpoint), options.out)
+    return export(locate(options.file), options.out, options.ema, options.overwrite)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -108,7 +109,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def inspect(path: Path) -> str:
     """Describe a checkpoint, a file of weights, or the checkpoints of a run."""
-    is_run = (must_exist(path) / "checkpoints").is_dir()
+    is_run = (path / "checkpoints").is_dir()
     folder = path if is_run else find_checkpoint(path)
     if folder is None:
         facts = {"file": path, "size": f"{path.stat().st_size:,} bytes"}
@@ -185,7 +186,7 @@ def _checkpoints(path: Path) -> list[Path]:
 def verify(paths: Sequence[Path]) -> int:
     """Print whether each checkpoint is valid; return 1 if any is damaged."""
     n_damaged = 0
-    for path in map(must_exist, paths):
+    for path in paths:
         folder = path.parent if path.name == STATE else path
         is_one = bool(STEP.fullmatch(folder.name)) or (folder / MANIFEST).exists()
         is_many = not is_one and folder.is_dir()
@@ -202,7 +203,7 @@ def verify(paths: Sequence[Path]) -> int:
 
 def diff(first: Path, second: Path, *, weights: bool = False) -> int:
     """Print the differences between two checkpoints or sets of weights; return 1 if any."""
-    folders = [find_checkpoint(must_exist(path)) for path in (first, second)]
+    folders = [find_checkpoint(path) for path in (first, second)]
     if None in folders or weights:
         ours, theirs = (dict(read_weights(path)) for path in (first, second))
     else:
@@ -237,7 +238,7 @@ def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:
     beside = None if has_metadata else out.with_name(f"{out.name}.json")
     for path in filter(None, (out, beside)):
         refuse_existing(path, overwrite)
-    weights, whose = weights_and_origin(must_exist(source), ema)
+    weights, whose = weights_and_origin(source, ema)
     record = read_record(source)
     if has_metadata:
         about = {RECORD: json.dumps(record)} if record else {}
@@ -264,7 +265,7 @@ def join(source: Path, out: Path) -> int:
         raise UsageError(f"{out}: already exists; choose another name")
     if not must_exist(out.parent).is_dir():
         raise UsageError(f"{out.parent}: this is not a folder")
-    write_joined(must_exist(source), out)
+    write_joined(source, out)
     print(f"{out}: the checkpoint {source} in one file")
     return 0
 

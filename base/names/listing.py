@@ -42,15 +42,12 @@ def _names_text(kind: str) -> str:
 def describe(kind: str) -> str:
     """Return the names of a kind with arguments, origin and summary; the project's names first."""
     lines = [f"{kind}:"]
-    for name, named, origin in _entries(kind):
+    for name, named, origin in entries(kind):
         if isinstance(named, NameFault):
             lines.append(f"  {name}    cannot be used: {named}")
             continue
-        takes = signature(kind, named)
-        shown = [_shown(parameter) for parameter in takes.parameters.values()]
-        shown += ["**others"] if takes.is_open else []
-        lines.append(f"  {name}({', '.join(shown)})    {origin}")
-        lines += [f"      {_first_line(named)}"] if _first_line(named) else []
+        lines.append(f"  {name}({', '.join(shown_arguments(kind, named))})    {origin}")
+        lines += [f"      {first_line(named)}"] if first_line(named) else []
     return "\n".join(lines)
 
 
@@ -61,9 +58,7 @@ def type_schemas() -> dict[str, list[dict[str, Any]]]:
     editor's list. A config can still use them.
     """
     return {
-        kind: [
-            _schema(kind, *entry) for entry in _entries(kind) if not _is_left_out(kind, entry[2])
-        ]
+        kind: [_schema(kind, *entry) for entry in entries(kind) if not _is_left_out(kind, entry[2])]
         for kind in KINDS
     }
 
@@ -75,10 +70,10 @@ def _is_left_out(kind: str, origin: str) -> bool:
 def _schema(kind: str, name: str, named: Any, origin: str) -> dict[str, Any]:
     if isinstance(named, NameFault):
         return {"name": name, "args_schema": {"type": "object"}, "doc": origin}
-    return {"name": name, "args_schema": json_schema(kind, named), "doc": _first_line(named)}
+    return {"name": name, "args_schema": json_schema(kind, named), "doc": first_line(named)}
 
 
-def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
+def entries(kind: str) -> Iterator[tuple[str, Any, str]]:
     """Yield each name, its object (or the fault that prevents its use) and its origin."""
     for name in names(kind):
         named: Any
@@ -95,6 +90,13 @@ def _entries(kind: str) -> Iterator[tuple[str, Any, str]]:
         yield name, named, origin or str(getattr(named, "__module__", ""))
 
 
+def shown_arguments(kind: str, named: Any) -> list[str]:
+    """Return the arguments of a name as they are listed: ``lr=0.001``, and ``**others``."""
+    takes = signature(kind, named)
+    shown = [_shown(parameter) for parameter in takes.parameters.values()]
+    return shown + (["**others"] if takes.is_open else [])
+
+
 def _shown(parameter: Parameter) -> str:
     if parameter.default is Parameter.empty:
         return parameter.name
@@ -102,7 +104,7 @@ def _shown(parameter: Parameter) -> str:
     return f"{parameter.name}={default}"
 
 
-def _first_line(named: Any) -> str:
+def first_line(named: Any) -> str:
     """Return the first line of the docstring; instances do not have one."""
     is_definition = isinstance(named, type) or hasattr(named, "__name__")
     lines = (getattr(named, "__doc__", None) or "").strip().splitlines()

@@ -219,7 +219,7 @@ def write_graph(
         network, inputs = raw.network, raw.inputs
     else:
         network, inputs = as_float32(network), inputs_of_network(run, network, wanted.input_shape)
-    network.eval()
+    network.eval().requires_grad_(False)
     outputs, task = call_once(run, network, inputs, raw)
     names = output_names(outputs, task if raw else None)
 

@@ -14,6 +14,10 @@ import export
 import train
 
 FILES = {
+    "model/metric.py": """
+        def accuracy(output, target):
+            return (output.argmax(dim=1) == target).float().mean()
+    """,
     "trainer/trainer.py": """
         from base import BaseTrainer
 

@@ -296,10 +296,7 @@ def parse_predict(arguments: Sequence[str]) -> argparse.Namespace:
 def parse_export(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the arguments of export.py."""
     text = "Write the model of a run as a file that works without Kindling, and a model card."
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = Parser(
-        "export.py", None, text, EXPORT_EXAMPLES, formatter_class=layout, allow_abbrev=False
-    )
+    parser = _parser("export.py", text, EXPORT_EXAMPLES, has_config=False)
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
         help="the run, or one of its checkpoints; a name's folder means its newest run, and no "
@@ -326,9 +323,7 @@ def parse_export(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--opset", type=int, metavar="N", help="the version of ONNX's operators")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    parser.add_argument(
-        "-d", "--device", metavar="DEVICE", default="cpu", help="where to export (default: cpu)"
-    )
+    parser.set_defaults(device="cpu")  # a graph holds the device on which it was traced
     return parser.parse_args(arguments)
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,10 @@ from torch import Tensor, nn
 from base.checkpoint.store import VERSION
 from base.checkpoint.weights import RECORD
 from base.checkpoint.weights_file import (
-    SUFFIXES,
-    refuse_existing,
     safetensors_bytes,
     torch_bytes,
 )
-from base.errors import CheckpointError, UsageError, disk_error, nearest, why
+from base.errors import CheckpointError, UsageError, disk_error, why
 from base.network.shapes import shape_text
 from base.prediction.comparison import (
     RESIZED_TOLERANCE,
@@ -37,9 +33,10 @@ from base.prediction.comparison import (
     compare,
     compare_with_predictions,
 )
+from base.prediction.export_request import ExportRequest
+from base.prediction.file_loaders import dataset_section, evaluation_section
 from base.prediction.graph_files import (
     ABOUT,
-    need_onnx,
     run_network,
     run_onnx,
     run_pt2,
@@ -71,7 +68,6 @@ from logger.console import setup_logging
 
 log = logging.getLogger("kindling")
 
-GRAPHS = (".pt2", ".onnx")
 AS_FLOAT32 = (
     "memory.precision=fp32", "memory.inplace=false", "memory.checkpoint_activations=[]",
     "memory.channels_last=false", "memory.offload_activations=false",
@@ -80,47 +76,9 @@ AS_FLOAT32 = (
 """The options of a training that its exported graph does not need."""
 
 
-@dataclass
-class Export:
-    """What to export, and where to."""
-
-    out: Path
-    preprocessing: bool = False
-    module: str | None = None
-    input_shape: Sequence[int] | None = None
-    opset: int | None = None
-    overwrite: bool = False
-
-    @property
-    def is_graph(self) -> bool:
-        """Whether the file holds a graph, and not only weights."""
-        return self.out.suffix in GRAPHS
-
-    def check(self) -> None:
-        """Check what can be checked without the run.
-
-        Raises:
-            UsageError: the file cannot be written there, or options do not suit its format.
-        """
-        known = (*GRAPHS, *SUFFIXES)
-        suffix = self.out.suffix
-        if self.out.is_dir():
-            raise UsageError(f"-o {self.out}: this is a folder; add a name: {self.out}/model.pt2")
-        if suffix not in known:
-            hint = nearest(suffix, known) if suffix else ""
-            raise UsageError(f"-o {self.out}: the name must end in {', '.join(known)}{hint}")
-        refuse_existing(self.out, self.overwrite)
-        if not os.access(self.out.parent, os.W_OK):
-            raise UsageError(f"-o {self.out}: {self.out.parent.resolve()} is not writable")
-        if self.opset is not None and suffix != ".onnx":
-            raise UsageError(f"--opset is for .onnx, not for {suffix}")
-        if self.preprocessing and not self.is_graph:
-            raise UsageError(f"--preprocessing needs a graph, .pt2 or .onnx, not {suffix}")
-        if suffix == ".onnx":
-            need_onnx()
-
-
-def load_for_export(path: Path, device: str, ema: bool | None) -> TrainedRun:
+def load_for_export(
+    path: Path, device: str, ema: bool | None, overrides: Sequence[str] = ()
+) -> TrainedRun:
     """Load a run in float32, with the weights that ``ema`` selects.
 
     Raises:
@@ -128,7 +86,8 @@ def load_for_export(path: Path, device: str, ema: bool | None) -> TrainedRun:
     """
     setup_logging(None)
     try:
-        run = load_trained(path, choose_device(device), list(AS_FLOAT32), ema=ema is not False)
+        settings = [*overrides, *AS_FLOAT32]
+        run = load_trained(path, choose_device(device), settings, ema=ema is not False)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
     if ema and run.trainer.ema is None:
@@ -136,7 +95,7 @@ def load_for_export(path: Path, device: str, ema: bool | None) -> TrainedRun:
     return run
 
 
-def export_run(run: TrainedRun, wanted: Export) -> list[str]:
+def export_run(run: TrainedRun, wanted: ExportRequest) -> list[str]:
     """Write the file and the model card; return lines for the user.
 
     Both are written to a folder beside, and moved when the file was loaded again and agreed with
@@ -168,7 +127,7 @@ def export_run(run: TrainedRun, wanted: Export) -> list[str]:
     return [*lines, f"{parent / CARD}: what it does, and how to load it without Kindling"]
 
 
-def facts_of(run: TrainedRun, network: nn.Module, wanted: Export) -> dict[str, Any]:
+def facts_of(run: TrainedRun, network: nn.Module, wanted: ExportRequest) -> dict[str, Any]:
     """Return the facts that an exported file has with it, as plain data."""
     record = run.record
     return {
@@ -192,19 +151,17 @@ def facts_of(run: TrainedRun, network: nn.Module, wanted: Export) -> dict[str, A
 
 def preparation_of(run: TrainedRun) -> dict[str, Any]:
     """Return how the validation data of a run are prepared, as plain data."""
-    section = run.config["data_loader"]["args"]
-    record = run.record
+    section, record = evaluation_section(run), run.record
     names = ("mode", "size", "white", "mean", "std")
     found: dict[str, Any] = {name: record[name] for name in names if name in record}
-    if section.get("valid_transforms"):
-        found["transforms"] = list(section["valid_transforms"])
-    source = section.get("dataset")
-    resize = (source.get("args") or {}).get("resize") if isinstance(source, dict) else None
-    return {**found, **({"resize": resize} if resize is not None else {})}
+    if section["args"].get("valid_transforms"):
+        found["transforms"] = list(section["args"]["valid_transforms"])
+    resize = dataset_section(section).get("args", {}).get("resize")
+    return {**found, **({} if resize is None else {"resize": resize})}
 
 
 def write_weights(
-    run: TrainedRun, network: nn.Module, wanted: Export, path: Path, about: dict[str, Any]
+    run: TrainedRun, network: nn.Module, wanted: ExportRequest, path: Path, about: dict[str, Any]
 ) -> list[str]:
     """Write a state dict, and compare the file with it bit by bit; return lines for the user."""
     weights = {name: value.detach().cpu() for name, value in network.state_dict().items()
@@ -235,7 +192,9 @@ def _equal_bits(one: Tensor, other: Tensor | None) -> bool:
     return torch.equal(first, second)
 
 
-def note_shapes(run: TrainedRun, network: nn.Module, wanted: Export, about: dict[str, Any]) -> None:
+def note_shapes(
+    run: TrainedRun, network: nn.Module, wanted: ExportRequest, about: dict[str, Any]
+) -> None:
     """Add the task and the shapes to the facts, as far as they are known."""
     try:
         inputs = inputs_of_network(run, network, wanted.input_shape)
@@ -250,7 +209,7 @@ def note_shapes(run: TrainedRun, network: nn.Module, wanted: Export, about: dict
 
 
 def write_graph(
-    run: TrainedRun, network: nn.Module, wanted: Export, path: Path, about: dict[str, Any]
+    run: TrainedRun, network: nn.Module, wanted: ExportRequest, path: Path, about: dict[str, Any]
 ) -> list[str]:
     """Trace, write, load again, compare; return lines for the user."""
     refuse_container(run, network)
@@ -260,7 +219,7 @@ def write_graph(
         network, inputs = raw.network, raw.inputs
     else:
         network, inputs = as_float32(network), inputs_of_network(run, network, wanted.input_shape)
-    network.eval()
+    network.eval().requires_grad_(False)
     outputs, task = call_once(run, network, inputs, raw)
     names = output_names(outputs, task if raw else None)
 

@@ -6,7 +6,6 @@ outputs, in order.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import logging
@@ -155,19 +154,6 @@ def run_pt2(path: Path) -> tuple[Running, str]:
     with silence():
         module = torch.export.load(path).module()
     return run_network(module), "torch.export.load"
-
-
-def need_onnx() -> None:
-    """Check that the packages which write ONNX are installed.
-
-    Raises:
-        UsageError: names those that are not.
-    """
-    packages = ("onnx", "onnxscript")
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        text = f"writing ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}"
-        raise UsageError(f"{text}, or pip install -r requirements-extra.txt")
 
 
 def write_onnx(

@@ -23,7 +23,7 @@ from base.data.batch import inputs_of
 from base.datasets.pipeline import DETERMINISTIC, Pipeline
 from base.datasets.table_columns import Categories
 from base.datasets.table_encoding import Columns, TableEncoding, TargetScale
-from base.errors import DataError, UsageError
+from base.errors import UsageError
 from base.prediction.file_loaders import image_loader, image_settings
 from base.prediction.network_inputs import Inputs
 from base.prediction.trained_run import TrainedRun
@@ -270,7 +270,7 @@ def _images(run: TrainedRun) -> Raw:
     try:
         loader = image_loader(run, [Path("raw")])  # reads no file
         mode, resize = image_settings(run)
-    except DataError as error:
+    except UsageError as error:
         raise UsageError(f"--preprocessing: {error}") from error
     pipeline: Pipeline = loader.dataset.pipeline
     stages = [_traceable(stage) for stage in pipeline.stages]

@@ -78,8 +78,9 @@ def load_trained(
     with config.placed():
         check_names(config)
         seed_everything(config["seed"])
-        known = data_of(find_manifest(checkpoint))
-        if not known:
+        if not (found := find_manifest(checkpoint)):
+            raise CheckpointError(f"{path}: this run holds no complete checkpoint")
+        if not (known := data_of(found)):
             text = "an earlier version wrote it, without the record of its data: resume the run"
             raise CheckpointError(f"{checkpoint}: {text} for one epoch, or train it again")
         references = References(config, known.get("references"))

@@ -30,6 +30,7 @@ from base.run.data_changes import refuse_scaled_targets
 from base.run.loaders import build_test_loader
 from base.run.predictions import PredictionRecorder, predictions_of, recording
 from base.run.restarts import read_together
+from base.runs.facts import State
 from base.training.experiment import Experiment
 from base.training.progress import Stateful
 from base.training.rank_states import gather_bad_samples
@@ -158,10 +159,14 @@ def write_recorded(
         log.warning("report: no predictions of the %s data: %s", part, why(error))
 
 
-def write_page(folder: Path) -> None:
-    """Write the report's page; a failure is a warning."""
+def write_page(folder: Path, state: State | None = None) -> None:
+    """Write the report's page; a failure is a warning.
+
+    Args:
+        state: how the run ends, if its folder does not say so yet.
+    """
     try:
-        write_report(folder)
+        write_report(folder, state=state)
     except Exception as error:
         log.warning("cannot write the report in %s: %s", folder / "report", why(error))
 

@@ -83,11 +83,11 @@ def test_in_a_pipe_there_are_the_header_and_the_rows_alone(place: Workplace) -> 
     ]  # fmt: skip
     assert all(ROW.fullmatch(line) for line in lines[8:11])
     assert lines[8].endswith("*")  # the first epoch is the best so far
-    assert [line.partition(":")[0] for line in lines[11:]] == ["best", "test by"]
+    assert [line.partition(":")[0] for line in lines[11:]] == ["best", "report", "test by"]
     assert len({len(line.removesuffix(" *")) for line in lines[7:11]}) == 1
 
 
-@pytest.mark.parametrize(("verbosity", "n_lines"), [(0, 0), (1, 4), (2, 17)])
+@pytest.mark.parametrize(("verbosity", "n_lines"), [(0, 0), (1, 4), (2, 18)])
 def test_verbosity_says_how_much_is_shown(place: Workplace, verbosity: int, n_lines: int) -> None:
     done = place.run("-c", "tiny.yaml", "--set", f"trainer.verbosity={verbosity}")
     assert (done.returncode, done.stderr) == (0, "")

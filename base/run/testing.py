@@ -97,7 +97,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     bad_samples.watch(loader, "test")
 
     recorded = recording(trainer, record.get("classes", ())) if trainer.settings.report else None
-    with recorded or nullcontext() as recorder, trainer.epoch_start.as_saved():
+    with trainer.epoch_start.as_saved(), recorded or nullcontext() as recorder:
         values = {key.partition("/")[2]: v for key, v in trainer.evaluate(loader, "test").items()}
     gather_bad_samples(bad_samples, world)
     results = results_of(trainer.training_state.valid_metrics, world)
@@ -127,7 +127,7 @@ def record_validation(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> N
     loader = trainer.valid_loader
     record = load_checkpoint(trainer, checkpoint)
     classes = record.get("classes", ())
-    with recording(trainer, classes) as recorder, trainer.epoch_start.as_saved():
+    with trainer.epoch_start.as_saved(), recording(trainer, classes) as recorder:
         trainer.evaluate(loader, "valid", max_batches=1)
         is_useful = trainer.world.broadcast(recorder.merged.is_useful)
         if is_useful:

@@ -455,7 +455,7 @@ def test_a_signal_during_the_report_leaves_a_complete_run(
 def test_an_error_in_the_report_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **more: Any) -> None:
         raise RuntimeError("no picture")
 
     monkeypatch.setattr("base.run.testing.write_predictions", fail)

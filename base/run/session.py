@@ -9,6 +9,7 @@ import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ from base.run.testing import (
     write_page,
 )
 from base.run.writers import build_writers
+from base.runs import read_run
 from base.runs.facts import State
 from base.system.deferred_files import DeferredFiles
 from base.system.run_folder import (
@@ -107,7 +109,8 @@ def open_run(
         if not trainer.world.is_main:
             yield run
             return
-        record_start(folder, config)
+        if resume_from is not None:
+            record_resume(folder, config)
         with report_end(folder, has_page=config["trainer"]["report"]):
             yield run
 
@@ -175,14 +178,16 @@ def open_folder(
             if new is not None:
                 write_config(config, new)
             else:
-                if read_stamp(folder).get("state") == "running":
-                    update_stamp(folder, state="interrupted")  # it was killed
                 (folder / REQUEUE).unlink(missing_ok=True)
             note_job(folder)
             note_run(folder, world)
             world.broadcast(str(folder))
             _log_warnings_of_ranks(known, world)
-        with add_resume_advice(folder), ask_for_requeue(folder), record_end(folder):
+        with (
+            add_resume_advice(folder),
+            ask_for_requeue(folder),
+            record_end(folder, new is not None),
+        ):
             yield folder
 
 
@@ -245,20 +250,26 @@ def add_resume_advice(folder: Path) -> Iterator[None]:
         raise
 
 
-def record_start(folder: Path, config: Config) -> None:
-    """Record that a run is running, and what the command line changed, also at its resumes."""
-    changed = read_stamp(folder).get("changed")
-    changed = {**(changed if isinstance(changed, dict) else {}), **config.changed}
-    update_stamp(folder, changed=changed, state="running")
+def record_resume(folder: Path, config: Config) -> None:
+    """Record that a run is running again, since when, and what the command line changed."""
+    now = datetime.now(timezone.utc).isoformat()
+    changed = changed_settings(folder, config)
+    update_stamp(folder, changed=changed, state="running", resumed=now)
+
+
+def changed_settings(folder: Path, config: Config) -> dict[str, Any]:
+    """Return what the command line changed at the start of a run and at its resumes."""
+    return {**read_run(folder).changed, **config.changed}
 
 
 @contextmanager
-def record_end(folder: Path) -> Iterator[None]:
+def record_end(folder: Path, is_new: bool) -> Iterator[None]:
     """Record how a run ended. A resume that fails before it trains leaves the state as it was."""
+    before = None if is_new else read_stamp(folder)
     try:
         yield
     except BaseException as error:
-        if read_stamp(folder).get("state") == "running":
+        if read_stamp(folder) != before:
             is_stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
             update_stamp(folder, state="interrupted" if is_stopped else "failed")
         raise
@@ -370,7 +381,8 @@ def _prepare(
     if folder is not None:
         resumed_at = None if resume_from is None else trainer.progress
         rows, is_finished = trainer.epoch_rows, trainer.is_finished()
-        writers = build_writers(folder, config, resumed_at, rows, is_finished)
+        changed = changed_settings(folder, config)
+        writers = build_writers(folder, config, resumed_at, rows, is_finished, changed)
     facts = speed_factors(trainer.train_loader, config, trainer.device)
     run_log = RunLog(settings, folder, writers, trainer.epoch_rows, facts)
     stack.callback(run_log.close)

@@ -72,12 +72,14 @@ def predict_again(path: Path, folder: Path, device: str | None = None) -> None:
 
     from base.names.check import check_names
     from base.run import (
-        build_tested_experiment,
+        build_experiment,
         build_trainer,
         choose_checkpoint,
         choose_device,
         make_repeatable,
+        record_to_resume,
         record_validation,
+        references_to_resume,
         refuse_changed_data,
         run_test,
     )
@@ -92,7 +94,13 @@ def predict_again(path: Path, folder: Path, device: str | None = None) -> None:
 
         setup_logging(None)
         checkpoint = choose_checkpoint(path)
-        experiment = build_tested_experiment(config, chosen, checkpoint)
+        experiment = build_experiment(
+            config,
+            chosen,
+            weights=False,
+            record=record_to_resume(config, checkpoint),
+            references=references_to_resume(config, checkpoint),
+        )
         trainer = build_trainer(config, experiment)
         if trainer.valid_loader is not None:
             refuse_changed_data(experiment, folder, allow_change=False)

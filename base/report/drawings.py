@@ -13,6 +13,7 @@ WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 30
 N_COLORS = 8
 MOST_LINES = 8  # in the legend of a chart
+N_MEANS = 2  # the lines of a crowded chart that are drawn as usual: means of training, validation
 MOST_MARKS = 40  # points of a line that are marked, and say their value when pointed at
 MOST_VERTICES = 600  # of a line; longer ones are thinned
 LOG_FROM = 20.0
@@ -171,7 +172,7 @@ def _line(
     kept = [*line[:-1:step], *line[-1:]]
     path = "L".join(f"{x(a)} {y(b)}" for a, b in kept)
     color = color_of(number)
-    thin = " thin" if is_crowded and number else ""
+    thin = " thin" if is_crowded and number >= N_MEANS else ""
     text = f'<path class="line{thin}" style="stroke:{color}" d="M{path}"/>'
     if len(line) <= MOST_MARKS and not thin:
         text += "".join(

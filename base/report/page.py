@@ -24,8 +24,8 @@ from base.report.markup import (
 )
 from base.report.prediction_sections import PART_NAMES, prediction_parts
 from base.report.predictions import PARTS, read_predictions
-from base.report.settings import settings_of
-from base.runs.facts import RunFacts, read_run
+from base.report.settings import as_text, settings_of
+from base.runs.facts import RunFacts, State, read_run
 from logger.files import read_file, write_whole
 
 OWN_PICTURES = ("curves.png",)
@@ -34,22 +34,23 @@ MOST_TEST_VALUES = 8  # at the top
 MEANS = ("/mean", "/macro")
 
 
-def write_report(folder: Path, note: str = "") -> Path:
+def write_report(folder: Path, note: str = "", state: State | None = None) -> Path:
     """Write ``report/index.html``: one file, without what the run does not have.
 
     Args:
         note: a line for the top of the page.
+        state: how the run ends, if its folder does not say so yet.
 
     Raises:
         FileError: it cannot be written.
     """
     run = read_run(folder)
     path = folder / "report" / "index.html"
-    write_whole(path, run_page(run, note).encode(errors="backslashreplace"))
+    write_whole(path, run_page(run, note, state or run.state).encode(errors="backslashreplace"))
     return path
 
 
-def run_page(run: RunFacts, note: str = "") -> str:
+def run_page(run: RunFacts, note: str, state: State) -> str:
     """Return the page of a run."""
     sections = {
         "curves": ("Curves", _curves(run)),
@@ -72,7 +73,7 @@ def run_page(run: RunFacts, note: str = "") -> str:
         tag(
             "p",
             f"{run.folder.name}, ",
-            tag("b", run.state, class_=f"state-{run.state}"),
+            tag("b", state, class_=f"state-{state}"),
             class_="soft",
         ),
         tag("p", note, class_="note") if note else "",
@@ -100,9 +101,9 @@ def _summary(run: RunFacts) -> Raw:
         rows.append(("training time", time_of(run)))
     if run.started is not None:
         rows.append(("started", f"{run.started.astimezone():%Y-%m-%d %H:%M}"))
-    if run.changed:
-        rows.append(("changed", ", ".join(f"{key}={value}" for key, value in run.changed.items())))
-    return facts(rows)
+    changed = ", ".join(f"{key}={as_text(value)}" for key, value in run.changed.items())
+    text = tag("p", f"Changed on the command line: {changed}", class_="soft") if changed else ""
+    return Raw(facts(rows) + text)
 
 
 def time_of(run: RunFacts) -> str:

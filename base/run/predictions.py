@@ -472,7 +472,8 @@ def _with_place(worst: Worst, dataset: Any, indices: Sequence[int], ids: Sequenc
     index = indices[worst.row]
     located = offered(dataset, HasPlaces)
     if located is not None and getattr(dataset, "ids_are_numbers", False):
-        worst.place = located.place(index)
+        place = located.place(index)
+        worst.place = f"sample {index}" if place.endswith(f": sample {index}") else place
     worst.columns = _cells(getattr(dataset, "columns", None), index)
     return worst
 

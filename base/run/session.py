@@ -45,6 +45,7 @@ from base.run.testing import (
 )
 from base.run.writers import build_writers
 from base.runs import read_run
+from base.runs.facts import State
 from base.system.deferred_files import DeferredFiles
 from base.system.run_folder import (
     create_run_folder,
@@ -108,9 +109,13 @@ def open_run(
         open_folder(config, resume_from, trainer.world) as folder,
         open_run_in(trainer, folder, resume_from, allow_change) as run,
     ):
-        if trainer.world.is_main and resume_from is not None:
+        if not trainer.world.is_main:
+            yield run
+            return
+        if resume_from is not None:
             record_resume(folder, config)
-        yield run
+        with report_end(folder, has_page=config["trainer"]["report"]):
+            yield run
 
 
 @contextmanager
@@ -181,19 +186,10 @@ def open_folder(
             note_run(folder, world)
             world.broadcast(str(folder))
             _log_warnings_of_ranks(known, world)
-<<<<<<< HEAD
-        has_page = config["trainer"]["report"]
-        with (
-            report_end(folder, has_page),
-            add_resume_advice(folder),
-            ask_for_requeue(folder),
-            record_end(folder),
-=======
         with (
             add_resume_advice(folder),
             ask_for_requeue(folder),
             record_end(folder, new is not None),
->>>>>>> i16-runs
         ):
             yield folder
 
@@ -318,30 +314,30 @@ def write_deferred_files(trainer: BaseTrainer, files: DeferredFiles) -> None:
 
 @contextmanager
 def report_end(folder: Path, has_page: bool) -> Iterator[None]:
-    """Write the report when the run ends: also of a run that was stopped or failed.
-
-    Nothing here changes how the run ends. A further signal ends the writing.
+    """Write the report when training ends, is stopped or fails; it does not change how it ends.
 
     Args:
         has_page: whether to write the page besides the curves.
     """
     try:
         yield
-    except Exception:
-        if (folder / "metrics.csv").is_file():  # of other runs nothing is known
-            with suppress(KeyboardInterrupt):
-                _write_report(folder, has_page)
+    except Exception as error:
+        is_stopped = isinstance(error, InterruptedRunError)
+        if (folder / "metrics.csv").is_file():  # else nothing is known of it
+            _write_report(folder, "interrupted" if is_stopped else "failed", has_page)
         raise
-    _write_report(folder, has_page)
+    _write_report(folder, "finished", has_page)
 
 
-def _write_report(folder: Path, has_page: bool) -> None:
-    if has_page:
-        write_page(folder)
-    try:
-        write_curves(folder)
-    except Exception as error:  # a missing picture must not end the run
-        log.warning("cannot draw the curves in %s: %s", folder / "report", error)
+def _write_report(folder: Path, state: State, has_page: bool) -> None:
+    """Write the page and the curves; a failure is a warning, and Ctrl-C ends it."""
+    with suppress(KeyboardInterrupt):
+        if has_page:
+            write_page(folder, state)
+        try:
+            write_curves(folder)
+        except Exception as error:
+            log.warning("cannot draw the curves in %s: %s", folder / "report", error)
 
 
 def _log_changes(config: Config, folder: Path, rates: Sequence[Change] = ()) -> None:

@@ -30,6 +30,7 @@ from base.run.data_changes import refuse_scaled_targets
 from base.run.loaders import build_test_loader
 from base.run.predictions import PredictionRecorder, predictions_of, recording
 from base.run.restarts import read_together
+from base.runs.facts import State
 from base.training.experiment import Experiment
 from base.training.progress import Stateful
 from base.training.rank_states import gather_bad_samples
@@ -96,7 +97,7 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     bad_samples.watch(loader, "test")
 
     recorded = recording(trainer, record.get("classes", ())) if trainer.settings.report else None
-    with recorded or nullcontext() as recorder, trainer.epoch_start.as_saved():
+    with trainer.epoch_start.as_saved(), recorded or nullcontext() as recorder:
         values = {key.partition("/")[2]: v for key, v in trainer.evaluate(loader, "test").items()}
     gather_bad_samples(bad_samples, world)
     results = results_of(trainer.training_state.valid_metrics, world)
@@ -126,7 +127,7 @@ def record_validation(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> N
     loader = trainer.valid_loader
     record = load_checkpoint(trainer, checkpoint)
     classes = record.get("classes", ())
-    with recording(trainer, classes) as recorder, trainer.epoch_start.as_saved():
+    with trainer.epoch_start.as_saved(), recording(trainer, classes) as recorder:
         trainer.evaluate(loader, "valid", max_batches=1)
         is_useful = trainer.world.broadcast(recorder.merged.is_useful)
         if is_useful:
@@ -158,10 +159,14 @@ def write_recorded(
         log.warning("report: no predictions of the %s data: %s", part, why(error))
 
 
-def write_page(folder: Path) -> None:
-    """Write the report's page; a failure is a warning."""
+def write_page(folder: Path, state: State | None = None) -> None:
+    """Write the report's page; a failure is a warning.
+
+    Args:
+        state: how the run ends, if its folder does not say so yet.
+    """
     try:
-        write_report(folder)
+        write_report(folder, state=state)
     except Exception as error:
         log.warning("cannot write the report in %s: %s", folder / "report", why(error))
 

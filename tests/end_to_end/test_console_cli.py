@@ -87,7 +87,7 @@ def test_in_a_pipe_there_are_the_header_and_the_rows_alone(place: Workplace) -> 
     assert max(map(len, lines[4:11])) <= 80
     assert all(ROW.fullmatch(line) for line in lines[8:11])
     assert lines[8].endswith("*")  # the first epoch is the best so far
-    assert [line.partition(":")[0] for line in lines[11:]] == ["best", "test by"]
+    assert [line.partition(":")[0] for line in lines[11:]] == ["best", "report", "test by"]
     assert len({len(line.removesuffix(" *")) for line in lines[7:11]}) == 1
 
 

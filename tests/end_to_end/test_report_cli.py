@@ -93,6 +93,27 @@ def test_a_report_is_made_again_with_the_same_predictions(place: Workplace) -> N
     assert test["accuracy"] > 0
 
 
+def test_a_run_without_test_data_is_predicted_again(place: Workplace) -> None:
+    own = "{type: CsvDataset, args: {file: table.csv, target: kind, missing: mean}}"
+    lines = [
+        f"{'' if number == 5 else number},{number % 7},{'ab'[number % 2]}" for number in range(40)
+    ]
+    (place.folder / "table.csv").write_text("\n".join(["one,two,kind", *lines]) + "\n")
+    model = "{type: MLP, args: {n_inputs: null, hidden: [4], n_outputs: 2}}"
+    loader = f"{{type: DatasetLoader, args: {{dataset: {own}, batch_size: 8, split: 0.3}}}}"
+    run = place.train("--set", f"model={model}", f"data_loader={loader}")
+    before = predictions(run)
+    (run / "report" / "predictions.csv").unlink()
+    done = report(place, run)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert predictions(run) == before
+    assert "table.csv:" in page_of(run)
+    assert "No new predictions" not in page_of(run)
+    (place.folder / "table.csv").write_text("\n".join(["one,two,kind", *lines[:-1]]) + "\n")
+    assert "the data changed since the run began" in report(place, run).stderr
+    assert predictions(run) == before
+
+
 def test_without_its_data_a_page_is_made_of_the_files(place: Workplace) -> None:
     data = place.folder / "data"
     data.mkdir()

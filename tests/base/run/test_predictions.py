@@ -30,7 +30,7 @@ from base.datasets.in_memory import InMemoryDataset
 from base.names.registry import MODELS
 from base.report.predictions import MOST_WORST, Predictions
 from base.run.predictions import PredictionRecorder, predictions_of
-from base.run.session import open_folder, open_run_in
+from base.run.session import open_run
 from base.run.testing import choose_checkpoint
 from tests.base.run.test_testing import CONFIG as IMAGES
 from tests.digest import digest_of, loss_log
@@ -455,17 +455,16 @@ def test_a_signal_during_the_report_leaves_a_complete_run(
 def test_an_error_in_the_report_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **more: Any) -> None:
         raise RuntimeError("no picture")
 
     monkeypatch.setattr("base.run.testing.write_predictions", fail)
     monkeypatch.setattr("base.run.testing.write_report", fail)
-    config = load_config(None, [f"trainer.save_dir={tmp_path}"], text=TOY)
-    with open_folder(config) as folder:
-        trainer = make()
-        with open_run_in(trainer, folder) as opened:
-            trainer.train(opened)
+    trainer = make(f"trainer.save_dir={tmp_path}")
+    with open_run(trainer, trainer.config) as opened:
+        trainer.train(opened)
     assert capsys.readouterr().err.count("no picture") == 2
+    (folder,) = tmp_path.glob("toy/*")
     assert any((folder / "checkpoints").iterdir())
 
 
@@ -476,12 +475,13 @@ def test_a_failed_run_has_a_page(tmp_path: Path) -> None:
                 raise RuntimeError("half way")
             return super().train_step(batch)
 
-    config = load_config(None, [f"trainer.save_dir={tmp_path}"], text=TOY)
-    with suppress(RuntimeError), open_folder(config) as folder:
-        trainer = make(trainer=Failing)
-        with open_run_in(trainer, folder) as opened:
-            trainer.train(opened)
-    assert "<h2>Curves</h2>" in (folder / "report" / "index.html").read_text()
+    trainer = make(f"trainer.save_dir={tmp_path}", trainer=Failing)
+    with suppress(RuntimeError), open_run(trainer, trainer.config) as opened:
+        trainer.train(opened)
+    (folder,) = tmp_path.glob("toy/*")
+    page = (folder / "report" / "index.html").read_text()
+    assert "<h2>Curves</h2>" in page
+    assert ">failed</b>" in page
     assert not (folder / "report" / "predictions.csv").exists()
 
 

@@ -158,8 +158,11 @@ def what_is_left(sweep: Sweep) -> str:
     return "\n".join(lines)
 
 
-def show_trials(trials: Sequence[Settings]) -> str:
-    """Return a line for each trial that would run."""
+def show_trials(plan: Plan, trials: Sequence[Settings]) -> str:
+    """Return a line for each trial that would run, or that a sampler is checked with."""
+    if plan.sampler is not None:
+        text = f"{plan.samples} trials, drawn by {_drawn_by(plan)}; these would be valid"
+        return "\n".join([text, *(f"  {show_settings(each)}" for each in trials)])
     lines = [f"trial {n}: {show_settings(each)}" for n, each in enumerate(trials, start=1)]
     return "\n".join(lines)
 

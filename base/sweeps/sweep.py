@@ -88,7 +88,7 @@ def run_sweep(options: argparse.Namespace) -> int:
         machine = check_trials(Path(plan.config), plan.overrides, trials)
         devices = devices_of_jobs(plan.device, config["device"], plan.jobs, machine.n_gpus)
         if options.dry_run:
-            print(show_trials(trials))
+            print(show_trials(plan, trials))
             return 0
         if sweep is None:
             sweep = create_sweep(plan, config)

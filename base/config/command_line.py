@@ -52,7 +52,7 @@ SHORT_FORMS = {
 }
 
 SWEEP_OPTIONS = ("samples", "jobs", "sampler", "pruner")
-NOT_IN_SWEEPS = ("print-config", "allow-change")
+NOT_IN_SWEEPS = ("print-config", "allow-change", "check")
 
 TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
@@ -183,7 +183,7 @@ def _check_sweep(parser: Parser, options: argparse.Namespace) -> None:
     given = [name for name in SWEEP_OPTIONS if getattr(options, name) is not None]
     if given and not options.is_sweep:
         parser.error(f"--{given[0]} belongs to a sweep: add --sweep KEY=VALUES")
-    excluded = [name for name in NOT_IN_SWEEPS if getattr(options, name.replace("-", "_"))]
+    excluded = [name for name in NOT_IN_SWEEPS if vars(options).get(name.replace("-", "_"))]
     if options.is_sweep and excluded:
         parser.error(f"--{excluded[0]} concerns one run: omit --sweep")
     if options.sweep and resumed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,13 +32,20 @@ class Console:
         """Print a line above the last one."""
         self.status("")
         if text:
-            print(text, flush=True)
+            self._print(f"{text}\n")
 
     def status(self, text: str) -> None:
         """Replace the last line; only on a terminal."""
         if self._redraws and text != self._last:
-            print(f"\r\x1b[K{text}", end="", flush=True)
+            self._print(f"\r\x1b[K{text}")
             self._last = text
+
+    def _print(self, text: str) -> None:
+        encoding = sys.stdout.encoding or "utf-8"
+        try:
+            print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
+        except OSError:  # the reader has left (`| head`), or a disk is full: the trials go on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_plan(sweep: Sweep, space: Space, n_trials: int, rule: str, devices: Sequence[str]) -> str:

@@ -159,9 +159,13 @@ class SweepLoop:
         with self.signals:
             try:
                 self._loop()
-            finally:
-                self.console.status("")
-                end_processes(list(self.running.values()))
+            except KeyboardInterrupt:  # a second Ctrl-C
+                end_processes(self.running.values(), signal.SIGKILL)
+                raise
+            except BaseException:
+                end_processes(self.running.values(), signal.SIGTERM)
+                raise
+            self.console.status("")
         is_stopped = self.signals.stop is not None
         text = write_summary(
             self.sweep, self.space, *self.monitor, not is_stopped and not self.error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from base.config.tree import leaves
@@ -62,30 +64,30 @@ def short_keys(keys: Iterable[str], others: Iterable[str] = ()) -> dict[str, str
     return {key: _first_unique(_tails(parts[key]), n_uses) for key in keys}
 
 
-def short_value(value: Any) -> str:
+def short_value(value: Any, digits: int = 4) -> str:
     """Return a value in a few characters: numbers as ``1e-3``, types of sections, bare text."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
-        return short_number(value)
+        return short_number(value, digits)
     if isinstance(value, Mapping):
         if isinstance(value.get("type"), str):
             return str(value["type"])
-        return ",".join(f"{name}:{short_value(each)}" for name, each in value.items()) or "none"
+        return (
+            ",".join(f"{name}:{short_value(each, digits)}" for name, each in value.items())
+            or "none"
+        )
     if isinstance(value, list | tuple):
-        return ",".join(map(short_value, value)) or "none"
+        return ",".join(short_value(each, digits) for each in value) or "none"
     return str(value)
 
 
-def short_number(value: float) -> str:
-    """Return a number with four digits, in the shorter of its two notations."""
-    plain = f"{value:.4g}"
-    if "e" not in plain and len(plain.lstrip("-")) <= 4:
+def short_number(value: float, digits: int = 4) -> str:
+    """Return a number with at most this many digits, in the shorter of its two notations."""
+    plain = repr(float(f"{value:.{digits}g}")).removesuffix(".0")
+    if not math.isfinite(value):
         return plain
-    mantissa, _, exponent = f"{value:.3e}".partition("e")
-    if not exponent:  # infinite or NaN
-        return plain
-    mantissa = mantissa.rstrip("0").rstrip(".")
+    mantissa, _, exponent = f"{Decimal(plain).normalize():e}".partition("e")
     power = f"{mantissa}e{int(exponent)}"
     return power if "e" in plain or len(power) < len(plain) else plain
 

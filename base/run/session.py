@@ -35,6 +35,7 @@ from base.run.pruning import StopIfPruned
 from base.run.restarts import note_run, read_together
 from base.run.testing import choose_checkpoint, preserve_state, run_test
 from base.run.writers import build_writers
+from base.runs import read_run
 from base.system.deferred_files import DeferredFiles
 from base.system.run_folder import (
     create_run_folder,
@@ -239,10 +240,13 @@ def add_resume_advice(folder: Path) -> Iterator[None]:
 
 
 def record_start(folder: Path, config: Config) -> None:
-    """Record that a run is running, and what the command line changed, also at its resumes."""
-    changed = read_stamp(folder).get("changed")
-    changed = {**(changed if isinstance(changed, dict) else {}), **config.changed}
-    update_stamp(folder, changed=changed, state="running")
+    """Record that a run is running, and what the command line changed."""
+    update_stamp(folder, changed=changed_settings(folder, config), state="running")
+
+
+def changed_settings(folder: Path, config: Config) -> dict[str, Any]:
+    """Return what the command line changed at the start of a run and at its resumes."""
+    return {**read_run(folder).changed, **config.changed}
 
 
 @contextmanager
@@ -342,7 +346,8 @@ def _prepare(
     if folder is not None:
         resumed_at = None if resume_from is None else trainer.progress
         rows, is_finished = trainer.epoch_rows, trainer.is_finished()
-        writers = build_writers(folder, config, resumed_at, rows, is_finished)
+        changed = changed_settings(folder, config)
+        writers = build_writers(folder, config, resumed_at, rows, is_finished, changed)
     facts = speed_factors(trainer.train_loader, config, trainer.device)
     run_log = RunLog(settings, folder, writers, trainer.epoch_rows, facts)
     stack.callback(run_log.close)

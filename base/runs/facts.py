@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from base.config.yaml_reader import read_file as read_config_file
+from base.config.tree import Where
+from base.config.yaml_reader import read_text
 from base.errors import ConfigError
 from base.system.run_folder import folders_of_runs, read_stamp
 from base.system.run_lock import is_locked
@@ -44,13 +46,13 @@ class RunFacts:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved config."""
+        """The resolved config. Runs share the sections that are the same: do not change them."""
         return _read_config(self.folder / "config.yaml")
 
     @cached_property
     def rows(self) -> list[Row]:
         """The complete rows of metrics.csv as numbers, without empty cells."""
-        return [_as_numbers(row) for row in read_rows(self.folder / "metrics.csv")]
+        return [_as_numbers(row) for row in self._cells]
 
     @cached_property
     def test(self) -> dict[str, Any]:
@@ -60,33 +62,46 @@ class RunFacts:
     @property
     def epoch(self) -> int:
         """The number of completed epochs."""
-        return int(_last(self.rows, "epoch"))
+        return self._last("epoch")
 
     @cached_property
     def step(self) -> int:
         """The last step of a completed epoch or of a checkpoint."""
         folders = (self.folder / "checkpoints").glob("step-*")
         saved = [int(digits) for each in folders if (digits := each.name[5:].rstrip("~")).isdigit()]
-        return max([int(_last(self.rows, "step")), *saved])
+        return max([self._last("step"), *saved])
 
     @property
     def monitor(self) -> str | None:
         """The rule that selects the best epoch, such as ``max valid/accuracy``; None if off."""
         rule = _trainer(self.config).get("monitor")
-        if not rule and self.rows:
-            has_valid = any("valid/loss" in row for row in self.rows)
-            rule = "min valid/loss" if has_valid else "min train/loss"
+        if not rule:
+            losses = [key for key in ("valid/loss", "train/loss") if key in self._columns]
+            rule = f"min {losses[0]}" if losses else None
         return rule if isinstance(rule, str) and " " in rule else None
 
     @property
     def best(self) -> float | None:
         """The best value of `monitor`; None without a value that is a number."""
-        return self._best[0]
+        return self.best_by(self.monitor)[0]
 
     @property
     def best_epoch(self) -> int | None:
         """The epoch of the best value, the first of equal ones."""
-        return self._best[1]
+        return self.best_by(self.monitor)[1]
+
+    def best_by(self, rule: str | None) -> tuple[float | None, int | None]:
+        """Return the best value of a rule such as ``min valid/loss``, and its epoch, if any."""
+        mode, _, key = (rule or "").partition(" ")
+        found = [
+            (value, row.get("epoch", ""))
+            for row in self._cells
+            if not math.isnan(value := number(row.get(key, "")))
+        ]
+        if mode not in ("min", "max") or not found:
+            return None, None
+        value, epoch = (min if mode == "min" else max)(found, key=lambda one: one[0])
+        return value, int(epoch) if epoch.isdecimal() else None
 
     @cached_property
     def state(self) -> State:
@@ -104,17 +119,16 @@ class RunFacts:
         return "finished" if is_complete else "interrupted"
 
     @cached_property
-    def _best(self) -> tuple[float | None, int | None]:
-        mode, _, key = (self.monitor or "").partition(" ")
-        found = [
-            (row[key], row.get("epoch"))
-            for row in self.rows
-            if isinstance(row.get(key), float) and not math.isnan(float(row[key]))
-        ]
-        if mode not in ("min", "max") or not found:
-            return None, None
-        value, epoch = (min if mode == "min" else max)(found, key=lambda one: one[0])
-        return float(value), epoch if isinstance(epoch, int) else None
+    def _cells(self) -> list[dict[str, str]]:
+        return read_rows(self.folder / "metrics.csv")
+
+    @property
+    def _columns(self) -> Collection[str]:
+        return self._cells[0].keys() if self._cells else ()
+
+    def _last(self, column: str) -> int:
+        found = (row.get(column, "") for row in reversed(self._cells))
+        return next((int(cell) for cell in found if cell.isdecimal()), 0)
 
     def _reached_its_length(self) -> bool:
         settings = _trainer(self.config)
@@ -157,20 +171,38 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_config(path: Path) -> dict[str, Any]:
     """Return the config that a run saved; it is not checked again, as later versions may differ."""
     try:
-        values = read_config_file(path, problems=[]).plain()
-    except ConfigError:
+        text = read_file(path).decode("utf-8-sig")
+        values = _read_sections(text) or read_text(text, Where(str(path)), []).plain()
+    except (OSError, ValueError, ConfigError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _read_sections(text: str) -> dict[str, Any]:
+    """Read each section by itself, as most are the same in many runs; {} if that is not possible.
+
+    A file that `Config.to_yaml` wrote has one section from each line that is not indented.
+    """
+    values: dict[str, Any] = {}
+    for block in re.split(r"^(?=\S)", text, flags=re.MULTILINE)[1:]:
+        section = _read_section(block)
+        if not isinstance(section, dict) or section.keys() & values.keys():
+            return {}
+        values.update(section)
+    return values
+
+
+@lru_cache(maxsize=10_000)
+def _read_section(text: str) -> Any:
+    try:
+        return read_text(text, Where("section"), []).plain()
+    except ConfigError:
+        return None
 
 
 def _trainer(config: Mapping[str, Any]) -> Mapping[str, Any]:
     section = config.get("trainer")
     return section if isinstance(section, dict) else {}
-
-
-def _last(rows: list[Row], column: str) -> float:
-    found = [row[column] for row in rows if isinstance(row.get(column), int)]
-    return float(found[-1]) if found else 0
 
 
 def _as_numbers(row: Mapping[str, str]) -> Row:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from base.system.run_folder import find_run as find_run
     from base.system.run_folder import folders_of_runs as folders_of_runs
     from base.system.run_folder import installed_version as installed_version
+    from base.system.run_folder import is_run as is_run
     from base.system.run_folder import locate as locate
     from base.system.run_folder import missing_folder_error as missing_folder_error
     from base.system.run_folder import must_exist as must_exist

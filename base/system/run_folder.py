@@ -182,7 +182,7 @@ def run_folder_of(path: Path | str) -> Path:
     """Return the folder of the run that contains a path, such as a checkpoint or state.pt."""
     path = must_exist(path)
     for folder in (path, *path.parents, *path.absolute().parents):
-        if _is_run(folder):
+        if is_run(folder):
             inside = path.absolute().relative_to(folder.absolute()).parts
             if not inside or inside[0] == "checkpoints":
                 return folder
@@ -256,15 +256,15 @@ def locate(path: Path | str, save_dir: Path | str = SAVE_DIR) -> Path:
 def folders_of_runs(save_dir: Path, name: str | None = None) -> list[Path]:
     """Return the folders of all runs of one name, or of all names."""
     parents = [save_dir / name] if name else _folders(save_dir)
-    return [folder for parent in parents for folder in _folders(parent) if _is_run(folder)]
+    return [folder for parent in parents for folder in _folders(parent) if is_run(folder)]
 
 
 def newest_run_in(path: Path) -> Path | None:
     """Return the newest run in a folder of runs of one or all names; None for other folders."""
     path = path if path.name not in ("", "..") else path.resolve()
-    if any(map(_is_run, _folders(path))):
+    if any(map(is_run, _folders(path))):
         return find_newest_run(path.parent, path.name)
-    holds_names = any(_is_run(folder) for name in _folders(path) for folder in _folders(name))
+    holds_names = any(is_run(folder) for name in _folders(path) for folder in _folders(name))
     return find_newest_run(path) if holds_names else None
 
 
@@ -350,7 +350,8 @@ def _runs(
             yield order, folder
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of a run, of any version."""
     return (folder / STAMP).is_file() or (folder / "checkpoints").is_dir()
 
 

@@ -164,11 +164,11 @@ def test_tensorboard_has_each_value_once_after_a_cut_too(place: Workplace) -> No
         script.wait()
     (folder,) = place.runs()
     found = scalars(folder)
-    assert found["step/loss"] == list(range(1, 16))
+    assert found["train/step/loss"] == list(range(1, 16))
     per_epoch = ["train/loss", "train/accuracy", "valid/loss", "valid/accuracy"]
-    per_epoch += ["seconds", "samples_per_second", "memory_mb"]
+    per_epoch += ["watch/seconds", "watch/samples_per_second", "watch/memory_mb"]
     assert {tag: found[tag] for tag in per_epoch} == {tag: [5, 10, 15] for tag in per_epoch}
-    for tag in ("lr/0", "lr/1"):
+    for tag in ("watch/lr/0", "watch/lr/1"):
         assert sorted(set(found[tag])) == list(range(1, 16))
 
 
@@ -180,4 +180,4 @@ def test_an_epoch_that_is_validated_again_is_in_tensorboard_once(place: Workplac
     assert place.run("-r").returncode == 0
     found = scalars(folder)
     assert found["valid/loss"] == [5, 10, 15]
-    assert found["lr"][-1] == 15
+    assert found["watch/lr"][-1] == 15

@@ -1,10 +1,8 @@
 """The facts of a run, read from its folder, whatever is missing or damaged there."""
 
-import json
 import subprocess
 import sys
-from datetime import datetime, timezone
-from pathlib import Path
+from datetime import timezone
 
 import pytest
 
@@ -13,26 +11,7 @@ from base.system.places import PROJECT
 from base.system.run_folder import create_run_folder
 from base.system.run_lock import lock
 from logger.csv_writer import CsvWriter
-
-NOON = datetime(2026, 3, 1, 12, 0, 0)
-CONFIG = """name: toy
-optimizer: {type: Adam, args: {lr: 0.001}}
-trainer: {epochs: 3, steps: null, early_stop: null, monitor: max valid/accuracy}
-"""
-ACCURACIES = [0.5, 0.75, 0.625]
-
-
-def make_run(save_dir: Path, accuracies=ACCURACIES, config=CONFIG, **stamp) -> Path:
-    """Make a folder as a run leaves it: one row for each of these accuracies."""
-    folder = create_run_folder(save_dir, "toy", NOON)
-    (folder / "config.yaml").write_text(config)
-    path = folder / "run.json"
-    known = json.loads(path.read_text())
-    path.write_text(json.dumps({**{key: known[key] for key in ("number", "started")}, **stamp}))
-    writer = CsvWriter(folder / "metrics.csv")
-    for epoch, value in enumerate(accuracies, start=1):
-        writer.add_row({"epoch": epoch, "step": 10 * epoch, "valid/accuracy": value})
-    return folder
+from tests.base.runs.made import CONFIG, NOON, make_run
 
 
 def test_a_run_is_read(tmp_path):

@@ -219,7 +219,7 @@ def _check_sweep(parser: Parser, options: argparse.Namespace) -> None:
     given = [name for name in SWEEP_OPTIONS if getattr(options, name) is not None]
     if given and not options.is_sweep:
         parser.error(f"--{given[0]} belongs to a sweep: add --sweep KEY=VALUES")
-    excluded = [name for name in NOT_IN_SWEEPS if getattr(options, name.replace("-", "_"))]
+    excluded = [name for name in NOT_IN_SWEEPS if vars(options).get(name.replace("-", "_"))]
     if options.is_sweep and excluded:
         parser.error(f"--{excluded[0]} concerns one run: omit --sweep")
     if options.sweep and resumed:

@@ -6,6 +6,7 @@ import io
 import itertools
 import logging
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,9 @@ def draw_sweep(sweep: Sweep, space: Space, mode: str, name: str) -> Path | None:
     else:
         figure = _draw_rows(Figure, trials, space, name, best)
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # it draws a box instead
+        figure.savefig(buffer, dpi=120, format="png")
     path = sweep.folder / "sweep.png"
     write_whole(path, buffer.getvalue())
     return path

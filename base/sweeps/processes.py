@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -112,8 +111,8 @@ def devices_of_jobs(given: str | None, configured: str, n_jobs: int, n_gpus: int
     return [str(numbers[job % len(numbers)]) for job in range(n_jobs)]
 
 
-def end_processes(processes: Sequence[Process], number: int = signal.SIGKILL) -> None:
-    """End processes and wait until they have ended."""
+def end_processes(processes: Collection[Process], number: int) -> None:
+    """Send a signal to processes and wait until they have ended."""
     for process in processes:
         process.send(number)
     for process in processes:

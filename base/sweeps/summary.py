@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,13 +32,20 @@ class Console:
         """Print a line above the last one."""
         self.status("")
         if text:
-            print(text, flush=True)
+            self._print(f"{text}\n")
 
     def status(self, text: str) -> None:
         """Replace the last line; only on a terminal."""
         if self._redraws and text != self._last:
-            print(f"\r\x1b[K{text}", end="", flush=True)
+            self._print(f"\r\x1b[K{text}")
             self._last = text
+
+    def _print(self, text: str) -> None:
+        encoding = sys.stdout.encoding or "utf-8"
+        try:
+            print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)
+        except OSError:  # the reader has left (`| head`), or a disk is full: the trials go on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_plan(sweep: Sweep, space: Space, n_trials: int, rule: str, devices: Sequence[str]) -> str:
@@ -158,8 +166,11 @@ def what_is_left(sweep: Sweep) -> str:
     return "\n".join(lines)
 
 
-def show_trials(trials: Sequence[Settings]) -> str:
-    """Return a line for each trial that would run."""
+def show_trials(plan: Plan, trials: Sequence[Settings]) -> str:
+    """Return a line for each trial that would run, or that a sampler is checked with."""
+    if plan.sampler is not None:
+        text = f"{plan.samples} trials, drawn by {_drawn_by(plan)}; these would be valid"
+        return "\n".join([text, *(f"  {show_settings(each)}" for each in trials)])
     lines = [f"trial {n}: {show_settings(each)}" for n, each in enumerate(trials, start=1)]
     return "\n".join(lines)
 

@@ -88,7 +88,7 @@ def run_sweep(options: argparse.Namespace) -> int:
         machine = check_trials(Path(plan.config), plan.overrides, trials)
         devices = devices_of_jobs(plan.device, config["device"], plan.jobs, machine.n_gpus)
         if options.dry_run:
-            print(show_trials(trials))
+            print(show_trials(plan, trials))
             return 0
         if sweep is None:
             sweep = create_sweep(plan, config)
@@ -159,9 +159,13 @@ class SweepLoop:
         with self.signals:
             try:
                 self._loop()
-            finally:
-                self.console.status("")
-                end_processes(list(self.running.values()))
+            except KeyboardInterrupt:  # a second Ctrl-C
+                end_processes(self.running.values(), signal.SIGKILL)
+                raise
+            except BaseException:
+                end_processes(self.running.values(), signal.SIGTERM)
+                raise
+            self.console.status("")
         is_stopped = self.signals.stop is not None
         text = write_summary(
             self.sweep, self.space, *self.monitor, not is_stopped and not self.error

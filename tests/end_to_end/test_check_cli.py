@@ -78,11 +78,16 @@ class Started:
 
 
 def test_the_picture_is_in_the_folder_for_temporary_files_by_default(place: Workplace) -> None:
-    done = place.run("-c", "tiny.yaml", "--check", "lr", TMPDIR=str(place.folder))
-    assert done.returncode == 0
-    assert f"picture: {place.folder / 'check-lr-tiny.png'}" in done.stdout
-    assert (place.folder / "check-lr-tiny.png").stat().st_size > 10_000
-    assert tempfile.gettempdir()
+    name = f"kindling-test-{place.folder.name}"
+    done = place.run("-c", "tiny.yaml", "--name", name, "--check", "lr")
+    picture = Path(tempfile.gettempdir()) / f"check-lr-{name}.png"
+    try:
+        assert done.returncode == 0
+        assert f"picture: {picture}" in done.stdout
+        assert picture.stat().st_size > 10_000
+        assert place.files() == set()
+    finally:
+        picture.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,8 @@ def test_the_picture_is_in_the_folder_for_temporary_files_by_default(place: Work
         (["--check", "lr", "--dry-run"], "give it without --dry-run"),
         (["-o", "x.png"], "-o FILE is the picture of `--check lr`"),
         (["--check", "lr", "-d", "cpu:2"], "--check lr runs in one process"),
-        (["--check", "lr", "-o", "missing/x/lr.png"], "missing"),
+        (["--check", "lr", "-o", "missing/x/lr.png"], "there is no folder missing/x"),
+        (["--check", "lr", "-o", "lr.jpg"], "name it `*.png`"),
     ],
 )
 def test_a_mistake_is_one_line(place: Workplace, words: list[str], text: str) -> None:

@@ -4,7 +4,8 @@ import io
 import json
 import logging
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 NOT_DRAWN = ("epoch", "step", "seconds", "samples_per_second", "memory_mb", "time", "wait")
 """Columns of metrics.csv that are not metrics."""
+
+MOST_NAMES = 60  # classes with a name beside the picture of a table
 
 Curve = tuple[list[float], list[float]]
 
@@ -38,16 +41,19 @@ def write_curves(folder: Path) -> Path | None:
     return _save(figure, folder / "report" / "curves.png")
 
 
-def write_test_report(folder: Path, values: Mapping[str, Any]) -> Path:
+def write_test_report(folder: Path, values: Mapping[str, Any], classes: Sequence[str] = ()) -> Path:
     """Write numbers to `report/test.json`, and 2-D values to `report/<name>.csv` and a plot.
 
     Non-finite numbers become null, as JSON cannot hold them.
+
+    Args:
+        classes: the names of the rows and columns of tables of this size.
     """
     numbers = {}
     for name, value in values.items():
         plain = _as_plain(value)
         if isinstance(plain, list) and plain and all(isinstance(row, list) for row in plain):
-            _write_table(folder / "report" / name.replace("/", "_"), plain)
+            _write_table(folder / "report" / name.replace("/", "_"), plain, classes)
         else:
             numbers[name] = plain
     path = folder / "report" / "test.json"
@@ -80,13 +86,24 @@ def _as_plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_table(path: Path, rows: list[list[float | None]]) -> None:
-    write_whole(path.with_name(f"{path.name}.csv"), csv_text(rows).encode())
-    figure = _new_figure(5, 4.5)
+def _write_table(path: Path, rows: list[list[float | None]], classes: Sequence[str] = ()) -> None:
+    is_named = len(classes) > 0 and len(rows) == len(rows[0]) == len(classes)
+    head = [["true class", *classes]] if is_named else []
+    named = [[name, *row] for name, row in zip(classes, rows, strict=True)] if is_named else rows
+    write_whole(path.with_name(f"{path.name}.csv"), csv_text([*head, *named]).encode())
+    side = min(4.5 + 0.15 * len(classes) * is_named, 14)
+    figure = _new_figure(side + 0.5, side)
     if figure is not None:
         cells = [[math.nan if cell is None else cell for cell in row] for row in rows]
         axis = figure.add_subplot(title=path.name)
         figure.colorbar(axis.imshow(cells))
+        if is_named and len(classes) <= MOST_NAMES:
+            names = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
+            names = [name.replace("$", r"\$") for name in names]  # no formulas
+            axis.set_xticks(range(len(names)), names, rotation=90)
+            axis.set_yticks(range(len(names)), names)
+        if is_named:
+            axis.set(xlabel="predicted class", ylabel="true class")
         _save(figure, path.with_name(f"{path.name}.png"))
 
 
@@ -103,6 +120,8 @@ def _new_figure(width: float, height: float) -> "Figure | None":
 
 def _save(figure: "Figure", path: Path) -> Path:
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name that the font cannot show
+        figure.savefig(buffer, dpi=120, format="png")
     write_whole(path, buffer.getvalue())
     return path

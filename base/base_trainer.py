@@ -14,6 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from base.checkpoint.data_record import class_names
 from base.checkpoint.store import CheckpointStore
 from base.config.durations import parse_duration
 from base.data.batch import SampleCount, Targets, ids_of, inputs_of, target_of
@@ -202,7 +203,7 @@ class BaseTrainer:
                         self._update_sampler(micro_batch, values)
                 del micro_batch  # frees the memory of this step before the next batch arrives
                 self._n_samples = None
-        return summarise("train", self.meters, self.training_state.phase_metrics, self.world)
+        return self._summarise("train", self.meters)
 
     @final
     def end_step(self, values: Mapping[str, Any]) -> None:
@@ -231,9 +232,7 @@ class BaseTrainer:
             self.save()
         self.clock.lap("logging")
         if is_made and self.progress.step == self.progress.skipped + 1:
-            self.current_run.check_first_step(
-                summarise("train", self.meters, self.training_state.phase_metrics, self.world)
-            )
+            self.current_run.check_first_step(self._summarise("train", self.meters))
         if self._requests.stop:
             raise StopRequested
 
@@ -294,7 +293,7 @@ class BaseTrainer:
                 self._end_batch()
                 del batch
             self._n_samples = None
-            return summarise(phase, meters, metrics, self.world)
+            return self._summarise(phase, meters)
 
     @final
     def _evaluated(self, loader: Any, count: int, count_samples: SampleCount) -> Iterator[Any]:
@@ -712,6 +711,12 @@ class BaseTrainer:
             bar.update()
             if self.window.is_full:
                 self.end_step(self.training_state.last_values)
+
+    @final
+    def _summarise(self, phase: str, meters: Meters) -> Values:
+        """Return the means and metrics of a phase by name; those of classes by class name."""
+        classes = class_names(getattr(self._phase_loader, "dataset", None)) or ()
+        return summarise(phase, meters, self.training_state.phase_metrics, self.world, classes)
 
     @final
     def _wait_for_all(self, kind: Kind) -> None:

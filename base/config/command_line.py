@@ -238,6 +238,10 @@ def _check_check(parser: Parser, options: argparse.Namespace) -> None:
         parser.error("--check trains for some steps: give it without --dry-run, --print-config")
     if options.output is not None and kind != "lr":
         parser.error("-o FILE is the picture of `--check lr`")
+    if options.output is not None and options.output.suffix != ".png":
+        parser.error(f"-o {options.output}: the picture is a PNG file: name it `*.png`")
+    if options.output is not None and not options.output.parent.is_dir():
+        parser.error(f"-o {options.output}: there is no folder {options.output.parent}")
 
 
 def parse_test(arguments: Sequence[str]) -> argparse.Namespace:

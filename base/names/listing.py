@@ -12,6 +12,8 @@ from base.errors import UsageError, nearest
 from base.names.registry import KINDS, NameFault, WrongKind, definition, find, names, overridden
 from base.names.signatures import json_schema, signature
 from base.system.deferred_files import defer_files
+from logger.console import text_width, wrap_prose
+from logger.terminal import terminal_width
 
 
 def show_names(kind: str | None) -> int:
@@ -40,15 +42,45 @@ def _names_text(kind: str) -> str:
 
 
 def describe(kind: str) -> str:
-    """Return the names of a kind with arguments, origin and summary; the project's names first."""
-    lines = [f"{kind}:"]
+    """Return the names of a kind with arguments, origin and summary, by where they come from.
+
+    The project's names come first. Of models, whole ones precede layers. In a terminal, long lines
+    are wrapped; in a pipe a name, its arguments and its origin are one line.
+    """
+    parts: dict[str, list[str]] = {}
     for name, named, origin in entries(kind):
+        lines = parts.setdefault(_source(kind, origin), [])
         if isinstance(named, NameFault):
             lines.append(f"  {name}    cannot be used: {named}")
             continue
-        lines.append(f"  {name}({', '.join(shown_arguments(kind, named))})    {origin}")
-        lines += [f"      {first_line(named)}"] if first_line(named) else []
-    return "\n".join(lines)
+        lines.append(_fitted(f"  {name}({', '.join(shown_arguments(kind, named))})", origin))
+        lines += [_fitted(f"      {first_line(named)}")] if first_line(named) else []
+    order = sorted(parts, key=lambda source: _ORDER.index(source) if source in _ORDER else 9)
+    texts = [[f" {source}:" * bool(source), *parts[source]] for source in order]
+    return "\n".join([f"{kind}:", *filter(None, (line for lines in texts for line in lines))])
+
+
+_ORDER = ["", "of Kindling", "of torchvision", "of torch", "layers, of torch"]
+
+
+def _source(kind: str, origin: str) -> str:
+    """Return the heading of a name: nothing for those of the project."""
+    package = origin.partition(".")[0]
+    if ":" in origin or "/" in origin:
+        return ""
+    if package == "base":
+        return "of Kindling"
+    return f"layers, of {package}" if kind == "model" and package == "torch" else f"of {package}"
+
+
+def _fitted(text: str, origin: str = "") -> str:
+    """Return the text with the origin of a name, wrapped if it is longer than a line."""
+    end, whole = terminal_width(), f"{text}    {origin}".rstrip()
+    if end is None or text_width(whole) <= end:
+        return whole
+    first, *rest = wrap_prose(text, end - 6).split("\n")
+    indent = " " * (8 if origin else 6)  # a summary begins in cell 6
+    return "\n".join([first, *(indent + line.strip() for line in [*rest, origin] if line)])
 
 
 def type_schemas() -> dict[str, list[dict[str, Any]]]:
@@ -108,4 +140,5 @@ def first_line(named: Any) -> str:
     """Return the first line of the docstring; instances do not have one."""
     is_definition = isinstance(named, type) or hasattr(named, "__name__")
     lines = (getattr(named, "__doc__", None) or "").strip().splitlines()
+    lines = [line.strip() for line in lines if line.strip() and not line.startswith("__init__(")]
     return lines[0] if lines and is_definition else ""

@@ -17,6 +17,7 @@ from base.run.label_checks import check_labels
 from base.run.memory_estimate import estimate_memory, free_bytes
 from base.run.micro_batch import resolve_micro_batch
 from base.run.parameter_table import full_table, parameter_rows, weights_tables
+from base.run.step_checks import names_in_training
 from base.system.resources import peak_memory_mb
 from base.training.results import StepValues, is_part
 from logger.console import format_header, format_value, table, wrap_list
@@ -53,10 +54,12 @@ def _dry_run(trainer: BaseTrainer) -> str:
         with trainer.precision.autocast(), trainer.offload(), labels, guard:
             values = StepValues(trainer.train_step(part), n_samples).values
     parts.append(_value_list("one training batch", values.items()))
+    evaluated: dict[str, Any] = {}
     if trainer.valid_loader is not None:
-        values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=1)
-        check_watched_values(trainer, "valid", values)
-        parts.append(_value_list("one validation batch", values.items()))
+        evaluated = trainer.evaluate(trainer.valid_loader, "valid", max_batches=1)
+        check_watched_values(trainer, "valid", evaluated)
+        parts.append(_value_list("one validation batch", evaluated.items()))
+    check_watched_values(trainer, "train", names_in_training(trainer, values, evaluated))
     where = "GPU" if trainer.device.type == "cuda" else "process"
     text = f"memory of the {where}: {peak_memory_mb():.0f} MB at its peak, with all that is loaded"
     estimate = "memory of a step: " + estimate_memory(trainer, batch).text(

@@ -131,7 +131,7 @@ class Overfit:
         if own.is_reached:
             return [*lines, *self.notes(), "passed: the model learns the batch by heart"], True
         if own.fault:
-            lines.append(f"the training stopped: {own.fault}")
+            lines.append(f"the training stopped: {own.fault.partition(';')[0]}")
         found, is_passed = self.find_causes(own)
         lines += [f"- {text}" for text in found]
         lines += [f"- {text}" for text in self.notes()]
@@ -211,8 +211,8 @@ class Overfit:
                 for name, (context, text) in regularisers.items()
                 if len(regularisers) == 1 or self.train(1.0, context).is_reached
             }
-            held = f"holds the loss at {_number(own.lowest)}"
-            texts = alone.values() or [" and ".join(text for _, text in regularisers.values())]
+            held = "makes the loss infinite" if own.fault else f"holds it at {_number(own.lowest)}"
+            texts = [*alone.values()] or [" and ".join(text for _, text in regularisers.values())]
             found += [f"{text} {held}; without it the batch is learned" for text in texts]
             return found, not self.twins.n
         for factor, word in ((10.0, "small"), (0.1, "large"), (100.0, "small"), (0.01, "large")):

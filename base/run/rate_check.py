@@ -20,6 +20,7 @@ LOWEST, HIGHEST = 1e-7, 10.0
 N_STEPS = 160  # 20 for each power of ten
 SMOOTHING = 0.8  # of the losses: the share that earlier steps keep
 DIVERGED = 3.0  # times the fall of the loss, or the loss itself, above its lowest value
+N_STILL = 20  # steps at the lowest rates, for the noise of the loss
 WIDTH = 5  # steps on both sides, between which a slope is taken
 LEAST_FALL = 0.02  # of the first loss; less is noise
 
@@ -55,23 +56,35 @@ class RangeTest:
         return bool(self.end)
 
     @property
+    def start(self) -> list[float]:
+        """The smooth losses at the lowest rates, which change nothing: they show the noise."""
+        return self.smooth[: max(1, min(N_STILL, len(self.smooth) // 2))]
+
+    @property
     def falls(self) -> bool:
-        """Whether the loss fell by more than noise at some rate."""
-        first, lowest = self.smooth[0], min(self.smooth)
-        return first - lowest > LEAST_FALL * max(abs(first), 1e-12)
+        """Whether the loss fell by more than its noise at some rate."""
+        level = sum(self.start) / len(self.start)
+        noise = max(abs(loss - level) for loss in self.start)
+        return level - self.smooth[self._at_lowest] > max(LEAST_FALL * abs(level), noise)
+
+    @property
+    def _at_lowest(self) -> int:
+        n = len(self.start)
+        return n + self.smooth[n:].index(min(self.smooth[n:])) if self.smooth[n:] else 0
 
     @property
     def lowest(self) -> float:
         """The rate with the lowest loss."""
-        return self.rates[self.smooth.index(min(self.smooth))]
+        return self.rates[self._at_lowest]
 
     @property
     def steepest(self) -> float:
         """The rate at which the loss falls fastest, for an equal factor of the rate."""
-        last = max(self.smooth.index(min(self.smooth)), 1)
+        last = max(self._at_lowest, 1)
         ends = [(max(k - WIDTH, 0), min(k + WIDTH, last)) for k in range(last + 1)]
-        slopes = [(self.smooth[b] - self.smooth[a]) / (b - a) for a, b in ends if b > a]
-        return self.rates[slopes.index(min(slopes))]
+        slopes = [(self.smooth[b] - self.smooth[a]) / (b - a) for a, b in ends]
+        n = min(len(self.start), last)
+        return self.rates[n + slopes[n:].index(min(slopes[n:]))]
 
     @property
     def valley(self) -> float:

@@ -121,7 +121,7 @@ def test_without_git_the_same_files_are_copied(project: Path, tmp_path: Path) ->
         (archive / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, archive / path)
     for left_behind in (
-        "saved/digits/0101_000000/log.txt",
+        "saved/digits/20260101-000000/log.txt",
         "data/MNIST/raw/images",
         "base/__pycache__/errors.pyc",
         ".venv/bin/python",

@@ -54,8 +54,8 @@ class ArrayFileDataset(InMemoryDataset):
         arrays = [read_array(name, file) for name in (inputs, targets)]
         where = f"{file}: {inputs}" if file else inputs
         super().__init__(
-            _as_nchw(_as_tensor(arrays[0], where), layout, where),
-            _as_tensor(arrays[1], f"{file}: {targets}" if file else targets),
+            as_nchw(as_tensor(arrays[0], where), layout, where),
+            as_tensor(arrays[1], f"{file}: {targets}" if file else targets),
             classes,
             ignore_index=ignore_index,
             source=file or inputs,
@@ -160,7 +160,8 @@ def _mapped_member(archive: zipfile.ZipFile, member: str, file: str) -> Array | 
     return np.memmap(file, dtype, "c", start, shape, "F" if is_fortran else "C")
 
 
-def _as_tensor(array: Array, where: str) -> Tensor:
+def as_tensor(array: Array, where: str) -> Tensor:
+    """Return an array of numbers as a tensor of a dtype that torch supports."""
     if array.dtype.kind not in "uifb" or array.ndim == 0 or len(array) == 0:
         text = f"an array {array.shape} of {array.dtype}; numbers are expected, at least one"
         raise DataError(f"{where}: {text}")
@@ -171,7 +172,7 @@ def _as_tensor(array: Array, where: str) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _as_nchw(inputs: Tensor, layout: str | None, where: str) -> Tensor:
+def as_nchw(inputs: Tensor, layout: str | None, where: str) -> Tensor:
     """Return images as (sample, channel, height, width)."""
     shape = tuple(inputs.shape)
     if layout is None:

@@ -13,6 +13,7 @@ from base.config.normal_form import optimizer_keys
 from base.errors import ConfigError, Problem, nearest
 from base.system.seeding import capture_random_state, restore_random_state
 from base.training.schedules import Schedule, split_rule
+from base.training.swa import SwaSchedule
 
 console = logging.getLogger("kindling")
 
@@ -147,7 +148,7 @@ class Monitor:
 def check_monitored(
     config: Config,
     monitor: Monitor,
-    schedules: Mapping[str, Schedule],
+    schedules: Mapping[str, Schedule | SwaSchedule],
     values: Mapping[str, Any],
     other_phases: Collection[str] = (),
 ) -> None:

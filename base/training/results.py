@@ -176,6 +176,11 @@ def summarise(
     return values
 
 
+def is_part(name: str) -> bool:
+    """Return whether a logged value is of one class or output: ``valid/recall/cat``."""
+    return name.count("/") > 1 and not name.endswith(("/mean", "/macro"))
+
+
 def _means_of(meters: Meters, world: World) -> dict[str, float]:
     """Return the means over the samples of all processes, by name."""
     if not world.is_active:

@@ -339,7 +339,7 @@ def _runs(
     """Yield the runs of one name or of all names, each with its sort key."""
     for parent in [save_dir / name] if name else _folders(save_dir):
         for folder in _folders(parent):
-            if folder.name == SWEEPS and not _is_run(folder):
+            if folder.name == SWEEPS and not is_run(folder):
                 continue
             stamp = read_stamp(folder)
             try:

@@ -187,6 +187,11 @@ class SwaSchedule:
         self.rates = [rate * (each / unit) for each in own]
 
     @property
+    def initial(self) -> list[dict[str, Any]]:
+        """The parameter groups at the start of the training."""
+        return self.schedule.initial if self.schedule else self.optimizer.param_groups
+
+    @property
     def monitor(self) -> str | None:
         """The value that the schedule watches."""
         return self.schedule.monitor if self.schedule else None

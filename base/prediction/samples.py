@@ -96,7 +96,8 @@ def _table(run: TrainedModel, word: str, batch_size: int | None) -> Samples:
         raise UsageError(f"{word}: a folder; this run was trained on a table: give a CSV file")
     loader, table, unreadable = table_loader(run, word, batch_size)
     names = list(map(str, table.lines))
-    return Samples(loader, "line", names, table.others, [Unreadable(*one) for one in unreadable])
+    left_out = [Unreadable(f"line {line}", reason) for line, reason in unreadable]
+    return Samples(loader, "line", names, table.others, left_out)
 
 
 def _only(words: Sequence[str | Path], kind: str) -> str | Path:

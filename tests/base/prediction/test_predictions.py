@@ -257,7 +257,7 @@ def test_rows_that_cannot_be_read_are_left_out(cars: Any, tmp_path: Path) -> Non
     assert [row["line"] for row in found.rows] == ["2", "4"]
     assert [row["note"] for row in found.rows] == ["x", "y"]
     assert [row["price"] for row in found.rows] == [row["price"] for row in alone]
-    assert [line for line, _ in found.unreadable] == ["3", "5", "6"]
+    assert [name for name, _ in found.unreadable] == ["line 3", "line 5", "line 6"]
     reasons = [reason for _, reason in found.unreadable]
     for reason, name in zip(reasons, ("sold", "mileage", "doors"), strict=True):
         assert reason.startswith(f"{name}: ")

@@ -15,6 +15,8 @@ from base.prediction.file_loaders import (
     evaluation_section,
     file_hook,
     image_loader,
+    image_settings,
+    loader_of,
     own_loader,
 )
 from base.prediction.found_files import FoundFile, find_files
@@ -55,8 +57,9 @@ def open_samples(
 
     Words are files, folders (all images in them) and patterns such as ``"images/*.jpg"``; a CSV or
     text file with paths of images; for a run trained on a table, one CSV file; or one npz, npy or
-    IDX file with the inputs as the run's data set has them (``x.npz:name`` chooses an array). If
-    the run's loader or data set has a function ``prepare_file(path)``, it reads any files.
+    IDX file with the inputs as the run's data set has them (``x.npz:name`` chooses an array); or
+    tar shards. If the run's loader or data set has a function ``prepare_file(path)``, it reads
+    any files.
 
     Raises:
         UsageError: there is nothing to predict, or the run has no use for these files.
@@ -66,6 +69,8 @@ def open_samples(
             return _arrays(run, str(_only(words, "array file")), batch_size)
         if "table" in run.record:
             return _table(run, str(_only(words, "table")), batch_size)
+        if all(str(word).lower().endswith(".tar") for word in words) and file_hook(run) is None:
+            return _shards(run, words, batch_size)
         return _files(run, words, batch_size)
     except DataError as error:
         raise UsageError(str(error)) from error
@@ -87,6 +92,14 @@ def _files(run: TrainedModel, words: Sequence[str | Path], batch_size: int | Non
 def _arrays(run: TrainedModel, word: str, batch_size: int | None) -> Samples:
     loader = array_loader(run, word, batch_size)
     return Samples(loader, "sample", list(map(str, range(loader.n_samples))))
+
+
+def _shards(run: TrainedModel, words: Sequence[str | Path], batch_size: int | None) -> Samples:
+    from base.datasets.shards import ShardDataset  # a project may leave shards out
+
+    mode, resize = image_settings(run)
+    images = ShardDataset([str(word) for word in words], mode, resize)
+    return Samples(loader_of(run, images, batch_size), "file", images.files)
 
 
 def _table(run: TrainedModel, word: str, batch_size: int | None) -> Samples:

@@ -283,6 +283,11 @@ class BaseDataLoader:
         """Return the sorted indices of an epoch's samples; None if a sampler chooses them."""
         return None if self._own_sampler is not None else self._indices
 
+    def order_of_evaluation(self) -> list[int]:
+        """Return the indices of the samples in the order in which an evaluation reads them."""
+        indices: list[int] = self._order(0).tolist()
+        return indices
+
     def sample_ids(self) -> list[str] | None:
         """Return the id (name or number) of each sample of an epoch, sorted by index."""
         if self._own_sampler is not None:

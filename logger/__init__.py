@@ -1,4 +1,4 @@
-"""Reporting: running means, the progress bar, the console and log file, writers and reports.
+"""Reporting: running means, the progress bar, the console and log file, writers, files.
 
 Names are imported on first use, so that the console does not wait for torch. To add a column to the
 console, return its value from a step or a metric; to add a destination, subclass `Writer`.

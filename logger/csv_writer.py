@@ -1,5 +1,6 @@
 """Writes `metrics.csv`: one row per epoch, with exact floats."""
 
+import contextlib
 import csv
 import io
 import math
@@ -122,6 +123,9 @@ def number(text: str) -> float:
 
 def _cells(line: bytes) -> tuple[list[str], str]:
     """Return the cells of a line, and its fault or an empty string."""
+    if line and len(line) < 1 << 16 and not any(mark in line for mark in (b'"', b"\r", b"\0")):
+        with contextlib.suppress(UnicodeDecodeError):
+            return line.decode("utf-8-sig").split(","), ""  # as below, in a tenth of the time
     if b"\0" in line:
         return [], "NUL bytes"
     try:

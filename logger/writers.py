@@ -4,8 +4,10 @@
 """
 
 import importlib.util
+import json
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -18,6 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+WATCHED = re.compile(
+    r"^(lr|time|capture)(/|$)|^(seconds|samples_per_second|memory_mb|wait)$|grad_(norm|cosine)"
+)
+"""Logged values that are no losses or metrics."""
 
 
 class Histogram(NamedTuple):
@@ -104,14 +112,28 @@ class TensorBoardWriter(Writer):
 
     All scalars of a step are one event, written at once. torch's `SummaryWriter` queues an event
     for each scalar (14 times as slow), and reports a full disk from another thread.
+
+    TensorBoard opens the first two groups of tags in alphabetical order: these are ``train`` and
+    ``valid``, as `tag_of` puts all others behind them.
     """
 
     name = "TensorBoard"
 
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        """On resume, TensorBoard discards points of earlier files from `purge_step` on."""
+    def __init__(
+        self,
+        folder: Path,
+        purge_step: int | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        """Write to a folder.
+
+        Args:
+            purge_step: of a resumed run; TensorBoard discards points of earlier files from it on.
+            settings: the hyperparameters that HParams shows of this run, by name.
+        """
         self.folder = folder
         self.purge_step = purge_step
+        self.settings = dict(settings or {})
         self._records: Any = None
 
     def open(self) -> None:
@@ -119,16 +141,16 @@ class TensorBoardWriter(Writer):
             raise ImportError("tensorboard is not installed (pip install tensorboard)")
 
     def add_scalars(self, values: Mapping[str, float], step: int) -> None:
-        points = [{"tag": tag, "simple_value": value} for tag, value in values.items()]
+        points = [{"tag": tag_of(name), "simple_value": each} for name, each in values.items()]
         self._write(step=step, summary={"value": points})
 
     def add_images(self, tag: str, images: "Tensor", step: int) -> None:
         images = images.detach().float().clamp(0, 1).cpu()
         image = self._functions().image
-        self._write(step=step, summary=image(tag, images, dataformats="NCHW"))
+        self._write(step=step, summary=image(tag_of(tag), images, dataformats="NCHW"))
 
     def add_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        points = [{"tag": tag, "histo": _message(one)} for tag, one in histograms.items()]
+        points = [{"tag": tag_of(tag), "histo": _message(one)} for tag, one in histograms.items()]
         self._write(step=step, summary={"value": points})
 
     def add_text(self, tag: str, text: str, step: int) -> None:
@@ -166,6 +188,29 @@ class TensorBoardWriter(Writer):
         self._write(file_version="brain.Event:2")
         if self.purge_step is not None:
             self._write(step=self.purge_step, session_log={"status": "START"})
+        # HParams takes the settings from here, and as metrics the last value of each scalar. An
+        # event about the experiment would hide the settings that other runs have.
+        values = {name: _as_setting(value) for name, value in self.settings.items()}
+        self._write(summary=functions.hparams(values, {})[1])
+
+
+def tag_of(name: str) -> str:
+    """Return the tag under which TensorBoard shows a value: losses and metrics come first.
+
+    Learning rates, times, memory, norms of gradients and captured values are in the group
+    ``watch``, images of the engine in ``visuals``. Tags of your own stay.
+    """
+    if name in ("inputs", "samples"):
+        return f"visuals/{name}"
+    if WATCHED.search(name):
+        return f"watch/{name}"
+    return f"train/{name}" if name.startswith("step/") else name
+
+
+def _as_setting(value: object) -> object:
+    """Return a value that HParams can hold: a number or a text."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number or isinstance(value, str) else json.dumps(value)
 
 
 def trim(histogram: Histogram) -> Histogram:
@@ -193,18 +238,25 @@ def _torch_functions() -> SimpleNamespace:
         warnings.simplefilter("ignore")
         import torch.utils.tensorboard as tensorboard
         from tensorboard.compat.proto.event_pb2 import Event
-    image, text = tensorboard.summary.image, tensorboard.summary.text
-    records = tensorboard.RecordWriter
+    summary, records = tensorboard.summary, tensorboard.RecordWriter
     return SimpleNamespace(
-        event=Event, image=image, text=text, open=lambda path: records(path.open("xb"))
+        event=Event,
+        image=summary.image,
+        text=summary.text,
+        hparams=summary.hparams,
+        open=lambda path: records(path.open("xb")),
     )
 
 
 def _tensorboardx_functions() -> SimpleNamespace:
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import RecordWriter
-    from tensorboardX.summary import image, text
+    from tensorboardX.summary import hparams, image, text
 
     return SimpleNamespace(
-        event=Event, image=image, text=text, open=lambda path: RecordWriter(str(path))
+        event=Event,
+        image=image,
+        text=text,
+        hparams=hparams,
+        open=lambda path: RecordWriter(str(path)),
     )

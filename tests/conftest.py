@@ -1,6 +1,7 @@
 """What every test may use: one thread, repeatable examples, the root, the command line, runs."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ pytest.register_assert_rewrite("faults.runs", "stores")
 ROOT = Path(__file__).resolve().parent.parent
 # Compile each Python file once, not in every process that a test starts.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+for chosen in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):  # of the shell that runs the tests
+    os.environ.pop(chosen, None)
 sys.dont_write_bytecode = False
 
 # The files that take longest start first, so that with several processes (`-n 2`) none of them is
@@ -132,6 +135,8 @@ def cut(finished: Path) -> Path:
         if int(checkpoint.name[5:]) > 7:
             shutil.rmtree(checkpoint)
     shutil.rmtree(finished / "report")
+    stamp = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps({**stamp, "state": "running"}))
     return finished
 
 

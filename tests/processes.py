@@ -41,8 +41,8 @@ def skip_syncs_and_pictures() -> None:
     """Skip what takes two thirds of a short run, and has tests of its own.
 
     The files of a test need not survive a power loss; faults/power.py records which files are
-    synced, and when. tests/logger/test_report.py draws the curves, and so does each run that is
-    started from a shell.
+    synced, and when. tests/base/report/test_figures.py draws the curves, and so does each run
+    that is started from a shell.
     """
     import base.run.session
     from logger.files import write_whole

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from base.checkpoint.comparison import is_equal, largest_difference
 from base.checkpoint.data_record import data_of
-from base.checkpoint.state_file import plain_copy
 from base.checkpoint.store import (
     MANIFEST,
     STATE,
@@ -32,16 +29,22 @@ from base.checkpoint.weights import (
     read_weights,
     weights_and_origin,
 )
+from base.checkpoint.weights_file import (
+    SUFFIXES,
+    refuse_existing,
+    safetensors_bytes,
+    torch_bytes,
+)
 from base.config.command_line import Parser, run
 from base.config.tree import leaves
 from base.errors import CheckpointError, UsageError, nearest
 from base.network.shapes import shape_text
-from base.system.run_folder import must_exist, newest_run_in
+from base.system.run_folder import locate, must_exist, newest_run_in
 from logger.console import format_header, format_value, table
 from logger.files import write_whole
 
-SUFFIXES = (".safetensors", ".pt", ".pth")
-EPILOG = """A FILE is a file of weights (.pt, .pth, .safetensors), a checkpoint or a run.
+EPILOG = """A FILE is a file of weights (.pt, .pth, .safetensors), a checkpoint or a run: its path
+or any unique part of it (lr=1e-3).
 
 exit codes: 0 success, valid, equal; 1 damaged, different, not written; 2 usage error"""
 
@@ -59,15 +62,15 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run_command(options: argparse.Namespace) -> int:
     if options.command == "inspect":
-        print("\n\n".join(inspect(path) for path in options.files))
+        print("\n\n".join(map(inspect, map(locate, options.files))))
         return 0
     if options.command == "verify":
-        return verify(options.files)
+        return verify([locate(path) for path in options.files])
     if options.command == "diff":
-        return diff(*options.files, weights=options.weights)
+        return diff(*map(locate, options.files), weights=options.weights)
     if options.command == "join":
-        return join(options.checkpoint, options.out)
-    return export(options.file, options.out, options.ema, options.overwrite)
+        return join(locate(options.checkpoint), options.out)
+    return export(locate(options.file), options.out, options.ema, options.overwrite)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -106,7 +109,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def inspect(path: Path) -> str:
     """Describe a checkpoint, a file of weights, or the checkpoints of a run."""
-    is_run = (must_exist(path) / "checkpoints").is_dir()
+    is_run = (path / "checkpoints").is_dir()
     folder = path if is_run else find_checkpoint(path)
     if folder is None:
         facts = {"file": path, "size": f"{path.stat().st_size:,} bytes"}
@@ -183,7 +186,7 @@ def _checkpoints(path: Path) -> list[Path]:
 def verify(paths: Sequence[Path]) -> int:
     """Print whether each checkpoint is valid; return 1 if any is damaged."""
     n_damaged = 0
-    for path in map(must_exist, paths):
+    for path in paths:
         folder = path.parent if path.name == STATE else path
         is_one = bool(STEP.fullmatch(folder.name)) or (folder / MANIFEST).exists()
         is_many = not is_one and folder.is_dir()
@@ -200,7 +203,7 @@ def verify(paths: Sequence[Path]) -> int:
 
 def diff(first: Path, second: Path, *, weights: bool = False) -> int:
     """Print the differences between two checkpoints or sets of weights; return 1 if any."""
-    folders = [find_checkpoint(must_exist(path)) for path in (first, second)]
+    folders = [find_checkpoint(path) for path in (first, second)]
     if None in folders or weights:
         ours, theirs = (dict(read_weights(path)) for path in (first, second))
     else:
@@ -234,11 +237,15 @@ def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:
     has_metadata = out.suffix == ".safetensors"
     beside = None if has_metadata else out.with_name(f"{out.name}.json")
     for path in filter(None, (out, beside)):
-        _refuse_existing(path, overwrite)
-    weights, whose = weights_and_origin(must_exist(source), ema)
+        refuse_existing(path, overwrite)
+    weights, whose = weights_and_origin(source, ema)
     record = read_record(source)
-    content = (_safetensors if has_metadata else _torch_file)(out, weights, record)
-    _refuse_existing(out, overwrite)
+    if has_metadata:
+        about = {RECORD: json.dumps(record)} if record else {}
+        content = safetensors_bytes(weights, about, out)
+    else:
+        content = torch_bytes(weights, out)
+    refuse_existing(out, overwrite)
     try:
         if beside is not None and record:
             write_whole(beside, json.dumps(record, indent=2).encode() + b"\n")
@@ -258,39 +265,9 @@ def join(source: Path, out: Path) -> int:
         raise UsageError(f"{out}: already exists; choose another name")
     if not must_exist(out.parent).is_dir():
         raise UsageError(f"{out.parent}: this is not a folder")
-    write_joined(must_exist(source), out)
+    write_joined(source, out)
     print(f"{out}: the checkpoint {source} in one file")
     return 0
-
-
-def _refuse_existing(out: Path, overwrite: bool) -> None:
-    if not must_exist(out.parent).is_dir():
-        raise UsageError(f"{out.parent}: this is not a folder")
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise UsageError(f"{out}: already exists; choose another name, or add --overwrite")
-
-
-def _torch_file(out: Path, weights: Mapping[str, Any], _: Mapping[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(plain_copy(weights, str(out), {}), buffer)
-    return buffer.getvalue()
-
-
-def _safetensors(out: Path, weights: Mapping[str, Any], record: Mapping[str, Any]) -> bytes:
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        text = "writing it needs safetensors (pip install safetensors); or choose a .pt file"
-        raise UsageError(f"{out}: {text}") from error
-    odd = [name for name, value in weights.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise CheckpointError(
-            f"{out}: {odd[0]} is not a tensor, which safetensors cannot hold: use .pt"
-        )
-    # Shared weights are written under each name, as the format does not support sharing.
-    about = {"format": "pt", **({RECORD: json.dumps(record)} if record else {})}
-    content: bytes = save({n: v.clone().contiguous() for n, v in weights.items()}, about)
-    return content
 
 
 def _kind(value: Any) -> tuple[str, str]:

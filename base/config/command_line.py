@@ -1,4 +1,4 @@
-"""The command line of train.py, test.py and predict.py. This module does not import torch."""
+"""The command lines of the entry scripts. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ from base.errors import (
 from base.system.places import ENGINE, PROJECT
 from base.system.processes import await_report, is_silent, rank
 from base.system.run_folder import (
+    SAVE_DIR,
     STAMP,
     current_job,
     find_newest_run,
     find_run,
+    is_sweep,
     missing_folder_error,
     run_folder_of,
 )
 from base.system.signals import exit_now, resume_command
+from base.system.trial import end_with_sweep
 from logger.files import FileError
 
 SHORT_FORMS = {
@@ -48,12 +51,18 @@ SHORT_FORMS = {
     "name": "name",
 }
 
+SWEEP_OPTIONS = ("samples", "jobs", "sampler", "pruner")
+NOT_IN_SWEEPS = ("print-config", "allow-change", "check")
+CHECKS = ("lr", "overfit")
+
 TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
   python train.py -r                                      resume the newest run
-  python train.py -r saved/digits/0131_235959 --epochs 40 train it for longer
+  python train.py -r lr=3e-4 --epochs 40                train it for longer
+  python train.py -c config/digits.yaml --check lr        suggest a learning rate
   python train.py -c config/digits.yaml -d 0,1            train on two GPUs
   torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
+  python train.py -c config/digits.yaml --sweep lr=1e-4,1e-3,1e-2 --jobs 2
 
 exit codes: 0 success; 1 failure, the last checkpoint stays valid; 2 an error in
 the config or the command; 3 out of memory or disk space; 130, 143 interrupted
@@ -62,8 +71,9 @@ SIGUSR1 saves a checkpoint and continues."""
 
 TEST_EXAMPLES = """examples:
   python test.py -r saved/digits                  the newest run of that name
-  python test.py -r saved/digits/0131_235959
-  python test.py -r saved/digits/0131_235959/checkpoints/step-00000220"""
+  python test.py -r saved/digits/20261129-064611_lr=1e-3
+  python test.py -r 064611                        the run with this in its path
+  python test.py -r 064611/checkpoints/step-00000220"""
 
 PREDICT_EXAMPLES = """examples:
   python predict.py -r saved/flowers images               all images in a folder
@@ -77,6 +87,16 @@ Without -o, a terminal shows the first rows, and a pipe gets all of them as CSV.
 exit codes: 0 success; 1 some files could not be read: they are listed, the others
 are predicted; 2 an error in the command, or nothing could be read; 3 out of memory
 or disk space."""
+
+EXPORT_EXAMPLES = """examples:
+  python export.py -r saved/digits -o digits.pt2          for torch.export.load
+  python export.py -r -o digits.onnx --preprocessing      takes uint8 images, returns probabilities
+  python export.py -r -o digits.safetensors               the weights, with classes and statistics
+  python export.py -r saved/digits_dcgan -o generator.onnx --module generator
+
+exit codes: 0 written and compared with the model; 1 the file differs from the
+model, so it was removed; 2 an error in the command, or a model that cannot be
+exported; 3 out of disk space."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,8 +139,9 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser("train.py", text, TRAIN_EXAMPLES, f"{several}cpu:2 (two on the CPU)")
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", metavar="PATH",
-        help="resume a run, or one of its checkpoints; a name's folder means its newest run, and "
-        "no PATH the newest run (of the config's name, with -c); `auto` resumes the newest run if "
+        help="resume a run, or one of its checkpoints, by its path or any unique part of it "
+        "(lr=1e-3); a name's folder means its newest run, and no PATH the newest run (of the "
+        "config's name, with -c); `auto` resumes the newest run if "
         "there is one, and otherwise starts a new one. The run's config is used, or that of -c "
         "with the state of the run",
     )  # fmt: skip
@@ -130,6 +151,7 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     for name, key in SHORT_FORMS.items():
         parser.add_argument(f"--{name}", metavar="VALUE", help=f"short for --set {key}=VALUE")
+    _add_sweep(parser)
     show = parser.add_argument_group("instead of training")
     show.add_argument(
         "--print-config", action="store_true", help="print each value with its origin"
@@ -139,6 +161,16 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="build everything, try a batch, print tables; write nothing",
     )
+    show.add_argument(
+        "--check", metavar="KIND",
+        help="lr: try rising learning rates and suggest one (lr:NAME for one of several "
+        "optimizers); overfit: learn one batch by heart, or say what stands in the way; write "
+        "nothing in the folder of runs",
+    )  # fmt: skip
+    show.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="the picture of --check lr (default: in the folder for temporary files)",
+    )  # fmt: skip
     show.add_argument(
         "--list", nargs="?", const="all", metavar="KIND",
         help="list names that a config can use: of one kind (model, loss, metric ...) or of all",
@@ -151,10 +183,65 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None:
             options.overrides.append(f"{key}={value}")
+    _check_check(parser, options)
     needs_config = options.list is None and not options.schema
     if needs_config and options.config is None and options.resume is None:
         parser.error("give a config with -c FILE, or a run to resume with -r")
+    _check_sweep(parser, options)
     return options
+
+
+def _add_sweep(parser: Parser) -> None:
+    sweep = parser.add_argument_group("several runs with other settings (docs/sweeps.md)")
+    sweep.add_argument(
+        "--sweep", nargs="+", action="extend", metavar="KEY=VALUES",
+        help="train once for each combination: --sweep lr=1e-4,1e-3 model.args.width=16,32; or "
+        "draw from ranges: 'lr=1e-4..1e-1 log', width=16..256. -r FOLDER resumes the sweep",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--samples", type=_at_least_one, metavar="N", help="try N random combinations"
+    )
+    sweep.add_argument(
+        "--jobs", type=_at_least_one, metavar="N", help="trials at once, each on a GPU of its own"
+    )
+    sweep.add_argument(
+        "--sampler", metavar="NAME", help="grid, random, or one of Optuna's: tpe, gp, qmc ..."
+    )
+    sweep.add_argument(
+        "--pruner", metavar="NAME", help="stop bad trials early: Optuna's median, hyperband ..."
+    )
+
+
+def _check_sweep(parser: Parser, options: argparse.Namespace) -> None:
+    """Check that the options of a sweep go together; set ``options.is_sweep``."""
+    resumed = options.resume is not None and options.resume not in ("newest", "auto")
+    options.is_sweep = bool(options.sweep) or (resumed and is_sweep(options.resume))
+    given = [name for name in SWEEP_OPTIONS if getattr(options, name) is not None]
+    if given and not options.is_sweep:
+        parser.error(f"--{given[0]} belongs to a sweep: add --sweep KEY=VALUES")
+    excluded = [name for name in NOT_IN_SWEEPS if vars(options).get(name.replace("-", "_"))]
+    if options.is_sweep and excluded:
+        parser.error(f"--{excluded[0]} concerns one run: omit --sweep")
+    if options.sweep and resumed:
+        parser.error("a resumed sweep keeps its keys: omit --sweep")
+    if options.sweep and options.config is None:
+        parser.error("--sweep needs a config: give it with -c FILE")
+
+
+def _check_check(parser: Parser, options: argparse.Namespace) -> None:
+    """Refuse an unknown check, and options that do not belong to it."""
+    kind, _, name = (options.check or "").partition(":")
+    if options.check is not None and (kind not in CHECKS or (name and kind != "lr")):
+        known = f"{nearest(kind, CHECKS)} (there are {' and '.join(CHECKS)})"
+        parser.error(f"--check {options.check}: no such check{known}")
+    if options.check is not None and (options.dry_run or options.print_config):
+        parser.error("--check trains for some steps: give it without --dry-run, --print-config")
+    if options.output is not None and kind != "lr":
+        parser.error("-o FILE is the picture of `--check lr`")
+    if options.output is not None and options.output.suffix != ".png":
+        parser.error(f"-o {options.output}: the picture is a PNG file: name it `*.png`")
+    if options.output is not None and not options.output.parent.is_dir():
+        parser.error(f"-o {options.output}: there is no folder {options.output.parent}")
 
 
 def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
@@ -163,8 +250,9 @@ def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _parser("test.py", text, TEST_EXAMPLES)
     parser.add_argument(
         "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
-        help="the run, or one of its checkpoints; a name's folder means its newest run, and no "
-        "PATH the newest run (of the config's name, with -c). With -c, the data sections of that "
+        help="the run, or one of its checkpoints, by its path or any unique part of it "
+        "(lr=1e-3); a name's folder means its newest run, and no PATH the newest run (of the "
+        "config's name, with -c). With -c, the data sections of that "
         "config are used",
     )  # fmt: skip
     return parser.parse_args(arguments)
@@ -209,6 +297,40 @@ def parse_predict(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def parse_export(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments of export.py."""
+    text = "Write the model of a run as a file that works without Kindling, and a model card."
+    parser = _parser("export.py", text, EXPORT_EXAMPLES, has_config=False)
+    parser.add_argument(
+        "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
+        help="the run, or one of its checkpoints; a name's folder means its newest run, and no "
+        "PATH the newest run. Of a run, the best checkpoint is used",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE",
+        help="*.pt2 (torch.export), *.onnx, or *.safetensors, *.pt, *.pth (weights)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--preprocessing", action="store_true",
+        help="put what prepares the validation data into the graph, and probabilities at its end",
+    )  # fmt: skip
+    parser.add_argument(
+        "--module", metavar="NAME", help="export a part of the model, such as generator"
+    )
+    parser.add_argument(
+        "--input-shape", type=shape_of, metavar="C,H,W",
+        help="the shape of a sample, if the run does not record it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, default=None,
+        help="averaged or trained weights (default: averaged, if the run has them)",
+    )  # fmt: skip
+    parser.add_argument("--opset", type=int, metavar="N", help="the version of ONNX's operators")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.set_defaults(device="cpu")  # a graph holds the device on which it was traced
+    return parser.parse_args(arguments)
+
+
 def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a number of at least 1, not {text!r}")
@@ -222,6 +344,14 @@ def _share(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"a probability from 0 to 1, not {text!r}")
+
+
+def shape_of(text: str) -> list[int]:
+    """Read the shape of a sample: ``3,224,224``."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers above 0, such as 3,224,224")
+    return list(map(int, parts))
 
 
 def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
@@ -299,12 +429,15 @@ def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = 
     Raises:
         UsageError: no run to resume exists.
     """
-    if wanted not in ("newest", "auto"):
-        return find_run(wanted)
     given = {key: value for key, _, value in (text.partition("=") for text in overrides)}
     if config is not None:
         given = {"name": config["name"], "trainer.save_dir": config["trainer"]["save_dir"]}
-    save_dir, name = Path(given.get("trainer.save_dir", "saved")), given.get("name")
+    save_dir, name = Path(given.get("trainer.save_dir", SAVE_DIR)), given.get("name")
+    if wanted not in ("newest", "auto"):
+        try:
+            return find_run(wanted, save_dir)
+        except OSError as error:
+            raise UsageError(f"-r {wanted}: cannot search for runs: {why(error)}") from error
     try:
         newest = find_newest_run(save_dir, name, current_job() if wanted == "auto" else None)
     except OSError as error:
@@ -396,6 +529,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     if sys.stdout is None:  # closed by the parent process: `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
     end_by_signals()
+    end_with_sweep()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from base.config.tree import DEFAULT, Keys, Node, leaves, problem_at
+from base.config.tree import DEFAULT, Keys, Node, as_tree, leaves, problem_at
 from base.config.yaml_writer import to_lines
 from base.errors import ConfigError, Problem
 
@@ -16,11 +16,17 @@ class Config(Mapping[str, Any]):
     """The resolved config with all defaults: ``config["trainer"]["epochs"]``."""
 
     def __init__(
-        self, root: Node, path: Path | None, notes: Sequence[str] = (), is_template: bool = False
+        self,
+        root: Node,
+        path: Path | None,
+        notes: Sequence[str] = (),
+        is_template: bool = False,
+        changed: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
         self.notes = list(notes)  # lines to log at the start
         self.is_template = is_template  # whether it was in pytorch-template's format
+        self.changed = dict(changed or {})  # what the command line set, by dotted key
         self._root = root
         self._values: dict[str, Any] = root.plain()
 
@@ -42,7 +48,7 @@ class Config(Mapping[str, Any]):
         for key in keys[:-1]:
             values, entries = values[key], entries[key].value
         values[keys[-1]] = value
-        entries[keys[-1]] = Node(value, entries[keys[-1]].where)
+        entries[keys[-1]] = Node(as_tree(value).value, entries[keys[-1]].where)
 
     @property
     def root(self) -> Node:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from base.config.config import Config
 from base.config.fields import MAX_PROBLEMS, Validation
 from base.config.interpolation import interpolate
 from base.config.pytorch_template import is_template, translate
 from base.config.schema import ROOT
-from base.config.tree import Node, Where, dotted, one_line, show
+from base.config.tree import Keys, Node, Where, dotted, one_line, show
 from base.config.yaml_reader import MAX_DEPTH, read_file, read_text
 from base.errors import ConfigError, Problem
 
@@ -34,7 +35,8 @@ def load_config(
         raise _error([*sources.problems, *error.problems]) from error
     if sources.problems:
         raise _error(sources.problems)
-    return Config(root, path, sources.notes, sources.is_template)
+    changed = _changed(overrides, root)
+    return Config(root, path, sources.notes, sources.is_template, changed)
 
 
 def merge(parent: Node, child: Node) -> Node:
@@ -100,24 +102,61 @@ class _Sources:
 
 def _override(root: Node, text: str, problems: list[Problem]) -> Node:
     """Apply one `a.b=value` to the tree and record problems."""
-    where = Where(one_line(f"--set {text[:200]}"))
-    path, equals, value = text.partition("=")
-    keys = path.strip().split(".")
-    keys[0] = ROOT.aliases.get(keys[0], keys[0])
     try:
-        if not equals or not all(key and key.isprintable() for key in keys):
-            raise ValueError("write it as key=value or section.key=value")
-        if keys[0] == "inherit" or len(keys) > MAX_DEPTH:
-            raise ValueError(f"{dotted((*keys[:4],))} cannot be set from here")
-        new = read_text(value, where, problems, depth=len(keys))
-        if "\n" in value and isinstance(new.value, str) and value[0] not in "\"'|>":
-            new = Node(value, new.where)  # may be a path; YAML would turn newlines into spaces
-        return _put(root, tuple(keys), new, ())
+        keys, new = _read_override(text, problems)
+        return _put(root, keys, new, ())
     except ValueError as error:
-        problems.append(Problem(str(where), str(error)))
+        problems.append(Problem(str(_place(text)), str(error)))
     except ConfigError as error:
         problems += error.problems
     return root
+
+
+def _place(override: str) -> Where:
+    return Where(one_line(f"--set {override[:200]}"))
+
+
+def _read_override(text: str, problems: list[Problem]) -> tuple[tuple[str, ...], Node]:
+    """Return the keys and the value of `a.b=value`; raise ValueError or ConfigError."""
+    where = _place(text)
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    keys[0] = ROOT.aliases.get(keys[0], keys[0])
+    if not equals or not all(key and key.isprintable() for key in keys):
+        raise ValueError("write it as key=value or section.key=value")
+    if keys[0] == "inherit" or len(keys) > MAX_DEPTH:
+        raise ValueError(f"{dotted((*keys[:4],))} cannot be set from here")
+    new = read_text(value, where, problems, depth=len(keys))
+    if "\n" in value and isinstance(new.value, str) and value[0] not in "\"'|>":
+        new = Node(value, new.where)  # may be a path; YAML would turn newlines into spaces
+    return tuple(keys), new
+
+
+def _changed(overrides: Sequence[str], root: Node) -> dict[str, Any]:
+    """Return the values that valid overrides set, by dotted key, as they stand in the config.
+
+    A section or a list stays as it was given, without its defaults.
+    """
+    changed: dict[str, Any] = {}
+    for text in overrides:
+        keys, new = _read_override(text, [])
+        above = f"{dotted(keys)}."
+        changed = {key: value for key, value in changed.items() if not f"{key}.".startswith(above)}
+        changed.update(_settings(new, keys, root))
+    return changed
+
+
+def _settings(given: Node, keys: Keys, root: Node | None) -> Iterator[tuple[str, Any]]:
+    """Yield what an override set: each entry of a section, any other value as a whole."""
+    if isinstance(given.value, dict) and given.value:
+        for name, child in given.value.items():
+            yield from _settings(child, (*keys, name), root)
+        return
+    found = root
+    for key in keys:
+        found = found and found.child(key)
+    is_value = found is not None and not isinstance(found.value, dict | list)
+    yield dotted(keys), (found if is_value and found else given).plain()
 
 
 def _put(node: Node, keys: tuple[str, ...], new: Node, above: tuple[str, ...]) -> Node:

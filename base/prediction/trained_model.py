@@ -34,6 +34,8 @@ class TrainedModel:
     manifest: Mapping[str, Any]
     as_evaluated: AbstractContextManager[Any]
     """Is held open: it would restore the weights of training when it is discarded."""
+    weights: str = "trained"
+    """``averaged`` or ``trained``."""
 
     @property
     def model(self) -> nn.Module:

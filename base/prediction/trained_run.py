@@ -59,7 +59,10 @@ class TrainedRun(TrainedModel):
 
 
 def load_trained(
-    path: Path | str, device: torch.device | None = None, overrides: list[str] | None = None
+    path: Path | str,
+    device: torch.device | None = None,
+    overrides: list[str] | None = None,
+    ema: bool = True,
 ) -> TrainedRun:
     """Build the model of a run and load the weights of its best checkpoint, without any data.
 
@@ -67,6 +70,7 @@ def load_trained(
         path: the run's folder, or one of its checkpoints; for a folder of runs, its newest run.
         device: of the model; by default a GPU if there is one.
         overrides: changes of the run's config, such as ``memory.precision=fp32``.
+        ema: whether to take the averaged weights if the run has them.
 
     Raises:
         CheckpointError: the run has no complete checkpoint, or it is damaged.
@@ -81,8 +85,9 @@ def load_trained(
     with config.placed():
         check_names(config)
         seed_everything(config["seed"])
-        known = data_of(find_manifest(checkpoint))
-        if not known:
+        if not (found := find_manifest(checkpoint)):
+            raise CheckpointError(f"{path}: this run holds no complete checkpoint")
+        if not (known := data_of(found)):
             text = "an earlier version wrote it, without the record of its data: resume the run"
             raise CheckpointError(f"{checkpoint}: {text} for one epoch, or train it again")
         references = References(config, known.get("references"))
@@ -98,10 +103,11 @@ def load_trained(
         load_state_dicts(parts, {name: value for name, value in state.items() if name in parts})
     as_evaluated = ExitStack()  # never closed: the averaged weights stay in the model
     as_evaluated.enter_context(trainer.epoch_start.as_saved())
-    if trainer.ema is not None:
+    if trainer.ema is not None and ema:
         as_evaluated.enter_context(trainer.ema.swapped_in())
     trainer.model.eval()
-    return TrainedRun(folder, checkpoint, config, trainer, manifest, as_evaluated)
+    weights = "averaged" if trainer.ema is not None and ema else "trained"
+    return TrainedRun(folder, checkpoint, config, trainer, manifest, as_evaluated, weights)
 
 
 class _Example:

@@ -22,6 +22,7 @@ from base.run.profiler import check_profile
 from base.run.step_checks import check_step, try_first_batch
 from base.run.writers import check_writers
 from base.system.torch_compat import dynamo_is_imported
+from base.training.swa import StochasticWeightAverage
 
 
 @contextmanager
@@ -79,9 +80,21 @@ def check_settings(trainer: BaseTrainer) -> None:
             "with `param_groups`"
         )
         raise ConfigError([trainer.config.problem(("optimizers",), text)])
+    if isinstance(trainer.ema, StochasticWeightAverage):
+        _check_measurable(trainer, trainer.ema)
     if trainer.settings.test and (missing := missing_test_data(trainer.config)):
         text = f"there is no test data: {missing}"
         raise ConfigError([trainer.config.problem(("trainer", "test"), text)])
+
+
+def _check_measurable(trainer: BaseTrainer, average: StochasticWeightAverage) -> None:
+    """Check that `forward` calls the model whose BatchNorm is to be measured."""
+    is_own = type(trainer).forward is not BaseTrainer.forward
+    if trainer.has_plain_step or is_own or not average.has_norms:
+        return
+    text = f"it measures BatchNorm's statistics by `forward`, which {type(trainer).__name__} does"
+    text += " not define: define it to call the network with BatchNorm, or use `trainer.ema`"
+    raise ConfigError([trainer.config.problem(("trainer", "swa"), text)])
 
 
 def _try_batches(trainer: BaseTrainer) -> None:

@@ -8,21 +8,25 @@ import os
 import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from base.base_trainer import StopRequested
 from base.checkpoint.background import saves_in_background
 from base.checkpoint.data_record import data_of
 from base.checkpoint.state_dicts import load_state_dicts
 from base.checkpoint.store import CheckpointStore
 from base.config import Config
 from base.config.changes import OWN_STATE, Change, differences, table_of
+from base.config.short_settings import short_settings
 from base.distributed.agreement import Kind
 from base.distributed.group import ALONE, World
 from base.errors import KindlingError, disk_error, why
 from base.names.registry import project_root
+from base.report.figures import write_curves
 from base.run.data_changes import write_data_record
 from base.run.first_step import check_first_step, guard_first_step
 from base.run.header import header_entries
@@ -30,19 +34,32 @@ from base.run.loaders import missing_test_data
 from base.run.micro_batch import resolve_micro_batch
 from base.run.parameter_table import parameter_rows, short_table, weights_tables, write_csv
 from base.run.profiler import Profiler
+from base.run.pruning import StopIfPruned
 from base.run.restarts import note_run, read_together
-from base.run.testing import choose_checkpoint, preserve_state, run_test
+from base.run.testing import (
+    choose_checkpoint,
+    preserve_state,
+    record_validation,
+    run_test,
+    write_page,
+)
 from base.run.writers import build_writers
+from base.runs import read_run
+from base.runs.facts import State
 from base.system.deferred_files import DeferredFiles
 from base.system.run_folder import (
     create_run_folder,
-    lock,
     note_job,
+    read_stamp,
     remove_if_not_started,
     run_folder_of,
+    update_stamp,
 )
+from base.system.run_lock import lock
 from base.system.signals import InterruptedRunError, resume_command
+from base.system.trial import current_trial
 from base.training.epoch_time import speed_factors
+from base.training.experiment import CallbackProtocol
 from base.training.nonfinite import refuse_bad_optimizers
 from base.training.parameter_groups import learning_rates
 from base.training.rank_states import gather_bad_samples, start_random_streams, state_of_rank
@@ -57,7 +74,6 @@ from logger.console import (
     setup_rank_logging,
 )
 from logger.files import FileError, write_whole
-from logger.report import write_curves
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -93,7 +109,13 @@ def open_run(
         open_folder(config, resume_from, trainer.world) as folder,
         open_run_in(trainer, folder, resume_from, allow_change) as run,
     ):
-        yield run
+        if not trainer.world.is_main:
+            yield run
+            return
+        if resume_from is not None:
+            record_resume(folder, config)
+        with report_end(folder, has_page=config["trainer"]["report"]):
+            yield run
 
 
 @contextmanager
@@ -142,7 +164,9 @@ def open_folder(
             yield folder
         return
     if resume_from is None:
-        folder = create_run_folder(config["trainer"]["save_dir"], config["name"])
+        settings = short_settings(config.changed, config)
+        save_dir, name, changed = config["trainer"]["save_dir"], config["name"], config.changed
+        folder = create_run_folder(save_dir, name, settings=settings, changed=changed)
     else:
         folder = run_folder_of(resume_from)
     new = folder if resume_from is None else None
@@ -162,9 +186,12 @@ def open_folder(
             note_run(folder, world)
             world.broadcast(str(folder))
             _log_warnings_of_ranks(known, world)
-        with add_resume_advice(folder), ask_for_requeue(folder):
+        with (
+            add_resume_advice(folder),
+            ask_for_requeue(folder),
+            record_end(folder, new is not None),
+        ):
             yield folder
-        _draw_curves(folder)
 
 
 @contextmanager
@@ -226,6 +253,32 @@ def add_resume_advice(folder: Path) -> Iterator[None]:
         raise
 
 
+def record_resume(folder: Path, config: Config) -> None:
+    """Record that a run is running again, since when, and what the command line changed."""
+    now = datetime.now(timezone.utc).isoformat()
+    changed = changed_settings(folder, config)
+    update_stamp(folder, changed=changed, state="running", resumed=now)
+
+
+def changed_settings(folder: Path, config: Config) -> dict[str, Any]:
+    """Return what the command line changed at the start of a run and at its resumes."""
+    return {**read_run(folder).changed, **config.changed}
+
+
+@contextmanager
+def record_end(folder: Path, is_new: bool) -> Iterator[None]:
+    """Record how a run ended. A resume that fails before it trains leaves the state as it was."""
+    before = None if is_new else read_stamp(folder)
+    try:
+        yield
+    except BaseException as error:
+        if read_stamp(folder) != before:
+            is_stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
+            update_stamp(folder, state="interrupted" if is_stopped else "failed")
+        raise
+    update_stamp(folder, state="finished")
+
+
 @contextmanager
 def ask_for_requeue(folder: Path) -> Iterator[None]:
     """Write a file with the number of the SLURM job if SIGTERM stopped the run.
@@ -259,11 +312,32 @@ def write_deferred_files(trainer: BaseTrainer, files: DeferredFiles) -> None:
             getattr(loader, "close", lambda: None)()
 
 
-def _draw_curves(folder: Path) -> None:
+@contextmanager
+def report_end(folder: Path, has_page: bool) -> Iterator[None]:
+    """Write the report when training ends, is stopped or fails; it does not change how it ends.
+
+    Args:
+        has_page: whether to write the page besides the curves.
+    """
     try:
-        write_curves(folder)
-    except Exception as error:  # a missing picture must not end the run
-        log.warning("cannot draw the curves in %s: %s", folder / "report", error)
+        yield
+    except Exception as error:
+        is_stopped = isinstance(error, InterruptedRunError)
+        if (folder / "metrics.csv").is_file():  # else nothing is known of it
+            _write_report(folder, "interrupted" if is_stopped else "failed", has_page)
+        raise
+    _write_report(folder, "finished", has_page)
+
+
+def _write_report(folder: Path, state: State, has_page: bool) -> None:
+    """Write the page and the curves; a failure is a warning, and Ctrl-C ends it."""
+    with suppress(KeyboardInterrupt):
+        if has_page:
+            write_page(folder, state)
+        try:
+            write_curves(folder)
+        except Exception as error:
+            log.warning("cannot draw the curves in %s: %s", folder / "report", error)
 
 
 def _log_changes(config: Config, folder: Path, rates: Sequence[Change] = ()) -> None:
@@ -310,7 +384,8 @@ def _prepare(
     if folder is not None:
         resumed_at = None if resume_from is None else trainer.progress
         rows, is_finished = trainer.epoch_rows, trainer.is_finished()
-        writers = build_writers(folder, config, resumed_at, rows, is_finished)
+        changed = changed_settings(folder, config)
+        writers = build_writers(folder, config, resumed_at, rows, is_finished, changed)
     facts = speed_factors(trainer.train_loader, config, trainer.device)
     run_log = RunLog(settings, folder, writers, trainer.epoch_rows, facts)
     stack.callback(run_log.close)
@@ -322,17 +397,27 @@ def _prepare(
         log_header(trainer, folder)
     if folder is not None and trainer.progress.step > 0:
         write_config(config, folder)  # of a resumed run, whose state is known to fit now
-    is_profiled = folder is not None and config["profile"] is not None
     return Run(
         log=run_log,
         folder=shared,
         store=store,
         data=data,
-        callbacks={"profile": Profiler(**config["profile"])} if is_profiled else {},
+        callbacks={} if folder is None else _callbacks_of_run(config),
         guard_first_step=functools.partial(guard_first_step, trainer),
         check_first_step=functools.partial(check_first_step, trainer),
         finish=functools.partial(finish, trainer),
     )
+
+
+def _callbacks_of_run(config: Config) -> dict[str, CallbackProtocol]:
+    """Return what a run adds to the callbacks of its config."""
+    callbacks: dict[str, CallbackProtocol] = {}
+    if config["profile"] is not None:
+        callbacks["profile"] = Profiler(**config["profile"])
+    trial = current_trial()
+    if trial is not None and trial.is_judged:
+        callbacks["sweep"] = StopIfPruned(trial)
+    return callbacks
 
 
 def _open_store(trainer: BaseTrainer, folder: Path, stack: ExitStack) -> CheckpointStore:
@@ -405,20 +490,47 @@ def _finished_message(trainer: BaseTrainer) -> str:
 
 
 def finish(trainer: BaseTrainer) -> dict[str, float]:
-    """Log how training ended; run the test phase if ``trainer.test`` asks for it."""
+    """Log how training ended; record predictions, and run the test phase if the config asks."""
     folder, world = trainer.folder, trainer.world
     gather_bad_samples(trainer.experiment.bad_samples, world)
     if world.is_main:
         log_end(trainer)
-    if not trainer.settings.test or folder is None:
+    records = folder is not None and _records_validation(trainer)
+    if folder is None or not (trainer.settings.test or records):
         return {}
     with preserve_state(trainer):
-        chosen = world.broadcast(str(choose_checkpoint(folder)) if world.is_main else None)
-        return run_test(trainer, Path(chosen), folder)
+        chosen = Path(world.broadcast(str(choose_checkpoint(folder)) if world.is_main else None))
+        if records:
+            _record_validation(trainer, chosen, folder)
+        return run_test(trainer, chosen, folder) if trainer.settings.test else {}
+
+
+def _records_validation(trainer: BaseTrainer) -> bool:
+    """Return whether the predictions for the validation data are recorded at the end."""
+    if not trainer.settings.report or trainer.valid_loader is None:
+        return False
+    if trainer.world.is_sharded:
+        text = "report: fsdp records no predictions of the validation data; `python -m base.report"
+        log.info(f"{text} {trainer.folder}` does, in one process that holds the whole model")
+        return False
+    return trainer.world.is_active or not trainer.signals.stop  # of several ranks all or none do
+
+
+def _record_validation(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> None:
+    """Record the predictions for the validation data; the run is complete without them."""
+    command = f"`python -m base.report {folder}` makes them"
+    try:
+        record_validation(trainer, checkpoint, folder)
+    except StopRequested:
+        log.warning("report: stopped before the predictions of the validation data; %s", command)
+    except Exception as error:
+        if trainer.world.is_active:
+            raise  # the other ranks wait for this one
+        log.warning("report: no predictions of the validation data: %s", why(error))
 
 
 def log_end(trainer: BaseTrainer) -> None:
-    """Log the best epoch, skipped steps and samples, and the command that tests the run."""
+    """Log the best epoch, skipped steps and samples, the report, and the command of the test."""
     if trainer.store is not None:
         trainer.store.wait()
     monitor, progress = trainer.monitor, trainer.progress
@@ -437,6 +549,8 @@ def log_end(trainer: BaseTrainer) -> None:
         value = format_value(monitor.key, monitor.best)
         log.info(f"best: epoch {monitor.best_epoch}, {monitor.key} {value}")
     if trainer.folder is not None:
+        if trainer.settings.report:
+            log.info(f"report: {trainer.folder / 'report' / 'index.html'}")
         log.info(test_command(trainer.config, trainer.folder))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from base.config import Config
 from base.config.schema import WRITERS
+from base.config.short_settings import SAME_RESULT
 from base.errors import ConfigError, Problem, nearest
 from base.names.signatures import value_fault
 from base.system.left_out import left_out_note
@@ -30,6 +31,7 @@ def build_writers(
     resumed_at: Progress | None,
     rows: EpochRows | None = None,
     is_finished: bool = False,
+    changed: Mapping[str, Any] | None = None,
 ) -> list[Writer]:
     """Build the writers of a run; metrics.csv is always among them, and is repaired on resume.
 
@@ -37,6 +39,7 @@ def build_writers(
         resumed_at: the progress of a resumed run.
         rows: the rows of metrics.csv in the checkpoint of a resumed run.
         is_finished: whether training is complete, so that no row is written again.
+        changed: the settings that the command line changed, which TensorBoard's HParams shows.
 
     Raises:
         FileError: metrics.csv cannot be repaired.
@@ -52,7 +55,8 @@ def build_writers(
         purge_step = resumed_at.step + (not is_repeated)
     writers: list[Writer] = [csv]
     if writes_tensorboard(config):
-        writers.append(TensorBoardWriter(folder, purge_step=purge_step))
+        shown = {k: v for k, v in (changed or {}).items() if not SAME_RESULT.search(k)}
+        writers.append(TensorBoardWriter(folder, purge_step, shown))
     for section in config["trainer"]["writers"]:
         if section["type"] in SERVICES:
             writers.append(SERVICES[section["type"]](folder, config, **section["args"]))

@@ -26,14 +26,20 @@ if TYPE_CHECKING:
     from base.system.run_folder import create_run_folder as create_run_folder
     from base.system.run_folder import find_newest_run as find_newest_run
     from base.system.run_folder import find_run as find_run
+    from base.system.run_folder import folders_of_runs as folders_of_runs
     from base.system.run_folder import installed_version as installed_version
-    from base.system.run_folder import lock as lock
+    from base.system.run_folder import is_run as is_run
+    from base.system.run_folder import locate as locate
     from base.system.run_folder import missing_folder_error as missing_folder_error
     from base.system.run_folder import must_exist as must_exist
     from base.system.run_folder import newest_run_in as newest_run_in
+    from base.system.run_folder import read_stamp as read_stamp
     from base.system.run_folder import remove_if_not_started as remove_if_not_started
     from base.system.run_folder import run_folder_of as run_folder_of
+    from base.system.run_folder import update_stamp as update_stamp
     from base.system.run_folder import write_environment as write_environment
+    from base.system.run_lock import is_locked as is_locked
+    from base.system.run_lock import lock as lock
     from base.system.seeding import capture_random_state as capture_random_state
     from base.system.seeding import cpu_streams as cpu_streams
     from base.system.seeding import derive_generator as derive_generator

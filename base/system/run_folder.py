@@ -1,4 +1,4 @@
-"""Creates, finds, orders and locks the folders of runs."""
+"""Creates, finds and orders the folders of runs."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
-import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from base.errors import TrainingError, UsageError, disk_error, nearest, why
 from base.system.places import PROJECT
-from logger.files import open_descriptor, read_file, write_whole
-
-try:
-    import fcntl
-except ImportError:  # Windows: runs are not locked there
-    fcntl = None  # type: ignore[assignment]
+from base.system.trial import stamp_of_trial
+from logger.files import read_file, write_whole
 
 LOG = logging.getLogger("kindling")
 STAMP = "run.json"
+SWEEPS, SWEEP = "sweeps", "sweep.json"  # saved/NAME/sweeps/TIME/sweep.json: not a run
+SAVE_DIR = "saved"
 BEFORE_TRAINING = frozenset((
     STAMP, "LOCK", "bad_samples.csv", "checkpoints", "config.yaml", "data.json", "env.txt",
     "log.txt", "parameters.csv", "split.csv",
@@ -36,24 +35,72 @@ BEFORE_TRAINING = frozenset((
 Order = tuple[bool, int, str, str]
 
 
-def create_run_folder(save_dir: Path | str, name: str, now: datetime | None = None) -> Path:
-    """Create ``save_dir/name/MMDD_HHMMSS`` for one run; if it exists, with ``_2``, ``_3``, ..."""
+def create_run_folder(
+    save_dir: Path | str,
+    name: str,
+    now: datetime | None = None,
+    *,
+    settings: str = "",
+    changed: Mapping[str, Any] | None = None,
+) -> Path:
+    """Create ``save_dir/name/YYYYMMDD-HHMMSS_settings`` for one run.
+
+    If it exists, ``_2``, ``_3``, ... is added. ``run.json`` there says that the run is running.
+
+    Args:
+        settings: the changed settings in short, see `base.config.short_settings`.
+        changed: the same in full, by dotted key.
+    """
     now = now or datetime.now()
     parent, folder = Path(save_dir) / name, None
     above = [each for each in (parent, *parent.parents) if not _exists(each)]
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        # Clocks jump, and MMDD repeats each year: runs are ordered by a number.
+        # Clocks jump: runs are ordered by a number.
         number = 1 + max((order[1] for order, _ in _runs(Path(save_dir))), default=0)
-        folder = _make_new(parent / now.strftime("%m%d_%H%M%S"))
-        started = now.astimezone(timezone.utc).isoformat()
-        stamp = json.dumps({"number": number, "started": started})
-        write_whole(folder / STAMP, stamp.encode() + b"\n")
+        stamp = {"number": number, "started": now.astimezone(timezone.utc).isoformat()}
+        stamp |= stamp_of_trial()
+        folder = _make_new(parent / "_".join(filter(None, [f"{now:%Y%m%d-%H%M%S}", settings])))
+        _write_stamp(folder, {**stamp, "changed": dict(changed or {}), "state": "running"})
     except OSError as error:
         remove_empty([*([folder] if folder else []), *above])
         text = f"{parent}: cannot create the folder of a run: {error.strerror}"
         raise disk_error(error, text, UsageError) from error
     return folder
+
+
+def read_stamp(folder: Path) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run; nothing if it is missing or damaged.
+
+    number   its place among all runs of its ``save_dir``
+    started  the time of its start
+    changed  the settings that the command line changed, by dotted key
+    state    running, finished, failed or interrupted; a killed process leaves ``running``
+    resumed  the time of its last resume
+    job      the last job that trained it, see `current_job`
+    trial    the trial of a sweep that it is, as ``digits/sweeps/20261129-064611#3``
+    """
+    try:
+        stamp = json.loads(read_file(folder / STAMP))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def update_stamp(folder: Path, **entries: Any) -> None:
+    """Change entries of ``run.json``. A failure is a warning: a run can do without it."""
+    stamp = read_stamp(folder)
+    if all(name in stamp and stamp[name] == value for name, value in entries.items()):
+        return
+    try:
+        if folder.is_dir():  # a deleted folder is not created again
+            _write_stamp(folder, {**stamp, **entries})
+    except OSError as error:
+        LOG.warning("%s: %s: not recorded: %s", folder / STAMP, ", ".join(entries), why(error))
+
+
+def _write_stamp(folder: Path, stamp: Mapping[str, Any]) -> None:
+    write_whole(folder / STAMP, json.dumps(stamp).encode() + b"\n")
 
 
 def current_job() -> str | None:
@@ -67,15 +114,9 @@ def current_job() -> str | None:
 
 def note_job(folder: Path) -> None:
     """Write the current job into the folder of a run, so that `find_newest_run` prefers it."""
-    job, path = current_job(), folder / STAMP
-    if job is None:
-        return
-    try:
-        stamp = json.loads(read_file(path))
-        if stamp.get("job") != job:
-            write_whole(path, json.dumps({**stamp, "job": job}).encode() + b"\n")
-    except (OSError, ValueError, AttributeError) as error:  # the run can be found without it
-        LOG.warning("%s: the job is not recorded: %s", path, why(error))
+    job = current_job()
+    if job is not None:
+        update_stamp(folder, job=job)
 
 
 def remove_if_not_started(folder: Path) -> None:
@@ -142,22 +183,28 @@ def run_folder_of(path: Path | str) -> Path:
     """Return the folder of the run that contains a path, such as a checkpoint or state.pt."""
     path = must_exist(path)
     for folder in (path, *path.parents, *path.absolute().parents):
-        if _is_run(folder):
+        if is_run(folder):
             inside = path.absolute().relative_to(folder.absolute()).parts
             if not inside or inside[0] == "checkpoints":
                 return folder
-    raise UsageError(f"{path}: not a run: give its folder, such as saved/digits/0131_235959")
+    if is_sweep(path):
+        text = "a sweep, not a run: its table.csv has the folders of its trials"
+        raise UsageError(f"{path}: {text}; `python train.py -r {path}` resumes it")
+    raise UsageError(
+        f"{path}: not a run: give its folder, such as saved/digits/20261129-064611_lr=1e-3"
+    )
 
 
-def find_run(path: Path | str) -> Path:
+def find_run(path: Path | str, save_dir: Path | str = SAVE_DIR) -> Path:
     """Return a path of a run, or within a run, unchanged; for other folders, their newest run.
 
-    ``saved/digits`` selects the newest run of that name, ``saved`` the newest of all.
+    ``saved/digits`` selects the newest run of that name, ``saved`` the newest of all. A text that
+    is no path selects a run of ``save_dir``, see `locate`.
 
     Raises:
         UsageError: the path does not exist, or contains no run with a checkpoint.
     """
-    path = must_exist(path)
+    path = locate(path, save_dir)
     try:
         run_folder_of(path)
     except UsageError:
@@ -168,13 +215,63 @@ def find_run(path: Path | str) -> Path:
     return path
 
 
+def locate(path: Path | str, save_dir: Path | str = SAVE_DIR) -> Path:
+    """Return the path if it exists, or else the one run that has this text in its path.
+
+    ``lr=1e-3`` selects ``saved/digits/20261129-064611_lr=1e-3``; so does ``digits/20261129``, and
+    ``064611/checkpoints/step-00000220`` selects a checkpoint of it. A run whose path ends with
+    the text comes before others.
+
+    Raises:
+        UsageError: there is none, or there are several.
+    """
+    if _exists(Path(path)):
+        return Path(path)
+    words = Path(path).parts
+    n_words = words.index("checkpoints", 1) if "checkpoints" in words[1:] else len(words)
+    part, inside = Path(*words[:n_words]).as_posix(), words[n_words:]
+    runs = {folder.as_posix(): folder for folder in folders_of_runs(Path(save_dir))}
+    n_above = len(Path(save_dir).as_posix()) - len(Path(save_dir).name)  # not a run's own path
+    matches = [text for text in runs if part in text[n_above:] or text.startswith(part)]
+    matches = [text for text in matches if f"/{text}".endswith(f"/{part}")] or matches
+    if len(matches) == 1:
+        return must_exist(runs[matches[0]].joinpath(*inside))
+    if matches:
+        shown = ", ".join(sorted(matches)[:5])
+        more = f" and {len(matches) - 5} more" if len(matches) > 5 else ""
+        newest = Path(save_dir) / part
+        hint = f"; the newest of that name is {newest}" if newest.is_dir() else ""
+        raise UsageError(
+            f"{path}: {len(matches)} runs match: {shown}{more}; give more of one{hint}"
+        )
+    if len(words) == 1 and runs:
+        known = {piece for text in runs for piece in re.split("[/_]", text)}
+        known |= {each.name for each in Path().iterdir()}
+        raise UsageError(
+            f"{path}: no such file or folder, and no run in {save_dir} has this in its path"
+            f"{nearest(part, known)}"
+        )
+    return must_exist(path)
+
+
+def folders_of_runs(save_dir: Path, name: str | None = None) -> list[Path]:
+    """Return the folders of all runs of one name, or of all names."""
+    parents = [save_dir / name] if name else _folders(save_dir)
+    return [folder for parent in parents for folder in _folders(parent) if is_run(folder)]
+
+
 def newest_run_in(path: Path) -> Path | None:
     """Return the newest run in a folder of runs of one or all names; None for other folders."""
     path = path if path.name not in ("", "..") else path.resolve()
-    if any(map(_is_run, _folders(path))):
+    if any(map(is_run, _folders(path))):
         return find_newest_run(path.parent, path.name)
-    holds_names = any(_is_run(folder) for name in _folders(path) for folder in _folders(name))
+    holds_names = any(is_run(folder) for name in _folders(path) for folder in _folders(name))
     return find_newest_run(path) if holds_names else None
+
+
+def is_sweep(path: Path | str) -> bool:
+    """Return whether a path is the folder of a sweep, which holds the record of its trials."""
+    return _exists(Path(path) / SWEEP)
 
 
 def must_exist(path: Path | str) -> Path:
@@ -227,60 +324,6 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-class RunLock:
-    """The lock on a run's folder, held until the end of the block or of the process."""
-
-    def __init__(self, descriptor: int | None) -> None:
-        self._descriptor = descriptor
-        if descriptor is not None:
-            # Workers that outlive a killed trainer must not keep its lock.
-            os.register_at_fork(after_in_child=self.release)
-
-    def __enter__(self) -> RunLock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        """Release the lock; a second call does nothing."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def lock(folder: Path | str) -> RunLock:
-    """Lock the folder for this process.
-
-    Raises:
-        UsageError: another process has the lock, or the file of the lock cannot be written.
-    """
-    if fcntl is None:
-        return RunLock(None)
-    path = Path(folder) / "LOCK"
-    try:
-        descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise disk_error(error, f"{path}: cannot be created: {why(error)}", UsageError) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(descriptor, 1000).decode(errors="replace").strip() or "just started"
-        os.close(descriptor)
-        message = f"{folder}: another process uses this run: {holder}; wait for it, or stop it"
-        raise UsageError(message) from error
-    except OSError as error:  # some network file systems have no locks
-        LOG.warning("%s: cannot be locked (%s): start no second run in it", folder, error.strerror)
-    about = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, about)
-    except OSError as error:
-        os.close(descriptor)
-        raise disk_error(error, f"{path}: cannot be written: {why(error)}", UsageError) from error
-    return RunLock(descriptor)
-
-
 def _make_new(folder: Path) -> Path:
     """Create a new folder. mkdir fails for all processes but the first."""
     for suffix in itertools.chain([""], (f"_{number}" for number in itertools.count(2))):
@@ -297,16 +340,19 @@ def _runs(
     """Yield the runs of one name or of all names, each with its sort key."""
     for parent in [save_dir / name] if name else _folders(save_dir):
         for folder in _folders(parent):
+            if folder.name == SWEEPS and not is_run(folder):
+                continue
+            stamp = read_stamp(folder)
             try:
-                stamp = json.loads(read_file(folder / STAMP))
                 is_of_job = job is not None and stamp.get("job") == job
                 order = (is_of_job, int(stamp["number"]), str(stamp["started"]), folder.name)
-            except (OSError, ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError):
                 order = (False, 0, "", folder.name)  # no stamp: sorted before runs with one
             yield order, folder
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of a run, of any version."""
     return (folder / STAMP).is_file() or (folder / "checkpoints").is_dir()
 
 

@@ -25,7 +25,7 @@ def test_a_replaced_file_of_the_engine_is_one_line(tmp_path: Path, script: str, 
     shutil.copy(ROOT / script, tmp_path)
     (tmp_path / file).write_text(REPLACED[file])
     (tmp_path / "base" / "base_trainer.py").write_text("from logger import TensorboardWriter")
-    run = tmp_path / "saved" / "x" / "0131_235959"
+    run = tmp_path / "saved" / "x" / "20260131-235959"
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)
     shutil.copy(ROOT / "config" / "synthetic.yaml", run / "config.yaml")
     options = ["-c", "config/synthetic.yaml"] if script == "train.py" else ["-r", str(run)]

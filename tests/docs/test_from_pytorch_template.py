@@ -467,7 +467,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> No
 
     now = datetime(2026, 1, 31, 23, 59, 59)
     made = [create_run_folder(tmp_path, "x", now).name for _ in range(3)]
-    assert made == ["0131_235959", "0131_235959_2", "0131_235959_3"]
+    assert made == ["20260131-235959", "20260131-235959_2", "20260131-235959_3"]
 
 
 def test_slips_in_a_config_are_told_together(project: Project, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_signal_saves_and_prints_a_command_that_goes_on(
     assert done.returncode == code
     assert re.fullmatch(
         rf"stopped by {number.name} after step \d+, and saved; resume by: "
-        rf"python train\.py -r saved/tiny/\d{{4}}_\d{{6}}\n",
+        rf"python train\.py -r saved/tiny/\d{{8}}-\d{{6}}_\S+\n",
         done.stderr,
     )
     step = int(re.findall(r"after step (\d+)", done.stderr)[0])

@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from logger.writers import Histogram, TensorBoardWriter, Writer, Writers
+from logger.writers import Histogram, TensorBoardWriter, Writer, Writers, tag_of
 
 KINDS = ("scalars", "images", "histograms")
 
@@ -126,10 +127,10 @@ def test_tensorboard_reads_back_each_scalar_text_and_image(tmp_path):
     writer.add_text("config", "name: digits", 150)
 
     events = read_back(tmp_path)  # before close: what was written is on disk
-    for tag in ("train/loss", "lr"):
+    for name, tag in {"train/loss": "train/loss", "lr": "watch/lr"}.items():
         read = {e.step: e.value for e in events.Scalars(tag)}
-        assert read == pytest.approx({step: point[tag] for step, point in values.items()})
-    (picture,) = events.Images("samples")
+        assert read == pytest.approx({step: point[name] for step, point in values.items()})
+    (picture,) = events.Images("visuals/samples")
     assert (picture.height, picture.width) == (8, 16)
     (text,) = events.Tensors("config/text_summary")
     assert text.tensor_proto.string_val == [b"name: digits"]
@@ -156,6 +157,117 @@ def test_tensorboard_reads_back_each_bucket_between_the_empty_ends(tmp_path):
     assert (value.bucket_limit, value.bucket) == (limits[1:], [1, 2, 3, 4, 5])
     assert events.Histograms("nothing")[0].histogram_value.num == 0
     writer.close()
+
+
+def groups_in_order(tags):
+    """Return the groups of the Time Series page in its order; the first two are open.
+
+    As `compareTagNames` and `groupCardIdWithMetdata` of TensorBoard's page do it: by character,
+    numbers by value, and "/" and digits before all others.
+    """
+
+    def place(tag):
+        parts = re.findall(r"\d+|\D", tag)
+        return [
+            (0, float(p), "") if p.isdigit() else (0, -1.0, "") if p == "/" else (1, 0.0, p)
+            for p in parts
+        ]
+
+    return list(dict.fromkeys(tag.split("/")[0] for tag in sorted(tags, key=place)))
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (
+            ["step/loss", "lr/0", "lr/1", "train/loss", "valid/accuracy", "seconds", "wait",
+             "samples_per_second", "memory_mb", "time/data", "time/compute", "train/grad_norm",
+             "capture/stem/activation/mean", "train/critic_grad_norm", "step/grad_cosine/a/b",
+             "inputs", "samples"],
+            ["train", "valid", "visuals", "watch"],
+        ),
+        (["lr", "step/loss", "train/loss", "samples"], ["train", "visuals", "watch"]),
+        (["mine/a", "lr", "valid/learning_rate", "timely"], ["mine", "timely", "valid", "watch"]),
+    ],
+)  # fmt: skip
+def test_the_first_screen_of_tensorboard_shows_losses_and_metrics(names, groups):
+    tags = [tag_of(name) for name in names]
+    assert groups_in_order(tags) == groups
+    assert len(set(tags)) == len(tags)
+    assert not [tag for tag in tags if "grad_" in tag and not tag.startswith("watch/")]
+
+
+@pytest.fixture
+def hparams_page():
+    """Return the table of TensorBoard's HParams page for a folder of runs: its settings, its rows.
+
+    A row is a run: its settings, and its metrics by tag.
+    """
+
+    def read(folder):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from tensorboard.backend.event_processing import data_provider
+            from tensorboard.backend.event_processing.plugin_event_multiplexer import (
+                EventMultiplexer,
+            )
+            from tensorboard.context import RequestContext
+            from tensorboard.plugins.base_plugin import TBContext
+            from tensorboard.plugins.hparams import api_pb2
+            from tensorboard.plugins.hparams.backend_context import Context
+            from tensorboard.plugins.hparams.list_session_groups import Handler
+
+            multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))
+            multiplexer.Reload()
+            provider = data_provider.MultiplexerDataProvider(multiplexer, str(folder))
+            context = Context(TBContext(data_provider=provider))
+            request = RequestContext()
+            metadata = context.hparams_metadata(request, "")
+            experiment = context.experiment_from_metadata(
+                request, "", True, metadata, context.hparams_from_data_provider(request, "", 0)
+            )
+            statuses = [api_pb2.STATUS_UNKNOWN, api_pb2.STATUS_RUNNING, api_pb2.STATUS_SUCCESS]
+            asked = api_pb2.ListSessionGroupsRequest(
+                start_index=0, slice_size=100, allowed_statuses=statuses, include_metrics=True
+            )
+            found = Handler(request, context, "", asked).run().session_groups
+        rows = {}
+        for group in found:
+            (session,) = group.sessions
+            values = {name: value for name, value in group.hparams.items()}
+            values = {
+                name: value.number_value if value.HasField("number_value") else value.string_value
+                for name, value in values.items()
+            }
+            metrics = {each.name.tag: each.value for each in session.metric_values}
+            rows[session.name] = (values, metrics)
+        return {info.name for info in experiment.hparam_infos}, rows
+
+    return read
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hparams_shows_the_changed_settings_and_the_last_values(tmp_path, hparams_page):
+    changed = {
+        "a": {"optimizer.args.lr": 0.001, "model.type": "ResNet", "lr_scheduler": None},
+        "b": {"optimizer.args.lr": 1, "memory.inplace": True, "args.betas": [0.5, 1]},
+        "c": {},
+    }
+    for number, (name, settings) in enumerate(changed.items()):
+        for start in range(2):  # the second one is a resume
+            writer = TensorBoardWriter(tmp_path / name, start * 2 or None, settings)
+            for step in (1, 2):
+                writer.add_scalars({"valid/loss": 10.0 * number + step, "lr": 0.5}, step + start)
+            writer.close()
+    names, rows = hparams_page(tmp_path)
+    assert names == {name for settings in changed.values() for name in settings}
+    assert rows["a"][0] == {"optimizer.args.lr": 0.001, "model.type": "ResNet",
+                            "lr_scheduler": "null"}  # fmt: skip
+    assert rows["b"][0] == {"optimizer.args.lr": 1, "memory.inplace": "true",
+                            "args.betas": "[0.5, 1]"}  # fmt: skip
+    assert rows["c"][0] == {}
+    assert [rows[name][1]["valid/loss"] for name in "abc"] == [2, 12, 22]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]  # no run beside them
 
 
 @pytest.mark.parametrize("cut", [0, 3, 5, 10])
@@ -245,6 +357,7 @@ def test_where_torchs_tools_refuse_tensorboardx_writes_the_events(monkeypatch, t
     modules["tensorboardX.record_writer"].RecordWriter = records
     modules["tensorboardX.summary"].image = summary.image
     modules["tensorboardX.summary"].text = summary.text
+    modules["tensorboardX.summary"].hparams = summary.hparams
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -253,4 +366,4 @@ def test_where_torchs_tools_refuse_tensorboardx_writes_the_events(monkeypatch, t
     assert caplog.messages == []
     assert len(opened) == 1
     assert [e.value for e in read_back(tmp_path).Scalars("loss")] == [0.5, 0.5, 0.5]
-    assert read_back(tmp_path).Images("samples")
+    assert read_back(tmp_path).Images("visuals/samples")

@@ -168,7 +168,7 @@ def nested(weights_of_it: str) -> Any:
 
 
 def test_a_network_of_several_takes_weights_of_its_own(tmp_path: Path) -> None:
-    trained = weights(run(tmp_path / "saved" / "toy" / "0101_000000"))
+    trained = weights(run(tmp_path / "saved" / "toy" / "20260101-000000"))
     made = nested(str(tmp_path / "saved" / "toy"))  # the newest run of that name
     own = weights(made)
     assert all(own[f"small.{name}"].equal(value) for name, value in trained.items())

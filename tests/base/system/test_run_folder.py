@@ -1,9 +1,8 @@
-"""Run folders: each made once, the newest found again, one process in each at a time."""
+"""Run folders: each made once, the newest found again."""
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -22,10 +21,14 @@ from base.system.run_folder import (
     create_run_folder,
     current_job,
     find_newest_run,
-    lock,
+    find_run,
+    folders_of_runs,
+    locate,
     must_exist,
     note_job,
+    read_stamp,
     run_folder_of,
+    update_stamp,
     write_environment,
 )
 
@@ -45,8 +48,17 @@ def add_checkpoint(run: Path, step: int = 1) -> Path:
 
 def test_a_run_gets_a_folder_by_its_time(tmp_path):
     folder = create_run_folder(tmp_path / "saved", "digits", NOON)
-    assert folder == tmp_path / "saved" / "digits" / "0301_120000"
+    assert folder == tmp_path / "saved" / "digits" / "20260301-120000"
     assert folder.is_dir()
+
+
+def test_the_changed_settings_are_in_its_name_and_in_full_in_run_json(tmp_path):
+    changed = {"optimizer.args.lr": 0.001, "metrics": ["a", {"type": "b"}], "extra.é": None}
+    for end in ("", "_2"):
+        folder = create_run_folder(tmp_path, "x", NOON, settings="lr=1e-3_é", changed=changed)
+        assert folder.name == f"20260301-120000_lr=1e-3_é{end}"
+        stamp = read_stamp(folder)
+        assert (stamp["changed"], stamp["state"]) == (changed, "running")
 
 
 @pytest.mark.fault("F23")
@@ -54,14 +66,18 @@ def test_32_runs_started_in_the_same_second_have_32_folders(tmp_path):
     with ThreadPoolExecutor(32) as pool:
         made = list(pool.map(lambda _: create_run_folder(tmp_path, "x", NOON), range(32)))
     assert len(set(made)) == 32
-    assert {path.name for path in made} >= {"0301_120000", "0301_120000_2", "0301_120000_32"}
+    assert {path.name for path in made} >= {
+        "20260301-120000",
+        "20260301-120000_2",
+        "20260301-120000_32",
+    }
 
 
 def test_a_folder_that_is_there_is_never_taken_over(tmp_path):
     first = create_run_folder(tmp_path, "x", NOON)
     (first / "metrics.csv").write_text("precious")
     second = create_run_folder(tmp_path, "x", NOON)
-    assert second.name == "0301_120000_2"
+    assert second.name == "20260301-120000_2"
     assert (first / "metrics.csv").read_text() == "precious"
 
 
@@ -170,7 +186,7 @@ def test_each_path_of_a_run_leads_to_its_folder(tmp_path, monkeypatch):
         assert run_folder_of(str(path)) == run
 
     monkeypatch.chdir(tmp_path)
-    assert run_folder_of("x/0301_120000/checkpoints/step-00000001") == Path("x/0301_120000")
+    assert run_folder_of("x/20260301-120000/checkpoints/step-00000001") == Path("x/20260301-120000")
     monkeypatch.chdir(checkpoint)
     assert run_folder_of("state.pt").samefile(run)
     assert run_folder_of("../..").samefile(run)
@@ -195,9 +211,9 @@ def test_what_is_no_run_is_said(tmp_path):
     ("path", "words"),
     [
         ("digit", "no 'digit'; did you mean 'digits'?"),
-        ("digits/0301_120001", "did you mean '0301_120000'?"),
-        ("digist/0301_120000/checkpoints", "no 'digist'; did you mean 'digits'?"),
-        ("digits/0301_120000/run.json/x", "no 'x'"),
+        ("digits/20260301-120001", "did you mean '20260301-120000'?"),
+        ("digist/20260301-120000/checkpoints", "no 'digist'; did you mean 'digits'?"),
+        ("digits/20260301-120000/run.json/x", "no 'x'"),
         ("x" * 4000, "no such file or folder"),
         ("nul\0", "no such file or folder"),
     ],
@@ -207,6 +223,125 @@ def test_a_missing_path_names_the_nearest(tmp_path, path, words):
     with pytest.raises(UsageError) as info:
         must_exist(tmp_path / path)
     assert words in str(info.value)
+
+
+# --- A run by a part of its path -----------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Start three runs and one of an earlier version, each with a checkpoint, in `saved/`."""
+    monkeypatch.chdir(tmp_path)
+    made = {
+        "a": create_run_folder("saved", "digits", NOON, settings="lr=1e-3"),
+        "b": create_run_folder("saved", "digits", NOON, settings="lr=1e-3_width=64"),
+        "c": create_run_folder("saved", "wine", NOON + timedelta(hours=1), settings="größe=3"),
+        "old": Path("saved/wine/1125_203534"),
+    }
+    for folder in made.values():
+        add_checkpoint(folder)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("width", "b"), ("größe=3", "c"), ("130000", "c"), ("wine/20260301", "c"),
+        ("1125_203534", "old"), ("wine/1125", "old"), ("saved/wine/2026", "c"),
+        ("digits/20260301-120000_lr=1e-3", "a"),  # also the beginning of another one
+        ("20260301-120000_lr=1e-3", "a"), ("./width=64", "b"), ("width=64/", "b"),
+        ("saved/digits/20260301-120000_lr=1e-3", "a"),
+    ],
+)  # fmt: skip
+def test_a_run_is_found_by_a_unique_part_of_its_path(runs, part, name):
+    assert find_run(part) == runs[name]
+    inside = Path(part) / "checkpoints" / "step-00000001"
+    assert locate(inside) == find_run(inside) == runs[name] / "checkpoints" / "step-00000001"
+
+
+def test_a_part_is_looked_for_where_the_runs_are_saved(runs):
+    Path("width=64").mkdir()  # a folder above is no part of the path of a run
+    Path("saved").rename("width=64/elsewhere")
+    name = "digits/20260301-120000_lr=1e-3_width=64"
+    for save_dir in (Path("width=64/elsewhere"), Path("width=64/elsewhere").absolute()):
+        for part in (
+            "_width",
+            "elsewhere/digits/20260301-120000_lr=1e-3_",
+            f"{save_dir}/{name[:-1]}",
+        ):
+            assert find_run(part, save_dir) == save_dir / name
+        with pytest.raises(UsageError, match="3 runs match"):
+            find_run("20260301", save_dir)
+    with pytest.raises(UsageError, match="no such file or folder"):
+        find_run("_width")
+
+
+def test_an_existing_path_always_wins(runs):
+    assert find_run("saved/digits") == runs["b"]  # the newest run of that name
+    assert find_run("saved") == runs["c"]
+    Path("width").mkdir()
+    with pytest.raises(UsageError, match="width: not a run"):
+        find_run("width")
+
+
+def test_several_matches_are_named_in_one_line(runs):
+    with pytest.raises(UsageError) as info:
+        find_run("digits")
+    assert str(info.value) == (
+        "digits: 2 runs match: saved/digits/20260301-120000_lr=1e-3, "
+        "saved/digits/20260301-120000_lr=1e-3_width=64; give more of one; "
+        "the newest of that name is saved/digits"
+    )
+    for number in range(7):
+        create_run_folder("saved", "many", NOON + timedelta(days=number))
+    with pytest.raises(UsageError) as info:
+        locate("many/2026")
+    assert "7 runs match: saved/many/20260301-120000, " in str(info.value)
+    assert "20260305-120000 and 2 more; give more of one" in str(info.value)
+
+
+def test_no_match_names_the_nearest_part(runs):
+    with pytest.raises(UsageError) as info:
+        find_run("widht=64")
+    assert str(info.value) == (
+        "widht=64: no such file or folder, and no run in saved has this in its path; "
+        "did you mean 'width=64'?"
+    )
+    with pytest.raises(UsageError, match="no 'diggits'; did you mean 'digits'"):
+        find_run("saved/diggits")
+    with pytest.raises(UsageError, match="no 'step-00000009'"):
+        find_run("width=64/checkpoints/step-00000009")
+
+
+def test_only_runs_are_listed(runs):
+    Path("saved/digits/notes").mkdir()
+    Path("saved/file").touch()
+    assert set(folders_of_runs(Path("saved"))) == set(runs.values())
+    assert folders_of_runs(Path("saved"), "digits") != folders_of_runs(Path("saved"), "none") == []
+
+
+# --- run.json ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"[1]", b"\xff"])
+def test_an_entry_of_run_json_changes_alone(tmp_path, damage):
+    run = create_run_folder(tmp_path, "x", NOON)
+    before = read_stamp(run)
+    if damage is not None:
+        (run / "run.json").write_bytes(damage)
+        before = {}
+    update_stamp(run, state="finished", job="7")
+    assert read_stamp(run) == {**before, "state": "finished", "job": "7"}
+
+
+def test_a_run_without_a_folder_or_that_cannot_be_written_is_no_error(tmp_path, caplog):
+    run = create_run_folder(tmp_path, "x", NOON)
+    shutil.rmtree(run)
+    update_stamp(run, state="finished")
+    assert not run.exists()
+    (run / "run.json").mkdir(parents=True)
+    update_stamp(run, state="finished")
+    assert "run.json: state: not recorded: Is a directory" in caplog.text
 
 
 # --- What is written about the surroundings ------------------------------------------------------
@@ -256,89 +391,6 @@ def test_finding_a_run_does_not_wait_for_torch():
     code = "import sys, base.system.run_folder; sys.exit('torch' in sys.modules)"
     root = PROJECT
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
-
-
-# --- One process in a folder ---------------------------------------------------------------------
-
-
-def test_a_second_lock_names_the_holder_until_the_first_lets_go(tmp_path):
-    words = rf"another process uses this run: .*{os.getpid()}"
-    with lock(tmp_path), pytest.raises(UsageError, match=words):
-        lock(tmp_path)
-    held = lock(tmp_path)
-    held.release()
-    held.release()
-    lock(tmp_path).release()
-
-
-@pytest.mark.fault("F22")
-def test_of_two_at_once_exactly_one_proceeds(tmp_path):
-    def take(folder: Path):
-        try:
-            return lock(folder)
-        except UsageError:
-            return None
-
-    with ThreadPoolExecutor(2) as pool:
-        for number in range(50):
-            folder = tmp_path / str(number)
-            folder.mkdir()
-            held = [each for each in pool.map(take, [folder, folder]) if each]
-            assert len(held) == 1
-            held[0].release()
-
-
-def start_holder(folder: Path, then: str) -> subprocess.Popen:
-    """Start a process that takes the lock, does something more, tells its number and waits."""
-    code = f"""
-import os, sys, time
-from pathlib import Path
-from base.system.run_folder import lock
-held = lock(Path(sys.argv[1]))
-{then}
-print(os.getpid(), flush=True)
-time.sleep(60)
-"""
-    root = PROJECT
-    command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.fault("F22")
-def test_the_lock_of_a_killed_process_is_gone_though_its_worker_lives(tmp_path):
-    """A DataLoader's workers look for their parent only every few seconds."""
-    note = "Path(sys.argv[1], 'worker').write_text(str(os.getpid()))"
-    holder = start_holder(tmp_path, then=f"if os.fork() == 0: {note}; time.sleep(60)")
-    assert int(holder.stdout.readline()) == holder.pid
-    worker_pid = wait_for_number(tmp_path / "worker")
-    try:
-        with pytest.raises(UsageError, match=str(holder.pid)):
-            lock(tmp_path)
-        holder.kill()
-        holder.wait()
-        os.kill(worker_pid, 0)  # it lives
-        lock(tmp_path).release()
-    finally:
-        holder.kill()
-        holder.stdout.close()
-        os.kill(worker_pid, signal.SIGKILL)
-
-
-def wait_for_number(path: Path) -> int:
-    while not (path.exists() and path.read_text()):
-        time.sleep(0.01)
-    return int(path.read_text())
-
-
-def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
-    with pytest.raises(UsageError, match="missing/LOCK: cannot be created: No such file"):
-        lock(tmp_path / "missing")
-
-
-def test_where_the_system_has_no_locks_a_run_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "fcntl", None)
-    with lock(tmp_path), lock(tmp_path):
-        pass
 
 
 # --- Jobs ----------------------------------------------------------------------------------------

@@ -1,14 +1,14 @@
-"""Writes reports of a run: curves, test results and tables."""
+"""Pictures by matplotlib: the curves of a run, and tables of its test."""
 
 import io
-import json
 import logging
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from logger.csv_writer import csv_text, number, read_rows
+from logger.csv_writer import number, read_rows
 from logger.files import write_whole
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NOT_DRAWN = ("epoch", "step", "seconds", "samples_per_second", "memory_mb", "time", "wait")
 """Columns of metrics.csv that are not metrics."""
+
+MOST_NAMES = 60  # classes with a name beside the picture of a table
 
 Curve = tuple[list[float], list[float]]
 
@@ -25,7 +27,7 @@ def write_curves(folder: Path) -> Path | None:
     curves = _read_curves(folder / "metrics.csv")
     n_columns = min(3, len(curves))
     n_rows = math.ceil(len(curves) / 3)
-    figure = _new_figure(5 * n_columns, 3.2 * n_rows) if curves else None
+    figure = new_figure(5 * n_columns, 3.2 * n_rows) if curves else None
     if figure is None:
         return None
 
@@ -35,24 +37,7 @@ def write_curves(folder: Path) -> Path | None:
             axis.plot(xs, ys, label=label, marker="." if len(xs) < 30 else "")
         axis.grid(visible=True, alpha=0.3)
         axis.legend()
-    return _save(figure, folder / "report" / "curves.png")
-
-
-def write_test_report(folder: Path, values: Mapping[str, Any]) -> Path:
-    """Write numbers to `report/test.json`, and 2-D values to `report/<name>.csv` and a plot.
-
-    Non-finite numbers become null, as JSON cannot hold them.
-    """
-    numbers = {}
-    for name, value in values.items():
-        plain = _as_plain(value)
-        if isinstance(plain, list) and plain and all(isinstance(row, list) for row in plain):
-            _write_table(folder / "report" / name.replace("/", "_"), plain)
-        else:
-            numbers[name] = plain
-    path = folder / "report" / "test.json"
-    write_whole(path, (json.dumps(numbers, indent=2, allow_nan=False) + "\n").encode())
-    return path
+    return save_figure(figure, folder / "report" / "curves.png")
 
 
 def _read_curves(path: Path) -> dict[str, dict[str, Curve]]:
@@ -70,27 +55,34 @@ def _read_curves(path: Path) -> dict[str, dict[str, Curve]]:
     return curves
 
 
-def _as_plain(value: Any) -> Any:
-    """Convert tensors and arrays to numbers and lists."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, Mapping):
-        return {str(name): _as_plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def write_table_picture(
+    path: Path,
+    title: str,
+    rows: Sequence[Sequence[float | None]],
+    classes: Sequence[str] = (),
+) -> None:
+    """Draw a table of numbers, such as a confusion matrix, as colours.
 
-
-def _write_table(path: Path, rows: list[list[float | None]]) -> None:
-    write_whole(path.with_name(f"{path.name}.csv"), csv_text(rows).encode())
-    figure = _new_figure(5, 4.5)
+    Args:
+        classes: the names of the rows and of the columns, if they are classes.
+    """
+    side = min(4.5 + 0.15 * len(classes), 14)
+    figure = new_figure(side + 0.5, side)
     if figure is not None:
         cells = [[math.nan if cell is None else cell for cell in row] for row in rows]
-        axis = figure.add_subplot(title=path.name)
+        axis = figure.add_subplot(title=title)
         figure.colorbar(axis.imshow(cells))
-        _save(figure, path.with_name(f"{path.name}.png"))
+        if 0 < len(classes) <= MOST_NAMES:
+            names = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
+            names = [name.replace("$", r"\$") for name in names]  # no formulas
+            axis.set_xticks(range(len(names)), names, rotation=90)
+            axis.set_yticks(range(len(names)), names)
+        if classes:
+            axis.set(xlabel="predicted class", ylabel="true class")
+        save_figure(figure, path)
 
 
-def _new_figure(width: float, height: float) -> "Figure | None":
+def new_figure(width: float, height: float) -> "Figure | None":
     """Return an empty figure; None with a warning if matplotlib is missing."""
     try:
         from matplotlib.figure import Figure  # takes a second, so it is imported late
@@ -101,8 +93,11 @@ def _new_figure(width: float, height: float) -> "Figure | None":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> Path:
+def save_figure(figure: "Figure", path: Path) -> Path:
+    """Write a figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name that the font cannot show
+        figure.savefig(buffer, dpi=120, format="png")
     write_whole(path, buffer.getvalue())
     return path

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from base.report.figures import _read_curves, write_curves
+from base.report.test_results import write_test_report
 from logger.csv_writer import CsvWriter
-from logger.report import _read_curves, write_curves, write_test_report
 
 
 def write_metrics(folder, n_epochs: int) -> None:

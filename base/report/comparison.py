@@ -1,0 +1,246 @@
+"""One page for several runs: curves on shared axes, differing settings, predictions in pairs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from base.report.curves import OF_TIME, PHASES, Panel, draw, kind_of, points_of
+from base.report.markup import Raw, page, section, shown, table, tag
+from base.report.page import MEANS, loss_names, time_of
+from base.report.prediction_sections import PART_NAMES
+from base.report.predictions import PARTS, read_predictions, read_rows_of
+from base.report.settings import differing
+from base.runs.facts import RunFacts, read_run
+from logger.files import write_whole
+
+EXACT_UP_TO = 1000  # discordant samples; of more, the chi-squared distribution is as good
+
+
+def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+    """Write ``index.html`` into a folder, which is made if only its last part is missing.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    runs = [read_run(folder) for folder in folders]
+    path = out / "index.html"
+    write_whole(path, comparison_page(runs, out).encode(errors="backslashreplace"))
+    return path
+
+
+def comparison_page(runs: Sequence[RunFacts], out: Path) -> str:
+    """Return the page that compares runs.
+
+    Args:
+        out: the folder of the page, to which its links are relative.
+    """
+    labels = labels_of(runs)
+    sections = {
+        "runs": ("Runs", [_overview(runs, labels, out)]),
+        "settings": ("Settings that differ", [_settings(runs, labels)]),
+        "curves": ("Curves", _curves(runs, labels)),
+        **{
+            f"predictions-{part}": (
+                f"Predictions: {PART_NAMES[part]} data",
+                _predictions(runs, labels, part),
+            )
+            for part in PARTS
+        },
+    }
+    filled = {key: one for key, one in sections.items() if any(one[1])}
+    names = list(dict.fromkeys(run.name for run in runs))
+    title = f"{len(runs)} runs of {', '.join(names)}"
+    return page(
+        title,
+        tag("h1", title),
+        tag("nav", *(tag("a", title, href=f"#{key}") for key, (title, _) in filled.items())),
+        *(section(title, *content, id_=key) for key, (title, content) in filled.items()),
+    )
+
+
+def labels_of(runs: Sequence[RunFacts]) -> list[str]:
+    """Return a short unique name of each run: its changed settings, or its folder."""
+    has_names = len({run.name for run in runs}) > 1
+    folders = [f"{run.name}/{run.folder.name}" if has_names else run.folder.name for run in runs]
+    settings = [run.folder.name.partition("_")[2] for run in runs]
+    short = folders if has_names or not all(settings) else settings
+    if len(set(short)) == len(runs):
+        return short
+    return folders if len(set(folders)) == len(runs) else [str(run.folder) for run in runs]
+
+
+def _overview(runs: Sequence[RunFacts], labels: Sequence[str], out: Path) -> Raw:
+    tested = [
+        name
+        for name in dict.fromkeys(name for run in runs for name in run.test)
+        if "/" not in name or name.endswith(MEANS)
+    ]
+    head = ["run", "state", "epochs", "monitor", "best", "at epoch", *(f"test {t}" for t in tested)]
+    best = _best_of(runs)
+    rows = []
+    for run, label in zip(runs, labels, strict=True):
+        page_of_run = run.folder / "report" / "index.html"
+        link = os.path.relpath(page_of_run.absolute(), out.absolute())
+        name = tag("a", label, href=Path(link).as_posix()) if page_of_run.is_file() else label
+        is_best = best is not None and run.best == best
+        rows.append([
+            name, run.state, run.epoch, run.monitor or "off",
+            tag("td", shown(run.best), class_="number best" if is_best else "number"),
+            run.best_epoch, *(_number(run.test.get(key)) for key in tested), time_of(run),
+        ])  # fmt: skip
+    return table([*head, "training time"], rows, heads=1)
+
+
+def _best_of(runs: Sequence[RunFacts]) -> float | None:
+    """Return the best value if all runs have the same monitor."""
+    monitors = {run.monitor for run in runs}
+    values = [run.best for run in runs if run.best is not None]
+    if len(monitors) != 1 or not values:
+        return None
+    return max(values) if str(monitors.pop()).startswith("max") else min(values)
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, int | float) else None
+
+
+def _settings(runs: Sequence[RunFacts], labels: Sequence[str]) -> Raw:
+    found = differing([run.config for run in runs])
+    found.pop("trainer.save_dir", None)
+    if not found:
+        return tag("p", "The settings are the same.")
+    rows = [
+        [key, *(tag("td", value or "not set", class_="long") for value in values)]
+        for key, values in found.items()
+    ]
+    return table(["setting", *labels], rows, heads=1)
+
+
+def _curves(runs: Sequence[RunFacts], labels: Sequence[str]) -> list[Raw]:
+    """Return a chart for each column of metrics.csv with a line for each run."""
+    losses = {name for run in runs for name in loss_names(run.config)}
+    columns = dict.fromkeys(
+        name
+        for run in runs
+        for row in run.rows
+        for name in row
+        if name.partition("/")[0] not in ("epoch", "step", *OF_TIME)
+        and (name.count("/") < 2 or name.endswith(MEANS))
+    )
+    panels = []
+    for column in columns:
+        lines = {
+            label: points_of(run.rows, column) for run, label in zip(runs, labels, strict=True)
+        }
+        lines = {label: line or [] for label, line in lines.items()}
+        if any(lines.values()):
+            phase, _, metric = column.partition("/")
+            title = metric if phase in PHASES else column
+            panels.append(Panel(column, kind_of(title, losses), lines).with_kind())
+    panels.sort(key=lambda panel: panel.title.partition("/")[0] != "valid")
+    return [tag("div", *draw(panels), class_="grid")] if panels else []
+
+
+def _predictions(runs: Sequence[RunFacts], labels: Sequence[str], part: str) -> list[Raw]:
+    """Return how the predictions of each two runs differ, where both have them."""
+    summaries = [read_predictions(run.folder).get(part) for run in runs]
+    known = [number for number, one in enumerate(summaries) if one and one["are_ids_known"]]
+    if len(known) < 2:
+        return []
+    rows = {number: read_rows_of(runs[number].folder, part) for number in known}
+    rights, gaps = [], []
+    for one, other in combinations(known, 2):
+        both = _common(rows[one], rows[other])
+        pair = [labels[one], labels[other], len(both)]
+        if not both:
+            continue
+        tasks = {summary["task"] for number in (one, other) if (summary := summaries[number])}
+        if tasks <= {"classification", "binary", "multilabel"}:
+            rights.append([*pair, *_of_classes(both)])
+        elif len(tasks) == 1:
+            gaps.append([*pair, *_of_errors(both)])
+    content = []
+    if rights:
+        head = [
+            "A",
+            "B",
+            "samples",
+            "both right",
+            "only A right",
+            "only B right",
+            "both wrong",
+            "p",
+        ]
+        text = (
+            "Samples that both runs predicted. p: McNemar's test of whether the two differ by more"
+            " than chance; small values say that they do."
+        )
+        content += [tag("p", text, class_="soft"), table(head, rights)]
+    if gaps:
+        head = ["A", "B", "samples", "mean error of A", "of B", "A closer", "B closer"]
+        content.append(table(head, gaps))
+    return content
+
+
+Row = Mapping[str, str]
+
+
+def _common(one: Mapping[str, Row], other: Mapping[str, Row]) -> list[tuple[Row, Row]]:
+    """Return the rows of the samples that both have, with the same target."""
+    pairs = [(row, other[name]) for name, row in one.items() if name in other]
+    return [(a, b) for a, b in pairs if _targets(a) == _targets(b)]
+
+
+def _targets(row: Row) -> list[str]:
+    return [value for name, value in row.items() if name.partition("/")[0] == "target" and value]
+
+
+def _of_classes(both: Sequence[tuple[Row, Row]]) -> list[Any]:
+    judged = [(a["target"] == a["prediction"], b["target"] == b["prediction"]) for a, b in both]
+    only_a, only_b = judged.count((True, False)), judged.count((False, True))
+    counts = [judged.count((True, True)), only_a, only_b, judged.count((False, False))]
+    return [*counts, tag("td", f"{mcnemar(only_a, only_b):.3g}", class_="number")]
+
+
+def _of_errors(both: Sequence[tuple[Row, Row]]) -> list[Any]:
+    errors = [(_error(a), _error(b)) for a, b in both]
+    errors = [pair for pair in errors if all(map(math.isfinite, pair))]
+    if not errors:
+        return [None, None, None, None]
+    means = [sum(each) / len(errors) for each in zip(*errors, strict=True)]
+    closer = sum(a < b for a, b in errors), sum(b < a for a, b in errors)
+    return [*means, *closer]
+
+
+def _error(row: Row) -> float:
+    """Return the mean absolute error of a sample's numbers, or 1 - IoU of its mask."""
+    try:
+        if "mean_iou" in row:
+            return 1 - float(row["mean_iou"])
+        if "mean_absolute_error" in row:
+            return float(row["mean_absolute_error"])
+        ends = [name[len("target") :] for name in row if name.partition("/")[0] == "target"]
+        gaps = [abs(float(row[f"target{end}"]) - float(row[f"prediction{end}"])) for end in ends]
+        return sum(gaps) / len(gaps)
+    except (KeyError, ValueError, ZeroDivisionError):
+        return math.nan
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Return the two-sided p-value of McNemar's test, exact for few samples.
+
+    Args:
+        only_a, only_b: the samples that one of two models gets right and the other wrong.
+    """
+    total = only_a + only_b
+    if total == 0:
+        return 1.0
+    if total > EXACT_UP_TO:
+        return math.erfc(math.sqrt((only_a - only_b) ** 2 / total / 2))
+    tail = sum(math.comb(total, k) for k in range(min(only_a, only_b) + 1))
+    return float(min(1.0, 2 * tail / 2**total))

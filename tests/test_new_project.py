@@ -58,7 +58,10 @@ def paths_in(folder: Path) -> set[str]:
 def test_a_project_holds_the_engine_and_a_start(project: Path) -> None:
     found = paths_in(project)
     assert {"base/base_trainer.py", "logger/writers.py", "data_loader/data_loaders.py"} <= found
-    assert {path for path in found if not path.startswith(ENGINE)} - {"predict.py", "export.py"} == {
+    assert {path for path in found if not path.startswith(ENGINE)} - {
+        "predict.py",
+        "export.py",
+    } == {
         ".copier-answers.yml",
         ".github/workflows/ci.yml",
         ".gitignore",

@@ -3,8 +3,9 @@
 #:  make faults TESTS="--soak 120"   with two hours of random faults at the end
 #:  make test-torch VERSION=2.10.0   the quick tests with that torch, in a .venv of its own (gigabytes)
 #:  make bench                       what a step costs above the bare loop
+#:  make docs                        the documentation as a site, in site/
 
-.PHONY: faults test-torch bench
+.PHONY: faults test-torch bench docs
 faults: $(VENV)/.installed-dev
 	$(RUN) -m pytest -m fault --faults many -q $(value TESTS)
 
@@ -16,6 +17,9 @@ test-torch:
 	PIP_CONSTRAINT=$(CURDIR)/.venv-torch-$(VERSION).txt \
 		$(MAKE) VENV=.venv-torch-$(VERSION) .venv-torch-$(VERSION)/.installed-dev
 	.venv-torch-$(VERSION)/bin/python -m pytest $(CORES) -m "not slow" $(value TESTS)
+
+docs: $(VENV)/.installed-dev
+	@$(RUN) docs/site/build.py
 
 bench: $(VENV)/.installed
 	$(RUN) benchmarks/overhead.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
 try:
@@ -15,15 +16,14 @@ except ImportError as error:  # a package is missing, or pytorch-template's base
 def main(arguments: Sequence[str]) -> int:
     """Parse, load, build, run."""
     options = parse_train(arguments)
-    if options.schema or options.list is not None:
-        from base.names.listing import show_names
-
-        return show_names(None if options.schema else options.list)
+    if options.schema or options.list is not None or options.is_sweep:
+        return answer(options)
     config, resume_from = choose_config(options)
     if options.print_config:
         print(config.describe(), end="")
         return 0
-    code = start_processes(options.device or config["device"], arguments)
+    alone = f"--check {options.check}" if options.check else None
+    code = start_processes(options.device or config["device"], arguments, alone)
     if code is not None:  # of the processes that trained
         return code
 
@@ -36,7 +36,6 @@ def main(arguments: Sequence[str]) -> int:
         check,
         check_ranks,
         choose_device,
-        dry_run,
         hash_code_at_start,
         make_repeatable,
         open_run,
@@ -44,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         references_to_resume,
         refuse_changed_data,
         resume_together,
+        try_out,
         write_deferred_files,
     )
     from base.system.deferred_files import defer_files
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
 
     setup_logging(None, config["trainer"]["verbosity"])
     # Errors name their place in the config file; nothing is written before the run begins.
-    with config.placed(), defer_files(options.dry_run) as files:
+    with config.placed(), defer_files(bool(options.dry_run or options.check)) as files:
         check_names(config)
         device = choose_device(options.device or config["device"])
         make_repeatable(config)
@@ -76,12 +76,8 @@ def main(arguments: Sequence[str]) -> int:
             experiment.share_with(world)
             trainer = build_trainer(config, experiment)
             check_ranks(experiment, world, hashes)
-            if options.dry_run:
-                with world.paused():
-                    text = dry_run(trainer)
-                if world.is_main:
-                    print(text, end="")
-                return 0
+            if options.dry_run or options.check:
+                return try_out(trainer, options.check, options.output, resume_from)
             if resume_from is not None:
                 refuse_changed_data(experiment, resume_from, options.allow_change)
             check(trainer)
@@ -89,6 +85,17 @@ def main(arguments: Sequence[str]) -> int:
             with open_run(trainer, config, resume_from, options.allow_change) as run:
                 trainer.train(run)
     return 0
+
+
+def answer(options: Namespace) -> int:
+    """Do what is not one training: run a sweep, or show the names or the schema."""
+    if options.is_sweep:
+        from base.sweeps import run_sweep
+
+        return run_sweep(options)
+    from base.names.listing import show_names
+
+    return show_names(None if options.schema else options.list)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,9 @@ if TYPE_CHECKING:
     from base.errors import TrainingError as TrainingError
     from base.errors import UsageError as UsageError
     from base.errors import nearest as nearest
+    from base.from_python import FinishedRun as FinishedRun
+    from base.from_python import load_run as load_run
+    from base.from_python import train as train
     from base.names.registry import CALLBACKS as CALLBACKS
     from base.names.registry import DATA_LOADERS as DATA_LOADERS
     from base.names.registry import DATASETS as DATASETS

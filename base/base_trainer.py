@@ -14,6 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from base.checkpoint.data_record import class_names
 from base.checkpoint.store import CheckpointStore
 from base.config.durations import parse_duration
 from base.data.batch import SampleCount, Targets, ids_of, inputs_of, target_of
@@ -51,6 +52,7 @@ from base.training.results import (
 )
 from base.training.run_log import Run, RunLog
 from base.training.state import build_state, checked_parts, parts_with_state
+from base.training.swa import StochasticWeightAverage
 from base.training.trials import trial
 from logger.meters import Meters
 from logger.progress import ProgressBar
@@ -201,11 +203,11 @@ class BaseTrainer:
                         self._update_sampler(micro_batch, values)
                 del micro_batch  # frees the memory of this step before the next batch arrives
                 self._n_samples = None
-        return summarise("train", self.meters, self.training_state.phase_metrics, self.world)
+        return self._summarise("train", self.meters)
 
     @final
     def end_step(self, values: Mapping[str, Any]) -> None:
-        """Finish a step: schedules, unfreezing, EMA, logging, callbacks, checkpoint, stop."""
+        """Finish a step: schedules, unfreezing, averages, logging, callbacks, checkpoint, stop."""
         self.progress.step += 1
         self.progress.rates = learning_rates(self.optimizers)  # that this step used
         for schedule in self.schedules.values():
@@ -216,7 +218,7 @@ class BaseTrainer:
         if self._buffer_means is not None and is_made:
             share = self.window.n_own / max(self.window.n_counted, 1)
             self._buffer_means.average(self.world, share, self.progress.step)
-        if self.ema is not None and is_made:
+        if self.ema is not None and is_made and self.ema.is_due(self.progress.step):
             self.ema.update()
         self.clock.lap("compute")
         if is_made and self.log_every.is_due_at_step(self.progress.step):
@@ -230,19 +232,35 @@ class BaseTrainer:
             self.save()
         self.clock.lap("logging")
         if is_made and self.progress.step == self.progress.skipped + 1:
-            self.current_run.check_first_step(
-                summarise("train", self.meters, self.training_state.phase_metrics, self.world)
-            )
+            self.current_run.check_first_step(self._summarise("train", self.meters))
         if self._requests.stop:
             raise StopRequested
 
     @final
     def validate(self) -> Values:
         """Evaluate on the validation data if ``trainer.validate_every`` includes this epoch."""
+        self._measure_statistics()
         is_due = (self.progress.epoch + 1) % self.settings.validate_every == 0
         if self.valid_loader is None or not is_due:
             return {}
         return self.evaluate(self.valid_loader, "valid")
+
+    @final
+    def _measure_statistics(self) -> None:
+        """Measure BatchNorm's statistics for weights that ``trainer.swa`` has averaged.
+
+        The batches of the epoch are read again. Weights and random streams do not change.
+        """
+        if not isinstance(self.ema, StochasticWeightAverage) or not self.ema.needs_statistics:
+            return
+        count, seed = self.progress.batch, derive_seed(self.config["seed"], "swa")
+        batches = self.train_loader.batches(self.progress.batches_total - count, count)
+        with isolated_random_state(seed), self.ema.recomputed(), torch.no_grad():
+            for batch in self._copy_to_device(batches):
+                if self._requests.stop:
+                    raise StopRequested
+                with self.precision.autocast():
+                    self.forward(batch)
 
     @final
     def evaluate(self, loader: Any, phase: str, max_batches: int | None = None) -> Values:
@@ -275,7 +293,7 @@ class BaseTrainer:
                 self._end_batch()
                 del batch
             self._n_samples = None
-            return summarise(phase, meters, metrics, self.world)
+            return self._summarise(phase, meters)
 
     @final
     def _evaluated(self, loader: Any, count: int, count_samples: SampleCount) -> Iterator[Any]:
@@ -693,6 +711,12 @@ class BaseTrainer:
             bar.update()
             if self.window.is_full:
                 self.end_step(self.training_state.last_values)
+
+    @final
+    def _summarise(self, phase: str, meters: Meters) -> Values:
+        """Return the means and metrics of a phase by name; those of classes by class name."""
+        classes = class_names(getattr(self._phase_loader, "dataset", None)) or ()
+        return summarise(phase, meters, self.training_state.phase_metrics, self.world, classes)
 
     @final
     def _wait_for_all(self, kind: Kind) -> None:

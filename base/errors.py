@@ -31,6 +31,11 @@ class KindlingError(Exception):
     reporter = 0
     is_printed_once = False
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows: the message, without the engine's own calls."""
+        lines = (self.trace.rstrip(), f"{type(self).__name__}: {self}", self.advice)
+        return [line for line in lines if line]
+
     def with_trace_of(self, error: BaseException) -> Self:
         """Add the traceback of an OSError in user code, which would look like a disk error."""
         self.trace = trace_of(error)
@@ -120,10 +125,15 @@ class BatchError(DataError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the most similar known name, else ``""``."""
-    choices = list(known)
-    lowered = {choice.lower(): choice for choice in choices}
+    found = nearest_name(name, known)
+    return "" if found is None else f"; did you mean {found!r}?"
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """Return the most similar known name, if there is one."""
+    lowered = {choice.lower(): choice for choice in known}
     matches = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
-    return f"; did you mean {lowered[matches[0]]!r}?" if matches else ""
+    return lowered[matches[0]] if matches else None
 
 
 def listed(items: Sequence[Any], most: int = 5) -> str:

@@ -1,8 +1,10 @@
-"""The console and the log file: a header, then one row per epoch."""
+"""The console and the log file, and how values, headers and tables are written there."""
 
 import logging
 import os
+import re
 import sys
+import textwrap
 import unicodedata
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import TypeVar
 
 from logger.files import as_file_error, open_descriptor
 from logger.progress import above_bars
+from logger.terminal import styled, terminal_width
 
 ROW = 25  # the level of epoch rows, between INFO and WARNING: logger.log(ROW, line)
 Handler = TypeVar("Handler", bound=logging.Handler)
@@ -142,6 +145,8 @@ class _LogFile(logging.Handler):
 class _Console(logging.Handler):
     """Prints to stdout, and warnings with their level to stderr, above any progress bar.
 
+    A record may have a ``style`` of `logger.terminal`, from `extra={"style": "bold"}`.
+
     Args:
         prefix: is printed before each line.
     """
@@ -154,7 +159,11 @@ class _Console(logging.Handler):
         warns = record.levelno >= logging.WARNING
         stream = sys.stderr if warns else sys.stdout
         try:
-            text = f"{record.levelname.lower()}: " * warns + self.format(record)
+            text = wrap_prose(self.format(record), terminal_width(stream))
+            text = styled(text, getattr(record, "style", None), stream)
+            if warns:
+                kind = "warning" if record.levelno < logging.ERROR else "error"
+                text = f"{styled(f'{record.levelname.lower()}:', kind, stream)} {text}"
             text = self.prefix + text
             encoding = stream.encoding or "utf-8"
             with above_bars():
@@ -169,54 +178,116 @@ class _Console(logging.Handler):
 
 
 def format_header(facts: Mapping[str, object]) -> str:
-    """Return entries as aligned lines of name and value, omitting None."""
+    """Return entries as aligned lines of name and value, omitting None.
+
+    In a terminal, lists are continued on further lines; a path or a command stays whole.
+    """
     width = max(map(text_width, facts), default=0) + 2
+    end = terminal_width()
     return "\n".join(
-        pad(name, width) + str(fact).replace("\n", "\n" + " " * width)
+        pad(name, width) + wrap_list(str(fact), end, width)
         for name, fact in facts.items()
         if fact is not None
     )
 
 
-def table(rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> str:
+def wrap_list(text: str, end: int | None, indent: int = 2, start: int | None = None) -> str:
+    """Return a text whose lines end before cell ``end``: they are cut after ", " and "; ".
+
+    Args:
+        end: None cuts no line.
+        indent: the cell in which further lines begin.
+        start: the cell in which the text begins; None means ``indent``.
+    """
+    lines, at = [""], indent if start is None else start
+    for paragraph in text.split("\n"):
+        for part in re.split(r"(?<=[,;]) ", paragraph):
+            is_full = end is not None and at + text_width(f"{lines[-1]} {part}") > end
+            if lines[-1] and is_full:
+                lines.append("")
+                at = indent
+            lines[-1] += f" {part}" if lines[-1] else part
+        lines.append("")
+        at = indent
+    return f"\n{' ' * indent}".join(lines[:-1])
+
+
+def wrap_prose(text: str, end: int | None) -> str:
+    """Return a text whose lines are cut at spaces, but for those with a command to copy."""
+    if end is None:
+        return text
+    lines = text.split("\n")
+    return "\n".join(line if "python " in line else _wrap(line, end) for line in lines)
+
+
+def _wrap(line: str, end: int) -> str:
+    if text_width(line) <= end:
+        return line
+    whole = textwrap.TextWrapper(
+        end, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return whole.fill(line)
+
+
+def table(
+    rows: Iterable[Sequence[str]],
+    right: Sequence[str] = (),
+    spare: Sequence[str] = (),
+    width: int | None = None,
+) -> str:
     """Return rows as aligned columns. The first row holds the names.
+
+    To fit a terminal, texts are cut, the widest first, but none of the first column and no number;
+    then columns are left out.
 
     Args:
         right: names of the columns to align on the right.
+        spare: names of the columns to leave out first, in this order; then the last ones follow.
+        width: the cells of a line; None means those of the terminal, and any number in a pipe.
     """
-    columns = []
-    for column in zip(*rows, strict=True):
-        width, is_right = max(map(text_width, column)), column[0] in right
-        columns.append([pad(cell, width, right=is_right) for cell in column])
-    return "\n".join("  " + "  ".join(row).rstrip() for row in zip(*columns, strict=True))
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    gap, columns, widths = _fit(columns, spare, width or terminal_width())
+    texts = []
+    for column, cells in zip(columns, widths, strict=True):
+        is_right = column[0] in right
+        texts.append([pad(shorten(cell, cells), cells, right=is_right) for cell in column])
+    space = " " * gap
+    return "\n".join("  " + space.join(row).rstrip() for row in zip(*texts, strict=True))
 
 
-class EpochTable:
-    """Formats one fixed-width row per epoch. `*` marks the best.
+DIGITS = "0123456789.,"
+NUMBERS = re.compile(r"[-+\d.,e%()\[\] x?]*|\.\.\.|nan|inf")
+LEAST = 8  # cells of a text that is cut
 
-    A name that first appears in a later epoch is added on the right, under a new header.
-    """
 
-    def __init__(self, repeat_every: int = 40) -> None:
-        self.columns: list[str] = []
-        self._repeat_every = repeat_every
-        self._n_rows = 0
+def _fit(
+    columns: list[list[str]], spare: Sequence[str], end: int | None
+) -> tuple[int, list[list[str]], list[int]]:
+    """Return the gap, the columns that fit into ``end`` cells, and their widths."""
+    widths = [max(map(text_width, column)) for column in columns]
+    if end is None or 2 + sum(widths) + 2 * (len(widths) - 1) <= end:
+        return 2, columns, widths
+    least = [_least(column, width) for column, width in zip(columns, widths, strict=True)]
+    least[:1] = [max(least[0], min(widths[0], end - 2))]
+    kept = list(range(len(columns)))
+    left_out = [k for name in spare for k in kept[1:] if columns[k][0] == name]
+    for k in [*left_out, *(k for k in reversed(kept[1:]) if k not in left_out)]:
+        if 2 + sum(least[k] + 1 for k in kept) - 1 <= end:
+            break
+        kept.remove(k)
+    widths, least = [widths[k] for k in kept], [least[k] for k in kept]
+    room = end - 2 - (len(kept) - 1)
+    while sum(widths) > room and widths != least:
+        widest = max(range(len(kept)), key=lambda k: (widths[k] > least[k], widths[k]))
+        widths[widest] -= 1
+    gap = 2 if sum(widths) + len(kept) - 1 <= room else 1
+    return gap, [columns[k] for k in kept], widths
 
-    def lines(self, values: Mapping[str, object], best: bool = False) -> list[str]:
-        """Return the row of one epoch, preceded by the header if it is due."""
-        new = [name for name in values if name not in self.columns]
-        self.columns += new
-        cells = [format_value(name, values.get(name)) for name in self.columns]
-        lines = [self._line(cells) + " *" * best]
-        if new or self._n_rows % self._repeat_every == 0:
-            lines.insert(0, self._line([shorten(name) for name in self.columns]))
-        self._n_rows += 1
-        return lines
 
-    def _line(self, cells: list[str]) -> str:
-        least = {"epoch": 5, "step": 8}
-        widths = [max(text_width(shorten(n)), least.get(n, 10)) for n in self.columns]
-        return "  ".join(pad(c, w, right=True) for c, w in zip(cells, widths, strict=True))
+def _least(column: Sequence[str], width: int) -> int:
+    """Return the cells that a column needs: numbers are not cut."""
+    is_cut = not all(map(NUMBERS.fullmatch, column[1:]))
+    return min(width, max(text_width(column[0]), LEAST)) if is_cut else width
 
 
 def format_value(name: str, value: object) -> str:
@@ -244,6 +315,22 @@ def pad(text: str, width: int, right: bool = False) -> str:
     return space + text if right else text + space
 
 
-def shorten(name: str) -> str:
-    """Shorten a name of more than 24 characters by omitting its middle."""
-    return name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}"
+def shorten(text: str, width: int = 24) -> str:
+    """Shorten a text to at most `width` cells, omitting no part of a number.
+
+    A name loses its middle, and a list or a call its end.
+    """
+    if text_width(text) <= width:
+        return text
+    n_last = 0 if re.search(r"[ (]", text) else (width - 1) // 3
+    first = _beginning(text, width - 1 - n_last)
+    return f"{first}…{_beginning(text[::-1], n_last)[::-1]}"
+
+
+def _beginning(text: str, width: int) -> str:
+    """Return as much of a text as fits into `width` cells, without a part of a number."""
+    n = len(text)
+    while text_width(text[:n]) > width:
+        n -= 1
+    is_inside = 0 < n < len(text) and text[n - 1] in DIGITS and text[n] in DIGITS
+    return text[:n].rstrip(DIGITS) if is_inside else text[:n].rstrip(" ,")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm.std import tqdm
 
@@ -14,6 +14,20 @@ REDRAW_SECONDS = 0.1
 
 class _Line(tqdm):  # type: ignore[type-arg]
     monitor_interval = 0  # no monitor thread: the loop redraws
+
+
+def _new_line(stream: TextIO, **settings: Any) -> Any:
+    """Return a tqdm line; in a notebook with ipywidgets, tqdm's bar for notebooks."""
+    if is_notebook(stream):
+        from tqdm import notebook
+
+        if notebook.IProgress is not None:  # type: ignore[attr-defined]  # ipywidgets is there
+
+            class _NotebookLine(notebook.tqdm_notebook):  # type: ignore[type-arg]
+                monitor_interval = 0
+
+            return _NotebookLine(**settings)
+    return _Line(file=stream, dynamic_ncols=True, **settings)
 
 
 class ProgressBar(AbstractContextManager["ProgressBar"]):
@@ -28,18 +42,17 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
         stream: TextIO | None = None,
     ) -> None:
         stream = stream or sys.stdout
-        self._line: _Line | None = None
+        self._line: Any = None
         self._text: Callable[[], str] = lambda: ""
         self._pending = 0
         self._next_redraw = perf_counter() + REDRAW_SECONDS
         if enabled and can_redraw(stream):
-            self._line = _Line(
+            self._line = _new_line(
+                stream,
                 desc=description,
                 total=total,
                 initial=initial,
-                file=stream,
                 leave=False,
-                dynamic_ncols=True,
                 mininterval=0,
                 miniters=1,
             )
@@ -64,7 +77,7 @@ class ProgressBar(AbstractContextManager["ProgressBar"]):
     def __exit__(self, *failure: object) -> None:
         self.close()
 
-    def _redraw(self, line: _Line) -> None:
+    def _redraw(self, line: Any) -> None:
         line.set_postfix_str(self._text(), refresh=False)
         line.update(self._pending)
         self._pending = 0
@@ -87,6 +100,11 @@ def above_bars() -> Iterator[None]:
 
 def can_redraw(stream: TextIO) -> bool:
     """Return whether a stream can redraw a line: a terminal that is not dumb, or a notebook."""
-    if type(stream).__module__.startswith("ipykernel"):
+    if is_notebook(stream):
         return True
     return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def is_notebook(stream: TextIO) -> bool:
+    """Return whether a stream writes to the cells of a notebook."""
+    return type(stream).__module__.startswith("ipykernel")

@@ -23,6 +23,8 @@ pytest.register_assert_rewrite("faults.runs", "stores")
 ROOT = Path(__file__).resolve().parent.parent
 # Compile each Python file once, not in every process that a test starts.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+for chosen in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):  # of the shell that runs the tests
+    os.environ.pop(chosen, None)
 sys.dont_write_bytecode = False
 
 # The files that take longest start first, so that with several processes (`-n 2`) none of them is

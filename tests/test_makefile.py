@@ -129,6 +129,10 @@ def test_a_venv_whose_python_is_gone_is_made_anew(folder: Path) -> None:
     assert make(folder, "train")[2] == ["venv", "pip", TRAIN_DIGITS]
 
 
+def test_docs_are_built_with_what_the_checks_need(folder: Path) -> None:
+    assert make(folder, "docs")[2] == ["venv", "pip", "pip", "[docs/site/build.py]"]
+
+
 def test_another_torch_is_tested_in_a_venv_of_its_own(folder: Path) -> None:
     code, _, calls = make(folder, "test-torch", "VERSION=2.10.0", "TESTS=-k resume")
     install = "pip torch==2.10.0"
@@ -174,7 +178,9 @@ def test_clean_keeps_the_runs(folder: Path) -> None:
 
 def test_pyproject_and_the_requirement_files_ask_for_the_same(project_root: Path) -> None:
     pyproject = (project_root / "pyproject.toml").read_text()
-    for key, name in (("dependencies", "requirements.txt"), ("dev", "requirements-dev.txt")):
+    lists = {"dependencies": "", "extra": "-extra", "dev": "-dev"}
+    for key, suffix in lists.items():
+        name = f"requirements{suffix}.txt"
         block = re.search(rf"^{key} = \[\n(.*?)^\]", pyproject, re.MULTILINE | re.DOTALL)
         assert block, f"pyproject.toml has no list {key!r}"
         lines = (project_root / name).read_text().splitlines()

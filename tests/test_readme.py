@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands_to_come import exists
 from processes import Script
 
 from base.config import load_config
@@ -41,6 +42,7 @@ def test_the_commands_run_in_their_order(tmp_path: Path) -> None:
         shutil.copytree(ROOT / part, tmp_path / part)
     order = sorted(COMMANDS, key=lambda command: "test.py" in command)
     ran = [command for command in order if "new_project" not in command]
+    ran = [command for command in ran if exists(shlex.split(command))]
     assert len(ran) > 5
     for command in ran:
         result = Script(shlex.split(command)[1:], tmp_path).wait()

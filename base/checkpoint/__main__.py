@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from base.checkpoint.comparison import is_equal, largest_difference
 from base.checkpoint.data_record import data_of
-from base.checkpoint.state_file import plain_copy
 from base.checkpoint.store import (
     MANIFEST,
     STATE,
@@ -32,6 +29,12 @@ from base.checkpoint.weights import (
     read_weights,
     weights_and_origin,
 )
+from base.checkpoint.weights_file import (
+    SUFFIXES,
+    refuse_existing,
+    safetensors_bytes,
+    torch_bytes,
+)
 from base.config.command_line import Parser, run
 from base.config.tree import leaves
 from base.errors import CheckpointError, UsageError, nearest
@@ -40,7 +43,6 @@ from base.system.run_folder import locate, must_exist, newest_run_in
 from logger.console import format_header, format_value, table
 from logger.files import write_whole
 
-SUFFIXES = (".safetensors", ".pt", ".pth")
 EPILOG = """A FILE is a file of weights (.pt, .pth, .safetensors), a checkpoint or a run: its path
 or any unique part of it (lr=1e-3).
 
@@ -235,11 +237,15 @@ def export(source: Path, out: Path, ema: bool | None, overwrite: bool) -> int:
     has_metadata = out.suffix == ".safetensors"
     beside = None if has_metadata else out.with_name(f"{out.name}.json")
     for path in filter(None, (out, beside)):
-        _refuse_existing(path, overwrite)
+        refuse_existing(path, overwrite)
     weights, whose = weights_and_origin(source, ema)
     record = read_record(source)
-    content = (_safetensors if has_metadata else _torch_file)(out, weights, record)
-    _refuse_existing(out, overwrite)
+    if has_metadata:
+        about = {RECORD: json.dumps(record)} if record else {}
+        content = safetensors_bytes(weights, about, out)
+    else:
+        content = torch_bytes(weights, out)
+    refuse_existing(out, overwrite)
     try:
         if beside is not None and record:
             write_whole(beside, json.dumps(record, indent=2).encode() + b"\n")
@@ -262,36 +268,6 @@ def join(source: Path, out: Path) -> int:
     write_joined(source, out)
     print(f"{out}: the checkpoint {source} in one file")
     return 0
-
-
-def _refuse_existing(out: Path, overwrite: bool) -> None:
-    if not must_exist(out.parent).is_dir():
-        raise UsageError(f"{out.parent}: this is not a folder")
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise UsageError(f"{out}: already exists; choose another name, or add --overwrite")
-
-
-def _torch_file(out: Path, weights: Mapping[str, Any], _: Mapping[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(plain_copy(weights, str(out), {}), buffer)
-    return buffer.getvalue()
-
-
-def _safetensors(out: Path, weights: Mapping[str, Any], record: Mapping[str, Any]) -> bytes:
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        text = "writing it needs safetensors (pip install safetensors); or choose a .pt file"
-        raise UsageError(f"{out}: {text}") from error
-    odd = [name for name, value in weights.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise CheckpointError(
-            f"{out}: {odd[0]} is not a tensor, which safetensors cannot hold: use .pt"
-        )
-    # Shared weights are written under each name, as the format does not support sharing.
-    about = {"format": "pt", **({RECORD: json.dumps(record)} if record else {})}
-    content: bytes = save({n: v.clone().contiguous() for n, v in weights.items()}, about)
-    return content
 
 
 def _kind(value: Any) -> tuple[str, str]:

@@ -21,6 +21,8 @@ from base.checkpoint.weight_mapping import (
 )
 from base.config.normal_form import weights_section
 from base.errors import CheckpointError, nearest
+from base.network.patterns import NoMatch
+from base.network.timm_models import converted, pretrained_file
 from base.system.run_folder import newest_run_in
 from logger.files import NotAFileError, open_file, read_file
 
@@ -67,6 +69,47 @@ def sections_with_weights(
             yield from sections_with_weights(value, f"{prefix}.{name}" if prefix else name)
 
 
+def load_timm(model: nn.Module, args: Mapping[str, Any]) -> WeightsReport | None:
+    """Load the ``weights`` or the ``pretrained`` weights that the arguments of ``timm`` select.
+
+    timm converts them: it renames, resizes and adapts them to the model. The head is left out if
+    its number of classes differs. None without either argument.
+
+    Raises:
+        KindlingError: the file is not there, cannot be read, or does not match the model.
+    """
+    if args.get("weights") is None and not args.get("pretrained"):
+        return None
+    if args.get("weights") is not None:
+        path = Path(args["weights"])
+    else:
+        path = pretrained_file(args["name"], bool(args.get("download")))
+    weights = adapt_saved_names(read_weights(path), model.state_dict(), path)
+    try:
+        taken, left_out = converted(model, args, weights)
+        section = weights_section({"file": str(path), "skip": left_out})[0]
+        found, chosen = match_weights(model, taken, section, path.name)
+        load_weights(model, {**model.state_dict(), **chosen})
+    except (CheckpointError, NoMatch) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # timm's conversion of a file of something else
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(f"{path}: timm cannot convert it: {text}") from error
+    return found
+
+
+def sections_of_timm(
+    section: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the arguments of each model of timm, with the name of its module."""
+    args = section.get("args") or {}
+    if section["type"] == "timm":
+        yield prefix, args
+    for name, value in args.items():
+        if isinstance(value, Mapping) and "type" in value:
+            yield from sections_of_timm(value, f"{prefix}.{name}" if prefix else name)
+
+
 def find_checkpoint(path: Path) -> Path | None:
     """Return the checkpoint that a path names, a run's best, or the best of the newest run.
 
@@ -106,7 +149,9 @@ def weights_and_origin(path: Path, ema: bool | None) -> tuple[dict[str, Tensor],
     averages = kept.get("averages") if isinstance(kept, Mapping) else None
     averages = averages if _are_weights(averages) else {}
     if ema and not averages:
-        raise CheckpointError(f"{path}: it has no averaged weights (`trainer.ema`): omit --ema")
+        raise CheckpointError(
+            f"{path}: it has no averaged weights (`trainer.ema` or `swa`): omit --ema"
+        )
     if not averages:
         return weights, f"weights of {folder or path}"
     # A shared weight has one average, under its first name.
@@ -213,10 +258,8 @@ def _read_file(path: Path) -> Any:
 
 
 def _load_safetensors(path: Path) -> Any:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise CheckpointError("reading it needs safetensors (pip install safetensors)") from error
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except Exception as error:  # it raises its own types

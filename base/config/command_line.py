@@ -1,4 +1,4 @@
-"""The command line of train.py and test.py. This module does not import torch."""
+"""The command lines of the entry scripts. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ from base.system.run_folder import (
     current_job,
     find_newest_run,
     find_run,
+    is_sweep,
     missing_folder_error,
     run_folder_of,
 )
 from base.system.signals import exit_now, resume_command
+from base.system.trial import end_with_sweep
 from logger.files import FileError
 
 SHORT_FORMS = {
@@ -49,12 +51,18 @@ SHORT_FORMS = {
     "name": "name",
 }
 
+SWEEP_OPTIONS = ("samples", "jobs", "sampler", "pruner")
+NOT_IN_SWEEPS = ("print-config", "allow-change", "check")
+CHECKS = ("lr", "overfit")
+
 TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
   python train.py -r                                      resume the newest run
   python train.py -r lr=3e-4 --epochs 40                train it for longer
+  python train.py -c config/digits.yaml --check lr        suggest a learning rate
   python train.py -c config/digits.yaml -d 0,1            train on two GPUs
   torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
+  python train.py -c config/digits.yaml --sweep lr=1e-4,1e-3,1e-2 --jobs 2
 
 exit codes: 0 success; 1 failure, the last checkpoint stays valid; 2 an error in
 the config or the command; 3 out of memory or disk space; 130, 143 interrupted
@@ -67,6 +75,29 @@ TEST_EXAMPLES = """examples:
   python test.py -r 064611                        the run with this in its path
   python test.py -r 064611/checkpoints/step-00000220"""
 
+PREDICT_EXAMPLES = """examples:
+  python predict.py -r saved/flowers images               all images in a folder
+  python predict.py -r saved/flowers "new/*.jpg" -o new.csv --top-k 3
+  python predict.py -r saved/cars cars.csv -o prices.csv  a table
+  python predict.py -r saved/roads images -o masks        masks as PNG files
+  python predict.py -r saved/digits digits.npz:images     arrays
+
+Without -o, a terminal shows the first rows, and a pipe gets all of them as CSV.
+
+exit codes: 0 success; 1 some files could not be read: they are listed, the others
+are predicted; 2 an error in the command, or nothing could be read; 3 out of memory
+or disk space."""
+
+EXPORT_EXAMPLES = """examples:
+  python export.py -r saved/digits -o digits.pt2          for torch.export.load
+  python export.py -r -o digits.onnx --preprocessing      takes uint8 images, returns probabilities
+  python export.py -r -o digits.safetensors               the weights, with classes and statistics
+  python export.py -r saved/digits_dcgan -o generator.onnx --module generator
+
+exit codes: 0 written and compared with the model; 1 the file differs from the
+model, so it was removed; 2 an error in the command, or a model that cannot be
+exported; 3 out of disk space."""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors name the nearest option and are raised as UsageError."""
@@ -78,10 +109,14 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{self.prog}: {message}{hint}; see `python {self.prog} --help`")
 
 
-def _parser(prog: str, description: str, epilog: str, devices: str = "") -> Parser:
+def _parser(
+    prog: str, description: str, epilog: str, devices: str = "", has_config: bool = True
+) -> Parser:
     layout = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog, None, description, epilog, formatter_class=layout, allow_abbrev=False)
-    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="the experiment's config")
+    if has_config:
+        text = "the experiment's config"
+        parser.add_argument("-c", "--config", type=Path, metavar="FILE", help=text)
     parser.add_argument(
         "-d", "--device", metavar="DEVICE",
         help=f"auto (default), cpu, cuda, mps, or a GPU's number{devices}",
@@ -116,6 +151,7 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     for name, key in SHORT_FORMS.items():
         parser.add_argument(f"--{name}", metavar="VALUE", help=f"short for --set {key}=VALUE")
+    _add_sweep(parser)
     show = parser.add_argument_group("instead of training")
     show.add_argument(
         "--print-config", action="store_true", help="print each value with its origin"
@@ -125,6 +161,16 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="build everything, try a batch, print tables; write nothing",
     )
+    show.add_argument(
+        "--check", metavar="KIND",
+        help="lr: try rising learning rates and suggest one (lr:NAME for one of several "
+        "optimizers); overfit: learn one batch by heart, or say what stands in the way; write "
+        "nothing in the folder of runs",
+    )  # fmt: skip
+    show.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="the picture of --check lr (default: in the folder for temporary files)",
+    )  # fmt: skip
     show.add_argument(
         "--list", nargs="?", const="all", metavar="KIND",
         help="list names that a config can use: of one kind (model, loss, metric ...) or of all",
@@ -137,10 +183,65 @@ def parse_train(arguments: Sequence[str]) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None:
             options.overrides.append(f"{key}={value}")
+    _check_check(parser, options)
     needs_config = options.list is None and not options.schema
     if needs_config and options.config is None and options.resume is None:
         parser.error("give a config with -c FILE, or a run to resume with -r")
+    _check_sweep(parser, options)
     return options
+
+
+def _add_sweep(parser: Parser) -> None:
+    sweep = parser.add_argument_group("several runs with other settings (docs/sweeps.md)")
+    sweep.add_argument(
+        "--sweep", nargs="+", action="extend", metavar="KEY=VALUES",
+        help="train once for each combination: --sweep lr=1e-4,1e-3 model.args.width=16,32; or "
+        "draw from ranges: 'lr=1e-4..1e-1 log', width=16..256. -r FOLDER resumes the sweep",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--samples", type=_at_least_one, metavar="N", help="try N random combinations"
+    )
+    sweep.add_argument(
+        "--jobs", type=_at_least_one, metavar="N", help="trials at once, each on a GPU of its own"
+    )
+    sweep.add_argument(
+        "--sampler", metavar="NAME", help="grid, random, or one of Optuna's: tpe, gp, qmc ..."
+    )
+    sweep.add_argument(
+        "--pruner", metavar="NAME", help="stop bad trials early: Optuna's median, hyperband ..."
+    )
+
+
+def _check_sweep(parser: Parser, options: argparse.Namespace) -> None:
+    """Check that the options of a sweep go together; set ``options.is_sweep``."""
+    resumed = options.resume is not None and options.resume not in ("newest", "auto")
+    options.is_sweep = bool(options.sweep) or (resumed and is_sweep(options.resume))
+    given = [name for name in SWEEP_OPTIONS if getattr(options, name) is not None]
+    if given and not options.is_sweep:
+        parser.error(f"--{given[0]} belongs to a sweep: add --sweep KEY=VALUES")
+    excluded = [name for name in NOT_IN_SWEEPS if vars(options).get(name.replace("-", "_"))]
+    if options.is_sweep and excluded:
+        parser.error(f"--{excluded[0]} concerns one run: omit --sweep")
+    if options.sweep and resumed:
+        parser.error("a resumed sweep keeps its keys: omit --sweep")
+    if options.sweep and options.config is None:
+        parser.error("--sweep needs a config: give it with -c FILE")
+
+
+def _check_check(parser: Parser, options: argparse.Namespace) -> None:
+    """Refuse an unknown check, and options that do not belong to it."""
+    kind, _, name = (options.check or "").partition(":")
+    if options.check is not None and (kind not in CHECKS or (name and kind != "lr")):
+        known = f"{nearest(kind, CHECKS)} (there are {' and '.join(CHECKS)})"
+        parser.error(f"--check {options.check}: no such check{known}")
+    if options.check is not None and (options.dry_run or options.print_config):
+        parser.error("--check trains for some steps: give it without --dry-run, --print-config")
+    if options.output is not None and kind != "lr":
+        parser.error("-o FILE is the picture of `--check lr`")
+    if options.output is not None and options.output.suffix != ".png":
+        parser.error(f"-o {options.output}: the picture is a PNG file: name it `*.png`")
+    if options.output is not None and not options.output.parent.is_dir():
+        parser.error(f"-o {options.output}: there is no folder {options.output.parent}")
 
 
 def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
@@ -155,6 +256,102 @@ def parse_test(arguments: Sequence[str]) -> argparse.Namespace:
         "config are used",
     )  # fmt: skip
     return parser.parse_args(arguments)
+
+
+def parse_predict(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments of predict.py."""
+    text = "Predict files with the best checkpoint of a run. No training data are needed."
+    parser = _parser("predict.py", text, PREDICT_EXAMPLES, has_config=False)
+    parser.add_argument(
+        "files", nargs="+", metavar="FILES",
+        help='images, folders, patterns such as "new/*.jpg", or a CSV or text file of paths; a '
+        "CSV file for a run trained on a table; an npz, npy or IDX file of arrays",
+    )  # fmt: skip
+    parser.add_argument(
+        "-r", "--resume", default="newest", metavar="PATH",
+        help="the run, or one of its checkpoints; a name's folder means its newest run; by "
+        "default the newest run of all",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="PATH",
+        help="a .csv or .tsv file for the rows, an .npz file for arrays, or a folder for masks",
+    )  # fmt: skip
+    parser.add_argument(
+        "--masks", type=Path, metavar="FOLDER", help="where to write masks, with -o for the rows"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument(
+        "--top-k", type=_at_least_one, default=1, metavar="K", help="name the K likeliest classes"
+    )
+    parser.add_argument(
+        "--threshold", type=_share, metavar="P",
+        help="the probability from which a label, or the second of two classes, is chosen (0.5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tta", choices=("flip", "five_crop", "multi_crop"),
+        help="average the predictions for views of each image: mirrored, five crops, or both",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=_at_least_one, metavar="N", help="samples at a time (as in training)"
+    )
+    return parser.parse_args(arguments)
+
+
+def parse_export(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the arguments of export.py."""
+    text = "Write the model of a run as a file that works without Kindling, and a model card."
+    parser = _parser("export.py", text, EXPORT_EXAMPLES, has_config=False)
+    parser.add_argument(
+        "-r", "--resume", nargs="?", const="newest", default="newest", metavar="PATH",
+        help="the run, or one of its checkpoints; a name's folder means its newest run, and no "
+        "PATH the newest run. Of a run, the best checkpoint is used",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE",
+        help="*.pt2 (torch.export), *.onnx, or *.safetensors, *.pt, *.pth (weights)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--preprocessing", action="store_true",
+        help="put what prepares the validation data into the graph, and probabilities at its end",
+    )  # fmt: skip
+    parser.add_argument(
+        "--module", metavar="NAME", help="export a part of the model, such as generator"
+    )
+    parser.add_argument(
+        "--input-shape", type=shape_of, metavar="C,H,W",
+        help="the shape of a sample, if the run does not record it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, default=None,
+        help="averaged or trained weights (default: averaged, if the run has them)",
+    )  # fmt: skip
+    parser.add_argument("--opset", type=int, metavar="N", help="the version of ONNX's operators")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.set_defaults(device="cpu")  # a graph holds the device on which it was traced
+    return parser.parse_args(arguments)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"a probability from 0 to 1, not {text!r}")
+
+
+def shape_of(text: str) -> list[int]:
+    """Read the shape of a sample: ``3,224,224``."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers above 0, such as 3,224,224")
+    return list(map(int, parts))
 
 
 def choose_config(options: argparse.Namespace) -> tuple[Config, Path | None]:
@@ -204,14 +401,24 @@ def choose_tested(options: argparse.Namespace) -> tuple[Config, Path]:
     With ``-c``, the data and batch sections come from that config, everything else from the run's.
     """
     other = None if options.config is None else load_config(options.config)
-    path = find_resumed(options.resume, other, options.overrides)
-    if path is None:
-        raise UsageError("-r auto: there is no run yet; train one first")
+    path = choose_run(options, other)
     overrides = list(options.overrides)
     if other is not None:
         swapped = ("data_loader", "valid_data_loader", "test_data_loader", "batch")
         overrides += [f"{key}={json.dumps(as_source(other[key]))}" for key in swapped]
     return load_config(run_folder_of(path) / "config.yaml", overrides), path
+
+
+def choose_run(options: argparse.Namespace, config: Config | None = None) -> Path:
+    """Return the run or checkpoint that ``-r`` means.
+
+    Raises:
+        UsageError: it does not exist.
+    """
+    path = find_resumed(options.resume, config, options.overrides)
+    if path is None:
+        raise UsageError("-r auto: there is no run yet; train one first")
+    return path
 
 
 def find_resumed(wanted: str, config: Config | None, overrides: Sequence[str] = ()) -> Path | None:
@@ -322,6 +529,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     if sys.stdout is None:  # closed by the parent process: `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
     end_by_signals()
+    end_with_sweep()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from base.config.tree import DEFAULT, Keys, Node, leaves, problem_at
+from base.config.tree import DEFAULT, Keys, Node, as_tree, leaves, problem_at
 from base.config.yaml_writer import to_lines
 from base.errors import ConfigError, Problem
 
@@ -48,7 +48,7 @@ class Config(Mapping[str, Any]):
         for key in keys[:-1]:
             values, entries = values[key], entries[key].value
         values[keys[-1]] = value
-        entries[keys[-1]] = Node(value, entries[keys[-1]].where)
+        entries[keys[-1]] = Node(as_tree(value).value, entries[keys[-1]].where)
 
     @property
     def root(self) -> Node:

@@ -270,7 +270,9 @@ AUTO = switch_or("auto")
 MEMORY = Section(
     {
         "precision": Key(
-            choice("fp32", "tf32", "bf16", "fp16"), "fp32", "Number format to compute in."
+            choice("fp32", "tf32", "bf16", "fp16", "auto"),
+            "fp32",
+            "Number format to compute in; auto: bf16 where the device is fast at it.",
         ),
         "accumulate": Key(COUNT, 1, "Batches per optimizer step."),
         "prefetch": Key(whole(0), 2, "Number of batches to copy to a GPU in advance."),
@@ -322,6 +324,18 @@ EMA = Section(
     short_key="decay",
 )
 
+SWA = Section(
+    {
+        "start": Key(DURATION, "75%", "The first weights of the average are those after this."),
+        "every": Key(DURATION, "1 epoch", "Time between two weights of the average."),
+        "lr": Key(POSITIVE, None, "Constant learning rate from the start on; null: no change."),
+        "anneal": Key(DURATION, None, "Time in which the rate moves to this constant."),
+        "shape": Key(choice("cosine", "linear"), "cosine", "How it moves."),
+    },
+    short=("string",),
+    short_key="start",
+)
+
 TRAINER = Section(
     {
         "type": Key(TEXT, "Trainer", "Name of the trainer class."),
@@ -352,6 +366,9 @@ TRAINER = Section(
             DURATION, None, "Time between two logs of the losses' gradient norms and conflicts."
         ),
         "ema": Key(EMA, None, "Average the weights over time, and validate the average."),
+        "swa": Key(
+            SWA, None, "Average the weights after certain steps equally, and validate that."
+        ),
         "test": Key(SWITCH, False, "Test the best model at the end."),
         "report": Key(SWITCH, True, "Write report/index.html and predictions at the end."),
         "tensorboard": Key(SWITCH, True, "Write TensorBoard events."),
@@ -366,6 +383,7 @@ TRAINER = Section(
     },
     names="trainer",
     exactly_one=("epochs", "steps"),
+    never_both=("ema", "swa"),
 )
 
 PROFILE = Section(

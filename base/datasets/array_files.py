@@ -54,8 +54,8 @@ class ArrayFileDataset(InMemoryDataset):
         arrays = [read_array(name, file) for name in (inputs, targets)]
         where = f"{file}: {inputs}" if file else inputs
         super().__init__(
-            _as_nchw(_as_tensor(arrays[0], where), layout, where),
-            _as_tensor(arrays[1], f"{file}: {targets}" if file else targets),
+            as_nchw(as_tensor(arrays[0], where), layout, where),
+            as_tensor(arrays[1], f"{file}: {targets}" if file else targets),
             classes,
             ignore_index=ignore_index,
             source=file or inputs,
@@ -120,8 +120,8 @@ def read_array(name: str, file: str | None = None) -> Array:
         if file is None:
             whole: Array = np.load(name, mmap_mode="c", allow_pickle=False)
             return whole
+        members = array_names(file)
         with zipfile.ZipFile(file) as archive:
-            members = [each.removesuffix(".npy") for each in archive.namelist()]
             if name not in members:
                 known = nearest(name, members) or f"; it has {', '.join(members) or 'none'}"
                 raise DataError(f"{file}: no array {name!r}{known}")
@@ -139,6 +139,15 @@ def read_array(name: str, file: str | None = None) -> Array:
     except Exception as error:  # numpy and zipfile raise many types
         kind = "npz" if file else "npy"
         raise DataError(f"{file or name}: not a readable {kind} file: {error}") from error
+
+
+def array_names(file: str) -> list[str]:
+    """Return the names of the arrays in an npz file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [each.removesuffix(".npy") for each in archive.namelist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file}: not a readable npz file: {error}") from error
 
 
 def _mapped_member(archive: zipfile.ZipFile, member: str, file: str) -> Array | None:
@@ -160,7 +169,8 @@ def _mapped_member(archive: zipfile.ZipFile, member: str, file: str) -> Array | 
     return np.memmap(file, dtype, "c", start, shape, "F" if is_fortran else "C")
 
 
-def _as_tensor(array: Array, where: str) -> Tensor:
+def as_tensor(array: Array, where: str) -> Tensor:
+    """Return an array of numbers as a tensor of a dtype that torch supports."""
     if array.dtype.kind not in "uifb" or array.ndim == 0 or len(array) == 0:
         text = f"an array {array.shape} of {array.dtype}; numbers are expected, at least one"
         raise DataError(f"{where}: {text}")
@@ -171,7 +181,7 @@ def _as_tensor(array: Array, where: str) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _as_nchw(inputs: Tensor, layout: str | None, where: str) -> Tensor:
+def as_nchw(inputs: Tensor, layout: str | None, where: str) -> Tensor:
     """Return images as (sample, channel, height, width)."""
     shape = tuple(inputs.shape)
     if layout is None:

@@ -48,9 +48,9 @@ class DatasetLoader(BaseDataLoader):
             several folds, `{folds: 5, fold: 0, stratify: true}`.
         valid_dataset, test_dataset: separate validation and test data.
         transforms, valid_transforms: lists of transforms, for training and for evaluation.
-        normalize: `auto` (mean and std of the training samples), `imagenet`,
-            `{mean: ..., std: ...}`, or null for values from 0 to 1. For a `CsvDataset`, `auto`
-            also standardizes regression targets; `inputs` does not.
+        normalize: `auto` (mean and std of the training samples), `imagenet`, `model` (what a model
+            of timm expects), `{mean: ..., std: ...}`, or null for values from 0 to 1. For a
+            `CsvDataset`, `auto` also standardizes regression targets; `inputs` does not.
         mode: `RGB` or `grey`, to which your own or torchvision's images are converted.
         cache: `none`, or `memory` or `disk` to cache decoded pixels as uint8.
         cache_dir: the folder of caches on disk.

@@ -298,7 +298,7 @@ def _read_list(file: str, label: int | Sequence[int] | None) -> tuple[list[int],
         raise DataError(f"label is {label!r}; give a column after the path, counted from 1")
     lines, rows, problems = [], [], []
     for number, line in enumerate(read_text(file).split("\n"), start=1):
-        fields, fault = _fields(line)
+        fields, fault = split_fields(line)
         if len(fields) == 1 and not fault:
             fault = "no label; a line is a path and a label, separated by a space"
         elif label is None and len(fields) > 2:
@@ -314,7 +314,7 @@ def _read_list(file: str, label: int | Sequence[int] | None) -> tuple[list[int],
     return lines, rows
 
 
-def _fields(line: str) -> tuple[list[str], str]:
+def split_fields(line: str) -> tuple[list[str], str]:
     """Return the fields of a line, and an error message or ""."""
     if '"' not in line and "'" not in line and "#" not in line:
         return line.split(), ""

@@ -130,22 +130,26 @@ def device_of_rank(name: str) -> str:
     return f"cuda:{local_rank()}"
 
 
-def start_processes(name: str, arguments: Sequence[str]) -> int | None:
+def start_processes(name: str, arguments: Sequence[str], alone: str | None = None) -> int | None:
     """Run this script again in a process for each device, and wait for their end.
 
     Args:
         name: the devices, as after ``-d``.
         arguments: the script's arguments, which each process gets.
+        alone: the option for which one process is enough.
 
     Returns:
         the exit code of the process that failed first, 0 if none did; None if nothing was started,
         because one process is enough or torchrun started this one.
 
     Raises:
-        UsageError: there are no such devices.
+        UsageError: there are no such devices, or several with ``alone``.
     """
-    if rank() is not None:
+    if rank() is not None and not (alone and os.environ.get("WORLD_SIZE", "1") != "1"):
         return None
+    if alone and (rank() is not None or len(devices_of(name)) > 1):
+        text = f"{alone} runs in one process, whose steps have the gradients of several: use"
+        raise UsageError(f"{text} `-d cpu` or the number of one GPU")
     devices = parse_devices(name)
     if not (devices.kind == "all" or devices.n_processes > 1 or len(devices.numbers) > 1):
         return None

@@ -12,7 +12,7 @@ from typing import Any
 from base.config.config import Config
 from base.config.durations import parse_duration
 from base.config.normal_form import optimizer_keys, optimizer_sections
-from base.config.references import Reference
+from base.config.references import Reference, has_reference
 from base.config.tree import Keys, dotted, show
 from base.errors import ConfigError, KindlingError, nearest
 from base.names.inner_sections import inner_kind, is_passed_on, replace_sections, words_as_sections
@@ -112,6 +112,12 @@ def _faults(kind: str, keys: Keys, section: Section, notes: list[str] | None = N
         if notes is not None and is_passed_on(kind, name, parameter, value):
             text = "is passed unchanged, not built; to have it built, annotate the argument"
             notes.append(f"{dotted(place)} {text} of {section['type']}, such as `{name}: Dataset`")
+    if not faults and (own := getattr(named, "argument_faults", None)):
+        # A builder's own check of arguments that its signature does not show.
+        plain = {name: value for name, value in args.items() if not has_reference(value)}
+        faults += [
+            ((*keys, "args", name) if name else type_keys, text) for name, text in own(plain)
+        ]
     return faults
 
 

@@ -57,6 +57,7 @@ ALONE_ONLY = [
     (CLOSURE, "LBFGS computes gradients itself, which are not summed over processes"),
     (IN_BACKWARD, "gradients are used before they are summed over processes"),
     ("trainer.loss_gradients", "the gradients of each loss are not summed over processes"),
+    ("trainer.swa", "each would measure BatchNorm's statistics on its own samples"),
     ("capture of gradients", "a process computes them for its own samples only"),
 ]
 # (option, reason): what several processes do not offer with `distributed.strategy: fsdp`.

@@ -269,7 +269,7 @@ def _checked(kind: str, found: Definition) -> Any:
 
 def _unknown(kind: str, name: str) -> str:
     places = [f"{folder}/" for folder in _PLACES[kind].folders]
-    places += [source.module for source in SOURCES.get(kind, ())]
+    places += [source.place for source in SOURCES.get(kind, ())]
     text = f"there is no {kind} {name!r}{left_out_note()}{nearest(name, names(kind))}"
     text += f" (looked in {', '.join(places)}"
     text += f"; `python train.py --list {kind}` lists all)" if kind in KINDS else ")"

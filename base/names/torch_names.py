@@ -1,4 +1,4 @@
-"""The allow-list of names from torch, torchvision, torchmetrics and Kindling.
+"""The allow-list of names from torch, torchvision, torchmetrics, timm and Kindling.
 
 The modules to search are listed here. A config gives only the last part of a name, which must
 resolve to an object of the right type and package. No string of a config is ever imported.
@@ -39,6 +39,13 @@ class Source(NamedTuple):
     package: str
     fits: Callable[[str, Any], bool]
     listing: Callable[[Any], Mapping[str, Any]] = vars
+
+    @property
+    def place(self) -> str:
+        """Return the module, and what to install if it is not there."""
+        package = self.module.partition(".")[0]
+        lacks = find_spec(package) is None
+        return f"{self.module} (not installed: pip install {package})" if lacks else self.module
 
     def members(self) -> dict[str, Any]:
         """Return all allowed members; empty if the package is not installed."""
@@ -92,6 +99,10 @@ def _is_transform(name: str, member: Any) -> bool:
     return _is_module(name, member) and name != "Lambda"  # it needs a function: write a class
 
 
+def _is_timm(name: str, _: Any) -> bool:
+    return name == "timm"  # its argument `name` is looked up in timm's own registry
+
+
 def _networks(models: Any) -> Mapping[str, Any]:
     return {name: models.get_model_builder(name) for name in models.list_models()}
 
@@ -117,6 +128,7 @@ _is_callback = _subclass_of("base.callbacks", "Callback")
 SOURCES: dict[str, tuple[Source, ...]] = {
     "model": (
         Source("base.network.layers", "base.network.layers", lambda name, _: name in LAYERS),
+        Source("base.network.timm_models", "base.network.timm_models", _is_timm),
         Source("torch.nn", _NN, _is_layer),
         Source("torchvision.models", "torchvision.models", lambda *_: True, _networks),
     ),
@@ -143,7 +155,11 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         _ours("transform"),
         Source("torchvision.transforms.v2", "torchvision.transforms", _is_transform),
     ),
-    "optimizer": (Source("torch.optim", "torch.optim", _is_optimizer),),
+    "optimizer": (
+        Source("torch.optim", "torch.optim", _is_optimizer),
+        Source("base.training.muon", "base.training.muon", _is_optimizer),
+        Source("base.training.timm_optimizers", "base.training.timm_optimizers", _is_timm),
+    ),
     "lr_scheduler": (Source(_SCHEDULERS, _SCHEDULERS, _is_scheduler),),
     "callback": (Source("base.callbacks", "base.callbacks", _is_callback),),
 }

@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 NOT_DRAWN = ("epoch", "step", "seconds", "samples_per_second", "memory_mb", "time", "wait")
 """Columns of metrics.csv that are not metrics."""
+
+MOST_NAMES = 60  # classes with a name beside the picture of a table
 
 Curve = tuple[list[float], list[float]]
 
@@ -52,13 +55,30 @@ def _read_curves(path: Path) -> dict[str, dict[str, Curve]]:
     return curves
 
 
-def write_table_picture(path: Path, title: str, rows: Sequence[Sequence[float | None]]) -> None:
-    """Draw a table of numbers, such as a confusion matrix, as colours."""
-    figure = new_figure(5, 4.5)
+def write_table_picture(
+    path: Path,
+    title: str,
+    rows: Sequence[Sequence[float | None]],
+    classes: Sequence[str] = (),
+) -> None:
+    """Draw a table of numbers, such as a confusion matrix, as colours.
+
+    Args:
+        classes: the names of the rows and of the columns, if they are classes.
+    """
+    side = min(4.5 + 0.15 * len(classes), 14)
+    figure = new_figure(side + 0.5, side)
     if figure is not None:
         cells = [[math.nan if cell is None else cell for cell in row] for row in rows]
         axis = figure.add_subplot(title=title)
         figure.colorbar(axis.imshow(cells))
+        if 0 < len(classes) <= MOST_NAMES:
+            names = [name if len(name) <= 20 else f"{name[:19]}…" for name in classes]
+            names = [name.replace("$", r"\$") for name in names]  # no formulas
+            axis.set_xticks(range(len(names)), names, rotation=90)
+            axis.set_yticks(range(len(names)), names)
+        if classes:
+            axis.set(xlabel="predicted class", ylabel="true class")
         save_figure(figure, path)
 
 
@@ -76,6 +96,8 @@ def new_figure(width: float, height: float) -> "Figure | None":
 def save_figure(figure: "Figure", path: Path) -> Path:
     """Write a figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name that the font cannot show
+        figure.savefig(buffer, dpi=120, format="png")
     write_whole(path, buffer.getvalue())
     return path

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,19 @@ from logger.csv_writer import csv_text
 from logger.files import write_whole
 
 
-def write_test_report(folder: Path, values: Mapping[str, Any]) -> Path:
+def write_test_report(folder: Path, values: Mapping[str, Any], classes: Sequence[str] = ()) -> Path:
     """Write numbers to `report/test.json`, and 2-D values to `report/<name>.csv` and a plot.
 
     Non-finite numbers become null, as JSON cannot hold them.
+
+    Args:
+        classes: the names of the rows and columns of tables of this size.
     """
     numbers = {}
     for name, value in values.items():
         plain = _as_plain(value)
         if isinstance(plain, list) and plain and all(isinstance(row, list) for row in plain):
-            _write_table(folder / "report" / name.replace("/", "_"), plain)
+            _write_table(folder / "report" / name.replace("/", "_"), plain, classes)
         else:
             numbers[name] = plain
     path = folder / "report" / "test.json"
@@ -38,6 +41,10 @@ def _as_plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _write_table(path: Path, rows: list[list[float | None]]) -> None:
-    write_whole(path.with_name(f"{path.name}.csv"), csv_text(rows).encode())
-    write_table_picture(path.with_name(f"{path.name}.png"), path.name, rows)
+def _write_table(path: Path, rows: list[list[float | None]], classes: Sequence[str]) -> None:
+    if not len(rows) == len(rows[0]) == len(classes):
+        classes = ()
+    head = [["true class", *classes]] if classes else []
+    named = [[name, *row] for name, row in zip(classes, rows, strict=True)] if classes else rows
+    write_whole(path.with_name(f"{path.name}.csv"), csv_text([*head, *named]).encode())
+    write_table_picture(path.with_name(f"{path.name}.png"), path.name, rows, classes)

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from base.run.build import build_trainer as build_trainer
     from base.run.build import choose_device as choose_device
     from base.run.build import make_repeatable as make_repeatable
+    from base.run.check_kinds import try_out as try_out
     from base.run.checks import check as check
     from base.run.data_changes import record_to_resume as record_to_resume
     from base.run.data_changes import references_to_resume as references_to_resume
     from base.run.data_changes import refuse_changed_data as refuse_changed_data
-    from base.run.dry_run_report import dry_run as dry_run
     from base.run.rank_checks import check_ranks as check_ranks
     from base.run.rank_checks import hash_code_at_start as hash_code_at_start
     from base.run.restarts import resume_together as resume_together

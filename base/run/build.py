@@ -16,7 +16,12 @@ from torch.optim import Optimizer
 from base.base_model import check_model
 from base.checkpoint.data_record import record_of, use_record
 from base.checkpoint.weight_mapping import WeightsReport
-from base.checkpoint.weights import load_pretrained, sections_with_weights
+from base.checkpoint.weights import (
+    load_pretrained,
+    load_timm,
+    sections_of_timm,
+    sections_with_weights,
+)
 from base.config import Config
 from base.config.durations import RunLength
 from base.config.normal_form import optimizer_keys, optimizer_sections
@@ -27,7 +32,7 @@ from base.data.sampler_state import SamplerState
 from base.distributed.group import ALONE, World, world_size
 from base.distributed.launch import KNOWN, device_of_rank, devices_of, fewer_than_n_gpu
 from base.distributed.shard import shard_model
-from base.errors import CheckpointError, ConfigError, UsageError
+from base.errors import CheckpointError, ConfigError, KindlingError, UsageError
 from base.names.construction import build
 from base.names.exclusions import check_combinations, layout_wish
 from base.names.object_references import References, refuse_objects
@@ -46,6 +51,7 @@ from base.run.loaders import (
     check_sampler,
     defer_loaders,
 )
+from base.run.model_data import resolve_normalize, warn_of_other_statistics
 from base.run.rank_checks import match_weights
 from base.run.trainer_sections import build_section
 from base.system.processes import rank
@@ -58,7 +64,9 @@ from base.training.metric_defaults import compares_outputs
 from base.training.metrics import build_metrics
 from base.training.optimizer_memory import offload_state
 from base.training.parameter_groups import build_optimizer, check_ownership
+from base.training.precision import choose_precision
 from base.training.schedules import Schedule, build_schedule, resolve_monitor
+from base.training.swa import SwaSchedule, start_step, swa_schedule
 
 log = logging.getLogger("kindling")
 
@@ -115,6 +123,18 @@ def make_repeatable(config: Config) -> None:
     torch.backends.cudnn.benchmark &= not config["deterministic"]
 
 
+def resolve_precision(config: Config, device: torch.device) -> list[str]:
+    """Replace ``memory.precision: auto`` by the precision for this device; return a note.
+
+    The run's config keeps the result, so that a run resumed on another device computes as before.
+    """
+    if config["memory"]["precision"] != "auto":
+        return []
+    name, reason = choose_precision(device)
+    config.resolve("memory", "precision", value=name)
+    return [f"{name} (auto: {reason})"]
+
+
 def build_experiment(
     config: Config,
     device: torch.device,
@@ -142,10 +162,14 @@ def build_experiment(
     keep_freed_memory(device)
     bad_samples = BadSamples(config)
     references = References(config) if references is None else references
+    precision_notes = resolve_precision(config, device)
+    resolve_normalize(config)
     if data is None:
         data = build_training_data(config, device, bad_samples, record or {}, references)
     model, init_records = build_model(config, data.example, references)
     loaded = load_weights(config, model) if weights else {}
+    if loaded:
+        warn_of_other_statistics(config, data.example)
     memory = config["memory"]
     length = RunLength.from_config(config, data.batches_per_epoch)
 
@@ -198,7 +222,7 @@ def build_experiment(
         bad_samples=bad_samples,
         init_records=init_records,
         loaded=loaded,
-        memory_notes=memory_notes,
+        memory_notes=[*precision_notes, *memory_notes],
         own_references=references,
         build_section=build_section,
     )
@@ -320,6 +344,19 @@ def load_weights(config: Config, model: nn.Module) -> dict[str, WeightsReport]:
         except (CheckpointError, NoMatch, AttributeError) as error:
             problem = config.problem(("model", *names, "weights"), str(error))
             raise ConfigError([problem]) from error
+    for prefix, args in sections_of_timm(config["model"]):
+        names = [name for part in prefix.split(".") if part for name in ("args", part)]
+        key = "pretrained" if args.get("pretrained") else "weights"
+        try:
+            report = load_timm(model.get_submodule(prefix), args)
+        except (KindlingError, AttributeError) as error:
+            problem = config.problem(("model", *names, "args", key), str(error))
+            raise ConfigError([problem]) from error
+        if report is not None and prefix in loaded:
+            text = "`weights:` of the section loads a file already: remove one of them"
+            raise ConfigError([config.problem(("model", *names, "args", key), text)])
+        if report is not None:
+            loaded[prefix] = report
     return loaded
 
 
@@ -350,7 +387,7 @@ def build_optimizers(
     valid_loader: Any,
     length: RunLength,
     device: torch.device,
-) -> tuple[dict[str, Optimizer], dict[str, Schedule]]:
+) -> tuple[dict[str, Optimizer], dict[str, Schedule | SwaSchedule]]:
     """Build the optimizers and their schedules by name.
 
     Args:
@@ -378,7 +415,30 @@ def build_optimizers(
         schedule = build_schedule(optimizers[name], scheduler, length, dotted(keys))
         if schedule is not None:
             schedules[name] = schedule
-    return optimizers, schedules
+    swa = config["trainer"]["swa"]
+    if swa is not None:
+        _check_swa(config, swa, length)
+        if swa["lr"] is not None:
+            (name, optimizer), *_ = optimizers.items()
+            of_run = swa_schedule(optimizer, schedules.get(name), swa, length)
+            return optimizers, {name: of_run}
+    return optimizers, dict(schedules)
+
+
+def _check_swa(config: Config, section: Mapping[str, Any], length: RunLength) -> None:
+    """Raise ConfigError if ``trainer.swa`` would never begin, or has one rate for several."""
+    keys = ("trainer", "swa")
+    if (start := start_step(section, length)) > length.total_steps:
+        text = f"the average begins after step {start}, and training ends after "
+        problem = config.problem((*keys, "start"), f"{text}step {length.total_steps}")
+        raise ConfigError([problem])
+    n_optimizers = len(optimizer_sections(config))
+    if section["lr"] is not None and n_optimizers > 1:
+        text = f"one rate cannot fit {n_optimizers} optimizers: remove it, and give each its own"
+        raise ConfigError([config.problem((*keys, "lr"), f"{text} `lr_scheduler`")])
+    if section["anneal"] is not None and section["lr"] is None:
+        text = "it is the way to the rate `lr`, which is not given: add it, or remove this"
+        raise ConfigError([config.problem((*keys, "anneal"), text)])
 
 
 def build_callbacks(config: Config, references: References) -> dict[str, CallbackProtocol]:

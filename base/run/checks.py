@@ -17,10 +17,12 @@ from base.run.first_step import check_shapes, check_watched_values, restore_weig
 from base.run.header import input_text
 from base.run.label_checks import check_labels
 from base.run.loaders import missing_test_data
+from base.run.model_example import note_example
 from base.run.profiler import check_profile
 from base.run.step_checks import check_step, try_first_batch
 from base.run.writers import check_writers
 from base.system.torch_compat import dynamo_is_imported
+from base.training.swa import StochasticWeightAverage
 
 
 @contextmanager
@@ -45,7 +47,8 @@ def check(trainer: BaseTrainer) -> None:
     check_settings(trainer)
     with trainer.world.paused(), trainer.epoch_start.tried(), restore_weight_reads(trainer):
         check_batches(trainer)
-        _try_batches(trainer)
+        with note_example(trainer.experiment):
+            _try_batches(trainer)
         for callback in trainer.callbacks.values():
             callback.check(trainer)
 
@@ -77,9 +80,21 @@ def check_settings(trainer: BaseTrainer) -> None:
             "with `param_groups`"
         )
         raise ConfigError([trainer.config.problem(("optimizers",), text)])
+    if isinstance(trainer.ema, StochasticWeightAverage):
+        _check_measurable(trainer, trainer.ema)
     if trainer.settings.test and (missing := missing_test_data(trainer.config)):
         text = f"there is no test data: {missing}"
         raise ConfigError([trainer.config.problem(("trainer", "test"), text)])
+
+
+def _check_measurable(trainer: BaseTrainer, average: StochasticWeightAverage) -> None:
+    """Check that `forward` calls the model whose BatchNorm is to be measured."""
+    is_own = type(trainer).forward is not BaseTrainer.forward
+    if trainer.has_plain_step or is_own or not average.has_norms:
+        return
+    text = f"it measures BatchNorm's statistics by `forward`, which {type(trainer).__name__} does"
+    text += " not define: define it to call the network with BatchNorm, or use `trainer.ema`"
+    raise ConfigError([trainer.config.problem(("trainer", "swa"), text)])
 
 
 def _try_batches(trainer: BaseTrainer) -> None:

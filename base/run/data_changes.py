@@ -92,6 +92,7 @@ def write_data_record(
         "n_batches": {k: _length(one) for k, one in loaders.items() if one is not None},
         "batches_per_epoch": experiment.batches_per_epoch,
         "references": experiment.references.values,  # references resolved later are added to it
+        "example": experiment.example or saved.get("example", {}),
     }
     write_whole(folder / "data.json", json.dumps(data, indent=2).encode() + b"\n")
     return data

@@ -22,7 +22,7 @@ from base.system.places import PROJECT
 from base.system.run_folder import installed_version
 from base.system.signals import InterruptedRunError
 
-OPTIONAL = ("tensorboardX", "wandb", "trackio", "mlflow", "safetensors", "lmdb", "simplejpeg")
+OPTIONAL = ("tensorboardX", "wandb", "trackio", "mlflow")  # and requirements-extra.txt
 GIGABYTE = 2**30
 
 CONFIG = """
@@ -88,24 +88,31 @@ def python(_: Path) -> Finding:
 def packages(_: Path) -> Finding:
     """Compare the installed packages with requirements.txt."""
     found, unmet = [], []
-    for line in (PROJECT / "requirements.txt").read_text("utf-8").splitlines():
-        name, limits = re.findall(r"^([\w.-]*)([^#;]*)", line)[0]
-        version = installed_version(name) if name else None
-        if name:
-            found.append(f"{name} {version or 'missing'}")
-        if name and (version is None or not satisfies(version, limits)):
-            unmet.append(f"{found[-1]}, wanted {limits.strip()}")
+    for name, limits in _requirements("requirements.txt"):
+        version = installed_version(name)
+        found.append(f"{name} {version or 'missing'}")
+        if version is None or not satisfies(version, limits):
+            unmet.append(f"{found[-1]}, wanted {limits}")
     if unmet:
         advice = f"{Path(sys.executable).name} -m pip install -r requirements.txt"
         return Finding("failed", f"{'; '.join(unmet)}: {advice}")
     return Finding("ok", ", ".join(found))
 
 
+def _requirements(file: str) -> list[tuple[str, str]]:
+    """Return the name and the limits of each package of a requirements file."""
+    path = PROJECT / file
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    found = [re.findall(r"^([\w.-]*)([^#;]*)", line)[0] for line in lines]
+    return [(name, limits.strip()) for name, limits in found if name]
+
+
 def optional(_: Path) -> Finding:
-    versions = {name: installed_version(name) for name in OPTIONAL}
+    extra = [name for name, _ in _requirements("requirements-extra.txt")]
+    versions = {name: installed_version(name) for name in (*extra, *OPTIONAL)}
     installed = [f"{name} {version}" for name, version in versions.items() if version]
     absent = [name for name, version in versions.items() if not version]
-    missing = f"not installed: {', '.join(absent) or 'none'} (pip install NAME)"
+    missing = f"not installed: {', '.join(absent) or 'none'} (requirements-extra.txt)"
     return Finding("ok", f"{', '.join(installed) or 'none'}; {missing}")
 
 

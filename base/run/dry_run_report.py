@@ -17,9 +17,11 @@ from base.run.label_checks import check_labels
 from base.run.memory_estimate import estimate_memory, free_bytes
 from base.run.micro_batch import resolve_micro_batch
 from base.run.parameter_table import full_table, parameter_rows, weights_tables
+from base.run.step_checks import names_in_training
 from base.system.resources import peak_memory_mb
-from base.training.results import StepValues
-from logger.console import format_header, format_value, table
+from base.training.results import StepValues, is_part
+from logger.console import format_header, format_value, table, wrap_list
+from logger.terminal import terminal_width
 
 
 @without_compilation()
@@ -51,14 +53,19 @@ def _dry_run(trainer: BaseTrainer) -> str:
         guard, labels = guard_first_step(trainer), check_labels(trainer)
         with trainer.precision.autocast(), trainer.offload(), labels, guard:
             values = StepValues(trainer.train_step(part), n_samples).values
-    parts.append("one training batch: " + _value_list(values.items()))
+    parts.append(_value_list("one training batch", values.items()))
+    evaluated: dict[str, Any] = {}
     if trainer.valid_loader is not None:
-        values = trainer.evaluate(trainer.valid_loader, "valid", max_batches=1)
-        check_watched_values(trainer, "valid", values)
-        parts.append("one validation batch: " + _value_list(values.items()))
-    parts.append(f"peak memory: {peak_memory_mb():.0f} MB")
-    estimate = estimate_memory(trainer, batch)
-    parts.append("memory: " + estimate.text(free_bytes(trainer.device)))
+        evaluated = trainer.evaluate(trainer.valid_loader, "valid", max_batches=1)
+        check_watched_values(trainer, "valid", evaluated)
+        parts.append(_value_list("one validation batch", evaluated.items()))
+    check_watched_values(trainer, "train", names_in_training(trainer, values, evaluated))
+    where = "GPU" if trainer.device.type == "cuda" else "process"
+    text = f"memory of the {where}: {peak_memory_mb():.0f} MB at its peak, with all that is loaded"
+    estimate = "memory of a step: " + estimate_memory(trainer, batch).text(
+        free_bytes(trainer.device)
+    )
+    parts.append("\n".join(wrap_list(line, terminal_width()) for line in (text, estimate)))
     parts.append("nothing was written")
     return "\n\n".join(parts) + "\n"
 
@@ -72,8 +79,10 @@ def model_table(trainer: BaseTrainer, batch: Any) -> str:
         except NotImplementedError:  # several networks: only the step knows how to call them
             trainer.valid_step(batch)
 
-    return table(table_rows(summarise_model(trainer.model, run)))
+    spare = ("trainable", "multiply-adds", "input")
+    return table(table_rows(summarise_model(trainer.model, run)), spare=spare)
 
 
-def _value_list(items: Iterable[tuple[str, Any]]) -> str:
-    return ", ".join(f"{name} {format_value(name, float(value))}" for name, value in items)
+def _value_list(title: str, items: Iterable[tuple[str, Any]]) -> str:
+    shown = (f"{k} {format_value(k, float(v))}" for k, v in items if not is_part(k))
+    return wrap_list(f"{title}: {', '.join(shown)}", terminal_width())

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from base.config.normal_form import optimizer_sections
 from base.distributed.group import World
 from base.distributed.shard import class_name
+from base.network.layer_depth import layer_order
 from base.system.signals import resume_command
+from base.training.parameter_groups import parameter_names
 
 if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
@@ -37,6 +40,7 @@ def header_entries(trainer: BaseTrainer, folder: Path | None) -> dict[str, Any]:
         "processes": processes_text(trainer.world),
         "device": f"{device}, {trainer.precision.name}{_threads(trainer.device)}",
         "model": f"{class_name(trainer.model)}, {n_trainable:,} parameters{frozen}",
+        "layers": layers_text(trainer),
         "data": ", ".join(sizes),
         "inputs": input_text(trainer),
         "memory": ", ".join(memory_options_in_use(trainer)) or None,
@@ -57,6 +61,17 @@ def input_text(trainer: BaseTrainer) -> str | None:
     """Return a description of the inputs, if they are the columns of a table."""
     text: str | None = getattr(trainer.train_loader, "input_text", None)
     return text
+
+
+def layers_text(trainer: BaseTrainer) -> str | None:
+    """Return the layers that an optimizer's ``layer_decay`` distinguishes."""
+    texts = {
+        layer_order(trainer.model, names).text(): None
+        for name, section in optimizer_sections(trainer.config).items()
+        if section["layer_decay"] is not None
+        for names in [parameter_names(trainer.optimizers[name])]
+    }
+    return "; ".join(texts) or None
 
 
 def _threads(device: torch.device) -> str:

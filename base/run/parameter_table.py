@@ -11,11 +11,13 @@ from base.network.shapes import shape_text
 from base.training.experiment import Experiment
 from logger.console import format_value, table
 from logger.csv_writer import csv_text
+from logger.epoch_table import row_width
 from logger.files import write_whole
 
 MAX_LINES = 8  # of the short table, without its head
 HEAD = ("group", "lr", "decay", "trainable", "tensors", "numbers", "init", "such as")
 NUMBERS = ("tensors", "numbers")
+SPARE = ("numbers", "shared_with", "init", "trainable")  # of a parameter, in a narrow terminal
 
 
 class Row(NamedTuple):
@@ -36,7 +38,7 @@ class Row(NamedTuple):
 def parameter_rows(experiment: Experiment) -> list[Row]:
     """Return a row for each parameter in the order of the model; a shared one has one row."""
     places: dict[int, tuple[str | None, dict[str, Any]]] = {
-        id(parameter): (f"{name}/{number}", group)
+        id(parameter): (f"{name}/{number}{_algorithm(group)}", group)
         for name, optimizer in experiment.optimizers.items()
         for number, group in enumerate(optimizer.param_groups)
         for parameter in group["params"]
@@ -71,6 +73,11 @@ def parameter_rows(experiment: Experiment) -> list[Row]:
     return rows
 
 
+def _algorithm(group: dict[str, Any]) -> str:
+    """Return which of the two algorithms of `MuonWithAdamW` a group has."""
+    return f" {'Muon' if group['use_muon'] else 'AdamW'}" if "use_muon" in group else ""
+
+
 def weights_tables(experiment: Experiment) -> str:
     """Return a table for each weights file: which parameters it set, and which it did not."""
     return "\n".join(
@@ -87,9 +94,10 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
 def full_table(rows: Iterable[Row]) -> str:
     """Return a line for each parameter, without columns that are empty."""
     cells = [[_cell(*pair) for pair in row._asdict().items()] for row in rows]
-    columns = zip(Row._fields, *cells, strict=True)
+    names = ["decay" if name == "weight_decay" else name for name in Row._fields]
+    columns = zip(names, *cells, strict=True)
     kept = [column for column in columns if {*column[1:]} != {"-"}]
-    return table(zip(*kept, strict=True), right=NUMBERS)
+    return table(zip(*kept, strict=True), right=NUMBERS, spare=SPARE)
 
 
 def short_table(rows: Iterable[Row]) -> str:
@@ -103,7 +111,7 @@ def short_table(rows: Iterable[Row]) -> str:
         middle = slice(MAX_LINES // 2, 1 - MAX_LINES // 2)
         rest = [row for part in parts[middle] for row in part]
         lines[middle] = [[f"{len(parts[middle])} more", *_summary(rest)[1:]]]
-    return table([HEAD, *lines], right=NUMBERS)
+    return table([HEAD, *lines], right=NUMBERS, width=row_width())
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:

@@ -54,7 +54,7 @@ log = logging.getLogger("kindling")
 HASHED_WHOLE = 1 << 20  # entries of a tensor; larger ones are compared by their norms
 OF_WEIGHTS = ("model", "optimizer.", "ema")
 COMPARED_WHOLE = ("base", "logger", *FOLDERS)  # folders with the same files on all ranks
-READS_WHOLE_WEIGHTS = ("Adafactor", "Muon")  # optimizers
+READS_WHOLE_WEIGHTS = ("Adafactor", "Muon", "MuonWithAdamW")  # optimizers
 OF_ONE_MACHINE = ("device", "threads")  # keys of the config that may differ
 
 

@@ -34,6 +34,7 @@ from base.run.loaders import missing_test_data
 from base.run.micro_batch import resolve_micro_batch
 from base.run.parameter_table import parameter_rows, short_table, weights_tables, write_csv
 from base.run.profiler import Profiler
+from base.run.pruning import StopIfPruned
 from base.run.restarts import note_run, read_together
 from base.run.testing import (
     choose_checkpoint,
@@ -56,7 +57,9 @@ from base.system.run_folder import (
 )
 from base.system.run_lock import lock
 from base.system.signals import InterruptedRunError, resume_command
+from base.system.trial import current_trial
 from base.training.epoch_time import speed_factors
+from base.training.experiment import CallbackProtocol
 from base.training.nonfinite import refuse_bad_optimizers
 from base.training.parameter_groups import learning_rates
 from base.training.rank_states import gather_bad_samples, start_random_streams, state_of_rank
@@ -394,17 +397,27 @@ def _prepare(
         log_header(trainer, folder)
     if folder is not None and trainer.progress.step > 0:
         write_config(config, folder)  # of a resumed run, whose state is known to fit now
-    is_profiled = folder is not None and config["profile"] is not None
     return Run(
         log=run_log,
         folder=shared,
         store=store,
         data=data,
-        callbacks={"profile": Profiler(**config["profile"])} if is_profiled else {},
+        callbacks={} if folder is None else _callbacks_of_run(config),
         guard_first_step=functools.partial(guard_first_step, trainer),
         check_first_step=functools.partial(check_first_step, trainer),
         finish=functools.partial(finish, trainer),
     )
+
+
+def _callbacks_of_run(config: Config) -> dict[str, CallbackProtocol]:
+    """Return what a run adds to the callbacks of its config."""
+    callbacks: dict[str, CallbackProtocol] = {}
+    if config["profile"] is not None:
+        callbacks["profile"] = Profiler(**config["profile"])
+    trial = current_trial()
+    if trial is not None and trial.is_judged:
+        callbacks["sweep"] = StopIfPruned(trial)
+    return callbacks
 
 
 def _open_store(trainer: BaseTrainer, folder: Path, stack: ExitStack) -> CheckpointStore:

@@ -45,7 +45,7 @@ def check_step(
         except Exception:
             return
     if logged is not None:
-        check_watched_values(trainer, "train", _names_in_training(trainer, logged, values))
+        check_watched_values(trainer, "train", names_in_training(trainer, logged, values))
 
 
 def try_training_step(trainer: BaseTrainer, batch: Any) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _has_gradient(loss: Any) -> bool:
     return isinstance(loss, Tensor) and loss.requires_grad
 
 
-def _names_in_training(
+def names_in_training(
     trainer: BaseTrainer, logged: Iterable[str], values: Iterable[str]
 ) -> dict[str, None]:
     """Return the names that training logs, from those of one step and of an evaluation."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from base.checkpoint.background import Snapshot
-from base.checkpoint.data_record import data_of, record_of
+from base.checkpoint.data_record import class_names, data_of, record_of
 from base.checkpoint.state_dicts import load_state_dicts
 from base.checkpoint.store import CheckpointStore, find_manifest
 from base.config import Config
@@ -34,7 +34,7 @@ from base.runs.facts import State
 from base.training.experiment import Experiment
 from base.training.progress import Stateful
 from base.training.rank_states import gather_bad_samples
-from base.training.results import results_of
+from base.training.results import is_part, results_of
 from base.training.state import matches_name
 
 if TYPE_CHECKING:
@@ -109,8 +109,10 @@ def run_test(trainer: BaseTrainer, checkpoint: Path, folder: Path) -> dict[str, 
     for name, result in results.items():
         if isinstance(result, Tensor) and result.dim() == 2:
             tables[name] = result
-    path = write_test_report(folder, {**values, **tables})
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    classes = class_names(getattr(loader, "dataset", None)) or ()
+    path = write_test_report(folder, {**values, **tables}, classes)
+    whole = {name: value for name, value in values.items() if not is_part(f"test/{name}")}
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in whole.items())
     log.info(f"test of {checkpoint.name}: {shown}; written to {path}")
     if recorder is not None:
         write_recorded(trainer, recorder, folder, loader, "test", record, checkpoint)

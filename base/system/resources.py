@@ -16,6 +16,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 from base.errors import KindlingError
+from base.system.trial import current_trial
 
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -32,7 +33,8 @@ OUT_OF_MEMORY = re.compile(
 def usable_cores(proc: Path = PROC, groups: Path = GROUPS) -> int:
     """Return the number of cores available to this process by affinity and quota, at least 1.
 
-    The processes that torchrun starts on a machine share its cores evenly.
+    The processes that torchrun starts on a machine, and the trials of a sweep, share its cores
+    evenly.
     """
     return max(1, int(min([_affinity(), *_quotas(proc, groups)])) // _n_local_processes())
 
@@ -53,7 +55,8 @@ def use_threads(n_threads: int | str) -> int:
 def free_memory(proc: Path = PROC, groups: Path = GROUPS) -> int:
     """Return the free memory in bytes, limited by the machine, the process and its control groups.
 
-    The processes that torchrun starts on a machine share its memory evenly. The limit of the
+    The processes that torchrun starts on a machine, and the trials of a sweep, share its memory
+    evenly. The limit of the
     process is set by ``ulimit -v``. Pages that only cache files count as free. If nothing is known,
     as on macOS, the result is `UNLIMITED`.
     """
@@ -88,9 +91,10 @@ def _affinity() -> int:
 
 
 def _n_local_processes() -> int:
-    """Return how many processes of this training torchrun has started on this machine."""
-    given = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, int(given)) if given.isdecimal() else 1
+    """Return how many processes share this machine: of torchrun, and of the trials of a sweep."""
+    given, trial = os.environ.get("LOCAL_WORLD_SIZE", ""), current_trial()
+    n_jobs = 1 if trial is None else trial.n_jobs
+    return n_jobs * (max(1, int(given)) if given.isdecimal() else 1)
 
 
 def _quotas(proc: Path, groups: Path) -> Iterator[float]:

@@ -20,10 +20,12 @@ from typing import Any
 
 from base.errors import TrainingError, UsageError, disk_error, nearest, why
 from base.system.places import PROJECT
+from base.system.trial import stamp_of_trial
 from logger.files import read_file, write_whole
 
 LOG = logging.getLogger("kindling")
 STAMP = "run.json"
+SWEEPS, SWEEP = "sweeps", "sweep.json"  # saved/NAME/sweeps/TIME/sweep.json: not a run
 SAVE_DIR = "saved"
 BEFORE_TRAINING = frozenset((
     STAMP, "LOCK", "bad_samples.csv", "checkpoints", "config.yaml", "data.json", "env.txt",
@@ -57,6 +59,7 @@ def create_run_folder(
         # Clocks jump: runs are ordered by a number.
         number = 1 + max((order[1] for order, _ in _runs(Path(save_dir))), default=0)
         stamp = {"number": number, "started": now.astimezone(timezone.utc).isoformat()}
+        stamp |= stamp_of_trial()
         folder = _make_new(parent / "_".join(filter(None, [f"{now:%Y%m%d-%H%M%S}", settings])))
         _write_stamp(folder, {**stamp, "changed": dict(changed or {}), "state": "running"})
     except OSError as error:
@@ -75,6 +78,7 @@ def read_stamp(folder: Path) -> dict[str, Any]:
     state    running, finished, failed or interrupted; a killed process leaves ``running``
     resumed  the time of its last resume
     job      the last job that trained it, see `current_job`
+    trial    the trial of a sweep that it is, as ``digits/sweeps/20261129-064611#3``
     """
     try:
         stamp = json.loads(read_file(folder / STAMP))
@@ -183,6 +187,9 @@ def run_folder_of(path: Path | str) -> Path:
             inside = path.absolute().relative_to(folder.absolute()).parts
             if not inside or inside[0] == "checkpoints":
                 return folder
+    if is_sweep(path):
+        text = "a sweep, not a run: its table.csv has the folders of its trials"
+        raise UsageError(f"{path}: {text}; `python train.py -r {path}` resumes it")
     raise UsageError(
         f"{path}: not a run: give its folder, such as saved/digits/20261129-064611_lr=1e-3"
     )
@@ -262,6 +269,11 @@ def newest_run_in(path: Path) -> Path | None:
     return find_newest_run(path) if holds_names else None
 
 
+def is_sweep(path: Path | str) -> bool:
+    """Return whether a path is the folder of a sweep, which holds the record of its trials."""
+    return _exists(Path(path) / SWEEP)
+
+
 def must_exist(path: Path | str) -> Path:
     """Return the path if it exists.
 
@@ -328,6 +340,8 @@ def _runs(
     """Yield the runs of one name or of all names, each with its sort key."""
     for parent in [save_dir / name] if name else _folders(save_dir):
         for folder in _folders(parent):
+            if folder.name == SWEEPS and not is_run(folder):
+                continue
             stamp = read_stamp(folder)
             try:
                 is_of_job = job is not None and stamp.get("job") == job

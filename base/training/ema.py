@@ -28,6 +28,10 @@ class ExponentialMovingAverage:
         self.weights = list(weights.values())
         self.averages = {name: copy.deepcopy(weight.detach()) for name, weight in weights.items()}
 
+    def is_due(self, step: int) -> bool:
+        """Return whether the average changes after this step: after each."""
+        return True
+
     @torch.no_grad()
     def update(self) -> None:
         """Update the averages with the weights after a step."""
@@ -55,6 +59,8 @@ class ExponentialMovingAverage:
         return {"n_updates": self.n_updates, "averages": dict(self.averages)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "n_updates" not in state_dict:
+            raise ValueError("these are the averages of trainer.swa; use trainer.swa, not ema")
         saved = state_dict["averages"]
         shapes = {name: average.shape for name, average in self.averages.items()}
         if shapes != {name: average.shape for name, average in saved.items()}:
@@ -62,10 +68,3 @@ class ExponentialMovingAverage:
         self.n_updates = state_dict["n_updates"]
         for name, average in self.averages.items():
             average.copy_(saved[name])
-
-
-def build_average(
-    weights: Mapping[str, nn.Parameter], section: Mapping[str, Any] | None
-) -> ExponentialMovingAverage | None:
-    """Build the average of ``trainer.ema``; None without it."""
-    return None if section is None else ExponentialMovingAverage(weights, **section)

@@ -24,6 +24,7 @@ from base.network.freezing import Freezing
 from base.network.initialization import InitRecord
 from base.training.progress import Progress
 from base.training.schedules import Schedule
+from base.training.swa import SwaSchedule
 
 
 class CallbackProtocol(Protocol):
@@ -56,7 +57,7 @@ class Experiment:
     losses: dict[str, Any]
     metrics: dict[str, Any]
     optimizers: dict[str, Optimizer]
-    schedules: dict[str, Schedule]
+    schedules: dict[str, Schedule | SwaSchedule]
     train_loader: Any
     valid_loader: Any
     callbacks: dict[str, CallbackProtocol]
@@ -79,6 +80,8 @@ class Experiment:
     """Builds an additional section for the trainer."""
     world: World = ALONE
     """The processes that train the model."""
+    example: dict[str, Any] = field(default_factory=dict)
+    """What the model takes and returns (see `base/run/model_example.py`), once it was called."""
 
     @property
     def references(self) -> References:

@@ -141,6 +141,28 @@ def as_result(value: Any) -> float | dict[str, float] | Tensor:
     raise ValueError(f"it returns shape {tuple(value.shape)}: return a number, a list or a table")
 
 
+def with_class_names(result: Any, classes: Sequence[str]) -> Any:
+    """Return numbers by class name, instead of by class number, if there is one for each class.
+
+    Args:
+        result: numbers by name; any other result is returned as it is.
+        classes: the names in the order of their numbers.
+    """
+    if not isinstance(result, Mapping):
+        return result
+    numbers = [str(number) for number in range(len(classes))]
+    others = [key for key in result if key not in numbers]
+    if not numbers or len(result) - len(others) != len(numbers) or any(map(str.isdigit, others)):
+        return result
+    names = [" ".join(name.split()) for name in classes]  # without line ends
+    taken = {*others, "", *(name for name in names if names.count(name) > 1)}
+    named = {
+        number: name if name not in taken else number
+        for number, name in zip(numbers, names, strict=True)
+    }
+    return {named.get(key, key): value for key, value in result.items()}
+
+
 def describe(value: Any) -> str:
     """Describe an argument of a loss or metric: its shape or type."""
     if isinstance(value, Tensor | np.ndarray):

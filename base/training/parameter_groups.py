@@ -11,7 +11,9 @@ from torch.optim import LBFGS, Optimizer
 
 from base.errors import ConfigError, Problem, listed
 from base.names.construction import build
+from base.names.registry import find
 from base.names.signatures import needed_arguments
+from base.network.layer_depth import layer_order
 from base.network.patterns import NoMatch, match_parameters
 from base.training.optimizer_memory import choose_fused
 
@@ -110,7 +112,9 @@ def check_ownership(
 
 def _options(model: nn.Module, section: Section, where: str) -> Options:
     """Return the options of each parameter that the section matches."""
-    options: Options = {name: {} for name in _match(model, section["params"], f"{where}.params")}
+    own = _options_of_type(model, section)
+    names = _match(model, section["params"], f"{where}.params")
+    options: Options = {name: dict(own.get(name, {})) for name in names}
     problems: list[Problem] = []
     for number, rule in enumerate(section["param_groups"]):
         try:
@@ -123,6 +127,15 @@ def _options(model: nn.Module, section: Section, where: str) -> Options:
     if problems:
         raise ConfigError(problems)
     return options
+
+
+def _options_of_type(model: nn.Module, section: Section) -> Mapping[str, Mapping[str, Any]]:
+    """Return the options that an optimizer itself gives to parameters, by ``group_options``.
+
+    A class of a project may have such a function of the model and the section's ``args``.
+    """
+    own = getattr(find("optimizer", section["type"]), "group_options", None)
+    return own(model, section["args"]) if own else {}
 
 
 def _read_rule(model: nn.Module, rule: Section, claimed: Collection[str], where: str) -> Options:
@@ -148,25 +161,16 @@ def _decay_layers(model: nn.Module, options: Options, section: Section, where: s
 
     See "discriminative fine-tuning" (Howard and Ruder, 2018) and, in this form, Clark et al., 2020.
     """
-    where, kind = f"{where}.layer_decay", type(model).__name__
-    order = getattr(model, "layer_order", None) or [
-        f"{name}.{each}"  # of the networks whose parameters this optimizer has
-        for name, network in model.named_children()
-        for each in getattr(network, "layer_order", ())
-        if isinstance(each, str) and any(claimed.startswith(f"{name}.") for claimed in options)
-    ]
-    if not order:
-        parts = {n.split(".")[0] + ".*" * ("." in n): 0 for n, _ in model.named_parameters()}
-        text = f"{kind} does not define the order of its layers; add to the class, from input to"
-        raise ConfigError([Problem(where, f"{text} output, such as: layer_order = {[*parts]}")])
-    layers = [
-        _match(model, each, f"{where}: {kind}.layer_order[{i}]") for i, each in enumerate(order)
-    ]
+    where = f"{where}.layer_decay"
+    try:
+        layers = layer_order(model, options).layers
+    except NoMatch as error:
+        raise ConfigError([Problem(where, str(error))]) from error
     places = {name: [i for i, layer in enumerate(layers) if name in layer] for name in options}
     faults = [f"{name} in {at or 'none'}" for name, at in places.items() if len(at) != 1]
     if faults:
-        text = f"{kind}.layer_order must have each parameter in one layer, not {listed(faults)}"
-        raise ConfigError([Problem(where, text)])
+        text = f"{type(model).__name__}.layer_order must have each parameter in one layer"
+        raise ConfigError([Problem(where, f"{text}, not {listed(faults)}")])
     for name, chosen in options.items():
         rate = chosen.get("lr", section["args"].get("lr"))
         if not isinstance(rate, int | float):
@@ -231,6 +235,11 @@ def _construct(section: Section, params: Any, where: str) -> Optimizer:
         text += " without arguments: only LBFGS computes the losses again"
         raise ConfigError([Problem(where, text)])
     return optimizer
+
+
+def parameter_names(optimizer: Optimizer) -> list[str]:
+    """Return the names of an optimizer's parameters."""
+    return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
 def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:

@@ -10,7 +10,36 @@ import torch
 from base.system.torch_compat import AUTOCAST_CACHE
 
 NO_CONTEXT = nullcontext()
+BF16_OF_CPUS = ("amx_bf16", "avx512_bf16")
 REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(device: torch.device) -> tuple[str, str]:
+    """Return the precision that ``memory.precision: auto`` means on a device, and the reason.
+
+    It is bf16 where the device computes bf16 in units of its own, which emulation would only slow
+    down; elsewhere fp32. fp16 is never chosen: it needs a loss scale, and can overflow.
+    """
+    if device.type == "cuda":
+        if torch.version.hip:
+            return "bf16", "ROCm"
+        major, minor = torch.cuda.get_device_capability(device)
+        text = f"compute capability {major}.{minor}"
+        return ("bf16", text) if major >= 8 else ("fp32", f"{text} has no units for bf16")
+    if device.type == "xpu" and torch.xpu.is_bf16_supported():
+        return "bf16", "XPU"
+    if device.type == "cpu":
+        found = [name for name in BF16_OF_CPUS if _cpu_has(name)]
+        text = found[0].replace("_", "-").upper() if found else "this CPU has no units for bf16"
+        return ("bf16" if found else "fp32"), text
+    return "fp32", f"{device.type} is not known to be faster in bf16"
+
+
+def _cpu_has(name: str) -> bool:
+    if hasattr(torch.cpu, "get_capabilities"):  # torch 2.11
+        return bool(torch.cpu.get_capabilities().get(name, False))
+    older = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    return bool(getattr(torch.cpu, older[name])())
 
 
 class Precision:

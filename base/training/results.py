@@ -21,6 +21,7 @@ from base.training.denominators import (
 )
 from base.training.loss_terms import flatten_terms, is_of_terms, refuse_many
 from base.training.losses import WeightedLoss, lone_total, weigh_terms
+from base.training.metric_values import with_class_names
 from base.training.metrics import Metric, Result
 from logger.meters import TERM, Meters
 
@@ -151,13 +152,20 @@ def record_sample_losses(state: SamplerState, ids: Any, values: StepValues, batc
 
 
 def summarise(
-    phase: str, meters: Meters, metrics: Mapping[str, Metric], world: World = ALONE
+    phase: str,
+    meters: Meters,
+    metrics: Mapping[str, Metric],
+    world: World = ALONE,
+    classes: Sequence[str] = (),
 ) -> dict[str, float]:
     """Return the means and metrics of a phase as ``train/loss``, ``valid/accuracy``, ...
 
     They are over the samples of all processes, and the same numbers in all of them. Meters and
     metrics keep their values. A metric of several numbers has names such as
     ``valid/recall/<class>``; a table (a confusion matrix) appears only in the test report.
+
+    Args:
+        classes: the names of the classes, for metrics with a number for each of them.
 
     Raises:
         ConfigError: a metric has the name of a loss.
@@ -170,10 +178,18 @@ def summarise(
             )
             raise ConfigError([Problem(f"{metrics[name].selection.where}.name", text)])
         if isinstance(result, Mapping):
+            # A metric that names its target may be of other classes than those of the data.
+            is_of_data = metrics[name].selection.target is None
+            result = with_class_names(result, classes if is_of_data else ())
             values.update({f"{phase}/{name}/{key}": float(part) for key, part in result.items()})
         elif not isinstance(result, Tensor) or result.numel() == 1:
             values[f"{phase}/{name}"] = float(result)
     return values
+
+
+def is_part(name: str) -> bool:
+    """Return whether a logged value is of one class or output: ``valid/recall/cat``."""
+    return name.count("/") > 1 and not name.endswith(("/mean", "/macro"))
 
 
 def _means_of(meters: Meters, world: World) -> dict[str, float]:

@@ -19,7 +19,9 @@ from base.training.epoch_rows import EpochRows
 from base.training.epoch_time import Clock, advice, write_times
 from base.training.experiment import CallbackProtocol
 from base.training.progress import Progress
-from logger.console import ROW, EpochTable
+from base.training.results import is_part
+from logger.console import ROW
+from logger.epoch_table import EpochTable
 from logger.files import write_whole
 from logger.progress import ProgressBar
 from logger.writers import Writer, Writers
@@ -52,7 +54,7 @@ class RunLog:
     ) -> None:
         self.settings, self._folder = settings, folder
         self.rows = rows or EpochRows()
-        self.table = EpochTable()
+        self.table = EpochTable(monitored=(settings.monitor or "").rpartition(" ")[2])
         self.factors = factors or {}
         self._advised = ""
         self._logged_at = 0
@@ -122,8 +124,10 @@ class RunLog:
         self.rows.add(row)
         self.writers.flush()
         shown = {name: value for name, value in row.items() if self._is_shown(name, rates)}
-        for line in self.table.lines(shown, is_best):
-            log.log(ROW, line)
+        *header, line = self.table.lines(shown, is_best)
+        for above in header:
+            log.log(ROW, above, extra={"style": "bold"})
+        log.log(ROW, line, extra={"style": "best" if is_best else None})
         if self.factors and row["epoch"] not in self.factors["profiled"]:
             self.factors["idle"] = idle
             self._advise(times)
@@ -138,8 +142,7 @@ class RunLog:
 
     def _is_shown(self, name: str, rates: Mapping[str, float]) -> bool:
         is_further_rate = name in rates and name != next(iter(rates))
-        is_part = name.count("/") > 1 and not name.endswith(("/mean", "/macro"))
-        is_quiet = name in QUIET_COLUMNS or name.startswith("time/") or is_part
+        is_quiet = name in QUIET_COLUMNS or name.startswith("time/") or is_part(name)
         return not is_quiet and not is_further_rate
 
     def close(self) -> None:

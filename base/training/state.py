@@ -18,7 +18,7 @@ from base.distributed.reduction import GradientSums
 from base.network.capture import Capture
 from base.network.freezing import Freezing
 from base.training.accumulation import Window
-from base.training.ema import ExponentialMovingAverage, build_average
+from base.training.ema import ExponentialMovingAverage
 from base.training.epoch_rows import EpochRows
 from base.training.experiment import Experiment
 from base.training.loss_attributes import LossAttributes
@@ -28,6 +28,7 @@ from base.training.optimizer_step import Stepper, build_steppers
 from base.training.precision import Precision
 from base.training.progress import Monitor, Progress, RandomState, Stateful
 from base.training.schedules import Schedule
+from base.training.swa import StochasticWeightAverage, SwaSchedule, build_swa
 from logger.meters import Meters
 
 
@@ -44,13 +45,14 @@ class TrainingState:
     metrics: dict[str, Any]
     optimizers: dict[str, Optimizer]
     steppers: dict[str, Stepper]
-    schedules: dict[str, Schedule]
+    schedules: dict[str, Schedule | SwaSchedule]
     precision: Precision
     window: Window
     sums: GradientSums
     freezing: Freezing
     capture: Capture
-    ema: ExponentialMovingAverage | None
+    ema: ExponentialMovingAverage | StochasticWeightAverage | None
+    """The averaged weights: of `trainer.ema`, or of `trainer.swa`."""
     meters: Meters
     monitor: Monitor
     train_loader: Any
@@ -101,7 +103,7 @@ def build_state(experiment: Experiment) -> TrainingState:
         ),
         freezing=experiment.freezing,
         capture=Capture(config["capture"], experiment.model, experiment.length),
-        ema=build_average(experiment.trained, settings.ema),
+        ema=build_average(experiment),
         meters=Meters(experiment.device),
         monitor=Monitor(experiment.monitor, settings.early_stop),
         train_loader=experiment.train_loader,
@@ -110,6 +112,18 @@ def build_state(experiment: Experiment) -> TrainingState:
         valid_metrics=copy.deepcopy(experiment.metrics),
         phase_metrics=experiment.metrics,
     )
+
+
+def build_average(
+    experiment: Experiment,
+) -> ExponentialMovingAverage | StochasticWeightAverage | None:
+    """Build the average of ``trainer.ema`` or ``trainer.swa``; None without either."""
+    settings, weights = experiment.settings, experiment.trained
+    if settings.ema is not None:
+        return ExponentialMovingAverage(weights, **settings.ema)
+    if settings.swa is not None:
+        return build_swa(experiment.model, weights, settings.swa, experiment.length)
+    return None
 
 
 def parts_with_state(

@@ -28,8 +28,8 @@ REGRESSION = frozenset((
     "HuberLoss", "poisson_nll_loss", "PoissonNLLLoss",
 ))  # fmt: skip
 OF_CLASSES = frozenset((
-    "accuracy", "top_k_accuracy", "top_k_acc", "ConfusionMatrix", "Precision", "Recall", "F1", "IoU",
-    "Dice",
+    "accuracy", "top_k_accuracy", "top_k_acc", "ConfusionMatrix", "Precision", "Recall", "F1",
+    "IoU", "Dice",
 ))  # fmt: skip
 """Metrics that show a classification where a loss of your own does not."""
 HALF = 0.5  # the probability from which a label is predicted
@@ -113,11 +113,11 @@ def find_task(
         if n_channels == 1:
             return Task("binary", activation, is_probability, two)
         return Task("multilabel", activation, is_probability, names)
-    shows_classes = bool(known) and len(known) == n_channels
+    shows_classes = bool(known) and len(known) in (n_channels, n_channels + (n_channels == 1))
     shows_classes |= any(each in OF_CLASSES for each in metrics)
     if loss in SOFTMAX | LOG_PROBABILITIES | SCORES or shows_classes:
         if n_channels == 1:  # a loss of your own, with one score for two classes
-            return Task("binary", "sigmoid", True, two)
+            return Task("segmentation" if is_spatial else "binary", "sigmoid", True, two)
         if not loss:  # a loss of your own of class scores
             activation, is_probability = "softmax", True
         if len(outputs) == 3:  # a class for each position of a sequence

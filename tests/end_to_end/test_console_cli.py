@@ -20,6 +20,7 @@ from workplace import Workplace
 
 pytestmark = pytest.mark.end_to_end
 ROW = re.compile(r" +\d  .*\d\.\d{4}  .*\d\.\d\d?e-\d\d +\d+\.\d +\d+%( \*)?")
+CODES = re.compile(r"\x1b\[[0-9;]*m")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
 
 
@@ -77,17 +78,20 @@ def test_in_a_pipe_there_are_the_header_and_the_rows_alone(place: Workplace) -> 
     assert lines[9].split()[:4] == ["group", "lr", "decay", "trainable"]
     assert lines[10].split()[0] == "main/0"
     lines = lines[4:]  # below the three lines of that table
+    assert [part for part in lines[7].split() if "-" not in part] == ["train", "valid"]
+    lines = lines[1:]
     assert lines[7].split() == [
-        "epoch", "train/loss", "train/accuracy", "valid/loss", "valid/accuracy",
-        "lr", "seconds", "wait",
+        "epoch", "loss", "accuracy", "loss", "accuracy", "lr", "seconds", "wait",
     ]  # fmt: skip
+    assert all(map(len, lines[6:11]))
+    assert max(map(len, lines[4:11])) <= 80
     assert all(ROW.fullmatch(line) for line in lines[8:11])
     assert lines[8].endswith("*")  # the first epoch is the best so far
     assert [line.partition(":")[0] for line in lines[11:]] == ["best", "report", "test by"]
     assert len({len(line.removesuffix(" *")) for line in lines[7:11]}) == 1
 
 
-@pytest.mark.parametrize(("verbosity", "n_lines"), [(0, 0), (1, 4), (2, 18)])
+@pytest.mark.parametrize(("verbosity", "n_lines"), [(0, 0), (1, 5), (2, 18)])
 def test_verbosity_says_how_much_is_shown(place: Workplace, verbosity: int, n_lines: int) -> None:
     done = place.run("-c", "tiny.yaml", "--set", f"trainer.verbosity={verbosity}")
     assert (done.returncode, done.stderr) == (0, "")
@@ -116,13 +120,46 @@ def test_where_no_bar_is_wanted_there_is_none(
 ) -> None:
     done, sent = in_terminal(place, "-c", "tiny.yaml", *words, **env)
     assert done.returncode == 0
-    assert not CONTROL.search(sent.replace("\r\n", "\n"))
+    assert not CONTROL.search(CODES.sub("", sent).replace("\r\n", "\n"))
 
 
-def test_no_color_is_respected(place: Workplace) -> None:
-    done, sent = in_terminal(place, "-c", "tiny.yaml", "--bs", "8", NO_COLOR="1")
+@pytest.mark.parametrize(
+    ("env", "is_coloured"),
+    [
+        ({}, True),
+        ({"NO_COLOR": "1"}, False),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+        ({"NO_COLOR": ""}, True),
+        ({"FORCE_COLOR": "0"}, False),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": "dumb", "FORCE_COLOR": "1"}, True),
+    ],
+)
+def test_colours_are_for_a_terminal_that_wants_them(
+    place: Workplace, env: dict[str, str], is_coloured: bool
+) -> None:
+    words = ["-c", "tiny.yaml", "--epochs", "1", "--set", "trainer.progress=false"]
+    done, sent = in_terminal(place, *words, **env)
     assert done.returncode == 0
-    assert not re.search(r"\x1b\[[0-9;]*m", sent)
+    assert bool(CODES.search(sent)) == is_coloured
+    (best,) = (line for line in sent.splitlines() if CODES.sub("", line).endswith(" *"))
+    assert best.startswith("\x1b[1;32m") == is_coloured
+    (folder,) = place.runs()
+    assert not CONTROL.search((folder / "log.txt").read_text())
+
+
+def test_a_pipe_is_coloured_on_request_alone(place: Workplace) -> None:
+    words = ["-c", "tiny.yaml", "--epochs", "1"]
+    assert not CODES.search(place.run(*words).stdout)
+    assert CODES.search(place.run(*words, FORCE_COLOR="1").stdout)
+
+
+def test_the_rows_fit_the_terminal(place: Workplace) -> None:
+    done = place.run("-c", "tiny.yaml", COLUMNS="50")
+    assert done.returncode == 0
+    lines = done.stdout.partition("parameters:\n")[2].partition("best:")[0].splitlines()
+    assert len(lines) == 7
+    assert max(map(len, lines)) <= 50
 
 
 def test_without_tensorboard_there_is_one_warning_and_the_run_goes_on(

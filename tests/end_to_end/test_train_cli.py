@@ -170,7 +170,7 @@ def test_list_shows_names_with_arguments_and_place(place: Workplace) -> None:
     every = place.run("--list")
     losses = place.run("--list", "loss")
     assert (every.returncode, losses.returncode) == (0, 0)
-    assert "FocalLoss(gamma=2.0, ignore_index=-100)    model/loss.py:" in losses.stdout
+    assert "FocalLoss(gamma=2.0, ignore_index=-100, alpha=None)    model/loss.py:" in losses.stdout
     assert "cross_entropy(weight=None" in losses.stdout
     assert losses.stdout in every.stdout
     for kind in ("model", "data_loader", "optimizer", "trainer", "callback"):
@@ -192,8 +192,8 @@ def test_a_dry_run_tries_a_batch_shows_tables_and_writes_nothing(place: Workplac
         r"^  stem\.conv\.weight +4x1x3x3 +36 +default +main/0 +4\.00e-04 +0\.01 +yes$",
         r"^one training batch: loss \d\.\d+$",
         r"^one validation batch: valid/loss \d\.\d+, valid/accuracy 0\.\d+$",
-        r"^peak memory: \d+ MB$",
-        r"^memory: about [\d.]+ MB with batch 96 \(.*\); the largest .*: about [\d,]+$",
+        r"^memory of the process: \d+ MB at its peak, with all that is loaded$",
+        r"^memory of a step: about [\d.]+ MB with batch 96 \(.*\); the largest .*: about [\d,]+$",
     ):
         assert re.search(part, done.stdout, re.MULTILINE), part
     assert place.files() == set()

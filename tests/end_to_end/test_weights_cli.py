@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from workplace import Workplace
 
 from base.checkpoint.weights import read_weights
@@ -25,7 +26,6 @@ def test_each_kind_of_file_gives_its_weights(place: Workplace, finished: Path, k
     weights = read_weights(checkpoint if kind == "checkpoint" else finished)
     file = {"run": finished, "checkpoint": checkpoint}.get(kind, place.folder / f"w.{kind}")
     if kind == "safetensors":
-        save_file = pytest.importorskip("safetensors.torch").save_file
         save_file({name: value.contiguous() for name, value in weights.items()}, file)
     elif kind.startswith("p"):
         torch.save(weights, file)

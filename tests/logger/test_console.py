@@ -11,7 +11,6 @@ import pytest
 
 from logger.console import (
     ROW,
-    EpochTable,
     close_logging,
     early_warnings,
     format_header,
@@ -19,6 +18,8 @@ from logger.console import (
     mute_other_ranks,
     setup_logging,
     setup_rank_logging,
+    shorten,
+    table,
     text_width,
 )
 
@@ -117,43 +118,54 @@ def test_the_header_is_aligned_and_leaves_out_what_is_none():
     assert format_header({}) == ""
 
 
-def row_of(epoch: int, **values: object) -> dict[str, object]:
-    return {"epoch": epoch, "train/loss": 0.25 * epoch, **values}
+WIDE = [["name", "numbers", "init", "such as"]]
+WIDE += [[f"body.{k}.conv.weight", "1,294", "normal_(std=0.012345)", "a, b, c, d"] for k in (1, 22)]
 
 
-def test_all_rows_are_as_wide_as_the_header():
-    table = EpochTable()
-    rows = [
-        {"epoch": 1, "step": 480, "train/loss": 0.123456, "精度/正解率": 0.5, "lr": 1e-3},
-        {"epoch": 2, "step": 123456, "train/loss": float("nan"), "lr": 2.5e-10},
-        {"epoch": 999, "train/loss": -1.5e10, "精度/正解率": float("-inf"), "lr": 0.0},
+@pytest.mark.parametrize("width", range(20, 90))
+def test_a_table_fits_any_width_and_breaks_no_number(width):
+    lines = table(WIDE, right=["numbers"], spare=["init"], width=width).splitlines()
+    assert len(lines) == 3
+    assert max(map(text_width, lines)) <= max(width, 22)
+    whole = {"1,294", "1", "22", "0.012345"}
+    for line in lines[1:]:
+        assert set(re.findall(r"[\d.,]*\d", line)) <= whole | {".1", ".22"}
+        assert re.match(r"  body\.\d+\.conv\.weight|  body.*…", line)
+
+
+def test_spare_columns_go_first_and_a_wide_table_is_whole():
+    assert "init" not in table(WIDE, spare=["init"], width=45)
+    assert "such as" in table(WIDE, spare=["init"], width=45)
+    assert "such as" not in table(WIDE, width=45)
+    assert table(WIDE, width=72) == table(WIDE)  # a pipe
+    assert text_width(table(WIDE).splitlines()[-1]) > 60
+
+
+def test_in_a_terminal_a_header_breaks_its_lists_but_no_command(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    facts = {"data": "1,294 train, 143 valid, in memory", "by": "python train.py -r saved/digits/1"}
+    assert format_header(facts).splitlines() == [
+        "data  1,294 train, 143 valid,",
+        "      in memory",
+        "by    python train.py -r saved/digits/1",
     ]
-    lines = [line for row in rows for line in table.lines(row)]
-    assert len(lines) == 4
-    assert len({text_width(line) for line in lines}) == 1
-    assert lines[1].split() == ["1", "480", "0.1235", "0.5000", "1.00e-03"]
-    assert lines[2].split() == ["2", "123456", "nan", "-", "2.50e-10"]
-    assert lines[3].split() == ["999", "-", "-1.500e+10", "-inf", "0.00e+00"]
 
 
-def test_the_best_row_is_marked_behind_the_columns():
-    table = EpochTable()
-    plain = table.lines({"epoch": 1, "loss": 0.5})[-1]
-    assert table.lines({"epoch": 1, "loss": 0.5}, best=True) == [plain + " *"]
-
-
-def test_the_header_comes_again_when_a_column_comes_and_after_many_rows():
-    table = EpochTable(repeat_every=3)
-    n_lines = [len(table.lines(row_of(1)))]
-    n_lines += [len(table.lines(row_of(2, **{"valid/loss": 0.5}))) for _ in range(3)]
-    assert n_lines == [2, 2, 1, 2]
-    assert table.columns == ["epoch", "train/loss", "valid/loss"]
-
-
-def test_long_names_lose_their_middle():
-    header, row = EpochTable().lines({"valid/mean_average_precision_at_fifty": 1.0})
-    assert header == "valid/mean_a…on_at_fifty"
-    assert row == " " * 18 + "1.0000"
+@pytest.mark.parametrize(
+    ("text", "width", "short"),
+    [
+        ("top_k_accuracy", 14, "top_k_accuracy"),
+        ("top_k_accuracy", 9, "top_k_…cy"),
+        ("body.12345.weight", 9, "body…ht"),
+        ("normal_(std=0.012345)", 16, "normal_(std=…"),
+        ("stem.norm, head.norm", 12, "stem.norm…"),
+        ("精度正解率精度", 6, "精度…"),
+        ("x1", 1, "…"),
+    ],
+)
+def test_long_texts_lose_their_middle_or_their_end_but_no_part_of_a_number(text, width, short):
+    assert shorten(text, width) == short
+    assert text_width(short) <= width
 
 
 @pytest.mark.parametrize(

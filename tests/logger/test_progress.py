@@ -1,6 +1,7 @@
 """The bar: seen in a terminal, silent in a pipe, and never in the way of a log line."""
 
 import fcntl
+import importlib
 import io
 import os
 import pty
@@ -69,6 +70,7 @@ def draw(text: str) -> list[str]:
 def terminal(monkeypatch):
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")  # the screens below know no codes of colours
     terminal.take_over = lambda: [
         monkeypatch.setattr(sys, name, terminal.stream) for name in ("stdout", "stderr")
     ]  # in the test itself: pytest puts its own streams back between fixture and test
@@ -109,6 +111,7 @@ class Screen(io.StringIO):
 
 def test_after_each_call_the_lines_are_whole_and_the_bar_is_below(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(progress, "REDRAW_SECONDS", 0.0)
     monkeypatch.setattr(sys, "stdout", Screen())
     monkeypatch.setattr(sys, "stderr", sys.stdout)
@@ -206,8 +209,8 @@ def test_a_bar_can_be_switched_off(terminal):
     assert terminal.finish() == ""
 
 
-def test_no_colour_is_ever_used(terminal):
-    terminal.take_over()
+def test_without_colours_no_code_is_sent(terminal):
+    terminal.take_over()  # it sets NO_COLOR
     logger = setup_logging(None)
     with ProgressBar(5) as bar:
         bar.update()
@@ -224,7 +227,17 @@ def test_the_bar_starts_no_thread(terminal):
         assert "TMonitor" not in {type(thread).__name__ for thread in threading.enumerate()}
 
 
-def test_a_notebook_can_redraw_though_it_is_no_terminal():
+def test_a_notebook_has_tqdms_bar_for_notebooks():
+    pytest.importorskip("ipywidgets")
+    out_stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
+    with ProgressBar(5, description="epoch 1", stream=out_stream()) as bar:
+        assert isinstance(bar._line, importlib.import_module("tqdm.notebook").tqdm_notebook)
+        assert bar._line.container.children[0].value.split() == ["epoch", "1:", "0%"]
+
+
+def test_a_notebook_can_redraw_though_it_is_no_terminal(monkeypatch):
+    # Without ipywidgets.
+    monkeypatch.setattr(importlib.import_module("tqdm.notebook"), "IProgress", None)
     out_stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})
     with ProgressBar(5, description="epoch 1", stream=out_stream()) as bar:
         assert "epoch 1:" in bar._line.fp.getvalue()

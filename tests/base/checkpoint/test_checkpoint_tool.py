@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +137,6 @@ def test_diff_tells_how_weights_differ(
 def test_what_is_exported_is_the_weights_and_what_is_known_of_their_data(
     trained: tuple[Path, Any], tmp_path: Path, suffix: str, words: list[str], averaged: bool
 ) -> None:
-    if suffix == ".safetensors":
-        pytest.importorskip("safetensors")
     folder, trainer = trained
     out = tmp_path / f"w{suffix}"
     newest = checkpoints(folder)[-1]
@@ -172,21 +169,10 @@ def test_a_record_of_other_weights_does_not_stay_beside_new_ones(
 
 
 def test_shared_weights_can_be_exported(tmp_path: Path) -> None:
-    pytest.importorskip("safetensors")
     shared = torch.arange(6.0).reshape(2, 3)
     torch.save({"a": shared, "b": shared, "t": shared.t()}, tmp_path / "a.pt")
     assert call("export", tmp_path / "a.pt", tmp_path / "b.safetensors") == 0
     assert call("diff", tmp_path / "a.pt", tmp_path / "b.safetensors") == 0
-
-
-def test_without_safetensors_the_package_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
-    with pytest.raises(UsageError, match="pip install safetensors"):
-        call("export", tmp_path / "a.pt", tmp_path / "b.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
 def test_nothing_is_overwritten_unless_asked_and_never_in_part(

@@ -149,6 +149,7 @@ def experiment(train_loader: Any, valid_loader: Any) -> SimpleNamespace:
         valid_loader=valid_loader,
         batches_per_epoch=len(train_loader),
         references=SimpleNamespace(values={}),
+        example={},
     )
 
 

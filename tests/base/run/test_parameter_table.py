@@ -26,6 +26,11 @@ from base.run.parameter_table import (
 GROUPS = "optimizer={type: AdamW, args: {lr: 0.02, weight_decay: 0.5}, param_groups: [no_decay]}"
 
 
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 def rows_of(*overrides: str, **how: Any) -> dict[str, Row]:
     return {row.name: row for row in parameter_rows(make(*overrides, **how).experiment)}
 
@@ -182,7 +187,7 @@ def test_the_file_holds_every_row_to_the_last_digit(tmp_path: Path) -> None:
 def test_the_whole_table_leaves_out_what_none_has(monkeypatch: pytest.MonkeyPatch) -> None:
     head, *lines = full_table([*rows_of(GROUPS).values()]).splitlines()
     assert head.split() == [
-        *("name", "shape", "numbers", "init", "group", "lr", "weight_decay", "trainable")
+        *("name", "shape", "numbers", "init", "group", "lr", "decay", "trainable")
     ]
     assert lines[0].split() == [
         *("hidden.0.weight", "6x5", "30", "default", "main/0", "2.00e-02", "0.5", "yes")

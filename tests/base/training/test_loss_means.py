@@ -632,3 +632,27 @@ def test_a_sum_has_no_denominator(settings: dict[str, Any]) -> None:
         rule = denominator_rule(function)
         assert rule is not None
         assert rule(random(2), random(2)) is SUM_REDUCTION
+
+
+FOCAL = {
+    "classes": ("FocalLoss", {"alpha": [0.2, 0.5, 0.3]}, classes(ignored=-100), (3,)),
+    "pixels": ("FocalLoss", {"ignore_index": 255}, classes(4, 5, ignored=255), (3, 4, 5)),
+    "soft": ("FocalLoss", {"alpha": [0.2, 0.5, 0.3]}, random(N, 3).softmax(1), (3,)),
+    "labels": ("SigmoidFocalLoss", {"ignore_index": 2}, classes(3, ignored=2), (3,)),
+    "one logit": ("SigmoidFocalLoss", {"gamma": 1.0}, classes(1, n=2), (1,)),
+}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("name", FOCAL)
+def test_focal_losses_have_the_gradient_of_all_samples(
+    name: str, parts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, settings, target, shape = FOCAL[name]
+    case = Case(kind, target, shape, settings)
+    place(monkeypatch, case)
+    trainer = trainer_of(case, *settings_of(parts))
+    on_all_samples = trainer.losses[kind].function(trainer.model(random(N, 5)), target)
+    expected = torch.autograd.grad(on_all_samples, list(trainer.model.parameters()))
+    for ours, theirs in zip(gradients(trainer), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

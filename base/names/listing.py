@@ -49,7 +49,8 @@ def describe(kind: str) -> str:
     """
     parts: dict[str, list[str]] = {}
     for name, named, origin in _entries(kind):
-        lines = parts.setdefault(_source(kind, origin), [])
+        is_fault = isinstance(named, NameFault)  # in a file of the project
+        lines = parts.setdefault("" if is_fault else _source(kind, origin), [])
         if isinstance(named, NameFault):
             lines.append(f"  {name}    cannot be used: {named}")
             continue

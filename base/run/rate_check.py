@@ -15,6 +15,8 @@ from base.config.tree import dotted
 from base.errors import UsageError, nearest
 from base.run.check_steps import loss_of, make_steps, open_check, peak_rates, restored, set_rates
 from base.run.rate_plot import text_plot, write_plot
+from logger.console import wrap_list, wrap_prose
+from logger.terminal import terminal_width
 
 LOWEST, HIGHEST = 1e-7, 10.0
 N_STEPS = 160  # 20 for each power of ten
@@ -187,11 +189,12 @@ def report(
         advice = "see `--check overfit`"
         return [*lines, f"  the loss fell at no rate, so there is nothing to suggest; {advice}"]
     value, set_by = f"{test.suggested:.1e}", setting(trainer, name)
-    lines.append(
-        f"  suggested {value}  (lowest loss at {test.lowest:.1e}, steepest fall "
-        f"{test.steepest:.1e}, valley {test.valley:.1e})"
-    )
-    lines.append(f"  config    {max(rates):.1e}  {compared(max(rates), test)}")
+    seen = f"(lowest loss at {test.lowest:.1e}, steepest fall {test.steepest:.1e}, "
+    seen += f"valley {test.valley:.1e})"
+    lines.append(f"  suggested {value}")
+    lines.append(" " * 12 + wrap_list(seen, terminal_width(), 12))
+    own = f"  config    {max(rates):.1e}  {compared(max(rates), test)}"
+    lines.append(wrap_prose(own, terminal_width()))
     lines.append(f"  use it by {set_by}{value}")
     if len({*rates}) > 1:
         factors = ", ".join(f"{rate / max(rates):.2g}" for rate in rates)

@@ -176,10 +176,7 @@ def loss_of(parts: Sequence[Values], name: str) -> float:
 
 
 def peak_rates(trainer: BaseTrainer) -> dict[str, list[float]]:
-    """Return the highest rate of each parameter group of each optimizer, by its schedule.
-
-    Groups that all have a rate of 0 count as equal ones.
-    """
+    """Return the highest rate of each parameter group of each optimizer, by its schedule."""
     rates: dict[str, list[float]] = {}
     for name, optimizer in trainer.optimizers.items():
         schedule = trainer.schedules.get(name)
@@ -188,8 +185,6 @@ def peak_rates(trainer: BaseTrainer) -> dict[str, list[float]]:
             float(group.get("max_lr", first["lr"]))  # of OneCycleLR and CyclicLR
             for group, first in zip(optimizer.param_groups, initial, strict=True)
         ]
-        if not any(rates[name]):
-            rates[name] = [1.0] * len(rates[name])
     return rates
 
 

@@ -137,7 +137,8 @@ def check_rates(
             set_rates(optimizer, [0.0] * len(optimizer.param_groups))
         for each in [name] if name else trainer.optimizers:
             with restored(trainer):
-                tests[each] = range_test(trainer, each, rates[each])
+                ratios = rates[each] if any(rates[each]) else [1.0] * len(rates[each])
+                tests[each] = range_test(trainer, each, ratios)
     path = picture or Path(tempfile.gettempdir()) / f"check-lr-{trainer.config['name']}.png"
     lines: list[str] = []
     for each, test in tests.items():
@@ -206,6 +207,8 @@ def report(
 
 def compared(rate: float, test: RangeTest) -> str:
     """Return how the config's rate compares with the suggestion."""
+    if rate == 0:
+        return "trains nothing"
     ratio = rate / test.suggested
     if test.end and rate >= test.rates[-1]:
         return "is where the loss diverges here: too high without a warm-up"

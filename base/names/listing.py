@@ -49,8 +49,7 @@ def describe(kind: str) -> str:
     """
     parts: dict[str, list[str]] = {}
     for name, named, origin in _entries(kind):
-        is_fault = isinstance(named, NameFault)  # in a file of the project
-        lines = parts.setdefault("" if is_fault else _source(kind, origin), [])
+        lines = parts.setdefault(_source(kind, origin), [])
         if isinstance(named, NameFault):
             lines.append(f"  {name}    cannot be used: {named}")
             continue
@@ -70,8 +69,8 @@ _ORDER = ["", "of Kindling", "of torchvision", "of torch", "layers, of torch"]
 def _source(kind: str, origin: str) -> str:
     """Return the heading of a name: nothing for those of the project."""
     package = origin.partition(".")[0]
-    if ":" in origin or "/" in origin:
-        return ""
+    if ":" in origin or "/" in origin or origin == NameFault.__module__:
+        return ""  # a fault is in a file of the project
     if package == "base":
         return "of Kindling"
     return f"layers, of {package}" if kind == "model" and package == "torch" else f"of {package}"

@@ -25,6 +25,7 @@ from logger.files import read_file, write_whole
 
 FORMAT = 1
 DONE = ("finished", "pruned", "failed")
+"""The states of trials that are not started again."""
 
 
 @dataclass

@@ -98,7 +98,7 @@ class Sweep:
     def remove(self) -> None:
         """Remove the folder of a sweep without runs, and those above that are empty then."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        remove_empty([self.folder.parent, self.folder.parent.parent])
+        remove_empty(list(self.folder.parents)[:3])
 
     def name_of(self, trial: TrialRecord) -> str:
         """Return the name by which the run of a trial knows it."""

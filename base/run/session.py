@@ -9,6 +9,7 @@ import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -100,8 +101,8 @@ def open_run(
         open_folder(config, resume_from, trainer.world) as folder,
         open_run_in(trainer, folder, resume_from, allow_change) as run,
     ):
-        if trainer.world.is_main:
-            record_start(folder, config)
+        if trainer.world.is_main and resume_from is not None:
+            record_resume(folder, config)
         yield run
 
 
@@ -168,14 +169,16 @@ def open_folder(
             if new is not None:
                 write_config(config, new)
             else:
-                if read_stamp(folder).get("state") == "running":
-                    update_stamp(folder, state="interrupted")  # it was killed
                 (folder / REQUEUE).unlink(missing_ok=True)
             note_job(folder)
             note_run(folder, world)
             world.broadcast(str(folder))
             _log_warnings_of_ranks(known, world)
-        with add_resume_advice(folder), ask_for_requeue(folder), record_end(folder):
+        with (
+            add_resume_advice(folder),
+            ask_for_requeue(folder),
+            record_end(folder, new is not None),
+        ):
             yield folder
         _draw_curves(folder)
 
@@ -239,9 +242,11 @@ def add_resume_advice(folder: Path) -> Iterator[None]:
         raise
 
 
-def record_start(folder: Path, config: Config) -> None:
-    """Record that a run is running, and what the command line changed."""
-    update_stamp(folder, changed=changed_settings(folder, config), state="running")
+def record_resume(folder: Path, config: Config) -> None:
+    """Record that a run is running again, since when, and what the command line changed."""
+    now = datetime.now(timezone.utc).isoformat()
+    changed = changed_settings(folder, config)
+    update_stamp(folder, changed=changed, state="running", resumed=now)
 
 
 def changed_settings(folder: Path, config: Config) -> dict[str, Any]:
@@ -250,12 +255,13 @@ def changed_settings(folder: Path, config: Config) -> dict[str, Any]:
 
 
 @contextmanager
-def record_end(folder: Path) -> Iterator[None]:
+def record_end(folder: Path, is_new: bool) -> Iterator[None]:
     """Record how a run ended. A resume that fails before it trains leaves the state as it was."""
+    before = None if is_new else read_stamp(folder)
     try:
         yield
     except BaseException as error:
-        if read_stamp(folder).get("state") == "running":
+        if read_stamp(folder) != before:
             is_stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
             update_stamp(folder, state="interrupted" if is_stopped else "failed")
         raise

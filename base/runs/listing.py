@@ -34,7 +34,7 @@ def table_text(runs: Sequence[RunFacts], width: int = 80, rule: str | None = Non
     names = short_keys(settings)
     head = [_Column("run", _short_names(runs), from_left=True)]
     middle = [_Column(names[key], _texts(settings[key])) for key in settings]
-    tail = [_Column("epochs", [str(run.epoch) for run in runs])]
+    tail = [_Column("epoch", [str(run.epoch) for run in runs])]
     tail.append(_Column("state", [run.state for run in runs], is_whole=True))
     if rule is not None:
         key, best = rule.partition(" ")[2], [run.best_by(rule) for run in runs]

@@ -76,6 +76,7 @@ def read_stamp(folder: Path) -> dict[str, Any]:
     started  the time of its start
     changed  the settings that the command line changed, by dotted key
     state    running, finished, failed or interrupted; a killed process leaves ``running``
+    resumed  the time of its last resume
     job      the last job that trained it, see `current_job`
     trial    the trial of a sweep that it is, as ``digits/sweeps/20261129-064611#3``
     """

@@ -17,7 +17,7 @@ from base.names.registry import project_root, set_project_root
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ["models", "initialisation", "parameter-groups", "schedules", "losses", "metrics", "gans"]
 PAGES += ["gradients", "data-sets", "tables", "segmentation", "memory", "speed", "checkpoints"]
-PAGES += ["logging", "reliability", "samples", "sweeps"]
+PAGES += ["logging", "reliability", "samples", "comparing-runs", "sweeps"]
 BLOCK = re.compile(r"^```(python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ((?:config|model|data_loader|trainer)/\S+\.(?:yaml|py)|make_\w+\.py)\n")
 

@@ -45,10 +45,10 @@ def printed(capsys, *words):
 def test_a_line_for_each_run_the_best_first(saved, capsys):
     assert printed(capsys, "saved/toy") == (
         "saved/toy: 3 runs, best by max valid/accuracy\n"
-        "run                   lr  valid/accuracy  best at  epochs  state\n"
-        "20260302-120000  0.01235          0.7500        2       2  finished\n"
-        "20260303-120000     1e-5          0.6250        2       2  finished\n"
-        "20260301-120000     1e-3          0.5000        2       2  finished\n"
+        "run                   lr  valid/accuracy  best at  epoch  state\n"
+        "20260302-120000  0.01235          0.7500        2      2  finished\n"
+        "20260303-120000     1e-5          0.6250        2      2  finished\n"
+        "20260301-120000     1e-3          0.5000        2      2  finished\n"
     )
 
 
@@ -59,7 +59,7 @@ def test_without_a_path_all_names_are_listed_in_groups(saved, capsys):
         "saved/toy: 3 runs, best by max valid/accuracy",
     ]
     assert groups[0].splitlines()[1:] == [
-        "run              epochs  state", "20260301-120000       0  failed",
+        "run              epoch  state", "20260301-120000      0  failed",
     ]  # fmt: skip
 
 

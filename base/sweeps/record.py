@@ -25,6 +25,7 @@ from logger.files import read_file, write_whole
 
 FORMAT = 1
 DONE = ("finished", "pruned", "failed")
+"""The states of trials that are not started again."""
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Sweep:
     def remove(self) -> None:
         """Remove the folder of a sweep without runs, and those above that are empty then."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        remove_empty([self.folder.parent, self.folder.parent.parent])
+        remove_empty(list(self.folder.parents)[:3])
 
     def name_of(self, trial: TrialRecord) -> str:
         """Return the name by which the run of a trial knows it."""

@@ -25,7 +25,7 @@ class Console:
     """Prints lines, and on a terminal a last line that is replaced."""
 
     def __init__(self) -> None:
-        self._redraws = can_redraw(sys.stdout)
+        self.redraws = can_redraw(sys.stdout)
         self._last = ""
 
     def line(self, text: str) -> None:
@@ -36,7 +36,7 @@ class Console:
 
     def status(self, text: str) -> None:
         """Replace the last line; only on a terminal."""
-        if self._redraws and text != self._last:
+        if self.redraws and text != self._last:
             self._print(f"\r\x1b[K{text}")
             self._last = text
 

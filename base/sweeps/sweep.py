@@ -191,9 +191,14 @@ class SweepLoop:
             is_worth_a_try = trial.state == "failed" and trial.code in (CONFIG_ERROR, NO_ROOM)
             if trial.state == "running" or is_worth_a_try:
                 trial.state = "interrupted"
-            if trial.state == "interrupted":
-                trial.folder = self._find_folder(trial)
-            if any(trial.judged.values()):  # it was stopped, or would be at the same epoch
+            if trial.state in DONE[:2]:
+                continue
+            trial.folder = self._find_folder(trial)
+            folder = folder_of(trial)
+            if folder is not None and read_run(folder).state == "finished":
+                # Its process has outlived the sweep, or `-r` has resumed the run by itself.
+                trial.state, trial.code, trial.error = "finished", 0, ""
+            elif any(trial.judged.values()):  # it was stopped, or would be at the same epoch
                 trial.state = "pruned"
             self._read_value(trial)
 
@@ -210,8 +215,9 @@ class SweepLoop:
                     self._record_end(process)
                 elif self.search is not None and self.search.prunes:
                     self._judge(process, self.search)
-            width = shutil.get_terminal_size().columns
-            self.console.status(show_status(self.sweep, self.n_trials, *self.monitor, width))
+            if self.console.redraws:
+                width = shutil.get_terminal_size().columns
+                self.console.status(show_status(self.sweep, self.n_trials, *self.monitor, width))
             time.sleep(POLL_SECONDS)
 
     @property
@@ -274,7 +280,7 @@ class SweepLoop:
         """Wait for the process of a run that has outlived a killed sweep."""
         if is_locked(folder):
             self.console.line(f"{folder}: waiting for the process that still trains this run")
-        while is_locked(folder) and self.signals.stop is None:
+        while is_locked(folder) and not self.is_ending:
             time.sleep(POLL_SECONDS)
 
     def _find_folder(self, trial: TrialRecord) -> str | None:

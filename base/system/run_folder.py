@@ -188,8 +188,9 @@ def run_folder_of(path: Path | str) -> Path:
             if not inside or inside[0] == "checkpoints":
                 return folder
     if is_sweep(path):
-        text = "a sweep, not a run: its table.csv has the folders of its trials"
-        raise UsageError(f"{path}: {text}; `python train.py -r {path}` resumes it")
+        text = "a sweep, not a run: its table.csv has the folders of its trials, and"
+        command = f"python train.py -r {shlex.quote(str(path))}"
+        raise UsageError(f"{path}: {text} `{command}` resumes it")
     raise UsageError(
         f"{path}: not a run: give its folder, such as saved/digits/20261129-064611_lr=1e-3"
     )

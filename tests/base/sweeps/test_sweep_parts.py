@@ -26,6 +26,7 @@ from base.sweeps.processes import devices_of_jobs
 from base.sweeps.record import Plan, TrialRecord, create_sweep, find_sweep, read_sweep
 from base.sweeps.space import parse_space
 from base.sweeps.summary import command_of, no_effect
+from base.sweeps.sweep import SweepLoop
 from base.system.run_folder import find_newest_run, folders_of_runs, is_sweep, run_folder_of
 from base.system.trial import VARIABLE, Trial, current_trial, stamp_of_trial
 
@@ -198,6 +199,39 @@ def test_equal_values_of_all_trials_are_remarked(project_root: Path, tmp_path: P
     assert "sweep lr_scheduler.args.max_lr" in no_effect(sweep, config)
     sweep.trials[0].value = 0.4
     assert no_effect(sweep, config) == ""
+
+
+def test_a_resumed_sweep_takes_up_what_happened_meanwhile(
+    project_root: Path, tmp_path: Path
+) -> None:
+    """A run of a failed trial was resumed by itself, one was killed, one after its verdict."""
+    path = project_root / "config" / "digits.yaml"
+    overrides = [f"trainer.save_dir={tmp_path}"]
+    config = load_config(path, overrides)
+    sweep = create_sweep(Plan(str(path), overrides, ["lr=1,2,3,4,5"]), config)
+    states = ["failed", "running", "running", "finished", "failed"]
+    codes = [1, None, None, 0, 3]
+    for number, (state, code) in enumerate(zip(states, codes, strict=True), start=1):
+        sweep.trials.append(TrialRecord(number, {LR: str(number)}, state, value=0.5, code=code))
+        folder = tmp_path / "digits" / f"20260101-00000{number}"
+        folder.mkdir()
+        stamp = {"number": number, "trial": f"digits/sweeps/{sweep.folder.name}#{number}"}
+        recorded = {1: "finished", 5: "failed"}.get(number, "running")
+        (folder / "run.json").write_text(json.dumps({**stamp, "state": recorded}))
+        (folder / "config.yaml").write_text(config.to_yaml())
+        (folder / "metrics.csv").write_text("epoch,valid/accuracy\n1,0.7\n2,0.6\n")
+    sweep.trials[2].judged = {"1": False, "2": True}
+    SweepLoop(sweep, parse_space(["lr=1,2"]), config, None, [""])._take_up()
+    assert [trial.state for trial in sweep.trials] == [
+        "finished",
+        "interrupted",
+        "pruned",
+        "finished",
+        "interrupted",  # out of memory or disk: worth a try
+    ]
+    assert [trial.value for trial in sweep.trials] == [0.7, 0.7, 0.7, 0.5, 0.7]
+    assert [trial.epoch for trial in sweep.trials] == [1, 1, 2, None, 1]
+    assert sweep.trials[0].code == 0
 
 
 def test_a_trial_knows_its_sweep_and_shares_the_machine(

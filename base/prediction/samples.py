@@ -21,6 +21,7 @@ from base.prediction.file_loaders import (
 )
 from base.prediction.found_files import FoundFile, find_files
 from base.prediction.trained_model import TrainedModel
+from base.system.left_out import left_out_note
 from base.system.run_folder import must_exist
 
 PATH_COLUMNS = ("file", "path", "image", "filename")
@@ -146,8 +147,10 @@ def _below(folder: Path, root: str | None, path: str) -> str:
 
 
 def _column_of_paths(run: TrainedModel, word: str, delimiter: str | None) -> list[str]:
-    from base.datasets.table_columns import read_table  # a project may leave tables out
-
+    try:
+        from base.datasets.table_columns import read_table
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{word}: tables cannot be read{left_out_note('tables')}") from error
     args = dataset_section(evaluation_section(run)).get("args", {})
     table = read_table(word, delimiter or args.get("delimiter") or ",")
     wanted = [args["image"]] if isinstance(args.get("image"), str) else list(PATH_COLUMNS)

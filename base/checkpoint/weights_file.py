@@ -48,14 +48,10 @@ def safetensors_bytes(weights: Mapping[str, Any], metadata: Mapping[str, str], o
         out: the file, for error messages.
 
     Raises:
-        UsageError: safetensors is not installed.
         CheckpointError: a weight is not a tensor.
     """
-    try:
-        from safetensors.torch import save
-    except ImportError as error:
-        text = "writing it needs safetensors (pip install safetensors); or choose a .pt file"
-        raise UsageError(f"{out}: {text}") from error
+    from safetensors.torch import save
+
     odd = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if odd:
         raise CheckpointError(

@@ -20,6 +20,7 @@ from base.system.seeding import isolated_random_state
 
 INSTALL = "timm is not installed: pip install -r requirements-extra.txt"
 INSTEAD = {"num_classes": "n_classes", "checkpoint_path": "weights", "model_name": "name"}
+INSTEAD |= dict.fromkeys(("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"), "weights")
 FILES = ("model.safetensors", "pytorch_model.bin")  # of a model on Hugging Face
 
 
@@ -55,8 +56,11 @@ def timm(
         download: download them if they are not in the cache.
         options: further arguments of the model, such as ``drop_path_rate``.
     """
+    library = import_timm()
+    if fault := _name_fault(library, name):  # timm would look for other names in the network
+        raise ValueError(fault)
     given = {"num_classes": n_classes, "in_chans": in_chans, **options}
-    model: nn.Module = import_timm().create_model(
+    model: nn.Module = library.create_model(
         name, **{key: value for key, value in given.items() if value is not None}
     )
     return model

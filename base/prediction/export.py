@@ -32,6 +32,7 @@ from base.prediction.comparison import (
     batches,
     compare,
     compare_with_predictions,
+    relative_difference,
 )
 from base.prediction.export_request import ExportRequest
 from base.prediction.file_loaders import dataset_section, evaluation_section
@@ -288,12 +289,16 @@ def call_once(
     args, kwargs = inputs.random(2)
     try:
         with torch.no_grad():
-            outputs = network(*args, **kwargs)
+            outputs, again = network(*args, **kwargs), network(*args, **kwargs)
     except Exception as error:  # of the user's model
         shapes = ", ".join(shape_text(each) for each in tensors_of((args, kwargs)))
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         text = f"{type(network).__name__} cannot be called on inputs {shapes}: {text}"
         raise UsageError(f"{text}; give the shape of a sample, --input-shape 3,224,224") from error
+    both = zip(tensors_of(outputs), tensors_of(again), strict=True)
+    if any(relative_difference(one, other) > TOLERANCE for one, other in both):
+        text = f"{type(network).__name__} returns other outputs each time, as it draws at random"
+        raise UsageError(f"{text}: a graph cannot be compared with it; export weights")
     return outputs, run.task(outputs) if raw is None else raw.network.task
 
 

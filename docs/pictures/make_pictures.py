@@ -36,7 +36,9 @@ def run_in_terminal(words: list[str], cwd: Path) -> str:
     reader, writer = pty.openpty()
     env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     env |= {"COLUMNS": str(COLUMNS), "LINES": "50", "TERM": "xterm-256color"}
-    process = subprocess.Popen(words, cwd=cwd, env=env, stdin=writer, stdout=writer, stderr=writer)
+    # The progress bar, which moves, goes to stderr.
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(words, cwd=cwd, env=env, stdin=writer, stdout=writer, stderr=pipe)
     os.close(writer)
     printed = b""
     try:
@@ -44,8 +46,9 @@ def run_in_terminal(words: list[str], cwd: Path) -> str:
             printed += chunk
     except OSError:  # on Linux, how a terminal ends
         pass
-    if process.wait() != 0:
-        raise SystemExit(printed.decode())
+    errors = process.communicate()[1].decode()
+    if process.returncode != 0:
+        raise SystemExit(printed.decode() + errors)
     return printed.decode().replace("\r\n", "\n")
 
 
@@ -86,8 +89,11 @@ def photograph(page: Path, target: Path, width: int, height: int) -> None:
 
 
 def shorten(text: str) -> str:
-    """Return the text without the epochs from 5 to the last but two."""
-    lines = text.rstrip().splitlines()
+    """Return the text without the epochs from 5 to the last but two.
+
+    Hints on speed are left out: they depend on what else the machine does.
+    """
+    lines = [line for line in text.rstrip().splitlines() if not line.startswith("faster:")]
     plain = [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines]
     epochs = [n for n, line in enumerate(plain) if re.match(r" +\d+ ", line)]
     middle = epochs[4:-2]
@@ -102,14 +108,14 @@ def main() -> None:
         made = [sys.executable, str(ROOT / "new_project.py"), str(folder)]
         subprocess.run(made, check=True, capture_output=True)
         words = ["train.py", "-c", "config/digits.yaml"]
-        command = [sys.executable, *words, "--set", "trainer.progress=false"]
-        text = f"$ python {' '.join(words)}\n{shorten(run_in_terminal(command, folder))}"
+        printed = run_in_terminal([sys.executable, *words], folder)
+        text = f"$ python {' '.join(words)}\n{shorten(printed)}"
         page = folder / "console.html"
         page.write_text(to_html(text), encoding="utf-8")
         height = 36 + 18 * len(text.splitlines())
         photograph(page, FOLDER / "console.png", 44 + 8 * COLUMNS, height)
         for report in folder.glob("saved/*/*/report/index.html"):
-            photograph(report, FOLDER / "report.png", 1000, 1100)
+            photograph(report, FOLDER / "report.png", 1000, 1345)
 
 
 if __name__ == "__main__":

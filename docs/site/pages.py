@@ -19,7 +19,8 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 # The order of the sidebar. Other pages of docs/ follow under "More".
 NAVIGATION = {
-    "Tutorials": "tutorials/index",
+    "Tutorials": "tutorials/index tutorials/image-folder tutorials/csv tutorials/fine-tune "
+    "tutorials/segmentation tutorials/gan",
     "How-to: data": "data-sets tables samples segmentation",
     "How-to: models": "models initialisation gans",
     "How-to: training": "parameter-groups schedules losses metrics gradients checkpoints logging",
@@ -58,7 +59,7 @@ def gather() -> dict[str, str]:
         "decisions/index.md": "# Decisions\n\nHalf a page each: context, choice, price.\n",
         "project/data/index.md": "# Data that ships\n\nWhere it comes from, and its licence.\n",
     }
-    for folder in ("tutorials", "decisions", "results", "reference/names", "project/data"):
+    for folder in ("decisions", "results", "reference/names", "project/data"):
         made[f"{folder}/index.md"] += _contents(folder, made)
     for caption, names in navigation(made).items():
         made["index.md"] += _toctree(names, ":hidden:", f":caption: {caption}")
@@ -81,8 +82,6 @@ def _contents(folder: str, made: dict[str, str]) -> str:
     """Return the list of a folder's pages: shown, unless its first page links them itself."""
     names = sorted(Path(path).stem for path in made if posixpath.dirname(path) == folder)
     names.remove("index")
-    if folder == "tutorials":  # in the order in which they are linked
-        names = re.findall(r"\(([\w-]+)\.md\)", made["tutorials/index.md"])
     is_linked = f"({names[0]}.md)" in made[f"{folder}/index.md"]
     return _toctree(names, ":hidden:" if is_linked else ":maxdepth: 1")
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -98,8 +99,13 @@ def sections(name: str, section: Section) -> Iterator[tuple[str, Section]]:
         inner.append((f"{name}.NAME", section.others))
     for path, field in inner:
         found, path = _section_in(field, path)
-        if found is not None and (found.keys or found.others is not schema.ANYTHING):
+        if found is not None and _has_keys(found):
             yield from sections(path, found)
+
+
+def _has_keys(section: Section) -> bool:
+    """Return whether a section has keys that we define, at whatever depth."""
+    return bool(section.keys) or isinstance(section.others, Section)
 
 
 def _section_in(field: Field, path: str) -> tuple[Section | None, str]:
@@ -137,7 +143,7 @@ def _words(short: tuple[str, ...]) -> str:
 def _row(section: str, name: str, key: Key) -> str:
     found, path = _section_in(key.field, f"{section}.{name}".lstrip("."))
     kind = _kind(key.field)
-    if found is not None and (found.keys or found.others is not schema.ANYTHING):
+    if found is not None and _has_keys(found):
         kind = f"[{kind}](#{_anchor(path)})"
     return f"| `{name}` | {_cell(kind)} | {_cell(_default(key))} | {_cell(key.doc)} |"
 
@@ -152,6 +158,8 @@ def _kind(field: Field) -> str:
         return f"{_kind(field.plain)}, or a section"
     if isinstance(field, OneOrNamed):
         return f"{_kind(field.item)}, a list of names, or a section of them"
+    if isinstance(field, Section) and isinstance(field.others, Scalar):
+        return f"a section, each value {_kind(field.others)}"
     return "a section" if isinstance(field, Section) else "any value"
 
 
@@ -173,6 +181,8 @@ def _anchor(heading: str) -> str:
 
 # The names that a config can use.
 
+_WRAPPED: Any = {"subsequent_indent": "    ", "break_long_words": False, "break_on_hyphens": False}
+
 
 def names_page(kind: str) -> str:
     """Return every name of a kind with its arguments, grouped by where it is defined."""
@@ -184,7 +194,8 @@ def names_page(kind: str) -> str:
         if isinstance(named, NameFault):
             lines += [f"Cannot be used: {_markdown(str(named))}", ""]
             continue
-        lines += ["```python", _call(name, shown_arguments(kind, named)), "```", ""]
+        text = textwrap.fill(f"{name}({', '.join(shown_arguments(kind, named))})", 88, **_WRAPPED)
+        lines += ["```python", text, "```", ""]
         text = _markdown(first_line(named))
         lines += [text, ""] if text else []
     title = kind.replace("_", " ").capitalize()

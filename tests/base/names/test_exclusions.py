@@ -11,6 +11,7 @@ from base.names.exclusions import ALONE_ONLY, WHOLE_ONLY, check_combinations, la
 
 SET = {
     "optimizer: LBFGS": "optimizer={type: LBFGS, args: {lr: 0.5}}",
+    "trainer.swa": "trainer.swa={start: 50%}",
     "trainer.loss_gradients": "trainer.loss_gradients=5 steps",
     "capture of gradients": "capture=[{match: 'layers*', of: gradients}]",
     "capture of parameters": "capture=[{match: '*.weight', of: parameters}]",

@@ -239,7 +239,8 @@ def test_an_unknown_name_gives_the_nearest_and_the_places() -> None:
         find("optimizer", "AdmaW")
     assert str(raised.value) == (
         "there is no optimizer 'AdmaW'; did you mean 'AdamW'? (looked in model/, trainer/,"
-        " torch.optim; `python train.py --list optimizer` lists all)"
+        " torch.optim, base.training.muon, base.training.timm_optimizers;"
+        " `python train.py --list optimizer` lists all)"
     )
     with pytest.raises(NameFault, match=r"no kind 'modle'; did you mean 'model'\?"):
         find("modle", "Net")

@@ -43,6 +43,8 @@ def test_the_commands_run_in_their_order(tmp_path: Path) -> None:
     order = sorted(COMMANDS, key=lambda command: "test.py" in command)
     ran = [command for command in order if "new_project" not in command]
     ran = [command for command in ran if exists(shlex.split(command))]
+    # A sweep starts processes of its own: a tutorial's slow test runs one.
+    ran = [command for command in ran if "--sweep" not in command]
     assert len(ran) > 5
     for command in ran:
         result = Script(shlex.split(command)[1:], tmp_path).wait()

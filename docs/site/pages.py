@@ -24,7 +24,7 @@ NAVIGATION = {
     "How-to: data": "data-sets tables samples segmentation",
     "How-to: models": "models initialisation gans",
     "How-to: training": "parameter-groups schedules losses metrics gradients checkpoints logging",
-    "How-to: after training": "predicting exporting reports runs sweeps checks notebooks",
+    "How-to: after training": "predicting exporting reports comparing-runs sweeps checks notebooks",
     "How-to: speed and size": "speed memory scaling",
     "How-to: projects": "projects from-pytorch-template",
     "Reference": "reference/config reference/commands reference/python reference/names/index",

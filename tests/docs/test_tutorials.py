@@ -19,6 +19,7 @@ from processes import Script
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 PAGES = [page for page in PAGES if page.name != "README.md"]
+SLOW = ("csv",)  # its sweep starts three processes, with nothing preloaded
 BLOCK = re.compile(r"^```(sh|python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 NOT_RUN = ("cd", "make", "source")  # the project is made once, with what is installed here
@@ -66,7 +67,11 @@ def bring_weights(folder: Path) -> None:
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page.stem in SLOW else page for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_a_tutorial_runs_from_its_first_block_to_its_last(page: Path, tmp_path: Path) -> None:
     project = Project(tmp_path)
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))

@@ -24,7 +24,8 @@ def main(arguments: Sequence[str]) -> int:
 
     from base.prediction.export import export_run, load_for_export
 
-    trained = load_for_export(path, options.device, options.ema, options.overrides)
+    device = options.device if wanted.out.suffix == ".pt2" else "cpu"  # others hold no device
+    trained = load_for_export(path, device, options.ema, options.overrides)
     print("\n".join(export_run(trained, wanted)))
     return 0
 

@@ -46,8 +46,8 @@ def compare(
             text = f"{out}: the exported file fails on a batch of {size}: {text}"
             raise ExportMismatchError(f"{text}; nothing was written") from error
         fault = ""
-        if [each.shape for each in found] != [each.shape for each in wanted]:
-            fault = "the shapes of the outputs differ"
+        if _forms(found) != _forms(wanted):
+            fault = "the shapes or dtypes of the outputs differ"
         else:
             largest = max(largest, *map(relative_difference, found, wanted), 0.0)
         if fault or largest > tolerance:
@@ -77,6 +77,10 @@ def compare_with_predictions(
         text = f"{out}: {text} of the largest one (allowed: {tolerance:.0e})"
         raise ExportMismatchError(f"{text}; nothing was written")
     return f"{largest:.1e} from predictions of the run for {len(rows)} samples"
+
+
+def _forms(tensors: Sequence[Tensor]) -> list[Any]:
+    return [(each.shape, each.dtype) for each in tensors]
 
 
 def relative_difference(found: Tensor, wanted: Tensor) -> float:

@@ -32,11 +32,13 @@ from base.prediction.comparison import (
     batches,
     compare,
     compare_with_predictions,
+    relative_difference,
 )
 from base.prediction.export_request import ExportRequest
 from base.prediction.file_loaders import dataset_section, evaluation_section
 from base.prediction.graph_files import (
     ABOUT,
+    Running,
     run_network,
     run_onnx,
     run_pt2,
@@ -223,7 +225,9 @@ def write_graph(
     outputs, task = call_once(run, network, inputs, raw)
     names = output_names(outputs, task if raw else None)
 
-    def write(size_varies: bool) -> None:
+    tolerance = TOLERANCE if raw is None or not raw.resizes else RESIZED_TOLERANCE
+
+    def write(size_varies: bool) -> tuple[Running, str]:
         program = trace(network, inputs, size_varies)
         shapes, output_shapes = shapes_in(program)
         given = tensors_of(inputs.random(2))
@@ -236,39 +240,37 @@ def write_graph(
             write_pt2(program, path, about)
         else:
             write_onnx(program, path, about, wanted.opset, names)
+        loaded, by = (run_pt2 if path.suffix == ".pt2" else run_onnx)(path)
+        tests = batches(inputs, size_varies)
+        compared = compare(run_network(network), loaded, tests, wanted.out, tolerance)
+        return loaded, f"compared with the model by {by}: {compared}"
 
-    size_varies, notes = write_for_sizes(network, inputs, write)
-    loaded, by = (run_pt2 if path.suffix == ".pt2" else run_onnx)(path)
-    tolerance = TOLERANCE if raw is None or not raw.resizes else RESIZED_TOLERANCE
-    tests = batches(inputs, size_varies)
-    compared = compare(run_network(network), loaded, tests, wanted.out, tolerance)
+    (loaded, compared), notes = write_for_sizes(network, inputs, write)
     if raw is not None and (rows := sample_rows(run, raw, path.parent / "samples")) is not None:
         compared += f"; {compare_with_predictions(loaded, rows, wanted.out, tolerance)}"
     n_bytes = sum(each.stat().st_size for each in path.parent.iterdir())
     text = f"{describe(about['inputs'])} -> {describe(about['outputs'])}, {n_bytes:,} bytes"
-    return [*notes, f"{wanted.out}: {text}", f"compared with the model by {by}: {compared}"]
+    return [*notes, f"{wanted.out}: {text}", compared]
 
 
 def write_for_sizes(
-    network: nn.Module, inputs: Inputs, write: Callable[[bool], None]
-) -> tuple[bool, list[str]]:
+    network: nn.Module, inputs: Inputs, write: Callable[[bool], tuple[Running, str]]
+) -> tuple[tuple[Running, str], list[str]]:
     """Write a graph for images of any size if the network takes them, otherwise for one size.
 
     Args:
-        write: traces and writes the graph; the argument is whether the size varies.
+        write: traces, writes and compares; the argument is whether the size of images varies.
 
     Returns:
-        Whether the size of images may vary, and notes for the user.
+        The result of ``write``, and notes for the user.
     """
     if not takes_other_sizes(network, inputs):
-        write(False)
-        return False, []
+        return write(False), []
     try:
-        write(True)
-        return True, []
-    except UsageError:
-        write(False)
-        return False, [f"images of {_size(inputs)} only: a graph for any size cannot be written"]
+        return write(True), []
+    except (UsageError, ExportMismatchError):
+        found = write(False)
+        return found, [f"images of {_size(inputs)} only: a graph for any size cannot be written"]
 
 
 def as_float32(network: nn.Module) -> nn.Module:
@@ -288,12 +290,16 @@ def call_once(
     args, kwargs = inputs.random(2)
     try:
         with torch.no_grad():
-            outputs = network(*args, **kwargs)
+            outputs, again = network(*args, **kwargs), network(*args, **kwargs)
     except Exception as error:  # of the user's model
         shapes = ", ".join(shape_text(each) for each in tensors_of((args, kwargs)))
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         text = f"{type(network).__name__} cannot be called on inputs {shapes}: {text}"
         raise UsageError(f"{text}; give the shape of a sample, --input-shape 3,224,224") from error
+    both = zip(tensors_of(outputs), tensors_of(again), strict=True)
+    if any(relative_difference(one, other) > TOLERANCE for one, other in both):
+        text = f"{type(network).__name__} returns other outputs each time, as it draws at random"
+        raise UsageError(f"{text}: a graph cannot be compared with it; export weights")
     return outputs, run.task(outputs) if raw is None else raw.network.task
 
 

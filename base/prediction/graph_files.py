@@ -59,7 +59,8 @@ def trace(network: nn.Module, inputs: Inputs, size_varies: bool) -> ExportedProg
     Raises:
         UsageError: the network cannot be traced; the text has the reason and the line of code.
     """
-    args, kwargs = inputs.random(2)  # a 1 would be taken for a constant
+    # A size of 1, also that of a map within the network, would be taken for a constant.
+    args, kwargs = inputs.random(2, inputs.other_size if size_varies else None)
     batch = Dim("batch")
     dynamic = torch.export.ShapesCollection()
     for tensor in tree_leaves((args, kwargs)):
@@ -180,6 +181,7 @@ def write_onnx(
                 program, dynamo=True, verbose=False, opset_version=opset, output_names=names
             )
             assert converted is not None
+            written = converted.model.opset_imports.get("")
             converted.model.metadata_props[ABOUT] = json.dumps(about)
             name_sizes(converted.model)
             n_bytes = sum(value.nbytes for value in program.state_dict.values())
@@ -187,6 +189,8 @@ def write_onnx(
             onnx.checker.check_model(path)
     except Exception as error:
         raise UsageError(explain_conversion(error, program)) from error
+    if opset not in (None, written):
+        raise UsageError(f"--opset {opset}: torch writes this network with opset {written}")
 
 
 def name_sizes(model: Any) -> None:

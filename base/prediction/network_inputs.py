@@ -14,6 +14,7 @@ from base.network.layers import Networks
 from base.prediction.trained_run import TrainedRun
 
 FEW = 2  # values of integer inputs, if no embedding gives their number
+CPU = torch.device("cpu")
 STEP = 32  # most networks halve images up to five times
 
 
@@ -25,6 +26,7 @@ class Inputs:
     kwargs: dict[str, Any]
     n_codes: int = FEW
     """Integers are from 0 to below this."""
+    device: torch.device = CPU
 
     def random(
         self, n_samples: int, size: tuple[int, int] | None = None
@@ -44,7 +46,8 @@ class Inputs:
             shape, dtype = list(described["shape"]), getattr(torch, described["dtype"])
             if size is not None and is_image(described):
                 shape[1:] = size
-            return random_tensor([n_samples, *shape], dtype, self.n_codes, generator)
+            made = random_tensor([n_samples, *shape], dtype, self.n_codes, generator)
+            return made.to(self.device)
 
         return tuple(map(make, self.args)), {k: make(each) for k, each in self.kwargs.items()}
 
@@ -142,17 +145,17 @@ def inputs_of_network(
     Raises:
         UsageError: it is unknown, or not only tensors.
     """
-    n_codes = min((m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding)),
-                  default=FEW)  # fmt: skip
+    counts = (m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding))
+    n_codes = min(counts, default=FEW)
     if input_shape is not None:
-        return Inputs([{"shape": list(input_shape), "dtype": "float32"}], {}, n_codes)
+        return Inputs([{"shape": list(input_shape), "dtype": "float32"}], {}, n_codes, run.device)
     example = run.example
     if example and network is run.model:
         odd = [each for each in leaves_of([example["args"], example["kwargs"]]) if "other" in each]
         if odd:
             text = f"the model takes a {odd[0]['other']}, and only tensors can be inputs of a graph"
             raise UsageError(f"{run.checkpoint}: {text}: export weights, -o model.safetensors")
-        return Inputs(example["args"], example["kwargs"], n_codes)
+        return Inputs(example["args"], example["kwargs"], n_codes, run.device)
     latent_size = getattr(network, "latent_size", None)
     shape = [latent_size] if isinstance(latent_size, int) else run.input_shape
     if not shape:
@@ -160,7 +163,7 @@ def inputs_of_network(
         raise UsageError(
             f"{run.checkpoint}: {text}: give that of a sample, --input-shape 3,224,224"
         )
-    return Inputs([{"shape": shape, "dtype": "float32"}], {}, n_codes)
+    return Inputs([{"shape": shape, "dtype": "float32"}], {}, n_codes, run.device)
 
 
 def leaves_of(described: Any) -> Iterator[Mapping[str, Any]]:

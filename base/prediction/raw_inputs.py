@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from base.data.batch import inputs_of
+from base.data.batch import inputs_of, to_device
 from base.datasets.pipeline import DETERMINISTIC, Pipeline
 from base.errors import UsageError
 from base.prediction.file_loaders import image_loader, image_settings
@@ -215,7 +215,7 @@ def sample_rows(run: TrainedRun, raw: Raw, folder: Path) -> list[tuple[Tensor, T
     """
     if raw.left_to_caller or raw.kind == "numbers":
         return None
-    (inputs,), _ = raw.inputs.random(4)
+    inputs = raw.inputs.random(4)[0][0].cpu()
     if raw.kind == "table":
         return _predicted_rows(run, raw, inputs)
     coarse = inputs[:, :, ::4, ::4].float()  # blobs, as noise has no size
@@ -231,7 +231,8 @@ def sample_rows(run: TrainedRun, raw: Raw, folder: Path) -> list[tuple[Tensor, T
             if not isinstance(predictions, Tensor):
                 return None
             final = raw.network.task.probabilities(predictions)
-            rows += [(images[n][None], one[None]) for n, one in zip(numbers, final, strict=True)]
+            given = images[numbers].to(run.device)
+            rows += [(x[None], y[None]) for x, y in zip(given, final, strict=True)]
     finally:
         shutil.rmtree(folder)
     return rows
@@ -259,7 +260,7 @@ def _predicted_rows(
     columns = Columns("", [], encoding.inputs, encoding.targets, numbers, categories, {}, targets,
                       "regression", encoding.encode)  # fmt: skip
     made = encoding.apply(columns)
-    batch = [each for each in made if each is not None]
+    batch = to_device([each for each in made if each is not None], run.device)
     with run.evaluating():
         predictions = run.trainer.predict(run.trainer.forward(batch))
     if not isinstance(predictions, Tensor):
@@ -267,7 +268,8 @@ def _predicted_rows(
     undo = raw.network.scale
     task = raw.network.task
     final = task.probabilities(predictions) if undo is None else undo.undo(predictions)
-    return [(one[None], found[None]) for one, found in zip(inputs, final, strict=True)]
+    given = inputs.to(run.device)
+    return [(x[None], y[None]) for x, y in zip(given, final, strict=True)]
 
 
 def _images(run: TrainedRun) -> Raw:
@@ -288,11 +290,11 @@ def _images(run: TrainedRun) -> Raw:
         stages = stages[lacking[-1] + 1 :]
     is_scaled = any(name in ("ToTensor", "ToDtype", "ConvertImageDtype") for name in left)
     kept: list[Stage] = [stage for stage in stages if stage is not None]
-    network = RawNetwork(run, ImagePreparation(kept, pipeline), None).eval()
+    network = RawNetwork(run, ImagePreparation(kept, pipeline), None).to(run.device).eval()
     n_channels = {"grey": 1}.get(mode, 3)
     size = run.input_shape[1:]
     dtype = "float32" if is_scaled else "uint8"
-    inputs = _fitting(network, [n_channels, *size], dtype)
+    inputs = _fitting(network, [n_channels, *size], dtype, run.device)
     network.find_task(run, inputs.random(2)[0][0])
     white = [] if is_scaled else [f"divide by {pipeline.white:g}"]
     if pipeline.is_normalised:
@@ -302,12 +304,12 @@ def _images(run: TrainedRun) -> Raw:
     return Raw(network, inputs, "images", [*names, *white], left, resizes)
 
 
-def _fitting(network: nn.Module, shape: list[int], dtype: str) -> Inputs:
+def _fitting(network: nn.Module, shape: list[int], dtype: str, device: torch.device) -> Inputs:
     """Return inputs of a size that the stages bring to what the network takes."""
     errors = []
     for factor in (1, 2, 4):
         sizes = [shape[0], *(factor * side for side in shape[1:])]
-        inputs = Inputs([{"shape": sizes, "dtype": dtype}], {})
+        inputs = Inputs([{"shape": sizes, "dtype": dtype}], {}, device=device)
         try:
             with torch.no_grad():
                 network(*inputs.random(2)[0])
@@ -342,8 +344,8 @@ def _table(run: TrainedRun, facts: Any) -> Raw:
     encoding = TableEncoding.from_record(facts)
     scale = encoding.target_mean, encoding.target_std
     undo = TargetScale(*scale) if encoding.target_mean else None
-    network = RawNetwork(run, TablePreparation(encoding), undo).eval()
-    inputs = Inputs([{"shape": [len(encoding.inputs)], "dtype": "float64"}], {})
+    network = RawNetwork(run, TablePreparation(encoding), undo).to(run.device).eval()
+    inputs = Inputs([{"shape": [len(encoding.inputs)], "dtype": "float64"}], {}, device=run.device)
     with explained():
         network.find_task(run, inputs.random(2)[0][0])
     steps = []
@@ -360,8 +362,8 @@ def _numbers(run: TrainedRun) -> Raw:
     record = run.record
     given = {key: record[key] for key in ("mean", "std") if key in record}
     pipeline = Pipeline((), float(record["white"]), **given)
-    network = RawNetwork(run, ImagePreparation((), pipeline), None).eval()
-    inputs = Inputs([{"shape": run.input_shape, "dtype": "float32"}], {})
+    network = RawNetwork(run, ImagePreparation((), pipeline), None).to(run.device).eval()
+    inputs = Inputs([{"shape": run.input_shape, "dtype": "float32"}], {}, device=run.device)
     with explained():
         network.find_task(run, inputs.random(2)[0][0])
     steps = ["subtract the mean, divide by the standard deviation"] if given else []

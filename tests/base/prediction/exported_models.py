@@ -107,6 +107,12 @@ FILES = {
                 return scores + (images.sum() if len(images) == 2 else 0)
 
 
+        class Sampled(Net):
+            def forward(self, images):
+                scores = super().forward(images)
+                return scores + torch.randn_like(scores)
+
+
         class Mask(BaseModel):
             def __init__(self):
                 super().__init__()
@@ -152,6 +158,7 @@ FILES = {
     """,
 }
 
+HELD: list[Any] = []
 OWN = {name: {"type": "Loader", "args": {"kind": name}} for name in ("ages", "named", "texts")}
 
 
@@ -208,5 +215,6 @@ def loaded_model(run: Path, module: str | None = None) -> torch.nn.Module:
     """Build the model of a run and load its best weights, in evaluation mode."""
     from base.prediction import load_trained
 
-    model = load_trained(run, torch.device("cpu")).model
-    return model if module is None else model.get_submodule(module)
+    trained = load_trained(run, torch.device("cpu"))
+    HELD.append(trained)  # its end would take the averaged weights from the model
+    return trained.model if module is None else trained.model.get_submodule(module)

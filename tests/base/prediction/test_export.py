@@ -206,6 +206,7 @@ UNFIT = {
     "a branch on values": (
         "Branch", ".pt2", r"cannot trace Branch \(model/model.py:\d+: `if scores.sum\(\) > 0:`\)"),
     "an operation that ONNX lacks": ("Inverse", ".onnx", r"no operation for aten.*svd.*Inverse"),
+    "random numbers": ("Sampled", ".pt2", "draws at random"),
     "a number of samples in the code": ("Pair", ".pt2", r"constant|fails on a batch"),
 }  # fmt: skip
 

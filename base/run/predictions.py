@@ -264,12 +264,13 @@ class PredictionRecorder:
         output, target = output.reshape(len(output), -1), target.reshape(len(target), -1)
         target = target.to(output.dtype)
         gaps = (output - target).abs()
+        if output.shape[1] > MOST_TARGETS:  # images, whose size may differ between batches
+            errors = gaps.mean(1)
+            return errors.nan_to_num(nan=torch.inf), {"mean_absolute_error": errors}, {}
         if self._scale is None:  # so that targets in different units weigh the same
             scale = target.std(0) if len(target) > 1 else target.abs()[0]
             self._scale = torch.where(scale > 0, scale, 1.0).nan_to_num(nan=1.0)
         errors = (gaps / self._scale).mean(1).nan_to_num(nan=torch.inf)
-        if output.shape[1] > MOST_TARGETS:
-            return errors, {"mean_absolute_error": gaps.mean(1)}, {}
         return errors, {"target": target, "prediction": output}, {}
 
     def _keep_worst(

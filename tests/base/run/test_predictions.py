@@ -243,11 +243,13 @@ def test_one_number_is_recorded_in_any_shape(shape: tuple[int, ...]) -> None:
 
 
 def test_of_large_outputs_only_their_error_is_kept() -> None:
-    outputs, target = torch.randn(3, 1, 9, 9), torch.randn(3, 1, 9, 9)
-    found = recorded(config_of("mse_loss"), [(outputs, target)])
-    wanted = (outputs - target).abs().mean((1, 2, 3))
+    shapes = [(3, 1, 9, 9), (2, 1, 7, 8)]  # images of several sizes
+    parts = [(torch.randn(shape), torch.randn(shape)) for shape in shapes]
+    found = recorded(config_of("mse_loss"), parts)
+    wanted = torch.cat([(o - t).abs().mean((1, 2, 3)) for o, t in parts])
     np.testing.assert_allclose(found.scores["mean_absolute_error"], wanted, rtol=1e-5)
-    assert found.target.shape == (3, 0)
+    assert found.target.shape == (5, 0)
+    assert [worst.row for worst in found.worst] == wanted.argsort(descending=True).tolist()
 
 
 def test_pixels_are_counted_without_the_ignored_ones() -> None:

@@ -46,6 +46,7 @@ USERS = ("model", "data_loader", "trainer")
 # A structural error in a config must be reported in under 0.3 s, so these load without torch.
 TORCH_FREE = [
     "base", "base.config", "base.errors", "base.names.registry", "base.config.command_line",
+    "base.runs.facts", "base.runs.listing",
 ]  # fmt: skip
 
 DRAWERS = ("util", "utils", "helper", "helpers", "misc", "common")  # which fill up unseen

@@ -66,8 +66,8 @@ _ORDER = ["", "of Kindling", "of torchvision", "of torch", "layers, of torch"]
 def _source(kind: str, origin: str) -> str:
     """Return the heading of a name: nothing for those of the project."""
     package = origin.partition(".")[0]
-    if ":" in origin or "/" in origin:
-        return ""
+    if ":" in origin or "/" in origin or origin == NameFault.__module__:
+        return ""  # a fault is in a file of the project
     if package == "base":
         return "of Kindling"
     return f"layers, of {package}" if kind == "model" and package == "torch" else f"of {package}"

@@ -47,7 +47,7 @@ def timm(
     download: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """Build a model of timm by its name, such as resnet18 or vit_tiny_patch16_224.
+    """Build a model of timm; `python -c "import timm; print(*timm.list_models())"` lists names.
 
     Args:
         n_classes, in_chans: the numbers of classes and of input channels; timm's by default.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,7 +39,9 @@ class Delivery:
             places = [self.file.path, *([self.masks] if self.masks else [])]
         if places:
             plural = "" if n_rows == 1 else "s"
-            print(f"{n_rows:,} prediction{plural} in {' and '.join(map(str, places))}")
+            stream = sys.stderr if self.file is None else sys.stdout  # where the rows are not
+            text = f"{n_rows:,} prediction{plural} in {' and '.join(map(str, places))}"
+            print(text, file=stream)
         print_unreadable(predictions.unreadable)
         return WITHOUT_ALL if predictions.unreadable else COMPLETE
 

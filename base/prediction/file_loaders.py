@@ -73,7 +73,7 @@ def loader_of(run: TrainedModel, dataset: Any, batch_size: int | None) -> Any:
     given["batch_size"] = batch_size or batch_size_of(run)
     if not is_dataset_loader(section):
         return prepared(run, DatasetLoader(None, shuffle=False, **normalization(run), **given))
-    no_mode = {"mode"} if isinstance(dataset, ListedImages) or hasattr(dataset, "images") else set()
+    no_mode = {"mode"} if hasattr(dataset, "images") or hasattr(dataset, "image") else set()
     args = {k: v for k, v in section["args"].items() if k not in OF_TRAINING | no_mode}
     section = {"type": section["type"], "args": {**args, "dataset": None, **given}}
     references = run.trainer.experiment.references

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from base.checkpoint.data_record import data_of
@@ -20,6 +20,9 @@ from base.prediction.trained_run import TrainedRun
 from base.system.run_folder import STAMP, installed_version
 from logger.console import format_value
 from logger.files import read_file
+
+if TYPE_CHECKING:
+    from base.datasets.table_encoding import TableEncoding
 
 CARD = "MODEL_CARD.md"
 MARK = re.compile(r"<!-- kindling (\S+) (\w+) -->\s*$")
@@ -204,20 +207,26 @@ def _preparation(about: Mapping[str, Any]) -> Iterator[str]:
     if "in_graph" in about:
         left = about["left_to_caller"]
         if table:
-            yield "The input has the numbers of these columns, NaN where one is missing:"
+            yield (
+                "The input has the numbers of these columns:"
+                if not table["fills"]
+                else ("The input has the numbers of these columns, NaN where one is missing:")
+            )
             yield from _columns(table)
             return
         if left:
             yield f"Before the graph, apply: {', '.join(left)}."
         if "white" in record and about["inputs"][0]["dtype"] == "uint8":
             colours = "grey" if about["inputs"][0]["shape"][1] == 1 else "red, green, blue"
-            yield f"The input are decoded pixels from 0 to 255, {colours}, rows from the top,"
+            yield f"The inputs are decoded pixels from 0 to 255, {colours}, rows from the top,"
             yield "turned as the EXIF orientation says."
         yield f"The graph itself does: {'; '.join(about['in_graph']) or 'nothing more'}."
         return
     if table:
-        yield "The columns of the table are encoded by the statistics in the metadata (`record`):"
-        yield from _columns(table)
+        from base.datasets.table_encoding import TableEncoding  # a project may leave tables out
+
+        yield "The inputs are the encoded columns of a table (`record` in the metadata):"
+        yield from _encoded_columns(TableEncoding.from_record(table))
         return
     steps = [f"resize to {given['resize']}"] if "resize" in given else []
     steps += [f"`{_code(each)}`" for each in given.get("transforms", ())]
@@ -238,16 +247,39 @@ def _columns(table: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     for number, name in enumerate(table["inputs"]):
         if name in table["categories"]:
-            values = ", ".join(
-                f"{code} for `{value}`"
-                for code, value in enumerate(table["categories"][name][:MOST_CLASSES], start=1)
-            )
-            yield f"{number}. `{name}`: {values}, 0 for others"
+            yield f"{number}. `{name}`: {_codes(table['categories'][name])}"
         elif name in table["mean"]:
             mean, std = table["mean"][name], table["std"][name]
             yield f"{number}. `{name}` (mean {mean:.6g}, standard deviation {std:.6g})"
         else:
             yield f"{number}. `{name}`"
+
+
+def _encoded_columns(encoding: TableEncoding) -> Iterator[str]:
+    """Yield how each number of the inputs is computed from a column."""
+    yield ""
+    for number, name in enumerate(encoding.input_names):
+        column, _, value = name.partition("=")
+        if name in encoding.mean:
+            mean, std = encoding.mean[name], encoding.std[name]
+            text = f"`{name}`, minus {mean:.6g}, divided by {std:.6g}"
+        elif name in encoding.inputs:
+            text = f"`{name}`"
+        else:
+            text = f"1 if `{column}` is `{value}`, else 0"
+        fill = f"; {encoding.fills[name]:.6g} where it is missing" if name in encoding.fills else ""
+        yield f"{number}. {text}{fill}"
+    if encoding.encode == "codes":
+        yield ""
+        yield "The second input has the codes of the categories:"
+        yield ""
+        for number, name in enumerate(encoding.code_counts):
+            yield f"{number}. `{name}`: {_codes(encoding.categories[name])}"
+
+
+def _codes(values: Sequence[str]) -> str:
+    shown = (f"{code} for `{value}`" for code, value in enumerate(values[:MOST_CLASSES], start=1))
+    return f"{', '.join(shown)}, 0 for others"
 
 
 def _meaning(about: Mapping[str, Any]) -> Iterator[str]:
@@ -260,13 +292,13 @@ def _meaning(about: Mapping[str, Any]) -> Iterator[str]:
         names = f" of {', '.join(table['targets'])}" if table else ""
         if table.get("target_mean") and not is_final:
             means, stds = (_numbers(table[f"target_{each}"]) for each in ("mean", "std"))
-            yield f"The output are standardized numbers{names}: multiply by {stds}, add {means}."
+            yield f"The outputs are standardized numbers{names}: multiply by {stds}, add {means}."
         else:
-            yield f"The output are numbers{names}, in their own unit."
+            yield f"The outputs are numbers{names}, in their own unit."
     elif task["has_probabilities"] and is_final:
-        yield "The output are probabilities."
+        yield "The outputs are probabilities."
     elif task["activation"] != "none":
-        yield f"The output are scores; their {task['activation']} are probabilities."
+        yield f"The outputs are scores; their {task['activation']} are probabilities."
     if task["classes"] and task["name"] != "regression":
         shown = ", ".join(f"{n} {name}" for n, name in enumerate(task["classes"][:MOST_CLASSES]))
         yield f"Classes: {shown}{', ...' if len(task['classes']) > MOST_CLASSES else ''}."

@@ -20,7 +20,7 @@ from base.network.layers import NoForward
 from base.prediction.file_loaders import dataset_section, evaluation_section
 from base.prediction.found_files import FoundFile
 from base.prediction.masks import MaskFolder
-from base.prediction.output import OutputFile
+from base.prediction.output import N_SHOWN, OutputFile, table_text
 from base.prediction.samples import Samples, Unreadable
 from base.prediction.task_columns import Cell, Table, chosen_classes, table_of
 from base.prediction.trained_model import TrainedModel
@@ -34,6 +34,9 @@ KEEP_THE_FRAME = frozenset((
     "PILToTensor", "ToImage", "ToPureTensor", "ToTensor",
 ))  # fmt: skip
 """Transforms after which an image still shows all that its file does."""
+
+
+NOTEBOOK_WIDTH = 100  # characters of a line in a notebook's cell
 
 
 class Predictions:
@@ -100,6 +103,12 @@ class Predictions:
     def predict_all(self) -> None:
         """Predict all samples now; `rows` is then known."""
         assert self.rows
+
+    def __repr__(self) -> str:
+        rows = [list(row.values()) for row in self.rows[:N_SHOWN]]
+        n_more = len(self.rows) - len(rows)
+        more = f"\n  ... and {n_more:,} more rows, in `rows`" if n_more else ""
+        return table_text(self.columns, rows, NOTEBOOK_WIDTH) + more
 
     def to_csv(self, path: Path | str, overwrite: bool = False) -> None:
         """Write all rows into a CSV file.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from base.data.batch import inputs_of
 from base.datasets.pipeline import DETERMINISTIC, Pipeline
-from base.datasets.table_columns import Categories
-from base.datasets.table_encoding import Columns, TableEncoding, TargetScale
 from base.errors import UsageError
 from base.prediction.file_loaders import image_loader, image_settings
 from base.prediction.network_inputs import Inputs
 from base.prediction.trained_run import TrainedRun
 from base.training.task import Task
+
+if TYPE_CHECKING:  # a project may leave tables out
+    from base.datasets.table_encoding import TableEncoding, TargetScale
 
 Stage = Callable[[Tensor], Tensor]
 UNUSED = -1  # equals no code of a category
@@ -58,7 +59,7 @@ def with_raw_inputs(run: TrainedRun, network: nn.Module) -> Raw:
         raise UsageError("--preprocessing is for the whole model, not for a --module of it")
     record = run.record
     if "table" in record:
-        return _table(run, TableEncoding.from_record(record["table"]))
+        return _table(run, record["table"])
     if "white" in record and len(run.input_shape) == 3:
         return _images(run)
     if "white" in record and run.input_shape:
@@ -240,6 +241,9 @@ def _predicted_rows(
     run: TrainedRun, raw: Raw, inputs: Tensor
 ) -> list[tuple[Tensor, Tensor]] | None:
     """Return rows of random columns with their predictions, by the encoding of the run."""
+    from base.datasets.table_columns import Categories
+    from base.datasets.table_encoding import Columns, TableEncoding
+
     encoding = TableEncoding.from_record(run.record["table"])
     numbers, categories = {}, {}
     for place, name in enumerate(encoding.inputs):
@@ -274,7 +278,7 @@ def _images(run: TrainedRun) -> Raw:
         raise UsageError(f"--preprocessing: {error}") from error
     pipeline: Pipeline = loader.dataset.pipeline
     stages = [_traceable(stage) for stage in pipeline.stages]
-    names = [type(getattr(stage, "function", stage)).__name__ for stage in pipeline.stages]
+    names = [_stage_text(stage) for stage in pipeline.stages]
     left: list[str] = []
     if resize is not None:
         stages, names = [Resized(resize), *stages], [f"resize to {_size_text(resize)}", *names]
@@ -332,7 +336,10 @@ def _traceable(stage: Any) -> Stage | None:
     return None
 
 
-def _table(run: TrainedRun, encoding: TableEncoding) -> Raw:
+def _table(run: TrainedRun, facts: Any) -> Raw:
+    from base.datasets.table_encoding import TableEncoding, TargetScale
+
+    encoding = TableEncoding.from_record(facts)
     scale = encoding.target_mean, encoding.target_std
     undo = TargetScale(*scale) if encoding.target_mean else None
     network = RawNetwork(run, TablePreparation(encoding), undo).eval()
@@ -374,9 +381,22 @@ def explained() -> Iterator[None]:
         raise UsageError(f"--preprocessing: {text}; export without it") from error
 
 
+def _stage_text(stage: Any) -> str:
+    """Return in words what a stage does, or its name."""
+    function = getattr(stage, "function", stage)
+    name = type(function).__name__
+    if name == "Resize" and function.size is not None:
+        return f"resize to {_size_text(function.size)}"
+    if name == "CenterCrop":
+        return (
+            f"crop the centre to {_size_text([*function.size] * (1 + (len(function.size) == 1)))}"
+        )
+    return name
+
+
 def _size_text(size: Any) -> str:
-    if isinstance(size, int):
-        return f"a shorter side of {size}"
+    if isinstance(size, int) or len(size) == 1:
+        return f"a shorter side of {size if isinstance(size, int) else size[0]}"
     return " x ".join(map(str, size))
 
 

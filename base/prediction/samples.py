@@ -15,6 +15,8 @@ from base.prediction.file_loaders import (
     evaluation_section,
     file_hook,
     image_loader,
+    image_settings,
+    loader_of,
     own_loader,
 )
 from base.prediction.found_files import FoundFile, find_files
@@ -55,8 +57,9 @@ def open_samples(
 
     Words are files, folders (all images in them) and patterns such as ``"images/*.jpg"``; a CSV or
     text file with paths of images; for a run trained on a table, one CSV file; or one npz, npy or
-    IDX file with the inputs as the run's data set has them (``x.npz:name`` chooses an array). If
-    the run's loader or data set has a function ``prepare_file(path)``, it reads any files.
+    IDX file with the inputs as the run's data set has them (``x.npz:name`` chooses an array); or
+    tar shards. If the run's loader or data set has a function ``prepare_file(path)``, it reads
+    any files.
 
     Raises:
         UsageError: there is nothing to predict, or the run has no use for these files.
@@ -66,6 +69,8 @@ def open_samples(
             return _arrays(run, str(_only(words, "array file")), batch_size)
         if "table" in run.record:
             return _table(run, str(_only(words, "table")), batch_size)
+        if all(str(word).lower().endswith(".tar") for word in words) and file_hook(run) is None:
+            return _shards(run, words, batch_size)
         return _files(run, words, batch_size)
     except DataError as error:
         raise UsageError(str(error)) from error
@@ -89,6 +94,14 @@ def _arrays(run: TrainedModel, word: str, batch_size: int | None) -> Samples:
     return Samples(loader, "sample", list(map(str, range(loader.n_samples))))
 
 
+def _shards(run: TrainedModel, words: Sequence[str | Path], batch_size: int | None) -> Samples:
+    from base.datasets.shards import ShardDataset  # a project may leave shards out
+
+    mode, resize = image_settings(run)
+    images = ShardDataset([str(word) for word in words], mode, resize)
+    return Samples(loader_of(run, images, batch_size), "file", images.files)
+
+
 def _table(run: TrainedModel, word: str, batch_size: int | None) -> Samples:
     from base.prediction.table_rows import table_loader  # a project may leave tables out
 
@@ -96,7 +109,8 @@ def _table(run: TrainedModel, word: str, batch_size: int | None) -> Samples:
         raise UsageError(f"{word}: a folder; this run was trained on a table: give a CSV file")
     loader, table, unreadable = table_loader(run, word, batch_size)
     names = list(map(str, table.lines))
-    return Samples(loader, "line", names, table.others, [Unreadable(*one) for one in unreadable])
+    left_out = [Unreadable(f"line {line}", reason) for line, reason in unreadable]
+    return Samples(loader, "line", names, table.others, left_out)
 
 
 def _only(words: Sequence[str | Path], kind: str) -> str | Path:

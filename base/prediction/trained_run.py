@@ -20,11 +20,11 @@ from base.names.object_references import References
 from base.prediction.predictions import Predictions
 from base.prediction.samples import open_samples
 from base.prediction.trained_model import TrainedModel, input_from_record
-from base.run.build import Data, build_experiment, build_trainer
+from base.run.build import Data, build_experiment, build_trainer, choose_device
 from base.run.loaders import defer_loaders
 from base.run.model_example import example_tensors
 from base.run.testing import choose_checkpoint, tested_state
-from base.system.run_folder import run_folder_of
+from base.system.run_folder import find_run, run_folder_of
 from base.system.seeding import seed_everything
 
 NOT_NEEDED = ("memory.compile=false", "trainer.test=false", "distributed.strategy=auto")
@@ -59,12 +59,17 @@ class TrainedRun(TrainedModel):
 
 
 def load_trained(
-    path: Path, device: torch.device, overrides: list[str] | None = None, ema: bool = True
+    path: Path | str,
+    device: torch.device | None = None,
+    overrides: list[str] | None = None,
+    ema: bool = True,
 ) -> TrainedRun:
     """Build the model of a run and load the weights of its best checkpoint, without any data.
 
     Args:
-        path: the run's folder, or one of its checkpoints.
+        path: the run's folder, or one of its checkpoints; for a folder of runs, its newest run.
+        device: of the model; by default a GPU if there is one.
+        overrides: changes of the run's config, such as ``memory.precision=fp32``.
         ema: whether to take the averaged weights if the run has them.
 
     Raises:
@@ -72,6 +77,8 @@ def load_trained(
         ConfigError: the code no longer has what the config names.
         UsageError: the path is not a run.
     """
+    path = find_run(path)
+    device = choose_device("auto") if device is None else device
     folder = run_folder_of(path)
     checkpoint = choose_checkpoint(path)
     config = load_config(folder / "config.yaml", [*NOT_NEEDED, *(overrides or [])])

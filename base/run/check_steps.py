@@ -177,7 +177,7 @@ def loss_of(parts: Sequence[Values], name: str) -> float:
 
 def peak_rates(trainer: BaseTrainer) -> dict[str, list[float]]:
     """Return the highest rate of each parameter group of each optimizer, by its schedule."""
-    rates = {}
+    rates: dict[str, list[float]] = {}
     for name, optimizer in trainer.optimizers.items():
         schedule = trainer.schedules.get(name)
         initial = schedule.initial if schedule else optimizer.param_groups

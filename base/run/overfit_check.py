@@ -136,7 +136,7 @@ class Overfit:
         lines += [f"- {text}" for text in found]
         lines += [f"- {text}" for text in self.notes()]
         if is_passed:
-            return [*lines, "passed: without it, the model learns the batch by heart"], True
+            return [*lines, "passed: the model learns the batch by heart without that"], True
         if not found:
             falling = own.losses and own.losses[-1] < 0.9 * own.losses[len(own.losses) // 2]
             hint = "it was still falling: more steps may be enough; or " if falling else ""
@@ -211,9 +211,13 @@ class Overfit:
                 for name, (context, text) in regularisers.items()
                 if len(regularisers) == 1 or self.train(1.0, context).is_reached
             }
-            held = "makes the loss infinite" if own.fault else f"holds it at {_number(own.lowest)}"
-            texts = [*alone.values()] or [" and ".join(text for _, text in regularisers.values())]
-            found += [f"{text} {held}; without it the batch is learned" for text in texts]
+            value = _number(own.lowest)
+            held = "makes the loss infinite" if own.fault else f"holds it at {value}"
+            found += [f"{text} {held}; without it the batch is learned" for text in alone.values()]
+            if not alone:
+                texts = " and ".join(text for _, text in regularisers.values())
+                held = "make the loss infinite" if own.fault else f"hold it at {value}"
+                found.append(f"{texts} together {held}; without them the batch is learned")
             return found, not self.twins.n
         for factor, word in ((10.0, "small"), (0.1, "large"), (100.0, "small"), (0.01, "large")):
             if self.train(factor, *everything).is_reached:

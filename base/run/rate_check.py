@@ -15,6 +15,8 @@ from base.config.tree import dotted
 from base.errors import UsageError, nearest
 from base.run.check_steps import loss_of, make_steps, open_check, peak_rates, restored, set_rates
 from base.run.rate_plot import text_plot, write_plot
+from logger.console import wrap_list, wrap_prose
+from logger.terminal import terminal_width
 
 LOWEST, HIGHEST = 1e-7, 10.0
 N_STEPS = 160  # 20 for each power of ten
@@ -135,7 +137,8 @@ def check_rates(
             set_rates(optimizer, [0.0] * len(optimizer.param_groups))
         for each in [name] if name else trainer.optimizers:
             with restored(trainer):
-                tests[each] = range_test(trainer, each, rates[each])
+                ratios = rates[each] if any(rates[each]) else [1.0] * len(rates[each])
+                tests[each] = range_test(trainer, each, ratios)
     path = picture or Path(tempfile.gettempdir()) / f"check-lr-{trainer.config['name']}.png"
     lines: list[str] = []
     for each, test in tests.items():
@@ -187,11 +190,12 @@ def report(
         advice = "see `--check overfit`"
         return [*lines, f"  the loss fell at no rate, so there is nothing to suggest; {advice}"]
     value, set_by = f"{test.suggested:.1e}", setting(trainer, name)
-    lines.append(
-        f"  suggested {value}  (lowest loss at {test.lowest:.1e}, steepest fall "
-        f"{test.steepest:.1e}, valley {test.valley:.1e})"
-    )
-    lines.append(f"  config    {max(rates):.1e}  {compared(max(rates), test)}")
+    seen = f"(lowest loss at {test.lowest:.1e}, steepest fall {test.steepest:.1e}, "
+    seen += f"valley {test.valley:.1e})"
+    lines.append(f"  suggested {value}")
+    lines.append(" " * 12 + wrap_list(seen, terminal_width(), 12))
+    own = f"  config    {max(rates):.1e}  {compared(max(rates), test)}"
+    lines.append(wrap_prose(own, terminal_width()))
     lines.append(f"  use it by {set_by}{value}")
     if len({*rates}) > 1:
         factors = ", ".join(f"{rate / max(rates):.2g}" for rate in rates)
@@ -203,6 +207,8 @@ def report(
 
 def compared(rate: float, test: RangeTest) -> str:
     """Return how the config's rate compares with the suggestion."""
+    if rate == 0:
+        return "trains nothing"
     ratio = rate / test.suggested
     if test.end and rate >= test.rates[-1]:
         return "is where the loss diverges here: too high without a warm-up"

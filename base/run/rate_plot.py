@@ -61,7 +61,8 @@ def write_plot(
         axis.set(xlabel="learning rate", ylabel="loss")
         axis.plot(rates, losses, color="0.75", label="each step")
         axis.plot(rates, smooth, label="smooth")
-        axis.axvline(own, color="0.4", linestyle="--", label=f"config {own:.1e}")
+        if own > 0:
+            axis.axvline(own, color="0.4", linestyle="--", label=f"config {own:.1e}")
         finite = [loss for loss in smooth if math.isfinite(loss)]
         if finite:
             low, first = min(finite), finite[0]

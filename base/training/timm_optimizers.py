@@ -17,10 +17,10 @@ OF_TORCH = ("foreach", "maximize", "capturable", "differentiable", "fused")
 def timm(
     params: Any, name: str, lr: float | None = None, weight_decay: float = 0.0, **options: Any
 ) -> Optimizer:
-    """Build an optimizer of timm by its name, such as lamb, nadamw or adopt.
+    """Build an optimizer of timm by name: lamb, nadamw, adopt ... of `timm.optim.list_optimizers`.
 
     Args:
-        name: a name of `timm.optim.list_optimizers`.
+        name: its name.
         options: its further arguments.
     """
     import_timm()

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ["models", "initialisation", "parameter-groups", "schedules", "losses", "metrics", "gans"]
 PAGES += ["gradients", "data-sets", "tables", "segmentation", "memory", "speed", "checkpoints"]
 PAGES += ["logging", "reliability", "reports", "samples", "comparing-runs", "sweeps", "recipes"]
+PAGES += ["predicting"]
 BLOCK = re.compile(r"^```(python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# ((?:config|model|data_loader|trainer)/\S+\.(?:yaml|py)|make_\w+\.py)\n")
 

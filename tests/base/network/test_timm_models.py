@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -308,3 +309,46 @@ def test_a_model_of_timm_freezes_and_resumes(tmp_path: Path) -> None:
     frozen = "freeze=[{match: 'layer1.*', until: 3 steps}]"
     decay = "optimizer.layer_decay=0.5"
     assert_resumes(tmp_path, model(RESNET), IMAGES, frozen, decay, stop_at=2)
+
+
+class Recorded:
+    """A loader that offers the record of its data."""
+
+    def __init__(self, **record: Any) -> None:
+        self._record = record
+
+    def record(self) -> dict[str, Any]:
+        return self._record
+
+    def use_record(self, record: Any) -> None: ...
+
+
+EXPECTED = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+@pytest.mark.parametrize(
+    ("normalize", "record", "told"),
+    [
+        ("null", {}, "those here are not normalized: write `normalize: model`"),
+        ("auto", {"mean": [0.1] * 3, "std": [0.3] * 3}, r"normalized with mean \[0.1, 0.1, 0.1\]"),
+        ("{mean: 0.5, std: 0.5}", {}, "normalized with mean 0.5, std 0.5"),
+        ("auto", EXPECTED, ""),
+        ("imagenet", {}, ""),
+        (str(EXPECTED), {}, ""),
+    ],
+)
+@pytest.mark.usefixtures("timm")
+def test_other_statistics_than_those_of_the_weights_are_a_warning(
+    normalize: str, record: dict[str, Any], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from base.run.model_data import warn_of_other_statistics
+
+    args = f"{{dataset: x, batch_size: 4, normalize: {normalize}}}"
+    sections = [
+        model("resnet18", ", pretrained: true"),
+        f"data_loader={{type: DatasetLoader, args: {args}}}",
+    ]
+    warn_of_other_statistics(load_config(None, sections, text=CONFIG), Recorded(**record))
+    if told:
+        assert re.search(told, caplog.text)
+    assert bool(told) == bool(caplog.records)

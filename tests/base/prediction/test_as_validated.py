@@ -106,7 +106,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.slow if way == "compiled" else ()) for way in WAYS]
+)
 def test_ways_of_training(way: str, trained: Project) -> None:
     text = images(", normalize: auto", folder_of("equal"))
     if way == "weights":
@@ -154,6 +156,18 @@ def test_a_list_and_a_table_of_images(trained: Project) -> None:
     assert_as_validated(trained.train(images("", table)), in_table)
     assert_as_validated(trained.train(images("", numbers, loss, one)), in_table)
     assert_as_validated(trained.train(images("", listed)), in_list)
+
+
+def test_shards(trained: Project) -> None:
+    from base.datasets.shards import main
+
+    Path("shards").mkdir()
+    assert main(["write", "images/equal", "shards/equal"]) == 0
+    dataset = "{type: ShardDataset, args: {shards: 'shards/equal-*.tar'}}"
+    run = trained.train(images(", normalize: auto", dataset))
+    indices, _, expected = validation(run)
+    found = scores_of(run, sorted(Path("shards").glob("*.tar")))
+    torch.testing.assert_close(found[indices], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_digits_from_arrays_in_each_form(trained: Project) -> None:
@@ -291,12 +305,12 @@ def written(indices: list[int], drop: bool = False) -> str:
     return "new_cars.csv"
 
 
-@pytest.mark.parametrize("normalize", ["auto", "inputs", "null"])
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize(
+    ("kind", "normalize"),
+    [*((kind, "auto") for kind in TABLES), ("several", "inputs"), ("one hot", "null")],
+)
 def test_tables(kind: str, normalize: str, trained: Project) -> None:
     args, loss, n_outputs = TABLES[kind]
-    if normalize == "null" and loss == "mse_loss":
-        pytest.skip("prices in euros do not train")
     model = f"model: {{type: MLP, args: {{n_inputs: null, hidden: [4], n_outputs: {n_outputs}}}}}"
     run = trained.train(table_text(args, loss, model, normalize))
     assert_as_validated(run, lambda _, indices, __: [written(indices, drop=kind == "rows dropped")])

@@ -15,7 +15,7 @@ from PIL import Image
 from predicted_project import Project, validation
 
 from base.errors import UsageError
-from base.prediction import Predictions, load_trained, open_samples
+from base.prediction import Predictions, load_trained, open_delivery, open_samples
 from base.prediction.output import OutputFile
 
 CPU = torch.device("cpu")
@@ -172,13 +172,16 @@ def test_a_regression_of_images(trained: Project) -> None:
     assert [[row["size"], row["warm"]] for row in rows] == pytest.approx(expected.numpy(), abs=1e-6)
 
 
+SCENES = text(
+    "{type: MaskFolderDataset, args: {root: images/scenes, classes: [ground, sky],"
+    " resize: [16, 16]}}",
+    "{type: UNet, args: {in_channels: 3, out_channels: 2, width: 4, depth: 2}}",
+    "cross_entropy",
+)
+
+
 def test_masks_are_the_likeliest_class_of_each_pixel(trained: Project, tmp_path: Path) -> None:
-    dataset = (
-        "{type: MaskFolderDataset, args: {root: images/scenes, classes: [ground, sky],"
-        " resize: [16, 16]}}"
-    )
-    model = "{type: UNet, args: {in_channels: 3, out_channels: 2, width: 4, depth: 2}}"
-    run = trained.train(text(dataset, model, "cross_entropy"))
+    run = trained.train(SCENES)
     _, ids, expected = validation(run)
     loaded = load_trained(run, CPU)
     words = [f"images/scenes/images/{each}" for each in ids]
@@ -195,6 +198,33 @@ def test_masks_are_the_likeliest_class_of_each_pixel(trained: Project, tmp_path:
     scores = torch.cat([each for _, each in mirrored.scores()])
     assert scores.shape == expected.shape
     torch.testing.assert_close(scores.sum(dim=1), torch.ones(len(words), 16, 16))
+
+
+def test_a_pipe_gets_the_rows_alone(
+    trained: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load_trained(trained.train(SCENES), CPU)
+    capsys.readouterr()
+    samples = open_samples(run, ["images/scenes/images"])
+    with open_delivery(None, tmp_path / "masks") as delivery:
+        assert delivery.deliver(Predictions(run, samples, masks=delivery.masks)) == 0
+    printed = capsys.readouterr()
+    rows = list(csv.reader(printed.out.splitlines()))
+    assert rows[0] == ["file", "ground", "sky"]
+    assert [len(row) for row in rows] == [3] * 9
+    assert printed.err == f"8 predictions in {tmp_path / 'masks'}\n"
+    assert len(list((tmp_path / "masks" / "deep").iterdir())) == 8
+
+
+def test_masks_of_a_classification_are_refused_and_leave_nothing(
+    flowers: Any, tmp_path: Path
+) -> None:
+    samples = open_samples(flowers, ["images/equal"])
+    masks = tmp_path / "out"
+    refused = pytest.raises(UsageError, match="masks are for segmentation")
+    with refused, open_delivery(masks, None) as delivery:
+        delivery.deliver(Predictions(flowers, samples, masks=masks))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_outputs_are_arrays(trained: Project, tmp_path: Path) -> None:
@@ -257,7 +287,7 @@ def test_rows_that_cannot_be_read_are_left_out(cars: Any, tmp_path: Path) -> Non
     assert [row["line"] for row in found.rows] == ["2", "4"]
     assert [row["note"] for row in found.rows] == ["x", "y"]
     assert [row["price"] for row in found.rows] == [row["price"] for row in alone]
-    assert [line for line, _ in found.unreadable] == ["3", "5", "6"]
+    assert [name for name, _ in found.unreadable] == ["line 3", "line 5", "line 6"]
     reasons = [reason for _, reason in found.unreadable]
     for reason, name in zip(reasons, ("sold", "mileage", "doors"), strict=True):
         assert reason.startswith(f"{name}: ")

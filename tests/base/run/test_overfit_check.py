@@ -105,7 +105,7 @@ def test_what_is_made_to_prevent_it_is_named_and_passes(overrides: list[str], te
     report, code = overfit(*overrides)
     assert text in report
     assert code == 0
-    assert report.endswith("passed: without it, the model learns the batch by heart\n")
+    assert report.endswith("passed: the model learns the batch by heart without that\n")
 
 
 @pytest.mark.parametrize(("rate", "word"), [(3e-4, "small"), (60.0, "large")])

@@ -141,6 +141,13 @@ def test_the_command_sets_the_rate_that_the_schedule_reaches(
     assert f"config    {2e-1 if overrides else 1e-2:.1e}" in report
 
 
+def test_a_rate_of_0_is_compared_too(tmp_path: Path) -> None:
+    trainer, *_ = linear(tmp_path, 1.0, "optimizer.args.lr=0")
+    report, code = check_rates(trainer, picture=tmp_path / "lr.png")
+    assert code == 0
+    assert "config    0.0e+00  trains nothing" in report
+
+
 def test_groups_keep_their_ratio(tmp_path: Path) -> None:
     rates: list[list[float]] = []
     trainer, *_ = linear(tmp_path, 1.0, "optimizer.param_groups=[{match: '*.bias', lr: 0.001}]")

@@ -1,0 +1,111 @@
+"""Runs beside each other: their names, their curves, and the samples that both predicted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from base.config import load_config
+from base.report.comparison import labels_of, write_comparison
+from base.report.predictions import Predictions, write_predictions
+from base.runs import read_run
+from logger.csv_writer import CsvWriter
+from tests.base.report.test_page import CONFIG, classified, headings, parsed
+
+
+def make_run(folder: Path, *changes: str, value: float = 0.5) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(load_config(None, changes, text=CONFIG).to_yaml())
+    for epoch in (1, 2):
+        row = {"epoch": epoch, "step": epoch, "valid/loss": value / epoch}
+        CsvWriter(folder / "metrics.csv").add_row(row)
+    return folder
+
+
+def cells_after(page: str, heading: str) -> list[list[str]]:
+    """Return the texts of the rows of the table below a heading."""
+    table = page.partition(f"{heading}</h2>")[2].partition("<tbody>")[2].partition("</tbody>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table)
+    return [re.findall(r"<t[dh][^>]*>(?:<a[^>]*>)?([^<]*)", row) for row in rows]
+
+
+def compared(*folders: Path) -> str:
+    page = write_comparison(folders, folders[0].parent / "comparison").read_text()
+    parsed(page)
+    return page
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+    one = read_run(make_run(tmp_path / "a" / "20261129-101010_lr=1"))
+    two = read_run(make_run(tmp_path / "a" / "20261129-101011_lr=2"))
+    three = read_run(make_run(tmp_path / "a" / "20261129-101012"))
+    other = read_run(make_run(tmp_path / "b" / "20261129-101010_lr=1", "name=b"))
+    assert labels_of([one, two]) == ["lr=1", "lr=2"]
+    assert labels_of([one, three]) == ["20261129-101010_lr=1", "20261129-101012"]
+    assert labels_of([one, other]) == ["page/20261129-101010_lr=1", "b/20261129-101010_lr=1"]
+    copy = read_run(make_run(tmp_path / "c" / "20261129-101010_lr=1"))
+    assert labels_of([one, copy]) == [str(one.folder), str(copy.folder)]
+
+
+def test_differing_settings_and_the_best_value_are_shown(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "r1", "optimizer.args.lr=0.1", value=0.5)
+    two = make_run(tmp_path / "r2", "optimizer.args.lr=0.2", value=0.3)
+    page = compared(one, two)
+    assert cells_after(page, "Settings that differ") == [["optimizer.args.lr", "0.1", "0.2"]]
+    assert page.count("number best") == 1
+    assert '<td class="number best">0.15</td>' in page
+    assert headings(page) == ["Runs", "Settings that differ", "Curves"]
+
+
+def test_equal_settings_and_runs_without_rows_are_no_error(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "r1"), make_run(tmp_path / "r2")
+    (two / "metrics.csv").unlink()
+    assert "The settings are the same." in compared(one, two)
+
+
+def test_only_samples_of_both_with_one_target_are_counted(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "r1"), make_run(tmp_path / "r2")
+    target = np.array([0, 1, 2, 0, 1])
+    ids = list("abcde")
+    mine = classified(n_samples=5, ids=ids, target=target, prediction=np.array([0, 1, 2, 1, 0]))
+    changed = np.array([0, 1, 0, 0, 2])  # of e the label was corrected since
+    theirs = classified(
+        n_samples=5, ids=["a", "b", "x", "d", "e"], target=changed,
+        prediction=np.array([0, 0, 0, 0, 2]),
+    )  # fmt: skip
+    write_predictions(one, mine)
+    write_predictions(two, theirs)
+    ((*_, n, both, only_a, only_b, wrong, p),) = cells_after(
+        compared(one, two), "Predictions: validation data"
+    )
+    assert [n, both, only_a, only_b, wrong, p] == ["3", "1", "1", "1", "0", "1"]
+
+
+def test_rows_that_are_only_numbered_are_not_compared(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "r1"), make_run(tmp_path / "r2")
+    write_predictions(one, classified())
+    write_predictions(two, classified(are_ids_known=False))
+    assert "Predictions: validation data" not in headings(compared(one, two))
+
+
+def numbers(prediction: list[list[float]]) -> Predictions:
+    target = np.array([[1.0, 10.0], [2.0, 20.0]])
+    return Predictions("test", "regression", ["a", "b"], ["x", "y"], target, np.array(prediction))
+
+
+def test_of_numbers_the_errors_are_compared(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "r1"), make_run(tmp_path / "r2")
+    write_predictions(one, numbers([[1.0, 12.0], [2.0, 20.0]]))
+    write_predictions(two, numbers([[1.5, 10.5], [3.0, 21.0]]))
+    (row,) = cells_after(compared(one, two), "Predictions: test data")
+    assert row[2:] == ["2", "0.5", "0.75", "1", "1"]
+
+
+@pytest.mark.parametrize("n_runs", [2, 12])
+def test_each_run_has_a_line_in_each_chart(tmp_path: Path, n_runs: int) -> None:
+    page = compared(*(make_run(tmp_path / f"r{n}", value=n + 1) for n in range(n_runs)))
+    assert page.count('class="line') == n_runs
+    assert ("and 4 more" in page) == (n_runs == 12)

@@ -1,0 +1,75 @@
+"""Charts: values at their places, round numbers on the axes, no error for odd values."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from base.report.curves import draw, panels_of, time_panels
+from base.report.drawings import BOTTOM, HEIGHT, TOP, Scale, line_chart, wants_log
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 17), (1e-7, 2e-7), (0.5, 1e9)])
+@pytest.mark.parametrize("is_log", [False, True])
+def test_an_axis_has_a_few_numbers_in_its_range(low: float, high: float, is_log: bool) -> None:
+    if is_log and low <= 0:
+        return
+    scale = Scale(low, high, 0, 100, is_log)
+    ticks = scale.ticks()
+    assert 1 <= len(ticks) <= 7
+    assert all(low * 0.99 <= tick <= high * 1.01 or low <= tick <= high for tick in ticks)
+    assert [scale(tick) for tick in ticks] == sorted(scale(tick) for tick in ticks)
+    assert (scale(low), scale(high)) == (0, 100)
+
+
+def test_points_lie_where_their_values_say() -> None:
+    chart = line_chart("x", {"a": [(1, 0.0), (2, 1.0)]}, limits=(0.0, 1.0))
+    ys = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', chart)]
+    assert ys == [HEIGHT - BOTTOM, TOP]
+
+
+@pytest.mark.parametrize("line", [[(1, 5.0)], [(1, 5.0), (2, 5.0)], [(1, 0.0), (2, 0.0)], []])
+def test_a_line_of_one_value_is_no_error(line: list[tuple[float, float]]) -> None:
+    chart = line_chart("x", {"a": line})
+    assert "nan" not in chart
+    assert bool(chart) == bool(line)
+
+
+def test_a_log_scale_is_for_positive_values_over_orders() -> None:
+    assert wants_log([1e-4, 1.0])
+    assert not wants_log([0.0, 1.0])
+    assert not wants_log([0.5, 1.0])
+    assert not wants_log([])
+
+
+def test_metrics_of_one_kind_share_their_axes() -> None:
+    rows = [
+        {"epoch": 1, "train/loss": 2.0, "valid/aux": 8.0, "valid/accuracy": 0.2, "valid/f1": 0.9},
+        {"epoch": 2, "train/loss": 1.0, "valid/aux": 4.0, "valid/accuracy": 0.4, "valid/f1": 1.0},
+    ]
+    panels = panels_of(rows, losses=["aux"])
+    kinds = {panel.title: panel.kind for panel in panels}
+    assert kinds == {"loss": "loss", "aux": "loss", "accuracy": "score", "f1": "score"}
+    axes = [re.findall(r'text-anchor="end">([^<]*)<', chart) for chart in draw(panels)]
+    assert axes[0] == axes[1]
+    assert axes[2] == axes[3]
+    assert axes[0] != axes[2]
+
+
+def test_equal_rates_are_one_line_and_means_come_first() -> None:
+    row = {"epoch": 1, "lr/0": 0.1, "lr/1": 0.1, "lr/2": 0.2}
+    row |= {"valid/recall/cat": 0.1, "valid/recall/mean": 0.2, "train/recall/cat": 0.3}
+    panels = {panel.title: panel for panel in panels_of([row, {**row, "epoch": 2}])}
+    assert list(panels["lr"].lines) == ["0, 1", "2"]
+    assert list(panels["recall"].lines) == ["valid mean", "valid cat", "train cat"]
+
+
+def test_times_are_not_metrics() -> None:
+    row = {"epoch": 1, "seconds": 2.0, "time/data": 1.0, "memory_mb": 5.0, "wait": 0.5}
+    assert panels_of([row]) == []
+    titles = [(panel.title, list(panel.lines)) for panel in time_panels([row])]
+    assert titles == [
+        ("seconds of an epoch", ["training", "data"]),
+        ("peak memory, MB", ["memory"]),
+    ]

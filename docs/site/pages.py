@@ -23,7 +23,8 @@ NAVIGATION = {
     "tutorials/segmentation tutorials/gan",
     "How-to: data": "data-sets tables samples segmentation",
     "How-to: models": "models initialisation gans",
-    "How-to: training": "parameter-groups schedules losses metrics gradients checkpoints logging",
+    "How-to: training": "recipes parameter-groups schedules losses metrics gradients "
+    "checkpoints logging",
     "How-to: after training": "predicting exporting reports comparing-runs sweeps checks notebooks",
     "How-to: speed and size": "speed memory scaling",
     "How-to: projects": "projects from-pytorch-template",

@@ -54,7 +54,7 @@ TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
   python train.py -r                                      resume the newest run
   python train.py -r saved/digits/0131_235959 --epochs 40 train it for longer
-  python train.py -c config/digits.yaml --check lr        suggest a learning rate
+  python train.py -c config/digits.yaml --check lr       suggest a rate
   python train.py -c config/digits.yaml -d 0,1            train on two GPUs
   torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
 

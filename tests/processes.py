@@ -134,6 +134,7 @@ def _run(
         os.dup2(opened, number)
         os.close(opened)
     os.environ.pop("PYTHONPATH")  # start_server's
+    os.environ.pop("COLUMNS", None)  # set by readline, which pytest imports
     os.environ.update(env)
     time.tzset()
     os.chdir(cwd)

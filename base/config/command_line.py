@@ -58,8 +58,8 @@ CHECKS = ("lr", "overfit")
 TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
   python train.py -r                                      resume the newest run
-  python train.py -r lr=3e-4 --epochs 40                train it for longer
-  python train.py -c config/digits.yaml --check lr        suggest a learning rate
+  python train.py -r lr=3e-4 --epochs 40                  train it for longer
+  python train.py -c config/digits.yaml --check lr       suggest a rate
   python train.py -c config/digits.yaml -d 0,1            train on two GPUs
   torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
   python train.py -c config/digits.yaml --sweep lr=1e-4,1e-3,1e-2 --jobs 2

@@ -70,7 +70,7 @@ def test_a_number_that_needs_more_cells_widens_its_column() -> None:
     assert lines[-1].endswith("-1.25e-300")
 
 
-@pytest.mark.parametrize("width", range(16, 140))
+@pytest.mark.parametrize("width", range(16, 140, 3))
 @pytest.mark.parametrize("n_metrics", [0, 3, 30])
 def test_rows_fit_any_width_and_losses_and_the_monitored_value_stay(
     width: int, n_metrics: int

@@ -91,7 +91,7 @@ def test_in_a_pipe_there_are_the_header_and_the_rows_alone(place: Workplace) -> 
     assert len({len(line.removesuffix(" *")) for line in lines[7:11]}) == 1
 
 
-@pytest.mark.parametrize(("verbosity", "n_lines"), [(0, 0), (1, 5), (2, 18)])
+@pytest.mark.parametrize(("verbosity", "n_lines"), [(0, 0), (1, 5), (2, 19)])
 def test_verbosity_says_how_much_is_shown(place: Workplace, verbosity: int, n_lines: int) -> None:
     done = place.run("-c", "tiny.yaml", "--set", f"trainer.verbosity={verbosity}")
     assert (done.returncode, done.stderr) == (0, "")

@@ -19,7 +19,8 @@ from processes import Script
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 PAGES = [page for page in PAGES if page.name != "README.md"]
-SLOW = ("csv",)  # its sweep starts three processes, with nothing preloaded
+# A sweep starts three processes, with nothing preloaded; a ResNet is trained and exported to ONNX.
+SLOW = ("csv", "fine-tune")
 BLOCK = re.compile(r"^```(sh|python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 NOT_RUN = ("cd", "make", "source")  # the project is made once, with what is installed here

@@ -52,6 +52,7 @@ INSTEAD_IN_TRAINERS = {
     "_refuse_assignment": _ENGINES,
     "_evaluated": _ENGINES,
     "_measure_statistics": _ENGINES,
+    "_summarise": _ENGINES,
     "_end_batch": _ENGINES,
     "_summed": _ENGINES,
     "_wait_for_all": _ENGINES,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,6 @@ class TrainedModel:
     config: Config
     trainer: BaseTrainer
     manifest: Mapping[str, Any]
-    as_evaluated: AbstractContextManager[Any]
-    """Is held open: it would restore the weights of training when it is discarded."""
     weights: str = "trained"
     """``averaged`` or ``trained``."""
 

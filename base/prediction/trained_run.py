@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, final
 
@@ -101,13 +100,14 @@ def load_trained(
         state, manifest = read_with_manifest(checkpoint)
         parts = tested_state(trainer)
         load_state_dicts(parts, {name: value for name, value in state.items() if name in parts})
-    as_evaluated = ExitStack()  # never closed: the averaged weights stay in the model
-    as_evaluated.enter_context(trainer.epoch_start.as_saved())
+    trainer.epoch_start.begin_as_saved()
+    is_averaged = trainer.ema is not None and ema
     if trainer.ema is not None and ema:
-        as_evaluated.enter_context(trainer.ema.swapped_in())
+        trainer.ema.swap()
+    trainer.ema = trainer.training_state.ema = None  # an evaluation would swap them again
     trainer.model.eval()
-    weights = "averaged" if trainer.ema is not None and ema else "trained"
-    return TrainedRun(folder, checkpoint, config, trainer, manifest, as_evaluated, weights)
+    weights = "averaged" if is_averaged else "trained"
+    return TrainedRun(folder, checkpoint, config, trainer, manifest, weights)
 
 
 class _Example:

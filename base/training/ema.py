@@ -43,13 +43,14 @@ class ExponentialMovingAverage:
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Swap the averages into the model inside the block."""
-        self._swap()
+        self.swap()
         try:
             yield
         finally:
-            self._swap()
+            self.swap()
 
-    def _swap(self) -> None:
+    def swap(self) -> None:
+        """Exchange the averages and the weights of the model."""
         for weight, average in zip(self.weights, self.averages.values(), strict=True):
             kept = weight.detach().clone()
             weight.data.copy_(average)

@@ -116,6 +116,11 @@ class EpochStart:
         finally:
             put_back()
 
+    def begin_as_saved(self) -> None:
+        """Begin the epoch of the restored state for all that follows."""
+        if self.is_used:
+            self._keep_changes(self._call_again)
+
     def note_kept(self) -> None:
         """Clear the list of starts: a state for rollbacks was saved."""
         self._since_kept = []

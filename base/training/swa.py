@@ -77,7 +77,7 @@ class StochasticWeightAverage:
         norms = self._norms()
         momenta = [norm.momentum for norm in norms.values()]
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
-        self._swap(with_statistics=False)
+        self.swap(with_statistics=False)
         try:
             for norm in norms.values():
                 norm.reset_running_stats()
@@ -96,16 +96,16 @@ class StochasticWeightAverage:
             with torch.no_grad():
                 for buffer, former in buffers:
                     buffer.copy_(former)
-            self._swap(with_statistics=False)
+            self.swap(with_statistics=False)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Swap averages and statistics into the model inside the block, once there are any."""
-        self._swap()
+        self.swap()
         try:
             yield
         finally:
-            self._swap()
+            self.swap()
 
     def _norms(self) -> dict[str, _BatchNorm]:
         return {
@@ -115,7 +115,8 @@ class StochasticWeightAverage:
         }
 
     @torch.no_grad()
-    def _swap(self, with_statistics: bool = True) -> None:
+    def swap(self, with_statistics: bool = True) -> None:
+        """Exchange the averages, and their statistics, with those of the model."""
         held: list[tuple[Tensor, Tensor]] = [
             (self.weights[name].data, average) for name, average in self.averages.items()
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -21,13 +22,14 @@ SHORT = {"trainer.epochs": 2, "data_loader.args.data_dir": ROOT / "data"}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory):
     save_dir = tmp_path_factory.mktemp("saved")
-    return train(CONFIG, {**SHORT, "trainer.save_dir": save_dir}, device="cpu")
+    more = {"trainer.save_dir": save_dir, "trainer.ema": {"decay": 0.5}}
+    return train(CONFIG, {**SHORT, **more}, device="cpu")
 
 
 def test_the_values_are_those_of_train_py(trained, tmp_path: Path) -> None:
     command = [sys.executable, ROOT / "train.py", "-c", CONFIG, "-d", "cpu", "--set",
                *(f"{key}={value}" for key, value in SHORT.items()),
-               f"trainer.save_dir={tmp_path}"]  # fmt: skip
+               f"trainer.save_dir={tmp_path}", "trainer.ema={decay: 0.5}"]  # fmt: skip
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, timeout=120)
     (folder,) = (tmp_path / "digits").iterdir()
     rows = read_rows(folder / "metrics.csv")
@@ -42,17 +44,22 @@ def test_the_values_are_those_of_train_py(trained, tmp_path: Path) -> None:
     assert trained.best["valid/accuracy"] == pytest.approx(float(best["valid/accuracy"]))
 
 
-def test_the_model_has_the_weights_of_the_best_checkpoint(trained) -> None:
+def test_the_model_has_the_averaged_weights_of_the_best_checkpoint(trained) -> None:
     from base.checkpoint.weights import read_weights
 
-    saved = read_weights(trained.folder)
-    assert not trained.model.training
-    for name, value in trained.model.state_dict().items():
+    saved = read_weights(trained.folder, ema=True)
+    model = load_run(trained.folder).model  # what else the run has is gone
+    gc.collect()
+    assert not model.training
+    for name, value in model.state_dict().items():
         assert torch.equal(value, saved[name])
+    assert any(not torch.equal(value, saved[name]) for name, value in
+               read_weights(trained.folder, ema=False).items())  # fmt: skip
 
 
 def test_a_run_is_resumed(trained) -> None:
-    more = {**SHORT, "trainer.epochs": 3, "trainer.save_dir": trained.folder.parents[1]}
+    more = {"trainer.epochs": 3, "trainer.save_dir": trained.folder.parents[1]}
+    more = {**SHORT, "trainer.ema": {"decay": 0.5}, **more}
     longer = train(CONFIG, more, resume=trained.folder, device="cpu")
     assert longer.folder == trained.folder
     assert [row["epoch"] for row in longer.history] == [1, 2, 3]

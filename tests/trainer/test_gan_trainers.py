@@ -412,7 +412,7 @@ def test_samples_go_to_tensorboard_and_to_the_report(tmp_path: Path) -> None:
     finished("dcgan", tmp_path, samples, "trainer.tensorboard=true")
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    shown = events.Images("samples")
+    shown = events.Images("visuals/samples")
     assert [image.step for image in shown] == [5, 10]
     report = (tmp_path / "report" / "samples.png").read_bytes()
     pictures = [Image.open(io.BytesIO(each)) for each in (shown[-1].encoded_image_string, report)]

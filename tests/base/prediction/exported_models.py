@@ -158,7 +158,6 @@ FILES = {
     """,
 }
 
-HELD: list[Any] = []
 OWN = {name: {"type": "Loader", "args": {"kind": name}} for name in ("ages", "named", "texts")}
 
 
@@ -216,5 +215,4 @@ def loaded_model(run: Path, module: str | None = None) -> torch.nn.Module:
     from base.prediction import load_trained
 
     trained = load_trained(run, torch.device("cpu"))
-    HELD.append(trained)  # its end would take the averaged weights from the model
     return trained.model if module is None else trained.model.get_submodule(module)

@@ -203,7 +203,7 @@ def test_no_metrics_no_scheduler_no_tensorboard(trained: Any) -> None:
     project, printed = trained("power_demand")
     assert set(project.column("lr")) == {0.005}
     assert not list(project.run.glob("events.out.tfevents.*"))
-    assert len(printed.splitlines()) == 1 + project.epochs  # verbosity 1: the rows alone
+    assert len(printed.splitlines()) == 2 + project.epochs  # verbosity 1: names and rows alone
 
 
 def test_metrics_may_use_numpy_and_a_loss_may_be_an_instance(trained: Any) -> None:

@@ -92,7 +92,7 @@ def load_for_export(
         run = load_trained(path, choose_device(device), settings, ema=ema is not False)
     except CheckpointError as error:
         raise UsageError(str(error)) from error
-    if ema and run.trainer.ema is None:
+    if ema and run.weights != "averaged":
         raise UsageError(f"{path}: it has no averaged weights (`trainer.ema`): omit --ema")
     return run
 

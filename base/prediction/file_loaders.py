@@ -149,8 +149,11 @@ def is_dataset_loader(section: Mapping[str, Any]) -> bool:
 
 
 def dataset_section(section: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the section of the first data set that a loader's arguments name, or {}."""
-    for name in ("dataset", "valid_dataset", "test_dataset"):
+    """Return the section of the first data set that a loader's arguments name, or {}.
+
+    Validation data come first: predictions are prepared as these are.
+    """
+    for name in ("valid_dataset", "dataset", "test_dataset"):
         given = section["args"].get(name)
         while isinstance(given, Mapping) and "type" in given:
             args = given.get("args") or {}

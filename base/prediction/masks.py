@@ -42,6 +42,7 @@ class MaskFolder:
         there = next((name for name in self.names if (folder / name).exists()), None)
         if there is not None and not overwrite:
             raise UsageError(f"{folder / there}: the mask exists already; add --overwrite")
+        self._overwrites = overwrite
         self._make(folder)
 
     def begin(self, classes: Sequence[str], colors: Sequence[Sequence[int]] | None) -> None:
@@ -49,7 +50,11 @@ class MaskFolder:
         self.palette = [*(colors or ()), *palette()[len(colors or ()) :]]
         rows = [(n, name, *self.palette[n]) for n, name in enumerate(classes)]
         header = [("number", "class", "red", "green", "blue")]
-        write_whole(self.folder / LEGEND, csv_text([*header, *rows]).encode())
+        path, content = self.folder / LEGEND, csv_text([*header, *rows]).encode()
+        if path.exists() and path.read_bytes() != content and not self._overwrites:
+            text = "the file exists already and is no legend of these classes"
+            raise UsageError(f"{path}: {text}: choose another folder, or add --overwrite")
+        write_whole(path, content)
 
     def write(self, index: int, classes: Tensor, size: tuple[int, int] | None) -> Path:
         """Write the mask of a sample.

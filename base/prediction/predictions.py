@@ -27,6 +27,7 @@ from base.prediction.trained_model import TrainedModel
 from base.prediction.views import each_view, views_named
 from base.system.resources import is_out_of_memory
 from base.training.task import Task
+from logger.files import as_file_error
 from logger.progress import ProgressBar
 
 KEEP_THE_FRAME = frozenset((
@@ -36,6 +37,9 @@ KEEP_THE_FRAME = frozenset((
 """Transforms after which an image still shows all that its file does."""
 
 
+NOT_FINITE = "the model returns NaN or infinite values"
+OF_SAMPLES = ("names", "classes", "file")
+"""Arrays of an npz file that are no predictions; `file` is a parameter of numpy's function."""
 NOTEBOOK_WIDTH = 100  # characters of a line in a notebook's cell
 
 
@@ -84,15 +88,34 @@ class Predictions:
     def __iter__(self) -> Iterator[list[Cell]]:
         """Yield a row for each sample that can be read: its name, other columns, predictions."""
         table: Table | None = None
+        n_rows = 0
         for indices, scores in self.scores():
             if table is None:
                 table = self._begin(scores)
+            indices, scores = self._finite(indices, scores)
+            if not indices:
+                continue
             cells = table.cells(scores)
             if self._masks is not None:
                 self._write_masks(self._masks, indices, scores)
             for index, row in zip(indices, cells, strict=True):
                 others = [column[index] for column in self._others.values()]
                 yield [self.samples.names[index], *others, *row]
+                n_rows += 1
+        if not n_rows:
+            raise UsageError(f"{self.run.folder}: {NOT_FINITE} for all of these samples")
+
+    def _finite(self, indices: list[int], scores: Tensor) -> tuple[list[int], Tensor]:
+        """Leave out samples for which the model returns NaN or infinite values, and list them."""
+        is_finite = (
+            scores.isfinite().flatten(1).all(dim=1) if scores.dim() > 1 else scores.isfinite()
+        )
+        if bool(is_finite.all()):
+            return indices, scores
+        names, kept = self.samples.names, is_finite.tolist()
+        lost = [index for index, is_kept in zip(indices, kept, strict=True) if not is_kept]
+        self.unreadable += [Unreadable(names[index], NOT_FINITE) for index in lost]
+        return [i for i, is_kept in zip(indices, kept, strict=True) if is_kept], scores[is_finite]
 
     @cached_property
     def rows(self) -> list[dict[str, Cell]]:
@@ -133,10 +156,18 @@ class Predictions:
         for indices, scores in self.scores():
             names += [self.samples.names[index] for index in indices]
             for name, tensor in _named(scores):
+                name = f"{name}_predicted" if name in OF_SAMPLES else name
                 parts.setdefault(name, []).append(tensor)
-        arrays = {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
+        try:
+            arrays = {name: torch.cat(tensors).numpy() for name, tensors in parts.items()}
+        except RuntimeError as error:
+            text = "the predictions of these samples differ in shape, so they are not one array"
+            raise UsageError(f"{text}: give samples of one size") from error
         classes = {"classes": list(self.task.classes)} if self.task and self.task.classes else {}
-        np.savez(file.binary, names=np.array(names), **classes, **arrays)  # type: ignore[arg-type]
+        try:
+            np.savez(file.binary, names=np.array(names), **classes, **arrays)  # type: ignore[arg-type]
+        except OSError as error:
+            raise as_file_error(error, file.path) from error
         return len(names)
 
     def scores(self) -> Iterator[tuple[list[int], Any]]:

@@ -65,6 +65,8 @@ def table_of(
         several = [f"prediction_{number}" for number in range(1, n_values + 1)]
         names = named or (["prediction"] if n_values == 1 else several)
         return Table(names, lambda scores: scores.reshape(len(scores), -1).tolist())
+    if len(shape) == 1:  # one number of unknown meaning, such as that of a class without a name
+        return Table(["prediction"], lambda scores: [[value] for value in scores.tolist()])
     text = f"the model returns {_shape_text(shape)} for each sample, which is not a row of a table"
     raise UsageError(f"{text}: write arrays, -o predictions.npz")
 

@@ -89,12 +89,12 @@ class TrainedModel:
 
     def task(self, predictions: Any) -> Task:
         """Return the task of the model, whose predictions for a batch are given."""
-        shape = predictions.shape if isinstance(predictions, Tensor) else None
         return find_task(
             [section["type"] for section in self.config["loss"]],
-            shape,
+            predictions if isinstance(predictions, Tensor) else None,
             self.record.get("classes"),
             [section["type"] for section in self.config["metrics"]],
+            has_own_predict=type(self.trainer).predict is not BaseTrainer.predict,
         )
 
     @contextmanager

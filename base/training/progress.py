@@ -12,7 +12,7 @@ from base.config import Config
 from base.config.normal_form import optimizer_keys
 from base.errors import ConfigError, Problem, listed, nearest_name
 from base.system.seeding import capture_random_state, restore_random_state
-from base.training.schedules import Schedule, split_rule
+from base.training.schedules import Schedule, logged_name, split_rule
 from base.training.swa import SwaSchedule
 
 console = logging.getLogger("kindling")
@@ -115,9 +115,10 @@ class Monitor:
         """Update the monitor with the values of an epoch; return whether it is the best so far."""
         if self.is_off:
             return False
-        if self.key not in log:
+        key = logged_name(self.key, log)
+        if key is None:
             return False  # the epoch was not validated
-        value = log[self.key]
+        value = log[key]
         improved = value < self.best if self.mode == "min" else value > self.best
         if not math.isfinite(value):
             self._note_nonfinite(value, epoch, improved)
@@ -174,7 +175,7 @@ def check_monitored(
     faults += [
         config.problem(keys, f"no value {key!r} is logged{_hint(key, values, config)}")
         for keys, key in watched.items()
-        if key and key not in values and key.partition("/")[0] not in other_phases
+        if key and logged_name(key, values) is None and key.partition("/")[0] not in other_phases
     ]
     if faults:
         raise ConfigError(faults)
@@ -182,15 +183,13 @@ def check_monitored(
 
 def _hint(key: str, values: Mapping[str, Any], config: Config) -> str:
     """Return the nearest logged value, why a phase may have none, and what is logged."""
-    found = _by_number(key, values)
-    if found is None:
-        aliases = {name: name for name in values}
-        for name in values:  # the first values are the most likely ones
-            phase, _, rest = name.partition("/")
-            short = rest.removesuffix("/macro").removesuffix("/mean")
-            for alias in (rest, short, f"{phase}/{short}"):
-                aliases.setdefault(alias, name)
-        found = aliases.get(key) or aliases.get(nearest_name(key, aliases) or "")
+    aliases = {name: name for name in values}
+    for name in values:  # the first values are the most likely ones
+        phase, _, rest = name.partition("/")
+        short = rest.removesuffix("/macro").removesuffix("/mean")
+        for alias in (rest, short, f"{phase}/{short}"):
+            aliases.setdefault(alias, name)
+    found = aliases.get(key) or aliases.get(nearest_name(key, aliases) or "")
     text = f"; did you mean {found!r}?" if found else "."
     phases = {name.partition("/")[0] for name in values}
     if key.startswith("valid/") and "valid" not in phases:
@@ -199,13 +198,3 @@ def _hint(key: str, values: Mapping[str, Any], config: Config) -> str:
         text += " `trainer.train_metrics` is off."
     whole = [name for name in values if name.count("/") < 2 or name.endswith(("/macro", "/mean"))]
     return f"{text} There are {listed(whole or list(values), 12)}"
-
-
-def _by_number(key: str, values: Mapping[str, Any]) -> str | None:
-    """Return the value of a class that is named by its number: ``valid/recall/3``."""
-    metric, _, number = key.rpartition("/")
-    if not metric or not number.isdecimal():
-        return None
-    parts = [name for name in values if name.startswith(f"{metric}/")]
-    parts = [name for name in parts if name not in (f"{metric}/macro", f"{metric}/mean")]
-    return parts[int(number)] if int(number) < len(parts) else None

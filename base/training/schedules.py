@@ -85,8 +85,8 @@ class Schedule:
             return
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
-        elif self.monitor is not None and self.monitor in log:  # the epoch was validated
-            self.scheduler.step(log[self.monitor])
+        elif self.monitor is not None and (name := logged_name(self.monitor, log)) is not None:
+            self.scheduler.step(log[name])  # the epoch was validated
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -497,3 +497,19 @@ def split_rule(rule: str) -> tuple[str, str]:
     if mode == "off" and not key:
         return mode, ""
     return (mode, key.strip()) if mode in ("min", "max") else ("", rule)
+
+
+def logged_name(key: str, values: Mapping[str, Any]) -> str | None:
+    """Return the name under which a monitored value is logged; None if it is not.
+
+    The value of a class may be named by the number of the class, ``valid/Recall/3``, as configs of
+    earlier versions do.
+    """
+    if key in values:
+        return key
+    metric, _, number = key.rpartition("/")
+    if not metric or not number.isdecimal():
+        return None
+    parts = [name for name in values if name.startswith(f"{metric}/")]
+    parts = [name for name in parts if name not in (f"{metric}/macro", f"{metric}/mean")]
+    return parts[int(number)] if int(number) < len(parts) else None

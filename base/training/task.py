@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SOFTMAX = frozenset((
@@ -51,7 +51,8 @@ class Task:
 
     name: str
     activation: str = "none"
-    """Turns outputs into probabilities: ``softmax``, ``exp``, ``sigmoid`` or ``none``."""
+    """Turns outputs into probabilities: ``softmax``, ``exp``, ``sigmoid``, ``none``, or ``one_hot``
+    for predictions that are class numbers."""
     has_probabilities: bool = False
     """Whether the activated outputs are probabilities."""
     classes: tuple[str, ...] = ()
@@ -59,6 +60,9 @@ class Task:
 
     def probabilities(self, outputs: Tensor) -> Tensor:
         """Return the activated outputs, float32, in the shape of the outputs."""
+        if self.activation == "one_hot":  # class numbers
+            numbers = outputs.long().clamp(0, len(self.classes) - 1)
+            return F.one_hot(numbers, len(self.classes)).movedim(-1, 1).float()
         outputs = outputs.float()
         if self.activation == "softmax":
             return outputs.softmax(dim=1)
@@ -71,7 +75,7 @@ class Task:
 
         Outputs of a regression are returned unchanged.
         """
-        if self.name in ("regression", "other"):
+        if self.name in ("regression", "other") or self.activation == "one_hot":
             return outputs
         if self.name == "multilabel":
             return self.probabilities(outputs) >= HALF
@@ -83,39 +87,56 @@ class Task:
 
 def find_task(
     losses: Sequence[str],
-    outputs: Sequence[int] | torch.Size | None,
+    outputs: Tensor | Sequence[int] | None,
     classes: Sequence[str] | None = None,
     metrics: Sequence[str] = (),
+    has_own_predict: bool = False,
 ) -> Task:
     """Find the task of a model.
 
     Args:
         losses: the names of the losses in the config, the most important one first.
-        outputs: the shape of the model's output, (sample, ...); None if it is not one tensor.
+        outputs: predictions for some samples, (sample, ...), or their shape; None if they are not
+            one tensor. Class numbers, and values that are probabilities already, are recognised.
         classes: the class names in the data record, if known.
         metrics: the names of the metrics in the config.
+        has_own_predict: whether the trainer turns outputs into predictions itself.
     """
-    if outputs is None or not 1 <= len(outputs) <= 5:
+    if isinstance(outputs, Tensor):
+        if not outputs.is_floating_point():
+            return _task_of_numbers(losses, outputs.shape, tuple(classes or ()), metrics)
+        found = _task_of_shape(losses, outputs.shape, tuple(classes or ()), metrics)
+        return _as_returned(found, outputs.detach().float(), has_own_predict)
+    if outputs is None:
+        return Task("other")
+    return _task_of_shape(losses, outputs, tuple(classes or ()), metrics)
+
+
+def _task_of_shape(
+    losses: Sequence[str], outputs: Sequence[int], known: tuple[str, ...], metrics: Sequence[str]
+) -> Task:
+    if not 1 <= len(outputs) <= 5:
         return Task("other")
     n_channels = outputs[1] if len(outputs) > 1 else 1
-    known = tuple(classes or ())
     names = known if len(known) == n_channels else tuple(map(str, range(n_channels)))
     two = known if len(known) == 2 else ("0", "1")
-    loss = next((each for each in losses if _activation(each) is not None), "")
+    has_classes = len(known) == n_channels > 1
+    told = [each for each in losses if _activation(each) is not None]
+    loss = next((each for each in told if not (has_classes and each in REGRESSION)), "")
     activation, is_probability = _activation(loss) or ("none", False)
     is_spatial = len(outputs) > 3
-    if loss in REGRESSION and not (known and len(known) == n_channels > 1):
+    if loss in REGRESSION:
         return Task("regression")
     if loss in SIGMOID | PROBABILITIES:
-        if is_spatial:
-            is_binary = n_channels == 1
-            return Task("segmentation", activation, is_probability, two if is_binary else names)
-        if n_channels == 1:
-            return Task("binary", activation, is_probability, two)
-        return Task("multilabel", activation, is_probability, names)
+        several = "segmentation" if is_spatial else "multilabel"
+        one = "segmentation" if is_spatial else "binary"
+        name, labels = (one, two) if n_channels == 1 else (several, names)
+        return Task(name, activation, is_probability, labels)
     shows_classes = bool(known) and len(known) in (n_channels, n_channels + (n_channels == 1))
     shows_classes |= any(each in OF_CLASSES for each in metrics)
     if loss in SOFTMAX | LOG_PROBABILITIES | SCORES or shows_classes:
+        if n_channels == 1 and loss:  # the scores are gone, as after a maximum over the classes
+            return Task("other")
         if n_channels == 1:  # a loss of your own, with one score for two classes
             return Task("segmentation" if is_spatial else "binary", "sigmoid", True, two)
         if not loss:  # a loss of your own of class scores
@@ -125,6 +146,28 @@ def find_task(
         name = "segmentation" if is_spatial else "classification"
         return Task(name, activation, is_probability, names)
     return Task("other" if is_spatial else "regression")
+
+
+def _task_of_numbers(
+    losses: Sequence[str], shape: Sequence[int], classes: tuple[str, ...], metrics: Sequence[str]
+) -> Task:
+    """Return the task of predictions that are class numbers, of samples or of pixels."""
+    of_classes = any(each in SOFTMAX | LOG_PROBABILITIES | SCORES for each in losses)
+    of_classes |= any(each in OF_CLASSES for each in metrics)
+    if not of_classes or not classes or len(shape) not in (1, 3):
+        return Task("other")
+    return Task("classification" if len(shape) == 1 else "segmentation", "one_hot", False, classes)
+
+
+def _as_returned(task: Task, outputs: Tensor, has_own_predict: bool) -> Task:
+    """Return a task without its activation if the predictions are probabilities already."""
+    if task.activation in ("softmax", "exp") and outputs.dim() > 1:
+        sums = outputs.sum(1)
+        is_done = bool((outputs >= 0).all() and ((sums - 1).abs() < 1e-3).all())
+    else:
+        is_sigmoid = task.activation == "sigmoid" and has_own_predict
+        is_done = is_sigmoid and bool(((outputs >= 0) & (outputs <= 1)).all())
+    return replace(task, activation="none") if is_done else task
 
 
 def _activation(loss: str) -> tuple[str, bool] | None:

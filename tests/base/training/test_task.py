@@ -61,3 +61,48 @@ def test_predictions_have_no_class_dimension() -> None:
         assert chosen.equal((scores.flatten() >= 0).long())
     labels = torch.randn(6, 3)
     assert find_task(["BCEWithLogitsLoss"], labels.shape).chosen(labels).equal(labels >= 0)
+
+
+def test_the_probabilities_of_several_losses_are_those_of_the_loss_of_classes() -> None:
+    scores = torch.randn(8, 3)
+    task = find_task(["mse_loss", "cross_entropy"], scores, PETS)
+    assert torch.allclose(task.probabilities(scores), scores.softmax(1))
+
+
+def test_predictions_that_are_class_numbers_keep_their_classes() -> None:
+    numbers = torch.tensor([2, 0, 1])
+    task = find_task(["cross_entropy"], numbers, PETS, has_own_predict=True)
+    assert (task.name, task.classes, task.has_probabilities) == (
+        "classification", tuple(PETS), False,
+    )  # fmt: skip
+    assert task.probabilities(numbers).argmax(1).equal(numbers)
+    assert task.chosen(numbers).equal(numbers)
+    masks = torch.randint(3, (2, 4, 5))
+    task = find_task(["cross_entropy"], masks, PETS)
+    assert task.name == "segmentation"
+    assert task.probabilities(masks).argmax(1).equal(masks)
+    assert find_task(["cross_entropy"], numbers).name == "other"  # of unknown classes
+    assert find_task(["cross_entropy"], torch.rand(3), PETS).name == "other"  # a maximum
+
+
+@pytest.mark.parametrize(
+    ("loss", "activate", "own"),
+    [
+        ("cross_entropy", lambda x: x.softmax(1), True),
+        ("cross_entropy", lambda x: x.softmax(1), False),  # a model that ends in a softmax
+        ("nll_loss", lambda x: x.softmax(1), True),
+        ("BCEWithLogitsLoss", torch.sigmoid, True),
+    ],
+)
+def test_probabilities_are_not_activated_again(loss, activate, own) -> None:
+    scores = torch.randn(6, 3)
+    probabilities = activate(scores)
+    task = find_task([loss], probabilities, PETS, has_own_predict=own)
+    assert task.has_probabilities
+    assert torch.equal(task.probabilities(probabilities), probabilities)
+
+
+def test_scores_between_0_and_1_by_chance_are_activated() -> None:
+    scores = torch.full((4, 3), 0.5)
+    task = find_task(["BCEWithLogitsLoss"], scores, PETS)
+    assert torch.allclose(task.probabilities(scores), scores.sigmoid())

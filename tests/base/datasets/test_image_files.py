@@ -307,12 +307,14 @@ def test_labels_of_a_list_that_are_numbers_sort_as_numbers(folder):
 
 def test_every_format_that_pillow_writes_and_we_decode_counts_by_its_suffix(tmp_path):
     """Each suffix is tried by decoding: what `decode_image` reads, a folder must find."""
-    from base.datasets.image_files import image_suffixes
+    from base.datasets.image_files import NO_PIXELS, image_suffixes
     from base.datasets.images import decode_image
 
     image, decoded = Image.fromarray(np.full((16, 16, 3), 90, np.uint8)), set()
     (tmp_path / "set/a").mkdir(parents=True)
     for suffix, name in Image.registered_extensions().items():
+        if name in NO_PIXELS:  # read by Ghostscript, where it is installed
+            continue
         path = tmp_path / f"set/a/x{suffix.upper()}"
         mode = {"XBM": "1", "MSP": "1", "PALM": "L", "BLP": "P"}.get(name, "RGB")
         try:

@@ -171,5 +171,5 @@ def test_the_line_says_parts_free_memory_and_the_largest_batch() -> None:
 )
 def test_a_dry_run_shows_it_with_each_option(option: str, end: str) -> None:
     shown = dry_run(make(NETS["transformer"], IMAGES % 16, f"memory.{option}"))
-    line = rf"^memory: about \S+ MB with batch 16 \(model .*, activations \S+\); {end}$"
+    line = rf"^memory of a step: about \S+ MB with batch 16 \(model .*, activations \S+\); {end}$"
     assert re.search(line, shown, re.MULTILINE), shown

@@ -183,17 +183,15 @@ def preparation_of(run: TrainedRun) -> dict[str, Any]:
         resize = dataset_section(section).get("args", {}).get("resize")
         return {**found, **({} if resize is None else {"resize": resize})}
     mode, resize = image_settings(run)
-    if "mode" in record or run.input_shape[0] in (
-        1,
-        3,
-    ):  # other numbers are of arrays, not of files
+    n_channels = run.input_shape[0]
+    if "mode" in record or n_channels in (1, 3):  # others are arrays, not image files
         is_grey = mode in ("grey", "gray", "L")
         found["channels"] = ["grey"] if is_grey else ["red", "green", "blue"]
         found["orientation"] = "turned as the EXIF orientation says"
+        found["white_of_files"] = 255  # whatever that of the training's arrays
+        found["value_range"] = f"0 to 1{', then normalized' if 'mean' in record else ''}"
     if resize is not None:
         found |= {"resize": resize, "resize_filter": "bilinear, antialiased"}
-    if record["white"] > 1:
-        found["value_range"] = f"0 to 1{', then normalized' if 'mean' in record else ''}"
     return found
 
 

@@ -234,8 +234,13 @@ def _steps(given: Mapping[str, Any]) -> Iterator[str]:
         is_resize = isinstance(each, Mapping) and each.get("type") == "Resize"
         is_usual = is_resize and "interpolation" not in each.get("args", {})
         yield f"`{_code(each)}`{' (bilinear, antialiased)' if is_usual else ''}"
-    if given.get("white", 1) != 1:
-        yield f"divide integers by {given['white']:g} (white), so that values are from 0 to 1"
+    white = given.get("white", 1)
+    if "white_of_files" in given:
+        arrays = f"are divided by {white:g}" if white != 1 else "stay as they are"
+        other = "" if white == given["white_of_files"] else f" (arrays of the training {arrays})"
+        yield f"divide integers by {given['white_of_files']:g}: values from 0 to 1{other}"
+    elif white != 1:
+        yield f"divide integers by {white:g}: values from 0 to 1"
     if "mean" in given:
         yield f"subtract the mean {_numbers(given['mean'])}"
         yield f"divide by the standard deviation {_numbers(given['std'])}"
@@ -290,7 +295,7 @@ def _encoded_columns(about: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "Empty cells:"
     yield ""
-    yield from (f"- `{fact['name']}`: {_gap(fact, 'an empty cell')}" for fact in columns)
+    yield from (f"- `{fact['name']}`: {_gap(fact, 'an empty cell', are_codes)}" for fact in columns)
 
 
 def _encoded(fact: Mapping[str, Any], value: str) -> str:
@@ -306,8 +311,12 @@ def _encoded(fact: Mapping[str, Any], value: str) -> str:
     return text
 
 
-def _gap(fact: Mapping[str, Any], gap: str) -> str:
-    """Return what an empty cell of a column counts as."""
+def _gap(fact: Mapping[str, Any], gap: str, has_codes: bool = True) -> str:
+    """Return what an empty cell of a column counts as.
+
+    Args:
+        has_codes: whether categories are given as codes, not as zeros and ones.
+    """
     value = fact["missing"]
     if value is None:
         return f"{gap} is not allowed: no training sample has it"
@@ -315,8 +324,8 @@ def _gap(fact: Mapping[str, Any], gap: str) -> str:
         return f"{gap} counts as {value:.6g}"
     code = fact["codes"].get(value)
     if code is None:
-        return f"{gap} counts as an unknown value: 0"
-    return f"{gap} counts as {_value(value)} ({code})"
+        return f"{gap} counts as an unknown value: {'code 0' if has_codes else 'zeros'}"
+    return f"{gap} counts as {_value(value)}{f', code {code}' if has_codes else ''}"
 
 
 def _value(value: str) -> str:

@@ -166,7 +166,7 @@ def test_the_card_of_a_table_says_how_its_cells_are_coded(project, monkeypatch) 
     card = Path("MODEL_CARD.md").read_text("utf-8")
     for text in (
         "4. `picked` as days since 1970-01-01 (a time of day is a fraction, in UTC), minus 9.25",
-        "- `kind`: an empty cell counts as `unknown kind` (4)",
+        "- `kind`: an empty cell counts as `unknown kind`\n",
         "- `picked`: an empty cell is not allowed",
         "- `width`: an empty cell counts as 3\n",
         "1. 1 if `kind` is `green=x`, else 0",
@@ -205,7 +205,7 @@ def test_the_card_of_images_says_how_files_become_inputs(mode, project, monkeypa
         f"1. decode image files to pixels, uint8 (channel, height, width): {', '.join(colours)}\n",
         "2. the image is turned as the EXIF orientation says",
         "3. resize to height 4 and width 6, if it has another size: bilinear, antialiased",
-        "4. divide integers by 255 (white), so that values are from 0 to 1",
+        "4. divide integers by 255: values from 0 to 1\n",
         "Other cameras",
     ):
         assert text in card, text
@@ -213,6 +213,7 @@ def test_the_card_of_images_says_how_files_become_inputs(mode, project, monkeypa
     assert found["channels"] == colours
     assert found["orientation"] == "turned as the EXIF orientation says"
     assert (found["resize"], found["resize_filter"]) == ([4, 6], "bilinear, antialiased")
+    assert found["white_of_files"] == 255
     assert found["value_range"] == "0 to 1, then normalized"
 
 

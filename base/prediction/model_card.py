@@ -261,14 +261,8 @@ def _raw_columns(columns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             text += f", a date, {DAYS}"
         if "mean" in fact:
             text += f" (mean {fact['mean']:.6g}, standard deviation {fact['std']:.6g})"
-        yield f"{number}. {text}; {_gap(fact, 'NaN')}"
-    names = [f"`{fact['name']}`" for fact in columns if fact["missing"] is not None]
-    others = [f"`{fact['name']}`" for fact in columns if fact["missing"] is None]
-    yield ""
-    if names:
-        yield f"May be NaN where a cell is empty: {', '.join(names)}."
-    if others:
-        yield f"Must not be NaN: {', '.join(others)}."
+        yield f"{number}. {text}"
+    yield from _gaps(columns, "NaN, an empty cell,", has_codes=True)
 
 
 def _encoded_columns(about: Mapping[str, Any]) -> Iterator[str]:
@@ -292,10 +286,7 @@ def _encoded_columns(about: Mapping[str, Any]) -> Iterator[str]:
         coded = [fact for fact in columns if fact["kind"] == "category"]
         for number, fact in enumerate(coded):
             yield f"{number}. `{fact['name']}`: {_codes(fact['codes'])}"
-    yield ""
-    yield "Empty cells:"
-    yield ""
-    yield from (f"- `{fact['name']}`: {_gap(fact, 'an empty cell', are_codes)}" for fact in columns)
+    yield from _gaps(columns, "an empty cell", are_codes)
 
 
 def _encoded(fact: Mapping[str, Any], value: str) -> str:
@@ -311,21 +302,27 @@ def _encoded(fact: Mapping[str, Any], value: str) -> str:
     return text
 
 
-def _gap(fact: Mapping[str, Any], gap: str, has_codes: bool = True) -> str:
-    """Return what an empty cell of a column counts as.
+def _gaps(columns: Sequence[Mapping[str, Any]], gap: str, has_codes: bool) -> Iterator[str]:
+    """Yield which columns may have empty cells, and what these count as.
 
     Args:
+        gap: what stands for an empty cell.
         has_codes: whether categories are given as codes, not as zeros and ones.
     """
-    value = fact["missing"]
-    if value is None:
-        return f"{gap} is not allowed: no training sample has it"
-    if fact["kind"] != "category":
-        return f"{gap} counts as {value:.6g}"
-    code = fact["codes"].get(value)
-    if code is None:
-        return f"{gap} counts as an unknown value: {'code 0' if has_codes else 'zeros'}"
-    return f"{gap} counts as {_value(value)}{f', code {code}' if has_codes else ''}"
+    yield ""
+    for fact in columns:
+        value = fact["missing"]
+        if value is None:
+            continue
+        counts = f"{value:.6g}" if fact["kind"] != "category" else _value(value)
+        if fact["kind"] == "category" and value not in fact["codes"]:
+            counts = f"an unknown value, {'code 0' if has_codes else 'zeros'}"
+        elif fact["kind"] == "category" and has_codes:
+            counts += f", code {fact['codes'][value]}"
+        yield f"- `{fact['name']}`: {gap} counts as {counts}"
+    others = [f"`{fact['name']}`" for fact in columns if fact["missing"] is None]
+    if others:
+        yield f"- {gap} is not allowed, as no training sample has it: {', '.join(others)}"
 
 
 def _value(value: str) -> str:

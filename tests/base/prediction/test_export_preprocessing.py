@@ -239,9 +239,11 @@ def test_empty_cells_of_a_category_are_coded_as_in_training(
         found = torch.export.load(folder / "net.pt2").module()(torch.from_numpy(raw)).numpy()
     np.testing.assert_allclose(found[:, 0], wanted, rtol=1e-4)
     card = Path("MODEL_CARD.md").read_text("utf-8")
-    filled = "`kind`, `picked`, `weight`" if rule == "median" else "`kind`, `weight`"
-    assert f"May be NaN where a cell is empty: {filled}.\n" in card
-    assert ("Must not be NaN: `picked`.\n" in card) == (rule != "median")
+    value = {1: "empty", 2: "`green`", 4: "`unbekannt`"}.get(code, "an unknown value")
+    assert f"- `kind`: NaN, an empty cell, counts as {value}, code {code}\n" in card
+    assert "- `weight`: NaN, an empty cell, counts as " in card
+    refused = "- NaN, an empty cell, is not allowed, as no training sample has it: `picked`\n"
+    assert (refused in card) == (rule != "median")
     assert "`picked`, a date, as days since 1970-01-01" in card
 
 

@@ -167,7 +167,7 @@ def test_the_card_of_a_table_says_how_its_cells_are_coded(project, monkeypatch) 
     for text in (
         "4. `picked` as days since 1970-01-01 (a time of day is a fraction, in UTC), minus 9.25",
         "- `kind`: an empty cell counts as `unknown kind`\n",
-        "- `picked`: an empty cell is not allowed",
+        "- an empty cell is not allowed, as no training sample has it: `picked`\n",
         "- `width`: an empty cell counts as 3\n",
         "1. 1 if `kind` is `green=x`, else 0",
         "Values beyond those of training",

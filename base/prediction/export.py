@@ -35,7 +35,11 @@ from base.prediction.comparison import (
     relative_difference,
 )
 from base.prediction.export_request import ExportRequest
-from base.prediction.file_loaders import dataset_section, evaluation_section
+from base.prediction.file_loaders import (
+    dataset_section,
+    evaluation_section,
+    image_settings,
+)
 from base.prediction.graph_files import (
     ABOUT,
     Running,
@@ -132,11 +136,17 @@ def export_run(run: TrainedRun, wanted: ExportRequest) -> list[str]:
 def facts_of(run: TrainedRun, network: nn.Module, wanted: ExportRequest) -> dict[str, Any]:
     """Return the facts that an exported file has with it, as plain data."""
     record = run.record
+    columns = {}
+    if "table" in record:
+        from base.prediction.table_facts import column_facts  # a project may leave tables out
+
+        columns = {"columns": column_facts(run)}
     return {
         "name": run.config["name"],
         "file": wanted.out.name,
         "model": type(network).__name__,
         "module": wanted.module,
+        "model_config": model_section(run),
         "run": run.folder.absolute().name,
         "checkpoint": run.checkpoint.name,
         "weights": run.weights,
@@ -146,9 +156,20 @@ def facts_of(run: TrainedRun, network: nn.Module, wanted: ExportRequest) -> dict
         "classes": record.get("classes"),
         "preprocessing": preparation_of(run),
         "record": record,
+        **columns,
         "inputs": [],
         "outputs": [],
     }
+
+
+def model_section(run: TrainedRun) -> dict[str, Any]:
+    """Return type, arguments and module of the model's class, as plain data."""
+    experiment = run.trainer.experiment
+    section = experiment.references.resolve("model", ("model",), run.config["model"])
+    built = {"type": section["type"], "args": dict(section["args"])}
+    found = {**built, "code": f"{type(run.model).__module__}.{type(run.model).__qualname__}"}
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+    return plain
 
 
 def preparation_of(run: TrainedRun) -> dict[str, Any]:
@@ -158,8 +179,20 @@ def preparation_of(run: TrainedRun) -> dict[str, Any]:
     found: dict[str, Any] = {name: record[name] for name in names if name in record}
     if section["args"].get("valid_transforms"):
         found["transforms"] = list(section["args"]["valid_transforms"])
-    resize = dataset_section(section).get("args", {}).get("resize")
-    return {**found, **({} if resize is None else {"resize": resize})}
+    if "white" not in record or len(run.input_shape) != 3:
+        resize = dataset_section(section).get("args", {}).get("resize")
+        return {**found, **({} if resize is None else {"resize": resize})}
+    mode, resize = image_settings(run)
+    n_channels = run.input_shape[0]
+    if "mode" in record or n_channels in (1, 3):  # others are arrays, not image files
+        is_grey = mode in ("grey", "gray", "L")
+        found["channels"] = ["grey"] if is_grey else ["red", "green", "blue"]
+        found["orientation"] = "turned as the EXIF orientation says"
+        found["white_of_files"] = 255  # whatever that of the training's arrays
+        found["value_range"] = f"0 to 1{', then normalized' if 'mean' in record else ''}"
+    if resize is not None:
+        found |= {"resize": resize, "resize_filter": "bilinear, antialiased"}
+    return found
 
 
 def write_weights(

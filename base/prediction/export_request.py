@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from base.errors import UsageError, nearest
-from base.system.run_folder import must_exist
 
 GRAPHS = (".pt2", ".onnx")
 WEIGHTS = (".safetensors", ".pt", ".pth")
@@ -53,8 +52,8 @@ class ExportRequest:
         if suffix not in known:
             hint = nearest(suffix, known) if suffix else ""
             raise UsageError(f"-o {self.out}: the name must end in {', '.join(known)}{hint}")
-        if not must_exist(self.out.parent).is_dir():
-            raise UsageError(f"-o {self.out}: {self.out.parent} is not a folder")
+        if not self.out.parent.is_dir():
+            raise UsageError(f"-o {self.out}: there is no folder {self.out.parent}; make it first")
         if self.out.exists() and not self.overwrite:
             text = "already exists; choose another name, or add --overwrite"
             raise UsageError(f"-o {self.out}: {text}")

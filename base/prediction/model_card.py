@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from base.checkpoint.data_record import data_of
@@ -20,9 +20,6 @@ from base.prediction.trained_run import TrainedRun
 from base.system.run_folder import STAMP, installed_version
 from logger.console import format_value
 from logger.files import read_file
-
-if TYPE_CHECKING:
-    from base.datasets.table_encoding import TableEncoding
 
 CARD = "MODEL_CARD.md"
 MARK = re.compile(r"<!-- kindling (\S+) (\w+) -->\s*$")
@@ -202,84 +199,141 @@ def _interface(about: Mapping[str, Any]) -> Iterator[str]:
 
 def _preparation(about: Mapping[str, Any]) -> Iterator[str]:
     """Yield in words what comes before the network."""
-    given, record = about["preprocessing"], about["record"]
-    table = record.get("table")
-    if "in_graph" in about:
-        left = about["left_to_caller"]
-        if table:
-            yield (
-                "The input has the numbers of these columns:"
-                if not table["fills"]
-                else ("The input has the numbers of these columns, NaN where one is missing:")
-            )
-            yield from _columns(table)
-            return
-        if left:
-            yield f"Before the graph, apply: {', '.join(left)}."
-        if "white" in record and about["inputs"][0]["dtype"] == "uint8":
+    if "columns" in about:
+        is_raw = "in_graph" in about
+        yield from _raw_columns(about["columns"]) if is_raw else _encoded_columns(about)
+    elif "in_graph" in about:
+        if about["left_to_caller"]:
+            yield f"Before the graph, apply: {', '.join(about['left_to_caller'])}."
+        if "white" in about["record"] and about["inputs"][0]["dtype"] == "uint8":
             colours = "grey" if about["inputs"][0]["shape"][1] == 1 else "red, green, blue"
             yield f"The inputs are decoded pixels from 0 to 255, {colours}, rows from the top,"
             yield "turned as the EXIF orientation says."
         yield f"The graph itself does: {'; '.join(about['in_graph']) or 'nothing more'}."
-        return
-    if table:
-        from base.datasets.table_encoding import TableEncoding  # a project may leave tables out
-
-        yield "The inputs are the encoded columns of a table (`record` in the metadata):"
-        yield from _encoded_columns(TableEncoding.from_record(table))
-        return
-    steps = [f"resize to {given['resize']}"] if "resize" in given else []
-    steps += [f"`{_code(each)}`" for each in given.get("transforms", ())]
-    if "white" in given:
-        steps.append(f"divide by {given['white']:g} (white), so that values are from 0 to 1")
-    if "mean" in given:
-        steps.append(f"subtract the mean {_numbers(given['mean'])}")
-        steps.append(f"divide by the standard deviation {_numbers(given['std'])}")
-    if not steps:
+    elif steps := [*_steps(about["preprocessing"])]:
+        yield "Prepare the inputs as the validation data were:"
+        yield ""
+        yield from (f"{number}. {step}" for number, step in enumerate(steps, start=1))
+    else:
         yield "The training data are passed to the model as its loader gives them."
-        return
-    yield "Prepare the inputs as the validation data were:"
+
+
+def _steps(given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in words how images or arrays are prepared."""
+    if "channels" in given:
+        colours = ", ".join(given["channels"])
+        yield f"decode image files to pixels, uint8 (channel, height, width): {colours}"
+        yield f"the image is {given['orientation']}, rows from the top"
+    if "resize" in given:
+        size = given["resize"]
+        wanted = "height {} and width {}".format(*size) if isinstance(size, list | tuple) else (
+            f"a shorter side of {size} pixels")  # fmt: skip
+        how = given.get("resize_filter", "as the data set does")
+        yield f"resize to {wanted}, if it has another size: {how}"
+    for each in given.get("transforms", ()):
+        is_resize = isinstance(each, Mapping) and each.get("type") == "Resize"
+        is_usual = is_resize and "interpolation" not in each.get("args", {})
+        yield f"`{_code(each)}`{' (bilinear, antialiased)' if is_usual else ''}"
+    white = given.get("white", 1)
+    if "white_of_files" in given:
+        arrays = f"are divided by {white:g}" if white != 1 else "stay as they are"
+        other = "" if white == given["white_of_files"] else f" (arrays of the training {arrays})"
+        yield f"divide integers by {given['white_of_files']:g}: values from 0 to 1{other}"
+    elif white != 1:
+        yield f"divide integers by {white:g}: values from 0 to 1"
+    if "mean" in given:
+        yield f"subtract the mean {_numbers(given['mean'])}"
+        yield f"divide by the standard deviation {_numbers(given['std'])}"
+
+
+DAYS = "as days since 1970-01-01 (a time of day is a fraction, in UTC)"
+
+
+def _raw_columns(columns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what goes into a graph that encodes the columns itself."""
+    yield "The input has a number for each of these columns:"
     yield ""
-    yield from (f"{number}. {step}" for number, step in enumerate(steps, start=1))
+    for number, fact in enumerate(columns):
+        text = f"`{fact['name']}`"
+        if fact["kind"] == "category":
+            text += f": {_codes(fact['codes'])}"
+        elif fact["kind"] == "date":
+            text += f", a date, {DAYS}"
+        if "mean" in fact:
+            text += f" (mean {fact['mean']:.6g}, standard deviation {fact['std']:.6g})"
+        yield f"{number}. {text}"
+    yield from _gaps(columns, "NaN, an empty cell,", has_codes=True)
 
 
-def _columns(table: Mapping[str, Any]) -> Iterator[str]:
-    yield ""
-    for number, name in enumerate(table["inputs"]):
-        if name in table["categories"]:
-            yield f"{number}. `{name}`: {_codes(table['categories'][name])}"
-        elif name in table["mean"]:
-            mean, std = table["mean"][name], table["std"][name]
-            yield f"{number}. `{name}` (mean {mean:.6g}, standard deviation {std:.6g})"
-        else:
-            yield f"{number}. `{name}`"
-
-
-def _encoded_columns(encoding: TableEncoding) -> Iterator[str]:
+def _encoded_columns(about: Mapping[str, Any]) -> Iterator[str]:
     """Yield how each number of the inputs is computed from a column."""
+    columns, are_codes = about["columns"], about["record"]["table"]["encode"] == "codes"
+    yield "The inputs are the encoded columns of a table (`columns` in the metadata):"
     yield ""
-    for number, name in enumerate(encoding.input_names):
-        column, _, value = name.partition("=")
-        if name in encoding.mean:
-            mean, std = encoding.mean[name], encoding.std[name]
-            text = f"`{name}`, minus {mean:.6g}, divided by {std:.6g}"
-        elif name in encoding.inputs:
-            text = f"`{name}`"
-        else:
-            text = f"1 if `{column}` is `{value}`, else 0"
-        fill = f"; {encoding.fills[name]:.6g} where it is missing" if name in encoding.fills else ""
-        yield f"{number}. {text}{fill}"
-    if encoding.encode == "codes":
+    number = 0
+    for fact in columns:
+        name, is_category = fact["name"], fact["kind"] == "category"
+        if is_category and are_codes:
+            continue
+        values = about["record"]["table"]["categories"][name] if is_category else [name]
+        for value in values:
+            yield f"{number}. {_encoded(fact, value)}"
+            number += 1
+    if are_codes:
         yield ""
         yield "The second input has the codes of the categories:"
         yield ""
-        for number, name in enumerate(encoding.code_counts):
-            yield f"{number}. `{name}`: {_codes(encoding.categories[name])}"
+        coded = [fact for fact in columns if fact["kind"] == "category"]
+        for number, fact in enumerate(coded):
+            yield f"{number}. `{fact['name']}`: {_codes(fact['codes'])}"
+    yield from _gaps(columns, "an empty cell", are_codes)
 
 
-def _codes(values: Sequence[str]) -> str:
-    shown = (f"{code} for `{value}`" for code, value in enumerate(values[:MOST_CLASSES], start=1))
-    return f"{', '.join(shown)}, 0 for others"
+def _encoded(fact: Mapping[str, Any], value: str) -> str:
+    """Return how a number, or that of a value of a category, is computed."""
+    name = f"`{fact['name']}`"
+    if fact["kind"] == "category":
+        if value not in fact["codes"]:
+            return f"always 0: no training sample has {name} {_value(value)}"
+        return f"1 if {name} is {_value(value)}, else 0"
+    text = f"{name} {DAYS}" if fact["kind"] == "date" else name
+    if "mean" in fact:
+        text += f", minus {fact['mean']:.6g}, divided by {fact['std']:.6g}"
+    return text
+
+
+def _gaps(columns: Sequence[Mapping[str, Any]], gap: str, has_codes: bool) -> Iterator[str]:
+    """Yield which columns may have empty cells, and what these count as.
+
+    Args:
+        gap: what stands for an empty cell.
+        has_codes: whether categories are given as codes, not as zeros and ones.
+    """
+    yield ""
+    for fact in columns:
+        value = fact["missing"]
+        if value is None:
+            continue
+        counts = f"{value:.6g}" if fact["kind"] != "category" else _value(value)
+        if fact["kind"] == "category" and value not in fact["codes"]:
+            counts = f"an unknown value, {'code 0' if has_codes else 'zeros'}"
+        elif fact["kind"] == "category" and has_codes:
+            counts += f", code {fact['codes'][value]}"
+        yield f"- `{fact['name']}`: {gap} counts as {counts}"
+    others = [f"`{fact['name']}`" for fact in columns if fact["missing"] is None]
+    if others:
+        yield f"- {gap} is not allowed, as no training sample has it: {', '.join(others)}"
+
+
+def _value(value: str) -> str:
+    """Return a value of a category as the card shows it."""
+    return f"`{value}`" if value else "empty"
+
+
+def _codes(codes: Mapping[str, int]) -> str:
+    shown = [f"{code} for {_value(value)}" for value, code in codes.items()]
+    more = ["... (all are in the metadata)"] if len(shown) > MOST_CLASSES else []
+    return ", ".join([*shown[:MOST_CLASSES], *more, "0 for others"])
 
 
 def _meaning(about: Mapping[str, Any]) -> Iterator[str]:
@@ -338,16 +392,29 @@ def _load_lines(about: Mapping[str, Any]) -> str:
             with safetensors.safe_open({file}, "pt") as opened:
                 about = json.loads(opened.metadata()["kindling"])
             # model.load_state_dict(weights) for a model of your own code"""
-        note = "It has no graph: the code of the model is needed too."
+        note = _building(about)
     else:
         code = f"""\
             import torch
             saved = torch.load({file}, weights_only=True)
             weights, about = saved["state_dict"], saved["metadata"]
             # model.load_state_dict(weights) for a model of your own code"""
-        note = "It has no graph: the code of the model is needed too."
+        note = _building(about)
     lines = "\n".join(line.removeprefix(" " * 12) for line in code.splitlines())
     return f"\n{note}\n\n```python\n{lines}\n```\n"
+
+
+def _building(about: Mapping[str, Any]) -> str:
+    """Return in words how to build the model whose weights a file holds."""
+    built = about["model_config"]
+    whole = f" and take its part `{about['module']}`" if about["module"] else ""
+    return (
+        f"It has no graph: the code of the model is needed too. Build `{built['code']}` with the "
+        f"arguments of the run{whole}:\n\n```yaml\nmodel: "
+        f"{json.dumps({x: built[x] for x in ('type', 'args')}, ensure_ascii=False)}\n```\n\n"
+        "They are `model_config` in the metadata. If the model's code imports from `base`, take "
+        "the folder `base/` along, with `logger/` beside it."
+    )
 
 
 def _example(tensor: Mapping[str, Any]) -> str:
@@ -386,11 +453,17 @@ def _environment(run: TrainedRun) -> str:
 
 
 def _limits(about: Mapping[str, Any]) -> str:
+    if "columns" in about:
+        others = "Values beyond those of training, other sources"
+    elif "channels" in about["preprocessing"]:
+        others = "Other cameras, other sources"
+    else:
+        others = "Other sources"
     lines = [
         "TODO: for whom it is, and for what it is not; which groups of data it has not seen.",
         "",
-        "- The results hold for data like those above. Other cameras, other sources and later data "
-        "can give worse ones.",
+        f"- The results hold for data like those above. {others} and later data can give worse "
+        "ones.",
     ]
     if about["task"].get("has_probabilities"):
         lines.append("- A high probability is not a proof: it is not calibrated.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # a project may leave tables out
     from base.datasets.table_encoding import TableEncoding, TargetScale
 
 Stage = Callable[[Tensor], Tensor]
-UNUSED = -1  # equals no code of a category
+UNKNOWN = "\0"  # equals no value of a category
 
 
 @dataclass
@@ -168,36 +168,36 @@ def _half(number: int) -> int:
 class TablePreparation(nn.Module):
     """Encodes the columns of a table, float64 (sample, column), as the training data were.
 
-    A missing number is NaN. A category is the place of its value in the record, counted from 1; 0
-    is an unknown one.
+    A category is the place of its value in the record, counted from 1; 0 is an unknown one. NaN is
+    an empty cell: it is filled in where the run's `missing` says so.
+
+    Args:
+        columns: their facts, of `column_facts`.
     """
 
-    def __init__(self, encoding: TableEncoding) -> None:
+    def __init__(self, encoding: TableEncoding, columns: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
-        self.encoding = encoding
-        self.codes = {  # of the values that the training data have; the others count as unknown
-            name: [
-                code if value not in encoding.untrained.get(name, ()) else UNUSED
-                for code, value in enumerate(values, start=1)
-            ]
-            for name, values in encoding.categories.items()
-        }
+        self.encoding, self.columns = encoding, list(columns)
 
     def forward(self, columns: Tensor) -> Any:
-        encoding, numbers, codes = self.encoding, [], []
-        for place, name in enumerate(encoding.inputs):
+        numbers, codes = [], []
+        for place, fact in enumerate(self.columns):
             column = columns[:, place]
-            if name not in encoding.categories:
-                if name in encoding.fills:
-                    column = torch.where(column.isnan(), encoding.fills[name], column)
-                if name in encoding.mean:
-                    column = (column - encoding.mean[name]) / encoding.std[name]
+            if fact["kind"] != "category":
+                if fact["missing"] is not None:
+                    column = torch.where(column.isnan(), fact["missing"], column)
+                if "mean" in fact:
+                    column = (column - fact["mean"]) / fact["std"]
                 numbers.append(column.float()[:, None])
                 continue
-            values = torch.tensor(self.codes[name], dtype=columns.dtype, device=columns.device)
+            n_values = len(self.encoding.categories[fact["name"]])
+            values = torch.arange(1, n_values + 1, device=columns.device)
+            is_trained = [code in fact["codes"].values() for code in range(1, n_values + 1)]
+            column = torch.where(column.isnan(), fact["codes"].get(fact["missing"], 0), column)
             is_value = column[:, None] == values  # (sample, value)
-            if encoding.encode == "codes":
-                codes.append((is_value * values).sum(dim=1).long())
+            is_value = is_value & torch.tensor(is_trained, device=columns.device)
+            if self.encoding.encode == "codes":
+                codes.append((is_value * values).sum(dim=1))
             else:
                 numbers.append(is_value.float())
         inputs = torch.cat(numbers, dim=1) if numbers else columns[:, :0].float()
@@ -241,21 +241,32 @@ def sample_rows(run: TrainedRun, raw: Raw, folder: Path) -> list[tuple[Tensor, T
 def _predicted_rows(
     run: TrainedRun, raw: Raw, inputs: Tensor
 ) -> list[tuple[Tensor, Tensor]] | None:
-    """Return rows of random columns with their predictions, by the encoding of the run."""
+    """Return rows of random columns with their predictions, by the encoding of the run.
+
+    The last row is empty where a column may be.
+    """
     from base.datasets.table_columns import Categories
     from base.datasets.table_encoding import Columns, TableEncoding
+    from base.prediction.table_facts import column_facts
 
     encoding = TableEncoding.from_record(run.record["table"])
     numbers, categories = {}, {}
-    for place, name in enumerate(encoding.inputs):
-        if name not in encoding.categories:
-            mean, std = encoding.mean.get(name, 0.0), encoding.std.get(name, 1.0)
-            numbers[name] = inputs[:, place] = inputs[:, place] * std + mean
-            continue
-        values = ["", *encoding.categories[name]]
-        codes = torch.arange(len(inputs)) % len(values)
-        inputs[:, place] = codes
-        categories[name] = Categories(values, codes)
+    for place, fact in enumerate(column_facts(run)):
+        name, gap = fact["name"], fact["missing"]
+        if fact["kind"] == "category":
+            values = [UNKNOWN, *encoding.categories[name]]
+            codes = torch.arange(len(inputs)) % len(values)
+            inputs[:, place] = codes
+            if gap is not None:
+                codes[-1] = values.index(gap) if gap in values else 0
+            categories[name] = Categories(values, codes)
+        else:
+            inputs[:, place] = inputs[:, place] * fact.get("std", 1.0) + fact.get("mean", 0.0)
+            numbers[name] = inputs[:, place].clone()
+            if gap is not None:
+                numbers[name][-1] = math.nan
+        if gap is not None:
+            inputs[-1, place] = math.nan
     targets = torch.zeros(len(inputs), max(len(encoding.targets), 1), dtype=torch.float64)
     columns = Columns("", [], encoding.inputs, encoding.targets, numbers, categories, {}, targets,
                       "regression", encoding.encode)  # fmt: skip
@@ -340,17 +351,18 @@ def _traceable(stage: Any) -> Stage | None:
 
 def _table(run: TrainedRun, facts: Any) -> Raw:
     from base.datasets.table_encoding import TableEncoding, TargetScale
+    from base.prediction.table_facts import column_facts
 
-    encoding = TableEncoding.from_record(facts)
+    encoding, columns = TableEncoding.from_record(facts), column_facts(run)
     scale = encoding.target_mean, encoding.target_std
     undo = TargetScale(*scale) if encoding.target_mean else None
-    network = RawNetwork(run, TablePreparation(encoding), undo).to(run.device).eval()
+    network = RawNetwork(run, TablePreparation(encoding, columns), undo).to(run.device).eval()
     inputs = Inputs([{"shape": [len(encoding.inputs)], "dtype": "float64"}], {}, device=run.device)
     with explained():
         network.find_task(run, inputs.random(2)[0][0])
     steps = []
-    if encoding.fills:
-        steps.append(f"fill in missing numbers of {', '.join(encoding.fills)}")
+    if filled := [fact["name"] for fact in columns if fact["missing"] is not None]:
+        steps.append(f"fill in missing values of {', '.join(filled)}")
     if encoding.mean:
         steps.append("standardize numbers by the training data")
     if encoding.categories:

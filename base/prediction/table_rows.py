@@ -75,11 +75,15 @@ def table_loader(
     Raises:
         UsageError: columns are missing, or no row can be read.
     """
+    rows = RowsToPredict(file, table_arguments(run), TableEncoding.from_record(run.record["table"]))
+    return loader_of(run, rows, batch_size), rows, rows.unreadable
+
+
+def table_arguments(run: TrainedModel) -> dict[str, Any]:
+    """Return the arguments of the `CsvDataset` of a run's validation data, with the defaults."""
     given = dataset_section(evaluation_section(run)).get("args", {})
     parameters = signature("dataset", CsvDataset).parameters
-    args = {name: given.get(name, each.default) for name, each in parameters.items()}
-    rows = RowsToPredict(file, args, TableEncoding.from_record(run.record["table"]))
-    return loader_of(run, rows, batch_size), rows, rows.unreadable
+    return {name: given.get(name, each.default) for name, each in parameters.items()}
 
 
 def _refuse_missing_columns(table: Table, inputs: Sequence[str]) -> None:

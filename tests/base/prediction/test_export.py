@@ -247,7 +247,7 @@ BAD = [
     (["-o", "net.onx"], r"must end in .*did you mean '\.onnx'"),
     (["-o", "net"], r"must end in \.pt2, \.onnx"),
     (["-o", "saved"], r"this is a folder"),
-    (["-o", "nowhere/net.pt2"], r"no such file or folder"),
+    (["-o", "nowhere/net.pt2"], r"there is no folder nowhere; make it first"),
     (["-o", "images.npz"], r"must end in"),
     (["-o", "old.pt2"], r"already exists"),
     (["-o", "net.pt2", "--opset", "20"], r"--opset is for \.onnx"),

@@ -186,6 +186,67 @@ def test_raw_columns_give_the_predictions_for_the_table(kind, suffix, project, m
         assert abs(found.mean()) > 5, "in the unit of the targets"
 
 
+GAPS = """kind,picked,weight,price
+red,1970-01-03,2.5,10
+blue,1970-01-01,,20
+,1970-01-05,3.5,30
+green,1970-02-01,4,40
+,1971-01-01,1,55
+red,1970-01-09,2,61
+green,1970-01-02T12:00,7,70
+blue,1970-01-08,,82
+"""
+FILLS = {  # rule: code of an empty cell (values are sorted), or None if it is not allowed
+    "a value of its own": ({"kind": "unbekannt", "weight": "mean"}, 4, {}),
+    "a known value": ({"kind": "green", "weight": "mean"}, 2, {}),
+    "the category of empty cells": ("median", 1, {}),
+    "codes": ({"kind": "unbekannt", "weight": 2}, 4, {"encode": "codes"}),
+    "an unknown value": ({"kind": "unbekannt", "weight": "mean"}, 0, {}),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", FILLS)
+def test_empty_cells_of_a_category_are_coded_as_in_training(
+    kind, suffix, project, monkeypatch
+) -> None:
+    rule, code, args = FILLS[kind]
+    folder = project({**FILES, "model/tables.py": Wide.text})
+    rows = GAPS if code else GAPS.replace("\n,", "\nred,")  # no gap in the training data
+    (folder / "table.csv").write_text(rows, encoding="utf-8")
+    n_values = 3 + (code in (1, 4))
+    model = {"type": "Flat", "args": {"n_inputs": n_values + 2}}
+    if args:
+        model = {"type": "Coded", "args": {"n_numbers": 2, "n_codes": n_values + 1}}
+    loader = table(missing=rule, dates="picked", ignore=[], **args)
+    run = train_model(folder, monkeypatch, model=model, loss="mse_loss", data_loader=loader)
+    if suffix == ".onnx":
+        pytest.importorskip("onnxscript")
+    assert call_export("-r", run, "-o", f"net{suffix}", "--preprocessing") == 0
+    (folder / "new.csv").write_text(
+        "kind,picked,weight\n,1970-01-03,\nred,1970-01-04,3\nviolet,1970-01-05,4\n", "utf-8"
+    )
+    wanted = [
+        row["price"] for row in load_trained(run, torch.device("cpu")).predict("new.csv").rows
+    ]
+    red = {1: 4}.get(code, 3)
+    raw = np.array([[np.nan, 2, np.nan], [red, 3, 3], [0, 4, 4]])
+    if suffix == ".onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(folder / "net.onnx")
+        found = session.run(None, {session.get_inputs()[0].name: raw})[0]
+    else:
+        found = torch.export.load(folder / "net.pt2").module()(torch.from_numpy(raw)).numpy()
+    np.testing.assert_allclose(found[:, 0], wanted, rtol=1e-4)
+    card = Path("MODEL_CARD.md").read_text("utf-8")
+    value = {1: "empty", 2: "`green`", 4: "`unbekannt`"}.get(code, "an unknown value")
+    assert f"- `kind`: NaN, an empty cell, counts as {value}, code {code}\n" in card
+    assert "- `weight`: NaN, an empty cell, counts as " in card
+    refused = "- NaN, an empty cell, is not allowed, as no training sample has it: `picked`\n"
+    assert (refused in card) == (rule != "median")
+    assert "`picked`, a date, as days since 1970-01-01" in card
+
+
 def test_a_transform_that_a_graph_cannot_hold_is_left_to_the_caller(project, monkeypatch) -> None:
     own = """
         class Brighter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exported_models import FILES, arrays, call_export, loaded_model, train_model
+from exported_models import FILES, OWN, arrays, call_export, loaded_model, train_model
+from PIL import Image
 
 from base.errors import UsageError
 from base.system.places import PROJECT
@@ -112,3 +115,130 @@ def test_names_do_not_break_the_card(name, project, monkeypatch) -> None:
     assert call_export("-r", run, "-o", out / f"{name}.pt") == 0
     ((_, lines),) = SECTION.findall((out / "MODEL_CARD.md").read_text("utf-8")) or [("", "")]
     run_lines(f"{lines}\nassert weights", out)
+
+
+FLAT = """
+    import torch
+    from torch import nn
+
+
+    class Flat(nn.Module):
+        def __init__(self, n_inputs, n_outputs=1):
+            super().__init__()
+            self.head = nn.Linear(n_inputs, n_outputs)
+
+        def forward(self, inputs):
+            return self.head(inputs)
+"""
+ROWS = """kind,picked,width,price
+red,1970-01-03,2.5,10
+blue,1970-01-01,3,20
+,1970-01-05,3.5,30
+green=x,1970-02-01,,40
+"""
+
+
+def metadata(file: str) -> dict:
+    """Return the facts in a .safetensors file."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return json.loads(opened.metadata()["kindling"])
+
+
+def table(**args) -> dict:
+    """Return the section of a loader of table.csv."""
+    given = {"file": "table.csv", "target": "price", "task": "regression", "dates": ["picked"],
+             "categories": ["kind"], **args}  # fmt: skip
+    dataset = {"type": "CsvDataset", "args": given}
+    return {"type": "DatasetLoader", "args": {"dataset": dataset, "batch_size": 4,
+                                              "normalize": "auto", "num_workers": 0}}  # fmt: skip
+
+
+def test_the_card_of_a_table_says_how_its_cells_are_coded(project, monkeypatch) -> None:
+    pytest.importorskip("safetensors")
+    folder = project({**FILES, "model/flat.py": FLAT})
+    (folder / "table.csv").write_text(ROWS, encoding="utf-8")
+    fills = {"kind": "unknown kind", "width": "mean"}
+    run = train_model(folder, monkeypatch, model={"type": "Flat", "args": {"n_inputs": 6}},
+                      data_loader=table(missing=fills), loss="mse_loss")  # fmt: skip
+    assert call_export("-r", run, "-o", "net.safetensors") == 0
+    card = Path("MODEL_CARD.md").read_text("utf-8")
+    for text in (
+        "4. `picked` as days since 1970-01-01 (a time of day is a fraction, in UTC), minus 9.25",
+        "- `kind`: an empty cell counts as `unknown kind`\n",
+        "- an empty cell is not allowed, as no training sample has it: `picked`\n",
+        "- `width`: an empty cell counts as 3\n",
+        "1. 1 if `kind` is `green=x`, else 0",
+        "Values beyond those of training",
+    ):
+        assert text in card, text
+    for word in ("camera", "pixel", "image", "EXIF", "white"):
+        assert word not in card, word
+    kind, picked, width = metadata("net.safetensors")["columns"]
+    assert kind["codes"] == {"blue": 1, "green=x": 2, "red": 3, "unknown kind": 4}
+    assert kind["missing"] == "unknown kind"
+    assert (picked["kind"], picked["mean"], picked["missing"]) == ("date", 9.25, None)
+    assert (width["kind"], width["missing"]) == ("number", 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "grey"])
+def test_the_card_of_images_says_how_files_become_inputs(mode, project, monkeypatch) -> None:
+    pytest.importorskip("safetensors")
+    folder = project({**FILES, "model/flat.py": FLAT.replace("inputs)\n", "inputs.flatten(1))\n")})
+    for number, name in enumerate(("a", "b")):
+        (folder / "photos" / name).mkdir(parents=True)
+        for index in range(4):
+            image = Image.new("RGB", (9, 12), (20 * index, 90, 90 * number))
+            image.save(folder / "photos" / name / f"{index}.png")
+    files = {"root": "photos", "resize": [4, 6], "mode": mode}
+    dataset = {"type": "ImageFolderDataset", "args": files}
+    loader = {"type": "DatasetLoader", "args": {"dataset": dataset, "batch_size": 4, "split": 0.25,
+                                                "normalize": "auto", "num_workers": 0}}  # fmt: skip
+    n_inputs = 24 * (3 if mode == "RGB" else 1)
+    model = {"type": "Flat", "args": {"n_inputs": n_inputs, "n_outputs": 2}}
+    run = train_model(folder, monkeypatch, model=model, data_loader=loader)
+    assert call_export("-r", run, "-o", "net.safetensors") == 0
+    card = Path("MODEL_CARD.md").read_text("utf-8")
+    colours = ["red", "green", "blue"] if mode == "RGB" else ["grey"]
+    for text in (
+        f"1. decode image files to pixels, uint8 (channel, height, width): {', '.join(colours)}\n",
+        "2. the image is turned as the EXIF orientation says",
+        "3. resize to height 4 and width 6, if it has another size: bilinear, antialiased",
+        "4. divide integers by 255: values from 0 to 1\n",
+        "Other cameras",
+    ):
+        assert text in card, text
+    found = metadata("net.safetensors")["preprocessing"]
+    assert found["channels"] == colours
+    assert found["orientation"] == "turned as the EXIF orientation says"
+    assert (found["resize"], found["resize_filter"]) == ([4, 6], "bilinear, antialiased")
+    assert found["white_of_files"] == 255
+    assert found["value_range"] == "0 to 1, then normalized"
+
+
+def test_the_card_of_weights_says_how_to_build_the_model(project, monkeypatch) -> None:
+    model = {"type": "Net", "args": {"n_outputs": "${data_loader.batch_size}"}}
+    run = train_model(project(FILES), monkeypatch, model=model)
+    for suffix in (".pt", ".safetensors"):
+        assert call_export("-r", run, "-o", f"net{suffix}") == 0
+    card = Path("MODEL_CARD.md").read_text("utf-8")
+    assert card.count('model: {"type": "Net", "args": {"n_outputs": 8}}') == 2
+    assert card.count("take the folder `base/` along") == 2
+    saved = torch.load("net.pt", weights_only=True)
+    built = saved["metadata"]["model_config"]
+    assert built == metadata("net.safetensors")["model_config"]
+    assert built == {"type": "Net", "args": {"n_outputs": 8}, "code": "model.model.Net"}
+    module, _, name = built["code"].rpartition(".")
+    network = getattr(importlib.import_module(module), name)(**built["args"])
+    network.load_state_dict(saved["state_dict"])
+
+
+def test_the_card_of_other_inputs_has_no_words_of_images_or_tables(project, monkeypatch) -> None:
+    run = train_model(project(FILES), monkeypatch, model={"type": "Words"},
+                      data_loader=OWN["texts"])  # fmt: skip
+    assert call_export("-r", run, "-o", "net.pt") == 0
+    card = Path("MODEL_CARD.md").read_text("utf-8")
+    for word in ("camera", "pixel", "image", "EXIF", "white", "column", "table"):
+        assert word not in card, word
+    assert "as its loader gives them" in card

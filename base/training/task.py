@@ -92,14 +92,15 @@ def find_task(
     Args:
         losses: the names of the losses in the config, the most important one first.
         outputs: the shape of the model's output, (sample, ...); None if it is not one tensor.
-        classes: the class names in the data record, if known.
+        classes: the class names in the data record, if known. Outputs beyond them are named by
+            their number.
         metrics: the names of the metrics in the config.
     """
     if outputs is None or not 1 <= len(outputs) <= 5:
         return Task("other")
     n_channels = outputs[1] if len(outputs) > 1 else 1
     known = tuple(classes or ())
-    names = known if len(known) == n_channels else tuple(map(str, range(n_channels)))
+    names = _names_of_outputs(known, n_channels)
     two = known if len(known) == 2 else ("0", "1")
     loss = next((each for each in losses if _activation(each) is not None), "")
     activation, is_probability = _activation(loss) or ("none", False)
@@ -125,6 +126,14 @@ def find_task(
         name = "segmentation" if is_spatial else "classification"
         return Task(name, activation, is_probability, names)
     return Task("other" if is_spatial else "regression")
+
+
+def _names_of_outputs(known: tuple[str, ...], n_channels: int) -> tuple[str, ...]:
+    """Return a name for each output: the known ones, and the numbers of those beyond them."""
+    if len(known) > n_channels:
+        return tuple(map(str, range(n_channels)))
+    beyond = range(len(known), n_channels)
+    return known + tuple(f"output {k}" if str(k) in known else str(k) for k in beyond)
 
 
 def _activation(loss: str) -> tuple[str, bool] | None:

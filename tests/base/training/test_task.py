@@ -61,3 +61,16 @@ def test_predictions_have_no_class_dimension() -> None:
         assert chosen.equal((scores.flatten() >= 0).long())
     labels = torch.randn(6, 3)
     assert find_task(["BCEWithLogitsLoss"], labels.shape).chosen(labels).equal(labels >= 0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (PETS, ("cat", "dog", "fox", "3")),
+        (["1", "3", "5"], ("1", "3", "5", "output 3")),
+        ([*PETS, "owl", "pig"], ("0", "1", "2", "3")),
+    ],
+)
+@pytest.mark.parametrize("losses", [["cross_entropy"], ["BCELoss"]])
+def test_outputs_beyond_the_known_classes_are_numbered(losses, classes, names) -> None:
+    assert find_task(losses, (8, 4), classes).classes == names

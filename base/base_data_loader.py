@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -278,6 +279,14 @@ class BaseDataLoader:
         self._drawing: Any = None  # draws the order of the training samples
         self._weights: Tensor | None = None  # relative sampling weights, if they differ
         self.sampler_state: SamplerState | None = None
+
+    @cached_property  # a loader of yours may set an attribute of this name
+    def n_classes(self) -> int:
+        """The number of classes that the data set names, for `${data_loader.n_classes}`."""
+        classes = class_names(self.dataset)
+        if classes is None:
+            raise AttributeError(f"{name_of(self.dataset)} names no classes")
+        return len(classes)
 
     def sample_indices(self) -> Tensor | None:
         """Return the sorted indices of an epoch's samples; None if a sampler chooses them."""

@@ -126,7 +126,15 @@ def _read_override(text: str, problems: list[Problem]) -> tuple[tuple[str, ...],
         raise ValueError("write it as key=value or section.key=value")
     if keys[0] == "inherit" or len(keys) > MAX_DEPTH:
         raise ValueError(f"{dotted((*keys[:4],))} cannot be set from here")
-    new = read_text(value, where, problems, depth=len(keys))
+    try:
+        if value in ("|", ">"):  # YAML would read an empty block of text
+            raise ConfigError([Problem(str(where), "not valid YAML: a block of text without text")])
+        new = read_text(value, where, problems, depth=len(keys))
+    except ConfigError as error:
+        place, text = error.problems[0]
+        if len(value) == 1 and value.isprintable():
+            text += f"; quote the character: '{path}=\"{value}\"'"
+        raise ConfigError([Problem(place, text)]) from error
     if "\n" in value and isinstance(new.value, str) and value[0] not in "\"'|>":
         new = Node(value, new.where)  # may be a path; YAML would turn newlines into spaces
     return tuple(keys), new

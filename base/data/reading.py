@@ -27,6 +27,7 @@ from base.names.shipped import passed_own_code
 from base.system.resources import is_out_of_memory
 from base.system.seeding import cpu_streams, derive_seed, seed_cpu_streams, set_cpu_streams
 
+SKIP_INSTEAD = "; `trainer.on_bad_sample: skip` replaces it by another sample"
 MAX_ATTEMPTS = 30  # at finding readable samples for a batch
 Key = tuple[int, int, Any]  # seed, epoch, indices into the data set (a tensor or a list)
 
@@ -42,11 +43,18 @@ class Failure:
             self.reason, is_of_many = f"{type(error).__name__}: {error} ({where})", False
         self.message = f"{self.reason} ({what})" if is_of_many else f"{what}: {self.reason}"
         self.may_be_skipped = not isinstance(error, BatchError) and not is_out_of_memory(error)
+        self.is_of_file = isinstance(error, DataError | OSError)
         self.error, self.trace = error, trace_of(error)
         if not isinstance(error, DataError) and passed_own_code(error):
             self.trace = "".join(traceback.format_exception(error))
         if get_worker_info() is not None:  # not every error can be pickled; its text can
             self.error = RuntimeError("".join(traceback.format_exception(error)))
+
+    def with_advice(self) -> Failure:
+        """Say how to go on without a sample whose file, not whose code, is at fault."""
+        if self.may_be_skipped and self.is_of_file:
+            self.message += SKIP_INSTEAD
+        return self
 
     def bad_sample(self, index: int, path: str) -> BadSample:
         return BadSample(index, path, self.reason.removeprefix(f"{path}: "))
@@ -141,7 +149,8 @@ class BatchReader:
         batch = self._read(key)
         if isinstance(batch, Failure) and batch.may_be_skipped:  # find the failing sample
             alone = (one for _, one in self._read_each(key) if isinstance(one, Failure))
-            return next(alone, batch)
+            failure = next(alone, None)
+            return batch if failure is None else failure.with_advice()
         return self._numbered(batch, key[2])
 
     def _numbered(self, batch: Batch | Failure, indices: Any) -> Batch | Failure:

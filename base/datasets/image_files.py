@@ -283,12 +283,29 @@ def real_paths(files: Iterable[str]) -> Iterator[str]:
 
 def read_text(file: str) -> str:
     """Read a UTF-8 text file, with or without a byte order mark."""
+    data = b""
     try:
-        return read_file(file).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        data = read_file(file)
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise DataError(f"{file}: no such file; the current folder is {Path.cwd()}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        text = f"cannot be read as UTF-8 text (byte {data[error.start]:#04x} in line {line})"
+        raise DataError(f"{file}: {text}: {_remedy_for(data)}") from error
+    except OSError as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text: {error}") from error
+
+
+def _remedy_for(data: bytes) -> str:
+    """Return what to do with a file that is not UTF-8 text."""
+    if data.startswith(b"PK"):
+        return "it looks like a spreadsheet or an archive; export it as text, in UTF-8"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "save it as UTF-8 (it looks like UTF-16)"
+    if b"\0" in data:
+        return "it looks like a binary file"
+    return "save it as UTF-8 (it looks like Latin-1 / Windows-1252)"
 
 
 def _read_list(file: str, label: int | Sequence[int] | None) -> tuple[list[int], list[list[str]]]:

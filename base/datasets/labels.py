@@ -12,7 +12,10 @@ from torch import Tensor
 from base.errors import DataError, Problem, nearest
 
 TASKS = ("classification", "regression", "multilabel")
-N_SHOWN = 10  # errors shown per file
+N_SHOWN = 10  # lines of errors shown per file
+N_PLACES = 3  # of one kind of error in a column
+PLACE = re.compile(r"(?P<file>.+?):(?P<line>\d+)(?P<column>:.*)?", re.DOTALL)
+FOUND = re.compile(r"(found|missing value|no target) [^;]*")  # what differs within a kind
 MOST_CLASSES = 1_000_000  # without `classes`; a higher number is a mistake, not a class
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LARGEST = torch.finfo(torch.float32).max
@@ -22,12 +25,55 @@ Place = Callable[[int, int], str]  # sample and column -> location of the label
 Classes = Sequence[Any] | int | None  # names, a number, or None: taken from the labels
 
 
+class ProblemsError(DataError):
+    """Several problems of a file, one a line; those of one kind in a column share a line."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = list(problems)
+        groups: dict[Any, list[Problem]] = {}
+        for problem in problems:
+            groups.setdefault(_kind_of(problem), []).append(problem)
+        shown = []
+        for problem in problems:
+            group = groups[_kind_of(problem)]
+            if len(group) <= N_PLACES or not PLACE.fullmatch(problem.where):
+                shown.append(str(problem))
+            elif problem is group[0]:
+                shown.append(_summary_of(group))
+        more = [f"... and {len(shown) - N_SHOWN} more"] if len(shown) > N_SHOWN else []
+        super().__init__("\n".join([*shown[:N_SHOWN], *more]))
+
+
 def raise_problems(problems: Sequence[Problem]) -> None:
-    """Raise an error with the first ten problems and the number of the others, if any."""
+    """Raise an error with the first ten lines of the problems and the number of the others."""
     if problems:
-        others = len(problems) - N_SHOWN
-        more = [f"... and {others} more"] if others > 0 else []
-        raise DataError("\n".join([*map(str, problems[:N_SHOWN]), *more]))
+        raise ProblemsError(problems)
+
+
+def all_of(*reads: Callable[[], Any]) -> list[Any]:
+    """Return the results of functions, or raise the problems of all of them together."""
+    results, problems = [], []
+    for read in reads:
+        try:
+            results.append(read())
+        except ProblemsError as error:
+            problems += error.problems
+    raise_problems(problems)
+    return results
+
+
+def _kind_of(problem: Problem) -> tuple[str, str, str] | None:
+    """Return the file, the column and the kind of a problem; None if it has no line."""
+    place = PLACE.fullmatch(problem.where)
+    return place and (place["file"], place["column"] or "", FOUND.sub(r"\1", problem.message))
+
+
+def _summary_of(group: Sequence[Problem]) -> str:
+    """Return a line for the problems of one kind in a column."""
+    file, column, _ = _kind_of(group[0]) or ("", "", "")
+    lines = [place["line"] for each in group[:N_PLACES] if (place := PLACE.fullmatch(each.where))]
+    where = f"{len(group)} rows, the first in lines {', '.join(lines)}"
+    return f"{file}{column}: {where}: {group[0].message}"
 
 
 def read_targets(

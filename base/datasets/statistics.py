@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from base.data.protocols import HasImages, HasPlaces
-from base.data.reading import BadSample, Failure, NoteBad, find_get_batch
+from base.data.reading import SKIP_INSTEAD, BadSample, Failure, NoteBad, find_get_batch
 from base.data.threads import read_ahead
 from base.errors import DataError
 from base.system.deferred_files import write_when_running
@@ -114,6 +114,8 @@ def _image(source: _Images, may_skip: bool, index: int) -> Tensor | BadSample:
         return source.image(index)[None]
     except Exception as error:
         failure = Failure("", error)
+        if not may_skip and failure.may_be_skipped and isinstance(error, DataError):
+            raise DataError(f"{error}{SKIP_INSTEAD}") from error
         if not may_skip or not failure.may_be_skipped:
             raise
         return failure.bad_sample(index, source.place(index))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import math
 import re
@@ -26,6 +27,9 @@ from base.datasets.labels import (
 )
 from base.errors import DataError, Problem, nearest
 
+DELIMITERS = ",;\t|"
+DATASET_ARGS = "data_loader.args.dataset.args"
+
 
 class Table(NamedTuple):
     """The rows of a CSV file, as the text of each cell, and their line numbers."""
@@ -35,6 +39,7 @@ class Table(NamedTuple):
     rows: list[list[str]]
     lines: list[int]
     decimal: str = "."
+    delimiter: str = ","
 
     def texts(self, names: Sequence[str]) -> list[list[str]]:
         """Return the text of some columns, row by row."""
@@ -87,10 +92,33 @@ def read_table(file: str, delimiter: str = ",", decimal: str = ".") -> Table:
                 problems.append(Problem(f"{file}:{lines.first}", text))
     except csv.Error as error:
         raise DataError(f"{file}:{lines.number}: {error}") from error
-    raise_problems(problems)
+    _refuse_rows(file, columns, delimiter, problems)
     if not rows:
         raise DataError(f"{file}: no rows below the column names")
-    return Table(file, columns, rows, numbers, decimal)
+    return Table(file, columns, rows, numbers, decimal, delimiter)
+
+
+def _refuse_rows(
+    file: str, columns: Sequence[str], delimiter: str, problems: Sequence[Problem]
+) -> None:
+    if problems and (advice := other_delimiter(columns, delimiter)):
+        raise DataError(f"{file}: {advice}")
+    raise_problems(problems)
+
+
+def other_delimiter(columns: Sequence[str], delimiter: str) -> str:
+    """Return how to set the delimiter, if the first line looks divided by another one, else ""."""
+    line = delimiter.join(columns)
+    other = max(DELIMITERS.replace(delimiter, ""), key=line.count)
+    if line.count(other) < len(columns):
+        return ""
+    return f"the first line holds {other!r}: {how_to_set('delimiter', other)}"
+
+
+def how_to_set(argument: str, value: str) -> str:
+    """Return how a config and a command line set an argument of the data set."""
+    text = json.dumps(value)
+    return f"`{argument}: {text}`, or --set '{DATASET_ARGS}.{argument}={text}'"
 
 
 class _Lines(Iterator[str]):

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from base.datasets.image_files import ImageFiles
 from base.datasets.in_memory import InMemoryDataset
-from base.datasets.labels import Classes, class_names, raise_problems, read_targets
+from base.datasets.labels import Classes, all_of, class_names, raise_problems, read_targets
 from base.datasets.table_columns import (
     Rule,
     Table,
     drop_rows,
     is_missing,
     missing_rules,
+    other_delimiter,
     read_inputs,
     read_numbers,
     read_table,
@@ -113,8 +114,10 @@ class CsvDataset(InMemoryDataset):
         table = drop_rows(table, rules, [*coded, *(targets if task == "classification" else ())])
         self._others = without_columns(table, [*names, *targets])
         self._are_inputs_named = inputs is not None
-        numbers, values = read_inputs(table, names, coded, days, rules)
-        labels, found = read_labels(table, targets, task, classes, separator)
+        (numbers, values), (labels, found) = all_of(
+            lambda: read_inputs(table, names, coded, days, rules),
+            lambda: read_labels(table, targets, task, classes, separator),
+        )
         self.lines = table.lines
         self.columns = Columns(
             file, table.lines, names, targets, numbers, values, rules, labels, task, encode
@@ -285,6 +288,7 @@ def read_labels(
         if len(class_names(classes) or ()) != len(names):
             raise DataError(f"{table.file}: classes differ from the {len(names)} columns")
     texts = table.texts(names)
+    problems: list[Problem] = []
     if task != "classification" and separator is None:
         problems = [
             Problem(table.place(row, name), f"no target{f' ({text})' if text else ''}; {DROPS}")
@@ -292,14 +296,22 @@ def read_labels(
             for row, text in enumerate(table.column(name))
             if is_missing(text, is_text=False)
         ]
-        raise_problems(problems)
+    if problems:  # 0 stands for a missing target, to find the other problems
+        texts = [
+            ["0" if is_missing(text, is_text=False) else text for text in row] for row in texts
+        ]
     if table.decimal != "." and task != "classification" and separator is None:
         texts = [list(map(table.number_text, cells)) for cells in texts]
 
     def place(sample: int, column: int) -> str:
         return table.place(sample, names[column])
 
-    return read_targets(texts, place, task, classes, separator)
+    _, found = all_of(
+        lambda: raise_problems(problems),
+        lambda: read_targets(texts, place, task, classes, separator),
+    )
+    targets: tuple[Tensor, list[str] | None] = found
+    return targets
 
 
 def check_columns(
@@ -313,6 +325,9 @@ def check_columns(
         others: arguments that may be empty.
     """
     problems = []
+    asked = [name for names in wanted.values() for name in names if name not in table.columns]
+    if asked and (advice := other_delimiter(table.columns, table.delimiter)):
+        raise DataError(f"{table.file}: no column {asked[0]!r}, and {advice}")
     for argument, names in {**wanted, **(others or {})}.items():
         if not names and argument in wanted:
             problems.append(Problem(table.file, f"{argument} names no column"))

@@ -290,6 +290,7 @@ def attributes(thing: Any) -> list[str]:
     names = [name for part in parts for name in part if not name.startswith("_")]
     names = [name for name in dict.fromkeys(names) if not _is_method(found[name])]
     of_engine = {name for cls in classes if _is_of_engine(cls) for name in _names_used(cls)}
+    of_engine.discard("n_classes")  # a loader's number of classes, made for references
     return sorted(names, key=of_engine.__contains__)
 
 

@@ -12,7 +12,9 @@ from base.datasets.in_memory import InMemoryDataset
 from base.datasets.table_columns import (
     Rule,
     Table,
+    how_to_set,
     missing_rules,
+    other_delimiter,
     read_categories,
     read_dates,
     read_inputs,
@@ -97,7 +99,14 @@ def _refuse_missing_columns(table: Table, inputs: Sequence[str]) -> None:
             for name in missing
             for hint in [nearest(name, table.columns)]
         ]
-    has = "" if len(table.columns) > 8 else f" (the columns are {', '.join(table.columns)})"
+    advice = other_delimiter(table.columns, table.delimiter)
+    has = (
+        f"; {advice}"
+        if advice
+        else ""
+        if len(table.columns) > 8
+        else f" (the columns are {', '.join(table.columns)})"
+    )
     plural = "columns" if len(missing) > 1 else "column"
     raise UsageError(f"{table.file}: it lacks the {plural} {listed(shown, 8)}{has}")
 
@@ -124,14 +133,20 @@ def _readable(
             numbers, problems = read(table, name, rules[name])
             n_read = len(numbers)
         if not n_read:
-            raise UsageError(str(problems[0]))
+            raise UsageError(_with_option(str(problems[0])))
         for problem in problems:
-            text = problem.message.partition(";")[0]
-            faults.setdefault(rows[problem.where], f"{name}: {text}")
-    unreadable = [(str(table.lines[row]), text) for row, text in sorted(faults.items())]
+            faults.setdefault(rows[problem.where], f"{name}: {problem.message}")
+    unreadable = [
+        (str(table.lines[row]), text.partition(";")[0]) for row, text in sorted(faults.items())
+    ]
     if len(faults) == len(table.rows):
-        line, text = unreadable[0]
-        raise UsageError(f"{table.file}: no row can be read; the first: line {line}: {text}")
+        first, text = unreadable[0][0], _with_option(faults[0])
+        raise UsageError(f"{table.file}: no row can be read; the first: line {first}: {text}")
     kept = [row for row in range(len(table.rows)) if row not in faults]
     rows_kept, lines = [table.rows[row] for row in kept], [table.lines[row] for row in kept]
     return table._replace(rows=rows_kept, lines=lines), unreadable
+
+
+def _with_option(text: str) -> str:
+    """Add the option of the command line to the advice about a decimal comma."""
+    return text.replace('`decimal: ","`', how_to_set("decimal", ","))

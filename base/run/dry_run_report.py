@@ -49,10 +49,11 @@ def _dry_run(trainer: BaseTrainer) -> str:
     trainer.epoch_start.begin()
     values = {}
     trainer.window.take(batch)
-    for part, n_samples in trainer.window.parts(batch, 0):
-        guard, labels = guard_first_step(trainer), check_labels(trainer)
-        with trainer.precision.autocast(), trainer.offload(), labels, guard:
-            values = StepValues(trainer.train_step(part), n_samples).values
+    with check_labels(trainer):
+        for part, n_samples in trainer.window.parts(batch, 0):
+            guard = guard_first_step(trainer)
+            with trainer.precision.autocast(), trainer.offload(), guard:
+                values = StepValues(trainer.train_step(part), n_samples).values
     parts.append(_value_list("one training batch", values.items()))
     evaluated: dict[str, Any] = {}
     if trainer.valid_loader is not None:

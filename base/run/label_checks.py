@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,12 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from base.base_trainer import BaseTrainer
-from base.errors import DataError
+from base.checkpoint.data_record import class_names
+from base.errors import DataError, listed
 from base.training.batch_arguments import item_compared
+from base.training.task import LOG_PROBABILITIES, SCORES, SOFTMAX
+
+log = logging.getLogger("kindling")
 
 CLASSIFICATION_LOSSES = {
     "cross_entropy",
@@ -25,6 +30,7 @@ BINARY_LOSSES = {
     "binary_cross_entropy", "BCELoss", "binary_cross_entropy_with_logits", "BCEWithLogitsLoss",
 }  # fmt: skip
 MAX_SHOWN = 5  # samples in an error message
+OUTPUT_COUNTS = ("n_classes", "num_classes", "n_outputs", "out_channels", "out_features")
 
 
 @contextmanager
@@ -33,7 +39,8 @@ def check_labels(trainer: BaseTrainer) -> Iterator[None]:
 
     Class indices must be below the number of outputs. Targets of binary cross entropy must lie in
     [0, 1], which torch does not check. Only data sets with ``targets`` and ``place(index)`` are
-    checked, and only if no custom `collate_fn` or `compute_losses` may change the targets.
+    checked, and only if no custom `collate_fn` or `compute_losses` may change the targets. A number
+    of outputs that is not the number of classes is a warning.
 
     Raises:
         DataError: labels are out of range; the message names the samples.
@@ -41,6 +48,8 @@ def check_labels(trainer: BaseTrainer) -> Iterator[None]:
 
     def check_targets(_: Any, __: Any, outputs: Any) -> None:
         handle.remove()
+        if isinstance(outputs, Tensor) and outputs.dim() in (2, 4):
+            warn_of_other_classes(trainer, outputs.shape[1])
         has_classes = isinstance(outputs, Tensor) and outputs.dim() == 2
         has_classes = has_classes and has_classification_loss(trainer)
         is_binary = not BINARY_LOSSES.isdisjoint(name for name, _ in _direct_losses(trainer))
@@ -56,6 +65,27 @@ def check_labels(trainer: BaseTrainer) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def warn_of_other_classes(trainer: BaseTrainer, n_outputs: int) -> None:
+    """Warn if a loss compares the outputs with classes and the data names another number of them.
+
+    More outputs may be meant, such as for classes that other data will have.
+    """
+    classes = class_names(getattr(trainer.train_loader, "dataset", None)) or []
+    losses = SOFTMAX | LOG_PROBABILITIES | SCORES | CLASSIFICATION_LOSSES
+    if len(classes) in (0, n_outputs) or losses.isdisjoint(n for n, _ in _direct_losses(trainer)):
+        return
+    args = trainer.config["model"]["args"] if "model" in trainer.config else {}
+    counts = [name for name in OUTPUT_COUNTS if args.get(name) == n_outputs]
+    advice = (
+        f"set model.args.{counts[0]}" if counts else "give the model as many, such as n_classes"
+    )
+    log.warning(
+        "the model has %d outputs, the data %d classes (%s): if that is not meant, %s: "
+        '"${data_loader.n_classes}"',
+        n_outputs, len(classes), listed(classes), advice,
+    )  # fmt: skip
 
 
 def has_classification_loss(trainer: BaseTrainer) -> bool:

@@ -27,6 +27,7 @@ LOG = logging.getLogger("kindling")
 STAMP = "run.json"
 SWEEPS, SWEEP = "sweeps", "sweep.json"  # saved/NAME/sweeps/TIME/sweep.json: not a run
 SAVE_DIR = "saved"
+EXPORTED = (".pt2", ".onnx", ".safetensors")  # files of export.py, which hold no run
 BEFORE_TRAINING = frozenset((
     STAMP, "LOCK", "bad_samples.csv", "checkpoints", "config.yaml", "data.json", "env.txt",
     "log.txt", "parameters.csv", "split.csv",
@@ -191,6 +192,11 @@ def run_folder_of(path: Path | str) -> Path:
         text = "a sweep, not a run: its table.csv has the folders of its trials, and"
         command = f"python train.py -r {shlex.quote(str(path))}"
         raise UsageError(f"{path}: {text} `{command}` resumes it")
+    if path.suffix.lower() in EXPORTED and path.is_file():
+        text = (
+            "an exported model, which is loaded without Kindling: MODEL_CARD.md beside it shows how"
+        )
+        raise UsageError(f"{path}: {text}; -r takes a run, such as {SAVE_DIR}/digits")
     raise UsageError(
         f"{path}: not a run: give its folder, such as saved/digits/20261129-064611_lr=1e-3"
     )

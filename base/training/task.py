@@ -98,7 +98,8 @@ def find_task(
         losses: the names of the losses in the config, the most important one first.
         outputs: predictions for some samples, (sample, ...), or their shape; None if they are not
             one tensor. Class numbers, and values that are probabilities already, are recognised.
-        classes: the class names in the data record, if known.
+        classes: the class names in the data record, if known. Outputs beyond them are named by
+            their number.
         metrics: the names of the metrics in the config.
         has_own_predict: whether the trainer turns outputs into predictions itself.
     """
@@ -118,7 +119,7 @@ def _task_of_shape(
     if not 1 <= len(outputs) <= 5:
         return Task("other")
     n_channels = outputs[1] if len(outputs) > 1 else 1
-    names = known if len(known) == n_channels else tuple(map(str, range(n_channels)))
+    names = _names_of_outputs(known, n_channels)
     two = known if len(known) == 2 else ("0", "1")
     has_classes = len(known) == n_channels > 1
     told = [each for each in losses if _activation(each) is not None]
@@ -168,6 +169,14 @@ def _as_returned(task: Task, outputs: Tensor, has_own_predict: bool) -> Task:
         is_sigmoid = task.activation == "sigmoid" and has_own_predict
         is_done = is_sigmoid and bool(((outputs >= 0) & (outputs <= 1)).all())
     return replace(task, activation="none") if is_done else task
+
+
+def _names_of_outputs(known: tuple[str, ...], n_channels: int) -> tuple[str, ...]:
+    """Return a name for each output: the known ones, and the numbers of those beyond them."""
+    if len(known) > n_channels:
+        return tuple(map(str, range(n_channels)))
+    beyond = range(len(known), n_channels)
+    return known + tuple(f"output {k}" if str(k) in known else str(k) for k in beyond)
 
 
 def _activation(loss: str) -> tuple[str, bool] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from base.config import load_config
@@ -209,3 +211,13 @@ def test_null_takes_out_one_of_several_that_are_inherited(write):
     write(parent, "parent.yaml")
     child = load_config(write("inherit: parent.yaml\noptimizers: {a: null}\n", "child.yaml"))
     assert list(child["optimizers"]) == ["b"]
+
+
+@pytest.mark.parametrize("value", [",", "|", "@", "*", "&", "%", "{"])
+def test_a_character_that_yaml_reserves_is_to_be_quoted(value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [f"extra.sign={value}"], text=PARENT)
+    shown = f"quote the character: 'extra.sign=\"{value}\"'"
+    assert str(caught.value).endswith(shown)
+    (word,) = shlex.split(shown.partition(": ")[2])
+    assert load_config(None, [word], text=PARENT)["extra"]["sign"] == value

@@ -86,7 +86,36 @@ def test_by_default_a_bad_sample_stops_with_its_path_and_index(
     assert str(paths[index]) in message
     assert f"[{index}]" in message
     assert damage in message
+    assert message.endswith("; `trainer.on_bad_sample: skip` replaces it by another sample")
     assert "\n" not in message
+
+
+def test_the_remedy_is_named_where_auto_normalization_reads_a_bad_image(paths, tmp_path):
+    text = CONFIG.format(root=tmp_path / "images")
+    trainer = make("trainer.on_bad_sample=stop", "data_loader.args.normalize=auto", text=text)
+    bad = paths[int(trainer.train_loader.sample_indices()[0])]
+    DAMAGES["truncated"](bad)
+    remedy = "; `trainer.on_bad_sample: skip` replaces it by another sample$"
+    with pytest.raises(DataError, match=remedy) as raised:
+        check(trainer)
+    assert str(bad) in str(raised.value)
+
+
+def test_a_fault_of_code_is_not_to_be_skipped():
+    def broken(index):
+        raise ValueError("a fault of the code")
+
+    class Faulty(Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return broken(index)
+
+    loader = BaseDataLoader(Faulty(), 2, False, 0, 0)
+    with pytest.raises(DataError, match="a fault of the code") as raised:
+        list(loader.batches(0, 2))
+    assert "on_bad_sample" not in str(raised.value)
 
 
 # --- What is read instead -------------------------------------------------------------------------

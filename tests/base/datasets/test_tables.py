@@ -1,5 +1,6 @@
 """Tables give what their columns hold, and name file, line and column of what is wrong."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,20 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
+from base.config import load_config
 from base.data.reading import find_get_batch
 from base.datasets.tables import CsvDataset, ImageCsvDataset
 from base.errors import DataError
 from base.names.construction import build
 
+TABLE = """
+name: table
+model: {type: MLP}
+data_loader: {type: DatasetLoader, args: {dataset: {type: CsvDataset}}}
+optimizer: SGD
+loss: mse_loss
+trainer: {epochs: 1}
+"""
 FLOWERS = """length, width,kind,seeds
 1.5,2,rose,3
 -1e-1,"0",iris,4
@@ -137,7 +147,9 @@ def test_what_is_wrong_is_told_at_once(write, args, expected):
         ("a,b\n", ["t.csv: no rows below the column names"]),
         ("", ["t.csv: no rows below the column names"]),
         ("a,b,a\n1,2,3", ["t.csv: two columns are named 'a'"]),
-        ("a,b\n1,nan\n,0", ["t.csv:3:a: missing value; `missing` can fill it in or drop the row"]),
+        ("a,b\n1,nan\n,0",
+         ["t.csv:3:a: missing value; `missing` can fill it in or drop the row",
+          "t.csv:3:b: '0' is a number among names; `classes` may list all"]),
         ('a,b\n1,"0\n2,0', ["t.csv:3: unexpected end of data"]),
         ("a,b\n1,x\n2,\n", ["t.csv:3:b: no label"]),
         ("a,b\n0,1\n0,1.0\n0,2.0",
@@ -265,7 +277,8 @@ def test_comments_are_skipped_but_not_values(write):
          "t.csv:2: expected column names in the first line, found only numbers: are "
          "they in the comment '# a,b'?"),
         ("a;b\n1;2", {},
-         "t.csv: target: no column 'b' (a;b); set `delimiter` if it is not the right one"),
+         "t.csv: no column 'b', and the first line holds ';': `delimiter: \";\"`, or "
+         "--set 'data_loader.args.dataset.args.delimiter=\";\"'"),
         ("a,b\n1,2", {"inputs": ["a", "b"]},
          "t.csv: target 'b' is also an input: the model would see the target"),
         ("a,b\n1,2", {"ignore": "c"}, "t.csv: ignore: no column 'c' (a, b)"),
@@ -307,3 +320,65 @@ def test_ids_that_float32_rounds_are_told(write, caplog):
     assert [record.message.partition("t.csv")[2] for record in caplog.records] == [
         ":3:a: 16777217 is 16777216 in float32 (2 such values); remove ids from the inputs"
     ]
+
+
+@pytest.mark.parametrize(("delimiter", "text"), [(";", '";"'), ("\t", '"\\t"'), ("|", '"|"')])
+def test_another_delimiter_is_suggested_in_one_line(write, delimiter, text):
+    lines = ["name,area,price", *[f"n{k},1.5,{k}" for k in range(20)]]
+    for decimal in (".", ","):  # with a decimal comma, lines have more fields than the header
+        file = write("\n".join(lines).replace(",", delimiter).replace(".", decimal))
+        found = refusal(file, ["price", "area"], task="regression")
+        assert len(found) == 1
+        option = f"--set 'data_loader.args.dataset.args.delimiter={text}'"
+        assert f"holds {delimiter!r}: `delimiter: {text}`, or {option}" in found[0]
+        assert load_config(None, [shlex.split(option)[1]], text=TABLE)["data_loader"]["args"][
+            "dataset"
+        ]["args"] == {"delimiter": delimiter}
+    dataset = CsvDataset(file, "price", task="regression", delimiter=delimiter, decimal=",",
+                         ignore="name")  # fmt: skip
+    assert len(dataset) == 20
+
+
+def test_a_delimiter_within_a_name_is_none(write):
+    found = refusal(write("a|b,c\n1,2,3"), "c")
+    assert found == ["t.csv:2: 3 fields, but 2 columns"]
+
+
+def test_many_faults_of_a_kind_share_a_line_so_that_all_kinds_are_seen(write):
+    rows = [[str(k), str(k * 1.5), str(100 + k)] for k in range(40)]
+    for k in range(3, 19):
+        rows[k][1] = ""
+    for k in range(20, 32):
+        rows[k][0] = f"x{k}"
+    rows[33][0] = ""
+    for k in (1, 5, 9, 13, 17):
+        rows[k][2] = "NaN" if k == 1 else ""
+    rows[2][2] = "cheap"
+    file = write("\n".join(map(",".join, [["rooms", "Fläche (m²)", "price"], *rows])))
+    assert refusal(file, "price", task="regression") == [
+        "t.csv:rooms: 12 rows, the first in lines 22, 23, 24: expected a number, found 'x20'",
+        "t.csv:35:rooms: missing value; `missing` can fill it in or drop the row",
+        "t.csv:Fläche (m²): 16 rows, the first in lines 5, 6, 7: missing value; `missing` can fill "
+        "it in or drop the row",
+        "t.csv:price: 5 rows, the first in lines 3, 7, 11: no target (NaN); `missing: drop` leaves "
+        "such rows out",
+        "t.csv:4:price: expected a number, found 'cheap'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "remedy"),
+    [
+        ("größe,b\n1,2\n".encode("latin-1"),
+         "save it as UTF-8 (it looks like Latin-1 / Windows-1252)"),
+        ("a,b\n1,2\n".encode("utf-16"), "save it as UTF-8 (it looks like UTF-16)"),
+        (b"PK\x03\x04\xff\xfe\x00",
+         "it looks like a spreadsheet or an archive; export it as text, in UTF-8"),
+        (b"\x89\x00\x01", "it looks like a binary file"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_utf_8_says_how_to_save_it(tmp_path, data, remedy):
+    (tmp_path / "t.csv").write_bytes(data)
+    (found,) = refusal(str(tmp_path / "t.csv"), "b")
+    assert found.startswith("t.csv: cannot be read as UTF-8 text (byte 0x")
+    assert found.endswith(f" in line 1): {remedy}")

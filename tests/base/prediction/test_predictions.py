@@ -318,6 +318,12 @@ def test_an_unknown_category_is_predicted_and_named(
          "mileage: expected a number, found 'many'"),
         ("maker,fuel,sold,mileage,doors", "", "no rows"),
         ("1,2,3", "4,5,6", "found only numbers"),
+        ("maker;fuel;sold;mileage;doors", "BMW;petrol;2024-01-01;100;4",
+         "; the first line holds ';': `delimiter: \";\"`, or --set 'data_loader.args.dataset.args."
+         "delimiter=\";\"'"),
+        ("maker,fuel,sold,mileage,doors", 'BMW,petrol,2024-01-01,"100,5",4',
+         "a decimal comma: `decimal: \",\"`, or --set "
+         "'data_loader.args.dataset.args.decimal=\",\"'"),
     ],
 )  # fmt: skip
 def test_a_table_that_does_not_fit_is_one_clear_line(

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
 from toy import make
 
+from base.base_data_loader import BaseDataLoader
 from base.errors import DataError
 from base.run.checks import check
 from base.run.dry_run_report import dry_run
@@ -136,3 +139,42 @@ def test_it_is_reported_for_one_of_several_targets_too():
         trainer.train_loader.dataset.targets[7] = 3
         with pytest.raises(DataError, match="sample 7: class 3"):
             check(trainer)
+
+
+PETS = ["cat", "dog", "fox"]
+
+
+def pets(n_outputs: Any, folder: Path) -> tuple[str, ...]:
+    for name in PETS:
+        (folder / name).mkdir(exist_ok=True)
+        for number in range(6):
+            Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / name / f"{number}.png")
+    loader = f"{{dataset: {{type: ImageFolderDataset, args: {{root: {folder}}}}}, batch_size: 4}}"
+    return (
+        f"model={{type: SmallCNN, args: {{n_classes: {n_outputs}, width: 4, n_stages: 1}}}}",
+        f"data_loader={{type: DatasetLoader, args: {loader}}}",
+        "data_loader.args.split=0.3",
+    )
+
+
+@pytest.mark.parametrize("start", [check, dry_run])
+@pytest.mark.parametrize("loss", ["cross_entropy", "smooth_cross_entropy"])
+def test_more_outputs_than_classes_are_told_once(tmp_path: Path, caplog, start, loss: str):
+    start(make(*pets(4, tmp_path), f"loss={loss}"))
+    told = [each.message for each in caplog.records if "outputs" in each.message]
+    assert told == [
+        "the model has 4 outputs, the data 3 classes (cat, dog, fox): if that is not meant, set "
+        'model.args.n_classes: "${data_loader.n_classes}"'
+    ]
+
+
+def test_the_loader_gives_the_model_its_number_of_classes(tmp_path: Path, caplog):
+    trainer = make(*pets('"${data_loader.n_classes}"', tmp_path), "loss=cross_entropy")
+    assert trainer.model.head.out_features == 3
+    check(trainer)
+    assert not [each for each in caplog.records if "outputs" in each.message]
+
+
+def test_a_data_set_without_classes_has_no_number_of_them():
+    with pytest.raises(AttributeError, match="TensorDataset names no classes"):
+        _ = BaseDataLoader(TensorDataset(torch.zeros(4, 1)), 2, False, 0, 0).n_classes

@@ -422,3 +422,16 @@ def test_a_job_is_named_by_slurm_or_by_torchrun(monkeypatch, slurm, torchrun, jo
     for name, value in (("SLURM_JOB_ID", slurm), ("TORCHELASTIC_RUN_ID", torchrun)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
     assert current_job() == job
+
+
+@pytest.mark.parametrize("name", ["model.pt2", "model.ONNX", "model.safetensors"])
+def test_an_exported_file_is_no_run(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    for find in (run_folder_of, find_run):
+        with pytest.raises(UsageError) as caught:
+            find(name)
+        assert str(caught.value) == (
+            f"{name}: an exported model, which is loaded without Kindling: MODEL_CARD.md beside it "
+            "shows how; -r takes a run, such as saved/digits"
+        )

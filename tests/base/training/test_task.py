@@ -106,3 +106,16 @@ def test_scores_between_0_and_1_by_chance_are_activated() -> None:
     scores = torch.full((4, 3), 0.5)
     task = find_task(["BCEWithLogitsLoss"], scores, PETS)
     assert torch.allclose(task.probabilities(scores), scores.sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (PETS, ("cat", "dog", "fox", "3")),
+        (["1", "3", "5"], ("1", "3", "5", "output 3")),
+        ([*PETS, "owl", "pig"], ("0", "1", "2", "3")),
+    ],
+)
+@pytest.mark.parametrize("losses", [["cross_entropy"], ["BCELoss"]])
+def test_outputs_beyond_the_known_classes_are_numbered(losses, classes, names) -> None:
+    assert find_task(losses, (8, 4), classes).classes == names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -63,6 +63,11 @@ class Freezing:
         self._kept_in_eval = [module for module in frozen_norms(self.model) if module.training]
         for module in self._kept_in_eval:
             module.eval()
+
+
+def last_layers(names: Iterable[str], n: int = 2) -> list[str]:
+    """Return the last layers that own some parameters, which are named in the model's order."""
+    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))[-n:]
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:

@@ -13,6 +13,7 @@ from base.errors import ConfigError, Problem, listed
 from base.names.construction import build
 from base.names.registry import find
 from base.names.signatures import needed_arguments
+from base.network.freezing import last_layers
 from base.network.layer_depth import layer_order
 from base.network.patterns import NoMatch, match_parameters
 from base.training.optimizer_memory import choose_fused
@@ -49,7 +50,8 @@ def parameter_groups(
         named[name].requires_grad_(False)
     trained = {n: options[n] for n in options if named[n].requires_grad or n in later}
     if not trained:
-        raise ConfigError([Problem(where, "no parameter is left to train: all are frozen")])
+        text = "no parameter is left to train: all are frozen, to the last layers "
+        raise ConfigError([Problem(where, text + listed(last_layers(options)))])
     if section["layer_decay"] is not None:
         _decay_layers(model, trained, section, where)
 

@@ -51,8 +51,8 @@ def test_what_thaws_is_averaged_too(tmp_path: Path) -> None:
 
 
 def test_of_several_rules_the_last_one_counts() -> None:
-    rules = "freeze=['*', {match: 'head.*', until: 50%}, {match: 'hidden.0.bias', until: 2 steps}]"
-    freezing = make(rules).experiment.freezing
+    rules = [rule("*"), rule("head.*", "50%"), rule("hidden.0.bias", "2 steps")]
+    freezing = Freezing(make().model, rules, RunLength(5, 10))
     assert freezing.frozen_until == {
         "head.weight": "50%", "head.bias": "50%", "hidden.0.bias": "2 steps",
     }  # fmt: skip
@@ -110,6 +110,27 @@ def test_what_moves_the_statistics_of_a_norm(
 def test_a_rule_that_matches_nothing_is_an_error_with_its_place() -> None:
     with pytest.raises(ConfigError, match=r"freeze: no parameter matches 'hiden\.\*'; did you"):
         make("freeze=hiden.*")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "until"),
+    [
+        (["freeze={match: 're:(?!classifier).*', until: 1 epoch}"], "1 epoch"),
+        (["freeze={match: '*', until: 3 steps}", "optimizer={type: LBFGS}"], "3 steps"),
+        (["freeze=['hidden.*', {match: 'head.*', until: 50%}]"], "50%"),
+        (
+            ["freeze=[{match: 'hidden.*', until: 1 epoch}, {match: 'head.*', until: 2 steps}]"],
+            "1 epoch or 2 steps",
+        ),
+    ],
+)
+def test_nothing_to_train_at_the_first_step_is_an_error(overrides: list[str], until: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        make(*overrides)
+    (problem,) = raised.value.problems
+    text = f"freeze: no parameter is left to train: all are frozen until {until}. The model ends"
+    assert problem.message.startswith(text)
+    assert " with hidden.0, head: let `match` leave out" in problem.message
 
 
 @pytest.mark.parametrize("container", [list, tuple, dict])

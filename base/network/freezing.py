@@ -42,6 +42,7 @@ class Freezing:
                 self.frozen_until[name] = rule["until"]
                 step = parse_duration(rule["until"]).in_steps(length)
                 self._thawed.append((parameters[name], step))
+        self._first_steps = {id(parameter): step for parameter, step in self._thawed}
         self._change_steps = {step for _, step in self._thawed}
         self._kept_in_eval: list[nn.Module] = []
 
@@ -54,6 +55,11 @@ class Freezing:
         """Unfreeze the parameters that are due after this step."""
         if step in self._change_steps:
             self._apply(step)
+
+    def is_trained(self, parameter: nn.Parameter, step: int) -> bool:
+        """Return whether the step after this many steps trains a parameter."""
+        first = self._first_steps.get(id(parameter))
+        return parameter.requires_grad if first is None else step >= first
 
     def _apply(self, step: int) -> None:
         for parameter, first_step in self._thawed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -242,6 +242,20 @@ def _construct(section: Section, params: Any, where: str) -> Optimizer:
 def parameter_names(optimizer: Optimizer) -> list[str]:
     """Return the names of an optimizer's parameters."""
     return [name for group in optimizer.param_groups for name in group["param_names"]]
+
+
+def highest_rate(
+    rates: Sequence[float],
+    groups: Sequence[Mapping[str, Any]],
+    is_trained: Callable[[nn.Parameter], bool],
+) -> float | None:
+    """Return the highest rate of the groups with a trained parameter; of all if there is none."""
+    trained = [
+        rate
+        for rate, group in zip(rates, groups, strict=False)  # a resumed run may have other groups
+        if any(map(is_trained, group["params"]))
+    ]
+    return max(trained or rates, default=None)
 
 
 def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from base.base_model import check_model
 from base.config.durations import RunLength
 from base.errors import ConfigError
 from base.network.freezing import Freezing
+from logger.epoch_table import EpochTable
 
 LATER = "freeze=[{match: 'hidden.*', until: 1 epoch}]"  # 5 steps an epoch, 2 epochs
 
@@ -48,6 +49,22 @@ def test_what_thaws_is_averaged_too(tmp_path: Path) -> None:
     start = weights(make(LATER))
     assert not average["hidden.0.weight"].equal(start["hidden.0.weight"])
     assert not average["hidden.0.weight"].equal(weights(trainer)["hidden.0.weight"])
+
+
+def test_the_console_shows_the_highest_rate_of_what_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    lines = EpochTable.lines
+    monkeypatch.setattr(
+        EpochTable, "lines", lambda self, v, b: (shown.append(v), lines(self, v, b))[1]
+    )
+    rates = "optimizer.param_groups=[{match: 'hidden.*', lr: 0.5}, {match: 'head.*', lr: 0.01}]"
+    run(tmp_path, LATER, rates, "trainer.epochs=2")
+    assert [values["lr"] for values in shown] == [0.01, 0.5]
+    assert not [name for values in shown for name in values if name.startswith("lr/")]
+    rows = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()
+    assert {"lr/0", "lr/1"} < set(rows[0].split(","))
 
 
 def test_of_several_rules_the_last_one_counts() -> None:

@@ -241,6 +241,8 @@ def report(
     lines = [f"{title}: {len(test.rates)} steps from {test.rates[0]:.1e} to {test.rates[-1]:.1e}"]
     lines += [text_plot(test.rates, test.smooth)]
     lines.append(f"  {test.end or f'the loss did not diverge up to {HIGHEST:g}'}")
+    if not test.falls and test.is_stopped:
+        return [*lines, "  the loss fell at none of these rates: let the test run for longer"]
     if not test.falls:
         advice = "see `--check overfit`"
         return [*lines, f"  the loss fell at no rate, so there is nothing to suggest; {advice}"]

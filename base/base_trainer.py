@@ -37,7 +37,7 @@ from base.training.experiment import Experiment
 from base.training.loss_gradients import due_gradients
 from base.training.loss_terms import LossTerms
 from base.training.optimizer_step import choose_stepper, only
-from base.training.parameter_groups import learning_rates
+from base.training.parameter_groups import highest_rate, learning_rates
 from base.training.precision import NO_CONTEXT
 from base.training.rank_states import gather_state
 from base.training.recovery import Recovery
@@ -320,6 +320,14 @@ class BaseTrainer:
                 metric.end_batch()
 
     @final
+    def _highest_rate(self) -> float | None:
+        """Return the highest rate of the last step among the groups that it trained."""
+        freezing, step = self.training_state.freezing, self.progress.step - 1
+        groups = [group for one in self.optimizers.values() for group in one.param_groups]
+        rates = list(self.progress.rates.values())
+        return highest_rate(rates, groups, lambda parameter: freezing.is_trained(parameter, step))
+
+    @final
     def end_epoch(self, values: Values) -> None:
         """Finish an epoch: schedules, best epoch, logging, callbacks, checkpoint, stop."""
         is_whole = self.progress.batch >= self.experiment.batches_per_epoch
@@ -329,7 +337,8 @@ class BaseTrainer:
                 schedule.after_epoch(values)
         is_best = self.monitor.update(values, self.progress.epoch + 1)
         self._saved_position = None  # a checkpoint of this step does not hold the new best value
-        values.update(self.current_run.log.log_epoch(values, self.progress, is_best, self.clock))
+        log, rate = self.current_run.log, self._highest_rate()
+        values.update(log.log_epoch(values, self.progress, is_best, self.clock, rate))
         for callback in self.callbacks.values():
             callback.on_epoch_end(self, values)
         self.progress.closed_at = self.progress.step

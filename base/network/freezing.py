@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -42,6 +42,7 @@ class Freezing:
                 self.frozen_until[name] = rule["until"]
                 step = parse_duration(rule["until"]).in_steps(length)
                 self._thawed.append((parameters[name], step))
+        self._first_steps = {id(parameter): step for parameter, step in self._thawed}
         self._change_steps = {step for _, step in self._thawed}
         self._kept_in_eval: list[nn.Module] = []
 
@@ -55,6 +56,11 @@ class Freezing:
         if step in self._change_steps:
             self._apply(step)
 
+    def is_trained(self, parameter: nn.Parameter, step: int) -> bool:
+        """Return whether the step after this many steps trains a parameter."""
+        first = self._first_steps.get(id(parameter))
+        return parameter.requires_grad if first is None else step >= first
+
     def _apply(self, step: int) -> None:
         for parameter, first_step in self._thawed:
             parameter.requires_grad_(step >= first_step)
@@ -63,6 +69,11 @@ class Freezing:
         self._kept_in_eval = [module for module in frozen_norms(self.model) if module.training]
         for module in self._kept_in_eval:
             module.eval()
+
+
+def last_layers(names: Iterable[str], n: int = 2) -> list[str]:
+    """Return the last layers that own some parameters, which are named in the model's order."""
+    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))[-n:]
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:

@@ -32,13 +32,13 @@ from base.data.sampler_state import SamplerState
 from base.distributed.group import ALONE, World, world_size
 from base.distributed.launch import KNOWN, device_of_rank, devices_of, fewer_than_n_gpu
 from base.distributed.shard import shard_model
-from base.errors import CheckpointError, ConfigError, KindlingError, UsageError
+from base.errors import CheckpointError, ConfigError, KindlingError, UsageError, listed
 from base.names.construction import build
 from base.names.exclusions import check_combinations, layout_wish
 from base.names.object_references import References, refuse_objects
 from base.names.registry import find
 from base.network.batch_norm import synchronize_batch_norm
-from base.network.freezing import Freezing
+from base.network.freezing import Freezing, last_layers
 from base.network.initialization import InitRecord, initialise
 from base.network.layers import NoForward
 from base.network.layout import prepare_model
@@ -197,6 +197,7 @@ def build_experiment(
     )
     check_ownership(model, optimizers, freezing.frozen_until)
     freezing.begin_epoch(0)  # after the optimizers, which own parameters frozen for a time too
+    check_first_step(config, optimizers, freezing)
 
     return Experiment(
         config=config,
@@ -378,6 +379,24 @@ def build_freezing(config: Config, model: nn.Module, length: RunLength) -> Freez
         raise ConfigError([config.problem(("freeze",), str(error))]) from error
 
 
+def check_first_step(
+    config: Config, optimizers: Mapping[str, Optimizer], freezing: Freezing
+) -> None:
+    """Check that some optimizer has a parameter to train at the first step.
+
+    Raises:
+        ConfigError: ``freeze:`` excludes all of them for a time.
+    """
+    groups = [group for one in optimizers.values() for group in one.param_groups]
+    if any(parameter.requires_grad for group in groups for parameter in group["params"]):
+        return
+    until = " or ".join(dict.fromkeys(freezing.frozen_until.values()))
+    layers = listed(last_layers(dict(freezing.model.named_parameters())))
+    text = f"no parameter is left to train: all are frozen until {until}. The model ends with"
+    text += f" {layers}: let `match` leave out what is trained from the start"
+    raise ConfigError([config.problem(("freeze",), text)])
+
+
 def build_optimizers(
     config: Config,
     model: nn.Module,
@@ -388,10 +407,7 @@ def build_optimizers(
     length: RunLength,
     device: torch.device,
 ) -> tuple[dict[str, Optimizer], dict[str, Schedule | SwaSchedule]]:
-    """Build the optimizers and their schedules by name.
-
-    Args:
-    """
+    """Build the optimizers and their schedules by name."""
     optimizers: dict[str, Optimizer] = {}
     schedules: dict[str, Schedule] = {}
     for name, section in optimizer_sections(config).items():

@@ -27,6 +27,7 @@ class Estimate(NamedTuple):
         batch: bytes of one sample.
         fixed: activations that do not depend on the number of samples.
         activations: further ones for each sample; None if the batch cannot be cut.
+        thawed: gradients and optimizer state to come for parameters that are frozen for a time.
     """
 
     n_samples: int
@@ -36,6 +37,7 @@ class Estimate(NamedTuple):
     batch: float
     fixed: float
     activations: float | None
+    thawed: int = 0
 
     def total(self, n_samples: int) -> float:
         """Return the bytes of a step with this many samples."""
@@ -48,10 +50,20 @@ class Estimate(NamedTuple):
 
     def _added_by(self, n_samples: int) -> float:
         each = self.batch + (self.activations or 0.0)
-        return self.gradients + self.fixed + n_samples * each
+        return self.gradients + self.thawed + self.fixed + n_samples * each
 
     def text(self, free: int) -> str:
         """Return the estimate as one line; ``free`` is the free memory in bytes."""
+        if not self.thawed:
+            return self._text(free)
+        text = self._text(free).replace("that fits", "that may fit")
+        return (
+            f"{text}; `unfrozen later` are gradients and optimizer state of the parameters that "
+            "`freeze:` excludes for a time. The activations are those while they are frozen; "
+            "training them keeps more, which is not known yet: leave room for it"
+        )
+
+    def _text(self, free: int) -> str:
         n = self.n_samples
         activations = self.fixed + n * (self.activations or 0.0)
         kinds = {
@@ -60,6 +72,7 @@ class Estimate(NamedTuple):
             "optimizer": self.optimizer,
             "batch": n * self.batch,
             "activations": activations,
+            **({"unfrozen later": self.thawed} if self.thawed else {}),
         }
         parts = ", ".join(f"{kind} {_mb(value)}" for kind, value in kinds.items())
         text = f"about {_mb(self.total(n))} MB with batch {n:,} ({parts})"
@@ -105,7 +118,33 @@ def estimate_memory(trainer: BaseTrainer, batch: Any) -> Estimate:
         batch=_bytes(tensors_in(batch)) / max(n_samples, 1),
         fixed=fixed,
         activations=each,
+        thawed=_thawed_bytes(trainer, trainable, steps_in_backward),
     )
+
+
+def _thawed_bytes(trainer: BaseTrainer, trainable: list[int], steps_in_backward: bool) -> int:
+    """Return the bytes of gradients and optimizer state of parameters that are trained later.
+
+    Their state is as large, relative to the parameter, as that of the others in their optimizer.
+    """
+    later = trainer.training_state.freezing.frozen_until
+    named = dict(trainer.model.named_parameters())
+    frozen = {id(named[name]) for name in later if not named[name].requires_grad}
+    sizes, state, ratio = [], 0.0, 0.0
+    for optimizer in trainer.optimizers.values():
+        with_state = [p for p in optimizer.state if isinstance(p, torch.Tensor)]
+        if n_bytes := sum(local_part(p).nbytes for p in with_state):
+            kept = tensors_in(list(optimizer.state.values()))
+            ratio = _bytes(t for t in kept if t.device.type == trainer.device.type) / n_bytes
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        own = [local_part(p).nbytes for p in parameters if id(p) in frozen]
+        sizes += own
+        state += ratio * sum(own)
+    if steps_in_backward:
+        gradients = max(0, max(sizes, default=0) - max(trainable, default=0))
+    else:
+        gradients = sum(sizes)
+    return gradients + round(state)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -224,12 +224,14 @@ class Overfit:
                 which = "ten" if factor in (10.0, 0.1) else "a hundred"
                 times = f"{which} times the rate" if factor > 1 else f"a {which}th of the rate"
                 times = times.replace("a a", "a")
-                also = " and without " + " and ".join(regularisers) if regularisers else ""
                 rate = max(itertools.chain(*self.rates.values()))
-                found.append(
-                    f"the learning rate ({rate:.1e}) is too {word}: with {times}{also} the batch "
-                    "is learned; see `--check lr`"
-                )
+                text = f"the learning rate ({rate:.1e}) is too {word}: with {times} the batch is"
+                text += " learned"
+                if regularisers and not self.train(factor).is_reached:
+                    names = " and ".join(regularisers)
+                    text += f", but only without {names}; without {names} at the config's rate it"
+                    text += " is not"
+                found.append(f"{text}; see `--check lr`")
                 return found, False
         if self.is_constant:
             found.append("the model gives the same outputs for every sample of the batch")
@@ -269,8 +271,8 @@ class Overfit:
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
         if frozen:
             n = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-            share = n / max(sum(p.numel() for p in model.parameters()), 1)
-            notes.append(f"{share:.0%} of the parameters are frozen ({listed(frozen, 3)})")
+            total = sum(p.numel() for p in model.parameters())
+            notes.append(f"{n:,} of {total:,} parameters are frozen ({listed(frozen, 3)})")
         norms = [name for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
         size = self.trainer.window.micro_batch or self.n_samples
         if norms and size <= SMALL_BATCH:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from base.base_trainer import BaseTrainer
+from base.base_trainer import BaseTrainer, StopRequested
 from base.config.normal_form import optimizer_keys, optimizer_sections
 from base.config.tree import dotted
 from base.errors import UsageError, nearest
 from base.run.check_steps import loss_of, make_steps, open_check, peak_rates, restored, set_rates
 from base.run.rate_plot import text_plot, write_plot
+from base.training.parameter_groups import highest_rate
 from logger.console import wrap_list, wrap_prose
 from logger.terminal import terminal_width
 
@@ -24,6 +26,7 @@ SMOOTHING = 0.8  # of the losses: the share that earlier steps keep
 DIVERGED = 3.0  # times the fall of the loss, or the loss itself, above its lowest value
 N_STILL = 20  # steps at the lowest rates, for the noise of the loss
 WIDTH = 5  # steps on both sides, between which a slope is taken
+ENOUGH = 2 * N_STILL  # steps before a signal, to report on
 LEAST_FALL = 0.02  # of the first loss; less is noise
 
 
@@ -35,12 +38,14 @@ class RangeTest:
         rates: of the parameter group with the highest rate.
         losses: of each step, before its update; ``smooth`` are their exponential means.
         end: why the last step was the last one.
+        is_stopped: whether a signal ended the test.
     """
 
     rates: list[float]
     losses: list[float]
     smooth: list[float]
     end: str = ""
+    is_stopped: bool = False
 
     def add(self, rate: float, loss: float) -> bool:
         """Add a step; return whether the loss has diverged."""
@@ -132,33 +137,74 @@ def check_rates(
         raise UsageError(f"--check lr:{name}: no such optimizer{known}")
     rates = peak_rates(trainer)
     tests: dict[str, RangeTest] = {}
+    highest: dict[str, float] = {}
+    code = 1
     with open_check(trainer, resume_from):
+        trainer.training_state.freezing.begin_epoch(trainer.progress.step)
+        for each, optimizer in trainer.optimizers.items():
+            trained = highest_rate(rates[each], optimizer.param_groups, lambda p: p.requires_grad)
+            highest[each] = trained or 0.0
         for optimizer in trainer.optimizers.values():
             set_rates(optimizer, [0.0] * len(optimizer.param_groups))
         for each in [name] if name else trainer.optimizers:
             with restored(trainer):
-                ratios = rates[each] if any(rates[each]) else [1.0] * len(rates[each])
-                tests[each] = range_test(trainer, each, ratios)
+                # Relative to the highest rate of what is trained; all alike if it is 0.
+                ratios = [rate / highest[each] if highest[each] else 1.0 for rate in rates[each]]
+                tests[each] = RangeTest([], [], [])
+                try:
+                    range_test(trainer, each, ratios, tests[each])
+                except StopRequested:
+                    code = note_stop(trainer, tests)
+                    break
     path = picture or Path(tempfile.gettempdir()) / f"check-lr-{trainer.config['name']}.png"
     lines: list[str] = []
     for each, test in tests.items():
         title = f"learning rate of {each}" if len(trainer.optimizers) > 1 else "learning rate"
-        lines += report(trainer, each, test, rates[each], title)
+        lines += report(trainer, each, test, rates[each], highest[each], title)
     if len(trainer.optimizers) > 1:
         lines.append(
             "each network was tried with the others unchanged: take a suggestion as a first guess"
         )
-    curves = {each: (t.rates, t.losses, t.smooth, max(rates[each])) for each, t in tests.items()}
+    curves = {each: (t.rates, t.losses, t.smooth, highest[each]) for each, t in tests.items()}
     if write_plot(curves, path):
         lines.append(f"picture: {path}")
-    return "\n".join(lines) + "\n", 0 if any(test.falls for test in tests.values()) else 1
+    if code == 1 and any(test.falls for test in tests.values()):
+        code = 0
+    return "\n".join(lines) + "\n", code
 
 
-def range_test(trainer: BaseTrainer, name: str, rates: Sequence[float]) -> RangeTest:
-    """Train with rates that rise from `LOWEST` to `HIGHEST`, until the loss diverges."""
-    test, optimizer, highest = RangeTest([], [], []), trainer.optimizers[name], max(rates)
+def note_stop(trainer: BaseTrainer, tests: dict[str, RangeTest]) -> int:
+    """Keep what was measured before a signal; return the exit code.
+
+    Raises:
+        StopRequested: too few steps were made to show anything.
+    """
+    name, number = list(tests)[-1], trainer.signals.stop or signal.SIGINT
+    if len(tests[name].rates) < ENOUGH:
+        del tests[name]
+        if not tests:
+            raise StopRequested
+        return 128 + number
+    test = tests[name]
+    test.is_stopped = True
+    test.end = f"stopped by {signal.Signals(number).name}: rates above {test.rates[-1]:.1e} were"
+    test.end += " not tried"
+    return 128 + number
+
+
+def range_test(trainer: BaseTrainer, name: str, ratios: Sequence[float], test: RangeTest) -> None:
+    """Train with rates that rise from `LOWEST` to `HIGHEST`, until the loss diverges.
+
+    Args:
+        ratios: of the groups' rates to the rising one.
+        test: takes the losses.
+    """
+    optimizer = trainer.optimizers[name]
     rising = [LOWEST * (HIGHEST / LOWEST) ** (k / (N_STEPS - 1)) for k in range(N_STEPS)]
-    set_rates(optimizer, rates, rising[0] / highest)
+    set_rates(optimizer, ratios, rising[0])
+    of_one = f" of {name}" if len(trainer.optimizers) > 1 else ""
+    text = f"learning rate{of_one}: up to {N_STEPS} steps, from {LOWEST:.1e} to {HIGHEST:.1e}"
+    print(text, "(Ctrl-C reports what it has found by then)", flush=True)
 
     def after(parts: list[Mapping[str, Any]]) -> bool:
         number = len(test.rates)
@@ -167,38 +213,49 @@ def range_test(trainer: BaseTrainer, name: str, rates: Sequence[float]) -> Range
         if test.add(rising[number], loss):
             return True
         if number + 1 < N_STEPS:
-            set_rates(optimizer, rates, rising[number + 1] / highest)
+            set_rates(optimizer, ratios, rising[number + 1])
         return False
 
     end = make_steps(trainer, N_STEPS, after, "rising learning rate")
     if end and test.rates:
         test.end = f"the loss was not finite at {rising[min(len(test.rates), N_STEPS - 1)]:.1e}"
     test.end = test.end or end
-    return test
 
 
 def report(
-    trainer: BaseTrainer, name: str, test: RangeTest, rates: Sequence[float], title: str
+    trainer: BaseTrainer,
+    name: str,
+    test: RangeTest,
+    rates: Sequence[float],
+    highest: float,
+    title: str,
 ) -> list[str]:
-    """Return the lines on one optimizer: the curve, the suggestion and the command that uses it."""
+    """Return the lines on one optimizer: the curve, the suggestion and the command that uses it.
+
+    Args:
+        rates: the config's, of each parameter group.
+        highest: that of the groups that are trained.
+    """
     if len(test.rates) < 3:
         return [f"{title}: no step could be made: {test.end}"]
     lines = [f"{title}: {len(test.rates)} steps from {test.rates[0]:.1e} to {test.rates[-1]:.1e}"]
     lines += [text_plot(test.rates, test.smooth)]
     lines.append(f"  {test.end or f'the loss did not diverge up to {HIGHEST:g}'}")
+    if not test.falls and test.is_stopped:
+        return [*lines, "  the loss fell at none of these rates: let the test run for longer"]
     if not test.falls:
         advice = "see `--check overfit`"
         return [*lines, f"  the loss fell at no rate, so there is nothing to suggest; {advice}"]
-    value, set_by = f"{test.suggested:.1e}", setting(trainer, name)
+    value = f"{test.suggested:.1e}"
     seen = f"(lowest loss at {test.lowest:.1e}, steepest fall {test.steepest:.1e}, "
     seen += f"valley {test.valley:.1e})"
     lines.append(f"  suggested {value}")
     lines.append(" " * 12 + wrap_list(seen, terminal_width(), 12))
-    own = f"  config    {max(rates):.1e}  {compared(max(rates), test)}"
+    own = f"  config    {highest:.1e}  {compared(highest, test)}"
     lines.append(wrap_prose(own, terminal_width()))
-    lines.append(f"  use it by {set_by}{value}")
-    if len({*rates}) > 1:
-        factors = ", ".join(f"{rate / max(rates):.2g}" for rate in rates)
+    lines += how_to_use(trainer, name, test.suggested, highest)
+    if len({*rates}) > 1 and highest:
+        factors = ", ".join(f"{rate / highest:.2g}" for rate in rates)
         lines.append(
             f"  the rates are those of the highest group; groups kept their ratios: {factors}"
         )
@@ -210,6 +267,8 @@ def compared(rate: float, test: RangeTest) -> str:
     if rate == 0:
         return "trains nothing"
     ratio = rate / test.suggested
+    if test.is_stopped and rate >= test.rates[-1]:
+        return "was not reached"
     if test.end and rate >= test.rates[-1]:
         return "is where the loss diverges here: too high without a warm-up"
     if rate > test.lowest:
@@ -221,12 +280,42 @@ def compared(rate: float, test: RangeTest) -> str:
     return f"{1 / ratio:.3g} times lower: training may be slow"
 
 
-def setting(trainer: BaseTrainer, name: str) -> str:
-    """Return the beginning of the option that sets the highest rate of an optimizer."""
+def how_to_use(trainer: BaseTrainer, name: str, suggested: float, highest: float) -> list[str]:
+    """Return the options that make the suggestion the highest rate of what is trained.
+
+    Args:
+        highest: the config's highest rate.
+    """
+    found = settings(trainer, name)
+    factor = suggested / highest if highest else 0.0
+    options = []
+    for option, value in found.items():
+        if isinstance(value, list):
+            scaled = ",".join(f"{one * factor:.1e}" for one in value)
+            options.append(f"{option}'[{scaled}]'")
+        else:
+            options.append(f"{option}{value * factor if factor else suggested:.1e}")
+    if len(options) == 1:
+        return [f"  use it by {options[0]}"]
+    times = f"multiply all rates by {factor:.2g}" if factor else "set all rates"
+    lines = [f"  use it by {options[0]}", *(" " * 12 + one for one in options[1:])]
+    return [*lines, f"  these {times}, as some groups have a rate of their own"]
+
+
+def settings(trainer: BaseTrainer, name: str) -> dict[str, Any]:
+    """Return the options that set the rates of an optimizer, with the config's values."""
     section = optimizer_sections(trainer.config)[name]
     scheduler = section["lr_scheduler"] or {}
     args = scheduler.get("args") or {}
-    if "max_lr" in args:
-        return f"--set {dotted(optimizer_keys(trainer.config, name, 'lr_scheduler'))}.args.max_lr="
+    if "max_lr" in args:  # of the optimizer's own rate; those of groups keep their ratios to it
+        key = dotted(optimizer_keys(trainer.config, name, "lr_scheduler"))
+        return {f"--set {key}.args.max_lr=": args["max_lr"]}
     keys = dotted(optimizer_keys(trainer.config, name))
-    return "--lr " if keys == "optimizer" else f"--set {keys}.args.lr="
+    base = "--lr " if keys == "optimizer" else f"--set {keys}.args.lr="
+    found = {base: float(trainer.optimizers[name].defaults["lr"])}
+    if isinstance(rate := section["args"].get("adamw_lr"), int | float):
+        found[f"--set {keys}.args.adamw_lr="] = rate
+    for number, rule in enumerate(section["param_groups"]):
+        if isinstance(rule.get("lr"), int | float) and rule["lr"]:
+            found[f"--set {keys}.param_groups.{number}.lr="] = rule["lr"]
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from base.errors import ConfigError, Problem, listed
 from base.names.construction import build
 from base.names.registry import find
 from base.names.signatures import needed_arguments
+from base.network.freezing import last_layers
 from base.network.layer_depth import layer_order
 from base.network.patterns import NoMatch, match_parameters
 from base.training.optimizer_memory import choose_fused
@@ -49,7 +50,8 @@ def parameter_groups(
         named[name].requires_grad_(False)
     trained = {n: options[n] for n in options if named[n].requires_grad or n in later}
     if not trained:
-        raise ConfigError([Problem(where, "no parameter is left to train: all are frozen")])
+        text = "no parameter is left to train: all are frozen, to the last layers "
+        raise ConfigError([Problem(where, text + listed(last_layers(options)))])
     if section["layer_decay"] is not None:
         _decay_layers(model, trained, section, where)
 
@@ -240,6 +242,20 @@ def _construct(section: Section, params: Any, where: str) -> Optimizer:
 def parameter_names(optimizer: Optimizer) -> list[str]:
     """Return the names of an optimizer's parameters."""
     return [name for group in optimizer.param_groups for name in group["param_names"]]
+
+
+def highest_rate(
+    rates: Sequence[float],
+    groups: Sequence[Mapping[str, Any]],
+    is_trained: Callable[[nn.Parameter], bool],
+) -> float | None:
+    """Return the highest rate of the groups with a trained parameter; of all if there is none."""
+    trained = [
+        rate
+        for rate, group in zip(rates, groups, strict=False)  # a resumed run may have other groups
+        if any(map(is_trained, group["params"]))
+    ]
+    return max(trained or rates, default=None)
 
 
 def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:

@@ -99,8 +99,13 @@ class RunLog:
         progress: Progress,
         is_best: bool,
         clock: Clock,
+        rate: float | None = None,
     ) -> dict[str, float]:
-        """Write the values of an epoch to the console and all writers; return the added values."""
+        """Write the values of an epoch to the console and all writers; return the added values.
+
+        Args:
+            rate: the learning rate that the console shows; None takes the first one.
+        """
         if self._folder is not None:
             check_run_folder(self._folder)
         clock.lap("compute")
@@ -124,6 +129,8 @@ class RunLog:
         self.rows.add(row)
         self.writers.flush()
         shown = {name: value for name, value in row.items() if self._is_shown(name, rates)}
+        if rates:
+            shown["lr"] = next(iter(rates.values())) if rate is None else rate
         *header, line = self.table.lines(shown, is_best)
         for above in header:
             log.log(ROW, above, extra={"style": "bold"})
@@ -141,9 +148,8 @@ class RunLog:
             log.info(f"faster: {text}")
 
     def _is_shown(self, name: str, rates: Mapping[str, float]) -> bool:
-        is_further_rate = name in rates and name != next(iter(rates))
         is_quiet = name in QUIET_COLUMNS or name.startswith("time/") or is_part(name)
-        return not is_quiet and not is_further_rate
+        return not is_quiet and name not in rates
 
     def close(self) -> None:
         """Write pending values and the table of times."""

@@ -109,3 +109,13 @@ def test_a_mistake_is_one_line(place: Workplace, words: list[str], text: str) ->
     assert text in line
     assert done.returncode == 2
     assert not [name for name in place.files() if "saved" in name]
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"], ["--check", "lr"], ["--check", "overfit"]])
+def test_nothing_to_train_at_first_is_one_line(place: Workplace, words: list[str]) -> None:
+    rule = "freeze={match: '*', until: 2 epochs}"
+    done = place.run("-c", "tiny.yaml", *words, "--set", rule)
+    (line,) = done.stderr.splitlines()
+    assert "no parameter is left to train: all are frozen until 2 epochs" in line
+    assert done.returncode == 2
+    assert place.files() == set()

@@ -14,6 +14,7 @@ from base.base_model import check_model
 from base.config.durations import RunLength
 from base.errors import ConfigError
 from base.network.freezing import Freezing
+from logger.epoch_table import EpochTable
 
 LATER = "freeze=[{match: 'hidden.*', until: 1 epoch}]"  # 5 steps an epoch, 2 epochs
 
@@ -50,9 +51,25 @@ def test_what_thaws_is_averaged_too(tmp_path: Path) -> None:
     assert not average["hidden.0.weight"].equal(weights(trainer)["hidden.0.weight"])
 
 
+def test_the_console_shows_the_highest_rate_of_what_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    lines = EpochTable.lines
+    monkeypatch.setattr(
+        EpochTable, "lines", lambda self, v, b: (shown.append(v), lines(self, v, b))[1]
+    )
+    rates = "optimizer.param_groups=[{match: 'hidden.*', lr: 0.5}, {match: 'head.*', lr: 0.01}]"
+    run(tmp_path, LATER, rates, "trainer.epochs=2")
+    assert [values["lr"] for values in shown] == [0.01, 0.5]
+    assert not [name for values in shown for name in values if name.startswith("lr/")]
+    rows = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()
+    assert {"lr/0", "lr/1"} < set(rows[0].split(","))
+
+
 def test_of_several_rules_the_last_one_counts() -> None:
-    rules = "freeze=['*', {match: 'head.*', until: 50%}, {match: 'hidden.0.bias', until: 2 steps}]"
-    freezing = make(rules).experiment.freezing
+    rules = [rule("*"), rule("head.*", "50%"), rule("hidden.0.bias", "2 steps")]
+    freezing = Freezing(make().model, rules, RunLength(5, 10))
     assert freezing.frozen_until == {
         "head.weight": "50%", "head.bias": "50%", "hidden.0.bias": "2 steps",
     }  # fmt: skip
@@ -110,6 +127,27 @@ def test_what_moves_the_statistics_of_a_norm(
 def test_a_rule_that_matches_nothing_is_an_error_with_its_place() -> None:
     with pytest.raises(ConfigError, match=r"freeze: no parameter matches 'hiden\.\*'; did you"):
         make("freeze=hiden.*")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "until"),
+    [
+        (["freeze={match: 're:(?!classifier).*', until: 1 epoch}"], "1 epoch"),
+        (["freeze={match: '*', until: 3 steps}", "optimizer={type: LBFGS}"], "3 steps"),
+        (["freeze=['hidden.*', {match: 'head.*', until: 50%}]"], "50%"),
+        (
+            ["freeze=[{match: 'hidden.*', until: 1 epoch}, {match: 'head.*', until: 2 steps}]"],
+            "1 epoch or 2 steps",
+        ),
+    ],
+)
+def test_nothing_to_train_at_the_first_step_is_an_error(overrides: list[str], until: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        make(*overrides)
+    (problem,) = raised.value.problems
+    text = f"freeze: no parameter is left to train: all are frozen until {until}. The model ends"
+    assert problem.message.startswith(text)
+    assert " with hidden.0, head: let `match` leave out" in problem.message
 
 
 @pytest.mark.parametrize("container", [list, tuple, dict])

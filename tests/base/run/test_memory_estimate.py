@@ -112,6 +112,31 @@ def test_the_optimizer_counts_by_the_state_that_it_has() -> None:
     assert estimate.gradients == n_bytes
 
 
+@pytest.mark.parametrize("optimizer", ["optimizer={type: Adam}", "optimizer={type: SGD}"])
+def test_parameters_that_are_unfrozen_later_count(optimizer: str) -> None:
+    """The whole after the first steps is that of a run without `freeze:`, but for activations."""
+    whole = estimated_after_a_step(optimizer)
+    frozen = estimated_after_a_step(optimizer, "freeze={match: 're:(?!head).*', until: 1 epoch}")
+    assert 0 < frozen.gradients < whole.gradients
+    total = frozen.gradients + frozen.optimizer + frozen.thawed
+    assert total == pytest.approx(whole.gradients + whole.optimizer, rel=0.01)
+    assert frozen.largest(10**9) < frozen._replace(thawed=0).largest(10**9)
+    assert "(model" in frozen.text(10**9)
+    assert "the largest batch that may fit" in frozen.text(10**9)
+    assert "The activations are those while they are frozen" in frozen.text(10**9)
+    assert "freeze" not in whole.text(10**9)
+    forever = estimated_after_a_step(optimizer, "freeze='re:(?!head).*'")
+    assert forever.thawed == 0
+
+
+def estimated_after_a_step(*overrides: str) -> Estimate:
+    trainer = make(NETS["transformer"], IMAGES % 16, *overrides)
+    batch = next(batches(trainer))
+    trainer.window.take(batch)
+    trainer.train_step(batch)
+    return estimate_memory(trainer, batch)
+
+
 def test_several_backward_passes_of_a_step_do_not_add_up() -> None:
     class Twice(Trainer):
         def train_step(self, batch: Any) -> dict[str, Any]:

@@ -254,3 +254,10 @@ def test_the_default_step_with_several_networks_is_reported() -> None:
     )
     with pytest.raises(TrainingError, match="which of the networks: one, two"):
         train_in(make(two, "loss=cross_entropy", text=text))
+
+
+def test_one_of_several_networks_may_be_frozen_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS.registered, "Pair", Pair)
+    make("freeze={match: 'generator.*', until: 2 steps}", trainer=WganTrainer, text=NETWORKS)
+    with pytest.raises(ConfigError, match="all are frozen until 2 steps"):
+        make("freeze={match: '*', until: 2 steps}", trainer=WganTrainer, text=NETWORKS)

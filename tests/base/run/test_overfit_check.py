@@ -121,7 +121,25 @@ def test_a_rate_that_is_far_off_is_named(rate: float, word: str) -> None:
 def test_frozen_parameters_are_named() -> None:
     report, code = overfit("freeze=['hidden.*', 'head.weight']")
     assert code == 1
-    assert "% of the parameters are frozen (hidden.0.weight" in report
+    assert " parameters are frozen (hidden.0.weight" in report
+    assert "%" not in report.partition("parameters are frozen")[0].splitlines()[-1]
+
+
+def test_frozen_parameters_are_counted_and_not_rounded() -> None:
+    model = make(*LEARNS, "freeze=hidden.*").model
+    n = sum(p.numel() for name, p in model.named_parameters() if name.startswith("hidden"))
+    total = sum(p.numel() for p in model.parameters())
+    report, _ = overfit("freeze=hidden.*")
+    assert f"{n:,} of {total:,} parameters are frozen (hidden.0.weight" in report
+
+
+def test_a_rate_that_is_too_small_is_blamed_with_weight_decay_as_it_is() -> None:
+    options = ["optimizer={type: AdamW, args: {lr: 5e-4, weight_decay: 0.01}}"]
+    report, code = overfit(*options)
+    assert code == 1
+    line = " ".join(report.split())
+    assert "with ten times the rate the batch is learned; see" in line
+    assert "and without" not in line
     assert "the model gives the same outputs" not in report
 
 

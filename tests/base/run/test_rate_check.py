@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,10 @@ from test_networks import Pair, WganTrainer
 from torch import Tensor
 from toy import NETWORKS, assert_same, make
 
-from base.errors import ConfigError, UsageError
+from base.errors import ConfigError, KindlingError, UsageError
 from base.names.registry import MODELS
 from base.run.check_kinds import run_check
-from base.run.check_steps import copied
+from base.run.check_steps import Steps, copied, peak_rates
 from base.run.rate_check import HIGHEST, LOWEST, N_STEPS, RangeTest, check_rates
 from base.run.rate_plot import text_plot
 
@@ -165,6 +168,99 @@ def test_groups_keep_their_ratio(tmp_path: Path) -> None:
         assert math.isclose(max(high, low), rate, rel_tol=1e-9)
         assert math.isclose(max(high, low) / min(high, low), 10, rel_tol=1e-6)
     assert "groups kept their ratios: 1, 0.1" in report
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer.param_groups=[{match: '*.bias', lr: 0.1}]"],
+        ["optimizer.param_groups=[{match: '*.bias', lr: 0.001}, {match: '*.weight', lr: 0.02}]"],
+        [
+            "optimizer.param_groups=[{match: '*.bias', lr: 0.1}]",
+            "lr_scheduler={type: OneCycleLR, args: {max_lr: 0.2}, every: step}",
+        ],
+        ["optimizer.layer_decay=0.5"],
+        ["optimizer={type: SGD, args: {lr: 0}, param_groups: [{match: '*.bias', lr: 0.01}]}"],
+    ],
+)
+def test_the_options_make_the_suggestion_the_highest_rate(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    before, *_ = linear(tmp_path, 1.0, *overrides)
+    (old,) = peak_rates(before).values()
+    report, _ = check_rates(before, picture=tmp_path / "lr.png")
+    used = report.partition("use it by ")[2].partition("these multiply")[0].partition("the rates")
+    options = re.findall(r"--(?:set |)(\S+?)[= ]([\d.e+-]+)", used[0])
+    assert options
+    changes = [f"{'optimizer.args.lr' if key == 'lr' else key}={value}" for key, value in options]
+    after, *_ = linear(tmp_path, 1.0, *overrides, *changes)
+    (new,) = peak_rates(after).values()
+    assert max(new) == pytest.approx(numbers_in(report, "suggested "), rel=0.05)
+    assert [rate / max(new) for rate in new] == pytest.approx(
+        [rate / max(old) for rate in old], rel=0.1
+    )
+
+
+def test_the_rate_is_that_of_the_groups_that_are_trained(tmp_path: Path) -> None:
+    rules = ["optimizer.param_groups=[{match: '*.bias', lr: 0.1}]"]
+    frozen = "freeze={match: '*.bias', until: 1000 steps}"
+    long = "trainer.epochs=2000"
+    report, _ = check_rates(linear(tmp_path, 1.0, *rules, frozen, long)[0])
+    assert "config    1.0e-02" in report
+    report, _ = check_rates(linear(tmp_path, 1.0, *rules, long)[0])
+    assert "config    1.0e-01" in report
+
+
+@pytest.mark.parametrize("kind", ["lr", "overfit"])
+def test_freezing_until_counts_the_steps_of_a_check(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = "freeze={match: '*.bias', until: 30 steps}"
+    trainer, *_ = linear(tmp_path, 1.0, rule, "trainer.epochs=99")
+    (bias,) = (p for name, p in trainer.model.named_parameters() if name.endswith("bias"))
+    values: list[float] = []
+    on_step_end = Steps.on_step_end
+
+    def noted(steps: Steps, trainer: Any) -> None:
+        values.append(bias.item())
+        on_step_end(steps, trainer)
+
+    monkeypatch.setattr(Steps, "on_step_end", noted)
+    run_check(trainer, kind, tmp_path / "lr.png")
+    assert len({*values[:30]}) == 1
+    assert len({*values[29:40]}) == 11
+
+
+@pytest.mark.parametrize(("n_steps", "is_reported"), [(30, False), (120, True)])
+def test_a_signal_reports_the_steps_so_far(
+    tmp_path: Path,
+    n_steps: int,
+    is_reported: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add = RangeTest.add
+
+    def interrupted(self: RangeTest, rate: float, loss: float) -> bool:
+        if len(self.rates) + 1 == n_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return add(self, rate, loss)
+
+    monkeypatch.setattr(RangeTest, "add", interrupted)
+    trainer, *_ = linear(tmp_path, 1.0, "optimizer.args.lr=2")
+    picture = tmp_path / "lr.png"
+    if is_reported:
+        report, code = check_rates(trainer, picture=picture)
+        assert code == 128 + signal.SIGTERM
+        assert f"learning rate: {n_steps} steps from 1.0e-07" in report
+        assert "stopped by SIGTERM: rates above" in report
+        assert "config    2.0e+00  was not reached" in report
+    else:
+        with pytest.raises(KindlingError, match="stopped by SIGTERM; nothing was written"):
+            check_rates(trainer, picture=picture)
+    assert picture.exists() == is_reported
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("learning rate: up to 160 steps, from 1.0e-07 to 1.0e+01")
 
 
 def test_nothing_is_suggested_where_nothing_can_be_learned(tmp_path: Path) -> None:

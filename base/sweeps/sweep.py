@@ -33,6 +33,7 @@ from base.sweeps.summary import (
     Console,
     describe,
     folder_of,
+    ignored_settings,
     no_effect,
     show_plan,
     show_settings,
@@ -87,6 +88,8 @@ def run_sweep(options: argparse.Namespace) -> int:
         trials = settings_of_plan(plan, space, config["seed"])
         machine = check_trials(Path(plan.config), plan.overrides, trials)
         devices = devices_of_jobs(plan.device, config["device"], plan.jobs, machine.n_gpus)
+        if warning := ignored_settings(plan, trials):
+            print(warning, flush=True)
         if options.dry_run:
             print(show_trials(plan, trials))
             return 0

@@ -192,7 +192,7 @@ def run_folder_of(path: Path | str) -> Path:
         command = f"python train.py -r {shlex.quote(str(path))}"
         raise UsageError(f"{path}: {text} `{command}` resumes it")
     raise UsageError(
-        f"{path}: not a run: give its folder, such as saved/digits/20261129-064611_lr=1e-3"
+        f"{path}: not a run: give its folder, such as saved/digits/20261129-064611_seed=1"
     )
 
 

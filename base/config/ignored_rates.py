@@ -22,7 +22,7 @@ def ignored_rates(config: Config, keys: Iterable[str]) -> dict[str, str]:
     for name, section in optimizer_sections(config).items():
         key = f"{dotted(optimizer_keys(config, name))}.args.lr"
         schedule = section["lr_scheduler"] or {}
-        rates = OWN_RATES.get(schedule.get("type"))
+        rates = OWN_RATES.get(str(schedule.get("type")))
         if key not in keys or rates is None:
             continue
         given = [schedule["args"].get(rate) for rate in rates]

@@ -157,7 +157,7 @@ def ignored_settings(plan: Plan, trials: Sequence[Settings]) -> str:
     """Return a remark for each ``lr``, swept or set, that changes no trial, else ""."""
     if any(key.endswith(("lr_scheduler", "lr_scheduler.type")) for key in trials[0]):
         return ""  # some trials may use it
-    found = {}
+    found: dict[str, str] = {}
     for settings in (trials[0], trials[-1]):  # of which one may have the scheduler's rate by chance
         config = load_config(Path(plan.config), overrides_of(plan.overrides, settings))
         found |= ignored_rates(config, config.changed)

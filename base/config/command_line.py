@@ -106,7 +106,8 @@ class Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         _, unknown, words = message.partition("unrecognized arguments: ")
         hint = nearest(words.split()[0].partition("=")[0], known) if unknown else ""
-        raise UsageError(f"{self.prog}: {message}{hint}; see `python {self.prog} --help`")
+        command = f"python {self.prog.removeprefix('python ')}"
+        raise UsageError(f"{self.prog}: {message}{hint}; see `{command} --help`")
 
 
 def _parser(

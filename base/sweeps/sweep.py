@@ -92,6 +92,9 @@ def run_sweep(options: argparse.Namespace) -> int:
             check_monitor_name(Path(plan.config), config, plan.overrides, trials[0], devices[0])
         if warning := ignored_settings(plan, trials):
             print(warning, flush=True)
+        if plan.sampler is None and plan.samples is not None and len(trials) < plan.samples:
+            text = f"there are only {len(trials)} combinations"
+            print(f"note: --samples {plan.samples}: {text}", flush=True)
         if options.dry_run:
             print(show_trials(plan, trials))
             return 0

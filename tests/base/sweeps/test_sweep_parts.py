@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from base.config import load_config, parse_train
 from base.errors import ConfigError, UsageError
-from base.sweeps.checks import check_trials
+from base.sweeps.checks import Machine, check_trials
 from base.sweeps.plan import (
     changed_plan,
     check_monitor,
@@ -26,7 +27,7 @@ from base.sweeps.processes import devices_of_jobs
 from base.sweeps.record import Plan, TrialRecord, create_sweep, find_sweep, read_sweep
 from base.sweeps.space import parse_space
 from base.sweeps.summary import command_of, ignored_settings, no_effect
-from base.sweeps.sweep import SweepLoop
+from base.sweeps.sweep import SweepLoop, run_sweep
 from base.system.run_folder import find_newest_run, folders_of_runs, is_sweep, run_folder_of
 from base.system.trial import VARIABLE, Trial, current_trial, stamp_of_trial
 
@@ -282,3 +283,15 @@ def test_a_rate_without_effect_is_named_before_the_first_trial(
     text = ignored_settings(plan, trials)
     wanted = f"warning: {LR} has no effect: OneCycleLR replaces it; use lr_scheduler.args.max_lr"
     assert text == (wanted if is_ignored else "")
+
+
+def test_fewer_combinations_than_samples_are_said(
+    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    path = project_root / "config" / "digits.yaml"
+    monkeypatch.setattr("base.sweeps.sweep.check_trials", lambda *_: Machine(0))
+    for n_samples in (2, 9):
+        words = ["-c", str(path), "--sweep", "seed=1,2", "--samples", str(n_samples), "--dry-run"]
+        assert run_sweep(parse_train(words)) == 0
+        note = "note: --samples 9: there are only 2 combinations\n"
+        assert (note in capsys.readouterr().out) == (n_samples == 9)

@@ -75,7 +75,7 @@ def _run_command(options: argparse.Namespace) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter
-    parser = Parser("-m base.checkpoint", None, __doc__, EPILOG, formatter_class=layout)
+    parser = Parser("python -m base.checkpoint", None, __doc__, EPILOG, formatter_class=layout)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:

@@ -143,7 +143,9 @@ def match_weights(
     mismatched = {
         name: f"{describe_shape(values[name])} in the file, {describe_shape(value)} here"
         for name, value in own.items()
-        if name in values and describe_shape(values[name]) != describe_shape(value)
+        if name in chosen
+        and name in values
+        and describe_shape(values[name]) != describe_shape(value)
     }
     both = [name for name in own if name in values and name not in mismatched]
     report = WeightsReport(

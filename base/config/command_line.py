@@ -56,13 +56,13 @@ NOT_IN_SWEEPS = ("print-config", "allow-change", "check")
 CHECKS = ("lr", "overfit")
 
 TRAIN_EXAMPLES = """examples:
-  python train.py -c config/digits.yaml --lr 3e-4 --set model.args.width=64
+  python train.py -c config/digits.yaml --bs 64 --set model.args.width=64
   python train.py -r                                      resume the newest run
-  python train.py -r lr=3e-4 --epochs 40                  train it for longer
+  python train.py -r width=64 --epochs 40                 train it for longer
   python train.py -c config/digits.yaml --check lr       suggest a rate
   python train.py -c config/digits.yaml -d 0,1            train on two GPUs
   torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
-  python train.py -c config/digits.yaml --sweep lr=1e-4,1e-3,1e-2 --jobs 2
+  python train.py -c config/digits.yaml --sweep lr_scheduler.args.max_lr=3e-3,1e-2 --jobs 2
 
 exit codes: 0 success; 1 failure, the last checkpoint stays valid; 2 an error in
 the config or the command; 3 out of memory or disk space; 130, 143 interrupted
@@ -71,7 +71,7 @@ SIGUSR1 saves a checkpoint and continues."""
 
 TEST_EXAMPLES = """examples:
   python test.py -r saved/digits                  the newest run of that name
-  python test.py -r saved/digits/20261129-064611_lr=1e-3
+  python test.py -r saved/digits/20261129-064611_max_lr=3e-3
   python test.py -r 064611                        the run with this in its path
   python test.py -r 064611/checkpoints/step-00000220"""
 
@@ -106,7 +106,8 @@ class Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         _, unknown, words = message.partition("unrecognized arguments: ")
         hint = nearest(words.split()[0].partition("=")[0], known) if unknown else ""
-        raise UsageError(f"{self.prog}: {message}{hint}; see `python {self.prog} --help`")
+        command = f"python {self.prog.removeprefix('python ')}"
+        raise UsageError(f"{self.prog}: {message}{hint}; see `{command} --help`")
 
 
 def _parser(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from base.base_trainer import BaseTrainer
+from base.config.ignored_rates import rate_warnings
 from base.data.batch import to_device
 from base.network.shape_errors import explain_shape_errors
 from base.network.summary import summarise_model, table_rows
@@ -39,8 +40,9 @@ def _dry_run(trainer: BaseTrainer) -> str:
     batch = to_device(next(trainer.train_loader.batches(0, 1)), trainer.device)
     with explain_shape_errors(trainer.model, input_text(trainer)):
         layers = model_table(trainer, batch)
+    notes = [*trainer.config.notes, *rate_warnings(trainer.config)]
     parts = [
-        *(["\n".join(trainer.config.notes)] if trainer.config.notes else []),
+        *(["\n".join(notes)] if notes else []),
         format_header(header_entries(trainer, None)),
         "model:\n" + layers,
         *([weights_tables(trainer.experiment)] if trainer.experiment.loaded else []),

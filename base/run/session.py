@@ -21,6 +21,7 @@ from base.checkpoint.state_dicts import load_state_dicts
 from base.checkpoint.store import CheckpointStore
 from base.config import Config
 from base.config.changes import OWN_STATE, Change, differences, table_of
+from base.config.ignored_rates import rate_warnings
 from base.config.short_settings import short_settings
 from base.distributed.agreement import Kind
 from base.distributed.group import ALONE, World
@@ -178,6 +179,8 @@ def open_folder(
             setup_logging(folder, config["trainer"]["verbosity"])
             for note in config.notes:
                 log.info(note)
+            for text in rate_warnings(config) if new is not None else ():
+                log.warning(text)
             if new is not None:
                 write_config(config, new)
             else:

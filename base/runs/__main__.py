@@ -59,7 +59,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter
     text = "List runs and compare them, the best first."
     parser = Parser(
-        "-m base.runs", None, text, EXAMPLES, formatter_class=layout, allow_abbrev=False
+        "python -m base.runs", None, text, EXAMPLES, formatter_class=layout, allow_abbrev=False
     )
     parser.add_argument(
         "paths", nargs="*", type=Path, metavar="PATH", default=[Path(SAVE_DIR)],

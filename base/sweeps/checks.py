@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from base.config.config import Config
 from base.config.loading import load_config
 from base.errors import ConfigError, KindlingError, Problem, UsageError
 from base.sweeps.space import Settings
@@ -57,6 +58,40 @@ def check_trials(path: Path, overrides: Sequence[str], trials: Sequence[Settings
     answer = json.loads(done.stdout.splitlines()[-1])
     _refuse(answer["faults"], trials)
     return Machine(answer["n_gpus"])
+
+
+def check_monitor_name(
+    path: Path, config: Config, overrides: Sequence[str], first: Settings, device: str
+) -> None:
+    """Check that the trials will have the monitored value, by a dry run of the first one.
+
+    It is omitted where the config alone tells: for a loss and the metrics by their names.
+
+    Args:
+        config: of the sweep, without the settings of its trials.
+        device: what follows ``-d``; "" leaves it to the config.
+
+    Raises:
+        UsageError: the dry run finds an error in the config.
+    """
+    name = (config["trainer"]["monitor"] or "").partition(" ")[2].strip()
+    phase, _, value = name.partition("/")
+    metrics = [each["name"] for each in config["metrics"]]
+    swept = {key.partition(".")[0] for key in first}
+    if not name or (
+        phase in ("train", "valid") and value in ["loss", *metrics] and "metrics" not in swept
+    ):
+        return
+    words = ["-c", str(path), "--set", *overrides_of(overrides, first), "--dry-run"]
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "train.py"), *words, *(["-d", device] if device else [])],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == UsageError.exit_code:
+        raise UsageError(f"trial 1: {done.stderr.strip()}")
 
 
 def _faults(path: Path, overrides: Sequence[str], check: Any = None) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PER_ROW = 4
 LOG_SPAN = 20.0  # numbers that differ by more than this factor are drawn on a log axis
+EVEN_SPAN = 9.0  # and by at least this, if their ratios are about equal: 1e-3, 3e-3, 1e-2
 MAX_TICKS = 8  # of an axis whose ticks are the values themselves
 BEST, OTHER, STOPPED = "#d1495b", "#2e6f95", "#9a9a9a"
 
@@ -179,7 +180,9 @@ def _place_axis(
         known = sorted(float(value) for value in each.values)
         ratios = [after / before for before, after in itertools.pairwise(known) if before > 0]
         is_even = len(ratios) == len(known) - 1 > 1 and max(ratios) < 1.01 * min(ratios)
-        is_log = known[0] > 0 and (is_even or known[-1] / known[0] > LOG_SPAN)
+        is_about_even = len(ratios) == len(known) - 1 > 1 and max(ratios) < 1.5 * min(ratios)
+        span = known[-1] / known[0] if known[0] > 0 else 0.0
+        is_log = span > LOG_SPAN or (is_about_even and span >= EVEN_SPAN) or (span > 0 and is_even)
     if is_log:
         set_scale("log")
     if isinstance(each, Choices) and len(each.values) <= MAX_TICKS:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -19,7 +18,7 @@ from typing import Any
 from base.config.config import Config
 from base.errors import UsageError, disk_error, why
 from base.sweeps.space import Settings
-from base.system.run_folder import SWEEP, SWEEPS, remove_empty
+from base.system.run_folder import SWEEP, SWEEPS
 from base.system.trial import trial_name
 from logger.files import read_file, write_whole
 
@@ -94,11 +93,6 @@ class Sweep:
             "trials": [asdict(trial) for trial in self.trials],
         }
         write_whole(self.folder / SWEEP, json.dumps(content, indent=1).encode() + b"\n")
-
-    def remove(self) -> None:
-        """Remove the folder of a sweep without runs, and those above that are empty then."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        remove_empty(list(self.folder.parents)[:3])
 
     def name_of(self, trial: TrialRecord) -> str:
         """Return the name by which the run of a trial knows it."""

@@ -6,10 +6,12 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from base.config.config import Config
+from base.config.ignored_rates import ignored_rates
+from base.config.loading import load_config
 from base.config.short_settings import short_keys
 from base.sweeps.checks import overrides_of
 from base.sweeps.picture import draw_sweep
@@ -141,17 +143,25 @@ def write_summary(sweep: Sweep, space: Space, mode: str, name: str, with_picture
     return f"{show_table(sweep, mode, name)}\n{format_header(entries)}"
 
 
-def no_effect(sweep: Sweep, config: Mapping[str, Any]) -> str:
+def no_effect(sweep: Sweep, config: Config) -> str:
     """Return a remark if all trials gave the very same values, else ""."""
     finished = [t for t in sweep.trials if t.state == "finished" and t.value is not None]
     if len(finished) < 2 or len({(t.value, t.epoch) for t in finished}) > 1:
         return ""
     text = "note: all trials gave the same value, so these settings may have no effect"
-    section = config["lr_scheduler"] or {}
-    is_rate = "optimizer.args.lr" in finished[0].settings
-    if is_rate and section.get("type") in ("OneCycleLR", "CyclicLR"):
-        text += f": {section['type']} replaces lr; sweep lr_scheduler.args.max_lr"
-    return text
+    ignored = ignored_rates(config, finished[0].settings)
+    return ": ".join([text, *(f"{key} has none: {why}" for key, why in ignored.items())])
+
+
+def ignored_settings(plan: Plan, trials: Sequence[Settings]) -> str:
+    """Return a remark for each ``lr``, swept or set, that changes no trial, else ""."""
+    if any(key.endswith(("lr_scheduler", "lr_scheduler.type")) for key in trials[0]):
+        return ""  # some trials may use it
+    found: dict[str, str] = {}
+    for settings in (trials[0], trials[-1]):  # of which one may have the scheduler's rate by chance
+        config = load_config(Path(plan.config), overrides_of(plan.overrides, settings))
+        found |= ignored_rates(config, config.changed)
+    return "\n".join(f"warning: {key} has no effect: {why}" for key, why in found.items())
 
 
 def what_is_left(sweep: Sweep) -> str:

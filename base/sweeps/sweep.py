@@ -15,7 +15,7 @@ from base.config.config import Config
 from base.config.loading import load_config
 from base.errors import KindlingError, UsageError
 from base.runs.facts import read_run
-from base.sweeps.checks import check_trials, overrides_of
+from base.sweeps.checks import check_monitor_name, check_trials, overrides_of
 from base.sweeps.optuna_search import OptunaSearch
 from base.sweeps.plan import (
     changed_plan,
@@ -33,6 +33,7 @@ from base.sweeps.summary import (
     Console,
     describe,
     folder_of,
+    ignored_settings,
     no_effect,
     show_plan,
     show_settings,
@@ -87,6 +88,13 @@ def run_sweep(options: argparse.Namespace) -> int:
         trials = settings_of_plan(plan, space, config["seed"])
         machine = check_trials(Path(plan.config), plan.overrides, trials)
         devices = devices_of_jobs(plan.device, config["device"], plan.jobs, machine.n_gpus)
+        if sweep is None:
+            check_monitor_name(Path(plan.config), config, plan.overrides, trials[0], devices[0])
+        if warning := ignored_settings(plan, trials):
+            print(warning, flush=True)
+        if plan.sampler is None and plan.samples is not None and len(trials) < plan.samples:
+            text = f"there are only {len(trials)} combinations"
+            print(f"note: --samples {plan.samples}: {text}", flush=True)
         if options.dry_run:
             print(show_trials(plan, trials))
             return 0
@@ -176,9 +184,6 @@ class SweepLoop:
         if self.signals.stop is not None:
             raise InterruptedSweepError(self.signals.stop, self.sweep, self.n_trials)
         if self.error:
-            if not any(trial.folder for trial in self.sweep.trials):
-                self.sweep.remove()
-                raise UsageError(self.error)
             text = "correct the config and start again; or correct your code or data, and resume by"
             raise UsageError(f"{self.error}\n{text}: {resume_command(self.sweep.folder)}")
         left = what_is_left(self.sweep)

@@ -68,8 +68,9 @@ def write_table(sweep: Sweep, mode: str, name: str) -> Path:
 def show_table(sweep: Sweep, mode: str, name: str, width: int | None = None) -> str:
     """Return the table as text that fits the terminal; `*` marks the best trial.
 
-    Where it does not fit, texts are cut in their middle, then columns are left out:
-    seconds, folder, epoch, the last settings. Numbers are always whole.
+    Where it does not fit, texts are cut in their middle, and folders to their times, which `-r` of
+    train.py and test.py finds; then columns are left out: seconds, folder, epoch, the last
+    settings. Numbers are always whole.
 
     Args:
         width: of the terminal, in cells.
@@ -95,7 +96,12 @@ def show_table(sweep: Sweep, mode: str, name: str, width: int | None = None) -> 
     ]
     if _cut_columns(columns, width) > 0:  # without the settings in its name
         stamps = [folder.partition("_")[0] for folder in folders]
-        columns[-1] = _Column("folder", stamps, is_cut=False)
+        known = [stamp for stamp in stamps if stamp != "-"]
+        if len(set(known)) == len(known):  # each is a part of a path that `-r` finds
+            columns[-1] = _Column("run (-r)", stamps, is_cut=False)
+        else:
+            cut = [s if s == f else f"{s}…" for s, f in zip(stamps, folders, strict=True)]
+            columns[-1] = _Column("folder", cut, is_cut=False)
     hidden: list[str] = []
     order = [columns[-3], columns[-1], columns[-4], *reversed(settings)]
     while _cut_columns(columns, width) > 0 and order:

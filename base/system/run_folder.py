@@ -198,7 +198,7 @@ def run_folder_of(path: Path | str) -> Path:
         )
         raise UsageError(f"{path}: {text}; -r takes a run, such as {SAVE_DIR}/digits")
     raise UsageError(
-        f"{path}: not a run: give its folder, such as saved/digits/20261129-064611_lr=1e-3"
+        f"{path}: not a run: give its folder, such as saved/digits/20261129-064611_seed=1"
     )
 
 
@@ -227,7 +227,8 @@ def locate(path: Path | str, save_dir: Path | str = SAVE_DIR) -> Path:
 
     ``lr=1e-3`` selects ``saved/digits/20261129-064611_lr=1e-3``; so does ``digits/20261129``, and
     ``064611/checkpoints/step-00000220`` selects a checkpoint of it. A run whose path ends with
-    the text comes before others.
+    the text comes before others, and so does one of which it is a whole setting: ``lr=1e-3``
+    selects ``..._lr=1e-3`` even if there is ``..._max_lr=1e-3``.
 
     Raises:
         UsageError: there is none, or there are several.
@@ -241,6 +242,7 @@ def locate(path: Path | str, save_dir: Path | str = SAVE_DIR) -> Path:
     n_above = len(Path(save_dir).as_posix()) - len(Path(save_dir).name)  # not a run's own path
     matches = [text for text in runs if part in text[n_above:] or text.startswith(part)]
     matches = [text for text in matches if f"/{text}".endswith(f"/{part}")] or matches
+    matches = [text for text in matches if _has_whole(text, part)] or matches
     if len(matches) == 1:
         return must_exist(runs[matches[0]].joinpath(*inside))
     if matches:
@@ -259,6 +261,13 @@ def locate(path: Path | str, save_dir: Path | str = SAVE_DIR) -> Path:
             f"{nearest(part, known)}"
         )
     return must_exist(path)
+
+
+def _has_whole(path: str, part: str) -> bool:
+    """Return whether a part of a run's path is one of its settings, or several in a row."""
+    settings = path.rpartition("/")[2].partition("_")[2]
+    listed, wanted = (re.sub("(=[^_]*)_", r"\1/", text) for text in (settings, part))
+    return f"/{wanted}/" in f"/{listed}/"
 
 
 def folders_of_runs(save_dir: Path, name: str | None = None) -> list[Path]:

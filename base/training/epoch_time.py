@@ -95,13 +95,8 @@ def advice(seconds: Mapping[str, float], factors: Mapping[str, Any]) -> str | No
         return None
     shares = {part: seconds[part] / total for part in PARTS}
     if shares["data"] > HIGH_SHARE:
-        text = f"{shares['data']:.0%} of the time is waiting for data: "
-        n_workers, n_cores = factors["num_workers"], factors["cores"]
-        if factors["readers"] != "none" and n_workers is not None and n_workers < n_cores:
-            return f"{text}set data_loader.args.num_workers: {n_cores}"
-        if factors["cache"] == "none" and factors["readers"] != "none":
-            return f"{text}set data_loader.args.cache: memory, or disk"
-        return f"{text}make the data set faster, for example with smaller files"
+        change = _faster_data(factors)
+        return change and f"{shares['data']:.0%} of the time is waiting for data: {change}"
     if (
         shares["copy"] > HIGH_SHARE and factors["device"] == "cuda"
     ):  # other devices do not copy asynchronously
@@ -120,6 +115,18 @@ def advice(seconds: Mapping[str, float], factors: Mapping[str, Any]) -> str | No
     return None
 
 
+def _faster_data(factors: Mapping[str, Any]) -> str | None:
+    """Return what makes the data faster; None for images in memory that all cores read already."""
+    n_workers, n_cores = factors["num_workers"], factors["cores"]
+    if factors["readers"] != "none" and n_workers is not None and n_workers < n_cores:
+        return f"set data_loader.args.num_workers: {n_cores}"
+    if factors["cache"] == "none" and factors["readers"] != "none":
+        return "set data_loader.args.cache: memory, or disk"
+    if factors["cache"] == "memory":
+        return None
+    return "make the data set faster, for example with smaller files"
+
+
 def write_times(folder: Path, factors: Mapping[str, Any]) -> None:
     """Write the times of all epochs, and the advice, to ``report/time.txt``."""
     names = [f"time/{part}" for part in PARTS]
@@ -131,6 +138,9 @@ def write_times(folder: Path, factors: Mapping[str, Any]) -> None:
             cells = "".join(f"{number(row[name]):10.2f}" for name in names)
             lines.append(f"{row['epoch']:>10}{cells}")
         plain = [row for row in rows if number(row["epoch"]) not in factors["profiled"]]
-        sums = {part: sum(number(row[f"time/{part}"]) for row in plain) for part in PARTS}
-        lines.append(f"\nfaster: {advice(sums, factors) or 'no advice'}")
+        of_epoch = {
+            part: sum(number(row[f"time/{part}"]) for row in plain) / max(len(plain), 1)
+            for part in PARTS
+        }
+        lines.append(f"\nfaster: {advice(of_epoch, factors) or 'no advice'}")
         write_whole(folder / "report" / "time.txt", ("\n".join(lines) + "\n").encode())

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from base.config import Config
 from base.config.durations import RunLength, parse_duration
+from base.config.ignored_rates import OWN_RATES
 from base.errors import ConfigError, KindlingError, Problem, listed, nearest
 from base.names.construction import build
 from base.names.registry import find
@@ -22,8 +23,7 @@ from base.names.signatures import DURATION_ARGUMENTS, FILLED_IN, needed_argument
 from base.training.parameter_groups import Section
 
 # Arguments of schedulers that are learning rates, one for all groups or a list; other such lists.
-RATE_ARGUMENTS = {"OneCycleLR": ("max_lr",), "CyclicLR": ("base_lr", "max_lr")}
-RATE_ARGUMENTS["ReduceLROnPlateau"] = ("min_lr",)
+RATE_ARGUMENTS = {**OWN_RATES, "ReduceLROnPlateau": ("min_lr",)}
 LIST_ARGUMENTS = ("lr_lambda", "base_momentum", "max_momentum")
 
 LENGTH_ARGUMENTS = DURATION_ARGUMENTS | {"epochs", "steps_per_epoch"}

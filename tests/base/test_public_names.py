@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from base.errors import UsageError
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(
     ".".join(path.parent.relative_to(ROOT).parts)
@@ -44,3 +46,14 @@ def test_a_data_set_whose_file_is_deleted_is_left_out(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "report", "runs", "shards"])
+def test_a_command_shows_how_it_is_called(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    place = "base.shards" if name == "shards" else f"base.{name}.__main__"
+    main = import_module(place).main
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: python -m base.{name} ")
+    with pytest.raises(UsageError, match=rf"; see `python -m base\.{name} --help`"):
+        main(["--nope"])

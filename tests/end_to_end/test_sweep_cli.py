@@ -212,13 +212,25 @@ def test_a_failing_trial_is_recorded_and_the_others_continue(place: Workplace) -
 
 
 @pytest.mark.slow
-def test_an_error_in_the_config_of_a_trial_stops_the_sweep(place: Workplace) -> None:
+def test_a_misspelt_monitor_is_an_error_before_the_first_trial(place: Workplace) -> None:
     monitor = "trainer.monitor=max valid/acuracy"
     done = place.run(*TWO_EPOCHS, "--set", monitor, "--sweep", "lr=1e-4,1e-3")
     assert done.returncode == 2
     assert "did you mean 'valid/accuracy'" in done.stderr
+    assert done.stdout == ""
+    assert place.files() == set()
+
+
+@pytest.mark.slow
+def test_an_error_in_the_config_of_a_trial_stops_the_sweep(place: Workplace) -> None:
+    """Its folder stays, as the command that resumes it has been printed."""
+    without = ["data_loader.args.validation_split=0.0", "trainer.monitor=max valid/accuracy"]
+    done = place.run(*TWO_EPOCHS, *without, *GRID)
+    assert done.returncode == 2
     assert "trial 2" not in done.stdout
-    assert place.files() == set()  # nothing was trained
+    folder = Swept(place).folder.relative_to(place.folder)
+    assert f"train.py -r {folder}" in done.stdout
+    assert f"train.py -r {folder}" in done.stderr
 
 
 @pytest.mark.slow

@@ -246,6 +246,17 @@ def test_short_flags_set_what_they_stand_for(place: Workplace) -> None:
     assert "2 batches an epoch" in done.stdout
 
 
+def test_a_rate_without_effect_is_named_before_training(place: Workplace) -> None:
+    text = "optimizer.args.lr=0.02 has no effect: OneCycleLR replaces it"
+    for words, n_lines in (["--dry-run"], 1), ([], 1), (["--set", "lr_scheduler=null"], 0):
+        done = place.run("-c", "tiny.yaml", "--lr", "0.02", "--epochs", "1", "-d", "cpu", *words)
+        assert done.returncode == 0
+        assert (done.stdout + done.stderr).count(text) == n_lines
+    logs = [path.read_text() for path in place.folder.glob("saved/*/*/log.txt")]
+    (log,) = (log for log in logs if text in log)
+    assert log.index(text) < log.index("epoch")
+
+
 @pytest.mark.parametrize("redirection", ["| head -1", pytest.param(">&-", marks=pytest.mark.slow)])
 def test_a_reader_that_leaves_does_not_stop_the_run(place: Workplace, redirection: str) -> None:
     command = f"'{sys.executable}' '{ROOT}/train.py' -c tiny.yaml {redirection}"

@@ -62,7 +62,16 @@ def cached(
     kind = CachedImages if masks is not None else _images_or_batches
     kept: CachedImages = _cached_images(kind, dataset, where, Path(folder), n_threads)
     kept.mask_files = masks
+    if where == "memory":
+        what = "images" if masks is None else "images and masks"
+        place = f" of {dataset.root}" if getattr(dataset, "root", "") else ""
+        n_bytes = kept.layout.n_bytes + (0 if masks is None else masks.layout.n_bytes)
+        log.info(f"cache: {len(kept):,} {what}{place} in memory ({_size(n_bytes)})")
     return kept
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:,.0f} kB"
 
 
 def _images_or_batches(source: Any, pixels: SharedPixels | None, layout: Layout) -> CachedImages:
@@ -201,7 +210,7 @@ def _as_channels_last(rows: Tensor, shape: tuple[int, int, int]) -> Tensor:
 def _in_memory(source: Cacheable, n_threads: int) -> tuple[SharedPixels, Layout]:
     layout = read_layout(source, n_threads)
     needed, free = layout.n_bytes, free_memory()
-    sizes = f"{needed / 1e6:,.0f} MB"
+    sizes = _size(needed)
     if needed > 0.9 * free:
         raise DataError(
             f"cache: memory: {len(source):,} images need {sizes} decoded, {free / 1e6:,.0f} MB are "
@@ -220,7 +229,6 @@ def _in_memory(source: Cacheable, n_threads: int) -> tuple[SharedPixels, Layout]
     except BaseException:
         os.close(descriptor)
         raise
-    log.info(f"cache: {len(source):,} images in memory ({sizes})")
     return SharedPixels(descriptor, start=0), layout
 
 

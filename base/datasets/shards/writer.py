@@ -45,7 +45,7 @@ from base.errors import DataError, UsageError
 from base.system.resources import usable_cores
 from logger.files import open_file, read_file
 
-NAME = "-m base.shards"
+NAME = "python -m base.shards"
 EPILOG = """SOURCE is a folder with a subfolder of images per class, or a file with a line
 `path label` per image. OUT data/train writes data/train-000000.tar and so on, the index of
 each, and data/classes.txt.

@@ -57,6 +57,8 @@ def test_what_is_skipped_stays_and_may_have_another_shape(tmp_path: Path) -> Non
     assert model[0].weight.equal(state["0.weight"])
     assert model[1].running_var.equal(state["1.running_var"])
     assert not any(name.startswith("2.") for name in loaded.loaded)
+    assert (loaded.left_out, loaded.mismatched) == (["2.weight", "2.bias"], {})
+    assert "left out        2  2.weight, 2.bias" in loaded.table()
 
 
 def test_only_what_is_asked_for_is_loaded(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from base.data import device_feed as feeding
 from base.data import threads
 from base.data.device_feed import Copies, feed
 from base.data.reading import BatchReader
-from base.training.epoch_time import PARTS, Clock, advice
+from base.training.epoch_time import PARTS, Clock, advice, write_times
 from tests.base.toy import CPU, make, run, train_in
 from trainer.trainer import Trainer
 
@@ -302,6 +302,8 @@ def test_a_profiler_is_no_reason_to_save_less_often(tmp_path, monkeypatch, caplo
         ((5, 0, 5, 0), {}, "50% of the time is waiting for data: set data_loader.args.num_w"),
         ((5, 0, 5, 0), {"num_workers": 4}, "set data_loader.args.cache: memory"),
         ((5, 0, 5, 0), {"num_workers": 4, "cache": None}, "make the data set faster"),
+        ((5, 0, 5, 0), {"num_workers": 4, "cache": "memory"}, None),
+        ((5, 0, 5, 0), {"readers": "none", "cache": "memory"}, None),
         ((5, 0, 5, 0), {"readers": "none"}, "make the data set faster"),
         ((5, 0, 5, 0), {"num_workers": None, "cache": None}, "make the data set faster"),
         ((0, 3, 5, 0), {"pin_memory": False}, "38% of the time is copying to the device: set data"),
@@ -348,6 +350,14 @@ def test_the_report_has_the_times_of_each_epoch_and_a_slow_loader_is_told(
     zeros = ["0.00"] * 3
     assert [row.split() for row in rows] == [["1", "1.25", *zeros], ["2", "1.25", *zeros]]
     assert whole == told[0]
+
+
+def test_many_short_epochs_need_no_advice(tmp_path):
+    names = ["epoch", *(f"time/{part}" for part in PARTS)]
+    lines = [",".join(names), *(f"{n},0.3,0,0.3,0" for n in range(1, 9))]
+    (tmp_path / "metrics.csv").write_text("\n".join(lines) + "\n")
+    write_times(tmp_path, {**FACTS, "profiled": []})
+    assert (tmp_path / "report" / "time.txt").read_text().endswith("faster: no advice\n")
 
 
 def test_a_run_that_began_without_times_goes_on_with_them(tmp_path):

@@ -222,3 +222,13 @@ def test_a_resume_notices_that_a_mask_was_edited(root, kind):
     after, new_texts = digests()
     assert [name for name in texts if texts[name] != new_texts[name]] == ["2.png"]
     assert changed_hashes(before, after) == [("targets", "targets of the training samples differ")]
+
+
+def test_images_and_masks_in_memory_are_told_in_one_line(root, caplog):
+    dataset = MaskFolderDataset(str(root), CLASSES)
+    n_bytes = sum(image.nbytes + mask.numel() for image, mask in dataset)  # a mask is of bytes
+    with caplog.at_level("INFO", "kindling"):
+        DatasetLoader(dataset, 4, cache="memory")
+    (told,) = [text for text in caplog.messages if text.startswith("cache: ")]
+    place = f" of {dataset.root}" if hasattr(dataset, "root") else ""
+    assert told == f"cache: 6 images and masks{place} in memory ({n_bytes / 1e3:.0f} kB)"

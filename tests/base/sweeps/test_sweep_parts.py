@@ -8,12 +8,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from base.config import load_config, parse_train
 from base.errors import ConfigError, UsageError
-from base.sweeps.checks import check_trials
+from base.sweeps.checks import Machine, check_trials
 from base.sweeps.plan import (
     changed_plan,
     check_monitor,
@@ -25,8 +26,8 @@ from base.sweeps.plan import (
 from base.sweeps.processes import devices_of_jobs
 from base.sweeps.record import Plan, TrialRecord, create_sweep, find_sweep, read_sweep
 from base.sweeps.space import parse_space
-from base.sweeps.summary import command_of, no_effect
-from base.sweeps.sweep import SweepLoop
+from base.sweeps.summary import command_of, ignored_settings, no_effect
+from base.sweeps.sweep import SweepLoop, run_sweep
 from base.system.run_folder import find_newest_run, folders_of_runs, is_sweep, run_folder_of
 from base.system.trial import VARIABLE, Trial, current_trial, stamp_of_trial
 
@@ -196,7 +197,7 @@ def test_equal_values_of_all_trials_are_remarked(project_root: Path, tmp_path: P
     sweep = create_sweep(Plan("c", [], []), config)
     for number in (1, 2):
         sweep.trials.append(TrialRecord(number, {LR: "1"}, "finished", value=0.5, epoch=1))
-    assert "sweep lr_scheduler.args.max_lr" in no_effect(sweep, config)
+    assert "use lr_scheduler.args.max_lr" in no_effect(sweep, config)
     sweep.trials[0].value = 0.4
     assert no_effect(sweep, config) == ""
 
@@ -251,7 +252,7 @@ def test_a_trial_knows_its_sweep_and_shares_the_machine(
 
 def test_the_process_of_a_sweep_does_without_torch(project_root: Path, tmp_path: Path) -> None:
     """It also does so for the checks of names, which need torch."""
-    words = ["-c", str(project_root / "config" / "digits.yaml"), "--dry-run", "--sweep", "lr=1,2"]
+    words = ["-c", str(project_root / "config" / "digits.yaml"), "--dry-run", "--sweep", "seed=1,2"]
     program = f"import sys, train; code = train.main({json.dumps(words)}); "
     program += "sys.exit(code or 'torch' in sys.modules or 'matplotlib' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(project_root)}
@@ -260,5 +261,37 @@ def test_the_process_of_a_sweep_does_without_torch(project_root: Path, tmp_path:
         timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "trial 1: lr=1\ntrial 2: lr=2\n"
+    assert done.stdout == "trial 1: seed=1\ntrial 2: seed=2\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("swept", "overrides", "is_ignored"),
+    [
+        ("lr=1e-2,1e-3", [], True),
+        ("lr=1e-2,1e-3", ["lr_scheduler=null"], False),
+        ("lr=1e-2,1e-3", ["lr_scheduler.args.max_lr=${optimizer.args.lr}"], False),
+        ("seed=1,2", ["optimizer.args.lr=1e-3"], True),
+        ("lr_scheduler.args.max_lr=1e-2,1e-3", [], False),
+    ],
+)
+def test_a_rate_without_effect_is_named_before_the_first_trial(
+    swept: str, overrides: list[str], is_ignored: bool, project_root: Path
+) -> None:
+    plan = Plan(str(project_root / "config" / "digits.yaml"), overrides, [swept])
+    trials = settings_of_plan(plan, parse_space([swept], overrides), 0)
+    text = ignored_settings(plan, trials)
+    wanted = f"warning: {LR} has no effect: OneCycleLR replaces it; use lr_scheduler.args.max_lr"
+    assert text == (wanted if is_ignored else "")
+
+
+def test_fewer_combinations_than_samples_are_said(
+    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    path = project_root / "config" / "digits.yaml"
+    monkeypatch.setattr("base.sweeps.sweep.check_trials", lambda *_: Machine(0))
+    for n_samples in (2, 9):
+        words = ["-c", str(path), "--sweep", "seed=1,2", "--samples", str(n_samples), "--dry-run"]
+        assert run_sweep(parse_train(words)) == 0
+        note = "note: --samples 9: there are only 2 combinations\n"
+        assert (note in capsys.readouterr().out) == (n_samples == 9)

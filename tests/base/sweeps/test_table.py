@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
-from base.sweeps.picture import draw_sweep
+from base.sweeps.picture import _place_axis, draw_sweep
 from base.sweeps.record import Plan, Sweep, TrialRecord
 from base.sweeps.space import draws, grid, parse_space
 from base.sweeps.table import best_of, ranked, show_table, write_table
@@ -62,6 +63,35 @@ def test_the_table_fits_and_its_numbers_are_whole(kind: str, width: int, tmp_pat
     if width == 300:
         assert "table.csv" not in rows[-1]
         assert "20261129-064611_lr=1e-3" in "\n".join(rows)
+
+
+@pytest.mark.parametrize("same_second", [False, True])
+def test_a_cut_folder_is_found_by_r_or_marked(same_second: bool, tmp_path: Path) -> None:
+    sweep = made("one", tmp_path)
+    if same_second:
+        for trial in sweep.trials:
+            trial.folder = f"saved/x/20261129-064611_lr={trial.number}e-3"
+    whole = show_table(sweep, "max", "valid/loss", 120)
+    cut = show_table(sweep, "max", "valid/loss", len(whole.splitlines()[0]) + 10)
+    if same_second:
+        assert cut.count("20261129-064611…") == 3
+    else:
+        assert cut.splitlines()[0].endswith("run (-r)")
+        assert all(f"20261129-06461{n}\n" in f"{cut}\n" for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ("1e-3,3e-3,1e-2", "log"), ("1,3,9", "log"), ("1,2,4", "log"), ("0.1,10,30", "log"),
+        ("1,2,9", "linear"), ("1,2,3", "linear"), ("0,1,100", "linear"), ("-1,3,9", "linear"),
+    ],
+)  # fmt: skip
+def test_values_of_about_equal_ratios_have_a_log_axis(values: str, scale: str) -> None:
+    axes = Figure().add_subplot()
+    space = parse_space([f"lr={values}"])
+    _place_axis(axes, "x", space[0], [TrialRecord(1, each) for each in grid(space)])
+    assert axes.get_xscale() == scale
 
 
 def test_the_file_holds_everything_exactly(tmp_path: Path) -> None:

@@ -259,6 +259,25 @@ def test_a_run_is_found_by_a_unique_part_of_its_path(runs, part, name):
     assert locate(inside) == find_run(inside) == runs[name] / "checkpoints" / "step-00000001"
 
 
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [
+        ("lr=3e-3", "lr=3e-3"),
+        ("lr=3e-3", "width=8_lr=3e-3_seed=1"),
+        ("width=8_lr=3e-3", "width=8_lr=3e-3"),
+        ("lr=3e-3", "lr=3e-3_2"),
+        ("max_lr=3e-3", "max_lr=3e-3"),
+    ],
+)
+def test_a_whole_setting_comes_before_a_part_of_one(tmp_path, monkeypatch, part, setting):
+    monkeypatch.chdir(tmp_path)
+    for each in (setting, f"{part}5", f"gen_max_{part}", f"width=8_gen_max_{part}_seed=1"):
+        folder = create_run_folder("saved", "digits", NOON, settings=each)
+        if each == setting:
+            wanted = folder
+    assert locate(part) == wanted
+
+
 def test_a_part_is_looked_for_where_the_runs_are_saved(runs):
     Path("width=64").mkdir()  # a folder above is no part of the path of a run
     Path("saved").rename("width=64/elsewhere")

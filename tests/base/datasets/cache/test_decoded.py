@@ -490,3 +490,12 @@ def test_nothing_is_left_open(tmp_path, where, kept_in):
         cached(source, where, kept_in)
     assert psutil.Process().num_fds() <= before
     assert isinstance(cached(source, where, kept_in), CachedBatches)
+
+
+def test_a_cache_in_memory_is_told_once_in_a_unit_that_fits(tmp_path, caplog):
+    source = make_images(tmp_path / "images")
+    n_bytes = sum(source.image(index).nbytes for index in range(len(source)))
+    with caplog.at_level(logging.INFO, "kindling"):
+        cached(source, "memory")
+    told = f"cache: 8 images of {tmp_path / 'images'} in memory ({n_bytes / 1e3:.0f} kB)"
+    assert caplog.messages == [told]

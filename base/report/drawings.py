@@ -15,7 +15,7 @@ N_COLORS = 8
 MOST_LINES = 8  # in the legend of a chart
 N_MEANS = 2  # the lines of a crowded chart that are drawn as usual: means of training, validation
 MOST_MARKS = 40  # points of a line that are marked, and say their value when pointed at
-MOST_VERTICES = 600  # of a line; longer ones are thinned
+MOST_VERTICES = 1000  # of a line; longer ones are thinned
 LOG_FROM = 20.0
 """The ratio of the largest to the smallest value from which a log scale helps."""
 
@@ -126,6 +126,18 @@ def color_of(number: int) -> str:
     return f"var(--c{number % N_COLORS})"
 
 
+def thinned(line: Sequence[Point]) -> Sequence[Point]:
+    """Return at most `MOST_VERTICES` points: the ends, and the lowest and highest of each part."""
+    if len(line) <= MOST_VERTICES:
+        return line
+    inner, n_parts = range(1, len(line) - 1), MOST_VERTICES // 2 - 1
+    kept = {0, len(line) - 1}
+    for number in range(n_parts):
+        part = inner[len(inner) * number // n_parts : len(inner) * (number + 1) // n_parts]
+        kept.update((min(part, key=lambda n: line[n][1]), max(part, key=lambda n: line[n][1])))
+    return [line[number] for number in sorted(kept)]
+
+
 def _scale(
     values: Sequence[float],
     start: float,
@@ -168,9 +180,7 @@ def _frame(title: str, x: Scale, y: Scale, x_name: str, are_x_whole: bool = Fals
 def _line(
     name: str, line: Sequence[Point], x: Scale, y: Scale, number: int, is_crowded: bool
 ) -> str:
-    step = -(-len(line) // MOST_VERTICES) or 1
-    kept = [*line[:-1:step], *line[-1:]]
-    path = "L".join(f"{x(a)} {y(b)}" for a, b in kept)
+    path = "L".join(f"{x(a)} {y(b)}" for a, b in thinned(line))
     color = color_of(number)
     thin = " thin" if is_crowded and number >= N_MEANS else ""
     text = f'<path class="line{thin}" style="stroke:{color}" d="M{path}"/>'

@@ -153,27 +153,29 @@ def _pictures(folder: Path) -> list[Raw]:
 
 
 def _epochs(run: RunFacts) -> list[Raw]:
-    """Return the values of each epoch as a table; of long runs every n-th."""
+    """Return the values of each epoch as a table; of long runs every n-th, and the best."""
     columns = [
         name
         for name in dict.fromkeys(name for row in run.rows for name in row)
         if not name.startswith(("time/", "samples_per_second", "memory_mb"))
         and (name.count("/") < 2 or name.endswith(MEANS))
     ]
-    step = -(-len(run.rows) // MOST_EPOCHS) or 1
+    step, best_epoch = -(-len(run.rows) // MOST_EPOCHS) or 1, run.best_epoch
     kept = [
         row
         for number, row in enumerate(run.rows, start=1)
-        if number % step == 0 or number in (1, len(run.rows)) or row.get("epoch") == run.best_epoch
+        if number % step == 0 or number in (1, len(run.rows)) or row.get("epoch") == best_epoch
     ]
     rows = []
     for row in kept:
-        is_best = run.best_epoch is not None and row.get("epoch") == run.best_epoch
+        is_best = best_epoch is not None and row.get("epoch") == best_epoch
         class_ = "number best" if is_best else "number"
         rows.append([tag("td", shown(row.get(name)), class_=class_) for name in columns])
     if not rows:
         return []
-    text = f"{len(run.rows)} epochs" + (f", every {step}th shown" if step > 1 else "")
+    text = f"{len(run.rows):,} epochs"
+    if step > 1:
+        text += f": the first, the last, the best and each multiple of {step} are shown"
     return [more(text, table(columns, rows))]
 
 

@@ -7,7 +7,16 @@ import re
 import pytest
 
 from base.report.curves import draw, panels_of, time_panels
-from base.report.drawings import BOTTOM, HEIGHT, TOP, Scale, line_chart, wants_log
+from base.report.drawings import (
+    BOTTOM,
+    HEIGHT,
+    MOST_VERTICES,
+    TOP,
+    Scale,
+    line_chart,
+    thinned,
+    wants_log,
+)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 17), (1e-7, 2e-7), (0.5, 1e9)])
@@ -27,6 +36,17 @@ def test_points_lie_where_their_values_say() -> None:
     chart = line_chart("x", {"a": [(1, 0.0), (2, 1.0)]}, limits=(0.0, 1.0))
     ys = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', chart)]
     assert ys == [HEIGHT - BOTTOM, TOP]
+
+
+@pytest.mark.parametrize("length", [MOST_VERTICES, MOST_VERTICES + 1, 20_000, 54_321])
+def test_a_long_line_keeps_its_ends_and_its_extremes(length: int) -> None:
+    line = [(float(n), float(n * 7919 % 101)) for n in range(length)]
+    line[length // 3] = (float(length // 3), 5e4)
+    line[length // 2] = (float(length // 2), -5e4)
+    kept = thinned(line)
+    assert MOST_VERTICES / 2 < len(kept) <= MOST_VERTICES
+    assert {line[0], line[-1], line[length // 3], line[length // 2]} <= set(kept)
+    assert kept == sorted(set(kept))
 
 
 @pytest.mark.parametrize("line", [[(1, 5.0)], [(1, 5.0), (2, 5.0)], [(1, 0.0), (2, 0.0)], []])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -234,3 +235,45 @@ def test_settings_are_marked_if_they_differ_from_the_schema() -> None:
 def test_differing_settings_are_listed_with_all_values() -> None:
     one, other = {"name": "a", "seed": 1}, {"name": "a", "seed": 2, "extra": {"mine": 3}}
     assert differing([one, other]) == {"seed": ["1", "2"], "extra.mine": ["", "3"]}
+
+
+def long_run(folder: Path, n_epochs: int) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(load_config(None, text=CONFIG).to_yaml())
+    names = ["train/loss", "valid/loss", "valid/accuracy", "lr", "seconds"]
+    lines = [",".join(["epoch", "step", *names])]
+    for epoch in range(1, n_epochs + 1):
+        values = [f"{(epoch * prime % 997 + 1) / 998:.4f}" for prime in (7, 11, 13, 17, 19)]
+        lines.append(",".join([str(epoch), str(5 * epoch), *values]))
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def calls_of(folder: Path) -> int:
+    """Return how many functions are called to write the page of a run."""
+    n_calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal n_calls
+        n_calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        write_report(folder)
+    finally:
+        sys.setprofile(None)
+    return n_calls
+
+
+def test_the_work_for_a_page_grows_with_the_epochs_and_no_faster(tmp_path: Path) -> None:
+    calls = [calls_of(long_run(tmp_path / str(n), n)) for n in (500, 1500)]
+    assert calls[1] < 4 * calls[0]
+
+
+def test_the_page_of_a_very_long_run_stays_small(tmp_path: Path) -> None:
+    text = made(long_run(tmp_path / "long", 6000))
+    assert len(text) < 600_000
+    assert text.count("<tr><td") < 250
+    assert "6,000 epochs: the first, the last, the best and each multiple of 30 are shown" in text
+    best = re.findall(r'<tr><td class="number best">([\d,]+)</td>', text)
+    assert len(best) == 1

@@ -161,6 +161,9 @@ def _predictions(runs: Sequence[RunFacts], labels: Sequence[str], part: str) -> 
             continue
         tasks = {summary["task"] for number in (one, other) if (summary := summaries[number])}
         if tasks <= {"classification", "binary", "multilabel"}:
+            if "multilabel" not in tasks:
+                both = [(a, b) for a, b in both if a["target"]]  # whose class is known
+                pair[2] = len(both)
             rights.append([*pair, *_of_classes(both)])
         elif len(tasks) == 1:
             gaps.append([*pair, *_of_errors(both)])
@@ -201,10 +204,18 @@ def _targets(row: Row) -> list[str]:
 
 
 def _of_classes(both: Sequence[tuple[Row, Row]]) -> list[Any]:
-    judged = [(a["target"] == a["prediction"], b["target"] == b["prediction"]) for a, b in both]
+    judged = [(_is_right(a), _is_right(b)) for a, b in both]
     only_a, only_b = judged.count((True, False)), judged.count((False, True))
     counts = [judged.count((True, True)), only_a, only_b, judged.count((False, False))]
     return [*counts, tag("td", f"{mcnemar(only_a, only_b):.3g}", class_="number")]
+
+
+def _is_right(row: Row) -> bool:
+    """Return whether the class is right, or all labels whose target is known are."""
+    if not row.get("unknown"):
+        return row["target"] == row["prediction"]
+    chosen = [set(filter(None, row[name].split("|"))) for name in ("target", "prediction")]
+    return chosen[0] == chosen[1] - set(row["unknown"].split("|"))
 
 
 def _of_errors(both: Sequence[tuple[Row, Row]]) -> list[Any]:
@@ -224,7 +235,11 @@ def _error(row: Row) -> float:
             return 1 - float(row["mean_iou"])
         if "mean_absolute_error" in row:
             return float(row["mean_absolute_error"])
-        ends = [name[len("target") :] for name in row if name.partition("/")[0] == "target"]
+        ends = [
+            name[len("target") :]
+            for name, value in row.items()
+            if name.partition("/")[0] == "target" and value
+        ]
         gaps = [abs(float(row[f"target{end}"]) - float(row[f"prediction{end}"])) for end in ends]
         return sum(gaps) / len(gaps)
     except (KeyError, ValueError, ZeroDivisionError):

@@ -55,11 +55,13 @@ def prediction_parts(folder: Path, part: str, found: Mapping[str, Any]) -> list[
         scores = [
             ClassScore(name, *counts) for name, counts in zip(names, found["labels"], strict=True)
         ]
-        exact = found["n_exact"] / max(found["n_samples"], 1)
+        n_judged = found.get("n_judged", found["n_samples"])
+        exact = found["n_exact"] / max(n_judged, 1)
         content += [
             facts(
                 [
                     ("samples", shown(found["n_samples"])),
+                    *_without_target(found["n_samples"] - n_judged),
                     ("all labels right", percent(exact)),
                     ("mean F1", shown(mean_of([each.f1 for each in scores]))),
                 ]
@@ -93,12 +95,18 @@ def _summary_of_classes(found: Mapping[str, Any], scores: Sequence[ClassScore]) 
         ]
     else:
         n_wrong = sum(count for true, chosen, count in found["pairs"] if true != chosen)
+        n_judged = sum(count for *_, count in found["pairs"])
         rows += [
+            *_without_target(found["n_samples"] - n_judged),
             ("accuracy", percent(accuracy_of(found["pairs"]))),
             ("mistakes", shown(n_wrong)),
         ]
     rows.append(("mean F1", shown(mean_of([each.f1 for each in scores]))))
     return facts(rows)
+
+
+def _without_target(n_samples: int) -> list[tuple[str, object]]:
+    return [("without a known target", shown(n_samples))] if n_samples > 0 else []
 
 
 def _confusions(pairs: Sequence[Pair], names: Sequence[str], unit: str) -> Raw:

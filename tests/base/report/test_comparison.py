@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,28 @@ def test_only_samples_of_both_with_one_target_are_counted(tmp_path: Path) -> Non
         compared(one, two), "Predictions: validation data"
     )
     assert [n, both, only_a, only_b, wrong, p] == ["3", "1", "1", "1", "0", "1"]
+
+
+def test_unknown_targets_are_not_compared(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "r1"), make_run(tmp_path / "r2")
+    target = np.array([0, 1, -1])
+    for run, prediction in ((one, [0, 0, 2]), (two, [0, 1, 1])):
+        found = classified(n_samples=3, ids=list("abc"), target=target)
+        write_predictions(run, replace(found, prediction=np.array(prediction)))
+    (row,) = cells_after(compared(one, two), "Predictions: validation data")
+    assert row[2:7] == ["2", "1", "0", "1", "0"]
+
+
+def test_labels_are_right_if_all_known_ones_are(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "r1"), make_run(tmp_path / "r2")
+    target = np.array([[1, -1, 0], [1, 1, -1]], dtype=np.int8)
+    for run, prediction in ((one, [[1, 1, 0], [0, 1, 1]]), (two, [[1, 0, 0], [1, 1, 1]])):
+        chosen = np.array(prediction, dtype=bool)
+        write_predictions(
+            run, Predictions("valid", "multilabel", list("ab"), list("xyz"), target, chosen)
+        )
+    (row,) = cells_after(compared(one, two), "Predictions: validation data")
+    assert row[2:7] == ["2", "1", "0", "1", "0"]
 
 
 def test_rows_that_are_only_numbered_are_not_compared(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -9,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from base.errors import UsageError
 from base.report.curves import OF_TIME, PHASES, Panel, draw, kind_of, points_of
 from base.report.markup import Raw, page, section, shown, table, tag
 from base.report.page import MEANS, loss_names, time_of
@@ -16,17 +19,57 @@ from base.report.prediction_sections import PART_NAMES
 from base.report.predictions import PARTS, read_predictions, read_rows_of
 from base.report.settings import differing
 from base.runs.facts import RunFacts, read_run
-from logger.files import write_whole
+from logger.files import read_file, write_whole
 
+MARK = '<meta name="generator" content="Kindling, comparison of runs">'
+"""In the head of each comparison, which may be replaced by another one."""
+LONGEST_NAME = 120  # bytes of the name of a comparison's folder
 EXACT_UP_TO = 1000  # discordant samples; of more, the chi-squared distribution is as good
 
 
-def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+def default_output(folders: Sequence[Path]) -> Path:
+    """Return the folder of a comparison beside its runs, which has their names in its own.
+
+    The same runs have the same folder in any order, and others have another one. The name is a
+    digest where the names of the runs are long, or where they do not lie beside each other.
+    """
+    paths = [folder.absolute() for folder in folders]
+    above = Path(os.path.commonpath(paths))
+    names = sorted(path.relative_to(above).as_posix() for path in paths)
+    name = f"comparison_{'+'.join(names)}"
+    if "/" in name or len(os.fsencode(name)) > LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:8]
+        name = f"comparison_{len(names)}-runs_{digest}"
+    with contextlib.suppress(ValueError):
+        above = above.relative_to(Path.cwd())
+    return above / name
+
+
+def is_comparison(folder: Path) -> bool:
+    """Return whether a folder holds a comparison."""
+    try:
+        return MARK.encode() in read_file(folder / "index.html")[:1000]
+    except OSError:
+        return False
+
+
+def write_comparison(folders: Sequence[Path], out: Path, overwrite: bool = False) -> Path:
     """Write ``index.html`` into a folder, which is made if only its last part is missing.
 
+    Args:
+        overwrite: whether a file that is no comparison is replaced; a comparison always is.
+
     Raises:
+        UsageError: the file exists, or the folder is a file.
         FileError: it cannot be written.
     """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"-o {out}: a file; give the folder of the comparison")
+    if (out / "index.html").exists() and not overwrite and not is_comparison(out):
+        raise UsageError(
+            f"-o {out}: its index.html exists already, and is no comparison;"
+            " add --overwrite to replace it"
+        )
     runs = [read_run(folder) for folder in folders]
     path = out / "index.html"
     write_whole(path, comparison_page(runs, out).encode(errors="backslashreplace"))
@@ -60,6 +103,7 @@ def comparison_page(runs: Sequence[RunFacts], out: Path) -> str:
         tag("h1", title),
         tag("nav", *(tag("a", title, href=f"#{key}") for key, (title, _) in filled.items())),
         *(section(title, *content, id_=key) for key, (title, content) in filled.items()),
+        marks=MARK,
     )
 
 

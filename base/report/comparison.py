@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from base.errors import UsageError
-from base.report.curves import OF_TIME, PHASES, Panel, draw, kind_of, points_of
+from base.report.curves import OF_TIME, PHASES, Panel, draw, grid, kind_of, points_of
 from base.report.markup import Raw, page, section, shown, table, tag
 from base.report.page import MEANS, loss_names, time_of
 from base.report.prediction_sections import PART_NAMES
@@ -187,7 +187,7 @@ def _curves(runs: Sequence[RunFacts], labels: Sequence[str]) -> list[Raw]:
             title = metric if phase in PHASES else column
             panels.append(Panel(column, kind_of(title, losses), lines).with_kind())
     panels.sort(key=lambda panel: panel.title.partition("/")[0] != "valid")
-    return [tag("div", *draw(panels), class_="grid")] if panels else []
+    return [grid(draw(panels))] if panels else []
 
 
 def _predictions(runs: Sequence[RunFacts], labels: Sequence[str], part: str) -> list[Raw]:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from base.report.curves import draw, panels_of, time_panels
+from base.report.curves import draw, grid, panels_of, time_panels
 from base.report.markup import (
     Raw,
     facts,
@@ -117,7 +117,7 @@ def _curves(run: RunFacts) -> list[Raw]:
     panels = panels_of(run.rows, loss_names(run.config))
     if not panels:
         return []
-    content = [tag("div", *draw(panels, run.best_epoch), class_="grid")]
+    content = [grid(draw(panels, run.best_epoch))]
     if run.best_epoch is not None:
         text = f"Dashed: epoch {run.best_epoch}, the best by {run.monitor}. "
     else:
@@ -181,7 +181,7 @@ def _epochs(run: RunFacts) -> list[Raw]:
 
 def _time(run: RunFacts) -> list[Raw]:
     panels = time_panels(run.rows)
-    return [tag("div", *draw(panels), class_="grid")] if panels else []
+    return [grid(draw(panels))] if panels else []
 
 
 def _parameters(folder: Path) -> list[Raw]:

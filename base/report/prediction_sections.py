@@ -226,35 +226,43 @@ def _mistakes(folder: Path, found: Mapping[str, Any]) -> Raw:
     is_wrong = found["task"] in ("classification", "binary", "multilabel")
     title = tag("h3", f"{len(worst)} worst {'mistakes' if is_wrong else 'predictions'}")
     if not any(each["pictures"] for each in worst):
-        return Raw(title + _mistake_table(worst))
+        return Raw(title + _mistake_table(worst, are_named=is_wrong))
     if found["task"] == "segmentation":
         rows = [_masks(folder, each) for each in worst]
         legend = tag("p", "Red: pixels of a wrong class.", class_="soft")
         return Raw(title + legend + tag("div", *rows, class_="rows"))
     tiles = [
-        figure(picture(folder / "report" / each["pictures"][""], each["id"]), _caption(each))
+        figure(
+            picture(folder / "report" / each["pictures"][""], each["id"]), _caption(each, is_wrong)
+        )
         for each in worst
         if each["pictures"]
     ]
     return Raw(title + tag("div", *tiles, class_="tiles"))
 
 
-def _caption(one: Mapping[str, Any]) -> Raw:
+def _caption(one: Mapping[str, Any], are_named: bool) -> Raw:
     values, lines = one["values"], []
     if "probability" in values:
         lines.append(
             f"<b>{escape(values['prediction'])}</b> {_share(values['probability'])}, is"
             f" {escape(values['target'])} {_share(values['target_probability'])}"
         )
-    elif "prediction" in values:
+    elif are_named:
         lines.append(
             f"<b>{escape(values['prediction'] or 'none')}</b>, is"
             f" {escape(values['target'] or 'none')}"
         )
     else:
-        lines += [f"{escape(name)} {escape(value)}" for name, value in values.items()]
+        lines += [
+            f"{escape(name.replace('_', ' '))} {_number(value)}" for name, value in values.items()
+        ]
     lines.append(escape(one["place"] or one["id"]))
     return Raw("<br>".join(lines))
+
+
+def _number(text: str) -> str:
+    return escape(shown(float(text) if text else None))
 
 
 def _share(text: str) -> str:
@@ -278,14 +286,24 @@ def _masks(folder: Path, one: Mapping[str, Any]) -> Raw:
     return figure(tag("div", *pictures, class_="four"), caption)
 
 
-def _mistake_table(worst: Sequence[Mapping[str, Any]]) -> Raw:
+def _mistake_table(worst: Sequence[Mapping[str, Any]], are_named: bool) -> Raw:
+    """Return the worst predictions as a table.
+
+    Args:
+        are_named: whether targets and predictions are classes, whose names may be digits.
+    """
     values = list(dict.fromkeys(name for each in worst for name in each["values"]))
     columns = list(dict.fromkeys(name for each in worst for name in each["columns"]))
     rows = [
         [
             Path(each["place"] or each["id"]).name,
-            *(_number_or_text(each["values"].get(name, "")) for name in values),
-            *(_number_or_text(each["columns"].get(name, "")) for name in columns),
+            *(
+                each["values"].get(name, "")
+                if are_named and name in ("target", "prediction", "unknown")
+                else _number_or_text(each["values"].get(name, ""))
+                for name in values
+            ),
+            *(_number_or_text(each["columns"].get(name, ""), is_exact=True) for name in columns),
         ]
         for each in worst
     ]
@@ -293,9 +311,10 @@ def _mistake_table(worst: Sequence[Mapping[str, Any]]) -> Raw:
     return table(head, rows, heads=1)
 
 
-def _number_or_text(text: str) -> Any:
+def _number_or_text(text: str, is_exact: bool = False) -> Any:
+    """Return a cell; numbers on the right, as elsewhere on the page, or as they are in the data."""
     try:
-        float(text)
+        value = float(text)
     except ValueError:
         return text
-    return tag("td", shown(float(text)) if "." in text or "e" in text else text, class_="number")
+    return tag("td", text if is_exact else shown(value), class_="number")

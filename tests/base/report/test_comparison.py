@@ -138,7 +138,7 @@ def test_of_numbers_the_errors_are_compared(tmp_path: Path) -> None:
 def test_each_run_has_a_line_in_each_chart(tmp_path: Path, n_runs: int) -> None:
     page = compared(*(make_run(tmp_path / f"r{n}", value=n + 1) for n in range(n_runs)))
     assert page.count('class="line') == n_runs
-    assert ("and 4 more" in page) == (n_runs == 12)
+    assert ("and 6 more, grey" in page) == (n_runs == 12)
 
 
 def test_each_set_of_runs_has_a_comparison_of_its_own(tmp_path: Path) -> None:

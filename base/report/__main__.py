@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from base.config.command_line import Parser, run
 from base.config.loading import load_config
 from base.errors import KindlingError, UsageError, why
-from base.report.comparison import write_comparison
+from base.report.comparison import default_output, is_comparison, write_comparison
 from base.report.page import write_report
 from base.system.processes import refuse_several_processes
 from base.system.run_folder import find_run, run_folder_of
@@ -24,7 +22,8 @@ EPILOG = """examples:
 
 The report of one run is made again, with new predictions for the validation data if the data
 are there (and for the test data if the run has been tested). Several runs give one page that
-compares them; nothing is written into their folders."""
+compares them; nothing is written into their folders. A comparison of the same runs is replaced;
+folders of comparisons among the RUNs, as in `saved/digits/*`, are left out."""
 
 log = logging.getLogger("kindling")
 
@@ -33,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     """Write the page or pages; return the exit code."""
     options = _parse(arguments)
     refuse_several_processes("python -m base.report")
-    paths = list(dict.fromkeys(find_run(path) for path in options.runs))
+    given = [path for path in options.runs if not is_comparison(Path(path))] or options.runs
+    paths = list(dict.fromkeys(find_run(path) for path in given))
     if len(paths) == 1:
         if options.output is not None:
             raise UsageError(
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
         print(remake(paths[0], options.device))
         return 0
     folders = [run_folder_of(path) for path in paths]
-    print(write_comparison(folders, options.output or _default_output(folders)))
+    out = options.output or default_output(folders)
+    print(write_comparison(folders, out, options.overwrite))
     return 0
 
 
@@ -109,14 +110,6 @@ def predict_again(path: Path, folder: Path, device: str | None = None) -> None:
             run_test(trainer, checkpoint, folder)
 
 
-def _default_output(folders: Sequence[Path]) -> Path:
-    """Return the folder ``comparison`` beside the runs."""
-    above = Path(os.path.commonpath([folder.absolute() for folder in folders]))
-    with contextlib.suppress(ValueError):
-        above = above.relative_to(Path.cwd())
-    return above / "comparison"
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     layout = argparse.RawDescriptionHelpFormatter
     text = "Make the report of a run again, or compare several runs."
@@ -124,8 +117,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, or a name's newest run")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FOLDER",
-        help="where to write a comparison (by default `comparison` beside the runs)",
+        help="where to write a comparison (by default `comparison_RUN+RUN` beside the runs)",
     )  # fmt: skip
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an index.html in the folder of -o that is no comparison",
+    )
     parser.add_argument("-d", "--device", metavar="DEVICE", help="auto (default), cpu, cuda, mps")
     return parser.parse_args(arguments)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -9,24 +11,65 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from base.report.curves import OF_TIME, PHASES, Panel, draw, kind_of, points_of
+from base.errors import UsageError
+from base.report.curves import OF_TIME, PHASES, Panel, draw, grid, kind_of, points_of
 from base.report.markup import Raw, page, section, shown, table, tag
 from base.report.page import MEANS, loss_names, time_of
 from base.report.prediction_sections import PART_NAMES
 from base.report.predictions import PARTS, read_predictions, read_rows_of
 from base.report.settings import differing
 from base.runs.facts import RunFacts, read_run
-from logger.files import write_whole
+from logger.files import read_file, write_whole
 
+MARK = '<meta name="generator" content="Kindling, comparison of runs">'
+"""In the head of each comparison, which may be replaced by another one."""
+LONGEST_NAME = 120  # bytes of the name of a comparison's folder
 EXACT_UP_TO = 1000  # discordant samples; of more, the chi-squared distribution is as good
 
 
-def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+def default_output(folders: Sequence[Path]) -> Path:
+    """Return the folder of a comparison beside its runs, which has their names in its own.
+
+    The same runs have the same folder in any order, and others have another one. The name is a
+    digest where the names of the runs are long, or where they do not lie beside each other.
+    """
+    paths = [folder.absolute() for folder in folders]
+    above = Path(os.path.commonpath(paths))
+    names = sorted(path.relative_to(above).as_posix() for path in paths)
+    name = f"comparison_{'+'.join(names)}"
+    if "/" in name or len(os.fsencode(name)) > LONGEST_NAME:
+        digest = hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:8]
+        name = f"comparison_{len(names)}-runs_{digest}"
+    with contextlib.suppress(ValueError):
+        above = above.relative_to(Path.cwd())
+    return above / name
+
+
+def is_comparison(folder: Path) -> bool:
+    """Return whether a folder holds a comparison."""
+    try:
+        return MARK.encode() in read_file(folder / "index.html")[:1000]
+    except OSError:
+        return False
+
+
+def write_comparison(folders: Sequence[Path], out: Path, overwrite: bool = False) -> Path:
     """Write ``index.html`` into a folder, which is made if only its last part is missing.
 
+    Args:
+        overwrite: whether a file that is no comparison is replaced; a comparison always is.
+
     Raises:
+        UsageError: the file exists, or the folder is a file.
         FileError: it cannot be written.
     """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"-o {out}: a file; give the folder of the comparison")
+    if (out / "index.html").exists() and not overwrite and not is_comparison(out):
+        raise UsageError(
+            f"-o {out}: its index.html exists already, and is no comparison;"
+            " add --overwrite to replace it"
+        )
     runs = [read_run(folder) for folder in folders]
     path = out / "index.html"
     write_whole(path, comparison_page(runs, out).encode(errors="backslashreplace"))
@@ -60,6 +103,7 @@ def comparison_page(runs: Sequence[RunFacts], out: Path) -> str:
         tag("h1", title),
         tag("nav", *(tag("a", title, href=f"#{key}") for key, (title, _) in filled.items())),
         *(section(title, *content, id_=key) for key, (title, content) in filled.items()),
+        marks=MARK,
     )
 
 
@@ -143,7 +187,7 @@ def _curves(runs: Sequence[RunFacts], labels: Sequence[str]) -> list[Raw]:
             title = metric if phase in PHASES else column
             panels.append(Panel(column, kind_of(title, losses), lines).with_kind())
     panels.sort(key=lambda panel: panel.title.partition("/")[0] != "valid")
-    return [tag("div", *draw(panels), class_="grid")] if panels else []
+    return [grid(draw(panels))] if panels else []
 
 
 def _predictions(runs: Sequence[RunFacts], labels: Sequence[str], part: str) -> list[Raw]:
@@ -161,6 +205,9 @@ def _predictions(runs: Sequence[RunFacts], labels: Sequence[str], part: str) -> 
             continue
         tasks = {summary["task"] for number in (one, other) if (summary := summaries[number])}
         if tasks <= {"classification", "binary", "multilabel"}:
+            if "multilabel" not in tasks:
+                both = [(a, b) for a, b in both if a["target"]]  # whose class is known
+                pair[2] = len(both)
             rights.append([*pair, *_of_classes(both)])
         elif len(tasks) == 1:
             gaps.append([*pair, *_of_errors(both)])
@@ -201,10 +248,18 @@ def _targets(row: Row) -> list[str]:
 
 
 def _of_classes(both: Sequence[tuple[Row, Row]]) -> list[Any]:
-    judged = [(a["target"] == a["prediction"], b["target"] == b["prediction"]) for a, b in both]
+    judged = [(_is_right(a), _is_right(b)) for a, b in both]
     only_a, only_b = judged.count((True, False)), judged.count((False, True))
     counts = [judged.count((True, True)), only_a, only_b, judged.count((False, False))]
     return [*counts, tag("td", f"{mcnemar(only_a, only_b):.3g}", class_="number")]
+
+
+def _is_right(row: Row) -> bool:
+    """Return whether the class is right, or all labels whose target is known are."""
+    if not row.get("unknown"):
+        return row["target"] == row["prediction"]
+    chosen = [set(filter(None, row[name].split("|"))) for name in ("target", "prediction")]
+    return chosen[0] == chosen[1] - set(row["unknown"].split("|"))
 
 
 def _of_errors(both: Sequence[tuple[Row, Row]]) -> list[Any]:
@@ -224,7 +279,11 @@ def _error(row: Row) -> float:
             return 1 - float(row["mean_iou"])
         if "mean_absolute_error" in row:
             return float(row["mean_absolute_error"])
-        ends = [name[len("target") :] for name in row if name.partition("/")[0] == "target"]
+        ends = [
+            name[len("target") :]
+            for name, value in row.items()
+            if name.partition("/")[0] == "target" and value
+        ]
         gaps = [abs(float(row[f"target{end}"]) - float(row[f"prediction{end}"])) for end in ends]
         return sum(gaps) / len(gaps)
     except (KeyError, ValueError, ZeroDivisionError):

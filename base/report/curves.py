@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from base.report.drawings import Point, line_chart, wants_log
-from base.report.markup import Raw, figure
+from base.report.markup import Raw, figure, tag
 
 PHASES = ("train", "valid", "test")
 OF_TIME = ("seconds", "samples_per_second", "memory_mb", "time", "wait")
@@ -86,9 +86,16 @@ def draw(panels: Sequence[Panel], best_epoch: float | None = None) -> list[Raw]:
     shared = {kind: _range(kind, panels) for kind in KINDS}
     for panel in panels:
         limits, is_log = shared[panel.kind]
-        chart = line_chart(panel.title, panel.lines, best_epoch, limits, is_log)
+        means = [name for name in panel.lines if name.rpartition(" ")[2] in MEANS]
+        chart = line_chart(panel.title, panel.lines, best_epoch, limits, is_log, strong=means)
         drawn.append(figure(chart, ""))
     return drawn
+
+
+def grid(drawn: Sequence[Raw]) -> Raw:
+    """Return charts beside each other, three in a row; four where the last would stand alone."""
+    is_alone = len(drawn) > 1 and len(drawn) % 3 == 1
+    return tag("div", *drawn, class_="grid fours" if is_alone else "grid")
 
 
 def time_panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from base.report.markup import Raw, escape, shown, tag
@@ -11,11 +11,9 @@ from base.report.markup import Raw, escape, shown, tag
 Point = tuple[float, float]
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 26, 30
-N_COLORS = 8
-MOST_LINES = 8  # in the legend of a chart
-N_MEANS = 2  # the lines of a crowded chart that are drawn as usual: means of training, validation
+MOST_LINES = 6  # of a chart that have a colour, and a name in the legend; others are grey
 MOST_MARKS = 40  # points of a line that are marked, and say their value when pointed at
-MOST_VERTICES = 600  # of a line; longer ones are thinned
+MOST_VERTICES = 1000  # of a line; longer ones are thinned
 LOG_FROM = 20.0
 """The ratio of the largest to the smallest value from which a log scale helps."""
 
@@ -58,6 +56,7 @@ def line_chart(
     limits: tuple[float, float] | None = None,
     is_log: bool = False,
     x_name: str = "epoch",
+    strong: Collection[str] = (),
 ) -> Raw:
     """Return a chart with a legend below it.
 
@@ -65,6 +64,7 @@ def line_chart(
         lines: by name, in the order of their colours; points are (x, y), finite.
         marked: an x that is marked, such as that of the best epoch.
         limits: the smallest and largest y of the axis; None for those of the lines.
+        strong: the lines that are thick, such as means.
     """
     points = [point for line in lines.values() for point in line]
     if not points:
@@ -76,9 +76,8 @@ def line_chart(
         place = x(marked)
         parts.append(f'<path class="best" d="M{place} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(f"<title>dashed: best epoch, {marked:g}</title>")
-    is_crowded = len(lines) > MOST_LINES
     for number, (name, line) in reversed(list(enumerate(lines.items()))):
-        parts.append(_line(name, line, x, y, number, is_crowded))
+        parts.append(_line(name, line, x, y, number, name in strong))
     return Raw(_svg(parts, title) + _legend(list(lines)))
 
 
@@ -123,7 +122,19 @@ def scatter(title: str, points: Sequence[Sequence[float]], x_name: str, y_name: 
 
 def color_of(number: int) -> str:
     """Return the colour of the n-th line of a chart."""
-    return f"var(--c{number % N_COLORS})"
+    return f"var(--c{number % MOST_LINES})"
+
+
+def thinned(line: Sequence[Point]) -> Sequence[Point]:
+    """Return at most `MOST_VERTICES` points: the ends, and the lowest and highest of each part."""
+    if len(line) <= MOST_VERTICES:
+        return line
+    inner, n_parts = range(1, len(line) - 1), MOST_VERTICES // 2 - 1
+    kept = {0, len(line) - 1}
+    for number in range(n_parts):
+        part = inner[len(inner) * number // n_parts : len(inner) * (number + 1) // n_parts]
+        kept.update((min(part, key=lambda n: line[n][1]), max(part, key=lambda n: line[n][1])))
+    return [line[number] for number in sorted(kept)]
 
 
 def _scale(
@@ -166,15 +177,15 @@ def _frame(title: str, x: Scale, y: Scale, x_name: str, are_x_whole: bool = Fals
 
 
 def _line(
-    name: str, line: Sequence[Point], x: Scale, y: Scale, number: int, is_crowded: bool
+    name: str, line: Sequence[Point], x: Scale, y: Scale, number: int, is_strong: bool
 ) -> str:
-    step = -(-len(line) // MOST_VERTICES) or 1
-    kept = [*line[:-1:step], *line[-1:]]
-    path = "L".join(f"{x(a)} {y(b)}" for a, b in kept)
+    path = "L".join(f"{x(a)} {y(b)}" for a, b in thinned(line))
     color = color_of(number)
-    thin = " thin" if is_crowded and number >= N_MEANS else ""
-    text = f'<path class="line{thin}" style="stroke:{color}" d="M{path}"/>'
-    if len(line) <= MOST_MARKS and not thin:
+    if number >= MOST_LINES:
+        return f'<path class="line thin" d="M{path}"><title>{escape(name)}</title></path>'
+    strong = " strong" if is_strong else ""
+    text = f'<path class="line{strong}" style="stroke:{color}" d="M{path}"/>'
+    if len(line) <= MOST_MARKS:
         text += "".join(
             f'<circle cx="{x(a)}" cy="{y(b)}" r="2.2" style="fill:{color}">'
             f"<title>{escape(name)}, {a:g}: {escape(shown(b))}</title></circle>"
@@ -203,7 +214,8 @@ def _legend(names: Sequence[str]) -> Raw:
         tag("span", name, style=f"--mark: {color_of(number)}")
         for number, name in enumerate(names[:MOST_LINES])
     ]
-    rest = [Raw(f"and {len(names) - MOST_LINES} more")] if len(names) > MOST_LINES else []
+    n_more = len(names) - MOST_LINES
+    rest = [Raw(f"and {n_more} more, grey")] if n_more > 0 else []
     return tag("div", *first, *rest, class_="legend")
 
 

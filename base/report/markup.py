@@ -119,10 +119,15 @@ def section(title: str, *content: object, id_: str) -> Raw:
     return tag("section", tag("h2", title), *content, id=id_)
 
 
-def page(title: str, *content: object) -> str:
-    """Return a whole page, which needs no network and no other file."""
+def page(title: str, *content: object, marks: str = "") -> str:
+    """Return a whole page, which needs no network and no other file.
+
+    Args:
+        marks: what the head says beside the title, such as `COMPARISON`.
+    """
     head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta charset="utf-8">{marks}'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title>'
         f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
     )

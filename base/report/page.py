@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from base.report.curves import draw, panels_of, time_panels
+from base.report.curves import draw, grid, panels_of, time_panels
 from base.report.markup import (
     Raw,
     facts,
@@ -117,7 +117,7 @@ def _curves(run: RunFacts) -> list[Raw]:
     panels = panels_of(run.rows, loss_names(run.config))
     if not panels:
         return []
-    content = [tag("div", *draw(panels, run.best_epoch), class_="grid")]
+    content = [grid(draw(panels, run.best_epoch))]
     if run.best_epoch is not None:
         text = f"Dashed: epoch {run.best_epoch}, the best by {run.monitor}. "
     else:
@@ -153,33 +153,35 @@ def _pictures(folder: Path) -> list[Raw]:
 
 
 def _epochs(run: RunFacts) -> list[Raw]:
-    """Return the values of each epoch as a table; of long runs every n-th."""
+    """Return the values of each epoch as a table; of long runs every n-th, and the best."""
     columns = [
         name
         for name in dict.fromkeys(name for row in run.rows for name in row)
         if not name.startswith(("time/", "samples_per_second", "memory_mb"))
         and (name.count("/") < 2 or name.endswith(MEANS))
     ]
-    step = -(-len(run.rows) // MOST_EPOCHS) or 1
+    step, best_epoch = -(-len(run.rows) // MOST_EPOCHS) or 1, run.best_epoch
     kept = [
         row
         for number, row in enumerate(run.rows, start=1)
-        if number % step == 0 or number in (1, len(run.rows)) or row.get("epoch") == run.best_epoch
+        if number % step == 0 or number in (1, len(run.rows)) or row.get("epoch") == best_epoch
     ]
     rows = []
     for row in kept:
-        is_best = run.best_epoch is not None and row.get("epoch") == run.best_epoch
+        is_best = best_epoch is not None and row.get("epoch") == best_epoch
         class_ = "number best" if is_best else "number"
         rows.append([tag("td", shown(row.get(name)), class_=class_) for name in columns])
     if not rows:
         return []
-    text = f"{len(run.rows)} epochs" + (f", every {step}th shown" if step > 1 else "")
+    text = f"{len(run.rows):,} epochs"
+    if step > 1:
+        text += f": the first, the last, the best and each multiple of {step} are shown"
     return [more(text, table(columns, rows))]
 
 
 def _time(run: RunFacts) -> list[Raw]:
     panels = time_panels(run.rows)
-    return [tag("div", *draw(panels), class_="grid")] if panels else []
+    return [grid(draw(panels))] if panels else []
 
 
 def _parameters(folder: Path) -> list[Raw]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import io
 from typing import Any
 
@@ -33,11 +32,24 @@ def to_bytes(image: Array) -> Array:
     return np.asarray((whole.clip(0, 1) * 255).round(), dtype=np.uint8)
 
 
+def palette() -> list[tuple[int, int, int]]:
+    """Return 256 colours, of which the first ones differ most: those of Pascal VOC's masks.
+
+    Source: the bits of a number, from the lowest, are spread over the highest bits of the colours.
+    """
+    colors = []
+    for number in range(256):
+        channels = [0, 0, 0]
+        for place in range(8):
+            for channel in range(3):
+                channels[channel] |= (number >> 3 * place + channel & 1) << 7 - place
+        colors.append((channels[0], channels[1], channels[2]))
+    return colors
+
+
 def class_color(number: int) -> tuple[int, int, int]:
-    """Return the colour of a class of a mask; neighbours differ, as the hue turns by 137.5°."""
-    hue, light = (number * 137.508 / 360) % 1.0, 0.5 + 0.12 * (number // 8 % 2)
-    red, green, blue = colorsys.hls_to_rgb(hue, light, 0.85)
-    return round(red * 255), round(green * 255), round(blue * 255)
+    """Return the colour of a class of a mask, the same as in a predicted mask."""
+    return palette()[number % 256]
 
 
 def with_mask(image: Array, mask: Array) -> Array:

@@ -55,11 +55,13 @@ def prediction_parts(folder: Path, part: str, found: Mapping[str, Any]) -> list[
         scores = [
             ClassScore(name, *counts) for name, counts in zip(names, found["labels"], strict=True)
         ]
-        exact = found["n_exact"] / max(found["n_samples"], 1)
+        n_judged = found.get("n_judged", found["n_samples"])
+        exact = found["n_exact"] / max(n_judged, 1)
         content += [
             facts(
                 [
                     ("samples", shown(found["n_samples"])),
+                    *_without_target(found["n_samples"] - n_judged),
                     ("all labels right", percent(exact)),
                     ("mean F1", shown(mean_of([each.f1 for each in scores]))),
                 ]
@@ -93,12 +95,18 @@ def _summary_of_classes(found: Mapping[str, Any], scores: Sequence[ClassScore]) 
         ]
     else:
         n_wrong = sum(count for true, chosen, count in found["pairs"] if true != chosen)
+        n_judged = sum(count for *_, count in found["pairs"])
         rows += [
+            *_without_target(found["n_samples"] - n_judged),
             ("accuracy", percent(accuracy_of(found["pairs"]))),
             ("mistakes", shown(n_wrong)),
         ]
     rows.append(("mean F1", shown(mean_of([each.f1 for each in scores]))))
     return facts(rows)
+
+
+def _without_target(n_samples: int) -> list[tuple[str, object]]:
+    return [("without a known target", shown(n_samples))] if n_samples > 0 else []
 
 
 def _confusions(pairs: Sequence[Pair], names: Sequence[str], unit: str) -> Raw:
@@ -218,35 +226,43 @@ def _mistakes(folder: Path, found: Mapping[str, Any]) -> Raw:
     is_wrong = found["task"] in ("classification", "binary", "multilabel")
     title = tag("h3", f"{len(worst)} worst {'mistakes' if is_wrong else 'predictions'}")
     if not any(each["pictures"] for each in worst):
-        return Raw(title + _mistake_table(worst))
+        return Raw(title + _mistake_table(worst, are_named=is_wrong))
     if found["task"] == "segmentation":
         rows = [_masks(folder, each) for each in worst]
         legend = tag("p", "Red: pixels of a wrong class.", class_="soft")
         return Raw(title + legend + tag("div", *rows, class_="rows"))
     tiles = [
-        figure(picture(folder / "report" / each["pictures"][""], each["id"]), _caption(each))
+        figure(
+            picture(folder / "report" / each["pictures"][""], each["id"]), _caption(each, is_wrong)
+        )
         for each in worst
         if each["pictures"]
     ]
     return Raw(title + tag("div", *tiles, class_="tiles"))
 
 
-def _caption(one: Mapping[str, Any]) -> Raw:
+def _caption(one: Mapping[str, Any], are_named: bool) -> Raw:
     values, lines = one["values"], []
     if "probability" in values:
         lines.append(
             f"<b>{escape(values['prediction'])}</b> {_share(values['probability'])}, is"
             f" {escape(values['target'])} {_share(values['target_probability'])}"
         )
-    elif "prediction" in values:
+    elif are_named:
         lines.append(
             f"<b>{escape(values['prediction'] or 'none')}</b>, is"
             f" {escape(values['target'] or 'none')}"
         )
     else:
-        lines += [f"{escape(name)} {escape(value)}" for name, value in values.items()]
+        lines += [
+            f"{escape(name.replace('_', ' '))} {_number(value)}" for name, value in values.items()
+        ]
     lines.append(escape(one["place"] or one["id"]))
     return Raw("<br>".join(lines))
+
+
+def _number(text: str) -> str:
+    return escape(shown(float(text) if text else None))
 
 
 def _share(text: str) -> str:
@@ -270,14 +286,24 @@ def _masks(folder: Path, one: Mapping[str, Any]) -> Raw:
     return figure(tag("div", *pictures, class_="four"), caption)
 
 
-def _mistake_table(worst: Sequence[Mapping[str, Any]]) -> Raw:
+def _mistake_table(worst: Sequence[Mapping[str, Any]], are_named: bool) -> Raw:
+    """Return the worst predictions as a table.
+
+    Args:
+        are_named: whether targets and predictions are classes, whose names may be digits.
+    """
     values = list(dict.fromkeys(name for each in worst for name in each["values"]))
     columns = list(dict.fromkeys(name for each in worst for name in each["columns"]))
     rows = [
         [
             Path(each["place"] or each["id"]).name,
-            *(_number_or_text(each["values"].get(name, "")) for name in values),
-            *(_number_or_text(each["columns"].get(name, "")) for name in columns),
+            *(
+                each["values"].get(name, "")
+                if are_named and name in ("target", "prediction", "unknown")
+                else _number_or_text(each["values"].get(name, ""))
+                for name in values
+            ),
+            *(_number_or_text(each["columns"].get(name, ""), is_exact=True) for name in columns),
         ]
         for each in worst
     ]
@@ -285,9 +311,10 @@ def _mistake_table(worst: Sequence[Mapping[str, Any]]) -> Raw:
     return table(head, rows, heads=1)
 
 
-def _number_or_text(text: str) -> Any:
+def _number_or_text(text: str, is_exact: bool = False) -> Any:
+    """Return a cell; numbers on the right, as elsewhere on the page, or as they are in the data."""
     try:
-        float(text)
+        value = float(text)
     except ValueError:
         return text
-    return tag("td", shown(float(text)) if "." in text or "e" in text else text, class_="number")
+    return tag("td", text if is_exact else shown(value), class_="number")

@@ -65,9 +65,10 @@ class Predictions:
     names: Sequence[str]
     """The classes, labels or targets."""
     target: Array
-    """(sample,) class numbers, -1 if unknown; (sample, label) bool; (sample, target) numbers."""
+    """(sample,) class numbers, or (sample, label) of 0 and 1, both -1 if unknown; or
+    (sample, target) numbers, NaN if unknown."""
     prediction: Array
-    """The same of the predictions; both are empty for segmentation."""
+    """The same of the predictions, all known; both are empty for segmentation."""
     probability: Array | None = None
     """(sample,) of the predicted class, or (sample, label)."""
     target_probability: Array | None = None
@@ -159,8 +160,10 @@ def _columns(found: Predictions) -> dict[str, Any]:
             columns["probability"] = found.probability
             columns["target_probability"] = found.target_probability
     elif found.task == "multilabel":
-        columns["target"] = [_joined(names, row) for row in found.target]
+        columns["target"] = [_joined(names, row) for row in found.target > 0]
         columns["prediction"] = [_joined(names, row) for row in found.prediction]
+        if (found.target < 0).any():
+            columns["unknown"] = [_joined(names, row) for row in found.target < 0]
         if found.probability is not None and len(names) <= MOST_LABELS:
             for number, name in enumerate(names):
                 columns[f"probability/{name}"] = found.probability[:, number]
@@ -216,11 +219,13 @@ def _summary(found: Predictions) -> dict[str, Any]:
     elif found.task == "multilabel":
         scores = label_scores(found.target, found.prediction, names)
         summary["labels"] = [[each.support, each.predicted, each.correct] for each in scores]
-        summary["n_exact"] = int((found.target == found.prediction).all(axis=1).sum())
+        known, is_correct = found.target >= 0, found.target == found.prediction
+        is_judged = known.any(axis=1)
+        summary["n_judged"] = int(is_judged.sum())
+        summary["n_exact"] = int((is_judged & (is_correct | ~known).all(axis=1)).sum())
         if found.probability is not None:
             confidence = np.maximum(found.probability, 1 - found.probability)
-            is_correct = found.target == found.prediction
-            summary["calibration"] = calibration(confidence.ravel(), is_correct.ravel())
+            summary["calibration"] = calibration(confidence[known], is_correct[known])
     elif found.task == "segmentation":
         summary["pairs"] = [list(pair) for pair in found.pairs]
     else:

@@ -81,8 +81,14 @@ def accuracy_of(pairs: Sequence[Pair]) -> float | None:
 
 
 def label_scores(target: Array, prediction: Array, names: Sequence[str]) -> list[ClassScore]:
-    """Return the scores of each label of several that a sample may have: (sample, label) bool."""
-    counts = (target.sum(0), prediction.sum(0), (target & prediction).sum(0))
+    """Return the scores of each label of several that a sample may have.
+
+    Args:
+        target: (sample, label) of 0 and 1; those that are negative are unknown and left out.
+        prediction: (sample, label) bool.
+    """
+    is_true, is_chosen = target > 0, prediction & (target >= 0)
+    counts = (is_true.sum(0), is_chosen.sum(0), (is_true & is_chosen).sum(0))
     rows = zip(names, *(each.tolist() for each in counts), strict=True)
     return [ClassScore(*row) for row in rows]
 

@@ -187,14 +187,18 @@ class PredictionRecorder:
         is_done = bool((output >= 0).all() and ((sums - 1).abs() < 1e-3).all())
         return output if is_done else self.task.probabilities(output)
 
+    def _known(self, target: Tensor) -> Tensor:
+        """Return which targets count, bool in their shape: neither NaN nor ignored by a loss."""
+        is_known = ~target.isnan()
+        return is_known if self.ignored is None else is_known & (target != self.ignored)
+
     def _of_classes(self, output: Tensor, target: Tensor) -> Any:
         assert self.task is not None
         scores = self._probabilities(output)
-        if target.shape == output.shape and target.dim() > 1:
-            target = target.argmax(1)  # class probabilities
-        is_known = (target >= 0) & (target < scores.shape[1])
-        if self.ignored is not None:
-            is_known &= target != self.ignored
+        if target.shape == output.shape and target.dim() > 1:  # class probabilities
+            is_known, target = ~target.isnan().any(1), target.argmax(1)
+        else:
+            is_known = self._known(target) & (target >= 0) & (target < scores.shape[1])
         best = scores.max(1)
         rows = {
             "target": torch.where(is_known, target, NO_CLASS).int(),
@@ -214,37 +218,43 @@ class PredictionRecorder:
     def _of_two_classes(self, output: Tensor, target: Tensor) -> Any:
         assert self.task is not None
         second = self.task.probabilities(output).reshape(len(output))
-        is_true = target.reshape(len(output)) >= HALF
-        is_chosen = second >= HALF
+        target = target.reshape(len(output))
+        is_known, is_true, is_chosen = self._known(target), target >= HALF, second >= HALF
         of_target = torch.where(is_true, second, 1 - second)
-        rows = {"target": is_true.int(), "prediction": is_chosen.int()}
+        rows = {
+            "target": torch.where(is_known, is_true.int(), NO_CLASS),
+            "prediction": is_chosen.int(),
+        }
         if self.task.has_probabilities:
             rows["probability"] = torch.where(is_chosen, second, 1 - second)
-            rows["target_probability"] = of_target
-        errors = torch.where(is_true != is_chosen, 1 - of_target, 0)
-        return errors.nan_to_num(nan=1.0), rows, {}
+            rows["target_probability"] = torch.where(is_known, of_target, torch.nan)
+        errors = (1 - of_target).nan_to_num(nan=1.0)
+        return torch.where(is_known & (is_true != is_chosen), errors, 0), rows, {}
 
     def _of_labels(self, output: Tensor, target: Tensor) -> Any:
         assert self.task is not None
         found = self.task.probabilities(output).flatten(1)
-        is_true, is_chosen = target.flatten(1) >= HALF, found >= HALF
-        rows = {"target": is_true, "prediction": is_chosen}
+        target = target.reshape(found.shape)
+        is_known, is_true, is_chosen = self._known(target), target >= HALF, found >= HALF
+        rows = {
+            "target": torch.where(is_known, is_true.to(torch.int8), NO_CLASS),
+            "prediction": is_chosen,
+        }
         if self.task.has_probabilities and found.shape[1] <= MOST_LABELS:
             rows["probability"] = found
         of_target = torch.where(is_true, found, 1 - found)
-        errors = -of_target.clamp_min(1e-7).log().mean(1)
-        is_wrong = (is_true != is_chosen).any(1)
+        errors = _mean_of_known(-of_target.clamp_min(1e-7).log(), is_known)
+        is_wrong = (is_known & (is_true != is_chosen)).any(1)
         return torch.where(is_wrong, errors.nan_to_num(nan=100.0), 0), rows, {}
 
     def _of_pixels(self, output: Tensor, target: Tensor) -> Any:
         assert self.task is not None
         chosen, n_classes = self.task.chosen(output), max(2, output.shape[1])
         target = target.reshape(chosen.shape)
-        target = (target >= HALF).long() if output.shape[1] == 1 else target.long()
-        is_known = (target >= 0) & (target < n_classes)
-        if self.ignored is not None:
-            is_known &= target != self.ignored
-        target = torch.where(is_known, target, NO_CLASS)
+        is_known = self._known(target)
+        target = target >= HALF if output.shape[1] == 1 else target.nan_to_num()
+        is_known &= (target >= 0) & (target < n_classes)
+        target = torch.where(is_known, target.long(), NO_CLASS)
         counts = torch.stack(
             [
                 torch.bincount(t[known] * n_classes + p[known], minlength=n_classes**2)
@@ -262,15 +272,17 @@ class PredictionRecorder:
 
     def _of_numbers(self, output: Tensor, target: Tensor) -> Any:
         output, target = output.reshape(len(output), -1), target.reshape(len(target), -1)
-        target = target.to(output.dtype)
-        gaps = (output - target).abs()
+        wide = torch.float64 if target.dtype == torch.float64 else torch.float32
+        output, target = output.to(wide), target.to(wide)  # half precision would round targets
+        gaps, is_known = (output - target).abs(), ~target.isnan()
         if output.shape[1] > MOST_TARGETS:  # images, whose size may differ between batches
-            errors = gaps.mean(1)
-            return errors.nan_to_num(nan=torch.inf), {"mean_absolute_error": errors}, {}
+            errors = _mean_of_known(gaps, is_known)
+            rows = {"mean_absolute_error": torch.where(is_known.any(1), errors, torch.nan)}
+            return errors.nan_to_num(nan=torch.inf), rows, {}
         if self._scale is None:  # so that targets in different units weigh the same
-            scale = target.std(0) if len(target) > 1 else target.abs()[0]
+            scale = torch.stack([_spread(t[k]) for t, k in zip(target.T, is_known.T, strict=True)])
             self._scale = torch.where(scale > 0, scale, 1.0).nan_to_num(nan=1.0)
-        errors = (gaps / self._scale).mean(1).nan_to_num(nan=torch.inf)
+        errors = _mean_of_known(gaps / self._scale, is_known).nan_to_num(nan=torch.inf)
         return errors, {"target": target, "prediction": output}, {}
 
     def _keep_worst(
@@ -302,6 +314,15 @@ _RECORD = {
     "segmentation": PredictionRecorder._of_pixels,
     "regression": PredictionRecorder._of_numbers,
 }
+
+
+def _mean_of_known(values: Tensor, is_known: Tensor) -> Tensor:
+    """Return the mean of the known values of each sample, (sample,); 0 without any."""
+    return torch.where(is_known, values, 0).sum(1) / is_known.sum(1).clamp_min(1)
+
+
+def _spread(values: Tensor) -> Tensor:
+    return values.std() if len(values) > 1 else values.abs().sum()
 
 
 def _first_of(kept: list[Kept]) -> list[Kept]:
@@ -408,7 +429,8 @@ def _sorted(recorder: PredictionRecorder) -> list[int]:
 
 
 def _array(values: Tensor) -> Array:
-    values = values.float() if values.is_floating_point() else values
+    if values.dtype in (torch.bfloat16, torch.float16):  # numpy has no bfloat16
+        values = values.float()
     return np.asarray(values)
 
 

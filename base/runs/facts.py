@@ -83,12 +83,16 @@ class RunFacts:
     @property
     def best(self) -> float | None:
         """The best value of `monitor`; None without a value that is a number."""
-        return self.best_by(self.monitor)[0]
+        return self._best[0]
 
     @property
     def best_epoch(self) -> int | None:
         """The epoch of the best value, the first of equal ones."""
-        return self.best_by(self.monitor)[1]
+        return self._best[1]
+
+    @cached_property
+    def _best(self) -> tuple[float | None, int | None]:
+        return self.best_by(self.monitor)
 
     def best_by(self, rule: str | None) -> tuple[float | None, int | None]:
         """Return the best value of a rule such as ``min valid/loss``, and its epoch, if any."""

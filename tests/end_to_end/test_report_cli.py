@@ -138,7 +138,9 @@ def test_runs_are_compared_on_one_page(place: Workplace) -> None:
     kept = {path: path.read_bytes() for run in runs for path in run.rglob("*") if path.is_file()}
     done = report(place, *runs)
     assert done.returncode == 0, done.stderr
-    page = (place.folder / "saved" / "tiny" / "comparison" / "index.html").read_text()
+    path = Path("saved", "tiny", f"comparison_{runs[0].name}+{runs[1].name}", "index.html")
+    assert Path(done.stdout.splitlines()[-1]) == path
+    page = (place.folder / path).read_text()
     assert '<th scope="row">optimizer.args.lr</th>' in page
     assert "trainer.epochs</th>" not in page  # the same in both
     names = [
@@ -155,7 +157,7 @@ def test_runs_are_compared_on_one_page(place: Workplace) -> None:
         str(only_b),
     ]
     assert {path: path.read_bytes() for path in kept} == kept
-    done = report(place, *runs, "-o", "both")
+    done = report(place, *(place.folder / "saved" / "tiny").iterdir(), "-o", "both")
     assert done.returncode == 0
     assert (place.folder / "both" / "index.html").is_file()
 

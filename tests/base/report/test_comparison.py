@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from base.config import load_config
-from base.report.comparison import labels_of, write_comparison
+from base.errors import UsageError
+from base.report.comparison import (
+    default_output,
+    is_comparison,
+    labels_of,
+    write_comparison,
+)
+from base.report.page import write_report
 from base.report.predictions import Predictions, write_predictions
 from base.runs import read_run
 from logger.csv_writer import CsvWriter
@@ -84,6 +92,28 @@ def test_only_samples_of_both_with_one_target_are_counted(tmp_path: Path) -> Non
     assert [n, both, only_a, only_b, wrong, p] == ["3", "1", "1", "1", "0", "1"]
 
 
+def test_unknown_targets_are_not_compared(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "r1"), make_run(tmp_path / "r2")
+    target = np.array([0, 1, -1])
+    for run, prediction in ((one, [0, 0, 2]), (two, [0, 1, 1])):
+        found = classified(n_samples=3, ids=list("abc"), target=target)
+        write_predictions(run, replace(found, prediction=np.array(prediction)))
+    (row,) = cells_after(compared(one, two), "Predictions: validation data")
+    assert row[2:7] == ["2", "1", "0", "1", "0"]
+
+
+def test_labels_are_right_if_all_known_ones_are(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "r1"), make_run(tmp_path / "r2")
+    target = np.array([[1, -1, 0], [1, 1, -1]], dtype=np.int8)
+    for run, prediction in ((one, [[1, 1, 0], [0, 1, 1]]), (two, [[1, 0, 0], [1, 1, 1]])):
+        chosen = np.array(prediction, dtype=bool)
+        write_predictions(
+            run, Predictions("valid", "multilabel", list("ab"), list("xyz"), target, chosen)
+        )
+    (row,) = cells_after(compared(one, two), "Predictions: validation data")
+    assert row[2:7] == ["2", "1", "0", "1", "0"]
+
+
 def test_rows_that_are_only_numbered_are_not_compared(tmp_path: Path) -> None:
     one, two = make_run(tmp_path / "r1"), make_run(tmp_path / "r2")
     write_predictions(one, classified())
@@ -108,4 +138,42 @@ def test_of_numbers_the_errors_are_compared(tmp_path: Path) -> None:
 def test_each_run_has_a_line_in_each_chart(tmp_path: Path, n_runs: int) -> None:
     page = compared(*(make_run(tmp_path / f"r{n}", value=n + 1) for n in range(n_runs)))
     assert page.count('class="line') == n_runs
-    assert ("and 4 more" in page) == (n_runs == 12)
+    assert ("and 6 more, grey" in page) == (n_runs == 12)
+
+
+def test_each_set_of_runs_has_a_comparison_of_its_own(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a" / f"20261129-10101{n}") for n in range(4)]
+    other = make_run(tmp_path / "b" / "20261129-101010")
+    long = [make_run(tmp_path / "a" / f"20261129-10102{n}_{'x' * 80}") for n in range(3)]
+    sets = [runs[:2], runs[1:3], runs[:3], runs, [runs[0], other], [runs[1], other]]
+    sets += [long[:2], long[1:], long]
+    outs = [default_output(each) for each in sets]
+    assert len(set(outs)) == len(sets)
+    assert outs == [default_output(each[::-1]) for each in sets]
+    assert outs[0] == tmp_path / "a" / "comparison_20261129-101010+20261129-101011"
+    assert outs[4].parent == tmp_path
+    assert all(len(out.name) <= 120 for out in outs)
+    for each, out in zip(sets, outs, strict=True):
+        write_comparison(each, out)
+    titles = {re.findall("<title>(.*?)<", (out / "index.html").read_text())[0] for out in outs}
+    assert titles == {f"{n} runs of page" for n in (2, 3, 4)}
+    assert write_comparison(runs[:2], outs[0]).parent == outs[0]  # again
+
+
+def test_only_a_comparison_is_replaced_without_being_asked(tmp_path: Path) -> None:
+    one, two = make_run(tmp_path / "r1"), make_run(tmp_path / "r2")
+    out = tmp_path / "site"
+    out.mkdir()
+    (out / "index.html").write_text("my own page")
+    with pytest.raises(UsageError, match="exists already, and is no comparison; add --overwrite"):
+        write_comparison([one, two], out)
+    assert (out / "index.html").read_text() == "my own page"
+    write_comparison([one, two], out, overwrite=True)
+    assert is_comparison(out)
+    write_comparison([two, one], out)
+    page = write_report(one)
+    with pytest.raises(UsageError, match="exists already"):
+        write_comparison([one, two], page.parent)
+    with pytest.raises(UsageError, match="a file; give the folder"):
+        write_comparison([one, two], page)
+    assert not is_comparison(page.parent)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
+from itertools import combinations
 
 import pytest
 
-from base.report.curves import draw, panels_of, time_panels
-from base.report.drawings import BOTTOM, HEIGHT, TOP, Scale, line_chart, wants_log
+from base.report.curves import Panel, draw, grid, panels_of, time_panels
+from base.report.drawings import (
+    BOTTOM,
+    HEIGHT,
+    MOST_LINES,
+    MOST_VERTICES,
+    TOP,
+    Scale,
+    line_chart,
+    thinned,
+    wants_log,
+)
+from base.report.markup import STYLE
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 17), (1e-7, 2e-7), (0.5, 1e9)])
@@ -27,6 +40,17 @@ def test_points_lie_where_their_values_say() -> None:
     chart = line_chart("x", {"a": [(1, 0.0), (2, 1.0)]}, limits=(0.0, 1.0))
     ys = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', chart)]
     assert ys == [HEIGHT - BOTTOM, TOP]
+
+
+@pytest.mark.parametrize("length", [MOST_VERTICES, MOST_VERTICES + 1, 20_000, 54_321])
+def test_a_long_line_keeps_its_ends_and_its_extremes(length: int) -> None:
+    line = [(float(n), float(n * 7919 % 101)) for n in range(length)]
+    line[length // 3] = (float(length // 3), 5e4)
+    line[length // 2] = (float(length // 2), -5e4)
+    kept = thinned(line)
+    assert MOST_VERTICES / 2 < len(kept) <= MOST_VERTICES
+    assert {line[0], line[-1], line[length // 3], line[length // 2]} <= set(kept)
+    assert kept == sorted(set(kept))
 
 
 @pytest.mark.parametrize("line", [[(1, 5.0)], [(1, 5.0), (2, 5.0)], [(1, 0.0), (2, 0.0)], []])
@@ -73,3 +97,46 @@ def test_times_are_not_metrics() -> None:
         ("seconds of an epoch", ["training", "data"]),
         ("peak memory, MB", ["memory"]),
     ]
+
+
+def test_a_crowded_chart_has_six_colours_and_thick_means() -> None:
+    names = ["mean", *(f"class {n}" for n in range(5))]
+    row = {f"{phase}/iou/{name}": 0.5 for phase in ("train", "valid") for name in names}
+    (chart,) = draw(panels_of([{"epoch": 1, **row}, {"epoch": 2, **row}]))
+    paths = re.findall(r'<path class="(line[^"]*)"(?: style="stroke:([^"]*)")?', chart)
+    assert len(paths) == 12
+    colors = [color for _, color in paths if color]
+    assert len(colors) == len(set(colors)) == 6
+    assert [name for name, color in paths if not color] == ["line thin"] * 6
+    assert sum(name == "line strong" for name, _ in paths) == 2
+    assert chart.count("<span") == 6
+    assert "and 6 more, grey" in chart
+    assert "<title>train class 4</title>" in chart
+
+
+def lightness_and_hue(color: str) -> tuple[float, float, float]:
+    """Return a colour in CIE Lab (D65), in which distances are about those that people see."""
+    channels = [int(color[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    xyz = (
+        (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505,
+        0.2126 * r + 0.7152 * g + 0.0722 * b,
+        (0.0193 * r + 0.1192 * g + 0.9505 * b) / 1.089,
+    )
+    x, y, z = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in xyz)
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+def test_the_colours_of_lines_are_far_apart() -> None:
+    colors = re.findall(r"--c\d: (#\w{6})", STYLE.read_text())
+    assert len(colors) == 2 * MOST_LINES  # on a light and on a dark page
+    for theme in (colors[:MOST_LINES], colors[MOST_LINES:]):
+        points = [lightness_and_hue(color) for color in theme]
+        assert min(math.dist(a, b) for a, b in combinations(points, 2)) > 45
+
+
+@pytest.mark.parametrize("n_charts", range(1, 8))
+def test_no_chart_stands_alone_in_the_last_row(n_charts: int) -> None:
+    charts = draw([Panel(str(n), "value", {"a": [(1.0, 2.0)]}) for n in range(n_charts)])
+    n_columns = 4 if 'class="grid fours"' in grid(charts) else 3
+    assert n_charts == 1 or n_charts % n_columns != 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from base.config import load_config
 from base.report.page import write_report
+from base.report.pictures import palette, with_mask
 from base.report.predictions import Predictions, Worst, read_rows_of, write_predictions
 from base.report.settings import differing, flat, settings_of
 from logger.csv_writer import CsvWriter
@@ -234,3 +236,77 @@ def test_settings_are_marked_if_they_differ_from_the_schema() -> None:
 def test_differing_settings_are_listed_with_all_values() -> None:
     one, other = {"name": "a", "seed": 1}, {"name": "a", "seed": 2, "extra": {"mine": 3}}
     assert differing([one, other]) == {"seed": ["1", "2"], "extra.mine": ["", "3"]}
+
+
+def long_run(folder: Path, n_epochs: int) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(load_config(None, text=CONFIG).to_yaml())
+    names = ["train/loss", "valid/loss", "valid/accuracy", "lr", "seconds"]
+    lines = [",".join(["epoch", "step", *names])]
+    for epoch in range(1, n_epochs + 1):
+        values = [f"{(epoch * prime % 997 + 1) / 998:.4f}" for prime in (7, 11, 13, 17, 19)]
+        lines.append(",".join([str(epoch), str(5 * epoch), *values]))
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def calls_of(folder: Path) -> int:
+    """Return how many functions are called to write the page of a run."""
+    n_calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal n_calls
+        n_calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        write_report(folder)
+    finally:
+        sys.setprofile(None)
+    return n_calls
+
+
+def test_the_work_for_a_page_grows_with_the_epochs_and_no_faster(tmp_path: Path) -> None:
+    calls = [calls_of(long_run(tmp_path / str(n), n)) for n in (300, 900)]
+    assert calls[1] < 4 * calls[0]
+
+
+def test_the_page_of_a_very_long_run_stays_small(tmp_path: Path) -> None:
+    text = made(long_run(tmp_path / "long", 3000))
+    assert len(text) < 600_000
+    assert text.count("<tr><td") < 250
+    assert "3,000 epochs: the first, the last, the best and each multiple of 15 are shown" in text
+    best = re.findall(r'<tr><td class="number best">([\d,]+)</td>', text)
+    assert len(best) == 1
+
+
+def regressed(**worst: object) -> Predictions:
+    target = np.array([[765682.0], [839.67], [0.5]])
+    return Predictions(
+        "valid", "regression", list("abc"), ["price"], target, target + 1.25,
+        worst=[Worst(row, **worst) for row in range(3)],  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_numbers_of_the_worst_predictions_have_one_format(run: Path) -> None:
+    write_predictions(run, regressed(columns={"year": "2015", "area": "1234.5"}))
+    text = made(run)
+    assert '<td class="number">765,682</td><td class="number">765,683</td>' in text
+    assert '<td class="number">839.7</td>' in text
+    assert '<td class="number">2015</td><td class="number">1234.5</td>' in text
+    write_predictions(run, regressed(image=np.zeros((4, 4), dtype=np.uint8)))
+    assert "target 765,682<br>prediction 765,683<br>a" in made(run)
+    digits = classified(names=["1000", "2000", "3000"], worst=[Worst(0)])
+    write_predictions(run, digits)
+    assert f"<td>{[1000, 2000, 3000][digits.target[0]]}</td>" in made(run)
+
+
+def test_masks_have_the_colours_of_predicted_masks(run: Path) -> None:
+    from base.prediction.masks import palette as of_predicted_masks
+
+    assert palette() == of_predicted_masks()
+    mask = np.arange(4).repeat(2).reshape(2, 4)
+    shown = with_mask(np.zeros((2, 4), dtype=np.uint8), mask)
+    wanted = [[0.65 * channel for channel in palette()[number]] for number in (0, 1, 2, 3)]
+    np.testing.assert_allclose(shown[0, ::2], [wanted[0], wanted[1]], atol=0.6)
+    np.testing.assert_allclose(shown[1, ::2], [wanted[2], wanted[3]], atol=0.6)

@@ -28,7 +28,12 @@ from base.config import load_config
 from base.data.batch import Targets
 from base.datasets.in_memory import InMemoryDataset
 from base.names.registry import MODELS
-from base.report.predictions import MOST_WORST, Predictions
+from base.report.predictions import (
+    MOST_WORST,
+    Predictions,
+    read_predictions,
+    write_predictions,
+)
 from base.run.predictions import PredictionRecorder, predictions_of
 from base.run.session import open_run
 from base.run.testing import choose_checkpoint
@@ -294,6 +299,74 @@ def test_ignored_targets_have_no_class_and_are_no_mistakes() -> None:
     assert found.target.tolist() == [0, -1, -1, 1]
     assert np.isnan(found.target_probability).tolist() == [False, True, True, False]
     assert [worst.row for worst in found.worst] == [3]
+
+
+def ignoring(unknown: float) -> Any:
+    """Return a config with a loss of yes/no outputs that ignores a number; of NaN, its default."""
+    index = -100 if unknown != unknown else int(unknown)
+    return config_of(f"{{type: SigmoidFocalLoss, args: {{ignore_index: {index}}}}}")
+
+
+@pytest.mark.parametrize("unknown", [float("nan"), -100.0, 255.0], ids=str)
+def test_unknown_targets_of_two_classes_are_not_judged(unknown: float) -> None:
+    outputs, target = torch.tensor([3.0, 3.0, -3.0]), torch.tensor([0.0, unknown, unknown])
+    found = recorded(ignoring(unknown), [(outputs[:, None], target)])
+    assert found.target.tolist() == [0, -1, -1]
+    assert np.isnan(found.target_probability).tolist() == [False, True, True]
+    assert [worst.row for worst in found.worst] == [0]
+
+
+def test_unknown_labels_are_left_out_of_counts_and_rows(tmp_path: Path) -> None:
+    outputs = torch.tensor([[3.0, -3.0, 3.0], [3.0, 3.0, -3.0], [3.0, 3.0, 3.0]])
+    target = torch.tensor([[1.0, torch.nan, 0.0], [1.0, torch.nan, 0.0], [torch.nan] * 3])
+    found = recorded(config_of("binary_cross_entropy_with_logits"), [(outputs, target)])
+    assert found.target.tolist() == [[1, -1, 0], [1, -1, 0], [-1, -1, -1]]
+    assert [worst.row for worst in found.worst] == [0]
+    write_predictions(tmp_path, found)
+    rows = rows_of(tmp_path)
+    assert [row["target"] for row in rows] == ["0", "0", ""]
+    assert [row["prediction"] for row in rows] == ["0|2", "0|1", "0|1|2"]
+    assert [row["unknown"] for row in rows] == ["1", "1", "0|1|2"]
+    summary = read_predictions(tmp_path)["valid"]
+    assert summary["labels"] == [[2, 2, 2], [0, 0, 0], [0, 1, 0]]
+    assert (summary["n_judged"], summary["n_exact"]) == (2, 1)
+    assert sum(summary["calibration"]["counts"]) == 4
+
+
+@pytest.mark.parametrize("unknown", [float("nan"), 255.0], ids=str)
+def test_unknown_pixels_of_a_mask_of_one_channel_are_not_counted(unknown: float) -> None:
+    outputs, target = torch.full((1, 1, 2, 3), 2.0), torch.ones(1, 2, 3)
+    target[0, 0, 0], target[0, 1] = 0.0, unknown
+    images = torch.rand(1, 3, 2, 3)
+    config = ignoring(unknown)
+    found = recorded(config, [(outputs, target)], images=images)
+    assert found.pairs == [[0, 1, 1], [1, 1, 2]]
+    assert found.worst[0].target_mask.tolist() == [[0, 1, 1], [-1, -1, -1]]
+
+
+def test_unknown_numbers_are_no_errors_and_predictions_that_are_not_finite_are() -> None:
+    target = torch.tensor([[1.0, torch.nan], [2.0, 3.0], [torch.nan] * 2, [4.0, 5.0]])
+    outputs = torch.tensor([[1.5, 9.0], [2.0, 3.0], [9.0, 9.0], [torch.nan, 5.0]])
+    found = recorded(config_of("mse_loss"), [(outputs, target)])
+    assert [worst.row for worst in found.worst] == [3, 0]
+    images = [(torch.zeros(2, 1, 5, 5), torch.ones(2, 1, 5, 5))]
+    images[0][1][0, 0, 0], images[0][1][1] = torch.nan, torch.nan
+    found = recorded(config_of("mse_loss"), images)
+    assert found.scores["mean_absolute_error"].tolist()[0] == 1.0
+    assert np.isnan(found.scores["mean_absolute_error"][1])
+    assert [worst.row for worst in found.worst] == [0]
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("exact", [torch.float32, torch.float64], ids=str)
+def test_targets_are_not_rounded_to_the_precision_of_outputs(
+    half: torch.dtype, exact: torch.dtype
+) -> None:
+    target = torch.tensor([[839.67], [1001.23]], dtype=exact)
+    outputs = torch.tensor([[840.0], [1000.0]], dtype=half)
+    found = recorded(config_of("mse_loss"), [(outputs, target)])
+    assert found.target.tolist() == target.tolist()
+    assert found.prediction.tolist() == outputs.tolist()
 
 
 def test_class_probabilities_as_targets_count_as_their_largest() -> None:

@@ -11,7 +11,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, SequentialSampler
 
 from base.base_data_loader import BaseDataLoader
+from base.base_trainer import BaseTrainer
 from base.config import Config
 from base.data.batch import inputs_of, leaves
 from base.data.cut_parts import CutLoader
@@ -32,9 +33,6 @@ from base.report.predictions import MOST_WORST, Predictions, Worst
 from base.run.loaders import ignored_by_losses
 from base.training.selection import Selection
 from base.training.task import HALF, Task, find_task
-
-if TYPE_CHECKING:
-    from base.base_trainer import BaseTrainer
 
 log = logging.getLogger("kindling")
 
@@ -80,6 +78,8 @@ class PredictionRecorder:
         self.pixels: Tensor | None = None  # by true and predicted class
         self.worst: list[Kept] = []
         self.fault = ""
+        self.has_own_predict = False
+        """Whether the trainer turns outputs into predictions itself."""
         self.merged: PredictionRecorder = self
         """On rank 0, what all processes recorded."""
         self._scale: Tensor | None = None
@@ -164,7 +164,9 @@ class PredictionRecorder:
         """Return the task, or "other" if outputs and targets are not tensors that match it."""
         if not all(isinstance(each, Tensor) and each.dim() for each in (output, target)):
             return Task("other")
-        found = find_task(self.losses, output.shape, self.classes, self.metrics)
+        found = find_task(
+            self.losses, output.detach(), self.classes, self.metrics, self.has_own_predict
+        )
         n_samples, is_index = len(output), not target.is_floating_point()
         if len(target) != n_samples:
             fits = False
@@ -177,16 +179,6 @@ class PredictionRecorder:
             fits = target.numel() == output.numel()
         return found if fits else Task("other")
 
-    def _probabilities(self, output: Tensor) -> Tensor:
-        """Return the activated outputs; a trainer's own `predict` may have activated them."""
-        assert self.task is not None
-        output = output.float()
-        if self.task.activation != "softmax" or output.dim() < 2:
-            return self.task.probabilities(output)
-        sums = output.sum(1)
-        is_done = bool((output >= 0).all() and ((sums - 1).abs() < 1e-3).all())
-        return output if is_done else self.task.probabilities(output)
-
     def _known(self, target: Tensor) -> Tensor:
         """Return which targets count, bool in their shape: neither NaN nor ignored by a loss."""
         is_known = ~target.isnan()
@@ -194,7 +186,7 @@ class PredictionRecorder:
 
     def _of_classes(self, output: Tensor, target: Tensor) -> Any:
         assert self.task is not None
-        scores = self._probabilities(output)
+        scores = self.task.probabilities(output)
         if target.shape == output.shape and target.dim() > 1:  # class probabilities
             is_known, target = ~target.isnan().any(1), target.argmax(1)
         else:
@@ -360,6 +352,7 @@ def recording(trainer: BaseTrainer, classes: Sequence[str] = ()) -> Iterator[Pre
     """
     state, world = trainer.training_state, trainer.world
     recorder = PredictionRecorder(trainer.config, classes, world.rank, world.size)
+    recorder.has_own_predict = type(trainer).predict is not BaseTrainer.predict
     metrics, of_phase = state.valid_metrics, state.phase_metrics
     state.valid_metrics = {**metrics, NAME: recorder}
     try:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from base.errors import UsageError, disk_error, why
 from base.prediction.found_files import FoundFile
+from base.report.pictures import palette
 from logger.csv_writer import csv_text
 from logger.files import write_whole
 
@@ -82,18 +83,3 @@ class MaskFolder:
         except OSError as error:
             text = f"{folder}: the folder of masks cannot be made: {why(error)}"
             raise disk_error(error, text, UsageError) from error
-
-
-def palette() -> list[tuple[int, int, int]]:
-    """Return 256 colours, of which the first ones differ most: those of Pascal VOC's masks.
-
-    Source: the bits of a number, from the lowest, are spread over the highest bits of the colours.
-    """
-    colors = []
-    for number in range(256):
-        channels = [0, 0, 0]
-        for place in range(8):
-            for channel in range(3):
-                channels[channel] |= (number >> 3 * place + channel & 1) << 7 - place
-        colors.append((channels[0], channels[1], channels[2]))
-    return colors

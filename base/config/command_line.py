@@ -62,7 +62,7 @@ TRAIN_EXAMPLES = """examples:
   python train.py -c config/digits.yaml --check lr       suggest a rate
   python train.py -c config/digits.yaml -d 0,1            train on two GPUs
   torchrun --nproc-per-node 2 train.py -c config/digits.yaml        the same
-  python train.py -c config/digits.yaml --sweep lr_scheduler.args.max_lr=3e-3,1e-2 --jobs 2
+  python train.py -c config/digits.yaml --sweep model.args.width=16,32,64
 
 exit codes: 0 success; 1 failure, the last checkpoint stays valid; 2 an error in
 the config or the command; 3 out of memory or disk space; 130, 143 interrupted

@@ -53,6 +53,7 @@ INSTEAD_IN_TRAINERS = {
     "_evaluated": _ENGINES,
     "_measure_statistics": _ENGINES,
     "_summarise": _ENGINES,
+    "_highest_rate": _ENGINES,
     "_end_batch": _ENGINES,
     "_summed": _ENGINES,
     "_wait_for_all": _ENGINES,

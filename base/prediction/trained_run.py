@@ -46,7 +46,7 @@ class TrainedRun(TrainedModel):
         Args:
             files: one or several, as `open_samples` takes them.
             batch_size: samples at a time; by default the run's.
-            how: ``top_k``, ``threshold``, ``views`` and ``masks`` of `Predictions`.
+            how: ``top_k``, ``threshold``, ``tta`` and ``masks`` of `Predictions`.
 
         Raises:
             UsageError: there is nothing to predict, or the run has no use for these files.

@@ -511,5 +511,6 @@ def logged_name(key: str, values: Mapping[str, Any]) -> str | None:
     if not metric or not number.isdecimal():
         return None
     parts = [name for name in values if name.startswith(f"{metric}/")]
-    parts = [name for name in parts if name not in (f"{metric}/macro", f"{metric}/mean")]
+    means = {f"{metric}/{mean}" for mean in ("macro", "mean", "micro", "weighted")}
+    parts = [name for name in parts if name not in means]
     return parts[int(number)] if int(number) < len(parts) else None

@@ -121,12 +121,13 @@ def _task_of_shape(
     n_channels = outputs[1] if len(outputs) > 1 else 1
     names = _names_of_outputs(known, n_channels)
     two = known if len(known) == 2 else ("0", "1")
-    has_classes = len(known) == n_channels > 1
+    has_classes = len(outputs) == 2 and len(known) == n_channels > 1
     told = [each for each in losses if _activation(each) is not None]
-    loss = next((each for each in told if not (has_classes and each in REGRESSION)), "")
+    of_classes = [each for each in told if each not in REGRESSION]
+    loss = next(iter((has_classes and of_classes) or told), "")
     activation, is_probability = _activation(loss) or ("none", False)
     is_spatial = len(outputs) > 3
-    if loss in REGRESSION:
+    if loss in REGRESSION and not has_classes:
         return Task("regression")
     if loss in SIGMOID | PROBABILITIES:
         several = "segmentation" if is_spatial else "multilabel"

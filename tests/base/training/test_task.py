@@ -119,3 +119,13 @@ def test_scores_between_0_and_1_by_chance_are_activated() -> None:
 @pytest.mark.parametrize("losses", [["cross_entropy"], ["BCELoss"]])
 def test_outputs_beyond_the_known_classes_are_numbered(losses, classes, names) -> None:
     assert find_task(losses, (8, 4), classes).classes == names
+
+
+def test_a_regression_onto_classes_has_scores_but_no_probabilities() -> None:
+    scores = torch.randn(8, 3)
+    task = find_task(["mse_loss"], scores, PETS)
+    assert (task.name, task.classes, task.has_probabilities) == (
+        "classification", tuple(PETS), False,
+    )  # fmt: skip
+    assert torch.equal(task.probabilities(scores), scores)
+    assert find_task(["mse_loss"], torch.randn(2, 3, 8, 8), PETS).name == "regression"  # images

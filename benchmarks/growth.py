@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -30,7 +32,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+FILE = Path(__file__).resolve()
+ROOT = FILE.parent.parent
 ABOVE = 1.15  # a larger exponent is growth above linear
 NOISE = {"seconds": 0.15, "MB": 4.0, "kB": 4.0}  # a smaller increase is no growth
 SHARE_OF_NOISE = 0.1  # and one below this share of the smallest size's cost
@@ -140,10 +143,167 @@ def make_parameters(folder: Path, n: int) -> None:
     )
 
 
+def make_images(folder: Path, n: int) -> None:
+    """Write n names of 64 small images in 10 folders, one for each class, and a list of them."""
+    from PIL import Image
+
+    rng = random.Random(0)
+    for number in range(64):
+        pixels = bytes(rng.randrange(256) for _ in range(8 * 8))
+        Image.frombytes("L", (8, 8), pixels).save(folder / f"{number}.png")
+    names = [f"{number % 10}/{number:07}.png" for number in range(n)]
+    for label in range(10):
+        (folder / "images" / str(label)).mkdir(parents=True)
+    for number, name in enumerate(names):  # hard links: an image is decoded, a name costs no block
+        os.link(folder / f"{number % 64}.png", folder / "images" / name)
+    lines = (f"images/{name} {number % 10}\n" for number, name in enumerate(names))
+    (folder / "list.txt").write_text("".join(lines))
+    layers = "[Flatten, {type: LazyLinear, args: {out_features: 10}}]"
+    model = f"{{type: Sequential, args: {{layers: {layers}}}}}"
+    config(folder, "{type: ImageFolderDataset, args: {root: images, mode: grey}}", model=model)
+    (folder / "g.yaml").rename(folder / "folder.yaml")
+    config(folder, "{type: ImageListDataset, args: {list_file: list.txt, mode: grey}}", model=model)
+
+
+def make_trained_on_images(folder: Path, n: int) -> None:
+    """Train on the images, so that they can be predicted."""
+    make_images(folder, n)
+    run_now(folder, train())
+
+
+def make_shards(folder: Path, n: int, n_each: int = 100) -> None:
+    """Write tar files of n images in all."""
+    make_images(folder, 64)
+    (folder / "shards").mkdir()
+    for shard in range(n // n_each):
+        with tarfile.open(folder / "shards" / f"{shard:05}.tar", "w") as tar:
+            for number in range(shard * n_each, (shard + 1) * n_each):
+                image = (folder / f"{number % 64}.png").read_bytes()
+                for suffix, content in (("png", image), ("cls", b"%d" % (number % 10))):
+                    member = tarfile.TarInfo(f"{number:07}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    layers = "[Flatten, {type: LazyLinear, args: {out_features: 10}}]"
+    config(
+        folder,
+        '{type: ShardDataset, args: {shards: "shards/*.tar", mode: grey}}',
+        model=f"{{type: Sequential, args: {{layers: {layers}}}}}",
+    )
+
+
+def make_rows(folder: Path, n: int) -> None:
+    """Write a table of n rows with five columns, and train on it."""
+    rng = random.Random(0)
+    with (folder / "t.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["a", "b", "c", "colour", "target"])
+        for row in range(n):
+            numbers = (round(rng.random(), 4) for _ in range(3))
+            rows.writerow([*numbers, ("red", "green", "blue")[row % 3], f"class_{row % 2}"])
+    config(
+        folder,
+        "{type: CsvDataset, args: {file: t.csv, target: target, categories: [colour]}}",
+        model="{type: MLP, args: {n_inputs: null, hidden: [8], n_outputs: 2}}",
+    )
+
+
+def make_predictions(folder: Path, n: int) -> None:
+    """Write a config that validates n samples, with a report on their predictions."""
+    config(
+        folder,
+        "",
+        data_loader=loader(arrays(folder, n + 100), f"batch_size: 1000, split: {n}"),
+        trainer="{steps: 1}",
+    )
+
+
+def make_steps(folder: Path, n: int) -> None:
+    """Write a config that trains n steps, and logs each."""
+    config(
+        folder,
+        arrays(folder, 256),
+        metrics="[]",
+        trainer=f"{{steps: {n}, epoch_steps: {n}, log_every: 1 step}}",
+    )
+
+
+def make_epochs(folder: Path, n: int) -> None:
+    """Write a config that trains n epochs of one step."""
+    config(
+        folder,
+        "",
+        data_loader=loader(arrays(folder, 256), "batch_size: 64, split: 64"),
+        trainer=f"{{epochs: {n}, epoch_steps: 1}}",
+    )
+
+
+def make_rules(folder: Path, n: int) -> None:
+    """Write a config with n rules of parameter groups, and so n learning rates in each log."""
+    hidden = ", ".join(["4"] * n)
+    rules = ", ".join(
+        f"{{match: hidden.{3 * number}.*, lr: 1e-{number % 7}}}" for number in range(n)
+    )
+    config(
+        folder,
+        arrays(folder, 256),
+        model=f"{{type: MLP, args: {{n_inputs: 4, hidden: [{hidden}], n_outputs: 2}}}}",
+        optimizer=f"{{type: SGD, args: {{lr: 0.01}}, param_groups: [{rules}]}}",
+        trainer="{steps: 1}",
+    )
+
+
+def make_keys(folder: Path, n: int) -> None:
+    """Write a config with n keys that refer to the first one."""
+    keys = (f"key_{number}: '${{extra.key_0}}'" for number in range(1, n))
+    config(folder, arrays(folder, 256), extra=f"{{key_0: 1, {', '.join(keys)}}}")
+
+
+def make_trials(folder: Path, n: int) -> None:
+    """Write the record of a sweep whose n trials have finished."""
+    from base.config.loading import load_config
+    from base.sweeps.record import Plan, TrialRecord, create_sweep
+
+    make_samples(folder, 256)
+    os.chdir(folder)
+    plan = Plan("g.yaml", [], [sweep_of(n)])
+    sweep = create_sweep(plan, load_config(Path("g.yaml")))
+    sweep.folder.rename(sweep.folder.with_name("done"))
+    sweep.folder = sweep.folder.with_name("done")
+    rates = sweep_of(n).partition("=")[2].split(",")
+    for number, rate in enumerate(rates, start=1):
+        settings = {"optimizer.args.lr": rate}
+        sweep.trials.append(TrialRecord(number, settings, "finished", None, float(rate), 1, 1.0, 0))
+    sweep.save()
+
+
+def sweep_of(n: int) -> str:
+    """Return n learning rates, as ``--sweep`` takes them."""
+    return "optimizer.args.lr=" + ",".join(f"{(number + 1) / n:.6f}" for number in range(n))
+
+
+def make_nothing(folder: Path, n: int) -> None: ...
+
+
+def make_checkpoints(folder: Path, n: int) -> None:
+    """Save a checkpoint, and copy it n times."""
+    import torch
+
+    from base.checkpoint.store import CheckpointStore
+
+    store = CheckpointStore(folder / "checkpoints")
+    state = {"model": {"weight": torch.ones(8)}}
+    saved = store.save(state, step=1, epoch=1, metrics={}, is_best=False, facts={})
+    for step in range(2, n + 1):
+        copy = saved.with_name(f"step-{step:08}")
+        copy.mkdir()
+        for name in ("state.pt", "manifest.json"):
+            os.link(saved / name, copy / name)
+
+
 def make_runs(folder: Path, n: int) -> None:
     """Train a run, and copy what it wrote n times."""
     make_samples(folder, 256)
-    subprocess.run([sys.executable, *train()], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    run_now(folder, train())
     (run,) = (folder / "saved" / "g").iterdir()
     stamp = json.loads((run / "run.json").read_text())
     for number in range(2, n + 1):
@@ -159,21 +319,26 @@ def make_runs(folder: Path, n: int) -> None:
 # The processes that are measured.
 
 
-def script(name: str, *arguments: str) -> list[str]:
-    return [str(ROOT / name), *arguments]
-
-
-def train(*arguments: str) -> list[str]:
-    return script("train.py", "-c", "g.yaml", *arguments)
+def train(file: str = "g.yaml", *arguments: str) -> list[str]:
+    return [str(ROOT / "train.py"), "-c", file, *arguments]
 
 
 def resume(*arguments: str) -> list[str]:
-    return script("train.py", "-r", "saved/g", *arguments)
+    return [str(ROOT / "train.py"), "-r", "saved/g", *arguments]
+
+
+def predict(*files: str) -> list[str]:
+    return [str(ROOT / "predict.py"), "-r", "saved/g", "-o", "out.csv", "--overwrite", *files]
 
 
 def action(name: str) -> Callable[[Path, int], list[str]]:
     """Return the process that calls a function of this file with the folder and the size."""
-    return lambda folder, n: [__file__, "--call", name, str(folder), str(n)]
+    return lambda folder, n: [str(FILE), "--call", name, str(folder), str(n)]
+
+
+def run_now(folder: Path, arguments: list[str]) -> None:
+    """Run a process that makes data."""
+    subprocess.run([sys.executable, *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 def new_run_folder(folder: Path, n: int) -> None:
@@ -183,24 +348,116 @@ def new_run_folder(folder: Path, n: int) -> None:
         create_run_folder(folder / "saved", "g")
 
 
+def save_checkpoint(folder: Path, n: int) -> None:
+    """Save one more checkpoint than are kept."""
+    import torch
+
+    from base.checkpoint.store import CheckpointStore
+
+    store = CheckpointStore(folder / "checkpoints", keep=n)
+    state = {"model": {"weight": torch.ones(8)}}
+    store.save(state, step=n + 1, epoch=1, metrics={}, is_best=False, facts={})
+
+
+def log_steps(folder: Path, n: int) -> None:
+    """Write n steps to TensorBoard as the trainer does, and as many lines to the log."""
+    import logging
+
+    from logger.console import setup_logging
+    from logger.writers import TensorBoardWriter, Writers
+
+    setup_logging(folder, verbosity=0)
+    writers = Writers([TensorBoardWriter(folder)])
+    for step in range(1, n + 1):
+        writers.add_scalars({"step/loss": 1 / step, "lr": 0.1}, step)
+        logging.getLogger("kindling").info("step %d", step)
+    writers.close()
+
+
+def log_epochs(folder: Path, n: int) -> None:
+    """Write n rows of metrics.csv, as checkpoints keep them, and repair the file."""
+    from base.training.epoch_rows import EpochRows, repair_rows
+    from logger.csv_writer import CsvWriter
+
+    writer, rows = CsvWriter(folder / "metrics.csv"), EpochRows()
+    for epoch in range(1, n + 1):
+        row = {"epoch": epoch, "step": epoch, "train/loss": 1 / epoch, "valid/loss": 2 / epoch}
+        writer.add_row(row)
+        rows.add(row)
+    writer.close()
+    rows.state_dict()
+    repair_rows(CsvWriter(folder / "metrics.csv"), rows, n - 1)
+
+
+def report_epochs(folder: Path, n: int) -> None:
+    """Write the page of a run of n epochs, whose metrics.csv is there."""
+    from base.report.page import write_report
+
+    (folder / "config.yaml").write_text("name: g\n")
+    write_report(folder)
+
+
 SAMPLES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+FILES = (1_000, 10_000, 100_000, 300_000, 1_000_000)
+CLASSES = (100, 1_000, 3_000, 10_000, 30_000, 100_000)
+THOUSANDS = (100, 1_000, 3_000, 10_000)
+RUNS = (10, 1_000, 3_000, 10_000)
+QUICK = (10, 100, 1_000)
+
+
+def same(*arguments: str) -> Callable[[Path, int], list[str]]:
+    return lambda folder, n: list(arguments)
+
+
 PARTS = (
-    Part("samples", "first step", SAMPLES, (100, 10_000, 30_000, 100_000),
-         lambda folder, n: train(), make_samples),
-    Part("samples", "resume in the epoch", SAMPLES, (100, 10_000, 30_000, 100_000),
-         lambda folder, n: resume("--set", "trainer.steps=2"), once=True),
-    Part("columns", "first step", (100, 1_000, 10_000, 30_000, 60_000), (10, 500, 1000, 2000),
-         lambda folder, n: train(), make_columns),
-    Part("classes", "training, validation, metrics", (100, 1_000, 3_000, 10_000, 30_000, 100_000),
-         (10, 300, 1_000, 3_000), lambda folder, n: train(), make_classes),
-    Part("parameters", "first step", (100, 1_000, 3_000, 10_000), (10, 100, 300, 1000),
-         lambda folder, n: train(), make_parameters),
-    Part("runs", "newest run", (10, 1_000, 3_000, 10_000), (5, 50, 100, 200),
-         lambda folder, n: resume("--print-config"), make_runs),
-    Part("runs", "list", (10, 1_000, 3_000, 10_000), (5, 50, 100, 200),
-         lambda folder, n: ["-m", "base.runs", str(folder / "saved")]),
-    Part("runs", "new folder, 5 times", (10, 1_000, 3_000, 10_000), (5, 50, 100, 200),
-         action("new_run_folder"), once=True),
+    Part("samples", "first step", SAMPLES, (100, 10_000, 100_000), same(*train()), make_samples),
+    Part("samples", "resume in the epoch", SAMPLES, (100, 10_000, 100_000),
+         same(*resume("--set", "trainer.steps=2")), once=True),
+    Part("predictions", "report", SAMPLES[:4], (100, 1_000, 10_000),
+         same(*train()), make_predictions),
+    Part("files", "first step, folder", FILES, QUICK, same(*train("folder.yaml")), make_images),
+    Part("files", "first step, list", FILES, QUICK, same(*train())),
+    Part("predicted files", "predict.py", THOUSANDS, QUICK, same(*predict("images")),
+         make_trained_on_images),
+    Part("shards", "check, 100 samples each", (1_000, 10_000, 30_000, 100_000), (100, 500, 1_000),
+         same("-m", "base.shards", "check", "shards/*.tar"), make_shards),
+    Part("shards", "first step", (1_000, 10_000, 30_000, 100_000), (100, 500, 1_000),
+         same(*train())),
+    Part("rows", "first step", SAMPLES[:4], QUICK, same(*train()), make_rows),
+    Part("rows", "predict.py", SAMPLES[:4], QUICK, same(*predict("t.csv"))),
+    Part("columns", "first step", (100, 1_000, 10_000, 30_000, 60_000), QUICK,
+         same(*train()), make_columns),
+    Part("classes", "training, validation, metrics", CLASSES, QUICK,
+         same(*train()), make_classes),
+    Part("parameters", "first step", THOUSANDS, QUICK, same(*train()), make_parameters),
+    Part("parameters", "resume", THOUSANDS, QUICK, same(*resume("--set", "trainer.steps=2")),
+         once=True),
+    Part("parameters", "inspect", THOUSANDS, QUICK,
+         same("-m", "base.checkpoint", "inspect", "saved/g")),
+    Part("rules", "first step, report", (10, 100, 300, 1_000), (4, 20, 50),
+         same(*train()), make_rules),
+    Part("keys", "--print-config", THOUSANDS, QUICK, same(*train("g.yaml", "--print-config")),
+         make_keys),
+    Part("steps", "training, each logged", (100, 1_000, 10_000, 30_000), QUICK,
+         same(*train()), make_steps),
+    Part("logged steps", "TensorBoard, log.txt", SAMPLES[:4], QUICK, action("log_steps"),
+         make_nothing, once=True),
+    Part("epochs", "training", (10, 100, 300, 1_000), (2, 10, 20), same(*train()), make_epochs),
+    Part("epochs", "resume", (10, 100, 300, 1_000), (2, 10, 20),
+         lambda folder, n: resume("--set", f"trainer.epochs={n + 1}"), once=True),
+    Part("logged epochs", "metrics.csv, repair", (100, 1_000, 10_000, 30_000, 100_000), QUICK,
+         action("log_epochs"), make_nothing, once=True),
+    Part("logged epochs", "report", (100, 1_000, 10_000, 30_000, 100_000), QUICK,
+         action("report_epochs")),
+    Part("checkpoints", "save, all kept", THOUSANDS, QUICK, action("save_checkpoint"),
+         make_checkpoints, once=True),
+    Part("runs", "newest run", RUNS, (5, 50, 200), same(*resume("--print-config")), make_runs),
+    Part("runs", "list", RUNS, (5, 50, 200), same("-m", "base.runs", "saved")),
+    Part("runs", "new folder, 5 times", RUNS, (5, 50, 200), action("new_run_folder"), once=True),
+    Part("trials", "plan (--dry-run)", (10, 100, 300, 1_000), (5, 20, 50),
+         lambda folder, n: train("g.yaml", "--sweep", sweep_of(n), "--dry-run"), make_trials),
+    Part("trials", "table and picture", (10, 100, 300, 1_000), (5, 20, 50),
+         same(str(ROOT / "train.py"), "-r", "saved/g/sweeps/done")),
 )  # fmt: skip
 
 
@@ -273,7 +530,7 @@ def measure(
 
 def call(function: Callable[[Path, int], object], folder: Path, n: int) -> None:
     """Call a function of this file in a process of its own, so that this one stays small."""
-    arguments = [__file__, "--call", function.__name__, str(folder), str(n)]
+    arguments = [str(FILE), "--call", function.__name__, str(folder), str(n)]
     subprocess.run([sys.executable, *arguments], check=True)
 
 
@@ -322,10 +579,10 @@ def table(costs: dict[Part, dict[int, list[Cost]]], limit: float, is_quick: bool
         sizes = list(by_size)
         medians = [median(found) for found in by_size.values()]
         cells, above = [part.axis, part.name, " ".join(map(short, sizes))], []
-        for unit, name in (("seconds", "time"), ("MB", "memory"), ("kB", "files")):
+        for unit, name, digits in (("seconds", "time", 2), ("MB", "memory", 0), ("kB", "files", 0)):
             values = [getattr(one, unit.lower()) for one in medians]
             found = exponent(sizes, values, NOISE[unit]) if len(sizes) > 1 else None
-            cells += [" ".join(f"{value:,.{unit == 'seconds'}f}" for value in values)]
+            cells += [" ".join(f"{value:,.{digits}f}" for value in values)]
             cells += ["flat" if found is None else f"{found:.2f}"]
             above += [f"{name} {found:.2f}"] if found is not None and found > ABOVE else []
         spread = max((max(c.seconds for c in found) / min(c.seconds for c in found)

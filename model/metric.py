@@ -602,7 +602,10 @@ class MeanLoss:
             self.total, self.count = self.total + value.double(), 1.0
             return
         # Without a count the mean is 0/0.
-        count = torch.as_tensor(number, dtype=torch.float64, device=value.device)
+        if isinstance(number, Tensor):
+            count = number.to(value.device, torch.float64, non_blocking=True)
+        else:  # made on the device: a copy from the CPU would wait for it
+            count = torch.full((), number, dtype=torch.float64, device=value.device)
         self.total = self.total + torch.where(count == 0, 0.0, value.double() * count)
         self.count = self.count + count
 

@@ -71,6 +71,7 @@ class Pipeline:
         self.ignored = IGNORED  # the class number that fills masks beyond the image border
         self.white, self.is_normalised = white, False
         self.mean, self.std = torch.zeros(1), torch.ones(1)
+        self._placed: tuple[Tensor, Tensor, bool] | None = None  # mean and std on the device
         if mean is not None and std is not None:
             self.normalise(mean, std)
         first = (number for number, stage in enumerate(self.stages) if isinstance(stage, _Single))
@@ -166,12 +167,14 @@ class Pipeline:
     def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the mean and std of each channel or column."""
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self._placed = None
         self.is_normalised = True
 
     def as_input(self, images: Tensor) -> Tensor:
         """Scale integers to the range 0 to 1 and normalize."""
+        mean, std, is_centred = self._statistics_on(images.device)
         shape = (-1, *[1] * (images.dim() - 2))  # broadcasts over channels or table columns
-        mean, std = (x.to(images.device).view(shape) for x in (self.mean, self.std))
+        mean, std = mean.view(shape), std.view(shape)
         white = 1.0 if images.is_floating_point() else self.white
         images = images.float() if images.is_floating_point() else images
         for numbers in (mean, std):
@@ -179,7 +182,17 @@ class Pipeline:
                 text = f"{numbers.numel()} numbers of mean or std, but images have"
                 raise BatchError(f"normalize: {text} {images.shape[1]} channels")
         scaled = images * (1 / (white * std))  # float32, for integers too
-        return scaled.sub_(mean / std) if self.mean.any() else scaled
+        return scaled.sub_(mean / std) if is_centred else scaled
+
+    def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor, bool]:
+        """Return mean and std on a device, and whether the mean is not 0.
+
+        They are copied once: a copy from the CPU for each batch would wait for the GPU.
+        """
+        if self._placed is None or self._placed[0].device != device:
+            is_centred = bool(self.mean.any())
+            self._placed = (self.mean.to(device), self.std.to(device), is_centred)
+        return self._placed
 
 
 class TransformedDataset(Dataset[Any]):

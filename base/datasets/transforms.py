@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from base.data.random_draws import Draws
+from base.data.random_draws import Draws, as_integers
 from base.errors import BatchError, DataError
 
 Size = tuple[int, int]  # height, width
@@ -81,7 +81,7 @@ class RandomShift(KeyedTransform):
     def move(self, target: Tensor, size: Size, draws: Draws) -> Tensor:
         from torchvision.transforms.v2 import functional
 
-        top, left = draws.integers(2 * self.pixels + 1, 2)[0].tolist()
+        top, left = as_integers(draws.on_cpu(2), 2 * self.pixels + 1)[0].tolist()
         padded = functional.pad(target, [self.pixels] * 4)
         moved: Tensor = functional.crop(padded, top, left, *size)
         return moved
@@ -106,7 +106,7 @@ class RandomFlip(KeyedTransform):
         from torchvision.transforms.v2 import functional
 
         flip = functional.horizontal_flip if self.dim == -1 else functional.vertical_flip
-        return flip(target) if draws.uniform()[0, 0] < self.p else target
+        return flip(target) if draws.on_cpu()[0, 0] < self.p else target
 
 
 class RandomCutout(KeyedTransform):
@@ -139,8 +139,7 @@ class _Crop(KeyedTransform):
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
         images = self._padded(images, self.fill)
         spare = self._spare(images.shape[-2], images.shape[-1])
-        offsets = (draws.uniform(2) * (torch.tensor(spare, device=images.device) + 1)).long()
-        return crop(images, offsets[:, 0], offsets[:, 1], self.size)
+        return crop(images, *_offsets(spare, draws.uniform(2)), self.size)
 
     def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
         same = _Crop(self.size, self.sides, mode=self.mode)
@@ -151,8 +150,7 @@ class _Crop(KeyedTransform):
 
         left, top, right, bottom = self.sides or [0, 0, 0, 0]
         spare = self._spare(size[0] + top + bottom, size[1] + left + right)
-        offsets = (draws.uniform(2) * (torch.tensor(spare, device=draws.device) + 1)).long()
-        first_row, first_column = offsets[0].tolist()
+        first_row, first_column = map(int, _offsets(spare, draws.on_cpu(2)))
         padded = self._padded(target, 0)
         moved: Tensor = functional.crop(padded, first_row, first_column, *self.size)
         return moved
@@ -171,6 +169,11 @@ class _Crop(KeyedTransform):
             text = f"RandomCrop of {self.size[0]}x{self.size[1]} from images of {height}x{width}"
             raise ValueError(text)
         return spare
+
+
+def _offsets(spare: Sequence[int], drawn: Tensor) -> list[Tensor]:
+    """Return the first row and column of each image, from 0 to the spare ones: (sample,)."""
+    return [(drawn[:, side] * (n + 1)).long() for side, n in enumerate(spare)]
 
 
 class _ResizedCrop(KeyedTransform):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -69,11 +70,23 @@ def first_nonfinite(
         return None
     tensors = [tensor.detach() for tensor in plain.values()]
     for order in (2,) if with_squares else (2, math.inf):
-        norms = [norm.cpu().double() for norm in torch._foreach_norm(tensors, order)]
-        is_finite = torch.stack(norms).isfinite().tolist()
+        is_finite = _are_finite(torch._foreach_norm(tensors, order))
         if all(is_finite):
             return None
     return next(n for n, finite in zip(plain, is_finite, strict=True) if not finite)
+
+
+def _are_finite(numbers: Sequence[Tensor]) -> list[bool]:
+    """Return whether each number is finite, with one copy from each device."""
+    by_device: dict[torch.device, dict[torch.dtype, list[int]]] = {}
+    for place, number in enumerate(numbers):
+        by_device.setdefault(number.device, {}).setdefault(number.dtype, []).append(place)
+    found: dict[int, bool] = {}
+    for kinds in by_device.values():
+        flags = [torch.stack([numbers[place] for place in each]) for each in kinds.values()]
+        read = torch.cat([flag.isfinite() for flag in flags]).tolist()
+        found.update(zip(chain.from_iterable(kinds.values()), read, strict=True))
+    return [found[place] for place in range(len(numbers))]
 
 
 class FiniteWatch:

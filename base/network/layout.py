@@ -15,6 +15,7 @@ from base.errors import DataError
 from base.network.activations import checkpoint_activations
 from base.network.inplace import work_in_place
 from base.system.seeding import isolated_random_state
+from base.system.tensor_float import allow_tf32
 
 
 def prepare_model(
@@ -38,8 +39,10 @@ def prepare_model(
         checkpoint_activations(model, memory["checkpoint_activations"])
     if memory["inplace"]:
         notes.append(work_in_place(model))
-    if memory["precision"] == "tf32":
-        torch.set_float32_matmul_precision("high")
+    allow_tf32(
+        in_products=memory["precision"] == "tf32",
+        in_convolutions=memory["precision"] != "fp32",  # torch's default beside bf16 and fp16
+    )
     torch.backends.cudnn.benchmark = memory["cudnn_benchmark"]
     if memory["compile"]:
         model.compile(mode=None if memory["compile"] is True else memory["compile"])

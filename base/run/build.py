@@ -54,6 +54,7 @@ from base.run.loaders import (
 from base.run.model_data import resolve_normalize, warn_of_other_statistics
 from base.run.rank_checks import match_weights
 from base.run.trainer_sections import build_section
+from base.system.determinism import use_deterministic_algorithms, why_not_deterministic
 from base.system.processes import rank
 from base.system.resources import use_threads
 from base.system.seeding import derive_seed, isolated_random_state
@@ -116,10 +117,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def make_repeatable(config: Config) -> None:
-    """Set the number of threads, and deterministic algorithms as the config says."""
+    """Set the number of threads, and deterministic algorithms as the config says.
+
+    Call it before `choose_device`, which may start CUDA.
+    """
     config.resolve("threads", value=use_threads(config["threads"]))
-    if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:
-        torch.use_deterministic_algorithms(config["deterministic"])  # takes a second or two
+    use_deterministic_algorithms(config["deterministic"])
     torch.backends.cudnn.benchmark &= not config["deterministic"]
 
 
@@ -160,6 +163,8 @@ def build_experiment(
     check_combinations(config, n_processes)
     put_off_dynamo()
     keep_freed_memory(device)
+    if text := why_not_deterministic(device):
+        raise ConfigError([config.problem(("deterministic",), text)])
     bad_samples = BadSamples(config)
     references = References(config) if references is None else references
     precision_notes = resolve_precision(config, device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from base.run.model_example import note_example
 from base.run.profiler import check_profile
 from base.run.step_checks import check_step, try_first_batch
 from base.run.writers import check_writers
+from base.system.resources import ignored_out_of_memory
 from base.system.torch_compat import dynamo_is_imported
 from base.training.swa import StochasticWeightAverage
 
@@ -109,7 +110,7 @@ def _try_batches(trainer: BaseTrainer) -> None:
         elif trainer.has_plain_step:
             values = trainer.evaluate(trainer.train_loader, "train", max_batches=1)
         else:
-            with suppress(torch.OutOfMemoryError):  # training handles it, by trainer.on_oom
+            with ignored_out_of_memory():  # training handles it, by trainer.on_oom
                 logged = try_first_batch(trainer)
         if getattr(trainer.train_loader, "mixes", ""):
             _try_mixed(trainer)

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,7 +27,9 @@ VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 VERSION_2 = ("memory.max", "memory.current", "")
 OUT_OF_MEMORY = re.compile(
     r"(?i)out of memory|can't allocate memory|cannot allocate memory|not enough memory"
-    r"|ALLOC_FAILED|bad_alloc|could not create a memory"
+    r"|ALLOC_FAILED|bad_alloc|could not create a memory"  # of cuBLAS, cuDNN, cuFFT and so on; C++
+    r"|(?-i:OUT_OF_(DEVICE_|HOST_)?(MEMORY|RESOURCES))"  # of XPU
+    r"|unable to find an engine to execute"  # of cuDNN, when none of its algorithms has the memory
 )
 
 
@@ -78,10 +81,20 @@ def peak_memory_mb() -> float:
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Return whether an error is due to a lack of memory, on a GPU or a CPU."""
-    if isinstance(error, KindlingError):  # its cause holds the reason
+    while isinstance(error, KindlingError):  # its cause holds the reason
         error = error.__cause__
     is_by_text = isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
     return is_by_text or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+@contextmanager
+def ignored_out_of_memory() -> Iterator[None]:
+    """Ignore a lack of memory inside the block, of a trial that training repeats."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
 
 
 def _affinity() -> int:

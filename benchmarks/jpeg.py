@@ -123,11 +123,15 @@ class Peers:
         from timm.data import create_dataset, create_loader
 
         dataset = create_dataset("", str(self.folder))
-        options = {"color_jitter": None, "device": torch.device("cpu")}
         loader = create_loader(
-            dataset, (3, SIZE, SIZE), self.batch_size, is_training=True,
-            num_workers=self.n_workers, **options,
-        )  # fmt: skip
+            dataset,
+            (3, SIZE, SIZE),
+            self.batch_size,
+            is_training=True,
+            color_jitter=0.0,
+            num_workers=self.n_workers,
+            device=torch.device("cpu"),
+        )
         return lambda: loader
 
     def webdataset(self) -> Variant:

@@ -41,7 +41,7 @@ from base.data.threads import pinned, read_ahead
 from base.data.workers import begin_worker, identity, stop_workers, watched
 from base.errors import DataError, nearest
 from base.names.final_methods import refuse_overridden
-from base.system.resources import usable_cores
+from base.system.cores import usable_cores
 from base.system.seeding import derive_generator, derive_seed, isolated_random_state
 
 WORKERS = ("auto", "threads", "processes")

@@ -23,7 +23,7 @@ from base.data.protocols import HasIds, HasSamples, HasTargetHash, offered, unde
 from base.data.random_draws import STEP, mix
 from base.data.reading import BatchReader, Failure
 from base.data.threads import read_each
-from base.system.resources import usable_cores
+from base.system.cores import usable_cores
 
 LIMIT = 1 << 28  # bytes of inputs to hash
 CHUNK = 1 << 20  # bytes to hash at once

@@ -25,7 +25,7 @@ LOSS_FUNCTIONS = frozenset((
 ))
 # fmt: on
 UNPICKLE = ("LSUN", "LSUNClass")  # unpickle a cache file beside the data
-LAYERS = ("Sequential", "Residual", "Networks")
+LAYERS = ("Sequential", "Residual", "MirrorAverage", "Networks")
 
 
 class Source(NamedTuple):

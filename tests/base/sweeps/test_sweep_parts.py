@@ -238,7 +238,7 @@ def test_a_resumed_sweep_takes_up_what_happened_meanwhile(
 def test_a_trial_knows_its_sweep_and_shares_the_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from base.system.resources import usable_cores
+    from base.system.cores import usable_cores
 
     assert current_trial() is None
     assert stamp_of_trial() == {}

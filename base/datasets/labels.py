@@ -168,7 +168,8 @@ def _several_hot(
     labels = [[label.strip() for label in row if label.strip()] for row in labels]
     names = sort_labels({label for row in labels for label in row}) if names is None else names
     known = {name: number for number, name in enumerate(names)}
-    places, problems = [], []
+    places: list[tuple[int, int]] = []
+    problems: list[Problem] = []
     for sample, row in enumerate(labels):
         for label in row:
             if label in known:

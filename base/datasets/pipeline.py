@@ -217,9 +217,9 @@ class TransformedDataset(Dataset[Any]):
             self.shuffled_order = ordered.shuffled_order
 
     @property
-    def ids(self) -> list[str]:
+    def ids(self) -> Sequence[str]:
         """The id of each sample. The attribute is missing if the data set has no ids."""
-        ids: list[str] = self.reads_from.ids
+        ids: Sequence[str] = self.reads_from.ids
         return ids
 
     def record(self) -> dict[str, Any]:

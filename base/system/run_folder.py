@@ -30,7 +30,7 @@ SAVE_DIR = "saved"
 EXPORTED = (".pt2", ".onnx", ".safetensors")  # files of export.py, which hold no run
 BEFORE_TRAINING = frozenset((
     STAMP, "LOCK", "bad_samples.csv", "checkpoints", "config.yaml", "data.json", "env.txt",
-    "log.txt", "parameters.csv", "split.csv",
+    "log.txt", "parameters.csv", "split.csv", "split.npz",
 ))  # fmt: skip
 """The names in a run's folder before the first step."""
 Order = tuple[bool, int, str, str]

@@ -54,7 +54,7 @@ from base.training.run_log import Run, RunLog
 from base.training.state import build_state, checked_parts, parts_with_state
 from base.training.swa import StochasticWeightAverage
 from base.training.trials import trial
-from logger.meters import Meters
+from logger.meters import Meters, as_numbers
 from logger.progress import ProgressBar
 from logger.writers import Writers
 
@@ -222,7 +222,11 @@ class BaseTrainer:
             self.ema.update()
         self.clock.lap("compute")
         if is_made and self.log_every.is_due_at_step(self.progress.step):
-            self.current_run.log.log_step(self._of_all_ranks(values), self.progress)
+            numbers = as_numbers(
+                self._of_all_ranks(values)
+            )  # waits, so that the next line does not
+            self.recovery.refuse_late()
+            self.current_run.log.log_step(numbers, self.progress)
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():
             callback.on_step_end(self)
@@ -265,6 +269,7 @@ class BaseTrainer:
     @final
     def evaluate(self, loader: Any, phase: str, max_batches: int | None = None) -> Values:
         """Return losses and metrics over a loader; weights and random streams do not change."""
+        self.recovery.refuse_late()
         meters = Meters(self.device)
         count_samples = SampleCount(self.config["batch"], loader)
         count = self.experiment.batches_to_evaluate(loader, phase, max_batches)
@@ -459,7 +464,7 @@ class BaseTrainer:
         inputs = None if only is None else stepper.trainable
         for number, part in enumerate(losses, start=1):
             share = self.window.share(part)
-            self.finite.watch(share)
+            self.recovery.watch(share)
             if stepper.in_backward is not None and is_full:
                 self.recovery.refuse_nonfinite()  # the pass below updates the parameters
             is_last = number == len(losses)
@@ -724,6 +729,7 @@ class BaseTrainer:
     @final
     def _summarise(self, phase: str, meters: Meters) -> Values:
         """Return the means and metrics of a phase by name; those of classes by class name."""
+        self.recovery.refuse_late()
         classes = class_names(getattr(self._phase_loader, "dataset", None)) or ()
         return summarise(phase, meters, self.training_state.phase_metrics, self.world, classes)
 

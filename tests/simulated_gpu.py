@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 GPU = torch.device("cuda", 0)
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,20 +25,20 @@ STAGED_BYTES = 64 << 10  # a larger copy from pageable memory waits, even if it 
 
 # Operations whose result the host needs, or whose shape depends on values.
 WAITING = frozenset((
-    "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim",
-    "unique_consecutive", "unique_dim_consecutive", "bincount", "histc", "_ctc_loss.Tensor",
-    "linalg_inv_ex", "repeat_interleave.Tensor", "_assert_async", "segment_reduce",
+    "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2",
+    "unique_dim", "unique_consecutive", "unique_dim_consecutive", "bincount", "histc",
+    "_ctc_loss.Tensor", "linalg_inv_ex", "repeat_interleave.Tensor", "_assert_async", "segment_reduce",
 ))  # fmt: skip
 
 
 class OnGPU(Tensor):
-    """A tensor of the simulated GPU; ``inner`` holds its values."""
+    """A tensor of the simulated GPU; ``held`` holds its values."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor, requires_grad: bool = False) -> OnGPU:
-        inner = inner.inner if isinstance(inner, OnGPU) else inner
+        inner = inner.held if isinstance(inner, OnGPU) else inner
         made = Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -49,7 +49,7 @@ class OnGPU(Tensor):
             device=inner.device,
             requires_grad=requires_grad,
         )
-        made.inner = inner
+        made.held = inner
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -88,17 +88,17 @@ class OnGPU(Tensor):
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnGPU:
-        made = OnGPU(self.inner.clone(), self.requires_grad)
+        made = OnGPU(self.held.clone(), self.requires_grad)
         if getattr(self, "_is_param", False):
             made._is_param = True
         memo[id(self)] = made
         return made
 
     def __repr__(self) -> str:
-        return f"OnGPU({self.inner!r})"
+        return f"OnGPU({self.held!r})"
 
     def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+        return self.held.data_ptr()
 
     def record_stream(self, stream: Any) -> None: ...
 
@@ -155,7 +155,9 @@ class Machine(TorchDispatchMode):
         self.n_queued = self._n_synchronized = 0
         self._is_leaving = False
         self._pinned: set[int] = set()
-        self._pending: list[tuple[int, Tensor, Tensor]] = []  # copies to the host: when, where, what
+        self._pending: list[
+            tuple[int, Tensor, Tensor]
+        ] = []  # copies to the host: when, where, what
 
     @property
     def n_done(self) -> float:
@@ -193,43 +195,48 @@ class Machine(TorchDispatchMode):
 
     def compute(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run an operation; its result is on the GPU if an argument or ``device`` is."""
-        name = function._schema.name.removeprefix("aten::")
-        found: list[Tensor] = []
-        tree_map(lambda x: found.append(x) if isinstance(x, Tensor) else None, (args, kwargs))
-        on_gpu = [x for x in found if isinstance(x, OnGPU)]
-        device = kwargs.get("device")
+        found = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        hosts = [x for x in found if not isinstance(x, OnGPU)]
+        device, leaves, self._is_leaving = kwargs.get("device"), self._is_leaving, False
         to_gpu = device is not None and torch.device(device).type == "cuda"
-        leaves, self._is_leaving = self._is_leaving, False
         if kwargs.get("pin_memory"):
-            kwargs = {**kwargs, "pin_memory": False}
+            args, kwargs = tree_map(plain, (args, {**kwargs, "pin_memory": False}))
             return self.pin(function(*args, **kwargs))
-        if to_gpu:
-            kwargs = {**kwargs, "device": torch.device("cpu")}
-        if not on_gpu and not to_gpu:
+        if len(hosts) == len(found) and not to_gpu:
             return function(*args, **kwargs)
         self.n_queued += 1
-        self._refuse_mixtures(name, args, found, to_gpu)
-        if f"{name}.{function._overloadname}" in WAITING or name in WAITING:
+        name = function._schema.name.removeprefix("aten::")
+        if hosts and not to_gpu:
+            _refuse_mixtures(name, hosts)
+        self._note_wait(name, function._overloadname, args)
+        kwargs = {**kwargs, "device": torch.device("cpu")} if to_gpu else kwargs
+        if name in ("_to_copy", "copy_"):
+            self._arrive_in_order(hosts)
+        if name == "copy_" and hosts:
+            return self._copied_between(*args, **kwargs)
+        if name == "_to_copy" and hosts:
+            self._note_upload(args[0], kwargs.get("non_blocking", False))
+        plain_args, plain_kwargs = tree_map(plain, (args, kwargs))
+        result = function(*plain_args, **plain_kwargs)
+        if leaves:
+            return self._download(result, kwargs.get("non_blocking"))
+        return self._wrapped(function, args, kwargs, result)
+
+    def _note_wait(self, name: str, overload: str, args: Any) -> None:
+        if f"{name}.{overload}" in WAITING or name in WAITING:
             self.wait(name)
             self.complete(self.n_queued)
-        if name in ("index", "index_put", "index_put_") and self._selects_by_mask(name, args):
+        if name in ("index", "index_put", "index_put_") and _selects_by_mask(name, args):
             self.wait(f"{name} by a mask")
-        inner_args, inner_kwargs = tree_map(_inner, (args, kwargs))
-        if name == "_to_copy" and not on_gpu:  # to the GPU
-            self._note_upload(args[0], kwargs.get("non_blocking", False))
-        if name == "_to_copy" and leaves:
-            return self._download(function(*inner_args, **inner_kwargs), kwargs.get("non_blocking"))
-        if name == "copy_":
-            blocks_not = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
-            if not isinstance(args[0], OnGPU):
-                values = args[1].inner.clone()
-                args[0].copy_(values)
-                self._download(args[0], blocks_not)
-                return args[0]
-            if not isinstance(args[1], OnGPU):
-                self._note_upload(args[1], blocks_not)
-        result = function(*inner_args, **inner_kwargs)
-        return self._wrapped(function, args, kwargs, result)
+
+    def _copied_between(self, to: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        """Copy from the host or to it, in place."""
+        plain(to).copy_(plain(source))
+        if isinstance(to, OnGPU):
+            self._note_upload(source, non_blocking)
+        else:
+            self._download(to, non_blocking)
+        return to
 
     def _wrapped(self, function: Any, args: Any, kwargs: Any, result: Any) -> Any:
         """Return results as tensors of the GPU; an argument that was written to, as itself."""
@@ -255,6 +262,12 @@ class Machine(TorchDispatchMode):
         if not blocks_not or (not is_pinned and source.nbytes > STAGED_BYTES):
             self.wait(f"a copy of {source.nbytes} bytes to the GPU")
 
+    def _arrive_in_order(self, hosts: list[Tensor]) -> None:
+        """Finish copies to these hosts: the GPU makes its copies one after the other."""
+        for one in [one for one in self._pending if any(one[1] is host for host in hosts)]:
+            self._pending.remove(one)
+            one[1].copy_(one[2])
+
     def _download(self, host: Tensor, blocks_not: bool | None) -> Tensor:
         if not blocks_not:
             self.wait(f"a copy of {host.nbytes} bytes to the host")
@@ -264,23 +277,24 @@ class Machine(TorchDispatchMode):
         host.fill_(float("nan") if host.is_floating_point() else 0)
         return self.pin(host)
 
-    def _refuse_mixtures(self, name: str, args: Any, found: list[Tensor], to_gpu: bool) -> None:
-        """Raise an error, as a GPU would, for an operation on tensors of both devices."""
-        may_mix = ("copy_", "_to_copy", "_foreach_copy_", "index", "index_put_", "set_")
-        others = [x for x in found if not isinstance(x, OnGPU) and x.dim()]
-        if others and not to_gpu and name not in may_mix and not name.startswith("_fused"):
-            shapes = ", ".join(str(tuple(x.shape)) for x in others)
-            raise RuntimeError(f"{name}: tensors {shapes} on the CPU and others on cuda:0")
 
-    @staticmethod
-    def _selects_by_mask(name: str, args: Any) -> bool:
-        masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
-        is_fill = name != "index" and args[2].numel() == 1 and len(args[1]) == 1
-        return bool(masks) and not is_fill
+def _refuse_mixtures(name: str, hosts: list[Tensor]) -> None:
+    """Raise an error, as a GPU would, for an operation on tensors of both devices."""
+    may_mix = ("copy_", "_to_copy", "_foreach_copy_", "index", "index_put_", "set_")
+    shapes = ", ".join(str(tuple(x.shape)) for x in hosts if x.dim())
+    if shapes and name not in may_mix and not name.startswith("_fused"):
+        raise RuntimeError(f"{name}: tensors {shapes} on the CPU and others on cuda:0")
 
 
-def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, OnGPU) else value
+def _selects_by_mask(name: str, args: Any) -> bool:
+    masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
+    is_fill = name != "index" and args[2].numel() == 1 and len(args[1]) == 1
+    return bool(masks) and not is_fill
+
+
+def plain(value: Any) -> Any:
+    """Return the values of a tensor of the GPU on the CPU, without a wait; others unchanged."""
+    return value.held if isinstance(value, OnGPU) else value
 
 
 _current: list[Machine] = []
@@ -313,9 +327,13 @@ def simulated_gpu(lag: float = 0) -> Iterator[Machine]:
             "max_memory_allocated": lambda device=None: 0,
             "reset_peak_memory_stats": lambda device=None: None,
         }
+        patch.setattr(torch.accelerator, "synchronize", lambda: machine().synchronize())
         for name, value in patches.items():
             patch.setattr(torch.cuda, name, value)
-        for check in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+        for check in (
+            "_accelerator_graph_capture_health_check",
+            "_cuda_graph_capture_health_check",
+        ):
             patch.setattr(torch.optim.Optimizer, check, lambda optimizer: None, raising=False)
         for name in ("tensor", "as_tensor"):
             patch.setattr(torch, name, _made_on_cpu(getattr(torch, name)))
@@ -327,7 +345,7 @@ def simulated_gpu(lag: float = 0) -> Iterator[Machine]:
         patch.setattr(Tensor, "is_pinned", lambda tensor, *_: machine().is_pinned(tensor))
         patch.setattr(torch, "autocast", _autocast_of_cpu(torch.autocast))
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-        # Parameters that move are new objects: a plain tensor cannot become one of the GPU in place.
+        # Parameters that move are new objects: a plain tensor does not become another in place.
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         _current.append(Machine(lag))
         try:
@@ -348,7 +366,7 @@ def _autocast_of_cpu(autocast: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _grouped_on_gpu(group: Callable[..., Any]) -> Callable[..., Any]:
-    """Groups of tensors by device, as torch's C++ code makes them, which sees tensors of the CPU."""
+    """Groups of tensors by device; torch's C++ code takes them for tensors of the CPU."""
 
     def grouped(lists: Any, *args: Any, **kwargs: Any) -> Any:
         device = GPU if any(isinstance(x, OnGPU) for x in lists[0]) else torch.device("cpu")
@@ -359,7 +377,7 @@ def _grouped_on_gpu(group: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _made_on_cpu(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``torch.tensor`` and ``torch.as_tensor``: a CPU tensor from Python, and a copy that blocks."""
+    """``torch.tensor`` and ``torch.as_tensor``: a CPU tensor, and a copy that blocks."""
 
     def made(data: Any, dtype: Any = None, device: Any = None, **kwargs: Any) -> Tensor:
         if isinstance(data, OnGPU) or device is None or torch.device(device).type == "cpu":
@@ -371,5 +389,5 @@ def _made_on_cpu(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _one_hot(classes: Tensor, num_classes: int) -> Tensor:
     """``F.one_hot`` with a number of classes, which does not read the values on a GPU."""
-    found = torch.ops.aten.one_hot(_inner(classes), num_classes)
+    found = torch.ops.aten.one_hot(plain(classes), num_classes)
     return OnGPU(found) if isinstance(classes, OnGPU) else found

@@ -144,7 +144,8 @@ class _Crop(KeyedTransform):
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
         images = self._padded(images, self.fill)
         spare = self._spare(images.shape[-2], images.shape[-1])
-        return crop(images, *_offsets(spare, draws.uniform(2)), self.size)
+        top, left = _offsets(spare, draws.uniform(2))
+        return crop(images, top, left, self.size)
 
     def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
         same = _Crop(self.size, self.sides, mode=self.mode)

@@ -23,7 +23,6 @@ from base.training.results import is_part
 from logger.console import ROW
 from logger.epoch_table import EpochTable
 from logger.files import write_whole
-from logger.meters import as_numbers
 from logger.progress import ProgressBar
 from logger.writers import Writer, Writers
 
@@ -87,10 +86,9 @@ class RunLog:
         bar.show(loss_text)
         return bar
 
-    def log_step(self, values: Mapping[str, Any], progress: Progress) -> None:
+    def log_step(self, values: Mapping[str, float], progress: Progress) -> None:
         """Write the values of a step to the writers."""
-        # The one wait for the device of a logged step.
-        numbers = {f"step/{name}": value for name, value in as_numbers(values).items()}
+        numbers = {f"step/{name}": value for name, value in values.items()}
         self.writers.add_scalars({**numbers, **progress.rates}, progress.step)
         self._logged_at = progress.step
 

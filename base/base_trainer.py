@@ -26,6 +26,7 @@ from base.distributed.group import World
 from base.errors import ConfigError, Problem
 from base.names.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
 from base.network.activations import offload_activations
+from base.network.compilation import mark_steps, uses_cuda_graphs
 from base.network.layout import EmptyCache
 from base.system.seeding import derive_seed, isolated_random_state
 from base.system.signals import InterruptedRunError, SignalFlags
@@ -765,7 +766,9 @@ class BaseTrainer:
         rules = self.config["batch"]
         if rules["weight"] is not None:
             batches = checked_weights(batches, rules)
-        return feed(batches, self.device, self.config["memory"]["prefetch"], self.clock)
+        batches = feed(batches, self.device, self.config["memory"]["prefetch"], self.clock)
+        has_graphs = uses_cuda_graphs(self.config["memory"]["compile"], self.device)
+        return mark_steps(batches) if has_graphs else batches
 
     @final
     def _update_sampler(self, part: Any, values: StepValues) -> None:

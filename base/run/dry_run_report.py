@@ -12,7 +12,7 @@ from base.errors import OutOfMemoryError
 from base.network.shape_errors import explain_shape_errors
 from base.network.summary import summarise_model, table_rows
 from base.run.batch_checks import check_batches
-from base.run.checks import check_settings, without_compilation
+from base.run.checks import check_settings
 from base.run.first_step import check_watched_values, guard_first_step, restore_weight_reads
 from base.run.header import header_entries, input_text
 from base.run.label_checks import check_labels
@@ -21,6 +21,7 @@ from base.run.micro_batch import resolve_micro_batch
 from base.run.parameter_table import full_table, parameter_rows, weights_tables
 from base.run.step_checks import names_in_training
 from base.system.resources import is_out_of_memory, peak_memory_mb
+from base.system.torch_compat import without_compilation
 from base.training.results import StepValues, is_part
 from logger.console import format_header, format_value, table, wrap_list
 from logger.terminal import terminal_width

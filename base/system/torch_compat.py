@@ -65,6 +65,16 @@ def dynamo_is_imported() -> bool:
     return module is not None and not isinstance(module, _LateDynamo)
 
 
+@contextmanager
+def without_compilation() -> Iterator[None]:
+    """Run compiled models and functions eagerly, to save the time and files of compiling."""
+    if not dynamo_is_imported():
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 class _LateDynamo(ModuleType):
     """A stand-in for torch._dynamo, which imports it on first use of anything but two functions.
 

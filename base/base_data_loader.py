@@ -518,13 +518,14 @@ class BaseDataLoader:
         order, order_epoch = NO_SAMPLES, -1
         choosers = (self._weights, self._own_sampler, self._drawing)
         is_drawn = any(each is not None for each in choosers)
+        n_batches, size = len(self), self.batch_size
         for position in range(first, first + count):
-            epoch, number = divmod(position, len(self))
+            epoch, number = divmod(position, n_batches)
             if epoch != order_epoch:
                 order, order_epoch = self._order(epoch), epoch
                 if is_drawn and may_repeat:
                     order = order + number_repeats(order) * len(self.dataset)  # type: ignore[arg-type]
-            indices = order[number * self.batch_size : (number + 1) * self.batch_size]
+            indices = order[number * size : (number + 1) * size]
             if drawn is not None:
                 drawn.append(self.batch_share.count_own(len(indices)))
                 indices = self.batch_share.of(indices)

@@ -244,7 +244,7 @@ def count_step(run: Callable[[int], object], n_steps: int = 200) -> Counts:
         progress.REDRAW_SECONDS = redraw
     by_function: list[dict[tuple[str, str], float]] = []
     for less, more in zip(*found, strict=True):
-        sums: dict[tuple[str, str], float] = collections.Counter()
+        sums: dict[tuple[str, str], float] = collections.defaultdict(float)
         for code, sign in [*((each, 1) for each in more), *((each, -1) for each in less)]:
             path = code.co_filename.removeprefix(f"{ROOT}/").rpartition("site-packages/")[2]
             path = path.rpartition("/lib/python")[2]
@@ -279,8 +279,8 @@ def print_counts(rows: int) -> None:
     }
     print(f"{'opcodes (frames) a step':40}{'in torch/':>16}{'elsewhere':>16}{'above bare':>16}")
     for name, counts in variants.items():
-        above = counts.above(base).values()
-        cells = (*map(counts.total, (True, False)), tuple(map(sum, zip(*above, strict=True))))
+        sums = tuple(map(sum, zip(*counts.above(base).values(), strict=True)))
+        cells = (*map(counts.total, (True, False)), sums)
         print(f"{name:40}" + "".join(f"{f'{o:.0f} ({f:.0f})':>16}" for o, f in cells))
     for name, counts in list(variants.items())[1:]:
         print(f"\n{name}: above the bare loop, by function")

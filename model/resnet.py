@@ -104,8 +104,8 @@ class ResNet9(BaseModel):
             n_out = 2 * n_in
             self.stages.append(nn.Sequential(ConvBlock(n_in, n_out), nn.MaxPool2d(2)))
             if is_residual:
-                layers = {name: ConvBlock(n_out, n_out) for name in ("first", "second")}
-                self.stages.append(Residual(layers))
+                first, second = ConvBlock(n_out, n_out), ConvBlock(n_out, n_out)
+                self.stages.append(Residual({"first": first, "second": second}))
         self.head = nn.Linear(8 * width, n_classes, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:  # (batch, channel, h, w) -> (batch, n_classes)

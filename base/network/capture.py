@@ -74,11 +74,6 @@ class Capture:
         # The recorded parts of a value, by format, tag and call number.
         self._records: dict[str, dict[str, dict[int, Tensor]]] = {}
 
-    @property
-    def is_recording(self) -> bool:
-        """Whether the current step is recorded."""
-        return bool(self._wanted)
-
     def start(self, step: int) -> None:
         """Start the record of a step if it is due. Further calls in the same step do nothing."""
         if not self._rules or step == self._step:

@@ -195,8 +195,11 @@ def _added(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _merged_order(parts: Sequence[Iterable[str]]) -> list[str]:
     """Return all names, each after the name that precedes it in the first part that has it."""
-    order: list[str] = []
-    for names in parts:
+    first, *others = map(list, parts)
+    order = first
+    for names in others:
+        if names == order:  # nearly always, and then no name is searched for
+            continue
         place = 0
         for name in names:
             if name in order:

@@ -8,6 +8,7 @@ import pytest
 from counted import growth
 from torch import nn
 
+from base.network.initialization import call_init_weights
 from base.prediction.output import _cut
 from base.prediction.predictions import _distinct
 from base.sweeps.space import parse_space
@@ -48,6 +49,22 @@ def test_a_long_name_is_cut_in_front() -> None:
     assert growth(lambda text: _cut(text, 20), 2_000, prepare=lambda n: "x" * n) < LINEAR
     assert _cut("images/正解/0001.png", 9) == "…0001.png"
     assert text_width(_cut("images/正解/0001.png", 12)) <= 12
+
+
+class Names(list[str]):
+    """Names that are not searched one by one."""
+
+    def __contains__(self, name: object) -> bool:
+        raise AssertionError(f"{name!r} is searched in a list")
+
+
+def test_the_names_that_an_initialisation_may_set() -> None:
+    class Model(nn.Sequential):
+        def init_weights(self) -> None:
+            nn.init.ones_(self[0].weight)
+
+    names = Names(["0.weight", "1.weight"])
+    assert call_init_weights(Model(nn.Linear(2, 2), nn.Linear(2, 2)), names) == ["0.weight"]
 
 
 def test_layer_decay() -> None:

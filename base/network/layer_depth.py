@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
@@ -30,9 +28,8 @@ class LayerOrder(NamedTuple):
     def text(self) -> str:
         """Return a description for the header of a run."""
         names = [_common_name(layer) for layer in self.layers]
-        above = {name[: dot.start()] for name in names for dot in re.finditer(r"\.", name)}
         for number, name in enumerate(names):  # a name that another layer is a part of, too
-            if name in above:
+            if any(f"{other}.".startswith(f"{name}.") for other in names if other != name):
                 names[number] = self.layers[number][0].rpartition(".")[0] or name
         shown = ", ".join([*names[:3], "...", names[-1]] if len(names) > 4 else names)
         return f"{len(names)}, by {self.source}: {shown}"
@@ -174,12 +171,13 @@ def _holds_equal_blocks(module: nn.Module) -> bool:
     for each in module.modules():
         if type(each) not in LISTS:
             continue
-        kinds = Counter(
+        kinds = [
             (type(block), tuple(p.shape for p in block.parameters()))
             for block in each.children()
             if next(block.children(), None) is not None
-        )
-        if any(n_blocks > 1 for (_, shapes), n_blocks in kinds.items() if shapes):
+        ]
+        kinds = [kind for kind in kinds if kind[1]]
+        if len(set(kinds)) < len(kinds):
             return True
     return False
 

@@ -170,7 +170,7 @@ def _decay_layers(model: nn.Module, options: Options, section: Section, where: s
         raise ConfigError([Problem(where, str(error))]) from error
     places: dict[str, list[int]] = {name: [] for name in options}
     for number, layer in enumerate(layers):
-        for name in options.keys() & layer:
+        for name in set(layer) & options.keys():
             places[name].append(number)
     faults = [f"{name} in {at or 'none'}" for name, at in places.items() if len(at) != 1]
     if faults:

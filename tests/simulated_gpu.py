@@ -301,7 +301,7 @@ _current: list[Machine] = []
 
 
 def machine() -> Machine:
-    return _current[-1]
+    return _current[-1] if _current else Machine()  # for what outlives the GPU
 
 
 @contextmanager

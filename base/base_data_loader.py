@@ -41,7 +41,7 @@ from base.data.threads import pinned, read_ahead
 from base.data.workers import begin_worker, identity, stop_workers, watched
 from base.errors import DataError, nearest
 from base.names.final_methods import refuse_overridden
-from base.system.resources import usable_cores
+from base.system.cores import usable_cores
 from base.system.seeding import derive_generator, derive_seed, isolated_random_state
 
 WORKERS = ("auto", "threads", "processes")
@@ -292,10 +292,9 @@ class BaseDataLoader:
         """Return the sorted indices of an epoch's samples; None if a sampler chooses them."""
         return None if self._own_sampler is not None else self._indices
 
-    def order_of_evaluation(self) -> list[int]:
+    def order_of_evaluation(self) -> Tensor:
         """Return the indices of the samples in the order in which an evaluation reads them."""
-        indices: list[int] = self._order(0).tolist()
-        return indices
+        return self._order(0)
 
     def sample_ids(self) -> list[str] | None:
         """Return the id (name or number) of each sample of an epoch, sorted by index."""
@@ -519,13 +518,14 @@ class BaseDataLoader:
         order, order_epoch = NO_SAMPLES, -1
         choosers = (self._weights, self._own_sampler, self._drawing)
         is_drawn = any(each is not None for each in choosers)
+        n_batches, size = len(self), self.batch_size
         for position in range(first, first + count):
-            epoch, number = divmod(position, len(self))
+            epoch, number = divmod(position, n_batches)
             if epoch != order_epoch:
                 order, order_epoch = self._order(epoch), epoch
                 if is_drawn and may_repeat:
                     order = order + number_repeats(order) * len(self.dataset)  # type: ignore[arg-type]
-            indices = order[number * self.batch_size : (number + 1) * self.batch_size]
+            indices = order[number * size : (number + 1) * size]
             if drawn is not None:
                 drawn.append(self.batch_share.count_own(len(indices)))
                 indices = self.batch_share.of(indices)

@@ -26,7 +26,9 @@ from base.distributed.group import World
 from base.errors import ConfigError, Problem
 from base.names.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
 from base.network.activations import offload_activations
+from base.network.compilation import mark_steps, uses_cuda_graphs
 from base.network.layout import EmptyCache
+from base.system.contexts import NO_CONTEXT, together
 from base.system.seeding import derive_seed, isolated_random_state
 from base.system.signals import InterruptedRunError, SignalFlags
 from base.training.accumulation import Every
@@ -38,7 +40,6 @@ from base.training.loss_gradients import due_gradients
 from base.training.loss_terms import LossTerms
 from base.training.optimizer_step import choose_stepper, only
 from base.training.parameter_groups import highest_rate, learning_rates
-from base.training.precision import NO_CONTEXT
 from base.training.rank_states import gather_state
 from base.training.recovery import Recovery
 from base.training.requests import Requests
@@ -188,40 +189,59 @@ class BaseTrainer:
             self.experiment.batches_per_epoch,
             lambda: self.training_state.last_values,
         ) as bar:
-            for micro_batch, n_samples, results, guard in self._micro_batches(bar):
+            for micro_batch, n_samples, results, context in self._micro_batches(bar):
                 self._n_samples = n_samples
-                with (
-                    self.recovery.attempt(micro_batch),
-                    self.precision.autocast(),
-                    self.offload(),
-                    guard,
-                ):
-                    values = StepValues(self.train_step(micro_batch), n_samples)
-                    if n_samples and not self.recovery.is_failing:
-                        results.append(values)
-                        values.add_to(self.meters)
-                        self._update_sampler(micro_batch, values)
+                self.recovery.begin_attempt(micro_batch)
+                try:
+                    with context:
+                        values = StepValues(self.train_step(micro_batch), n_samples)
+                        if n_samples and not self.recovery.is_failing:
+                            results.append(values)
+                            values.add_to(self.meters)
+                            self._update_sampler(micro_batch, values)
+                except BaseException as error:
+                    if not self.recovery.handle(error, micro_batch):
+                        raise
                 del micro_batch  # frees the memory of this step before the next batch arrives
+                self.recovery.end_attempt()
                 self._n_samples = None
         return self._summarise("train", self.meters)
 
     @final
     def end_step(self, values: Mapping[str, Any]) -> None:
         """Finish a step: schedules, unfreezing, averages, logging, callbacks, checkpoint, stop."""
-        self.progress.step += 1
-        self.progress.rates = learning_rates(self.optimizers)  # that this step used
+        progress, run = self.progress, self.current_run
+        progress.step = step = progress.step + 1
+        progress.rates = learning_rates(self.optimizers)  # that this step used
         for schedule in self.schedules.values():
             schedule.after_step()
-        self.training_state.freezing.after_step(self.progress.step)
-        self.empty_cache.after_step(self.progress.step)
+        self.training_state.freezing.after_step(step)
+        self.empty_cache.after_step(step)
         is_made = self.recovery.end_step()
         if self._buffer_means is not None and is_made:
             share = self.window.n_own / max(self.window.n_counted, 1)
-            self._buffer_means.average(self.world, share, self.progress.step)
-        if self.ema is not None and is_made and self.ema.is_due(self.progress.step):
+            self._buffer_means.average(self.world, share, step)
+        if self.ema is not None and is_made and self.ema.is_due(step):
             self.ema.update()
+        is_logged = is_made and self.log_every.is_due_at_step(step)
+        if is_logged or self.callbacks or self.capture.is_recording:
+            self._report_step(values if is_logged else None)
+        if run.store is not None:
+            run.store.check()  # raises an error of the background save
+        if self._requests.save_is_due(step):
+            self.clock.lap("compute")
+            self.save()
+            self.clock.lap("logging")
+        if is_made and step == progress.skipped + 1:
+            self.current_run.check_first_step(self._summarise("train", self.meters))
+        if self._requests.stop:
+            raise StopRequested
+
+    @final
+    def _report_step(self, values: Mapping[str, Any] | None) -> None:
+        """Log the values of a step, if they are given, and call what follows a step."""
         self.clock.lap("compute")
-        if is_made and self.log_every.is_due_at_step(self.progress.step):
+        if values is not None:
             numbers = as_numbers(
                 self._of_all_ranks(values)
             )  # waits, so that the next line does not
@@ -230,15 +250,7 @@ class BaseTrainer:
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():
             callback.on_step_end(self)
-        if self.store is not None:
-            self.store.check()  # raises an error of the background save
-        if self._requests.save_is_due(self.progress.step):
-            self.save()
         self.clock.lap("logging")
-        if is_made and self.progress.step == self.progress.skipped + 1:
-            self.current_run.check_first_step(self._summarise("train", self.meters))
-        if self._requests.stop:
-            raise StopRequested
 
     @final
     def validate(self) -> Values:
@@ -291,8 +303,12 @@ class BaseTrainer:
                 counts = self._rank_counts
                 n_samples = counts.popleft() if counts else count_samples(batch, position)
                 self._n_samples = n_samples
-                with self.recovery.attempt(batch), self.precision.autocast():
-                    values = StepValues(self.valid_step(batch), n_samples)
+                try:
+                    with self.precision.autocast():
+                        values = StepValues(self.valid_step(batch), n_samples)
+                except BaseException as error:
+                    if not self.recovery.handle(error, batch):
+                        raise
                 if n_samples:  # else the sample is borrowed, so that all ranks make the same calls
                     values.add_to(meters)
                 self._end_batch()
@@ -459,7 +475,7 @@ class BaseTrainer:
         its own backward pass, as has each loss of a sum if ``trainer.backward`` asks for it; the
         shared graph is retained until the last pass. The terms of one loss are summed.
         """
-        losses = backward_passes(loss, self.settings.backward != "sum")
+        losses, world = backward_passes(loss, self.settings.backward != "sum"), self.world
         stepper, is_full = choose_stepper(self.steppers, only), self.window.is_full
         inputs = None if only is None else stepper.trainable
         for number, part in enumerate(losses, start=1):
@@ -468,11 +484,19 @@ class BaseTrainer:
             if stepper.in_backward is not None and is_full:
                 self.recovery.refuse_nonfinite()  # the pass below updates the parameters
             is_last = number == len(losses)
-            keep, stepping = retain_graph or not is_last, stepper.stepping(is_full)
-            summed = self._summed(only) if self.world.is_active and is_last else NO_CONTEXT
-            with self.capture.backward(stepper.scaler), self.precision.full(), stepping, summed:
-                stepper.scaler.scale(share).backward(inputs=inputs, retain_graph=keep)
-        if not self.world.is_active:  # else all ranks agree in `update`
+            contexts = []
+            if self.capture.is_recording:
+                contexts.append(self.capture.backward(stepper.scaler))
+            if self.precision.is_reduced:
+                contexts.append(self.precision.full())
+            if stepper.in_backward is not None:
+                contexts.append(stepper.stepping(is_full))
+            if world.is_active and is_last:
+                contexts.append(self._summed(only))
+            scaled = stepper.scaler.scale(share) if stepper.is_scaled else share
+            with together(contexts):
+                scaled.backward(inputs=inputs, retain_graph=retain_graph or not is_last)
+        if not world.is_active:  # else all ranks agree in `update`
             self.recovery.refuse_nonfinite()
 
     @final
@@ -495,9 +519,11 @@ class BaseTrainer:
                 self.recovery.agree(name or next(iter(self.steppers)))
             else:
                 self.window.correct(stepper.optimizer)
-            self.recovery.before_update(stepper.parameters, stepper.scaler.is_enabled())
-            self.capture.read_parameters(stepper.parameters, stepper.scaler)
-            self.meters.update(stepper.step(self.progress.step, again))
+            self.recovery.before_update(stepper)
+            if self.capture.is_recording:
+                self.capture.read_parameters(stepper.parameters, stepper.scaler)
+            if values := stepper.step(self.progress.step, again):
+                self.meters.update(values)
         else:
             if self.world.is_active:
                 self.recovery.agree(None)
@@ -699,32 +725,34 @@ class BaseTrainer:
         Yields each with its number of samples, the list that collects the values of its batch,
         and the context to run it in. No reference to a batch is kept while the next one loads.
         """
-        first, count = self.progress.batches_total, self.experiment.batches_left(self.progress)
+        progress, window, state = self.progress, self.window, self.training_state
+        first, count = progress.batches_total, self.experiment.batches_left(progress)
         for batch in self.recovery.batches(self._training_batches, first, count):
-            self.window.place(self.progress.batches_total - first, count)
-            self.capture.start(self.progress.step + 1)
-            is_first = self.progress.batches_total == 0
+            position = progress.batches_total
+            window.place(position - first, count)
+            self.capture.start(progress.step + 1)
             results: list[StepValues] = []
-            parts = self.window.parts(batch, self.progress.batches_total)
+            parts = window.parts(batch, position)
             del batch
             for part, n_samples in parts:
                 held = [part]
                 del part
-                guard = self.current_run.guard_first_step() if is_first else NO_CONTEXT
-                yield held.pop(), n_samples, results, guard
+                guard = self.current_run.guard_first_step() if position == 0 else NO_CONTEXT
+                contexts = [self.precision.autocast(), self.offload(), guard]
+                yield held.pop(), n_samples, results, together(contexts)
             del parts
             self._end_batch()
-            if self.window.is_lost and self.window.is_full:
+            if window.is_lost and window.is_full:
                 self.recovery.agree_lost()
-            if self.world.is_active and self.window.is_full:
-                self.window.receive()
-            self.progress.advance(self.window.n_counted)
+            if self.world.is_active and window.is_full:
+                window.receive()
+            progress.advance(window.n_counted)
             if results:
-                self.training_state.last_values = values_of(results, self.device)
+                state.last_values = values_of(results, self.device)
             self._last_results = results
             bar.update()
-            if self.window.is_full:
-                self.end_step(self.training_state.last_values)
+            if window.is_full:
+                self.end_step(state.last_values)
 
     @final
     def _summarise(self, phase: str, meters: Meters) -> Values:
@@ -765,7 +793,9 @@ class BaseTrainer:
         rules = self.config["batch"]
         if rules["weight"] is not None:
             batches = checked_weights(batches, rules)
-        return feed(batches, self.device, self.config["memory"]["prefetch"], self.clock)
+        batches = feed(batches, self.device, self.config["memory"]["prefetch"], self.clock)
+        has_graphs = uses_cuda_graphs(self.config["memory"]["compile"], self.device)
+        return mark_steps(batches) if has_graphs else batches
 
     @final
     def _update_sampler(self, part: Any, values: StepValues) -> None:

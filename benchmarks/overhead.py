@@ -1,14 +1,20 @@
 """What the framework costs: microseconds a step above a bare loop, and the time to the first step.
 
     python benchmarks/overhead.py [--rounds 7] [--steps 2000]
+    python benchmarks/overhead.py --count [--rows 40]
 
 Both loops train the same small network (64-64-10) on the same 32,000 samples in memory, 32 a batch,
 with Adam. They take turns, A B C A B C ..., and medians are given, because machines are shared.
+
+``--count`` measures nothing: it counts the Python opcodes and frames of a step, which do not depend
+on the machine. All Python of the main thread counts. What torch runs itself (files in torch/) and
+what the bare loop takes are shown beside it; the redraws of the bar, ten a second, are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import os
 import platform
@@ -21,6 +27,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -37,6 +45,7 @@ from base.run.session import open_run_in
 from base.training.experiment import Experiment
 from base.training.losses import build_losses
 from base.training.metrics import build_metrics
+from logger import progress
 from trainer.trainer import Trainer
 
 BATCH_SIZE, N_BATCHES = 32, 1000
@@ -168,6 +177,119 @@ def measure_steps(rounds: int, n_steps: int) -> None:
         print(f"{name:40}{statistics.median(values):12.0f}{spread:>16}{above:32.0f}")
 
 
+class Counts(NamedTuple):
+    """What each function (file, name) runs in a step: opcodes and frames."""
+
+    opcodes: dict[tuple[str, str], float]
+    frames: dict[tuple[str, str], float]
+
+    def above(self, other: Counts) -> dict[tuple[str, str], tuple[float, float]]:
+        """Return opcodes and frames of each function above those of another loop."""
+        names = {**self.opcodes, **other.opcodes}
+        return {
+            name: (
+                self.opcodes.get(name, 0) - other.opcodes.get(name, 0),
+                self.frames.get(name, 0) - other.frames.get(name, 0),
+            )
+            for name in names
+        }
+
+    def total(self, in_torch: bool) -> tuple[float, float]:
+        """Return all opcodes and frames, those of torch's own files or all others."""
+        names = [name for name in self.opcodes if name[0].startswith("torch/") == in_torch]
+        return sum(self.opcodes[n] for n in names), sum(self.frames[n] for n in names)
+
+
+@contextlib.contextmanager
+def traced(opcodes: collections.Counter[CodeType], frames: collections.Counter[CodeType]) -> Any:
+    """Count the opcodes and calls of each function that begins in the block."""
+
+    def enter(frame: FrameType, event: str, _: Any) -> Any:
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        code = frame.f_code
+        frames[code] += 1
+
+        def count(_: FrameType, event: str, __: Any) -> Any:
+            opcodes[code] += event == "opcode"
+            return count
+
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def count_step(run: Callable[[int], object], n_steps: int = 200) -> Counts:
+    """Count a step: the difference of two runs, so that the start and end of one are left out.
+
+    Args:
+        run: makes a number of steps.
+        n_steps: the steps to average over, a multiple of the steps between two logs.
+    """
+    redraw, progress.REDRAW_SECONDS = progress.REDRAW_SECONDS, float("inf")
+    try:
+        run(100)  # imports, and what is done once
+        found = []
+        for n in (100, 100 + n_steps):
+            opcodes: collections.Counter[CodeType] = collections.Counter()
+            frames: collections.Counter[CodeType] = collections.Counter()
+            with traced(opcodes, frames):
+                run(n)
+            found.append((opcodes, frames))
+    finally:
+        progress.REDRAW_SECONDS = redraw
+    by_function: list[dict[tuple[str, str], float]] = []
+    for less, more in zip(*found, strict=True):
+        sums: dict[tuple[str, str], float] = collections.defaultdict(float)
+        for code, sign in [*((each, 1) for each in more), *((each, -1) for each in less)]:
+            path = code.co_filename.removeprefix(f"{ROOT}/").rpartition("site-packages/")[2]
+            path = path.rpartition("/lib/python")[2]
+            counter = more if sign > 0 else less
+            sums[path, code.co_qualname] += sign * counter[code] / n_steps
+        by_function.append(sums)
+    return Counts(*by_function)
+
+
+def count_bare() -> Counts:
+    """Count a step of the bare loop."""
+    return count_step(bare)
+
+
+def count_framework(metrics: str = "[]") -> Counts:
+    """Count a step of the framework with bar, meters and TensorBoard."""
+
+    def run(n_steps: int) -> None:
+        with tempfile.TemporaryDirectory() as folder, terminal():
+            framework(n_steps, Path(folder), is_on=True, metrics=metrics)
+
+    return count_step(run)
+
+
+def print_counts(rows: int) -> None:
+    """Print the opcodes and frames of a step, and the functions that run most of them."""
+    base = count_bare()
+    variants = {
+        "bare loop": base,
+        "framework, bar + meters + TensorBoard": count_framework(),
+        "the same + accuracy of each batch": count_framework("[accuracy]"),
+    }
+    print(f"{'opcodes (frames) a step':40}{'in torch/':>16}{'elsewhere':>16}{'above bare':>16}")
+    for name, counts in variants.items():
+        sums = tuple(map(sum, zip(*counts.above(base).values(), strict=True)))
+        cells = (*map(counts.total, (True, False)), sums)
+        print(f"{name:40}" + "".join(f"{f'{o:.0f} ({f:.0f})':>16}" for o, f in cells))
+    for name, counts in list(variants.items())[1:]:
+        print(f"\n{name}: above the bare loop, by function")
+        above = counts.above(base)
+        for file, function in sorted(above, key=lambda each: -abs(above[each][0]))[:rows]:
+            opcodes, frames = above[file, function]
+            print(f"{opcodes:8.1f} {frames:6.1f}  {file}: {function}")
+
+
 FIRST_STEP = """
 import os, sys, time
 sys.path.insert(0, {root!r}); os.chdir({root!r})
@@ -220,8 +342,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--count", action="store_true", help="count opcodes and frames only")
+    parser.add_argument("--rows", type=int, default=40, help="functions that --count prints")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.count:
+        print(f"torch {torch.__version__}, Python {platform.python_version()}")
+        print_counts(options.rows)
+        return
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     print(f"{versions}, {os.cpu_count()} cores, {options.threads} threads, {options.rounds} rounds")
     measure_steps(options.rounds, options.steps)

@@ -22,6 +22,7 @@ class Meters:
     def __init__(self, device: torch.device | str | None = None) -> None:
         """With a `device`, keep all sums of tensors on it."""
         self.device = None if device is None else torch.device(device)
+        self._is_on_cpu = self.device is None or self.device.type == "cpu"
         self.reset()
 
     def reset(self) -> None:
@@ -46,10 +47,13 @@ class Meters:
             self._sums.add(name)
             count = 1
         if isinstance(count, Tensor):
-            count = self._read_or_add_count(name, count)
+            if count.is_cpu and self._is_on_cpu:
+                count = float(count.item())
+            else:
+                count = self._add_count(name, count)
         if not isinstance(count, Tensor):
             self._counts[name] = self._counts.get(name, 0) + count
-        if isinstance(value, Tensor) and not is_readable(value, self.device):
+        if isinstance(value, Tensor) and not (value.is_cpu and self._is_on_cpu):
             total = self._tensors.get(name)
             if total is None or value.dim() or total.device != value.device:
                 total, value = self._prepare(name, value)
@@ -58,8 +62,11 @@ class Meters:
             else:
                 total.add_(value.detach(), alpha=count)
         else:
-            number = _number(name, value) if isinstance(value, Tensor) else float(value)
-            added = number * float(count) if count else 0.0
+            if isinstance(value, Tensor):
+                if value.dim():
+                    _refuse_many(name, value)
+                value = value.item()  # does not synchronize, as it is on the CPU
+            added = float(value) * float(count) if count else 0.0
             self._numbers[name] = self._numbers.get(name, 0.0) + added
 
     def means(self) -> dict[str, Tensor | float]:
@@ -136,10 +143,8 @@ class Meters:
             means[name] = means[name] + mean if name in means else mean
         return means
 
-    def _read_or_add_count(self, name: str, count: Tensor) -> Tensor | float:
-        """Return a count as a float if that does not synchronize; otherwise add it to its sum."""
-        if is_readable(count, self.device):
-            return float(count.item())
+    def _add_count(self, name: str, count: Tensor) -> Tensor:
+        """Add a count to its sum on the device; return it there."""
         device = self.device or count.device
         kind = torch.float32 if device.type == "mps" else torch.float64
         with torch.inference_mode(False):
@@ -200,18 +205,6 @@ def _merged_order(parts: Sequence[Iterable[str]]) -> list[str]:
                 order.insert(place, name)
                 place += 1
     return order
-
-
-def is_readable(value: Tensor, device: torch.device | None) -> bool:
-    """Return whether a value can be read without synchronizing and its sum is on the CPU."""
-    return value.is_cpu and (device is None or device.type == "cpu")
-
-
-def _number(name: str, value: Tensor) -> float:
-    """Return the number in a CPU tensor, without synchronizing."""
-    if value.dim():
-        _refuse_many(name, value)
-    return float(value.item())
 
 
 def _refuse_many(name: str, value: Tensor) -> None:

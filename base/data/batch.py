@@ -16,6 +16,7 @@ from base.data.shares import WHOLE, Share
 from base.errors import ConfigError, Problem, TrainingError, nearest
 
 CONTAINERS = (list, tuple, Mapping)
+PAIRS = (list, tuple)
 TARGET_NAMES = ("target", "targets", "label", "labels", "y")
 
 Rules = Mapping[str, Any]
@@ -39,6 +40,8 @@ def inputs_of(batch: Any, rules: Rules) -> tuple[list[Any], dict[str, Any]]:
         rules: the config's ``batch:`` section. ``inputs`` lists the items passed to the model, by
             key or position. By default, sample ids and weights are not passed.
     """
+    if rules == DEFAULT_RULES and type(batch) in PAIRS and len(batch) == 2:
+        return [batch[0]], {}  # the common case
     if rules["inputs"] is not None:
         batch = given_part(batch, rules)
         return [_item(batch, key, "batch.inputs") for key in rules["inputs"]], {}
@@ -76,6 +79,8 @@ def target_of(batch: Any, rules: Rules) -> Any:
 
     If ``batch.target`` names several items, they are returned as `Targets`.
     """
+    if rules == DEFAULT_RULES and type(batch) in PAIRS:
+        return batch[-1]  # the common case
     if (named := rules["target"]) is not None:
         given = given_part(batch, rules)
         if not isinstance(named, Mapping):
@@ -261,7 +266,8 @@ class SampleCount:
     def __init__(self, rules: Rules, loader: Any = None, is_whole: bool = False) -> None:
         self.rules = rules
         self._loader, self._is_whole = loader, is_whole
-        self._is_plain = rules["size"] is None and rules["target"] is None
+        is_plain = rules["size"] is None and rules["target"] is None
+        self._counts_pairs = is_plain and not rules.get("ids")
         self._is_time_first: bool | None = None  # None: not known yet
 
     @cached_property
@@ -286,13 +292,14 @@ class SampleCount:
         """Return the number of samples of a batch, which is the loader's ``position``-th."""
         if self._own is not None:
             return int(self._own.count_samples(batch))
+        if self._counts_pairs and type(batch) is list and len(batch) == 2:
+            inputs, target = batch
+            if isinstance(target, Tensor) and isinstance(inputs, Tensor):
+                shape = target.shape
+                if shape and inputs.shape[:1] == shape:
+                    return int(shape[0])  # the common case, needed at every step
         if self.rules.get("ids") and self.rules["size"] is None:
             return len(ids_of(batch, self.rules))
-        if self._is_plain and type(batch) is list and len(batch) == 2:
-            inputs, target = batch
-            is_plain = isinstance(target, Tensor) and isinstance(inputs, Tensor)
-            if is_plain and target.dim() == 1 and inputs.shape[:1] == target.shape:
-                return int(target.shape[0])  # the common case, needed at every step
         n_drawn = None if position is None else self._n_drawn(position)
         n_drawn = None if n_drawn is None else self._share.count_read(n_drawn)
         if n_drawn is None and self._batch_size is not None:

@@ -30,6 +30,14 @@ def feed(
         clock: measures the time spent waiting for data and copying.
     """
     clock.lap("compute")
+    if device.type == "cpu":  # nothing to copy
+        for batch in batches:
+            clock.lap("data")
+            held = [batch]
+            del batch
+            yield held.pop()
+            clock.lap("compute")
+        return
     n_ahead = prefetch if device.type == "cuda" else 0
     copies = CopiesAhead(device) if n_ahead else Copies(device)
     copied: deque[Any] = deque()
@@ -54,7 +62,7 @@ class Copies:
 
     def begin(self, batch: Any) -> Any:
         """Start a copy and return the argument of `finish`."""
-        return batch if self.kind == "cpu" else to_device(batch, self.device)
+        return to_device(batch, self.device)
 
     def finish(self, copied: Any) -> Any:
         """Return the batch, ready for use."""

@@ -130,6 +130,8 @@ class BatchReader:
         is_plain = collate_fn is default_collate
         self.get_batch = find_get_batch(dataset) if is_plain else None
         self.random = offered(dataset, SupportsRandomBatches) if is_plain else None
+        self.takes_tensors = self.get_batch is not None or self.random is not None
+        """Whether a key holds its indices as a tensor rather than a list."""
 
     @property
     def readers(self) -> str:
@@ -137,11 +139,6 @@ class BatchReader:
         if self.get_batch is not None:
             return "none"
         return "processes" if self.random is None else self.random.readers
-
-    @property
-    def takes_tensors(self) -> bool:
-        """Whether a key holds its indices as a tensor rather than a list."""
-        return self.get_batch is not None or self.random is not None
 
     def __getitems__(self, key: Key) -> Batch | Failure | PartialBatch:
         if self.skip is not None:
@@ -151,7 +148,7 @@ class BatchReader:
             alone = (one for _, one in self._read_each(key) if isinstance(one, Failure))
             failure = next(alone, None)
             return batch if failure is None else failure.with_advice()
-        return self._numbered(batch, key[2])
+        return self._numbered(batch, key[2]) if self.numbers else batch
 
     def _numbered(self, batch: Batch | Failure, indices: Any) -> Batch | Failure:
         if not self.numbers or batch is None or isinstance(batch, Failure):

@@ -19,6 +19,7 @@ from base.data.random_draws import Draws, as_integers
 from base.errors import BatchError, DataError
 
 Size = tuple[int, int]  # height, width
+LARGE = 1 << 14  # values of an image from which one operation an image beats one of the batch
 
 
 class KeyedTransform:
@@ -96,8 +97,12 @@ class RandomFlip(KeyedTransform):
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
         refuse_no_images(self, images)
-        is_flipped = (draws.uniform()[:, 0] < self.p).view(-1, 1, 1, 1)
-        return torch.where(is_flipped, images.flip(self.dim), images)
+        is_flipped = draws.uniform()[:, 0] < self.p
+        if images.is_cpu and images[0].numel() > LARGE:
+            flips = zip(images, is_flipped.tolist(), strict=True)
+            chosen = [image.flip(self.dim) if flipped else image for image, flipped in flips]
+            return torch.stack(chosen, out=torch.empty_like(images))  # keeps the memory layout
+        return torch.where(is_flipped.view(-1, 1, 1, 1), images.flip(self.dim), images)
 
     def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
         return self.batch(masks, draws)
@@ -193,6 +198,12 @@ class _ResizedCrop(KeyedTransform):
     ) -> None:
         self.size, self.scale, self.ratio = list(size), scale, ratio
         self.interpolation, self.antialias = interpolation, antialias
+        is_plain = (
+            antialias is not False and getattr(interpolation, "value", interpolation) == "bilinear"
+        )
+        # On other processors torchvision resizes uint8 in another way.
+        has_avx2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        self._is_native = is_plain and has_avx2
 
     def batch(self, images: Tensor | Sequence[Tensor], draws: Draws) -> Tensor:
         drawn = draws.numbers(4 * self.N_TRIES)
@@ -204,10 +215,20 @@ class _ResizedCrop(KeyedTransform):
 
     def _cut(self, image: Tensor, size: Sequence[int], numbers: list[float]) -> Tensor:
         """Crop an image of this size, or its target, at the position given by random numbers."""
-        from torchvision.transforms.v2 import functional
-
         tries = [numbers[i : i + 4] for i in range(0, 4 * self.N_TRIES, 4)]
         box = self._box(tries, size[0], size[1])
+        if (
+            self._is_native
+            and type(image) is Tensor
+            and image.is_cpu
+            and image.dtype == torch.uint8
+        ):
+            # What torchvision's function comes to, without its 80 us of dispatch.
+            top, left, height, width = box
+            inside = image[None, :, top : top + height, left : left + width]
+            return F.interpolate(inside, self.size, mode="bilinear", antialias=True)[0]
+        from torchvision.transforms.v2 import functional
+
         how = self.size, self.interpolation, self.antialias
         part: Tensor = functional.resized_crop(image, *box, *how)
         return part

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from base.distributed.agreement import LONG_WAIT, Agreement, Kind, Message, text_of
 from base.errors import UsageError
+from base.system.resources import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store
@@ -35,7 +36,8 @@ class World:
         self.agreement: Agreement | None = None
         self.launch_store: Store | None = None
         """The launcher's store, which remains when the launcher restarts the processes."""
-        self._is_paused = False
+        self.is_active = size > 1
+        """Whether there are other ranks, and this block is not a check by each rank alone."""
         self.is_sharded = False
         """Whether the parameters are divided over the ranks, so that each forward pass is joint."""
 
@@ -44,19 +46,14 @@ class World:
         """Whether this is rank 0, which alone writes files and logs."""
         return self.rank == 0
 
-    @property
-    def is_active(self) -> bool:
-        """Whether there are other ranks, and this block is not a check by each rank alone."""
-        return self.size > 1 and not self._is_paused
-
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Let each rank work alone inside the block, as in the checks before training."""
-        before, self._is_paused = self._is_paused, True
+        before, self.is_active = self.is_active, False
         try:
             yield
         finally:
-            self._is_paused = before
+            self.is_active = before
 
     def agree(self, kind: Kind, step: int = 0, **values: Any) -> Message:
         """Send a message and wait for those of the other ranks."""
@@ -181,7 +178,7 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             raise self.agreement.lost(error, kind.value, step) from error
 

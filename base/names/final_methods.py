@@ -55,6 +55,7 @@ INSTEAD_IN_TRAINERS = {
     "_summarise": _ENGINES,
     "_highest_rate": _ENGINES,
     "_end_batch": _ENGINES,
+    "_report_step": _ENGINES,
     "_summed": _ENGINES,
     "_wait_for_all": _ENGINES,
     "_of_all_ranks": _ENGINES,

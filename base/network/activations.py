@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from base.errors import ConfigError, Problem, TrainingError
 from base.network.patterns import NoMatch, match_modules
+from base.system.contexts import NO_CONTEXT
 
 WHERE = "memory.checkpoint_activations"
 
@@ -92,8 +93,12 @@ def offload_activations(
 ) -> Callable[[], AbstractContextManager[Any]]:
     """Return a function that creates the context of a training step, which is empty on the CPU."""
     if not is_wanted or device.type == "cpu":
-        return nullcontext
+        return _no_context
     return functools.partial(OffloadedActivations, device)
+
+
+def _no_context() -> AbstractContextManager[Any]:
+    return NO_CONTEXT
 
 
 class OffloadedActivations(saved_tensors_hooks):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from itertools import count
 from typing import Any
@@ -20,13 +20,12 @@ from base.config.durations import RunLength, parse_duration
 from base.errors import ConfigError, Problem
 from base.network.gradients import at_least_float32
 from base.network.patterns import NoMatch, match_modules, match_parameters
+from base.system.contexts import NO_CONTEXT
 from logger.writers import Histogram, Writer
 
 MAX_SLICES = 64
 BUCKETS = [1e-12 * 1.1**power for power in range(1215)]  # TensorBoard's, up to float32's largest
 LIMITS = [-limit for limit in reversed(BUCKETS)] + BUCKETS
-
-NOTHING = nullcontext()
 
 Rules = Sequence[Mapping[str, Any]]
 
@@ -95,7 +94,7 @@ class Capture:
 
     def backward(self, scaler: torch.amp.GradScaler) -> AbstractContextManager[None]:
         """Record the gradients of the backward pass in this block, without the loss scale."""
-        return self._backward(scaler) if self._wanted else NOTHING
+        return self._backward(scaler) if self._wanted else NO_CONTEXT
 
     @contextmanager
     def _backward(self, scaler: torch.amp.GradScaler) -> Iterator[None]:

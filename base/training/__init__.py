@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from base.training.parameter_groups import check_ownership as check_ownership
     from base.training.parameter_groups import learning_rates as learning_rates
     from base.training.parameter_groups import no_decay as no_decay
-    from base.training.precision import NO_CONTEXT as NO_CONTEXT
     from base.training.progress import Progress as Progress
     from base.training.progress import Stateful as Stateful
     from base.training.progress import check_monitored as check_monitored

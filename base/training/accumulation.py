@@ -206,14 +206,15 @@ class Window:
         self.n_samples = n_samples
         if self._outcome is not Outcome.MADE:
             return ()
-        n_parts = 1 if self.micro_batch is None else -(-n_samples // self.micro_batch)
-        if self.micro_batch is not None and self.world.is_sharded:
-            n_parts = max(self.world.all_gather(n_parts))  # the ranks run each part together
-        if self.micro_batch is None or n_parts <= 1:
-            self._is_shared = self.accumulate > 1 or is_of_rank
-            self._part = self._denominators(batch, n_samples) if self._is_shared else self._whole
-            return ((batch, n_samples),)
-        return self._cut(batch, n_samples, self.micro_batch, n_parts)
+        if self.micro_batch is not None:
+            n_parts = -(-n_samples // self.micro_batch)
+            if self.world.is_sharded:
+                n_parts = max(self.world.all_gather(n_parts))  # the ranks run each part together
+            if n_parts > 1:
+                return self._cut(batch, n_samples, self.micro_batch, n_parts)
+        self._is_shared = self.accumulate > 1 or is_of_rank
+        self._part = self._denominators(batch, n_samples) if self._is_shared else self._whole
+        return ((batch, n_samples),)
 
     @property
     def n_counted(self) -> int:
@@ -442,7 +443,9 @@ class Every:
 
     def is_due_at_step(self, step: int) -> bool:
         """Return whether it is due after this step."""
-        return self.is_due_by_clock() or self.is_due_by_count(step)
+        if self.seconds:
+            return self.is_due_by_clock()
+        return self.steps > 0 and step % self.steps == 0
 
     def is_due_by_count(self, step: int) -> bool:
         """Return whether a number of steps is complete after this step."""

@@ -22,6 +22,9 @@ from torch.nn import _reduction
 SUM_REDUCTION = "sum"
 """Stands for the denominator of a loss that is a sum: its parts are added, not averaged."""
 
+LEGACY = {"size_average", "reduce"}
+"""Earlier arguments of torch's losses in place of ``reduction``."""
+
 Denominator = Tensor | float | str
 """A number or tensor, or `SUM_REDUCTION`."""
 
@@ -241,20 +244,18 @@ def _or_sum(rule: Rule) -> Rule:
 
     @functools.wraps(rule)
     def count(*args: Any, **settings: Any) -> Any:
-        return (
-            SUM_REDUCTION if _reduction_of(settings) == SUM_REDUCTION else rule(*args, **settings)
-        )
+        is_plain = settings.get("reduction") == "mean" and not LEGACY & settings.keys()
+        if not is_plain and _reduction_of(settings) == SUM_REDUCTION:
+            return SUM_REDUCTION
+        return rule(*args, **settings)
 
     return count
 
 
 def _reduction_of(settings: Mapping[str, Any]) -> str:
-    if settings.get("size_average") is not None or settings.get("reduce") is not None:
-        return str(
-            _reduction.legacy_get_string(
-                settings.get("size_average"), settings.get("reduce"), emit_warning=False
-            )
-        )
+    old = settings.get("size_average"), settings.get("reduce")
+    if old != (None, None):
+        return str(_reduction.legacy_get_string(*old, emit_warning=False))
     return str(settings.get("reduction", "mean"))
 
 

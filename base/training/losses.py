@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,26 +99,29 @@ class Weight:
         vars(loss)["weight"] = weight
 
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
 class _Call(NamedTuple):
     """The arguments of one call of a loss.
 
     Args:
-        after, more: the positional arguments after the output: from the batch, from the caller.
-        found, keywords: the keyword arguments: from the batch, from the caller.
+        args, named: all arguments for the function, by position and by name.
+        after: the positional arguments after the output that are from the batch.
+        found: the keyword arguments from the batch.
         given: all arguments of the caller except output and target, by name.
         weights: the weights of the samples; None weights them equally.
         is_per_sample: the loss of each sample is needed.
     """
 
     output: Any
-    has_output: bool
     after: tuple[Any, ...]
-    more: tuple[Any, ...]
-    found: dict[str, Any]
-    keywords: dict[str, Any]
-    given: dict[str, Any]
-    weights: Tensor | None
-    is_per_sample: bool
+    args: tuple[Any, ...]
+    named: Mapping[str, Any] = NOTHING
+    found: Mapping[str, Any] = NOTHING
+    given: Mapping[str, Any] = NOTHING
+    weights: Tensor | None = None
+    is_per_sample: bool = False
 
 
 @dataclass
@@ -142,6 +146,8 @@ class WeightedLoss:
         self._rule = self._rule_on_cpu = denominator_rule(self.function)
         self._per_sample = PerSampleLoss(self.name, self.function)
         self.was_weighted = False  # by the weights of samples
+        is_weighted = self.needs_sample_losses or self.rules["weight"] is not None
+        self._takes_pairs = self.takes.is_plain and not is_weighted
 
     def __call__(self, *args: Any, batch: Any = None, **keywords: Any) -> Any:
         """Return the unweighted loss: a tensor with one number, or terms by name.
@@ -162,11 +168,13 @@ class WeightedLoss:
         """
         call = self._bind_arguments(args, batch, keywords)
         counted = None
-        if self._has_own_rule and not call.is_per_sample:
-            counted = self._counted(call.output, call.after, call.found, call.given, call.weights)
+        if isinstance(self._rule, OwnRule) and not call.is_per_sample:
+            counted = self._counted(call)
         if counted is not None:
             guarded = mask_empty_gradient(call.output, counted.number)
-            call = call._replace(output=guarded)
+            has_output = len(call.args) > 0 and call.args[0] is call.output
+            args = (guarded, *call.args[1:]) if has_output else call.args
+            call = call._replace(output=guarded, args=args)
         try:
             value = self._value(call, batch)
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
@@ -176,21 +184,25 @@ class WeightedLoss:
             text += f" {describe_call(call.output, call.after, call.found)}"
             text = f"{text}: {describe_error(error)}{_describe_classes(call.after, error)}"
             raise TrainingError(text).with_trace_of(error) from error
-        if isinstance(value, Tensor) and value.dim() and is_unreduced(self.function, call.given):
+        is_scalar = isinstance(value, Tensor) and not value.dim()
+        if isinstance(value, Tensor) and not is_scalar and is_unreduced(self.function, call.given):
             return value
         if counted is None:
-            counted = self._counted(call.output, call.after, call.found, call.given, call.weights)
-        if counted is not None and SAMPLE_WEIGHT in keywords:
+            counted = self._counted(call)
+        if keywords and counted is not None and SAMPLE_WEIGHT in keywords:
             counted = counted._replace(is_of_call=True)
+        if is_scalar:
+            return mark_denominator(value, counted)
         if not isinstance(value, Tensor) and is_of_terms(value):
             return as_terms(self.name, value, self._scalar, counted)
         return mark_denominator(self._scalar(value, f"loss {self.name!r}"), counted)
 
     def _bind_arguments(self, args: tuple[Any, ...], batch: Any, keywords: dict[str, Any]) -> _Call:
         """Combine the arguments of the caller with those that the batch holds."""
-        if len(args) == 2 and not keywords and self._is_simple_call(args[1]):  # the common case
-            output, target = self.selection(*args, batch)
-            return _Call(output, True, (target,), (), {}, {}, {}, None, False)
+        is_pair = self._takes_pairs and len(args) == 2 and not keywords
+        if is_pair and not isinstance(args[1], Targets):  # the common case
+            args = args if self.selection.is_whole else self.selection(args[0], args[1], batch)
+            return _Call(args[0], args[1:], args)
         weights, keywords = self._sample_weights(batch, keywords)
         output, target, more = self._split(args, keywords)
         given = {**self.takes.named(more), **keywords} if more else keywords
@@ -202,33 +214,28 @@ class WeightedLoss:
         takes_weights = SAMPLE_WEIGHT in found or SAMPLE_WEIGHT in keywords
         is_needed = self.needs_sample_losses and torch.is_grad_enabled()  # not in evaluation
         is_per_sample = is_needed or not (weights is None or takes_weights)
+        has_output = bool(args) or not self.takes.is_by_name_only
         return _Call(
             output=output,
-            has_output=bool(args) or not self.takes.is_by_name_only,
             after=after,
-            more=more,
+            args=(*((output,) if has_output else ()), *after, *more),
+            named={**found, **keywords},
             found=found,
-            keywords=keywords,
             given=given,
             weights=weights,
             is_per_sample=is_per_sample and not is_unreduced(self.function, given),
         )
 
-    def _is_simple_call(self, targets: Any) -> bool:
-        """Return whether the function takes output and target alone, without weights."""
-        is_weighted = self.needs_sample_losses or self.rules["weight"] is not None
-        return self.takes.is_plain and not (is_weighted or isinstance(targets, Targets))
-
     def _value(self, call: _Call, batch: Any) -> Any:
         """Call the function on the whole batch, or for each sample where they are weighted."""
-        args = (*((call.output,) if call.has_output else ()), *call.after, *call.more)
-        named, weights = call.found | call.keywords, call.weights
+        weights = call.weights
         if weights is None and not call.is_per_sample:
-            return self._in_full_precision(self.function, args, named)
+            return self._in_full_precision(self.function, call.args, call.named)
+        args, named = call.args, call.named
         if call.is_per_sample:
             each = self._unit_weights(batch) if weights is None else weights
-            known = (call.after, call.given | call.found)
-            return self._per_sample(self._in_full_precision, args, named, each, known)
+            known = (call.after, {**call.given, **call.found})
+            return self._per_sample(self._in_full_precision, args, dict(named), each, known)
         value = self._in_full_precision(self.function, args, _replace_zero_weights(named, weights))
         if weights is None or is_unreduced(self.function, call.given):
             return value
@@ -300,45 +307,39 @@ class WeightedLoss:
         except (ConfigError, TrainingError):
             return None  # the step itself raises
         after, found = self.takes.bind(picked, target, batch, extras=extras)
-        return self._counted(None, after, found, {}, weights)
+        return self._counted(_Call(None, after, after, found, found, weights=weights))
 
-    def _counted(
-        self,
-        output: Any,
-        after: tuple[Any, ...],
-        found: Mapping[str, Any],
-        given: Mapping[str, Any],
-        weights: Tensor | None = None,
-    ) -> LossDenominator | None:
-        """Return the denominator of the loss.
-
-        Args:
-            after: the positional arguments after the output.
-            found, given: the keyword arguments: from the batch, from the trainer's call.
-        """
-        target = after[0] if after else None
-        if weights is not None:
-            counted = self._counted_by_weight(target, {**given, **found}, weights)
-            is_of_call = self._rule is not None and changes_rule(self._rule, given)
+    def _counted(self, call: _Call) -> LossDenominator | None:
+        """Return the denominator of the loss."""
+        rule: Any = self._rule
+        found, given = call.found, call.given
+        target = call.after[0] if call.after else None
+        if call.weights is not None:
+            counted = self._counted_by_weight(target, {**given, **found}, call.weights)
+            is_of_call = rule is not None and changes_rule(rule, given)
             return counted and counted._replace(is_of_call=is_of_call)
-        if self._rule is None:
+        if rule is None:
             return None
-        if not (isinstance(target, Tensor) or self._has_own_rule):  # a sum needs no target
+        is_own = isinstance(rule, OwnRule)
+        if not (isinstance(target, Tensor) or is_own):  # a sum needs no target
             return (
                 LossDenominator(self.name, SUM_REDUCTION, 0)
                 if is_sum(self.function, given)
                 else None
             )
         n_elements, address, is_on_cpu = _extent(target)
-        is_on_cpu = is_on_cpu and self._rule_on_cpu is not None
-        rule: Any = self._rule_on_cpu if is_on_cpu else self._rule
-        if not self._has_own_rule:
-            number = rule(output, target, **found, **given)
+        if is_on_cpu and self._rule_on_cpu is not None:
+            rule = self._rule_on_cpu
+        is_of_call = bool(given) and changes_rule(rule, given)
+        if found or given:
+            rule = functools.partial(rule, **found, **given)
+        if is_own:
+            number = self._own_denominator(lambda: rule(call.output, target), target)
         else:
-            number = self._own_denominator(lambda: rule(output, target, **found, **given), target)
+            number = rule(call.output, target)
         if number is None:
             return None
-        return LossDenominator(self.name, number, n_elements, address, changes_rule(rule, given))
+        return LossDenominator(self.name, number, n_elements, address, is_of_call)
 
     def _counted_by_weight(
         self, target: Any, given: Mapping[str, Any], weights: Tensor
@@ -348,7 +349,7 @@ class WeightedLoss:
             number: Any = self._per_sample.counted(target, given, weights)
         elif is_sum(self.function, given):
             number = SUM_REDUCTION
-        elif (rule := self._rule) is not None and self._has_own_rule:
+        elif isinstance(rule := self._rule, OwnRule):
             number = self._own_denominator(lambda: rule(None, target, **given), target)
         else:  # the function applies the weights itself
             number = weights.sum()
@@ -356,10 +357,6 @@ class WeightedLoss:
             return None
         n_elements, address, _ = _extent(target)
         return LossDenominator(self.name, number, n_elements, address)
-
-    @property
-    def _has_own_rule(self) -> bool:
-        return isinstance(self._rule, OwnRule)
 
     def _own_denominator(self, count: Callable[[], Any], target: Any) -> Any:
         """Return the denominator that a loss of the project computes for a target."""
@@ -378,17 +375,20 @@ class WeightedLoss:
         )
 
     def _in_full_precision(
-        self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+        self, function: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]
     ) -> Any:
         """Call a function with autocast disabled: squares overflow fp16, and bf16 rounds a sum."""
-        is_plain = bool(args) and isinstance(args[0], Tensor)
-        first = args[0] if is_plain else next(tensors_in((args, keywords)), None)
+        first = args[0] if args else None
+        if not isinstance(first, Tensor):
+            first = next(tensors_in((args, keywords)), None)
         if first is None or not torch.is_autocast_enabled(first.device.type):
+            if self.agreement is None:
+                return function(*args, **keywords)
             return self._call(function, args, keywords)
         with torch.autocast(first.device.type, enabled=False):
             return self._call(function, in_full_precision(args), in_full_precision(keywords))
 
-    def _call(self, function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    def _call(self, function: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
         """Call a function; on the first batches, check the shapes of output and target."""
         if self.agreement is None:
             return function(*args, **keywords)
@@ -470,7 +470,7 @@ class WeightedLoss:
         return self.function.state_dict() if isinstance(self.function, nn.Module) else {}
 
 
-def _replace_zero_weights(keywords: dict[str, Any], weights: Tensor | None) -> dict[str, Any]:
+def _replace_zero_weights(keywords: Mapping[str, Any], weights: Tensor | None) -> Mapping[str, Any]:
     """Replace weights that are all 0 by ones, for a loss that takes the weights itself."""
     if weights is None or SAMPLE_WEIGHT not in keywords:
         return keywords
@@ -517,19 +517,18 @@ def terms(
     return weigh_terms({k: it for k, it in found.items() if it.is_minimised}, weighted, step)
 
 
-def lone_total(
-    losses: Any, weighted: Mapping[str, WeightedLoss], step: int | None
-) -> Tensor | None:
+def lone_total(losses: Any, weighted: Mapping[str, WeightedLoss]) -> Tensor | None:
     """Return the sum in the common case of one loss with one number; None in all others."""
     if type(losses) is not dict or len(losses) != 1:
         return None
     ((name, value),) = losses.items()
-    loss = weighted.get(name)
-    if loss is None or loss.is_moving or not isinstance(value, Tensor) or value.numel() != 1:
+    if name == TOTAL or not isinstance(value, Tensor) or value.numel() != 1:
         return None
-    if name == TOTAL or getattr(value, "term_of", name) != name:
+    if (loss := weighted.get(name)) is None or getattr(value, "term_of", name) != name:
         return None
-    weight = loss.weight_at(step)
+    weight = loss.weight
+    if isinstance(weight, Ramp):
+        return None
     return value if weight == 1 else scale_loss(value, weight)
 
 

@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, SGD, Optimizer
 
 from base.config.durations import parse_duration
 from base.config.normal_form import optimizer_sections
 from base.distributed.shard import whole
 from base.errors import TrainingError, nearest
+from base.system.contexts import NO_CONTEXT
 from base.system.torch_compat import begin_momentum
 from base.training.experiment import Experiment
 from base.training.losses import WeightedLoss
 from base.training.optimizer_memory import StepInBackward
-from base.training.precision import NO_CONTEXT, Precision
+from base.training.precision import Precision
 from base.training.results import with_total
 
 log = logging.getLogger("kindling")
@@ -50,6 +51,12 @@ class Stepper:
     prefix: str = ""
     has_stepped: bool = False
 
+    def __post_init__(self) -> None:
+        self.is_scaled = self.scaler.is_enabled()
+        # torch's own `zero_grad` sets each gradient to None, within a range for the profiler.
+        own = type(self.optimizer).zero_grad is not Optimizer.zero_grad
+        self._frees_gradients = self.set_to_none and not own
+
     @property
     def parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -68,19 +75,31 @@ class Stepper:
             n_steps: the number of steps that the run has made.
             again: computes the losses again; LBFGS calls it several times a step.
         """
-        self._warn_unreached(n_steps)
-        values = self._clip()
-        with self.precision.full():
-            if isinstance(self.optimizer, LBFGS):
-                self.optimizer.step(lambda: self._loss_again(n_steps, again))
-            elif self.in_backward is None:
-                begin_momentum(self.optimizer)
-                self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.clear()
+        if not self.has_stepped:
+            self._warn_unreached(n_steps)
+        is_clipped = self.clip_norm is not None or self.clip_value is not None
+        values = self._clip() if is_clipped else {}
         if self.precision.is_reduced:
+            with self.precision.full():
+                self._step_optimizer(n_steps, again)
             torch.clear_autocast_cache()  # it holds casts of the old weights
+        else:
+            self._step_optimizer(n_steps, again)
+        self.clear()
         return values
+
+    def _step_optimizer(self, n_steps: int, again: Callable[[], dict[str, Any]] | None) -> None:
+        optimizer = self.optimizer
+        if isinstance(optimizer, LBFGS):
+            optimizer.step(lambda: self._loss_again(n_steps, again))
+        elif self.in_backward is None:
+            if isinstance(optimizer, SGD):
+                begin_momentum(optimizer)
+            if self.is_scaled:
+                self.scaler.step(optimizer)
+                self.scaler.update()
+            else:
+                optimizer.step()
 
     def check(self, again: Callable[[], dict[str, Any]] | None) -> None:
         """Check the arguments of a step, even if no step is due.
@@ -94,7 +113,12 @@ class Stepper:
 
     def clear(self) -> None:
         """Clear the accumulated gradients."""
-        self.optimizer.zero_grad(set_to_none=self.set_to_none)
+        if self._frees_gradients:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        else:
+            self.optimizer.zero_grad(set_to_none=self.set_to_none)
         if self.in_backward is not None:
             self.in_backward.stepped.clear()
 
@@ -104,7 +128,7 @@ class Stepper:
 
     def _warn_unreached(self, n_steps: int) -> None:
         """Warn at the first step about parameters without a gradient."""
-        if self.has_stepped or isinstance(self.optimizer, LBFGS):
+        if isinstance(self.optimizer, LBFGS):
             return
         if not all(loss.counts_at(n_steps) for loss in self.weighted_losses.values()):
             return  # a loss of weight 0 may reach more parameters later
@@ -122,8 +146,6 @@ class Stepper:
             log.warning(text, shown)
 
     def _clip(self) -> dict[str, Tensor]:
-        if self.clip_norm is None and self.clip_value is None:
-            return {}
         self.scaler.unscale_(self.optimizer)
         parameters = self.parameters
         if self.clip_value is not None:

@@ -262,9 +262,9 @@ def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
     """Return the learning rate of each group: ``lr``, or ``lr/<optimizer>/<group>`` of several."""
     rates = {}
     for name, optimizer in optimizers.items():
-        for number, group in enumerate(optimizer.param_groups):
-            parts = ["lr", name] if len(optimizers) > 1 else ["lr"]
-            if len(optimizer.param_groups) > 1:
-                parts.append(str(number))
-            rates["/".join(parts)] = float(group["lr"])
+        groups = optimizer.param_groups
+        of_optimizer = f"lr/{name}" if len(optimizers) > 1 else "lr"
+        for number, group in enumerate(groups):
+            key = f"{of_optimizer}/{number}" if len(groups) > 1 else of_optimizer
+            rates[key] = float(group["lr"])
     return rates

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
+from base.system.contexts import NO_CONTEXT
 from base.system.torch_compat import AUTOCAST_CACHE
 
-NO_CONTEXT = nullcontext()
 BF16_OF_CPUS = ("amx_bf16", "avx512_bf16")
 REDUCED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

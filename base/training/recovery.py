@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from base.system.signals import resume_command
 from base.training.accumulation import warn_of_batch_norm
 from base.training.epoch_start import EpochStart
 from base.training.nonfinite import first_nonfinite, refuse_bad_weights
+from base.training.optimizer_step import Stepper
 from base.training.parameter_groups import learning_rates
 from base.training.progress import Stateful
 from base.training.results import StepValues
@@ -82,7 +83,10 @@ class Recovery:
     A trainer calls::
 
         for batch in recovery.batches(read, first, count):
-            with recovery.attempt(part): ...  # handles errors of the step
+            recovery.begin_attempt(part)
+            try: ...                          # the step, on a part of the batch
+            except BaseException as error:
+                if not recovery.handle(error, part): raise
             recovery.before_update(...)       # before an optimizer steps
             recovery.end_step()
         recovery.keep()                       # when a checkpoint is saved
@@ -118,13 +122,12 @@ class Recovery:
         if self.on_nonfinite == "stop" and not world.is_active:
             state.finite.read_late(state.optimizers.values(), state.device)
 
-    def attempt(self, part: Any) -> Attempt:
-        """Return the context for the computation of a batch or a part of one."""
+    def begin_attempt(self, part: Any) -> None:
+        """Note the state at the start of a step, before a batch or a part of one is computed."""
         acts = self.halves or self.on_nonfinite != "stop"
         if acts and not self._begin and self.state.model.training:
             self._note_begin()
         self._part = part if self.state.finite.reads_late else None
-        return Attempt(self, part)
 
     def end_attempt(self) -> None:
         """Keep no reference to the part, but for losses that are not read yet."""
@@ -250,14 +253,14 @@ class Recovery:
             ranks = message.ranks_with("oom_half")
             raise PeerOutOfMemoryError(ranks, int(max(message["oom_half"])))
 
-    def before_update(self, parameters: Iterable[Tensor], is_scaled: bool) -> None:
+    def before_update(self, stepper: Stepper) -> None:
         """Record that an optimizer steps; check its gradients unless the scaler of fp16 does.
 
         Raises:
             NonFiniteError: a gradient is not finite. It names the first such parameter.
         """
-        if self.on_nonfinite != "stop" and not is_scaled:
-            mine = set(map(id, parameters))
+        if self.on_nonfinite != "stop" and not stepper.is_scaled:
+            mine = set(map(id, stepper.parameters))
             named = self.state.model.named_parameters()
             name = first_nonfinite(((name, p.grad) for name, p in named if id(p) in mine), True)
             if self.world.is_sharded:  # each rank has checked its rows
@@ -272,13 +275,13 @@ class Recovery:
     def end_step(self) -> bool:
         """Discard the start of the step; return whether the step was made."""
         self.refuse_late(waits=self.state.capture.is_recording)  # what is recorded is written next
-        if self.world.is_active and not self._has_agreed and not self.state.window.is_dropped:
+        is_made = not self.state.window.is_dropped
+        if self.world.is_active and not self._has_agreed and is_made:
             # A step without an update: a failed rank waits for this message.
             self._agree(None, self.state.progress.step)
         self._begin, self._has_updated, self._has_agreed = {}, False, False
         if self.state.sampler is not None:
             self.state.sampler.keep_step(self.world)
-        is_made = not self.state.window.is_dropped
         if is_made:
             self.state.progress.skipped_in_a_row = 0
         return is_made
@@ -471,24 +474,6 @@ class Recovery:
 
 def _named(ranks: list[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
-
-
-class Attempt:
-    """The context of a part of a batch; `Recovery.handle` handles its errors."""
-
-    __slots__ = ("_part", "_recovery")
-
-    def __init__(self, recovery: Recovery, part: Any) -> None:
-        self._recovery, self._part = recovery, part
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: object, error: BaseException | None, frames: TracebackType | None
-    ) -> bool:
-        part, self._part = self._part, None
-        self._recovery.end_attempt()
-        return error is not None and self._recovery.handle(error, part)
 
 
 def locate_nonfinite(

@@ -47,8 +47,9 @@ class Requests:
     def save_is_due(self, step: int) -> bool:
         """Return whether a checkpoint is due after this step, or was requested."""
         if not self._world.is_active:
-            is_requested, self._signals.save = self._signals.save, False
-            return self._save_every.is_due_at_step(step) or is_requested
+            is_due = self._save_every.is_due_at_step(step) or self._signals.save
+            self._signals.save = False
+            return is_due
         is_due = self._saves or self._save_is_due or self._save_every.is_due_by_count(step)
         self._saves = self._save_is_due = False
         return is_due

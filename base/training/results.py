@@ -36,7 +36,7 @@ def with_total(
             ``weight/<name>``. None takes the final weights, so that the validations of one run are
             comparable.
     """
-    lone = lone_total(losses, weighted, step)
+    lone = lone_total(losses, weighted)
     if lone is not None:
         return {"loss": lone}
     found = flatten_terms(losses, weighted)
@@ -77,8 +77,9 @@ def backward_passes(loss: Any, is_separate: bool) -> list[Tensor]:
     """
     if isinstance(loss, Tensor):
         terms = terms_of(loss) if is_separate else None
-        parts = [term for term in (terms or {}).values() if term.requires_grad]
-        return parts or [loss]
+        if terms is None:
+            return [loss]
+        return [term for term in terms.values() if term.requires_grad] or [loss]
     if is_of_terms(loss):
         return [with_total(loss, {})["loss"]]
     return [with_total(each, {})["loss"] if is_of_terms(each) else each for each in loss]
@@ -96,25 +97,31 @@ class StepValues:
         self.values: dict[str, Any] = {}
         self.means: list[tuple[str, Any, Any]] = []
         """Name, value and denominator (None for a sum); a sum of losses has one entry a term."""
-        if any(not isinstance(value, Tensor) and is_of_terms(value) for value in values.values()):
-            values = {name: term.value for name, term in flatten_terms(values, ()).items()}
-        self.sample_losses_of = sample_losses_of(values.get("loss"))
+        self.sample_losses_of: Tensor | None = None
         """The minimised loss of each sample, if a sampler needs it."""
-        for name, value in values.items():
+        for name, value in _without_groups(values).items():
             self.values[name] = kept = value.detach() if isinstance(value, Tensor) else value
-            terms = terms_of(value)
-            if terms is None:
+            if name == "loss":
+                self.sample_losses_of = sample_losses_of(value)
+            if (terms := terms_of(value)) is None:
                 self.means.append((name, kept, _count(value, n_samples)))
-            else:
-                self.means += [
-                    (f"{name}{TERM}{key}", term.detach(), _count(term, n_samples))
-                    for key, term in terms.items()
-                ]
+                continue
+            for key, term in terms.items():
+                count = _count(term, n_samples)
+                self.means.append((f"{name}{TERM}{key}", term.detach(), count))
 
     def add_to(self, meters: Meters) -> None:
         """Add the values to running means."""
-        for mean in self.means:
-            meters.add(*mean)
+        for name, value, count in self.means:
+            meters.add(name, value, count)
+
+
+def _without_groups(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the values of a step by name; the terms of a loss, a nested dict, are among them."""
+    for value in values.values():
+        if not isinstance(value, Tensor) and is_of_terms(value):
+            return {name: term.value for name, term in flatten_terms(values, ()).items()}
+    return values
 
 
 def _count(value: Any, n_samples: int) -> Any:

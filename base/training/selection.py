@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from base.errors import ConfigError, Problem, nearest
@@ -30,6 +31,11 @@ class Selection:
     def from_section(cls, section: Mapping[str, Any], where: str) -> Selection:
         """Read a config section, in which both keys are optional."""
         return cls(where, section.get("output"), section.get("target"))
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether it selects the whole output and the whole target."""
+        return self.output is None and self.target is None
 
     def __call__(self, output: Any, target: Any, batch: Any = None) -> tuple[Any, Any]:
         """Return the selected output and target.

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from base.distributed.shard import Rows, local_part
 from base.errors import TrainingError
+from base.training.host_copy import HostCopy
 
 
 def refuse_bad_weights(model: nn.Module, step: int) -> None:
@@ -103,12 +104,12 @@ class FiniteWatch:
     """
 
     def __init__(self) -> None:
-        self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
+        self._pending: list[HostCopy] = []
         self._is_finite = True
         self.is_on = True  # off in trial steps
         self.reads_late = False
         self._flag: Tensor | None = None  # 1 after a non-finite loss; optimizers read it
-        self._late: deque[tuple[Tensor, torch.cuda.Event, Any]] = deque()
+        self._late: deque[tuple[HostCopy, Any]] = deque()
 
     def read_late(self, optimizers: Iterable[Optimizer], device: torch.device) -> None:
         """Read flags after the step if all optimizers can leave it out by a flag on the device."""
@@ -129,7 +130,7 @@ class FiniteWatch:
             if self.is_on:
                 self._watch_late(loss.detach(), self._flag, facts)
         elif loss.is_cuda:
-            self._pending.append(_copied(torch.isfinite(loss.detach())))
+            self._pending.append(HostCopy(torch.isfinite(loss)))
         elif not math.isfinite(loss.item()):  # no synchronization on the CPU
             self._is_finite = False
 
@@ -143,21 +144,21 @@ class FiniteWatch:
     def is_finite(self) -> bool:
         """Return whether all losses since the last call of `all_finite` were finite."""
         is_finite = self._is_finite
-        for flag, event in self._pending:
-            event.synchronize()
-            is_finite = is_finite and bool(flag)
+        for copy in self._pending:
+            copy.wait()
+            is_finite = is_finite and bool(copy.number)
         return is_finite or not self.is_on
 
     def wait(self, for_all: bool = True) -> None:
         """Wait for the flags that are late, or for the first of them."""
-        if self._late and not (event := self._late[-1 if for_all else 0][1]).query():
-            event.synchronize()
+        if self._late:
+            self._late[-1 if for_all else 0][0].wait()
 
     def first_late(self) -> Any:
         """Return the facts of the first non-finite loss among the flags that arrived, else None."""
-        while self._late and self._late[0][1].query():
-            is_bad, _, facts = self._late.popleft()
-            if is_bad:
+        while self._late and self._late[0][0].is_ready():
+            is_bad, facts = self._late.popleft()
+            if is_bad.number:
                 self._late.clear()
                 if self._flag is not None:
                     self._flag.zero_()
@@ -167,12 +168,12 @@ class FiniteWatch:
     @property
     def oldest_late(self) -> Any:
         """The facts of the first loss whose flag was not read yet; None if all were."""
-        return self._late[0][2] if self._late else None
+        return self._late[0][1] if self._late else None
 
     def _watch_late(self, loss: Tensor, flag: Tensor, facts: Callable[[], Any]) -> None:
         is_bad = (loss - loss).ne(0)  # NaN for NaN and infinity; fewer kernels than isfinite
         torch.maximum(flag, is_bad, out=flag)
-        self._late.append((*_copied(is_bad), facts()))
+        self._late.append((HostCopy(is_bad), facts()))
 
     def _pass_flag(self, optimizer: Any, *_: Any) -> None:
         """Set what a fused optimizer reads on the device: whether to leave out the step."""
@@ -189,11 +190,3 @@ def can_leave_out_steps(optimizer: Optimizer) -> bool:
     ones do for the loss scaler of fp16."""
     is_fused = all(group.get("fused") for group in optimizer.param_groups)
     return is_fused and getattr(optimizer, "_step_supports_amp_scaling", False)
-
-
-def _copied(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
-    """Begin a copy to the host; return it, and the event after which it may be read."""
-    copy = flag.to("cpu", non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    return copy, event

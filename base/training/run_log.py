@@ -11,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from torch import Tensor
+
 from base.checkpoint.store import CheckpointStore
 from base.config import Config
 from base.system.resources import peak_memory_mb
@@ -18,6 +20,7 @@ from base.system.run_folder import check_run_folder, write_environment
 from base.training.epoch_rows import EpochRows
 from base.training.epoch_time import Clock, advice, write_times
 from base.training.experiment import CallbackProtocol
+from base.training.host_copy import HostCopy
 from base.training.progress import Progress
 from base.training.results import is_part
 from logger.console import ROW
@@ -30,6 +33,30 @@ log = logging.getLogger("kindling")
 
 QUIET_COLUMNS = ("step", "samples_per_second", "memory_mb")
 """Columns of metrics.csv that the console does not show."""
+
+
+class ShownLoss:
+    """Returns the text after the progress bar: the loss of the last batch.
+
+    On a GPU it is the newest one that arrived without waiting, at most one redraw old.
+
+    Args:
+        last_values: returns the values of the last batch.
+    """
+
+    def __init__(self, last_values: Callable[[], Mapping[str, Any]]) -> None:
+        self._last_values, self._text = last_values, ""
+        self._copy: HostCopy | None = None
+
+    def __call__(self) -> str:
+        loss = self._last_values().get("loss")
+        if not (isinstance(loss, Tensor) and loss.is_cuda):
+            return "" if loss is None else f"loss {float(loss):.4f}"
+        if self._copy is not None and self._copy.is_ready():
+            self._text, self._copy = f"loss {self._copy.number:.4f}", None
+        if self._copy is None:
+            self._copy = HostCopy(loss)
+        return self._text
 
 
 class RunLog:
@@ -69,13 +96,6 @@ class RunLog:
         Args:
             last_values: returns the values of the last batch; the bar shows the loss.
         """
-
-        def loss_text() -> str:
-            loss = last_values().get("loss")
-            return (
-                "" if loss is None else f"loss {float(loss):.4f}"
-            )  # synchronizes, ten times a second
-
         self._started, self._samples = time.perf_counter(), progress.samples
         bar = ProgressBar(
             n_batches,
@@ -83,7 +103,7 @@ class RunLog:
             description=f"epoch {progress.epoch + 1}",
             enabled=self.settings.progress and self.settings.verbosity > 0,
         )
-        bar.show(loss_text)
+        bar.show(ShownLoss(last_values))
         return bar
 
     def log_step(self, values: Mapping[str, float], progress: Progress) -> None:

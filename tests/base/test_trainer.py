@@ -705,7 +705,8 @@ def test_nothing_waits_for_the_device_in_a_step(k: int, monkeypatch: pytest.Monk
     trainer.train_epoch()  # after the first step of all, names are checked
     trainer.progress.start_next_epoch()
     watched: list[Tensor] = []
-    monkeypatch.setattr(trainer.finite, "watch", watched.append)  # on the CPU it looks at once
+    # On the CPU it looks at once.
+    monkeypatch.setattr(trainer.finite, "watch", lambda loss, _: watched.append(loss))
     monkeypatch.setattr(trainer, "meters", Meters("meta"))  # on the CPU they look at once as well
     monkeypatch.setattr("base.base_trainer.summarise", lambda *_: {})
     with Waits() as waits:

@@ -6,22 +6,39 @@ Without a GPU it is simulated (`simulated_gpu.py`); `gpu` tests below count on a
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from simulated_gpu import GPU, Machine, plain, simulated_gpu
+from simulated_gpu import GPU, Machine, machine, plain, simulated_gpu
 from torch import Tensor
 from torch.utils._pytree import tree_map
+from torchvision import transforms
+from torchvision.transforms import v2
 from toy import CPU, assert_same, make, train_in, weights
 
 from base import base_trainer
 from base.callbacks import Callback
+from base.checkpoint.background import Snapshot
 from base.checkpoint.store import read
+from base.config import load_config
+from base.datasets.mixing import CutMix, MixUp
+from base.datasets.pipeline import Pipeline
+from base.datasets.transforms import RandomCutout, RandomFlip, RandomShift
 from base.errors import TrainingError
+from base.names.check import check_names
+from base.names.registry import names
+from base.run.build import build_experiment, build_trainer
+from base.training.denominators import denominator_of
+from base.training.losses import build_losses
+from base.training.metrics import build_metrics
 from base.training.rank_states import gather_state
+from base.training.run_log import ShownLoss
+from logger.meters import Meters
 from trainer.trainer import Trainer
 
 NAN = float("nan")
@@ -111,6 +128,201 @@ def test_a_step_does_not_wait(overrides: list[str]) -> None:
         assert not any(waits.values()), json.dumps(waits, indent=1)
 
 
+LOGGED = ["trainer.log_every=2 steps", "metrics=[accuracy]", "trainer.train_metrics=true"]
+
+
+@pytest.mark.parametrize("lag", [0, NEVER])
+def test_a_step_that_is_logged_waits_once(lag: float) -> None:
+    waits = waits_of(*LOGGED, "loss=[cross_entropy, {type: nll_loss, weight: 0.1}]", lag=lag)
+    assert {step: len(each) for step, each in waits.items()} == {
+        step: int(step % 2 == 0) for step in waits
+    }
+
+
+def test_a_progress_bar_does_not_wait_for_the_loss_that_it_shows() -> None:
+    with simulated_gpu(NEVER) as machine:
+        values = {"loss": torch.full((), 0.25, device=GPU)}
+        text = ShownLoss(lambda: values)
+        assert text() == text() == ""
+        machine.complete(machine.n_queued)
+        values["loss"] = torch.full((), 0.5, device=GPU)
+        assert text() == text() == "loss 0.2500"  # the next one is on its way
+        machine.complete(machine.n_queued)
+        assert text() == "loss 0.5000"
+        assert not machine.waits
+
+
+WAITING_STEPS = {
+    "skip": ("trainer.on_nonfinite=skip", ["Event.synchronize", "a copy"]),
+    "rollback": ("trainer.on_nonfinite=rollback", ["Event.synchronize", "a copy"]),
+    "no fused kernel": ("optimizer={type: RMSprop, args: {lr: 0.01}}", ["Event.synchronize"]),
+    "not fused": ("memory.fused=false", ["Event.synchronize"]),
+}
+
+
+@pytest.mark.parametrize(("override", "expected"), WAITING_STEPS.values(), ids=WAITING_STEPS)
+def test_what_must_wait_waits_as_often_as_the_docs_say(override: str, expected: list[str]) -> None:
+    """Before a step that a flag on the GPU cannot undo; not once for each parameter."""
+    for step, waits in waits_of(override).items():
+        assert [wait.partition(" ")[0] for wait in waits] == [e.partition(" ")[0] for e in expected]
+        assert step
+
+
+# --- Shipped trainers, metrics, losses and transforms ---------------------------------------------
+
+SHIPPED = {
+    "DCGAN": "config/digits_dcgan.yaml",
+    "WGAN-GP": "config/digits_wgan_gp.yaml",
+    "U-Net": "config/digit_scenes.yaml data_loader.args.num_workers=0",
+    "a table": "config/wine.yaml",
+    "Muon": "config/digits_muon.yaml",
+    "EMA, MixUp": "config/digits.yaml",
+}
+SMALL = [
+    "trainer.tensorboard=false", "trainer.progress=false", "trainer.verbosity=0",
+    "trainer.epochs=null", "trainer.steps=5", "memory.channels_last=false",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", SHIPPED.values(), ids=SHIPPED)
+def test_a_shipped_config_does_not_wait(arguments: str) -> None:
+    path, *more = arguments.split()
+    with simulated_gpu(NEVER) as machine:
+        config = load_config(Path(path), [*SMALL, *more])
+        check_names(config)
+        torch.manual_seed(config["seed"])
+        made = build_trainer(config, build_experiment(config, GPU))
+        made.callbacks["Waits"] = waits = Waits(machine)
+        train_in(made)
+    del waits.of_step[1]
+    expected = ["Event.synchronize"] if "muon" in path else []
+    for each in waits.of_step.values():
+        assert [wait.partition(" ")[0] for wait in each] == expected, json.dumps(each)
+
+
+N = 12
+RANDOM = torch.Generator().manual_seed(0)
+SCORES, CLASSES = torch.randn(N, 4, generator=RANDOM), torch.randint(4, (N,), generator=RANDOM)
+LABELS = torch.randint(2, (N, 4), generator=RANDOM)
+CASES = {
+    "classes": (SCORES, CLASSES),
+    "class probabilities": (SCORES, SCORES.flip(0).softmax(1)),
+    "labels": (SCORES, LABELS.float()),
+    "signs": (SCORES, 2.0 * LABELS - 1),
+    "one score": (SCORES[:, 0], LABELS[:, 0]),
+    "values": (SCORES, SCORES.flip(0)),
+    "probabilities": (SCORES.sigmoid(), LABELS.float()),
+    "log probabilities": (SCORES.log_softmax(1), SCORES.flip(0).softmax(1)),
+    "masks": (SCORES[:, :, None, None].expand(N, 4, 3, 3), CLASSES[:, None, None].expand(N, 3, 3)),
+}
+
+
+def shipped_sections(kind: str) -> list[dict[str, Any]]:
+    more = {
+        "SigmoidFocalLoss": {"alpha": 0.25}, "top_k_accuracy": {"k": 2}, "top_k_acc": {"k": 2},
+        "ConfusionMatrix": {"n_classes": 4},
+    }  # fmt: skip
+    sections = [{"type": name, "args": more.get(name, {}), "name": name} for name in names(kind)]
+    ignoring = ("cross_entropy", "CrossEntropyLoss", "nll_loss", "accuracy", "IoU", "FocalLoss")
+    sections += [
+        {"type": name, "args": {"ignore_index": 1}, "name": name}
+        for name in ignoring
+        if name in names(kind)
+    ]
+    weights = {"weight": [1.0, 2.0, 3.0, 4.0]}
+    if kind == "loss":
+        sections.append({"type": "CrossEntropyLoss", "args": weights, "name": "weighted"})
+    return sections
+
+
+def works_on(section: Mapping[str, Any], use: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return the cases that a metric or a loss takes, on the CPU."""
+    taken = []
+    for case in CASES.values():
+        with suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            use(section, case, CPU)
+            taken.append(case)
+    return taken
+
+
+def measure(section: Mapping[str, Any], case: tuple[Tensor, Tensor], device: Any) -> Any:
+    metric = build_metrics([{**section, "over": "batch"}])[section["name"]]
+    output, target = (each.to(device) for each in case)
+    if device is GPU:
+        machine().waits.clear()
+    for _ in range(3):
+        metric.update(output, target, None, N)
+    waits = list(machine().waits) if device is GPU else []
+    assert not waits, f"{section}: {waits}"
+    return metric.compute()
+
+
+def minimise(section: Mapping[str, Any], case: tuple[Tensor, Tensor], device: Any) -> Any:
+    loss = build_losses([{**section, "weight": 1.0}])[section["name"]].to(device)
+    output, target = (each.to(device) for each in case)
+    output = output.detach().clone().requires_grad_()
+    meters = Meters(device)
+    if device is GPU:
+        machine().waits.clear()
+    for _ in range(2):
+        value = loss(output, target)
+        meters.add("loss", value, None if (it := denominator_of(value)) is None else it.number)
+        value.backward()
+    waits = list(machine().waits) if device is GPU else []
+    assert not waits, f"{section}: {waits}"
+    return float(value.detach()), meters.compute()
+
+
+@pytest.mark.parametrize(("kind", "use"), [("metric", measure), ("loss", minimise)])
+def test_no_shipped_metric_or_loss_waits(kind: str, use: Any) -> None:
+    """Each, on each kind of output and target that it takes; with the numbers of the CPU."""
+    n_taken = 0
+    for section in shipped_sections(kind):
+        for case in works_on(section, use):
+            n_taken += 1
+            expected = use(section, case, CPU)
+            with simulated_gpu(NEVER):
+                found = on_cpu(use(section, case, GPU))
+            assert repr(found) == repr(on_cpu(expected)), section
+    assert n_taken > {"metric": 30, "loss": 60}[kind]
+
+
+TRANSFORMS = [
+    [RandomShift(1)], [RandomFlip()], [RandomFlip(dim=-2)], [RandomCutout(2)],
+    [transforms.RandomCrop(6, padding=1)], [transforms.RandomResizedCrop(6)],
+    [transforms.RandomHorizontalFlip()], [transforms.RandomVerticalFlip()],
+    [transforms.CenterCrop(4)], [transforms.Pad(1)],
+    [MixUp(3)], [CutMix(3)], [RandomFlip(), CutMix(3)],
+    [v2.RandomChoice([v2.MixUp(num_classes=3), v2.CutMix(num_classes=3)])],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stages", TRANSFORMS, ids=lambda each: type(each[-1]).__name__)
+def test_no_transform_of_a_batch_on_the_gpu_waits(stages: list[Any]) -> None:
+    is_resized = isinstance(stages[0], transforms.RandomResizedCrop)
+    images = torch.randint(256, (N, 1, 6, 6), generator=RANDOM, dtype=torch.uint8)
+
+    def transformed(device: torch.device) -> Any:
+        pipeline = Pipeline(stages, mean=[0.4], std=[0.2])
+        batch = images.to(device), CLASSES.clamp(max=2).to(device)
+        for _ in range(2):  # the first one places mean and std
+            waits = machine().waits if device is GPU else []
+            waits.clear()
+            places = torch.arange(N)
+            inputs, targets = pipeline.with_targets(batch[0], [batch[1]], 0, 0, places)
+            found = pipeline.mixed(inputs, targets, 0, 0, places)
+        assert not waits
+        return found
+
+    with simulated_gpu(NEVER):
+        found = on_cpu(transformed(GPU))
+    for ours, theirs in zip(found, transformed(CPU), strict=True):
+        # torchvision resizes uint8 on a CPU in integers.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.02 if is_resized else 0)
+
+
 # --- Non-finite losses, which are read late -------------------------------------------------------
 
 
@@ -149,6 +361,7 @@ def on_cpu(state: Any) -> Any:
 @pytest.fixture(autouse=True)
 def _plain_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save tensors of the simulated GPU as plain ones."""
+    monkeypatch.setattr(Snapshot, "take", lambda _, state: on_cpu(state))
     monkeypatch.setattr(base_trainer, "gather_state", lambda *how: on_cpu(gather_state(*how)))
 
 

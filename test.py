@@ -34,8 +34,8 @@ def main(arguments: Sequence[str]) -> int:
 
     with config.placed():  # errors name their place in the config file
         check_names(config)
-        device = choose_device(options.device or config["device"])
         make_repeatable(config)
+        device = choose_device(options.device or config["device"])
         seed_everything(config["seed"])
 
         setup_logging(None)

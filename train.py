@@ -54,8 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     # Errors name their place in the config file; nothing is written before the run begins.
     with config.placed(), defer_files(bool(options.dry_run or options.check)) as files:
         check_names(config)
-        device = choose_device(options.device or config["device"])
         make_repeatable(config)
+        device = choose_device(options.device or config["device"])
         seed_everything(config["seed"])
         # The others may start later, when files have changed.
         hashes, world = (

@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from base.network.gradients import layer_gradient_norms as layer_gradient_norms
     from base.network.gradients import saliency as saliency
     from base.network.initialization import initialise as initialise
+    from base.network.layers import MirrorAverage as MirrorAverage
     from base.network.layers import Networks as Networks
     from base.network.layers import Residual as Residual
     from base.network.layers import Sequential as Sequential

@@ -42,7 +42,7 @@ from base.data.threads import pinned, read_ahead
 from base.data.workers import begin_worker, identity, stop_workers, watched
 from base.errors import DataError, nearest
 from base.names.final_methods import refuse_overridden
-from base.system.resources import usable_cores
+from base.system.cores import usable_cores
 from base.system.seeding import derive_generator, derive_seed, isolated_random_state
 
 WORKERS = ("auto", "threads", "processes")
@@ -295,10 +295,9 @@ class BaseDataLoader:
         """Return the sorted indices of an epoch's samples; None if a sampler chooses them."""
         return None if self._own_sampler is not None else self._indices
 
-    def order_of_evaluation(self) -> list[int]:
+    def order_of_evaluation(self) -> Tensor:
         """Return the indices of the samples in the order in which an evaluation reads them."""
-        indices: list[int] = self._order(0).tolist()
-        return indices
+        return self._order(0)
 
     def sample_ids(self) -> list[str] | None:
         """Return the id (name or number) of each sample of an epoch, sorted by index."""

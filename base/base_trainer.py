@@ -26,6 +26,7 @@ from base.distributed.group import World
 from base.errors import ConfigError, Problem
 from base.names.final_methods import INSTEAD_IN_TRAINERS, OF_PYTORCH_TEMPLATE, refuse_overridden
 from base.network.activations import offload_activations
+from base.network.compilation import mark_steps, uses_cuda_graphs
 from base.network.layout import EmptyCache
 from base.system.contexts import NO_CONTEXT, together
 from base.system.seeding import derive_seed, isolated_random_state
@@ -54,7 +55,7 @@ from base.training.run_log import Run, RunLog
 from base.training.state import build_state, checked_parts, parts_with_state
 from base.training.swa import StochasticWeightAverage
 from base.training.trials import trial
-from logger.meters import Meters
+from logger.meters import Meters, as_numbers
 from logger.progress import ProgressBar
 from logger.writers import Writers
 
@@ -194,7 +195,7 @@ class BaseTrainer:
         ) as bar:
             for micro_batch, n_samples, results, context in self._micro_batches(bar):
                 self._n_samples = n_samples
-                self.recovery.begin_attempt()
+                self.recovery.begin_attempt(micro_batch)
                 try:
                     with context:
                         values = StepValues(self.train_step(micro_batch), n_samples, learns)
@@ -207,6 +208,7 @@ class BaseTrainer:
                     if not self.recovery.handle(error, micro_batch):
                         raise
                 del micro_batch  # frees the memory of this step before the next batch arrives
+                self.recovery.end_attempt()
                 self._n_samples = None
         return self._summarise("train", self.meters)
 
@@ -258,7 +260,11 @@ class BaseTrainer:
         """Log the values of a step, if they are given, and call what follows a step."""
         self.clock.lap("compute")
         if values is not None:
-            self.current_run.log.log_step(self._of_all_ranks(values), self.progress)
+            numbers = as_numbers(
+                self._of_all_ranks(values)
+            )  # waits, so that the next line does not
+            self.recovery.refuse_late()
+            self.current_run.log.log_step(numbers, self.progress)
         self.capture.finish(self.writers)
         for callback in self.callbacks.values():
             callback.on_step_end(self)
@@ -293,6 +299,7 @@ class BaseTrainer:
     @final
     def evaluate(self, loader: Any, phase: str, max_batches: int | None = None) -> Values:
         """Return losses and metrics over a loader; weights and random streams do not change."""
+        self.recovery.refuse_late()
         meters = Meters(self.device)
         count_samples = SampleCount(self.config["batch"], loader)
         count = self.experiment.batches_to_evaluate(loader, phase, max_batches)
@@ -496,7 +503,7 @@ class BaseTrainer:
         inputs = None if only is None else stepper.trainable
         for number, part in enumerate(losses, start=1):
             share = self.window.share(part)
-            self.finite.watch(share)
+            self.recovery.watch(share)
             if stepper.in_backward is not None and is_full:
                 self.recovery.refuse_nonfinite()  # the pass below updates the parameters
             is_last = number == len(losses)
@@ -784,6 +791,7 @@ class BaseTrainer:
     @final
     def _summarise(self, phase: str, meters: Meters) -> Values:
         """Return the means and metrics of a phase by name; those of classes by class name."""
+        self.recovery.refuse_late()
         classes = class_names(getattr(self._phase_loader, "dataset", None)) or ()
         return summarise(phase, meters, self.training_state.phase_metrics, self.world, classes)
 
@@ -819,7 +827,9 @@ class BaseTrainer:
         rules = self.config["batch"]
         if rules["weight"] is not None:
             batches = checked_weights(batches, rules)
-        return feed(batches, self.device, self.config["memory"]["prefetch"], self.clock)
+        batches = feed(batches, self.device, self.config["memory"]["prefetch"], self.clock)
+        has_graphs = uses_cuda_graphs(self.config["memory"]["compile"], self.device)
+        return mark_steps(batches) if has_graphs else batches
 
     @final
     def _update_sampler(self, part: Any, values: StepValues) -> None:

@@ -183,9 +183,9 @@ def _train(config: Config, resume: str | Path | None, device: str | None) -> Fin
     setup_logging(None, config["trainer"]["verbosity"])
     with config.placed():
         check_names(config)
+        make_repeatable(config)
         name = device or config["device"]
         chosen = choose_device(name)
-        make_repeatable(config)
         seed_everything(config["seed"])
         experiment = build_experiment(
             config,

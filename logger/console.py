@@ -309,6 +309,16 @@ def text_width(text: str) -> int:
     return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
 
 
+def n_fitting(text: str, width: int) -> int:
+    """Return the number of letters at the beginning of a text that fit into `width` cells."""
+    n_cells = 0
+    for n, letter in enumerate(text):
+        n_cells += text_width(letter)
+        if n_cells > width:
+            return n
+    return len(text)
+
+
 def pad(text: str, width: int, right: bool = False) -> str:
     """Pad a text with spaces to `width` cells; `right` aligns it on the right."""
     space = " " * (width - text_width(text))
@@ -329,8 +339,6 @@ def shorten(text: str, width: int = 24) -> str:
 
 def _beginning(text: str, width: int) -> str:
     """Return as much of a text as fits into `width` cells, without a part of a number."""
-    n = len(text)
-    while text_width(text[:n]) > width:
-        n -= 1
+    n = n_fitting(text, width)
     is_inside = 0 < n < len(text) and text[n - 1] in DIGITS and text[n] in DIGITS
     return text[:n].rstrip(DIGITS) if is_inside else text[:n].rstrip(" ,")

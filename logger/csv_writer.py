@@ -40,10 +40,12 @@ class CsvWriter(Writer):
 
     def truncate_after(self, last: float, column: str = "step") -> list[dict[str, str]]:
         """Remove and return the rows with `column` beyond `last`, which a resumed run rewrites."""
-        rows = read_rows(self.path)
-        kept = [row for row in rows if number(row.get(column, "")) <= last]
+        kept: list[dict[str, str]] = []
+        removed: list[dict[str, str]] = []
+        for row in read_rows(self.path):
+            (kept if number(row.get(column, "")) <= last else removed).append(row)
         self.rewrite(kept)
-        return [row for row in rows if row not in kept]
+        return removed
 
     def rewrite(self, rows: Iterable[Row]) -> None:
         """Replace the rows of the file. Its columns are kept even if no row has a value for them.

@@ -54,7 +54,7 @@ class EpochTable:
 
     def lines(self, values: Mapping[str, object], best: bool = False) -> list[str]:
         """Return the row of one epoch, preceded by the lines of the header if it is due."""
-        self.columns += [name for name in values if name not in self.columns]
+        self.columns = list(dict.fromkeys([*self.columns, *values]))
         self.columns.sort(key=_place)
         cells = {name: _cell(name, values.get(name)) for name in self.columns}
         for name, cell in cells.items():
@@ -69,9 +69,16 @@ class EpochTable:
 
     def _fit(self, end: int) -> Layout:
         """Return the layout of the columns that fit into this number of cells."""
-        columns, least = list(self.columns), self._needed
-        while len(columns) > 1 and sum(least[name] + 1 for name in columns) - 1 > end:
-            columns.remove(max(columns, key=lambda name: self._rank(name, columns)))
+        least = self._needed
+        n_cells = sum(least[name] + 1 for name in self.columns) - 1
+        ranks = {name: self._rank(name, place) for place, name in enumerate(self.columns)}
+        left_out = set()
+        for name in sorted(ranks, key=lambda name: ranks[name], reverse=True)[:-1]:
+            if n_cells <= end:
+                break
+            left_out.add(name)
+            n_cells -= least[name] + 1
+        columns = [name for name in self.columns if name not in left_out]
         labels = [_group(name)[1] for name in columns]
         wanted = [
             max(least[name], text_width(label)) for name, label in zip(columns, labels, strict=True)
@@ -86,7 +93,7 @@ class EpochTable:
         labels = [shorten(label, width) for label, width in zip(labels, widths, strict=True)]
         return Layout(tuple(columns), tuple(widths), tuple(labels), gap)
 
-    def _rank(self, name: str, columns: Sequence[str]) -> tuple[int, int]:
+    def _rank(self, name: str, place: int) -> tuple[int, int]:
         """Return a number that is highest for the column to leave out next."""
         phase, label = _group(name)
         if label in LAST and not phase:
@@ -95,7 +102,7 @@ class EpochTable:
             return 0, int(name != "epoch")
         if label == "loss":
             return (2, 0) if phase == "train" else (1, 0)
-        return (4 if phase == "train" else 3), columns.index(name)
+        return (4 if phase == "train" else 3), place
 
     def _header(self, layout: Layout) -> list[str]:
         """Return the lines of the header: metrics that do not fit, the phases, the names."""

@@ -165,9 +165,22 @@ class Meters:
         device = self.device or (total.device if total is not None and stays else value.device)
         kind = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
         with torch.inference_mode(False):  # inference tensors cannot be used outside
-            total = torch.zeros((), dtype=kind) if total is None else total
-            self._tensors[name] = total = total.to(device, kind)
+            if total is None:
+                total = torch.zeros((), dtype=kind, device=device)
+            self._tensors[name] = total = total.to(device, kind, non_blocking=True)
         return total, value.detach().reshape(()).to(device, non_blocking=True)
+
+
+def as_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return values as floats. One copy from each device transfers all of its tensors."""
+    read: dict[str, float] = {}
+    far = {k: v for k, v in values.items() if isinstance(v, Tensor) and not v.is_cpu}
+    for device in {value.device for value in far.values()}:
+        here = {name: value for name, value in far.items() if value.device == device}
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        tensors = [value.detach().reshape(()).to(kind) for value in here.values()]
+        read.update(zip(here, torch.stack(tensors).tolist(), strict=True))
+    return {name: read[name] if name in read else float(v) for name, v in values.items()}
 
 
 def _added(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

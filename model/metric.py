@@ -141,8 +141,8 @@ def _shape_mismatch(output: Tensor, target: Tensor) -> str:
     return f"{text}: use scores (batch, n_classes, ...) or class indices, and targets (batch, ...)"
 
 
-class ConfusionMatrix:
-    """Counts of each true class (row) and predicted class (column).
+class _OverClasses:
+    """Base of the metrics that count true and predicted classes.
 
     ``n_classes`` defaults to the number of scores. Targets equal to ``ignore_index`` do not count.
     The counts stay on the device until ``compute``.
@@ -160,26 +160,46 @@ class ConfusionMatrix:
         self.reset()
 
     def reset(self) -> None:
+        raise NotImplementedError
+
+    def _find_n_classes(self, output: Tensor, target: Tensor) -> int:
+        n = self.n_classes or _n_classes(output, target)
+        if n is None:
+            raise ValueError("class indices do not give the number of classes: set n_classes")
+        return n
+
+    def _pairs(self, output: Tensor, target: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the predicted and the true class of each sample, and 1 where it counts, else 0."""
+        predicted, true, given = _as_classes(output, target, self.threshold)
+        predicted, true, given = predicted.flatten().long(), true.flatten().long(), given.flatten()
+        is_counted = torch.ones_like(true)
+        if self.ignore_index is not None:
+            is_counted = (given != self.ignore_index).long()
+            true = true * is_counted
+        if (n_scores := _n_classes(output, target) or 0) > n:
+            raise ValueError(f"there are scores for {n_scores} classes, and n_classes is {n}")
+        return predicted, true, is_counted
+
+
+class ConfusionMatrix(_OverClasses):
+    """Counts of each true class (row) and predicted class (column).
+
+    ``n_classes`` defaults to the number of scores. Targets equal to ``ignore_index`` do not count.
+    The counts stay on the device until ``compute``.
+    """
+
+    def reset(self) -> None:
         self.counts: Tensor | None = None  # (n_classes, n_classes)
 
     def update(self, output: Tensor, target: Tensor) -> None:
         if _has_several_labels(output, target, self.threshold):
             text = "a confusion matrix does not take several labels for each sample"
             raise ValueError(f"{text}: use F1, IoU or AUROC; masks have the shape (batch, 1, ...)")
-        predicted, true, given = _as_classes(output, target, self.threshold)
-        predicted, true, given = predicted.flatten().long(), true.flatten().long(), given.flatten()
         if self.counts is None:
-            n = self.n_classes or _n_classes(output, target)
-            if n is None:
-                raise ValueError("class indices do not give the number of classes: set n_classes")
+            n = self._find_n_classes(output, target)
             self.counts = torch.zeros(n, n, dtype=torch.long, device=output.device)
-        is_counted = torch.ones_like(true)
-        if self.ignore_index is not None:
-            is_counted = (given != self.ignore_index).long()
-            true = true * is_counted
         n = len(self.counts)
-        if (n_scores := _n_classes(output, target) or 0) > n:
-            raise ValueError(f"there are scores for {n_scores} classes, and n_classes is {n}")
+        predicted, true, is_counted = self._pairs(output, target, n)
         # Torch raises an error for an invalid class, which falls outside of the table.
         places = torch.where((predicted >= 0) & (predicted < n), true * n + predicted, -1)
         self.counts.view(-1).scatter_add_(0, places, is_counted)
@@ -210,7 +230,7 @@ def _has_several_labels(output: Tensor, target: Tensor, threshold: float | None)
     return is_same and threshold is not None and output.ndim > 1 and output.shape[1] > 1
 
 
-class _ClassScores(ConfusionMatrix):
+class _ClassScores(_OverClasses):
     """A score for each class, and the mean over the classes that occur.
 
     With several labels for each sample, (batch, n_labels, ...), each label is a class.
@@ -219,12 +239,23 @@ class _ClassScores(ConfusionMatrix):
     mean_name = "macro"
 
     def reset(self) -> None:
-        super().reset()
-        self.labels: Tensor | None = None  # true positives, predicted, true  # (3, n_labels)
+        self.sums: Tensor | None = None  # true positives, predicted, true  # (3, n_classes)
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        if not _has_several_labels(output, target, self.threshold):
-            return super().update(output, target)
+        if _has_several_labels(output, target, self.threshold):
+            self._update_labels(output, target)
+            return
+        if self.sums is None:
+            n = self._find_n_classes(output, target)
+            self.sums = torch.zeros(3, n, dtype=torch.long, device=output.device)
+        predicted, true, is_counted = self._pairs(output, target, self.sums.shape[1])
+        # Torch raises an error for an invalid class, which falls outside of the vector.
+        true_positives, of_predicted, of_true = self.sums
+        true_positives.scatter_add_(0, true, (predicted == true) * is_counted)
+        of_predicted.scatter_add_(0, predicted, is_counted)
+        of_true.scatter_add_(0, true, is_counted)
+
+    def _update_labels(self, output: Tensor, target: Tensor) -> None:
         if output.ndim == 3:
             text = (
                 f"{tuple(output.shape)} may be masks or labels: add the channel dimension to masks"
@@ -236,24 +267,28 @@ class _ClassScores(ConfusionMatrix):
         if self.ignore_index is not None:
             is_counted = given != self.ignore_index
             predicted, true = predicted & is_counted, true & is_counted
-        counts = torch.stack([(predicted & true).sum(1), predicted.sum(1), true.sum(1)])
-        self.labels = counts if self.labels is None else self.labels.to(counts.device) + counts
-        return None
+        sums = torch.stack([(predicted & true).sum(1), predicted.sum(1), true.sum(1)])
+        self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
+
+    def _set_earlier_counts(self, table: Tensor | None) -> None:
+        """Take the table of pairs of classes that checkpoints of earlier versions hold."""
+        if table is not None:
+            self.sums = torch.stack([table.diagonal(), table.sum(dim=0), table.sum(dim=1)])
+
+    def _set_earlier_labels(self, sums: Tensor | None) -> None:
+        """Take the sums of labels, which had this name there."""
+        if sums is not None:
+            self.sums = sums
+
+    counts = property(fset=_set_earlier_counts)
+    labels = property(fset=_set_earlier_labels)
 
     def merge(self, states: States) -> None:
-        super().merge(states)
-        self.labels = _added(states, "labels")
+        self.sums = _added(states, "sums")
 
     def compute(self) -> dict[str, float]:
-        if self.labels is not None:
-            true_positives, predicted, true = self.labels.cpu().double()
-        else:
-            matrix = super().compute().double()
-            true_positives, predicted, true = (
-                matrix.diagonal(),
-                matrix.sum(dim=0),
-                matrix.sum(dim=1),
-            )
+        sums = torch.zeros(3, 0) if self.sums is None else self.sums.cpu()
+        true_positives, predicted, true = sums.double()
         # A class without samples has a score of 0, as in scikit-learn.
         scores = torch.nan_to_num(self.score(true_positives, predicted, true), nan=0.0)
         occurs = predicted + true > 0
@@ -566,7 +601,10 @@ class MeanLoss:
             self.total, self.count = self.total + value.double(), 1.0
             return
         # Without a count the mean is 0/0.
-        count = torch.as_tensor(number, dtype=torch.float64, device=value.device)
+        if isinstance(number, Tensor):
+            count = number.to(value.device, torch.float64, non_blocking=True)
+        else:  # made on the device: a copy from the CPU would wait for it
+            count = torch.full((), number, dtype=torch.float64, device=value.device)
         self.total = self.total + torch.where(count == 0, 0.0, value.double() * count)
         self.count = self.count + count
 

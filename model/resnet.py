@@ -1,11 +1,11 @@
-"""ResNet for small images (He et al., 2016, arXiv:1512.03385, section 4.2)."""
+"""ResNets for small images: of He et al. (2016, arXiv:1512.03385, section 4.2), and ResNet9."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from base import BaseModel, Pattern
+from base import BaseModel, Pattern, Residual
 from model.layers import ConvBlock, check_images
 
 
@@ -80,3 +80,39 @@ class ResNet(BaseModel):
         """All parameters from the input to the output, for ``optimizer.layer_decay``."""
         blocks = self.find({"type": "ResidualBlock"})
         return ["stem.*", *(f"{name}.*" for name in blocks), "head.*"]
+
+
+class ResNet9(BaseModel):
+    """Eight convolutions and a linear layer for 32x32 images, quick to train on a GPU.
+
+    From David Page, "How to train your ResNet" (2018): two residual blocks, max pooling, and
+    logits that are scaled down so that a high learning rate does not saturate the softmax.
+
+    Args:
+        width: channels of the first convolution; the last one has eight times as many.
+        scale: the factor of the logits.
+    """
+
+    def __init__(
+        self, in_channels: int = 3, n_classes: int = 10, width: int = 64, scale: float = 0.125
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.scale = in_channels, scale
+        self.stem = ConvBlock(in_channels, width)
+        self.stages = nn.Sequential()
+        for n_in, is_residual in ((width, True), (2 * width, False), (4 * width, True)):
+            n_out = 2 * n_in
+            self.stages.append(nn.Sequential(ConvBlock(n_in, n_out), nn.MaxPool2d(2)))
+            if is_residual:
+                first, second = ConvBlock(n_out, n_out), ConvBlock(n_out, n_out)
+                self.stages.append(Residual({"first": first, "second": second}))
+        self.head = nn.Linear(8 * width, n_classes, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:  # (batch, channel, h, w) -> (batch, n_classes)
+        check_images(self, images, self.in_channels)
+        return self.head(self.stages(self.stem(images)).amax(dim=(2, 3))) * self.scale
+
+    @property
+    def layer_order(self) -> list[Pattern]:
+        """All parameters from the input to the output, for ``optimizer.layer_decay``."""
+        return ["stem.*", *(f"stages.{number}.*" for number in range(len(self.stages))), "head.*"]

@@ -15,7 +15,7 @@ import platform
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ migrations: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: lambda s
 STATE, MANIFEST = "state.pt", "manifest.json"
 # A "~" marks the older of two checkpoints of the same step until the newer one is on disk.
 STEP = re.compile(r"step-(\d{8,})(~?)")
+N_CHECKED = 10
+"""The newest checkpoints whose manifests each save reads again, as they may have been damaged."""
 
 
 class CheckpointStore:
@@ -82,6 +84,7 @@ class CheckpointStore:
         self.keep = keep
         self.validate, self.world = validate, world
         self._protected: set[Path] = set()
+        self._marks: dict[Path, bool] = {}  # of valid ones that a save has read: marked as best
 
     def check_writable(self) -> None:
         """Write and remove a file, so that the run fails before its first step if it cannot save.
@@ -227,19 +230,28 @@ class CheckpointStore:
 
     def _prune(self, saved: Path) -> None:
         """Remove all but the newest `keep` valid checkpoints, the best, this and protected ones."""
-        manifests = {path: _manifest_or_none(path) for path in checkpoints_in(self.folder)}
-        spared = {saved, *_marked_best(manifests)[:1]}
+        paths = checkpoints_in(self.folder)
+        marks = {path: self._mark(path, number) for number, path in enumerate(paths)}
+        self._marks = {path: is_best for path, is_best in marks.items() if is_best is not None}
+        spared = {saved, next((path for path, is_best in marks.items() if is_best), saved)}
         n_whole = 0
-        for path, manifest in manifests.items():
+        for path, is_best in marks.items():
             if _step_order(path) > _step_order(saved):
                 # Steps only increase, so it predates a resume from an earlier step.
                 path.rename(path.with_name(f"aside-{path.name}-{secrets.token_hex(4)}"))
-            elif path.name.endswith("~") and manifests.get(path.with_name(path.name[:-1])):
+            elif path.name.endswith("~") and marks.get(path.with_name(path.name[:-1])) is not None:
                 remove_atomically(path)
             elif n_whole < self.keep or path in spared or path.resolve() in self._protected:
-                n_whole += manifest is not None
+                n_whole += is_best is not None
             else:
                 remove_atomically(path)
+
+    def _mark(self, path: Path, number: int) -> bool | None:
+        """Return whether the n-th newest checkpoint is marked as best; None if it is damaged."""
+        if number >= N_CHECKED and path in self._marks:
+            return self._marks[path]
+        manifest = _manifest_or_none(path)
+        return None if manifest is None else manifest["is_best"]
 
     def newest(self) -> Path | None:
         """Return the newest valid checkpoint, and log a warning for each damaged one skipped."""
@@ -250,10 +262,7 @@ class CheckpointStore:
 
         If all of these are damaged, return the newest and log a warning; None if none was best.
         """
-        manifests = {path: _manifest_or_none(path) for path in checkpoints_in(self.folder)}
-        marked = _marked_best(manifests)
-        paths = [*marked, *manifests] if marked else []
-        return _first_valid(self.folder, paths, _verify_checkpoint)[0]
+        return _first_valid(self.folder, _best_first(self.folder), _verify_checkpoint)[0]
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -451,8 +460,19 @@ def _step_order(path: Path) -> tuple[int, bool]:
     return int(path.name[5:].rstrip("~")), not path.name.endswith("~")
 
 
-def _marked_best(manifests: Mapping[Path, dict[str, Any] | None]) -> list[Path]:
-    return [path for path, manifest in manifests.items() if manifest and manifest["is_best"]]
+def _best_first(folder: Path) -> Iterator[Path]:
+    """Yield the checkpoints marked as best, then all, the newest first; none if none is marked.
+
+    Manifests are read as far as needed.
+    """
+    is_marked = False
+    for path in checkpoints_in(folder):
+        manifest = _manifest_or_none(path)
+        if manifest and manifest["is_best"]:
+            is_marked = True
+            yield path
+    if is_marked:
+        yield from checkpoints_in(folder)
 
 
 def _free_bytes(folder: Path) -> str:

@@ -27,6 +27,7 @@ from base.errors import (
     nearest,
     why,
 )
+from base.system.cores import watch_cores
 from base.system.places import ENGINE, PROJECT
 from base.system.processes import await_report, is_silent, rank
 from base.system.run_folder import (
@@ -529,6 +530,7 @@ def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """
     if sys.stdout is None:  # closed by the parent process: `>&-`
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (till the end)
+    watch_cores()
     end_by_signals()
     end_with_sweep()
     try:

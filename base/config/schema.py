@@ -370,7 +370,7 @@ TRAINER = Section(
             SWA, None, "Average the weights after certain steps equally, and validate that."
         ),
         "test": Key(SWITCH, False, "Test the best model at the end."),
-        "report": Key(SWITCH, True, "Write report/index.html and predictions at the end."),
+        "report": Key(SWITCH, True, "Write report/index.html, curves and predictions at the end."),
         "tensorboard": Key(SWITCH, True, "Write TensorBoard events."),
         "writers": Key(
             ListOf(WRITER, single=True, unique="type"),

@@ -23,10 +23,11 @@ from base.data.protocols import HasIds, HasSamples, HasTargetHash, offered, unde
 from base.data.random_draws import STEP, mix
 from base.data.reading import BatchReader, Failure
 from base.data.threads import read_each
-from base.system.resources import usable_cores
+from base.system.cores import usable_cores
 
 LIMIT = 1 << 28  # bytes of inputs to hash
 CHUNK = 1 << 20  # bytes to hash at once
+N_NAMES = 100_000  # to hash at once
 MAX_NUMBERS = 8  # longer targets are written as a hash
 
 
@@ -40,16 +41,33 @@ class Samples:
     def __len__(self) -> int:
         return len(self.indices)
 
-    @cached_property
+    @property
+    def has_names(self) -> bool:
+        """Whether the data set has ids other than running numbers."""
+        are_numbers = getattr(self.dataset, "ids_are_numbers", False)
+        return not are_numbers and offered(self.dataset, HasIds) is not None
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The ids of the whole data set, which has names."""
+        ids: Sequence[str] = self.dataset.ids
+        return ids
+
+    @property
     def names(self) -> list[str] | None:
         """The id of each sample; None if the data set has no ids, or only numbers."""
-        if getattr(self.dataset, "ids_are_numbers", False):
+        if not self.has_names:
             return None
-        named = offered(self.dataset, HasIds)
-        if named is None:
-            return None
-        ids = named.ids
+        ids = self.ids
         return [ids[place] for place in self.indices.tolist()]
+
+    def place(self, index: int) -> str:
+        """Return the id of a sample of the data set or, without one, its place or number."""
+        if self.has_names:
+            return str(self.ids[index])
+        if hasattr(self.dataset, "place"):
+            return str(self.dataset.place(int(index)))
+        return str(int(index))
 
     @cached_property
     def targets(self) -> Tensor | None:
@@ -74,6 +92,11 @@ class Samples:
         return values if values.is_floating_point() or values.is_complex() else values.long()
 
     @cached_property
+    def target_hashes(self) -> Tensor | None:
+        """A hash of each sample's target, (sample,) int64; None if only reading would give it."""
+        return None if self.targets is None else hash_rows(self.targets)
+
+    @cached_property
     def contents(self) -> Tensor | None:
         """A hash of each sample's inputs, (sample,) int64, 0 if not hashed; None if not needed."""
         if not is_unnamed(self.dataset) or not len(self):
@@ -95,22 +118,21 @@ class Samples:
     @cached_property
     def digests(self) -> dict[str, Any]:
         """Return the number of samples and one hash each of their ids, targets and contents."""
-        return self._digests(self.targets)
+        return self._digests(self.target_hashes)
 
     @property
     def digests_in_memory(self) -> dict[str, Any]:
         """The `digests` without a hash of targets that are stored in separate files."""
         has_targets = getattr(self.dataset, "targets", None) is not None
-        return self._digests(self.targets if has_targets else None)
+        return self._digests(self.target_hashes if has_targets else None)
 
-    def _digests(self, targets: Tensor | None) -> dict[str, Any]:
-        ids = hashlib.sha256(self.indices.numpy().tobytes())
-        if self.names is not None:
-            ids.update("\0".join(self.names).encode(errors="surrogateescape"))
-        hashes = (self.contents, None if targets is None else hash_rows(targets))
+    def _digests(self, target_hashes: Tensor | None) -> dict[str, Any]:
+        ids = hashlib.sha256(self.indices.contiguous().numpy().data)
+        if self.has_names:
+            self._add_names(ids)
         contents_digest, targets_digest = (
-            None if rows is None else hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:32]
-            for rows in hashes
+            None if rows is None else hashlib.sha256(rows.numpy().data).hexdigest()[:32]
+            for rows in (self.contents, target_hashes)
         )
         return {
             "n_samples": len(self),
@@ -118,6 +140,14 @@ class Samples:
             "targets": targets_digest,
             "contents": contents_digest,
         }
+
+    def _add_names(self, digest: hashlib._Hash) -> None:
+        """Add the names, joined by zero bytes, without holding all of them at once."""
+        ids, separator = self.ids, ""
+        for places in self.indices.split(N_NAMES):
+            text = separator + "\0".join(ids[place] for place in places.tolist())
+            digest.update(text.encode(errors="surrogateescape"))
+            separator = "\0"
 
     def target_texts(self) -> list[str]:
         """Return the target of each sample as text. Long targets are hashed."""

@@ -67,23 +67,29 @@ class Draws:
 
     def uniform(self, n: int = 1) -> Tensor:
         """Draw ``n`` numbers in [0, 1) per sample: (sample, n) float32, on the device."""
-        numbers = self._draw(n)
+        numbers = self.on_cpu(n)
         return numbers if self.device is None else numbers.to(self.device, non_blocking=True)
 
     def numbers(self, n: int) -> list[list[float]]:
         """Draw the same as Python numbers, for decisions made on the CPU."""
-        drawn: list[list[float]] = self._draw(n).tolist()
+        drawn: list[list[float]] = self.on_cpu(n).tolist()
         return drawn
 
     def integers(self, high: int, n: int = 1) -> Tensor:
         """Draw ``n`` integers from 0 to high - 1 per sample: (sample, n) int64."""
-        return (self.uniform(n) * high).to(torch.int64).clamp_(max=high - 1)
+        return as_integers(self.uniform(n), high)
 
-    def _draw(self, n: int) -> Tensor:
+    def on_cpu(self, n: int = 1) -> Tensor:
+        """Draw the numbers of `uniform` on the CPU, where reading them does not wait for a GPU."""
         counters = torch.arange(self.n_drawn + 1, self.n_drawn + n + 1)
         self.n_drawn += n
         words = mix(self.keys[:, None] + counters * STEP)
         return _shifted(words, 40).to(torch.float32) * 2**-24
+
+
+def as_integers(drawn: Tensor, high: int) -> Tensor:
+    """Return numbers in [0, 1) as integers from 0 to high - 1."""
+    return (drawn * high).to(torch.int64).clamp_(max=high - 1)
 
 
 def _shifted(words: Tensor, n_bits: int) -> Tensor:

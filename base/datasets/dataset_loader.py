@@ -26,7 +26,7 @@ from base.datasets.pipeline import GivenImages, Pipeline, TransformedDataset
 from base.datasets.spatial_targets import IGNORED
 from base.datasets.statistics import channel_statistics
 from base.errors import DataError, nearest
-from base.system.resources import usable_cores
+from base.system.cores import usable_cores
 
 if TYPE_CHECKING:
     from base.datasets.table_encoding import TargetScale

@@ -84,13 +84,30 @@ class InMemoryDataset(Dataset[list[Tensor]]):
         return placed
 
     @property
-    def ids(self) -> list[str]:
+    def ids(self) -> Sequence[str]:
         """The number of each sample, as a string."""
-        return list(map(str, range(len(self))))
+        return RunningNumbers(len(self))
 
     def place(self, index: int) -> str:
         """Return the location of a sample: its file and number."""
         return f"{self.source}: sample {index}"
+
+
+class RunningNumbers(Sequence[str]):
+    """The numbers below `n` as text, made on demand: a list would take 60 bytes for each."""
+
+    def __init__(self, n: int) -> None:
+        self._numbers = range(n)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._numbers[index]
+        return str(found) if isinstance(found, int) else list(map(str, found))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
 
 
 class SyntheticDataset(InMemoryDataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -119,7 +120,7 @@ def class_names(classes: Classes) -> list[str] | None:
     if isinstance(classes, str | bool):
         raise DataError(f"classes is {classes!r}; give a list of names, or the number of classes")
     names = list(map(str, range(classes) if isinstance(classes, int) else classes))
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, n in Counter(names).items() if n > 1)
     if twice or not names:
         raise DataError(f"classes names {twice[0]!r} twice" if twice else "classes is empty")
     return names
@@ -151,8 +152,10 @@ def _class_numbers(
         known = {text: number for text, number in numbers.items() if 0 <= number < len(names)}
         outside = f"is out of range, 0 to {len(names) - 1}"
         faults |= {text: f"class {text} {outside}" for text in numbers.keys() - known.keys()}
-    for text in set(column) - known.keys() - faults.keys():
-        faults[text] = f"unknown class {text!r}{nearest(text, names)}"
+    unknown = [text for text in dict.fromkeys(column) if text not in known and text not in faults]
+    for number, text in enumerate(unknown):  # looking for the nearest of all would take long
+        near = nearest(text, names) if number < N_SHOWN else ""
+        faults[text] = f"unknown class {text!r}{near}"
     wrong = [(sample, text) for sample, text in enumerate(column) if text in faults]
     raise_problems([Problem(place(sample, 0), faults[text]) for sample, text in wrong])
     return torch.tensor([known[text] for text in column], dtype=torch.int64), names
@@ -165,16 +168,19 @@ def _several_hot(
     labels = [[label.strip() for label in row if label.strip()] for row in labels]
     names = sort_labels({label for row in labels for label in row}) if names is None else names
     known = {name: number for number, name in enumerate(names)}
-    targets = torch.zeros(len(labels), len(names))
-    problems = []
+    places: list[tuple[int, int]] = []
+    problems: list[Problem] = []
     for sample, row in enumerate(labels):
         for label in row:
             if label in known:
-                targets[sample, known[label]] = 1
+                places.append((sample, known[label]))
             else:
-                text = f"unknown class {label!r}{nearest(label, names)}"
-                problems.append(Problem(place(sample, 0), text))
+                near = nearest(label, names) if len(problems) < N_SHOWN else ""
+                problems.append(Problem(place(sample, 0), f"unknown class {label!r}{near}"))
     raise_problems(problems)
+    targets = torch.zeros(len(labels), len(names))
+    if places:
+        targets[tuple(torch.tensor(places).T)] = 1
     return targets, names
 
 

@@ -14,7 +14,7 @@ from base.datasets.image_files import ImageFiles, image_suffixes, images_under, 
 from base.datasets.images import decode_mask, image_shape
 from base.datasets.labels import Classes, class_names, raise_problems
 from base.errors import DataError, Problem
-from base.system.resources import usable_cores
+from base.system.cores import usable_cores
 from logger.files import read_file
 
 Colors = Sequence[Sequence[int]]

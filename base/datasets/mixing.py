@@ -101,9 +101,10 @@ class Mixer:
         partner = torch.empty_like(order)
         partner[order] = order.roll(-1)
         seeds = (derive_seed(seed, name, epoch, index) for index in indices.tolist())
-        partner = partner.to(inputs.device)
+        partner = partner.to(inputs.device, non_blocking=True)
         inputs, shares = self.mix(inputs, partner, _seeded(seeds))
-        shares = shares.to(targets.device, targets.dtype).view(-1, *[1] * (targets.dim() - 1))
+        shares = shares.to(targets.device, targets.dtype, non_blocking=True)
+        shares = shares.view(-1, *[1] * (targets.dim() - 1))
         return inputs, targets * shares + targets[partner] * (1 - shares)
 
     def _as_shares(self, targets: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class MixUp(Mixer):
 
     def mix(self, inputs: Tensor, partner: Tensor, drawn: Iterator[Any]) -> tuple[Tensor, Tensor]:
         shares = torch.tensor([each.beta(self.alpha, self.alpha) for each in drawn])
-        shares = shares.to(inputs.device, inputs.dtype)
+        shares = shares.to(inputs.device, inputs.dtype, non_blocking=True)
         own = shares.view(-1, *[1] * (inputs.dim() - 1))
         return inputs * own + inputs[partner] * (1 - own), shares
 
@@ -149,7 +150,7 @@ class CutMix(Mixer):
             raise BatchError(f"{text} {tuple(inputs.shape)}")
         height, width = inputs.shape[-2:]
         boxes = torch.tensor([self._box(each, height, width) for each in drawn])
-        top, bottom, left, right = boxes.to(inputs.device).T[:, :, None]
+        top, bottom, left, right = boxes.to(inputs.device, non_blocking=True).T[:, :, None]
         rows = torch.arange(height, device=inputs.device)
         columns = torch.arange(width, device=inputs.device)
         is_row, is_column = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)

@@ -37,6 +37,7 @@ DETERMINISTIC = frozenset((
     "CenterCrop", "ConvertImageDtype", "Grayscale", "Identity", "Normalize", "Pad", "Resize", "RGB",
     "ToDtype",
 ))  # fmt: skip
+BLOCK = 1 << 18  # values that are scaled together; as float32 they fit into the cache of a core
 NO_OPS = frozenset(("PILToTensor", "ToImage", "ToPureTensor"))  # images are tensors already
 
 
@@ -71,6 +72,7 @@ class Pipeline:
         self.ignored = IGNORED  # the class number that fills masks beyond the image border
         self.white, self.is_normalised = white, False
         self.mean, self.std = torch.zeros(1), torch.ones(1)
+        self._placed: tuple[Tensor, Tensor, bool] | None = None  # mean and std on the device
         if mean is not None and std is not None:
             self.normalise(mean, std)
         first = (number for number, stage in enumerate(self.stages) if isinstance(stage, _Single))
@@ -166,20 +168,35 @@ class Pipeline:
     def normalise(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set the mean and std of each channel or column."""
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self._placed = None
         self.is_normalised = True
 
     def as_input(self, images: Tensor) -> Tensor:
         """Scale integers to the range 0 to 1 and normalize."""
+        mean, std, is_centred = self._statistics_on(images.device)
         shape = (-1, *[1] * (images.dim() - 2))  # broadcasts over channels or table columns
-        mean, std = (x.to(images.device).view(shape) for x in (self.mean, self.std))
+        mean, std = mean.view(shape), std.view(shape)
         white = 1.0 if images.is_floating_point() else self.white
-        images = images.float() if images.is_floating_point() else images
         for numbers in (mean, std):
             if numbers.numel() not in (1, images.shape[1]):
                 text = f"{numbers.numel()} numbers of mean or std, but images have"
                 raise BatchError(f"normalize: {text} {images.shape[1]} channels")
-        scaled = images * (1 / (white * std))  # float32, for integers too
-        return scaled.sub_(mean / std) if self.mean.any() else scaled
+        factor, offset = 1 / (white * std), mean / std
+        if images.is_cpu and not images.is_floating_point() and images.numel() > BLOCK:
+            return _scaled_in_blocks(images, factor, offset)
+        images = images.float() if images.is_floating_point() else images
+        scaled = images * factor  # float32, for integers too
+        return scaled.sub_(offset) if is_centred else scaled
+
+    def _statistics_on(self, device: torch.device) -> tuple[Tensor, Tensor, bool]:
+        """Return mean and std on a device, and whether the mean is not 0.
+
+        They are copied once: a copy from the CPU for each batch would wait for the GPU.
+        """
+        if self._placed is None or self._placed[0].device != device:
+            is_centred = bool(self.mean.any())
+            self._placed = (self.mean.to(device), self.std.to(device), is_centred)
+        return self._placed
 
 
 class TransformedDataset(Dataset[Any]):
@@ -200,9 +217,9 @@ class TransformedDataset(Dataset[Any]):
             self.shuffled_order = ordered.shuffled_order
 
     @property
-    def ids(self) -> list[str]:
+    def ids(self) -> Sequence[str]:
         """The id of each sample. The attribute is missing if the data set has no ids."""
-        ids: list[str] = self.reads_from.ids
+        ids: Sequence[str] = self.reads_from.ids
         return ids
 
     def record(self) -> dict[str, Any]:
@@ -382,6 +399,26 @@ class _Single:
     def _checked(self, image: Any) -> Tensor:
         name = type(self.function).__name__
         return _as_input(image, None, f"the result of {name}").as_subclass(Tensor)[None]
+
+
+def _scaled_in_blocks(images: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """Return ``images * factor - offset``, float32, computed for a few images at a time.
+
+    Between the operations a block stays in the cache of a core; a large batch would not.
+    """
+    scaled = torch.empty_like(images, dtype=torch.float32)
+    parts, results = images, scaled
+    if not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last):
+        # By rows: with three channels as the innermost dimension torch takes three times as long.
+        n_channels, _, width = images.shape[1:]
+        parts, results = (each.permute(0, 2, 3, 1).flatten(2) for each in (images, scaled))
+        factor, offset = (
+            each.flatten().expand(n_channels).repeat(width) for each in (factor, offset)
+        )
+    n_images = max(1, BLOCK // images[0].numel())
+    for part, result in zip(parts.split(n_images), results.split(n_images), strict=True):
+        result.copy_(part).mul_(factor).sub_(offset)
+    return scaled
 
 
 def _to_float(images: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,8 @@ DELIMITERS = ",;\t|"
 DATASET_ARGS = "data_loader.args.dataset.args"
 
 
-class Table(NamedTuple):
+@dataclass(frozen=True)
+class Table:
     """The rows of a CSV file, as the text of each cell, and their line numbers."""
 
     file: str
@@ -41,14 +43,19 @@ class Table(NamedTuple):
     decimal: str = "."
     delimiter: str = ","
 
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each column within a row."""
+        return {name: place for place, name in enumerate(self.columns)}
+
     def texts(self, names: Sequence[str]) -> list[list[str]]:
         """Return the text of some columns, row by row."""
-        places = [self.columns.index(name) for name in names]
+        places = [self.places[name] for name in names]
         return [[row[place] for place in places] for row in self.rows]
 
     def column(self, name: str) -> list[str]:
         """Return the text of each cell of a column."""
-        place = self.columns.index(name)
+        place = self.places[name]
         return [row[place] for row in self.rows]
 
     def place(self, sample: int, name: str) -> str:
@@ -165,7 +172,7 @@ def _column_names(texts: list[str], file: str, lines: _Lines) -> list[str]:
     Raises:
         DataError: a name occurs twice, or all names are numbers.
     """
-    twice = sorted({name for name in texts if name and texts.count(name) > 1})
+    twice = sorted(name for name, n in Counter(texts).items() if name and n > 1)
     if twice:
         raise DataError(f"{file}: two columns are named {twice[0]!r}")
     if all(as_number(text) is not None for text in texts):
@@ -202,14 +209,14 @@ def text_columns(table: Table, inputs: Sequence[str], dates: Sequence[str]) -> l
     Raises:
         DataError: almost all values of a column are distinct.
     """
-    chosen, problems = [], []
+    chosen, problems, are_dates = [], [], set(dates)
     for name in inputs:
         texts = [text for text in table.column(name) if text.lower() not in MISSING]
         are_text = not any(
             as_number(table.number_text(text)) is not None or DATE.fullmatch(text) for text in texts
         )
         are_booleans = set(map(str.lower, texts)) <= BOOLEANS.keys()
-        if name in dates or not are_text or are_booleans:
+        if name in are_dates or not are_text or are_booleans:
             continue
         if len(texts) > 20 and len(set(texts)) > len(texts) / 2:
             text = (
@@ -246,15 +253,16 @@ def missing_rules(
     """
     given = dict(by_column)
     general = given.pop("*", "error")
+    are_coded, are_targets = set(categories), set(targets)
     rules: dict[str, Rule] = {}
     faults = {"missing": _fault_of_numbers(general)}
     for name in dict.fromkeys((*inputs, *targets)):
         rule, where = given.get(name, general), f"missing.{name}"
-        if name in targets:
+        if name in are_targets:
             if name in given and rule not in ("error", "drop"):
                 faults[where] = f"targets cannot be filled in: use error or drop, not {rule!r}"
             rules[name] = "drop" if rule == "drop" else "error"
-        elif name in categories:
+        elif name in are_coded:
             if name in given and rule in ("mean", "median"):
                 faults[where] = f"categories do not support {rule}: use error, drop or a value"
             is_general = name not in given and rule not in ("error", "drop")
@@ -279,13 +287,16 @@ def drop_rows(table: Table, rules: Mapping[str, Rule], texts: Sequence[str]) -> 
     Args:
         texts: the columns in which only empty cells are missing: categories and class names.
     """
-    dropping = {name: table.columns.index(name) for name in rules if rules[name] == "drop"}
+    dropping = {name: table.places[name] for name in rules if rules[name] == "drop"}
     if not dropping:
         return table
+    are_texts = set(texts)
     n_missing: Counter[str] = Counter()
     kept = []
     for number, row in enumerate(table.rows):
-        lacks = [name for name, place in dropping.items() if is_missing(row[place], name in texts)]
+        lacks = [
+            name for name, place in dropping.items() if is_missing(row[place], name in are_texts)
+        ]
         n_missing.update(lacks)
         if not lacks:
             kept.append(number)
@@ -300,7 +311,7 @@ def drop_rows(table: Table, rules: Mapping[str, Rule], texts: Sequence[str]) -> 
         raise DataError(f"{table.file}: {text}; no row is left: fill a column in, or `ignore` it")
     log.info(f"{table.file}: {text}")
     rows, lines = [table.rows[i] for i in kept], [table.lines[i] for i in kept]
-    return table._replace(rows=rows, lines=lines)
+    return replace(table, rows=rows, lines=lines)
 
 
 def is_missing(text: str, is_text: bool) -> bool:
@@ -321,11 +332,12 @@ def read_inputs(
         DataError: cells are not valid. All are listed with line and column.
     """
     numbers, values, problems = {}, {}, []
+    are_coded, are_dates = set(categories), set(dates)
     for name in names:
-        if name in categories:
+        if name in are_coded:
             values[name], faults = read_categories(table, name, rules[name])
         else:
-            read = read_dates if name in dates else read_numbers
+            read = read_dates if name in are_dates else read_numbers
             numbers[name], faults = read(table, name, rules[name])
         problems += faults
     raise_problems(problems)
@@ -434,9 +446,10 @@ def _hint(table: Table, text: str) -> str:
 
 def _note_inexact(table: Table, name: str, numbers: Tensor) -> None:
     """Warn about integers that float32 rounds, as ids would collide."""
-    are_changed = (
-        (numbers.abs() > EXACT) & (numbers == numbers.floor()) & (numbers.float() != numbers)
-    )
+    are_large = numbers.abs() > EXACT
+    if not are_large.any():
+        return
+    are_changed = are_large & (numbers == numbers.floor()) & (numbers.float() != numbers)
     rows = are_changed.nonzero()[:, 0].tolist()
     if rows:
         value = numbers[rows[0]]

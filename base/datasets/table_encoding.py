@@ -5,7 +5,8 @@ They are computed from the training samples, stored with the run and applied to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -16,9 +17,12 @@ from torch import Tensor
 from base.data.batch import map_tensors
 from base.datasets.labels import sort_labels
 from base.datasets.table_columns import Categories, Rule
-from base.errors import DataError
+from base.errors import DataError, listed
+from base.system.resources import free_memory
 
 ENCODINGS = ("one_hot", "codes")
+BLOCK = 1024  # columns to compute at once
+MOST_NAMED = 24  # columns in an error message
 
 
 class Columns(NamedTuple):
@@ -97,29 +101,39 @@ class TableEncoding:
             DataError: the columns differ, or a missing value has no fill value.
         """
         self._check(columns)
-        parts, codes = [], []
+        are_codes, n_codes = self.encode == "codes", self.code_counts
+        codes, numbers, n_inputs = [], {}, 0
+        one_hot = []  # the row and the input of each 1
         for name in self.inputs:
             if name not in self.categories:
-                parts.append(self._number(columns, name).float()[:, None])
-            elif self.encode == "codes":
-                codes.append(self._codes(columns.categories[name], name))
-            else:
-                places = self._codes(columns.categories[name], name)[:, None]
-                coded = torch.zeros(len(places), self.code_counts[name]).scatter_(1, places, 1.0)
-                parts.append(coded[:, 1:])  # unknown values, code 0, are all zeros
+                numbers[name] = n_inputs
+                n_inputs += 1
+                continue
+            code = self._codes(columns.categories[name], name)
+            if are_codes:
+                codes.append(code)
+                continue
+            rows = code.nonzero()[:, 0]  # unknown values, code 0, are all zeros
+            one_hot.append(torch.stack([rows, code[rows] + (n_inputs - 1)]))
+            n_inputs += n_codes[name] - 1
         targets = columns.labels
+        inputs = _zeros(len(targets), n_inputs, columns.source)
+        for names in _blocks(list(numbers)):
+            inputs[:, [numbers[name] for name in names]] = self._numbers(columns, names).float().T
+        if one_hot:
+            inputs[tuple(torch.cat(one_hot, dim=1))] = 1.0
         if self.target_mean:
             mean, std = torch.tensor([self.target_mean, self.target_std], dtype=torch.float64)
             targets = ((targets.double() - mean) / std).float()
-        inputs = torch.cat(parts, dim=1) if parts else torch.empty(len(targets), 0)
-        return inputs, torch.stack(codes, dim=1) if self.encode == "codes" else None, targets
+        return inputs, torch.stack(codes, dim=1) if are_codes else None, targets
 
     def unknown_text(self, columns: Columns) -> str:
         """Return a message with the unknown categories of a table and their rows, or ""."""
         texts = []
         for name, known in self.categories.items():
             found = columns.categories[name]
-            places = [n for n, value in enumerate(found.values) if value not in known]
+            known_values = set(known)
+            places = [n for n, value in enumerate(found.values) if value not in known_values]
             if places:
                 n_rows = int(torch.isin(found.numbers, torch.tensor(places)).sum())
                 shown = ", ".join(repr(found.values[n]) for n in places[:5])
@@ -127,24 +141,28 @@ class TableEncoding:
                 texts.append(f"{n_rows} of {len(found.numbers)} rows have {name} {shown}{more}")
         return f"{'; '.join(texts)}, unknown in training" if texts else ""
 
-    def _number(self, columns: Columns, name: str) -> Tensor:
-        values = columns.numbers[name]
-        if name in self.fills:
-            values = values.nan_to_num(self.fills[name])
-        elif values.isnan().any():
-            row = int(values.isnan().nonzero()[0])
+    def _numbers(self, columns: Columns, names: Sequence[str]) -> Tensor:
+        """Return filled and standardized columns, float64 (column, row)."""
+        values = torch.stack([columns.numbers[name] for name in names])
+        fills = torch.tensor([self.fills.get(name, math.nan) for name in names], dtype=values.dtype)
+        values = torch.where(values.isnan(), fills[:, None], values)
+        if values.isnan().any():
+            place, row = values.isnan().nonzero()[0].tolist()
             text = "missing value, for which the training data define no fill value"
-            where = f"{columns.source}:{columns.lines[row]}:{name}"
+            where = f"{columns.source}:{columns.lines[row]}:{names[place]}"
             raise DataError(
                 f"{where}: {text}; set `missing` for this column of the training data too"
             )
-        if name in self.mean:
-            values = (values - self.mean[name]) / self.std[name]
+        if self.mean:
+            scales = [(self.mean.get(name, 0.0), self.std.get(name, 1.0)) for name in names]
+            mean, std = torch.tensor(scales, dtype=values.dtype).T[:, :, None]
+            values = (values - mean) / std
         return values
 
     def _codes(self, found: Categories, name: str) -> Tensor:
-        trained = dict(zip(self.categories[name], range(1, self.code_counts[name]), strict=True))
-        trained = {v: code for v, code in trained.items() if v not in self.untrained.get(name, ())}
+        untrained = set(self.untrained.get(name, ()))
+        numbered = enumerate(self.categories[name], start=1)
+        trained = {value: code for code, value in numbered if value not in untrained}
         return torch.tensor([trained.get(value, 0) for value in found.values])[found.numbers]
 
     def _check(self, columns: Columns) -> None:
@@ -154,11 +172,12 @@ class TableEncoding:
             ("categorical columns", self.categories, columns.categories),
             ("targets", self.targets, columns.targets),
         ):
-            lacking = [name for name in ours if name not in theirs]
-            more = [name for name in theirs if name not in ours]
+            are_ours, are_theirs = set(ours), set(theirs)
+            lacking = [name for name in ours if name not in are_theirs]
+            more = [name for name in theirs if name not in are_ours]
             if lacking or more:
-                parts = [f"without {', '.join(lacking)}"] if lacking else []
-                parts += [f"with {', '.join(more)}"] if more else []
+                parts = [f"without {listed(lacking, MOST_NAMED)}"] if lacking else []
+                parts += [f"with {listed(more, MOST_NAMED)}"] if more else []
                 text = f"the {what} differ from those of the training data: {' and '.join(parts)}"
                 raise DataError(f"{columns.source}: {text}")
         for what, one, other in (
@@ -184,41 +203,77 @@ def fit_encoding(
         inputs, targets: whether to standardize numeric columns and regression targets.
     """
     first = parts[0][0]
-    categories, untrained, fills, means, stds = {}, {}, {}, {}, {}
+    categories, untrained, fills = {}, {}, {}
+    means: dict[str, float] = {}
+    stds: dict[str, float] = {}
     for name in first.inputs:
         if name in first.categories:
             found = [(columns.categories[name], rows) for columns, rows in parts]
             values = {value for each, _ in found for value in each.values}
-            trained = {each.values[n] for each, rows in found for n in each.numbers[rows].unique()}
+            seen = [(each.values, each.numbers[rows].unique().tolist()) for each, rows in found]
+            trained = {known[n] for known, numbers in seen for n in numbers}
             categories[name] = sort_labels(values)
             if values - trained:
                 untrained[name] = sort_labels(values - trained)
-            continue
-        numbers = torch.cat([columns.numbers[name][rows] for columns, rows in parts])
-        fill = _fill(numbers, first.rules[name], f"{first.source}: {name}")
-        if fill is not None:
-            fills[name], numbers = fill, numbers.nan_to_num(fill)
+    for names in _blocks([name for name in first.inputs if name not in first.categories]):
+        columns_of = [(torch.stack([c.numbers[name] for name in names]), rows) for c, rows in parts]
+        block = torch.cat([numbers[:, rows] for numbers, rows in columns_of], dim=1)
+        for numbers, name in zip(block, names, strict=True):
+            fill = _fill(numbers, first.rules[name], f"{first.source}: {name}")
+            if fill is not None:
+                fills[name] = fill
+                numbers.nan_to_num_(fill)
         if inputs:
-            means[name], stds[name] = mean_and_std(numbers)
+            mean, std = means_and_stds(block)
+            means |= zip(names, mean, strict=True)
+            stds |= zip(names, std, strict=True)
     statistics = []
     if targets and first.task == "regression":
         labels = torch.cat([columns.labels[rows] for columns, rows in parts])
-        statistics = [mean_and_std(column) for column in labels.double().unbind(dim=1)]
+        statistics = [*zip(*means_and_stds(labels.double().T.contiguous()), strict=True)]
     return TableEncoding(
         first.inputs, first.targets, first.encode, categories, untrained, fills, means, stds,
         [mean for mean, _ in statistics], [std for _, std in statistics],
     )  # fmt: skip
 
 
-def mean_and_std(values: Tensor) -> tuple[float, float]:
-    """Return the mean and standard deviation of float64 values; 1 as deviation of a constant.
+def means_and_stds(rows: Tensor) -> tuple[list[float], list[float]]:
+    """Return the mean and standard deviation of each row; 1 as deviation of a constant.
 
     The mean is subtracted before squaring, which keeps small differences of large numbers exact.
+
+    Args:
+        rows: float64 (row, value), contiguous.
     """
-    mean = float(values.mean())
-    if values.min() == values.max():
-        return float(values[0]), 1.0
-    return mean, float((values - mean).square().mean().sqrt())
+    mean = _mean_of_each(rows)
+    std = _mean_of_each((rows - mean[:, None]).square()).sqrt()
+    are_constant = rows.amin(dim=1) == rows.amax(dim=1)
+    mean = torch.where(are_constant, rows[:, 0], mean)
+    return mean.tolist(), std.masked_fill(are_constant, 1.0).tolist()
+
+
+def _mean_of_each(rows: Tensor) -> Tensor:
+    """Return the mean of each row. `mean(dim=1)` would round long rows in another way."""
+    return torch.stack([row.mean() for row in rows])
+
+
+def _blocks(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield some columns at a time: few calls of torch, and little memory."""
+    for first in range(0, len(names), BLOCK):
+        yield names[first : first + BLOCK]
+
+
+def _zeros(n_rows: int, n_inputs: int, source: str) -> Tensor:
+    """Return zeros, float32 (row, input).
+
+    Raises:
+        DataError: they do not fit in memory, as for a category with a value in almost each row.
+    """
+    n_bytes = 4 * n_rows * n_inputs
+    if n_bytes > free_memory():
+        text = f"{n_rows:,} rows of {n_inputs:,} inputs need {n_bytes / 1e9:,.1f} GB of memory"
+        raise DataError(f"{source}: {text}: for categories with many values, `encode: codes`")
+    return torch.zeros(n_rows, n_inputs)
 
 
 def _fill(numbers: Tensor, rule: Rule, where: str) -> float | None:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from base.datasets.image_files import ImageFiles
 from base.datasets.in_memory import InMemoryDataset
-from base.datasets.labels import Classes, all_of, class_names, raise_problems, read_targets
+from base.datasets.labels import (
+    N_SHOWN,
+    Classes,
+    all_of,
+    class_names,
+    raise_problems,
+    read_targets,
+)
 from base.datasets.table_columns import (
     Rule,
     Table,
@@ -36,7 +44,7 @@ from base.datasets.table_encoding import (
     TargetScale,
     fit_encoding,
 )
-from base.errors import DataError, Problem, nearest
+from base.errors import DataError, Problem, listed, nearest
 
 log = logging.getLogger("kindling")
 
@@ -96,7 +104,8 @@ class CsvDataset(InMemoryDataset):
             raise DataError(f"encode: there is no {encode!r}{known}")
         table = read_table(file, delimiter, decimal)
         targets, ignored = as_list(target, "target"), as_list(ignore, "ignore")
-        names = [name for name in table.columns if name not in (*targets, *ignored)]
+        left_out = {*targets, *ignored}
+        names = [name for name in table.columns if name not in left_out]
         names = names if inputs is None else as_list(inputs, "inputs")
         days, is_auto = as_list(dates, "dates"), categories == "auto"
         coded = [] if is_auto else as_list(categories, "categories")
@@ -249,8 +258,9 @@ class ImageCsvDataset(ImageFiles):
 
 def without_columns(table: Table, names: Sequence[str]) -> Table:
     """Return a table without some columns."""
-    others = [name for name in table.columns if name not in names]
-    return table._replace(columns=others, rows=table.texts(others))
+    left_out = set(names)
+    others = [name for name in table.columns if name not in left_out]
+    return replace(table, columns=others, rows=table.texts(others))
 
 
 def column_of_numbers(table: Table, name: str) -> Tensor | None:
@@ -259,7 +269,7 @@ def column_of_numbers(table: Table, name: str) -> Tensor | None:
     Raises:
         DataError: values are missing or not numbers. All are listed with their lines.
     """
-    if name not in table.columns:
+    if name not in table.places:
         return None
     numbers, problems = read_numbers(table, name, "error")
     raise_problems(problems)
@@ -325,7 +335,7 @@ def check_columns(
         others: arguments that may be empty.
     """
     problems = []
-    asked = [name for names in wanted.values() for name in names if name not in table.columns]
+    asked = [name for names in wanted.values() for name in names if name not in table.places]
     if asked and (advice := other_delimiter(table.columns, table.delimiter)):
         raise DataError(f"{table.file}: no column {asked[0]!r}, and {advice}")
     for argument, names in {**wanted, **(others or {})}.items():
@@ -334,8 +344,11 @@ def check_columns(
         twice = [name for name, n in Counter(list(names)).items() if n > 1]
         problems += [Problem(table.file, f"{argument} names {name!r} twice") for name in twice]
         for name in names:
-            if name not in table.columns and not (argument == "missing" and name == "*"):
-                known = nearest(str(name), table.columns) or f" ({', '.join(table.columns)})"
+            if name not in table.places and not (argument == "missing" and name == "*"):
+                known = ""
+                if len(problems) < N_SHOWN:  # the others are not shown, and looking takes long
+                    known = nearest(str(name), table.columns)
+                    known = known or f" ({listed(table.columns, MOST_SHOWN)})"
                 if len(table.columns) == 1:
                     known += "; set `delimiter` if it is not the right one"
                 text = f"{argument}: no column {name!r}{known}"
@@ -348,15 +361,16 @@ def refuse_slips(
 ) -> None:
     """Refuse likely mistakes: nameless inputs, targets as inputs, and inputs of two kinds."""
     messages = [_nameless(table, name) for name in inputs if _is_nameless(name)]
-    if set(inputs) != set(targets):  # equal for an autoencoder
+    are_inputs, are_categories = set(inputs), set(categories)
+    if are_inputs != set(targets):  # equal for an autoencoder
         text = "is also an input: the model would see the target"
-        messages += [f"target {name!r} {text}" for name in targets if name in inputs]
+        messages += [f"target {name!r} {text}" for name in targets if name in are_inputs]
     for argument, names in {"categories": categories, "dates": dates}.items():
         messages += [
-            f"{argument}: {name!r} is not an input" for name in names if name not in inputs
+            f"{argument}: {name!r} is not an input" for name in names if name not in are_inputs
         ]
     messages += [
-        f"{name!r} is in both categories and dates" for name in dates if name in categories
+        f"{name!r} is in both categories and dates" for name in dates if name in are_categories
     ]
     raise_problems([Problem(table.file, message) for message in messages])
 
@@ -367,7 +381,7 @@ def _is_nameless(name: str) -> bool:
 
 def _nameless(table: Table, name: str) -> str:
     """Return an explanation of a nameless column, or of one that pandas named."""
-    number = table.columns.index(name) + 1
+    number = table.places[name] + 1
     called = f"is named {name!r}" if name else "has no name"
     cause = "a delimiter at the end of a line starts one more column"
     if number == 1 or name:

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from base.data.random_draws import Draws
+from base.data.random_draws import Draws, as_integers
 from base.errors import BatchError, DataError
 
 Size = tuple[int, int]  # height, width
+LARGE = 1 << 14  # values of an image from which one operation an image beats one of the batch
 
 
 class KeyedTransform:
@@ -81,7 +82,7 @@ class RandomShift(KeyedTransform):
     def move(self, target: Tensor, size: Size, draws: Draws) -> Tensor:
         from torchvision.transforms.v2 import functional
 
-        top, left = draws.integers(2 * self.pixels + 1, 2)[0].tolist()
+        top, left = as_integers(draws.on_cpu(2), 2 * self.pixels + 1)[0].tolist()
         padded = functional.pad(target, [self.pixels] * 4)
         moved: Tensor = functional.crop(padded, top, left, *size)
         return moved
@@ -96,8 +97,12 @@ class RandomFlip(KeyedTransform):
 
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
         refuse_no_images(self, images)
-        is_flipped = (draws.uniform()[:, 0] < self.p).view(-1, 1, 1, 1)
-        return torch.where(is_flipped, images.flip(self.dim), images)
+        is_flipped = draws.uniform()[:, 0] < self.p
+        if images.is_cpu and images[0].numel() > LARGE:
+            flips = zip(images, is_flipped.tolist(), strict=True)
+            chosen = [image.flip(self.dim) if flipped else image for image, flipped in flips]
+            return torch.stack(chosen, out=torch.empty_like(images))  # keeps the memory layout
+        return torch.where(is_flipped.view(-1, 1, 1, 1), images.flip(self.dim), images)
 
     def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
         return self.batch(masks, draws)
@@ -106,7 +111,7 @@ class RandomFlip(KeyedTransform):
         from torchvision.transforms.v2 import functional
 
         flip = functional.horizontal_flip if self.dim == -1 else functional.vertical_flip
-        return flip(target) if draws.uniform()[0, 0] < self.p else target
+        return flip(target) if draws.on_cpu()[0, 0] < self.p else target
 
 
 class RandomCutout(KeyedTransform):
@@ -139,8 +144,8 @@ class _Crop(KeyedTransform):
     def batch(self, images: Tensor, draws: Draws) -> Tensor:
         images = self._padded(images, self.fill)
         spare = self._spare(images.shape[-2], images.shape[-1])
-        offsets = (draws.uniform(2) * (torch.tensor(spare, device=images.device) + 1)).long()
-        return crop(images, offsets[:, 0], offsets[:, 1], self.size)
+        top, left = _offsets(spare, draws.uniform(2))
+        return crop(images, top, left, self.size)
 
     def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
         same = _Crop(self.size, self.sides, mode=self.mode)
@@ -151,8 +156,7 @@ class _Crop(KeyedTransform):
 
         left, top, right, bottom = self.sides or [0, 0, 0, 0]
         spare = self._spare(size[0] + top + bottom, size[1] + left + right)
-        offsets = (draws.uniform(2) * (torch.tensor(spare, device=draws.device) + 1)).long()
-        first_row, first_column = offsets[0].tolist()
+        first_row, first_column = map(int, _offsets(spare, draws.on_cpu(2)))
         padded = self._padded(target, 0)
         moved: Tensor = functional.crop(padded, first_row, first_column, *self.size)
         return moved
@@ -173,6 +177,11 @@ class _Crop(KeyedTransform):
         return spare
 
 
+def _offsets(spare: Sequence[int], drawn: Tensor) -> list[Tensor]:
+    """Return the first row and column of each image, from 0 to the spare ones: (sample,)."""
+    return [(drawn[:, side] * (n + 1)).long() for side, n in enumerate(spare)]
+
+
 class _ResizedCrop(KeyedTransform):
     """Keyed version of torchvision's RandomResizedCrop to `size`."""
 
@@ -189,6 +198,12 @@ class _ResizedCrop(KeyedTransform):
     ) -> None:
         self.size, self.scale, self.ratio = list(size), scale, ratio
         self.interpolation, self.antialias = interpolation, antialias
+        is_plain = (
+            antialias is not False and getattr(interpolation, "value", interpolation) == "bilinear"
+        )
+        # On other processors torchvision resizes uint8 in another way.
+        has_avx2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+        self._is_native = is_plain and has_avx2
 
     def batch(self, images: Tensor | Sequence[Tensor], draws: Draws) -> Tensor:
         drawn = draws.numbers(4 * self.N_TRIES)
@@ -200,10 +215,20 @@ class _ResizedCrop(KeyedTransform):
 
     def _cut(self, image: Tensor, size: Sequence[int], numbers: list[float]) -> Tensor:
         """Crop an image of this size, or its target, at the position given by random numbers."""
-        from torchvision.transforms.v2 import functional
-
         tries = [numbers[i : i + 4] for i in range(0, 4 * self.N_TRIES, 4)]
         box = self._box(tries, size[0], size[1])
+        if (
+            self._is_native
+            and type(image) is Tensor
+            and image.is_cpu
+            and image.dtype == torch.uint8
+        ):
+            # What torchvision's function comes to, without its 80 us of dispatch.
+            top, left, height, width = box
+            inside = image[None, :, top : top + height, left : left + width]
+            return F.interpolate(inside, self.size, mode="bilinear", antialias=True)[0]
+        from torchvision.transforms.v2 import functional
+
         how = self.size, self.interpolation, self.antialias
         part: Tensor = functional.resized_crop(image, *box, *how)
         return part

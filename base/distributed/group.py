@@ -14,6 +14,7 @@ from torch import Tensor
 
 from base.distributed.agreement import LONG_WAIT, Agreement, Kind, Message, text_of
 from base.errors import UsageError
+from base.system.resources import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store
@@ -177,7 +178,7 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             raise self.agreement.lost(error, kind.value, step) from error
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from base.errors import UsageError
+from base.system.cores import free_cores
 from base.system.processes import local_rank, local_size, rank
 
 if TYPE_CHECKING:
@@ -178,9 +179,7 @@ def _limit_threads(n_processes: int) -> str:
     """Share the cores among processes; return the assignment to print before the command."""
     if "OMP_NUM_THREADS" in os.environ:
         return ""
-    from base.system.resources import usable_cores
-
-    os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // n_processes))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, round(free_cores()) // n_processes))
     return f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} "
 
 

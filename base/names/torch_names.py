@@ -25,7 +25,7 @@ LOSS_FUNCTIONS = frozenset((
 ))
 # fmt: on
 UNPICKLE = ("LSUN", "LSUNClass")  # unpickle a cache file beside the data
-LAYERS = ("Sequential", "Residual", "Networks")
+LAYERS = ("Sequential", "Residual", "MirrorAverage", "Networks")
 
 
 class Source(NamedTuple):
@@ -60,6 +60,9 @@ class Source(NamedTuple):
     def _listed(self) -> Mapping[str, Any]:
         if find_spec(self.module.partition(".")[0]) is None:
             return {}
+        from base.system.torch_compat import put_off_dynamo  # it imports torch
+
+        put_off_dynamo()
         try:
             return self.listing(import_module(self.module))
         except (ImportError, RuntimeError, OSError) as error:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from base.errors import TrainingError, nearest
+from base.system.torch_compat import without_compilation
 
 
 def gradient_penalty(
@@ -143,8 +144,12 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Leave autocast and ``inference_mode``, and with it ``no_grad``."""
-    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+    """Leave autocast, ``inference_mode``, and with it ``no_grad``; and compiled code.
+
+    A compiled network has no second derivatives, and calls no hooks.
+    """
+    eager = without_compilation()
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False), eager:
         yield
 
 

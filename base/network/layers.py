@@ -1,4 +1,4 @@
-"""Modules for networks defined in a config: Sequential, Residual and Networks."""
+"""Modules for networks defined in a config: Sequential, Residual, MirrorAverage and Networks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class NoForward(TrainingError, NotImplementedError):  # noqa: N818 (named after 
 class Sequential(nn.Sequential):
     """A sequence of named layers: ``model.stem``. A layer without a name is numbered.
 
-    A layer is ``{type, name, args}`` or, without arguments, only its type. It may be a Sequential
-    or a Residual.
+    A layer is ``{type, name, args}`` or, without arguments, only its type. It may be a Sequential,
+    a Residual or a MirrorAverage.
     """
 
     def __init__(self, layers: dict[str, nn.Module]) -> None:
@@ -45,6 +45,24 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x) + self.shortcut(x)  # type: ignore[no-any-return]
+
+
+class MirrorAverage(nn.Module):
+    """``layers(x)``; in evaluation, its mean over images ``x`` and their mirror images.
+
+    This is test-time augmentation as a part of the model: validation, test, predictions and
+    exports use it. The layers return scores or values of each image, (sample, ...), not of its
+    pixels. Train them with `RandomFlip`.
+    """
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.layers = Sequential(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.layers(x)  # type: ignore[no-any-return]
+        return (self.layers(x) + self.layers(x.flip(-1))) / 2  # type: ignore[no-any-return]
 
 
 class Networks(nn.Module):

@@ -13,8 +13,10 @@ from torch.nn.modules.conv import _ConvNd
 from base.config.durations import RunLength, parse_duration
 from base.errors import DataError
 from base.network.activations import checkpoint_activations
+from base.network.compilation import compile_networks
 from base.network.inplace import work_in_place
 from base.system.seeding import isolated_random_state
+from base.system.tensor_float import allow_tf32
 
 
 def prepare_model(
@@ -38,11 +40,13 @@ def prepare_model(
         checkpoint_activations(model, memory["checkpoint_activations"])
     if memory["inplace"]:
         notes.append(work_in_place(model))
-    if memory["precision"] == "tf32":
-        torch.set_float32_matmul_precision("high")
+    allow_tf32(
+        in_products=memory["precision"] == "tf32",
+        in_convolutions=memory["precision"] != "fp32",  # torch's default beside bf16 and fp16
+    )
     torch.backends.cudnn.benchmark = memory["cudnn_benchmark"]
     if memory["compile"]:
-        model.compile(mode=None if memory["compile"] is True else memory["compile"])
+        notes += compile_networks(model, memory["compile"], device)
     if device.type == "cpu":
         offloaded = [key for key in ("offload_activations", "offload_optimizer") if memory[key]]
         if offloaded:

@@ -230,7 +230,7 @@ class Predictions:
                 f"{name} makes no predictions for files: it trains networks that generate samples"
             )
             raise UsageError(f"{self.run.folder}: {text}") from error
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise self._explained(error, batch) from error
 
     def _activated(self, predictions: Any) -> Any:
@@ -252,7 +252,7 @@ class Predictions:
         hint = ": use --tta flip" if what == "crops" else ""
         raise UsageError(f"--tta: {text} {self.task.name}{hint}")
 
-    def _explained(self, error: RuntimeError, batch: Any) -> Exception:
+    def _explained(self, error: Exception, batch: Any) -> Exception:
         """Return the error to raise for one of the model."""
         if is_out_of_memory(error):
             return OutOfMemoryError("out of memory: give a smaller --batch-size")

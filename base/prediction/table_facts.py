@@ -25,14 +25,14 @@ def column_facts(run: TrainedModel) -> list[dict[str, Any]]:
     """
     encoding = TableEncoding.from_record(run.record["table"])
     args = table_arguments(run)
-    days, coded = as_list(args["dates"], "dates"), list(encoding.categories)
+    days, coded = set(as_list(args["dates"], "dates")), list(encoding.categories)
     by_column = rules_by_column(args["missing"])
     rules = missing_rules("", by_column, encoding.inputs, coded, encoding.targets)
     facts = []
     for name in encoding.inputs:
         fact: dict[str, Any] = {"name": name, "kind": "date" if name in days else "number"}
         if name in encoding.categories:
-            untrained = encoding.untrained.get(name, ())
+            untrained = set(encoding.untrained.get(name, ()))
             numbered = enumerate(encoding.categories[name], start=1)
             codes = {value: code for code, value in numbered if value not in untrained}
             fills = rules[name] not in ("error", "drop")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from base.datasets.table_columns import (
 )
 from base.datasets.table_encoding import Columns, TableEncoding
 from base.datasets.tables import CsvDataset, as_list
-from base.errors import UsageError, listed, nearest
+from base.errors import UsageError, nearest
 from base.names.signatures import signature
 from base.prediction.file_loaders import dataset_section, evaluation_section, loader_of
 from base.prediction.trained_model import TrainedModel
 
+MOST_NAMED = 8  # columns in an error message
 Fault = tuple[str, str]  # line of the file, and what is wrong with it
 
 
@@ -89,26 +91,26 @@ def table_arguments(run: TrainedModel) -> dict[str, Any]:
 
 
 def _refuse_missing_columns(table: Table, inputs: Sequence[str]) -> None:
-    missing = [name for name in inputs if name not in table.columns]
+    missing = [name for name in inputs if name not in table.places]
     if not missing:
         return
-    shown = [f"{name!r}{nearest(name, table.columns)}" for name in missing]
+    hints = [nearest(name, table.columns) for name in missing[:MOST_NAMED]]
     if len(missing) > 1:
-        shown = [
-            f"{name!r}{hint.replace('; did you mean', ' (did you mean').replace('?', '?)')}"
-            for name in missing
-            for hint in [nearest(name, table.columns)]
+        hints = [
+            hint.replace("; did you mean", " (did you mean").replace("?", "?)") for hint in hints
         ]
+    shown = [f"{name!r}{hint}" for name, hint in zip(missing, hints, strict=False)]
     advice = other_delimiter(table.columns, table.delimiter)
     has = (
         f"; {advice}"
         if advice
         else ""
-        if len(table.columns) > 8
+        if len(table.columns) > MOST_NAMED
         else f" (the columns are {', '.join(table.columns)})"
     )
     plural = "columns" if len(missing) > 1 else "column"
-    raise UsageError(f"{table.file}: it lacks the {plural} {listed(shown, 8)}{has}")
+    more = ", ..." if len(missing) > MOST_NAMED else ""
+    raise UsageError(f"{table.file}: it lacks the {plural} {', '.join(shown)}{more}{has}")
 
 
 def _readable(
@@ -124,16 +126,17 @@ def _readable(
         UsageError: no row, or no cell of a column, can be read.
     """
     faults: dict[int, str] = {}
+    are_coded, are_dates = set(coded), set(days)
     for name in inputs:
-        rows = {table.place(row, name): row for row in range(len(table.rows))}
-        if name in coded:
+        if name in are_coded:
             n_read, problems = len(table.rows), read_categories(table, name, rules[name])[1]
         else:
-            read = read_dates if name in days else read_numbers
+            read = read_dates if name in are_dates else read_numbers
             numbers, problems = read(table, name, rules[name])
             n_read = len(numbers)
         if not n_read:
             raise UsageError(_with_option(str(problems[0])))
+        rows = {table.place(row, name): row for row in range(len(table.rows))} if problems else {}
         for problem in problems:
             faults.setdefault(rows[problem.where], f"{name}: {problem.message}")
     unreadable = [
@@ -144,7 +147,7 @@ def _readable(
         raise UsageError(f"{table.file}: no row can be read; the first: line {first}: {text}")
     kept = [row for row in range(len(table.rows)) if row not in faults]
     rows_kept, lines = [table.rows[row] for row in kept], [table.lines[row] for row in kept]
-    return table._replace(rows=rows_kept, lines=lines), unreadable
+    return replace(table, rows=rows_kept, lines=lines), unreadable
 
 
 def _with_option(text: str) -> str:

@@ -23,6 +23,7 @@ from base.run.build import Data, build_experiment, build_trainer, choose_device
 from base.run.loaders import defer_loaders
 from base.run.model_example import example_tensors
 from base.run.testing import choose_checkpoint, tested_state
+from base.system.determinism import use_deterministic_algorithms
 from base.system.run_folder import find_run, run_folder_of
 from base.system.seeding import seed_everything
 
@@ -83,6 +84,7 @@ def load_trained(
     config = load_config(folder / "config.yaml", [*NOT_NEEDED, *(overrides or [])])
     with config.placed():
         check_names(config)
+        use_deterministic_algorithms(config["deterministic"])
         seed_everything(config["seed"])
         if not (found := find_manifest(checkpoint)):
             raise CheckpointError(f"{path}: this run holds no complete checkpoint")

@@ -89,8 +89,8 @@ def predict_again(path: Path, folder: Path, device: str | None = None) -> None:
 
     with config.placed():
         check_names(config)
-        chosen = choose_device(device or config["device"])
         make_repeatable(config)
+        chosen = choose_device(device or config["device"])
         seed_everything(config["seed"])
 
         setup_logging(None)

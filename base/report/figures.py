@@ -18,13 +18,21 @@ NOT_DRAWN = ("epoch", "step", "seconds", "samples_per_second", "memory_mb", "tim
 """Columns of metrics.csv that are not metrics."""
 
 MOST_NAMES = 60  # classes with a name beside the picture of a table
+MOST_AXES = 60  # of curves.png; matplotlib lays out a thousand in ten minutes
+LARGEST_PICTURE = 2000  # rows and columns of the picture of a table; larger ones have none
 
 Curve = tuple[list[float], list[float]]
 
 
 def write_curves(folder: Path) -> Path | None:
-    """Plot `metrics.csv` into `report/curves.png`: one axis for each metric with its phases."""
+    """Plot `metrics.csv` into `report/curves.png`: one axis for each metric with its phases.
+
+    Of more than `MOST_AXES`, values of single classes are left out first; metrics.csv has them.
+    """
     curves = _read_curves(folder / "metrics.csv")
+    if len(curves) > MOST_AXES:
+        whole = [name for name in curves if "/" not in name or name.endswith(("/mean", "/macro"))]
+        curves = {name: curves[name] for name in whole[:MOST_AXES]}
     n_columns = min(3, len(curves))
     n_rows = math.ceil(len(curves) / 3)
     figure = new_figure(5 * n_columns, 3.2 * n_rows) if curves else None
@@ -61,13 +69,14 @@ def write_table_picture(
     rows: Sequence[Sequence[float | None]],
     classes: Sequence[str] = (),
 ) -> None:
-    """Draw a table of numbers, such as a confusion matrix, as colours.
+    """Draw a table of numbers, such as a confusion matrix, as colours, unless it is too large.
 
     Args:
         classes: the names of the rows and of the columns, if they are classes.
     """
     side = min(4.5 + 0.15 * len(classes), 14)
-    figure = new_figure(side + 0.5, side)
+    is_too_large = max(len(rows), len(rows[0])) > LARGEST_PICTURE
+    figure = None if is_too_large else new_figure(side + 0.5, side)
     if figure is not None:
         cells = [[math.nan if cell is None else cell for cell in row] for row in rows]
         axis = figure.add_subplot(title=title)

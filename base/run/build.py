@@ -38,6 +38,7 @@ from base.names.exclusions import check_combinations, layout_wish
 from base.names.object_references import References, refuse_objects
 from base.names.registry import find
 from base.network.batch_norm import synchronize_batch_norm
+from base.network.compilation import uses_cuda_graphs
 from base.network.freezing import Freezing, last_layers
 from base.network.initialization import InitRecord, initialise
 from base.network.layers import NoForward
@@ -54,6 +55,7 @@ from base.run.loaders import (
 from base.run.model_data import resolve_normalize, warn_of_other_statistics
 from base.run.rank_checks import match_weights
 from base.run.trainer_sections import build_section
+from base.system.determinism import use_deterministic_algorithms, why_not_deterministic
 from base.system.processes import rank
 from base.system.resources import use_threads
 from base.system.seeding import derive_seed, isolated_random_state
@@ -69,6 +71,15 @@ from base.training.schedules import Schedule, build_schedule, resolve_monitor
 from base.training.swa import SwaSchedule, start_step, swa_schedule
 
 log = logging.getLogger("kindling")
+
+
+KEPT_GRADIENTS = {
+    ("memory", "accumulate"): 1,
+    ("memory", "micro_batch"): None,
+    ("memory", "set_to_none"): True,
+    ("trainer", "on_oom"): "stop",
+}
+"""What does not keep gradients from one backward pass to the next."""
 
 
 @dataclass
@@ -116,10 +127,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def make_repeatable(config: Config) -> None:
-    """Set the number of threads, and deterministic algorithms as the config says."""
+    """Set the number of threads, and deterministic algorithms as the config says.
+
+    Call it before `choose_device`, which may start CUDA.
+    """
     config.resolve("threads", value=use_threads(config["threads"]))
-    if torch.are_deterministic_algorithms_enabled() != config["deterministic"]:
-        torch.use_deterministic_algorithms(config["deterministic"])  # takes a second or two
+    use_deterministic_algorithms(config["deterministic"])
     torch.backends.cudnn.benchmark &= not config["deterministic"]
 
 
@@ -160,6 +173,8 @@ def build_experiment(
     check_combinations(config, n_processes)
     put_off_dynamo()
     keep_freed_memory(device)
+    if text := why_not_deterministic(device):
+        raise ConfigError([config.problem(("deterministic",), text)])
     bad_samples = BadSamples(config)
     references = References(config) if references is None else references
     precision_notes = resolve_precision(config, device)
@@ -189,6 +204,7 @@ def build_experiment(
         divide_model(config, model, world, device)
     freezing = build_freezing(config, model, length)
     model.to(device)
+    check_cuda_graphs(config, device)
     forward = functools.partial(call_once, config, data.example, device)
     layout = layout_wish(config, n_processes)
     memory_notes = prepare_model(model, {**memory, "channels_last": layout}, device, forward)
@@ -369,6 +385,26 @@ def divide_model(config: Config, model: nn.Module, world: World, device: torch.d
     except NoMatch as error:
         problem = config.problem(("distributed", "shard"), str(error))
         raise ConfigError([problem]) from error
+
+
+def check_cuda_graphs(config: Config, device: torch.device) -> None:
+    """Check that no gradients are kept from one replay of a CUDA graph to the next.
+
+    Raises:
+        ConfigError: ``memory.compile`` uses them, and gradients are kept.
+    """
+    if not uses_cuda_graphs(config["memory"]["compile"], device):
+        return
+    mode = config["memory"]["compile"]
+    text = f"cannot be combined with memory.compile: {mode} ({config.where('memory', 'compile')})"
+    text += " on a GPU, whose graphs overwrite kept gradients: use `compile: default`"
+    found = [
+        config.problem(keys, text)
+        for keys, wanted in KEPT_GRADIENTS.items()
+        if config[keys[0]][keys[1]] != wanted
+    ]
+    if found:
+        raise ConfigError(found)
 
 
 def build_freezing(config: Config, model: nn.Module, length: RunLength) -> Freezing:

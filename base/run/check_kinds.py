@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from base.base_trainer import BaseTrainer
-from base.run.checks import check, without_compilation
+from base.run.checks import check
 from base.run.dry_run_report import dry_run
 from base.run.overfit_check import check_overfit
 from base.run.rate_check import check_rates
+from base.system.torch_compat import without_compilation
 
 
 def try_out(

@@ -64,7 +64,7 @@ def open_check(trainer: BaseTrainer, resume_from: Path | None = None) -> Iterato
         log.setLevel(logging.ERROR)
         with open_run_in(trainer, None, resume_from):
             trainer.schedules.clear()
-            trainer.recovery.on_nonfinite = "stop"
+            trainer.recovery.on_nonfinite, trainer.finite.reads_late = "stop", False
             trainer.settings = SimpleNamespace(
                 **{**vars(trainer.settings), "train_metrics": False, "progress": False}
             )

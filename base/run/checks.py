@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import logging
+from collections.abc import Mapping
 from typing import Any
-
-import torch
 
 from base.base_trainer import BaseTrainer
 from base.errors import ConfigError, TrainingError
 from base.names.final_methods import final_names
+from base.network.compilation import is_never_called
 from base.network.new_layers import guard_first_batch
 from base.run.batch_checks import check_batches
 from base.run.first_step import check_shapes, check_watched_values, restore_weight_reads
@@ -21,18 +20,17 @@ from base.run.model_example import note_example
 from base.run.profiler import check_profile
 from base.run.step_checks import check_step, try_first_batch
 from base.run.writers import check_writers
-from base.system.torch_compat import dynamo_is_imported
+from base.system.resources import ignored_out_of_memory
+from base.system.torch_compat import without_compilation
 from base.training.swa import StochasticWeightAverage
 
+log = logging.getLogger("kindling")
 
-@contextmanager
-def without_compilation() -> Iterator[None]:
-    """Run compiled models and functions eagerly, to save the time and files of compiling."""
-    if not dynamo_is_imported():
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+NOT_COMPILED = (
+    "memory.compile has no effect: %s is compiled as a whole, and the trainer calls only parts of "
+    "it. Make the parts networks of `model: {type: Networks}`, or give the model no `forward`: "
+    "each of them is compiled then"
+)
 
 
 @without_compilation()
@@ -49,6 +47,8 @@ def check(trainer: BaseTrainer) -> None:
         check_batches(trainer)
         with note_example(trainer.experiment):
             _try_batches(trainer)
+        if is_never_called(trainer.model):
+            log.warning(NOT_COMPILED, type(trainer.model).__name__)
         for callback in trainer.callbacks.values():
             callback.check(trainer)
 
@@ -109,7 +109,7 @@ def _try_batches(trainer: BaseTrainer) -> None:
         elif trainer.has_plain_step:
             values = trainer.evaluate(trainer.train_loader, "train", max_batches=1)
         else:
-            with suppress(torch.OutOfMemoryError):  # training handles it, by trainer.on_oom
+            with ignored_out_of_memory():  # training handles it, by trainer.on_oom
                 logged = try_first_batch(trainer)
         if getattr(trainer.train_loader, "mixes", ""):
             _try_mixed(trainer)

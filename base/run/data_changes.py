@@ -2,7 +2,8 @@
 
 Other samples would have another order, and some that were trained on might validate. So each
 checkpoint holds class names and hashes of ids, targets and contents (`base/data/fingerprint.py`);
-``split.csv`` holds them for each sample, to name those that differ.
+``split.csv`` holds them for each sample, to name those that differ. More than MAX_LISTED samples
+are recorded in ``split.npz`` instead (`base/run/large_split.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from base.data.fingerprint import Samples, hex_texts, samples_of
 from base.distributed.group import ALONE, World
 from base.errors import DataError, why
 from base.names.object_references import References
+from base.run.large_split import PART_NAMES, changes_of_large_split, large_split_bytes
 from base.system.run_folder import run_folder_of
 from logger.csv_writer import csv_text
 from logger.files import open_file, put_aside, write_whole
@@ -38,10 +40,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kindling")
 
+SMALL, LARGE = "split.csv", "split.npz"
 COLUMNS = ("part", "id", "target", "content")
-PART_NAMES = {"train": "training", "valid": "validation"}
 MAX_SHOWN = 3  # samples or classes in a message
-MAX_CONTENTS = 1_000_000  # samples; larger data sets have no input hashes in split.csv
+MAX_LISTED = 100_000  # samples in split.csv, which has about 15 bytes and a name for each
 
 
 Key = tuple[str, str]  # part and id
@@ -70,8 +72,8 @@ def write_data_record(
     """
     loaders = {"train": experiment.train_loader, "valid": experiment.valid_loader}
     record = record_of(experiment.train_loader)
-    path = folder / "split.csv"
-    samples = compare_split(path, loaders, record, saved, allow_change)
+    samples = compare_split(folder, loaders, record, saved, allow_change)
+    path = _split_file(folder, samples)
     hashes = {part: found.digests for part, found in samples.items()}
     found = _sha256_of(path)
     is_damaged = bool(saved) and found is not None and not _has_recorded_hash(path, found, saved)
@@ -80,10 +82,12 @@ def write_data_record(
         text = "%s: damaged; it is written again, and the damaged file is kept as %s"
         log.warning(text, path, aside.name)
     if found is None or is_damaged or hashes != saved.get("samples"):
-        rows = split_rows(loaders, samples)
-        if rows:
-            content = csv_text([COLUMNS, *rows]).encode()
+        content = _split_content(loaders, samples)
+        if content:
+            path = folder / _name_of_split(samples)
             write_whole(path, content)
+            if path.name == LARGE:  # earlier versions listed any number of samples
+                (folder / SMALL).unlink(missing_ok=True)
             found = hashlib.sha256(content).hexdigest()
     data = {
         "split_sha256": found,
@@ -96,6 +100,33 @@ def write_data_record(
     }
     write_whole(folder / "data.json", json.dumps(data, indent=2).encode() + b"\n")
     return data
+
+
+def _name_of_split(samples: Mapping[str, Samples]) -> str:
+    return LARGE if sum(map(len, samples.values())) > MAX_LISTED else SMALL
+
+
+def _split_file(folder: Path, samples: Mapping[str, Samples]) -> Path:
+    """Return the file of a run's split: the one that it has, or the one to write."""
+    names = [_name_of_split(samples), SMALL, LARGE]
+    return folder / next((name for name in names if (folder / name).exists()), names[0])
+
+
+def _split_content(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -> bytes:
+    """Return what to write as the split, b"" if no sample is known."""
+    if _name_of_split(samples) == LARGE:
+        return large_split_bytes(_listed(loaders, samples))
+    rows = split_rows(loaders, samples)
+    return csv_text([COLUMNS, *rows]).encode() if rows else b""
+
+
+def _listed(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -> dict[str, Samples]:
+    """Return the samples of loaders whose epochs read each of them."""
+    return {part: found for part, found in samples.items() if _are_listed(loaders[part])}
+
+
+def _are_listed(loader: Any) -> bool:
+    return not hasattr(loader, "sample_indices") or loader.sample_indices() is not None
 
 
 def _has_recorded_hash(path: Path, found: str, saved: Mapping[str, Any]) -> bool:
@@ -133,10 +164,10 @@ def refuse_changed_data(experiment: Experiment, resume_from: Path, allow_change:
         return
     loaders = {"train": experiment.train_loader, "valid": experiment.valid_loader}
     record = record_of(experiment.train_loader)
-    path, saved = run_folder_of(resume_from) / "split.csv", data_of(find_manifest(resume_from))
+    saved = data_of(find_manifest(resume_from))
     if not saved:
         refuse_scaled_targets(experiment.train_loader, resume_from)
-    compare_split(path, loaders, record, saved, allow_change)
+    compare_split(run_folder_of(resume_from), loaders, record, saved, allow_change)
 
 
 def refuse_scaled_targets(train_loader: Any, checkpoint: Path) -> None:
@@ -189,7 +220,7 @@ def _data_to_resume(config: Config, resume_from: Path, world: World) -> tuple[di
 
 
 def compare_split(
-    path: Path,
+    folder: Path,
     loaders: Mapping[str, Any],
     record: Mapping[str, Any],
     saved: Mapping[str, Any],
@@ -198,8 +229,8 @@ def compare_split(
     """Return the samples of the loaders if they are those of the run.
 
     Args:
-        path: the ``split.csv`` of the run, which names the samples that differ. Checkpoints of
-            earlier versions have no hashes; their ids in this file are compared.
+        folder: of the run, whose split names the samples that differ. Checkpoints of earlier
+            versions have no hashes; their ids in ``split.csv`` are compared.
         saved: the record that `write_data_record` returned for the run.
 
     Raises:
@@ -216,30 +247,40 @@ def compare_split(
             changes.insert(0, ("classes", changed_classes(one, other)))
         if not changes:
             return samples
-    kept, details = [], []
+    path, details, are_named = _split_file(folder, samples), [], False
     try:
-        kept = read_split(path) if path.exists() else []
+        if path.exists():
+            details = _changes_of_split(path, loaders, samples)
+            are_named = bool(details)
     except DataError as error:
         if not saved:
             raise
         details.append(str(error))  # the hashes show that the data differ
-    if kept:
-        parts = {row.part for row in kept}  # earlier versions listed Kindling's loaders only
-        parts |= {part for part, loader in loaders.items() if hasattr(loader, "sample_ids")}
-        rows = [row for row in split_rows(loaders, samples) if row.part in parts]
-        details += changed_rows(kept, rows, functools.partial(_place, samples))
     lines = [text for what, text in changes if what == "classes"]
-    if not kept or not details:
+    if not are_named:
         lines += [text for what, text in changes if what != "classes"]
     lines += details
     if lines:
-        text = f"{path.parent}: the data changed since the run began: {'; '.join(lines)}"
+        text = f"{folder}: the data changed since the run began: {'; '.join(lines)}"
         kinds = {what for what, _ in changes}
         can_be_allowed = kinds in ({"classes"}, {"targets"})  # both: the class indices differ
         if not (can_be_allowed and allow_change):
-            raise DataError(f"{text}; {_advice(path.parent, kinds)}")
+            raise DataError(f"{text}; {_advice(folder, kinds)}")
         log.warning("%s; the run continues with the new labels", text)
     return samples
+
+
+def _changes_of_split(
+    path: Path, loaders: Mapping[str, Any], samples: Mapping[str, Samples]
+) -> list[str]:
+    """Describe how samples differ from those in the file of a split; [] if they do not."""
+    if path.name == LARGE:
+        return changes_of_large_split(path, _listed(loaders, samples))
+    kept = read_split(path)
+    parts = {row.part for row in kept}  # earlier versions listed Kindling's loaders only
+    parts |= {part for part, loader in loaders.items() if hasattr(loader, "sample_ids")}
+    rows = [row for row in split_rows(loaders, samples) if row.part in parts]
+    return changed_rows(kept, rows, functools.partial(_place, samples)) if kept else []
 
 
 def refuse_overlap(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -> None:
@@ -266,7 +307,6 @@ def refuse_overlap(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -
 def split_rows(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -> list[Row]:
     """Return a row for each sample with a known id."""
     rows: list[Row] = []
-    has_contents = sum(map(len, samples.values())) <= MAX_CONTENTS
     for part, loader in loaders.items():
         found = samples.get(part)
         ids = _ids_of(loader, found)
@@ -275,7 +315,7 @@ def split_rows(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -> li
         targets, contents = [""] * len(ids), [""] * len(ids)
         if found is not None:
             targets = found.target_texts()
-            if has_contents and found.contents is not None:
+            if found.contents is not None:
                 contents = hex_texts(found.contents)
         rows += map(Row, [part] * len(ids), ids, targets, contents)
     return rows
@@ -451,9 +491,7 @@ def _ids_of(loader: Any, samples: Samples | None) -> list[str] | None:
 def _place(samples: Mapping[str, Samples], row: Row) -> str:
     """Return the id of a current sample, or its place if ids are indices."""
     found = samples.get(row.part)
-    if found is None or found.names is not None or not hasattr(found.dataset, "place"):
-        return row.id
-    return str(found.dataset.place(int(row.id)))
+    return row.id if found is None or found.has_names else found.place(int(row.id))
 
 
 def _first_few(names: Iterable[str]) -> str:

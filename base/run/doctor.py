@@ -187,7 +187,7 @@ def devices(_: Path) -> Finding:
 def cores(_: Path) -> Finding:
     import torch
 
-    from base.system.resources import usable_cores
+    from base.system.cores import usable_cores
 
     return Finding("ok", f"{usable_cores()} usable, torch uses {torch.get_num_threads()} threads")
 

@@ -8,10 +8,11 @@ from typing import Any
 from base.base_trainer import BaseTrainer
 from base.config.ignored_rates import rate_warnings
 from base.data.batch import to_device
+from base.errors import OutOfMemoryError
 from base.network.shape_errors import explain_shape_errors
 from base.network.summary import summarise_model, table_rows
 from base.run.batch_checks import check_batches
-from base.run.checks import check_settings, without_compilation
+from base.run.checks import check_settings
 from base.run.first_step import check_watched_values, guard_first_step, restore_weight_reads
 from base.run.header import header_entries, input_text
 from base.run.label_checks import check_labels
@@ -19,7 +20,8 @@ from base.run.memory_estimate import estimate_memory, free_bytes
 from base.run.micro_batch import resolve_micro_batch
 from base.run.parameter_table import full_table, parameter_rows, weights_tables
 from base.run.step_checks import names_in_training
-from base.system.resources import peak_memory_mb
+from base.system.resources import is_out_of_memory, peak_memory_mb
+from base.system.torch_compat import without_compilation
 from base.training.results import StepValues, is_part
 from logger.console import format_header, format_value, table, wrap_list
 from logger.terminal import terminal_width
@@ -30,7 +32,15 @@ def dry_run(trainer: BaseTrainer) -> str:
     """Train on one batch and validate on one; return the report to print. Write no file."""
     check_settings(trainer)
     with trainer.epoch_start.tried():
-        return _dry_run(trainer)
+        try:
+            return _dry_run(trainer)
+        except Exception as error:
+            if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+                raise
+            cause = str(error).strip().partition("\n")[0][:200]
+            text = "the dry run is out of memory: set memory.micro_batch=auto, or lower"
+            text += " data_loader.args.batch_size; see docs/memory.md for other ways to save memory"
+            raise OutOfMemoryError(f"{text} ({cause})") from error
 
 
 def _dry_run(trainer: BaseTrainer) -> str:

@@ -11,7 +11,8 @@ import torch
 from base.data.batch import cut, tensors_in, to_device
 from base.errors import TrainingError
 from base.run.first_step import restore_weight_reads
-from base.system.resources import free_memory
+from base.system.resources import free_memory, is_out_of_memory
+from base.system.torch_compat import without_compilation
 from base.training.accumulation import warn_of_batch_norm
 from base.training.trials import SavedBytes, trial
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from base.base_trainer import BaseTrainer
 
 
+@without_compilation()  # each size would be compiled; eager steps need more memory, if anything
 def resolve_micro_batch(trainer: BaseTrainer) -> bool:
     """Replace ``micro_batch: auto`` with the size that fits; return whether the config changed.
 
@@ -95,7 +97,9 @@ def fits_on_device(trainer: BaseTrainer, batch: Any, size: int, n_samples: int) 
         with trial(trainer.training_state, trainer):
             trainer.try_step(cut(batch, 0, size, n_samples))
         del optimizer_state
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         is_enough = False
     if not is_enough:  # after the except clause, whose error keeps all tensors of the step alive
         gc.collect()

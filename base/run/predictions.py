@@ -445,13 +445,14 @@ def _samples(
     while isinstance(loader, CutLoader | ReplayedLoader):
         loader = loader.loader
     if isinstance(loader, BaseDataLoader):
-        indices = loader.order_of_evaluation()
+        order = loader.order_of_evaluation()
     elif isinstance(loader, DataLoader) and type(loader.sampler) is SequentialSampler:
-        indices = list(range(len(loader.dataset)))  # type: ignore[arg-type]
+        order = torch.arange(len(loader.dataset))  # type: ignore[arg-type]
     else:
         return None
-    left_out = set(bad)
-    indices = [index for index in indices if index not in left_out][:n_samples]
+    if bad:
+        order = order[~torch.isin(order, torch.tensor(bad))]
+    indices: list[int] = order[:n_samples].tolist()
     if len(indices) != n_samples:
         return None
     dataset = loader.dataset

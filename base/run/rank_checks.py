@@ -38,7 +38,7 @@ from base.distributed.shard import is_sharded
 from base.errors import ConfigError, DataError, Problem, listed
 from base.names.discovery import project_root
 from base.names.shipped import FOLDERS, digest
-from base.run.data_changes import PART_NAMES
+from base.run.large_split import PART_NAMES
 from base.system.places import PROJECT
 from base.system.processes import rank as launched_rank
 from base.system.seeding import isolated_random_state

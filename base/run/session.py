@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,7 +115,7 @@ def open_run(
             return
         if resume_from is not None:
             record_resume(folder, config)
-        with report_end(folder, has_page=config["trainer"]["report"]):
+        with report_end(folder) if config["trainer"]["report"] else nullcontext():
             yield run
 
 
@@ -316,27 +316,22 @@ def write_deferred_files(trainer: BaseTrainer, files: DeferredFiles) -> None:
 
 
 @contextmanager
-def report_end(folder: Path, has_page: bool) -> Iterator[None]:
-    """Write the report when training ends, is stopped or fails; it does not change how it ends.
-
-    Args:
-        has_page: whether to write the page besides the curves.
-    """
+def report_end(folder: Path) -> Iterator[None]:
+    """Write the report when training ends, is stopped or fails; it does not change how it ends."""
     try:
         yield
     except Exception as error:
         is_stopped = isinstance(error, InterruptedRunError)
         if (folder / "metrics.csv").is_file():  # else nothing is known of it
-            _write_report(folder, "interrupted" if is_stopped else "failed", has_page)
+            _write_report(folder, "interrupted" if is_stopped else "failed")
         raise
-    _write_report(folder, "finished", has_page)
+    _write_report(folder, "finished")
 
 
-def _write_report(folder: Path, state: State, has_page: bool) -> None:
+def _write_report(folder: Path, state: State) -> None:
     """Write the page and the curves; a failure is a warning, and Ctrl-C ends it."""
     with suppress(KeyboardInterrupt):
-        if has_page:
-            write_page(folder, state)
+        write_page(folder, state)
         try:
             write_curves(folder)
         except Exception as error:

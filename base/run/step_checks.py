@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from base.base_trainer import BaseTrainer
@@ -14,6 +13,7 @@ from base.data.batch import cut, to_device
 from base.errors import ConfigError, KindlingError
 from base.network.shape_errors import is_compiled
 from base.run.first_step import check_watched_values
+from base.system.resources import ignored_out_of_memory
 from base.training.trials import kept_weights, trial
 
 N_SAMPLES = 2  # of the batch that shows whether the loss has a gradient
@@ -34,7 +34,7 @@ def check_step(
         ConfigError: no gradient reaches the model, or a monitored value is not logged.
         KindlingError: a custom `train_step` is invalid, such as one that names a missing optimizer.
     """
-    with suppress(torch.OutOfMemoryError):  # training handles it, by trainer.on_oom
+    with ignored_out_of_memory():  # training handles it, by trainer.on_oom
         try:
             if logged is None:
                 logged = (

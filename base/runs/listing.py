@@ -12,7 +12,7 @@ from base.config.short_settings import short_keys, short_value
 from base.errors import UsageError, nearest
 from base.runs.comparison import ABSENT, common_rule, differing_settings, ranked
 from base.runs.facts import RunFacts
-from logger.console import format_value, pad, text_width
+from logger.console import format_value, n_fitting, pad, text_width
 from logger.csv_writer import csv_text
 
 LEAST = 6
@@ -81,9 +81,7 @@ def shortened(text: str, width: int) -> str:
     """Return the beginning of a text that fits into ``width`` cells, with … for the rest."""
     if text_width(text) <= width:
         return text
-    while text and text_width(text) > width - 1:
-        text = text[:-1]
-    return f"{text}…"
+    return f"{text[: n_fitting(text, width - 1)]}…"
 
 
 def check_rule(rule: str, runs: Sequence[RunFacts]) -> None:

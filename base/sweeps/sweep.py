@@ -43,7 +43,7 @@ from base.sweeps.summary import (
     write_summary,
 )
 from base.system.processes import refuse_several_processes
-from base.system.run_folder import folders_of_runs, is_sweep, read_stamp, remove_if_not_started
+from base.system.run_folder import folders_in, is_sweep, read_stamp, remove_if_not_started
 from base.system.run_lock import is_locked, lock
 from base.system.signals import SignalFlags, resume_command
 from base.system.trial import answer_file, question_file, read_message, write_message
@@ -156,6 +156,8 @@ class SweepLoop:
         self.error = ""  # of a config, which ends the sweep
         self.monitor = monitor_of(config)
         self._has_stopped_trials = False
+        self._seen: set[Path] = set()  # folders whose run.json was read
+        self._folders: dict[str | None, list[tuple[int, str]]] = {}  # by trial, with their numbers
 
     def run(self) -> int:
         """Train all trials that are left; return the exit code."""
@@ -293,11 +295,14 @@ class SweepLoop:
         config = load_config(
             Path(self.plan.config), overrides_of(self.plan.overrides, trial.settings)
         )
-        found: list[tuple[int, str]] = []
-        for folder in folders_of_runs(Path(config["trainer"]["save_dir"]), config["name"]):
-            stamp = read_stamp(folder)
-            if stamp.get("trial") == self.sweep.name_of(trial):
-                found.append((int(stamp.get("number", 0)), str(folder)))
+        for folder in folders_in(Path(config["trainer"]["save_dir"]) / config["name"]):
+            # The run.json of a run is read once in a sweep: its trial and number stay.
+            if folder not in self._seen and (stamp := read_stamp(folder)):
+                self._seen.add(folder)
+                of_trial = self._folders.setdefault(stamp.get("trial"), [])
+                of_trial.append((int(stamp.get("number", 0)), str(folder)))
+        found = [each for each in self._folders.get(self.sweep.name_of(trial), ())
+                 if Path(each[1]).is_dir()]  # fmt: skip
         return max(found)[1] if found else None
 
     def _record_end(self, process: Process) -> None:

@@ -160,10 +160,12 @@ def _state(trial: TrialRecord) -> str:
 
 def cut_middle(text: str, width: int) -> str:
     """Cut a text in its middle if it is wider than that, in cells."""
-    n_kept = len(text)
-    cut = text
-    while text_width(cut) > width and n_kept > 0:
-        n_kept -= 1
-        end = n_kept // 2
-        cut = f"{text[: n_kept - end]}…{text[len(text) - end :]}"
-    return cut
+    if text_width(text) <= width:
+        return text
+    n_first, n_last, n_cells = 0, 0, 1  # letters at both ends, which grow in turn; the … itself
+    while True:
+        letter = text[n_first] if n_first == n_last else text[-1 - n_last]
+        n_cells += text_width(letter)
+        if n_cells > width:
+            return f"{text[:n_first]}…{text[len(text) - n_last :]}"
+        n_first, n_last = n_first + (n_first == n_last), n_last + (n_first > n_last)

@@ -1,7 +1,8 @@
 """The machine and the process: cores, memory, signals, seeds and run folders.
 
-`torch_compat` contains all workarounds for torch. `run_folder`, `signals`, `deferred_files` and
-`places` do not import torch, as checking a config and finding a run do not need it.
+`torch_compat` contains all workarounds for torch. `cores`, `run_folder`, `signals`,
+`deferred_files` and `places` do not import torch, as checking a config and finding a run do not
+need it.
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING
 from base.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
+    from base.system.cores import free_cores as free_cores
+    from base.system.cores import usable_cores as usable_cores
+    from base.system.cores import watch_cores as watch_cores
     from base.system.deferred_files import DeferredFiles as DeferredFiles
     from base.system.deferred_files import defer_files as defer_files
     from base.system.deferred_files import waiting_files as waiting_files
@@ -19,7 +23,6 @@ if TYPE_CHECKING:
     from base.system.resources import free_memory as free_memory
     from base.system.resources import is_out_of_memory as is_out_of_memory
     from base.system.resources import peak_memory_mb as peak_memory_mb
-    from base.system.resources import usable_cores as usable_cores
     from base.system.resources import use_threads as use_threads
     from base.system.run_folder import STAMP as STAMP
     from base.system.run_folder import check_run_folder as check_run_folder

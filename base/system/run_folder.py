@@ -20,6 +20,7 @@ from typing import Any
 
 from base.errors import TrainingError, UsageError, disk_error, nearest, why
 from base.system.places import PROJECT
+from base.system.run_index import numbered_runs
 from base.system.trial import stamp_of_trial
 from logger.files import read_file, write_whole
 
@@ -30,7 +31,7 @@ SAVE_DIR = "saved"
 EXPORTED = (".pt2", ".onnx", ".safetensors")  # files of export.py, which hold no run
 BEFORE_TRAINING = frozenset((
     STAMP, "LOCK", "bad_samples.csv", "checkpoints", "config.yaml", "data.json", "env.txt",
-    "log.txt", "parameters.csv", "split.csv",
+    "log.txt", "parameters.csv", "split.csv", "split.npz",
 ))  # fmt: skip
 """The names in a run's folder before the first step."""
 Order = tuple[bool, int, str, str]
@@ -58,7 +59,7 @@ def create_run_folder(
     try:
         parent.mkdir(parents=True, exist_ok=True)
         # Clocks jump: runs are ordered by a number.
-        number = 1 + max((order[1] for order, _ in _runs(Path(save_dir))), default=0)
+        number = 1 + max((order[1] for order, *_ in _runs(Path(save_dir))), default=0)
         stamp = {"number": number, "started": now.astimezone(timezone.utc).isoformat()}
         stamp |= stamp_of_trial()
         folder = _make_new(parent / "_".join(filter(None, [f"{now:%Y%m%d-%H%M%S}", settings])))
@@ -166,13 +167,13 @@ def find_newest_run(
     Args:
         job: the job whose runs come before those of others, see `current_job`.
     """
-    runs = [folder for _, folder in sorted(_runs(Path(save_dir), name, job), reverse=True)]
-    for folder in runs:
+    runs = sorted(_runs(Path(save_dir), name, job), reverse=True)
+    for place, (_, parent, own) in enumerate(runs):
+        folder = parent / own
         if any((folder / "checkpoints").glob("step-*")):
-            if folder != runs[0]:
-                LOG.warning(
-                    "%s holds no checkpoint; the newest run with one is %s", runs[0], folder
-                )
+            if place:
+                newest = runs[0][1] / runs[0][2]
+                LOG.warning("%s holds no checkpoint; the newest run with one is %s", newest, folder)
             return folder
     if runs:
         where = Path(save_dir) / (name or "")
@@ -238,9 +239,10 @@ def locate(path: Path | str, save_dir: Path | str = SAVE_DIR) -> Path:
     words = Path(path).parts
     n_words = words.index("checkpoints", 1) if "checkpoints" in words[1:] else len(words)
     part, inside = Path(*words[:n_words]).as_posix(), words[n_words:]
-    runs = {folder.as_posix(): folder for folder in folders_of_runs(Path(save_dir))}
+    runs = {folder.as_posix(): folder for folder in _all_folders(Path(save_dir))}
     n_above = len(Path(save_dir).as_posix()) - len(Path(save_dir).name)  # not a run's own path
     matches = [text for text in runs if part in text[n_above:] or text.startswith(part)]
+    matches = [text for text in matches if is_run(runs[text])]
     matches = [text for text in matches if f"/{text}".endswith(f"/{part}")] or matches
     matches = [text for text in matches if _has_whole(text, part)] or matches
     if len(matches) == 1:
@@ -253,6 +255,7 @@ def locate(path: Path | str, save_dir: Path | str = SAVE_DIR) -> Path:
         raise UsageError(
             f"{path}: {len(matches)} runs match: {shown}{more}; give more of one{hint}"
         )
+    runs = {text: folder for text, folder in runs.items() if is_run(folder)}
     if len(words) == 1 and runs:
         known = {piece for text in runs for piece in re.split("[/_]", text)}
         known |= {each.name for each in Path().iterdir()}
@@ -272,16 +275,20 @@ def _has_whole(path: str, part: str) -> bool:
 
 def folders_of_runs(save_dir: Path, name: str | None = None) -> list[Path]:
     """Return the folders of all runs of one name, or of all names."""
-    parents = [save_dir / name] if name else _folders(save_dir)
-    return [folder for parent in parents for folder in _folders(parent) if is_run(folder)]
+    return [folder for folder in _all_folders(save_dir, name) if is_run(folder)]
+
+
+def _all_folders(save_dir: Path, name: str | None = None) -> Iterator[Path]:
+    for parent in [save_dir / name] if name else folders_in(save_dir):
+        yield from folders_in(parent)
 
 
 def newest_run_in(path: Path) -> Path | None:
     """Return the newest run in a folder of runs of one or all names; None for other folders."""
     path = path if path.name not in ("", "..") else path.resolve()
-    if any(map(is_run, _folders(path))):
+    if any(map(is_run, folders_in(path))):
         return find_newest_run(path.parent, path.name)
-    holds_names = any(is_run(folder) for name in _folders(path) for folder in _folders(name))
+    holds_names = any(is_run(folder) for name in folders_in(path) for folder in folders_in(name))
     return find_newest_run(path) if holds_names else None
 
 
@@ -352,30 +359,31 @@ def _make_new(folder: Path) -> Path:
 
 def _runs(
     save_dir: Path, name: str | None = None, job: str | None = None
-) -> Iterator[tuple[Order, Path]]:
-    """Yield the runs of one name or of all names, each with its sort key."""
-    for parent in [save_dir / name] if name else _folders(save_dir):
-        for folder in _folders(parent):
-            if folder.name == SWEEPS and not is_run(folder):
+) -> Iterator[tuple[Order, Path, str]]:
+    """Yield the runs of one name or of all names: a sort key, the folder above, its own name."""
+    for parent in [save_dir / name] if name else folders_in(save_dir):
+        for own, one in numbered_runs(parent, read_stamp):
+            if own == SWEEPS and not is_run(parent / own):
                 continue
-            stamp = read_stamp(folder)
-            try:
-                is_of_job = job is not None and stamp.get("job") == job
-                order = (is_of_job, int(stamp["number"]), str(stamp["started"]), folder.name)
-            except (ValueError, LookupError, TypeError):
-                order = (False, 0, "", folder.name)  # no stamp: sorted before runs with one
-            yield order, folder
+            # The job changes on a resume, so the index does not have it.
+            is_of_job = job is not None and one.number > 0
+            is_of_job = is_of_job and read_stamp(parent / own).get("job") == job
+            yield (is_of_job, *one, own), parent, own
 
 
 def is_run(folder: Path) -> bool:
     """Return whether a folder is that of a run, of any version."""
-    return (folder / STAMP).is_file() or (folder / "checkpoints").is_dir()
+    # Not by `Path`, which would take longer than the disk among thousands of runs.
+    return os.path.isfile(f"{folder}/{STAMP}") or os.path.isdir(f"{folder}/checkpoints")  # noqa: PTH112, PTH113
 
 
-def _folders(parent: Path) -> list[Path]:
-    if not parent.is_dir():
-        return []
-    return [parent / entry.name for entry in os.scandir(parent) if entry.is_dir()]
+def folders_in(parent: Path) -> Iterator[Path]:
+    """Yield the folders in a folder; none if there is no such folder."""
+    if parent.is_dir():
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    yield parent / entry.name
 
 
 def _exists(path: Path) -> bool:

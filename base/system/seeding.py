@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 RandomState = dict[str, Any]
+KINDS_OF_GPU = ("cuda", "xpu")  # with a generator for each device, and the same functions
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:
@@ -52,24 +53,52 @@ def set_cpu_streams(streams: tuple[Any, ...]) -> None:
 
 
 def capture_random_state() -> RandomState:
-    """Return the state of all generators (torch on CPU and CUDA, NumPy, Python) as plain data."""
+    """Return the state of all generators (torch on all devices, NumPy, Python) as plain data.
+
+    ``cuda`` lists the states of all GPUs, and ``cuda_device`` is the one that this process uses.
+    """
     torch_state, (name, keys, position, has_gauss, gauss), python_state = cpu_streams()
     return {
         "torch": torch_state,
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": [],
+        **_device_states(),
         "numpy": [str(name), keys.tolist(), int(position), int(has_gauss), float(gauss)],
         "python": python_state,
     }
 
 
 def restore_random_state(state: RandomState) -> None:
-    """Restore the state that `capture_random_state` returned; missing GPUs are skipped."""
+    """Restore the state that `capture_random_state` returned; missing GPUs are skipped.
+
+    The GPU that this process uses takes the state of the one that was used, whatever its number.
+    """
     name, keys, *rest = state["numpy"]
     version, words, gauss = state["python"]
     numpy_state = (name, np.array(keys, dtype=np.uint32), *rest)
     set_cpu_streams((state["torch"], numpy_state, (version, tuple(words), gauss)))
-    for device, cuda_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
-        torch.cuda.set_rng_state(cuda_state, device)
+    for kind in KINDS_OF_GPU:
+        states, gpu = state.get(kind), getattr(torch, kind)
+        if not states:
+            continue
+        for device, device_state in zip(range(gpu.device_count()), states, strict=False):
+            gpu.set_rng_state(device_state, device)
+        used = state.get(f"{kind}_device")  # missing in checkpoints of earlier versions
+        if used is not None and gpu.is_initialized() and gpu.current_device() != used:
+            gpu.set_rng_state(states[used], gpu.current_device())
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+
+
+def _device_states() -> RandomState:
+    """Return the state of the generators of GPUs in use."""
+    states: RandomState = {}
+    for kind in KINDS_OF_GPU:
+        gpu = getattr(torch, kind)
+        if gpu.is_initialized():
+            states |= {kind: gpu.get_rng_state_all(), f"{kind}_device": gpu.current_device()}
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
 
 
 @contextmanager
@@ -78,9 +107,12 @@ def isolated_random_state(seed: int) -> Iterator[None]:
     state = capture_random_state()
     try:
         seed_cpu_streams(seed)
-        # Before CUDA is initialized, a seed would be queued and take effect after the block.
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
+        # Before a GPU is initialized, a seed would be queued and take effect after the block.
+        for kind in KINDS_OF_GPU:
+            if (gpu := getattr(torch, kind)).is_initialized():
+                gpu.manual_seed_all(seed)
+        if torch.backends.mps.is_available():
+            torch.mps.manual_seed(seed)
         yield
     finally:
         restore_random_state(state)

@@ -1,8 +1,8 @@
 """Workarounds for torch, each with its reason and the cost of removing it.
 
-- `put_off_dynamo`: the first optimizer of a process imports torch's compiler. Without the change,
-  each run starts 1.5 s later (CPU time, torch 2.14, 2 cores) and holds 150 MB more
-  (docs/decisions/0011).
+- `put_off_dynamo`: the first optimizer of a process, and torchvision, import torch's compiler.
+  Without the change, each run starts 1.5 s later (CPU time, torch 2.14, 2 cores) and holds 150 MB
+  more (docs/decisions/0011).
 - `WorkerDeaths`: torch raises the death of a DataLoader's worker from a signal handler, wherever
   the main thread is. Without the change, it may interrupt a save or a callback. Without torch's
   handler, it is noticed up to 5 s later (0.1 s with it), and by a text that names no signal
@@ -25,7 +25,9 @@ LBFGS exist. With 2.10, names of these in a config are errors.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
+import inspect
 import platform
 import signal
 import sys
@@ -47,12 +49,14 @@ In 2.10 a cast made under ``no_grad`` silently has no gradient in later uses eit
 """
 
 DYNAMO = "torch._dynamo"
+DYNAMO_UTILS = "torch._dynamo.utils"
 
 
 def put_off_dynamo() -> None:
     """Replace torch._dynamo by a stand-in unless it is already imported."""
     if DYNAMO not in sys.modules:
         sys.modules[DYNAMO] = torch._dynamo = _LateDynamo()
+        sys.modules[DYNAMO_UTILS] = _LateUtils()
 
 
 def dynamo_is_imported() -> bool:
@@ -61,24 +65,38 @@ def dynamo_is_imported() -> bool:
     return module is not None and not isinstance(module, _LateDynamo)
 
 
+@contextmanager
+def without_compilation() -> Iterator[None]:
+    """Run compiled models and functions eagerly, to save the time and files of compiling."""
+    if not dynamo_is_imported():
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 class _LateDynamo(ModuleType):
     """A stand-in for torch._dynamo, which imports it on first use of anything but two functions.
 
-    An optimizer excludes its methods from compilation (`disable`), and calls a function that does
-    nothing outside of compiled code (`graph_break`).
+    An optimizer and torchvision's transforms exclude functions from compilation (`disable`). An
+    optimizer calls a function that does nothing outside of compiled code (`graph_break`).
     """
 
     def __init__(self) -> None:
         super().__init__(DYNAMO)
         self._marked: list[Callable[..., Any]] = []
+        self._disabled: list[_LateDisable] = []
 
     def graph_break(self, msg: str = "") -> None:
         """Do nothing, like the real function outside of compiled code."""
 
     def disable(self, fn: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Return one of torch's functions unchanged, as nothing compiles it yet."""
-        if kwargs.get("wrapping", True) or fn is None:
+        """Return a function that is called as it is until something can compile it."""
+        if not inspect.isfunction(fn):
             return self._import().disable(fn, *args, **kwargs)
+        if kwargs.get("wrapping", True):
+            self._disabled.append(_LateDisable(fn, args, kwargs))
+            return self._disabled[-1].function
         self._marked.append(fn)
         return fn
 
@@ -91,11 +109,55 @@ class _LateDynamo(ModuleType):
     def _import(self) -> ModuleType:
         if sys.modules.get(DYNAMO) is self:
             del sys.modules[DYNAMO], torch._dynamo
+            sys.modules.pop(DYNAMO_UTILS, None)
         real = importlib.import_module(DYNAMO)
         for function in self._marked:
             vars(function).pop("__dynamo_disable", None)  # torch then marks it for the compiler
+        for late in self._disabled:
+            late.settle(real)
         vars(self).update(vars(real))  # for code that holds this stand-in
         return real
+
+
+class _LateUtils(ModuleType):
+    """A stand-in for torch._dynamo.utils, of which torchvision imports one function."""
+
+    def __init__(self) -> None:
+        super().__init__(DYNAMO_UTILS)
+
+    def is_compile_supported(self, device_type: Any) -> Any:
+        """Ask the real function."""
+        return self._import().is_compile_supported(device_type)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._import(), name)
+
+    def _import(self) -> ModuleType:
+        stand_in = sys.modules.get(DYNAMO)
+        if isinstance(stand_in, _LateDynamo):
+            stand_in._import()
+        return importlib.import_module(DYNAMO_UTILS)
+
+
+class _LateDisable:
+    """Calls a function as it is until dynamo is imported, then as dynamo's ``disable`` wraps it."""
+
+    def __init__(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        self._target, self._fn, self._arguments = fn, fn, (args, kwargs)
+
+        @functools.wraps(fn)
+        def call(*values: Any, **named: Any) -> Any:
+            return self._target(*values, **named)
+
+        self.function = call
+
+    def settle(self, dynamo: Any) -> None:
+        """Wrap the function; compiled code calls ``self.function`` and does not enter it."""
+        args, kwargs = self._arguments
+        self._target = dynamo.disable(self._fn, *args, **kwargs)
+        dynamo.decorators.skip(self.function)
 
 
 class WorkerDied(Exception):  # noqa: N818  (named after the event)

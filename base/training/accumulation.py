@@ -351,7 +351,7 @@ def _scale(term: Tensor, share: Any) -> Tensor:
     """Return a share of a mean; 0 for an empty part, whose mean is 0/0."""
     if not isinstance(share, Tensor):
         return term * float(share) if share else term.nan_to_num() * 0.0
-    share = share.to(term.device)
+    share = share.to(term.device, non_blocking=True)
     return torch.where(share.nan_to_num() == 0, 0.0, term * share.nan_to_num())
 
 

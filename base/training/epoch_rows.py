@@ -17,6 +17,7 @@ from logger.files import put_aside
 log = logging.getLogger("kindling")
 
 MAX_ROWS = 1000  # epochs; bounds the size of a checkpoint
+MAX_CELLS = 200_000  # the same of rows with a value for each of many classes
 MEASURED = ("seconds", "samples_per_second", "memory_mb", "wait")
 """Columns that vary between identical runs; without them equal states have equal bytes."""
 
@@ -34,8 +35,7 @@ class EpochRows:
         (cells,) = csv.reader([csv_text([kept.values()])])
         earlier = {epoch: one for epoch, one in self.rows.items() if epoch < row["epoch"]}
         self.rows = {**earlier, row["epoch"]: dict(zip(kept, cells, strict=True))}
-        for epoch in list(self.rows)[:-MAX_ROWS]:
-            del self.rows[epoch]
+        self.rows = _last_of(self.rows)
         self._encoded = None
 
     def fill(self, rows: Mapping[int, Mapping[str, str]]) -> None:
@@ -45,7 +45,7 @@ class EpochRows:
                 row = {name: cell for name, cell in rows[epoch].items() if not _is_measured(name)}
                 self.rows[epoch] = row
                 self._encoded = None
-        self.rows = {epoch: self.rows[epoch] for epoch in sorted(self.rows)[-MAX_ROWS:]}
+        self.rows = _last_of({epoch: self.rows[epoch] for epoch in sorted(self.rows)})
 
     def state_dict(self) -> dict[str, Any]:
         if self._encoded is None:
@@ -61,6 +61,13 @@ class EpochRows:
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         self.rows = {int(row["epoch"]): row for row in rows}
         self._encoded = None
+
+
+def _last_of(rows: Mapping[int, dict[str, str]]) -> dict[int, dict[str, str]]:
+    """Return the last rows, as many as the limits allow, and at least one."""
+    widest = max(map(len, rows.values()), default=1)
+    n_rows = max(1, min(MAX_ROWS, MAX_CELLS // widest))
+    return {epoch: rows[epoch] for epoch in list(rows)[-n_rows:]}
 
 
 def repair_rows(
@@ -86,7 +93,7 @@ def repair_rows(
     later = []
     for row in table.rows:
         epoch = number(row.get("epoch", ""))
-        if epoch in range(1, n_epochs + 1):
+        if 1 <= epoch <= n_epochs and epoch.is_integer():
             found.setdefault(int(epoch), row)
         elif epoch > n_epochs:
             later.append(row)

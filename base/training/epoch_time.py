@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from base.system.resources import usable_cores
+from base.system.cores import usable_cores
 from logger.csv_writer import number, read_rows
 from logger.files import write_whole
 

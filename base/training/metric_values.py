@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -150,12 +151,12 @@ def with_class_names(result: Any, classes: Sequence[str]) -> Any:
     """
     if not isinstance(result, Mapping):
         return result
-    numbers = [str(number) for number in range(len(classes))]
+    numbers = dict.fromkeys(str(number) for number in range(len(classes)))
     others = [key for key in result if key not in numbers]
     if not numbers or len(result) - len(others) != len(numbers) or any(map(str.isdigit, others)):
         return result
     names = [" ".join(name.split()) for name in classes]  # without line ends
-    taken = {*others, "", *(name for name in names if names.count(name) > 1)}
+    taken = {*others, "", *(name for name, n_uses in Counter(names).items() if n_uses > 1)}
     named = {
         number: name if name not in taken else number
         for number, name in zip(numbers, names, strict=True)

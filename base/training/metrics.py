@@ -266,7 +266,10 @@ def _plus(total: Tensor | float, value: Any, times: int = 1) -> Tensor | float:
         raise ValueError(f"it returns shape {tuple(value.shape)}, not one number")
     # The sum stays on the device, in double precision if supported.
     dtype = torch.float32 if value.device.type == "mps" else torch.float64
-    total = torch.as_tensor(total, dtype=dtype, device=value.device)
+    if isinstance(total, Tensor):
+        total = total.to(value.device, dtype)
+    else:  # made on the device: a copy from the CPU would wait for it
+        total = torch.full((), total, dtype=dtype, device=value.device)
     return torch.add(total, value.detach().reshape(()), alpha=times)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from base.distributed.shard import Rows, local_part
 from base.errors import TrainingError
@@ -69,11 +72,23 @@ def first_nonfinite(
         return None
     tensors = [tensor.detach() for tensor in plain.values()]
     for order in (2,) if with_squares else (2, math.inf):
-        norms = [norm.cpu().double() for norm in torch._foreach_norm(tensors, order)]
-        is_finite = torch.stack(norms).isfinite().tolist()
+        is_finite = _are_finite(torch._foreach_norm(tensors, order))
         if all(is_finite):
             return None
     return next(n for n, finite in zip(plain, is_finite, strict=True) if not finite)
+
+
+def _are_finite(numbers: Sequence[Tensor]) -> list[bool]:
+    """Return whether each number is finite, with one copy from each device."""
+    by_device: dict[torch.device, dict[torch.dtype, list[int]]] = {}
+    for place, number in enumerate(numbers):
+        by_device.setdefault(number.device, {}).setdefault(number.dtype, []).append(place)
+    found: dict[int, bool] = {}
+    for kinds in by_device.values():
+        flags = [torch.stack([numbers[place] for place in each]) for each in kinds.values()]
+        read = torch.cat([flag.isfinite() for flag in flags]).tolist()
+        found.update(zip(chain.from_iterable(kinds.values()), read, strict=True))
+    return [found[place] for place in range(len(numbers))]
 
 
 class FiniteWatch:
@@ -82,25 +97,44 @@ class FiniteWatch:
     On the CPU the value is checked at once. On CUDA a flag is copied to the host after the forward
     pass, while the backward pass is already queued; reading it before the optimizer's step waits
     for the forward pass only.
+
+    After `read_late` nothing waits: a flag on the GPU makes optimizers leave out each step from the
+    first non-finite loss on, and the host reads it once it has arrived.
     """
 
     def __init__(self) -> None:
         self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
         self._is_finite = True
         self.is_on = True  # off in trial steps
+        self.reads_late = False
+        self._flag: Tensor | None = None  # 1 after a non-finite loss; optimizers read it
+        self._late: deque[tuple[Tensor, torch.cuda.Event, Any]] = deque()
 
-    def watch(self, loss: Tensor) -> None:
-        """Check a loss that is about to be minimised."""
-        if loss.is_cuda:
-            flag = torch.isfinite(loss.detach()).to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._pending.append((flag, event))
+    def read_late(self, optimizers: Iterable[Optimizer], device: torch.device) -> None:
+        """Read flags after the step if all optimizers can leave it out by a flag on the device."""
+        optimizers = list(optimizers)
+        if device.type != "cuda" or not all(map(can_leave_out_steps, optimizers)):
+            return
+        self.reads_late, self._flag = True, torch.zeros((), device=device)
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(self._pass_flag)
+
+    def watch(self, loss: Tensor, facts: Callable[[], Any] = tuple) -> None:
+        """Check a loss that is about to be minimised.
+
+        Args:
+            facts: returns what `first_late` is to return if the loss is not finite.
+        """
+        if self._flag is not None and self.reads_late:
+            if self.is_on:
+                self._watch_late(loss.detach(), self._flag, facts)
+        elif loss.is_cuda:
+            self._pending.append(_copied(torch.isfinite(loss.detach())))
         elif not math.isfinite(loss.item()):  # no synchronization on the CPU
             self._is_finite = False
 
     def all_finite(self) -> bool:
-        """Return whether all losses since the last call were finite."""
+        """Return whether all losses since the last call were finite, but those that are late."""
         is_finite = self.is_finite()
         self._pending.clear()
         self._is_finite = True
@@ -113,3 +147,53 @@ class FiniteWatch:
             event.synchronize()
             is_finite = is_finite and bool(flag)
         return is_finite or not self.is_on
+
+    def wait(self, for_all: bool = True) -> None:
+        """Wait for the flags that are late, or for the first of them."""
+        if self._late and not (event := self._late[-1 if for_all else 0][1]).query():
+            event.synchronize()
+
+    def first_late(self) -> Any:
+        """Return the facts of the first non-finite loss among the flags that arrived, else None."""
+        while self._late and self._late[0][1].query():
+            is_bad, _, facts = self._late.popleft()
+            if is_bad:
+                self._late.clear()
+                if self._flag is not None:
+                    self._flag.zero_()
+                return facts
+        return None
+
+    @property
+    def oldest_late(self) -> Any:
+        """The facts of the first loss whose flag was not read yet; None if all were."""
+        return self._late[0][2] if self._late else None
+
+    def _watch_late(self, loss: Tensor, flag: Tensor, facts: Callable[[], Any]) -> None:
+        is_bad = (loss - loss).ne(0)  # NaN for NaN and infinity; fewer kernels than isfinite
+        torch.maximum(flag, is_bad, out=flag)
+        self._late.append((*_copied(is_bad), facts()))
+
+    def _pass_flag(self, optimizer: Any, *_: Any) -> None:
+        """Set what a fused optimizer reads on the device: whether to leave out the step."""
+        assert self._flag is not None  # see `read_late`
+        found: Any = getattr(
+            optimizer, "found_inf", None
+        )  # the loss scaler sets and removes its own
+        is_own = found is None or found is self._flag
+        optimizer.found_inf = self._flag if is_own else torch.maximum(found, self._flag)
+
+
+def can_leave_out_steps(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer reads on the device whether to leave out a step, as torch's fused
+    ones do for the loss scaler of fp16."""
+    is_fused = all(group.get("fused") for group in optimizer.param_groups)
+    return is_fused and getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def _copied(flag: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+    """Begin a copy to the host; return it, and the event after which it may be read."""
+    copy = flag.to("cpu", non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return copy, event

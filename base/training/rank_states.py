@@ -13,12 +13,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from base.checkpoint.state_file import plain_copy
 from base.data.bad_samples import BadSamples
 from base.distributed.group import World
-from base.system.seeding import capture_random_state, derive_seed, seed_everything
+from base.system.seeding import derive_seed, seed_everything
 from base.training.progress import Stateful
 from base.training.state import matches_name
 
@@ -125,16 +123,16 @@ def gather_bad_samples(bad: BadSamples, world: World) -> None:
 
 def _of_this_device(random: Mapping[str, Any]) -> dict[str, Any]:
     """Return random states without those of the devices of other ranks."""
-    number = torch.cuda.current_device() if random["cuda"] else 0
-    return {**random, "cuda": random["cuda"][number : number + 1]}
+    if not random["cuda"]:
+        return dict(random)
+    number = random["cuda_device"]
+    return {**random, "cuda": random["cuda"][number : number + 1], "cuda_device": 0}
 
 
 def _on_this_device(random: Mapping[str, Any]) -> dict[str, Any]:
-    """Return random states in which the one of the rank's device is at the place of this device."""
-    devices = capture_random_state()["cuda"]
-    if devices and random["cuda"]:
-        devices[torch.cuda.current_device()] = random["cuda"][0]
-    return {**random, "cuda": devices}
+    """Return the random states of a rank, of which the only one of a GPU is for this device."""
+    used = {"cuda_device": 0} if random["cuda"] else {}  # missing in earlier checkpoints
+    return {**random, **used}
 
 
 def _processes(number: int) -> str:

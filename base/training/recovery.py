@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from base.checkpoint.background import Snapshot
@@ -45,10 +45,20 @@ NOT_ROLLED_BACK = (
     "metric.", "callback.", "schedule.", "scaler.",
 )  # fmt: skip
 LOGGED_EVERY = 10  # skipped steps
+MOST_STEPS_AHEAD = 32  # of the host; then it waits for the GPU to tell whether a loss was finite
 SINGLE_VALUE = "Expected more than 1 value per channel"  # raised by torch's normalisation layers
 
 Read = Callable[[int, int], Iterator[Any]]
 """Yields batches on the device, given the position of the first one and their number."""
+
+
+class LossFacts(NamedTuple):
+    """What a message about a non-finite loss needs, if it is read steps later."""
+
+    part: Any
+    progress: dict[str, Any]
+    rates: dict[str, float]
+    last_values: Mapping[str, Any]
 
 
 class NonFiniteError(TrainingError):
@@ -73,7 +83,7 @@ class Recovery:
     A trainer calls::
 
         for batch in recovery.batches(read, first, count):
-            recovery.begin_attempt()
+            recovery.begin_attempt(part)
             try: ...                          # the step, on a part of the batch
             except BaseException as error:
                 if not recovery.handle(error, part): raise
@@ -108,12 +118,20 @@ class Recovery:
         self._has_updated = False
         self._snapshot, self._good_step = Snapshot(), 0
         self._good: dict[str, Any] = {}
+        self._part: Any = None  # in progress, if non-finite losses are read late
+        if self.on_nonfinite == "stop" and not world.is_active:
+            state.finite.read_late(state.optimizers.values(), state.device)
 
-    def begin_attempt(self) -> None:
+    def begin_attempt(self, part: Any) -> None:
         """Note the state at the start of a step, before a batch or a part of one is computed."""
         acts = self.halves or self.on_nonfinite != "stop"
         if acts and not self._begin and self.state.model.training:
             self._note_begin()
+        self._part = part if self.state.finite.reads_late else None
+
+    def end_attempt(self) -> None:
+        """Keep no reference to the part, but for losses that are not read yet."""
+        self._part = None
 
     def batches(self, read: Read, first: int, count: int) -> Iterator[Any]:
         """Yield the remaining batches of an epoch, and again those of a repeated step."""
@@ -129,10 +147,38 @@ class Recovery:
                 return
             first = self._rewind()
 
+    def watch(self, loss: Tensor) -> None:
+        """Check a loss that is about to be minimised; `refuse_nonfinite` reads the result."""
+        self.state.finite.watch(loss, self._loss_facts)
+
     def refuse_nonfinite(self) -> None:
         """Raise NonFiniteError if a loss since the last call was not finite."""
         if not self.state.finite.all_finite():
             raise NonFiniteError(f"the loss is not finite {self._at_step()}")
+
+    def refuse_late(self, waits: bool = True) -> None:
+        """Raise an error for a non-finite loss of this step or an earlier one that is read late.
+
+        Args:
+            waits: whether to wait for the device, which is needed before anything is written.
+
+        Raises:
+            TrainingError: a loss was not finite; weights and optimizers are those before its step.
+        """
+        finite, progress = self.state.finite, self.state.progress
+        if not finite.reads_late:
+            return
+        oldest: LossFacts | None = finite.oldest_late
+        if waits:
+            finite.wait()
+        elif oldest is not None and progress.step - oldest.progress["step"] > MOST_STEPS_AHEAD:
+            finite.wait(for_all=False)
+        facts: LossFacts | None = finite.first_late()
+        if facts is not None:
+            progress.load_state_dict(facts.progress)
+            self.state.last_values = facts.last_values
+            error = NonFiniteError(f"the loss is not finite {self._at_step(facts.rates)}")
+            self._after_nonfinite(error, facts.part)
 
     @property
     def is_failing(self) -> bool:
@@ -228,6 +274,7 @@ class Recovery:
 
     def end_step(self) -> bool:
         """Discard the start of the step; return whether the step was made."""
+        self.refuse_late(waits=self.state.capture.is_recording)  # what is recorded is written next
         is_made = not self.state.window.is_dropped
         if self.world.is_active and not self._has_agreed and is_made:
             # A step without an update: a failed rank waits for this message.
@@ -245,6 +292,7 @@ class Recovery:
         Raises:
             TrainingError: the weights are not finite.
         """
+        self.refuse_late()
         refuse_bad_weights(self.state.model, self.state.progress.step)
         if self.on_nonfinite == "rollback":
             states = {name: one.state_dict() for name, one in self._rolled_back().items()}
@@ -257,6 +305,7 @@ class Recovery:
         Raises:
             TrainingError, OutOfMemoryError: training stops. The message says what to do.
         """
+        self.refuse_late()  # it may be the cause
         if self.world.is_sharded:
             self.world.refuse_lost_ranks(error, self.state.progress.step + 1)
         if isinstance(error, NonFiniteError):
@@ -409,12 +458,18 @@ class Recovery:
         found = self.world.all_gather(text if self._was_nonfinite else "")
         return next(filter(None, found), text)
 
-    def _at_step(self) -> str:
+    def _loss_facts(self) -> LossFacts:
+        state = self.state
+        rates = learning_rates(state.optimizers)
+        return LossFacts(self._part, dict(vars(state.progress)), rates, state.last_values)
+
+    def _at_step(self, rates: Mapping[str, float] | None = None) -> str:
         values = self.state.last_values.items()
         last = ", ".join(f"{name} {float(value):g}" for name, value in values)
-        rates = ", ".join(f"{k} {v:g}" for k, v in learning_rates(self.state.optimizers).items())
+        rates = learning_rates(self.state.optimizers) if rates is None else rates
+        shown = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
         step = self.state.progress.step + 1
-        return f"at step {step} ({rates}; the step before it: {last or 'none'})"
+        return f"at step {step} ({shown}; the step before it: {last or 'none'})"
 
 
 def _named(ranks: list[int]) -> str:

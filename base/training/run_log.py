@@ -86,10 +86,9 @@ class RunLog:
         bar.show(loss_text)
         return bar
 
-    def log_step(self, values: Mapping[str, Any], progress: Progress) -> None:
+    def log_step(self, values: Mapping[str, float], progress: Progress) -> None:
         """Write the values of a step to the writers."""
-        # Synchronizes with the device, each `log_every` steps.
-        numbers = {f"step/{name}": float(value) for name, value in values.items()}
+        numbers = {f"step/{name}": value for name, value in values.items()}
         self.writers.add_scalars({**numbers, **progress.rates}, progress.step)
         self._logged_at = progress.step
 

@@ -92,11 +92,12 @@ class PerSampleLoss:
             if counts is SUM_REDUCTION:
                 return _mean(rows.sum(1), None, weights)
             if self._is_ctc:
-                lengths = torch.as_tensor(by_name["target_lengths"], device=rows.device)
+                lengths = torch.as_tensor(by_name["target_lengths"])
+                lengths = lengths.to(rows.device, non_blocking=True)
                 rows = rows / lengths.clamp(min=1)[:, None]
             if not isinstance(counts, Tensor):
                 return _mean(rows.mean(1), torch.ones_like(rows[:, 0]), weights)
-            own = counts.to(rows.device, rows.dtype)
+            own = counts.to(rows.device, rows.dtype, non_blocking=True)
             sums = rows.sum(1) if is_whole else rows[:, 0] * own
             return _mean(torch.where(own == 0, 0, sums), own, weights)
 
@@ -139,7 +140,9 @@ class PerSampleLoss:
             return counts
         if counts is ONE_PER_SAMPLE:
             return weights.sum()
-        number: Tensor = (weights * counts.to(weights.device, weights.dtype)).sum()
+        number: Tensor = (
+            weights * counts.to(weights.device, weights.dtype, non_blocking=True)
+        ).sum()
         return number
 
     def counts(self, target: Any, by_name: Mapping[str, Any], n_samples: int) -> Any:
@@ -281,7 +284,7 @@ def unreduced(module: Any) -> Iterator[None]:
 
 def _mean(sums: Tensor, counts: Tensor | None, weights: Tensor) -> Tensor:
     """Return the weighted mean of samples, 0 for an empty one; without counts their sum."""
-    weights = weights.to(sums.device, sums.dtype)
+    weights = weights.to(sums.device, sums.dtype, non_blocking=True)
     total = torch.where(weights == 0, 0, weights * sums).sum()
     if counts is None:
         return mark_sample_losses(total, sums)
@@ -393,12 +396,14 @@ def mask_empty_gradient(output: Any, number: Any) -> Any:
     """
     if number is SUM_REDUCTION or not torch.is_grad_enabled():
         return output
+    if not isinstance(number, Tensor) and number:
+        return output  # known not to be empty
 
     def guarded(tensor: Tensor) -> Tensor:
         if not tensor.requires_grad:
             return tensor
         seen = tensor.view_as(tensor)
-        is_none = torch.as_tensor(number == 0, device=tensor.device)
+        is_none = torch.as_tensor(number == 0).to(tensor.device, non_blocking=True)
         seen.register_hook(lambda gradient: torch.where(is_none, 0.0, gradient))
         return seen
 

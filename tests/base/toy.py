@@ -52,12 +52,13 @@ def make(
     trainer: type[BaseTrainer] = Trainer,
     text: str = CONFIG,
     weights: bool = True,
+    device: torch.device = CPU,
 ) -> Any:
     """Load, check and build, as train.py does."""
     config = load_config(None, overrides, text=text)
     check_names(config)
     torch.manual_seed(config["seed"])
-    return trainer(build_experiment(config, CPU, weights=weights))
+    return trainer(build_experiment(config, device, weights=weights))
 
 
 def run(

@@ -115,3 +115,26 @@ def test_a_folder_that_is_gone_does_not_stop_the_run(path, caplog):
     writers.add_row({"step": 3})
     (message,) = caplog.messages
     assert message.startswith("metrics.csv is off, training continues without it: ")
+
+
+class Row(dict):
+    """A row that counts how often it is compared with another."""
+
+    n_compared = 0
+
+    def __eq__(self, other):
+        Row.n_compared += 1
+        return super().__eq__(other)
+
+
+@pytest.mark.parametrize("n_rows", [100, 200])
+def test_cutting_rows_compares_none_of_them(n_rows, path, monkeypatch):
+    for row in rows(1, n_rows):
+        CsvWriter(path).add_row(row)
+    found = [Row(row) for row in read_rows(path)]
+    monkeypatch.setattr("logger.csv_writer.read_rows", lambda _: found)
+    Row.n_compared = 0
+    removed = CsvWriter(path).truncate_after(10 * (n_rows - 3))
+    assert Row.n_compared == 0
+    assert [row["epoch"] for row in removed] == [str(n_rows - 2 + k) for k in range(3)]
+    assert len(CsvWriter(path).truncate_after(0)) == n_rows

@@ -9,7 +9,17 @@ from torch.nn import functional as F
 
 from base.errors import TrainingError
 from base.training.metrics import build_metrics
-from model.metric import F1, ConfusionMatrix, Precision, Recall, accuracy, top_k_acc, top_k_accuracy
+from model.metric import (
+    F1,
+    ConfusionMatrix,
+    Dice,
+    IoU,
+    Precision,
+    Recall,
+    accuracy,
+    top_k_acc,
+    top_k_accuracy,
+)
 
 torch.manual_seed(0)
 N_CLASSES = 5
@@ -145,3 +155,86 @@ def test_accuracy_is_cheap():
         best = min(best, (time.perf_counter() - start) / 50)
     torch.set_num_threads(threads)
     assert best < 50e-6  # 10 us on a quiet machine
+
+
+def table_scores(metric_class, table: torch.Tensor) -> dict[str, float]:
+    """Return the scores as earlier versions computed them, from the whole confusion matrix."""
+    matrix = table.double()
+    parts = matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)
+    scores = torch.nan_to_num(metric_class().score(*parts), nan=0.0)
+    occurs = parts[1] + parts[2] > 0
+    return {
+        metric_class.mean_name: scores[occurs].mean().item(),
+        **{str(index): score for index, score in enumerate(scores.tolist())},
+    }
+
+
+@pytest.mark.parametrize("metric_class", [F1, Precision, Recall, IoU, Dice])
+@pytest.mark.parametrize("n", [2, 3, 40])
+def test_scores_equal_those_of_the_whole_table_to_the_bit(metric_class, n):
+    generator = torch.Generator().manual_seed(n)
+    output = torch.randn(500, n, generator=generator)
+    target = torch.randint(0, n, (500,), generator=generator)
+    target[::7] = -100
+    scores, table = metric_class(ignore_index=-100), ConfusionMatrix(ignore_index=-100)
+    for part, true in zip(output.split(64), target.split(64), strict=True):
+        scores.update(part, true)
+        table.update(part, true)
+    assert scores.compute() == table_scores(metric_class, table.compute())
+
+
+@pytest.mark.parametrize("wrong", [N_CLASSES, -1])
+@pytest.mark.parametrize("where", ["target", "prediction"])
+def test_a_score_refuses_a_class_that_does_not_exist(where, wrong):
+    pair = {"target": TARGET.clone(), "prediction": PREDICTED.clone()}
+    pair[where][3] = wrong
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        F1(n_classes=N_CLASSES).update(pair["prediction"], pair["target"])
+
+
+def test_the_state_of_scores_grows_with_the_classes_and_not_with_their_square():
+    sizes = []
+    for n in (1000, 2000):
+        metric = F1(n_classes=n)
+        metric.update(torch.tensor([0, n - 1]), torch.tensor([n - 1, n - 1]))
+        held = [value.numel() for value in vars(metric).values() if isinstance(value, torch.Tensor)]
+        sizes.append(sum(held))
+    assert sizes[0] <= 10 * 1000
+    assert sizes[1] <= 2.2 * sizes[0]
+
+
+@pytest.mark.parametrize("metric_class", [F1, Precision, Recall, IoU, Dice])
+@pytest.mark.parametrize("n", [3, 7])
+def test_a_checkpoint_with_a_table_goes_on_within_the_epoch(metric_class, n):
+    generator = torch.Generator().manual_seed(n)
+    output = torch.randn(90, n, generator=generator)
+    target = torch.randint(0, n, (90,), generator=generator)
+    section = {"type": metric_class.__name__, "args": {}, "name": "it", "over": "batch"}
+    whole, resumed = (build_metrics([section])["it"] for _ in range(2))
+    whole.update(output, target)
+    earlier = ConfusionMatrix()
+    earlier.update(output[:50], target[:50])
+    attributes = {"n_classes": None, "ignore_index": None, "threshold": None}
+    # What version 0.2 wrote for this metric.
+    written = {"n_updates": 1, "instance": {**attributes, "counts": earlier.counts, "labels": None}}
+    resumed.load_state_dict(written)
+    resumed.update(output[50:], target[50:])
+    assert resumed.compute() == whole.compute()
+    new = build_metrics([section])["it"]
+    new.update(output[50:], target[50:])
+    assert new.whole([written, new.state_dict()]).compute() == whole.compute()
+
+
+def test_a_checkpoint_with_sums_of_labels_goes_on_within_the_epoch():
+    output, target = torch.randn(60, 4), torch.randint(0, 2, (60, 4))
+    section = {"type": "F1", "args": {"threshold": 0.0}, "name": "it", "over": "batch"}
+    whole, half, resumed = (build_metrics([section])["it"] for _ in range(3))
+    whole.update(output, target)
+    half.update(output[:20], target[:20])
+    attributes = {"n_classes": None, "ignore_index": None, "threshold": 0.0}
+    labels = half.instance.sums
+    resumed.load_state_dict(
+        {"n_updates": 1, "instance": {**attributes, "counts": None, "labels": labels}}
+    )
+    resumed.update(output[20:], target[20:])
+    assert resumed.compute() == whole.compute()

@@ -14,7 +14,7 @@ from base.network.patterns import match_parameters
 from base.network.shape_errors import explain_shape_errors
 from model.gan import DCGANDiscriminator, DCGANGenerator
 from model.model import MLP, DigitsNet, LeNet, MnistModel, SmallCNN
-from model.resnet import ResidualBlock, ResNet
+from model.resnet import ResidualBlock, ResNet, ResNet9
 from model.transformer import TransformerClassifier
 from model.unet import UNet
 
@@ -30,6 +30,8 @@ CLASSIFIERS = {
     "ResNet of 8 layers": (partial(ResNet, 1, width=4, depth=8), (1, 8, 8), (10,)),
     "ResNet of 14 layers": (partial(ResNet, depth=14, width=4), (3, 32, 32), (10,)),
     "ResNet, own stages, high images": (partial(ResNet, 2, 5, blocks=[1, 3]), (2, 17, 9), (5,)),
+    "ResNet9": (partial(ResNet9, width=4), (3, 32, 32), (10,)),
+    "ResNet9, wide images": (partial(ResNet9, 1, 3, 2), (1, 8, 19), (3,)),
     "TransformerClassifier": (TransformerClassifier, (1, 8, 8), (10,)),
     "TransformerClassifier, wide images": (
         partial(TransformerClassifier, [6, 8], [3, 2], 2, 7, width=12, depth=2, n_heads=3),

@@ -19,8 +19,9 @@ from base.data.sample_items import sample_numbers
 from base.data.threads import read_ahead
 from base.datasets.cache.pixels import Layout, SharedPixels, decode_each, read_layout, write_at
 from base.errors import ConfigError, DataError, Problem
+from base.system.cores import usable_cores
 from base.system.deferred_files import waiting_files, write_when_running
-from base.system.resources import free_memory, usable_cores
+from base.system.resources import free_memory
 
 log = logging.getLogger("kindling")
 

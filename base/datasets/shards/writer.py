@@ -42,7 +42,7 @@ from base.datasets.shards.index import (
     write_index,
 )
 from base.errors import DataError, UsageError
-from base.system.resources import usable_cores
+from base.system.cores import usable_cores
 from logger.files import open_file, read_file
 
 NAME = "python -m base.shards"

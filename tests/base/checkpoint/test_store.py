@@ -555,3 +555,55 @@ def test_a_thousand_checkpoints_are_listed_at_once(store):
     assert store.newest().name == "step-00001000"
     assert store.best() is None
     assert time.process_time() - started < 1
+
+
+def counted_manifests(monkeypatch) -> list[Path]:
+    """Return a list that receives the folder of each manifest that is read."""
+    reads: list[Path] = []
+    whole = checkpoint.read_manifest
+
+    def read_one(folder):
+        reads.append(folder)
+        return whole(folder)
+
+    monkeypatch.setattr(checkpoint, "read_manifest", read_one)
+    return reads
+
+
+@pytest.mark.parametrize("keep", [3, 10_000])
+def test_a_save_reads_as_many_manifests_however_many_checkpoints_are_kept(
+    tmp_path, monkeypatch, keep
+):
+    store = CheckpointStore(tmp_path / "checkpoints", keep=keep)
+    reads = counted_manifests(monkeypatch)
+    n_reads = []
+    for step in range(1, 61):
+        reads.clear()
+        save(store, step, is_best=step == 7)
+        n_reads.append(len(reads))
+    kept = {f"step-{step:08d}" for step in range(1, 61) if step > 60 - keep or step == 7}
+    assert names(store) == kept
+    assert max(n_reads) <= checkpoint.N_CHECKED + 2
+    reads.clear()
+    assert store.newest().name == "step-00000060"
+    assert len(reads) <= 2
+
+
+def test_the_best_is_found_without_reading_older_manifests(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path / "checkpoints", keep=100)
+    for step in range(1, 31):
+        save(store, step, is_best=step in (5, 28))
+    reads = counted_manifests(monkeypatch)
+    assert store.best().name == "step-00000028"
+    assert len(reads) <= 5  # 30, 29, 28, and 28 again to verify its state
+
+
+def test_many_kept_checkpoints_are_pruned_as_few_are(tmp_path):
+    """The newest whole ones are kept, also those that a save does not read again."""
+    store = CheckpointStore(tmp_path / "checkpoints", keep=15)
+    for step in range(1, 31):
+        path = save(store, step, is_best=step == 4)
+        if step == 20:
+            (path / "manifest.json").write_text("{")
+    kept = {f"step-{step:08d}" for step in [4, *range(15, 31)]}
+    assert names(store) == kept

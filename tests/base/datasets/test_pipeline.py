@@ -97,6 +97,43 @@ def test_pixels_are_scaled_and_normalised_by_channel():
         batch.add_(7)
 
 
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("n_channels", [1, 3, 4])
+@pytest.mark.parametrize("n_numbers", [1, None])  # of mean and std; None: one per channel
+def test_large_images_are_scaled_as_small_parts_of_them(layout, n_channels, n_numbers):
+    generator = torch.Generator().manual_seed(0)
+    shape = (5, n_channels, 260, 270)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    images = images.contiguous(memory_format=layout)
+    n = n_numbers or n_channels
+    pipeline = Pipeline(mean=[0.1, 0.2, 0.3, 0.4][:n], std=[0.2, 0.3, 0.4, 0.5][:n])
+    whole = pipeline.as_input(images)
+    assert whole.is_contiguous(memory_format=layout)
+    for row in range(0, 260, 20):
+        part = pipeline.as_input(images[:, :, row : row + 20].contiguous())
+        assert torch.equal(whole[:, :, row : row + 20], part)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_large_images_are_flipped_where_the_draws_say(layout, dim):
+    images = torch.randint(0, 256, (8, 3, 80, 90), dtype=torch.uint8).contiguous(
+        memory_format=layout
+    )
+    before, draws = images.clone(), Draws.for_samples(0, 0, torch.arange(8))
+    are_flipped = (draws.copy().uniform()[:, 0] < 0.5).tolist()
+    flipped = RandomFlip(0.5, dim).batch(images, draws)
+    assert 0 < sum(are_flipped) < 8
+    assert flipped.is_contiguous(memory_format=layout)
+    for image, result, is_flipped in zip(before, flipped, are_flipped, strict=True):
+        assert np.array_equal(result, np.flip(image.numpy(), dim) if is_flipped else image)
+    flipped.fill_(0)
+    assert torch.equal(images, before)
+
+
 def test_images_of_unequal_shapes_are_changed_one_by_one_and_then_stacked():
     from torchvision.transforms import v2
 
@@ -183,6 +220,24 @@ def test_a_resized_crop_by_key_takes_parts_of_torchvisions_areas_and_shapes():
         assert abs(mine.std() - other.std()) < 0.1 * other.std()
     batch = transform.batch(IMAGES, Draws.for_samples(0, 0, LABELS))
     assert batch.shape == (40, 3, 4, 4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize(
+    "options", [{}, {"interpolation": 0}, {"interpolation": 3}, {"antialias": False}]
+)
+def test_the_pixels_of_a_resized_crop_are_torchvisions(layout, dtype, options):
+    from torchvision.transforms import v2
+
+    images = torch.randint(0, 256, (8, 3, 61, 83), generator=torch.Generator().manual_seed(0))
+    images = images.to(dtype).contiguous(memory_format=layout)
+    transform = batched_transform(v2.RandomResizedCrop((20, 24), **options))
+    draws = Draws.for_samples(0, 0, torch.arange(8))
+    numbers = torch.tensor(draws.copy().numbers(40)).view(8, 10, 4).tolist()
+    for found, image, tries in zip(transform.batch(images, draws), images, numbers, strict=True):
+        box = transform._box(tries, 61, 83)
+        assert torch.equal(found, v2.functional.resized_crop(image, *box, [20, 24], **options))
 
 
 def test_draws_are_uniform_and_follow_from_seed_epoch_and_index():

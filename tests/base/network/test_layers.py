@@ -15,7 +15,7 @@ from base.errors import ConfigError, TrainingError
 from base.names.check import check_names
 from base.names.construction import build
 from base.names.registry import MODELS
-from base.network.layers import NoForward
+from base.network.layers import MirrorAverage, NoForward
 
 PLAIN = re.sub("model: .*\n", "", CONFIG)  # all but the model
 MODEL = """
@@ -74,6 +74,20 @@ def test_layers_go_by_their_names_and_numbers() -> None:
     assert list(dict(model.named_children())) == ["stem", "1", "block", "3", "head"]
     assert "block.layers.conv.weight" in model.state_dict()
     assert model.block.last_norm == "layers.1"
+
+
+def test_a_mirror_average_looks_twice_in_evaluation_only() -> None:
+    layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(48, 3))
+    model, images = MirrorAverage({"inner": layers}), torch.randn(6, 1, 5, 6)
+    kept = layers[1].state_dict()
+    once = model(images)
+    layers[1].load_state_dict(kept)
+    assert torch.equal(once, layers(images))
+    mirrored = torch.stack([image[..., list(range(5, -1, -1))] for image in images])
+    model.eval()
+    expected = torch.stack([layers(images), layers(mirrored)]).mean(0)
+    torch.testing.assert_close(model(images), expected)
+    torch.testing.assert_close(model(mirrored), expected)
 
 
 def test_lazy_layers_take_their_shapes_from_the_data_and_then_train(tmp_path: Any) -> None:

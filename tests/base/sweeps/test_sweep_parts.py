@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,13 @@ from base.sweeps.record import Plan, TrialRecord, create_sweep, find_sweep, read
 from base.sweeps.space import parse_space
 from base.sweeps.summary import command_of, ignored_settings, no_effect
 from base.sweeps.sweep import SweepLoop, run_sweep
-from base.system.run_folder import find_newest_run, folders_of_runs, is_sweep, run_folder_of
+from base.system.run_folder import (
+    find_newest_run,
+    folders_of_runs,
+    is_sweep,
+    read_stamp,
+    run_folder_of,
+)
 from base.system.trial import VARIABLE, Trial, current_trial, stamp_of_trial
 
 LR = "optimizer.args.lr"
@@ -235,10 +242,44 @@ def test_a_resumed_sweep_takes_up_what_happened_meanwhile(
     assert sweep.trials[0].code == 0
 
 
+def test_the_runs_of_a_name_are_read_once_in_a_sweep(
+    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the end of each trial."""
+    path = project_root / "config" / "digits.yaml"
+    overrides = [f"trainer.save_dir={tmp_path}"]
+    config = load_config(path, overrides)
+    sweep = create_sweep(Plan(str(path), overrides, ["lr=1,2"]), config)
+    loop = SweepLoop(sweep, parse_space(["lr=1,2"]), config, None, [""])
+    n_reads = 0
+
+    def read(folder: Path) -> dict[str, Any]:
+        nonlocal n_reads
+        n_reads += folder.name != "sweeps"
+        return read_stamp(folder)
+
+    monkeypatch.setattr("base.sweeps.sweep.read_stamp", read)
+    names = []
+    for number in range(1, 31):
+        trial = TrialRecord(number, {LR: "1"})
+        sweep.trials.append(trial)
+        assert loop._find_folder(trial) is None
+        for attempt in "ab":  # it was started twice
+            folder = tmp_path / "digits" / f"20260101-0000{number:02d}{attempt}"
+            folder.mkdir()
+            stamp = {"number": 2 * number + (attempt == "b"), "trial": sweep.name_of(trial)}
+            (folder / "run.json").write_text(json.dumps(stamp))
+        names.append(loop._find_folder(trial))
+    assert names == [str(tmp_path / "digits" / f"20260101-0000{n:02d}b") for n in range(1, 31)]
+    assert n_reads == 60
+    shutil.rmtree(names[4])
+    assert loop._find_folder(sweep.trials[4]) == names[4][:-1] + "a"
+
+
 def test_a_trial_knows_its_sweep_and_shares_the_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from base.system.resources import usable_cores
+    from base.system.cores import usable_cores
 
     assert current_trial() is None
     assert stamp_of_trial() == {}

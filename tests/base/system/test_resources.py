@@ -1,4 +1,4 @@
-"""Cores and memory are counted as the system grants them; a run keeps its number of threads."""
+"""Memory is counted as the system grants it; a run keeps its number of threads."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from base.config import load_config
 from base.data.threads import read_ahead
 from base.run.header import header_entries
 from base.system import resources
-from base.system.resources import UNLIMITED, free_memory, usable_cores, use_threads
+from base.system.resources import UNLIMITED, free_memory, use_threads
 from train import main
-
-QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
 
 
 @pytest.fixture(autouse=True)
-def _eight_cores_and_all_threads_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(resources, "_affinity", lambda: 8)
+def _free_cores_and_all_threads_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(resources, "free_cores", lambda: 8.0)
     n_threads = torch.get_num_threads()
     yield
     torch.set_num_threads(n_threads)
@@ -34,42 +32,6 @@ def write(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-
-
-# --- Cores ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("group", "files", "expected"),
-    [
-        ("0::/a/b", {"a/b/cpu.max": "max 100000"}, 8),
-        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 100000"}, 2),
-        ("0::/a/b", {"a/b/cpu.max": "50000 100000"}, 1),
-        ("0::/a/b", {"a/b/cpu.max": "6400000 100000"}, 8),
-        ("0::/of/the/host", {"cpu.max": "300000 100000"}, 3),
-        ("4:cpu,cpuacct:/a", {f"cpu/a/{QUOTA}": "-1", f"cpu/a/{PERIOD}": "9"}, 8),
-        ("4:cpu,cpuacct:/a", {f"cpu/a/{QUOTA}": "500", f"cpu/a/{PERIOD}": "100"}, 5),
-        ("4:memory:/a", {"memory/a/cpu.max": "100000 100000"}, 8),
-        ("0::/", {}, 8),
-    ],
-)  # fmt: skip
-def test_a_quota_limits_the_cores(
-    tmp_path: Path, group: str, files: dict[str, str], expected: int
-) -> None:
-    write(tmp_path, {"proc/self/cgroup": f"{group}\n"})
-    write(tmp_path / "groups", files)
-    assert usable_cores(tmp_path / "proc", tmp_path / "groups") == expected
-
-
-@pytest.mark.parametrize(
-    ("n_processes", "expected"), [("1", 6), ("2", 3), ("4", 1), ("8", 1), ("", 6), ("many", 6)]
-)
-def test_the_processes_of_a_machine_share_its_cores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_processes: str, expected: int
-) -> None:
-    write(tmp_path, {"proc/self/cgroup": "0::/a\n", "groups/a/cpu.max": "650000 100000"})
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", n_processes)
-    assert usable_cores(tmp_path / "proc", tmp_path / "groups") == expected
 
 
 # --- Threads --------------------------------------------------------------------------------------
@@ -82,6 +44,20 @@ def test_auto_is_the_usable_cores_but_not_more_than_torch_takes(
         monkeypatch.setattr(resources, "usable_cores", lambda usable=usable: usable)
         torch.set_num_threads(torchs)
         assert use_threads("auto") == torch.get_num_threads() == expected
+
+
+@pytest.mark.parametrize(("free", "expected"), [(8.0, 4), (3.6, 4), (3.4, 3), (1.2, 1), (0.0, 1)])
+def test_auto_leaves_cores_that_others_use(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: float, expected: int
+) -> None:
+    monkeypatch.setattr(resources, "usable_cores", lambda: 4)
+    monkeypatch.setattr(resources, "free_cores", lambda: free)
+    torch.set_num_threads(6)
+    with caplog.at_level("INFO", "kindling"):
+        assert use_threads("auto") == torch.get_num_threads() == expected
+    said = f"threads: {expected}, as others leave {free} of 4 cores free"
+    assert (said in caplog.text) == (expected < 4)
+    assert use_threads(4) == torch.get_num_threads() == 4
 
 
 def test_readers_leave_the_number_of_a_thread_that_has_computed_nothing_yet() -> None:

@@ -23,6 +23,7 @@ from base.system.run_folder import (
     find_newest_run,
     find_run,
     folders_of_runs,
+    is_run,
     locate,
     must_exist,
     note_job,
@@ -31,6 +32,7 @@ from base.system.run_folder import (
     update_stamp,
     write_environment,
 )
+from base.system.run_index import INDEX
 
 NOON = datetime(2026, 3, 1, 12, 0, 0)
 
@@ -454,3 +456,112 @@ def test_an_exported_file_is_no_run(tmp_path, monkeypatch, name):
             f"{name}: an exported model, which is loaded without Kindling: MODEL_CARD.md beside it "
             "shows how; -r takes a run, such as saved/digits"
         )
+
+
+# --- Thousands of runs ---------------------------------------------------------------------------
+
+
+def many_runs(parent: Path, n_runs: int) -> list[Path]:
+    """Make runs of which the names are in another order than the numbers."""
+    made = []
+    for number in range(1, n_runs + 1):
+        folder = parent / f"2026{number * 7919 % n_runs:06d}"
+        folder.mkdir(parents=True)
+        stamp = {"number": number, "started": "2026-11-29T06:46:11+00:00"}
+        (folder / "run.json").write_text(json.dumps(stamp))
+        made.append(folder)
+    return made
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[Path]:
+    """Return a list that receives each file that is read."""
+    paths: list[Path] = []
+    for place in ("base.system.run_folder", "base.system.run_index"):
+        monkeypatch.setattr(
+            f"{place}.read_file", lambda path: paths.append(path) or path.read_bytes()
+        )
+    return paths
+
+
+def test_each_run_is_opened_once_however_often_the_newest_is_looked_for(tmp_path, opened):
+    runs = many_runs(tmp_path / "x", 500)
+    add_checkpoint(runs[-1])
+    assert find_newest_run(tmp_path, "x") == runs[-1]
+    assert len(opened) == 501
+    for look in (lambda: find_newest_run(tmp_path, "x"), lambda: find_newest_run(tmp_path)):
+        opened.clear()
+        assert look() == runs[-1]
+        assert len(opened) == 1  # the index
+    opened.clear()
+    new = create_run_folder(tmp_path, "x", NOON)
+    assert read_stamp(new)["number"] == 501
+    assert len(opened) <= 3
+    add_checkpoint(new)
+    assert find_newest_run(tmp_path, "x") == new
+
+
+def test_a_run_is_located_by_its_name_alone(tmp_path, opened, monkeypatch):
+    looked = []
+    monkeypatch.setattr(
+        "base.system.run_folder.is_run", lambda folder: looked.append(folder) or is_run(folder)
+    )
+    runs = many_runs(tmp_path / "x", 300)
+    assert locate(f"x/{runs[8].name}", tmp_path) == runs[8]
+    assert (opened, looked) == ([], [runs[8]])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', '{"a": [1, "x", 2]}', "null"])
+def test_a_damaged_index_of_runs_is_written_again(tmp_path, content):
+    runs = many_runs(tmp_path / "x", 200)
+    add_checkpoint(runs[-1])
+    find_newest_run(tmp_path, "x")
+    whole = (tmp_path / "x" / INDEX).read_text()
+    (tmp_path / "x" / INDEX).write_text(content)
+    assert find_newest_run(tmp_path, "x") == runs[-1]
+    assert (tmp_path / "x" / INDEX).read_text() == whole
+
+
+def test_removed_renamed_and_moved_runs_are_found_despite_the_index(tmp_path):
+    runs = many_runs(tmp_path / "x", 200)
+    for run in runs[-4:]:
+        add_checkpoint(run)
+    find_newest_run(tmp_path, "x")
+    shutil.rmtree(runs[-1])
+    assert find_newest_run(tmp_path, "x") == runs[-2]
+    # The newest gets the name of an old one, which is removed.
+    shutil.rmtree(runs[0])
+    runs[-2].rename(runs[0])
+    assert find_newest_run(tmp_path, "x") == runs[0]
+    runs[0].rename(tmp_path / "x" / "by_hand")
+    assert find_newest_run(tmp_path, "x") == tmp_path / "x" / "by_hand"
+    (tmp_path / "y").mkdir()
+    (tmp_path / "x" / "by_hand").rename(tmp_path / "y" / "by_hand")
+    assert find_newest_run(tmp_path, "x") == runs[-3]
+    assert find_newest_run(tmp_path) == tmp_path / "y" / "by_hand"
+
+
+def test_few_runs_and_a_folder_that_cannot_be_written_have_no_index(tmp_path, monkeypatch):
+    runs = many_runs(tmp_path / "x", 20)
+    add_checkpoint(runs[-1])
+    assert find_newest_run(tmp_path, "x") == runs[-1]
+    assert not (tmp_path / "x" / INDEX).exists()
+
+    def refuse(path, content):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("base.system.run_index.write_whole", refuse)
+    runs = many_runs(tmp_path / "y", 200)
+    add_checkpoint(runs[-1])
+    assert find_newest_run(tmp_path, "y") == runs[-1]
+
+
+def test_a_job_finds_its_run_among_those_of_the_index(tmp_path, monkeypatch):
+    runs = many_runs(tmp_path / "x", 200)
+    for run in (runs[3], runs[-1]):
+        add_checkpoint(run)
+    find_newest_run(tmp_path, "x")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    note_job(runs[3])
+    assert find_newest_run(tmp_path, "x", "77") == runs[3]
+    assert find_newest_run(tmp_path, "x") == runs[-1]

@@ -122,6 +122,65 @@ assert not is_there()
 """)
 
 
+TORCHVISION = """
+from base.system.torch_compat import dynamo_is_imported
+if PUT_OFF:
+    put_off_dynamo()
+import torchvision.datasets, torchvision.models
+from torchvision import tv_tensors
+from torchvision.ops import roi_align
+from torchvision.transforms import v2
+
+image = tv_tensors.Image(torch.arange(192.0).reshape(3, 8, 8))
+flip = v2.RandomHorizontalFlip(1.0)
+boxes = torch.tensor([[0, 0, 0, 4.0, 4.0]])
+
+def results():
+    flipped = flip(image)
+    assert type(flipped) is tv_tensors.Image and torch.equal(flipped, image.flip(-1))
+    return roi_align(image[None, :1].as_subclass(torch.Tensor), boxes, 2)
+"""
+
+
+def test_torchvision_s_import_still_needs_it() -> None:
+    run("PUT_OFF = False" + TORCHVISION + "assert is_there(), 'delete _LateUtils'")
+
+
+def test_torchvision_s_models_data_and_transforms_do_not_import_it() -> None:
+    run(f"""
+PUT_OFF = True
+{TORCHVISION}
+before = results()
+torchvision.models.resnet18(num_classes=2)(torch.zeros(2, 3, 32, 32))
+assert not is_there() and not dynamo_is_imported()
+from torchvision.ops.roi_align import is_compile_supported
+assert is_compile_supported("cpu") in (True, False) and is_there()
+import torch._dynamo.utils
+assert torch._dynamo.utils.is_compile_supported("cpu") == is_compile_supported("cpu")
+assert torch.equal(before, results())
+""")
+
+
+def test_compiled_code_calls_what_torchvision_excludes_as_with_the_real_import() -> None:
+    counts = """
+graphs = []
+
+def backend(graph, inputs):
+    graphs.append([node.op for node in graph.graph.nodes])
+    return graph
+
+compiled = torch.compile(lambda x: tv_tensors.wrap(x + 1, like=image) * 2, backend=backend)
+found = compiled(torch.ones(3, 8, 8))
+assert torch.equal(found, torch.full((3, 8, 8), 4.0)), found
+assert graphs == GRAPHS, graphs
+results()
+"""
+    # The wrapped call breaks the graph: x + 1 before it, * 2 after it.
+    parts = "['placeholder', 'call_function', 'output'], ['placeholder', 'call_method', 'output']"
+    for put_off in (False, True):
+        run(f"PUT_OFF = {put_off}{TORCHVISION}GRAPHS = [{parts}]{counts}")
+
+
 # --- The death of a worker ------------------------------------------------------------------------
 
 

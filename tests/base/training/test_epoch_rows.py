@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from base.training.epoch_rows import MAX_ROWS, EpochRows, repair_rows
+from base.training.epoch_rows import MAX_CELLS, MAX_ROWS, EpochRows, repair_rows
 from logger.csv_writer import CsvWriter, read_rows
 
 
@@ -89,3 +89,40 @@ def test_a_column_that_somebody_took_out_comes_back(
     assert [float(each["train/loss"]) for each in read_rows(path)] == [1 / 3, 1 / 6]
     assert [each["seconds"] for each in read_rows(path)] == ["0.5", "0.5"]
     assert "missing columns are restored from the checkpoint: train/loss" in caplog.text
+
+
+def test_rows_of_many_classes_do_not_grow_a_checkpoint() -> None:
+    rows = EpochRows()
+    n_classes = 20_000
+    for epoch in range(1, 31):
+        rows.add({"epoch": epoch, **{f"valid/F1/{k}": 0.5 for k in range(n_classes)}})
+    assert sum(map(len, rows.rows.values())) <= MAX_CELLS
+    assert list(rows.rows) == list(range(30 - len(rows.rows) + 1, 31))
+    assert len(rows.rows) >= 5
+    rows.add({"epoch": 31, **{f"valid/F1/{k}": 0.5 for k in range(2 * MAX_CELLS)}})
+    assert list(rows.rows) == [31]
+
+
+class Counted(float):
+    """A number that counts how often it is compared with another for equality."""
+
+    n_compared = 0
+    __hash__ = float.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.n_compared += 1
+        return super().__eq__(other)
+
+
+def test_a_repair_does_not_search_for_the_epoch_of_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A float in a `range` is found by comparing it with one number after another."""
+    writer = CsvWriter(tmp_path / "metrics.csv")
+    writer.rewrite([row(epoch) for epoch in range(1, 401)])
+    monkeypatch.setattr("base.training.epoch_rows.number", lambda text: Counted(text))
+    Counted.n_compared = 0
+    later = repair_rows(writer, EpochRows(), 390)
+    assert Counted.n_compared <= 400
+    assert [each["epoch"] for each in later] == [str(epoch) for epoch in range(391, 401)]
+    assert len(read_rows(writer.path)) == 390

@@ -18,9 +18,11 @@ from toy import NETWORKS, assert_resumes, assert_same, batches, make, run, train
 from base.checkpoint.store import read
 from base.config import load_config
 from base.data.batch import DEFAULT_RULES, SampleCount, count_samples, cut
-from base.errors import TrainingError
+from base.errors import OutOfMemoryError, TrainingError
 from base.names.registry import MODELS
 from base.run import micro_batch
+from base.run.dry_run_report import dry_run
+from base.system.resources import ignored_out_of_memory
 from base.training.accumulation import Window
 from trainer.trainer import Trainer
 
@@ -207,6 +209,7 @@ class Hungry(nn.Module):
     """Has memory for so many samples at once; moves a buffer and the random stream."""
 
     most = 3
+    error: Exception = torch.OutOfMemoryError("out of memory")
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +218,7 @@ class Hungry(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and len(x) > self.most:
-            raise torch.OutOfMemoryError("out of memory")
+            raise self.error
         return self.head(self.body(x))
 
 
@@ -235,6 +238,46 @@ def test_auto_halves_until_a_part_fits_and_leaves_no_trace(tmp_path: Path) -> No
     assert "micro_batch 2 (auto; to keep it, memory.micro_batch=2)" in found.experiment.memory_notes
     run(tmp_path / "fixed", AUTO[0], "memory.micro_batch=2", AUTO[2])
     assert_same(read(tmp_path / "auto"), read(tmp_path / "fixed"))
+
+
+@pytest.mark.usefixtures("_device")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
+        "MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1.00 GB)",
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried",
+    ],
+)
+def test_auto_knows_a_lack_of_memory_by_its_text(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hungry, "error", RuntimeError(text))
+    assert run(tmp_path, *AUTO).config["memory"]["micro_batch"] == 2
+
+
+@pytest.mark.usefixtures("_device")
+def test_auto_passes_on_other_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
+    monkeypatch.setattr(Hungry, "error", error)
+    with pytest.raises(RuntimeError, match="NOT_SUPPORTED"):
+        train_in(make(*AUTO))
+
+
+@pytest.mark.usefixtures("_device")
+def test_a_dry_run_without_enough_memory_says_what_to_do() -> None:
+    trainer = make(AUTO[0], AUTO[2])
+    with pytest.raises(OutOfMemoryError, match=r"the dry run .*memory\.micro_batch=auto"):
+        dry_run(trainer)
+
+
+def test_checks_leave_a_lack_of_memory_to_the_training() -> None:
+    with ignored_out_of_memory():
+        raise TrainingError("loss 'x' fails") from RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+    with pytest.raises(TrainingError), ignored_out_of_memory():
+        raise TrainingError("loss 'x' fails") from RuntimeError("shapes")
 
 
 @pytest.mark.usefixtures("_device")

@@ -118,6 +118,35 @@ def test_another_number_of_ranks_counts_each_sample_once(
     assert "equal to the bit" in record.getMessage()
 
 
+@pytest.mark.parametrize("has_device", [True, False])  # False: of earlier versions
+def test_each_rank_takes_the_stream_of_its_gpu(has_device: bool, monkeypatch: Any) -> None:
+    """Ranks 0 and 1 trained on the GPUs 0 and 1, and go on with the GPUs 2 and 3."""
+    streams: dict[int, int] = {}
+
+    def use(device: int) -> None:
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: device)
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(
+        torch.cuda, "get_rng_state_all", lambda: [torch.tensor([each]) for each in range(4)]
+    )
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: streams.update({device: int(state)})
+    )
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: None)
+    state: dict[str, Any] = {}
+    for world in reversed(ranks(2)):
+        use(world.rank)
+        state = gather_state(parts(), world)
+    if not has_device:
+        del state[RANKS]["states"][0]["random"]["cuda_device"]
+    for world in ranks(2):
+        use(2 + world.rank)
+        load_state_dicts(stateful := parts(), state_of_rank(state, stateful, world))
+        assert streams[2 + world.rank] == world.rank
+
+
 def test_a_new_run_keeps_the_stream_of_one_process_on_rank_0() -> None:
     seed_everything(7)
     expected = draws()

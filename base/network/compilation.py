@@ -1,0 +1,102 @@
+"""Compiles the networks that a trainer calls: ``memory.compile``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from base.network.layers import Networks
+
+WITH_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+MOST_SIZES = 8
+"""Sizes of a batch that have graphs of their own: whole, last, in parts, in validation."""
+MOST_GRAPHS = 64
+"""torch counts the graphs of all networks together, and computes without one beyond 8."""
+
+
+def uses_cuda_graphs(mode: bool | str, device: torch.device) -> bool:
+    """Return whether a mode of ``memory.compile`` replays CUDA graphs, whose outputs are reused."""
+    return device.type == "cuda" and mode in WITH_CUDA_GRAPHS
+
+
+def compile_networks(model: nn.Module, mode: bool | str, device: torch.device) -> list[str]:
+    """Compile a model, or each of its networks if it is not called itself; return a note.
+
+    Parameters keep their names. Compiling takes place at the first call.
+    """
+    networks = called_networks(model)
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
+    for network in networks.values():
+        network.compile(mode=None if mode is True else mode)
+        compiled: Any = network._compiled_call_impl
+        network._compiled_call_impl = CompiledCall(compiled, uses_cuda_graphs(mode, device))
+    return [] if "" in networks else [f"compiled: {', '.join(networks)}"]
+
+
+def called_networks(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+    """Return the modules that a trainer calls, by name: those in containers without a forward."""
+    if type(model).forward is not nn.Module.forward and not isinstance(model, Networks):
+        return {prefix: model}
+    found: dict[str, nn.Module] = {}
+    for name, child in model.named_children():
+        found.update(called_networks(child, f"{prefix}.{name}".lstrip(".")))
+    return found
+
+
+def is_never_called(model: nn.Module) -> bool:
+    """Return whether there are compiled networks, and none of them has been called yet."""
+    calls = (module._compiled_call_impl for module in model.modules())
+    known = [call for call in calls if isinstance(call, CompiledCall)]
+    return bool(known) and not any(call.has_run for call in known)
+
+
+class CompiledCall:
+    """The call of a compiled network.
+
+    torch compiles for the exact sizes of the first call, and for any size once they differ, which
+    is slower. The batch gets a graph for each of a few sizes instead; other dimensions do not.
+
+    Args:
+        has_reused_outputs: whether the next call overwrites the outputs, which are copied then.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], has_reused_outputs: bool) -> None:
+        self.compiled, self.has_reused_outputs = compiled, has_reused_outputs
+        self.has_run = False
+        self._sizes: set[int] = set()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.has_run = True
+        for value in (*args, *kwargs.values()):
+            for leaf in (value,) if isinstance(value, Tensor) else tree_leaves(value):
+                if isinstance(leaf, Tensor) and leaf.dim() and self._is_fixed(len(leaf)):
+                    torch._dynamo.mark_static(leaf, 0)
+        outputs = self.compiled(*args, **kwargs)
+        return tree_map(_copied, outputs) if self.has_reused_outputs else outputs
+
+    def _is_fixed(self, size: int) -> bool:
+        if len(self._sizes) < MOST_SIZES:
+            self._sizes.add(size)
+        return size in self._sizes
+
+
+def _copied(output: Any) -> Any:
+    return output.clone() if isinstance(output, Tensor) else output
+
+
+def mark_steps(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield batches; what CUDA graphs computed for a batch may be overwritten after it.
+
+    Without the mark torch decides so itself, after any backward pass: too early if another network
+    still waits for its own, as the generator of a GAN does.
+    """
+    for batch in batches:
+        held = [batch]
+        del batch
+        torch.compiler.cudagraph_mark_step_begin()
+        yield held.pop()  # keep no reference while the next one is read

@@ -1,0 +1,79 @@
+"""The numbers of the runs in a folder, kept in a file beside them: ``saved/NAME/.runs.json``.
+
+A run's number never changes, so that ``run.json`` is opened once, not at each start of a run or
+each ``-r``. The file only saves time: it may be missing, old or damaged, and is written again when
+it lacks many runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from logger.files import read_file, write_whole
+
+INDEX = ".runs.json"
+MOST_UNKNOWN = 100  # runs that are opened each time; with more, the file is written again
+
+
+class Numbered(NamedTuple):
+    """The place of a run among all of its ``save_dir``; 0 and "" of one without ``run.json``."""
+
+    number: int
+    started: str
+
+
+UNNUMBERED = Numbered(0, "")
+
+
+def numbered_runs(
+    parent: Path, read: Callable[[Path], Mapping[str, Any]]
+) -> Iterator[tuple[str, Numbered]]:
+    """Yield the name and the number of each folder in a folder of runs.
+
+    Args:
+        read: returns the content of a run's ``run.json``.
+    """
+    try:
+        with os.scandir(parent) as entries:
+            # With its inode, as another run may get the name of a removed or renamed one.
+            found = {entry.name: entry.inode() for entry in entries if entry.is_dir()}
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    known = _read(parent)
+    n_unknown = 0
+    current: dict[str, tuple[int, int, str]] = {}
+    for name, inode in found.items():
+        listed = known.get(name)
+        if listed is not None and listed[0] == inode:
+            one = Numbered(listed[1], listed[2])
+        else:
+            one = number_of(read(parent / name))
+            n_unknown += one.number > 0
+        if one.number > 0:
+            current[name] = (inode, *one)
+        yield name, one
+    if n_unknown > MOST_UNKNOWN:
+        with contextlib.suppress(OSError):  # such as a folder that is only readable
+            write_whole(parent / INDEX, json.dumps(current).encode())
+
+
+def number_of(stamp: Mapping[str, Any]) -> Numbered:
+    """Return the number in a ``run.json``."""
+    try:
+        return Numbered(int(stamp["number"]), str(stamp["started"]))
+    except (ValueError, LookupError, TypeError):
+        return UNNUMBERED
+
+
+def _read(parent: Path) -> dict[str, tuple[int, int, str]]:
+    """Return inode, number and start of the listed runs by name."""
+    try:
+        content = json.loads(read_file(parent / INDEX))
+        return {name: (int(i), int(number), str(s)) for name, (i, number, s) in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}

@@ -61,7 +61,7 @@ def picture(seed: int) -> Image.Image:
     image = Image.fromarray(corners).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(image)
     for left, top, width, height in random.integers(0, (WIDTH, HEIGHT, 200, 200), (12, 4)).tolist():
-        draw = random.choice([pen.ellipse, pen.rectangle])
+        draw = (pen.ellipse, pen.rectangle)[random.integers(2)]
         colour = tuple(random.integers(0, 256, 3).tolist())
         draw((left, top, left + width, top + height), fill=colour)
     pixels = np.asarray(image, np.float32)

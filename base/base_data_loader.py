@@ -24,6 +24,7 @@ from base.data.protocols import (
 )
 from base.data.reading import (
     BatchReader,
+    Failure,
     Key,
     NoteBad,
     PartialBatch,
@@ -248,7 +249,9 @@ class BaseDataLoader:
             yield from self._stock_batches(reader, keys, n_workers)
         else:
             for key in keys:
-                yield raise_failure(reader.__getitems__(key))
+                batch = reader.__getitems__(key)
+                yield raise_failure(batch) if isinstance(batch, Failure) else batch
+                del batch
 
     def split_validation(self) -> BaseDataLoader | None:
         """Return the validation loader, in fixed order, or None if no samples are held out."""
@@ -525,7 +528,8 @@ class BaseDataLoader:
                 order, order_epoch = self._order(epoch), epoch
                 if is_drawn and may_repeat:
                     order = order + number_repeats(order) * len(self.dataset)  # type: ignore[arg-type]
-            indices = order[number * size : (number + 1) * size]
+            begin = number * size
+            indices = order[begin : begin + size]
             if drawn is not None:
                 drawn.append(self.batch_share.count_own(len(indices)))
                 indices = self.batch_share.of(indices)

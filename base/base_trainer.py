@@ -38,7 +38,7 @@ from base.training.epoch_time import Clock
 from base.training.experiment import Experiment
 from base.training.loss_gradients import due_gradients
 from base.training.loss_terms import LossTerms
-from base.training.optimizer_step import choose_stepper, only
+from base.training.optimizer_step import Stepper, choose_stepper, only
 from base.training.parameter_groups import highest_rate, learning_rates
 from base.training.rank_states import gather_state
 from base.training.recovery import Recovery
@@ -105,6 +105,7 @@ class BaseTrainer:
         self.losses, self.metrics, self.meters = state.losses, state.metrics, state.meters
         self.optimizers, self.schedules = state.optimizers, state.schedules
         self.steppers, self.window, self.finite = state.steppers, state.window, state.finite
+        self._lone_stepper = next(iter(self.steppers.values())) if len(self.steppers) == 1 else None
         self.progress, self.monitor, self.ema = state.progress, state.monitor, state.ema
         self.capture, self.epoch_rows = state.capture, state.epoch_rows
         self.stateful = state.stateful
@@ -140,6 +141,7 @@ class BaseTrainer:
         self._has_started = False
         self._phase_loader = self.train_loader
         self._predict_takes_batch = takes_batch(self.predict)
+        self._no_gradients = torch.no_grad()
         self._n_samples: int | None = None  # in the current batch or micro-batch
         self._last_results: list[StepValues] = []  # of the last batch
         self._buffer_means: BufferMeans | None = None  # with several ranks
@@ -184,6 +186,8 @@ class BaseTrainer:
         self.epoch_start.begin()
         self.training_state.phase_metrics = self.metrics if self.settings.train_metrics else {}
         self._phase_loader = self.train_loader
+        sampler = self.training_state.sampler
+        learns = sampler is not None and sampler.wants_losses
         with self.current_run.log.bar(
             self.progress,
             self.experiment.batches_per_epoch,
@@ -194,11 +198,12 @@ class BaseTrainer:
                 self.recovery.begin_attempt(micro_batch)
                 try:
                     with context:
-                        values = StepValues(self.train_step(micro_batch), n_samples)
+                        values = StepValues(self.train_step(micro_batch), n_samples, learns)
                         if n_samples and not self.recovery.is_failing:
                             results.append(values)
                             values.add_to(self.meters)
-                            self._update_sampler(micro_batch, values)
+                            if learns:
+                                self._update_sampler(micro_batch, values)
                 except BaseException as error:
                     if not self.recovery.handle(error, micro_batch):
                         raise
@@ -212,18 +217,19 @@ class BaseTrainer:
         """Finish a step: schedules, unfreezing, averages, logging, callbacks, checkpoint, stop."""
         progress, run = self.progress, self.current_run
         progress.step = step = progress.step + 1
-        progress.rates = learning_rates(self.optimizers)  # that this step used
+        is_made = self.recovery.end_step()
+        is_logged = is_made and self.log_every.is_due_at_step(step)
+        if is_logged or self.schedules or self.callbacks:
+            self._note_rates()
         for schedule in self.schedules.values():
             schedule.after_step()
         self.training_state.freezing.after_step(step)
         self.empty_cache.after_step(step)
-        is_made = self.recovery.end_step()
         if self._buffer_means is not None and is_made:
             share = self.window.n_own / max(self.window.n_counted, 1)
             self._buffer_means.average(self.world, share, step)
         if self.ema is not None and is_made and self.ema.is_due(step):
             self.ema.update()
-        is_logged = is_made and self.log_every.is_due_at_step(step)
         if is_logged or self.callbacks or self.capture.is_recording:
             self._report_step(values if is_logged else None)
         if run.store is not None:
@@ -236,6 +242,18 @@ class BaseTrainer:
             self.current_run.check_first_step(self._summarise("train", self.meters))
         if self._requests.stop:
             raise StopRequested
+
+    @property
+    @final
+    def _rates_may_change(self) -> bool:
+        """Whether learning rates may change between a step and the next use of `progress.rates`."""
+        return bool(self.schedules or self.callbacks)
+
+    @final
+    def _note_rates(self) -> None:
+        """Note the learning rates that the last step used."""
+        if self.progress.step:
+            self.progress.rates = learning_rates(self.optimizers)
 
     @final
     def _report_step(self, values: Mapping[str, Any] | None) -> None:
@@ -352,6 +370,8 @@ class BaseTrainer:
     def end_epoch(self, values: Values) -> None:
         """Finish an epoch: schedules, best epoch, logging, callbacks, checkpoint, stop."""
         is_whole = self.progress.batch >= self.experiment.batches_per_epoch
+        if not self._rates_may_change:
+            self._note_rates()
         self._requests.exchange(Kind.EPOCH, self.progress.step)
         if is_whole:
             for schedule in self.schedules.values():
@@ -385,6 +405,8 @@ class BaseTrainer:
     @final
     def save(self, values: Values | None = None, is_best: bool = False) -> None:
         """Write a checkpoint of ``stateful``, unless the last one holds this very state."""
+        if not self._rates_may_change:
+            self._note_rates()
         position = self.progress.state_dict()
         if position == self._saved_position:
             return
@@ -476,7 +498,8 @@ class BaseTrainer:
         shared graph is retained until the last pass. The terms of one loss are summed.
         """
         losses, world = backward_passes(loss, self.settings.backward != "sum"), self.world
-        stepper, is_full = choose_stepper(self.steppers, only), self.window.is_full
+        stepper = (only is None and self._lone_stepper) or choose_stepper(self.steppers, only)
+        is_full = self.window.is_full
         inputs = None if only is None else stepper.trainable
         for number, part in enumerate(losses, start=1):
             share = self.window.share(part)
@@ -484,17 +507,9 @@ class BaseTrainer:
             if stepper.in_backward is not None and is_full:
                 self.recovery.refuse_nonfinite()  # the pass below updates the parameters
             is_last = number == len(losses)
-            contexts = []
-            if self.capture.is_recording:
-                contexts.append(self.capture.backward(stepper.scaler))
-            if self.precision.is_reduced:
-                contexts.append(self.precision.full())
-            if stepper.in_backward is not None:
-                contexts.append(stepper.stepping(is_full))
-            if world.is_active and is_last:
-                contexts.append(self._summed(only))
+            summed = self._summed(only) if world.is_active and is_last else NO_CONTEXT
             scaled = stepper.scaler.scale(share) if stepper.is_scaled else share
-            with together(contexts):
+            with self._around_backward(stepper, summed):
                 scaled.backward(inputs=inputs, retain_graph=retain_graph or not is_last)
         if not world.is_active:  # else all ranks agree in `update`
             self.recovery.refuse_nonfinite()
@@ -510,8 +525,9 @@ class BaseTrainer:
             name: the optimizer; may be omitted if there is one.
             again: computes the losses again, for LBFGS, which evaluates them several times a step.
         """
-        stepper = choose_stepper(self.steppers, name)
-        stepper.check(again)
+        stepper = (name is None and self._lone_stepper) or choose_stepper(self.steppers, name)
+        if again is None:
+            stepper.check(again)
         if not self.window.is_full:
             return
         if stepper.every == 1 or self.is_due(name):
@@ -528,6 +544,18 @@ class BaseTrainer:
             if self.world.is_active:
                 self.recovery.agree(None)
             stepper.clear()
+
+    @final
+    def _around_backward(
+        self, stepper: Stepper, summed: AbstractContextManager[Any]
+    ) -> AbstractContextManager[Any]:
+        """Return the context of a backward pass; most steps need none."""
+        is_plain = stepper.in_backward is None and summed is NO_CONTEXT
+        if is_plain and not (self.capture.is_recording or self.precision.is_reduced):
+            return NO_CONTEXT
+        recording = self.capture.backward(stepper.scaler)
+        stepping = stepper.stepping(self.window.is_full)
+        return together([recording, self.precision.full(), stepping, summed])
 
     @final
     def _summed(self, name: str | None) -> AbstractContextManager[None]:
@@ -549,14 +577,15 @@ class BaseTrainer:
     @final
     def measure(self, outputs: Any, batch: Any) -> None:
         """Update the metrics with the predictions for a batch."""
-        is_left_out = self._n_samples == 0 or self.recovery.is_failing
-        if self.training_state.phase_metrics and not is_left_out:
-            with torch.no_grad():
-                more = (batch,) if self._predict_takes_batch else ()
-                predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
-                target = target_of(batch, self.config["batch"])
-                for metric in self.training_state.phase_metrics.values():
-                    metric.update(predictions, target, batch, self._n_samples)
+        metrics = self.training_state.phase_metrics
+        if not metrics or self._n_samples == 0 or self.recovery.is_failing:
+            return
+        with self._no_gradients:
+            more = (batch,) if self._predict_takes_batch else ()
+            predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
+            target = target_of(batch, self.config["batch"])
+            for metric in metrics.values():
+                metric.update(predictions, target, batch, self._n_samples)
 
     @final
     def gather(self, tensor: Tensor) -> Tensor:
@@ -726,6 +755,8 @@ class BaseTrainer:
         and the context to run it in. No reference to a batch is kept while the next one loads.
         """
         progress, window, state = self.progress, self.window, self.training_state
+        world = self.world
+        is_plain = self.precision.autocast() is NO_CONTEXT and self.offload() is NO_CONTEXT
         first, count = progress.batches_total, self.experiment.batches_left(progress)
         for batch in self.recovery.batches(self._training_batches, first, count):
             position = progress.batches_total
@@ -737,15 +768,18 @@ class BaseTrainer:
             for part, n_samples in parts:
                 held = [part]
                 del part
-                guard = self.current_run.guard_first_step() if position == 0 else NO_CONTEXT
-                contexts = [self.precision.autocast(), self.offload(), guard]
-                yield held.pop(), n_samples, results, together(contexts)
+                context: AbstractContextManager[Any] = NO_CONTEXT
+                if position == 0 or not is_plain:
+                    guard = self.current_run.guard_first_step() if position == 0 else NO_CONTEXT
+                    context = together([self.precision.autocast(), self.offload(), guard])
+                yield held.pop(), n_samples, results, context
             del parts
-            self._end_batch()
-            if window.is_lost and window.is_full:
-                self.recovery.agree_lost()
-            if self.world.is_active and window.is_full:
-                window.receive()
+            if world.is_active:
+                self._end_batch()
+                if window.is_full:
+                    if window.is_lost:
+                        self.recovery.agree_lost()
+                    window.receive()
             progress.advance(window.n_counted)
             if results:
                 state.last_values = values_of(results, self.device)
@@ -801,9 +835,9 @@ class BaseTrainer:
     def _update_sampler(self, part: Any, values: StepValues) -> None:
         """Pass the losses of each sample to a sampler that learns from them."""
         sampler = self.training_state.sampler
-        if sampler is not None and sampler.wants_losses:
-            ids = ids_of(part, self.config["batch"])
-            record_sample_losses(sampler, ids, values, self.progress.batches_total)
+        assert sampler is not None
+        ids = ids_of(part, self.config["batch"])
+        record_sample_losses(sampler, ids, values, self.progress.batches_total)
 
     @final
     def try_step(self, batch: Any) -> Values:

@@ -521,8 +521,8 @@ def measure(
                 found = several(part, folder, n, rounds, limit)
                 if found:
                     costs[part][n] = found
-                else:
-                    ended.add(part)
+                else:  # what follows may need the files of this one
+                    ended.update(group[group.index(part) :])
                 print(line_of(part, n, found), flush=True)
             shutil.rmtree(folder)
     return costs

@@ -1,5 +1,6 @@
 """Running means that are updated without waiting for the device."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ class Meters:
 
     def reset(self) -> None:
         """Remove all values."""
-        self._counts: dict[str, float] = {}
-        self._numbers: dict[str, float] = {}
+        self._counts: dict[str, float] = defaultdict(int)
+        self._numbers: dict[str, float] = defaultdict(float)
         self._tensors: dict[str, Tensor] = {}
         self._tensor_counts: dict[str, Tensor] = {}
         self._sums: set[str] = set()
@@ -52,7 +53,7 @@ class Meters:
             else:
                 count = self._add_count(name, count)
         if not isinstance(count, Tensor):
-            self._counts[name] = self._counts.get(name, 0) + count
+            self._counts[name] += count
         if isinstance(value, Tensor) and not (value.is_cpu and self._is_on_cpu):
             total = self._tensors.get(name)
             if total is None or value.dim() or total.device != value.device:
@@ -66,8 +67,7 @@ class Meters:
                 if value.dim():
                     _refuse_many(name, value)
                 value = value.item()  # does not synchronize, as it is on the CPU
-            added = float(value) * float(count) if count else 0.0
-            self._numbers[name] = self._numbers.get(name, 0.0) + added
+            self._numbers[name] += float(value) * float(count) if count else 0.0
 
     def means(self) -> dict[str, Tensor | float]:
         """Return the current means, in the order of the first `add`, without synchronizing."""
@@ -106,8 +106,8 @@ class Meters:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load sums of `state_dict`, on this device or another."""
-        self._counts = dict(state["counts"])
-        self._numbers = dict(state["numbers"])
+        self._counts = defaultdict(int, state["counts"])
+        self._numbers = defaultdict(float, state["numbers"])
         self._sums = set(state.get("sums", ()))  # older checkpoints have no denominators
         with torch.inference_mode(False):
             self._tensors, self._tensor_counts = (
@@ -195,8 +195,11 @@ def _added(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _merged_order(parts: Sequence[Iterable[str]]) -> list[str]:
     """Return all names, each after the name that precedes it in the first part that has it."""
-    order: list[str] = []
-    for names in parts:
+    first, *others = map(list, parts)
+    order = first
+    for names in others:
+        if names == order:  # nearly always, and then no name is searched for
+            continue
         place = 0
         for name in names:
             if name in order:

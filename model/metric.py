@@ -124,8 +124,7 @@ def _as_classes(
 
 def _has_scores_by_class(output: Tensor, target: Tensor) -> bool:
     shape = output.shape
-    is_one_more = output.ndim == target.ndim + 1 and shape[1] > 1
-    return is_one_more and shape[0] == target.shape[0] and shape[2:] == target.shape[1:]
+    return len(shape) > 1 and shape[1] > 1 and shape[:1] + shape[2:] == target.shape
 
 
 def _is_single(output: Tensor, target: Tensor) -> bool:

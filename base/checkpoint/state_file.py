@@ -6,25 +6,29 @@ import hashlib
 import json
 import math
 import os
+import queue
 import secrets
 import shutil
 import sys
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
+from base.checkpoint.torch_archive import write_archive
 from base.checkpoint.torch_file import MAX_DEPTH, load_torch_file, unsupported_kind
 from base.distributed.shard import Rows, is_sharded, rows_of
 from base.errors import CheckpointError
 from logger.files import open_file
 
-CHUNK = 1 << 26  # bytes to hash and write at once
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+SMALL = 1 << 18  # bytes: what is smaller is gathered before it is written
 KEYS = (str, int, float, bool, type(None))
 LEAVES = (*KEYS, complex, torch.Size, torch.dtype, torch.device)
 
@@ -107,14 +111,18 @@ def _counted(tensor: Tensor, storages: dict[int, int]) -> Tensor:
 def write_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Write a plain state and sync it to the disk; return its size in bytes and its sha256."""
     with _HashedFile(path) as file:
-        torch.save(state, cast("BinaryIO", file))
-    return {"bytes": file.n_bytes, "sha256": file.sha256.hexdigest()}
+        write_archive(state, file)
+        return {"bytes": file.n_bytes, "sha256": file.sha256_so_far()}
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a new small file and sync it to the disk."""
-    with _HashedFile(path) as file:
-        file.write(content)
+    descriptor = os.open(path, NEW, 0o666)
+    try:
+        _write_all(descriptor, memoryview(content))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:
@@ -170,46 +178,61 @@ def remove_if_possible(path: Path) -> None:
 
 
 class _HashedFile:
-    """A new file that hashes its content and raises its first error at the end of the block.
-
-    Not earlier: torch's writer would turn the error into a RuntimeError without an errno.
-    """
+    """A new file, hashed in a thread while it is written, and synced at the end of the block."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.n_bytes = 0
-        self.sha256 = hashlib.sha256()
-        self.error: BaseException | None = None
+        self._small = bytearray()  # not written yet: few large writes take less time
+        self._sha256 = hashlib.sha256()
+        self._queue: queue.Queue[memoryview | bytes | None] = queue.Queue(maxsize=8)
+        self._thread = threading.Thread(target=self._hash, name="hash")
 
     def __enter__(self) -> _HashedFile:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        self.descriptor = os.open(self.path, flags, 0o666)
+        self._descriptor = os.open(self.path, NEW, 0o666)
+        self._thread.start()
         return self
 
-    def write(self, data: bytes | memoryview) -> int:
-        view = memoryview(data)
-        try:
-            for start in range(0, 0 if self.error else len(view), CHUNK):
-                chunk = view[start : start + CHUNK]
-                self.n_bytes += len(chunk)
-                self.sha256.update(chunk)
-                while chunk:
-                    chunk = chunk[os.write(self.descriptor, chunk) :]
-        except BaseException as error:  # raised in __exit__
-            self.error = error
-        return len(view)
+    def write(self, data: bytes | memoryview) -> None:
+        self.n_bytes += len(data)
+        if len(data) < SMALL:
+            self._small += data
+            if len(self._small) >= SMALL:
+                self._write_small()
+            return
+        self._write_small()
+        self._put(memoryview(data))
 
-    def flush(self) -> None:
-        """Do nothing: writes are not buffered."""
+    def sha256_so_far(self) -> str:
+        """Return the hash of all that was written; meanwhile the disk receives it."""
+        self._write_small()
+        os.fsync(self._descriptor)
+        self._queue.join()
+        return self._sha256.hexdigest()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if self.error:
-                raise self.error
-            if kind is None:
-                os.fsync(self.descriptor)
-        finally:
-            os.close(self.descriptor)
+    def _write_small(self) -> None:
+        if self._small:
+            small, self._small = bytes(self._small), bytearray()
+            self._put(memoryview(small))
+
+    def _put(self, view: memoryview) -> None:
+        self._queue.put(view)
+        _write_all(self._descriptor, view)
+
+    def _hash(self) -> None:
+        while (view := self._queue.get()) is not None:
+            self._sha256.update(view)
+            self._queue.task_done()
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+        self._queue.put(None)
+        self._thread.join()
+
+
+def _write_all(descriptor: int, view: memoryview) -> None:
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def read_state(path: Path, sha256: str) -> Any:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch._weights_only_unpickler import get_globals_in_pkl
 
+from base.checkpoint.torch_archive import check_content
 from base.errors import CheckpointError
 
 MAX_DEPTH = 64
@@ -28,6 +29,7 @@ MEMBERS = re.compile(
     r"[^/\\]+/(data\.pkl|data/[0-9]+|version|byteorder|\.format_version|\.storage_alignment"
     r"|\.data/serialization_id)"
 )
+IS_FOLDER = 0x10  # an attribute by which torch reads nothing, and leaves memory as it is
 ARCHIVE = b"PK\x03\x04"
 BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of torch's magic number
 PROTOCOL = (
@@ -155,18 +157,19 @@ def _pickle_in_archive(file: BinaryIO, size: int, is_verified: bool) -> bytes:
             raise CheckpointError("it is an archive, but not of torch.save")
         if not all(map(_is_stored, members)) or sum(each.file_size for each in members) > size:
             raise CheckpointError("refused: it would unpack to more than its size")
-        if not is_verified and (bad := archive.testzip()):
-            raise CheckpointError(f"damaged: the checksum of {bad} does not match")
+        if not is_verified:
+            check_content(file, archive)
         return archive.read(f"{folder}/data.pkl")
 
 
 def _is_stored(member: zipfile.ZipInfo) -> bool:
-    """Return whether a member is uncompressed and states its size once."""
+    """Return whether a member is an uncompressed file that states its size once."""
     extra = member.extra  # for members over 4 GiB: one field with the sizes
     is_one_size = not extra or (
         extra[:2] == b"\1\0" and len(extra) == 4 + extra[2] + 256 * extra[3]
     )
     is_plain = member.compress_type == zipfile.ZIP_STORED and not member.flag_bits & 1
+    is_plain &= not member.external_attr & IS_FOLDER
     return is_plain and is_one_size and member.compress_size == member.file_size
 
 

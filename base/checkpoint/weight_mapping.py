@@ -20,6 +20,7 @@ from base.network.patterns import NoMatch, match_names
 
 LOG = logging.getLogger("kindling")
 MAX_LINES = 12  # per kind in a message
+MOST_COMPARED = 500  # names among which a line suggests one; ten thousand take a second a line
 WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and DistributedDataParallel; of compile
 COUNTER = "num_batches_tracked"
 
@@ -171,7 +172,8 @@ def _check_complete(report: WeightsReport, chosen: set[str], may_mismatch: bool)
         (missing, unexpected, "not in the file"),
         (unexpected, missing, "only in the file"),
     ):
-        lines += [f"{name}: {text}{nearest(name, others)}" for name in names[:MAX_LINES]]
+        known = others if len(others) <= MOST_COMPARED else ()
+        lines += [f"{name}: {text}{nearest(name, known)}" for name in names[:MAX_LINES]]
     n_more = len(missing) + len(unexpected) + len(mismatched) - len(lines)
     lines += [f"and {n_more} more"] * (n_more > 0)
     if lines:

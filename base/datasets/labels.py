@@ -120,7 +120,7 @@ def class_names(classes: Classes) -> list[str] | None:
     if isinstance(classes, str | bool):
         raise DataError(f"classes is {classes!r}; give a list of names, or the number of classes")
     names = list(map(str, range(classes) if isinstance(classes, int) else classes))
-    twice = sorted(name for name, n in Counter(names).items() if n > 1)
+    twice = sorted(name for name, n_uses in Counter(names).items() if n_uses > 1)
     if twice or not names:
         raise DataError(f"classes names {twice[0]!r} twice" if twice else "classes is empty")
     return names

@@ -67,6 +67,8 @@ class Capture:
         if problems:
             raise ConfigError(problems)
 
+        self.is_recording = False
+        """Whether the current step is recorded."""
         self._step, self._call_numbers = 0, count()
         self._scaler: torch.amp.GradScaler | None = None  # of the current backward pass
         self._handles: list[Any] = []
@@ -83,14 +85,10 @@ class Capture:
         for n_steps, names, rule in self._rules:
             for name in names if step % n_steps == 0 else ():
                 self._wanted.setdefault((name, rule["of"]), set()).update(rule["record"])
+        self.is_recording = bool(self._wanted)
         for name in dict.fromkeys(name for name, of in self._wanted if of != "parameters"):
             module = self._model.get_submodule(name)
             self._handles.append(module.register_forward_hook(partial(self._record_call, name)))
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether the current step is recorded."""
-        return bool(self._wanted)
 
     def backward(self, scaler: torch.amp.GradScaler) -> AbstractContextManager[None]:
         """Record the gradients of the backward pass in this block, without the loss scale."""
@@ -137,7 +135,7 @@ class Capture:
         """Remove all hooks and the record."""
         for handle in self._handles:
             handle.remove()
-        self._step = 0
+        self._step, self.is_recording = 0, False
         self._handles.clear()
         self._wanted.clear()
         self._records.clear()

@@ -85,13 +85,13 @@ def call_init_weights(model: nn.Module, names: Sequence[str]) -> list[str]:
             text = f"init_weights() of {type(part).__name__} fails: {type(error).__name__}: {error}"
             raise PresetError(text) from error
 
-    is_set = []
+    is_set, wanted = [], set(names)
     for name, parameter in model.named_parameters():
         old, version, value = before.get(name, (None, 0, parameter))
         # Writing through `.data` does not change the version; writing an equal value does.
         if parameter is old and parameter._version == version and parameter.equal(value):
             continue
-        if name in names:
+        if name in wanted:
             is_set.append(name)
         elif old is not None:
             parameter.detach().copy_(value)
@@ -123,7 +123,8 @@ def _zero_last_norms(model: nn.Module, names: Sequence[str]) -> dict[str, Sectio
     if not found:
         text = 'no residual block declares its last norm; write `last_norm = "norm2"` in the'
         raise PresetError(f"{text} block's class (torchvision's ResNets are known)")
-    chosen = [name for name in found if name in names]
+    wanted = set(names)
+    chosen = [name for name in found if name in wanted]
     if not chosen:
         raise PresetError(
             f"match excludes the last norms of the residual blocks: {listed(found, 4)}"

@@ -176,7 +176,8 @@ def _holds_equal_blocks(module: nn.Module) -> bool:
             for block in each.children()
             if next(block.children(), None) is not None
         ]
-        if any(kinds.count(kind) > 1 for kind in kinds if kind[1]):
+        kinds = [kind for kind in kinds if kind[1]]
+        if len(set(kinds)) < len(kinds):
             return True
     return False
 

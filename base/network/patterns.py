@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from base.errors import KindlingError, nearest
@@ -39,22 +39,25 @@ def match_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
 
     A shared parameter matches by any of its names, and is returned once, by the first.
     """
-    classes = _classes(model)
+    classes = _classes(model, pattern)
     candidates: dict[int, _Candidate] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         candidate = candidates.setdefault(id(parameter), _Candidate([], []))
         candidate.names.append(name)
-        candidate.classes.extend(classes[owner_and_leaf(name)[0]])
+        if classes:
+            candidate.classes.extend(classes[owner_and_leaf(name)[0]])
     return _select(pattern, list(candidates.values()), "parameter", classes)
 
 
 def match_modules(model: nn.Module, pattern: Pattern) -> list[str]:
     """Return the names of the matching modules. A shared module is returned once."""
-    classes = _classes(model)
+    classes = _classes(model, pattern)
     candidates: dict[int, _Candidate] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if name:
-            candidates.setdefault(id(module), _Candidate([], classes[name])).names.append(name)
+            candidates.setdefault(id(module), _Candidate([], classes.get(name, []))).names.append(
+                name
+            )
     return _select(pattern, list(candidates.values()), "module", classes)
 
 
@@ -65,7 +68,7 @@ def match_names(
 
     With a model, names of its parameters and buffers also match by the class of their module.
     """
-    classes = {} if model is None else _classes(model)
+    classes = {} if model is None else _classes(model, pattern)
     candidates = [_Candidate([name], classes.get(owner_and_leaf(name)[0], [])) for name in names]
     return _select(pattern, candidates, "weight", classes)
 
@@ -87,8 +90,10 @@ def whole_of(name: str) -> str:
     return found[1] if found else owner_and_leaf(name)[1]
 
 
-def _classes(model: nn.Module) -> dict[str, list[str]]:
-    """Return the names of each module's class and base classes."""
+def _classes(model: nn.Module, pattern: Pattern) -> dict[str, list[str]]:
+    """Return the names of each module's class and base classes; {} if no part asks for them."""
+    if not any(isinstance(part, Mapping) for part in _parts(pattern)):
+        return {}
     modules = model.named_modules(remove_duplicate=False)
     return {name: [cls.__name__ for cls in type(module).__mro__] for name, module in modules}
 
@@ -126,7 +131,8 @@ def _matcher(part: str | Mapping[str, Any]) -> Callable[[_Candidate], bool]:
         wanted = set(_types(part))
         return lambda candidate: not wanted.isdisjoint(candidate.classes)
     if not part.startswith("re:"):
-        return lambda candidate: any(fnmatchcase(name, part) for name in candidate.names)
+        glob = re.compile(translate(part)).match  # what `fnmatchcase` looks up for each name
+        return lambda candidate: any(map(glob, candidate.names))
     try:
         fullmatch = re.compile(part[3:]).fullmatch
     except re.error as error:

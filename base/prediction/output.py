@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from base.errors import UsageError, disk_error, why
-from logger.console import table, text_width
+from logger.console import n_fitting, table, text_width
 from logger.files import as_file_error
 
 N_SHOWN = 20  # rows on the console, and unreadable files
@@ -170,6 +170,4 @@ def _cut(text: str, width: int) -> str:
     """Shorten a name in front: its end tells files of a folder apart."""
     if text_width(text) <= width:
         return text
-    while text and text_width(text) > width - 1:
-        text = text[1:]
-    return f"…{text}"
+    return f"…{text[len(text) - n_fitting(text[::-1], width - 1) :]}"

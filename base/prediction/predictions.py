@@ -326,8 +326,12 @@ def _named(scores: Any, name: str = "predictions") -> Iterator[tuple[str, Tensor
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """Return the names, numbered where one occurs again."""
-    found: list[str] = []
+    found: dict[str, None] = {}
+    n_uses: dict[str, int] = {}
     for name in names:
-        numbered = (name, *(f"{name}_{number}" for number in range(2, len(names) + 2)))
-        found.append(next(each for each in numbered if each not in found))
-    return found
+        other = name
+        while other in found:
+            n_uses[name] = n_uses.get(name, 1) + 1
+            other = f"{name}_{n_uses[name]}"
+        found[other] = None
+    return list(found)

@@ -14,6 +14,7 @@ PHASES = ("train", "valid", "test")
 OF_TIME = ("seconds", "samples_per_second", "memory_mb", "time", "wait")
 NOT_VALUES = ("epoch", "step", *OF_TIME)
 MEANS = ("mean", "macro")
+MOST_PARTS = 100  # lines of classes in a chart, which are grey beside those of the means
 KINDS = ("loss", "score", "value", "rate")
 """What is drawn on shared axes, in the order of the charts."""
 
@@ -61,7 +62,9 @@ def panels_of(rows: Sequence[Mapping[str, Any]], losses: Collection[str] = ()) -
         panel.lines[" ".join(filter(None, (phase, part))) or title] = line
     for panel in panels.values():
         panel.with_kind()
-        panel.lines = _means_first(panel.lines)
+        n_lines, panel.lines = len(panel.lines), _limited(_means_first(panel.lines))
+        if len(panel.lines) < n_lines:
+            panel.title += f", the lowest {MOST_PARTS} parts"
         if panel.kind == "rate":
             panel.lines = _merged(panel.lines)
     return sorted(panels.values(), key=lambda panel: KINDS.index(panel.kind))
@@ -149,6 +152,17 @@ def _means_first(lines: Lines) -> Lines:
         return part not in ("", *MEANS), phase == "train" and part not in ("", *MEANS)
 
     return {name: lines[name] for name in sorted(lines, key=place)}
+
+
+def _limited(lines: Lines) -> Lines:
+    """Leave out all but the `MOST_PARTS` lines of classes with the lowest last values."""
+    parts = [name for name in lines if name.partition(" ")[2] not in ("", *MEANS)]
+    if len(parts) <= MOST_PARTS:
+        return lines
+    # Those of validation first; a page with the curves of ten thousand classes opens slowly.
+    order = sorted(parts, key=lambda name: (name.startswith("train "), lines[name][-1][1]))
+    left_out = set(order[MOST_PARTS:])
+    return {name: line for name, line in lines.items() if name not in left_out}
 
 
 def _merged(lines: Lines) -> Lines:

@@ -18,8 +18,8 @@ NOT_DRAWN = ("epoch", "step", "seconds", "samples_per_second", "memory_mb", "tim
 """Columns of metrics.csv that are not metrics."""
 
 MOST_NAMES = 60  # classes with a name beside the picture of a table
+MOST_NAMED_LINES = 20  # of an axis; more, such as the rates of many groups, have no legend
 MOST_AXES = 60  # of curves.png; matplotlib lays out a thousand in ten minutes
-LARGEST_PICTURE = 2000  # rows and columns of the picture of a table; larger ones have none
 
 Curve = tuple[list[float], list[float]]
 
@@ -44,7 +44,8 @@ def write_curves(folder: Path) -> Path | None:
         for label, (xs, ys) in lines.items():
             axis.plot(xs, ys, label=label, marker="." if len(xs) < 30 else "")
         axis.grid(visible=True, alpha=0.3)
-        axis.legend()
+        if len(lines) <= MOST_NAMED_LINES:
+            axis.legend()
     return save_figure(figure, folder / "report" / "curves.png")
 
 
@@ -69,14 +70,13 @@ def write_table_picture(
     rows: Sequence[Sequence[float | None]],
     classes: Sequence[str] = (),
 ) -> None:
-    """Draw a table of numbers, such as a confusion matrix, as colours, unless it is too large.
+    """Draw a table of numbers, such as a confusion matrix, as colours.
 
     Args:
         classes: the names of the rows and of the columns, if they are classes.
     """
     side = min(4.5 + 0.15 * len(classes), 14)
-    is_too_large = max(len(rows), len(rows[0])) > LARGEST_PICTURE
-    figure = None if is_too_large else new_figure(side + 0.5, side)
+    figure = new_figure(side + 0.5, side)
     if figure is not None:
         cells = [[math.nan if cell is None else cell for cell in row] for row in rows]
         axis = figure.add_subplot(title=title)

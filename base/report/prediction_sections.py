@@ -34,6 +34,7 @@ PART_NAMES = {"valid": "validation", "test": "test"}
 LARGEST_MATRIX = 25  # classes; of more classes the most confused pairs are shown
 MOST_PAIRS = 30
 MOST_CLASSES = 40  # rows of the table of classes that are not folded
+MOST_LISTED = 1000  # rows of the folded one
 
 
 def prediction_parts(folder: Path, part: str, found: Mapping[str, Any]) -> list[Raw]:
@@ -173,7 +174,11 @@ def _class_table(
     order = sorted(range(len(scores)), key=lambda n: (scores[n].f1 is None, scores[n].f1 or 0))
     worst = table(head, [rows[number] for number in order[:MOST_CLASSES]], heads=1)
     text = f"{title}: the {MOST_CLASSES} of {len(scores):,} with the lowest F1"
-    everything = more(f"all {len(scores):,}", table(head, rows, heads=1))
+    if len(scores) <= MOST_LISTED:
+        everything = more(f"all {len(scores):,}", table(head, rows, heads=1))
+    else:
+        more_rows = [rows[number] for number in order[:MOST_LISTED]]
+        everything = more(f"the lowest {MOST_LISTED:,}", table(head, more_rows, heads=1))
     return Raw(tag("h3", text) + worst + everything)
 
 

@@ -6,21 +6,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from base.report.figures import write_table_picture
 from logger.csv_writer import csv_text
 from logger.files import write_whole
+
+LARGEST_TABLE = 2000  # rows or columns that are written as a table, and drawn
 
 
 def write_test_report(folder: Path, values: Mapping[str, Any], classes: Sequence[str] = ()) -> Path:
     """Write numbers to `report/test.json`, and 2-D values to `report/<name>.csv` and a plot.
 
-    Non-finite numbers become null, as JSON cannot hold them.
+    Non-finite numbers become null, as JSON cannot hold them. Of a table of more than
+    `LARGEST_TABLE` rows or columns, the file lists the cells that are not 0, and there is no plot.
 
     Args:
         classes: the names of the rows and columns of tables of this size.
     """
     numbers = {}
     for name, value in values.items():
+        if len(shape := getattr(value, "shape", ())) == 2 and max(shape) > LARGEST_TABLE:
+            path = folder / "report" / f"{name.replace('/', '_')}.csv"
+            _write_cells(path, np.asarray(value), classes)
+            continue
         plain = _as_plain(value)
         if isinstance(plain, list) and plain and all(isinstance(row, list) for row in plain):
             _write_table(folder / "report" / name.replace("/", "_"), plain, classes)
@@ -39,6 +49,19 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_as_plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_cells(path: Path, table: NDArray[Any], classes: Sequence[str]) -> None:
+    """Write the row, the column and the value of each cell that is not 0."""
+    is_of_classes = table.shape == (len(classes), len(classes))
+    head = ["true class", "predicted class", "samples"] if is_of_classes else ["row", "column", ""]
+    places = np.argwhere(table)
+    values = table[places[:, 0], places[:, 1]].tolist()
+    rows: list[Sequence[object]] = [head]
+    for (row, column), value in zip(places.tolist(), values, strict=True):
+        names = (classes[row], classes[column]) if is_of_classes else (row, column)
+        rows.append([*names, value])
+    write_whole(path, csv_text(rows).encode())
 
 
 def _write_table(path: Path, rows: list[list[float | None]], classes: Sequence[str]) -> None:

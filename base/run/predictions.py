@@ -42,6 +42,7 @@ MAX_SIDE = {"segmentation": 256}
 USUAL_SIDE = 160
 """Pixels of the longer side of kept pictures; larger ones are reduced."""
 MOST_TARGETS = 16  # numbers of a sample; of larger outputs only the mean error is kept
+MOST_COLUMNS = 40  # of a table, whose values are shown of the worst samples
 MOST_LABELS = 100  # whose probabilities are kept
 NO_CLASS = -1
 Kept = dict[str, Any]
@@ -247,18 +248,15 @@ class PredictionRecorder:
         target = target >= HALF if output.shape[1] == 1 else target.nan_to_num()
         is_known &= (target >= 0) & (target < n_classes)
         target = torch.where(is_known, target.long(), NO_CLASS)
-        counts = torch.stack(
-            [
-                torch.bincount(t[known] * n_classes + p[known], minlength=n_classes**2)
-                for t, p, known in zip(target, chosen, is_known, strict=True)
-            ]
-        ).view(-1, n_classes, n_classes)
-        total = counts.sum(0).cpu()
-        self.pixels = total if self.pixels is None else self.pixels + total
-        correct = counts.diagonal(dim1=1, dim2=2).double()
-        union = counts.sum(1) + counts.sum(2) - correct
+        total = torch.bincount(
+            target[is_known] * n_classes + chosen[is_known], minlength=n_classes**2
+        ).view(n_classes, n_classes)
+        self.pixels = total.cpu() if self.pixels is None else self.pixels + total.cpu()
+        correct = _count_each(target, is_known & (target == chosen), n_classes).double()
+        of_class = _count_each(target, is_known, n_classes)
+        union = of_class + _count_each(chosen, is_known, n_classes) - correct
         iou = torch.where(union > 0, correct / union, torch.nan).nanmean(1)
-        accuracy = correct.sum(1) / counts.sum((1, 2))
+        accuracy = correct.sum(1) / of_class.sum(1)
         rows = {"mean_iou": iou, "pixel_accuracy": accuracy}
         return (1 - iou).nan_to_num(nan=0.0), rows, {"target_mask": target, "mask": chosen}
 
@@ -306,6 +304,14 @@ _RECORD = {
     "segmentation": PredictionRecorder._of_pixels,
     "regression": PredictionRecorder._of_numbers,
 }
+
+
+def _count_each(classes: Tensor, is_counted: Tensor, n_classes: int) -> Tensor:
+    """Return how many pixels of each sample have each class, (sample, class)."""
+    shape = (-1, *[1] * (classes.dim() - 1))
+    sample = torch.arange(len(classes), device=classes.device).view(shape)
+    places = (sample * n_classes + classes)[is_counted]
+    return torch.bincount(places, minlength=len(classes) * n_classes).view(-1, n_classes)
 
 
 def _mean_of_known(values: Tensor, is_known: Tensor) -> Tensor:
@@ -500,10 +506,11 @@ def _cells(columns: Any, index: int) -> dict[str, str]:
     cells: dict[str, str] = {}
     if not all(hasattr(columns, each) for each in ("inputs", "numbers", "categories")):
         return cells  # not those of a table
-    for name in columns.inputs:
+    for name in columns.inputs[:MOST_COLUMNS]:
         if name in columns.numbers:
             cells[name] = f"{float(columns.numbers[name][index]):.6g}"
         elif name in columns.categories:
             found = columns.categories[name]
             cells[name] = str(found.values[int(found.numbers[index])])
-    return cells
+    n_more = len(columns.inputs) - MOST_COLUMNS
+    return {**cells, "...": f"{n_more:,} more columns"} if n_more > 0 else cells

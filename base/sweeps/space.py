@@ -192,12 +192,12 @@ def _parse_values(key: str, text: str, where: str) -> Choices | Range:
     if any(map(ALMOST_RANGE.fullmatch, values)):
         text = "write a range alone, as 0.0..0.5, 16..256 or 1e-4..1e-1 log"
         raise UsageError(f"{where}: {text}; put a text of that form in quotes")
-    plain = [_plain(value, where) for value in values]
-    kinds = [(isinstance(value, bool), value) for value in plain]  # True == 1
-    for place, kind in enumerate(kinds):
-        if kind in kinds[:place]:
-            first = values[kinds.index(kind)]
-            raise UsageError(f"{where}: {first} and {values[place]} are the same value")
+    first: dict[object, str] = {}
+    for value in values:
+        kind = _hashable(_plain(value, f"--sweep {key}={value}"))
+        if kind in first:
+            raise UsageError(f"{where}: {first[kind]} and {value} are the same value")
+        first[kind] = value
     return Choices(key, tuple(values))
 
 
@@ -221,6 +221,15 @@ def _plain(text: str, where: str) -> object:
     if problems:
         raise UsageError(str(problems[0]))
     return value
+
+
+def _hashable(value: object) -> object:
+    """Return what is equal for equal values, and hashable; True is not 1."""
+    if isinstance(value, dict):
+        return frozenset((key, _hashable(each)) for key, each in value.items())
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    return isinstance(value, bool), value
 
 
 def _refuse_overlaps(keys: Sequence[str], overrides: Sequence[str]) -> None:

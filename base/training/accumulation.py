@@ -190,12 +190,14 @@ class Window:
         """Move to batch ``number`` of the ``count`` remaining in the epoch."""
         position = number % self.accumulate
         if position == 0:
-            self._outcome, self._deferred = Outcome.MADE, DeferredDenominators()
+            self._outcome = Outcome.MADE
+            if self._deferred.is_in_use:
+                self._deferred = DeferredDenominators()
             if self._ahead:
                 self._whole = self._ahead.popleft()
                 self.n_own = self._whole.n_samples
-            if self._tickets:
-                self._ticket = self._tickets.popleft()
+                if self._tickets:
+                    self._ticket = self._tickets.popleft()
         self.size = min(self.accumulate, count - number + position)
         self.is_full = position == self.size - 1
 
@@ -390,6 +392,11 @@ class DeferredDenominators:
     """Whether the first call of the loss had the target of the batch."""
     _part: Denominators | None = None
     _first: Any = 0.0  # the denominator of the first call in that part
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a loss of the window was called."""
+        return bool(self.assumed) or self.is_ruled_out
 
     def share(self, counted: LossDenominator, part: Denominators, by_samples: float) -> Any:
         """Return the share of a call in the window; a later call may repeat the first of a part."""

@@ -334,7 +334,7 @@ class WeightedLoss:
         if found or given:
             rule = functools.partial(rule, **found, **given)
         if is_own:
-            number = self._own_denominator(lambda: rule(call.output, target), target)
+            number = self._own_denominator(functools.partial(rule, call.output, target), target)
         else:
             number = rule(call.output, target)
         if number is None:
@@ -481,7 +481,10 @@ def _replace_zero_weights(keywords: Mapping[str, Any], weights: Tensor | None) -
 def _extent(target: Any) -> tuple[int, int, bool]:
     """Return the number of entries of a target, its address, and whether it is on the CPU."""
     if isinstance(target, Tensor) and target.dim():
-        return target.numel(), _address(target), target.is_cpu
+        try:
+            return target.numel(), target.data_ptr(), target.is_cpu
+        except RuntimeError:  # it has no storage, as inside torch.func
+            return target.numel(), 0, target.is_cpu
     tensors = list(tensors_in(target))
     address = _address(tensors[0]) if tensors else 0
     return sum(each.numel() for each in tensors), address, all(each.is_cpu for each in tensors)
@@ -527,9 +530,9 @@ def lone_total(losses: Any, weighted: Mapping[str, WeightedLoss]) -> Tensor | No
     if (loss := weighted.get(name)) is None or getattr(value, "term_of", name) != name:
         return None
     weight = loss.weight
-    if isinstance(weight, Ramp):
-        return None
-    return value if weight == 1 else scale_loss(value, weight)
+    if weight == 1:
+        return value
+    return None if isinstance(weight, Ramp) else scale_loss(value, weight)
 
 
 def weigh_terms(

@@ -68,7 +68,9 @@ class Metric(ABC):
         Args:
             n_samples: the number of samples in the batch; None counts the targets.
         """
-        output, picked = self.selection(output, target, batch)
+        picked = target
+        if not self.selection.is_whole:
+            output, picked = self.selection(output, target, batch)
         after: tuple[Any, ...] = (picked,)
         found: dict[str, Any] = {}
         if isinstance(target, Targets) or not self.takes.is_plain:
@@ -210,7 +212,8 @@ class SampleMean(Metric):
         if isinstance(value, tuple):
             total, count = value
             self.total = _plus(self.total, total)
-            self.n_samples = _plus(self.n_samples, count)
+            is_number = type(count) is int
+            self.n_samples = self.n_samples + count if is_number else _plus(self.n_samples, count)
             return
         if WEIGHT in keywords:  # a weighted mean
             weight = as_weights(keywords[WEIGHT], f"metric {self.name!r}").sum()
@@ -226,6 +229,8 @@ class SampleMean(Metric):
         """Call the function; pass copies on the CPU if it uses numpy."""
         if not self.needs_cpu:
             try:
+                if self.agreement is None:
+                    return self.function(*args, **keywords)
                 return self._call(self.function, *args, **keywords)
             except TypeError as error:
                 if "numpy" not in str(error) and "ScalarType" not in str(error):
@@ -254,10 +259,11 @@ def _plus(total: Tensor | float, value: Any, times: int = 1) -> Tensor | float:
     """Add a number to a sum, without synchronizing with the device."""
     if not isinstance(value, Tensor):
         return total + times * (value if isinstance(value, int) else float(value))
-    if value.dim() and value.numel() != 1:
+    if not value.dim():
+        if isinstance(total, Tensor) and total.device == value.device:
+            return torch.add(total, value.detach(), alpha=times)
+    elif value.numel() != 1:
         raise ValueError(f"it returns shape {tuple(value.shape)}, not one number")
-    if isinstance(total, Tensor) and total.device == value.device and not value.dim():
-        return torch.add(total, value.detach(), alpha=times)
     # The sum stays on the device, in double precision if supported.
     dtype = torch.float32 if value.device.type == "mps" else torch.float64
     if isinstance(total, Tensor):

@@ -168,7 +168,10 @@ def _decay_layers(model: nn.Module, options: Options, section: Section, where: s
         layers = layer_order(model, options).layers
     except NoMatch as error:
         raise ConfigError([Problem(where, str(error))]) from error
-    places = {name: [i for i, layer in enumerate(layers) if name in layer] for name in options}
+    places: dict[str, list[int]] = {name: [] for name in options}
+    for number, layer in enumerate(layers):
+        for name in set(layer) & options.keys():
+            places[name].append(number)
     faults = [f"{name} in {at or 'none'}" for name, at in places.items() if len(at) != 1]
     if faults:
         text = f"{type(model).__name__}.layer_order must have each parameter in one layer"

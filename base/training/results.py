@@ -91,9 +91,12 @@ class StepValues:
     Args:
         values: the result of a step by name; the terms of a loss may be a nested dict.
         n_samples: the denominator of values without a denominator of their own.
+        keep_sample_losses: keep the minimised loss of each sample, for a sampler.
     """
 
-    def __init__(self, values: Mapping[str, Any], n_samples: int) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], n_samples: int, keep_sample_losses: bool = False
+    ) -> None:
         self.values: dict[str, Any] = {}
         self.means: list[tuple[str, Any, Any]] = []
         """Name, value and denominator (None for a sum); a sum of losses has one entry a term."""
@@ -101,7 +104,7 @@ class StepValues:
         """The minimised loss of each sample, if a sampler needs it."""
         for name, value in _without_groups(values).items():
             self.values[name] = kept = value.detach() if isinstance(value, Tensor) else value
-            if name == "loss":
+            if keep_sample_losses and name == "loss":
                 self.sample_losses_of = sample_losses_of(value)
             if (terms := terms_of(value)) is None:
                 self.means.append((name, kept, _count(value, n_samples)))
@@ -112,8 +115,8 @@ class StepValues:
 
     def add_to(self, meters: Meters) -> None:
         """Add the values to running means."""
-        for name, value, count in self.means:
-            meters.add(name, value, count)
+        for mean in self.means:
+            meters.add(*mean)
 
 
 def _without_groups(values: Mapping[str, Any]) -> Mapping[str, Any]:

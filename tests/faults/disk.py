@@ -37,6 +37,7 @@ class DiskCalls:
         self.count = self.n_writes = 0
         self.unsynced: list[int] = []
         patch.setattr(state_file, "os", self)
+        patch.setattr(state_file, "SMALL", 1)  # each write by itself, not gathered
         for name in ("rename", "replace", "mkdir"):
             patch.setattr(Path, name, self.wrap(getattr(Path, name)))
         patch.setattr(shutil, "rmtree", self.rmtree)

@@ -30,6 +30,7 @@ class Recorder:
         self.changes: list[Change] = []
         self._paths: dict[int, Path] = {}
         patch.setattr(state_file, "os", self)
+        patch.setattr(state_file, "SMALL", 1)  # each write by itself, not gathered
         for name in ("rename", "replace", "mkdir", "unlink"):
             patch.setattr(Path, name, self._recorded(name, getattr(Path, name)))
         patch.setattr(shutil, "rmtree", self._recorded("rmtree", shutil.rmtree))

@@ -11,6 +11,7 @@ import random
 import signal
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,12 @@ from base.report.predictions import (
     read_predictions,
     write_predictions,
 )
-from base.run.predictions import PredictionRecorder, predictions_of
+from base.run.predictions import (
+    MOST_COLUMNS,
+    PredictionRecorder,
+    _cells,
+    predictions_of,
+)
 from base.run.session import open_run
 from base.run.testing import choose_checkpoint
 from tests.base.run.test_testing import CONFIG as IMAGES
@@ -571,3 +577,32 @@ def test_the_summary_holds_what_the_page_needs(tmp_path: Path) -> None:
     (part,) = content["parts"].values()
     assert part["n_samples"] == sum(count for _, _, count in part["pairs"]) == 8
     assert part["checkpoint"] == choose_checkpoint(tmp_path).name
+
+
+def test_the_pixels_of_many_classes_are_counted_in_one_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not in one of (class, class) for each sample."""
+    sizes: list[int] = []
+    count = torch.bincount
+
+    def counted(*args: Any, **how: Any) -> torch.Tensor:
+        sizes.append(len(count(*args, **how)))
+        return count(*args, **how)
+
+    n_samples, n_classes = 6, 50
+    outputs = torch.randn(n_samples, n_classes, 4, 4)
+    target = torch.randint(0, n_classes, (n_samples, 4, 4))
+    monkeypatch.setattr(torch, "bincount", counted)
+    recorded(config_of("cross_entropy"), [(outputs, target)])
+    assert sum(sizes) == n_classes**2 + 3 * n_samples * n_classes
+
+
+def test_of_a_wide_table_the_first_columns_are_shown() -> None:
+    names = [f"gene_{number}" for number in range(1_000)]
+    values = torch.arange(2.0)
+    columns = SimpleNamespace(inputs=names, numbers=dict.fromkeys(names, values), categories={})
+    cells = _cells(columns, 1)
+    assert list(cells) == [*names[:MOST_COLUMNS], "..."]
+    assert cells["gene_0"] == "1"
+    assert cells["..."] == "960 more columns"

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from toy import make, run
 
 from base.errors import ConfigError
+from base.report.curves import draw, panels_of
 from base.report.figures import write_curves
+from base.report.prediction_sections import prediction_parts
 from base.report.test_results import write_test_report
 from base.run.checks import check
 from base.run.testing import choose_checkpoint, run_test
@@ -130,6 +132,46 @@ def test_a_thousand_classes_have_a_table_and_a_picture(tmp_path: Path) -> None:
     with (tmp_path / "report" / "confusion.csv").open() as file:
         assert next(file).startswith("true class,class 0,class 1,")
     assert (tmp_path / "report" / "confusion.png").exists()
+
+
+def test_a_table_of_more_classes_is_a_list_of_its_cells(tmp_path: Path) -> None:
+    names = [f"class {k}" for k in range(3000)]
+    counts = torch.zeros(3000, 3000, dtype=torch.long)
+    counts[7, 2999], counts[5, 5] = 3, 2
+    write_test_report(tmp_path, {"confusion": counts, "loss": 0.5}, names)
+    with (tmp_path / "report" / "confusion.csv").open(newline="") as file:
+        found = list(csv.reader(file))
+    assert found == [
+        ["true class", "predicted class", "samples"],
+        ["class 5", "class 5", "2"],
+        ["class 7", "class 2999", "3"],
+    ]
+    assert not (tmp_path / "report" / "confusion.png").exists()
+    assert json.loads((tmp_path / "report" / "test.json").read_text()) == {"loss": 0.5}
+
+
+def test_the_page_draws_and_lists_the_worst_of_many_classes(tmp_path: Path) -> None:
+    """It does not grow with the classes."""
+    sizes, charts = [], []
+    for n in (2000, 4000):
+        rows = [
+            {"epoch": e, **{f"{phase}/F1/class {k}": k / n for k in range(n)},
+             f"{phase}/F1/macro": 0.5}
+            for e in range(1, 11) for phase in ("train", "valid")
+        ]  # fmt: skip
+        (panel,) = panels_of(rows)
+        charts.append(panel)
+        pairs = [[k, (k + 1) % n, 1 + k % 3] for k in range(n)]
+        found = {"task": "classification", "names": [f"class {k}" for k in range(n)],
+                 "pairs": pairs, "n_samples": n, "checkpoint": "x", "mistakes": []}  # fmt: skip
+        parts = [*draw([panel]), *prediction_parts(tmp_path, "valid", found)]
+        sizes.append(sum(map(len, parts)))
+    assert sizes[1] < 1.1 * sizes[0]
+    lines = list(charts[1].lines)
+    assert lines[:2] == ["train macro", "valid macro"]
+    assert lines[2:] == [f"valid class {k}" for k in range(100)]
+    assert charts[1].title == "F1, the lowest 100 parts"
+    assert len(panels_of([{"epoch": 1, "valid/F1/a": 0.1, "valid/F1/b": 0.2}])[0].lines) == 2
 
 
 @pytest.mark.parametrize(

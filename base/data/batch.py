@@ -202,7 +202,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """Move all tensors of a nested batch to the device without blocking the CPU."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    if isinstance(batch, PackedSequence):  # a tuple too, but it moves itself
+    is_packed = isinstance(batch, PackedSequence)  # a tuple too, but it moves itself
+    if is_packed:
         return batch.to(device, non_blocking=True)
     if hasattr(batch, "to"):
         return batch.to(device)

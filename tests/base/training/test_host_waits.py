@@ -201,6 +201,10 @@ def test_a_progress_bar_does_not_wait_for_the_loss_that_it_shows() -> None:
 
 
 WAITING_STEPS = {
+    "recorded": (
+        "capture=[{match: hidden.*, record: [scalars, histograms], every: 1 step}]",
+        ["Event.synchronize", "a copy", "a copy"],
+    ),
     "skip": ("trainer.on_nonfinite=skip", ["Event.synchronize", "a copy"]),
     "rollback": ("trainer.on_nonfinite=rollback", ["Event.synchronize", "a copy"]),
     "no fused kernel": ("optimizer={type: RMSprop, args: {lr: 0.01}}", ["Event.synchronize"]),

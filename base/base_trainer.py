@@ -260,9 +260,7 @@ class BaseTrainer:
         """Log the values of a step, if they are given, and call what follows a step."""
         self.clock.lap("compute")
         if values is not None:
-            numbers = as_numbers(
-                self._of_all_ranks(values)
-            )  # waits, so that the next line does not
+            numbers = as_numbers(self._of_all_ranks(values))  # waits for the device
             self.recovery.refuse_late()
             self.current_run.log.log_step(numbers, self.progress)
         self.capture.finish(self.writers)

@@ -202,7 +202,10 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """Move all tensors of a nested batch to the device without blocking the CPU."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    if hasattr(batch, "to"):  # a packed sequence is a tuple too, but moves itself
+    is_packed = isinstance(batch, PackedSequence)  # a tuple too, but it moves itself
+    if is_packed:
+        return batch.to(device, non_blocking=True)
+    if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, CONTAINERS):
         return with_entries(batch, lambda entry: to_device(entry, device))

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from base.data.batch import tensors_in, to_device
+from base.errors import OutOfMemoryError
+from base.system.resources import ignored_out_of_memory, is_out_of_memory
 
 
 class LapClock(Protocol):
@@ -62,7 +64,15 @@ class Copies:
 
     def begin(self, batch: Any) -> Any:
         """Start a copy and return the argument of `finish`."""
-        return to_device(batch, self.device)
+        try:
+            return to_device(batch, self.device)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            cause = str(error).strip().partition("\n")[0][:200]
+            text = f"out of memory while a batch was copied to {self.device}: lower"
+            text += " data_loader.args.batch_size, or memory.prefetch, the batches copied ahead"
+            raise OutOfMemoryError(f"{text} ({cause})") from error
 
     def finish(self, copied: Any) -> Any:
         """Return the batch, ready for use."""
@@ -74,7 +84,10 @@ class Copies:
 
 
 class CopiesAhead(Copies):
-    """Copies batches to a GPU on a separate stream, in parallel with the computation."""
+    """Copies batches to a GPU on a separate stream, in parallel with the computation.
+
+    A batch for which there is no memory is copied when its turn comes: earlier ones are freed then.
+    """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -83,11 +96,14 @@ class CopiesAhead(Copies):
     def begin(self, batch: Any) -> Any:
         # Data that live on the GPU were computed there, on the main stream.
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
+        with ignored_out_of_memory(), torch.cuda.stream(self.stream):
             return to_device(batch, self.device), self.stream.record_event()
+        return batch, None
 
     def finish(self, copied: Any) -> Any:
         batch, event = copied
+        if event is None:
+            return super().begin(batch)
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(event)
         for tensor in tensors_in(batch):

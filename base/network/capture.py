@@ -117,11 +117,10 @@ class Capture:
         if not self._wanted:
             return
         scalars: dict[str, float] = {}
-        for tag, parts in self._recorded("scalars").items():
-            scalars.update({f"{tag}/{name}": value for name, value in _numbers(parts).items()})
+        for tag, sums in self._summed("scalars").items():
+            scalars.update({f"{tag}/{name}": value for name, value in _numbers(sums).items()})
         histograms = {
-            tag: Histogram(LIMITS, torch.stack(parts).sum(dim=0).tolist())
-            for tag, parts in self._recorded("histograms").items()
+            tag: Histogram(LIMITS, counts) for tag, counts in self._summed("histograms").items()
         }
         if scalars:
             writers.add_scalars(scalars, self._step)
@@ -168,6 +167,14 @@ class Capture:
                 calls = self._records.setdefault(name, {}).setdefault(f"capture/{tag}", {})
                 calls[number] = REDUCE[name](value)
 
+    def _summed(self, name: str) -> dict[str, list[float]]:
+        """Return the sums over all calls of a module, by tag."""
+        sums = {tag: torch.stack(parts).sum(dim=0) for tag, parts in self._recorded(name).items()}
+        # The only synchronization, at the end of a due step: one copy transfers all of them.
+        return (
+            dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True)) if sums else {}
+        )
+
     def _recorded(self, name: str) -> dict[str, list[Tensor]]:
         tags = self._records.get(name, {})
         return {tag: [calls[number] for number in sorted(calls)] for tag, calls in tags.items()}
@@ -207,9 +214,8 @@ def _sums(value: Tensor) -> Tensor:
     return torch.stack([n_values, value.sum(dtype=wide), squares, zeros])
 
 
-def _numbers(parts: list[Tensor]) -> dict[str, float]:
-    # The only synchronization, at the end of a due step.
-    n_values, total, squares, zeros = torch.stack(parts).sum(dim=0).tolist()
+def _numbers(sums: list[float]) -> dict[str, float]:
+    n_values, total, squares, zeros = sums
     mean = total / n_values
     std = math.sqrt(max(squares / n_values - mean * mean, 0.0))  # of the population
     return {"mean": mean, "std": std, "norm": math.sqrt(squares), "zeros": zeros / n_values}

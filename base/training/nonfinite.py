@@ -178,15 +178,16 @@ class FiniteWatch:
     def _pass_flag(self, optimizer: Any, *_: Any) -> None:
         """Set what a fused optimizer reads on the device: whether to leave out the step."""
         assert self._flag is not None  # see `read_late`
-        found: Any = getattr(
-            optimizer, "found_inf", None
-        )  # the loss scaler sets and removes its own
+        # The loss scaler sets this attribute, and removes it after the step.
+        found: Any = getattr(optimizer, "found_inf", None)
         is_own = found is None or found is self._flag
         optimizer.found_inf = self._flag if is_own else torch.maximum(found, self._flag)
 
 
 def can_leave_out_steps(optimizer: Optimizer) -> bool:
-    """Return whether an optimizer reads on the device whether to leave out a step, as torch's fused
-    ones do for the loss scaler of fp16."""
+    """Return whether an optimizer can leave out a step by a flag on the device.
+
+    The fused ones of torch can, for the loss scaler of fp16.
+    """
     is_fused = all(group.get("fused") for group in optimizer.param_groups)
     return is_fused and getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from simulated_gpu import simulated_gpu
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -18,6 +19,7 @@ from base.data import device_feed as feeding
 from base.data import threads
 from base.data.device_feed import Copies, feed
 from base.data.reading import BatchReader
+from base.errors import OutOfMemoryError
 from base.training.epoch_time import PARTS, Clock, advice, write_times
 from tests.base.toy import CPU, make, run, train_in
 from trainer.trainer import Trainer
@@ -203,6 +205,37 @@ def test_no_more_batches_are_copied_ahead_than_the_config_says(monkeypatch, pref
     assert given == list(range(3, 13))
     assert Noted.most == prefetch + 1
     assert clock.idle_share() == 1 / 10, "asked after each step"
+
+
+class Full:
+    """A batch that a full GPU refuses a number of times."""
+
+    def __init__(self, number, n_refused):
+        self.number, self.n_left = number, n_refused
+
+    def to(self, device):
+        self.n_left -= 1
+        if self.n_left >= 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+        return self.number
+
+
+def test_a_batch_without_memory_ahead_is_copied_when_its_turn_comes():
+    """In its order, after those before it; copies ahead go on with the next one."""
+    batches = [Full(number, number == 3) for number in range(6)]
+    with simulated_gpu():
+        copies, _ = fed(lambda first, count: iter(batches), 0, 6, "cuda:0")
+        assert list(copies) == list(range(6))
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_batch_that_does_not_fit_alone_ends_the_run_with_advice(prefetch):
+    with simulated_gpu():
+        copies, _ = fed(lambda first, count: iter([Full(0, 9)]), 0, 1, "cuda:0", prefetch)
+        with pytest.raises(
+            OutOfMemoryError, match=r"copied to cuda:0: lower .*batch_size.* GiB\.\)"
+        ):
+            list(copies)
 
 
 @pytest.mark.gpu

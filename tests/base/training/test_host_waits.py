@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from base.training.denominators import denominator_of
 from base.training.losses import build_losses
 from base.training.metrics import build_metrics
 from base.training.rank_states import gather_state
+from base.training.recovery import MOST_STEPS_AHEAD
 from base.training.run_log import ShownLoss
 from logger.meters import Meters
 from trainer.trainer import Trainer
@@ -53,7 +54,7 @@ AUGMENTED = """normalize: auto, transforms: [{type: RandomShift, args: {pixels: 
 class Waits(Callback):
     """The waits of each step, from the end of the one before it or the start of the epoch."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine | RealGPU) -> None:
         self.machine = machine
         self.of_step: dict[int, list[str]] = {}
 
@@ -122,10 +123,57 @@ STEPS = {
 
 @pytest.mark.parametrize("overrides", STEPS.values(), ids=STEPS)
 def test_a_step_does_not_wait(overrides: list[str]) -> None:
-    """Whether the GPU is done at once, or not before the host waits for it."""
-    for lag in (0, NEVER):
-        waits = waits_of(*overrides, lag=lag)
-        assert not any(waits.values()), json.dumps(waits, indent=1)
+    """Although the GPU is done with nothing before the host waits for it."""
+    waits = waits_of(*overrides)
+    assert not any(waits.values()), json.dumps(waits, indent=1)
+
+
+class RealGPU:
+    """Counts the waits for a real GPU."""
+
+    def __init__(self) -> None:
+        self.waits: list[str] = []
+
+    @contextmanager
+    def watched(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        wait = torch.cuda.Event.synchronize
+
+        def synchronize(event: Any) -> None:
+            self.waits.append("Event.synchronize")
+            wait(event)
+
+        monkeypatch.setattr(torch.cuda.Event, "synchronize", synchronize)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", message="called a synchronizing CUDA operation")
+            warnings.showwarning = lambda message, *_, **__: self.waits.append(str(message))
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("overrides", STEPS.values(), ids=STEPS)
+def test_a_step_does_not_wait_for_a_real_gpu(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = RealGPU()
+    made = make(*overrides, device=GPU)
+    made.callbacks["Waits"] = waits = Waits(counted)
+    with counted.watched(monkeypatch):
+        train_in(made)
+    del waits.of_step[1]
+    assert not any(waits.of_step.values()), json.dumps(waits.of_step, indent=1)
+
+
+def test_a_host_that_is_far_ahead_waits_for_the_oldest_loss_alone() -> None:
+    """At most 32 steps of batches are held for messages about losses that are not read yet."""
+    waits = waits_of("trainer.epochs=1", "data_loader.args.n_samples=184")
+    assert {step: len(each) for step, each in waits.items()} == {
+        step: int(step > MOST_STEPS_AHEAD + 1) for step in range(2, 46)
+    }
+    assert all(each.startswith("Event.synchronize") for step in waits.values() for each in step)
 
 
 LOGGED = ["trainer.log_every=2 steps", "metrics=[accuracy]", "trainer.train_metrics=true"]
@@ -153,6 +201,10 @@ def test_a_progress_bar_does_not_wait_for_the_loss_that_it_shows() -> None:
 
 
 WAITING_STEPS = {
+    "recorded": (
+        "capture=[{match: hidden.*, record: [scalars, histograms], every: 1 step}]",
+        ["Event.synchronize", "a copy", "a copy"],
+    ),
     "skip": ("trainer.on_nonfinite=skip", ["Event.synchronize", "a copy"]),
     "rollback": ("trainer.on_nonfinite=rollback", ["Event.synchronize", "a copy"]),
     "no fused kernel": ("optimizer={type: RMSprop, args: {lr: 0.01}}", ["Event.synchronize"]),
@@ -275,6 +327,7 @@ def minimise(section: Mapping[str, Any], case: tuple[Tensor, Tensor], device: An
     return float(value.detach()), meters.compute()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "use"), [("metric", measure), ("loss", minimise)])
 def test_no_shipped_metric_or_loss_waits(kind: str, use: Any) -> None:
     """Each, on each kind of output and target that it takes; with the numbers of the CPU."""
@@ -365,6 +418,7 @@ def _plain_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base_trainer, "gather_state", lambda *how: on_cpu(gather_state(*how)))
 
 
+LAGS = [NEVER, *(pytest.param(lag, marks=pytest.mark.slow) for lag in (0, 150))]
 BAD = {
     "SGD": [],
     "momentum": ["optimizer={type: SGD, args: {lr: 0.1, momentum: 0.9}}"],
@@ -382,7 +436,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("lag", [0, 150, NEVER])
+@pytest.mark.parametrize("lag", LAGS)
 @pytest.mark.parametrize("overrides", BAD.values(), ids=BAD)
 def test_a_loss_that_is_read_late_ends_a_run_as_on_the_cpu(
     tmp_path: Path, overrides: list[str], lag: float

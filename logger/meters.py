@@ -147,7 +147,7 @@ class Meters:
             if total is None:
                 self._tensor_counts[name] = total = torch.zeros((), dtype=kind, device=device)
                 self._counts.setdefault(name, 0)  # keeps the order of the names
-            count = count.detach().to(device, kind, non_blocking=True)
+            count = count.detach().to(device, kind, non_blocking=device.type == "cuda")
             total.add_(count)
         return count
 
@@ -162,7 +162,8 @@ class Meters:
         with torch.inference_mode(False):  # inference tensors cannot be used outside
             total = torch.zeros((), dtype=kind) if total is None else total
             self._tensors[name] = total = total.to(device, kind)
-        return total, value.detach().reshape(()).to(device, non_blocking=True)
+        moved = value.detach().reshape(()).to(device, non_blocking=device.type == "cuda")
+        return total, moved
 
 
 def _added(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

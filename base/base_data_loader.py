@@ -119,7 +119,8 @@ class BaseDataLoader:
         self.sampling, self.workers, self._given_sampler = sampling, workers, sampler
         self.collate_fn = collate_fn
         self.drop_last = drop_last
-        self.pin_memory = torch.cuda.is_available() if pin_memory == "auto" else bool(pin_memory)
+        self._pins_by_default = pin_memory == "auto"
+        self.pin_memory = torch.cuda.is_available() if self._pins_by_default else bool(pin_memory)
         self.prefetch_factor = _at_least(1, prefetch_factor, "prefetch_factor")
         self.persistent_workers = bool(persistent_workers)  # "auto" means true
         self.timeout = timeout  # seconds to wait for a batch from a worker
@@ -391,8 +392,13 @@ class BaseDataLoader:
     def place_on(self, device: torch.device) -> None:
         """Move data in memory to the device if they fit there along with the training.
 
-        Data that worker processes read stay: a forked process cannot use its parent's GPU.
+        Data that worker processes read stay: a forked process cannot use its parent's GPU. Without
+        a GPU in use, `pin_memory: auto` does not pin batches, which would start CUDA.
         """
+        if device.type != "cuda" and self._pins_by_default:
+            self.pin_memory = False
+            if self._items is not None:
+                self._items.pin_memory = False
         data = offered(self.dataset, SupportsPlacing)
         if data is not None and self.readers() == "none" and data.place_on(device):
             self.pin_memory = False

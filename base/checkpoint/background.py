@@ -76,19 +76,20 @@ class Snapshot:
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
-        self._copied: dict[int, Tensor] = {}  # address of a storage: its copy
+        self._copied: dict[Any, Tensor] = {}  # device and address of a storage: its copy
+        self._devices: set[torch.device] = set()  # with copies to wait for
         self._pairs: list[tuple[Tensor, Tensor]] = []  # (buffer, tensor to copy into it)
 
     def take(self, state: Any) -> Any:
         """Return the state with copies of its tensors, which are valid until the next call."""
-        self._copied, self._pairs = {}, []
+        self._copied, self._pairs, self._devices = {}, [], set()
         copied = self._copy(state)
         if self._pairs:  # in one call, so that the GIL is taken once
             buffers, contents = zip(*self._pairs, strict=True)
             torch._foreach_copy_(buffers, contents)
             self._pairs.clear()
-        if torch.cuda.is_initialized():
-            torch.cuda.current_stream().synchronize()  # the copies were queued behind the step
+        for device in self._devices:  # the copies were queued behind the step
+            torch.cuda.current_stream(device).synchronize()
         del self._buffers[len(self._copied) :]
         return copied
 
@@ -112,14 +113,15 @@ class Snapshot:
         if tensor.layout is not torch.strided:
             return tensor.cpu().clone()
         storage = tensor.untyped_storage()
-        key = storage.data_ptr() if storage.nbytes() else -1
+        key = (storage.device, storage.data_ptr()) if storage.nbytes() else None
         if key not in self._copied:
             content = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
             self._copied[key] = self._next_buffer(content)
             if content.device.type == "cpu":
                 self._pairs.append((self._copied[key], content))
             else:
-                self._copied[key].copy_(content, non_blocking=True)
+                self._copied[key].copy_(content, non_blocking=content.is_cuda)
+                self._devices |= {content.device} if content.is_cuda else set()
         copied = self._copied[key].untyped_storage()
         shape = (tensor.storage_offset(), tensor.shape, tensor.stride())
         return torch.empty(0, dtype=tensor.dtype).set_(copied, *shape)

@@ -35,7 +35,7 @@ from base.training.progress import Stateful
 from base.training.results import StepValues
 from base.training.run_log import write_config
 from base.training.state import TrainingState, matches_name
-from base.training.trials import keep_buffers
+from base.training.trials import KeptCopies, keep_buffers
 
 log = logging.getLogger("kindling")
 
@@ -117,6 +117,7 @@ class Recovery:
         self._begin: dict[str, Any] = {}  # restores the start of the step
         self._has_updated = False
         self._snapshot, self._good_step = Snapshot(), 0
+        self._copies = KeptCopies()  # of the buffers, at the start of the step
         self._good: dict[str, Any] = {}
         self._part: Any = None  # in progress, if non-finite losses are read late
         if self.on_nonfinite == "stop" and not world.is_active:
@@ -328,7 +329,8 @@ class Recovery:
         state = self.state
         losses = [loss.function for loss in state.losses.values()]
         modules = [state.model, *(loss for loss in losses if isinstance(loss, nn.Module))]
-        self._begin["buffers"] = keep_buffers(m for root in modules for m in root.modules())
+        parts = (module for root in modules for module in root.modules())
+        self._begin["buffers"] = keep_buffers(parts, self._copies)
         if self.halves:
             self._begin["random"] = capture_random_state()
             self._begin["progress"] = state.progress.state_dict()

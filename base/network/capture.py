@@ -90,11 +90,6 @@ class Capture:
             module = self._model.get_submodule(name)
             self._handles.append(module.register_forward_hook(partial(self._record_call, name)))
 
-    @property
-    def is_recording(self) -> bool:
-        """Whether the current step is recorded."""
-        return bool(self._wanted)
-
     def backward(self, scaler: torch.amp.GradScaler) -> AbstractContextManager[None]:
         """Record the gradients of the backward pass in this block, without the loss scale."""
         return self._backward(scaler) if self._wanted else NO_CONTEXT

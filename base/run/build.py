@@ -261,6 +261,10 @@ def build_training_data(
     references: References,
 ) -> Data:
     """Build the training and the validation loader."""
+    if "decoder" in record:
+        from base.datasets.images import use_decoder  # before a cache is filled
+
+        use_decoder(record["decoder"])
     train_loader, valid_loader = build_loaders(config, references)
     bad_samples.watch(train_loader, "train")
     bad_samples.watch(valid_loader, "valid")

@@ -206,7 +206,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=device.type == "cuda")
-    if isinstance(batch, PackedSequence):  # a tuple too, but it moves itself
+    is_packed = isinstance(batch, PackedSequence)  # a tuple too, but it moves itself
+    if is_packed:
         return batch.to(device, non_blocking=device.type == "cuda")
     if hasattr(batch, "to"):
         return batch.to(device)

@@ -495,12 +495,15 @@ def _with_place(worst: Worst, dataset: Any, indices: Sequence[int], ids: Sequenc
     return worst
 
 
+MOST_CELLS = 50  # columns of a mistake in the report, of a table that may have thousands
+
+
 def _cells(columns: Any, index: int) -> dict[str, str]:
-    """Return the values of a table's row before they were encoded; {} for joined tables."""
+    """Return the first values of a table's row before they were encoded; {} for joined tables."""
     cells: dict[str, str] = {}
     if not all(hasattr(columns, each) for each in ("inputs", "numbers", "categories")):
         return cells  # not those of a table
-    for name in columns.inputs:
+    for name in columns.inputs[:MOST_CELLS]:
         if name in columns.numbers:
             cells[name] = f"{float(columns.numbers[name][index]):.6g}"
         elif name in columns.categories:

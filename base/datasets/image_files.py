@@ -5,6 +5,7 @@ A file counts as an image if the installed Pillow can decode its suffix.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -204,13 +205,16 @@ class ImageFolderDataset(ImageFiles):
             raise DataError(f"{root}: no class folders; put the images of each class into a folder")
         files = [each.name for each in entries if not each.is_dir()]
         beside = [name for name in files if name.lower().endswith(endings)]
-        skipped = [name for name in files if name not in beside]
+        skipped = [name for name in files if not name.lower().endswith(endings)]
         ids = []
+        self._has_links = any(each.is_symlink() for each in entries)
         problems = [
             Problem(f"{root}/{name}", "an image beside the class folders") for name in beside
         ]
         for name in classes:
-            images, others = images_under(root, name, endings)
+            found_files, has_links = files_under(root, name)
+            images, others = divided_by_suffix(found_files, endings)
+            self._has_links = self._has_links or has_links
             if not images:
                 found = f"found {count_suffixes(others)}" if others else "it is empty"
                 hint = f"extensions: {' '.join(endings)}" if extensions is not None else found
@@ -226,6 +230,11 @@ class ImageFolderDataset(ImageFiles):
 
     def refuse_missing(self) -> None:
         """Do nothing: the files were just found."""
+
+    def _refuse_repeats(self) -> None:
+        """Check that no file is found twice, as only links make possible."""
+        if self._has_links:
+            super()._refuse_repeats()
 
 
 class ImageListDataset(ImageFiles):
@@ -347,16 +356,42 @@ def split_fields(line: str) -> tuple[list[str], str]:
 
 def images_under(root: str, name: str, endings: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Return the images and the other files in a folder, as sorted paths relative to the root."""
-    images: list[str] = []
-    others: list[str] = []
-    for folder, folders, files in os.walk(os.path.join(root, name), followlinks=True):  # noqa: PTH118
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        within = Path(folder).relative_to(root).as_posix()
-        for file in files:
-            if not file.startswith("."):
-                found = images if file.lower().endswith(endings) else others
-                found.append(file if within == "." else f"{within}/{file}")
-    return sorted(images), sorted(others)
+    return divided_by_suffix(files_under(root, name)[0], endings)
+
+
+def divided_by_suffix(
+    files: Iterable[str], endings: tuple[str, ...]
+) -> tuple[list[str], list[str]]:
+    """Return the files with one of the endings, and the others, both sorted."""
+    parts: tuple[list[str], list[str]] = [], []
+    for file in sorted(files):
+        parts[not file.lower().endswith(endings)].append(file)
+    return parts
+
+
+def files_under(root: str, name: str) -> tuple[list[str], bool]:
+    """Return the files in a folder, relative to the root, and whether there is any link.
+
+    Hidden ones are left out. A listing gives the kind of each entry, so no file is looked up.
+    """
+    files: list[str] = []
+    folders, has_links = [name], False
+    while folders:
+        within = folders.pop()
+        with contextlib.suppress(OSError), os.scandir(Path(root, within)) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    has_links = has_links or entry.is_symlink()
+                    path = f"{within}/{entry.name}" if within else entry.name
+                    (folders if _is_folder(entry) else files).append(path)
+    return files, has_links
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a circle of links
+        return False
 
 
 def log_skipped(root: str, files: Sequence[str]) -> None:

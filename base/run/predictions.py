@@ -502,7 +502,7 @@ def _with_place(worst: Worst, dataset: Any, indices: Sequence[int], ids: Sequenc
 
 
 def _cells(columns: Any, index: int) -> dict[str, str]:
-    """Return the values of a table's row before they were encoded; {} for joined tables."""
+    """Return the first values of a table's row before they were encoded; {} for joined tables."""
     cells: dict[str, str] = {}
     if not all(hasattr(columns, each) for each in ("inputs", "numbers", "categories")):
         return cells  # not those of a table

@@ -239,14 +239,16 @@ def locate(path: Path | str, save_dir: Path | str = SAVE_DIR) -> Path:
     words = Path(path).parts
     n_words = words.index("checkpoints", 1) if "checkpoints" in words[1:] else len(words)
     part, inside = Path(*words[:n_words]).as_posix(), words[n_words:]
-    runs = {folder.as_posix(): folder for folder in _all_folders(Path(save_dir))}
+    parents = {parent: parent.as_posix() for parent in folders_in(Path(save_dir))}
+    # Texts, of which few become paths: ten thousand `Path` take longer than the disk.
+    runs = [f"{text}/{own}" for parent, text in parents.items() for own in _folder_names(parent)]
     n_above = len(Path(save_dir).as_posix()) - len(Path(save_dir).name)  # not a run's own path
     matches = [text for text in runs if part in text[n_above:] or text.startswith(part)]
-    matches = [text for text in matches if is_run(runs[text])]
+    matches = [text for text in matches if is_run(Path(text))]
     matches = [text for text in matches if f"/{text}".endswith(f"/{part}")] or matches
     matches = [text for text in matches if _has_whole(text, part)] or matches
     if len(matches) == 1:
-        return must_exist(runs[matches[0]].joinpath(*inside))
+        return must_exist(Path(matches[0]).joinpath(*inside))
     if matches:
         shown = ", ".join(sorted(matches)[:5])
         more = f" and {len(matches) - 5} more" if len(matches) > 5 else ""
@@ -255,7 +257,7 @@ def locate(path: Path | str, save_dir: Path | str = SAVE_DIR) -> Path:
         raise UsageError(
             f"{path}: {len(matches)} runs match: {shown}{more}; give more of one{hint}"
         )
-    runs = {text: folder for text, folder in runs.items() if is_run(folder)}
+    runs = [text for text in runs if is_run(Path(text))]
     if len(words) == 1 and runs:
         known = {piece for text in runs for piece in re.split("[/_]", text)}
         known |= {each.name for each in Path().iterdir()}
@@ -275,12 +277,8 @@ def _has_whole(path: str, part: str) -> bool:
 
 def folders_of_runs(save_dir: Path, name: str | None = None) -> list[Path]:
     """Return the folders of all runs of one name, or of all names."""
-    return [folder for folder in _all_folders(save_dir, name) if is_run(folder)]
-
-
-def _all_folders(save_dir: Path, name: str | None = None) -> Iterator[Path]:
-    for parent in [save_dir / name] if name else folders_in(save_dir):
-        yield from folders_in(parent)
+    parents = [save_dir / name] if name else folders_in(save_dir)
+    return [folder for parent in parents for folder in folders_in(parent) if is_run(folder)]
 
 
 def newest_run_in(path: Path) -> Path | None:
@@ -379,11 +377,15 @@ def is_run(folder: Path) -> bool:
 
 def folders_in(parent: Path) -> Iterator[Path]:
     """Yield the folders in a folder; none if there is no such folder."""
+    return (parent / name for name in _folder_names(parent))
+
+
+def _folder_names(parent: Path) -> Iterator[str]:
     if parent.is_dir():
         with os.scandir(parent) as entries:
             for entry in entries:
                 if entry.is_dir():
-                    yield parent / entry.name
+                    yield entry.name
 
 
 def _exists(path: Path) -> bool:

@@ -46,16 +46,17 @@ def numbered_runs(
         return
     known = _read(parent)
     n_unknown = 0
-    current: dict[str, tuple[int, int, str]] = {}
+    current: dict[str, list[Any]] = {}
     for name, inode in found.items():
         listed = known.get(name)
         if listed is not None and listed[0] == inode:
             one = Numbered(listed[1], listed[2])
+            current[name] = listed
         else:
             one = number_of(read(parent / name))
-            n_unknown += one.number > 0
-        if one.number > 0:
-            current[name] = (inode, *one)
+            if one.number > 0:
+                n_unknown += 1
+                current[name] = [inode, *one]
         yield name, one
     if n_unknown > MOST_UNKNOWN:
         with contextlib.suppress(OSError):  # such as a folder that is only readable
@@ -70,10 +71,11 @@ def number_of(stamp: Mapping[str, Any]) -> Numbered:
         return UNNUMBERED
 
 
-def _read(parent: Path) -> dict[str, tuple[int, int, str]]:
+def _read(parent: Path) -> dict[str, list[Any]]:
     """Return inode, number and start of the listed runs by name."""
     try:
         content = json.loads(read_file(parent / INDEX))
-        return {name: (int(i), int(number), str(s)) for name, (i, number, s) in content.items()}
+        kinds = {tuple(map(type, each)) for each in content.values()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
+    return content if kinds == {(int, int, str)} else {}

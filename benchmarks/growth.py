@@ -1,12 +1,13 @@
 """How time, memory and files grow with the size of the data, of the model and of a training.
 
-    python benchmarks/growth.py [--only samples,columns] [--quick] [--rounds 3]
+    python benchmarks/growth.py [--only samples,columns] [--quick] [--rounds 2]
 
 Each measurement is a fresh process: an entry script as a user starts it, or a real class of the
 engine. The data are made by the script in a temporary folder, which is removed. The cost of the
 smallest size is subtracted, and the exponent of the rest is fitted (log-log least squares over the
 upper half of the sizes): 1 is linear, 2 quadratic. An increase within the noise counts as flat.
-A measurement that takes longer than `--limit` seconds ends its row, and is named.
+All axes take about a quarter of an hour. A measurement that takes longer than `--limit` seconds
+ends its row, and is named.
 """
 
 from __future__ import annotations
@@ -537,7 +538,7 @@ def call(function: Callable[[Path, int], object], folder: Path, n: int) -> None:
 def several(part: Part, folder: Path, n: int, rounds: int, limit: float) -> list[Cost]:
     """Measure a part: the quick ones in all rounds, the long ones once; [] beyond the limit."""
     found: list[Cost] = []
-    while len(found) < (1 if part.once else rounds) and sum(one.seconds for one in found) < 10:
+    while len(found) < (1 if part.once else rounds) and sum(one.seconds for one in found) < 5:
         cost = measured(part.run(folder, n), folder, limit)
         if cost is None:
             return []
@@ -604,7 +605,7 @@ def short(n: int) -> str:
 
 def line_of(part: Part, n: int, found: list[Cost]) -> str:
     """Return the progress of the script: one measurement."""
-    name = f"{part.axis:12}{part.name:32}{short(n):>8}"
+    name = f"{part.axis:17}{part.name:32}{short(n):>8}"
     if not found:
         return f"{name}  beyond the limit"
     seconds, mb, kb = median(found)
@@ -624,8 +625,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     axes = list(dict.fromkeys(part.axis for part in PARTS))
     parser.add_argument("--only", help=f"axes, with commas between: {','.join(axes)}")
-    parser.add_argument("--quick", action="store_true", help="small sizes: a minute in all")
-    parser.add_argument("--rounds", type=int, default=3, help="of measurements under a few seconds")
+    parser.add_argument("--quick", action="store_true", help="small sizes: three minutes in all")
+    parser.add_argument("--rounds", type=int, default=2, help="of measurements under a few seconds")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds of one measurement")
     parser.add_argument(
         "--folder", type=Path, help="where to write; by default for temporary files"

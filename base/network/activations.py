@@ -34,17 +34,23 @@ def checkpoint_activations(model: nn.Module, patterns: Sequence[Any]) -> None:
         names = match_modules(model, list(patterns))
     except NoMatch as error:
         raise ConfigError([Problem(WHERE, str(error))]) from error
-    faults = []
+    faults, chosen = [], set(names)
     for name in names:
         changing = next(filter(None, map(_changing_state, modules[name].modules())), None)
         if changing is not None:
             state, alternative = changing
             text = f"{name!r} contains {state} would be updated twice; exclude it{alternative}"
             faults.append(Problem(WHERE, text))
-        elif not any(name.startswith(f"{other}.") for other in names):
+        elif chosen.isdisjoint(_around(name)):
             modules[name].forward = _recomputed(name, modules[name], modules[name].forward)
     if faults:
         raise ConfigError(faults)
+
+
+def _around(name: str) -> list[str]:
+    """Return the names of the modules that hold a module: ``a`` and ``a.b`` of ``a.b.c``."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _changing_state(module: nn.Module) -> tuple[str, str] | None:

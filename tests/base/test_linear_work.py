@@ -8,6 +8,7 @@ import pytest
 from counted import growth
 from torch import nn
 
+from base.network.activations import checkpoint_activations
 from base.network.initialization import call_init_weights, initialise
 from base.prediction.output import _cut
 from base.prediction.predictions import _distinct
@@ -65,6 +66,18 @@ def test_the_names_that_an_initialisation_may_set() -> None:
 
     names = Names(["0.weight", "1.weight"])
     assert call_init_weights(Model(nn.Linear(2, 2), nn.Linear(2, 2)), names) == ["0.weight"]
+
+
+def test_modules_whose_activations_are_recomputed() -> None:
+    def deep(n: int) -> nn.Module:
+        return nn.Sequential(*(nn.Sequential(nn.Linear(1, 1)) for _ in range(n)))
+
+    assert growth(lambda model: checkpoint_activations(model, ["*"]), 100, prepare=deep) < LINEAR
+    model = deep(2)
+    checkpoint_activations(model, ["*"])
+    inner = dict(model.named_modules())
+    is_wrapped = {name: "forward" in vars(each) for name, each in inner.items() if name}
+    assert is_wrapped == {"0": True, "0.0": False, "1": True, "1.0": False}
 
 
 def test_layer_decay() -> None:

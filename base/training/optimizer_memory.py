@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from base.errors import ConfigError, Problem, TrainingError
+from base.system.pinned_memory import exact_pinned_memory
 
 Section = Mapping[str, Any]
 
@@ -159,7 +160,8 @@ def offload_state(optimizer: Optimizer, device: torch.device) -> None:
 
     def to_host(value: Tensor, host: Tensor | None) -> Tensor:
         if host is None:
-            host = torch.empty_like(value, device="cpu", pin_memory=True)
+            with exact_pinned_memory():
+                host = torch.empty_like(value, device="cpu", pin_memory=True)
         return host.copy_(value, non_blocking=True)
 
     # Wait for the copies before the states are read on the CPU.

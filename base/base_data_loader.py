@@ -18,6 +18,7 @@ from base.data.protocols import (
     HasIds,
     SupportsOrder,
     SupportsPlacing,
+    ids_at,
     name_of,
     offered,
     underlying,
@@ -36,7 +37,13 @@ from base.data.replayed_loader import as_batches as as_batches
 from base.data.sample_items import SampleItems
 from base.data.sampler_state import SamplerState, has_state
 from base.data.shares import WHOLE, Share
-from base.data.splits import divide, draw_weighted, number_repeats, sample_weights
+from base.data.splits import (
+    Division,
+    draw_weighted,
+    number_repeats,
+    permutation,
+    sample_weights,
+)
 from base.data.streams import refuse_stream
 from base.data.threads import pinned, read_ahead
 from base.data.workers import begin_worker, identity, stop_workers, watched
@@ -112,7 +119,8 @@ class BaseDataLoader:
         self.sampling, self.workers, self._given_sampler = sampling, workers, sampler
         self.collate_fn = collate_fn
         self.drop_last = drop_last
-        self.pin_memory = torch.cuda.is_available() if pin_memory == "auto" else bool(pin_memory)
+        self._pins_by_default = pin_memory == "auto"
+        self.pin_memory = torch.cuda.is_available() if self._pins_by_default else bool(pin_memory)
         self.prefetch_factor = _at_least(1, prefetch_factor, "prefetch_factor")
         self.persistent_workers = bool(persistent_workers)  # "auto" means true
         self.timeout = timeout  # seconds to wait for a batch from a worker
@@ -133,6 +141,8 @@ class BaseDataLoader:
         self._items: SampleItems | None = None
         self.batch_share = WHOLE
         self.n_own: int | None = None
+        self._train_indices: Tensor | None = None  # those of the division, once it is needed
+        self._held_out_indices: Tensor | None = None
         self._divide()
         if len(self) == 0:
             raise DataError(
@@ -274,14 +284,29 @@ class BaseDataLoader:
         loader._set_part(whole.valid_dataset, whole._valid_indices, NO_SAMPLES)
         return loader
 
+    @property
+    def _indices(self) -> Tensor:
+        """The sorted indices of the samples that an epoch reads."""
+        if self._train_indices is None:
+            self._train_indices = self._division.train
+        return self._train_indices
+
+    @property
+    def _valid_indices(self) -> Tensor:
+        """The sorted indices of the samples that are held out."""
+        if self._held_out_indices is None:
+            self._held_out_indices = self._division.valid
+        return self._held_out_indices
+
     def _set_part(self, dataset: Dataset[Any], indices: Tensor, valid_indices: Tensor) -> None:
         """Set the samples that an epoch reads, each once, and the samples that are held out."""
         self.dataset, self.n_samples = dataset, len(indices)
-        self._indices, self._valid_indices = indices, valid_indices
+        self._train_indices, self._held_out_indices = indices, valid_indices
         self._own_sampler: Any = None  # yields the order of an epoch itself
         self._drawing: Any = None  # draws the order of the training samples
         self._weights: Tensor | None = None  # relative sampling weights, if they differ
         self.sampler_state: SamplerState | None = None
+        self._shuffled: tuple[tuple[int, int], Tensor] | None = None
 
     @cached_property  # a loader of yours may set an attribute of this name
     def n_classes(self) -> int:
@@ -303,12 +328,10 @@ class BaseDataLoader:
         """Return the id (name or number) of each sample of an epoch, sorted by index."""
         if self._own_sampler is not None:
             return None
-        places = self._indices.tolist()
         named = offered(self.dataset, HasIds)
         if named is None:
-            return list(map(str, places))
-        ids = named.ids
-        return [ids[place] for place in places]
+            return list(map(str, self._indices.tolist()))
+        return ids_at(named.ids, self._indices)
 
     @property
     def source_of_ids(self) -> int:
@@ -369,8 +392,13 @@ class BaseDataLoader:
     def place_on(self, device: torch.device) -> None:
         """Move data in memory to the device if they fit there along with the training.
 
-        Data that worker processes read stay: a forked process cannot use its parent's GPU.
+        Data that worker processes read stay: a forked process cannot use its parent's GPU. Without
+        a GPU in use, `pin_memory: auto` does not pin batches, which would start CUDA.
         """
+        if device.type != "cuda" and self._pins_by_default:
+            self.pin_memory = False
+            if self._items is not None:
+                self._items.pin_memory = False
         data = offered(self.dataset, SupportsPlacing)
         if data is not None and self.readers() == "none" and data.place_on(device):
             self.pin_memory = False
@@ -424,8 +452,10 @@ class BaseDataLoader:
                 self._keep_state_of(own)
                 return
         targets = getattr(self.dataset, "targets", None)
-        parts = divide(self.validation_split, n_samples, self.seed, targets)
-        self._set_part(self.dataset, *parts)
+        self._set_part(self.dataset, NO_SAMPLES, NO_SAMPLES)
+        self._division = Division(self.validation_split, n_samples, self.seed, targets)
+        self._train_indices, self._held_out_indices = None, None
+        self.n_samples = self._division.n_train
         self._take_sampler(self._given_sampler)
         weights = sample_weights(self.sampling, targets, n_samples)
         self._weights = None if weights is None else weights[self._indices]
@@ -477,12 +507,20 @@ class BaseDataLoader:
             return self._checked(order, self._drawing)
         if not self.shuffle and self._weights is None:
             return self._indices
+        # Kept, as the first epoch is read twice: by the checks before it too.
+        if self._shuffled is None or self._shuffled[0] != (self.seed, epoch):
+            self._shuffled = None  # freed before the next one is drawn
+            self._shuffled = (self.seed, epoch), self._shuffle(epoch)
+        return self._shuffled[1]
+
+    def _shuffle(self, epoch: int) -> Tensor:
         generator = derive_generator(self.seed, "order", epoch)
         if self._weights is not None:
-            return self._indices[draw_weighted(self._weights, self.n_samples, generator)]
+            drawn = draw_weighted(self._weights, self.n_samples, generator)
+            return self._indices.index_select(0, drawn)
         if (ordered := offered(self.dataset, SupportsOrder)) is not None:
             return ordered.shuffled_order(self._indices, generator)
-        return self._indices[torch.randperm(self.n_samples, generator=generator)]
+        return self._indices.index_select(0, permutation(self.n_samples, generator))
 
     def _checked(self, order: Tensor, sampler: Any) -> Tensor:
         """Return a sampler's indices after checking that they are training samples.

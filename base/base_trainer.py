@@ -195,7 +195,7 @@ class BaseTrainer:
         ) as bar:
             for micro_batch, n_samples, results, context in self._micro_batches(bar):
                 self._n_samples = n_samples
-                self.recovery.begin_attempt(micro_batch)
+                self.recovery.begin_attempt()
                 try:
                     with context:
                         values = StepValues(self.train_step(micro_batch), n_samples, learns)
@@ -208,7 +208,6 @@ class BaseTrainer:
                     if not self.recovery.handle(error, micro_batch):
                         raise
                 del micro_batch  # frees the memory of this step before the next batch arrives
-                self.recovery.end_attempt()
                 self._n_samples = None
         return self._summarise("train", self.meters)
 

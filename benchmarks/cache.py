@@ -28,7 +28,7 @@ from PIL import Image
 
 from base.datasets.cache.decoded import cached
 from base.datasets.image_files import ImageFiles
-from base.datasets.images import fastest_decoder
+from base.datasets.images import decoder_name
 from base.system.seeding import derive_generator
 
 
@@ -97,7 +97,7 @@ def main() -> None:
     options.resize = list(options.resize) or None
     torch.set_num_threads(1)
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
-    decoder = getattr(fastest_decoder(), "__name__", "?")
+    decoder = decoder_name()
     print(f"{versions}, {os.cpu_count()} cores, {decoder}; {options.images} images, "
           f"{'x'.join(map(str, options.size))}, resized to {options.resize}")  # fmt: skip
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

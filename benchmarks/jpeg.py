@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader
 
 from base.data.random_draws import Draws
 from base.datasets.dataset_loader import IMAGENET
-from base.datasets.images import fastest_decoder, read_header
+from base.datasets.images import decoder_name, jpeg_decoder, read_header
 from base.datasets.shards.writer import main as write_shards
 from base.datasets.transforms import RandomFlip, batched_transform
 from base.names.construction import build
@@ -246,7 +246,7 @@ def check_pixels(ours: Ours) -> None:
 def profile(ours: Ours, n_images: int) -> None:
     """Print the CPU time of each stage of our pipeline, an image, in one thread."""
     dataset: Any = ours.loader.dataset
-    source, pipeline, decode = dataset.reads_from, dataset.pipeline, fastest_decoder()
+    source, pipeline, decode = dataset.reads_from, dataset.pipeline, jpeg_decoder()
     indices = torch.arange(min(n_images, 256))
     seconds: dict[str, list[float]] = {}
 
@@ -315,7 +315,7 @@ def main() -> None:
         write_shards([*arguments, "--count", str(max(1, options.images // 8))])
         shards = sorted(map(str, Path(temporary).glob("train-*.tar")))
         print(f"torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} "
-              f"cores, decoder {fastest_decoder().__qualname__.split('.')[0].strip('_')}, "
+              f"cores, decoder {decoder_name()}, "
               f"{options.images} files of {statistics.mean(sizes):.0f} bytes, "
               f"{options.rounds} rounds")  # fmt: skip
         made = {}

@@ -232,9 +232,9 @@ def count_step(run: Callable[[int], object], n_steps: int = 200) -> Counts:
     """
     redraw, progress.REDRAW_SECONDS = progress.REDRAW_SECONDS, float("inf")
     try:
-        run(100)  # imports, and what is done once
+        run(60)  # imports, and what is done once
         found = []
-        for n in (100, 100 + n_steps):
+        for n in (50, 50 + n_steps):
             opcodes: collections.Counter[CodeType] = collections.Counter()
             frames: collections.Counter[CodeType] = collections.Counter()
             with traced(opcodes, frames):
@@ -254,19 +254,19 @@ def count_step(run: Callable[[int], object], n_steps: int = 200) -> Counts:
     return Counts(*by_function)
 
 
-def count_bare() -> Counts:
+def count_bare(n_steps: int = 200) -> Counts:
     """Count a step of the bare loop."""
-    return count_step(bare)
+    return count_step(bare, n_steps)
 
 
-def count_framework(metrics: str = "[]") -> Counts:
+def count_framework(metrics: str = "[]", n_steps: int = 200) -> Counts:
     """Count a step of the framework with bar, meters and TensorBoard."""
 
-    def run(n_steps: int) -> None:
+    def run(n: int) -> None:
         with tempfile.TemporaryDirectory() as folder, terminal():
-            framework(n_steps, Path(folder), is_on=True, metrics=metrics)
+            framework(n, Path(folder), is_on=True, metrics=metrics)
 
-    return count_step(run)
+    return count_step(run, n_steps)
 
 
 def print_counts(rows: int) -> None:

@@ -152,7 +152,7 @@ class Meters:
             if total is None:
                 self._tensor_counts[name] = total = torch.zeros((), dtype=kind, device=device)
                 self._counts.setdefault(name, 0)  # keeps the order of the names
-            count = count.detach().to(device, kind, non_blocking=True)
+            count = count.detach().to(device, kind, non_blocking=device.type == "cuda")
             total.add_(count)
         return count
 
@@ -167,8 +167,9 @@ class Meters:
         with torch.inference_mode(False):  # inference tensors cannot be used outside
             if total is None:
                 total = torch.zeros((), dtype=kind, device=device)
-            self._tensors[name] = total = total.to(device, kind, non_blocking=True)
-        return total, value.detach().reshape(()).to(device, non_blocking=True)
+            is_ahead = device.type == "cuda"  # a copy to the CPU must not be read too early
+            self._tensors[name] = total = total.to(device, kind, non_blocking=is_ahead)
+        return total, value.detach().reshape(()).to(device, non_blocking=is_ahead)
 
 
 def as_numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -402,7 +402,7 @@ ROOT = Section(
         "device": Key(
             TEXT, "auto", "'auto', 'cpu', 'cuda', 'mps', numbers such as '0,1', 'all' or 'cpu:2'."
         ),
-        "threads": Key(THREADS, "auto", "Number of threads of torch on the CPU."),
+        "threads": Key(THREADS, "auto", "Threads of torch on the CPU; auto: the free cores."),
         "model": Key(MODEL, REQUIRED, "The network; `arch` is an alias."),
         "init": Key(ListOf(INIT_RULE, single=True), [], "Rules for initial weights; later win."),
         "data_loader": Key(named("data_loader"), REQUIRED, "The training data."),

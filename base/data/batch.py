@@ -199,12 +199,16 @@ def _item(batch: Any, key: Any, where: str) -> Any:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move all tensors of a nested batch to the device without blocking the CPU."""
+    """Move all tensors of a nested batch to the device. A copy to CUDA does not block the CPU.
+
+    Copies to the CPU do, as it could read a tensor before its values have arrived; and so do those
+    to MPS, which reads the memory of a batch that may be freed by then.
+    """
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch.to(device, non_blocking=device.type == "cuda")
     is_packed = isinstance(batch, PackedSequence)  # a tuple too, but it moves itself
     if is_packed:
-        return batch.to(device, non_blocking=True)
+        return batch.to(device, non_blocking=device.type == "cuda")
     if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, CONTAINERS):

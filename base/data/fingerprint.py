@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset, default_collate
 
 from base.data.batch import tensors_in
-from base.data.protocols import HasIds, HasSamples, HasTargetHash, offered, underlying
+from base.data.protocols import HasIds, HasSamples, HasTargetHash, ids_at, offered, underlying
 from base.data.random_draws import STEP, mix
 from base.data.reading import BatchReader, Failure
 from base.data.threads import read_each
@@ -28,6 +28,7 @@ from base.system.cores import usable_cores
 LIMIT = 1 << 28  # bytes of inputs to hash
 CHUNK = 1 << 20  # bytes to hash at once
 N_NAMES = 100_000  # to hash at once
+N_ROWS = 1 << 18  # to hash at once
 MAX_NUMBERS = 8  # longer targets are written as a hash
 
 
@@ -58,8 +59,7 @@ class Samples:
         """The id of each sample; None if the data set has no ids, or only numbers."""
         if not self.has_names:
             return None
-        ids = self.ids
-        return [ids[place] for place in self.indices.tolist()]
+        return ids_at(self.ids, self.indices)
 
     def place(self, index: int) -> str:
         """Return the id of a sample of the data set or, without one, its place or number."""
@@ -145,7 +145,7 @@ class Samples:
         """Add the names, joined by zero bytes, without holding all of them at once."""
         ids, separator = self.ids, ""
         for places in self.indices.split(N_NAMES):
-            text = separator + "\0".join(ids[place] for place in places.tolist())
+            text = separator + "\0".join(ids_at(ids, places))
             digest.update(text.encode(errors="surrogateescape"))
             separator = "\0"
 
@@ -202,6 +202,8 @@ def is_unnamed(dataset: Any) -> bool:
 
 def hash_rows(rows: Tensor) -> Tensor:
     """Return a hash of the bytes of each row: (sample, ...) gives (sample,) int64."""
+    if len(rows) > N_ROWS:  # little memory at once
+        return torch.cat(list(map(hash_rows, rows.split(N_ROWS))))
     values = rows.detach().cpu().reshape(len(rows), -1).contiguous()
     data = values.view(torch.uint8)
     words = torch.zeros(len(rows), -(-data.shape[1] // 8), dtype=torch.int64)

@@ -105,6 +105,13 @@ class HasIds(Protocol):
     ids: Sequence[str]
 
 
+def ids_at(ids: Sequence[str], places: Tensor) -> list[str]:
+    """Return the ids of some samples. Ids made on demand have ``at(places)``, for speed."""
+    at = getattr(ids, "at", None)
+    found: list[str] = [ids[place] for place in places.tolist()] if at is None else at(places)
+    return found
+
+
 class HasTargets(Protocol):
     """Has all targets, (sample, ...), without reading samples: for ``stratify``, balanced
     sampling and the comparison on resume. Otherwise the first two are errors.

@@ -94,10 +94,15 @@ def as_integers(drawn: Tensor, high: int) -> Tensor:
 
 def _shifted(words: Tensor, n_bits: int) -> Tensor:
     """Shift right and fill with zeros, as ``>>`` does not for negative numbers."""
-    return (words >> n_bits) & ((1 << (64 - n_bits)) - 1)
+    shifted = words >> n_bits
+    shifted &= (1 << (64 - n_bits)) - 1
+    return shifted
 
 
 def mix(words: Tensor) -> Tensor:
-    words = (words ^ _shifted(words, 30)) * FIRST
-    words = (words ^ _shifted(words, 27)) * SECOND
-    return words ^ _shifted(words, 31)
+    words = words ^ _shifted(words, 30)
+    words *= FIRST  # in place from here on, for large fingerprints
+    words ^= _shifted(words, 27)
+    words *= SECOND
+    words ^= _shifted(words, 31)
+    return words

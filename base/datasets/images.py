@@ -1,12 +1,13 @@
 """Decodes image files, and converts users' images, to tensors (channel, height, width).
 
-JPEG files are read by the fastest decoder installed.
+JPEG files are read by the fastest decoder installed; a resumed run keeps that of its beginning.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from base.errors import DataError, nearest
 from logger.files import open_file, read_file
+
+log = logging.getLogger("kindling")
 
 Decoder = Callable[[bytes, str], Tensor]  # a file's bytes, "RGB" or "L" -> uint8 (c, h, w)
 
@@ -73,15 +76,48 @@ def _orientation_in(segment: bytes) -> int:
         return 1
 
 
+class _Choice:
+    """The decoder of JPEG files in this process, which every data set and cache uses."""
+
+    name: str | None = None  # None: the fastest installed
+
+
+def use_decoder(name: str | None) -> None:
+    """Decode JPEG files in this process by a named decoder, as the run that is resumed did.
+
+    Otherwise a package that was installed since would change pixels by a level, unseen. A decoder
+    that is not installed is replaced by the fastest one, with a warning.
+    """
+    if name is not None and _installed(name) is None:
+        text = f"JPEG files were decoded by {name}, which is not installed, and now by"
+        log.warning(f"{text} {_fastest()}: pixels may differ by a level of 255")
+        name = None
+    _Choice.name = name
+
+
+def decoder_name() -> str:
+    """Return the name of the decoder of JPEG files."""
+    return _Choice.name or _fastest()
+
+
+def jpeg_decoder() -> Decoder:
+    """Return the decoder of JPEG files. All of them release the GIL."""
+    decoder = _installed(decoder_name())
+    assert decoder is not None
+    return decoder
+
+
 @functools.cache
-def fastest_decoder() -> Decoder:
-    """Return the fastest decoder installed. All of them release the GIL."""
-    for make in DECODERS.values():
-        try:
-            return make()
-        except ImportError:
-            continue
-    raise AssertionError("PIL is always installed")
+def _fastest() -> str:
+    return next(name for name in DECODERS if _installed(name) is not None)  # PIL is always there
+
+
+@functools.cache
+def _installed(name: str) -> Decoder | None:
+    try:
+        return DECODERS[name]() if name in DECODERS else None
+    except ImportError:
+        return None
 
 
 def _simplejpeg() -> Decoder:
@@ -180,7 +216,7 @@ def decode_image(
     if header.height >= 4 * height and header.width >= 4 * width:
         return _decode_with_pil(data, pil_mode, resize, where)
     try:
-        image = fastest_decoder()(data, pil_mode)
+        image = jpeg_decoder()(data, pil_mode)
     except Exception:  # decoders raise various errors; PIL decides
         return _decode_with_pil(data, pil_mode, resize, where)
     if image.shape[-2:] != (height, width):

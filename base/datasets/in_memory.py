@@ -106,6 +106,10 @@ class RunningNumbers(Sequence[str]):
         found = self._numbers[index]
         return str(found) if isinstance(found, int) else list(map(str, found))
 
+    def at(self, places: Tensor) -> list[str]:
+        """Return the texts at some places."""
+        return list(map(str, places.tolist()))
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 

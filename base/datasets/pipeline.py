@@ -16,7 +16,7 @@ from base.data.protocols import HasClasses, HasImages, HasPlaces, HasTargets, Su
 from base.data.random_draws import Draws
 from base.data.reading import find_get_batch
 from base.datasets.geometry import has_override, is_v2, keeps_places, parts_of, why_not_together
-from base.datasets.images import MODES, as_image
+from base.datasets.images import MODES, as_image, decoder_name, use_decoder
 from base.datasets.mixing import Mixer, MixerChoice, as_mixer
 from base.datasets.spatial_targets import (
     IGNORED,
@@ -208,6 +208,8 @@ class TransformedDataset(Dataset[Any]):
         self.device: torch.device | None = None  # the device of the data, if not the CPU
         self._get_batch = find_get_batch(source)
         self._decodes_images = offered(source, HasImages) is not None
+        # Workers may be new processes, which choose a decoder again.
+        self._decoder = decoder_name() if self._decodes_images else None
         self._gives_lists = pipeline.begins_with_lists and self._decodes_images
         if (labelled := offered(source, HasTargets)) is not None:
             self.targets = labelled.targets
@@ -230,6 +232,8 @@ class TransformedDataset(Dataset[Any]):
         mode = MODES.get(str(self.mode or getattr(self.reads_from, "mode", None)))
         if mode is not None:
             found["mode"] = "grey" if mode == "L" else mode
+        if self._decoder is not None:
+            found["decoder"] = self._decoder
         return {**found, **record_of(self.reads_from)}
 
     def use_record(self, record: Mapping[str, Any]) -> None:
@@ -275,6 +279,8 @@ class TransformedDataset(Dataset[Any]):
             indices: the samples. An index beyond the length reads sample ``index % length`` with
                 other random numbers.
         """
+        if self._decoder is not None and self._decoder != decoder_name():
+            use_decoder(self._decoder)
         places = indices % len(self)
         if self.device is not None:
             places = places.to(self.device, non_blocking=True)

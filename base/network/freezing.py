@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from base.config.durations import RunLength, parse_duration
-from base.network.patterns import match_parameters
+from base.network.patterns import ParameterNames
 
 
 class Freezing:
@@ -32,7 +32,8 @@ class Freezing:
         """
         self.model = model
         parameters = dict(model.named_parameters())
-        rule_of = {name: rule for rule in rules for name in match_parameters(model, rule["match"])}
+        names = ParameterNames(model)
+        rule_of = {name: rule for rule in rules for name in names.matching(rule["match"])}
         self.frozen_until: dict[str, str] = {}
         self._thawed: list[tuple[nn.Parameter, int]] = []
         for name, rule in rule_of.items():

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from base.errors import ConfigError, KindlingError, Problem, listed, nearest
 from base.network.layers import NORMS
-from base.network.patterns import NoMatch, match_parameters, owner_and_leaf, whole_of
+from base.network.patterns import NoMatch, ParameterNames, owner_and_leaf, whole_of
 
 Section = Mapping[str, Any]
 
@@ -224,13 +224,14 @@ class _Initializer:
         problem: Callable[[Keys, str], Problem],
     ) -> None:
         self.model, self.find, self.problem = model, find, problem
+        self.parameters = ParameterNames(model)
         self.problems: list[Problem] = []
         self.pending: dict[str, _Scheme] = {}
         self.texts: dict[str, str] = {}
 
     def read_rule(self, number: int, rule: Rule) -> None:
         try:
-            names = match_parameters(self.model, rule["match"])
+            names = self.parameters.matching(rule["match"])
         except NoMatch as error:
             self._note(("init", number, "match"), error)
             return

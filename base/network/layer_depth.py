@@ -9,7 +9,7 @@ from torch import nn
 
 from base.network.layers import Networks, Residual
 from base.network.layers import Sequential as OurSequential
-from base.network.patterns import NoMatch, match_parameters
+from base.network.patterns import NoMatch, ParameterNames
 
 # Lists of layers, which are opened. Subclasses may call theirs in any order; these are blocks.
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, OurSequential)
@@ -88,10 +88,10 @@ def _known_layers(network: nn.Module) -> LayerOrder | None:
 
 
 def _declared(model: nn.Module, order: Any) -> list[Layer]:
-    layers = []
+    layers, names = [], ParameterNames(model)
     for number, pattern in enumerate(order):
         try:
-            layers.append(match_parameters(model, pattern))
+            layers.append(names.matching(pattern))
         except NoMatch as error:
             raise NoMatch(f"{type(model).__name__}.layer_order[{number}]: {error}") from error
     return layers

@@ -39,25 +39,33 @@ def match_parameters(model: nn.Module, pattern: Pattern) -> list[str]:
 
     A shared parameter matches by any of its names, and is returned once, by the first.
     """
-    classes = _classes(model, pattern)
-    candidates: dict[int, _Candidate] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        candidate = candidates.setdefault(id(parameter), _Candidate([], []))
-        candidate.names.append(name)
-        if classes:
-            candidate.classes.extend(classes[owner_and_leaf(name)[0]])
-    return _select(pattern, list(candidates.values()), "parameter", classes)
+    return ParameterNames(model).matching(pattern)
+
+
+class ParameterNames:
+    """The names of a model's parameters, for many rules: the model is walked through once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._classes = _classes(model)
+        candidates: dict[int, _Candidate] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            candidate = candidates.setdefault(id(parameter), _Candidate([], []))
+            candidate.names.append(name)
+            candidate.classes.extend(self._classes[owner_and_leaf(name)[0]])
+        self._candidates = list(candidates.values())
+
+    def matching(self, pattern: Pattern) -> list[str]:
+        """Return what `match_parameters` does."""
+        return _select(pattern, self._candidates, "parameter", self._classes)
 
 
 def match_modules(model: nn.Module, pattern: Pattern) -> list[str]:
     """Return the names of the matching modules. A shared module is returned once."""
-    classes = _classes(model, pattern)
+    classes = _classes(model)
     candidates: dict[int, _Candidate] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if name:
-            candidates.setdefault(id(module), _Candidate([], classes.get(name, []))).names.append(
-                name
-            )
+            candidates.setdefault(id(module), _Candidate([], classes[name])).names.append(name)
     return _select(pattern, list(candidates.values()), "module", classes)
 
 
@@ -68,7 +76,7 @@ def match_names(
 
     With a model, names of its parameters and buffers also match by the class of their module.
     """
-    classes = {} if model is None else _classes(model, pattern)
+    classes = {} if model is None else _classes(model)
     candidates = [_Candidate([name], classes.get(owner_and_leaf(name)[0], [])) for name in names]
     return _select(pattern, candidates, "weight", classes)
 
@@ -90,10 +98,8 @@ def whole_of(name: str) -> str:
     return found[1] if found else owner_and_leaf(name)[1]
 
 
-def _classes(model: nn.Module, pattern: Pattern) -> dict[str, list[str]]:
-    """Return the names of each module's class and base classes; {} if no part asks for them."""
-    if not any(isinstance(part, Mapping) for part in _parts(pattern)):
-        return {}
+def _classes(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of each module's class and base classes."""
     modules = model.named_modules(remove_duplicate=False)
     return {name: [cls.__name__ for cls in type(module).__mro__] for name, module in modules}
 

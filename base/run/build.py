@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from base.config.durations import RunLength
 from base.config.normal_form import optimizer_keys, optimizer_sections
 from base.config.tree import dotted
 from base.data.bad_samples import BadSamples
-from base.data.batch import inputs_of, to_device
+from base.data.batch import SampleCount, cut, inputs_of, to_device
 from base.data.sampler_state import SamplerState
 from base.distributed.group import ALONE, World, world_size
 from base.distributed.launch import KNOWN, device_of_rank, devices_of, fewer_than_n_gpu
@@ -205,7 +206,8 @@ def build_experiment(
     freezing = build_freezing(config, model, length)
     model.to(device)
     check_cuda_graphs(config, device)
-    forward = functools.partial(call_once, config, data.example, device)
+    # A few samples: with a whole batch, memory would decide, and another layout gives other bits.
+    forward = functools.partial(call_once, config, data.example, device, n_samples=2)
     layout = layout_wish(config, n_processes)
     memory_notes = prepare_model(model, {**memory, "channels_last": layout}, device, forward)
     optimizers, schedules = build_optimizers(
@@ -259,6 +261,10 @@ def build_training_data(
     references: References,
 ) -> Data:
     """Build the training and the validation loader."""
+    if "decoder" in record:
+        from base.datasets.images import use_decoder  # before a cache is filled
+
+        use_decoder(record["decoder"])
     train_loader, valid_loader = build_loaders(config, references)
     bad_samples.watch(train_loader, "train")
     bad_samples.watch(valid_loader, "valid")
@@ -326,9 +332,20 @@ def _init_rules(config: Config, references: References) -> list[Mapping[str, Any
     ]
 
 
-def call_once(config: Config, loader: Any, device: torch.device, model: nn.Module) -> Any:
-    """Call a model on the first batch of a loader."""
-    batch = to_device(next(loader.batches(0, 1)), device)
+def call_once(
+    config: Config,
+    loader: Any,
+    device: torch.device,
+    model: nn.Module,
+    n_samples: int | None = None,
+) -> Any:
+    """Call a model on the first batch of a loader, or on some samples of it if it can be cut."""
+    batch = next(loader.batches(0, 1))
+    if n_samples is not None:
+        with suppress(KindlingError):
+            n_read = SampleCount(config["batch"], loader)(batch, 0)
+            batch = cut(batch, 0, min(n_samples, n_read), n_read)
+    batch = to_device(batch, device)
     args, kwargs = inputs_of(batch, config["batch"])
     return model(*args, **kwargs)
 

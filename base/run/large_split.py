@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from base.data.fingerprint import Samples
+from base.data.protocols import ids_at
 from base.errors import DataError, listed
 from logger.files import read_file
 
@@ -33,8 +35,11 @@ Array = np.ndarray[Any, Any]
 def large_split_bytes(samples: Mapping[str, Samples]) -> bytes:
     """Return the content of ``split.npz``."""
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = _arrays(samples)
-    np.savez_compressed(buffer, **arrays)
+    # numpy's `savez_compressed` takes four times as long for a tenth less.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, values in _arrays(samples).items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -107,7 +112,7 @@ def _sums(hashes: Tensor) -> Tensor:
 
 def _hashes_of_ids(ids: Any, n_samples: int) -> Iterator[int]:
     for first in range(0, n_samples, BLOCK):
-        text = "\0".join(ids[place] for place in range(first, min(first + BLOCK, n_samples)))
+        text = "\0".join(ids_at(ids, torch.arange(first, min(first + BLOCK, n_samples))))
         digest = hashlib.sha256(text.encode(errors="surrogateescape")).digest()
         yield int.from_bytes(digest[:8], "big", signed=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -154,19 +154,22 @@ class OffloadedState:
 
 
 def offload_state(optimizer: Optimizer, device: torch.device) -> None:
-    """Keep the states in pinned memory; copies are asynchronous on the device's stream."""
+    """Keep the states in CPU memory; on CUDA it is pinned, and copies are asynchronous."""
     if device.type == "cpu":
         return  # the states are on the CPU already
+    is_cuda = device.type == "cuda"
 
     def to_host(value: Tensor, host: Tensor | None) -> Tensor:
         if host is None:
-            with exact_pinned_memory():
-                host = torch.empty_like(value, device="cpu", pin_memory=True)
-        return host.copy_(value, non_blocking=True)
+            with exact_pinned_memory() if is_cuda else nullcontext():
+                host = torch.empty_like(value, device="cpu", pin_memory=is_cuda)
+        return host.copy_(value, non_blocking=is_cuda)
 
-    # Wait for the copies before the states are read on the CPU.
-    optimizer.register_state_dict_pre_hook(lambda _: torch.accelerator.synchronize())
-    OffloadedState(optimizer, to_host, lambda host, like: host.to(like.device, non_blocking=True))
+    if is_cuda:  # wait for the copies before the states are read on the CPU
+        optimizer.register_state_dict_pre_hook(lambda _: torch.cuda.synchronize(device))
+    OffloadedState(
+        optimizer, to_host, lambda host, like: host.to(like.device, non_blocking=is_cuda)
+    )
 
 
 class StepInBackward:

@@ -15,7 +15,7 @@ from base.names.registry import find
 from base.names.signatures import needed_arguments
 from base.network.freezing import last_layers
 from base.network.layer_depth import layer_order
-from base.network.patterns import NoMatch, match_parameters
+from base.network.patterns import NoMatch, ParameterNames
 from base.training.optimizer_memory import choose_fused
 
 Section = Mapping[str, Any]
@@ -115,12 +115,14 @@ def check_ownership(
 def _options(model: nn.Module, section: Section, where: str) -> Options:
     """Return the options of each parameter that the section matches."""
     own = _options_of_type(model, section)
-    names = _match(model, section["params"], f"{where}.params")
+    parameters = ParameterNames(model)
+    names = _match(parameters, section["params"], f"{where}.params")
     options: Options = {name: dict(own.get(name, {})) for name in names}
     problems: list[Problem] = []
     for number, rule in enumerate(section["param_groups"]):
         try:
-            changes = _read_rule(model, rule, options, f"{where}.param_groups.{number}")
+            place = f"{where}.param_groups.{number}"
+            changes = _read_rule(model, parameters, rule, options, place)
         except ConfigError as error:
             problems += error.problems
             continue
@@ -140,9 +142,15 @@ def _options_of_type(model: nn.Module, section: Section) -> Mapping[str, Mapping
     return own(model, section["args"]) if own else {}
 
 
-def _read_rule(model: nn.Module, rule: Section, claimed: Collection[str], where: str) -> Options:
+def _read_rule(
+    model: nn.Module,
+    parameters: ParameterNames,
+    rule: Section,
+    claimed: Collection[str],
+    where: str,
+) -> Options:
     """Return the options that one rule and its preset set, by parameter."""
-    matched = _match(model, rule["match"], f"{where}.match")
+    matched = _match(parameters, rule["match"], f"{where}.match")
     own = {key: value for key, value in rule.items() if key not in ("match", "preset")}
     changes = {name: dict(own) for name in matched if name in claimed}
     if not changes:
@@ -184,9 +192,9 @@ def _decay_layers(model: nn.Module, options: Options, section: Section, where: s
         chosen["lr"] = rate * section["layer_decay"] ** (len(layers) - 1 - places[name][0])
 
 
-def _match(model: nn.Module, pattern: Any, where: str) -> list[str]:
+def _match(parameters: ParameterNames, pattern: Any, where: str) -> list[str]:
     try:
-        return match_parameters(model, pattern)
+        return parameters.matching(pattern)
     except NoMatch as error:
         raise ConfigError([Problem(where, str(error))]) from error
 

@@ -35,7 +35,7 @@ from base.training.progress import Stateful
 from base.training.results import StepValues
 from base.training.run_log import write_config
 from base.training.state import TrainingState, matches_name
-from base.training.trials import keep_buffers
+from base.training.trials import KeptCopies, keep_buffers
 
 log = logging.getLogger("kindling")
 
@@ -55,7 +55,6 @@ Read = Callable[[int, int], Iterator[Any]]
 class LossFacts(NamedTuple):
     """What a message about a non-finite loss needs, if it is read steps later."""
 
-    part: Any
     progress: dict[str, Any]
     rates: dict[str, float]
     last_values: Mapping[str, Any]
@@ -83,7 +82,7 @@ class Recovery:
     A trainer calls::
 
         for batch in recovery.batches(read, first, count):
-            recovery.begin_attempt(part)
+            recovery.begin_attempt()
             try: ...                          # the step, on a part of the batch
             except BaseException as error:
                 if not recovery.handle(error, part): raise
@@ -117,25 +116,21 @@ class Recovery:
         self._begin: dict[str, Any] = {}  # restores the start of the step
         self._has_updated = False
         self._snapshot, self._good_step = Snapshot(), 0
+        self._copies = KeptCopies()  # of the buffers, at the start of the step
         self._good: dict[str, Any] = {}
-        self._part: Any = None  # in progress, if non-finite losses are read late
+        self._read: Read = lambda first, count: iter(())  # see `batches`
         if self.on_nonfinite == "stop" and not world.is_active:
             state.finite.read_late(state.optimizers.values(), state.device)
 
-    def begin_attempt(self, part: Any) -> None:
+    def begin_attempt(self) -> None:
         """Note the state at the start of a step, before a batch or a part of one is computed."""
         acts = self.halves or self.on_nonfinite != "stop"
         if acts and not self._begin and self.state.model.training:
             self._note_begin()
-        self._part = part if self.state.finite.reads_late else None
-
-    def end_attempt(self) -> None:
-        """Keep no reference to the part, but for losses that are not read yet."""
-        self._part = None
 
     def batches(self, read: Read, first: int, count: int) -> Iterator[Any]:
         """Yield the remaining batches of an epoch, and again those of a repeated step."""
-        end = first + count
+        self._read, end = read, first + count
         while first < end:
             for batch in read(first, end - first):
                 held = [batch]
@@ -178,7 +173,14 @@ class Recovery:
             progress.load_state_dict(facts.progress)
             self.state.last_values = facts.last_values
             error = NonFiniteError(f"the loss is not finite {self._at_step(facts.rates)}")
-            self._after_nonfinite(error, facts.part)
+            self._after_nonfinite(error, self._read_again())
+
+    def _read_again(self) -> Any:
+        """Return the batch of this step: kept until now, each would have held memory of the GPU."""
+        try:
+            return next(self._read(self.state.progress.batches_total, 1), None)
+        except Exception:  # the first error is reported, without the layer
+            return None
 
     @property
     def is_failing(self) -> bool:
@@ -328,7 +330,8 @@ class Recovery:
         state = self.state
         losses = [loss.function for loss in state.losses.values()]
         modules = [state.model, *(loss for loss in losses if isinstance(loss, nn.Module))]
-        self._begin["buffers"] = keep_buffers(m for root in modules for m in root.modules())
+        parts = (module for root in modules for module in root.modules())
+        self._begin["buffers"] = keep_buffers(parts, self._copies)
         if self.halves:
             self._begin["random"] = capture_random_state()
             self._begin["progress"] = state.progress.state_dict()
@@ -461,7 +464,7 @@ class Recovery:
     def _loss_facts(self) -> LossFacts:
         state = self.state
         rates = learning_rates(state.optimizers)
-        return LossFacts(self._part, dict(vars(state.progress)), rates, state.last_values)
+        return LossFacts(dict(vars(state.progress)), rates, state.last_values)
 
     def _at_step(self, rates: Mapping[str, float] | None = None) -> str:
         values = self.state.last_values.items()

@@ -7,6 +7,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +18,58 @@ from base.distributed.shard import local_part
 from base.training.state import TrainingState
 
 
-def keep_buffers(modules: Iterable[nn.Module]) -> Callable[[], None]:
-    """Return a function that restores all buffers and their values."""
+class KeptCopies:
+    """Copies of tensors, in memory that the next copy of the same ones reuses."""
+
+    def __init__(self) -> None:
+        self._tensors: list[Tensor] = []
+        self._copies: list[Tensor] = []
+
+    @torch.no_grad()
+    def take(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return copies, which are valid until the next call."""
+        known = zip(tensors, self._tensors, self._copies, strict=False)
+        is_known = len(tensors) == len(self._tensors) and all(
+            one is before and one.shape == copied.shape for one, before, copied in known
+        )
+        if is_known:
+            copy_all(self._copies, tensors)
+        else:
+            self._tensors, self._copies = tensors, [one.detach().clone() for one in tensors]
+        return self._copies
+
+
+def copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
+    """Copy values, by one call for all plain tensors of a device and type: on a GPU one kernel."""
+    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        if type(target) is not Tensor or target.layout is not torch.strided:
+            target.copy_(source)  # such as rows of a sharded tensor
+            continue
+        group = groups.setdefault((target.device, target.dtype), ([], []))
+        group[0].append(target)
+        group[1].append(source)
+    for group in groups.values():
+        torch._foreach_copy_(*group)
+
+
+def keep_buffers(
+    modules: Iterable[nn.Module], copies: KeptCopies | None = None
+) -> Callable[[], None]:
+    """Return a function that restores all buffers and their values.
+
+    Args:
+        copies: holds the values, in memory that is reused at the next step; new by default.
+    """
     owned = [(module._buffers, dict(module._buffers)) for module in modules if module._buffers]
-    numbers = [(b, b.clone()) for _, kept in owned for b in kept.values() if b is not None]
+    values = [buffer for _, kept in owned for buffer in kept.values() if buffer is not None]
+    formers = (copies or KeptCopies()).take(values)
 
     def put_back() -> None:
         for buffers, kept in owned:
             buffers.update(kept)
         with torch.no_grad():
-            for buffer, former in numbers:
-                buffer.copy_(former)
+            copy_all(values, formers)
 
     return put_back
 

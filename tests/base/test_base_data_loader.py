@@ -23,6 +23,7 @@ from torch.utils.data import (
 )
 
 from base.base_data_loader import BaseDataLoader
+from base.data.batch import DEFAULT_RULES
 from base.data.reading import BatchReader
 from base.data.workers import _DEATHS
 from base.errors import DataError
@@ -489,6 +490,21 @@ def test_pinning_changes_no_batch(workers, dataset):
     loader = make(dataset, workers=workers, pin_memory=True)
     assert same(list(loader.batches(3, 5)), list(make(dataset, pin_memory=False).batches(3, 5)))
     loader.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "pins"),
+    [("auto", "cpu", False), ("auto", "cuda", True), ("auto", "mps", False), (True, "cpu", True)],
+)
+def test_batches_are_pinned_for_a_gpu_that_is_used(given, kind, pins, monkeypatch):
+    """Pinned memory starts CUDA, which a run on the CPU of a machine with a GPU does not need."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = TensorDataset(torch.zeros(4, 2), torch.zeros(4))
+    loader = BaseDataLoader(data, 2, False, 0.0, 0, pin_memory=given)
+    loader.add_to_batches({**DEFAULT_RULES, "ids": True})
+    loader.place_on(torch.device(kind))
+    assert loader.pin_memory is pins
+    assert loader._items.pin_memory is pins
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import pytest
 from counted import growth
 from torch import nn
 
-from base.network.initialization import call_init_weights
+from base.network.initialization import call_init_weights, initialise
 from base.prediction.output import _cut
 from base.prediction.predictions import _distinct
 from base.sweeps.space import parse_space
@@ -80,3 +80,30 @@ def test_layer_decay() -> None:
     assert growth(groups, 200, prepare=deep) < LINEAR
     rates = [group["lr"] for group in groups(deep(3))]
     assert rates == pytest.approx([0.81, 0.9, 1.0])
+
+
+def test_many_rules_walk_through_the_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_walks = 0
+    walk = nn.Module.named_parameters
+
+    def counting(module: nn.Module, *args: Any, **how: Any) -> Any:
+        nonlocal n_walks
+        n_walks += 1
+        return walk(module, *args, **how)
+
+    model = nn.Sequential(*(nn.Linear(1, 1) for _ in range(20)))
+    monkeypatch.setattr(nn.Module, "named_parameters", counting)
+    found = []
+
+    def find(kind: str, name: str) -> Any:
+        return getattr(nn.init, name)
+
+    for n_rules in (5, 20):
+        n_walks = 0
+        rules = [{"match": f"{number}.*", "lr": number / 10} for number in range(n_rules)]
+        section = {"type": "SGD", "args": {"lr": 1.0}, "params": "*", "param_groups": rules}
+        groups = parameter_groups(model, {**section, "layer_decay": None})
+        initialise(model, [{"match": rule["match"], "weight": 0.0} for rule in rules], find)
+        assert len({group.get("lr") for group in groups}) == n_rules + (n_rules < 20)
+        found.append(n_walks)
+    assert found[0] == found[1]

@@ -275,6 +275,30 @@ def test_auto_is_for_devices_that_compute_by_themselves(asked: Any, device: str,
     assert saves_in_background(asked, torch.device(device)) is expected
 
 
+def test_the_copies_of_each_gpu_are_waited_for(monkeypatch: Any) -> None:
+    """A model may be spread over several GPUs, each with a stream of its own."""
+    waited: list[str] = []
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def synchronize(self) -> None:
+            waited.append(str(self.device))
+
+    class Spread(Snapshot):
+        def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+            self._devices |= {torch.device("cuda", int(tensor))}
+            return super()._copy_tensor(tensor)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    snapshot = Spread()
+    snapshot.take([torch.tensor(0), torch.tensor(1), torch.tensor(1)])
+    assert sorted(waited) == ["cuda:0", "cuda:1"]
+    Snapshot().take([torch.tensor(0)])
+    assert len(waited) == 2, "nothing is to be waited for"
+
+
 @pytest.mark.gpu
 def test_a_snapshot_of_a_gpu_is_pinned_and_whole():
     state = {"weights": torch.randn(1000, 1000, device="cuda")}

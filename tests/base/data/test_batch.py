@@ -178,6 +178,17 @@ def test_tensors_are_moved_however_nested() -> None:
     assert moved["plain"] == 2.5
 
 
+@pytest.mark.parametrize(("kind", "waits"), [("cuda", False), ("cpu", True), ("mps", True)])
+def test_only_copies_to_cuda_are_not_waited_for(kind: str, waits: bool, monkeypatch: Any) -> None:
+    """The CPU would read predictions, and MPS would read a batch, that are not there yet."""
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda one, device, non_blocking=False: asked.append(non_blocking)
+    )
+    to_device([Y, {"y": Y}], torch.device(kind))
+    assert asked == [not waits] * 2
+
+
 def test_a_batch_that_moves_itself_is_asked_to() -> None:
     class Graph:
         def to(self, device: torch.device) -> str:

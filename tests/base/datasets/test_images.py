@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import pickle
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,17 @@ import torch
 from PIL import Image, ImageOps
 
 from base.datasets import images as images_module
-from base.datasets.images import DECODERS, as_image, decode_image, image_shape
+from base.datasets.image_files import ImageFolderDataset
+from base.datasets.images import (
+    DECODERS,
+    as_image,
+    decode_image,
+    decoder_name,
+    image_shape,
+    jpeg_decoder,
+    use_decoder,
+)
+from base.datasets.pipeline import Pipeline, TransformedDataset
 from base.errors import DataError
 
 MODULES = {"simplejpeg": "simplejpeg", "opencv": "cv2"}
@@ -31,8 +42,36 @@ def decoder(request, monkeypatch):
         successes.append(1)
         return image
 
-    monkeypatch.setattr(images_module, "fastest_decoder", lambda: counted)
+    monkeypatch.setattr(images_module, "jpeg_decoder", lambda: counted)
     return successes
+
+
+@pytest.fixture
+def chosen():
+    yield
+    use_decoder(None)
+
+
+def test_a_recorded_decoder_is_kept_by_workers_too(chosen, tmp_path):
+    """A faster one may have been installed since the run began."""
+    for number in range(2):
+        (tmp_path / f"class{number}").mkdir()
+        (tmp_path / f"class{number}" / "a.jpg").write_bytes(encoded(natural(9, 8)))
+    assert decoder_name() in DECODERS
+    use_decoder("PIL")
+    dataset = TransformedDataset(ImageFolderDataset(str(tmp_path)), Pipeline())
+    assert dataset.record()["decoder"] == "PIL"
+    sent = pickle.dumps(dataset)
+    use_decoder("torchvision")
+    pickle.loads(sent).get_random_batch(torch.arange(2), 0, 0)
+    assert decoder_name() == "PIL"
+
+
+def test_a_recorded_decoder_that_is_missing_is_reported(chosen, caplog):
+    use_decoder("gone")
+    assert decoder_name() != "gone"
+    assert "decoded by gone, which is not installed, and now by" in caplog.text
+    assert jpeg_decoder()(encoded(natural(9, 8)), "RGB").shape == (3, 9, 8)
 
 
 def natural(height: int, width: int, seed: int = 0, channels: int = 3) -> np.ndarray:

@@ -50,3 +50,29 @@ def test_data_that_cannot_be_read_are_told_and_decide_nothing():
     options = {key: spec.default for key, spec in MEMORY.keys.items()}
     with pytest.raises(DataError, match=r"a\.jpg"):
         prepare_model(nn.Conv2d(1, 1, 3), options, CPU, forward)
+
+
+class Sizes(nn.Module):
+    """Notes how many samples each call has."""
+
+    seen: list[int] = []  # noqa: RUF012 (of copies too)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 2, 3), nn.Linear(32, 3)
+
+    def forward(self, images):
+        self.seen.append(len(images))
+        return self.head(self.conv(images).flatten(1))
+
+
+def test_two_samples_decide_so_that_memory_does_not(monkeypatch):
+    from base.names.registry import MODELS
+    from tests.base.toy import make
+
+    monkeypatch.setitem(MODELS.registered, "Sizes", Sizes)
+    Sizes.seen.clear()
+    images = ("data_loader.args.shape=[1, 6, 6]", "data_loader.args.batch_size=8")
+    trainer = make("model={type: Sizes}", *images)
+    assert "channels_last (auto)" in trainer.experiment.memory_notes
+    assert Sizes.seen == [2]

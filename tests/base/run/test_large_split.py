@@ -88,8 +88,8 @@ def test_samples_that_moved_came_or_went_are_named(tmp_path):
     validates = made.valid_loader.sample_indices().clone()
     moved, back = int(trains[2]), int(validates[1])
     trains[2], validates[1] = back, moved
-    made.train_loader._indices = trains.sort().values
-    made.valid_loader._indices = validates.sort().values
+    made.train_loader._train_indices = trains.sort().values
+    made.valid_loader._train_indices = validates.sort().values
     with pytest.raises(DataError) as raised:
         write_data_record(made, folder, then)
     for part, lost, gained in (("training", moved, back), ("validation", back, moved)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -454,6 +455,27 @@ def test_a_loss_that_is_read_late_ends_a_run_as_on_the_cpu(
     assert files_of(tmp_path / "gpu") == files_of(tmp_path / "cpu")
     if "trainer.save_every=1 step" in overrides:
         assert_same(read(tmp_path / "gpu")["model"], read(tmp_path / "cpu")["model"])
+
+
+def test_batches_of_losses_that_are_read_late_are_freed() -> None:
+    """Else the GPU would hold as many batches as the host is ahead of it."""
+
+    class Noting(Trainer):
+        seen: list[weakref.ref[Tensor]] = []  # noqa: RUF012
+        n_alive: list[int] = []  # noqa: RUF012
+
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            values = super().train_step(batch)
+            self.seen.append(weakref.ref(batch[0]))
+            self.n_alive.append(sum(ref() is not None for ref in self.seen))
+            return values
+
+    with simulated_gpu(NEVER):
+        made = make("trainer.epochs=1", "trainer.log_every=99 steps", trainer=Noting, device=GPU)
+        train_in(made)
+        assert made.finite.reads_late
+    assert len(Noting.n_alive) == 5
+    assert max(Noting.n_alive) == 1
 
 
 def files_of(folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from base.distributed.shard import Rows, is_sharded, rows_of
+from base.system.pinned_memory import exact_pinned_memory
 from base.system.signals import SAVER
 
 
@@ -145,7 +147,8 @@ class Snapshot:
         """Return a buffer of the same size, reusing the last copy's if possible."""
         place = len(self._copied)
         if place == len(self._buffers) or len(self._buffers[place]) != len(content):
-            buffer = torch.empty(len(content), dtype=torch.uint8, pin_memory=content.is_cuda)
+            with exact_pinned_memory() if content.is_cuda else nullcontext():
+                buffer = torch.empty(len(content), dtype=torch.uint8, pin_memory=content.is_cuda)
             self._buffers[place : place + 1] = [buffer]
         return self._buffers[place]
 

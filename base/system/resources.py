@@ -84,7 +84,9 @@ def peak_memory_mb() -> float:
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Return whether an error is due to a lack of memory, on a GPU or a CPU."""
-    while isinstance(error, KindlingError):  # its cause holds the reason
+    seen: set[int] = set()  # an error raised from itself is its own cause
+    while isinstance(error, KindlingError) and id(error) not in seen:  # its cause is the reason
+        seen.add(id(error))
         error = error.__cause__
     is_by_text = isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
     return is_by_text or isinstance(error, torch.OutOfMemoryError | MemoryError)

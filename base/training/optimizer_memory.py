@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from base.errors import ConfigError, Problem, TrainingError
+from base.system.pinned_memory import exact_pinned_memory
 
 Section = Mapping[str, Any]
 
@@ -160,7 +161,8 @@ def offload_state(optimizer: Optimizer, device: torch.device) -> None:
 
     def to_host(value: Tensor, host: Tensor | None) -> Tensor:
         if host is None:
-            host = torch.empty_like(value, device="cpu", pin_memory=is_cuda)
+            with exact_pinned_memory() if is_cuda else nullcontext():
+                host = torch.empty_like(value, device="cpu", pin_memory=is_cuda)
         return host.copy_(value, non_blocking=is_cuda)
 
     if is_cuda:  # wait for the copies before the states are read on the CPU

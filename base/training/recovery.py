@@ -47,6 +47,8 @@ NOT_ROLLED_BACK = (
 LOGGED_EVERY = 10  # skipped steps
 MOST_STEPS_AHEAD = 32  # of the host; then it waits for the GPU to tell whether a loss was finite
 SINGLE_VALUE = "Expected more than 1 value per channel"  # raised by torch's normalisation layers
+# Of torch, about the backward pass of a compiled network.
+SECOND_PASS = ("non-empty donated buffers", "does not currently support double backward")
 
 Read = Callable[[int, int], Iterator[Any]]
 """Yields batches on the device, given the position of the first one and their number."""
@@ -320,6 +322,10 @@ class Recovery:
             text += " BatchNorm cannot train on: drop a short last batch"
             text += " (`drop_last: true`), or change batch_size"
             raise TrainingError(f"{text} ({error})") from error
+        elif any(words in str(error) for words in SECOND_PASS):
+            text = "memory.compile: a compiled network has one backward pass, without"
+            text += " `retain_graph=True` and without second derivatives: set memory.compile=false"
+            raise TrainingError(f"{text} ({str(error).partition('.')[0]})") from error
         else:
             return False
         return True

@@ -189,6 +189,14 @@ def test_only_copies_to_cuda_are_not_waited_for(kind: str, waits: bool, monkeypa
     assert asked == [not waits] * 2
 
 
+@pytest.mark.gpu
+def test_predictions_have_arrived_when_the_cpu_reads_them() -> None:
+    matrix = torch.eye(4096, device="cuda")
+    for _ in range(20):
+        matrix = matrix @ matrix  # still running when the copy begins
+    assert to_device([matrix], CPU)[0].sum() == 4096
+
+
 def test_a_batch_that_moves_itself_is_asked_to() -> None:
     class Graph:
         def to(self, device: torch.device) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from base.base_trainer import BaseTrainer
 from base.checkpoint.store import read
-from base.errors import ConfigError
+from base.errors import ConfigError, TrainingError
 from base.names.registry import MODELS
 from base.network.compilation import (
     CompiledCall,
@@ -26,6 +26,7 @@ from base.network.gradients import gradient_of, gradient_penalty, saliency
 from base.network.layers import Networks
 from base.run.build import check_cuda_graphs
 from base.run.checks import check
+from base.training.recovery import SECOND_PASS
 from tests.base.toy import CPU, assert_same, make, run, train_in
 from tests.trainer.test_gan_trainers import GAN, KINDS, WGAN
 
@@ -164,6 +165,49 @@ def test_gradient_tools_run_without_compiled_graphs(monkeypatch: Any) -> None:
     compile_networks(model, True, CPU)
     model(images).sum().backward()
     assert_same(found(), expected)
+
+
+class Twice(nn.Module):
+    """Fails as a compiled network does in a second backward pass."""
+
+    text = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise RuntimeError(self.text)
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "This backward function was compiled with non-empty donated buffers which requires "
+        "create_graph=False and retain_graph=False. Please keep backward(create_graph=False",
+        "torch.compile with aot_autograd does not currently support double backward",
+    ],
+)
+def test_a_second_backward_pass_of_a_compiled_network_is_explained(
+    text: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(MODELS.registered, "Twice", Twice)
+    monkeypatch.setattr(Twice, "text", text)
+    with pytest.raises(TrainingError, match=r"one backward pass.*memory\.compile=false"):
+        train_in(make("model={type: Twice}"))
+
+
+def test_these_are_torchs_own_words() -> None:
+    """Of the second derivative; the other text comes from the compiler for a GPU or C++."""
+    model = nn.Linear(3, 1)
+    model._compiled_call_impl = torch.compile(model._call_impl, backend="aot_eager")
+    inputs = torch.randn(2, 3, requires_grad=True)
+    (slope,) = torch.autograd.grad(model(inputs).square().sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError) as found:
+        slope.sum().backward()
+    assert any(words in str(found.value) for words in SECOND_PASS)
 
 
 class PartsTrainer(BaseTrainer):

@@ -269,13 +269,13 @@ def count_framework(metrics: str = "[]", n_steps: int = 200) -> Counts:
     return count_step(run, n_steps)
 
 
-def print_counts(rows: int) -> None:
+def print_counts(rows: int, n_steps: int) -> None:
     """Print the opcodes and frames of a step, and the functions that run most of them."""
-    base = count_bare()
+    base = count_bare(n_steps)
     variants = {
         "bare loop": base,
-        "framework, bar + meters + TensorBoard": count_framework(),
-        "the same + accuracy of each batch": count_framework("[accuracy]"),
+        "framework, bar + meters + TensorBoard": count_framework(n_steps=n_steps),
+        "the same + accuracy of each batch": count_framework("[accuracy]", n_steps),
     }
     print(f"{'opcodes (frames) a step':40}{'in torch/':>16}{'elsewhere':>16}{'above bare':>16}")
     for name, counts in variants.items():
@@ -340,7 +340,7 @@ def measure_start(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, help="default: 2000, or 200 to count")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--count", action="store_true", help="count opcodes and frames only")
     parser.add_argument("--rows", type=int, default=40, help="functions that --count prints")
@@ -348,11 +348,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.count:
         print(f"torch {torch.__version__}, Python {platform.python_version()}")
-        print_counts(options.rows)
+        print_counts(options.rows, options.steps or 200)
         return
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     print(f"{versions}, {os.cpu_count()} cores, {options.threads} threads, {options.rounds} rounds")
-    measure_steps(options.rounds, options.steps)
+    measure_steps(options.rounds, options.steps or 2000)
     measure_start(options.rounds)
 
 

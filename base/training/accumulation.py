@@ -191,7 +191,7 @@ class Window:
         position = number % self.accumulate
         if position == 0:
             self._outcome = Outcome.MADE
-            if self._deferred.is_in_use:
+            if self._deferred.assumed or self._deferred.is_ruled_out:
                 self._deferred = DeferredDenominators()
             if self._ahead:
                 self._whole = self._ahead.popleft()
@@ -392,11 +392,6 @@ class DeferredDenominators:
     """Whether the first call of the loss had the target of the batch."""
     _part: Denominators | None = None
     _first: Any = 0.0  # the denominator of the first call in that part
-
-    @property
-    def is_in_use(self) -> bool:
-        """Whether a loss of the window was called."""
-        return bool(self.assumed) or self.is_ruled_out
 
     def share(self, counted: LossDenominator, part: Denominators, by_samples: float) -> Any:
         """Return the share of a call in the window; a later call may repeat the first of a part."""

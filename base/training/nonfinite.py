@@ -136,6 +136,8 @@ class FiniteWatch:
 
     def all_finite(self) -> bool:
         """Return whether all losses since the last call were finite, but those that are late."""
+        if self._is_finite and not self._pending:
+            return True
         is_finite = self.is_finite()
         self._pending.clear()
         self._is_finite = True

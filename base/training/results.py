@@ -102,7 +102,9 @@ class StepValues:
         """Name, value and denominator (None for a sum); a sum of losses has one entry a term."""
         self.sample_losses_of: Tensor | None = None
         """The minimised loss of each sample, if a sampler needs it."""
-        for name, value in _without_groups(values).items():
+        if set(map(type, values.values())) != {Tensor}:  # a loss of terms is a nested dict
+            values = _without_groups(values)
+        for name, value in values.items():
             self.values[name] = kept = value.detach() if isinstance(value, Tensor) else value
             if keep_sample_losses and name == "loss":
                 self.sample_losses_of = sample_losses_of(value)

@@ -58,7 +58,7 @@ def main() -> None:
         report(config, seeds, options.device, not options.no_bare)
 
 
-def report(config: Path, seeds: Sequence[int], device: str, with_bare: bool) -> None:
+def report(config: Path, seeds: range, device: str, with_bare: bool) -> None:
     """Run a config with each seed, in turns with its bare loop, and print what they reached."""
     runs: dict[str, list[tuple[float, float]]] = {"train.py": [], "bare": []}
     for seed in seeds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 NO_CONTEXT = nullcontext()
@@ -19,7 +19,7 @@ def together(contexts: list[AbstractContextManager[Any]]) -> AbstractContextMana
 
 @contextmanager
 def _stacked(contexts: list[AbstractContextManager[Any]]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
+    # Not an ExitStack: it never ends where an error of a context has itself in its `__context__`.
+    first, *others = contexts
+    with first, together(others):
         yield

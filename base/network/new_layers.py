@@ -56,7 +56,9 @@ def forbid_new_layers(model: nn.Module) -> Iterator[None]:
             yield
     except Exception as error:
         # A new layer often fails at once: its weights are not on the model's device.
-        raise (found.error() or error) from error
+        if fault := found.error():
+            raise fault from error
+        raise  # `from error` would make it its own cause
     if fault := found.error():
         raise fault
 

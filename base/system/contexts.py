@@ -19,7 +19,6 @@ def together(contexts: list[AbstractContextManager[Any]]) -> AbstractContextMana
 
 @contextmanager
 def _stacked(contexts: list[AbstractContextManager[Any]]) -> Iterator[None]:
-    # Not an ExitStack: it never ends where an error of a context has itself in its `__context__`.
     first, *others = contexts
     with first, together(others):
         yield

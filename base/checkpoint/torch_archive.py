@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import pickle
 import struct
 import zipfile
 import zlib
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO, Protocol
 
 import torch
-from torch.serialization import _save
+from torch.serialization import _save, pickle
 
 from base.errors import CheckpointError
 

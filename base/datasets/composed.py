@@ -175,7 +175,7 @@ class _Texts(Sequence[str]):
         number, text = self._of(place)
         return f"{number}:{text}" if self._are_ids and self._are_repeated else text
 
-    def at(self, places: Tensor) -> list[str]:
+    def texts_at(self, places: Tensor) -> list[str]:
         """Return the texts at some places."""
         if len(self._parts) == 1:
             return ids_at(self._parts[0], self._indices[places])

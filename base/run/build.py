@@ -268,7 +268,8 @@ def build_training_data(
     train_loader, valid_loader = build_loaders(config, references)
     bad_samples.watch(train_loader, "train")
     bad_samples.watch(valid_loader, "valid")
-    use_record(train_loader, record)
+    if record.keys() != {"decoder"}:  # other data, whose statistics are their own
+        use_record(train_loader, record)
     if config["valid_data_loader"] is not None:
         use_record(valid_loader, record_of(train_loader))
     for loader in (train_loader, valid_loader):

@@ -19,7 +19,7 @@ from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
 from base.errors import DataError
 from base.names.registry import DATA_LOADERS
-from base.run.build import build_experiment
+from base.run.build import build_experiment, build_test_data
 from base.run.data_changes import record_to_resume
 from base.run.loaders import build_test_loader
 
@@ -240,6 +240,27 @@ def test_a_resumed_run_keeps_its_decoder_whatever_else_changes(jpegs, change):
     assert ("mean" in record) == (not change), "other data have other statistics"
     resumed = build_experiment(config, CPU, weights=False, record=record)
     assert record_of(resumed.train_loader)["decoder"] == images.decoder_name() == "PIL"
+
+
+def test_a_new_run_does_not_take_over_the_decoder_of_a_resumed_one(jpegs):
+    """In one process, as in a notebook."""
+    config = load_config(jpegs / "config.yaml")
+    resumed = build_experiment(config, CPU, record=record_to_resume(config, jpegs))
+    new = build_experiment(config, CPU)
+    for made, name in ((new, "torchvision"), (resumed, "PIL"), (new, "torchvision")):
+        next(iter(made.train_loader))
+        assert images.decoder_name() == record_of(made.train_loader)["decoder"] == name
+
+
+@pytest.mark.parametrize("name", ["PIL", "torchvision"])
+def test_a_test_uses_the_decoder_of_the_tested_run(jpegs, name):
+    section = json.dumps(load_config(jpegs / "config.yaml")["data_loader"])
+    config = load_config(jpegs / "config.yaml", [f"test_data_loader={section}"])
+    images.use_decoder("torchvision" if name == "PIL" else "PIL")  # by another run
+    record = {"decoder": name, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    data = {"record": record, "n_batches": {"train": 1}, "batches_per_epoch": 1}
+    next(iter(build_test_data(config, data, None).test_loader))
+    assert images.decoder_name() == name
 
 
 def test_a_decoder_alone_is_no_record_for_a_data_set(monkeypatch):

@@ -62,7 +62,12 @@ class Samples:
         return ids_at(self.ids, self.indices)
 
     def place(self, index: int) -> str:
-        """Return the id of a sample of the data set or, without one, its place or number."""
+        """Return the id of a sample of the data set or, without one, its place or number.
+
+        A sample beyond the end, which the data set had earlier, has only a number.
+        """
+        if hasattr(self.dataset, "__len__") and index >= len(self.dataset):
+            return str(int(index))
         if self.has_names:
             return str(self.ids[index])
         if hasattr(self.dataset, "place"):

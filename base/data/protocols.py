@@ -106,9 +106,11 @@ class HasIds(Protocol):
 
 
 def ids_at(ids: Sequence[str], places: Tensor) -> list[str]:
-    """Return the ids of some samples. Ids made on demand have ``at(places)``, for speed."""
-    at = getattr(ids, "at", None)
-    found: list[str] = [ids[place] for place in places.tolist()] if at is None else at(places)
+    """Return the ids of some samples. Ids made on demand have ``texts_at(places)``, for speed."""
+    texts_at = getattr(ids, "texts_at", None)  # pandas has `at`
+    if texts_at is None:
+        return [ids[place] for place in places.tolist()]
+    found: list[str] = texts_at(places)
     return found
 
 

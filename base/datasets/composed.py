@@ -175,7 +175,7 @@ class _Texts(Sequence[str]):
         number, text = self._of(place)
         return f"{number}:{text}" if self._are_ids and self._are_repeated else text
 
-    def at(self, places: Tensor) -> list[str]:
+    def texts_at(self, places: Tensor) -> list[str]:
         """Return the texts at some places."""
         if len(self._parts) == 1:
             return ids_at(self._parts[0], self._indices[places])
@@ -253,14 +253,13 @@ class SubsetDataset(_Composed):
         chosen = _indices_of_ids(dataset, ids) if ids is not None else indices or ()
         if not chosen:
             raise DataError("SubsetDataset: no samples are chosen")
-        is_valid_range = isinstance(chosen, range) and chosen.stop <= n_samples  # `first`
-        wrong = (
-            [] if is_valid_range else [each for each in chosen if not _is_index(each, n_samples)]
-        )
-        if wrong or (not is_valid_range and len(set(chosen)) < len(chosen)):
+        # The valid indices of `first` are not looked at one by one.
+        is_first = isinstance(chosen, range) and chosen == range(min(len(chosen), n_samples))
+        wrong = [] if is_first else [each for each in chosen if not _is_index(each, n_samples)]
+        if wrong or (not is_first and len(set(chosen)) < len(chosen)):
             text = f"there is no sample {wrong[0]}" if wrong else "an index is given twice"
             raise DataError(f"SubsetDataset: {text}; {n_samples} samples, counted from 0")
-        places = torch.arange(len(chosen)) if is_valid_range else torch.tensor(list(chosen))
+        places = torch.arange(len(chosen)) if is_first else torch.tensor(list(chosen))
         super().__init__([dataset], torch.zeros_like(places), places)
 
 

@@ -106,7 +106,7 @@ class RunningNumbers(Sequence[str]):
         found = self._numbers[index]
         return str(found) if isinstance(found, int) else list(map(str, found))
 
-    def at(self, places: Tensor) -> list[str]:
+    def texts_at(self, places: Tensor) -> list[str]:
         """Return the texts at some places."""
         return list(map(str, places.tolist()))
 

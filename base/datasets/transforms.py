@@ -198,8 +198,9 @@ class _ResizedCrop(KeyedTransform):
     ) -> None:
         self.size, self.scale, self.ratio = list(size), scale, ratio
         self.interpolation, self.antialias = interpolation, antialias
+        # torchvision takes None for False.
         is_plain = (
-            antialias is not False and getattr(interpolation, "value", interpolation) == "bilinear"
+            antialias is True and getattr(interpolation, "value", interpolation) == "bilinear"
         )
         # On other processors torchvision resizes uint8 in another way.
         has_avx2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")

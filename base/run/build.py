@@ -261,14 +261,12 @@ def build_training_data(
     references: References,
 ) -> Data:
     """Build the training and the validation loader."""
-    if "decoder" in record:
-        from base.datasets.images import use_decoder  # before a cache is filled
-
-        use_decoder(record["decoder"])
+    _use_decoder(record)
     train_loader, valid_loader = build_loaders(config, references)
     bad_samples.watch(train_loader, "train")
     bad_samples.watch(valid_loader, "valid")
-    use_record(train_loader, record)
+    if record.keys() != {"decoder"}:  # other data, whose statistics are their own
+        use_record(train_loader, record)
     if config["valid_data_loader"] is not None:
         use_record(valid_loader, record_of(train_loader))
     for loader in (train_loader, valid_loader):
@@ -283,12 +281,20 @@ def build_training_data(
     return Data(train_loader, valid_loader, n_batches, train_loader, sampler_state=sampler_state)
 
 
+def _use_decoder(record: Mapping[str, Any]) -> None:
+    """Choose the decoder of a run before a cache is filled; a new run has the fastest one."""
+    from base.datasets.images import use_decoder  # imports Pillow
+
+    use_decoder(record.get("decoder"))
+
+
 def build_test_data(config: Config, data: Mapping[str, Any], references: References | None) -> Data:
     """Build the test loader; the others are built on first use.
 
     Args:
         data: the record of the data in the tested checkpoint, see `write_data_record`.
     """
+    _use_decoder(data["record"])
     references = References(config) if references is None else references
     train_loader, valid_loader = defer_loaders(config, data["n_batches"], references)
     references.add("data_loader", train_loader)

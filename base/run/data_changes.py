@@ -185,16 +185,16 @@ def refuse_scaled_targets(train_loader: Any, checkpoint: Path) -> None:
 def record_to_resume(
     config: Config, resume_from: Path | None, world: World = ALONE
 ) -> Mapping[str, Any]:
-    """Return the data statistics of a resumed run; {} if its data section changed.
+    """Return the data record of a resumed run; if its data section changed, only the decoder.
 
-    They are not computed again, as a file repaired since then would change them.
+    Statistics are not computed again, as a file repaired since then would change them.
     """
     if resume_from is None:
         return {}
     data, has_other_data = _data_to_resume(config, resume_from, world)
-    if has_other_data:
-        return {}
     record = data.get("record", {})
+    if has_other_data:
+        return {key: value for key, value in record.items() if key == "decoder"}
     return {key: value for key, value in record.items() if key != "classes"}  # compared later
 
 

@@ -144,8 +144,7 @@ def _changed_samples(
         if one is None or other is None:
             continue
         n_blocks = min(n_then, n_now) // BLOCK if n_then != n_now else len(one)
-        are_other = (one[:n_blocks] != other[:n_blocks]).reshape(n_blocks, -1).any(axis=1)
-        places = are_other.nonzero()[0].tolist()
+        places = np.unique((one[:n_blocks] != other[:n_blocks]).nonzero()[0]).tolist()
         if not places:
             continue
         if n_then != n_now:  # what follows has moved

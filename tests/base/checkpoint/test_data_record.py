@@ -6,18 +6,20 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
 from toy import CPU, make, run
 
 from base.base_data_loader import BaseDataLoader, as_batches
 from base.checkpoint.data_record import check_classes, record_of, use_record
 from base.config import load_config
+from base.datasets import images
 from base.datasets.composed import ConcatenatedDataset, SubsetDataset
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.in_memory import InMemoryDataset, SyntheticDataset
 from base.errors import DataError
 from base.names.registry import DATA_LOADERS
-from base.run.build import build_experiment
+from base.run.build import build_experiment, build_test_data
 from base.run.data_changes import record_to_resume
 from base.run.loaders import build_test_loader
 
@@ -207,3 +209,66 @@ def test_a_resumed_run_keeps_its_statistics(tmp_path):
     changed = load_config(folder / "config.yaml", ["data_loader.args.normalize=imagenet"])
     assert record_to_resume(changed, folder) == {}
     assert record_to_resume(config, None) == {}
+
+
+@pytest.fixture
+def jpegs(tmp_path, monkeypatch):
+    """A run on JPEG files in ``folder``, of a time when PIL was the fastest decoder."""
+    for number in range(8):
+        path = tmp_path / "jpegs" / NAMES[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 3), (30 * number, 9, 9)).save(path)
+    dataset = f"{{type: ImageFolderDataset, args: {{root: {tmp_path / 'jpegs'}}}}}"
+    start, rest = CONFIG.split("dataset: ")
+    text = f"{start}dataset: {dataset}\n{rest[rest.index('    batch_size') :]}"
+    folder = tmp_path / "run"
+    with monkeypatch.context() as earlier:
+        earlier.setattr(images, "_fastest", lambda: "PIL")
+        run(folder, text=text, stop_at=1)
+    (folder / "config.yaml").write_text(text)
+    monkeypatch.setattr(images, "_fastest", lambda: "torchvision")
+    yield folder
+    images.use_decoder(None)
+
+
+@pytest.mark.parametrize(
+    "change", [[], ["data_loader.args.num_workers=1"], ["data_loader.args.normalize=imagenet"]]
+)
+def test_a_resumed_run_keeps_its_decoder_whatever_else_changes(jpegs, change):
+    config = load_config(jpegs / "config.yaml", change)
+    record = record_to_resume(config, jpegs)
+    assert ("mean" in record) == (not change), "other data have other statistics"
+    resumed = build_experiment(config, CPU, weights=False, record=record)
+    assert record_of(resumed.train_loader)["decoder"] == images.decoder_name() == "PIL"
+
+
+def test_a_new_run_does_not_take_over_the_decoder_of_a_resumed_one(jpegs):
+    """In one process, as in a notebook."""
+    config = load_config(jpegs / "config.yaml")
+    resumed = build_experiment(config, CPU, record=record_to_resume(config, jpegs))
+    new = build_experiment(config, CPU)
+    for made, name in ((new, "torchvision"), (resumed, "PIL"), (new, "torchvision")):
+        next(iter(made.train_loader))
+        assert images.decoder_name() == record_of(made.train_loader)["decoder"] == name
+
+
+@pytest.mark.parametrize("name", ["PIL", "torchvision"])
+def test_a_test_uses_the_decoder_of_the_tested_run(jpegs, name):
+    section = json.dumps(load_config(jpegs / "config.yaml")["data_loader"])
+    config = load_config(jpegs / "config.yaml", [f"test_data_loader={section}"])
+    images.use_decoder("torchvision" if name == "PIL" else "PIL")  # by another run
+    record = {"decoder": name, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    data = {"record": record, "n_batches": {"train": 1}, "batches_per_epoch": 1}
+    next(iter(build_test_data(config, data, None).test_loader))
+    assert images.decoder_name() == name
+
+
+def test_a_decoder_alone_is_no_record_for_a_data_set(monkeypatch):
+    dataset = Encoded([1, 2], n_samples=40)
+    monkeypatch.setitem(DATA_LOADERS.registered, "Own", lambda: DatasetLoader(dataset, 8))
+    text = CONFIG[: CONFIG.index("data_loader:")] + "data_loader: {type: Own}\n"
+    config = load_config(None, text=text + CONFIG[CONFIG.index("optimizer:") :])
+    build_experiment(config, CPU, record={"decoder": "PIL"})
+    assert dataset.codes == [1, 2]
+    build_experiment(config, CPU, record={"decoder": "PIL", "codes": [3]})
+    assert dataset.codes == [3]

@@ -71,6 +71,21 @@ def test_a_part_is_that_of_torch():
     assert SubsetDataset(whole, first=2).ids == ["0", "1"]
 
 
+@pytest.mark.parametrize(
+    "chosen", [range(4), range(0), range(2, 5), range(1, 6, 2), range(5, -1, -1), range(7, 0, -3)]
+)
+def test_a_range_selects_what_its_list_does(chosen):
+    whole = arrays(6, 0)
+
+    def outcome(indices):
+        try:
+            return SubsetDataset(whole, indices).ids
+        except DataError as error:
+            return str(error)
+
+    assert outcome(chosen) == outcome(list(chosen))
+
+
 def test_images_keep_what_image_files_offer(folder):
     whole = ImageFolderDataset(str(folder))
     (folder / "ids.txt").write_text("dog/3.png\n\ncat/1.png\n")

@@ -225,7 +225,8 @@ def test_a_resized_crop_by_key_takes_parts_of_torchvisions_areas_and_shapes():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize(
-    "options", [{}, {"interpolation": 0}, {"interpolation": 3}, {"antialias": False}]
+    "options",
+    [{}, {"interpolation": 0}, {"interpolation": 3}, {"antialias": False}, {"antialias": None}],
 )
 def test_the_pixels_of_a_resized_crop_are_torchvisions(layout, dtype, options):
     from torchvision.transforms import v2

@@ -184,6 +184,36 @@ def samples_all(build: Make, folder: Path) -> Any:
     return build(folder, INPUTS, LABELS, NAMES)
 
 
+class Indexer:
+    """What ``series.at`` and ``series.iloc`` are in pandas: read by index, never called."""
+
+    def __init__(self, values: list[str]) -> None:
+        self.values = values
+
+    def __getitem__(self, place: int) -> str:
+        return self.values[place]
+
+
+class Series(list):
+    """A column of pandas, as far as it differs from a list of ids."""
+
+    @property
+    def at(self) -> Indexer:
+        return Indexer(self)
+
+
+@pytest.mark.parametrize("are_many", [False, True])
+@pytest.mark.parametrize("composed", [False, True])
+def test_ids_may_be_a_column_of_pandas(are_many, composed, tmp_path, monkeypatch):
+    monkeypatch.setattr("base.run.data_changes.MAX_LISTED", 8 if are_many else 100)
+    kinds = (list, Series) if not composed else (Series, Series)
+    datasets = [Own(INPUTS, LABELS, ids=kind(f"s{i}" for i in range(24))) for kind in kinds]
+    if composed:
+        datasets = [SubsetDataset(each, list(range(23, -1, -1))) for each in datasets]
+    then = write_data_record(loaders_of(datasets[0]), tmp_path, {})
+    assert write_data_record(loaders_of(datasets[1]), tmp_path, then) == then
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_renamed_classes_are_named(kind, tmp_path):
     folder, build = place(tmp_path), KINDS[kind]

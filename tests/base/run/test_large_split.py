@@ -102,6 +102,32 @@ def test_samples_that_moved_came_or_went_are_named(tmp_path):
     assert "differ from x.npy: sample 0 to x.npy: sample 7 on" in str(raised.value)
 
 
+@pytest.mark.parametrize("kind", ["csv", "npz", "list", "own, ids"])
+@pytest.mark.parametrize("changes", ["training", "validation", "split"])
+@pytest.mark.parametrize(("n_then", "n_now"), [(24, 19), (19, 24), (24, 5), (5, 24), (6, 5)])
+def test_data_that_grew_or_shrank_are_refused_with_both_sizes(
+    kind, changes, n_then, n_now, tmp_path, monkeypatch
+):
+    """Also where the samples that are missing have no name any more, or fill no block."""
+    monkeypatch.setattr(data_changes, "MAX_LISTED", 0)
+    folder = place(tmp_path)
+
+    def made(n_samples):
+        changed = KINDS[kind](tmp_path, INPUTS[:n_samples], LABELS[:n_samples], NAMES)
+        other = InMemoryDataset(INPUTS, LABELS, NAMES)
+        if changes == "split":
+            return loaders_of(changed)
+        first, second = (changed, other) if changes == "training" else (other, changed)
+        return loaders_of(first, split=None, valid_dataset=second)
+
+    then = recorded(made(n_then), folder)
+    with pytest.raises(DataError, match=f"{n_then} samples then, {n_now} now") as raised:
+        write_data_record(made(n_now), folder, then)
+    if changes != "split":
+        state = "new" if n_now > n_then else "missing"
+        assert f"{abs(n_now - n_then)} {changes} samples are {state} (" in str(raised.value)
+
+
 def test_other_names_of_files_are_named(tmp_path):
     folder = place(tmp_path)
     then = recorded(loaders_of(list_file(tmp_path, INPUTS, LABELS, NAMES)), folder)

@@ -186,6 +186,7 @@ class _HashedFile:
         self._small = bytearray()  # not written yet: few large writes take less time
         self._sha256 = hashlib.sha256()
         self._queue: queue.Queue[memoryview | bytes | None] = queue.Queue(maxsize=8)
+        self._error: BaseException | None = None  # of the hash
         self._thread = threading.Thread(target=self._hash, name="hash")
 
     def __enter__(self) -> _HashedFile:
@@ -208,6 +209,8 @@ class _HashedFile:
         self._write_small()
         os.fsync(self._descriptor)
         self._queue.join()
+        if self._error is not None:
+            raise self._error
         return self._sha256.hexdigest()
 
     def _write_small(self) -> None:
@@ -221,13 +224,18 @@ class _HashedFile:
 
     def _hash(self) -> None:
         while (view := self._queue.get()) is not None:
-            self._sha256.update(view)
+            try:
+                self._sha256.update(view)
+            except BaseException as error:  # the writer, which waits for this thread, raises it
+                self._error = error
             self._queue.task_done()
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-        self._queue.put(None)
-        self._thread.join()
+        try:
+            os.close(self._descriptor)
+        finally:
+            self._queue.put(None)
+            self._thread.join()
 
 
 def _write_all(descriptor: int, view: memoryview) -> None:

@@ -7,10 +7,13 @@ import io
 import os
 import sys
 import threading
+import time
+import weakref
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.serialization import config as serialization_config
@@ -189,6 +192,28 @@ def test_an_error_of_the_hash_is_raised_by_the_write(tmp_path, monkeypatch):
     monkeypatch.setattr(state_file, "SMALL", 1)  # many writes after the error
     error = error_of(lambda: written(tmp_path / "state.pt", some_state()))
     assert isinstance(error, MemoryError)
+
+
+def test_a_slow_hash_keeps_few_arrays_in_memory(tmp_path, monkeypatch):
+    """Those of a GPU model are copies, which the writer makes one by one."""
+    alive, counts = [], []
+
+    def wait():
+        time.sleep(0.02)
+        counts.append(sum(each() is not None for each in alive))
+
+    n_bytes = state_file.SMALL
+    monkeypatch.setattr(state_file, "MOST_UNHASHED", 2 * n_bytes)
+    monkeypatch.setattr(state_file, "hashlib", SimpleNamespace(sha256=lambda: SlowHash(wait)))
+    expected = hashlib.sha256()
+    with state_file._HashedFile(tmp_path / "state.pt") as file:
+        for number in range(12):
+            array = np.full(n_bytes, number, np.uint8)
+            alive.append(weakref.ref(array))
+            expected.update(array)
+            file.write(array.data)
+        assert file.sha256_so_far() == expected.hexdigest()
+    assert max(counts) <= 3  # two are hashed, one waits for them
 
 
 class SparseFile:

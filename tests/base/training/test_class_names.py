@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -148,6 +150,19 @@ def test_a_table_of_more_classes_is_a_list_of_its_cells(tmp_path: Path) -> None:
     ]
     assert not (tmp_path / "report" / "confusion.png").exists()
     assert json.loads((tmp_path / "report" / "test.json").read_text()) == {"loss": 0.5}
+
+
+@pytest.mark.parametrize(
+    "as_kind",
+    [torch.Tensor.requires_grad_, torch.Tensor.bfloat16, torch.Tensor.double, np.asarray],
+    ids=["of a graph", "bfloat16", "float64", "numpy"],
+)
+def test_a_large_table_may_be_of_any_kind(tmp_path: Path, as_kind: Callable[..., Any]) -> None:
+    table = as_kind(torch.rand(3000, 2) + 0.1)
+    write_test_report(tmp_path, {"table": table})
+    with (tmp_path / "report" / "table.csv").open(newline="") as file:
+        cells = [float(cell) for _, _, cell in list(csv.reader(file))[1:]]
+    assert cells == table.reshape(-1).tolist()
 
 
 def test_the_page_draws_and_lists_the_worst_of_many_classes(tmp_path: Path) -> None:

@@ -184,8 +184,9 @@ def test_the_page_draws_and_lists_the_worst_of_many_classes(tmp_path: Path) -> N
     assert sizes[1] < 1.1 * sizes[0]
     lines = list(charts[1].lines)
     assert lines[:2] == ["train macro", "valid macro"]
-    assert lines[2:] == [f"valid class {k}" for k in range(100)]
-    assert charts[1].title == "F1, the lowest 100 parts"
+    kept = [f"{phase} class {k}" for phase in ("valid", "train") for k in range(100)]
+    assert lines[2:] == kept
+    assert charts[1].title == "F1, the lowest 100 of 4000 (valid)"
     assert len(panels_of([{"epoch": 1, "valid/F1/a": 0.1, "valid/F1/b": 0.2}])[0].lines) == 2
 
 

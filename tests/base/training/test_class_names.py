@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from toy import make, run
 
 from base.errors import ConfigError
 from base.report.curves import draw, panels_of
-from base.report.figures import write_curves
 from base.report.prediction_sections import prediction_parts
 from base.report.test_results import write_test_report
 from base.run.checks import check
 from base.run.testing import choose_checkpoint, run_test
 from base.training.metric_values import with_class_names
 from base.training.progress import Monitor
-from logger.csv_writer import CsvWriter, read_rows
+from logger.csv_writer import read_rows
 
 CLASSES = ["night heron", "猫/大", "a $x$ b", "macro"]
 METRICS = "metrics=[Recall, Precision, F1, IoU, AUROC, ConfusionMatrix, accuracy]"
@@ -248,23 +246,3 @@ def test_naming_many_classes_compares_each_name_a_few_times() -> None:
         assert list(found.values()) == list(result.values())
         assert list(found) == ["macro", "0", *names[1:-1], str(n - 1)]
     assert n_compared[1] <= 2.2 * n_compared[0] + 100
-
-
-def test_curves_of_many_classes_are_a_picture_of_the_means(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    columns = [f"valid/F1/class {k}" for k in range(500)]
-    rows = [{"epoch": e, "valid/loss": 1 / e, "valid/F1/macro": 0.5, **dict.fromkeys(columns, 0.1)}
-            for e in (1, 2, 3)]  # fmt: skip
-    CsvWriter(tmp_path / "metrics.csv").rewrite(rows)
-    drawn: list[str] = []
-    whole = Figure.add_subplot
-
-    def add_subplot(figure: Figure, *args: object, **keywords: str) -> object:
-        drawn.append(keywords["title"])
-        return whole(figure, *args, **keywords)
-
-    monkeypatch.setattr(Figure, "add_subplot", add_subplot)
-    (tmp_path / "report").mkdir()
-    assert write_curves(tmp_path) is not None
-    assert drawn == ["loss", "F1/macro"]

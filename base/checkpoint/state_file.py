@@ -29,6 +29,7 @@ from logger.files import open_file
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
 SMALL = 1 << 18  # bytes: what is smaller is gathered before it is written
+MOST_UNHASHED = 1 << 28  # bytes that wait for the hash: of a GPU model, each storage is a copy
 KEYS = (str, int, float, bool, type(None))
 LEAVES = (*KEYS, complex, torch.Size, torch.dtype, torch.device)
 
@@ -185,7 +186,10 @@ class _HashedFile:
         self.n_bytes = 0
         self._small = bytearray()  # not written yet: few large writes take less time
         self._sha256 = hashlib.sha256()
-        self._queue: queue.Queue[memoryview | bytes | None] = queue.Queue(maxsize=8)
+        self._queue: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._n_unhashed = 0  # bytes
+        self._is_hashed = threading.Condition()
+        self._error: BaseException | None = None  # of the hash
         self._thread = threading.Thread(target=self._hash, name="hash")
 
     def __enter__(self) -> _HashedFile:
@@ -207,7 +211,9 @@ class _HashedFile:
         """Return the hash of all that was written; meanwhile the disk receives it."""
         self._write_small()
         os.fsync(self._descriptor)
-        self._queue.join()
+        self._wait_for_hash(0)
+        if self._error is not None:
+            raise self._error
         return self._sha256.hexdigest()
 
     def _write_small(self) -> None:
@@ -216,18 +222,33 @@ class _HashedFile:
             self._put(memoryview(small))
 
     def _put(self, view: memoryview) -> None:
+        self._wait_for_hash(max(0, MOST_UNHASHED - len(view)))  # a larger one is alone
+        with self._is_hashed:
+            self._n_unhashed += len(view)
         self._queue.put(view)
         _write_all(self._descriptor, view)
 
+    def _wait_for_hash(self, n_bytes: int) -> None:
+        """Wait until at most this many bytes are still to be hashed."""
+        with self._is_hashed:
+            self._is_hashed.wait_for(lambda: self._n_unhashed <= n_bytes)
+
     def _hash(self) -> None:
         while (view := self._queue.get()) is not None:
-            self._sha256.update(view)
-            self._queue.task_done()
+            try:
+                self._sha256.update(view)
+            except BaseException as error:  # the writer, which waits for this thread, raises it
+                self._error = error
+            with self._is_hashed:
+                self._n_unhashed -= len(view)
+                self._is_hashed.notify()
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-        self._queue.put(None)
-        self._thread.join()
+        try:
+            os.close(self._descriptor)
+        finally:
+            self._queue.put(None)
+            self._thread.join()
 
 
 def _write_all(descriptor: int, view: memoryview) -> None:

@@ -14,7 +14,7 @@ PHASES = ("train", "valid", "test")
 OF_TIME = ("seconds", "samples_per_second", "memory_mb", "time", "wait")
 NOT_VALUES = ("epoch", "step", *OF_TIME)
 MEANS = ("mean", "macro")
-MOST_PARTS = 100  # lines of classes in a chart, which are grey beside those of the means
+MOST_PARTS = 100  # classes in a chart; their lines are grey beside those of the means
 KINDS = ("loss", "score", "value", "rate")
 """What is drawn on shared axes, in the order of the charts."""
 
@@ -28,11 +28,21 @@ class Panel:
     title: str
     kind: str
     lines: Lines = field(default_factory=dict)
+    origins: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """The phase and the part, such as a class, in the column of a line; "" where it has none."""
 
     @property
     def values(self) -> list[float]:
         """All values of its lines."""
         return [y for line in self.lines.values() for _, y in line]
+
+    def part(self, label: str) -> str:
+        """Return the class, or another part, of a line; "" of one that shows a whole metric."""
+        return self.origins.get(label, ("", ""))[1]
+
+    def is_of_part(self, label: str) -> bool:
+        """Return whether a line shows a part of the metric."""
+        return self.part(label) not in ("", *MEANS)
 
     def with_kind(self) -> Panel:
         """Make it a chart of scores if all its values are shares."""
@@ -59,14 +69,14 @@ def panels_of(rows: Sequence[Mapping[str, Any]], losses: Collection[str] = ()) -
         phase, metric = (first, rest) if first in PHASES and rest else ("", column)
         title, _, part = metric.partition("/")
         panel = panels.setdefault(title, Panel(title, kind_of(title, losses)))
-        panel.lines[" ".join(filter(None, (phase, part))) or title] = line
+        label = " ".join(filter(None, (phase, part))) or title
+        panel.lines[label], panel.origins[label] = line, (phase, part)
     for panel in panels.values():
         panel.with_kind()
-        n_lines, panel.lines = len(panel.lines), _limited(_means_first(panel.lines))
-        if len(panel.lines) < n_lines:
-            panel.title += f", the lowest {MOST_PARTS} parts"
+        _put_means_first(panel)
         if panel.kind == "rate":
-            panel.lines = _merged(panel.lines)
+            _merge(panel)
+        _limit(panel)
     return sorted(panels.values(), key=lambda panel: KINDS.index(panel.kind))
 
 
@@ -89,7 +99,7 @@ def draw(panels: Sequence[Panel], best_epoch: float | None = None) -> list[Raw]:
     shared = {kind: _range(kind, panels) for kind in KINDS}
     for panel in panels:
         limits, is_log = shared[panel.kind]
-        means = [name for name in panel.lines if name.rpartition(" ")[2] in MEANS]
+        means = [label for label in panel.lines if panel.part(label) in MEANS]
         chart = line_chart(panel.title, panel.lines, best_epoch, limits, is_log, strong=means)
         drawn.append(figure(chart, ""))
     return drawn
@@ -144,30 +154,38 @@ def kind_of(title: str, losses: Collection[str]) -> str:
     return "rate" if title.partition("/")[0] in ("lr", "weight") else "value"
 
 
-def _means_first(lines: Lines) -> Lines:
+def _put_means_first(panel: Panel) -> None:
     """Put the means of several numbers, and the lines of validation, before their parts."""
 
-    def place(name: str) -> tuple[bool, bool]:
-        phase, _, part = name.partition(" ")
-        return part not in ("", *MEANS), phase == "train" and part not in ("", *MEANS)
+    def place(label: str) -> tuple[bool, bool]:
+        is_of_part = panel.is_of_part(label)
+        return is_of_part, is_of_part and panel.origins[label][0] == "train"
 
-    return {name: lines[name] for name in sorted(lines, key=place)}
-
-
-def _limited(lines: Lines) -> Lines:
-    """Leave out all but the `MOST_PARTS` lines of classes with the lowest last values."""
-    parts = [name for name in lines if name.partition(" ")[2] not in ("", *MEANS)]
-    if len(parts) <= MOST_PARTS:
-        return lines
-    # Those of validation first; a page with the curves of ten thousand classes opens slowly.
-    order = sorted(parts, key=lambda name: (name.startswith("train "), lines[name][-1][1]))
-    left_out = set(order[MOST_PARTS:])
-    return {name: line for name, line in lines.items() if name not in left_out}
+    panel.lines = {label: panel.lines[label] for label in sorted(panel.lines, key=place)}
 
 
-def _merged(lines: Lines) -> Lines:
+def _merge(panel: Panel) -> None:
     """Draw equal lines once, such as the learning rates of two groups."""
-    names: dict[tuple[Point, ...], list[str]] = {}
-    for name, line in lines.items():
-        names.setdefault(tuple(line), []).append(name)
-    return {", ".join(each): list(line) for line, each in names.items()}
+    labels: dict[tuple[Point, ...], list[str]] = {}
+    for label, line in panel.lines.items():
+        labels.setdefault(tuple(line), []).append(label)
+    panel.lines = {", ".join(each): list(line) for line, each in labels.items()}
+    panel.origins |= {label: ("", label) for label in panel.lines if label not in panel.origins}
+
+
+def _limit(panel: Panel) -> None:
+    """Leave out all but the `MOST_PARTS` classes with the lowest last values in validation.
+
+    A page with the curves of ten thousand classes opens slowly.
+    """
+    last: dict[str, dict[str, float]] = {}  # part -> phase -> value
+    for label in filter(panel.is_of_part, panel.lines):
+        phase, part = panel.origins[label]
+        last.setdefault(part, {})[phase] = panel.lines[label][-1][1]
+    if len(last) <= MOST_PARTS:
+        return
+    by = next(p for p in ("valid", "train", "test", "") if any(p in each for each in last.values()))
+    order = sorted(last, key=lambda part: (by not in last[part], last[part].get(by, 0.0)))
+    left_out = set(order[MOST_PARTS:])
+    panel.lines = {k: line for k, line in panel.lines.items() if panel.part(k) not in left_out}
+    panel.title += f", the lowest {MOST_PARTS} of {len(last)}" + (f" ({by})" if by else "")

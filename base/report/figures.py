@@ -27,17 +27,23 @@ Curve = tuple[list[float], list[float]]
 def write_curves(folder: Path) -> Path | None:
     """Plot `metrics.csv` into `report/curves.png`: one axis for each metric with its phases.
 
-    Of more than `MOST_AXES`, values of single classes are left out first; metrics.csv has them.
+    Of more than `MOST_AXES`, values of single classes are left out first; the picture says so.
     """
     curves = _read_curves(folder / "metrics.csv")
-    if len(curves) > MOST_AXES:
-        whole = [name for name in curves if "/" not in name or name.endswith(("/mean", "/macro"))]
-        curves = {name: curves[name] for name in whole[:MOST_AXES]}
+    n_metrics = len(curves)
+    if n_metrics > MOST_AXES:
+        means = ("/mean", "/macro")
+        classes_last = sorted(curves, key=lambda name: "/" in name and not name.endswith(means))
+        kept = set(classes_last[:MOST_AXES])
+        curves = {name: lines for name, lines in curves.items() if name in kept}
     n_columns = min(3, len(curves))
     n_rows = math.ceil(len(curves) / 3)
     figure = new_figure(5 * n_columns, 3.2 * n_rows) if curves else None
     if figure is None:
         return None
+    if len(curves) < n_metrics:
+        n_left_out = n_metrics - len(curves)
+        figure.suptitle(f"{n_left_out} of {n_metrics} metrics left out: metrics.csv has them")
 
     for place, (metric, lines) in enumerate(curves.items(), start=1):
         axis = figure.add_subplot(n_rows, n_columns, place, title=metric)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from base.report.figures import write_table_picture
 from logger.csv_writer import csv_text
@@ -29,7 +30,7 @@ def write_test_report(folder: Path, values: Mapping[str, Any], classes: Sequence
     for name, value in values.items():
         if len(shape := getattr(value, "shape", ())) == 2 and max(shape) > LARGEST_TABLE:
             path = folder / "report" / f"{name.replace('/', '_')}.csv"
-            _write_cells(path, np.asarray(value), classes)
+            _write_cells(path, _as_array(value), classes)
             continue
         plain = _as_plain(value)
         if isinstance(plain, list) and plain and all(isinstance(row, list) for row in plain):
@@ -49,6 +50,14 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_as_plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _as_array(value: Any) -> NDArray[Any]:
+    """Convert a table; of a tensor's numbers numpy lacks some kinds, such as bfloat16."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.double() if value.is_floating_point() else value
+    return np.asarray(value)
 
 
 def _write_cells(path: Path, table: NDArray[Any], classes: Sequence[str]) -> None:

@@ -1,17 +1,24 @@
 """Files of state are torch's, without a CRC-32 of the tensors and with a sha256 instead."""
 
+import errno
+import functools
 import hashlib
 import io
 import os
 import sys
 import threading
+import time
+import weakref
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.serialization import config as serialization_config
 
+from base.checkpoint import state_file
 from base.checkpoint.state_file import plain_copy, read_state, write_state
 from base.checkpoint.torch_archive import ID, _check_order, write_archive
 from base.checkpoint.torch_file import load_torch_file
@@ -121,6 +128,92 @@ def test_any_flipped_bit_of_a_file_alone_is_found_or_changes_nothing(tmp_path):
         else:
             assert_equal(found, state)
     assert n_refused > 300  # readers ignore much of a directory: dates, attributes, versions
+
+
+class SlowHash:
+    """A sha256 that is slower than the disk; ``before`` runs before each update."""
+
+    def __init__(self, before):
+        self.before, self.hash = before, hashlib.sha256()
+
+    def update(self, data):
+        self.before()
+        self.hash.update(data)
+
+    def hexdigest(self):
+        return self.hash.hexdigest()
+
+
+def error_of(action) -> BaseException | None:
+    """Return what an action raises in a thread; fail if it does not end."""
+    errors = []
+
+    def run():
+        try:
+            action()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "the write waits forever"
+    return errors[0] if errors else None
+
+
+@pytest.fixture
+def _ends_with_the_process(monkeypatch):
+    """Let a hash thread that waits forever fail its test only."""
+    as_daemon = functools.partial(threading.Thread, daemon=True)
+    monkeypatch.setattr(state_file, "threading", SimpleNamespace(**vars(threading)))
+    monkeypatch.setattr(state_file.threading, "Thread", as_daemon)
+
+
+@pytest.mark.usefixtures("_ends_with_the_process")
+def test_an_error_when_the_file_is_closed_ends_the_hash_thread(tmp_path, monkeypatch):
+    def close(descriptor):
+        os.close(descriptor)
+        raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr(state_file, "os", SimpleNamespace(**{**vars(os), "close": close}))
+    n_before = threading.active_count()
+    error = error_of(lambda: written(tmp_path / "state.pt", some_state()))
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EIO
+    assert threading.active_count() == n_before
+
+
+@pytest.mark.usefixtures("_ends_with_the_process")
+def test_an_error_of_the_hash_is_raised_by_the_write(tmp_path, monkeypatch):
+    def fail():
+        raise MemoryError("no memory to hash")
+
+    monkeypatch.setattr(state_file, "hashlib", SimpleNamespace(sha256=lambda: SlowHash(fail)))
+    monkeypatch.setattr(state_file, "SMALL", 1)  # many writes after the error
+    error = error_of(lambda: written(tmp_path / "state.pt", some_state()))
+    assert isinstance(error, MemoryError)
+
+
+def test_a_slow_hash_keeps_few_arrays_in_memory(tmp_path, monkeypatch):
+    """Those of a GPU model are copies, which the writer makes one by one."""
+    alive, counts = [], []
+
+    def wait():
+        time.sleep(0.02)
+        counts.append(sum(each() is not None for each in alive))
+
+    n_bytes = state_file.SMALL
+    monkeypatch.setattr(state_file, "MOST_UNHASHED", 2 * n_bytes)
+    monkeypatch.setattr(state_file, "hashlib", SimpleNamespace(sha256=lambda: SlowHash(wait)))
+    expected = hashlib.sha256()
+    with state_file._HashedFile(tmp_path / "state.pt") as file:
+        for number in range(12):
+            array = np.full(n_bytes, number, np.uint8)
+            alive.append(weakref.ref(array))
+            expected.update(array)
+            file.write(array.data)
+        assert file.sha256_so_far() == expected.hexdigest()
+    assert max(counts) <= 3  # two are hashed, one waits for them
 
 
 class SparseFile:

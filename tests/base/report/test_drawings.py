@@ -89,6 +89,31 @@ def test_equal_rates_are_one_line_and_means_come_first() -> None:
     assert list(panels["recall"].lines) == ["valid mean", "valid cat", "train cat"]
 
 
+def test_of_many_parts_those_lowest_in_validation_keep_all_their_lines() -> None:
+    values = {f"a part {k}": k for k in range(150)}
+    row = {f"valid/recall/{name}": 2.0 + k for name, k in values.items()}
+    row |= {f"train/recall/{name}": 2.0 - k for name, k in values.items()}
+    row |= {"valid/recall/mean": 0.5, "train/recall/of training alone": -9.0}
+    (panel,) = panels_of([{"epoch": 1, **row}, {"epoch": 2, **row}])
+    names = sorted(values, key=values.__getitem__)[:100]
+    expected = ["valid mean", *(f"{phase} {n}" for phase in ("valid", "train") for n in names)]
+    assert sorted(panel.lines) == sorted(expected)
+    assert panel.title == "recall, the lowest 100 of 151 (valid)"
+
+
+def test_parts_without_a_phase_are_limited_after_equal_ones_are_merged() -> None:
+    norms = {f"norm/layer 1 weight {k}": float(k) for k in range(150)}
+    rates = {f"lr/{k}": float(k % 3) for k in range(150)}
+    row = {"epoch": 1, **norms, **rates, "norm/the mean": -1.0}
+    panels = {panel.kind: panel for panel in panels_of([row, {**row, "epoch": 2}])}
+    assert panels["value"].title == "norm, the lowest 100 of 151"
+    assert list(panels["value"].lines)[-1] == "the mean"
+    assert len(panels["value"].lines) == 100
+    assert panels["rate"].title == "lr"
+    assert [line[0][1] for line in panels["rate"].lines.values()] == [0, 1, 2]
+    assert 'class="line strong"' not in draw([panels["value"]])[0]
+
+
 def test_times_are_not_metrics() -> None:
     row = {"epoch": 1, "seconds": 2.0, "time/data": 1.0, "memory_mb": 5.0, "wait": 0.5}
     assert panels_of([row]) == []

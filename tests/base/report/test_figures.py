@@ -39,6 +39,19 @@ def test_the_curves_are_a_picture(n_epochs, tmp_path):
         assert len(picture.convert("L").getcolors()) > 10
 
 
+def test_many_metrics_fill_the_picture_which_says_what_is_left_out(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("base.report.figures.save_figure", lambda each, path: figures.append(each))
+    names = [*(f"F1/class {k}" for k in range(61)), "F1/mean"]
+    writer = CsvWriter(tmp_path / "metrics.csv")
+    writer.add_row({"epoch": 1, **{f"valid/{name}": 0.5 for name in names}})
+    write_curves(tmp_path)
+    (figure,) = figures
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == [*(f"F1/class {k}" for k in range(59)), "F1/mean"]
+    assert figure.get_suptitle() == "2 of 62 metrics left out: metrics.csv has them"
+
+
 def test_without_metrics_there_is_nothing_to_draw(tmp_path):
     assert write_curves(tmp_path) is None
     assert list(tmp_path.iterdir()) == []

@@ -184,6 +184,7 @@ class FiniteWatch:
 
     def _watch_late(self, loss: Tensor, flag: Tensor, facts: Callable[[], Any]) -> None:
         is_bad = (loss - loss).ne(0)  # NaN for NaN and infinity; fewer kernels than isfinite
+        is_bad = is_bad.reshape(()).to(flag.device, non_blocking=True)  # of shape (1,), elsewhere
         torch.maximum(flag, is_bad, out=flag)
         self._late.append((HostCopy(is_bad), facts()))
 

@@ -458,6 +458,22 @@ def test_a_loss_that_is_read_late_ends_a_run_as_on_the_cpu(
         assert_same(read(tmp_path / "gpu")["model"], read(tmp_path / "cpu")["model"])
 
 
+class Wide(BadLoss):
+    """Its losses have the shape (1,), which torch minimises too."""
+
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        losses = super().compute_losses(outputs, batch)
+        return {name: loss.reshape(1) for name, loss in losses.items()}
+
+
+def test_a_loss_with_a_dimension_is_read_late(tmp_path: Path) -> None:
+    expected, theirs = ending_of(tmp_path / "cpu", device=CPU, trainer=Wide)
+    with simulated_gpu(NEVER):
+        found, ours = ending_of(tmp_path / "gpu", device=GPU, trainer=Wide)
+        assert found == expected
+        assert_same(on_cpu(weights(ours)), weights(theirs))
+
+
 class Unfused(BadLoss):
     """Has its optimizers' groups no longer fused, from a step on."""
 

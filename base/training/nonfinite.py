@@ -109,6 +109,7 @@ class FiniteWatch:
         self.is_on = True  # off in trial steps
         self.reads_late = False
         self._flag: Tensor | None = None  # 1 after a non-finite loss; optimizers read it
+        self._optimizers: list[Optimizer] = []  # that read it
         self._late: deque[tuple[HostCopy, Any]] = deque()
 
     def read_late(self, optimizers: Iterable[Optimizer], device: torch.device) -> None:
@@ -117,8 +118,17 @@ class FiniteWatch:
         if device.type != "cuda" or not all(map(can_leave_out_steps, optimizers)):
             return
         self.reads_late, self._flag = True, torch.zeros((), device=device)
+        self._optimizers = optimizers
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(self._pass_flag)
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether flags are read late, but an optimizer can no longer leave out a step by them.
+
+        A resumed run takes ``fused`` from its checkpoint, and a user may set it at any time.
+        """
+        return self.reads_late and not all(map(can_leave_out_steps, self._optimizers))
 
     def watch(self, loss: Tensor, facts: Callable[[], Any] = tuple) -> None:
         """Check a loss that is about to be minimised.
@@ -174,6 +184,7 @@ class FiniteWatch:
 
     def _watch_late(self, loss: Tensor, flag: Tensor, facts: Callable[[], Any]) -> None:
         is_bad = (loss - loss).ne(0)  # NaN for NaN and infinity; fewer kernels than isfinite
+        is_bad = is_bad.reshape(()).to(flag.device, non_blocking=True)  # of shape (1,), elsewhere
         torch.maximum(flag, is_bad, out=flag)
         self._late.append((HostCopy(is_bad), facts()))
 
@@ -183,7 +194,10 @@ class FiniteWatch:
         # The loss scaler sets this attribute, and removes it after the step.
         found: Any = getattr(optimizer, "found_inf", None)
         is_own = found is None or found is self._flag
-        optimizer.found_inf = self._flag if is_own else torch.maximum(found, self._flag)
+        if can_leave_out_steps(optimizer):
+            optimizer.found_inf = self._flag if is_own else torch.maximum(found, self._flag)
+        elif found is self._flag:
+            del optimizer.found_inf  # else torch refuses to step
 
 
 def can_leave_out_steps(optimizer: Optimizer) -> bool:

@@ -150,6 +150,8 @@ class Recovery:
 
     def refuse_nonfinite(self) -> None:
         """Raise NonFiniteError if a loss since the last call was not finite."""
+        if self.state.finite.must_wait:
+            self.refuse_late()
         if not self.state.finite.all_finite():
             raise NonFiniteError(f"the loss is not finite {self._at_step()}")
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torchvision import transforms
 from torchvision.transforms import v2
-from toy import CPU, assert_same, make, train_in, weights
+from toy import CPU, StopAt, assert_same, make, train_in, weights
 
 from base import base_trainer
 from base.callbacks import Callback
@@ -34,6 +34,7 @@ from base.errors import TrainingError
 from base.names.check import check_names
 from base.names.registry import names
 from base.run.build import build_experiment, build_trainer
+from base.system.signals import InterruptedRunError
 from base.training.denominators import denominator_of
 from base.training.losses import build_losses
 from base.training.metrics import build_metrics
@@ -455,6 +456,58 @@ def test_a_loss_that_is_read_late_ends_a_run_as_on_the_cpu(
     assert files_of(tmp_path / "gpu") == files_of(tmp_path / "cpu")
     if "trainer.save_every=1 step" in overrides:
         assert_same(read(tmp_path / "gpu")["model"], read(tmp_path / "cpu")["model"])
+
+
+class Wide(BadLoss):
+    """Its losses have the shape (1,), which torch minimises too."""
+
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        losses = super().compute_losses(outputs, batch)
+        return {name: loss.reshape(1) for name, loss in losses.items()}
+
+
+def test_a_loss_with_a_dimension_is_read_late(tmp_path: Path) -> None:
+    expected, theirs = ending_of(tmp_path / "cpu", device=CPU, trainer=Wide)
+    with simulated_gpu(NEVER):
+        found, ours = ending_of(tmp_path / "gpu", device=GPU, trainer=Wide)
+        assert found == expected
+        assert_same(on_cpu(weights(ours)), weights(theirs))
+
+
+class Unfused(BadLoss):
+    """Has its optimizers' groups no longer fused, from a step on."""
+
+    def train_step(self, batch: Any) -> dict[str, Any]:
+        for optimizer in self.optimizers.values() if self.progress.step >= 2 else ():
+            for group in optimizer.param_groups:
+                group["fused"] = False
+        return super().train_step(batch)
+
+
+@pytest.mark.parametrize("at", [2, 4])
+def test_groups_that_are_no_longer_fused_are_waited_for(
+    tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flag cannot make them leave out a step: no loss is read after it."""
+    monkeypatch.setattr(BadLoss, "at", (at,))
+    expected, theirs = ending_of(tmp_path / "cpu", device=CPU, trainer=Unfused)
+    with simulated_gpu(NEVER):
+        found, ours = ending_of(tmp_path / "gpu", device=GPU, trainer=Unfused)
+        assert found == expected
+        assert f"at step {at + 1} " in found
+        assert_same(on_cpu(weights(ours)), weights(theirs))
+
+
+def test_an_unfused_run_is_resumed_with_a_fused_optimizer(tmp_path: Path) -> None:
+    """The checkpoint says that its groups are not fused."""
+    with simulated_gpu(NEVER):
+        made = make("memory.fused=false", device=GPU)
+        made.callbacks["StopAt"] = StopAt(3)
+        with pytest.raises(InterruptedRunError):
+            train_in(made, tmp_path)
+        resumed = make(device=GPU, weights=False)
+        train_in(resumed, tmp_path, tmp_path, True)
+        assert resumed.progress.step == 10
 
 
 def test_batches_of_losses_that_are_read_late_are_freed() -> None:

@@ -218,8 +218,7 @@ class BaseTrainer:
         progress.step = step = progress.step + 1
         is_made = self.recovery.end_step()
         is_logged = is_made and self.log_every.is_due_at_step(step)
-        if is_logged or self.schedules or self.callbacks:
-            self._note_rates()
+        progress.rates = learning_rates(self.optimizers)  # that this step used
         for schedule in self.schedules.values():
             schedule.after_step()
         self.training_state.freezing.after_step(step)
@@ -241,18 +240,6 @@ class BaseTrainer:
             self.current_run.check_first_step(self._summarise("train", self.meters))
         if self._requests.stop:
             raise StopRequested
-
-    @property
-    @final
-    def _rates_may_change(self) -> bool:
-        """Whether learning rates may change between a step and the next use of `progress.rates`."""
-        return bool(self.schedules or self.callbacks)
-
-    @final
-    def _note_rates(self) -> None:
-        """Note the learning rates that the last step used."""
-        if self.progress.step:
-            self.progress.rates = learning_rates(self.optimizers)
 
     @final
     def _report_step(self, values: Mapping[str, Any] | None) -> None:
@@ -367,8 +354,6 @@ class BaseTrainer:
     def end_epoch(self, values: Values) -> None:
         """Finish an epoch: schedules, best epoch, logging, callbacks, checkpoint, stop."""
         is_whole = self.progress.batch >= self.experiment.batches_per_epoch
-        if not self._rates_may_change:
-            self._note_rates()
         self._requests.exchange(Kind.EPOCH, self.progress.step)
         if is_whole:
             for schedule in self.schedules.values():
@@ -402,8 +387,6 @@ class BaseTrainer:
     @final
     def save(self, values: Values | None = None, is_best: bool = False) -> None:
         """Write a checkpoint of ``stateful``, unless the last one holds this very state."""
-        if not self._rates_may_change:
-            self._note_rates()
         position = self.progress.state_dict()
         if position == self._saved_position:
             return

@@ -786,6 +786,23 @@ def test_the_rate_in_the_log_is_the_one_that_the_step_used(tmp_path: Path) -> No
     assert [float(row["lr"]) for row in rows] == [seen[4], seen[9]] == pytest.approx([0.06, 0.01])
 
 
+def test_a_step_reads_the_rates_of_the_step_before_it_though_nothing_is_logged() -> None:
+    seen: list[dict[str, float]] = []
+
+    class OwnRates(Trainer):
+        """Sets its rates by hand, without a schedule of the config."""
+
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            seen.append(self.progress.rates)
+            self.optimizers["main"].param_groups[0]["lr"] = 0.1 / len(seen)
+            return super().train_step(batch)
+
+    trainer = make("trainer.log_every=99 steps", trainer=OwnRates)
+    train_in(trainer)
+    assert seen == [{}, *({"lr": 0.1 / n} for n in range(1, 10))]
+    assert trainer.progress.rates == {"lr": 0.1 / 10}
+
+
 class AlwaysNan(Scripted):
     script = (float("nan"),) * 9
 

@@ -141,7 +141,6 @@ class BaseTrainer:
         self._has_started = False
         self._phase_loader = self.train_loader
         self._predict_takes_batch = takes_batch(self.predict)
-        self._no_gradients = torch.no_grad()
         self._n_samples: int | None = None  # in the current batch or micro-batch
         self._last_results: list[StepValues] = []  # of the last batch
         self._buffer_means: BufferMeans | None = None  # with several ranks
@@ -560,7 +559,7 @@ class BaseTrainer:
         metrics = self.training_state.phase_metrics
         if not metrics or self._n_samples == 0 or self.recovery.is_failing:
             return
-        with self._no_gradients:
+        with torch.no_grad():
             more = (batch,) if self._predict_takes_batch else ()
             predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
             target = target_of(batch, self.config["batch"])

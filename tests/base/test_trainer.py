@@ -576,6 +576,31 @@ def test_predictions_go_to_the_metrics_only() -> None:
     assert reverse.values["valid/accuracy"] == expected
 
 
+def test_measuring_within_predict_leaves_gradients_as_they_were() -> None:
+    """As a trainer does that measures a second head while it predicts with the first."""
+
+    class Nested(Trainer):
+        depth = 0
+
+        def predict(self, outputs: Any, batch: Any) -> Any:
+            self.depth += 1
+            if self.depth == 1:
+                self.measure(outputs, batch)
+            self.depth -= 1
+            assert not torch.is_grad_enabled()
+            return outputs
+
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            values = super().train_step(batch)
+            assert torch.is_grad_enabled()
+            return values
+
+    try:
+        train("metrics=[accuracy]", trainer=Nested)
+    finally:
+        torch.set_grad_enabled(True)
+
+
 def test_a_whole_step_may_be_written() -> None:
     class Whole(Trainer):
         def train_step(self, batch: Any) -> dict[str, Any]:

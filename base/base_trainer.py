@@ -105,7 +105,6 @@ class BaseTrainer:
         self.losses, self.metrics, self.meters = state.losses, state.metrics, state.meters
         self.optimizers, self.schedules = state.optimizers, state.schedules
         self.steppers, self.window, self.finite = state.steppers, state.window, state.finite
-        self._lone_stepper = next(iter(self.steppers.values())) if len(self.steppers) == 1 else None
         self.progress, self.monitor, self.ema = state.progress, state.monitor, state.ema
         self.capture, self.epoch_rows = state.capture, state.epoch_rows
         self.stateful = state.stateful
@@ -477,7 +476,7 @@ class BaseTrainer:
         shared graph is retained until the last pass. The terms of one loss are summed.
         """
         losses, world = backward_passes(loss, self.settings.backward != "sum"), self.world
-        stepper = (only is None and self._lone_stepper) or choose_stepper(self.steppers, only)
+        stepper = choose_stepper(self.steppers, only)
         is_full = self.window.is_full
         inputs = None if only is None else stepper.trainable
         for number, part in enumerate(losses, start=1):
@@ -504,7 +503,7 @@ class BaseTrainer:
             name: the optimizer; may be omitted if there is one.
             again: computes the losses again, for LBFGS, which evaluates them several times a step.
         """
-        stepper = (name is None and self._lone_stepper) or choose_stepper(self.steppers, name)
+        stepper = choose_stepper(self.steppers, name)
         if again is None:
             stepper.check(again)
         if not self.window.is_full:

@@ -105,7 +105,6 @@ class BaseTrainer:
         self.losses, self.metrics, self.meters = state.losses, state.metrics, state.meters
         self.optimizers, self.schedules = state.optimizers, state.schedules
         self.steppers, self.window, self.finite = state.steppers, state.window, state.finite
-        self._lone_stepper = next(iter(self.steppers.values())) if len(self.steppers) == 1 else None
         self.progress, self.monitor, self.ema = state.progress, state.monitor, state.ema
         self.capture, self.epoch_rows = state.capture, state.epoch_rows
         self.stateful = state.stateful
@@ -141,7 +140,6 @@ class BaseTrainer:
         self._has_started = False
         self._phase_loader = self.train_loader
         self._predict_takes_batch = takes_batch(self.predict)
-        self._no_gradients = torch.no_grad()
         self._n_samples: int | None = None  # in the current batch or micro-batch
         self._last_results: list[StepValues] = []  # of the last batch
         self._buffer_means: BufferMeans | None = None  # with several ranks
@@ -218,8 +216,7 @@ class BaseTrainer:
         progress.step = step = progress.step + 1
         is_made = self.recovery.end_step()
         is_logged = is_made and self.log_every.is_due_at_step(step)
-        if is_logged or self.schedules or self.callbacks:
-            self._note_rates()
+        progress.rates = learning_rates(self.optimizers)  # that this step used
         for schedule in self.schedules.values():
             schedule.after_step()
         self.training_state.freezing.after_step(step)
@@ -241,18 +238,6 @@ class BaseTrainer:
             self.current_run.check_first_step(self._summarise("train", self.meters))
         if self._requests.stop:
             raise StopRequested
-
-    @property
-    @final
-    def _rates_may_change(self) -> bool:
-        """Whether learning rates may change between a step and the next use of `progress.rates`."""
-        return bool(self.schedules or self.callbacks)
-
-    @final
-    def _note_rates(self) -> None:
-        """Note the learning rates that the last step used."""
-        if self.progress.step:
-            self.progress.rates = learning_rates(self.optimizers)
 
     @final
     def _report_step(self, values: Mapping[str, Any] | None) -> None:
@@ -367,8 +352,6 @@ class BaseTrainer:
     def end_epoch(self, values: Values) -> None:
         """Finish an epoch: schedules, best epoch, logging, callbacks, checkpoint, stop."""
         is_whole = self.progress.batch >= self.experiment.batches_per_epoch
-        if not self._rates_may_change:
-            self._note_rates()
         self._requests.exchange(Kind.EPOCH, self.progress.step)
         if is_whole:
             for schedule in self.schedules.values():
@@ -402,8 +385,6 @@ class BaseTrainer:
     @final
     def save(self, values: Values | None = None, is_best: bool = False) -> None:
         """Write a checkpoint of ``stateful``, unless the last one holds this very state."""
-        if not self._rates_may_change:
-            self._note_rates()
         position = self.progress.state_dict()
         if position == self._saved_position:
             return
@@ -495,7 +476,7 @@ class BaseTrainer:
         shared graph is retained until the last pass. The terms of one loss are summed.
         """
         losses, world = backward_passes(loss, self.settings.backward != "sum"), self.world
-        stepper = (only is None and self._lone_stepper) or choose_stepper(self.steppers, only)
+        stepper = choose_stepper(self.steppers, only)
         is_full = self.window.is_full
         inputs = None if only is None else stepper.trainable
         for number, part in enumerate(losses, start=1):
@@ -522,7 +503,7 @@ class BaseTrainer:
             name: the optimizer; may be omitted if there is one.
             again: computes the losses again, for LBFGS, which evaluates them several times a step.
         """
-        stepper = (name is None and self._lone_stepper) or choose_stepper(self.steppers, name)
+        stepper = choose_stepper(self.steppers, name)
         if again is None:
             stepper.check(again)
         if not self.window.is_full:
@@ -577,7 +558,7 @@ class BaseTrainer:
         metrics = self.training_state.phase_metrics
         if not metrics or self._n_samples == 0 or self.recovery.is_failing:
             return
-        with self._no_gradients:
+        with torch.no_grad():
             more = (batch,) if self._predict_takes_batch else ()
             predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
             target = target_of(batch, self.config["batch"])

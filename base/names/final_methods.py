@@ -57,8 +57,6 @@ INSTEAD_IN_TRAINERS = {
     "_end_batch": _ENGINES,
     "_report_step": _ENGINES,
     "_around_backward": _ENGINES,
-    "_rates_may_change": _ENGINES,
-    "_note_rates": _ENGINES,
     "_summed": _ENGINES,
     "_wait_for_all": _ENGINES,
     "_of_all_ranks": _ENGINES,

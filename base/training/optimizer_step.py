@@ -26,6 +26,8 @@ from base.training.results import with_total
 
 log = logging.getLogger("kindling")
 
+TORCHS_ZERO_GRAD = Optimizer.zero_grad
+
 
 @dataclass
 class Stepper:
@@ -53,9 +55,6 @@ class Stepper:
 
     def __post_init__(self) -> None:
         self.is_scaled = self.scaler.is_enabled()
-        # torch's own `zero_grad` sets each gradient to None, within a range for the profiler.
-        own = type(self.optimizer).zero_grad is not Optimizer.zero_grad
-        self._frees_gradients = self.set_to_none and not own
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -113,12 +112,15 @@ class Stepper:
 
     def clear(self) -> None:
         """Clear the accumulated gradients."""
-        if self._frees_gradients:
-            for group in self.optimizer.param_groups:
+        optimizer = self.optimizer
+        # torch's own `zero_grad` does this within a range for the profiler; others may do more.
+        is_own = getattr(optimizer.zero_grad, "__func__", None) is TORCHS_ZERO_GRAD
+        if is_own and self.set_to_none:
+            for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
         else:
-            self.optimizer.zero_grad(set_to_none=self.set_to_none)
+            optimizer.zero_grad(set_to_none=self.set_to_none)
         if self.in_backward is not None:
             self.in_backward.stepped.clear()
 
@@ -195,7 +197,8 @@ def choose_stepper(steppers: Mapping[str, Stepper], name: str | None) -> Stepper
         TrainingError: there is no such stepper, or the name is missing for several.
     """
     if name is None and len(steppers) == 1:
-        return next(iter(steppers.values()))
+        (lone,) = steppers.values()
+        return lone
     known = ", ".join(steppers)
     if name is None:
         text = "there are several optimizers: `self.backward(loss, only=NAME)` and"

@@ -275,7 +275,9 @@ def learning_rates(optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
     for name, optimizer in optimizers.items():
         groups = optimizer.param_groups
         of_optimizer = f"lr/{name}" if len(optimizers) > 1 else "lr"
+        if len(groups) == 1:
+            rates[of_optimizer] = float(groups[0]["lr"])
+            continue
         for number, group in enumerate(groups):
-            key = f"{of_optimizer}/{number}" if len(groups) > 1 else of_optimizer
-            rates[key] = float(group["lr"])
+            rates[f"{of_optimizer}/{number}"] = float(group["lr"])
     return rates

@@ -576,6 +576,31 @@ def test_predictions_go_to_the_metrics_only() -> None:
     assert reverse.values["valid/accuracy"] == expected
 
 
+def test_measuring_within_predict_leaves_gradients_as_they_were() -> None:
+    """As a trainer does that measures a second head while it predicts with the first."""
+
+    class Nested(Trainer):
+        depth = 0
+
+        def predict(self, outputs: Any, batch: Any) -> Any:
+            self.depth += 1
+            if self.depth == 1:
+                self.measure(outputs, batch)
+            self.depth -= 1
+            assert not torch.is_grad_enabled()
+            return outputs
+
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            values = super().train_step(batch)
+            assert torch.is_grad_enabled()
+            return values
+
+    try:
+        train("metrics=[accuracy]", trainer=Nested)
+    finally:
+        torch.set_grad_enabled(True)
+
+
 def test_a_whole_step_may_be_written() -> None:
     class Whole(Trainer):
         def train_step(self, batch: Any) -> dict[str, Any]:
@@ -784,6 +809,23 @@ def test_the_rate_in_the_log_is_the_one_that_the_step_used(tmp_path: Path) -> No
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["lr"]) for row in rows] == [seen[4], seen[9]] == pytest.approx([0.06, 0.01])
+
+
+def test_a_step_reads_the_rates_of_the_step_before_it_though_nothing_is_logged() -> None:
+    seen: list[dict[str, float]] = []
+
+    class OwnRates(Trainer):
+        """Sets its rates by hand, without a schedule of the config."""
+
+        def train_step(self, batch: Any) -> dict[str, Any]:
+            seen.append(self.progress.rates)
+            self.optimizers["main"].param_groups[0]["lr"] = 0.1 / len(seen)
+            return super().train_step(batch)
+
+    trainer = make("trainer.log_every=99 steps", trainer=OwnRates)
+    train_in(trainer)
+    assert seen == [{}, *({"lr": 0.1 / n} for n in range(1, 10))]
+    assert trainer.progress.rates == {"lr": 0.1 / 10}
 
 
 class AlwaysNan(Scripted):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from toy import NETWORKS, assert_resumes, batches, make, run, weights
+from toy import NETWORKS, assert_resumes, assert_same, batches, make, run, weights
 
 from base.errors import ConfigError, TrainingError
 from base.names.registry import MODELS
@@ -139,3 +140,36 @@ def test_parameters_that_no_loss_reaches_are_named_once(
 def test_a_duration_that_is_none_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"optimizers\.critic\.every: expected a duration"):
         networks("optimizers.critic.every=often")
+
+
+def test_a_replaced_zero_grad_is_called() -> None:
+    """As a library does that wraps an optimizer, before or after the trainer is built."""
+    trainer = make()
+    optimizer, calls = trainer.optimizers["main"], []
+
+    def noted(set_to_none: bool = True) -> None:
+        calls.append(set_to_none)
+        type(optimizer).zero_grad(optimizer, set_to_none)
+
+    optimizer.zero_grad = noted
+    trainer.model.train()
+    trainer.train_step(next(batches(trainer)))
+    assert calls == [True]
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_steppers_that_a_trainer_adds_or_replaces_are_those_that_step() -> None:
+    """Replaced, the new one trains; with a second one, a call without a name is ambiguous."""
+    trainer = make()
+    trainer.model.train()
+    (stepper,) = trainer.steppers.values()
+    slower = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
+    trainer.steppers["main"] = dataclasses.replace(stepper, optimizer=slower)
+    before = weights(trainer)
+    trainer.train_step(next(batches(trainer)))
+    assert_same(weights(trainer), before)
+
+    trainer.steppers["second"] = stepper
+    for call in (trainer.is_due, trainer.update, lambda: trainer.backward(torch.ones(()))):
+        with pytest.raises(TrainingError, match="there are several optimizers"):
+            call()

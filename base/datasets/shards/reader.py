@@ -26,7 +26,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from base.datasets.images import Resize, check_resize, decode_image, find_mode, image_shape
+from base.datasets.image_files import may_hold_jpegs
+from base.datasets.images import (
+    Resize,
+    check_resize,
+    decode_image,
+    decoder_name,
+    find_mode,
+    image_shape,
+)
 from base.datasets.shards.index import find_faults, find_shards, open_index, read_classes
 from base.errors import DataError
 from logger.files import open_descriptor
@@ -116,6 +124,8 @@ class ShardDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return a hash of the shards' names, sizes and times, and of the decoding settings."""
         stamps = [index.stamp.tolist() for index in self._indexes]
         facts = [[path.name for path in self.shards], stamps, self.mode, self.resize]
+        if may_hold_jpegs(name.decode() for index in self._indexes for name in index.names):
+            facts.append(decoder_name())
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def shuffled_order(self, indices: Tensor, generator: torch.Generator) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from base.datasets import images
 from base.datasets.cache import decoded as cache
 from base.datasets.cache import file as cache_file
 from base.datasets.cache import pixels
@@ -102,6 +103,43 @@ def kept_in(tmp_path):
 def test_a_cached_data_set_gives_what_its_source_gives(tmp_path, where, sizes, settings):
     source = make_images(tmp_path / "images", sizes, **settings)
     assert_same(cached(source, where, tmp_path / "cache"), source)
+
+
+@pytest.fixture
+def inverting(monkeypatch):
+    """A decoder whose pixels cannot be taken for those of another."""
+    invert = lambda data, mode: 255 - images.DECODERS["PIL"]()(data, mode)  # noqa: E731
+    monkeypatch.setitem(images.DECODERS, "inverting", lambda: invert)
+    yield "inverting"
+    images.use_decoder(None)
+    images._installed.cache_clear()
+
+
+def test_each_decoder_of_jpeg_files_has_its_own_cache(tmp_path, where, kept_in, inverting):
+    source = make_images(tmp_path / "images")
+    plain = [cached(source, where, kept_in).image(index) for index in range(8)]
+    images.use_decoder(inverting)
+    kept = cached(source, where, kept_in)
+    for index, image in enumerate(plain):
+        is_jpeg = index % 3 == 2
+        assert torch.equal(kept.image(index), ImageFiles.image(source, index))
+        assert torch.equal(kept.image(index), image) is not is_jpeg
+
+
+def test_the_decoder_of_jpeg_files_changes_no_cache_of_other_formats(tmp_path, inverting):
+    make_images(tmp_path)
+    names = {"mixed": ["0.png", "2.jpg"], "other": ["0.png", "1.PNG"], "unknown": ["0"]}
+    for name in ("1.PNG", "0"):
+        (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes())
+    found = {}
+    for decoder in (None, inverting):
+        images.use_decoder(decoder)
+        for kind, ids in names.items():
+            dataset = ImageFiles(tmp_path, ids, torch.zeros(len(ids)))
+            found.setdefault(kind, set()).add(dataset.fingerprint())
+    assert {kind: len(each) for kind, each in found.items()} == {
+        "mixed": 2, "other": 1, "unknown": 2
+    }  # fmt: skip
 
 
 def test_images_of_one_shape_are_read_by_the_batch(tmp_path, where, kept_in):

@@ -20,6 +20,7 @@ from PIL import Image
 
 from base.base_data_loader import BaseDataLoader
 from base.datasets.image_files import ImageFolderDataset
+from base.datasets.images import use_decoder
 from base.datasets.shards import index as shard_index
 from base.datasets.shards import reader
 from base.datasets.shards import writer as shard_writer
@@ -139,6 +140,18 @@ def test_mode_and_resize_are_those_of_decoding(written):
     dataset = open_written(written, mode="grey", resize=[5, 6])
     assert dataset[3][0].shape == dataset.image_shape(3) == (1, 5, 6)
     assert dataset.fingerprint() != open_written(written).fingerprint()
+
+
+def test_the_fingerprint_follows_the_decoder_if_there_are_jpeg_files(written, tmp_path):
+    plain = make_tar(tmp_path / "x.tar", [("0.png", png()), ("0.cls", b"1")])
+    found = []
+    for decoder in ("PIL", "torchvision"):
+        use_decoder(decoder)
+        found.append((open_written(written).fingerprint(), ShardDataset(plain).fingerprint()))
+    use_decoder(None)
+    (jpegs, pngs), (other_jpegs, other_pngs) = found
+    assert jpegs != other_jpegs
+    assert pngs == other_pngs
 
 
 def test_tars_in_webdataset_s_layout_are_read(tmp_path):

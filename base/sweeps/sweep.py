@@ -44,6 +44,7 @@ from base.sweeps.summary import (
 )
 from base.system.processes import refuse_several_processes
 from base.system.run_folder import folders_in, is_sweep, read_stamp, remove_if_not_started
+from base.system.run_index import number_of
 from base.system.run_lock import is_locked, lock
 from base.system.signals import SignalFlags, resume_command
 from base.system.trial import answer_file, question_file, read_message, write_message
@@ -157,7 +158,7 @@ class SweepLoop:
         self.monitor = monitor_of(config)
         self._has_stopped_trials = False
         self._seen: set[Path] = set()  # folders whose run.json was read
-        self._folders: dict[str | None, list[tuple[int, str]]] = {}  # by trial, with their numbers
+        self._folders: dict[str, list[tuple[int, str]]] = {}  # by trial, with their numbers
 
     def run(self) -> int:
         """Train all trials that are left; return the exit code."""
@@ -299,8 +300,8 @@ class SweepLoop:
             # The run.json of a run is read once in a sweep: its trial and number stay.
             if folder not in self._seen and (stamp := read_stamp(folder)):
                 self._seen.add(folder)
-                of_trial = self._folders.setdefault(stamp.get("trial"), [])
-                of_trial.append((int(stamp.get("number", 0)), str(folder)))
+                of_trial = self._folders.setdefault(str(stamp.get("trial")), [])
+                of_trial.append((number_of(stamp).number, str(folder)))
         found = [each for each in self._folders.get(self.sweep.name_of(trial), ())
                  if Path(each[1]).is_dir()]  # fmt: skip
         return max(found)[1] if found else None

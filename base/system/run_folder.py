@@ -20,12 +20,12 @@ from typing import Any
 
 from base.errors import TrainingError, UsageError, disk_error, nearest, why
 from base.system.places import PROJECT
+from base.system.run_index import STAMP as STAMP
 from base.system.run_index import numbered_runs
 from base.system.trial import stamp_of_trial
 from logger.files import read_file, write_whole
 
 LOG = logging.getLogger("kindling")
-STAMP = "run.json"
 SWEEPS, SWEEP = "sweeps", "sweep.json"  # saved/NAME/sweeps/TIME/sweep.json: not a run
 SAVE_DIR = "saved"
 EXPORTED = (".pt2", ".onnx", ".safetensors")  # files of export.py, which hold no run

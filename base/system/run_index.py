@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from logger.files import read_file, write_whole
 
+STAMP = "run.json"
 INDEX = ".runs.json"
 MOST_UNKNOWN = 100  # runs that are opened each time; with more, the file is written again
 
@@ -40,23 +41,22 @@ def numbered_runs(
     """
     try:
         with os.scandir(parent) as entries:
-            # With its inode, as another run may get the name of a removed or renamed one.
-            found = {entry.name: entry.inode() for entry in entries if entry.is_dir()}
+            names = [entry.name for entry in entries if entry.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return
     known = _read(parent)
     n_unknown = 0
     current: dict[str, list[Any]] = {}
-    for name, inode in found.items():
-        listed = known.get(name)
-        if listed is not None and listed[0] == inode:
-            one = Numbered(listed[1], listed[2])
+    for name in names:
+        listed, version = known.get(name), _version(f"{parent}/{name}/{STAMP}")
+        if listed is not None and listed[:2] == version:
+            one = Numbered(listed[2], listed[3])
             current[name] = listed
         else:
             one = number_of(read(parent / name))
             if one.number > 0:
                 n_unknown += 1
-                current[name] = [inode, *one]
+                current[name] = [*version, *one]
         yield name, one
     if n_unknown > MOST_UNKNOWN:
         with contextlib.suppress(OSError):  # such as a folder that is only readable
@@ -71,11 +71,20 @@ def number_of(stamp: Mapping[str, Any]) -> Numbered:
         return UNNUMBERED
 
 
+def _version(path: str) -> list[int]:
+    """Return the inode and the time of a ``run.json``; a folder's name and inode may be reused."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 (a Path would take longer than the disk)
+    except OSError:
+        return [0, 0]
+    return [found.st_ino, found.st_mtime_ns]
+
+
 def _read(parent: Path) -> dict[str, list[Any]]:
-    """Return inode, number and start of the listed runs by name."""
+    """Return the version of ``run.json``, the number and the start of the listed runs by name."""
     try:
         content = json.loads(read_file(parent / INDEX))
         kinds = {tuple(map(type, each)) for each in content.values()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
-    return content if kinds == {(int, int, str)} else {}
+    return content if kinds == {(int, int, int, str)} else {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_opcodes import faster_than_linear, opcodes
+from counted import engine_opcodes, faster_than_linear
 from torch import nn
 from toy import CONFIG, run
 
@@ -73,7 +73,7 @@ CASES = [group, load, fail_to_load, misspell, lambda n: no_decay(network(n)),
 @pytest.mark.parametrize("case", CASES)
 def test_twice_the_parameters_are_twice_the_work(case):
     case(3)  # imports and caches
-    assert faster_than_linear(*(opcodes(lambda n=n: case(n)) for n in (60, 120))) == []
+    assert faster_than_linear(*(engine_opcodes(lambda n=n: case(n)) for n in (60, 120))) == []
 
 
 @pytest.mark.slow
@@ -84,8 +84,8 @@ def test_a_run_and_its_resume_do_twice_the_work_for_twice_the_parameters(tmp_pat
         settings = [hidden, "trainer.ema=0.9", "optimizer.type=AdamW", "optimizer.layer_decay=0.9",
                     "trainer.epochs=1"]  # fmt: skip
         folder = tmp_path / str(n)
-        first = opcodes(lambda f=folder, s=settings: run(f, *s, text=CONFIG, stop_at=3))
-        again = opcodes(lambda f=folder, s=settings: run(f, *s, text=CONFIG, resume=True))
+        first = engine_opcodes(lambda f=folder, s=settings: run(f, *s, text=CONFIG, stop_at=3))
+        again = engine_opcodes(lambda f=folder, s=settings: run(f, *s, text=CONFIG, resume=True))
         counts.append(first + again)
     assert faster_than_linear(*counts[1:], slack=2000) == []
     assert torch.is_grad_enabled()
@@ -99,8 +99,8 @@ def test_twice_the_steps_are_twice_the_work(tmp_path: Path) -> None:
                     f"data_loader.args.n_samples={n}4"]  # fmt: skip
         more = [*settings, "trainer.epochs=2"]
         folder = tmp_path / str(n)
-        first = opcodes(lambda f=folder, s=settings: run(f, *s, text=CONFIG))
-        again = opcodes(lambda f=folder, s=more: run(f, *s, text=CONFIG, resume=True))
+        first = engine_opcodes(lambda f=folder, s=settings: run(f, *s, text=CONFIG))
+        again = engine_opcodes(lambda f=folder, s=more: run(f, *s, text=CONFIG, resume=True))
         counts.append(first + again)
     assert faster_than_linear(*counts[1:], slack=2000) == []
 
@@ -113,7 +113,7 @@ def test_twice_the_runs_are_listed_with_twice_the_work(tmp_path: Path) -> None:
             folder = create_run_folder(tmp_path / str(n), "toy", settings=f"lr={number}")
             (folder / "config.yaml").write_text(config.replace("lr: 0.1", f"lr: {number}"))
             (folder / "metrics.csv").write_text(f"epoch,valid/loss\n1,{number}\n2,{number / 2}\n")
-        counts.append(opcodes(lambda n=n: show(tmp_path / str(n))))
+        counts.append(engine_opcodes(lambda n=n: show(tmp_path / str(n))))
     assert faster_than_linear(*counts[1:]) == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from counted import growth
+from counted import LINEAR, growth
 from torch import nn
 
 from base.network.activations import checkpoint_activations
@@ -15,8 +15,6 @@ from base.prediction.predictions import _distinct
 from base.sweeps.space import parse_space
 from base.training.parameter_groups import parameter_groups
 from logger.console import text_width
-
-LINEAR = 2.3
 
 
 def test_the_values_of_a_sweep() -> None:

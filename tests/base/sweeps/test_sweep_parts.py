@@ -259,6 +259,10 @@ def test_the_runs_of_a_name_are_read_once_in_a_sweep(
         return read_stamp(folder)
 
     monkeypatch.setattr("base.sweeps.sweep.read_stamp", read)
+    foreign = [{"number": None}, {"number": [1], "trial": None}, {"number": 1, "trial": ["x"]}]
+    for number, stamp in enumerate(foreign):
+        (tmp_path / "digits" / f"foreign-{number}").mkdir()
+        (tmp_path / "digits" / f"foreign-{number}" / "run.json").write_text(json.dumps(stamp))
     names = []
     for number in range(1, 31):
         trial = TrialRecord(number, {LR: "1"})
@@ -267,11 +271,12 @@ def test_the_runs_of_a_name_are_read_once_in_a_sweep(
         for attempt in "ab":  # it was started twice
             folder = tmp_path / "digits" / f"20260101-0000{number:02d}{attempt}"
             folder.mkdir()
-            stamp = {"number": 2 * number + (attempt == "b"), "trial": sweep.name_of(trial)}
+            stamp = {"number": 2 * number + (attempt == "b"), "trial": sweep.name_of(trial),
+                     "started": "2026-01-01T00:00:00+00:00"}  # fmt: skip
             (folder / "run.json").write_text(json.dumps(stamp))
         names.append(loop._find_folder(trial))
     assert names == [str(tmp_path / "digits" / f"20260101-0000{n:02d}b") for n in range(1, 31)]
-    assert n_reads == 60
+    assert n_reads == 60 + len(foreign)
     shutil.rmtree(names[4])
     assert loop._find_folder(sweep.trials[4]) == names[4][:-1] + "a"
 

@@ -541,6 +541,21 @@ def test_removed_renamed_and_moved_runs_are_found_despite_the_index(tmp_path):
     assert find_newest_run(tmp_path) == tmp_path / "y" / "by_hand"
 
 
+def test_another_run_in_a_folder_of_the_index_is_read_again(tmp_path):
+    """As after `rm -r` and a copy under the same name, which may get the same inode."""
+    runs = many_runs(tmp_path / "x", 200)
+    for run in (runs[3], runs[-1]):
+        add_checkpoint(run)
+    assert find_newest_run(tmp_path, "x") == runs[-1]
+    number = {"number": 201, "started": "2026-11-29T06:46:12+00:00"}
+    (tmp_path / "copied.json").write_text(json.dumps(number))
+    os.utime(tmp_path / "copied.json", (1, 1))
+    (runs[3] / "run.json").unlink()
+    shutil.copy2(tmp_path / "copied.json", runs[3] / "run.json")
+    assert find_newest_run(tmp_path, "x") == runs[3]
+    assert find_newest_run(tmp_path, "x") == runs[3]
+
+
 def test_few_runs_and_a_folder_that_cannot_be_written_have_no_index(tmp_path, monkeypatch):
     runs = many_runs(tmp_path / "x", 20)
     add_checkpoint(runs[-1])

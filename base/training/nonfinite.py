@@ -130,11 +130,11 @@ class FiniteWatch:
         """
         return self.reads_late and not all(map(can_leave_out_steps, self._optimizers))
 
-    def watch(self, loss: Tensor, facts: Callable[[], Any] = tuple) -> None:
+    def watch(self, loss: Tensor, facts: Callable[[], Any]) -> None:
         """Check a loss that is about to be minimised.
 
         Args:
-            facts: returns what `first_late` is to return if the loss is not finite.
+            facts: returns what `first_late` is to return, not None, if the loss is not finite.
         """
         if self._flag is not None and self.reads_late:
             if self.is_on:
@@ -161,10 +161,11 @@ class FiniteWatch:
             is_finite = is_finite and bool(copy.number)
         return is_finite or not self.is_on
 
-    def wait(self, for_all: bool = True) -> None:
-        """Wait for the flags that are late, or for the first of them."""
-        if self._late:
-            self._late[-1 if for_all else 0][0].wait()
+    def wait(self, is_due: Callable[[Any], bool]) -> None:
+        """Wait once, for the last of the late flags whose facts are due."""
+        due = [copy for copy, facts in self._late if is_due(facts)]
+        if due:
+            due[-1].wait()
 
     def first_late(self) -> Any:
         """Return the facts of the first non-finite loss among the flags that arrived, else None."""
@@ -176,11 +177,6 @@ class FiniteWatch:
                     self._flag.zero_()
                 return facts
         return None
-
-    @property
-    def oldest_late(self) -> Any:
-        """The facts of the first loss whose flag was not read yet; None if all were."""
-        return self._late[0][1] if self._late else None
 
     def _watch_late(self, loss: Tensor, flag: Tensor, facts: Callable[[], Any]) -> None:
         is_bad = (loss - loss).ne(0)  # NaN for NaN and infinity; fewer kernels than isfinite

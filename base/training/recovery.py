@@ -309,7 +309,8 @@ class Recovery:
         Raises:
             TrainingError, OutOfMemoryError: training stops. The message says what to do.
         """
-        self.refuse_late()  # it may be the cause
+        if isinstance(error, Exception):  # an interrupt does not wait for the device
+            self._refuse_late_cause()
         if self.world.is_sharded:
             self.world.refuse_lost_ranks(error, self.state.progress.step + 1)
         if isinstance(error, NonFiniteError):
@@ -329,6 +330,15 @@ class Recovery:
         else:
             return False
         return True
+
+    def _refuse_late_cause(self) -> None:
+        """Raise an error for a non-finite loss that may be the cause of another error."""
+        try:
+            self.refuse_late()
+        except TrainingError:
+            raise
+        except Exception:  # of a device that has failed, as the error at hand says better
+            return
 
     # --- Undoing a step ---------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from base.names.registry import names
 from base.run.build import build_experiment, build_trainer
 from base.system.signals import InterruptedRunError
 from base.training.denominators import denominator_of
+from base.training.host_copy import HostCopy
 from base.training.losses import build_losses
 from base.training.metrics import build_metrics
 from base.training.progress import Progress
@@ -484,6 +485,41 @@ def test_a_loss_that_is_read_late_ends_a_run_as_on_the_cpu(
     assert files_of(tmp_path / "gpu") == files_of(tmp_path / "cpu")
     if "trainer.save_every=1 step" in overrides:
         assert_same(read(tmp_path / "gpu")["model"], read(tmp_path / "cpu")["model"])
+
+
+class Interrupted(BaseException):
+    """As a KeyboardInterrupt, which would end the tests."""
+
+
+class Failing(Trainer):
+    """Fails in step 4, when the losses of the steps before are not read yet."""
+
+    error: BaseException
+
+    def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Tensor]:
+        if self.progress.step == 3 and self.model.training:
+            raise self.error
+        return super().compute_losses(outputs, batch)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("labels are wrong"), Interrupted("ended")])
+def test_an_error_of_a_step_is_not_replaced_by_one_of_the_wait(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failed assertion on the device each wait raises an error; an interrupt has none."""
+
+    def fail(copy: HostCopy) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(Failing, "error", error, raising=False)
+    with simulated_gpu(NEVER):
+        made = make("trainer.log_every=99 steps", trainer=Failing, device=GPU)
+        made.callbacks["Broken"] = broken = Callback()
+        broken.on_step_end = lambda trainer: (  # type: ignore[method-assign]
+            monkeypatch.setattr(HostCopy, "wait", fail) if trainer.progress.step == 3 else None
+        )
+        with pytest.raises(type(error), match=str(error)):
+            train_in(made)
 
 
 class Wide(BadLoss):

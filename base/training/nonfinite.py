@@ -199,7 +199,9 @@ class FiniteWatch:
 def can_leave_out_steps(optimizer: Optimizer) -> bool:
     """Return whether an optimizer can leave out a step by a flag on the device.
 
-    The fused ones of torch can, for the loss scaler of fp16.
+    The fused ones of torch can, for the loss scaler of fp16. A subclass with a step of its own may
+    change weights outside of the kernel.
     """
+    is_own = not type(optimizer).step.__module__.startswith("torch.optim.")
     is_fused = all(group.get("fused") for group in optimizer.param_groups)
-    return is_fused and getattr(optimizer, "_step_supports_amp_scaling", False)
+    return is_fused and not is_own and getattr(optimizer, "_step_supports_amp_scaling", False)

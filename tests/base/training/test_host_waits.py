@@ -32,7 +32,7 @@ from base.datasets.pipeline import Pipeline
 from base.datasets.transforms import RandomCutout, RandomFlip, RandomShift
 from base.errors import TrainingError
 from base.names.check import check_names
-from base.names.registry import names
+from base.names.registry import OPTIMIZERS, names
 from base.run.build import build_experiment, build_trainer
 from base.system.signals import InterruptedRunError
 from base.training.denominators import denominator_of
@@ -534,6 +534,30 @@ def test_a_loss_with_a_dimension_is_read_late(tmp_path: Path) -> None:
     expected, theirs = ending_of(tmp_path / "cpu", device=CPU, trainer=Wide)
     with simulated_gpu(NEVER):
         found, ours = ending_of(tmp_path / "gpu", device=GPU, trainer=Wide)
+        assert found == expected
+        assert_same(on_cpu(weights(ours)), weights(theirs))
+
+
+class Shrinking(torch.optim.Adam):
+    """Changes the weights after torch's kernel has, whatever the flag says."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            parameter.mul_(0.9)
+
+
+def test_an_optimizer_with_a_step_of_its_own_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPTIMIZERS.registered, "Shrinking", Shrinking)
+    option = "optimizer={type: Shrinking, args: {lr: 0.1}}"
+    expected, theirs = ending_of(tmp_path / "cpu", option, device=CPU)
+    with simulated_gpu(NEVER):
+        found, ours = ending_of(tmp_path / "gpu", option, device=GPU)
+        (optimizer,) = ours.optimizers.values()
+        assert optimizer.param_groups[0]["fused"]
         assert found == expected
         assert_same(on_cpu(weights(ours)), weights(theirs))
 

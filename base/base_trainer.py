@@ -193,7 +193,7 @@ class BaseTrainer:
         ) as bar:
             for micro_batch, n_samples, results, context in self._micro_batches(bar):
                 self._n_samples = n_samples
-                self.recovery.begin_attempt()
+                self.recovery.begin_attempt(micro_batch)
                 try:
                     with context:
                         values = StepValues(self.train_step(micro_batch), n_samples, learns)

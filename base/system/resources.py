@@ -35,8 +35,10 @@ OUT_OF_MEMORY = re.compile(
     r"(?i)out of memory|can't allocate memory|cannot allocate memory|not enough memory"
     r"|ALLOC_FAILED|bad_alloc|could not create a memory"  # of cuBLAS, cuDNN, cuFFT and so on; C++
     r"|(?-i:OUT_OF_(DEVICE_|HOST_)?(MEMORY|RESOURCES))"  # of XPU
-    r"|unable to find an engine to execute"  # of cuDNN, when none of its algorithms has the memory
 )
+NO_ENGINE = "unable to find an engine to execute"
+"""Of cuDNN: none of its algorithms has the memory, or none takes this type and layout."""
+LITTLE_MEMORY = 0.1  # of a GPU's: so little is free when an algorithm of cuDNN lacks it
 
 
 def use_threads(n_threads: int | str) -> int:
@@ -88,8 +90,20 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     while isinstance(error, KindlingError) and id(error) not in seen:  # its cause is the reason
         seen.add(id(error))
         error = error.__cause__
-    is_by_text = isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
-    return is_by_text or isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    return bool(OUT_OF_MEMORY.search(text)) or (NO_ENGINE in text and _gpu_is_full())
+
+
+def _gpu_is_full() -> bool:
+    """Return whether little memory of the current GPU is free."""
+    if not torch.cuda.is_available():
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return free < LITTLE_MEMORY * total
 
 
 @contextmanager

@@ -130,11 +130,11 @@ class FiniteWatch:
         """
         return self.reads_late and not all(map(can_leave_out_steps, self._optimizers))
 
-    def watch(self, loss: Tensor, facts: Callable[[], Any] = tuple) -> None:
+    def watch(self, loss: Tensor, facts: Callable[[], Any]) -> None:
         """Check a loss that is about to be minimised.
 
         Args:
-            facts: returns what `first_late` is to return if the loss is not finite.
+            facts: returns what `first_late` is to return, not None, if the loss is not finite.
         """
         if self._flag is not None and self.reads_late:
             if self.is_on:
@@ -161,10 +161,11 @@ class FiniteWatch:
             is_finite = is_finite and bool(copy.number)
         return is_finite or not self.is_on
 
-    def wait(self, for_all: bool = True) -> None:
-        """Wait for the flags that are late, or for the first of them."""
-        if self._late:
-            self._late[-1 if for_all else 0][0].wait()
+    def wait(self, is_due: Callable[[Any], bool]) -> None:
+        """Wait once, for the last of the late flags whose facts are due."""
+        due = [copy for copy, facts in self._late if is_due(facts)]
+        if due:
+            due[-1].wait()
 
     def first_late(self) -> Any:
         """Return the facts of the first non-finite loss among the flags that arrived, else None."""
@@ -176,11 +177,6 @@ class FiniteWatch:
                     self._flag.zero_()
                 return facts
         return None
-
-    @property
-    def oldest_late(self) -> Any:
-        """The facts of the first loss whose flag was not read yet; None if all were."""
-        return self._late[0][1] if self._late else None
 
     def _watch_late(self, loss: Tensor, flag: Tensor, facts: Callable[[], Any]) -> None:
         is_bad = (loss - loss).ne(0)  # NaN for NaN and infinity; fewer kernels than isfinite
@@ -203,7 +199,9 @@ class FiniteWatch:
 def can_leave_out_steps(optimizer: Optimizer) -> bool:
     """Return whether an optimizer can leave out a step by a flag on the device.
 
-    The fused ones of torch can, for the loss scaler of fp16.
+    The fused ones of torch can, for the loss scaler of fp16. A subclass with a step of its own may
+    change weights outside of the kernel.
     """
+    is_own = not type(optimizer).step.__module__.startswith("torch.optim.")
     is_fused = all(group.get("fused") for group in optimizer.param_groups)
-    return is_fused and getattr(optimizer, "_step_supports_amp_scaling", False)
+    return is_fused and not is_own and getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -45,7 +45,9 @@ NOT_ROLLED_BACK = (
     "metric.", "callback.", "schedule.", "scaler.",
 )  # fmt: skip
 LOGGED_EVERY = 10  # skipped steps
-MOST_STEPS_AHEAD = 32  # of the host; then it waits for the GPU to tell whether a loss was finite
+MOST_BATCHES_AHEAD = 2
+"""Batches queued behind the newest loss that is known to be finite. They keep the GPU busy while
+the host waits for it, and are held until then, for a message that names the layer."""
 SINGLE_VALUE = "Expected more than 1 value per channel"  # raised by torch's normalisation layers
 # Of torch, about the backward pass of a compiled network.
 SECOND_PASS = ("non-empty donated buffers", "does not currently support double backward")
@@ -60,6 +62,7 @@ class LossFacts(NamedTuple):
     progress: dict[str, Any]
     rates: dict[str, float]
     last_values: Mapping[str, Any]
+    part: Any
 
 
 class NonFiniteError(TrainingError):
@@ -84,7 +87,7 @@ class Recovery:
     A trainer calls::
 
         for batch in recovery.batches(read, first, count):
-            recovery.begin_attempt()
+            recovery.begin_attempt(part)
             try: ...                          # the step, on a part of the batch
             except BaseException as error:
                 if not recovery.handle(error, part): raise
@@ -120,24 +123,28 @@ class Recovery:
         self._snapshot, self._good_step = Snapshot(), 0
         self._copies = KeptCopies()  # of the buffers, at the start of the step
         self._good: dict[str, Any] = {}
-        self._read: Read = lambda first, count: iter(())  # see `batches`
+        self._part: Any = None  # in progress, if its losses are read late
         if self.on_nonfinite == "stop" and not world.is_active:
             state.finite.read_late(state.optimizers.values(), state.device)
 
-    def begin_attempt(self) -> None:
+    def begin_attempt(self, part: Any) -> None:
         """Note the state at the start of a step, before a batch or a part of one is computed."""
+        if self.state.finite.reads_late:
+            self._part = part
         acts = self.halves or self.on_nonfinite != "stop"
         if acts and not self._begin and self.state.model.training:
             self._note_begin()
 
     def batches(self, read: Read, first: int, count: int) -> Iterator[Any]:
         """Yield the remaining batches of an epoch, and again those of a repeated step."""
-        self._read, end = read, first + count
+        end = first + count
         while first < end:
             for batch in read(first, end - first):
                 held = [batch]
                 del batch
                 yield held.pop()  # keep no reference while the next one is read
+                self._part = None
+                self.refuse_late(waits=False)
                 if self.state.window.is_repeated:
                     break
             else:
@@ -159,7 +166,8 @@ class Recovery:
         """Raise an error for a non-finite loss of this step or an earlier one that is read late.
 
         Args:
-            waits: whether to wait for the device, which is needed before anything is written.
+            waits: whether to wait for the device, which is needed before anything is written;
+                otherwise it waits for the losses before the last `MOST_BATCHES_AHEAD` batches.
 
         Raises:
             TrainingError: a loss was not finite; weights and optimizers are those before its step.
@@ -167,24 +175,14 @@ class Recovery:
         finite, progress = self.state.finite, self.state.progress
         if not finite.reads_late:
             return
-        oldest: LossFacts | None = finite.oldest_late
-        if waits:
-            finite.wait()
-        elif oldest is not None and progress.step - oldest.progress["step"] > MOST_STEPS_AHEAD:
-            finite.wait(for_all=False)
+        first = progress.batches_total - MOST_BATCHES_AHEAD
+        finite.wait(lambda facts: waits or facts.progress["batches_total"] < first)
         facts: LossFacts | None = finite.first_late()
         if facts is not None:
             progress.load_state_dict(facts.progress)
             self.state.last_values = facts.last_values
             error = NonFiniteError(f"the loss is not finite {self._at_step(facts.rates)}")
-            self._after_nonfinite(error, self._read_again())
-
-    def _read_again(self) -> Any:
-        """Return the batch of this step: kept until now, each would have held memory of the GPU."""
-        try:
-            return next(self._read(self.state.progress.batches_total, 1), None)
-        except Exception:  # the first error is reported, without the layer
-            return None
+            self._after_nonfinite(error, facts.part)
 
     @property
     def is_failing(self) -> bool:
@@ -311,7 +309,8 @@ class Recovery:
         Raises:
             TrainingError, OutOfMemoryError: training stops. The message says what to do.
         """
-        self.refuse_late()  # it may be the cause
+        if isinstance(error, Exception):  # an interrupt does not wait for the device
+            self._refuse_late_cause()
         if self.world.is_sharded:
             self.world.refuse_lost_ranks(error, self.state.progress.step + 1)
         if isinstance(error, NonFiniteError):
@@ -331,6 +330,15 @@ class Recovery:
         else:
             return False
         return True
+
+    def _refuse_late_cause(self) -> None:
+        """Raise an error for a non-finite loss that may be the cause of another error."""
+        try:
+            self.refuse_late()
+        except TrainingError:
+            raise
+        except Exception:  # of a device that has failed, as the error at hand says better
+            return
 
     # --- Undoing a step ---------------------------------------------------------------------------
 
@@ -472,7 +480,7 @@ class Recovery:
     def _loss_facts(self) -> LossFacts:
         state = self.state
         rates = learning_rates(state.optimizers)
-        return LossFacts(dict(vars(state.progress)), rates, state.last_values)
+        return LossFacts(dict(vars(state.progress)), rates, state.last_values, self._part)
 
     def _at_step(self, rates: Mapping[str, float] | None = None) -> str:
         values = self.state.last_values.items()

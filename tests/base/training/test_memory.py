@@ -409,7 +409,7 @@ def test_a_watch_sees_each_value_that_is_not_finite() -> None:
     assert watch.all_finite()
     for bad in (float("nan"), float("inf"), -float("inf")):
         for value in (1.0, bad, 2.0):
-            watch.watch(torch.tensor(value))
+            watch.watch(torch.tensor(value), tuple)
         assert not watch.all_finite()
         assert watch.all_finite(), "it was told once"
 
@@ -420,7 +420,7 @@ def test_a_watch_on_the_gpu_does_not_wait() -> None:
     values = torch.tensor([1.0, float("nan")], device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        watch.watch(values[1])
+        watch.watch(values[1], tuple)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert not watch.all_finite()

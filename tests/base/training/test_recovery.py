@@ -498,7 +498,6 @@ def test_memory_that_a_cpu_refuses_is_halved_away() -> None:
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
-        (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
         (RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB"), True),
         (RuntimeError("XPU out of memory. Tried to allocate 2.00 GiB"), True),
         (RuntimeError("level_zero backend failed: UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"), True),
@@ -512,6 +511,19 @@ def test_memory_that_a_cpu_refuses_is_halved_away() -> None:
     ],
 )
 def test_what_is_out_of_memory(error: Any, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize(("free", "expected"), [(9, True), (11, False)])
+def test_cudnn_without_an_engine_is_out_of_memory_on_a_full_gpu_alone(
+    free: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says the same of types and layouts that no algorithm takes."""
+    error = RuntimeError("FIND was unable to find an engine to execute this computation")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not is_out_of_memory(error)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
     assert is_out_of_memory(error) is expected
 
 

@@ -16,7 +16,7 @@ docs/metrics.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -182,11 +182,7 @@ class _OverClasses:
 
 
 class ConfusionMatrix(_OverClasses):
-    """Counts of each true class (row) and predicted class (column).
-
-    ``n_classes`` defaults to the number of scores. Targets equal to ``ignore_index`` do not count.
-    The counts stay on the device until ``compute``.
-    """
+    """Counts of each true class (row) and predicted class (column)."""
 
     def reset(self) -> None:
         self.counts: Tensor | None = None  # (n_classes, n_classes)
@@ -280,8 +276,13 @@ class _ClassScores(_OverClasses):
         if sums is not None:
             self.sums = sums
 
-    counts = property(fset=_set_earlier_counts)
-    labels = property(fset=_set_earlier_labels)
+    def _refuse_earlier(self) -> NoReturn:
+        text = "scores keep no counts of pairs: `sums`, (3, n_classes), holds the true positives,"
+        text += " the predictions and the samples of each class; ConfusionMatrix counts pairs"
+        raise AttributeError(text)
+
+    counts = property(_refuse_earlier, _set_earlier_counts)
+    labels = property(_refuse_earlier, _set_earlier_labels)
 
     def merge(self, states: States) -> None:
         self.sums = _added(states, "sums")

@@ -238,3 +238,10 @@ def test_a_checkpoint_with_sums_of_labels_goes_on_within_the_epoch():
     )
     resumed.update(output[20:], target[20:])
     assert resumed.compute() == whole.compute()
+
+
+@pytest.mark.parametrize("metric_class", [F1, Precision, Recall, IoU, Dice])
+@pytest.mark.parametrize("name", ["counts", "labels"])
+def test_an_attribute_of_earlier_versions_names_the_one_in_its_place(metric_class, name):
+    with pytest.raises(AttributeError, match="`sums`"):
+        getattr(metric_class(), name)

@@ -59,14 +59,15 @@ class Process:
 
 def start_process(
     trial: TrialRecord, arguments: Sequence[str], sweep: Path, n_jobs: int, is_judged: bool,
-    device: str | None = None,
+    device: str | None = None, free_cores: float | None = None,
 ) -> Process:  # fmt: skip
     """Start train.py for a trial, in a process group of its own: a Ctrl-C reaches the sweep alone.
 
     Args:
         is_judged: whether a pruner may stop it.
+        free_cores: what its `free_cores` returns; None to measure it.
     """
-    about = Trial(str(sweep.absolute()), trial.number, n_jobs, is_judged, os.getpid())
+    about = Trial(str(sweep.absolute()), trial.number, n_jobs, is_judged, os.getpid(), free_cores)
     words = [*arguments, *([] if device is None else ["-d", device])]
     output = sweep / f"trial-{trial.number}.err"
     with output.open("wb") as errors:

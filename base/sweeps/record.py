@@ -18,6 +18,7 @@ from typing import Any
 from base.config.config import Config
 from base.errors import UsageError, disk_error, why
 from base.sweeps.space import Settings
+from base.system.cores import free_cores
 from base.system.run_folder import SWEEP, SWEEPS
 from base.system.trial import trial_name
 from logger.files import read_file, write_whole
@@ -79,6 +80,8 @@ class Sweep:
     trials: list[TrialRecord] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
     """What Optuna keeps with the study."""
+    free_cores: float | None = None
+    """The cores that others left free at its start; all trials get the threads for these."""
 
     def save(self) -> None:
         """Write ``sweep.json``.
@@ -90,6 +93,7 @@ class Sweep:
             "format": FORMAT,
             "plan": asdict(self.plan),
             "attributes": self.attributes,
+            "free_cores": self.free_cores,
             "trials": [asdict(trial) for trial in self.trials],
         }
         write_whole(self.folder / SWEEP, json.dumps(content, indent=1).encode() + b"\n")
@@ -112,7 +116,7 @@ def create_sweep(plan: Plan, config: Config) -> Sweep:
     parent = Path(config["trainer"]["save_dir"]) / config["name"] / SWEEPS
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        sweep = Sweep(_make_new(parent), plan)
+        sweep = Sweep(_make_new(parent), plan, free_cores=free_cores())
     except OSError as error:
         text = f"{parent}: cannot create the folder of a sweep: {why(error)}"
         raise disk_error(error, text, UsageError) from error
@@ -136,6 +140,7 @@ def read_sweep(folder: Path) -> Sweep:
             Plan(**content["plan"]),
             [TrialRecord(**trial) for trial in content["trials"]],
             content["attributes"],
+            content.get("free_cores"),  # earlier versions lack it
         )
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UsageError(f"{path}: cannot be read: {why(error)}") from error

@@ -281,7 +281,13 @@ class SweepLoop:
         self.sweep.save()
         is_judged = self.search is not None and self.search.prunes
         return start_process(
-            trial, arguments, self.sweep.folder, self.plan.jobs, is_judged, device or None
+            trial,
+            arguments,
+            self.sweep.folder,
+            self.plan.jobs,
+            is_judged,
+            device or None,
+            self.sweep.free_cores,
         )
 
     def _wait_for(self, folder: Path) -> None:

@@ -66,11 +66,14 @@ def free_cores() -> float:
 
     Without a first reading, or with one of long ago, this waits a tenth of a second between two.
     Processes of torchrun and trials that run side by side would count each other as others: they
-    share all usable cores.
+    share all usable cores. Any other trial takes what its sweep has found.
     """
     usable = usable_cores()
     if n_local_processes() > 1:
         return usable
+    trial = current_trial()
+    if trial is not None and trial.free_cores is not None:
+        return min(usable, trial.free_cores)
     first = _first[0] if _first else read_cpu_times()
     if not SHORTEST <= time.monotonic() - first.at <= LONGEST:
         first = read_cpu_times()

@@ -35,6 +35,8 @@ class Trial:
     """Whether the sweep may stop the trial at the end of an epoch."""
     parent: int
     """The process of the sweep."""
+    free_cores: float | None = None
+    """The cores that others left free at the start of the sweep, for equal trials."""
 
     @property
     def name(self) -> str:

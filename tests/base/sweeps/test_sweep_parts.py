@@ -296,6 +296,41 @@ def test_a_trial_knows_its_sweep_and_shares_the_machine(
     assert usable_cores() == 1
 
 
+def test_all_trials_of_a_sweep_get_the_threads_of_its_first_moment(
+    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However busy others keep the machine later, also when the sweep is resumed."""
+    from base.system.cores import free_cores
+
+    path = project_root / "config" / "digits.yaml"
+    overrides = [f"trainer.save_dir={tmp_path}"]
+    config = load_config(path, overrides)
+    monkeypatch.setattr("base.system.cores._own_cores", lambda: set(range(8)))
+    monkeypatch.setattr("base.system.cores.left_free", lambda *_: 5.5)
+    sweep = create_sweep(Plan(str(path), overrides, ["lr=1,2"]), config)
+    sweep.save()
+    monkeypatch.setattr("base.system.cores.left_free", lambda *_: 2.0)
+    assert free_cores() == 2.0  # of any other run
+
+    started: list[Trial] = []
+    monkeypatch.setattr(
+        "base.sweeps.processes._start", lambda command, about, errors: started.append(about)
+    )
+    for number in (1, 2):
+        again = read_sweep(sweep.folder)
+        loop = SweepLoop(again, parse_space(["lr=1,2"]), config, None, [""])
+        loop._start(TrialRecord(number, {LR: "1"}), "")
+    for trial in started:
+        monkeypatch.setenv(VARIABLE, trial.environment()[VARIABLE])
+        assert free_cores() == 5.5
+        monkeypatch.delenv(VARIABLE)
+
+    record = json.loads((sweep.folder / "sweep.json").read_text())
+    del record["free_cores"]  # of an earlier version
+    (sweep.folder / "sweep.json").write_text(json.dumps(record))
+    assert read_sweep(sweep.folder).free_cores is None
+
+
 def test_the_process_of_a_sweep_does_without_torch(project_root: Path, tmp_path: Path) -> None:
     """It also does so for the checks of names, which need torch."""
     words = ["-c", str(project_root / "config" / "digits.yaml"), "--dry-run", "--sweep", "seed=1,2"]

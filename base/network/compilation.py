@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,8 +14,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from base.network.layers import Networks
 
 WITH_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
-MOST_SIZES = 8
-"""Sizes of a batch that have graphs of their own: whole, last, in parts, in validation."""
+MOST_SIZES = 3
+"""Sizes of an argument that have graphs of their own, in training and in evaluation: those of whole
+batches, of the last one, and of the last part. One that has more is not as long as the batch."""
 MOST_GRAPHS = 64
 """torch counts the graphs of all networks together, and computes without one beyond 8."""
 
@@ -59,7 +62,8 @@ class CompiledCall:
     """The call of a compiled network.
 
     torch compiles for the exact sizes of the first call, and for any size once they differ, which
-    is slower. The batch gets a graph for each of a few sizes instead; other dimensions do not.
+    is slower. The first dimension of each argument, which is mostly that of the batch, gets a graph
+    for each of a few sizes instead; other dimensions do not.
 
     Args:
         has_reused_outputs: whether the next call overwrites the outputs, which are copied then.
@@ -68,21 +72,21 @@ class CompiledCall:
     def __init__(self, compiled: Callable[..., Any], has_reused_outputs: bool) -> None:
         self.compiled, self.has_reused_outputs = compiled, has_reused_outputs
         self.has_run = False
-        self._sizes: set[int] = set()
+        self._sizes: defaultdict[tuple[int, bool], set[int]] = defaultdict(set)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.has_run = True
-        for value in (*args, *kwargs.values()):
-            for leaf in (value,) if isinstance(value, Tensor) else tree_leaves(value):
-                if isinstance(leaf, Tensor) and leaf.dim() and self._is_fixed(len(leaf)):
+        values, is_training = (*args, *kwargs.values()), torch.is_grad_enabled()
+        leaves = ((value,) if isinstance(value, Tensor) else tree_leaves(value) for value in values)
+        for place, leaf in enumerate(chain.from_iterable(leaves)):
+            if isinstance(leaf, Tensor) and leaf.dim():
+                sizes = self._sizes[place, is_training]
+                if len(sizes) < MOST_SIZES:
+                    sizes.add(len(leaf))
+                if len(leaf) in sizes:
                     torch._dynamo.mark_static(leaf, 0)
         outputs = self.compiled(*args, **kwargs)
         return tree_map(_copied, outputs) if self.has_reused_outputs else outputs
-
-    def _is_fixed(self, size: int) -> bool:
-        if len(self._sizes) < MOST_SIZES:
-            self._sizes.add(size)
-        return size in self._sizes
 
 
 def _copied(output: Any) -> Any:

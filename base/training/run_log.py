@@ -38,7 +38,7 @@ QUIET_COLUMNS = ("step", "samples_per_second", "memory_mb")
 class ShownLoss:
     """Returns the text after the progress bar: the loss of the last batch.
 
-    On a GPU it is the newest one that arrived without waiting, at most one redraw old.
+    On a GPU it is that of an earlier redraw, once it has arrived: nothing waits for it.
 
     Args:
         last_values: returns the values of the last batch.

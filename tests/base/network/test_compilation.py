@@ -16,6 +16,7 @@ from base.checkpoint.store import read
 from base.errors import ConfigError, TrainingError
 from base.names.registry import MODELS
 from base.network.compilation import (
+    MOST_SIZES,
     CompiledCall,
     called_networks,
     compile_networks,
@@ -93,7 +94,28 @@ def test_many_sizes_of_a_batch_share_a_graph(graphs: Graphs) -> None:
     compile_networks(model, True, CPU)
     for size in range(2, 40):
         model(torch.randn(size, 3))
-    assert graphs.n <= 10
+    assert graphs.n <= MOST_SIZES + 2
+
+
+class Packed(nn.Module):
+    """Takes sequences of any length, one behind the other, besides the batch."""
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        return x.sum() + tokens.sum()
+
+
+def test_an_argument_that_is_not_as_long_as_the_batch_takes_no_graphs_from_it(
+    graphs: Graphs,
+) -> None:
+    model = Packed()
+    compile_networks(model, True, CPU)
+    for length in range(20, 40):
+        model(torch.randn(4, 3), torch.randn(length))
+    n_of_whole = graphs.n
+    assert n_of_whole <= 5
+    for n_more, size in enumerate((3, 2), start=1):  # of the last batch, and of a part of it
+        model(torch.randn(size, 3), torch.randn(50))
+        assert graphs.n == n_of_whole + n_more
 
 
 # --- Which networks -------------------------------------------------------------------------------

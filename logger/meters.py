@@ -47,27 +47,27 @@ class Meters:
         if count is None:
             self._sums.add(name)
             count = 1
-        if isinstance(count, Tensor):
-            if count.is_cpu and self._is_on_cpu:
+        if self._is_on_cpu:  # reading a tensor on the CPU does not synchronize
+            if isinstance(count, Tensor) and count.is_cpu:
                 count = float(count.item())
-            else:
-                count = self._add_count(name, count)
-        if not isinstance(count, Tensor):
-            self._counts[name] += count
-        if isinstance(value, Tensor) and not (value.is_cpu and self._is_on_cpu):
-            total = self._tensors.get(name)
-            if total is None or value.dim() or total.device != value.device:
-                total, value = self._prepare(name, value)
-            if isinstance(count, Tensor):  # a value without samples is 0/0
-                total.add_(torch.where(count == 0, 0.0, value.detach() * count))
-            else:
-                total.add_(value.detach(), alpha=count)
-        else:
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and value.is_cpu:
                 if value.dim():
                     _refuse_many(name, value)
-                value = value.item()  # does not synchronize, as it is on the CPU
+                value = value.item()
+        if isinstance(count, Tensor):
+            count = self._add_count(name, count)
+        else:
+            self._counts[name] += count
+        if not isinstance(value, Tensor):
             self._numbers[name] += float(value) * float(count) if count else 0.0
+            return
+        total = self._tensors.get(name)
+        if total is None or value.dim() or total.device != value.device:
+            total, value = self._prepare(name, value)
+        if isinstance(count, Tensor):  # a value without samples is 0/0
+            total.add_(torch.where(count == 0, 0.0, value.detach() * count))
+        else:
+            total.add_(value.detach(), alpha=count)
 
     def means(self) -> dict[str, Tensor | float]:
         """Return the current means, in the order of the first `add`, without synchronizing."""

@@ -185,7 +185,7 @@ class WeightedLoss:
             text = f"{text}: {describe_error(error)}{_describe_classes(call.after, error)}"
             raise TrainingError(text).with_trace_of(error) from error
         is_scalar = isinstance(value, Tensor) and not value.dim()
-        if isinstance(value, Tensor) and not is_scalar and is_unreduced(self.function, call.given):
+        if not is_scalar and isinstance(value, Tensor) and is_unreduced(self.function, call.given):
             return value
         if counted is None:
             counted = self._counted(call)
@@ -330,8 +330,9 @@ class WeightedLoss:
         n_elements, address, is_on_cpu = _extent(target)
         if is_on_cpu and self._rule_on_cpu is not None:
             rule = self._rule_on_cpu
-        is_of_call = bool(given) and changes_rule(rule, given)
+        is_of_call = False
         if found or given:
+            is_of_call = changes_rule(rule, given)
             rule = functools.partial(rule, **found, **given)
         if is_own:
             number = self._own_denominator(functools.partial(rule, call.output, target), target)

@@ -44,6 +44,16 @@ def choose_fused(
     return optimizer
 
 
+def note_loaded_kernel(optimizer: Any) -> None:
+    """Unscale gradients of fp16 before the step, if a loaded state says that it is not fused.
+
+    torch notes only when it builds an optimizer that its kernel unscales them.
+    """
+    is_fused = all(group.get("fused") for group in optimizer.param_groups)
+    if not is_fused and hasattr(optimizer, "_step_supports_amp_scaling"):
+        optimizer._step_supports_amp_scaling = False
+
+
 def _why_not_fused(optimizer: Optimizer) -> str:
     """Return why the fused implementation cannot be used, from a trial step; empty if it can."""
     name, accepted = type(optimizer).__name__, inspect.signature(type(optimizer)).parameters

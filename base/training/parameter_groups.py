@@ -16,7 +16,7 @@ from base.names.signatures import needed_arguments
 from base.network.freezing import last_layers
 from base.network.layer_depth import layer_order
 from base.network.patterns import NoMatch, ParameterNames
-from base.training.optimizer_memory import choose_fused
+from base.training.optimizer_memory import choose_fused, note_loaded_kernel
 
 Section = Mapping[str, Any]
 Options = dict[str, dict[str, Any]]
@@ -221,7 +221,9 @@ def build_optimizer(
     def construct(section: Section) -> Optimizer:
         return _construct(section, [dict(group) for group in groups], where)
 
-    return choose_fused(construct, section, fused, where)
+    optimizer = choose_fused(construct, section, fused, where)
+    optimizer.register_load_state_dict_post_hook(note_loaded_kernel)
+    return optimizer
 
 
 def _check_group(section: Section, group: Section, where: str) -> None:

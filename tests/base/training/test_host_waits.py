@@ -586,14 +586,16 @@ def test_groups_that_are_no_longer_fused_are_waited_for(
         assert_same(on_cpu(weights(ours)), weights(theirs))
 
 
-def test_an_unfused_run_is_resumed_with_a_fused_optimizer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_unfused_run_is_resumed_with_a_fused_optimizer(tmp_path: Path, precision: str) -> None:
     """The checkpoint says that its groups are not fused."""
+    option = f"memory.precision={precision}"
     with simulated_gpu(NEVER):
-        made = make("memory.fused=false", device=GPU)
+        made = make("memory.fused=false", option, device=GPU)
         made.callbacks["StopAt"] = StopAt(3)
         with pytest.raises(InterruptedRunError):
             train_in(made, tmp_path)
-        resumed = make(device=GPU, weights=False)
+        resumed = make(option, device=GPU, weights=False)
         train_in(resumed, tmp_path, tmp_path, True)
         assert resumed.progress.step == 10
 

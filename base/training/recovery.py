@@ -143,8 +143,9 @@ class Recovery:
                 held = [batch]
                 del batch
                 yield held.pop()  # keep no reference while the next one is read
-                self._part = None
-                self.refuse_late(waits=False)
+                if self._part is not None:
+                    self._part = None
+                    self.refuse_late(waits=False)
                 if self.state.window.is_repeated:
                     break
             else:

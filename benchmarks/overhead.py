@@ -1,4 +1,4 @@
-"""What the framework costs: microseconds a step above a bare loop, and the time to the first step.
+"""What the framework costs: microseconds a step above a bare loop (start.py has the start).
 
     python benchmarks/overhead.py [--rounds 7] [--steps 2000]
     python benchmarks/overhead.py --count [--rows 40]
@@ -20,7 +20,6 @@ import os
 import platform
 import pty
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -290,53 +289,6 @@ def print_counts(rows: int, n_steps: int) -> None:
             print(f"{opcodes:8.1f} {frames:6.1f}  {file}: {function}")
 
 
-FIRST_STEP = """
-import os, sys, time
-sys.path.insert(0, {root!r}); os.chdir({root!r})
-import train, base.config.command_line
-from base.callbacks import Callback
-from base.training import optimizer_step as stepper
-step = stepper.Stepper.step
-def first(self, *given):
-    step(self, *given)
-    print(time.time() - {start}, time.process_time(), flush=True)
-    os._exit(0)
-stepper.Stepper.step = first
-train.main(["-c", "config/digits.yaml", "--set", "trainer.save_dir={saved}"])
-"""
-IMPORT = "import time, torch; print(time.time() - {start}, time.process_time())"
-BARE = """
-import time, torch
-layers = torch.nn.Conv2d(1, 32, 3), torch.nn.Flatten(), torch.nn.Linear(1152, 10)
-model = torch.nn.Sequential(*layers)
-optimizer = torch.optim.AdamW(model.parameters())
-loss = torch.nn.functional.cross_entropy(model(torch.randn(128, 1, 8, 8)), torch.arange(128) % 10)
-loss.backward()
-optimizer.step()
-print(time.time() - {start}, time.process_time())
-"""
-
-
-def measure_start(rounds: int) -> None:
-    """Print the time from process start to the end of the first step, against `import torch`."""
-    scripts = {"import torch": IMPORT, "bare first step": BARE, "first step": FIRST_STEP}
-    taken: dict[str, list[list[float]]] = {name: [] for name in scripts}
-    with tempfile.TemporaryDirectory() as saved:
-        for number in range(rounds + 1):
-            for name, code in scripts.items():
-                text = code.format(root=str(ROOT), start=time.time(), saved=saved)
-                result = subprocess.run(
-                    [sys.executable, "-c", text], capture_output=True, text=True, check=True
-                )
-                if number:
-                    taken[name].append([float(x) for x in result.stdout.split()[-2:]])
-    for column, kind in enumerate(("wall", "CPU")):
-        medians = {k: statistics.median(v[column] for v in values) for k, values in taken.items()}
-        ratio = medians["first step"] / medians["import torch"]
-        print(f"start, {kind} seconds: " + ", ".join(f"{k} {v:.2f}" for k, v in medians.items())
-              + f", ratio {ratio:.2f}")  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
@@ -353,7 +305,6 @@ def main() -> None:
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     print(f"{versions}, {os.cpu_count()} cores, {options.threads} threads, {options.rounds} rounds")
     measure_steps(options.rounds, options.steps or 2000)
-    measure_start(options.rounds)
 
 
 if __name__ == "__main__":

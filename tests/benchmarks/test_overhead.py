@@ -7,8 +7,9 @@ import sys
 import pytest
 from processes import ROOT
 
-MOST_OPCODES = 1_855  # above the bare loop: 1,830 on 30 November, 3,254 before; the goal is 1,300
-MOST_WITH_ACCURACY = 2_325  # 2,291 on 30 November, 3,790 before
+# Above the bare loop; the goal is 1,300. Some 40 come and go with what torch has cached.
+MOST_OPCODES = 1_900  # 1,785 to 1,849 on 30 November, 3,254 before
+MOST_WITH_ACCURACY = 2_380  # 2,310 to 2,327 on 30 November, 3,790 before
 
 
 # The number of opcodes for the same code differs between minor versions of Python.

@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from base.distributed import Kind, join_processes, reduction
 from base.distributed.reduction import GradientSums
 from base.errors import TrainingError
+from base.system import exit_now
 
 WORLD = join_processes(30.0)
 N_STEPS = 5
+FAILED = 3  # the exit code of rank 0 after all cases
 
 begun: list[bool] = []  # for each sum, whether it began inside a backward pass
 
@@ -490,16 +492,18 @@ def main() -> None:
         if WORLD.is_main:
             print("equal:", case.__name__, flush=True)
     WORLD.all_gather(None)
-    if WORLD.is_main:  # as after an error, rank 0 exits with a sum that no other rank joins
-        unjoined = dist.all_reduce(torch.zeros(1 << 20), async_op=True)
-        assert not unjoined.is_completed()
-        print("exits:", time.time(), flush=True)
+    if not WORLD.is_main:
+        time.sleep(60)  # torchrun ends this rank as soon as rank 0 has exited
+    unjoined = dist.all_reduce(torch.zeros(1 << 20), async_op=True)
+    assert not unjoined.is_completed()
+    print("exits:", time.time(), flush=True)
+    exit_now(FAILED)  # as a command does after an error, with a sum that no other rank joins
 
 
 if __name__ == "__main__":
     try:
         main()
-    except BaseException:
+    except Exception:
         import traceback
 
         with suppress(Exception):

@@ -138,6 +138,14 @@ class BaseTrainer:
         )
         self.current_run = Run(RunLog(self.settings))  # `train` replaces it
         self._has_started = False
+        steppers = self.steppers.values()
+        self._has_plain_passes = (
+            self.world.size == 1
+            and self.settings.backward == "sum"
+            and not self.precision.is_reduced
+            and not any(each.is_scaled or each.in_backward is not None for each in steppers)
+        )
+        """Whether a backward pass needs no scaling, no other context and no other ranks."""
         self._phase_loader = self.train_loader
         self._predict_takes_batch = takes_batch(self.predict)
         self._n_samples: int | None = None  # in the current batch or micro-batch
@@ -475,10 +483,18 @@ class BaseTrainer:
         its own backward pass, as has each loss of a sum if ``trainer.backward`` asks for it; the
         shared graph is retained until the last pass. The terms of one loss are summed.
         """
-        losses, world = backward_passes(loss, self.settings.backward != "sum"), self.world
         stepper = choose_stepper(self.steppers, only)
-        is_full = self.window.is_full
         inputs = None if only is None else stepper.trainable
+        is_plain = self._has_plain_passes and not (
+            self.window.is_shared or self.capture.is_recording
+        )
+        if is_plain and isinstance(loss, Tensor):  # the common case
+            self.recovery.watch(loss)
+            loss.backward(inputs=inputs, retain_graph=retain_graph)
+            self.recovery.refuse_nonfinite()
+            return
+        losses, world = backward_passes(loss, self.settings.backward != "sum"), self.world
+        is_full = self.window.is_full
         for number, part in enumerate(losses, start=1):
             share = self.window.share(part)
             self.recovery.watch(share)

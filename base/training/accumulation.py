@@ -74,7 +74,8 @@ class Window:
         self._outcome = Outcome.MADE
         self._whole = Denominators(0, {})  # all batches of the window, of all ranks
         self._part = self._whole  # the part in progress
-        self._is_shared = False  # whether the part is less than the window
+        self.is_shared = False
+        """Whether the part in progress is less than the window."""
         self._ahead: deque[Denominators] = deque()  # windows that are read but have not begun
         self._deferred = DeferredDenominators()
         self.requests: Callable[[], Mapping[str, float]] = dict
@@ -214,8 +215,8 @@ class Window:
                 n_parts = max(self.world.all_gather(n_parts))  # the ranks run each part together
             if n_parts > 1:
                 return self._cut(batch, n_samples, self.micro_batch, n_parts)
-        self._is_shared = self.accumulate > 1 or is_of_rank
-        self._part = self._denominators(batch, n_samples) if self._is_shared else self._whole
+        self.is_shared = self.accumulate > 1 or is_of_rank
+        self._part = self._denominators(batch, n_samples) if self.is_shared else self._whole
         return ((batch, n_samples),)
 
     @property
@@ -227,7 +228,7 @@ class Window:
 
     def share(self, loss: Tensor) -> Tensor:
         """Return the contribution of a loss of the current part to the loss of the window."""
-        if not self._is_shared:
+        if not self.is_shared:
             return loss
         self.receive()
         terms = terms_of(loss)
@@ -243,7 +244,7 @@ class Window:
     def aside(self) -> Iterator[None]:
         """Compute something outside of training: no step is due, and losses are not scaled."""
         kept = vars(self).copy()
-        self.is_full, self._is_shared = False, False
+        self.is_full, self.is_shared = False, False
         try:
             yield
         finally:
@@ -252,7 +253,7 @@ class Window:
     def _cut(
         self, batch: Any, n_samples: int, length: int, n_parts: int
     ) -> Iterator[tuple[Any, int]]:
-        is_last, self._is_shared = self.is_full, True
+        is_last, self.is_shared = self.is_full, True
         if self.accumulate == 1 and not self.world.is_active:
             self._whole = self._denominators(batch, n_samples)
         for number in range(n_parts):
@@ -267,7 +268,7 @@ class Window:
             if self._outcome is not Outcome.MADE:
                 break
         self.is_full = is_last and not self.is_repeated
-        self._is_shared = False
+        self.is_shared = False
 
     def _denominators_of_window(self, batches: Sequence[Any], first: int) -> Denominators:
         whole = Denominators(0, {})

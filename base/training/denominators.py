@@ -252,6 +252,14 @@ def _or_sum(rule: Rule) -> Rule:
     return count
 
 
+def without_reduction(rule: Rule | None) -> Rule | None:
+    """Return a rule that need not look at ``reduction``, which no call gives: for each step."""
+    if not isinstance(rule, functools.partial) or rule.keywords.get("reduction") != "mean":
+        return rule
+    count = getattr(rule.func, "__wrapped__", rule.func)
+    return functools.partial(count, *rule.args, **rule.keywords)
+
+
 def _reduction_of(settings: Mapping[str, Any]) -> str:
     old = settings.get("size_average"), settings.get("reduce")
     if old != (None, None):

@@ -34,6 +34,7 @@ from base.training.denominators import (
     SUM_REDUCTION,
     LossDenominator,
     OwnRule,
+    Rule,
     changes_rule,
     denominator_of,
     denominator_rule,
@@ -42,6 +43,7 @@ from base.training.denominators import (
     mark_denominator,
     mark_sample_losses,
     sample_losses_of,
+    without_reduction,
 )
 from base.training.loss_terms import TOTAL, Term, as_terms, flatten_terms, is_of_terms, refuse_many
 from base.training.metric_values import describe, describe_call
@@ -142,12 +144,13 @@ class WeightedLoss:
     def __post_init__(self) -> None:
         self.takes = DataParameters.from_function(self.function)
         self.as_built = copy.deepcopy(self._whole_state())  # on the CPU: nothing has moved yet
-        # The rule made before `to` keeps class weights on the CPU, for targets on the CPU.
-        self._rule = self._rule_on_cpu = denominator_rule(self.function)
-        self._per_sample = PerSampleLoss(self.name, self.function)
-        self.was_weighted = False  # by the weights of samples
         is_weighted = self.needs_sample_losses or self.rules["weight"] is not None
         self._takes_pairs = self.takes.is_plain and not is_weighted
+        # The rule made before `to` keeps class weights on the CPU, for targets on the CPU.
+        self._rule_on_cpu = denominator_rule(self.function)
+        self._set_rule(self._rule_on_cpu)
+        self._per_sample = PerSampleLoss(self.name, self.function)
+        self.was_weighted = False  # by the weights of samples
 
     def __call__(self, *args: Any, batch: Any = None, **keywords: Any) -> Any:
         """Return the unweighted loss: a tensor with one number, or terms by name.
@@ -166,6 +169,15 @@ class WeightedLoss:
             ConfigError: an argument that the function requires is missing.
             TrainingError: the loss raises an error, or does not return a number.
         """
+        if self.agreement is None and self._takes_whole_pairs and len(args) == 2:
+            output, target = args
+            is_pair = isinstance(output, Tensor) and isinstance(target, Tensor) and not keywords
+            if is_pair and not torch.is_autocast_enabled(output.device.type):
+                return self._of_pair(output, target)
+        return self._of_arguments(args, batch, keywords)
+
+    def _of_arguments(self, args: tuple[Any, ...], batch: Any, keywords: dict[str, Any]) -> Any:
+        """Return the loss of any arguments, selected, weighted or found in the batch."""
         call = self._bind_arguments(args, batch, keywords)
         counted = None
         if isinstance(self._rule, OwnRule) and not call.is_per_sample:
@@ -180,10 +192,7 @@ class WeightedLoss:
         except (KindlingError, torch.OutOfMemoryError, BroadcastError):
             raise
         except Exception as error:
-            text = f"loss {self.name!r} fails on"
-            text += f" {describe_call(call.output, call.after, call.found)}"
-            text = f"{text}: {describe_error(error)}{_describe_classes(call.after, error)}"
-            raise TrainingError(text).with_trace_of(error) from error
+            raise self._failure(error, call.output, call.after, call.found) from error
         is_scalar = isinstance(value, Tensor) and not value.dim()
         if not is_scalar and isinstance(value, Tensor) and is_unreduced(self.function, call.given):
             return value
@@ -196,6 +205,40 @@ class WeightedLoss:
         if not isinstance(value, Tensor) and is_of_terms(value):
             return as_terms(self.name, value, self._scalar, counted)
         return mark_denominator(self._scalar(value, f"loss {self.name!r}"), counted)
+
+    def _of_pair(self, output: Tensor, target: Tensor) -> Any:
+        """Return the loss in the common case: of a whole output and target, without weights."""
+        try:
+            value = self.function(output, target)
+        except (KindlingError, torch.OutOfMemoryError, BroadcastError):
+            raise
+        except Exception as error:
+            raise self._failure(error, output, (target,)) from error
+        is_tensor = isinstance(value, Tensor)
+        if is_tensor and value.dim() and is_unreduced(self.function, NOTHING):
+            return value
+        counted = None
+        rule = self._pair_rule_on_cpu if target.is_cpu else self._pair_rule
+        if rule is not None and (number := rule(output, target)) is not None:
+            n_elements, address, _ = _extent(target)
+            counted = LossDenominator(self.name, number, n_elements, address)
+        if not is_tensor and is_of_terms(value):
+            return as_terms(self.name, value, self._scalar, counted)
+        if not is_tensor or value.dim():
+            value = self._scalar(value, f"loss {self.name!r}")
+        return mark_denominator(value, counted)
+
+    def _failure(
+        self,
+        error: Exception,
+        output: Any,
+        after: tuple[Any, ...],
+        found: Mapping[str, Any] = NOTHING,
+    ) -> TrainingError:
+        """Return what to raise for an error of the function: with its arguments."""
+        text = f"loss {self.name!r} fails on {describe_call(output, after, found)}"
+        text = f"{text}: {describe_error(error)}{_describe_classes(after, error)}"
+        return TrainingError(text).with_trace_of(error)
 
     def _bind_arguments(self, args: tuple[Any, ...], batch: Any, keywords: dict[str, Any]) -> _Call:
         """Combine the arguments of the caller with those that the batch holds."""
@@ -427,16 +470,25 @@ class WeightedLoss:
                 for name, value in self.function.keywords.items()
             }
             self.function = functools.partial(self.function.func, **keywords)
-        self._rule = denominator_rule(self.function)
+        self._set_rule(denominator_rule(self.function))
         self._per_sample = PerSampleLoss(self.name, self.function)
         return self
 
     def follow_weights(self) -> None:
         """Update the denominator rule after the class weights of the loss were replaced."""
-        self._rule = self._rule_on_cpu = denominator_rule(self.function)
-        if isinstance(self._rule, functools.partial):
-            on_cpu = {k: v.cpu() for k, v in self._rule.keywords.items() if isinstance(v, Tensor)}
-            self._rule_on_cpu = functools.partial(self._rule, **on_cpu)
+        rule = self._rule_on_cpu = denominator_rule(self.function)
+        if isinstance(rule, functools.partial):
+            on_cpu = {k: v.cpu() for k, v in rule.keywords.items() if isinstance(v, Tensor)}
+            self._rule_on_cpu = functools.partial(rule, **on_cpu)
+        self._set_rule(rule)
+
+    def _set_rule(self, rule: Rule | None) -> None:
+        """Set the denominator rule, and what it is for a pair of output and target alone."""
+        self._rule = rule
+        is_own = isinstance(rule, OwnRule)
+        self._takes_whole_pairs = self._takes_pairs and self.selection.is_whole and not is_own
+        self._pair_rule = without_reduction(rule)
+        self._pair_rule_on_cpu = without_reduction(self._rule_on_cpu)
 
     @property
     def needs_whole_batches(self) -> bool:

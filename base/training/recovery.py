@@ -279,16 +279,18 @@ class Recovery:
 
     def end_step(self) -> bool:
         """Discard the start of the step; return whether the step was made."""
-        self.refuse_late(waits=self.state.capture.is_recording)  # what is recorded is written next
-        is_made = not self.state.window.is_dropped
+        state = self.state
+        if state.finite.reads_late:
+            self.refuse_late(waits=state.capture.is_recording)  # what is recorded is written next
+        is_made = not state.window.is_dropped
         if self.world.is_active and not self._has_agreed and is_made:
             # A step without an update: a failed rank waits for this message.
-            self._agree(None, self.state.progress.step)
+            self._agree(None, state.progress.step)
         self._begin, self._has_updated, self._has_agreed = {}, False, False
-        if self.state.sampler is not None:
-            self.state.sampler.keep_step(self.world)
+        if state.sampler is not None:
+            state.sampler.keep_step(self.world)
         if is_made:
-            self.state.progress.skipped_in_a_row = 0
+            state.progress.skipped_in_a_row = 0
         return is_made
 
     def keep(self) -> None:

@@ -97,19 +97,25 @@ class StepValues:
     def __init__(
         self, values: Mapping[str, Any], n_samples: int, keep_sample_losses: bool = False
     ) -> None:
-        self.values: dict[str, Any] = {}
-        self.means: list[tuple[str, Any, Any]] = []
-        """Name, value and denominator (None for a sum); a sum of losses has one entry a term."""
         self.sample_losses_of: Tensor | None = None
         """The minimised loss of each sample, if a sampler needs it."""
+        self.values: dict[str, Any]
+        self.means: list[tuple[str, Any, Any]]
+        """Name, value and denominator (None for a sum); a sum of losses has one entry a term."""
+        lone = values.get("loss") if len(values) == 1 and not keep_sample_losses else None
+        if type(lone) is Tensor and terms_of(lone) is None:  # the common case
+            kept = lone.detach()
+            self.values, self.means = {"loss": kept}, [("loss", kept, _count(lone, n_samples))]
+            return
+        self.values, self.means = {}, []
         if set(map(type, values.values())) != {Tensor}:  # a loss of terms is a nested dict
             values = _without_groups(values)
         for name, value in values.items():
-            self.values[name] = kept = value.detach() if isinstance(value, Tensor) else value
+            self.values[name] = part = value.detach() if isinstance(value, Tensor) else value
             if keep_sample_losses and name == "loss":
                 self.sample_losses_of = sample_losses_of(value)
             if (terms := terms_of(value)) is None:
-                self.means.append((name, kept, _count(value, n_samples)))
+                self.means.append((name, part, _count(value, n_samples)))
                 continue
             for key, term in terms.items():
                 count = _count(term, n_samples)

@@ -189,6 +189,9 @@ class Window:
 
     def place(self, number: int, count: int) -> None:
         """Move to batch ``number`` of the ``count`` remaining in the epoch."""
+        if self.accumulate == 1 and self.micro_batch is None and not self.world.is_active:
+            self._outcome, self.is_full = Outcome.MADE, True  # the common case
+            return
         position = number % self.accumulate
         if position == 0:
             self._outcome = Outcome.MADE

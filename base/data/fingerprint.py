@@ -209,6 +209,8 @@ def hash_rows(rows: Tensor) -> Tensor:
     """Return a hash of the bytes of each row: (sample, ...) gives (sample,) int64."""
     if len(rows) > N_ROWS:  # little memory at once
         return torch.cat(list(map(hash_rows, rows.split(N_ROWS))))
+    if not len(rows):
+        return torch.zeros(0, dtype=torch.int64)
     values = rows.detach().cpu().reshape(len(rows), -1).contiguous()
     data = values.view(torch.uint8)
     words = torch.zeros(len(rows), -(-data.shape[1] // 8), dtype=torch.int64)

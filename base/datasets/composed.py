@@ -17,7 +17,7 @@ from base.data.fingerprint import is_unnamed
 from base.data.protocols import HasIds, ids_at, offered
 from base.data.sample_items import sample_numbers
 from base.datasets.image_files import read_text
-from base.datasets.labels import raise_problems
+from base.datasets.labels import N_SHOWN, raise_problems
 from base.errors import DataError, Problem, nearest
 
 if TYPE_CHECKING:
@@ -286,7 +286,8 @@ def _indices_of_ids(dataset: Any, file: str) -> list[int]:
         if name in found:
             problems.append(Problem(f"{file}:{number}", f"{name!r} is in line {found[name]}, too"))
         elif name and name not in known:
-            near = nearest(name, known) if len(known) < 10_000 else ""  # slow otherwise
+            is_sought = len(problems) < N_SHOWN and len(known) < 10_000  # slow otherwise
+            near = nearest(name, known) if is_sought else ""
             problems.append(Problem(f"{file}:{number}", f"there is no id {name!r}{near}"))
         elif name:
             found[name] = number

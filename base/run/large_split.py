@@ -67,7 +67,8 @@ def changes_of_large_split(path: Path, samples: Mapping[str, Samples]) -> list[s
 def _arrays(samples: Mapping[str, Samples]) -> dict[str, Array]:
     arrays = {part: _steps(found.indices) for part, found in samples.items()}
     for name, of_set in _by_data_set(samples).items():
-        n_samples = max(int(found.indices.max()) + 1 for found in of_set if len(found))
+        sizes = [int(found.indices.max()) + 1 for found in of_set if len(found)]
+        n_samples = max(sizes, default=0)
         arrays[f"{name}_count"] = np.array(n_samples)
         for kind, hashes in (
             ("targets", [found.target_hashes for found in of_set]),

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from counted import growth
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset, default_collate
 
@@ -103,6 +104,18 @@ def test_images_keep_what_image_files_offer(folder):
     assert len(prints) == 4
     again = SubsetDataset(ImageFolderDataset(str(folder)), ids=str(folder / "ids.txt"))
     assert again.fingerprint() == part.fingerprint()
+
+
+def test_unknown_ids_take_time_in_proportion_to_their_lines(tmp_path):
+    file = tmp_path / "ids.txt"
+
+    def choose(n_samples):
+        file.write_text("".join(f"{index}?\n" for index in range(n_samples)))
+        with pytest.raises(DataError, match=r"there is no id '0\?'; did you mean '0'") as raised:
+            SubsetDataset(arrays(n_samples, 0), ids=str(file))
+        assert str(raised.value).count("\n") < 12
+
+    assert growth(choose, 400) < 2.2
 
 
 def test_own_data_sets_are_joined_with_what_they_have():

@@ -20,6 +20,7 @@ from test_data_changes import (
     place,
 )
 
+from base.data.fingerprint import Samples
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.in_memory import InMemoryDataset
 from base.errors import DataError
@@ -206,3 +207,16 @@ def test_the_record_takes_less_than_a_byte_a_sample(split, tmp_path, monkeypatch
     write_data_record(loaders_of(dataset, split=split), tmp_path, {})
     assert (tmp_path / "split.npz").stat().st_size < 0.4 * n
     assert (tmp_path / "data.json").stat().st_size < 2000
+
+
+def test_a_validation_set_of_its_own_without_samples_is_recorded(tmp_path):
+    whole, none = (InMemoryDataset(INPUTS[:n], LABELS[:n]) for n in (24, 0))
+    samples = {
+        "train": Samples(whole, torch.arange(24)),
+        "valid": Samples(none, torch.arange(0)),
+    }
+    path = tmp_path / "split.npz"
+    path.write_bytes(large_split.large_split_bytes(samples))
+    assert large_split.changes_of_large_split(path, samples) == []
+    fewer = {**samples, "train": Samples(whole, torch.arange(23))}
+    assert any("missing" in line for line in large_split.changes_of_large_split(path, fewer))

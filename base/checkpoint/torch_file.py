@@ -279,6 +279,10 @@ def _describe(error: Exception) -> str:
     text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
     if named := re.search(r"GLOBAL (\S+)", text):
         return f"refused: it names {named[1]!r}, which is not plain data"
+    if StandIn.__name__ in text:  # torch 2.10 appends only to a list itself
+        return (
+            "it holds a deque or a subclass of list, which torch 2.10 does not load: update torch"
+        )
     if "persistent_load of storage" in text:
         return "refused: it holds a whole model, or its class: save only the `state_dict()`"
     if "Unsupported operand" in text:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from base.network.layers import Networks
+from base.system.torch_compat import call_to_compile
 
 WITH_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 MOST_SIZES = 3
@@ -35,8 +36,8 @@ def compile_networks(model: nn.Module, mode: bool | str, device: torch.device) -
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_GRAPHS)
     for network in networks.values():
-        network.compile(mode=None if mode is True else mode)
-        compiled: Any = network._compiled_call_impl
+        call = call_to_compile(network)
+        compiled: Any = torch.compile(call, mode=mode if isinstance(mode, str) else None)
         network._compiled_call_impl = CompiledCall(compiled, uses_cuda_graphs(mode, device))
     return [] if "" in networks else [f"compiled: {', '.join(networks)}"]
 

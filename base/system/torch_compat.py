@@ -13,13 +13,16 @@
   cast in ``no_grad`` first is not trained there, without an error.
 - `begin_momentum`: fused SGD fails where a parameter receives its first gradient later than
   others, as after `freeze: until`. Without the change, that step raises a TypeError.
+- `call_to_compile`: ``Module.compile`` of torch 2.10 leaves out a module whose ``forward`` is
+  torch's own, such as a Sequential. Without the change, `memory.compile` does nothing there.
 
 tests/base/system/test_torch_compat.py has a test for each, which fails once it is not needed.
 
 Differences between the supported versions, 2.10 to the newest, that need no change here: after 2.10
 the profiler no longer warns when it starts (``acc_events`` in run/profiler.py), and
 ``linear_cross_entropy``, the ``bias`` of BatchNorm, GroupNorm and InstanceNorm, and ``maximize`` of
-LBFGS exist. With 2.10, names of these in a config are errors.
+LBFGS exist. With 2.10, names of these in a config are errors. 2.10 does not load a file of weights
+that holds a deque or a subclass of list beside them.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import SGD, Optimizer
 
 TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
@@ -73,6 +77,17 @@ def without_compilation() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def call_to_compile(network: nn.Module) -> Callable[..., Any]:
+    """Return the call of a network, which torch compiles although ``forward`` may be its own."""
+    from torch._dynamo import eval_frame, external_utils, trace_rules
+
+    is_entered = hasattr(eval_frame.OptimizedModule, "_should_wrap_module_call_impl")
+    if is_entered or not trace_rules.check(network.forward):
+        return network._call_impl
+    wrapped: Callable[..., Any] = external_utils.wrap_inline(network._call_impl)
+    return wrapped
 
 
 class _LateDynamo(ModuleType):

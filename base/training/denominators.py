@@ -338,7 +338,6 @@ _RULES: dict[Any, Rule] = {
     **dict.fromkeys((F.smooth_l1_loss, nn.SmoothL1Loss), _elements),
     **dict.fromkeys((F.huber_loss, nn.HuberLoss), _elements),  # divides by all, also with weights
     **dict.fromkeys((F.cross_entropy, nn.CrossEntropyLoss, F.nll_loss, nn.NLLLoss), _classes),
-    **dict.fromkeys((F.linear_cross_entropy,), _classes_of_hidden),
     **dict.fromkeys((F.binary_cross_entropy, nn.BCELoss), _elements),
     **dict.fromkeys((F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss), _elements),
     **dict.fromkeys((F.kl_div, nn.KLDivLoss), _elements_or_samples),
@@ -357,6 +356,8 @@ _RULES: dict[Any, Rule] = {
     ),
     **dict.fromkeys((F.ctc_loss, nn.CTCLoss), _sequences),
 }
+if hasattr(F, "linear_cross_entropy"):  # not in torch 2.10
+    _RULES[F.linear_cross_entropy] = _classes_of_hidden
 ROW_RULES = (_output_elements, _output_rows, _sequences)
 """Rules that need more than the target; the mean over the rows of a sample counts once."""
 

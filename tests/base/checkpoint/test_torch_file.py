@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from base.checkpoint.weights import load_pretrained, read_weights
 from base.errors import CheckpointError
+from base.system.torch_compat import TORCH
 
 
 def network() -> nn.Sequential:
@@ -227,7 +228,11 @@ def test_objects_beside_the_weights_are_read_as_nothing(
     content = {"state_dict": state(), "about": beside, "more": [beside, {"again": beside}]}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
     allowed = set(torch.serialization.get_safe_globals())
-    assert_equal(read_weights(tmp_path / "a.pth"), state())
+    if type(beside) in (collections.deque, History) and TORCH < (2, 11):
+        with pytest.raises(CheckpointError, match="a deque or a subclass of list, which torch"):
+            read_weights(tmp_path / "a.pth")
+    else:
+        assert_equal(read_weights(tmp_path / "a.pth"), state())
     assert set(torch.serialization.get_safe_globals()) == allowed
 
 

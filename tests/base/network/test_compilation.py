@@ -27,6 +27,7 @@ from base.network.gradients import gradient_of, gradient_penalty, saliency
 from base.network.layers import Networks
 from base.run.build import check_cuda_graphs
 from base.run.checks import check
+from base.system.torch_compat import call_to_compile
 from base.training.recovery import SECOND_PASS
 from tests.base.toy import CPU, assert_same, make, run, train_in
 from tests.trainer.test_gan_trainers import GAN, KINDS, WGAN
@@ -224,7 +225,7 @@ def test_a_second_backward_pass_of_a_compiled_network_is_explained(
 def test_these_are_torchs_own_words() -> None:
     """Of the second derivative; the other text comes from the compiler for a GPU or C++."""
     model = nn.Linear(3, 1)
-    model._compiled_call_impl = torch.compile(model._call_impl, backend="aot_eager")
+    model._compiled_call_impl = torch.compile(call_to_compile(model), backend="aot_eager")
     inputs = torch.randn(2, 3, requires_grad=True)
     (slope,) = torch.autograd.grad(model(inputs).square().sum(), inputs, create_graph=True)
     with pytest.raises(RuntimeError) as found:

@@ -16,10 +16,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
-from base.system.torch_compat import WorkerDeaths, WorkerDied, begin_momentum, keep_freed_memory
+from base.system.torch_compat import (
+    WorkerDeaths,
+    WorkerDied,
+    begin_momentum,
+    call_to_compile,
+    keep_freed_memory,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -235,6 +242,26 @@ def test_a_death_in_the_block_interrupts_it(loop: Any) -> None:
 def test_the_switch_of_autocasts_cache_is_still_needed() -> None:
     (oldest,) = re.findall(r"^torch>=(\d+)\.(\d+)", (ROOT / "requirements.txt").read_text(), re.M)
     assert tuple(map(int, oldest)) < (2, 11), "every torch has a right cache: delete AUTOCAST_CACHE"
+
+
+# --- Compiled layers of torch ---------------------------------------------------------------------
+
+
+def test_a_compiled_network_of_torchs_own_layers_has_a_graph() -> None:
+    graphs = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    network = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    torch.compile(call_to_compile(network), backend=backend)(torch.randn(4, 3))
+    assert len(graphs) == 1
+
+
+def test_the_call_to_compile_is_still_needed() -> None:
+    (oldest,) = re.findall(r"^torch>=(\d+)\.(\d+)", (ROOT / "requirements.txt").read_text(), re.M)
+    assert tuple(map(int, oldest)) < (2, 14), "torch enters its own layers: delete call_to_compile"
 
 
 # --- Freed memory ---------------------------------------------------------------------------------

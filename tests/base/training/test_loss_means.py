@@ -589,6 +589,8 @@ WITH_MORE = {
     "linear_cross_entropy": (random(N, 5), random(3, 5), classes(ignored=1)),
 }
 MORE_SETTINGS = {"linear_cross_entropy": {"ignore_index": 1}}
+if not hasattr(F, "linear_cross_entropy"):  # torch 2.10
+    del WITH_MORE["linear_cross_entropy"]
 
 
 @pytest.mark.parametrize("name", WITH_MORE)
@@ -615,7 +617,7 @@ def test_ctc_is_a_mean_over_sequences() -> None:
 def test_every_loss_that_a_config_can_name_has_a_rule() -> None:
     from base.names.torch_names import LOSS_FUNCTIONS
 
-    for name in LOSS_FUNCTIONS:
+    for name in filter(functools.partial(hasattr, F), LOSS_FUNCTIONS):  # 2.10 lacks one
         assert denominator_rule(getattr(F, name)) is not None, name
     for name in dir(nn):
         has_parameters = name in ("AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss")

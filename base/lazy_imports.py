@@ -28,7 +28,11 @@ def lazy_imports(package: str) -> tuple[Callable[[str], Any], list[str]]:
         if name not in exports(package):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, attribute = exports(package)[name]
-        value = getattr(import_module(module), attribute)
+        try:
+            imported = import_module(module)
+        except AttributeError as error:  # `from package import name` would hide its text
+            raise ImportError(f"{module} cannot be imported: {error}", name=module) from error
+        value = getattr(imported, attribute)
         setattr(sys.modules[package], name, value)
         return value
 

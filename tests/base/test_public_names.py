@@ -57,3 +57,15 @@ def test_a_command_shows_how_it_is_called(name: str, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.startswith(f"usage: python -m base.{name} ")
     with pytest.raises(UsageError, match=rf"; see `python -m base\.{name} --help`"):
         main(["--nope"])
+
+
+def test_a_module_that_misses_a_name_of_another_library_says_which(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "base", tmp_path / "base")
+    shutil.copytree(ROOT / "logger", tmp_path / "logger")
+    path = tmp_path / "base" / "system" / "cores.py"
+    path.write_text(path.read_text(encoding="utf-8") + "\nos.a_name_of_a_newer_version\n")
+    program = "from base.system import usable_cores"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "base.system.cores cannot be imported: module 'os' has no attribute" in done.stderr

@@ -300,7 +300,7 @@ class RaiseOsErrorIn:
     PLACES: ClassVar[dict[str, tuple[str, int]]] = {
         "callback": ("base.callbacks.MemoryReport.on_epoch_end", 2),
         "transform": ("base.datasets.transforms.RandomShift.batch", 9),
-        "loss": ("base.training.losses.WeightedLoss._in_full_precision", 12),
+        "loss": ("torch.nn.CrossEntropyLoss.forward", 12),
         "metric": ("base.training.metrics.SampleMean._update", 12),
     }
 

@@ -246,7 +246,8 @@ def test_an_os_error_of_user_code_shows_its_traceback_and_how_to_resume(
 ) -> None:
     """Whatever its number: only what our own writing raises is a fault of the disk."""
     text = TINY.replace("metrics: [accuracy]", "metrics: [accuracy]\ncallbacks: [MemoryReport]")
-    (place.folder / "user.yaml").write_text(text.replace("processes", "threads"))
+    text = text.replace("processes", "threads").replace("cross_entropy", "CrossEntropyLoss")
+    (place.folder / "user.yaml").write_text(text)
     fault = RaiseOsErrorIn(where, number)
     done = place.run("-c", "user.yaml", inject=fault)
     assert done.returncode == 1

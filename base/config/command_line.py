@@ -40,7 +40,7 @@ from base.system.run_folder import (
     missing_folder_error,
     run_folder_of,
 )
-from base.system.signals import exit_now, resume_command
+from base.system.signals import ENDS_WITH_ERROR, exit_now, resume_command
 from base.system.trial import end_with_sweep
 from logger.files import FileError
 
@@ -467,6 +467,8 @@ def end_by_signals() -> None:
     def handle(number: int, _: object) -> None:
         if os.getpid() != mine:
             os._exit(128 + number)
+        if number == signal.SIGTERM and ENDS_WITH_ERROR.is_set():
+            return  # the error that ends this process is on its way
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from base.errors import KindlingError, TrainingError
+from base.system.signals import ENDS_WITH_ERROR
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Store, Work
@@ -340,6 +341,7 @@ class Agreement:
         """Kill lost ranks on this machine: torchrun waits 30 s for a stopped process to exit."""
         for rank in missing:
             if (pid := self._process_here(rank)) is not None:
+                ENDS_WITH_ERROR.set()
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
 

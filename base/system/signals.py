@@ -24,6 +24,8 @@ from base.system.processes import local_size, rank
 FORCE_WITHIN_SECONDS = 2.0
 SEVERAL = re.compile(r"all|.*,.*\d|(cpu|auto|n_gpu):(?!1$)\d+")  # after `-d`
 SAME_WITHIN_SECONDS = 0.5  # a Ctrl-C that both the terminal and torchrun send
+ENDS_WITH_ERROR = threading.Event()
+"""Set before this process ends a lost rank: a SIGTERM of the launcher may not replace the error."""
 SAVER = "saver"  # the name of the thread that writes checkpoints
 
 

@@ -189,7 +189,8 @@ class Window:
 
     def place(self, number: int, count: int) -> None:
         """Move to batch ``number`` of the ``count`` remaining in the epoch."""
-        if self.accumulate == 1 and self.micro_batch is None and not self.world.is_active:
+        is_whole = self.accumulate == 1 and self.micro_batch is None and not self.world.is_active
+        if is_whole and not self._deferred.assumed:
             self._outcome, self.is_full = Outcome.MADE, True  # the common case
             return
         position = number % self.accumulate

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import ROOT
 from toy import assert_same, make, mark_the_test, run, train_in
 
 from base.callbacks import Callback
@@ -315,3 +318,24 @@ def test_a_stop_in_the_test_phase_keeps_the_final_state(
     with pytest.raises(InterruptedRunError):
         train(tmp_path / "cut", make(*options, "data_loader.args.batch_size=4", trainer=InTheTest))
     assert_same(read(tmp_path / "cut"), read(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("is_reporting", [True, False])
+def test_the_launchers_sigterm_does_not_replace_the_error_of_a_lost_rank(
+    is_reporting: bool,
+) -> None:
+    """The launcher sends it as soon as it sees that a stopped rank was killed."""
+    program = f"""
+import os, signal
+from base.config.command_line import end_by_signals
+from base.system.signals import ENDS_WITH_ERROR
+end_by_signals()
+if {is_reporting}:
+    ENDS_WITH_ERROR.set()
+os.kill(os.getpid(), signal.SIGTERM)
+raise SystemExit("rank 1 is gone")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert ("rank 1 is gone" in done.stderr) == is_reporting

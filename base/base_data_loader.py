@@ -556,7 +556,7 @@ class BaseDataLoader:
 
         The length is added to an index drawn again in an epoch, for different augmentation.
         """
-        order, order_epoch = NO_SAMPLES, -1
+        order, order_epoch, key_epoch = NO_SAMPLES, -1, 0
         choosers = (self._weights, self._own_sampler, self._drawing)
         is_drawn = any(each is not None for each in choosers)
         n_batches, size = len(self), self.batch_size
@@ -564,6 +564,7 @@ class BaseDataLoader:
             epoch, number = divmod(position, n_batches)
             if epoch != order_epoch:
                 order, order_epoch = self._order(epoch), epoch
+                key_epoch = 0 if self._is_held_out else epoch
                 if is_drawn and may_repeat:
                     order = order + number_repeats(order) * len(self.dataset)  # type: ignore[arg-type]
             begin = number * size
@@ -571,7 +572,6 @@ class BaseDataLoader:
             if drawn is not None:
                 drawn.append(self.batch_share.count_own(len(indices)))
                 indices = self.batch_share.of(indices)
-            key_epoch = 0 if self._is_held_out else epoch
             yield self.seed, key_epoch, indices.tolist() if as_lists else indices
 
     def _stock_batches(

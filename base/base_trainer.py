@@ -31,13 +31,14 @@ from base.network.layout import EmptyCache
 from base.system.contexts import NO_CONTEXT, together
 from base.system.seeding import derive_seed, isolated_random_state
 from base.system.signals import InterruptedRunError, SignalFlags
-from base.training.accumulation import Every
+from base.training.accumulation import Every, Outcome
 from base.training.batch_arguments import takes_batch
 from base.training.epoch_start import EpochStart, owners_of_attributes
 from base.training.epoch_time import Clock
 from base.training.experiment import Experiment
 from base.training.loss_gradients import due_gradients
 from base.training.loss_terms import LossTerms
+from base.training.losses import lone_total
 from base.training.optimizer_step import Stepper, choose_stepper, only
 from base.training.parameter_groups import highest_rate, learning_rates
 from base.training.rank_states import gather_state
@@ -46,9 +47,9 @@ from base.training.requests import Requests
 from base.training.results import (
     StepValues,
     backward_passes,
+    means_of,
     record_sample_losses,
     summarise,
-    values_of,
     with_total,
 )
 from base.training.run_log import Run, RunLog
@@ -96,6 +97,7 @@ class BaseTrainer:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.config, self.settings = experiment.config, experiment.settings
+        self.batch_rules, memory = self.config["batch"], self.config["memory"]
         self.train_loader, self.valid_loader = experiment.train_loader, experiment.valid_loader
         self.callbacks = experiment.callbacks
 
@@ -109,13 +111,14 @@ class BaseTrainer:
         self.capture, self.epoch_rows = state.capture, state.epoch_rows
         self.stateful = state.stateful
 
-        memory, length = self.config["memory"], experiment.length
+        length = experiment.length
         self.offload = offload_activations(memory["offload_activations"], self.device)
         self.empty_cache = EmptyCache(memory["empty_cache"], length)
+        self._changing = [each for each in (state.freezing, self.empty_cache) if each.is_used]
         self.save_every = Every(self.settings.save_every, length)
         self.log_every = Every(self.settings.log_every, length)
-        gradients_every = self.settings.loss_gradients
-        self._gradients_every = gradients_every and parse_duration(gradients_every).in_steps(length)
+        every = self.settings.loss_gradients
+        self._gradients_every = every and parse_duration(every).in_steps(length)
 
         self.signals, self.clock = SignalFlags(), Clock()
         self._requests = Requests(self.world, self.signals, self.save_every)
@@ -136,9 +139,9 @@ class BaseTrainer:
         self.recovery = Recovery(
             state, self.settings, self.config, self.epoch_start, self._repeat_step, self.world
         )
-        self.current_run = Run(RunLog(self.settings))  # `train` replaces it
-        self._has_started = False
+        self.current_run, self._has_started = Run(RunLog(self.settings)), False  # see `train`
         steppers = self.steppers.values()
+        self._lone_stepper = next(iter(steppers)) if len(steppers) == 1 else None
         self._has_plain_passes = (
             self.world.size == 1
             and self.settings.backward == "sum"
@@ -194,6 +197,7 @@ class BaseTrainer:
         self._phase_loader = self.train_loader
         sampler = self.training_state.sampler
         learns = sampler is not None and sampler.wants_losses
+        is_alone = not self.world.is_active
         with self.current_run.log.bar(
             self.progress,
             self.experiment.batches_per_epoch,
@@ -201,11 +205,12 @@ class BaseTrainer:
         ) as bar:
             for micro_batch, n_samples, results, context in self._micro_batches(bar):
                 self._n_samples = n_samples
-                self.recovery.begin_attempt(micro_batch)
+                if self.recovery.notes_attempts:
+                    self.recovery.begin_attempt(micro_batch)
                 try:
                     with context:
                         values = StepValues(self.train_step(micro_batch), n_samples, learns)
-                        if n_samples and not self.recovery.is_failing:
+                        if n_samples and (is_alone or not self.recovery.is_failing):
                             results.append(values)
                             values.add_to(self.meters)
                             if learns:
@@ -227,8 +232,8 @@ class BaseTrainer:
         progress.rates = learning_rates(self.optimizers)  # that this step used
         for schedule in self.schedules.values():
             schedule.after_step()
-        self.training_state.freezing.after_step(step)
-        self.empty_cache.after_step(step)
+        for each in self._changing:
+            each.after_step(step)
         if self._buffer_means is not None and is_made:
             share = self.window.n_own / max(self.window.n_counted, 1)
             self._buffer_means.average(self.world, share, step)
@@ -237,12 +242,12 @@ class BaseTrainer:
         if is_logged or self.callbacks or self.capture.is_recording:
             self._report_step(values if is_logged else None)
         if run.store is not None:
-            run.store.check()  # raises an error of the background save
+            run.store.background.check()  # raises the error of a background save
         if self._requests.save_is_due(step):
             self.clock.lap("compute")
             self.save()
             self.clock.lap("logging")
-        if is_made and step == progress.skipped + 1:
+        if step == progress.skipped + 1 and is_made:
             self.current_run.check_first_step(self._summarise("train", self.meters))
         if self._requests.stop:
             raise StopRequested
@@ -413,7 +418,7 @@ class BaseTrainer:
 
     def forward(self, batch: Any) -> Any:
         """Call the model on the inputs of a batch; ``batch:`` in the config selects them."""
-        args, kwargs = inputs_of(batch, self.config["batch"])
+        args, kwargs = inputs_of(batch, self.batch_rules)
         return self.model(*args, **kwargs)
 
     def compute_losses(self, outputs: Any, batch: Any) -> dict[str, Any]:
@@ -421,7 +426,7 @@ class BaseTrainer:
 
         A loss of several terms is a nested dict. Plain numbers are only logged.
         """
-        target = target_of(batch, self.config["batch"])
+        target = target_of(batch, self.batch_rules)
         return {name: loss(outputs, target, batch=batch) for name, loss in self.losses.items()}
 
     def predict(self, outputs: Any) -> Any:
@@ -465,7 +470,10 @@ class BaseTrainer:
         Args:
             losses: the result of ``compute_losses``; if it has a ``"loss"``, this is the sum.
         """
-        values = with_total(losses, self.training_state.all_losses, self.progress.step)
+        all_losses = self.training_state.all_losses
+        if not self._gradients_every and (lone := lone_total(losses, all_losses)) is not None:
+            return {"loss": lone}  # the common case
+        values = with_total(losses, all_losses, self.progress.step)
         if self._gradients_every:
             values.update(due_gradients(self.training_state, losses, self._gradients_every))
         return values
@@ -483,13 +491,13 @@ class BaseTrainer:
         its own backward pass, as has each loss of a sum if ``trainer.backward`` asks for it; the
         shared graph is retained until the last pass. The terms of one loss are summed.
         """
-        stepper = choose_stepper(self.steppers, only)
+        stepper = (only is None and self._lone_stepper) or choose_stepper(self.steppers, only)
         inputs = None if only is None else stepper.trainable
         is_plain = self._has_plain_passes and not (
             self.window.is_shared or self.capture.is_recording
         )
         if is_plain and isinstance(loss, Tensor):  # the common case
-            self.recovery.watch(loss)
+            self.finite.watch(loss, self.recovery.loss_facts)
             loss.backward(inputs=inputs, retain_graph=retain_graph)
             self.recovery.refuse_nonfinite()
             return
@@ -497,7 +505,7 @@ class BaseTrainer:
         is_full = self.window.is_full
         for number, part in enumerate(losses, start=1):
             share = self.window.share(part)
-            self.recovery.watch(share)
+            self.finite.watch(share, self.recovery.loss_facts)
             if stepper.in_backward is not None and is_full:
                 self.recovery.refuse_nonfinite()  # the pass below updates the parameters
             is_last = number == len(losses)
@@ -519,7 +527,7 @@ class BaseTrainer:
             name: the optimizer; may be omitted if there is one.
             again: computes the losses again, for LBFGS, which evaluates them several times a step.
         """
-        stepper = choose_stepper(self.steppers, name)
+        stepper = (name is None and self._lone_stepper) or choose_stepper(self.steppers, name)
         if again is None:
             stepper.check(again)
         if not self.window.is_full:
@@ -577,7 +585,7 @@ class BaseTrainer:
         with torch.no_grad():
             more = (batch,) if self._predict_takes_batch else ()
             predictions, batch = self.in_own_unit(self.predict(outputs, *more), batch)
-            target = target_of(batch, self.config["batch"])
+            target = target_of(batch, self.batch_rules)
             for metric in metrics.values():
                 metric.update(predictions, target, batch, self._n_samples)
 
@@ -749,34 +757,35 @@ class BaseTrainer:
         and the context to run it in. No reference to a batch is kept while the next one loads.
         """
         progress, window, state = self.progress, self.window, self.training_state
-        world = self.world
+        world, captures = self.world, self.capture.is_used
         is_plain = self.precision.autocast() is NO_CONTEXT and self.offload() is NO_CONTEXT
         first, count = progress.batches_total, self.experiment.batches_left(progress)
         for batch in self.recovery.batches(self._training_batches, first, count):
             position = progress.batches_total
             window.place(position - first, count)
-            self.capture.start(progress.step + 1)
+            if captures:
+                self.capture.start(progress.step + 1)
             results: list[StepValues] = []
             parts = window.parts(batch, position)
             del batch
             for part, n_samples in parts:
-                held = [part]
-                del part
                 context: AbstractContextManager[Any] = NO_CONTEXT
                 if position == 0 or not is_plain:
                     guard = self.current_run.guard_first_step() if position == 0 else NO_CONTEXT
                     context = together([self.precision.autocast(), self.offload(), guard])
-                yield held.pop(), n_samples, results, context
+                yield part, n_samples, results, context
             del parts
+            part = None  # frees the memory of this batch before the next one is read
             if world.is_active:
                 self._end_batch()
                 if window.is_full:
-                    if window.is_lost:
+                    if window.outcome is Outcome.LOST:
                         self.recovery.agree_lost()
                     window.receive()
-            progress.advance(window.n_counted)
+            progress.advance(window.n_counted if world.is_active else window.n_samples)
             if results:
-                state.last_values = values_of(results, self.device)
+                several = len(results) > 1
+                state.last_values = means_of(results, self.device) if several else results[0].values
             self._last_results = results
             bar.update()
             if window.is_full:

@@ -148,10 +148,6 @@ class CheckpointStore:
             self.background.start(partial(write, self.snapshot.take(state)))
         return path
 
-    def check(self) -> None:
-        """Raise the error of a background save that has ended; do not wait for one that has not."""
-        self.background.check()
-
     def wait(self) -> None:
         """Wait until the last save is on disk; raise its error."""
         self.background.wait()

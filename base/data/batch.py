@@ -304,7 +304,7 @@ class SampleCount:
             if isinstance(target, Tensor) and isinstance(inputs, Tensor):
                 shape = target.shape
                 if shape and inputs.shape[:1] == shape:
-                    return int(shape[0])  # the common case, needed at every step
+                    return shape[0]  # the common case, needed at every step
         if self.rules.get("ids") and self.rules["size"] is None:
             return len(ids_of(batch, self.rules))
         n_drawn = None if position is None else self._n_drawn(position)

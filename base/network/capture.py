@@ -67,6 +67,7 @@ class Capture:
         if problems:
             raise ConfigError(problems)
 
+        self.is_used = bool(self._rules)
         self.is_recording = False
         """Whether the current step is recorded."""
         self._step, self._call_numbers = 0, count()

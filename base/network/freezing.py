@@ -45,6 +45,8 @@ class Freezing:
                 self._thawed.append((parameters[name], step))
         self._first_steps = {id(parameter): step for parameter, step in self._thawed}
         self._change_steps = {step for _, step in self._thawed}
+        self.is_used = bool(self._thawed)
+        """Whether a step changes what is frozen."""
         self._kept_in_eval: list[nn.Module] = []
 
     def begin_epoch(self, step: int) -> None:

@@ -100,8 +100,9 @@ class EmptyCache:
 
     def __init__(self, every: str | None, length: RunLength) -> None:
         self.n_steps = parse_duration(every).in_steps(length) if every is not None else 0
+        self.is_used = self.n_steps > 0
 
     def after_step(self, step: int) -> None:
         """Empty the cache if it is due after this step."""
-        if self.n_steps and step % self.n_steps == 0 and torch.accelerator.is_available():
+        if self.is_used and step % self.n_steps == 0 and torch.accelerator.is_available():
             torch.accelerator.empty_cache()

@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     from base.training.recovery import Recovery as Recovery
     from base.training.results import StepValues as StepValues
     from base.training.results import backward_passes as backward_passes
+    from base.training.results import means_of as means_of
     from base.training.results import record_sample_losses as record_sample_losses
     from base.training.results import results_of as results_of
     from base.training.results import summarise as summarise
-    from base.training.results import values_of as values_of
     from base.training.results import with_total as with_total
     from base.training.run_log import Run as Run
     from base.training.run_log import RunLog as RunLog

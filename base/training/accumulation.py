@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,10 @@ from base.training.denominators import SUM_REDUCTION, LossDenominator, denominat
 from base.training.losses import WeightedLoss
 
 log = logging.getLogger("kindling")
+
+
+NEVER = sys.maxsize
+"""A number of steps that no run makes."""
 
 
 class Outcome(Enum):
@@ -71,7 +76,9 @@ class Window:
         self.losses, self.own, self.count = losses, own, count
         self.size, self.is_full = 1, True
         self.n_samples = 0
-        self._outcome = Outcome.MADE
+        self.outcome = Outcome.MADE
+        self._is_plain = False  # whether each batch, whole, of this process alone is a window
+        self._is_whole = False  # whether this window is such a batch
         self._whole = Denominators(0, {})  # all batches of the window, of all ranks
         self._part = self._whole  # the part in progress
         self.is_shared = False
@@ -89,40 +96,27 @@ class Window:
         self._ticket: Ticket | None = None  # of this window, until its message is needed
         self.n_own = 0  # this rank's samples of the window
 
-    @property
-    def is_dropped(self) -> bool:
-        """Whether the step of this window is not made."""
-        return self._outcome is Outcome.DROPPED
-
-    @property
-    def is_repeated(self) -> bool:
-        """Whether the step of this window starts again."""
-        return self._outcome is Outcome.REPEATED
-
     def drop(self) -> None:
         """Skip the remaining batches of the window and its step."""
-        self._outcome = Outcome.DROPPED
+        self.outcome = Outcome.DROPPED
 
     def repeat(self) -> None:
         """Skip the remaining batches of the window and repeat its step."""
-        self._outcome, self.is_full = Outcome.REPEATED, False
+        self.outcome, self.is_full = Outcome.REPEATED, False
 
     def lose(self) -> None:
         """Skip the remaining batches of the window on this rank; the ranks then repeat its step."""
-        self._outcome = Outcome.LOST
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether this rank has no gradients for the step of this window."""
-        return self._outcome is Outcome.LOST
+        self.outcome = Outcome.LOST
 
     def restart(self) -> None:
         """Begin the repeated step."""
-        self._outcome = Outcome.MADE
+        self.outcome = Outcome.MADE
 
     def read_ahead(self, batches: Iterator[Any], first: int) -> Iterator[Any]:
         """Yield batches from position ``first``; read all batches of a window before its first."""
         self._ahead.clear()
+        is_alone = self.accumulate == 1 and not self.world.is_active
+        self._is_plain = is_alone and self.micro_batch is None
         if self.world.is_active:
             self._counts.clear()
             self._tickets.clear()
@@ -189,13 +183,13 @@ class Window:
 
     def place(self, number: int, count: int) -> None:
         """Move to batch ``number`` of the ``count`` remaining in the epoch."""
-        is_whole = self.accumulate == 1 and self.micro_batch is None and not self.world.is_active
-        if is_whole and not self._deferred.assumed:
-            self._outcome, self.is_full = Outcome.MADE, True  # the common case
+        self._is_whole = self._is_plain and not self._deferred.assumed
+        if self._is_whole:  # the common case
+            self.outcome, self.is_full, self.is_shared = Outcome.MADE, True, False
             return
         position = number % self.accumulate
         if position == 0:
-            self._outcome = Outcome.MADE
+            self.outcome = Outcome.MADE
             if self._deferred.assumed or self._deferred.is_ruled_out:
                 self._deferred = DeferredDenominators()
             if self._ahead:
@@ -208,10 +202,13 @@ class Window:
 
     def parts(self, batch: Any, position: int) -> Iterable[tuple[Any, int]]:
         """Yield the parts of a batch, each with its number of samples."""
+        if self._is_whole and self.outcome is Outcome.MADE:
+            self.n_samples = self.count(batch, position)
+            return ((batch, self.n_samples),)
         is_of_rank = self.world.is_active
         n_samples = self._counts.popleft() if is_of_rank else self.count(batch, position)
         self.n_samples = n_samples
-        if self._outcome is not Outcome.MADE:
+        if self.outcome is not Outcome.MADE:
             return ()
         if self.micro_batch is not None:
             n_parts = -(-n_samples // self.micro_batch)
@@ -269,9 +266,9 @@ class Window:
             self._part = self._denominators(part, n_own)
             self.is_full = is_last and number == n_parts - 1
             yield part, n_own
-            if self._outcome is not Outcome.MADE:
+            if self.outcome is not Outcome.MADE:
                 break
-        self.is_full = is_last and not self.is_repeated
+        self.is_full = is_last and self.outcome is not Outcome.REPEATED
         self.is_shared = False
 
     def _denominators_of_window(self, batches: Sequence[Any], first: int) -> Denominators:
@@ -452,11 +449,11 @@ class Every:
         """Return whether it is due after this step."""
         if self.seconds:
             return self.is_due_by_clock()
-        return self.steps > 0 and step % self.steps == 0
+        return step % (self.steps or NEVER) == 0
 
     def is_due_by_count(self, step: int) -> bool:
         """Return whether a number of steps is complete after this step."""
-        return self.steps > 0 and step % self.steps == 0
+        return step % (self.steps or NEVER) == 0
 
     def is_due_by_clock(self) -> bool:
         """Return whether a duration in minutes has passed; the next one then begins."""

@@ -214,17 +214,16 @@ class WeightedLoss:
             raise
         except Exception as error:
             raise self._failure(error, output, (target,)) from error
-        is_tensor = isinstance(value, Tensor)
-        if is_tensor and value.dim() and is_unreduced(self.function, NOTHING):
+        is_scalar = isinstance(value, Tensor) and not value.dim()
+        if not is_scalar and isinstance(value, Tensor) and is_unreduced(self.function, NOTHING):
             return value
         counted = None
         rule = self._pair_rule_on_cpu if target.is_cpu else self._pair_rule
         if rule is not None and (number := rule(output, target)) is not None:
-            n_elements, address, _ = _extent(target)
-            counted = LossDenominator(self.name, number, n_elements, address)
-        if not is_tensor and is_of_terms(value):
-            return as_terms(self.name, value, self._scalar, counted)
-        if not is_tensor or value.dim():
+            counted = LossDenominator(self.name, number, target.numel(), _address(target))
+        if not is_scalar:
+            if not isinstance(value, Tensor) and is_of_terms(value):
+                return as_terms(self.name, value, self._scalar, counted)
             value = self._scalar(value, f"loss {self.name!r}")
         return mark_denominator(value, counted)
 
@@ -533,11 +532,8 @@ def _replace_zero_weights(keywords: Mapping[str, Any], weights: Tensor | None) -
 
 def _extent(target: Any) -> tuple[int, int, bool]:
     """Return the number of entries of a target, its address, and whether it is on the CPU."""
-    if isinstance(target, Tensor) and target.dim():
-        try:
-            return target.numel(), target.data_ptr(), target.is_cpu
-        except RuntimeError:  # it has no storage, as inside torch.func
-            return target.numel(), 0, target.is_cpu
+    if isinstance(target, Tensor):
+        return target.numel(), _address(target), target.is_cpu
     tensors = list(tensors_in(target))
     address = _address(tensors[0]) if tensors else 0
     return sum(each.numel() for each in tensors), address, all(each.is_cpu for each in tensors)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from base.checkpoint.background import Snapshot
@@ -26,7 +26,7 @@ from base.errors import OutOfMemoryError, TrainingError
 from base.system.resources import is_out_of_memory
 from base.system.seeding import capture_random_state, isolated_random_state, restore_random_state
 from base.system.signals import resume_command
-from base.training.accumulation import warn_of_batch_norm
+from base.training.accumulation import Outcome, warn_of_batch_norm
 from base.training.epoch_start import EpochStart
 from base.training.nonfinite import first_nonfinite, refuse_bad_weights
 from base.training.optimizer_step import Stepper
@@ -87,7 +87,7 @@ class Recovery:
     A trainer calls::
 
         for batch in recovery.batches(read, first, count):
-            recovery.begin_attempt(part)
+            recovery.begin_attempt(part)      # if recovery.notes_attempts
             try: ...                          # the step, on a part of the batch
             except BaseException as error:
                 if not recovery.handle(error, part): raise
@@ -114,6 +114,7 @@ class Recovery:
         self.state, self.config, self.epoch_start = state, config, epoch_start
         self.on_nonfinite, self.limit = settings.on_nonfinite, settings.max_nonfinite
         self.halves = settings.on_oom == "halve"
+        self._undoes = self.halves or self.on_nonfinite != "stop"
         self.folder: Path | None = None  # the folder of the run
         self.run_again = run_again
         self._was_nonfinite = False  # the loss of this rank
@@ -126,41 +127,38 @@ class Recovery:
         self._part: Any = None  # in progress, if its losses are read late
         if self.on_nonfinite == "stop" and not world.is_active:
             state.finite.read_late(state.optimizers.values(), state.device)
+        self.notes_attempts = self._undoes or state.finite.reads_late
+        """Whether `begin_attempt` must be called."""
 
     def begin_attempt(self, part: Any) -> None:
         """Note the state at the start of a step, before a batch or a part of one is computed."""
         if self.state.finite.reads_late:
             self._part = part
-        acts = self.halves or self.on_nonfinite != "stop"
-        if acts and not self._begin and self.state.model.training:
+        if self._undoes and not self._begin and self.state.model.training:
             self._note_begin()
 
     def batches(self, read: Read, first: int, count: int) -> Iterator[Any]:
         """Yield the remaining batches of an epoch, and again those of a repeated step."""
-        end = first + count
+        end, window = first + count, self.state.window
         while first < end:
             for batch in read(first, end - first):
-                held = [batch]
-                del batch
-                yield held.pop()  # keep no reference while the next one is read
+                yield batch
+                del batch  # frees it before the next one is read
                 if self._part is not None:
                     self._part = None
                     self.refuse_late(waits=False)
-                if self.state.window.is_repeated:
+                if window.outcome is Outcome.REPEATED:
                     break
             else:
                 return
             first = self._rewind()
 
-    def watch(self, loss: Tensor) -> None:
-        """Check a loss that is about to be minimised; `refuse_nonfinite` reads the result."""
-        self.state.finite.watch(loss, self._loss_facts)
-
     def refuse_nonfinite(self) -> None:
         """Raise NonFiniteError if a loss since the last call was not finite."""
-        if self.state.finite.must_wait:
+        finite = self.state.finite
+        if finite.reads_late and finite.must_wait:
             self.refuse_late()
-        if not self.state.finite.all_finite():
+        if not finite.all_finite():
             raise NonFiniteError(f"the loss is not finite {self._at_step()}")
 
     def refuse_late(self, waits: bool = True) -> None:
@@ -282,11 +280,13 @@ class Recovery:
         state = self.state
         if state.finite.reads_late:
             self.refuse_late(waits=state.capture.is_recording)  # what is recorded is written next
-        is_made = not state.window.is_dropped
-        if self.world.is_active and not self._has_agreed and is_made:
-            # A step without an update: a failed rank waits for this message.
-            self._agree(None, state.progress.step)
-        self._begin, self._has_updated, self._has_agreed = {}, False, False
+        is_made = state.window.outcome is not Outcome.DROPPED
+        if self.world.is_active:
+            if is_made and not self._has_agreed:
+                # A step without an update: a failed rank waits for this message.
+                self._agree(None, state.progress.step)
+            self._has_agreed = False
+        self._begin, self._has_updated = {}, False
         if state.sampler is not None:
             state.sampler.keep_step(self.world)
         if is_made:
@@ -480,7 +480,8 @@ class Recovery:
         found = self.world.all_gather(text if self._was_nonfinite else "")
         return next(filter(None, found), text)
 
-    def _loss_facts(self) -> LossFacts:
+    def loss_facts(self) -> LossFacts:
+        """Return what a message needs about a loss of this step that is read steps later."""
         state = self.state
         rates = learning_rates(state.optimizers)
         return LossFacts(dict(vars(state.progress)), rates, state.last_values, self._part)

@@ -47,9 +47,10 @@ class Requests:
     def save_is_due(self, step: int) -> bool:
         """Return whether a checkpoint is due after this step, or was requested."""
         if not self._world.is_active:
-            is_due = self._save_every.is_due_at_step(step) or self._signals.save
-            self._signals.save = False
-            return is_due
+            if self._signals.save:
+                self._signals.save = False
+                return True
+            return self._save_every.is_due_at_step(step)
         is_due = self._saves or self._save_is_due or self._save_every.is_due_by_count(step)
         self._saves = self._save_is_due = False
         return is_due

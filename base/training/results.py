@@ -94,14 +94,15 @@ class StepValues:
         keep_sample_losses: keep the minimised loss of each sample, for a sampler.
     """
 
+    values: dict[str, Any]
+    means: list[tuple[str, Any, Any]]
+    """Name, value and denominator (None for a sum); a sum of losses has one entry a term."""
+    sample_losses_of: Tensor | None = None
+    """The minimised loss of each sample, if a sampler needs it."""
+
     def __init__(
         self, values: Mapping[str, Any], n_samples: int, keep_sample_losses: bool = False
     ) -> None:
-        self.sample_losses_of: Tensor | None = None
-        """The minimised loss of each sample, if a sampler needs it."""
-        self.values: dict[str, Any]
-        self.means: list[tuple[str, Any, Any]]
-        """Name, value and denominator (None for a sum); a sum of losses has one entry a term."""
         lone = values.get("loss") if len(values) == 1 and not keep_sample_losses else None
         if type(lone) is Tensor and terms_of(lone) is None:  # the common case
             kept = lone.detach()
@@ -142,10 +143,8 @@ def _count(value: Any, n_samples: int) -> Any:
     return None if counted.number is SUM_REDUCTION else counted.number
 
 
-def values_of(parts: Sequence[StepValues], device: torch.device) -> dict[str, Any]:
+def means_of(parts: Sequence[StepValues], device: torch.device) -> dict[str, Any]:
     """Return the values of a batch from its parts, without synchronizing with the device."""
-    if len(parts) == 1:
-        return parts[0].values
     sums = Meters(device)
     for part in parts:
         part.add_to(sums)

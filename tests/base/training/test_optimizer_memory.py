@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,7 +186,7 @@ class NotFinite(Trainer):
 def test_a_loss_that_is_not_finite_is_noticed_before_anything_is_updated() -> None:
     trainer = make(IN_BACKWARD, trainer=NotFinite)
     kept: list[dict[str, Tensor]] = []
-    trainer.experiment.freezing.after_step = lambda step: kept.append(weights(trainer))
+    trainer._changing.append(SimpleNamespace(after_step=lambda _: kept.append(weights(trainer))))
     with pytest.raises(TrainingError, match="not finite at step 3"):
         train_in(trainer)
     assert_same(weights(trainer), kept[1])

@@ -8,7 +8,9 @@ They are hashes of counters, as in Salmon et al., "Parallel random numbers: as e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +22,10 @@ def _signed(number: int) -> int:
     return number - 2**64 if number >= 2**63 else number
 
 
-STEP = _signed(0x9E3779B97F4A7C15)
-FIRST, SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+Words = np.ndarray[Any, np.dtype[np.uint64]]
+GOLDEN = 0x9E3779B97F4A7C15
+STEP = _signed(GOLDEN)
+FIRST, SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class Draws:
@@ -81,10 +85,10 @@ class Draws:
 
     def on_cpu(self, n: int = 1) -> Tensor:
         """Draw the numbers of `uniform` on the CPU, where reading them does not wait for a GPU."""
-        counters = torch.arange(self.n_drawn + 1, self.n_drawn + n + 1)
+        counters = np.arange(self.n_drawn + 1, self.n_drawn + n + 1, dtype=np.uint64)
         self.n_drawn += n
-        words = mix(self.keys[:, None] + counters * STEP)
-        return _shifted(words, 40).to(torch.float32) * 2**-24
+        words = _mixed(self.keys.numpy().view(np.uint64)[:, None] + counters * np.uint64(GOLDEN))
+        return torch.from_numpy((words >> 40).astype(np.float32) * np.float32(2**-24))
 
 
 def as_integers(drawn: Tensor, high: int) -> Tensor:
@@ -92,17 +96,17 @@ def as_integers(drawn: Tensor, high: int) -> Tensor:
     return (drawn * high).to(torch.int64).clamp_(max=high - 1)
 
 
-def _shifted(words: Tensor, n_bits: int) -> Tensor:
-    """Shift right and fill with zeros, as ``>>`` does not for negative numbers."""
-    shifted = words >> n_bits
-    shifted &= (1 << (64 - n_bits)) - 1
-    return shifted
-
-
 def mix(words: Tensor) -> Tensor:
-    words = words ^ _shifted(words, 30)
+    """Return the hash of each integer of an int64 tensor on the CPU."""
+    mixed = _mixed(words.flatten().numpy().view(np.uint64))
+    return torch.from_numpy(mixed.view(np.int64)).view(words.shape)
+
+
+def _mixed(words: Words) -> Words:
+    """Return the hashes. numpy's unsigned integers shift zeros in, and take less time a call."""
+    words = np.bitwise_xor(words, words >> 30)
     words *= FIRST  # in place from here on, for large fingerprints
-    words ^= _shifted(words, 27)
+    words ^= words >> 27
     words *= SECOND
-    words ^= _shifted(words, 31)
+    words ^= words >> 31
     return words

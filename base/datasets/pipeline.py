@@ -515,7 +515,7 @@ def _apply_to_batch(
         entries = [column[0] for column in moving.values()]
         image, entries = stage.together(images[0], entries)
         return image, dict(zip(moving, [[entry] for entry in entries], strict=True))
-    sizes, before = [tuple(image.shape[-2:]) for image in images], draws.copy()
+    before = draws.copy()
     whole: Tensor = stage.batch(images, draws)
     if not isinstance(whole, Tensor) or len(whole) != len(images):
         found = tuple(whole.shape) if isinstance(whole, Tensor) else f"a {type(whole).__name__}"
@@ -524,6 +524,7 @@ def _apply_to_batch(
         raise BatchError(f"{text}; `batch` must return all of them as a tensor")
     if is_still:
         return whole, moving
+    sizes = [tuple(image.shape[-2:]) for image in images]
     moved = {place: _moved(stage, column, sizes, before) for place, column in moving.items()}
     return whole, moved
 

@@ -102,6 +102,9 @@ class RandomFlip(KeyedTransform):
             flips = zip(images, is_flipped.tolist(), strict=True)
             chosen = [image.flip(self.dim) if flipped else image for image, flipped in flips]
             return torch.stack(chosen, out=torch.empty_like(images))  # keeps the memory layout
+        if images.is_cpu and images.is_contiguous():  # `torch.where` is slow for uint8
+            both = torch.stack([images, images.flip(self.dim)], dim=1).flatten(0, 1)
+            return both.index_select(0, torch.arange(len(images)) * 2 + is_flipped)
         return torch.where(is_flipped.view(-1, 1, 1, 1), images.flip(self.dim), images)
 
     def batch_masks(self, masks: Tensor, draws: Draws) -> Tensor:
@@ -268,12 +271,14 @@ def _checked(what: str, value: Any, is_good: bool, wanted: str) -> Any:
 def crop(images: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
     """Crop each image to `size` at its position: ``top``, ``left`` (sample,)."""
     height, width = size
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.arange(width, device=images.device)
-    places = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).flatten(1)
-    n_samples, n_channels = images.shape[:2]
-    places = places[:, None].expand(-1, n_channels, -1)
-    return images.flatten(2).gather(2, places).view(n_samples, n_channels, height, width)
+    images = images.contiguous()
+    n_samples, n_channels, n_rows, n_columns = images.shape
+    # A view of the window that begins at each pixel; only the chosen ones are read.
+    n_windows = images.numel() - (height - 1) * n_columns - width + 1
+    windows = images.as_strided((n_windows, height, width), (1, n_columns, 1))
+    channels = torch.arange(n_samples * n_channels, device=images.device) * (n_rows * n_columns)
+    first = channels.view(n_samples, n_channels) + (top * n_columns + left)[:, None]
+    return windows.index_select(0, first.flatten()).view(n_samples, n_channels, height, width)
 
 
 def batched_transform(transform: Any) -> KeyedTransform | None:

@@ -11,9 +11,15 @@ from base.base_data_loader import BaseDataLoader
 from base.data.random_draws import Draws
 from base.datasets.in_memory import InMemoryDataset
 from base.datasets.pipeline import Pipeline, TransformedDataset
-from base.datasets.transforms import RandomCutout, RandomFlip, RandomShift, batched_transform
+from base.datasets.transforms import (
+    RandomCutout,
+    RandomFlip,
+    RandomShift,
+    batched_transform,
+    crop,
+)
 from base.errors import DataError
-from base.system.seeding import cpu_streams, seed_everything
+from base.system.seeding import cpu_streams, derive_seed, seed_everything
 
 IMAGES = torch.randint(0, 256, (40, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator())
 LABELS = torch.arange(40)
@@ -253,6 +259,52 @@ def test_draws_are_uniform_and_follow_from_seed_epoch_and_index():
     first, rest = again.uniform(), again.uniform(2)
     assert torch.equal(torch.cat([first, rest], 1), numbers[[77, 5]])
     assert Draws.for_samples(1, 2, range(500)).integers(7).unique().tolist() == list(range(7))
+
+
+def test_draws_are_those_of_the_published_hash():
+    """SplitMix64's finalizer, computed with Python's integers; resumed runs rely on each bit."""
+
+    def mixed(word):
+        word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
+        return word ^ word >> 31
+
+    step, start = 0x9E3779B97F4A7C15, derive_seed(3, "sample", 4)
+    draws = Draws.for_samples(3, 4, [0, 5, 2**40])
+    keys = [mixed((index * step + start) % 2**64) for index in (0, 5, 2**40)]
+    assert [key % 2**64 for key in draws.keys.tolist()] == keys
+    numbers = torch.cat([draws.uniform(2), draws.uniform()], dim=1)
+    expected = [[(mixed((k + n * step) % 2**64) >> 40) / 2**24 for n in (1, 2, 3)] for k in keys]
+    assert numbers.tolist() == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("size", [(4, 5), (9, 11), (1, 1), (9, 2)])
+def test_a_crop_is_the_slice_of_each_image(layout, dtype, size):
+    images = torch.randint(0, 256, (12, 3, 9, 11), dtype=torch.uint8).to(dtype)
+    images = images.contiguous(memory_format=layout)[2:]  # does not begin its memory
+    top, left = (
+        torch.randint(whole - part + 1, (10,)) for whole, part in zip((9, 11), size, strict=True)
+    )
+    found = crop(images, top, left, size)
+    for image, result, row, column in zip(images, found, top, left, strict=True):
+        assert torch.equal(result, image[:, row : row + size[0], column : column + size[1]])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_small_images_are_flipped_where_the_draws_say(layout, dtype, dim):
+    images = torch.randint(0, 256, (30, 3, 9, 11), dtype=torch.uint8).to(dtype)
+    images = images.contiguous(memory_format=layout)
+    draws = Draws.for_samples(0, 0, torch.arange(30))
+    are_flipped = draws.copy().uniform()[:, 0] < 0.5
+    flipped = RandomFlip(0.5, dim).batch(images, draws)
+    assert 0 < are_flipped.sum() < 30
+    assert flipped.is_contiguous(memory_format=layout)
+    for image, result, is_flipped in zip(images, flipped, are_flipped, strict=True):
+        assert torch.equal(result, image.flip(dim) if is_flipped else image)
 
 
 def test_data_that_are_no_images_pass_through():

@@ -364,10 +364,8 @@ def _runs(
         for own, one in numbered_runs(parent, read_stamp):
             if own == SWEEPS and not is_run(parent / own):
                 continue
-            # The job changes on a resume, so the index does not have it.
-            is_of_job = job is not None and one.number > 0
-            is_of_job = is_of_job and read_stamp(parent / own).get("job") == job
-            yield (is_of_job, *one, own), parent, own
+            is_of_job = job is not None and one.number > 0 and one.job == job
+            yield (is_of_job, one.number, one.started, own), parent, own
 
 
 def is_run(folder: Path) -> bool:

@@ -205,7 +205,7 @@ class BaseDataLoader:
 
     def skip_bad_samples(self, note: NoteBad, allowed: int, replace: bool) -> None:
         """Skip unreadable samples, or `replace` them by others. Report them to `note`."""
-        own = self._indices if self._weights is None else self._indices[self._weights > 0]
+        own = self._indices[self._weights > 0] if self._is_weighted else self._indices
         own = own if self._own_sampler is None else self._order(0).unique()
         self._note_bad, self._skip = note, Skip(allowed, own if replace else None)
         self.close()  # workers read this setting when they start
@@ -304,7 +304,7 @@ class BaseDataLoader:
         self._train_indices, self._held_out_indices = indices, valid_indices
         self._own_sampler: Any = None  # yields the order of an epoch itself
         self._drawing: Any = None  # draws the order of the training samples
-        self._weights: Tensor | None = None  # relative sampling weights, if they differ
+        self._is_weighted = False
         self.sampler_state: SamplerState | None = None
         self._shuffled: tuple[tuple[int, int], Tensor] | None = None
 
@@ -457,8 +457,19 @@ class BaseDataLoader:
         self._train_indices, self._held_out_indices = None, None
         self.n_samples = self._division.n_train
         self._take_sampler(self._given_sampler)
-        weights = sample_weights(self.sampling, targets, n_samples)
-        self._weights = None if weights is None else weights[self._indices]
+        self._is_weighted = self._all_weights is not None
+
+    @cached_property
+    def _all_weights(self) -> Tensor | None:
+        """The relative sampling weight of each sample of the data set, if they differ."""
+        targets = getattr(self.dataset, "targets", None)
+        return sample_weights(self.sampling, targets, count_samples(self.dataset))
+
+    @property
+    def _weights(self) -> Tensor:
+        """The relative sampling weights of an epoch's samples, (sample,)."""
+        assert self._all_weights is not None
+        return self._all_weights[self._indices]
 
     def is_given(self, sampler: Any) -> bool:
         """Return whether a sampler is the constructor's `sampler` argument."""
@@ -505,7 +516,7 @@ class BaseDataLoader:
             generator = derive_generator(self.seed, "order", epoch)
             order = _as_order(self._drawing.draw(self._indices, generator), self._drawing)
             return self._checked(order, self._drawing)
-        if not self.shuffle and self._weights is None:
+        if not self.shuffle and not self._is_weighted:
             return self._indices
         # Kept, as the first epoch is read twice: by the checks before it too.
         if self._shuffled is None or self._shuffled[0] != (self.seed, epoch):
@@ -515,7 +526,7 @@ class BaseDataLoader:
 
     def _shuffle(self, epoch: int) -> Tensor:
         generator = derive_generator(self.seed, "order", epoch)
-        if self._weights is not None:
+        if self._is_weighted:
             drawn = draw_weighted(self._weights, self.n_samples, generator)
             return self._indices.index_select(0, drawn)
         if (ordered := offered(self.dataset, SupportsOrder)) is not None:
@@ -557,8 +568,8 @@ class BaseDataLoader:
         The length is added to an index drawn again in an epoch, for different augmentation.
         """
         order, order_epoch, key_epoch = NO_SAMPLES, -1, 0
-        choosers = (self._weights, self._own_sampler, self._drawing)
-        is_drawn = any(each is not None for each in choosers)
+        choosers = (self._own_sampler, self._drawing)
+        is_drawn = self._is_weighted or any(each is not None for each in choosers)
         n_batches, size = len(self), self.batch_size
         for position in range(first, first + count):
             epoch, number = divmod(position, n_batches)

@@ -64,6 +64,21 @@ def append(path: Path, content: bytes) -> None:
         raise as_file_error(error, path) from error
 
 
+def append_synced(path: Path, content: bytes) -> None:
+    """Append to a file, and wait until it is on the disk.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    try:
+        with os.fdopen(open_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise as_file_error(error, path) from error
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file under a temporary name in the same folder, then rename it to `path`.
 

@@ -28,7 +28,7 @@ from base.system.cores import usable_cores
 LIMIT = 1 << 28  # bytes of inputs to hash
 CHUNK = 1 << 20  # bytes to hash at once
 N_NAMES = 100_000  # to hash at once
-N_ROWS = 1 << 18  # to hash at once
+N_ROWS = 1 << 15  # to hash at once: with little memory, which the processor's cache holds
 MAX_NUMBERS = 8  # longer targets are written as a hash
 
 
@@ -112,7 +112,9 @@ class Samples:
             return None
         step = -(-n_bytes * len(self) // LIMIT)
         found = torch.zeros(len(self), dtype=torch.int64)
-        for places in torch.arange(0, len(self), step).split(max(1, CHUNK // n_bytes)):
+        n_places = step * max(1, CHUNK // n_bytes)
+        for begin in range(0, len(self), n_places):
+            places = slice(begin, begin + n_places, step)
             inputs = self._inputs(self.indices[places])
             if len(inputs) != len(first):
                 return None  # a sample cannot be read
@@ -207,14 +209,17 @@ def is_unnamed(dataset: Any) -> bool:
 
 def hash_rows(rows: Tensor) -> Tensor:
     """Return a hash of the bytes of each row: (sample, ...) gives (sample,) int64."""
-    if len(rows) > N_ROWS:  # little memory at once
+    if len(rows) > N_ROWS:
         return torch.cat(list(map(hash_rows, rows.split(N_ROWS))))
     if not len(rows):
         return torch.zeros(0, dtype=torch.int64)
     values = rows.detach().cpu().reshape(len(rows), -1).contiguous()
     data = values.view(torch.uint8)
-    words = torch.zeros(len(rows), -(-data.shape[1] // 8), dtype=torch.int64)
-    words.view(torch.uint8)[:, : data.shape[1]] = data
+    if data.shape[1] % 8 == 0:
+        words = data.view(torch.int64)
+    else:
+        words = torch.zeros(len(rows), -(-data.shape[1] // 8), dtype=torch.int64)
+        words.view(torch.uint8)[:, : data.shape[1]] = data
     return mix(words + torch.arange(1, words.shape[1] + 1) * STEP).sum(1)
 
 

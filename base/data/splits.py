@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,18 +35,24 @@ def divide(split: Any, n_samples: int, seed: int, targets: Any = None) -> tuple[
     order = permutation(n_samples, derive_generator(seed, "split"))
     if rules.get("stratify"):
         classes = _classes(targets, n_samples)
-        order = order[torch.sort(classes[order], stable=True).indices]
+        order = order.index_select(0, stable_order(classes.index_select(0, order)))
     if "folds" in rules:
-        is_valid = _fold(rules, n_samples)
+        chosen = order[_fold(rules, n_samples)]
     else:
         n_valid = count_held_out(rules.get("valid"), n_samples)
         if rules.get("stratify"):
-            is_valid = _stratified(n_valid, torch.unique(classes, return_counts=True)[1])
+            counts = torch.bincount(classes)
+            chosen = order[_stratified(n_valid, counts[counts > 0])]
         else:
-            is_valid = torch.arange(n_samples) < n_valid
+            chosen = order[:n_valid]
     validates = torch.zeros(n_samples, dtype=torch.bool)
-    validates[order[is_valid]] = True
-    return (~validates).nonzero()[:, 0], validates.nonzero()[:, 0]
+    validates[chosen.long()] = True
+    return _places(~validates), _places(validates)
+
+
+def _places(is_chosen: Tensor) -> Tensor:
+    """Return the places of True, int64; NumPy's function takes less than half of `nonzero`."""
+    return torch.from_numpy(np.flatnonzero(is_chosen.numpy()))
 
 
 class Division:
@@ -81,9 +88,29 @@ class Division:
 
 
 def permutation(n: int, generator: torch.Generator) -> Tensor:
-    """Return a random order of ``n`` samples, int64."""
-    dtype = torch.int32 if n < 2**31 else torch.int64  # gives the same numbers faster
-    return torch.randperm(n, generator=generator, dtype=dtype).long()
+    """Return a random order of ``n`` samples, int32 if it holds them: the same numbers faster."""
+    dtype = torch.int32 if n < 2**31 else torch.int64
+    return torch.randperm(n, generator=generator, dtype=dtype)
+
+
+def stable_order(numbers: Tensor) -> Tensor:
+    """Return the places of numbers in ascending order, those of equal ones in their own, int64.
+
+    Args:
+        numbers: (n,), of at least 0.
+    """
+    return _sorted_with_places(numbers)[1]
+
+
+def _sorted_with_places(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Return numbers of at least 0 in ascending order, and the place of each."""
+    n = len(numbers)
+    if n == 0 or n >= 2**31 or int(numbers.max()) >= 2**31:
+        return tuple(torch.sort(numbers.long(), stable=True))  # type: ignore[return-value]
+    # Number and place in one integer: NumPy sorts these in a third of the time of a stable sort.
+    packed = (numbers.numpy().astype(np.int64) << 32) | np.arange(n)
+    packed.sort()
+    return torch.from_numpy(packed >> 32), torch.from_numpy(packed & (2**32 - 1))
 
 
 def count_held_out(split: float | None, n_samples: int) -> int:
@@ -146,21 +173,21 @@ def draw_weighted(weights: Tensor, n: int, generator: torch.Generator) -> Tensor
     """Draw ``n`` positions with replacement, in proportion to their weights."""
     sums = weights.cumsum(0)
     points = torch.rand(n, dtype=torch.float64, generator=generator) * sums[-1]
-    points, order = points.sort()  # neighbours are found near each other in memory: 4 times faster
-    drawn = torch.empty_like(order)
-    drawn[order] = torch.searchsorted(sums, points, right=True).clamp_(max=len(weights) - 1)
-    return drawn
+    # Roughly sorted, neighbours are found near each other in memory, which is 4 times faster.
+    order = stable_order((points * (2**20 / sums[-1])).to(torch.int32))
+    points = points.index_select(0, order)
+    found = torch.searchsorted(sums, points, right=True).clamp_(max=len(weights) - 1)
+    return torch.empty_like(order).scatter_(0, order, found)
 
 
 def number_repeats(indices: Tensor) -> Tensor:
     """Return how often each index occurred before: ``[5, 3, 5, 5]`` gives 0, 0, 1, 2."""
-    order = torch.sort(indices, stable=True).indices
+    ordered, order = _sorted_with_places(indices)
     is_new = torch.ones(len(indices), dtype=torch.bool)
-    is_new[1:] = indices[order][1:] != indices[order][:-1]
+    is_new[1:] = ordered[1:] != ordered[:-1]
     places = torch.arange(len(indices))
-    repeats = torch.empty_like(indices)
-    repeats[order] = places - torch.where(is_new, places, 0).cummax(0).values
-    return repeats
+    repeats = places - torch.where(is_new, places, 0).cummax(0).values
+    return torch.empty_like(order).scatter_(0, order, repeats)
 
 
 def _rules(split: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Decodes image files, and converts users' images, to tensors (channel, height, width).
 
-JPEG files are read by the fastest decoder installed; a resumed run keeps that of its beginning.
+JPEG files are read by the fastest decoder installed; a run keeps that of its beginning when it is
+resumed, tested, or predicts.
 """
 
 from __future__ import annotations
@@ -83,21 +84,21 @@ class _Choice:
 
 
 def use_decoder(name: str | None) -> None:
-    """Decode JPEG files in this process by a named decoder, as the run that is resumed did.
+    """Decode JPEG files in this process by a named decoder, as the run in use did when it trained.
 
     Otherwise a package that was installed since would change pixels by a level, unseen. A decoder
     that is not installed is replaced by the fastest one, with a warning.
     """
-    if name is not None and _installed(name) is None:
+    if name is not None and name != _Choice.name and _installed(name) is None:
         text = f"JPEG files were decoded by {name}, which is not installed, and now by"
         log.warning(f"{text} {_fastest()}: pixels may differ by a level of 255")
-        name = None
     _Choice.name = name
 
 
 def decoder_name() -> str:
     """Return the name of the decoder of JPEG files."""
-    return _Choice.name or _fastest()
+    name = _Choice.name
+    return _fastest() if name is None or _installed(name) is None else name
 
 
 def jpeg_decoder() -> Decoder:

@@ -209,6 +209,10 @@ def _checked_targets(
         return targets
     targets = targets.long()
     highest = None if names is None or targets.dim() == 2 else len(names) - 1
+    if targets.numel():
+        least, most = (int(each) for each in targets.aminmax())
+        if least >= 0 and (highest is None or most <= highest):
+            return targets  # the usual case, in a tenth of the time
     is_class = targets != (IGNORED if ignore_index is None else ignore_index)
     _refuse((targets < 0) & is_class, targets, source, "not a class: it is below 0")
     if highest is not None:

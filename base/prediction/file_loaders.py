@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from base.base_data_loader import BaseDataLoader
 from base.datasets.dataset_loader import DatasetLoader
 from base.datasets.image_files import ImageFiles
+from base.datasets.images import decoder_name, use_decoder
 from base.errors import UsageError
 from base.names.construction import build
 from base.names.registry import find
@@ -56,6 +57,7 @@ def own_loader(
     run: TrainedModel, files: Sequence[Path | str], hook: Callable[..., Any], batch_size: int | None
 ) -> Any:
     """Return a loader of files that the project's own ``prepare_file`` reads."""
+    use_decoder(run.record.get("decoder"))
     section = evaluation_section(run)
     place = section if hasattr(find("data_loader", section["type"]), HOOK) else None
     args = (place or dataset_section(section)).get("args", {})
@@ -67,7 +69,11 @@ def own_loader(
 
 
 def loader_of(run: TrainedModel, dataset: Any, batch_size: int | None) -> Any:
-    """Return a loader of raw samples: the run's transforms and normalization are applied."""
+    """Return a loader of raw samples: the run's transforms and normalization are applied.
+
+    JPEG files are decoded as those of its training, also after another run in the same process.
+    """
+    use_decoder(run.record.get("decoder"))
     section = evaluation_section(run)
     given: dict[str, Any] = {"test_dataset": dataset, "training": False}
     given["batch_size"] = batch_size or batch_size_of(run)
@@ -205,11 +211,13 @@ class PreparedFiles(Dataset[Any]):
         self, files: list[str], prepare: Callable[..., Any], args: Mapping[str, Any]
     ) -> None:
         self.files, self.prepare, self.args = files, prepare, args
+        self._decoder = decoder_name()  # for workers that are new processes
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
+        use_decoder(self._decoder)
         inputs = self.prepare(Path(self.files[index]), **self.args)
         if isinstance(inputs, Mapping):
             return {**inputs, "target": 0}

@@ -13,6 +13,7 @@ from base.checkpoint.data_record import data_of
 from base.checkpoint.state_dicts import load_state_dicts
 from base.checkpoint.store import find_manifest, read_with_manifest
 from base.config.loading import load_config
+from base.datasets.images import use_decoder
 from base.errors import CheckpointError
 from base.names.check import check_names
 from base.names.object_references import References
@@ -91,6 +92,7 @@ def load_trained(
         if not (known := data_of(found)):
             text = "an earlier version wrote it, without the record of its data: resume the run"
             raise CheckpointError(f"{checkpoint}: {text} for one epoch, or train it again")
+        use_decoder(known["record"].get("decoder"))
         references = References(config, known.get("references"))
         train_loader, valid_loader = defer_loaders(config, known["n_batches"], references)
         references.add("data_loader", train_loader)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from base.errors import UsageError
 from base.report.curves import OF_TIME, PHASES, Panel, draw, grid, kind_of, points_of
@@ -24,6 +24,7 @@ from logger.files import read_file, write_whole
 MARK = '<meta name="generator" content="Kindling, comparison of runs">'
 """In the head of each comparison, which may be replaced by another one."""
 LONGEST_NAME = 120  # bytes of the name of a comparison's folder
+MOST_PAIRED = 10  # runs whose predictions are compared in all pairs, whose number is the square
 EXACT_UP_TO = 1000  # discordant samples; of more, the chi-squared distribution is as good
 
 
@@ -191,26 +192,26 @@ def _curves(runs: Sequence[RunFacts], labels: Sequence[str]) -> list[Raw]:
 
 
 def _predictions(runs: Sequence[RunFacts], labels: Sequence[str], part: str) -> list[Raw]:
-    """Return how the predictions of each two runs differ, where both have them."""
-    summaries = [read_predictions(run.folder).get(part) for run in runs]
-    known = [number for number, one in enumerate(summaries) if one and one["are_ids_known"]]
-    if len(known) < 2:
-        return []
-    rows = {number: read_rows_of(runs[number].folder, part) for number in known}
+    """Return how the predictions of two runs differ, where both have them.
+
+    Up to `MOST_PAIRED` runs these are all pairs; of more runs, each is compared with the best.
+    """
+    judged: dict[int, _Judged] = {}
+    for number, run in enumerate(runs):
+        summary = read_predictions(run.folder).get(part)
+        if summary and summary["are_ids_known"]:
+            judged[number] = _judge(summary["task"], read_rows_of(run.folder, part))
     rights, gaps = [], []
-    for one, other in combinations(known, 2):
-        both = _common(rows[one], rows[other])
-        pair = [labels[one], labels[other], len(both)]
+    for one, other in _pairs(runs, judged):
+        a, b = judged[one], judged[other]
+        both = _common(a, b)
         if not both:
             continue
-        tasks = {summary["task"] for number in (one, other) if (summary := summaries[number])}
-        if tasks <= {"classification", "binary", "multilabel"}:
-            if "multilabel" not in tasks:
-                both = [(a, b) for a, b in both if a["target"]]  # whose class is known
-                pair[2] = len(both)
-            rights.append([*pair, *_of_classes(both)])
-        elif len(tasks) == 1:
-            gaps.append([*pair, *_of_errors(both)])
+        row = [labels[one], labels[other]]
+        if a.is_of_classes:
+            rights.append([*row, *_of_classes(a, b, both)])
+        else:
+            gaps.append([*row, len(both), *_of_errors(a, b, both)])
     content = []
     if rights:
         head = [
@@ -231,27 +232,76 @@ def _predictions(runs: Sequence[RunFacts], labels: Sequence[str], part: str) -> 
     if gaps:
         head = ["A", "B", "samples", "mean error of A", "of B", "A closer", "B closer"]
         content.append(table(head, gaps))
+    if content and len(judged) > MOST_PAIRED:
+        has_best = _best_of([runs[number] for number in judged]) is not None
+        text = f"A is {labels[_reference(runs, judged)]}: of more than {MOST_PAIRED} runs, each is"
+        text = f"{text} compared with the {'best' if has_best else 'first'} alone."
+        content.insert(0, tag("p", text, class_="soft"))
     return content
+
+
+def _pairs(runs: Sequence[RunFacts], judged: Mapping[int, _Judged]) -> list[tuple[int, int]]:
+    """Return the runs that are compared, two by two."""
+    if len(judged) <= MOST_PAIRED:
+        return list(combinations(judged, 2))
+    reference = _reference(runs, judged)
+    return [(reference, number) for number in judged if number != reference]
+
+
+def _reference(runs: Sequence[RunFacts], judged: Mapping[int, _Judged]) -> int:
+    """Return the best run that has predictions, or the first if they have no common monitor."""
+    best = _best_of([runs[number] for number in judged])
+    return next(number for number in judged if best is None or runs[number].best == best)
 
 
 Row = Mapping[str, str]
 
 
-def _common(one: Mapping[str, Row], other: Mapping[str, Row]) -> list[tuple[Row, Row]]:
-    """Return the rows of the samples that both have, with the same target."""
-    pairs = [(row, other[name]) for name, row in one.items() if name in other]
-    return [(a, b) for a, b in pairs if _targets(a) == _targets(b)]
+class _Judged(NamedTuple):
+    """The predictions of a run, each judged once, by the id of the sample."""
+
+    task: str
+    targets: dict[str, list[str]]
+    values: dict[str, float]
+    """Whether the class or the labels are right, or the error."""
+    unknown: set[str]
+    """The samples whose class is not known."""
+
+    @property
+    def is_of_classes(self) -> bool:
+        return self.task in ("classification", "binary", "multilabel")
+
+
+def _judge(task: str, rows: Mapping[str, Row]) -> _Judged:
+    judged = _Judged(task, {}, {}, set())
+    judge = _is_right if judged.is_of_classes else _error
+    for name, row in rows.items():
+        judged.targets[name] = _targets(row)
+        judged.values[name] = judge(row)
+    judged.unknown.update(name for name, row in rows.items() if not row.get("target"))
+    return judged
+
+
+def _common(one: _Judged, other: _Judged) -> list[str]:
+    """Return the samples that both have, with the same target; none of two kinds of tasks."""
+    if one.task != other.task and not (one.is_of_classes and other.is_of_classes):
+        return []
+    theirs = other.targets
+    return [name for name, target in one.targets.items() if theirs.get(name) == target]
 
 
 def _targets(row: Row) -> list[str]:
     return [value for name, value in row.items() if name.partition("/")[0] == "target" and value]
 
 
-def _of_classes(both: Sequence[tuple[Row, Row]]) -> list[Any]:
-    judged = [(_is_right(a), _is_right(b)) for a, b in both]
+def _of_classes(one: _Judged, other: _Judged, names: Sequence[str]) -> list[Any]:
+    if "multilabel" not in (one.task, other.task):
+        names = [name for name in names if name not in one.unknown]
+    judged = [(one.values[name], other.values[name]) for name in names]
     only_a, only_b = judged.count((True, False)), judged.count((False, True))
     counts = [judged.count((True, True)), only_a, only_b, judged.count((False, False))]
-    return [*counts, tag("td", f"{mcnemar(only_a, only_b):.3g}", class_="number")]
+    p = tag("td", f"{mcnemar(only_a, only_b):.3g}", class_="number")
+    return [len(names), *counts, p]
 
 
 def _is_right(row: Row) -> bool:
@@ -262,8 +312,8 @@ def _is_right(row: Row) -> bool:
     return chosen[0] == chosen[1] - set(row["unknown"].split("|"))
 
 
-def _of_errors(both: Sequence[tuple[Row, Row]]) -> list[Any]:
-    errors = [(_error(a), _error(b)) for a, b in both]
+def _of_errors(one: _Judged, other: _Judged, names: Sequence[str]) -> list[Any]:
+    errors = [(one.values[name], other.values[name]) for name in names]
     errors = [pair for pair in errors if all(map(math.isfinite, pair))]
     if not errors:
         return [None, None, None, None]

@@ -294,7 +294,8 @@ def refuse_overlap(loaders: Mapping[str, Any], samples: Mapping[str, Samples]) -
     if len(sources) > 1 or any(each is None for each in indices):
         return
     train, valid = map(torch.as_tensor, indices)
-    trains = torch.zeros(1 + int(torch.cat([train, valid]).max()), dtype=torch.bool)
+    highest = max((int(part.max()) for part in (train, valid) if len(part)), default=-1)
+    trains = torch.zeros(1 + highest, dtype=torch.bool)
     trains[train] = True
     shared = valid[trains[valid]].tolist()
     if shared:

@@ -118,6 +118,8 @@ def refuse_labels_out_of_range(dataset: Any, n_classes: int) -> None:
         return
     if targets.is_floating_point() or targets.dtype == torch.bool:
         return
+    if len(targets) and int(targets.min()) >= 0 and int(targets.max()) < n_classes:
+        return  # the usual case, in a tenth of the time
     wrong = ((targets < 0) | (targets >= n_classes)) & (targets != -100)
     highest, advice = int(targets.max()) if len(targets) else 0, "fix the labels"
     if highest >= n_classes:

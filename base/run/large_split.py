@@ -25,6 +25,7 @@ from base.errors import DataError, listed
 from logger.files import read_file
 
 BLOCK = 1024  # samples
+BLOCKS_AT_ONCE = 32  # which the processor's cache holds
 PART_NAMES = {"train": "training", "valid": "validation"}
 MAX_SHOWN = 3  # samples in a message
 KINDS = {"targets": "targets", "contents": "inputs", "ids": "ids"}
@@ -78,7 +79,7 @@ def _arrays(samples: Mapping[str, Samples]) -> dict[str, Array]:
             if len(known) == len(of_set):
                 whole = torch.zeros(n_samples, dtype=torch.int64)
                 for found, each in zip(of_set, known, strict=True):
-                    whole[found.indices] = each
+                    whole.scatter_(0, found.indices, each)
                 arrays[f"{name}_{kind}"] = _sums(whole).numpy()
         if of_set[0].has_names:
             arrays[f"{name}_ids"] = np.array(list(_hashes_of_ids(of_set[0].ids, n_samples)))
@@ -106,9 +107,14 @@ def _indices(steps: Array) -> Array:
 
 def _sums(hashes: Tensor) -> Tensor:
     """Return the sum of the hashes of each block, and that of ``hash * (place + 1)``."""
-    rows = torch.zeros(-(-len(hashes) // BLOCK), BLOCK, dtype=torch.int64)
-    rows.view(-1)[: len(hashes)] = hashes
-    return torch.stack([rows.sum(1), (rows * torch.arange(1, BLOCK + 1)).sum(1)], dim=1)
+    n_whole, places = len(hashes) // BLOCK, torch.arange(1, BLOCK + 1)
+    rows = hashes[: n_whole * BLOCK].view(n_whole, BLOCK)
+    last = hashes[n_whole * BLOCK :][None]
+    sums = [*rows.split(BLOCKS_AT_ONCE), *([last] if last.numel() else [])]
+    return torch.cat(
+        [torch.stack([b.sum(1), (b * places[: b.shape[1]]).sum(1)], dim=1) for b in sums]
+        or [torch.zeros(0, 2, dtype=torch.int64)]
+    )
 
 
 def _hashes_of_ids(ids: Any, n_samples: int) -> Iterator[int]:

@@ -86,7 +86,7 @@ class OptunaSearch:
         """Return whether the pruner stops a running trial after its last recorded value."""
         if self._pruner is None:
             return False
-        place = sweep.trials.index(trial)
+        place = trial.number - 1
         with _quietly():
             study, _ = self._study(sweep, None)
             judged = study.get_trials(deepcopy=True)[place]

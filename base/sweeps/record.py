@@ -1,7 +1,8 @@
 """The folder of a sweep: ``saved/NAME/sweeps/TIME/`` with ``sweep.json``, the record of its trials.
 
-It is written whole after each event, so that the sweep can be resumed after ``kill -9``. Its trials
-are ordinary runs in ``saved/NAME/``.
+It is written whole after each event, so that the sweep can be resumed after ``kill -9``. Beyond
+`MOST_WHOLE` bytes, that would be the square of the trials: events are lines of ``sweep.jsonl``,
+until these are as long as the record. Its trials are ordinary runs in ``saved/NAME/``.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from base.sweeps.space import Settings
 from base.system.cores import free_cores
 from base.system.run_folder import SWEEP, SWEEPS
 from base.system.trial import trial_name
-from logger.files import read_file, write_whole
+from logger.files import append_synced, read_file, write_whole
 
-FORMAT = 1
+JOURNAL = "sweep.jsonl"
+FORMAT, WITH_JOURNAL = 1, 2
+"""Of ``sweep.json``: alone, and with events in ``sweep.jsonl``, which earlier versions ignore."""
+MOST_WHOLE = 64_000  # bytes: about 200 trials
 DONE = ("finished", "pruned", "failed")
 """The states of trials that are not started again."""
 
@@ -83,20 +87,83 @@ class Sweep:
     free_cores: float | None = None
     """The cores that others left free at its start; all trials get the threads for these."""
 
+    _n_saved: int = field(default=0, init=False, compare=False)
+    """Bytes of ``sweep.json``."""
+    _n_noted: int = field(default=0, init=False, compare=False)
+    """Bytes of the events in ``sweep.jsonl``."""
+    _has_journal: bool = field(default=False, init=False, compare=False)
+    _journal: int = field(default=0, init=False, compare=False)
+    """The number of the journal: one that was begun before the last `save` has another."""
+    _noted_attributes: str = field(default="", init=False, compare=False)
+
     def save(self) -> None:
-        """Write ``sweep.json``.
+        """Write ``sweep.json`` whole.
 
         Raises:
             FileError: it cannot be written.
         """
         content = {
-            "format": FORMAT,
+            "format": WITH_JOURNAL if self._has_journal else FORMAT,
             "plan": asdict(self.plan),
             "attributes": self.attributes,
             "free_cores": self.free_cores,
+            "journal": self._journal + 1,
             "trials": [asdict(trial) for trial in self.trials],
         }
-        write_whole(self.folder / SWEEP, json.dumps(content, indent=1).encode() + b"\n")
+        text = json.dumps(content, indent=1).encode() + b"\n"
+        write_whole(self.folder / SWEEP, text)
+        self._journal += 1
+        self._n_saved, self._noted_attributes = len(text), json.dumps(self.attributes)
+        if self._n_noted:
+            (self.folder / JOURNAL).unlink(missing_ok=True)
+            self._n_noted = 0
+
+    def note(self, trial: TrialRecord) -> None:
+        """Record what has become of a trial.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        self._note({"trial": asdict(trial)})
+
+    def note_epoch(self, trial: TrialRecord, epoch: str) -> None:
+        """Record the value and the verdict of an epoch of a trial.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        judged = {"value": trial.values[epoch], "stops": trial.judged[epoch]}
+        more = {"attributes": trial.attributes}
+        self._note({"judged": trial.number, "epoch": epoch, **judged, **more})
+
+    def _note(self, event: dict[str, Any]) -> None:
+        """Write an event; or the whole record if it is short, or not longer than the events."""
+        attributes = json.dumps(self.attributes)
+        if attributes != self._noted_attributes:
+            event["of_study"] = self.attributes
+        line = json.dumps(event).encode() + b"\n"
+        if not self._has_journal or self._n_noted + len(line) > self._n_saved:
+            self._has_journal = self._n_saved >= MOST_WHOLE
+            self.save()
+            return
+        if self._n_noted == 0:
+            begin = json.dumps({"journal": self._journal}).encode() + b"\n"
+            write_whole(self.folder / JOURNAL, begin)
+        append_synced(self.folder / JOURNAL, line)
+        self._n_noted += len(line)
+        self._noted_attributes = attributes
+
+    def _take_over(self, event: Mapping[str, Any]) -> None:
+        """Apply an event of the journal."""
+        self.attributes = event.get("of_study", self.attributes)
+        if "judged" in event:
+            trial = self.trials[event["judged"] - 1]
+            trial.values[event["epoch"]] = event["value"]
+            trial.judged[event["epoch"]] = event["stops"]
+            trial.attributes = event["attributes"]
+        else:
+            trial = TrialRecord(**event["trial"])
+            self.trials[trial.number - 1 : trial.number] = [trial]
 
     def name_of(self, trial: TrialRecord) -> str:
         """Return the name by which the run of a trial knows it."""
@@ -133,17 +200,39 @@ def read_sweep(folder: Path) -> Sweep:
     path = folder / SWEEP
     try:
         content = json.loads(read_file(path))
-        if content["format"] != FORMAT:
-            raise UsageError(f"{path}: it has format {content['format']}, and this reads {FORMAT}")
-        return Sweep(
+        if content["format"] not in (FORMAT, WITH_JOURNAL):
+            known = f"{FORMAT} and {WITH_JOURNAL}"
+            raise UsageError(f"{path}: it has format {content['format']}, and this reads {known}")
+        sweep = Sweep(
             folder,
             Plan(**content["plan"]),
             [TrialRecord(**trial) for trial in content["trials"]],
             content["attributes"],
             content.get("free_cores"),  # earlier versions lack it
         )
+        sweep._has_journal = content["format"] == WITH_JOURNAL
+        sweep._journal = content.get("journal", 0)
+        path = folder / JOURNAL
+        for event in _events_after(path, sweep._journal):
+            sweep._take_over(event)
+        return sweep
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UsageError(f"{path}: cannot be read: {why(error)}") from error
+
+
+def _events_after(path: Path, journal: int) -> list[Any]:
+    """Return the events since the record was written whole; a line that was cut by a kill is none.
+
+    Args:
+        journal: the number of the record's journal; another one is older.
+    """
+    try:
+        lines = read_file(path).split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    if not lines or json.loads(lines[0]) != {"journal": journal}:
+        return []
+    return [json.loads(line) for line in lines[1:]]
 
 
 def find_sweep(plan: Plan, config: Config) -> Path | None:

@@ -110,10 +110,11 @@ def describe(trial: TrialRecord, n_trials: int, name: str) -> str:
     return f"{text}{value}{epoch}, {trial.seconds:.1f} s"
 
 
-def show_status(sweep: Sweep, n_trials: int, mode: str, name: str, width: int) -> str:
+def show_status(
+    n_done: int, n_trials: int, n_running: int, name: str, best: TrialRecord | None, width: int
+) -> str:
     """Return the line that shows the progress."""
-    text = f"{sweep.n_in(*DONE)} of {n_trials} trials done, {sweep.n_in('running')} running"
-    best = best_of(sweep, mode)
+    text = f"{n_done} of {n_trials} trials done, {n_running} running"
     if best is not None:
         text += f"; best {name} {format_value(name, best.value)}: {show_settings(best.settings)}"
     return cut_middle(text, max(20, width - 1))

@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from base.config.loading import load_config
 from base.errors import KindlingError, UsageError
 from base.runs.facts import read_run
 from base.sweeps.checks import check_monitor_name, check_trials, overrides_of
+from base.sweeps.folders import TrialFolders
 from base.sweeps.optuna_search import OptunaSearch
 from base.sweeps.plan import (
     changed_plan,
@@ -42,12 +44,18 @@ from base.sweeps.summary import (
     what_is_left,
     write_summary,
 )
+from base.sweeps.table import best_among, best_of
 from base.system.processes import refuse_several_processes
-from base.system.run_folder import folders_in, is_sweep, read_stamp, remove_if_not_started
-from base.system.run_index import number_of
+from base.system.run_folder import is_sweep, remove_if_not_started
 from base.system.run_lock import is_locked, lock
 from base.system.signals import SignalFlags, resume_command
-from base.system.trial import answer_file, question_file, read_message, write_message
+from base.system.trial import (
+    answer_file,
+    folder_file,
+    question_file,
+    read_message,
+    write_message,
+)
 
 POLL_SECONDS = 0.03
 CONFIG_ERROR, NO_ROOM = 2, 3  # exit codes of train.py
@@ -157,13 +165,18 @@ class SweepLoop:
         self.error = ""  # of a config, which ends the sweep
         self.monitor = monitor_of(config)
         self._has_stopped_trials = False
-        self._seen: set[Path] = set()  # folders whose run.json was read
-        self._folders: dict[str, list[tuple[int, str]]] = {}  # by trial, with their numbers
+        self._folders = TrialFolders(sweep)
+        self._states: Counter[str] = (
+            Counter()
+        )  # of the trials, for the line that shows the progress
+        self._best: TrialRecord | None = None
 
     def run(self) -> int:
         """Train all trials that are left; return the exit code."""
         self._take_up()
         self.sweep.save()
+        self._states.update(trial.state for trial in self.sweep.trials)
+        self._best = best_of(self.sweep, self.monitor[0])
         rule = " ".join(self.monitor)
         header = show_plan(self.sweep, self.space, self.n_trials, rule, self.devices)
         self.console.line(header)
@@ -177,6 +190,7 @@ class SweepLoop:
                 end_processes(self.running.values(), signal.SIGTERM)
                 raise
             self.console.status("")
+        self.sweep.save()
         is_stopped = self.signals.stop is not None
         text = write_summary(
             self.sweep, self.space, *self.monitor, not is_stopped and not self.error
@@ -201,7 +215,8 @@ class SweepLoop:
                 trial.state = "interrupted"
             if trial.state in DONE[:2]:
                 continue
-            trial.folder = self._find_folder(trial)
+            noted = self._folders.take_note(trial)
+            trial.folder = noted or self._folders.search(self._parent_of(trial), trial)
             folder = folder_of(trial)
             if folder is not None and read_run(folder).state == "finished":
                 # Its process has outlived the sweep, or `-r` has resumed the run by itself.
@@ -225,7 +240,10 @@ class SweepLoop:
                     self._judge(process, self.search)
             if self.console.redraws:
                 width = shutil.get_terminal_size().columns
-                self.console.status(show_status(self.sweep, self.n_trials, *self.monitor, width))
+                n_done = sum(self._states[state] for state in DONE)
+                n_running, name = self._states["running"], self.monitor[1]
+                text = show_status(n_done, self.n_trials, n_running, name, self._best, width)
+                self.console.status(text)
             time.sleep(POLL_SECONDS)
 
     @property
@@ -274,11 +292,14 @@ class SweepLoop:
         else:
             if folder is not None:
                 remove_if_not_started(folder)
+            trial.folder = None
             overrides = overrides_of(self.plan.overrides, trial.settings)
             arguments = ["-c", self.plan.config, "--set", *overrides]
-        question_file(self.sweep.folder, trial.number).unlink(missing_ok=True)
-        trial.state, trial.code, trial.error = "running", None, ""
-        self.sweep.save()
+        for file in (question_file, folder_file):
+            file(self.sweep.folder, trial.number).unlink(missing_ok=True)
+        self._change_state(trial, "running")
+        trial.code, trial.error = None, ""
+        self.sweep.note(trial)
         is_judged = self.search is not None and self.search.prunes
         return start_process(
             trial,
@@ -297,20 +318,26 @@ class SweepLoop:
         while is_locked(folder) and not self.is_ending:
             time.sleep(POLL_SECONDS)
 
-    def _find_folder(self, trial: TrialRecord) -> str | None:
-        """Return the newest folder in ``saved/`` that a process of this trial has made."""
+    def _parent_of(self, trial: TrialRecord) -> Path:
+        """Return the folder in which the processes of a trial make that of its run."""
         config = load_config(
             Path(self.plan.config), overrides_of(self.plan.overrides, trial.settings)
         )
-        for folder in folders_in(Path(config["trainer"]["save_dir"]) / config["name"]):
-            # The run.json of a run is read once in a sweep: its trial and number stay.
-            if folder not in self._seen and (stamp := read_stamp(folder)):
-                self._seen.add(folder)
-                of_trial = self._folders.setdefault(str(stamp.get("trial")), [])
-                of_trial.append((number_of(stamp).number, str(folder)))
-        found = [each for each in self._folders.get(self.sweep.name_of(trial), ())
-                 if Path(each[1]).is_dir()]  # fmt: skip
-        return max(found)[1] if found else None
+        return Path(config["trainer"]["save_dir"], config["name"])
+
+    def _find_folder(self, trial: TrialRecord) -> str | None:
+        """Return the folder of a trial that has ended: the one noted, resumed or found."""
+        noted = self._folders.take_note(trial)
+        if noted is not None:
+            return noted
+        if folder_of(trial) is not None:
+            return trial.folder
+        return self._folders.search_again(self._parent_of(trial), trial)
+
+    def _change_state(self, trial: TrialRecord, state: str) -> None:
+        self._states.subtract([trial.state])
+        trial.state = state
+        self._states.update([state])
 
     def _record_end(self, process: Process) -> None:
         """Record how the process of a trial has ended, and print a line."""
@@ -319,11 +346,10 @@ class SweepLoop:
         trial.seconds += process.seconds
         trial.folder = self._find_folder(trial)
         if process.is_pruned and code in STOPPED:
-            trial.state = "pruned"
+            self._change_state(trial, "pruned")
         else:
-            trial.state = {0: "finished", 1: "failed", 2: "failed", 3: "failed"}.get(
-                code, "interrupted"
-            )
+            states = {0: "finished", 1: "failed", 2: "failed", 3: "failed"}
+            self._change_state(trial, states.get(code, "interrupted"))
         self._read_value(trial)
         if trial.state == "failed":
             trial.error = process.last_line()
@@ -333,7 +359,8 @@ class SweepLoop:
             text = process.output.read_text(encoding="utf-8", errors="replace").strip()
             which = f"trial {trial.number} ({show_settings(trial.settings)})"
             self.error = f"{which} stopped the sweep:\n{text}"
-        self.sweep.save()
+        self._best = best_among(filter(None, [self._best, trial]), self.monitor[0])
+        self.sweep.note(trial)
         self.console.line(describe(trial, self.n_trials, self.monitor[1]))
 
     def _read_value(self, trial: TrialRecord) -> None:
@@ -362,7 +389,7 @@ class SweepLoop:
             value = question["value"]
             trial.values[epoch] = value if math.isfinite(value) else None
             trial.judged[epoch] = search.is_to_stop(self.sweep, trial)
-            self.sweep.save()
+            self.sweep.note_epoch(trial, epoch)
         process.is_pruned = trial.judged[epoch]
         write_message(
             answer_file(folder, trial.number), epoch=question["epoch"], stop=process.is_pruned

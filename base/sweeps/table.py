@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from base.config.short_settings import short_keys
@@ -22,21 +22,25 @@ def ranked(sweep: Sweep, mode: str) -> list[TrialRecord]:
     Args:
         mode: ``min`` or ``max``.
     """
-    sign = -1 if mode == "max" else 1
+    return sorted(sweep.trials, key=lambda trial: _rank(trial, mode))
 
-    def order(trial: TrialRecord) -> tuple[int, float, int]:
-        is_whole = trial.state == "finished"
-        if trial.value is None:
-            return 2, 0.0, trial.number
-        return 0 if is_whole else 1, sign * trial.value, trial.number
 
-    return sorted(sweep.trials, key=order)
+def _rank(trial: TrialRecord, mode: str) -> tuple[int, float, int]:
+    if trial.value is None:
+        return 2, 0.0, trial.number
+    value = -trial.value if mode == "max" else trial.value
+    return 0 if trial.state == "finished" else 1, value, trial.number
 
 
 def best_of(sweep: Sweep, mode: str) -> TrialRecord | None:
     """Return the best finished trial; None if none has a value."""
-    first = next(iter(ranked(sweep, mode)), None)
-    return first if first and first.value is not None and first.state == "finished" else None
+    return best_among(sweep.trials, mode)
+
+
+def best_among(trials: Iterable[TrialRecord], mode: str) -> TrialRecord | None:
+    """Return the best finished one of these trials; None if none has a value."""
+    found = [trial for trial in trials if trial.state == "finished" and trial.value is not None]
+    return min(found, key=lambda trial: _rank(trial, mode), default=None)
 
 
 def write_table(sweep: Sweep, mode: str, name: str) -> Path:

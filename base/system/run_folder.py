@@ -22,7 +22,7 @@ from base.errors import TrainingError, UsageError, disk_error, nearest, why
 from base.system.places import PROJECT
 from base.system.run_index import STAMP as STAMP
 from base.system.run_index import numbered_runs
-from base.system.trial import stamp_of_trial
+from base.system.trial import note_folder, stamp_of_trial
 from logger.files import read_file, write_whole
 
 LOG = logging.getLogger("kindling")
@@ -68,6 +68,7 @@ def create_run_folder(
         remove_empty([*([folder] if folder else []), *above])
         text = f"{parent}: cannot create the folder of a run: {error.strerror}"
         raise disk_error(error, text, UsageError) from error
+    note_folder(folder)
     return folder
 
 
@@ -363,10 +364,8 @@ def _runs(
         for own, one in numbered_runs(parent, read_stamp):
             if own == SWEEPS and not is_run(parent / own):
                 continue
-            # The job changes on a resume, so the index does not have it.
-            is_of_job = job is not None and one.number > 0
-            is_of_job = is_of_job and read_stamp(parent / own).get("job") == job
-            yield (is_of_job, *one, own), parent, own
+            is_of_job = job is not None and one.number > 0 and one.job == job
+            yield (is_of_job, one.number, one.started, own), parent, own
 
 
 def is_run(folder: Path) -> bool:

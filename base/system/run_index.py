@@ -1,8 +1,8 @@
 """The numbers of the runs in a folder, kept in a file beside them: ``saved/NAME/.runs.json``.
 
-A run's number never changes, so that ``run.json`` is opened once, not at each start of a run or
-each ``-r``. The file only saves time: it may be missing, old or damaged, and is written again when
-it lacks many runs.
+A ``run.json`` that has not changed is opened once, not at each start of a run or each ``-r``. The
+file only saves time: it may be missing, old or damaged, and is written again when it lacks many
+runs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Numbered(NamedTuple):
 
     number: int
     started: str
+    job: str = ""
+    """The job that trained it last, if there was one."""
 
 
 UNNUMBERED = Numbered(0, "")
@@ -50,7 +52,7 @@ def numbered_runs(
     for name in names:
         listed, version = known.get(name), _version(f"{parent}/{name}/{STAMP}")
         if listed is not None and listed[:2] == version:
-            one = Numbered(listed[2], listed[3])
+            one = Numbered(*listed[2:])
             current[name] = listed
         else:
             one = number_of(read(parent / name))
@@ -64,9 +66,9 @@ def numbered_runs(
 
 
 def number_of(stamp: Mapping[str, Any]) -> Numbered:
-    """Return the number in a ``run.json``."""
+    """Return the number, the start and the job in a ``run.json``."""
     try:
-        return Numbered(int(stamp["number"]), str(stamp["started"]))
+        return Numbered(int(stamp["number"]), str(stamp["started"]), str(stamp.get("job") or ""))
     except (ValueError, LookupError, TypeError):
         return UNNUMBERED
 
@@ -81,10 +83,10 @@ def _version(path: str) -> list[int]:
 
 
 def _read(parent: Path) -> dict[str, list[Any]]:
-    """Return the version of ``run.json``, the number and the start of the listed runs by name."""
+    """Return the version of ``run.json``, and what `number_of` does, of the listed runs by name."""
     try:
         content = json.loads(read_file(parent / INDEX))
         kinds = {tuple(map(type, each)) for each in content.values()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
-    return content if kinds == {(int, int, int, str)} else {}
+    return content if kinds == {(int, int, int, str, str)} else {}

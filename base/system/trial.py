@@ -6,6 +6,7 @@ works for a trial of several processes.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -65,6 +66,17 @@ def stamp_of_trial() -> dict[str, str]:
     return {} if trial is None else {"trial": trial.name}
 
 
+def note_folder(folder: Path) -> None:
+    """Tell the sweep which folder this process, if it trains a trial, has made for its run.
+
+    The sweep would otherwise search all runs for it. It does so where this is missing.
+    """
+    trial = current_trial()
+    if trial is not None and Path(trial.sweep).is_dir():
+        with contextlib.suppress(OSError):
+            write_message(folder_file(trial.sweep, trial.number), folder=str(folder))
+
+
 def end_with_sweep() -> None:
     """Let the end of the sweep's process stop this one as SIGTERM does, also after ``kill -9``.
 
@@ -76,6 +88,11 @@ def end_with_sweep() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != trial.parent:  # it has ended already
         sys.exit(128 + signal.SIGTERM)
+
+
+def folder_file(sweep: Path | str, number: int) -> Path:
+    """Return the file in which a trial names the folder of its run, until it has ended."""
+    return Path(sweep) / f"trial-{number}.folder"
 
 
 def question_file(sweep: Path | str, number: int) -> Path:

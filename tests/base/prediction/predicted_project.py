@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from base import BaseDataLoader, ImageFolderDataset
+from base import BaseDataLoader, ImageFolderDataset, decode_image
 
 
 class VectorsLoader(BaseDataLoader):
@@ -103,6 +103,14 @@ class WeighedFolder(ImageFolderDataset):
 
     def sample_numbers(self, name):
         return torch.ones(len(self)) if name == "sizes" else None
+
+
+class OwnImages(ImageFolderDataset):
+    """Images that a function of the project reads for predictions."""
+
+    @staticmethod
+    def prepare_file(path, resize):
+        return decode_image(Path(path), resize=resize)
 
 
 class TextDataset(Dataset):

@@ -14,6 +14,8 @@ from PIL import Image
 from predicted_project import Project, validation
 from torch import Tensor
 
+import predict
+from base.datasets import images as image_files
 from base.prediction import Predictions, load_trained, open_samples
 
 CPU = torch.device("cpu")
@@ -126,6 +128,57 @@ def test_a_validation_loader_of_its_own(trained: Project) -> None:
     text = images(", normalize: auto", folder_of("equal")).replace(", split: 0.3", "")
     run = trained.train(f"{text}\n{section}")
     assert_as_validated(run, files_in("any"))
+
+
+@pytest.fixture
+def inverting(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """While the context lasts, the fastest decoder of JPEG files is one that inverts them."""
+    invert = lambda data, mode: 255 - image_files.DECODERS["PIL"]()(data, mode)  # noqa: E731
+    with monkeypatch.context() as fastest:
+        fastest.setitem(image_files.DECODERS, "inverting", lambda: invert)
+        fastest.setattr(image_files, "_fastest", lambda: "inverting")
+        yield fastest
+    image_files.use_decoder(None)
+    image_files._installed.cache_clear()
+
+
+JPEGS = {
+    "files": (folder_of("any", ", resize: [12, 14]"), "", files_in("any")),
+    "a function of its own": (
+        "{type: OwnImages, args: {root: images/any, resize: [12, 14]}}", "", files_in("any")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_jpeg_files_are_decoded_as_in_training(
+    kind: str, trained: Project, inverting: pytest.MonkeyPatch
+) -> None:
+    """A faster decoder may have been installed since, and another run used in this process."""
+    dataset, args, words = JPEGS[kind]
+    run = trained.train(f"# {kind}, inverted\n" + images(args, dataset))
+    indices, ids, expected = validation(run)
+    assert any(each.endswith(".jpg") for each in ids)
+    inverting.setattr(image_files, "_fastest", lambda: "PIL")
+    other = trained.train(f"# {kind}, by PIL\n" + images(args, dataset))
+    loaded, _ = load_trained(run, CPU), load_trained(other, CPU)
+    assert image_files.decoder_name() == "PIL"
+    samples = open_samples(loaded, words(run, indices, ids))
+    open_samples(load_trained(other, CPU), words(run, indices, ids))
+    found = torch.cat([outputs for _, outputs in loaded.predictions(samples.loader)])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_decoder_that_is_gone_is_reported_once(
+    trained: Project, inverting: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained.train("# gone\n" + images("", folder_of("any", ", resize: [12, 14]")))
+    image_files._installed.cache_clear()
+    inverting.undo()
+    capsys.readouterr()
+    assert predict.main(["-r", str(run), "-d", "cpu", "images/any"]) == 0
+    text = "JPEG files were decoded by inverting, which is not installed, and now by"
+    assert capsys.readouterr().err.count(text) == 1
 
 
 def test_a_list_and_a_table_of_images(trained: Project) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from base.config import load_config
 from base.errors import UsageError
+from base.report import comparison
 from base.report.comparison import (
     default_output,
     is_comparison,
@@ -132,6 +133,39 @@ def test_of_numbers_the_errors_are_compared(tmp_path: Path) -> None:
     write_predictions(two, numbers([[1.5, 10.5], [3.0, 21.0]]))
     (row,) = cells_after(compared(one, two), "Predictions: test data")
     assert row[2:] == ["2", "0.5", "0.75", "1", "1"]
+
+
+@pytest.mark.parametrize("n_runs", [5, 12])
+def test_the_predictions_of_each_run_are_judged_once(
+    tmp_path: Path, n_runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many runs each is compared with the best, as the pairs are the square of the runs."""
+    target = np.array([0, 1, 2, 0, 1])
+    runs = []
+    for n in range(n_runs):
+        runs.append(make_run(tmp_path / f"r{n:02}", value=10.0 if n != 3 else 1.0))
+        prediction = np.where(np.arange(5) < n % 6, target, 2 - target)
+        found = classified(n_samples=5, ids=list("abcde"), target=target, prediction=prediction)
+        write_predictions(runs[-1], found)
+    judged = []
+    is_right = comparison._is_right
+    monkeypatch.setattr(comparison, "_is_right", lambda row: judged.append(row) or is_right(row))
+    page = compared(*runs)
+    assert len(judged) == 5 * n_runs
+    rows = cells_after(page, "Predictions: validation data")
+    n_right = [[number % 6 > k or target[k] == 1 for k in range(5)] for number in range(n_runs)]
+    pairs = [(n, m) for n in range(n_runs) for m in range(n)] if n_runs == 5 else [
+        (3, n) for n in range(n_runs) if n != 3
+    ]  # fmt: skip
+    expected = sorted(
+        sorted(((f"r{n:02}", sum(n_right[n])), (f"r{m:02}", sum(n_right[m])))) for n, m in pairs
+    )
+    found_pairs = sorted(
+        sorted(((a, int(both) + int(only_a)), (b, int(both) + int(only_b))))
+        for a, b, _, both, only_a, only_b, *_ in rows
+    )
+    assert found_pairs == expected
+    assert ("A is r03: of more than 10 runs" in page) == (n_runs == 12)
 
 
 @pytest.mark.parametrize("n_runs", [2, 12])

@@ -134,7 +134,8 @@ def test_draws_and_orders_are_those_of_the_plain_formulas():
         return torch.Generator().manual_seed(4)
 
     for n in (1, 2, 500, 70_001):
-        assert torch.equal(permutation(n, generator()), torch.randperm(n, generator=generator()))
+        order = permutation(n, generator())
+        assert torch.equal(order.long(), torch.randperm(n, generator=generator()))
         weights = torch.rand(n, dtype=torch.float64, generator=generator()) + 0.1
         sums = weights.cumsum(0)
         points = torch.rand(n, dtype=torch.float64, generator=generator()) * sums[-1]

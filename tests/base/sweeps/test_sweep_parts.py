@@ -258,7 +258,7 @@ def test_the_runs_of_a_name_are_read_once_in_a_sweep(
         n_reads += folder.name != "sweeps"
         return read_stamp(folder)
 
-    monkeypatch.setattr("base.sweeps.sweep.read_stamp", read)
+    monkeypatch.setattr("base.sweeps.folders.read_stamp", read)
     foreign = [{"number": None}, {"number": [1], "trial": None}, {"number": 1, "trial": ["x"]}]
     for number, stamp in enumerate(foreign):
         (tmp_path / "digits" / f"foreign-{number}").mkdir()

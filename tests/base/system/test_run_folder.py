@@ -580,3 +580,24 @@ def test_a_job_finds_its_run_among_those_of_the_index(tmp_path, monkeypatch):
     note_job(runs[3])
     assert find_newest_run(tmp_path, "x", "77") == runs[3]
     assert find_newest_run(tmp_path, "x") == runs[-1]
+
+
+def test_a_job_finds_its_run_without_opening_the_others(tmp_path, monkeypatch):
+    """Also after runs were listed with the job, and one was resumed by another job since."""
+    runs = many_runs(tmp_path / "x", 200)
+    for run in (runs[3], runs[-1]):
+        add_checkpoint(run)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    note_job(runs[3])
+    find_newest_run(tmp_path, "x")
+    opened = []
+    monkeypatch.setattr(
+        "base.system.run_folder.read_stamp", lambda folder: opened.append(folder) or {}
+    )
+    assert find_newest_run(tmp_path, "x", "77") == runs[3]
+    assert opened == []
+    monkeypatch.undo()
+    monkeypatch.setenv("SLURM_JOB_ID", "78")
+    note_job(runs[3])
+    assert find_newest_run(tmp_path, "x", "77") == runs[-1]
+    assert find_newest_run(tmp_path, "x", "78") == runs[3]
